@@ -1,0 +1,81 @@
+"""Find the file that `loras[].path` names, under the adapter root and nowhere else.
+
+Paths come from callers, so what they can learn is limited too: messages repeat the path as it was written and never
+say where the root is or what lies outside it.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from shared.errors import AdapterNotFound, AdapterRefused
+
+FIELD = "path"
+_MAX_CHARS = 4096
+
+_SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://|(https?|s3|gs|az|hf|ftp|file|data|gopher):", re.IGNORECASE)
+_ENCODED = re.compile(r"%(2e|2f|5c|00|25)", re.IGNORECASE)
+
+
+def locate(path: str, *, root: Path) -> Path:
+    """Return the resolved path of the adapter file that a caller named.
+
+    Args:
+        path: relative to `root`, or absolute and inside it; always with `/` between its parts.
+        root: the adapter folder; symlinks in it may point anywhere inside it.
+
+    Raises:
+        AdapterNotFound: nothing is there.
+        AdapterRefused: the path is malformed, leads outside the root, or is not a .safetensors file. `field` is
+            "path", relative to the adapter's entry in the request.
+    """
+    if reason := _malformed(path):
+        raise _refused(path, reason)
+    try:
+        base = root.resolve()
+        target = (base / path).resolve()
+        if not target.is_relative_to(base):
+            raise _refused(path, "leads outside the adapter root; only files under it are served")
+        return _file(path, target)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise AdapterNotFound(f"no adapter at {path[:200]!r} under the adapter root", field=FIELD) from error
+    except (OSError, RuntimeError) as error:
+        # RuntimeError is pathlib's word for a symlink loop before Python 3.13.
+        raise _refused(path, "cannot be read") from error
+
+
+def _malformed(path: str) -> str | None:
+    """Return what is wrong with the text of the path, if anything; the file system is not asked."""
+    if not path:
+        return "is empty"
+    if len(path) > _MAX_CHARS:
+        return f"has {len(path)} characters, and the limit is {_MAX_CHARS}"
+    if scheme := _SCHEME.match(path):
+        name = (scheme[1] or scheme[2]).lower()
+        return f"is a {name} address; only files under the adapter root are served"
+    if any(ord(char) < 32 or 0xD800 <= ord(char) <= 0xDFFF for char in path):
+        return "holds a character that no file name can have"
+    if "\\" in path:
+        return "holds a backslash; separate its parts with /"
+    if _ENCODED.search(path):
+        return "is percent-encoded; write it plainly"
+    if ".." in path.split("/"):
+        return "holds '..'"
+    return None
+
+
+def _file(path: str, target: Path) -> Path:
+    """Return `target` if it is a file that can be an adapter, else raise."""
+    target.stat()
+    if target.is_dir():
+        raise _refused(path, "is a directory, not a .safetensors file")
+    if not path.lower().endswith(".safetensors"):
+        raise _refused(path, "does not end in .safetensors")
+    if not target.is_file():
+        raise _refused(path, "is not a regular file")
+    return target
+
+
+def _refused(path: str, reason: str) -> AdapterRefused:
+    return AdapterRefused(f"{path[:200]!r} {reason}", field=FIELD)

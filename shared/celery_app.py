@@ -1,0 +1,67 @@
+"""Celery as the doorbell: its messages wake workers and carry no id.
+
+The ledger decides what a woken worker runs, so a lost message costs a few seconds (the audit sends it again) and a
+doubled one costs nothing. Result backend, remote control, retries, time limits and eta are off: on Redis with the
+solo pool they are absent, blocked or harmful, and the ledger gives each of them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+from celery import Celery
+from kombu.exceptions import OperationalError
+
+from shared.ledger import keys
+
+logger = logging.getLogger("flux2.wake")
+
+WAKE = "flux2.wake"
+
+
+def make_celery(redis_url: str, *, side: Literal["api", "worker"], timeout_s: float) -> Celery:
+    """Make the Celery application of one side.
+
+    Args:
+        timeout_s: for a publish from the API, which must not hang; workers wait longer, since a blip must not end them.
+    """
+    app = Celery("flux2", broker=redis_url)
+    app.conf.update(
+        task_acks_late=True,
+        task_ignore_result=True,
+        result_backend=None,
+        task_publish_retry=False,
+        task_create_missing_queues=True,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,
+        worker_enable_remote_control=False,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=False,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        broker_transport_options={
+            "global_keyprefix": keys.PREFIX,
+            # Longer than any item. A redelivered wake-up is harmless, and recovery never waits for it.
+            "visibility_timeout": 3600,
+            "socket_timeout": timeout_s if side == "api" else 10,
+            "socket_connect_timeout": timeout_s,
+            "socket_keepalive": True,
+            "health_check_interval": 5,
+        },
+    )
+    return app
+
+
+def wake(app: Celery, model: str, *, count: int) -> int:
+    """Send `count` wake-ups, best effort; returns how many left. The audit sends again what is missing."""
+    sent = 0
+    try:
+        with app.producer_or_acquire() as producer:
+            for _ in range(count):
+                app.send_task(WAKE, queue=keys.wake_queue(model), producer=producer)
+                sent += 1
+    except OperationalError as error:
+        logger.warning("wake-ups not sent", extra={"model": model, "missing": count - sent, "error": str(error)})
+    return sent

@@ -1,0 +1,160 @@
+"""The vocabulary that both sides agree on: jobs, items, and what an item leaves behind.
+
+A job is one accepted request; an item is one image of it, and the unit that is queued, leased, retried and finished.
+Everything that decides an item's pixels is fixed when the job is accepted, so a re-run gives the same image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+ImageFormat = Literal["png", "jpeg", "webp"]
+
+
+class State(StrEnum):
+    """State of an item, and of a job as derived from its items."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+
+TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELED})
+
+
+class _Record(BaseModel):
+    """A value that travels through Redis as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class AdapterRef(_Record):
+    """One adapter of an item, in merge order.
+
+    Attributes:
+        path: relative to the adapter root; where the bytes were found, not what they are.
+        sha256: of the file's bytes when the job was accepted; the adapter's identity.
+        multiplier: the caller's strength, -2 to 2; 0 is the base model, 1 as trained.
+    """
+
+    path: str
+    sha256: str
+    size_bytes: int
+    multiplier: float
+
+
+class ItemSpec(_Record):
+    """Everything that decides one image.
+
+    Attributes:
+        width: effective, in pixels: a multiple of the model's divisor.
+        requested_width: as the caller wrote it.
+        seed: resolved, 0 or more.
+        neg: used by models with classifier-free guidance only.
+    """
+
+    model: str
+    prompt: str
+    neg: str
+    width: int
+    height: int
+    requested_width: int
+    requested_height: int
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+    adapters: tuple[AdapterRef, ...]
+    output_format: ImageFormat
+
+    @property
+    def adapter_key(self) -> str:
+        """What a worker must have merged for this item; equal keys need no change."""
+        return adapter_key((ref.sha256, ref.multiplier) for ref in self.adapters)
+
+
+def adapter_key(adapters: Iterable[tuple[str, float]]) -> str:
+    """Name an ordered list of (sha256, multiplier) pairs; the empty list is the base model."""
+    return ",".join(f"{sha256}@{multiplier!r}" for sha256, multiplier in adapters) or "base"
+
+
+class AdapterReport(_Record):
+    """What one adapter did to the transformer: the proof that an image is not the base model's.
+
+    Attributes:
+        kind: e.g. `lora`.
+        ranks: distinct ranks, ascending.
+        layers_touched: linear layers whose weight the file updates.
+        layers_total: linear layers of the base that an adapter of this kind can touch.
+    """
+
+    path: str
+    sha256: str
+    multiplier: float
+    kind: str
+    ranks: tuple[int, ...]
+    layers_touched: int
+    layers_total: int
+
+
+class PipelineReport(_Record):
+    """Which pipeline rendered an item, and what had to change for it.
+
+    Attributes:
+        change: `none` when the warm key was already current, `restored` when clean weights were put back,
+            `merged` when an adapter was folded into weights that were clean, `swapped` for restore and merge.
+        base_revision: identity of the checkpoint's files.
+    """
+
+    engine: str
+    precision: str
+    base_revision: str
+    device: str
+    change: Literal["none", "restored", "merged", "swapped"]
+    versions: dict[str, str]
+
+
+class ItemResult(_Record):
+    """What a worker commits for one item; `key` names the object that holds the image.
+
+    Attributes:
+        sha256: of the stored file, as `size_bytes` is.
+        timings: seconds by stage: adapter, encode_prompt, denoise, decode, encode_image, upload.
+    """
+
+    key: str
+    format: ImageFormat
+    content_type: str
+    width: int
+    height: int
+    sha256: str
+    size_bytes: int
+    timings: dict[str, float]
+    adapters: tuple[AdapterReport, ...]
+    pipeline: PipelineReport
+
+
+class ItemError(_Record):
+    """Why an item failed. No traceback: those stay in the worker's log."""
+
+    code: str
+    message: str
+    retryable: bool
+
+
+class Progress(_Record):
+    """Where a running item is.
+
+    Attributes:
+        stage: `adapter`, `encode`, `denoise`, `decode` or `upload`.
+        step: denoising steps done, of `steps`.
+    """
+
+    stage: str
+    step: int
+    steps: int

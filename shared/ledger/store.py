@@ -1,0 +1,357 @@
+"""The ledger's Python face: each method is one Lua script, so each transition is one atomic, durable step.
+
+Rules: the fence decides who may change a running item; terminal states never change; Redis' clock is the only clock.
+The scripts lie beside this file, behind a common prelude; `keys` names what they touch.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from shared.errors import IdempotencyKeyReused, LedgerUnavailable, QueueFull
+from shared.job import ItemError, ItemResult, ItemSpec, Progress
+from shared.ledger import keys, views
+from shared.settings import QueueSettings
+
+# Replies that mean "not now": the data set is loading, memory or disk is full, or this is a replica.
+# Inside a script's error the word follows a position: "@user_script:117: -OOM command not allowed ...".
+_NOT_NOW = re.compile(r"\b(LOADING|OOM|MISCONF|READONLY|MASTERDOWN|CLUSTERDOWN) ")
+
+WORKER_LOST = ItemError(
+    code="worker_lost", message="every worker that tried this item died or lost its lease", retryable=True
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to run one item, until the lease ends.
+
+    Attributes:
+        item_id: `{job}:{index}`.
+        fence: claim count of the item; every write names it.
+        attempt: attempts counted so far, this one included; 1 the first time.
+        queued_s: how long the item waited since it was last queued.
+    """
+
+    item_id: str
+    fence: int
+    attempt: int
+    spec: ItemSpec
+    queued_s: float
+
+    @property
+    def job_id(self) -> str:
+        return self.item_id.rpartition(":")[0]
+
+    @property
+    def index(self) -> int:
+        return int(self.item_id.rpartition(":")[2])
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Outcome of `Ledger.accept`; `replayed` when the Idempotency-Key had accepted the same body before."""
+
+    job_id: str
+    replayed: bool
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """What one pass of the reaper did: items requeued by model, items ended, and whether Redis had restarted."""
+
+    requeued: Mapping[str, int]
+    ended: Sequence[str]
+    grace: bool
+
+
+class Ledger:
+    """Jobs, items and slots in one Redis.
+
+    Every method raises `LedgerUnavailable` when Redis does not answer in time; the write may then have happened or
+    not, and repeating the call is safe: scripts recognise what they already did.
+
+    Args:
+        client: with `decode_responses=True`.
+        clock_ms: replaces Redis' clock; for tests.
+    """
+
+    def __init__(
+        self, client: redis.Redis, settings: QueueSettings, *, clock_ms: Callable[[], int] | None = None
+    ) -> None:
+        self.redis: views.Client = client
+        self._settings = settings
+        self._clock_ms = clock_ms
+        scripts = resources.files("shared.ledger") / "scripts"
+        prelude = (scripts / "prelude.lua").read_text()
+        self._scripts = {
+            path.name.removesuffix(".lua"): client.register_script(prelude + path.read_text())
+            for path in scripts.iterdir()
+            if path.name.endswith(".lua") and path.name != "prelude.lua"
+        }
+
+    @classmethod
+    def connect(cls, url: str, settings: QueueSettings, *, timeout_s: float) -> Ledger:
+        """Open a client that gives up after `timeout_s` a command and retries only a connection found dead."""
+        client = redis.Redis.from_url(
+            url,
+            decode_responses=True,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s / 2,
+            socket_keepalive=True,
+            health_check_interval=15,
+            retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+        )
+        return cls(client, settings)
+
+    def accept(
+        self,
+        job_id: str,
+        items: Sequence[ItemSpec],
+        *,
+        record: Mapping[str, Any],
+        tenant: str = "default",
+        priority: int = 5,
+        idempotency_key: str = "",
+        body_hash: str = "",
+    ) -> Accepted:
+        """Store and queue a job durably.
+
+        Args:
+            items: at least one, all of one model.
+            record: what the API wants to tell about the job later, as JSON.
+            priority: 0 (first) to 9.
+            body_hash: identity of the request body, compared when `idempotency_key` is seen again.
+
+        Raises:
+            IdempotencyKeyReused: the key came with another body before.
+            QueueFull: the model's queue is at its cap; nothing was stored.
+        """
+        packed = [{"spec": spec.model_dump_json(), "adapter_key": spec.adapter_key} for spec in items]
+        outcome, value = self._run(
+            "accept",
+            job_id,
+            items[0].model,
+            tenant,
+            priority,
+            json.dumps(record),
+            idempotency_key,
+            body_hash,
+            self._settings.idempotency_ttl_s,
+            self._settings.cap,
+            json.dumps(packed),
+        )
+        if outcome == "conflict":
+            raise IdempotencyKeyReused(f"Idempotency-Key {idempotency_key!r} belongs to another request body")
+        if outcome == "full":
+            raise QueueFull(int(value), self._settings.cap)
+        return Accepted(job_id=value, replayed=outcome == "replayed")
+
+    def claim_next(self, model: str, *, slot: str, boot: str, warm: str) -> Claim | None:
+        """Take the best queued item for a slot, or None when nothing is queued.
+
+        Args:
+            boot: identity of this worker process, so that `orphan` can tell its claims from its predecessor's.
+            warm: the adapter key now merged in this slot.
+        """
+        s = self._settings
+        reply = self._run(
+            "claim_next",
+            model,
+            slot,
+            boot,
+            warm,
+            _ms(s.lease_ttl_s),
+            _ms(s.wait_bound_s),
+            views.SLOT_TTL_MS,
+        )
+        if reply is None:
+            return None
+        item_id, fence, attempt, spec, queued_ms, now_ms = reply
+        return Claim(
+            item_id=item_id,
+            fence=int(fence),
+            attempt=int(attempt),
+            spec=ItemSpec.model_validate_json(spec),
+            queued_s=(int(now_ms) - int(queued_ms)) / 1000,
+        )
+
+    def renew(self, claim: Claim, progress: Progress) -> Literal["ok", "cancel", "lost"]:
+        """Extend the lease; the answer carries the caller's cancel, or that another worker owns the item."""
+        reply: Literal["ok", "cancel", "lost"] = self._run(
+            "renew", claim.item_id, claim.fence, _ms(self._settings.lease_ttl_s), progress.model_dump_json()
+        )
+        return reply
+
+    def commit(
+        self, claim: Claim, outcome: ItemResult | ItemError | None
+    ) -> Literal["committed", "replayed", "canceled", "stale"]:
+        """End the item as succeeded (a result), failed (an error) or canceled (None).
+
+        Returns:
+            `canceled` when an acknowledged cancel overrode the outcome; `stale` when another claim owns the item, so
+            nothing was written; `replayed` when this same commit had taken effect already.
+        """
+        state = "canceled" if outcome is None else "succeeded" if isinstance(outcome, ItemResult) else "failed"
+        payload = "" if outcome is None else outcome.model_dump_json()
+        reply: Literal["committed", "replayed", "canceled", "stale"] = self._run(
+            "commit", claim.item_id, claim.fence, state, payload
+        )
+        return reply
+
+    def release(
+        self, claim: Claim, reason: Literal["drain", "retry"], error: ItemError = WORKER_LOST
+    ) -> Literal["queued", "failed", "canceled", "stale"]:
+        """Hand a running item back to the head of the queue; `drain` does not count the attempt.
+
+        Args:
+            error: why, if this was the last attempt and the item ends as failed.
+        """
+        state: Literal["queued", "failed", "canceled", "stale"]
+        state, _ = self._run(
+            "release",
+            claim.item_id,
+            claim.fence,
+            reason,
+            self._settings.max_attempts,
+            error.model_dump_json(),
+        )
+        return state
+
+    def cancel(self, job_id: str) -> bool:
+        """Cancel what is left of a job; False where no such job exists. Finished jobs stay as they are."""
+        return bool(self._run("cancel", job_id))
+
+    def reap(self) -> Reaped:
+        """Requeue or end the items whose lease expired; after a Redis restart, grant grace instead."""
+        reply = self._run(
+            "reap", _ms(self._settings.lease_ttl_s), self._settings.max_attempts, WORKER_LOST.model_dump_json()
+        )
+        out = json.loads(reply)
+        # cjson writes an empty Lua table as an object, whichever it was meant to be.
+        return Reaped(requeued=dict(out["requeued"]), ended=list(out["ended"]), grace=out["grace"])
+
+    def orphan(self, *, slot: str, boot: str) -> int:
+        """Requeue what an earlier process of this slot held; returns how many items that were."""
+        return int(self._run("orphan", slot, boot, self._settings.max_attempts, WORKER_LOST.model_dump_json()))
+
+    def sweep(self) -> int:
+        """Forget jobs that ended longer ago than the retention; returns how many."""
+        return int(self._run("sweep", _ms(self._settings.retention_s)))
+
+    def missing_wakes(self, model: str) -> int:
+        """How many wake-up messages fewer than queued items there are; 0 when there are enough."""
+        with _mapped_errors(), self.redis.pipeline(transaction=True) as pipe:
+            pipe.zcard(keys.pending(model))
+            pipe.llen(keys.wake_list(model))
+            queued, messages = pipe.execute()
+        return max(0, int(queued) - int(messages))
+
+    def lead_audit(self, holder: str) -> bool:
+        """True for one holder at a time; leadership lasts two audit periods and is kept by calling again."""
+        ttl_ms = _ms(2 * self._settings.audit_s)
+        with _mapped_errors():
+            if self.redis.set(keys.AUDIT_LEADER, holder, nx=True, px=ttl_ms):
+                return True
+            if self.redis.get(keys.AUDIT_LEADER) != holder:
+                return False
+            self.redis.pexpire(keys.AUDIT_LEADER, ttl_ms)
+            return True
+
+    def beat(self, slot: str, report: Mapping[str, str]) -> None:
+        """Tell that a slot is alive and what it is doing."""
+        now = self.now_ms()
+        with _mapped_errors(), self.redis.pipeline(transaction=True) as pipe:
+            pipe.hset(keys.slot(slot), mapping=dict(report))
+            pipe.pexpire(keys.slot(slot), views.SLOT_TTL_MS)
+            pipe.zadd(keys.SLOTS, {slot: now})
+            pipe.zremrangebyscore(keys.SLOTS, "-inf", now - views.SLOT_TTL_MS)
+            pipe.execute()
+
+    def leave(self, slot: str) -> None:
+        """A slot stops in good order."""
+        with _mapped_errors():
+            self.redis.delete(keys.slot(slot))
+            self.redis.zrem(keys.SLOTS, slot)
+
+    def publish_base(self, model: str, *, revision: str, layers: Mapping[str, tuple[int, int]]) -> None:
+        """Let the API check adapter headers against the base model that a worker has loaded."""
+        with _mapped_errors():
+            self.redis.set(keys.base(model), json.dumps({"revision": revision, "layers": layers}))
+
+    def base(self, model: str) -> views.BaseModelInfo | None:
+        """The base model that a worker loaded last, or None before any did."""
+        with _mapped_errors():
+            raw = self.redis.get(keys.base(model))
+        if raw is None:
+            return None
+        data = json.loads(str(raw))
+        return views.BaseModelInfo(
+            revision=data["revision"], layers={name: (rows, cols) for name, (rows, cols) in data["layers"].items()}
+        )
+
+    def job(self, job_id: str) -> views.JobView | None:
+        """Read a job with all its items; None where no such job exists."""
+        with _mapped_errors():
+            return views.read_job(self.redis, job_id, now_ms=self.now_ms())
+
+    def jobs(
+        self, *, before: int | None, limit: int, state: str | None = None, model: str | None = None
+    ) -> views.JobPage:
+        """List jobs, newest first, from the cursor `before` (an accept order, exclusive)."""
+        with _mapped_errors():
+            return views.read_page(self.redis, before=before, limit=limit, state=state, model=model)
+
+    def slots(self) -> list[views.SlotView]:
+        """The slots whose heartbeat is fresh."""
+        with _mapped_errors():
+            return views.read_slots(self.redis, since_ms=self.now_ms() - views.SLOT_TTL_MS)
+
+    def queued(self, model: str) -> int:
+        """Items waiting for a worker."""
+        with _mapped_errors():
+            return int(self.redis.zcard(keys.pending(model)))
+
+    def ping(self) -> None:
+        """Raise `LedgerUnavailable` unless Redis answers."""
+        with _mapped_errors():
+            self.redis.ping()
+
+    def now_ms(self) -> int:
+        """The ledger's time."""
+        if self._clock_ms is not None:
+            return self._clock_ms()
+        with _mapped_errors():
+            seconds, micros = self.redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def _run(self, script: str, *args: str | int) -> Any:
+        now = "" if self._clock_ms is None else str(self._clock_ms())
+        with _mapped_errors():
+            return self._scripts[script](args=[now, *args])
+
+
+class _mapped_errors:
+    """Turn what redis-py raises when Redis is away into `LedgerUnavailable`; anything else passes."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
+            raise LedgerUnavailable(f"Redis did not answer: {error}") from error
+        if isinstance(error, redis.ResponseError) and _NOT_NOW.search(str(error)):
+            raise LedgerUnavailable(f"Redis cannot take writes now: {error}") from error
+
+
+def _ms(seconds: float) -> int:
+    return int(seconds * 1000)

@@ -1,0 +1,242 @@
+"""What can be read from the ledger. Reading changes nothing and needs no script."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from shared.job import ItemError, ItemResult, ItemSpec, Progress, State
+from shared.ledger import keys
+
+#: A slot whose heartbeat is older is taken for dead, in ms.
+SLOT_TTL_MS = 15_000
+
+# A redis.Redis with decode_responses=True, whose replies redis-py types as bytes or str.
+Client: TypeAlias = Any
+
+# Jobs looked at in one step of a filtered listing.
+_SCAN = 200
+
+
+@dataclass(frozen=True)
+class ItemView:
+    """One item as it stands; times in ms since the epoch."""
+
+    index: int
+    state: State
+    attempt: int
+    fence: int
+    spec: ItemSpec
+    progress: Progress | None
+    result: ItemResult | None
+    error: ItemError | None
+    queued_ms: int
+    started_ms: int | None
+    finished_ms: int | None
+    slot: str | None
+
+
+@dataclass(frozen=True)
+class JobView:
+    """One job as it stands.
+
+    Attributes:
+        record: what the API stored at accept.
+        queue_position: queued items ahead of the job's first queued one, in accept order; None when none is queued.
+        eta_s: rough seconds until the last item ends, from the pace of recent items; None while unknown or ended.
+    """
+
+    job_id: str
+    model: str
+    state: State
+    cancel_requested: bool
+    record: Mapping[str, Any]
+    accepted_ms: int
+    started_ms: int | None
+    finished_ms: int | None
+    queue_position: int | None
+    eta_s: float | None
+    items: tuple[ItemView, ...]
+
+
+@dataclass(frozen=True)
+class JobSummary:
+    """One line of the listing."""
+
+    job_id: str
+    model: str
+    state: State
+    order: int
+    items: int
+    counts: Mapping[State, int]
+    accepted_ms: int
+    started_ms: int | None
+    finished_ms: int | None
+
+
+@dataclass(frozen=True)
+class JobPage:
+    """A page of the listing; `next_before` continues it, None at its end."""
+
+    jobs: tuple[JobSummary, ...]
+    next_before: int | None
+
+
+@dataclass(frozen=True)
+class SlotView:
+    """What a worker last reported about itself."""
+
+    name: str
+    model: str
+    state: str
+    device: str
+    revision: str
+    precision: str
+    warm: str
+    item: str
+
+
+@dataclass(frozen=True)
+class BaseModelInfo:
+    """A loaded base model: its identity and the (out, in) shape of each linear layer, by BFL name."""
+
+    revision: str
+    layers: Mapping[str, tuple[int, int]]
+
+
+def read_job(client: Client, job_id: str, *, now_ms: int) -> JobView | None:
+    job = client.hgetall(keys.job(job_id))
+    if not job:
+        return None
+    model = job["model"]
+    with client.pipeline(transaction=False) as pipe:
+        for index in range(int(job["items"])):
+            pipe.hgetall(keys.item(f"{job_id}:{index}"))
+        items = tuple(_item(raw) for raw in pipe.execute())
+    position, eta_s = None, None
+    if "finished_ms" not in job:
+        position = _position(client, model, job_id, items)
+        eta_s = _eta(client, model, items, position, now_ms)
+    return JobView(
+        job_id=job_id,
+        model=model,
+        state=State(job["state"]),
+        cancel_requested=job["cancel"] == "1",
+        record=json.loads(job["record"]),
+        accepted_ms=int(job["accepted_ms"]),
+        started_ms=_int(job.get("started_ms")),
+        finished_ms=_int(job.get("finished_ms")),
+        queue_position=position,
+        eta_s=eta_s,
+        items=items,
+    )
+
+
+def read_page(client: Client, *, before: int | None, limit: int, state: str | None, model: str | None) -> JobPage:
+    found: list[JobSummary] = []
+    for summary in _newest_first(client, before):
+        if (state and summary.state != state) or (model and summary.model != model):
+            continue
+        if len(found) == limit:
+            return JobPage(jobs=tuple(found), next_before=found[-1].order)
+        found.append(summary)
+    return JobPage(jobs=tuple(found), next_before=None)
+
+
+def read_slots(client: Client, *, since_ms: int) -> list[SlotView]:
+    names = client.zrangebyscore(keys.SLOTS, since_ms, "+inf")
+    with client.pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.hgetall(keys.slot(name))
+        reports = pipe.execute()
+    return [
+        SlotView(
+            name=name,
+            model=raw["model"],
+            state=raw["state"],
+            device=raw["device"],
+            revision=raw["revision"],
+            precision=raw["precision"],
+            warm=raw["warm"],
+            item=raw["item"],
+        )
+        for name, raw in zip(names, reports, strict=True)
+        if raw
+    ]
+
+
+def _newest_first(client: Client, before: int | None) -> Iterator[JobSummary]:
+    top = "+inf" if before is None else f"({before}"
+    while True:
+        page = client.zrange(keys.JOBS, top, "-inf", desc=True, byscore=True, offset=0, num=_SCAN, withscores=True)
+        if not page:
+            return
+        with client.pipeline(transaction=False) as pipe:
+            for job_id, _ in page:
+                pipe.hgetall(keys.job(job_id))
+            records = pipe.execute()
+        for (job_id, order), raw in zip(page, records, strict=True):
+            if raw:
+                yield _summary(job_id, int(order), raw)
+        top = f"({int(page[-1][1])}"
+
+
+def _summary(job_id: str, order: int, raw: Mapping[str, str]) -> JobSummary:
+    return JobSummary(
+        job_id=job_id,
+        model=raw["model"],
+        state=State(raw["state"]),
+        order=order,
+        items=int(raw["items"]),
+        counts={state: int(raw[state]) for state in State},
+        accepted_ms=int(raw["accepted_ms"]),
+        started_ms=_int(raw.get("started_ms")),
+        finished_ms=_int(raw.get("finished_ms")),
+    )
+
+
+def _item(raw: Mapping[str, str]) -> ItemView:
+    return ItemView(
+        index=int(raw["index"]),
+        state=State(raw["state"]),
+        attempt=int(raw["attempt"]),
+        fence=int(raw["fence"]),
+        spec=ItemSpec.model_validate_json(raw["spec"]),
+        progress=Progress.model_validate_json(raw["progress"]) if "progress" in raw else None,
+        result=ItemResult.model_validate_json(raw["result"]) if "result" in raw else None,
+        error=ItemError.model_validate_json(raw["error"]) if "error" in raw else None,
+        queued_ms=int(raw["queued_ms"]),
+        started_ms=_int(raw.get("started_ms")),
+        finished_ms=_int(raw.get("finished_ms")),
+        slot=raw.get("slot"),
+    )
+
+
+def _position(client: Client, model: str, job_id: str, items: tuple[ItemView, ...]) -> int | None:
+    first = next((item.index for item in items if item.state is State.QUEUED), None)
+    if first is None:
+        return None
+    # None again when the item was claimed between the two reads.
+    rank: int | None = client.zrank(keys.pending(model), f"{job_id}:{first}")
+    return rank
+
+
+def _eta(client: Client, model: str, items: tuple[ItemView, ...], position: int | None, now_ms: int) -> float | None:
+    pace = client.get(keys.pace(model))
+    slots = max(1, sum(slot.model == model for slot in read_slots(client, since_ms=now_ms - SLOT_TTL_MS)))
+    if pace is None:
+        return None
+    waiting = sum(item.state is State.QUEUED for item in items)
+    running = [
+        max(0, int(pace) - (now_ms - item.started_ms))
+        for item in items
+        if item.state is State.RUNNING and item.started_ms is not None
+    ]
+    queue_ms = ((position or 0) + waiting) * int(pace) / slots
+    return round((queue_ms + max(running, default=0)) / 1000, 1)
+
+
+def _int(value: str | None) -> int | None:
+    return None if value is None else int(value)

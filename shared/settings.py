@@ -1,0 +1,140 @@
+"""All configuration, read once and passed down.
+
+Every variable is `FLUX2_<SECTION>_<NAME>`, from the environment or a `.env` file; `HF_TOKEN` and `AI_TOOLKIT_PATH`
+keep the names other tools gave them, and boto3 reads the standard `AWS_*` variables for credentials. The table in
+docs/reference/settings.md lists them all, and a test holds it to this file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from shared import catalog
+
+
+class RedisSettings(BaseModel):
+    """The ledger and the wake-up queue."""
+
+    url: str = Field("redis://127.0.0.1:6379/0", description="Redis with `appendonly yes` and `appendfsync always`.")
+    timeout_s: float = Field(2.0, gt=0, description="How long the API waits for Redis before it answers 503.")
+
+
+class QueueSettings(BaseModel):
+    """How items wait, are leased and are retried."""
+
+    cap: int = Field(100_000, ge=1, description="Queued items at which new jobs are answered 429.")
+    lease_ttl_s: float = Field(15.0, gt=0, description="A running item whose worker is silent this long is requeued.")
+    renew_s: float = Field(3.0, gt=0, description="How often a worker renews the lease of its item.")
+    max_attempts: int = Field(3, ge=1, description="Attempts after which an item whose workers died fails.")
+    wait_bound_s: float = Field(3600.0, ge=0, description="An item queued longer goes before priority and affinity.")
+    reap_s: float = Field(1.0, gt=0, description="How often expired leases are looked for.")
+    audit_s: float = Field(3.0, gt=0, description="How often lost wake-up messages are looked for.")
+    retention_s: float = Field(7 * 86_400.0, gt=0, description="How long a finished job's record is kept.")
+    idempotency_ttl_s: int = Field(86_400, ge=1, description="How long an Idempotency-Key is remembered.")
+
+
+class StorageSettings(BaseModel):
+    """Where images go."""
+
+    backend: Literal["s3", "directory"] = Field("s3", description="`directory` writes files; for tests and one host.")
+    directory: Path = Field(Path(".flux2/objects"), description="Root of the `directory` backend.")
+    prefix: str = Field("", description="Put before every object key, e.g. `flux2/`.")
+    url_ttl_s: int = Field(3600, ge=1, le=604_800, description="Lifetime of the presigned URLs in results.")
+    retry_budget_s: float = Field(60.0, ge=0, description="How long one upload is retried before the item fails.")
+
+
+class S3Settings(BaseModel):
+    """The S3-compatible endpoint; credentials come from the standard AWS variables or files."""
+
+    bucket: str = Field("flux2", description="Bucket, which must exist.")
+    endpoint_url: str | None = Field(None, description="Custom endpoint (MinIO, R2, SeaweedFS ...); empty for AWS.")
+    public_endpoint_url: str | None = Field(
+        None, description="Endpoint written into presigned URLs, where clients see another host than workers do."
+    )
+    region: str = Field("us-east-1", description="Region to sign for.")
+    addressing_style: Literal["auto", "path", "virtual"] = Field("auto", description="How the bucket is addressed.")
+    sse: str | None = Field(None, description="ServerSideEncryption passed to every PUT, e.g. `AES256` or `aws:kms`.")
+    sse_kms_key_id: str | None = Field(None, description="SSEKMSKeyId passed with `aws:kms`.")
+    timeout_s: float = Field(30.0, gt=0, description="Connect and read timeout of one S3 request.")
+
+
+class AdaptersSettings(BaseModel):
+    """Where adapter files may lie. API and workers must see the same files."""
+
+    root: Path = Field(Path("adapters"), description="Folder that `loras[].path` is relative to; nothing outside it.")
+    max_bytes: int = Field(8 * 1024**3, ge=1, description="Larger adapter files are refused.")
+
+
+class ModelSettings(BaseModel):
+    """The base model that a worker serves."""
+
+    id: str = Field("flux2", description="Model id of the catalogue that this worker serves.")
+    path: str = Field(
+        catalog.FLUX2_DEV.base_model,
+        description="Folder with the BFL files or a diffusers layout, or a Hugging Face repository id.",
+    )
+    text_encoder: str = Field(
+        catalog.FLUX2_DEV.text_encoder,
+        description="Folder or repository id of the text encoder and its tokenizer.",
+    )
+    revision: str | None = Field(None, description="Hub revision (branch, tag or commit) of `path`.")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="Weights and activations; previews use bf16.")
+
+
+class ApiSettings(BaseModel):
+    """The HTTP side."""
+
+    host: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8000, ge=0, le=65_535, description="Port to listen on.")
+    base_url: str | None = Field(None, description="Public URL written into status_url; empty: the request's own.")
+    max_body_bytes: int = Field(4 * 1024**2, ge=1024, description="Larger request bodies are answered 413.")
+    max_prompts: int = Field(1000, ge=1, description="Prompts in one request.")
+
+
+class WorkerSettings(BaseModel):
+    """One worker process on one device."""
+
+    device: str = Field("auto", description="`auto`, `cuda`, `cuda:N` or `cpu`.")
+    name: str | None = Field(None, description="Slot name; empty: host and device.")
+    drain_s: float = Field(
+        30.0, ge=0, description="After SIGTERM the running item has this long before it is handed over."
+    )
+    prompt_cache: int = Field(64, ge=0, description="Encoded prompts kept in memory (15.7 MB each at full size).")
+
+
+class LogSettings(BaseModel):
+    """Logs on standard error."""
+
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level written.")
+    format: Literal["console", "json"] = Field("console", description="`json` writes one object a line.")
+
+
+class Settings(BaseSettings):
+    """The whole tree."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="FLUX2_",
+        env_nested_delimiter="_",
+        env_nested_max_split=1,
+        env_file=".env",
+        env_ignore_empty=True,
+        extra="ignore",
+        populate_by_name=True,
+    )
+
+    redis: RedisSettings = RedisSettings()
+    queue: QueueSettings = QueueSettings()
+    storage: StorageSettings = StorageSettings()
+    s3: S3Settings = S3Settings()
+    adapters: AdaptersSettings = AdaptersSettings()
+    model: ModelSettings = ModelSettings()
+    api: ApiSettings = ApiSettings()
+    worker: WorkerSettings = WorkerSettings()
+    log: LogSettings = LogSettings()
+    hf_token: SecretStr | None = Field(
+        None, validation_alias="HF_TOKEN", description="Hugging Face token with which workers download gated weights."
+    )

@@ -1,0 +1,519 @@
+"""The ledger's rules, on a real Redis, with a clock that the test moves."""
+
+import itertools
+import json
+
+import pytest
+
+from shared.errors import IdempotencyKeyReused, LedgerUnavailable, QueueFull
+from shared.job import AdapterRef, ItemError, ItemResult, ItemSpec, PipelineReport, Progress, State
+from shared.ledger import Ledger, keys
+from shared.settings import QueueSettings
+
+STEP = Progress(stage="denoise", step=3, steps=25)
+BROKEN = ItemError(code="run_failed", message="it broke", retryable=True)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.ms = 1_700_000_000_000
+
+    def __call__(self) -> int:
+        return self.ms
+
+    def advance(self, seconds: float) -> None:
+        self.ms += int(seconds * 1000)
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def ledger(redis_client, clock):
+    return Ledger(redis_client, QueueSettings(lease_ttl_s=30, max_attempts=2, cap=20), clock_ms=clock)
+
+
+def spec(adapter: str = "aa", *, multiplier: float = 1.0, model: str = "flux2") -> ItemSpec:
+    ref = AdapterRef(path=f"{adapter}.safetensors", sha256=adapter, size_bytes=1, multiplier=multiplier)
+    return ItemSpec(
+        model=model,
+        prompt="a cat",
+        neg="",
+        width=64,
+        height=64,
+        requested_width=64,
+        requested_height=64,
+        seed=42,
+        num_inference_steps=25,
+        guidance_scale=4.0,
+        adapters=(ref,),
+        output_format="png",
+    )
+
+
+def result(key: str = "results/x/1/0.png") -> ItemResult:
+    return ItemResult(
+        key=key,
+        format="png",
+        content_type="image/png",
+        width=64,
+        height=64,
+        sha256="00",
+        size_bytes=10,
+        timings={"denoise": 1.0},
+        adapters=(),
+        pipeline=PipelineReport(
+            engine="exact", precision="fp32", base_revision="r", device="cpu", change="none", versions={}
+        ),
+    )
+
+
+_ids = itertools.count()
+
+
+def accept(ledger, *specs, **options):
+    return ledger.accept(f"job-{next(_ids)}", specs or [spec()], record={}, **options).job_id
+
+
+def claim(ledger, slot="gpu-0", *, warm="base", boot="boot-1"):
+    return ledger.claim_next("flux2", slot=slot, boot=boot, warm=warm)
+
+
+def states(ledger, job_id):
+    return [item.state for item in ledger.job(job_id).items]
+
+
+def leftovers(client):
+    """Keys that must be empty once every job has ended."""
+    return {
+        name: client.type(name)
+        for name in client.scan_iter(f"{keys.PREFIX}*")
+        if name.removeprefix(keys.PREFIX).split(":")[0] in {"pending", "lanes", "lane", "leases", "busy"}
+    }
+
+
+def test_an_accepted_job_is_claimed_renewed_and_committed(ledger, clock):
+    job_id = accept(ledger)
+    assert ledger.job(job_id).state is State.QUEUED
+
+    clock.advance(2)
+    claimed = claim(ledger)
+    assert (claimed.job_id, claimed.index, claimed.fence, claimed.attempt, claimed.queued_s) == (job_id, 0, 1, 1, 2.0)
+    assert claimed.spec == spec()
+    assert ledger.renew(claimed, STEP) == "ok"
+    running = ledger.job(job_id)
+    assert running.state is State.RUNNING
+    assert running.items[0].progress == STEP
+
+    assert ledger.commit(claimed, result()) == "committed"
+
+    done = ledger.job(job_id)
+    assert done.state is State.SUCCEEDED
+    assert done.items[0].result == result()
+    assert done.finished_ms - done.accepted_ms == 2000
+    assert leftovers(ledger.redis) == {}
+
+
+def test_an_empty_queue_gives_no_claim(ledger):
+    assert claim(ledger) is None
+
+
+def test_an_item_is_claimed_once_however_many_wakes_arrive(ledger):
+    accept(ledger)
+
+    claims = [claim(ledger, slot=f"gpu-{n}") for n in range(3)]
+
+    assert [c is not None for c in claims] == [True, False, False]
+
+
+def test_a_worker_whose_lease_ran_out_cannot_overwrite_the_result(ledger, clock):
+    job_id = accept(ledger)
+    late = claim(ledger, "gpu-0")
+    clock.advance(31)
+    assert ledger.reap().requeued == {"flux2": 1}
+    current = claim(ledger, "gpu-1")
+    assert current.fence == late.fence + 1
+
+    assert ledger.renew(late, STEP) == "lost"
+    assert ledger.commit(late, result("late.png")) == "stale"
+    assert ledger.release(late, "drain") == "stale"
+    assert ledger.commit(current, result("current.png")) == "committed"
+
+    assert ledger.job(job_id).items[0].result.key == "current.png"
+
+
+def test_a_commit_whose_reply_was_lost_can_be_repeated_but_not_changed(ledger):
+    accept(ledger)
+    claimed = claim(ledger)
+    ledger.commit(claimed, result())
+
+    assert ledger.commit(claimed, result()) == "replayed"
+    assert ledger.commit(claimed, BROKEN) == "stale"
+    assert ledger.job(claimed.job_id).state is State.SUCCEEDED
+    assert ledger.redis.hget(keys.item(claimed.item_id), "commits") == "1"
+
+
+def test_renewal_keeps_a_lease_alive_past_its_first_ttl(ledger, clock):
+    accept(ledger)
+    claimed = claim(ledger)
+    for _ in range(3):
+        clock.advance(20)
+        assert ledger.renew(claimed, STEP) == "ok"
+
+    assert ledger.reap().requeued == {}
+
+
+def test_an_item_that_loses_all_its_workers_fails_as_worker_lost(ledger, clock):
+    job_id = accept(ledger)
+    for _ in range(2):
+        assert claim(ledger) is not None
+        clock.advance(31)
+        reaped = ledger.reap()
+
+    assert list(reaped.ended) == [f"{job_id}:0"]
+    job = ledger.job(job_id)
+    assert job.state is State.FAILED
+    assert job.items[0].error.code == "worker_lost"
+    assert leftovers(ledger.redis) == {}
+
+
+def test_a_drain_gives_the_attempt_back_and_the_head_of_the_queue(ledger):
+    first, second = accept(ledger), accept(ledger)
+    claimed = claim(ledger)
+
+    assert ledger.release(claimed, "drain") == "queued"
+
+    again = claim(ledger, "gpu-1")
+    assert (again.job_id, again.attempt, again.fence) == (first, 1, 2)
+    assert claim(ledger).job_id == second
+
+
+def test_a_retry_counts_and_the_last_one_keeps_its_error(ledger):
+    job_id = accept(ledger)
+    assert ledger.release(claim(ledger), "retry", BROKEN) == "queued"
+
+    assert ledger.release(claim(ledger), "retry", BROKEN) == "failed"
+
+    assert ledger.job(job_id).items[0].error == BROKEN
+
+
+def test_canceling_a_queued_job_ends_it_at_once(ledger):
+    job_id = accept(ledger, spec(), spec())
+
+    assert ledger.cancel(job_id)
+
+    assert ledger.job(job_id).state is State.CANCELED
+    assert claim(ledger) is None
+    assert leftovers(ledger.redis) == {}
+
+
+def test_a_cancel_reaches_the_running_item_at_its_renewal_and_wins_over_its_success(ledger):
+    job_id = accept(ledger, spec(), spec())
+    claimed = claim(ledger)
+
+    ledger.cancel(job_id)
+
+    assert states(ledger, job_id) == [State.RUNNING, State.CANCELED]
+    assert ledger.job(job_id).cancel_requested
+    assert ledger.renew(claimed, STEP) == "cancel"
+    assert ledger.commit(claimed, result()) == "canceled"
+    assert ledger.job(job_id).state is State.CANCELED
+
+
+def test_a_cancel_also_wins_when_the_worker_dies_or_gives_up(ledger, clock):
+    died, gave_up = accept(ledger), accept(ledger)
+    claim(ledger)
+    second = claim(ledger)
+    ledger.cancel(died)
+    ledger.cancel(gave_up)
+
+    assert ledger.release(second, "retry", BROKEN) == "canceled"
+    clock.advance(31)
+    ledger.reap()
+
+    assert ledger.job(died).state is State.CANCELED
+    assert ledger.job(gave_up).state is State.CANCELED
+
+
+def test_canceling_a_finished_job_changes_nothing(ledger):
+    accept(ledger)
+    claimed = claim(ledger)
+    ledger.commit(claimed, result())
+
+    assert ledger.cancel(claimed.job_id)
+
+    assert ledger.job(claimed.job_id).state is State.SUCCEEDED
+
+
+def test_canceling_an_unknown_job_says_so(ledger):
+    assert not ledger.cancel("nobody")
+
+
+def test_one_failed_item_fails_the_job_but_keeps_the_other_images(ledger):
+    job_id = accept(ledger, spec(), spec())
+    ledger.commit(claim(ledger), result())
+    ledger.commit(claim(ledger), BROKEN)
+
+    job = ledger.job(job_id)
+    assert job.state is State.FAILED
+    assert job.items[0].result is not None
+    assert job.items[1].error == BROKEN
+
+
+def test_the_same_idempotency_key_gives_the_same_job_and_another_body_is_refused(ledger):
+    first = ledger.accept("one", [spec()], record={}, idempotency_key="k", body_hash="h")
+    again = ledger.accept("two", [spec()], record={}, idempotency_key="k", body_hash="h")
+
+    assert (first.job_id, first.replayed) == ("one", False)
+    assert (again.job_id, again.replayed) == ("one", True)
+    with pytest.raises(IdempotencyKeyReused, match="'k'"):
+        ledger.accept("three", [spec()], record={}, idempotency_key="k", body_hash="other")
+    assert ledger.accept("four", [spec()], record={}, tenant="b", idempotency_key="k", body_hash="x").job_id == "four"
+    assert ledger.queued("flux2") == 2
+
+
+def test_accepting_the_same_job_twice_queues_it_once(ledger):
+    for _ in range(2):
+        ledger.accept("same", [spec(), spec()], record={})
+
+    assert ledger.queued("flux2") == 2
+
+
+def test_a_job_over_the_cap_is_refused_whole(ledger):
+    accept(ledger, *[spec()] * 15)
+
+    with pytest.raises(QueueFull, match="15 items are queued and the cap is 20"):
+        accept(ledger, *[spec()] * 6)
+
+    assert ledger.queued("flux2") == 15
+
+
+def test_priority_goes_before_age(ledger):
+    accept(ledger, priority=5)
+    urgent = accept(ledger, priority=0)
+
+    assert claim(ledger).job_id == urgent
+
+
+def test_an_item_that_waited_past_the_bound_goes_before_priority(redis_client, clock):
+    ledger = Ledger(redis_client, QueueSettings(wait_bound_s=60), clock_ms=clock)
+    old = accept(ledger, priority=9)
+    clock.advance(61)
+    accept(ledger, priority=0)
+
+    assert claim(ledger).job_id == old
+
+
+def test_tenants_take_turns_however_much_one_of_them_queued(ledger, clock):
+    big = accept(ledger, *[spec()] * 4, tenant="big")
+    small = accept(ledger, *[spec("bb")] * 2, tenant="small")
+
+    order = []
+    for _ in range(6):
+        claimed = claim(ledger, warm=spec().adapter_key)
+        order.append(claimed.job_id)
+        clock.advance(1)
+        ledger.commit(claimed, result())
+
+    assert order == [big, small, big, small, big, big]
+
+
+def test_the_tenant_with_fewest_running_items_is_served(ledger):
+    big = accept(ledger, *[spec()] * 4, tenant="big")
+    claim(ledger, "gpu-0")
+    claim(ledger, "gpu-1")
+    small = accept(ledger, *[spec("bb")] * 2, tenant="small")
+
+    # running: big 2; so small, small, and then both have two and big waited longer unserved.
+    assert [claim(ledger, f"gpu-{n}").job_id for n in (2, 3)] == [small, small]
+    assert claim(ledger, "gpu-4").job_id == big
+
+
+def test_a_slot_keeps_its_warm_adapter_before_it_takes_an_older_one(ledger):
+    accept(ledger, spec("aa"))
+    warm = accept(ledger, spec("bb"))
+
+    assert claim(ledger, warm=spec("bb").adapter_key).job_id == warm
+
+
+def test_an_adapter_at_another_multiplier_is_not_warm(ledger):
+    first = accept(ledger, spec("aa", multiplier=1.0))
+    accept(ledger, spec("bb", multiplier=0.5))
+
+    assert claim(ledger, warm=spec("bb", multiplier=1.0).adapter_key).job_id == first
+
+
+def test_a_slot_leaves_an_adapter_that_another_slot_has_warm_to_that_slot(ledger):
+    report = {"warm": spec("aa").adapter_key}
+    ledger.beat("gpu-1", report)
+    elsewhere = accept(ledger, spec("aa"))
+    free = accept(ledger, spec("bb"))
+
+    assert claim(ledger, "gpu-0").job_id == free
+    assert claim(ledger, "gpu-0").job_id == elsewhere
+
+
+def test_a_dead_slots_warm_adapter_is_nobodys(ledger, clock):
+    ledger.beat("gpu-1", {"warm": spec("aa").adapter_key})
+    clock.advance(16)
+    oldest = accept(ledger, spec("aa"))
+    accept(ledger, spec("bb"))
+
+    assert claim(ledger, "gpu-0").job_id == oldest
+
+
+def test_each_model_has_its_own_queue(ledger):
+    accept(ledger, spec(model="other"))
+
+    assert claim(ledger) is None
+    assert ledger.claim_next("other", slot="s", boot="b", warm="base") is not None
+
+
+def test_a_restarted_slot_takes_its_predecessors_items_back_without_waiting(ledger):
+    mine, other = accept(ledger), accept(ledger)
+    claim(ledger, "gpu-0", boot="old")
+    claim(ledger, "gpu-1", boot="old")
+
+    assert ledger.orphan(slot="gpu-0", boot="new") == 1
+
+    assert states(ledger, mine) == [State.QUEUED]
+    assert states(ledger, other) == [State.RUNNING]
+    assert ledger.orphan(slot="gpu-0", boot="new") == 0
+
+
+def test_a_redis_restart_gives_every_lease_grace_once(ledger, clock):
+    accept(ledger)
+    claim(ledger)
+    ledger.reap()
+    ledger.redis.set(f"{keys.PREFIX}run_id", "another-run")
+    clock.advance(31)
+
+    graced = ledger.reap()
+    assert graced.grace
+    assert graced.requeued == {}
+
+    clock.advance(31)
+    assert ledger.reap().requeued == {"flux2": 1}
+
+
+def test_the_position_counts_the_items_ahead(ledger):
+    accept(ledger, spec(), spec())
+    second = accept(ledger)
+
+    assert ledger.job(second).queue_position == 2
+    claim(ledger)
+    assert ledger.job(second).queue_position == 1
+
+
+def test_the_eta_comes_from_the_pace_of_finished_items(ledger, clock):
+    job_id = accept(ledger, spec(), spec(), spec())
+    assert ledger.job(job_id).eta_s is None
+    first = claim(ledger)
+    clock.advance(10)
+    ledger.commit(first, result())
+
+    # Two items left at 10 s each, one slot.
+    assert ledger.job(job_id).eta_s == 20.0
+
+
+def test_the_listing_is_newest_first_in_pages_and_filters(ledger):
+    ids = [accept(ledger) for _ in range(5)]
+    ledger.cancel(ids[1])
+
+    first = ledger.jobs(before=None, limit=2)
+    second = ledger.jobs(before=first.next_before, limit=2)
+    last = ledger.jobs(before=second.next_before, limit=2)
+
+    assert [[job.job_id for job in page.jobs] for page in (first, second, last)] == [
+        [ids[4], ids[3]],
+        [ids[2], ids[1]],
+        [ids[0]],
+    ]
+    assert last.next_before is None
+    assert [job.job_id for job in ledger.jobs(before=None, limit=9, state="canceled").jobs] == [ids[1]]
+    assert ledger.jobs(before=None, limit=9, model="nothing").jobs == ()
+
+
+def test_missing_wakes_are_the_queued_items_without_a_message(ledger):
+    accept(ledger, spec(), spec(), spec())
+    ledger.redis.lpush(keys.wake_list("flux2"), "message")
+
+    assert ledger.missing_wakes("flux2") == 2
+
+
+def test_the_audit_has_one_leader_at_a_time(ledger):
+    assert ledger.lead_audit("a")
+    assert not ledger.lead_audit("b")
+    assert ledger.lead_audit("a")
+
+
+def test_finished_jobs_are_forgotten_after_the_retention_and_no_sooner(redis_client, clock):
+    ledger = Ledger(redis_client, QueueSettings(retention_s=100), clock_ms=clock)
+    old = accept(ledger)
+    ledger.cancel(old)
+    waiting = accept(ledger)
+
+    clock.advance(99)
+    assert ledger.sweep() == 0
+    clock.advance(2)
+    assert ledger.sweep() == 1
+
+    assert ledger.job(old) is None
+    assert ledger.job(waiting) is not None
+    assert [job.job_id for job in ledger.jobs(before=None, limit=9).jobs] == [waiting]
+
+
+def test_the_base_model_a_worker_loaded_can_be_read_by_the_api(ledger):
+    assert ledger.base("flux2") is None
+
+    ledger.publish_base("flux2", revision="abc", layers={"img_in": (64, 128)})
+
+    base = ledger.base("flux2")
+    assert (base.revision, dict(base.layers)) == ("abc", {"img_in": (64, 128)})
+
+
+def test_slots_report_and_leave(ledger):
+    report = {
+        "model": "flux2",
+        "state": "ready",
+        "device": "cpu",
+        "revision": "r",
+        "precision": "fp32",
+        "warm": "base",
+        "item": "",
+    }
+    ledger.beat("gpu-0", report)
+    assert [(slot.name, slot.state) for slot in ledger.slots()] == [("gpu-0", "ready")]
+
+    ledger.leave("gpu-0")
+
+    assert ledger.slots() == []
+
+
+def test_no_redis_is_one_error_whatever_was_asked():
+    ledger = Ledger.connect("redis://127.0.0.1:1/0", QueueSettings(), timeout_s=0.5)
+
+    for ask in (ledger.ping, ledger.reap, lambda: ledger.job("x"), lambda: accept(ledger), lambda: claim(ledger)):
+        with pytest.raises(LedgerUnavailable, match="did not answer"):
+            ask()
+
+
+def test_a_redis_without_room_refuses_a_job_and_keeps_none_of_it(ledger):
+    ledger.redis.config_set("maxmemory", "1")
+    try:
+        with pytest.raises(LedgerUnavailable, match="cannot take writes"):
+            accept(ledger)
+    finally:
+        ledger.redis.config_set("maxmemory", "0")
+
+    assert list(ledger.redis.scan_iter(f"{keys.PREFIX}*")) == []
+
+
+def test_what_redis_holds_of_an_item_is_the_whole_spec(ledger):
+    job_id = accept(ledger)
+
+    stored = json.loads(ledger.redis.hget(keys.item(f"{job_id}:0"), "spec"))
+
+    assert ItemSpec.model_validate(stored) == spec()
