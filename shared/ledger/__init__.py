@@ -1,6 +1,6 @@
 """The job store in Redis: the only truth about jobs and items. Celery messages are wake-ups beside it."""
 
-from shared.ledger.store import Claim, Ledger
+from shared.ledger.store import Accepted, Claim, Ledger
 from shared.ledger.views import ItemView, JobPage, JobView
 
-__all__ = ["Claim", "ItemView", "JobPage", "JobView", "Ledger"]
+__all__ = ["Accepted", "Claim", "ItemView", "JobPage", "JobView", "Ledger"]

@@ -59,10 +59,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Accepted:
-    """Outcome of `Ledger.accept`; `replayed` when the Idempotency-Key had accepted the same body before."""
+    """Outcome of `Ledger.accept`; when `replayed`, the rest is of the job that the key had accepted before."""
 
     job_id: str
     replayed: bool
+    accepted_ms: int
+    record: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ class Ledger:
             QueueFull: the model's queue is at its cap; nothing was stored.
         """
         packed = [{"spec": spec.model_dump_json(), "adapter_key": spec.adapter_key} for spec in items]
-        outcome, value = self._run(
+        outcome, value, *stored = self._run(
             "accept",
             job_id,
             items[0].model,
@@ -154,7 +156,13 @@ class Ledger:
             raise IdempotencyKeyReused(f"Idempotency-Key {idempotency_key!r} belongs to another request body")
         if outcome == "full":
             raise QueueFull(int(value), self._settings.cap)
-        return Accepted(job_id=value, replayed=outcome == "replayed")
+        accepted_ms, stored_record = stored
+        return Accepted(
+            job_id=value,
+            replayed=outcome == "replayed",
+            accepted_ms=int(accepted_ms),
+            record=json.loads(stored_record),
+        )
 
     def claim_next(self, model: str, *, slot: str, boot: str, warm: str) -> Claim | None:
         """Take the best queued item for a slot, or None when nothing is queued.

@@ -1,21 +1,26 @@
 -- Store a job with its items and queue them, in one durable step.
 -- ARGV: 2 job id, 3 model, 4 tenant, 5 priority 0..9, 6 job record JSON, 7 idempotency key or '', 8 body hash,
 --       9 idempotency ttl s, 10 cap of queued items, 11 JSON list of {spec, adapter_key}
--- Returns {'accepted', id} | {'replayed', id} | {'conflict', id} | {'full', queued}
+-- Returns {'accepted'|'replayed', id, accepted ms, job record JSON} | {'conflict', id} | {'full', queued}
 local now = now_ms()
 local job, model, tenant, priority = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local items = cjson.decode(ARGV[11])
+
+local function answer(outcome, id)
+  local f = fields(job_key(id), 'accepted_ms', 'record')
+  return {outcome, id, f[1], f[2]}
+end
 
 local idem = P .. 'idem:' .. tenant .. ':' .. ARGV[7]
 if ARGV[7] ~= '' then
   local seen = redis.call('GET', idem)
   if seen then
     local hash, id = seen:match('^(%S+) (%S+)$')
-    if hash == ARGV[8] then return {'replayed', id} end
-    return {'conflict', id}
+    if hash ~= ARGV[8] then return {'conflict', id} end
+    if redis.call('EXISTS', job_key(id)) == 1 then return answer('replayed', id) end
   end
 end
-if redis.call('EXISTS', job_key(job)) == 1 then return {'accepted', job} end
+if redis.call('EXISTS', job_key(job)) == 1 then return answer('accepted', job) end
 
 local queued = redis.call('ZCARD', P .. 'pending:' .. model)
 if queued + #items > tonumber(ARGV[10]) then return {'full', tostring(queued)} end
@@ -33,4 +38,4 @@ redis.call('HSET', job_key(job), 'state', 'queued', 'cancel', 0, 'model', model,
   'failed', 0, 'canceled', 0, 'accepted_ms', now)
 redis.call('ZADD', P .. 'jobs', redis.call('GET', P .. 'seq'), job)
 if ARGV[7] ~= '' then redis.call('SET', idem, ARGV[8] .. ' ' .. job, 'EX', ARGV[9]) end
-return {'accepted', job}
+return answer('accepted', job)

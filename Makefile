@@ -1,0 +1,48 @@
+# `make demo` and `make test` need Python 3.11 or later and nothing else: they install the rest into .venv.
+# Another index for torch's CPU build:  make install PIP_INSTALL_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test lint format bench lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+install: $(INSTALLED) ## install the locked dependencies into .venv
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(PIP_INSTALL_ARGS) --constraint constraints.txt --editable '.[api,worker,embedded,dev]'
+	touch $(INSTALLED)
+
+demo: install ## render the example request on this host and show the pictures
+	$(BIN)/flux2 demo --output demo-output
+
+up: install ## start the whole service on this host, until Ctrl-C
+	$(BIN)/flux2 up
+
+test: install ## run the tests on real Redis and S3
+	$(BIN)/python -m pytest
+
+lint: install ## ruff, mypy --strict, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: install ## measure the queue on this host: accept, status, queue to start, adapter change
+	$(BIN)/python -m benchmarks.queue
+
+lock: install ## write constraints.txt from what is installed
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+
+clean: ## remove what the other targets made
+	rm -rf $(VENV) .flux2 demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

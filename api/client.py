@@ -1,0 +1,92 @@
+"""A small client of the HTTP API, for the command line, the demo and tests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+#: States in which a job stays.
+ENDED = frozenset({"succeeded", "failed", "canceled"})
+
+
+class ApiError(Exception):
+    """The API refused a call; the message is the problem's code and detail."""
+
+
+class Client:
+    """Talks to one API.
+
+    Args:
+        base_url: e.g. `http://127.0.0.1:8000`.
+    """
+
+    def __init__(self, base_url: str, *, timeout_s: float = 30.0) -> None:
+        self._http = httpx.Client(base_url=base_url, timeout=timeout_s)
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def submit(self, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> dict[str, Any]:
+        """POST a job; returns the 202 body."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return _body(self._http.post("/v1/inference", json=request, headers=headers))
+
+    def status(self, request_id: str) -> dict[str, Any]:
+        return _body(self._http.get(f"/v1/requests/{request_id}/status"))
+
+    def result(self, request_id: str) -> dict[str, Any]:
+        return _body(self._http.get(f"/v1/requests/{request_id}/result"))
+
+    def cancel(self, request_id: str) -> dict[str, Any]:
+        return _body(self._http.post(f"/v1/requests/{request_id}/cancel"))
+
+    def ready(self) -> dict[str, Any]:
+        return _body(self._http.get("/ready"))
+
+    def wait(
+        self,
+        request_id: str,
+        *,
+        timeout_s: float,
+        poll_s: float = 0.25,
+        on_status: Callable[[dict[str, Any]], None] | None = None,
+    ) -> dict[str, Any]:
+        """Poll until the job has ended; returns its last status.
+
+        Raises:
+            TimeoutError: it had not ended after `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            status = self.status(request_id)
+            if on_status is not None:
+                on_status(status)
+            if status["status"] in ENDED:
+                return status
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"request {request_id} is {status['status']} after {timeout_s:.0f} s")
+            time.sleep(poll_s)
+
+    def download(self, url: str) -> bytes:
+        """Fetch an image by its presigned URL."""
+        answer = httpx.get(url, timeout=60)
+        answer.raise_for_status()
+        return answer.content
+
+
+def _body(answer: httpx.Response) -> dict[str, Any]:
+    if answer.is_error:
+        is_problem = answer.headers.get("content-type") == "application/problem+json"
+        detail = answer.json() if is_problem else {"code": answer.status_code, "detail": answer.text[:200]}
+        raise ApiError(f"{detail['code']}: {detail['detail']}")
+    body: dict[str, Any] = answer.json()
+    return body

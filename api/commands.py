@@ -1,0 +1,47 @@
+"""The API's side of the `flux2` command. FastAPI is imported inside: a worker's command line needs none of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from shared import logs
+from shared.settings import Settings
+
+app = typer.Typer()
+
+
+@app.command()
+def api(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; default: FLUX2_API_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; default: FLUX2_API_PORT.")] = None,
+) -> None:
+    """Serve HTTP until told to stop."""
+    import uvicorn
+
+    from api.app import create_app
+
+    settings = Settings()
+    logs.configure(settings.log)
+    uvicorn.run(
+        create_app(settings),
+        host=host or settings.api.host,
+        port=settings.api.port if port is None else port,
+        log_config=None,
+        access_log=False,
+        timeout_graceful_shutdown=10,
+    )
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("demo-output"),
+) -> None:
+    """Render the example request at two multipliers on this host, and leave nothing running."""
+    from rich.console import Console
+
+    from api.demo import run
+
+    run(Console(), output)

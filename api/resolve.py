@@ -1,0 +1,147 @@
+"""Turn a request into items: every default, seed, size and trigger word is fixed here, once, at accept.
+
+What a worker gets decides the pixels completely, so an item that runs twice gives the same image.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from api.schemas import InferenceRequest, PromptItem
+from shared.catalog import MODELS, Model
+from shared.errors import InvalidRequest, ModelNotFound
+from shared.job import AdapterRef, ItemSpec
+
+T = TypeVar("T", int, float)
+
+#: Random seeds are drawn below this, as ai-toolkit's own are.
+MAX_RANDOM_SEED = 2**32
+
+
+def find_model(model_id: str) -> Model:
+    """Look a model up in the catalogue.
+
+    Raises:
+        ModelNotFound: naming what there is.
+    """
+    try:
+        return MODELS[model_id]
+    except KeyError:
+        raise ModelNotFound(
+            f"Model {model_id!r} is not supported; there are: {', '.join(MODELS)}", field="model"
+        ) from None
+
+
+def refuse_unsupported(request: InferenceRequest) -> None:
+    """Refuse fields whose silent omission would give another image than the caller asked for.
+
+    Raises:
+        InvalidRequest: with the reference API's code, naming the field.
+    """
+    for index, lora in enumerate(request.loras):
+        if lora.transformer is not None:
+            raise InvalidRequest(
+                f"Model {request.model!r} has one transformer, so an adapter cannot be for {lora.transformer!r}",
+                code="MOE_FORMAT_NOT_SUPPORTED",
+                field=f"loras[{index}].transformer",
+            )
+    for index, prompt in enumerate(request.prompts):
+        for name in ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3"):
+            if getattr(prompt, name):
+                raise InvalidRequest(
+                    f"Model {request.model!r} renders from text; control images are not supported",
+                    code="CONTROL_IMAGE_NOT_SUPPORTED",
+                    field=f"prompts[{index}].{name}",
+                )
+
+
+def resolve(request: InferenceRequest, model: Model, adapters: Sequence[AdapterRef]) -> list[ItemSpec]:
+    """Make one item a prompt."""
+    return [
+        _item(request, prompt, index, model=model, adapters=adapters) for index, prompt in enumerate(request.prompts)
+    ]
+
+
+def warn(request: InferenceRequest, items: Sequence[ItemSpec], model: Model) -> list[str]:
+    """Tell what was accepted but has no effect, or another one than written; each once, naming the first place."""
+    return [
+        *_ignored_fields(request, model),
+        *_first(
+            f"prompts[{index}]: {item.requested_width}x{item.requested_height} is rendered at "
+            f"{item.width}x{item.height}: sizes are floored to a multiple of {model.resolution_divisor}"
+            for index, item in enumerate(items)
+            if (item.width, item.height) != (item.requested_width, item.requested_height)
+        ),
+        *_first(
+            f"prompts[{index}].prompt has [trigger], but there is no trigger_word: it stays as written"
+            for index, item in enumerate(items)
+            if "[trigger]" in item.prompt
+        ),
+    ]
+
+
+def _item(
+    request: InferenceRequest, prompt: PromptItem, index: int, *, model: Model, adapters: Sequence[AdapterRef]
+) -> ItemSpec:
+    width = _or(prompt.width, model.default_width)
+    height = _or(prompt.height, model.default_height)
+    return ItemSpec(
+        model=model.id,
+        prompt=_with_trigger(prompt.prompt, prompt.trigger_word or request.trigger_word),
+        neg=(prompt.neg or "") if model.uses_negative_prompt else "",
+        width=_floor(width, model.resolution_divisor),
+        height=_floor(height, model.resolution_divisor),
+        requested_width=width,
+        requested_height=height,
+        seed=_seed(prompt.seed, index, model),
+        num_inference_steps=_or(prompt.sample_steps, model.default_steps),
+        guidance_scale=_or(prompt.guidance_scale, model.default_guidance_scale),
+        adapters=tuple(adapters),
+        output_format=request.output_format,
+    )
+
+
+def _with_trigger(prompt: str, trigger_word: str | None) -> str:
+    return prompt.replace("[trigger]", trigger_word) if trigger_word else prompt
+
+
+def _floor(pixels: int, divisor: int) -> int:
+    return pixels // divisor * divisor
+
+
+def _seed(seed: int | None, index: int, model: Model) -> int:
+    if seed is None:
+        return model.default_seed + index
+    return secrets.randbelow(MAX_RANDOM_SEED) if seed == -1 else seed
+
+
+def _ignored_fields(request: InferenceRequest, model: Model) -> list[str]:
+    warnings = []
+    if request.hf_token is not None:
+        warnings.append("hf_token is ignored and was not stored: workers use their own token")
+    for name in ("kv_cache", "match_target_res"):
+        if getattr(request, name) is not None:
+            warnings.append(f"{name} is ignored: {model.id} does not use it")
+    for name in ("sampler", "num_frames", "fps", "resolution"):
+        warnings += _first(
+            f"prompts[{index}].{name} is ignored: {model.id} does not use it"
+            for index, prompt in enumerate(request.prompts)
+            if getattr(prompt, name) is not None
+        )
+    if not model.uses_negative_prompt:
+        warnings += _first(
+            f"prompts[{index}].neg is ignored: {model.id} is guidance-distilled and has no negative prompt"
+            for index, prompt in enumerate(request.prompts)
+            if prompt.neg
+        )
+    return warnings
+
+
+def _first(warnings: Iterable[str]) -> list[str]:
+    return list(warnings)[:1]
+
+
+def _or(value: T | None, default: T) -> T:
+    return default if value is None else value

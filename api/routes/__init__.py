@@ -1,0 +1,1 @@
+"""One module a resource; each endpoint is a short function whose signature lists what it needs."""

@@ -1,0 +1,26 @@
+"""GET /v1/models: what can be asked for, and who serves it now."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+
+from fastapi import APIRouter
+
+from api.deps import ServicesDep
+from api.schemas import ModelLine, ModelList
+from shared.catalog import MODELS
+
+router = APIRouter(prefix="/v1", tags=["models"])
+
+
+@router.get("/models")
+def list_models(services: ServicesDep) -> ModelList:
+    """The catalogue, with defaults, licences and live workers."""
+    slots = Counter(slot.model for slot in services.ledger.slots())
+    lines = []
+    for model in MODELS.values():
+        base = services.ledger.base(model.id)
+        facts = {name: value for name, value in asdict(model).items() if name in ModelLine.model_fields}
+        lines.append(ModelLine(**facts, slots=slots[model.id], base_revision=base.revision if base else None))
+    return ModelList(models=lines)

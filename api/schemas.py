@@ -1,0 +1,266 @@
+"""The wire: request and response bodies, with the names of ai-toolkit-inference's API.
+
+Requests refuse unknown fields, since a misspelt `sample_steps` would otherwise render thousands of wrong images.
+Fields that other models of that API use (video, control images) are known here and refused or ignored by name in
+`api.resolve`, so its request JSON is understood whole.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+
+from shared.job import AdapterReport, ImageFormat, ItemError, PipelineReport, Progress
+
+
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("must not contain a NUL character")
+    return text
+
+
+Text = Annotated[str, Field(max_length=10_000), AfterValidator(_no_nul)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class LoraItem(_Body):
+    """One adapter; several are merged in order."""
+
+    path: Annotated[Text, Field(min_length=1)] = Field(
+        description="File relative to the adapter root.", examples=["my_lora_job/my_lora.safetensors"]
+    )
+    network_multiplier: Annotated[Finite, Field(ge=-2, le=2)] | None = Field(
+        None, description="Strength: 0 is the base model, 1 as trained; default 1."
+    )
+    transformer: Literal["low", "high"] | None = Field(None, description="Mixture-of-experts models only; refused.")
+
+
+class PromptItem(_Body):
+    """One image."""
+
+    prompt: Text = Field(description="`[trigger]` is replaced by the trigger word.")
+    trigger_word: Text | None = Field(None, description="Overrides the request's trigger word.")
+    width: Annotated[int, Field(ge=64, le=4096)] | None = Field(
+        None, description="Pixels, floored to the model's divisor; default 1024."
+    )
+    height: Annotated[int, Field(ge=64, le=4096)] | None = Field(
+        None, description="Pixels, floored to the model's divisor; default 1024."
+    )
+    sample_steps: Annotated[int, Field(ge=1, le=150)] | None = Field(None, description="Default 25.")
+    guidance_scale: Annotated[Finite, Field(ge=0, le=20)] | None = Field(None, description="Default 4.0.")
+    seed: Annotated[int, Field(ge=-1, lt=2**63)] | None = Field(
+        None, description="Default 42 + the prompt's index; -1 draws one and reports it."
+    )
+    neg: Text | None = Field(None, description="Negative prompt; guidance-distilled models ignore it with a warning.")
+    sampler: Text | None = Field(None, description="Ignored with a warning: the trainer's own sampler is used.")
+    num_frames: int | None = Field(None, description="Video models only; ignored with a warning.")
+    fps: int | None = Field(None, description="Video models only; ignored with a warning.")
+    resolution: Literal["Default", "High"] | None = Field(None, description="Video models only; ignored.")
+    ctrl_img: str | None = Field(None, description="Control image; refused: this model renders from text.")
+    ctrl_img_1: str | None = Field(None, description="As `ctrl_img`.")
+    ctrl_img_2: str | None = Field(None, description="As `ctrl_img`.")
+    ctrl_img_3: str | None = Field(None, description="As `ctrl_img`.")
+
+
+class InferenceRequest(_Body):
+    """A job: one base model, one list of adapters, one image a prompt."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {
+                    "model": "flux2",
+                    "trigger_word": "sks",
+                    "prompts": [
+                        {
+                            "prompt": "[trigger] a photo of a person",
+                            "width": 1024,
+                            "height": 1024,
+                            "seed": 42,
+                            "sample_steps": 25,
+                            "guidance_scale": 4.0,
+                            "neg": "",
+                        }
+                    ],
+                    "loras": [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": 1.0}],
+                }
+            ]
+        },
+    )
+
+    model: str = Field(description="Model id from `/v1/models`.", examples=["flux2"])
+    prompts: Annotated[list[PromptItem], Field(min_length=1)]
+    loras: Annotated[list[LoraItem], Field(max_length=16)] = Field(
+        description="Adapters, merged in order; an explicit empty list is the base model."
+    )
+    trigger_word: Text | None = Field(None, description="Replaces `[trigger]` in every prompt.")
+    hf_token: SecretStr | None = Field(None, description="Accepted, never stored or logged: workers use their own.")
+    output_format: ImageFormat = Field("png", description="PNG is lossless; all carry the parameters inside.")
+    priority: Annotated[int, Field(ge=0, le=9)] = Field(5, description="0 first, 9 last.")
+    kv_cache: bool | None = Field(None, description="Other models only; ignored with a warning.")
+    match_target_res: bool | None = Field(None, description="Other models only; ignored with a warning.")
+
+
+JobStatus = Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"]
+
+
+class Submitted(BaseModel):
+    """Answer to a submit."""
+
+    request_id: str
+    status: Literal["queued"] = "queued"
+    status_url: str
+    result_url: str
+    created_at: str
+    warnings: list[str]
+
+
+class ItemStatus(BaseModel):
+    """One image's state; `progress` while it runs."""
+
+    index: int
+    status: JobStatus
+    attempt: int
+    progress: Progress | None
+    error: ItemError | None
+
+
+class Status(BaseModel):
+    """A job as it stands. `error` is the first failed item's message; each item has its own."""
+
+    request_id: str
+    status: JobStatus
+    model: str
+    cancel_requested: bool
+    queue_position: int | None = Field(description="Queued items ahead, in accept order; null when none waits.")
+    eta_s: float | None = Field(description="Rough seconds until the job ends; null while unknown.")
+    progress: float = Field(description="Share of the job's denoising steps that are done, 0 to 1.")
+    items: list[ItemStatus]
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+    error: str | None
+    warnings: list[str]
+
+
+class Image(BaseModel):
+    """One finished image. Sizes are effective ones; `requested_*` is what the caller wrote."""
+
+    index: int
+    format: ImageFormat
+    width: int
+    height: int
+    requested_width: int
+    requested_height: int
+    seed: int
+    prompt: str
+    sample_steps: int
+    guidance_scale: float
+    url: str
+    url_expires_at: str
+    sha256: str
+    size_bytes: int
+    adapters: list[AdapterReport]
+    pipeline: PipelineReport
+    timings: dict[str, float] = Field(description="Seconds by stage.")
+
+
+class Outputs(BaseModel):
+    """What a job produced so far; `videos` is always empty and stands for clients that read it."""
+
+    images: list[Image]
+    videos: list[Any] = []
+
+
+class Result(BaseModel):
+    """A job's images and how they were made; `outputs` is null until the first image is done."""
+
+    request_id: str
+    status: JobStatus
+    outputs: Outputs | None
+    error: str | None
+    errors: list[ItemFailure]
+    created_at: str
+    finished_at: str | None
+    metadata: dict[str, Any]
+
+
+class ItemFailure(ItemError):
+    """Why one image of the job is missing."""
+
+    index: int
+
+
+class JobLine(BaseModel):
+    """One job in the listing."""
+
+    request_id: str
+    status: JobStatus
+    model: str
+    items: dict[str, int] = Field(description="Number of items by state.")
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+class JobList(BaseModel):
+    """A page of jobs, newest first; pass `next_cursor` as `cursor` for the next."""
+
+    data: list[JobLine]
+    has_more: bool
+    next_cursor: str | None
+
+
+class ModelLine(BaseModel):
+    """One model that can be asked for; `slots` counts its live workers."""
+
+    id: str
+    title: str
+    base_model: str
+    resolution_divisor: int
+    default_steps: int
+    default_guidance_scale: float
+    default_seed: int
+    default_width: int
+    default_height: int
+    uses_negative_prompt: bool
+    requires_control_image: bool = False
+    is_video_model: bool = False
+    license: str
+    license_url: str
+    slots: int
+    base_revision: str | None
+
+
+class ModelList(BaseModel):
+    """The catalogue."""
+
+    models: list[ModelLine]
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details; `code` is stable."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    errors: list[FieldProblem] = []
+
+
+class FieldProblem(BaseModel):
+    """One field at fault, by its path in the request body."""
+
+    path: str
+    message: str
+
+
+Result.model_rebuild()
+Problem.model_rebuild()

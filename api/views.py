@@ -1,0 +1,151 @@
+"""What the ledger holds, in the words of the wire."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from api.schemas import Image, ItemFailure, ItemStatus, JobLine, JobStatus, Outputs, Result, Status, Submitted
+from shared.job import State
+from shared.ledger import Accepted, ItemView, JobView
+from shared.ledger.views import JobSummary
+from shared.storage import ObjectStore
+
+_STATUS: dict[State, JobStatus] = {
+    State.QUEUED: "in_queue",
+    State.RUNNING: "in_progress",
+    State.SUCCEEDED: "succeeded",
+    State.FAILED: "failed",
+    State.CANCELED: "canceled",
+}
+
+#: The ledger's states by the wire's words.
+STATES = {word: state for state, word in _STATUS.items()}
+
+
+def submitted(job: Accepted, *, base_url: str) -> Submitted:
+    return Submitted(
+        request_id=job.job_id,
+        status_url=f"{base_url}/v1/requests/{job.job_id}/status",
+        result_url=f"{base_url}/v1/requests/{job.job_id}/result",
+        created_at=_time(job.accepted_ms),
+        warnings=job.record["warnings"],
+    )
+
+
+def status(job: JobView) -> Status:
+    return Status(
+        request_id=job.job_id,
+        status=_STATUS[job.state],
+        model=job.model,
+        cancel_requested=job.cancel_requested,
+        queue_position=job.queue_position,
+        eta_s=job.eta_s,
+        progress=_progress(job),
+        items=[
+            ItemStatus(
+                index=item.index,
+                status=_STATUS[item.state],
+                attempt=item.attempt,
+                progress=item.progress if item.state is State.RUNNING else None,
+                error=item.error,
+            )
+            for item in job.items
+        ],
+        created_at=_time(job.accepted_ms),
+        started_at=_maybe_time(job.started_ms),
+        finished_at=_maybe_time(job.finished_ms),
+        error=_first_error(job),
+        warnings=job.record["warnings"],
+    )
+
+
+def result(job: JobView, store: ObjectStore, *, url_ttl_s: int) -> Result:
+    """Sign fresh URLs for the images that are done; a canceled or failed job keeps those it finished."""
+    images = [_image(item, store, url_ttl_s=url_ttl_s) for item in job.items if item.result is not None]
+    return Result(
+        request_id=job.job_id,
+        status=_STATUS[job.state],
+        outputs=Outputs(images=images) if images else None,
+        error=_first_error(job),
+        errors=[ItemFailure(index=item.index, **item.error.model_dump()) for item in job.items if item.error],
+        created_at=_time(job.accepted_ms),
+        finished_at=_maybe_time(job.finished_ms),
+        metadata={
+            "model": job.model,
+            "warnings": job.record["warnings"],
+            "timings": {
+                "queue_s": _seconds(job.accepted_ms, job.started_ms),
+                "total_s": _seconds(job.accepted_ms, job.finished_ms),
+                "prompts": [{"index": image.index, **image.timings} for image in images],
+            },
+        },
+    )
+
+
+def line(job: JobSummary) -> JobLine:
+    return JobLine(
+        request_id=job.job_id,
+        status=_STATUS[job.state],
+        model=job.model,
+        items={_STATUS[state]: count for state, count in job.counts.items()},
+        created_at=_time(job.accepted_ms),
+        started_at=_maybe_time(job.started_ms),
+        finished_at=_maybe_time(job.finished_ms),
+    )
+
+
+def _image(item: ItemView, store: ObjectStore, *, url_ttl_s: int) -> Image:
+    assert item.result is not None
+    spec, made = item.spec, item.result
+    return Image(
+        index=item.index,
+        format=made.format,
+        width=made.width,
+        height=made.height,
+        requested_width=spec.requested_width,
+        requested_height=spec.requested_height,
+        seed=spec.seed,
+        prompt=spec.prompt,
+        sample_steps=spec.num_inference_steps,
+        guidance_scale=spec.guidance_scale,
+        url=store.url(made.key, expires_s=url_ttl_s),
+        url_expires_at=_iso(datetime.now(UTC) + timedelta(seconds=url_ttl_s)),
+        sha256=made.sha256,
+        size_bytes=made.size_bytes,
+        adapters=list(made.adapters),
+        pipeline=made.pipeline,
+        timings=made.timings,
+    )
+
+
+def _progress(job: JobView) -> float:
+    """Share of all denoising steps done; items that failed or were canceled count as done."""
+    total = sum(item.spec.num_inference_steps for item in job.items)
+    done = 0
+    for item in job.items:
+        if item.finished_ms is not None:
+            done += item.spec.num_inference_steps
+        elif item.progress is not None:
+            done += item.progress.step
+    return round(done / total, 4)
+
+
+def _first_error(job: JobView) -> str | None:
+    return next((item.error.message for item in job.items if item.error is not None), None)
+
+
+def _seconds(start_ms: int, end_ms: int | None) -> float | None:
+    return None if end_ms is None else (end_ms - start_ms) / 1000
+
+
+def _maybe_time(ms: int | None) -> str | None:
+    return None if ms is None else _time(ms)
+
+
+def _time(ms: int) -> str:
+    return _iso(datetime.fromtimestamp(ms / 1000, UTC))
+
+
+def _iso(moment: datetime) -> str:
+    """RFC 3339 in UTC with milliseconds and Z."""
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,11 @@
+# The HTTP side: no torch, no GPU.
+FROM python:3.12-slim
+WORKDIR /app
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY api api
+COPY shared shared
+COPY worker worker
+RUN pip install --no-cache-dir --constraint constraints.txt '.[api]'
+USER 1000
+EXPOSE 8000
+CMD ["flux2", "api"]

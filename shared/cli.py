@@ -1,0 +1,82 @@
+"""The `flux2` command: the whole service on one host, and the commands that each installed side adds.
+
+The sides join through the entry-point group `flux2.commands`, so neither is imported where it is not installed.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from shared import logs
+from shared.errors import Flux2Error
+from shared.settings import Settings
+from shared.stack import DEMO_ADAPTER, Stack
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Render FLUX.2 LoRAs in bulk on your own GPUs.")
+
+
+@app.command()
+def up(
+    data: Annotated[Path, typer.Option(help="Folder of all state.")] = Path(".flux2"),
+    port: Annotated[int, typer.Option(help="Port of the API, on loopback.")] = 8000,
+    redis_port: Annotated[int | None, typer.Option(help="Port of Redis; default: a free one.")] = None,
+    s3_port: Annotated[int | None, typer.Option(help="Port of S3; default: a free one.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Worker processes; with CUDA, one device each.")] = 1,
+) -> None:
+    """Start Redis, S3, the API and workers on this host, and keep them until Ctrl-C."""
+    settings = Settings()
+    logs.configure(settings.log)
+    console = Console()
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    stack = Stack(data, settings, workers=workers, api_port=port, redis_port=redis_port, s3_port=s3_port)
+    with console.status("starting Redis, S3, the API and workers"):
+        stack.start()
+    try:
+        console.print(f"API       {stack.url}  (documentation: {stack.url}/docs)")
+        console.print(f"Redis     {stack.servers.redis.url}")
+        console.print(f"S3        {stack.servers.s3.url}  bucket {stack.servers.s3.bucket}")
+        console.print(f"adapters  {stack.adapter_root}" + (f"  ({DEMO_ADAPTER} is there)" if stack.tiny else ""))
+        console.print(f"logs      {', '.join(str(log) for log in stack.logs)}")
+        if stack.tiny:
+            console.print("model     the tiny demonstration FLUX.2; set FLUX2_MODEL_PATH for real weights")
+        console.print("Ctrl-C stops everything.")
+        while not stopped.wait(1.0):
+            stack.restart_dead()
+    finally:
+        with console.status("stopping"):
+            stack.stop()
+
+
+def main() -> None:
+    """Run the command; a mistake that the caller can mend is one line, not a traceback."""
+    try:
+        app()
+    except ValidationError as error:
+        for problem in error.errors():
+            path = "_".join(str(part) for part in problem["loc"]).upper()
+            _fail(f"FLUX2_{path}: {problem['msg']}")
+    except Flux2Error as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False)
+    sys.exit(1)
+
+
+for _side in entry_points(group="flux2.commands"):
+    app.add_typer(_side.load())
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""The whole service on one host, for `flux2 up`, `flux2 demo` and end-to-end tests.
+
+Embedded Redis and S3, the API and workers, each a process of its own as in a deployment, with all data in one folder.
+Without a configured model the workers serve the tiny FLUX.2, written there on the first start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from shared.child import LOOPBACK, Child, ServerFailed, free_port
+from shared.embedded import EmbeddedServers
+from shared.ledger import Ledger
+from shared.settings import Settings
+
+logger = logging.getLogger("flux2.stack")
+
+#: Where the demonstration adapter lies under the adapter root, as the reference API's example names it.
+DEMO_ADAPTER = "my_lora_job/my_lora.safetensors"
+
+_API_START_S = 30.0
+# Loading 112 GB from a cold disk takes minutes.
+_WORKER_START_S = 900.0
+# A drain may take as long as the setting says; after that the processes are killed.
+_STOP_GRACE_S = 10.0
+
+
+class Stack:
+    """Everything running, as a context manager.
+
+    Args:
+        data: folder of all state; kept between starts.
+        settings: a configured model, adapter root and ports are respected; the servers' addresses are our own.
+        workers: processes on this host; with CUDA each takes one device, in order.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        settings: Settings,
+        *,
+        workers: int = 1,
+        api_port: int | None = None,
+        redis_port: int | None = None,
+        s3_port: int | None = None,
+    ) -> None:
+        self.data = data.absolute()
+        self.servers = EmbeddedServers(self.data, redis_port=redis_port, s3_port=s3_port)
+        self.api_port = api_port or free_port()
+        self._settings = settings
+        self._workers = workers
+        self._children: dict[str, Child] = {}
+        self.tiny = "path" not in settings.model.model_fields_set
+        configured_root = "root" in settings.adapters.model_fields_set
+        self.adapter_root = settings.adapters.root.absolute() if configured_root else self.data / "adapters"
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOOPBACK}:{self.api_port}"
+
+    @property
+    def logs(self) -> list[Path]:
+        """The log of each process that this stack started."""
+        return [child.log for child in self._children.values()]
+
+    def ledger(self) -> Ledger:
+        """A ledger of this stack's Redis."""
+        return Ledger.connect(self.servers.redis.url, self._settings.queue, timeout_s=2)
+
+    def pid(self, name: str) -> int | None:
+        """Process id of `api` or `worker-N`; None while it does not run."""
+        return self._children[name].pid
+
+    def environment(self) -> dict[str, str]:
+        """The caller's environment with what this stack decides; for any `flux2` process that joins it."""
+        decided = {
+            **self.servers.environment(),
+            "FLUX2_API_HOST": LOOPBACK,
+            "FLUX2_API_PORT": str(self.api_port),
+            "FLUX2_API_BASE_URL": "",
+            "FLUX2_ADAPTERS_ROOT": str(self.adapter_root),
+        }
+        if self.tiny:
+            checkpoint = self._checkpoint
+            decided |= {
+                "FLUX2_MODEL_PATH": str(checkpoint),
+                "FLUX2_MODEL_TEXT_ENCODER": str(checkpoint / "text_encoder"),
+            }
+        return {**os.environ, **decided}
+
+    def start(self) -> Self:
+        """Return when the API answers and every worker has its model loaded.
+
+        Raises:
+            ServerFailed: naming the part and quoting its log; nothing is left running.
+        """
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.stop)
+            self.servers.start()
+            self._write_tiny()
+            self._start("api", ["api"], ready=self._api_answers, timeout_s=_API_START_S)
+            for number in range(self._workers):
+                self._start_worker(number)
+            undo.pop_all()
+        return self
+
+    def stop(self) -> None:
+        """End everything, workers first, so that they can hand over what they hold."""
+        while self._children:
+            _, child = self._children.popitem()
+            child.stop(grace_s=_STOP_GRACE_S)
+        self.servers.stop()
+
+    def stop_worker(self, number: int) -> None:
+        """End one worker in good order and forget it."""
+        self._children.pop(f"worker-{number}").stop(grace_s=_STOP_GRACE_S)
+
+    def restart_dead(self) -> None:
+        """Start again what ended by itself; the ledger gives back what a worker held."""
+        for child in self._children.values():
+            if not child.is_alive():
+                logger.warning("process ended and is started again", extra={"part": child.name})
+                child.restart()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.data / "tiny"
+
+    def _write_tiny(self) -> None:
+        adapter = self.adapter_root / DEMO_ADAPTER
+        if not self.tiny or (self._checkpoint.exists() and adapter.exists()):
+            return
+        command = [*_flux2("tiny"), str(self._checkpoint), "--adapter", str(adapter)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ServerFailed(f"`flux2 tiny` failed:\n{done.stderr[-2000:]}")
+
+    def _start_worker(self, number: int) -> None:
+        name = f"worker-{number}"
+        many = ["--device", f"cuda:{number}"] if self._workers > 1 and self._settings.worker.device != "cpu" else []
+        ledger = self.ledger()
+        self._start(
+            name,
+            ["worker", "--name", name, *many],
+            ready=lambda: any(slot.name == name for slot in ledger.slots()),
+            timeout_s=_WORKER_START_S,
+        )
+
+    def _start(self, name: str, arguments: list[str], *, ready: Callable[[], bool], timeout_s: float) -> None:
+        folder = self.data / name
+        folder.mkdir(parents=True, exist_ok=True)
+        child = Child(name, _flux2(*arguments), folder=folder, environment=self.environment())
+        self._children[name] = child
+        child.start(ready, timeout_s=timeout_s)
+
+    def _api_answers(self) -> bool:
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=1) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+
+def _flux2(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "shared.cli", *arguments]

@@ -1,0 +1,95 @@
+"""Objects as files: for tests, and for one host whose clients can read its disk."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shared.errors import StorageUnavailable
+from shared.storage.protocol import checked
+
+_PROBE_KEY = ".flux2-check/probe"
+_UNFINISHED = ".unfinished-"
+
+
+class DirectoryStore:
+    """An `ObjectStore` in a folder, which is made when first written to."""
+
+    def __init__(self, root: Path, *, prefix: str = "") -> None:
+        self._root = root.absolute()
+        self._prefix = prefix
+
+    def put(self, key: str, data: bytes, *, content_type: str) -> None:
+        """See `ObjectStore.put`; the content type follows from the file's name here."""
+        path = self._path(key)
+        with _named("write", key):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _replace(path, data)
+
+    def url(self, key: str, *, expires_s: int) -> str:
+        """Return a file:// URL, which does not expire."""
+        return self._path(key).as_uri()
+
+    def get(self, key: str) -> bytes:
+        with _named("read", key):
+            return self._path(key).read_bytes()
+
+    def exists(self, key: str) -> bool:
+        return self._path(key).is_file()
+
+    def delete_prefix(self, prefix: str) -> int:
+        folder = self._path(prefix)
+        with _named("delete", prefix):
+            return _delete_below(folder) if folder.is_dir() else 0
+
+    def check(self) -> None:
+        self.put(_PROBE_KEY, b"flux2", content_type="application/octet-stream")
+        if self.get(_PROBE_KEY) != b"flux2":
+            raise StorageUnavailable(f"read {_PROBE_KEY}: other bytes than were written")
+        self.delete_prefix(_PROBE_KEY.rpartition("/")[0])
+
+    def _path(self, key: str) -> Path:
+        checked(key)
+        return self._root / f"{self._prefix}{key}"
+
+
+@contextmanager
+def _named(verb: str, key: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageUnavailable(f"{verb} {key}: {error.strerror}") from error
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write beside `path`, then rename: a crash leaves the old file or the new one, on disk."""
+    descriptor, name = tempfile.mkstemp(prefix=_UNFINISHED, dir=path.parent)
+    fresh = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.chmod(0o644)
+        fresh.replace(path)
+    finally:
+        fresh.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _delete_below(folder: Path) -> int:
+    """Delete the folder with all that is in it; unfinished writes are not counted as objects."""
+    deleted = 0
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            (Path(parent) / name).unlink()
+            deleted += not name.startswith(_UNFINISHED)
+        Path(parent).rmdir()
+    return deleted

@@ -1,0 +1,202 @@
+"""Objects in an S3-compatible bucket.
+
+Two layers retry: botocore repeats a failed request once, at once; tenacity then keeps trying for the retry budget, but
+only where another try can help. A wrong key or a missing bucket fails at once, because waiting would hide it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import logging
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import boto3
+from botocore import exceptions
+from botocore.config import Config
+from botocore.parsers import ResponseParserError
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
+
+from shared.errors import StorageUnavailable
+from shared.settings import S3Settings
+from shared.storage.protocol import checked
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+logger = logging.getLogger("flux2.storage")
+
+T = TypeVar("T")
+
+_PROBE_KEY = ".flux2-check/probe"
+_ATTEMPTS_PER_REQUEST = 2
+# Waits are drawn from 0 to a bound that doubles from the first to the longest, so that workers do not return in step.
+_FIRST_WAIT_S = 0.4
+_LONGEST_WAIT_S = 8.0
+
+# Answers that may be other ones in a moment, whatever status they come with.
+_PASSING_CODES = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError"})
+_PASSING_ERRORS = (
+    exceptions.ConnectionError,
+    exceptions.HTTPClientError,
+    exceptions.IncompleteReadError,
+    ResponseParserError,
+)
+_ERRORS = (exceptions.BotoCoreError, exceptions.ClientError, ResponseParserError)
+
+
+class S3Store:
+    """An `ObjectStore` in one bucket; safe to share between threads."""
+
+    def __init__(self, settings: S3Settings, *, prefix: str = "", retry_budget_s: float = 60.0) -> None:
+        """Nothing is sent yet. A call lasts at most the budget plus one request."""
+        self._bucket = settings.bucket
+        self._prefix = prefix
+        self._retry_budget_s = retry_budget_s
+        self._where = f"bucket {settings.bucket!r} at {settings.endpoint_url or 'AWS S3'}"
+        self._encryption = _encryption(settings)
+        self._client = _client(settings, settings.endpoint_url)
+        self._signer = _client(settings, settings.public_endpoint_url) if settings.public_endpoint_url else self._client
+
+    def put(self, key: str, data: bytes, *, content_type: str) -> None:
+        name = self._name(key)
+        self._retrying("PUT", key, lambda: self._put(name, data, content_type))
+
+    def url(self, key: str, *, expires_s: int) -> str:
+        """Return a presigned SigV4 GET; browsers show the image and save it under a name made from the key."""
+        params = {
+            "Bucket": self._bucket,
+            "Key": self._name(key),
+            "ResponseContentDisposition": f'inline; filename="{_filename(key)}"',
+        }
+        return self._once(
+            "sign", key, lambda: self._signer.generate_presigned_url("get_object", Params=params, ExpiresIn=expires_s)
+        )
+
+    def get(self, key: str) -> bytes:
+        name = self._name(key)
+        return self._retrying("GET", key, lambda: self._get(name))
+
+    def exists(self, key: str) -> bool:
+        name = self._name(key)
+        return self._retrying("HEAD", key, lambda: self._head(name))
+
+    def delete_prefix(self, prefix: str) -> int:
+        folder = f"{self._name(prefix)}/"
+        names = self._retrying("LIST", prefix, lambda: self._list(folder))
+        # One by one: multi-object delete needs a checksum that not every S3-compatible store understands.
+        for name in names:
+            self._retrying("DELETE", prefix, partial(self._delete, name))
+        return len(names)
+
+    def check(self) -> None:
+        name = self._name(_PROBE_KEY)
+        self._once("PUT", _PROBE_KEY, lambda: self._put(name, b"flux2", "application/octet-stream"))
+        if self._once("GET", _PROBE_KEY, lambda: self._get(name)) != b"flux2":
+            raise StorageUnavailable(f"GET {_PROBE_KEY}: {self._where} gave other bytes than were written")
+        self._once("DELETE", _PROBE_KEY, lambda: self._delete(name))
+
+    def _name(self, key: str) -> str:
+        return f"{self._prefix}{checked(key)}"
+
+    def _put(self, name: str, data: bytes, content_type: str) -> None:
+        # The oldest integrity check of S3, and the one that every compatible store makes.
+        digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
+        self._client.put_object(
+            Bucket=self._bucket, Key=name, Body=data, ContentType=content_type, ContentMD5=digest, **self._encryption
+        )
+
+    def _get(self, name: str) -> bytes:
+        with self._client.get_object(Bucket=self._bucket, Key=name)["Body"] as body:
+            return body.read()
+
+    def _head(self, name: str) -> bool:
+        try:
+            self._client.head_object(Bucket=self._bucket, Key=name)
+        except exceptions.ClientError as error:
+            if _status(error) == 404:
+                return False
+            raise
+        return True
+
+    def _list(self, folder: str) -> list[str]:
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=folder)
+        return [entry["Key"] for page in pages for entry in page.get("Contents", ())]
+
+    def _delete(self, name: str) -> None:
+        self._client.delete_object(Bucket=self._bucket, Key=name)
+
+    def _retrying(self, verb: str, key: str, request: Callable[[], T]) -> T:
+        retrying = Retrying(
+            retry=retry_if_exception(_may_pass),
+            stop=stop_before_delay(self._retry_budget_s),
+            wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
+            before_sleep=_log_retry,
+            reraise=True,
+        )
+        return self._once(verb, key, lambda: retrying(request))
+
+    def _once(self, verb: str, key: str, request: Callable[[], T]) -> T:
+        try:
+            return request()
+        except _ERRORS as error:
+            raise StorageUnavailable(f"{verb} {key}: {self._where}: {_reason(error)}") from error
+
+
+def _client(settings: S3Settings, endpoint_url: str | None) -> S3Client:
+    config = Config(
+        # Presigned URLs would be SigV2 without it, which most stores refuse.
+        signature_version="s3v4",
+        s3={"addressing_style": settings.addressing_style},
+        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS_PER_REQUEST},
+        connect_timeout=settings.timeout_s,
+        read_timeout=settings.timeout_s,
+        # botocore's default since 1.36 sends trailing checksums, which older MinIO, R2 and others refuse.
+        request_checksum_calculation="when_required",
+        response_checksum_validation="when_required",
+    )
+    # A session of its own: boto3's shared one is not safe to make clients from in several threads.
+    session = boto3.session.Session(region_name=settings.region)
+    return session.client("s3", endpoint_url=endpoint_url, config=config)
+
+
+def _encryption(settings: S3Settings) -> dict[str, Any]:
+    """Return what every PUT asks for; the words are the store's, so they are passed through as they are."""
+    asked = {"ServerSideEncryption": settings.sse, "SSEKMSKeyId": settings.sse_kms_key_id}
+    return {name: value for name, value in asked.items() if value}
+
+
+def _filename(key: str) -> str:
+    return re.sub(r"[^A-Za-z0-9._-]", "-", key)
+
+
+def _status(error: exceptions.ClientError) -> int:
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether the same request may succeed a moment later."""
+    if isinstance(error, exceptions.ClientError):
+        status = _status(error)
+        code = error.response.get("Error", {}).get("Code")
+        return code in _PASSING_CODES or status == 429 or (status >= 500 and status != 501)
+    return isinstance(error, _PASSING_ERRORS) and not isinstance(error, exceptions.SSLError)
+
+
+def _reason(error: Exception) -> str:
+    """Say what went wrong. A server's own words are quoted and cut, since anyone may have written them."""
+    if not isinstance(error, exceptions.ClientError):
+        return str(error)[:500]
+    details = error.response.get("Error", {})
+    return f"{_status(error)} {details.get('Code', '')[:80]!r} {details.get('Message', '')[:300]!r}"
+
+
+def _log_retry(state: RetryCallState) -> None:
+    error = state.outcome.exception() if state.outcome else None
+    logger.warning(
+        "storage request failed; retrying",
+        extra={"attempt": state.attempt_number, "error": repr(error)[:500], "wait_s": round(state.upcoming_sleep, 2)},
+    )

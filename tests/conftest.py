@@ -1,0 +1,103 @@
+"""Real servers for the tests: one Redis and one S3 for the session, emptied or set apart for each test."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from shared.embedded import RedisServer, S3Server
+from shared.settings import Settings
+
+GOLDENS = Path(__file__).parent / "goldens"
+_POLL_S = 0.01
+_OURS = ("FLUX2_", "AWS_")
+_OURS_WHOLE = ("HF_TOKEN", "AI_TOOLKIT_PATH")
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep this machine's settings and credentials out of every test."""
+    for name in list(os.environ):
+        if name.startswith(_OURS) or name in _OURS_WHOLE:
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setitem(Settings.model_config, "env_file", None)
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """Folder of the numbers that ai-toolkit's own code gave."""
+    return GOLDENS
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    """A Redis of this session's own, durable as in production."""
+    with RedisServer(tmp_path_factory.mktemp("embedded")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_url(redis_server: RedisServer) -> str:
+    return redis_server.url
+
+
+@pytest.fixture
+def redis_client(redis_url: str) -> Iterator[redis.Redis]:
+    """A client of an empty database; replies are text."""
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        client.flushall()
+        yield client
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A SeaweedFS of this session's own."""
+    with S3Server(tmp_path_factory.mktemp("embedded")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch, settings: Callable[..., Settings]) -> Settings:
+    """Settings for the session's S3 under a prefix that only this test uses; credentials are in the environment."""
+    for name, value in s3_server.environment().items():
+        if name.startswith("AWS_"):
+            monkeypatch.setenv(name, value)
+    return settings(
+        storage={"backend": "s3", "prefix": f"test-{uuid.uuid4().hex}/"},
+        s3={"endpoint_url": s3_server.url, "bucket": s3_server.bucket, "addressing_style": "path"},
+    )
+
+
+@pytest.fixture
+def settings() -> Callable[..., Settings]:
+    """Make settings from sections, e.g. `settings(redis={"url": redis_url})`; the rest are the defaults."""
+
+    def make(**sections: dict[str, Any]) -> Settings:
+        return Settings(**sections)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def wait_until() -> Callable[..., Any]:
+    """Poll `predicate` until it is true and return what it gave; fail the test after `timeout_s` seconds."""
+
+    def wait(predicate: Callable[[], Any], timeout_s: float = 10.0, *, what: str = "the condition") -> Any:
+        deadline = time.monotonic() + timeout_s
+        while not (value := predicate()):
+            if time.monotonic() > deadline:
+                pytest.fail(f"{what} was not met within {timeout_s:g} s")
+            time.sleep(_POLL_S)
+        return value
+
+    return wait

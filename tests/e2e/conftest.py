@@ -1,0 +1,55 @@
+"""The whole service as processes, once for the session: two CPU workers on the tiny model."""
+
+import os
+
+import pytest
+
+from api.client import Client
+from shared.settings import Settings
+from shared.stack import Stack
+
+# A lease short enough that recovery can be watched.
+ENVIRONMENT = {
+    "FLUX2_QUEUE_LEASE_TTL_S": "3",
+    "FLUX2_QUEUE_RENEW_S": "0.5",
+    "FLUX2_QUEUE_REAP_S": "0.2",
+    "FLUX2_QUEUE_AUDIT_S": "0.4",
+    "FLUX2_WORKER_DEVICE": "cpu",
+    "FLUX2_WORKER_DRAIN_S": "2",
+    # Two workers share two cores with the tests.
+    "OMP_NUM_THREADS": "1",
+}
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory):
+    before = dict(os.environ)
+    os.environ.update(ENVIRONMENT)
+    try:
+        with Stack(tmp_path_factory.mktemp("stack"), Settings(_env_file=None), workers=2) as running:
+            yield running
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture
+def client(stack):
+    """A client of a stack in which every worker is alive."""
+    stack.restart_dead()
+    with Client(stack.url) as made:
+        yield made
+
+
+@pytest.fixture
+def wait_running(stack, wait_until):
+    """Wait until a job's first item has taken a denoising step; returns the name of its worker."""
+
+    def running(job):
+        def slot():
+            item = stack.ledger().job(job["request_id"]).items[0]
+            return item.slot if item.progress and item.progress.step > 0 else None
+
+        return wait_until(slot, 60, what="the item's first step")
+
+    return running

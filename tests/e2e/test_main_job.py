@@ -1,0 +1,220 @@
+"""From an HTTP request to pictures in S3, with real processes throughout."""
+
+import hashlib
+import io
+import os
+import signal
+import time
+
+import pytest
+import requests
+from PIL import Image, ImageChops
+
+from api.client import ApiError
+from shared.ledger import keys
+from shared.stack import DEMO_ADAPTER
+from worker.imagefile import read_parameters
+from worker.pipeline.tiny import write_matching_adapter
+
+JOB_S = 120.0
+
+
+def request(*prompts, multiplier=1.0, loras=None, **fields):
+    """The demonstration adapter at a size that a CPU renders in about a second."""
+    small = {"width": 128, "height": 96, "sample_steps": 4, "seed": 7}
+    return {
+        "model": "flux2",
+        "trigger_word": "sks",
+        "loras": [{"path": DEMO_ADAPTER, "network_multiplier": multiplier}] if loras is None else loras,
+        "prompts": [{**small, **prompt} for prompt in prompts or [{"prompt": "[trigger] a photo of a person"}]],
+        **fields,
+    }
+
+
+def render(client, body):
+    """Submit, wait and return the images with their bytes."""
+    job = client.submit(body)
+    status = client.wait(job["request_id"], timeout_s=JOB_S)
+    assert status["status"] == "succeeded", status
+    images = client.result(job["request_id"])["outputs"]["images"]
+    return [(image, client.download(image["url"])) for image in images]
+
+
+def pixels(data):
+    return Image.open(io.BytesIO(data)).convert("RGB")
+
+
+def difference(one, other):
+    """Mean absolute difference of two images, 0 to 255."""
+    histogram = ImageChops.difference(pixels(one), pixels(other)).histogram()
+    return sum((index % 256) * count for index, count in enumerate(histogram)) / sum(histogram)
+
+
+def test_the_reference_apis_python_client_works_unchanged(stack):
+    # The flow of the example on ai-toolkit-inference's HTTP API page: post, take request_id, poll, fetch, read.
+    base_url = stack.url
+    started = requests.post(f"{base_url}/v1/inference", json=request(), timeout=30)
+    started.raise_for_status()
+    request_id = started.json()["request_id"]
+
+    deadline = time.monotonic() + JOB_S
+    while True:
+        polled = requests.get(f"{base_url}/v1/requests/{request_id}/status", timeout=30)
+        polled.raise_for_status()
+        status = polled.json()["status"]
+        if status in ("succeeded", "failed", "canceled"):
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    result = requests.get(f"{base_url}/v1/requests/{request_id}/result", timeout=30)
+    result.raise_for_status()
+
+    assert status == "succeeded"
+    [image] = result.json()["outputs"]["images"]
+    assert (image["format"], image["width"], image["height"], image["seed"]) == ("png", 128, 96, 7)
+    assert requests.get(image["url"], timeout=30).content.startswith(b"\x89PNG")
+
+
+def test_an_image_is_what_its_result_says_and_carries_its_parameters(client):
+    [(image, data)] = render(client, request())
+
+    assert hashlib.sha256(data).hexdigest() == image["sha256"]
+    assert len(data) == image["size_bytes"]
+    assert pixels(data).size == (128, 96)
+    [report] = image["adapters"]
+    assert report["path"] == DEMO_ADAPTER
+    assert 0 < report["layers_touched"] <= report["layers_total"]
+    assert report["ranks"]
+    assert set(image["timings"]) == {"adapter", "encode_prompt", "denoise", "decode", "encode_image", "upload"}
+    inside = read_parameters(data)
+    assert (inside["prompt"], inside["seed"], inside["num_inference_steps"]) == ("sks a photo of a person", 7, 4)
+    assert inside["adapters"][0]["sha256"] == report["sha256"]
+    assert inside["pipeline"]["base_revision"] == image["pipeline"]["base_revision"]
+
+
+def test_the_adapter_and_its_multiplier_change_the_picture_and_zero_is_the_base(client):
+    [(_, base)] = render(client, request(loras=[]))
+    [(_, zero)] = render(client, request(multiplier=0.0))
+    [(_, half)] = render(client, request(multiplier=0.5))
+    [(_, full)] = render(client, request(multiplier=1.0))
+
+    assert pixels(zero).tobytes() == pixels(base).tobytes()
+    assert difference(half, base) > 0.2
+    assert difference(full, base) > difference(half, base)
+
+
+def test_the_same_request_gives_the_same_pixels_whatever_ran_between(client):
+    [(_, first)] = render(client, request())
+    render(client, request({"prompt": "something else", "seed": 8}, multiplier=-1.0))
+    [(_, second)] = render(client, request())
+
+    assert pixels(first).tobytes() == pixels(second).tobytes()
+
+
+def test_a_warm_adapter_is_kept_and_another_multiplier_is_a_swap(client):
+    changes = set()
+    for _ in range(3):
+        images = render(client, request({"prompt": "a"}, {"prompt": "b"}, multiplier=0.75))
+        changes |= {image["pipeline"]["change"] for image, _ in images}
+
+    assert "none" in changes
+    assert changes & {"swapped", "merged"}
+
+
+def test_a_jobs_items_spread_over_the_workers(stack, client):
+    job = client.submit(request(*[{"prompt": f"cat {n}", "seed": n} for n in range(8)]))
+    client.wait(job["request_id"], timeout_s=JOB_S)
+
+    view = stack.ledger().job(job["request_id"])
+
+    assert {item.slot for item in view.items} == {"worker-0", "worker-1"}
+    assert {item.attempt for item in view.items} == {1}
+
+
+@pytest.mark.parametrize(("fmt", "magic"), [("jpeg", b"\xff\xd8"), ("webp", b"RIFF")])
+def test_other_formats_can_be_asked_for(client, fmt, magic):
+    [(image, data)] = render(client, request(output_format=fmt))
+
+    assert image["format"] == fmt
+    assert data.startswith(magic)
+    assert read_parameters(data)["seed"] == 7
+
+
+def test_an_adapter_that_does_not_fit_is_refused_before_any_worker_is_booked(stack, client, goldens):
+    other_width = goldens / "adapters" / "lora_r4_bf16.safetensors"
+    (stack.adapter_root / "other_width.safetensors").write_bytes(other_width.read_bytes())
+
+    with pytest.raises(ApiError, match="LORA_MISMATCH"):
+        client.submit(request(loras=[{"path": "other_width.safetensors"}]))
+
+
+def test_an_adapter_replaced_after_the_accept_fails_the_item_instead_of_rendering_it(stack, client):
+    path = stack.adapter_root / "replaced.safetensors"
+    write_matching_adapter(stack.data / "tiny", path, seed=1)
+    blockers = [client.submit(request({"prompt": "wait", "sample_steps": 60})) for _ in range(2)]
+    job = client.submit(request(loras=[{"path": path.name}]))
+
+    write_matching_adapter(stack.data / "tiny", path, seed=2)
+
+    status = client.wait(job["request_id"], timeout_s=JOB_S)
+    assert status["status"] == "failed"
+    assert status["items"][0]["error"]["code"] == "INVALID_LORA"
+    assert client.result(job["request_id"])["outputs"] is None
+    for blocker in blockers:
+        client.wait(blocker["request_id"], timeout_s=JOB_S)
+
+
+def test_a_running_job_stops_soon_after_its_cancel(client, wait_running):
+    job = client.submit(request({"prompt": "long", "width": 256, "height": 256, "sample_steps": 150}))
+    wait_running(job)
+
+    client.cancel(job["request_id"])
+    asked = time.monotonic()
+    status = client.wait(job["request_id"], timeout_s=JOB_S, poll_s=0.02)
+
+    assert status["status"] == "canceled"
+    # Half a second until the renewal carries the word, one step, and room for a busy machine.
+    assert time.monotonic() - asked < 5
+
+
+def test_a_killed_workers_item_is_finished_by_another(stack, client, wait_running):
+    job = client.submit(request({"prompt": "long", "width": 256, "height": 256, "sample_steps": 60}))
+    slot = wait_running(job)
+
+    os.kill(stack.pid(slot), signal.SIGKILL)
+    status = client.wait(job["request_id"], timeout_s=JOB_S)
+
+    assert status["status"] == "succeeded"
+    [item] = stack.ledger().job(job["request_id"]).items
+    assert item.attempt == 2
+    assert item.fence == 2
+
+
+def test_a_worker_told_to_stop_hands_its_item_over_without_costing_an_attempt(stack, client, wait_running):
+    job = client.submit(request({"prompt": "long", "width": 256, "height": 256, "sample_steps": 150}))
+    slot = wait_running(job)
+
+    os.kill(stack.pid(slot), signal.SIGTERM)
+    status = client.wait(job["request_id"], timeout_s=JOB_S)
+
+    assert status["status"] == "succeeded"
+    [item] = stack.ledger().job(job["request_id"]).items
+    assert (item.attempt, item.fence) == (1, 2)
+    assert item.slot != slot
+
+
+def test_a_lost_wake_up_is_sent_again(stack, client):
+    blockers = [client.submit(request({"prompt": "wait", "sample_steps": 60})) for _ in range(2)]
+    job = client.submit(request())
+    stack.ledger().redis.delete(keys.wake_list("flux2"))
+
+    assert client.wait(job["request_id"], timeout_s=JOB_S)["status"] == "succeeded"
+    for blocker in blockers:
+        client.wait(blocker["request_id"], timeout_s=JOB_S)
+
+
+def test_the_models_page_counts_the_live_workers(stack):
+    [model] = requests.get(f"{stack.url}/v1/models", timeout=10).json()["models"]
+
+    assert model["slots"] == 2
+    assert model["base_revision"]

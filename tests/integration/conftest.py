@@ -1,0 +1,48 @@
+"""The real application on a real socket, over the session's Redis and S3."""
+
+import threading
+from types import SimpleNamespace
+
+import httpx
+import pytest
+import uvicorn
+
+from api.app import create_app
+from shared.child import free_port
+
+
+@pytest.fixture
+def adapter_root(tmp_path):
+    root = tmp_path / "adapters"
+    root.mkdir()
+    return root
+
+
+@pytest.fixture
+def api(redis_client, redis_url, s3, settings, adapter_root, wait_until):
+    """A served application: `.http` is a client of it, `.ledger` and `.store` are what it writes to."""
+    made = settings(
+        redis={"url": redis_url},
+        storage=s3.storage.model_dump(),
+        s3=s3.s3.model_dump(),
+        adapters={"root": adapter_root},
+        queue={"cap": 50},
+        api={"max_body_bytes": 64 * 1024},
+    )
+    app = create_app(made)
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    wait_until(lambda: server.started, what="the API's start")
+    services = app.state.services
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+        yield SimpleNamespace(
+            http=client,
+            url=f"http://127.0.0.1:{port}",
+            ledger=services.ledger,
+            store=services.store,
+            settings=made,
+        )
+    server.should_exit = True
+    thread.join()

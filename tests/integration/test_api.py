@@ -1,0 +1,486 @@
+"""What a client sees, over real HTTP; the tests play the worker on the ledger."""
+
+import hashlib
+import json
+import re
+import shutil
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from shared.job import ItemError, ItemResult, PipelineReport, Progress
+from shared.ledger import keys
+
+# The request of the reference API's flux2 page, letter for letter.
+SEED_REQUEST = """{
+  "model": "flux2",
+  "trigger_word": "sks",
+  "prompts": [
+    {
+      "prompt": "[trigger] a photo of a person",
+      "width": 1024,
+      "height": 1024,
+      "seed": 42,
+      "sample_steps": 25,
+      "guidance_scale": 4.0,
+      "neg": ""
+    }
+  ],
+  "loras": [
+    {
+      "path": "my_lora_job/my_lora.safetensors",
+      "network_multiplier": 1.0
+    }
+  ]
+}"""
+RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+@pytest.fixture
+def adapter(adapter_root, goldens):
+    """A real file of the trainer where the request looks for it."""
+    path = adapter_root / "my_lora_job" / "my_lora.safetensors"
+    path.parent.mkdir()
+    shutil.copy(goldens / "adapters" / "lora_r4_bf16.safetensors", path)
+    return path
+
+
+def request(*prompts, **fields):
+    return {"model": "flux2", "loras": [], "prompts": list(prompts) or [{"prompt": "a cat"}], **fields}
+
+
+def post(api, body, **headers):
+    return api.http.post("/v1/inference", json=body, headers=headers)
+
+
+def accepted(api, body, **headers):
+    answer = post(api, body, **headers)
+    assert answer.status_code == 202, answer.text
+    return answer.json()["request_id"]
+
+
+def specs(api, request_id):
+    return [item.spec for item in api.ledger.job(request_id).items]
+
+
+def problem(answer, status, code):
+    """Check the form of a problem and return its detail."""
+    body = answer.json()
+    assert (answer.status_code, body["code"]) == (status, code), body
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert body["status"] == status
+    assert body["title"]
+    return body
+
+
+def claim(api):
+    return api.ledger.claim_next("flux2", slot="test", boot="test", warm="base")
+
+
+def finish(api, claimed, data=b"picture"):
+    key = f"results/{claimed.job_id}/{claimed.fence}/{claimed.index}.png"
+    api.store.put(key, data, content_type="image/png")
+    made = ItemResult(
+        key=key,
+        format="png",
+        content_type="image/png",
+        width=claimed.spec.width,
+        height=claimed.spec.height,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        timings={"denoise": 1.5},
+        adapters=(),
+        pipeline=PipelineReport(
+            engine="exact", precision="bf16", base_revision="r", device="cpu", change="none", versions={}
+        ),
+    )
+    assert api.ledger.commit(claimed, made) == "committed"
+
+
+def test_the_references_example_request_is_accepted_verbatim(api, adapter):
+    answer = api.http.post("/v1/inference", content=SEED_REQUEST, headers={"Content-Type": "application/json"})
+
+    assert answer.status_code == 202
+    body = answer.json()
+    assert body["status"] == "queued"
+    assert body["status_url"] == f"{api.url}/v1/requests/{body['request_id']}/status"
+    assert body["result_url"] == f"{api.url}/v1/requests/{body['request_id']}/result"
+    assert RFC3339.fullmatch(body["created_at"])
+    assert answer.headers["Location"] == body["status_url"]
+    assert int(answer.headers["Retry-After"]) >= 1
+    [spec] = specs(api, body["request_id"])
+    assert (spec.prompt, spec.seed, spec.num_inference_steps, spec.guidance_scale, spec.width, spec.height) == (
+        "sks a photo of a person",
+        42,
+        25,
+        4.0,
+        1024,
+        1024,
+    )
+    [ref] = spec.adapters
+    assert (ref.path, ref.multiplier) == ("my_lora_job/my_lora.safetensors", 1.0)
+    assert ref.sha256 == hashlib.sha256(adapter.read_bytes()).hexdigest()
+
+
+def test_what_a_request_leaves_out_takes_the_models_defaults(api):
+    request_id = accepted(api, request({"prompt": "one"}, {"prompt": "two"}))
+
+    first, second = specs(api, request_id)
+
+    assert (first.width, first.height, first.num_inference_steps, first.guidance_scale) == (1024, 1024, 25, 4.0)
+    assert (first.seed, second.seed) == (42, 43)
+    assert first.output_format == "png"
+
+
+def test_seed_minus_one_is_drawn_at_accept_and_never_again(api):
+    request_id = accepted(api, request({"prompt": "a", "seed": -1}, {"prompt": "b", "seed": -1}))
+
+    first, second = [spec.seed for spec in specs(api, request_id)]
+
+    assert 0 <= first < 2**32
+    assert first != second
+    claimed = claim(api)
+    finish(api, claimed)
+    result = api.http.get(f"/v1/requests/{request_id}/result").json()
+    assert result["outputs"]["images"][0]["seed"] == first
+
+
+def test_the_trigger_word_of_a_prompt_overrides_the_requests(api):
+    body = request(
+        {"prompt": "[trigger] and [trigger]"}, {"prompt": "[trigger]", "trigger_word": "ohwx"}, trigger_word="sks"
+    )
+
+    prompts = [spec.prompt for spec in specs(api, accepted(api, body))]
+
+    assert prompts == ["sks and sks", "ohwx"]
+
+
+def test_a_trigger_placeholder_without_a_word_stays_and_is_warned_of(api):
+    answer = post(api, request({"prompt": "[trigger] a cat"})).json()
+
+    assert specs(api, answer["request_id"])[0].prompt == "[trigger] a cat"
+    assert any("[trigger]" in warning for warning in answer["warnings"])
+
+
+def test_sizes_are_floored_to_the_divisor_and_both_are_reported(api):
+    answer = post(api, request({"prompt": "a", "width": 1000, "height": 65})).json()
+    finish(api, claim(api))
+
+    image = api.http.get(f"/v1/requests/{answer['request_id']}/result").json()["outputs"]["images"][0]
+
+    assert (image["width"], image["height"]) == (992, 64)
+    assert (image["requested_width"], image["requested_height"]) == (1000, 65)
+    assert any("1000x65 is rendered at 992x64" in warning for warning in answer["warnings"])
+
+
+def test_a_negative_prompt_is_ignored_with_a_warning(api):
+    answer = post(api, request({"prompt": "a", "neg": "blurry"})).json()
+
+    assert specs(api, answer["request_id"])[0].neg == ""
+    assert any("neg is ignored" in warning for warning in answer["warnings"])
+
+
+def test_an_hf_token_is_accepted_and_leaves_no_trace(api, redis_client):
+    answer = post(api, request(hf_token="hf_verysecret"))
+
+    assert answer.status_code == 202
+    assert "hf_verysecret" not in answer.text
+    for name in redis_client.scan_iter("*"):
+        kind = redis_client.type(name)
+        value = redis_client.hgetall(name) if kind == "hash" else redis_client.get(name) if kind == "string" else ""
+        assert "hf_verysecret" not in json.dumps(value)
+
+
+def test_a_job_is_polled_from_queue_to_images_that_can_be_fetched(api):
+    request_id = accepted(api, request({"prompt": "a"}, {"prompt": "b"}))
+    url = f"/v1/requests/{request_id}/status"
+    waiting = api.http.get(url).json()
+    assert (waiting["status"], waiting["queue_position"], waiting["started_at"]) == ("in_queue", 0, None)
+
+    claimed = claim(api)
+    api.ledger.renew(claimed, Progress(stage="denoise", step=10, steps=25))
+    running = api.http.get(url).json()
+    assert running["status"] == "in_progress"
+    assert [item["status"] for item in running["items"]] == ["in_progress", "in_queue"]
+    assert running["items"][0]["progress"] == {"stage": "denoise", "step": 10, "steps": 25}
+    assert running["progress"] == 0.2  # 10 of 50 steps
+    assert api.http.get(url).headers["Retry-After"] == "1"
+
+    finish(api, claimed, b"first")
+    partly = api.http.get(f"/v1/requests/{request_id}/result").json()
+    assert (partly["status"], len(partly["outputs"]["images"])) == ("in_progress", 1)
+
+    finish(api, claim(api), b"second")
+    done = api.http.get(url).json()
+    assert (done["status"], done["progress"], done["error"], done["queue_position"]) == ("succeeded", 1.0, None, None)
+    assert all(RFC3339.fullmatch(done[name]) for name in ("created_at", "started_at", "finished_at"))
+
+    result = api.http.get(f"/v1/requests/{request_id}/result").json()
+    images = result["outputs"]["images"]
+    assert [image["index"] for image in images] == [0, 1]
+    assert [httpx.get(image["url"]).content for image in images] == [b"first", b"second"]
+    assert images[0]["sha256"] == hashlib.sha256(b"first").hexdigest()
+    assert RFC3339.fullmatch(images[0]["url_expires_at"])
+    assert result["metadata"]["timings"]["prompts"][0] == {"index": 0, "denoise": 1.5}
+
+
+def test_a_failed_image_is_told_with_its_reason_beside_the_finished_ones(api):
+    request_id = accepted(api, request({"prompt": "a"}, {"prompt": "b"}))
+    finish(api, claim(api))
+    api.ledger.commit(claim(api), ItemError(code="out_of_memory", message="64x64 does not fit", retryable=False))
+
+    status = api.http.get(f"/v1/requests/{request_id}/status").json()
+    result = api.http.get(f"/v1/requests/{request_id}/result").json()
+
+    assert (status["status"], status["error"]) == ("failed", "64x64 does not fit")
+    assert result["errors"] == [
+        {"index": 1, "code": "out_of_memory", "message": "64x64 does not fit", "retryable": False}
+    ]
+    assert len(result["outputs"]["images"]) == 1
+
+
+def test_before_the_first_image_the_outputs_are_null(api):
+    result = api.http.get(f"/v1/requests/{accepted(api, request())}/result").json()
+
+    assert (result["status"], result["outputs"], result["errors"]) == ("in_queue", None, [])
+
+
+def test_a_cancel_ends_a_queued_job_and_repeating_it_changes_nothing(api):
+    request_id = accepted(api, request())
+
+    first = api.http.post(f"/v1/requests/{request_id}/cancel")
+    second = api.http.post(f"/v1/requests/{request_id}/cancel")
+
+    assert (first.status_code, first.json()["status"]) == (200, "canceled")
+    assert second.json() == first.json()
+    assert claim(api) is None
+
+
+def test_a_cancel_of_a_running_job_is_shown_until_the_worker_learns_of_it(api):
+    request_id = accepted(api, request())
+    claimed = claim(api)
+
+    status = api.http.post(f"/v1/requests/{request_id}/cancel").json()
+
+    assert (status["status"], status["cancel_requested"]) == ("in_progress", True)
+    assert api.ledger.commit(claimed, None) in ("committed", "canceled")
+    assert api.http.get(f"/v1/requests/{request_id}/status").json()["status"] == "canceled"
+
+
+@pytest.mark.parametrize("path", ["status", "result"])
+def test_an_unknown_request_is_404(api, path):
+    body = problem(api.http.get(f"/v1/requests/{uuid.uuid4()}/{path}"), 404, "REQUEST_NOT_FOUND")
+
+    assert "Request not found" in body["detail"]
+
+
+def test_canceling_an_unknown_request_is_404(api):
+    problem(api.http.post("/v1/requests/nothing/cancel"), 404, "REQUEST_NOT_FOUND")
+
+
+def test_the_same_idempotency_key_gives_the_same_request_once(api):
+    first = post(api, request(), **{"Idempotency-Key": "k1"})
+    again = post(api, request(), **{"Idempotency-Key": "k1"})
+
+    assert again.json() == first.json()
+    assert "Idempotency-Replayed" not in first.headers
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert api.ledger.queued("flux2") == 1
+
+
+def test_an_idempotency_key_with_another_body_is_refused(api):
+    post(api, request(), **{"Idempotency-Key": "k2"})
+
+    problem(post(api, request({"prompt": "other"}), **{"Idempotency-Key": "k2"}), 422, "IDEMPOTENCY_KEY_REUSED")
+
+
+def test_concurrent_submits_with_one_key_make_one_job(api):
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: post(api, request(), **{"Idempotency-Key": "k3"}).json(), range(16)))
+
+    assert len({answer["request_id"] for answer in answers}) == 1
+    assert api.ledger.queued("flux2") == 1
+
+
+def test_each_accepted_item_sends_a_wake_up(api, redis_client, wait_until):
+    accepted(api, request({"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}))
+
+    wait_until(lambda: redis_client.llen(keys.wake_list("flux2")) == 3)
+
+
+def test_a_full_queue_answers_429_with_retry_after(api):
+    accepted(api, request(*[{"prompt": "a"}] * 50))
+
+    answer = post(api, request())
+
+    problem(answer, 429, "queue_full")
+    assert int(answer.headers["Retry-After"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code", "path"),
+    [
+        (request(model="flux9"), 400, "MODEL_NOT_FOUND", "model"),
+        (request(loras=[{"path": "nothing.safetensors"}]), 400, "LORA_NOT_FOUND", "loras[0].path"),
+        (request(loras=[{"path": "../etc/x.safetensors"}]), 422, "INVALID_LORA", "loras[0].path"),
+        (request(loras=[{"path": "/etc/passwd"}]), 422, "INVALID_LORA", "loras[0].path"),
+        (request(loras=[{"path": "https://x.org/a.safetensors"}]), 422, "INVALID_LORA", "loras[0].path"),
+        (
+            request(loras=[{"path": "a.safetensors", "transformer": "low"}]),
+            400,
+            "MOE_FORMAT_NOT_SUPPORTED",
+            "loras[0].transformer",
+        ),
+        (
+            request({"prompt": "a", "ctrl_img": "https://x.org/a.png"}),
+            400,
+            "CONTROL_IMAGE_NOT_SUPPORTED",
+            "prompts[0].ctrl_img",
+        ),
+        (request({"prompt": "a", "width": 63}), 422, "VALIDATION_ERROR", "prompts[0].width"),
+        (request({"prompt": "a", "height": 4097}), 422, "VALIDATION_ERROR", "prompts[0].height"),
+        (request({"prompt": "a", "sample_steps": 0}), 422, "VALIDATION_ERROR", "prompts[0].sample_steps"),
+        (request({"prompt": "a", "sample_steps": 151}), 422, "VALIDATION_ERROR", "prompts[0].sample_steps"),
+        (request({"prompt": "a", "guidance_scale": 20.1}), 422, "VALIDATION_ERROR", "prompts[0].guidance_scale"),
+        (request({"prompt": "a", "seed": -2}), 422, "VALIDATION_ERROR", "prompts[0].seed"),
+        (request({"prompt": "a", "seed": 2**63}), 422, "VALIDATION_ERROR", "prompts[0].seed"),
+        (request({"prompt": "a\0b"}), 422, "VALIDATION_ERROR", "prompts[0].prompt"),
+        (request({"prompt": "a", "smaple_steps": 3}), 422, "VALIDATION_ERROR", "prompts[0].smaple_steps"),
+        (
+            request(loras=[{"path": "a", "network_multiplier": 2.5}]),
+            422,
+            "VALIDATION_ERROR",
+            "loras[0].network_multiplier",
+        ),
+        (request(prompts=[]), 422, "VALIDATION_ERROR", "prompts"),
+        ({"model": "flux2", "prompts": [{"prompt": "a"}]}, 422, "VALIDATION_ERROR", "loras"),
+        (request(output_format="gif"), 422, "VALIDATION_ERROR", "output_format"),
+        ([], 422, "VALIDATION_ERROR", "body"),
+    ],
+)
+def test_bad_input_is_refused_with_its_place_and_leaves_nothing_behind(api, redis_client, body, status, code, path):
+    found = problem(post(api, body), status, code)
+
+    assert path in [field["path"] for field in found["errors"]]
+    assert redis_client.keys(f"{keys.PREFIX}job:*") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "",
+        '{"model": "flux2", "loras": [], "prompts": [{"prompt": "a", "guidance_scale": NaN}]}',
+        '{"model": "flux2", "loras": [], "prompts": [{"prompt": "a", "guidance_scale": 1e999}]}',
+        '{"model": "flux2", "loras": [], "prompts": [{"prompt": "\\ud800"}]}',
+        "[" * 30_000,
+    ],
+)
+def test_text_that_is_no_sane_json_is_a_problem_not_a_crash(api, text):
+    answer = api.http.post("/v1/inference", content=text, headers={"Content-Type": "application/json"})
+
+    assert answer.status_code in (400, 422)
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_body_over_the_cap_is_413_even_when_its_length_is_not_announced(api):
+    def chunks():
+        for _ in range(100):
+            yield b" " * 4096
+
+    problem(api.http.post("/v1/inference", content=chunks()), 413, "BODY_TOO_LARGE")
+
+
+def test_a_file_that_is_no_adapter_is_refused_with_the_reason(api, adapter_root):
+    (adapter_root / "page.safetensors").write_text("<!DOCTYPE html><html>Sign in</html>")
+
+    body = problem(post(api, request(loras=[{"path": "page.safetensors"}])), 422, "INVALID_LORA")
+
+    assert "HTML" in body["detail"]
+
+
+def test_an_adapter_is_held_to_the_base_model_that_workers_loaded(api, adapter):
+    body = request(loras=[{"path": "my_lora_job/my_lora.safetensors"}])
+    unchecked = post(api, body).json()
+    assert any("form only" in warning for warning in unchecked["warnings"])
+
+    api.ledger.publish_base("flux2", revision="r", layers={"img_in": (64, 128)})
+    found = problem(post(api, body), 422, "INVALID_LORA")
+    assert "matches no layer of flux2" in found["detail"]
+
+    layers = {f"{kind}_blocks.{n}.{name}": (1, 1) for kind, n, name in _golden_layers()}
+    api.ledger.publish_base("flux2", revision="r", layers=layers)
+    found = problem(post(api, body), 422, "LORA_MISMATCH")
+    assert "expected a (1, 1) update" in found["detail"]
+
+
+def _golden_layers():
+    for n in range(2):
+        for side in ("img", "txt"):
+            for name in ("attn.qkv", "attn.proj", "mlp.0", "mlp.2"):
+                yield "double", n, f"{side}_{name}"
+        for name in ("linear1", "linear2"):
+            yield "single", n, name
+
+
+def test_requests_are_listed_newest_first_in_pages(api):
+    ids = [accepted(api, request()) for _ in range(3)]
+    api.http.post(f"/v1/requests/{ids[0]}/cancel")
+
+    first = api.http.get("/v1/requests", params={"limit": 2}).json()
+    second = api.http.get("/v1/requests", params={"limit": 2, "cursor": first["next_cursor"]}).json()
+    canceled = api.http.get("/v1/requests", params={"status": "canceled"}).json()
+
+    assert [job["request_id"] for job in first["data"]] == [ids[2], ids[1]]
+    assert first["has_more"]
+    assert [job["request_id"] for job in second["data"]] == [ids[0]]
+    assert (second["has_more"], second["next_cursor"]) == (False, None)
+    assert [job["request_id"] for job in canceled["data"]] == [ids[0]]
+    assert first["data"][0]["items"]["in_queue"] == 1
+
+
+def test_a_cursor_of_somebody_else_is_refused(api):
+    problem(api.http.get("/v1/requests", params={"cursor": "xyz"}), 400, "INVALID_REQUEST")
+
+
+def test_models_lists_flux2_with_its_defaults_and_licence(api):
+    [model] = api.http.get("/v1/models").json()["models"]
+
+    assert (model["id"], model["base_model"]) == ("flux2", "black-forest-labs/FLUX.2-dev")
+    assert (model["default_steps"], model["default_guidance_scale"], model["default_seed"]) == (25, 4.0, 42)
+    assert (model["resolution_divisor"], model["requires_control_image"]) == (16, False)
+    assert "Non-Commercial" in model["license"]
+    assert (model["slots"], model["base_revision"]) == (0, None)
+
+
+def test_health_is_about_the_process_and_ready_about_what_it_needs(api):
+    assert api.http.get("/health").json() == {"status": "healthy"}
+
+    ready = api.http.get("/ready")
+
+    assert ready.status_code == 200
+    assert ready.json()["checks"] == {"redis": "ok", "storage": "ok"}
+
+
+def test_an_unknown_path_and_a_wrong_method_are_problems_too(api):
+    problem(api.http.get("/v1/nothing"), 404, "NOT_FOUND")
+    problem(api.http.delete("/v1/inference"), 405, "METHOD_NOT_ALLOWED")
+
+
+def test_the_openapi_document_names_every_endpoint_and_the_example(api):
+    document = api.http.get("/openapi.json").json()
+
+    assert {
+        "/v1/inference",
+        "/v1/requests/{request_id}/status",
+        "/v1/requests/{request_id}/result",
+        "/v1/requests/{request_id}/cancel",
+        "/v1/requests",
+        "/v1/models",
+        "/health",
+        "/ready",
+    } <= set(document["paths"])
+    assert document["components"]["schemas"]["InferenceRequest"]["examples"] == [json.loads(SEED_REQUEST)]
+    assert api.http.get("/docs").status_code == 200

@@ -1,0 +1,237 @@
+"""What every object store does, on real SeaweedFS and on a real folder."""
+
+import os
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from shared.errors import StorageUnavailable
+from shared.settings import Settings
+from shared.storage import open_store
+
+KEY = "results/job-1/1/0.png"
+
+
+@pytest.fixture(params=["s3", "directory"])
+def options(request, settings, tmp_path) -> Settings:
+    if request.param == "s3":
+        return request.getfixturevalue("s3")
+    return settings(storage={"backend": "directory", "directory": tmp_path / "objects", "prefix": "some/prefix/"})
+
+
+@pytest.fixture
+def store(options):
+    return open_store(options)
+
+
+@pytest.fixture
+def s3_store(s3):
+    return open_store(s3)
+
+
+def fetch(url):
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.read(), answer.headers
+
+
+@pytest.mark.parametrize("size", [0, 1, 5_000_000])
+def test_an_object_comes_back_as_it_was_put(store, size):
+    data = os.urandom(size)
+
+    store.put(KEY, data, content_type="image/png")
+
+    assert store.get(KEY) == data
+    assert store.exists(KEY)
+
+
+def test_a_second_put_replaces_the_object(store):
+    store.put(KEY, b"old", content_type="image/png")
+    store.put(KEY, b"new", content_type="image/png")
+
+    assert store.get(KEY) == b"new"
+
+
+def test_an_object_that_was_never_put_does_not_exist(store):
+    assert not store.exists("results/none.png")
+    with pytest.raises(StorageUnavailable, match=r"results/none\.png"):
+        store.get("results/none.png")
+
+
+def test_the_url_gives_the_object_to_anyone(store):
+    store.put(KEY, b"image", content_type="image/png")
+
+    data, headers = fetch(store.url(KEY, expires_s=60))
+
+    assert data == b"image"
+    assert headers["Content-Type"] == "image/png"
+
+
+def test_deleting_a_prefix_takes_the_folder_and_nothing_beside_it(store):
+    for key in ("results/a/1/0.png", "results/a/2/1.png", "results/ab/1/0.png", "results/b.png"):
+        store.put(key, b"x", content_type="image/png")
+
+    assert store.delete_prefix("results/a") == 2
+    assert store.delete_prefix("results/a") == 0
+
+    assert not store.exists("results/a/1/0.png")
+    assert store.exists("results/ab/1/0.png")
+    assert store.exists("results/b.png")
+
+
+def test_a_healthy_store_passes_the_check_and_keeps_no_probe(store, options):
+    store.put(KEY, b"x", content_type="image/png")
+
+    store.check()
+
+    assert store.get(KEY) == b"x"
+    assert not store.exists(".flux2-check/probe")
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\\b", "a\0b"])
+def test_a_key_that_is_not_a_plain_path_is_a_mistake_of_the_caller(store, key):
+    with pytest.raises(ValueError, match="not an object key"):
+        store.put(key, b"x", content_type="image/png")
+    with pytest.raises(ValueError, match="not an object key"):
+        store.delete_prefix(key)
+
+
+def test_stores_with_different_prefixes_do_not_see_each_other(options):
+    store = open_store(options)
+    other = open_store(options.model_copy(update={"storage": options.storage.model_copy(update={"prefix": "other/"})}))
+
+    store.put(KEY, b"x", content_type="image/png")
+
+    assert not other.exists(KEY)
+
+
+# What only S3 has.
+
+
+def test_a_presigned_url_names_the_file_and_its_signature_is_of_version_4(s3_store):
+    s3_store.put(KEY, b"image", content_type="image/png")
+    url = s3_store.url(KEY, expires_s=60)
+
+    _, headers = fetch(url)
+
+    assert headers["Content-Disposition"] == 'inline; filename="results-job-1-1-0.png"'
+    assert "X-Amz-Algorithm=AWS4-HMAC-SHA256" in url
+    assert "X-Amz-Expires=60" in url
+
+
+@pytest.mark.parametrize("change", [("0.png", "1.png"), ("X-Amz-Expires=60", "X-Amz-Expires=600"), ("inline", "x")])
+def test_a_presigned_url_opens_nothing_else(s3_store, change):
+    for index in (0, 1):
+        s3_store.put(f"results/job-1/1/{index}.png", b"image", content_type="image/png")
+    url = s3_store.url(KEY, expires_s=60)
+
+    with pytest.raises(urllib.error.HTTPError, match="403") as refused:
+        fetch(url.replace(*change))
+
+    refused.value.close()
+
+
+def test_a_presigned_url_expires(s3_store, wait_until):
+    s3_store.put(KEY, b"image", content_type="image/png")
+    url = s3_store.url(KEY, expires_s=1)
+    started = time.monotonic()
+
+    wait_until(lambda: not opens(url))
+
+    assert time.monotonic() - started < 5
+
+
+def opens(url):
+    try:
+        fetch(url)
+    except urllib.error.HTTPError as error:
+        error.close()
+        return False
+    return True
+
+
+def test_urls_are_signed_for_the_public_endpoint(s3):
+    public = s3.s3.model_copy(update={"public_endpoint_url": "https://images.example.com"})
+    store = open_store(s3.model_copy(update={"s3": public}))
+
+    assert store.url(KEY, expires_s=60).startswith(f"https://images.example.com/flux2/{s3.storage.prefix}{KEY}?")
+    store.check()
+
+
+@pytest.mark.parametrize(
+    ("style", "start"),
+    [
+        ("path", "https://s3.example.com/pictures/"),
+        ("virtual", "https://pictures.s3.example.com/"),
+        ("auto", "https://s3.example.com/pictures/"),
+    ],
+)
+def test_the_bucket_is_addressed_as_the_setting_says(s3, settings, style, start):
+    options = settings(
+        s3={"bucket": "pictures", "endpoint_url": "https://s3.example.com", "addressing_style": style}, storage={}
+    )
+
+    assert open_store(options).url("a.png", expires_s=60).startswith(f"{start}a.png?")
+
+
+def test_wrong_credentials_fail_the_check_at_once_and_say_where(s3, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    store = open_store(s3)
+    started = time.monotonic()
+
+    for attempt in (store.check, lambda: store.put(KEY, b"x", content_type="image/png")):
+        with pytest.raises(
+            StorageUnavailable, match=r"PUT .* bucket 'flux2' at http://127.* 403 'SignatureDoesNotMatch'"
+        ):
+            attempt()
+
+    assert time.monotonic() - started < 5
+
+
+def test_missing_credentials_fail_at_once_and_say_so(s3, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    store = open_store(s3)
+
+    with pytest.raises(StorageUnavailable, match="Unable to locate credentials"):
+        store.put(KEY, b"x", content_type="image/png")
+    with pytest.raises(StorageUnavailable, match="Unable to locate credentials"):
+        store.url(KEY, expires_s=60)
+
+
+def test_a_missing_bucket_fails_at_once_and_is_named(s3):
+    missing = s3.model_copy(update={"s3": s3.s3.model_copy(update={"bucket": "nowhere"})})
+
+    with pytest.raises(StorageUnavailable, match=r"bucket 'nowhere' at http://127.*404 'NoSuchBucket'"):
+        open_store(missing).put(KEY, b"x", content_type="image/png")
+
+
+def test_server_side_encryption_is_asked_for(s3, s3_server):
+    encrypted = s3.model_copy(update={"s3": s3.s3.model_copy(update={"sse": "AES256"})})
+    store = open_store(encrypted)
+
+    store.put(KEY, b"secret", content_type="image/png")
+
+    _, headers = fetch(store.url(KEY, expires_s=60))
+    assert headers["x-amz-server-side-encryption"] == "AES256"
+
+
+# What only a folder has.
+
+
+def test_a_folder_that_cannot_be_written_fails_the_check(settings, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    store = open_store(settings(storage={"backend": "directory", "directory": tmp_path / "file"}))
+
+    with pytest.raises(StorageUnavailable, match=r"write \.flux2-check/probe: "):
+        store.check()
+
+
+def test_nothing_but_the_object_is_left_in_the_folder(settings, tmp_path):
+    store = open_store(settings(storage={"backend": "directory", "directory": tmp_path}))
+
+    store.put("a/b.png", b"x", content_type="image/png")
+
+    assert [path.name for path in tmp_path.rglob("*")] == ["a", "b.png"]
+    assert store.url("a/b.png", expires_s=1) == (tmp_path / "a/b.png").as_uri()

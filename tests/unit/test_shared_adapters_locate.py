@@ -1,0 +1,164 @@
+"""Paths of callers: only files under the root are found, and nothing else is told about."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from shared.adapters.locate import locate
+from shared.errors import AdapterNotFound, AdapterRefused
+
+FUZZ = settings(
+    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
+)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """An adapter root with two adapters, beside a secret."""
+    root = tmp_path / "srv" / "adapters"
+    (root / "people").mkdir(parents=True)
+    (root / "people" / "ann.safetensors").write_bytes(b"ann")
+    (root / "狐 100%.safetensors").write_bytes(b"fox")
+    (root / "notes.txt").write_text("notes")
+    (tmp_path / "srv" / "secret.safetensors").write_bytes(b"secret")
+    return root
+
+
+@pytest.mark.parametrize("path", ["people/ann.safetensors", "./people//ann.safetensors", "people/./ann.safetensors"])
+def test_a_relative_path_is_found_under_the_root(root, path):
+    assert locate(path, root=root) == root / "people/ann.safetensors"
+
+
+def test_names_may_hold_spaces_percent_signs_and_any_script(root):
+    assert locate("狐 100%.safetensors", root=root).read_bytes() == b"fox"
+
+
+def test_an_absolute_path_inside_the_root_is_found(root):
+    assert locate(f"{root}/people/ann.safetensors", root=root) == root / "people/ann.safetensors"
+
+
+def test_the_root_itself_may_be_a_symlink(root, tmp_path):
+    (tmp_path / "link").symlink_to(root)
+
+    for path in ("people/ann.safetensors", f"{tmp_path}/link/people/ann.safetensors", f"{root}/people/ann.safetensors"):
+        assert locate(path, root=tmp_path / "link") == root / "people/ann.safetensors"
+
+
+def test_a_relative_root_is_taken_from_the_working_directory(root, monkeypatch):
+    monkeypatch.chdir(root.parent)
+
+    assert locate("people/ann.safetensors", root=root.relative_to(root.parent)) == root / "people/ann.safetensors"
+
+
+def test_a_symlink_inside_the_root_is_followed(root):
+    (root / "alias.safetensors").symlink_to("people/ann.safetensors")
+
+    assert locate("alias.safetensors", root=root) == root / "people/ann.safetensors"
+
+
+@pytest.mark.parametrize(
+    "path", ["nobody.safetensors", "people/nobody.safetensors", "nobody", "people/ann.safetensors/x.safetensors"]
+)
+def test_a_missing_file_is_not_found_under_the_name_that_the_caller_wrote(root, path):
+    with pytest.raises(AdapterNotFound) as missing:
+        locate(path, root=root)
+
+    assert str(missing.value) == f"no adapter at {path!r} under the adapter root"
+    assert missing.value.field == "path"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("", "is empty"),
+        ("../secret.safetensors", "holds '..'"),
+        ("people/../../secret.safetensors", "holds '..'"),
+        ("people/../people/ann.safetensors", "holds '..'"),
+        ("/etc/passwd", "leads outside the adapter root"),
+        ("/", "leads outside the adapter root"),
+        ("//server/share/x.safetensors", "leads outside the adapter root"),
+        ("people\\ann.safetensors", "holds a backslash"),
+        ("..\\secret.safetensors", "holds a backslash"),
+        ("\\\\server\\share\\x.safetensors", "holds a backslash"),
+        ("people/ann.safetensors\0.txt", "holds a character that no file name can have"),
+        ("people/ann\n.safetensors", "holds a character that no file name can have"),
+        ("people/\ud800.safetensors", "holds a character that no file name can have"),
+        ("%2e%2e/secret.safetensors", "is percent-encoded"),
+        ("..%2fsecret.safetensors", "is percent-encoded"),
+        ("%252e%252e/secret.safetensors", "is percent-encoded"),
+        ("people%2Fann.safetensors", "is percent-encoded"),
+        ("file:///etc/passwd", "is a file address; only files under the adapter root are served"),
+        ("file:people/ann.safetensors", "is a file address"),
+        ("http://169.254.169.254/x.safetensors", "is a http address"),
+        ("HTTPS://example.com/x.safetensors", "is a https address"),
+        ("s3://bucket/x.safetensors", "is a s3 address"),
+        ("hf:someone/lora", "is a hf address"),
+        ("hf://someone/lora", "is a hf address"),
+        ("gopher://x/y.safetensors", "is a gopher address"),
+        ("people", "is a directory"),
+        (".", "is a directory"),
+        ("notes.txt", "does not end in .safetensors"),
+        ("x" * 5000 + ".safetensors", "has 5012 characters"),
+        ("x" * 300 + ".safetensors", "cannot be read"),
+    ],
+)
+def test_a_path_that_cannot_name_an_adapter_is_refused_with_the_reason(root, path, reason):
+    with pytest.raises(AdapterRefused) as refused:
+        locate(path, root=root)
+
+    assert reason in str(refused.value)
+    assert refused.value.field == "path"
+    assert str(root) not in str(refused.value)
+
+
+def test_a_symlink_that_leads_outside_is_refused_whether_or_not_it_leads_somewhere(root):
+    (root / "out.safetensors").symlink_to("../secret.safetensors")
+    (root / "lost.safetensors").symlink_to("/nowhere/x.safetensors")
+    (root / "outside").symlink_to("..")
+
+    for path in ("out.safetensors", "lost.safetensors", "outside/secret.safetensors"):
+        with pytest.raises(AdapterRefused, match="leads outside the adapter root; only files under it are served"):
+            locate(path, root=root)
+
+
+def test_a_folder_whose_name_only_begins_like_the_root_is_outside(root):
+    (root.parent / "adapters-private").mkdir()
+    (root.parent / "adapters-private" / "x.safetensors").write_bytes(b"x")
+
+    with pytest.raises(AdapterRefused, match="leads outside"):
+        locate(f"{root}-private/x.safetensors", root=root)
+
+
+def test_a_symlink_loop_and_a_pipe_are_refused(root):
+    (root / "loop.safetensors").symlink_to("loop.safetensors")
+    os.mkfifo(root / "pipe.safetensors")
+
+    with pytest.raises(AdapterRefused, match="cannot be read"):
+        locate("loop.safetensors", root=root)
+    with pytest.raises(AdapterRefused, match="not a regular file"):
+        locate("pipe.safetensors", root=root)
+
+
+PIECES = st.sampled_from(
+    [
+        "..", ".", "", "/", "//", "\\", "people", "ann.safetensors", "secret.safetensors", "etc", "passwd", "~", "\0",
+        "%2e%2e", "%2f", "file://", "http://", "C:", "．．", "∕", "⁄", "／", "․․", "..;", " ", "\u202e",
+    ]
+)  # fmt: skip
+
+
+@FUZZ
+@given(st.lists(PIECES, max_size=8).map("".join) | st.lists(PIECES, max_size=6).map("/".join) | st.text(max_size=30))
+def test_whatever_is_asked_for_only_an_adapter_under_the_root_is_given(root, path):
+    try:
+        found = locate(path, root=root)
+    except (AdapterNotFound, AdapterRefused) as error:
+        told = str(error)
+    else:
+        assert found == root / "people/ann.safetensors"
+        told = ""
+
+    # Neither where the root is, nor anything of what lies beside it, is told.
+    assert str(root) not in told

@@ -1,0 +1,43 @@
+"""The command line as a person meets it."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def flux2(*arguments, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "shared.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env={"PATH": "/usr/bin:/bin", "COLUMNS": "200", **environment},
+        check=False,
+    )
+
+
+def test_help_lists_the_commands_of_both_sides():
+    done = flux2("--help")
+
+    assert done.returncode == 0
+    for command in ("up", "demo", "api", "worker", "tiny"):
+        assert command in done.stdout
+
+
+@pytest.mark.parametrize("command", ["api", "worker", "up"])
+def test_a_wrong_setting_is_one_line_that_names_the_variable(command):
+    done = flux2(command, FLUX2_QUEUE_LEASE_TTL_S="soon")
+
+    assert done.returncode == 1
+    assert "FLUX2_QUEUE_LEASE_TTL_S" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_checkpoint_that_is_not_there_is_one_line_that_names_it(tmp_path):
+    missing = tmp_path / "no-such-model"
+
+    done = flux2("worker", "--device", "cpu", FLUX2_MODEL_PATH=str(missing))
+
+    assert done.returncode == 1
+    assert str(missing) in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,73 @@
+"""The settings, their documents and the environment say the same."""
+
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from shared.settings import Settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def variables():
+    """Every variable with its default as text and its description."""
+    found = {}
+    for section, info in Settings.model_fields.items():
+        if not isinstance(info.default, BaseModel):
+            found[info.validation_alias] = ("", info.description)
+            continue
+        for name, field in type(info.default).model_fields.items():
+            default = "" if field.default is None else str(field.default)
+            found[f"FLUX2_{section}_{name}".upper()] = (default, field.description)
+    return found
+
+
+def test_the_reference_lists_every_setting_with_its_default_and_meaning():
+    text = (ROOT / "docs/reference/settings.md").read_text()
+
+    rows = re.findall(r"^\| `(\w+)` \| (?:`(.*?)`)? ?\| (.*) \|$", text, re.MULTILINE)
+
+    assert {name: (default, meaning) for name, default, meaning in rows} == variables()
+
+
+def test_the_example_file_lists_every_setting_with_its_default():
+    text = (ROOT / ".env.example").read_text()
+
+    lines = dict(re.findall(r"^#(\w+)=(.*)$", text, re.MULTILINE))
+
+    expected = {name: default for name, (default, _) in variables().items()}
+    assert {name: value for name, value in lines.items() if not name.startswith("AWS_")} == expected
+
+
+def test_every_setting_can_be_set_from_the_environment(monkeypatch):
+    monkeypatch.setenv("FLUX2_S3_ADDRESSING_STYLE", "path")
+    monkeypatch.setenv("FLUX2_QUEUE_LEASE_TTL_S", "7.5")
+    monkeypatch.setenv("FLUX2_MODEL_TEXT_ENCODER", "/models/mistral")
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+
+    settings = Settings()
+
+    assert settings.s3.addressing_style == "path"
+    assert settings.queue.lease_ttl_s == 7.5
+    assert settings.model.text_encoder == "/models/mistral"
+    assert settings.hf_token.get_secret_value() == "hf_secret"
+    assert "hf_secret" not in repr(settings)
+
+
+def test_an_empty_variable_means_the_default(monkeypatch):
+    monkeypatch.setenv("FLUX2_S3_ENDPOINT_URL", "")
+    monkeypatch.setenv("HF_TOKEN", "")
+
+    settings = Settings()
+
+    assert settings.s3.endpoint_url is None
+    assert settings.hf_token is None
+
+
+def test_a_value_that_cannot_be_used_is_refused(monkeypatch):
+    monkeypatch.setenv("FLUX2_QUEUE_LEASE_TTL_S", "-1")
+
+    with pytest.raises(ValidationError, match="lease_ttl_s"):
+        Settings()

@@ -1,0 +1,156 @@
+"""Image files that say how they were made, so that any one of them can be rendered again.
+
+Each file holds the parameters twice: as JSON, which is what `read_parameters` and replay use, and as the text that
+AUTOMATIC1111's web UI writes, which image browsers and model sites show. PNG has text chunks for them; JPEG and WebP
+have EXIF.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from PIL import ExifTags, Image, PngImagePlugin
+
+from shared.job import ImageFormat
+
+_JSON_CHUNK = "flux2"
+_TEXT_CHUNK = "parameters"
+
+# The largest EXIF that fits into a JPEG's one APP1 segment, less its own structure.
+_JPEG_EXIF_BYTES = 65_000
+_SHORT_CHARS = 500
+
+_CONTENT_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+
+# The names of that text, in its order, and the parameters that they show.
+_LABELS = (
+    ("Steps", "num_inference_steps"),
+    ("CFG scale", "guidance_scale"),
+    ("Seed", "seed"),
+    ("Model", "model"),
+)
+
+
+def content_type(fmt: ImageFormat) -> str:
+    """Return the media type of a format."""
+    return _CONTENT_TYPES[fmt]
+
+
+def encode(image: Image.Image, fmt: ImageFormat, parameters: Mapping[str, object]) -> bytes:
+    """Return the image as a file with `parameters` in it.
+
+    PNG is lossless; JPEG is quality 95 without chroma subsampling; WebP is quality 90.
+
+    Args:
+        image: RGB, 8 bits a channel.
+        parameters: whatever JSON can hold; of the fields of `shared.job.ItemSpec` it has, a readable text is made too.
+            A JPEG has 64 kB for both; when they do not fit, long strings are left out and `"truncated": true` says so.
+
+    Raises:
+        TypeError: `parameters` hold what JSON cannot.
+    """
+    file = io.BytesIO()
+    match fmt:
+        case "png":
+            # Level 1 takes a third of the default's time (0.12 s against 0.4 s at 1024x1024) for 14 % more bytes.
+            image.save(file, "PNG", pnginfo=_png_text(parameters), compress_level=1)
+        case "jpeg":
+            image.save(file, "JPEG", quality=95, subsampling=0, exif=_jpeg_exif(parameters))
+        case "webp":
+            image.save(file, "WEBP", quality=90, exif=_exif(parameters))
+    return file.getvalue()
+
+
+def read_parameters(data: bytes) -> dict[str, Any]:
+    """Return the parameters that `encode` put into a file.
+
+    Raises:
+        ValueError: not an image, or one without them.
+    """
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
+            text = image.info.get(_JSON_CHUNK) or image.getexif().get(ExifTags.Base.ImageDescription)
+    except (OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
+        raise ValueError("not a PNG, JPEG or WebP image") from error
+    parameters = _parse(text)
+    if parameters is None:
+        raise ValueError("the image holds no flux2 parameters")
+    return parameters
+
+
+def _parse(text: object) -> dict[str, Any] | None:
+    try:
+        parameters = json.loads(text) if isinstance(text, str) else None
+    except (ValueError, RecursionError):
+        return None
+    return parameters if isinstance(parameters, dict) else None
+
+
+def _png_text(parameters: Mapping[str, object]) -> PngImagePlugin.PngInfo:
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt(_TEXT_CHUNK, _encodable(_readable(parameters)))
+    chunks.add_text(_JSON_CHUNK, _json(parameters))
+    return chunks
+
+
+def _jpeg_exif(parameters: Mapping[str, object]) -> bytes:
+    exif = _exif(parameters)
+    if len(exif) <= _JPEG_EXIF_BYTES:
+        return exif
+    short = {name: value for name, value in parameters.items() if len(json.dumps(value)) <= _SHORT_CHARS}
+    return _exif({**short, "truncated": True})
+
+
+def _exif(parameters: Mapping[str, object]) -> bytes:
+    exif = Image.Exif()
+    # Other writers and readers of this comment take it for big-endian, so the whole block is.
+    exif.endian = ">"
+    # EXIF's ASCII; JSON's escapes carry the rest of Unicode.
+    exif[ExifTags.Base.ImageDescription] = _json(parameters)
+    exif[ExifTags.Base.Software] = "flux2-queue"
+    comment = b"UNICODE\0" + _encodable(_readable(parameters)).encode("utf-16-be")
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    return exif.tobytes()
+
+
+def _json(parameters: Mapping[str, object]) -> str:
+    return json.dumps(parameters, ensure_ascii=True, allow_nan=False)
+
+
+def _encodable(text: str) -> str:
+    """Replace what no encoding can hold: a lone surrogate, or NUL, which ends a text chunk early in many readers."""
+    return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
+
+
+def _readable(parameters: Mapping[str, object]) -> str:
+    """Return AUTOMATIC1111's text: the prompt, the negative prompt if any, then `Name: value` pairs on one line."""
+    pairs = [f"{label}: {_quoted(parameters[name])}" for label, name in _LABELS if name in parameters]
+    if {"width", "height"} <= parameters.keys():
+        pairs.append(f"Size: {parameters['width']}x{parameters['height']}")
+    pairs += _adapters(parameters.get("adapters"))
+    lines = [str(parameters.get("prompt", ""))]
+    if parameters.get("neg"):
+        lines.append(f"Negative prompt: {parameters['neg']}")
+    return "\n".join([*lines, ", ".join(pairs)])
+
+
+def _adapters(value: object) -> list[str]:
+    """Return the pairs that name the adapters; sites look them up by the first ten digits of the file's sha256."""
+    adapters = [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list | tuple) else []
+    if not adapters:
+        return []
+    names = [PurePosixPath(str(entry.get("path", ""))).stem for entry in adapters]
+    hashes = {f"lora:{name}": str(entry.get("sha256", ""))[:10] for name, entry in zip(names, adapters, strict=True)}
+    strengths = ", ".join(f"{name} {entry.get('multiplier')}" for name, entry in zip(names, adapters, strict=True))
+    return [f"Loras: {_quoted(strengths)}", f"Hashes: {json.dumps(hashes)}"]
+
+
+def _quoted(value: object) -> str:
+    """Quote a value that holds what separates values."""
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",\n:") else text

@@ -1,0 +1,1 @@
+"""Adapters: reading their files and folding them into weights."""

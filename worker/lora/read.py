@@ -1,0 +1,73 @@
+"""Read an adapter file completely and check it completely, before any weight is written.
+
+The API has checked the header when the job was accepted, but the file may have changed since, and only here are the
+values seen. The bytes are read into memory: a trainer rewrites its files in place, and a mapped file that shrinks kills
+the process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from shared.adapters.header import read_header
+from shared.adapters.identity import sha256_of
+from shared.adapters.layout import AdapterLayout, check_fits, describe
+from shared.errors import AdapterNotFound, AdapterRefused
+from shared.job import AdapterRef
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A checked adapter; `tensors` are the file's, by key, on the device that merges them."""
+
+    ref: AdapterRef
+    layout: AdapterLayout
+    tensors: dict[str, Tensor]
+
+
+def read_adapter(
+    ref: AdapterRef, path: Path, *, model: str, layers: Mapping[str, tuple[int, int]], device: torch.device
+) -> Adapter:
+    """Load the file at `path`, which must still be the one that `ref` names.
+
+    Args:
+        model: id in the catalogue.
+        layers: (out, in) of the base model's linear layers.
+
+    Raises:
+        AdapterNotFound: no file is there any more.
+        AdapterRefused: other bytes than when the job was accepted, no adapter for this model, or a value that is not
+            finite; the message names the key.
+        AdapterMismatch: an update has another shape than its layer.
+    """
+    _check_identity(ref, path)
+    layout = describe(read_header(path, max_bytes=ref.size_bytes))
+    check_fits(layout, layers, model=model)
+    tensors = _tensors(path)
+    _check_identity(ref, path)
+    for key, tensor in tensors.items():
+        if not tensor.float().isfinite().all():
+            raise AdapterRefused(f"{key!r} holds a value that is not finite")
+    return Adapter(ref, layout, {key: tensor.to(device) for key, tensor in tensors.items()})
+
+
+def _check_identity(ref: AdapterRef, path: Path) -> None:
+    """Cheap when the file is unchanged: digests are remembered by inode, size and times."""
+    if sha256_of(path) != ref.sha256:
+        raise AdapterRefused(f"{ref.path!r} has changed since the job was accepted; submit again to use the new file")
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(path.read_bytes())
+    except FileNotFoundError as error:
+        raise AdapterNotFound(f"{path.name}: no such file") from error
+    except (OSError, SafetensorError) as error:
+        raise AdapterRefused(f"{path.name}: cannot be read: {error}") from error

@@ -1,0 +1,1 @@
+"""Loading, keeping and changing the model that renders."""

@@ -1,0 +1,106 @@
+"""Make diffusers' FLUX.2 modules round where AI Toolkit's do.
+
+In float32 the two agree already (1e-7). In bfloat16 they part by 4e-3 over a whole image, because four small pieces
+round at other places; with these swaps the results are equal bit for bit on the same kernels. Weights, names and
+everything else stay diffusers'. The arithmetic is that of extensions_built_in/diffusion_models/flux2/src/model.py and
+autoencoder.py of https://github.com/ostris/ai-toolkit at 27a03a91.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class RoundedRMSNorm(nn.Module):
+    """RMS norm that rounds to the input's dtype before it multiplies by the weight; torch's rounds once, after."""
+
+    def __init__(self, weight: nn.Parameter, *, eps: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.eps = eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        wide = hidden_states.float()
+        inverse = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (wide * inverse).to(hidden_states.dtype) * self.weight
+
+
+class Float32PosEmbed(nn.Module):
+    """Rotary angles computed in float32; diffusers' are computed in float64."""
+
+    def __init__(self, theta: int, axes_dim: tuple[int, ...]) -> None:
+        super().__init__()
+        self.theta = theta
+        self.axes_dim = axes_dim
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines, each (tokens, head_dim), of (tokens, axes) positions."""
+        angles = torch.cat([self._angles(ids[:, axis], dim) for axis, dim in enumerate(self.axes_dim)], dim=-1)
+        angles = angles.repeat_interleave(2, dim=-1)  # neighbouring channels turn together
+        return angles.cos(), angles.sin()
+
+    def _angles(self, positions: Tensor, dim: int) -> Tensor:
+        exponents = torch.arange(0, dim, 2, device=positions.device) / dim  # float32
+        return positions[:, None].float() * (1.0 / self.theta**exponents)
+
+
+class Swish(nn.Module):
+    """x * sigmoid(x), rounded after the sigmoid; torch's SiLU rounds once."""
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return hidden_states * torch.sigmoid(hidden_states)
+
+
+class ConvAttnProcessor:
+    """The autoencoder's attention with 1x1 convolutions, whose kernels sum in another order than a linear layer's."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """Attend over the pixels of (batch, channels, height, width); the last three arguments are always None."""
+        normed = attn.group_norm(hidden_states)
+        query, key, value = (_pixels(_conv(normed, linear)) for linear in (attn.to_q, attn.to_k, attn.to_v))
+        attended = functional.scaled_dot_product_attention(query, key, value)
+        batch, channels, height, width = hidden_states.shape
+        # Channels last in memory, as there: the layout picks the convolution's kernel.
+        image = attended.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return hidden_states + _conv(image, attn.to_out[0])
+
+
+def make_transformer_exact(transformer: Any) -> None:
+    """Swap the norms of queries and keys, and the rotary embedding, of a Flux2Transformer2DModel."""
+    config = transformer.config
+    transformer.pos_embed = Float32PosEmbed(config.rope_theta, tuple(config.axes_dims_rope))
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k"):
+            if hasattr(block.attn, name):
+                norm = getattr(block.attn, name)
+                setattr(block.attn, name, RoundedRMSNorm(norm.weight, eps=norm.eps))
+
+
+def make_autoencoder_exact(autoencoder: Any) -> None:
+    """Swap the activations and the attention of an AutoencoderKLFlux2."""
+    for module in list(autoencoder.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.SiLU):
+                setattr(module, name, Swish())
+    for side in (autoencoder.encoder, autoencoder.decoder):
+        side.mid_block.attentions[0].set_processor(ConvAttnProcessor())
+
+
+def _conv(hidden_states: Tensor, linear: nn.Linear) -> Tensor:
+    return functional.conv2d(hidden_states, linear.weight[:, :, None, None], linear.bias)
+
+
+def _pixels(image: Tensor) -> Tensor:
+    """Turn (batch, channels, height, width) into one head of (batch, 1, height * width, channels)."""
+    return image.flatten(2).transpose(1, 2).unsqueeze(1).contiguous()

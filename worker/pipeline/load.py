@@ -1,0 +1,115 @@
+"""Load a base model: find the files, build the modules their tensors describe, fill them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+
+from shared.errors import CheckpointError
+from shared.settings import ModelSettings
+from worker.pipeline import architecture, bfl, exact
+from worker.pipeline.bfl import Origin
+from worker.pipeline.components import DTYPES, Components
+from worker.pipeline.revision import revision_of
+from worker.pipeline.source import ModuleFiles, find
+from worker.pipeline.text_encoder import HIDDEN_STATES, load_text_encoder, load_tokenizer
+from worker.pipeline.weights import TensorFiles, fill
+
+logger = logging.getLogger("flux2.worker.pipeline")
+
+
+def load_components(settings: ModelSettings, *, device: torch.device, hf_token: str | None) -> Components:
+    """Load everything that `settings` names onto `device`.
+
+    Raises:
+        CheckpointError: files are missing, incomplete, unreadable or do not belong together.
+    """
+    started = time.perf_counter()
+    source = find(settings, hf_token=hf_token)
+    dtype = DTYPES[settings.precision]
+    transformer = load_transformer(source.transformer, device=device, dtype=dtype)
+    autoencoder = load_autoencoder(source.autoencoder, device=device, dtype=dtype)
+    text_encoder = load_text_encoder(source.text_encoder, device=device, dtype=dtype)
+    components = Components(
+        model=settings.id,
+        transformer=transformer,
+        autoencoder=autoencoder,
+        text_encoder=text_encoder,
+        tokenizer=load_tokenizer(source.text_encoder),
+        layers=bfl.layer_shapes(transformer),
+        revision=revision_of(source.files(), commit=source.commit),
+        precision=settings.precision,
+        device=device,
+    )
+    _check_fit(components)
+    logger.info(
+        "model loaded",
+        extra={"revision": components.revision, "layout": source.transformer.layout, "precision": settings.precision,
+               "device": str(device), "load_s": round(time.perf_counter() - started, 1)},
+    )  # fmt: skip
+    return components
+
+
+def load_transformer(source: ModuleFiles, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return a Flux2Transformer2DModel whose arithmetic is AI Toolkit's.
+
+    Raises:
+        CheckpointError: see `worker.pipeline.weights.fill`.
+    """
+    files = TensorFiles(source.weights)
+    transformer = _build(Flux2Transformer2DModel, source, architecture.transformer_config, files)
+    exact.make_transformer_exact(transformer)
+    fill(transformer, files, _origins(source, transformer, bfl.transformer_origins), device=device, dtype=dtype)
+    return transformer
+
+
+def load_autoencoder(source: ModuleFiles, *, device: torch.device, dtype: torch.dtype) -> Any:
+    """Return an AutoencoderKLFlux2 whose arithmetic is AI Toolkit's.
+
+    Raises:
+        CheckpointError: see `worker.pipeline.weights.fill`.
+    """
+    files = TensorFiles(source.weights)
+    autoencoder = _build(AutoencoderKLFlux2, source, architecture.autoencoder_config, files)
+    exact.make_autoencoder_exact(autoencoder)
+    fill(autoencoder, files, _origins(source, autoencoder, bfl.autoencoder_origins), device=device, dtype=dtype)
+    return autoencoder
+
+
+def _build(kind: Any, source: ModuleFiles, read_shapes: Any, files: TensorFiles) -> Any:
+    """Construct a module without memory, from a config.json or from the tensors' shapes."""
+    with torch.device("meta"):
+        if source.config is None:
+            return kind(**read_shapes(files.shapes, file=files.name))
+        return kind.from_config(_read_config(source.config))
+
+
+def _read_config(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not valid JSON") from error
+
+
+def _origins(source: ModuleFiles, module: Any, bfl_origins: Any) -> dict[str, Origin]:
+    if source.layout == "bfl":
+        origins: dict[str, Origin] = bfl_origins(module)
+        return origins
+    return {name: Origin(name) for name in module.state_dict()}
+
+
+def _check_fit(components: Components) -> None:
+    """Hold the three models to each other's widths; else the first image would fail, after a claim."""
+    latents, packed = components.transformer.config.in_channels, components.autoencoder.bn.num_features
+    if latents != packed:
+        raise CheckpointError(f"the transformer takes {latents} latent channels and the autoencoder packs {packed}")
+    embedding = components.text_encoder.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
+    takes, gives = components.transformer.config.joint_attention_dim, len(HIDDEN_STATES) * embedding
+    if takes != gives:
+        raise CheckpointError(f"the transformer reads prompts {takes} wide and the text encoder gives {gives}")

@@ -1,0 +1,95 @@
+"""Load the language model that turns prompts into embeddings, and its tokenizer.
+
+FLUX.2 [dev] reads three hidden states of Mistral Small 3.1; the layers above the last of them, the vision tower and
+the output head are never run, so they do not reach the device (30 of 40 layers: 34.7 GB instead of 48 GB). The
+tokenizer is used without its processor, which would need torchvision and add nothing to text.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+from shared.errors import CheckpointError
+
+# Indices into `hidden_states`, where 0 is the token embedding: the outputs of layers 10, 20 and 30.
+HIDDEN_STATES = (10, 20, 30)
+
+
+def load_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Return the decoder stack of the model in `folder`, cut after the last layer that is read.
+
+    Raises:
+        CheckpointError: a weight is missing, or there are too few layers.
+    """
+    needed = max(HIDDEN_STATES)
+    try:
+        config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the text encoder's configuration cannot be read: {error}") from error
+    text_config = config.get_text_config()
+    layers = text_config.num_hidden_layers
+    if layers < needed:
+        raise CheckpointError(f"{folder}: the text encoder has {layers} layers, and {needed} are needed")
+    text_config.num_hidden_layers = needed
+    try:
+        with _quiet():
+            model, info = AutoModel.from_pretrained(
+                folder, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
+            )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: the text encoder cannot be loaded: {error}") from error
+    absent = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
+    if absent:
+        raise CheckpointError(f"{folder}: text encoder weight {absent[0]!r} is missing or of another shape")
+    language_model: nn.Module = getattr(model, "language_model", model)
+    if layers > needed:
+        # The last hidden state is normed; the one after layer 30 of 40 is not.
+        language_model.norm = nn.Identity()
+    return language_model.to(device).requires_grad_(False).eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of tokenizer.json with the processor's chat template.
+
+    The class is named, not guessed: with mistral-common installed, AutoTokenizer would return another backend.
+
+    Raises:
+        CheckpointError: no usable tokenizer, padding token or chat template.
+    """
+    try:
+        with _quiet():
+            tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
+    old_template = folder / "chat_template.json"  # where processors kept it before chat_template.jinja
+    if old_template.is_file() and not (folder / "chat_template.jinja").is_file():
+        tokenizer.chat_template = json.loads(old_template.read_text())["chat_template"]
+    for what in ("chat_template", "bos_token", "pad_token"):
+        if getattr(tokenizer, what) is None:
+            raise CheckpointError(f"{folder}: the tokenizer has no {what}")
+    return tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from printing bars, and a table of the weights that are left out on purpose."""
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]

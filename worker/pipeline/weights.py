@@ -1,0 +1,100 @@
+"""Fill a module with the tensors of safetensors files, completely or not at all.
+
+Modules are built without memory (device `meta`) and given their tensors one by one, so no second copy of a 64 GB
+checkpoint exists and bfloat16 files never pass through float32. Names are the caller's business: see
+`worker.pipeline.bfl`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from shared.errors import CheckpointError
+from worker.pipeline.bfl import Origin
+
+# Quantised files need their scales applied; casting them would give noise.
+_FLOATS = frozenset({"BF16", "F16", "F32"})
+# Counters of training that some exports leave out; evaluation never reads them.
+_OPTIONAL = frozenset({"bn.num_batches_tracked"})
+
+
+class TensorFiles:
+    """The tensors of one module, spread over one or more safetensors files.
+
+    Raises:
+        CheckpointError: a file cannot be read as safetensors.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self.name = files[0].name if len(files) == 1 else f"{files[0].parent.name}/*.safetensors"
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._holders: dict[str, Any] = {}  # safe_open handles, by tensor
+        for file in files:
+            try:
+                holder: Any = safe_open(file, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{file}: not a readable safetensors file: {error}") from error
+            for name in holder.keys():  # noqa: SIM118 - not a mapping
+                self.shapes[name] = tuple(holder.get_slice(name).get_shape())
+                self._holders[name] = holder
+
+    def read(self, name: str) -> Tensor:
+        """Return a tensor that lies in the file's pages, not in memory of its own.
+
+        Raises:
+            CheckpointError: it is quantised.
+        """
+        holder = self._holders[name]
+        dtype = holder.get_slice(name).get_dtype()
+        if dtype not in _FLOATS and name not in _OPTIONAL:
+            raise CheckpointError(f"{self.name}: tensor {name!r} holds {dtype} values; only {sorted(_FLOATS)} are used")
+        tensor: Tensor = holder.get_tensor(name)
+        return tensor
+
+
+def fill(
+    module: nn.Module, files: TensorFiles, origins: Mapping[str, Origin], *, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Give a module that was built on the meta device its tensors, and make it ready for inference.
+
+    Args:
+        origins: for each entry of the module's state, the tensor of `files` that holds it.
+
+    Raises:
+        CheckpointError: a tensor is missing, unexpected or of another shape; `module` is then not to be used.
+    """
+    _check_names(files, origins)
+    state: dict[str, Tensor] = {}
+    for name, empty in module.state_dict().items():
+        origin = origins[name]
+        if origin.tensor not in files.shapes:
+            state[name] = torch.zeros(empty.shape, dtype=empty.dtype, device=device)
+            continue
+        found = origin.take(files.read(origin.tensor))
+        if found.shape == (*empty.shape, 1, 1):  # a 1x1 convolution that diffusers runs as a linear layer
+            found = found[:, :, 0, 0]
+        if found.shape != empty.shape:
+            raise CheckpointError(
+                f"{files.name}: tensor {origin.tensor!r} gives {list(found.shape)} to {name}, not {list(empty.shape)}"
+            )
+        kept = dtype if empty.is_floating_point() else empty.dtype
+        # A copy even on the CPU: pages of the file would change under us when someone rewrites it.
+        state[name] = found.to(device=device, dtype=kept, copy=True)
+    module.load_state_dict(state, assign=True)
+    module.requires_grad_(False).eval()
+
+
+def _check_names(files: TensorFiles, origins: Mapping[str, Origin]) -> None:
+    wanted = {origin.tensor for origin in origins.values()}
+    missing = sorted(wanted - files.shapes.keys() - _OPTIONAL)
+    unexpected = sorted(files.shapes.keys() - wanted)
+    for what, names in (("missing", missing), ("unexpected", unexpected)):
+        if names:
+            more = f"; {len(names) - 1} more are too" if len(names) > 1 else ""
+            raise CheckpointError(f"{files.name}: tensor {names[0]!r} is {what}{more}")

@@ -1,0 +1,185 @@
+"""Render one item: make its adapters current, encode, denoise, decode.
+
+The caller owns the queue, the lease and the upload. Everything here runs in the caller's thread, and `on_progress` may
+raise at any point to end the work: weights are then either base or completely merged, never between.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor
+
+from shared.errors import InvalidRequest, OutOfMemory, RunError
+from shared.job import AdapterReport, ItemSpec, PipelineReport, Progress
+from worker.pipeline.cache import Change, WarmPipeline
+from worker.pipeline.components import Components
+from worker.sampling.decode import decode, to_image
+from worker.sampling.latents import PIXELS, image_ids, noise, pack, text_ids, unpack
+from worker.sampling.prompt import PromptEncoder, check_prompt
+from worker.sampling.sampler import denoise, distilled_velocity
+from worker.sampling.sigmas import sigmas
+
+logger = logging.getLogger("flux2.worker.render")
+
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """One finished image and how it came to be.
+
+    Attributes:
+        timings: seconds by stage: adapter, encode_prompt, denoise, decode.
+        adapters: what each adapter did, in merge order.
+    """
+
+    image: Image.Image
+    timings: dict[str, float]
+    adapters: tuple[AdapterReport, ...]
+    pipeline: PipelineReport
+
+
+class Renderer:
+    """Renders items with one base model; what is merged into it persists between calls.
+
+    Args:
+        prompt_cache: encoded prompts kept in memory.
+    """
+
+    def __init__(self, components: Components, *, prompt_cache: int) -> None:
+        self.warm = WarmPipeline(components)
+        self._components = components
+        self._prompts = PromptEncoder(
+            components.text_encoder, components.tokenizer, device=components.device, cache_size=prompt_cache
+        )
+
+    @property
+    def adapter_key(self) -> str:
+        """What is merged now, as `ItemSpec.adapter_key` names it: an item with this key starts at once."""
+        return self.warm.adapter_key
+
+    def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: OnProgress) -> Rendered:
+        """Render `spec` with the adapter files that its `adapters` name, in the same order.
+
+        Args:
+            on_progress: called when a stage begins and after each step; what it raises ends the work.
+
+        Raises:
+            InvalidRequest: a value that can only give garbage.
+            AdapterNotFound, AdapterRefused, AdapterMismatch: an adapter file cannot be used.
+            OutOfMemory: the device could not hold the item; memory has been given back.
+            RunError: the latents are not finite.
+        """
+        _check(spec, adapters)
+        try:
+            return self._render(spec, adapters, on_progress)
+        except torch.OutOfMemoryError as error:
+            reason = str(error).partition(". ")[0]
+        # Outside of the handler: the error's traceback would keep every tensor of the failed attempt alive.
+        gc.collect()
+        torch.cuda.empty_cache()
+        raise OutOfMemory(f"{spec.width}x{spec.height} does not fit on {_device_name(self._components)}: {reason}")
+
+    @torch.no_grad()
+    def _render(self, spec: ItemSpec, adapters: Sequence[Path], on_progress: OnProgress) -> Rendered:
+        timings: dict[str, float] = {}
+        steps = spec.num_inference_steps
+
+        def stage(name: str) -> None:
+            on_progress(Progress(stage=name, step=steps if name == "decode" else 0, steps=steps))
+
+        stage("adapter")
+        with self._timed(timings, "adapter"):
+            change, reports = self.warm.use(list(zip(spec.adapters, adapters, strict=True)))
+        stage("encode")
+        with self._timed(timings, "encode_prompt"):
+            prompt_embeds = self._prompts.encode(spec.prompt)
+        stage("denoise")
+        with self._timed(timings, "denoise"):
+            latents = self._denoise(spec, prompt_embeds, on_progress)
+        stage("decode")
+        with self._timed(timings, "decode"):
+            image = to_image(decode(self._components.autoencoder, latents)[0])
+        return Rendered(image, timings, reports, self._report(change))
+
+    def _denoise(self, spec: ItemSpec, prompt_embeds: Tensor, on_progress: OnProgress) -> Tensor:
+        """Return final latents, (1, channels, height / 16, width / 16)."""
+        transformer, device = self._components.transformer, self._components.device
+        rows, columns = spec.height // PIXELS, spec.width // PIXELS
+        start = noise(
+            spec.seed,
+            channels=transformer.config.in_channels,
+            height=spec.height,
+            width=spec.width,
+            dtype=prompt_embeds.dtype,
+        )
+        velocity = distilled_velocity(
+            transformer,
+            prompt_embeds=prompt_embeds,
+            img_ids=image_ids(rows, columns).to(device),
+            txt_ids=text_ids(prompt_embeds.shape[1]).to(device),
+            guidance_scale=spec.guidance_scale,
+        )
+        tokens = denoise(
+            velocity,
+            pack(start.to(device)),
+            sigmas(spec.num_inference_steps, rows * columns),
+            on_step=lambda step, steps: on_progress(Progress(stage="denoise", step=step, steps=steps)),
+        )
+        if not tokens.isfinite().all():
+            raise RunError(f"the latents of seed {spec.seed} are not finite, so there is no image in them")
+        return unpack(tokens, rows=rows, columns=columns)
+
+    def _report(self, change: Change) -> PipelineReport:
+        components = self._components
+        return PipelineReport(
+            engine="exact",
+            precision=components.precision,
+            base_revision=components.revision,
+            device=_device_name(components),
+            change=change,
+            versions={module.__name__: module.__version__ for module in (torch, diffusers, transformers)},
+        )
+
+    @contextmanager
+    def _timed(self, timings: dict[str, float], name: str) -> Iterator[None]:
+        """Measure a stage until its work is done, not until it has been handed to the GPU."""
+        started = time.perf_counter()
+        yield
+        if self._components.device.type == "cuda":
+            torch.cuda.synchronize(self._components.device)
+        timings[name] = time.perf_counter() - started
+
+
+def _check(spec: ItemSpec, adapters: Sequence[Path]) -> None:
+    """Refuse what can only give garbage; the API floors and bounds these, so a violation is a caller's bug."""
+    for field, pixels in (("width", spec.width), ("height", spec.height)):
+        if pixels < PIXELS or pixels % PIXELS:
+            raise InvalidRequest(f"{field} is {pixels}, not a positive multiple of {PIXELS}", field=field)
+    if spec.num_inference_steps < 1:
+        raise InvalidRequest(f"{spec.num_inference_steps} steps; at least 1 is needed", field="sample_steps")
+    if not math.isfinite(spec.guidance_scale):
+        raise InvalidRequest(f"guidance_scale is {spec.guidance_scale}", field="guidance_scale")
+    for ref in spec.adapters:
+        if not math.isfinite(ref.multiplier):
+            raise InvalidRequest(f"the multiplier of {ref.path!r} is {ref.multiplier}", field="network_multiplier")
+    if len(adapters) != len(spec.adapters):
+        raise InvalidRequest(f"{len(adapters)} files were given for {len(spec.adapters)} adapters", field="loras")
+    check_prompt(spec.prompt)
+
+
+def _device_name(components: Components) -> str:
+    device = components.device
+    return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)

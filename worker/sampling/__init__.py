@@ -1,0 +1,1 @@
+"""From a prompt, a seed and a size to pixels."""

@@ -1,0 +1,43 @@
+"""Latents: the starting noise, how positions become tokens, and the coordinates that tell tokens apart."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Pixels per latent position: the autoencoder shrinks by 8 and packing by 2.
+PIXELS = 16
+
+
+def noise(seed: int, *, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Draw one image's starting noise, (1, channels, height / 16, width / 16), on the CPU.
+
+    Drawn in the dtype of the embeddings, as AI Toolkit does: a float32 draw moved to bfloat16 later is the same, but
+    one used in float32 is not. Each image has its own generator, so images of a batch equal images rendered alone.
+
+    Args:
+        height: in pixels, a multiple of 16, as is `width`.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn((1, channels, height // PIXELS, width // PIXELS), generator=generator, dtype=dtype)
+
+
+def pack(latents: Tensor) -> Tensor:
+    """Turn (batch, channels, rows, columns) into tokens, (batch, rows * columns, channels)."""
+    return latents.flatten(2).transpose(1, 2)
+
+
+def unpack(tokens: Tensor, *, rows: int, columns: int) -> Tensor:
+    """Undo `pack`."""
+    channels_first = tokens.transpose(1, 2)
+    return channels_first.view(*channels_first.shape[:2], rows, columns)
+
+
+def image_ids(rows: int, columns: int) -> Tensor:
+    """Return the coordinates (time, row, column, text) of image tokens: (rows * columns, 4), int64."""
+    return torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns), torch.arange(1))
+
+
+def text_ids(tokens: int) -> Tensor:
+    """Return the coordinates (time, row, column, text) of text tokens: (tokens, 4), int64."""
+    return torch.cartesian_prod(torch.arange(1), torch.arange(1), torch.arange(1), torch.arange(tokens))

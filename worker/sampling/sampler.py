@@ -1,0 +1,63 @@
+"""The denoising loop.
+
+It is written out, without a scheduler object, because each rounding counts in bfloat16: AI Toolkit makes the timestep
+directly in the latents' dtype and adds the step in that dtype, where diffusers' scheduler works in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Latents (batch, tokens, channels) and timesteps (batch,) in 0..1 to the predicted velocity, shaped as the latents.
+Velocity = Callable[[Tensor, Tensor], Tensor]
+
+
+def distilled_velocity(
+    transformer: Any, *, prompt_embeds: Tensor, img_ids: Tensor, txt_ids: Tensor, guidance_scale: float
+) -> Velocity:
+    """Return the velocity of a guidance-distilled model: one pass, with the guidance as an input.
+
+    Args:
+        prompt_embeds: (batch, text tokens, width).
+        img_ids: (image tokens, 4).
+        txt_ids: (text tokens, 4).
+    """
+
+    def velocity(latents: Tensor, timestep: Tensor) -> Tensor:
+        prediction: Tensor = transformer(
+            hidden_states=latents,
+            encoder_hidden_states=prompt_embeds,
+            timestep=timestep,  # the model multiplies by 1000, in the latents' dtype
+            img_ids=img_ids,
+            txt_ids=txt_ids,
+            guidance=torch.full_like(timestep, guidance_scale),
+            return_dict=False,
+        )[0]
+        return prediction
+
+    return velocity
+
+
+def denoise(
+    velocity: Velocity, latents: Tensor, sigmas: Sequence[float], *, on_step: Callable[[int, int], None]
+) -> Tensor:
+    """Follow the velocity from noise to an image by Euler's method.
+
+    Args:
+        latents: (batch, tokens, channels), noise at ``sigmas[0]``.
+        on_step: called with (steps done, steps) after each; what it raises ends the loop.
+
+    Source:
+        denoise in https://github.com/black-forest-labs/flux2/blob/main/src/flux2/sampling.py
+    """
+    steps = len(sigmas) - 1
+    for step, (sigma, sigma_next) in enumerate(pairwise(sigmas), start=1):
+        timestep = torch.full(latents.shape[:1], sigma, dtype=latents.dtype, device=latents.device)
+        latents = latents + (sigma_next - sigma) * velocity(latents, timestep)
+        on_step(step, steps)
+    return latents

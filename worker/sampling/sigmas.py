@@ -1,0 +1,38 @@
+"""The noise levels of a rendering, as AI Toolkit chooses them.
+
+Diffusers' own schedule for FLUX.2 depends on the number of steps too and gives another image (sigmas differ by up to
+0.25 at 1024x1024), so it is not used.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+# The shift grows linearly with the number of image tokens through these two points, and beyond them.
+_TOKENS = (256, 4096)
+_SHIFTS = (0.5, 1.15)
+
+
+def shift(image_tokens: int) -> float:
+    """Return mu, the logarithm by which the schedule leans to high noise; more tokens, more noise."""
+    slope = (_SHIFTS[1] - _SHIFTS[0]) / (_TOKENS[1] - _TOKENS[0])
+    return slope * image_tokens + (_SHIFTS[0] - slope * _TOKENS[0])
+
+
+def sigmas(steps: int, image_tokens: int) -> list[float]:
+    """Return ``steps + 1`` noise levels from 1.0 down to 0.0.
+
+    Args:
+        steps: denoising steps, 1 or more.
+        image_tokens: latent positions, (height / 16) * (width / 16).
+
+    Source:
+        get_schedule in https://github.com/black-forest-labs/flux2/blob/main/src/flux2/sampling.py with AI Toolkit's
+        line for mu, evaluated in float32 as there; s(t) = e^mu / (e^mu + 1/t - 1).
+    """
+    times = torch.linspace(1, 0, steps + 1)
+    weight = math.exp(shift(image_tokens))
+    values: list[float] = (weight / (weight + (1 / times - 1))).tolist()
+    return values

@@ -1,0 +1,86 @@
+"""One worker process on one device, as the ledger sees it: a name, a boot identity and a heartbeat."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from shared.errors import LedgerUnavailable
+from shared.ledger import Claim, Ledger
+
+logger = logging.getLogger("flux2.worker.slot")
+
+_BEAT_S = 3.0
+
+
+def slot_name(configured: str | None, device: str) -> str:
+    """Name a slot so that its successor on the same host and device has the same name."""
+    return configured or f"{socket.gethostname()}/{device}"
+
+
+class Slot:
+    """What this process reports about itself, sent each few seconds and at each change.
+
+    Attributes:
+        boot: identity of this process, new at each start.
+        claim: the item that runs now, if one does.
+    """
+
+    def __init__(self, ledger: Ledger, *, name: str, model: str, device: str, revision: str, precision: str) -> None:
+        self.name = name
+        self.boot = uuid.uuid4().hex
+        self.claim: Claim | None = None
+        self._ledger = ledger
+        self._report = {
+            "model": model,
+            "device": device,
+            "revision": revision,
+            "precision": precision,
+            "boot": self.boot,
+            "state": "ready",
+            "warm": "base",
+            "item": "",
+        }
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._beat_until_stopped, name="flux2-slot", daemon=True)
+
+    def start(self) -> None:
+        """Announce the slot and keep announcing it."""
+        self._beat()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Take the slot out of the list of live ones."""
+        self._stopped.set()
+        self._thread.join()
+        try:
+            self._ledger.leave(self.name)
+        except LedgerUnavailable as error:
+            logger.warning("slot left without a word", extra={"slot": self.name, "error": str(error)})
+
+    @contextmanager
+    def running(self, claim: Claim) -> Iterator[None]:
+        """Report the item while it runs."""
+        self.claim = claim
+        self._report.update(state="busy", item=claim.item_id, warm=claim.spec.adapter_key)
+        self._beat()
+        try:
+            yield
+        finally:
+            self.claim = None
+            self._report.update(state="ready", item="")
+            self._beat()
+
+    def _beat_until_stopped(self) -> None:
+        while not self._stopped.wait(_BEAT_S):
+            self._beat()
+
+    def _beat(self) -> None:
+        try:
+            self._ledger.beat(self.name, self._report)
+        except LedgerUnavailable as error:
+            logger.warning("heartbeat not sent", extra={"slot": self.name, "error": str(error)})
