@@ -10,7 +10,7 @@ import typer
 from shared import logs
 from shared.settings import Settings
 
-app = typer.Typer()
+app = typer.Typer(pretty_exceptions_enable=False)
 
 
 @app.command()

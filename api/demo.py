@@ -61,14 +61,14 @@ def run(console: Console, output: Path) -> None:
             console.print(f"API {stack.url}, Redis {stack.servers.redis.url}, S3 {stack.servers.s3.url}")
             with Client(stack.url) as client:
                 for multiplier in (1.0, 0.5):
-                    _render(console, client, output, multiplier)
+                    _render(console, stack, client, output, multiplier)
         finally:
             with console.status("stopping"):
                 stack.stop()
     console.print(f"Done in {time.monotonic() - started:.0f} s; the images are in {output}/. Nothing is left running.")
 
 
-def _render(console: Console, client: Client, output: Path, multiplier: float) -> None:
+def _render(console: Console, stack: Stack, client: Client, output: Path, multiplier: float) -> None:
     job = client.submit(request(multiplier))
     console.rule(f"network_multiplier {multiplier:g}: request {job['request_id']}")
     for warning in job["warnings"]:
@@ -81,11 +81,12 @@ def _render(console: Console, client: Client, output: Path, multiplier: float) -
     )
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("in_queue", total=1.0)
-        status = client.wait(
-            job["request_id"],
-            timeout_s=_JOB_S,
-            on_status=lambda now: bar.update(task, description=_stage(now), completed=now["progress"]),
-        )
+
+        def show(status: dict[str, Any]) -> None:
+            stack.check()
+            bar.update(task, description=_stage(status), completed=status["progress"])
+
+        status = client.wait(job["request_id"], timeout_s=_JOB_S, on_status=show)
     if status["status"] != "succeeded":
         raise DemoFailed(f"request {job['request_id']} {status['status']}: {status['error']}")
     for image in client.result(job["request_id"])["outputs"]["images"]:

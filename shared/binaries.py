@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from shared.child import ServerFailed
+from shared.errors import ServerFailed
 
 MIN_REDIS = (6, 2)
 

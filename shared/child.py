@@ -17,11 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from shared.errors import Flux2Error
+from shared.errors import ServerFailed
 
 LOOPBACK = "127.0.0.1"
 _POLL_S = 0.02
-_LOCK_WAIT_S = 3.0
+_LOCK_WAIT_S = 2.0
 # Below Linux' and macOS' ephemeral ranges, with port + 10000 too, so no outgoing connection takes them meanwhile.
 _PORTS = range(12_000, 22_000)
 
@@ -30,19 +30,13 @@ _PORTS = range(12_000, 22_000)
 _GUARD = 'read -r word; [ "$word" = stopped ] || kill -KILL "-$1"'
 
 
-class ServerFailed(Flux2Error):
-    """An embedded server cannot be found, or did not start; the message says what to do or what its log says."""
-
-    code = "server_failed"
-
-
 class Child:
     """One server process in a session of its own, with a folder that no other process uses meanwhile.
 
     Args:
         name: for messages, e.g. `Redis`.
         command: program and arguments.
-        folder: its working directory, which exists; `server.log` in it holds the output of the last start.
+        folder: its working directory, which exists; its output is appended to `server.log` in it.
         environment: all that it sees of one; None: what a foreign server needs, with no credentials or settings.
     """
 
@@ -66,6 +60,12 @@ class Child:
         """Whether it was started and has not ended."""
         return self._process is not None and self._process.poll() is None
 
+    def check(self) -> None:
+        """Raise `ServerFailed`, with the end of its log, if the process has ended by itself."""
+        status = self._process.poll() if self._process else None
+        if status is not None:
+            raise ServerFailed(f"{self.name} ended with status {status}:\n{self._log_tail()}")
+
     def start(self, ready: Callable[[], bool], *, timeout_s: float) -> None:
         """Start the process and return when `ready()` is true.
 
@@ -78,7 +78,7 @@ class Child:
             self._spawn()
             deadline = time.monotonic() + timeout_s
             while not ready():
-                self._check_alive()
+                self.check()
                 if time.monotonic() > deadline:
                     raise ServerFailed(f"{self.name} was not ready within {timeout_s:g} s:\n{self._log_tail()}")
                 time.sleep(_POLL_S)
@@ -105,7 +105,7 @@ class Child:
         self._spawn()
 
     def _spawn(self) -> None:
-        with _locked(self._folder, name=self.name) as lock, self.log.open("wb") as log:
+        with _locked(self._folder, name=self.name) as lock, self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
                 cwd=self._folder,
@@ -123,11 +123,6 @@ class Child:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
-
-    def _check_alive(self) -> None:
-        status = self._process.poll() if self._process else None
-        if status is not None:
-            raise ServerFailed(f"{self.name} ended with status {status} while it started:\n{self._log_tail()}")
 
     def _log_tail(self, lines: int = 15) -> str:
         text = self.log.read_text(encoding="utf-8", errors="replace")

@@ -21,7 +21,12 @@ from shared.errors import Flux2Error
 from shared.settings import Settings
 from shared.stack import DEMO_ADAPTER, Stack
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Render FLUX.2 LoRAs in bulk on your own GPUs.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Render FLUX.2 LoRAs in bulk on your own GPUs.",
+)
 
 
 @app.command()

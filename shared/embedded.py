@@ -22,7 +22,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from shared.binaries import find_redis, find_weed
-from shared.child import LOOPBACK, Child, ServerFailed, free_port, port_is_free
+from shared.child import LOOPBACK, Child, free_port, port_is_free
+from shared.errors import ServerFailed
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

@@ -16,6 +16,7 @@
     - ItemCanceled               the caller canceled the job while the item ran
     - OutOfMemory                the device could not hold the item
     - StorageUnavailable         the result could not be written
+  + ServerFailed                 a process that this host should run cannot be found, or did not start
   + CheckpointError              the base model's files cannot be used; raised at start, before any claim
 
 Codes in capitals are the request's fault and use the reference API's words; codes in lower case are ours.
@@ -140,6 +141,12 @@ class StorageUnavailable(RunError):
     """The result could not be written within the retry budget."""
 
     code = "storage_unavailable"
+
+
+class ServerFailed(Flux2Error):
+    """A process that this host should run cannot be found, did not start or ended; says what its log says."""
+
+    code = "server_failed"
 
 
 class CheckpointError(Flux2Error):

@@ -16,8 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from shared.child import LOOPBACK, Child, ServerFailed, free_port
+from shared.child import LOOPBACK, Child, free_port
 from shared.embedded import EmbeddedServers
+from shared.errors import ServerFailed
 from shared.ledger import Ledger
 from shared.settings import Settings
 
@@ -122,6 +123,11 @@ class Stack:
     def stop_worker(self, number: int) -> None:
         """End one worker in good order and forget it."""
         self._children.pop(f"worker-{number}").stop(grace_s=_STOP_GRACE_S)
+
+    def check(self) -> None:
+        """Raise `ServerFailed`, with the end of its log, if a process has ended by itself."""
+        for child in self._children.values():
+            child.check()
 
     def restart_dead(self) -> None:
         """Start again what ended by itself; the ledger gives back what a worker held."""

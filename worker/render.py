@@ -56,6 +56,9 @@ class Renderer:
 
     Args:
         prompt_cache: encoded prompts kept in memory.
+
+    Attributes:
+        warm: the model and what is merged into it; its `adapter_key` says which items start at once.
     """
 
     def __init__(self, components: Components, *, prompt_cache: int) -> None:
@@ -64,11 +67,6 @@ class Renderer:
         self._prompts = PromptEncoder(
             components.text_encoder, components.tokenizer, device=components.device, cache_size=prompt_cache
         )
-
-    @property
-    def adapter_key(self) -> str:
-        """What is merged now, as `ItemSpec.adapter_key` names it: an item with this key starts at once."""
-        return self.warm.adapter_key
 
     def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: OnProgress) -> Rendered:
         """Render `spec` with the adapter files that its `adapters` name, in the same order.

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 
-from celery.signals import worker_shutting_down
+from celery.signals import worker_ready, worker_shutting_down
 
 from shared.caretaker import Caretaker
 from shared.celery_app import make_celery, wake
@@ -32,13 +32,15 @@ def serve(settings: Settings) -> None:
     if orphans:
         logger.warning("items of an earlier process requeued", extra={"slot": slot.name, "count": orphans})
         wake(opened.celery, settings.model.id, count=orphans)
-    slot.start()
     caretaker = Caretaker(ledger, opened.celery, settings.queue, [settings.model.id])
     caretaker.start()
+    # The slot is announced when Celery listens, not before: a slot in the list takes work.
+    worker_ready.connect(lambda **_: slot.start(), weak=False)
     worker_shutting_down.connect(lambda **_: _drain(opened), weak=False)
     try:
         opened.celery.worker_main(
             [
+                "--quiet",
                 "worker",
                 "--pool=solo",
                 f"--queues={keys.wake_queue(settings.model.id)}",
@@ -47,7 +49,6 @@ def serve(settings: Settings) -> None:
                 "--without-mingle",
                 "--without-heartbeat",
                 "--loglevel=WARNING",
-                "--quiet",
             ]
         )
     finally:

@@ -56,7 +56,8 @@ class Slot:
     def stop(self) -> None:
         """Take the slot out of the list of live ones."""
         self._stopped.set()
-        self._thread.join()
+        if self._thread.is_alive():
+            self._thread.join()
         try:
             self._ledger.leave(self.name)
         except LedgerUnavailable as error:

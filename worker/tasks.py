@@ -98,7 +98,7 @@ def _produce(worker: Worker, claim: Claim, lease: Lease) -> ItemResult:
     encoded = time.perf_counter()
 
     lease.report(Progress(stage="upload", step=spec.num_inference_steps, steps=spec.num_inference_steps))
-    key = f"{_prefix(claim)}{claim.index}.{spec.output_format}"
+    key = f"{_folder(claim)}/{claim.index}.{spec.output_format}"
     content_type = imagefile.content_type(spec.output_format)
     worker.store.put(key, data, content_type=content_type)
     uploaded = time.perf_counter()
@@ -136,7 +136,7 @@ def _commit(worker: Worker, claim: Claim, outcome: ItemResult | ItemError | None
     answer = _while_redis_is_away(worker)(worker.ledger.commit, claim, outcome)
     logger.info("item ended", extra={"item": claim.item_id, "fence": claim.fence, "commit": answer})
     if isinstance(outcome, ItemResult) and answer in ("canceled", "stale"):
-        worker.store.delete_prefix(_prefix(claim))
+        worker.store.delete_prefix(_folder(claim))
 
 
 def _while_redis_is_away(worker: Worker) -> tenacity.Retrying:
@@ -149,5 +149,6 @@ def _while_redis_is_away(worker: Worker) -> tenacity.Retrying:
     )
 
 
-def _prefix(claim: Claim) -> str:
-    return f"results/{claim.job_id}/{claim.fence}/"
+def _folder(claim: Claim) -> str:
+    """Where this claim's objects go; no other claim of the item writes there."""
+    return f"results/{claim.job_id}/{claim.fence}"

@@ -6,6 +6,7 @@ say where the root is or what lies outside it.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -19,7 +20,10 @@ _ENCODED = re.compile(r"%(2e|2f|5c|00|25)", re.IGNORECASE)
 
 
 def locate(path: str, *, root: Path) -> Path:
-    """Return the resolved path of the adapter file that a caller named.
+    """Return the path, under the resolved root, of the adapter file that a caller named.
+
+    Symlinks below the root are checked and kept, so that the path relative to the root can be located again: files of
+    a Hugging Face cache have their suffix only in the link's name.
 
     Args:
         path: relative to `root`, or absolute and inside it; always with `/` between its parts.
@@ -34,15 +38,17 @@ def locate(path: str, *, root: Path) -> Path:
         raise _refused(path, reason)
     try:
         base = root.resolve()
-        target = (base / path).resolve()
+        named = Path(os.path.normpath(base / path))
+        target = named.resolve()
         if not target.is_relative_to(base):
             raise _refused(path, "leads outside the adapter root; only files under it are served")
-        return _file(path, target)
+        _check_file(path, target)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise AdapterNotFound(f"no adapter at {path[:200]!r} under the adapter root", field=FIELD) from error
     except (OSError, RuntimeError) as error:
         # RuntimeError is pathlib's word for a symlink loop before Python 3.13.
         raise _refused(path, "cannot be read") from error
+    return named if named.is_relative_to(base) else target
 
 
 def _malformed(path: str) -> str | None:
@@ -65,8 +71,8 @@ def _malformed(path: str) -> str | None:
     return None
 
 
-def _file(path: str, target: Path) -> Path:
-    """Return `target` if it is a file that can be an adapter, else raise."""
+def _check_file(path: str, target: Path) -> None:
+    """Raise unless `target` is a file that can be an adapter."""
     target.stat()
     if target.is_dir():
         raise _refused(path, "is a directory, not a .safetensors file")
@@ -74,7 +80,6 @@ def _file(path: str, target: Path) -> Path:
         raise _refused(path, "does not end in .safetensors")
     if not target.is_file():
         raise _refused(path, "is not a regular file")
-    return target
 
 
 def _refused(path: str, reason: str) -> AdapterRefused:

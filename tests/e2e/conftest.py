@@ -15,7 +15,7 @@ ENVIRONMENT = {
     "FLUX2_QUEUE_REAP_S": "0.2",
     "FLUX2_QUEUE_AUDIT_S": "0.4",
     "FLUX2_WORKER_DEVICE": "cpu",
-    "FLUX2_WORKER_DRAIN_S": "2",
+    "FLUX2_WORKER_DRAIN_S": "0.5",
     # Two workers share two cores with the tests.
     "OMP_NUM_THREADS": "1",
 }
@@ -34,9 +34,10 @@ def stack(tmp_path_factory):
 
 
 @pytest.fixture
-def client(stack):
+def client(stack, wait_until):
     """A client of a stack in which every worker is alive."""
     stack.restart_dead()
+    wait_until(lambda: len(stack.ledger().slots()) == 2, 60, what="both workers' start")
     with Client(stack.url) as made:
         yield made
 
@@ -53,3 +54,14 @@ def wait_running(stack, wait_until):
         return wait_until(slot, 60, what="the item's first step")
 
     return running
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Show the processes' logs beside a failure."""
+    report = yield
+    running = item.funcargs.get("stack") if report.failed else None
+    if running is not None:
+        for log in running.logs:
+            report.sections.append((str(log), log.read_text(errors="replace")[-4000:]))
+    return report

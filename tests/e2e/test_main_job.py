@@ -9,6 +9,7 @@ import time
 import pytest
 import requests
 from PIL import Image, ImageChops
+from safetensors.torch import load_file, save_file
 
 from api.client import ApiError
 from shared.ledger import keys
@@ -140,12 +141,13 @@ def test_other_formats_can_be_asked_for(client, fmt, magic):
     assert read_parameters(data)["seed"] == 7
 
 
-def test_an_adapter_that_does_not_fit_is_refused_before_any_worker_is_booked(stack, client, goldens):
-    other_width = goldens / "adapters" / "lora_r4_bf16.safetensors"
-    (stack.adapter_root / "other_width.safetensors").write_bytes(other_width.read_bytes())
+def test_an_adapter_that_does_not_fit_is_refused_before_any_worker_is_booked(stack, client):
+    tensors = load_file(stack.adapter_root / DEMO_ADAPTER)
+    key = "diffusion_model.single_blocks.0.linear1.lora_A.weight"
+    save_file({**tensors, key: tensors[key][:, :-1].contiguous()}, stack.adapter_root / "narrow.safetensors")
 
-    with pytest.raises(ApiError, match="LORA_MISMATCH"):
-        client.submit(request(loras=[{"path": "other_width.safetensors"}]))
+    with pytest.raises(ApiError, match=r"LORA_MISMATCH: single_blocks\.0\.linear1: expected"):
+        client.submit(request(loras=[{"path": "narrow.safetensors"}]))
 
 
 def test_an_adapter_replaced_after_the_accept_fails_the_item_instead_of_rendering_it(stack, client):
@@ -165,7 +167,7 @@ def test_an_adapter_replaced_after_the_accept_fails_the_item_instead_of_renderin
 
 
 def test_a_running_job_stops_soon_after_its_cancel(client, wait_running):
-    job = client.submit(request({"prompt": "long", "width": 256, "height": 256, "sample_steps": 150}))
+    job = client.submit(request({"prompt": "long", "width": 512, "height": 512, "sample_steps": 150}))
     wait_running(job)
 
     client.cancel(job["request_id"])
@@ -178,7 +180,7 @@ def test_a_running_job_stops_soon_after_its_cancel(client, wait_running):
 
 
 def test_a_killed_workers_item_is_finished_by_another(stack, client, wait_running):
-    job = client.submit(request({"prompt": "long", "width": 256, "height": 256, "sample_steps": 60}))
+    job = client.submit(request({"prompt": "long", "width": 512, "height": 512, "sample_steps": 100}))
     slot = wait_running(job)
 
     os.kill(stack.pid(slot), signal.SIGKILL)
@@ -191,7 +193,7 @@ def test_a_killed_workers_item_is_finished_by_another(stack, client, wait_runnin
 
 
 def test_a_worker_told_to_stop_hands_its_item_over_without_costing_an_attempt(stack, client, wait_running):
-    job = client.submit(request({"prompt": "long", "width": 256, "height": 256, "sample_steps": 150}))
+    job = client.submit(request({"prompt": "long", "width": 512, "height": 512, "sample_steps": 150}))
     slot = wait_running(job)
 
     os.kill(stack.pid(slot), signal.SIGTERM)
@@ -213,7 +215,7 @@ def test_a_lost_wake_up_is_sent_again(stack, client):
         client.wait(blocker["request_id"], timeout_s=JOB_S)
 
 
-def test_the_models_page_counts_the_live_workers(stack):
+def test_the_models_page_counts_the_live_workers(stack, client):
     [model] = requests.get(f"{stack.url}/v1/models", timeout=10).json()["models"]
 
     assert model["slots"] == 2

@@ -128,7 +128,7 @@ def test_a_put_outlasts_failures_that_pass(endpoint, store_at, failure):
 
 def test_a_put_that_keeps_failing_gives_up_when_its_budget_is_spent(endpoint, store_at):
     server = endpoint(SLOW_DOWN)
-    store = store_at(server.url, budget_s=1.5)
+    store = store_at(server.url, budget_s=2)
     started = time.monotonic()
 
     with pytest.raises(
@@ -137,7 +137,7 @@ def test_a_put_that_keeps_failing_gives_up_when_its_budget_is_spent(endpoint, st
         put(store)
 
     took_s = time.monotonic() - started
-    assert 0.5 < took_s < 4
+    assert took_s < 6
     assert len(server.requests) > 2
     assert failed.value.__cause__ is not None
 

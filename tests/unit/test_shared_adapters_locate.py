@@ -52,10 +52,15 @@ def test_a_relative_root_is_taken_from_the_working_directory(root, monkeypatch):
     assert locate("people/ann.safetensors", root=root.relative_to(root.parent)) == root / "people/ann.safetensors"
 
 
-def test_a_symlink_inside_the_root_is_followed(root):
-    (root / "alias.safetensors").symlink_to("people/ann.safetensors")
+def test_a_symlink_inside_the_root_can_be_located_again_by_its_own_name(root):
+    (root / "blobs").mkdir()
+    (root / "blobs" / "ab12").write_bytes(b"blob")  # a Hugging Face cache: only the link has the suffix
+    (root / "alias.safetensors").symlink_to("blobs/ab12")
 
-    assert locate("alias.safetensors", root=root) == root / "people/ann.safetensors"
+    found = locate("alias.safetensors", root=root)
+
+    assert found.read_bytes() == b"blob"
+    assert locate(str(found.relative_to(root)), root=root) == found
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def layer_delta(update: LayerUpdate, tensors: Mapping[str, Tensor], *, multiplie
 
 @torch.no_grad()
 def add(weight: Tensor, delta: Tensor) -> None:
-    """Add `delta` to `weight` in place: in float32, rounded once to the weight's dtype.
+    """Add `delta`, which is float32, to `weight` in place: in float32, rounded once to the weight's dtype.
 
     A delta of zeros is not added: 0.0 + -0.0 would flip the sign bit of weights that the adapter leaves alone.
 
@@ -55,7 +55,7 @@ def add(weight: Tensor, delta: Tensor) -> None:
     """
     if not delta.any():
         return
-    merged = (weight.float() + delta).to(weight.dtype)
+    merged = (weight + delta).to(weight.dtype)  # promoted to float32 without a float32 copy of the weight
     if not merged.isfinite().all():
         raise AdapterRefused("the adapter's values are so large that a merged weight is not finite")
     weight.copy_(merged)

@@ -42,7 +42,7 @@ def load_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtype)
         raise CheckpointError(f"{folder}: the text encoder has {layers} layers, and {needed} are needed")
     text_config.num_hidden_layers = needed
     try:
-        with _quiet():
+        with quiet_transformers():
             model, info = AutoModel.from_pretrained(
                 folder, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
             )
@@ -67,7 +67,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
         CheckpointError: no usable tokenizer, padding token or chat template.
     """
     try:
-        with _quiet():
+        with quiet_transformers():
             tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: the tokenizer cannot be loaded: {error}") from error
@@ -81,7 +81,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Keep transformers from printing bars, and a table of the weights that are left out on purpose."""
     level = transformers_logging.get_verbosity()
     bars = transformers_logging.is_progress_bar_enabled()

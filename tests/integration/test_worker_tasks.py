@@ -1,0 +1,289 @@
+"""One item through the worker's task boundary: real ledger, real S3, the tiny pipeline in this process."""
+
+import io
+import itertools
+import time
+import uuid
+from dataclasses import dataclass
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from shared.adapters.identity import sha256_of
+from shared.celery_app import make_celery
+from shared.errors import LedgerUnavailable, StorageUnavailable
+from shared.job import AdapterRef, ItemSpec, State
+from shared.ledger import Ledger, keys
+from shared.settings import ModelSettings
+from shared.storage import open_store
+from worker.pipeline.load import load_components
+from worker.pipeline.tiny import write_matching_adapter, write_tiny_checkpoint
+from worker.render import Renderer
+from worker.slot import Slot
+from worker.tasks import Worker, run_next
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def renderer(checkpoint):
+    model = ModelSettings(path=str(checkpoint), text_encoder=str(checkpoint / "text_encoder"), precision="fp32")
+    return Renderer(load_components(model, device=torch.device("cpu"), hf_token=None), prompt_cache=4)
+
+
+@pytest.fixture
+def worker(redis_client, redis_url, s3, settings, adapter_root, renderer):
+    made = settings(
+        redis={"url": redis_url},
+        storage=s3.storage.model_dump(),
+        s3=s3.s3.model_dump(),
+        adapters={"root": adapter_root},
+        queue={"renew_s": 0.05, "lease_ttl_s": 5, "max_attempts": 2},
+    )
+    ledger = Ledger(redis_client, made.queue)
+    slot = Slot(ledger, name="test", model="flux2", device="cpu", revision="r", precision="fp32")
+    celery = make_celery(redis_url, side="worker", timeout_s=2)
+    return Worker(settings=made, ledger=ledger, store=open_store(made), celery=celery, renderer=renderer, slot=slot)
+
+
+@pytest.fixture
+def adapter(checkpoint, adapter_root):
+    path = adapter_root / "style.safetensors"
+    write_matching_adapter(checkpoint, path)
+    return AdapterRef(path=path.name, sha256=sha256_of(path), size_bytes=path.stat().st_size, multiplier=1.0)
+
+
+_jobs = itertools.count()
+
+
+def accept(worker, *, adapters=(), steps=2, **fields):
+    values = {
+        "model": "flux2",
+        "prompt": "a cat",
+        "neg": "",
+        "width": 64,
+        "height": 64,
+        "requested_width": 64,
+        "requested_height": 64,
+        "seed": 1,
+        "num_inference_steps": steps,
+        "guidance_scale": 4.0,
+        "adapters": tuple(adapters),
+        "output_format": "png",
+    }
+    job_id = f"{uuid.uuid4().hex}-{next(_jobs)}"
+    worker.ledger.accept(job_id, [ItemSpec.model_validate({**values, **fields})], record={})
+    return job_id
+
+
+def item(worker, job_id):
+    return worker.ledger.job(job_id).items[0]
+
+
+def wakes(worker):
+    return worker.ledger.redis.llen(keys.wake_list("flux2"))
+
+
+def test_an_item_is_rendered_stored_and_committed(worker, adapter):
+    job_id = accept(worker, adapters=[adapter])
+
+    assert run_next(worker)
+
+    done = item(worker, job_id)
+    assert done.state is State.SUCCEEDED
+    assert done.result.key == f"results/{job_id}/1/0.png"
+    assert Image.open(io.BytesIO(worker.store.get(done.result.key))).size == (64, 64)
+    assert done.result.adapters[0].sha256 == adapter.sha256
+    assert done.result.adapters[0].layers_touched > 0
+
+
+def test_without_work_nothing_happens(worker):
+    assert not run_next(worker)
+
+
+def test_an_adapter_whose_values_are_not_finite_fails_the_item_at_once_naming_the_key(worker, checkpoint, adapter_root):
+    path = adapter_root / "broken.safetensors"
+    write_matching_adapter(checkpoint, path)
+    tensors = load_file(path)
+    key = sorted(tensors)[3]
+    tensors[key].view(-1)[0] = float("nan")
+    save_file(tensors, path)
+    ref = AdapterRef(path=path.name, sha256=sha256_of(path), size_bytes=path.stat().st_size, multiplier=1.0)
+    job_id = accept(worker, adapters=[ref])
+
+    run_next(worker)
+
+    failed = item(worker, job_id)
+    assert (failed.state, failed.error.code, failed.error.retryable) == (State.FAILED, "INVALID_LORA", False)
+    assert key in failed.error.message
+    assert failed.attempt == 1
+    assert not worker.store.exists(f"results/{job_id}/1/0.png")
+
+
+def test_a_missing_adapter_fails_the_item_and_leaves_the_pipeline_usable(worker, adapter, adapter_root):
+    job_id = accept(worker, adapters=[adapter])
+    (adapter_root / adapter.path).unlink()
+
+    run_next(worker)
+    after = accept(worker)
+    run_next(worker)
+
+    assert item(worker, job_id).error.code == "LORA_NOT_FOUND"
+    assert item(worker, after).state is State.SUCCEEDED
+
+
+def test_a_canceled_item_stops_before_its_last_step(worker):
+    job_id = accept(worker, steps=150)
+    steps = []
+
+    def cancel_at_the_third(progress):
+        steps.append(progress.step)
+        if progress.step == 3:
+            worker.ledger.cancel(job_id)
+
+    run_next(watched(worker, cancel_at_the_third))
+
+    assert item(worker, job_id).state is State.CANCELED
+    assert max(steps) < 150
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing(worker):
+    job_id = accept(worker, steps=150)
+
+    def lose_the_lease(progress):
+        if progress.step == 3:
+            worker.ledger.redis.hset(keys.item(f"{job_id}:0"), "fence", 7)
+
+    run_next(watched(worker, lose_the_lease))
+
+    assert item(worker, job_id).state is State.RUNNING
+    assert item(worker, job_id).fence == 7
+    assert not worker.store.exists(f"results/{job_id}/1/0.png")
+
+
+def test_an_upload_that_became_nobodys_result_is_removed(worker):
+    job_id = accept(worker)
+
+    class CanceledMeanwhile:
+        """The real store; the caller cancels while the image is on its way."""
+
+        delete_prefix = staticmethod(worker.store.delete_prefix)
+
+        def put(self, key, data, *, content_type):
+            worker.store.put(key, data, content_type=content_type)
+            assert worker.store.exists(key)
+            worker.ledger.cancel(job_id)
+
+    # Renewals are far apart, so only the commit learns of the cancel.
+    run_next(watched(with_store(worker, CanceledMeanwhile()), lambda progress: None, renew_s=60))
+
+    assert item(worker, job_id).state is State.CANCELED
+    assert not worker.store.exists(f"results/{job_id}/1/0.png")
+
+
+def test_storage_that_stays_away_is_tried_again_and_then_fails_as_retryable(worker, settings):
+    job_id = accept(worker)
+    away = with_store(worker, Away())
+
+    run_next(away)
+    again = item(worker, job_id)
+    assert (again.state, again.attempt, wakes(worker)) == (State.QUEUED, 1, 1)
+
+    run_next(away)
+    failed = item(worker, job_id)
+    assert (failed.state, failed.error.code, failed.error.retryable) == (State.FAILED, "storage_unavailable", True)
+
+
+def test_an_unexpected_error_is_recorded_requeued_and_raised(worker):
+    job_id = accept(worker)
+
+    def stumble(progress):
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError):
+        run_next(watched(worker, stumble))
+
+    assert item(worker, job_id).state is State.QUEUED
+    with pytest.raises(ZeroDivisionError):
+        run_next(watched(worker, stumble))
+    assert item(worker, job_id).error.message == "ZeroDivisionError: a bug"
+
+
+def test_a_commit_waits_for_redis_to_come_back(worker):
+    job_id = accept(worker)
+    flaky = with_ledger(worker, failing_commits=2)
+
+    run_next(flaky)
+
+    assert item(worker, job_id).state is State.SUCCEEDED
+
+
+def test_a_released_item_wakes_another_worker(worker):
+    job_id = accept(worker)
+    claimed = worker.ledger.claim_next("flux2", slot="test", boot="b", warm="base")
+
+    worker.requeue(claimed)
+
+    assert (item(worker, job_id).state, item(worker, job_id).attempt) == (State.QUEUED, 0)
+    assert wakes(worker) == 1
+
+
+# The doubles below stand where the outside fails: a bucket that is gone, a Redis that is away, a moment in a render.
+
+
+@dataclass
+class Away:
+    """An object store that cannot be reached."""
+
+    def put(self, key, data, *, content_type):
+        raise StorageUnavailable(f"PUT {key}: connection refused")
+
+    def delete_prefix(self, prefix):
+        return 0
+
+
+def with_store(worker, store):
+    return Worker(**{**vars(worker), "store": store})
+
+
+def with_ledger(worker, *, failing_commits):
+    class Flaky(Ledger):
+        left = failing_commits
+
+        def commit(self, claim, outcome):
+            if self.left:
+                self.left -= 1
+                raise LedgerUnavailable("Redis did not answer: reset by peer")
+            return super().commit(claim, outcome)
+
+    return Worker(**{**vars(worker), "ledger": Flaky(worker.ledger.redis, worker.settings.queue)})
+
+
+def watched(worker, look, *, renew_s=None):
+    """A worker whose progress is seen by `look` before it is reported."""
+
+    class Watched:
+        warm = worker.renderer.warm
+
+        def render(self, spec, adapters, *, on_progress):
+            def both(progress):
+                look(progress)
+                on_progress(progress)
+                # The tiny model's steps are too short for the lease's thread to notice anything between them.
+                time.sleep(0.02)
+
+            return worker.renderer.render(spec, adapters, on_progress=both)
+
+    changed = (
+        worker.settings
+        if renew_s is None
+        else worker.settings.model_copy(update={"queue": worker.settings.queue.model_copy(update={"renew_s": renew_s})})
+    )
+    return Worker(**{**vars(worker), "renderer": Watched(), "settings": changed})

@@ -1,0 +1,184 @@
+"""One item from prompt to pixels, held to the trainer's, and everything that may stop it."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from shared.errors import InvalidRequest, ItemCanceled, OutOfMemory, RunError
+from shared.job import Progress
+from worker.pipeline.cache import WarmPipeline
+from worker.render import Renderer
+from worker.sampling.decode import decode, to_image
+
+
+@pytest.fixture
+def renderer(components):
+    """A renderer in a precision, `bf16` unless said."""
+
+    def make(precision="bf16"):
+        return Renderer(components(precision), prompt_cache=4)
+
+    return make
+
+
+def ignore(progress):
+    pass
+
+
+def pixels(image):
+    return np.asarray(image).astype(int)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_prompt_becomes_the_trainers_pixels(precision, renderer, item, goldens):
+    golden = load_file(goldens / "text/e2e.safetensors")[f"image_u8_{precision}"].numpy().astype(int)
+
+    rendered = renderer(precision).render(item(), [], on_progress=ignore)
+
+    difference = np.abs(pixels(rendered.image) - golden)
+    assert rendered.image.mode == "RGB"
+    if precision == "fp32":
+        assert difference.max() <= 1
+    else:
+        assert difference.mean() <= 2.0
+
+
+def test_a_preview_with_an_adapter_is_the_trainers(components, goldens, cases, sample, adapter_ref):
+    (case,) = cases(type="preview")
+    golden, path = load_file(goldens / case["file"]), goldens / case["adapter"]
+    model = components("bf16")
+    warm = WarmPipeline(model)
+
+    for index, preview in enumerate(case["samples"]):
+        size = {side: preview[f"{side}_requested"] // 16 * 16 for side in ("width", "height")}
+        warm.use([(adapter_ref(path, preview["network_multiplier"]), path)])
+        latents = sample(model.transformer, golden["prompt_embeds"], preview | size)
+        with torch.no_grad():
+            image = pixels(to_image(decode(model.autoencoder, latents)[0]))
+
+        difference = np.abs(image - golden[f"image_{index}"].numpy().astype(int))
+        assert difference.mean() <= case["tolerance"]["image_u8"]["mean_diff"]
+        assert difference.max() <= case["tolerance"]["image_u8"]["max_diff"]
+
+
+def test_the_same_item_gives_the_same_pixels_whatever_came_before(renderer, item, goldens, adapter_ref):
+    path = goldens / "adapters/lora_r4_bf16.safetensors"
+    used = renderer()
+    first = used.render(item(), [], on_progress=ignore)
+    used.render(item(adapters=(adapter_ref(path),), seed=1), [path], on_progress=ignore)
+
+    again = used.render(item(), [], on_progress=ignore)
+
+    assert first.image.tobytes() == again.image.tobytes()
+    assert again.pipeline.change == "restored"
+
+
+def test_an_adapter_and_its_multiplier_change_the_image(renderer, item, goldens, adapter_ref):
+    path = goldens / "adapters/lora_r4_bf16.safetensors"
+    used = renderer()
+    base = used.render(item(), [], on_progress=ignore)
+
+    images = [
+        used.render(item(adapters=(adapter_ref(path, multiplier),)), [path], on_progress=ignore).image.tobytes()
+        for multiplier in (1.0, 0.5, 0.0)
+    ]
+
+    assert len({base.image.tobytes(), *images[:2]}) == 3
+    assert images[2] == base.image.tobytes()
+
+
+def test_the_result_says_how_it_was_made(renderer, item, goldens, adapter_ref):
+    path = goldens / "adapters/lora_r4_bf16.safetensors"
+    used, spec = renderer(), item(width=96, adapters=(adapter_ref(path),))
+
+    rendered = used.render(spec, [path], on_progress=ignore)
+
+    assert rendered.image.size == (96, 64)
+    assert rendered.timings.keys() == {"adapter", "encode_prompt", "denoise", "decode"}
+    assert all(seconds >= 0 for seconds in rendered.timings.values())
+    assert rendered.adapters[0].layers_touched == 20
+    assert (rendered.pipeline.engine, rendered.pipeline.precision, rendered.pipeline.device) == ("exact", "bf16", "cpu")
+    assert rendered.pipeline.change == "merged"
+    assert rendered.pipeline.versions.keys() == {"torch", "diffusers", "transformers"}
+    assert used.warm.adapter_key == spec.adapter_key
+
+
+def test_stages_and_steps_are_reported_in_order(renderer, item):
+    seen = []
+
+    renderer().render(item(num_inference_steps=3), [], on_progress=seen.append)
+
+    stages = [
+        ("adapter", 0),
+        ("encode", 0),
+        ("denoise", 0),
+        ("denoise", 1),
+        ("denoise", 2),
+        ("denoise", 3),
+        ("decode", 3),
+    ]
+    assert seen == [Progress(stage=stage, step=step, steps=3) for stage, step in stages]
+
+
+@pytest.mark.parametrize("at", [("adapter", 0), ("encode", 0), ("denoise", 1), ("decode", 2)])
+def test_a_canceled_item_stops_and_leaves_the_renderer_usable(at, renderer, item, goldens, adapter_ref):
+    path = goldens / "adapters/lora_r4_bf16.safetensors"
+    used, spec = renderer(), item(adapters=(adapter_ref(path),))
+
+    def cancel(progress):
+        if (progress.stage, progress.step) == at:
+            raise ItemCanceled("the caller canceled")
+
+    with pytest.raises(ItemCanceled):
+        used.render(spec, [path], on_progress=cancel)
+
+    fresh = renderer().render(spec, [path], on_progress=ignore)
+    assert used.render(spec, [path], on_progress=ignore).image.tobytes() == fresh.image.tobytes()
+
+
+def test_a_full_device_is_reported_with_the_size_and_the_next_item_runs(components, item):
+    model = components("bf16")
+    used = Renderer(model, prompt_cache=4)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB")
+
+    handle = model.transformer.register_forward_pre_hook(full)
+    with pytest.raises(OutOfMemory, match=r"96x64 does not fit on cpu: Tried to allocate 20\.00 GiB$"):
+        used.render(item(width=96), [], on_progress=ignore)
+    handle.remove()
+
+    assert used.render(item(), [], on_progress=ignore).image.size == (64, 64)
+
+
+def test_latents_that_are_not_finite_are_an_error_and_no_black_image(components, item):
+    model = components("bf16")
+    model.transformer.proj_out.register_forward_hook(lambda module, inputs, output: output * float("nan"))
+
+    with pytest.raises(RunError, match="not finite"):
+        Renderer(model, prompt_cache=4).render(item(), [], on_progress=ignore)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"width": 100},
+        {"height": 0},
+        {"num_inference_steps": 0},
+        {"guidance_scale": float("nan")},
+        {"prompt": "[IM[IMG]G]"},
+    ],
+)
+def test_an_item_that_can_only_give_garbage_is_refused_before_any_work(changes, renderer, item):
+    seen = []
+
+    with pytest.raises(InvalidRequest):
+        renderer().render(item(**changes), [], on_progress=seen.append)
+
+    assert seen == []
+
+
+def test_files_must_be_as_many_as_adapters(renderer, item, goldens):
+    with pytest.raises(InvalidRequest, match="1 files were given for 0 adapters"):
+        renderer().render(item(), [goldens / "adapters/lora_r4_bf16.safetensors"], on_progress=ignore)
