@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from api.client import Client
+from api.schemas import EXAMPLE
 from shared.errors import Flux2Error
 from shared.settings import Settings
 from shared.stack import DEMO_ADAPTER, Stack
@@ -25,23 +27,8 @@ class DemoFailed(Flux2Error):
 
 
 def request(multiplier: float) -> dict[str, Any]:
-    """The example request of the reference API's flux2 page; only the multiplier varies."""
-    return {
-        "model": "flux2",
-        "trigger_word": "sks",
-        "prompts": [
-            {
-                "prompt": "[trigger] a photo of a person",
-                "width": 1024,
-                "height": 1024,
-                "seed": 42,
-                "sample_steps": 25,
-                "guidance_scale": 4.0,
-                "neg": "",
-            }
-        ],
-        "loras": [{"path": DEMO_ADAPTER, "network_multiplier": multiplier}],
-    }
+    """The reference API's example request with the demonstration adapter; only the multiplier varies."""
+    return {**copy.deepcopy(EXAMPLE), "loras": [{"path": DEMO_ADAPTER, "network_multiplier": multiplier}]}
 
 
 def run(console: Console, output: Path) -> None:

@@ -28,6 +28,25 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+#: The example of the reference API's flux2 page, letter for letter.
+EXAMPLE: dict[str, Any] = {
+    "model": "flux2",
+    "trigger_word": "sks",
+    "prompts": [
+        {
+            "prompt": "[trigger] a photo of a person",
+            "width": 1024,
+            "height": 1024,
+            "seed": 42,
+            "sample_steps": 25,
+            "guidance_scale": 4.0,
+            "neg": "",
+        }
+    ],
+    "loras": [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": 1.0}],
+}
+
+
 class LoraItem(_Body):
     """One adapter; several are merged in order."""
 
@@ -70,29 +89,7 @@ class PromptItem(_Body):
 class InferenceRequest(_Body):
     """A job: one base model, one list of adapters, one image a prompt."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [
-                {
-                    "model": "flux2",
-                    "trigger_word": "sks",
-                    "prompts": [
-                        {
-                            "prompt": "[trigger] a photo of a person",
-                            "width": 1024,
-                            "height": 1024,
-                            "seed": 42,
-                            "sample_steps": 25,
-                            "guidance_scale": 4.0,
-                            "neg": "",
-                        }
-                    ],
-                    "loras": [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": 1.0}],
-                }
-            ]
-        },
-    )
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
 
     model: str = Field(description="Model id from `/v1/models`.", examples=["flux2"])
     prompts: Annotated[list[PromptItem], Field(min_length=1)]

@@ -7,73 +7,20 @@ The scripts lie beside this file, behind a common prelude; `keys` names what the
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Literal
 
-import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
-from shared.errors import IdempotencyKeyReused, LedgerUnavailable, QueueFull
+from shared.errors import IdempotencyKeyReused, QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, Progress
 from shared.ledger import keys, views
+from shared.ledger.claim import Accepted, Claim, Reaped
+from shared.ledger.connection import Client, connect, mapped_errors
 from shared.settings import QueueSettings
-
-# Replies that mean "not now": the data set is loading, memory or disk is full, or this is a replica.
-# Inside a script's error the word follows a position: "@user_script:117: -OOM command not allowed ...".
-_NOT_NOW = re.compile(r"\b(LOADING|OOM|MISCONF|READONLY|MASTERDOWN|CLUSTERDOWN) ")
 
 WORKER_LOST = ItemError(
     code="worker_lost", message="every worker that tried this item died or lost its lease", retryable=True
 )
-
-
-@dataclass(frozen=True)
-class Claim:
-    """The right to run one item, until the lease ends.
-
-    Attributes:
-        item_id: `{job}:{index}`.
-        fence: claim count of the item; every write names it.
-        attempt: attempts counted so far, this one included; 1 the first time.
-        queued_s: how long the item waited since it was last queued.
-    """
-
-    item_id: str
-    fence: int
-    attempt: int
-    spec: ItemSpec
-    queued_s: float
-
-    @property
-    def job_id(self) -> str:
-        return self.item_id.rpartition(":")[0]
-
-    @property
-    def index(self) -> int:
-        return int(self.item_id.rpartition(":")[2])
-
-
-@dataclass(frozen=True)
-class Accepted:
-    """Outcome of `Ledger.accept`; when `replayed`, the rest is of the job that the key had accepted before."""
-
-    job_id: str
-    replayed: bool
-    accepted_ms: int
-    record: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Reaped:
-    """What one pass of the reaper did: items requeued by model, items ended, and whether Redis had restarted."""
-
-    requeued: Mapping[str, int]
-    ended: Sequence[str]
-    grace: bool
 
 
 class Ledger:
@@ -87,10 +34,8 @@ class Ledger:
         clock_ms: replaces Redis' clock; for tests.
     """
 
-    def __init__(
-        self, client: redis.Redis, settings: QueueSettings, *, clock_ms: Callable[[], int] | None = None
-    ) -> None:
-        self.redis: views.Client = client
+    def __init__(self, client: Client, settings: QueueSettings, *, clock_ms: Callable[[], int] | None = None) -> None:
+        self.redis = client
         self._settings = settings
         self._clock_ms = clock_ms
         scripts = resources.files("shared.ledger") / "scripts"
@@ -103,17 +48,8 @@ class Ledger:
 
     @classmethod
     def connect(cls, url: str, settings: QueueSettings, *, timeout_s: float) -> Ledger:
-        """Open a client that gives up after `timeout_s` a command and retries only a connection found dead."""
-        client = redis.Redis.from_url(
-            url,
-            decode_responses=True,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s / 2,
-            socket_keepalive=True,
-            health_check_interval=15,
-            retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
-        )
-        return cls(client, settings)
+        """Open the ledger of the Redis at `url`; see `shared.ledger.connection.connect`."""
+        return cls(connect(url, timeout_s=timeout_s), settings)
 
     def accept(
         self,
@@ -258,7 +194,7 @@ class Ledger:
 
     def missing_wakes(self, model: str) -> int:
         """How many wake-up messages fewer than queued items there are; 0 when there are enough."""
-        with _mapped_errors(), self.redis.pipeline(transaction=True) as pipe:
+        with mapped_errors(), self.redis.pipeline(transaction=True) as pipe:
             pipe.zcard(keys.pending(model))
             pipe.llen(keys.wake_list(model))
             queued, messages = pipe.execute()
@@ -267,7 +203,7 @@ class Ledger:
     def lead_audit(self, holder: str) -> bool:
         """True for one holder at a time; leadership lasts two audit periods and is kept by calling again."""
         ttl_ms = _ms(2 * self._settings.audit_s)
-        with _mapped_errors():
+        with mapped_errors():
             if self.redis.set(keys.AUDIT_LEADER, holder, nx=True, px=ttl_ms):
                 return True
             if self.redis.get(keys.AUDIT_LEADER) != holder:
@@ -278,7 +214,7 @@ class Ledger:
     def beat(self, slot: str, report: Mapping[str, str]) -> None:
         """Tell that a slot is alive and what it is doing."""
         now = self.now_ms()
-        with _mapped_errors(), self.redis.pipeline(transaction=True) as pipe:
+        with mapped_errors(), self.redis.pipeline(transaction=True) as pipe:
             pipe.hset(keys.slot(slot), mapping=dict(report))
             pipe.pexpire(keys.slot(slot), views.SLOT_TTL_MS)
             pipe.zadd(keys.SLOTS, {slot: now})
@@ -287,18 +223,18 @@ class Ledger:
 
     def leave(self, slot: str) -> None:
         """A slot stops in good order."""
-        with _mapped_errors():
+        with mapped_errors():
             self.redis.delete(keys.slot(slot))
             self.redis.zrem(keys.SLOTS, slot)
 
     def publish_base(self, model: str, *, revision: str, layers: Mapping[str, tuple[int, int]]) -> None:
         """Let the API check adapter headers against the base model that a worker has loaded."""
-        with _mapped_errors():
+        with mapped_errors():
             self.redis.set(keys.base(model), json.dumps({"revision": revision, "layers": layers}))
 
     def base(self, model: str) -> views.BaseModelInfo | None:
         """The base model that a worker loaded last, or None before any did."""
-        with _mapped_errors():
+        with mapped_errors():
             raw = self.redis.get(keys.base(model))
         if raw is None:
             return None
@@ -309,56 +245,43 @@ class Ledger:
 
     def job(self, job_id: str) -> views.JobView | None:
         """Read a job with all its items; None where no such job exists."""
-        with _mapped_errors():
+        with mapped_errors():
             return views.read_job(self.redis, job_id, now_ms=self.now_ms())
 
     def jobs(
         self, *, before: int | None, limit: int, state: str | None = None, model: str | None = None
     ) -> views.JobPage:
         """List jobs, newest first, from the cursor `before` (an accept order, exclusive)."""
-        with _mapped_errors():
+        with mapped_errors():
             return views.read_page(self.redis, before=before, limit=limit, state=state, model=model)
 
     def slots(self) -> list[views.SlotView]:
         """The slots whose heartbeat is fresh."""
-        with _mapped_errors():
+        with mapped_errors():
             return views.read_slots(self.redis, since_ms=self.now_ms() - views.SLOT_TTL_MS)
 
     def queued(self, model: str) -> int:
         """Items waiting for a worker."""
-        with _mapped_errors():
+        with mapped_errors():
             return int(self.redis.zcard(keys.pending(model)))
 
     def ping(self) -> None:
         """Raise `LedgerUnavailable` unless Redis answers."""
-        with _mapped_errors():
+        with mapped_errors():
             self.redis.ping()
 
     def now_ms(self) -> int:
         """The ledger's time."""
         if self._clock_ms is not None:
             return self._clock_ms()
-        with _mapped_errors():
+        with mapped_errors():
             seconds, micros = self.redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
     def _run(self, script: str, *args: str | int) -> Any:
         now = "" if self._clock_ms is None else str(self._clock_ms())
-        with _mapped_errors():
+        with mapped_errors():
             return self._scripts[script](args=[now, *args])
-
-
-class _mapped_errors:
-    """Turn what redis-py raises when Redis is away into `LedgerUnavailable`; anything else passes."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, (redis.ConnectionError, redis.TimeoutError)):
-            raise LedgerUnavailable(f"Redis did not answer: {error}") from error
-        if isinstance(error, redis.ResponseError) and _NOT_NOW.search(str(error)):
-            raise LedgerUnavailable(f"Redis cannot take writes now: {error}") from error
 
 
 def _ms(seconds: float) -> int:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 from shared.job import ItemError, ItemResult, ItemSpec, Progress, State
 from shared.ledger import keys
+from shared.ledger.connection import Client
 
 #: A slot whose heartbeat is older is taken for dead, in ms.
 SLOT_TTL_MS = 15_000
-
-# A redis.Redis with decode_responses=True, whose replies redis-py types as bytes or str.
-Client: TypeAlias = Any
 
 # Jobs looked at in one step of a filtered listing.
 _SCAN = 200

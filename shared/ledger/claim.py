@@ -1,0 +1,54 @@
+"""What the ledger hands out and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shared.job import ItemSpec
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to run one item, until the lease ends.
+
+    Attributes:
+        item_id: `{job}:{index}`.
+        fence: claim count of the item; every write names it.
+        attempt: attempts counted so far, this one included; 1 the first time.
+        queued_s: how long the item waited since it was last queued.
+    """
+
+    item_id: str
+    fence: int
+    attempt: int
+    spec: ItemSpec
+    queued_s: float
+
+    @property
+    def job_id(self) -> str:
+        return self.item_id.rpartition(":")[0]
+
+    @property
+    def index(self) -> int:
+        return int(self.item_id.rpartition(":")[2])
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """Outcome of `Ledger.accept`; when `replayed`, the rest is of the job that the key had accepted before."""
+
+    job_id: str
+    replayed: bool
+    accepted_ms: int
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Reaped:
+    """What one pass of the reaper did: items requeued by model, items ended, and whether Redis had restarted."""
+
+    requeued: Mapping[str, int]
+    ended: Sequence[str]
+    grace: bool

@@ -1,0 +1,47 @@
+"""The connection to Redis, and what its absence is called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from shared.errors import LedgerUnavailable
+
+# A redis.Redis with decode_responses=True, whose replies redis-py types as bytes or str.
+Client: TypeAlias = Any
+
+# Replies that mean "not now": the data set is loading, memory or disk is full, or this is a replica.
+# Inside a script's error the word follows a position: "@user_script:117: -OOM command not allowed ...".
+_NOT_NOW = re.compile(r"\b(LOADING|OOM|MISCONF|READONLY|MASTERDOWN|CLUSTERDOWN) ")
+
+
+def connect(url: str, *, timeout_s: float) -> Client:
+    """Open a client that gives up after `timeout_s` a command and retries only a connection found dead."""
+    return redis.Redis.from_url(
+        url,
+        decode_responses=True,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=timeout_s / 2,
+        socket_keepalive=True,
+        health_check_interval=15,
+        retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
+    )
+
+
+@contextmanager
+def mapped_errors() -> Iterator[None]:
+    """Turn what redis-py raises when Redis is away into `LedgerUnavailable`; anything else passes."""
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise LedgerUnavailable(f"Redis did not answer: {error}") from error
+    except redis.ResponseError as error:
+        if _NOT_NOW.search(str(error)):
+            raise LedgerUnavailable(f"Redis cannot take writes now: {error}") from error
+        raise

@@ -1,0 +1,90 @@
+"""`flux2 up` and `flux2 demo` as a person runs them."""
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+from PIL import Image
+
+from api.client import Client
+from shared.child import free_port
+
+
+def processes_naming(folder):
+    """Command lines and working directories of live processes that name the folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            where = os.readlink(process / "cwd")
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            continue
+        if str(folder) in where or any(str(folder) in word for word in words):
+            found.append(words)
+    return found
+
+
+@pytest.fixture
+def up(tmp_path, wait_until):
+    """`flux2 up` on a new folder; yields its process and its address."""
+    port = free_port()
+    data = tmp_path / "data"
+    command = [sys.executable, "-m", "shared.cli", "up", "--data", str(data), "--port", str(port)]
+    environment = {**os.environ, "FLUX2_WORKER_DEVICE": "cpu", "COLUMNS": "200"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        yield process, f"http://127.0.0.1:{port}", data
+        if process.poll() is None:
+            process.kill()
+
+
+def is_ready(url):
+    try:
+        return bool(httpx.get(f"{url}/ready", timeout=5).json()["slots"])
+    except httpx.TransportError:
+        return False
+
+
+def small(seed):
+    prompt = {"prompt": "a cat", "width": 64, "height": 64, "sample_steps": 2, "seed": seed}
+    return {"model": "flux2", "loras": [], "prompts": [prompt]}
+
+
+def test_up_serves_until_interrupted_and_leaves_nothing_running(up, wait_until):
+    process, url, data = up
+    wait_until(lambda: is_ready(url), 90, what="`flux2 up`")
+    with Client(url) as client:
+        job = client.submit(small(1))
+        assert client.wait(job["request_id"], timeout_s=60)["status"] == "succeeded"
+
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+
+    assert process.returncode == 0, output
+    assert url in output
+    assert processes_naming(data) == []
+
+
+def test_demo_renders_the_example_at_two_multipliers_and_leaves_nothing_running(tmp_path):
+    output = tmp_path / "images"
+    command = [sys.executable, "-m", "shared.cli", "demo", "--output", str(output)]
+    environment = {**os.environ, "COLUMNS": "200", "TMPDIR": str(tmp_path)}
+
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    pictures = [picture.read_bytes() for picture in sorted(output.iterdir())]
+    assert [Image.open(io.BytesIO(picture)).size for picture in pictures] == [(1024, 1024)] * 2
+    assert pictures[0] != pictures[1]
+    assert len(re.findall(r"^url +http://127\.0\.0\.1:\d+/\S+X-Amz-Signature=", done.stdout, re.MULTILINE)) == 2
+    assert "adapter merged" in done.stdout
+    assert "adapter swapped" in done.stdout
+    assert "20 of 31 layers" in done.stdout
+    assert processes_naming(tmp_path) == []
