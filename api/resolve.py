@@ -13,6 +13,7 @@ from api.schemas import InferenceRequest, PromptItem
 from shared.catalog import MODELS, Model
 from shared.errors import InvalidRequest, ModelNotFound
 from shared.job import AdapterRef, ItemSpec
+from shared.prompt import check_prompt
 
 T = TypeVar("T", int, float)
 
@@ -55,6 +56,16 @@ def refuse_unsupported(request: InferenceRequest) -> None:
                     code="CONTROL_IMAGE_NOT_SUPPORTED",
                     field=f"prompts[{index}].{name}",
                 )
+
+
+def check_items(items: Sequence[ItemSpec]) -> None:
+    """Refuse resolved prompts that no worker can render.
+
+    Raises:
+        InvalidRequest: naming the prompt.
+    """
+    for index, item in enumerate(items):
+        check_prompt(item.prompt, field=f"prompts[{index}].prompt")
 
 
 def resolve(request: InferenceRequest, model: Model, adapters: Sequence[AdapterRef]) -> list[ItemSpec]:

@@ -15,6 +15,7 @@
     - LeaseLost                  another worker owns the item now; write nothing
     - ItemCanceled               the caller canceled the job while the item ran
     - OutOfMemory                the device could not hold the item
+    - NotFinite                  the model gave no numbers; the same request would again
     - StorageUnavailable         the result could not be written
   + ServerFailed                 a process that this host should run cannot be found, or did not start
   + CheckpointError              the base model's files cannot be used; raised at start, before any claim
@@ -134,6 +135,13 @@ class OutOfMemory(RunError):
     """The device could not hold the item."""
 
     code = "out_of_memory"
+    retryable = False
+
+
+class NotFinite(RunError):
+    """The model gave infinities or NaN, of which no image can be made; the same request would give them again."""
+
+    code = "not_finite"
     retryable = False
 
 

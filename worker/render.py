@@ -7,7 +7,6 @@ raise at any point to end the work: weights are then either base or completely m
 from __future__ import annotations
 
 import gc
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,17 +20,16 @@ import transformers
 from PIL import Image
 from torch import Tensor
 
-from shared.errors import InvalidRequest, OutOfMemory, RunError
+from shared.errors import InvalidRequest, NotFinite, OutOfMemory
 from shared.job import AdapterReport, ItemSpec, PipelineReport, Progress
+from shared.prompt import check_prompt
 from worker.pipeline.cache import Change, WarmPipeline
 from worker.pipeline.components import Components
 from worker.sampling.decode import decode, to_image
 from worker.sampling.latents import PIXELS, image_ids, noise, pack, text_ids, unpack
-from worker.sampling.prompt import PromptEncoder, check_prompt
+from worker.sampling.prompt import PromptEncoder
 from worker.sampling.sampler import denoise, distilled_velocity
 from worker.sampling.sigmas import sigmas
-
-logger = logging.getLogger("flux2.worker.render")
 
 OnProgress = Callable[[Progress], None]
 
@@ -78,9 +76,9 @@ class Renderer:
             InvalidRequest: a value that can only give garbage.
             AdapterNotFound, AdapterRefused, AdapterMismatch: an adapter file cannot be used.
             OutOfMemory: the device could not hold the item; memory has been given back.
-            RunError: the latents are not finite.
+            NotFinite: the latents are not.
         """
-        _check(spec, adapters)
+        _check(spec)
         try:
             return self._render(spec, adapters, on_progress)
         except torch.OutOfMemoryError as error:
@@ -137,7 +135,7 @@ class Renderer:
             on_step=lambda step, steps: on_progress(Progress(stage="denoise", step=step, steps=steps)),
         )
         if not tokens.isfinite().all():
-            raise RunError(f"the latents of seed {spec.seed} are not finite, so there is no image in them")
+            raise NotFinite(f"the latents of seed {spec.seed} are not finite, so there is no image in them")
         return unpack(tokens, rows=rows, columns=columns)
 
     def _report(self, change: Change) -> PipelineReport:
@@ -161,7 +159,7 @@ class Renderer:
         timings[name] = time.perf_counter() - started
 
 
-def _check(spec: ItemSpec, adapters: Sequence[Path]) -> None:
+def _check(spec: ItemSpec) -> None:
     """Refuse what can only give garbage; the API floors and bounds these, so a violation is a caller's bug."""
     for field, pixels in (("width", spec.width), ("height", spec.height)):
         if pixels < PIXELS or pixels % PIXELS:
@@ -173,8 +171,6 @@ def _check(spec: ItemSpec, adapters: Sequence[Path]) -> None:
     for ref in spec.adapters:
         if not math.isfinite(ref.multiplier):
             raise InvalidRequest(f"the multiplier of {ref.path!r} is {ref.multiplier}", field="network_multiplier")
-    if len(adapters) != len(spec.adapters):
-        raise InvalidRequest(f"{len(adapters)} files were given for {len(spec.adapters)} adapters", field="loras")
     check_prompt(spec.prompt)
 
 

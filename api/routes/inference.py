@@ -12,7 +12,7 @@ from fastapi import APIRouter, BackgroundTasks, Header, Response
 from api import views
 from api.admission import admit
 from api.deps import BaseUrlDep, ServicesDep
-from api.resolve import find_model, refuse_unsupported, resolve, warn
+from api.resolve import check_items, find_model, refuse_unsupported, resolve, warn
 from api.schemas import InferenceRequest, Problem, Submitted
 from shared.celery_app import wake
 from shared.errors import InvalidRequest
@@ -50,6 +50,7 @@ def submit(
     base = ledger.base(model.id)
     adapters = admit(body.loras, model, base=base, settings=settings.adapters)
     items = resolve(body, model, adapters)
+    check_items(items)
     warnings = warn(body, items, model)
     if base is None and body.loras:
         warnings.append(f"no worker has loaded {model.id} yet: adapters were checked for their form only")

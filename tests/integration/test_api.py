@@ -346,6 +346,8 @@ def test_a_full_queue_answers_429_with_retry_after(api):
         (request({"prompt": "a", "guidance_scale": 20.1}), 422, "VALIDATION_ERROR", "prompts[0].guidance_scale"),
         (request({"prompt": "a", "seed": -2}), 422, "VALIDATION_ERROR", "prompts[0].seed"),
         (request({"prompt": "a", "seed": 2**63}), 422, "VALIDATION_ERROR", "prompts[0].seed"),
+        (request({"prompt": "ok"}, {"prompt": "a [IM[IMG]G] b"}), 400, "INVALID_REQUEST", "prompts[1].prompt"),
+        (request({"prompt": "[trigger]", "trigger_word": "[IM[IMG]G]"}), 400, "INVALID_REQUEST", "prompts[0].prompt"),
         (request({"prompt": "a\0b"}), 422, "VALIDATION_ERROR", "prompts[0].prompt"),
         (request({"prompt": "a", "smaple_steps": 3}), 422, "VALIDATION_ERROR", "prompts[0].smaple_steps"),
         (

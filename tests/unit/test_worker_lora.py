@@ -57,7 +57,7 @@ def test_the_sum_is_rounded_once():
     # would be exactly half a step, a tie that goes down to the even 1.0.
     weight = torch.tensor([1.0], dtype=torch.bfloat16)
 
-    add(weight, torch.tensor([2**-8 + 2**-20]))
+    add(weight, torch.tensor([2**-8 + 2**-20]), layer="img_in")
 
     assert weight.tolist() == [1.0 + 2**-7]
 
@@ -65,7 +65,7 @@ def test_the_sum_is_rounded_once():
 def test_adding_nothing_leaves_even_negative_zeros():
     weight = torch.tensor([-0.0, 1.0])
 
-    add(weight, torch.zeros(2))
+    add(weight, torch.zeros(2), layer="img_in")
 
     assert torch.signbit(weight).tolist() == [True, False]
 
@@ -73,8 +73,8 @@ def test_adding_nothing_leaves_even_negative_zeros():
 def test_a_sum_that_overflows_leaves_the_weight():
     weight = torch.tensor([1.0, 3e38])
 
-    with pytest.raises(AdapterRefused, match="not finite"):
-        add(weight, torch.tensor([1.0, 3e38]))
+    with pytest.raises(AdapterRefused, match=r"^img_in: .* not finite"):
+        add(weight, torch.tensor([1.0, 3e38]), layer="img_in")
 
     assert weight.tolist() == torch.tensor([1.0, 3e38]).tolist()
 

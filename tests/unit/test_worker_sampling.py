@@ -1,5 +1,6 @@
 """Schedule, noise, positions, denoising and decoding, held to numbers that ai-toolkit's own code gave."""
 
+import copy
 import hashlib
 import json
 
@@ -75,6 +76,20 @@ def test_a_patch_of_four_channels_becomes_two_by_two_pixels():
     packed = torch.tensor([1, 2, 3, 4]).view(1, 4, 1, 1)
 
     assert unpatchify(packed).tolist() == [[[[1, 2], [3, 4]]]]
+
+
+def test_latents_are_denormalised_with_the_variance_and_its_epsilon(components):
+    autoencoder = copy.deepcopy(components("fp32").autoencoder)
+    autoencoder.bn.running_mean.fill_(1.0)
+    autoencoder.bn.running_var.fill_(0.0224)
+    seen = []
+    autoencoder.post_quant_conv.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+
+    with torch.no_grad():
+        decode(autoencoder, torch.full((1, 128, 2, 2), 2.0))
+
+    # 2 * sqrt(0.0224 + 0.0001) + 1 = 2 * 0.15 + 1
+    torch.testing.assert_close(seen[0], torch.full((1, 32, 4, 4), 1.3))
 
 
 def test_euler_steps_match_a_hand_worked_example():

@@ -32,7 +32,7 @@ def lora_delta(down: Tensor, up: Tensor, *, alpha: float, multiplier: float) -> 
         Hu et al. 2021, "LoRA", section 4.1, https://arxiv.org/abs/2106.09685
     """
     rank = down.shape[0]
-    return multiplier * (up.float() @ down.float()) * (alpha / rank)
+    return (up.float() @ down.float()).mul_(multiplier).mul_(alpha / rank)
 
 
 def layer_delta(update: LayerUpdate, tensors: Mapping[str, Tensor], *, multiplier: float) -> Tensor:
@@ -45,19 +45,19 @@ def layer_delta(update: LayerUpdate, tensors: Mapping[str, Tensor], *, multiplie
 
 
 @torch.no_grad()
-def add(weight: Tensor, delta: Tensor) -> None:
+def add(weight: Tensor, delta: Tensor, *, layer: str) -> None:
     """Add `delta`, which is float32, to `weight` in place: in float32, rounded once to the weight's dtype.
 
     A delta of zeros is not added: 0.0 + -0.0 would flip the sign bit of weights that the adapter leaves alone.
 
     Raises:
-        AdapterRefused: the sum is not finite; `weight` is untouched.
+        AdapterRefused: the sum is not finite; names `layer`, and `weight` is untouched.
     """
     if not delta.any():
         return
     merged = (weight + delta).to(weight.dtype)  # promoted to float32 without a float32 copy of the weight
     if not merged.isfinite().all():
-        raise AdapterRefused("the adapter's values are so large that a merged weight is not finite")
+        raise AdapterRefused(f"{layer}: the adapter's values are so large that the merged weight is not finite")
     weight.copy_(merged)
 
 

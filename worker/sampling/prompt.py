@@ -14,30 +14,17 @@ from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
-from shared.errors import InvalidRequest
+from shared.prompt import check_prompt
 from worker.pipeline.text_encoder import HIDDEN_STATES
 
 MAX_TOKENS = 512
-_IMAGE_TOKEN = "[IMG]"
-
-
-def check_prompt(prompt: str) -> None:
-    """Refuse a prompt that still holds an image token after the trainer's one pass of removal.
-
-    The trainer cannot render it ("[IM[IMG]G]" crashes its processor), so there is no image it could be equal to.
-
-    Raises:
-        InvalidRequest: it does.
-    """
-    if _IMAGE_TOKEN in prompt.replace(_IMAGE_TOKEN, ""):
-        raise InvalidRequest(f"the prompt still holds {_IMAGE_TOKEN} after it was removed once", field="prompt")
 
 
 def tokenize(tokenizer: PreTrainedTokenizerFast, prompt: str) -> tuple[Tensor, Tensor]:
     """Return input ids and attention mask, each (1, 512); longer text is cut at the end.
 
     Raises:
-        InvalidRequest: see `check_prompt`.
+        InvalidRequest: see `shared.prompt.check_prompt`.
     """
     check_prompt(prompt)
     text: Any = tokenizer.apply_chat_template(format_input([prompt])[0], add_generation_prompt=False, tokenize=False)
@@ -79,7 +66,7 @@ class PromptEncoder:
         """Return the prompt's embeddings, (1, 512, width), on the device.
 
         Raises:
-            InvalidRequest: see `check_prompt`.
+            InvalidRequest: see `shared.prompt.check_prompt`.
         """
         if prompt not in self._cache:
             ids, mask = tokenize(self._tokenizer, prompt)
