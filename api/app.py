@@ -10,7 +10,8 @@ from fastapi import FastAPI
 from api import errors
 from api.deps import Services
 from api.limits import BodyLimit
-from api.routes import health, inference, models, requests
+from api.probe import StorageProbe
+from api.routes import adapters, health, inference, metrics, models, replays, requests
 from shared.caretaker import Caretaker
 from shared.catalog import MODELS
 from shared.celery_app import make_celery
@@ -26,10 +27,12 @@ stable `code`."""
 
 def create_app(settings: Settings) -> FastAPI:
     """Make the application. Redis and the object store need not answer yet."""
+    store = open_store(settings)
     services = Services(
         settings=settings,
         ledger=Ledger.connect(settings.redis.url, settings.queue, timeout_s=settings.redis.timeout_s),
-        store=open_store(settings),
+        store=store,
+        storage_probe=StorageProbe(store),
         celery=make_celery(settings.redis.url, side="api", timeout_s=settings.redis.timeout_s),
     )
 
@@ -44,6 +47,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     app.add_middleware(BodyLimit, max_bytes=settings.api.max_body_bytes)
     errors.install(app)
-    for routes in (inference, requests, models, health):
+    for routes in (inference, requests, replays, adapters, models, health, metrics):
         app.include_router(routes.router)
     return app

@@ -9,12 +9,16 @@ from typing import Any
 
 import httpx
 
+from shared.errors import Flux2Error
+
 #: States in which a job stays.
 ENDED = frozenset({"succeeded", "failed", "canceled"})
 
 
-class ApiError(Exception):
-    """The API refused a call; the message is the problem's code and detail."""
+class ApiError(Flux2Error):
+    """The API refused a call or cannot be reached; the message is the problem's code and detail."""
+
+    code = "api_error"
 
 
 class Client:

@@ -40,8 +40,8 @@ def run(console: Console, output: Path) -> None:
     started = time.monotonic()
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="flux2-demo-") as data:
-        # Defaults only: a model or adapter root configured for a deployment does not apply.
-        stack = Stack(Path(data), Settings.model_construct())
+        # Defaults only: what is configured for a deployment does not apply.
+        stack = Stack(Path(data), Settings.model_construct(), inherit=False)
         with console.status("starting Redis, S3, the API and one worker with a tiny FLUX.2"):
             stack.start()
         try:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from celery import Celery
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 
+from api.probe import StorageProbe
 from shared.ledger import Ledger
 from shared.settings import Settings
 from shared.storage import ObjectStore
@@ -20,6 +21,7 @@ class Services:
     settings: Settings
     ledger: Ledger
     store: ObjectStore
+    storage_probe: StorageProbe
     celery: Celery
 
 
@@ -36,3 +38,6 @@ def _base_url(request: Request, services: ServicesDep) -> str:
 
 
 BaseUrlDep = Annotated[str, Depends(_base_url)]
+
+IdempotencyKeyDep = Annotated[str, Header(max_length=255)]
+TenantDep = Annotated[str, Header(pattern=r"^[A-Za-z0-9._-]{1,64}$")]

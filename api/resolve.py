@@ -65,7 +65,8 @@ def check_items(items: Sequence[ItemSpec]) -> None:
         InvalidRequest: naming the prompt.
     """
     for index, item in enumerate(items):
-        check_prompt(item.prompt, field=f"prompts[{index}].prompt")
+        if MODELS[item.model].strips_image_token:
+            check_prompt(item.prompt, field=f"prompts[{index}].prompt")
 
 
 def resolve(request: InferenceRequest, model: Model, adapters: Sequence[AdapterRef]) -> list[ItemSpec]:
@@ -84,6 +85,11 @@ def warn(request: InferenceRequest, items: Sequence[ItemSpec], model: Model) -> 
             f"{item.width}x{item.height}: sizes are floored to a multiple of {model.resolution_divisor}"
             for index, item in enumerate(items)
             if (item.width, item.height) != (item.requested_width, item.requested_height)
+        ),
+        *_first(
+            f"prompts[{index}].neg has no effect at a guidance_scale of {item.guidance_scale:g}; it needs more than 1"
+            for index, item in enumerate(items)
+            if item.neg and item.guidance_scale <= 1
         ),
         *_first(
             f"prompts[{index}].prompt has [trigger], but there is no trigger_word: it stays as written"

@@ -104,6 +104,15 @@ class InferenceRequest(_Body):
     match_target_res: bool | None = Field(None, description="Other models only; ignored with a warning.")
 
 
+class ReplayRequest(_Body):
+    """A training config whose sample previews are to be reproduced."""
+
+    config: Annotated[str, Field(max_length=200_000)] = Field(description="The config file's text, YAML or JSON.")
+    lora: Annotated[Text, Field(min_length=1)] | None = Field(
+        None, description="Adapter under the adapter root; default `{name}/{name}.safetensors`."
+    )
+
+
 JobStatus = Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"]
 
 
@@ -115,6 +124,21 @@ class Submitted(BaseModel):
     status_url: str
     result_url: str
     created_at: str
+    warnings: list[str]
+
+
+class ReplaySample(BaseModel):
+    """Where one sample of the config is rendered: which request, and which of its images."""
+
+    request_id: str
+    index: int
+
+
+class Replayed(BaseModel):
+    """Answer to a replay; `samples` are in the config's order."""
+
+    requests: list[Submitted]
+    samples: list[ReplaySample]
     warnings: list[str]
 
 
@@ -212,6 +236,26 @@ class JobList(BaseModel):
     data: list[JobLine]
     has_more: bool
     next_cursor: str | None
+
+
+class AdapterLine(BaseModel):
+    """One adapter file; see the `inspect` command for the same as a table."""
+
+    path: str
+    model: str
+    sha256: str
+    size_bytes: int
+    refused: str | None = Field(description="Why a job with it would be refused; null when it would not.")
+    kind: str | None
+    ranks: list[int]
+    dtypes: dict[str, int] = Field(description="Number of tensors by dtype.")
+    layers: int
+    matched: int | None = Field(description="Layers of them that the base model has; null while no worker loaded one.")
+    unmatched: list[str]
+    base_model_version: str | None = Field(description="What the file says that it was trained on.")
+    name: str | None
+    step: int | None
+    trigger: str | None
 
 
 class ModelLine(BaseModel):

@@ -38,7 +38,7 @@ def main(
     """Start everything in a temporary folder, measure, and stop everything."""
     with (
         tempfile.TemporaryDirectory(prefix="flux2-bench-") as data,
-        Stack(Path(data), Settings.model_construct()) as stack,
+        Stack(Path(data), Settings.model_construct(), inherit=False) as stack,
         Client(stack.url) as client,
     ):
         rows = [*_rendering(stack, client, jobs), *_accepting(stack, client, posts)]

@@ -5,7 +5,7 @@ Facts about the weights themselves (widths, depths) are not here: they are read 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -14,9 +14,11 @@ class Model:
 
     Attributes:
         transformer_file: BFL's single-file transformer inside `base_model`.
-        autoencoder_file: BFL's single-file autoencoder inside `base_model`.
+        autoencoder_file: BFL's single-file autoencoder, inside `autoencoder_repository`.
+        autoencoder_repository: looked in where the folder of the weights has no autoencoder; None: `base_model`.
         resolution_divisor: width and height are floored to a multiple of it, in pixels.
         uses_negative_prompt: False for guidance-distilled models, where `neg` has no effect.
+        strips_image_token: whether AI Toolkit takes `[IMG]` out of prompts before it encodes them.
     """
 
     id: str
@@ -24,6 +26,7 @@ class Model:
     base_model: str
     transformer_file: str
     autoencoder_file: str
+    autoencoder_repository: str | None
     text_encoder: str
     resolution_divisor: int
     default_steps: int
@@ -32,6 +35,7 @@ class Model:
     default_width: int
     default_height: int
     uses_negative_prompt: bool
+    strips_image_token: bool
     license: str
     license_url: str
 
@@ -42,6 +46,7 @@ FLUX2_DEV = Model(
     base_model="black-forest-labs/FLUX.2-dev",
     transformer_file="flux2-dev.safetensors",
     autoencoder_file="ae.safetensors",
+    autoencoder_repository=None,
     # What ai-toolkit previews with; the FLUX.2-dev repository's own text_encoder folder is another release.
     text_encoder="mistralai/Mistral-Small-3.1-24B-Instruct-2503",
     resolution_divisor=16,
@@ -51,8 +56,40 @@ FLUX2_DEV = Model(
     default_width=1024,
     default_height=1024,
     uses_negative_prompt=False,
+    strips_image_token=True,
     license="FLUX [dev] Non-Commercial License",
     license_url="https://huggingface.co/black-forest-labs/FLUX.2-dev/blob/main/LICENSE.txt",
 )
 
-MODELS: dict[str, Model] = {model.id: model for model in (FLUX2_DEV,)}
+FLUX2_KLEIN_4B = Model(
+    id="flux2_klein_4b",
+    title="FLUX.2 [klein] base 4B",
+    base_model="black-forest-labs/FLUX.2-klein-base-4B",
+    transformer_file="flux-2-klein-base-4b.safetensors",
+    autoencoder_file="ae.safetensors",
+    autoencoder_repository="ai-toolkit/flux2_vae",
+    text_encoder="Qwen/Qwen3-4B",
+    resolution_divisor=16,
+    default_steps=25,
+    default_guidance_scale=4.0,
+    default_seed=42,
+    default_width=1024,
+    default_height=1024,
+    uses_negative_prompt=True,
+    strips_image_token=False,
+    license="Apache License 2.0",
+    license_url="https://huggingface.co/black-forest-labs/FLUX.2-klein-base-4B",
+)
+
+FLUX2_KLEIN_9B = replace(
+    FLUX2_KLEIN_4B,
+    id="flux2_klein_9b",
+    title="FLUX.2 [klein] base 9B",
+    base_model="black-forest-labs/FLUX.2-klein-base-9B",
+    transformer_file="flux-2-klein-base-9b.safetensors",
+    text_encoder="Qwen/Qwen3-8B",
+    license="FLUX Non-Commercial License",
+    license_url="https://huggingface.co/black-forest-labs/FLUX.2-klein-base-9B",
+)
+
+MODELS: dict[str, Model] = {model.id: model for model in (FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B)}

@@ -84,12 +84,17 @@ class Child:
                 time.sleep(_POLL_S)
             on_failure.pop_all()
 
+    def terminate(self) -> None:
+        """Ask the process to end, without waiting; `stop` waits."""
+        if self._process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGTERM)
+
     def stop(self, *, grace_s: float = 3.0) -> None:
         """Ask the process to end; kill it when it has not within `grace_s` seconds. Safe to repeat."""
+        self.terminate()
         process, self._process = self._process, None
         if process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(grace_s)
             with contextlib.suppress(ProcessLookupError):

@@ -5,9 +5,11 @@ The sides join through the entry-point group `flux2.commands`, so neither is imp
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import threading
+from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Annotated
@@ -15,11 +17,17 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.table import Table
 
 from shared import logs
-from shared.errors import Flux2Error
+from shared.adapters.inspect import inspect as look
+from shared.adapters.inspect import layers_of
+from shared.errors import AdapterNotFound, Flux2Error
 from shared.settings import Settings
 from shared.stack import DEMO_ADAPTER, Stack
+
+# A base checkpoint may be of any size: only its header is read.
+_ANY_SIZE = 2**62
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,7 +40,7 @@ app = typer.Typer(
 @app.command()
 def up(
     data: Annotated[Path, typer.Option(help="Folder of all state.")] = Path(".flux2"),
-    port: Annotated[int, typer.Option(help="Port of the API, on loopback.")] = 8000,
+    port: Annotated[int | None, typer.Option(help="Port of the API, on loopback; default: FLUX2_API_PORT.")] = None,
     redis_port: Annotated[int | None, typer.Option(help="Port of Redis; default: a free one.")] = None,
     s3_port: Annotated[int | None, typer.Option(help="Port of S3; default: a free one.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; with CUDA, one device each.")] = 1,
@@ -41,12 +49,20 @@ def up(
     settings = Settings()
     logs.configure(settings.log)
     console = Console()
+    stack = Stack(
+        data,
+        settings,
+        workers=workers,
+        api_port=settings.api.port if port is None else port,
+        redis_port=redis_port,
+        s3_port=s3_port,
+    )
+    with console.status("starting Redis, S3, the API and workers"):
+        stack.start()
+    # From here on; a Ctrl-C during the start raises there, and undoes it.
     stopped = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stopped.set())
-    stack = Stack(data, settings, workers=workers, api_port=port, redis_port=redis_port, s3_port=s3_port)
-    with console.status("starting Redis, S3, the API and workers"):
-        stack.start()
     try:
         console.print(f"API       {stack.url}  (documentation: {stack.url}/docs)")
         console.print(f"Redis     {stack.servers.redis.url}")
@@ -63,6 +79,40 @@ def up(
             stack.stop()
 
 
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Adapter file.")],
+    base: Annotated[
+        Path | None, typer.Option(help="Transformer file in BFL's layout, e.g. flux2-dev.safetensors, to match.")
+    ] = None,
+    model: Annotated[str, typer.Option(help="Model id of that base.")] = "flux2",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Tell what an adapter file is: kind, ranks, layers, training step, sha256. Exit code 1 if it cannot be used."""
+    limit = Settings().adapters.max_bytes
+    if not file.is_file():
+        raise AdapterNotFound(f"{file}: no such file")
+    layers = None if base is None else layers_of(base, max_bytes=_ANY_SIZE)
+    found = asdict(look(file, max_bytes=limit, layers=layers, model=model))
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        table = Table(show_header=False, box=None)
+        for name, value in found.items():
+            table.add_row(name.replace("_", " "), _text(value))
+        Console().print(table)
+    if found["refused"]:
+        raise typer.Exit(1)
+
+
+def _text(value: object) -> str:
+    if value is None or value == () or value == {}:
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name}" for name, count in value.items())
+    return ", ".join(str(entry) for entry in value) if isinstance(value, tuple) else str(value)
+
+
 def main() -> None:
     """Run the command; a mistake that the caller can mend is one line, not a traceback."""
     try:
@@ -76,7 +126,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    Console(stderr=True).print(message, style="red", markup=False, highlight=False)
+    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
     sys.exit(1)
 
 

@@ -75,6 +75,11 @@ class _Server:
         if self._child is not None:
             self._child.stop()
 
+    def check(self) -> None:
+        """Raise `ServerFailed`, with the end of its log, if the server has ended by itself."""
+        if self._child is not None:
+            self._child.check()
+
     def environment(self) -> dict[str, str]:
         """Variables with which this project's processes use the server."""
         raise NotImplementedError
@@ -155,6 +160,10 @@ class S3Server(_Server):
             "FLUX2_S3_ENDPOINT_URL": self.url,
             "FLUX2_S3_REGION": REGION,
             "FLUX2_S3_ADDRESSING_STYLE": "path",
+            # Of another endpoint, if the caller has them.
+            "FLUX2_S3_PUBLIC_ENDPOINT_URL": "",
+            "FLUX2_S3_SSE": "",
+            "FLUX2_S3_SSE_KMS_KEY_ID": "",
             "AWS_ACCESS_KEY_ID": self.access_key,
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_SESSION_TOKEN": "",
@@ -268,6 +277,11 @@ class EmbeddedServers:
         """End both; safe to repeat."""
         self.s3.stop()
         self.redis.stop()
+
+    def check(self) -> None:
+        """Raise `ServerFailed` if one of them has ended by itself."""
+        self.redis.check()
+        self.s3.check()
 
     def environment(self) -> dict[str, str]:
         """Variables with which this project's processes use both."""

@@ -87,8 +87,8 @@ class AdapterReport(_Record):
     """What one adapter did to the transformer: the proof that an image is not the base model's.
 
     Attributes:
-        kind: e.g. `lora`.
-        ranks: distinct ranks, ascending.
+        kind: e.g. `lora`; several kinds in one file are joined, as in `diff+lora`.
+        ranks: distinct ranks, ascending; empty for kinds without one.
         layers_touched: linear layers whose weight the file updates.
         layers_total: linear layers of the base that an adapter of this kind can touch.
     """

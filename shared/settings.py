@@ -1,19 +1,17 @@
 """All configuration, read once and passed down.
 
-Every variable is `FLUX2_<SECTION>_<NAME>`, from the environment or a `.env` file; `HF_TOKEN` and `AI_TOOLKIT_PATH`
-keep the names other tools gave them, and boto3 reads the standard `AWS_*` variables for credentials. The table in
+Every variable is `FLUX2_<SECTION>_<NAME>`, from the environment or a `.env` file; `HF_TOKEN`, `AI_TOOLKIT_PATH`
+and the `AWS_*` credentials keep the names other tools gave them. The table in
 docs/reference/settings.md lists them all, and a test holds it to this file.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, Field, SecretStr
+from pydantic import BaseModel, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-
-from shared import catalog
 
 
 class RedisSettings(BaseModel):
@@ -35,6 +33,12 @@ class QueueSettings(BaseModel):
     audit_s: float = Field(3.0, gt=0, description="How often lost wake-up messages are looked for.")
     retention_s: float = Field(7 * 86_400.0, gt=0, description="How long a finished job's record is kept.")
     idempotency_ttl_s: int = Field(86_400, ge=1, description="How long an Idempotency-Key is remembered.")
+
+    @model_validator(mode="after")
+    def _renewals_are_in_time(self) -> Self:
+        if self.renew_s > self.lease_ttl_s / 3:
+            raise ValueError(f"renew_s {self.renew_s:g} is more than a third of lease_ttl_s {self.lease_ttl_s:g}")
+        return self
 
 
 class StorageSettings(BaseModel):
@@ -70,19 +74,26 @@ class AdaptersSettings(BaseModel):
 
 
 class ModelSettings(BaseModel):
-    """The base model that a worker serves."""
+    """The base model that a worker serves; what is left empty is the catalogue's entry for `id`."""
 
     id: str = Field("flux2", description="Model id of the catalogue that this worker serves.")
-    path: str = Field(
-        catalog.FLUX2_DEV.base_model,
-        description="Folder with the BFL files or a diffusers layout, or a Hugging Face repository id.",
+    path: str | None = Field(
+        None,
+        description="Folder with the BFL files or a diffusers layout, or a Hugging Face repository id; "
+        "empty: the repository of the model id.",
     )
-    text_encoder: str = Field(
-        catalog.FLUX2_DEV.text_encoder,
-        description="Folder or repository id of the text encoder and its tokenizer.",
+    text_encoder: str | None = Field(
+        None,
+        description="Folder or repository id of the text encoder and its tokenizer; empty: that of the model id.",
     )
     revision: str | None = Field(None, description="Hub revision (branch, tag or commit) of `path`.")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="Weights and activations; previews use bf16.")
+    precision: Literal["bf16", "fp32", "qfloat8"] = Field(
+        "bf16",
+        description="Weights and activations; `qfloat8` keeps the transformer's weights in float8, adapters beside it.",
+    )
+    text_encoder_precision: Literal["bf16", "qfloat8"] | None = Field(
+        None, description="Weights of the text encoder; empty: as `FLUX2_MODEL_PRECISION`."
+    )
 
 
 class ApiSettings(BaseModel):
@@ -138,3 +149,28 @@ class Settings(BaseSettings):
     hf_token: SecretStr | None = Field(
         None, validation_alias="HF_TOKEN", description="Hugging Face token with which workers download gated weights."
     )
+    ai_toolkit_path: Path | None = Field(
+        None,
+        validation_alias="AI_TOOLKIT_PATH",
+        description="Checkout of ostris/ai-toolkit that `flux2 verify --against-toolkit` compares with.",
+    )
+    aws_access_key_id: str | None = Field(
+        None, validation_alias="AWS_ACCESS_KEY_ID", description="S3 credentials; empty: boto3's other sources."
+    )
+    aws_secret_access_key: SecretStr | None = Field(
+        None, validation_alias="AWS_SECRET_ACCESS_KEY", description="S3 credentials."
+    )
+    aws_session_token: SecretStr | None = Field(
+        None, validation_alias="AWS_SESSION_TOKEN", description="S3 credentials, where they are temporary."
+    )
+
+    def aws_credentials(self) -> dict[str, str | None]:
+        """Keyword arguments of a boto3 session; empty where boto3 is to look in its own places."""
+        if self.aws_access_key_id is None or self.aws_secret_access_key is None:
+            return {}
+        token = self.aws_session_token
+        return {
+            "aws_access_key_id": self.aws_access_key_id,
+            "aws_secret_access_key": self.aws_secret_access_key.get_secret_value(),
+            "aws_session_token": token.get_secret_value() if token else None,
+        }

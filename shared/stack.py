@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
+from dotenv import dotenv_values
+
 from shared.child import LOOPBACK, Child, free_port
 from shared.embedded import EmbeddedServers
 from shared.errors import ServerFailed
@@ -30,8 +32,10 @@ DEMO_ADAPTER = "my_lora_job/my_lora.safetensors"
 _API_START_S = 30.0
 # Loading 112 GB from a cold disk takes minutes.
 _WORKER_START_S = 900.0
-# A drain may take as long as the setting says; after that the processes are killed.
+# After its drain a worker still has to hand its item over and say good-bye.
 _STOP_GRACE_S = 10.0
+# Variables that decide how this project's processes behave.
+_OURS = ("FLUX2_", "HF_TOKEN", "AI_TOOLKIT_PATH", "AWS_")
 
 
 class Stack:
@@ -39,7 +43,8 @@ class Stack:
 
     Args:
         data: folder of all state; kept between starts.
-        settings: a configured model, adapter root and ports are respected; the servers' addresses are our own.
+        settings: a configured model and adapter root are respected; the servers' addresses are our own.
+        inherit: False starts from the defaults, whatever the caller's environment and `.env` say.
         workers: processes on this host; with CUDA each takes one device, in order.
     """
 
@@ -48,6 +53,7 @@ class Stack:
         data: Path,
         settings: Settings,
         *,
+        inherit: bool = True,
         workers: int = 1,
         api_port: int | None = None,
         redis_port: int | None = None,
@@ -57,9 +63,10 @@ class Stack:
         self.servers = EmbeddedServers(self.data, redis_port=redis_port, s3_port=s3_port)
         self.api_port = api_port or free_port()
         self._settings = settings
+        self._inherit = inherit
         self._workers = workers
         self._children: dict[str, Child] = {}
-        self.tiny = "path" not in settings.model.model_fields_set
+        self.tiny = not settings.model.model_fields_set & {"id", "path"}
         configured_root = "root" in settings.adapters.model_fields_set
         self.adapter_root = settings.adapters.root.absolute() if configured_root else self.data / "adapters"
 
@@ -90,12 +97,21 @@ class Stack:
             "FLUX2_ADAPTERS_ROOT": str(self.adapter_root),
         }
         if self.tiny:
-            checkpoint = self._checkpoint
             decided |= {
-                "FLUX2_MODEL_PATH": str(checkpoint),
-                "FLUX2_MODEL_TEXT_ENCODER": str(checkpoint / "text_encoder"),
+                "FLUX2_MODEL_PATH": str(self._checkpoint),
+                "FLUX2_MODEL_TEXT_ENCODER": str(self._checkpoint / "text_encoder"),
             }
-        return {**os.environ, **decided}
+            if "precision" not in self._settings.model.model_fields_set:
+                # bfloat16 convolutions take 10 times as long on processors without AVX-512.
+                decided |= {"FLUX2_MODEL_PRECISION": "fp32"}
+        else:
+            # The processes run in folders of their own.
+            named = {"PATH": self._settings.model.path, "TEXT_ENCODER": self._settings.model.text_encoder}
+            local = {name: Path(value).absolute() for name, value in named.items() if value and Path(value).exists()}
+            decided |= {f"FLUX2_MODEL_{name}": str(path) for name, path in local.items()}
+        if not self._inherit:
+            return {**{name: value for name, value in os.environ.items() if not name.startswith(_OURS)}, **decided}
+        return {**_dotenv(), **os.environ, **decided}
 
     def start(self) -> Self:
         """Return when the API answers and every worker has its model loaded.
@@ -115,22 +131,30 @@ class Stack:
 
     def stop(self) -> None:
         """End everything, workers first, so that they can hand over what they hold."""
+        for child in self._children.values():
+            child.terminate()
         while self._children:
             _, child = self._children.popitem()
-            child.stop(grace_s=_STOP_GRACE_S)
+            child.stop(grace_s=self._grace_s)
         self.servers.stop()
 
     def stop_worker(self, number: int) -> None:
         """End one worker in good order and forget it."""
-        self._children.pop(f"worker-{number}").stop(grace_s=_STOP_GRACE_S)
+        self._children.pop(f"worker-{number}").stop(grace_s=self._grace_s)
 
     def check(self) -> None:
         """Raise `ServerFailed`, with the end of its log, if a process has ended by itself."""
+        self.servers.check()
         for child in self._children.values():
             child.check()
 
     def restart_dead(self) -> None:
-        """Start again what ended by itself; the ledger gives back what a worker held."""
+        """Start again what ended by itself; the ledger gives back what a worker held.
+
+        Raises:
+            ServerFailed: Redis or S3 has ended, without which there is nothing to go on with.
+        """
+        self.servers.check()
         for child in self._children.values():
             if not child.is_alive():
                 logger.warning("process ended and is started again", extra={"part": child.name})
@@ -141,6 +165,10 @@ class Stack:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @property
+    def _grace_s(self) -> float:
+        return self._settings.worker.drain_s + _STOP_GRACE_S
 
     @property
     def _checkpoint(self) -> Path:
@@ -157,11 +185,13 @@ class Stack:
 
     def _start_worker(self, number: int) -> None:
         name = f"worker-{number}"
-        many = ["--device", f"cuda:{number}"] if self._workers > 1 and self._settings.worker.device != "cpu" else []
+        shared = self._workers > 1 and self._settings.worker.device == "auto"
+        device = ["--device", f"auto:{number}"] if shared else []
         ledger = self.ledger()
+        ledger.leave(name)  # what is left of an earlier start must not count as ready
         self._start(
             name,
-            ["worker", "--name", name, *many],
+            ["worker", "--name", name, *device],
             ready=lambda: any(slot.name == name for slot in ledger.slots()),
             timeout_s=_WORKER_START_S,
         )
@@ -179,6 +209,11 @@ class Stack:
                 return bool(answer.status == 200)
         except OSError:
             return False
+
+
+def _dotenv() -> dict[str, str]:
+    """Read the `.env` that this process' own settings came from: its children run elsewhere."""
+    return {name: value for name, value in dotenv_values(".env").items() if value is not None}
 
 
 def _flux2(*arguments: str) -> list[str]:

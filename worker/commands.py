@@ -9,6 +9,7 @@ import typer
 
 from shared import logs
 from shared.settings import Settings
+from worker.verify.outcome import CaseType, Precision, as_json, line, summary
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -43,3 +44,35 @@ def tiny(
     write_tiny_checkpoint(folder)
     if adapter is not None:
         write_matching_adapter(folder, adapter)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder of goldens, e.g. tests/goldens.")],
+    only: Annotated[CaseType | None, typer.Option(help="Run the cases of one type.")] = None,
+    dtype: Annotated[Precision | None, typer.Option(help="Run the cases of one precision.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead of lines.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto. The goldens were made on a CPU.")] = "cpu",
+    against_toolkit: Annotated[
+        bool, typer.Option("--against-toolkit", help="Compare with AI Toolkit's own classes, run here, to the bit.")
+    ] = False,
+    toolkit: Annotated[
+        Path | None, typer.Option(envvar="AI_TOOLKIT_PATH", help="Checkout of AI Toolkit for --against-toolkit.")
+    ] = None,
+) -> None:
+    """Check that this machine renders what AI Toolkit renders. Exit code 1 if any case fails."""
+    from worker.verify.run import start
+
+    if against_toolkit and toolkit is None:
+        raise typer.BadParameter("--against-toolkit needs --toolkit or AI_TOOLKIT_PATH")
+    started = start(folder, only=only, dtype=dtype, device=device, toolkit=toolkit if against_toolkit else None)
+    outcomes = []
+    if not json:
+        typer.echo("".join(f"{name.replace('_', ' ')}: {text}\n" for name, text in started.about.items()))
+    for outcome in started.outcomes:
+        outcomes.append(outcome)
+        if not json:
+            typer.echo(line(outcome, widths=started.widths))
+    typer.echo(as_json(outcomes, started.about) if json else f"\n{summary(outcomes)}")
+    if not all(outcome.passed for outcome in outcomes):
+        raise typer.Exit(1)

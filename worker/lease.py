@@ -65,25 +65,28 @@ class Lease:
 
     def check(self) -> None:
         """Raise as `report` does, without news."""
-        if self._lost:
+        if self._lost or time.monotonic() - self._renewed_at > self._settings.lease_ttl_s:
             raise LeaseLost(f"{self.claim.item_id}: the lease of fence {self.claim.fence} is gone")
         if self._canceled:
             raise ItemCanceled(f"{self.claim.item_id}: canceled by the caller")
 
     def _renew_until_closed(self) -> None:
-        while not self._lost:
-            self._wake.wait(self._settings.renew_s)
-            self._wake.clear()
-            if self._closed:
-                return
-            self._renew()
+        try:
+            while not self._lost:
+                self._wake.wait(self._settings.renew_s)
+                self._wake.clear()
+                if self._closed:
+                    return
+                self._renew()
+        finally:
+            # However this thread ends, nobody renews from here on.
+            self._lost = self._lost or not self._closed
 
     def _renew(self) -> None:
         asked_at = time.monotonic()
         try:
             answer = self._ledger.renew(self.claim, self._progress)
         except LedgerUnavailable as error:
-            self._lost = time.monotonic() - self._renewed_at > self._settings.lease_ttl_s
             logger.warning("lease not renewed", extra={"item": self.claim.item_id, "error": str(error)})
             return
         self._renewed_at = asked_at

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from shared.errors import InvalidRequest, NotFinite, OutOfMemory
 from shared.job import AdapterReport, ItemSpec, PipelineReport, Progress
-from shared.prompt import check_prompt
 from worker.pipeline.cache import Change, WarmPipeline
 from worker.pipeline.components import Components
+from worker.pipeline.live import LivePipeline
 from worker.sampling.decode import decode, to_image
 from worker.sampling.latents import PIXELS, image_ids, noise, pack, text_ids, unpack
 from worker.sampling.prompt import PromptEncoder
-from worker.sampling.sampler import denoise, distilled_velocity
+from worker.sampling.sampler import Velocity, denoise, distilled_velocity, guided_velocity
 from worker.sampling.sigmas import sigmas
 
 OnProgress = Callable[[Progress], None]
@@ -60,7 +60,8 @@ class Renderer:
     """
 
     def __init__(self, components: Components, *, prompt_cache: int) -> None:
-        self.warm = WarmPipeline(components)
+        # Float8 weights would round an adapter away, so it runs beside them.
+        self.warm = LivePipeline(components) if components.precision == "qfloat8" else WarmPipeline(components)
         self._components = components
         self._prompts = PromptEncoder(
             components.text_encoder, components.tokenizer, device=components.device, cache_size=prompt_cache
@@ -79,6 +80,7 @@ class Renderer:
             NotFinite: the latents are not.
         """
         _check(spec)
+        self._prompts.check(spec.prompt)
         try:
             return self._render(spec, adapters, on_progress)
         except torch.OutOfMemoryError as error:
@@ -101,33 +103,41 @@ class Renderer:
             change, reports = self.warm.use(list(zip(spec.adapters, adapters, strict=True)))
         stage("encode")
         with self._timed(timings, "encode_prompt"):
-            prompt_embeds = self._prompts.encode(spec.prompt)
+            prompt_embeds = self._encode(spec.prompt)
+            negative_embeds = self._encode(spec.neg) if self._has_guidance(spec) else None
         stage("denoise")
         with self._timed(timings, "denoise"):
-            latents = self._denoise(spec, prompt_embeds, on_progress)
+            latents = self._denoise(spec, prompt_embeds, negative_embeds, on_progress)
         stage("decode")
         with self._timed(timings, "decode"):
             image = to_image(decode(self._components.autoencoder, latents)[0])
         return Rendered(image, timings, reports, self._report(change))
 
-    def _denoise(self, spec: ItemSpec, prompt_embeds: Tensor, on_progress: OnProgress) -> Tensor:
+    def _encode(self, prompt: str) -> Tensor:
+        """Return embeddings in the transformer's dtype, in which noise is drawn; its encoder may have another."""
+        return self._prompts.encode(prompt).to(self._components.dtype)
+
+    def _has_guidance(self, spec: ItemSpec) -> bool:
+        """Whether the negative prompt counts: from 1 down AI Toolkit runs the prompt alone."""
+        return not self._components.distilled and spec.guidance_scale > 1
+
+    def _denoise(
+        self, spec: ItemSpec, prompt_embeds: Tensor, negative_embeds: Tensor | None, on_progress: OnProgress
+    ) -> Tensor:
         """Return final latents, (1, channels, height / 16, width / 16)."""
-        transformer, device = self._components.transformer, self._components.device
+        device = self._components.device
         rows, columns = spec.height // PIXELS, spec.width // PIXELS
         start = noise(
             spec.seed,
-            channels=transformer.config.in_channels,
+            channels=self._components.transformer.config.in_channels,
             height=spec.height,
             width=spec.width,
             dtype=prompt_embeds.dtype,
         )
-        velocity = distilled_velocity(
-            transformer,
-            prompt_embeds=prompt_embeds,
-            img_ids=image_ids(rows, columns).to(device),
-            txt_ids=text_ids(prompt_embeds.shape[1]).to(device),
-            guidance_scale=spec.guidance_scale,
-        )
+        velocity = self._velocity(spec, prompt_embeds)
+        if negative_embeds is not None:
+            unconditional = self._velocity(spec, negative_embeds)
+            velocity = guided_velocity(velocity, unconditional, guidance_scale=spec.guidance_scale)
         tokens = denoise(
             velocity,
             pack(start.to(device)),
@@ -138,11 +148,21 @@ class Renderer:
             raise NotFinite(f"the latents of seed {spec.seed} are not finite, so there is no image in them")
         return unpack(tokens, rows=rows, columns=columns)
 
+    def _velocity(self, spec: ItemSpec, embeds: Tensor) -> Velocity:
+        device = self._components.device
+        return distilled_velocity(
+            self._components.transformer,
+            prompt_embeds=embeds,
+            img_ids=image_ids(spec.height // PIXELS, spec.width // PIXELS).to(device),
+            txt_ids=text_ids(embeds.shape[1]).to(device),
+            guidance_scale=spec.guidance_scale,
+        )
+
     def _report(self, change: Change) -> PipelineReport:
         components = self._components
         return PipelineReport(
             engine="exact",
-            precision=components.precision,
+            precision=components.precisions,
             base_revision=components.revision,
             device=_device_name(components),
             change=change,
@@ -171,7 +191,6 @@ def _check(spec: ItemSpec) -> None:
     for ref in spec.adapters:
         if not math.isfinite(ref.multiplier):
             raise InvalidRequest(f"the multiplier of {ref.path!r} is {ref.multiplier}", field="network_multiplier")
-    check_prompt(spec.prompt)
 
 
 def _device_name(components: Components) -> str:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import logging
+import os
 import socket
+import tempfile
 import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
-from shared.errors import LedgerUnavailable
+from shared.errors import LedgerUnavailable, ServerFailed
 from shared.ledger import Claim, Ledger
 
 logger = logging.getLogger("flux2.worker.slot")
@@ -20,6 +25,25 @@ _BEAT_S = 3.0
 def slot_name(configured: str | None, device: str) -> str:
     """Name a slot so that its successor on the same host and device has the same name."""
     return configured or f"{socket.gethostname()}/{device}"
+
+
+@contextmanager
+def held(name: str) -> Iterator[None]:
+    """Hold a slot's name on this host until the process ends, however it ends.
+
+    A second process of that name would take the first one's items for a dead predecessor's.
+
+    Raises:
+        ServerFailed: another process on this host has the name.
+    """
+    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"flux2-slot-{os.getuid()}-{digest}.lock"
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServerFailed(f"another worker on this host is {name!r}; give this one another --name") from None
+        yield
 
 
 class Slot:
@@ -44,6 +68,7 @@ class Slot:
             "state": "ready",
             "warm": "base",
             "item": "",
+            "base_drift": "0",
         }
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._beat_until_stopped, name="flux2-slot", daemon=True)
@@ -63,9 +88,13 @@ class Slot:
         except LedgerUnavailable as error:
             logger.warning("slot left without a word", extra={"slot": self.name, "error": str(error)})
 
+    def report_drift(self, parameters: int) -> None:
+        """Tell how many restored parameters differ from the checkpoint's; sent with the next heartbeat."""
+        self._report["base_drift"] = str(parameters)
+
     @contextmanager
     def running(self, claim: Claim) -> Iterator[None]:
-        """Report the item while it runs."""
+        """Report the item while it runs; its adapters are this slot's from now on, so that others leave them to it."""
         self.claim = claim
         self._report.update(state="busy", item=claim.item_id, warm=claim.spec.adapter_key)
         self._beat()

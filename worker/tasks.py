@@ -16,7 +16,15 @@ from celery import Celery
 
 from shared.adapters.locate import locate
 from shared.celery_app import WAKE, wake
-from shared.errors import Flux2Error, ItemCanceled, LeaseLost, LedgerUnavailable, RequestError, RunError
+from shared.errors import (
+    Flux2Error,
+    ItemCanceled,
+    LeaseLost,
+    LedgerUnavailable,
+    RequestError,
+    RunError,
+    StorageUnavailable,
+)
 from shared.job import ItemError, ItemResult, Progress
 from shared.ledger import Claim, Ledger
 from shared.settings import Settings
@@ -69,8 +77,10 @@ def run_next(worker: Worker) -> bool:
             result = _produce(worker, claim, lease)
         except LeaseLost as error:
             logger.warning("item abandoned", extra={**where, "error": str(error)})
+            _discard(worker, claim)
         except ItemCanceled:
             _commit(worker, claim, None)
+            _discard(worker, claim)
         except Flux2Error as error:
             _fail(worker, claim, error)
         except Exception as error:
@@ -86,6 +96,7 @@ def _produce(worker: Worker, claim: Claim, lease: Lease) -> ItemResult:
     spec = claim.spec
     paths = [locate(ref.path, root=worker.settings.adapters.root) for ref in spec.adapters]
     rendered = worker.renderer.render(spec, paths, on_progress=lease.report)
+    worker.slot.report_drift(worker.renderer.warm.base_drift)
 
     started = time.perf_counter()
     parameters = {
@@ -98,7 +109,7 @@ def _produce(worker: Worker, claim: Claim, lease: Lease) -> ItemResult:
     encoded = time.perf_counter()
 
     lease.report(Progress(stage="upload", step=spec.num_inference_steps, steps=spec.num_inference_steps))
-    key = f"{_folder(claim)}/{claim.index}.{spec.output_format}"
+    key = f"{_folder(claim)}/image.{spec.output_format}"
     content_type = imagefile.content_type(spec.output_format)
     worker.store.put(key, data, content_type=content_type)
     uploaded = time.perf_counter()
@@ -136,7 +147,15 @@ def _commit(worker: Worker, claim: Claim, outcome: ItemResult | ItemError | None
     answer = _while_redis_is_away(worker)(worker.ledger.commit, claim, outcome)
     logger.info("item ended", extra={"item": claim.item_id, "fence": claim.fence, "commit": answer})
     if isinstance(outcome, ItemResult) and answer in ("canceled", "stale"):
+        _discard(worker, claim)
+
+
+def _discard(worker: Worker, claim: Claim) -> None:
+    """Remove what this claim may have stored, since no result will name it; the storage's lifecycle finds the rest."""
+    try:
         worker.store.delete_prefix(_folder(claim))
+    except StorageUnavailable as error:
+        logger.warning("an unused image stays", extra={"folder": _folder(claim), "error": str(error)})
 
 
 def _while_redis_is_away(worker: Worker) -> tenacity.Retrying:
@@ -150,5 +169,5 @@ def _while_redis_is_away(worker: Worker) -> tenacity.Retrying:
 
 
 def _folder(claim: Claim) -> str:
-    """Where this claim's objects go; no other claim of the item writes there."""
-    return f"results/{claim.job_id}/{claim.fence}"
+    """Where this claim's objects go: no other item, and no other claim of this one, writes there."""
+    return f"results/{claim.job_id}/{claim.index}/{claim.fence}"

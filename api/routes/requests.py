@@ -9,11 +9,12 @@ from fastapi import APIRouter, Query, Response
 from api import views
 from api.deps import Services, ServicesDep
 from api.schemas import JobList, JobStatus, Problem, Result, Status
-from shared.errors import InvalidRequest, RequestNotFound
+from shared.errors import RequestNotFound
 from shared.job import TERMINAL
 from shared.ledger import JobView
 
-_UNKNOWN: dict[int | str, dict[str, object]] = {404: {"model": Problem, "description": "No such request."}}
+_INVALID: dict[int | str, dict[str, object]] = {422: {"model": Problem, "description": "A parameter is invalid."}}
+_UNKNOWN = {**_INVALID, 404: {"model": Problem, "description": "No such request."}}
 
 router = APIRouter(prefix="/v1/requests", tags=["requests"])
 
@@ -48,27 +49,25 @@ def cancel(request_id: str, services: ServicesDep) -> Status:
     return views.status(_job(services, request_id))
 
 
-@router.get("")
+@router.get("", responses=_INVALID)
 def list_requests(
     services: ServicesDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before.")] = None,
+    cursor: Annotated[
+        str | None, Query(description="`next_cursor` of the page before.", pattern="^[0-9a-f]{1,13}$")
+    ] = None,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
     model: Annotated[str | None, Query(description="Only jobs of this model.")] = None,
 ) -> JobList:
     """Jobs, newest first."""
     page = services.ledger.jobs(
-        before=_parse_cursor(cursor), limit=limit, state=None if status is None else views.STATES[status], model=model
+        before=None if cursor is None else int(cursor, 16),
+        limit=limit,
+        state=None if status is None else views.STATES[status],
+        model=model,
     )
     return JobList(
         data=[views.line(job) for job in page.jobs],
         has_more=page.next_before is not None,
         next_cursor=None if page.next_before is None else f"{page.next_before:x}",
     )
-
-
-def _parse_cursor(cursor: str | None) -> int | None:
-    try:
-        return None if cursor is None else int(cursor, 16)
-    except ValueError:
-        raise InvalidRequest(f"{cursor!r} is not a cursor of this listing", field="cursor") from None

@@ -1,59 +1,45 @@
 """Say which layers an adapter file updates and how, from its header alone.
 
 Everything here is refused or understood; nothing is skipped, because a skipped tensor gives a base-model image that
-looks like a result. A kind of adapter is one entry of `_KINDS` and one function; `_FOREIGN` only gives names to what
-is refused. The arithmetic belongs to the worker.
+looks like a result. `shared.adapters.names` knows the layers and `shared.adapters.kinds` the kinds of update; the
+`_FOREIGN` tables only give names to what is refused. The arithmetic belongs to the worker.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from shared.adapters.header import Header
+from shared.adapters.kinds import ROLES, Group, LayerUpdate, update_of, without_its_mate
+from shared.adapters.names import PREFIX, Rows, Target, bare, target_of
 from shared.errors import AdapterMismatch, AdapterRefused
 
-PREFIX = "diffusion_model."
-FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
-# Wider than any layer of FLUX.2 [dev] has use for (hidden size 6144).
-MAX_RANK = 16_384
-
-
-@dataclass(frozen=True)
-class LayerUpdate:
-    """What the file does to one linear layer.
-
-    Attributes:
-        layer: Black Forest Labs' module path without `.weight`, e.g. `double_blocks.0.img_attn.qkv`.
-        kind: e.g. `lora`.
-        tensors: role to key in the file; for `lora`: `down` (rank, in), `up` (out, rank), optional scalar `alpha`.
-        shape: (out, in) of the weight that the update fits.
-    """
-
-    layer: str
-    kind: str
-    tensors: dict[str, str]
-    shape: tuple[int, int]
-    rank: int
+__all__ = ["PREFIX", "AdapterLayout", "LayerUpdate", "check_base", "check_fits", "describe"]
 
 
 @dataclass(frozen=True)
 class AdapterLayout:
-    """A whole file; `updates` are in the order in which the file first names each layer."""
+    """A whole file; `updates` are in the order in which the file first names each layer.
+
+    Attributes:
+        kind: of the updates, e.g. `lora`; several are joined as in `diff+lora`.
+    """
 
     kind: str
     updates: tuple[LayerUpdate, ...]
     metadata: dict[str, str]
 
+    @property
+    def layers(self) -> frozenset[str]:
+        """The layers that the file updates; several updates may share one."""
+        return frozenset(update.layer for update in self.updates)
 
-@dataclass
-class _Group:
-    """The tensors of one layer, by role."""
-
-    layer: str
-    kind: str | None = None
-    tensors: dict[str, str] = field(default_factory=dict)
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Distinct ranks, ascending; empty where no update has one."""
+        return tuple(sorted({update.rank for update in self.updates if update.rank is not None}))
 
 
 def describe(header: Header) -> AdapterLayout:
@@ -64,14 +50,16 @@ def describe(header: Header) -> AdapterLayout:
     """
     if not header.tensors:
         raise AdapterRefused("the file holds no tensors, so it matches no layer")
-    groups: dict[str, _Group] = {}
+    groups: dict[str, Group] = {}
     for key in header.tensors:
-        layer, suffix = _split(key)
-        kind, role = _SUFFIXES[suffix]
-        group = groups.setdefault(layer, _Group(layer))
-        group.kind = group.kind or kind
-        group.tensors[role] = key
-    updates = tuple(_update(group, header) for group in groups.values())
+        module, suffix = _split(key)
+        group = groups.setdefault(module, Group(_target(key, module)))
+        twin = group.tensors.setdefault(ROLES[suffix], key)
+        if twin != key:
+            raise AdapterRefused(f"{twin!r} and {key!r} are the same tensor of one layer under two names")
+    _check_apart(groups.values())
+    updates = tuple(update_of(group, header) for group in groups.values())
+    _check_halves(updates)
     kinds = sorted({update.kind for update in updates})
     return AdapterLayout("+".join(kinds), updates, dict(header.metadata))
 
@@ -95,7 +83,7 @@ def check_fits(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]], *, 
         model: id in the catalogue, e.g. `flux2`.
 
     Raises:
-        AdapterRefused: another base model, or layers that this one does not have.
+        AdapterRefused: another base model, layers that this one does not have, or half a LoRA.
         AdapterMismatch: an update has another shape than its layer.
     """
     check_base(layout, model=model)
@@ -105,11 +93,21 @@ def check_fits(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]], *, 
     if missing:
         raise AdapterRefused(
             f"{_first_key(missing[0])!r} names a layer that {model} does not have; "
-            f"so do {len(missing)} of the adapter's {len(layout.updates)} layers"
+            f"so do {len({update.layer for update in missing})} of the adapter's {len(layout.layers)} layers"
         )
     for update in layout.updates:
-        if layers[update.layer] != update.shape:
-            raise AdapterMismatch(update.layer, tuple(layers[update.layer]), update.shape)
+        expected = _expected(update.rows, layers[update.layer])
+        if update.kind == "fullrank" and update.shape != expected:
+            raise AdapterRefused(
+                f"{without_its_mate(_first_key(update))}; by itself it would update the whole layer, "
+                f"but it is {update.shape} and the layer {expected}"
+            )
+        if update.shape != expected:
+            raise AdapterMismatch(update.layer, expected, update.shape)
+
+
+def _expected(rows: Rows, shape: tuple[int, int]) -> tuple[int, int]:
+    return (shape[0] * len(rows.parts) // rows.of, shape[1])
 
 
 def _first_key(update: LayerUpdate) -> str:
@@ -117,83 +115,61 @@ def _first_key(update: LayerUpdate) -> str:
 
 
 def _split(key: str) -> tuple[str, str]:
-    """Return the FLUX.2 layer and the suffix of a supported key."""
-    suffix = next((known for known in _SUFFIXES if key.endswith(known)), None)
-    if suffix is None or not key.startswith(PREFIX):
-        what = next((name for pattern, name in _FOREIGN if re.search(pattern, key)), "not a tensor of an adapter")
-        raise AdapterRefused(
-            f"{key!r} is {what}; this version merges standard LoRA (lora_A/lora_B under {PREFIX!r}) only"
-        )
-    layer = key.removeprefix(PREFIX).removesuffix(suffix)
-    if not _LAYER.fullmatch(layer):
-        raise AdapterRefused(f"{key!r} matches no layer of FLUX.2: {layer!r} is not one of its linear layers")
-    return layer, suffix
+    """Return the module and the suffix of a key that can be part of an update."""
+    suffix = next((known for known in ROLES if key.endswith(known)), None)
+    if suffix is None:
+        raise _foreign(key, (*_FOREIGN_MODULES, *_FOREIGN_TENSORS))
+    return key.removesuffix(suffix), suffix
 
 
-def _update(group: _Group, header: Header) -> LayerUpdate:
-    for key in group.tensors.values():
-        if header.tensors[key].dtype not in FLOAT_DTYPES:
-            raise AdapterRefused(f"{key!r} holds {header.tensors[key].dtype} values, not floating point")
-    if group.kind is None:
-        raise AdapterRefused(f"{group.tensors['alpha']!r} has no lora_A and lora_B beside it")
-    return _KINDS[group.kind](group, header)
+def _target(key: str, module: str) -> Target:
+    target = target_of(module)
+    if target is not None:
+        return target
+    if any(re.search(pattern, key) for pattern, _ in _FOREIGN_MODULES):
+        raise _foreign(key, _FOREIGN_MODULES)
+    raise AdapterRefused(f"{key!r} matches no layer of FLUX.2: {bare(module)!r} is not one of its linear layers")
 
 
-def _lora(group: _Group, header: Header) -> LayerUpdate:
-    for role, present, absent in (("down", "lora_B", "lora_A"), ("up", "lora_A", "lora_B")):
-        if role not in group.tensors:
-            other = group.tensors["up" if role == "down" else "down"]
-            raise AdapterRefused(f"{other!r} is a {present} without its {absent}")
-    down, up = (header.tensors[group.tensors[role]].shape for role in ("down", "up"))
-    for role, shape in (("down", down), ("up", up)):
-        if len(shape) != 2 or 0 in shape:
-            raise AdapterRefused(f"{group.tensors[role]!r} has shape {list(shape)}, not two sizes of 1 or more")
-    if down[0] != up[1]:
-        raise AdapterRefused(
-            f"{group.tensors['up']!r} has shape {list(up)} and {group.tensors['down']!r} has {list(down)}: "
-            f"ranks {up[1]} and {down[0]} differ"
-        )
-    if down[0] > MAX_RANK:
-        raise AdapterRefused(f"{group.tensors['down']!r} has rank {down[0]}, and the limit is {MAX_RANK}")
-    _check_scalar(group, header)
-    return LayerUpdate(group.layer, "lora", dict(group.tensors), (up[0], down[1]), down[0])
+def _foreign(key: str, table: Iterable[tuple[str, str]]) -> AdapterRefused:
+    what = next((name for pattern, name in table if re.search(pattern, key)), "not a tensor of an adapter")
+    return AdapterRefused(
+        f"{key!r} is {what}; this version merges LoRA, DoRA, LoKr, full-rank and diff updates of linear layers only"
+    )
 
 
-def _check_scalar(group: _Group, header: Header) -> None:
-    key = group.tensors.get("alpha")
-    if key is not None and header.tensors[key].shape not in ((), (1,)):
-        raise AdapterRefused(f"{key!r} has shape {list(header.tensors[key].shape)}, not a single number")
+def _check_apart(groups: Iterable[Group]) -> None:
+    """Refuse two updates of the same rows: which comes first would be anyone's guess."""
+    seen: dict[str, list[Group]] = {}
+    for group in groups:
+        others = seen.setdefault(group.target.layer, [])
+        for other in others:
+            if group.target.rows.overlaps(other.target.rows):
+                first, second = (next(iter(each.tensors.values())) for each in (other, group))
+                raise AdapterRefused(f"{first!r} and {second!r} update the same rows of {group.target.layer}")
+        others.append(group)
 
 
-# Suffix of a key: the kind that it implies (None: shared by kinds) and the tensor's role in the update.
-_SUFFIXES: dict[str, tuple[str | None, str]] = {
-    ".lora_A.weight": ("lora", "down"),
-    ".lora_B.weight": ("lora", "up"),
-    ".alpha": (None, "alpha"),
-}
+def _check_halves(updates: Iterable[LayerUpdate]) -> None:
+    """Refuse a lora_A by itself beside pairs: the trainer's full-rank files have no lora_B at all."""
+    kinds: dict[str, LayerUpdate] = {}
+    for update in updates:
+        kinds.setdefault(update.kind, update)
+    if "fullrank" in kinds and not kinds.keys().isdisjoint({"lora", "dora"}):
+        raise AdapterRefused(f"{without_its_mate(_first_key(kinds['fullrank']))}, which other layers of the file have")
 
-_KINDS: dict[str, Callable[[_Group, Header], LayerUpdate]] = {"lora": _lora}
-
-# Black Forest Labs' module paths of every linear layer: blocks (trained by default), then the rest.
-_LAYER = re.compile(
-    r"double_blocks\.[0-9]+\.(img|txt)_(attn\.(qkv|proj)|mlp\.[02])"
-    r"|single_blocks\.[0-9]+\.linear[12]"
-    r"|img_in|txt_in|(time|guidance)_in\.(in|out)_layer"
-    r"|(double_stream_modulation_(img|txt)|single_stream_modulation)\.lin"
-    r"|final_layer\.(linear|adaLN_modulation\.1)"
-)
 
 # What a refused key is, first match wins.
-_FOREIGN = (
-    (r"\.lokr_", "a LoKr tensor"),
-    (r"\.(hada|oft)_", "a LyCORIS tensor"),
-    (r"\.(magnitude|dora_scale|lora_magnitude_vector)(\.weight)?$", "a DoRA magnitude"),
-    (r"\.diff(_b)?$", "a full weight difference"),
+_FOREIGN_MODULES = (
     (r"^(text_encoder|te\d?|lora_te\d?|text_model|conditioner|clip)[._]", "a text-encoder tensor"),
-    (r"^(lora_unet|lora_transformer|lycoris)_", "named in kohya's style"),
-    (r"\.lora[._](down|up)\.weight$", "a lora_down/lora_up tensor"),
-    (r"^(transformer|base_model|unet|model)\.", "a tensor under another prefix"),
+    (r"^(lora_unet|lora_transformer)_", "named in kohya's style"),
+    (r"^(base_model|unet|model)\.", "a tensor under another prefix"),
+)
+_FOREIGN_TENSORS = (
+    (r"\.diff_b$", "a change of a bias, and FLUX.2's linear layers have none"),
+    (r"\.lokr_t[12]$", "a LoKr tensor in Tucker form"),
+    (r"\.(hada|oft|boft|ia3|glora)_", "a LyCORIS tensor"),
+    (r"\.(dora_scale|lora_magnitude_vector)(\.weight)?$", "a DoRA magnitude in another convention"),
     (r"\.lora_[AB]\.[^.]+\.weight$", "a PEFT tensor with an adapter name"),
-    (r"\.lora_[AB]\.weight$|\.alpha$", f"a tensor without the {PREFIX!r} prefix"),
     (r"\.(weight|bias|scale)$", "a whole weight, as in a model checkpoint"),
 )

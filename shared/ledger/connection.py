@@ -16,9 +16,16 @@ from shared.errors import LedgerUnavailable
 # A redis.Redis with decode_responses=True, whose replies redis-py types as bytes or str.
 Client: TypeAlias = Any
 
-# Replies that mean "not now": the data set is loading, memory or disk is full, or this is a replica.
-# Inside a script's error the word follows a position: "@user_script:117: -OOM command not allowed ...".
-_NOT_NOW = re.compile(r"\b(LOADING|OOM|MISCONF|READONLY|MASTERDOWN|CLUSTERDOWN) ")
+# Errors that mean "not now": memory or disk is full, this is a replica, or a script holds the server. redis-py names
+# some by class and leaves the word out of their text; the rest carry it, in a script's error behind a position.
+_NOT_NOW_ERRORS = (
+    redis.exceptions.OutOfMemoryError,
+    redis.exceptions.ReadOnlyError,
+    redis.exceptions.MasterDownError,
+    redis.exceptions.ClusterDownError,
+    redis.exceptions.TryAgainError,
+)
+_NOT_NOW = re.compile(r"\b(LOADING|OOM|MISCONF|READONLY|MASTERDOWN|CLUSTERDOWN|BUSY|NOREPLICAS)\b|used memory >")
 
 
 def connect(url: str, *, timeout_s: float) -> Client:
@@ -42,6 +49,6 @@ def mapped_errors() -> Iterator[None]:
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise LedgerUnavailable(f"Redis did not answer: {error}") from error
     except redis.ResponseError as error:
-        if _NOT_NOW.search(str(error)):
+        if isinstance(error, _NOT_NOW_ERRORS) or _NOT_NOW.search(str(error)):
             raise LedgerUnavailable(f"Redis cannot take writes now: {error}") from error
         raise

@@ -2,12 +2,13 @@
 
 | key | type | content |
 |---|---|---|
-| flux2:job:{job} | HASH | state, cancel, counts by state, spec of the whole job, times in ms |
-| flux2:item:{job}:{index} | HASH | state, fence, attempt, spec, slot, boot, progress, result, error |
+| flux2:job:{job} | HASH | state, cancel, counts by state, what the API keeps of the job (warnings), times in ms |
+| flux2:item:{job}:{index} | HASH | state, fence, attempt, spec, slot, boot, nonce, progress, result, error, times |
 | flux2:jobs | ZSET | job -> accept order; the listing |
 | flux2:seq | STRING | accept order of the last item |
 | flux2:pending:{model} | ZSET | item -> accept order; every queued item |
-| flux2:lanes:{model} | HASH | lane -> how many items it holds; a lane is priority, tenant and adapter key |
+| flux2:shares:{model} | HASH | share (priority and tenant) -> how many items it has queued |
+| flux2:lanes:{model}:{share} | ZSET | lane (share and adapter key) -> accept order of its oldest item |
 | flux2:lane:{model}:{lane} | ZSET | item -> accept order |
 | flux2:leases | ZSET | item -> lease deadline in ms; every running item |
 | flux2:done | ZSET | job -> finish time in ms, for retention |
@@ -53,6 +54,10 @@ def slot(name: str) -> str:
 
 def base(model: str) -> str:
     return f"{PREFIX}base:{model}"
+
+
+def idempotency(tenant: str, key: str) -> str:
+    return f"{PREFIX}idem:{tenant}:{key}"
 
 
 def wake_queue(model: str) -> str:

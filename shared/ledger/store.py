@@ -7,9 +7,12 @@ The scripts lie beside this file, behind a common prelude; `keys` names what the
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any, Literal
+
+from pydantic import ValidationError
 
 from shared.errors import IdempotencyKeyReused, QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, Progress
@@ -27,7 +30,7 @@ class Ledger:
     """Jobs, items and slots in one Redis.
 
     Every method raises `LedgerUnavailable` when Redis does not answer in time; the write may then have happened or
-    not, and repeating the call is safe: scripts recognise what they already did.
+    not, and repeating it is safe: scripts recognise what they already did (an unanswered claim expires by itself).
 
     Args:
         client: with `decode_responses=True`.
@@ -89,7 +92,7 @@ class Ledger:
             json.dumps(packed),
         )
         if outcome == "conflict":
-            raise IdempotencyKeyReused(f"Idempotency-Key {idempotency_key!r} belongs to another request body")
+            raise _reused(idempotency_key)
         if outcome == "full":
             raise QueueFull(int(value), self._settings.cap)
         accepted_ms, stored_record = stored
@@ -100,6 +103,24 @@ class Ledger:
             record=json.loads(stored_record),
         )
 
+    def accepted_before(self, idempotency_key: str, *, tenant: str, body_hash: str) -> Accepted | None:
+        """Find the job that this key and body were accepted as, so that a repeat needs no second look at its files.
+
+        Raises:
+            IdempotencyKeyReused: the key came with another body.
+        """
+        with mapped_errors():
+            seen = self.redis.get(keys.idempotency(tenant, idempotency_key))
+            if seen is None:
+                return None
+            known_hash, job_id = seen.split()
+            if known_hash != body_hash:
+                raise _reused(idempotency_key)
+            accepted_ms, record = self.redis.hmget(keys.job(job_id), "accepted_ms", "record")
+        if record is None:
+            return None
+        return Accepted(job_id=job_id, replayed=True, accepted_ms=int(accepted_ms), record=json.loads(record))
+
     def claim_next(self, model: str, *, slot: str, boot: str, warm: str) -> Claim | None:
         """Take the best queued item for a slot, or None when nothing is queued.
 
@@ -108,6 +129,8 @@ class Ledger:
             warm: the adapter key now merged in this slot.
         """
         s = self._settings
+        # Fixed for this call, which the client may send twice when a connection breaks.
+        nonce = uuid.uuid4().hex
         reply = self._run(
             "claim_next",
             model,
@@ -117,15 +140,23 @@ class Ledger:
             _ms(s.lease_ttl_s),
             _ms(s.wait_bound_s),
             views.SLOT_TTL_MS,
+            nonce,
         )
         if reply is None:
             return None
-        item_id, fence, attempt, spec, queued_ms, now_ms = reply
+        item_id, fence, attempt, raw, queued_ms, now_ms = reply
+        try:
+            spec = ItemSpec.model_validate_json(raw)
+        except ValidationError as error:
+            # Stored by another version. Said now, it does not cost three leases to fail without a reason.
+            why = ItemError(code="unreadable_spec", message=f"this worker cannot read it: {error}", retryable=False)
+            self._run("commit", item_id, fence, "failed", why.model_dump_json())
+            return self.claim_next(model, slot=slot, boot=boot, warm=warm)
         return Claim(
             item_id=item_id,
             fence=int(fence),
             attempt=int(attempt),
-            spec=ItemSpec.model_validate_json(spec),
+            spec=spec,
             queued_s=(int(now_ms) - int(queued_ms)) / 1000,
         )
 
@@ -282,6 +313,10 @@ class Ledger:
         now = "" if self._clock_ms is None else str(self._clock_ms())
         with mapped_errors():
             return self._scripts[script](args=[now, *args])
+
+
+def _reused(idempotency_key: str) -> IdempotencyKeyReused:
+    return IdempotencyKeyReused(f"Idempotency-Key {idempotency_key!r} belongs to another request body")
 
 
 def _ms(seconds: float) -> int:

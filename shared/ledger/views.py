@@ -84,7 +84,7 @@ class JobPage:
 
 @dataclass(frozen=True)
 class SlotView:
-    """What a worker last reported about itself."""
+    """What a worker last reported about itself; `base_drift` counts restored parameters that are not clean."""
 
     name: str
     model: str
@@ -94,6 +94,7 @@ class SlotView:
     precision: str
     warm: str
     item: str
+    base_drift: int
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,7 @@ def read_slots(client: Client, *, since_ms: int) -> list[SlotView]:
             precision=raw["precision"],
             warm=raw["warm"],
             item=raw["item"],
+            base_drift=int(raw["base_drift"]),
         )
         for name, raw in zip(names, reports, strict=True)
         if raw

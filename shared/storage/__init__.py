@@ -16,4 +16,9 @@ def open_store(settings: Settings) -> ObjectStore:
     # boto3 takes 0.2 s to import, which a command that needs no store should not pay.
     from shared.storage.s3 import S3Store
 
-    return S3Store(settings.s3, prefix=settings.storage.prefix, retry_budget_s=settings.storage.retry_budget_s)
+    return S3Store(
+        settings.s3,
+        credentials=settings.aws_credentials(),
+        prefix=settings.storage.prefix,
+        retry_budget_s=settings.storage.retry_budget_s,
+    )

@@ -9,9 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shared.errors import StorageUnavailable
-from shared.storage.protocol import checked
+from shared.storage.protocol import checked, probe_key
 
-_PROBE_KEY = ".flux2-check/probe"
 _UNFINISHED = ".unfinished-"
 
 
@@ -46,10 +45,11 @@ class DirectoryStore:
             return _delete_below(folder) if folder.is_dir() else 0
 
     def check(self) -> None:
-        self.put(_PROBE_KEY, b"flux2", content_type="application/octet-stream")
-        if self.get(_PROBE_KEY) != b"flux2":
-            raise StorageUnavailable(f"read {_PROBE_KEY}: other bytes than were written")
-        self.delete_prefix(_PROBE_KEY.rpartition("/")[0])
+        key = probe_key()
+        self.put(key, b"flux2", content_type="application/octet-stream")
+        if self.get(key) != b"flux2":
+            raise StorageUnavailable(f"read {key}: other bytes than were written")
+        self.delete_prefix(key.rpartition("/")[0])
 
     def _path(self, key: str) -> Path:
         checked(key)

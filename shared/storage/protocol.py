@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from typing import Protocol
 
 
@@ -36,6 +37,11 @@ class ObjectStore(Protocol):
         Raises:
             StorageUnavailable: one of them failed; the message says which and why.
         """
+
+
+def probe_key() -> str:
+    """Name a probe that no other one running at the same time deletes."""
+    return f".flux2-check/{uuid.uuid4().hex}/probe"
 
 
 def checked(key: str) -> str:

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,7 +22,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_d
 
 from shared.errors import StorageUnavailable
 from shared.settings import S3Settings
-from shared.storage.protocol import checked
+from shared.storage.protocol import checked, probe_key
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -31,7 +31,6 @@ logger = logging.getLogger("flux2.storage")
 
 T = TypeVar("T")
 
-_PROBE_KEY = ".flux2-check/probe"
 _ATTEMPTS_PER_REQUEST = 2
 # Waits are drawn from 0 to a bound that doubles from the first to the longest, so that workers do not return in step.
 _FIRST_WAIT_S = 0.4
@@ -51,15 +50,27 @@ _ERRORS = (exceptions.BotoCoreError, exceptions.ClientError, ResponseParserError
 class S3Store:
     """An `ObjectStore` in one bucket; safe to share between threads."""
 
-    def __init__(self, settings: S3Settings, *, prefix: str = "", retry_budget_s: float = 60.0) -> None:
-        """Nothing is sent yet. A call lasts at most the budget plus one request."""
+    def __init__(
+        self,
+        settings: S3Settings,
+        *,
+        credentials: Mapping[str, str | None] | None = None,
+        prefix: str = "",
+        retry_budget_s: float = 60.0,
+    ) -> None:
+        """Nothing is sent yet. A call lasts at most the budget plus one request.
+
+        Args:
+            credentials: keyword arguments of a boto3 session; without any, boto3 looks where it always does.
+        """
         self._bucket = settings.bucket
         self._prefix = prefix
         self._retry_budget_s = retry_budget_s
         self._where = f"bucket {settings.bucket!r} at {settings.endpoint_url or 'AWS S3'}"
         self._encryption = _encryption(settings)
-        self._client = _client(settings, settings.endpoint_url)
-        self._signer = _client(settings, settings.public_endpoint_url) if settings.public_endpoint_url else self._client
+        self._client = _client(settings, settings.endpoint_url, credentials or {})
+        public = settings.public_endpoint_url
+        self._signer = _client(settings, public, credentials or {}) if public else self._client
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
         name = self._name(key)
@@ -93,11 +104,12 @@ class S3Store:
         return len(names)
 
     def check(self) -> None:
-        name = self._name(_PROBE_KEY)
-        self._once("PUT", _PROBE_KEY, lambda: self._put(name, b"flux2", "application/octet-stream"))
-        if self._once("GET", _PROBE_KEY, lambda: self._get(name)) != b"flux2":
-            raise StorageUnavailable(f"GET {_PROBE_KEY}: {self._where} gave other bytes than were written")
-        self._once("DELETE", _PROBE_KEY, lambda: self._delete(name))
+        key = probe_key()
+        name = self._name(key)
+        self._once("PUT", key, lambda: self._put(name, b"flux2", "application/octet-stream"))
+        if self._once("GET", key, lambda: self._get(name)) != b"flux2":
+            raise StorageUnavailable(f"GET {key}: {self._where} gave other bytes than were written")
+        self._once("DELETE", key, lambda: self._delete(name))
 
     def _name(self, key: str) -> str:
         return f"{self._prefix}{checked(key)}"
@@ -146,7 +158,7 @@ class S3Store:
             raise StorageUnavailable(f"{verb} {key}: {self._where}: {_reason(error)}") from error
 
 
-def _client(settings: S3Settings, endpoint_url: str | None) -> S3Client:
+def _client(settings: S3Settings, endpoint_url: str | None, credentials: Mapping[str, str | None]) -> S3Client:
     config = Config(
         # Presigned URLs would be SigV2 without it, which most stores refuse.
         signature_version="s3v4",
@@ -159,7 +171,12 @@ def _client(settings: S3Settings, endpoint_url: str | None) -> S3Client:
         response_checksum_validation="when_required",
     )
     # A session of its own: boto3's shared one is not safe to make clients from in several threads.
-    session = boto3.session.Session(region_name=settings.region)
+    session = boto3.session.Session(
+        aws_access_key_id=credentials.get("aws_access_key_id"),
+        aws_secret_access_key=credentials.get("aws_secret_access_key"),
+        aws_session_token=credentials.get("aws_session_token"),
+        region_name=settings.region,
+    )
     return session.client("s3", endpoint_url=endpoint_url, config=config)
 
 

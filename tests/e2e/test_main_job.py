@@ -205,10 +205,15 @@ def test_a_worker_told_to_stop_hands_its_item_over_without_costing_an_attempt(st
     assert item.slot != slot
 
 
-def test_a_lost_wake_up_is_sent_again(stack, client):
-    blockers = [client.submit(request({"prompt": "wait", "sample_steps": 60})) for _ in range(2)]
+def test_a_lost_wake_up_is_sent_again(stack, client, wait_until):
+    # Both workers are busy, so the job's wake-up lies in the queue when it is taken away.
+    long = {"prompt": "wait", "width": 512, "height": 512, "sample_steps": 60}
+    blockers = [client.submit(request(long)) for _ in range(2)]
+    redis, queue = stack.ledger().redis, keys.wake_list("flux2")
+    wait_until(lambda: len(redis.zrange(keys.LEASES, 0, -1)) == 2, 30, what="two running items")
     job = client.submit(request())
-    stack.ledger().redis.delete(keys.wake_list("flux2"))
+    wait_until(lambda: redis.delete(queue), 10, what="the wake-up to take away")
+    assert client.status(job["request_id"])["status"] == "in_queue"
 
     assert client.wait(job["request_id"], timeout_s=JOB_S)["status"] == "succeeded"
     for blocker in blockers:
@@ -216,7 +221,8 @@ def test_a_lost_wake_up_is_sent_again(stack, client):
 
 
 def test_the_models_page_counts_the_live_workers(stack, client):
-    [model] = requests.get(f"{stack.url}/v1/models", timeout=10).json()["models"]
+    models = {model["id"]: model for model in requests.get(f"{stack.url}/v1/models", timeout=10).json()["models"]}
 
-    assert model["slots"] == 2
-    assert model["base_revision"]
+    assert models["flux2"]["slots"] == 2
+    assert models["flux2"]["base_revision"]
+    assert models["flux2_klein_4b"]["slots"] == 0

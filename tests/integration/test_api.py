@@ -80,7 +80,7 @@ def claim(api):
 
 
 def finish(api, claimed, data=b"picture"):
-    key = f"results/{claimed.job_id}/{claimed.fence}/{claimed.index}.png"
+    key = f"results/{claimed.job_id}/{claimed.index}/{claimed.fence}/image.png"
     api.store.put(key, data, content_type="image/png")
     made = ItemResult(
         key=key,
@@ -180,6 +180,29 @@ def test_a_negative_prompt_is_ignored_with_a_warning(api):
 
     assert specs(api, answer["request_id"])[0].neg == ""
     assert any("neg is ignored" in warning for warning in answer["warnings"])
+
+
+@pytest.mark.parametrize("model", ["flux2_klein_4b", "flux2_klein_9b"])
+def test_a_negative_prompt_reaches_klein(model, api):
+    answer = post(api, request({"prompt": "a", "neg": "blurry"}, {"prompt": "b"}, model=model)).json()
+
+    assert [spec.neg for spec in specs(api, answer["request_id"])] == ["blurry", ""]
+    assert answer["warnings"] == []
+
+
+def test_a_negative_prompt_without_guidance_is_warned_about(api):
+    prompt = {"prompt": "a", "neg": "blurry", "guidance_scale": 1}
+
+    answer = post(api, request(prompt, model="flux2_klein_4b")).json()
+
+    assert any("neg has no effect at a guidance_scale of 1" in warning for warning in answer["warnings"])
+
+
+def test_a_hidden_image_token_is_refused_for_dev_and_plain_text_for_klein(api):
+    prompt = {"prompt": "a [IM[IMG]G] cat"}
+
+    problem(post(api, request(prompt)), 400, "INVALID_REQUEST")
+    assert post(api, request(prompt, model="flux2_klein_4b")).status_code == 202
 
 
 def test_an_hf_token_is_accepted_and_leaves_no_trace(api, redis_client):
@@ -296,6 +319,16 @@ def test_an_idempotency_key_with_another_body_is_refused(api):
     problem(post(api, request({"prompt": "other"}), **{"Idempotency-Key": "k2"}), 422, "IDEMPOTENCY_KEY_REUSED")
 
 
+def test_a_repeat_answers_with_its_job_even_when_the_adapter_is_gone_by_then(api, adapter):
+    body = request(loras=[{"path": "my_lora_job/my_lora.safetensors"}])
+    first = post(api, body, **{"Idempotency-Key": "k4"})
+    adapter.unlink()
+
+    again = post(api, body, **{"Idempotency-Key": "k4"})
+
+    assert (again.status_code, again.json()) == (202, first.json())
+
+
 def test_concurrent_submits_with_one_key_make_one_job(api):
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda _: post(api, request(), **{"Idempotency-Key": "k3"}).json(), range(16)))
@@ -378,6 +411,8 @@ def test_bad_input_is_refused_with_its_place_and_leaves_nothing_behind(api, redi
         '{"model": "flux2", "loras": [], "prompts": [{"prompt": "a", "guidance_scale": 1e999}]}',
         '{"model": "flux2", "loras": [], "prompts": [{"prompt": "\\ud800"}]}',
         "[" * 30_000,
+        '{"model": "\\ud800", "loras": [], "prompts": [{"prompt": "a"}]}',
+        '{"model": "flux2", "loras": [], "prompts": [{"prompt": "a", "ctrl_img": "\\ud800"}]}',
     ],
 )
 def test_text_that_is_no_sane_json_is_a_problem_not_a_crash(api, text):
@@ -443,18 +478,27 @@ def test_requests_are_listed_newest_first_in_pages(api):
     assert first["data"][0]["items"]["in_queue"] == 1
 
 
-def test_a_cursor_of_somebody_else_is_refused(api):
-    problem(api.http.get("/v1/requests", params={"cursor": "xyz"}), 400, "INVALID_REQUEST")
+@pytest.mark.parametrize("cursor", ["xyz", "-5", "f" * 4000])
+def test_a_cursor_of_somebody_else_is_refused(api, cursor):
+    problem(api.http.get("/v1/requests", params={"cursor": cursor}), 422, "VALIDATION_ERROR")
 
 
-def test_models_lists_flux2_with_its_defaults_and_licence(api):
-    [model] = api.http.get("/v1/models").json()["models"]
+def test_models_lists_the_family_with_its_defaults_and_licences(api):
+    models = {model["id"]: model for model in api.http.get("/v1/models").json()["models"]}
 
-    assert (model["id"], model["base_model"]) == ("flux2", "black-forest-labs/FLUX.2-dev")
-    assert (model["default_steps"], model["default_guidance_scale"], model["default_seed"]) == (25, 4.0, 42)
-    assert (model["resolution_divisor"], model["requires_control_image"]) == (16, False)
-    assert "Non-Commercial" in model["license"]
-    assert (model["slots"], model["base_revision"]) == (0, None)
+    assert {name: model["base_model"] for name, model in models.items()} == {
+        "flux2": "black-forest-labs/FLUX.2-dev",
+        "flux2_klein_4b": "black-forest-labs/FLUX.2-klein-base-4B",
+        "flux2_klein_9b": "black-forest-labs/FLUX.2-klein-base-9B",
+    }
+    for model in models.values():
+        assert (model["default_steps"], model["default_guidance_scale"], model["default_seed"]) == (25, 4.0, 42)
+        assert (model["resolution_divisor"], model["requires_control_image"]) == (16, False)
+        assert (model["slots"], model["base_revision"]) == (0, None)
+    assert [model["uses_negative_prompt"] for model in models.values()] == [False, True, True]
+    assert "Non-Commercial" in models["flux2"]["license"]
+    assert "Apache" in models["flux2_klein_4b"]["license"]
+    assert "Non-Commercial" in models["flux2_klein_9b"]["license"]
 
 
 def test_health_is_about_the_process_and_ready_about_what_it_needs(api):
@@ -486,3 +530,68 @@ def test_the_openapi_document_names_every_endpoint_and_the_example(api):
     } <= set(document["paths"])
     assert document["components"]["schemas"]["InferenceRequest"]["examples"] == [json.loads(SEED_REQUEST)]
     assert api.http.get("/docs").status_code == 200
+
+
+def test_a_training_config_is_replayed_as_the_requests_it_means(api, adapter):
+    config = """
+config:
+  name: my_lora
+  process:
+    - trigger_word: ohwx
+      model: {arch: flux2, quantize: true}
+      sample: {seed: 5, walk_seed: true, width: 64, height: 64, prompts: ["[trigger] a", "b --m 0.5", "c"]}
+"""
+
+    answer = api.http.post("/v1/replays", json={"config": config, "lora": "my_lora_job/my_lora.safetensors"})
+
+    assert answer.status_code == 202, answer.text
+    body = answer.json()
+    assert any("quantize" in warning for warning in body["warnings"])
+    found = [specs(api, sample["request_id"])[sample["index"]] for sample in body["samples"]]
+    assert [(spec.prompt, spec.seed, spec.adapters[0].multiplier) for spec in found] == [
+        ("ohwx a", 5, 1.0),
+        ("b", 6, 0.5),
+        ("c", 7, 1.0),
+    ]
+
+
+def test_a_config_that_cannot_be_replayed_is_a_problem(api):
+    body = problem(api.http.post("/v1/replays", json={"config": "config: {}"}), 400, "INVALID_CONFIG")
+
+    assert "config.name" in body["detail"]
+
+
+def test_a_config_whose_samples_break_the_apis_limits_is_a_problem(api):
+    config = "config: {name: x, process: [{model: {arch: flux2}, sample: {prompts: [a --s 999]}}]}"
+
+    body = problem(api.http.post("/v1/replays", json={"config": config}), 422, "VALIDATION_ERROR")
+
+    assert "sample_steps" in body["detail"]
+
+
+def test_metrics_tell_the_queue_the_workers_and_their_drift(api):
+    accepted(api, request({"prompt": "a"}, {"prompt": "b"}))
+    report = {"model": "flux2", "state": "busy", "device": "cpu", "revision": "r", "precision": "bf16"}
+    api.ledger.beat("gpu-0", {**report, "warm": "base", "item": "", "base_drift": "0"})
+
+    answer = api.http.get("/metrics")
+
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert {
+        'flux2_items_queued{model="flux2"} 2.0',
+        'flux2_slots{model="flux2",state="busy"} 1.0',
+        'flux2_base_drift{slot="gpu-0"} 0.0',
+    } <= set(answer.text.splitlines())
+
+
+def test_an_adapter_can_be_inspected_before_it_is_used(api, adapter):
+    path = {"path": "my_lora_job/my_lora.safetensors"}
+
+    alone = api.http.get("/v1/adapters", params=path).json()
+    api.ledger.publish_base("flux2", revision="r", layers={"img_in": (64, 128)})
+    beside = api.http.get("/v1/adapters", params=path).json()
+
+    assert (alone["kind"], alone["ranks"], alone["matched"], alone["refused"]) == ("lora", [4], None, None)
+    assert beside["matched"] == 0
+    assert "matches no layer" in beside["refused"]
+    problem(api.http.get("/v1/adapters", params={"path": "../x.safetensors"}), 422, "INVALID_LORA")

@@ -90,7 +90,7 @@ def leftovers(client):
     return {
         name: client.type(name)
         for name in client.scan_iter(f"{keys.PREFIX}*")
-        if name.removeprefix(keys.PREFIX).split(":")[0] in {"pending", "lanes", "lane", "leases", "busy"}
+        if name.removeprefix(keys.PREFIX).split(":")[0] in {"pending", "shares", "lanes", "lane", "leases", "busy"}
     }
 
 
@@ -483,6 +483,7 @@ def test_slots_report_and_leave(ledger):
         "precision": "fp32",
         "warm": "base",
         "item": "",
+        "base_drift": "0",
     }
     ledger.beat("gpu-0", report)
     assert [(slot.name, slot.state) for slot in ledger.slots()] == [("gpu-0", "ready")]
@@ -509,6 +510,88 @@ def test_a_redis_without_room_refuses_a_job_and_keeps_none_of_it(ledger):
         ledger.redis.config_set("maxmemory", "0")
 
     assert list(ledger.redis.scan_iter(f"{keys.PREFIX}*")) == []
+
+
+def test_a_redis_without_room_is_unavailable_for_plain_commands_too(ledger):
+    ledger.redis.config_set("maxmemory", "1")
+    try:
+        for ask in (lambda: ledger.lead_audit("a"), lambda: ledger.beat("gpu-0", {"warm": "base"})):
+            with pytest.raises(LedgerUnavailable, match="cannot take writes"):
+                ask()
+    finally:
+        ledger.redis.config_set("maxmemory", "0")
+
+
+def test_a_replica_is_unavailable_for_writes(ledger):
+    ledger.redis.replicaof("127.0.0.1", "1")
+    try:
+        with pytest.raises(LedgerUnavailable, match="cannot take writes"):
+            accept(ledger)
+    finally:
+        ledger.redis.replicaof("NO", "ONE")
+
+
+def test_a_claim_that_is_sent_twice_gives_one_item(ledger, monkeypatch):
+    accept(ledger, spec(), spec())
+    run = ledger._run
+
+    def sent_twice(script, *args):
+        run(script, *args)
+        return run(script, *args)
+
+    monkeypatch.setattr(ledger, "_run", sent_twice)
+    claimed = claim(ledger)
+
+    assert (claimed.index, claimed.fence) == (0, 1)
+    assert ledger.queued("flux2") == 1
+
+
+def test_an_accept_that_is_sent_twice_is_no_replay(ledger, monkeypatch):
+    run = ledger._run
+
+    def sent_twice(script, *args):
+        run(script, *args)
+        return run(script, *args)
+
+    monkeypatch.setattr(ledger, "_run", sent_twice)
+    accepted = ledger.accept("job", [spec()], record={}, idempotency_key="k", body_hash="h")
+
+    assert not accepted.replayed
+    assert ledger.queued("flux2") == 1
+
+
+def test_a_spec_of_another_version_fails_with_the_reason_and_the_next_item_is_claimed(ledger):
+    unreadable, fine = accept(ledger), accept(ledger)
+    ledger.redis.hset(keys.item(f"{unreadable}:0"), "spec", '{"model": "flux2", "future": 1}')
+
+    assert claim(ledger).job_id == fine
+
+    assert ledger.redis.hget(keys.job(unreadable), "state") == "failed"
+    assert "future" in ledger.redis.hget(keys.item(f"{unreadable}:0"), "error")
+
+
+def test_the_wait_bound_counts_from_the_accept_whoever_held_the_item_since(redis_client, clock):
+    ledger = Ledger(redis_client, QueueSettings(wait_bound_s=60, lease_ttl_s=30), clock_ms=clock)
+    old = accept(ledger, priority=9)
+    claim(ledger)
+    clock.advance(61)
+    ledger.reap()
+    accept(ledger, priority=0)
+
+    assert claim(ledger).job_id == old
+
+
+def test_the_choice_costs_the_same_with_thousands_of_adapters_queued(ledger):
+    wide = Ledger(ledger.redis, QueueSettings(cap=10_000))
+    many = [spec(f"{n:04}") for n in range(3000)]
+    wide.accept("many", many, record={})
+
+    ledger.redis.config_resetstat()
+    assert claim(wide, warm=spec("2999").adapter_key).index == 2999
+    calls = ledger.redis.info("commandstats")
+
+    # Commands inside the script are counted; with a look at each lane there would be thousands.
+    assert sum(command["calls"] for command in calls.values()) < 60
 
 
 def test_what_redis_holds_of_an_item_is_the_whole_spec(ledger):

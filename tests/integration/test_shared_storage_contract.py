@@ -6,6 +6,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+from pydantic import SecretStr
 
 from shared.errors import StorageUnavailable
 from shared.settings import Settings
@@ -175,9 +176,8 @@ def test_the_bucket_is_addressed_as_the_setting_says(s3, settings, style, start)
     assert open_store(options).url("a.png", expires_s=60).startswith(f"{start}a.png?")
 
 
-def test_wrong_credentials_fail_the_check_at_once_and_say_where(s3, monkeypatch):
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    store = open_store(s3)
+def test_wrong_credentials_fail_the_check_at_once_and_say_where(s3):
+    store = open_store(s3.model_copy(update={"aws_secret_access_key": SecretStr("wrong")}))
     started = time.monotonic()
 
     for attempt in (store.check, lambda: store.put(KEY, b"x", content_type="image/png")):
@@ -192,7 +192,7 @@ def test_wrong_credentials_fail_the_check_at_once_and_say_where(s3, monkeypatch)
 def test_missing_credentials_fail_at_once_and_say_so(s3, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    store = open_store(s3)
+    store = open_store(s3.model_copy(update={"aws_access_key_id": None}))
 
     with pytest.raises(StorageUnavailable, match="Unable to locate credentials"):
         store.put(KEY, b"x", content_type="image/png")
@@ -224,7 +224,7 @@ def test_a_folder_that_cannot_be_written_fails_the_check(settings, tmp_path):
     (tmp_path / "file").write_text("in the way")
     store = open_store(settings(storage={"backend": "directory", "directory": tmp_path / "file"}))
 
-    with pytest.raises(StorageUnavailable, match=r"write \.flux2-check/probe: "):
+    with pytest.raises(StorageUnavailable, match=r"write \.flux2-check/\w+/probe: "):
         store.check()
 
 

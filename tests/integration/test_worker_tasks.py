@@ -63,7 +63,7 @@ def adapter(checkpoint, adapter_root):
 _jobs = itertools.count()
 
 
-def accept(worker, *, adapters=(), steps=2, **fields):
+def accept(worker, *, adapters=(), steps=2, count=1, **fields):
     values = {
         "model": "flux2",
         "prompt": "a cat",
@@ -79,7 +79,7 @@ def accept(worker, *, adapters=(), steps=2, **fields):
         "output_format": "png",
     }
     job_id = f"{uuid.uuid4().hex}-{next(_jobs)}"
-    worker.ledger.accept(job_id, [ItemSpec.model_validate({**values, **fields})], record={})
+    worker.ledger.accept(job_id, [ItemSpec.model_validate({**values, **fields})] * count, record={})
     return job_id
 
 
@@ -98,7 +98,7 @@ def test_an_item_is_rendered_stored_and_committed(worker, adapter):
 
     done = item(worker, job_id)
     assert done.state is State.SUCCEEDED
-    assert done.result.key == f"results/{job_id}/1/0.png"
+    assert done.result.key == f"results/{job_id}/0/1/image.png"
     assert Image.open(io.BytesIO(worker.store.get(done.result.key))).size == (64, 64)
     assert done.result.adapters[0].sha256 == adapter.sha256
     assert done.result.adapters[0].layers_touched > 0
@@ -124,7 +124,7 @@ def test_an_adapter_whose_values_are_not_finite_fails_the_item_at_once_naming_th
     assert (failed.state, failed.error.code, failed.error.retryable) == (State.FAILED, "INVALID_LORA", False)
     assert key in failed.error.message
     assert failed.attempt == 1
-    assert not worker.store.exists(f"results/{job_id}/1/0.png")
+    assert not worker.store.exists(f"results/{job_id}/0/1/image.png")
 
 
 def test_a_missing_adapter_fails_the_item_and_leaves_the_pipeline_usable(worker, adapter, adapter_root):
@@ -165,7 +165,7 @@ def test_a_worker_that_lost_its_lease_writes_nothing(worker):
 
     assert item(worker, job_id).state is State.RUNNING
     assert item(worker, job_id).fence == 7
-    assert not worker.store.exists(f"results/{job_id}/1/0.png")
+    assert not worker.store.exists(f"results/{job_id}/0/1/image.png")
 
 
 def test_an_upload_that_became_nobodys_result_is_removed(worker):
@@ -185,7 +185,26 @@ def test_an_upload_that_became_nobodys_result_is_removed(worker):
     run_next(watched(with_store(worker, CanceledMeanwhile()), lambda progress: None, renew_s=60))
 
     assert item(worker, job_id).state is State.CANCELED
-    assert not worker.store.exists(f"results/{job_id}/1/0.png")
+    assert not worker.store.exists(f"results/{job_id}/0/1/image.png")
+
+
+def test_a_late_cancel_leaves_the_images_that_were_finished_before(worker):
+    job_id = accept(worker, count=2)
+    run_next(worker)
+
+    class CanceledMeanwhile:
+        delete_prefix = staticmethod(worker.store.delete_prefix)
+
+        def put(self, key, data, *, content_type):
+            worker.store.put(key, data, content_type=content_type)
+            worker.ledger.cancel(job_id)
+
+    run_next(watched(with_store(worker, CanceledMeanwhile()), lambda progress: None, renew_s=60))
+
+    first, second = worker.ledger.job(job_id).items
+    assert (first.state, second.state) == (State.SUCCEEDED, State.CANCELED)
+    assert worker.store.exists(first.result.key)
+    assert not worker.store.exists(f"results/{job_id}/1/1/image.png")
 
 
 def test_storage_that_stays_away_is_tried_again_and_then_fails_as_retryable(worker, settings):

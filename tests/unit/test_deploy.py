@@ -1,5 +1,6 @@
 """The deployment files are well formed."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -7,6 +8,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+
+
+def variables():
+    """Every variable that .env.example offers, which another test holds to the settings."""
+    return re.findall(r"^#(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
 
 
 def compose_client():
@@ -34,3 +40,17 @@ def test_each_image_installs_its_own_side_only(image, extra):
     text = (ROOT / "deploy" / f"{image}.Dockerfile").read_text()
 
     assert f"'.{extra}'" in text
+
+
+def test_compose_passes_every_setting_on():
+    text = (ROOT / "docker-compose.yml").read_text()
+
+    # Decided by the composition itself: where things are inside a container.
+    inside = {
+        "FLUX2_STORAGE_BACKEND",
+        "FLUX2_STORAGE_DIRECTORY",
+        "FLUX2_API_PORT",
+        "FLUX2_WORKER_DEVICE",
+        "AI_TOOLKIT_PATH",
+    }
+    assert [name for name in variables() if name not in inside and f"{name}:" not in text] == []

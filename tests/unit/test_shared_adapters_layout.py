@@ -1,8 +1,13 @@
-"""What a file updates: standard LoRA is understood, everything else is refused by the name of its key."""
+"""What a file updates: five kinds under several names; everything else is refused by the name of its key."""
+
+import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from shared.adapters.header import DTYPE_BITS, Header, TensorInfo, read_header
+from shared.adapters.kinds import ROLES
 from shared.adapters.layout import AdapterLayout, LayerUpdate, check_base, check_fits, describe
 from shared.errors import AdapterMismatch, AdapterRefused
 
@@ -31,6 +36,10 @@ def header_of(shapes, *, dtype="BF16", metadata=None):
 
 def lora(layer, out, features, rank):
     return {f"{layer}.lora_A.weight": (rank, features), f"{layer}.lora_B.weight": (out, rank)}
+
+
+def lokr(layer, **factors):
+    return {f"{layer}.lokr_{name}": shape for name, shape in factors.items()}
 
 
 def test_each_layer_has_its_own_shape_rank_and_keys():
@@ -91,21 +100,16 @@ def test_every_linear_layer_of_flux2_can_be_updated(layer):
 @pytest.mark.parametrize(
     ("key", "what"),
     [
-        (f"{QKV}.lokr_w1", "is a LoKr tensor"),
-        ("lycoris_double_blocks_0_img_attn_qkv.lokr_w2_a", "is a LoKr tensor"),
+        (f"{QKV}.lokr_t2", "is a LoKr tensor in Tucker form"),
         (f"{QKV}.hada_w1_a", "is a LyCORIS tensor"),
-        (f"{QKV}.magnitude", "is a DoRA magnitude"),
-        (f"{QKV}.dora_scale", "is a DoRA magnitude"),
-        (f"{QKV}.diff", "is a full weight difference"),
-        (f"{QKV}.diff_b", "is a full weight difference"),
-        (f"{QKV}.lora_down.weight", "is a lora_down/lora_up tensor"),
+        (f"{QKV}.dora_scale", "is a DoRA magnitude in another convention"),
+        (f"{QKV}.lora_magnitude_vector", "is a DoRA magnitude in another convention"),
+        (f"{QKV}.diff_b", "is a change of a bias, and FLUX.2's linear layers have none"),
         ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "is named in kohya's style"),
         ("lora_te1_text_model_encoder.lora_up.weight", "is a text-encoder tensor"),
         ("text_encoder.layers.0.q.lora_A.weight", "is a text-encoder tensor"),
-        ("transformer.single_transformer_blocks.0.attn.to_out.lora_A.weight", "is a tensor under another prefix"),
         ("base_model.model.double_blocks.0.img_attn.qkv.lora_A.weight", "is a tensor under another prefix"),
         (f"{QKV}.lora_A.default.weight", "is a PEFT tensor with an adapter name"),
-        ("double_blocks.0.img_attn.qkv.lora_A.weight", "is a tensor without the 'diffusion_model.' prefix"),
         ("double_blocks.0.img_attn.qkv.weight", "is a whole weight"),
         ("emb", "is not a tensor of an adapter"),
     ],
@@ -117,11 +121,13 @@ def test_any_other_tensor_is_refused_by_its_key_and_by_what_it_is(key, what):
         describe(header)
 
     assert f"{key!r} {what}" in str(refused.value)
-    assert "this version merges standard LoRA (lora_A/lora_B under 'diffusion_model.') only" in str(refused.value)
+    assert "this version merges LoRA, DoRA, LoKr, full-rank and diff updates of linear layers only" in str(
+        refused.value
+    )
 
 
 @pytest.mark.parametrize(
-    "layer",
+    "module",
     [
         "diffusion_model.blocks_x.double_blocks.0.img_attn.qkv",
         "diffusion_model.double_blocks.x.img_attn.qkv",
@@ -130,20 +136,55 @@ def test_any_other_tensor_is_refused_by_its_key_and_by_what_it_is(key, what):
         "diffusion_model.single_blocks.0.modulation.lin",
         "diffusion_model.single_blocks.0.linear3",
         "diffusion_model.",
+        "diffusion_model.diffusion_model.img_in",
+        "transformer.transformer_blocks.0.attn.norm_q",
+        "transformer.single_transformer_blocks.0.norm.linear",
+        "lycoris_double_blocks_0_img_attn_k",
+        "lycoris_single_transformer_blocks_0_attn_to_out",
+        "lycoris_diffusion_model.img_in",
     ],
 )
-def test_a_layer_that_flux2_cannot_have_is_refused_by_its_key(layer):
-    with pytest.raises(AdapterRefused, match=f"'{layer}.lora_A.weight' matches no layer of FLUX.2"):
-        describe(header_of(lora(layer, 64, 64, 4)))
+def test_a_layer_that_flux2_cannot_have_is_refused_by_its_key(module):
+    with pytest.raises(AdapterRefused, match=f"'{module}.lora_A.weight' matches no layer of FLUX.2"):
+        describe(header_of(lora(module, 64, 64, 4)))
 
 
 @pytest.mark.parametrize(
     ("shapes", "reason"),
     [
         ({}, "holds no tensors, so it matches no layer"),
-        ({f"{QKV}.lora_A.weight": (4, 64)}, "qkv.lora_A.weight' is a lora_A without its lora_B"),
         ({f"{QKV}.lora_B.weight": (192, 4)}, "qkv.lora_B.weight' is a lora_B without its lora_A"),
+        (
+            {f"{QKV}.lora_A.weight": (192, 64), **lora(PROJ, 64, 64, 4)},
+            "qkv.lora_A.weight' is a lora_A without its lora_B, which other layers of the file have",
+        ),
+        ({f"{QKV}.lora_up.weight": (192, 4)}, "qkv.lora_up.weight' is a lora_up without its lora_down"),
         ({f"{QKV}.alpha": ()}, "qkv.alpha' has no lora_A and lora_B beside it"),
+        ({f"{QKV}.magnitude": (192,)}, "qkv.magnitude' is a DoRA magnitude without its LoRA"),
+        ({f"{QKV}.lora_A.weight": (4, 64), f"{QKV}.magnitude": (192,)}, "is a lora_A without its lora_B"),
+        ({f"{QKV}.lora_B.weight": (192, 4), f"{QKV}.magnitude": (192,)}, "is a lora_B without its lora_A"),
+        ({**lora(QKV, 192, 64, 4), f"{QKV}.magnitude": (64,)}, r"magnitude' has shape \[64\], not one number for each"),
+        ({**lora(QKV, 192, 64, 4), f"{QKV}.magnitude": (192, 1)}, r"magnitude' has shape \[192, 1\]"),
+        ({f"{QKV}.diff": (192, 64), f"{QKV}.alpha": ()}, "qkv.diff' has no rank, so '.*alpha' scales nothing"),
+        ({f"{QKV}.diff": (192, 0)}, r"qkv.diff' has shape \[192, 0\]"),
+        (lokr(QKV, w1=(8, 8)), "lokr_w1': its layer has no lokr_w2; it takes lokr_w2, or lokr_w2_a and lokr_w2_b"),
+        (lokr(QKV, w2=(8, 8)), "lokr_w2': its layer has no lokr_w1"),
+        (lokr(QKV, w1=(8, 8), w2_a=(24, 3)), "lokr_w2_a': its layer has lokr_w2_a; it takes"),
+        (lokr(QKV, w1_b=(3, 8), w2=(24, 8)), "lokr_w1_b': its layer has lokr_w1_b; it takes"),
+        (lokr(QKV, w1=(8, 8), w2=(24, 8), w2_a=(24, 3)), "lokr_w2': its layer has lokr_w2, lokr_w2_a; it takes"),
+        (lokr(QKV, w1=(8, 8), w2_a=(24, 3), w2_b=(4, 8)), "ranks 3 and 4 differ"),
+        (
+            lokr(QKV, w1_a=(8, 2), w1_b=(2, 8), w2_a=(24, 3), w2_b=(3, 8)),
+            "lokr_w1_b' has rank 2 and '.*lokr_w2_b' has 3: they differ",
+        ),
+        (lokr(QKV, w1=(8, 8), w2=(24, 8, 1, 1)), r"lokr_w2' has shape \[24, 8, 1, 1\]"),
+        (lokr(QKV, w1=(1, 1), w2_a=(192, 20_000), w2_b=(20_000, 64)), "rank 20000, and the limit is 16384"),
+        ({**lora(QKV, 192, 64, 4), **lokr(QKV, w1=(8, 8))}, "lora_A.weight' and '.*lokr_w1' are of two kinds"),
+        ({**lora(QKV, 192, 64, 4), f"{QKV}.diff": (192, 64)}, "lora_A.weight' and '.*diff' are of two kinds"),
+        (
+            {**lora(QKV, 192, 64, 4), f"{QKV}.lora_down.weight": (4, 64)},
+            "lora_A.weight' and '.*lora_down.weight' are the same tensor of one layer under two names",
+        ),
         ({f"{QKV}.lora_A.weight": (4, 64), f"{QKV}.alpha": ()}, "without its lora_B"),
         ({f"{QKV}.lora_A.weight": (4, 64), f"{QKV}.lora_B.weight": (192, 5)}, "ranks 5 and 4 differ"),
         (lora(QKV, 192, 64, 0), r"lora_A.weight' has shape \[0, 64\]"),
@@ -158,9 +199,102 @@ def test_an_incomplete_or_contradictory_update_is_refused_by_its_key(shapes, rea
         describe(header_of(shapes))
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (QKV, "double_blocks.0.img_attn.qkv"),
+        (QKV, "transformer.double_blocks.0.img_attn.qkv"),
+        (QKV, "transformer.transformer_blocks.0.attn.to_k"),
+        ("transformer_blocks.0.attn.to_k", "transformer.transformer_blocks.0.attn.to_k"),
+        ("diffusion_model.final_layer.adaLN_modulation.1", "transformer.norm_out.linear"),
+        ("lycoris_single_blocks_1_linear1", LINEAR1),
+    ],
+)
+def test_two_updates_of_the_same_rows_are_refused(first, second):
+    with pytest.raises(AdapterRefused, match=f"'{first}.lora_A.weight' and '{second}.lora_A.weight' update the same"):
+        describe(header_of({**lora(first, 64, 64, 4), **lora(second, 64, 64, 4)}))
+
+
+def test_a_pair_split_over_two_names_of_a_layer_is_refused():
+    with pytest.raises(AdapterRefused, match="update the same rows"):
+        describe(header_of({f"{QKV}.lora_A.weight": (4, 64), f"{QKV.partition('.')[2]}.lora_B.weight": (192, 4)}))
+
+
 def test_integers_are_not_weights():
     with pytest.raises(AdapterRefused, match=r"qkv.lora_A.weight' holds I8 values"):
         describe(header_of(lora(QKV, 192, 64, 4), dtype="I8"))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind", "shape", "rank"),
+    [
+        (lora(QKV, 192, 64, 4), "lora", (192, 64), 4),
+        ({f"{QKV}.lora_down.weight": (4, 64), f"{QKV}.lora_up.weight": (192, 4)}, "lora", (192, 64), 4),
+        ({**lora(QKV, 192, 64, 4), f"{QKV}.magnitude": (192,)}, "dora", (192, 64), 4),
+        ({f"{QKV}.lora_A.weight": (192, 64)}, "fullrank", (192, 64), None),
+        ({f"{QKV}.diff": (192, 64)}, "diff", (192, 64), None),
+        (lokr(QKV, w1=(8, 4), w2=(24, 16)), "lokr", (192, 64), None),
+        (lokr(QKV, w1=(8, 4), w2_a=(24, 3), w2_b=(3, 16)), "lokr", (192, 64), 3),
+        (lokr(QKV, w1_a=(8, 3), w1_b=(3, 4), w2=(24, 16)), "lokr", (192, 64), 3),
+        (lokr(QKV, w1_a=(8, 3), w1_b=(3, 4), w2_a=(24, 3), w2_b=(3, 16)), "lokr", (192, 64), 3),
+    ],
+)
+def test_the_tensors_beside_each_other_tell_the_kind(shapes, kind, shape, rank):
+    layout = describe(header_of(shapes))
+
+    (update,) = layout.updates
+    assert (layout.kind, update.kind, update.shape, update.rank) == (kind, kind, shape, rank)
+    assert sorted(update.tensors.values()) == sorted(shapes)
+    assert layout.ranks == (() if rank is None else (rank,))
+
+
+def test_the_alpha_between_two_full_lokr_factors_is_ignored_and_any_other_is_used():
+    full = {**lokr(QKV, w1=(8, 4), w2=(24, 16)), f"{QKV}.alpha": ()}
+    low_rank = {**lokr(PROJ, w1=(8, 4), w2_a=(8, 3), w2_b=(3, 16)), f"{PROJ}.alpha": ()}
+
+    first, second = describe(header_of({**full, **low_rank})).updates
+
+    assert first.ignored == (f"{QKV}.alpha",)
+    assert "alpha" not in first.tensors
+    assert second.ignored == ()
+    assert second.tensors["alpha"] == f"{PROJ}.alpha"
+
+
+def test_a_file_may_mix_kinds_by_layer():
+    shapes = {**lora(QKV, 192, 64, 4), f"{PROJ}.diff": (64, 64), **lokr(LINEAR1, w1=(8, 8), w2=(72, 8))}
+
+    layout = describe(header_of(shapes))
+
+    assert layout.kind == "diff+lokr+lora"
+    assert layout.ranks == (4,)
+
+
+MODULES = [
+    QKV,
+    "transformer.transformer_blocks.0.attn.to_q",
+    "transformer_blocks.0.attn.to_k",
+    "lycoris_double_blocks_0_img_attn_proj",
+    "transformer.norm_out.linear",
+    "text_encoder.layers.0.q",
+]
+SIZES = st.sampled_from([2, 4, 8])
+TENSORS = st.dictionaries(
+    st.tuples(st.sampled_from(MODULES), st.sampled_from([*ROLES, ".diff_b", ".lokr_t2", ".weight"])).map("".join),
+    st.one_of(st.just(()), st.tuples(SIZES), st.tuples(SIZES, SIZES), st.tuples(SIZES, SIZES), st.just((0, 4))),
+    max_size=6,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TENSORS)
+def test_whatever_a_file_holds_every_tensor_is_used_or_the_file_is_refused(shapes):
+    try:
+        layout = describe(header_of(shapes))
+    except AdapterRefused:
+        return
+
+    used = [key for update in layout.updates for key in (*update.tensors.values(), *update.ignored)]
+    assert sorted(used) == sorted(shapes)
 
 
 def fits(shapes, *, layers=LAYERS, metadata=None):
@@ -189,6 +323,33 @@ def test_an_update_of_another_shape_names_the_layer_and_both_shapes():
         fits(lora(QKV, 192, 56, 3))
 
 
+def test_a_lora_a_by_itself_is_a_whole_update_or_half_a_lora():
+    fits({f"{QKV}.lora_A.weight": (192, 64)})
+
+    with pytest.raises(AdapterRefused, match=r"qkv.lora_A.weight' is a lora_A without its lora_B; by itself"):
+        fits({f"{QKV}.lora_A.weight": (4, 64)})
+
+
+@pytest.mark.parametrize(
+    ("shapes", "got"),
+    [
+        (lokr(QKV, w1=(8, 8), w2=(24, 4)), (192, 32)),
+        (lokr(QKV, w1=(4, 8), w2_a=(24, 2), w2_b=(2, 8)), (96, 64)),
+        ({f"{QKV}.diff": (64, 192)}, (64, 192)),
+    ],
+)
+def test_kronecker_products_and_differences_are_held_to_the_layers_shape(shapes, got):
+    with pytest.raises(AdapterMismatch, match=re.escape(f"qkv: expected a (192, 64) update, the adapter gives {got}")):
+        fits(shapes)
+
+
+def test_an_update_of_one_diffusers_parameter_is_held_to_its_third_of_qkv():
+    fits(lora("transformer.transformer_blocks.0.attn.to_v", 64, 64, 4))
+
+    with pytest.raises(AdapterMismatch, match=r"qkv: expected a \(64, 64\) update, the adapter gives \(192, 64\)"):
+        fits(lora("transformer.transformer_blocks.0.attn.to_v", 192, 64, 4))
+
+
 def test_an_adapter_of_another_base_model_is_refused_before_its_layers_are_looked_at():
     with pytest.raises(AdapterRefused, match=r"trained on 'flux2_klein_9b' .* not on 'flux2'"):
         fits(lora("diffusion_model.img_in", 64, 128, 4), metadata={"ss_base_model_version": "flux2_klein_9b"})
@@ -199,34 +360,34 @@ def test_an_adapter_that_names_this_base_or_none_passes(metadata):
     check_base(describe(header_of(lora(QKV, 192, 64, 4), metadata=metadata)), model="flux2")
 
 
-# Every adapter of the goldens: the ranks it holds and its count of layers, or what its refusal says.
+# Every adapter of the goldens: its kinds, its ranks and its count of layers, or what its refusal says.
 
-ONLY = "this version merges standard LoRA"
 OUTCOMES = {
-    "adapters/lora_r4_bf16": ({4}, 20),
-    "adapters/lora_r8_alpha1cfg_fp16": ({8}, 20),
-    "adapters/lora_mixedrank_bf16": ({2, 4, 6, 8}, 20),
-    "adapters/lora_alllinear_bf16": ({4}, 31),
-    "adapters/lora_subset_bf16": ({4}, 10),
-    "adapters/dora_bf16": f"magnitude' is a DoRA magnitude; {ONLY}",
-    "adapters/fullrank_bf16": "single_blocks.1.linear1.lora_A.weight' is a lora_A without its lora_B",
-    "adapters/lokr_full_bf16": f"lokr_w1' is a LoKr tensor; {ONLY}",
-    "adapters/lokr_full_f4_fp16": f"lokr_w1' is a LoKr tensor; {ONLY}",
-    "adapters/lokr_lowrank_bf16": f"lokr_w1' is a LoKr tensor; {ONLY}",
-    "adapters/lokr_old_lycoris_bf16": "is named in kohya's style",
-    "adapters/lora_plus_diff_bf16": f"diff' is a full weight difference; {ONLY}",
-    "adapters_hand/AB_alpha_mixedrank": ({2, 3, 4, 5, 6}, 5),
-    "adapters_hand/nonfinite": ({3}, 1),
-    "adapters_hand/shape_mismatch": ({3}, 1),
+    "adapters/lora_r4_bf16": ("lora", (4,), 20),
+    "adapters/lora_r8_alpha1cfg_fp16": ("lora", (8,), 20),
+    "adapters/lora_mixedrank_bf16": ("lora", (2, 4, 6, 8), 20),
+    "adapters/lora_alllinear_bf16": ("lora", (4,), 31),
+    "adapters/lora_subset_bf16": ("lora", (4,), 10),
+    "adapters/dora_bf16": ("dora", (4,), 20),
+    "adapters/fullrank_bf16": ("fullrank", (), 2),
+    "adapters/lokr_full_bf16": ("lokr", (), 20),
+    "adapters/lokr_full_f4_fp16": ("lokr", (), 20),
+    "adapters/lokr_lowrank_bf16": ("lokr", (2,), 20),
+    "adapters/lokr_old_lycoris_bf16": ("lokr", (2,), 20),
+    "adapters/lora_plus_diff_bf16": ("diff+lora", (4,), 8),
+    "adapters_hand/AB_alpha_mixedrank": ("lora", (2, 3, 4, 5, 6), 5),
+    "adapters_hand/nonfinite": ("lora", (3,), 1),
+    "adapters_hand/shape_mismatch": ("lora", (3,), 1),
     "adapters_hand/missing_B": "img_attn.qkv.lora_A.weight' is a lora_A without its lora_B",
-    "adapters_hand/bare_prefix_AB": "img_attn.proj.lora_A.weight' is a tensor without the 'diffusion_model.' prefix",
-    "adapters_hand/diffusers_names_AB": "norm_out.linear.lora_A.weight' is a tensor under another prefix",
-    "adapters_hand/transformer_prefix_AB": "img_attn.proj.lora_A.weight' is a tensor under another prefix",
-    "adapters_hand/downup_alpha_mixedrank": "is a lora_down/lora_up tensor",
+    "adapters_hand/bare_prefix_AB": ("lora", (2, 3, 4, 5, 6), 5),
+    # to_q, to_k and to_v are one layer.
+    "adapters_hand/diffusers_names_AB": ("lora", (3, 4), 3),
+    "adapters_hand/transformer_prefix_AB": ("lora", (2, 3, 4, 5, 6), 5),
+    "adapters_hand/downup_alpha_mixedrank": ("lora", (2, 3, 4, 5, 6), 5),
     "adapters_hand/empty_text_only": "text_encoder.layers.0.q.lora_A.weight' is a text-encoder tensor",
-    "adapters_hand/lokr_lowrank_no_alpha": f"lokr_w1' is a LoKr tensor; {ONLY}",
-    "adapters_hand/lokr_w1ab_w2ab_alpha": f"lokr_w1_a' is a LoKr tensor; {ONLY}",
-    "adapters_hand/partly_unmatched": ({3, 6}, 3),
+    "adapters_hand/lokr_lowrank_no_alpha": ("lokr", (3, 6), 2),
+    "adapters_hand/lokr_w1ab_w2ab_alpha": ("lokr", (3, 4, 6), 3),
+    "adapters_hand/partly_unmatched": ("lora", (3, 6), 3),
     "adapters_hand/wholly_unmatched": "blocks_x.double_blocks.0.img_attn.proj.lora_A.weight' matches no layer",
 }
 
@@ -236,7 +397,7 @@ def outcome_of(path):
         layout = describe(read_header(path, max_bytes=1 << 20))
     except AdapterRefused as error:
         return str(error)
-    return {update.rank for update in layout.updates}, len(layout.updates)
+    return layout.kind, layout.ranks, len(layout.layers)
 
 
 @pytest.mark.parametrize("name", OUTCOMES)

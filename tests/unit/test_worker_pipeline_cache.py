@@ -1,10 +1,28 @@
 """What is merged, what changes it, and what comes back when a change fails."""
 
+import itertools
+import random
+
 import pytest
 import torch
 
 from worker.lora import merge
-from worker.pipeline.cache import WarmPipeline
+from worker.pipeline.cache import WarmPipeline, _checksum
+
+# One file of each kind and layout.
+KINDS = [
+    "lora_r4_bf16",
+    "lora_alllinear_bf16",
+    "lokr_full_f4_fp16",
+    "lokr_lowrank_bf16",
+    "lokr_old_lycoris_bf16",
+    "dora_bf16",
+    "fullrank_bf16",
+    "lora_plus_diff_bf16",
+    "downup_alpha_mixedrank",
+    "diffusers_names_AB",
+    "lokr_w1ab_w2ab_alpha",
+]
 
 
 @pytest.fixture
@@ -12,7 +30,8 @@ def adapters(goldens, adapter_ref):
     """Pair adapter files with references: `adapters(("lora_r4_bf16", 1.0), ...)`."""
 
     def make(*wanted):
-        paths = [goldens / f"adapters/{name}.safetensors" for name, _ in wanted]
+        found = [list(goldens.glob(f"adapters*/{name}.safetensors")) for name, _ in wanted]
+        paths = [path for (path,) in found]
         return [(adapter_ref(path, multiplier), path) for path, (_, multiplier) in zip(paths, wanted, strict=True)]
 
     return make
@@ -28,7 +47,7 @@ def weights(warm):
 
 
 def equal(left, right):
-    return all(torch.equal(left[name].view(torch.int16), right[name].view(torch.int16)) for name in left)
+    return all(torch.equal(left[name].view(torch.uint8), right[name].view(torch.uint8)) for name in left)
 
 
 def test_each_change_is_named(warm, adapters):
@@ -70,14 +89,125 @@ def test_a_merge_does_not_depend_on_what_was_merged_before(warm, components, ada
     assert equal(weights(warm), weights(fresh))
 
 
-def test_a_multiplier_of_zero_leaves_the_bits(warm, adapters):
+def every_ordered_pair(count):
+    """Walk through 0..count-1 so that each follows each once: 0, 01, 02, ..., 1, 12, ..., and back to 0."""
+    walk = [number for i in range(count) for pair in [(i,), *((i, j) for j in range(i + 1, count))] for number in pair]
+    return [*walk, 0]
+
+
+def test_the_walk_takes_every_swap_once():
+    walk = every_ordered_pair(3)
+
+    assert walk == [0, 0, 1, 0, 2, 1, 1, 2, 2, 0]
+    assert len(set(itertools.pairwise(walk))) == 9
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_swap_from_any_kind_to_any_other_equals_merging_it_afresh(precision, components, adapters):
+    warm, model = WarmPipeline(components(precision)), components(precision)
+    base = {name: value.clone() for name, value in model.transformer.state_dict().items()}
+    wanted, afresh = [adapters((name, -1.5)) for name in KINDS], []
+    for one in wanted:
+        WarmPipeline(model).use(one)
+        afresh.append({name: value.clone() for name, value in model.transformer.state_dict().items()})
+        model.transformer.load_state_dict(base)
+
+    for kind in every_ordered_pair(len(KINDS)):
+        warm.use(wanted[kind])
+
+        assert equal(warm.components.transformer.state_dict(), afresh[kind]), KINDS[kind]
+
+    warm.use([])
+    assert equal(weights(warm), base)
+    assert warm.drift() == 0
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("seed", range(2))
+def test_the_base_comes_back_to_the_bit_after_any_sequence(seed, precision, components, adapters):
+    choose = random.Random(seed)
+    warm = WarmPipeline(components(precision))
     base = weights(warm)
 
-    change, (report,) = warm.use(adapters(("lora_alllinear_bf16", 0.0)))
+    for _ in range(25):
+        names = choose.sample(KINDS, choose.choice([0, 1, 1, 1, 2, 3]))
+        warm.use(adapters(*((name, choose.choice([-2.0, -1.0, 0.0, 0.3, 1.0, 2.0])) for name in names)))
+        assert warm.drift() == 0
+        if not names:
+            assert equal(weights(warm), base)
+
+    warm.use([])
+    assert equal(weights(warm), base)
+    assert warm.drift() == 0
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_multiplier_of_zero_leaves_the_bits(name, warm, adapters):
+    base = weights(warm)
+
+    change, (report,) = warm.use(adapters((name, 0.0)))
 
     assert equal(weights(warm), base)
     assert change == "none"
-    assert report.layers_touched == 31
+    assert report.layers_touched > 0
+
+
+def test_a_dora_scales_what_was_merged_before_it_so_its_place_in_the_list_counts(components, adapters):
+    first, last = adapters(("lora_r4_bf16", 1.0)), adapters(("dora_bf16", 1.0))
+    warm, other = WarmPipeline(components("bf16")), WarmPipeline(components("bf16"))
+
+    warm.use([*first, *last])
+    other.use([*last, *first])
+
+    assert not equal(weights(warm), weights(other))
+
+
+def test_drift_counts_the_parameters_whose_bits_are_not_the_clean_ones(warm, adapters):
+    assert warm.drift() == 0
+    warm.use(adapters(("lora_alllinear_bf16", 1.0)))
+    warm.use([])
+    qkv, last = (warm._weights[name] for name in ("transformer_blocks.0.attn.to_k.weight", "norm_out.linear.weight"))
+
+    with torch.no_grad():
+        qkv[63, 5] = -qkv[63, 5]  # one sign bit
+        last[0, 0] += 1
+        last[1, 0] -= 1
+
+    assert warm.drift() == 2
+
+
+@pytest.mark.parametrize("row", range(4))
+@pytest.mark.parametrize("bit", [0, 15, 31, 47, 63])
+def test_a_single_bit_anywhere_in_a_row_shows_in_the_checksum(row, bit):
+    weight = torch.zeros(4, 4, dtype=torch.bfloat16)
+    clean = _checksum(weight)
+
+    weight.view(torch.int16)[row, bit // 16] = -(2**15) if bit % 16 == 15 else 1
+
+    assert _checksum(weight) != clean
+
+
+@pytest.mark.parametrize("columns", [1, 2, 3, 4])
+def test_rows_of_any_length_have_a_checksum(columns):
+    weight = torch.ones(3, columns, dtype=torch.bfloat16)
+    changed = weight.clone()
+    changed[2, columns - 1] = 2
+
+    assert _checksum(weight) != _checksum(changed)
+
+
+def test_drift_leaves_out_what_carries_an_adapter_now(warm, adapters):
+    warm.use(adapters(("lora_alllinear_bf16", 1.0)))
+    warm.use(adapters(("lora_subset_bf16", 1.0)))
+    clean, merged = (
+        warm._weights[name] for name in ("norm_out.linear.weight", "transformer_blocks.0.attn.to_k.weight")
+    )
+
+    with torch.no_grad():
+        clean[0, 0] += 1
+        merged[0, 0] += 1
+
+    assert warm.drift() == 1
 
 
 def test_several_adapters_merge_in_order_each_rounded_once(warm, components, adapters):
@@ -118,6 +248,14 @@ def test_the_same_bytes_under_another_name_need_no_change(warm, adapters):
     assert report.path == "copy.safetensors"
 
 
+def test_reports_name_every_kind_and_only_real_ranks(warm, adapters):
+    wanted = adapters(("lora_plus_diff_bf16", 1.0), ("lokr_full_f4_fp16", 1.0), ("dora_bf16", 1.0))
+
+    _, reports = warm.use(wanted)
+
+    assert [(report.kind, report.ranks) for report in reports] == [("diff+lora", (4,)), ("lokr", ()), ("dora", (4,))]
+
+
 @pytest.mark.parametrize("before", [[], [("lora_r4_bf16", 1.0)]])
 def test_a_failure_in_the_middle_of_a_merge_leaves_the_base(before, warm, adapters, monkeypatch):
     base = weights(warm)
@@ -128,10 +266,10 @@ def test_a_failure_in_the_middle_of_a_merge_leaves_the_base(before, warm, adapte
         calls.append(1)
         if len(calls) == 7:
             raise KeyboardInterrupt
-        return merge.layer_delta(*args, **kwargs)
+        return merge.layer_change(*args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr("worker.pipeline.cache.layer_delta", fails_at_the_seventh_layer)
+        patch.setattr("worker.pipeline.cache.layer_change", fails_at_the_seventh_layer)
         with pytest.raises(KeyboardInterrupt):
             warm.use(adapters(("lora_alllinear_bf16", 1.0)))
 

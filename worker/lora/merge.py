@@ -1,19 +1,38 @@
 """Fold an adapter's update into the weight it belongs to.
 
 A merged adapter costs nothing per denoising step, but only one list of adapters can be merged at a time:
-`worker.pipeline.cache` decides which; this module only does the arithmetic. A kind of adapter is one entry of
-`_DELTAS` and one function.
+`worker.pipeline.cache` decides which; this module only does the arithmetic, in float32 and in the trainer's order of
+operations, so that merged weights equal its own to the bit. A kind of adapter is one entry of `_DELTAS` and one
+function.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from shared.adapters.layout import LayerUpdate
+from shared.adapters.kinds import LayerUpdate
 from shared.errors import AdapterRefused
+
+
+@dataclass(frozen=True)
+class Change:
+    """What an update does to rows of a weight W, in float32.
+
+    Attributes:
+        delta: (rows, in). Without a magnitude, W becomes W + delta.
+        magnitude: (rows,), DoRA's: each row of W + delta is brought to this length.
+    """
+
+    delta: Tensor
+    magnitude: Tensor | None = None
+
+    def take(self, pick: Callable[[Tensor], Tensor]) -> Change:
+        """Apply `pick`, which chooses rows, to both; exact, since every row changes by itself."""
+        return Change(pick(self.delta), None if self.magnitude is None else pick(self.magnitude))
 
 
 def lora_delta(down: Tensor, up: Tensor, *, alpha: float, multiplier: float) -> Tensor:
@@ -35,36 +54,97 @@ def lora_delta(down: Tensor, up: Tensor, *, alpha: float, multiplier: float) -> 
     return (up.float() @ down.float()).mul_(multiplier).mul_(alpha / rank)
 
 
-def layer_delta(update: LayerUpdate, tensors: Mapping[str, Tensor], *, multiplier: float) -> Tensor:
-    """Return what an update adds to its layer's weight, (out, in) in float32.
+def lokr_delta(w1: Tensor, w2: Tensor, *, scale: float, multiplier: float) -> Tensor:
+    """Return ``kron(w1, w2) * scale * multiplier``, multiplied in this order as the trainer does.
+
+    Args:
+        w1: (a, b), float32.
+        w2: (c, d), float32; a copy of it, times an entry of w1, fills each of the a by b blocks.
+        scale: alpha / rank where a factor has a rank, or else 1.
+
+    Returns:
+        (a * c, b * d), float32.
+
+    Source:
+        Yeh et al. 2023, "Navigating Text-To-Image Customization", section 3.3, https://arxiv.org/abs/2309.14859
+    """
+    return torch.kron(w1, w2).mul_(scale).mul_(multiplier)
+
+
+def layer_change(update: LayerUpdate, tensors: Mapping[str, Tensor], *, multiplier: float) -> Change:
+    """Return what an update does to its rows.
 
     Args:
         tensors: the adapter file's, by key, on the device that computes.
+        multiplier: not 0, at which the caller leaves the weight alone: DoRA's rows would still take its magnitudes.
     """
-    return _DELTAS[update.kind](update, tensors, multiplier)
+    magnitude = update.tensors.get("magnitude")
+    return Change(
+        _DELTAS[update.kind](update, tensors, multiplier), None if magnitude is None else tensors[magnitude].float()
+    )
 
 
 @torch.no_grad()
-def add(weight: Tensor, delta: Tensor, *, layer: str) -> None:
-    """Add `delta`, which is float32, to `weight` in place: in float32, rounded once to the weight's dtype.
+def write(weight: Tensor, change: Change, *, layer: str) -> None:
+    """Change `weight` in place: in float32, rounded once to the weight's dtype.
 
     A delta of zeros is not added: 0.0 + -0.0 would flip the sign bit of weights that the adapter leaves alone.
 
     Raises:
-        AdapterRefused: the sum is not finite; names `layer`, and `weight` is untouched.
+        AdapterRefused: the result is not finite; names `layer`, and `weight` is untouched.
     """
-    if not delta.any():
+    if change.magnitude is None and not change.delta.any():
         return
-    merged = (weight + delta).to(weight.dtype)  # promoted to float32 without a float32 copy of the weight
+    merged = weight + change.delta  # promoted to float32 without a float32 copy of the weight
+    if change.magnitude is not None:
+        merged *= row_scales(merged, change.magnitude)
+    merged = merged.to(weight.dtype)
     if not merged.isfinite().all():
         raise AdapterRefused(f"{layer}: the adapter's values are so large that the merged weight is not finite")
     weight.copy_(merged)
 
 
+def row_scales(weight: Tensor, magnitude: Tensor) -> Tensor:
+    """Return the factors, (rows, 1), that bring each row of `weight` to its length in `magnitude`.
+
+    A row of zeros has no direction: its factor is infinite or NaN.
+
+    Source:
+        Liu et al. 2024, "DoRA", equation 5, https://arxiv.org/abs/2402.09353
+    """
+    lengths: Tensor = torch.linalg.norm(weight, dim=1)
+    return (magnitude / lengths).unsqueeze(1)
+
+
 def _lora(update: LayerUpdate, tensors: Mapping[str, Tensor], multiplier: float) -> Tensor:
     roles = update.tensors
-    alpha = tensors[roles["alpha"]].item() if "alpha" in roles else update.rank
+    alpha = tensors[roles["alpha"]].item() if "alpha" in roles else tensors[roles["down"]].shape[0]
     return lora_delta(tensors[roles["down"]], tensors[roles["up"]], alpha=alpha, multiplier=multiplier)
 
 
-_DELTAS: dict[str, Callable[[LayerUpdate, Mapping[str, Tensor], float], Tensor]] = {"lora": _lora}
+def _lokr(update: LayerUpdate, tensors: Mapping[str, Tensor], multiplier: float) -> Tensor:
+    w1, w2 = (_factor(name, update, tensors) for name in ("w1", "w2"))
+    alpha = update.tensors.get("alpha")  # absent between two full factors, see `LayerUpdate.ignored`
+    scale = 1.0 if alpha is None or update.rank is None else tensors[alpha].item() / update.rank
+    return lokr_delta(w1, w2, scale=scale, multiplier=multiplier)
+
+
+def _factor(name: str, update: LayerUpdate, tensors: Mapping[str, Tensor]) -> Tensor:
+    roles = update.tensors
+    if name in roles:
+        return tensors[roles[name]].float()
+    return tensors[roles[f"{name}_a"]].float() @ tensors[roles[f"{name}_b"]].float()
+
+
+def _whole(update: LayerUpdate, tensors: Mapping[str, Tensor], multiplier: float) -> Tensor:
+    (key,) = update.tensors.values()
+    return tensors[key].float() * multiplier
+
+
+_DELTAS: dict[str, Callable[[LayerUpdate, Mapping[str, Tensor], float], Tensor]] = {
+    "lora": _lora,
+    "dora": _lora,
+    "lokr": _lokr,
+    "fullrank": _whole,
+    "diff": _whole,
+}

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+# Of activations; the weights of linear layers are narrower under qfloat8.
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "qfloat8": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,9 @@ class Components:
         text_encoder: decoder stack whose hidden states are the prompt's embeddings.
         layers: (out, in) of every linear layer that an adapter may name, by BFL's module path.
         revision: see `worker.pipeline.revision`.
-        precision: `bf16` or `fp32`, of weights and activations alike.
+        precision: `bf16` or `fp32`, of weights and activations alike, or `qfloat8`: bf16 with the transformer's linear
+            layers in float8, see `worker.pipeline.quantize`.
+        text_encoder_precision: None where it is the same.
     """
 
     model: str
@@ -35,8 +38,22 @@ class Components:
     revision: str
     precision: str
     device: torch.device
+    text_encoder_precision: str | None = None
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights, latents and embeddings."""
+        """Of latents and embeddings."""
         return DTYPES[self.precision]
+
+    @property
+    def precisions(self) -> str:
+        """Both precisions in words, for reports; one where they are the same."""
+        if self.text_encoder_precision in (None, self.precision):
+            return self.precision
+        return f"{self.precision}, text encoder {self.text_encoder_precision}"
+
+    @property
+    def distilled(self) -> bool:
+        """Whether guidance is an input of the transformer; if not, it takes a second pass with a negative prompt."""
+        embeds: bool = self.transformer.config.guidance_embeds
+        return embeds

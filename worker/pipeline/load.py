@@ -11,14 +11,16 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 
+from shared.catalog import MODELS
 from shared.errors import CheckpointError
 from shared.settings import ModelSettings
 from worker.pipeline import architecture, bfl, exact
 from worker.pipeline.bfl import Origin
 from worker.pipeline.components import DTYPES, Components
+from worker.pipeline.quantize import quantize
 from worker.pipeline.revision import revision_of
 from worker.pipeline.source import ModuleFiles, find
-from worker.pipeline.text_encoder import HIDDEN_STATES, load_text_encoder, load_tokenizer
+from worker.pipeline.text_encoder import family_of, load_text_encoder, load_tokenizer
 from worker.pipeline.weights import TensorFiles, fill
 
 logger = logging.getLogger("flux2.worker.pipeline")
@@ -32,28 +34,38 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
     """
     started = time.perf_counter()
     source = find(settings, hf_token=hf_token)
-    dtype = DTYPES[settings.precision]
-    transformer = load_transformer(source.transformer, device=device, dtype=dtype)
-    autoencoder = load_autoencoder(source.autoencoder, device=device, dtype=dtype)
-    text_encoder = load_text_encoder(source.text_encoder, device=device, dtype=dtype)
+    text_precision = settings.text_encoder_precision or settings.precision
+    transformer = _in_precision(load_transformer, source.transformer, settings.precision, device)
+    autoencoder = load_autoencoder(source.autoencoder, device=device, dtype=DTYPES[settings.precision])
+    text_encoder = _in_precision(load_text_encoder, source.text_encoder, text_precision, device)
     components = Components(
         model=settings.id,
         transformer=transformer,
         autoencoder=autoencoder,
         text_encoder=text_encoder,
-        tokenizer=load_tokenizer(source.text_encoder),
+        tokenizer=load_tokenizer(source.text_encoder, family=family_of(text_encoder.config)),
         layers=bfl.layer_shapes(transformer),
         revision=revision_of(source.files(), commit=source.commit),
         precision=settings.precision,
         device=device,
+        text_encoder_precision=text_precision,
     )
     _check_fit(components)
     logger.info(
         "model loaded",
-        extra={"revision": components.revision, "layout": source.transformer.layout, "precision": settings.precision,
+        extra={"revision": components.revision, "layout": source.transformer.layout, "precision": components.precisions,
                "device": str(device), "load_s": round(time.perf_counter() - started, 1)},
     )  # fmt: skip
     return components
+
+
+def _in_precision(load: Any, source: Any, precision: str, device: torch.device) -> Any:
+    """Run one of the loaders; what is quantised is read to the host first, so that the device holds the result only."""
+    if precision != "qfloat8":
+        return load(source, device=device, dtype=DTYPES[precision])
+    model = load(source, device=torch.device("cpu"), dtype=DTYPES[precision])
+    quantize(model, device=device)
+    return model
 
 
 def load_transformer(source: ModuleFiles, *, device: torch.device, dtype: torch.dtype) -> Any:
@@ -110,6 +122,10 @@ def _check_fit(components: Components) -> None:
     if latents != packed:
         raise CheckpointError(f"the transformer takes {latents} latent channels and the autoencoder packs {packed}")
     embedding = components.text_encoder.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
-    takes, gives = components.transformer.config.joint_attention_dim, len(HIDDEN_STATES) * embedding
+    takes = components.transformer.config.joint_attention_dim
+    gives = len(family_of(components.text_encoder.config).hidden_states) * embedding
     if takes != gives:
         raise CheckpointError(f"the transformer reads prompts {takes} wide and the text encoder gives {gives}")
+    if components.distilled == MODELS[components.model].uses_negative_prompt:
+        has = "has" if components.distilled else "has no"
+        raise CheckpointError(f"the transformer {has} guidance embedder, so it is not {components.model!r}")

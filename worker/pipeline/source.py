@@ -13,7 +13,7 @@ from typing import Literal
 
 from huggingface_hub import hf_hub_download, snapshot_download
 
-from shared.catalog import MODELS
+from shared.catalog import MODELS, Model
 from shared.errors import CheckpointError
 from shared.settings import ModelSettings
 
@@ -65,15 +65,37 @@ def find(settings: ModelSettings, *, hf_token: str | None) -> Source:
     if settings.id not in MODELS:
         raise CheckpointError(f"no model {settings.id!r} in the catalogue; known are {sorted(MODELS)}")
     model = MODELS[settings.id]
-    single_files = {"transformer": model.transformer_file, "vae": model.autoencoder_file}
-    commit = None
-    if Path(settings.path).is_dir():
-        modules = [_in_folder(Path(settings.path), name, file) for name, file in single_files.items()]
+    path = settings.path or model.base_model
+    text_encoder = settings.text_encoder or model.text_encoder
+    if Path(path).is_dir():
+        transformer = _in_folder(Path(path), "transformer", model.transformer_file)
+        autoencoder = _local_autoencoder(Path(path), model, hf_token)
+        commit = None
     else:
-        paths = [_download(settings.path, file, settings.revision, hf_token) for file in single_files.values()]
-        modules = [ModuleFiles("bfl", (path,)) for path in paths]
-        commit = paths[0].parent.name
-    return Source(modules[0], modules[1], _text_encoder(settings.text_encoder, hf_token), commit)
+        file = _download(path, model.transformer_file, settings.revision, hf_token)
+        transformer, commit = ModuleFiles("bfl", (file,)), file.parent.name
+        autoencoder = _hub_autoencoder(model, path, settings.revision, hf_token)
+    return Source(transformer, autoencoder, _text_encoder(text_encoder, hf_token), commit)
+
+
+def _local_autoencoder(folder: Path, model: Model, hf_token: str | None) -> ModuleFiles:
+    try:
+        return _in_folder(folder, "vae", model.autoencoder_file)
+    except _NotInFolder:
+        if model.autoencoder_repository is None:
+            raise
+        return _hub_autoencoder(model, model.base_model, None, hf_token)
+
+
+def _hub_autoencoder(model: Model, repository: str, revision: str | None, hf_token: str | None) -> ModuleFiles:
+    """Download from the catalogue's own repository, where the model has one, or from that of its transformer."""
+    if model.autoencoder_repository is not None:
+        repository, revision = model.autoencoder_repository, None  # the setting is a revision of the other one
+    return ModuleFiles("bfl", (_download(repository, model.autoencoder_file, revision, hf_token),))
+
+
+class _NotInFolder(CheckpointError):
+    """The folder has the module in neither layout."""
 
 
 def _in_folder(folder: Path, module: str, single_file: str) -> ModuleFiles:
@@ -81,7 +103,7 @@ def _in_folder(folder: Path, module: str, single_file: str) -> ModuleFiles:
         return ModuleFiles("bfl", (folder / single_file,))
     config = folder / module / "config.json"
     if not config.is_file():
-        raise CheckpointError(f"{folder}: neither {single_file} nor {module}/config.json is there")
+        raise _NotInFolder(f"{folder}: neither {single_file} nor {module}/config.json is there")
     return ModuleFiles("diffusers", _diffusers_weights(folder / module), config)
 
 

@@ -1,8 +1,9 @@
 """Load the language model that turns prompts into embeddings, and its tokenizer.
 
-FLUX.2 [dev] reads three hidden states of Mistral Small 3.1; the layers above the last of them, the vision tower and
-the output head are never run, so they do not reach the device (30 of 40 layers: 34.7 GB instead of 48 GB). The
-tokenizer is used without its processor, which would need torchvision and add nothing to text.
+FLUX.2 reads three hidden states: [dev] of Mistral Small 3.1, [klein] of Qwen3. The layers above the last of them, a
+vision tower and the output head are never run, so they do not reach the device (Mistral: 30 of 40 layers, 34.7 GB
+instead of 48 GB). The tokenizer is used without a processor, which would need torchvision and add nothing to text.
+Which family a folder holds is read off its config.json, so any model id works with any folder that fits its widths.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,21 +24,52 @@ from transformers.utils import logging as transformers_logging
 
 from shared.errors import CheckpointError
 
-# Indices into `hidden_states`, where 0 is the token embedding: the outputs of layers 10, 20 and 30.
-HIDDEN_STATES = (10, 20, 30)
+
+@dataclass(frozen=True)
+class Family:
+    """How FLUX.2 reads one family of language models.
+
+    Attributes:
+        hidden_states: indices, where 0 is the token embedding and n the output of layer n.
+        needs: what its tokenizer must have.
+    """
+
+    name: str
+    hidden_states: tuple[int, ...]
+    needs: tuple[str, ...]
+
+
+MISTRAL = Family("mistral", (10, 20, 30), ("chat_template", "bos_token", "pad_token"))
+QWEN = Family("qwen", (9, 18, 27), ("chat_template", "pad_token"))
+
+HIDDEN_STATES = MISTRAL.hidden_states
+
+_FAMILIES = {"mistral": MISTRAL, "qwen3": QWEN}  # by the text model's `model_type`
+
+
+def family_of(config: Any) -> Family:
+    """Return the family that a model's configuration names.
+
+    Raises:
+        CheckpointError: no FLUX.2 reads that kind of model.
+    """
+    kind = config.get_text_config().model_type
+    if kind not in _FAMILIES:
+        raise CheckpointError(f"the text encoder is a {kind!r} model; FLUX.2 reads {sorted(_FAMILIES)}")
+    return _FAMILIES[kind]
 
 
 def load_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Return the decoder stack of the model in `folder`, cut after the last layer that is read.
 
     Raises:
-        CheckpointError: a weight is missing, or there are too few layers.
+        CheckpointError: a weight is missing, there are too few layers, or it is no model that FLUX.2 reads.
     """
-    needed = max(HIDDEN_STATES)
     try:
         config = AutoConfig.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: the text encoder's configuration cannot be read: {error}") from error
+    needed = max(family_of(config).hidden_states)
     text_config = config.get_text_config()
     layers = text_config.num_hidden_layers
     if layers < needed:
@@ -53,18 +87,18 @@ def load_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtype)
         raise CheckpointError(f"{folder}: text encoder weight {absent[0]!r} is missing or of another shape")
     language_model: nn.Module = getattr(model, "language_model", model)
     if layers > needed:
-        # The last hidden state is normed; the one after layer 30 of 40 is not.
+        # The last hidden state is normed; the one after layer 30 of 40, or 27 of 36, is not.
         language_model.norm = nn.Identity()
     return language_model.to(device).requires_grad_(False).eval()
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of tokenizer.json with the processor's chat template.
+def load_tokenizer(folder: Path, *, family: Family = MISTRAL) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of tokenizer.json with its chat template, or the processor's.
 
     The class is named, not guessed: with mistral-common installed, AutoTokenizer would return another backend.
 
     Raises:
-        CheckpointError: no usable tokenizer, padding token or chat template.
+        CheckpointError: no usable tokenizer, or it lacks what the family needs.
     """
     try:
         with quiet_transformers():
@@ -74,7 +108,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     old_template = folder / "chat_template.json"  # where processors kept it before chat_template.jinja
     if old_template.is_file() and not (folder / "chat_template.jinja").is_file():
         tokenizer.chat_template = json.loads(old_template.read_text())["chat_template"]
-    for what in ("chat_template", "bos_token", "pad_token"):
+    for what in family.needs:
         if getattr(tokenizer, what) is None:
             raise CheckpointError(f"{folder}: the tokenizer has no {what}")
     return tokenizer

@@ -23,8 +23,11 @@ def noise(seed: int, *, channels: int, height: int, width: int, dtype: torch.dty
 
 
 def pack(latents: Tensor) -> Tensor:
-    """Turn (batch, channels, rows, columns) into tokens, (batch, rows * columns, channels)."""
-    return latents.flatten(2).transpose(1, 2)
+    """Turn (batch, channels, rows, columns) into tokens, (batch, rows * columns, channels).
+
+    In memory in that order, as AI Toolkit's are: on a GPU the layout picks the kernel of the first layer.
+    """
+    return latents.flatten(2).transpose(1, 2).contiguous()
 
 
 def unpack(tokens: Tensor, *, rows: int, columns: int) -> Tensor:

@@ -20,7 +20,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 def distilled_velocity(
     transformer: Any, *, prompt_embeds: Tensor, img_ids: Tensor, txt_ids: Tensor, guidance_scale: float
 ) -> Velocity:
-    """Return the velocity of a guidance-distilled model: one pass, with the guidance as an input.
+    """Return the velocity of one pass, with the guidance as an input; models without an embedder for it ignore it.
 
     Args:
         prompt_embeds: (batch, text tokens, width).
@@ -39,6 +39,23 @@ def distilled_velocity(
             return_dict=False,
         )[0]
         return prediction
+
+    return velocity
+
+
+def guided_velocity(conditional: Velocity, unconditional: Velocity, *, guidance_scale: float) -> Velocity:
+    """Return the velocity under classifier-free guidance: two passes, from the negative prompt's past the prompt's.
+
+    Two passes and not a batch of two, so that memory and the kernels' rounding are those of AI Toolkit.
+
+    Source:
+        Ho and Salimans 2022, "Classifier-Free Diffusion Guidance", https://arxiv.org/abs/2207.12598, with the scale
+        counted from 1.
+    """
+
+    def velocity(latents: Tensor, timestep: Tensor) -> Tensor:
+        towards, away = conditional(latents, timestep), unconditional(latents, timestep)
+        return away + guidance_scale * (towards - away)
 
     return velocity
 

@@ -17,6 +17,8 @@ if ARGV[7] ~= '' then
   if seen then
     local hash, id = seen:match('^(%S+) (%S+)$')
     if hash ~= ARGV[8] then return {'conflict', id} end
+    -- Our own id: the client sent this accept twice because the first reply was lost.
+    if id == job then return answer('accepted', id) end
     if redis.call('EXISTS', job_key(id)) == 1 then return answer('replayed', id) end
   end
 end
@@ -30,7 +32,7 @@ for index, item in ipairs(items) do
   local seq = redis.call('INCR', P .. 'seq')
   local lane = priority .. '|' .. tenant .. '|' .. item.adapter_key
   redis.call('HSET', item_key(id), 'job', job, 'index', index - 1, 'model', model, 'tenant', tenant, 'lane', lane,
-    'seq', seq, 'state', 'queued', 'fence', 0, 'attempt', 0, 'commits', 0, 'queued_ms', now, 'spec', item.spec)
+    'seq', seq, 'state', 'queued', 'fence', 0, 'attempt', 0, 'commits', 0, 'accepted_ms', now, 'queued_ms', now, 'spec', item.spec)
   enqueue(id, model, lane, seq)
 end
 redis.call('HSET', job_key(job), 'state', 'queued', 'cancel', 0, 'model', model, 'tenant', tenant,

@@ -15,19 +15,36 @@ local function fields(key, ...)
   return redis.call('HMGET', key, ...)
 end
 
+-- A lane holds the queued items of one share (priority and tenant) that want one adapter list. It is scored by its
+-- oldest item, so that choosing costs by the number of shares and slots, not by the number of lanes or items.
+local function lane_key(model, lane) return P .. 'lane:' .. model .. ':' .. lane end
+local function lanes_key(model, share) return P .. 'lanes:' .. model .. ':' .. share end
+local function share_of(lane) return lane:match('^%d+|[^|]*') end
+
+local function rescore(model, lane)
+  local head = redis.call('ZRANGE', lane_key(model, lane), 0, 0, 'WITHSCORES')
+  if head[1] then
+    redis.call('ZADD', lanes_key(model, share_of(lane)), head[2], lane)
+  else
+    redis.call('ZREM', lanes_key(model, share_of(lane)), lane)
+  end
+end
+
 -- Queue an item at its accept order, so that one which comes back goes to the head.
 local function enqueue(id, model, lane, seq)
   redis.call('ZADD', P .. 'pending:' .. model, seq, id)
-  redis.call('ZADD', P .. 'lane:' .. model .. ':' .. lane, seq, id)
-  redis.call('HINCRBY', P .. 'lanes:' .. model, lane, 1)
+  redis.call('ZADD', lane_key(model, lane), seq, id)
+  redis.call('HINCRBY', P .. 'shares:' .. model, share_of(lane), 1)
+  rescore(model, lane)
 end
 
 local function dequeue(id, model, lane)
   if redis.call('ZREM', P .. 'pending:' .. model, id) == 0 then return end
-  redis.call('ZREM', P .. 'lane:' .. model .. ':' .. lane, id)
-  if redis.call('HINCRBY', P .. 'lanes:' .. model, lane, -1) == 0 then
-    redis.call('HDEL', P .. 'lanes:' .. model, lane)
+  redis.call('ZREM', lane_key(model, lane), id)
+  if redis.call('HINCRBY', P .. 'shares:' .. model, share_of(lane), -1) == 0 then
+    redis.call('HDEL', P .. 'shares:' .. model, share_of(lane))
   end
+  rescore(model, lane)
 end
 
 local function end_lease(id, model, tenant)
@@ -78,7 +95,7 @@ local function give_back(id, now, max_attempts, error_json)
     return 'failed', model
   end
   end_lease(id, model, tenant)
-  redis.call('HDEL', item_key(id), 'progress', 'slot', 'boot')
+  redis.call('HDEL', item_key(id), 'progress', 'slot', 'boot', 'nonce')
   redis.call('HSET', item_key(id), 'queued_ms', now)
   move(id, job, 'running', 'queued', now)
   enqueue(id, model, f[4], f[5])

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from shared.embedded import RedisServer
+
 
 def flux2(*arguments, **environment):
     return subprocess.run(
@@ -33,10 +35,27 @@ def test_a_wrong_setting_is_one_line_that_names_the_variable(command):
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_worker_without_redis_says_so_before_it_loads_anything():
+    done = flux2("worker", "--device", "cpu", FLUX2_REDIS_URL="redis://127.0.0.1:1/0")
+
+    assert done.returncode == 1
+    assert "Redis did not answer" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_checkpoint_that_is_not_there_is_one_line_that_names_it(tmp_path):
     missing = tmp_path / "no-such-model"
 
-    done = flux2("worker", "--device", "cpu", FLUX2_MODEL_PATH=str(missing))
+    with RedisServer(tmp_path) as redis:
+        done = flux2(
+            "worker",
+            "--device",
+            "cpu",
+            FLUX2_MODEL_PATH=str(missing),
+            FLUX2_STORAGE_BACKEND="directory",
+            FLUX2_STORAGE_DIRECTORY=str(tmp_path / "objects"),
+            **redis.environment(),
+        )
 
     assert done.returncode == 1
     assert str(missing) in done.stderr

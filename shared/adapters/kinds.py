@@ -1,0 +1,200 @@
+"""Say which kind of update the tensors of one layer make, or why they make none, from their names and shapes.
+
+A kind is one function; `_kind_of` picks it by the roles that are present. What each role means, shapes included, is in
+`LayerUpdate`. The arithmetic of each kind is `worker.lora.merge`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from shared.adapters.header import Header
+from shared.adapters.names import WHOLE, Rows, Target
+from shared.errors import AdapterRefused
+
+FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+# Wider than any layer of FLUX.2 [dev] has use for (hidden size 6144).
+MAX_RANK = 16_384
+
+# Suffix of a key to the tensor's role in its layer's update.
+ROLES = {
+    ".lora_A.weight": "down",
+    ".lora_B.weight": "up",
+    ".lora_down.weight": "down",
+    ".lora_up.weight": "up",
+    ".alpha": "alpha",
+    ".magnitude": "magnitude",
+    ".lokr_w1": "w1",
+    ".lokr_w1_a": "w1_a",
+    ".lokr_w1_b": "w1_b",
+    ".lokr_w2": "w2",
+    ".lokr_w2_a": "w2_a",
+    ".lokr_w2_b": "w2_b",
+    ".diff": "diff",
+}
+_LORA = {"down", "up", "magnitude"}
+_LOKR = {"w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"}
+_MATES = {
+    ".lora_A.weight": "lora_B",
+    ".lora_B.weight": "lora_A",
+    ".lora_down.weight": "lora_up",
+    ".lora_up.weight": "lora_down",
+}
+
+
+@dataclass(frozen=True)
+class LayerUpdate:
+    """What the file does to one linear layer, or to some of its rows.
+
+    Attributes:
+        layer: Black Forest Labs' module path without `.weight`, e.g. `double_blocks.0.img_attn.qkv`.
+        kind: decides the roles in `tensors`, of an update of shape (out, in):
+            `lora`: `down` (rank, in), `up` (out, rank); optional scalar `alpha`.
+            `dora`: the same, and `magnitude` (out,).
+            `lokr`: `w1` (a, b) and `w2` (c, d) with a*c = out and b*d = in, either of them as a product of `_a` and
+            `_b` through a rank; optional scalar `alpha` where there is a rank.
+            `fullrank`: `down` (out, in), as AI Toolkit's network of that name stores it. `diff`: `diff` (out, in).
+        tensors: role to key in the file.
+        shape: (out, in) of the rows that the update fits.
+        rank: None where the kind has none.
+        rows: of the layer; a diffusers name may stand for a third of qkv.
+        ignored: keys without a part in the update: LoKr's alpha between two full factors, 1e10 or infinite.
+    """
+
+    layer: str
+    kind: str
+    tensors: dict[str, str]
+    shape: tuple[int, int]
+    rank: int | None
+    rows: Rows = WHOLE
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass
+class Group:
+    """The tensors under one module name, by role."""
+
+    target: Target
+    tensors: dict[str, str] = field(default_factory=dict)
+
+    def shape(self, role: str, header: Header) -> tuple[int, int]:
+        """Return a matrix's two sizes."""
+        shape = header.tensors[self.tensors[role]].shape
+        if len(shape) != 2 or 0 in shape:
+            raise AdapterRefused(f"{self.tensors[role]!r} has shape {list(shape)}, not two sizes of 1 or more")
+        return shape[0], shape[1]
+
+    def update(self, kind: str, shape: tuple[int, int], rank: int | None) -> LayerUpdate:
+        if rank is not None and rank > MAX_RANK:
+            raise AdapterRefused(f"{next(iter(self.tensors.values()))!r} has rank {rank}, and the limit is {MAX_RANK}")
+        return LayerUpdate(self.target.layer, kind, dict(self.tensors), shape, rank, self.target.rows)
+
+
+def update_of(group: Group, header: Header) -> LayerUpdate:
+    """Check one layer's tensors and say what they do.
+
+    Raises:
+        AdapterRefused: they are incomplete, contradict each other or are of several kinds; the message names a key.
+    """
+    for key in group.tensors.values():
+        if header.tensors[key].dtype not in FLOAT_DTYPES:
+            raise AdapterRefused(f"{key!r} holds {header.tensors[key].dtype} values, not floating point")
+    alpha = group.tensors.get("alpha")
+    if alpha is not None and header.tensors[alpha].shape not in ((), (1,)):
+        raise AdapterRefused(f"{alpha!r} has shape {list(header.tensors[alpha].shape)}, not a single number")
+    return _kind_of(group)(group, header)
+
+
+def without_its_mate(key: str) -> str:
+    """Say which half of a LoRA `key` lacks."""
+    suffix = next(suffix for suffix in _MATES if key.endswith(suffix))
+    return f"{key!r} is a {suffix.split('.')[1]} without its {_MATES[suffix]}"
+
+
+def _kind_of(group: Group) -> Callable[[Group, Header], LayerUpdate]:
+    roles = group.tensors.keys() - {"alpha"}
+    families = [family for family in (_LORA, _LOKR, {"diff"}) if roles & family]
+    if not families:
+        raise AdapterRefused(f"{group.tensors['alpha']!r} has no lora_A and lora_B beside it, nor another update")
+    if len(families) > 1:
+        first, second = (next(key for role, key in group.tensors.items() if role in family) for family in families[:2])
+        raise AdapterRefused(f"{first!r} and {second!r} are of two kinds; a layer has one")
+    if families[0] is _LOKR:
+        return _lokr
+    if "diff" in roles:
+        return _diff
+    return _fullrank if roles == {"down"} else _lora
+
+
+def _lora(group: Group, header: Header) -> LayerUpdate:
+    """LoRA, and DoRA where a magnitude lies beside it."""
+    for role, other in (("down", "up"), ("up", "down")):
+        if role not in group.tensors:
+            if other not in group.tensors:
+                raise AdapterRefused(f"{group.tensors['magnitude']!r} is a DoRA magnitude without its LoRA")
+            raise AdapterRefused(without_its_mate(group.tensors[other]))
+    down, up = group.shape("down", header), group.shape("up", header)
+    if down[0] != up[1]:
+        raise AdapterRefused(
+            f"{group.tensors['up']!r} has shape {list(up)} and {group.tensors['down']!r} has {list(down)}: "
+            f"ranks {up[1]} and {down[0]} differ"
+        )
+    key = group.tensors.get("magnitude")
+    if key is not None and header.tensors[key].shape != (up[0],):
+        raise AdapterRefused(f"{key!r} has shape {list(header.tensors[key].shape)}, not one number for each of {up[0]}")
+    return group.update("lora" if key is None else "dora", (up[0], down[1]), down[0])
+
+
+def _fullrank(group: Group, header: Header) -> LayerUpdate:
+    """A lora_A by itself: a whole update if its shape is the layer's, which `check_fits` decides, or half a LoRA."""
+    _refuse_alpha(group)
+    return group.update("fullrank", group.shape("down", header), None)
+
+
+def _diff(group: Group, header: Header) -> LayerUpdate:
+    _refuse_alpha(group)
+    return group.update("diff", group.shape("diff", header), None)
+
+
+def _refuse_alpha(group: Group) -> None:
+    if "alpha" in group.tensors:
+        other = next(key for role, key in group.tensors.items() if role != "alpha")
+        beside = without_its_mate(other) if "down" in group.tensors else f"{other!r} has no rank"
+        raise AdapterRefused(f"{beside}, so {group.tensors['alpha']!r} scales nothing")
+
+
+def _lokr(group: Group, header: Header) -> LayerUpdate:
+    (a, b), first = _factor("w1", group, header)
+    (c, d), second = _factor("w2", group, header)
+    if first is not None and second is not None and first != second:
+        raise AdapterRefused(
+            f"{group.tensors['w1_b']!r} has rank {first} and {group.tensors['w2_b']!r} has {second}: they differ"
+        )
+    rank = second if first is None else first
+    update = group.update("lokr", (a * c, b * d), rank)
+    alpha = update.tensors.get("alpha")
+    if rank is not None or alpha is None:
+        return update
+    used = {role: key for role, key in update.tensors.items() if role != "alpha"}
+    return replace(update, tensors=used, ignored=(alpha,))
+
+
+def _factor(name: str, group: Group, header: Header) -> tuple[tuple[int, int], int | None]:
+    """Return the shape of one Kronecker factor, and its rank if it is stored as a product."""
+    present = [role for role in (name, f"{name}_a", f"{name}_b") if role in group.tensors]
+    if present == [name]:
+        return group.shape(name, header), None
+    if present != [f"{name}_a", f"{name}_b"]:
+        at_fault = group.tensors[present[0]] if present else next(iter(group.tensors.values()))
+        names = ", ".join(f"lokr_{role}" for role in present) or f"no lokr_{name}"
+        raise AdapterRefused(
+            f"{at_fault!r}: its layer has {names}; it takes lokr_{name}, or lokr_{name}_a and lokr_{name}_b"
+        )
+    left, right = group.shape(f"{name}_a", header), group.shape(f"{name}_b", header)
+    if left[1] != right[0]:
+        raise AdapterRefused(
+            f"{group.tensors[f'{name}_a']!r} has shape {list(left)} and {group.tensors[f'{name}_b']!r} has "
+            f"{list(right)}: ranks {left[1]} and {right[0]} differ"
+        )
+    return (left[0], right[1]), left[1]

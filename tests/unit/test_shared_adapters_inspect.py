@@ -1,0 +1,79 @@
+"""What can be told of an adapter file."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from shared.adapters.inspect import inspect, layers_of
+
+MAX = 2**30
+
+
+@pytest.fixture
+def base(goldens):
+    return layers_of(goldens / "weights" / "flux2_dev_tiny.safetensors", max_bytes=MAX)
+
+
+def test_the_trainers_file_is_described_and_held_to_its_base(goldens, base):
+    found = inspect(goldens / "adapters" / "lora_r4_bf16.safetensors", max_bytes=MAX, layers=base)
+
+    assert (found.refused, found.kind, found.ranks, found.dtypes) == (None, "lora", (4,), {"BF16": 40})
+    assert (found.layers, found.matched, found.unmatched) == (20, 20, ())
+    assert found.base_model_version == "flux2"
+    assert isinstance(found.step, int)
+
+
+def test_without_a_base_nothing_is_said_about_matching(goldens):
+    found = inspect(goldens / "adapters" / "lokr_full_bf16.safetensors", max_bytes=MAX)
+
+    assert (found.kind, found.matched, found.refused) == ("lokr", None, None)
+
+
+def test_a_file_that_partly_matches_names_what_does_not(goldens, base):
+    fewer = {name: shape for name, shape in base.items() if not name.startswith("single_blocks.1")}
+
+    found = inspect(goldens / "adapters" / "lora_r4_bf16.safetensors", max_bytes=MAX, layers=fewer)
+
+    assert (found.layers, found.matched) == (20, 18)
+    assert found.unmatched == ("single_blocks.1.linear1", "single_blocks.1.linear2")
+    assert "does not have" in found.refused
+
+
+def test_a_file_that_is_not_understood_still_has_a_hash_and_a_reason(goldens):
+    found = inspect(goldens / "adapters_hand" / "wholly_unmatched.safetensors", max_bytes=MAX)
+
+    assert len(found.sha256) == 64
+    assert found.refused
+
+
+def flux2_inspect(*arguments):
+    command = [sys.executable, "-m", "shared.cli", "inspect", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_the_command_prints_a_table_for_people_and_json_for_scripts(goldens):
+    file = goldens / "adapters" / "lora_r4_bf16.safetensors"
+    weights = goldens / "weights" / "flux2_dev_tiny.safetensors"
+
+    table = flux2_inspect(file, "--base", weights)
+    parsed = json.loads(flux2_inspect(file, "--json").stdout)
+
+    assert table.returncode == 0
+    assert "40 BF16" in table.stdout
+    assert (parsed["kind"], parsed["ranks"], parsed["matched"]) == ("lora", [4], None)
+
+
+def test_the_command_fails_on_a_file_that_cannot_be_used(goldens, tmp_path):
+    assert (
+        flux2_inspect(
+            goldens / "adapters_hand" / "missing_B.safetensors",
+            "--base",
+            goldens / "weights" / "flux2_dev_tiny.safetensors",
+        ).returncode
+        == 1
+    )
+    missing = flux2_inspect(tmp_path / "nothing.safetensors")
+    assert missing.returncode == 1
+    assert len(missing.stderr.splitlines()) == 1

@@ -1,0 +1,53 @@
+"""The names under which adapter files address a layer, and the rows that each stands for."""
+
+import pytest
+
+from shared.adapters.names import WHOLE, Rows, Target, target_of
+
+QKV = "double_blocks.3.img_attn.qkv"
+LAST = "final_layer.adaLN_modulation.1"
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "transformer.", ""])
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        (QKV, Target(QKV)),
+        (LAST, Target(LAST)),
+        ("transformer_blocks.3.attn.to_k", Target(QKV, Rows((1,), 3))),
+        ("transformer_blocks.3.attn.add_v_proj", Target("double_blocks.3.txt_attn.qkv", Rows((2,), 3))),
+        ("single_transformer_blocks.12.attn.to_out", Target("single_blocks.12.linear2")),
+        ("norm_out.linear", Target(LAST, Rows((1, 0), 2))),
+    ],
+)
+def test_both_families_of_names_stand_under_each_prefix(prefix, name, target):
+    assert target_of(prefix + name) == target
+
+
+@pytest.mark.parametrize(
+    ("module", "layer"),
+    [
+        ("lycoris_double_blocks_3_img_attn_qkv", QKV),
+        ("lycoris_double_blocks_11_txt_mlp_2", "double_blocks.11.txt_mlp.2"),
+        ("lycoris_single_blocks_40_linear1", "single_blocks.40.linear1"),
+        ("lycoris_time_in_in_layer", "time_in.in_layer"),
+        ("lycoris_final_layer_adaLN_modulation_1", LAST),
+    ],
+)
+def test_underscores_of_lycoris_become_the_layers_dots(module, layer):
+    assert target_of(module) == Target(layer)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        (WHOLE, WHOLE, True),
+        (WHOLE, Rows((1,), 3), True),
+        (Rows((1, 0), 2), WHOLE, True),
+        (Rows((0,), 3), Rows((0,), 3), True),
+        (Rows((0,), 3), Rows((1,), 3), False),
+    ],
+)
+def test_rows_overlap_when_they_share_any(one, other, shared):
+    assert one.overlaps(other) is shared
+    assert other.overlaps(one) is shared

@@ -1,0 +1,135 @@
+"""Training configs to requests, by the trainer's rules."""
+
+import pytest
+import yaml
+
+from shared.replay import ConfigRefused, plan
+
+
+def config(sample, *, trigger="ohwx", arch="flux2", **model):
+    process = {"type": "sd_trainer", "trigger_word": trigger, "model": {"arch": arch, **model}, "sample": sample}
+    return yaml.safe_dump({"job": "extension", "config": {"name": "my_lora", "process": [process]}})
+
+
+def prompts(text):
+    replay = plan(text)
+    return [replay.requests[request]["prompts"][index] for request, index in replay.places]
+
+
+def test_what_a_sample_leaves_out_comes_from_the_section_and_then_from_the_trainers_defaults():
+    [first, second] = prompts(config({"samples": [{"prompt": "a"}, {"prompt": "b", "width": 768}], "height": 640}))
+
+    assert first == {
+        "prompt": "a",
+        "neg": "",
+        "width": 512,
+        "height": 640,
+        "seed": 0,
+        "sample_steps": 20,
+        "guidance_scale": 7.0,
+    }
+    assert (second["width"], second["height"]) == (768, 640)
+
+
+def test_old_style_prompts_are_samples_too():
+    assert [prompt["prompt"] for prompt in prompts(config({"prompts": ["a", "b"]}))] == ["a", "b"]
+
+
+def test_walking_seeds_count_up_and_a_samples_own_seed_counts_for_itself_only():
+    section = {"seed": 42, "walk_seed": True, "samples": [{"prompt": "a"}, {"prompt": "b", "seed": 7}, {"prompt": "c"}]}
+
+    assert [prompt["seed"] for prompt in prompts(config(section))] == [42, 7, 44]
+
+
+def test_without_walking_a_samples_own_seed_stays_for_those_after_it():
+    section = {"seed": 42, "samples": [{"prompt": "a"}, {"prompt": "b", "seed": 7}, {"prompt": "c"}]}
+
+    assert [prompt["seed"] for prompt in prompts(config(section))] == [42, 7, 7]
+
+
+def test_flags_in_a_prompt_override_everything_and_leave_the_prompt():
+    text = "  a red fox  --w 768 --h 1024 --d 5 --s 12 --l 3.5 --n blurry, dark --unknown 3 "
+
+    [prompt] = prompts(config({"samples": [{"prompt": text, "width": 64, "seed": 1}]}))
+
+    assert prompt == {
+        "prompt": "a red fox",
+        "neg": "blurry, dark",
+        "width": 768,
+        "height": 1024,
+        "seed": 5,
+        "sample_steps": 12,
+        "guidance_scale": 3.5,
+    }
+
+
+def test_long_flag_names_mean_the_same():
+    [prompt] = prompts(config({"prompts": ["a --seed 3 --steps 4 --cfg 2"]}))
+
+    assert (prompt["seed"], prompt["sample_steps"], prompt["guidance_scale"]) == (3, 4, 2.0)
+
+
+def test_trigger_and_name_are_filled_in():
+    [prompt] = prompts(config({"prompts": ["[trigger] by [name]"]}))
+
+    assert prompt["prompt"] == "ohwx by my_lora"
+
+
+def test_without_a_trigger_word_the_placeholder_stays_as_typed():
+    [prompt] = prompts(config({"prompts": ["[trigger] a cat"]}, trigger=None))
+
+    assert prompt["prompt"] == "[trigger] a cat"
+
+
+def test_samples_of_different_multipliers_become_a_request_each_in_the_samples_order():
+    section = {"samples": [{"prompt": "a"}, {"prompt": "b --m 0.5"}, {"prompt": "c", "network_multiplier": "1.0"}]}
+
+    replay = plan(config(section))
+
+    assert replay.places == ((0, 0), (1, 0), (0, 1))
+    assert [request["loras"] for request in replay.requests] == [
+        [{"path": "my_lora/my_lora.safetensors", "network_multiplier": 1.0}],
+        [{"path": "my_lora/my_lora.safetensors", "network_multiplier": 0.5}],
+    ]
+
+
+def test_another_adapter_can_be_named():
+    replay = plan(config({"prompts": ["a"]}), lora="other/step_500.safetensors")
+
+    assert replay.requests[0]["loras"][0]["path"] == "other/step_500.safetensors"
+
+
+def test_a_negative_prompt_of_false_is_none():
+    [prompt] = prompts(config({"prompts": ["a"], "neg": False}))
+
+    assert prompt["neg"] == ""
+
+
+def test_what_keeps_a_replay_from_being_equal_is_told():
+    quantised = plan(config({"prompts": ["a"], "seed": -1}, quantize=True))
+    plain = plan(config({"prompts": ["a"], "format": "png"}))
+
+    assert [warning.split(":")[0] for warning in quantised.warnings] == [
+        "model.quantize is on",
+        "sample.format is jpg",
+        "sample.seed is -1",
+    ]
+    assert plain.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: [", "not YAML"),
+        ("just text", "the file is missing or not a mapping"),
+        ("config: {}", r"config\.name is missing"),
+        ("config: {name: x}", r"config\.process is not a list"),
+        (config({"prompts": ["a"]}, arch="sdxl"), "arch is 'sdxl'; served are: flux2"),
+        (config({}), "no prompts and no samples"),
+        (config({"samples": [{"prompt": 5}]}), r"samples\[0\]\.prompt is 5"),
+        (config({"prompts": ["a", "b --w wide"]}), r"samples\[1\]: invalid literal for int"),
+    ],
+)
+def test_a_config_that_cannot_be_replayed_is_refused_with_its_place(text, reason):
+    with pytest.raises(ConfigRefused, match=reason):
+        plan(text)

@@ -1,0 +1,45 @@
+"""What the processes of one host are told."""
+
+from pathlib import Path
+
+from shared.settings import Settings
+from shared.stack import Stack
+
+
+def test_a_dotenv_file_reaches_the_processes_although_they_run_elsewhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    Path(".env").write_text("FLUX2_MODEL_PATH=weights\nHF_TOKEN=hf_x\nFLUX2_QUEUE_CAP=7\n")
+    stack = Stack(tmp_path / "data", Settings(_env_file=".env"))
+
+    environment = stack.environment()
+
+    assert not stack.tiny
+    assert environment["FLUX2_MODEL_PATH"] == str(tmp_path / "weights")
+    assert (environment["HF_TOKEN"], environment["FLUX2_QUEUE_CAP"]) == ("hf_x", "7")
+
+
+def test_the_environment_wins_over_the_dotenv_file_and_the_stack_over_both(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_text("FLUX2_QUEUE_CAP=7\nFLUX2_REDIS_URL=redis://elsewhere\n")
+    monkeypatch.setenv("FLUX2_QUEUE_CAP", "8")
+    monkeypatch.setenv("FLUX2_S3_PUBLIC_ENDPOINT_URL", "https://cdn.example.com")
+
+    environment = Stack(tmp_path / "data", Settings(_env_file=".env")).environment()
+
+    assert environment["FLUX2_QUEUE_CAP"] == "8"
+    assert environment["FLUX2_REDIS_URL"].startswith("redis://127.0.0.1:")
+    assert environment["FLUX2_S3_PUBLIC_ENDPOINT_URL"] == ""
+
+
+def test_a_demonstration_takes_nothing_from_the_callers_configuration(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    Path(".env").write_text("FLUX2_QUEUE_CAP=7\n")
+    monkeypatch.setenv("FLUX2_WORKER_DEVICE", "cuda:3")
+    monkeypatch.setenv("HF_TOKEN", "hf_x")
+
+    environment = Stack(tmp_path / "data", Settings.model_construct(), inherit=False).environment()
+
+    assert not {"FLUX2_QUEUE_CAP", "FLUX2_WORKER_DEVICE", "HF_TOKEN"} & environment.keys()
+    assert environment["FLUX2_MODEL_PATH"] == str(tmp_path / "data" / "tiny")
+    assert environment["FLUX2_MODEL_PRECISION"] == "fp32"

@@ -1,0 +1,357 @@
+"""`flux2 verify`: the goldens pass, damaged ones do not, and each measure is worked by hand."""
+
+import json
+import math
+import os
+import shutil
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from shared.errors import CheckpointError
+from worker.commands import app
+from worker.toolkit import load_toolkit
+from worker.verify.compare import equal, measure, outcome, same_bits
+from worker.verify.golden import Goldens
+from worker.verify.outcome import GoldensError
+from worker.verify.product import Product, bfl_weights
+
+CPU = torch.device("cpu")
+
+
+def verify(folder, *options):
+    return CliRunner().invoke(app, ["verify", str(folder), *options])
+
+
+@pytest.fixture(scope="module")
+def report(goldens):
+    """The whole folder, as JSON."""
+    return json.loads(verify(goldens, "--json").stdout)
+
+
+@pytest.fixture
+def damaged(goldens, tmp_path):
+    """A copy of the goldens with some of the manifest's cases, in which one tensor of a file was changed."""
+    folder = tmp_path / "goldens"
+    shutil.copytree(goldens.resolve(), folder, copy_function=os.symlink)
+
+    def make(file=None, change=None, **wanted):
+        manifest = json.loads((goldens / "manifest.json").read_text())
+        manifest["cases"] = [
+            case for case in manifest["cases"] if all(case.get(key) == value for key, value in wanted.items())
+        ]
+        replace(folder / "manifest.json", json.dumps(manifest).encode())
+        if file:
+            tensors = {name: tensor.clone() for name, tensor in load_file(folder / file).items()}
+            change(tensors)
+            (folder / file).unlink()
+            save_file(tensors, folder / file)
+        return folder
+
+    return make
+
+
+def replace(file, content):
+    file.unlink()
+    file.write_bytes(content)
+
+
+def test_every_golden_passes(report):
+    failed = [outcome for outcome in report["outcomes"] if not outcome["passed"]]
+
+    assert failed == []
+    assert report["failed"] == 0
+    assert report["passed"] == len(report["outcomes"])
+
+
+def test_every_case_of_the_manifest_is_there(report, cases):
+    seen = {(outcome["type"], outcome["name"]) for outcome in report["outcomes"]}
+
+    for case in cases():
+        name = case.get("name") or os.path.basename(case["file"]).removesuffix(".safetensors")
+        assert (case["type"], name) in seen
+
+
+def test_what_no_kernel_decides_is_exact(report):
+    exact = {outcome["type"] for outcome in report["outcomes"] if outcome["type"] in ("schedule", "noise")}
+
+    assert exact == {"schedule", "noise"}
+    assert all(outcome["exact"] for outcome in report["outcomes"] if outcome["type"] in exact)
+
+
+def test_the_last_line_counts_and_the_exit_code_is_0(goldens):
+    done = verify(goldens, "--only", "noise", "--dtype", "bf16")
+
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[-2:] == ["4 of 4 exact", "4 passed, 0 failed"]
+    assert [line.split()[-1] for line in done.stdout.splitlines() if line.startswith("noise")] == ["exact"] * 4
+
+
+def add_to(name, amount):
+    def change(tensors):
+        tensors[name].view(-1)[0] += amount
+
+    return change
+
+
+def drop(name):
+    return lambda tensors: tensors.pop(name)
+
+
+DAMAGES = {
+    "a prediction": ("forward/dev_fp32.safetensors", add_to("pred", 0.01), "forward", "dev_fp32", "pred max_abs"),
+    "a timestep": (
+        "sampling/dev_s64_1st_fp32.safetensors",
+        add_to("timesteps_model", 1e-6),
+        "sampling",
+        "dev_s64_1st_fp32",
+        "timesteps_model of 1, by 9.5e-07 at most: elements differ 1 > 0",
+    ),
+    "a step": (
+        "sampling/dev_s64_1st_fp32.safetensors",
+        add_to("pred_000", 0.01),
+        "sampling",
+        "dev_s64_1st_fp32",
+        "pred_000 max_abs 0.01 > 0.0005",
+    ),
+    "a merged weight": (
+        "adapter_expected/lora_subset_bf16.safetensors",
+        add_to("merged_fp32_m0.5/double_blocks.0.img_attn.qkv.weight", 1e-6),
+        "adapter",
+        "lora_subset_bf16",
+        "merged_fp32_m0.5/double_blocks.0.img_attn.qkv.weight of 768, by",
+    ),
+    "a token": (
+        "text/mistral_left.safetensors",
+        add_to("input_ids_3", 1),
+        "text",
+        "mistral_left",
+        "input_ids_3 of 512, by 1 at most: elements differ 1 > 0",
+    ),
+    "a tensor that is gone": (
+        "forward/dev_fp32.safetensors",
+        drop("pred"),
+        "forward",
+        "dev_fp32",
+        "KeyError: 'pred'",
+    ),
+    "a dtype": (
+        "forward/dev_fp32.safetensors",
+        lambda tensors: tensors.update(pred=tensors["pred"].double()),
+        "forward",
+        "dev_fp32",
+        "pred is float32 [2, 24, 128], not float64 [2, 24, 128]",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_to_a_golden_fails_by_name(damage, damaged):
+    file, change, case_type, name, words = DAMAGES[damage]
+    folder = damaged(file, change, type=case_type)
+
+    done = verify(folder, "--only", case_type, "--dtype", "fp32")
+
+    failed = [line for line in done.stdout.splitlines() if "FAIL" in line]
+    assert done.exit_code == 1
+    assert [line.split()[:3] for line in failed] == [[case_type, name, "fp32"]]
+    assert words in failed[0]
+    assert done.stdout.splitlines()[-1].endswith(" passed, 1 failed")
+
+
+def test_a_file_that_is_no_safetensors_fails_its_case_and_the_others_run(damaged):
+    folder = damaged(type="forward")
+    replace(folder / "forward/dev_bf16.safetensors", b"nothing")
+
+    done = verify(folder, "--only", "forward", "--json")
+
+    report = json.loads(done.stdout)
+    assert done.exit_code == 1
+    assert (report["passed"], report["failed"]) == (3, 1)
+    assert [outcome["error"] for outcome in report["outcomes"] if not outcome["passed"]] == [None]
+
+
+def test_a_golden_of_nan_fails_and_is_still_json(damaged):
+    folder = damaged("forward/dev_fp32.safetensors", add_to("pred", math.nan), name=None, model="dev", dtype="fp32")
+
+    done = verify(folder, "--only", "forward", "--json")
+
+    (failed,) = json.loads(done.stdout, parse_constant=pytest.fail)["outcomes"]
+    assert done.exit_code == 1
+    assert failed["error"] is None
+    assert not failed["passed"]
+
+
+def test_an_adapter_that_is_refused_fails_where_a_result_is_known(damaged):
+    folder = damaged(type="adapter", name="lora_subset_bf16")
+    replace(
+        folder / "adapters/lora_subset_bf16.safetensors",
+        (folder / "adapters_hand/wholly_unmatched.safetensors").read_bytes(),
+    )
+
+    done = verify(folder, "--only", "adapter", "--dtype", "fp32")
+
+    assert done.exit_code == 1
+    assert "FAIL   AdapterRefused: " in done.stdout
+
+
+def test_an_adapter_that_ought_to_be_refused_fails_when_it_is_merged(damaged):
+    folder = damaged(type="adapter_hand", name="missing_B")
+    replace(
+        folder / "adapters_hand/missing_B.safetensors",
+        (folder / "adapters/lora_subset_bf16.safetensors").read_bytes(),
+    )
+
+    done = verify(folder, "--only", "adapter_hand")
+
+    assert done.exit_code == 1
+    assert "merged without a word" in done.stdout
+    assert "weights afterwards" in done.stdout
+
+
+def test_a_tolerance_by_an_unknown_metric_does_not_pass(damaged):
+    folder = damaged(type="forward", model="dev", dtype="fp32")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["cases"][0]["tolerance"] = {"cosine": 0.1}
+    replace(folder / "manifest.json", json.dumps(manifest).encode())
+
+    done = verify(folder, "--only", "forward")
+
+    assert done.exit_code == 1
+    assert "no such metric as ['cosine']" in done.stdout
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path):
+    assert isinstance(verify(tmp_path).exception, GoldensError)
+
+
+def test_a_selection_of_nothing_is_no_pass(damaged):
+    folder = damaged(type="forward")
+
+    done = verify(folder, "--only", "e2e")
+
+    assert isinstance(done.exception, GoldensError)
+
+
+def test_a_sidecar_may_split_the_head_otherwise_and_turn_slower(damaged):
+    folder = damaged(type="forward")
+    sidecar = folder / "weights/flux2_dev_tiny.json"
+    stated = json.loads(sidecar.read_text()) | {"axes_dim": [2, 6, 6, 2], "theta": 500}
+    replace(sidecar, json.dumps(stated).encode())
+
+    transformer = Product(Goldens(folder), CPU).components("dev", "fp32").transformer
+
+    assert tuple(transformer.config.axes_dims_rope) == (2, 6, 6, 2)
+    assert transformer.config.rope_theta == 500
+
+
+def test_weights_are_put_back_together_as_they_lie_in_the_file(goldens):
+    stored = load_file(goldens / "weights/flux2_dev_tiny.safetensors")
+
+    weights = bfl_weights(Product(Goldens(goldens), CPU).components("dev", "bf16").transformer)
+
+    assert weights.keys() == stored.keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in stored.items())
+
+
+def test_each_metric_matches_a_hand_worked_example():
+    got, golden = torch.tensor([3.0, 0.0, 1.5]), torch.tensor([3.0, 4.0, 0.0])
+
+    # differences 0, 4 and 1.5; the golden's norm is 5, the difference's sqrt(16 + 2.25) = 4.272002
+    found = measure("x", got, golden, {"max_abs": 4.0, "rel_l2": 0.5, "mean_diff": 2.0})
+
+    assert [round(one.error, 6) for one in found] == [4.0, 0.8544, 1.833333]
+    assert [one.passed for one in found] == [True, False, True]
+
+
+def test_a_step_of_bfloat16_is_one_ulp_on_either_side_of_zero():
+    got = torch.tensor([1.0, -1.0, 2**-133, 1.0], dtype=torch.bfloat16)  # 2**-133 is the smallest there is
+    golden = torch.tensor([1.0078125, -1.0078125, -(2**-133), 1.0], dtype=torch.bfloat16)
+
+    (found,) = measure("x", got, golden, {"max_abs_ulp": 1})
+    (one,) = measure("x", got[:2], golden[:2], {"max_abs_ulp": 1})
+
+    assert found.error == 2  # over 0 and -0, which are one number
+    assert one.error == 1
+
+
+def test_not_a_number_passes_no_limit():
+    nan = torch.tensor([math.nan])
+
+    assert not measure("x", nan, nan, {"max_abs": 1.0})[0].passed
+    assert not measure("x", nan, nan, {"rel_l2": 1.0})[0].passed
+    assert not equal("x", nan, nan).passed
+
+
+def test_bits_tell_the_zeros_apart():
+    assert equal("x", torch.tensor([0.0]), torch.tensor([-0.0])).passed
+    assert not same_bits("x", {"w": torch.tensor([0.0])}, {"w": torch.tensor([-0.0])}).passed
+
+
+def test_a_case_in_which_nothing_was_compared_does_not_pass():
+    assert not outcome("forward", "x", "fp32", []).passed
+
+
+def test_the_comparison_with_ai_toolkit_needs_a_checkout(goldens):
+    done = verify(goldens, "--against-toolkit")
+
+    assert done.exit_code == 2
+    assert "AI_TOOLKIT_PATH" in done.stderr
+
+
+def test_a_path_without_ai_toolkit_is_refused_by_name(goldens, tmp_path):
+    done = verify(goldens, "--against-toolkit", "--toolkit", str(tmp_path))
+
+    assert isinstance(done.exception, CheckpointError)
+    assert str(tmp_path) in str(done.exception)
+    assert "flux2/src/model.py" in str(done.exception)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder with the four files of AI Toolkit's that are imported; keywords change one."""
+
+    def make(**changed):
+        sources = {
+            "model": "class Flux2: pass\nclass Flux2Params: pass\n",
+            "autoencoder": "class AutoEncoder: pass\nclass AutoEncoderParams: pass\n"
+            "class AutoEncoderSmallDecoderParams: pass\n",
+            "sampling": "import torchvision\nfrom .model import Flux2\ndef get_schedule(): pass\n",
+            "pipeline": "from .sampling import get_schedule\nclass Flux2Pipeline: pass\n",
+        }
+        folder = tmp_path / "extensions_built_in/diffusion_models/flux2/src"
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").write_text("raise AssertionError('the package itself was imported')\n")
+        for name, source in (sources | changed).items():
+            (folder / f"{name}.py").write_text(source)
+        return tmp_path
+
+    return make
+
+
+def test_only_the_files_needed_are_imported_and_torchvision_is_not_left_behind(checkout):
+    before = "torchvision" in sys.modules
+
+    toolkit = load_toolkit(checkout())
+
+    assert toolkit.transformer.__name__ == "Flux2"
+    assert toolkit.pipeline.__name__ == "Flux2Pipeline"
+    assert ("torchvision" in sys.modules) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "words"),
+    [
+        ("pipeline", "class Other: pass\n", "has no Flux2Pipeline"),
+        ("model", "import no_such_package\n", "model.py of AI Toolkit cannot be imported: install no_such_package"),
+        ("autoencoder", "class AutoEncoder(:\n", "autoencoder.py:1 is not Python"),
+    ],
+)
+def test_a_checkout_that_lacks_something_is_refused_by_name(file, source, words, checkout):
+    root = checkout(**{file: source})
+
+    with pytest.raises(CheckpointError, match=words):
+        load_toolkit(root)

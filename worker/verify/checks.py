@@ -1,0 +1,227 @@
+"""What is compared in each type of case. Each check returns its measures; what it raises is the case's failure.
+
+Equality is asked of what any CPU computes alike: noise, the timesteps that reach the model, merged weights, token ids.
+The rest is held to the manifest's tolerances, since kernels differ (docs/verify.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shared.errors import RequestError
+from worker.pipeline.cache import WarmPipeline
+from worker.pipeline.components import DTYPES, Components
+from worker.sampling.decode import decode, to_image
+from worker.sampling.latents import PIXELS, image_ids, noise, text_ids
+from worker.sampling.sigmas import sigmas
+from worker.verify.compare import Measure, equal, measure, same_bits
+from worker.verify.golden import Case, given_embeds
+from worker.verify.outcome import CaseType
+from worker.verify.product import Calls, Product, adapter_ref, bfl_weights, recorded, sample, starting_noise
+from worker.verify.prompts import check_e2e, check_text
+
+_ROLE = re.compile(r"\.(lora_A|lora_B|lora_down|lora_up|lokr_\w+|alpha|diff|diff_b|magnitude)(\.weight)?$")
+# A step on another CPU used 0.7 of the latents' limit; a wrong schedule or noise is off by 200 times it and more.
+_STEP_SLACK = 5
+# README.md of the goldens: "Expect equality to 1e-7".
+_SCHEDULE = {"max_abs": 1e-7}
+
+
+def check(case: Case, product: Product) -> list[Measure]:
+    """Run one case through the product."""
+    with torch.no_grad():
+        return list(_CHECKS[case.type](case, product))
+
+
+def _schedule(case: Case, product: Product) -> Iterator[Measure]:
+    entry = case.entry
+    got = sigmas(entry["num_steps"], entry["image_seq_len"])
+    yield from measure("timesteps", torch.tensor(got, dtype=torch.float64), _float64(entry["timesteps"]), _SCHEDULE)
+
+
+def _noise(case: Case, product: Product) -> Iterator[Measure]:
+    _, channels, rows, columns = case.entry["shape"]
+    size = {"channels": channels, "height": rows * PIXELS, "width": columns * PIXELS}
+    drawn = noise(case.entry["seed"], **size, dtype=DTYPES[case.dtype])
+    digest = hashlib.sha256(drawn.view(torch.uint8).numpy().tobytes()).hexdigest()
+    yield Measure("sha256", "differs", float(digest != case.entry["sha256_le_bytes"]), 0.0)
+
+
+def _forward(case: Case, product: Product) -> Iterator[Measure]:
+    golden = product.goldens.tensors(case.entry["file"])
+    got = forward(product.components(case.entry["model"], case.dtype), golden)
+    yield from measure("pred", got, golden["pred"], case.entry["tolerance"])
+
+
+def forward(components: Components, inputs: Mapping[str, Tensor]) -> Tensor:
+    """Call the transformer once with the inputs of a forward case."""
+    device, dtype = components.device, components.dtype
+    prediction: Tensor = components.transformer(
+        hidden_states=inputs["x"].to(device, dtype),
+        encoder_hidden_states=inputs["ctx"].to(device, dtype),
+        timestep=inputs["timesteps"].to(device, dtype),
+        img_ids=inputs["x_ids"].to(device),
+        txt_ids=inputs["ctx_ids"].to(device),
+        guidance=inputs["guidance"].to(device, dtype),
+        return_dict=False,
+    )[0]
+    return prediction
+
+
+def _sampling(case: Case, product: Product) -> Iterator[Measure]:
+    entry, golden = case.entry, product.goldens.tensors(case.entry["file"])
+    components = product.components(entry["model"], case.dtype)
+    yield from _inputs(entry, golden, components)
+    with recorded(components.transformer) as calls:
+        latents = sample(
+            components,
+            entry,
+            golden["prompt_embeds"],
+            negative_prompt_embeds=golden.get("negative_prompt_embeds") if entry["true_cfg"] else None,
+            start=golden["initial_latents"],
+        )
+    yield equal("timesteps_model", torch.stack(calls.timesteps), golden["timesteps_model"])
+    tolerance = entry["tolerance"]
+    yield from _steps(calls, golden, 1 + entry["true_cfg"], _for_steps(tolerance["latents"]))
+    yield from measure("latents", latents, golden["latents"], tolerance["latents"])
+    decoded = decode(components.autoencoder, latents)
+    if "decoded" in golden:
+        yield from measure("decoded", decoded, golden["decoded"].float(), tolerance["decoded"])
+    yield from measure("image_u8", _pixels(decoded[0]), golden["image_u8"], tolerance["image_u8"])
+
+
+def _inputs(entry: Mapping[str, Any], golden: Mapping[str, Tensor], components: Components) -> Iterator[Measure]:
+    """Check all that is decided before the first step."""
+    batch, _, rows, columns = golden["initial_latents"].shape
+    if batch == 1:  # AI Toolkit draws a batch with one generator; here each image has its own
+        drawn = starting_noise(components, entry, dtype=golden["initial_latents"].dtype)
+        yield equal("initial_latents", drawn, golden["initial_latents"])
+    yield equal("img_ids", image_ids(rows, columns).expand_as(golden["img_ids"]), golden["img_ids"])
+    yield equal("txt_ids", text_ids(golden["txt_ids"].shape[1]).expand_as(golden["txt_ids"]), golden["txt_ids"])
+    schedule = sigmas(entry["num_inference_steps"], rows * columns)
+    yield from measure("timesteps", torch.tensor(schedule), golden["timesteps"], _SCHEDULE)
+
+
+def _steps(
+    calls: Calls, golden: Mapping[str, Tensor], calls_a_step: int, tolerance: Mapping[str, float]
+) -> Iterator[Measure]:
+    """Compare the steps that were kept: `x_NNN` went in, `pred_NNN` and `pred_uncond_NNN` came out."""
+    for name, expected in sorted(golden.items()):
+        if kept := re.fullmatch(r"(x|pred|pred_uncond)_(\d+)", name):
+            call = int(kept[2]) * calls_a_step + (kept[1] == "pred_uncond")
+            yield from measure(name, (calls.inputs if kept[1] == "x" else calls.outputs)[call], expected, tolerance)
+
+
+def _for_steps(tolerance: Mapping[str, float]) -> dict[str, float]:
+    """Return what single steps are held to: the manifest limits the final latents only, and one step may be worse."""
+    return {metric: _STEP_SLACK * limit for metric, limit in tolerance.items()}
+
+
+def _adapter(case: Case, product: Product) -> Iterator[Measure]:
+    entry, run, dtype = case.entry, case.entry["run"], case.dtype
+    golden, path = product.goldens.tensors(entry["expected"]), product.goldens.folder / entry["file"]
+    components, embeds = product.own(run["model"], dtype, adapter=path), given_embeds(product.goldens, run)
+    warm, base = WarmPipeline(components), bfl_weights(components.transformer)
+    unchanged = {name: base[name] for name in base.keys() - set(entry["changed_weights"])}
+    for multiplier in entry["multipliers"]:
+        warm.use([(adapter_ref(path, multiplier), path)])
+        merged, suffix = bfl_weights(components.transformer), f"{dtype}_m{multiplier}"
+        yield from _merged_rows(entry, merged, golden, suffix)
+        yield same_bits(f"m{multiplier} unchanged weights", merged, unchanged)
+        # The trainer never merges DoRA, so its result is that of the live adapter.
+        name = next(name for kind in ("merged", "live") if (name := f"latents_{kind}_{suffix}") in golden)
+        latents = sample(components, run, **embeds)
+        yield from measure(name, latents, golden[name], entry["tolerance"][f"latents_{dtype}"])
+    warm.use([])
+    yield same_bits("restored weights", bfl_weights(components.transformer), base)
+
+
+def _merged_rows(
+    entry: Mapping[str, Any], merged: Mapping[str, Tensor], golden: Mapping[str, Tensor], suffix: str
+) -> Iterator[Measure]:
+    rows = slice(entry["merged_rows"]["start"], None, entry["merged_rows"]["stride"])
+    for key in entry["changed_weights"]:
+        yield equal(f"merged_{suffix}/{key}", merged[key][rows], golden[f"merged_{suffix}/{key}"])
+
+
+def _adapter_hand(case: Case, product: Product) -> Iterator[Measure]:
+    entry, components = case.entry, product.own(case.entry["run"]["model"], case.dtype)
+    warm, base = WarmPipeline(components), bfl_weights(components.transformer)
+    # A file of which only a part fits has a result in the goldens, and a note that it must not be silent: refused here.
+    if entry["expected_error"] or "raise" in (entry["note"] or ""):
+        yield _refused(warm, product, entry["file"])
+    else:
+        yield from _hand_latents(case, product, components, warm)
+        warm.use([])
+    yield same_bits("weights afterwards", bfl_weights(components.transformer), base)
+
+
+def _hand_latents(case: Case, product: Product, components: Components, warm: WarmPipeline) -> Iterator[Measure]:
+    entry, path = case.entry, product.goldens.folder / case.entry["file"]
+    golden, embeds = product.goldens.tensors(entry["expected"]), given_embeds(product.goldens, entry["run"])
+    for multiplier in entry["multipliers"]:
+        warm.use([(adapter_ref(path, multiplier), path)])
+        what = f"latents_{case.dtype}_m{multiplier}"
+        latents = sample(components, entry["run"], **embeds)
+        yield from measure(what, latents, golden[f"{case.name}/{what}"], entry["tolerance"][f"latents_{case.dtype}"])
+
+
+def _refused(warm: WarmPipeline, product: Product, file: str) -> Measure:
+    """Pass only if the adapter is refused and the message names one of its keys, or the layer of one."""
+    path = product.goldens.folder / file
+    try:
+        warm.use([(adapter_ref(path, 1.0), path)])
+    except RequestError as error:
+        named = any(name in str(error) for key in product.goldens.tensors(file) for name in (key, _layer(key)))
+        return Measure(
+            "refusal" if named else f"refused without naming a key ({error}):", "wrong", float(not named), 0.0
+        )
+    return Measure("merged without a word", "wrong", 1.0, 0.0)
+
+
+def _layer(key: str) -> str:
+    """Return the module that a key updates: a message about two keys may name that instead."""
+    return _ROLE.sub("", key).removeprefix("diffusion_model.").removeprefix("transformer.")
+
+
+def _preview(case: Case, product: Product) -> Iterator[Measure]:
+    entry, golden = case.entry, product.goldens.tensors(case.entry["file"])
+    path = product.goldens.folder / entry["adapter"]
+    components = product.own(entry["model"], case.dtype, adapter=path)
+    warm = WarmPipeline(components)
+    for shown in entry["samples"]:
+        index = shown["index"]
+        size = {side: shown[f"{side}_requested"] // PIXELS * PIXELS for side in ("width", "height")}
+        warm.use([(adapter_ref(path, shown["network_multiplier"]), path)])
+        latents = sample(components, {**shown, **size}, golden["prompt_embeds"])
+        yield from measure(f"latents_{index}", latents, golden[f"latents_{index}"], {})
+        image = _pixels(decode(components.autoencoder, latents)[0])
+        yield from measure(f"image_{index}", image, golden[f"image_{index}"], entry["tolerance"]["image_u8"])
+
+
+def _pixels(decoded: Tensor) -> Tensor:
+    return torch.from_numpy(np.array(to_image(decoded)))
+
+
+def _float64(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+_CHECKS: dict[CaseType, Callable[[Case, Product], Iterator[Measure]]] = {
+    CaseType.SCHEDULE: _schedule,
+    CaseType.NOISE: _noise,
+    CaseType.FORWARD: _forward,
+    CaseType.SAMPLING: _sampling,
+    CaseType.ADAPTER: _adapter,
+    CaseType.ADAPTER_HAND: _adapter_hand,
+    CaseType.PREVIEW: _preview,
+    CaseType.TEXT: check_text,
+    CaseType.E2E: check_e2e,
+}

@@ -1,0 +1,99 @@
+"""What a verification says, and how: one line a case, a summary, or JSON.
+
+Nothing here imports torch, so that `flux2 --help` does not either.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from shared.errors import Flux2Error
+
+
+class CaseType(StrEnum):
+    """The kinds of cases in a folder of goldens, in the order in which they run."""
+
+    SCHEDULE = "schedule"
+    NOISE = "noise"
+    FORWARD = "forward"
+    SAMPLING = "sampling"
+    ADAPTER = "adapter"
+    ADAPTER_HAND = "adapter_hand"
+    PREVIEW = "preview"
+    TEXT = "text"
+    E2E = "e2e"
+
+
+class Precision(StrEnum):
+    """Of weights and activations alike."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class GoldensError(Flux2Error):
+    """The folder is not one of goldens, or nothing in it was asked for; raised before any case runs."""
+
+    code = "goldens_error"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one case.
+
+    Attributes:
+        type: a `CaseType`.
+        dtype: `fp32`, `bf16`, or `-` where the case has no precision.
+        error: of the quantity nearest to its tolerance, or farthest beyond it; None if nothing could be measured.
+        tolerance: of the same quantity.
+        exact: not one element of anything that was compared differs.
+        detail: the largest error of each metric; for a failure, the first that failed, or what was raised.
+    """
+
+    type: str
+    name: str
+    dtype: str
+    error: float | None
+    tolerance: float | None
+    exact: bool
+    passed: bool
+    detail: str
+
+
+def line(outcome: Outcome, *, widths: tuple[int, int]) -> str:
+    """Return one case as a line; `widths` are those of the columns type and name."""
+    head = f"{outcome.type:<{widths[0]}}  {outcome.name:<{widths[1]}}  {outcome.dtype:<4}  "
+    if not outcome.passed:
+        return f"{head}FAIL   {outcome.detail}"
+    if outcome.exact:
+        return f"{head}exact"
+    return f"{head}ok     {outcome.detail}"
+
+
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """Return the two lines of counts."""
+    passed, exact = (sum(getattr(outcome, name) for outcome in outcomes) for name in ("passed", "exact"))
+    return f"{exact} of {len(outcomes)} exact\n{passed} passed, {len(outcomes) - passed} failed"
+
+
+def as_json(outcomes: Sequence[Outcome], about: Mapping[str, str]) -> str:
+    """Return the run as JSON; an error that is not finite is null."""
+    records = [_record(outcome) for outcome in outcomes]
+    counts = {
+        "passed": sum(outcome.passed for outcome in outcomes),
+        "failed": sum(not outcome.passed for outcome in outcomes),
+        "exact": sum(outcome.exact for outcome in outcomes),
+    }
+    return json.dumps({**about, **counts, "outcomes": records}, indent=2, allow_nan=False)
+
+
+def _record(outcome: Outcome) -> dict[str, Any]:
+    record = asdict(outcome)
+    if outcome.error is not None and not math.isfinite(outcome.error):
+        record["error"] = None
+    return record

@@ -1,0 +1,95 @@
+"""The checks that begin with a prompt: token ids, embeddings, and from a prompt to pixels."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from shared.catalog import MODELS
+from shared.job import ItemSpec
+from shared.settings import ModelSettings
+from worker.pipeline.components import DTYPES
+from worker.pipeline.load import load_components
+from worker.pipeline.text_encoder import family_of, load_text_encoder, load_tokenizer
+from worker.render import Renderer
+from worker.sampling.prompt import PromptEncoder, embed, tokenize
+from worker.verify.compare import Measure, equal, measure
+from worker.verify.golden import Case
+from worker.verify.product import MODEL_IDS, Product, sample
+
+
+def check_text(case: Case, product: Product) -> Iterator[Measure]:
+    """Compare ids, masks and embeddings, pad rows included, of prompts alone and together."""
+    entry, golden, folder = case.entry, product.goldens.tensors(case.entry["file"]), product.goldens.folder
+    encoder = load_text_encoder(folder / entry["encoder"], device=product.device, dtype=DTYPES[case.dtype])
+    family = family_of(encoder.config)
+    tokenizer = load_tokenizer(folder / entry["tokenizer"], family=family)
+    encoded = [tokenize(tokenizer, prompt, family=family) for prompt in entry["prompts"]]
+    tolerance = entry["tolerance"]["prompt_embeds"]
+    for index, (ids, mask) in enumerate(encoded):
+        yield equal(f"input_ids_{index}", ids.int(), golden[f"input_ids_{index}"])
+        yield equal(f"attention_mask_{index}", mask.int(), golden[f"attention_mask_{index}"])
+    for name, expected in golden.items():
+        if name.startswith("prompt_embeds_"):
+            chosen = [encoded[int(index)] for index in re.findall(r"\d+", name)]
+            ids, mask = (torch.cat(tensors).to(product.device) for tensors in zip(*chosen, strict=True))
+            yield from measure(name, embed(encoder, ids, mask), expected, tolerance)
+
+
+def check_e2e(case: Case, product: Product) -> Iterator[Measure]:
+    """Load a whole checkpoint and render its prompt as a worker does."""
+    entry, golden, dtype = case.entry, product.goldens.tensors(case.entry["file"]), case.dtype
+    with checkpoint(product, entry) as settings:
+        components = load_components(
+            settings.model_copy(update={"precision": dtype}), device=product.device, hf_token=None
+        )
+    components = product.as_stated(components, entry["model"])
+    encoder = PromptEncoder(components.text_encoder, components.tokenizer, device=product.device, cache_size=2)
+    embeds = encoder.encode(entry["prompt"])
+    guided = not components.distilled and entry["guidance_scale"] > 1
+    negative = encoder.encode(entry.get("negative_prompt", "")) if guided else None
+    yield from measure("prompt_embeds", embeds, golden[f"prompt_embeds_{dtype}"], {})
+    latents = sample(components, entry, embeds, negative_prompt_embeds=negative)
+    yield from measure("latents", latents, golden[f"latents_{dtype}"], entry["tolerance"][f"latents_{dtype}"])
+    rendered = Renderer(components, prompt_cache=1).render(_item(entry), [], on_progress=lambda _: None)
+    image = torch.from_numpy(np.array(rendered.image))
+    yield from measure("image_u8", image, golden[f"image_u8_{dtype}"], entry["tolerance"].get(f"image_u8_{dtype}", {}))
+
+
+@contextmanager
+def checkpoint(product: Product, entry: Mapping[str, Any]) -> Iterator[ModelSettings]:
+    """Lay the goldens' weights out under the real files' names, for as long as they are loaded."""
+    goldens, model = product.goldens, MODELS[MODEL_IDS[entry["model"]]]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shutil.copy(goldens.transformer(entry["model"]), folder / model.transformer_file)
+        shutil.copy(goldens.autoencoder(), folder / model.autoencoder_file)
+        text_encoder = folder / "text_encoder"
+        shutil.copytree(goldens.folder / entry["encoder"], text_encoder)
+        shutil.copytree(goldens.folder / entry["processor"], text_encoder, dirs_exist_ok=True)
+        yield ModelSettings(id=model.id, path=str(folder), text_encoder=str(text_encoder))
+
+
+def _item(entry: Mapping[str, Any]) -> ItemSpec:
+    return ItemSpec(
+        model=MODEL_IDS[entry["model"]],
+        prompt=entry["prompt"],
+        neg=entry.get("negative_prompt", ""),
+        width=entry["width"],
+        height=entry["height"],
+        requested_width=entry["width"],
+        requested_height=entry["height"],
+        seed=entry["seed"],
+        num_inference_steps=entry["num_inference_steps"],
+        guidance_scale=entry["guidance_scale"],
+        adapters=(),
+        output_format="png",
+    )

@@ -1,0 +1,94 @@
+"""Run cases one by one: what a case raises is that case's failure, and the next one runs all the same."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import diffusers
+import torch
+import transformers
+from safetensors import SafetensorError
+
+from shared.errors import Flux2Error
+from worker.device import pick_device
+from worker.toolkit import load_toolkit
+from worker.verify import beside, checks
+from worker.verify.compare import Measure, outcome
+from worker.verify.golden import Case, Goldens
+from worker.verify.outcome import CaseType, Outcome, Precision
+from worker.verify.product import Product
+
+# What a product that is wrong, or a golden that is damaged, may raise.
+_FAILURES = (Flux2Error, SafetensorError, OSError, LookupError, ArithmeticError, ValueError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """A verification that has begun.
+
+    Attributes:
+        about: what is compared with what.
+        widths: of the columns type and name.
+        outcomes: runs a case each time the next one is asked for.
+    """
+
+    about: dict[str, str]
+    widths: tuple[int, int]
+    outcomes: Iterator[Outcome]
+
+
+def start(
+    folder: Path, *, only: CaseType | None, dtype: Precision | None, device: str, toolkit: Path | None
+) -> Verification:
+    """Choose the cases of a folder, to be held to its numbers, or to AI Toolkit's classes where `toolkit` is given.
+
+    Raises:
+        GoldensError: it is no folder of goldens, or has no such case.
+        CheckpointError: there is no such device, or no checkout of AI Toolkit at `toolkit`.
+    """
+    product = Product(Goldens(folder), pick_device(device))
+    about = _about(product)
+    if toolkit is None:
+        chosen = product.goldens.cases(only=only, dtype=dtype)
+        outcomes = run(chosen, lambda case: checks.check(case, product))
+    else:
+        both = beside.Beside(product, load_toolkit(toolkit))
+        chosen = beside.cases(product.goldens, only=only, dtype=dtype)
+        outcomes = run(chosen, both.check)
+        about["against"] = f"AI Toolkit's classes in {toolkit}, run here"
+    widths = max(len(case.type) for case in chosen), max(len(case.name) for case in chosen)
+    return Verification(about, widths, outcomes)
+
+
+def run(cases: Sequence[Case], check: Callable[[Case], Sequence[Measure]]) -> Iterator[Outcome]:
+    """Yield an outcome for each case, in order."""
+    for case in cases:
+        try:
+            measures = check(case)
+        except _FAILURES as error:
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            yield Outcome(case.type, case.name, case.dtype, None, None, exact=False, passed=False, detail=reason)
+        else:
+            yield outcome(case.type, case.name, case.dtype, measures)
+
+
+def _about(product: Product) -> dict[str, str]:
+    """Say what is compared with what, and what may explain a difference: versions and kernels."""
+    goldens = product.goldens
+    return {
+        "goldens": str(goldens.folder),
+        "made_with": f"{goldens.manifest.get('source')} {goldens.manifest.get('commit')}, "
+        f"torch {goldens.manifest.get('torch')} on {goldens.manifest.get('device')}",
+        "here": f"torch {torch.__version__}, diffusers {diffusers.__version__}, "
+        f"transformers {transformers.__version__} on {_device_name(product.device)}",
+    }
+
+
+def _device_name(device: torch.device) -> str:
+    """Return what decides which kernels run."""
+    if device.type == "cuda":
+        return f"{device} {torch.cuda.get_device_name(device)}"
+    return f"{device} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
