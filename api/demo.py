@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from api.client import Client
-from api.schemas import EXAMPLE
 from shared.errors import Flux2Error
+from shared.request import EXAMPLE
 from shared.settings import Settings
 from shared.stack import DEMO_ADAPTER, Stack
 

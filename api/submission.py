@@ -8,13 +8,13 @@ import uuid
 
 from fastapi import BackgroundTasks
 
-from api.admission import admit
 from api.deps import Services
-from api.resolve import check_items, find_model, refuse_unsupported, resolve, warn
-from api.schemas import InferenceRequest
+from shared.adapters.admit import admit
 from shared.celery_app import wake
 from shared.errors import InvalidRequest
 from shared.ledger import Accepted
+from shared.request import InferenceRequest
+from shared.resolve import check_items, find_model, refuse_unsupported, resolve, warn
 
 
 def accept(
@@ -36,7 +36,7 @@ def accept(
     model = find_model(body.model)
     refuse_unsupported(body)
     base = ledger.base(model.id)
-    adapters = admit(body.loras, model, base=base, settings=settings.adapters)
+    adapters = admit(body.loras, model, layers=base.layers if base else None, settings=settings.adapters)
     items = resolve(body, model, adapters)
     check_items(items)
     warnings = warn(body, items, model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -47,32 +48,52 @@ def tiny(
 
 
 @app.command()
+def render(
+    request: Annotated[Path, typer.Argument(help="Request JSON, as for POST /v1/inference.", exists=True)],
+    output: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("render-output"),
+    device: Annotated[str | None, typer.Option(help="As for `flux2 worker`.")] = None,
+) -> None:
+    """Render a request here, without queue and storage; prints one JSON object an image."""
+    settings = Settings()
+    logs.configure(settings.log)
+    if device is not None:
+        settings.worker.device = device
+    from worker.offline import render_request
+
+    for saved in render_request(request.read_text(), output, settings):
+        typer.echo(json.dumps({"file": str(saved.file), **saved.report}))
+
+
+@app.command()
 def verify(
     folder: Annotated[Path, typer.Argument(help="Folder of goldens, e.g. tests/goldens.")],
     only: Annotated[CaseType | None, typer.Option(help="Run the cases of one type.")] = None,
     dtype: Annotated[Precision | None, typer.Option(help="Run the cases of one precision.")] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead of lines.")] = False,
+    as_one_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end instead of lines.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto. The goldens were made on a CPU.")] = "cpu",
     against_toolkit: Annotated[
         bool, typer.Option("--against-toolkit", help="Compare with AI Toolkit's own classes, run here, to the bit.")
     ] = False,
     toolkit: Annotated[
-        Path | None, typer.Option(envvar="AI_TOOLKIT_PATH", help="Checkout of AI Toolkit for --against-toolkit.")
+        Path | None, typer.Option(help="Checkout of AI Toolkit for --against-toolkit; default: AI_TOOLKIT_PATH.")
     ] = None,
 ) -> None:
     """Check that this machine renders what AI Toolkit renders. Exit code 1 if any case fails."""
     from worker.verify.run import start
 
+    toolkit = toolkit or Settings().ai_toolkit_path
     if against_toolkit and toolkit is None:
         raise typer.BadParameter("--against-toolkit needs --toolkit or AI_TOOLKIT_PATH")
     started = start(folder, only=only, dtype=dtype, device=device, toolkit=toolkit if against_toolkit else None)
     outcomes = []
-    if not json:
+    if not as_one_json:
         typer.echo("".join(f"{name.replace('_', ' ')}: {text}\n" for name, text in started.about.items()))
     for outcome in started.outcomes:
         outcomes.append(outcome)
-        if not json:
+        if not as_one_json:
             typer.echo(line(outcome, widths=started.widths))
-    typer.echo(as_json(outcomes, started.about) if json else f"\n{summary(outcomes)}")
+    typer.echo(as_json(outcomes, started.about) if as_one_json else f"\n{summary(outcomes)}")
     if not all(outcome.passed for outcome in outcomes):
         raise typer.Exit(1)

@@ -8,10 +8,10 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from api.deps import ServicesDep
-from api.resolve import find_model
 from api.schemas import AdapterLine, Problem
 from shared.adapters.inspect import inspect
 from shared.adapters.locate import locate
+from shared.resolve import find_model
 
 router = APIRouter(prefix="/v1", tags=["adapters"])
 

@@ -8,8 +8,9 @@ from fastapi import APIRouter, BackgroundTasks, Response
 
 from api import views
 from api.deps import BaseUrlDep, IdempotencyKeyDep, ServicesDep, TenantDep
-from api.schemas import InferenceRequest, Problem, Submitted
+from api.schemas import Problem, Submitted
 from api.submission import accept
+from shared.request import InferenceRequest
 
 router = APIRouter(prefix="/v1", tags=["inference"])
 

@@ -11,9 +11,10 @@ from pydantic import TypeAdapter, ValidationError
 from api import views
 from api.deps import BaseUrlDep, IdempotencyKeyDep, ServicesDep, TenantDep
 from api.routes.inference import PROBLEMS
-from api.schemas import InferenceRequest, Replayed, ReplayRequest, ReplaySample
+from api.schemas import Replayed, ReplayRequest, ReplaySample
 from api.submission import accept
 from shared.replay import plan
+from shared.request import InferenceRequest
 
 router = APIRouter(prefix="/v1", tags=["replays"])
 

@@ -9,11 +9,11 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from api.schemas import InferenceRequest, PromptItem
 from shared.catalog import MODELS, Model
 from shared.errors import InvalidRequest, ModelNotFound
 from shared.job import AdapterRef, ItemSpec
 from shared.prompt import check_prompt
+from shared.request import InferenceRequest, PromptItem
 
 T = TypeVar("T", int, float)
 

@@ -5,9 +5,8 @@ What only the tensors' values show (a non-finite number) is left to the worker, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from api.schemas import LoraItem
 from shared.adapters.header import read_header
 from shared.adapters.identity import sha256_of
 from shared.adapters.layout import check_base, check_fits, describe
@@ -15,17 +14,17 @@ from shared.adapters.locate import locate
 from shared.catalog import Model
 from shared.errors import RequestError
 from shared.job import AdapterRef
-from shared.ledger.views import BaseModelInfo
+from shared.request import LoraItem
 from shared.settings import AdaptersSettings
 
 
 def admit(
-    loras: Sequence[LoraItem], model: Model, *, base: BaseModelInfo | None, settings: AdaptersSettings
+    loras: Sequence[LoraItem], model: Model, *, layers: Mapping[str, tuple[int, int]] | None, settings: AdaptersSettings
 ) -> list[AdapterRef]:
     """Name each adapter by the sha256 of its bytes, or refuse it with the key at fault.
 
     Args:
-        base: layer shapes of the base model that workers have loaded; None checks the file's own form only.
+        layers: (out, in) of the base model's linear layers; None checks the file's own form only.
 
     Raises:
         AdapterNotFound, AdapterRefused: with `field` set to the entry of `loras`.
@@ -33,20 +32,22 @@ def admit(
     refs = []
     for index, lora in enumerate(loras):
         try:
-            refs.append(_admit(lora, model, base=base, settings=settings))
+            refs.append(_admit(lora, model, layers=layers, settings=settings))
         except RequestError as error:
             error.field = f"loras[{index}].path"
             raise
     return refs
 
 
-def _admit(lora: LoraItem, model: Model, *, base: BaseModelInfo | None, settings: AdaptersSettings) -> AdapterRef:
+def _admit(
+    lora: LoraItem, model: Model, *, layers: Mapping[str, tuple[int, int]] | None, settings: AdaptersSettings
+) -> AdapterRef:
     path = locate(lora.path, root=settings.root)
     layout = describe(read_header(path, max_bytes=settings.max_bytes))
-    if base is None:
+    if layers is None:
         check_base(layout, model=model.id)
     else:
-        check_fits(layout, base.layers, model=model.id)
+        check_fits(layout, layers, model=model.id)
     return AdapterRef(
         path=str(path.relative_to(settings.root.resolve())),
         sha256=sha256_of(path),

@@ -1,0 +1,75 @@
+"""Render a request from a file: the same job without queue and storage, to tell a wrong picture from a wrong queue."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from shared.adapters.admit import admit
+from shared.adapters.locate import locate
+from shared.errors import InvalidRequest
+from shared.request import InferenceRequest
+from shared.resolve import check_items, find_model, refuse_unsupported, resolve, warn
+from shared.settings import Settings
+from worker import imagefile
+from worker.device import pick_device
+from worker.pipeline.load import load_components
+from worker.render import Renderer
+
+logger = logging.getLogger("flux2.worker")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One image on disk and how it was made."""
+
+    file: Path
+    report: dict[str, Any]
+
+
+def render_request(text: str, output: Path, settings: Settings) -> Iterator[Saved]:
+    """Render each prompt of a request, as a worker with these settings would, into `output`.
+
+    Args:
+        text: the request's JSON.
+
+    Raises:
+        RequestError: what the API would refuse.
+        RunError, CheckpointError: see `worker.render` and `worker.pipeline.load`.
+    """
+    try:
+        request = InferenceRequest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequest(f"{place or 'the request'}: {first['msg']}") from error
+    model = find_model(request.model)
+    if model.id != settings.model.id:
+        raise InvalidRequest(f"the request is for {model.id!r}, and FLUX2_MODEL_ID is {settings.model.id!r}")
+    refuse_unsupported(request)
+    token = settings.hf_token.get_secret_value() if settings.hf_token else None
+    components = load_components(settings.model, device=pick_device(settings.worker.device), hf_token=token)
+    adapters = admit(request.loras, model, layers=components.layers, settings=settings.adapters)
+    items = resolve(request, model, adapters)
+    check_items(items)
+    for warning in warn(request, items, model):
+        logger.warning("request", extra={"warning": warning})
+    renderer = Renderer(components, prompt_cache=settings.worker.prompt_cache)
+    paths = [locate(ref.path, root=settings.adapters.root) for ref in adapters]
+    output.mkdir(parents=True, exist_ok=True)
+    for index, spec in enumerate(items):
+        rendered = renderer.render(spec, paths, on_progress=lambda progress: None)
+        report = {
+            **spec.model_dump(mode="json"),
+            "index": index,
+            "pipeline": rendered.pipeline.model_dump(mode="json"),
+        }
+        file = output / f"{index}.{spec.output_format}"
+        file.write_bytes(imagefile.encode(rendered.image, spec.output_format, report))
+        adapter_reports = [adapter.model_dump(mode="json") for adapter in rendered.adapters]
+        yield Saved(file, {**report, "adapters": adapter_reports, "timings": rendered.timings})
