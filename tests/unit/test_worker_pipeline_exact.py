@@ -62,3 +62,18 @@ def test_loaded_modules_carry_all_four(components):
     assert type(model.transformer.pos_embed) is Float32PosEmbed
     assert not [module for module in model.autoencoder.modules() if isinstance(module, nn.SiLU)]
     assert {type(module.processor) for module in attention} == {ConvAttnProcessor}
+
+
+def test_query_key_and_value_are_rows_of_one_weight_that_merging_reaches(components):
+    attn = components("fp32").transformer.transformer_blocks[0].attn
+    tokens = torch.randn(1, 3, attn.to_q.in_features, generator=torch.Generator().manual_seed(0))
+    before = attn.to_qkv(tokens)
+
+    with torch.no_grad():
+        attn.to_k.weight.mul_(2)
+
+    query, key, value = attn.to_qkv(tokens).chunk(3, dim=-1)
+    assert torch.equal(key, attn.to_k(tokens))
+    assert torch.equal(torch.cat([query, value], dim=-1), torch.cat(before.chunk(3, dim=-1)[::2], dim=-1))
+    with torch.no_grad():
+        attn.to_k.weight.mul_(0.5)

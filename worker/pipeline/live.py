@@ -28,6 +28,9 @@ class LivePipeline(WarmPipeline):
     def __init__(self, components: Components) -> None:
         super().__init__(components)
         self._hooks: list[RemovableHandle] = []
+        # Hooks are called with the layers they sit on, which a product over shared weights would pass by.
+        for block in components.transformer.transformer_blocks:
+            block.attn.fused_projections = False
 
     def _read(self, ref: AdapterRef, path: Path) -> Adapter:
         adapter = super()._read(ref, path)

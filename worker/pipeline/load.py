@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,9 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
     started = time.perf_counter()
     source = find(settings, hf_token=hf_token)
     text_precision = settings.text_encoder_precision or settings.precision
-    transformer = _in_precision(load_transformer, source.transformer, settings.precision, device)
+    # Quantising replaces the linear layers, and live adapters hook into them one by one.
+    load = partial(load_transformer, shared_qkv=settings.precision != "qfloat8")
+    transformer = _in_precision(load, source.transformer, settings.precision, device)
     autoencoder = load_autoencoder(source.autoencoder, device=device, dtype=DTYPES[settings.precision])
     text_encoder = _in_precision(load_text_encoder, source.text_encoder, text_precision, device)
     components = Components(
@@ -68,8 +71,11 @@ def _in_precision(load: Any, source: Any, precision: str, device: torch.device) 
     return model
 
 
-def load_transformer(source: ModuleFiles, *, device: torch.device, dtype: torch.dtype) -> Any:
+def load_transformer(source: ModuleFiles, *, device: torch.device, dtype: torch.dtype, shared_qkv: bool = True) -> Any:
     """Return a Flux2Transformer2DModel whose arithmetic is AI Toolkit's.
+
+    Args:
+        shared_qkv: False leaves query, key and value layers to be called one by one, so that they can be replaced.
 
     Raises:
         CheckpointError: see `worker.pipeline.weights.fill`.
@@ -78,6 +84,8 @@ def load_transformer(source: ModuleFiles, *, device: torch.device, dtype: torch.
     transformer = _build(Flux2Transformer2DModel, source, architecture.transformer_config, files)
     exact.make_transformer_exact(transformer)
     fill(transformer, files, _origins(source, transformer, bfl.transformer_origins), device=device, dtype=dtype)
+    if shared_qkv:
+        exact.share_qkv(transformer)
     return transformer
 
 
