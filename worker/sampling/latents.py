@@ -12,14 +12,16 @@ PIXELS = 16
 def noise(seed: int, *, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
     """Draw one image's starting noise, (1, channels, height / 16, width / 16), on the CPU.
 
-    Drawn in the dtype of the embeddings, as AI Toolkit does: a float32 draw moved to bfloat16 later is the same, but
-    one used in float32 is not. Each image has its own generator, so images of a batch equal images rendered alone.
+    Drawn in float32 and rounded to the dtype of the embeddings. That is what AI Toolkit's draw in that dtype gives with
+    the torch it installs (2.13); torch 2.11 draws other bfloat16 numbers, and so other images altogether. Noise that
+    stayed in float32 would be a third thing. Each image has its own generator, so images of a batch equal images
+    rendered alone.
 
     Args:
         height: in pixels, a multiple of 16, as is `width`.
     """
     generator = torch.Generator("cpu").manual_seed(seed)
-    return torch.randn((1, channels, height // PIXELS, width // PIXELS), generator=generator, dtype=dtype)
+    return torch.randn((1, channels, height // PIXELS, width // PIXELS), generator=generator).to(dtype)
 
 
 def pack(latents: Tensor) -> Tensor:
