@@ -42,19 +42,25 @@ class Client:
     def submit(self, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> dict[str, Any]:
         """POST a job; returns the 202 body."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return _body(self._http.post("/v1/inference", json=request, headers=headers))
+        return self._ask("POST", "/v1/inference", json=request, headers=headers)
 
     def status(self, request_id: str) -> dict[str, Any]:
-        return _body(self._http.get(f"/v1/requests/{request_id}/status"))
+        return self._ask("GET", f"/v1/requests/{request_id}/status")
 
     def result(self, request_id: str) -> dict[str, Any]:
-        return _body(self._http.get(f"/v1/requests/{request_id}/result"))
+        return self._ask("GET", f"/v1/requests/{request_id}/result")
 
     def cancel(self, request_id: str) -> dict[str, Any]:
-        return _body(self._http.post(f"/v1/requests/{request_id}/cancel"))
+        return self._ask("POST", f"/v1/requests/{request_id}/cancel")
 
     def ready(self) -> dict[str, Any]:
-        return _body(self._http.get("/ready"))
+        return self._ask("GET", "/ready")
+
+    def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        try:
+            return _body(self._http.request(method, path, **options))
+        except httpx.TransportError as error:
+            raise ApiError(f"{self._http.base_url} cannot be reached: {error}") from error
 
     def wait(
         self,

@@ -36,7 +36,7 @@ def run(
     Raises:
         ConfigRefused: see `shared.replay.plan`.
         ReplayFailed: a request failed or was canceled.
-        FileNotFoundError: `samples` holds none.
+        NoSamples: `samples` holds none.
     """
     replay = plan(config.read_text(), lora=lora)
     theirs = trainer_samples(samples) if samples else {}

@@ -10,11 +10,19 @@ from pathlib import Path
 
 from PIL import Image, ImageChops
 
+from shared.errors import Flux2Error
+
 # The trainer names samples [time]__[step, 9 digits]_[count].[ext].
 _SAMPLE = re.compile(r"_(\d{9})_(\d+)\.(?:jpe?g|png|webp)$", re.IGNORECASE)
 _GAP = 8
 # What differs is shown this much brighter in the contact sheet.
 _GAIN = 4
+
+
+class NoSamples(Flux2Error):
+    """The folder holds no sample images that the trainer named."""
+
+    code = "no_samples"
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ def trainer_samples(folder: Path, *, step: int | None = None) -> dict[int, Path]
         step: None takes the last step that has any.
 
     Raises:
-        FileNotFoundError: there are none.
+        NoSamples: there are none.
     """
     found: dict[int, dict[int, Path]] = {}
     for path in sorted(folder.iterdir()):
@@ -61,7 +69,7 @@ def trainer_samples(folder: Path, *, step: int | None = None) -> dict[int, Path]
             found.setdefault(int(match[1]), {})[int(match[2])] = path
     wanted = max(found, default=None) if step is None else step
     if wanted is None or wanted not in found:
-        raise FileNotFoundError(f"{folder}: no sample images" + ("" if step is None else f" of step {step}"))
+        raise NoSamples(f"{folder}: no sample images" + ("" if step is None else f" of step {step}"))
     return found[wanted]
 
 

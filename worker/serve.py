@@ -39,7 +39,7 @@ def serve(settings: Settings) -> None:
     """
     device = pick_device(settings.worker.device)
     name = slot_name(settings.worker.name, device_id(device))
-    with held(name):
+    with held(name, redis_url=settings.redis.url):
         opened = _open(settings, name)
         _listen(opened)
 

@@ -28,15 +28,15 @@ def slot_name(configured: str | None, device: str) -> str:
 
 
 @contextmanager
-def held(name: str) -> Iterator[None]:
-    """Hold a slot's name on this host until the process ends, however it ends.
+def held(name: str, *, redis_url: str) -> Iterator[None]:
+    """Hold a slot's name in one ledger, on this host, until the process ends, however it ends.
 
     A second process of that name would take the first one's items for a dead predecessor's.
 
     Raises:
         ServerFailed: another process on this host has the name.
     """
-    digest = hashlib.sha256(name.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(f"{redis_url} {name}".encode()).hexdigest()[:16]
     path = Path(tempfile.gettempdir()) / f"flux2-slot-{os.getuid()}-{digest}.lock"
     with path.open("w") as lock:
         try:

@@ -5,7 +5,7 @@ import math
 import pytest
 from PIL import Image
 
-from api.similarity import compare, contact_sheet, trainer_samples
+from api.similarity import NoSamples, compare, contact_sheet, trainer_samples
 
 
 def flat(value, size=(4, 2)):
@@ -47,7 +47,7 @@ def test_the_last_steps_samples_are_found_by_their_place(tmp_path):
 
     assert {index: path.name for index, path in last.items()} == {0: "18__000000500_0.jpg", 1: "18__000000500_1.jpg"}
     assert list(trainer_samples(tmp_path, step=250)) == [0]
-    with pytest.raises(FileNotFoundError, match="of step 100"):
+    with pytest.raises(NoSamples, match="of step 100"):
         trainer_samples(tmp_path, step=100)
 
 

@@ -1,0 +1,44 @@
+"""`flux2 replay` from a training config to a comparison."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from api.client import ApiError, Client
+from api.replay import run
+from shared.stack import DEMO_ADAPTER
+
+CONFIG = """
+config:
+  name: my_lora
+  process:
+    - trigger_word: sks
+      model: {arch: flux2}
+      sample:
+        {format: png, seed: 5, walk_seed: true, width: 128, height: 96, sample_steps: 2, guidance_scale: 4,
+         prompts: ["[trigger] a", "b --m 0.5"]}
+"""
+
+
+def test_a_replay_is_equal_to_itself_and_told_so(client, tmp_path):
+    config, samples = tmp_path / "config.yaml", tmp_path / "samples"
+    config.write_text(CONFIG)
+    samples.mkdir()
+    console = Console(file=io.StringIO(), width=120)
+    run(console, client, config, lora=DEMO_ADAPTER, samples=None, output=tmp_path / "first")
+    for index in range(2):
+        (tmp_path / "first" / f"sample-{index}.png").rename(samples / f"17__000000500_{index}.png")
+
+    found = run(console, client, config, lora=DEMO_ADAPTER, samples=samples, output=tmp_path / "second")
+
+    assert [(alike.mean, alike.maximum) for alike in found] == [(0.0, 0), (0.0, 0)]
+    assert (tmp_path / "second" / "contact-sheet.png").exists()
+
+
+def test_an_api_that_is_not_there_is_one_error(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG)
+
+    with Client("http://127.0.0.1:1") as nobody, pytest.raises(ApiError, match="cannot be reached"):
+        run(Console(file=io.StringIO()), nobody, config, lora=DEMO_ADAPTER, samples=None, output=tmp_path)
