@@ -164,6 +164,10 @@ class Settings(BaseSettings):
         None, validation_alias="AWS_SESSION_TOKEN", description="S3 credentials, where they are temporary."
     )
 
+    def hub_token(self) -> str | None:
+        """The Hugging Face token in clear, for the one call that needs it."""
+        return self.hf_token.get_secret_value() if self.hf_token else None
+
     def aws_credentials(self) -> dict[str, str | None]:
         """Keyword arguments of a boto3 session; empty where boto3 is to look in its own places."""
         if self.aws_access_key_id is None or self.aws_secret_access_key is None:

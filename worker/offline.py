@@ -52,8 +52,8 @@ def render_request(text: str, output: Path, settings: Settings) -> Iterator[Save
     if model.id != settings.model.id:
         raise InvalidRequest(f"the request is for {model.id!r}, and FLUX2_MODEL_ID is {settings.model.id!r}")
     refuse_unsupported(request)
-    token = settings.hf_token.get_secret_value() if settings.hf_token else None
-    components = load_components(settings.model, device=pick_device(settings.worker.device), hf_token=token)
+    device = pick_device(settings.worker.device)
+    components = load_components(settings.model, device=device, hf_token=settings.hub_token())
     adapters = admit(request.loras, model, layers=components.layers, settings=settings.adapters)
     items = resolve(request, model, adapters)
     check_items(items)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 
 import tenacity
+import torch
 from celery.signals import worker_ready, worker_shutting_down
 
 from shared.caretaker import Caretaker
@@ -40,22 +40,17 @@ def serve(settings: Settings) -> None:
     device = pick_device(settings.worker.device)
     name = slot_name(settings.worker.name, device_id(device))
     with held(name, redis_url=settings.redis.url):
-        opened = _open(settings, name)
+        opened = _open(settings, name, device)
         _listen(opened)
 
 
-def _open(settings: Settings, name: str) -> Worker:
-    device = pick_device(settings.worker.device)
+def _open(settings: Settings, name: str, device: torch.device) -> Worker:
     ledger = Ledger.connect(settings.redis.url, settings.queue, timeout_s=_LEDGER_TIMEOUT_S)
     store = open_store(settings)
     # Before minutes of loading, and before any item fails for it.
     ledger.ping()
     store.check()
-    started = time.perf_counter()
-    token = settings.hf_token.get_secret_value() if settings.hf_token else None
-    components = load_components(settings.model, device=device, hf_token=token)
-    seconds = round(time.perf_counter() - started, 2)
-    logger.info("base model loaded", extra={"revision": components.revision, "seconds": seconds})
+    components = load_components(settings.model, device=device, hf_token=settings.hub_token())
     # Redis may be away by now; the loaded model is worth the wait.
     _patiently()(ledger.publish_base, settings.model.id, revision=components.revision, layers=components.layers)
     opened = Worker(
