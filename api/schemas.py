@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from shared.job import AdapterReport, ImageFormat, ItemError, PipelineReport, Progress
+from shared.job import AdapterReport, Engine, ImageFormat, ItemError, PipelineReport, Progress
 from shared.request import Body, Text
 
 
@@ -182,6 +182,7 @@ class ModelLine(BaseModel):
     license: str
     license_url: str
     slots: int
+    engines: dict[Engine, int] = Field(description="Live workers that offer each engine.")
     base_revision: str | None
 
 

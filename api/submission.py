@@ -42,6 +42,8 @@ def accept(
     warnings = warn(body, items, model)
     if base is None and body.loras:
         warnings.append(f"no worker has loaded {model.id} yet: adapters were checked for their form only")
+    if body.engine != "exact" and not any(items[0].pool in slot.pools for slot in ledger.slots()):
+        warnings.append(f"no live worker offers the engine {body.engine!r} for {model.id}; the job waits for one")
     accepted = ledger.accept(
         str(uuid.uuid4()),
         items,
@@ -52,7 +54,7 @@ def accept(
         body_hash=body_hash,
     )
     if not accepted.replayed:
-        background.add_task(wake, services.celery, model.id, count=len(items))
+        background.add_task(wake, services.celery, items[0].pool, count=len(items))
     return accepted
 
 

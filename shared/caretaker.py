@@ -28,15 +28,15 @@ class Caretaker(threading.Thread):
     """Reaps each `reap_s`; audits and sweeps each `audit_s` while it leads.
 
     Args:
-        models: whose queues are audited.
+        pools: whose queues are audited.
     """
 
-    def __init__(self, ledger: Ledger, celery: Celery, settings: QueueSettings, models: Iterable[str]) -> None:
+    def __init__(self, ledger: Ledger, celery: Celery, settings: QueueSettings, pools: Iterable[str]) -> None:
         super().__init__(name="flux2-caretaker", daemon=True)
         self._ledger = ledger
         self._celery = celery
         self._settings = settings
-        self._models = tuple(models)
+        self._pools = tuple(pools)
         self._holder = uuid.uuid4().hex
         self._stopped = threading.Event()
         self._missing: dict[str, int] = {}
@@ -64,18 +64,18 @@ class Caretaker(threading.Thread):
     def reap(self) -> None:
         """Take back expired leases and wake workers for what was requeued."""
         reaped = self._ledger.reap()
-        for model, count in reaped.requeued.items():
-            logger.warning("leases expired", extra={"model": model, "requeued": count})
-            wake(self._celery, model, count=count)
+        for pool, count in reaped.requeued.items():
+            logger.warning("leases expired", extra={"pool": pool, "requeued": count})
+            wake(self._celery, pool, count=count)
         if reaped.ended:
             logger.error("items ended without a worker", extra={"items": list(reaped.ended)})
 
     def audit(self) -> None:
         """Send wake-ups that were missing in two passes running: one pass may see a claim half way."""
-        for model in self._models:
-            missing = self._ledger.missing_wakes(model)
-            resend = min(missing, self._missing.get(model, 0), _WAKES_PER_AUDIT)
-            self._missing[model] = missing - resend
+        for pool in self._pools:
+            missing = self._ledger.missing_wakes(pool)
+            resend = min(missing, self._missing.get(pool, 0), _WAKES_PER_AUDIT)
+            self._missing[pool] = missing - resend
             if resend:
-                logger.warning("wake-ups sent again", extra={"model": model, "count": resend})
-                wake(self._celery, model, count=resend)
+                logger.warning("wake-ups sent again", extra={"pool": pool, "count": resend})
+                wake(self._celery, pool, count=resend)

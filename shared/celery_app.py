@@ -54,14 +54,14 @@ def make_celery(redis_url: str, *, side: Literal["api", "worker"], timeout_s: fl
     return app
 
 
-def wake(app: Celery, model: str, *, count: int) -> int:
+def wake(app: Celery, pool: str, *, count: int) -> int:
     """Send `count` wake-ups, best effort; returns how many left. The audit sends again what is missing."""
     sent = 0
     try:
         with app.producer_or_acquire() as producer:
             for _ in range(count):
-                app.send_task(WAKE, queue=keys.wake_queue(model), producer=producer)
+                app.send_task(WAKE, queue=keys.wake_queue(pool), producer=producer)
                 sent += 1
     except OperationalError as error:
-        logger.warning("wake-ups not sent", extra={"model": model, "missing": count - sent, "error": str(error)})
+        logger.warning("wake-ups not sent", extra={"pool": pool, "missing": count - sent, "error": str(error)})
     return sent

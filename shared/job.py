@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
 
 ImageFormat = Literal["png", "jpeg", "webp"]
+
+#: Whose code renders: this project's, equal to AI Toolkit's to the bit, or AI Toolkit's own from a checkout.
+Engine = Literal["exact", "ai-toolkit"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
 class State(StrEnum):
@@ -71,11 +75,22 @@ class ItemSpec(_Record):
     guidance_scale: float
     adapters: tuple[AdapterRef, ...]
     output_format: ImageFormat
+    engine: Engine = "exact"
+
+    @property
+    def pool(self) -> str:
+        """Where the item waits for a worker that offers its model and engine."""
+        return pool(self.model, self.engine)
 
     @property
     def adapter_key(self) -> str:
         """What a worker must have merged for this item; equal keys need no change."""
         return adapter_key((ref.sha256, ref.multiplier) for ref in self.adapters)
+
+
+def pool(model: str, engine: Engine) -> str:
+    """Name what a worker must offer to be given an item."""
+    return model if engine == "exact" else f"{model}+{engine}"
 
 
 def adapter_key(adapters: Iterable[tuple[str, float]]) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
-from shared.job import ImageFormat
+from shared.job import Engine, ImageFormat
 
 
 def _no_nul(text: str) -> str:
@@ -100,6 +100,9 @@ class InferenceRequest(Body):
     )
     trigger_word: Text | None = Field(None, description="Replaces `[trigger]` in every prompt.")
     hf_token: SecretStr | None = Field(None, description="Accepted, never stored or logged: workers use their own.")
+    engine: Engine = Field(
+        "exact", description="`ai-toolkit` runs AI Toolkit's own classes, on workers that have a checkout of it."
+    )
     output_format: ImageFormat = Field("png", description="PNG is lossless; all carry the parameters inside.")
     priority: Annotated[int, Field(ge=0, le=9)] = Field(5, description="0 first, 9 last.")
     kv_cache: bool | None = Field(None, description="Other models only; ignored with a warning.")

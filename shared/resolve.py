@@ -117,6 +117,7 @@ def _item(
         guidance_scale=_or(prompt.guidance_scale, model.default_guidance_scale),
         adapters=tuple(adapters),
         output_format=request.output_format,
+        engine=request.engine,
     )
 
 

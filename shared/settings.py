@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     ai_toolkit_path: Path | None = Field(
         None,
         validation_alias="AI_TOOLKIT_PATH",
-        description="Checkout of ostris/ai-toolkit that `flux2 verify --against-toolkit` compares with.",
+        description="Checkout of ostris/ai-toolkit, for the engine `ai-toolkit` and `flux2 verify`.",
     )
     aws_access_key_id: str | None = Field(
         None, validation_alias="AWS_ACCESS_KEY_ID", description="S3 credentials; empty: boto3's other sources."

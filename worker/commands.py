@@ -10,7 +10,7 @@ import typer
 
 from shared import logs
 from shared.settings import Settings
-from worker.verify.outcome import CaseType, Precision, as_json, line, summary
+from worker.verify.outcome import CaseType, Precision, Verified, as_json, line, summary
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -73,20 +73,33 @@ def verify(
         bool, typer.Option("--json", help="Print one JSON object at the end instead of lines.")
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto. The goldens were made on a CPU.")] = "cpu",
+    engine: Annotated[
+        Verified, typer.Option(help="Whose code runs; `diffusers` shows how far its own pipelines are off.")
+    ] = Verified.EXACT,
     against_toolkit: Annotated[
         bool, typer.Option("--against-toolkit", help="Compare with AI Toolkit's own classes, run here, to the bit.")
     ] = False,
     toolkit: Annotated[
-        Path | None, typer.Option(help="Checkout of AI Toolkit for --against-toolkit; default: AI_TOOLKIT_PATH.")
+        Path | None, typer.Option(help="Checkout of AI Toolkit, where one is needed; default: AI_TOOLKIT_PATH.")
     ] = None,
 ) -> None:
     """Check that this machine renders what AI Toolkit renders. Exit code 1 if any case fails."""
     from worker.verify.run import start
 
     toolkit = toolkit or Settings().ai_toolkit_path
-    if against_toolkit and toolkit is None:
-        raise typer.BadParameter("--against-toolkit needs --toolkit or AI_TOOLKIT_PATH")
-    started = start(folder, only=only, dtype=dtype, device=device, toolkit=toolkit if against_toolkit else None)
+    needed = against_toolkit or engine is Verified.TOOLKIT
+    if needed and toolkit is None:
+        what = "--against-toolkit" if against_toolkit else f"--engine {engine}"
+        raise typer.BadParameter(f"{what} needs --toolkit or AI_TOOLKIT_PATH")
+    started = start(
+        folder,
+        only=only,
+        dtype=dtype,
+        device=device,
+        verified=engine,
+        against_toolkit=against_toolkit,
+        toolkit=toolkit if needed else None,
+    )
     outcomes = []
     if not as_one_json:
         typer.echo("".join(f"{name.replace('_', ' ')}: {text}\n" for name, text in started.about.items()))

@@ -18,6 +18,7 @@ from shared.resolve import check_items, find_model, refuse_unsupported, resolve,
 from shared.settings import Settings
 from worker import imagefile
 from worker.device import pick_device
+from worker.engines.checkout import load_toolkit
 from worker.pipeline.load import load_components
 from worker.render import Renderer
 
@@ -53,13 +54,14 @@ def render_request(text: str, output: Path, settings: Settings) -> Iterator[Save
         raise InvalidRequest(f"the request is for {model.id!r}, and FLUX2_MODEL_ID is {settings.model.id!r}")
     refuse_unsupported(request)
     device = pick_device(settings.worker.device)
+    toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None
     components = load_components(settings.model, device=device, hf_token=settings.hub_token())
     adapters = admit(request.loras, model, layers=components.layers, settings=settings.adapters)
     items = resolve(request, model, adapters)
     check_items(items)
     for warning in warn(request, items, model):
         logger.warning("request", extra={"warning": warning})
-    renderer = Renderer(components, prompt_cache=settings.worker.prompt_cache)
+    renderer = Renderer(components, prompt_cache=settings.worker.prompt_cache, toolkit=toolkit)
     paths = [locate(ref.path, root=settings.adapters.root) for ref in adapters]
     output.mkdir(parents=True, exist_ok=True)
     for index, spec in enumerate(items):

@@ -14,22 +14,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import diffusers
 import torch
-import transformers
 from PIL import Image
 from torch import Tensor
 
 from shared.errors import InvalidRequest, NotFinite, OutOfMemory
 from shared.job import AdapterReport, ItemSpec, PipelineReport, Progress
+from shared.job import Engine as EngineName
+from worker.engines.checkout import Toolkit
+from worker.engines.engine import Engine, Run
+from worker.engines.exact import Exact
+from worker.engines.toolkit import over
 from worker.pipeline.cache import Change, WarmPipeline
 from worker.pipeline.components import Components
 from worker.pipeline.live import LivePipeline
-from worker.sampling.decode import decode, to_image
-from worker.sampling.latents import PIXELS, image_ids, noise, pack, text_ids, unpack
+from worker.sampling.latents import PIXELS, noise
 from worker.sampling.prompt import PromptEncoder
-from worker.sampling.sampler import Velocity, denoise, distilled_velocity, guided_velocity
-from worker.sampling.sigmas import sigmas
 
 OnProgress = Callable[[Progress], None]
 
@@ -54,18 +54,33 @@ class Renderer:
 
     Args:
         prompt_cache: encoded prompts kept in memory.
+        toolkit: AI Toolkit's classes, if its engine is to be offered too.
+
+    Raises:
+        CheckpointError: AI Toolkit's classes cannot hold the weights.
 
     Attributes:
         warm: the model and what is merged into it; its `adapter_key` says which items start at once.
     """
 
-    def __init__(self, components: Components, *, prompt_cache: int) -> None:
+    def __init__(self, components: Components, *, prompt_cache: int, toolkit: Toolkit | None = None) -> None:
         # Float8 weights would round an adapter away, so it runs beside them.
         self.warm = LivePipeline(components) if components.precision == "qfloat8" else WarmPipeline(components)
         self._components = components
         self._prompts = PromptEncoder(
             components.text_encoder, components.tokenizer, device=components.device, cache_size=prompt_cache
         )
+        self._engines: dict[EngineName, Engine] = {"exact": Exact(components)}
+        self._lacks = "AI_TOOLKIT_PATH names no checkout"
+        if components.precision == "qfloat8":
+            self._lacks = "its modules cannot hold the float8 weights of this worker"
+        elif toolkit is not None:
+            self._engines["ai-toolkit"] = over(components, toolkit)
+
+    @property
+    def engines(self) -> tuple[EngineName, ...]:
+        """What `ItemSpec.engine` may ask for."""
+        return tuple(self._engines)
 
     def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: OnProgress) -> Rendered:
         """Render `spec` with the adapter files that its `adapters` name, in the same order.
@@ -80,6 +95,8 @@ class Renderer:
             NotFinite: the latents are not.
         """
         _check(spec)
+        if spec.engine not in self._engines:
+            raise InvalidRequest(f"the engine {spec.engine!r} is not offered here: {self._lacks}", field="engine")
         self._prompts.check(spec.prompt)
         try:
             return self._render(spec, adapters, on_progress)
@@ -92,6 +109,7 @@ class Renderer:
 
     @torch.no_grad()
     def _render(self, spec: ItemSpec, adapters: Sequence[Path], on_progress: OnProgress) -> Rendered:
+        engine = self._engines[spec.engine]
         timings: dict[str, float] = {}
         steps = spec.num_inference_steps
 
@@ -107,11 +125,12 @@ class Renderer:
             negative_embeds = self._encode(spec.neg) if self._has_guidance(spec) else None
         stage("denoise")
         with self._timed(timings, "denoise"):
-            latents = self._denoise(spec, prompt_embeds, negative_embeds, on_progress)
+            run = Run(steps, spec.guidance_scale, prompt_embeds, negative_embeds)
+            latents = self._denoise(engine, spec, run, on_progress)
         stage("decode")
         with self._timed(timings, "decode"):
-            image = to_image(decode(self._components.autoencoder, latents)[0])
-        return Rendered(image, timings, reports, self._report(change))
+            image = engine.image(engine.decode(latents)[0])
+        return Rendered(image, timings, reports, self._report(engine, change))
 
     def _encode(self, prompt: str) -> Tensor:
         """Return embeddings in the transformer's dtype, in which noise is drawn; its encoder may have another."""
@@ -121,52 +140,33 @@ class Renderer:
         """Whether the negative prompt counts: from 1 down AI Toolkit runs the prompt alone."""
         return not self._components.distilled and spec.guidance_scale > 1
 
-    def _denoise(
-        self, spec: ItemSpec, prompt_embeds: Tensor, negative_embeds: Tensor | None, on_progress: OnProgress
-    ) -> Tensor:
+    def _denoise(self, engine: Engine, spec: ItemSpec, run: Run, on_progress: OnProgress) -> Tensor:
         """Return final latents, (1, channels, height / 16, width / 16)."""
-        device = self._components.device
-        rows, columns = spec.height // PIXELS, spec.width // PIXELS
         start = noise(
             spec.seed,
             channels=self._components.transformer.config.in_channels,
             height=spec.height,
             width=spec.width,
-            dtype=prompt_embeds.dtype,
+            dtype=run.prompt_embeds.dtype,
         )
-        velocity = self._velocity(spec, prompt_embeds)
-        if negative_embeds is not None:
-            unconditional = self._velocity(spec, negative_embeds)
-            velocity = guided_velocity(velocity, unconditional, guidance_scale=spec.guidance_scale)
-        tokens = denoise(
-            velocity,
-            pack(start.to(device)),
-            sigmas(spec.num_inference_steps, rows * columns),
+        latents = engine.denoise(
+            start.to(self._components.device),
+            run,
             on_step=lambda step, steps: on_progress(Progress(stage="denoise", step=step, steps=steps)),
         )
-        if not tokens.isfinite().all():
+        if not latents.isfinite().all():
             raise NotFinite(f"the latents of seed {spec.seed} are not finite, so there is no image in them")
-        return unpack(tokens, rows=rows, columns=columns)
+        return latents
 
-    def _velocity(self, spec: ItemSpec, embeds: Tensor) -> Velocity:
-        device = self._components.device
-        return distilled_velocity(
-            self._components.transformer,
-            prompt_embeds=embeds,
-            img_ids=image_ids(spec.height // PIXELS, spec.width // PIXELS).to(device),
-            txt_ids=text_ids(embeds.shape[1]).to(device),
-            guidance_scale=spec.guidance_scale,
-        )
-
-    def _report(self, change: Change) -> PipelineReport:
+    def _report(self, engine: Engine, change: Change) -> PipelineReport:
         components = self._components
         return PipelineReport(
-            engine="exact",
+            engine=engine.name,
             precision=components.precisions,
             base_revision=components.revision,
             device=_device_name(components),
             change=change,
-            versions={module.__name__: module.__version__ for module in (torch, diffusers, transformers)},
+            versions=engine.versions,
         )
 
     @contextmanager

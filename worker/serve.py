@@ -17,6 +17,7 @@ from shared.ledger import Ledger, keys
 from shared.settings import Settings
 from shared.storage import open_store
 from worker.device import device_id, pick_device
+from worker.engines.checkout import load_toolkit
 from worker.pipeline.load import load_components
 from worker.render import Renderer
 from worker.slot import Slot, held, slot_name
@@ -50,15 +51,17 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
     # Before minutes of loading, and before any item fails for it.
     ledger.ping()
     store.check()
+    toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None
     components = load_components(settings.model, device=device, hf_token=settings.hub_token())
     # Redis may be away by now; the loaded model is worth the wait.
     _patiently()(ledger.publish_base, settings.model.id, revision=components.revision, layers=components.layers)
+    renderer = Renderer(components, prompt_cache=settings.worker.prompt_cache, toolkit=toolkit)
     opened = Worker(
         settings=settings,
         ledger=ledger,
         store=store,
         celery=make_celery(settings.redis.url, side="worker", timeout_s=settings.redis.timeout_s),
-        renderer=Renderer(components, prompt_cache=settings.worker.prompt_cache),
+        renderer=renderer,
         slot=Slot(
             ledger,
             name=name,
@@ -66,6 +69,7 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
             device=str(device),
             revision=components.revision,
             precision=components.precision,
+            engines=renderer.engines,
         ),
     )
     register(opened)
@@ -73,13 +77,14 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
 
 
 def _listen(worker: Worker) -> None:
-    slot, model = worker.slot, worker.settings.model.id
+    slot = worker.slot
     # What an earlier process of this slot held is free again at once, not a lease later.
     orphans = _patiently()(worker.ledger.orphan, slot=slot.name, boot=slot.boot)
     if orphans:
         logger.warning("items of an earlier process requeued", extra={"slot": slot.name, "count": orphans})
-        wake(worker.celery, model, count=orphans)
-    caretaker = Caretaker(worker.ledger, worker.celery, worker.settings.queue, [model])
+        for pool in slot.pools:
+            wake(worker.celery, pool, count=orphans)
+    caretaker = Caretaker(worker.ledger, worker.celery, worker.settings.queue, slot.pools)
     caretaker.start()
     # The slot is announced when Celery listens, not before: a slot in the list takes work.
     worker_ready.connect(lambda **_: slot.start(), weak=False)
@@ -90,7 +95,7 @@ def _listen(worker: Worker) -> None:
                 "--quiet",
                 "worker",
                 "--pool=solo",
-                f"--queues={keys.wake_queue(model)}",
+                f"--queues={','.join(keys.wake_queue(pool) for pool in slot.pools)}",
                 f"--hostname={slot.name}",
                 "--without-gossip",
                 "--without-mingle",

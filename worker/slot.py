@@ -10,11 +10,12 @@ import socket
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from shared.errors import LedgerUnavailable, ServerFailed
+from shared.job import Engine, pool
 from shared.ledger import Claim, Ledger
 
 logger = logging.getLogger("flux2.worker.slot")
@@ -54,8 +55,20 @@ class Slot:
         claim: the item that runs now, if one does.
     """
 
-    def __init__(self, ledger: Ledger, *, name: str, model: str, device: str, revision: str, precision: str) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        *,
+        name: str,
+        model: str,
+        device: str,
+        revision: str,
+        precision: str,
+        engines: Sequence[Engine],
+    ) -> None:
         self.name = name
+        #: Whose items it takes.
+        self.pools = tuple(pool(model, engine) for engine in engines)
         self.boot = uuid.uuid4().hex
         self.claim: Claim | None = None
         self._ledger = ledger
@@ -64,6 +77,7 @@ class Slot:
             "device": device,
             "revision": revision,
             "precision": precision,
+            "engines": ",".join(engines),
             "boot": self.boot,
             "state": "ready",
             "warm": "base",

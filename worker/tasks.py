@@ -51,7 +51,7 @@ class Worker:
     def requeue(self, claim: Claim) -> None:
         """Hand the running item to another worker, without counting the attempt; for a shutdown that cannot wait."""
         if self.ledger.release(claim, "drain") == "queued":
-            wake(self.celery, claim.spec.model, count=1)
+            wake(self.celery, claim.spec.pool, count=1)
 
 
 def register(worker: Worker) -> None:
@@ -64,10 +64,8 @@ def register(worker: Worker) -> None:
 
 def run_next(worker: Worker) -> bool:
     """Run one item; False when there was none to run."""
-    model = worker.settings.model.id
-    claim = worker.ledger.claim_next(
-        model, slot=worker.slot.name, boot=worker.slot.boot, warm=worker.renderer.warm.adapter_key
-    )
+    slot = worker.slot
+    claim = worker.ledger.claim_next(slot.pools, slot=slot.name, boot=slot.boot, warm=worker.renderer.warm.adapter_key)
     if claim is None:
         return False
     where = {"item": claim.item_id, "fence": claim.fence, "attempt": claim.attempt}
@@ -139,7 +137,7 @@ def _fail(worker: Worker, claim: Claim, error: Flux2Error) -> None:
     if isinstance(error, RequestError) or not error.retryable:
         _commit(worker, claim, why)
     elif _while_redis_is_away(worker)(worker.ledger.release, claim, "retry", why) == "queued":
-        wake(worker.celery, claim.spec.model, count=1)
+        wake(worker.celery, claim.spec.pool, count=1)
 
 
 def _commit(worker: Worker, claim: Claim, outcome: ItemResult | ItemError | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import product
 
 from fastapi import APIRouter, Response
 from prometheus_client import CollectorRegistry
@@ -12,6 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from api.deps import ServicesDep
 from shared.catalog import MODELS
+from shared.job import ENGINES, pool
 from shared.ledger import Ledger
 
 router = APIRouter(tags=["metrics"])
@@ -24,9 +26,9 @@ class _Fleet:
         self._ledger = ledger
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        queued = GaugeMetricFamily("flux2_items_queued", "Items waiting for a worker.", labels=["model"])
-        for model in MODELS:
-            queued.add_metric([model], self._ledger.queued(model))
+        queued = GaugeMetricFamily("flux2_items_queued", "Items waiting for a worker.", labels=["model", "engine"])
+        for model, engine in product(MODELS, ENGINES):
+            queued.add_metric([model, engine], self._ledger.queued(pool(model, engine)))
         yield queued
         slots = self._ledger.slots()
         alive = GaugeMetricFamily("flux2_slots", "Live workers.", labels=["model", "state"])

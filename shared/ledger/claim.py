@@ -47,7 +47,7 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Reaped:
-    """What one pass of the reaper did: items requeued by model, items ended, and whether Redis had restarted."""
+    """What one pass of the reaper did: items requeued by pool, items ended, and whether Redis had restarted."""
 
     requeued: Mapping[str, int]
     ended: Sequence[str]

@@ -68,20 +68,20 @@ class Ledger:
         """Store and queue a job durably.
 
         Args:
-            items: at least one, all of one model.
+            items: at least one, all of one pool.
             record: what the API wants to tell about the job later, as JSON.
             priority: 0 (first) to 9.
             body_hash: identity of the request body, compared when `idempotency_key` is seen again.
 
         Raises:
             IdempotencyKeyReused: the key came with another body before.
-            QueueFull: the model's queue is at its cap; nothing was stored.
+            QueueFull: the pool's queue is at its cap; nothing was stored.
         """
         packed = [{"spec": spec.model_dump_json(), "adapter_key": spec.adapter_key} for spec in items]
         outcome, value, *stored = self._run(
             "accept",
             job_id,
-            items[0].model,
+            items[0].pool,
             tenant,
             priority,
             json.dumps(record),
@@ -90,6 +90,7 @@ class Ledger:
             self._settings.idempotency_ttl_s,
             self._settings.cap,
             json.dumps(packed),
+            items[0].model,
         )
         if outcome == "conflict":
             raise _reused(idempotency_key)
@@ -121,10 +122,11 @@ class Ledger:
             return None
         return Accepted(job_id=job_id, replayed=True, accepted_ms=int(accepted_ms), record=json.loads(record))
 
-    def claim_next(self, model: str, *, slot: str, boot: str, warm: str) -> Claim | None:
+    def claim_next(self, pools: Sequence[str], *, slot: str, boot: str, warm: str) -> Claim | None:
         """Take the best queued item for a slot, or None when nothing is queued.
 
         Args:
+            pools: what the slot serves.
             boot: identity of this worker process, so that `orphan` can tell its claims from its predecessor's.
             warm: the adapter key now merged in this slot.
         """
@@ -133,7 +135,7 @@ class Ledger:
         nonce = uuid.uuid4().hex
         reply = self._run(
             "claim_next",
-            model,
+            json.dumps(list(pools)),
             slot,
             boot,
             warm,
@@ -151,7 +153,7 @@ class Ledger:
             # Stored by another version. Said now, it does not cost three leases to fail without a reason.
             why = ItemError(code="unreadable_spec", message=f"this worker cannot read it: {error}", retryable=False)
             self._run("commit", item_id, fence, "failed", why.model_dump_json())
-            return self.claim_next(model, slot=slot, boot=boot, warm=warm)
+            return self.claim_next(pools, slot=slot, boot=boot, warm=warm)
         return Claim(
             item_id=item_id,
             fence=int(fence),
@@ -223,11 +225,11 @@ class Ledger:
         """Forget jobs that ended longer ago than the retention; returns how many."""
         return int(self._run("sweep", _ms(self._settings.retention_s)))
 
-    def missing_wakes(self, model: str) -> int:
+    def missing_wakes(self, pool: str) -> int:
         """How many wake-up messages fewer than queued items there are; 0 when there are enough."""
         with mapped_errors(), self.redis.pipeline(transaction=True) as pipe:
-            pipe.zcard(keys.pending(model))
-            pipe.llen(keys.wake_list(model))
+            pipe.zcard(keys.pending(pool))
+            pipe.llen(keys.wake_list(pool))
             queued, messages = pipe.execute()
         return max(0, int(queued) - int(messages))
 
@@ -291,10 +293,10 @@ class Ledger:
         with mapped_errors():
             return views.read_slots(self.redis, since_ms=self.now_ms() - views.SLOT_TTL_MS)
 
-    def queued(self, model: str) -> int:
+    def queued(self, pool: str) -> int:
         """Items waiting for a worker."""
         with mapped_errors():
-            return int(self.redis.zcard(keys.pending(model)))
+            return int(self.redis.zcard(keys.pending(pool)))
 
     def ping(self) -> None:
         """Raise `LedgerUnavailable` unless Redis answers."""

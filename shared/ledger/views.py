@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from shared.job import ItemError, ItemResult, ItemSpec, Progress, State
+from pydantic import TypeAdapter
+
+from shared.job import Engine, ItemError, ItemResult, ItemSpec, Progress, State, pool
 from shared.ledger import keys
 from shared.ledger.connection import Client
 
@@ -16,6 +18,8 @@ SLOT_TTL_MS = 15_000
 
 # Jobs looked at in one step of a filtered listing.
 _SCAN = 200
+
+_ENGINES = TypeAdapter(tuple[Engine, ...])
 
 
 @dataclass(frozen=True)
@@ -92,9 +96,15 @@ class SlotView:
     device: str
     revision: str
     precision: str
+    engines: tuple[Engine, ...]
     warm: str
     item: str
     base_drift: int
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Whose items it takes."""
+        return tuple(pool(self.model, engine) for engine in self.engines)
 
 
 @dataclass(frozen=True)
@@ -109,18 +119,17 @@ def read_job(client: Client, job_id: str, *, now_ms: int) -> JobView | None:
     job = client.hgetall(keys.job(job_id))
     if not job:
         return None
-    model = job["model"]
     with client.pipeline(transaction=False) as pipe:
         for index in range(int(job["items"])):
             pipe.hgetall(keys.item(f"{job_id}:{index}"))
         items = tuple(_item(raw) for raw in pipe.execute())
     position, eta_s = None, None
     if "finished_ms" not in job:
-        position = _position(client, model, job_id, items)
-        eta_s = _eta(client, model, items, position, now_ms)
+        position = _position(client, job["pool"], job_id, items)
+        eta_s = _eta(client, job["pool"], items, position, now_ms)
     return JobView(
         job_id=job_id,
-        model=model,
+        model=job["model"],
         state=State(job["state"]),
         cancel_requested=job["cancel"] == "1",
         record=json.loads(job["record"]),
@@ -158,6 +167,7 @@ def read_slots(client: Client, *, since_ms: int) -> list[SlotView]:
             device=raw["device"],
             revision=raw["revision"],
             precision=raw["precision"],
+            engines=_ENGINES.validate_python(raw["engines"].split(",")),
             warm=raw["warm"],
             item=raw["item"],
             base_drift=int(raw["base_drift"]),
@@ -214,18 +224,18 @@ def _item(raw: Mapping[str, str]) -> ItemView:
     )
 
 
-def _position(client: Client, model: str, job_id: str, items: tuple[ItemView, ...]) -> int | None:
+def _position(client: Client, pool: str, job_id: str, items: tuple[ItemView, ...]) -> int | None:
     first = next((item.index for item in items if item.state is State.QUEUED), None)
     if first is None:
         return None
     # None again when the item was claimed between the two reads.
-    rank: int | None = client.zrank(keys.pending(model), f"{job_id}:{first}")
+    rank: int | None = client.zrank(keys.pending(pool), f"{job_id}:{first}")
     return rank
 
 
-def _eta(client: Client, model: str, items: tuple[ItemView, ...], position: int | None, now_ms: int) -> float | None:
-    pace = client.get(keys.pace(model))
-    slots = max(1, sum(slot.model == model for slot in read_slots(client, since_ms=now_ms - SLOT_TTL_MS)))
+def _eta(client: Client, pool: str, items: tuple[ItemView, ...], position: int | None, now_ms: int) -> float | None:
+    pace = client.get(keys.pace(pool))
+    slots = max(1, sum(pool in slot.pools for slot in read_slots(client, since_ms=now_ms - SLOT_TTL_MS)))
     if pace is None:
         return None
     waiting = sum(item.state is State.QUEUED for item in items)

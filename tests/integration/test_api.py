@@ -76,7 +76,7 @@ def problem(answer, status, code):
 
 
 def claim(api):
-    return api.ledger.claim_next("flux2", slot="test", boot="test", warm="base")
+    return api.ledger.claim_next(["flux2"], slot="test", boot="test", warm="base")
 
 
 def finish(api, claimed, data=b"picture"):
@@ -571,14 +571,21 @@ def test_a_config_whose_samples_break_the_apis_limits_is_a_problem(api):
 
 def test_metrics_tell_the_queue_the_workers_and_their_drift(api):
     accepted(api, request({"prompt": "a"}, {"prompt": "b"}))
-    report = {"model": "flux2", "state": "busy", "device": "cpu", "revision": "r", "precision": "bf16"}
+    report = {
+        "model": "flux2",
+        "state": "busy",
+        "device": "cpu",
+        "revision": "r",
+        "precision": "bf16",
+        "engines": "exact",
+    }
     api.ledger.beat("gpu-0", {**report, "warm": "base", "item": "", "base_drift": "0"})
 
     answer = api.http.get("/metrics")
 
     assert answer.headers["content-type"].startswith("text/plain")
     assert {
-        'flux2_items_queued{model="flux2"} 2.0',
+        'flux2_items_queued{engine="exact",model="flux2"} 2.0',
         'flux2_slots{model="flux2",state="busy"} 1.0',
         'flux2_base_drift{slot="gpu-0"} 0.0',
     } <= set(answer.text.splitlines())

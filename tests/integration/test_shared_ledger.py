@@ -35,7 +35,7 @@ def ledger(redis_client, clock):
     return Ledger(redis_client, QueueSettings(lease_ttl_s=30, max_attempts=2, cap=20), clock_ms=clock)
 
 
-def spec(adapter: str = "aa", *, multiplier: float = 1.0, model: str = "flux2") -> ItemSpec:
+def spec(adapter: str = "aa", *, multiplier: float = 1.0, model: str = "flux2", engine: str = "exact") -> ItemSpec:
     ref = AdapterRef(path=f"{adapter}.safetensors", sha256=adapter, size_bytes=1, multiplier=multiplier)
     return ItemSpec(
         model=model,
@@ -50,6 +50,7 @@ def spec(adapter: str = "aa", *, multiplier: float = 1.0, model: str = "flux2") 
         guidance_scale=4.0,
         adapters=(ref,),
         output_format="png",
+        engine=engine,
     )
 
 
@@ -77,8 +78,8 @@ def accept(ledger, *specs, **options):
     return ledger.accept(f"job-{next(_ids)}", specs or [spec()], record={}, **options).job_id
 
 
-def claim(ledger, slot="gpu-0", *, warm="base", boot="boot-1"):
-    return ledger.claim_next("flux2", slot=slot, boot=boot, warm=warm)
+def claim(ledger, slot="gpu-0", *, warm="base", boot="boot-1", pools=("flux2",)):
+    return ledger.claim_next(pools, slot=slot, boot=boot, warm=warm)
 
 
 def states(ledger, job_id):
@@ -364,11 +365,56 @@ def test_a_dead_slots_warm_adapter_is_nobodys(ledger, clock):
     assert claim(ledger, "gpu-0").job_id == oldest
 
 
+def test_a_slot_is_given_only_items_of_engines_that_it_offers(ledger):
+    toolkit = accept(ledger, spec(engine="ai-toolkit"))
+    exact = accept(ledger, spec())
+
+    assert claim(ledger).job_id == exact
+    assert claim(ledger) is None
+    assert claim(ledger, pools=("flux2", "flux2+ai-toolkit")).job_id == toolkit
+
+
+def test_a_slot_of_two_engines_takes_what_came_first(ledger):
+    jobs = [accept(ledger, spec(engine=engine)) for engine in ("exact", "ai-toolkit", "exact")]
+
+    assert [claim(ledger, pools=("flux2", "flux2+ai-toolkit")).job_id for _ in jobs] == jobs
+
+
+def test_a_slot_of_two_engines_goes_by_priority_and_by_waiting_first(ledger, clock):
+    both = ("flux2", "flux2+ai-toolkit")
+    late = accept(ledger, spec(engine="ai-toolkit"), priority=9)
+    clock.advance(3599)
+    usual, urgent = accept(ledger, spec()), accept(ledger, spec(engine="ai-toolkit"), priority=1)
+
+    assert claim(ledger, pools=both).job_id == urgent
+    clock.advance(2)  # `late` has waited past the bound of an hour
+
+    assert [claim(ledger, pools=both).job_id for _ in range(2)] == [late, usual]
+
+
+def test_an_item_goes_back_to_the_queue_of_its_engine(ledger, clock):
+    accept(ledger, spec(engine="ai-toolkit"))
+    claim(ledger, pools=("flux2+ai-toolkit",))
+    clock.advance(31)
+
+    assert ledger.reap().requeued == {"flux2+ai-toolkit": 1}
+    assert (ledger.queued("flux2"), ledger.queued("flux2+ai-toolkit")) == (0, 1)
+
+
+def test_a_canceled_job_leaves_the_queue_of_its_engine(ledger):
+    job_id = accept(ledger, spec(engine="ai-toolkit"))
+
+    ledger.cancel(job_id)
+
+    assert ledger.queued("flux2+ai-toolkit") == 0
+    assert leftovers(ledger.redis) == {}
+
+
 def test_each_model_has_its_own_queue(ledger):
     accept(ledger, spec(model="other"))
 
     assert claim(ledger) is None
-    assert ledger.claim_next("other", slot="s", boot="b", warm="base") is not None
+    assert ledger.claim_next(["other"], slot="s", boot="b", warm="base") is not None
 
 
 def test_a_restarted_slot_takes_its_predecessors_items_back_without_waiting(ledger):
@@ -481,6 +527,7 @@ def test_slots_report_and_leave(ledger):
         "device": "cpu",
         "revision": "r",
         "precision": "fp32",
+        "engines": "exact",
         "warm": "base",
         "item": "",
         "base_drift": "0",

@@ -48,7 +48,7 @@ def worker(redis_client, redis_url, s3, settings, adapter_root, renderer):
         queue={"renew_s": 0.05, "lease_ttl_s": 5, "max_attempts": 2},
     )
     ledger = Ledger(redis_client, made.queue)
-    slot = Slot(ledger, name="test", model="flux2", device="cpu", revision="r", precision="fp32")
+    slot = Slot(ledger, name="test", model="flux2", device="cpu", revision="r", precision="fp32", engines=("exact",))
     celery = make_celery(redis_url, side="worker", timeout_s=2)
     return Worker(settings=made, ledger=ledger, store=open_store(made), celery=celery, renderer=renderer, slot=slot)
 
@@ -246,7 +246,7 @@ def test_a_commit_waits_for_redis_to_come_back(worker):
 
 def test_a_released_item_wakes_another_worker(worker):
     job_id = accept(worker)
-    claimed = worker.ledger.claim_next("flux2", slot="test", boot="b", warm="base")
+    claimed = worker.ledger.claim_next(["flux2"], slot="test", boot="b", warm="base")
 
     worker.requeue(claimed)
 

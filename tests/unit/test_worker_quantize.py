@@ -1,5 +1,7 @@
 """Weights in float8, held to optimum-quanto, and adapters that run beside them, held to ai-toolkit's live latents."""
 
+from functools import partial
+
 import optimum.quanto
 import pytest
 import torch
@@ -112,7 +114,8 @@ def test_a_transformer_is_the_one_that_quanto_makes(quantised, checkpoint, golde
 @pytest.mark.parametrize("encoder", ["mistral", "qwen"])
 def test_a_text_encoder_is_the_one_that_quanto_makes(encoder, goldens):
     folder = goldens / "text" / {"mistral": "mistral_tiny", "qwen": "qwen3_tiny"}[encoder]
-    ours, theirs = (load_text_encoder(folder, device=CPU, dtype=torch.bfloat16) for _ in range(2))
+    load = partial(load_text_encoder, folder, device=CPU, dtype=torch.bfloat16, to_be_quantised=True)
+    ours, theirs = load(), load()
     tokenizer = load_tokenizer(goldens / "text/mistral_processor_pad_right")
     quantize(ours, device=CPU)
 
@@ -121,6 +124,24 @@ def test_a_text_encoder_is_the_one_that_quanto_makes(encoder, goldens):
         embeds = embed(ours, ids, mask)
 
         assert torch.equal(embeds, embed(quanto(theirs), ids, mask))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "to_be_quantised", "dtype"),
+    [
+        ("mistral_tiny", False, torch.bfloat16),
+        ("mistral_tiny", True, torch.bfloat16),
+        ("qwen3_tiny", False, torch.bfloat16),
+        ("qwen3_tiny", True, torch.float32),
+    ],
+)
+def test_rotary_frequencies_are_rounded_where_ai_toolkit_rounds_them(encoder, to_be_quantised, dtype, goldens):
+    # Its load_te casts the whole module, buffers included; the klein one only where it does not quantise.
+    model = load_text_encoder(
+        goldens / "text" / encoder, device=CPU, dtype=torch.bfloat16, to_be_quantised=to_be_quantised
+    )
+
+    assert model.rotary_emb.inv_freq.dtype is dtype
 
 
 def test_every_linear_layer_is_in_float8_and_keeps_the_name_that_adapters_use(quantised, components):

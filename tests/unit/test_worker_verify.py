@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import sys
+from types import ModuleType
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 from shared.errors import CheckpointError
 from worker.commands import app
-from worker.toolkit import load_toolkit
+from worker.engines.checkout import load_toolkit
 from worker.verify.compare import equal, measure, outcome, same_bits
 from worker.verify.golden import Goldens
 from worker.verify.outcome import GoldensError
@@ -302,6 +303,25 @@ def test_the_comparison_with_ai_toolkit_needs_a_checkout(goldens):
     assert "AI_TOOLKIT_PATH" in done.stderr
 
 
+def test_ai_toolkits_engine_needs_a_checkout(goldens):
+    done = verify(goldens, "--engine", "ai-toolkit")
+
+    assert done.exit_code == 2
+    assert "--engine ai-toolkit needs --toolkit or AI_TOOLKIT_PATH" in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_diffusers_own_pipelines_are_measured_and_miss(goldens):
+    done = verify(goldens, "--engine", "diffusers", "--dtype", "fp32", "--json")
+
+    outcomes = {outcome["name"]: outcome for outcome in json.loads(done.stdout)["outcomes"]}
+    assert done.exit_code == 1
+    assert {outcome["type"] for outcome in outcomes.values()} == {"forward", "sampling"}
+    assert outcomes["dev_fp32"]["passed"]  # one pass is the same arithmetic
+    assert outcomes["dev_s64_1st_fp32"]["passed"]  # so is one step, from 1 to 0 in any schedule
+    missed = [outcomes[name] for name in ("dev_s64_4st_fp32", "klein_s128x128_20st_cfg4_fp32")]
+    assert all(not outcome["passed"] and "latents max_abs" in outcome["detail"] for outcome in missed)
+
+
 def test_a_path_without_ai_toolkit_is_refused_by_name(goldens, tmp_path):
     done = verify(goldens, "--against-toolkit", "--toolkit", str(tmp_path))
 
@@ -312,34 +332,47 @@ def test_a_path_without_ai_toolkit_is_refused_by_name(goldens, tmp_path):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A folder with the four files of AI Toolkit's that are imported; keywords change one."""
+    """A folder with the files of AI Toolkit's that are imported or read; keywords change one."""
 
     def make(**changed):
+        flux2 = "extensions_built_in/diffusion_models/flux2"
         sources = {
             "model": "class Flux2: pass\nclass Flux2Params: pass\n",
             "autoencoder": "class AutoEncoder: pass\nclass AutoEncoderParams: pass\n"
             "class AutoEncoderSmallDecoderParams: pass\n",
             "sampling": "import torchvision\nfrom .model import Flux2\ndef get_schedule(): pass\n",
             "pipeline": "from .sampling import get_schedule\nclass Flux2Pipeline: pass\n",
+            "custom_flowmatch_sampler": "from toolkit.weights import weights\n"
+            "class CustomFlowMatchEulerDiscreteScheduler: pass\n",
+            "weights": "weights = [1.0]\n",
+            "flux2_model": "import no_such_package\nscheduler_config = {'shift': 3.0}\n",
+            "version": 'VERSION = "1.2.3"\n',
         }
-        folder = tmp_path / "extensions_built_in/diffusion_models/flux2/src"
-        folder.mkdir(parents=True)
-        (folder / "__init__.py").write_text("raise AssertionError('the package itself was imported')\n")
+        folders = {"custom_flowmatch_sampler": "toolkit/samplers", "weights": "toolkit", "flux2_model": flux2}
         for name, source in (sources | changed).items():
+            folder = tmp_path / ("" if name == "version" else folders.get(name, f"{flux2}/src"))
+            folder.mkdir(parents=True, exist_ok=True)
             (folder / f"{name}.py").write_text(source)
+        for package in ("toolkit", f"{flux2}/src"):
+            (tmp_path / package / "__init__.py").write_text("raise AssertionError('the package itself was imported')\n")
         return tmp_path
 
     return make
 
 
-def test_only_the_files_needed_are_imported_and_torchvision_is_not_left_behind(checkout):
+def test_only_the_files_needed_are_imported_and_no_stand_in_is_left_behind(checkout, monkeypatch):
     before = "torchvision" in sys.modules
+    monkeypatch.setitem(sys.modules, "toolkit", somebodys := ModuleType("toolkit"))
 
     toolkit = load_toolkit(checkout())
 
     assert toolkit.transformer.__name__ == "Flux2"
     assert toolkit.pipeline.__name__ == "Flux2Pipeline"
+    assert toolkit.scheduler.__name__ == "CustomFlowMatchEulerDiscreteScheduler"
+    assert (toolkit.version, toolkit.scheduler_config) == ("1.2.3", {"shift": 3.0})
     assert ("torchvision" in sys.modules) == before
+    assert sys.modules["toolkit"] is somebodys
+    assert not [name for name in sys.modules if name.startswith("toolkit.")]
 
 
 @pytest.mark.parametrize(
@@ -348,6 +381,8 @@ def test_only_the_files_needed_are_imported_and_torchvision_is_not_left_behind(c
         ("pipeline", "class Other: pass\n", "has no Flux2Pipeline"),
         ("model", "import no_such_package\n", "model.py of AI Toolkit cannot be imported: install no_such_package"),
         ("autoencoder", "class AutoEncoder(:\n", "autoencoder.py:1 is not Python"),
+        ("flux2_model", "scheduler_config = read()\n", "flux2_model.py: scheduler_config cannot be read"),
+        ("version", "", "version.py has no VERSION"),
     ],
 )
 def test_a_checkout_that_lacks_something_is_refused_by_name(file, source, words, checkout):

@@ -6,8 +6,9 @@ two meet: `worker.pipeline.load` reads checkpoints through it and `worker.lora.m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -153,6 +154,30 @@ def layer_shapes(transformer: nn.Module) -> dict[str, tuple[int, int]]:
         layer: (sum(parameters[part.parameter].shape[0] for part in parts), parameters[parts[0].parameter].shape[1])
         for layer, parts in layer_parts(transformer).items()
     }
+
+
+def tensor_parts(module: nn.Module, origins: Mapping[str, Origin]) -> dict[str, tuple[Tensor, ...]]:
+    """Return the parts of each BFL tensor, in the order of its rows, where they lie in a module of diffusers'."""
+    state, pieces = module.state_dict(), dict[str, dict[int, Tensor]]()
+    for name, origin in origins.items():
+        parts = state[name].chunk(len(origin.parts)) if len(origin.parts) > 1 else (state[name],)
+        pieces.setdefault(origin.tensor, {}).update(zip(origin.parts, parts, strict=True))
+    return {name: tuple(found[part] for part in sorted(found)) for name, found in pieces.items()}
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return parts as one tensor: a view where each lies behind the one before it in one storage, else a copy."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    adjacent = all(
+        later.untyped_storage().data_ptr() == part.untyped_storage().data_ptr()
+        and later.storage_offset() == part.storage_offset() + part.numel()
+        for part, later in pairwise(parts)
+    )
+    if not adjacent:
+        return torch.cat(list(parts))
+    return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride(), first.storage_offset())
 
 
 def _inside(names: Mapping[str, str], module: str, ours: str) -> dict[str, str]:

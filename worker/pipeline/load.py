@@ -40,7 +40,8 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
     load = partial(load_transformer, shared_qkv=settings.precision != "qfloat8")
     transformer = _in_precision(load, source.transformer, settings.precision, device)
     autoencoder = load_autoencoder(source.autoencoder, device=device, dtype=DTYPES[settings.precision])
-    text_encoder = _in_precision(load_text_encoder, source.text_encoder, text_precision, device)
+    load = partial(load_text_encoder, to_be_quantised=text_precision == "qfloat8")
+    text_encoder = _in_precision(load, source.text_encoder, text_precision, device)
     components = Components(
         model=settings.id,
         transformer=transformer,

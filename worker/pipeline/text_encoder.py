@@ -59,8 +59,14 @@ def family_of(config: Any) -> Family:
     return _FAMILIES[kind]
 
 
-def load_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def load_text_encoder(
+    folder: Path, *, device: torch.device, dtype: torch.dtype, to_be_quantised: bool = False
+) -> nn.Module:
     """Return the decoder stack of the model in `folder`, cut after the last layer that is read.
+
+    Its rotary frequencies are rounded to `dtype` like the weights, because AI Toolkit casts the whole module. In
+    bfloat16 that turns the last of 512 tokens by up to 0.4 radians (Mistral, 0.6 Qwen3), so embeddings with float32
+    frequencies are not a preview's. Only a Qwen3 that is quantised keeps them in float32 there, and so it does here.
 
     Raises:
         CheckpointError: a weight is missing, there are too few layers, or it is no model that FLUX.2 reads.
@@ -89,6 +95,8 @@ def load_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtype)
     if layers > needed:
         # The last hidden state is normed; the one after layer 30 of 40, or 27 of 36, is not.
         language_model.norm = nn.Identity()
+    if not (to_be_quantised and family_of(config) is QWEN):
+        language_model.to(dtype)
     return language_model.to(device).requires_grad_(False).eval()
 
 

@@ -7,6 +7,7 @@ directly in the latents' dtype and adds the step in that dtype, where diffusers'
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,43 @@ from torch import Tensor
 
 # Latents (batch, tokens, channels) and timesteps (batch,) in 0..1 to the predicted velocity, shaped as the latents.
 Velocity = Callable[[Tensor, Tensor], Tensor]
+
+#: Called with (steps done, steps) after each step; what it raises ends the denoising.
+OnStep = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Call:
+    """The inputs of one pass through a transformer.
+
+    Attributes:
+        latents: (batch, tokens, channels).
+        timestep: (batch,), 0 to 1, in the latents' dtype.
+        prompt_embeds: (batch, text tokens, width).
+        img_ids: (batch, tokens, 4) or (tokens, 4), as is `txt_ids` for the text tokens.
+        guidance: (batch,); models without an embedder for it ignore it.
+    """
+
+    latents: Tensor
+    timestep: Tensor
+    prompt_embeds: Tensor
+    img_ids: Tensor
+    txt_ids: Tensor
+    guidance: Tensor
+
+
+def predict(transformer: Any, call: Call) -> Tensor:
+    """Run diffusers' transformer once; returns the velocity, shaped as the latents."""
+    prediction: Tensor = transformer(
+        hidden_states=call.latents,
+        encoder_hidden_states=call.prompt_embeds,
+        timestep=call.timestep,  # the model multiplies by 1000, in the latents' dtype
+        img_ids=call.img_ids,
+        txt_ids=call.txt_ids,
+        guidance=call.guidance,
+        return_dict=False,
+    )[0]
+    return prediction
 
 
 def distilled_velocity(
@@ -29,16 +67,8 @@ def distilled_velocity(
     """
 
     def velocity(latents: Tensor, timestep: Tensor) -> Tensor:
-        prediction: Tensor = transformer(
-            hidden_states=latents,
-            encoder_hidden_states=prompt_embeds,
-            timestep=timestep,  # the model multiplies by 1000, in the latents' dtype
-            img_ids=img_ids,
-            txt_ids=txt_ids,
-            guidance=torch.full_like(timestep, guidance_scale),
-            return_dict=False,
-        )[0]
-        return prediction
+        guidance = torch.full_like(timestep, guidance_scale)
+        return predict(transformer, Call(latents, timestep, prompt_embeds, img_ids, txt_ids, guidance))
 
     return velocity
 
@@ -60,14 +90,11 @@ def guided_velocity(conditional: Velocity, unconditional: Velocity, *, guidance_
     return velocity
 
 
-def denoise(
-    velocity: Velocity, latents: Tensor, sigmas: Sequence[float], *, on_step: Callable[[int, int], None]
-) -> Tensor:
+def denoise(velocity: Velocity, latents: Tensor, sigmas: Sequence[float], *, on_step: OnStep) -> Tensor:
     """Follow the velocity from noise to an image by Euler's method.
 
     Args:
         latents: (batch, tokens, channels), noise at ``sigmas[0]``.
-        on_step: called with (steps done, steps) after each; what it raises ends the loop.
 
     Source:
         denoise in https://github.com/black-forest-labs/flux2/blob/main/src/flux2/sampling.py

@@ -17,11 +17,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from shared.errors import CheckpointError
+from worker.engines.checkout import Toolkit
+from worker.engines.toolkit import AiToolkit, fill
 from worker.pipeline.cache import WarmPipeline
 from worker.pipeline.components import DTYPES
-from worker.sampling.decode import decode
-from worker.toolkit import Toolkit
 from worker.verify.checks import forward
 from worker.verify.compare import Measure, equal
 from worker.verify.golden import Case, Goldens, given_embeds, sidecar
@@ -41,13 +40,17 @@ class Beside:
         with torch.no_grad():
             return list(_CHECKS[case.type](case, self))
 
-    def transformer(self, model: str, dtype: str) -> Any:
+    def theirs(self, model: str, dtype: str) -> AiToolkit:
+        """Return AI Toolkit's engine over modules of its own."""
+        return AiToolkit(self.toolkit, self._transformer(model, dtype), self._autoencoder(dtype))
+
+    def _transformer(self, model: str, dtype: str) -> Any:
         """Return AI Toolkit's transformer with the goldens' weights."""
         weights = self.product.goldens.transformer(model)
         params = self.toolkit.transformer_params(**_stated(weights))
         return self._loaded(self.toolkit.transformer(params), load_file(weights), dtype)
 
-    def autoencoder(self, dtype: str) -> Any:
+    def _autoencoder(self, dtype: str) -> Any:
         """Return AI Toolkit's autoencoder with the goldens' weights."""
         weights, toolkit = self.product.goldens.autoencoder(), self.toolkit
         stated = _stated(weights)
@@ -55,40 +58,8 @@ class Beside:
         return self._loaded(toolkit.autoencoder(params(**stated)), load_file(weights), dtype)
 
     def _loaded(self, module: nn.Module, state: Mapping[str, Tensor], dtype: str) -> nn.Module:
-        try:
-            missing, unexpected = module.load_state_dict(state, strict=False)
-        except RuntimeError as error:
-            raise CheckpointError(f"AI Toolkit's {type(module).__name__}: {error}") from error
-        absent = [name for name in missing if name != "bn.num_batches_tracked"]  # a counter of training
-        if absent or unexpected:
-            raise CheckpointError(f"AI Toolkit's {type(module).__name__} lacks {absent} or does not know {unexpected}")
-        return module.to(self.product.device, DTYPES[dtype]).requires_grad_(False).eval()
-
-    def latents(self, transformer: Any, run: Mapping[str, Any], dtype: str, **given: Tensor | None) -> Tensor:
-        """Run AI Toolkit's pipeline to its latents; `given` are its own arguments."""
-        pipeline = self.toolkit.pipeline(
-            scheduler=None,
-            vae=None,
-            text_encoder=None,
-            tokenizer=None,
-            transformer=transformer,
-            is_guidance_distilled=transformer.use_guidance_embed,
-        )
-        pipeline.set_progress_bar_config(disable=True)
-        tensors = {
-            name: tensor.to(self.product.device, DTYPES[dtype]) for name, tensor in given.items() if tensor is not None
-        }
-        output: Tensor = pipeline(
-            height=run["height"],
-            width=run["width"],
-            num_inference_steps=run["num_inference_steps"],
-            guidance_scale=run["guidance_scale"],
-            generator=torch.Generator("cpu").manual_seed(run["seed"]),
-            output_type="latent",
-            return_dict=False,
-            **tensors,
-        )[0]
-        return output
+        fill(module, state)
+        return module.to(self.product.device, DTYPES[dtype])
 
 
 def cases(goldens: Goldens, *, only: CaseType | None, dtype: Precision | None) -> list[Case]:
@@ -107,46 +78,40 @@ def cases(goldens: Goldens, *, only: CaseType | None, dtype: Precision | None) -
 
 def _forward(case: Case, beside: Beside) -> Iterator[Measure]:
     model, golden = case.entry["model"], beside.product.goldens.tensors(case.entry["file"])
-    ours = forward(beside.product.components(model, case.dtype), golden)
-    device, dtype = beside.product.device, DTYPES[case.dtype]
-    floats = {name: golden[name].to(device, dtype) for name in ("x", "ctx", "timesteps", "guidance")}
-    ids = {name: golden[name].to(device) for name in ("x_ids", "ctx_ids")}
-    yield equal("pred", ours, beside.transformer(model, case.dtype)(**floats, **ids))
+    components = beside.product.components(model, case.dtype)
+    ours, theirs = beside.product.engine(components), beside.theirs(model, case.dtype)
+    yield equal("pred", forward(ours, components, golden), forward(theirs, components, golden))
 
 
 def _sampling(case: Case, beside: Beside) -> Iterator[Measure]:
     entry, golden = case.entry, beside.product.goldens.tensors(case.entry["file"])
     components = beside.product.components(entry["model"], case.dtype)
-    embeds, start = golden["prompt_embeds"], golden["initial_latents"]
-    # One image is drawn by either side for itself. AI Toolkit draws a batch with one generator, the product never does.
-    given = start if len(start) > 1 else None
-    negative = golden.get("negative_prompt_embeds") if entry["true_cfg"] else None
-    ours = sample(components, entry, embeds, negative_prompt_embeds=negative, start=given)
-    theirs = beside.latents(
-        beside.transformer(entry["model"], case.dtype),
-        entry,
-        case.dtype,
-        prompt_embeds=embeds,
-        negative_prompt_embeds=negative,
-        latents=given,
-    )
-    yield equal("latents", ours, theirs)
-    autoencoder = beside.autoencoder(case.dtype)
-    yield equal("decoded", decode(components.autoencoder, ours), autoencoder.decode(theirs).float())
+    given: dict[str, Any] = {
+        "prompt_embeds": golden["prompt_embeds"],
+        "negative_prompt_embeds": golden.get("negative_prompt_embeds") if entry["true_cfg"] else None,
+        # AI Toolkit draws a batch with one generator, the product never does.
+        "start": golden["initial_latents"] if len(golden["initial_latents"]) > 1 else None,
+    }
+    ours, theirs = beside.product.engine(components), beside.theirs(entry["model"], case.dtype)
+    latents = sample(ours, components, entry, **given)
+    yield equal("latents", latents, sample(theirs, components, entry, **given))
+    yield equal("decoded", ours.decode(latents), theirs.decode(latents))
 
 
 def _adapter(case: Case, beside: Beside) -> Iterator[Measure]:
     entry, run, goldens = case.entry, case.entry["run"], beside.product.goldens
     path = goldens.folder / entry["file"]
     components = beside.product.own(run["model"], case.dtype, adapter=path)
-    transformer = beside.transformer(run["model"], case.dtype)
-    warm = WarmPipeline(components)
-    embeds = given_embeds(goldens, run)
+    ours, theirs = beside.product.engine(components), beside.theirs(run["model"], case.dtype)
+    warm, embeds = WarmPipeline(components), given_embeds(goldens, run)
     for multiplier in entry["multipliers"]:
         warm.use([(adapter_ref(path, multiplier), path)])
-        transformer.load_state_dict(bfl_weights(components.transformer))
-        theirs = beside.latents(transformer, run, case.dtype, **embeds)
-        yield equal(f"latents_m{multiplier}", sample(components, run, **embeds), theirs)
+        fill(theirs.transformer, bfl_weights(components.transformer))
+        yield equal(
+            f"latents_m{multiplier}",
+            sample(ours, components, run, **embeds),
+            sample(theirs, components, run, **embeds),
+        )
 
 
 def _stated(weights: Path) -> dict[str, Any]:

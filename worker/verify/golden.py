@@ -6,7 +6,7 @@ The format is tests/goldens/README.md. Widths, depths, sizes, seeds, ranks and p
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,13 @@ class Goldens:
         if not isinstance(self.manifest.get("cases"), list):
             raise GoldensError(f"{folder / 'manifest.json'}: no list of cases")
 
-    def cases(self, *, only: CaseType | None, dtype: Precision | None) -> list[Case]:
+    def cases(
+        self, *, only: CaseType | None, dtype: Precision | None, types: Collection[CaseType] = tuple(CaseType)
+    ) -> list[Case]:
         """Return the cases of a type and precision, those without a precision included.
+
+        Args:
+            types: what can be asked for.
 
         Raises:
             GoldensError: there is none, or the manifest has a type that is not known.
@@ -49,7 +54,7 @@ class Goldens:
         found = [
             case
             for case in sorted(self._all(), key=lambda case: list(CaseType).index(case.type))
-            if only in (None, case.type) and (dtype is None or case.dtype in ("-", dtype))
+            if case.type in types and only in (None, case.type) and (dtype is None or case.dtype in ("-", dtype))
         ]
         if not found:
             raise GoldensError(f"{self.folder}: no case of type {only or 'any'} and precision {dtype or 'any'}")

@@ -36,6 +36,14 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
+class Verified(StrEnum):
+    """Whose code the cases run: the two engines of jobs, or diffusers' own pipelines, to see how far off those are."""
+
+    EXACT = "exact"
+    TOOLKIT = "ai-toolkit"
+    DIFFUSERS = "diffusers"
+
+
 class GoldensError(Flux2Error):
     """The folder is not one of goldens, or nothing in it was asked for; raised before any case runs."""
 

@@ -20,18 +20,30 @@ from torch import Tensor, nn
 from shared.adapters.identity import sha256_of
 from shared.catalog import MODELS
 from shared.job import AdapterRef
+from worker.engines.checkout import Toolkit
+from worker.engines.engine import Engine, Run
+from worker.engines.exact import Exact
+from worker.engines.toolkit import over
 from worker.pipeline.architecture import ROPE_AXES, ROPE_THETA
-from worker.pipeline.bfl import layer_shapes, transformer_origins
+from worker.pipeline.bfl import layer_shapes, tensor_parts, transformer_origins
 from worker.pipeline.components import DTYPES, Components
 from worker.pipeline.load import load_autoencoder, load_transformer
 from worker.pipeline.source import ModuleFiles
-from worker.sampling.latents import image_ids, noise, pack, text_ids, unpack
-from worker.sampling.sampler import Velocity, denoise, distilled_velocity, guided_velocity
+from worker.sampling.latents import noise
 from worker.sampling.sigmas import sigmas
 from worker.verify.golden import Goldens, sidecar
+from worker.verify.outcome import Verified
+from worker.verify.stock import Stock
 
 # Ids in the catalogue of the models that the goldens name by family.
 MODEL_IDS = {"dev": "flux2", "klein": "flux2_klein_4b"}
+
+# What each engine's transformer calls the timestep and the latents.
+_WORDS = {
+    Verified.EXACT: ("timestep", "hidden_states"),
+    Verified.TOOLKIT: ("timesteps", "x"),
+    Verified.DIFFUSERS: ("timestep", "hidden_states"),
+}
 
 
 @dataclass
@@ -44,11 +56,25 @@ class Calls:
 
 
 class Product:
-    """The goldens' models, loaded on `device` once for each precision."""
+    """The goldens' models, loaded on `device` once for each precision.
 
-    def __init__(self, goldens: Goldens, device: torch.device) -> None:
+    Args:
+        verified: the engine that runs over those models.
+        toolkit: AI Toolkit's classes, if it is its engine.
+    """
+
+    def __init__(
+        self,
+        goldens: Goldens,
+        device: torch.device,
+        *,
+        verified: Verified = Verified.EXACT,
+        toolkit: Toolkit | None = None,
+    ) -> None:
         self.goldens = goldens
         self.device = device
+        self.verified = verified
+        self.toolkit = toolkit
         self._shared: dict[tuple[str, str], Components] = {}
 
     def components(self, model: str, dtype: str) -> Components:
@@ -67,6 +93,18 @@ class Product:
         named = _trained_on(adapter) if adapter else None
         id_ = named if named in MODELS and model in named else shared.model
         return replace(shared, transformer=self._transformer(model, dtype), model=id_)
+
+    def engine(self, components: Components) -> Engine:
+        """Return the engine that is verified, over these components."""
+        if self.verified is Verified.DIFFUSERS:
+            return Stock(components)
+        return Exact(components) if self.toolkit is None else over(components, self.toolkit)
+
+    def schedule(self, steps: int, image_tokens: int) -> list[float]:
+        """Return the noise levels that this project's engine, or AI Toolkit's, samples at."""
+        schedule = sigmas if self.toolkit is None else self.toolkit.get_schedule
+        levels: list[float] = schedule(steps, image_tokens)
+        return levels
 
     def as_stated(self, components: Components, model: str) -> Components:
         """Return components that were loaded from shapes with the transformer that the goldens' sidecar states."""
@@ -151,6 +189,7 @@ def starting_noise(components: Components, run: Mapping[str, Any], *, dtype: tor
 
 @torch.no_grad()
 def sample(
+    engine: Engine,
     components: Components,
     run: Mapping[str, Any],
     prompt_embeds: Tensor,
@@ -165,38 +204,27 @@ def sample(
         negative_prompt_embeds: what true classifier-free guidance leads away from; None for one pass a step.
     """
     start = starting_noise(components, run, dtype=components.dtype) if start is None else start
-    rows, columns = start.shape[2:]
-    guidance_scale = run["guidance_scale"]
-    velocity = _velocity(components, prompt_embeds, rows, columns, guidance_scale)
-    if negative_prompt_embeds is not None:
-        away = _velocity(components, negative_prompt_embeds, rows, columns, guidance_scale)
-        velocity = guided_velocity(velocity, away, guidance_scale=guidance_scale)
-    schedule = sigmas(run["num_inference_steps"], rows * columns)
-    tokens = pack(start.to(components.device, components.dtype))
-    return unpack(denoise(velocity, tokens, schedule, on_step=lambda *_: None), rows=rows, columns=columns)
-
-
-def _velocity(components: Components, embeds: Tensor, rows: int, columns: int, guidance_scale: float) -> Velocity:
-    return distilled_velocity(
-        components.transformer,
-        prompt_embeds=embeds.to(components.device, components.dtype),
-        img_ids=image_ids(rows, columns).to(components.device),
-        txt_ids=text_ids(embeds.shape[1]).to(components.device),
-        guidance_scale=guidance_scale,
+    latents, prompt, negative = (
+        None if tensor is None else tensor.to(components.device, components.dtype)
+        for tensor in (start, prompt_embeds, negative_prompt_embeds)
     )
+    assert latents is not None
+    assert prompt is not None
+    given = Run(run["num_inference_steps"], run["guidance_scale"], prompt, negative)
+    return engine.denoise(latents, given, on_step=lambda *_: None)
 
 
 @contextmanager
-def recorded(transformer: nn.Module) -> Iterator[Calls]:
-    """Record each call of a transformer."""
-    calls = Calls()
+def recorded(engine: Engine) -> Iterator[Calls]:
+    """Record each call of an engine's transformer."""
+    calls, (timestep, latents) = Calls(), _WORDS[Verified(engine.name)]
 
     def record(_: nn.Module, __: Any, given: dict[str, Any], gave: Any) -> None:
-        calls.timesteps.append(given["timestep"])
-        calls.inputs.append(given["hidden_states"])
-        calls.outputs.append(gave[0])
+        calls.timesteps.append(given[timestep])
+        calls.inputs.append(given[latents])
+        calls.outputs.append(gave[0] if isinstance(gave, tuple) else gave)
 
-    handle = transformer.register_forward_hook(record, with_kwargs=True)
+    handle = engine.transformer.register_forward_hook(record, with_kwargs=True)
     try:
         yield calls
     finally:
@@ -205,8 +233,5 @@ def recorded(transformer: nn.Module) -> Iterator[Calls]:
 
 def bfl_weights(transformer: nn.Module) -> dict[str, Tensor]:
     """Return copies of a transformer's weights under BFL's names, put together from diffusers' parts."""
-    state, pieces = transformer.state_dict(), dict[str, dict[int, Tensor]]()
-    for name, origin in transformer_origins(transformer).items():
-        parts = state[name].chunk(len(origin.parts))
-        pieces.setdefault(origin.tensor, {}).update(zip(origin.parts, parts, strict=True))
-    return {name: torch.cat([found[part] for part in sorted(found)]) for name, found in pieces.items()}
+    parts = tensor_parts(transformer, transformer_origins(transformer))
+    return {name: torch.cat(tensors) for name, tensors in parts.items()}

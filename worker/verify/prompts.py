@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from shared.catalog import MODELS
+from shared.job import Engine as EngineName
 from shared.job import ItemSpec
 from shared.settings import ModelSettings
 from worker.pipeline.components import DTYPES
@@ -57,9 +58,11 @@ def check_e2e(case: Case, product: Product) -> Iterator[Measure]:
     guided = not components.distilled and entry["guidance_scale"] > 1
     negative = encoder.encode(entry.get("negative_prompt", "")) if guided else None
     yield from measure("prompt_embeds", embeds, golden[f"prompt_embeds_{dtype}"], {})
-    latents = sample(components, entry, embeds, negative_prompt_embeds=negative)
+    latents = sample(product.engine(components), components, entry, embeds, negative_prompt_embeds=negative)
     yield from measure("latents", latents, golden[f"latents_{dtype}"], entry["tolerance"][f"latents_{dtype}"])
-    rendered = Renderer(components, prompt_cache=1).render(_item(entry), [], on_progress=lambda _: None)
+    renderer = Renderer(components, prompt_cache=1, toolkit=product.toolkit)
+    # The last one offered is the one verified.
+    rendered = renderer.render(_item(entry, engine=renderer.engines[-1]), [], on_progress=lambda _: None)
     image = torch.from_numpy(np.array(rendered.image))
     yield from measure("image_u8", image, golden[f"image_u8_{dtype}"], entry["tolerance"].get(f"image_u8_{dtype}", {}))
 
@@ -78,7 +81,7 @@ def checkpoint(product: Product, entry: Mapping[str, Any]) -> Iterator[ModelSett
         yield ModelSettings(id=model.id, path=str(folder), text_encoder=str(text_encoder))
 
 
-def _item(entry: Mapping[str, Any]) -> ItemSpec:
+def _item(entry: Mapping[str, Any], *, engine: EngineName) -> ItemSpec:
     return ItemSpec(
         model=MODEL_IDS[entry["model"]],
         prompt=entry["prompt"],
@@ -92,4 +95,5 @@ def _item(entry: Mapping[str, Any]) -> ItemSpec:
         guidance_scale=entry["guidance_scale"],
         adapters=(),
         output_format="png",
+        engine=engine,
     )

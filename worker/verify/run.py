@@ -14,15 +14,18 @@ from safetensors import SafetensorError
 
 from shared.errors import Flux2Error
 from worker.device import pick_device
-from worker.toolkit import load_toolkit
+from worker.engines.checkout import load_toolkit
 from worker.verify import beside, checks
 from worker.verify.compare import Measure, outcome
 from worker.verify.golden import Case, Goldens
-from worker.verify.outcome import CaseType, Outcome, Precision
+from worker.verify.outcome import CaseType, Outcome, Precision, Verified
 from worker.verify.product import Product
 
 # What a product that is wrong, or a golden that is damaged, may raise.
 _FAILURES = (Flux2Error, SafetensorError, OSError, LookupError, ArithmeticError, ValueError, RuntimeError)
+
+
+_OF_STOCK = (CaseType.FORWARD, CaseType.SAMPLING)
 
 
 @dataclass(frozen=True)
@@ -41,24 +44,39 @@ class Verification:
 
 
 def start(
-    folder: Path, *, only: CaseType | None, dtype: Precision | None, device: str, toolkit: Path | None
+    folder: Path,
+    *,
+    only: CaseType | None,
+    dtype: Precision | None,
+    device: str,
+    verified: Verified = Verified.EXACT,
+    against_toolkit: bool = False,
+    toolkit: Path | None = None,
 ) -> Verification:
-    """Choose the cases of a folder, to be held to its numbers, or to AI Toolkit's classes where `toolkit` is given.
+    """Choose the cases of a folder, to be held to its numbers, or to AI Toolkit's classes run here.
+
+    Args:
+        verified: whose code is held to them; diffusers' pipelines run no other types than forward and sampling.
+        toolkit: checkout of AI Toolkit, where either side is that.
 
     Raises:
         GoldensError: it is no folder of goldens, or has no such case.
         CheckpointError: there is no such device, or no checkout of AI Toolkit at `toolkit`.
     """
-    product = Product(Goldens(folder), pick_device(device))
+    classes = load_toolkit(toolkit) if toolkit else None
+    own = classes if verified is Verified.TOOLKIT else None
+    product = Product(Goldens(folder), pick_device(device), verified=verified, toolkit=own)
     about = _about(product)
-    if toolkit is None:
-        chosen = product.goldens.cases(only=only, dtype=dtype)
-        outcomes = run(chosen, lambda case: checks.check(case, product))
-    else:
-        both = beside.Beside(product, load_toolkit(toolkit))
+    if against_toolkit:
+        assert classes is not None
+        both = beside.Beside(product, classes)
         chosen = beside.cases(product.goldens, only=only, dtype=dtype)
         outcomes = run(chosen, both.check)
         about["against"] = f"AI Toolkit's classes in {toolkit}, run here"
+    else:
+        types = _OF_STOCK if verified is Verified.DIFFUSERS else tuple(CaseType)
+        chosen = product.goldens.cases(only=only, dtype=dtype, types=types)
+        outcomes = run(chosen, lambda case: checks.check(case, product))
     widths = max(len(case.type) for case in chosen), max(len(case.name) for case in chosen)
     return Verification(about, widths, outcomes)
 
@@ -80,6 +98,7 @@ def _about(product: Product) -> dict[str, str]:
     goldens = product.goldens
     return {
         "goldens": str(goldens.folder),
+        "engine": product.verified.value,
         "made_with": f"{goldens.manifest.get('source')} {goldens.manifest.get('commit')}, "
         f"torch {goldens.manifest.get('torch')} on {goldens.manifest.get('device')}",
         "here": f"torch {torch.__version__}, diffusers {diffusers.__version__}, "

@@ -1,9 +1,9 @@
 -- Store a job with its items and queue them, in one durable step.
--- ARGV: 2 job id, 3 model, 4 tenant, 5 priority 0..9, 6 job record JSON, 7 idempotency key or '', 8 body hash,
---       9 idempotency ttl s, 10 cap of queued items, 11 JSON list of {spec, adapter_key}
+-- ARGV: 2 job id, 3 pool, 4 tenant, 5 priority 0..9, 6 job record JSON, 7 idempotency key or '', 8 body hash,
+--       9 idempotency ttl s, 10 cap of queued items, 11 JSON list of {spec, adapter_key}, 12 model
 -- Returns {'accepted'|'replayed', id, accepted ms, job record JSON} | {'conflict', id} | {'full', queued}
 local now = now_ms()
-local job, model, tenant, priority = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local job, pool, tenant, priority = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local items = cjson.decode(ARGV[11])
 
 local function answer(outcome, id)
@@ -24,18 +24,18 @@ if ARGV[7] ~= '' then
 end
 if redis.call('EXISTS', job_key(job)) == 1 then return answer('accepted', job) end
 
-local queued = redis.call('ZCARD', P .. 'pending:' .. model)
+local queued = redis.call('ZCARD', P .. 'pending:' .. pool)
 if queued + #items > tonumber(ARGV[10]) then return {'full', tostring(queued)} end
 
 for index, item in ipairs(items) do
   local id = job .. ':' .. (index - 1)
   local seq = redis.call('INCR', P .. 'seq')
   local lane = priority .. '|' .. tenant .. '|' .. item.adapter_key
-  redis.call('HSET', item_key(id), 'job', job, 'index', index - 1, 'model', model, 'tenant', tenant, 'lane', lane,
+  redis.call('HSET', item_key(id), 'job', job, 'index', index - 1, 'pool', pool, 'tenant', tenant, 'lane', lane,
     'seq', seq, 'state', 'queued', 'fence', 0, 'attempt', 0, 'commits', 0, 'accepted_ms', now, 'queued_ms', now, 'spec', item.spec)
-  enqueue(id, model, lane, seq)
+  enqueue(id, pool, lane, seq)
 end
-redis.call('HSET', job_key(job), 'state', 'queued', 'cancel', 0, 'model', model, 'tenant', tenant,
+redis.call('HSET', job_key(job), 'state', 'queued', 'cancel', 0, 'model', ARGV[12], 'pool', pool, 'tenant', tenant,
   'priority', priority, 'record', ARGV[6], 'items', #items, 'queued', #items, 'running', 0, 'succeeded', 0,
   'failed', 0, 'canceled', 0, 'accepted_ms', now)
 redis.call('ZADD', P .. 'jobs', redis.call('GET', P .. 'seq'), job)

@@ -4,7 +4,7 @@
 local now = now_ms()
 local job = ARGV[2]
 local key = job_key(job)
-local f = fields(key, 'model', 'items', 'finished_ms')
+local f = fields(key, 'pool', 'items', 'finished_ms')
 if not f[1] then return 0 end
 if f[3] then return 1 end
 redis.call('HSET', key, 'cancel', 1)

@@ -1,12 +1,12 @@
 -- Pick the best queued item for one slot, raise its fence and start its lease.
--- Order: an item that waited past the bound; then priority; then the tenant with fewest running items, longest
--- unserved; then the adapter this slot has warm; then the oldest adapter that no other slot has warm; then the oldest.
--- ARGV: 2 model, 3 slot, 4 boot, 5 adapter key warm in this slot, 6 ttl ms, 7 wait bound ms, 8 slot ttl ms,
---       9 nonce of this call, so that repeating it after a lost reply gives the same item
+-- Order: an item that waited past the bound; then priority; then, in its pool, the tenant with fewest running items,
+-- longest unserved; then the adapter this slot has warm; then the oldest adapter that no other slot has warm; then the
+-- oldest.
+-- ARGV: 2 JSON list of the pools this slot serves, 3 slot, 4 boot, 5 adapter key warm in this slot, 6 ttl ms,
+--       7 wait bound ms, 8 slot ttl ms, 9 nonce of this call, so that repeating it after a lost reply gives the same item
 -- Returns {item id, fence, attempt, spec JSON, queued ms, now} or nil
 local now = now_ms()
-local model, slot, warm = ARGV[2], ARGV[3], ARGV[5]
-local pending = P .. 'pending:' .. model
+local slot, warm = ARGV[3], ARGV[5]
 
 local function claimed(id)
   local f = fields(item_key(id), 'fence', 'attempt', 'spec', 'queued_ms')
@@ -24,30 +24,31 @@ local function warm_elsewhere()
   return keys
 end
 
--- The share whose turn it is, by priority, running items and time since it was last served.
-local function next_share()
+-- Is the first list of numbers before the second?
+local function before(one, other)
+  for i = 1, #one do
+    if one[i] ~= other[i] then return one[i] < other[i] end
+  end
+  return false
+end
+
+-- The share whose turn it is, by priority, running items and time since it was last served; and its priority.
+local function next_share(pool)
   local best, best_share
-  for _, share in ipairs(redis.call('HKEYS', P .. 'shares:' .. model)) do
+  for _, share in ipairs(redis.call('HKEYS', P .. 'shares:' .. pool)) do
     local priority, tenant = share:match('^(%d+)|(.*)$')
     local rank = {
       tonumber(priority),
-      tonumber(redis.call('HGET', P .. 'busy:' .. model, tenant) or 0),
-      tonumber(redis.call('HGET', P .. 'served:' .. model, tenant) or 0),
+      tonumber(redis.call('HGET', P .. 'busy:' .. pool, tenant) or 0),
+      tonumber(redis.call('HGET', P .. 'served:' .. pool, tenant) or 0),
     }
-    local earlier = not best
-    for i = 1, 3 do
-      if best and rank[i] ~= best[i] then
-        earlier = rank[i] < best[i]
-        break
-      end
-    end
-    if earlier then best, best_share = rank, share end
+    if not best or before(rank, best) then best, best_share = rank, share end
   end
-  return best_share
+  return best_share, best[1]
 end
 
-local function next_lane(share)
-  local lanes = lanes_key(model, share)
+local function next_lane(pool, share)
+  local lanes = lanes_key(pool, share)
   local mine = share .. '|' .. warm
   if redis.call('ZSCORE', lanes, mine) then return mine end
   local elsewhere = warm_elsewhere()
@@ -58,26 +59,40 @@ local function next_lane(share)
   return oldest[1]
 end
 
+-- The best item of one pool, and its rank among those of other pools: overdue, priority, accept order.
+local function candidate(pool)
+  local head = redis.call('ZRANGE', P .. 'pending:' .. pool, 0, 0, 'WITHSCORES')
+  if not head[1] then return nil end
+  if now - tonumber(redis.call('HGET', item_key(head[1]), 'accepted_ms')) > tonumber(ARGV[7]) then
+    return head[1], {0, 0, tonumber(head[2])}
+  end
+  local share, priority = next_share(pool)
+  local item = redis.call('ZRANGE', lane_key(pool, next_lane(pool, share)), 0, 0, 'WITHSCORES')
+  return item[1], {1, priority, tonumber(item[2])}
+end
+
 local function choose()
-  local head = redis.call('ZRANGE', pending, 0, 0)[1]
-  if not head then return nil end
-  if now - tonumber(redis.call('HGET', item_key(head), 'accepted_ms')) > tonumber(ARGV[7]) then return head end
-  return redis.call('ZRANGE', lane_key(model, next_lane(next_share())), 0, 0)[1]
+  local best, best_id, best_pool
+  for _, pool in ipairs(cjson.decode(ARGV[2])) do
+    local id, rank = candidate(pool)
+    if id and (not best or before(rank, best)) then best, best_id, best_pool = rank, id, pool end
+  end
+  return best_id, best_pool
 end
 
 for _, id in ipairs(redis.call('ZRANGE', P .. 'leases', 0, -1)) do
   if redis.call('HGET', item_key(id), 'nonce') == ARGV[9] then return claimed(id) end
 end
-local id = choose()
+local id, pool = choose()
 if not id then return nil end
 local key = item_key(id)
 local f = fields(key, 'job', 'tenant', 'lane')
-dequeue(id, model, f[3])
+dequeue(id, pool, f[3])
 redis.call('HINCRBY', key, 'fence', 1)
 redis.call('HINCRBY', key, 'attempt', 1)
 redis.call('HSET', key, 'slot', slot, 'boot', ARGV[4], 'nonce', ARGV[9], 'started_ms', now)
 redis.call('ZADD', P .. 'leases', now + tonumber(ARGV[6]), id)
-redis.call('HINCRBY', P .. 'busy:' .. model, f[2], 1)
-redis.call('HSET', P .. 'served:' .. model, f[2], now)
+redis.call('HINCRBY', P .. 'busy:' .. pool, f[2], 1)
+redis.call('HSET', P .. 'served:' .. pool, f[2], now)
 move(id, f[1], 'queued', 'running', now)
 return claimed(id)

@@ -4,7 +4,7 @@
 local now = now_ms()
 local id, fence, outcome = ARGV[2], ARGV[3], ARGV[4]
 local key = item_key(id)
-local f = fields(key, 'state', 'fence', 'job', 'model', 'tenant', 'started_ms')
+local f = fields(key, 'state', 'fence', 'job', 'pool', 'tenant', 'started_ms')
 if f[2] ~= fence then return 'stale' end
 if f[1] ~= 'running' then
   if f[1] == outcome then return 'replayed' end

@@ -15,42 +15,43 @@ local function fields(key, ...)
   return redis.call('HMGET', key, ...)
 end
 
+-- A pool is what one worker can be asked for: a model and an engine. Everything about waiting and pace goes by it.
 -- A lane holds the queued items of one share (priority and tenant) that want one adapter list. It is scored by its
 -- oldest item, so that choosing costs by the number of shares and slots, not by the number of lanes or items.
-local function lane_key(model, lane) return P .. 'lane:' .. model .. ':' .. lane end
-local function lanes_key(model, share) return P .. 'lanes:' .. model .. ':' .. share end
+local function lane_key(pool, lane) return P .. 'lane:' .. pool .. ':' .. lane end
+local function lanes_key(pool, share) return P .. 'lanes:' .. pool .. ':' .. share end
 local function share_of(lane) return lane:match('^%d+|[^|]*') end
 
-local function rescore(model, lane)
-  local head = redis.call('ZRANGE', lane_key(model, lane), 0, 0, 'WITHSCORES')
+local function rescore(pool, lane)
+  local head = redis.call('ZRANGE', lane_key(pool, lane), 0, 0, 'WITHSCORES')
   if head[1] then
-    redis.call('ZADD', lanes_key(model, share_of(lane)), head[2], lane)
+    redis.call('ZADD', lanes_key(pool, share_of(lane)), head[2], lane)
   else
-    redis.call('ZREM', lanes_key(model, share_of(lane)), lane)
+    redis.call('ZREM', lanes_key(pool, share_of(lane)), lane)
   end
 end
 
 -- Queue an item at its accept order, so that one which comes back goes to the head.
-local function enqueue(id, model, lane, seq)
-  redis.call('ZADD', P .. 'pending:' .. model, seq, id)
-  redis.call('ZADD', lane_key(model, lane), seq, id)
-  redis.call('HINCRBY', P .. 'shares:' .. model, share_of(lane), 1)
-  rescore(model, lane)
+local function enqueue(id, pool, lane, seq)
+  redis.call('ZADD', P .. 'pending:' .. pool, seq, id)
+  redis.call('ZADD', lane_key(pool, lane), seq, id)
+  redis.call('HINCRBY', P .. 'shares:' .. pool, share_of(lane), 1)
+  rescore(pool, lane)
 end
 
-local function dequeue(id, model, lane)
-  if redis.call('ZREM', P .. 'pending:' .. model, id) == 0 then return end
-  redis.call('ZREM', lane_key(model, lane), id)
-  if redis.call('HINCRBY', P .. 'shares:' .. model, share_of(lane), -1) == 0 then
-    redis.call('HDEL', P .. 'shares:' .. model, share_of(lane))
+local function dequeue(id, pool, lane)
+  if redis.call('ZREM', P .. 'pending:' .. pool, id) == 0 then return end
+  redis.call('ZREM', lane_key(pool, lane), id)
+  if redis.call('HINCRBY', P .. 'shares:' .. pool, share_of(lane), -1) == 0 then
+    redis.call('HDEL', P .. 'shares:' .. pool, share_of(lane))
   end
-  rescore(model, lane)
+  rescore(pool, lane)
 end
 
-local function end_lease(id, model, tenant)
+local function end_lease(id, pool, tenant)
   redis.call('ZREM', P .. 'leases', id)
-  if redis.call('HINCRBY', P .. 'busy:' .. model, tenant, -1) == 0 then
-    redis.call('HDEL', P .. 'busy:' .. model, tenant)
+  if redis.call('HINCRBY', P .. 'busy:' .. pool, tenant, -1) == 0 then
+    redis.call('HDEL', P .. 'busy:' .. pool, tenant)
   end
 end
 
@@ -75,31 +76,31 @@ local function move(id, job, from, to, now)
   redis.call('ZADD', P .. 'done', now, job)
 end
 
-local function end_item(id, job, model, tenant, to, now)
-  end_lease(id, model, tenant)
+local function end_item(id, job, pool, tenant, to, now)
+  end_lease(id, pool, tenant)
   redis.call('HINCRBY', item_key(id), 'commits', 1)
   move(id, job, 'running', to, now)
 end
 
 -- A running item goes back to the queue, or ends: canceled wins, then the attempt cap.
 local function give_back(id, now, max_attempts, error_json)
-  local f = fields(item_key(id), 'job', 'model', 'tenant', 'lane', 'seq', 'attempt')
-  local job, model, tenant = f[1], f[2], f[3]
+  local f = fields(item_key(id), 'job', 'pool', 'tenant', 'lane', 'seq', 'attempt')
+  local job, pool, tenant = f[1], f[2], f[3]
   if redis.call('HGET', job_key(job), 'cancel') == '1' then
-    end_item(id, job, model, tenant, 'canceled', now)
-    return 'canceled', model
+    end_item(id, job, pool, tenant, 'canceled', now)
+    return 'canceled', pool
   end
   if tonumber(f[6]) >= max_attempts then
     redis.call('HSET', item_key(id), 'error', error_json)
-    end_item(id, job, model, tenant, 'failed', now)
-    return 'failed', model
+    end_item(id, job, pool, tenant, 'failed', now)
+    return 'failed', pool
   end
-  end_lease(id, model, tenant)
+  end_lease(id, pool, tenant)
   redis.call('HDEL', item_key(id), 'progress', 'slot', 'boot', 'nonce')
   redis.call('HSET', item_key(id), 'queued_ms', now)
   move(id, job, 'running', 'queued', now)
-  enqueue(id, model, f[4], f[5])
-  return 'queued', model
+  enqueue(id, pool, f[4], f[5])
+  return 'queued', pool
 end
 
 -- Does this worker still own the item?

@@ -1,7 +1,7 @@
 -- Take expired leases back. A new Redis run id means that Redis was away: its workers could not renew, so every
 -- lease first gets a full ttl of grace.
 -- ARGV: 2 ttl ms, 3 max attempts, 4 error JSON of a lost worker
--- Returns JSON {requeued: {model: count}, ended: [item ids], grace: bool}
+-- Returns JSON {requeued: {pool: count}, ended: [item ids], grace: bool}
 local now = now_ms()
 local leases = P .. 'leases'
 local out = {requeued = {}, ended = {}, grace = false}
@@ -19,9 +19,9 @@ if known ~= run_id then
 end
 
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', '(' .. now, 'LIMIT', 0, 200)) do
-  local state, model = give_back(id, now, tonumber(ARGV[3]), ARGV[4])
+  local state, pool = give_back(id, now, tonumber(ARGV[3]), ARGV[4])
   if state == 'queued' then
-    out.requeued[model] = (out.requeued[model] or 0) + 1
+    out.requeued[pool] = (out.requeued[pool] or 0) + 1
   else
     out.ended[#out.ended + 1] = id
   end

@@ -1,0 +1,148 @@
+"""The engine `ai-toolkit` with AI Toolkit's own classes, from a checkout at AI_TOOLKIT_PATH."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from shared.errors import ItemCanceled
+from shared.job import AdapterRef, ItemSpec
+from shared.settings import ModelSettings
+from worker.commands import app
+from worker.engines.checkout import load_toolkit
+from worker.engines.toolkit import over
+from worker.pipeline.load import load_components
+from worker.render import Renderer
+from worker.verify.product import adapter_ref
+
+ROOT = os.environ.get("AI_TOOLKIT_PATH")  # read here: the tests' environment is emptied of it
+
+pytestmark = pytest.mark.skipif(not ROOT, reason="AI_TOOLKIT_PATH names no checkout of AI Toolkit")
+
+MODELS = {
+    "flux2": ("flux2_dev_tiny", "flux2-dev", "mistral_tiny", "mistral_processor_pad_left"),
+    "flux2_klein_4b": ("flux2_klein_tiny", "flux-2-klein-base-4b", "qwen3_tiny", "qwen3_tiny"),
+}
+
+
+@pytest.fixture(scope="module")
+def renderer(goldens, tmp_path_factory):
+    """A renderer of a model in a precision, with both engines; each loaded once."""
+    made = {}
+
+    def make(model, precision):
+        if (model, precision) not in made:
+            folder = tmp_path_factory.mktemp("checkpoint")
+            weights, name, encoder, processor = MODELS[model]
+            shutil.copy(goldens / f"weights/{weights}.safetensors", folder / f"{name}.safetensors")
+            shutil.copy(goldens / "weights/ae_tiny.safetensors", folder / "ae.safetensors")
+            for part in (encoder, processor):
+                shutil.copytree(goldens / "text" / part, folder / "text_encoder", dirs_exist_ok=True)
+            settings = ModelSettings(
+                id=model, path=str(folder), text_encoder=str(folder / "text_encoder"), precision=precision
+            )
+            components = load_components(settings, device=torch.device("cpu"), hf_token=None)
+            made[model, precision] = Renderer(components, prompt_cache=4, toolkit=load_toolkit(Path(ROOT)))
+        return made[model, precision]
+
+    return make
+
+
+def item(model="flux2", *, engine="ai-toolkit", adapters: tuple[AdapterRef, ...] = (), **changes):
+    values = {
+        "model": model,
+        "prompt": "a red fox jumps over a river",
+        "neg": "a cat",
+        "width": 80,
+        "height": 64,
+        "requested_width": 80,
+        "requested_height": 64,
+        "seed": 7,
+        "num_inference_steps": 3,
+        "guidance_scale": 3.0,
+        "adapters": adapters,
+        "output_format": "png",
+        "engine": engine,
+    }
+    return ItemSpec.model_validate(values | changes)
+
+
+def both(renderer, spec, paths=()):
+    """Render with either engine; return the pixels."""
+    return [
+        renderer.render(spec.model_copy(update={"engine": engine}), paths, on_progress=lambda _: None).image.tobytes()
+        for engine in ("exact", "ai-toolkit")
+    ]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", list(MODELS))
+def test_both_engines_give_the_same_pixels(renderer, model, precision):
+    used = renderer(model, precision)
+
+    exact, theirs = both(used, item(model))
+
+    assert used.engines == ("exact", "ai-toolkit")
+    assert exact == theirs
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_adapters_reach_both_engines_and_leave_both(renderer, goldens, precision):
+    used = renderer("flux2", precision)
+    base = both(used, item())
+    # One of them touches the layer whose halves lie in another order there.
+    for kind in ("lora_alllinear_bf16", "lokr_full_bf16", "dora_bf16", "lora_plus_diff_bf16"):
+        path = goldens / f"adapters/{kind}.safetensors"
+
+        exact, theirs = both(used, item(adapters=(adapter_ref(path, 0.7),)), [path])
+
+        assert exact == theirs
+        assert exact != base[0]
+    assert both(used, item()) == base
+
+
+def test_the_weights_are_held_once(renderer):
+    components = renderer("flux2", "bf16").warm.components
+
+    engine = over(components, load_toolkit(Path(ROOT)))
+
+    held = {tensor.untyped_storage().data_ptr() for tensor in components.transformer.state_dict().values()}
+    apart = [
+        name
+        for name, tensor in engine.transformer.state_dict().items()
+        if tensor.untyped_storage().data_ptr() not in held
+    ]
+    assert apart == ["final_layer.adaLN_modulation.1.weight"]
+
+
+def test_the_report_says_whose_code_ran(renderer):
+    rendered = renderer("flux2", "bf16").render(item(), [], on_progress=lambda _: None)
+
+    assert rendered.pipeline.engine == "ai-toolkit"
+    assert rendered.pipeline.versions.keys() == {"torch", "diffusers", "transformers", "ai-toolkit"}
+
+
+@pytest.mark.parametrize("model", list(MODELS))
+def test_progress_comes_out_and_a_cancel_goes_in(renderer, model):
+    used, seen = renderer(model, "fp32"), []
+
+    def cancel_at_two(progress):
+        seen.append((progress.stage, progress.step))
+        if seen[-1] == ("denoise", 2):
+            raise ItemCanceled("x:0: canceled by the caller")
+
+    with pytest.raises(ItemCanceled):
+        used.render(item(model), [], on_progress=cancel_at_two)
+
+    assert seen == [("adapter", 0), ("encode", 0), ("denoise", 0), ("denoise", 1), ("denoise", 2)]
+    assert len(set(both(used, item(model)))) == 1
+
+
+def test_the_goldens_are_met_by_ai_toolkits_engine(goldens):
+    done = CliRunner().invoke(app, ["verify", str(goldens), "--engine", "ai-toolkit", "--toolkit", ROOT])
+
+    assert done.exit_code == 0
+    assert done.stdout.splitlines()[-1] == "82 passed, 0 failed"

@@ -1,0 +1,168 @@
+"""AI Toolkit's own FLUX.2 classes, from a checkout that the user has; nothing of it is part of this project.
+
+Only the files that hold those classes are imported, by their place: the packages above them import every model family
+and dozens of packages. Where they name such a package, an empty one stands in for it while they are imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import transformers
+
+from shared.errors import CheckpointError
+
+_FLUX2 = Path("extensions_built_in/diffusion_models/flux2")
+# By file, in the order of their imports of each other: what is used of each.
+_CLASSES = {
+    _FLUX2 / "src/model.py": ("Flux2", "Flux2Params"),
+    _FLUX2 / "src/autoencoder.py": ("AutoEncoder", "AutoEncoderParams", "AutoEncoderSmallDecoderParams"),
+    _FLUX2 / "src/sampling.py": ("get_schedule",),
+    _FLUX2 / "src/pipeline.py": ("Flux2Pipeline",),
+    Path("toolkit/samplers/custom_flowmatch_sampler.py"): ("CustomFlowMatchEulerDiscreteScheduler",),
+}
+# Files of which a constant is read and nothing run.
+_MODEL = _FLUX2 / "flux2_model.py"
+_VERSION = Path("version.py")
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """What is used of a checkout, under its own names.
+
+    Attributes:
+        root: the checkout.
+        version: AI Toolkit's.
+        transformer: Flux2(Flux2Params); its weights have BFL's names.
+        autoencoder: AutoEncoder(AutoEncoderParams).
+        small_decoder_params: AutoEncoderSmallDecoderParams, whose decoder has a width of its own.
+        pipeline: Flux2Pipeline, the loop that previews run.
+        scheduler: CustomFlowMatchEulerDiscreteScheduler, which the pipeline is given though it asks it nothing.
+        scheduler_config: the scheduler's keyword arguments.
+    """
+
+    root: Path
+    version: str
+    transformer: Any
+    transformer_params: Any
+    autoencoder: Any
+    autoencoder_params: Any
+    small_decoder_params: Any
+    get_schedule: Any
+    pipeline: Any
+    scheduler: Any
+    scheduler_config: Mapping[str, Any]
+
+
+def load_toolkit(root: Path) -> Toolkit:
+    """Import AI Toolkit's classes from the checkout at `root`.
+
+    Raises:
+        CheckpointError: no checkout is there, it lacks a file or a class, or a package that it needs is not installed.
+    """
+    for file in (*_CLASSES, _MODEL, _VERSION):
+        if not (root / file).is_file():
+            raise CheckpointError(f"{root}: no checkout of AI Toolkit with FLUX.2: {file} is not there")
+    # pipeline.py imports these; resolved here, because transformers looks for torchvision meanwhile and remembers it.
+    _ = transformers.AutoProcessor, transformers.Mistral3ForConditionalGeneration
+    found = {name: used for file, names in _CLASSES.items() for name, used in _used(root.resolve(), file, names)}
+    return Toolkit(
+        root=root,
+        version=_constant(root / _VERSION, "VERSION"),
+        transformer=found["Flux2"],
+        transformer_params=found["Flux2Params"],
+        autoencoder=found["AutoEncoder"],
+        autoencoder_params=found["AutoEncoderParams"],
+        small_decoder_params=found["AutoEncoderSmallDecoderParams"],
+        get_schedule=found["get_schedule"],
+        pipeline=found["Flux2Pipeline"],
+        scheduler=found["CustomFlowMatchEulerDiscreteScheduler"],
+        scheduler_config=_constant(root / _MODEL, "scheduler_config"),
+    )
+
+
+def _used(root: Path, file: Path, names: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    module = _module(root, file)
+    for name in names:
+        if not hasattr(module, name):
+            raise _unknown_version(root / file, name)
+        yield name, getattr(module, name)
+
+
+def _module(root: Path, file: Path) -> ModuleType:
+    try:
+        with _torchvision_for(file), _stand_in("toolkit", root / "toolkit"):
+            return importlib.import_module(f"{_package(root / file.parent)}.{file.stem}")
+    except ImportError as error:
+        missing = f"install {error.name}" if error.name and not error.name.startswith(_PACKAGE) else str(error)
+        raise CheckpointError(f"{root}: {file.name} of AI Toolkit cannot be imported: {missing}") from error
+    except SyntaxError as error:
+        raise CheckpointError(f"{root}: {error.filename}:{error.lineno} is not Python: {error.msg}") from error
+
+
+_PACKAGE = "ai_toolkit_"
+
+
+def _package(folder: Path) -> str:
+    """Register an empty package over `folder`, so that the files' imports of each other work; return its name."""
+    name = f"{_PACKAGE}{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
+    if name not in sys.modules:
+        sys.modules[name] = _empty_package(name, folder)
+    return name
+
+
+def _empty_package(name: str, folder: Path | None) -> ModuleType:
+    package = ModuleType(name)
+    if folder is not None:
+        package.__path__ = [str(folder)]
+    return package
+
+
+def _torchvision_for(file: Path) -> Any:
+    """Stand in for torchvision, if it is not installed: `sampling.py` uses it for control images alone."""
+    installed = "torchvision" in sys.modules or importlib.util.find_spec("torchvision")
+    return nullcontext() if installed or file.name != "sampling.py" else _stand_in("torchvision", None)
+
+
+@contextmanager
+def _stand_in(name: str, folder: Path | None) -> Iterator[None]:
+    """Put an empty package in the place of one of that name, installed or not, for one import."""
+    aside = _take_out(name)
+    sys.modules[name] = _empty_package(name, folder)
+    try:
+        yield
+    finally:
+        _take_out(name)
+        sys.modules.update(aside)
+
+
+def _take_out(name: str) -> dict[str, ModuleType]:
+    """Remove a package and what lies in it from the imported modules; return them."""
+    inside = [module for module in sys.modules if module == name or module.startswith(f"{name}.")]
+    return {module: sys.modules.pop(module) for module in inside}
+
+
+def _constant(file: Path, name: str) -> Any:
+    """Read a literal that is assigned to `name` at the top of a file, without running it."""
+    try:
+        body = ast.parse(file.read_text(), file.name).body
+        for line in body:
+            if isinstance(line, ast.Assign) and any(isinstance(to, ast.Name) and to.id == name for to in line.targets):
+                return ast.literal_eval(line.value)
+    except (SyntaxError, ValueError) as error:
+        raise CheckpointError(f"{file}: {name} cannot be read: {error}") from error
+    raise _unknown_version(file, name)
+
+
+def _unknown_version(file: Path, name: str) -> CheckpointError:
+    return CheckpointError(f"{file} has no {name}; this is not a version of AI Toolkit known here")

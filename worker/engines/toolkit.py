@@ -1,0 +1,203 @@
+"""AI Toolkit's engine: its own transformer, autoencoder, pipeline and scheduler, over the weights of this project.
+
+No weight is loaded twice. Its modules are given the tensors that diffusers' modules already hold, so that what is
+merged into one is merged into the other; only the two halves of the last modulation lie in another order there and are
+copied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import diffusers
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+
+from shared.errors import CheckpointError
+from shared.job import Engine as EngineName
+from worker.engines.checkout import Toolkit
+from worker.engines.engine import Run
+from worker.pipeline.bfl import autoencoder_origins, joined, tensor_parts, transformer_origins
+from worker.pipeline.components import Components
+from worker.sampling.latents import PIXELS
+from worker.sampling.sampler import Call, OnStep
+
+# A counter of training, which some files leave out.
+_OPTIONAL = frozenset({"bn.num_batches_tracked"})
+
+
+class AiToolkit:
+    """Runs modules of AI Toolkit's classes.
+
+    Args:
+        transformer: a `Flux2`.
+        autoencoder: an `AutoEncoder`.
+        copies: tensors of the transformer that hold what others do, joined; brought up to date before each run.
+    """
+
+    name: ClassVar[EngineName] = "ai-toolkit"
+
+    def __init__(
+        self,
+        toolkit: Toolkit,
+        transformer: Any,
+        autoencoder: Any,
+        *,
+        copies: Sequence[tuple[Tensor, Sequence[Tensor]]] = (),
+    ) -> None:
+        self.transformer = transformer
+        self._copies = copies
+        self._pipeline = toolkit.pipeline(
+            scheduler=toolkit.scheduler(**toolkit.scheduler_config),
+            vae=autoencoder,
+            text_encoder=None,
+            tokenizer=None,
+            transformer=transformer,
+            is_guidance_distilled=transformer.use_guidance_embed,
+        )
+        self._pipeline.set_progress_bar_config(disable=True)
+        self.versions = {module.__name__: module.__version__ for module in (torch, diffusers, transformers)}
+        self.versions["ai-toolkit"] = toolkit.version
+
+    def predict(self, call: Call) -> Tensor:
+        self._refresh()
+        prediction: Tensor = self.transformer(
+            x=call.latents,
+            x_ids=call.img_ids,
+            timesteps=call.timestep,
+            ctx=call.prompt_embeds,
+            ctx_ids=call.txt_ids,
+            guidance=call.guidance,
+        )
+        return prediction
+
+    def denoise(self, noise: Tensor, run: Run, *, on_step: OnStep) -> Tensor:
+        self._refresh()
+        rows, columns = noise.shape[2:]
+        with self._told(run, on_step):
+            latents: Tensor = self._pipeline(
+                prompt_embeds=run.prompt_embeds,
+                negative_prompt_embeds=run.negative_prompt_embeds,
+                height=rows * PIXELS,
+                width=columns * PIXELS,
+                num_inference_steps=run.steps,
+                guidance_scale=run.guidance_scale,
+                latents=noise,
+                output_type="latent",
+                return_dict=False,
+            )[0]
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        autoencoder = self._pipeline.vae
+        decoded: Tensor = autoencoder.decode(latents.to(autoencoder.dtype)).float()
+        return decoded
+
+    def image(self, decoded: Tensor) -> Image.Image:
+        image: Image.Image = self._pipeline.image_processor.postprocess(decoded[None], output_type="pil")[0]
+        return image
+
+    def _refresh(self) -> None:
+        for copy, parts in self._copies:
+            torch.cat(list(parts), out=copy)
+
+    @contextmanager
+    def _told(self, run: Run, on_step: OnStep) -> Iterator[None]:
+        """Count the passes of the transformer, since the pipeline tells nobody; what `on_step` raises ends it."""
+        passes, done = 1 if run.negative_prompt_embeds is None else 2, 0
+
+        def count(*_: Any) -> None:
+            nonlocal done
+            done += 1
+            if done % passes == 0:
+                on_step(done // passes, run.steps)
+
+        handle = self.transformer.register_forward_hook(count)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def over(components: Components, toolkit: Toolkit) -> AiToolkit:
+    """Make AI Toolkit's engine over the weights of `components`.
+
+    Raises:
+        CheckpointError: its classes cannot hold them.
+    """
+    with torch.device("meta"):
+        transformer = toolkit.transformer(toolkit.transformer_params(**transformer_params(components.transformer)))
+        autoencoder = toolkit.autoencoder(_autoencoder_params(components.autoencoder, toolkit))
+    copies = _share(transformer, components.transformer, transformer_origins(components.transformer))
+    _share(autoencoder, components.autoencoder, autoencoder_origins(components.autoencoder))
+    return AiToolkit(toolkit, transformer, autoencoder, copies=copies)
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Make `state` the weights of one of AI Toolkit's modules, without a copy, and the module ready for inference.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown or of another shape.
+    """
+    try:
+        missing, unexpected = module.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"AI Toolkit's {type(module).__name__}: {error}") from error
+    absent = sorted(set(missing) - _OPTIONAL)
+    if absent or unexpected:
+        raise CheckpointError(f"AI Toolkit's {type(module).__name__} lacks {absent} or does not know {unexpected}")
+    module.requires_grad_(False).eval()
+
+
+def _share(theirs: nn.Module, ours: nn.Module, origins: Any) -> list[tuple[Tensor, Sequence[Tensor]]]:
+    """Give AI Toolkit's module the tensors of ours; return those that had to be copied, and what of."""
+    parts = tensor_parts(ours, origins)
+    state = {name: joined(tensors) for name, tensors in parts.items()}
+    shapes = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
+    for name, tensor in state.items():
+        if name in shapes and shapes[name] == (*tensor.shape, 1, 1):  # a 1x1 convolution that diffusers runs as linear
+            state[name] = tensor[:, :, None, None]
+    fill(theirs, state)
+    # Asked of the storage: a view of all parts begins where the first of them does.
+    return [
+        (state[name], tensors)
+        for name, tensors in parts.items()
+        if state[name].untyped_storage().data_ptr() != tensors[0].untyped_storage().data_ptr()
+    ]
+
+
+def transformer_params(transformer: Any) -> dict[str, Any]:
+    """Return a Flux2Transformer2DModel's sizes in AI Toolkit's words."""
+    config = transformer.config
+    return {
+        "in_channels": config.in_channels,
+        "context_in_dim": config.joint_attention_dim,
+        "hidden_size": config.num_attention_heads * config.attention_head_dim,
+        "num_heads": config.num_attention_heads,
+        "depth": config.num_layers,
+        "depth_single_blocks": config.num_single_layers,
+        "axes_dim": list(config.axes_dims_rope),
+        "theta": config.rope_theta,
+        "mlp_ratio": config.mlp_ratio,
+        "use_guidance_embed": config.guidance_embeds,
+    }
+
+
+def _autoencoder_params(autoencoder: Any, toolkit: Toolkit) -> Any:
+    config = autoencoder.config
+    widths, decoder_widths = config.block_out_channels, config.decoder_block_out_channels
+    stated = {
+        "in_channels": config.in_channels,
+        "out_ch": config.out_channels,
+        "ch": widths[0],
+        "ch_mult": [width // widths[0] for width in widths],
+        "num_res_blocks": config.layers_per_block,
+        "z_channels": config.latent_channels,
+    }
+    if decoder_widths is None:
+        return toolkit.autoencoder_params(**stated)
+    return toolkit.small_decoder_params(**stated, ch_encoder=decoder_widths[0])

@@ -1,0 +1,94 @@
+"""Diffusers' own FLUX.2 pipelines as an engine, to see how far a user without this project would be from AI Toolkit.
+
+Nothing of it serves a job: its modules lack the swaps of `worker.pipeline.exact`, its schedule depends on the number of
+steps, and its scheduler rounds elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import diffusers
+import torch
+from diffusers import (
+    AutoencoderKLFlux2,
+    FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Pipeline,
+    Flux2Transformer2DModel,
+)
+from PIL import Image
+from torch import Tensor
+
+from worker.engines.engine import Run
+from worker.pipeline.components import Components
+from worker.sampling import decode
+from worker.sampling.latents import PIXELS, unpack
+from worker.sampling.sampler import Call, OnStep, predict
+
+# scheduler/scheduler_config.json of black-forest-labs/FLUX.2-dev.
+_SCHEDULER = {
+    "base_image_seq_len": 256,
+    "base_shift": 0.5,
+    "max_image_seq_len": 4096,
+    "max_shift": 1.15,
+    "num_train_timesteps": 1000,
+    "shift": 3.0,
+    "use_dynamic_shifting": True,
+}
+
+
+class Stock:
+    """Runs diffusers' modules as they are, over the weights of `components`."""
+
+    name: ClassVar[str] = "diffusers"
+
+    def __init__(self, components: Components) -> None:
+        self.versions = {module.__name__: module.__version__ for module in (torch, diffusers)}
+        self.transformer = _as_made(Flux2Transformer2DModel, components.transformer)
+        self._autoencoder = _as_made(AutoencoderKLFlux2, components.autoencoder)
+        parts = {"vae": self._autoencoder, "transformer": self.transformer, "text_encoder": None, "tokenizer": None}
+        scheduler = FlowMatchEulerDiscreteScheduler(**_SCHEDULER)  # type: ignore[no-untyped-call]
+        kind: Any = Flux2Pipeline if components.distilled else Flux2KleinPipeline
+        self._pipeline = kind(scheduler=scheduler, **parts)
+        self._pipeline.set_progress_bar_config(disable=True)
+
+    def predict(self, call: Call) -> Tensor:
+        return predict(self.transformer, call)
+
+    def denoise(self, noise: Tensor, run: Run, *, on_step: OnStep) -> Tensor:
+        rows, columns = noise.shape[2:]
+        tokens: list[Tensor] = []
+
+        def keep(_: Any, step: int, __: Any, now: dict[str, Tensor]) -> dict[str, Tensor]:
+            tokens[:] = [now["latents"]]
+            on_step(step + 1, run.steps)
+            return {}
+
+        negative = {} if run.negative_prompt_embeds is None else {"negative_prompt_embeds": run.negative_prompt_embeds}
+        self._pipeline(
+            prompt_embeds=run.prompt_embeds,
+            **negative,
+            height=rows * PIXELS,
+            width=columns * PIXELS,
+            num_inference_steps=run.steps,
+            guidance_scale=run.guidance_scale,
+            latents=noise,
+            output_type="latent",
+            callback_on_step_end=keep,
+        )
+        return unpack(tokens[0], rows=rows, columns=columns)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return decode.decode(self._autoencoder, latents)
+
+    def image(self, decoded: Tensor) -> Image.Image:
+        return decode.to_image(decoded)
+
+
+def _as_made(kind: Any, module: Any) -> Any:
+    """Return a module of diffusers' class with the weights of one that has been changed to round as AI Toolkit's."""
+    with torch.device("meta"):
+        stock = kind.from_config(module.config)
+    stock.load_state_dict(module.state_dict(), assign=True)
+    return stock.requires_grad_(False).eval()
