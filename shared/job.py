@@ -19,6 +19,10 @@ Engine = Literal["exact", "ai-toolkit"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
+#: Whether adapters are folded into the weights, or run beside them as in previews that AI Toolkit does not merge.
+AdapterMode = Literal["merged", "live"]
+
+
 class State(StrEnum):
     """State of an item, and of a job as derived from its items."""
 
@@ -61,6 +65,7 @@ class ItemSpec(_Record):
         requested_width: as the caller wrote it.
         seed: resolved, 0 or more.
         neg: used by models with classifier-free guidance only.
+        adapter_mode: None is what the worker's precision allows: merged, or live on float8 weights.
     """
 
     model: str
@@ -76,6 +81,7 @@ class ItemSpec(_Record):
     adapters: tuple[AdapterRef, ...]
     output_format: ImageFormat
     engine: Engine = "exact"
+    adapter_mode: AdapterMode | None = None
 
     @property
     def pool(self) -> str:
@@ -85,7 +91,7 @@ class ItemSpec(_Record):
     @property
     def adapter_key(self) -> str:
         """What a worker must have merged for this item; equal keys need no change."""
-        return adapter_key((ref.sha256, ref.multiplier) for ref in self.adapters)
+        return adapter_key(self.adapters, self.adapter_mode)
 
 
 def pool(model: str, engine: Engine) -> str:
@@ -93,9 +99,10 @@ def pool(model: str, engine: Engine) -> str:
     return model if engine == "exact" else f"{model}+{engine}"
 
 
-def adapter_key(adapters: Iterable[tuple[str, float]]) -> str:
-    """Name an ordered list of (sha256, multiplier) pairs; the empty list is the base model."""
-    return ",".join(f"{sha256}@{multiplier!r}" for sha256, multiplier in adapters) or "base"
+def adapter_key(adapters: Iterable[AdapterRef], mode: AdapterMode | None = None) -> str:
+    """Name an ordered list of adapters, by sha256 and multiplier; the empty list is the base model."""
+    names = ",".join(f"{ref.sha256}@{ref.multiplier!r}" for ref in adapters)
+    return f"live:{names}" if names and mode == "live" else names or "base"
 
 
 class AdapterReport(_Record):
@@ -122,7 +129,7 @@ class PipelineReport(_Record):
 
     Attributes:
         change: `none` when the warm key was already current, `restored` when clean weights were put back,
-            `merged` when an adapter was folded into weights that were clean, `swapped` for restore and merge.
+            `merged` when an adapter was put to weights that were clean, `swapped` for both.
         base_revision: identity of the checkpoint's files.
     """
 
@@ -130,6 +137,7 @@ class PipelineReport(_Record):
     precision: str
     base_revision: str
     device: str
+    adapter_mode: AdapterMode
     change: Literal["none", "restored", "merged", "swapped"]
     versions: dict[str, str]
 

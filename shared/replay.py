@@ -99,6 +99,9 @@ def plan(text: str, *, lora: str | None = None) -> Replay:
     if not samples:
         raise ConfigRefused("config.process[0].sample has no prompts and no samples")
     requests, places = _group(samples, model=model, lora=lora or f"{name}/{name}.safetensors")
+    # The trainer merges only if all samples share one multiplier, and never a DoRA.
+    if len(requests) > 1 or _is_dora(process):
+        requests = tuple({**request, "adapter_mode": "live"} for request in requests)
     return Replay(samples, requests, places, tuple(_warnings(process, section)))
 
 
@@ -219,6 +222,11 @@ def _warnings(process: Mapping[str, Any], section: Mapping[str, Any]) -> Iterato
         yield "sample.format is jpg: the trainer's files went through lossy compression"
     if section.get("seed") == -1:
         yield "sample.seed is -1: the trainer drew random seeds, which the config does not hold"
+
+
+def _is_dora(process: Mapping[str, Any]) -> bool:
+    network = process.get("network")
+    return isinstance(network, dict) and str(network.get("type", "")).lower() == "dora"
 
 
 def _mapping(value: object, where: str) -> Mapping[str, Any]:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
-from shared.job import Engine, ImageFormat
+from shared.job import AdapterMode, Engine, ImageFormat
 
 
 def _no_nul(text: str) -> str:
@@ -102,6 +102,11 @@ class InferenceRequest(Body):
     hf_token: SecretStr | None = Field(None, description="Accepted, never stored or logged: workers use their own.")
     engine: Engine = Field(
         "exact", description="`ai-toolkit` runs AI Toolkit's own classes, on workers that have a checkout of it."
+    )
+    adapter_mode: AdapterMode | None = Field(
+        None,
+        description="`merged` into the weights, or `live` beside them in each step, as AI Toolkit previews a DoRA and "
+        "samples of several multipliers; default: what the worker's precision allows, merged if it can.",
     )
     output_format: ImageFormat = Field("png", description="PNG is lossless; all carry the parameters inside.")
     priority: Annotated[int, Field(ge=0, le=9)] = Field(5, description="0 first, 9 last.")

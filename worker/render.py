@@ -27,7 +27,6 @@ from worker.engines.exact import Exact
 from worker.engines.toolkit import over
 from worker.pipeline.cache import Change, WarmPipeline
 from worker.pipeline.components import Components
-from worker.pipeline.live import LivePipeline
 from worker.sampling.latents import PIXELS, noise
 from worker.sampling.prompt import PromptEncoder
 
@@ -64,8 +63,7 @@ class Renderer:
     """
 
     def __init__(self, components: Components, *, prompt_cache: int, toolkit: Toolkit | None = None) -> None:
-        # Float8 weights would round an adapter away, so it runs beside them.
-        self.warm = LivePipeline(components) if components.precision == "qfloat8" else WarmPipeline(components)
+        self.warm = WarmPipeline(components)
         self._components = components
         self._prompts = PromptEncoder(
             components.text_encoder, components.tokenizer, device=components.device, cache_size=prompt_cache
@@ -118,7 +116,7 @@ class Renderer:
 
         stage("adapter")
         with self._timed(timings, "adapter"):
-            change, reports = self.warm.use(list(zip(spec.adapters, adapters, strict=True)))
+            change, reports = self.warm.use(list(zip(spec.adapters, adapters, strict=True)), mode=spec.adapter_mode)
         stage("encode")
         with self._timed(timings, "encode_prompt"):
             prompt_embeds = self._encode(spec.prompt)
@@ -130,7 +128,7 @@ class Renderer:
         stage("decode")
         with self._timed(timings, "decode"):
             image = engine.image(engine.decode(latents)[0])
-        return Rendered(image, timings, reports, self._report(engine, change))
+        return Rendered(image, timings, reports, self._report(spec, engine, change))
 
     def _encode(self, prompt: str) -> Tensor:
         """Return embeddings in the transformer's dtype, in which noise is drawn; its encoder may have another."""
@@ -158,13 +156,14 @@ class Renderer:
             raise NotFinite(f"the latents of seed {spec.seed} are not finite, so there is no image in them")
         return latents
 
-    def _report(self, engine: Engine, change: Change) -> PipelineReport:
+    def _report(self, spec: ItemSpec, engine: Engine, change: Change) -> PipelineReport:
         components = self._components
         return PipelineReport(
             engine=engine.name,
             precision=components.precisions,
             base_revision=components.revision,
             device=_device_name(components),
+            adapter_mode="live" if self.warm.only_live else spec.adapter_mode or "merged",
             change=change,
             versions=engine.versions,
         )

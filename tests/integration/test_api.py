@@ -93,7 +93,13 @@ def finish(api, claimed, data=b"picture"):
         timings={"denoise": 1.5},
         adapters=(),
         pipeline=PipelineReport(
-            engine="exact", precision="bf16", base_revision="r", device="cpu", change="none", versions={}
+            engine="exact",
+            precision="bf16",
+            base_revision="r",
+            device="cpu",
+            adapter_mode="merged",
+            change="none",
+            versions={},
         ),
     )
     assert api.ledger.commit(claimed, made) == "committed"
@@ -567,6 +573,32 @@ def test_a_config_whose_samples_break_the_apis_limits_is_a_problem(api):
     body = problem(api.http.post("/v1/replays", json={"config": config}), 422, "VALIDATION_ERROR")
 
     assert "sample_steps" in body["detail"]
+
+
+def test_an_engine_that_no_worker_offers_is_waited_for_with_a_warning(api):
+    report = {"model": "flux2", "state": "ready", "device": "cpu", "revision": "r", "precision": "bf16"}
+    api.ledger.beat("gpu-0", {**report, "engines": "exact", "warm": "base", "item": "", "base_drift": "0"})
+    body = request(engine="ai-toolkit")
+
+    without = post(api, body).json()
+    api.ledger.beat("gpu-1", {**report, "engines": "exact,ai-toolkit", "warm": "base", "item": "", "base_drift": "0"})
+    with_one = post(api, body).json()
+    (model,) = [model for model in api.http.get("/v1/models").json()["models"] if model["id"] == "flux2"]
+
+    assert without["warnings"] == ["no live worker offers the engine 'ai-toolkit' for flux2; the job waits for one"]
+    assert with_one["warnings"] == []
+    assert model["engines"] == {"exact": 2, "ai-toolkit": 1}
+    assert claim(api) is None  # of the engine `exact`
+    assert api.http.get(f"/v1/requests/{with_one['request_id']}/status").json()["queue_position"] == 1
+
+
+def test_what_a_request_says_of_engine_and_adapters_reaches_the_item(api):
+    (spec,) = specs(api, accepted(api, request(adapter_mode="live")))
+
+    assert (spec.engine, spec.adapter_mode) == ("exact", "live")
+    body = problem(post(api, request(engine="ai-toolkit", adapter_mode="live")), 400, "INVALID_REQUEST")
+    assert body["errors"][0]["path"] == "adapter_mode"
+    problem(post(api, request(engine="comfy")), 422, "VALIDATION_ERROR")
 
 
 def test_metrics_tell_the_queue_the_workers_and_their_drift(api):

@@ -66,7 +66,13 @@ def result(key: str = "results/x/1/0.png") -> ItemResult:
         timings={"denoise": 1.0},
         adapters=(),
         pipeline=PipelineReport(
-            engine="exact", precision="fp32", base_revision="r", device="cpu", change="none", versions={}
+            engine="exact",
+            precision="fp32",
+            base_revision="r",
+            device="cpu",
+            adapter_mode="merged",
+            change="none",
+            versions={},
         ),
     )
 

@@ -93,6 +93,18 @@ def test_samples_of_different_multipliers_become_a_request_each_in_the_samples_o
     ]
 
 
+def test_adapters_run_as_the_trainer_ran_them():
+    # It merges if all samples share one multiplier, and never a DoRA.
+    dora = config({"prompts": ["a"]}).replace("trigger_word", "network: {type: DoRA}\n    trigger_word")
+
+    modes = [
+        [request.get("adapter_mode") for request in plan(text).requests]
+        for text in (config({"prompts": ["a", "b"]}), config({"prompts": ["a", "b --m 0.5"]}), dora)
+    ]
+
+    assert modes == [[None], ["live", "live"], ["live"]]
+
+
 def test_another_adapter_can_be_named():
     replay = plan(config({"prompts": ["a"]}), lora="other/step_500.safetensors")
 

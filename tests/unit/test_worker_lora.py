@@ -4,9 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from shared.adapters.kinds import LayerUpdate
 from shared.adapters.names import Rows, Target, target_of
 from shared.errors import AdapterMismatch, AdapterNotFound, AdapterRefused
-from worker.lora.merge import Change, lokr_delta, lora_delta, row_scales, write
+from worker.lora.merge import Change, layer_change, lokr_delta, lora_delta, row_scales, write
 from worker.lora.read import read_adapter
 from worker.pipeline.bfl import layer_parts
 from worker.pipeline.cache import WarmPipeline
@@ -49,23 +50,24 @@ def test_delta_matches_a_hand_worked_rank_one_example():
     down = torch.tensor([[1.0, 2.0]])  # rank 1, in 2
     up = torch.tensor([[3.0], [4.0]])  # out 2, rank 1
 
-    delta = lora_delta(down, up, alpha=2.0, multiplier=0.5)
+    delta = lora_delta(down, up, scale=2.0, multiplier=0.5)
 
-    # 0.5 * 2 / 1 = 1, so the outer product itself
+    # 0.5 * 2 = 1, so the outer product itself
     assert delta.tolist() == [[3.0, 6.0], [4.0, 8.0]]
 
 
 def test_alpha_is_divided_by_the_rank():
-    down, up = torch.eye(2), torch.eye(2)  # rank 2
+    update = LayerUpdate("layer", "lora", {"down": "A", "up": "B", "alpha": "alpha"}, (2, 2), rank=2)
+    tensors = {"A": torch.eye(2), "B": torch.eye(2), "alpha": torch.tensor(1.0)}
 
-    assert lora_delta(down, up, alpha=1.0, multiplier=1.0).tolist() == [[0.5, 0.0], [0.0, 0.5]]
+    assert layer_change(update, tensors, multiplier=1.0).delta.tolist() == [[0.5, 0.0], [0.0, 0.5]]
 
 
 def test_delta_is_computed_in_float32():
     down = torch.tensor([[1.0, 2**-9]], dtype=torch.bfloat16)
     up = torch.tensor([[1.0 + 2**-7]], dtype=torch.bfloat16)
 
-    delta = lora_delta(down, up, alpha=1.0, multiplier=1.0)
+    delta = lora_delta(down, up, scale=1.0, multiplier=1.0)
 
     assert delta.dtype == torch.float32
     assert delta.tolist() == [[1.0 + 2**-7, 2**-9 + 2**-16]]  # bfloat16 has no room for the last

@@ -1,4 +1,4 @@
-"""Weights in float8, held to optimum-quanto, and adapters that run beside them, held to ai-toolkit's live latents."""
+"""Weights in float8, held to optimum-quanto, and adapters that run beside them."""
 
 from functools import partial
 
@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from shared.errors import AdapterRefused
-from worker.pipeline.live import LivePipeline, beside
+from shared.errors import InvalidRequest
 from worker.pipeline.load import load_components, load_transformer
 from worker.pipeline.quantize import FLOAT8, Float8Linear, quantize, to_float8
 from worker.pipeline.source import ModuleFiles
@@ -18,8 +17,6 @@ from worker.render import Renderer
 from worker.sampling.prompt import embed, tokenize
 
 CPU = torch.device("cpu")
-# Adapters that touch blocks with one rank, with other ranks per layer, and every linear layer there is.
-LORAS = ["lora_r4_bf16", "lora_r8_alpha1cfg_fp16", "lora_mixedrank_bf16", "lora_alllinear_bf16"]
 
 
 @pytest.fixture(scope="module")
@@ -176,36 +173,6 @@ def test_embeddings_of_another_precision_are_cast_to_the_transformers(model_sett
     assert rendered.pipeline.precision == "fp32, text encoder bf16"
 
 
-def test_an_adapter_beside_a_layer_matches_a_hand_worked_example():
-    layer = nn.Linear(2, 2, bias=False).requires_grad_(False)
-    layer.weight.copy_(torch.eye(2))
-    down, up = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [4.0]])  # rank 1
-
-    layer.register_forward_hook(beside(down, up, scale=2.0, multiplier=0.5))
-
-    # x + (1 * 1 + 1 * 2) * (3, 4) * 2 * 0.5
-    assert layer(torch.tensor([1.0, 1.0])).tolist() == [10.0, 13.0]
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("name", LORAS)
-def test_adapters_beside_a_base_give_ai_toolkits_live_latents(
-    name, precision, components, goldens, cases, sample, adapter_ref, assert_close
-):
-    (case,) = cases(type="adapter", name=name)
-    expected, path = load_file(goldens / case["expected"]), goldens / case["file"]
-    model = components(precision)
-    prompt_embeds = load_file(goldens / "adapter_expected/_base.safetensors")["prompt_embeds"].to(model.dtype)
-    pipeline = LivePipeline(model)
-
-    for multiplier in case["multipliers"]:
-        pipeline.use([(adapter_ref(path, multiplier), path)])
-        latents = sample(model.transformer, prompt_embeds, case["run"])
-
-        golden = expected[f"latents_live_{precision}_m{multiplier}"]
-        assert_close(latents, golden, case["tolerance"][f"latents_{precision}"])
-
-
 def test_an_adapter_beside_float8_changes_the_image_and_leaves_no_trace(quantised, item, goldens, adapter_ref):
     path = goldens / "adapters/lora_r4_bf16.safetensors"
     renderer = Renderer(quantised["all"], prompt_cache=4)
@@ -225,13 +192,28 @@ def test_an_adapter_beside_float8_changes_the_image_and_leaves_no_trace(quantise
     assert renderer.warm.drift() == 0
 
 
-def test_a_kind_that_cannot_run_beside_float8_is_refused_and_the_base_stays(quantised, item, goldens, adapter_ref):
-    path = goldens / "adapters/lokr_full_bf16.safetensors"
+@pytest.mark.parametrize("name", ["lokr_lowrank_bf16", "dora_bf16", "fullrank_bf16", "lora_plus_diff_bf16"])
+def test_every_kind_runs_beside_float8_and_leaves_no_trace(name, quantised, item, goldens, adapter_ref):
+    path = goldens / f"adapters/{name}.safetensors"
+    renderer = Renderer(quantised["all"], prompt_cache=4)
+
+    def render(*refs):
+        return renderer.render(item(adapters=refs), [path] * len(refs), on_progress=ignore)
+
+    base, adapted, again = render(), render(adapter_ref(path)), render()
+
+    assert adapted.image.tobytes() != base.image.tobytes()
+    assert again.image.tobytes() == base.image.tobytes()
+    assert adapted.pipeline.adapter_mode == "live"
+
+
+def test_merging_into_float8_is_refused_and_the_base_stays(quantised, item, goldens, adapter_ref):
+    path = goldens / "adapters/lora_r4_bf16.safetensors"
     renderer = Renderer(quantised["all"], prompt_cache=4)
     base = renderer.render(item(), [], on_progress=ignore)
 
-    with pytest.raises(AdapterRefused, match=r"is a lokr at .*; a qfloat8 base takes LoRA only"):
-        renderer.render(item(adapters=(adapter_ref(path),)), [path], on_progress=ignore)
+    with pytest.raises(InvalidRequest, match="qfloat8 weights cannot take an adapter"):
+        renderer.render(item(adapters=(adapter_ref(path),), adapter_mode="merged"), [path], on_progress=ignore)
 
     assert renderer.render(item(), [], on_progress=ignore).image.tobytes() == base.image.tobytes()
 

@@ -35,13 +35,13 @@ class Change:
         return Change(pick(self.delta), None if self.magnitude is None else pick(self.magnitude))
 
 
-def lora_delta(down: Tensor, up: Tensor, *, alpha: float, multiplier: float) -> Tensor:
-    """Return ``multiplier * up @ down * (alpha / rank)``, multiplied in this order as the trainer does.
+def lora_delta(down: Tensor, up: Tensor, *, scale: float, multiplier: float) -> Tensor:
+    """Return ``multiplier * up @ down * scale``, multiplied in this order as the trainer does.
 
     Args:
         down: (rank, in), stored as ``lora_A``.
         up: (out, rank), stored as ``lora_B``.
-        alpha: trained scale; equal to rank when the file has none.
+        scale: alpha / rank; 1 when the file has no alpha.
         multiplier: the job's strength, no unit; 0 is the base model, 1 as trained.
 
     Returns:
@@ -50,8 +50,7 @@ def lora_delta(down: Tensor, up: Tensor, *, alpha: float, multiplier: float) -> 
     Source:
         Hu et al. 2021, "LoRA", section 4.1, https://arxiv.org/abs/2106.09685
     """
-    rank = down.shape[0]
-    return (up.float() @ down.float()).mul_(multiplier).mul_(alpha / rank)
+    return (up.float() @ down.float()).mul_(multiplier).mul_(scale)
 
 
 def lokr_delta(w1: Tensor, w2: Tensor, *, scale: float, multiplier: float) -> Tensor:
@@ -116,24 +115,28 @@ def row_scales(weight: Tensor, magnitude: Tensor) -> Tensor:
     return (magnitude / lengths).unsqueeze(1)
 
 
-def _lora(update: LayerUpdate, tensors: Mapping[str, Tensor], multiplier: float) -> Tensor:
-    roles = update.tensors
-    alpha = tensors[roles["alpha"]].item() if "alpha" in roles else tensors[roles["down"]].shape[0]
-    return lora_delta(tensors[roles["down"]], tensors[roles["up"]], alpha=alpha, multiplier=multiplier)
+def scale_of(update: LayerUpdate, tensors: Mapping[str, Tensor]) -> float:
+    """Return alpha / rank; 1 without an alpha, as between two full factors of a LoKr (see `LayerUpdate.ignored`)."""
+    alpha = update.tensors.get("alpha")
+    return 1.0 if alpha is None or update.rank is None else tensors[alpha].item() / update.rank
 
 
-def _lokr(update: LayerUpdate, tensors: Mapping[str, Tensor], multiplier: float) -> Tensor:
-    w1, w2 = (_factor(name, update, tensors) for name in ("w1", "w2"))
-    alpha = update.tensors.get("alpha")  # absent between two full factors, see `LayerUpdate.ignored`
-    scale = 1.0 if alpha is None or update.rank is None else tensors[alpha].item() / update.rank
-    return lokr_delta(w1, w2, scale=scale, multiplier=multiplier)
-
-
-def _factor(name: str, update: LayerUpdate, tensors: Mapping[str, Tensor]) -> Tensor:
+def factor(name: str, update: LayerUpdate, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return a LoKr's factor `w1` or `w2` in float32, multiplied out if it is stored as a product."""
     roles = update.tensors
     if name in roles:
         return tensors[roles[name]].float()
     return tensors[roles[f"{name}_a"]].float() @ tensors[roles[f"{name}_b"]].float()
+
+
+def _lora(update: LayerUpdate, tensors: Mapping[str, Tensor], multiplier: float) -> Tensor:
+    down, up = (tensors[update.tensors[role]] for role in ("down", "up"))
+    return lora_delta(down, up, scale=scale_of(update, tensors), multiplier=multiplier)
+
+
+def _lokr(update: LayerUpdate, tensors: Mapping[str, Tensor], multiplier: float) -> Tensor:
+    w1, w2 = (factor(name, update, tensors) for name in ("w1", "w2"))
+    return lokr_delta(w1, w2, scale=scale_of(update, tensors), multiplier=multiplier)
 
 
 def _whole(update: LayerUpdate, tensors: Mapping[str, Tensor], multiplier: float) -> Tensor:

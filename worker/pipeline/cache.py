@@ -8,6 +8,9 @@ Several adapters are merged in the order of the request, each in float32 and rou
 merging [a, b] equals merging b into a model that carries a. A DoRA scales the rows that it finds, so it belongs first:
 what is added after it keeps its own size.
 
+Adapters can also run beside the weights, in each step, as in previews that AI Toolkit does not merge; float8 weights
+leave no other way. See `worker.lora.live`.
+
 A multiplier of 0 is the base model to the bit, for every kind. DoRA's formula says otherwise, its rows keep their
 trained lengths at any multiplier; callers ask for 0 to see the base.
 """
@@ -26,11 +29,13 @@ from torch import Tensor
 
 from shared.adapters.kinds import LayerUpdate
 from shared.adapters.names import WHOLE
-from shared.job import AdapterRef, AdapterReport, adapter_key
+from shared.errors import InvalidRequest
+from shared.job import AdapterMode, AdapterRef, AdapterReport, adapter_key
 from worker.lora.merge import layer_change, write
 from worker.lora.read import Adapter, read_adapter
 from worker.pipeline.bfl import LayerPart, Origin, layer_parts
 from worker.pipeline.components import Components
+from worker.pipeline.live import LiveAdapters
 
 logger = logging.getLogger("flux2.worker.pipeline")
 
@@ -50,6 +55,7 @@ class WarmPipeline:
         self.components = components
         self._parts = layer_parts(components.transformer)
         self._weights: dict[str, Tensor] = dict(components.transformer.named_parameters())
+        self._live = LiveAdapters(components.transformer)
         self._clean: dict[str, Tensor] = {}  # host copies, by parameter; kept for the life of the process
         self._checksums: dict[str, Tensor] = {}  # of the clean weights, taken with the copies
         self._dirty: set[str] = set()  # parameters that differ from their clean values now
@@ -63,17 +69,33 @@ class WarmPipeline:
         """What is merged now, as `ItemSpec.adapter_key` names it."""
         return self._key or adapter_key(())
 
-    def use(self, adapters: Sequence[tuple[AdapterRef, Path]]) -> tuple[Change, tuple[AdapterReport, ...]]:
+    @property
+    def only_live(self) -> bool:
+        """Whether the weights cannot take an adapter: float8 would round it away."""
+        return self.components.precision == "qfloat8"
+
+    def use(
+        self, adapters: Sequence[tuple[AdapterRef, Path]], *, mode: AdapterMode | None = None
+    ) -> tuple[Change, tuple[AdapterReport, ...]]:
         """Make exactly these adapters current, in this order; an empty list is the base model.
 
         Everything that can be wrong with the files is found before the first write. If the change fails all the same,
         the clean weights are put back and the base model is current.
 
+        Args:
+            mode: see `ItemSpec.adapter_mode`.
+
         Raises:
+            InvalidRequest: the weights cannot take an adapter, and `mode` asks for that.
             AdapterNotFound, AdapterRefused, AdapterMismatch: see `worker.lora.read.read_adapter`.
         """
+        if mode == "merged" and self.only_live:
+            raise InvalidRequest(
+                f"{self.components.precision} weights cannot take an adapter: leave adapter_mode out or ask for 'live'",
+                field="adapter_mode",
+            )
         refs = [ref for ref, _ in adapters]
-        key = adapter_key((ref.sha256, ref.multiplier) for ref in refs)
+        key = adapter_key(refs, mode)
         if key == self._key:
             return "none", self._named(refs)
         loaded = [self._read(ref, path) for ref, path in adapters]
@@ -86,12 +108,14 @@ class WarmPipeline:
             undo.callback(self._restore)
             self._key = None
             for adapter in loaded:
-                self._merge(adapter)
+                if adapter.ref.multiplier != 0:
+                    self._put_in(adapter, live=self.only_live or mode == "live")
             undo.pop_all()
         self._key = key
         self._reports = tuple(self._report(adapter) for adapter in loaded)
-        change = _change(restored=restored, merged=bool(self._dirty))
-        logger.info("adapters changed", extra={"change": change, "adapter_key": key, "parameters": len(self._dirty)})
+        touched = len(self._dirty) + len(self._live)
+        change = _change(restored=restored, merged=bool(touched))
+        logger.info("adapters changed", extra={"change": change, "adapter_key": key, "parameters": touched})
         return change, self._reports
 
     def drift(self) -> int:
@@ -111,13 +135,14 @@ class WarmPipeline:
         components = self.components
         return read_adapter(ref, path, model=components.model, layers=components.layers, device=components.device)
 
-    def _merge(self, adapter: Adapter) -> None:
-        multiplier = adapter.ref.multiplier
-        if multiplier == 0:
-            return
+    def _put_in(self, adapter: Adapter, *, live: bool) -> None:
         for update in adapter.layout.updates:
-            change = layer_change(update, adapter.tensors, multiplier=multiplier)
-            for name, rows in self._targets(update):
+            parts = self._targets(update)
+            if live:
+                self._live.add(adapter, update, parts)
+                continue
+            change = layer_change(update, adapter.tensors, multiplier=adapter.ref.multiplier)
+            for name, rows in parts:
                 self._save(name)
                 write(self._weights[name], change.take(rows.take), layer=update.layer)
 
@@ -141,12 +166,13 @@ class WarmPipeline:
     def _restore(self) -> bool:
         """Put clean weights back; return whether any had changed."""
         self._key = None
-        dirty = sorted(self._dirty)
+        dirty, had_live = sorted(self._dirty), bool(self._live)
+        self._live.clear()
         for name in dirty:
             self._weights[name].copy_(self._clean[name], non_blocking=True)
             self._dirty.remove(name)
         self._key, self._reports = adapter_key(()), ()
-        return bool(dirty)
+        return had_live or bool(dirty)
 
     def _report(self, adapter: Adapter) -> AdapterReport:
         ref = adapter.ref

@@ -87,13 +87,14 @@ def make_transformer_exact(transformer: Any) -> None:
                 setattr(block.attn, name, RoundedRMSNorm(norm.weight, eps=norm.eps))
 
 
-class SharedLinear:
-    """A linear layer over weights that other layers own rows of; no module, so that their names stay diffusers'."""
+class SharedLinear(nn.Module):
+    """A linear layer over weights that other layers own rows of; itself it owns none, so names stay diffusers'."""
 
     def __init__(self, weight: Tensor) -> None:
+        super().__init__()
         self.weight = weight
 
-    def __call__(self, hidden_states: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         return functional.linear(hidden_states, self.weight)
 
 
@@ -104,10 +105,26 @@ def share_qkv(transformer: Any) -> None:
     their weights as rows of one tensor, so merging into them in place still reaches what is multiplied.
     """
     for block in transformer.transformer_blocks:
-        attn = block.attn
-        attn.to_qkv = _shared(attn.to_q, attn.to_k, attn.to_v)
-        attn.to_added_qkv = _shared(attn.add_q_proj, attn.add_k_proj, attn.add_v_proj)
-        attn.fused_projections = True
+        for product, names in _PRODUCTS.items():
+            setattr(block.attn, product, _shared(*(getattr(block.attn, name) for name in names)))
+        block.attn.fused_projections = True
+
+
+def shared_product(transformer: nn.Module, parameter: str) -> tuple[SharedLinear, int] | None:
+    """Return what multiplies by a parameter together with two others, and which third of it the parameter is."""
+    path, _, layer = parameter.removesuffix(".weight").rpartition(".")
+    for product, names in _PRODUCTS.items():
+        shared = getattr(transformer.get_submodule(path), product, None)
+        if layer in names and isinstance(shared, SharedLinear):
+            return shared, names.index(layer)
+    return None
+
+
+# By diffusers' names, of a double block's attention.
+_PRODUCTS = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
 
 
 def _shared(*layers: nn.Linear) -> SharedLinear:

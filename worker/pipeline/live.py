@@ -1,84 +1,82 @@
-"""Apply LoRAs beside weights that cannot take them: a float8 base would round them away.
+"""Which layers an adapter runs beside, and how it is taken off again.
 
-AI Toolkit previews quantised jobs the same way: the adapter runs in float32 on each layer's input and its output, cast
-to the layer's dtype, is added. It costs two thin matrix products a layer and step, and changing it costs nothing.
+The weights are never written, so changing adapters costs nothing; each step pays for the products beside its layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from shared.errors import AdapterRefused
-from shared.job import AdapterRef, adapter_key
+from shared.adapters.kinds import LayerUpdate
+from worker.lora.live import Beside, Live, live_update
 from worker.lora.read import Adapter
-from worker.pipeline.cache import WarmPipeline
-from worker.pipeline.components import Components
+from worker.pipeline.bfl import LayerPart
+from worker.pipeline.exact import shared_product
+from worker.pipeline.quantize import dense_weight
 
 
-class LivePipeline(WarmPipeline):
-    """A warm pipeline that never writes to a weight; `dirty` parameters are those of layers with an adapter beside."""
+class LiveAdapters:
+    """The adapters that run beside the layers of one transformer of diffusers'."""
 
-    def __init__(self, components: Components) -> None:
-        super().__init__(components)
+    def __init__(self, transformer: nn.Module) -> None:
+        self._transformer = transformer
         self._hooks: list[RemovableHandle] = []
-        # Hooks are called with the layers they sit on, which a product over shared weights would pass by.
-        for block in components.transformer.transformer_blocks:
-            block.attn.fused_projections = False
 
-    def _read(self, ref: AdapterRef, path: Path) -> Adapter:
-        adapter = super()._read(ref, path)
-        for update in adapter.layout.updates:
-            if update.kind != "lora":
-                raise AdapterRefused(
-                    f"{ref.path!r} is a {update.kind} at {update.layer}; "
-                    f"a {self.components.precision} base takes LoRA only, a bf16 one every kind"
-                )
-        return adapter
+    def __len__(self) -> int:
+        """How many layers have an adapter beside them."""
+        return len(self._hooks)
 
-    def _merge(self, adapter: Adapter) -> None:
-        multiplier = adapter.ref.multiplier
-        if multiplier == 0:
-            return
-        for update in adapter.layout.updates:
-            roles, tensors = update.tensors, adapter.tensors
-            down, up = (tensors[roles[role]].float() for role in ("down", "up"))
-            scale = tensors[roles["alpha"]].item() / len(down) if "alpha" in roles else 1.0
-            for name, rows in self._targets(update):
-                layer = self.components.transformer.get_submodule(name.removesuffix(".weight"))
-                live = beside(down, rows.take(up), scale=scale, multiplier=multiplier)
-                self._hooks.append(layer.register_forward_hook(live))
-                self._dirty.add(name)
-
-    def _restore(self) -> bool:
-        changed = bool(self._dirty)
+    def clear(self) -> None:
+        """Take all adapters off."""
         while self._hooks:
             self._hooks.pop().remove()
-        self._dirty.clear()
-        self._key, self._reports = adapter_key(()), ()
-        return changed
+
+    def add(self, adapter: Adapter, update: LayerUpdate, parts: Sequence[LayerPart]) -> None:
+        """Run one update of an adapter beside the parameters `parts`, which hold its layer's rows."""
+        shared = shared_product(self._transformer, parts[0].parameter)
+        if shared is None:
+            for part in parts:
+                layer = self._layer(part)
+                self._hook(layer, live_update(_beside(adapter, update, layer, part.origin.take)))
+            return
+        product, third = shared
+        if len(parts) > 1:  # all three, as AI Toolkit's own layer has them
+            self._hook(product, live_update(_beside(adapter, update, product, _all)))
+        else:
+            self._hook(product, _on_a_third(live_update(_beside(adapter, update, self._layer(parts[0]), _all)), third))
+
+    def _layer(self, part: LayerPart) -> nn.Module:
+        return self._transformer.get_submodule(part.parameter.removesuffix(".weight"))
+
+    def _hook(self, layer: nn.Module, live: Live) -> None:
+        @torch.no_grad()
+        def hook(_: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+            return live(inputs[0], output)
+
+        self._hooks.append(layer.register_forward_hook(hook))
 
 
-def beside(
-    down: Tensor, up: Tensor, *, scale: float, multiplier: float
-) -> Callable[[nn.Module, tuple[Any, ...], Tensor], Tensor]:
-    """Return a forward hook that adds ``x @ down.T @ up.T * scale * multiplier`` to a linear layer's output.
+def _beside(adapter: Adapter, update: LayerUpdate, layer: nn.Module, take: Callable[[Tensor], Tensor]) -> Beside:
+    weight = partial(dense_weight, layer)
+    return Beside(update, adapter.tensors, adapter.ref.multiplier, weight=weight, take=take)
 
-    Args:
-        down: (rank, in), float32.
-        up: (out, rank), float32.
-        scale: alpha / rank.
-    """
 
-    @torch.no_grad()
-    def hook(layer: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        update = functional.linear(functional.linear(inputs[0].float(), down), up)
-        return output + (update * scale * multiplier).to(output.dtype)
+def _all(tensor: Tensor) -> Tensor:
+    return tensor
 
-    return hook
+
+def _on_a_third(live: Live, third: int) -> Live:
+    """Apply an update of query, key or value alone to what multiplies by all three at once."""
+
+    def on_a_third(inputs: Tensor, output: Tensor) -> Tensor:
+        thirds = list(output.chunk(3, dim=-1))
+        thirds[third] = live(inputs, thirds[third])
+        return torch.cat(thirds, dim=-1)
+
+    return on_a_third

@@ -23,10 +23,20 @@ class Float8Linear(nn.Module):
         self.register_buffer("scale", scale, persistent=False)  # so that names stay those of the plain layer
         self.bias = bias
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
+    def dense(self) -> Tensor:
+        """Return the weight as it is multiplied, (out, in)."""
         scale: Tensor = self.scale  # type: ignore[assignment]
-        product = functional.linear(hidden_states, scale * self.weight.to(scale.dtype))
+        return scale * self.weight.to(scale.dtype)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        product = functional.linear(hidden_states, self.dense())
         return product if self.bias is None else product + self.bias
+
+
+def dense_weight(layer: nn.Module) -> Tensor:
+    """Return a linear layer's weight, (out, in), as its forward multiplies by it."""
+    weight: Tensor = layer.dense() if isinstance(layer, Float8Linear) else layer.weight  # type: ignore[assignment]
+    return weight
 
 
 def to_float8(weight: Tensor) -> tuple[Tensor, Tensor]:

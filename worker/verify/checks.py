@@ -141,10 +141,12 @@ def _adapter(case: Case, product: Product) -> Iterator[Measure]:
         merged, suffix = bfl_weights(components.transformer), f"{dtype}_m{multiplier}"
         yield from _merged_rows(entry, merged, golden, suffix)
         yield same_bits(f"m{multiplier} unchanged weights", merged, unchanged)
-        # The trainer never merges DoRA, so its result is that of the live adapter.
-        name = next(name for kind in ("merged", "live") if (name := f"latents_{kind}_{suffix}") in golden)
-        latents = sample(engine, components, run, **embeds)
-        yield from measure(name, latents, golden[name], entry["tolerance"][f"latents_{dtype}"])
+        for mode in product.adapter_modes:
+            # The trainer never merges DoRA, so there is no such result.
+            if (name := f"latents_{mode}_{suffix}") in golden:
+                warm.use([(adapter_ref(path, multiplier), path)], mode=mode)
+                latents = sample(engine, components, run, **embeds)
+                yield from measure(name, latents, golden[name], entry["tolerance"][f"latents_{dtype}"])
     warm.use([])
     yield same_bits("restored weights", bfl_weights(components.transformer), base)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from shared.adapters.identity import sha256_of
 from shared.catalog import MODELS
-from shared.job import AdapterRef
+from shared.job import AdapterMode, AdapterRef
 from worker.engines.checkout import Toolkit
 from worker.engines.engine import Engine, Run
 from worker.engines.exact import Exact
@@ -99,6 +99,11 @@ class Product:
         if self.verified is Verified.DIFFUSERS:
             return Stock(components)
         return Exact(components) if self.toolkit is None else over(components, self.toolkit)
+
+    @property
+    def adapter_modes(self) -> tuple[AdapterMode, ...]:
+        """How the engine that is verified can have adapters."""
+        return ("merged",) if self.verified is Verified.TOOLKIT else ("merged", "live")
 
     def schedule(self, steps: int, image_tokens: int) -> list[float]:
         """Return the noise levels that this project's engine, or AI Toolkit's, samples at."""
