@@ -41,8 +41,6 @@ def refuse_unsupported(request: InferenceRequest) -> None:
     Raises:
         InvalidRequest: with the reference API's code, naming the field.
     """
-    if request.engine == "ai-toolkit" and request.adapter_mode == "live":
-        raise InvalidRequest("the engine 'ai-toolkit' renders with merged adapters only", field="adapter_mode")
     for index, lora in enumerate(request.loras):
         if lora.transformer is not None:
             raise InvalidRequest(

@@ -73,7 +73,9 @@ class Renderer:
         if components.precision == "qfloat8":
             self._lacks = "its modules cannot hold the float8 weights of this worker"
         elif toolkit is not None:
-            self._engines["ai-toolkit"] = over(components, toolkit)
+            theirs = over(components, toolkit)
+            self._engines[theirs.name] = theirs
+            self.warm.live.also_in(theirs.transformer)
 
     @property
     def engines(self) -> tuple[EngineName, ...]:

@@ -94,13 +94,20 @@ def test_adapters_reach_both_engines_and_leave_both(renderer, goldens, precision
     used = renderer("flux2", precision)
     base = both(used, item())
     # One of them touches the layer whose halves lie in another order there.
-    for kind in ("lora_alllinear_bf16", "lokr_full_bf16", "dora_bf16", "lora_plus_diff_bf16"):
-        path = goldens / f"adapters/{kind}.safetensors"
+    for file in (
+        "adapters/lora_alllinear_bf16",
+        "adapters/lokr_full_bf16",
+        "adapters/dora_bf16",
+        "adapters/lora_plus_diff_bf16",
+        "adapters_hand/diffusers_names_AB",
+    ):
+        path = goldens / f"{file}.safetensors"
 
-        exact, theirs = both(used, item(adapters=(adapter_ref(path, 0.7),)), [path])
+        for mode in ("merged", "live"):
+            exact, theirs = both(used, item(adapters=(adapter_ref(path, 0.7),), adapter_mode=mode), [path])
 
-        assert exact == theirs
-        assert exact != base[0]
+            assert exact == theirs
+            assert exact != base[0]
     assert both(used, item()) == base
 
 

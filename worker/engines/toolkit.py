@@ -130,7 +130,7 @@ def over(components: Components, toolkit: Toolkit) -> AiToolkit:
         CheckpointError: its classes cannot hold them.
     """
     with torch.device("meta"):
-        transformer = toolkit.transformer(toolkit.transformer_params(**transformer_params(components.transformer)))
+        transformer = toolkit.transformer(toolkit.transformer_params(**_transformer_params(components.transformer)))
         autoencoder = toolkit.autoencoder(_autoencoder_params(components.autoencoder, toolkit))
     copies = _share(transformer, components.transformer, transformer_origins(components.transformer))
     _share(autoencoder, components.autoencoder, autoencoder_origins(components.autoencoder))
@@ -170,7 +170,7 @@ def _share(theirs: nn.Module, ours: nn.Module, origins: Any) -> list[tuple[Tenso
     ]
 
 
-def transformer_params(transformer: Any) -> dict[str, Any]:
+def _transformer_params(transformer: Any) -> dict[str, Any]:
     """Return a Flux2Transformer2DModel's sizes in AI Toolkit's words."""
     config = transformer.config
     return {

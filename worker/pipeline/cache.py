@@ -55,7 +55,7 @@ class WarmPipeline:
         self.components = components
         self._parts = layer_parts(components.transformer)
         self._weights: dict[str, Tensor] = dict(components.transformer.named_parameters())
-        self._live = LiveAdapters(components.transformer)
+        self.live = LiveAdapters(components.transformer)
         self._clean: dict[str, Tensor] = {}  # host copies, by parameter; kept for the life of the process
         self._checksums: dict[str, Tensor] = {}  # of the clean weights, taken with the copies
         self._dirty: set[str] = set()  # parameters that differ from their clean values now
@@ -113,7 +113,7 @@ class WarmPipeline:
             undo.pop_all()
         self._key = key
         self._reports = tuple(self._report(adapter) for adapter in loaded)
-        touched = len(self._dirty) + len(self._live)
+        touched = len(self._dirty) + len(self.live)
         change = _change(restored=restored, merged=bool(touched))
         logger.info("adapters changed", extra={"change": change, "adapter_key": key, "parameters": touched})
         return change, self._reports
@@ -139,7 +139,7 @@ class WarmPipeline:
         for update in adapter.layout.updates:
             parts = self._targets(update)
             if live:
-                self._live.add(adapter, update, parts)
+                self.live.add(adapter, update, parts)
                 continue
             change = layer_change(update, adapter.tensors, multiplier=adapter.ref.multiplier)
             for name, rows in parts:
@@ -166,8 +166,8 @@ class WarmPipeline:
     def _restore(self) -> bool:
         """Put clean weights back; return whether any had changed."""
         self._key = None
-        dirty, had_live = sorted(self._dirty), bool(self._live)
-        self._live.clear()
+        dirty, had_live = sorted(self._dirty), bool(self.live)
+        self.live.clear()
         for name in dirty:
             self._weights[name].copy_(self._clean[name], non_blocking=True)
             self._dirty.remove(name)

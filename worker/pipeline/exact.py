@@ -110,13 +110,13 @@ def share_qkv(transformer: Any) -> None:
         block.attn.fused_projections = True
 
 
-def shared_product(transformer: nn.Module, parameter: str) -> tuple[SharedLinear, int] | None:
-    """Return what multiplies by a parameter together with two others, and which third of it the parameter is."""
+def shared_product(transformer: nn.Module, parameter: str) -> SharedLinear | None:
+    """Return what multiplies by a parameter together with two others, if anything does."""
     path, _, layer = parameter.removesuffix(".weight").rpartition(".")
     for product, names in _PRODUCTS.items():
         shared = getattr(transformer.get_submodule(path), product, None)
         if layer in names and isinstance(shared, SharedLinear):
-            return shared, names.index(layer)
+            return shared
     return None
 
 

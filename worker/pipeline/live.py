@@ -14,23 +14,29 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from shared.adapters.kinds import LayerUpdate
+from shared.adapters.names import WHOLE, Rows
 from worker.lora.live import Beside, Live, live_update
 from worker.lora.read import Adapter
-from worker.pipeline.bfl import LayerPart
+from worker.pipeline.bfl import LayerPart, Origin
 from worker.pipeline.exact import shared_product
 from worker.pipeline.quantize import dense_weight
 
 
 class LiveAdapters:
-    """The adapters that run beside the layers of one transformer of diffusers'."""
+    """The adapters beside the layers of a transformer of diffusers', and of AI Toolkit's over the same weights."""
 
     def __init__(self, transformer: nn.Module) -> None:
         self._transformer = transformer
+        self._toolkit: nn.Module | None = None
         self._hooks: list[RemovableHandle] = []
 
     def __len__(self) -> int:
         """How many layers have an adapter beside them."""
         return len(self._hooks)
+
+    def also_in(self, transformer: nn.Module) -> None:
+        """Run adapters in AI Toolkit's transformer too, whose layers have BFL's names."""
+        self._toolkit = transformer
 
     def clear(self) -> None:
         """Take all adapters off."""
@@ -39,20 +45,26 @@ class LiveAdapters:
 
     def add(self, adapter: Adapter, update: LayerUpdate, parts: Sequence[LayerPart]) -> None:
         """Run one update of an adapter beside the parameters `parts`, which hold its layer's rows."""
-        shared = shared_product(self._transformer, parts[0].parameter)
-        if shared is None:
-            for part in parts:
-                layer = self._layer(part)
-                self._hook(layer, live_update(_beside(adapter, update, layer, part.origin.take)))
+        if self._toolkit is not None:
+            self._run(adapter, update, self._toolkit.get_submodule(update.layer), update.rows)
+        product = shared_product(self._transformer, parts[0].parameter)
+        if product is not None:  # query, key and value at once, as AI Toolkit's own layer has them
+            self._run(adapter, update, product, update.rows)
             return
-        product, third = shared
-        if len(parts) > 1:  # all three, as AI Toolkit's own layer has them
-            self._hook(product, live_update(_beside(adapter, update, product, _all)))
-        else:
-            self._hook(product, _on_a_third(live_update(_beside(adapter, update, self._layer(parts[0]), _all)), third))
+        for part in parts:
+            layer = self._transformer.get_submodule(part.parameter.removesuffix(".weight"))
+            beside = _beside(adapter, update, partial(dense_weight, layer), part.origin.take)
+            self._hook(layer, live_update(beside))
 
-    def _layer(self, part: LayerPart) -> nn.Module:
-        return self._transformer.get_submodule(part.parameter.removesuffix(".weight"))
+    def _run(self, adapter: Adapter, update: LayerUpdate, layer: nn.Module, rows: Rows) -> None:
+        """Run an update beside a layer of BFL's, or beside those of its rows that a diffusers name stands for."""
+        weight = partial(dense_weight, layer)
+        if rows == WHOLE:
+            self._hook(layer, live_update(_beside(adapter, update, weight, _all)))
+            return
+        picked = Origin(update.layer, *rows)
+        live = live_update(_beside(adapter, update, lambda: picked.take(weight()), _all))
+        self._hook(layer, _on_rows(live, picked))
 
     def _hook(self, layer: nn.Module, live: Live) -> None:
         @torch.no_grad()
@@ -62,8 +74,9 @@ class LiveAdapters:
         self._hooks.append(layer.register_forward_hook(hook))
 
 
-def _beside(adapter: Adapter, update: LayerUpdate, layer: nn.Module, take: Callable[[Tensor], Tensor]) -> Beside:
-    weight = partial(dense_weight, layer)
+def _beside(
+    adapter: Adapter, update: LayerUpdate, weight: Callable[[], Tensor], take: Callable[[Tensor], Tensor]
+) -> Beside:
     return Beside(update, adapter.tensors, adapter.ref.multiplier, weight=weight, take=take)
 
 
@@ -71,12 +84,14 @@ def _all(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _on_a_third(live: Live, third: int) -> Live:
-    """Apply an update of query, key or value alone to what multiplies by all three at once."""
+def _on_rows(live: Live, picked: Origin) -> Live:
+    """Apply an update of some of a layer's rows, in their order, and leave the others."""
 
-    def on_a_third(inputs: Tensor, output: Tensor) -> Tensor:
-        thirds = list(output.chunk(3, dim=-1))
-        thirds[third] = live(inputs, thirds[third])
-        return torch.cat(thirds, dim=-1)
+    def on_rows(inputs: Tensor, output: Tensor) -> Tensor:
+        chunks = list(output.chunk(picked.of, dim=-1))
+        changed = live(inputs, torch.cat([chunks[part] for part in picked.parts], dim=-1))
+        for part, chunk in zip(picked.parts, changed.chunk(len(picked.parts), dim=-1), strict=True):
+            chunks[part] = chunk
+        return torch.cat(chunks, dim=-1)
 
-    return on_a_third
+    return on_rows

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from shared.errors import RequestError
+from shared.job import AdapterMode
 from worker.engines.engine import Engine
 from worker.pipeline.cache import WarmPipeline
 from worker.pipeline.components import DTYPES, Components
@@ -134,14 +135,14 @@ def _adapter(case: Case, product: Product) -> Iterator[Measure]:
     entry, run, dtype = case.entry, case.entry["run"], case.dtype
     golden, path = product.goldens.tensors(entry["expected"]), product.goldens.folder / entry["file"]
     components, embeds = product.own(run["model"], dtype, adapter=path), given_embeds(product.goldens, run)
-    engine, warm, base = product.engine(components), WarmPipeline(components), bfl_weights(components.transformer)
+    (engine, warm), base = product.adapted(components), bfl_weights(components.transformer)
     unchanged = {name: base[name] for name in base.keys() - set(entry["changed_weights"])}
     for multiplier in entry["multipliers"]:
         warm.use([(adapter_ref(path, multiplier), path)])
         merged, suffix = bfl_weights(components.transformer), f"{dtype}_m{multiplier}"
         yield from _merged_rows(entry, merged, golden, suffix)
         yield same_bits(f"m{multiplier} unchanged weights", merged, unchanged)
-        for mode in product.adapter_modes:
+        for mode in get_args(AdapterMode):
             # The trainer never merges DoRA, so there is no such result.
             if (name := f"latents_{mode}_{suffix}") in golden:
                 warm.use([(adapter_ref(path, multiplier), path)], mode=mode)
@@ -204,7 +205,7 @@ def _preview(case: Case, product: Product) -> Iterator[Measure]:
     entry, golden = case.entry, product.goldens.tensors(case.entry["file"])
     path = product.goldens.folder / entry["adapter"]
     components = product.own(entry["model"], case.dtype, adapter=path)
-    engine, warm = product.engine(components), WarmPipeline(components)
+    engine, warm = product.adapted(components)
     for shown in entry["samples"]:
         index = shown["index"]
         size = {side: shown[f"{side}_requested"] // PIXELS * PIXELS for side in ("width", "height")}

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from shared.adapters.identity import sha256_of
 from shared.catalog import MODELS
-from shared.job import AdapterMode, AdapterRef
+from shared.job import AdapterRef
 from worker.engines.checkout import Toolkit
 from worker.engines.engine import Engine, Run
 from worker.engines.exact import Exact
 from worker.engines.toolkit import over
 from worker.pipeline.architecture import ROPE_AXES, ROPE_THETA
 from worker.pipeline.bfl import layer_shapes, tensor_parts, transformer_origins
+from worker.pipeline.cache import WarmPipeline
 from worker.pipeline.components import DTYPES, Components
 from worker.pipeline.load import load_autoencoder, load_transformer
 from worker.pipeline.source import ModuleFiles
@@ -100,10 +101,12 @@ class Product:
             return Stock(components)
         return Exact(components) if self.toolkit is None else over(components, self.toolkit)
 
-    @property
-    def adapter_modes(self) -> tuple[AdapterMode, ...]:
-        """How the engine that is verified can have adapters."""
-        return ("merged",) if self.verified is Verified.TOOLKIT else ("merged", "live")
+    def adapted(self, components: Components) -> tuple[Engine, WarmPipeline]:
+        """Return the engine that is verified, and what puts adapters into it."""
+        engine, warm = self.engine(components), WarmPipeline(components)
+        if self.toolkit is not None:
+            warm.live.also_in(engine.transformer)
+        return engine, warm
 
     def schedule(self, steps: int, image_tokens: int) -> list[float]:
         """Return the noise levels that this project's engine, or AI Toolkit's, samples at."""
