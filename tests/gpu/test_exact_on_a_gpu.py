@@ -80,5 +80,5 @@ def test_ai_toolkits_classes_and_ours_give_the_same_bits_on_the_device(goldens):
 
     outcomes = json.loads(CliRunner().invoke(app, ["verify", str(goldens), *options]).stdout)["outcomes"]
 
-    assert len(outcomes) == 60
+    assert len(outcomes) == 66
     assert [outcome for outcome in outcomes if not outcome["exact"]] == []

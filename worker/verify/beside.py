@@ -1,9 +1,9 @@
 """AI Toolkit's own classes and the product's on the same inputs and device: not one element may differ.
 
-Stored numbers depend on the kernels of the machine that made them; two runs on one machine do not. The transformer and
-the autoencoder of either side are loaded from the same file, each by its own loader. For adapters, both run with the
-weights that the product merged, put back under BFL's names by `worker.pipeline.bfl`'s table; that the merge itself is
-the trainer's is what the `adapter` cases compare with stored rows.
+Stored numbers depend on the kernels of the machine that made them; two runs on one machine do not. The models of either
+side are loaded from the same files, each by its own loader; the text encoder ours cut after the last layer that is read,
+theirs whole. For adapters, both run with the weights that the product merged, put back under BFL's names by
+`worker.pipeline.bfl`'s table; that the merge itself is the trainer's is what the `adapter` cases compare with stored rows.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
 from worker.engines.checkout import Toolkit
 from worker.engines.toolkit import AiToolkit, fill
 from worker.pipeline.cache import WarmPipeline
 from worker.pipeline.components import DTYPES
+from worker.pipeline.text_encoder import MISTRAL, family_of, load_text_encoder, load_tokenizer, quiet_transformers
+from worker.sampling.prompt import embed, tokenize
 from worker.verify.checks import forward
 from worker.verify.compare import Measure, equal
 from worker.verify.golden import Case, Goldens, given_embeds, sidecar
@@ -114,6 +117,30 @@ def _adapter(case: Case, beside: Beside) -> Iterator[Measure]:
         )
 
 
+def _text(case: Case, beside: Beside) -> Iterator[Measure]:
+    entry, product, dtype = case.entry, beside.product, DTYPES[case.dtype]
+    folder = product.goldens.folder / entry["encoder"]
+    ours = load_text_encoder(folder, device=product.device, dtype=dtype)
+    family = family_of(ours.config)
+    tokenizer = load_tokenizer(product.goldens.folder / entry["tokenizer"], family=family)
+    # The whole model, loaded and cast as the trainer's load_te does.
+    kind: Any = Mistral3ForConditionalGeneration if family is MISTRAL else Qwen3ForCausalLM
+    with quiet_transformers():
+        theirs = kind.from_pretrained(folder, dtype=dtype)
+    pipeline = beside.toolkit.pipeline(
+        scheduler=None,
+        vae=None,
+        text_encoder=theirs.to(product.device, dtype=dtype).eval(),
+        tokenizer=tokenizer,
+        transformer=None,
+        text_encoder_type=family.name,
+    )
+    for index, prompt in enumerate(entry["prompts"]):
+        ids, mask = (tensor.to(product.device) for tensor in tokenize(tokenizer, prompt, family=family))
+        expected, _ = pipeline.encode_prompt(prompt, device=product.device)
+        yield equal(f"prompt_embeds_{index}", embed(ours, ids, mask), expected)
+
+
 def _stated(weights: Path) -> dict[str, Any]:
     """Return the parameters that the goldens state: AI Toolkit's classes are not told them by the weights."""
     stated = sidecar(weights)
@@ -126,4 +153,5 @@ _CHECKS: dict[CaseType, Callable[[Case, Beside], Iterator[Measure]]] = {
     CaseType.FORWARD: _forward,
     CaseType.SAMPLING: _sampling,
     CaseType.ADAPTER: _adapter,
+    CaseType.TEXT: _text,
 }
