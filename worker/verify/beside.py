@@ -1,9 +1,9 @@
 """AI Toolkit's own classes and the product's on the same inputs and device: not one element may differ.
 
 Stored numbers depend on the kernels of the machine that made them; two runs on one machine do not. The models of either
-side are loaded from the same files, each by its own loader; the text encoder ours cut after the last layer that is read,
-theirs whole. For adapters, both run with the weights that the product merged, put back under BFL's names by
-`worker.pipeline.bfl`'s table; that the merge itself is the trainer's is what the `adapter` cases compare with stored rows.
+side are loaded from the same files, each by its own loader; ours cuts the text encoder after the last layer that is
+read. For adapters, both run with the weights that the product merged, put back under BFL's names by
+`worker.pipeline.bfl`'s table; that the merge is the trainer's is what the `adapter` cases compare with stored rows.
 """
 
 from __future__ import annotations
