@@ -8,9 +8,11 @@ solo pool they are absent, blocked or harmful, and the ledger gives each of them
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from typing import Any, Literal, Self
 
 from celery import Celery
+from celery.app.amqp import AMQP
+from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 
 from shared.ledger import keys
@@ -20,13 +22,26 @@ logger = logging.getLogger("flux2.wake")
 WAKE = "flux2.wake"
 
 
+class _Connection(Connection):
+    """Looks for a Redis that is away every 2 s; Celery waits up to 30 s and has no setting for it."""
+
+    def ensure_connection(self, *args: Any, **options: Any) -> Self:
+        options = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": 2, **options}
+        super().ensure_connection(*args, **options)  # type: ignore[no-untyped-call]
+        return self
+
+
+class _Amqp(AMQP):  # type: ignore[misc]
+    Connection = _Connection
+
+
 def make_celery(redis_url: str, *, side: Literal["api", "worker"], timeout_s: float) -> Celery:
     """Make the Celery application of one side.
 
     Args:
         timeout_s: for a publish from the API, which must not hang; workers wait longer, since a blip must not end them.
     """
-    app = Celery("flux2", broker=redis_url)
+    app = Celery("flux2", broker=redis_url, amqp=_Amqp)
     app.conf.update(
         task_acks_late=True,
         task_ignore_result=True,

@@ -16,6 +16,9 @@
     - ItemCanceled               the caller canceled the job while the item ran
     - OutOfMemory                the device could not hold the item
     - NotFinite                  the model gave no numbers; the same request would again
+    - BlankImage                 every pixel is black, which no model draws
+    - DeviceFault                the device stopped working; the process must end
+    - Stalled                    no progress for too long: a kernel hangs; the process must end
     - StorageUnavailable         the result could not be written
   + ServerFailed                 a process that this host should run cannot be found, or did not start
   + CheckpointError              the base model's files cannot be used; raised at start, before any claim
@@ -143,6 +146,24 @@ class NotFinite(RunError):
 
     code = "not_finite"
     retryable = False
+
+
+class BlankImage(RunError):
+    """Every pixel of the image is exactly black: a broken device or model gives that, no prompt does."""
+
+    code = "blank_image"
+
+
+class DeviceFault(RunError):
+    """The device fails even the smallest calculation, so nothing more can be rendered by this process."""
+
+    code = "gpu_fault"
+
+
+class Stalled(RunError):
+    """The item made no progress for `FLUX2_WORKER_STALL_S`; a kernel that hangs can only be ended with its process."""
+
+    code = "stalled"
 
 
 class StorageUnavailable(RunError):

@@ -13,6 +13,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict
 
 ImageFormat = Literal["png", "jpeg", "webp"]
+Decode = Literal["whole", "tiled"]
 
 #: Whose code renders: this project's, equal to AI Toolkit's to the bit, or AI Toolkit's own from a checkout.
 Engine = Literal["exact", "ai-toolkit"]
@@ -131,6 +132,7 @@ class PipelineReport(_Record):
         change: `none` when the warm key was already current, `restored` when clean weights were put back,
             `merged` when an adapter was put to weights that were clean, `swapped` for both.
         base_revision: identity of the checkpoint's files.
+        decode: `tiled` when the device could not hold a whole decode; pixels then differ a little.
     """
 
     engine: str
@@ -139,6 +141,7 @@ class PipelineReport(_Record):
     device: str
     adapter_mode: AdapterMode
     change: Literal["none", "restored", "merged", "swapped"]
+    decode: Decode = "whole"
     versions: dict[str, str]
 
 

@@ -114,7 +114,28 @@ class WorkerSettings(BaseModel):
     drain_s: float = Field(
         30.0, ge=0, description="After SIGTERM the running item has this long before it is handed over."
     )
+    stall_s: float = Field(
+        180.0, gt=0, description="A running item without progress this long is a hung kernel: the process ends."
+    )
+    lock_dir: Path | None = Field(
+        None,
+        description="Folder, shared by all workers of a host, of the locks on slots and GPUs; empty: the system's "
+        "temporary folder.",
+    )
     prompt_cache: int = Field(64, ge=0, description="Encoded prompts kept in memory (15.7 MB each at full size).")
+
+
+class WebhookSettings(BaseModel):
+    """Messages to `webhook_url`s about ended jobs, sent by the API."""
+
+    secret: SecretStr | None = Field(
+        None,
+        description="`whsec_` and base64 of 24 to 64 random bytes; empty: requests with a `webhook_url` are refused.",
+    )
+    allow_private: bool = Field(
+        False, description="Also deliver over http and to addresses that are not public, such as your own network's."
+    )
+    timeout_s: float = Field(15.0, gt=0, description="How long a receiver has to answer.")
 
 
 class LogSettings(BaseModel):
@@ -145,6 +166,7 @@ class Settings(BaseSettings):
     model: ModelSettings = ModelSettings()
     api: ApiSettings = ApiSettings()
     worker: WorkerSettings = WorkerSettings()
+    webhook: WebhookSettings = WebhookSettings()
     log: LogSettings = LogSettings()
     hf_token: SecretStr | None = Field(
         None, validation_alias="HF_TOKEN", description="Hugging Face token with which workers download gated weights."

@@ -1,7 +1,8 @@
 """Keeps the right to run one item, and carries word both ways: progress out, cancel in.
 
 The denoising loop calls `report` at each step; a thread renews the lease meanwhile, so a long kernel or a slow upload
-does not lose it. The GPU stops being spent as soon as the lease is known, or must be assumed, to be gone.
+does not lose it. When the lease may be gone because Redis is away, the work waits, and so spends no GPU, until Redis
+says whose the item is: after a short outage it goes on where it was. The same thread sees a kernel that hangs.
 """
 
 from __future__ import annotations
@@ -9,32 +10,45 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 
 from shared.errors import ItemCanceled, LeaseLost, LedgerUnavailable
 from shared.job import Progress
 from shared.ledger import Claim, Ledger
-from shared.settings import QueueSettings
+from shared.settings import Settings
 
 logger = logging.getLogger("flux2.worker.lease")
 
 # New progress is sent at once if the last renewal is older: live to a watching person, light for Redis.
 _FRESH_S = 0.5
+# A thread that wakes this much too late was stopped, not only kept from the processor.
+_FROZEN_S = 1.0
 
 
 class Lease:
     """A context in which the item's lease is renewed each `renew_s`.
 
-    When Redis is away the lease is kept until the last granted ttl is over by this host's monotonic clock.
+    Args:
+        on_stall: called once, from the renewing thread, when the item has made no progress for `stall_s`; it is
+            expected to end the process, since nothing else ends a kernel that hangs.
     """
 
-    def __init__(self, ledger: Ledger, claim: Claim, settings: QueueSettings) -> None:
+    def __init__(
+        self, ledger: Ledger, claim: Claim, settings: Settings, *, on_stall: Callable[[Progress], object]
+    ) -> None:
         self.claim = claim
         self._ledger = ledger
-        self._settings = settings
+        self._queue = settings.queue
+        self._stall_s = settings.worker.stall_s
+        # An upload has a budget of its own, in which it reports nothing.
+        self._upload_s = settings.storage.retry_budget_s
+        self._on_stall = on_stall
         self._progress = Progress(stage="adapter", step=0, steps=claim.spec.num_inference_steps)
-        self._renewed_at = time.monotonic()
+        self._renewed_at = self._progressed_at = time.monotonic()
         self._wake = threading.Event()
+        self._answered = threading.Condition()
+        self._waiting = False
         self._closed = False
         self._lost = False
         self._canceled = False
@@ -52,35 +66,72 @@ class Lease:
         self._thread.join()
 
     def report(self, progress: Progress) -> None:
-        """Tell where the item is, and learn whether to go on.
+        """Tell where the item is, and learn whether to go on; waits while that cannot be known.
 
         Raises:
-            LeaseLost: another worker owns the item, or may by now.
+            LeaseLost: another worker owns the item.
             ItemCanceled: the caller canceled the job.
         """
         self._progress = progress
+        self._progressed_at = time.monotonic()
         if time.monotonic() - self._renewed_at > _FRESH_S:
             self._wake.set()
         self.check()
 
     def check(self) -> None:
-        """Raise as `report` does, without news."""
-        if self._lost or time.monotonic() - self._renewed_at > self._settings.lease_ttl_s:
+        """Raise and wait as `report` does, without news."""
+        if self._overdue():
+            self._wait_for_word()
+        if self._lost:
             raise LeaseLost(f"{self.claim.item_id}: the lease of fence {self.claim.fence} is gone")
         if self._canceled:
             raise ItemCanceled(f"{self.claim.item_id}: canceled by the caller")
 
+    def _overdue(self) -> bool:
+        """Whether another worker may own the item by now, as far as this host's clock can tell."""
+        return not self._lost and time.monotonic() - self._renewed_at > self._queue.lease_ttl_s
+
+    def _wait_for_word(self) -> None:
+        logger.warning("work waits for Redis", extra={"item": self.claim.item_id})
+        with self._answered:
+            self._waiting = True
+            self._wake.set()
+            self._answered.wait_for(lambda: not self._overdue())
+            self._waiting = False
+        self._progressed_at = time.monotonic()
+
     def _renew_until_closed(self) -> None:
         try:
-            while not self._lost:
-                self._wake.wait(self._settings.renew_s)
-                self._wake.clear()
+            while True:
+                self._sleep(min(self._queue.renew_s, max(0.0, self._left_s())))
                 if self._closed:
                     return
-                self._renew()
+                if not self._lost:
+                    self._renew()
+                if self._left_s() <= 0:
+                    self._on_stall(self._progress)
+                    return
         finally:
-            # However this thread ends, nobody renews from here on.
-            self._lost = self._lost or not self._closed
+            with self._answered:
+                # However this thread ends, nobody renews from here on.
+                self._lost = self._lost or not self._closed
+                self._answered.notify_all()
+
+    def _sleep(self, seconds: float) -> None:
+        """Wait to be woken; time in which the whole process was frozen is no sign of a hung kernel."""
+        began = time.monotonic()
+        self._wake.wait(seconds)
+        self._wake.clear()
+        overslept = time.monotonic() - began - seconds
+        if overslept > _FROZEN_S:
+            self._progressed_at += overslept
+
+    def _left_s(self) -> float:
+        """Seconds until the item counts as hung."""
+        if self._waiting:
+            return float("inf")
+        limit_s = self._stall_s + (self._upload_s if self._progress.stage == "upload" else 0)
+        return self._progressed_at + limit_s - time.monotonic()
 
     def _renew(self) -> None:
         asked_at = time.monotonic()
@@ -89,6 +140,8 @@ class Lease:
         except LedgerUnavailable as error:
             logger.warning("lease not renewed", extra={"item": self.claim.item_id, "error": str(error)})
             return
-        self._renewed_at = asked_at
-        self._lost = answer == "lost"
-        self._canceled = answer == "cancel"
+        with self._answered:
+            self._renewed_at = asked_at
+            self._lost = answer == "lost"
+            self._canceled = answer == "cancel"
+            self._answered.notify_all()

@@ -7,6 +7,7 @@ raise at any point to end the work: weights are then either base or completely m
 from __future__ import annotations
 
 import gc
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from shared.errors import InvalidRequest, NotFinite, OutOfMemory
-from shared.job import AdapterReport, ItemSpec, PipelineReport, Progress
+from shared.job import AdapterReport, Decode, ItemSpec, PipelineReport, Progress
 from shared.job import Engine as EngineName
 from worker.engines.checkout import Toolkit
 from worker.engines.engine import Engine, Run
@@ -29,6 +30,9 @@ from worker.pipeline.cache import Change, WarmPipeline
 from worker.pipeline.components import Components
 from worker.sampling.latents import PIXELS, noise
 from worker.sampling.prompt import PromptEncoder
+from worker.tiling import tiled
+
+logger = logging.getLogger("flux2.worker.render")
 
 OnProgress = Callable[[Progress], None]
 
@@ -91,24 +95,34 @@ class Renderer:
         Raises:
             InvalidRequest: a value that can only give garbage.
             AdapterNotFound, AdapterRefused, AdapterMismatch: an adapter file cannot be used.
-            OutOfMemory: the device could not hold the item; memory has been given back.
-            NotFinite: the latents are not.
+            OutOfMemory: the device could not hold the item, in tiles neither; memory has been given back.
+            NotFinite: the latents or the decoded image are not.
         """
         _check(spec)
         if spec.engine not in self._engines:
             raise InvalidRequest(f"the engine {spec.engine!r} is not offered here: {self._lacks}", field="engine")
         self._prompts.check(spec.prompt)
         try:
-            return self._render(spec, adapters, on_progress)
+            return self._render(spec, adapters, on_progress, decode_as="whole")
         except torch.OutOfMemoryError as error:
-            reason = str(error).partition(". ")[0]
+            reason = _first_sentence(error)
         # Outside of the handler: the error's traceback would keep every tensor of the failed attempt alive.
-        gc.collect()
-        torch.cuda.empty_cache()
+        _give_memory_back()
+        logger.warning("out of memory; trying once more", extra={"seed": spec.seed, "reason": reason})
+        try:
+            with tiled(self._components.autoencoder):
+                # AI Toolkit's own autoencoder knows no tiles; it profits from the freed memory only.
+                decode_as: Decode = "tiled" if spec.engine == "exact" else "whole"
+                return self._render(spec, adapters, on_progress, decode_as=decode_as)
+        except torch.OutOfMemoryError as error:
+            reason = _first_sentence(error)
+        _give_memory_back()
         raise OutOfMemory(f"{spec.width}x{spec.height} does not fit on {_device_name(self._components)}: {reason}")
 
     @torch.no_grad()
-    def _render(self, spec: ItemSpec, adapters: Sequence[Path], on_progress: OnProgress) -> Rendered:
+    def _render(
+        self, spec: ItemSpec, adapters: Sequence[Path], on_progress: OnProgress, *, decode_as: Decode
+    ) -> Rendered:
         engine = self._engines[spec.engine]
         timings: dict[str, float] = {}
         steps = spec.num_inference_steps
@@ -129,8 +143,11 @@ class Renderer:
             latents = self._denoise(engine, spec, run, on_progress)
         stage("decode")
         with self._timed(timings, "decode"):
-            image = engine.image(engine.decode(latents)[0])
-        return Rendered(image, timings, reports, self._report(spec, engine, change))
+            decoded = engine.decode(latents)[0]
+            if not decoded.isfinite().all():
+                raise NotFinite(f"the decoded image of seed {spec.seed} is not finite")
+            image = engine.image(decoded)
+        return Rendered(image, timings, reports, self._report(spec, engine, change, decode_as))
 
     def _encode(self, prompt: str) -> Tensor:
         """Return embeddings in the transformer's dtype, in which noise is drawn; its encoder may have another."""
@@ -158,7 +175,7 @@ class Renderer:
             raise NotFinite(f"the latents of seed {spec.seed} are not finite, so there is no image in them")
         return latents
 
-    def _report(self, spec: ItemSpec, engine: Engine, change: Change) -> PipelineReport:
+    def _report(self, spec: ItemSpec, engine: Engine, change: Change, decode_as: Decode) -> PipelineReport:
         components = self._components
         return PipelineReport(
             engine=engine.name,
@@ -167,6 +184,7 @@ class Renderer:
             device=_device_name(components),
             adapter_mode="live" if self.warm.only_live else spec.adapter_mode or "merged",
             change=change,
+            decode=decode_as,
             versions=engine.versions,
         )
 
@@ -192,6 +210,15 @@ def _check(spec: ItemSpec) -> None:
     for ref in spec.adapters:
         if not math.isfinite(ref.multiplier):
             raise InvalidRequest(f"the multiplier of {ref.path!r} is {ref.multiplier}", field="network_multiplier")
+
+
+def _first_sentence(error: torch.OutOfMemoryError) -> str:
+    return str(error).partition(". ")[0]
+
+
+def _give_memory_back() -> None:
+    gc.collect()
+    torch.cuda.empty_cache()
 
 
 def _device_name(components: Components) -> str:

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import logging
-import os
 import socket
-import tempfile
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-from shared.errors import LedgerUnavailable, ServerFailed
+from shared.errors import LedgerUnavailable
 from shared.job import Engine, pool
 from shared.ledger import Claim, Ledger
 
@@ -28,31 +23,15 @@ def slot_name(configured: str | None, device: str) -> str:
     return configured or f"{socket.gethostname()}/{device}"
 
 
-@contextmanager
-def held(name: str, *, redis_url: str) -> Iterator[None]:
-    """Hold a slot's name in one ledger, on this host, until the process ends, however it ends.
-
-    A second process of that name would take the first one's items for a dead predecessor's.
-
-    Raises:
-        ServerFailed: another process on this host has the name.
-    """
-    digest = hashlib.sha256(f"{redis_url} {name}".encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"flux2-slot-{os.getuid()}-{digest}.lock"
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ServerFailed(f"another worker on this host is {name!r}; give this one another --name") from None
-        yield
-
-
 class Slot:
     """What this process reports about itself, sent each few seconds and at each change.
 
     Attributes:
         boot: identity of this process, new at each start.
         claim: the item that runs now, if one does.
+        draining: set when the process is told to stop; it takes nothing more.
+        storage_failed: whether the last item could not be stored.
+        wakes: how many wake-ups came.
     """
 
     def __init__(
@@ -71,6 +50,9 @@ class Slot:
         self.pools = tuple(pool(model, engine) for engine in engines)
         self.boot = uuid.uuid4().hex
         self.claim: Claim | None = None
+        self.draining = threading.Event()
+        self.storage_failed = False
+        self.wakes = 0
         self._ledger = ledger
         self._report = {
             "model": model,
@@ -88,9 +70,10 @@ class Slot:
         self._thread = threading.Thread(target=self._beat_until_stopped, name="flux2-slot", daemon=True)
 
     def start(self) -> None:
-        """Announce the slot and keep announcing it."""
-        self._beat()
-        self._thread.start()
+        """Announce the slot and keep announcing it; repeating it changes nothing."""
+        if not self._thread.is_alive():
+            self._beat()
+            self._thread.start()
 
     def stop(self) -> None:
         """Take the slot out of the list of live ones."""
@@ -101,6 +84,15 @@ class Slot:
             self._ledger.leave(self.name)
         except LedgerUnavailable as error:
             logger.warning("slot left without a word", extra={"slot": self.name, "error": str(error)})
+
+    def report_state(self, state: str) -> bool:
+        """Tell `ready`, or why no work is taken: `faulty`; returns whether that is news."""
+        if self._report["state"] == state:
+            return False
+        self._report["state"] = state
+        self.start()
+        self._beat()
+        return True
 
     def report_drift(self, parameters: int) -> None:
         """Tell how many restored parameters differ from the checkpoint's; sent with the next heartbeat."""
@@ -124,7 +116,8 @@ class Slot:
             self._beat()
 
     def _beat(self) -> None:
+        report = {**self._report, "state": "draining"} if self.draining.is_set() else self._report
         try:
-            self._ledger.beat(self.name, self._report)
+            self._ledger.beat(self.name, report)
         except LedgerUnavailable as error:
             logger.warning("heartbeat not sent", extra={"slot": self.name, "error": str(error)})

@@ -7,51 +7,118 @@ another attempt; an accepted item never disappears with an exception.
 from __future__ import annotations
 
 import logging
+import os
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
+from typing import NoReturn, Protocol
 
 import tenacity
 from celery import Celery
+from PIL import Image
 
 from shared.adapters.locate import locate
 from shared.celery_app import WAKE, wake
 from shared.errors import (
+    BlankImage,
+    DeviceFault,
     Flux2Error,
     ItemCanceled,
     LeaseLost,
     LedgerUnavailable,
+    OutOfMemory,
     RequestError,
     RunError,
+    Stalled,
     StorageUnavailable,
 )
-from shared.job import ItemError, ItemResult, Progress
+from shared.job import AdapterReport, ItemError, ItemResult, ItemSpec, PipelineReport, Progress
 from shared.ledger import Claim, Ledger
 from shared.settings import Settings
 from shared.storage import ObjectStore
-from worker import imagefile
+from worker import fault, imagefile
 from worker.lease import Lease
-from worker.render import Renderer
 from worker.slot import Slot
 
 logger = logging.getLogger("flux2.worker")
 
 
+# What another attempt, or another device, could not mend.
+_NOT_THE_DEVICES = (RequestError, StorageUnavailable, OutOfMemory, LedgerUnavailable)
+
+
+class _Warm(Protocol):
+    """What is merged into the model now."""
+
+    base_drift: int
+
+    @property
+    def adapter_key(self) -> str: ...
+
+
+class _Rendered(Protocol):
+    """See `worker.render.Rendered`."""
+
+    @property
+    def image(self) -> Image.Image: ...
+    @property
+    def timings(self) -> Mapping[str, float]: ...
+    @property
+    def adapters(self) -> tuple[AdapterReport, ...]: ...
+    @property
+    def pipeline(self) -> PipelineReport: ...
+
+
+class ItemRenderer(Protocol):
+    """What makes the pixels: `worker.render.Renderer`. Named here so that this boundary needs no torch."""
+
+    @property
+    def warm(self) -> _Warm: ...
+
+    def render(
+        self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: Callable[[Progress], None]
+    ) -> _Rendered: ...
+
+
+def _sound() -> None:
+    """The probe of a device that cannot fail."""
+
+
 @dataclass(frozen=True)
 class Worker:
-    """Everything an item needs, opened once at start."""
+    """Everything an item needs, opened once at start.
+
+    Attributes:
+        probe: asks the device for a small calculation; returns what is wrong with it, or None.
+        end: ends the process at once, whatever its other threads do.
+    """
 
     settings: Settings
     ledger: Ledger
     store: ObjectStore
     celery: Celery
-    renderer: Renderer
+    renderer: ItemRenderer
     slot: Slot
+    probe: Callable[[], str | None] = _sound
+    end: Callable[[int], NoReturn] = os._exit
 
-    def requeue(self, claim: Claim) -> None:
-        """Hand the running item to another worker, without counting the attempt; for a shutdown that cannot wait."""
+    def hand_over(self, claim: Claim) -> None:
+        """Give the running item to another worker, without counting the attempt; for a shutdown that cannot wait."""
         if self.ledger.release(claim, "drain") == "queued":
             wake(self.celery, claim.spec.pool, count=1)
+
+    def give_up(self, claim: Claim, error: RunError) -> None:
+        """Hand the item to another attempt and end this process, which can render nothing more."""
+        fault.note(self.ledger, self.slot, claim, error)
+        try:
+            _retry(self, claim, error)
+            self.ledger.leave(self.slot.name)
+        except LedgerUnavailable as unavailable:
+            logger.warning("the lease must run out", extra={"item": claim.item_id, "error": str(unavailable)})
+        finally:
+            self.end(fault.EXIT_FAULT)
 
 
 def register(worker: Worker) -> None:
@@ -63,14 +130,31 @@ def register(worker: Worker) -> None:
 
 
 def run_next(worker: Worker) -> bool:
-    """Run one item; False when there was none to run."""
+    """Run one item; False when there was none to run, or none may be run now."""
     slot = worker.slot
-    claim = worker.ledger.claim_next(slot.pools, slot=slot.name, boot=slot.boot, warm=worker.renderer.warm.adapter_key)
+    slot.wakes += 1
+    if slot.draining.is_set() or not _can_store(worker):
+        return False  # the audit sends this wake-up again
+    try:
+        claim = worker.ledger.claim_next(
+            slot.pools, slot=slot.name, boot=slot.boot, warm=worker.renderer.warm.adapter_key
+        )
+    except LedgerUnavailable as error:
+        logger.warning("nothing claimed", extra={"error": str(error)})
+        return False
     if claim is None:
         return False
     where = {"item": claim.item_id, "fence": claim.fence, "attempt": claim.attempt}
     logger.info("item claimed", extra={**where, "queued_s": claim.queued_s})
-    with worker.slot.running(claim), Lease(worker.ledger, claim, worker.settings.queue) as lease:
+
+    def stalled(progress: Progress) -> None:
+        at = f"{progress.stage}, step {progress.step} of {progress.steps}"
+        worker.give_up(claim, Stalled(f"no progress for {worker.settings.worker.stall_s:g} s at {at}"))
+
+    with (
+        slot.running(claim),
+        Lease(worker.ledger, claim, worker.settings, on_stall=stalled) as lease,
+    ):
         try:
             result = _produce(worker, claim, lease)
         except LeaseLost as error:
@@ -95,6 +179,8 @@ def _produce(worker: Worker, claim: Claim, lease: Lease) -> ItemResult:
     paths = [locate(ref.path, root=worker.settings.adapters.root) for ref in spec.adapters]
     rendered = worker.renderer.render(spec, paths, on_progress=lease.report)
     worker.slot.report_drift(worker.renderer.warm.base_drift)
+    if rendered.image.getbbox() is None:
+        raise BlankImage(f"every pixel of seed {spec.seed} is black")
 
     started = time.perf_counter()
     parameters = {
@@ -128,24 +214,51 @@ def _produce(worker: Worker, claim: Claim, lease: Lease) -> ItemResult:
     )
 
 
+def _can_store(worker: Worker) -> bool:
+    """Whether an image could be stored: after a failure the GPU is not spent until the store answers again."""
+    if not worker.slot.storage_failed:
+        return True
+    try:
+        worker.store.check()
+    except StorageUnavailable as error:
+        logger.warning("no item claimed while the storage is away", extra={"error": str(error)})
+        return False
+    worker.slot.storage_failed = False
+    return True
+
+
 def _fail(worker: Worker, claim: Claim, error: Flux2Error) -> None:
     """End the item, or hand it to another attempt if another may fare better."""
-    why = ItemError(code=error.code, message=str(error), retryable=error.retryable)
     logger.error(
         "item failed", exc_info=error, extra={"item": claim.item_id, "attempt": claim.attempt, "code": error.code}
     )
-    if isinstance(error, RequestError) or not error.retryable:
-        _commit(worker, claim, why)
-    elif _while_redis_is_away(worker)(worker.ledger.release, claim, "retry", why) == "queued":
+    worker.slot.storage_failed = isinstance(error, StorageUnavailable)
+    if not isinstance(error, _NOT_THE_DEVICES) and (reason := worker.probe()):
+        worker.give_up(claim, DeviceFault(f"{worker.slot.name}: {reason}"))
+    elif isinstance(error, RequestError) or not error.retryable:
+        _commit(worker, claim, _item_error(error))
+    else:
+        _while_redis_is_away()(_retry, worker, claim, error)
+
+
+def _retry(worker: Worker, claim: Claim, error: Flux2Error) -> None:
+    if worker.ledger.release(claim, "retry", _item_error(error)) == "queued":
         wake(worker.celery, claim.spec.pool, count=1)
 
 
+def _item_error(error: Flux2Error) -> ItemError:
+    return ItemError(code=error.code, message=str(error), retryable=error.retryable)
+
+
 def _commit(worker: Worker, claim: Claim, outcome: ItemResult | ItemError | None) -> None:
-    """End the item; what this claim stored is removed when it did not become the result."""
-    answer = _while_redis_is_away(worker)(worker.ledger.commit, claim, outcome)
+    """End the item; what no result names is removed: this claim's image, or that of claims before it."""
+    answer = _while_redis_is_away()(worker.ledger.commit, claim, outcome)
     logger.info("item ended", extra={"item": claim.item_id, "fence": claim.fence, "commit": answer})
     if isinstance(outcome, ItemResult) and answer in ("canceled", "stale"):
         _discard(worker, claim)
+    elif answer != "stale":
+        for fence in range(1, claim.fence):
+            _discard(worker, replace(claim, fence=fence))
 
 
 def _discard(worker: Worker, claim: Claim) -> None:
@@ -156,13 +269,11 @@ def _discard(worker: Worker, claim: Claim) -> None:
         logger.warning("an unused image stays", extra={"folder": _folder(claim), "error": str(error)})
 
 
-def _while_redis_is_away(worker: Worker) -> tenacity.Retrying:
-    """Repeat a write for as long as the lease could still be ours; the fence makes a late one harmless."""
+def _while_redis_is_away() -> tenacity.Retrying:
+    """Repeat a write until Redis answers: there is nothing else to do, and the fence makes a late one harmless."""
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(LedgerUnavailable),
         wait=tenacity.wait_fixed(0.5),
-        stop=tenacity.stop_after_delay(worker.settings.queue.lease_ttl_s),
-        reraise=True,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -52,3 +53,32 @@ def mapped_errors() -> Iterator[None]:
         if isinstance(error, _NOT_NOW_ERRORS) or _NOT_NOW.search(str(error)):
             raise LedgerUnavailable(f"Redis cannot take writes now: {error}") from error
         raise
+
+
+class Breaker:
+    """Answers for a Redis that is known to be away, so that callers do not queue behind its timeouts.
+
+    After a failure calls are refused at once for `pause_s`; then one is let through to look again.
+    """
+
+    def __init__(self, *, pause_s: float) -> None:
+        self._pause_s = pause_s
+        self._shut_until = 0.0
+        self._reason = ""
+
+    @contextmanager
+    def calls(self) -> Iterator[None]:
+        """Run Redis calls; raises `LedgerUnavailable` as `mapped_errors` does, or instead of trying."""
+        now = time.monotonic()
+        if now < self._shut_until:
+            raise LedgerUnavailable(self._reason)
+        if self._reason:
+            self._shut_until = now + self._pause_s
+        try:
+            with mapped_errors():
+                yield
+        except LedgerUnavailable as error:
+            self._reason = str(error)
+            self._shut_until = time.monotonic() + self._pause_s
+            raise
+        self._reason, self._shut_until = "", 0.0

@@ -20,6 +20,7 @@ A pool is a model and an engine, see `shared.job.pool`: what a worker must offer
 | flux2:idem:{tenant}:{key} | STRING + EX | body hash and job of an Idempotency-Key |
 | flux2:slots | ZSET | slot -> last heartbeat in ms |
 | flux2:slot:{slot} | HASH + EX | what a worker reports about itself |
+| flux2:faults:{slot} | ZSET + EX | item on which the slot's device failed -> when, in ms |
 | flux2:base:{model} | STRING | the loaded base model's revision and layer shapes, for header checks at accept |
 | flux2:run_id | STRING | Redis run id that the leases were granted under |
 | flux2:audit | STRING + PX | leader of the wake-up audit |
@@ -52,6 +53,10 @@ def pace(pool: str) -> str:
 
 def slot(name: str) -> str:
     return f"{PREFIX}slot:{name}"
+
+
+def faults(slot_name: str) -> str:
+    return f"{PREFIX}faults:{slot_name}"
 
 
 def base(model: str) -> str:

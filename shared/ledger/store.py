@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from importlib import resources
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -18,41 +17,16 @@ from shared.errors import IdempotencyKeyReused, QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, Progress
 from shared.ledger import keys, views
 from shared.ledger.claim import Accepted, Claim, Reaped
-from shared.ledger.connection import Client, connect, mapped_errors
-from shared.settings import QueueSettings
+from shared.ledger.session import ms
+from shared.ledger.slots import SlotBook
 
 WORKER_LOST = ItemError(
     code="worker_lost", message="every worker that tried this item died or lost its lease", retryable=True
 )
 
 
-class Ledger:
-    """Jobs, items and slots in one Redis.
-
-    Every method raises `LedgerUnavailable` when Redis does not answer in time; the write may then have happened or
-    not, and repeating it is safe: scripts recognise what they already did (an unanswered claim expires by itself).
-
-    Args:
-        client: with `decode_responses=True`.
-        clock_ms: replaces Redis' clock; for tests.
-    """
-
-    def __init__(self, client: Client, settings: QueueSettings, *, clock_ms: Callable[[], int] | None = None) -> None:
-        self.redis = client
-        self._settings = settings
-        self._clock_ms = clock_ms
-        scripts = resources.files("shared.ledger") / "scripts"
-        prelude = (scripts / "prelude.lua").read_text()
-        self._scripts = {
-            path.name.removesuffix(".lua"): client.register_script(prelude + path.read_text())
-            for path in scripts.iterdir()
-            if path.name.endswith(".lua") and path.name != "prelude.lua"
-        }
-
-    @classmethod
-    def connect(cls, url: str, settings: QueueSettings, *, timeout_s: float) -> Ledger:
-        """Open the ledger of the Redis at `url`; see `shared.ledger.connection.connect`."""
-        return cls(connect(url, timeout_s=timeout_s), settings)
+class Ledger(SlotBook):
+    """Jobs and items in one Redis; see `Session` for what all methods have in common."""
 
     def accept(
         self,
@@ -110,7 +84,7 @@ class Ledger:
         Raises:
             IdempotencyKeyReused: the key came with another body.
         """
-        with mapped_errors():
+        with self._calls():
             seen = self.redis.get(keys.idempotency(tenant, idempotency_key))
             if seen is None:
                 return None
@@ -139,8 +113,8 @@ class Ledger:
             slot,
             boot,
             warm,
-            _ms(s.lease_ttl_s),
-            _ms(s.wait_bound_s),
+            ms(s.lease_ttl_s),
+            ms(s.wait_bound_s),
             views.SLOT_TTL_MS,
             nonce,
         )
@@ -165,7 +139,7 @@ class Ledger:
     def renew(self, claim: Claim, progress: Progress) -> Literal["ok", "cancel", "lost"]:
         """Extend the lease; the answer carries the caller's cancel, or that another worker owns the item."""
         reply: Literal["ok", "cancel", "lost"] = self._run(
-            "renew", claim.item_id, claim.fence, _ms(self._settings.lease_ttl_s), progress.model_dump_json()
+            "renew", claim.item_id, claim.fence, ms(self._settings.lease_ttl_s), progress.model_dump_json()
         )
         return reply
 
@@ -211,7 +185,7 @@ class Ledger:
     def reap(self) -> Reaped:
         """Requeue or end the items whose lease expired; after a Redis restart, grant grace instead."""
         reply = self._run(
-            "reap", _ms(self._settings.lease_ttl_s), self._settings.max_attempts, WORKER_LOST.model_dump_json()
+            "reap", ms(self._settings.lease_ttl_s), self._settings.max_attempts, WORKER_LOST.model_dump_json()
         )
         out = json.loads(reply)
         # cjson writes an empty Lua table as an object, whichever it was meant to be.
@@ -223,11 +197,16 @@ class Ledger:
 
     def sweep(self) -> int:
         """Forget jobs that ended longer ago than the retention; returns how many."""
-        return int(self._run("sweep", _ms(self._settings.retention_s)))
+        return int(self._run("sweep", ms(self._settings.retention_s)))
+
+    def wakes(self, pool: str) -> int:
+        """Wake-up messages that no worker has taken."""
+        with self._calls():
+            return int(self.redis.llen(keys.wake_list(pool)))
 
     def missing_wakes(self, pool: str) -> int:
         """How many wake-up messages fewer than queued items there are; 0 when there are enough."""
-        with mapped_errors(), self.redis.pipeline(transaction=True) as pipe:
+        with self._calls(), self.redis.pipeline(transaction=True) as pipe:
             pipe.zcard(keys.pending(pool))
             pipe.llen(keys.wake_list(pool))
             queued, messages = pipe.execute()
@@ -235,8 +214,8 @@ class Ledger:
 
     def lead_audit(self, holder: str) -> bool:
         """True for one holder at a time; leadership lasts two audit periods and is kept by calling again."""
-        ttl_ms = _ms(2 * self._settings.audit_s)
-        with mapped_errors():
+        ttl_ms = ms(2 * self._settings.audit_s)
+        with self._calls():
             if self.redis.set(keys.AUDIT_LEADER, holder, nx=True, px=ttl_ms):
                 return True
             if self.redis.get(keys.AUDIT_LEADER) != holder:
@@ -244,82 +223,24 @@ class Ledger:
             self.redis.pexpire(keys.AUDIT_LEADER, ttl_ms)
             return True
 
-    def beat(self, slot: str, report: Mapping[str, str]) -> None:
-        """Tell that a slot is alive and what it is doing."""
-        now = self.now_ms()
-        with mapped_errors(), self.redis.pipeline(transaction=True) as pipe:
-            pipe.hset(keys.slot(slot), mapping=dict(report))
-            pipe.pexpire(keys.slot(slot), views.SLOT_TTL_MS)
-            pipe.zadd(keys.SLOTS, {slot: now})
-            pipe.zremrangebyscore(keys.SLOTS, "-inf", now - views.SLOT_TTL_MS)
-            pipe.execute()
-
-    def leave(self, slot: str) -> None:
-        """A slot stops in good order."""
-        with mapped_errors():
-            self.redis.delete(keys.slot(slot))
-            self.redis.zrem(keys.SLOTS, slot)
-
-    def publish_base(self, model: str, *, revision: str, layers: Mapping[str, tuple[int, int]]) -> None:
-        """Let the API check adapter headers against the base model that a worker has loaded."""
-        with mapped_errors():
-            self.redis.set(keys.base(model), json.dumps({"revision": revision, "layers": layers}))
-
-    def base(self, model: str) -> views.BaseModelInfo | None:
-        """The base model that a worker loaded last, or None before any did."""
-        with mapped_errors():
-            raw = self.redis.get(keys.base(model))
-        if raw is None:
-            return None
-        data = json.loads(str(raw))
-        return views.BaseModelInfo(
-            revision=data["revision"], layers={name: (rows, cols) for name, (rows, cols) in data["layers"].items()}
-        )
-
     def job(self, job_id: str) -> views.JobView | None:
         """Read a job with all its items; None where no such job exists."""
-        with mapped_errors():
-            return views.read_job(self.redis, job_id, now_ms=self.now_ms())
+        now = self.now_ms()
+        with self._calls():
+            return views.read_job(self.redis, job_id, now_ms=now)
 
     def jobs(
         self, *, before: int | None, limit: int, state: str | None = None, model: str | None = None
     ) -> views.JobPage:
         """List jobs, newest first, from the cursor `before` (an accept order, exclusive)."""
-        with mapped_errors():
+        with self._calls():
             return views.read_page(self.redis, before=before, limit=limit, state=state, model=model)
-
-    def slots(self) -> list[views.SlotView]:
-        """The slots whose heartbeat is fresh."""
-        with mapped_errors():
-            return views.read_slots(self.redis, since_ms=self.now_ms() - views.SLOT_TTL_MS)
 
     def queued(self, pool: str) -> int:
         """Items waiting for a worker."""
-        with mapped_errors():
+        with self._calls():
             return int(self.redis.zcard(keys.pending(pool)))
-
-    def ping(self) -> None:
-        """Raise `LedgerUnavailable` unless Redis answers."""
-        with mapped_errors():
-            self.redis.ping()
-
-    def now_ms(self) -> int:
-        """The ledger's time."""
-        if self._clock_ms is not None:
-            return self._clock_ms()
-        with mapped_errors():
-            seconds, micros = self.redis.time()
-        return int(seconds) * 1000 + int(micros) // 1000
-
-    def _run(self, script: str, *args: str | int) -> Any:
-        now = "" if self._clock_ms is None else str(self._clock_ms())
-        with mapped_errors():
-            return self._scripts[script](args=[now, *args])
 
 
 def _reused(idempotency_key: str) -> IdempotencyKeyReused:
     return IdempotencyKeyReused(f"Idempotency-Key {idempotency_key!r} belongs to another request body")
-
-
-def _ms(seconds: float) -> int:
-    return int(seconds * 1000)

@@ -2,9 +2,10 @@
 
 import io
 import itertools
+import threading
 import time
 import uuid
-from dataclasses import dataclass
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +14,12 @@ from safetensors.torch import load_file, save_file
 
 from shared.adapters.identity import sha256_of
 from shared.celery_app import make_celery
-from shared.errors import LedgerUnavailable, StorageUnavailable
+from shared.errors import DeviceFault, LedgerUnavailable, StorageUnavailable
 from shared.job import AdapterRef, ItemSpec, State
 from shared.ledger import Ledger, keys
 from shared.settings import ModelSettings
 from shared.storage import open_store
+from worker import fault
 from worker.pipeline.load import load_components
 from worker.pipeline.tiny import write_matching_adapter, write_tiny_checkpoint
 from worker.render import Renderer
@@ -207,17 +209,152 @@ def test_a_late_cancel_leaves_the_images_that_were_finished_before(worker):
     assert not worker.store.exists(f"results/{job_id}/1/1/image.png")
 
 
-def test_storage_that_stays_away_is_tried_again_and_then_fails_as_retryable(worker, settings):
+def test_an_item_that_cannot_be_stored_is_tried_again_and_then_fails_as_retryable(worker):
     job_id = accept(worker)
-    away = with_store(worker, Away())
+    refusing = with_store(worker, Refusing())
 
-    run_next(away)
+    run_next(refusing)
     again = item(worker, job_id)
     assert (again.state, again.attempt, wakes(worker)) == (State.QUEUED, 1, 1)
 
-    run_next(away)
+    run_next(refusing)
     failed = item(worker, job_id)
     assert (failed.state, failed.error.code, failed.error.retryable) == (State.FAILED, "storage_unavailable", True)
+
+
+def test_no_gpu_is_spent_while_the_storage_is_away(worker):
+    job_id = accept(worker)
+    away = with_store(worker, Away())
+    run_next(away)
+
+    assert not run_next(away)
+    assert (item(worker, job_id).state, item(worker, job_id).attempt) == (State.QUEUED, 1)
+
+    assert run_next(worker)
+    assert item(worker, job_id).state is State.SUCCEEDED
+
+
+def test_the_images_of_earlier_claims_are_removed_once_the_item_has_ended(worker):
+    job_id = accept(worker)
+    first = worker.ledger.claim_next("flux2", slot="other", boot="b", warm="base")
+    worker.store.put(f"results/{job_id}/0/1/image.png", b"late", content_type="image/png")
+    worker.ledger.release(first, "retry")
+
+    run_next(worker)
+
+    assert item(worker, job_id).result.key == f"results/{job_id}/0/2/image.png"
+    assert worker.store.exists(f"results/{job_id}/0/2/image.png")
+    assert not worker.store.exists(f"results/{job_id}/0/1/image.png")
+
+
+def test_a_worker_told_to_stop_claims_nothing(worker):
+    job_id = accept(worker)
+    worker.slot.draining.set()
+
+    assert not run_next(worker)
+
+    assert item(worker, job_id).state is State.QUEUED
+
+
+def test_a_black_image_is_a_failure_and_no_result(worker):
+    job_id = accept(worker)
+    black = with_renderer(worker, Black(worker.renderer))
+
+    run_next(black)
+    assert item(worker, job_id).state is State.QUEUED
+    run_next(black)
+
+    failed = item(worker, job_id)
+    assert (failed.state, failed.error.code) == (State.FAILED, "blank_image")
+    assert not worker.store.exists(f"results/{job_id}/0/1/image.png")
+
+
+def test_a_poisoned_device_ends_the_process_and_the_item_goes_to_another_attempt(worker):
+    job_id = accept(worker)
+    ended = []
+    poisoned = Worker(**{**vars(worker), "probe": lambda: "CUDA error: an illegal memory access", "end": ended.append})
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        run_next(watched(poisoned, broken_kernel))
+
+    assert ended == [70]
+    assert (item(worker, job_id).state, item(worker, job_id).attempt, wakes(worker)) == (State.QUEUED, 1, 1)
+    assert worker.ledger.faults("test", window_s=600) == 1
+
+
+def test_an_item_on_which_devices_fail_ends_as_gpu_fault(worker):
+    job_id = accept(worker)
+    poisoned = Worker(**{**vars(worker), "probe": lambda: "it did not answer", "end": lambda status: None})
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="illegal"):
+            run_next(watched(poisoned, broken_kernel))
+
+    failed = item(worker, job_id)
+    assert (failed.state, failed.error.code, failed.error.retryable) == (State.FAILED, "gpu_fault", True)
+    # One item alone does not make the device a bad one.
+    assert not fault.is_faulty(worker.ledger, "test")
+
+
+def test_a_sound_device_is_not_blamed_for_an_items_error(worker):
+    job_id = accept(worker)
+    ended = []
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        run_next(watched(Worker(**{**vars(worker), "end": ended.append}), broken_kernel))
+
+    assert ended == []
+    assert item(worker, job_id).attempt == 1
+    assert worker.ledger.faults("test", window_s=600) == 0
+
+
+def test_a_slot_whose_device_failed_on_two_items_waits_until_that_is_forgotten(worker, wait_until):
+    first, second = (accept(worker) for _ in range(2))
+    for job_id in (first, second):
+        claimed = worker.ledger.claim_next("flux2", slot="test", boot="b", warm="base")
+        assert claimed.job_id == job_id
+        fault.note(worker.ledger, worker.slot, claimed, DeviceFault("it did not answer"))
+    stopped = threading.Event()
+    trusted = []
+    waiting = threading.Thread(
+        target=lambda: trusted.append(fault.wait_until_trusted(worker.ledger, worker.slot, stopped))
+    )
+
+    waiting.start()
+    wait_until(lambda: [slot.state for slot in worker.ledger.slots()] == ["faulty"], what="the slot's report")
+    stopped.set()
+    waiting.join(10)
+    assert trusted == [False]
+
+    worker.ledger.redis.delete(keys.faults("test"))
+    assert fault.wait_until_trusted(worker.ledger, worker.slot, stopped)
+    assert [slot.state for slot in worker.ledger.slots()] == ["ready"]
+    worker.slot.stop()
+
+
+def test_a_kernel_that_hangs_ends_the_process_and_the_item_goes_to_another_attempt(worker):
+    job_id = accept(worker, steps=2)
+    ended = threading.Event()
+    impatient = worker.settings.model_copy(
+        update={"worker": worker.settings.worker.model_copy(update={"stall_s": 0.3})}
+    )
+    hanging = Worker(**{**vars(worker), "settings": impatient, "end": lambda status: ended.set()})
+
+    run_next(watched(hanging, lambda progress: ended.wait(10) if progress.step == 1 else None))
+
+    assert ended.is_set()
+    again = item(worker, job_id)
+    assert (again.state, again.attempt) == (State.QUEUED, 1)
+
+
+def test_a_commit_outlasts_a_redis_that_is_away_for_longer_than_the_lease(worker):
+    job_id = accept(worker)
+    short = worker.settings.model_copy(update={"queue": worker.settings.queue.model_copy(update={"lease_ttl_s": 0.6})})
+
+    # Tried each half second.
+    run_next(with_ledger(Worker(**{**vars(worker), "settings": short}), failing_commits=4))
+
+    assert item(worker, job_id).state is State.SUCCEEDED
 
 
 def test_an_unexpected_error_is_recorded_requeued_and_raised(worker):
@@ -248,7 +385,7 @@ def test_a_released_item_wakes_another_worker(worker):
     job_id = accept(worker)
     claimed = worker.ledger.claim_next(["flux2"], slot="test", boot="b", warm="base")
 
-    worker.requeue(claimed)
+    worker.hand_over(claimed)
 
     assert (item(worker, job_id).state, item(worker, job_id).attempt) == (State.QUEUED, 0)
     assert wakes(worker) == 1
@@ -257,9 +394,8 @@ def test_a_released_item_wakes_another_worker(worker):
 # The doubles below stand where the outside fails: a bucket that is gone, a Redis that is away, a moment in a render.
 
 
-@dataclass
-class Away:
-    """An object store that cannot be reached."""
+class Refusing:
+    """An object store that answers, but takes no image."""
 
     def put(self, key, data, *, content_type):
         raise StorageUnavailable(f"PUT {key}: connection refused")
@@ -267,9 +403,40 @@ class Away:
     def delete_prefix(self, prefix):
         return 0
 
+    def check(self):
+        pass
+
+
+class Away(Refusing):
+    """An object store that cannot be reached."""
+
+    def check(self):
+        raise StorageUnavailable("PUT probe: connection refused")
+
+
+class Black:
+    """A renderer whose device gives zeros."""
+
+    def __init__(self, renderer):
+        self.warm = renderer.warm
+        self._renderer = renderer
+
+    def render(self, spec, adapters, *, on_progress):
+        rendered = self._renderer.render(spec, adapters, on_progress=on_progress)
+        return replace(rendered, image=Image.new("RGB", rendered.image.size))
+
+
+def broken_kernel(progress):
+    if progress.step == 1:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
 
 def with_store(worker, store):
     return Worker(**{**vars(worker), "store": store})
+
+
+def with_renderer(worker, renderer):
+    return Worker(**{**vars(worker), "renderer": renderer})
 
 
 def with_ledger(worker, *, failing_commits):
