@@ -32,12 +32,13 @@ _POOLS = tuple(pool(model, engine) for model in MODELS for engine in ENGINES)
 def create_app(settings: Settings) -> FastAPI:
     """Make the application. Redis and the object store need not answer yet."""
     store = open_store(settings)
+    timeout_s = settings.redis.timeout_s
     services = Services(
         settings=settings,
-        ledger=Ledger.connect(settings.redis.url, settings.queue, timeout_s=settings.redis.timeout_s),
+        ledger=Ledger.connect(settings.redis.url, settings.queue, timeout_s=timeout_s, pause_s=timeout_s),
         store=store,
         storage_probe=StorageProbe(store),
-        celery=make_celery(settings.redis.url, side="api", timeout_s=settings.redis.timeout_s),
+        celery=make_celery(settings.redis.url, side="api", timeout_s=timeout_s),
     )
 
     @asynccontextmanager

@@ -48,6 +48,8 @@ class Child:
         self._command = list(command)
         self._folder = folder
         self._environment = environment or {"PATH": os.defpath, "HOME": str(folder), "LC_ALL": "C"}
+        #: When it was started last, by the monotonic clock.
+        self.started_s = 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -110,6 +112,7 @@ class Child:
         self._spawn()
 
     def _spawn(self) -> None:
+        self.started_s = time.monotonic()
         with _locked(self._folder, name=self.name) as lock, self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,

@@ -11,6 +11,7 @@ import logging
 import os
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Self
 
 from dotenv import dotenv_values
 
+from shared.backoff import Backoff
 from shared.child import LOOPBACK, Child, free_port
 from shared.embedded import EmbeddedServers
 from shared.errors import ServerFailed
@@ -66,6 +68,7 @@ class Stack:
         self._inherit = inherit
         self._workers = workers
         self._children: dict[str, Child] = {}
+        self._waits: dict[str, Backoff] = {}
         self.tiny = not settings.model.model_fields_set & {"id", "path"}
         configured_root = "root" in settings.adapters.model_fields_set
         self.adapter_root = settings.adapters.root.absolute() if configured_root else self.data / "adapters"
@@ -149,15 +152,16 @@ class Stack:
             child.check()
 
     def restart_dead(self) -> None:
-        """Start again what ended by itself; the ledger gives back what a worker held.
+        """Start again what ended by itself, later and later what dies at once; the ledger gives back what it held.
 
         Raises:
             ServerFailed: Redis or S3 has ended, without which there is nothing to go on with.
         """
         self.servers.check()
         for child in self._children.values():
-            if not child.is_alive():
-                logger.warning("process ended and is started again", extra={"part": child.name})
+            waits = self._waits.setdefault(child.name, Backoff())
+            if not child.is_alive() and waits.is_due(started_s=child.started_s, now_s=time.monotonic()):
+                logger.warning("process ended and is started again", extra={"part": child.name, "log": str(child.log)})
                 child.restart()
 
     def __enter__(self) -> Self:

@@ -36,8 +36,12 @@ def stack(tmp_path_factory):
 @pytest.fixture
 def client(stack, wait_until):
     """A client of a stack in which every worker is alive."""
-    stack.restart_dead()
-    wait_until(lambda: len(stack.ledger().slots()) == 2, 60, what="both workers' start")
+
+    def all_alive():
+        stack.restart_dead()
+        return len(stack.ledger().slots()) == 2
+
+    wait_until(all_alive, 60, what="both workers' start")
     with Client(stack.url) as made:
         yield made
 

@@ -1,0 +1,1 @@
+"""Prove the promises under fire: real processes, a seeded nemesis, a complete history, an offline checker."""

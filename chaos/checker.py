@@ -1,0 +1,187 @@
+"""The offline checker: holds a run's history and what it left behind to the invariants.
+
+| # | holds |
+|---|---|
+| I1 | every accepted job has ended |
+| I2 | every item that succeeded or failed was committed once |
+| I3 | each result's object exists and is the picture of its seed |
+| I4 | an item's fences rise, and the result is that of the last one |
+| I5 | nobody ever saw an ended job or item change |
+| I6 | a job whose cancel was acknowledged has not succeeded |
+| I7 | one Idempotency-Key, one job |
+| I8 | nothing is queued, leased or counted as running at the end |
+| I9 | refused requests left nothing |
+| I10 | items were started no oftener than accepted + disturbed + 5 % |
+"""
+
+from __future__ import annotations
+
+import io
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from PIL import Image
+
+from chaos.history import Event
+from chaos.stub import picture
+from shared.errors import StorageUnavailable
+from shared.job import TERMINAL, State
+from shared.ledger import ItemView, JobView, Ledger, keys
+from shared.storage import ObjectStore
+
+_WASTE = 0.05
+#: Events that may cost an item another start.
+DISTURBANCES = frozenset({"kill", "freeze", "terminate", "froze"})
+_QUEUES = {"pending", "shares", "lanes", "lane", "leases", "busy"}
+_ENDED = {"succeeded", "failed", "canceled"}
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One broken invariant, with what to look for in the history."""
+
+    invariant: str
+    subject: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a run left in Redis."""
+
+    jobs: dict[str, JobView]
+    commits: dict[str, int]
+    queues: tuple[str, ...]
+    listed: int
+
+
+def collect(ledger: Ledger) -> Left:
+    """Read everything that the checker needs."""
+    ids = ledger.redis.zrange(keys.JOBS, 0, -1)
+    jobs = {job_id: view for job_id in ids if (view := ledger.job(job_id)) is not None}
+    items = [f"{job_id}:{item.index}" for job_id, view in jobs.items() for item in view.items]
+    with ledger.redis.pipeline(transaction=False) as pipe:
+        for item in items:
+            pipe.hget(keys.item(item), "commits")
+        commits = {item: int(count or 0) for item, count in zip(items, pipe.execute(), strict=True)}
+    names = ledger.redis.scan_iter(f"{keys.PREFIX}*")
+    queues = tuple(name for name in names if name.removeprefix(keys.PREFIX).split(":")[0] in _QUEUES)
+    return Left(jobs=jobs, commits=commits, queues=queues, listed=len(ids))
+
+
+def check(events: Sequence[Event], left: Left, store: ObjectStore, *, outages: int = 0) -> list[Violation]:
+    """Return every violation.
+
+    Args:
+        outages: item starts that a Redis outage may have cost.
+    """
+    accepted = {event["job"]: event for event in events if event["kind"] == "accepted"}
+    return [
+        *_terminal(accepted, left),
+        *_committed_once(left),
+        *_pictures(left, store),
+        *_fences(events, left),
+        *_stable(events),
+        *_canceled(events, left),
+        *_keys(events),
+        *_empty(left),
+        *_traces(events, accepted, left),
+        *_waste(events, left, outages),
+    ]
+
+
+def _items(left: Left) -> Iterator[tuple[str, ItemView]]:
+    for job_id, job in left.jobs.items():
+        for item in job.items:
+            yield f"{job_id}:{item.index}", item
+
+
+def _terminal(accepted: dict[str, Event], left: Left) -> Iterator[Violation]:
+    for job_id in accepted:
+        job = left.jobs.get(job_id)
+        if job is None or job.state not in TERMINAL:
+            yield Violation("I1", job_id, "lost" if job is None else f"still {job.state.value}")
+
+
+def _committed_once(left: Left) -> Iterator[Violation]:
+    for name, item in _items(left):
+        allowed = {State.SUCCEEDED: {1}, State.FAILED: {1}, State.CANCELED: {0, 1}}.get(item.state, {0})
+        if left.commits[name] not in allowed:
+            yield Violation("I2", name, f"{item.state.value} with {left.commits[name]} commits")
+
+
+def _pictures(left: Left, store: ObjectStore) -> Iterator[Violation]:
+    for name, item in _items(left):
+        if item.result is None:
+            continue
+        try:
+            image = Image.open(io.BytesIO(store.get(item.result.key)))
+        except StorageUnavailable as error:
+            yield Violation("I3", name, str(error))
+            continue
+        if image.convert("RGB").tobytes() != picture(item.spec.seed).tobytes():
+            yield Violation("I3", name, f"{item.result.key} is not the picture of seed {item.spec.seed}")
+
+
+def _fences(events: Sequence[Event], left: Left) -> Iterator[Violation]:
+    claims: dict[str, list[int]] = defaultdict(list)
+    for event in events:
+        if event["kind"] == "claim":
+            claims[event["item"]].append(event["fence"])
+    for name, item in _items(left):
+        fences = claims[name]
+        if any(later <= earlier for earlier, later in pairwise(fences)):
+            yield Violation("I4", name, f"fences do not rise: {fences}")
+        if item.result is not None and item.result.key.split("/")[3] != str(item.fence):
+            yield Violation("I4", name, f"the result {item.result.key} is not that of fence {item.fence}")
+
+
+def _stable(events: Sequence[Event]) -> Iterator[Violation]:
+    seen: dict[str, list[str]] = {}
+    for event in (event for event in events if event["kind"] == "seen"):
+        before = seen.get(event["job"], [])
+        for old, new in zip(before, event["states"], strict=False):
+            if old in _ENDED and new != old:
+                yield Violation("I5", event["job"], f"{before} became {event['states']}")
+        seen[event["job"]] = event["states"]
+
+
+def _canceled(events: Sequence[Event], left: Left) -> Iterator[Violation]:
+    for event in events:
+        if event["kind"] == "cancel" and event["acknowledged"]:
+            job = left.jobs.get(event["job"])
+            if job is not None and job.state is not State.CANCELED:
+                yield Violation("I6", event["job"], f"canceled, and yet {job.state.value}")
+
+
+def _keys(events: Sequence[Event]) -> Iterator[Violation]:
+    jobs: dict[str, set[str]] = defaultdict(set)
+    for event in events:
+        if event["kind"] == "accepted":
+            jobs[event["key"]].add(event["job"])
+    for key, found in jobs.items():
+        if len(found) > 1:
+            yield Violation("I7", key, f"became {sorted(found)}")
+
+
+def _empty(left: Left) -> Iterator[Violation]:
+    for name in left.queues:
+        yield Violation("I8", name, "is not empty")
+
+
+def _traces(events: Sequence[Event], accepted: dict[str, Event], left: Left) -> Iterator[Violation]:
+    for event in events:
+        if event["kind"] == "refused" and event["status"] != 422:
+            yield Violation("I9", "a bad request", f"was answered {event['status']}")
+    if left.listed != len(accepted):
+        yield Violation("I9", "jobs", f"{left.listed} are stored, {len(accepted)} were accepted")
+
+
+def _waste(events: Sequence[Event], left: Left, outages: int) -> Iterator[Violation]:
+    starts = sum(event["kind"] == "claim" for event in events)
+    disturbed = sum(event["kind"] in DISTURBANCES for event in events) + outages
+    items = sum(len(job.items) for job in left.jobs.values())
+    if starts > items * (1 + _WASTE) + disturbed:
+        yield Violation("I10", "all items", f"{starts} starts of {items} items, {disturbed} disturbances")

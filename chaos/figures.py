@@ -1,0 +1,49 @@
+"""Times that a run's history shows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from chaos.history import Event
+
+#: Slack around a Redis outage within which a recovery time says nothing about us.
+_AROUND_S = 1.0
+
+
+def kill_to_start(events: Sequence[Event], *, ttl_s: float) -> list[float]:
+    """Seconds from each kill or freeze that hit a running item to the item's next start, outside Redis outages."""
+    running: dict[str, str] = {}
+    open_since: dict[str, float] = {}
+    times: list[tuple[float, float]] = []
+    for event in events:
+        match event["kind"]:
+            case "claim":
+                if (since := open_since.pop(event["item"], None)) is not None:
+                    times.append((since, float(event["t"])))
+                running[event["slot"]] = event["item"]
+            case "commit":
+                running = {slot: item for slot, item in running.items() if item != event["item"]}
+                open_since.pop(event["item"], None)
+            case "kill":
+                if (item := running.pop(event["target"], None)) is not None:
+                    open_since[item] = float(event["t"])
+    outages = _outages(events, ttl_s)
+    return [end - start for start, end in times if not any(start < up and end > down for down, up in outages)]
+
+
+def _outages(events: Sequence[Event], ttl_s: float) -> list[tuple[float, float]]:
+    """Spans in which Redis was away, or gave every lease its grace."""
+    downs = [float(event["t"]) for event in events if event["kind"] == "redis down"]
+    ups = [float(event["t"]) for event in events if event["kind"] == "redis up"]
+    return [(down - _AROUND_S, up + ttl_s + _AROUND_S) for down, up in zip(downs, ups, strict=False)]
+
+
+def p50(values: Sequence[float]) -> float:
+    return round(statistics.median(values), 3) if values else 0.0
+
+
+def p99(values: Sequence[float]) -> float:
+    if len(values) < 2:
+        return round(values[0], 3) if values else 0.0
+    return round(statistics.quantiles(values, n=100, method="inclusive")[98], 3)

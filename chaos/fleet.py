@@ -1,0 +1,239 @@
+"""The system under test: Redis, S3, the API and workers, each a process, each to be killed, frozen or cut off."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self, TypeVar
+
+import redis
+
+from chaos.history import History
+from chaos.mutate import Mutation
+from chaos.s3 import S3Proxy
+from chaos.tcp import Wire
+from shared.child import LOOPBACK, Child, free_port
+from shared.embedded import RedisServer, S3Server
+from shared.ledger import Ledger, keys
+from shared.settings import QueueSettings, S3Settings
+from shared.storage import ObjectStore
+from shared.storage.s3 import S3Store
+
+T = TypeVar("T")
+
+_POLL_S = 0.02
+_SUPERVISE_S = 0.1
+_START_S = 30.0
+_S3_TIMEOUT_S = 1.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a scenario runs on; times are short so that recovery can be watched."""
+
+    workers: int = 3
+    step_s: float = 0.02
+    ttl_s: float = 4.0
+    drain_s: float = 2.0
+    stall_s: float = 60.0
+    budget_s: float = 10.0
+    mutation: Mutation = Mutation.NONE
+    redis: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def queue(self) -> QueueSettings:
+        return QueueSettings(lease_ttl_s=self.ttl_s, renew_s=self.ttl_s / 4, reap_s=0.25, audit_s=1.0)
+
+
+class Fleet:
+    """Everything running, as a context manager; what dies is started again, unless it is `held` down."""
+
+    def __init__(self, folder: Path, plan: Plan, s3: S3Server, rng: random.Random) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.history = History(folder / "history.jsonl")
+        self.redis = RedisServer(folder, port=free_port())
+        self.s3 = S3Proxy(s3.port, rng=rng, silence_s=1.5 * _S3_TIMEOUT_S)
+        self.wires: dict[str, Wire] = {}
+        self.held: set[str] = set()
+        self._s3 = s3
+        self._prefix = f"{folder.name}/"
+        self._api_port = free_port()
+        self._children: dict[str, Child] = {}
+        self._undo = ExitStack()
+        self._lock = threading.RLock()
+        self._stopped = threading.Event()
+        self._client = redis.Redis(port=self.redis.port, socket_timeout=2)
+        self._supervisor = threading.Thread(target=self._supervise, name="chaos-supervisor", daemon=True)
+
+    def __enter__(self) -> Self:
+        with ExitStack() as undo:
+            undo.enter_context(self.redis)
+            undo.enter_context(self.s3)
+            undo.callback(self._stop_children)
+            for name in ("api", *(f"worker-{number}" for number in range(self.plan.workers))):
+                self.wires[name] = undo.enter_context(Wire(self.redis.port))
+                self._start(name)
+            self._supervisor.start()
+            undo.callback(self._stop_supervisor)
+            self.wait(self._is_up, _START_S, what="the start of the API and all workers")
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+        self.history.close()
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOOPBACK}:{self._api_port}"
+
+    @property
+    def workers(self) -> list[str]:
+        return [name for name in self._children if name.startswith("worker-")]
+
+    def ledger(self) -> Ledger:
+        """A ledger of its own connection, past all proxies."""
+        return Ledger.connect(self.redis.url, self.plan.queue, timeout_s=2)
+
+    def store(self) -> ObjectStore:
+        """The object store, past the proxy."""
+        return S3Store(
+            S3Settings(bucket=self._s3.bucket, endpoint_url=self._s3.url, addressing_style="path"),
+            credentials={"aws_access_key_id": self._s3.access_key, "aws_secret_access_key": self._s3.secret_key},
+            prefix=self._prefix,
+        )
+
+    def kill(self, name: str) -> None:
+        """SIGKILL a part; the supervisor starts it again."""
+        self._signal(name, signal.SIGKILL, "kill")
+
+    def freeze(self, name: str) -> None:
+        self._signal(name, signal.SIGSTOP, "freeze")
+
+    def thaw(self, name: str) -> None:
+        self._signal(name, signal.SIGCONT, "thaw")
+
+    def terminate(self, name: str) -> int | None:
+        """SIGTERM a part; returns its process id."""
+        return self._signal(name, signal.SIGTERM, "terminate")
+
+    def pid(self, name: str) -> int | None:
+        return self._children[name].pid
+
+    def kill_redis(self, *, down_s: float) -> None:
+        """SIGKILL Redis, and start it again on its files after `down_s`."""
+        assert self.redis.pid is not None
+        self.history.add("redis down")
+        os.kill(self.redis.pid, signal.SIGKILL)
+        self._stopped.wait(down_s)
+        self.redis.stop()
+        self.redis.start()
+        self.history.add("redis up")
+
+    def take_wake(self) -> bool:
+        """Lose one wake-up, as a publish that never arrived; False when there was none, or Redis is away."""
+        try:
+            taken = self._client.lpop(keys.wake_list("flux2"))
+        except (redis.ConnectionError, redis.TimeoutError):
+            return False
+        return taken is not None
+
+    def quiet(self) -> None:
+        """Let every part run, and wait until the last ones that were hit are back."""
+        self.held.clear()
+        for name in self._children:
+            self.thaw(name)
+        self.wait(self._is_up, _START_S, what="the return of all parts")
+
+    def wait(self, condition: Callable[[], T], timeout_s: float, *, what: str) -> T:
+        """Poll until the condition is true and return what it gave.
+
+        Raises:
+            TimeoutError: it was not within `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not (value := condition()):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{what} did not come within {timeout_s:g} s; see {self.folder}")
+            self._stopped.wait(_POLL_S)
+        return value
+
+    def environment(self, name: str) -> dict[str, str]:
+        """Variables of one part; each has a wire of its own to Redis."""
+        plan = self.plan
+        redis_port = self.wires[name].port if name in self.wires else self.redis.port
+        return {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+            **self._s3.environment(),
+            "FLUX2_S3_ENDPOINT_URL": self.s3.url,
+            "FLUX2_S3_TIMEOUT_S": str(_S3_TIMEOUT_S),
+            "FLUX2_STORAGE_PREFIX": self._prefix,
+            "FLUX2_STORAGE_RETRY_BUDGET_S": str(plan.budget_s),
+            "FLUX2_REDIS_URL": f"redis://{LOOPBACK}:{redis_port}/0",
+            "FLUX2_QUEUE_LEASE_TTL_S": str(plan.queue.lease_ttl_s),
+            "FLUX2_QUEUE_RENEW_S": str(plan.queue.renew_s),
+            "FLUX2_QUEUE_REAP_S": str(plan.queue.reap_s),
+            "FLUX2_QUEUE_AUDIT_S": str(plan.queue.audit_s),
+            "FLUX2_WORKER_DRAIN_S": str(plan.drain_s),
+            "FLUX2_WORKER_STALL_S": str(plan.stall_s),
+            "FLUX2_WORKER_LOCK_DIR": str(self.folder / "locks"),
+            "FLUX2_API_PORT": str(self._api_port),
+            "FLUX2_LOG_LEVEL": "WARNING",
+        }
+
+    def _is_up(self) -> bool:
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=1):
+            return len(self.ledger().slots()) == self.plan.workers
+        return False
+
+    def _start(self, name: str) -> None:
+        folder = self.folder / name
+        folder.mkdir()
+        child = Child(name, self._command(name), folder=folder, environment=self.environment(name))
+        self._children[name] = child
+        child.start(lambda: True, timeout_s=_START_S)
+
+    def _command(self, name: str) -> list[str]:
+        mutation = ["--mutation", self.plan.mutation.value]
+        if name == "api":
+            return [sys.executable, "-m", "chaos.process", "api", *mutation]
+        own = ["--history", str(self.history.path), "--step-s", str(self.plan.step_s)]
+        return [sys.executable, "-m", "chaos.process", "worker", name, *own, *mutation]
+
+    def _signal(self, name: str, number: signal.Signals, kind: str) -> int | None:
+        with self._lock:
+            pid = self._children[name].pid
+            if pid is not None and self._children[name].is_alive():
+                self.history.add(kind, target=name, target_pid=pid)
+                os.kill(pid, number)
+            return pid
+
+    def _supervise(self) -> None:
+        while not self._stopped.wait(_SUPERVISE_S):
+            for name, child in self._children.items():
+                with self._lock:
+                    if name not in self.held and not child.is_alive():
+                        self.history.add("restart", target=name)
+                        child.restart()
+
+    def _stop_supervisor(self) -> None:
+        self._stopped.set()
+        self._supervisor.join()
+
+    def _stop_children(self) -> None:
+        for child in self._children.values():
+            child.terminate()
+        for child in self._children.values():
+            child.stop(grace_s=0.0)

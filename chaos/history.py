@@ -1,0 +1,43 @@
+"""Everything that happened, as one JSON object a line, written by all processes of a run into one file.
+
+Appends of one line each are atomic on a local file, so no lock is needed; the times are of Linux' monotonic clock,
+which all processes of a host share.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Event = dict[str, Any]
+
+
+class History:
+    """Appends events to a file; one object a process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def add(self, kind: str, **fields: Any) -> None:
+        """Record that something happened now."""
+        event = {"t": round(time.monotonic(), 4), "kind": kind, "pid": os.getpid(), **fields}
+        os.write(self._file, f"{json.dumps(event)}\n".encode())
+
+    def close(self) -> None:
+        os.close(self._file)
+
+
+def read(path: Path) -> list[Event]:
+    """All events in the order of their times."""
+    return sorted(_lines(path), key=lambda event: float(event["t"]))
+
+
+def _lines(path: Path) -> Iterator[Event]:
+    with path.open(encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)

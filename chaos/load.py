@@ -1,0 +1,133 @@
+"""Clients of the API: they submit with idempotency keys, poll, cancel some jobs, and write down what they were told."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+import uuid
+from typing import Any
+
+import httpx
+
+from chaos.fleet import Fleet
+
+ENDED = frozenset({"succeeded", "failed", "canceled"})
+_TIMEOUT_S = 5.0
+_POLL_S = 0.25
+_REPEAT_S = 0.1
+
+
+class Load:
+    """Submits jobs from one thread while another polls them all; `jobs` maps a job to its Idempotency-Key."""
+
+    def __init__(self, fleet: Fleet, rng: random.Random) -> None:
+        self.jobs: dict[str, str] = {}
+        self.ended: set[str] = set()
+        self._fleet = fleet
+        self._rng = rng
+        self._stopped = threading.Event()
+        self._seen: dict[str, str] = {}
+        self._http = httpx.Client(base_url=fleet.url, timeout=_TIMEOUT_S)
+        self._poller = threading.Thread(target=self._poll_until_stopped, name="chaos-poller", daemon=True)
+
+    def __enter__(self) -> Load:
+        self._poller.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._poller.join()
+        self._http.close()
+
+    def submit(self, prompts: list[dict[str, Any]], *, twice: bool = False) -> str:
+        """Submit until the answer is known, always with the same key; returns the job."""
+        key = uuid.UUID(int=self._rng.getrandbits(128)).hex
+        body = {"model": "flux2", "loras": [], "prompts": prompts}
+        self._fleet.history.add("submit", key=key, items=len(prompts))
+        while True:
+            answer = self._ask("POST", "/v1/inference", json=body, headers={"Idempotency-Key": key})
+            if answer is not None and answer.status_code == httpx.codes.ACCEPTED:
+                job = str(answer.json()["request_id"])
+                self._fleet.history.add("accepted", key=key, job=job, items=len(prompts))
+                self.jobs[job] = key
+                if not twice:
+                    return job
+                twice = False
+            elif answer is not None and answer.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+                raise ValueError(f"a job was refused: {answer.text}")
+            self._stopped.wait(_REPEAT_S if answer is None or answer.is_error else 0)
+
+    def refuse(self) -> None:
+        """Submit what must be refused; it must leave no trace."""
+        body = {"model": "flux2", "loras": [], "prompts": [{"prompt": "x", "width": 3}]}
+        answer = self._ask("POST", "/v1/inference", json=body, headers={"Idempotency-Key": uuid.uuid4().hex})
+        self._fleet.history.add("refused", status=answer.status_code if answer else 0)
+
+    def cancel(self, job: str) -> None:
+        """Cancel until the answer is known; `acknowledged` when the job had not ended before."""
+        while not self._stopped.is_set():
+            answer = self._ask("POST", f"/v1/requests/{job}/cancel")
+            if answer is not None and answer.status_code == httpx.codes.OK:
+                state = answer.json()
+                self._fleet.history.add(
+                    "cancel",
+                    job=job,
+                    status=state["status"],
+                    acknowledged=state["status"] not in ("succeeded", "failed"),
+                )
+                return
+            self._stopped.wait(_REPEAT_S)
+
+    def status(self, job: str) -> dict[str, Any] | None:
+        """Ask once; None when there was no answer or an error."""
+        answer = self._ask("GET", f"/v1/requests/{job}/status")
+        return answer.json() if answer is not None and answer.status_code == httpx.codes.OK else None
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until every job is seen to have ended; False if some had not after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while len(self.ended) < len(self.jobs):
+            if time.monotonic() > deadline:
+                return False
+            self._stopped.wait(_POLL_S / 5)
+        return True
+
+    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response | None:
+        """One request; None when it is not known whether it was carried out."""
+        try:
+            return self._http.request(method, path, **options)
+        except httpx.TransportError:
+            return None
+
+    def _poll_until_stopped(self) -> None:
+        while not self._stopped.wait(_POLL_S):
+            for job in [job for job in list(self.jobs) if job not in self.ended]:
+                self._look(job)
+                if self._stopped.is_set():
+                    return
+
+    def _look(self, job: str) -> None:
+        status = self.status(job)
+        if status is None:
+            return
+        states = [status["status"], *(item["status"] for item in status["items"])]
+        if (seen := " ".join(states)) != self._seen.get(job):
+            self._seen[job] = seen
+            self._fleet.history.add("seen", job=job, states=states)
+        if status["status"] in ENDED:
+            self.ended.add(job)
+
+
+def prompt(
+    rng: random.Random, *, steps: tuple[int, int] = (5, 15), text: str = "a cat", **fields: Any
+) -> dict[str, Any]:
+    """One item with a seed of its own, so that its picture can be told from every other."""
+    return {
+        "prompt": text,
+        "width": 64,
+        "height": 64,
+        "seed": rng.getrandbits(40),
+        "sample_steps": rng.randint(*steps),
+        **fields,
+    }

@@ -1,0 +1,42 @@
+"""Break one promise on purpose: a checker that never fails proves nothing."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from unittest import mock
+
+from shared.caretaker import Caretaker
+from shared.ledger import session
+
+
+class Mutation(StrEnum):
+    """What is taken out of the product."""
+
+    NONE = "none"
+    FENCE = "no fence check"
+    AUDIT = "no audit"
+    GRACE = "no grace"
+
+
+_FENCE = "if f[2] ~= fence then return 'stale' end"
+_OWNED = "return f[1] == 'running' and f[2] == fence"
+_GRACE = "if known then"
+
+
+def apply(mutation: Mutation) -> None:
+    """Mutate the code of this process for its whole life."""
+    match mutation:
+        case Mutation.FENCE:
+            _rewrite("commit", _FENCE, "")
+            _rewrite("renew", _OWNED, "return f[1] == 'running'")
+        case Mutation.GRACE:
+            _rewrite("reap", _GRACE, "if false then")
+        case Mutation.AUDIT:
+            mock.patch.object(Caretaker, "audit", return_value=None).start()
+
+
+def _rewrite(script: str, old: str, new: str) -> None:
+    texts = session.scripts()
+    if old not in texts[script]:
+        raise ValueError(f"{script}.lua has no line {old!r} to take out")
+    texts[script] = texts[script].replace(old, new)

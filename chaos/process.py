@@ -1,0 +1,74 @@
+"""The processes of a chaos run: `python -m chaos.process worker|api ...`, with settings from the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from chaos import mutate
+from chaos.history import History
+from chaos.mutate import Mutation
+from chaos.stub import FreezingStore, RecordingLedger, StubRenderer
+from shared import logs
+from shared.celery_app import make_celery
+from shared.ledger.connection import connect
+from shared.settings import Settings
+from shared.storage import open_store
+from worker.held import slot_held
+from worker.listen import listen
+from worker.slot import Slot
+from worker.tasks import Worker
+
+app = typer.Typer()
+
+_LEDGER_TIMEOUT_S = 2.0
+
+
+@app.command()
+def worker(
+    name: str,
+    history: Annotated[Path, typer.Option()],
+    step_s: Annotated[float, typer.Option()] = 0.02,
+    mutation: Annotated[Mutation, typer.Option()] = Mutation.NONE,
+) -> None:
+    """Take items and pretend to render them."""
+    settings = Settings()
+    logs.configure(settings.log)
+    mutate.apply(mutation)
+    with slot_held(name, redis_url=settings.redis.url, folder=settings.worker.lock_dir):
+        listen(_open(settings, name, History(history), step_s))
+
+
+def _open(settings: Settings, name: str, history: History, step_s: float) -> Worker:
+    ledger = RecordingLedger(connect(settings.redis.url, timeout_s=_LEDGER_TIMEOUT_S), settings.queue)
+    ledger.history = history
+    renderer = StubRenderer(step_s)
+    slot = Slot(ledger, name=name, model=settings.model.id, device="none", revision="none", precision="none")
+    return Worker(
+        settings=settings,
+        ledger=ledger,
+        store=FreezingStore(open_store(settings), lambda: slot.claim, history),
+        celery=make_celery(settings.redis.url, side="worker", timeout_s=settings.redis.timeout_s),
+        renderer=renderer,
+        slot=slot,
+        probe=renderer.probe,
+    )
+
+
+@app.command()
+def api(mutation: Annotated[Mutation, typer.Option()] = Mutation.NONE) -> None:
+    """Serve the product's own API."""
+    import uvicorn
+
+    from api.app import create_app
+
+    settings = Settings()
+    logs.configure(settings.log)
+    mutate.apply(mutation)
+    uvicorn.run(create_app(settings), host=settings.api.host, port=settings.api.port, log_config=None, access_log=False)
+
+
+if __name__ == "__main__":
+    app()

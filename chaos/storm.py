@@ -1,0 +1,143 @@
+"""F1, F2, F4, F6 and F8 at once: load under SIGKILL, freezes, a dying Redis, lost wake-ups, a dying API, a bad S3."""
+
+from __future__ import annotations
+
+import heapq
+import random
+import threading
+import time
+
+from chaos import figures, history
+from chaos.fleet import Fleet, Plan
+from chaos.load import prompt
+from chaos.s3 import Faults
+from chaos.trial import Lab, Outcome, Trial, trial
+
+_ITEMS = (1, 2, 2, 3, 3, 3, 4, 4, 5, 6)  # of a job; 3.3 on average
+_JOBS_PER_S = 4.0
+_KILL_S = 2.0
+_FREEZE = 0.3
+# Of the killed workers that stay down past their lease, as if their host were gone.
+_GONE = 0.3
+_CANCEL = 0.1
+_DROP = 0.02
+# A run that has not ended by then never will: kills stop, and what is left has this long.
+_CALM_S = 60.0
+
+
+class Nemesis(threading.Thread):
+    """Does harm until stopped, as its dice say."""
+
+    def __init__(self, fleet: Fleet, rng: random.Random, *, redis_kills: int, span_s: float) -> None:
+        super().__init__(name="chaos-nemesis", daemon=True)
+        self._fleet = fleet
+        self._rng = rng
+        self._stopped = threading.Event()
+        spots = sorted(rng.uniform(0.1, 0.9) * span_s for _ in range(redis_kills))
+        now = time.monotonic()
+        self._redis_at = [now + spot for spot in spots]
+        self._api_at = [now + rng.uniform(0.1, 0.9) * span_s for _ in range(2)]
+        self._thaw_at: list[tuple[float, str]] = []
+        self._back_at: list[tuple[float, str]] = []
+
+    def run(self) -> None:
+        kill_at = time.monotonic() + _KILL_S
+        while not self._stopped.wait(0.05):
+            now = time.monotonic()
+            if now >= kill_at:
+                kill_at = now + _KILL_S
+                self._strike()
+            while self._thaw_at and self._thaw_at[0][0] <= now:
+                self._fleet.thaw(heapq.heappop(self._thaw_at)[1])
+            while self._back_at and self._back_at[0][0] <= now:
+                self._fleet.held.discard(heapq.heappop(self._back_at)[1])
+            if self._redis_at and now >= self._redis_at[0]:
+                self._redis_at.pop(0)
+                self._fleet.kill_redis(down_s=1.0)
+            if self._api_at and now >= self._api_at[0]:
+                self._api_at.pop(0)
+                self._fleet.kill("api")
+        while self._thaw_at:
+            self._fleet.thaw(heapq.heappop(self._thaw_at)[1])
+
+    def stop(self) -> None:
+        """Let go of everything."""
+        self._stopped.set()
+        self.join()
+
+    def _strike(self) -> None:
+        hit = {name for _, name in (*self._thaw_at, *self._back_at)}
+        free = [name for name in self._fleet.workers if name not in hit]
+        victim = self._rng.choice(free)
+        until = time.monotonic() + self._fleet.plan.ttl_s + 1.5
+        if len(free) > 2 and self._rng.random() < _GONE:
+            self._fleet.held.add(victim)
+            heapq.heappush(self._back_at, (until, victim))
+        self._fleet.kill(victim)
+        peers = [name for name in free if name != victim]
+        if len(peers) > 1 and self._rng.random() < _FREEZE:
+            peer = self._rng.choice(peers)
+            self._fleet.freeze(peer)
+            heapq.heappush(self._thaw_at, (until, peer))
+
+
+def storm(lab: Lab, *, jobs: int) -> Outcome:
+    """Everything at once."""
+    redis_kills = min(3, max(1, jobs // 100))
+    outcome = Outcome(
+        "F1 F2 F4 F6 F8", f"{jobs} jobs under SIGKILL each {_KILL_S:g} s, freezes, Redis kills, lost wake-ups, bad S3"
+    )
+    with trial(lab, outcome, Plan(workers=3)) as running:
+        running.fleet.s3.faults = Faults(errors=0.1, silences=0.03, ambiguous=0.05)
+        span_s = jobs / _JOBS_PER_S
+        nemesis = Nemesis(running.fleet, running.rng, redis_kills=redis_kills, span_s=span_s)
+        nemesis.start()
+        try:
+            dropped = _load(running, jobs)
+            running.finish(max(_CALM_S, span_s * 3))
+        finally:
+            nemesis.stop()
+        running.finish(_CALM_S)
+        running.outages = redis_kills * running.fleet.plan.workers
+        _tell(running, outcome, dropped)
+    return outcome
+
+
+def _load(running: Trial, jobs: int) -> int:
+    """Submit at a steady rate, cancel some jobs a little later, take wake-ups away; returns how many were taken."""
+    rng, cancels, dropped = running.rng, list[tuple[float, str]](), 0
+    began = time.monotonic()
+    for number in range(jobs):
+        time_left = began + number / _JOBS_PER_S - time.monotonic()
+        threading.Event().wait(max(0.0, time_left))
+        job = running.load.submit([prompt(rng) for _ in range(_ITEMS[number % len(_ITEMS)])], twice=number % 10 == 0)
+        if number % 50 == 0:
+            running.load.refuse()
+        if rng.random() < _CANCEL:
+            for _ in range(rng.choice((1, 2))):
+                heapq.heappush(cancels, (time.monotonic() + rng.uniform(0, 4), job))
+        while cancels and cancels[0][0] <= time.monotonic():
+            running.load.cancel(heapq.heappop(cancels)[1])
+        if rng.random() < _DROP * 3.3 and running.fleet.take_wake():
+            dropped += 1
+    for _, job in sorted(cancels):
+        running.load.cancel(job)
+    return dropped
+
+
+def _tell(running: Trial, outcome: Outcome, dropped: int) -> None:
+    events = history.read(running.fleet.history.path)
+    count = {kind: sum(event["kind"] == kind for event in events) for kind in ("kill", "freeze", "redis down")}
+    times = figures.kill_to_start(events, ttl_s=running.fleet.plan.ttl_s)
+    ttl_s = running.fleet.plan.ttl_s
+    running.figure("jobs", len(running.load.jobs))
+    running.figure("kills", count["kill"])
+    running.figure("freezes", count["freeze"])
+    running.figure("Redis kills", count["redis down"])
+    running.figure("wake-ups dropped", dropped)
+    running.figure("S3 faults", sum(n for kind, n in running.fleet.s3.counts.items() if kind != "pass"))
+    running.figure("stale commits refused", sum(e["kind"] == "commit" and e["answer"] == "stale" for e in events))
+    running.figure("recoveries", len(times))
+    running.at_most("kill to start p50 s", figures.p50(times), ttl_s + 1)
+    running.at_most("kill to start p99 s", figures.p99(times), ttl_s + 3)
+    running.demand("no FAILED", "failed" not in {item.state.value for item in running.items()}, "an item failed")

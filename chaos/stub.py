@@ -1,0 +1,144 @@
+"""A worker whose renderer sleeps instead of painting; everything around it is the product's own.
+
+What an item should suffer is written in its prompt, so that a scenario needs no other channel to the process it hits.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from chaos.history import History
+from shared.job import AdapterReport, ItemError, ItemResult, ItemSpec, PipelineReport, Progress
+from shared.ledger import Claim, Ledger
+from shared.storage import ObjectStore
+
+_SIDE = 16
+
+# Prompts that mean harm. Those that freeze do so on the first claim of an item only, or nobody could finish it.
+EXIT, CRASH, FAULT, HANG = "please exit", "please crash", "please fault", "please hang"
+FREEZE_IN_UPLOAD, FREEZE_BEFORE_COMMIT = "please freeze in the upload", "please freeze before the commit"
+
+
+@dataclass
+class Warm:
+    """What the ledger is told of the model: nothing is ever merged."""
+
+    base_drift: int = 0
+    adapter_key: str = "base"
+
+
+@dataclass(frozen=True)
+class Painted:
+    """See `worker.render.Rendered`."""
+
+    image: Image.Image
+    pipeline: PipelineReport
+    timings: dict[str, float] = field(default_factory=dict)
+    adapters: tuple[AdapterReport, ...] = ()
+
+
+class StubRenderer:
+    """Sleeps `step_s` a step, then gives the seed's picture."""
+
+    def __init__(self, step_s: float) -> None:
+        self.warm = Warm()
+        self.broken = ""
+        self._step_s = step_s
+
+    def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: Callable[[Progress], None]) -> Painted:
+        for step in range(1, spec.num_inference_steps + 1):
+            threading.Event().wait(self._step_s)
+            self._suffer(spec.prompt)
+            on_progress(Progress(stage="denoise", step=step, steps=spec.num_inference_steps))
+        return Painted(picture(spec.seed), _REPORT)
+
+    def probe(self) -> str | None:
+        return self.broken or None
+
+    def _suffer(self, prompt: str) -> None:
+        if prompt == EXIT:
+            os._exit(1)
+        if prompt == CRASH:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if prompt == HANG:
+            threading.Event().wait()
+        if prompt == FAULT:
+            self.broken = "CUDA error: an illegal memory access was encountered"
+            raise RuntimeError(self.broken)
+
+
+def picture(seed: int) -> Image.Image:
+    """The only image that a seed may give."""
+    return Image.frombytes("RGB", (_SIDE, _SIDE), sha256(str(seed).encode()).digest() * (_SIDE * _SIDE * 3 // 32))
+
+
+class RecordingLedger(Ledger):
+    """Writes each move of an item into the history, with the answer."""
+
+    history: History
+
+    def claim_next(self, model: str, *, slot: str, boot: str, warm: str) -> Claim | None:
+        claim = super().claim_next(model, slot=slot, boot=boot, warm=warm)
+        if claim is not None:
+            self.history.add("claim", item=claim.item_id, fence=claim.fence, attempt=claim.attempt, slot=slot)
+        return claim
+
+    def commit(
+        self, claim: Claim, outcome: ItemResult | ItemError | None
+    ) -> Literal["committed", "replayed", "canceled", "stale"]:
+        if claim.spec.prompt == FREEZE_BEFORE_COMMIT and claim.fence == 1:
+            freeze(self.history, claim)
+        answer = super().commit(claim, outcome)
+        self.history.add("commit", item=claim.item_id, fence=claim.fence, answer=answer)
+        return answer
+
+
+@dataclass(frozen=True)
+class FreezingStore:
+    """The real store; a process whose item asks for it stops in the middle of the upload."""
+
+    store: ObjectStore
+    claim: Callable[[], Claim | None]
+    history: History
+
+    def put(self, key: str, data: bytes, *, content_type: str) -> None:
+        claim = self.claim()
+        if claim is not None and claim.spec.prompt == FREEZE_IN_UPLOAD and claim.fence == 1:
+            freeze(self.history, claim)
+        self.store.put(key, data, content_type=content_type)
+
+    def url(self, key: str, *, expires_s: int) -> str:
+        return self.store.url(key, expires_s=expires_s)
+
+    def get(self, key: str) -> bytes:
+        return self.store.get(key)
+
+    def exists(self, key: str) -> bool:
+        return self.store.exists(key)
+
+    def delete_prefix(self, prefix: str) -> int:
+        return self.store.delete_prefix(prefix)
+
+    def check(self) -> None:
+        self.store.check()
+
+
+def freeze(history: History, claim: Claim) -> None:
+    """Stop this process until someone lets it go on."""
+    history.add("froze", item=claim.item_id, fence=claim.fence)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    history.add("thawed", item=claim.item_id, fence=claim.fence)
+
+
+_REPORT = PipelineReport(
+    engine="stub", precision="none", base_revision="none", device="none", change="none", versions={}
+)
