@@ -32,6 +32,13 @@ def kill_to_start(events: Sequence[Event], *, ttl_s: float) -> list[float]:
     return [end - start for start, end in times if not any(start < up and end > down for down, up in outages)]
 
 
+def redis_to_start(events: Sequence[Event]) -> list[float]:
+    """Seconds from each return of Redis to the next start of an item."""
+    ups = [float(event["t"]) for event in events if event["kind"] == "redis up"]
+    starts = [float(event["t"]) for event in events if event["kind"] == "claim"]
+    return [next(start for start in starts if start > up) - up for up in ups if starts and starts[-1] > up]
+
+
 def _outages(events: Sequence[Event], ttl_s: float) -> list[tuple[float, float]]:
     """Spans in which Redis was away, or gave every lease its grace."""
     downs = [float(event["t"]) for event in events if event["kind"] == "redis down"]

@@ -22,6 +22,7 @@ from chaos.history import History
 from chaos.mutate import Mutation
 from chaos.s3 import S3Proxy
 from chaos.tcp import Wire
+from shared.celery_app import make_celery, wake
 from shared.child import LOOPBACK, Child, free_port
 from shared.embedded import RedisServer, S3Server
 from shared.ledger import Ledger, keys
@@ -34,7 +35,6 @@ T = TypeVar("T")
 _POLL_S = 0.02
 _SUPERVISE_S = 0.1
 _START_S = 30.0
-_S3_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Plan:
     drain_s: float = 2.0
     stall_s: float = 60.0
     budget_s: float = 10.0
+    s3_timeout_s: float = 1.0
     mutation: Mutation = Mutation.NONE
     redis: Mapping[str, str] = field(default_factory=dict)
 
@@ -63,7 +64,7 @@ class Fleet:
         self.folder = folder
         self.history = History(folder / "history.jsonl")
         self.redis = RedisServer(folder, port=free_port())
-        self.s3 = S3Proxy(s3.port, rng=rng, silence_s=1.5 * _S3_TIMEOUT_S)
+        self.s3 = S3Proxy(s3.port, rng=rng, silence_s=1.5 * plan.s3_timeout_s)
         self.wires: dict[str, Wire] = {}
         self.held: set[str] = set()
         self._s3 = s3
@@ -149,6 +150,10 @@ class Fleet:
             return False
         return taken is not None
 
+    def wake(self, count: int) -> None:
+        """Send wake-ups that nobody asked for."""
+        wake(make_celery(self.redis.url, side="api", timeout_s=2), "flux2", count=count)
+
     def quiet(self) -> None:
         """Let every part run, and wait until the last ones that were hit are back."""
         self.held.clear()
@@ -178,7 +183,7 @@ class Fleet:
             "PYTHONPATH": str(Path(__file__).parents[1]),
             **self._s3.environment(),
             "FLUX2_S3_ENDPOINT_URL": self.s3.url,
-            "FLUX2_S3_TIMEOUT_S": str(_S3_TIMEOUT_S),
+            "FLUX2_S3_TIMEOUT_S": str(plan.s3_timeout_s),
             "FLUX2_STORAGE_PREFIX": self._prefix,
             "FLUX2_STORAGE_RETRY_BUDGET_S": str(plan.budget_s),
             "FLUX2_REDIS_URL": f"redis://{LOOPBACK}:{redis_port}/0",

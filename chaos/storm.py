@@ -140,4 +140,5 @@ def _tell(running: Trial, outcome: Outcome, dropped: int) -> None:
     running.figure("recoveries", len(times))
     running.at_most("kill to start p50 s", figures.p50(times), ttl_s + 1)
     running.at_most("kill to start p99 s", figures.p99(times), ttl_s + 3)
+    running.at_most("Redis back to start, slowest s", max(figures.redis_to_start(events), default=0.0), 3)
     running.demand("no FAILED", "failed" not in {item.state.value for item in running.items()}, "an item failed")

@@ -2,11 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
 
+from chaos.checker import Violation
+from chaos.mutate import Mutation
+from chaos.scenarios import deaths, others, redis_trouble
+from chaos.scenarios.control import control
 from chaos.storm import storm
 from chaos.trial import Lab, Outcome
 
+_MODEL_TEST = Path(__file__).parents[1] / "tests/integration/test_ledger_model.py"
+
 
 def run(lab: Lab, *, jobs: int, only: Sequence[str]) -> Iterator[Outcome]:
-    yield storm(lab, jobs=jobs)
+    """Run those whose name is in `only`, or all."""
+    for name, scenario in _scenarios(jobs).items():
+        if not only or name in only:
+            yield scenario(lab)
+
+
+def _scenarios(jobs: int) -> dict[str, Callable[[Lab], Outcome]]:
+    return {
+        "storm": partial(storm, jobs=jobs),
+        "F2": redis_trouble.grace,
+        "F3": partial(redis_trouble.stopped, down_s=60.0 if jobs >= 1000 else 15.0),
+        "F5": deaths.lost_message,
+        "F6": partial(others.storage, outage_s=15.0 if jobs >= 1000 else 5.0),
+        "F6 slow": others.slow_storage,
+        "F7": deaths.zombies,
+        "F8": others.cancels,
+        "F9": deaths.rolling_restart,
+        "F10": deaths.poison,
+        "F11": partial(redis_trouble.black_hole, long_s=60.0 if jobs >= 1000 else 12.0),
+        "F12": deaths.duplicates,
+        "F13": redis_trouble.full,
+        "F14": deaths.hung_kernel,
+        "F15": _model,
+        "control": control,
+        "no fence": partial(deaths.zombies, mutation=Mutation.FENCE),
+        "no audit": partial(deaths.lost_message, mutation=Mutation.AUDIT),
+        "no grace": partial(redis_trouble.grace, mutation=Mutation.GRACE),
+    }
+
+
+def _model(lab: Lab) -> Outcome:
+    """F15: the state machine over the ledger's scripts, which is a test of its own."""
+    outcome = Outcome("F15", "random steps of two workers, reaper and client over the scripts")
+    began = time.monotonic()
+    command = [sys.executable, "-m", "pytest", "-q", "-s", f"--hypothesis-seed={lab.seed}", str(_MODEL_TEST)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        outcome.violations.append(Violation("F15", _MODEL_TEST.name, done.stdout[-2000:]))
+    if steps := re.search(r"steps: (\d+)", done.stdout):
+        outcome.figures["steps"] = int(steps[1])
+    outcome.wall_s = time.monotonic() - began
+    return outcome

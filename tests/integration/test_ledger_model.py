@@ -1,0 +1,312 @@
+"""The ledger's scripts against a model of what they promise: random steps of two workers, the reaper and a client."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from typing import ClassVar
+
+import pytest
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from shared.errors import QueueFull
+from shared.job import TERMINAL, ItemError, ItemResult, ItemSpec, PipelineReport, Progress, State
+from shared.ledger import Ledger, keys
+from shared.ledger.claim import Claim
+from shared.settings import QueueSettings
+
+STEPS_A_RUN, RUNS = 50, 50
+TTL_S, CAP, MAX_ATTEMPTS = 30, 12, 3
+WORKERS = ("gpu-0", "gpu-1")
+STEP = Progress(stage="denoise", step=1, steps=2)
+BROKEN = ItemError(code="run_failed", message="it broke", retryable=True)
+
+
+def spec() -> ItemSpec:
+    return ItemSpec(
+        model="flux2",
+        prompt="a cat",
+        neg="",
+        width=64,
+        height=64,
+        requested_width=64,
+        requested_height=64,
+        seed=1,
+        num_inference_steps=2,
+        guidance_scale=4.0,
+        adapters=(),
+        output_format="png",
+    )
+
+
+def result(claim: Claim) -> ItemResult:
+    return ItemResult(
+        key=f"results/{claim.job_id}/{claim.index}/{claim.fence}/image.png",
+        format="png",
+        content_type="image/png",
+        width=64,
+        height=64,
+        sha256="00",
+        size_bytes=1,
+        timings={},
+        adapters=(),
+        pipeline=PipelineReport(
+            engine="exact", precision="fp32", base_revision="r", device="cpu", change="none", versions={}
+        ),
+    )
+
+
+class Item:
+    """What must be true of one item, kept beside the ledger by the simplest means."""
+
+    def __init__(self, job: str) -> None:
+        self.job = job
+        self.state = State.QUEUED
+        self.fence = 0
+        self.attempt = 0
+        self.deadline = 0
+        self.slot = ""
+        self.winner = 0
+
+
+class LedgerMachine(RuleBasedStateMachine):
+    """Rules are what clients, workers and caretakers may do at any time, in any order, with any delay."""
+
+    claims = Bundle("claims")
+    jobs = Bundle("jobs")
+
+    client: redis.Redis
+    steps: ClassVar[Counter[str]] = Counter()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client.flushall()
+        self.now = 1_700_000_000_000
+        options = QueueSettings(lease_ttl_s=TTL_S, max_attempts=MAX_ATTEMPTS, cap=CAP, retention_s=10**6)
+        self.ledger = Ledger(self.client, options, clock_ms=lambda: self.now)
+        self.items: dict[str, Item] = {}
+        self.canceled: set[str] = set()
+        self.numbers = itertools.count()
+        self.boots = itertools.count()
+        self.boot = dict.fromkeys(WORKERS, "boot")
+        self.ledger.reap()
+
+    # The client.
+
+    @rule(target=jobs, count=st.integers(1, 3), priority=st.integers(0, 9), repeat=st.booleans())
+    def accept(self, count, priority, repeat):
+        self.steps["accept"] += 1
+        job, key = f"job-{next(self.numbers)}", f"key-{next(self.numbers)}"
+        options = {"record": {}, "priority": priority, "idempotency_key": key, "body_hash": "h"}
+        queued = self.in_state(State.QUEUED)
+        try:
+            accepted = self.ledger.accept(job, [spec()] * count, **options)
+        except QueueFull:
+            assert len(queued) + count > CAP
+            return multiple()
+        assert len(queued) + count <= CAP
+        assert (accepted.job_id, accepted.replayed) == (job, False)
+        self.items |= {f"{job}:{index}": Item(job) for index in range(count)}
+        if repeat:
+            again = self.ledger.accept("another", [spec()] * count, **options)
+            assert (again.job_id, again.replayed) == (job, True)
+        return job
+
+    @rule(job=jobs)
+    def cancel(self, job):
+        self.steps["cancel"] += 1
+        assert self.ledger.cancel(job)
+        if all(item.state in TERMINAL for item in self.of(job)):
+            return
+        self.canceled.add(job)
+        for item in self.of(job):
+            if item.state is State.QUEUED:
+                item.state = State.CANCELED
+
+    # The workers.
+
+    @precondition(lambda self: self.in_state(State.QUEUED))
+    @rule(target=claims, slot=st.sampled_from(WORKERS))
+    def claim(self, slot):
+        self.steps["claim"] += 1
+        claim = self.ledger.claim_next("flux2", slot=slot, boot=self.boot[slot], warm="base")
+        assert claim is not None
+        item = self.items[claim.item_id]
+        assert item.state is State.QUEUED
+        assert (claim.fence, claim.attempt) == (item.fence + 1, item.attempt + 1)
+        item.state, item.fence, item.attempt = State.RUNNING, claim.fence, claim.attempt
+        item.deadline, item.slot = self.now + TTL_S * 1000, slot
+        return claim
+
+    @rule(claim=claims)
+    def renew(self, claim):
+        self.steps["renew"] += 1
+        answer = self.ledger.renew(claim, STEP)
+        item = self.items[claim.item_id]
+        if not self.owns(claim):
+            assert answer == "lost"
+            return
+        assert answer == ("cancel" if item.job in self.canceled else "ok")
+        item.deadline = self.now + TTL_S * 1000
+
+    @rule(claim=claims, outcome=st.sampled_from(["succeeded", "failed", "canceled"]))
+    def commit(self, claim, outcome):
+        self.steps["commit"] += 1
+        values = {"succeeded": result(claim), "failed": BROKEN, "canceled": None}
+        item = self.items[claim.item_id]
+        owned, before = self.owns(claim), item.state
+        answer = self.ledger.commit(claim, values[outcome])
+        if not owned:
+            same = item.fence == claim.fence and before in TERMINAL
+            expected = "stale"
+            if same and before == outcome:
+                expected = "replayed"
+            elif same and before is State.CANCELED:
+                expected = "canceled"
+            assert answer == expected
+            return
+        item.state = State.CANCELED if item.job in self.canceled else State(outcome)
+        assert answer == ("committed" if item.state == outcome else "canceled")
+        item.winner = claim.fence if item.state is State.SUCCEEDED else 0
+
+    @rule(claim=claims, reason=st.sampled_from(["drain", "retry"]))
+    def release(self, claim, reason):
+        self.steps["release"] += 1
+        item, owned = self.items[claim.item_id], self.owns(claim)
+        answer = self.ledger.release(claim, reason, BROKEN)
+        if not owned:
+            assert answer == "stale"
+            return
+        item.attempt -= reason == "drain"
+        self.give_back(item)
+        assert answer == item.state
+
+    @precondition(lambda self: self.in_state(State.RUNNING))
+    @rule(slot=st.sampled_from(WORKERS))
+    def restart_worker(self, slot):
+        self.steps["restart"] += 1
+        self.boot[slot] = f"boot-{next(self.boots)}"
+        held = [item for item in self.in_state(State.RUNNING) if item.slot == slot]
+        requeued = self.ledger.orphan(slot=slot, boot=self.boot[slot])
+        for item in held:
+            self.give_back(item)
+        assert requeued == sum(item.state is State.QUEUED for item in held)
+
+    @rule(claim=consumes(claims))
+    def vanish(self, claim):
+        """A worker dies and is never heard of again."""
+        self.steps["vanish"] += 1
+
+    # Time and the caretaker.
+
+    @precondition(lambda self: self.in_state(State.RUNNING))
+    @rule(seconds=st.integers(1, 2 * TTL_S))
+    def wait(self, seconds):
+        self.steps["wait"] += 1
+        self.now += seconds * 1000
+
+    @precondition(lambda self: self.in_state(State.RUNNING))
+    @rule()
+    def reap(self):
+        self.steps["reap"] += 1
+        expired = [item for item in self.in_state(State.RUNNING) if item.deadline < self.now]
+        reaped = self.ledger.reap()
+        for item in expired:
+            self.give_back(item)
+        assert sum(reaped.requeued.values()) == sum(item.state is State.QUEUED for item in expired)
+        assert not reaped.grace
+
+    @precondition(lambda self: self.in_state(State.RUNNING))
+    @rule()
+    def redis_restarts(self):
+        """The server has another run id; whoever reaps first grants every lease a full term."""
+        self.steps["grace"] += 1
+        self.client.set(f"{keys.PREFIX}run_id", "another")
+        assert self.ledger.reap().grace
+        for item in self.in_state(State.RUNNING):
+            item.deadline = self.now + TTL_S * 1000
+
+    # What must hold after each step.
+
+    @invariant()
+    def the_ledger_agrees_with_the_model(self):
+        for name, item in self.items.items():
+            stored = self.client.hmget(keys.item(name), "state", "fence", "attempt", "commits", "result")
+            assert stored[:3] == [item.state.value, str(item.fence), str(item.attempt)]
+            assert int(stored[3]) <= 1
+            assert (stored[4] is not None) == (item.state is State.SUCCEEDED)
+            if stored[4]:
+                assert ItemResult.model_validate_json(stored[4]).key.split("/")[3] == str(item.winner)
+
+    @invariant()
+    def queues_and_leases_hold_exactly_the_living(self):
+        queued = {name for name, item in self.items.items() if item.state is State.QUEUED}
+        running = {name for name, item in self.items.items() if item.state is State.RUNNING}
+        assert set(self.client.zrange(keys.pending("flux2"), 0, -1)) == queued
+        assert set(self.client.zrange(keys.LEASES, 0, -1)) == running
+        shares = self.client.hvals(f"{keys.PREFIX}shares:flux2")
+        assert sum(int(count) for count in shares) == len(queued)
+        busy = self.client.hvals(f"{keys.PREFIX}busy:flux2")
+        assert sum(int(count) for count in busy) == len(running)
+
+    @invariant()
+    def a_job_is_what_its_items_are(self):
+        for job in {item.job for item in self.items.values()}:
+            counts = Counter(item.state for item in self.of(job))
+            stored = self.client.hgetall(keys.job(job))
+            assert {state: int(stored[state]) for state in State} == {state: counts[state] for state in State}
+            ended = not counts[State.QUEUED] and not counts[State.RUNNING]
+            assert (State(stored["state"]) in TERMINAL) == ended
+            if ended and job in self.canceled:
+                assert stored["state"] == State.CANCELED
+
+    def give_back(self, item):
+        if item.job in self.canceled:
+            item.state = State.CANCELED
+        else:
+            item.state = State.FAILED if item.attempt >= MAX_ATTEMPTS else State.QUEUED
+
+    def owns(self, claim):
+        item = self.items[claim.item_id]
+        return item.state is State.RUNNING and item.fence == claim.fence
+
+    def of(self, job):
+        return [item for item in self.items.values() if item.job == job]
+
+    def in_state(self, state):
+        return [item for item in self.items.values() if item.state is state]
+
+
+@pytest.mark.timeout(120)
+def test_two_workers_a_reaper_and_a_client_never_break_the_ledgers_promises(redis_client, capsys):
+    LedgerMachine.client = redis_client
+    LedgerMachine.steps = Counter()
+
+    run_state_machine_as_test(
+        LedgerMachine,
+        settings=settings(
+            max_examples=RUNS,
+            stateful_step_count=STEPS_A_RUN,
+            deadline=None,
+            database=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+    taken = sum(LedgerMachine.steps.values())
+    with capsys.disabled():
+        print(f"\nsteps: {taken} {dict(LedgerMachine.steps)}")  # noqa: T201
+    assert set(LedgerMachine.steps) >= {"accept", "claim", "commit", "renew", "release", "reap", "grace", "cancel"}
+    assert taken >= 2000
