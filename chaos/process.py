@@ -45,7 +45,15 @@ def _open(settings: Settings, name: str, history: History, step_s: float) -> Wor
     ledger = RecordingLedger(connect(settings.redis.url, timeout_s=_LEDGER_TIMEOUT_S), settings.queue)
     ledger.history = history
     renderer = StubRenderer(step_s)
-    slot = Slot(ledger, name=name, model=settings.model.id, device="none", revision="none", precision="none")
+    slot = Slot(
+        ledger,
+        name=name,
+        model=settings.model.id,
+        device="none",
+        revision="none",
+        precision="none",
+        engines=["exact"],
+    )
     return Worker(
         settings=settings,
         ledger=ledger,

@@ -86,8 +86,8 @@ class RecordingLedger(Ledger):
 
     history: History
 
-    def claim_next(self, model: str, *, slot: str, boot: str, warm: str) -> Claim | None:
-        claim = super().claim_next(model, slot=slot, boot=boot, warm=warm)
+    def claim_next(self, pools: Sequence[str], *, slot: str, boot: str, warm: str) -> Claim | None:
+        claim = super().claim_next(pools, slot=slot, boot=boot, warm=warm)
         if claim is not None:
             self.history.add("claim", item=claim.item_id, fence=claim.fence, attempt=claim.attempt, slot=slot)
         return claim

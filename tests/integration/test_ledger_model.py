@@ -141,7 +141,7 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(target=claims, slot=st.sampled_from(WORKERS))
     def claim(self, slot):
         self.steps["claim"] += 1
-        claim = self.ledger.claim_next("flux2", slot=slot, boot=self.boot[slot], warm="base")
+        claim = self.ledger.claim_next(["flux2"], slot=slot, boot=self.boot[slot], warm="base")
         assert claim is not None
         item = self.items[claim.item_id]
         assert item.state is State.QUEUED

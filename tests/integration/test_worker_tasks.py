@@ -236,7 +236,7 @@ def test_no_gpu_is_spent_while_the_storage_is_away(worker):
 
 def test_the_images_of_earlier_claims_are_removed_once_the_item_has_ended(worker):
     job_id = accept(worker)
-    first = worker.ledger.claim_next("flux2", slot="other", boot="b", warm="base")
+    first = worker.ledger.claim_next(["flux2"], slot="other", boot="b", warm="base")
     worker.store.put(f"results/{job_id}/0/1/image.png", b"late", content_type="image/png")
     worker.ledger.release(first, "retry")
 
@@ -311,7 +311,7 @@ def test_a_sound_device_is_not_blamed_for_an_items_error(worker):
 def test_a_slot_whose_device_failed_on_two_items_waits_until_that_is_forgotten(worker, wait_until):
     first, second = (accept(worker) for _ in range(2))
     for job_id in (first, second):
-        claimed = worker.ledger.claim_next("flux2", slot="test", boot="b", warm="base")
+        claimed = worker.ledger.claim_next(["flux2"], slot="test", boot="b", warm="base")
         assert claimed.job_id == job_id
         fault.note(worker.ledger, worker.slot, claimed, DeviceFault("it did not answer"))
     stopped = threading.Event()

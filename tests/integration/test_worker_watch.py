@@ -14,7 +14,7 @@ from worker.watch import Watch
 def watched(redis_client, settings):
     """Start a watch over an idle worker; `ends` holds the statuses it ended with."""
     ledger = Ledger(redis_client, QueueSettings())
-    slot = Slot(ledger, name="test", model="flux2", device="cpu", revision="r", precision="fp32")
+    slot = Slot(ledger, name="test", model="flux2", device="cpu", revision="r", precision="fp32", engines=["exact"])
     ends = []
     worker = SimpleNamespace(settings=settings(), ledger=ledger, slot=slot, end=ends.append)
     watch = Watch(worker, deaf_s=0.1, look_s=0.01)
