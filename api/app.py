@@ -12,6 +12,7 @@ from api.deps import Services
 from api.limits import BodyLimit
 from api.probe import StorageProbe
 from api.routes import adapters, health, inference, metrics, models, replays, requests
+from api.webhooks import Courier
 from shared.caretaker import Caretaker
 from shared.catalog import MODELS
 from shared.celery_app import make_celery
@@ -44,8 +45,11 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         caretaker = Caretaker(services.ledger, services.celery, settings.queue, _POOLS)
+        courier = Courier(services.ledger, settings)
         caretaker.start()
+        courier.start()
         yield
+        courier.stop()
         caretaker.stop()
 
     app = FastAPI(title="flux2-queue", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan)

@@ -58,6 +58,14 @@ class ItemStatus(BaseModel):
     error: ItemError | None
 
 
+class WebhookStatus(BaseModel):
+    """How far the message to `webhook_url` has come."""
+
+    state: Literal["waiting", "delivered", "failed"]
+    attempts: int
+    error: str
+
+
 class Status(BaseModel):
     """A job as it stands. `error` is the first failed item's message; each item has its own."""
 
@@ -74,6 +82,7 @@ class Status(BaseModel):
     finished_at: str | None
     error: str | None
     warnings: list[str]
+    webhook: WebhookStatus | None = Field(None, description="Null where the request has no `webhook_url`.")
 
 
 class Image(BaseModel):

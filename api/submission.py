@@ -9,6 +9,7 @@ import uuid
 from fastapi import BackgroundTasks
 
 from api.deps import Services
+from api.webhooks import check_webhook
 from shared.adapters.admit import admit
 from shared.celery_app import wake
 from shared.errors import InvalidRequest
@@ -36,6 +37,8 @@ def accept(
     model = find_model(body.model)
     refuse_unsupported(body)
     base = ledger.base(model.id)
+    if body.webhook_url is not None:
+        check_webhook(body.webhook_url, settings.webhook)
     adapters = admit(body.loras, model, layers=base.layers if base else None, settings=settings.adapters)
     items = resolve(body, model, adapters)
     check_items(items)
@@ -52,6 +55,7 @@ def accept(
         priority=body.priority,
         idempotency_key=idempotency_key,
         body_hash=body_hash,
+        webhook_url=body.webhook_url or "",
     )
     if not accepted.replayed:
         background.add_task(wake, services.celery, items[0].pool, count=len(items))

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 
-from api.schemas import Image, ItemFailure, ItemStatus, JobLine, JobStatus, Outputs, Result, Status, Submitted
+from api.schemas import (
+    Image,
+    ItemFailure,
+    ItemStatus,
+    JobLine,
+    JobStatus,
+    Outputs,
+    Result,
+    Status,
+    Submitted,
+    WebhookStatus,
+)
 from shared.job import State
 from shared.ledger import Accepted, ItemView, JobView
 from shared.ledger.views import JobSummary
@@ -56,7 +68,23 @@ def status(job: JobView) -> Status:
         finished_at=_maybe_time(job.finished_ms),
         error=_first_error(job),
         warnings=job.record["warnings"],
+        webhook=WebhookStatus(**vars(job.webhook)) if job.webhook else None,
     )
+
+
+def ended_message(job: JobView, *, base_url: str) -> str:
+    """Write what a webhook says: the same text whenever it is written. Images are fetched by the result."""
+    assert job.finished_ms is not None
+    word = _STATUS[job.state]
+    data = {
+        "request_id": job.job_id,
+        "status": word,
+        "model": job.model,
+        "items": [{"index": item.index, "status": _STATUS[item.state]} for item in job.items],
+        "error": _first_error(job),
+        "result_url": f"{base_url}/v1/requests/{job.job_id}/result",
+    }
+    return json.dumps({"type": f"request.{word}", "timestamp": _time(job.finished_ms), "data": data})
 
 
 def result(job: JobView, store: ObjectStore, *, url_ttl_s: int) -> Result:

@@ -109,6 +109,9 @@ class InferenceRequest(Body):
         "samples of several multipliers; default: what the worker's precision allows, merged if it can.",
     )
     output_format: ImageFormat = Field("png", description="PNG is lossless; all carry the parameters inside.")
+    webhook_url: Annotated[Text, Field(max_length=2048)] | None = Field(
+        None, description="Is sent a signed message when the request has ended; https, and a public address."
+    )
     priority: Annotated[int, Field(ge=0, le=9)] = Field(5, description="0 first, 9 last.")
     kv_cache: bool | None = Field(None, description="Other models only; ignored with a warning.")
     match_target_res: bool | None = Field(None, description="Other models only; ignored with a warning.")

@@ -7,10 +7,11 @@ docs/reference/settings.md lists them all, and a test holds it to this file.
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, Field, SecretStr, model_validator
+from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -136,6 +137,20 @@ class WebhookSettings(BaseModel):
         False, description="Also deliver over http and to addresses that are not public, such as your own network's."
     )
     timeout_s: float = Field(15.0, gt=0, description="How long a receiver has to answer.")
+
+    @field_validator("secret")
+    @classmethod
+    def _is_a_key(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is None:
+            return None
+        prefix, _, key = secret.get_secret_value().partition("_")
+        try:
+            size = len(base64.b64decode(key, validate=True))
+        except ValueError as error:
+            raise ValueError("not `whsec_` and base64") from error
+        if prefix != "whsec" or not 24 <= size <= 64:
+            raise ValueError("not `whsec_` and base64 of 24 to 64 bytes")
+        return secret
 
 
 class LogSettings(BaseModel):

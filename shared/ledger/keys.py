@@ -22,6 +22,7 @@ A pool is a model and an engine, see `shared.job.pool`: what a worker must offer
 | flux2:slot:{slot} | HASH + EX | what a worker reports about itself |
 | flux2:faults:{slot} | ZSET + EX | item on which the slot's device failed -> when, in ms |
 | flux2:base:{model} | STRING | the loaded base model's revision and layer shapes, for header checks at accept |
+| flux2:outbox | ZSET | ended job with a webhook -> when to send, in ms |
 | flux2:run_id | STRING | Redis run id that the leases were granted under |
 | flux2:audit | STRING + PX | leader of the wake-up audit |
 | flux2:wake.{pool} | LIST | Celery's messages; they carry no id |
@@ -32,6 +33,7 @@ PREFIX = "flux2:"
 JOBS = f"{PREFIX}jobs"
 LEASES = f"{PREFIX}leases"
 SLOTS = f"{PREFIX}slots"
+OUTBOX = f"{PREFIX}outbox"
 AUDIT_LEADER = f"{PREFIX}audit"
 
 

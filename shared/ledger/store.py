@@ -17,6 +17,7 @@ from shared.errors import IdempotencyKeyReused, QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, Progress
 from shared.ledger import keys, views
 from shared.ledger.claim import Accepted, Claim, Reaped
+from shared.ledger.outbox import Outbox
 from shared.ledger.session import ms
 from shared.ledger.slots import SlotBook
 
@@ -25,7 +26,7 @@ WORKER_LOST = ItemError(
 )
 
 
-class Ledger(SlotBook):
+class Ledger(SlotBook, Outbox):
     """Jobs and items in one Redis; see `Session` for what all methods have in common."""
 
     def accept(
@@ -38,6 +39,7 @@ class Ledger(SlotBook):
         priority: int = 5,
         idempotency_key: str = "",
         body_hash: str = "",
+        webhook_url: str = "",
     ) -> Accepted:
         """Store and queue a job durably.
 
@@ -46,6 +48,7 @@ class Ledger(SlotBook):
             record: what the API wants to tell about the job later, as JSON.
             priority: 0 (first) to 9.
             body_hash: identity of the request body, compared when `idempotency_key` is seen again.
+            webhook_url: to be told when the job has ended.
 
         Raises:
             IdempotencyKeyReused: the key came with another body before.
@@ -65,6 +68,7 @@ class Ledger(SlotBook):
             self._settings.cap,
             json.dumps(packed),
             items[0].model,
+            webhook_url,
         )
         if outcome == "conflict":
             raise _reused(idempotency_key)

@@ -41,6 +41,15 @@ class ItemView:
 
 
 @dataclass(frozen=True)
+class WebhookView:
+    """How far the message about a job's end has come: `waiting`, `delivered` or `failed`."""
+
+    state: str
+    attempts: int
+    error: str
+
+
+@dataclass(frozen=True)
 class JobView:
     """One job as it stands.
 
@@ -61,6 +70,7 @@ class JobView:
     queue_position: int | None
     eta_s: float | None
     items: tuple[ItemView, ...]
+    webhook: WebhookView | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +149,7 @@ def read_job(client: Client, job_id: str, *, now_ms: int) -> JobView | None:
         queue_position=position,
         eta_s=eta_s,
         items=items,
+        webhook=_webhook(job),
     )
 
 
@@ -191,6 +202,12 @@ def _newest_first(client: Client, before: int | None) -> Iterator[JobSummary]:
             if raw:
                 yield _summary(job_id, int(order), raw)
         top = f"({int(page[-1][1])}"
+
+
+def _webhook(job: Mapping[str, str]) -> WebhookView | None:
+    if "webhook" not in job:
+        return None
+    return WebhookView(job["webhook_state"], int(job.get("webhook_attempts", 0)), job.get("webhook_error", ""))
 
 
 def _summary(job_id: str, order: int, raw: Mapping[str, str]) -> JobSummary:

@@ -1,5 +1,6 @@
 """The real application on a real socket, over the session's Redis and S3."""
 
+import base64
 import threading
 from types import SimpleNamespace
 
@@ -9,6 +10,13 @@ import uvicorn
 
 from api.app import create_app
 from shared.child import free_port
+
+WEBHOOK_SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+
+
+@pytest.fixture
+def webhook_secret():
+    return WEBHOOK_SECRET
 
 
 @pytest.fixture
@@ -28,6 +36,7 @@ def api(redis_client, redis_url, s3, settings, adapter_root, wait_until):
         adapters={"root": adapter_root},
         queue={"cap": 50},
         api={"max_body_bytes": 64 * 1024},
+        webhook={"secret": WEBHOOK_SECRET, "allow_private": True, "timeout_s": 1},
     )
     app = create_app(made)
     port = free_port()

@@ -1,6 +1,7 @@
 -- Store a job with its items and queue them, in one durable step.
 -- ARGV: 2 job id, 3 pool, 4 tenant, 5 priority 0..9, 6 job record JSON, 7 idempotency key or '', 8 body hash,
---       9 idempotency ttl s, 10 cap of queued items, 11 JSON list of {spec, adapter_key}, 12 model
+--       9 idempotency ttl s, 10 cap of queued items, 11 JSON list of {spec, adapter_key}, 12 model,
+--       13 URL to be told of the job's end or ''
 -- Returns {'accepted'|'replayed', id, accepted ms, job record JSON} | {'conflict', id} | {'full', queued}
 local now = now_ms()
 local job, pool, tenant, priority = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
@@ -39,5 +40,6 @@ redis.call('HSET', job_key(job), 'state', 'queued', 'cancel', 0, 'model', ARGV[1
   'priority', priority, 'record', ARGV[6], 'items', #items, 'queued', #items, 'running', 0, 'succeeded', 0,
   'failed', 0, 'canceled', 0, 'accepted_ms', now)
 redis.call('ZADD', P .. 'jobs', redis.call('GET', P .. 'seq'), job)
+if ARGV[13] ~= '' then redis.call('HSET', job_key(job), 'webhook', ARGV[13], 'webhook_state', 'waiting') end
 if ARGV[7] ~= '' then redis.call('SET', idem, ARGV[8] .. ' ' .. job, 'EX', ARGV[9]) end
 return answer('accepted', job)

@@ -74,6 +74,8 @@ local function move(id, job, from, to, now)
   if tonumber(n[3]) > 0 then state = 'canceled' elseif tonumber(n[4]) > 0 then state = 'failed' end
   redis.call('HSET', key, 'state', state, 'finished_ms', now)
   redis.call('ZADD', P .. 'done', now, job)
+  -- In the same step as the end itself, so that no end goes untold whoever dies next.
+  if redis.call('HEXISTS', key, 'webhook') == 1 then redis.call('ZADD', P .. 'outbox', now, job) end
 end
 
 local function end_item(id, job, pool, tenant, to, now)

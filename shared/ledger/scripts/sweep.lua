@@ -10,5 +10,6 @@ for _, job in ipairs(jobs) do
   redis.call('DEL', job_key(job))
   redis.call('ZREM', P .. 'jobs', job)
   redis.call('ZREM', P .. 'done', job)
+  redis.call('ZREM', P .. 'outbox', job)
 end
 return #jobs

@@ -1,0 +1,336 @@
+"""Webhooks from the end of a job to a receiver on a real socket, and to nobody who must not get any."""
+
+import ipaddress
+import json
+import socket
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpcore
+import pytest
+from standardwebhooks.webhooks import Webhook
+
+from api.addresses import is_public, resolve
+from api.webhooks import WAITS_S, Courier, check_webhook
+from shared.errors import InvalidRequest
+from shared.ledger import Ledger, keys
+from shared.ledger.outbox import Message
+from shared.settings import WebhookSettings
+
+BODY = {"model": "flux2", "loras": [], "prompts": [{"prompt": "a cat", "width": 64, "height": 64}]}
+
+
+class Receiver(ThreadingHTTPServer):
+    """Answers each message with the next of `script`, and with its last one ever after."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, *script):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.script = list(script)
+        self.messages = []
+        self.closing = threading.Event()
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.server_port}/hook"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.messages.append((self.path, dict(self.headers), body))
+        status = self.server.script.pop(0) if len(self.server.script) > 1 else self.server.script[0]
+        if status == "drip":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+            while not self.server.closing.wait(0.05):
+                self.wfile.write(b"X-Drip: 1\r\n")
+            return
+        self.send_response(status)
+        if status == 302:
+            self.send_header("Location", "/elsewhere")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def receiver():
+    started = []
+
+    def start(*script):
+        server = Receiver(*script)
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        started.append((server, thread))
+        return server
+
+    yield start
+
+    for server, thread in started:
+        server.closing.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def submit(api, **fields):
+    answer = api.http.post("/v1/inference", json={**BODY, **fields})
+    assert answer.status_code == 202, answer.text
+    return answer.json()["request_id"]
+
+
+def end(api):
+    """Let the oldest queued item fail."""
+    claim = api.ledger.claim_next(["flux2"], slot="test", boot="test", warm="base")
+    assert api.ledger.commit(claim, None) == "committed"
+
+
+def webhook(api, job_id):
+    return api.http.get(f"/v1/requests/{job_id}/status").json()["webhook"]
+
+
+def make_due(api, job_id):
+    """Let the time until the next attempt be over."""
+    api.ledger.redis.zadd(keys.OUTBOX, {job_id: 0})
+
+
+def test_a_receiver_is_told_once_that_a_job_has_ended_and_can_verify_it(api, receiver, wait_until, webhook_secret):
+    hook = receiver(204)
+    job_id = submit(api, webhook_url=hook.url)
+    assert webhook(api, job_id) == {"state": "waiting", "attempts": 0, "error": ""}
+
+    end(api)
+    wait_until(lambda: webhook(api, job_id)["state"] == "delivered", what="the delivery")
+
+    [(path, headers, body)] = hook.messages
+    assert path == "/hook"
+    message = Webhook(webhook_secret).verify(body, headers)
+    assert message["type"] == "request.canceled"
+    assert message["data"]["request_id"] == job_id
+    assert message["data"]["items"] == [{"index": 0, "status": "canceled"}]
+    assert headers["webhook-id"] == f"{job_id}:canceled"
+    assert api.ledger.unsent() == 0
+
+
+def test_a_failed_delivery_is_repeated_with_the_same_id_and_body(api, receiver, wait_until):
+    hook = receiver(500, 200)
+    job_id = submit(api, webhook_url=hook.url)
+
+    end(api)
+    wait_until(lambda: webhook(api, job_id)["error"] == "answered 500", what="the first attempt")
+    assert webhook(api, job_id)["state"] == "waiting"
+    make_due(api, job_id)
+    wait_until(lambda: webhook(api, job_id)["state"] == "delivered", what="the second attempt")
+
+    (_, first, first_body), (_, second, second_body) = hook.messages
+    assert first["webhook-id"] == second["webhook-id"]
+    assert first_body == second_body
+    assert webhook(api, job_id) == {"state": "delivered", "attempts": 2, "error": ""}
+
+
+def test_a_receiver_that_is_gone_is_left_alone(api, receiver, wait_until):
+    hook = receiver(410)
+    job_id = submit(api, webhook_url=hook.url)
+
+    end(api)
+
+    wait_until(lambda: webhook(api, job_id)["state"] == "failed", what="the end of the attempts")
+    assert len(hook.messages) == 1
+
+
+def test_a_redirect_is_not_followed(api, receiver, wait_until):
+    hook = receiver(302)
+    job_id = submit(api, webhook_url=hook.url)
+
+    end(api)
+
+    wait_until(lambda: webhook(api, job_id)["error"] == "answered 302", what="the attempt")
+    assert [path for path, _, _ in hook.messages] == ["/hook"]
+
+
+def test_a_receiver_that_drips_its_answer_cannot_hold_a_sender(api, receiver, wait_until):
+    hook = receiver("drip")
+    job_id = submit(api, webhook_url=hook.url)
+    began = time.monotonic()
+
+    end(api)
+
+    wait_until(lambda: webhook(api, job_id)["error"].startswith("ReadTimeout"), what="the end of the patience")
+    assert time.monotonic() - began < 5
+
+
+def test_a_job_without_a_webhook_leaves_nothing_to_send(api):
+    job_id = submit(api)
+
+    end(api)
+
+    assert api.ledger.unsent() == 0
+    assert webhook(api, job_id) is None
+
+
+def test_two_senders_do_not_take_the_same_message(redis_client, settings):
+    clock = [1_000_000]
+    ledger = Ledger(redis_client, settings().queue, clock_ms=lambda: clock[0])
+    redis_client.hset(keys.job("job"), mapping={"webhook": "https://example.com"})
+    redis_client.zadd(keys.OUTBOX, {"job": clock[0]})
+
+    assert ledger.take_messages(hold_s=10, limit=5) == [Message("job", "https://example.com", 1)]
+    assert ledger.take_messages(hold_s=10, limit=5) == []
+
+    # The first sender died with it.
+    clock[0] += 10_000
+    assert ledger.take_messages(hold_s=10, limit=5) == [Message("job", "https://example.com", 2)]
+
+
+def test_a_message_is_given_up_after_three_days(redis_client, settings, webhook_secret):
+    ledger = Ledger(redis_client, settings().queue)
+    courier = Courier(ledger, settings(webhook={"secret": webhook_secret}))
+    redis_client.zadd(keys.OUTBOX, {"job": 0})
+
+    courier._settle(Message("job", "https://example.com", len(WAITS_S)), True, "answered 500")
+    assert redis_client.hget(keys.job("job"), "webhook_state") == "waiting"
+    courier._settle(Message("job", "https://example.com", len(WAITS_S) + 1), True, "answered 500")
+
+    assert redis_client.hget(keys.job("job"), "webhook_state") == "failed"
+    assert ledger.unsent() == 0
+    assert 2 * 86_400 < sum(WAITS_S) < 4 * 86_400
+
+
+BAD_URLS = [
+    "http://example.com/",
+    "ftp://example.com/",
+    "gopher://example.com/",
+    "file:///etc/passwd",
+    "https://",
+    "https:///path",
+    "example.com",
+    "https://user@example.com/",
+    "https://user:secret@example.com/",
+    "https://example.com@127.0.0.1/",
+    "https://example.com/#fragment",
+    "https://example.com:notaport/",
+    "https://example.com:99999/",
+    "https://exa mple.com/",
+    "https://example.com/\r\nX-Injected: 1",
+    "https://ex\u0430mple.com/",
+    "https://[::1",
+    "https://127.0.0.1/",
+    "https://127.1.2.3:8443/x",
+    "https://0.0.0.0/",
+    "https://10.0.0.1/",
+    "https://172.16.0.1/",
+    "https://172.31.255.255/",
+    "https://192.168.1.1/",
+    "https://169.254.169.254/latest/meta-data/",
+    "https://100.64.0.1/",
+    "https://198.18.0.1/",
+    "https://224.0.0.1/",
+    "https://240.0.0.1/",
+    "https://255.255.255.255/",
+    "https://[::]/",
+    "https://[::1]/",
+    "https://[::ffff:127.0.0.1]/",
+    "https://[::ffff:169.254.169.254]/",
+    "https://[fe80::1]/",
+    "https://[fc00::1]/",
+    "https://[fd00:ec2::254]/",
+    "https://[ff02::1]/",
+    "https://[64:ff9b::7f00:1]/",
+    "https://[64:ff9b::a9fe:a9fe]/",
+    "https://[2002:7f00:1::]/",
+    "https://[2001:db8::1]/",
+]
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+def test_a_url_that_is_no_public_https_address_is_refused(url, webhook_secret):
+    with pytest.raises(InvalidRequest) as refused:
+        check_webhook(url, WebhookSettings(secret=webhook_secret))
+
+    assert (refused.value.code, refused.value.field) == ("INVALID_WEBHOOK_URL", "webhook_url")
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.com/hook?a=1", "https://93.184.215.14:8443/", "https://xn--e1afmkfd.com"]
+)
+def test_a_public_https_url_is_accepted(url, webhook_secret):
+    check_webhook(url, WebhookSettings(secret=webhook_secret))
+
+
+def test_without_a_secret_webhooks_are_refused_by_name():
+    with pytest.raises(InvalidRequest, match="FLUX2_WEBHOOK_SECRET is not set"):
+        check_webhook("https://example.com/", WebhookSettings())
+
+
+def test_the_api_answers_a_bad_webhook_url_with_its_field(api):
+    answer = api.http.post("/v1/inference", json={**BODY, "webhook_url": "ftp://example.com"})
+
+    assert answer.status_code == 400
+    assert (answer.json()["code"], answer.json()["errors"][0]["path"]) == ("INVALID_WEBHOOK_URL", "webhook_url")
+
+
+# These reach an address only through the resolver, which knows more spellings than ipaddress.
+@pytest.mark.parametrize(
+    "host",
+    ["localhost", "127.1", "2130706433", "0x7f.0.0.1", "0177.0.0.1", "127.0.0.1.", "0", "::1", "no-such-host.invalid"],
+)
+def test_a_host_that_leads_inside_is_not_connected_to_whatever_its_spelling(host):
+    with pytest.raises(httpcore.ConnectError):
+        resolve(host, 443, allow_private=False)
+
+
+def test_one_private_address_among_public_ones_is_enough_to_refuse(monkeypatch):
+    answers = [
+        (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 443)) for address in ("93.184.215.14", "127.0.0.1")
+    ]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers)
+
+    with pytest.raises(httpcore.ConnectError, match=r"has the address 127\.0\.0\.1, which is not public"):
+        resolve("rebinding.example", 443, allow_private=False)
+
+
+def test_a_name_is_resolved_once_and_the_address_that_was_looked_at_is_used(
+    monkeypatch, settings, redis_client, receiver
+):
+    # A name that is public when asked first and leads to the canary ever after.
+    canary = receiver(200)
+    asked, real = [], socket.getaddrinfo
+
+    def rebind(host, port, *args, **options):
+        if host != "rebinding.example":
+            return real(host, port, *args, **options)
+        asked.append(host)
+        address = "127.0.0.2" if len(asked) == 1 else "127.0.0.1"
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebind)
+    monkeypatch.setattr("api.addresses.is_public", lambda address: address != ipaddress.ip_address("127.0.0.1"))
+    made = settings(webhook={"secret": "whsec_" + "A" * 32, "timeout_s": 0.5})
+    courier = Courier(Ledger(redis_client, made.queue), made)
+
+    may_repeat, error = courier._post(Message("job", f"http://rebinding.example:{canary.server_port}/", 1), "id", "{}")
+
+    assert may_repeat
+    assert error
+    assert canary.messages == []
+
+
+@pytest.mark.parametrize("address", ["93.184.215.14", "2606:2800:21f:cb07::1", "64:ff9b::5db8:d70e"])
+def test_public_addresses_are_public(address):
+    assert is_public(ipaddress.ip_address(address))
+
+
+def test_messages_are_json_that_says_only_what_stays_true(api, receiver, wait_until):
+    hook = receiver(200)
+    job_id = submit(api, webhook_url=hook.url)
+
+    end(api)
+    wait_until(lambda: hook.messages, what="the message")
+
+    data = json.loads(hook.messages[0][2])["data"]
+    assert set(data) == {"request_id", "status", "model", "items", "error", "result_url"}
+    assert data["result_url"].endswith(f"/v1/requests/{job_id}/result")
