@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lint format bench lock clean
+.PHONY: help install demo up test lint format bench chaos lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -42,6 +42,11 @@ format: install ## format the code
 
 bench: install ## measure the queue on this host: accept, status, queue to start, adapter change
 	$(BIN)/python -m benchmarks.queue
+
+JOBS ?= 300
+
+chaos: install ## kill, freeze, cut off and fill everything, and check every promise; JOBS=1000 is the long one
+	$(BIN)/python -m chaos --jobs $(JOBS) $(CHAOS_ARGS)
 
 lock: install ## write constraints.txt from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt

@@ -46,8 +46,9 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         caretaker = Caretaker(services.ledger, services.celery, settings.queue, _POOLS)
         courier = Courier(services.ledger, settings)
-        caretaker.start()
-        courier.start()
+        services.threads[:] = [caretaker, *([courier] if settings.webhook.secret else [])]
+        for thread in services.threads:
+            thread.start()
         yield
         courier.stop()
         caretaker.stop()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Thread
 from typing import Annotated
 
 from celery import Celery
@@ -16,13 +17,14 @@ from shared.storage import ObjectStore
 
 @dataclass(frozen=True)
 class Services:
-    """Opened once, when the application is made."""
+    """Opened once, when the application is made; `threads` are those that must live as long as it does."""
 
     settings: Settings
     ledger: Ledger
     store: ObjectStore
     storage_probe: StorageProbe
     celery: Celery
+    threads: list[Thread] = field(default_factory=list)
 
 
 def _services(request: Request) -> Services:

@@ -67,7 +67,7 @@ def _invalid(message: str) -> InvalidRequest:
 
 
 class Courier(threading.Thread):
-    """Sends what is in the outbox until stopped; does nothing where no secret is set."""
+    """Sends what is in the outbox until stopped. It is only started where a secret is set."""
 
     def __init__(self, ledger: Ledger, settings: Settings) -> None:
         super().__init__(name="flux2-courier", daemon=True)
@@ -77,8 +77,6 @@ class Courier(threading.Thread):
         self._stopped = threading.Event()
 
     def run(self) -> None:
-        if self._settings.secret is None:
-            return
         with ThreadPoolExecutor(_SENDERS, thread_name_prefix="flux2-courier") as senders:
             while not self._stopped.wait(_LOOK_S):
                 try:

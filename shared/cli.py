@@ -17,11 +17,13 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from shared import logs
 from shared.adapters.inspect import inspect as look
 from shared.adapters.inspect import layers_of
+from shared.doctor import examine
 from shared.errors import AdapterNotFound, Flux2Error
 from shared.settings import Settings
 from shared.stack import DEMO_ADAPTER, Stack
@@ -102,6 +104,23 @@ def inspect(
             table.add_row(name.replace("_", " "), _text(value))
         Console().print(table)
     if found["refused"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False) -> None:
+    """Check Redis, its durability, the clock, storage, adapters and workers. Exit code 1 if anything has failed."""
+    findings = []
+    table = Table("", "what", "detail", "what to do", box=None)
+    for finding in examine(Settings()):
+        findings.append(finding)
+        mark = {"ok": "[green]ok", "warning": "[yellow]warning", "failed": "[red]FAILED"}[finding.state]
+        table.add_row(mark, escape(finding.name), escape(finding.detail), escape(finding.remedy))
+        if as_json:
+            typer.echo(json.dumps(asdict(finding)))
+    if not as_json:
+        Console().print(table)
+    if any(finding.state == "failed" for finding in findings):
         raise typer.Exit(1)
 
 

@@ -21,18 +21,28 @@ async def health() -> dict[str, str]:
 
 @router.get("/ready")
 def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
-    """200 when Redis and the object store answer; the body names what does not. Workers may be none: jobs wait."""
+    """200 when Redis and the object store answer; the body names what does not. Workers may be none: jobs wait.
+
+    `warnings` tell what does not keep jobs from being taken, but endangers them: a Redis that is not durable, a worker
+    whose device fails, a caretaker that ended.
+    """
     checks = {"storage": services.storage_probe.state()}
     slots: list[dict[str, str]] = []
+    warnings: list[str] = []
     try:
         slots = [
             {"name": slot.name, "model": slot.model, "state": slot.state, "device": slot.device}
             for slot in services.ledger.slots()
         ]
+        warnings += [f"redis: {found.detail}; {found.remedy}" for found in services.ledger.shortcomings()]
         checks["redis"] = "ok"
     except LedgerUnavailable as error:
         checks["redis"] = str(error)
+    warnings += [f"worker {slot['name']}: its device failed repeatedly" for slot in slots if slot["state"] == "faulty"]
+    checks |= {
+        thread.name.removeprefix("flux2-"): "ok" if thread.is_alive() else "ended" for thread in services.threads
+    }
     is_ready = all(state == "ok" for state in checks.values())
     if not is_ready:
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
-    return {"status": "ready" if is_ready else "not_ready", "checks": checks, "slots": slots}
+    return {"status": "ready" if is_ready else "not_ready", "checks": checks, "warnings": warnings, "slots": slots}

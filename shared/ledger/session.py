@@ -8,7 +8,9 @@ from functools import cache
 from importlib import resources
 from typing import Any, Self
 
+from shared.ledger import durability
 from shared.ledger.connection import Breaker, Client, connect
+from shared.ledger.durability import Shortcoming
 from shared.settings import QueueSettings
 
 
@@ -48,6 +50,11 @@ class Session:
         """Raise `LedgerUnavailable` unless Redis answers."""
         with self._calls():
             self.redis.ping()
+
+    def shortcomings(self) -> list[Shortcoming]:
+        """Why this Redis may lose what it acknowledged; nothing when it is as it should be."""
+        with self._calls():
+            return durability.shortcomings(self.redis)
 
     def now_ms(self) -> int:
         """The ledger's time."""

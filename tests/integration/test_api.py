@@ -12,6 +12,7 @@ import pytest
 
 from shared.job import ItemError, ItemResult, PipelineReport, Progress
 from shared.ledger import keys
+from worker.slot import Slot
 
 # The request of the reference API's flux2 page, letter for letter.
 SEED_REQUEST = """{
@@ -513,7 +514,24 @@ def test_health_is_about_the_process_and_ready_about_what_it_needs(api):
     ready = api.http.get("/ready")
 
     assert ready.status_code == 200
-    assert ready.json()["checks"] == {"redis": "ok", "storage": "ok"}
+    assert ready.json()["checks"] == {"redis": "ok", "storage": "ok", "caretaker": "ok", "courier": "ok"}
+    assert ready.json()["warnings"] == []
+
+
+def test_ready_warns_of_a_redis_that_may_lose_jobs_and_of_a_device_that_fails(api):
+    api.ledger.redis.config_set("appendfsync", "everysec")
+    slot = Slot(api.ledger, name="bad", model="flux2", device="cpu", revision="r", precision="fp32", engines=["exact"])
+    slot.report_state("faulty")
+    try:
+        ready = api.http.get("/ready")
+    finally:
+        api.ledger.redis.config_set("appendfsync", "always")
+        slot.stop()
+
+    assert ready.status_code == 200
+    durable, device = ready.json()["warnings"]
+    assert "appendfsync is everysec" in durable
+    assert "bad" in device
 
 
 def test_an_unknown_path_and_a_wrong_method_are_problems_too(api):

@@ -1,0 +1,67 @@
+"""Whether a Redis keeps what it acknowledged: what a 202 promises rests on three of its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import redis
+
+from shared.ledger.connection import Client
+
+#: Share of `maxmemory` from which a full Redis is near.
+_NEARLY_FULL = 0.9
+
+
+@dataclass(frozen=True)
+class Shortcoming:
+    """What is wrong, and what to do about it."""
+
+    detail: str
+    remedy: str
+
+
+def shortcomings(client: Client) -> list[Shortcoming]:
+    """Ask Redis how it is set up; what it will not say (`CONFIG` is often forbidden) counts as one too."""
+    info = client.info("everything")
+    return [*_persistence(info, _fsync(client)), *_memory(info), *_role(info)]
+
+
+def _fsync(client: Client) -> str | None:
+    try:
+        return str(client.config_get("appendfsync")["appendfsync"])
+    except (redis.ResponseError, KeyError):
+        return None
+
+
+def _persistence(info: Mapping[str, Any], fsync: str | None) -> Iterator[Shortcoming]:
+    if not info["aof_enabled"]:
+        yield Shortcoming("appendonly is no: a restart loses every job", "CONFIG SET appendonly yes, and in redis.conf")
+    elif fsync is None:
+        yield Shortcoming("appendfsync cannot be read here", "ask your provider: it should be always")
+    elif fsync != "always":
+        yield Shortcoming(
+            f"appendfsync is {fsync}: a crash of its host loses jobs that were accepted",
+            "CONFIG SET appendfsync always, and in redis.conf",
+        )
+    if info.get("aof_last_write_status", "ok") != "ok":
+        yield Shortcoming("the last write of the append-only file failed", "look at the disk of Redis")
+
+
+def _memory(info: Mapping[str, Any]) -> Iterator[Shortcoming]:
+    if info["maxmemory_policy"] != "noeviction":
+        yield Shortcoming(
+            f"maxmemory-policy is {info['maxmemory_policy']}: a full Redis throws jobs away",
+            "CONFIG SET maxmemory-policy noeviction, and in redis.conf",
+        )
+    limit = info["maxmemory"]
+    if limit and info["used_memory"] > _NEARLY_FULL * limit:
+        yield Shortcoming(
+            f"{info['used_memory']:,} of {limit:,} bytes are used", "raise maxmemory, or lower FLUX2_QUEUE_RETENTION_S"
+        )
+
+
+def _role(info: Mapping[str, Any]) -> Iterator[Shortcoming]:
+    if info["role"] != "master":
+        yield Shortcoming(f"it is a {info['role']}, which takes no writes", "point FLUX2_REDIS_URL at the master")

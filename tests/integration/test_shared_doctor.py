@@ -1,0 +1,163 @@
+"""The doctor names each thing that is wrong, and nothing where all is well."""
+
+import json
+import uuid
+
+import pytest
+from typer.testing import CliRunner
+
+from shared.cli import app
+from shared.doctor import examine
+from shared.job import ItemSpec
+from shared.ledger import Ledger, keys
+
+
+@pytest.fixture
+def sound(redis_url, redis_client, s3, settings, tmp_path):
+    """Settings of a service in which only workers are missing."""
+
+    def make(**sections):
+        return settings(
+            **{
+                "redis": {"url": redis_url},
+                "storage": s3.storage.model_dump(),
+                "s3": s3.s3.model_dump(),
+                "adapters": {"root": tmp_path},
+                **sections,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture
+def configured(redis_client):
+    """Change Redis' configuration for one test."""
+    before = {}
+
+    def change(name, value):
+        before[name] = redis_client.config_get(name)[name]
+        redis_client.config_set(name, value)
+
+    yield change
+
+    for name, value in before.items():
+        redis_client.config_set(name, value)
+
+
+def report(made):
+    return {finding.name: finding for finding in examine(made)}
+
+
+def accept(ledger):
+    item = ItemSpec(
+        model="flux2",
+        prompt="a cat",
+        neg="",
+        width=64,
+        height=64,
+        requested_width=64,
+        requested_height=64,
+        seed=1,
+        num_inference_steps=1,
+        guidance_scale=4.0,
+        adapters=(),
+        output_format="png",
+    )
+    ledger.accept(uuid.uuid4().hex, [item], record={})
+
+
+def test_a_sound_service_without_workers_has_one_warning(sound):
+    found = report(sound())
+
+    assert {name: finding.state for name, finding in found.items()} == {
+        "redis": "ok",
+        "redis is durable": "ok",
+        "clock": "ok",
+        "workers": "warning",
+        "leases": "ok",
+        "storage": "ok",
+        "adapters": "ok",
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("appendonly", "no", "appendonly is no"),
+        ("appendfsync", "everysec", "appendfsync is everysec"),
+        ("maxmemory-policy", "allkeys-lru", "maxmemory-policy is allkeys-lru"),
+    ],
+)
+def test_a_redis_that_may_lose_jobs_is_named_with_the_remedy(sound, configured, name, value, words):
+    configured(name, value)
+
+    finding = report(sound())["redis is durable"]
+
+    assert finding.state == "failed"
+    assert words in finding.detail
+    assert name in finding.remedy
+
+
+def test_a_redis_that_is_nearly_full_is_named(sound, redis_client, configured):
+    configured("maxmemory", str(int(redis_client.info("memory")["used_memory"] * 1.02) + 10_000))
+
+    assert "bytes are used" in report(sound())["redis is durable"].detail
+
+
+def test_a_redis_whose_configuration_is_hidden_is_told_to_be_so(sound, redis_client, redis_url):
+    redis_client.acl_setuser("hidden", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-config"])
+    try:
+        found = report(sound(redis={"url": redis_url.replace("redis://", "redis://hidden:pw@")}))
+    finally:
+        redis_client.acl_deluser("hidden")
+
+    assert "cannot be read" in found["redis is durable"].detail
+
+
+def test_a_redis_that_is_away_leaves_the_other_checks(sound):
+    found = report(sound(redis={"url": "redis://127.0.0.1:1/0", "timeout_s": 0.5}))
+
+    assert found["redis"].state == "failed"
+    assert found["storage"].state == "ok"
+
+
+def test_a_bucket_that_is_missing_and_a_folder_that_is_missing_are_named(sound, s3, tmp_path):
+    found = report(
+        sound(s3={**s3.s3.model_dump(), "bucket": "no-such-bucket"}, adapters={"root": tmp_path / "nowhere"})
+    )
+
+    assert "no-such-bucket" in found["storage"].detail
+    assert "nowhere" in found["adapters"].detail
+
+
+def test_items_that_no_worker_takes_and_leases_that_nobody_ends_are_named(sound, redis_client):
+    made = sound()
+    ledger = Ledger(redis_client, made.queue)
+    for _ in range(2):
+        accept(ledger)
+    claim = ledger.claim_next(["flux2"], slot="gone", boot="b", warm="base")
+    redis_client.zadd(keys.LEASES, {claim.item_id: 1})
+
+    found = report(made)
+
+    assert found["queue"].detail.startswith("1 items of flux2 wait")
+    assert claim.item_id in found["leases"].detail
+
+
+def test_messages_that_cannot_be_signed_are_named(sound, redis_client):
+    redis_client.zadd(keys.OUTBOX, {"job": 0})
+
+    assert "cannot be signed" in report(sound())["webhooks"].detail
+
+
+def test_the_command_prints_a_table_or_json_and_exits_by_the_worst(monkeypatch, sound):
+    made = sound(adapters={"root": "nowhere"})
+    monkeypatch.setattr("shared.cli.Settings", lambda: made)
+
+    table = CliRunner().invoke(app, ["doctor"])
+    lines = CliRunner().invoke(app, ["doctor", "--json"])
+
+    assert table.exit_code == lines.exit_code == 1
+    assert "FAILED" in table.output
+    assert {json.loads(line)["state"] for line in lines.output.splitlines()} >= {"ok", "failed"}
