@@ -1,0 +1,40 @@
+"""A small chaos run: `make chaos` is the whole one. A failure prints the seed and keeps nothing secret."""
+
+import secrets
+
+import pytest
+
+from chaos.mutate import Mutation
+from chaos.scenarios import deaths, redis_trouble
+from chaos.storm import storm
+from chaos.trial import Lab
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, s3_server):
+    return Lab(tmp_path_factory.mktemp("chaos"), s3_server, secrets.randbelow(2**32))
+
+
+def verdict(lab, outcome):
+    return f"seed {lab.seed}, history in {lab.folder}: {outcome.figures} {outcome.violations}"
+
+
+def test_nothing_is_lost_or_doubled_in_a_storm(lab):
+    outcome = storm(lab, jobs=30)
+
+    assert outcome.violations == [], verdict(lab, outcome)
+    assert outcome.figures["kills"] >= 3
+    assert outcome.figures["items"] >= 90
+
+
+@pytest.mark.parametrize("scenario", [deaths.lost_message, deaths.zombies, deaths.hung_kernel])
+def test_a_scenario_breaks_no_promise(lab, scenario):
+    outcome = scenario(lab)
+
+    assert outcome.violations == [], verdict(lab, outcome)
+
+
+def test_without_the_grace_the_checker_finds_what_is_wrong(lab):
+    outcome = redis_trouble.grace(lab, mutation=Mutation.GRACE)
+
+    assert outcome.violations != [], verdict(lab, outcome)

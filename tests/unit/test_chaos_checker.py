@@ -1,0 +1,175 @@
+"""The checker finds each kind of breach: a history by hand, one thing wrong in it."""
+
+import io
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from chaos.checker import Left, check
+from chaos.figures import kill_to_start, redis_to_start
+from chaos.stub import picture
+from shared.job import ItemResult, ItemSpec, PipelineReport, State
+from shared.ledger import ItemView, JobView
+from shared.storage.directory import DirectoryStore
+
+SEED = 7
+
+
+def item(**changes):
+    spec = ItemSpec(
+        model="flux2",
+        prompt="a cat",
+        neg="",
+        width=64,
+        height=64,
+        requested_width=64,
+        requested_height=64,
+        seed=SEED,
+        num_inference_steps=1,
+        guidance_scale=4.0,
+        adapters=(),
+        output_format="png",
+    )
+    result = ItemResult(
+        key="results/job/0/1/image.png",
+        format="png",
+        content_type="image/png",
+        width=16,
+        height=16,
+        sha256="00",
+        size_bytes=1,
+        timings={},
+        adapters=(),
+        pipeline=PipelineReport(
+            engine="stub", precision="none", base_revision="none", device="none", change="none", versions={}
+        ),
+    )
+    view = ItemView(
+        index=0,
+        state=State.SUCCEEDED,
+        attempt=1,
+        fence=1,
+        spec=spec,
+        progress=None,
+        result=result,
+        error=None,
+        queued_ms=0,
+        started_ms=1,
+        finished_ms=2,
+        slot="worker-0",
+    )
+    return replace(view, **changes)
+
+
+def left(view=None, *, state=State.SUCCEEDED, commits=1, queues=(), listed=1):
+    job = JobView(
+        job_id="job",
+        model="flux2",
+        state=state,
+        cancel_requested=False,
+        record={},
+        accepted_ms=0,
+        started_ms=1,
+        finished_ms=2,
+        queue_position=None,
+        eta_s=None,
+        items=(view or item(),),
+    )
+    return Left(jobs={"job": job}, commits={"job:0": commits}, queues=queues, listed=listed)
+
+
+GOOD = [
+    {"t": 1, "kind": "accepted", "key": "k", "job": "job", "items": 1},
+    {"t": 2, "kind": "claim", "item": "job:0", "fence": 1, "attempt": 1, "slot": "worker-0"},
+    {"t": 3, "kind": "seen", "job": "job", "states": ["in_progress", "in_progress"]},
+    {"t": 4, "kind": "commit", "item": "job:0", "fence": 1, "answer": "committed"},
+    {"t": 5, "kind": "seen", "job": "job", "states": ["succeeded", "succeeded"]},
+    {"t": 6, "kind": "refused", "status": 422},
+]
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = DirectoryStore(tmp_path)
+    for fence in (1, 2):
+        file = io.BytesIO()
+        picture(SEED).save(file, "PNG")
+        made.put(f"results/job/0/{fence}/image.png", file.getvalue(), content_type="image/png")
+    return made
+
+
+def broken(events, found, store):
+    return {violation.invariant for violation in check(events, found, store)}
+
+
+def test_a_good_run_has_no_violation(store):
+    assert check(GOOD, left(), store) == []
+
+
+def claim(fence, t=2.5):
+    return {"t": t, "kind": "claim", "item": "job:0", "fence": fence, "attempt": fence, "slot": "worker-1"}
+
+
+KILL = {"t": 2.2, "kind": "kill", "target": "worker-0"}
+CANCEL = {"t": 3.5, "kind": "cancel", "job": "job", "status": "in_progress", "acknowledged": True}
+CHANGED = {"t": 7, "kind": "seen", "job": "job", "states": ["failed", "failed"]}
+TWICE = {"t": 1.5, "kind": "accepted", "key": "k", "job": "other", "items": 1}
+
+
+@pytest.mark.parametrize(
+    ("invariant", "events", "found"),
+    [
+        ("I1", GOOD, left(state=State.RUNNING)),
+        ("I1", GOOD, Left(jobs={}, commits={}, queues=(), listed=1)),
+        ("I2", GOOD, left(commits=2)),
+        ("I2", GOOD, left(commits=0)),
+        ("I4", [*GOOD, KILL, claim(1)], left()),
+        ("I4", [*GOOD, KILL, claim(2)], left(item(fence=2))),
+        ("I5", [*GOOD, CHANGED], left()),
+        ("I6", [*GOOD, CANCEL], left()),
+        ("I7", [*GOOD, TWICE], left()),
+        ("I8", GOOD, left(queues=("flux2:leases",))),
+        ("I9", GOOD, left(listed=2)),
+        ("I9", [*GOOD, {"t": 7, "kind": "refused", "status": 202}], left()),
+        ("I10", [*GOOD, claim(2)], left()),
+    ],
+)
+def test_each_breach_is_found(invariant, events, found, store):
+    assert invariant in broken(events, found, store)
+
+
+def test_a_missing_and_a_wrong_picture_are_found(store, tmp_path):
+    assert broken(GOOD, left(), DirectoryStore(tmp_path / "empty")) == {"I3"}
+
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "PNG")
+    store.put("results/job/0/1/image.png", file.getvalue(), content_type="image/png")
+
+    assert broken(GOOD, left(), store) == {"I3"}
+
+
+def test_a_start_after_a_kill_is_no_waste(store):
+    events = [*GOOD[:3], KILL, claim(2), *GOOD[3:]]
+    key = "results/job/0/2/image.png"
+
+    assert check(events, left(item(fence=2, result=item().result.model_copy(update={"key": key}))), store) == []
+
+
+def test_a_recovery_is_timed_from_the_kill_of_the_items_worker_to_its_next_start():
+    events = [claim(1, t=1.0), {"t": 2.0, "kind": "kill", "target": "worker-1"}, claim(2, t=5.5)]
+
+    assert kill_to_start(events, ttl_s=4) == [3.5]
+
+
+def test_a_recovery_during_a_redis_outage_is_left_out():
+    events = [
+        claim(1, t=1.0),
+        {"t": 2.0, "kind": "kill", "target": "worker-1"},
+        {"t": 2.5, "kind": "redis down"},
+        {"t": 3.5, "kind": "redis up"},
+        claim(2, t=9.0),
+    ]
+
+    assert kill_to_start(events, ttl_s=4) == []
+    assert redis_to_start(events) == [5.5]
