@@ -19,7 +19,7 @@ from shared.embedded import S3Server
 
 
 def main(
-    jobs: Annotated[int, typer.Option(min=1, help="Jobs of the storm; 3.3 items each.")] = 300,
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs of the storm; 3.4 items each.")] = 300,
     seed: Annotated[int | None, typer.Option(help="Repeat a run's dice.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Scenarios, e.g. F7; repeat for several.")] = None,
     keep: Annotated[Path | None, typer.Option(help="Folder for histories and logs; default: a temporary one.")] = None,

@@ -13,7 +13,7 @@ from chaos.load import prompt
 from chaos.s3 import Faults
 from chaos.trial import Lab, Outcome, Trial, trial
 
-_ITEMS = (1, 2, 2, 3, 3, 3, 4, 4, 5, 6)  # of a job; 3.3 on average
+_ITEMS = (1, 2, 2, 3, 3, 3, 4, 4, 5, 7)  # of a job; 3.4 on average
 _JOBS_PER_S = 4.0
 _KILL_S = 2.0
 _FREEZE = 0.3
@@ -118,7 +118,7 @@ def _load(running: Trial, jobs: int) -> int:
                 heapq.heappush(cancels, (time.monotonic() + rng.uniform(0, 4), job))
         while cancels and cancels[0][0] <= time.monotonic():
             running.load.cancel(heapq.heappop(cancels)[1])
-        if rng.random() < _DROP * 3.3 and running.fleet.take_wake():
+        if rng.random() < _DROP * 3.4 and running.fleet.take_wake():
             dropped += 1
     for _, job in sorted(cancels):
         running.load.cancel(job)

@@ -140,5 +140,11 @@ def freeze(history: History, claim: Claim) -> None:
 
 
 _REPORT = PipelineReport(
-    engine="stub", precision="none", base_revision="none", device="none", change="none", versions={}
+    engine="stub",
+    precision="none",
+    base_revision="none",
+    device="none",
+    adapter_mode="merged",
+    change="none",
+    versions={},
 )

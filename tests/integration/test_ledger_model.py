@@ -63,7 +63,13 @@ def result(claim: Claim) -> ItemResult:
         timings={},
         adapters=(),
         pipeline=PipelineReport(
-            engine="exact", precision="fp32", base_revision="r", device="cpu", change="none", versions={}
+            engine="exact",
+            precision="fp32",
+            base_revision="r",
+            device="cpu",
+            adapter_mode="merged",
+            change="none",
+            versions={},
         ),
     )
 

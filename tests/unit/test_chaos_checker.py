@@ -42,7 +42,13 @@ def item(**changes):
         timings={},
         adapters=(),
         pipeline=PipelineReport(
-            engine="stub", precision="none", base_revision="none", device="none", change="none", versions={}
+            engine="stub",
+            precision="none",
+            base_revision="none",
+            device="none",
+            adapter_mode="merged",
+            change="none",
+            versions={},
         ),
     )
     view = ItemView(
