@@ -19,7 +19,7 @@ class RedisSettings(BaseModel):
     """The ledger and the wake-up queue."""
 
     url: str = Field("redis://127.0.0.1:6379/0", description="Redis with `appendonly yes` and `appendfsync always`.")
-    timeout_s: float = Field(2.0, gt=0, description="How long the API waits for Redis before it answers 503.")
+    timeout_s: float = Field(1.5, gt=0, description="How long the API waits for Redis before it answers 503.")
 
 
 class QueueSettings(BaseModel):

@@ -10,6 +10,7 @@ from shared.job import Progress
 from worker.pipeline.cache import WarmPipeline
 from worker.render import Renderer
 from worker.sampling.decode import decode, to_image
+from worker.tiling import tiled
 
 
 @pytest.fixture
@@ -150,6 +151,56 @@ def test_a_full_device_is_reported_with_the_size_and_the_next_item_runs(componen
     handle.remove()
 
     assert used.render(item(), [], on_progress=ignore).image.size == (64, 64)
+
+
+def test_an_item_that_did_not_fit_is_tried_once_more_in_tiles_and_says_so(components, item):
+    model = components("fp32")
+    used = Renderer(model, prompt_cache=4)
+    whole = used.render(item(), [], on_progress=ignore)
+    calls = []
+
+    def full_the_first_time(*_):
+        calls.append(model.autoencoder.use_tiling)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB")
+
+    handle = model.autoencoder.decoder.register_forward_pre_hook(full_the_first_time)
+    again = used.render(item(), [], on_progress=ignore)
+    handle.remove()
+
+    assert calls == [False, True]
+    assert (whole.pipeline.decode, again.pipeline.decode) == ("whole", "tiled")
+    # One tile holds all of 64x64, so the pixels are the same here.
+    assert again.image.tobytes() == whole.image.tobytes()
+    assert used.render(item(), [], on_progress=ignore).pipeline.decode == "whole"
+
+
+def test_tiles_are_decoded_one_by_one_and_the_autoencoder_is_left_as_it_was(components):
+    autoencoder = components("fp32").autoencoder
+    latents = torch.randn(1, autoencoder.config.latent_channels, 32, 32, generator=torch.Generator().manual_seed(1))
+    sizes = []
+    handle = autoencoder.decoder.register_forward_pre_hook(lambda module, inputs: sizes.append(inputs[0].shape[-2:]))
+
+    with torch.no_grad():
+        whole = autoencoder.decode(latents, return_dict=False)[0]
+        scale = whole.shape[-1] // 32
+        with tiled(autoencoder, pixels=16 * scale):
+            in_tiles = autoencoder.decode(latents, return_dict=False)[0]
+        autoencoder.decode(latents, return_dict=False)
+    handle.remove()
+
+    assert in_tiles.shape == whole.shape
+    assert len(sizes) > 4
+    assert all(max(size) <= 16 for size in sizes[1:-1])
+    assert sizes[-1] == (32, 32)
+
+
+def test_a_decoded_image_that_is_not_finite_is_an_error(components, item):
+    model = components("fp32")
+    model.autoencoder.decoder.register_forward_hook(lambda module, inputs, output: output * float("inf"))
+
+    with pytest.raises(NotFinite, match="decoded image of seed"):
+        Renderer(model, prompt_cache=4).render(item(), [], on_progress=ignore)
 
 
 def test_latents_that_are_not_finite_are_an_error_and_no_black_image(components, item):

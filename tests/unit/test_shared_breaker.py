@@ -1,0 +1,63 @@
+"""While Redis is known to be away, calls do not wait for it."""
+
+import time
+
+import pytest
+import redis
+
+from shared.errors import LedgerUnavailable
+from shared.ledger.connection import Breaker
+
+
+def ask(breaker, asked, error=None):
+    with breaker.calls():
+        asked.append(error)
+        if error is not None:
+            raise error
+
+
+def test_after_a_failure_calls_are_refused_without_being_tried():
+    breaker, asked = Breaker(pause_s=60), []
+    with pytest.raises(LedgerUnavailable, match="no route"):
+        ask(breaker, asked, redis.ConnectionError("no route"))
+
+    for _ in range(3):
+        with pytest.raises(LedgerUnavailable, match="no route"):
+            ask(breaker, asked)
+
+    assert len(asked) == 1
+
+
+def test_after_the_pause_one_call_looks_again_and_the_others_stay_refused(wait_until):
+    breaker, asked = Breaker(pause_s=0.05), []
+    with pytest.raises(LedgerUnavailable):
+        ask(breaker, asked, redis.TimeoutError("too late"))
+    over = time.monotonic() + 0.05
+    wait_until(lambda: time.monotonic() > over)
+
+    with breaker.calls():
+        with pytest.raises(LedgerUnavailable):
+            ask(breaker, asked)
+        assert len(asked) == 1
+
+    ask(breaker, asked)
+    assert len(asked) == 2
+
+
+def test_other_errors_say_nothing_about_redis():
+    breaker, asked = Breaker(pause_s=60), []
+    with pytest.raises(ValueError, match="mine"):
+        ask(breaker, asked, ValueError("mine"))
+
+    ask(breaker, asked)
+
+    assert len(asked) == 2
+
+
+def test_without_a_pause_every_call_is_tried():
+    breaker, asked = Breaker(pause_s=0), []
+    for _ in range(3):
+        with pytest.raises(LedgerUnavailable):
+            ask(breaker, asked, redis.ConnectionError("refused"))
+
+    assert len(asked) == 3
