@@ -252,9 +252,9 @@ def _position(client: Client, pool: str, job_id: str, items: tuple[ItemView, ...
 
 def _eta(client: Client, pool: str, items: tuple[ItemView, ...], position: int | None, now_ms: int) -> float | None:
     pace = client.get(keys.pace(pool))
-    slots = max(1, sum(pool in slot.pools for slot in read_slots(client, since_ms=now_ms - SLOT_TTL_MS)))
     if pace is None:
         return None
+    slots = max(1, sum(pool in slot.pools for slot in read_slots(client, since_ms=now_ms - SLOT_TTL_MS)))
     waiting = sum(item.state is State.QUEUED for item in items)
     running = [
         max(0, int(pace) - (now_ms - item.started_ms))
