@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,10 @@ def main(
     jobs: Annotated[int, typer.Option(min=1, help="Jobs of the storm; 3.4 items each.")] = 300,
     seed: Annotated[int | None, typer.Option(help="Repeat a run's dice.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Scenarios, e.g. F7; repeat for several.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="Folder for histories and logs; default: a temporary one.")] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Folder for histories and logs; default: a temporary one, kept if anything is wrong."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
 ) -> None:
     """Exit code 1 if a scenario broke a promise, or a mutation broke none."""
@@ -43,6 +47,8 @@ def main(
         console.print(table(outcomes, seed=dice))
     if not all(outcome.as_expected for outcome in outcomes):
         raise typer.Exit(1)
+    if keep is None:
+        shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

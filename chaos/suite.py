@@ -16,6 +16,7 @@ from chaos.scenarios import deaths, others, redis_trouble
 from chaos.scenarios.control import control
 from chaos.storm import storm
 from chaos.trial import Lab, Outcome
+from shared.errors import ServerFailed
 
 _MODEL_TEST = Path(__file__).parents[1] / "tests/integration/test_ledger_model.py"
 
@@ -24,7 +25,10 @@ def run(lab: Lab, *, jobs: int, only: Sequence[str]) -> Iterator[Outcome]:
     """Run those whose name is in `only`, or all."""
     for name, scenario in _scenarios(jobs).items():
         if not only or name in only:
-            yield scenario(lab)
+            try:
+                yield scenario(lab)
+            except (TimeoutError, ServerFailed) as error:
+                yield Outcome(name, "did not run", violations=[Violation(name, "the fleet", str(error))])
 
 
 def _scenarios(jobs: int) -> dict[str, Callable[[Lab], Outcome]]:

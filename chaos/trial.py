@@ -129,7 +129,10 @@ def trial(lab: Lab, outcome: Outcome, plan: Plan) -> Iterator[Trial]:
     with Fleet(folder, plan, lab.s3, rng) as fleet:
         with Load(fleet, rng) as load:
             running = Trial(fleet, load, rng, outcome)
-            yield running
+            try:
+                yield running
+            except TimeoutError as error:
+                running.demand("in time", False, error)
         fleet.quiet()
         events = history.read(fleet.history.path)
         left = collect(running.ledger)
