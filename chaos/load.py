@@ -84,10 +84,12 @@ class Load:
         answer = self._ask("GET", f"/v1/requests/{job}/status")
         return answer.json() if answer is not None and answer.status_code == httpx.codes.OK else None
 
-    def wait(self, timeout_s: float) -> bool:
-        """Wait until every job is seen to have ended; False if some had not after `timeout_s`."""
-        deadline = time.monotonic() + timeout_s
+    def wait(self, idle_s: float) -> bool:
+        """Wait until every job is seen to have ended; False if some had not, and none did for `idle_s`."""
+        ended, deadline = len(self.ended), time.monotonic() + idle_s
         while len(self.ended) < len(self.jobs):
+            if len(self.ended) > ended:
+                ended, deadline = len(self.ended), time.monotonic() + idle_s
             if time.monotonic() > deadline:
                 return False
             self._stopped.wait(_POLL_S / 5)

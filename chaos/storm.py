@@ -21,8 +21,8 @@ _FREEZE = 0.3
 _GONE = 0.3
 _CANCEL = 0.1
 _DROP = 0.02
-# A run that has not ended by then never will: kills stop, and what is left has this long.
-_CALM_S = 60.0
+# Jobs of which none ends any more in this time never will.
+_IDLE_S = 60.0
 
 
 class Nemesis(threading.Thread):
@@ -94,10 +94,10 @@ def storm(lab: Lab, *, jobs: int) -> Outcome:
         nemesis.start()
         try:
             dropped = _load(running, jobs)
-            running.finish(max(_CALM_S, span_s * 3))
+            running.finish(_IDLE_S)
         finally:
             nemesis.stop()
-        running.finish(_CALM_S)
+        running.finish(_IDLE_S)
         running.outages = redis_kills * running.fleet.plan.workers
         _tell(running, outcome, dropped)
     return outcome

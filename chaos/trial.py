@@ -88,9 +88,9 @@ class Trial:
             self.demand(what, False, f"not within {limit_s:g} s")
         return time.monotonic() - began
 
-    def finish(self, timeout_s: float) -> None:
-        """Wait for every job; what has not ended by then is for I1."""
-        self.load.wait(timeout_s)
+    def finish(self, idle_s: float) -> None:
+        """Wait for every job; those of which none ends any more in `idle_s` are for I1."""
+        self.load.wait(idle_s)
 
     def items(self) -> list[ItemView]:
         """Every item as it stands."""
