@@ -44,6 +44,7 @@ class Plan:
     workers: int = 3
     step_s: float = 0.02
     ttl_s: float = 4.0
+    reap_s: float = 0.25
     drain_s: float = 2.0
     stall_s: float = 60.0
     budget_s: float = 10.0
@@ -53,7 +54,7 @@ class Plan:
 
     @property
     def queue(self) -> QueueSettings:
-        return QueueSettings(lease_ttl_s=self.ttl_s, renew_s=self.ttl_s / 4, reap_s=0.25, audit_s=1.0)
+        return QueueSettings(lease_ttl_s=self.ttl_s, renew_s=self.ttl_s / 4, reap_s=self.reap_s, audit_s=1.0)
 
 
 class Fleet:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from shared.errors import ItemCanceled, LeaseLost, LedgerUnavailable
@@ -48,7 +49,7 @@ class Lease:
         self._renewed_at = self._progressed_at = time.monotonic()
         self._wake = threading.Event()
         self._answered = threading.Condition()
-        self._waiting = False
+        self._watching = False
         self._closed = False
         self._lost = False
         self._canceled = False
@@ -64,6 +65,16 @@ class Lease:
         self._closed = True
         self._wake.set()
         self._thread.join()
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Expect progress in this block, and take its absence for a hung kernel."""
+        self._progressed_at = time.monotonic()
+        self._watching = True
+        try:
+            yield
+        finally:
+            self._watching = False
 
     def report(self, progress: Progress) -> None:
         """Tell where the item is, and learn whether to go on; waits while that cannot be known.
@@ -94,11 +105,11 @@ class Lease:
     def _wait_for_word(self) -> None:
         logger.warning("work waits for Redis", extra={"item": self.claim.item_id})
         with self._answered:
-            self._waiting = True
+            watching, self._watching = self._watching, False
             self._wake.set()
             self._answered.wait_for(lambda: not self._overdue())
-            self._waiting = False
-        self._progressed_at = time.monotonic()
+            self._progressed_at = time.monotonic()
+            self._watching = watching
 
     def _renew_until_closed(self) -> None:
         try:
@@ -128,7 +139,7 @@ class Lease:
 
     def _left_s(self) -> float:
         """Seconds until the item counts as hung."""
-        if self._waiting:
+        if not self._watching:
             return float("inf")
         limit_s = self._stall_s + (self._upload_s if self._progress.stage == "upload" else 0)
         return self._progressed_at + limit_s - time.monotonic()

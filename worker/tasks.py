@@ -9,15 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import NoReturn
 
 import tenacity
 from celery import Celery
-from PIL import Image
 
 from shared.adapters.locate import locate
 from shared.celery_app import WAKE, wake
@@ -34,12 +32,13 @@ from shared.errors import (
     Stalled,
     StorageUnavailable,
 )
-from shared.job import AdapterReport, ItemError, ItemResult, ItemSpec, PipelineReport, Progress
+from shared.job import ItemError, ItemResult, Progress
 from shared.ledger import Claim, Ledger
 from shared.settings import Settings
 from shared.storage import ObjectStore
 from worker import fault, imagefile
 from worker.lease import Lease
+from worker.renderer import ItemRenderer
 from worker.slot import Slot
 
 logger = logging.getLogger("flux2.worker")
@@ -47,39 +46,6 @@ logger = logging.getLogger("flux2.worker")
 
 # What another attempt, or another device, could not mend.
 _NOT_THE_DEVICES = (RequestError, StorageUnavailable, OutOfMemory, LedgerUnavailable)
-
-
-class _Warm(Protocol):
-    """What is merged into the model now."""
-
-    base_drift: int
-
-    @property
-    def adapter_key(self) -> str: ...
-
-
-class _Rendered(Protocol):
-    """See `worker.render.Rendered`."""
-
-    @property
-    def image(self) -> Image.Image: ...
-    @property
-    def timings(self) -> Mapping[str, float]: ...
-    @property
-    def adapters(self) -> tuple[AdapterReport, ...]: ...
-    @property
-    def pipeline(self) -> PipelineReport: ...
-
-
-class ItemRenderer(Protocol):
-    """What makes the pixels: `worker.render.Renderer`. Named here so that this boundary needs no torch."""
-
-    @property
-    def warm(self) -> _Warm: ...
-
-    def render(
-        self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: Callable[[Progress], None]
-    ) -> _Rendered: ...
 
 
 def _sound() -> None:
@@ -131,34 +97,45 @@ def register(worker: Worker) -> None:
 
 def run_next(worker: Worker) -> bool:
     """Run one item; False when there was none to run, or none may be run now."""
+    worker.slot.wakes += 1
+    # What is not claimed now is not forgotten: the audit sends a wake-up again for each item that waits.
+    if worker.slot.draining.is_set() or not _can_store(worker) or (claim := _claim(worker)) is None:
+        return False
+    _run(worker, claim)
+    return True
+
+
+def _claim(worker: Worker) -> Claim | None:
     slot = worker.slot
-    slot.wakes += 1
-    if slot.draining.is_set() or not _can_store(worker):
-        return False  # the audit sends this wake-up again
     try:
         claim = worker.ledger.claim_next(
             slot.pools, slot=slot.name, boot=slot.boot, warm=worker.renderer.warm.adapter_key
         )
     except LedgerUnavailable as error:
         logger.warning("nothing claimed", extra={"error": str(error)})
-        return False
-    if claim is None:
-        return False
-    where = {"item": claim.item_id, "fence": claim.fence, "attempt": claim.attempt}
-    logger.info("item claimed", extra={**where, "queued_s": claim.queued_s})
+        return None
+    if claim is not None:
+        where = {"item": claim.item_id, "fence": claim.fence, "attempt": claim.attempt}
+        logger.info("item claimed", extra={**where, "queued_s": claim.queued_s})
+    return claim
+
+
+def _run(worker: Worker, claim: Claim) -> None:
+    """Take a claim to its end, whichever that is."""
 
     def stalled(progress: Progress) -> None:
         at = f"{progress.stage}, step {progress.step} of {progress.steps}"
         worker.give_up(claim, Stalled(f"no progress for {worker.settings.worker.stall_s:g} s at {at}"))
 
     with (
-        slot.running(claim),
+        worker.slot.running(claim),
         Lease(worker.ledger, claim, worker.settings, on_stall=stalled) as lease,
     ):
         try:
-            result = _produce(worker, claim, lease)
+            with lease.watched():
+                result = _produce(worker, claim, lease)
         except LeaseLost as error:
-            logger.warning("item abandoned", extra={**where, "error": str(error)})
+            logger.warning("item abandoned", extra={"item": claim.item_id, "error": str(error)})
             _discard(worker, claim)
         except ItemCanceled:
             _commit(worker, claim, None)
@@ -170,7 +147,6 @@ def run_next(worker: Worker) -> bool:
             raise
         else:
             _commit(worker, claim, result)
-    return True
 
 
 def _produce(worker: Worker, claim: Claim, lease: Lease) -> ItemResult:

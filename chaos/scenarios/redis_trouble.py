@@ -23,9 +23,11 @@ def grace(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
     outcome = Outcome("F2", "Redis down past every lease; the workers live")
     if mutation is not Mutation.NONE:
         outcome = Outcome(f"F2 with {mutation.value}", outcome.what, must_fail=True)
-    with trial(lab, outcome, Plan(workers=2, ttl_s=2.0, step_s=0.1, mutation=mutation)) as running:
-        jobs = [running.load.submit([prompt(running.rng, steps=_LONG)]) for _ in range(4)]
-        for job in jobs[:2]:
+    # Reaping is far more frequent than renewing, so that it comes first when Redis is back.
+    plan = Plan(workers=3, ttl_s=2.0, reap_s=0.05, step_s=0.1, mutation=mutation)
+    with trial(lab, outcome, plan) as running:
+        jobs = [running.load.submit([prompt(running.rng, steps=_LONG)]) for _ in range(3)]
+        for job in jobs:
             running.slot_of(job)
         running.fleet.kill_redis(down_s=3.0)
         running.finish(_FINISH_S)
