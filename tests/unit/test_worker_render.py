@@ -197,10 +197,12 @@ def test_tiles_are_decoded_one_by_one_and_the_autoencoder_is_left_as_it_was(comp
 
 def test_a_decoded_image_that_is_not_finite_is_an_error(components, item):
     model = components("fp32")
-    model.autoencoder.decoder.register_forward_hook(lambda module, inputs, output: output * float("inf"))
+    # The autoencoder is the session's, so what is put to it must go again.
+    handle = model.autoencoder.decoder.register_forward_hook(lambda module, inputs, output: output * float("inf"))
 
     with pytest.raises(NotFinite, match="decoded image of seed"):
         Renderer(model, prompt_cache=4).render(item(), [], on_progress=ignore)
+    handle.remove()
 
 
 def test_latents_that_are_not_finite_are_an_error_and_no_black_image(components, item):
