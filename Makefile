@@ -40,8 +40,9 @@ format: install ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install ## measure the queue on this host: accept, status, queue to start, adapter change
+bench: install ## measure the queue on this host: accept, status, queue to start, adapter change, 200 pollers
 	$(BIN)/python -m benchmarks.queue
+	$(BIN)/python -m benchmarks.load
 
 JOBS ?= 300
 
