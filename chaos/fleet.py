@@ -45,6 +45,7 @@ class Plan:
     step_s: float = 0.02
     ttl_s: float = 4.0
     reap_s: float = 0.25
+    max_attempts: int = 3
     drain_s: float = 2.0
     stall_s: float = 60.0
     budget_s: float = 10.0
@@ -192,6 +193,7 @@ class Fleet:
             "FLUX2_QUEUE_RENEW_S": str(plan.queue.renew_s),
             "FLUX2_QUEUE_REAP_S": str(plan.queue.reap_s),
             "FLUX2_QUEUE_AUDIT_S": str(plan.queue.audit_s),
+            "FLUX2_QUEUE_MAX_ATTEMPTS": str(plan.max_attempts),
             "FLUX2_WORKER_DRAIN_S": str(plan.drain_s),
             "FLUX2_WORKER_STALL_S": str(plan.stall_s),
             "FLUX2_WORKER_LOCK_DIR": str(self.folder / "locks"),

@@ -87,7 +87,8 @@ def storm(lab: Lab, *, jobs: int) -> Outcome:
     outcome = Outcome(
         "F1 F2 F4 F6 F8", f"{jobs} jobs under SIGKILL each {_KILL_S:g} s, freezes, Redis kills, lost wake-ups, bad S3"
     )
-    with trial(lab, outcome, Plan(workers=3)) as running:
+    # About one attempt in ten is killed, so three in a row hit one item in a thousand: not what is looked for here.
+    with trial(lab, outcome, Plan(workers=3, max_attempts=10)) as running:
         running.fleet.s3.faults = Faults(errors=0.1, silences=0.03, ambiguous=0.05)
         span_s = jobs / _JOBS_PER_S
         nemesis = Nemesis(running.fleet, running.rng, redis_kills=redis_kills, span_s=span_s)
