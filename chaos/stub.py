@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -87,9 +88,12 @@ class RecordingLedger(Ledger):
     history: History
 
     def claim_next(self, pools: Sequence[str], *, slot: str, boot: str, warm: str) -> Claim | None:
+        asked = time.monotonic()
         claim = super().claim_next(pools, slot=slot, boot=boot, warm=warm)
         if claim is not None:
-            self.history.add("claim", item=claim.item_id, fence=claim.fence, attempt=claim.attempt, slot=slot)
+            self.history.add(
+                "claim", item=claim.item_id, fence=claim.fence, attempt=claim.attempt, slot=slot, asked=asked
+            )
         return claim
 
     def commit(

@@ -145,6 +145,18 @@ def test_each_breach_is_found(invariant, events, found, store):
     assert invariant in broken(events, found, store)
 
 
+def test_fences_must_rise_but_not_the_lines_that_tell_of_them(store):
+    key = "results/job/0/3/image.png"
+    store.put(key, store.get("results/job/0/1/image.png"), content_type="image/png")
+    found = left(item(fence=3, result=item().result.model_copy(update={"key": key})))
+    kills = [{**KILL, "t": t} for t in (2.1, 2.2)]
+    frozen = {**claim(2, t=2.9), "asked": 2.3}
+    early = {**claim(2, t=2.9), "asked": 2.8}
+
+    assert check([*GOOD, *kills, claim(3, t=2.7), frozen], found, store) == []
+    assert broken([*GOOD, *kills, claim(3, t=2.7), early], found, store) == {"I4"}
+
+
 def test_a_missing_and_a_wrong_picture_are_found(store, tmp_path):
     assert broken(GOOD, left(), DirectoryStore(tmp_path / "empty")) == {"I3"}
 
