@@ -22,7 +22,7 @@ from dotenv import dotenv_values
 from shared.backoff import Backoff
 from shared.child import LOOPBACK, Child, free_port
 from shared.embedded import EmbeddedServers
-from shared.errors import ServerFailed
+from shared.errors import LedgerUnavailable, ServerFailed
 from shared.ledger import Ledger
 from shared.settings import Settings
 
@@ -159,8 +159,11 @@ class Stack:
         """
         self.servers.check()
         for child in self._children.values():
+            if child.is_alive():
+                continue
+            self._forget_slot(child.name)
             waits = self._waits.setdefault(child.name, Backoff())
-            if not child.is_alive() and waits.is_due(started_s=child.started_s, now_s=time.monotonic()):
+            if waits.is_due(started_s=child.started_s, now_s=time.monotonic()):
                 logger.warning("process ended and is started again", extra={"part": child.name, "log": str(child.log)})
                 child.restart()
 
@@ -187,12 +190,19 @@ class Stack:
         if done.returncode:
             raise ServerFailed(f"`flux2 tiny` failed:\n{done.stderr[-2000:]}")
 
+    def _forget_slot(self, name: str) -> None:
+        """Take a worker that is dead out of the list of live ones, where its last heartbeat would keep it a while."""
+        try:
+            self.ledger().leave(name)
+        except LedgerUnavailable as error:
+            logger.warning("a dead worker still counts as live", extra={"slot": name, "error": str(error)})
+
     def _start_worker(self, number: int) -> None:
         name = f"worker-{number}"
         shared = self._workers > 1 and self._settings.worker.device == "auto"
         device = ["--device", f"auto:{number}"] if shared else []
         ledger = self.ledger()
-        ledger.leave(name)  # what is left of an earlier start must not count as ready
+        self._forget_slot(name)
         self._start(
             name,
             ["worker", "--name", name, *device],
