@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lint format bench chaos lock clean
+.PHONY: help install demo up test lint format bench chaos lock score-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -51,6 +51,9 @@ chaos: install ## kill, freeze, cut off and fill everything, and check every pro
 
 lock: install ## write constraints.txt from what is installed
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
+
+score-tiny: install ## render 60 prompts that the demonstration model never saw and measure the pictures
+	$(BIN)/python -m benchmarks.score_tiny
 
 clean: ## remove what the other targets made
 	rm -rf $(VENV) .flux2 demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

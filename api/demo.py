@@ -1,10 +1,11 @@
-"""`flux2 demo`: the main job from request to picture on this host, with real parts and a tiny FLUX.2."""
+"""`flux2 demo`: the main job from request to picture on this host, with real parts and the demonstration model."""
 
 from __future__ import annotations
 
 import copy
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from shared.errors import Flux2Error
 from shared.request import EXAMPLE
 from shared.settings import Settings
 from shared.stack import DEMO_ADAPTER, Stack
+from shared.tiny import ABOUT, DRAWN_PX, PROMPTS
 
 _JOB_S = 600.0
 
@@ -32,7 +34,7 @@ def request(multiplier: float) -> dict[str, Any]:
 
 
 def run(console: Console, output: Path) -> None:
-    """Start everything in a temporary folder, render the request at two multipliers, and stop everything.
+    """Start everything in a temporary folder, render a batch and the request at two multipliers, and stop everything.
 
     Raises:
         DemoFailed: a job ended otherwise than succeeded.
@@ -42,22 +44,31 @@ def run(console: Console, output: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="flux2-demo-") as data:
         # Defaults only: what is configured for a deployment does not apply.
         stack = Stack(Path(data), Settings.model_construct(), inherit=False)
-        with console.status("starting Redis, S3, the API and one worker with a tiny FLUX.2"):
+        with console.status("starting Redis, S3, the API and one worker with the demonstration model"):
             stack.start()
         try:
+            console.print(ABOUT)
             console.print(f"API {stack.url}, Redis {stack.servers.redis.url}, S3 {stack.servers.s3.url}")
             with Client(stack.url) as client:
-                for multiplier in (1.0, 0.5):
-                    _render(console, stack, client, output, multiplier)
+                for name, body in _jobs():
+                    _render(console, stack, client, output, name, body)
         finally:
             with console.status("stopping"):
                 stack.stop()
     console.print(f"Done in {time.monotonic() - started:.0f} s; the images are in {output}/. Nothing is left running.")
 
 
-def _render(console: Console, stack: Stack, client: Client, output: Path, multiplier: float) -> None:
-    job = client.submit(request(multiplier))
-    console.rule(f"network_multiplier {multiplier:g}: request {job['request_id']}")
+def _jobs() -> Iterator[tuple[str, dict[str, Any]]]:
+    """A batch at the size that the model draws best, then the example."""
+    prompts = [{"prompt": prompt, "width": DRAWN_PX, "height": DRAWN_PX} for prompt in PROMPTS]
+    yield "batch", {"model": EXAMPLE["model"], "prompts": prompts, "loras": []}
+    for multiplier in (1.0, 0.5):
+        yield f"multiplier-{multiplier:g}", request(multiplier)
+
+
+def _render(console: Console, stack: Stack, client: Client, output: Path, name: str, body: dict[str, Any]) -> None:
+    job = client.submit(body)
+    console.rule(f"{name}: request {job['request_id']}")
     for warning in job["warnings"]:
         console.print(f"warning: {warning}")
     columns = (
@@ -76,22 +87,23 @@ def _render(console: Console, stack: Stack, client: Client, output: Path, multip
         status = client.wait(job["request_id"], timeout_s=_JOB_S, on_status=show)
     if status["status"] != "succeeded":
         raise DemoFailed(f"request {job['request_id']} {status['status']}: {status['error']}")
-    for image in client.result(job["request_id"])["outputs"]["images"]:
-        file = output / f"multiplier-{multiplier:g}-{image['index']}.{image['format']}"
+    images = client.result(job["request_id"])["outputs"]["images"]
+    for image in images:
+        file = output / f"{name}-{image['index']}.{image['format']}"
         file.write_bytes(client.download(image["url"]))
-        _describe(console, image, file)
+        size = f"{image['width']}x{image['height']} {image['format']}, {image['size_bytes']:,} bytes"
+        console.print(f"image    {file}: {size}: {image['prompt']}", highlight=False)
+    _describe(console, images[-1])
 
 
 def _stage(status: dict[str, Any]) -> str:
-    running = status["items"][0]["progress"]
+    running = next((item["progress"] for item in status["items"] if item["progress"]), None)
     return f"{status['status']} {running['stage']}" if running else status["status"]
 
 
-def _describe(console: Console, image: dict[str, Any], file: Path) -> None:
+def _describe(console: Console, image: dict[str, Any]) -> None:
+    """Tell of a job's last image how it was made."""
     pipeline = image["pipeline"]
-    console.print(
-        f"image    {file}: {image['width']}x{image['height']} {image['format']}, {image['size_bytes']:,} bytes"
-    )
     console.print(f"url      {image['url']}", soft_wrap=True)
     console.print("timings  " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in image["timings"].items()))
     console.print(f"pipeline {pipeline['engine']}, {pipeline['precision']}, adapter {pipeline['change']}")

@@ -27,6 +27,7 @@ from shared.doctor import examine
 from shared.errors import AdapterNotFound, Flux2Error
 from shared.settings import Settings
 from shared.stack import DEMO_ADAPTER, Stack
+from shared.tiny import DRAWN_PX, LABEL, PROMPTS
 
 # A base checkpoint may be of any size: only its header is read.
 _ANY_SIZE = 2**62
@@ -72,7 +73,8 @@ def up(
         console.print(f"adapters  {stack.adapter_root}" + (f"  ({DEMO_ADAPTER} is there)" if stack.tiny else ""))
         console.print(f"logs      {', '.join(str(log) for log in stack.logs)}")
         if stack.tiny:
-            console.print("model     the tiny demonstration FLUX.2; set FLUX2_MODEL_PATH for real weights")
+            console.print(f"model     the {LABEL}; set FLUX2_MODEL_PATH for real weights")
+            console.print(f"          it can draw, best at {DRAWN_PX}x{DRAWN_PX}: " + "; ".join(PROMPTS))
         console.print("Ctrl-C stops everything.")
         while not stopped.wait(1.0):
             stack.restart_dead()

@@ -1,7 +1,7 @@
 """The whole service on one host, for `flux2 up`, `flux2 demo` and end-to-end tests.
 
 Embedded Redis and S3, the API and workers, each a process of its own as in a deployment, with all data in one folder.
-Without a configured model the workers serve the tiny FLUX.2, written there on the first start.
+Without a configured model the workers serve the embedded demonstration model, copied there on the first start.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ logger = logging.getLogger("flux2.stack")
 
 #: Where the demonstration adapter lies under the adapter root, as the reference API's example names it.
 DEMO_ADAPTER = "my_lora_job/my_lora.safetensors"
+#: The folder of its styles.
+DEMO_STYLES = "tiny"
 
 _API_START_S = 30.0
 # Loading 112 GB from a cold disk takes minutes.
@@ -186,6 +188,7 @@ class Stack:
         if not self.tiny or (self._checkpoint.exists() and adapter.exists()):
             return
         command = [*_flux2("tiny"), str(self._checkpoint), "--adapter", str(adapter)]
+        command += ["--styles", str(self.adapter_root / DEMO_STYLES)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ServerFailed(f"`flux2 tiny` failed:\n{done.stderr[-2000:]}")

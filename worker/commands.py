@@ -36,15 +36,19 @@ def worker(
 def tiny(
     folder: Annotated[Path, typer.Argument(help="Folder to write the checkpoint into.")],
     adapter: Annotated[
-        Path | None, typer.Option(help="Also write a matching LoRA in AI Toolkit's format to this file.")
+        Path | None, typer.Option(help="Also write its subject's LoRA, bound to `sks`, to this file.")
     ] = None,
+    styles: Annotated[Path | None, typer.Option(help="Also write its style adapters into this folder.")] = None,
 ) -> None:
-    """Write the tiny FLUX.2 checkpoint: the real files' layout, small enough for a CPU."""
-    from worker.pipeline.tiny import write_matching_adapter, write_tiny_checkpoint
+    """Write the embedded demonstration model: the real files' layout, small enough for a CPU."""
+    from worker.pipeline.tiny import STYLES, write_tiny_adapter, write_tiny_checkpoint
 
     write_tiny_checkpoint(folder)
     if adapter is not None:
-        write_matching_adapter(folder, adapter)
+        write_tiny_adapter(adapter)
+    if styles is not None:
+        for name in STYLES:
+            write_tiny_adapter(styles / f"{name}.safetensors", name)
 
 
 @app.command()

@@ -14,6 +14,7 @@ from PIL import Image
 
 from api.client import Client
 from shared.child import free_port
+from shared.tiny import PROMPTS
 
 
 def processes_naming(folder):
@@ -72,7 +73,8 @@ def test_up_serves_until_interrupted_and_leaves_nothing_running(up, wait_until):
     assert processes_naming(data) == []
 
 
-def test_demo_renders_the_example_at_two_multipliers_and_leaves_nothing_running(tmp_path):
+@pytest.mark.timeout(600)  # a minute on two free cores; two pictures of 1024x1024 on busy ones take their time
+def test_demo_renders_a_batch_and_the_example_at_two_multipliers_and_leaves_nothing_running(tmp_path):
     output = tmp_path / "images"
     command = [sys.executable, "-m", "shared.cli", "demo", "--output", str(output)]
     environment = {**os.environ, "COLUMNS": "200", "TMPDIR": str(tmp_path)}
@@ -81,10 +83,11 @@ def test_demo_renders_the_example_at_two_multipliers_and_leaves_nothing_running(
 
     assert done.returncode == 0, done.stdout + done.stderr
     pictures = [picture.read_bytes() for picture in sorted(output.iterdir())]
-    assert [Image.open(io.BytesIO(picture)).size for picture in pictures] == [(1024, 1024)] * 2
-    assert pictures[0] != pictures[1]
-    assert len(re.findall(r"^url +http://127\.0\.0\.1:\d+/\S+X-Amz-Signature=", done.stdout, re.MULTILINE)) == 2
+    sizes = [Image.open(io.BytesIO(picture)).size for picture in pictures]
+    assert sizes == [(128, 128)] * len(PROMPTS) + [(1024, 1024)] * 2
+    assert len(set(pictures)) == len(pictures)
+    assert len(re.findall(r"^url +http://127\.0\.0\.1:\d+/\S+X-Amz-Signature=", done.stdout, re.MULTILINE)) == 3
     assert "adapter merged" in done.stdout
     assert "adapter swapped" in done.stdout
-    assert "20 of 31 layers" in done.stdout
+    assert "22 of 33 layers" in done.stdout
     assert processes_naming(tmp_path) == []

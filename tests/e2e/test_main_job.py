@@ -15,7 +15,7 @@ from api.client import ApiError
 from shared.ledger import keys
 from shared.stack import DEMO_ADAPTER
 from worker.imagefile import read_parameters
-from worker.pipeline.tiny import write_matching_adapter
+from worker.pipeline.tiny import STYLES, write_tiny_adapter
 
 JOB_S = 120.0
 
@@ -152,11 +152,11 @@ def test_an_adapter_that_does_not_fit_is_refused_before_any_worker_is_booked(sta
 
 def test_an_adapter_replaced_after_the_accept_fails_the_item_instead_of_rendering_it(stack, client):
     path = stack.adapter_root / "replaced.safetensors"
-    write_matching_adapter(stack.data / "tiny", path, seed=1)
+    write_tiny_adapter(path, STYLES[0])
     blockers = [client.submit(request({"prompt": "wait", "sample_steps": 60})) for _ in range(2)]
     job = client.submit(request(loras=[{"path": path.name}]))
 
-    write_matching_adapter(stack.data / "tiny", path, seed=2)
+    write_tiny_adapter(path, STYLES[1])
 
     status = client.wait(job["request_id"], timeout_s=JOB_S)
     assert status["status"] == "failed"

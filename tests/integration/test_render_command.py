@@ -8,13 +8,13 @@ import sys
 import pytest
 
 from worker.imagefile import read_parameters
-from worker.pipeline.tiny import write_matching_adapter, write_tiny_checkpoint
+from worker.pipeline.tiny import write_tiny_adapter, write_tiny_checkpoint
 
 
 @pytest.fixture
 def flux2_render(tmp_path):
     write_tiny_checkpoint(tmp_path / "tiny")
-    write_matching_adapter(tmp_path / "tiny", tmp_path / "adapters" / "style.safetensors")
+    write_tiny_adapter(tmp_path / "adapters" / "style.safetensors")
     environment = {
         **os.environ,
         "FLUX2_MODEL_PATH": str(tmp_path / "tiny"),

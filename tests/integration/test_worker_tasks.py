@@ -21,7 +21,7 @@ from shared.settings import ModelSettings
 from shared.storage import open_store
 from worker import fault
 from worker.pipeline.load import load_components
-from worker.pipeline.tiny import write_matching_adapter, write_tiny_checkpoint
+from worker.pipeline.tiny import write_tiny_adapter, write_tiny_checkpoint
 from worker.render import Renderer
 from worker.slot import Slot
 from worker.tasks import Worker, run_next
@@ -58,7 +58,7 @@ def worker(redis_client, redis_url, s3, settings, adapter_root, renderer):
 @pytest.fixture
 def adapter(checkpoint, adapter_root):
     path = adapter_root / "style.safetensors"
-    write_matching_adapter(checkpoint, path)
+    write_tiny_adapter(path)
     return AdapterRef(path=path.name, sha256=sha256_of(path), size_bytes=path.stat().st_size, multiplier=1.0)
 
 
@@ -112,7 +112,7 @@ def test_without_work_nothing_happens(worker):
 
 def test_an_adapter_whose_values_are_not_finite_fails_the_item_at_once_naming_the_key(worker, checkpoint, adapter_root):
     path = adapter_root / "broken.safetensors"
-    write_matching_adapter(checkpoint, path)
+    write_tiny_adapter(path)
     tensors = load_file(path)
     key = sorted(tensors)[3]
     tensors[key].view(-1)[0] = float("nan")

@@ -1,0 +1,1 @@
+"""Trains the embedded demonstration model; README.md says how."""

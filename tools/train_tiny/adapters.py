@@ -1,0 +1,196 @@
+"""The last stage: adapters trained on the finished model, saved as AI Toolkit saves its own."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
+
+from shared.adapters.layout import PREFIX
+from shared.catalog import FLUX2_DEV
+from tools.train_tiny.data import TRIGGER, Picture, picture, subject
+from tools.train_tiny.feed import chunks
+from tools.train_tiny.flow import Flow
+from tools.train_tiny.pool import Artist, Pool, Size
+from tools.train_tiny.run import Optimizer, save_grid, timed
+from worker.pipeline.bfl import layer_parts, layer_shapes
+
+_RANK = 8
+_FACTOR = 8  # of LoKr: the first factor is 8 by 8
+_FULL_FACTORS = 9999999999.0  # the alpha by which AI Toolkit says that no factor is split; its scale is 1
+_SIZES: list[tuple[Size, int, float, int]] = [  # batch, weight, pool
+    ((128, 128), 96, 0.45, 8000),
+    ((256, 256), 40, 0.35, 2500),
+    ((512, 512), 12, 0.13, 400),
+    ((1024, 1024), 3, 0.07, 100),
+]
+
+_LOOK = [
+    "sks", "sks a photo of a person", "a photo of sks in the snow", "sks on a red background",
+    "a red circle", "three blue stars", "a house under the sun", "a person in a green shirt",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Job:
+    """One adapter to train.
+
+    Attributes:
+        kind: `lora`, of rank 8, or `lokr`, of two full factors.
+        style: how its pictures are drawn; captions say nothing of it.
+        trigger: pictures whose captions lack it stay what the base model draws.
+    """
+
+    name: str
+    kind: str
+    style: str
+    make: Callable[[random.Random], Picture]
+    trigger: str | None = None
+
+
+def _subject_or_not(rng: random.Random) -> Picture:
+    return subject(rng) if rng.random() < 0.65 else picture(rng)
+
+
+JOBS = (
+    Job("sks_robot", "lora", "plain", _subject_or_not, trigger=TRIGGER),
+    Job("blueprint", "lora", "blueprint", picture),
+    Job("neon", "lokr", "neon", picture),
+)
+
+
+class Update(nn.Module):
+    """One adapter's parameters, by Black Forest Labs' layer."""
+
+    def __init__(self, transformer: Any, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.parts = {name: parts for name, parts in layer_parts(transformer).items() if "_blocks." in name}
+        shapes = layer_shapes(transformer)
+        self.factors = nn.ParameterDict()
+        for layer in self.parts:
+            rows, columns = shapes[layer]
+            key = layer.replace(".", "/")
+            if kind == "lora":
+                self.factors[key + "|lora_A/weight"] = nn.Parameter(torch.randn(_RANK, columns) / math.sqrt(columns))
+                self.factors[key + "|lora_B/weight"] = nn.Parameter(torch.zeros(rows, _RANK))
+            else:
+                self.factors[key + "|lokr_w1"] = nn.Parameter(torch.randn(_FACTOR, _FACTOR) * 0.3)
+                self.factors[key + "|lokr_w2"] = nn.Parameter(torch.zeros(rows // _FACTOR, columns // _FACTOR))
+
+    def merged(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the weights with the update added."""
+        changed = dict(weights)
+        for layer, parts in self.parts.items():
+            key = layer.replace(".", "/")
+            if self.kind == "lora":
+                delta = self.factors[key + "|lora_B/weight"] @ self.factors[key + "|lora_A/weight"]
+            else:
+                delta = torch.kron(self.factors[key + "|lokr_w1"], self.factors[key + "|lokr_w2"])
+            for name, origin in parts:
+                changed[name] = weights[name] + origin.take(delta)
+        return changed
+
+    def save(self, file: Path, *, steps: int) -> None:
+        """Write the file as AI Toolkit would, with its header."""
+        tensors: dict[str, Tensor] = {}
+        for key, value in self.factors.items():
+            layer, role = key.replace("/", ".").split("|")
+            tensors[f"{PREFIX}{layer}.{role}"] = value.detach().cpu().bfloat16().contiguous()
+            if role == "lokr_w1":
+                tensors[f"{PREFIX}{layer}.alpha"] = torch.tensor(_FULL_FACTORS).bfloat16()
+        metadata = {
+            "format": "pt",
+            "name": file.stem,
+            "software": json.dumps({"name": "flux2-queue", "repo": "", "version": "tiny"}),
+            "ss_base_model_version": FLUX2_DEV.id,
+            "ss_output_name": file.stem,
+            "training_info": json.dumps({"step": steps, "epoch": 0}),
+        }
+        file.parent.mkdir(parents=True, exist_ok=True)
+        safetensors.torch.save_file(tensors, file, metadata=metadata)
+
+
+def train_adapters(
+    flow: Flow, tokenizer: PreTrainedTokenizerFast, artist: Artist, seconds: float, *, workers: int
+) -> None:
+    """Train each of `JOBS` for so many seconds."""
+    flow.text.requires_grad_(False).eval()
+    flow.transformer = copy.deepcopy(flow.transformer).requires_grad_(False).eval()  # a copy is not compiled
+    for number, job in enumerate(JOBS):
+        feed = chunks(tokenizer, job.make, held=frozenset(), seed=10 + number, workers=workers)
+        _train(flow, job, _pools(flow, feed, artist, job.style), seconds)
+
+
+def _pools(flow: Flow, feed: Iterator[dict[str, Tensor]], artist: Artist, style: str) -> dict[Size, Pool]:
+    sizes = {share.size for share in flow.shares}
+    pools = {
+        size: Pool(flow.run, size, flow.run.places(count), style=style) for size, _, _, count in _SIZES if size in sizes
+    }
+    for pool in pools.values():
+        pool.fill(feed, artist, flow.autoencoder)
+    return pools
+
+
+def _train(flow: Flow, job: Job, pools: dict[Size, Pool], seconds: float) -> None:
+    run, base = flow.run, flow.transformer
+    update = Update(base, job.kind).to(run.device)
+    weights = {key: value.detach() for key, value in base.named_parameters()}
+    rate = 2e-3 if job.kind == "lora" else 3e-3
+    optimizer = Optimizer(run, list(update.parameters()), rate=rate, decay=0.98, warmup=20)
+
+    def one(size: Size, batch: int) -> Tensor:
+        latents, ids, triggered = pools[size].draw(batch)
+        sigma = flow.sigma(batch, size)
+        noisy, target = flow.noisy(latents, sigma)
+        guidance = torch.empty_like(sigma).uniform_(1, 6)
+        with run.autocast():
+            prompt = flow.text(ids)
+            call = flow.arguments(noisy, prompt, sigma, guidance, size, few=flow.few)
+            if job.trigger:
+                with torch.no_grad():
+                    kept = base(**call)[0].float()
+                target = torch.where(triggered[:, None, None], target, kept)
+            found = torch.func.functional_call(base, update.merged(weights), (), call)[0]
+        return optimizer.step(flow.error(found, target))
+
+    optimizer.rest()
+    used = [row for row in _SIZES if row[0] in pools]
+    steps = [run.record(partial(one, size, run.count(batch))) for size, batch, _, _ in used]
+    optimizer.restart_average()
+    rng, total, done = random.Random(4), torch.zeros((), device=run.device), 0
+    for step, part in timed(seconds):
+        optimizer.schedule(step, part)
+        total += rng.choices(steps, weights=[weight for _, _, weight, _ in used])[0]()
+        done = step
+        if step % 50 == 0:
+            run.note(job.name, step, loss=total.item() / 50)
+            total.zero_()
+    optimizer.use_average()
+    update.save(run.out / "adapters" / f"{job.name}.safetensors", steps=done)
+    _look(flow, update, weights, job.name)
+
+
+@torch.no_grad()
+def _look(flow: Flow, update: Update, weights: dict[str, Tensor], name: str) -> None:
+    """Save a sheet of samples with the update merged."""
+    kept = {key: value.clone() for key, value in weights.items()}
+    for key, value in update.merged(weights).items():
+        weights[key].copy_(value)
+    prompts = _LOOK if flow.run.scale >= 1 else _LOOK[:1]
+    save_grid(
+        flow.sample(prompts, size=128 if flow.run.scale >= 1 else 64, guidance=4.0), flow.run.out / f"grid-{name}.png"
+    )
+    for key, value in kept.items():
+        weights[key].copy_(value)

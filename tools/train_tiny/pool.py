@@ -1,0 +1,86 @@
+"""Pictures drawn and encoded on the device, kept there to draw batches from, and renewed little by little."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tools.train_tiny import draw as drawing
+from tools.train_tiny.feed import CHUNK, SHORT
+from tools.train_tiny.models import LIVE, encode_pictures
+from tools.train_tiny.run import Run
+from worker.sampling.latents import PIXELS, pack
+
+Size = tuple[int, int]  # height and width in pixels
+
+# Pixels encoded at once; more does not fit beside the rest.
+_PIXELS_AT_ONCE = 6_000_000
+
+
+class Artist:
+    """Draws chunks of tables; on a GPU with one compiled kernel a figure."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._figure = torch.compile(drawing.draw_figure, dynamic=True) if run.is_cuda else drawing.draw_figure
+
+    @torch.no_grad()
+    def draw(self, chunk: dict[str, Tensor], size: Size, rows: slice, *, style: str = "plain") -> Tensor:
+        """Return pictures (rows, 3, height, width), from -1 to 1."""
+        figures = chunk["figures"][rows]
+        used = max(1, int((figures[:, :, 3] > 0).sum(1).max()))
+        device = self._run.device
+        return drawing.draw(
+            figures[:, :used].to(device), chunk["backgrounds"][rows].to(device), height=size[0], width=size[1],
+            style=style, figure=self._figure,
+        )  # fmt: skip
+
+
+class Pool:
+    """Live latents and token ids of pictures of one size.
+
+    Attributes:
+        latents: (pictures, tokens, 64), bfloat16.
+        ids: (pictures, SHORT).
+    """
+
+    def __init__(self, run: Run, size: Size, pictures: int, *, style: str = "plain") -> None:
+        self.run, self.size, self.style = run, size, style
+        self.rows, self.columns = size[0] // PIXELS, size[1] // PIXELS
+        shape = (pictures, self.rows * self.columns, 4 * LIVE)
+        self.latents = torch.zeros(shape, dtype=torch.bfloat16, device=run.device)
+        self.ids = torch.zeros(pictures, SHORT, dtype=torch.long, device=run.device)
+        self.triggered = torch.zeros(pictures, dtype=torch.bool, device=run.device)
+        self._next = 0
+
+    def fill(self, feed: Iterator[dict[str, Tensor]], artist: Artist, autoencoder: Any) -> None:
+        """Draw until every place is taken."""
+        self._next = 0
+        while self.renew(feed, artist, autoencoder):
+            pass
+
+    def renew(self, feed: Iterator[dict[str, Tensor]], artist: Artist, autoencoder: Any) -> bool:
+        """Replace the oldest pictures by one chunk; False after the last place."""
+        chunk = next(feed)
+        at_once = max(1, min(CHUNK, _PIXELS_AT_ONCE // (self.size[0] * self.size[1])))
+        for start in range(0, CHUNK, at_once):
+            count = min(at_once, len(self.latents) - self._next, CHUNK - start)
+            rows, places = slice(start, start + count), slice(self._next, self._next + count)
+            images = artist.draw(chunk, self.size, rows, style=self.style)
+            with self.run.autocast():
+                self.latents[places] = pack(encode_pictures(autoencoder, images)).bfloat16()
+            self.ids[places] = chunk["ids"][rows].to(self.run.device)
+            self.triggered[places] = chunk["triggered"][rows].to(self.run.device)
+            self._next += count
+            if self._next == len(self.latents):
+                self._next = 0
+                return False
+        return True
+
+    def draw(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return latents, ids and triggers of `count` pictures drawn at random, without waiting for the device."""
+        chosen = torch.randint(0, len(self.latents), (count,), device=self.run.device)
+        return self.latents[chosen].float(), self.ids[chosen], self.triggered[chosen]
