@@ -7,6 +7,7 @@ copied.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -21,7 +22,7 @@ from shared.errors import CheckpointError
 from shared.job import Engine as EngineName
 from worker.engines.checkout import Toolkit
 from worker.engines.engine import Run
-from worker.pipeline.bfl import autoencoder_origins, joined, tensor_parts, transformer_origins
+from worker.pipeline.bfl import Origin, autoencoder_origins, joined, tensor_parts, transformer_origins
 from worker.pipeline.components import Components
 from worker.sampling.latents import PIXELS
 from worker.sampling.sampler import Call, OnStep
@@ -131,9 +132,11 @@ def over(components: Components, toolkit: Toolkit) -> AiToolkit:
     """
     with torch.device("meta"):
         transformer = toolkit.transformer(toolkit.transformer_params(**_transformer_params(components.transformer)))
-        autoencoder = toolkit.autoencoder(_autoencoder_params(components.autoencoder, toolkit))
+        autoencoder = toolkit.autoencoder(toolkit.autoencoder_params(**_decoder_params(components.autoencoder)))
+    # Pictures are made from text alone, and its two halves may have widths that the class cannot be told of.
+    autoencoder.encoder = nn.Identity()
     copies = _share(transformer, components.transformer, transformer_origins(components.transformer))
-    _share(autoencoder, components.autoencoder, autoencoder_origins(components.autoencoder))
+    _share(autoencoder, components.autoencoder, autoencoder_origins(components.autoencoder), leaving="encoder.")
     return AiToolkit(toolkit, transformer, autoencoder, copies=copies)
 
 
@@ -153,9 +156,16 @@ def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     module.requires_grad_(False).eval()
 
 
-def _share(theirs: nn.Module, ours: nn.Module, origins: Any) -> list[tuple[Tensor, Sequence[Tensor]]]:
-    """Give AI Toolkit's module the tensors of ours; return those that had to be copied, and what of."""
-    parts = tensor_parts(ours, origins)
+def _share(
+    theirs: nn.Module, ours: nn.Module, origins: Mapping[str, Origin], *, leaving: str | None = None
+) -> list[tuple[Tensor, Sequence[Tensor]]]:
+    """Give AI Toolkit's module the tensors of ours; return those that had to be copied, and what of.
+
+    Args:
+        leaving: prefix of tensors that it does not get.
+    """
+    found = tensor_parts(ours, origins)
+    parts = {name: tensors for name, tensors in found.items() if leaving is None or not name.startswith(leaving)}
     state = {name: joined(tensors) for name, tensors in parts.items()}
     shapes = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
     for name, tensor in state.items():
@@ -187,17 +197,16 @@ def _transformer_params(transformer: Any) -> dict[str, Any]:
     }
 
 
-def _autoencoder_params(autoencoder: Any, toolkit: Toolkit) -> Any:
+def _decoder_params(autoencoder: Any) -> dict[str, Any]:
+    """Return the sizes of an AutoencoderKLFlux2's decoder in AI Toolkit's words, which count channels in multiples."""
     config = autoencoder.config
-    widths, decoder_widths = config.block_out_channels, config.decoder_block_out_channels
-    stated = {
+    widths = config.decoder_block_out_channels or config.block_out_channels
+    unit = math.gcd(*widths)
+    return {
         "in_channels": config.in_channels,
         "out_ch": config.out_channels,
-        "ch": widths[0],
-        "ch_mult": [width // widths[0] for width in widths],
+        "ch": unit,
+        "ch_mult": [width // unit for width in widths],
         "num_res_blocks": config.layers_per_block,
         "z_channels": config.latent_channels,
     }
-    if decoder_widths is None:
-        return toolkit.autoencoder_params(**stated)
-    return toolkit.small_decoder_params(**stated, ch_encoder=decoder_widths[0])
