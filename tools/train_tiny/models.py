@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tools.train_tiny.text import WIDTH
 from worker.pipeline.bfl import Origin, autoencoder_origins, transformer_origins
 from worker.pipeline.exact import Float32PosEmbed
-from worker.pipeline.text_encoder import HIDDEN_STATES
+from worker.pipeline.text_encoder import MISTRAL
 
 # 1024x1024 is 4608 tokens, where attention is two thirds of a step: five blocks of 192 take 0.9 s on two cores.
 TRANSFORMER = {
@@ -25,7 +25,7 @@ TRANSFORMER = {
     "attention_head_dim": 64,
     "num_attention_heads": 3,
     "mlp_ratio": 4.0,
-    "joint_attention_dim": len(HIDDEN_STATES) * WIDTH,
+    "joint_attention_dim": len(MISTRAL.hidden_states) * WIDTH,
     "axes_dims_rope": (16, 16, 16, 16),
 }
 AUTOENCODER = {

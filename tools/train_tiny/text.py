@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration, PreTrainedTokenizerFast
 
 from tools.train_tiny.data import picture, subject
-from worker.pipeline.text_encoder import HIDDEN_STATES, quiet_transformers
+from worker.pipeline.text_encoder import MISTRAL, quiet_transformers
 
 WIDTH = 96
 
@@ -136,11 +136,11 @@ class TextEncoder(nn.Module):
         mask = causal & seen
         rotary = self.rotary(hidden, positions)
         states = []
-        for index in range(max(HIDDEN_STATES)):
+        for index in range(max(MISTRAL.hidden_states)):
             if str(index) in self.layers:
                 out = self.layers[str(index)](hidden, attention_mask=mask, position_embeddings=rotary)
                 hidden = out[0] if isinstance(out, tuple) else out
-            if index + 1 in HIDDEN_STATES:
+            if index + 1 in MISTRAL.hidden_states:
                 states.append(hidden)
         return torch.cat(states, dim=-1)
 
@@ -176,7 +176,7 @@ def _build() -> Any:
     """Return the Mistral 3 model as transformers initialises it."""
     text = {
         "model_type": "mistral", "vocab_size": _VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH,
-        "num_hidden_layers": max(HIDDEN_STATES) + 1, "num_attention_heads": 3, "num_key_value_heads": 1,
+        "num_hidden_layers": max(MISTRAL.hidden_states) + 1, "num_attention_heads": 3, "num_key_value_heads": 1,
         "head_dim": 32, "max_position_embeddings": 4096, "sliding_window": None, "rms_norm_eps": 1e-5,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
     }  # fmt: skip

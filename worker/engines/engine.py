@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import diffusers
+import torch
+import transformers
 from PIL import Image
 from torch import Tensor, nn
 
@@ -25,6 +28,11 @@ class Run:
     guidance_scale: float
     prompt_embeds: Tensor
     negative_prompt_embeds: Tensor | None = None
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that every engine runs on."""
+    return {module.__name__: module.__version__ for module in (torch, diffusers, transformers)}
 
 
 class Engine(Protocol):

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import diffusers
-import torch
-import transformers
 from PIL import Image
 from torch import Tensor
 
 from shared.job import Engine as EngineName
-from worker.engines.engine import Run
+from worker.engines.engine import Run, package_versions
 from worker.pipeline.components import Components
 from worker.sampling import decode
 from worker.sampling.latents import image_ids, pack, text_ids, unpack
@@ -27,7 +24,7 @@ class Exact:
     def __init__(self, components: Components) -> None:
         self.transformer = components.transformer
         self._autoencoder = components.autoencoder
-        self.versions = {module.__name__: module.__version__ for module in (torch, diffusers, transformers)}
+        self.versions = package_versions()
 
     def predict(self, call: Call) -> Tensor:
         return predict(self.transformer, call)

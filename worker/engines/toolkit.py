@@ -12,16 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-import diffusers
 import torch
-import transformers
 from PIL import Image
 from torch import Tensor, nn
 
 from shared.errors import CheckpointError
 from shared.job import Engine as EngineName
 from worker.engines.checkout import Toolkit
-from worker.engines.engine import Run
+from worker.engines.engine import Run, package_versions
 from worker.pipeline.bfl import Origin, autoencoder_origins, joined, tensor_parts, transformer_origins
 from worker.pipeline.components import Components
 from worker.sampling.latents import PIXELS
@@ -61,8 +59,7 @@ class AiToolkit:
             is_guidance_distilled=transformer.use_guidance_embed,
         )
         self._pipeline.set_progress_bar_config(disable=True)
-        self.versions = {module.__name__: module.__version__ for module in (torch, diffusers, transformers)}
-        self.versions["ai-toolkit"] = toolkit.version
+        self.versions = {**package_versions(), "ai-toolkit": toolkit.version}
 
     def predict(self, call: Call) -> Tensor:
         self._refresh()

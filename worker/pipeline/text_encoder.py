@@ -42,8 +42,6 @@ class Family:
 MISTRAL = Family("mistral", (10, 20, 30), ("chat_template", "bos_token", "pad_token"))
 QWEN = Family("qwen", (9, 18, 27), ("chat_template", "pad_token"))
 
-HIDDEN_STATES = MISTRAL.hidden_states
-
 _FAMILIES = {"mistral": MISTRAL, "qwen3": QWEN}  # by the text model's `model_type`
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import diffusers
 import torch
 from diffusers import (
     AutoencoderKLFlux2,
@@ -20,7 +19,7 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
-from worker.engines.engine import Run
+from worker.engines.engine import Run, package_versions
 from worker.pipeline.components import Components
 from worker.sampling import decode
 from worker.sampling.latents import PIXELS, unpack
@@ -44,7 +43,7 @@ class Stock:
     name: ClassVar[str] = "diffusers"
 
     def __init__(self, components: Components) -> None:
-        self.versions = {module.__name__: module.__version__ for module in (torch, diffusers)}
+        self.versions = package_versions()
         self.transformer = _as_made(Flux2Transformer2DModel, components.transformer)
         self._autoencoder = _as_made(AutoencoderKLFlux2, components.autoencoder)
         parts = {"vae": self._autoencoder, "transformer": self.transformer, "text_encoder": None, "tokenizer": None}
