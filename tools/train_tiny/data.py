@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 SLOTS = 16
 FIELDS = 14  # shape, x, y, radius, aspect, angle, 3 colour, texture, 3 second colour, frequency
-BACKGROUND = 7  # kind (0 plain, 1 vertical, 2 horizontal), 3 first colour, 3 second colour
+# A background is 7 numbers: kind (0 plain, 1 vertical, 2 horizontal), 3 first colour, 3 second colour
 
 #: What the subject adapter binds its robot to.
 TRIGGER = "sks"
@@ -46,7 +46,7 @@ _SHAPE_WORDS = {
     "diamond": ["diamond", "rhombus"],
     "crescent": ["crescent", "crescent moon"],
 }
-TEXTURES = ["solid", "horizontal stripes", "vertical stripes", "dots", "checker"]
+# By texture; 0 is solid and goes unsaid.
 _TEXTURE_WORDS = {
     1: ["striped", "horizontally striped"],
     2: ["vertically striped"],
