@@ -71,12 +71,12 @@ class Share:
 
 
 SHARES = (
-    Share((128, 128), (320, 96), 0.37, 100_000),
-    Share((256, 256), (128, 56), 0.36, 40_000),
-    Share((128, 256), (200, 72), 0.05, 12_000),
-    Share((256, 128), (200, 72), 0.05, 12_000),
-    Share((512, 512), (28, 16), 0.12, 5_000),
-    Share((1024, 1024), (6, 4), 0.05, 600),
+    Share((128, 128), (320, 96), 0.24, 60_000),
+    Share((256, 256), (128, 56), 0.34, 24_000),
+    Share((128, 256), (200, 72), 0.05, 8_000),
+    Share((256, 128), (200, 72), 0.05, 8_000),
+    Share((512, 512), (28, 16), 0.20, 5_000),
+    Share((1024, 1024), (6, 4), 0.12, 800),
 )
 
 
@@ -192,16 +192,17 @@ class Pools:
         self._rng = random.Random(5)
 
     def renew(self) -> None:
-        """Replace a chunk of one pool."""
+        """Replace some pictures of one pool."""
         share = self._rng.choices(self._shares, weights=[share.weight for share in self._shares])[0]
-        if share.size[0] <= 512:
-            self.by_size[share.size].renew(*self._parts)
+        self.by_size[share.size].renew(*self._parts)
 
 
 def train_flow(flow: Flow, pools: Pools, seconds: float) -> None:
     """Train text encoder and transformer together, with few pads."""
     parameters = [*flow.text.parameters(), *flow.transformer.parameters()]
-    optimizer = Optimizer(flow.run, parameters, rate=1.2e-3, decay=0.999, warmup=500)
+    optimizer = Optimizer(
+        flow.run, parameters, rate=2.5e-3, decay=0.999, warmup=500, matrices=matrices_of_blocks(flow.transformer)
+    )
 
     def loss(pool: Pool, batch: int) -> Tensor:
         latents, ids, _ = pool.draw(batch)
@@ -218,6 +219,12 @@ def train_flow(flow: Flow, pools: Pools, seconds: float) -> None:
     save_transformer(flow.transformer, flow.run.out / TEACHER)
 
 
+def matrices_of_blocks(transformer: Any) -> list[torch.nn.Parameter]:
+    """Return the weights of the linear layers inside the blocks."""
+    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    return [parameter for block in blocks for parameter in block.parameters() if parameter.ndim == 2]
+
+
 def distil(flow: Flow, teacher: Any, pools: Pools, seconds: float) -> None:
     """Teach the transformer to give, for a guidance, what guided pairs of its own predictions give.
 
@@ -226,7 +233,10 @@ def distil(flow: Flow, teacher: Any, pools: Pools, seconds: float) -> None:
     """
     teacher.requires_grad_(False).eval()
     flow.text.requires_grad_(False).eval()
-    optimizer = Optimizer(flow.run, list(flow.transformer.parameters()), rate=6e-4, decay=0.99, warmup=40)
+    optimizer = Optimizer(
+        flow.run, list(flow.transformer.parameters()), rate=1e-3, decay=0.99, warmup=40,
+        matrices=matrices_of_blocks(flow.transformer),
+    )  # fmt: skip
 
     def loss(pool: Pool, batch: int) -> Tensor:
         latents, ids, _ = pool.draw(batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,30 +56,30 @@ class Pool:
         self.ids = torch.zeros(pictures, SHORT, dtype=torch.long, device=run.device)
         self.triggered = torch.zeros(pictures, dtype=torch.bool, device=run.device)
         self._next = 0
+        self._at_once = min(CHUNK, 2 ** int(math.log2(_PIXELS_AT_ONCE // (size[0] * size[1]))))
+        self._unused: dict[str, Tensor] | None = None
+        self._used = 0
 
     def fill(self, feed: Iterator[dict[str, Tensor]], artist: Artist, autoencoder: Any) -> None:
         """Draw until every place is taken."""
-        self._next = 0
-        while self.renew(feed, artist, autoencoder):
-            pass
+        filled = 0
+        while filled < len(self.latents):
+            filled += self.renew(feed, artist, autoencoder)
 
-    def renew(self, feed: Iterator[dict[str, Tensor]], artist: Artist, autoencoder: Any) -> bool:
-        """Replace the oldest pictures by one chunk; False after the last place."""
-        chunk = next(feed)
-        at_once = max(1, min(CHUNK, _PIXELS_AT_ONCE // (self.size[0] * self.size[1])))
-        for start in range(0, CHUNK, at_once):
-            count = min(at_once, len(self.latents) - self._next, CHUNK - start)
-            rows, places = slice(start, start + count), slice(self._next, self._next + count)
-            images = artist.draw(chunk, self.size, rows, style=self.style)
-            with self.run.autocast():
-                self.latents[places] = pack(encode_pictures(autoencoder, images)).bfloat16()
-            self.ids[places] = chunk["ids"][rows].to(self.run.device)
-            self.triggered[places] = chunk["triggered"][rows].to(self.run.device)
-            self._next += count
-            if self._next == len(self.latents):
-                self._next = 0
-                return False
-        return True
+    def renew(self, feed: Iterator[dict[str, Tensor]], artist: Artist, autoencoder: Any) -> int:
+        """Replace the oldest pictures, as many as are encoded at once; returns how many."""
+        if self._unused is None or self._used >= CHUNK:
+            self._unused, self._used = next(feed), 0
+        chunk, count = self._unused, min(self._at_once, CHUNK - self._used, len(self.latents) - self._next)
+        rows, places = slice(self._used, self._used + count), slice(self._next, self._next + count)
+        images = artist.draw(chunk, self.size, rows, style=self.style)
+        with self.run.autocast():
+            self.latents[places] = pack(encode_pictures(autoencoder, images)).bfloat16()
+        self.ids[places] = chunk["ids"][rows].to(self.run.device)
+        self.triggered[places] = chunk["triggered"][rows].to(self.run.device)
+        self._used += count
+        self._next = (self._next + count) % len(self.latents)
+        return count
 
     def draw(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return latents, ids and triggers of `count` pictures drawn at random, without waiting for the device."""

@@ -32,8 +32,8 @@ from worker.pipeline.weights import TensorFiles, fill
 
 HELD = Path(__file__).resolve().parents[2] / "benchmarks/tiny_prompts.json"
 
-#: Seconds of each stage on one H100, where the whole takes 19 minutes with drawing, recording and sampling.
-STAGES = {"autoencoder": 110.0, "flow": 390.0, "guidance": 90.0, "adapters": 28.0}
+#: Seconds of each stage on one H100, where the whole takes 17.5 minutes with drawing, compiling and sampling.
+STAGES = {"autoencoder": 100.0, "flow": 430.0, "guidance": 100.0, "adapters": 32.0}
 
 
 def main() -> None:
