@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,7 @@ class Renderer:
         self._prompts = PromptEncoder(
             components.text_encoder, components.tokenizer, device=components.device, cache_size=prompt_cache
         )
+        self._decoder = _thread()
         self._engines: dict[EngineName, Engine] = {"exact": Exact(components)}
         self._lacks = "AI_TOOLKIT_PATH names no checkout"
         if components.precision == "qfloat8":
@@ -107,7 +109,7 @@ class Renderer:
         except torch.OutOfMemoryError as error:
             reason = _first_sentence(error)
         # Outside of the handler: the error's traceback would keep every tensor of the failed attempt alive.
-        _give_memory_back()
+        self._recover()
         logger.warning("out of memory; trying once more", extra={"seed": spec.seed, "reason": reason})
         try:
             with tiled(self._components.autoencoder):
@@ -116,7 +118,8 @@ class Renderer:
                 return self._render(spec, adapters, on_progress, decode_as=decode_as)
         except torch.OutOfMemoryError as error:
             reason = _first_sentence(error)
-        _give_memory_back()
+        finally:
+            self._recover()
         raise OutOfMemory(f"{spec.width}x{spec.height} does not fit on {_device_name(self._components)}: {reason}")
 
     @torch.no_grad()
@@ -143,11 +146,22 @@ class Renderer:
             latents = self._denoise(engine, spec, run, on_progress)
         stage("decode")
         with self._timed(timings, "decode"):
-            decoded = engine.decode(latents)[0]
+            decoded = self._decoder.submit(torch.no_grad()(engine.decode), latents).result()[0]
             if not decoded.isfinite().all():
                 raise NotFinite(f"the decoded image of seed {spec.seed} is not finite")
             image = engine.image(decoded)
         return Rendered(image, timings, reports, self._report(spec, engine, change, decode_as))
+
+    def _recover(self) -> None:
+        """Give memory back, and forget the algorithms that convolutions took for lack of it.
+
+        cuDNN's are kept for each thread and shape, and another algorithm rounds otherwise: without a new thread, later
+        images would differ in their last bits from those before.
+        """
+        self._decoder.shutdown()
+        self._decoder = _thread()
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def _encode(self, prompt: str) -> Tensor:
         """Return embeddings in the transformer's dtype, in which noise is drawn; its encoder may have another."""
@@ -216,9 +230,8 @@ def _first_sentence(error: torch.OutOfMemoryError) -> str:
     return str(error).partition(". ")[0]
 
 
-def _give_memory_back() -> None:
-    gc.collect()
-    torch.cuda.empty_cache()
+def _thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, thread_name_prefix="flux2-decode")
 
 
 def _device_name(components: Components) -> str:
