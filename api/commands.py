@@ -32,6 +32,7 @@ def api(
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=10,
+        timeout_keep_alive=75,  # longer than balancers (60 s) and pollers keep an idle connection, or requests get lost
     )
 
 

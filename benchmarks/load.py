@@ -18,6 +18,7 @@ from typing import Annotated, Any
 
 import httpx
 import typer
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
@@ -44,7 +45,7 @@ def main(
         tempfile.TemporaryDirectory(prefix="flux2-load-") as data,
         Stack(Path(data), Settings.model_construct(), inherit=False, workers=0) as stack,
     ):
-        rows = asyncio.run(_run(stack, pollers, seconds, submits_per_s))
+        rows = uvloop.run(_run(stack, pollers, seconds, submits_per_s))
     if as_json:
         typer.echo("\n".join(json.dumps(row) for row in rows))
         return

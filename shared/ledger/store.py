@@ -229,7 +229,7 @@ class Ledger(SlotBook, Outbox):
 
     def job(self, job_id: str) -> views.JobView | None:
         """Read a job with all its items; None where no such job exists."""
-        now = self.now_ms()
+        now = None if self._clock_ms is None else self._clock_ms()
         with self._calls():
             return views.read_job(self.redis, job_id, now_ms=now)
 

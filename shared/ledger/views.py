@@ -125,18 +125,22 @@ class BaseModelInfo:
     layers: Mapping[str, tuple[int, int]]
 
 
-def read_job(client: Client, job_id: str, *, now_ms: int) -> JobView | None:
-    job = client.hgetall(keys.job(job_id))
+def read_job(client: Client, job_id: str, *, now_ms: int | None = None) -> JobView | None:
+    """Read a job with all its items; `now_ms` replaces Redis' clock."""
+    with client.pipeline(transaction=False) as pipe:
+        pipe.hgetall(keys.job(job_id)).time()
+        job, (seconds, micros) = pipe.execute()
     if not job:
         return None
+    if now_ms is None:
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
     with client.pipeline(transaction=False) as pipe:
         for index in range(int(job["items"])):
             pipe.hgetall(keys.item(f"{job_id}:{index}"))
         items = tuple(_item(raw) for raw in pipe.execute())
     position, eta_s = None, None
     if "finished_ms" not in job:
-        position = _position(client, job["pool"], job_id, items)
-        eta_s = _eta(client, job["pool"], items, position, now_ms)
+        position, eta_s = _outlook(client, job["pool"], job_id, items, now_ms)
     return JobView(
         job_id=job_id,
         model=job["model"],
@@ -241,19 +245,17 @@ def _item(raw: Mapping[str, str]) -> ItemView:
     )
 
 
-def _position(client: Client, pool: str, job_id: str, items: tuple[ItemView, ...]) -> int | None:
-    first = next((item.index for item in items if item.state is State.QUEUED), None)
-    if first is None:
-        return None
-    # None again when the item was claimed between the two reads.
-    rank: int | None = client.zrank(keys.pending(pool), f"{job_id}:{first}")
-    return rank
-
-
-def _eta(client: Client, pool: str, items: tuple[ItemView, ...], position: int | None, now_ms: int) -> float | None:
-    pace = client.get(keys.pace(pool))
+def _outlook(
+    client: Client, pool: str, job_id: str, items: tuple[ItemView, ...], now_ms: int
+) -> tuple[int | None, float | None]:
+    """Return an unfinished job's place in the queue and the seconds until it ends, each None where it is unknown."""
+    first = next((item.index for item in items if item.state is State.QUEUED), "none")
+    with client.pipeline(transaction=False) as pipe:
+        # None as well when the item was claimed between the two reads.
+        pipe.zrank(keys.pending(pool), f"{job_id}:{first}").get(keys.pace(pool))
+        position, pace = pipe.execute()
     if pace is None:
-        return None
+        return position, None
     slots = max(1, sum(pool in slot.pools for slot in read_slots(client, since_ms=now_ms - SLOT_TTL_MS)))
     waiting = sum(item.state is State.QUEUED for item in items)
     running = [
@@ -262,7 +264,7 @@ def _eta(client: Client, pool: str, items: tuple[ItemView, ...], position: int |
         if item.state is State.RUNNING and item.started_ms is not None
     ]
     queue_ms = ((position or 0) + waiting) * int(pace) / slots
-    return round((queue_ms + max(running, default=0)) / 1000, 1)
+    return position, round((queue_ms + max(running, default=0)) / 1000, 1)
 
 
 def _int(value: str | None) -> int | None:
