@@ -95,6 +95,19 @@ class ModelSettings(BaseModel):
     text_encoder_precision: Literal["bf16", "qfloat8"] | None = Field(
         None, description="Weights of the text encoder; empty: as `FLUX2_MODEL_PRECISION`."
     )
+    compile: bool = Field(
+        False, description="Compile the transformer's blocks, with the same bits: a start takes longer, a step less."
+    )
+    text_encoder_place: Literal["resident", "streamed"] | None = Field(
+        None,
+        description="On the device, or layer by layer from host memory for each new prompt; empty: what fits.",
+    )
+    clean_weights: Literal["device", "host"] | None = Field(
+        None, description="Where copies of what adapters change are kept; empty: what fits."
+    )
+    memory_gb: float | None = Field(
+        None, gt=0, description="Device memory (10^9 bytes) that this worker may take; empty: what is free."
+    )
 
 
 class ApiSettings(BaseModel):

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from worker.engines.engine import Engine, Run
 from worker.engines.exact import Exact
 from worker.engines.toolkit import over
 from worker.pipeline.cache import Change, WarmPipeline
+from worker.pipeline.compiled import as_written
 from worker.pipeline.components import Components
 from worker.sampling.latents import PIXELS, noise
 from worker.sampling.prompt import PromptEncoder
@@ -180,11 +181,12 @@ class Renderer:
             width=spec.width,
             dtype=run.prompt_embeds.dtype,
         )
-        latents = engine.denoise(
-            start.to(self._components.device),
-            run,
-            on_step=lambda step, steps: on_progress(Progress(stage="denoise", step=step, steps=steps)),
-        )
+        with as_written() if self.warm.live else nullcontext():
+            latents = engine.denoise(
+                start.to(self._components.device),
+                run,
+                on_step=lambda step, steps: on_progress(Progress(stage="denoise", step=step, steps=steps)),
+            )
         if not latents.isfinite().all():
             raise NotFinite(f"the latents of seed {spec.seed} are not finite, so there is no image in them")
         return latents

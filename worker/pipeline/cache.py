@@ -1,8 +1,8 @@
 """Keep one list of adapters merged, and change it without reloading the model.
 
 Clean weights come back by copying, never by subtracting: bfloat16 does not undo an addition (6 % of the entries would
-differ after one round trip). Only parameters that some adapter has touched are copied, to host memory, at first touch;
-they are clean then, because every change begins by restoring.
+differ after one round trip). Only parameters that some adapter has touched are copied, at first touch, to the host or
+the device as the placement says; they are clean then, because every change begins by restoring.
 
 Several adapters are merged in the order of the request, each in float32 and rounded once to the model's dtype, so
 merging [a, b] equals merging b into a model that carries a. A DoRA scales the rows that it finds, so it belongs first:
@@ -18,7 +18,6 @@ trained lengths at any multiplier; callers ask for 0 to see the base.
 from __future__ import annotations
 
 import logging
-import weakref
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,6 +34,7 @@ from worker.lora.merge import layer_change, write
 from worker.lora.read import Adapter, read_adapter
 from worker.pipeline.bfl import LayerPart, Origin, layer_parts
 from worker.pipeline.components import Components
+from worker.pipeline.host import locked_like
 from worker.pipeline.live import LiveAdapters
 
 logger = logging.getLogger("flux2.worker.pipeline")
@@ -56,7 +56,7 @@ class WarmPipeline:
         self._parts = layer_parts(components.transformer)
         self._weights: dict[str, Tensor] = dict(components.transformer.named_parameters())
         self.live = LiveAdapters(components.transformer)
-        self._clean: dict[str, Tensor] = {}  # host copies, by parameter; kept for the life of the process
+        self._clean: dict[str, Tensor] = {}  # copies, by parameter; kept for the life of the process
         self._checksums: dict[str, Tensor] = {}  # of the clean weights, taken with the copies
         self._dirty: set[str] = set()  # parameters that differ from their clean values now
         self._key: str | None = adapter_key(())  # None while weights are being written
@@ -156,9 +156,12 @@ class WarmPipeline:
         return (LayerPart(named.parameter, Origin(named.origin.tensor)),)
 
     def _save(self, name: str) -> None:
-        """Copy a parameter to the host before it is first written."""
+        """Copy a parameter before it is first written."""
         if name not in self._clean:
-            self._clean[name] = _host_copy(self._weights[name])
+            weight = self._weights[name]
+            on_device = self.components.placement.clean == "device"
+            self._clean[name] = torch.empty_like(weight) if on_device else locked_like(weight)
+            self._clean[name].copy_(weight)
             self._checksums[name] = _checksum(self._weights[name])
         self._dirty.add(name)
 
@@ -191,20 +194,6 @@ class WarmPipeline:
         """Return the current reports under the names of this request: equal bytes may lie at several paths."""
         pairs = zip(self._reports, refs, strict=True)
         return tuple(report.model_copy(update={"path": ref.path}) for report, ref in pairs)
-
-
-def _host_copy(weight: Tensor) -> Tensor:
-    """Copy a weight to the host, page-locked beside a GPU: it then comes back at 54 GB/s instead of 8.
-
-    Pages are touched by all cores, locked, then filled: 0.12 s a GB on an H100's host. A plain copy took 0.8 s a GB,
-    nearly all of it page faults, and torch's own locked memory 0.4 s with sizes rounded up to powers of two.
-    """
-    copy = torch.empty_like(weight, device="cpu")
-    if weight.is_cuda:
-        runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-        torch.cuda.check_error(runtime.cudaHostRegister(copy.zero_().data_ptr(), copy.nbytes, 0))
-        weakref.finalize(copy, runtime.cudaHostUnregister, copy.data_ptr()).atexit = False
-    return copy.copy_(weight)
 
 
 @torch.no_grad()

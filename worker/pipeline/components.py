@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from worker.pipeline.placement import Placement
+
 # Of activations; the weights of linear layers are narrower under qfloat8.
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "qfloat8": torch.bfloat16}
 
@@ -26,6 +28,7 @@ class Components:
         revision: see `worker.pipeline.revision`.
         precision: `bf16` or `fp32`, of weights and activations alike, or `qfloat8`: bf16 with the transformer's linear
             layers in float8, see `worker.pipeline.quantize`.
+        placement: what lies on the device.
         text_encoder_precision: None where it is the same.
     """
 
@@ -38,6 +41,7 @@ class Components:
     revision: str
     precision: str
     device: torch.device
+    placement: Placement
     text_encoder_precision: str | None = None
 
     @property

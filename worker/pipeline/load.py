@@ -17,11 +17,13 @@ from shared.errors import CheckpointError
 from shared.settings import ModelSettings
 from worker.pipeline import architecture, bfl, exact
 from worker.pipeline.bfl import Origin
+from worker.pipeline.compiled import compile_blocks
 from worker.pipeline.components import DTYPES, Components
+from worker.pipeline.placement import Needs, Placement, adapted_bytes, explain, free_bytes, place, weight_bytes
 from worker.pipeline.quantize import quantize
 from worker.pipeline.revision import revision_of
-from worker.pipeline.source import ModuleFiles, find
-from worker.pipeline.text_encoder import family_of, load_text_encoder, load_tokenizer
+from worker.pipeline.source import ModuleFiles, Source, find
+from worker.pipeline.text_encoder import family_of, load_text_encoder, load_tokenizer, size_of, stream
 from worker.pipeline.weights import TensorFiles, fill
 
 logger = logging.getLogger("flux2.worker.pipeline")
@@ -36,12 +38,17 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
     started = time.perf_counter()
     source = find(settings, hf_token=hf_token)
     text_precision = settings.text_encoder_precision or settings.precision
+    placement = _place(source, settings, device)
+    logger.info("placed", extra={"model": settings.id, "device": str(device), "placement": str(placement)})
     # Quantising replaces the linear layers, and live adapters hook into them one by one.
     load = partial(load_transformer, shared_qkv=settings.precision != "qfloat8")
     transformer = _in_precision(load, source.transformer, settings.precision, device)
     autoencoder = load_autoencoder(source.autoencoder, device=device, dtype=DTYPES[settings.precision])
     load = partial(load_text_encoder, to_be_quantised=text_precision == "qfloat8")
-    text_encoder = _in_precision(load, source.text_encoder, text_precision, device)
+    streamed = placement.text_encoder == "streamed"
+    text_encoder = _in_precision(load, source.text_encoder, text_precision, torch.device("cpu") if streamed else device)
+    if streamed:
+        stream(text_encoder, device=device)
     components = Components(
         model=settings.id,
         transformer=transformer,
@@ -53,14 +60,51 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
         precision=settings.precision,
         device=device,
         text_encoder_precision=text_precision,
+        placement=placement,
     )
     _check_fit(components)
+    if settings.compile:
+        compile_blocks(transformer)
     logger.info(
         "model loaded",
         extra={"revision": components.revision, "layout": source.transformer.layout, "precision": components.precisions,
                "device": str(device), "load_s": round(time.perf_counter() - started, 1)},
     )  # fmt: skip
     return components
+
+
+def _place(source: Source, settings: ModelSettings, device: torch.device) -> Placement:
+    """Decide where the parts go, from the files' headers.
+
+    Raises:
+        CheckpointError: the device is too small.
+    """
+    free = free_bytes(device, limit_gb=settings.memory_gb)
+    needs = _needs(source, settings.precision, settings.text_encoder_precision)
+    placement = place(needs, free=free, text_encoder=settings.text_encoder_place, clean=settings.clean_weights)
+    if placement is None:
+        assert free is not None
+        float8 = None if settings.precision == "qfloat8" else _needs(source, "qfloat8", settings.text_encoder_precision)
+        raise explain(
+            needs, free=free, model=settings.id, precision=settings.precision, device=str(device), float8=float8
+        )
+    return placement
+
+
+def _needs(source: Source, precision: str, text_precision: str | None) -> Needs:
+    dtype, float8 = DTYPES[precision], precision == "qfloat8"
+    shapes = TensorFiles(source.transformer.weights).shapes
+    autoencoder = TensorFiles(source.autoencoder.weights).shapes
+    text = text_precision or precision
+    whole, layer, layers = size_of(source.text_encoder, dtype=DTYPES[text], float8=text == "qfloat8")
+    return Needs(
+        transformer=weight_bytes(shapes.values(), dtype=dtype, float8=float8),
+        autoencoder=weight_bytes(autoencoder.values(), dtype=dtype, float8=False),
+        text_encoder=whole,
+        text_layer=layer,
+        text_layers=layers,
+        adapted=0 if float8 else adapted_bytes(shapes, dtype=dtype),
+    )
 
 
 def _in_precision(load: Any, source: Any, precision: str, device: torch.device) -> Any:

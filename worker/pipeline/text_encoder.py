@@ -23,6 +23,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from shared.errors import CheckpointError
+from worker.pipeline.placement import weight_bytes
+from worker.pipeline.streaming import Streamed
 
 
 @dataclass(frozen=True)
@@ -69,16 +71,8 @@ def load_text_encoder(
     Raises:
         CheckpointError: a weight is missing, there are too few layers, or it is no model that FLUX.2 reads.
     """
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: the text encoder's configuration cannot be read: {error}") from error
-    needed = max(family_of(config).hidden_states)
-    text_config = config.get_text_config()
-    layers = text_config.num_hidden_layers
-    if layers < needed:
-        raise CheckpointError(f"{folder}: the text encoder has {layers} layers, and {needed} are needed")
-    text_config.num_hidden_layers = needed
+    config, layers = _read_config(folder)
+    needed = config.get_text_config().num_hidden_layers
     try:
         with quiet_transformers():
             model, info = AutoModel.from_pretrained(
@@ -96,6 +90,49 @@ def load_text_encoder(
     if not (to_be_quantised and family_of(config) is QWEN):
         language_model.to(dtype)
     return language_model.to(device).requires_grad_(False).eval()
+
+
+def stream(text_encoder: Any, *, device: torch.device) -> None:
+    """Move a text encoder that lies on the host, and leave its layers there until they run."""
+    Streamed(text_encoder.layers, device=device)
+    for name, part in text_encoder.named_children():
+        if name != "layers":
+            part.to(device)
+
+
+def size_of(folder: Path, *, dtype: torch.dtype, float8: bool) -> tuple[int, int, int]:
+    """Return what the text encoder in `folder` takes once loaded: bytes, bytes of one layer, and how many there are.
+
+    Raises:
+        CheckpointError: as `load_text_encoder`.
+    """
+    config, _ = _read_config(folder)
+    with torch.device("meta"):
+        model = AutoModel.from_config(config.get_text_config())  # type: ignore[no-untyped-call]
+    whole, layer = (
+        weight_bytes((tuple(weight.shape) for weight in part.parameters()), dtype=dtype, float8=float8)
+        for part in (model, model.layers[0])
+    )
+    return whole, layer, len(model.layers)
+
+
+def _read_config(folder: Path) -> tuple[Any, int]:
+    """Return the configuration cut after the last layer that is read, and how many layers there were.
+
+    Raises:
+        CheckpointError: it cannot be read, has too few layers, or is no model that FLUX.2 reads.
+    """
+    try:
+        config: Any = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: the text encoder's configuration cannot be read: {error}") from error
+    needed = max(family_of(config).hidden_states)
+    text_config = config.get_text_config()
+    layers: int = text_config.num_hidden_layers
+    if layers < needed:
+        raise CheckpointError(f"{folder}: the text encoder has {layers} layers, and {needed} are needed")
+    text_config.num_hidden_layers = needed
+    return config, layers
 
 
 def load_tokenizer(folder: Path, *, family: Family = MISTRAL) -> PreTrainedTokenizerFast:

@@ -29,6 +29,7 @@ from worker.pipeline.bfl import layer_shapes, tensor_parts, transformer_origins
 from worker.pipeline.cache import WarmPipeline
 from worker.pipeline.components import DTYPES, Components
 from worker.pipeline.load import load_autoencoder, load_transformer
+from worker.pipeline.placement import Placement
 from worker.pipeline.source import ModuleFiles
 from worker.sampling.latents import noise
 from worker.sampling.sigmas import sigmas
@@ -134,6 +135,7 @@ class Product:
             revision="goldens",
             precision=dtype,
             device=self.device,
+            placement=Placement("resident", "host", 0),
         )
 
     def _transformer(self, model: str, dtype: str) -> Any:

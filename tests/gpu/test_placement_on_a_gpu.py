@@ -1,0 +1,77 @@
+"""On a CUDA device: placements within artificial limits, each with the same bits."""
+
+import pytest
+import torch
+
+from shared.errors import CheckpointError
+from shared.job import ItemSpec
+from shared.settings import ModelSettings
+from worker.pipeline.load import load_components
+from worker.pipeline.tiny import write_tiny_adapter, write_tiny_checkpoint
+from worker.render import Renderer
+from worker.verify.product import adapter_ref
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture
+def load(checkpoint):
+    def load(**values):
+        settings = ModelSettings(
+            path=str(checkpoint), text_encoder=str(checkpoint / "text_encoder"), **{"precision": "bf16", **values}
+        )
+        return load_components(settings, device=torch.device("cuda:0"), hf_token=None)
+
+    yield load
+    torch.cuda.set_per_process_memory_fraction(1.0, 0)
+
+
+def pictures(components, adapter):
+    """Render two prompts without, with and again without an adapter."""
+    renderer = Renderer(components, prompt_cache=0)
+    found = []
+    for path in (None, adapter, None):
+        for prompt in ("a blue star", "three red circles"):
+            spec = ItemSpec(
+                model="flux2", prompt=prompt, neg="", width=128, height=128, requested_width=128,
+                requested_height=128, seed=5, num_inference_steps=3, guidance_scale=4.0,
+                adapters=() if path is None else (adapter_ref(path, 1.0),), output_format="png",
+            )  # fmt: skip
+            found.append(renderer.render(spec, [path] if path else [], on_progress=lambda _: None).image.tobytes())
+    return found
+
+
+def test_where_the_parts_lie_changes_no_bit(load, tmp_path):
+    adapter = tmp_path / "adapter.safetensors"
+    write_tiny_adapter(adapter)
+
+    expected = pictures(load(text_encoder_place="resident", clean_weights="device"), adapter)
+
+    assert pictures(load(text_encoder_place="streamed", clean_weights="device"), adapter) == expected
+    assert pictures(load(text_encoder_place="streamed", clean_weights="host"), adapter) == expected
+
+
+def test_compiled_blocks_change_no_bit(load, tmp_path):
+    adapter = tmp_path / "adapter.safetensors"
+    write_tiny_adapter(adapter)
+
+    assert pictures(load(compile=True), adapter) == pictures(load(), adapter)
+
+
+def test_a_limit_is_held_to(load):
+    with pytest.raises(CheckpointError, match=r"2\.0 GB are free on cuda:0"):
+        load(memory_gb=2)
+
+    load(memory_gb=5)
+    with pytest.raises(torch.OutOfMemoryError):
+        torch.empty(6_000_000_000, dtype=torch.uint8, device="cuda:0")

@@ -1,0 +1,119 @@
+"""What lies where, by the memory there is: decided before anything is loaded, and without an effect on the bits."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from shared.errors import CheckpointError
+from shared.job import ItemSpec
+from shared.settings import ModelSettings
+from worker.pipeline import load as module
+from worker.pipeline.load import load_components
+from worker.pipeline.placement import Needs, place
+from worker.pipeline.tiny import write_tiny_checkpoint
+from worker.render import Renderer
+
+CPU = torch.device("cpu")
+GB = 1_000_000_000
+
+# FLUX.2 [dev] in bfloat16: counted on modules without memory, built from the published configurations.
+DEV = Needs(
+    transformer=64_446_562_304,
+    autoencoder=168_000_000,
+    text_encoder=34_687_518_720,
+    text_layer=1_111_511_040,
+    text_layers=30,
+    adapted=62_813_896_704,
+)
+DEV_FLOAT8 = replace(DEV, transformer=32_300_000_000, adapted=0, text_encoder=18_020_000_000, text_layer=555_755_520)
+
+
+@pytest.mark.parametrize(
+    ("free_gb", "needs", "text_encoder", "clean"),
+    [
+        (180.0, DEV, "resident", "device"),
+        (150.1, DEV, "resident", "host"),
+        (85.0, DEV, "streamed", "host"),
+        (73.0, DEV, None, None),
+        (85.0, DEV_FLOAT8, "resident", "device"),
+        (50.0, DEV_FLOAT8, "streamed", "device"),
+        (25.0, DEV_FLOAT8, None, None),
+    ],
+)
+def test_the_fastest_placement_that_fits_is_taken(free_gb, needs, text_encoder, clean):
+    placement = place(needs, free=int(free_gb * GB))
+
+    assert (placement and placement.text_encoder, placement and placement.clean) == (text_encoder, clean)
+    assert placement is None or placement.gigabytes <= free_gb
+
+
+def test_what_was_set_is_kept_and_the_rest_fits_around_it():
+    placement = place(DEV, free=int(150.1 * GB), clean="device")
+
+    assert (placement.text_encoder, placement.clean) == ("streamed", "device")
+    assert place(DEV, free=85 * GB, text_encoder="resident") is None
+
+
+def test_on_a_cpu_everything_lies_where_it_runs():
+    placement = place(DEV, free=None)
+
+    assert (placement.text_encoder, placement.clean) == ("resident", "host")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_checkpoint(folder)
+    return folder
+
+
+def settings(checkpoint, **values):
+    return ModelSettings(
+        path=str(checkpoint), text_encoder=str(checkpoint / "text_encoder"), **{"precision": "fp32", **values}
+    )
+
+
+@pytest.fixture
+def device_with(monkeypatch):
+    """Let the host pass for a device with so much free memory."""
+
+    def pretend(free):
+        monkeypatch.setattr(module, "free_bytes", lambda device, *, limit_gb: free)
+
+    return pretend
+
+
+def test_a_device_that_is_too_small_is_refused_before_loading_with_what_would_fit(checkpoint, device_with):
+    device_with(int(4.015 * GB))
+
+    with pytest.raises(CheckpointError) as refused:
+        load_components(settings(checkpoint), device=CPU, hf_token=None)
+
+    assert str(refused.value) == (
+        "flux2 in fp32 needs 4.0 GB of device memory, and 4.0 GB are free on cpu; "
+        "FLUX2_MODEL_PRECISION=qfloat8 needs 4.0 GB"
+    )
+
+
+def test_a_device_that_fits_nothing_is_refused_without_a_false_hint(checkpoint, device_with):
+    device_with(1 * GB)
+
+    with pytest.raises(CheckpointError, match=r"needs 4\.0 GB.* 1\.0 GB are free on cpu; take a smaller model$"):
+        load_components(settings(checkpoint, precision="qfloat8"), device=CPU, hf_token=None)
+
+
+def test_a_streamed_text_encoder_gives_the_same_picture(checkpoint):
+    spec = ItemSpec(
+        model="flux2", prompt="a blue star", neg="", width=64, height=64, requested_width=64, requested_height=64,
+        seed=5, num_inference_steps=2, guidance_scale=4.0, adapters=(), output_format="png",
+    )  # fmt: skip
+    pictures = []
+
+    for where in ("resident", "streamed"):
+        components = load_components(settings(checkpoint, text_encoder_place=where), device=CPU, hf_token=None)
+        assert components.placement.text_encoder == where
+        rendered = Renderer(components, prompt_cache=1).render(spec, [], on_progress=lambda _: None)
+        pictures.append(rendered.image.tobytes())
+
+    assert pictures[0] == pictures[1]
