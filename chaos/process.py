@@ -16,6 +16,7 @@ from shared.celery_app import make_celery
 from shared.ledger.connection import connect
 from shared.settings import Settings
 from shared.storage import open_store
+from worker.behind import Behind
 from worker.held import slot_held
 from worker.listen import listen
 from worker.slot import Slot
@@ -57,11 +58,12 @@ def _open(settings: Settings, name: str, history: History, step_s: float) -> Wor
     return Worker(
         settings=settings,
         ledger=ledger,
-        store=FreezingStore(open_store(settings), lambda: slot.claim, history),
+        store=FreezingStore(open_store(settings), slot.claims, history),
         celery=make_celery(settings.redis.url, side="worker", timeout_s=settings.redis.timeout_s),
         renderer=renderer,
         slot=slot,
         probe=renderer.probe,
+        behind=Behind(),
     )
 
 

@@ -1,4 +1,4 @@
-"""What SIGTERM means: take nothing more, finish the running item or hand it over, and be gone in time."""
+"""What SIGTERM means: take nothing more, finish what runs or hand it over, and be gone in time."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ def _see_to_the_end(worker: Worker) -> None:
     threading.Event().wait(worker.settings.worker.drain_s)
     looks = round(_CLOSE_S / _LOOK_S)
     # A wake-up that was under way at the signal may still have claimed an item; an idle process closes by itself.
-    while worker.slot.claim is None and looks:
+    while not worker.slot.claims and looks:
         threading.Event().wait(_LOOK_S)
         looks -= 1
     try:
-        if (claim := worker.slot.claim) is not None:
+        for claim in list(worker.slot.claims):
             logger.warning("item handed over", extra={"item": claim.item_id})
             worker.hand_over(claim)
         worker.ledger.leave(worker.slot.name)

@@ -83,4 +83,5 @@ def _consume(worker: Worker) -> None:
             ]
         )
     finally:
+        worker.behind.wait()
         watch.stop()

@@ -23,7 +23,7 @@ class _Warm(Protocol):
     def adapter_key(self) -> str: ...
 
 
-class _Rendered(Protocol):
+class Rendered(Protocol):
     """See `worker.render.Rendered`."""
 
     @property
@@ -44,4 +44,4 @@ class ItemRenderer(Protocol):
 
     def render(
         self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: Callable[[Progress], None]
-    ) -> _Rendered: ...
+    ) -> Rendered: ...

@@ -11,6 +11,7 @@ from shared.celery_app import make_celery
 from shared.ledger import Ledger
 from shared.settings import Settings
 from shared.storage import open_store
+from worker.behind import Behind
 from worker.device import device_id, pick_device, probe
 from worker.engines.checkout import load_toolkit
 from worker.held import gpu_held, slot_held
@@ -69,4 +70,5 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
             engines=renderer.engines,
         ),
         probe=partial(probe, device),
+        behind=Behind(),
     )

@@ -28,7 +28,7 @@ class Slot:
 
     Attributes:
         boot: identity of this process, new at each start.
-        claim: the item that runs now, if one does.
+        claims: the items held now, oldest first: one that renders, beside one that is stored.
         draining: set when the process is told to stop; it takes nothing more.
         storage_failed: whether the last item could not be stored.
         wakes: how many wake-ups came.
@@ -49,7 +49,7 @@ class Slot:
         #: Whose items it takes.
         self.pools = tuple(pool(model, engine) for engine in engines)
         self.boot = uuid.uuid4().hex
-        self.claim: Claim | None = None
+        self.claims: list[Claim] = []
         self.draining = threading.Event()
         self.storage_failed = False
         self.wakes = 0
@@ -67,6 +67,7 @@ class Slot:
             "base_drift": "0",
         }
         self._stopped = threading.Event()
+        self._beating = threading.Lock()
         self._thread = threading.Thread(target=self._beat_until_stopped, name="flux2-slot", daemon=True)
 
     def start(self) -> None:
@@ -101,14 +102,13 @@ class Slot:
     @contextmanager
     def running(self, claim: Claim) -> Iterator[None]:
         """Report the item while it runs; its adapters are this slot's from now on, so that others leave them to it."""
-        self.claim = claim
-        self._report.update(state="busy", item=claim.item_id, warm=claim.spec.adapter_key)
+        self.claims.append(claim)
+        self._report["warm"] = claim.spec.adapter_key
         self._beat()
         try:
             yield
         finally:
-            self.claim = None
-            self._report.update(state="ready", item="")
+            self.claims.remove(claim)
             self._beat()
 
     def _beat_until_stopped(self) -> None:
@@ -116,8 +116,13 @@ class Slot:
             self._beat()
 
     def _beat(self) -> None:
-        report = {**self._report, "state": "draining"} if self.draining.is_set() else self._report
-        try:
-            self._ledger.beat(self.name, report)
-        except LedgerUnavailable as error:
-            logger.warning("heartbeat not sent", extra={"slot": self.name, "error": str(error)})
+        with self._beating:  # or an older report could arrive last
+            report = dict(self._report)
+            if claims := list(self.claims):
+                report.update(state="busy", item=claims[-1].item_id)
+            if self.draining.is_set():
+                report["state"] = "draining"
+            try:
+                self._ledger.beat(self.name, report)
+            except LedgerUnavailable as error:
+                logger.warning("heartbeat not sent", extra={"slot": self.name, "error": str(error)})

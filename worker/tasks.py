@@ -10,9 +10,11 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import sha256
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import tenacity
 from celery import Celery
@@ -37,12 +39,15 @@ from shared.ledger import Claim, Ledger
 from shared.settings import Settings
 from shared.storage import ObjectStore
 from worker import fault, imagefile
+from worker.behind import AtOnce, Behind
 from worker.lease import Lease
-from worker.renderer import ItemRenderer
+from worker.renderer import ItemRenderer, Rendered
 from worker.slot import Slot
 
 logger = logging.getLogger("flux2.worker")
 
+
+Made = TypeVar("Made")
 
 # What another attempt, or another device, could not mend.
 _NOT_THE_DEVICES = (RequestError, StorageUnavailable, OutOfMemory, LedgerUnavailable)
@@ -58,6 +63,7 @@ class Worker:
 
     Attributes:
         probe: asks the device for a small calculation; returns what is wrong with it, or None.
+        behind: is brought the work that needs no GPU.
         end: ends the process at once, whatever its other threads do.
     """
 
@@ -68,6 +74,7 @@ class Worker:
     renderer: ItemRenderer
     slot: Slot
     probe: Callable[[], str | None] = _sound
+    behind: Behind | AtOnce = field(default_factory=AtOnce)
     end: Callable[[int], NoReturn] = os._exit
 
     def hand_over(self, claim: Claim) -> None:
@@ -80,6 +87,9 @@ class Worker:
         fault.note(self.ledger, self.slot, claim, error)
         try:
             _retry(self, claim, error)
+            for other in list(self.slot.claims):
+                if other is not claim:
+                    self.hand_over(other)
             self.ledger.leave(self.slot.name)
         except LedgerUnavailable as unavailable:
             logger.warning("the lease must run out", extra={"item": claim.item_id, "error": str(unavailable)})
@@ -96,7 +106,7 @@ def register(worker: Worker) -> None:
 
 
 def run_next(worker: Worker) -> bool:
-    """Run one item; False when there was none to run, or none may be run now."""
+    """Run one item, of which `worker.behind` does the end; False when there was none to run, or none may be run now."""
     worker.slot.wakes += 1
     # What is not claimed now is not forgotten: the audit sends a wake-up again for each item that waits.
     if worker.slot.draining.is_set() or not _can_store(worker) or (claim := _claim(worker)) is None:
@@ -127,37 +137,57 @@ def _run(worker: Worker, claim: Claim) -> None:
         at = f"{progress.stage}, step {progress.step} of {progress.steps}"
         worker.give_up(claim, Stalled(f"no progress for {worker.settings.worker.stall_s:g} s at {at}"))
 
-    with (
-        worker.slot.running(claim),
-        Lease(worker.ledger, claim, worker.settings, on_stall=stalled) as lease,
-    ):
-        try:
-            with lease.watched():
-                result = _produce(worker, claim, lease)
-        except LeaseLost as error:
-            logger.warning("item abandoned", extra={"item": claim.item_id, "error": str(error)})
-            _discard(worker, claim)
-        except ItemCanceled:
-            _commit(worker, claim, None)
-            _discard(worker, claim)
-        except Flux2Error as error:
-            _fail(worker, claim, error)
-        except Exception as error:
-            _fail(worker, claim, RunError(f"{type(error).__name__}: {error}"))
-            raise
-        else:
+    with ExitStack() as held:
+        held.enter_context(worker.slot.running(claim))
+        lease = held.enter_context(Lease(worker.ledger, claim, worker.settings, on_stall=stalled))
+        rendered = _attempt(worker, claim, lease, partial(_render, worker, claim, lease))
+        if rendered is None:
+            return
+        keep = held.pop_all()
+    worker.behind(partial(_finish, worker, claim, lease, rendered, keep))
+
+
+def _finish(worker: Worker, claim: Claim, lease: Lease, rendered: Rendered, held: ExitStack) -> None:
+    """Store what was rendered, end the item and let go of its lease."""
+    with held:
+        result = _attempt(worker, claim, lease, partial(_store, worker, claim, lease, rendered))
+        if result is not None:
             _commit(worker, claim, result)
 
 
-def _produce(worker: Worker, claim: Claim, lease: Lease) -> ItemResult:
-    """Render one item and store its image under this claim's own prefix."""
+def _attempt(worker: Worker, claim: Claim, lease: Lease, work: Callable[[], Made]) -> Made | None:
+    """Do a part of an item's work and return what it made; None after an end of another kind, which is told."""
+    try:
+        with lease.watched():
+            return work()
+    except LeaseLost as error:
+        logger.warning("item abandoned", extra={"item": claim.item_id, "error": str(error)})
+        _discard(worker, claim)
+    except ItemCanceled:
+        _commit(worker, claim, None)
+        _discard(worker, claim)
+    except Flux2Error as error:
+        _fail(worker, claim, error)
+    except Exception as error:
+        _fail(worker, claim, RunError(f"{type(error).__name__}: {error}"))
+        raise
+    return None
+
+
+def _render(worker: Worker, claim: Claim, lease: Lease) -> Rendered:
+    """Do what needs the GPU."""
     spec = claim.spec
     paths = [locate(ref.path, root=worker.settings.adapters.root) for ref in spec.adapters]
     rendered = worker.renderer.render(spec, paths, on_progress=lease.report)
     worker.slot.report_drift(worker.renderer.warm.base_drift)
     if rendered.image.getbbox() is None:
         raise BlankImage(f"every pixel of seed {spec.seed} is black")
+    return rendered
 
+
+def _store(worker: Worker, claim: Claim, lease: Lease, rendered: Rendered) -> ItemResult:
+    """Store an image under this claim's own prefix."""
+    spec = claim.spec
     started = time.perf_counter()
     parameters = {
         **spec.model_dump(mode="json"),

@@ -38,7 +38,7 @@ def draining(redis_client, monkeypatch):
     return SimpleNamespace(worker=worker, slot=slot, ledger=ledger, ended=ended, statuses=statuses)
 
 
-def claim(ledger):
+def claim(ledger, job="job"):
     item = ItemSpec(
         model="flux2",
         prompt="a cat",
@@ -53,12 +53,12 @@ def claim(ledger):
         adapters=(),
         output_format="png",
     )
-    ledger.accept("job", [item], record={})
+    ledger.accept(job, [item], record={})
     return ledger.claim_next(["flux2"], slot="test", boot="b", warm="base")
 
 
 def test_an_item_that_is_not_done_in_time_is_handed_over_without_costing_an_attempt(draining):
-    draining.slot.claim = claim(draining.ledger)
+    draining.slot.claims.append(claim(draining.ledger))
 
     drain(draining.worker)
 
@@ -67,6 +67,16 @@ def test_an_item_that_is_not_done_in_time_is_handed_over_without_costing_an_atte
     [item] = draining.ledger.job("job").items
     assert (item.state, item.attempt) == (State.QUEUED, 0)
     assert draining.statuses == [0]
+
+
+def test_an_item_that_is_still_stored_is_handed_over_as_well(draining):
+    draining.slot.claims.extend([claim(draining.ledger), claim(draining.ledger, "other")])
+
+    drain(draining.worker)
+
+    assert draining.ended.wait(5)
+    items = [draining.ledger.job(job).items[0] for job in ("job", "other")]
+    assert [(item.state, item.attempt) for item in items] == [(State.QUEUED, 0), (State.QUEUED, 0)]
 
 
 def test_a_process_that_does_not_close_by_itself_is_ended(draining):
@@ -78,14 +88,14 @@ def test_a_process_that_does_not_close_by_itself_is_ended(draining):
 
 def test_an_item_that_was_claimed_at_the_last_moment_is_handed_over_too(draining):
     drain(draining.worker)
-    draining.slot.claim = claim(draining.ledger)
+    draining.slot.claims.append(claim(draining.ledger))
 
     assert draining.ended.wait(5)
     assert draining.ledger.job("job").items[0].state is State.QUEUED
 
 
 def test_the_process_ends_although_redis_is_away(draining, monkeypatch):
-    draining.slot.claim = claim(draining.ledger)
+    draining.slot.claims.append(claim(draining.ledger))
     monkeypatch.setattr(
         draining.ledger.redis,
         "connection_pool",

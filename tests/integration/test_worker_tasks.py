@@ -20,6 +20,7 @@ from shared.ledger import Ledger, keys
 from shared.settings import ModelSettings
 from shared.storage import open_store
 from worker import fault
+from worker.behind import Behind
 from worker.pipeline.load import load_components
 from worker.pipeline.tiny import write_tiny_adapter, write_tiny_checkpoint
 from worker.render import Renderer
@@ -389,6 +390,113 @@ def test_a_released_item_wakes_another_worker(worker):
 
     assert (item(worker, job_id).state, item(worker, job_id).attempt) == (State.QUEUED, 0)
     assert wakes(worker) == 1
+
+
+class Held:
+    """The real store, whose uploads wait until they are let go."""
+
+    def __init__(self, store):
+        self._store = store
+        self.asked, self.go = threading.Semaphore(0), threading.Event()
+
+    def put(self, key, data, *, content_type):
+        self.asked.release()
+        assert self.go.wait(30)
+        self._store.put(key, data, content_type=content_type)
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+
+@pytest.fixture
+def storing(worker):
+    """A worker that stores behind the next item's back, on a store whose uploads wait for `.store.go`."""
+    made = Worker(**{**vars(worker), "store": Held(worker.store), "behind": Behind()})
+    yield made
+    made.store.go.set()
+    made.behind.wait()
+
+
+def test_the_next_item_renders_while_an_image_is_stored(storing):
+    first, second = (accept(storing) for _ in range(2))
+    rendered = []
+
+    run_next(storing)
+    assert storing.store.asked.acquire(timeout=10)
+    other = threading.Thread(target=run_next, args=[watched(storing, lambda progress: rendered.append(progress.stage))])
+    other.start()
+    while "decode" not in rendered:
+        assert other.is_alive()
+    assert [item(storing, job).state for job in (first, second)] == [State.RUNNING, State.RUNNING]
+    assert [claim.job_id for claim in storing.slot.claims] == [first, second]
+
+    storing.store.go.set()
+    other.join(10)
+    storing.behind.wait()
+    assert [item(storing, job).state for job in (first, second)] == [State.SUCCEEDED, State.SUCCEEDED]
+    assert storing.slot.claims == []
+
+
+def test_the_lease_of_an_image_that_is_stored_lives_on(storing, wait_until):
+    job_id = accept(storing)
+    run_next(storing)
+    lease = storing.ledger.redis.zscore(keys.LEASES, f"{job_id}:0")
+
+    wait_until(lambda: storing.ledger.redis.zscore(keys.LEASES, f"{job_id}:0") > lease, what="a renewal")
+    storing.ledger.cancel(job_id)
+    storing.store.go.set()
+    storing.behind.wait()
+
+    assert item(storing, job_id).state is State.CANCELED
+    assert not storing.store.exists(f"results/{job_id}/0/1/image.png")
+
+
+def test_no_more_than_one_image_waits_to_be_stored(storing):
+    jobs = [accept(storing) for _ in range(3)]
+    run_next(storing)
+    waiting = threading.Thread(target=lambda: (run_next(storing), run_next(storing)))
+    waiting.start()
+    assert storing.store.asked.acquire(timeout=10)
+
+    waiting.join(1)
+    assert waiting.is_alive()
+    assert item(storing, jobs[2]).state is State.QUEUED
+
+    storing.store.go.set()
+    waiting.join(20)
+    storing.behind.wait()
+    assert [item(storing, job).state for job in jobs] == [State.SUCCEEDED] * 3
+
+
+def test_a_poisoned_device_costs_the_item_that_is_stored_no_attempt(storing):
+    first, second = (accept(storing) for _ in range(2))
+    run_next(storing)
+    ended = []
+    poisoned = Worker(**{**vars(storing), "probe": lambda: "CUDA error", "end": ended.append})
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        run_next(watched(poisoned, broken_kernel))
+
+    assert ended == [70]
+    assert [(item(storing, job).state, item(storing, job).attempt) for job in (first, second)] == [
+        (State.QUEUED, 0),
+        (State.QUEUED, 1),
+    ]
+    storing.store.go.set()
+    storing.behind.wait()
+    assert item(storing, first).state is State.QUEUED
+    assert not storing.store.exists(f"results/{first}/0/1/image.png")
+
+
+def test_an_upload_that_fails_behind_is_tried_again(storing):
+    job_id = accept(storing)
+    refusing = Worker(**{**vars(storing), "store": Refusing()})
+
+    run_next(refusing)
+    refusing.behind.wait()
+
+    assert (item(storing, job_id).state, item(storing, job_id).attempt) == (State.QUEUED, 1)
+    assert storing.slot.storage_failed
 
 
 # The doubles below stand where the outside fails: a bucket that is gone, a Redis that is away, a moment in a render.

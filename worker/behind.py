@@ -1,0 +1,48 @@
+"""Store an item's image while the next one renders: the GPU waits for neither the encoder of images nor the network."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+
+logger = logging.getLogger("flux2.worker.behind")
+
+
+class AtOnce:
+    """Does work here and now."""
+
+    def __call__(self, work: Callable[[], None]) -> None:
+        """Do the work."""
+        work()
+
+    def wait(self) -> None:
+        """Return at once: nothing is ever under way."""
+
+
+class Behind:
+    """Does work in a thread, one piece at a time: who brings the next waits until the one before is done.
+
+    What is in the work's hands is then bounded, and so is what a process that dies loses.
+    """
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+
+    def __call__(self, work: Callable[[], None]) -> None:
+        """Begin the work, once what was brought before is done."""
+        self.wait()
+        self._thread = threading.Thread(target=self._do, args=[work], name="flux2-behind", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when nothing is under way."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _do(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception:
+            # Whatever it was about has been told by then: see `worker.tasks`.
+            logger.exception("unexpected")
