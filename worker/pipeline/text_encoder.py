@@ -17,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from shared.errors import CheckpointError
+from worker.pipeline.bfl import Origin
 from worker.pipeline.placement import weight_bytes
 from worker.pipeline.streaming import Streamed
+from worker.pipeline.weights import TensorFiles, fill
 
 
 @dataclass(frozen=True)
@@ -72,24 +73,45 @@ def load_text_encoder(
         CheckpointError: a weight is missing, there are too few layers, or it is no model that FLUX.2 reads.
     """
     config, layers = _read_config(folder)
-    needed = config.get_text_config().num_hidden_layers
-    try:
-        with quiet_transformers():
-            model, info = AutoModel.from_pretrained(
-                folder, config=config, dtype=dtype, attn_implementation="sdpa", output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: the text encoder cannot be loaded: {error}") from error
-    absent = sorted([*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])])
-    if absent:
-        raise CheckpointError(f"{folder}: text encoder weight {absent[0]!r} is missing or of another shape")
-    language_model: nn.Module = getattr(model, "language_model", model)
-    if layers > needed:
+    files = TensorFiles(_weights(folder))
+    with torch.device("meta"):
+        model = _build(config)
+    if layers > len(model.layers):
         # The last hidden state is normed; the one after layer 30 of 40, or 27 of 36, is not.
-        language_model.norm = nn.Identity()
+        model.norm = nn.Identity()
+    # What is computed at construction is no tensor of the files.
+    model.rotary_emb = type(model.rotary_emb)(config=model.config)
     if not (to_be_quantised and family_of(config) is QWEN):
-        language_model.to(dtype)
-    return language_model.to(device).requires_grad_(False).eval()
+        model.rotary_emb.to(dtype)
+    prefix = _prefix(files)
+    origins = {name: Origin(prefix + name) for name in model.state_dict()}
+    fill(model, files, origins, device=device, dtype=dtype, alone=False)
+    model.rotary_emb.to(device)
+    return model  # type: ignore[no-any-return]
+
+
+def _build(config: Any) -> Any:
+    return AutoModel.from_config(config.get_text_config(), attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+
+
+def _weights(folder: Path) -> tuple[Path, ...]:
+    """Return the safetensors files of a transformers folder."""
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return (folder / "model.safetensors",)
+    try:
+        return tuple(folder / name for name in sorted(set(json.loads(index.read_text())["weight_map"].values())))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{index}: not an index of weights") from error
+
+
+def _prefix(files: TensorFiles) -> str:
+    """Return what the language model's tensors are called before their own names: other parts lie beside it."""
+    last = "embed_tokens.weight"
+    found = [name.removesuffix(last) for name in files.shapes if name.endswith(last)]
+    if len(found) != 1:
+        raise CheckpointError(f"{files.name}: {len(found)} tensors are called {last!r}; a language model has one")
+    return found[0]
 
 
 def stream(text_encoder: Any, *, device: torch.device) -> None:
@@ -108,7 +130,7 @@ def size_of(folder: Path, *, dtype: torch.dtype, float8: bool) -> tuple[int, int
     """
     config, _ = _read_config(folder)
     with torch.device("meta"):
-        model = AutoModel.from_config(config.get_text_config())  # type: ignore[no-untyped-call]
+        model = _build(config)
     whole, layer = (
         weight_bytes((tuple(weight.shape) for weight in part.parameters()), dtype=dtype, float8=float8)
         for part in (model, model.layers[0])

@@ -7,6 +7,7 @@ checkpoint exists and bfloat16 files never pass through float32. Names are the c
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,12 @@ from torch import Tensor, nn
 
 from shared.errors import CheckpointError
 from worker.pipeline.bfl import Origin
+from worker.pipeline.reading import Reader, Region
 
 # Quantised files need their scales applied; casting them would give noise.
 _FLOATS = frozenset({"BF16", "F16", "F32"})
+# Those that are read as they lie in the file; torch has the same values by other names.
+_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 # Counters of training that some exports leave out; evaluation never reads them.
 _OPTIONAL = frozenset({"bn.num_batches_tracked"})
 
@@ -35,6 +39,7 @@ class TensorFiles:
         self.name = files[0].name if len(files) == 1 else f"{files[0].parent.name}/*.safetensors"
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._holders: dict[str, Any] = {}  # safe_open handles, by tensor
+        self._regions: dict[str, Region] = {}
         for file in files:
             try:
                 holder: Any = safe_open(file, framework="pt")
@@ -43,6 +48,7 @@ class TensorFiles:
             for name in holder.keys():  # noqa: SIM118 - not a mapping
                 self.shapes[name] = tuple(holder.get_slice(name).get_shape())
                 self._holders[name] = holder
+            self._regions |= _regions(file)
 
     def read(self, name: str) -> Tensor:
         """Return a tensor that lies in the file's pages, not in memory of its own.
@@ -57,43 +63,85 @@ class TensorFiles:
         tensor: Tensor = holder.get_tensor(name)
         return tensor
 
+    def region(self, name: str, dtype: torch.dtype) -> Region | None:
+        """Return where a tensor's values lie in a file, row by row; None if they are not of this dtype."""
+        same = _DTYPES.get(self._holders[name].get_slice(name).get_dtype()) == dtype
+        return self._regions[name] if same else None
+
+
+def _regions(file: Path) -> dict[str, Region]:
+    """Return where each tensor's bytes lie in a file whose header has been checked."""
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+    return {
+        name: Region(file, 8 + size + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+        for name, entry in header.items()
+        if name != "__metadata__"
+    }
+
 
 def fill(
-    module: nn.Module, files: TensorFiles, origins: Mapping[str, Origin], *, device: torch.device, dtype: torch.dtype
+    module: nn.Module,
+    files: TensorFiles,
+    origins: Mapping[str, Origin],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    alone: bool = True,
 ) -> None:
     """Give a module that was built on the meta device its tensors, and make it ready for inference.
 
     Args:
         origins: for each entry of the module's state, the tensor of `files` that holds it.
+        alone: whether the files may hold nothing else.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or of another shape; `module` is then not to be used.
     """
-    _check_names(files, origins)
+    _check_names(files, origins, alone=alone)
     state: dict[str, Tensor] = {}
-    for name, empty in module.state_dict().items():
-        origin = origins[name]
-        if origin.tensor not in files.shapes:
-            state[name] = torch.zeros(empty.shape, dtype=empty.dtype, device=device)
-            continue
-        found = origin.take(files.read(origin.tensor))
-        if found.shape == (*empty.shape, 1, 1):  # a 1x1 convolution that diffusers runs as a linear layer
-            found = found[:, :, 0, 0]
-        if found.shape != empty.shape:
-            raise CheckpointError(
-                f"{files.name}: tensor {origin.tensor!r} gives {list(found.shape)} to {name}, not {list(empty.shape)}"
-            )
-        kept = dtype if empty.is_floating_point() else empty.dtype
-        # A copy even on the CPU: pages of the file would change under us when someone rewrites it.
-        state[name] = found.to(device=device, dtype=kept, copy=True)
+    with Reader(device) as reader:
+        for name, empty in module.state_dict().items():
+            origin = origins[name]
+            if origin.tensor not in files.shapes:
+                state[name] = torch.zeros(empty.shape, dtype=empty.dtype, device=device)
+                continue
+            shape = _shape(origin, files)
+            if shape == (*empty.shape, 1, 1):  # a 1x1 convolution that diffusers runs as a linear layer
+                shape = shape[:-2]
+            if shape != empty.shape:
+                raise CheckpointError(
+                    f"{files.name}: tensor {origin.tensor!r} gives {list(shape)} to {name}, not {list(empty.shape)}"
+                )
+            kept = dtype if empty.is_floating_point() else empty.dtype
+            state[name] = torch.empty(shape, dtype=kept, device=device)
+            _read(origin, files, state[name], reader)
     module.load_state_dict(state, assign=True)
     module.requires_grad_(False).eval()
 
 
-def _check_names(files: TensorFiles, origins: Mapping[str, Origin]) -> None:
+def _shape(origin: Origin, files: TensorFiles) -> tuple[int, ...]:
+    """Return the shape of the rows that an origin takes of its tensor."""
+    return tuple(origin.take(torch.empty(files.shapes[origin.tensor], device="meta")).shape)
+
+
+def _read(origin: Origin, files: TensorFiles, target: Tensor, reader: Reader) -> None:
+    """Fill `target` with an origin's rows; at once, or by `reader` if they lie in the file as they are needed."""
+    region = files.region(origin.tensor, target.dtype)
+    if region is None or files.shapes[origin.tensor][0] % origin.of:
+        # A copy even on the CPU: pages of the file would change under us when someone rewrites it.
+        target.copy_(origin.take(files.read(origin.tensor)).view(target.shape))
+        return
+    size = region.size // origin.of
+    for part, rows in zip(origin.parts, target.chunk(len(origin.parts)), strict=True):
+        reader.read(Region(region.file, region.start + part * size, size), rows)
+
+
+def _check_names(files: TensorFiles, origins: Mapping[str, Origin], *, alone: bool) -> None:
     wanted = {origin.tensor for origin in origins.values()}
     missing = sorted(wanted - files.shapes.keys() - _OPTIONAL)
-    unexpected = sorted(files.shapes.keys() - wanted)
+    unexpected = sorted(files.shapes.keys() - wanted) if alone else []
     for what, names in (("missing", missing), ("unexpected", unexpected)):
         if names:
             more = f"; {len(names) - 1} more are too" if len(names) > 1 else ""

@@ -1,0 +1,77 @@
+"""Many threads read a file's bytes to where they belong, and say where a file ends too early."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from shared.errors import CheckpointError
+from worker.pipeline.bfl import Origin
+from worker.pipeline.reading import Reader, Region
+from worker.pipeline.weights import TensorFiles, fill
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "bytes"
+    path.write_bytes(bytes(range(256)) * 40)
+    return path
+
+
+def test_a_tensor_is_read_in_blocks_from_where_it_lies(file):
+    target = torch.empty(5, 1000, dtype=torch.uint8)
+
+    with Reader(CPU, threads=3, block_bytes=700) as reader:
+        reader.read(Region(file, 100, 5000), target)
+
+    assert target.flatten().tolist() == list((bytes(range(256)) * 40)[100:5100])
+
+
+def test_a_file_that_ends_too_early_is_named(file):
+    with (
+        pytest.raises(CheckpointError, match=r"bytes: ends at byte 10240, in the middle of a tensor"),
+        Reader(CPU) as reader,
+    ):
+        reader.read(Region(file, 10_000, 1000), torch.empty(1000, dtype=torch.uint8))
+
+
+def test_a_file_that_is_gone_is_named(tmp_path):
+    with pytest.raises(CheckpointError, match="gone: cannot be read: No such file"), Reader(CPU) as reader:
+        reader.read(Region(tmp_path / "gone", 0, 10), torch.empty(10, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32, torch.float16])
+def test_rows_of_any_dtype_reach_the_module_they_belong_to(stored, tmp_path):
+    torch.manual_seed(1)
+    rows = torch.randn(6, 5).to(stored)
+    save_file({"fused": rows, "bias": torch.randn(3).to(stored)}, tmp_path / "a.safetensors")
+    files = TensorFiles((tmp_path / "a.safetensors",))
+    with torch.device("meta"):
+        module = torch.nn.ModuleDict({"second": torch.nn.Linear(5, 2), "ends": torch.nn.Linear(5, 4, bias=False)})
+        module["second"].bias = None
+
+    fill(
+        module,
+        files,
+        {"second.weight": Origin("fused", (1,), 3), "ends.weight": Origin("fused", (2, 0), 3)},
+        device=CPU,
+        dtype=torch.bfloat16,
+        alone=False,
+    )
+
+    assert torch.equal(module["second"].weight, rows[2:4].bfloat16())
+    assert torch.equal(module["ends"].weight, torch.cat([rows[4:], rows[:2]]).bfloat16())
+
+
+def test_what_else_lies_in_the_files_is_refused_unless_it_may(tmp_path):
+    save_file({"weight": torch.ones(2, 2), "other": torch.ones(1)}, tmp_path / "a.safetensors")
+    files = TensorFiles((tmp_path / "a.safetensors",))
+    with torch.device("meta"):
+        module = torch.nn.Linear(2, 2, bias=False)
+
+    with pytest.raises(CheckpointError, match="tensor 'other' is unexpected"):
+        fill(module, files, {"weight": Origin("weight")}, device=CPU, dtype=torch.float32)
+    fill(module, files, {"weight": Origin("weight")}, device=CPU, dtype=torch.float32, alone=False)
+
+    assert torch.equal(module.weight, torch.ones(2, 2))
