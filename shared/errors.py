@@ -18,6 +18,7 @@
     - NotFinite                  the model gave no numbers; the same request would again
     - BlankImage                 every pixel is black, which no model draws
     - DeviceFault                the device stopped working; the process must end
+    - WeightsLost                the clean weights cannot be put back; the process must end
     - Stalled                    no progress for too long: a kernel hangs; the process must end
     - StorageUnavailable         the result could not be written
   + ServerFailed                 a process that this host should run cannot be found, or did not start
@@ -158,6 +159,12 @@ class DeviceFault(RunError):
     """The device fails even the smallest calculation, so nothing more can be rendered by this process."""
 
     code = "gpu_fault"
+
+
+class WeightsLost(RunError):
+    """The base model's clean weights could not be put back; the process loads them anew or ends."""
+
+    code = "weights_lost"
 
 
 class Stalled(RunError):

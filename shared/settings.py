@@ -102,8 +102,10 @@ class ModelSettings(BaseModel):
         None,
         description="On the device, or layer by layer from host memory for each new prompt; empty: what fits.",
     )
-    clean_weights: Literal["device", "host"] | None = Field(
-        None, description="Where copies of what adapters change are kept; empty: what fits."
+    clean_weights: Literal["device", "host", "file"] | None = Field(
+        None,
+        description="Where what adapters change comes back from: copies on the `device` or in `host` memory, or the "
+        "checkpoint's files in the page cache that all workers share; empty: `device` if there is room, else `file`.",
     )
     memory_gb: float | None = Field(
         None, gt=0, description="Device memory (10^9 bytes) that this worker may take; empty: what is free."

@@ -33,6 +33,7 @@ from shared.errors import (
     RunError,
     Stalled,
     StorageUnavailable,
+    WeightsLost,
 )
 from shared.job import ItemError, ItemResult, Progress
 from shared.ledger import Claim, Ledger
@@ -239,7 +240,9 @@ def _fail(worker: Worker, claim: Claim, error: Flux2Error) -> None:
         "item failed", exc_info=error, extra={"item": claim.item_id, "attempt": claim.attempt, "code": error.code}
     )
     worker.slot.storage_failed = isinstance(error, StorageUnavailable)
-    if not isinstance(error, _NOT_THE_DEVICES) and (reason := worker.probe()):
+    if isinstance(error, WeightsLost):
+        worker.give_up(claim, error)
+    elif not isinstance(error, _NOT_THE_DEVICES) and (reason := worker.probe()):
         worker.give_up(claim, DeviceFault(f"{worker.slot.name}: {reason}"))
     elif isinstance(error, RequestError) or not error.retryable:
         _commit(worker, claim, _item_error(error))

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from shared.adapters.identity import sha256_of
 from shared.celery_app import make_celery
-from shared.errors import DeviceFault, LedgerUnavailable, StorageUnavailable
+from shared.errors import DeviceFault, LedgerUnavailable, StorageUnavailable, WeightsLost
 from shared.job import AdapterRef, ItemSpec, State
 from shared.ledger import Ledger, keys
 from shared.settings import ModelSettings
@@ -283,6 +283,17 @@ def test_a_poisoned_device_ends_the_process_and_the_item_goes_to_another_attempt
     assert worker.ledger.faults("test", window_s=600) == 1
 
 
+def test_weights_that_cannot_be_put_back_end_the_process(worker):
+    job_id = accept(worker)
+    ended = []
+    losing = with_renderer(Worker(**{**vars(worker), "end": ended.append}), Losing(worker.renderer))
+
+    run_next(losing)
+
+    assert ended == [70]
+    assert (item(worker, job_id).state, item(worker, job_id).attempt, wakes(worker)) == (State.QUEUED, 1, 1)
+
+
 def test_an_item_on_which_devices_fail_ends_as_gpu_fault(worker):
     job_id = accept(worker)
     poisoned = Worker(**{**vars(worker), "probe": lambda: "it did not answer", "end": lambda status: None})
@@ -520,6 +531,16 @@ class Away(Refusing):
 
     def check(self):
         raise StorageUnavailable("PUT probe: connection refused")
+
+
+class Losing:
+    """A renderer whose checkpoint was written over."""
+
+    def __init__(self, renderer):
+        self.warm = renderer.warm
+
+    def render(self, spec, adapters, *, on_progress):
+        raise WeightsLost("3 restored weights are not those that were loaded")
 
 
 class Black:

@@ -2,12 +2,18 @@
 
 import itertools
 import random
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
+from shared.errors import WeightsLost
+from shared.settings import ModelSettings
 from worker.lora import merge
 from worker.pipeline.cache import WarmPipeline, _checksum
+from worker.pipeline.load import load_components
+from worker.pipeline.placement import Placement
 
 # One file of each kind and layout.
 KINDS = [
@@ -290,8 +296,84 @@ def test_a_second_adapter_that_is_refused_leaves_the_current_one(warm, adapters,
     assert warm.use(current)[0] == "none"
 
 
-def test_only_touched_parameters_are_copied_to_the_host(warm, adapters):
+def test_only_touched_parameters_are_copied(components, adapters):
+    warm = WarmPipeline(replace(components("bf16"), placement=Placement("resident", "host", 0)))
+    base = weights(warm)
+
     warm.use(adapters(("lora_subset_bf16", 1.0)))
 
+    changed = [name for name, weight in weights(warm).items() if not torch.equal(weight, base[name])]
     # One double block has eight layers, of which both qkv are three parameters; one single block has two.
-    assert len(warm._clean) == 6 + 2 * 3 + 2
+    assert len(changed) == 6 + 2 * 3 + 2
+    assert warm._clean.bytes == sum(base[name].nbytes for name in changed)
+
+
+@pytest.mark.parametrize("place", ["device", "host", "file"])
+def test_clean_weights_come_back_from_wherever_they_are_kept(place, components, adapters):
+    warm = WarmPipeline(replace(components("bf16"), placement=Placement("resident", place, 0)))
+    base = weights(warm)
+
+    for name in ("lora_alllinear_bf16", "dora_bf16", "fullrank_bf16"):
+        warm.use(adapters((name, 1.0)))
+    warm.use([])
+
+    assert equal(weights(warm), base)
+    assert (warm._clean.bytes == 0) == (place == "file")
+
+
+def test_a_checkpoint_of_another_precision_is_copied(components, adapters):
+    warm = WarmPipeline(components("fp32"))
+    base = weights(warm)
+
+    warm.use(adapters(("lora_r4_bf16", 1.0)))
+    warm.use([])
+
+    assert warm._clean.bytes > 0
+    assert equal(weights(warm), base)
+
+
+@pytest.fixture
+def from_files(checkpoint, tmp_path):
+    """A pipeline over a checkpoint of its own, which may be tampered with, and the transformer's file."""
+    folder = shutil.copytree(checkpoint, tmp_path / "own")
+    settings = ModelSettings(path=str(folder), text_encoder=str(folder / "text_encoder"), clean_weights="file")
+    warm = WarmPipeline(load_components(settings, device=torch.device("cpu"), hf_token=None))
+    return warm, folder / "flux2-dev.safetensors"
+
+
+def test_a_checkpoint_that_is_replaced_while_a_worker_runs_changes_nothing(from_files, adapters):
+    warm, file = from_files
+    base = weights(warm)
+    warm.use(adapters(("lora_r4_bf16", 1.0)))
+
+    other = file.with_name("other")
+    other.write_bytes(bytes(file.stat().st_size))
+    other.replace(file)
+    warm.use([])
+
+    assert equal(weights(warm), base)
+
+
+def test_a_checkpoint_that_is_written_over_is_never_rendered_with(from_files, adapters):
+    warm, file = from_files
+    warm.use(adapters(("lora_r4_bf16", 1.0)))
+
+    with file.open("r+b") as opened:
+        opened.seek(file.stat().st_size // 4)
+        opened.write(bytes(file.stat().st_size // 2))
+
+    for wanted in ([], adapters(("lora_r4_bf16", 0.5)), []):
+        with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
+            warm.use(wanted)
+
+
+def test_a_checkpoint_that_is_cut_off_is_never_rendered_with(from_files, adapters):
+    warm, file = from_files
+    warm.use(adapters(("lora_alllinear_bf16", 1.0)))
+
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size // 2)
+
+    for _ in range(2):
+        with pytest.raises(WeightsLost, match=r"cannot be read again: .*flux2-dev\.safetensors: ends at byte"):
+            warm.use([])

@@ -33,8 +33,8 @@ DEV_FLOAT8 = replace(DEV, transformer=32_300_000_000, adapted=0, text_encoder=18
     ("free_gb", "needs", "text_encoder", "clean"),
     [
         (180.0, DEV, "resident", "device"),
-        (150.1, DEV, "resident", "host"),
-        (85.0, DEV, "streamed", "host"),
+        (150.1, DEV, "resident", "file"),
+        (85.0, DEV, "streamed", "file"),
         (73.0, DEV, None, None),
         (85.0, DEV_FLOAT8, "resident", "device"),
         (50.0, DEV_FLOAT8, "streamed", "device"),
@@ -58,7 +58,7 @@ def test_what_was_set_is_kept_and_the_rest_fits_around_it():
 def test_on_a_cpu_everything_lies_where_it_runs():
     placement = place(DEV, free=None)
 
-    assert (placement.text_encoder, placement.clean) == ("resident", "host")
+    assert (placement.text_encoder, placement.clean) == ("resident", "file")
 
 
 @pytest.fixture(scope="module")

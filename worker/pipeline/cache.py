@@ -1,8 +1,8 @@
 """Keep one list of adapters merged, and change it without reloading the model.
 
 Clean weights come back by copying, never by subtracting: bfloat16 does not undo an addition (6 % of the entries would
-differ after one round trip). Only parameters that some adapter has touched are copied, at first touch, to the host or
-the device as the placement says; they are clean then, because every change begins by restoring.
+differ after one round trip). Only parameters that some adapter has touched are put back; where from is decided by
+`worker.pipeline.clean`, when they are first touched: they are clean then, because every change begins by restoring.
 
 Several adapters are merged in the order of the request, each in float32 and rounded once to the model's dtype, so
 merging [a, b] equals merging b into a model that carries a. A DoRA scales the rows that it finds, so it belongs first:
@@ -28,13 +28,13 @@ from torch import Tensor
 
 from shared.adapters.kinds import LayerUpdate
 from shared.adapters.names import WHOLE
-from shared.errors import InvalidRequest
+from shared.errors import InvalidRequest, WeightsLost
 from shared.job import AdapterMode, AdapterRef, AdapterReport, adapter_key
 from worker.lora.merge import layer_change, write
 from worker.lora.read import Adapter, read_adapter
 from worker.pipeline.bfl import LayerPart, Origin, layer_parts
+from worker.pipeline.clean import CleanWeights
 from worker.pipeline.components import Components
-from worker.pipeline.host import locked_like
 from worker.pipeline.live import LiveAdapters
 
 logger = logging.getLogger("flux2.worker.pipeline")
@@ -56,12 +56,12 @@ class WarmPipeline:
         self._parts = layer_parts(components.transformer)
         self._weights: dict[str, Tensor] = dict(components.transformer.named_parameters())
         self.live = LiveAdapters(components.transformer)
-        self._clean: dict[str, Tensor] = {}  # copies, by parameter; kept for the life of the process
-        self._checksums: dict[str, Tensor] = {}  # of the clean weights, taken with the copies
+        self._clean = CleanWeights(self._weights, place=components.placement.clean, regions=components.regions)
+        self._checksums: dict[str, Tensor] = {}  # of the clean weights, by parameter
         self._dirty: set[str] = set()  # parameters that differ from their clean values now
         self._key: str | None = adapter_key(())  # None while weights are being written
         self._reports: tuple[AdapterReport, ...] = ()
-        #: What `drift` counted after the last restore; anything but 0 is a defect.
+        #: What `drift` counted after the last restore; with anything but 0 nothing is rendered any more.
         self.base_drift = 0
 
     @property
@@ -86,6 +86,7 @@ class WarmPipeline:
             mode: see `ItemSpec.adapter_mode`.
 
         Raises:
+            WeightsLost: what was put back is not what was loaded; the process must end.
             InvalidRequest: the weights cannot take an adapter, and `mode` asks for that.
             AdapterNotFound, AdapterRefused, AdapterMismatch: see `worker.lora.read.read_adapter`.
         """
@@ -94,6 +95,7 @@ class WarmPipeline:
                 f"{self.components.precision} weights cannot take an adapter: leave adapter_mode out or ask for 'live'",
                 field="adapter_mode",
             )
+        self._refuse_drift()
         refs = [ref for ref, _ in adapters]
         key = adapter_key(refs, mode)
         if key == self._key:
@@ -102,8 +104,7 @@ class WarmPipeline:
         restored = self._restore()
         if restored:
             self.base_drift = self.drift()
-            if self.base_drift:
-                logger.error("restored weights differ from the checkpoint's", extra={"parameters": self.base_drift})
+            self._refuse_drift()
         with ExitStack() as undo:
             undo.callback(self._restore)
             self._key = None
@@ -131,6 +132,10 @@ class WarmPipeline:
         live = torch.stack([_checksum(self._weights[name]) for name in names])
         return int((live != torch.stack([self._checksums[name] for name in names])).sum().item())
 
+    def _refuse_drift(self) -> None:
+        if self.base_drift:
+            raise WeightsLost(f"{self.base_drift} restored weights are not those that were loaded")
+
     def _read(self, ref: AdapterRef, path: Path) -> Adapter:
         components = self.components
         return read_adapter(ref, path, model=components.model, layers=components.layers, device=components.device)
@@ -156,12 +161,9 @@ class WarmPipeline:
         return (LayerPart(named.parameter, Origin(named.origin.tensor)),)
 
     def _save(self, name: str) -> None:
-        """Copy a parameter before it is first written."""
-        if name not in self._clean:
-            weight = self._weights[name]
-            on_device = self.components.placement.clean == "device"
-            self._clean[name] = torch.empty_like(weight) if on_device else locked_like(weight)
-            self._clean[name].copy_(weight)
+        """Remember what a parameter is before it is first written."""
+        if name not in self._checksums:
+            self._clean.keep(name)
             self._checksums[name] = _checksum(self._weights[name])
         self._dirty.add(name)
 
@@ -171,9 +173,8 @@ class WarmPipeline:
         self._key = None
         dirty, had_live = sorted(self._dirty), bool(self.live)
         self.live.clear()
-        for name in dirty:
-            self._weights[name].copy_(self._clean[name], non_blocking=True)
-            self._dirty.remove(name)
+        self._clean.put_back(dirty)
+        self._dirty.clear()
         self._key, self._reports = adapter_key(()), ()
         return had_live or bool(dirty)
 

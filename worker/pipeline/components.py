@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from worker.pipeline.placement import Placement
+from worker.pipeline.reading import Region
 
 # Of activations; the weights of linear layers are narrower under qfloat8.
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "qfloat8": torch.bfloat16}
@@ -29,6 +31,7 @@ class Components:
         precision: `bf16` or `fp32`, of weights and activations alike, or `qfloat8`: bf16 with the transformer's linear
             layers in float8, see `worker.pipeline.quantize`.
         placement: what lies on the device.
+        regions: where the transformer's weights lie in the checkpoint, those that lie there as they are.
         text_encoder_precision: None where it is the same.
     """
 
@@ -42,6 +45,7 @@ class Components:
     precision: str
     device: torch.device
     placement: Placement
+    regions: Mapping[str, Sequence[Region]]
     text_encoder_precision: str | None = None
 
     @property

@@ -21,10 +21,11 @@ from worker.pipeline.compiled import compile_blocks
 from worker.pipeline.components import DTYPES, Components
 from worker.pipeline.placement import Needs, Placement, adapted_bytes, explain, free_bytes, place, weight_bytes
 from worker.pipeline.quantize import quantize
+from worker.pipeline.reading import Region
 from worker.pipeline.revision import revision_of
 from worker.pipeline.source import ModuleFiles, Source, find
 from worker.pipeline.text_encoder import family_of, load_text_encoder, load_tokenizer, size_of, stream
-from worker.pipeline.weights import TensorFiles, fill
+from worker.pipeline.weights import TensorFiles, fill, regions
 
 logger = logging.getLogger("flux2.worker.pipeline")
 
@@ -61,6 +62,7 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
         device=device,
         text_encoder_precision=text_precision,
         placement=placement,
+        regions=_regions(source.transformer, transformer),
     )
     _check_fit(components)
     if settings.compile:
@@ -167,6 +169,10 @@ def _origins(source: ModuleFiles, module: Any, bfl_origins: Any) -> dict[str, Or
         origins: dict[str, Origin] = bfl_origins(module)
         return origins
     return {name: Origin(name) for name in module.state_dict()}
+
+
+def _regions(source: ModuleFiles, transformer: Any) -> dict[str, tuple[Region, ...]]:
+    return regions(transformer, TensorFiles(source.weights), _origins(source, transformer, bfl.transformer_origins))
 
 
 def _check_fit(components: Components) -> None:

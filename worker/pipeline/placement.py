@@ -17,7 +17,7 @@ from shared.errors import CheckpointError
 from worker.pipeline.streaming import BUFFERS
 
 TextEncoderPlace = Literal["resident", "streamed"]
-CleanPlace = Literal["device", "host"]
+CleanPlace = Literal["device", "host", "file"]
 
 # A step and a decode of 1024x1024 at full size take 1.6 and 2.3 GB; larger images are decoded in tiles where they must.
 _WORK = 4_000_000_000
@@ -27,9 +27,9 @@ _GB = 1_000_000_000
 # 0.7 s a change of adapters; prompts are new more often.
 _CHOICES: tuple[tuple[TextEncoderPlace, CleanPlace], ...] = (
     ("resident", "device"),
-    ("resident", "host"),
+    ("resident", "file"),
     ("streamed", "device"),
-    ("streamed", "host"),
+    ("streamed", "file"),
 )
 
 
@@ -77,11 +77,11 @@ def place(
         text_encoder, clean: what was decided already.
     """
     if free is None:
-        return _placement(needs, text_encoder or "resident", clean or "host")
+        return _placement(needs, text_encoder or "resident", clean or "file")
     open_choices = (
-        _placement(needs, *choice)
-        for choice in _CHOICES
-        if text_encoder in (None, choice[0]) and clean in (None, choice[1])
+        _placement(needs, place_text, clean or place_clean)
+        for place_text, place_clean in _CHOICES
+        if text_encoder in (None, place_text)
     )
     return next((choice for choice in open_choices if choice.gigabytes * _GB <= free), None)
 
@@ -94,7 +94,7 @@ def explain(
     Args:
         float8: what the model needs under `qfloat8`, unless that is what does not fit.
     """
-    least = _placement(needs, "streamed", "host").gigabytes
+    least = _placement(needs, "streamed", "file").gigabytes
     said = f"{model} in {precision} needs {least:.1f} GB of device memory, and {free / _GB:.1f} GB are free on {device}"
     smaller = float8 and place(float8, free=free)
     hint = f"FLUX2_MODEL_PRECISION=qfloat8 needs {smaller.gigabytes:.1f} GB" if smaller else "take a smaller model"

@@ -6,6 +6,7 @@ copy engine takes 55. Sixteen threads that read into page-locked blocks reach 44
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,7 +33,7 @@ class Region(NamedTuple):
 
 
 class Reader:
-    """A context in which tensors are filled; they are whole when it ends.
+    """Fills tensors; they are whole after `wait`, and after the context of a reader that is used only once.
 
     Args:
         device: where the tensors lie.
@@ -52,28 +53,48 @@ class Reader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._pool.shutdown(cancel_futures=error is not None)
-        for descriptor in self._files.values():
-            os.close(descriptor)
-        if error is None:
-            for part in self._parts:
-                part.result()
+        try:
+            if error is None:
+                self.wait()
+        finally:
+            self._pool.shutdown(cancel_futures=True)
+            for descriptor in self._files.values():
+                os.close(descriptor)
+
+    def open(self, file: Path) -> None:
+        """Open a file to read from; one that is open stays the same, whatever happens to its name.
+
+        Raises:
+            CheckpointError: it cannot be opened.
+        """
+        if file not in self._files:
+            try:
+                self._files[file] = os.open(file, os.O_RDONLY)
+            except OSError as error:
+                raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
 
     def read(self, region: Region, target: Tensor) -> None:
         """Begin to fill `target`, contiguous and of the region's size.
 
         Raises:
-            CheckpointError: the file cannot be opened. That it ends too early is found when the context ends.
+            CheckpointError: the file cannot be opened.
         """
-        if region.file not in self._files:
-            try:
-                self._files[region.file] = os.open(region.file, os.O_RDONLY)
-            except OSError as error:
-                raise CheckpointError(f"{region.file}: cannot be read: {error.strerror}") from error
+        self.open(region.file)
         flat = target.view(-1).view(torch.uint8)
         for start in range(0, region.size, self._block_bytes):
             block = flat[start : start + self._block_bytes]
             self._parts.append(self._pool.submit(self._fill, region.file, region.start + start, block))
+
+    def wait(self) -> None:
+        """Return when everything has been read.
+
+        Raises:
+            CheckpointError: a file ends too early.
+        """
+        parts, self._parts = self._parts, []
+        concurrent.futures.wait(parts)
+        for part in parts:
+            part.result()
 
     def _fill(self, file: Path, start: int, block: Tensor) -> None:
         if self._device.type != "cuda":

@@ -126,16 +126,29 @@ def _shape(origin: Origin, files: TensorFiles) -> tuple[int, ...]:
     return tuple(origin.take(torch.empty(files.shapes[origin.tensor], device="meta")).shape)
 
 
+def regions(module: nn.Module, files: TensorFiles, origins: Mapping[str, Origin]) -> dict[str, tuple[Region, ...]]:
+    """Return where the bytes of a filled module's parameters lie, for those that lie there as they are."""
+    found = {name: _regions_of(origins[name], files, weight.dtype) for name, weight in module.named_parameters()}
+    return {name: parts for name, parts in found.items() if parts}
+
+
+def _regions_of(origin: Origin, files: TensorFiles, dtype: torch.dtype) -> tuple[Region, ...]:
+    """Return where an origin's rows lie, in order; nothing if they must be converted."""
+    region = files.region(origin.tensor, dtype)
+    if region is None or files.shapes[origin.tensor][0] % origin.of:
+        return ()
+    size = region.size // origin.of
+    return tuple(Region(region.file, region.start + part * size, size) for part in origin.parts)
+
+
 def _read(origin: Origin, files: TensorFiles, target: Tensor, reader: Reader) -> None:
     """Fill `target` with an origin's rows; at once, or by `reader` if they lie in the file as they are needed."""
-    region = files.region(origin.tensor, target.dtype)
-    if region is None or files.shapes[origin.tensor][0] % origin.of:
+    parts = _regions_of(origin, files, target.dtype)
+    if not parts:
         # A copy even on the CPU: pages of the file would change under us when someone rewrites it.
         target.copy_(origin.take(files.read(origin.tensor)).view(target.shape))
-        return
-    size = region.size // origin.of
-    for part, rows in zip(origin.parts, target.chunk(len(origin.parts)), strict=True):
-        reader.read(Region(region.file, region.start + part * size, size), rows)
+    for region, rows in zip(parts, target.chunk(len(parts)) if parts else (), strict=True):
+        reader.read(region, rows)
 
 
 def _check_names(files: TensorFiles, origins: Mapping[str, Origin], *, alone: bool) -> None:

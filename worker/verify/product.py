@@ -136,6 +136,7 @@ class Product:
             precision=dtype,
             device=self.device,
             placement=Placement("resident", "host", 0),
+            regions={},
         )
 
     def _transformer(self, model: str, dtype: str) -> Any:
