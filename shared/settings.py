@@ -139,6 +139,11 @@ class WorkerSettings(BaseModel):
         "temporary folder.",
     )
     prompt_cache: int = Field(64, ge=0, description="Encoded prompts kept in memory (15.7 MB each at full size).")
+    adapter_cache_gb: float = Field(
+        4.0,
+        ge=0,
+        description="Host memory for adapter files that were read and checked (10^9 bytes); a rank 32 file takes 0.4.",
+    )
 
 
 class WebhookSettings(BaseModel):

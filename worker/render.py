@@ -59,6 +59,7 @@ class Renderer:
 
     Args:
         prompt_cache: encoded prompts kept in memory.
+        adapter_cache_bytes: of adapter files kept in memory.
         toolkit: AI Toolkit's classes, if its engine is to be offered too.
 
     Raises:
@@ -68,8 +69,15 @@ class Renderer:
         warm: the model and what is merged into it; its `adapter_key` says which items start at once.
     """
 
-    def __init__(self, components: Components, *, prompt_cache: int, toolkit: Toolkit | None = None) -> None:
-        self.warm = WarmPipeline(components)
+    def __init__(
+        self,
+        components: Components,
+        *,
+        prompt_cache: int,
+        adapter_cache_bytes: int = 0,
+        toolkit: Toolkit | None = None,
+    ) -> None:
+        self.warm = WarmPipeline(components, adapter_cache_bytes=adapter_cache_bytes)
         self._components = components
         self._prompts = PromptEncoder(
             components.text_encoder, components.tokenizer, device=components.device, cache_size=prompt_cache

@@ -53,7 +53,12 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
     toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None
     components = load_components(settings.model, device=device, hf_token=settings.hub_token())
     patiently()(ledger.publish_base, settings.model.id, revision=components.revision, layers=components.layers)
-    renderer = Renderer(components, prompt_cache=settings.worker.prompt_cache, toolkit=toolkit)
+    renderer = Renderer(
+        components,
+        prompt_cache=settings.worker.prompt_cache,
+        adapter_cache_bytes=int(settings.worker.adapter_cache_gb * 1_000_000_000),
+        toolkit=toolkit,
+    )
     return Worker(
         settings=settings,
         ledger=ledger,

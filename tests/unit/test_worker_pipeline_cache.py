@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from shared.errors import WeightsLost
+from shared.errors import AdapterRefused, WeightsLost
 from shared.settings import ModelSettings
 from worker.lora import merge
+from worker.lora import read as module
 from worker.pipeline.cache import WarmPipeline, _checksum
 from worker.pipeline.load import load_components
 from worker.pipeline.placement import Placement
@@ -294,6 +295,62 @@ def test_a_second_adapter_that_is_refused_leaves_the_current_one(warm, adapters,
 
     assert equal(weights(warm), merged)
     assert warm.use(current)[0] == "none"
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """Names of the adapter files that were read, in order."""
+    names = []
+    read = module._tensors
+
+    def noting(path):
+        names.append(path.stem)
+        return read(path)
+
+    monkeypatch.setattr(module, "_tensors", noting)
+    return names
+
+
+def test_adapters_that_alternate_are_read_once(components, adapters, reads):
+    warm = WarmPipeline(components("bf16"), adapter_cache_bytes=10_000_000)
+    merged = {}
+    for name, multiplier in [("lora_r4_bf16", 1.0), ("lora_subset_bf16", 1.0)] * 2 + [("lora_r4_bf16", 0.5)]:
+        warm.use(adapters((name, multiplier)))
+        now = weights(warm)
+        assert equal(merged.setdefault((name, multiplier), now), now)
+
+    assert reads == ["lora_r4_bf16", "lora_subset_bf16"]
+
+
+def test_the_adapters_that_were_used_last_are_kept(components, adapters, reads):
+    one, other, third = (adapters((name, 1.0)) for name in ("lora_r4_bf16", "lora_subset_bf16", "lokr_lowrank_bf16"))
+    room = sum(ref.size_bytes for ((ref, _),) in (one, other, third)) - 1
+    warm = WarmPipeline(components("bf16"), adapter_cache_bytes=room)
+
+    for wanted in (one, other, one, third, one, other):
+        warm.use(wanted)
+
+    assert reads == ["lora_r4_bf16", "lora_subset_bf16", "lokr_lowrank_bf16", "lora_subset_bf16"]
+
+
+def test_without_room_every_change_reads(components, adapters, reads):
+    warm = WarmPipeline(components("bf16"))
+
+    for multiplier in (1.0, 0.5):
+        warm.use(adapters(("lora_r4_bf16", multiplier)))
+
+    assert reads == ["lora_r4_bf16", "lora_r4_bf16"]
+
+
+def test_an_adapter_that_is_remembered_is_still_refused_once_its_file_has_changed(components, adapters, tmp_path):
+    warm = WarmPipeline(components("bf16"), adapter_cache_bytes=10_000_000)
+    ((ref, path),) = adapters(("lora_r4_bf16", 1.0))
+    mine = shutil.copy(path, tmp_path / "mine.safetensors")
+    warm.use([(ref, mine)])
+    mine.write_bytes(mine.read_bytes() + b" ")
+
+    with pytest.raises(AdapterRefused, match="has changed since the job was accepted"):
+        warm.use([(ref.model_copy(update={"multiplier": 0.5}), mine)])
 
 
 def test_only_touched_parameters_are_copied(components, adapters):

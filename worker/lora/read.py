@@ -7,6 +7,7 @@ the process.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,54 @@ class Adapter:
     ref: AdapterRef
     layout: AdapterLayout
     tensors: dict[str, Tensor]
+
+
+class AdapterReader:
+    """Reads adapters for one base model, and remembers the last ones on the host, checked.
+
+    A rank 32 adapter of every layer is 390 MB, of which reading and checking take longer than merging: items that
+    alternate between adapters, or between multipliers of one, pay it once.
+
+    Args:
+        model: id in the catalogue.
+        layers: (out, in) of the base model's linear layers.
+        cache_bytes: of files that are remembered.
+    """
+
+    def __init__(
+        self, *, model: str, layers: Mapping[str, tuple[int, int]], device: torch.device, cache_bytes: int
+    ) -> None:
+        self._model = model
+        self._layers = layers
+        self._device = device
+        self._cache_bytes = cache_bytes
+        self._checked: OrderedDict[str, tuple[AdapterLayout, dict[str, Tensor]]] = OrderedDict()  # by sha256
+        self._sizes: dict[str, int] = {}
+
+    def read(self, ref: AdapterRef, path: Path) -> Adapter:
+        """Return the adapter at `path`, which must still be the one that `ref` names.
+
+        Raises:
+            AdapterNotFound, AdapterRefused, AdapterMismatch: see `read_adapter`.
+        """
+        if ref.sha256 not in self._checked:
+            host = torch.device("cpu")
+            adapter = read_adapter(ref, path, model=self._model, layers=self._layers, device=host)
+            self._remember(ref, adapter)
+        else:
+            _check_identity(ref, path)
+            self._checked.move_to_end(ref.sha256)
+            adapter = Adapter(ref, *self._checked[ref.sha256])
+        return Adapter(ref, adapter.layout, {key: tensor.to(self._device) for key, tensor in adapter.tensors.items()})
+
+    def _remember(self, ref: AdapterRef, adapter: Adapter) -> None:
+        if ref.size_bytes > self._cache_bytes:
+            return
+        self._checked[ref.sha256] = (adapter.layout, adapter.tensors)
+        self._sizes[ref.sha256] = ref.size_bytes
+        while sum(self._sizes.values()) > self._cache_bytes:
+            oldest, _ = self._checked.popitem(last=False)
+            del self._sizes[oldest]
 
 
 def read_adapter(

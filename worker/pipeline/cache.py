@@ -31,7 +31,7 @@ from shared.adapters.names import WHOLE
 from shared.errors import InvalidRequest, WeightsLost
 from shared.job import AdapterMode, AdapterRef, AdapterReport, adapter_key
 from worker.lora.merge import layer_change, write
-from worker.lora.read import Adapter, read_adapter
+from worker.lora.read import Adapter, AdapterReader
 from worker.pipeline.bfl import LayerPart, Origin, layer_parts
 from worker.pipeline.clean import CleanWeights
 from worker.pipeline.components import Components
@@ -49,10 +49,19 @@ class WarmPipeline:
 
     The warm key is (base revision, precision, ordered sha256 and multiplier of the adapters). The first two are fixed
     for a process, so `adapter_key` alone tells whether an item needs a change.
+
+    Args:
+        adapter_cache_bytes: of adapter files that are remembered on the host.
     """
 
-    def __init__(self, components: Components) -> None:
+    def __init__(self, components: Components, *, adapter_cache_bytes: int = 0) -> None:
         self.components = components
+        self._reader = AdapterReader(
+            model=components.model,
+            layers=components.layers,
+            device=components.device,
+            cache_bytes=adapter_cache_bytes,
+        )
         self._parts = layer_parts(components.transformer)
         self._weights: dict[str, Tensor] = dict(components.transformer.named_parameters())
         self.live = LiveAdapters(components.transformer)
@@ -100,7 +109,7 @@ class WarmPipeline:
         key = adapter_key(refs, mode)
         if key == self._key:
             return "none", self._named(refs)
-        loaded = [self._read(ref, path) for ref, path in adapters]
+        loaded = [self._reader.read(ref, path) for ref, path in adapters]
         restored = self._restore()
         if restored:
             self.base_drift = self.drift()
@@ -135,10 +144,6 @@ class WarmPipeline:
     def _refuse_drift(self) -> None:
         if self.base_drift:
             raise WeightsLost(f"{self.base_drift} restored weights are not those that were loaded")
-
-    def _read(self, ref: AdapterRef, path: Path) -> Adapter:
-        components = self.components
-        return read_adapter(ref, path, model=components.model, layers=components.layers, device=components.device)
 
     def _put_in(self, adapter: Adapter, *, live: bool) -> None:
         for update in adapter.layout.updates:
