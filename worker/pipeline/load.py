@@ -23,9 +23,9 @@ from worker.pipeline.placement import Needs, Placement, adapted_bytes, explain, 
 from worker.pipeline.quantize import quantize
 from worker.pipeline.reading import Region
 from worker.pipeline.revision import revision_of
-from worker.pipeline.source import ModuleFiles, Source, find
+from worker.pipeline.source import ModuleSource, Source, find
 from worker.pipeline.text_encoder import family_of, load_text_encoder, load_tokenizer, size_of, stream
-from worker.pipeline.weights import TensorFiles, fill, regions
+from worker.pipeline.weights import Tensors, fill, regions
 
 logger = logging.getLogger("flux2.worker.pipeline")
 
@@ -95,8 +95,8 @@ def _place(source: Source, settings: ModelSettings, device: torch.device) -> Pla
 
 def _needs(source: Source, precision: str, text_precision: str | None) -> Needs:
     dtype, float8 = DTYPES[precision], precision == "qfloat8"
-    shapes = TensorFiles(source.transformer.weights).shapes
-    autoencoder = TensorFiles(source.autoencoder.weights).shapes
+    shapes = source.transformer.open().shapes
+    autoencoder = source.autoencoder.open().shapes
     text = text_precision or precision
     whole, layer, layers = size_of(source.text_encoder, dtype=DTYPES[text], float8=text == "qfloat8")
     return Needs(
@@ -118,7 +118,7 @@ def _in_precision(load: Any, source: Any, precision: str, device: torch.device) 
     return model
 
 
-def load_transformer(source: ModuleFiles, *, device: torch.device, dtype: torch.dtype, shared_qkv: bool = True) -> Any:
+def load_transformer(source: ModuleSource, *, device: torch.device, dtype: torch.dtype, shared_qkv: bool = True) -> Any:
     """Return a Flux2Transformer2DModel whose arithmetic is AI Toolkit's.
 
     Args:
@@ -127,7 +127,7 @@ def load_transformer(source: ModuleFiles, *, device: torch.device, dtype: torch.
     Raises:
         CheckpointError: see `worker.pipeline.weights.fill`.
     """
-    files = TensorFiles(source.weights)
+    files = source.open()
     transformer = _build(Flux2Transformer2DModel, source, architecture.transformer_config, files)
     exact.make_transformer_exact(transformer)
     fill(transformer, files, _origins(source, transformer, bfl.transformer_origins), device=device, dtype=dtype)
@@ -136,20 +136,20 @@ def load_transformer(source: ModuleFiles, *, device: torch.device, dtype: torch.
     return transformer
 
 
-def load_autoencoder(source: ModuleFiles, *, device: torch.device, dtype: torch.dtype) -> Any:
+def load_autoencoder(source: ModuleSource, *, device: torch.device, dtype: torch.dtype) -> Any:
     """Return an AutoencoderKLFlux2 whose arithmetic is AI Toolkit's.
 
     Raises:
         CheckpointError: see `worker.pipeline.weights.fill`.
     """
-    files = TensorFiles(source.weights)
+    files = source.open()
     autoencoder = _build(AutoencoderKLFlux2, source, architecture.autoencoder_config, files)
     exact.make_autoencoder_exact(autoencoder)
     fill(autoencoder, files, _origins(source, autoencoder, bfl.autoencoder_origins), device=device, dtype=dtype)
     return autoencoder
 
 
-def _build(kind: Any, source: ModuleFiles, read_shapes: Any, files: TensorFiles) -> Any:
+def _build(kind: Any, source: ModuleSource, read_shapes: Any, files: Tensors) -> Any:
     """Construct a module without memory, from a config.json or from the tensors' shapes."""
     with torch.device("meta"):
         if source.config is None:
@@ -164,15 +164,15 @@ def _read_config(file: Path) -> Any:
         raise CheckpointError(f"{file}: not valid JSON") from error
 
 
-def _origins(source: ModuleFiles, module: Any, bfl_origins: Any) -> dict[str, Origin]:
+def _origins(source: ModuleSource, module: Any, bfl_origins: Any) -> dict[str, Origin]:
     if source.layout == "bfl":
         origins: dict[str, Origin] = bfl_origins(module)
         return origins
     return {name: Origin(name) for name in module.state_dict()}
 
 
-def _regions(source: ModuleFiles, transformer: Any) -> dict[str, tuple[Region, ...]]:
-    return regions(transformer, TensorFiles(source.weights), _origins(source, transformer, bfl.transformer_origins))
+def _regions(source: ModuleSource, transformer: Any) -> dict[str, tuple[Region, ...]]:
+    return regions(transformer, source.open(), _origins(source, transformer, bfl.transformer_origins))
 
 
 def _check_fit(components: Components) -> None:

@@ -9,30 +9,55 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from huggingface_hub import hf_hub_download, snapshot_download
 
 from shared.catalog import MODELS, Model
 from shared.errors import CheckpointError
 from shared.settings import ModelSettings
+from worker.pipeline.weights import TensorFiles, Tensors
 
 _DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Mistral's repositories hold the weights twice; `consolidated*` is the copy that transformers does not read.
 _TEXT_ENCODER_FILES = ("*.json", "*.jinja", "model*.safetensors")
 
 
-@dataclass(frozen=True)
-class ModuleFiles:
-    """The files of the transformer or of the autoencoder.
+Layout = Literal["bfl", "diffusers"]
+
+
+class ModuleSource(Protocol):
+    """What the transformer or the autoencoder is loaded from.
 
     Attributes:
-        layout: `bfl` files have BFL's names and no configuration; `diffusers` ones lie beside a config.json.
+        layout: `bfl` tensors have BFL's names and no configuration; `diffusers` ones lie beside a config.json.
     """
 
-    layout: Literal["bfl", "diffusers"]
+    @property
+    def layout(self) -> Layout: ...
+
+    @property
+    def config(self) -> Path | None: ...
+
+    def open(self) -> Tensors:
+        """Return the tensors, none of them read yet."""
+
+
+@dataclass(frozen=True)
+class ModuleFiles:
+    """The files of the transformer or of the autoencoder: the usual `ModuleSource`."""
+
+    layout: Layout
     weights: tuple[Path, ...]
     config: Path | None = None
+
+    def open(self) -> TensorFiles:
+        """Read the files' headers.
+
+        Raises:
+            CheckpointError: a file cannot be read as safetensors.
+        """
+        return TensorFiles(self.weights)
 
 
 @dataclass(frozen=True)

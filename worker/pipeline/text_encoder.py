@@ -75,7 +75,7 @@ def load_text_encoder(
     config, layers = _read_config(folder)
     files = TensorFiles(_weights(folder))
     with torch.device("meta"):
-        model = _build(config)
+        model = _build(config.get_text_config())
     if layers > len(model.layers):
         # The last hidden state is normed; the one after layer 30 of 40, or 27 of 36, is not.
         model.norm = nn.Identity()
@@ -91,7 +91,7 @@ def load_text_encoder(
 
 
 def _build(config: Any) -> Any:
-    return AutoModel.from_config(config.get_text_config(), attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+    return AutoModel.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
 
 
 def _weights(folder: Path) -> tuple[Path, ...]:
@@ -129,6 +129,11 @@ def size_of(folder: Path, *, dtype: torch.dtype, float8: bool) -> tuple[int, int
         CheckpointError: as `load_text_encoder`.
     """
     config, _ = _read_config(folder)
+    return size_of_config(config.get_text_config(), dtype=dtype, float8=float8)
+
+
+def size_of_config(config: Any, *, dtype: torch.dtype, float8: bool) -> tuple[int, int, int]:
+    """Return the same of a language model with this configuration."""
     with torch.device("meta"):
         model = _build(config)
     whole, layer = (

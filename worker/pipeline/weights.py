@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,19 @@ _FLOATS = frozenset({"BF16", "F16", "F32"})
 _DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 # Counters of training that some exports leave out; evaluation never reads them.
 _OPTIONAL = frozenset({"bn.num_batches_tracked"})
+
+
+class Tensors(Protocol):
+    """The tensors of one module, by the names that its origins use; `name` is what to blame in messages."""
+
+    name: str
+    shapes: dict[str, tuple[int, ...]]
+
+    def read(self, name: str) -> Tensor:
+        """Return one of them, which the caller copies."""
+
+    def region(self, name: str, dtype: torch.dtype) -> Region | None:
+        """Return where its values lie in a file, row by row; None if they do not, or are not of this dtype."""
 
 
 class TensorFiles:
@@ -64,7 +77,7 @@ class TensorFiles:
         return tensor
 
     def region(self, name: str, dtype: torch.dtype) -> Region | None:
-        """Return where a tensor's values lie in a file, row by row; None if they are not of this dtype."""
+        """See `Tensors.region`."""
         same = _DTYPES.get(self._holders[name].get_slice(name).get_dtype()) == dtype
         return self._regions[name] if same else None
 
@@ -83,7 +96,7 @@ def _regions(file: Path) -> dict[str, Region]:
 
 def fill(
     module: nn.Module,
-    files: TensorFiles,
+    files: Tensors,
     origins: Mapping[str, Origin],
     *,
     device: torch.device,
@@ -121,18 +134,18 @@ def fill(
     module.requires_grad_(False).eval()
 
 
-def _shape(origin: Origin, files: TensorFiles) -> tuple[int, ...]:
+def _shape(origin: Origin, files: Tensors) -> tuple[int, ...]:
     """Return the shape of the rows that an origin takes of its tensor."""
     return tuple(origin.take(torch.empty(files.shapes[origin.tensor], device="meta")).shape)
 
 
-def regions(module: nn.Module, files: TensorFiles, origins: Mapping[str, Origin]) -> dict[str, tuple[Region, ...]]:
+def regions(module: nn.Module, files: Tensors, origins: Mapping[str, Origin]) -> dict[str, tuple[Region, ...]]:
     """Return where the bytes of a filled module's parameters lie, for those that lie there as they are."""
     found = {name: _regions_of(origins[name], files, weight.dtype) for name, weight in module.named_parameters()}
     return {name: parts for name, parts in found.items() if parts}
 
 
-def _regions_of(origin: Origin, files: TensorFiles, dtype: torch.dtype) -> tuple[Region, ...]:
+def _regions_of(origin: Origin, files: Tensors, dtype: torch.dtype) -> tuple[Region, ...]:
     """Return where an origin's rows lie, in order; nothing if they must be converted."""
     region = files.region(origin.tensor, dtype)
     if region is None or files.shapes[origin.tensor][0] % origin.of:
@@ -141,7 +154,7 @@ def _regions_of(origin: Origin, files: TensorFiles, dtype: torch.dtype) -> tuple
     return tuple(Region(region.file, region.start + part * size, size) for part in origin.parts)
 
 
-def _read(origin: Origin, files: TensorFiles, target: Tensor, reader: Reader) -> None:
+def _read(origin: Origin, files: Tensors, target: Tensor, reader: Reader) -> None:
     """Fill `target` with an origin's rows; at once, or by `reader` if they lie in the file as they are needed."""
     parts = _regions_of(origin, files, target.dtype)
     if not parts:
@@ -151,7 +164,7 @@ def _read(origin: Origin, files: TensorFiles, target: Tensor, reader: Reader) ->
         reader.read(region, rows)
 
 
-def _check_names(files: TensorFiles, origins: Mapping[str, Origin], *, alone: bool) -> None:
+def _check_names(files: Tensors, origins: Mapping[str, Origin], *, alone: bool) -> None:
     wanted = {origin.tensor for origin in origins.values()}
     missing = sorted(wanted - files.shapes.keys() - _OPTIONAL)
     unexpected = sorted(files.shapes.keys() - wanted) if alone else []
