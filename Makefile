@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lint format bench chaos lock score-tiny clean
+.PHONY: help install demo up test lint format bench bench-gpu chaos lock score-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -43,6 +43,9 @@ format: install ## format the code
 bench: install ## measure the queue on this host: accept, status, queue to start, adapter change, 200 pollers
 	$(BIN)/python -m benchmarks.queue
 	$(BIN)/python -m benchmarks.load
+
+bench-gpu: install ## measure full-size FLUX.2 with random weights on the GPU, beside AI Toolkit if AI_TOOLKIT_PATH is set
+	$(BIN)/python -m benchmarks.gpu --full $(BENCH_ARGS)
 
 JOBS ?= 300
 

@@ -64,7 +64,7 @@ class Placement:
     gigabytes: float
 
     def __str__(self) -> str:
-        return f"text encoder {self.text_encoder}, clean weights on the {self.clean}, {self.gigabytes:.1f} GB"
+        return f"text encoder {self.text_encoder}, clean weights: {self.clean}, {self.gigabytes:.1f} GB"
 
 
 def place(

@@ -1,0 +1,61 @@
+"""What the device can do at best: matrix products, and copies from the host."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.gpu.clock import Clock
+from benchmarks.gpu.report import Report
+from worker.pipeline.host import locked_like
+
+_BATCH = 10
+# Hopper is the first with a product whose rows and columns have scales of their own.
+_ROW_WISE = (9, 0)
+
+
+def measure_ceilings(report: Report, clock: Clock, *, small: bool) -> None:
+    """Measure bfloat16 and float8 products of 8192x8192, sustained for 2 s, and a copy of 1 GB of locked memory.
+
+    Args:
+        small: 256x256, 0.05 s and 4 MB instead.
+    """
+    size, seconds = (256, 0.05) if small else (8192, 2.0)
+    a, b = (torch.randn(size, size, device=clock.device, dtype=torch.bfloat16) for _ in range(2))
+    bf16 = _sustained_ms(clock, lambda: a @ b, seconds)
+    report.add("bf16 matmul", size=size, median_ms=bf16, tflops=_tflops(size, bf16))
+    if clock.device.type == "cuda" and torch.cuda.get_device_capability(clock.device) >= _ROW_WISE:
+        a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()  # the second by columns, as is required
+        ones = torch.ones(size, 1, device=clock.device)
+
+        def product() -> object:
+            return torch._scaled_mm(
+                a8, b8, scale_a=ones, scale_b=ones.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+            )
+
+        fp8 = _sustained_ms(clock, product, seconds)
+        ratio = {"ratio": fp8 / bf16, "against": "bf16 matmul"}
+        report.add("fp8 row-wise matmul", size=size, median_ms=fp8, **ratio, tflops=_tflops(size, fp8))
+    target = torch.empty(4_000_000 if small else 1_000_000_000, dtype=torch.uint8, device=clock.device)
+    locked = locked_like(target)
+    copy_ms = _sustained_ms(clock, lambda: target.copy_(locked, non_blocking=True), seconds)
+    report.add("host to device copy", size=len(target), median_ms=copy_ms, gb_per_s=len(target) / copy_ms / 1e6)
+
+
+def _sustained_ms(clock: Clock, call: Callable[[], object], seconds: float) -> float:
+    """Return the median milliseconds of a call in the second half of this time, when clocks have come down."""
+    times: list[float] = []
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until or len(times) < 2:
+        start = clock.mark()
+        for _ in range(_BATCH):
+            call()
+        times += clock.between([start, clock.mark()])
+    return statistics.median(times[len(times) // 2 :]) / _BATCH
+
+
+def _tflops(size: int, median_ms: float) -> float:
+    return 2 * size**3 / median_ms / 1e9

@@ -1,0 +1,82 @@
+"""Time on the device: by events on a GPU, where a call returns before its work is done, and by the clock on a CPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Clock:
+    """Marks moments in the device's work, and tells the milliseconds between them."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._cuda = device.type == "cuda"
+
+    @property
+    def name(self) -> str:
+        """Of the device."""
+        return torch.cuda.get_device_name(self.device) if self._cuda else str(self.device)
+
+    def mark(self) -> Any:
+        """Mark the moment when the device is done with all that it was given until now."""
+        if not self._cuda:
+            return time.perf_counter()
+        event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record(torch.cuda.current_stream(self.device))
+        return event
+
+    def wait(self) -> None:
+        """Return when the device is done."""
+        if self._cuda:
+            torch.cuda.synchronize(self.device)
+
+    def between(self, marks: Sequence[Any]) -> list[float]:
+        """Return the milliseconds from each mark to the next."""
+        self.wait()
+        if self._cuda:
+            return [start.elapsed_time(end) for start, end in pairwise(marks)]
+        return [(end - start) * 1000 for start, end in pairwise(marks)]
+
+    def seconds(self, call: Callable[[], object]) -> float:
+        """Return what a call takes until the device is done, on the caller's clock."""
+        self.wait()
+        began = time.perf_counter()
+        call()
+        self.wait()
+        return time.perf_counter() - began
+
+    def median_s(self, call: Callable[[], object], repeat: int) -> float:
+        """Return the median of several calls after one that does not count."""
+        call()
+        return statistics.median(self.seconds(call) for _ in range(repeat))
+
+    def forget_peak(self) -> None:
+        """Begin to watch for the most memory that is taken."""
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+
+    def peak_gb(self) -> float | None:
+        """Return the most memory that tensors took since `forget_peak`; None on a CPU."""
+        return torch.cuda.max_memory_allocated(self.device) / 1e9 if self._cuda else None
+
+    @contextmanager
+    def busy(self, *modules: nn.Module) -> Iterator[Callable[[], float]]:
+        """Give a function that returns the seconds which the device has spent inside these modules."""
+        spans: list[list[Any]] = []
+        handles = []
+        for module in modules:
+            handles.append(module.register_forward_pre_hook(lambda *_: spans.append([self.mark()])))
+            handles.append(module.register_forward_hook(lambda *_: spans[-1].append(self.mark())))
+        try:
+            yield lambda: sum(sum(self.between(span)) for span in spans) / 1000
+        finally:
+            for handle in handles:
+                handle.remove()

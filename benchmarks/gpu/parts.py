@@ -1,0 +1,272 @@
+"""The measurements of one model: a step, an image, a change of adapters, a prompt, a batch.
+
+Engines run over the same weights, one after another. `compiled` is `exact` with its blocks compiled, and there is no
+way back; so what is measured of the product's engine after that is measured compiled.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.clock import Clock
+from benchmarks.gpu.models import write_adapter
+from benchmarks.gpu.report import Report, Row
+from shared.job import AdapterRef, ItemSpec
+from worker import imagefile
+from worker.engines.engine import Engine, Run
+from worker.engines.exact import Exact
+from worker.pipeline.compiled import compile_blocks
+from worker.pipeline.components import Components
+from worker.render import Renderer
+from worker.sampling.latents import noise
+from worker.sampling.prompt import MAX_TOKENS, embed
+from worker.verify.product import adapter_ref
+
+_SEED = 42
+_GUIDANCE = 4.0
+# Engines whose latents are to be equal to those of the ones before them.
+_EQUAL = ("ai-toolkit", "exact", "compiled")
+_STEP, _IMAGE = "step", "image"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        sizes: width and height of images, in pixels; parts other than steps and images use the first.
+        steps: of an image.
+        repeat: how many times the median is of.
+        items: images of the batch.
+    """
+
+    sizes: tuple[int, ...]
+    steps: int
+    repeat: int
+    items: int
+
+
+class Parts:
+    """Measures one model.
+
+    Args:
+        others: engines besides `exact`, over the weights of `components`.
+    """
+
+    def __init__(
+        self, components: Components, others: Mapping[str, Engine], *, plan: Plan, report: Report, clock: Clock
+    ) -> None:
+        self._components = components
+        self._exact = Exact(components)
+        self._others = others
+        self._plan = plan
+        self._report = report
+        self._clock = clock
+        self._renderer = Renderer(components, prompt_cache=4)
+        self._now = "exact"  # the name of this project's engine, as it is now
+        self._latents: dict[tuple[str, int], dict[str, Tensor]] = {}
+        self._prompt, self._negative = (self._embeds(seed) for seed in (1, 2))
+
+    def compile(self) -> None:
+        """Compile the blocks; each kind is compiled at its first call."""
+        compile_blocks(self._components.transformer)
+        self._now = "compiled"
+
+    def engine(self, name: str, *, step: bool, image: bool) -> None:
+        """Measure an engine at every size."""
+        engine = self._others.get(name, self._exact)
+        for size in self._plan.sizes:
+            first_s = self._clock.seconds(lambda: self._denoise(engine, size, 1))  # noqa: B023 - called at once
+            notes: Row = {"compile_s": first_s} if name == "compiled" else {}
+            if step:
+                self._step(name, engine, size, notes)
+            if image:
+                self._image(name, engine, size, notes)
+
+    def _step(self, name: str, engine: Engine, size: int, notes: Row) -> None:
+        self._clock.forget_peak()
+        latents, times = self._denoise(engine, size, self._plan.repeat + 1)
+        median_ms = statistics.median(times)
+        self._report.add(
+            _STEP,
+            engine=name,
+            size=size,
+            median_ms=median_ms,
+            **self._report.against(_STEP, size=size, engine=name, time=median_ms),
+            peak_gb=self._clock.peak_gb(),
+            n=len(times),
+            **notes,
+            **self._equality(_STEP, name, size, latents, steps=self._plan.repeat + 1),
+        )
+
+    def _image(self, name: str, engine: Engine, size: int, notes: Row) -> None:
+        """Measure from noise to the bytes of a file; the prompt is encoded already."""
+        engine.decode(self._denoise(engine, size, 1)[0])
+        self._clock.forget_peak()
+        done: dict[str, Any] = {}
+        seconds: dict[str, float] = {}
+        for stage, call in (
+            ("denoise", lambda: self._denoise(engine, size, self._plan.steps)[0]),
+            ("decode", lambda: engine.decode(done["denoise"])),
+            ("pixels", lambda: engine.image(done["decode"][0])),
+            ("encode", lambda: imagefile.encode(done["pixels"], "png", {"num_inference_steps": self._plan.steps})),
+        ):
+            seconds[stage] = self._clock.seconds(lambda: done.update({stage: call()}))  # noqa: B023 - called at once
+        total = sum(seconds.values())
+        self._report.add(
+            _IMAGE,
+            engine=name,
+            size=size,
+            seconds=total,
+            **self._report.against(_IMAGE, size=size, engine=name, time=total),
+            peak_gb=self._clock.peak_gb(),
+            steps=self._plan.steps,
+            **{f"{stage}_s": value for stage, value in seconds.items()},
+            **notes,
+            **self._equality(_IMAGE, name, size, done["denoise"], steps=self._plan.steps),
+        )
+
+    def switch(self, folder: Path) -> None:
+        """Measure changes of adapters from file to weights, on the caller's clock."""
+        warm, step_ms = self._renderer.warm, self._step_ms()
+        a, b = (self._adapter(folder, name) for name in "AB")
+        times: dict[str, list[float]] = {}
+        base: list[tuple[AdapterRef, Path]] = []
+        drift = 0
+
+        def change(what: str, adapters: list[tuple[AdapterRef, Path]]) -> None:
+            nonlocal drift
+            times.setdefault(what, []).append(self._clock.seconds(lambda: warm.use(adapters)))
+            drift = max(drift, warm.drift(), warm.base_drift)
+
+        change("switch base to A, clean weights copied", [a])
+        for _ in range(self._plan.repeat):
+            change("switch A to B", [b])
+            change("switch B to A", [a])
+            change("switch A to base", base)
+            change("switch base to A", [a])
+        warm.use(base)
+        for what, seconds in times.items():
+            median_ms = statistics.median(seconds) * 1000
+            self._add(what, median_ms, step_ms, n=len(seconds), clean=self._components.placement.clean, drift=drift)
+
+    def prompt(self) -> None:
+        """Measure the encoding of 512 random tokens."""
+        step_ms = self._step_ms()
+        self._clock.forget_peak()
+        median_s = self._clock.median_s(lambda: self._embeds(3), self._plan.repeat)
+        place = self._components.placement.text_encoder
+        self._add("prompt encode", median_s * 1000, step_ms, peak_gb=self._clock.peak_gb(), text_encoder=place)
+
+    def batch(self, folder: Path) -> None:
+        """Render images that alternate between two adapters, each encoded to a file before the next is begun."""
+        step_ms = self._step_ms()
+        adapters = [self._adapter(folder, name) for name in "AB"]
+        for adapter in adapters:
+            self._render(adapter, 0)
+        self._clock.forget_peak()
+        with self._clock.busy(self._components.transformer, self._components.autoencoder.decoder) as busy_s:
+            began = time.perf_counter()
+            for number in range(self._plan.items):
+                self._render(adapters[number % 2], number)
+            wall_s = time.perf_counter() - began
+            idle = 1 - busy_s() / wall_s
+        self._renderer.warm.use(())
+        self._report.add(
+            f"batch of {self._plan.items}, two adapters in turn, per item",
+            engine=self._now,
+            size=self._plan.sizes[0],
+            seconds=wall_s / self._plan.items,
+            ratio=wall_s / self._plan.items / (self._plan.steps * step_ms / 1000),
+            against=f"{self._plan.steps} steps",
+            peak_gb=self._clock.peak_gb(),
+            steps=self._plan.steps,
+            idle_share=idle,
+            drift=max(self._renderer.warm.drift(), self._renderer.warm.base_drift),
+        )
+
+    def _add(self, what: str, median_ms: float, step_ms: float, **more: Any) -> None:
+        """Report a time beside that of one step of this project's engine."""
+        self._report.add(
+            what,
+            engine=self._now,
+            size=self._plan.sizes[0],
+            median_ms=median_ms,
+            ratio=median_ms / step_ms,
+            against="one step",
+            **more,
+        )
+
+    def _step_ms(self) -> float:
+        """Return what a step of this project's engine takes at the first size, as it is now."""
+        size = self._plan.sizes[0]
+        for row in self._report.rows:
+            if (row["what"], row.get("engine"), row.get("size")) == (_STEP, self._now, size):
+                return float(row["median_ms"])
+        self._denoise(self._exact, size, 1)
+        return statistics.median(self._denoise(self._exact, size, self._plan.repeat + 1)[1])
+
+    def _denoise(self, engine: Engine, size: int, steps: int) -> tuple[Tensor, list[float]]:
+        """Return latents, and the milliseconds of each step but the first: from the end of the one before it."""
+        channels = self._components.transformer.config.in_channels
+        start = noise(_SEED, channels=channels, height=size, width=size, dtype=self._components.dtype)
+        negative = None if self._components.distilled else self._negative
+        marks: list[Any] = []
+        latents = engine.denoise(
+            start.to(self._components.device),
+            Run(steps, _GUIDANCE, self._prompt, negative),
+            on_step=lambda *_: marks.append(self._clock.mark()),
+        )
+        return latents, self._clock.between(marks)
+
+    def _equality(self, what: str, name: str, size: int, latents: Tensor, *, steps: int) -> Row:
+        """Count the elements in which an engine's latents differ from those of the engines before it."""
+        before = self._latents.setdefault((what, size), {})
+        notes: Row = {"finite": bool(latents.isfinite().all())}
+        if name in _EQUAL:
+            if before:
+                notes["differing"] = {other: int((latents != kept).sum()) for other, kept in before.items()}
+                notes |= {"of": latents.numel(), "after_steps": steps}
+            before[str(name)] = latents
+        return notes
+
+    def _embeds(self, seed: int) -> Tensor:
+        """Encode random tokens, (1, 512, width), as `worker.sampling.prompt` does a prompt's."""
+        encoder: Any = self._components.text_encoder
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(encoder.config.vocab_size, (1, MAX_TOKENS), generator=generator).to(self._clock.device)
+        return embed(encoder, ids, torch.ones_like(ids)).to(self._components.dtype)
+
+    def _adapter(self, folder: Path, name: str) -> tuple[AdapterRef, Path]:
+        path = folder / f"{name}.safetensors"
+        if not path.exists():
+            write_adapter(path, self._components)
+        return adapter_ref(path, 1.0), path
+
+    def _render(self, adapter: tuple[AdapterRef, Path], seed: int) -> Sequence[int]:
+        ref, path = adapter
+        size = self._plan.sizes[0]
+        spec = ItemSpec(
+            model=self._components.model,
+            prompt="a red fox",
+            neg="a cat",
+            width=size,
+            height=size,
+            requested_width=size,
+            requested_height=size,
+            seed=seed,
+            num_inference_steps=self._plan.steps,
+            guidance_scale=_GUIDANCE,
+            adapters=(ref,),
+            output_format="png",
+        )
+        rendered = self._renderer.render(spec, [path], on_progress=lambda _: None)
+        return imagefile.encode(rendered.image, spec.output_format, spec.model_dump())

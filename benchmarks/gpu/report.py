@@ -1,0 +1,79 @@
+"""Rows of measurements: as JSON lines while they are made, as a table at the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+Row = dict[str, Any]
+
+#: Engines that others are held to: the first that was measured.
+BASELINES = ("ai-toolkit", "diffusers")
+
+_COLUMNS = ("what", "engine", "size", "median_ms", "seconds", "ratio", "against", "peak_gb", "device")
+
+
+class Report:
+    """Collects rows.
+
+    Args:
+        device: its name, which every row carries.
+        as_json: write each row to the standard output when it is made.
+        out: a file that each row is appended to when it is made, so that a run that is killed leaves the rest.
+    """
+
+    def __init__(self, *, device: str, as_json: bool, out: Path | None) -> None:
+        self.rows: list[Row] = []
+        self._device = device
+        self._as_json = as_json
+        self._out = out
+
+    def add(self, what: str, **values: Any) -> None:
+        """Keep a row; `median_ms` or `seconds` is its time, `ratio` that over the time of what `against` names."""
+        row = {"what": what, **values, "device": self._device}
+        self.rows.append(row)
+        line = json.dumps(row)
+        if self._as_json:
+            typer.echo(line)
+        if self._out is not None:
+            with self._out.open("a") as file:
+                file.write(line + "\n")
+
+    def against(self, what: str, *, size: int, engine: str, time: float) -> Row:
+        """Return `ratio` and `against` of an engine's time, in the unit of the rows that it is compared with."""
+        times: dict[str, float] = {
+            row["engine"]: row["median_ms"] if "median_ms" in row else row["seconds"]
+            for row in self.rows
+            if row["what"] == what and row["size"] == size
+        } | {engine: time}
+        for baseline in BASELINES:
+            if baseline in times:
+                return {"ratio": time / times[baseline], "against": f"{baseline} eager"}
+        return {"ratio": None, "against": None}
+
+    def print_table(self) -> None:
+        """Print what was kept, unless that was printed as JSON."""
+        if self._as_json:
+            return
+        table = Table("what", "engine", "size", "time", "ratio", "peak GB", "more", title=self._device)
+        for row in self.rows:
+            ratio = "" if row.get("ratio") is None else f"{row['ratio']:.3f} x {row['against']}"
+            peak = "" if row.get("peak_gb") is None else f"{row['peak_gb']:.1f}"
+            more = ", ".join(f"{name} {_short(value)}" for name, value in row.items() if name not in _COLUMNS)
+            table.add_row(row["what"], row.get("engine"), str(row.get("size", "")), _time(row), ratio, peak, more)
+        Console().print(table)
+
+
+def _time(row: Row) -> str:
+    if "median_ms" in row:
+        return f"{row['median_ms']:.3f} ms" if row["median_ms"] < 10 else f"{row['median_ms']:.1f} ms"
+    return f"{row['seconds']:.3f} s" if "seconds" in row else ""
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,88 @@
+"""`python -m benchmarks.gpu` does all of its work on a CPU too, small; compiling takes long and is left out here."""
+
+import json
+import os
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from benchmarks.gpu.__main__ import main
+
+ROOT = os.environ.get("AI_TOOLKIT_PATH")  # read here: the tests' environment is emptied of it
+
+
+def run(out, *arguments):
+    app = typer.Typer()
+    app.command()(main)
+    few = ("--steps", "2", "--repeat", "2", "--items", "2", "--out", str(out))
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, ["--tiny", "--device", "cpu", *few, *arguments])
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """Run it, and return the rows that it left in its file, which are those that it printed."""
+
+    def measure(*arguments):
+        if ROOT:
+            monkeypatch.setenv("AI_TOOLKIT_PATH", ROOT)
+        out = tmp_path / "rows.jsonl"
+        result = run(out, "--json", *arguments)
+        assert result.exit_code == 0, result.output
+        assert result.stdout == out.read_text()
+        return [json.loads(line) for line in result.stdout.splitlines()]
+
+    return measure
+
+
+@pytest.mark.parametrize("model", ["flux2", "flux2_klein_9b"])
+def test_every_part_gives_times_and_ratios(measured, model):
+    engines = [*(["ai-toolkit"] if ROOT else []), "diffusers", "exact"]
+
+    rows = measured("--model", model, *(word for engine in engines for word in ("--engine", engine)))
+
+    by_part = {row["what"].split(" ")[0].rstrip(":"): row for row in rows}
+    assert by_part.keys() == {"bf16", "host", "placement", "cold", "step", "image", "switch", "prompt", "batch"}
+    assert all(row["device"] == "cpu" for row in rows)
+    times = [row.get("median_ms", row.get("seconds")) for row in rows if row["what"] != "placement"]
+    assert all(time > 0 for time in times)
+    of_engines = [row for row in rows if "engine" in row]
+    assert all(row["ratio"] > 0 and row["against"] for row in of_engines)
+    for part in ("step", "image"):
+        assert [row["engine"] for row in rows if row["what"] == part] == engines
+        first = next(row for row in rows if row["what"] == part)
+        assert (first["ratio"], first["against"]) == (1.0, f"{engines[0]} eager")
+    assert all(row["finite"] for row in rows if row["what"] in ("step", "image"))
+    assert all(row["drift"] == 0 for row in rows if row["what"].startswith(("switch", "batch")))
+    assert 0 <= by_part["batch"]["idle_share"] < 1
+
+
+@pytest.mark.skipif(not ROOT, reason="AI_TOOLKIT_PATH names no checkout of AI Toolkit")
+def test_our_latents_are_counted_to_be_those_of_ai_toolkit(measured):
+    rows = measured("--engine", "ai-toolkit", "--engine", "exact", "--only", "steps", "--only", "image")
+
+    assert [row["differing"] for row in rows if row.get("engine") == "exact"] == [{"ai-toolkit": 0}] * 2
+
+
+def test_one_part_at_two_sizes_with_the_parts_placed_by_hand(measured):
+    sizes = ("--size", "64", "--size", "96")
+    places = ("--text-encoder-place", "streamed", "--clean-weights", "device")
+
+    placement, *steps = measured("--only", "steps", "--engine", "exact", *sizes, *places)
+
+    assert placement["placement"].startswith("text encoder streamed, clean weights: device")
+    assert [(row["what"], row["size"]) for row in steps] == [("step", 64), ("step", 96)]
+
+
+def test_without_json_a_table_shows_each_row(tmp_path):
+    result = run(tmp_path / "rows.jsonl", "--only", "prompt", "--engine", "exact")
+
+    assert result.exit_code == 0, result.output
+    assert "prompt encode" in result.stdout
+
+
+def test_ai_toolkit_is_not_left_out_silently(tmp_path):
+    result = run(tmp_path / "rows.jsonl", "--engine", "ai-toolkit")
+
+    assert result.exit_code == 2
+    assert not (tmp_path / "rows.jsonl").exists()
