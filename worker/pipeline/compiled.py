@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.fx.experimental._config
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -40,6 +41,9 @@ class EagerLayerNorm(nn.Module):
 
 def compile_blocks(transformer: Any) -> None:
     """Compile the blocks of a Flux2Transformer2DModel for images of any size; each kind at its first call."""
+    # Else an image of 1024x1024, 4096 tokens, would tie the tokens' number to klein 9B's width, which is fixed.
+    dimensions: Any = torch.fx.experimental._config
+    dimensions.use_duck_shape = False
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         for name, child in list(block.named_children()):
             if isinstance(child, nn.LayerNorm):
