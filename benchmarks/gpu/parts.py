@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,9 @@ from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.models import write_adapter
 from benchmarks.gpu.report import Report, Row
 from shared.job import AdapterRef, ItemSpec
+from shared.settings import WorkerSettings
 from worker import imagefile
+from worker.behind import Behind
 from worker.engines.engine import Engine, Run
 from worker.engines.exact import Exact
 from worker.pipeline.compiled import compile_blocks
@@ -70,7 +72,8 @@ class Parts:
         self._plan = plan
         self._report = report
         self._clock = clock
-        self._renderer = Renderer(components, prompt_cache=4)
+        cache_bytes = int(WorkerSettings.model_fields["adapter_cache_gb"].default * 1_000_000_000)
+        self._renderer = Renderer(components, prompt_cache=4, adapter_cache_bytes=cache_bytes)
         self._now = "exact"  # the name of this project's engine, as it is now
         self._latents: dict[tuple[str, int], dict[str, Tensor]] = {}
         self._prompt, self._negative = (self._embeds(seed) for seed in (1, 2))
@@ -135,7 +138,7 @@ class Parts:
         )
 
     def switch(self, folder: Path) -> None:
-        """Measure changes of adapters from file to weights, on the caller's clock."""
+        """Measure changes of adapters, on the caller's clock; each file is read once, at the first."""
         warm, step_ms = self._renderer.warm, self._step_ms()
         a, b = (self._adapter(folder, name) for name in "AB")
         times: dict[str, list[float]] = {}
@@ -167,16 +170,19 @@ class Parts:
         self._add("prompt encode", median_s * 1000, step_ms, peak_gb=self._clock.peak_gb(), text_encoder=place)
 
     def batch(self, folder: Path) -> None:
-        """Render images that alternate between two adapters, each encoded to a file before the next is begun."""
+        """Render images that alternate between two adapters; as in a worker each is encoded while the next renders."""
         step_ms = self._step_ms()
         adapters = [self._adapter(folder, name) for name in "AB"]
+        behind = Behind()
         for adapter in adapters:
-            self._render(adapter, 0)
+            self._render(adapter, 0, behind)
+        behind.wait()
         self._clock.forget_peak()
         with self._clock.busy(self._components.transformer, self._components.autoencoder.decoder) as busy_s:
             began = time.perf_counter()
             for number in range(self._plan.items):
-                self._render(adapters[number % 2], number)
+                self._render(adapters[number % 2], number, behind)
+            behind.wait()
             wall_s = time.perf_counter() - began
             idle = 1 - busy_s() / wall_s
         self._renderer.warm.use(())
@@ -251,7 +257,7 @@ class Parts:
             write_adapter(path, self._components)
         return adapter_ref(path, 1.0), path
 
-    def _render(self, adapter: tuple[AdapterRef, Path], seed: int) -> Sequence[int]:
+    def _render(self, adapter: tuple[AdapterRef, Path], seed: int, behind: Behind) -> None:
         ref, path = adapter
         size = self._plan.sizes[0]
         spec = ItemSpec(
@@ -269,4 +275,8 @@ class Parts:
             output_format="png",
         )
         rendered = self._renderer.render(spec, [path], on_progress=lambda _: None)
-        return imagefile.encode(rendered.image, spec.output_format, spec.model_dump())
+
+        def encode() -> None:
+            imagefile.encode(rendered.image, spec.output_format, spec.model_dump())
+
+        behind(encode)
