@@ -41,6 +41,7 @@ def serve(settings: Settings) -> None:
         held.enter_context(slot_held(name, redis_url=settings.redis.url, folder=folder))
         if device.type == "cuda":
             held.enter_context(gpu_held(gpu, folder=folder))
+            torch.cuda.set_device(device)
         listen(_open(settings, name, device))
 
 

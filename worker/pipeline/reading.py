@@ -109,7 +109,7 @@ class Reader:
     def _own(self) -> tuple[Tensor, torch.cuda.Stream]:
         """Return this thread's block of host memory and its stream."""
         if not hasattr(self._mine, "staging"):
-            self._mine.staging = lock(torch.zeros(self._block_bytes, dtype=torch.uint8))
+            self._mine.staging = lock(torch.zeros(self._block_bytes, dtype=torch.uint8), device=self._device)
             self._mine.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         return self._mine.staging, self._mine.stream
 

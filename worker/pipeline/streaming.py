@@ -37,14 +37,14 @@ class _Place:
 class _Layer:
     """A layer's weights, packed into one block of host memory that one copy moves."""
 
-    def __init__(self, module: nn.Module, *, locked: bool) -> None:
+    def __init__(self, module: nn.Module, *, device: torch.device) -> None:
         self._places = list(_places(module))
         last = self._places[-1]
         self.host = torch.zeros(last.start + last.tensor.nbytes, dtype=torch.uint8)
         for place in self._places:
             place.view(self.host).copy_(place.tensor)
-        if locked:
-            lock(self.host)
+        if device.type == "cuda":
+            lock(self.host, device=device)
         self.lie_in(self.host)
 
     def lie_in(self, buffer: Tensor) -> None:
@@ -62,7 +62,7 @@ class Streamed:
 
     def __init__(self, layers: Sequence[nn.Module], *, device: torch.device) -> None:
         self._device = device
-        self._layers = [_Layer(module, locked=device.type == "cuda") for module in layers]
+        self._layers = [_Layer(module, device=device) for module in layers]
         size = max(len(layer.host) for layer in self._layers)
         count = min(BUFFERS, len(self._layers))
         self._buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(count)]
