@@ -62,13 +62,11 @@ class CleanWeights:
         for name in names:
             if name in self._copies:
                 self._weights[name].copy_(self._copies[name], non_blocking=True)
-        from_files = [name for name in names if name in self._regions]
-        if self._reader is None or not from_files:
+        if self._reader is None:
             return
-        device = self._weights[from_files[0]].device
-        if device.type == "cuda":
-            torch.cuda.current_stream(device).synchronize()  # nothing may still read what is written over
-        for name in from_files:
+        for name in names:
+            if name not in self._regions:
+                continue
             parts = self._regions[name]
             for region, rows in zip(parts, self._weights[name].chunk(len(parts)), strict=True):
                 self._reader.read(region, rows)

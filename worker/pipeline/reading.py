@@ -80,6 +80,9 @@ class Reader:
             CheckpointError: the file cannot be opened.
         """
         self.open(region.file)
+        if self._device.type == "cuda":
+            # The copies run on streams of their own, and this memory may still be in use on the current one.
+            torch.cuda.current_stream(self._device).synchronize()
         flat = target.view(-1).view(torch.uint8)
         for start in range(0, region.size, self._block_bytes):
             block = flat[start : start + self._block_bytes]
