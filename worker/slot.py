@@ -30,7 +30,7 @@ class Slot:
         boot: identity of this process, new at each start.
         claims: the items held now, oldest first: one that renders, beside one that is stored.
         draining: set when the process is told to stop; it takes nothing more.
-        storage_failed: whether the last item could not be stored.
+        storage_failed: whether an item could not be stored, and the store has not answered since.
         wakes: how many wake-ups came.
     """
 

@@ -141,11 +141,17 @@ def _run(worker: Worker, claim: Claim) -> None:
     with ExitStack() as held:
         held.enter_context(worker.slot.running(claim))
         lease = held.enter_context(Lease(worker.ledger, claim, worker.settings, on_stall=stalled))
+        if claim.attempt > 1:
+            worker.behind.wait()  # what has ended a process may do so again: nothing else is then lost with it
         rendered = _attempt(worker, claim, lease, partial(_render, worker, claim, lease))
         if rendered is None:
             return
         keep = held.pop_all()
-    worker.behind(partial(_finish, worker, claim, lease, rendered, keep))
+    try:
+        worker.behind(partial(_finish, worker, claim, lease, rendered, keep))
+    except RuntimeError:  # no thread could be started: the lease must not be renewed for nobody
+        keep.close()
+        raise
 
 
 def _finish(worker: Worker, claim: Claim, lease: Lease, rendered: Rendered, held: ExitStack) -> None:
@@ -239,7 +245,8 @@ def _fail(worker: Worker, claim: Claim, error: Flux2Error) -> None:
     logger.error(
         "item failed", exc_info=error, extra={"item": claim.item_id, "attempt": claim.attempt, "code": error.code}
     )
-    worker.slot.storage_failed = isinstance(error, StorageUnavailable)
+    if isinstance(error, StorageUnavailable):
+        worker.slot.storage_failed = True
     if isinstance(error, WeightsLost):
         worker.give_up(claim, error)
     elif not isinstance(error, _NOT_THE_DEVICES) and (reason := worker.probe()):

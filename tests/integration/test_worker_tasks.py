@@ -510,6 +510,41 @@ def test_an_upload_that_fails_behind_is_tried_again(storing):
     assert storing.slot.storage_failed
 
 
+def test_an_item_that_fails_otherwise_does_not_say_that_the_storage_is_back(storing):
+    accept(storing)
+
+    def stumble(progress):
+        storing.slot.storage_failed = True  # as the thread behind would, for the item before
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError):
+        run_next(watched(storing, stumble))
+
+    assert storing.slot.storage_failed
+
+
+def test_an_item_that_may_have_ended_a_process_renders_alone(storing, wait_until):
+    fresh, suspect = (accept(storing) for _ in range(2))
+    taken = [storing.ledger.claim_next(["flux2"], slot="other", boot="b", warm="base") for _ in range(2)]
+    assert [claim.job_id for claim in taken] == [fresh, suspect]
+    storing.ledger.release(taken[0], "drain")
+    storing.ledger.release(taken[1], "retry")
+    rendered = []
+
+    run_next(storing)
+    assert storing.store.asked.acquire(timeout=10)
+    other = threading.Thread(target=run_next, args=[watched(storing, lambda progress: rendered.append(progress.stage))])
+    other.start()
+    wait_until(lambda: [claim.job_id for claim in storing.slot.claims] == [fresh, suspect], what="the second claim")
+    other.join(0.5)
+    assert rendered == []
+
+    storing.store.go.set()
+    other.join(20)
+    storing.behind.wait()
+    assert [item(storing, job).state for job in (fresh, suspect)] == [State.SUCCEEDED, State.SUCCEEDED]
+
+
 # The doubles below stand where the outside fails: a bucket that is gone, a Redis that is away, a moment in a render.
 
 

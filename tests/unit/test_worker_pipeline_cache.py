@@ -1,6 +1,8 @@
 """What is merged, what changes it, and what comes back when a change fails."""
 
+import errno
 import itertools
+import os
 import random
 import shutil
 from dataclasses import replace
@@ -422,6 +424,41 @@ def test_a_checkpoint_that_is_written_over_is_never_rendered_with(from_files, ad
     for wanted in ([], adapters(("lora_r4_bf16", 0.5)), []):
         with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
             warm.use(wanted)
+
+
+def test_a_merge_that_fails_over_a_checkpoint_that_was_written_over_leaves_nothing_to_render_with(
+    from_files, adapters, monkeypatch
+):
+    warm, file = from_files
+    calls = []
+
+    def fails_at_the_seventh_layer(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 7:
+            with file.open("r+b") as opened:
+                values = 8 + int.from_bytes(opened.read(8), "little")
+                opened.seek(values)
+                opened.write(bytes(file.stat().st_size - values))
+            raise AdapterRefused("not finite")
+        return merge.layer_change(*args, **kwargs)
+
+    monkeypatch.setattr("worker.pipeline.cache.layer_change", fails_at_the_seventh_layer)
+    for wanted in (adapters(("lora_alllinear_bf16", 1.0)), [], adapters(("lora_subset_bf16", 1.0))):
+        with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
+            warm.use(wanted)
+
+
+def test_a_checkpoint_whose_disk_fails_is_never_rendered_with(from_files, adapters, monkeypatch):
+    warm, _ = from_files
+    warm.use(adapters(("lora_alllinear_bf16", 1.0)))
+
+    def stale(*_):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr(os, "preadv", stale)
+    for _ in range(2):
+        with pytest.raises(WeightsLost, match=r"cannot be read again: .*Stale file handle"):
+            warm.use([])
 
 
 def test_a_checkpoint_that_is_cut_off_is_never_rendered_with(from_files, adapters):

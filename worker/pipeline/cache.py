@@ -111,9 +111,6 @@ class WarmPipeline:
             return "none", self._named(refs)
         loaded = [self._reader.read(ref, path) for ref, path in adapters]
         restored = self._restore()
-        if restored:
-            self.base_drift = self.drift()
-            self._refuse_drift()
         with ExitStack() as undo:
             undo.callback(self._restore)
             self._key = None
@@ -174,12 +171,19 @@ class WarmPipeline:
 
     @torch.no_grad()
     def _restore(self) -> bool:
-        """Put clean weights back; return whether any had changed."""
+        """Put clean weights back; return whether any had changed.
+
+        Raises:
+            WeightsLost: see `use`.
+        """
         self._key = None
         dirty, had_live = sorted(self._dirty), bool(self.live)
         self.live.clear()
         self._clean.put_back(dirty)
         self._dirty.clear()
+        if dirty:
+            self.base_drift = self.drift()
+            self._refuse_drift()
         self._key, self._reports = adapter_key(()), ()
         return had_live or bool(dirty)
 

@@ -119,7 +119,10 @@ class Reader:
     def _take(self, file: Path, start: int, block: Tensor) -> None:
         view = block.numpy().data
         while view:
-            count = os.preadv(self._files[file], [view], start)
+            try:
+                count = os.preadv(self._files[file], [view], start)
+            except OSError as error:
+                raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
             if count == 0:
                 raise CheckpointError(f"{file}: ends at byte {start}, in the middle of a tensor")
             view, start = view[count:], start + count
