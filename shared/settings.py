@@ -96,7 +96,8 @@ class ModelSettings(BaseModel):
         None, description="Weights of the text encoder; empty: as `FLUX2_MODEL_PRECISION`."
     )
     compile: bool = Field(
-        False, description="Compile the transformer's blocks, with the same bits: the first image takes longer, each step less."
+        False,
+        description="Compile the transformer's blocks, with the same bits: a longer first image, shorter steps.",
     )
     text_encoder_place: Literal["resident", "streamed"] | None = Field(
         None,
