@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
-from transformers import AutoModel, MistralConfig, PreTrainedTokenizerFast, Qwen3Config
+from transformers import MistralConfig, PreTrainedTokenizerFast, Qwen3Config
 
 from shared.adapters.names import PREFIX
 from worker.pipeline.bfl import Origin, autoencoder_origins, layer_shapes, transformer_origins
@@ -36,7 +36,7 @@ from worker.pipeline.placement import (
     weight_bytes,
 )
 from worker.pipeline.source import Layout
-from worker.pipeline.text_encoder import family_of, size_of_config, stream
+from worker.pipeline.text_encoder import build_text_encoder, family_of, size_of_config, stream
 
 _DTYPE = torch.bfloat16
 _STD = 0.02
@@ -251,14 +251,13 @@ def _text_config(model: str, *, tiny: bool) -> Any:
 
 def _text_encoder(config: Any, *, device: torch.device, lies_on: torch.device) -> nn.Module:
     """Return a decoder stack as `worker.pipeline.text_encoder.load_text_encoder` leaves it; drawn on `device`."""
-    with torch.device("meta"):
-        model: Any = AutoModel.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+    model = build_text_encoder(config)
     for name, empty in list(model.named_parameters()):
         path, _, leaf = name.rpartition(".")
         drawn = _random(name, tuple(empty.shape), device=device).to(lies_on)
         setattr(model.get_submodule(path), leaf, nn.Parameter(drawn, requires_grad=False))
     model.norm = nn.Identity()
-    model.rotary_emb = type(model.rotary_emb)(config=config).to(lies_on, _DTYPE)
+    model.rotary_emb.to(lies_on, _DTYPE)
     encoder: nn.Module = model.eval()
     return encoder
 

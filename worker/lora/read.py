@@ -52,8 +52,7 @@ class AdapterReader:
         self._layers = layers
         self._device = device
         self._cache_bytes = cache_bytes
-        self._checked: OrderedDict[str, tuple[AdapterLayout, dict[str, Tensor]]] = OrderedDict()  # by sha256
-        self._sizes: dict[str, int] = {}
+        self._checked: OrderedDict[str, Adapter] = OrderedDict()  # by sha256; on the host
 
     def read(self, ref: AdapterRef, path: Path) -> Adapter:
         """Return the adapter at `path`, which must still be the one that `ref` names.
@@ -64,21 +63,19 @@ class AdapterReader:
         if ref.sha256 not in self._checked:
             host = torch.device("cpu")
             adapter = read_adapter(ref, path, model=self._model, layers=self._layers, device=host)
-            self._remember(ref, adapter)
+            self._remember(adapter)
         else:
             _check_identity(ref, path)
             self._checked.move_to_end(ref.sha256)
-            adapter = Adapter(ref, *self._checked[ref.sha256])
+            adapter = self._checked[ref.sha256]
         return Adapter(ref, adapter.layout, {key: tensor.to(self._device) for key, tensor in adapter.tensors.items()})
 
-    def _remember(self, ref: AdapterRef, adapter: Adapter) -> None:
-        if ref.size_bytes > self._cache_bytes:
+    def _remember(self, adapter: Adapter) -> None:
+        if adapter.ref.size_bytes > self._cache_bytes:
             return
-        self._checked[ref.sha256] = (adapter.layout, adapter.tensors)
-        self._sizes[ref.sha256] = ref.size_bytes
-        while sum(self._sizes.values()) > self._cache_bytes:
-            oldest, _ = self._checked.popitem(last=False)
-            del self._sizes[oldest]
+        self._checked[adapter.ref.sha256] = adapter
+        while sum(kept.ref.size_bytes for kept in self._checked.values()) > self._cache_bytes:
+            self._checked.popitem(last=False)
 
 
 def read_adapter(

@@ -65,11 +65,8 @@ class CleanWeights:
         if self._reader is None:
             return
         for name in names:
-            if name not in self._regions:
-                continue
-            parts = self._regions[name]
-            for region, rows in zip(parts, self._weights[name].chunk(len(parts)), strict=True):
-                self._reader.read(region, rows)
+            if name in self._regions:
+                self._reader.read_rows(self._regions[name], self._weights[name])
         try:
             self._reader.wait()
         except CheckpointError as error:

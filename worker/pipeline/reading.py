@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -87,6 +88,11 @@ class Reader:
         for start in range(0, region.size, self._block_bytes):
             block = flat[start : start + self._block_bytes]
             self._parts.append(self._pool.submit(self._fill, region.file, region.start + start, block))
+
+    def read_rows(self, parts: Sequence[Region], target: Tensor) -> None:
+        """Begin to fill equal parts of the rows of `target`, one from each region; see `read`."""
+        for region, rows in zip(parts, target.chunk(len(parts)), strict=True):
+            self.read(region, rows)
 
     def wait(self) -> None:
         """Return when everything has been read.

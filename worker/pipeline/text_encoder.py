@@ -74,13 +74,10 @@ def load_text_encoder(
     """
     config, layers = _read_config(folder)
     files = TensorFiles(_weights(folder))
-    with torch.device("meta"):
-        model = _build(config.get_text_config())
+    model = build_text_encoder(config.get_text_config())
     if layers > len(model.layers):
         # The last hidden state is normed; the one after layer 30 of 40, or 27 of 36, is not.
         model.norm = nn.Identity()
-    # What is computed at construction is no tensor of the files.
-    model.rotary_emb = type(model.rotary_emb)(config=model.config)
     if not (to_be_quantised and family_of(config) is QWEN):
         model.rotary_emb.to(dtype)
     prefix = _prefix(files)
@@ -90,8 +87,12 @@ def load_text_encoder(
     return model  # type: ignore[no-any-return]
 
 
-def _build(config: Any) -> Any:
-    return AutoModel.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+def build_text_encoder(config: Any) -> Any:
+    """Return a decoder stack without memory; but for its rotary frequencies, in float32, since no file has them."""
+    with torch.device("meta"):
+        model = AutoModel.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+    model.rotary_emb = type(model.rotary_emb)(config=model.config)
+    return model
 
 
 def _weights(folder: Path) -> tuple[Path, ...]:
@@ -134,8 +135,7 @@ def size_of(folder: Path, *, dtype: torch.dtype, float8: bool) -> tuple[int, int
 
 def size_of_config(config: Any, *, dtype: torch.dtype, float8: bool) -> tuple[int, int, int]:
     """Return the same of a language model with this configuration."""
-    with torch.device("meta"):
-        model = _build(config)
+    model = build_text_encoder(config)
     whole, layer = (
         weight_bytes((tuple(weight.shape) for weight in part.parameters()), dtype=dtype, float8=float8)
         for part in (model, model.layers[0])

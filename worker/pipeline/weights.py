@@ -160,8 +160,8 @@ def _read(origin: Origin, files: Tensors, target: Tensor, reader: Reader) -> Non
     if not parts:
         # A copy even on the CPU: pages of the file would change under us when someone rewrites it.
         target.copy_(origin.take(files.read(origin.tensor)).view(target.shape))
-    for region, rows in zip(parts, target.chunk(len(parts)) if parts else (), strict=True):
-        reader.read(region, rows)
+        return
+    reader.read_rows(parts, target)
 
 
 def _check_names(files: Tensors, origins: Mapping[str, Origin], *, alone: bool) -> None:
