@@ -16,7 +16,7 @@ ImageFormat = Literal["png", "jpeg", "webp"]
 Decode = Literal["whole", "tiled"]
 
 #: Whose code renders: this project's, equal to AI Toolkit's to the bit, or AI Toolkit's own from a checkout.
-Engine = Literal["exact", "ai-toolkit"]
+Engine = Literal["exact", "ai-toolkit", "fast"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 
@@ -132,6 +132,8 @@ class PipelineReport(_Record):
         change: `none` when the warm key was already current, `restored` when clean weights were put back,
             `merged` when an adapter was put to weights that were clean, `swapped` for both.
         base_revision: identity of the checkpoint's files.
+        drift: of the engine `fast`: how far one of its steps is from the exact one, relative to that one's length, as
+            measured with the base model when the worker started.
         decode: `tiled` when the device could not hold a whole decode; pixels then differ a little.
     """
 
@@ -142,6 +144,7 @@ class PipelineReport(_Record):
     adapter_mode: AdapterMode
     change: Literal["none", "restored", "merged", "swapped"]
     decode: Decode = "whole"
+    drift: float | None = None
     versions: dict[str, str]
 
 

@@ -101,7 +101,9 @@ class InferenceRequest(Body):
     trigger_word: Text | None = Field(None, description="Replaces `[trigger]` in every prompt.")
     hf_token: SecretStr | None = Field(None, description="Accepted, never stored or logged: workers use their own.")
     engine: Engine = Field(
-        "exact", description="`ai-toolkit` runs AI Toolkit's own classes, on workers that have a checkout of it."
+        "exact",
+        description="`ai-toolkit` runs AI Toolkit's own classes, on workers that have a checkout of it; `fast` "
+        "multiplies in float8, on workers with `FLUX2_MODEL_PRECISION=fp8`: other pixels in less time.",
     )
     adapter_mode: AdapterMode | None = Field(
         None,

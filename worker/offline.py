@@ -62,6 +62,7 @@ def render_request(text: str, output: Path, settings: Settings) -> Iterator[Save
     for warning in warn(request, items, model):
         logger.warning("request", extra={"warning": warning})
     renderer = Renderer(components, prompt_cache=settings.worker.prompt_cache, toolkit=toolkit)
+    renderer.warm_up()
     paths = [locate(ref.path, root=settings.adapters.root) for ref in adapters]
     output.mkdir(parents=True, exist_ok=True)
     for index, spec in enumerate(items):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -26,15 +27,23 @@ from shared.job import Engine as EngineName
 from worker.engines.checkout import Toolkit
 from worker.engines.engine import Engine, Run
 from worker.engines.exact import Exact
+from worker.engines.fast import Fast
 from worker.engines.toolkit import over
 from worker.pipeline.cache import Change, WarmPipeline
 from worker.pipeline.compiled import as_written
 from worker.pipeline.components import Components
-from worker.sampling.latents import PIXELS, noise
+from worker.sampling.latents import PIXELS, image_ids, noise, pack, text_ids
 from worker.sampling.prompt import PromptEncoder
+from worker.sampling.sampler import Call
 from worker.tiling import tiled
 
 logger = logging.getLogger("flux2.worker.render")
+
+_NEEDS: dict[EngineName, str] = {
+    "exact": "FLUX2_MODEL_PRECISION must be bf16, fp32 or qfloat8",
+    "ai-toolkit": "AI_TOOLKIT_PATH must name a checkout, and FLUX2_MODEL_PRECISION be bf16 or fp32",
+    "fast": "FLUX2_MODEL_PRECISION must be fp8",
+}
 
 OnProgress = Callable[[Progress], None]
 
@@ -83,11 +92,10 @@ class Renderer:
             components.text_encoder, components.tokenizer, device=components.device, cache_size=prompt_cache
         )
         self._decoder = _thread()
-        self._engines: dict[EngineName, Engine] = {"exact": Exact(components)}
-        self._lacks = "AI_TOOLKIT_PATH names no checkout"
-        if components.precision == "qfloat8":
-            self._lacks = "its modules cannot hold the float8 weights of this worker"
-        elif toolkit is not None:
+        self._drift: float | None = None
+        ours = Fast(components) if components.precision == "fp8" else Exact(components)
+        self._engines: dict[EngineName, Engine] = {ours.name: ours}
+        if toolkit is not None and components.precision not in ("qfloat8", "fp8"):
             theirs = over(components, toolkit)
             self._engines[theirs.name] = theirs
             self.warm.live.also_in(theirs.transformer)
@@ -96,6 +104,35 @@ class Renderer:
     def engines(self) -> tuple[EngineName, ...]:
         """What `ItemSpec.engine` may ask for."""
         return tuple(self._engines)
+
+    @torch.no_grad()
+    def warm_up(self) -> None:
+        """Take a step of a usual size before the first item: compiling may take longer than an item may stall.
+
+        Over float8 weights the step is also compared with the exact one, which every result then tells.
+        """
+        engine = next(iter(self._engines.values()))
+        step = partial(engine.predict, self._usual_call())
+        if self._components.compiled:
+            step()
+        if engine.name == "fast":
+            self._drift = self.warm.drift_of(step)
+            logger.info("float8 compared with bfloat16", extra={"drift": self._drift})
+
+    def _usual_call(self) -> Call:
+        """Return what a step of 1024x1024 half way through is given; on a CPU of 128x128."""
+        device = self._components.device
+        side = 1024 if device.type == "cuda" else 128
+        prompt_embeds = self._encode("a photograph")
+        timestep = torch.full((1,), 0.5, dtype=prompt_embeds.dtype, device=device)
+        return Call(
+            pack(self._noise(0, height=side, width=side)),
+            timestep,
+            prompt_embeds,
+            image_ids(side // PIXELS, side // PIXELS).to(device),
+            text_ids(prompt_embeds.shape[1]).to(device),
+            torch.full_like(timestep, 4.0),
+        )
 
     def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: OnProgress) -> Rendered:
         """Render `spec` with the adapter files that its `adapters` name, in the same order.
@@ -111,7 +148,9 @@ class Renderer:
         """
         _check(spec)
         if spec.engine not in self._engines:
-            raise InvalidRequest(f"the engine {spec.engine!r} is not offered here: {self._lacks}", field="engine")
+            raise InvalidRequest(
+                f"the engine {spec.engine!r} is not offered here: {_NEEDS[spec.engine]}", field="engine"
+            )
         self._prompts.check(spec.prompt)
         try:
             return self._render(spec, adapters, on_progress, decode_as="whole")
@@ -123,7 +162,7 @@ class Renderer:
         try:
             with tiled(self._components.autoencoder):
                 # AI Toolkit's own autoencoder knows no tiles; it profits from the freed memory only.
-                decode_as: Decode = "tiled" if spec.engine == "exact" else "whole"
+                decode_as: Decode = "whole" if spec.engine == "ai-toolkit" else "tiled"
                 return self._render(spec, adapters, on_progress, decode_as=decode_as)
         except torch.OutOfMemoryError as error:
             reason = _first_sentence(error)
@@ -144,7 +183,9 @@ class Renderer:
 
         stage("adapter")
         with self._timed(timings, "adapter"):
-            change, reports = self.warm.use(list(zip(spec.adapters, adapters, strict=True)), mode=spec.adapter_mode)
+            # Blocks of our transformer wait for their weights; AI Toolkit's know nothing of it.
+            files, ours = list(zip(spec.adapters, adapters, strict=True)), spec.engine != "ai-toolkit"
+            change, reports = self.warm.use(files, mode=spec.adapter_mode, wait=not ours)
         stage("encode")
         with self._timed(timings, "encode_prompt"):
             prompt_embeds = self._encode(spec.prompt)
@@ -182,22 +223,22 @@ class Renderer:
 
     def _denoise(self, engine: Engine, spec: ItemSpec, run: Run, on_progress: OnProgress) -> Tensor:
         """Return final latents, (1, channels, height / 16, width / 16)."""
-        start = noise(
-            spec.seed,
-            channels=self._components.transformer.config.in_channels,
-            height=spec.height,
-            width=spec.width,
-            dtype=run.prompt_embeds.dtype,
-        )
+        start = self._noise(spec.seed, height=spec.height, width=spec.width)
+
+        def on_step(step: int, steps: int) -> None:
+            self.warm.settle()  # all blocks have had their weights by now, so that costs nothing
+            on_progress(Progress(stage="denoise", step=step, steps=steps))
+
         with as_written() if self.warm.live else nullcontext():
-            latents = engine.denoise(
-                start.to(self._components.device),
-                run,
-                on_step=lambda step, steps: on_progress(Progress(stage="denoise", step=step, steps=steps)),
-            )
+            latents = engine.denoise(start, run, on_step=on_step)
         if not latents.isfinite().all():
             raise NotFinite(f"the latents of seed {spec.seed} are not finite, so there is no image in them")
         return latents
+
+    def _noise(self, seed: int, *, height: int, width: int) -> Tensor:
+        channels = self._components.transformer.config.in_channels
+        drawn = noise(seed, channels=channels, height=height, width=width, dtype=self._components.dtype)
+        return drawn.to(self._components.device)
 
     def _report(self, spec: ItemSpec, engine: Engine, change: Change, decode_as: Decode) -> PipelineReport:
         components = self._components
@@ -209,6 +250,7 @@ class Renderer:
             adapter_mode="live" if self.warm.only_live else spec.adapter_mode or "merged",
             change=change,
             decode=decode_as,
+            drift=self._drift,
             versions=engine.versions,
         )
 

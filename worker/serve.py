@@ -60,6 +60,7 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
         adapter_cache_bytes=int(settings.worker.adapter_cache_gb * 1_000_000_000),
         toolkit=toolkit,
     )
+    renderer.warm_up()
     return Worker(
         settings=settings,
         ledger=ledger,

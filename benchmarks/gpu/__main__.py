@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
 
 from benchmarks.gpu.ceilings import measure_ceilings
 from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.models import Built, build
-from benchmarks.gpu.parts import Parts, Plan
+from benchmarks.gpu.models import Checkpoint
+from benchmarks.gpu.parts import Latents, Parts, Plan
 from benchmarks.gpu.report import Report
 from shared.errors import CheckpointError
 from shared.settings import Settings
@@ -23,9 +25,6 @@ from worker.engines.engine import Engine, package_versions
 from worker.engines.toolkit import over
 from worker.pipeline.components import Components
 from worker.verify.stock import Stock
-
-# Reading files is no part of it.
-_HOW = "built from random weights"
 
 
 class Part(StrEnum):
@@ -47,6 +46,10 @@ class EngineName(StrEnum):
     DIFFUSERS = "diffusers"
     EXACT = "exact"
     COMPILED = "compiled"
+    FAST = "fast"
+
+
+_ENGINES = {"bf16": [name for name in EngineName if name != "fast"], "fp8": [EngineName.FAST]}
 
 
 def main(
@@ -72,27 +75,49 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Append the JSON lines to this file, as they are made.")] = None,
 ) -> None:
     """Build a FLUX.2 with random weights by the product's loader, and measure what it costs on this device."""
-    parts, toolkit = set(only or Part), _toolkit(engine)
+    parts, engines, toolkit = set(only or Part), list(engine or EngineName), _toolkit(engine)
     clock = Clock(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     report = Report(device=clock.name, as_json=as_json, out=out)
     plan = Plan(tuple(size or [64 if tiny else 1024]), steps, repeat, items)
-    with torch.no_grad():
+    with torch.no_grad(), ExitStack() as held:
         if Part.CEILINGS in parts:
             measure_ceilings(report, clock, small=tiny or clock.device.type == "cpu")
             torch.cuda.empty_cache()  # else the placement would take its memory for lost
-        if parts != {Part.CEILINGS}:
+        if parts == {Part.CEILINGS}:
+            report.print_table()
+            return
+        checkpoint = held.enter_context(Checkpoint(model, tiny=tiny, device=clock.device))
+        latents: Latents = {}
+        for precision, possible in _ENGINES.items():
+            names = [name for name in possible if name in engines]
+            if not names:
+                continue
             clock.forget_peak()
             try:
-                built = build(
-                    model, tiny=tiny, device=clock.device, text_encoder=text_encoder_place, clean=clean_weights
+                components = checkpoint.load(
+                    precision, text_encoder_place=text_encoder_place, clean_weights=clean_weights
                 )
             except CheckpointError as error:
                 raise typer.BadParameter(str(error)) from error
-            _report_built(built, report, clock, cold=Part.COLD in parts)
-            others = _others(built.components, toolkit, engine)
-            measured = Parts(built.components, others, plan=plan, report=report, clock=clock)
-            _measure(measured, parts, [name for name in EngineName if not engine or name in engine], others)
+            others = _others(components, toolkit, names)
+            measured = Parts(components, others, plan=plan, report=report, clock=clock, latents=latents)
+            _report_loaded(components, report, clock, cold=Part.COLD in parts)
+            _measure(measured, parts, names, others, folder=_folder(held))
+            del components, others, measured
+            _forget()
     report.print_table()
+
+
+def _folder(held: ExitStack) -> Path:
+    return Path(held.enter_context(tempfile.TemporaryDirectory(prefix="flux2-bench-")))
+
+
+def _forget() -> None:
+    """Give the memory of a model back, whose hooks make circles."""
+    torch.compiler.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _toolkit(chosen: Sequence[EngineName] | None) -> Toolkit | None:
@@ -108,49 +133,58 @@ def _toolkit(chosen: Sequence[EngineName] | None) -> Toolkit | None:
         raise typer.BadParameter(str(error), param_hint="AI_TOOLKIT_PATH") from error
 
 
-def _report_built(built: Built, report: Report, clock: Clock, *, cold: bool) -> None:
-    """Report where the model lies and, for the part `cold`, how long building took."""
-    components = built.components
+def _report_loaded(components: Components, report: Report, clock: Clock, *, cold: bool) -> None:
+    """Report where the model lies and, for the part `cold`, how long it took to get there from the page cache."""
     transformer_b = sum(weight.numel() for weight in components.transformer.parameters()) / 1e9
+    named = {"model": components.model, "precision": components.precision}
     report.add(
         "placement",
-        model=components.model,
+        **named,
         transformer_billions=transformer_b,
         placement=str(components.placement),
         **package_versions(),
     )
     if not cold:
         return
-    for part, seconds in built.seconds.items():
-        report.add(f"cold start: {part}", seconds=seconds, gb=built.sizes[part] / 1e9, how=_HOW)
-    report.add("cold start", seconds=sum(built.seconds.values()), peak_gb=clock.peak_gb(), how=_HOW)
+    read = {
+        "transformer": sum(2 * weight.numel() for weight in components.transformer.parameters()),
+        "autoencoder": sum(2 * weight.numel() for weight in components.autoencoder.parameters()),
+        "text encoder": sum(weight.nbytes for weight in components.text_encoder.parameters()),
+    }
+    for part, seconds in components.load_s.items():
+        rate: dict[str, Any] = {}
+        if part in read:
+            rate = {"gb": read[part] / 1e9, "gb_per_s": read[part] / 1e9 / seconds}
+        report.add(f"cold start: {part}", **named, seconds=seconds, **rate)
+    report.add("cold start", **named, seconds=sum(components.load_s.values()), peak_gb=clock.peak_gb())
 
 
-def _others(components: Components, toolkit: Toolkit | None, chosen: Sequence[EngineName] | None) -> dict[str, Engine]:
+def _others(components: Components, toolkit: Toolkit | None, chosen: Collection[EngineName]) -> dict[str, Engine]:
     """Make the engines that are not ours, over our weights."""
     others: dict[str, Engine] = {}
-    if toolkit is not None:
+    if toolkit is not None and EngineName.AI_TOOLKIT in chosen:
         others[EngineName.AI_TOOLKIT] = over(components, toolkit)
-    if not chosen or EngineName.DIFFUSERS in chosen:
+    if EngineName.DIFFUSERS in chosen:
         others[EngineName.DIFFUSERS] = Stock(components)
     return others
 
 
-def _measure(measured: Parts, parts: set[Part], engines: Sequence[EngineName], others: dict[str, Engine]) -> None:
+def _measure(
+    measured: Parts, parts: set[Part], engines: Sequence[EngineName], others: dict[str, Engine], *, folder: Path
+) -> None:
     """Run the parts in an order in which each finds the step that it is compared with."""
     step, image = Part.STEPS in parts, Part.IMAGE in parts
     for name in engines:
-        if name is EngineName.COMPILED:
-            measured.compile()
-        if (step or image) and (name in others or name in (EngineName.EXACT, EngineName.COMPILED)):
+        if name in (EngineName.COMPILED, EngineName.FAST):
+            measured.compile(name)
+        if (step or image) and (name in others or name not in (EngineName.AI_TOOLKIT, EngineName.DIFFUSERS)):
             measured.engine(name, step=step, image=image)
-    with tempfile.TemporaryDirectory(prefix="flux2-bench-") as folder:
-        if Part.SWITCH in parts:
-            measured.switch(Path(folder))
-        if Part.PROMPT in parts:
-            measured.prompt()
-        if Part.BATCH in parts:
-            measured.batch(Path(folder))
+    if Part.SWITCH in parts:
+        measured.switch(folder)
+    if Part.PROMPT in parts:
+        measured.prompt()
+    if Part.BATCH in parts:
+        measured.batch(folder)
 
 
 if __name__ == "__main__":

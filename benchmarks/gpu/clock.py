@@ -69,14 +69,27 @@ class Clock:
 
     @contextmanager
     def busy(self, *modules: nn.Module) -> Iterator[Callable[[], float]]:
-        """Give a function that returns the seconds which the device has spent inside these modules."""
-        spans: list[list[Any]] = []
+        """Give a function that returns the seconds which the device has spent inside these modules.
+
+        A pass that took longer than their median has waited for something, and counts as the median.
+        """
+        spans: list[list[list[Any]]] = []
         handles = []
         for module in modules:
-            handles.append(module.register_forward_pre_hook(lambda *_: spans.append([self.mark()])))
-            handles.append(module.register_forward_hook(lambda *_: spans[-1].append(self.mark())))
+            mine: list[list[Any]] = []
+            spans.append(mine)
+            handles.append(module.register_forward_pre_hook(lambda *_, mine=mine: mine.append([self.mark()])))
+            handles.append(module.register_forward_hook(lambda *_, mine=mine: mine[-1].append(self.mark())))
+
+        def busy_s() -> float:
+            total_ms = 0.0
+            for mine in spans:
+                times = [time_ms for span in mine for time_ms in self.between(span)]
+                total_ms += sum(min(time_ms, statistics.median(times)) for time_ms in times)
+            return total_ms / 1000
+
         try:
-            yield lambda: sum(sum(self.between(span)) for span in spans) / 1000
+            yield busy_s
         finally:
             for handle in handles:
                 handle.remove()

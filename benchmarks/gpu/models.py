@@ -1,15 +1,15 @@
-"""Build a FLUX.2 of full size, or a tiny one, with random weights, by the product's own loader.
-
-Only the tensors' source differs from a checkpoint: they are drawn on the device when the loader reads them.
-"""
+"""A FLUX.2 of full size, or a tiny one, with random weights, as the files that the product loads."""
 
 from __future__ import annotations
 
-import time
+import json
+import math
+import os
+import tempfile
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,18 @@ from torch import Tensor, nn
 from transformers import MistralConfig, PreTrainedTokenizerFast, Qwen3Config
 
 from shared.adapters.names import PREFIX
-from worker.pipeline.bfl import Origin, autoencoder_origins, layer_shapes, transformer_origins
+from shared.catalog import MODELS
+from shared.settings import ModelSettings
+from worker.pipeline.bfl import Origin, autoencoder_origins, transformer_origins
 from worker.pipeline.components import Components
-from worker.pipeline.load import load_autoencoder, load_transformer
-from worker.pipeline.placement import (
-    CleanPlace,
-    Needs,
-    TextEncoderPlace,
-    adapted_bytes,
-    explain,
-    free_bytes,
-    place,
-    weight_bytes,
-)
-from worker.pipeline.source import Layout
-from worker.pipeline.text_encoder import build_text_encoder, family_of, size_of_config, stream
+from worker.pipeline.load import load_components
+from worker.pipeline.text_encoder import build_text_encoder, family_of
 
 _DTYPE = torch.bfloat16
 _STD = 0.02
 _RANK = 16
+_WRITERS = 16
+_WRITE_BYTES = 2**26
 
 # Arguments of diffusers' Flux2Transformer2DModel, whose defaults are [dev]'s. Klein's are Klein4BParams and
 # Klein9BParams in AI Toolkit's extensions_built_in/diffusion_models/flux2/src/model.py.
@@ -88,115 +81,81 @@ _TINY_TEXT = {
 }
 
 
-class RandomTensors:
-    """Tensors of BFL's names and of the shapes that a module takes, drawn from N(0, 0.02); norms scale by one.
+class Checkpoint:
+    """A checkpoint of random weights in the real layout; its files lie in memory, for as long as its context.
 
-    Each is drawn from a generator of its own, so all reads of a name give the same values.
+    Loading it is what a worker does whose files are in the page cache. Each tensor has a generator of its own.
 
     Args:
-        module: of diffusers' class, on the meta device.
+        model: id in the catalogue.
+        tiny: a small model of the same architecture.
+        device: what draws the weights.
     """
 
-    def __init__(self, name: str, module: nn.Module, origins: Mapping[str, Origin], *, device: torch.device) -> None:
-        self.name = name
-        self.shapes: dict[str, tuple[int, ...]] = {}
+    def __init__(self, model: str, *, tiny: bool, device: torch.device) -> None:
+        self.model = model
         self._device = device
-        for parameter, empty in module.state_dict().items():
-            if empty.is_floating_point():
-                origin, (rows, *rest) = origins[parameter], empty.shape
-                # Equal parts of one BFL tensor; their number says how high the whole is.
-                self.shapes[origin.tensor] = (rows * origin.of // len(origin.parts), *rest)
+        self._held = ExitStack()
+        self._folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="flux2-bench-")))
+        sizes = {**_TINY, "guidance_embeds": model == "flux2"} if tiny else _FULL[model]
+        with torch.device("meta"):
+            transformer: Any = Flux2Transformer2DModel(**sizes)  # type: ignore[no-untyped-call]
+            autoencoder: Any = AutoencoderKLFlux2(**(_TINY_AUTOENCODER if tiny else {}))  # type: ignore[no-untyped-call]
+        names = MODELS[model]
+        self._write(names.transformer_file, _bfl_shapes(transformer, transformer_origins(transformer)))
+        self._write(names.autoencoder_file, _bfl_shapes(autoencoder, autoencoder_origins(autoencoder)))
+        self._write_text_encoder(_text_config(model, tiny=tiny))
 
-    def read(self, name: str) -> Tensor:
-        """Draw a tensor on the device."""
-        return _random(name, self.shapes[name], device=self._device)
+    def __enter__(self) -> Checkpoint:
+        return self
 
-    def region(self, name: str, dtype: torch.dtype) -> None:
-        """No file has them."""
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
 
+    def load(self, precision: str, **settings: Any) -> Components:
+        """Load it as a worker does, with its blocks as they are written.
 
-@dataclass(frozen=True)
-class RandomSource:
-    """Where the loader reads random tensors from."""
+        Raises:
+            CheckpointError: the device is too small.
+        """
+        asked = ModelSettings.model_validate(
+            {"id": self.model, "path": str(self._folder), "text_encoder": str(self._folder / "text_encoder"),
+             "precision": precision, "compile": False, **settings}
+        )  # fmt: skip
+        return load_components(asked, device=self._device, hf_token=None)
 
-    tensors: RandomTensors
-    layout: Layout = "bfl"
-    config: Path | None = None
+    def _write_text_encoder(self, config: Any) -> None:
+        folder = self._folder / "text_encoder"
+        config.save_pretrained(folder)
+        _tokenizer().save_pretrained(folder)
+        unread = (f"layers.{config.num_hidden_layers - 1}.", "norm.")
+        weights = build_text_encoder(config).named_parameters()
+        shapes = {name: tuple(weight.shape) for name, weight in weights if not name.startswith(unread)}
+        self._write("text_encoder/model.safetensors", shapes)
 
-    def open(self) -> RandomTensors:
-        """Return the tensors, none of them drawn yet."""
-        return self.tensors
+    def _write(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Write a safetensors file of bfloat16 tensors."""
+        header, starts, end = {}, dict[str, int](), 0
+        for tensor, shape in shapes.items():
+            starts[tensor], end = end, end + 2 * math.prod(shape)
+            header[tensor] = {"dtype": "BF16", "shape": shape, "data_offsets": (starts[tensor], end)}
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        descriptor = os.memfd_create(name)
+        self._held.callback(os.close, descriptor)
+        (self._folder / name).symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
+        os.pwrite(descriptor, len(text).to_bytes(8, "little") + text, 0)
 
+        def write(tensor: str) -> None:
+            values = _random(tensor, shapes[tensor], device=self._device).cpu().view(-1).view(torch.uint8).numpy().data
+            start = 8 + len(text) + starts[tensor]
+            while values:
+                count = os.pwrite(descriptor, values[:_WRITE_BYTES], start)
+                values, start = values[count:], start + count
 
-@dataclass(frozen=True)
-class Built:
-    """A model, and the seconds and bytes of building and filling each of its parts."""
-
-    components: Components
-    seconds: dict[str, float]
-    sizes: dict[str, int]
-
-
-def build(
-    model: str,
-    *,
-    tiny: bool,
-    device: torch.device,
-    text_encoder: TextEncoderPlace | None = None,
-    clean: CleanPlace | None = None,
-) -> Built:
-    """Build a model of the catalogue in bfloat16.
-
-    Args:
-        text_encoder, clean: where they are to lie, if that is not left to `worker.pipeline.placement`.
-
-    Raises:
-        CheckpointError: the device is too small.
-    """
-    transformer, autoencoder = _sources(model, tiny=tiny, device=device)
-    config = _text_config(model, tiny=tiny)
-    whole, layer, layers = size_of_config(config, dtype=_DTYPE, float8=False)
-    shapes = transformer.tensors.shapes
-    needs = Needs(
-        transformer=weight_bytes(shapes.values(), dtype=_DTYPE, float8=False),
-        autoencoder=weight_bytes(autoencoder.tensors.shapes.values(), dtype=_DTYPE, float8=False),
-        text_encoder=whole,
-        text_layer=layer,
-        text_layers=layers,
-        adapted=adapted_bytes(shapes, dtype=_DTYPE),
-    )
-    free = free_bytes(device, limit_gb=None)
-    placement = place(needs, free=free, text_encoder=text_encoder, clean=clean)
-    if placement is None:
-        assert free is not None
-        raise explain(needs, free=free, model=model, precision="bf16", device=str(device), float8=None)
-    if placement.clean == "file":
-        placement = replace(placement, clean="host")  # no file has the weights, so they are copied
-    timer = _Timer(device)
-    with timer.part("transformer"):
-        made = load_transformer(transformer, device=device, dtype=_DTYPE)
-    with timer.part("autoencoder"):
-        decoder = load_autoencoder(autoencoder, device=device, dtype=_DTYPE)
-    streamed = placement.text_encoder == "streamed"
-    with timer.part("text encoder"):
-        encoder = _text_encoder(config, device=device, lies_on=torch.device("cpu") if streamed else device)
-        if streamed:
-            stream(encoder, device=device)
-    components = Components(
-        model=model,
-        transformer=made,
-        autoencoder=decoder,
-        text_encoder=encoder,
-        tokenizer=_tokenizer(),
-        layers=layer_shapes(made),
-        revision="random weights",
-        precision="bf16",
-        device=device,
-        placement=placement,
-        regions={},
-    )
-    sizes = {"transformer": needs.transformer, "autoencoder": needs.autoencoder, "text encoder": needs.text_encoder}
-    return Built(components, timer.seconds, sizes)
+        with ThreadPoolExecutor(_WRITERS) as pool:
+            for _ in pool.map(write, shapes):
+                pass
 
 
 def write_adapter(target: Path, components: Components) -> None:
@@ -214,52 +173,22 @@ def write_adapter(target: Path, components: Components) -> None:
     save_file(tensors, target, metadata={"format": "pt", "ss_base_model_version": components.model})
 
 
-class _Timer:
-    """Measures parts of the building until the device is done with each."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.seconds: dict[str, float] = {}
-        self._device = device
-
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        self.seconds[name] = time.perf_counter() - began
-
-
-def _sources(model: str, *, tiny: bool, device: torch.device) -> tuple[RandomSource, RandomSource]:
-    sizes = {**_TINY, "guidance_embeds": model == "flux2"} if tiny else _FULL[model]
-    with torch.device("meta"):
-        transformer: Any = Flux2Transformer2DModel(**sizes)  # type: ignore[no-untyped-call]
-        autoencoder: Any = AutoencoderKLFlux2(**(_TINY_AUTOENCODER if tiny else {}))  # type: ignore[no-untyped-call]
-    return (
-        RandomSource(RandomTensors("random", transformer, transformer_origins(transformer), device=device)),
-        RandomSource(RandomTensors("random", autoencoder, autoencoder_origins(autoencoder), device=device)),
-    )
+def _bfl_shapes(module: nn.Module, origins: Mapping[str, Origin]) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of BFL's tensors of a module of diffusers' on the meta device."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for parameter, empty in module.state_dict().items():
+        if empty.is_floating_point():
+            origin, (rows, *rest) = origins[parameter], empty.shape
+            # Equal parts of one BFL tensor; their number says how high the whole is.
+            shapes[origin.tensor] = (rows * origin.of // len(origin.parts), *rest)
+    return shapes
 
 
 def _text_config(model: str, *, tiny: bool) -> Any:
+    """Return the configuration of a language model with one layer more than is read."""
     kind: Any = MistralConfig if model == "flux2" else Qwen3Config
     sizes = _TINY_TEXT if tiny else {**_TEXT[model], **_TEXT_HEADS}
-    config = kind(**sizes)
-    config.num_hidden_layers = max(family_of(config).hidden_states)
-    return config
-
-
-def _text_encoder(config: Any, *, device: torch.device, lies_on: torch.device) -> nn.Module:
-    """Return a decoder stack as `worker.pipeline.text_encoder.load_text_encoder` leaves it; drawn on `device`."""
-    model = build_text_encoder(config)
-    for name, empty in list(model.named_parameters()):
-        path, _, leaf = name.rpartition(".")
-        drawn = _random(name, tuple(empty.shape), device=device).to(lies_on)
-        setattr(model.get_submodule(path), leaf, nn.Parameter(drawn, requires_grad=False))
-    model.norm = nn.Identity()
-    model.rotary_emb.to(lies_on, _DTYPE)
-    encoder: nn.Module = model.eval()
-    return encoder
+    return kind(**sizes, num_hidden_layers=max(family_of(kind()).hidden_states) + 1)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:

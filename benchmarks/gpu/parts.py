@@ -1,7 +1,8 @@
 """The measurements of one model: a step, an image, a change of adapters, a prompt, a batch.
 
 Engines run over the same weights, one after another. `compiled` is `exact` with its blocks compiled, and there is no
-way back; so what is measured of the product's engine after that is measured compiled.
+way back; so what is measured of the product's engine after that is measured compiled. `fast` runs over weights of its
+own, in float8.
 """
 
 from __future__ import annotations
@@ -36,7 +37,12 @@ _SEED = 42
 _GUIDANCE = 4.0
 # Engines whose latents are to be equal to those of the ones before them.
 _EQUAL = ("ai-toolkit", "exact", "compiled")
+
+#: What was measured, of which size, to the latents of each engine.
+Latents = dict[tuple[str, int], dict[str, Tensor]]
+
 _STEP, _IMAGE = "step", "image"
+_UNDER_A_STEP = "switch and first step"
 
 
 @dataclass(frozen=True)
@@ -60,11 +66,19 @@ class Parts:
     """Measures one model.
 
     Args:
-        others: engines besides `exact`, over the weights of `components`.
+        others: engines besides this project's, over the weights of `components`.
+        latents: of models that were measured before, and after this: to compare.
     """
 
     def __init__(
-        self, components: Components, others: Mapping[str, Engine], *, plan: Plan, report: Report, clock: Clock
+        self,
+        components: Components,
+        others: Mapping[str, Engine],
+        *,
+        plan: Plan,
+        report: Report,
+        clock: Clock,
+        latents: Latents,
     ) -> None:
         self._components = components
         self._exact = Exact(components)
@@ -75,20 +89,20 @@ class Parts:
         cache_bytes = int(WorkerSettings.model_fields["adapter_cache_gb"].default * 1_000_000_000)
         self._renderer = Renderer(components, prompt_cache=4, adapter_cache_bytes=cache_bytes)
         self._now = "exact"  # the name of this project's engine, as it is now
-        self._latents: dict[tuple[str, int], dict[str, Tensor]] = {}
+        self._latents = latents
         self._prompt, self._negative = (self._embeds(seed) for seed in (1, 2))
 
-    def compile(self) -> None:
-        """Compile the blocks; each kind is compiled at its first call."""
-        compile_blocks(self._components.transformer)
-        self._now = "compiled"
+    def compile(self, name: str) -> None:
+        """Compile the blocks for `compiled` or `fast`; each kind is compiled at its first call."""
+        compile_blocks(self._components.transformer, exact=name != "fast")
+        self._now = name
 
     def engine(self, name: str, *, step: bool, image: bool) -> None:
         """Measure an engine at every size."""
         engine = self._others.get(name, self._exact)
         for size in self._plan.sizes:
             first_s = self._clock.seconds(lambda: self._denoise(engine, size, 1))  # noqa: B023 - called at once
-            notes: Row = {"compile_s": first_s} if name == "compiled" else {}
+            notes: Row = {"first_s": first_s}  # for the first size with compiling, where there is any
             if step:
                 self._step(name, engine, size, notes)
             if image:
@@ -139,27 +153,39 @@ class Parts:
 
     def switch(self, folder: Path) -> None:
         """Measure changes of adapters, on the caller's clock; each file is read once, at the first."""
-        warm, step_ms = self._renderer.warm, self._step_ms()
+        warm, step_ms, size = self._renderer.warm, self._step_ms(), self._plan.sizes[0]
+        alone_ms = self._clock.median_s(lambda: self._denoise(self._exact, size, 1), self._plan.repeat) * 1000
         a, b = (self._adapter(folder, name) for name in "AB")
         times: dict[str, list[float]] = {}
         base: list[tuple[AdapterRef, Path]] = []
         drift = 0
 
-        def change(what: str, adapters: list[tuple[AdapterRef, Path]]) -> None:
+        def change(what: str, adapters: list[tuple[AdapterRef, Path]], *, step: bool = False) -> None:
             nonlocal drift
-            times.setdefault(what, []).append(self._clock.seconds(lambda: warm.use(adapters)))
+
+            def run() -> None:
+                warm.use(adapters, wait=not step)
+                if step:
+                    self._denoise(self._exact, size, 1)
+                    warm.settle()
+
+            times.setdefault(what, []).append(self._clock.seconds(run))
             drift = max(drift, warm.drift(), warm.base_drift)
 
-        change("switch base to A, clean weights copied", [a])
+        change("switch base to A, the first", [a])
         for _ in range(self._plan.repeat):
             change("switch A to B", [b])
             change("switch B to A", [a])
             change("switch A to base", base)
             change("switch base to A", [a])
+            change(_UNDER_A_STEP, [b], step=True)
+            change(_UNDER_A_STEP, [a], step=True)
         warm.use(base)
+        clean = self._components.placement.clean
         for what, seconds in times.items():
             median_ms = statistics.median(seconds) * 1000
-            self._add(what, median_ms, step_ms, n=len(seconds), clean=self._components.placement.clean, drift=drift)
+            added: Row = {"added_ms": median_ms - alone_ms} if what == _UNDER_A_STEP else {}
+            self._add(what, median_ms, step_ms, **added, n=len(seconds), clean=clean, drift=drift)
 
     def prompt(self) -> None:
         """Measure the encoding of 512 random tokens."""
@@ -170,28 +196,36 @@ class Parts:
         self._add("prompt encode", median_s * 1000, step_ms, peak_gb=self._clock.peak_gb(), text_encoder=place)
 
     def batch(self, folder: Path) -> None:
-        """Render images that alternate between two adapters; as in a worker each is encoded while the next renders."""
-        step_ms = self._step_ms()
+        """Render images with two adapters; as in a worker each is encoded while the next renders.
+
+        In turn is the worst case; the queue hands out what needs no change first.
+        """
         adapters = [self._adapter(folder, name) for name in "AB"]
-        behind = Behind()
+        warm_up = Behind()
         for adapter in adapters:
-            self._render(adapter, 0, behind)
-        behind.wait()
+            self._render(adapter, 0, warm_up)
+        warm_up.wait()
+        items = self._plan.items
+        self._batch("two adapters in turn", [adapters[number % 2] for number in range(items)])
+        self._batch("two adapters one after the other", [adapters[2 * number // items] for number in range(items)])
+        self._renderer.warm.use(())
+
+    def _batch(self, how: str, adapters: list[tuple[AdapterRef, Path]]) -> None:
+        step_ms, behind, items = self._step_ms(), Behind(), len(adapters)
         self._clock.forget_peak()
         with self._clock.busy(self._components.transformer, self._components.autoencoder.decoder) as busy_s:
             began = time.perf_counter()
-            for number in range(self._plan.items):
-                self._render(adapters[number % 2], number, behind)
+            for number, adapter in enumerate(adapters):
+                self._render(adapter, number, behind)
             behind.wait()
             wall_s = time.perf_counter() - began
             idle = 1 - busy_s() / wall_s
-        self._renderer.warm.use(())
         self._report.add(
-            f"batch of {self._plan.items}, two adapters in turn, per item",
+            f"batch of {items}, {how}, per item",
             engine=self._now,
             size=self._plan.sizes[0],
-            seconds=wall_s / self._plan.items,
-            ratio=wall_s / self._plan.items / (self._plan.steps * step_ms / 1000),
+            seconds=wall_s / items,
+            ratio=wall_s / items / (self._plan.steps * step_ms / 1000),
             against=f"{self._plan.steps} steps",
             peak_gb=self._clock.peak_gb(),
             steps=self._plan.steps,
@@ -237,6 +271,9 @@ class Parts:
         """Count the elements in which an engine's latents differ from those of the engines before it."""
         before = self._latents.setdefault((what, size), {})
         notes: Row = {"finite": bool(latents.isfinite().all())}
+        if name == "fast" and before:
+            exact = next(iter(before.values())).double()
+            notes |= {"relative_error": float((latents.double() - exact).norm() / exact.norm()), "after_steps": steps}
         if name in _EQUAL:
             if before:
                 notes["differing"] = {other: int((latents != kept).sum()) for other, kept in before.items()}
@@ -273,6 +310,7 @@ class Parts:
             guidance_scale=_GUIDANCE,
             adapters=(ref,),
             output_format="png",
+            engine="fast" if self._now == "fast" else "exact",
         )
         rendered = self._renderer.render(spec, [path], on_progress=lambda _: None)
 

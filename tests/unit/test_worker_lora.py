@@ -12,7 +12,6 @@ from worker.lora.read import read_adapter
 from worker.pipeline.bfl import layer_parts
 from worker.pipeline.cache import WarmPipeline
 
-CPU = torch.device("cpu")
 ADAPTERS = [
     "lora_r4_bf16",
     "lora_mixedrank_bf16",
@@ -93,7 +92,7 @@ def test_a_dora_scales_the_sum_of_weight_and_delta():
     weight = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     delta = torch.tensor([[0.0, 4.0], [0.0, 0.0]])  # the first row becomes (3, 4), of length 5
 
-    write(weight, Change(delta, torch.tensor([10.0, 3.0])), layer="img_in")
+    write(weight, Change(delta, torch.tensor([10.0, 3.0])))
 
     assert weight.tolist() == [[6.0, 8.0], [0.0, 3.0]]
 
@@ -101,18 +100,16 @@ def test_a_dora_scales_the_sum_of_weight_and_delta():
 def test_a_dora_changes_lengths_even_where_its_delta_is_zero():
     weight = torch.tensor([[3.0, 4.0]])
 
-    write(weight, Change(torch.zeros(1, 2), torch.tensor([10.0])), layer="img_in")
+    write(weight, Change(torch.zeros(1, 2), torch.tensor([10.0])))
 
     assert weight.tolist() == [[6.0, 8.0]]
 
 
-def test_a_dora_row_without_a_direction_is_refused():
-    weight = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+@pytest.mark.parametrize(("rows", "finite"), [([[1.0, 0.0], [0.0, 0.0]], False), ([[1.0, 0.0], [0.0, 2.0]], True)])
+def test_a_dora_row_without_a_direction_is_told(rows, finite):
+    weight = torch.tensor(rows)
 
-    with pytest.raises(AdapterRefused, match=r"^img_in: .* not finite"):
-        write(weight, Change(torch.zeros(2, 2), torch.ones(2)), layer="img_in")
-
-    assert weight.tolist() == [[1.0, 0.0], [0.0, 0.0]]
+    assert write(weight, Change(torch.zeros(2, 2), torch.ones(2))).item() is finite
 
 
 def test_rows_of_a_change_keep_their_magnitudes():
@@ -128,26 +125,14 @@ def test_the_sum_is_rounded_once():
     # would be exactly half a step, a tie that goes down to the even 1.0.
     weight = torch.tensor([1.0], dtype=torch.bfloat16)
 
-    write(weight, Change(torch.tensor([2**-8 + 2**-20])), layer="img_in")
+    write(weight, Change(torch.tensor([2**-8 + 2**-20])))
 
     assert weight.tolist() == [1.0 + 2**-7]
 
 
-def test_adding_nothing_leaves_even_negative_zeros():
-    weight = torch.tensor([-0.0, 1.0])
-
-    write(weight, Change(torch.zeros(2)), layer="img_in")
-
-    assert torch.signbit(weight).tolist() == [True, False]
-
-
-def test_a_sum_that_overflows_leaves_the_weight():
-    weight = torch.tensor([1.0, 3e38])
-
-    with pytest.raises(AdapterRefused, match=r"^img_in: .* not finite"):
-        write(weight, Change(torch.tensor([1.0, 3e38])), layer="img_in")
-
-    assert weight.tolist() == torch.tensor([1.0, 3e38]).tolist()
+@pytest.mark.parametrize(("delta", "finite"), [(3e38, False), (-3e38, True)])
+def test_a_sum_that_overflows_is_told(delta, finite):
+    assert write(torch.tensor([1.0, 3e38]), Change(torch.tensor([1.0, delta]))).item() is finite
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -234,14 +219,14 @@ def test_a_file_that_changed_after_the_job_was_accepted_is_refused(components, g
     path.write_bytes((goldens / "adapters/lora_subset_bf16.safetensors").read_bytes())
 
     with pytest.raises(AdapterRefused, match="changed since the job was accepted"):
-        read_adapter(ref, path, model="flux2", layers=model.layers, device=CPU)
+        read_adapter(ref, path, model="flux2", layers=model.layers)
 
 
 def test_a_file_that_is_gone_is_not_found(components, goldens, adapter_ref, tmp_path):
     model, path = components("bf16"), goldens / "adapters/lora_r4_bf16.safetensors"
 
     with pytest.raises(AdapterNotFound):
-        read_adapter(adapter_ref(path), tmp_path / "gone.safetensors", model="flux2", layers=model.layers, device=CPU)
+        read_adapter(adapter_ref(path), tmp_path / "gone.safetensors", model="flux2", layers=model.layers)
 
 
 @pytest.fixture

@@ -5,18 +5,23 @@ import itertools
 import os
 import random
 import shutil
+import time
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from shared.errors import AdapterRefused, WeightsLost
 from shared.settings import ModelSettings
 from worker.lora import merge
 from worker.lora import read as module
-from worker.pipeline.cache import WarmPipeline, _checksum
+from worker.pipeline.cache import WarmPipeline
+from worker.pipeline.checksum import checksum
 from worker.pipeline.load import load_components
 from worker.pipeline.placement import Placement
+from worker.sampling.latents import image_ids, text_ids
+from worker.sampling.sampler import Call, predict
 
 # One file of each kind and layout.
 KINDS = [
@@ -53,6 +58,27 @@ def warm(components):
 
 def weights(warm):
     return {name: value.clone() for name, value in warm.components.transformer.state_dict().items()}
+
+
+@pytest.fixture
+def run_once():
+    """Run a transformer once on the same inputs."""
+
+    def run(components):
+        generator = torch.Generator().manual_seed(1)
+        config = components.transformer.config
+
+        def draw(*shape):
+            return torch.randn(*shape, generator=generator).to(components.dtype)
+
+        call = Call(
+            draw(1, 24, config.in_channels), torch.tensor([0.5], dtype=components.dtype),
+            draw(1, 8, config.joint_attention_dim), image_ids(4, 6), text_ids(8), torch.tensor([4.0]),
+        )  # fmt: skip
+        with torch.no_grad():
+            return predict(components.transformer, call)
+
+    return run
 
 
 def equal(left, right):
@@ -187,22 +213,22 @@ def test_drift_counts_the_parameters_whose_bits_are_not_the_clean_ones(warm, ada
 
 @pytest.mark.parametrize("row", range(4))
 @pytest.mark.parametrize("bit", [0, 15, 31, 47, 63])
-def test_a_single_bit_anywhere_in_a_row_shows_in_the_checksum(row, bit):
+def test_a_single_bit_anywhere_in_a_row_shows_in_thechecksum(row, bit):
     weight = torch.zeros(4, 4, dtype=torch.bfloat16)
-    clean = _checksum(weight)
+    clean = checksum(weight)
 
     weight.view(torch.int16)[row, bit // 16] = -(2**15) if bit % 16 == 15 else 1
 
-    assert _checksum(weight) != clean
+    assert checksum(weight) != clean
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3, 4])
-def test_rows_of_any_length_have_a_checksum(columns):
+def test_rows_of_any_length_have_achecksum(columns):
     weight = torch.ones(3, columns, dtype=torch.bfloat16)
     changed = weight.clone()
     changed[2, columns - 1] = 2
 
-    assert _checksum(weight) != _checksum(changed)
+    assert checksum(weight) != checksum(changed)
 
 
 def test_drift_leaves_out_what_carries_an_adapter_now(warm, adapters):
@@ -353,6 +379,90 @@ def test_an_adapter_that_is_remembered_is_still_refused_once_its_file_has_change
 
     with pytest.raises(AdapterRefused, match="has changed since the job was accepted"):
         warm.use([(ref.model_copy(update={"multiplier": 0.5}), mine)])
+
+
+@pytest.fixture
+def extreme(tmp_path, adapter_ref):
+    """Write LoRAs of rank 1 for one layer, whose product is `value` everywhere."""
+
+    def write(layer, value, *, rows=64, columns=64):
+        path = tmp_path / f"{layer}-{value}.safetensors"
+        tensors = {
+            f"diffusion_model.{layer}.lora_A.weight": torch.ones(1, columns),
+            f"diffusion_model.{layer}.lora_B.weight": torch.full((rows, 1), value),
+        }
+        save_file(tensors, path)
+        return [(adapter_ref(path, 1.0), path)]
+
+    return write
+
+
+@pytest.mark.parametrize("before", [[], [("lora_alllinear_bf16", 1.0)]])
+def test_an_adapter_that_makes_a_weight_infinite_is_refused_and_leaves_the_base(before, warm, adapters, extreme):
+    base = weights(warm)
+    warm.use(adapters(*before))
+
+    with pytest.raises(AdapterRefused, match=r"^double_blocks\.0\.img_attn\.proj: .* not finite"):
+        warm.use(extreme("double_blocks.0.img_attn.proj", 3.4e38))
+
+    assert warm.adapter_key == "base"
+    assert equal(weights(warm), base)
+    assert warm.drift() == 0
+
+
+def test_an_adapter_that_was_never_trained_leaves_even_negative_zeros(warm, extreme):
+    layer = "double_blocks.0.img_attn.proj"
+    weight = warm._weights["transformer_blocks.0.attn.to_out.0.weight"]
+    with torch.no_grad():
+        weight[0, 0] = -0.0
+
+    change, _ = warm.use(extreme(layer, 0.0))
+
+    assert change == "merged"
+    assert torch.signbit(weight[0, 0])
+
+
+def test_a_step_that_starts_while_weights_are_written_takes_the_new_ones(warm, components, adapters, run_once):
+    for wanted in (adapters(("lora_alllinear_bf16", 1.0)), adapters(("dora_bf16", 1.0)), []):
+        fresh = WarmPipeline(components("bf16"))
+        fresh.use(wanted)
+
+        warm.use(wanted, wait=False)
+        early = run_once(warm.components)
+        warm.settle()
+
+        assert torch.equal(early, run_once(fresh.components))
+
+
+def test_a_change_that_nobody_waited_for_is_complete_before_the_next(warm, adapters):
+    base = weights(warm)
+
+    for name in KINDS:
+        warm.use(adapters((name, 1.0)), wait=False)
+    warm.use([])
+
+    assert equal(weights(warm), base)
+    assert warm.drift() == 0
+
+
+def test_a_refused_change_that_nobody_waited_for_does_not_fail_the_next(warm, adapters, extreme):
+    warm.use(extreme("double_blocks.0.img_attn.proj", 3.4e38), wait=False)
+
+    assert warm.use(adapters(("lora_r4_bf16", 1.0)))[0] == "merged"
+
+
+def test_a_step_that_waits_for_weights_that_never_come_ends_too(warm, adapters, run_once, monkeypatch):
+    def fails(*args, **kwargs):
+        time.sleep(0.1)
+        raise AdapterRefused("not finite")
+
+    monkeypatch.setattr("worker.pipeline.cache.layer_change", fails)
+    warm.use(adapters(("lora_alllinear_bf16", 1.0)), wait=False)
+
+    run_once(warm.components)
+
+    with pytest.raises(AdapterRefused, match="not finite"):
+        warm.settle()
 
 
 def test_only_touched_parameters_are_copied(components, adapters):

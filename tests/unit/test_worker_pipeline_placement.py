@@ -1,18 +1,22 @@
 """What lies where, by the memory there is: decided before anything is loaded, and without an effect on the bits."""
 
+import shutil
 from dataclasses import replace
+from functools import partialmethod
 
 import pytest
 import torch
 
-from shared.errors import CheckpointError
+from shared.errors import CheckpointError, WeightsLost
 from shared.job import ItemSpec
 from shared.settings import ModelSettings
 from worker.pipeline import load as module
 from worker.pipeline.load import load_components
 from worker.pipeline.placement import Needs, place
+from worker.pipeline.streaming import Files, HostCopies
 from worker.pipeline.tiny import write_tiny_checkpoint
 from worker.render import Renderer
+from worker.sampling.prompt import PromptEncoder
 
 CPU = torch.device("cpu")
 GB = 1_000_000_000
@@ -70,7 +74,8 @@ def checkpoint(tmp_path_factory):
 
 def settings(checkpoint, **values):
     return ModelSettings(
-        path=str(checkpoint), text_encoder=str(checkpoint / "text_encoder"), **{"precision": "fp32", **values}
+        path=str(checkpoint),
+        **{"text_encoder": str(checkpoint / "text_encoder"), "precision": "fp32", **values},
     )
 
 
@@ -103,7 +108,13 @@ def test_a_device_that_fits_nothing_is_refused_without_a_false_hint(checkpoint, 
         load_components(settings(checkpoint, precision="qfloat8"), device=CPU, hf_token=None)
 
 
-def test_a_streamed_text_encoder_gives_the_same_picture(checkpoint):
+# What bf16 reads lies in the files as it is; copies on the host hold the others.
+@pytest.mark.parametrize(("precision", "source"), [("bf16", Files), ("fp32", HostCopies), ("qfloat8", HostCopies)])
+def test_a_streamed_text_encoder_gives_the_same_picture(precision, source, checkpoint, monkeypatch):
+    made = []
+    for kind in (Files, HostCopies):
+        init = kind.__init__
+        monkeypatch.setattr(kind, "__init__", partialmethod(noting, init, made))
     spec = ItemSpec(
         model="flux2", prompt="a blue star", neg="", width=64, height=64, requested_width=64, requested_height=64,
         seed=5, num_inference_steps=2, guidance_scale=4.0, adapters=(), output_format="png",
@@ -111,9 +122,34 @@ def test_a_streamed_text_encoder_gives_the_same_picture(checkpoint):
     pictures = []
 
     for where in ("resident", "streamed"):
-        components = load_components(settings(checkpoint, text_encoder_place=where), device=CPU, hf_token=None)
+        asked = settings(checkpoint, precision=precision, text_encoder_place=where)
+        components = load_components(asked, device=CPU, hf_token=None)
         assert components.placement.text_encoder == where
         rendered = Renderer(components, prompt_cache=1).render(spec, [], on_progress=lambda _: None)
         pictures.append(rendered.image.tobytes())
 
     assert pictures[0] == pictures[1]
+    assert made == [source]
+
+
+def noting(self, init, made, *args, **kwargs):
+    made.append(type(self))
+    init(self, *args, **kwargs)
+
+
+def test_a_text_encoder_whose_file_was_written_over_is_never_rendered_with(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint / "text_encoder", tmp_path / "text_encoder")
+    asked = settings(checkpoint, precision="bf16", text_encoder_place="streamed", text_encoder=str(folder))
+    components = load_components(asked, device=CPU, hf_token=None)
+    encoder = PromptEncoder(components.text_encoder, components.tokenizer, device=CPU, cache_size=0)
+    first = encoder.encode("a blue star")
+    assert torch.equal(encoder.encode("a blue star"), first)
+
+    file = folder / "model.safetensors"
+    with file.open("r+b") as opened:
+        values = 8 + int.from_bytes(opened.read(8), "little")
+        opened.seek(values)
+        opened.write(bytes(file.stat().st_size - values))
+
+    with pytest.raises(WeightsLost, match="files have changed since they were first read"):
+        [encoder.encode(prompt) for prompt in ("a red star", "a green star")]

@@ -9,13 +9,13 @@ function.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from shared.adapters.kinds import LayerUpdate
-from shared.errors import AdapterRefused
+from worker.lora.fused import add_low_rank
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,20 @@ class Change:
     def take(self, pick: Callable[[Tensor], Tensor]) -> Change:
         """Apply `pick`, which chooses rows, to both; exact, since every row changes by itself."""
         return Change(pick(self.delta), None if self.magnitude is None else pick(self.magnitude))
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The same for a LoRA on a GPU, where one kernel reads, changes and writes W: see `lora_delta` for its parts."""
+
+    down: Tensor
+    up: Tensor
+    scale: float
+    multiplier: float
+
+    def take(self, pick: Callable[[Tensor], Tensor]) -> LowRank:
+        """Apply `pick`, which chooses rows."""
+        return replace(self, up=pick(self.up))
 
 
 def lora_delta(down: Tensor, up: Tensor, *, scale: float, multiplier: float) -> Tensor:
@@ -70,13 +84,16 @@ def lokr_delta(w1: Tensor, w2: Tensor, *, scale: float, multiplier: float) -> Te
     return torch.kron(w1, w2).mul_(scale).mul_(multiplier)
 
 
-def layer_change(update: LayerUpdate, tensors: Mapping[str, Tensor], *, multiplier: float) -> Change:
+def layer_change(update: LayerUpdate, tensors: Mapping[str, Tensor], *, multiplier: float) -> Change | LowRank:
     """Return what an update does to its rows.
 
     Args:
         tensors: the adapter file's, by key, on the device that computes.
         multiplier: not 0, at which the caller leaves the weight alone: DoRA's rows would still take its magnitudes.
     """
+    if update.kind == "lora" and tensors[update.tensors["up"]].is_cuda:
+        down, up = (tensors[update.tensors[role]].float() for role in ("down", "up"))
+        return LowRank(down, up, scale_of(update, tensors), multiplier)
     magnitude = update.tensors.get("magnitude")
     return Change(
         _DELTAS[update.kind](update, tensors, multiplier), None if magnitude is None else tensors[magnitude].float()
@@ -84,23 +101,19 @@ def layer_change(update: LayerUpdate, tensors: Mapping[str, Tensor], *, multipli
 
 
 @torch.no_grad()
-def write(weight: Tensor, change: Change, *, layer: str) -> None:
+def write(weight: Tensor, change: Change | LowRank) -> Tensor:
     """Change `weight` in place: in float32, rounded once to the weight's dtype.
 
-    A delta of zeros is not added: 0.0 + -0.0 would flip the sign bit of weights that the adapter leaves alone.
-
-    Raises:
-        AdapterRefused: the result is not finite; names `layer`, and `weight` is untouched.
+    Returns:
+        Whether all of it is finite, a boolean on its device: the caller reads those of all layers at once.
     """
-    if change.magnitude is None and not change.delta.any():
-        return
+    if isinstance(change, LowRank):
+        return add_low_rank(weight, change.down, change.up, multiplier=change.multiplier, scale=change.scale)
     merged = weight + change.delta  # promoted to float32 without a float32 copy of the weight
     if change.magnitude is not None:
         merged *= row_scales(merged, change.magnitude)
-    merged = merged.to(weight.dtype)
-    if not merged.isfinite().all():
-        raise AdapterRefused(f"{layer}: the adapter's values are so large that the merged weight is not finite")
     weight.copy_(merged)
+    return weight.isfinite().all()
 
 
 def row_scales(weight: Tensor, magnitude: Tensor) -> Tensor:

@@ -7,9 +7,10 @@ the process.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
@@ -19,18 +20,51 @@ from torch import Tensor
 
 from shared.adapters.header import read_header
 from shared.adapters.identity import sha256_of
+from shared.adapters.kinds import LayerUpdate
 from shared.adapters.layout import AdapterLayout, check_fits, describe
 from shared.errors import AdapterNotFound, AdapterRefused
 from shared.job import AdapterRef
+from worker.pipeline.host import lock
+from worker.pipeline.packing import places
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """A checked adapter; `tensors` are the file's, by key, on the device that merges them."""
+    """A checked adapter.
+
+    Attributes:
+        tensors: the file's, by key; matrices on the device that merges them, once `AdapterReader` has given it.
+        felt: the updates that change a weight. Merging zeros would change the sign of weights that are -0.0.
+    """
 
     ref: AdapterRef
     layout: AdapterLayout
     tensors: dict[str, Tensor]
+    felt: tuple[LayerUpdate, ...]
+
+
+class _Kept:
+    """An adapter on the host; for a GPU its tensors lie side by side, and `locked_for` it one copy takes milliseconds.
+
+    The scalars among them, alphas, stay on the host, which computes with them.
+    """
+
+    def __init__(self, adapter: Adapter, *, locked_for: torch.device | None) -> None:
+        self.adapter = adapter
+        self._scalars = {key: tensor for key, tensor in adapter.tensors.items() if tensor.ndim == 0}
+        self._keys = [key for key in adapter.tensors if key not in self._scalars]
+        self._places, size = places(adapter.tensors[key] for key in self._keys)
+        self._block = torch.zeros(size, dtype=torch.uint8)
+        for key, place in zip(self._keys, self._places, strict=True):
+            place.view(self._block).copy_(adapter.tensors[key])
+        self.adapter = replace(adapter, tensors={})
+        if locked_for is not None and locked_for.type == "cuda":
+            lock(self._block, device=locked_for)
+
+    def on(self, device: torch.device) -> dict[str, Tensor]:
+        """Return the tensors on a device."""
+        block = self._block.to(device, non_blocking=True)
+        return self._scalars | {key: place.view(block) for key, place in zip(self._keys, self._places, strict=True)}
 
 
 class AdapterReader:
@@ -52,7 +86,8 @@ class AdapterReader:
         self._layers = layers
         self._device = device
         self._cache_bytes = cache_bytes
-        self._checked: OrderedDict[str, Adapter] = OrderedDict()  # by sha256; on the host
+        self._checked: OrderedDict[str, _Kept] = OrderedDict()  # by sha256
+        self._one_at_a_time = threading.Lock()
 
     def read(self, ref: AdapterRef, path: Path) -> Adapter:
         """Return the adapter at `path`, which must still be the one that `ref` names.
@@ -60,28 +95,28 @@ class AdapterReader:
         Raises:
             AdapterNotFound, AdapterRefused, AdapterMismatch: see `read_adapter`.
         """
-        if ref.sha256 not in self._checked:
-            host = torch.device("cpu")
-            adapter = read_adapter(ref, path, model=self._model, layers=self._layers, device=host)
-            self._remember(adapter)
-        else:
-            _check_identity(ref, path)
-            self._checked.move_to_end(ref.sha256)
-            adapter = self._checked[ref.sha256]
-        return Adapter(ref, adapter.layout, {key: tensor.to(self._device) for key, tensor in adapter.tensors.items()})
+        with self._one_at_a_time:
+            if ref.sha256 not in self._checked:
+                adapter = read_adapter(ref, path, model=self._model, layers=self._layers)
+                kept = self._remember(adapter)
+            else:
+                _check_identity(ref, path)
+                self._checked.move_to_end(ref.sha256)
+                kept = self._checked[ref.sha256]
+        return replace(kept.adapter, ref=ref, tensors=kept.on(self._device))
 
-    def _remember(self, adapter: Adapter) -> None:
-        if adapter.ref.size_bytes > self._cache_bytes:
-            return
-        self._checked[adapter.ref.sha256] = adapter
-        while sum(kept.ref.size_bytes for kept in self._checked.values()) > self._cache_bytes:
-            self._checked.popitem(last=False)
+    def _remember(self, adapter: Adapter) -> _Kept:
+        room = adapter.ref.size_bytes <= self._cache_bytes
+        kept = _Kept(adapter, locked_for=self._device if room else None)
+        if room:
+            self._checked[adapter.ref.sha256] = kept
+            while sum(other.adapter.ref.size_bytes for other in self._checked.values()) > self._cache_bytes:
+                self._checked.popitem(last=False)
+        return kept
 
 
-def read_adapter(
-    ref: AdapterRef, path: Path, *, model: str, layers: Mapping[str, tuple[int, int]], device: torch.device
-) -> Adapter:
-    """Load the file at `path`, which must still be the one that `ref` names.
+def read_adapter(ref: AdapterRef, path: Path, *, model: str, layers: Mapping[str, tuple[int, int]]) -> Adapter:
+    """Load the file at `path`, which must still be the one that `ref` names, to the host.
 
     Args:
         model: id in the catalogue.
@@ -104,7 +139,14 @@ def read_adapter(
         sound = ~tensor.float().isnan() if key in ignored else tensor.float().isfinite()
         if not sound.all():
             raise AdapterRefused(f"{key!r} holds a value that is not finite")
-    return Adapter(ref, layout, {key: tensor.to(device) for key, tensor in tensors.items()})
+    felt = tuple(update for update in layout.updates if _is_felt(update, tensors))
+    return Adapter(ref, layout, tensors, felt)
+
+
+def _is_felt(update: LayerUpdate, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether an update is more than a product with a factor of zeros, as of a layer that was never trained."""
+    factors = [tensors[key] for role, key in update.tensors.items() if role not in ("alpha", "magnitude")]
+    return "magnitude" in update.tensors or all(bool(factor.any()) for factor in factors)
 
 
 def _check_identity(ref: AdapterRef, path: Path) -> None:

@@ -6,7 +6,9 @@ memory would be 63 GB for each of them. Copies come back a little sooner, those 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,21 +23,28 @@ class CleanWeights:
     """Keeps what is clean of the parameters that are about to be changed.
 
     Args:
-        weights: all parameters, by name.
-        regions: those whose bytes lie in files as they are, in the order of their rows. The files are held open: what
-            replaces them later is not read.
+        regions: parameters whose bytes lie in files as they are, in the order of their rows. The files are held open:
+            what replaces them later is not read.
+        device_bytes: how much of what is not kept on the device may lie there all the same.
     """
 
     def __init__(
-        self, weights: Mapping[str, Tensor], *, place: CleanPlace, regions: Mapping[str, Sequence[Region]]
+        self,
+        *,
+        device: torch.device,
+        place: CleanPlace,
+        regions: Mapping[str, Sequence[Region]],
+        device_bytes: int = 0,
     ) -> None:
-        self._weights = weights
+        self._device = device
         self._place = place
-        self._regions = regions if place == "file" else {}
+        self._regions = regions
+        self._room = device_bytes
         self._copies: dict[str, Tensor] = {}
+        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._reader: Reader | None = None
         if self._regions:
-            self._reader = Reader(next(iter(weights.values())).device)
+            self._reader = Reader(self._device)
             for file in {region.file for parts in self._regions.values() for region in parts}:
                 self._reader.open(file)
 
@@ -44,30 +53,57 @@ class CleanWeights:
         """What the copies take."""
         return sum(copy.nbytes for copy in self._copies.values())
 
-    def keep(self, name: str) -> None:
-        """Remember a parameter that is clean now."""
-        if name in self._regions or name in self._copies:
+    def keep(self, name: str, weight: Tensor) -> None:
+        """Remember a parameter, whose values are clean now."""
+        if name in self._copies:
             return
-        weight = self._weights[name]
-        copy = torch.empty_like(weight) if self._place == "device" else locked_like(weight)
+        on_device = self._place == "device" or weight.nbytes <= self._room
+        if self._place == "file" and name in self._regions and not on_device:
+            return
+        copy = torch.empty_like(weight) if on_device else locked_like(weight)
         self._copies[name] = copy.copy_(weight)
+        self._room -= weight.nbytes if on_device else 0
 
     @torch.no_grad()
-    def put_back(self, names: Sequence[str]) -> None:
-        """Make parameters clean that were kept before.
+    def put_back(self, name: str, weight: Tensor) -> Callable[[], None]:
+        """Begin to give `weight` the clean values of a parameter that was kept before; return what waits for the end.
 
-        Raises:
-            WeightsLost: a file has become shorter; the parameters are then in no known state.
+        That holds up the current stream, or raises:
+            WeightsLost: a file has become shorter, or cannot be read; `weight` is then in no known state.
         """
-        for name in names:
-            if name in self._copies:
-                self._weights[name].copy_(self._copies[name], non_blocking=True)
-        if self._reader is None:
-            return
-        for name in names:
-            if name in self._regions:
-                self._reader.read_rows(self._regions[name], self._weights[name])
+        copy = self._copies.get(name)
+        if copy is None:
+            assert self._reader is not None
+            return _all_of(self._reader.read_rows(self._regions[name], weight))
+        if copy.device == self._device or self._stream is None:
+            weight.copy_(copy)
+            return _nothing
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            weight.copy_(copy, non_blocking=True)
+            arrived: Any = self._stream.record_event()
+        return lambda: current.wait_event(arrived)
+
+    def wait(self) -> None:
+        """Return when nothing is being read any more, whatever came of it."""
+        if self._reader is not None:
+            try:
+                self._reader.wait()
+            except CheckpointError:
+                return
+
+
+def _all_of(parts: Sequence[Future[None]]) -> Callable[[], None]:
+    def wait() -> None:
         try:
-            self._reader.wait()
+            for part in parts:
+                part.result()
         except CheckpointError as error:
             raise WeightsLost(f"clean weights cannot be read again: {error}") from error
+
+    return wait
+
+
+def _nothing() -> None:
+    pass

@@ -39,16 +39,23 @@ class EagerLayerNorm(nn.Module):
         return normed
 
 
-def compile_blocks(transformer: Any) -> None:
-    """Compile the blocks of a Flux2Transformer2DModel for images of any size; each kind at its first call."""
+def compile_blocks(transformer: Any, *, exact: bool) -> None:
+    """Compile the blocks of a Flux2Transformer2DModel for images of any size; each kind at its first call.
+
+    Args:
+        exact: whether the bits must stay; if not, kernels are fused further.
+    """
     # Else an image of 1024x1024, 4096 tokens, would tie the tokens' number to klein 9B's width, which is fixed.
     dimensions: Any = torch.fx.experimental._config
     dimensions.use_duck_shape = False
+    # Constants like a norm's epsilon are constants; else each kind of block is traced twice.
+    torch._dynamo.config.specialize_float = True
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         for name, child in list(block.named_children()):
-            if isinstance(child, nn.LayerNorm):
+            if exact and isinstance(child, nn.LayerNorm):
                 setattr(block, name, EagerLayerNorm(child.eps))
-        block.compile(dynamic=True, options={"emulate_precision_casts": True})
+        # Its forward, not the module: what waits before a block (`worker.pipeline.arrivals`) is no part of it.
+        block.forward = torch.compile(block.forward, dynamic=True, options={"emulate_precision_casts": exact})
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from worker.pipeline.placement import Placement
 from worker.pipeline.reading import Region
 
-# Of activations; the weights of linear layers are narrower under qfloat8.
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "qfloat8": torch.bfloat16}
+# Of activations; the weights of linear layers are narrower under qfloat8 and fp8.
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "qfloat8": torch.bfloat16, "fp8": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,12 @@ class Components:
         layers: (out, in) of every linear layer that an adapter may name, by BFL's module path.
         revision: see `worker.pipeline.revision`.
         precision: `bf16` or `fp32`, of weights and activations alike, or `qfloat8`: bf16 with the transformer's linear
-            layers in float8, see `worker.pipeline.quantize`.
+            layers in float8, see `worker.pipeline.quantize`; or `fp8`, see `worker.pipeline.fast`.
         placement: what lies on the device.
         regions: where the transformer's weights lie in the checkpoint, those that lie there as they are.
         text_encoder_precision: None where it is the same.
+        compiled: whether the transformer's blocks are.
+        load_s: seconds of loading, by part.
     """
 
     model: str
@@ -47,6 +49,8 @@ class Components:
     placement: Placement
     regions: Mapping[str, Sequence[Region]]
     text_encoder_precision: str | None = None
+    compiled: bool = False
+    load_s: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def dtype(self) -> torch.dtype:

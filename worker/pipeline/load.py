@@ -6,11 +6,13 @@ import json
 import logging
 import time
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+from torch import nn
 
 from shared.catalog import MODELS
 from shared.errors import CheckpointError
@@ -19,15 +21,37 @@ from worker.pipeline import architecture, bfl, exact
 from worker.pipeline.bfl import Origin
 from worker.pipeline.compiled import compile_blocks
 from worker.pipeline.components import DTYPES, Components
-from worker.pipeline.placement import Needs, Placement, adapted_bytes, explain, free_bytes, place, weight_bytes
+from worker.pipeline.fast import fast_layers, make_fast
+from worker.pipeline.placement import (
+    Needs,
+    Placement,
+    TextEncoderPlace,
+    adapted_bytes,
+    explain,
+    free_bytes,
+    place,
+    weight_bytes,
+)
 from worker.pipeline.quantize import quantize
 from worker.pipeline.reading import Region
 from worker.pipeline.revision import revision_of
 from worker.pipeline.source import ModuleSource, Source, find
-from worker.pipeline.text_encoder import family_of, load_text_encoder, load_tokenizer, size_of, stream
+from worker.pipeline.text_encoder import (
+    family_of,
+    load_text_encoder,
+    load_tokenizer,
+    size_of,
+    stream,
+    stream_text_encoder,
+)
 from worker.pipeline.weights import Tensors, fill, regions
 
 logger = logging.getLogger("flux2.worker.pipeline")
+
+Regions = dict[str, tuple[Region, ...]]
+
+# The largest layer of FLUX.2 [dev], and what it becomes.
+_LAYER_BYTES = 2_000_000_000
 
 
 def load_components(settings: ModelSettings, *, device: torch.device, hf_token: str | None) -> Components:
@@ -36,20 +60,19 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
     Raises:
         CheckpointError: files are missing, incomplete, unreadable or do not belong together.
     """
-    started = time.perf_counter()
+    marks = {"start": time.perf_counter()}
     source = find(settings, hf_token=hf_token)
-    text_precision = settings.text_encoder_precision or settings.precision
+    text_precision = _text_precision(settings)
     placement = _place(source, settings, device)
     logger.info("placed", extra={"model": settings.id, "device": str(device), "placement": str(placement)})
     # Quantising replaces the linear layers, and live adapters hook into them one by one.
-    load = partial(load_transformer, shared_qkv=settings.precision != "qfloat8")
-    transformer = _in_precision(load, source.transformer, settings.precision, device)
+    marks["headers"] = time.perf_counter()
+    transformer, regions = _transformer(source.transformer, settings.precision, device)
+    marks["transformer"] = time.perf_counter()
     autoencoder = load_autoencoder(source.autoencoder, device=device, dtype=DTYPES[settings.precision])
-    load = partial(load_text_encoder, to_be_quantised=text_precision == "qfloat8")
-    streamed = placement.text_encoder == "streamed"
-    text_encoder = _in_precision(load, source.text_encoder, text_precision, torch.device("cpu") if streamed else device)
-    if streamed:
-        stream(text_encoder, device=device)
+    marks["autoencoder"] = time.perf_counter()
+    text_encoder = _text_encoder(source.text_encoder, text_precision, device, placement.text_encoder)
+    marks["text encoder"] = time.perf_counter()
     components = Components(
         model=settings.id,
         transformer=transformer,
@@ -62,15 +85,17 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
         device=device,
         text_encoder_precision=text_precision,
         placement=placement,
-        regions=_regions(source.transformer, transformer),
+        compiled=_is_compiled(settings, device),
+        load_s={name: end - began for (_, began), (name, end) in pairwise(marks.items())},
+        regions=regions,
     )
     _check_fit(components)
-    if settings.compile:
-        compile_blocks(transformer)
+    if components.compiled:
+        compile_blocks(transformer, exact=settings.precision != "fp8")
     logger.info(
         "model loaded",
         extra={"revision": components.revision, "layout": source.transformer.layout, "precision": components.precisions,
-               "device": str(device), "load_s": round(time.perf_counter() - started, 1)},
+               "device": str(device), "load_s": {name: round(took, 2) for name, took in components.load_s.items()}},
     )  # fmt: skip
     return components
 
@@ -82,31 +107,85 @@ def _place(source: Source, settings: ModelSettings, device: torch.device) -> Pla
         CheckpointError: the device is too small.
     """
     free = free_bytes(device, limit_gb=settings.memory_gb)
-    needs = _needs(source, settings.precision, settings.text_encoder_precision)
+    needs = _needs(source, settings.precision, _text_precision(settings))
     placement = place(needs, free=free, text_encoder=settings.text_encoder_place, clean=settings.clean_weights)
     if placement is None:
         assert free is not None
-        float8 = None if settings.precision == "qfloat8" else _needs(source, "qfloat8", settings.text_encoder_precision)
+        float8 = None
+        if settings.precision not in ("qfloat8", "fp8"):
+            float8 = _needs(source, "qfloat8", settings.text_encoder_precision or "qfloat8")
         raise explain(
             needs, free=free, model=settings.id, precision=settings.precision, device=str(device), float8=float8
         )
     return placement
 
 
-def _needs(source: Source, precision: str, text_precision: str | None) -> Needs:
+def _text_precision(settings: ModelSettings) -> str:
+    """The transformer's, unless it was asked for; `fp8` is none for a text encoder."""
+    return settings.text_encoder_precision or ("bf16" if settings.precision == "fp8" else settings.precision)
+
+
+def _needs(source: Source, precision: str, text: str) -> Needs:
     dtype, float8 = DTYPES[precision], precision == "qfloat8"
     shapes = source.transformer.open().shapes
+    adapted = adapted_bytes(shapes, dtype=dtype)
     autoencoder = source.autoencoder.open().shapes
-    text = text_precision or precision
     whole, layer, layers = size_of(source.text_encoder, dtype=DTYPES[text], float8=text == "qfloat8")
     return Needs(
-        transformer=weight_bytes(shapes.values(), dtype=dtype, float8=float8),
+        transformer=weight_bytes(shapes.values(), dtype=dtype, float8=float8)
+        - (adapted // 2 if precision == "fp8" else 0),
         autoencoder=weight_bytes(autoencoder.values(), dtype=dtype, float8=False),
         text_encoder=whole,
         text_layer=layer,
         text_layers=layers,
-        adapted=0 if float8 else adapted_bytes(shapes, dtype=dtype),
+        adapted=0 if float8 else adapted,
     )
+
+
+def _is_compiled(settings: ModelSettings, device: torch.device) -> bool:
+    """What was asked for; else on a GPU, for the precisions whose bits were compared."""
+    if settings.compile is not None:
+        return settings.compile
+    return device.type == "cuda" and settings.precision in ("bf16", "fp8")
+
+
+def _transformer(source: ModuleSource, precision: str, device: torch.device) -> tuple[Any, Regions]:
+    """Return the transformer, and where its weights lie in the files.
+
+    Raises:
+        CheckpointError: see `load_transformer`; or under `fp8`, whose clean weights lie nowhere else, not as they are.
+    """
+    # Quantising replaces the linear layers one by one, and live adapters hook into them.
+    load = partial(load_transformer, shared_qkv=precision not in ("qfloat8", "fp8"))
+    if precision != "fp8":
+        transformer = _in_precision(load, source, precision, device)
+        return transformer, _regions(source, transformer)
+    dtype = DTYPES[precision]
+    free = free_bytes(device, limit_gb=None)
+    whole = weight_bytes(source.open().shapes.values(), dtype=dtype, float8=False)
+    fits = free is None or free > whole + _LAYER_BYTES
+    transformer = load(source, device=device if fits else torch.device("cpu"), dtype=dtype)
+    regions = _regions(source, transformer)
+    make_fast(transformer, device=device)
+    if missing := fast_layers(transformer).keys() - regions.keys():
+        raise CheckpointError(f"{source.open().name}: fp8 is made from bf16 weights, and {min(missing)} is none there")
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return transformer, regions
+
+
+def _text_encoder(folder: Path, precision: str, device: torch.device, place: TextEncoderPlace) -> nn.Module:
+    """Return the text encoder where it is to be."""
+    load = partial(load_text_encoder, to_be_quantised=precision == "qfloat8")
+    model: nn.Module
+    if place == "resident":
+        model = _in_precision(load, folder, precision, device)
+    elif precision != "qfloat8":
+        model = stream_text_encoder(folder, device=device, dtype=DTYPES[precision])
+    else:
+        model = _in_precision(load, folder, precision, torch.device("cpu"))
+        stream(model, device=device)
+    return model
 
 
 def _in_precision(load: Any, source: Any, precision: str, device: torch.device) -> Any:
@@ -171,7 +250,7 @@ def _origins(source: ModuleSource, module: Any, bfl_origins: Any) -> dict[str, O
     return {name: Origin(name) for name in module.state_dict()}
 
 
-def _regions(source: ModuleSource, transformer: Any) -> dict[str, tuple[Region, ...]]:
+def _regions(source: ModuleSource, transformer: Any) -> Regions:
     return regions(transformer, source.open(), _origins(source, transformer, bfl.transformer_origins))
 
 

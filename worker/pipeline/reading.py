@@ -74,8 +74,8 @@ class Reader:
             except OSError as error:
                 raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
 
-    def read(self, region: Region, target: Tensor) -> None:
-        """Begin to fill `target`, contiguous and of the region's size.
+    def read(self, region: Region, target: Tensor) -> list[Future[None]]:
+        """Begin to fill `target`, contiguous and of the region's size; return what is done when it is full.
 
         Raises:
             CheckpointError: the file cannot be opened.
@@ -85,14 +85,17 @@ class Reader:
             # The copies run on streams of their own, and this memory may still be in use on the current one.
             torch.cuda.current_stream(self._device).synchronize()
         flat = target.view(-1).view(torch.uint8)
+        parts = []
         for start in range(0, region.size, self._block_bytes):
             block = flat[start : start + self._block_bytes]
-            self._parts.append(self._pool.submit(self._fill, region.file, region.start + start, block))
+            parts.append(self._pool.submit(self._fill, region.file, region.start + start, block))
+        self._parts += parts
+        return parts
 
-    def read_rows(self, parts: Sequence[Region], target: Tensor) -> None:
+    def read_rows(self, parts: Sequence[Region], target: Tensor) -> list[Future[None]]:
         """Begin to fill equal parts of the rows of `target`, one from each region; see `read`."""
-        for region, rows in zip(parts, target.chunk(len(parts)), strict=True):
-            self.read(region, rows)
+        chunks = zip(parts, target.chunk(len(parts)), strict=True)
+        return [part for region, rows in chunks for part in self.read(region, rows)]
 
     def wait(self) -> None:
         """Return when everything has been read.
@@ -109,18 +112,20 @@ class Reader:
         if self._device.type != "cuda":
             self._take(file, start, block)
             return
-        staging, stream = self._own()
+        staging, stream, copied = self._own()
         self._take(file, start, staging[: len(block)])
         with torch.cuda.stream(stream):
             block.copy_(staging[: len(block)], non_blocking=True)
-        stream.synchronize()
+            copied.record(stream)
+        copied.synchronize()
 
-    def _own(self) -> tuple[Tensor, torch.cuda.Stream]:
-        """Return this thread's block of host memory and its stream."""
+    def _own(self) -> tuple[Tensor, torch.cuda.Stream, torch.cuda.Event]:
+        """Return this thread's block of host memory, its stream, and an event whose waiting takes no core."""
         if not hasattr(self._mine, "staging"):
             self._mine.staging = lock(torch.zeros(self._block_bytes, dtype=torch.uint8), device=self._device)
             self._mine.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-        return self._mine.staging, self._mine.stream
+            self._mine.copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        return self._mine.staging, self._mine.stream, self._mine.copied
 
     def _take(self, file: Path, start: int, block: Tensor) -> None:
         view = block.numpy().data

@@ -25,7 +25,7 @@ from shared.errors import CheckpointError
 from worker.pipeline.bfl import Origin
 from worker.pipeline.placement import weight_bytes
 from worker.pipeline.streaming import Streamed
-from worker.pipeline.weights import TensorFiles, fill
+from worker.pipeline.weights import TensorFiles, fill, regions
 
 
 @dataclass(frozen=True)
@@ -72,19 +72,57 @@ def load_text_encoder(
     Raises:
         CheckpointError: a weight is missing, there are too few layers, or it is no model that FLUX.2 reads.
     """
+    model, files = _empty(folder, dtype=None if to_be_quantised else dtype)
+    if not (to_be_quantised and family_of(model.config) is QWEN):
+        model.rotary_emb.to(dtype)
+    fill(model, files, _origins(model, files), device=device, dtype=dtype, alone=False)
+    model.rotary_emb.to(device)
+    return model  # type: ignore[no-any-return]
+
+
+def stream_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Return the same, with layers that come to the device when they run: from the files, or if need be from the host.
+
+    Raises:
+        CheckpointError: see `load_text_encoder`.
+    """
+    model, files = _empty(folder, dtype=dtype)
+    origins = _origins(model, files)
+    found = regions(model, files, origins)
+    names = [
+        [f"layers.{number}.{name}" for name, _ in layer.named_parameters()] for number, layer in enumerate(model.layers)
+    ]
+    if any(name not in found for layer in names for name in layer):
+        model = load_text_encoder(folder, device=torch.device("cpu"), dtype=dtype)
+        stream(model, device=device)
+        return model
+    model.rotary_emb.to(device, dtype)
+    for name, part in model.named_children():
+        if name != "layers":
+            inside = {inner: origins[f"{name}.{inner}"] for inner in part.state_dict()}
+            fill(part, files, inside, device=device, dtype=dtype, alone=False)
+    model.layers.to_empty(device="cpu")  # that touches no memory
+    model.requires_grad_(False).eval()
+    Streamed(model.layers, device=device, regions=[[found[name] for name in layer] for layer in names])
+    return model  # type: ignore[no-any-return]
+
+
+def _empty(folder: Path, *, dtype: torch.dtype | None) -> tuple[Any, TensorFiles]:
+    """Return a decoder stack on the meta device, cut after the last layer that is read, and its files."""
     config, layers = _read_config(folder)
-    files = TensorFiles(_weights(folder))
     model = build_text_encoder(config.get_text_config())
     if layers > len(model.layers):
         # The last hidden state is normed; the one after layer 30 of 40, or 27 of 36, is not.
         model.norm = nn.Identity()
-    if not (to_be_quantised and family_of(config) is QWEN):
-        model.rotary_emb.to(dtype)
+    for name, part in model.named_children():
+        if name != "rotary_emb":
+            part.to(dtype)
+    return model, TensorFiles(_weights(folder))
+
+
+def _origins(model: nn.Module, files: TensorFiles) -> dict[str, Origin]:
     prefix = _prefix(files)
-    origins = {name: Origin(prefix + name) for name in model.state_dict()}
-    fill(model, files, origins, device=device, dtype=dtype, alone=False)
-    model.rotary_emb.to(device)
-    return model  # type: ignore[no-any-return]
+    return {name: Origin(prefix + name) for name in model.state_dict()}
 
 
 def build_text_encoder(config: Any) -> Any:
@@ -116,7 +154,7 @@ def _prefix(files: TensorFiles) -> str:
 
 
 def stream(text_encoder: Any, *, device: torch.device) -> None:
-    """Move a text encoder that lies on the host, and leave its layers there until they run."""
+    """Move a text encoder that lies on the host, and leave its layers there, in locked memory, until they run."""
     Streamed(text_encoder.layers, device=device)
     for name, part in text_encoder.named_children():
         if name != "layers":

@@ -78,7 +78,9 @@ def checkpoint(product: Product, entry: Mapping[str, Any]) -> Iterator[ModelSett
         text_encoder = folder / "text_encoder"
         shutil.copytree(goldens.folder / entry["encoder"], text_encoder)
         shutil.copytree(goldens.folder / entry["processor"], text_encoder, dirs_exist_ok=True)
-        yield ModelSettings(id=model.id, path=str(folder), text_encoder=str(text_encoder), clean_weights="host")
+        yield ModelSettings(
+            id=model.id, path=str(folder), text_encoder=str(text_encoder), clean_weights="host", compile=False
+        )
 
 
 def _item(entry: Mapping[str, Any], *, engine: EngineName) -> ItemSpec:

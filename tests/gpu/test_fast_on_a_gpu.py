@@ -1,0 +1,99 @@
+"""On a CUDA device: kernels of this project against torch's operations, and the engine `fast`."""
+
+import pytest
+import torch
+
+from shared.job import ItemSpec
+from shared.settings import ModelSettings
+from worker.lora.fused import add_low_rank
+from worker.lora.merge import lora_delta
+from worker.pipeline.fast import _gated, _quantize_rows, fast_layers, quantize_rows
+from worker.pipeline.load import load_components
+from worker.pipeline.tiny import write_tiny_adapter, write_tiny_checkpoint
+from worker.render import Renderer
+from worker.verify.product import adapter_ref
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning"),
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+
+@pytest.fixture
+def draw():
+    random = torch.Generator("cuda").manual_seed(1)
+
+    def draw(*shape, std=1.0):
+        return torch.empty(shape, device="cuda").normal_(0, std, generator=random)
+
+    return draw
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("rank", [1, 4, 16, 24, 32, 48, 64, 128, 256])
+@pytest.mark.parametrize("shape", [(6144, 6144), (55296, 6144), (6144, 24576), (768, 3072), (100, 70)])
+def test_a_lora_is_added_with_the_bits_of_torchs_operations(shape, rank, dtype, draw):
+    rows, columns = shape
+    weight, down, up = draw(*shape, std=0.02).to(dtype), draw(rank, columns, std=0.02), draw(rows, rank, std=0.02)
+    expected = (weight + lora_delta(down, up, scale=0.5, multiplier=0.7)).to(dtype)
+
+    finite = add_low_rank(weight, down, up, multiplier=0.7, scale=0.5)
+
+    assert finite
+    assert int((weight != expected).sum()) == 0
+
+
+def test_a_sum_that_overflows_is_told(draw):
+    weight, down, up = draw(64, 128).bfloat16(), torch.ones(1, 128).cuda(), torch.full((64, 1), 3.4e38).cuda()
+
+    assert not add_low_rank(weight, down, up, multiplier=1.0, scale=1.0)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_rows_are_quantised_as_by_torchs_operations(gated, draw):
+    values = draw(64, 40000).bfloat16()[:, 100 : 100 + 36864]
+
+    quantized, scales = quantize_rows(values, gated)
+
+    expected, expected_scales = _quantize_rows(_gated(values) if gated else values)
+    assert torch.allclose(scales, expected_scales, rtol=1e-5)
+    assert (
+        float((quantized.float() != expected.float()).float().mean()) < 1e-3
+    )  # ties, where a division rounds otherwise
+    assert torch.allclose(quantized.float(), expected.float(), rtol=0.13)
+
+
+@pytest.fixture(scope="module")
+def renderer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_checkpoint(folder)
+    settings = ModelSettings(path=str(folder), text_encoder=str(folder / "text_encoder"), precision="fp8")
+    renderer = Renderer(load_components(settings, device=torch.device("cuda:0"), hf_token=None), prompt_cache=4)
+    renderer.warm_up()
+    return renderer
+
+
+def test_fast_images_come_again_to_the_bit_whatever_was_merged_between(renderer, tmp_path):
+    adapter = tmp_path / "adapter.safetensors"
+    write_tiny_adapter(adapter)
+
+    def render(path=None):
+        spec = ItemSpec(
+            model="flux2", prompt="a blue star", neg="", width=256, height=192, requested_width=256,
+            requested_height=192, seed=5, num_inference_steps=3, guidance_scale=4.0, engine="fast",
+            adapters=() if path is None else (adapter_ref(path, 1.0),), output_format="png",
+        )  # fmt: skip
+        return renderer.render(spec, [path] if path else [], on_progress=lambda _: None)
+
+    before = {name: layer.weight.clone() for name, layer in fast_layers(renderer.warm.components.transformer).items()}
+    base, merged = render(), render(adapter)
+
+    assert merged.image.tobytes() != base.image.tobytes()
+    assert render().image.tobytes() == base.image.tobytes()
+    assert render(adapter).image.tobytes() == merged.image.tobytes()
+    render()
+    for name, layer in fast_layers(renderer.warm.components.transformer).items():
+        assert torch.equal(layer.weight.view(torch.uint8), before[name].view(torch.uint8)), name
+    assert (renderer.warm.drift(), renderer.warm.base_drift) == (0, 0)
+    assert 0 < base.pipeline.drift < 0.2

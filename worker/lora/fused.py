@@ -1,0 +1,44 @@
+"""Add a LoRA to a weight in one pass over it, on a GPU.
+
+Each weight is read and written once, 4 bytes a value; torch's operations pass over it and over float32 values as large
+as it about a dozen times, which takes 0.7 s for FLUX.2 [dev] on an H100. The bits are theirs: the products are added up
+in the order of the rank, which is that of torch's float32 product, and what comes after is rounded operation by
+operation.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_ROWS, _COLUMNS, _RANK = 64, 64, 16
+
+
+def add_low_rank(weight: Tensor, down: Tensor, up: Tensor, *, multiplier: float, scale: float) -> Tensor:
+    """Add ``up @ down * multiplier * scale`` to `weight` in place.
+
+    Args:
+        weight: (out, in), contiguous, on a GPU.
+        down: (rank, in), float32.
+        up: (out, rank), float32.
+
+    Returns:
+        Whether the sum is finite everywhere, a boolean on the GPU.
+    """
+    rows, columns = weight.shape
+    broken = torch.zeros((), dtype=torch.int32, device=weight.device)
+    grid = (-(-rows // _ROWS) * -(-columns // _COLUMNS),)
+    _kernel()[grid](
+        weight, down.contiguous(), up.contiguous(), broken, rows, columns, down.shape[0], multiplier, scale,
+        ROWS=_ROWS, COLUMNS=_COLUMNS, RANK=_RANK, enable_fp_fusion=False,
+    )  # fmt: skip
+    return broken == 0
+
+
+def _kernel() -> Any:
+    """Return the kernel; Triton comes with torch for GPUs only."""
+    from worker.lora.kernel import add_low_rank
+
+    return add_low_rank
