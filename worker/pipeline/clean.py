@@ -7,7 +7,6 @@ memory would be 63 GB for each of them. Copies come back a little sooner, those 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 from shared.errors import CheckpointError, WeightsLost
 from worker.pipeline.host import locked_like
 from worker.pipeline.placement import CleanPlace
-from worker.pipeline.reading import Reader, Region
+from worker.pipeline.reading import Part, Reader, Region, arrive
 
 
 class CleanWeights:
@@ -94,11 +93,10 @@ class CleanWeights:
                 return
 
 
-def _all_of(parts: Sequence[Future[None]]) -> Callable[[], None]:
+def _all_of(parts: Sequence[Part]) -> Callable[[], None]:
     def wait() -> None:
         try:
-            for part in parts:
-                part.result()
+            arrive(parts)
         except CheckpointError as error:
             raise WeightsLost(f"clean weights cannot be read again: {error}") from error
 

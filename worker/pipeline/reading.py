@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import threading
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -22,7 +23,8 @@ from shared.errors import CheckpointError
 from worker.pipeline.host import lock
 
 _THREADS = 16
-_BLOCK_BYTES = 32 * 1024**2
+_STAGES = 2
+_BLOCK_BYTES = 16 * 1024**2
 
 
 class Region(NamedTuple):
@@ -31,6 +33,45 @@ class Region(NamedTuple):
     file: Path
     start: int
     size: int
+
+
+#: A block on its way: the event after which it is on the device, None on a host.
+Part = Future["torch.cuda.Event | None"]
+
+
+def arrive(parts: Sequence[Part]) -> None:
+    """Wait until blocks have been read, and hold the current stream up until they are on the device.
+
+    Raises:
+        CheckpointError: a file cannot be read, or ends too early.
+    """
+    for part in parts:
+        event = part.result()
+        if event is not None:
+            event.wait()
+
+
+class _Stage:
+    """Page-locked memory that one block passes through while the thread reads the next into another."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self._memory = lock(torch.zeros(size, dtype=torch.uint8), device=device)
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._copied: torch.cuda.Event | None = None
+
+    def free(self) -> Tensor:
+        """Return the memory once what was in it has been copied."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._memory
+
+    def copy(self, values: Tensor, target: Tensor) -> torch.cuda.Event:
+        """Begin to copy what now is in the memory."""
+        self._copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        with torch.cuda.stream(self._stream):
+            target.copy_(values, non_blocking=True)
+            self._copied.record(self._stream)
+        return self._copied
 
 
 class Reader:
@@ -46,7 +87,7 @@ class Reader:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="flux2-read")
         self._mine = threading.local()
         self._files: dict[Path, int] = {}
-        self._parts: list[Future[None]] = []
+        self._parts: list[Part] = []
 
     def __enter__(self) -> Reader:
         return self
@@ -74,8 +115,8 @@ class Reader:
             except OSError as error:
                 raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
 
-    def read(self, region: Region, target: Tensor) -> list[Future[None]]:
-        """Begin to fill `target`, contiguous and of the region's size; return what is done when it is full.
+    def read(self, region: Region, target: Tensor) -> list[Part]:
+        """Begin to fill `target`, contiguous and of the region's size; return what `arrive` waits for.
 
         Raises:
             CheckpointError: the file cannot be opened.
@@ -92,7 +133,7 @@ class Reader:
         self._parts += parts
         return parts
 
-    def read_rows(self, parts: Sequence[Region], target: Tensor) -> list[Future[None]]:
+    def read_rows(self, parts: Sequence[Region], target: Tensor) -> list[Part]:
         """Begin to fill equal parts of the rows of `target`, one from each region; see `read`."""
         chunks = zip(parts, target.chunk(len(parts)), strict=True)
         return [part for region, rows in chunks for part in self.read(region, rows)]
@@ -105,27 +146,21 @@ class Reader:
         """
         parts, self._parts = self._parts, []
         concurrent.futures.wait(parts)
-        for part in parts:
-            part.result()
+        arrive(parts)
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
 
-    def _fill(self, file: Path, start: int, block: Tensor) -> None:
+    def _fill(self, file: Path, start: int, block: Tensor) -> torch.cuda.Event | None:
         if self._device.type != "cuda":
             self._take(file, start, block)
-            return
-        staging, stream, copied = self._own()
-        self._take(file, start, staging[: len(block)])
-        with torch.cuda.stream(stream):
-            block.copy_(staging[: len(block)], non_blocking=True)
-            copied.record(stream)
-        copied.synchronize()
-
-    def _own(self) -> tuple[Tensor, torch.cuda.Stream, torch.cuda.Event]:
-        """Return this thread's block of host memory, its stream, and an event whose waiting takes no core."""
-        if not hasattr(self._mine, "staging"):
-            self._mine.staging = lock(torch.zeros(self._block_bytes, dtype=torch.uint8), device=self._device)
-            self._mine.stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-            self._mine.copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-        return self._mine.staging, self._mine.stream, self._mine.copied
+            return None
+        if not hasattr(self._mine, "stages"):
+            self._mine.stages = deque(_Stage(self._block_bytes, self._device) for _ in range(_STAGES))
+        stage = self._mine.stages[0]
+        self._mine.stages.rotate()
+        staging = stage.free()[: len(block)]
+        self._take(file, start, staging)
+        return stage.copy(staging, block)
 
     def _take(self, file: Path, start: int, block: Tensor) -> None:
         view = block.numpy().data

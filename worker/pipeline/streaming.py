@@ -17,7 +17,7 @@ from shared.errors import CheckpointError, WeightsLost
 from worker.pipeline.checksum import checksum
 from worker.pipeline.host import lock
 from worker.pipeline.packing import Place, places
-from worker.pipeline.reading import Reader, Region
+from worker.pipeline.reading import Reader, Region, arrive
 
 #: Layers on the device at once: one computes, one is ready, one is on its way.
 BUFFERS = 3
@@ -109,8 +109,7 @@ class Files:
 
         def wait() -> None:
             try:
-                for part in parts:
-                    part.result()
+                arrive(parts)
             except CheckpointError as error:
                 raise WeightsLost(f"the text encoder cannot be read again: {error}") from error
             self._compare(number, [_matrix(place, target) for place in places])

@@ -113,25 +113,30 @@ def fill(
         CheckpointError: a tensor is missing, unexpected or of another shape; `module` is then not to be used.
     """
     _check_names(files, origins, alone=alone)
-    state: dict[str, Tensor] = {}
+    # All at first: while a GPU's memory is being allocated, copies to it wait.
+    state = {
+        name: _room(name, empty, origins[name], files, device, dtype) for name, empty in module.state_dict().items()
+    }
     with Reader(device) as reader:
-        for name, empty in module.state_dict().items():
-            origin = origins[name]
-            if origin.tensor not in files.shapes:
-                state[name] = torch.zeros(empty.shape, dtype=empty.dtype, device=device)
-                continue
-            shape = _shape(origin, files)
-            if shape == (*empty.shape, 1, 1):  # a 1x1 convolution that diffusers runs as a linear layer
-                shape = shape[:-2]
-            if shape != empty.shape:
-                raise CheckpointError(
-                    f"{files.name}: tensor {origin.tensor!r} gives {list(shape)} to {name}, not {list(empty.shape)}"
-                )
-            kept = dtype if empty.is_floating_point() else empty.dtype
-            state[name] = torch.empty(shape, dtype=kept, device=device)
-            _read(origin, files, state[name], reader)
+        for name, target in state.items():
+            if origins[name].tensor in files.shapes:
+                _read(origins[name], files, target, reader)
     module.load_state_dict(state, assign=True)
     module.requires_grad_(False).eval()
+
+
+def _room(name: str, empty: Tensor, origin: Origin, files: Tensors, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return memory for a parameter, which is `empty` on the meta device; zeros for what no file has."""
+    if origin.tensor not in files.shapes:
+        return torch.zeros(empty.shape, dtype=empty.dtype, device=device)
+    shape = _shape(origin, files)
+    if shape == (*empty.shape, 1, 1):  # a 1x1 convolution that diffusers runs as a linear layer
+        shape = shape[:-2]
+    if shape != empty.shape:
+        raise CheckpointError(
+            f"{files.name}: tensor {origin.tensor!r} gives {list(shape)} to {name}, not {list(empty.shape)}"
+        )
+    return torch.empty(shape, dtype=dtype if empty.is_floating_point() else empty.dtype, device=device)
 
 
 def _shape(origin: Origin, files: Tensors) -> tuple[int, ...]:
