@@ -86,7 +86,8 @@ def main(
         if parts == {Part.CEILINGS}:
             report.print_table()
             return
-        checkpoint = held.enter_context(Checkpoint(model, tiny=tiny, device=clock.device))
+        narrow = not parts & {Part.COLD, Part.PROMPT}
+        checkpoint = held.enter_context(Checkpoint(model, tiny=tiny, device=clock.device, narrow=narrow))
         latents: Latents = {}
         for precision, possible in _ENGINES.items():
             names = [name for name in possible if name in engines]

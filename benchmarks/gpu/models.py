@@ -71,6 +71,7 @@ _TEXT: dict[str, dict[str, Any]] = {
     "flux2_klein_9b": {"hidden_size": 4096, "intermediate_size": 12288, "vocab_size": 151936},
 }
 _TEXT_HEADS = {"num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128}
+_NARROW = {"intermediate_size": 256, "num_attention_heads": 8, "vocab_size": 1024}
 _TINY_TEXT = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -90,9 +91,10 @@ class Checkpoint:
         model: id in the catalogue.
         tiny: a small model of the same architecture.
         device: what draws the weights.
+        narrow: a text encoder that gives embeddings as wide with a twentieth of the weights, where it is not measured.
     """
 
-    def __init__(self, model: str, *, tiny: bool, device: torch.device) -> None:
+    def __init__(self, model: str, *, tiny: bool, device: torch.device, narrow: bool = False) -> None:
         self.model = model
         self._device = device
         self._held = ExitStack()
@@ -104,7 +106,7 @@ class Checkpoint:
         names = MODELS[model]
         self._write(names.transformer_file, _bfl_shapes(transformer, transformer_origins(transformer)))
         self._write(names.autoencoder_file, _bfl_shapes(autoencoder, autoencoder_origins(autoencoder)))
-        self._write_text_encoder(_text_config(model, tiny=tiny))
+        self._write_text_encoder(_text_config(model, tiny=tiny, narrow=narrow))
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -184,10 +186,10 @@ def _bfl_shapes(module: nn.Module, origins: Mapping[str, Origin]) -> dict[str, t
     return shapes
 
 
-def _text_config(model: str, *, tiny: bool) -> Any:
+def _text_config(model: str, *, tiny: bool, narrow: bool) -> Any:
     """Return the configuration of a language model with one layer more than is read."""
     kind: Any = MistralConfig if model == "flux2" else Qwen3Config
-    sizes = _TINY_TEXT if tiny else {**_TEXT[model], **_TEXT_HEADS}
+    sizes = _TINY_TEXT if tiny else {**_TEXT[model], **_TEXT_HEADS, **(_NARROW if narrow else {})}
     return kind(**sizes, num_hidden_layers=max(family_of(kind()).hidden_states) + 1)
 
 

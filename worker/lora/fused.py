@@ -14,13 +14,21 @@ import torch
 from torch import Tensor
 
 _ROWS, _COLUMNS, _RANK = 64, 64, 16
+# FLUX.2's layers have 786,432 values and more. For smaller or odd ones torch takes kernels that add up in parts.
+_LEAST = 500_000
+
+
+def fits(weight: Tensor) -> bool:
+    """Whether `add_low_rank` gives a weight torch's bits."""
+    rows, columns = weight.shape
+    return weight.is_cuda and rows % _ROWS == 0 and columns % _COLUMNS == 0 and weight.numel() >= _LEAST
 
 
 def add_low_rank(weight: Tensor, down: Tensor, up: Tensor, *, multiplier: float, scale: float) -> Tensor:
     """Add ``up @ down * multiplier * scale`` to `weight` in place.
 
     Args:
-        weight: (out, in), contiguous, on a GPU.
+        weight: (out, in), contiguous, on a GPU; one that `fits`.
         down: (rank, in), float32.
         up: (out, rank), float32.
 

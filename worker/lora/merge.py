@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from shared.adapters.kinds import LayerUpdate
-from worker.lora.fused import add_low_rank
+from worker.lora.fused import add_low_rank, fits
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Change:
 
 @dataclass(frozen=True)
 class LowRank:
-    """The same for a LoRA on a GPU, where one kernel reads, changes and writes W: see `lora_delta` for its parts."""
+    """The same for a LoRA, whose delta need not be made on a GPU: see `lora_delta` for the parts."""
 
     down: Tensor
     up: Tensor
@@ -91,7 +91,7 @@ def layer_change(update: LayerUpdate, tensors: Mapping[str, Tensor], *, multipli
         tensors: the adapter file's, by key, on the device that computes.
         multiplier: not 0, at which the caller leaves the weight alone: DoRA's rows would still take its magnitudes.
     """
-    if update.kind == "lora" and tensors[update.tensors["up"]].is_cuda:
+    if update.kind == "lora":
         down, up = (tensors[update.tensors[role]].float() for role in ("down", "up"))
         return LowRank(down, up, scale_of(update, tensors), multiplier)
     magnitude = update.tensors.get("magnitude")
@@ -108,7 +108,9 @@ def write(weight: Tensor, change: Change | LowRank) -> Tensor:
         Whether all of it is finite, a boolean on its device: the caller reads those of all layers at once.
     """
     if isinstance(change, LowRank):
-        return add_low_rank(weight, change.down, change.up, multiplier=change.multiplier, scale=change.scale)
+        if fits(weight):
+            return add_low_rank(weight, change.down, change.up, multiplier=change.multiplier, scale=change.scale)
+        change = Change(lora_delta(change.down, change.up, scale=change.scale, multiplier=change.multiplier))
     merged = weight + change.delta  # promoted to float32 without a float32 copy of the weight
     if change.magnitude is not None:
         merged *= row_scales(merged, change.magnitude)

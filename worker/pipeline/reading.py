@@ -156,7 +156,7 @@ class Reader:
             return None
         if not hasattr(self._mine, "stages"):
             self._mine.stages = deque(_Stage(self._block_bytes, self._device) for _ in range(_STAGES))
-        stage = self._mine.stages[0]
+        stage: _Stage = self._mine.stages[0]
         self._mine.stages.rotate()
         staging = stage.free()[: len(block)]
         self._take(file, start, staging)
