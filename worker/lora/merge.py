@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from shared.adapters.kinds import LayerUpdate
-from worker.lora.fused import add_low_rank, fits
+from worker.lora.fused import add_low_rank
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Change:
 
 @dataclass(frozen=True)
 class LowRank:
-    """The same for a LoRA, whose delta need not be made on a GPU: see `lora_delta` for the parts."""
+    """The same for a LoRA whose delta is not made: see `lora_delta` for its parts."""
 
     down: Tensor
     up: Tensor
@@ -84,14 +84,17 @@ def lokr_delta(w1: Tensor, w2: Tensor, *, scale: float, multiplier: float) -> Te
     return torch.kron(w1, w2).mul_(scale).mul_(multiplier)
 
 
-def layer_change(update: LayerUpdate, tensors: Mapping[str, Tensor], *, multiplier: float) -> Change | LowRank:
+def layer_change(
+    update: LayerUpdate, tensors: Mapping[str, Tensor], *, multiplier: float, in_parts: bool = False
+) -> Change | LowRank:
     """Return what an update does to its rows.
 
     Args:
         tensors: the adapter file's, by key, on the device that computes.
         multiplier: not 0, at which the caller leaves the weight alone: DoRA's rows would still take its magnitudes.
+        in_parts: whether all weights that it is written to fit `worker.lora.fused`, where a LoRA is left in its parts.
     """
-    if update.kind == "lora":
+    if update.kind == "lora" and in_parts:
         down, up = (tensors[update.tensors[role]].float() for role in ("down", "up"))
         return LowRank(down, up, scale_of(update, tensors), multiplier)
     magnitude = update.tensors.get("magnitude")
@@ -108,9 +111,7 @@ def write(weight: Tensor, change: Change | LowRank) -> Tensor:
         Whether all of it is finite, a boolean on its device: the caller reads those of all layers at once.
     """
     if isinstance(change, LowRank):
-        if fits(weight):
-            return add_low_rank(weight, change.down, change.up, multiplier=change.multiplier, scale=change.scale)
-        change = Change(lora_delta(change.down, change.up, scale=change.scale, multiplier=change.multiplier))
+        return add_low_rank(weight, change.down, change.up, multiplier=change.multiplier, scale=change.scale)
     merged = weight + change.delta  # promoted to float32 without a float32 copy of the weight
     if change.magnitude is not None:
         merged *= row_scales(merged, change.magnitude)

@@ -34,6 +34,7 @@ from shared.adapters.kinds import LayerUpdate
 from shared.adapters.names import WHOLE
 from shared.errors import AdapterRefused, InvalidRequest, WeightsLost
 from shared.job import AdapterMode, AdapterRef, AdapterReport, adapter_key
+from worker.lora.fused import fits
 from worker.lora.merge import layer_change, write
 from worker.lora.read import Adapter, AdapterReader
 from worker.pipeline.arrivals import Arrivals
@@ -275,12 +276,13 @@ class WarmPipeline:
     def _merge(self, piece: _Piece, values: Mapping[str, Tensor]) -> Tensor:
         """Merge one update; return whether the weight has stayed finite, on the device."""
         adapter, update, parts = piece
-        change = layer_change(update, adapter.tensors, multiplier=adapter.ref.multiplier)
+        targets = [values.get(name, self._weights[name]) for name, _ in parts]
+        in_parts = all(fits(target) for target in targets)
+        change = layer_change(update, adapter.tensors, multiplier=adapter.ref.multiplier, in_parts=in_parts)
         sound = []
-        for name, rows in parts:
-            value = values.get(name, self._weights[name])
-            self._save(name, value)
-            sound.append(write(value, change.take(rows.take)))
+        for (name, rows), target in zip(parts, targets, strict=True):
+            self._save(name, target)
+            sound.append(write(target, change.take(rows.take)))
         return torch.stack(sound).all()
 
     def _targets(self, update: LayerUpdate) -> tuple[LayerPart, ...]:
