@@ -81,9 +81,10 @@ class WarmPipeline:
         self._weights: dict[str, Tensor] = dict(components.transformer.named_parameters())
         self._fast = fast_layers(components.transformer)
         self.live = LiveAdapters(components.transformer)
-        self._clean = CleanWeights(
-            device=components.device, place=components.placement.clean, regions=components.regions
-        )
+        place = components.placement.clean
+        # Float8 weights cannot be copied from: what they were made from is read.
+        regions = components.regions if place == "file" or self._fast else {}
+        self._clean = CleanWeights(device=components.device, place=place, regions=regions)
         self._arrivals = Arrivals(components.transformer, device=components.device)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="flux2-weights")
         self._change: Future[None] | None = None  # the one that nobody has waited for
