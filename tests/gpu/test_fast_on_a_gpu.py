@@ -14,7 +14,6 @@ from worker.render import Renderer
 from worker.verify.product import adapter_ref
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning"),
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
@@ -36,7 +35,7 @@ def draw():
 @pytest.mark.parametrize(
     "shape",
     [(6144, 6144), (55296, 6144), (6144, 24576), (36864, 6144), (6144, 18432), (18432, 6144), (6144, 128), (128, 6144),
-     (6144, 256), (6144, 15360), (3072, 3072), (27648, 3072), (3072, 128)],
+     (6144, 256), (6144, 15360), (3072, 3072), (27648, 3072)],
 )  # fmt: skip
 def test_a_lora_is_added_with_the_bits_of_torchs_operations(shape, rank, dtype, draw):
     rows, columns = shape

@@ -117,7 +117,6 @@ def fleet(redis_client, redis_url, checkpoint, tmp_path):
         "FLUX2_STORAGE_DIRECTORY": str(tmp_path / "objects"),
         "FLUX2_MODEL_PATH": str(checkpoint),
         "FLUX2_MODEL_TEXT_ENCODER": str(checkpoint / "text_encoder"),
-        "FLUX2_MODEL_COMPILE": "false",
         "FLUX2_WORKER_DEVICE": "cuda:0",
         "FLUX2_WORKER_LOCK_DIR": str(tmp_path),
         "FLUX2_QUEUE_LEASE_TTL_S": "4",

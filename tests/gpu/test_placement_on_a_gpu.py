@@ -1,5 +1,8 @@
 """On a CUDA device: placements within artificial limits, each with the same bits."""
 
+import mmap
+import random
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ from shared.errors import CheckpointError
 from shared.job import ItemSpec
 from shared.settings import ModelSettings
 from worker.pipeline.load import load_components
+from worker.pipeline.reading import Reader, Region
 from worker.pipeline.tiny import write_tiny_adapter, write_tiny_checkpoint
 from worker.render import Renderer
 from worker.verify.product import adapter_ref
@@ -15,9 +19,6 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-
-# torch 2.11 says so of itself when it is first asked to compile.
-IGNORED = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture
 def load(checkpoint):
     def load(**values):
-        values = {"precision": "bf16", "compile": False, **values}
+        values = {"precision": "bf16", **values}
         settings = ModelSettings(path=str(checkpoint), text_encoder=str(checkpoint / "text_encoder"), **values)
         return load_components(settings, device=torch.device("cuda:0"), hf_token=None)
 
@@ -64,12 +65,19 @@ def test_where_the_parts_lie_changes_no_bit(load, tmp_path):
     assert pictures(load(text_encoder_place="streamed", clean_weights="file"), adapter) == expected
 
 
-@IGNORED
-def test_compiled_blocks_change_no_bit(load, tmp_path):
-    adapter = tmp_path / "adapter.safetensors"
-    write_tiny_adapter(adapter)
+@pytest.mark.parametrize("locks", [True, False])
+def test_bytes_come_to_the_device_from_locked_pages_and_by_threads(locks, tmp_path, monkeypatch):
+    monkeypatch.setattr("worker.pipeline.host._CHUNK_BYTES", 3 * mmap.PAGESIZE)
+    path, size = tmp_path / "bytes", 10 * mmap.PAGESIZE + 100
+    path.write_bytes(random.Random(1).randbytes(size))
+    target = torch.zeros(size - 50, dtype=torch.uint8, device="cuda:0")
 
-    assert pictures(load(compile=True), adapter) == pictures(load(), adapter)
+    with Reader(torch.device("cuda:0"), block_bytes=5000, locks=locks) as reader:
+        reader.read(Region(path, 50, size - 50), target)()
+        torch.cuda.synchronize()
+        assert (path in reader._unlocked) != locks
+
+    assert target.cpu().numpy().tobytes() == path.read_bytes()[50:]
 
 
 def test_a_limit_is_held_to(load):

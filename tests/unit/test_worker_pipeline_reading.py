@@ -1,10 +1,14 @@
 """Many threads read a file's bytes to where they belong, and say where a file ends too early."""
 
+import os
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from shared.errors import CheckpointError
+from worker.pipeline import host
 from worker.pipeline.bfl import Origin
 from worker.pipeline.reading import Reader, Region
 from worker.pipeline.weights import TensorFiles, fill
@@ -23,7 +27,7 @@ def test_a_tensor_is_read_in_blocks_from_where_it_lies(file):
     target = torch.empty(5, 1000, dtype=torch.uint8)
 
     with Reader(CPU, threads=3, block_bytes=700) as reader:
-        reader.read(Region(file, 100, 5000), target)
+        reader.read(Region(file, 100, 5000), target)()
 
     assert target.flatten().tolist() == list((bytes(range(256)) * 40)[100:5100])
 
@@ -33,12 +37,57 @@ def test_a_file_that_ends_too_early_is_named(file):
         pytest.raises(CheckpointError, match=r"bytes: ends at byte 10240, in the middle of a tensor"),
         Reader(CPU) as reader,
     ):
-        reader.read(Region(file, 10_000, 1000), torch.empty(1000, dtype=torch.uint8))
+        reader.read(Region(file, 10_000, 1000), torch.empty(1000, dtype=torch.uint8))()
 
 
 def test_a_file_that_is_gone_is_named(tmp_path):
     with pytest.raises(CheckpointError, match="gone: cannot be read: No such file"), Reader(CPU) as reader:
         reader.read(Region(tmp_path / "gone", 0, 10), torch.empty(10, dtype=torch.uint8))
+
+
+def test_a_reader_keeps_only_the_files_that_are_asked_for(file, tmp_path):
+    other = shutil.copy(file, tmp_path / "other")
+    target = torch.empty(10, dtype=torch.uint8)
+    with Reader(CPU) as reader:
+        for path in (file, other):
+            reader.read(Region(path, 0, 10), target)()
+
+        reader.keep_only([other])
+        file.unlink()
+        other.unlink()
+
+        reader.read(Region(other, 5, 10), target)()
+        assert target.tolist() == list(range(5, 15))
+        with pytest.raises(CheckpointError, match="bytes: cannot be read: No such file"):
+            reader.read(Region(file, 0, 10), target)
+
+
+def test_a_file_is_locked_only_where_there_is_room_for_what_is_not_in_memory_yet(file, monkeypatch):
+    with file.open("rb") as opened:
+        monkeypatch.setattr(host, "_available_bytes", lambda: 5_000_000_000)
+        host.room_to_lock(opened.fileno())
+        monkeypatch.setattr(host, "_available_bytes", lambda: 4_000_000_000)
+        host.room_to_lock(opened.fileno())  # it has just been written, so it is in memory
+        monkeypatch.setattr(host, "_share_in_memory", lambda *_: 0.0)
+        with pytest.raises(host.NotLocked, match=r"0\.0 GB of it are to be read, and 4\.0 GB of memory are available"):
+            host.room_to_lock(opened.fileno())
+
+
+def test_what_has_just_been_written_is_in_memory_and_an_untouched_hole_is_not(tmp_path):
+    whole, hole = tmp_path / "whole", tmp_path / "hole"
+    whole.write_bytes(bytes(2**20))
+    with hole.open("wb") as opened:
+        opened.truncate(2**30)
+
+    for path, share in ((whole, 1.0), (hole, 0.0)):
+        with path.open("rb") as opened:
+            assert host._share_in_memory(opened.fileno(), path.stat().st_size) == share
+
+
+def test_the_memory_that_is_available_is_within_the_hosts():
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+    assert 0 < host._available_bytes() < total
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32, torch.float16])

@@ -45,6 +45,7 @@ from worker.pipeline.compiled import as_written
 from worker.pipeline.components import Components
 from worker.pipeline.fast import dense_weights, fast_layers
 from worker.pipeline.live import LiveAdapters
+from worker.pipeline.reading import Reader
 
 logger = logging.getLogger("flux2.worker.pipeline")
 
@@ -84,7 +85,13 @@ class WarmPipeline:
         place = components.placement.clean
         # Float8 weights cannot be copied from: what they were made from is read.
         regions = components.regions if place == "file" or self._fast else {}
-        self._clean = CleanWeights(device=components.device, place=place, regions=regions)
+        self._clean = CleanWeights(
+            device=components.device,
+            place=place,
+            regions=regions,
+            reader=components.reader or Reader(components.device),
+            device_bytes=components.placement.clean_on_device,
+        )
         self._arrivals = Arrivals(components.transformer, device=components.device)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="flux2-weights")
         self._change: Future[None] | None = None  # the one that nobody has waited for

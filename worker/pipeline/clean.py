@@ -6,7 +6,9 @@ memory would be 63 GB for each of them. Copies come back a little sooner, those 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,15 +17,17 @@ from torch import Tensor
 from shared.errors import CheckpointError, WeightsLost
 from worker.pipeline.host import locked_like
 from worker.pipeline.placement import CleanPlace
-from worker.pipeline.reading import Part, Reader, Region, arrive
+from worker.pipeline.reading import Arrival, Reader, Region
+
+logger = logging.getLogger("flux2.worker.pipeline")
 
 
 class CleanWeights:
     """Keeps what is clean of the parameters that are about to be changed.
 
     Args:
-        regions: parameters whose bytes lie in files as they are, in the order of their rows. The files are held open:
-            what replaces them later is not read.
+        regions: parameters whose bytes lie in files as they are, in the order of their rows.
+        reader: of those files.
         device_bytes: how much of what is not kept on the device may lie there all the same.
     """
 
@@ -33,6 +37,7 @@ class CleanWeights:
         device: torch.device,
         place: CleanPlace,
         regions: Mapping[str, Sequence[Region]],
+        reader: Reader,
         device_bytes: int = 0,
     ) -> None:
         self._device = device
@@ -41,11 +46,10 @@ class CleanWeights:
         self._room = device_bytes
         self._copies: dict[str, Tensor] = {}
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
-        self._reader: Reader | None = None
-        if self._regions:
-            self._reader = Reader(self._device)
-            for file in {region.file for parts in self._regions.values() for region in parts}:
-                self._reader.open(file)
+        self._reader = reader
+        self._under_way: dict[str, Arrival] = {}
+        for file in {region.file for parts in regions.values() for region in parts}:
+            reader.open(file)
 
     @property
     def bytes(self) -> int:
@@ -63,6 +67,12 @@ class CleanWeights:
         self._copies[name] = copy.copy_(weight)
         self._room -= weight.nbytes if on_device else 0
 
+    def _arrive(self, name: str) -> None:
+        try:
+            self._under_way.pop(name)()
+        except CheckpointError as error:
+            raise WeightsLost(f"clean weights cannot be read again: {error}") from error
+
     @torch.no_grad()
     def put_back(self, name: str, weight: Tensor) -> Callable[[], None]:
         """Begin to give `weight` the clean values of a parameter that was kept before; return what waits for the end.
@@ -72,8 +82,8 @@ class CleanWeights:
         """
         copy = self._copies.get(name)
         if copy is None:
-            assert self._reader is not None
-            return _all_of(self._reader.read_rows(self._regions[name], weight))
+            self._under_way[name] = self._reader.read_rows(self._regions[name], weight)
+            return partial(self._arrive, name)
         if copy.device == self._device or self._stream is None:
             weight.copy_(copy)
             return _nothing
@@ -85,22 +95,12 @@ class CleanWeights:
         return lambda: current.wait_event(arrived)
 
     def wait(self) -> None:
-        """Return when nothing is being read any more, whatever came of it."""
-        if self._reader is not None:
+        """Return when nothing is on its way any more, whatever came of it."""
+        for name in list(self._under_way):
             try:
-                self._reader.wait()
-            except CheckpointError:
-                return
-
-
-def _all_of(parts: Sequence[Part]) -> Callable[[], None]:
-    def wait() -> None:
-        try:
-            arrive(parts)
-        except CheckpointError as error:
-            raise WeightsLost(f"clean weights cannot be read again: {error}") from error
-
-    return wait
+                self._under_way.pop(name)()
+            except CheckpointError as error:
+                logger.warning("clean weights not read", extra={"parameter": name, "error": str(error)})
 
 
 def _nothing() -> None:

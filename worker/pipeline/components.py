@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from worker.pipeline.placement import Placement
-from worker.pipeline.reading import Region
+from worker.pipeline.reading import Reader, Region
 
 # Of activations; the weights of linear layers are narrower under qfloat8 and fp8.
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "qfloat8": torch.bfloat16, "fp8": torch.bfloat16}
@@ -33,6 +33,7 @@ class Components:
         placement: what lies on the device.
         regions: where the transformer's weights lie in the checkpoint, those that lie there as they are.
         text_encoder_precision: None where it is the same.
+        reader: of the checkpoint's files that are still read; None if there are none.
         compiled: whether the transformer's blocks are.
         load_s: seconds of loading, by part.
     """
@@ -49,6 +50,7 @@ class Components:
     placement: Placement
     regions: Mapping[str, Sequence[Region]]
     text_encoder_precision: str | None = None
+    reader: Reader | None = None
     compiled: bool = False
     load_s: Mapping[str, float] = field(default_factory=dict)
 

@@ -1,12 +1,30 @@
-"""Page-locked host memory: what a GPU copies from at 54 GB/s instead of 8."""
+"""Page-locked host memory: what a GPU copies from at 53 GB/s instead of 8."""
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
+import warnings
 import weakref
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+# Left to the rest of the host when pages are locked.
+_SPARE_BYTES = 4_000_000_000
+_SAMPLES = 64
+_CHUNK_BYTES = 2**30
+# The flag cudaHostRegisterReadOnly: the GPU is not going to write.
+_READ_ONLY = 8
+
+
+class NotLocked(Exception):
+    """Pages cannot be locked; they have to be read another way."""
 
 
 def locked_like(tensor: Tensor) -> Tensor:
@@ -21,8 +39,120 @@ def lock(tensor: Tensor, *, device: torch.device) -> Tensor:
     Pages that all cores have touched are locked in 0.12 s a GB on an H100's host. A plain copy took 0.8 s a GB, nearly
     all of it page faults, and torch's own locked memory 0.4 s with sizes rounded up to powers of two.
     """
-    runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+    runtime = _runtime()
     with torch.cuda.device(device):  # else a thread would open a context on the first GPU, which is another worker's
         torch.cuda.check_error(runtime.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0))
     weakref.finalize(tensor, runtime.cudaHostUnregister, tensor.data_ptr()).atexit = False
     return tensor
+
+
+class LockedFile:
+    """A file's pages in the page cache, mapped and locked a gigabyte after the other, which takes 0.035 s each.
+
+    What is written to the file later shows; what the file loses when it is cut off stays as it was.
+
+    Raises:
+        NotLocked: the file cannot be mapped.
+    """
+
+    def __init__(self, descriptor: int, *, device: torch.device) -> None:
+        try:
+            self._map = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        except (OSError, ValueError) as error:
+            raise NotLocked(f"it cannot be mapped: {error}") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # that it may not be written to
+            self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        self._device = device
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="flux2-lock")
+        starts = range(0, len(self._bytes), _CHUNK_BYTES)
+        self._chunks: list[Future[None]] = [self._pool.submit(self._lock, start) for start in starts]
+
+    def pages(self, start: int, size: int) -> Iterator[Tensor]:
+        """Give the bytes of a part of the file, piece by piece, once they are locked; fewer if the file is shorter.
+
+        Raises:
+            NotLocked: they cannot be.
+        """
+        end = min(start + size, len(self._bytes))
+        while start < end:
+            chunk = start // _CHUNK_BYTES
+            self._chunks[chunk].result()
+            stop = min(end, (chunk + 1) * _CHUNK_BYTES)
+            yield self._bytes[start:stop]
+            start = stop
+
+    def close(self) -> None:
+        """Unlock the pages; nothing may be copying from them any more."""
+        self._pool.shutdown(cancel_futures=True)
+        runtime = _runtime()
+        for number, chunk in enumerate(self._chunks):
+            if not chunk.cancelled() and chunk.exception() is None:
+                runtime.cudaHostUnregister(self._bytes.data_ptr() + number * _CHUNK_BYTES)
+        self._chunks = []
+
+    def _lock(self, start: int) -> None:
+        size = min(_CHUNK_BYTES, len(self._bytes) - start)
+        with torch.cuda.device(self._device):
+            failed = _runtime().cudaHostRegister(self._bytes.data_ptr() + start, size, _READ_ONLY)
+        if int(failed):
+            raise NotLocked(f"locking its pages failed: {failed}")
+
+
+def room_to_lock(descriptor: int) -> None:
+    """Refuse to lock a file whose pages the host has no room for.
+
+    Pages that are in memory already need none: other workers have read them, and may have locked them.
+
+    Raises:
+        NotLocked: there is not enough memory.
+    """
+    size = os.fstat(descriptor).st_size
+    missing = int(size * (1 - _share_in_memory(descriptor, size)))
+    free = _available_bytes()
+    if missing > free - _SPARE_BYTES:
+        raise NotLocked(f"{missing / 1e9:.1f} GB of it are to be read, and {free / 1e9:.1f} GB of memory are available")
+
+
+def _share_in_memory(descriptor: int, size: int) -> float:
+    """Return what share of a file's pages is in the page cache, by samples."""
+    if size == 0:
+        return 1.0
+    with mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ) as mapped:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            address = torch.frombuffer(mapped, dtype=torch.uint8).data_ptr()
+        found = ctypes.create_string_buffer(1)
+        pages = -(-size // mmap.PAGESIZE)
+        samples = min(_SAMPLES, pages)
+        resident = 0
+        for sample in range(samples):
+            page = sample * (pages - 1) // max(samples - 1, 1)
+            where = ctypes.c_void_p(address + page * mmap.PAGESIZE)
+            if _libc().mincore(where, ctypes.c_size_t(1), found) == 0:
+                resident += found.raw[0] & 1
+    return resident / samples
+
+
+def _available_bytes() -> int:
+    """Return the memory that can be had without swapping, by the host's count and by that of the control group."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(lines["MemAvailable"].split()[0]) * 1024
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            used = int((group / "memory.current").read_text())
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            available = min(available, int(limit) - used + int(stat["file"]) - int(stat["shmem"]))
+    except (OSError, KeyError):
+        pass  # no control group, or one of the first version
+    return available
+
+
+def _runtime() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def _libc() -> Any:
+    return ctypes.CDLL(None, use_errno=True)

@@ -33,7 +33,7 @@ from worker.pipeline.placement import (
     weight_bytes,
 )
 from worker.pipeline.quantize import quantize
-from worker.pipeline.reading import Region
+from worker.pipeline.reading import Reader, Region
 from worker.pipeline.revision import revision_of
 from worker.pipeline.source import ModuleSource, Source, find
 from worker.pipeline.text_encoder import (
@@ -43,6 +43,7 @@ from worker.pipeline.text_encoder import (
     size_of,
     stream,
     stream_text_encoder,
+    text_encoder_files,
 )
 from worker.pipeline.weights import Tensors, fill, regions
 
@@ -50,6 +51,8 @@ logger = logging.getLogger("flux2.worker.pipeline")
 
 Regions = dict[str, tuple[Region, ...]]
 
+# Of every FLUX.2. Compiled norms of other widths add up in another order than torch's.
+_HEAD_DIM = 128
 # The largest layer of FLUX.2 [dev], and what it becomes.
 _LAYER_BYTES = 2_000_000_000
 
@@ -65,13 +68,15 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
     text_precision = _text_precision(settings)
     placement = _place(source, settings, device)
     logger.info("placed", extra={"model": settings.id, "device": str(device), "placement": str(placement)})
-    # Quantising replaces the linear layers, and live adapters hook into them one by one.
+    reader = Reader(device)
     marks["headers"] = time.perf_counter()
-    transformer, regions = _transformer(source.transformer, settings.precision, device)
+    transformer, regions = _transformer(source.transformer, settings.precision, device, reader)
     marks["transformer"] = time.perf_counter()
-    autoencoder = load_autoencoder(source.autoencoder, device=device, dtype=DTYPES[settings.precision])
+    dtype = DTYPES[settings.precision]
+    autoencoder = load_autoencoder(source.autoencoder, device=device, dtype=dtype, reader=reader)
     marks["autoencoder"] = time.perf_counter()
-    text_encoder = _text_encoder(source.text_encoder, text_precision, device, placement.text_encoder)
+    text_encoder = _text_encoder(source.text_encoder, text_precision, reader, device, placement.text_encoder)
+    reader.keep_only(_read_again(placement, source, precision=settings.precision))
     marks["text encoder"] = time.perf_counter()
     components = Components(
         model=settings.id,
@@ -85,9 +90,10 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
         device=device,
         text_encoder_precision=text_precision,
         placement=placement,
-        compiled=_is_compiled(settings, device),
+        compiled=_is_compiled(settings, device, head_dim=transformer.config.attention_head_dim),
         load_s={name: end - began for (_, began), (name, end) in pairwise(marks.items())},
         regions=regions,
+        reader=reader,
     )
     _check_fit(components)
     if components.compiled:
@@ -142,14 +148,24 @@ def _needs(source: Source, precision: str, text: str) -> Needs:
     )
 
 
-def _is_compiled(settings: ModelSettings, device: torch.device) -> bool:
-    """What was asked for; else on a GPU, for the precisions whose bits were compared."""
+def _is_compiled(settings: ModelSettings, device: torch.device, *, head_dim: int) -> bool:
+    """What was asked for; else on a GPU, for heads and precisions whose bits were compared."""
     if settings.compile is not None:
         return settings.compile
-    return device.type == "cuda" and settings.precision in ("bf16", "fp8")
+    return device.type == "cuda" and settings.precision in ("bf16", "fp8") and head_dim == _HEAD_DIM
 
 
-def _transformer(source: ModuleSource, precision: str, device: torch.device) -> tuple[Any, Regions]:
+def _read_again(placement: Placement, source: Source, *, precision: str) -> set[Path]:
+    """Return the files that are read for as long as the model lives."""
+    files: set[Path] = set()
+    if placement.clean == "file" or precision == "fp8":
+        files |= set(source.transformer.weights)
+    if placement.text_encoder == "streamed":
+        files |= set(text_encoder_files(source.text_encoder))
+    return files
+
+
+def _transformer(source: ModuleSource, precision: str, device: torch.device, reader: Reader) -> tuple[Any, Regions]:
     """Return the transformer, and where its weights lie in the files.
 
     Raises:
@@ -158,13 +174,13 @@ def _transformer(source: ModuleSource, precision: str, device: torch.device) -> 
     # Quantising replaces the linear layers one by one, and live adapters hook into them.
     load = partial(load_transformer, shared_qkv=precision not in ("qfloat8", "fp8"))
     if precision != "fp8":
-        transformer = _in_precision(load, source, precision, device)
+        transformer = _in_precision(load, source, precision, device, reader)
         return transformer, _regions(source, transformer)
     dtype = DTYPES[precision]
     free = free_bytes(device, limit_gb=None)
     whole = weight_bytes(source.open().shapes.values(), dtype=dtype, float8=False)
     fits = free is None or free > whole + _LAYER_BYTES
-    transformer = load(source, device=device if fits else torch.device("cpu"), dtype=dtype)
+    transformer = _on(device if fits else torch.device("cpu"), load, source, dtype, reader)
     regions = _regions(source, transformer)
     make_fast(transformer, device=device)
     if missing := fast_layers(transformer).keys() - regions.keys():
@@ -174,33 +190,48 @@ def _transformer(source: ModuleSource, precision: str, device: torch.device) -> 
     return transformer, regions
 
 
-def _text_encoder(folder: Path, precision: str, device: torch.device, place: TextEncoderPlace) -> nn.Module:
+def _text_encoder(
+    folder: Path, precision: str, reader: Reader, device: torch.device, place: TextEncoderPlace
+) -> nn.Module:
     """Return the text encoder where it is to be."""
     load = partial(load_text_encoder, to_be_quantised=precision == "qfloat8")
     model: nn.Module
     if place == "resident":
-        model = _in_precision(load, folder, precision, device)
+        model = _in_precision(load, folder, precision, device, reader)
     elif precision != "qfloat8":
-        model = stream_text_encoder(folder, device=device, dtype=DTYPES[precision])
+        model = stream_text_encoder(folder, device=device, dtype=DTYPES[precision], reader=reader)
     else:
-        model = _in_precision(load, folder, precision, torch.device("cpu"))
+        model = _in_precision(load, folder, precision, torch.device("cpu"), reader)
         stream(model, device=device)
     return model
 
 
-def _in_precision(load: Any, source: Any, precision: str, device: torch.device) -> Any:
+def _in_precision(load: Any, source: Any, precision: str, device: torch.device, reader: Reader) -> Any:
     """Run one of the loaders; what is quantised is read to the host first, so that the device holds the result only."""
     if precision != "qfloat8":
-        return load(source, device=device, dtype=DTYPES[precision])
-    model = load(source, device=torch.device("cpu"), dtype=DTYPES[precision])
+        return _on(device, load, source, DTYPES[precision], reader)
+    model = _on(torch.device("cpu"), load, source, DTYPES[precision], reader)
     quantize(model, device=device)
     return model
 
 
-def load_transformer(source: ModuleSource, *, device: torch.device, dtype: torch.dtype, shared_qkv: bool = True) -> Any:
+def _on(device: torch.device, load: Any, source: Any, dtype: torch.dtype, reader: Reader) -> Any:
+    """Run one of the loaders with the reader if that is this device's."""
+    return load(source, device=device, dtype=dtype, reader=reader if reader.device == device else None)
+
+
+def load_transformer(
+    source: ModuleSource,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    shared_qkv: bool = True,
+    reader: Reader | None = None,
+) -> Any:
     """Return a Flux2Transformer2DModel whose arithmetic is AI Toolkit's.
 
     Args:
+        reader: see `worker.pipeline.weights.fill`.
         shared_qkv: False leaves query, key and value layers to be called one by one, so that they can be replaced.
 
     Raises:
@@ -209,13 +240,16 @@ def load_transformer(source: ModuleSource, *, device: torch.device, dtype: torch
     files = source.open()
     transformer = _build(Flux2Transformer2DModel, source, architecture.transformer_config, files)
     exact.make_transformer_exact(transformer)
-    fill(transformer, files, _origins(source, transformer, bfl.transformer_origins), device=device, dtype=dtype)
+    origins = _origins(source, transformer, bfl.transformer_origins)
+    fill(transformer, files, origins, device=device, dtype=dtype, reader=reader)
     if shared_qkv:
         exact.share_qkv(transformer)
     return transformer
 
 
-def load_autoencoder(source: ModuleSource, *, device: torch.device, dtype: torch.dtype) -> Any:
+def load_autoencoder(
+    source: ModuleSource, *, device: torch.device, dtype: torch.dtype, reader: Reader | None = None
+) -> Any:
     """Return an AutoencoderKLFlux2 whose arithmetic is AI Toolkit's.
 
     Raises:
@@ -224,7 +258,8 @@ def load_autoencoder(source: ModuleSource, *, device: torch.device, dtype: torch
     files = source.open()
     autoencoder = _build(AutoencoderKLFlux2, source, architecture.autoencoder_config, files)
     exact.make_autoencoder_exact(autoencoder)
-    fill(autoencoder, files, _origins(source, autoencoder, bfl.autoencoder_origins), device=device, dtype=dtype)
+    origins = _origins(source, autoencoder, bfl.autoencoder_origins)
+    fill(autoencoder, files, origins, device=device, dtype=dtype, reader=reader)
     return autoencoder
 
 

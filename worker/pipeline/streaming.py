@@ -17,7 +17,7 @@ from shared.errors import CheckpointError, WeightsLost
 from worker.pipeline.checksum import checksum
 from worker.pipeline.host import lock
 from worker.pipeline.packing import Place, places
-from worker.pipeline.reading import Reader, Region, arrive
+from worker.pipeline.reading import Reader, Region
 
 #: Layers on the device at once: one computes, one is ready, one is on its way.
 BUFFERS = 3
@@ -86,11 +86,16 @@ class Files:
     """
 
     def __init__(
-        self, layers: Sequence[_Layer], regions: Sequence[Sequence[Sequence[Region]]], *, device: torch.device
+        self,
+        layers: Sequence[_Layer],
+        regions: Sequence[Sequence[Sequence[Region]]],
+        *,
+        reader: Reader,
+        device: torch.device,
     ) -> None:
         self._layers = layers
         self._regions = regions
-        self._reader = Reader(device)
+        self._reader = reader
         self._sums: dict[int, Tensor] = {}
         self._changed = torch.zeros((), dtype=torch.bool, device=device)
         # Never touched, so it takes no memory.
@@ -101,15 +106,15 @@ class Files:
 
     def fetch(self, number: int, target: Tensor) -> _Wait:
         places = self._layers[number].places
-        parts = [
-            part
+        arrivals = [
+            self._reader.read_rows(regions, place.view(target))
             for place, regions in zip(places, self._regions[number], strict=True)
-            for part in self._reader.read_rows(regions, place.view(target))
         ]
 
         def wait() -> None:
             try:
-                arrive(parts)
+                for arrive in arrivals:
+                    arrive()
             except CheckpointError as error:
                 raise WeightsLost(f"the text encoder cannot be read again: {error}") from error
             self._compare(number, [_matrix(place, target) for place in places])
@@ -131,6 +136,7 @@ class Streamed:
         modules: run in this order, whole passes only.
         regions: where their tensors lie in files, in their order; None if they are not there as they are. Then the
             tensors themselves must hold the values.
+        reader: of those files.
     """
 
     def __init__(
@@ -139,14 +145,15 @@ class Streamed:
         *,
         device: torch.device,
         regions: Sequence[Sequence[Sequence[Region]]] | None = None,
+        reader: Reader | None = None,
     ) -> None:
         self._device = device
         self._layers = [_Layer(module) for module in modules]
         self._source: _Source
-        if regions is None:
+        if regions is None or reader is None:
             self._source = HostCopies(self._layers, device=device)
         else:
-            self._source = Files(self._layers, regions, device=device)
+            self._source = Files(self._layers, regions, reader=reader, device=device)
         size = max(layer.size for layer in self._layers)
         count = min(BUFFERS, len(self._layers))
         self._buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(count)]

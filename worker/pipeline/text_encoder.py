@@ -24,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from shared.errors import CheckpointError
 from worker.pipeline.bfl import Origin
 from worker.pipeline.placement import weight_bytes
+from worker.pipeline.reading import Reader
 from worker.pipeline.streaming import Streamed
 from worker.pipeline.weights import TensorFiles, fill, regions
 
@@ -61,7 +62,12 @@ def family_of(config: Any) -> Family:
 
 
 def load_text_encoder(
-    folder: Path, *, device: torch.device, dtype: torch.dtype, to_be_quantised: bool = False
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    to_be_quantised: bool = False,
+    reader: Reader | None = None,
 ) -> nn.Module:
     """Return the decoder stack of the model in `folder`, cut after the last layer that is read.
 
@@ -75,12 +81,12 @@ def load_text_encoder(
     model, files = _empty(folder, dtype=None if to_be_quantised else dtype)
     if not (to_be_quantised and family_of(model.config) is QWEN):
         model.rotary_emb.to(dtype)
-    fill(model, files, _origins(model, files), device=device, dtype=dtype, alone=False)
+    fill(model, files, _origins(model, files), device=device, dtype=dtype, alone=False, reader=reader)
     model.rotary_emb.to(device)
     return model  # type: ignore[no-any-return]
 
 
-def stream_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def stream_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtype, reader: Reader) -> nn.Module:
     """Return the same, with layers that come to the device when they run: from the files, or if need be from the host.
 
     Raises:
@@ -100,10 +106,11 @@ def stream_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtyp
     for name, part in model.named_children():
         if name != "layers":
             inside = {inner: origins[f"{name}.{inner}"] for inner in part.state_dict()}
-            fill(part, files, inside, device=device, dtype=dtype, alone=False)
+            fill(part, files, inside, device=device, dtype=dtype, alone=False, reader=reader)
     model.layers.to_empty(device="cpu")  # that touches no memory
     model.requires_grad_(False).eval()
-    Streamed(model.layers, device=device, regions=[[found[name] for name in layer] for layer in names])
+    lie = [[found[name] for name in layer] for layer in names]
+    Streamed(model.layers, device=device, regions=lie, reader=reader)
     return model  # type: ignore[no-any-return]
 
 
@@ -117,7 +124,7 @@ def _empty(folder: Path, *, dtype: torch.dtype | None) -> tuple[Any, TensorFiles
     for name, part in model.named_children():
         if name != "rotary_emb":
             part.to(dtype)
-    return model, TensorFiles(_weights(folder))
+    return model, TensorFiles(text_encoder_files(folder))
 
 
 def _origins(model: nn.Module, files: TensorFiles) -> dict[str, Origin]:
@@ -133,7 +140,7 @@ def build_text_encoder(config: Any) -> Any:
     return model
 
 
-def _weights(folder: Path) -> tuple[Path, ...]:
+def text_encoder_files(folder: Path) -> tuple[Path, ...]:
     """Return the safetensors files of a transformers folder."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():

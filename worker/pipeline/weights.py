@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from shared.errors import CheckpointError
 from worker.pipeline.bfl import Origin
-from worker.pipeline.reading import Reader, Region
+from worker.pipeline.reading import Arrival, Reader, Region
 
 # Quantised files need their scales applied; casting them would give noise.
 _FLOATS = frozenset({"BF16", "F16", "F32"})
@@ -102,12 +103,14 @@ def fill(
     device: torch.device,
     dtype: torch.dtype,
     alone: bool = True,
+    reader: Reader | None = None,
 ) -> None:
     """Give a module that was built on the meta device its tensors, and make it ready for inference.
 
     Args:
         origins: for each entry of the module's state, the tensor of `files` that holds it.
         alone: whether the files may hold nothing else.
+        reader: what reads them, if they are to stay open.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or of another shape; `module` is then not to be used.
@@ -117,10 +120,17 @@ def fill(
     state = {
         name: _room(name, empty, origins[name], files, device, dtype) for name, empty in module.state_dict().items()
     }
-    with Reader(device) as reader:
-        for name, target in state.items():
-            if origins[name].tensor in files.shapes:
-                _read(origins[name], files, target, reader)
+    with ExitStack() as held:
+        reader = reader or held.enter_context(Reader(device))
+        arrivals = [
+            _read(origins[name], files, target, reader)
+            for name, target in state.items()
+            if origins[name].tensor in files.shapes
+        ]
+        for arrive in arrivals:
+            arrive()
+        if device.type == "cuda":
+            torch.cuda.current_stream(device).synchronize()
     module.load_state_dict(state, assign=True)
     module.requires_grad_(False).eval()
 
@@ -159,14 +169,18 @@ def _regions_of(origin: Origin, files: Tensors, dtype: torch.dtype) -> tuple[Reg
     return tuple(Region(region.file, region.start + part * size, size) for part in origin.parts)
 
 
-def _read(origin: Origin, files: Tensors, target: Tensor, reader: Reader) -> None:
+def _read(origin: Origin, files: Tensors, target: Tensor, reader: Reader) -> Arrival:
     """Fill `target` with an origin's rows; at once, or by `reader` if they lie in the file as they are needed."""
     parts = _regions_of(origin, files, target.dtype)
     if not parts:
         # A copy even on the CPU: pages of the file would change under us when someone rewrites it.
         target.copy_(origin.take(files.read(origin.tensor)).view(target.shape))
-        return
-    reader.read_rows(parts, target)
+        return _nothing
+    return reader.read_rows(parts, target)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _check_names(files: Tensors, origins: Mapping[str, Origin], *, alone: bool) -> None:

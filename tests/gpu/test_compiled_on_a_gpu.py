@@ -1,0 +1,76 @@
+"""On a CUDA device: compiled blocks, of the width of a real model, give the bits of the modules as they are written."""
+
+import pytest
+import torch
+from diffusers import Flux2Transformer2DModel
+
+from worker.pipeline import exact
+from worker.pipeline.compiled import compile_blocks
+from worker.pipeline.fast import make_fast
+from worker.sampling.latents import image_ids, text_ids
+from worker.sampling.sampler import Call, predict
+
+pytestmark = [
+    # torch 2.11 says so of itself when it is first asked to compile.
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning"),
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+DEVICE = torch.device("cuda:0")
+# Rows and columns of latents: 128x128, 512x512, 1216x832, 1024x1024, 2048x1024 pixels.
+SIZES = [(8, 8), (32, 32), (76, 52), (64, 64), (128, 64)]
+
+
+def build():
+    """Two double and three single blocks of klein 4B's width, with weights that let roundings show."""
+    with torch.device("meta"):
+        model = Flux2Transformer2DModel(
+            num_layers=2, num_single_layers=3, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=True
+        )
+    exact.make_transformer_exact(model)
+    model.to_empty(device=DEVICE).to(torch.bfloat16).requires_grad_(False).eval()
+    random = torch.Generator(DEVICE).manual_seed(1)
+    for name, weight in model.named_parameters():
+        weight.fill_(1) if weight.ndim == 1 else weight.normal_(0, 0.03, generator=random)
+        assert weight.device == DEVICE, name
+    return model
+
+
+@torch.no_grad()
+def run(model, rows, columns):
+    random = torch.Generator(DEVICE).manual_seed(rows)
+
+    def draw(*shape):
+        return torch.empty(shape, dtype=torch.bfloat16, device=DEVICE).normal_(generator=random)
+
+    call = Call(
+        draw(1, rows * columns, model.config.in_channels), draw(1).abs(), draw(1, 512, 7680),
+        image_ids(rows, columns).to(DEVICE), text_ids(512).to(DEVICE), torch.tensor([4.0], device=DEVICE).bfloat16(),
+    )  # fmt: skip
+    return predict(model, call)
+
+
+def test_no_bit_changes_at_any_size():
+    model = build()
+    exact.share_qkv(model)
+    expected = [run(model, *size) for size in SIZES]
+    compile_blocks(model, exact=True)
+
+    differing = [int((run(model, *size) != wanted).sum()) for size, wanted in zip(SIZES, expected, strict=True)]
+
+    assert differing == [0] * len(SIZES)
+
+
+def test_float8_blocks_compiled_are_near_those_that_are_not():
+    model = build()
+    make_fast(model, device=DEVICE)
+    expected = [run(model, *size).double() for size in SIZES]
+    compile_blocks(model, exact=False)
+
+    errors = [
+        float((run(model, *size).double() - wanted).norm() / wanted.norm())
+        for size, wanted in zip(SIZES, expected, strict=True)
+    ]
+
+    assert max(errors) < 0.1, errors
