@@ -62,6 +62,9 @@ class StubRenderer:
             on_progress(Progress(stage="denoise", step=step, steps=spec.num_inference_steps))
         return Painted(picture(spec.seed), _REPORT)
 
+    def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
+        """Nothing is ever needed."""
+
     def probe(self) -> str | None:
         return self.broken or None
 

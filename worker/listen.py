@@ -84,4 +84,5 @@ def _consume(worker: Worker) -> None:
         )
     finally:
         worker.behind.wait()
+        worker.ahead.wait()
         watch.stop()

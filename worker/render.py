@@ -134,6 +134,17 @@ class Renderer:
             torch.full_like(timestep, 4.0),
         )
 
+    def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
+        """Read the adapters of an item that will come and encode its prompts, beside one that renders.
+
+        Raises:
+            InvalidRequest, AdapterNotFound, AdapterRefused, AdapterMismatch: as `render` will.
+        """
+        for ref, path in zip(spec.adapters, adapters, strict=True):
+            self.warm.prepare(ref, path)
+        for prompt in (spec.prompt, *([spec.neg] if self._has_guidance(spec) else [])):
+            self._prompts.prepare(prompt)
+
     def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: OnProgress) -> Rendered:
         """Render `spec` with the adapter files that its `adapters` name, in the same order.
 

@@ -45,3 +45,6 @@ class ItemRenderer(Protocol):
     def render(
         self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: Callable[[Progress], None]
     ) -> Rendered: ...
+
+    def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
+        """Do beside an item that renders what another will need; called from another thread."""

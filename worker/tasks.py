@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 import tenacity
@@ -35,11 +36,12 @@ from shared.errors import (
     StorageUnavailable,
     WeightsLost,
 )
-from shared.job import ItemError, ItemResult, Progress
+from shared.job import ItemError, ItemResult, ItemSpec, Progress
 from shared.ledger import Claim, Ledger
 from shared.settings import Settings
 from shared.storage import ObjectStore
 from worker import fault, imagefile
+from worker.ahead import Ahead
 from worker.behind import AtOnce, Behind
 from worker.lease import Lease
 from worker.renderer import ItemRenderer, Rendered
@@ -49,6 +51,9 @@ logger = logging.getLogger("flux2.worker")
 
 
 Made = TypeVar("Made")
+
+# After the first, under which weights may still be on their way.
+_STEP_TO_PREPARE = 2
 
 # What another attempt, or another device, could not mend.
 _NOT_THE_DEVICES = (RequestError, StorageUnavailable, OutOfMemory, LedgerUnavailable)
@@ -65,6 +70,7 @@ class Worker:
     Attributes:
         probe: asks the device for a small calculation; returns what is wrong with it, or None.
         behind: is brought the work that needs no GPU.
+        ahead: is brought what prepares for the next item.
         end: ends the process at once, whatever its other threads do.
     """
 
@@ -76,6 +82,7 @@ class Worker:
     slot: Slot
     probe: Callable[[], str | None] = _sound
     behind: Behind | AtOnce = field(default_factory=AtOnce)
+    ahead: Ahead = field(default_factory=Ahead)
     end: Callable[[int], NoReturn] = os._exit
 
     def hand_over(self, claim: Claim) -> None:
@@ -184,12 +191,29 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, work: Callable[[], Made
 def _render(worker: Worker, claim: Claim, lease: Lease) -> Rendered:
     """Do what needs the GPU."""
     spec = claim.spec
-    paths = [locate(ref.path, root=worker.settings.adapters.root) for ref in spec.adapters]
-    rendered = worker.renderer.render(spec, paths, on_progress=lease.report)
+
+    def on_progress(progress: Progress) -> None:
+        lease.report(progress)
+        if progress.stage == "denoise" and progress.step == _STEP_TO_PREPARE:
+            worker.ahead(partial(_prepare_next, worker, spec.adapter_key))
+
+    rendered = worker.renderer.render(spec, _files(worker, spec), on_progress=on_progress)
     worker.slot.report_drift(worker.renderer.warm.base_drift)
     if rendered.image.getbbox() is None:
         raise BlankImage(f"every pixel of seed {spec.seed} is black")
     return rendered
+
+
+def _prepare_next(worker: Worker, warm: str) -> None:
+    """Let the renderer prepare for the item that this slot would be given next, if it stays so."""
+    slot = worker.slot
+    spec = worker.ledger.peek_next(slot.pools, slot=slot.name, warm=warm)
+    if spec is not None:
+        worker.renderer.prepare(spec, _files(worker, spec))
+
+
+def _files(worker: Worker, spec: ItemSpec) -> list[Path]:
+    return [locate(ref.path, root=worker.settings.adapters.root) for ref in spec.adapters]
 
 
 def _store(worker: Worker, claim: Claim, lease: Lease, rendered: Rendered) -> ItemResult:

@@ -32,7 +32,7 @@ from worker.pipeline.text_encoder import build_text_encoder, family_of
 _DTYPE = torch.bfloat16
 _STD = 0.02
 _RANK = 16
-_WRITERS = 16
+_WRITERS = 32
 _WRITE_BYTES = 2**26
 
 # Arguments of diffusers' Flux2Transformer2DModel, whose defaults are [dev]'s. Klein's are Klein4BParams and
@@ -107,6 +107,8 @@ class Checkpoint:
         self._write(names.transformer_file, _bfl_shapes(transformer, transformer_origins(transformer)))
         self._write(names.autoencoder_file, _bfl_shapes(autoencoder, autoencoder_origins(autoencoder)))
         self._write_text_encoder(_text_config(model, tiny=tiny, narrow=narrow))
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # else the placement would take the drawn weights' memory for lost
 
     def __enter__(self) -> Checkpoint:
         return self

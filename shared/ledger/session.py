@@ -75,13 +75,13 @@ class Session:
 
 @cache
 def scripts() -> dict[str, str]:
-    """Each script's whole text by its name: the common prelude, then its file."""
+    """Each script's whole text by its name: the common prelude, for some the choice of an item, then its file."""
     folder = resources.files("shared.ledger") / "scripts"
-    prelude = (folder / "prelude.lua").read_text()
+    files = (path for path in folder.iterdir() if path.name.endswith(".lua"))
+    texts = {path.name.removesuffix(".lua"): path.read_text() for path in files}
+    prelude, choose = texts.pop("prelude"), texts.pop("choose")
     return {
-        path.name.removesuffix(".lua"): prelude + path.read_text()
-        for path in folder.iterdir()
-        if path.name.endswith(".lua") and path.name != "prelude.lua"
+        name: prelude + (choose if name in ("claim_next", "peek_next") else "") + text for name, text in texts.items()
     }
 
 

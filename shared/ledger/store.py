@@ -100,6 +100,15 @@ class Ledger(SlotBook, Outbox):
             return None
         return Accepted(job_id=job_id, replayed=True, accepted_ms=int(accepted_ms), record=json.loads(record))
 
+    def peek_next(self, pools: Sequence[str], *, slot: str, warm: str) -> ItemSpec | None:
+        """Tell what `claim_next` would take now, and take nothing: who prepares for it may be wrong in the end."""
+        wait_bound = ms(self._settings.wait_bound_s)
+        raw = self._run("peek_next", json.dumps(list(pools)), slot, warm, wait_bound, views.SLOT_TTL_MS)
+        try:
+            return None if raw is None else ItemSpec.model_validate_json(raw)
+        except ValidationError:  # stored by another version, as a claim will tell
+            return None
+
     def claim_next(self, pools: Sequence[str], *, slot: str, boot: str, warm: str) -> Claim | None:
         """Take the best queued item for a slot, or None when nothing is queued.
 

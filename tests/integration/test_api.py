@@ -605,7 +605,7 @@ def test_an_engine_that_no_worker_offers_is_waited_for_with_a_warning(api):
 
     assert without["warnings"] == ["no live worker offers the engine 'ai-toolkit' for flux2; the job waits for one"]
     assert with_one["warnings"] == []
-    assert model["engines"] == {"exact": 2, "ai-toolkit": 1}
+    assert model["engines"] == {"exact": 2, "ai-toolkit": 1, "fast": 0}
     assert claim(api) is None  # of the engine `exact`
     assert api.http.get(f"/v1/requests/{with_one['request_id']}/status").json()["queue_position"] == 1
 

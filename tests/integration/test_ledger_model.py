@@ -147,7 +147,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(target=claims, slot=st.sampled_from(WORKERS))
     def claim(self, slot):
         self.steps["claim"] += 1
+        expected = self.ledger.peek_next(["flux2"], slot=slot, warm="base")
         claim = self.ledger.claim_next(["flux2"], slot=slot, boot=self.boot[slot], warm="base")
+        assert expected == (claim and claim.spec)
         assert claim is not None
         item = self.items[claim.item_id]
         assert item.state is State.QUEUED

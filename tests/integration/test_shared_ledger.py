@@ -85,7 +85,10 @@ def accept(ledger, *specs, **options):
 
 
 def claim(ledger, slot="gpu-0", *, warm="base", boot="boot-1", pools=("flux2",)):
-    return ledger.claim_next(pools, slot=slot, boot=boot, warm=warm)
+    expected = ledger.peek_next(pools, slot=slot, warm=warm)
+    claimed = ledger.claim_next(pools, slot=slot, boot=boot, warm=warm)
+    assert expected == (claimed and claimed.spec)
+    return claimed
 
 
 def states(ledger, job_id):
@@ -617,7 +620,8 @@ def test_a_spec_of_another_version_fails_with_the_reason_and_the_next_item_is_cl
     unreadable, fine = accept(ledger), accept(ledger)
     ledger.redis.hset(keys.item(f"{unreadable}:0"), "spec", '{"model": "flux2", "future": 1}')
 
-    assert claim(ledger).job_id == fine
+    assert ledger.peek_next(["flux2"], slot="s", warm="base") is None
+    assert ledger.claim_next(["flux2"], slot="s", boot="b", warm="base").job_id == fine
 
     assert ledger.redis.hget(keys.job(unreadable), "state") == "failed"
     assert "future" in ledger.redis.hget(keys.item(f"{unreadable}:0"), "error")

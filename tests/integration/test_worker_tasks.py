@@ -595,6 +595,38 @@ def broken_kernel(progress):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
+class Preparing:
+    """A renderer that notes what it is to prepare, and fails at it if told to."""
+
+    def __init__(self, renderer, *, fails=False):
+        self.warm = renderer.warm
+        self.render = renderer.render
+        self.prepared = []
+        self._fails = fails
+
+    def prepare(self, spec, adapters):
+        self.prepared.append((spec.prompt, [path.name for path in adapters]))
+        if self._fails:
+            raise RuntimeError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_while_an_item_renders_the_next_is_prepared_and_taken_whatever_came_of_it(fails, worker, adapter):
+    worker.renderer.warm.use([])  # else an adapter of the test before would go first
+    renderer = Preparing(worker.renderer, fails=fails)
+    worker = with_renderer(worker, renderer)
+    first, second = accept(worker), accept(worker, adapters=[adapter], prompt="a dog")
+
+    assert run_next(worker)
+    worker.ahead.wait()
+    assert item(worker, second).state is State.QUEUED
+    assert run_next(worker)
+    worker.ahead.wait()
+
+    assert renderer.prepared == [("a dog", ["style.safetensors"])]
+    assert [item(worker, job).state for job in (first, second)] == [State.SUCCEEDED] * 2
+
+
 def with_store(worker, store):
     return Worker(**{**vars(worker), "store": store})
 

@@ -1,5 +1,7 @@
 """One item from prompt to pixels, held to the trainer's, and everything that may stop it."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -230,3 +232,38 @@ def test_an_item_that_can_only_give_garbage_is_refused_before_any_work(changes, 
         renderer().render(item(**changes), [], on_progress=seen.append)
 
     assert seen == []
+
+
+def test_what_an_item_needs_is_prepared_from_another_thread_while_one_renders(components, item, goldens, adapter_ref):
+    path = goldens / "adapters/lora_r4_bf16.safetensors"
+    coming = item(prompt="a blue star", adapters=(adapter_ref(path),))
+    expected = Renderer(components("bf16"), prompt_cache=4).render(coming, [path], on_progress=lambda _: None)
+    renderer = Renderer(components("bf16"), prompt_cache=4, adapter_cache_bytes=10_000_000)
+    renderer.render(item(), [], on_progress=lambda progress: prepare_at(renderer, coming, path, progress))
+    encoder, encoded = renderer._components.text_encoder, []
+    watching = encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("worker.lora.read._tensors", lambda path: pytest.fail(f"{path} is read again"))
+        rendered = renderer.render(coming, [path], on_progress=lambda _: None)
+    watching.remove()
+
+    assert encoded == []
+    assert rendered.image.tobytes() == expected.image.tobytes()
+
+
+def prepare_at(renderer, coming, path, progress):
+    if (progress.stage, progress.step) == ("denoise", 1):
+        thread = threading.Thread(target=renderer.prepare, args=(coming, [path]))
+        thread.start()
+        thread.join()
+
+
+def test_nothing_is_prepared_that_could_not_be_remembered(components, item, goldens, adapter_ref):
+    path = goldens / "adapters/lora_r4_bf16.safetensors"
+    renderer = Renderer(components("bf16"), prompt_cache=0)
+    renderer._components.text_encoder.register_forward_pre_hook(lambda *_: pytest.fail("a prompt is encoded"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("worker.lora.read._tensors", lambda path: pytest.fail(f"{path} is read"))
+        renderer.prepare(item(adapters=(adapter_ref(path),)), [path])

@@ -68,7 +68,7 @@ class _Kept:
 
 
 class AdapterReader:
-    """Reads adapters for one base model, and remembers the last ones on the host, checked.
+    """Reads adapters for one base model, and remembers the last ones on the host, checked. Threads may share it.
 
     A rank 32 adapter of every layer is 390 MB, of which reading and checking take longer than merging: items that
     alternate between adapters, or between multipliers of one, pay it once.
@@ -96,14 +96,25 @@ class AdapterReader:
             AdapterNotFound, AdapterRefused, AdapterMismatch: see `read_adapter`.
         """
         with self._one_at_a_time:
-            if ref.sha256 not in self._checked:
-                adapter = read_adapter(ref, path, model=self._model, layers=self._layers)
-                kept = self._remember(adapter)
-            else:
-                _check_identity(ref, path)
-                self._checked.move_to_end(ref.sha256)
-                kept = self._checked[ref.sha256]
+            kept = self._kept(ref, path)
         return replace(kept.adapter, ref=ref, tensors=kept.on(self._device))
+
+    def prepare(self, ref: AdapterRef, path: Path) -> None:
+        """Read an adapter that will be asked for, if there is room to remember it.
+
+        Raises:
+            AdapterNotFound, AdapterRefused, AdapterMismatch: see `read_adapter`.
+        """
+        if ref.size_bytes <= self._cache_bytes:
+            with self._one_at_a_time:
+                self._kept(ref, path)
+
+    def _kept(self, ref: AdapterRef, path: Path) -> _Kept:
+        if ref.sha256 not in self._checked:
+            return self._remember(read_adapter(ref, path, model=self._model, layers=self._layers))
+        _check_identity(ref, path)
+        self._checked.move_to_end(ref.sha256)
+        return self._checked[ref.sha256]
 
     def _remember(self, adapter: Adapter) -> _Kept:
         room = adapter.ref.size_bytes <= self._cache_bytes

@@ -165,6 +165,14 @@ class WarmPipeline:
             self.settle()
         return change, reports
 
+    def prepare(self, ref: AdapterRef, path: Path) -> None:
+        """Read and check an adapter that will be used, if there is room to remember it; from any thread.
+
+        Raises:
+            AdapterNotFound, AdapterRefused, AdapterMismatch: see `worker.lora.read.read_adapter`.
+        """
+        self._reader.prepare(ref, path)
+
     def drift_of(self, step: Callable[[], Tensor]) -> float:
         """Return how far float8 is from bfloat16: of what a step gives, the difference's length by its own.
 

@@ -64,6 +64,9 @@ class LockedFile:
             warnings.simplefilter("ignore", UserWarning)  # that it may not be written to
             self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         self._device = device
+        self._registered: list[int] = []  # addresses
+        self._unlock = weakref.finalize(self, _unlock, self._registered)
+        self._unlock.atexit = False
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="flux2-lock")
         starts = range(0, len(self._bytes), _CHUNK_BYTES)
         self._chunks: list[Future[None]] = [self._pool.submit(self._lock, start) for start in starts]
@@ -85,18 +88,20 @@ class LockedFile:
     def close(self) -> None:
         """Unlock the pages; nothing may be copying from them any more."""
         self._pool.shutdown(cancel_futures=True)
-        runtime = _runtime()
-        for number, chunk in enumerate(self._chunks):
-            if not chunk.cancelled() and chunk.exception() is None:
-                runtime.cudaHostUnregister(self._bytes.data_ptr() + number * _CHUNK_BYTES)
-        self._chunks = []
+        self._unlock()
 
     def _lock(self, start: int) -> None:
-        size = min(_CHUNK_BYTES, len(self._bytes) - start)
+        size, address = min(_CHUNK_BYTES, len(self._bytes) - start), self._bytes.data_ptr() + start
         with torch.cuda.device(self._device):
-            failed = _runtime().cudaHostRegister(self._bytes.data_ptr() + start, size, _READ_ONLY)
+            failed = _runtime().cudaHostRegister(address, size, _READ_ONLY)
         if int(failed):
             raise NotLocked(f"locking its pages failed: {failed}")
+        self._registered.append(address)
+
+
+def _unlock(addresses: list[int]) -> None:
+    while addresses:
+        _runtime().cudaHostUnregister(addresses.pop())
 
 
 def room_to_lock(descriptor: int) -> None:

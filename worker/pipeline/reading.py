@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -58,6 +59,7 @@ class Reader:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="flux2-read")
         self._mine = threading.local()
         self._files: dict[Path, int] = {}
+        weakref.finalize(self, _close, self._files)
         self._locked: dict[Path, LockedFile] = {}
         self._unlocked: set[Path] = set()  # what threads read
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
@@ -179,6 +181,11 @@ class Reader:
             if count == 0:
                 raise CheckpointError(f"{file}: ends at byte {start}, in the middle of a tensor")
             view, start = view[count:], start + count
+
+
+def _close(files: dict[Path, int]) -> None:
+    while files:
+        os.close(files.popitem()[1])
 
 
 def _results(parts: Sequence[Future[None]]) -> None:

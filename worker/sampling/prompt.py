@@ -7,6 +7,7 @@ that is how FLUX.2 was trained.
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
@@ -67,7 +68,7 @@ _CHATS: dict[Family, Callable[[PreTrainedTokenizerFast, str], str]] = {MISTRAL: 
 
 
 class PromptEncoder:
-    """Encodes prompts and remembers the last ones: a job's items often differ in seed only.
+    """Encodes prompts and remembers the last ones: a job's items often differ in seed only. Threads may share it.
 
     Args:
         cache_size: prompts remembered, in host memory; one takes 15.7 MB at full size.
@@ -82,6 +83,10 @@ class PromptEncoder:
         self._device = device
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._cache_size = cache_size
+        self._one_at_a_time = threading.Lock()
+        self._beside: Any = None
+        if device.type == "cuda":
+            self._beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def check(self, prompt: str) -> None:
         """Refuse what `encode` would, without any work; Qwen3 has no image token to hide.
@@ -98,11 +103,22 @@ class PromptEncoder:
         Raises:
             InvalidRequest: see `shared.prompt.check_prompt`.
         """
-        if prompt not in self._cache:
-            ids, mask = tokenize(self._tokenizer, prompt, family=self._family)
-            self._cache[prompt] = embed(self._text_encoder, ids.to(self._device), mask.to(self._device)).cpu()
-        self._cache.move_to_end(prompt)
-        embeds = self._cache[prompt].to(self._device)
-        while len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
-        return embeds
+        with self._one_at_a_time:
+            if prompt not in self._cache:
+                ids, mask = tokenize(self._tokenizer, prompt, family=self._family)
+                self._cache[prompt] = embed(self._text_encoder, ids.to(self._device), mask.to(self._device)).cpu()
+            self._cache.move_to_end(prompt)
+            embeds = self._cache[prompt]
+            while len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+        return embeds.to(self._device)
+
+    def prepare(self, prompt: str) -> None:
+        """Encode a prompt that will be asked for, beside what the device does now.
+
+        Raises:
+            InvalidRequest: see `shared.prompt.check_prompt`.
+        """
+        if self._cache_size:
+            with torch.no_grad(), torch.cuda.stream(self._beside):
+                self.encode(prompt)
