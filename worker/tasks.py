@@ -90,14 +90,18 @@ class Worker:
         if self.ledger.release(claim, "drain") == "queued":
             wake(self.celery, claim.spec.pool, count=1)
 
-    def give_up(self, claim: Claim, error: RunError) -> None:
+    def give_up(self, claim: Claim, error: RunError, *, device_failed: bool = True) -> None:
         """Hand the item to another attempt and end this process, which can render nothing more."""
-        fault.note(self.ledger, self.slot, claim, error)
+        self.slot.draining.set()  # this may be another thread than the one that claims
+        if device_failed:
+            fault.note(self.ledger, self.slot, claim, error)
         try:
             _retry(self, claim, error)
-            for other in list(self.slot.claims):
-                if other is not claim:
+            handed = [claim]
+            while others := [other for other in self.slot.claims if other not in handed]:
+                for other in others:
                     self.hand_over(other)
+                handed += others
             self.ledger.leave(self.slot.name)
         except LedgerUnavailable as unavailable:
             logger.warning("the lease must run out", extra={"item": claim.item_id, "error": str(unavailable)})
@@ -143,14 +147,15 @@ def _run(worker: Worker, claim: Claim) -> None:
 
     def stalled(progress: Progress) -> None:
         at = f"{progress.stage}, step {progress.step} of {progress.steps}"
-        worker.give_up(claim, Stalled(f"no progress for {worker.settings.worker.stall_s:g} s at {at}"))
+        error = Stalled(f"no progress for {worker.settings.worker.stall_s:g} s at {at}")
+        worker.give_up(claim, error, device_failed=progress.stage != "upload")
 
     with ExitStack() as held:
         held.enter_context(worker.slot.running(claim))
         lease = held.enter_context(Lease(worker.ledger, claim, worker.settings, on_stall=stalled))
         if claim.attempt > 1:
             worker.behind.wait()  # what has ended a process may do so again: nothing else is then lost with it
-        rendered = _attempt(worker, claim, lease, partial(_render, worker, claim, lease))
+        rendered = _attempt(worker, claim, lease, partial(_render, worker, claim, lease), on_device=True)
         if rendered is None:
             return
         keep = held.pop_all()
@@ -164,13 +169,17 @@ def _run(worker: Worker, claim: Claim) -> None:
 def _finish(worker: Worker, claim: Claim, lease: Lease, rendered: Rendered, held: ExitStack) -> None:
     """Store what was rendered, end the item and let go of its lease."""
     with held:
-        result = _attempt(worker, claim, lease, partial(_store, worker, claim, lease, rendered))
+        result = _attempt(worker, claim, lease, partial(_store, worker, claim, lease, rendered), on_device=False)
         if result is not None:
             _commit(worker, claim, result)
 
 
-def _attempt(worker: Worker, claim: Claim, lease: Lease, work: Callable[[], Made]) -> Made | None:
-    """Do a part of an item's work and return what it made; None after an end of another kind, which is told."""
+def _attempt(worker: Worker, claim: Claim, lease: Lease, work: Callable[[], Made], *, on_device: bool) -> Made | None:
+    """Do a part of an item's work and return what it made; None after an end of another kind, which is told.
+
+    Args:
+        on_device: whether an error may be the device's. If not that is not asked, which has other work meanwhile.
+    """
     try:
         with lease.watched():
             return work()
@@ -181,9 +190,9 @@ def _attempt(worker: Worker, claim: Claim, lease: Lease, work: Callable[[], Made
         _commit(worker, claim, None)
         _discard(worker, claim)
     except Flux2Error as error:
-        _fail(worker, claim, error)
+        _fail(worker, claim, error, on_device=on_device)
     except Exception as error:
-        _fail(worker, claim, RunError(f"{type(error).__name__}: {error}"))
+        _fail(worker, claim, RunError(f"{type(error).__name__}: {error}"), on_device=on_device)
         raise
     return None
 
@@ -264,7 +273,7 @@ def _can_store(worker: Worker) -> bool:
     return True
 
 
-def _fail(worker: Worker, claim: Claim, error: Flux2Error) -> None:
+def _fail(worker: Worker, claim: Claim, error: Flux2Error, *, on_device: bool) -> None:
     """End the item, or hand it to another attempt if another may fare better."""
     logger.error(
         "item failed", exc_info=error, extra={"item": claim.item_id, "attempt": claim.attempt, "code": error.code}
@@ -273,7 +282,7 @@ def _fail(worker: Worker, claim: Claim, error: Flux2Error) -> None:
         worker.slot.storage_failed = True
     if isinstance(error, WeightsLost):
         worker.give_up(claim, error)
-    elif not isinstance(error, _NOT_THE_DEVICES) and (reason := worker.probe()):
+    elif on_device and not isinstance(error, _NOT_THE_DEVICES) and (reason := worker.probe()):
         worker.give_up(claim, DeviceFault(f"{worker.slot.name}: {reason}"))
     elif isinstance(error, RequestError) or not error.retryable:
         _commit(worker, claim, _item_error(error))

@@ -108,6 +108,13 @@ def test_a_device_that_fits_nothing_is_refused_without_a_false_hint(checkpoint, 
         load_components(settings(checkpoint, precision="qfloat8"), device=CPU, hf_token=None)
 
 
+def test_a_place_that_was_set_by_hand_and_does_not_fit_is_what_the_message_blames(checkpoint, device_with):
+    device_with(4.001 * GB)
+
+    with pytest.raises(CheckpointError, match=r"4\.0 GB would do, were it not set by hand where the parts lie$"):
+        load_components(settings(checkpoint, clean_weights="device"), device=CPU, hf_token=None)
+
+
 # What bf16 reads lies in the files as it is; copies on the host hold the others.
 @pytest.mark.parametrize(("precision", "source"), [("bf16", Files), ("fp32", HostCopies), ("qfloat8", HostCopies)])
 def test_a_streamed_text_encoder_gives_the_same_picture(precision, source, checkpoint, monkeypatch):

@@ -13,15 +13,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worker.kernels import lacking
+
 _ROWS, _COLUMNS, _RANK = 64, 64, 16
 # FLUX.2's layers have 786,432 values and more. For smaller or odd ones torch takes kernels that add up in parts.
 _LEAST = 500_000
 
 
 def fits(weight: Tensor) -> bool:
-    """Whether `add_low_rank` gives a weight torch's bits."""
+    """Whether `add_low_rank` can be had, and gives a weight torch's bits."""
     rows, columns = weight.shape
-    return weight.is_cuda and rows % _ROWS == 0 and columns % _COLUMNS == 0 and weight.numel() >= _LEAST
+    return (
+        weight.is_cuda
+        and lacking() is None
+        and rows % _ROWS == 0
+        and columns % _COLUMNS == 0
+        and weight.numel() >= _LEAST
+    )
 
 
 def add_low_rank(weight: Tensor, down: Tensor, up: Tensor, *, multiplier: float, scale: float) -> Tensor:

@@ -17,6 +17,7 @@ from torch import nn
 from shared.catalog import MODELS
 from shared.errors import CheckpointError
 from shared.settings import ModelSettings
+from worker.kernels import lacking
 from worker.pipeline import architecture, bfl, exact
 from worker.pipeline.bfl import Origin
 from worker.pipeline.compiled import compile_blocks
@@ -121,8 +122,9 @@ def _place(source: Source, settings: ModelSettings, device: torch.device) -> Pla
         if settings.precision not in ("qfloat8", "fp8"):
             float8 = _needs(source, "qfloat8", settings.text_encoder_precision or "qfloat8")
         raise explain(
-            needs, free=free, model=settings.id, precision=settings.precision, device=str(device), float8=float8
-        )
+            needs, free=free, model=settings.id, precision=settings.precision, device=str(device), float8=float8,
+            text_encoder=settings.text_encoder_place, clean=settings.clean_weights,
+        )  # fmt: skip
     return placement
 
 
@@ -152,7 +154,11 @@ def _is_compiled(settings: ModelSettings, device: torch.device, *, head_dim: int
     """What was asked for; else on a GPU, for heads and precisions whose bits were compared."""
     if settings.compile is not None:
         return settings.compile
-    return device.type == "cuda" and settings.precision in ("bf16", "fp8") and head_dim == _HEAD_DIM
+    if device.type != "cuda" or settings.precision not in ("bf16", "fp8") or head_dim != _HEAD_DIM:
+        return False
+    if lacks := lacking():
+        logger.warning("blocks are not compiled, steps take a quarter longer", extra={"lacks": lacks})
+    return not lacks
 
 
 def _read_again(placement: Placement, source: Source, *, precision: str) -> set[Path]:
@@ -169,13 +175,16 @@ def _transformer(source: ModuleSource, precision: str, device: torch.device, rea
     """Return the transformer, and where its weights lie in the files.
 
     Raises:
-        CheckpointError: see `load_transformer`; or under `fp8`, whose clean weights lie nowhere else, not as they are.
+        CheckpointError: see `load_transformer`; or under `fp8`, whose clean weights lie nowhere else, not as they are,
+            or no kernels can be built.
     """
     # Quantising replaces the linear layers one by one, and live adapters hook into them.
     load = partial(load_transformer, shared_qkv=precision not in ("qfloat8", "fp8"))
     if precision != "fp8":
         transformer = _in_precision(load, source, precision, device, reader)
         return transformer, _regions(source, transformer)
+    if device.type == "cuda" and (lacks := lacking()):
+        raise CheckpointError(f"fp8 needs kernels that cannot be built here: {lacks}")
     dtype = DTYPES[precision]
     free = free_bytes(device, limit_gb=None)
     whole = weight_bytes(source.open().shapes.values(), dtype=dtype, float8=False)

@@ -7,6 +7,7 @@ and be streamed (`worker.pipeline.streaming`); the clean weights that adapters a
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -24,6 +25,8 @@ _WORK = 4_000_000_000
 # What one of 2048x2048 takes more. Copies of clean weights never take that: decoding in tiles gives other pixels.
 _LARGE_WORK = 8_000_000_000
 _GB = 1_000_000_000
+_SETTLE_S = 10.0
+_LOOK_S = 0.2
 
 # The fastest first. At full size keeping the text encoder saves 0.57 s a new prompt, and clean weights on the device
 # 0.7 s a change of adapters; prompts are new more often.
@@ -102,17 +105,29 @@ def place(
 
 
 def explain(
-    needs: Needs, *, free: int, model: str, precision: str, device: str, float8: Needs | None
+    needs: Needs,
+    *,
+    free: int,
+    model: str,
+    precision: str,
+    device: str,
+    float8: Needs | None,
+    text_encoder: TextEncoderPlace | None = None,
+    clean: CleanPlace | None = None,
 ) -> CheckpointError:
     """Say how much is missing, and what would do.
 
     Args:
         float8: what the model needs under `qfloat8`, unless that is what does not fit.
+        text_encoder, clean: what was decided already.
     """
-    least = _placement(needs, "streamed", "file").gigabytes
+    least = _placement(needs, text_encoder or "streamed", clean or "file").gigabytes
     said = f"{model} in {precision} needs {least:.1f} GB of device memory, and {free / _GB:.1f} GB are free on {device}"
-    smaller = float8 and place(float8, free=free)
-    hint = f"FLUX2_MODEL_PRECISION=qfloat8 needs {smaller.gigabytes:.1f} GB" if smaller else "take a smaller model"
+    hint = "take a smaller model"
+    if anyhow := place(needs, free=free):
+        hint = f"{anyhow.gigabytes:.1f} GB would do, were it not set by hand where the parts lie"
+    elif smaller := float8 and place(float8, free=free):
+        hint = f"FLUX2_MODEL_PRECISION=qfloat8 needs {smaller.gigabytes:.1f} GB"
     return CheckpointError(f"{said}; {hint}")
 
 
@@ -132,12 +147,24 @@ def free_bytes(device: torch.device, *, limit_gb: float | None) -> int | None:
     """Return the memory that a model may take, None on the host; a limit is held to by every later allocation."""
     if device.type != "cuda":
         return None
-    free, total = torch.cuda.mem_get_info(device)
+    free, total = _settled(device)
     if limit_gb is None:
         return free
     limit = int(limit_gb * _GB)
     torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total), device)
     return min(free, limit)
+
+
+def _settled(device: torch.device) -> tuple[int, int]:
+    """Return free and all memory once the first stays the same: a process that has just ended may be giving its back."""
+    free, total = torch.cuda.mem_get_info(device)
+    until = time.monotonic() + _SETTLE_S
+    while time.monotonic() < until:
+        time.sleep(_LOOK_S)
+        before, (free, total) = free, torch.cuda.mem_get_info(device)
+        if free == before:
+            break
+    return free, total
 
 
 def _placement(needs: Needs, text_encoder: TextEncoderPlace, clean: CleanPlace) -> Placement:

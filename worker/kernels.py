@@ -1,0 +1,22 @@
+"""Whether this host can build GPU kernels: torch's compiler and this project's own are translated by Triton."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def lacking() -> str | None:
+    """Return what Triton lacks to build a kernel, or None: it compiles a small C file for each, against Python."""
+    if importlib.util.find_spec("triton") is None:
+        return "no Triton, which torch for GPUs brings"
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "no C compiler (gcc or clang)"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "no Python.h (on Debian: python3-dev)"
+    return None
