@@ -301,6 +301,7 @@ def test_an_item_on_which_devices_fail_ends_as_gpu_fault(worker):
     for _ in range(2):
         with pytest.raises(RuntimeError, match="illegal"):
             run_next(watched(poisoned, broken_kernel))
+        worker.slot.draining.clear()  # as in the process that is started next
 
     failed = item(worker, job_id)
     assert (failed.state, failed.error.code, failed.error.retryable) == (State.FAILED, "gpu_fault", True)

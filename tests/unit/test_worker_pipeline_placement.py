@@ -109,7 +109,7 @@ def test_a_device_that_fits_nothing_is_refused_without_a_false_hint(checkpoint, 
 
 
 def test_a_place_that_was_set_by_hand_and_does_not_fit_is_what_the_message_blames(checkpoint, device_with):
-    device_with(4.001 * GB)
+    device_with(int(4.042 * GB))
 
     with pytest.raises(CheckpointError, match=r"4\.0 GB would do, were it not set by hand where the parts lie$"):
         load_components(settings(checkpoint, clean_weights="device"), device=CPU, hf_token=None)

@@ -156,7 +156,7 @@ def free_bytes(device: torch.device, *, limit_gb: float | None) -> int | None:
 
 
 def _settled(device: torch.device) -> tuple[int, int]:
-    """Return free and all memory once the first stays the same: a process that has just ended may be giving its back."""
+    """Return free and all memory once the first stays the same: who has just ended may be giving memory back."""
     free, total = torch.cuda.mem_get_info(device)
     until = time.monotonic() + _SETTLE_S
     while time.monotonic() < until:
