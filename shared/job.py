@@ -132,8 +132,8 @@ class PipelineReport(_Record):
         change: `none` when the warm key was already current, `restored` when clean weights were put back,
             `merged` when an adapter was put to weights that were clean, `swapped` for both.
         base_revision: identity of the checkpoint's files.
-        drift: of the engine `fast`: how far one of its steps is from the exact one, relative to that one's length, as
-            measured with the base model when the worker started.
+        drift: of the engine `fast`: how far one of its steps is from the same with bfloat16 weights, relative to that
+            one's length, as measured with the base model when the worker started.
         decode: `tiled` when the device could not hold a whole decode; pixels then differ a little.
     """
 

@@ -103,7 +103,7 @@ class ModelSettings(BaseModel):
     )
     text_encoder_place: Literal["resident", "streamed"] | None = Field(
         None,
-        description="On the device, or layer by layer from host memory for each new prompt; empty: what fits.",
+        description="On the device, or layer by layer from its files for each new prompt; empty: what fits.",
     )
     clean_weights: Literal["device", "host", "file"] | None = Field(
         None,

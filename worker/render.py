@@ -1,7 +1,8 @@
 """Render one item: make its adapters current, encode, denoise, decode.
 
-The caller owns the queue, the lease and the upload. Everything here runs in the caller's thread, and `on_progress` may
-raise at any point to end the work: weights are then either base or completely merged, never between.
+The caller owns the queue, the lease and the upload. Everything here but the writing of weights runs in the caller's
+thread, and `on_progress` may raise at any point to end the work: before the next item starts the weights are base or
+completely merged, never between.
 """
 
 from __future__ import annotations
@@ -112,6 +113,8 @@ class Renderer:
         Over float8 weights the step is also compared with the exact one, which every result then tells.
         """
         engine = next(iter(self._engines.values()))
+        if not self._components.compiled and engine.name != "fast":
+            return
         step = partial(engine.predict, self._usual_call())
         if self._components.compiled:
             step()

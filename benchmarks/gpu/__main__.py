@@ -70,7 +70,9 @@ def main(
     text_encoder_place: Annotated[
         Literal["resident", "streamed"] | None, typer.Option(help="Instead of what fits.")
     ] = None,
-    clean_weights: Annotated[Literal["device", "host"] | None, typer.Option(help="Instead of what fits.")] = None,
+    clean_weights: Annotated[
+        Literal["device", "host", "file"] | None, typer.Option(help="Instead of what fits.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as they are made.")] = False,
     out: Annotated[Path | None, typer.Option(help="Append the JSON lines to this file, as they are made.")] = None,
 ) -> None:
@@ -150,14 +152,15 @@ def _report_loaded(components: Components, report: Report, clock: Clock, *, cold
     read = {
         "transformer": sum(2 * weight.numel() for weight in components.transformer.parameters()),
         "autoencoder": sum(2 * weight.numel() for weight in components.autoencoder.parameters()),
-        "text encoder": sum(weight.nbytes for weight in components.text_encoder.parameters()),
     }
+    if components.placement.text_encoder == "resident":  # else its layers are read with each prompt
+        read["text encoder"] = sum(weight.nbytes for weight in components.text_encoder.parameters())
     for part, seconds in components.load_s.items():
         rate: dict[str, Any] = {}
         if part in read:
             rate = {"gb": read[part] / 1e9, "gb_per_s": read[part] / 1e9 / seconds}
         report.add(f"cold start: {part}", **named, seconds=seconds, **rate)
-    report.add("cold start", **named, seconds=sum(components.load_s.values()), peak_gb=clock.peak_gb())
+    report.add("cold start: weights", **named, seconds=sum(components.load_s.values()), peak_gb=clock.peak_gb())
 
 
 def _others(components: Components, toolkit: Toolkit | None, chosen: Collection[EngineName]) -> dict[str, Engine]:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+_WAITED = 1.2
+
 
 class Clock:
     """Marks moments in the device's work, and tells the milliseconds between them."""
@@ -71,7 +73,7 @@ class Clock:
     def busy(self, *modules: nn.Module) -> Iterator[Callable[[], float]]:
         """Give a function that returns the seconds which the device has spent inside these modules.
 
-        A pass that took longer than their median has waited for something, and counts as the median.
+        A pass that took more than 1.2 of their median has waited for something, and counts as the median.
         """
         spans: list[list[list[Any]]] = []
         handles = []
@@ -85,7 +87,8 @@ class Clock:
             total_ms = 0.0
             for mine in spans:
                 times = [time_ms for span in mine for time_ms in self.between(span)]
-                total_ms += sum(min(time_ms, statistics.median(times)) for time_ms in times)
+                usual = statistics.median(times)
+                total_ms += sum(time_ms if time_ms < _WAITED * usual else usual for time_ms in times)
             return total_ms / 1000
 
         try:

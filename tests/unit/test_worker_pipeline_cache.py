@@ -1,11 +1,13 @@
 """What is merged, what changes it, and what comes back when a change fails."""
 
+import concurrent.futures
 import errno
 import itertools
 import os
 import random
 import shutil
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -449,6 +451,55 @@ def test_a_refused_change_that_nobody_waited_for_does_not_fail_the_next(warm, ad
     warm.use(extreme("double_blocks.0.img_attn.proj", 3.4e38), wait=False)
 
     assert warm.use(adapters(("lora_r4_bf16", 1.0)))[0] == "merged"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("broken")])
+def test_a_change_that_failed_for_an_item_that_has_ended_is_nothing_to_the_next(error, warm, adapters, monkeypatch):
+    base = weights(warm)
+
+    def fails(*args, **kwargs):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("worker.pipeline.cache.layer_change", fails)
+        warm.use(adapters(("lora_alllinear_bf16", 1.0)), wait=False)
+        concurrent.futures.wait([warm._change])
+
+    assert warm.use([])[0] == "none"
+    assert equal(weights(warm), base)
+
+
+def test_a_change_is_undone_on_the_stream_that_it_ran_on(warm, adapters, monkeypatch):
+    entered, within = [], []
+
+    @contextmanager
+    def stream(_):
+        entered.append(True)
+        yield
+        entered.pop()
+
+    put_back = warm._clean.put_back
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    monkeypatch.setattr(warm._clean, "put_back", lambda *args: within.append(bool(entered)) or put_back(*args))
+    monkeypatch.setattr("worker.pipeline.cache.layer_change", fails_after(9))
+
+    with pytest.raises(AdapterRefused):
+        warm.use(adapters(("lora_alllinear_bf16", 1.0)))
+
+    assert within
+    assert all(within)
+
+
+def fails_after(calls):
+    left = [calls]
+
+    def change(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            raise AdapterRefused("not finite")
+        return merge.layer_change(*args, **kwargs)
+
+    return change
 
 
 def test_a_step_that_waits_for_weights_that_never_come_ends_too(warm, adapters, run_once, monkeypatch):

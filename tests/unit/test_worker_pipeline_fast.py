@@ -143,6 +143,17 @@ def test_a_checkpoint_that_was_written_over_is_never_rendered_with(fast, adapter
         warm.use([])
 
 
+def test_a_scale_that_is_not_clean_is_drift_too(fast, adapter):
+    warm = WarmPipeline(fast)
+    warm.use(adapter)
+    warm.use([])
+
+    layer = next(iter(fast_layers(fast.transformer).values()))
+    layer.scale[3] *= 2
+
+    assert warm.drift() == 1
+
+
 def test_every_image_tells_how_far_a_step_is_from_the_exact_one(fast, model_settings, item):
     renderer = Renderer(fast, prompt_cache=2)
     renderer.warm_up()

@@ -1,5 +1,7 @@
 """Many threads read a file's bytes to where they belong, and say where a file ends too early."""
 
+import errno
+import mmap
 import os
 import shutil
 
@@ -65,12 +67,26 @@ def test_a_reader_keeps_only_the_files_that_are_asked_for(file, tmp_path):
 def test_a_file_is_locked_only_where_there_is_room_for_what_is_not_in_memory_yet(file, monkeypatch):
     with file.open("rb") as opened:
         monkeypatch.setattr(host, "_available_bytes", lambda: 5_000_000_000)
-        host.room_to_lock(opened.fileno())
+        host.room_to_lock(opened.fileno(), locked=0)
         monkeypatch.setattr(host, "_available_bytes", lambda: 4_000_000_000)
-        host.room_to_lock(opened.fileno())  # it has just been written, so it is in memory
+        host.room_to_lock(opened.fileno(), locked=0)  # it has just been written, so it is in memory
         monkeypatch.setattr(host, "_share_in_memory", lambda *_: 0.0)
         with pytest.raises(host.NotLocked, match=r"0\.0 GB of it are to be read, and 4\.0 GB of memory are available"):
-            host.room_to_lock(opened.fileno())
+            host.room_to_lock(opened.fileno(), locked=0)
+        monkeypatch.setattr(host, "_available_bytes", lambda: 9_000_000_000)
+        host.room_to_lock(opened.fileno(), locked=4_000_000_000)
+        with pytest.raises(host.NotLocked, match=r"3\.9 GB of memory are available"):
+            host.room_to_lock(opened.fileno(), locked=5_100_000_000)
+
+
+def test_a_file_that_cannot_be_mapped_is_not_locked(file, monkeypatch):
+    def no_such_device(*_, **__):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+
+    monkeypatch.setattr(mmap, "mmap", no_such_device)
+
+    with file.open("rb") as opened, pytest.raises(host.NotLocked, match="cannot be mapped: .*No such device"):
+        host.room_to_lock(opened.fileno(), locked=0)
 
 
 def test_what_has_just_been_written_is_in_memory_and_an_untouched_hole_is_not(tmp_path):

@@ -11,8 +11,8 @@ Several adapters are merged in the order of the request, each in float32 and rou
 merging [a, b] equals merging b into a model that carries a. A DoRA scales the rows that it finds, so it belongs first:
 what is added after it keeps its own size.
 
-Adapters can also run beside the weights, in each step, as in previews that AI Toolkit does not merge; float8 weights
-leave no other way. See `worker.lora.live`.
+Adapters can also run beside the weights, in each step, as in previews that AI Toolkit does not merge; the weights of
+`qfloat8` leave no other way. See `worker.lora.live`.
 
 A multiplier of 0 is the base model to the bit, for every kind. DoRA's formula says otherwise, its rows keep their
 trained lengths at any multiplier; callers ask for 0 to see the base.
@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -44,6 +44,7 @@ from worker.pipeline.clean import CleanWeights
 from worker.pipeline.compiled import as_written
 from worker.pipeline.components import Components
 from worker.pipeline.fast import dense_weights, fast_layers
+from worker.pipeline.host import on_device
 from worker.pipeline.live import LiveAdapters
 from worker.pipeline.reading import Reader
 
@@ -93,7 +94,7 @@ class WarmPipeline:
             device_bytes=components.placement.clean_on_device,
         )
         self._arrivals = Arrivals(components.transformer, device=components.device)
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="flux2-weights")
+        self._writer = on_device(components.device, 1, "flux2-weights")
         self._change: Future[None] | None = None  # the one that nobody has waited for
         self._stream: Any = None
         if components.device.type == "cuda":
@@ -177,7 +178,8 @@ class WarmPipeline:
         """Return how far float8 is from bfloat16: of what a step gives, the difference's length by its own.
 
         Args:
-            step: runs the transformer once; twice called, the second time with clean weights fetched layer by layer.
+            step: runs the transformer once; called as it serves, and then with its modules as they are written and
+                clean bfloat16 weights, which are fetched layer by layer.
         """
 
         def fetch(name: str) -> Tensor:
@@ -185,9 +187,9 @@ class WarmPipeline:
             wait()
             return dense
 
-        with torch.no_grad(), as_written():
+        with torch.no_grad():
             fast = step().double()
-            with dense_weights(self.components.transformer, fetch):
+            with as_written(), dense_weights(self.components.transformer, fetch):
                 exact = step().double()
         return float((fast - exact).norm() / exact.norm())
 
@@ -207,11 +209,16 @@ class WarmPipeline:
         return sum(_verdicts([self._differs(name) for name in self._checksums.keys() - self._dirty]))
 
     def _abandon(self) -> None:
-        """Wait for a change whose failure nobody wants to know any more: its item has ended by another."""
+        """Wait for a change whose failure nobody wants to know any more: its item has ended.
+
+        What failed is undone by then, or if that failed too, it is by the change that comes.
+        """
         try:
             self.settle()
-        except AdapterRefused as error:
-            logger.warning("adapters refused", extra={"error": str(error)})
+        except WeightsLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - it was the ended item's
+            logger.warning("a change failed", extra={"error": f"{type(error).__name__}: {error}"})
 
     def _refuse_drift(self) -> None:
         if self.base_drift:
@@ -222,11 +229,15 @@ class WarmPipeline:
         if self._stream is not None:  # what runs now still reads the weights
             torch.cuda.current_stream(self.components.device).synchronize()
         self._arrivals.begin()
-        self._change = self._writer.submit(self._write, pieces, key=key, reports=reports)
+        try:
+            self._change = self._writer.submit(self._write, pieces, key=key, reports=reports)
+        except RuntimeError:  # no thread could be started
+            self._arrivals.end()
+            raise
 
     @torch.no_grad()
     def _write(self, pieces: Sequence[_Piece], *, key: str, reports: tuple[AdapterReport, ...]) -> None:
-        with ExitStack() as held, torch.cuda.stream(self._stream):
+        with torch.cuda.stream(self._stream), ExitStack() as held:
             held.callback(self._arrivals.end)
             undo = held.enter_context(ExitStack())
             undo.callback(self._restore)
@@ -251,7 +262,10 @@ class WarmPipeline:
             following = self._put_back(names[group + 1]) if group + 1 < len(groups) else {}
             for name, (dense, wait) in arriving.items():
                 wait()
-                differ.append(self._differs(name, dense))
+                if name in self._fast:
+                    self._save(name, dense)
+                    self._fast[name].take(dense)
+                differ.append(self._differs(name))
             values = {name: dense for name, (dense, _) in arriving.items()}
             finite += [self._merge(piece, values) for piece in members[group]]
             for name in touched & self._fast.keys() & values.keys():
@@ -314,7 +328,7 @@ class WarmPipeline:
         """Remember what a parameter is before it is first changed."""
         if name not in self._dirty:
             self._clean.keep(name, clean)
-            self._checksums.setdefault(name, checksum(self._weights[name]))
+            self._checksums.setdefault(name, self._checksum(name))
             self._dirty.add(name)
 
     def _restore(self) -> None:
@@ -324,19 +338,22 @@ class WarmPipeline:
             WeightsLost: see `use`.
         """
         self._clean.wait()
+        if self._stream is not None:  # merges may still be under way, and read what is freed after this
+            self._stream.synchronize()
         self._rewrite(())
         self._key, self._reports = adapter_key(()), ()
 
-    def _differs(self, name: str, dense: Tensor | None = None) -> Tensor:
-        """Return whether a parameter is not what it was when it was clean, on the device.
+    def _differs(self, name: str) -> Tensor:
+        """Return whether a parameter is not what it was when it was clean, on the device."""
+        return self._checksum(name) != self._checksums[name]
 
-        Args:
-            dense: what float8 weights are made from first.
-        """
-        if name in self._fast and dense is not None:
-            self._checksums.setdefault(name, checksum(self._weights[name]))
-            self._fast[name].take(dense)
-        return checksum(self._weights[name]) != self._checksums[name]
+    def _checksum(self, name: str) -> Tensor:
+        """Sum a parameter's bits, and with float8 those of its scales."""
+        bits = checksum(self._weights[name])
+        if name not in self._fast:
+            return bits
+        scale: Any = self._fast[name].scale
+        return bits + 3 * checksum(scale)
 
     def _report(self, adapter: Adapter) -> AdapterReport:
         ref = adapter.ref

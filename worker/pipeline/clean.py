@@ -7,7 +7,8 @@ memory would be 63 GB for each of them. Copies come back a little sooner, those 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -68,21 +69,20 @@ class CleanWeights:
         self._room -= weight.nbytes if on_device else 0
 
     def _arrive(self, name: str) -> None:
-        try:
+        with _lost():
             self._under_way.pop(name)()
-        except CheckpointError as error:
-            raise WeightsLost(f"clean weights cannot be read again: {error}") from error
 
     @torch.no_grad()
     def put_back(self, name: str, weight: Tensor) -> Callable[[], None]:
         """Begin to give `weight` the clean values of a parameter that was kept before; return what waits for the end.
 
-        That holds up the current stream, or raises:
+        That holds up the current stream. Both raise:
             WeightsLost: a file has become shorter, or cannot be read; `weight` is then in no known state.
         """
         copy = self._copies.get(name)
         if copy is None:
-            self._under_way[name] = self._reader.read_rows(self._regions[name], weight)
+            with _lost():
+                self._under_way[name] = self._reader.read_rows(self._regions[name], weight)
             return partial(self._arrive, name)
         if copy.device == self._device or self._stream is None:
             weight.copy_(copy)
@@ -101,6 +101,14 @@ class CleanWeights:
                 self._under_way.pop(name)()
             except CheckpointError as error:
                 logger.warning("clean weights not read", extra={"parameter": name, "error": str(error)})
+
+
+@contextmanager
+def _lost() -> Iterator[None]:
+    try:
+        yield
+    except CheckpointError as error:
+        raise WeightsLost(f"clean weights cannot be read again: {error}") from error
 
 
 def _nothing() -> None:

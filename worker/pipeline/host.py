@@ -9,6 +9,7 @@ import warnings
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,12 @@ _SAMPLES = 64
 _CHUNK_BYTES = 2**30
 # The flag cudaHostRegisterReadOnly: the GPU is not going to write.
 _READ_ONLY = 8
+
+
+def on_device(device: torch.device, threads: int, name: str) -> ThreadPoolExecutor:
+    """Return threads whose current device is this one: else a stream's end would open a context on the first GPU."""
+    begin = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
+    return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=begin)
 
 
 class NotLocked(Exception):
@@ -63,13 +70,17 @@ class LockedFile:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that it may not be written to
             self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
-        self._device = device
         self._registered: list[int] = []  # addresses
         self._unlock = weakref.finalize(self, _unlock, self._registered)
         self._unlock.atexit = False
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="flux2-lock")
+        self._pool = on_device(device, 1, "flux2-lock")
         starts = range(0, len(self._bytes), _CHUNK_BYTES)
         self._chunks: list[Future[None]] = [self._pool.submit(self._lock, start) for start in starts]
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return len(self._bytes)
 
     def pages(self, start: int, size: int) -> Iterator[Tensor]:
         """Give the bytes of a part of the file, piece by piece, once they are locked; fewer if the file is shorter.
@@ -92,8 +103,7 @@ class LockedFile:
 
     def _lock(self, start: int) -> None:
         size, address = min(_CHUNK_BYTES, len(self._bytes) - start), self._bytes.data_ptr() + start
-        with torch.cuda.device(self._device):
-            failed = _runtime().cudaHostRegister(address, size, _READ_ONLY)
+        failed = _runtime().cudaHostRegister(address, size, _READ_ONLY)
         if int(failed):
             raise NotLocked(f"locking its pages failed: {failed}")
         self._registered.append(address)
@@ -104,17 +114,23 @@ def _unlock(addresses: list[int]) -> None:
         _runtime().cudaHostUnregister(addresses.pop())
 
 
-def room_to_lock(descriptor: int) -> None:
+def room_to_lock(descriptor: int, *, locked: int) -> None:
     """Refuse to lock a file whose pages the host has no room for.
 
     Pages that are in memory already need none: other workers have read them, and may have locked them.
 
+    Args:
+        locked: bytes that this process has locked, or is about to; the host counts them as available.
+
     Raises:
-        NotLocked: there is not enough memory.
+        NotLocked: there is not enough memory, or the file cannot be mapped.
     """
     size = os.fstat(descriptor).st_size
-    missing = int(size * (1 - _share_in_memory(descriptor, size)))
-    free = _available_bytes()
+    try:
+        missing = int(size * (1 - _share_in_memory(descriptor, size)))
+    except OSError as error:
+        raise NotLocked(f"it cannot be mapped: {error}") from error
+    free = _available_bytes() - locked
     if missing > free - _SPARE_BYTES:
         raise NotLocked(f"{missing / 1e9:.1f} GB of it are to be read, and {free / 1e9:.1f} GB of memory are available")
 

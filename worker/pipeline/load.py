@@ -71,7 +71,7 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
     logger.info("placed", extra={"model": settings.id, "device": str(device), "placement": str(placement)})
     reader = Reader(device)
     marks["headers"] = time.perf_counter()
-    transformer, regions = _transformer(source.transformer, settings.precision, device, reader)
+    transformer, regions = _transformer(source.transformer, settings, device, reader)
     marks["transformer"] = time.perf_counter()
     dtype = DTYPES[settings.precision]
     autoencoder = load_autoencoder(source.autoencoder, device=device, dtype=dtype, reader=reader)
@@ -171,13 +171,16 @@ def _read_again(placement: Placement, source: Source, *, precision: str) -> set[
     return files
 
 
-def _transformer(source: ModuleSource, precision: str, device: torch.device, reader: Reader) -> tuple[Any, Regions]:
+def _transformer(
+    source: ModuleSource, settings: ModelSettings, device: torch.device, reader: Reader
+) -> tuple[Any, Regions]:
     """Return the transformer, and where its weights lie in the files.
 
     Raises:
         CheckpointError: see `load_transformer`; or under `fp8`, whose clean weights lie nowhere else, not as they are,
             or no kernels can be built.
     """
+    precision = settings.precision
     # Quantising replaces the linear layers one by one, and live adapters hook into them.
     load = partial(load_transformer, shared_qkv=precision not in ("qfloat8", "fp8"))
     if precision != "fp8":
@@ -186,7 +189,7 @@ def _transformer(source: ModuleSource, precision: str, device: torch.device, rea
     if device.type == "cuda" and (lacks := lacking()):
         raise CheckpointError(f"fp8 needs kernels that cannot be built here: {lacks}")
     dtype = DTYPES[precision]
-    free = free_bytes(device, limit_gb=None)
+    free = free_bytes(device, limit_gb=settings.memory_gb)
     whole = weight_bytes(source.open().shapes.values(), dtype=dtype, float8=False)
     fits = free is None or free > whole + _LAYER_BYTES
     transformer = _on(device if fits else torch.device("cpu"), load, source, dtype, reader)

@@ -13,7 +13,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Collection, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import CheckpointError
-from worker.pipeline.host import LockedFile, NotLocked, lock, room_to_lock
+from worker.pipeline.host import LockedFile, NotLocked, lock, on_device, room_to_lock
 
 logger = logging.getLogger("flux2.worker.pipeline")
 
@@ -56,12 +56,13 @@ class Reader:
         self.device = device
         self._locks = locks and device.type == "cuda"
         self._block_bytes = block_bytes
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="flux2-read")
+        self._pool = on_device(device, threads, "flux2-read")
         self._mine = threading.local()
         self._files: dict[Path, int] = {}
         weakref.finalize(self, _close, self._files)
         self._locked: dict[Path, LockedFile] = {}
         self._unlocked: set[Path] = set()  # what threads read
+        self._giving_up = threading.Lock()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> Reader:
@@ -89,7 +90,7 @@ class Reader:
             self._unlocked.add(file)
             return
         try:
-            room_to_lock(self._files[file])
+            room_to_lock(self._files[file], locked=sum(locked.size for locked in self._locked.values()))
             self._locked[file] = LockedFile(self._files[file], device=self.device)
         except NotLocked as error:
             self._leave_unlocked(file, error)
@@ -101,6 +102,7 @@ class Reader:
         for file in self._files.keys() - set(files):
             if locked := self._locked.pop(file, None):
                 locked.close()
+            self._unlocked.discard(file)
             os.close(self._files.pop(file))
 
     def read(self, region: Region, target: Tensor) -> Arrival:
@@ -111,9 +113,10 @@ class Reader:
         """
         self.open(region.file)
         flat = target.view(-1).view(torch.uint8)
-        if region.file not in self._unlocked:
+        locked = self._locked.get(region.file)
+        if locked is not None:
             try:
-                return self._copy(self._locked[region.file], region, flat)
+                return self._copy(locked, region, flat)
             except NotLocked as error:
                 self._leave_unlocked(region.file, error)
         if self.device.type == "cuda":
@@ -136,9 +139,16 @@ class Reader:
         return arrive
 
     def _leave_unlocked(self, file: Path, error: NotLocked) -> None:
-        if file not in self._unlocked:
+        """Let threads read a file, of which some pages may have been locked."""
+        with self._giving_up:
+            if file in self._unlocked:
+                return
             logger.info("pages not locked", extra={"file": str(file), "error": str(error)})
             self._unlocked.add(file)
+            if locked := self._locked.pop(file, None):
+                assert self._stream is not None
+                self._stream.synchronize()
+                locked.close()
 
     def _copy(self, locked: LockedFile, region: Region, flat: Tensor) -> Arrival:
         """Let the GPU copy from locked pages."""

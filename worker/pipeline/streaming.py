@@ -198,6 +198,8 @@ class Streamed:
 
     def _start_over(self) -> None:
         """Put the first layers back: an error ended the pass before."""
+        for wait in self._waits:
+            wait()
         for number, layer in enumerate(self._layers):
             layer.lie_in(self._source.home(number))
         self._ran = self._asked = 0

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -120,5 +121,7 @@ class PromptEncoder:
             InvalidRequest: see `shared.prompt.check_prompt`.
         """
         if self._cache_size:
-            with torch.no_grad(), torch.cuda.stream(self._beside):
+            # A new thread's device is the first one, on which a stream's end would open a context.
+            mine = torch.cuda.device(self._device) if self._beside is not None else nullcontext()
+            with torch.no_grad(), mine, torch.cuda.stream(self._beside):
                 self.encode(prompt)
