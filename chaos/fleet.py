@@ -45,6 +45,7 @@ class Plan:
     step_s: float = 0.02
     ttl_s: float = 4.0
     reap_s: float = 0.25
+    renewals: int = 4
     max_attempts: int = 3
     drain_s: float = 2.0
     stall_s: float = 60.0
@@ -55,7 +56,9 @@ class Plan:
 
     @property
     def queue(self) -> QueueSettings:
-        return QueueSettings(lease_ttl_s=self.ttl_s, renew_s=self.ttl_s / 4, reap_s=self.reap_s, audit_s=1.0)
+        return QueueSettings(
+            lease_ttl_s=self.ttl_s, renew_s=self.ttl_s / self.renewals, reap_s=self.reap_s, audit_s=1.0
+        )
 
 
 class Fleet:

@@ -36,6 +36,7 @@ class Part(StrEnum):
     IMAGE = "image"
     SWITCH = "switch"
     PROMPT = "prompt"
+    TOGETHER = "together"
     BATCH = "batch"
 
 
@@ -187,6 +188,8 @@ def _measure(
         measured.switch(folder)
     if Part.PROMPT in parts:
         measured.prompt()
+    if Part.TOGETHER in parts:
+        measured.together()
     if Part.BATCH in parts:
         measured.batch(folder)
 

@@ -33,7 +33,7 @@ from worker.sampling.latents import noise
 from worker.sampling.prompt import MAX_TOKENS, embed
 from worker.verify.product import adapter_ref
 
-_SEED = 42
+_SEEDS = (42, 43, 44, 45)
 _GUIDANCE = 4.0
 # Engines whose latents are to be equal to those of the ones before them.
 _EQUAL = ("ai-toolkit", "exact", "compiled")
@@ -195,6 +195,28 @@ class Parts:
         place = self._components.placement.text_encoder
         self._add("prompt encode", median_s * 1000, step_ms, peak_gb=self._clock.peak_gb(), text_encoder=place)
 
+    def together(self) -> None:
+        """Measure steps of several images in one pass, and whether their latents are those of each alone."""
+        for size in self._plan.sizes:
+            steps = self._plan.repeat + 1
+            alone = [self._denoise(self._exact, size, steps, seeds=(seed,)) for seed in _SEEDS]
+            one_ms = statistics.median(time for _, times in alone for time in times)
+            for count in (2, len(_SEEDS)):
+                self._denoise(self._exact, size, 1, seeds=_SEEDS[:count])  # compiles, where that is needed
+                latents, times = self._denoise(self._exact, size, steps, seeds=_SEEDS[:count])
+                single = torch.cat([kept for kept, _ in alone[:count]])
+                self._report.add(
+                    f"together: {count} images a pass, per image",
+                    engine=self._now,
+                    size=size,
+                    median_ms=statistics.median(times) / count,
+                    ratio=statistics.median(times) / count / one_ms,
+                    against="alone",
+                    differing=int((latents != single).sum()),
+                    of=latents.numel(),
+                    after_steps=steps,
+                )
+
     def batch(self, folder: Path) -> None:
         """Render images with two adapters; as in a worker each is encoded while the next renders.
 
@@ -254,15 +276,18 @@ class Parts:
         self._denoise(self._exact, size, 1)
         return statistics.median(self._denoise(self._exact, size, self._plan.repeat + 1)[1])
 
-    def _denoise(self, engine: Engine, size: int, steps: int) -> tuple[Tensor, list[float]]:
+    def _denoise(
+        self, engine: Engine, size: int, steps: int, *, seeds: tuple[int, ...] = _SEEDS[:1]
+    ) -> tuple[Tensor, list[float]]:
         """Return latents, and the milliseconds of each step but the first: from the end of the one before it."""
         channels = self._components.transformer.config.in_channels
-        start = noise(_SEED, channels=channels, height=size, width=size, dtype=self._components.dtype)
-        negative = None if self._components.distilled else self._negative
+        dtype = self._components.dtype
+        start = torch.cat([noise(seed, channels=channels, height=size, width=size, dtype=dtype) for seed in seeds])
+        prompt, negative = (embeds.expand(len(seeds), -1, -1) for embeds in (self._prompt, self._negative))
         marks: list[Any] = []
         latents = engine.denoise(
             start.to(self._components.device),
-            Run(steps, _GUIDANCE, self._prompt, negative),
+            Run(steps, _GUIDANCE, prompt, None if self._components.distilled else negative),
             on_step=lambda *_: marks.append(self._clock.mark()),
         )
         return latents, self._clock.between(marks)

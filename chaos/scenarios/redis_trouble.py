@@ -24,12 +24,12 @@ def grace(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
     if mutation is not Mutation.NONE:
         outcome = Outcome(f"F2 with {mutation.value}", outcome.what, must_fail=True)
     # Reaping is far more frequent than renewing, so that it comes first when Redis is back.
-    plan = Plan(workers=3, ttl_s=2.0, reap_s=0.05, step_s=0.1, mutation=mutation)
+    plan = Plan(workers=3, ttl_s=3.0, reap_s=0.05, renewals=3, step_s=0.1, mutation=mutation)
     with trial(lab, outcome, plan) as running:
         jobs = [running.load.submit([prompt(running.rng, steps=_LONG)]) for _ in range(3)]
         for job in jobs:
             running.slot_of(job)
-        running.fleet.kill_redis(down_s=3.0)
+        running.fleet.kill_redis(down_s=4.5)
         running.finish(_FINISH_S)
         requeued = [item.fence for item in running.items() if item.fence > 1]
         running.figure("requeued while their worker lives", len(requeued))

@@ -50,7 +50,8 @@ def test_every_part_gives_times_and_ratios(measured, model, last):
     rows = measured("--model", model, *(word for engine in engines for word in ("--engine", engine)))
 
     by_part = {row["what"].split(" ")[0].rstrip(":"): row for row in rows}
-    assert by_part.keys() == {"bf16", "host", "placement", "cold", "step", "image", "switch", "prompt", "batch"}
+    others = {"placement", "cold", "step", "image", "switch", "prompt", "together", "batch"}
+    assert by_part.keys() == {"bf16", "host"} | others
     assert all(row["device"] == "cpu" for row in rows)
     times = [row.get("median_ms", row.get("seconds")) for row in rows if row["what"] != "placement"]
     assert all(time > 0 for time in times)

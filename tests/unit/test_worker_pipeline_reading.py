@@ -85,7 +85,7 @@ def test_a_file_that_cannot_be_mapped_is_not_locked(file, monkeypatch):
 
     monkeypatch.setattr(mmap, "mmap", no_such_device)
 
-    with file.open("rb") as opened, pytest.raises(host.NotLocked, match="cannot be mapped: .*No such device"):
+    with file.open("rb") as opened, pytest.raises(host.NotLocked, match=r"cannot be mapped: .*No such device"):
         host.room_to_lock(opened.fileno(), locked=0)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from shared.errors import CheckpointError, WeightsLost
 from worker.pipeline.host import locked_like
 from worker.pipeline.placement import CleanPlace
-from worker.pipeline.reading import Arrival, Reader, Region
+from worker.pipeline.reading import Arrival, Reader, Region, at_once
 
 logger = logging.getLogger("flux2.worker.pipeline")
 
@@ -86,7 +86,7 @@ class CleanWeights:
             return partial(self._arrive, name)
         if copy.device == self._device or self._stream is None:
             weight.copy_(copy)
-            return _nothing
+            return at_once
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -109,7 +109,3 @@ def _lost() -> Iterator[None]:
         yield
     except CheckpointError as error:
         raise WeightsLost(f"clean weights cannot be read again: {error}") from error
-
-
-def _nothing() -> None:
-    pass

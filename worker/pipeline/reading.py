@@ -34,6 +34,10 @@ _BLOCK_BYTES = 32 * 1024**2
 Arrival = Callable[[], None]
 
 
+def at_once() -> None:
+    """The arrival of what is there already."""
+
+
 class Region(NamedTuple):
     """Bytes of a file."""
 

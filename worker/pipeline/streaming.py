@@ -17,7 +17,7 @@ from shared.errors import CheckpointError, WeightsLost
 from worker.pipeline.checksum import checksum
 from worker.pipeline.host import lock
 from worker.pipeline.packing import Place, places
-from worker.pipeline.reading import Reader, Region
+from worker.pipeline.reading import Reader, Region, at_once
 
 #: Layers on the device at once: one computes, one is ready, one is on its way.
 BUFFERS = 3
@@ -70,7 +70,7 @@ class HostCopies:
     def fetch(self, number: int, target: Tensor) -> _Wait:
         if self._stream is None:
             target.copy_(self._blocks[number])
-            return _nothing
+            return at_once
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             target.copy_(self._blocks[number], non_blocking=True)
@@ -157,7 +157,7 @@ class Streamed:
         size = max(layer.size for layer in self._layers)
         count = min(BUFFERS, len(self._layers))
         self._buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(count)]
-        self._waits: list[_Wait] = [_nothing] * count
+        self._waits: list[_Wait] = [at_once] * count
         self._asked = 0  # fetches begun, over all passes
         self._ran = 0  # layers done, over all passes
         for number, module in enumerate(modules):
@@ -210,7 +210,3 @@ class Streamed:
 def _matrix(place: Place, block: Tensor) -> Tensor:
     tensor = place.view(block)
     return tensor.view(len(tensor) if tensor.ndim > 1 else 1, -1)
-
-
-def _nothing() -> None:
-    pass

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from shared.errors import CheckpointError
 from worker.pipeline.bfl import Origin
-from worker.pipeline.reading import Arrival, Reader, Region
+from worker.pipeline.reading import Arrival, Reader, Region, at_once
 
 # Quantised files need their scales applied; casting them would give noise.
 _FLOATS = frozenset({"BF16", "F16", "F32"})
@@ -175,12 +175,8 @@ def _read(origin: Origin, files: Tensors, target: Tensor, reader: Reader) -> Arr
     if not parts:
         # A copy even on the CPU: pages of the file would change under us when someone rewrites it.
         target.copy_(origin.take(files.read(origin.tensor)).view(target.shape))
-        return _nothing
+        return at_once
     return reader.read_rows(parts, target)
-
-
-def _nothing() -> None:
-    pass
 
 
 def _check_names(files: Tensors, origins: Mapping[str, Origin], *, alone: bool) -> None:
