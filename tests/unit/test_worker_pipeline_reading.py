@@ -1,6 +1,7 @@
 """Many threads read a file's bytes to where they belong, and say where a file ends too early."""
 
 import errno
+import gc
 import mmap
 import os
 import shutil
@@ -87,6 +88,63 @@ def test_a_file_that_cannot_be_mapped_is_not_locked(file, monkeypatch):
 
     with file.open("rb") as opened, pytest.raises(host.NotLocked, match=r"cannot be mapped: .*No such device"):
         host.room_to_lock(opened.fileno(), locked=0)
+
+
+class Runtime:
+    """CUDA's, of a host that locks so many pieces and no more."""
+
+    def __init__(self, pieces):
+        self.left = pieces
+        self.registered = set()
+
+    def cudaHostRegister(self, address, size, flags):
+        self.left -= 1
+        if self.left >= 0:
+            self.registered.add(address)
+        return 0 if self.left >= 0 else 2
+
+    def cudaHostUnregister(self, address):
+        self.registered.remove(address)
+
+
+@pytest.fixture
+def runtime(monkeypatch):
+    def make(pieces):
+        runtime = Runtime(pieces)
+        monkeypatch.setattr(host, "_runtime", lambda: runtime)
+        monkeypatch.setattr(host, "_CHUNK_BYTES", mmap.PAGESIZE)
+        return runtime
+
+    return make
+
+
+def test_a_locked_file_gives_its_bytes_piece_by_piece_and_fewer_at_its_end(tmp_path, runtime):
+    values, pieces = os.urandom(3 * mmap.PAGESIZE + 10), runtime(4)
+    (tmp_path / "bytes").write_bytes(values)
+
+    with (tmp_path / "bytes").open("rb") as opened:
+        locked = host.LockedFile(opened.fileno(), device=CPU)
+    found = [piece.numpy().tobytes() for piece in locked.pages(100, 3 * mmap.PAGESIZE)]
+    locked.close()
+
+    assert [len(piece) for piece in found] == [mmap.PAGESIZE - 100, mmap.PAGESIZE, mmap.PAGESIZE, 10]
+    assert b"".join(found) == values[100:]
+    assert pieces.registered == set()
+
+
+def test_pages_that_cannot_all_be_locked_are_told_and_let_go(tmp_path, runtime):
+    pieces = runtime(2)
+    (tmp_path / "bytes").write_bytes(bytes(4 * mmap.PAGESIZE))
+
+    with (tmp_path / "bytes").open("rb") as opened:
+        locked = host.LockedFile(opened.fileno(), device=CPU)
+    with pytest.raises(host.NotLocked, match="locking its pages failed: 2"):
+        list(locked.pages(0, 4 * mmap.PAGESIZE))
+    assert len(pieces.registered) == 2
+    del locked
+
+    gc.collect()
+    assert pieces.registered == set()
 
 
 def test_what_has_just_been_written_is_in_memory_and_an_untouched_hole_is_not(tmp_path):

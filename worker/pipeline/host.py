@@ -8,7 +8,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,10 @@ class LockedFile:
         end = min(start + size, len(self._bytes))
         while start < end:
             chunk = start // _CHUNK_BYTES
-            self._chunks[chunk].result()
+            try:
+                self._chunks[chunk].result()
+            except CancelledError as error:
+                raise NotLocked("another thread has given it up") from error
             stop = min(end, (chunk + 1) * _CHUNK_BYTES)
             yield self._bytes[start:stop]
             start = stop
