@@ -270,11 +270,14 @@ class Renderer:
 
     @contextmanager
     def _timed(self, timings: dict[str, float], name: str) -> Iterator[None]:
-        """Measure a stage until its work is done, not until it has been handed to the GPU."""
+        """Measure a stage until its work is done, not until it has been handed to the GPU.
+
+        Its own work: weights that are on their way, in another stream, are not waited for.
+        """
         started = time.perf_counter()
         yield
         if self._components.device.type == "cuda":
-            torch.cuda.synchronize(self._components.device)
+            torch.cuda.current_stream(self._components.device).synchronize()
         timings[name] = time.perf_counter() - started
 
 
