@@ -24,7 +24,12 @@ class Behind:
     """Does work in a thread, one piece at a time: who brings the next waits until the one before is done.
 
     What is in the work's hands is then bounded, and so is what a process that dies loses.
+
+    Attributes:
+        name: of the thread.
     """
+
+    name = "flux2-behind"
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
@@ -32,8 +37,13 @@ class Behind:
     def __call__(self, work: Callable[[], None]) -> None:
         """Begin the work, once what was brought before is done."""
         self.wait()
-        self._thread = threading.Thread(target=self._do, args=[work], name="flux2-behind", daemon=True)
+        self._thread = threading.Thread(target=self._do, args=[work], name=self.name, daemon=True)
         self._thread.start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether work is under way."""
+        return self._thread is not None and self._thread.is_alive()
 
     def wait(self) -> None:
         """Return when nothing is under way."""
@@ -43,6 +53,9 @@ class Behind:
     def _do(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except Exception:
-            # Whatever it was about has been told by then: see `worker.tasks`.
-            logger.exception("unexpected")
+        except Exception as error:  # noqa: BLE001 - see `_failed`
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """Whatever it was about has been told by then: see `worker.tasks`."""
+        logger.error("unexpected", exc_info=error)

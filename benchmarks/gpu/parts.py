@@ -24,6 +24,7 @@ from shared.job import AdapterRef, ItemSpec
 from shared.settings import WorkerSettings
 from worker import imagefile
 from worker.behind import Behind
+from worker.distance import rel_l2
 from worker.engines.engine import Engine, Run
 from worker.engines.exact import Exact
 from worker.pipeline.compiled import compile_blocks
@@ -297,8 +298,7 @@ class Parts:
         before = self._latents.setdefault((what, size), {})
         notes: Row = {"finite": bool(latents.isfinite().all())}
         if name == "fast" and before:
-            exact = next(iter(before.values())).double()
-            notes |= {"relative_error": float((latents.double() - exact).norm() / exact.norm()), "after_steps": steps}
+            notes |= {"relative_error": rel_l2(latents, next(iter(before.values()))), "after_steps": steps}
         if name in _EQUAL:
             if before:
                 notes["differing"] = {other: int((latents != kept).sum()) for other, kept in before.items()}

@@ -75,7 +75,7 @@ def test_bytes_come_to_the_device_from_locked_pages_and_by_threads(locks, tmp_pa
     with Reader(torch.device("cuda:0"), block_bytes=5000, locks=locks) as reader:
         reader.read(Region(path, 50, size - 50), target)()
         torch.cuda.synchronize()
-        assert (path in reader._unlocked) != locks
+        assert (path in reader._locked) == locks
 
     assert target.cpu().numpy().tobytes() == path.read_bytes()[50:]
 

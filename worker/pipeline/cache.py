@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from shared.adapters.kinds import LayerUpdate
 from shared.adapters.names import WHOLE
 from shared.errors import AdapterRefused, InvalidRequest, WeightsLost
 from shared.job import AdapterMode, AdapterRef, AdapterReport, adapter_key
+from worker.distance import rel_l2
 from worker.lora.fused import fits
 from worker.lora.merge import layer_change, write
 from worker.lora.read import Adapter, AdapterReader
@@ -51,6 +52,7 @@ from worker.pipeline.reading import Reader
 logger = logging.getLogger("flux2.worker.pipeline")
 
 Change = Literal["none", "restored", "merged", "swapped"]
+Member = TypeVar("Member")
 
 
 class _Piece(NamedTuple):
@@ -188,10 +190,10 @@ class WarmPipeline:
             return dense
 
         with torch.no_grad():
-            fast = step().double()
+            fast = step()
             with as_written(), dense_weights(self.components.transformer, fetch):
-                exact = step().double()
-        return float((fast - exact).norm() / exact.norm())
+                exact = step()
+        return rel_l2(fast, exact)
 
     def settle(self) -> None:
         """Return when the change that `use` began is complete; raises what it would have raised."""
@@ -254,7 +256,8 @@ class WarmPipeline:
         """
         touched = {part.parameter for piece in pieces for part in piece.parts}
         groups = range(self._arrivals.groups)
-        names, members = self._by_group(self._dirty | (touched & self._fast.keys())), self._pieces_by_group(pieces)
+        names = self._by_group(self._dirty | (touched & self._fast.keys()), lambda name: name)
+        members = self._by_group(pieces, lambda piece: piece.parts[0].parameter)
         differ: list[Tensor] = []
         finite: list[Tensor] = []
         arriving = self._put_back(names[0])
@@ -281,17 +284,11 @@ class WarmPipeline:
                     f"{piece.update.layer}: the adapter's values are so large that the merged weight is not finite"
                 )
 
-    def _by_group(self, names: Iterable[str]) -> list[list[str]]:
-        """Sort parameters by the blocks that hold them."""
-        found: list[list[str]] = [[] for _ in range(self._arrivals.groups)]
-        for name in names:
-            found[self._arrivals.group_of[name]].append(name)
-        return found
-
-    def _pieces_by_group(self, pieces: Iterable[_Piece]) -> list[list[_Piece]]:
-        found: list[list[_Piece]] = [[] for _ in range(self._arrivals.groups)]
-        for piece in pieces:
-            found[self._arrivals.group_of[piece.parts[0].parameter]].append(piece)
+    def _by_group(self, members: Iterable[Member], parameter: Callable[[Member], str]) -> list[list[Member]]:
+        """Sort what belongs to a parameter by the blocks that hold those."""
+        found: list[list[Member]] = [[] for _ in range(self._arrivals.groups)]
+        for member in members:
+            found[self._arrivals.group_of[parameter(member)]].append(member)
         return found
 
     def _put_back(self, names: Sequence[str]) -> dict[str, tuple[Tensor, Callable[[], None]]]:

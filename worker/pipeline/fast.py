@@ -18,7 +18,8 @@ from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor, nn
 from torch.nn import functional
 
-FLOAT8 = torch.float8_e4m3fn
+from worker.pipeline.quantize import FLOAT8
+
 _LARGEST = torch.finfo(FLOAT8).max
 # Of a scale: a row of zeros has no largest value to divide by.
 _TINY = 1e-12
@@ -178,7 +179,7 @@ def make_fast(transformer: Any, *, device: torch.device) -> None:
         for path, layer in list(block.named_modules()):
             if isinstance(layer, nn.Linear):
                 gated = path.endswith("linear_out")
-                _set(block, path, (FastGatedLinear if gated else FastLinear)(layer.weight.to(device)))
+                block.set_submodule(path, (FastGatedLinear if gated else FastLinear)(layer.weight.to(device)))
         for feed_forward in (block.ff, block.ff_context):
             feed_forward.act_fn = nn.Identity()
     for block in transformer.single_transformer_blocks:
@@ -216,8 +217,3 @@ def dense_weights(transformer: nn.Module, fetch: Callable[[str], Tensor]) -> Ite
 
 def _plain(values: Tensor, *, gated: bool) -> Tensor:
     return _gated(values).to(values.dtype) if gated else values
-
-
-def _set(module: nn.Module, path: str, child: nn.Module) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(module.get_submodule(parent), name, child)

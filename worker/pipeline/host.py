@@ -67,12 +67,10 @@ class LockedFile:
             self._map = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         except (OSError, ValueError) as error:
             raise NotLocked(f"it cannot be mapped: {error}") from error
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # that it may not be written to
-            self._bytes = torch.frombuffer(self._map, dtype=torch.uint8)
+        self._bytes = _bytes_of(self._map)
         self._registered: list[int] = []  # addresses
-        self._unlock = weakref.finalize(self, _unlock, self._registered)
-        self._unlock.atexit = False
+        self._unregister = weakref.finalize(self, _unregister, self._registered)
+        self._unregister.atexit = False
         self._pool = on_device(device, 1, "flux2-lock")
         starts = range(0, len(self._bytes), _CHUNK_BYTES)
         self._chunks: list[Future[None]] = [self._pool.submit(self._lock, start) for start in starts]
@@ -102,7 +100,7 @@ class LockedFile:
     def close(self) -> None:
         """Unlock the pages; nothing may be copying from them any more."""
         self._pool.shutdown(cancel_futures=True)
-        self._unlock()
+        self._unregister()
 
     def _lock(self, start: int) -> None:
         size, address = min(_CHUNK_BYTES, len(self._bytes) - start), self._bytes.data_ptr() + start
@@ -112,7 +110,14 @@ class LockedFile:
         self._registered.append(address)
 
 
-def _unlock(addresses: list[int]) -> None:
+def _bytes_of(mapped: mmap.mmap) -> Tensor:
+    """Return what a map holds; it must not be written to."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # which says just that
+        return torch.frombuffer(mapped, dtype=torch.uint8)
+
+
+def _unregister(addresses: list[int]) -> None:
     while addresses:
         _runtime().cudaHostUnregister(addresses.pop())
 
@@ -143,9 +148,7 @@ def _share_in_memory(descriptor: int, size: int) -> float:
     if size == 0:
         return 1.0
     with mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ) as mapped:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            address = torch.frombuffer(mapped, dtype=torch.uint8).data_ptr()
+        address, mincore = _bytes_of(mapped).data_ptr(), ctypes.CDLL(None).mincore
         found = ctypes.create_string_buffer(1)
         pages = -(-size // mmap.PAGESIZE)
         samples = min(_SAMPLES, pages)
@@ -153,7 +156,7 @@ def _share_in_memory(descriptor: int, size: int) -> float:
         for sample in range(samples):
             page = sample * (pages - 1) // max(samples - 1, 1)
             where = ctypes.c_void_p(address + page * mmap.PAGESIZE)
-            if _libc().mincore(where, ctypes.c_size_t(1), found) == 0:
+            if mincore(where, ctypes.c_size_t(1), found) == 0:
                 resident += found.raw[0] & 1
     return resident / samples
 
@@ -176,7 +179,3 @@ def _available_bytes() -> int:
 
 def _runtime() -> Any:
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]
-
-
-def _libc() -> Any:
-    return ctypes.CDLL(None, use_errno=True)

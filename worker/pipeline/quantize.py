@@ -55,7 +55,6 @@ def quantize(model: nn.Module, *, device: torch.device) -> None:
     """Replace every linear layer of `model` and move it, layer by layer: the device never holds the whole original."""
     for path, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear):
-            parent, _, name = path.rpartition(".")
             weight, scale = to_float8(layer.weight.to(device))
-            setattr(model.get_submodule(parent), name, Float8Linear(weight, scale, layer.bias))
+            model.set_submodule(path, Float8Linear(weight, scale, layer.bias))
     model.to(device)

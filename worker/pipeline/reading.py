@@ -64,8 +64,7 @@ class Reader:
         self._mine = threading.local()
         self._files: dict[Path, int] = {}
         weakref.finalize(self, _close, self._files)
-        self._locked: dict[Path, LockedFile] = {}
-        self._unlocked: set[Path] = set()  # what threads read
+        self._locked: dict[Path, LockedFile] = {}  # threads read the others
         self._giving_up = threading.Lock()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
@@ -91,13 +90,12 @@ class Reader:
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
         if not self._locks:
-            self._unlocked.add(file)
             return
         try:
             room_to_lock(self._files[file], locked=sum(locked.size for locked in self._locked.values()))
             self._locked[file] = LockedFile(self._files[file], device=self.device)
         except NotLocked as error:
-            self._leave_unlocked(file, error)
+            _tell(file, error)
 
     def keep_only(self, files: Collection[Path]) -> None:
         """Close the others, and unlock them."""
@@ -106,7 +104,6 @@ class Reader:
         for file in self._files.keys() - set(files):
             if locked := self._locked.pop(file, None):
                 locked.close()
-            self._unlocked.discard(file)
             os.close(self._files.pop(file))
 
     def read(self, region: Region, target: Tensor) -> Arrival:
@@ -122,7 +119,7 @@ class Reader:
             try:
                 return self._copy(locked, region, flat)
             except NotLocked as error:
-                self._leave_unlocked(region.file, error)
+                self._unlock(region.file, error)
         if self.device.type == "cuda":
             # The threads' copies run on streams of their own, and this memory may still be in use on the current one.
             torch.cuda.current_stream(self.device).synchronize()
@@ -142,14 +139,11 @@ class Reader:
 
         return arrive
 
-    def _leave_unlocked(self, file: Path, error: NotLocked) -> None:
+    def _unlock(self, file: Path, error: NotLocked) -> None:
         """Let threads read a file, of which some pages may have been locked."""
         with self._giving_up:
-            if file in self._unlocked:
-                return
-            logger.info("pages not locked", extra={"file": str(file), "error": str(error)})
-            self._unlocked.add(file)
             if locked := self._locked.pop(file, None):
+                _tell(file, error)
                 assert self._stream is not None
                 self._stream.synchronize()
                 locked.close()
@@ -195,6 +189,10 @@ class Reader:
             if count == 0:
                 raise CheckpointError(f"{file}: ends at byte {start}, in the middle of a tensor")
             view, start = view[count:], start + count
+
+
+def _tell(file: Path, error: NotLocked) -> None:
+    logger.info("pages not locked", extra={"file": str(file), "error": str(error)})
 
 
 def _close(files: dict[Path, int]) -> None:

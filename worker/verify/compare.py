@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worker.distance import rel_l2
 from worker.verify.outcome import Outcome
 
 # Integers of a float's width: neighbouring floats of one sign are neighbouring integers.
@@ -130,11 +131,6 @@ def _mean_abs(got: Tensor, golden: Tensor) -> float:
     return (got.double() - golden.double()).abs().mean().item()
 
 
-def _rel_l2(got: Tensor, golden: Tensor) -> float:
-    difference, size = (got.double() - golden.double()).norm().item(), golden.double().norm().item()
-    return difference / size if size else (math.inf if difference else 0.0)
-
-
 def _max_ulp(got: Tensor, golden: Tensor) -> float:
     """Count the representable numbers between the two, at most."""
     return (_ordered(got) - _ordered(golden.to(got.dtype))).abs().max().item()
@@ -151,7 +147,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 _METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
     "max_abs": _max_abs,
-    "rel_l2": _rel_l2,
+    "rel_l2": rel_l2,
     "max_abs_ulp": _max_ulp,
     "max_diff": _max_abs,
     "mean_diff": _mean_abs,
