@@ -20,6 +20,7 @@ from benchmarks.gpu.parts import Latents, Parts, Plan
 from benchmarks.gpu.report import Report
 from shared.errors import CheckpointError
 from shared.settings import Settings
+from worker.device import pick_device
 from worker.engines.checkout import Toolkit, load_toolkit
 from worker.engines.engine import Engine, package_versions
 from worker.engines.toolkit import over
@@ -79,7 +80,7 @@ def main(
 ) -> None:
     """Build a FLUX.2 with random weights by the product's loader, and measure what it costs on this device."""
     parts, engines, toolkit = set(only or Part), list(engine or EngineName), _toolkit(engine)
-    clock = Clock(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    clock = Clock(pick_device(device or "auto"))
     report = Report(device=clock.name, as_json=as_json, out=out)
     plan = Plan(tuple(size or [64 if tiny else 1024]), steps, repeat, items)
     with torch.no_grad(), ExitStack() as held:

@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,8 @@ class Parts:
         for size in self._plan.sizes:
             first_s = self._clock.seconds(lambda: self._denoise(engine, size, 1))  # noqa: B023 - called at once
             notes: Row = {"first_s": first_s}  # for the first size with compiling, where there is any
+            if name == "fast":
+                notes["drift"] = self._renderer.warm.drift_of(partial(engine.predict, self._renderer.usual_call()))
             if step:
                 self._step(name, engine, size, notes)
             if image:
@@ -219,32 +222,26 @@ class Parts:
                 )
 
     def batch(self, folder: Path) -> None:
-        """Render images with two adapters; as in a worker each is encoded while the next renders.
+        """Render images with two adapters in turn; as in a worker each is encoded while the next renders.
 
-        In turn is the worst case; the queue hands out what needs no change first.
+        That is the worst case: the queue hands out what needs no change first.
         """
         adapters = [self._adapter(folder, name) for name in "AB"]
         warm_up = Behind()
         for adapter in adapters:
             self._render(adapter, 0, warm_up)
         warm_up.wait()
-        items = self._plan.items
-        self._batch("two adapters in turn", [adapters[number % 2] for number in range(items)])
-        self._batch("two adapters one after the other", [adapters[2 * number // items] for number in range(items)])
-        self._renderer.warm.use(())
-
-    def _batch(self, how: str, adapters: list[tuple[AdapterRef, Path]]) -> None:
-        step_ms, behind, items = self._step_ms(), Behind(), len(adapters)
+        step_ms, behind, items = self._step_ms(), Behind(), self._plan.items
         self._clock.forget_peak()
         with self._clock.busy(self._components.transformer, self._components.autoencoder.decoder) as busy_s:
             began = time.perf_counter()
-            for number, adapter in enumerate(adapters):
-                self._render(adapter, number, behind)
+            for number in range(items):
+                self._render(adapters[number % 2], number, behind)
             behind.wait()
             wall_s = time.perf_counter() - began
             idle = 1 - busy_s() / wall_s
         self._report.add(
-            f"batch of {items}, {how}, per item",
+            f"batch of {items}, two adapters in turn, per item",
             engine=self._now,
             size=self._plan.sizes[0],
             seconds=wall_s / items,
@@ -255,6 +252,7 @@ class Parts:
             idle_share=idle,
             drift=max(self._renderer.warm.drift(), self._renderer.warm.base_drift),
         )
+        self._renderer.warm.use(())
 
     def _add(self, what: str, median_ms: float, step_ms: float, **more: Any) -> None:
         """Report a time beside that of one step of this project's engine."""

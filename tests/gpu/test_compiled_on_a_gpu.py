@@ -62,15 +62,18 @@ def test_no_bit_changes_at_any_size():
     assert differing == [0] * len(SIZES)
 
 
-def test_float8_blocks_compiled_are_near_those_that_are_not():
+def test_float8_blocks_compiled_are_as_near_the_exact_ones_as_those_that_are_not():
     model = build()
+    exact_steps = [run(model, *size).double() for size in SIZES]
+
+    def errors():
+        steps = [run(model, *size).double() for size in SIZES]
+        return [float((step - wanted).norm() / wanted.norm()) for step, wanted in zip(steps, exact_steps, strict=True)]
+
     make_fast(model, device=DEVICE)
-    expected = [run(model, *size).double() for size in SIZES]
+    as_written = errors()
     compile_blocks(model, exact=False)
 
-    errors = [
-        float((run(model, *size).double() - wanted).norm() / wanted.norm())
-        for size, wanted in zip(SIZES, expected, strict=True)
-    ]
-
-    assert max(errors) < 0.1, errors
+    assert all(
+        ours < 1.05 * theirs < 0.5 for ours, theirs in zip(errors(), as_written, strict=True)
+    )  # weights at random let errors grow more than trained ones

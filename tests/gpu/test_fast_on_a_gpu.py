@@ -7,7 +7,7 @@ from shared.job import ItemSpec
 from shared.settings import ModelSettings
 from worker.lora.fused import add_low_rank, fits
 from worker.lora.merge import lora_delta
-from worker.pipeline.fast import _gated, _quantize_rows, fast_layers, quantize_rows
+from worker.pipeline.fast import _joined, _quantize_rows, fast_layers, quantize_rows
 from worker.pipeline.load import load_components
 from worker.pipeline.tiny import write_tiny_adapter, write_tiny_checkpoint
 from worker.render import Renderer
@@ -55,13 +55,15 @@ def test_a_sum_that_overflows_is_told(draw):
     assert not add_low_rank(weight, down, up, multiplier=1.0, scale=1.0)
 
 
-@pytest.mark.parametrize("gated", [False, True])
-def test_rows_are_quantised_as_by_torchs_operations(gated, draw):
-    values = draw(64, 40000).bfloat16()[:, 100 : 100 + 36864]
+@pytest.mark.parametrize(("plain", "gated"), [(6144, None), (None, 36864), (6144, 36864), (100, 1000)])
+def test_rows_are_quantised_as_by_torchs_operations(plain, gated, draw):
+    parts = [
+        None if columns is None else draw(64, 40000).bfloat16()[:, 100 : 100 + columns] for columns in (plain, gated)
+    ]
 
-    quantized, scales = quantize_rows(values, gated)
+    quantized, scales = quantize_rows(*parts)
 
-    expected, expected_scales = _quantize_rows(_gated(values) if gated else values)
+    expected, expected_scales = _quantize_rows(_joined(*parts))
     assert torch.allclose(scales, expected_scales, rtol=1e-5)
     assert (
         float((quantized.float() != expected.float()).float().mean()) < 1e-3

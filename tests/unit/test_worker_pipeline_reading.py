@@ -112,34 +112,42 @@ def runtime(monkeypatch):
     def make(pieces):
         runtime = Runtime(pieces)
         monkeypatch.setattr(host, "_runtime", lambda: runtime)
-        monkeypatch.setattr(host, "_CHUNK_BYTES", mmap.PAGESIZE)
+        monkeypatch.setattr(host, "_PIECE_BYTES", mmap.PAGESIZE)
         return runtime
 
     return make
 
 
-def test_a_locked_file_gives_its_bytes_piece_by_piece_and_fewer_at_its_end(tmp_path, runtime):
+def test_a_locked_file_gives_its_bytes_in_the_pieces_in_which_it_was_locked(tmp_path, runtime):
     values, pieces = os.urandom(3 * mmap.PAGESIZE + 10), runtime(4)
     (tmp_path / "bytes").write_bytes(values)
 
     with (tmp_path / "bytes").open("rb") as opened:
         locked = host.LockedFile(opened.fileno(), device=CPU)
-    found = [piece.numpy().tobytes() for piece in locked.pages(100, 3 * mmap.PAGESIZE)]
+    locked.locking.result()
+    found = [piece.numpy().tobytes() for piece in locked.pages(100, len(values) - 100)]
+    inside = [piece.numpy().tobytes() for piece in locked.pages(mmap.PAGESIZE, mmap.PAGESIZE)]
+    beyond = locked.pages(100, len(values))
     locked.close()
 
     assert [len(piece) for piece in found] == [mmap.PAGESIZE - 100, mmap.PAGESIZE, mmap.PAGESIZE, 10]
     assert b"".join(found) == values[100:]
+    assert inside == [values[mmap.PAGESIZE : 2 * mmap.PAGESIZE]]
+    assert beyond is None
     assert pieces.registered == set()
 
 
-def test_pages_that_cannot_all_be_locked_are_told_and_let_go(tmp_path, runtime):
+def test_what_cannot_be_locked_is_left_to_threads_and_what_was_is_let_go(tmp_path, runtime):
     pieces = runtime(2)
     (tmp_path / "bytes").write_bytes(bytes(4 * mmap.PAGESIZE))
 
     with (tmp_path / "bytes").open("rb") as opened:
         locked = host.LockedFile(opened.fileno(), device=CPU)
-    with pytest.raises(host.NotLocked, match="locking its pages failed: 2"):
-        list(locked.pages(0, 4 * mmap.PAGESIZE))
+    locked.locking.result()
+
+    assert locked.pages(0, mmap.PAGESIZE) is None
+    assert locked.pages(mmap.PAGESIZE, 2 * mmap.PAGESIZE) is None
+    assert len(locked.pages(2 * mmap.PAGESIZE, 2 * mmap.PAGESIZE)) == 2
     assert len(pieces.registered) == 2
     del locked
 

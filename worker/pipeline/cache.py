@@ -45,7 +45,7 @@ from worker.pipeline.clean import CleanWeights
 from worker.pipeline.compiled import as_written
 from worker.pipeline.components import Components
 from worker.pipeline.fast import dense_weights, fast_layers
-from worker.pipeline.host import on_device
+from worker.pipeline.host import on_device, side_stream
 from worker.pipeline.live import LiveAdapters
 from worker.pipeline.reading import Reader
 
@@ -98,9 +98,7 @@ class WarmPipeline:
         self._arrivals = Arrivals(components.transformer, device=components.device)
         self._writer = on_device(components.device, 1, "flux2-weights")
         self._change: Future[None] | None = None  # the one that nobody has waited for
-        self._stream: Any = None
-        if components.device.type == "cuda":
-            self._stream = torch.cuda.Stream(components.device)  # type: ignore[no-untyped-call]
+        self._stream = side_stream(components.device)
         self._checksums: dict[str, Tensor] = {}  # of the clean weights, by parameter
         self._dirty: set[str] = set()  # parameters that differ from their clean values now
         self._key: str | None = adapter_key(())  # None while weights are being written
@@ -263,8 +261,10 @@ class WarmPipeline:
         arriving = self._put_back(names[0])
         for group in groups:
             following = self._put_back(names[group + 1]) if group + 1 < len(groups) else {}
-            for name, (dense, wait) in arriving.items():
+            for _, wait in arriving.values():
                 wait()
+            self._keep_pace()
+            for name, (dense, _) in arriving.items():
                 if name in self._fast:
                     self._save(name, dense)
                     self._fast[name].take(dense)
@@ -283,6 +283,17 @@ class WarmPipeline:
                 raise AdapterRefused(
                     f"{piece.update.layer}: the adapter's values are so large that the merged weight is not finite"
                 )
+
+    def _keep_pace(self) -> None:
+        """Wait for what is on its way to the device here, not there.
+
+        A stream that waits may hold up others, which share the device's few queues with it: steps would begin when all
+        has arrived.
+        """
+        if self._stream is not None:
+            event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            event.record(self._stream)
+            event.synchronize()
 
     def _by_group(self, members: Iterable[Member], parameter: Callable[[Member], str]) -> list[list[Member]]:
         """Sort what belongs to a parameter by the blocks that hold those."""

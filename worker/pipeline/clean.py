@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import CheckpointError, WeightsLost
-from worker.pipeline.host import locked_like
+from worker.pipeline.host import locked_like, side_stream
 from worker.pipeline.placement import CleanPlace
 from worker.pipeline.reading import Arrival, Reader, Region, at_once
 
@@ -46,7 +46,7 @@ class CleanWeights:
         self._regions = regions
         self._room = device_bytes
         self._copies: dict[str, Tensor] = {}
-        self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream = side_stream(device)
         self._reader = reader
         self._under_way: dict[str, Arrival] = {}
         for file in {region.file for parts in regions.values() for region in parts}:

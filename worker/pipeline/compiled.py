@@ -1,20 +1,22 @@
 """Compile a transformer's blocks, one kind at a time, without changing a bit of what they compute.
 
 Fused kernels keep values in float32 that the modules round to bfloat16 between operations. Emulating those casts gives
-the modules' bits back for all but the layer norm, whose sums a fused kernel adds in another order: it stays the eager
-kernel. On an H100 at full size a step takes 0.80 of the eager one so, 0.78 with the roundings lost.
+the modules' bits back for all but sums, whose order a compiler chooses: layer norms keep torch's kernel, and the norms
+of queries and keys have this project's, see `worker.pipeline.attention`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
-import torch.fx.experimental._config
 from torch import Tensor, nn
 from torch.nn import functional
+
+from worker.pipeline.attention import JointAttention, ParallelAttention
 
 
 @torch.library.custom_op("flux2::layer_norm", mutates_args=())
@@ -45,17 +47,14 @@ def compile_blocks(transformer: Any, *, exact: bool) -> None:
     Args:
         exact: whether the bits must stay; if not, kernels are fused further.
     """
-    # Else an image of 1024x1024, 4096 tokens, would tie the tokens' number to klein 9B's width, which is fixed.
-    dimensions: Any = torch.fx.experimental._config
-    dimensions.use_duck_shape = False
     # Constants like a norm's epsilon are constants; else each kind of block is traced twice.
     torch._dynamo.config.specialize_float = True
+    if exact:
+        _keep_sums(transformer)
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-        for name, child in list(block.named_children()):
-            if exact and isinstance(child, nn.LayerNorm):
-                setattr(block, name, EagerLayerNorm(child.eps))
         # Its forward, not the module: what waits before a block (`worker.pipeline.arrivals`) is no part of it.
-        block.forward = torch.compile(block.forward, dynamic=True, options={"emulate_precision_casts": exact})
+        compiled = torch.compile(block.forward, dynamic=False, options={"emulate_precision_casts": exact})
+        block.forward = partial(_of_any_size, compiled)
 
 
 @contextmanager
@@ -63,3 +62,27 @@ def as_written() -> Iterator[None]:
     """Run compiled blocks as their modules say meanwhile: compiled code does not know hooks that came later."""
     with torch.compiler.set_stance("force_eager"):
         yield
+
+
+def _keep_sums(transformer: Any) -> None:
+    for block in transformer.transformer_blocks:
+        block.attn.set_processor(JointAttention())
+    for block in transformer.single_transformer_blocks:
+        block.attn.set_processor(ParallelAttention(gated=False))
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        for name, child in list(block.named_children()):
+            if isinstance(child, nn.LayerNorm):
+                setattr(block, name, EagerLayerNorm(child.eps))
+
+
+def _of_any_size(
+    compiled: Callable[..., Any], *, hidden_states: Tensor, image_rotary_emb: tuple[Tensor, Tensor], **others: Any
+) -> Any:
+    """Call a compiled block; the number of tokens may be another each time, and nothing else.
+
+    A kernel that knows all other sizes is faster, and sooner compiled.
+    """
+    torch._dynamo.maybe_mark_dynamic(hidden_states, 1)
+    for part in image_rotary_emb:
+        torch._dynamo.maybe_mark_dynamic(part, 0)
+    return compiled(hidden_states=hidden_states, image_rotary_emb=image_rotary_emb, **others)

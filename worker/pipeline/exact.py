@@ -24,9 +24,14 @@ class RoundedRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        wide = hidden_states.float()
-        inverse = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (wide * inverse).to(hidden_states.dtype) * self.weight
+        return rounded_rms_norm(hidden_states, self.weight, eps=self.eps)
+
+
+def rounded_rms_norm(values: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    """Norm over the last dimension; see `RoundedRMSNorm`."""
+    wide = values.float()
+    inverse = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
+    return (wide * inverse).to(values.dtype) * weight
 
 
 class Float32PosEmbed(nn.Module):

@@ -4,45 +4,85 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_BLOCK = 2048
+# Threads hold whole rows: the wider they are, the more threads.
+_WIDE = 8192
 
 
-def launch(values: Tensor, quantized: Tensor, scales: Tensor, *, gated: bool) -> None:
+def launch(plain: Tensor | None, gate_up: Tensor | None, quantized: Tensor, scales: Tensor) -> None:
     """Quantise rows; see `worker.pipeline.fast.quantize_rows`."""
     rows, columns = quantized.shape
-    _quantize_row[(rows,)](values, values.stride(0), quantized, scales, columns, GATED=gated, BLOCK=_BLOCK, num_warps=8)
+    plain_columns = 0 if plain is None else plain.shape[1]
+    gated_columns = columns - plain_columns
+    _quantize_row[(rows,)](
+        *_part(plain, quantized), *_part(gate_up, quantized), quantized, scales,
+        PLAIN=plain_columns, PLAIN_TILES=_tiles(plain_columns), GATED=gated_columns, GATED_TILES=_tiles(gated_columns),
+        num_warps=16 if columns > _WIDE else 8,
+    )  # fmt: skip
+
+
+def _part(values: Tensor | None, instead: Tensor) -> tuple[Tensor, int]:
+    """Return what is read and how far rows are apart; any memory will do for what has no columns."""
+    return (instead, 0) if values is None else (values, values.stride(0))
+
+
+def _tiles(columns: int) -> tuple[int, int]:
+    """Return two powers of two that cover the columns: 16384 and 2048 for 18432."""
+    first = 1 << max(columns.bit_length() - 1, 0)
+    return first, triton.next_power_of_2(max(columns - first, 1))
 
 
 @triton.jit
 def _quantize_row(
-    values,
-    stride,
+    plain,
+    plain_stride,
+    gate_up,
+    gate_stride,
     quantized,
     scales,
-    columns,
+    PLAIN: tl.constexpr,
+    PLAIN_TILES: tl.constexpr,
     GATED: tl.constexpr,
-    BLOCK: tl.constexpr,
+    GATED_TILES: tl.constexpr,
 ):
-    """Find one row's largest value, then read the row again, from the cache, and divide."""
+    """Quantise one row, which is read once."""
     row = tl.program_id(0).to(tl.int64)
-    largest = tl.zeros((BLOCK,), dtype=tl.float32)
-    for start in range(0, columns, BLOCK):
-        largest = tl.maximum(largest, tl.abs(_load(values + row * stride, start, columns, GATED, BLOCK)))
-    scale = tl.maximum(tl.max(largest) / 448.0, 1e-12)
+    largest = 0.0
+    if PLAIN > 0:
+        plain += row * plain_stride
+        first = _load(plain, 0, PLAIN, PLAIN_TILES[0])
+        second = _load(plain, PLAIN_TILES[0], PLAIN, PLAIN_TILES[1])
+        largest = tl.maximum(tl.max(tl.abs(first)), tl.max(tl.abs(second)))
+    if GATED > 0:
+        gate_up += row * gate_stride
+        third = _gated(gate_up, 0, GATED, GATED_TILES[0])
+        fourth = _gated(gate_up, GATED_TILES[0], GATED, GATED_TILES[1])
+        largest = tl.maximum(largest, tl.maximum(tl.max(tl.abs(third)), tl.max(tl.abs(fourth))))
+    scale = tl.maximum(largest / 448.0, 1e-12)
     tl.store(scales + row, scale)
-    for start in range(0, columns, BLOCK):
-        value = _load(values + row * stride, start, columns, GATED, BLOCK) / scale
-        value = tl.minimum(tl.maximum(value, -448.0), 448.0)
-        column = start + tl.arange(0, BLOCK)
-        tl.store(quantized + row * columns + column, value.to(tl.float8e4nv), mask=column < columns)
+    quantized += row * (PLAIN + GATED)
+    if PLAIN > 0:
+        _store(quantized, first / scale, 0, PLAIN, PLAIN_TILES[0])
+        _store(quantized, second / scale, PLAIN_TILES[0], PLAIN, PLAIN_TILES[1])
+    if GATED > 0:
+        _store(quantized + PLAIN, third / scale, 0, GATED, GATED_TILES[0])
+        _store(quantized + PLAIN, fourth / scale, GATED_TILES[0], GATED, GATED_TILES[1])
 
 
 @triton.jit
-def _load(values, start, columns, GATED: tl.constexpr, BLOCK: tl.constexpr):
-    column = start + tl.arange(0, BLOCK)
-    inside = column < columns
-    value = tl.load(values + column, mask=inside, other=0.0).to(tl.float32)
-    if GATED:
-        up = tl.load(values + columns + column, mask=inside, other=0.0).to(tl.float32)
-        value = value * tl.sigmoid(value) * up
-    return value
+def _load(values, start, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+    column = start + tl.arange(0, TILE)
+    return tl.load(values + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _gated(gate_up, start, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+    gate = _load(gate_up, start, COLUMNS, TILE)
+    up = _load(gate_up + COLUMNS, start, COLUMNS, TILE)
+    return gate * tl.sigmoid(gate) * up
+
+
+@triton.jit
+def _store(quantized, value, start, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+    column = start + tl.arange(0, TILE)
+    value = tl.minimum(tl.maximum(value, -448.0), 448.0)
+    tl.store(quantized + column, value.to(tl.float8e4nv), mask=column < COLUMNS)

@@ -1,9 +1,9 @@
 """Read a checkpoint's bytes to where they will stay, and again whenever they are wanted.
 
 For a GPU the files' pages are locked where they are, in the page cache, and it copies from there: 53 GB/s on an H100,
-as from any locked memory, without a copy in between; workers of one host lock the same pages. Where they cannot be
-locked, for want of memory or on a file system that does not allow it, sixteen threads read them, at about 30 GB/s. One
-thread that walks through mapped pages would wait for each of them, and reach 10.
+as from any locked memory, without a copy in between; workers of one host lock the same pages. What is not locked yet,
+or cannot be, for want of memory or on a file system that does not allow it, is read by sixteen threads, at about
+30 GB/s. One thread that walks through mapped pages would wait for each of them, and reach 10.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from shared.errors import CheckpointError
-from worker.pipeline.host import LockedFile, NotLocked, lock, on_device, room_to_lock
+from worker.pipeline.host import LockedFile, NotLocked, lock, on_device, room_to_lock, side_stream
 
 logger = logging.getLogger("flux2.worker.pipeline")
 
@@ -51,22 +51,17 @@ class Reader:
 
     Args:
         device: where the tensors lie.
-        locks: whether to lock files' pages for a GPU.
     """
 
-    def __init__(
-        self, device: torch.device, *, threads: int = _THREADS, block_bytes: int = _BLOCK_BYTES, locks: bool = True
-    ) -> None:
+    def __init__(self, device: torch.device, *, threads: int = _THREADS, block_bytes: int = _BLOCK_BYTES) -> None:
         self.device = device
-        self._locks = locks and device.type == "cuda"
         self._block_bytes = block_bytes
         self._pool = on_device(device, threads, "flux2-read")
         self._mine = threading.local()
         self._files: dict[Path, int] = {}
         weakref.finalize(self, _close, self._files)
-        self._locked: dict[Path, LockedFile] = {}  # threads read the others
-        self._giving_up = threading.Lock()
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._locked: dict[Path, LockedFile] = {}
+        self._stream = side_stream(device)
 
     def __enter__(self) -> Reader:
         return self
@@ -89,13 +84,13 @@ class Reader:
             self._files[file] = os.open(file, os.O_RDONLY)
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-        if not self._locks:
+        if self.device.type != "cuda":
             return
         try:
             room_to_lock(self._files[file], locked=sum(locked.size for locked in self._locked.values()))
             self._locked[file] = LockedFile(self._files[file], device=self.device)
         except NotLocked as error:
-            _tell(file, error)
+            logger.info("pages not locked", extra={"file": str(file), "error": str(error)})
 
     def keep_only(self, files: Collection[Path]) -> None:
         """Close the others, and unlock them."""
@@ -114,12 +109,8 @@ class Reader:
         """
         self.open(region.file)
         flat = target.view(-1).view(torch.uint8)
-        locked = self._locked.get(region.file)
-        if locked is not None:
-            try:
-                return self._copy(locked, region, flat)
-            except NotLocked as error:
-                self._unlock(region.file, error)
+        if pages := self._pages(region.file, region.start, region.size):
+            return self._copy(pages, flat)
         if self.device.type == "cuda":
             # The threads' copies run on streams of their own, and this memory may still be in use on the current one.
             torch.cuda.current_stream(self.device).synchronize()
@@ -139,26 +130,16 @@ class Reader:
 
         return arrive
 
-    def _unlock(self, file: Path, error: NotLocked) -> None:
-        """Let threads read a file, of which some pages may have been locked."""
-        with self._giving_up:
-            if locked := self._locked.pop(file, None):
-                _tell(file, error)
-                assert self._stream is not None
-                self._stream.synchronize()
-                locked.close()
+    def _pages(self, file: Path, start: int, size: int) -> list[Tensor] | None:
+        locked = self._locked.get(file)
+        return locked.pages(start, size) if locked else None
 
-    def _copy(self, locked: LockedFile, region: Region, flat: Tensor) -> Arrival:
+    def _copy(self, pages: Sequence[Tensor], flat: Tensor) -> Arrival:
         """Let the GPU copy from locked pages."""
         assert self._stream is not None
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
-            done = 0
-            for pages in locked.pages(region.start, region.size):
-                flat[done : done + len(pages)].copy_(pages, non_blocking=True)
-                done += len(pages)
-            if done != region.size:
-                raise CheckpointError(f"{region.file}: ends at byte {region.start + done}, in the middle of a tensor")
+            _join(pages, flat)
             copied = self._stream.record_event()
         return lambda: torch.cuda.current_stream(self.device).wait_event(copied)
 
@@ -167,16 +148,19 @@ class Reader:
             self._take(file, start, block)
             return
         staging, stream = self._own()
-        self._take(file, start, staging[: len(block)])
+        pages = self._pages(file, start, len(block))  # they may have been locked since
+        if pages is None:
+            pages = [staging[: len(block)]]
+            self._take(file, start, pages[0])
         with torch.cuda.stream(stream):
-            block.copy_(staging[: len(block)], non_blocking=True)
+            _join(pages, block)
         stream.synchronize()
 
     def _own(self) -> tuple[Tensor, torch.cuda.Stream]:
         """Return this thread's block of host memory and its stream."""
         if not hasattr(self._mine, "staging"):
             self._mine.staging = lock(torch.zeros(self._block_bytes, dtype=torch.uint8), device=self.device)
-            self._mine.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            self._mine.stream = side_stream(self.device)
         return self._mine.staging, self._mine.stream
 
     def _take(self, file: Path, start: int, block: Tensor) -> None:
@@ -191,8 +175,12 @@ class Reader:
             view, start = view[count:], start + count
 
 
-def _tell(file: Path, error: NotLocked) -> None:
-    logger.info("pages not locked", extra={"file": str(file), "error": str(error)})
+def _join(pieces: Sequence[Tensor], whole: Tensor) -> None:
+    """Copy from locked memory on the current stream."""
+    done = 0
+    for piece in pieces:
+        whole[done : done + len(piece)].copy_(piece, non_blocking=True)
+        done += len(piece)
 
 
 def _close(files: dict[Path, int]) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from shared.errors import CheckpointError, WeightsLost
 from worker.pipeline.checksum import checksum
-from worker.pipeline.host import lock
+from worker.pipeline.host import lock, side_stream
 from worker.pipeline.packing import Place, places
 from worker.pipeline.reading import Reader, Region, at_once
 
@@ -55,7 +55,7 @@ class HostCopies:
     def __init__(self, layers: Sequence[_Layer], *, device: torch.device) -> None:
         self._blocks = [self._copy(layer, device) for layer in layers]
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._stream = side_stream(device)
 
     @staticmethod
     def _copy(layer: _Layer, device: torch.device) -> Tensor:
