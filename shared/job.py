@@ -153,7 +153,7 @@ class ItemResult(_Record):
 
     Attributes:
         sha256: of the stored file, as `size_bytes` is.
-        timings: seconds by stage: adapter, encode_prompt, denoise, decode, encode_image, upload.
+        timings: seconds by stage: encode_prompt, adapter, denoise, decode, encode_image, upload.
     """
 
     key: str
@@ -180,7 +180,7 @@ class Progress(_Record):
     """Where a running item is.
 
     Attributes:
-        stage: `adapter`, `encode`, `denoise`, `decode` or `upload`.
+        stage: `encode`, `adapter`, `denoise`, `decode` or `upload`.
         step: denoising steps done, of `steps`.
     """
 

@@ -1,4 +1,4 @@
-"""Render one item: make its adapters current, encode, denoise, decode.
+"""Render one item: encode, make its adapters current, denoise, decode.
 
 The caller owns the queue, the lease and the upload. Everything here but the writing of weights runs in the caller's
 thread, and `on_progress` may raise at any point to end the work: before the next item starts the weights are base or
@@ -54,7 +54,7 @@ class Rendered:
     """One finished image and how it came to be.
 
     Attributes:
-        timings: seconds by stage: adapter, encode_prompt, denoise, decode.
+        timings: seconds by stage: encode_prompt, adapter, denoise, decode.
         adapters: what each adapter did, in merge order.
     """
 
@@ -137,8 +137,8 @@ class Renderer:
             pack(self._noise(0, height=side, width=side)),
             timestep,
             prompt_embeds,
-            image_ids(side // PIXELS, side // PIXELS).to(device),
-            text_ids(prompt_embeds.shape[1]).to(device),
+            image_ids(side // PIXELS, side // PIXELS, device=device),
+            text_ids(prompt_embeds.shape[1], device=device),
             torch.full_like(timestep, 4.0),
         )
 
@@ -200,19 +200,21 @@ class Renderer:
         def stage(name: str) -> None:
             on_progress(Progress(stage=name, step=steps if name == "decode" else 0, steps=steps))
 
+        # What goes to the device comes before the weights do, or it would wait until all of them are there.
+        stage("encode")
+        with self._timed(timings, "encode_prompt"):
+            prompt_embeds = self._encode(spec.prompt)
+            negative_embeds = self._encode(spec.neg) if self._has_guidance(spec) else None
+            start = self._noise(spec.seed, height=spec.height, width=spec.width)
         stage("adapter")
         with self._timed(timings, "adapter"):
             # Blocks of our transformer wait for their weights; AI Toolkit's know nothing of it.
             files, ours = list(zip(spec.adapters, adapters, strict=True)), spec.engine != "ai-toolkit"
             change, reports = self.warm.use(files, mode=spec.adapter_mode, wait=not ours)
-        stage("encode")
-        with self._timed(timings, "encode_prompt"):
-            prompt_embeds = self._encode(spec.prompt)
-            negative_embeds = self._encode(spec.neg) if self._has_guidance(spec) else None
         stage("denoise")
         with self._timed(timings, "denoise"):
             run = Run(steps, spec.guidance_scale, prompt_embeds, negative_embeds)
-            latents = self._denoise(engine, spec, run, on_progress)
+            latents = self._denoise(engine, start, run, on_progress, seed=spec.seed)
         stage("decode")
         with self._timed(timings, "decode"):
             decoded = self._decoder.submit(torch.no_grad()(engine.decode), latents).result()[0]
@@ -240,9 +242,8 @@ class Renderer:
         """Whether the negative prompt counts: from 1 down AI Toolkit runs the prompt alone."""
         return not self._components.distilled and spec.guidance_scale > 1
 
-    def _denoise(self, engine: Engine, spec: ItemSpec, run: Run, on_progress: OnProgress) -> Tensor:
-        """Return final latents, (1, channels, height / 16, width / 16)."""
-        start = self._noise(spec.seed, height=spec.height, width=spec.width)
+    def _denoise(self, engine: Engine, start: Tensor, run: Run, on_progress: OnProgress, *, seed: int) -> Tensor:
+        """Return final latents, (1, channels, height / 16, width / 16), as those at the start."""
 
         def on_step(step: int, steps: int) -> None:
             self.warm.settle()  # all blocks have had their weights by now, so that costs nothing
@@ -251,7 +252,7 @@ class Renderer:
         with as_written() if self.warm.live or not self._runs_compiled else nullcontext():
             latents = engine.denoise(start, run, on_step=on_step)
         if not latents.isfinite().all():
-            raise NotFinite(f"the latents of seed {spec.seed} are not finite, so there is no image in them")
+            raise NotFinite(f"the latents of seed {seed} are not finite, so there is no image in them")
         return latents
 
     def _noise(self, seed: int, *, height: int, width: int) -> Tensor:

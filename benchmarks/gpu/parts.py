@@ -167,10 +167,12 @@ class Parts:
         def change(what: str, adapters: list[tuple[AdapterRef, Path]], *, step: bool = False) -> None:
             nonlocal drift
 
+            start = self._start(size)
+
             def run() -> None:
                 warm.use(adapters, wait=not step)
                 if step:
-                    self._denoise(self._exact, size, 1)
+                    self._denoise(self._exact, size, 1, start=start)
                     warm.settle()
 
             times.setdefault(what, []).append(self._clock.seconds(run))
@@ -275,17 +277,21 @@ class Parts:
         self._denoise(self._exact, size, 1)
         return statistics.median(self._denoise(self._exact, size, self._plan.repeat + 1)[1])
 
-    def _denoise(
-        self, engine: Engine, size: int, steps: int, *, seeds: tuple[int, ...] = _SEEDS[:1]
-    ) -> tuple[Tensor, list[float]]:
-        """Return latents, and the milliseconds of each step but the first: from the end of the one before it."""
+    def _start(self, size: int, seeds: tuple[int, ...] = _SEEDS[:1]) -> Tensor:
+        """Return noise on the device."""
         channels = self._components.transformer.config.in_channels
         dtype = self._components.dtype
-        start = torch.cat([noise(seed, channels=channels, height=size, width=size, dtype=dtype) for seed in seeds])
+        drawn = torch.cat([noise(seed, channels=channels, height=size, width=size, dtype=dtype) for seed in seeds])
+        return drawn.to(self._components.device)
+
+    def _denoise(
+        self, engine: Engine, size: int, steps: int, *, seeds: tuple[int, ...] = _SEEDS[:1], start: Tensor | None = None
+    ) -> tuple[Tensor, list[float]]:
+        """Return latents, and the milliseconds of each step but the first: from the end of the one before it."""
         prompt, negative = (embeds.expand(len(seeds), -1, -1) for embeds in (self._prompt, self._negative))
         marks: list[Any] = []
         latents = engine.denoise(
-            start.to(self._components.device),
+            self._start(size, seeds) if start is None else start,
             Run(steps, _GUIDANCE, prompt, None if self._components.distilled else negative),
             on_step=lambda *_: marks.append(self._clock.mark()),
         )

@@ -7,6 +7,7 @@ from shared.job import ItemSpec
 from shared.settings import ModelSettings
 from worker.lora.fused import add_low_rank, fits
 from worker.lora.merge import lora_delta
+from worker.pipeline.checksum import checksum
 from worker.pipeline.fast import _joined, _quantize_rows, fast_layers, quantize_rows
 from worker.pipeline.load import load_components
 from worker.pipeline.tiny import write_tiny_adapter, write_tiny_checkpoint
@@ -42,17 +43,33 @@ def test_a_lora_is_added_with_the_bits_of_torchs_operations(shape, rank, dtype, 
     weight, down, up = draw(*shape, std=0.02).to(dtype), draw(rank, columns, std=0.02), draw(rows, rank, std=0.02)
     expected = (weight + lora_delta(down, up, scale=0.5, multiplier=0.7)).to(dtype)
 
-    assert fits(weight)
-    finite = add_low_rank(weight, down, up, multiplier=0.7, scale=0.5)
+    broken = torch.zeros((), dtype=torch.int32, device="cuda")
 
-    assert finite
+    assert fits(weight)
+    add_low_rank(weight, down, up, multiplier=0.7, scale=0.5, broken=broken)
+
+    assert not broken
     assert int((weight != expected).sum()) == 0
 
 
 def test_a_sum_that_overflows_is_told(draw):
     weight, down, up = draw(64, 128).bfloat16(), torch.ones(1, 128).cuda(), torch.full((64, 1), 3.4e38).cuda()
 
-    assert not add_low_rank(weight, down, up, multiplier=1.0, scale=1.0)
+    broken = torch.zeros((), dtype=torch.int32, device="cuda")
+    add_low_rank(weight, down, up, multiplier=1.0, scale=1.0, broken=broken)
+
+    assert broken
+
+
+@pytest.mark.parametrize("shape", [(3, 8), (55296, 6144), (300, 1000)])
+def test_a_checksum_is_that_of_torchs_operations_and_sees_one_bit(shape, draw):
+    weight = draw(*shape).bfloat16()
+
+    found = checksum(weight)
+
+    assert int(found) == int(checksum(weight.cpu()))
+    weight.view(torch.int16)[1, 5] ^= 1
+    assert int(checksum(weight)) != int(found)
 
 
 @pytest.mark.parametrize(("plain", "gated"), [(6144, None), (None, 36864), (6144, 36864), (100, 1000)])

@@ -74,7 +74,7 @@ def test_bytes_come_to_the_device_from_locked_pages_and_by_threads(pieces, tmp_p
     target = torch.zeros(size - 50, dtype=torch.uint8, device="cuda:0")
 
     with Reader(torch.device("cuda:0"), block_bytes=5000) as reader:
-        reader.open(path)
+        reader.lock(path)
         locked = reader._locked[path]
         locked.locking.result()
         monkeypatch.setattr(locked, "_locked", dict(list(locked._locked.items())[:pieces]))  # which come from the end

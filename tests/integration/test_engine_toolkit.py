@@ -144,7 +144,7 @@ def test_progress_comes_out_and_a_cancel_goes_in(renderer, model):
     with pytest.raises(ItemCanceled):
         used.render(item(model), [], on_progress=cancel_at_two)
 
-    assert seen == [("adapter", 0), ("encode", 0), ("denoise", 0), ("denoise", 1), ("denoise", 2)]
+    assert seen == [("encode", 0), ("adapter", 0), ("denoise", 0), ("denoise", 1), ("denoise", 2)]
     assert len(set(both(used, item(model)))) == 1
 
 

@@ -37,7 +37,8 @@ DEV_FLOAT8 = replace(DEV, transformer=32_300_000_000, adapted=0, text_encoder=18
     ("free_gb", "needs", "text_encoder", "clean"),
     [
         (180.0, DEV, "resident", "device"),
-        (150.1, DEV, "resident", "file"),
+        (150.1, DEV, "streamed", "device"),
+        (125.0, DEV, "resident", "file"),
         (85.0, DEV, "streamed", "file"),
         (73.0, DEV, None, None),
         (85.0, DEV_FLOAT8, "resident", "device"),

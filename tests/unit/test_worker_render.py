@@ -113,8 +113,8 @@ def test_stages_and_steps_are_reported_in_order(renderer, item):
     renderer().render(item(num_inference_steps=3), [], on_progress=seen.append)
 
     stages = [
-        ("adapter", 0),
         ("encode", 0),
+        ("adapter", 0),
         ("denoise", 0),
         ("denoise", 1),
         ("denoise", 2),

@@ -48,7 +48,7 @@ class Exact:
         return distilled_velocity(
             self.transformer,
             prompt_embeds=embeds,
-            img_ids=image_ids(rows, columns).to(embeds.device),
-            txt_ids=text_ids(embeds.shape[1]).to(embeds.device),
+            img_ids=image_ids(rows, columns, device=embeds.device),
+            txt_ids=text_ids(embeds.shape[1], device=embeds.device),
             guidance_scale=guidance_scale,
         )

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from worker.kernels import lacking
@@ -32,25 +31,21 @@ def fits(weight: Tensor) -> bool:
     )
 
 
-def add_low_rank(weight: Tensor, down: Tensor, up: Tensor, *, multiplier: float, scale: float) -> Tensor:
+def add_low_rank(weight: Tensor, down: Tensor, up: Tensor, *, multiplier: float, scale: float, broken: Tensor) -> None:
     """Add ``up @ down * multiplier * scale`` to `weight` in place.
 
     Args:
         weight: (out, in), contiguous, on a GPU; one that `fits`.
-        down: (rank, in), float32.
-        up: (out, rank), float32.
-
-    Returns:
-        Whether the sum is finite everywhere, a boolean on the GPU.
+        down: (rank, in).
+        up: (out, rank).
+        broken: int32, one value on the GPU; becomes 1 if the sum is not finite everywhere.
     """
     rows, columns = weight.shape
-    broken = torch.zeros((), dtype=torch.int32, device=weight.device)
     grid = (-(-rows // _ROWS) * -(-columns // _COLUMNS),)
     _kernel()[grid](
         weight, down.contiguous(), up.contiguous(), broken, rows, columns, down.shape[0], multiplier, scale,
         ROWS=_ROWS, COLUMNS=_COLUMNS, RANK=_RANK, enable_fp_fusion=False,
     )  # fmt: skip
-    return broken == 0
 
 
 def _kernel() -> Any:

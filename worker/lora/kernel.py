@@ -31,12 +31,12 @@ def add_low_rank(
             up + row[:, None] * rank + inner[None, :],
             mask=(row[:, None] < rows) & (inner[None, :] < rank),
             other=0.0,
-        )
+        ).to(tl.float32)
         right = tl.load(
             down + inner[:, None] * columns + column[None, :],
             mask=(inner[:, None] < rank) & (column[None, :] < columns),
             other=0.0,
-        )
+        ).to(tl.float32)
         product = tl.dot(left, right, product, input_precision="ieee")
     inside = (row[:, None] < rows) & (column[None, :] < columns)
     where = weight + row[:, None].to(tl.int64) * columns + column[None, :]

@@ -95,7 +95,7 @@ def layer_change(
         in_parts: whether all weights that it is written to fit `worker.lora.fused`, where a LoRA is left in its parts.
     """
     if update.kind == "lora" and in_parts:
-        down, up = (tensors[update.tensors[role]].float() for role in ("down", "up"))
+        down, up = (tensors[update.tensors[role]] for role in ("down", "up"))
         return LowRank(down, up, scale_of(update, tensors), multiplier)
     magnitude = update.tensors.get("magnitude")
     return Change(
@@ -104,19 +104,21 @@ def layer_change(
 
 
 @torch.no_grad()
-def write(weight: Tensor, change: Change | LowRank) -> Tensor:
+def write(weight: Tensor, change: Change | LowRank, *, broken: Tensor) -> None:
     """Change `weight` in place: in float32, rounded once to the weight's dtype.
 
-    Returns:
-        Whether all of it is finite, a boolean on its device: the caller reads those of all layers at once.
+    Args:
+        broken: int32, one value on the weight's device; becomes 1 unless all of it is finite. The caller reads those of
+            all layers at once.
     """
     if isinstance(change, LowRank):
-        return add_low_rank(weight, change.down, change.up, multiplier=change.multiplier, scale=change.scale)
+        add_low_rank(weight, change.down, change.up, multiplier=change.multiplier, scale=change.scale, broken=broken)
+        return
     merged = weight + change.delta  # promoted to float32 without a float32 copy of the weight
     if change.magnitude is not None:
         merged *= row_scales(merged, change.magnitude)
     weight.copy_(merged)
-    return weight.isfinite().all()
+    broken |= ~weight.isfinite().all()
 
 
 def row_scales(weight: Tensor, magnitude: Tensor) -> Tensor:

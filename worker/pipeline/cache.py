@@ -100,6 +100,7 @@ class WarmPipeline:
         self._change: Future[None] | None = None  # the one that nobody has waited for
         self._stream = side_stream(components.device)
         self._checksums: dict[str, Tensor] = {}  # of the clean weights, by parameter
+        self._dense: dict[str, Tensor] = {}  # of what float8 weights are made from
         self._dirty: set[str] = set()  # parameters that differ from their clean values now
         self._key: str | None = adapter_key(())  # None while weights are being written
         self._reports: tuple[AdapterReport, ...] = ()
@@ -206,7 +207,9 @@ class WarmPipeline:
         current to look at all of them. The cost is one pass over those weights where they lie, by sums that cannot miss
         a change of one entry, and one transfer of the verdict; the copies on the host are not read.
         """
-        return sum(_verdicts([self._differs(name) for name in self._checksums.keys() - self._dirty]))
+        return _differing(
+            [(self._checksum(name), self._checksums[name]) for name in self._checksums.keys() - self._dirty]
+        )
 
     def _abandon(self) -> None:
         """Wait for a change whose failure nobody wants to know any more: its item has ended.
@@ -255,45 +258,45 @@ class WarmPipeline:
         touched = {part.parameter for piece in pieces for part in piece.parts}
         groups = range(self._arrivals.groups)
         names = self._by_group(self._dirty | (touched & self._fast.keys()), lambda name: name)
-        members = self._by_group(pieces, lambda piece: piece.parts[0].parameter)
-        differ: list[Tensor] = []
-        finite: list[Tensor] = []
+        members = self._by_group(enumerate(pieces), lambda member: member[1].parts[0].parameter)
+        sums: list[tuple[Tensor, Tensor]] = []
+        broken = torch.zeros(len(pieces), dtype=torch.int32, device=self.components.device)
         arriving = self._put_back(names[0])
         for group in groups:
             following = self._put_back(names[group + 1]) if group + 1 < len(groups) else {}
-            for _, wait in arriving.values():
+            for name, (dense, wait) in arriving.items():
                 wait()
-            self._keep_pace()
-            for name, (dense, _) in arriving.items():
-                if name in self._fast:
-                    self._save(name, dense)
-                    self._fast[name].take(dense)
-                differ.append(self._differs(name))
+                sums += self._sums(name, dense)
             values = {name: dense for name, (dense, _) in arriving.items()}
-            finite += [self._merge(piece, values) for piece in members[group]]
-            for name in touched & self._fast.keys() & values.keys():
+            for number, piece in members[group]:
+                self._merge(piece, values, broken=broken[number])
+            for name in self._fast.keys() & values.keys():
                 self._fast[name].take(values[name])
             self._arrivals.arrived(group)
             arriving = following
-        self.base_drift += sum(_verdicts(differ))
+        self.base_drift += _differing(sums)
         self._refuse_drift()
         self._dirty = touched
-        for piece, sound in zip((piece for some in members for piece in some), _verdicts(finite), strict=True):
-            if not sound:
+        for piece, is_broken in zip(pieces, broken.tolist(), strict=True):
+            if is_broken:
                 raise AdapterRefused(
                     f"{piece.update.layer}: the adapter's values are so large that the merged weight is not finite"
                 )
 
-    def _keep_pace(self) -> None:
-        """Wait for what is on its way to the device here, not there.
+    def _sums(self, name: str, dense: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return checksums of what has been put back, and what they must be.
 
-        A stream that waits may hold up others, which share the device's few queues with it: steps would begin when all
-        has arrived.
+        Float8 weights are compared once with what they are made from now; from then on that is compared.
         """
-        if self._stream is not None:
-            event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            event.record(self._stream)
-            event.synchronize()
+        if name not in self._fast:
+            return [(self._checksum(name), self._checksums[name])]
+        self._save(name, dense)
+        found = checksum(dense)
+        if name in self._dense:
+            return [(found, self._dense[name])]
+        self._dense[name] = found
+        self._fast[name].take(dense)
+        return [(self._checksum(name), self._checksums[name])]
 
     def _by_group(self, members: Iterable[Member], parameter: Callable[[Member], str]) -> list[list[Member]]:
         """Sort what belongs to a parameter by the blocks that hold those."""
@@ -311,17 +314,15 @@ class WarmPipeline:
             found[name] = dense, self._clean.put_back(name, dense)
         return found
 
-    def _merge(self, piece: _Piece, values: Mapping[str, Tensor]) -> Tensor:
-        """Merge one update; return whether the weight has stayed finite, on the device."""
+    def _merge(self, piece: _Piece, values: Mapping[str, Tensor], *, broken: Tensor) -> None:
+        """Merge one update; see `worker.lora.merge.write` for `broken`."""
         adapter, update, parts = piece
         targets = [values.get(name, self._weights[name]) for name, _ in parts]
         in_parts = all(fits(target) for target in targets)
         change = layer_change(update, adapter.tensors, multiplier=adapter.ref.multiplier, in_parts=in_parts)
-        sound = []
         for (name, rows), target in zip(parts, targets, strict=True):
             self._save(name, target)
-            sound.append(write(target, change.take(rows.take)))
-        return torch.stack(sound).all()
+            write(target, change.take(rows.take), broken=broken)
 
     def _targets(self, update: LayerUpdate) -> tuple[LayerPart, ...]:
         """Return the parameters that an update writes, and which of the update's rows each of them takes."""
@@ -336,7 +337,8 @@ class WarmPipeline:
         """Remember what a parameter is before it is first changed."""
         if name not in self._dirty:
             self._clean.keep(name, clean)
-            self._checksums.setdefault(name, self._checksum(name))
+            if name not in self._checksums:
+                self._checksums[name] = self._checksum(name)
             self._dirty.add(name)
 
     def _restore(self) -> None:
@@ -350,10 +352,6 @@ class WarmPipeline:
             self._stream.synchronize()
         self._rewrite(())
         self._key, self._reports = adapter_key(()), ()
-
-    def _differs(self, name: str) -> Tensor:
-        """Return whether a parameter is not what it was when it was clean, on the device."""
-        return self._checksum(name) != self._checksums[name]
 
     def _checksum(self, name: str) -> Tensor:
         """Sum a parameter's bits, and with float8 those of its scales."""
@@ -382,10 +380,12 @@ class WarmPipeline:
         return tuple(report.model_copy(update={"path": ref.path}) for report, ref in pairs)
 
 
-def _verdicts(flags: Sequence[Tensor]) -> list[bool]:
-    """Read booleans from the device, all at once."""
-    verdicts: list[bool] = torch.stack(list(flags)).tolist() if flags else []
-    return verdicts
+def _differing(sums: Sequence[tuple[Tensor, Tensor]]) -> int:
+    """Count the pairs that are not equal: all of them are read from the device at once."""
+    if not sums:
+        return 0
+    found, expected = (torch.stack(column) for column in zip(*sums, strict=True))
+    return int((found != expected).sum())
 
 
 def _change(*, restored: bool, merged: bool) -> Change:

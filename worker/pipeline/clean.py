@@ -50,7 +50,7 @@ class CleanWeights:
         self._reader = reader
         self._under_way: dict[str, Arrival] = {}
         for file in {region.file for parts in regions.values() for region in parts}:
-            reader.open(file)
+            reader.lock(file)
 
     @property
     def bytes(self) -> int:

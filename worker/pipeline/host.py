@@ -35,12 +35,8 @@ def on_device(device: torch.device, threads: int, name: str) -> ThreadPoolExecut
 
 
 def side_stream(device: torch.device) -> Any:
-    """Return a stream for copies and small kernels beside a step, on a GPU; else None.
-
-    A GPU has few queues, which streams share: a step's kernel behind a copy in the same queue waits for it. Streams of
-    another priority have queues of their own.
-    """
-    return torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    """Return a stream for what goes on beside a step, on a GPU; else None."""
+    return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
 
 class NotLocked(Exception):

@@ -1,9 +1,10 @@
 """Read a checkpoint's bytes to where they will stay, and again whenever they are wanted.
 
-For a GPU the files' pages are locked where they are, in the page cache, and it copies from there: 53 GB/s on an H100,
-as from any locked memory, without a copy in between; workers of one host lock the same pages. What is not locked yet,
-or cannot be, for want of memory or on a file system that does not allow it, is read by sixteen threads, at about
-30 GB/s. One thread that walks through mapped pages would wait for each of them, and reach 10.
+Sixteen threads bring a GPU about 30 GB/s; one that walks through mapped pages would wait for each, and reach 10. What
+is read again and again has its pages locked where they are, in the page cache, and a GPU copies from there: 53 GB/s on
+an H100, as from any locked memory, without a copy in between. Workers of one host lock the same pages. Locking takes as
+long as reading once, so it is begun when a model has been loaded, and until it is done, or where it cannot be, for want
+of memory or on a file system that does not allow it, the threads go on.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Reader:
         self.keep_only(())
 
     def open(self, file: Path) -> None:
-        """Open a file to read from, and lock its pages if that can be.
+        """Open a file to read from.
 
         Raises:
             CheckpointError: it cannot be opened.
@@ -84,7 +85,15 @@ class Reader:
             self._files[file] = os.open(file, os.O_RDONLY)
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
-        if self.device.type != "cuda":
+
+    def lock(self, file: Path) -> None:
+        """Begin to lock the pages of a file that a GPU will read again and again, if that can be.
+
+        Raises:
+            CheckpointError: it cannot be opened.
+        """
+        self.open(file)
+        if self.device.type != "cuda" or file in self._locked:
             return
         try:
             room_to_lock(self._files[file], locked=sum(locked.size for locked in self._locked.values()))

@@ -96,6 +96,8 @@ class Files:
         self._layers = layers
         self._regions = regions
         self._reader = reader
+        for file in {region.file for tensors in regions for rows in tensors for region in rows}:
+            reader.lock(file)
         self._sums: dict[int, Tensor] = {}
         self._changed = torch.zeros((), dtype=torch.bool, device=device)
         # Never touched, so it takes no memory.

@@ -116,14 +116,12 @@ def fill(
         CheckpointError: a tensor is missing, unexpected or of another shape; `module` is then not to be used.
     """
     _check_names(files, origins, alone=alone)
+    # All at first: while a GPU's memory is being allocated, copies to it wait.
+    state = {
+        name: _room(name, empty, origins[name], files, device, dtype) for name, empty in module.state_dict().items()
+    }
     with ExitStack() as held:
         reader = reader or held.enter_context(Reader(device))
-        for file in _files(files, origins, dtype):
-            reader.open(file)  # which takes a while to be complete, in another thread
-        # All at first: while a GPU's memory is being allocated, copies to it wait.
-        state = {
-            name: _room(name, empty, origins[name], files, device, dtype) for name, empty in module.state_dict().items()
-        }
         arrivals = [
             _read(origins[name], files, target, reader)
             for name, target in state.items()
@@ -135,12 +133,6 @@ def fill(
             torch.cuda.current_stream(device).synchronize()
     module.load_state_dict(state, assign=True)
     module.requires_grad_(False).eval()
-
-
-def _files(files: Tensors, origins: Mapping[str, Origin], dtype: torch.dtype) -> set[Path]:
-    """Return which files are read as they are."""
-    names = {origin.tensor for origin in origins.values()} & files.shapes.keys()
-    return {region.file for name in names if (region := files.region(name, dtype))}
 
 
 def _room(name: str, empty: Tensor, origin: Origin, files: Tensors, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -38,11 +38,16 @@ def unpack(tokens: Tensor, *, rows: int, columns: int) -> Tensor:
     return channels_first.view(*channels_first.shape[:2], rows, columns)
 
 
-def image_ids(rows: int, columns: int) -> Tensor:
+def image_ids(rows: int, columns: int, *, device: torch.device | None = None) -> Tensor:
     """Return the coordinates (time, row, column, text) of image tokens: (rows * columns, 4), int64."""
-    return torch.cartesian_prod(torch.arange(1), torch.arange(rows), torch.arange(columns), torch.arange(1))
+    return _grid(1, rows, columns, 1, device=device)
 
 
-def text_ids(tokens: int) -> Tensor:
+def text_ids(tokens: int, *, device: torch.device | None = None) -> Tensor:
     """Return the coordinates (time, row, column, text) of text tokens: (tokens, 4), int64."""
-    return torch.cartesian_prod(torch.arange(1), torch.arange(1), torch.arange(1), torch.arange(tokens))
+    return _grid(1, 1, 1, tokens, device=device)
+
+
+def _grid(*sizes: int, device: torch.device | None) -> Tensor:
+    """Count in every dimension, on the device: a copy to it would wait behind weights that are on their way."""
+    return torch.cartesian_prod(*(torch.arange(size, device=device) for size in sizes))

@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from shared.prompt import check_prompt
+from worker.pipeline.host import side_stream
 from worker.pipeline.text_encoder import MISTRAL, QWEN, Family, family_of
 
 MAX_TOKENS = 512
@@ -85,9 +86,7 @@ class PromptEncoder:
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._cache_size = cache_size
         self._one_at_a_time = threading.Lock()
-        self._beside: Any = None
-        if device.type == "cuda":
-            self._beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._beside = side_stream(device)
 
     def check(self, prompt: str) -> None:
         """Refuse what `encode` would, without any work; Qwen3 has no image token to hide.
