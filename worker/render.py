@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shared.errors import InvalidRequest, NotFinite, OutOfMemory
+from shared.errors import AdapterNotFound, AdapterRefused, InvalidRequest, NotFinite, OutOfMemory
 from shared.job import AdapterReport, Decode, ItemSpec, PipelineReport, Progress
 from shared.job import Engine as EngineName
 from worker.engines.checkout import Toolkit
@@ -95,6 +95,7 @@ class Renderer:
         self._decoder = _thread()
         self._drift: float | None = None
         self._runs_compiled = True
+        self._next: tuple[ItemSpec, tuple[Path, ...]] | None = None
         ours = Fast(components) if components.precision == "fp8" else Exact(components)
         self._engines: dict[EngineName, Engine] = {ours.name: ours}
         if toolkit is not None and components.precision not in ("qfloat8", "fp8"):
@@ -152,6 +153,7 @@ class Renderer:
             self.warm.prepare(ref, path)
         for prompt in (spec.prompt, *([spec.neg] if self._has_guidance(spec) else [])):
             self._prompts.prepare(prompt)
+        self._next = spec, tuple(adapters)
 
     def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: OnProgress) -> Rendered:
         """Render `spec` with the adapter files that its `adapters` name, in the same order.
@@ -246,14 +248,31 @@ class Renderer:
         """Return final latents, (1, channels, height / 16, width / 16), as those at the start."""
 
         def on_step(step: int, steps: int) -> None:
-            self.warm.settle()  # all blocks have had their weights by now, so that costs nothing
+            if step == 1:
+                self.warm.settle()  # all blocks have had their weights by now, so that costs nothing
             on_progress(Progress(stage="denoise", step=step, steps=steps))
+            if step == steps - 1 and engine.name != "ai-toolkit":
+                self._change_ahead(passes=1 if run.negative_prompt_embeds is None else 2)
 
-        with as_written() if self.warm.live or not self._runs_compiled else nullcontext():
-            latents = engine.denoise(start, run, on_step=on_step)
+        try:
+            with as_written() if self.warm.live or not self._runs_compiled else nullcontext():
+                latents = engine.denoise(start, run, on_step=on_step)
+        finally:
+            self.warm.passes_ended()
         if not latents.isfinite().all():
             raise NotFinite(f"the latents of seed {seed} are not finite, so there is no image in them")
         return latents
+
+    def _change_ahead(self, *, passes: int) -> None:
+        """Begin to change the adapters for the item that was prepared, under the last step of this one."""
+        prepared, self._next = self._next, None
+        if prepared is None or prepared[0].engine == "ai-toolkit":
+            return
+        spec, paths = prepared
+        try:
+            self.warm.use_next(list(zip(spec.adapters, paths, strict=True)), mode=spec.adapter_mode, passes=passes)
+        except (InvalidRequest, AdapterNotFound, AdapterRefused, torch.OutOfMemoryError) as error:
+            logger.info("adapters not changed ahead", extra={"error": f"{type(error).__name__}: {error}"})
 
     def _noise(self, seed: int, *, height: int, width: int) -> Tensor:
         channels = self._components.transformer.config.in_channels

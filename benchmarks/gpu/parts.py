@@ -224,7 +224,8 @@ class Parts:
                 )
 
     def batch(self, folder: Path) -> None:
-        """Render images with two adapters in turn; as in a worker each is encoded while the next renders.
+        """Render images with two adapters in turn; as in a worker each is encoded while the next renders, which
+        is prepared while this one does.
 
         That is the worst case: the queue hands out what needs no change first.
         """
@@ -238,6 +239,8 @@ class Parts:
         with self._clock.busy(self._components.transformer, self._components.autoencoder.decoder) as busy_s:
             began = time.perf_counter()
             for number in range(items):
+                following = adapters[(number + 1) % 2]
+                self._renderer.prepare(self._spec(following, number + 1), [following[1]])
                 self._render(adapters[number % 2], number, behind)
             behind.wait()
             wall_s = time.perf_counter() - began
@@ -323,10 +326,9 @@ class Parts:
             write_adapter(path, self._components)
         return adapter_ref(path, 1.0), path
 
-    def _render(self, adapter: tuple[AdapterRef, Path], seed: int, behind: Behind) -> None:
-        ref, path = adapter
+    def _spec(self, adapter: tuple[AdapterRef, Path], seed: int) -> ItemSpec:
         size = self._plan.sizes[0]
-        spec = ItemSpec(
+        return ItemSpec(
             model=self._components.model,
             prompt="a red fox",
             neg="a cat",
@@ -337,11 +339,14 @@ class Parts:
             seed=seed,
             num_inference_steps=self._plan.steps,
             guidance_scale=_GUIDANCE,
-            adapters=(ref,),
+            adapters=(adapter[0],),
             output_format="png",
             engine="fast" if self._now == "fast" else "exact",
         )
-        rendered = self._renderer.render(spec, [path], on_progress=lambda _: None)
+
+    def _render(self, adapter: tuple[AdapterRef, Path], seed: int, behind: Behind) -> None:
+        spec = self._spec(adapter, seed)
+        rendered = self._renderer.render(spec, [adapter[1]], on_progress=lambda _: None)
 
         def encode() -> None:
             imagefile.encode(rendered.image, spec.output_format, spec.model_dump())

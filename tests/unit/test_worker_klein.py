@@ -203,7 +203,9 @@ def test_an_image_token_is_plain_text_to_qwen(klein, klein_item):
     assert rendered.image.size == (64, 64)
 
 
-def test_an_adapter_is_merged_into_klein_as_into_dev(klein, klein_item, tmp_path, adapter_ref):
+@pytest.fixture
+def adapter(klein, tmp_path):
+    """A LoRA of one layer."""
     model = klein("bf16")
     out_features, in_features = model.layers["single_blocks.0.linear2"]
     generator = torch.Generator().manual_seed(0)
@@ -214,15 +216,35 @@ def test_an_adapter_is_merged_into_klein_as_into_dev(klein, klein_item, tmp_path
         f"{key}.lora_B.weight": torch.randn(out_features, 2, generator=generator),
     }
     save_file(tensors, path, metadata={"ss_base_model_version": "flux2_klein_4b"})
-    renderer = Renderer(model, prompt_cache=4)
+    return path
+
+
+def test_an_adapter_is_merged_into_klein_as_into_dev(klein, klein_item, adapter, adapter_ref):
+    renderer = Renderer(klein("bf16"), prompt_cache=4)
     base = renderer.render(klein_item(), [], on_progress=ignore)
 
-    changed = renderer.render(klein_item(adapters=(adapter_ref(path),)), [path], on_progress=ignore)
+    changed = renderer.render(klein_item(adapters=(adapter_ref(adapter),)), [adapter], on_progress=ignore)
     again = renderer.render(klein_item(), [], on_progress=ignore)
 
     assert changed.adapters[0].layers_touched == 1
     assert changed.image.tobytes() != base.image.tobytes()
     assert again.image.tobytes() == base.image.tobytes()
+
+
+def test_both_passes_of_the_last_step_come_before_the_next_adapter(klein, klein_item, adapter, adapter_ref):
+    renderer = Renderer(klein("bf16"), prompt_cache=4)
+    coming = klein_item(adapters=(adapter_ref(adapter),))
+    base = renderer.render(klein_item(), [], on_progress=ignore)
+    changed = renderer.render(coming, [adapter], on_progress=ignore)
+
+    renderer.render(klein_item(), [], on_progress=ignore)
+    renderer.prepare(coming, [adapter])
+    again = renderer.render(klein_item(), [], on_progress=ignore)
+    key = renderer.warm.adapter_key
+
+    assert key == coming.adapter_key
+    assert again.image.tobytes() == base.image.tobytes()
+    assert renderer.render(coming, [adapter], on_progress=ignore).image.tobytes() == changed.image.tobytes()
 
 
 @pytest.fixture

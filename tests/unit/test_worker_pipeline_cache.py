@@ -436,6 +436,69 @@ def test_a_step_that_starts_while_weights_are_written_takes_the_new_ones(warm, c
         assert torch.equal(early, run_once(fresh.components))
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+def test_the_last_passes_run_with_the_old_weights_while_the_next_are_written(
+    passes, warm, components, adapters, run_once
+):
+    old, new = adapters(("lora_alllinear_bf16", 1.0)), adapters(("dora_bf16", 1.0))
+    expected = {}
+    for name, wanted in (("old", old), ("new", new)):
+        fresh = WarmPipeline(components("bf16"))
+        fresh.use(wanted)
+        expected[name] = run_once(fresh.components)
+    warm.use(old)
+
+    warm.use_next(new, passes=passes)
+    for _ in range(passes):
+        assert torch.equal(run_once(warm.components), expected["old"])
+    key = warm.adapter_key
+    change, reports = warm.use(new, wait=False)
+
+    assert torch.equal(run_once(warm.components), expected["new"])
+    warm.settle()
+    assert (change, [report.path for report in reports]) == ("swapped", [ref.path for ref, _ in new])
+    assert key == warm.adapter_key
+    assert warm.use(new)[0] == "none"
+    assert warm.drift() == 0
+
+
+def test_a_change_ahead_of_an_item_that_does_not_come_is_changed_again(warm, adapters):
+    base = weights(warm)
+    warm.use(adapters(("lora_alllinear_bf16", 1.0)))
+
+    warm.use_next(adapters(("dora_bf16", 1.0)), passes=1)  # which never comes either
+    change, _ = warm.use([])
+
+    assert change == "restored"
+    assert equal(weights(warm), base)
+
+
+def test_nothing_is_changed_ahead_if_it_is_current_beside_the_weights_or_refused(warm, adapters, adapter_ref, tmp_path):
+    lora = adapters(("lora_alllinear_bf16", 1.0))
+    warm.use(lora)
+    current = weights(warm)
+
+    warm.use_next(lora, passes=1)
+    warm.use_next(adapters(("dora_bf16", 1.0)), mode="live", passes=1)
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(AdapterRefused):
+        warm.use_next([(adapter_ref(tmp_path / "broken.safetensors", 1.0), tmp_path / "broken.safetensors")], passes=1)
+
+    assert equal(weights(warm), current)
+    assert warm.use(lora)[0] == "none"
+
+
+def test_a_change_ahead_that_fails_is_the_next_items_failure(warm, adapters, extreme, run_once):
+    wanted = extreme("double_blocks.0.img_attn.proj", 3.4e38)
+
+    warm.use_next(wanted, passes=1)
+    run_once(warm.components)
+
+    with pytest.raises(AdapterRefused, match="not finite"):
+        warm.use(wanted)
+    assert warm.use(adapters(("lora_r4_bf16", 1.0)))[0] == "merged"
+
+
 def test_a_change_that_nobody_waited_for_is_complete_before_the_next(warm, adapters):
     base = weights(warm)
 

@@ -259,6 +259,49 @@ def prepare_at(renderer, coming, path, progress):
         thread.join()
 
 
+def test_adapters_change_for_a_prepared_item_under_the_last_step_before_it(components, item, goldens, adapter_ref):
+    first, second = (goldens / f"adapters/{name}_bf16.safetensors" for name in ("lora_alllinear", "dora"))
+    items = [(item(seed=seed, adapters=(adapter_ref(path),)), path) for seed, path in enumerate((first, second, first))]
+    plain, renderer = (Renderer(components("bf16"), prompt_cache=4, adapter_cache_bytes=10_000_000) for _ in range(2))
+    expected = [plain.render(spec, [path], on_progress=ignore) for spec, path in items]
+
+    for number, (spec, path) in enumerate(items):
+        coming = items[(number + 1) % 3]
+        rendered = renderer.render(
+            spec, [path], on_progress=lambda at, coming=coming: prepare_at(renderer, *coming, at)
+        )
+        assert renderer.warm.adapter_key == coming[0].adapter_key
+        assert rendered.image.tobytes() == expected[number].image.tobytes()
+        assert rendered.adapters == expected[number].adapters
+        assert rendered.pipeline.change == expected[number].pipeline.change
+
+    renderer.warm.settle()
+    assert (renderer.warm.drift(), renderer.warm.base_drift) == (0, 0)
+
+
+def test_an_item_that_fails_in_its_last_step_leaves_the_next_what_was_changed_ahead(
+    components, item, goldens, adapter_ref
+):
+    path = goldens / "adapters/lora_alllinear_bf16.safetensors"
+    coming = item(adapters=(adapter_ref(path),))
+    expected = Renderer(components("bf16"), prompt_cache=4).render(coming, [path], on_progress=ignore)
+    renderer = Renderer(components("bf16"), prompt_cache=4, adapter_cache_bytes=10_000_000)
+    steps = item().num_inference_steps
+
+    def on_progress(progress):
+        prepare_at(renderer, coming, path, progress)
+        if (progress.stage, progress.step) == ("denoise", steps - 1):
+            block = renderer._components.transformer.single_transformer_blocks[0]
+            failing.append(block.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("broken"))))
+
+    failing = []
+    with pytest.raises(RuntimeError, match="broken"):
+        renderer.render(item(), [], on_progress=on_progress)
+    failing.pop().remove()
+
+    assert renderer.render(coming, [path], on_progress=ignore).image.tobytes() == expected.image.tobytes()
+
+
 def test_nothing_is_prepared_that_could_not_be_remembered(components, item, goldens, adapter_ref):
     path = goldens / "adapters/lora_r4_bf16.safetensors"
     renderer = Renderer(components("bf16"), prompt_cache=0)

@@ -47,7 +47,7 @@ from worker.pipeline.components import Components
 from worker.pipeline.fast import dense_weights, fast_layers
 from worker.pipeline.host import on_device, side_stream
 from worker.pipeline.live import LiveAdapters
-from worker.pipeline.reading import Reader
+from worker.pipeline.reading import Reader, at_once
 
 logger = logging.getLogger("flux2.worker.pipeline")
 
@@ -61,6 +61,14 @@ class _Piece(NamedTuple):
     adapter: Adapter
     update: LayerUpdate
     parts: tuple[LayerPart, ...]
+
+
+class _Ahead(NamedTuple):
+    """A change that was begun before its item."""
+
+    key: str
+    change: Change
+    reports: tuple[AdapterReport, ...]
 
 
 class WarmPipeline:
@@ -104,13 +112,14 @@ class WarmPipeline:
         self._dirty: set[str] = set()  # parameters that differ from their clean values now
         self._key: str | None = adapter_key(())  # None while weights are being written
         self._reports: tuple[AdapterReport, ...] = ()
+        self._ahead: _Ahead | None = None
         #: Restored parameters that were not clean; with anything but 0 nothing is rendered any more.
         self.base_drift = 0
 
     @property
     def adapter_key(self) -> str:
-        """What is merged now, as `ItemSpec.adapter_key` names it."""
-        return self._key or adapter_key(())
+        """What is merged now, or is going to be for an item to come, as `ItemSpec.adapter_key` names it."""
+        return self._key or (self._ahead.key if self._ahead else adapter_key(()))
 
     @property
     def only_live(self) -> bool:
@@ -136,18 +145,62 @@ class WarmPipeline:
             AdapterNotFound, AdapterRefused, AdapterMismatch: see `worker.lora.read.read_adapter`; AdapterRefused too
                 if a merged weight is not finite.
         """
+        self._check_mode(mode)
+        self._arrivals.release()
+        refs = [ref for ref, _ in adapters]
+        key = adapter_key(refs, mode)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead.key == key:
+            if wait:
+                self.settle()
+            return ahead.change, _named(ahead.reports, refs)
+        self._abandon()
+        self._refuse_drift()
+        if key == self._key:
+            return "none", _named(self._reports, refs)
+        change, reports = self._start(adapters, mode, key=key)
+        if wait:
+            self.settle()
+        return change, reports
+
+    def use_next(
+        self, adapters: Sequence[tuple[AdapterRef, Path]], *, mode: AdapterMode | None = None, passes: int
+    ) -> None:
+        """Begin to make adapters current while the last passes still run with what is current now.
+
+        Each block's weights change when the last pass has gone through it. `use` of the same adapters finds the change
+        begun; of others it changes again. Adapters that run beside the weights, now or then, are left to `use`.
+
+        Args:
+            passes: through the transformer that are to come with what is current; if they do not, `passes_ended` must
+                be called, and `use` does.
+
+        Raises:
+            InvalidRequest, AdapterNotFound, AdapterRefused, AdapterMismatch: see `use`; nothing has changed.
+        """
+        self._check_mode(mode)
+        key = adapter_key([ref for ref, _ in adapters], mode)
+        beside = self.live or self.only_live or mode == "live"
+        if beside or self.base_drift or self._key in (None, key):
+            return
+        self._ahead = _Ahead(key, *self._start(adapters, mode, key=key, passes=passes))
+
+    def passes_ended(self) -> None:
+        """Say that no more passes come with what was current before `use_next`, whether all of them came or not."""
+        self._arrivals.release()
+
+    def _check_mode(self, mode: AdapterMode | None) -> None:
         only = "live" if self.only_live else "merged" if self._fast else mode
         if mode not in (None, only):
             raise InvalidRequest(
                 f"{self.components.precision} weights take adapters {only} only: leave adapter_mode out",
                 field="adapter_mode",
             )
-        self._abandon()
-        self._refuse_drift()
-        refs = [ref for ref, _ in adapters]
-        key = adapter_key(refs, mode)
-        if key == self._key:
-            return "none", self._named(refs)
+
+    def _start(
+        self, adapters: Sequence[tuple[AdapterRef, Path]], mode: AdapterMode | None, *, key: str, passes: int = 0
+    ) -> tuple[Change, tuple[AdapterReport, ...]]:
+        """Read the adapters, and begin to change the weights once so many passes are done with them."""
         loaded = [self._reader.read(ref, path) for ref, path in adapters]
         strong = [adapter for adapter in loaded if adapter.ref.multiplier != 0]
         change = _change(restored=bool(self._dirty or self.live), merged=bool(strong))
@@ -161,10 +214,8 @@ class WarmPipeline:
         else:
             pieces = [_Piece(adapter, one, self._targets(one)) for adapter in strong for one in adapter.felt]
         reports = tuple(self._report(adapter) for adapter in loaded)
-        self._begin(pieces, key=key, reports=reports)
+        self._begin(pieces, key=key, reports=reports, passes=passes)
         logger.info("adapters change", extra={"change": change, "adapter_key": key})
-        if wait:
-            self.settle()
         return change, reports
 
     def prepare(self, ref: AdapterRef, path: Path) -> None:
@@ -227,11 +278,11 @@ class WarmPipeline:
         if self.base_drift:
             raise WeightsLost(f"{self.base_drift} restored weights are not those that were loaded")
 
-    def _begin(self, pieces: Sequence[_Piece], *, key: str, reports: tuple[AdapterReport, ...]) -> None:
-        """Change the weights in the other thread; blocks wait from now on."""
-        if self._stream is not None:  # what runs now still reads the weights
+    def _begin(self, pieces: Sequence[_Piece], *, key: str, reports: tuple[AdapterReport, ...], passes: int) -> None:
+        """Change the weights in the other thread; blocks wait from now on, or from after so many passes."""
+        if self._stream is not None and not passes:  # what runs now still reads the weights
             torch.cuda.current_stream(self.components.device).synchronize()
-        self._arrivals.begin()
+        self._arrivals.begin(passes=passes)
         try:
             self._change = self._writer.submit(self._write, pieces, key=key, reports=reports)
         except RuntimeError:  # no thread could be started
@@ -261,11 +312,17 @@ class WarmPipeline:
         members = self._by_group(enumerate(pieces), lambda member: member[1].parts[0].parameter)
         sums: list[tuple[Tensor, Tensor]] = []
         broken = torch.zeros(len(pieces), dtype=torch.int32, device=self.components.device)
+        self._await(0, names, members)
         arriving = self._put_back(names[0])
         for group in groups:
-            following = self._put_back(names[group + 1]) if group + 1 < len(groups) else {}
-            for name, (dense, wait) in arriving.items():
+            for _, wait in arriving.values():
                 wait()
+            self._leave_a_gap(wait for _, wait in arriving.values())
+            following = {}
+            if group + 1 < len(groups):
+                self._await(group + 1, names, members)
+                following = self._put_back(names[group + 1])
+            for name, (dense, _) in arriving.items():
                 sums += self._sums(name, dense)
             values = {name: dense for name, (dense, _) in arriving.items()}
             for number, piece in members[group]:
@@ -282,6 +339,22 @@ class WarmPipeline:
                 raise AdapterRefused(
                     f"{piece.update.layer}: the adapter's values are so large that the merged weight is not finite"
                 )
+
+    def _await(self, group: int, *work: Sequence[Sequence[Any]]) -> None:
+        """Wait until a block is done with its weights, if there is any work on them."""
+        if any(some[group] for some in work):
+            self._arrivals.await_left(group)
+
+    def _leave_a_gap(self, waits: Iterable[Callable[[], None]]) -> None:
+        """Return when what comes from the host is there, before more is asked for.
+
+        A GPU goes on with the copies of one stream for as long as there are any. Without a gap a few kilobytes that the
+        step needs from the host would come after the last weight.
+        """
+        if self._stream is not None and any(wait is not at_once for wait in waits):
+            event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            event.record(self._stream)
+            event.synchronize()
 
     def _sums(self, name: str, dense: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return checksums of what has been put back, and what they must be.
@@ -374,10 +447,10 @@ class WarmPipeline:
             layers_total=len(self.components.layers),
         )
 
-    def _named(self, refs: Sequence[AdapterRef]) -> tuple[AdapterReport, ...]:
-        """Return the current reports under the names of this request: equal bytes may lie at several paths."""
-        pairs = zip(self._reports, refs, strict=True)
-        return tuple(report.model_copy(update={"path": ref.path}) for report, ref in pairs)
+
+def _named(reports: Sequence[AdapterReport], refs: Sequence[AdapterRef]) -> tuple[AdapterReport, ...]:
+    """Return reports under the names of this request: equal bytes may lie at several paths."""
+    return tuple(report.model_copy(update={"path": ref.path}) for report, ref in zip(reports, refs, strict=True))
 
 
 def _differing(sums: Sequence[tuple[Tensor, Tensor]]) -> int:

@@ -7,9 +7,11 @@ of queries and keys have this project's, see `worker.pipeline.attention`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -17,6 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worker.pipeline.attention import JointAttention, ParallelAttention
+
+_importing: list[threading.Thread] = []
 
 
 @torch.library.custom_op("flux2::layer_norm", mutates_args=())
@@ -41,12 +45,21 @@ class EagerLayerNorm(nn.Module):
         return normed
 
 
+def import_compiler() -> None:
+    """Begin to import torch's compiler in another thread, which takes a second or two; files are read meanwhile."""
+    if not _importing:
+        _importing.append(threading.Thread(target=import_module, args=("torch._inductor.compile_fx",), daemon=True))
+        _importing[0].start()
+
+
 def compile_blocks(transformer: Any, *, exact: bool) -> None:
     """Compile the blocks of a Flux2Transformer2DModel for images of any size; each kind at its first call.
 
     Args:
         exact: whether the bits must stay; if not, kernels are fused further.
     """
+    for thread in _importing:
+        thread.join()
     # Constants like a norm's epsilon are constants; else each kind of block is traced twice.
     torch._dynamo.config.specialize_float = True
     if exact:

@@ -20,7 +20,7 @@ from shared.settings import ModelSettings
 from worker.kernels import lacking
 from worker.pipeline import architecture, bfl, exact
 from worker.pipeline.bfl import Origin
-from worker.pipeline.compiled import compile_blocks
+from worker.pipeline.compiled import compile_blocks, import_compiler
 from worker.pipeline.components import DTYPES, Components
 from worker.pipeline.fast import fast_layers, make_fast
 from worker.pipeline.placement import (
@@ -70,6 +70,8 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
     placement = _place(source, settings, device)
     logger.info("placed", extra={"model": settings.id, "device": str(device), "placement": str(placement)})
     reader = Reader(device)
+    if device.type == "cuda" and settings.compile is not False:
+        import_compiler()
     marks["headers"] = time.perf_counter()
     transformer, regions = _transformer(source.transformer, settings, device, reader)
     marks["transformer"] = time.perf_counter()
