@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shared.errors import AdapterNotFound, AdapterRefused, InvalidRequest, NotFinite, OutOfMemory
+from shared.errors import InvalidRequest, NotFinite, OutOfMemory
 from shared.job import AdapterReport, Decode, ItemSpec, PipelineReport, Progress
 from shared.job import Engine as EngineName
 from worker.engines.checkout import Toolkit
@@ -95,7 +95,9 @@ class Renderer:
         self._decoder = _thread()
         self._drift: float | None = None
         self._runs_compiled = True
-        self._next: tuple[ItemSpec, tuple[Path, ...]] | None = None
+        self._denoised = 0  # items, or attempts at them
+        self._next: tuple[int, ItemSpec, tuple[Path, ...]] | None = None  # prepared when so many were denoised
+        self._disturbed = False  # the item by a change of weights for the next, which takes memory
         ours = Fast(components) if components.precision == "fp8" else Exact(components)
         self._engines: dict[EngineName, Engine] = {ours.name: ours}
         if toolkit is not None and components.precision not in ("qfloat8", "fp8"):
@@ -151,11 +153,12 @@ class Renderer:
         Raises:
             InvalidRequest, AdapterNotFound, AdapterRefused, AdapterMismatch: as `render` will.
         """
+        denoised = self._denoised
         for ref, path in zip(spec.adapters, adapters, strict=True):
             self.warm.prepare(ref, path)
         for prompt in (spec.prompt, *([spec.neg] if self._has_guidance(spec) else [])):
             self._prompts.prepare(prompt)
-        self._next = spec, tuple(adapters)
+        self._next = denoised, spec, tuple(adapters)
 
     def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: OnProgress) -> Rendered:
         """Render `spec` with the adapter files that its `adapters` name, in the same order.
@@ -175,27 +178,48 @@ class Renderer:
                 f"the engine {spec.engine!r} is not offered here: {_NEEDS[spec.engine]}", field="engine"
             )
         self._prompts.check(spec.prompt)
+        self._disturbed = False
+        reason = self._try(spec, adapters, on_progress)
+        if isinstance(reason, str) and self._disturbed:
+            reason = self._try(spec, adapters, on_progress, alone=True)
+        if isinstance(reason, str):
+            try:
+                with tiled(self._components.autoencoder):
+                    reason = self._try(spec, adapters, on_progress, alone=True, in_tiles=True)
+            finally:
+                self._recover()
+        if isinstance(reason, Rendered):
+            return reason
+        raise OutOfMemory(f"{spec.width}x{spec.height} does not fit on {_device_name(self._components)}: {reason}")
+
+    def _try(
+        self,
+        spec: ItemSpec,
+        adapters: Sequence[Path],
+        on_progress: OnProgress,
+        *,
+        alone: bool = False,
+        in_tiles: bool = False,
+    ) -> Rendered | str:
+        """Return what was rendered, or why memory was short; it has been given back then.
+
+        Args:
+            alone: whether nothing is to be changed for the next item meanwhile.
+            in_tiles: AI Toolkit's own autoencoder knows no tiles; it profits from the freed memory only.
+        """
+        decode_as: Decode = "tiled" if in_tiles and spec.engine != "ai-toolkit" else "whole"
         try:
-            return self._render(spec, adapters, on_progress, decode_as="whole")
+            return self._render(spec, adapters, on_progress, decode_as=decode_as, alone=alone)
         except torch.OutOfMemoryError as error:
             reason = _first_sentence(error)
         # Outside of the handler: the error's traceback would keep every tensor of the failed attempt alive.
         self._recover()
-        logger.warning("out of memory; trying once more", extra={"seed": spec.seed, "reason": reason})
-        try:
-            with tiled(self._components.autoencoder):
-                # AI Toolkit's own autoencoder knows no tiles; it profits from the freed memory only.
-                decode_as: Decode = "whole" if spec.engine == "ai-toolkit" else "tiled"
-                return self._render(spec, adapters, on_progress, decode_as=decode_as)
-        except torch.OutOfMemoryError as error:
-            reason = _first_sentence(error)
-        finally:
-            self._recover()
-        raise OutOfMemory(f"{spec.width}x{spec.height} does not fit on {_device_name(self._components)}: {reason}")
+        logger.warning("out of memory", extra={"seed": spec.seed, "reason": reason, "decode": decode_as})
+        return reason
 
     @torch.no_grad()
     def _render(
-        self, spec: ItemSpec, adapters: Sequence[Path], on_progress: OnProgress, *, decode_as: Decode
+        self, spec: ItemSpec, adapters: Sequence[Path], on_progress: OnProgress, *, decode_as: Decode, alone: bool
     ) -> Rendered:
         engine = self._engines[spec.engine]
         timings: dict[str, float] = {}
@@ -218,7 +242,7 @@ class Renderer:
         stage("denoise")
         with self._timed(timings, "denoise"):
             run = Run(steps, spec.guidance_scale, prompt_embeds, negative_embeds)
-            latents = self._denoise(engine, start, run, on_progress, seed=spec.seed)
+            latents = self._denoise(engine, start, run, on_progress, seed=spec.seed, alone=alone)
         stage("decode")
         with self._timed(timings, "decode"):
             decoded = self._decoder.submit(torch.no_grad()(engine.decode), latents).result()[0]
@@ -246,20 +270,23 @@ class Renderer:
         """Whether the negative prompt counts: from 1 down AI Toolkit runs the prompt alone."""
         return not self._components.distilled and spec.guidance_scale > 1
 
-    def _denoise(self, engine: Engine, start: Tensor, run: Run, on_progress: OnProgress, *, seed: int) -> Tensor:
+    def _denoise(
+        self, engine: Engine, start: Tensor, run: Run, on_progress: OnProgress, *, seed: int, alone: bool
+    ) -> Tensor:
         """Return final latents, (1, channels, height / 16, width / 16), as those at the start."""
 
         def on_step(step: int, steps: int) -> None:
             if step == 1:
-                self.warm.settle()  # all blocks have had their weights by now, so that costs nothing
+                self._settle()
             on_progress(Progress(stage="denoise", step=step, steps=steps))
-            if step == steps - 1 and engine.name != "ai-toolkit":
+            if step == steps - 1 and engine.name != "ai-toolkit" and not alone:
                 self._change_ahead(passes=1 if run.negative_prompt_embeds is None else 2)
 
         try:
             with as_written() if self.warm.live or not self._runs_compiled else nullcontext():
                 latents = engine.denoise(start, run, on_step=on_step)
         finally:
+            self._denoised += 1
             self.warm.passes_ended()
         if not latents.isfinite().all():
             raise NotFinite(f"the latents of seed {seed} are not finite, so there is no image in them")
@@ -268,13 +295,24 @@ class Renderer:
     def _change_ahead(self, *, passes: int) -> None:
         """Begin to change the adapters for the item that was prepared, under the last step of this one."""
         prepared, self._next = self._next, None
-        if prepared is None or prepared[0].engine == "ai-toolkit":
+        if prepared is None:
             return
-        spec, paths = prepared
+        denoised, spec, paths = prepared
+        if denoised != self._denoised or spec.engine == "ai-toolkit":
+            return
+        self._disturbed = True
         try:
             self.warm.use_next(list(zip(spec.adapters, paths, strict=True)), mode=spec.adapter_mode, passes=passes)
-        except (InvalidRequest, AdapterNotFound, AdapterRefused, torch.OutOfMemoryError) as error:
+        except Exception as error:  # noqa: BLE001 - the next item's, which will meet it again
             logger.info("adapters not changed ahead", extra={"error": f"{type(error).__name__}: {error}"})
+
+    def _settle(self) -> None:
+        """Wait for the weights; all blocks have had theirs by now, so that costs nothing."""
+        try:
+            self.warm.settle()
+        except torch.OutOfMemoryError:
+            self._disturbed = True  # the change may have begun under another item
+            raise
 
     def _noise(self, seed: int, *, height: int, width: int) -> Tensor:
         channels = self._components.transformer.config.in_channels

@@ -158,7 +158,10 @@ class Parts:
     def switch(self, folder: Path) -> None:
         """Measure changes of adapters, on the caller's clock; each file is read once, at the first."""
         warm, step_ms, size = self._renderer.warm, self._step_ms(), self._plan.sizes[0]
-        alone_ms = self._clock.median_s(lambda: self._denoise(self._exact, size, 1), self._plan.repeat) * 1000
+        start = self._start(size)
+        alone_ms = 1000 * self._clock.median_s(
+            lambda: self._denoise(self._exact, size, 1, start=start), self._plan.repeat
+        )
         a, b = (self._adapter(folder, name) for name in "AB")
         times: dict[str, list[float]] = {}
         base: list[tuple[AdapterRef, Path]] = []
@@ -166,8 +169,6 @@ class Parts:
 
         def change(what: str, adapters: list[tuple[AdapterRef, Path]], *, step: bool = False) -> None:
             nonlocal drift
-
-            start = self._start(size)
 
             def run() -> None:
                 warm.use(adapters, wait=not step)
@@ -245,6 +246,7 @@ class Parts:
             behind.wait()
             wall_s = time.perf_counter() - began
             idle = 1 - busy_s() / wall_s
+        self._renderer.warm.use(())
         self._report.add(
             f"batch of {items}, two adapters in turn, per item",
             engine=self._now,
@@ -257,7 +259,6 @@ class Parts:
             idle_share=idle,
             drift=max(self._renderer.warm.drift(), self._renderer.warm.base_drift),
         )
-        self._renderer.warm.use(())
 
     def _add(self, what: str, median_ms: float, step_ms: float, **more: Any) -> None:
         """Report a time beside that of one step of this project's engine."""

@@ -488,6 +488,20 @@ def test_nothing_is_changed_ahead_if_it_is_current_beside_the_weights_or_refused
     assert warm.use(lora)[0] == "none"
 
 
+def test_a_change_ahead_goes_on_even_where_the_device_cannot_say_when_passes_ended(warm, adapters, monkeypatch):
+    def broken():
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(warm._arrivals, "_now", broken)
+    warm.use_next(adapters(("lora_r4_bf16", 1.0)), passes=1)
+
+    with pytest.raises(RuntimeError, match="device lost"):
+        warm.passes_ended()
+
+    concurrent.futures.wait([warm._change], timeout=20)
+    assert warm._change.done()
+
+
 def test_a_change_ahead_that_fails_is_the_next_items_failure(warm, adapters, extreme, run_once):
     wanted = extreme("double_blocks.0.img_attn.proj", 3.4e38)
 

@@ -5,6 +5,7 @@ import gc
 import mmap
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -118,12 +119,18 @@ def runtime(monkeypatch):
     return make
 
 
-def test_a_locked_file_gives_its_bytes_in_the_pieces_in_which_it_was_locked(tmp_path, runtime):
+@pytest.fixture
+def locker():
+    with ThreadPoolExecutor(1) as pool:
+        yield pool
+
+
+def test_a_locked_file_gives_its_bytes_in_the_pieces_in_which_it_was_locked(tmp_path, runtime, locker):
     values, pieces = os.urandom(3 * mmap.PAGESIZE + 10), runtime(4)
     (tmp_path / "bytes").write_bytes(values)
 
     with (tmp_path / "bytes").open("rb") as opened:
-        locked = host.LockedFile(opened.fileno(), device=CPU)
+        locked = host.LockedFile(opened.fileno(), locker=locker)
     locked.locking.result()
     found = [piece.numpy().tobytes() for piece in locked.pages(100, len(values) - 100)]
     inside = [piece.numpy().tobytes() for piece in locked.pages(mmap.PAGESIZE, mmap.PAGESIZE)]
@@ -137,12 +144,12 @@ def test_a_locked_file_gives_its_bytes_in_the_pieces_in_which_it_was_locked(tmp_
     assert pieces.registered == set()
 
 
-def test_what_cannot_be_locked_is_left_to_threads_and_what_was_is_let_go(tmp_path, runtime):
+def test_what_cannot_be_locked_is_left_to_threads_and_what_was_is_let_go(tmp_path, runtime, locker):
     pieces = runtime(2)
     (tmp_path / "bytes").write_bytes(bytes(4 * mmap.PAGESIZE))
 
     with (tmp_path / "bytes").open("rb") as opened:
-        locked = host.LockedFile(opened.fileno(), device=CPU)
+        locked = host.LockedFile(opened.fileno(), locker=locker)
     locked.locking.result()
 
     assert locked.pages(0, mmap.PAGESIZE) is None

@@ -302,6 +302,59 @@ def test_an_item_that_fails_in_its_last_step_leaves_the_next_what_was_changed_ah
     assert renderer.render(coming, [path], on_progress=ignore).image.tobytes() == expected.image.tobytes()
 
 
+@pytest.fixture
+def changing(components, item, goldens, adapter_ref):
+    """A renderer, and an item with an adapter that it is told of while another renders."""
+    path = goldens / "adapters/lora_alllinear_bf16.safetensors"
+    coming = item(adapters=(adapter_ref(path),))
+    renderer = Renderer(components("bf16"), prompt_cache=4, adapter_cache_bytes=10_000_000)
+
+    def render(**changes):
+        return renderer.render(
+            item(**changes), [], on_progress=lambda progress: prepare_at(renderer, coming, path, progress)
+        )
+
+    return renderer, coming, render
+
+
+def test_an_item_that_a_change_ahead_left_no_memory_is_rendered_again_as_it_should_be(changing, item, monkeypatch):
+    renderer, coming, render = changing
+    expected = Renderer(renderer._components, prompt_cache=4).render(item(), [], on_progress=ignore)
+    engine, failed = renderer._engines["exact"], []
+    decode_it = engine.decode
+
+    def once(latents):
+        if not failed:
+            failed.append(renderer.warm.adapter_key)
+            raise torch.OutOfMemoryError("full")
+        return decode_it(latents)
+
+    monkeypatch.setattr(engine, "decode", once)
+    rendered = render()
+
+    assert failed == [coming.adapter_key]
+    assert rendered.pipeline.decode == "whole"
+    assert rendered.image.tobytes() == expected.image.tobytes()
+
+
+def test_what_fails_ahead_is_nothing_to_the_item_that_renders(changing, monkeypatch):
+    renderer, _, render = changing
+    monkeypatch.setattr(renderer.warm, "use_next", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no threads")))
+
+    assert render().image.size == (64, 64)
+    assert renderer.warm.adapter_key == "base"
+
+
+def test_what_was_prepared_for_an_item_before_is_not_changed_to(changing, item):
+    renderer, _, render = changing
+    render(num_inference_steps=1)  # the last step had begun when it was prepared
+
+    renderer.render(item(), [], on_progress=ignore)
+
+    assert renderer._next is None
+    assert renderer.warm.adapter_key == "base"
+
+
 def test_nothing_is_prepared_that_could_not_be_remembered(components, item, goldens, adapter_ref):
     path = goldens / "adapters/lora_r4_bf16.safetensors"
     renderer = Renderer(components("bf16"), prompt_cache=0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from worker.kernels import lacking
@@ -42,10 +43,11 @@ def add_low_rank(weight: Tensor, down: Tensor, up: Tensor, *, multiplier: float,
     """
     rows, columns = weight.shape
     grid = (-(-rows // _ROWS) * -(-columns // _COLUMNS),)
-    _kernel()[grid](
-        weight, down.contiguous(), up.contiguous(), broken, rows, columns, down.shape[0], multiplier, scale,
-        ROWS=_ROWS, COLUMNS=_COLUMNS, RANK=_RANK, enable_fp_fusion=False,
-    )  # fmt: skip
+    with torch.cuda.device(weight.device):
+        _kernel()[grid](
+            weight, down.contiguous(), up.contiguous(), broken, rows, columns, down.shape[0], multiplier, scale,
+            ROWS=_ROWS, COLUMNS=_COLUMNS, RANK=_RANK, enable_fp_fusion=False,
+        )  # fmt: skip
 
 
 def _kernel() -> Any:

@@ -59,11 +59,14 @@ class Arrivals:
     def release(self) -> None:
         """Expect no more passes with the old weights: one may have ended early."""
         with self._changed:
-            if self._passes:
-                self._passes = 0
+            if not self._passes:
+                return
+            try:
                 event = self._now()
                 for group in range(self.groups):
                     self._left.setdefault(group, event)
+            finally:  # the device may be broken; whoever waits must not wait for ever
+                self._passes = 0
                 self._changed.notify_all()
 
     def arrived(self, group: int) -> None:

@@ -180,6 +180,7 @@ class WarmPipeline:
         """
         self._check_mode(mode)
         key = adapter_key([ref for ref, _ in adapters], mode)
+        self.settle()
         beside = self.live or self.only_live or mode == "live"
         if beside or self.base_drift or self._key in (None, key):
             return

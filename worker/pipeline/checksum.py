@@ -23,7 +23,8 @@ def checksum(weight: Tensor) -> Tensor:
         from worker.pipeline.checksum_kernel import launch
 
         total = torch.zeros((), dtype=torch.int64, device=weight.device)
-        launch(words, total)
+        with torch.cuda.device(weight.device):
+            launch(words, total)
         return total
     numbers = torch.arange(1, 2 * len(words), 2, device=weight.device)
     return (words.sum(1, dtype=torch.int64) * numbers).sum()

@@ -40,7 +40,8 @@ def quantize_rows(plain: Tensor | None, gate_up: Tensor | None) -> tuple[Tensor,
     from worker.pipeline.fast_kernel import launch
 
     quantized, scales = _empty(plain, gate_up)
-    launch(plain, gate_up, quantized, scales)
+    with torch.cuda.device(parts[0].device):
+        launch(plain, gate_up, quantized, scales)
     return quantized, scales
 
 

@@ -84,5 +84,5 @@ def _gated(gate_up, start, COLUMNS: tl.constexpr, TILE: tl.constexpr):
 @triton.jit
 def _store(quantized, value, start, COLUMNS: tl.constexpr, TILE: tl.constexpr):
     column = start + tl.arange(0, TILE)
-    value = tl.minimum(tl.maximum(value, -448.0), 448.0)
+    value = tl.clamp(value, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(quantized + column, value.to(tl.float8e4nv), mask=column < COLUMNS)

@@ -97,7 +97,15 @@ def place(
         for place_text, place_clean in _CHOICES
         if text_encoder in (None, place_text)
     )
-    choice = next((choice for choice in open_choices if choice.gigabytes * _GB <= free), None)
+    copies_wanted = clean is None and needs.adapted > 0
+    choice = next(
+        (
+            choice
+            for choice in open_choices
+            if choice.gigabytes * _GB + (_LARGE_WORK if copies_wanted and choice.clean == "device" else 0) <= free
+        ),
+        None,
+    )
     if choice is None or choice.clean == "device":
         return choice
     spare = free - choice.gigabytes * _GB - _LARGE_WORK

@@ -58,6 +58,7 @@ class Reader:
         self.device = device
         self._block_bytes = block_bytes
         self._pool = on_device(device, threads, "flux2-read")
+        self._locker = on_device(device, 1, "flux2-lock")  # one: each piece holds the others up
         self._mine = threading.local()
         self._files: dict[Path, int] = {}
         weakref.finalize(self, _close, self._files)
@@ -72,6 +73,7 @@ class Reader:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
         self.keep_only(())
+        self._locker.shutdown()
 
     def open(self, file: Path) -> None:
         """Open a file to read from.
@@ -97,7 +99,7 @@ class Reader:
             return
         try:
             room_to_lock(self._files[file], locked=sum(locked.size for locked in self._locked.values()))
-            self._locked[file] = LockedFile(self._files[file], device=self.device)
+            self._locked[file] = LockedFile(self._files[file], locker=self._locker)
         except NotLocked as error:
             logger.info("pages not locked", extra={"file": str(file), "error": str(error)})
 
