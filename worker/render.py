@@ -179,18 +179,19 @@ class Renderer:
             )
         self._prompts.check(spec.prompt)
         self._disturbed = False
-        reason = self._try(spec, adapters, on_progress)
-        if isinstance(reason, str) and self._disturbed:
-            reason = self._try(spec, adapters, on_progress, alone=True)
-        if isinstance(reason, str):
+        outcome = self._try(spec, adapters, on_progress)
+        if isinstance(outcome, str) and self._disturbed:
+            outcome = self._try(spec, adapters, on_progress, alone=True)
+        if isinstance(outcome, str):
             try:
                 with tiled(self._components.autoencoder):
-                    reason = self._try(spec, adapters, on_progress, alone=True, in_tiles=True)
+                    outcome = self._try(spec, adapters, on_progress, alone=True, in_tiles=True)
             finally:
                 self._recover()
-        if isinstance(reason, Rendered):
-            return reason
-        raise OutOfMemory(f"{spec.width}x{spec.height} does not fit on {_device_name(self._components)}: {reason}")
+        if isinstance(outcome, str):
+            device = _device_name(self._components)
+            raise OutOfMemory(f"{spec.width}x{spec.height} does not fit on {device}: {outcome}")
+        return outcome
 
     def _try(
         self,

@@ -102,11 +102,13 @@ class Parts:
     def engine(self, name: str, *, step: bool, image: bool) -> None:
         """Measure an engine at every size."""
         engine = self._others.get(name, self._exact)
+        drift: Row = {}
         for size in self._plan.sizes:
             first_s = self._clock.seconds(lambda: self._denoise(engine, size, 1))  # noqa: B023 - called at once
-            notes: Row = {"first_s": first_s}  # for the first size with compiling, where there is any
-            if name == "fast":
-                notes["drift"] = self._renderer.warm.drift_of(partial(engine.predict, self._renderer.usual_call()))
+            if name == "fast" and not drift:
+                drift["drift"] = self._renderer.warm.drift_of(partial(engine.predict, self._renderer.usual_call()))
+            # The first step is that of the first size with compiling, where there is any.
+            notes: Row = {"first_s": first_s, **drift}
             if step:
                 self._step(name, engine, size, notes)
             if image:

@@ -313,16 +313,18 @@ class WarmPipeline:
         members = self._by_group(enumerate(pieces), lambda member: member[1].parts[0].parameter)
         sums: list[tuple[Tensor, Tensor]] = []
         broken = torch.zeros(len(pieces), dtype=torch.int32, device=self.components.device)
-        self._await(0, names, members)
-        arriving = self._put_back(names[0])
+
+        def fetch(group: int) -> dict[str, tuple[Tensor, Callable[[], None]]]:
+            if group == len(groups):
+                return {}
+            if names[group] or members[group]:
+                self._arrivals.await_left(group)
+            return self._put_back(names[group])
+
+        arriving = fetch(0)
         for group in groups:
-            for _, wait in arriving.values():
-                wait()
-            self._leave_a_gap(wait for _, wait in arriving.values())
-            following = {}
-            if group + 1 < len(groups):
-                self._await(group + 1, names, members)
-                following = self._put_back(names[group + 1])
+            self._await([wait for _, wait in arriving.values()])
+            following = fetch(group + 1)
             for name, (dense, _) in arriving.items():
                 sums += self._sums(name, dense)
             values = {name: dense for name, (dense, _) in arriving.items()}
@@ -341,17 +343,14 @@ class WarmPipeline:
                     f"{piece.update.layer}: the adapter's values are so large that the merged weight is not finite"
                 )
 
-    def _await(self, group: int, *work: Sequence[Sequence[Any]]) -> None:
-        """Wait until a block is done with its weights, if there is any work on them."""
-        if any(some[group] for some in work):
-            self._arrivals.await_left(group)
-
-    def _leave_a_gap(self, waits: Iterable[Callable[[], None]]) -> None:
-        """Return when what comes from the host is there, before more is asked for.
+    def _await(self, waits: Sequence[Callable[[], None]]) -> None:
+        """Wait for a block's weights; for what comes from the host until it is there, before more is asked for.
 
         A GPU goes on with the copies of one stream for as long as there are any. Without a gap a few kilobytes that the
         step needs from the host would come after the last weight.
         """
+        for wait in waits:
+            wait()
         if self._stream is not None and any(wait is not at_once for wait in waits):
             event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             event.record(self._stream)

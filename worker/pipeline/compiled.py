@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from importlib import import_module
 from typing import Any
 
@@ -19,8 +19,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worker.pipeline.attention import JointAttention, ParallelAttention
-
-_importing: list[threading.Thread] = []
 
 
 @torch.library.custom_op("flux2::layer_norm", mutates_args=())
@@ -45,11 +43,12 @@ class EagerLayerNorm(nn.Module):
         return normed
 
 
-def import_compiler() -> None:
-    """Begin to import torch's compiler in another thread, which takes a second or two; files are read meanwhile."""
-    if not _importing:
-        _importing.append(threading.Thread(target=import_module, args=("torch._inductor.compile_fx",), daemon=True))
-        _importing[0].start()
+@cache
+def import_compiler() -> threading.Thread:
+    """Begin to import torch's compiler in another thread, which takes a second or two; files can be read meanwhile."""
+    thread = threading.Thread(target=import_module, args=("torch._inductor.compile_fx",), daemon=True)
+    thread.start()
+    return thread
 
 
 def compile_blocks(transformer: Any, *, exact: bool) -> None:
@@ -58,8 +57,7 @@ def compile_blocks(transformer: Any, *, exact: bool) -> None:
     Args:
         exact: whether the bits must stay; if not, kernels are fused further.
     """
-    for thread in _importing:
-        thread.join()
+    import_compiler().join()
     # Constants like a norm's epsilon are constants; else each kind of block is traced twice.
     torch._dynamo.config.specialize_float = True
     if exact:

@@ -52,7 +52,7 @@ logger = logging.getLogger("flux2.worker.pipeline")
 
 Regions = dict[str, tuple[Region, ...]]
 
-# Of every FLUX.2. Compiled norms of other widths add up in another order than torch's.
+# Of every FLUX.2; smaller models take a step sooner than they are compiled.
 _HEAD_DIM = 128
 # The largest layer of FLUX.2 [dev], and what it becomes.
 _LAYER_BYTES = 2_000_000_000
