@@ -17,6 +17,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -33,6 +34,7 @@ from worker.engines.toolkit import over
 from worker.pipeline.cache import Change, WarmPipeline
 from worker.pipeline.compiled import as_written
 from worker.pipeline.components import Components
+from worker.pipeline.host import side_stream
 from worker.sampling.latents import PIXELS, image_ids, noise, pack, text_ids
 from worker.sampling.prompt import PromptEncoder
 from worker.sampling.sampler import Call
@@ -62,6 +64,18 @@ class Rendered:
     timings: dict[str, float]
     adapters: tuple[AdapterReport, ...]
     pipeline: PipelineReport
+
+
+class _Inputs(NamedTuple):
+    """What the steps of an item begin with, on the device.
+
+    Attributes:
+        start: noise, (1, channels, height / 16, width / 16).
+    """
+
+    prompt_embeds: Tensor
+    negative_embeds: Tensor | None
+    start: Tensor
 
 
 class Renderer:
@@ -97,6 +111,8 @@ class Renderer:
         self._runs_compiled = True
         self._denoised = 0  # items, or attempts at them
         self._next: tuple[int, ItemSpec, tuple[Path, ...]] | None = None  # prepared when so many were denoised
+        self._prepared: tuple[tuple[ItemSpec, _Inputs], ...] = ()  # the last two: one begins when the other is known
+        self._beside = side_stream(components.device)
         self._disturbed = False  # the item by a change of weights for the next, which takes memory
         ours = Fast(components) if components.precision == "fp8" else Exact(components)
         self._engines: dict[EngineName, Engine] = {ours.name: ours}
@@ -148,7 +164,8 @@ class Renderer:
         )
 
     def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
-        """Read the adapters of an item that will come and encode its prompts, beside one that renders.
+        """Read the adapters of an item that will come, and bring its prompts and noise to the device, beside one that
+        renders.
 
         Raises:
             InvalidRequest, AdapterNotFound, AdapterRefused, AdapterMismatch: as `render` will.
@@ -156,8 +173,13 @@ class Renderer:
         denoised = self._denoised
         for ref, path in zip(spec.adapters, adapters, strict=True):
             self.warm.prepare(ref, path)
-        for prompt in (spec.prompt, *([spec.neg] if self._has_guidance(spec) else [])):
-            self._prompts.prepare(prompt)
+        # A new thread's device is the first one, on which a stream's end would open a context.
+        mine = torch.cuda.device(self._components.device) if self._beside is not None else nullcontext()
+        with torch.no_grad(), mine, torch.cuda.stream(self._beside):
+            inputs = self._inputs(spec)
+            if self._beside is not None:
+                self._beside.synchronize()
+        self._prepared = (*self._prepared[-1:], (spec, inputs))
         self._next = denoised, spec, tuple(adapters)
 
     def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: OnProgress) -> Rendered:
@@ -232,9 +254,8 @@ class Renderer:
         # What goes to the device comes before the weights do, or it would wait until all of them are there.
         stage("encode")
         with self._timed(timings, "encode_prompt"):
-            prompt_embeds = self._encode(spec.prompt)
-            negative_embeds = self._encode(spec.neg) if self._has_guidance(spec) else None
-            start = self._noise(spec.seed, height=spec.height, width=spec.width)
+            inputs = next((inputs for prepared, inputs in self._prepared if prepared == spec), None)
+            inputs = inputs or self._inputs(spec)
         stage("adapter")
         with self._timed(timings, "adapter"):
             # Blocks of our transformer wait for their weights; AI Toolkit's know nothing of it.
@@ -242,8 +263,8 @@ class Renderer:
             change, reports = self.warm.use(files, mode=spec.adapter_mode, wait=not ours)
         stage("denoise")
         with self._timed(timings, "denoise"):
-            run = Run(steps, spec.guidance_scale, prompt_embeds, negative_embeds)
-            latents = self._denoise(engine, start, run, on_progress, seed=spec.seed, alone=alone)
+            run = Run(steps, spec.guidance_scale, inputs.prompt_embeds, inputs.negative_embeds)
+            latents = self._denoise(engine, inputs.start, run, on_progress, seed=spec.seed, alone=alone)
         stage("decode")
         with self._timed(timings, "decode"):
             decoded = self._decoder.submit(torch.no_grad()(engine.decode), latents).result()[0]
@@ -262,6 +283,11 @@ class Renderer:
         self._decoder = _thread()
         gc.collect()
         torch.cuda.empty_cache()
+
+    def _inputs(self, spec: ItemSpec) -> _Inputs:
+        negative_embeds = self._encode(spec.neg) if self._has_guidance(spec) else None
+        start = self._noise(spec.seed, height=spec.height, width=spec.width)
+        return _Inputs(self._encode(spec.prompt), negative_embeds, start)
 
     def _encode(self, prompt: str) -> Tensor:
         """Return embeddings in the transformer's dtype, in which noise is drawn; its encoder may have another."""

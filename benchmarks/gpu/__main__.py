@@ -90,7 +90,7 @@ def main(
         if parts == {Part.CEILINGS}:
             report.print_table()
             return
-        narrow = not parts & {Part.COLD, Part.PROMPT}
+        narrow = not parts & {Part.COLD, Part.PROMPT, Part.BATCH}
         checkpoint = held.enter_context(Checkpoint(model, tiny=tiny, device=clock.device, narrow=narrow))
         latents: Latents = {}
         for precision, possible in _ENGINES.items():

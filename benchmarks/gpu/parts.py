@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,10 @@ from torch import Tensor
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.models import write_adapter
 from benchmarks.gpu.report import Report, Row
-from shared.job import AdapterRef, ItemSpec
+from shared.job import AdapterRef, ItemSpec, Progress
 from shared.settings import WorkerSettings
 from worker import imagefile
+from worker.ahead import Ahead
 from worker.behind import Behind
 from worker.distance import rel_l2
 from worker.engines.engine import Engine, Run
@@ -44,7 +45,8 @@ _EQUAL = ("ai-toolkit", "exact", "compiled")
 Latents = dict[tuple[str, int], dict[str, Tensor]]
 
 _STEP, _IMAGE = "step", "image"
-_UNDER_A_STEP = "switch and first step"
+_UNDER_A_STEP = "switch under a step"
+_UNDER_TWO_STEPS = "switch under two steps"
 
 
 @dataclass(frozen=True)
@@ -160,40 +162,49 @@ class Parts:
     def switch(self, folder: Path) -> None:
         """Measure changes of adapters, on the caller's clock; each file is read once, at the first."""
         warm, step_ms, size = self._renderer.warm, self._step_ms(), self._plan.sizes[0]
-        start = self._start(size)
-        alone_ms = 1000 * self._clock.median_s(
-            lambda: self._denoise(self._exact, size, 1, start=start), self._plan.repeat
-        )
+        start, passes = self._start(size), 1 if self._components.distilled else 2
         a, b = (self._adapter(folder, name) for name in "AB")
         times: dict[str, list[float]] = {}
-        base: list[tuple[AdapterRef, Path]] = []
         drift = 0
 
-        def change(what: str, adapters: list[tuple[AdapterRef, Path]], *, step: bool = False) -> None:
+        def step() -> None:
+            self._denoise(self._exact, size, 1, start=start)
+
+        def use(*adapters: tuple[AdapterRef, Path]) -> None:
+            warm.use(adapters)
+
+        def use_under_a_step(adapter: tuple[AdapterRef, Path]) -> None:
+            warm.use([adapter], wait=False)
+            step()
+            warm.settle()
+
+        def use_under_two(adapter: tuple[AdapterRef, Path]) -> None:
+            warm.use_next([adapter], passes=passes)
+            step()
+            warm.passes_ended()
+            use_under_a_step(adapter)
+
+        def measure(what: str, change: Callable[[], None]) -> None:
             nonlocal drift
-
-            def run() -> None:
-                warm.use(adapters, wait=not step)
-                if step:
-                    self._denoise(self._exact, size, 1, start=start)
-                    warm.settle()
-
-            times.setdefault(what, []).append(self._clock.seconds(run))
+            times.setdefault(what, []).append(self._clock.seconds(change))
             drift = max(drift, warm.drift(), warm.base_drift)
 
-        change("switch base to A, the first", [a])
+        alone_ms = 1000 * self._clock.median_s(step, self._plan.repeat)
+        measure("switch base to A, the first", partial(use, a))
         for _ in range(self._plan.repeat):
-            change("switch A to B", [b])
-            change("switch B to A", [a])
-            change("switch A to base", base)
-            change("switch base to A", [a])
-            change(_UNDER_A_STEP, [b], step=True)
-            change(_UNDER_A_STEP, [a], step=True)
-        warm.use(base)
+            measure("switch A to B", partial(use, b))
+            measure("switch B to A", partial(use, a))
+            measure("switch A to base", use)
+            measure("switch base to A", partial(use, a))
+            for what, change in ((_UNDER_A_STEP, use_under_a_step), (_UNDER_TWO_STEPS, use_under_two)):
+                measure(what, partial(change, b))
+                measure(what, partial(change, a))
+        use()
         clean = self._components.placement.clean
         for what, seconds in times.items():
             median_ms = statistics.median(seconds) * 1000
-            added: Row = {"added_ms": median_ms - alone_ms} if what == _UNDER_A_STEP else {}
+            under = {_UNDER_A_STEP: 1, _UNDER_TWO_STEPS: 2}.get(what)
+            added: Row = {"added_ms": median_ms - under * alone_ms} if under else {}
             self._add(what, median_ms, step_ms, **added, n=len(seconds), clean=clean, drift=drift)
 
     def prompt(self) -> None:
@@ -227,8 +238,8 @@ class Parts:
                 )
 
     def batch(self, folder: Path) -> None:
-        """Render images with two adapters in turn; as in a worker each is encoded while the next renders, which
-        is prepared while this one does.
+        """Render images with two adapters in turn, each of a prompt of its own; as in a worker an image is encoded
+        while the next renders, which is prepared from the first step of the one before.
 
         That is the worst case: the queue hands out what needs no change first.
         """
@@ -237,17 +248,18 @@ class Parts:
         for adapter in adapters:
             self._render(adapter, 0, warm_up)
         warm_up.wait()
-        step_ms, behind, items = self._step_ms(), Behind(), self._plan.items
+        step_ms, behind, ahead, items = self._step_ms(), Behind(), Ahead(), self._plan.items
         self._clock.forget_peak()
         with self._clock.busy(self._components.transformer, self._components.autoencoder.decoder) as busy_s:
             began = time.perf_counter()
             for number in range(items):
                 following = adapters[(number + 1) % 2]
-                self._renderer.prepare(self._spec(following, number + 1), [following[1]])
-                self._render(adapters[number % 2], number, behind)
+                prepare = partial(self._renderer.prepare, self._spec(following, number + 1), [following[1]])
+                self._render(adapters[number % 2], number, behind, at_first_step=partial(ahead, prepare))
             behind.wait()
             wall_s = time.perf_counter() - began
             idle = 1 - busy_s() / wall_s
+        ahead.wait()
         self._renderer.warm.use(())
         self._report.add(
             f"batch of {items}, two adapters in turn, per item",
@@ -333,7 +345,7 @@ class Parts:
         size = self._plan.sizes[0]
         return ItemSpec(
             model=self._components.model,
-            prompt="a red fox",
+            prompt=f"a red fox, {seed}",
             neg="a cat",
             width=size,
             height=size,
@@ -347,9 +359,21 @@ class Parts:
             engine="fast" if self._now == "fast" else "exact",
         )
 
-    def _render(self, adapter: tuple[AdapterRef, Path], seed: int, behind: Behind) -> None:
+    def _render(
+        self,
+        adapter: tuple[AdapterRef, Path],
+        seed: int,
+        behind: Behind,
+        *,
+        at_first_step: Callable[[], None] = lambda: None,
+    ) -> None:
         spec = self._spec(adapter, seed)
-        rendered = self._renderer.render(spec, [adapter[1]], on_progress=lambda _: None)
+
+        def on_progress(progress: Progress) -> None:
+            if (progress.stage, progress.step) == ("denoise", 1):
+                at_first_step()
+
+        rendered = self._renderer.render(spec, [adapter[1]], on_progress=on_progress)
 
         def encode() -> None:
             imagefile.encode(rendered.image, spec.output_format, spec.model_dump())

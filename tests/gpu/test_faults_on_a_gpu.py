@@ -52,7 +52,7 @@ SERVE = "from shared.settings import Settings; from worker.serve import serve; s
 POISONED = f"""
 import torch
 from worker.render import Renderer
-def denoise(self, *_):
+def denoise(self, *_, **__):
     return torch.zeros(4, device="cuda:0")[torch.tensor([99], device="cuda:0")].sum().item()
 Renderer._denoise = denoise
 {SERVE}
@@ -62,7 +62,7 @@ BALLAST = 4 * 2**30
 ENDLESS = f"""
 import torch, time
 from worker.render import Renderer
-def denoise(self, *_):
+def denoise(self, *_, **__):
     ballast = torch.zeros({BALLAST}, dtype=torch.uint8, device="cuda:0")
     torch.cuda.synchronize()
     time.sleep(600)

@@ -31,6 +31,15 @@ DEV = Needs(
     adapted=62_813_896_704,
 )
 DEV_FLOAT8 = replace(DEV, transformer=32_300_000_000, adapted=0, text_encoder=18_020_000_000, text_layer=555_755_520)
+DEV_FP8 = replace(DEV, transformer=33_000_000_000)
+KLEIN_4B = Needs(
+    transformer=7_751_105_536,
+    autoencoder=168_000_000,
+    text_encoder=6_228_000_000,
+    text_layer=201_900_000,
+    text_layers=27,
+    adapted=7_400_000_000,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,12 +47,16 @@ DEV_FLOAT8 = replace(DEV, transformer=32_300_000_000, adapted=0, text_encoder=18
     [
         (180.0, DEV, "resident", "device"),
         (150.1, DEV, "streamed", "device"),
-        (125.0, DEV, "resident", "file"),
+        (125.0, DEV, "streamed", "file"),
         (85.0, DEV, "streamed", "file"),
         (73.0, DEV, None, None),
         (85.0, DEV_FLOAT8, "resident", "device"),
         (50.0, DEV_FLOAT8, "streamed", "device"),
         (25.0, DEV_FLOAT8, None, None),
+        (145.0, DEV_FP8, "resident", "device"),
+        (115.0, DEV_FP8, "streamed", "device"),
+        (85.0, DEV_FP8, "streamed", "file"),
+        (24.0, KLEIN_4B, "resident", "file"),
     ],
 )
 def test_the_fastest_placement_that_fits_is_taken(free_gb, needs, text_encoder, clean):
@@ -51,6 +64,13 @@ def test_the_fastest_placement_that_fits_is_taken(free_gb, needs, text_encoder, 
 
     assert (placement and placement.text_encoder, placement and placement.clean) == (text_encoder, clean)
     assert placement is None or placement.gigabytes <= free_gb
+
+
+def test_what_is_left_holds_clean_weights_but_for_what_a_large_image_takes():
+    placement = place(DEV_FP8, free=85 * GB)
+
+    assert placement.clean_on_device == pytest.approx((85 - placement.gigabytes - 8) * GB, rel=1e-6)
+    assert place(DEV_FP8, free=42 * GB).clean_on_device == 0
 
 
 def test_what_was_set_is_kept_and_the_rest_fits_around_it():

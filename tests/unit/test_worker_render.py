@@ -355,11 +355,17 @@ def test_what_was_prepared_for_an_item_before_is_not_changed_to(changing, item):
     assert renderer.warm.adapter_key == "base"
 
 
-def test_nothing_is_prepared_that_could_not_be_remembered(components, item, goldens, adapter_ref):
+def test_an_adapter_that_could_not_be_remembered_is_not_read_and_the_rest_is_prepared(
+    components, item, goldens, adapter_ref
+):
     path = goldens / "adapters/lora_r4_bf16.safetensors"
-    renderer = Renderer(components("bf16"), prompt_cache=0)
-    renderer._components.text_encoder.register_forward_pre_hook(lambda *_: pytest.fail("a prompt is encoded"))
+    coming = item(adapters=(adapter_ref(path),))
+    renderer, encoded = Renderer(components("bf16"), prompt_cache=0), []
+    renderer._components.text_encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("worker.lora.read._tensors", lambda path: pytest.fail(f"{path} is read"))
-        renderer.prepare(item(adapters=(adapter_ref(path),)), [path])
+        renderer.prepare(coming, [path])
+    renderer.render(coming, [path], on_progress=ignore)
+
+    assert encoded == [1]

@@ -236,9 +236,9 @@ class WarmPipeline:
         """
 
         def fetch(name: str) -> Tensor:
-            ((dense, wait),) = self._put_back([name]).values()
-            wait()
-            return dense
+            values, arrive = self._put_back([name])
+            arrive()
+            return values[name]
 
         with torch.no_grad():
             fast = step()
@@ -314,26 +314,25 @@ class WarmPipeline:
         sums: list[tuple[Tensor, Tensor]] = []
         broken = torch.zeros(len(pieces), dtype=torch.int32, device=self.components.device)
 
-        def fetch(group: int) -> dict[str, tuple[Tensor, Callable[[], None]]]:
+        def fetch(group: int) -> tuple[dict[str, Tensor], Callable[[], None]]:
             if group == len(groups):
-                return {}
+                return {}, at_once
             if names[group] or members[group]:
                 self._arrivals.await_left(group)
             return self._put_back(names[group])
 
-        arriving = fetch(0)
+        following = fetch(0)
         for group in groups:
-            self._await([wait for _, wait in arriving.values()])
+            values, arrive = following
+            arrive()
             following = fetch(group + 1)
-            for name, (dense, _) in arriving.items():
+            for name, dense in values.items():
                 sums += self._sums(name, dense)
-            values = {name: dense for name, (dense, _) in arriving.items()}
             for number, piece in members[group]:
                 self._merge(piece, values, broken=broken[number])
             for name in self._fast.keys() & values.keys():
                 self._fast[name].take(values[name])
             self._arrivals.arrived(group)
-            arriving = following
         self.base_drift += _differing(sums)
         self._refuse_drift()
         self._dirty = touched
@@ -342,19 +341,6 @@ class WarmPipeline:
                 raise AdapterRefused(
                     f"{piece.update.layer}: the adapter's values are so large that the merged weight is not finite"
                 )
-
-    def _await(self, waits: Sequence[Callable[[], None]]) -> None:
-        """Wait for a block's weights; for what comes from the host until it is there, before more is asked for.
-
-        A GPU goes on with the copies of one stream for as long as there are any. Without a gap a few kilobytes that the
-        step needs from the host would come after the last weight.
-        """
-        for wait in waits:
-            wait()
-        if self._stream is not None and any(wait is not at_once for wait in waits):
-            event: Any = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            event.record(self._stream)
-            event.synchronize()
 
     def _sums(self, name: str, dense: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return checksums of what has been put back, and what they must be.
@@ -378,14 +364,19 @@ class WarmPipeline:
             found[self._arrivals.group_of[parameter(member)]].append(member)
         return found
 
-    def _put_back(self, names: Sequence[str]) -> dict[str, tuple[Tensor, Callable[[], None]]]:
-        """Begin to fetch clean weights: into the weights, or for float8 beside them; return what waits for each."""
-        found = {}
+    def _put_back(self, names: Sequence[str]) -> tuple[dict[str, Tensor], Callable[[], None]]:
+        """Begin to fetch clean weights: into the weights, or for float8 beside them; return what waits for them."""
+        values, waits = {}, []
         for name in names:
             weight = self._weights[name]
-            dense = torch.empty_like(weight, dtype=self.components.dtype) if name in self._fast else weight
-            found[name] = dense, self._clean.put_back(name, dense)
-        return found
+            values[name] = torch.empty_like(weight, dtype=self.components.dtype) if name in self._fast else weight
+            waits.append(self._clean.put_back(name, values[name]))
+
+        def arrive() -> None:
+            for wait in waits:
+                wait()
+
+        return values, arrive
 
     def _merge(self, piece: _Piece, values: Mapping[str, Tensor], *, broken: Tensor) -> None:
         """Merge one update; see `worker.lora.merge.write` for `broken`."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from shared.prompt import check_prompt
-from worker.pipeline.host import side_stream
 from worker.pipeline.text_encoder import MISTRAL, QWEN, Family, family_of
 
 MAX_TOKENS = 512
@@ -86,7 +84,6 @@ class PromptEncoder:
         self._cache: OrderedDict[str, Tensor] = OrderedDict()
         self._cache_size = cache_size
         self._one_at_a_time = threading.Lock()
-        self._beside = side_stream(device)
 
     def check(self, prompt: str) -> None:
         """Refuse what `encode` would, without any work; Qwen3 has no image token to hide.
@@ -112,15 +109,3 @@ class PromptEncoder:
             while len(self._cache) > self._cache_size:
                 self._cache.popitem(last=False)
         return embeds.to(self._device)
-
-    def prepare(self, prompt: str) -> None:
-        """Encode a prompt that will be asked for, beside what the device does now.
-
-        Raises:
-            InvalidRequest: see `shared.prompt.check_prompt`.
-        """
-        if self._cache_size:
-            # A new thread's device is the first one, on which a stream's end would open a context.
-            mine = torch.cuda.device(self._device) if self._beside is not None else nullcontext()
-            with torch.no_grad(), mine, torch.cuda.stream(self._beside):
-                self.encode(prompt)
