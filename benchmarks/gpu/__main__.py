@@ -100,7 +100,10 @@ def main(
             clock.forget_peak()
             try:
                 components = checkpoint.load(
-                    precision, text_encoder_place=text_encoder_place, clean_weights=clean_weights
+                    precision,
+                    text_encoder_place=text_encoder_place,
+                    clean_weights=clean_weights,
+                    compile=False if EngineName.EXACT in names else None,  # blocks that are compiled stay so
                 )
             except CheckpointError as error:
                 raise typer.BadParameter(str(error)) from error

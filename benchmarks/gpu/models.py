@@ -117,14 +117,14 @@ class Checkpoint:
         self._held.close()
 
     def load(self, precision: str, **settings: Any) -> Components:
-        """Load it as a worker does, with its blocks as they are written.
+        """Load it as a worker with these settings does.
 
         Raises:
             CheckpointError: the device is too small.
         """
         asked = ModelSettings.model_validate(
             {"id": self.model, "path": str(self._folder), "text_encoder": str(self._folder / "text_encoder"),
-             "precision": precision, "compile": False, **settings}
+             "precision": precision, **settings}
         )  # fmt: skip
         return load_components(asked, device=self._device, hf_token=None)
 

@@ -97,8 +97,9 @@ class Parts:
         self._prompt, self._negative = (self._embeds(seed) for seed in (1, 2))
 
     def compile(self, name: str) -> None:
-        """Compile the blocks for `compiled` or `fast`; each kind is compiled at its first call."""
-        compile_blocks(self._components.transformer, exact=name != "fast")
+        """Compile the blocks for `compiled` or `fast`, if loading has not; each kind is compiled at its first call."""
+        if not self._components.compiled:
+            compile_blocks(self._components.transformer, exact=name != "fast")
         self._now = name
 
     def engine(self, name: str, *, step: bool, image: bool) -> None:

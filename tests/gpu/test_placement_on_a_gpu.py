@@ -2,6 +2,7 @@
 
 import mmap
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -69,17 +70,23 @@ def test_where_the_parts_lie_changes_no_bit(load, tmp_path):
     expected = pictures(load(text_encoder_place="resident", clean_weights="device"), adapter)
 
     assert pictures(load(text_encoder_place="streamed", clean_weights="device"), adapter) == expected
-    assert pictures(load(text_encoder_place="streamed", clean_weights="host"), adapter) == expected
     assert pictures(load(text_encoder_place="streamed", clean_weights="file"), adapter) == expected
 
 
-@pytest.mark.parametrize("clean_weights", ["device", "host", "file"])
-def test_adapters_that_change_under_the_last_step_before_change_no_bit(clean_weights, load, tmp_path):
+@pytest.mark.parametrize("prepared", [False, True])
+@pytest.mark.parametrize(("clean_weights", "share"), [("device", 0), ("host", 0), ("file", 0), ("file", 0.5)])
+def test_adapters_change_to_the_same_bits_from_wherever_clean_weights_come(
+    clean_weights, share, prepared, load, tmp_path
+):
     adapter = tmp_path / "adapter.safetensors"
     write_tiny_adapter(adapter)
     components = load(clean_weights=clean_weights)
+    bytes_of_all = sum(weight.nbytes for weight in components.transformer.parameters())
+    placement = replace(components.placement, clean_on_device=int(share * bytes_of_all))
 
-    assert pictures(components, adapter, prepared=True) == pictures(load(clean_weights=clean_weights), adapter)
+    found = pictures(replace(components, placement=placement), adapter, prepared=prepared)
+
+    assert found == pictures(load(clean_weights="device"), adapter)
 
 
 @pytest.mark.parametrize("pieces", [0, 2, 4])

@@ -618,6 +618,27 @@ def test_clean_weights_come_back_from_wherever_they_are_kept(place, components, 
     assert (warm._clean.bytes == 0) == (place == "file")
 
 
+def test_what_the_device_has_room_for_is_spread_over_the_blocks(components, adapters):
+    made = components("bf16")
+    touched = [name for name, weight in made.transformer.named_parameters() if "block" in name and weight.ndim == 2]
+    sizes = {name: made.transformer.get_parameter(name).nbytes for name in touched}
+    room = sum(sizes.values()) // 2
+    warm = WarmPipeline(replace(made, placement=Placement("resident", "file", 0, clean_on_device=room)))
+    base = weights(warm)
+
+    for name in ("lora_alllinear_bf16", "lora_subset_bf16", "lora_alllinear_bf16"):
+        warm.use(adapters((name, 1.0)))
+    kept = warm._clean._copies.keys()
+    by_block = {name.split(".")[0] + name.split(".")[1]: [0, 0] for name in touched}
+    for name in touched:
+        by_block[name.split(".")[0] + name.split(".")[1]][name in kept] += sizes[name]
+    warm.use([])
+
+    assert 0.8 * room < warm._clean.bytes <= room
+    assert all(from_file and on_device for from_file, on_device in by_block.values()), by_block
+    assert equal(weights(warm), base)
+
+
 def test_a_checkpoint_of_another_precision_is_copied(components, adapters):
     warm = WarmPipeline(components("fp32"))
     base = weights(warm)

@@ -78,6 +78,7 @@ def test_what_was_set_is_kept_and_the_rest_fits_around_it():
 
     assert (placement.text_encoder, placement.clean) == ("streamed", "device")
     assert place(DEV, free=85 * GB, text_encoder="resident") is None
+    assert place(DEV, free=150 * GB, clean="file").clean_on_device == 0
 
 
 def test_on_a_cpu_everything_lies_where_it_runs():

@@ -308,6 +308,8 @@ class WarmPipeline:
             AdapterRefused: a merged weight is not finite; names its layer.
         """
         touched = {part.parameter for piece in pieces for part in piece.parts}
+        size = self.components.dtype.itemsize
+        self._clean.expect({name: size * self._weights[name].numel() for name in touched})
         groups = range(self._arrivals.groups)
         names = self._by_group(self._dirty | (touched & self._fast.keys()), lambda name: name)
         members = self._by_group(enumerate(pieces), lambda member: member[1].parts[0].parameter)

@@ -45,6 +45,8 @@ class CleanWeights:
         self._place = place
         self._regions = regions
         self._room = device_bytes
+        self._share = 0.0  # of what is kept from now on, that lies on the device all the same
+        self._owed = 0.0
         self._copies: dict[str, Tensor] = {}
         self._stream = side_stream(device)
         self._reader = reader
@@ -57,13 +59,23 @@ class CleanWeights:
         """What the copies take."""
         return sum(copy.nbytes for copy in self._copies.values())
 
+    def expect(self, sizes: Mapping[str, int]) -> None:
+        """Say what is about to be kept, in bytes, so that the device's share of it is spread evenly.
+
+        While one of those is copied on the device, another is on its way from the host.
+        """
+        new = sum(size for name, size in sizes.items() if name not in self._copies)
+        self._share, self._owed = (min(1.0, self._room / new) if new else 0.0), 0.0
+
     def keep(self, name: str, weight: Tensor) -> None:
         """Remember a parameter, whose values are clean now."""
         if name in self._copies:
             return
-        on_device = self._place == "device" or weight.nbytes <= self._room
+        self._owed += self._share * weight.nbytes
+        on_device = self._place == "device" or weight.nbytes <= min(self._room, self._owed)
         if self._place == "file" and name in self._regions and not on_device:
             return
+        self._owed -= weight.nbytes if on_device else 0
         copy = torch.empty_like(weight) if on_device else locked_like(weight)
         self._copies[name] = copy.copy_(weight)
         self._room -= weight.nbytes if on_device else 0

@@ -7,10 +7,9 @@ of queries and keys have this project's, see `worker.pipeline.attention`.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -43,12 +42,9 @@ class EagerLayerNorm(nn.Module):
         return normed
 
 
-@cache
-def import_compiler() -> threading.Thread:
-    """Begin to import torch's compiler in another thread, which takes a second or two; files can be read meanwhile."""
-    thread = threading.Thread(target=import_module, args=("torch._inductor.compile_fx",), daemon=True)
-    thread.start()
-    return thread
+def import_compiler() -> None:
+    """Import torch's compiler, which takes a second or two; in the thread that imports everything else."""
+    import_module("torch._inductor.compile_fx")
 
 
 def compile_blocks(transformer: Any, *, exact: bool) -> None:
@@ -57,7 +53,6 @@ def compile_blocks(transformer: Any, *, exact: bool) -> None:
     Args:
         exact: whether the bits must stay; if not, kernels are fused further.
     """
-    import_compiler().join()
     # Constants like a norm's epsilon are constants; else each kind of block is traced twice.
     torch._dynamo.config.specialize_float = True
     if exact:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -70,8 +71,6 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
     placement = _place(source, settings, device)
     logger.info("placed", extra={"model": settings.id, "device": str(device), "placement": str(placement)})
     reader = Reader(device)
-    if device.type == "cuda" and settings.compile is not False:
-        import_compiler()
     marks["headers"] = time.perf_counter()
     transformer, regions = _transformer(source.transformer, settings, device, reader)
     marks["transformer"] = time.perf_counter()
@@ -152,11 +151,18 @@ def _needs(source: Source, precision: str, text: str) -> Needs:
     )
 
 
+def _may_be_compiled(settings: ModelSettings, device: torch.device) -> bool:
+    """Tell before anything is known of the model; see `_is_compiled`."""
+    return settings.compile or (
+        settings.compile is None and device.type == "cuda" and settings.precision in ("bf16", "fp8")
+    )
+
+
 def _is_compiled(settings: ModelSettings, device: torch.device, *, head_dim: int) -> bool:
     """What was asked for; else on a GPU, for heads and precisions whose bits were compared."""
-    if settings.compile is not None:
-        return settings.compile
-    if device.type != "cuda" or settings.precision not in ("bf16", "fp8") or head_dim != _HEAD_DIM:
+    if settings.compile is not None or not _may_be_compiled(settings, device):
+        return bool(settings.compile)
+    if head_dim != _HEAD_DIM:
         return False
     if lacks := lacking():
         logger.warning("blocks are not compiled, steps take a quarter longer", extra={"lacks": lacks})
@@ -184,7 +190,8 @@ def _transformer(
     """
     precision = settings.precision
     # Quantising replaces the linear layers one by one, and live adapters hook into them.
-    load = partial(load_transformer, shared_qkv=precision not in ("qfloat8", "fp8"))
+    meanwhile = import_compiler if _may_be_compiled(settings, device) else None
+    load = partial(load_transformer, shared_qkv=precision not in ("qfloat8", "fp8"), meanwhile=meanwhile)
     if precision != "fp8":
         transformer = _in_precision(load, source, precision, device, reader)
         return transformer, _regions(source, transformer)
@@ -241,11 +248,12 @@ def load_transformer(
     dtype: torch.dtype,
     shared_qkv: bool = True,
     reader: Reader | None = None,
+    meanwhile: Callable[[], None] | None = None,
 ) -> Any:
     """Return a Flux2Transformer2DModel whose arithmetic is AI Toolkit's.
 
     Args:
-        reader: see `worker.pipeline.weights.fill`.
+        reader, meanwhile: see `worker.pipeline.weights.fill`.
         shared_qkv: False leaves query, key and value layers to be called one by one, so that they can be replaced.
 
     Raises:
@@ -255,7 +263,7 @@ def load_transformer(
     transformer = _build(Flux2Transformer2DModel, source, architecture.transformer_config, files)
     exact.make_transformer_exact(transformer)
     origins = _origins(source, transformer, bfl.transformer_origins)
-    fill(transformer, files, origins, device=device, dtype=dtype, reader=reader)
+    fill(transformer, files, origins, device=device, dtype=dtype, reader=reader, meanwhile=meanwhile)
     if shared_qkv:
         exact.share_qkv(transformer)
     return transformer

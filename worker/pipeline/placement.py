@@ -98,14 +98,15 @@ def _with_spare(choice: Placement, needs: Needs, free: int, *, by_hand: bool) ->
     """Let clean weights take the room that is left, but for what a large image needs; None if it does not fit.
 
     Args:
-        by_hand: whether the clean weights were put where they are, whatever a large image needs.
+        by_hand: whether it was set where the clean weights lie, and so all of them.
     """
     spare = int(free - choice.gigabytes * _GB)
-    if choice.clean == "device":
-        needed = 0 if by_hand or not needs.adapted else _LARGE_WORK
-        return choice if spare >= needed else None
-    room = max(0, min(spare - _LARGE_WORK, needs.adapted))
-    return replace(choice, clean_on_device=room) if spare >= 0 else None
+    kept = choice.clean == "device" and needs.adapted > 0
+    if spare < (_LARGE_WORK if kept and not by_hand else 0):
+        return None
+    if choice.clean == "device" or by_hand:
+        return choice
+    return replace(choice, clean_on_device=max(0, min(spare - _LARGE_WORK, needs.adapted)))
 
 
 def _from_host(choice: Placement, needs: Needs) -> float:
