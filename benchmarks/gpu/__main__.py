@@ -165,7 +165,8 @@ def _report_loaded(components: Components, report: Report, clock: Clock, *, cold
         if part in read:
             rate = {"gb": read[part] / 1e9, "gb_per_s": read[part] / 1e9 / seconds}
         report.add(f"cold start: {part}", **named, seconds=seconds, **rate)
-    report.add("cold start: weights", **named, seconds=sum(components.load_s.values()), peak_gb=clock.peak_gb())
+    weights_s = sum(seconds for part, seconds in components.load_s.items() if part != "compiler")
+    report.add("cold start: weights", **named, seconds=weights_s, peak_gb=clock.peak_gb())
 
 
 def _others(components: Components, toolkit: Toolkit | None, chosen: Collection[EngineName]) -> dict[str, Engine]:

@@ -46,9 +46,12 @@ def test_a_lora_is_added_with_the_bits_of_torchs_operations(shape, rank, dtype, 
     broken = torch.zeros((), dtype=torch.int32, device="cuda")
 
     assert fits(weight)
-    add_low_rank(weight, down, up, multiplier=0.7, scale=0.5, broken=broken)
+    apart = torch.empty_like(weight)
+    for target in (apart, weight):
+        add_low_rank(target, down, up, old=weight, multiplier=0.7, scale=0.5, broken=broken)
 
     assert not broken
+    assert int((apart != expected).sum()) == 0
     assert int((weight != expected).sum()) == 0
 
 
@@ -56,7 +59,7 @@ def test_a_sum_that_overflows_is_told(draw):
     weight, down, up = draw(64, 128).bfloat16(), torch.ones(1, 128).cuda(), torch.full((64, 1), 3.4e38).cuda()
 
     broken = torch.zeros((), dtype=torch.int32, device="cuda")
-    add_low_rank(weight, down, up, multiplier=1.0, scale=1.0, broken=broken)
+    add_low_rank(weight, down, up, old=weight, multiplier=1.0, scale=1.0, broken=broken)
 
     assert broken
 

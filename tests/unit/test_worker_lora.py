@@ -91,7 +91,7 @@ def test_rows_are_scaled_from_their_lengths_to_the_magnitudes():
 def put(weight, change):
     """Write a change; return whether the weight has stayed finite."""
     broken = torch.zeros((), dtype=torch.int32)
-    write(weight, change, broken=broken)
+    write(weight, change, old=weight, broken=broken)
     return not broken
 
 

@@ -90,21 +90,21 @@ def test_only_the_linear_layers_of_blocks_are_float8(fast):
 
 
 @pytest.mark.parametrize("place", ["device", "host", "file"])
-def test_an_adapter_is_merged_in_bfloat16_and_taken_off_to_the_bit(place, fast, components, adapter):
+def test_adapters_are_merged_in_bfloat16_and_taken_off_to_the_bit(
+    place, fast, components, adapter, goldens, adapter_ref
+):
+    other = goldens / "adapters/dora_bf16.safetensors"
+    lists = [adapter, [], [(adapter_ref(other, 0.7), other)], adapter, [(adapter_ref(other, 0.7), other), *adapter], []]
     warm = WarmPipeline(replace(fast, placement=Placement("resident", place, 0)))
-    base = {name: layer.weight.clone() for name, layer in fast_layers(fast.transformer).items()}
     exact = WarmPipeline(components("bf16"))
-    exact.use(adapter)
 
-    for _ in range(2):
-        warm.use(adapter)
+    for adapters in (*lists, *lists):
+        warm.use(adapters)
+        exact.use(adapters)
         for name, layer in fast_layers(fast.transformer).items():
             expected = FastLinear(exact._weights[name]).weight
             assert torch.equal(layer.weight.view(torch.uint8), expected.view(torch.uint8)), name
-        warm.use([])
-        for name, layer in fast_layers(fast.transformer).items():
-            assert torch.equal(layer.weight.view(torch.uint8), base[name].view(torch.uint8)), name
-    assert (warm.drift(), warm.base_drift) == (0, 0)
+        assert (warm.drift(), warm.base_drift) == (0, 0)
 
 
 def test_a_checkpoint_in_float32_is_refused(checkpoint, tmp_path):

@@ -32,11 +32,14 @@ def fits(weight: Tensor) -> bool:
     )
 
 
-def add_low_rank(weight: Tensor, down: Tensor, up: Tensor, *, multiplier: float, scale: float, broken: Tensor) -> None:
-    """Add ``up @ down * multiplier * scale`` to `weight` in place.
+def add_low_rank(
+    weight: Tensor, down: Tensor, up: Tensor, *, old: Tensor, multiplier: float, scale: float, broken: Tensor
+) -> None:
+    """Write ``old + up @ down * multiplier * scale`` to `weight`.
 
     Args:
         weight: (out, in), contiguous, on a GPU; one that `fits`.
+        old: like it, or itself.
         down: (rank, in).
         up: (out, rank).
         broken: int32, one value on the GPU; becomes 1 if the sum is not finite everywhere.
@@ -45,7 +48,7 @@ def add_low_rank(weight: Tensor, down: Tensor, up: Tensor, *, multiplier: float,
     grid = (-(-rows // _ROWS) * -(-columns // _COLUMNS),)
     with torch.cuda.device(weight.device):
         _kernel()[grid](
-            weight, down.contiguous(), up.contiguous(), broken, rows, columns, down.shape[0], multiplier, scale,
+            weight, old, down.contiguous(), up.contiguous(), broken, rows, columns, down.shape[0], multiplier, scale,
             ROWS=_ROWS, COLUMNS=_COLUMNS, RANK=_RANK, enable_fp_fusion=False,
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ import triton.language as tl
 @triton.jit
 def add_low_rank(
     weight,
+    old,
     down,
     up,
     broken,
@@ -19,7 +20,7 @@ def add_low_rank(
     COLUMNS: tl.constexpr,
     RANK: tl.constexpr,
 ):
-    """Change one tile of the weight; without contraction of products and sums, but for those over the rank."""
+    """Write one tile of the weight; without contraction of products and sums, but for those over the rank."""
     tile = tl.program_id(0)
     tiles = tl.cdiv(columns, COLUMNS)
     row = (tile // tiles) * ROWS + tl.arange(0, ROWS)
@@ -39,10 +40,10 @@ def add_low_rank(
         ).to(tl.float32)
         product = tl.dot(left, right, product, input_precision="ieee")
     inside = (row[:, None] < rows) & (column[None, :] < columns)
-    where = weight + row[:, None].to(tl.int64) * columns + column[None, :]
-    old = tl.load(where, mask=inside, other=0.0)
-    new = (old.to(tl.float32) + product * multiplier * scale).to(old.dtype)
-    tl.store(where, new, mask=inside)
+    where = row[:, None].to(tl.int64) * columns + column[None, :]
+    before = tl.load(old + where, mask=inside, other=0.0)
+    new = (before.to(tl.float32) + product * multiplier * scale).to(before.dtype)
+    tl.store(weight + where, new, mask=inside)
     wide = tl.abs(new.to(tl.float32))
     bad = (wide != wide) | (wide == float("inf"))
     if tl.max(bad.to(tl.int32)) > 0:

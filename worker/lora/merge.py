@@ -104,17 +104,20 @@ def layer_change(
 
 
 @torch.no_grad()
-def write(weight: Tensor, change: Change | LowRank, *, broken: Tensor) -> None:
-    """Change `weight` in place: in float32, rounded once to the weight's dtype.
+def write(weight: Tensor, change: Change | LowRank, *, old: Tensor, broken: Tensor) -> None:
+    """Make `weight` what a change makes of `old`: in float32, rounded once to the weight's dtype.
 
     Args:
+        old: like `weight`, or itself.
         broken: int32, one value on the weight's device; becomes 1 unless all of it is finite. The caller reads those of
             all layers at once.
     """
     if isinstance(change, LowRank):
-        add_low_rank(weight, change.down, change.up, multiplier=change.multiplier, scale=change.scale, broken=broken)
+        add_low_rank(
+            weight, change.down, change.up, old=old, multiplier=change.multiplier, scale=change.scale, broken=broken
+        )
         return
-    merged = weight + change.delta  # promoted to float32 without a float32 copy of the weight
+    merged = old + change.delta  # promoted to float32 without a float32 copy of the weight
     if change.magnitude is not None:
         merged *= row_scales(merged, change.magnitude)
     weight.copy_(merged)

@@ -21,7 +21,7 @@ trained lengths at any multiplier; callers ask for 0 to see the base.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -236,7 +236,7 @@ class WarmPipeline:
         """
 
         def fetch(name: str) -> Tensor:
-            values, arrive = self._put_back([name])
+            values, arrive = self._put_back([name], changed=())
             arrive()
             return values[name]
 
@@ -321,13 +321,13 @@ class WarmPipeline:
                 return {}, at_once
             if names[group] or members[group]:
                 self._arrivals.await_left(group)
-            return self._put_back(names[group])
+            return self._put_back(names[group], changed=touched)
 
         following = fetch(0)
         for group in groups:
             values, arrive = following
-            arrive()
             following = fetch(group + 1)
+            arrive()
             for name, dense in values.items():
                 sums += self._sums(name, dense)
             for number, piece in members[group]:
@@ -349,10 +349,10 @@ class WarmPipeline:
 
         Float8 weights are compared once with what they are made from now; from then on that is compared.
         """
-        if name not in self._fast:
-            return [(self._checksum(name), self._checksums[name])]
-        self._save(name, dense)
         found = checksum(dense)
+        if name not in self._fast:
+            return [(found, self._checksums[name])]
+        self._save(name, dense)
         if name in self._dense:
             return [(found, self._dense[name])]
         self._dense[name] = found
@@ -366,11 +366,19 @@ class WarmPipeline:
             found[self._arrivals.group_of[parameter(member)]].append(member)
         return found
 
-    def _put_back(self, names: Sequence[str]) -> tuple[dict[str, Tensor], Callable[[], None]]:
-        """Begin to fetch clean weights: into the weights, or for float8 beside them; return what waits for them."""
+    def _put_back(
+        self, names: Sequence[str], *, changed: Collection[str]
+    ) -> tuple[dict[str, Tensor], Callable[[], None]]:
+        """Begin to fetch clean weights: into the weights, or for float8 beside them; return what waits for them.
+
+        Copies on the device are read where they lie, for float8 and for what is about to be `changed`.
+        """
         values, waits = {}, []
         for name in names:
-            weight = self._weights[name]
+            copy, weight = self._clean.on_device(name), self._weights[name]
+            if copy is not None and (name in self._fast or name in changed):
+                values[name] = copy
+                continue
             values[name] = torch.empty_like(weight, dtype=self.components.dtype) if name in self._fast else weight
             waits.append(self._clean.put_back(name, values[name]))
 
@@ -380,15 +388,23 @@ class WarmPipeline:
 
         return values, arrive
 
-    def _merge(self, piece: _Piece, values: Mapping[str, Tensor], *, broken: Tensor) -> None:
-        """Merge one update; see `worker.lora.merge.write` for `broken`."""
+    def _merge(self, piece: _Piece, values: dict[str, Tensor], *, broken: Tensor) -> None:
+        """Merge one update into what `values` has of its parameters, or else into the weights, and leave it there.
+
+        Args:
+            broken: see `worker.lora.merge.write`.
+        """
         adapter, update, parts = piece
-        targets = [values.get(name, self._weights[name]) for name, _ in parts]
-        in_parts = all(fits(target) for target in targets)
+        found = [values.get(name, self._weights[name]) for name, _ in parts]
+        in_parts = all(fits(old) for old in found)
         change = layer_change(update, adapter.tensors, multiplier=adapter.ref.multiplier, in_parts=in_parts)
-        for (name, rows), target in zip(parts, targets, strict=True):
-            self._save(name, target)
-            write(target, change.take(rows.take), broken=broken)
+        for (name, rows), old in zip(parts, found, strict=True):
+            self._save(name, old)
+            target = self._weights[name]
+            if name in self._fast:
+                target = torch.empty_like(old) if old is self._clean.on_device(name) else old
+            write(target, change.take(rows.take), old=old, broken=broken)
+            values[name] = target
 
     def _targets(self, update: LayerUpdate) -> tuple[LayerPart, ...]:
         """Return the parameters that an update writes, and which of the update's rows each of them takes."""

@@ -80,6 +80,11 @@ class CleanWeights:
         self._copies[name] = copy.copy_(weight)
         self._room -= weight.nbytes if on_device else 0
 
+    def on_device(self, name: str) -> Tensor | None:
+        """Return a parameter's copy, not to be written to, if it lies on the device."""
+        copy = self._copies.get(name)
+        return copy if copy is not None and copy.device == self._device else None
+
     def _arrive(self, name: str) -> None:
         with _lost():
             self._under_way.pop(name)()

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -40,11 +39,6 @@ class EagerLayerNorm(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         normed: Tensor = _layer_norm(hidden_states, self.eps)
         return normed
-
-
-def import_compiler() -> None:
-    """Import torch's compiler, which takes a second or two; in the thread that imports everything else."""
-    import_module("torch._inductor.compile_fx")
 
 
 def compile_blocks(transformer: Any, *, exact: bool) -> None:

@@ -34,14 +34,8 @@ def quantize_rows(plain: Tensor | None, gate_up: Tensor | None) -> tuple[Tensor,
             of `plain` and then what the other gives; float8 is as exact for small values as for large, so one scale
             does.
     """
-    parts = [part for part in (plain, gate_up) if part is not None]
-    if not parts[0].is_cuda:
-        return _quantize_rows(_joined(plain, gate_up))
-    from worker.pipeline.fast_kernel import launch
-
     quantized, scales = _empty(plain, gate_up)
-    with torch.cuda.device(parts[0].device):
-        launch(plain, gate_up, quantized, scales)
+    _quantize_into(plain, gate_up, quantized, scales)
     return quantized, scales
 
 
@@ -53,9 +47,17 @@ def _empty(plain: Tensor | None, gate_up: Tensor | None) -> tuple[Tensor, Tensor
     return parts[0].new_empty(rows, columns, dtype=FLOAT8), parts[0].new_empty(rows, 1, dtype=torch.float32)
 
 
-def _quantize_rows(values: Tensor) -> tuple[Tensor, Tensor]:
-    scales = (values.abs().amax(dim=1, keepdim=True) / _LARGEST).clamp_min(_TINY)
-    return (values / scales).clamp(-_LARGEST, _LARGEST).to(FLOAT8), scales
+def _quantize_into(plain: Tensor | None, gate_up: Tensor | None, quantized: Tensor, scales: Tensor) -> None:
+    if quantized.is_cuda:
+        from worker.pipeline.fast_kernel import launch
+
+        with torch.cuda.device(quantized.device):
+            launch(plain, gate_up, quantized, scales)
+        return
+    values = _joined(plain, gate_up)
+    torch.amax(values.abs(), dim=1, keepdim=True, out=scales)
+    scales.div_(_LARGEST).clamp_min_(_TINY)
+    quantized.copy_((values / scales).clamp(-_LARGEST, _LARGEST))
 
 
 def _joined(plain: Tensor | None, gate_up: Tensor | None) -> Tensor:
@@ -85,9 +87,7 @@ class FastLinear(nn.Module):
     @torch.no_grad()
     def take(self, dense: Tensor) -> None:
         """Become this weight, (out, in)."""
-        quantized, scale = quantize_rows(dense, None)
-        self.weight.copy_(quantized)
-        self.scale.copy_(scale)  # type: ignore[operator]
+        _quantize_into(dense, None, self.weight, self.scale)  # type: ignore[arg-type]
 
     def forward(self, plain: Tensor | None, gate_up: Tensor | None = None) -> Tensor:
         """Multiply ``[plain, silu(gate) * up]``, (batch, tokens, in), of which either part may be missing."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -21,7 +20,7 @@ from shared.settings import ModelSettings
 from worker.kernels import lacking
 from worker.pipeline import architecture, bfl, exact
 from worker.pipeline.bfl import Origin
-from worker.pipeline.compiled import compile_blocks, import_compiler
+from worker.pipeline.compiled import compile_blocks
 from worker.pipeline.components import DTYPES, Components
 from worker.pipeline.fast import fast_layers, make_fast
 from worker.pipeline.placement import (
@@ -80,26 +79,29 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
     text_encoder = _text_encoder(source.text_encoder, text_precision, reader, device, placement.text_encoder)
     reader.keep_only(_read_again(placement, source, precision=settings.precision))
     marks["text encoder"] = time.perf_counter()
+    layers = bfl.layer_shapes(transformer)
+    compiled = _is_compiled(settings, device, head_dim=transformer.config.attention_head_dim)
+    if compiled:
+        compile_blocks(transformer, exact=settings.precision != "fp8")
+        marks["compiler"] = time.perf_counter()
     components = Components(
         model=settings.id,
         transformer=transformer,
         autoencoder=autoencoder,
         text_encoder=text_encoder,
         tokenizer=load_tokenizer(source.text_encoder, family=family_of(text_encoder.config)),
-        layers=bfl.layer_shapes(transformer),
+        layers=layers,
         revision=revision_of(source.files(), commit=source.commit),
         precision=settings.precision,
         device=device,
         text_encoder_precision=text_precision,
         placement=placement,
-        compiled=_is_compiled(settings, device, head_dim=transformer.config.attention_head_dim),
+        compiled=compiled,
         load_s={name: end - began for (_, began), (name, end) in pairwise(marks.items())},
         regions=regions,
         reader=reader,
     )
     _check_fit(components)
-    if components.compiled:
-        compile_blocks(transformer, exact=settings.precision != "fp8")
     logger.info(
         "model loaded",
         extra={"revision": components.revision, "layout": source.transformer.layout, "precision": components.precisions,
@@ -151,18 +153,11 @@ def _needs(source: Source, precision: str, text: str) -> Needs:
     )
 
 
-def _may_be_compiled(settings: ModelSettings, device: torch.device) -> bool:
-    """Tell before anything is known of the model; see `_is_compiled`."""
-    return settings.compile or (
-        settings.compile is None and device.type == "cuda" and settings.precision in ("bf16", "fp8")
-    )
-
-
 def _is_compiled(settings: ModelSettings, device: torch.device, *, head_dim: int) -> bool:
     """What was asked for; else on a GPU, for heads and precisions whose bits were compared."""
-    if settings.compile is not None or not _may_be_compiled(settings, device):
-        return bool(settings.compile)
-    if head_dim != _HEAD_DIM:
+    if settings.compile is not None:
+        return settings.compile
+    if device.type != "cuda" or settings.precision not in ("bf16", "fp8") or head_dim != _HEAD_DIM:
         return False
     if lacks := lacking():
         logger.warning("blocks are not compiled, steps take a quarter longer", extra={"lacks": lacks})
@@ -190,8 +185,7 @@ def _transformer(
     """
     precision = settings.precision
     # Quantising replaces the linear layers one by one, and live adapters hook into them.
-    meanwhile = import_compiler if _may_be_compiled(settings, device) else None
-    load = partial(load_transformer, shared_qkv=precision not in ("qfloat8", "fp8"), meanwhile=meanwhile)
+    load = partial(load_transformer, shared_qkv=precision not in ("qfloat8", "fp8"))
     if precision != "fp8":
         transformer = _in_precision(load, source, precision, device, reader)
         return transformer, _regions(source, transformer)
@@ -248,12 +242,11 @@ def load_transformer(
     dtype: torch.dtype,
     shared_qkv: bool = True,
     reader: Reader | None = None,
-    meanwhile: Callable[[], None] | None = None,
 ) -> Any:
     """Return a Flux2Transformer2DModel whose arithmetic is AI Toolkit's.
 
     Args:
-        reader, meanwhile: see `worker.pipeline.weights.fill`.
+        reader: see `worker.pipeline.weights.fill`.
         shared_qkv: False leaves query, key and value layers to be called one by one, so that they can be replaced.
 
     Raises:
@@ -263,7 +256,7 @@ def load_transformer(
     transformer = _build(Flux2Transformer2DModel, source, architecture.transformer_config, files)
     exact.make_transformer_exact(transformer)
     origins = _origins(source, transformer, bfl.transformer_origins)
-    fill(transformer, files, origins, device=device, dtype=dtype, reader=reader, meanwhile=meanwhile)
+    fill(transformer, files, origins, device=device, dtype=dtype, reader=reader)
     if shared_qkv:
         exact.share_qkv(transformer)
     return transformer

@@ -8,7 +8,7 @@ checkpoint exists and bfloat16 files never pass through float32. Names are the c
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -104,7 +104,6 @@ def fill(
     dtype: torch.dtype,
     alone: bool = True,
     reader: Reader | None = None,
-    meanwhile: Callable[[], None] | None = None,
 ) -> None:
     """Give a module that was built on the meta device its tensors, and make it ready for inference.
 
@@ -112,7 +111,6 @@ def fill(
         origins: for each entry of the module's state, the tensor of `files` that holds it.
         alone: whether the files may hold nothing else.
         reader: what reads them, if they are to stay open.
-        meanwhile: what to do while they are read.
 
     Raises:
         CheckpointError: a tensor is missing, unexpected or of another shape; `module` is then not to be used.
@@ -129,8 +127,6 @@ def fill(
             for name, target in state.items()
             if origins[name].tensor in files.shapes
         ]
-        if meanwhile is not None:
-            meanwhile()
         for arrive in arrivals:
             arrive()
         if device.type == "cuda":
