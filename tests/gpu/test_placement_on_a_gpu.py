@@ -10,7 +10,7 @@ import torch
 from shared.errors import CheckpointError
 from shared.job import ItemSpec
 from shared.settings import ModelSettings
-from worker.pipeline import host
+from worker.pipeline import locked_file
 from worker.pipeline.load import load_components
 from worker.pipeline.reading import Reader, Region
 from worker.pipeline.tiny import write_tiny_adapter, write_tiny_checkpoint
@@ -91,7 +91,7 @@ def test_adapters_change_to_the_same_bits_from_wherever_clean_weights_come(
 
 @pytest.mark.parametrize("pieces", [0, 2, 4])
 def test_bytes_come_to_the_device_from_locked_pages_and_by_threads(pieces, tmp_path, monkeypatch):
-    monkeypatch.setattr(host, "_PIECE_BYTES", 3 * mmap.PAGESIZE)
+    monkeypatch.setattr(locked_file, "_PIECE_BYTES", 3 * mmap.PAGESIZE)
     path, size = tmp_path / "bytes", 10 * mmap.PAGESIZE + 100
     path.write_bytes(random.Random(1).randbytes(size))
     target = torch.zeros(size - 50, dtype=torch.uint8, device="cuda:0")

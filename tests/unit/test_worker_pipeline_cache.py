@@ -618,6 +618,24 @@ def test_clean_weights_come_back_from_wherever_they_are_kept(place, components, 
     assert (warm._clean.bytes == 0) == (place == "file")
 
 
+def test_a_blocks_clean_weights_are_asked_for_before_those_of_the_block_before_have_come(warm, adapters, monkeypatch):
+    warm.use(adapters(("lora_alllinear_bf16", 1.0)))
+    put_back, group_of, seen = warm._clean.put_back, warm._arrivals.group_of, []
+
+    def watched(name, weight):
+        wait = put_back(name, weight)
+        seen.append(("asked", group_of[name]))
+        return lambda: (seen.append(("came", group_of[name])), wait())
+
+    monkeypatch.setattr(warm._clean, "put_back", watched)
+    warm.use([])
+
+    first_came = {group: seen.index(("came", group)) for what, group in seen if what == "came"}
+    asked = {group: seen.index(("asked", group)) for what, group in seen if what == "asked"}
+    assert len(asked) > 3
+    assert all(asked[group + 1] < first_came[group] for group in asked if group + 1 in asked)
+
+
 def test_what_the_device_has_room_for_is_spread_over_the_blocks(components, adapters):
     made = components("bf16")
     touched = [name for name, weight in made.transformer.named_parameters() if "block" in name and weight.ndim == 2]

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from shared.errors import CheckpointError
-from worker.pipeline import host
+from worker.pipeline import locked_file
 from worker.pipeline.bfl import Origin
 from worker.pipeline.reading import Reader, Region
 from worker.pipeline.weights import TensorFiles, fill
@@ -68,17 +68,19 @@ def test_a_reader_keeps_only_the_files_that_are_asked_for(file, tmp_path):
 
 def test_a_file_is_locked_only_where_there_is_room_for_what_is_not_in_memory_yet(file, monkeypatch):
     with file.open("rb") as opened:
-        monkeypatch.setattr(host, "_available_bytes", lambda: 5_000_000_000)
-        host.room_to_lock(opened.fileno(), locked=0)
-        monkeypatch.setattr(host, "_available_bytes", lambda: 4_000_000_000)
-        host.room_to_lock(opened.fileno(), locked=0)  # it has just been written, so it is in memory
-        monkeypatch.setattr(host, "_share_in_memory", lambda *_: 0.0)
-        with pytest.raises(host.NotLocked, match=r"0\.0 GB of it are to be read, and 4\.0 GB of memory are available"):
-            host.room_to_lock(opened.fileno(), locked=0)
-        monkeypatch.setattr(host, "_available_bytes", lambda: 9_000_000_000)
-        host.room_to_lock(opened.fileno(), locked=4_000_000_000)
-        with pytest.raises(host.NotLocked, match=r"3\.9 GB of memory are available"):
-            host.room_to_lock(opened.fileno(), locked=5_100_000_000)
+        monkeypatch.setattr(locked_file, "_available_bytes", lambda: 5_000_000_000)
+        locked_file.room_to_lock(opened.fileno(), locked=0)
+        monkeypatch.setattr(locked_file, "_available_bytes", lambda: 4_000_000_000)
+        locked_file.room_to_lock(opened.fileno(), locked=0)  # it has just been written, so it is in memory
+        monkeypatch.setattr(locked_file, "_share_in_memory", lambda *_: 0.0)
+        with pytest.raises(
+            locked_file.NotLocked, match=r"0\.0 GB of it are to be read, and 4\.0 GB of memory are available"
+        ):
+            locked_file.room_to_lock(opened.fileno(), locked=0)
+        monkeypatch.setattr(locked_file, "_available_bytes", lambda: 9_000_000_000)
+        locked_file.room_to_lock(opened.fileno(), locked=4_000_000_000)
+        with pytest.raises(locked_file.NotLocked, match=r"3\.9 GB of memory are available"):
+            locked_file.room_to_lock(opened.fileno(), locked=5_100_000_000)
 
 
 def test_a_file_that_cannot_be_mapped_is_not_locked(file, monkeypatch):
@@ -87,8 +89,8 @@ def test_a_file_that_cannot_be_mapped_is_not_locked(file, monkeypatch):
 
     monkeypatch.setattr(mmap, "mmap", no_such_device)
 
-    with file.open("rb") as opened, pytest.raises(host.NotLocked, match=r"cannot be mapped: .*No such device"):
-        host.room_to_lock(opened.fileno(), locked=0)
+    with file.open("rb") as opened, pytest.raises(locked_file.NotLocked, match=r"cannot be mapped: .*No such device"):
+        locked_file.room_to_lock(opened.fileno(), locked=0)
 
 
 class Runtime:
@@ -112,8 +114,8 @@ class Runtime:
 def runtime(monkeypatch):
     def make(pieces):
         runtime = Runtime(pieces)
-        monkeypatch.setattr(host, "_runtime", lambda: runtime)
-        monkeypatch.setattr(host, "_PIECE_BYTES", mmap.PAGESIZE)
+        monkeypatch.setattr(locked_file, "cuda_runtime", lambda: runtime)
+        monkeypatch.setattr(locked_file, "_PIECE_BYTES", mmap.PAGESIZE)
         return runtime
 
     return make
@@ -130,7 +132,7 @@ def test_a_locked_file_gives_its_bytes_in_the_pieces_in_which_it_was_locked(tmp_
     (tmp_path / "bytes").write_bytes(values)
 
     with (tmp_path / "bytes").open("rb") as opened:
-        locked = host.LockedFile(opened.fileno(), locker=locker)
+        locked = locked_file.LockedFile(opened.fileno(), locker=locker)
     locked.locking.result()
     found = [piece.numpy().tobytes() for piece in locked.pages(100, len(values) - 100)]
     inside = [piece.numpy().tobytes() for piece in locked.pages(mmap.PAGESIZE, mmap.PAGESIZE)]
@@ -149,7 +151,7 @@ def test_what_cannot_be_locked_is_left_to_threads_and_what_was_is_let_go(tmp_pat
     (tmp_path / "bytes").write_bytes(bytes(4 * mmap.PAGESIZE))
 
     with (tmp_path / "bytes").open("rb") as opened:
-        locked = host.LockedFile(opened.fileno(), locker=locker)
+        locked = locked_file.LockedFile(opened.fileno(), locker=locker)
     locked.locking.result()
 
     assert locked.pages(0, mmap.PAGESIZE) is None
@@ -170,13 +172,13 @@ def test_what_has_just_been_written_is_in_memory_and_an_untouched_hole_is_not(tm
 
     for path, share in ((whole, 1.0), (hole, 0.0)):
         with path.open("rb") as opened:
-            assert host._share_in_memory(opened.fileno(), path.stat().st_size) == share
+            assert locked_file._share_in_memory(opened.fileno(), path.stat().st_size) == share
 
 
 def test_the_memory_that_is_available_is_within_the_hosts():
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
-    assert 0 < host._available_bytes() < total
+    assert 0 < locked_file._available_bytes() < total
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32, torch.float16])

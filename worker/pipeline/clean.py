@@ -51,8 +51,9 @@ class CleanWeights:
         self._stream = side_stream(device)
         self._reader = reader
         self._under_way: dict[str, Arrival] = {}
-        for file in {region.file for parts in regions.values() for region in parts}:
-            reader.lock(file)
+        if place == "file":
+            for file in {region.file for parts in regions.values() for region in parts}:
+                reader.lock(file)
 
     @property
     def bytes(self) -> int:

@@ -76,6 +76,9 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
     dtype = DTYPES[settings.precision]
     autoencoder = load_autoencoder(source.autoencoder, device=device, dtype=dtype, reader=reader)
     marks["autoencoder"] = time.perf_counter()
+    if (placement.text_encoder, placement.clean) == ("streamed", "file"):
+        for file in source.transformer.weights:  # before the text encoder's, where the host has no room for both
+            reader.lock(file)
     text_encoder = _text_encoder(source.text_encoder, text_precision, reader, device, placement.text_encoder)
     reader.keep_only(_read_again(placement, source, precision=settings.precision))
     marks["text encoder"] = time.perf_counter()

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from shared.errors import CheckpointError
-from worker.pipeline.host import LockedFile, NotLocked, lock, on_device, room_to_lock, side_stream
+from worker.pipeline.host import lock, on_device, side_stream
+from worker.pipeline.locked_file import LockedFile, NotLocked, room_to_lock
 
 logger = logging.getLogger("flux2.worker.pipeline")
 
