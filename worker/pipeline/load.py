@@ -144,14 +144,15 @@ def _needs(source: Source, precision: str, text: str) -> Needs:
     shapes = source.transformer.open().shapes
     adapted = adapted_bytes(shapes, dtype=dtype)
     autoencoder = source.autoencoder.open().shapes
-    whole, layer, layers = size_of(source.text_encoder, dtype=DTYPES[text], float8=text == "qfloat8")
+    text_sizes = size_of(source.text_encoder, dtype=DTYPES[text], float8=text == "qfloat8")
     return Needs(
         transformer=weight_bytes(shapes.values(), dtype=dtype, float8=float8)
         - (adapted // 2 if precision == "fp8" else 0),
         autoencoder=weight_bytes(autoencoder.values(), dtype=dtype, float8=False),
-        text_encoder=whole,
-        text_layer=layer,
-        text_layers=layers,
+        text_encoder=text_sizes.whole,
+        text_embedding=text_sizes.embedding,
+        text_layer=text_sizes.layer,
+        text_layers=text_sizes.layers,
         adapted=0 if float8 else adapted,
     )
 

@@ -38,13 +38,15 @@ class Needs:
     """Bytes of weights, as they lie on the device.
 
     Attributes:
-        text_layer: of one of the text encoder's layers, all of which are alike.
+        text_embedding: of the text encoder's tokens, which lie on the host where its layers are streamed.
+        text_layer: of one of its layers, all of which are alike.
         adapted: of the weights that adapters may change; 0 where adapters run beside them.
     """
 
     transformer: int
     autoencoder: int
     text_encoder: int
+    text_embedding: int
     text_layer: int
     text_layers: int
     adapted: int
@@ -52,7 +54,8 @@ class Needs:
     @property
     def streamed_text_encoder(self) -> int:
         """What stays on the device while its layers are streamed."""
-        return self.text_encoder + (min(BUFFERS, self.text_layers) - self.text_layers) * self.text_layer
+        streamed = self.text_layers - min(BUFFERS, self.text_layers)
+        return self.text_encoder - self.text_embedding - streamed * self.text_layer
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ def _with_spare(choice: Placement, needs: Needs, free: int, *, by_hand: bool) ->
 def _from_host(choice: Placement, needs: Needs) -> float:
     """Return the bytes that a change of adapters waits for, and the part of a prompt's that counts as much."""
     clean = 0 if choice.clean == "device" else needs.adapted - choice.clean_on_device
-    text = 0 if choice.text_encoder == "resident" else needs.text_encoder
+    text = 0 if choice.text_encoder == "resident" else needs.text_layers * needs.text_layer
     return clean + _PROMPT_SHARE * text
 
 

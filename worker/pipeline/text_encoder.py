@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -46,6 +46,7 @@ class Family:
 MISTRAL = Family("mistral", (10, 20, 30), ("chat_template", "bos_token", "pad_token"))
 QWEN = Family("qwen", (9, 18, 27), ("chat_template", "pad_token"))
 
+_EMBEDDING = "embed_tokens"
 _FAMILIES = {"mistral": MISTRAL, "qwen3": QWEN}  # by the text model's `model_type`
 
 
@@ -106,7 +107,9 @@ def stream_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtyp
     for name, part in model.named_children():
         if name != "layers":
             inside = {inner: origins[f"{name}.{inner}"] for inner in part.state_dict()}
-            fill(part, files, inside, device=device, dtype=dtype, alone=False, reader=reader)
+            where = (torch.device("cpu"), None) if name == _EMBEDDING else (device, reader)
+            fill(part, files, inside, device=where[0], dtype=dtype, alone=False, reader=where[1])
+    _look_up_on_host(model.embed_tokens, device=device)
     model.layers.to_empty(device="cpu")  # that touches no memory
     model.requires_grad_(False).eval()
     lie = [[found[name] for name in layer] for layer in names]
@@ -161,31 +164,44 @@ def _prefix(files: TensorFiles) -> str:
 
 
 def stream(text_encoder: Any, *, device: torch.device) -> None:
-    """Move a text encoder that lies on the host, and leave its layers there, in locked memory, until they run."""
+    """Move a text encoder that lies on the host; leave its tokens there, and until they run its layers, locked."""
     Streamed(text_encoder.layers, device=device)
     for name, part in text_encoder.named_children():
-        if name != "layers":
+        if name not in ("layers", _EMBEDDING):
             part.to(device)
+    _look_up_on_host(text_encoder.embed_tokens, device=device)
 
 
-def size_of(folder: Path, *, dtype: torch.dtype, float8: bool) -> tuple[int, int, int]:
-    """Return what the text encoder in `folder` takes once loaded: bytes, bytes of one layer, and how many there are.
+def _look_up_on_host(embedding: nn.Embedding, *, device: torch.device) -> None:
+    """Let tokens be looked up where they lie: of the 1.3 GB that all of Mistral's take, a prompt needs 5 MB."""
+    embedding.register_forward_pre_hook(lambda _, inputs: tuple(ids.cpu() for ids in inputs))
+    embedding.register_forward_hook(lambda _, __, found: found.to(device))
+
+
+class TextSizes(NamedTuple):
+    """Bytes of a text encoder as it is loaded; see `worker.pipeline.placement.Needs`."""
+
+    whole: int
+    embedding: int
+    layer: int
+    layers: int
+
+
+def size_of(folder: Path, *, dtype: torch.dtype, float8: bool) -> TextSizes:
+    """Return what the text encoder in `folder` takes once loaded.
 
     Raises:
         CheckpointError: as `load_text_encoder`.
     """
     config, _ = _read_config(folder)
-    return size_of_config(config.get_text_config(), dtype=dtype, float8=float8)
+    model = build_text_encoder(config.get_text_config())
 
+    def size(part: nn.Module, *, float8: bool) -> int:
+        return weight_bytes((tuple(weight.shape) for weight in part.parameters()), dtype=dtype, float8=float8)
 
-def size_of_config(config: Any, *, dtype: torch.dtype, float8: bool) -> tuple[int, int, int]:
-    """Return the same of a language model with this configuration."""
-    model = build_text_encoder(config)
-    whole, layer = (
-        weight_bytes((tuple(weight.shape) for weight in part.parameters()), dtype=dtype, float8=float8)
-        for part in (model, model.layers[0])
-    )
-    return whole, layer, len(model.layers)
+    embedding = size(model.embed_tokens, float8=False)  # only what is multiplied by is quantised
+    whole = size(model, float8=float8) - size(model.embed_tokens, float8=float8) + embedding
+    return TextSizes(whole, embedding, size(model.layers[0], float8=float8), len(model.layers))
 
 
 def _read_config(folder: Path) -> tuple[Any, int]:
