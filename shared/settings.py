@@ -103,12 +103,14 @@ class ModelSettings(BaseModel):
     )
     text_encoder_place: Literal["resident", "streamed"] | None = Field(
         None,
-        description="On the device, or layer by layer from its files for each new prompt; empty: what fits.",
+        description="On the device, or layer by layer from its files for each new prompt; empty: of what fits, the "
+        "placement that leaves the least to copy.",
     )
     clean_weights: Literal["device", "host", "file"] | None = Field(
         None,
         description="Where what adapters change comes back from: copies on the `device` or in `host` memory, or the "
-        "checkpoint's files in the page cache that all workers share; empty: `device` if there is room, else `file`.",
+        "checkpoint's files in the page cache that all workers share; empty: `device`, or `file` with copies of what "
+        "there is room for.",
     )
     memory_gb: float | None = Field(
         None, gt=0, description="Device memory (10^9 bytes) that this worker may take; empty: what is free."

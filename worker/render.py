@@ -164,8 +164,7 @@ class Renderer:
         )
 
     def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
-        """Read the adapters of an item that will come, and bring its prompts and noise to the device, beside one that
-        renders.
+        """Read a coming item's adapters, and bring its prompts and noise to the device, beside one that renders.
 
         Raises:
             InvalidRequest, AdapterNotFound, AdapterRefused, AdapterMismatch: as `render` will.

@@ -94,7 +94,7 @@ class Parts:
         self._clock = clock
         cache_bytes = int(WorkerSettings.model_fields["adapter_cache_gb"].default * 1_000_000_000)
         self._renderer = Renderer(components, prompt_cache=4, adapter_cache_bytes=cache_bytes)
-        self._now = "exact"  # the name of this project's engine, as it is now
+        self._now = "compiled" if components.compiled else "exact"  # the name of this project's engine, as it is now
         self._latents = latents
         self._prompt, self._negative = (self._embeds(seed) for seed in (1, 2))
 
@@ -245,7 +245,7 @@ class Parts:
 
     def batch(self, folder: Path) -> None:
         """Render images with two adapters in turn, each of a prompt of its own; as in a worker an image is encoded
-        while the next renders, which is prepared from the first step of the one before.
+        while the next renders, which is prepared from the second step of the one before.
 
         That is the worst case: the queue hands out what needs no change first.
         """
@@ -261,7 +261,7 @@ class Parts:
             for number in range(items):
                 following = adapters[(number + 1) % 2]
                 prepare = partial(self._renderer.prepare, self._spec(following, number + 1), [following[1]])
-                self._render(adapters[number % 2], number, behind, at_first_step=partial(ahead, prepare))
+                self._render(adapters[number % 2], number, behind, at_second_step=partial(ahead, prepare))
             behind.wait()
             wall_s = time.perf_counter() - began
             idle = 1 - busy_s() / wall_s
@@ -371,13 +371,13 @@ class Parts:
         seed: int,
         behind: Behind,
         *,
-        at_first_step: Callable[[], None] = lambda: None,
+        at_second_step: Callable[[], None] = lambda: None,
     ) -> None:
         spec = self._spec(adapter, seed)
 
         def on_progress(progress: Progress) -> None:
-            if (progress.stage, progress.step) == ("denoise", 1):
-                at_first_step()
+            if (progress.stage, progress.step) == ("denoise", 2):
+                at_second_step()
 
         rendered = self._renderer.render(spec, [adapter[1]], on_progress=on_progress)
 

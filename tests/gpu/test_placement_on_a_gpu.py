@@ -13,7 +13,7 @@ from shared.settings import ModelSettings
 from worker.pipeline import locked_file
 from worker.pipeline.load import load_components
 from worker.pipeline.reading import Reader, Region
-from worker.pipeline.tiny import write_tiny_adapter, write_tiny_checkpoint
+from worker.pipeline.tiny import STYLES, write_tiny_adapter, write_tiny_checkpoint
 from worker.render import Renderer
 from worker.verify.product import adapter_ref
 
@@ -41,16 +41,17 @@ def load(checkpoint):
     torch.cuda.set_per_process_memory_fraction(1.0, 0)
 
 
-def pictures(components, adapter, *, prepared=False):
-    """Render two prompts without, with and again without an adapter; each may be prepared before the one before it."""
+def pictures(components, *adapters, prepared=False):
+    """Render two prompts without, with and again without adapters; each may be prepared before the one before it."""
     renderer = Renderer(components, prompt_cache=4 * prepared, adapter_cache_bytes=100_000_000 * prepared)
     items = []
-    for path in (None, adapter, None):
+    for path in (None, *adapters, None):
         for prompt in ("a blue star", "three red circles"):
             spec = ItemSpec(
                 model="flux2", prompt=prompt, neg="", width=128, height=128, requested_width=128,
                 requested_height=128, seed=5, num_inference_steps=3, guidance_scale=4.0,
                 adapters=() if path is None else (adapter_ref(path, 1.0),), output_format="png",
+                engine="fast" if components.precision == "fp8" else "exact",
             )  # fmt: skip
             items.append((spec, [path] if path else []))
     found = []
@@ -73,20 +74,26 @@ def test_where_the_parts_lie_changes_no_bit(load, tmp_path):
     assert pictures(load(text_encoder_place="streamed", clean_weights="file"), adapter) == expected
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
 @pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize(("clean_weights", "share"), [("device", 0), ("host", 0), ("file", 0), ("file", 0.5)])
 def test_adapters_change_to_the_same_bits_from_wherever_clean_weights_come(
-    clean_weights, share, prepared, load, tmp_path
+    clean_weights, share, prepared, precision, load, tmp_path, monkeypatch
 ):
-    adapter = tmp_path / "adapter.safetensors"
-    write_tiny_adapter(adapter)
-    components = load(clean_weights=clean_weights)
-    bytes_of_all = sum(weight.nbytes for weight in components.transformer.parameters())
+    monkeypatch.setattr("worker.lora.fused._LEAST", 0)  # the kernel takes small layers too, with bits of its own
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    write_tiny_adapter(first)
+    write_tiny_adapter(second, STYLES[0])
+    components = load(clean_weights=clean_weights, precision=precision)
+    bytes_of_all = sum(2 * weight.numel() for weight in components.transformer.parameters())
     placement = replace(components.placement, clean_on_device=int(share * bytes_of_all))
 
-    found = pictures(replace(components, placement=placement), adapter, prepared=prepared)
+    found = pictures(replace(components, placement=placement), first, second, prepared=prepared)
+    one_by_one = [pictures(load(clean_weights="file", precision=precision), path) for path in (first, second)]
 
-    assert found == pictures(load(clean_weights="device"), adapter)
+    base, changed = one_by_one[0][:2], [pair[2:4] for pair in one_by_one]
+    assert found == [*base, *changed[0], *changed[1], *base]
+    assert len({*found}) == 6
 
 
 @pytest.mark.parametrize("pieces", [0, 2, 4])

@@ -293,8 +293,10 @@ def test_reports_name_every_kind_and_only_real_ranks(warm, adapters):
     assert [(report.kind, report.ranks) for report in reports] == [("diff+lora", (4,)), ("lokr", ()), ("dora", (4,))]
 
 
-@pytest.mark.parametrize("before", [[], [("lora_r4_bf16", 1.0)]])
-def test_a_failure_in_the_middle_of_a_merge_leaves_the_base(before, warm, adapters, monkeypatch):
+@pytest.mark.parametrize("before", [[], [("lora_r4_bf16", 1.0)], [("dora_bf16", 1.0), ("lora_subset_bf16", 0.5)]])
+@pytest.mark.parametrize(("place", "room"), [("file", 0), ("file", 300_000), ("device", 0)])
+def test_a_failure_in_the_middle_of_a_merge_leaves_the_base(place, room, before, components, adapters, monkeypatch):
+    warm = WarmPipeline(replace(components("bf16"), placement=Placement("resident", place, 0, clean_on_device=room)))
     base = weights(warm)
     warm.use(adapters(*before))
     calls = []

@@ -314,6 +314,7 @@ class WarmPipeline:
         names = self._by_group(self._dirty | (touched & self._fast.keys()), lambda name: name)
         members = self._by_group(enumerate(pieces), lambda member: member[1].parts[0].parameter)
         sums: list[tuple[Tensor, Tensor]] = []
+        first: dict[str, Tensor] = {}
         broken = torch.zeros(len(pieces), dtype=torch.int32, device=self.components.device)
 
         def fetch(group: int) -> tuple[dict[str, Tensor], Callable[[], None]]:
@@ -329,7 +330,7 @@ class WarmPipeline:
             following = fetch(group + 1)
             arrive()
             for name, dense in values.items():
-                sums += self._sums(name, dense)
+                sums += self._sums(name, dense, first=first)
             for number, piece in members[group]:
                 self._merge(piece, values, broken=broken[number])
             for name in self._fast.keys() & values.keys():
@@ -337,6 +338,7 @@ class WarmPipeline:
             self._arrivals.arrived(group)
         self.base_drift += _differing(sums)
         self._refuse_drift()
+        self._dense |= first
         self._dirty = touched
         for piece, is_broken in zip(pieces, broken.tolist(), strict=True):
             if is_broken:
@@ -344,10 +346,13 @@ class WarmPipeline:
                     f"{piece.update.layer}: the adapter's values are so large that the merged weight is not finite"
                 )
 
-    def _sums(self, name: str, dense: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _sums(self, name: str, dense: Tensor, *, first: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
         """Return checksums of what has been put back, and what they must be.
 
         Float8 weights are compared once with what they are made from now; from then on that is compared.
+
+        Args:
+            first: gets the sums of what was read for the first time, which count once these have been compared.
         """
         found = checksum(dense)
         if name not in self._fast:
@@ -355,7 +360,7 @@ class WarmPipeline:
         self._save(name, dense)
         if name in self._dense:
             return [(found, self._dense[name])]
-        self._dense[name] = found
+        first[name] = found
         self._fast[name].take(dense)
         return [(self._checksum(name), self._checksums[name])]
 
@@ -375,7 +380,7 @@ class WarmPipeline:
         """
         values, waits = {}, []
         for name in names:
-            copy, weight = self._clean.on_device(name), self._weights[name]
+            copy, weight = self._clean.copy_on_device(name), self._weights[name]
             if copy is not None and (name in self._fast or name in changed):
                 values[name] = copy
                 continue
@@ -402,7 +407,7 @@ class WarmPipeline:
             self._save(name, old)
             target = self._weights[name]
             if name in self._fast:
-                target = torch.empty_like(old) if old is self._clean.on_device(name) else old
+                target = torch.empty_like(old) if old is self._clean.copy_on_device(name) else old
             write(target, change.take(rows.take), old=old, broken=broken)
             values[name] = target
 

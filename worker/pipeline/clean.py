@@ -81,7 +81,7 @@ class CleanWeights:
         self._copies[name] = copy.copy_(weight)
         self._room -= weight.nbytes if on_device else 0
 
-    def on_device(self, name: str) -> Tensor | None:
+    def copy_on_device(self, name: str) -> Tensor | None:
         """Return a parameter's copy, not to be written to, if it lies on the device."""
         copy = self._copies.get(name)
         return copy if copy is not None and copy.device == self._device else None
@@ -119,6 +119,8 @@ class CleanWeights:
                 self._under_way.pop(name)()
             except CheckpointError as error:
                 logger.warning("clean weights not read", extra={"parameter": name, "error": str(error)})
+        if self._stream is not None:
+            self._stream.synchronize()
 
 
 @contextmanager

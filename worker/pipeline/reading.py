@@ -3,8 +3,8 @@
 Sixteen threads bring a GPU about 30 GB/s; one that walks through mapped pages would wait for each, and reach 10. What
 is read again and again has its pages locked where they are, in the page cache, and a GPU copies from there: 53 GB/s on
 an H100, as from any locked memory, without a copy in between. Workers of one host lock the same pages. Locking takes as
-long as reading once, so it is begun when a model has been loaded, and until it is done, or where it cannot be, for want
-of memory or on a file system that does not allow it, the threads go on.
+long as reading once and holds reading up, so it is begun when that is done; and until all is locked, or where it cannot
+be, for want of memory or on a file system that does not allow it, the threads go on.
 """
 
 from __future__ import annotations
