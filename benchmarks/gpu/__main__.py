@@ -75,6 +75,7 @@ def main(
     clean_weights: Annotated[
         Literal["device", "host", "file"] | None, typer.Option(help="Instead of what fits.")
     ] = None,
+    memory_gb: Annotated[float | None, typer.Option(min=1, help="Place it as on a card with so much free.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as they are made.")] = False,
     out: Annotated[Path | None, typer.Option(help="Append the JSON lines to this file, as they are made.")] = None,
 ) -> None:
@@ -103,6 +104,7 @@ def main(
                     precision,
                     text_encoder_place=text_encoder_place,
                     clean_weights=clean_weights,
+                    memory_gb=memory_gb,
                     compile=False if EngineName.EXACT in names else None,  # blocks that are compiled stay so
                 )
             except CheckpointError as error:
