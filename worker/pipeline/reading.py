@@ -30,6 +30,8 @@ logger = logging.getLogger("flux2.worker.pipeline")
 
 _THREADS = 16
 _BLOCK_BYTES = 32 * 1024**2
+# Of a block, one of which is copied while the next is read.
+_PARTS = 4
 
 #: Waits until something has been read, and holds the current stream up until it is on the device. Raises
 #: CheckpointError if a file cannot be read, or ends too early.
@@ -161,12 +163,18 @@ class Reader:
             return
         staging, stream = self._own()
         pages = self._pages(file, start, len(block))  # they may have been locked since
-        if pages is None:
-            pages = [staging[: len(block)]]
-            self._take(file, start, pages[0])
-        with torch.cuda.stream(stream):
-            _join(pages, block)
-        stream.synchronize()
+        size = -(-self._block_bytes // _PARTS)
+        try:
+            with torch.cuda.stream(stream):
+                if pages is not None:
+                    _join(pages, block)
+                    return
+                for done in range(0, len(block), size):
+                    part = staging[done : min(done + size, len(block))]
+                    self._take(file, start + done, part)
+                    _join([part], block[done : done + len(part)])
+        finally:
+            stream.synchronize()
 
     def _own(self) -> tuple[Tensor, torch.cuda.Stream]:
         """Return this thread's block of host memory and its stream."""
