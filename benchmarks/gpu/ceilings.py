@@ -12,6 +12,9 @@ from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.report import Report
 from worker.pipeline.host import locked_like
 
+#: Rows with the rate of products, `tflops`.
+BF16, FP8 = "bf16 matmul", "fp8 row-wise matmul"
+
 _BATCH = 10
 # Hopper is the first with a product whose rows and columns have scales of their own.
 _ROW_WISE = (9, 0)
@@ -26,7 +29,7 @@ def measure_ceilings(report: Report, clock: Clock, *, small: bool) -> None:
     size, seconds = (256, 0.05) if small else (8192, 2.0)
     a, b = (torch.randn(size, size, device=clock.device, dtype=torch.bfloat16) for _ in range(2))
     bf16 = _sustained_ms(clock, lambda: a @ b, seconds)
-    report.add("bf16 matmul", size=size, median_ms=bf16, tflops=_tflops(size, bf16))
+    report.add(BF16, size=size, median_ms=bf16, tflops=_tflops(size, bf16))
     if clock.device.type == "cuda" and torch.cuda.get_device_capability(clock.device) >= _ROW_WISE:
         a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()  # the second by columns, as is required
         ones = torch.ones(size, 1, device=clock.device)
@@ -37,8 +40,8 @@ def measure_ceilings(report: Report, clock: Clock, *, small: bool) -> None:
             )
 
         fp8 = _sustained_ms(clock, product, seconds)
-        ratio = {"ratio": fp8 / bf16, "against": "bf16 matmul"}
-        report.add("fp8 row-wise matmul", size=size, median_ms=fp8, **ratio, tflops=_tflops(size, fp8))
+        ratio = {"ratio": fp8 / bf16, "against": BF16}
+        report.add(FP8, size=size, median_ms=fp8, **ratio, tflops=_tflops(size, fp8))
     target = torch.empty(4_000_000 if small else 1_000_000_000, dtype=torch.uint8, device=clock.device)
     locked = locked_like(target)
     copy_ms = _sustained_ms(clock, lambda: target.copy_(locked, non_blocking=True), seconds)

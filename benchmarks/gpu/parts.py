@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.gpu.ceilings import BF16, FP8
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.models import write_adapter
 from benchmarks.gpu.report import Report, Row
@@ -29,7 +31,7 @@ from worker.behind import Behind
 from worker.distance import rel_l2
 from worker.engines.engine import Engine, Run
 from worker.engines.exact import Exact
-from worker.pipeline.compiled import compile_blocks
+from worker.pipeline.compiled import as_written, compile_blocks
 from worker.pipeline.components import Components
 from worker.render import Renderer
 from worker.sampling.latents import noise
@@ -96,6 +98,7 @@ class Parts:
         self._renderer = Renderer(components, prompt_cache=4, adapter_cache_bytes=cache_bytes)
         self._now = "compiled" if components.compiled else "exact"  # the name of this project's engine, as it is now
         self._latents = latents
+        self._flops: dict[int, int] = {}  # of a step, by size
         self._prompt, self._negative = (self._embeds(seed) for seed in (1, 2))
 
     def compile(self, name: str) -> None:
@@ -134,9 +137,20 @@ class Parts:
             **self._report.against(_STEP, size=size, engine=name, time=median_ms),
             peak_gb=self._clock.peak_gb(),
             n=len(times),
+            **self._rate(name, engine, size, median_ms),
             **notes,
             **self._equality(_STEP, name, size, latents, steps=self._plan.repeat + 1),
         )
+
+    def _rate(self, name: str, engine: Engine, size: int, median_ms: float) -> Row:
+        """Return the rate of a step's products and attention, and its part of the ceiling if that was measured."""
+        if size not in self._flops:
+            with as_written(), FlopCounterMode(display=False) as counter:
+                self._denoise(engine, size, 1)
+            self._flops[size] = counter.get_total_flops()
+        tflops = self._flops[size] / median_ms / 1e9
+        ceilings = [row["tflops"] for row in self._report.rows if row["what"] == (FP8 if name == "fast" else BF16)]
+        return {"tflops": tflops, "of_ceiling": tflops / ceilings[-1] if ceilings else None}
 
     def _image(self, name: str, engine: Engine, size: int, notes: Row) -> None:
         """Measure from noise to the bytes of a file; the prompt is encoded already."""

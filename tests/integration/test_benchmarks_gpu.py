@@ -61,6 +61,11 @@ def test_every_part_gives_times_and_ratios(measured, model, last):
         assert [row["engine"] for row in rows if row["what"] == part] == engines
         first = next(row for row in rows if row["what"] == part)
         assert (first["ratio"], first["against"]) == (1.0, f"{engines[0]} eager")
+    assert all(
+        row["tflops"] > 0 and 0 < row["of_ceiling"] < 2
+        for row in rows
+        if row["what"] == "step" and row["engine"] != "fast"
+    )
     assert all(row["finite"] for row in rows if row["what"] in ("step", "image"))
     assert all(row["drift"] == 0 for row in rows if row["what"].startswith(("switch", "batch")))
     assert all(0 < row["relative_error"] < 0.1 for row in rows if row["what"] == "step" and row["engine"] == "fast")
