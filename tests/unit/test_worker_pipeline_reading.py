@@ -1,6 +1,7 @@
 """Many threads read a file's bytes to where they belong, and say where a file ends too early."""
 
 import errno
+import fcntl
 import gc
 import mmap
 import os
@@ -144,6 +145,27 @@ def test_a_locked_file_gives_its_bytes_in_the_pieces_in_which_it_was_locked(tmp_
     assert inside == [values[mmap.PAGESIZE : 2 * mmap.PAGESIZE]]
     assert beyond is None
     assert pieces.registered == set()
+
+
+def test_pages_in_shared_memory_take_nothing_that_the_host_counts_as_available(runtime, locker, monkeypatch):
+    runtime(8)
+    descriptor = os.memfd_create("bytes")
+    os.write(descriptor, bytes(2 * mmap.PAGESIZE))
+
+    in_memory = locked_file.LockedFile(descriptor, locker=locker)
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "fcntl", no_seals)
+        on_disk = locked_file.LockedFile(descriptor, locker=locker)
+    os.close(descriptor)
+
+    assert (in_memory.size, in_memory.taken) == (2 * mmap.PAGESIZE, 0)
+    assert (on_disk.size, on_disk.taken) == (2 * mmap.PAGESIZE, 2 * mmap.PAGESIZE)
+    in_memory.close()
+    on_disk.close()
+
+
+def no_seals(*_):
+    raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
 def test_what_cannot_be_locked_is_left_to_threads_and_what_was_is_let_go(tmp_path, runtime, locker):

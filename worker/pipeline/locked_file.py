@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import logging
 import mmap
 import os
@@ -48,6 +49,7 @@ class LockedFile:
         except (OSError, ValueError) as error:
             raise NotLocked(f"it cannot be mapped: {error}") from error
         self._bytes = _bytes_of(self._map)
+        self._counted = not _in_shared_memory(descriptor)
         self._locked: dict[int, int] = {}  # by a piece's number, its address
         self._unregister = weakref.finalize(self, _unregister, self._locked)
         self._unregister.atexit = False
@@ -58,6 +60,11 @@ class LockedFile:
     def size(self) -> int:
         """In bytes."""
         return len(self._bytes)
+
+    @property
+    def taken(self) -> int:
+        """What locking takes of the memory that the host counts as available, in bytes."""
+        return self.size if self._counted else 0
 
     def pages(self, start: int, size: int) -> list[Tensor] | None:
         """Return a part of the file, in pieces that were locked by themselves; None while any is not."""
@@ -105,7 +112,7 @@ def room_to_lock(descriptor: int, *, locked: int) -> None:
     Pages that are in memory already need none: other workers have read them, and may have locked them.
 
     Args:
-        locked: bytes that this process has locked, or is about to; the host counts them as available.
+        locked: bytes that this process has locked, or is about to, and that the host counts as available.
 
     Raises:
         NotLocked: there is not enough memory, or the file cannot be mapped.
@@ -118,6 +125,15 @@ def room_to_lock(descriptor: int, *, locked: int) -> None:
     free = _available_bytes() - locked
     if missing > free - _SPARE_BYTES:
         raise NotLocked(f"{missing / 1e9:.1f} GB of it are to be read, and {free / 1e9:.1f} GB of memory are available")
+
+
+def _in_shared_memory(descriptor: int) -> bool:
+    """Whether a file lies in a tmpfs, or in no file system: such pages can never be given up for others."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+    except OSError:  # no other file has seals
+        return False
+    return True
 
 
 def _share_in_memory(descriptor: int, size: int) -> float:

@@ -101,7 +101,7 @@ class Reader:
         if self.device.type != "cuda" or file in self._locked:
             return
         try:
-            room_to_lock(self._files[file], locked=sum(locked.size for locked in self._locked.values()))
+            room_to_lock(self._files[file], locked=sum(locked.taken for locked in self._locked.values()))
             self._locked[file] = LockedFile(self._files[file], locker=self._locker)
         except NotLocked as error:
             logger.info("pages not locked", extra={"file": str(file), "error": str(error)})
