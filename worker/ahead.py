@@ -9,6 +9,9 @@ from worker.behind import Behind
 
 logger = logging.getLogger("flux2.worker.ahead")
 
+#: When to begin: after the first step, under which weights may still be on their way.
+STEP_TO_PREPARE = 2
+
 
 class Ahead(Behind):
     """Does work in a thread; what is brought while that is busy is left undone, and so is what fails.

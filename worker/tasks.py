@@ -41,7 +41,7 @@ from shared.ledger import Claim, Ledger
 from shared.settings import Settings
 from shared.storage import ObjectStore
 from worker import fault, imagefile
-from worker.ahead import Ahead
+from worker.ahead import STEP_TO_PREPARE, Ahead
 from worker.behind import AtOnce, Behind
 from worker.lease import Lease
 from worker.renderer import ItemRenderer, Rendered
@@ -51,9 +51,6 @@ logger = logging.getLogger("flux2.worker")
 
 
 Made = TypeVar("Made")
-
-# After the first, under which weights may still be on their way.
-_STEP_TO_PREPARE = 2
 
 # What another attempt, or another device, could not mend.
 _NOT_THE_DEVICES = (RequestError, StorageUnavailable, OutOfMemory, LedgerUnavailable)
@@ -203,7 +200,7 @@ def _render(worker: Worker, claim: Claim, lease: Lease) -> Rendered:
 
     def on_progress(progress: Progress) -> None:
         lease.report(progress)
-        if progress.stage == "denoise" and progress.step == _STEP_TO_PREPARE:
+        if progress.stage == "denoise" and progress.step == STEP_TO_PREPARE:
             worker.ahead(partial(_prepare_next, worker, spec.adapter_key))
 
     rendered = worker.renderer.render(spec, _files(worker, spec), on_progress=on_progress)

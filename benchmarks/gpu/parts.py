@@ -26,7 +26,7 @@ from benchmarks.gpu.report import Report, Row
 from shared.job import AdapterRef, ItemSpec, Progress
 from shared.settings import WorkerSettings
 from worker import imagefile
-from worker.ahead import Ahead
+from worker.ahead import STEP_TO_PREPARE, Ahead
 from worker.behind import Behind
 from worker.distance import rel_l2
 from worker.engines.engine import Engine, Run
@@ -259,7 +259,7 @@ class Parts:
 
     def batch(self, folder: Path) -> None:
         """Render images with two adapters in turn, each of a prompt of its own; as in a worker an image is encoded
-        while the next renders, which is prepared from the second step of the one before.
+        while the next renders, which is prepared while the one before does.
 
         That is the worst case: the queue hands out what needs no change first.
         """
@@ -275,7 +275,7 @@ class Parts:
             for number in range(items):
                 following = adapters[(number + 1) % 2]
                 prepare = partial(self._renderer.prepare, self._spec(following, number + 1), [following[1]])
-                self._render(adapters[number % 2], number, behind, at_second_step=partial(ahead, prepare))
+                self._render(adapters[number % 2], number, behind, prepare=partial(ahead, prepare))
             behind.wait()
             wall_s = time.perf_counter() - began
             idle = 1 - busy_s() / wall_s
@@ -385,13 +385,13 @@ class Parts:
         seed: int,
         behind: Behind,
         *,
-        at_second_step: Callable[[], None] = lambda: None,
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:
         spec = self._spec(adapter, seed)
 
         def on_progress(progress: Progress) -> None:
-            if (progress.stage, progress.step) == ("denoise", 2):
-                at_second_step()
+            if (progress.stage, progress.step) == ("denoise", STEP_TO_PREPARE):
+                prepare()
 
         rendered = self._renderer.render(spec, [adapter[1]], on_progress=on_progress)
 

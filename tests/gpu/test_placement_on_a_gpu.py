@@ -71,6 +71,7 @@ def test_where_the_parts_lie_changes_no_bit(load, tmp_path):
     expected = pictures(load(text_encoder_place="resident", clean_weights="device"), adapter)
 
     assert pictures(load(text_encoder_place="streamed", clean_weights="device"), adapter) == expected
+    assert pictures(load(text_encoder_place="streamed", clean_weights="host"), adapter) == expected
     assert pictures(load(text_encoder_place="streamed", clean_weights="file"), adapter) == expected
 
 

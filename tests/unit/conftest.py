@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,41 @@ def components(_loaded: dict[str, Any], checkpoint: Path) -> Callable[[str], Any
         return replace(shared, transformer=load_transformer(files, device=shared.device, dtype=shared.dtype))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_over() -> Callable[[Path], None]:
+    """Write zeros over all values of a safetensors file, in place."""
+
+    def write(file: Path) -> None:
+        with file.open("r+b") as opened:
+            values = 8 + int.from_bytes(opened.read(8), "little")
+            opened.seek(values)
+            opened.write(bytes(file.stat().st_size - values))
+
+    return write
+
+
+@pytest.fixture
+def failing_at_layer() -> Callable[..., Any]:
+    """Let one layer, by the number in which they are merged meanwhile, raise an error; `first` is done before."""
+    from worker.lora import merge
+
+    @contextmanager
+    def failing(number: int, error: BaseException, *, first: Callable[[], None] = lambda: None) -> Iterator[None]:
+        numbers = count(1)
+
+        def layer_change(*args: Any, **kwargs: Any) -> Any:
+            if next(numbers) == number:
+                first()
+                raise error
+            return merge.layer_change(*args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("worker.pipeline.cache.layer_change", layer_change)
+            yield
+
+    return failing
 
 
 @pytest.fixture(scope="session")

@@ -295,22 +295,15 @@ def test_reports_name_every_kind_and_only_real_ranks(warm, adapters):
 
 @pytest.mark.parametrize("before", [[], [("lora_r4_bf16", 1.0)], [("dora_bf16", 1.0), ("lora_subset_bf16", 0.5)]])
 @pytest.mark.parametrize(("place", "room"), [("file", 0), ("file", 300_000), ("device", 0)])
-def test_a_failure_in_the_middle_of_a_merge_leaves_the_base(place, room, before, components, adapters, monkeypatch):
+def test_a_failure_in_the_middle_of_a_merge_leaves_the_base(
+    place, room, before, components, adapters, failing_at_layer
+):
     warm = WarmPipeline(replace(components("bf16"), placement=Placement("resident", place, 0, clean_on_device=room)))
     base = weights(warm)
     warm.use(adapters(*before))
-    calls = []
 
-    def fails_at_the_seventh_layer(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 7:
-            raise KeyboardInterrupt
-        return merge.layer_change(*args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("worker.pipeline.cache.layer_change", fails_at_the_seventh_layer)
-        with pytest.raises(KeyboardInterrupt):
-            warm.use(adapters(("lora_alllinear_bf16", 1.0)))
+    with failing_at_layer(7, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
+        warm.use(adapters(("lora_alllinear_bf16", 1.0)))
 
     assert warm.adapter_key == "base"
     assert equal(weights(warm), base)
@@ -706,25 +699,14 @@ def test_a_checkpoint_that_is_written_over_is_never_rendered_with(from_files, ad
 
 
 def test_a_merge_that_fails_over_a_checkpoint_that_was_written_over_leaves_nothing_to_render_with(
-    from_files, adapters, monkeypatch
+    from_files, adapters, failing_at_layer, write_over
 ):
     warm, file = from_files
-    calls = []
 
-    def fails_at_the_seventh_layer(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 7:
-            with file.open("r+b") as opened:
-                values = 8 + int.from_bytes(opened.read(8), "little")
-                opened.seek(values)
-                opened.write(bytes(file.stat().st_size - values))
-            raise AdapterRefused("not finite")
-        return merge.layer_change(*args, **kwargs)
-
-    monkeypatch.setattr("worker.pipeline.cache.layer_change", fails_at_the_seventh_layer)
-    for wanted in (adapters(("lora_alllinear_bf16", 1.0)), [], adapters(("lora_subset_bf16", 1.0))):
-        with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
-            warm.use(wanted)
+    with failing_at_layer(7, AdapterRefused("not finite"), first=lambda: write_over(file)):
+        for wanted in (adapters(("lora_alllinear_bf16", 1.0)), [], adapters(("lora_subset_bf16", 1.0))):
+            with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
+                warm.use(wanted)
 
 
 def test_a_checkpoint_whose_disk_fails_is_never_rendered_with(from_files, adapters, monkeypatch):

@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from shared.errors import CheckpointError, InvalidRequest, WeightsLost
 from shared.settings import ModelSettings
-from worker.lora import merge
 from worker.pipeline.cache import WarmPipeline
 from worker.pipeline.fast import FastGatedLinear, FastLinear, fast_layers, quantize_rows
 from worker.pipeline.load import load_components
@@ -140,30 +139,19 @@ def test_a_checkpoint_that_was_written_over_is_never_rendered_with(fast, adapter
 
 @pytest.mark.parametrize("place", ["device", "file"])
 def test_a_checkpoint_that_was_written_over_is_found_even_if_the_change_that_read_it_failed(
-    place, checkpoint, adapter, tmp_path, monkeypatch
+    place, checkpoint, adapter, tmp_path, failing_at_layer, write_over
 ):
     folder = shutil.copytree(checkpoint, tmp_path / "own")
     settings = ModelSettings(
         path=str(folder), text_encoder=str(folder / "text_encoder"), precision="fp8", clean_weights=place
     )
     warm = WarmPipeline(load_components(settings, device=CPU, hf_token=None))
-    file = folder / "flux2-dev.safetensors"
-    with file.open("r+b") as opened:
-        opened.seek(8 + int.from_bytes(opened.read(8), "little"))
-        opened.write(bytes(file.stat().st_size - opened.tell()))
-    calls = []
+    write_over(folder / "flux2-dev.safetensors")
 
-    def fails_at_the_twentieth_layer(*args, **kwargs):
-        calls.append(1)
-        if len(calls) == 20:
-            raise torch.OutOfMemoryError("full")
-        return merge.layer_change(*args, **kwargs)
-
-    monkeypatch.setattr("worker.pipeline.cache.layer_change", fails_at_the_twentieth_layer)
-
-    for wanted in (adapter, []):
-        with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
-            warm.use(wanted)
+    with failing_at_layer(20, torch.OutOfMemoryError("full")):
+        for wanted in (adapter, []):
+            with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
+                warm.use(wanted)
 
 
 def test_a_scale_that_is_not_clean_is_drift_too(fast, adapter):

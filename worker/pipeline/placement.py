@@ -104,12 +104,14 @@ def _with_spare(choice: Placement, needs: Needs, free: int, *, by_hand: bool) ->
         by_hand: whether it was set where the clean weights lie, and so all of them.
     """
     spare = int(free - choice.gigabytes * _GB)
-    kept = choice.clean == "device" and needs.adapted > 0
-    if spare < (_LARGE_WORK if kept and not by_hand else 0):
+    if spare < 0:
         return None
-    if choice.clean == "device" or by_hand:
+    if by_hand or not needs.adapted:
         return choice
-    return replace(choice, clean_on_device=max(0, min(spare - _LARGE_WORK, needs.adapted)))
+    room = spare - _LARGE_WORK
+    if choice.clean == "device":
+        return choice if room >= 0 else None
+    return replace(choice, clean_on_device=max(0, min(room, needs.adapted)))
 
 
 def _from_host(choice: Placement, needs: Needs) -> float:

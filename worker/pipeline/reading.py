@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -163,18 +163,19 @@ class Reader:
             return
         staging, stream = self._own()
         pages = self._pages(file, start, len(block))  # they may have been locked since
-        size = -(-self._block_bytes // _PARTS)
         try:
             with torch.cuda.stream(stream):
-                if pages is not None:
-                    _join(pages, block)
-                    return
-                for done in range(0, len(block), size):
-                    part = staging[done : min(done + size, len(block))]
-                    self._take(file, start + done, part)
-                    _join([part], block[done : done + len(part)])
+                _join(pages or self._staged(file, start, staging[: len(block)]), block)
         finally:
             stream.synchronize()
+
+    def _staged(self, file: Path, start: int, room: Tensor) -> Iterator[Tensor]:
+        """Read into `room`, one part after the other, so that each is copied while the next is read."""
+        size = -(-self._block_bytes // _PARTS)
+        for done in range(0, len(room), size):
+            part = room[done : done + size]
+            self._take(file, start + done, part)
+            yield part
 
     def _own(self) -> tuple[Tensor, torch.cuda.Stream]:
         """Return this thread's block of host memory and its stream."""
@@ -195,7 +196,7 @@ class Reader:
             view, start = view[count:], start + count
 
 
-def _join(pieces: Sequence[Tensor], whole: Tensor) -> None:
+def _join(pieces: Iterable[Tensor], whole: Tensor) -> None:
     """Copy from locked memory on the current stream."""
     done = 0
     for piece in pieces:

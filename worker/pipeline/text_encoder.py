@@ -107,8 +107,8 @@ def stream_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtyp
     for name, part in model.named_children():
         if name != "layers":
             inside = {inner: origins[f"{name}.{inner}"] for inner in part.state_dict()}
-            where = (torch.device("cpu"), None) if name == _EMBEDDING else (device, reader)
-            fill(part, files, inside, device=where[0], dtype=dtype, alone=False, reader=where[1])
+            where, by = (torch.device("cpu"), None) if name == _EMBEDDING else (device, reader)
+            fill(part, files, inside, device=where, dtype=dtype, alone=False, reader=by)
     _look_up_on_host(model.embed_tokens, device=device)
     model.layers.to_empty(device="cpu")  # that touches no memory
     model.requires_grad_(False).eval()
@@ -156,7 +156,7 @@ def text_encoder_files(folder: Path) -> tuple[Path, ...]:
 
 def _prefix(files: TensorFiles) -> str:
     """Return what the language model's tensors are called before their own names: other parts lie beside it."""
-    last = "embed_tokens.weight"
+    last = f"{_EMBEDDING}.weight"
     found = [name.removesuffix(last) for name in files.shapes if name.endswith(last)]
     if len(found) != 1:
         raise CheckpointError(f"{files.name}: {len(found)} tensors are called {last!r}; a language model has one")
