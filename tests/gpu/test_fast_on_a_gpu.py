@@ -8,7 +8,7 @@ from shared.settings import ModelSettings
 from worker.lora.fused import add_low_rank, fits
 from worker.lora.merge import lora_delta
 from worker.pipeline.checksum import checksum
-from worker.pipeline.fast import fast_layers, quantize_rows
+from worker.pipeline.fast import fast_layers, norm_rows, quantize_rows
 from worker.pipeline.load import load_components
 from worker.pipeline.tiny import write_tiny_adapter, write_tiny_checkpoint
 from worker.render import Renderer
@@ -83,13 +83,27 @@ def test_rows_are_quantised_as_by_torchs_operations(plain, gated, draw):
 
     quantized, scales = quantize_rows(*parts)
 
-    on_the_host = (None if part is None else part.cpu() for part in parts)
-    expected, expected_scales = (found.cuda() for found in quantize_rows(*on_the_host))
+    same(quantized, scales, quantize_rows(*(None if part is None else part.cpu() for part in parts)))
+
+
+@pytest.mark.parametrize("columns", [100, 3072, 4096, 6144])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_rows_are_normed_and_quantised_as_by_torchs_operations(batch, columns, draw):
+    hidden_states = draw(batch, 64, columns, std=30.0).bfloat16() + 7
+    modulation = draw(batch, 1, 3 * columns).bfloat16()
+    shift, scale, _ = modulation.chunk(3, dim=-1)
+
+    quantized, scales = norm_rows(hidden_states, shift, scale, 1e-6)
+
+    same(quantized, scales, norm_rows(hidden_states.cpu(), shift.cpu(), scale.cpu(), 1e-6))
+
+
+def same(quantized, scales, expected):
+    """Hold a kernel's results to those of torch's operations on the host."""
+    values, expected_scales = (found.cuda() for found in expected)
     assert torch.allclose(scales, expected_scales, rtol=1e-5)
-    assert (
-        float((quantized.float() != expected.float()).float().mean()) < 1e-3
-    )  # ties, where a division rounds otherwise
-    assert torch.allclose(quantized.float(), expected.float(), rtol=0.13)
+    assert float((quantized.float() != values.float()).float().mean()) < 1e-3  # ties, where a division rounds otherwise
+    assert torch.allclose(quantized.float(), values.float(), rtol=0.13)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ from safetensors.torch import load_file, save_file
 from shared.errors import CheckpointError, InvalidRequest, WeightsLost
 from shared.settings import ModelSettings
 from worker.pipeline.cache import WarmPipeline
-from worker.pipeline.fast import FastGatedLinear, FastLinear, fast_layers, quantize_rows
+from worker.pipeline.compiled import compile_blocks
+from worker.pipeline.fast import FastGatedLinear, FastLinear, fast_layers, norm_rows, quantize_rows
 from worker.pipeline.load import load_components
 from worker.pipeline.placement import Placement
 from worker.render import Renderer
@@ -46,6 +47,17 @@ def test_gated_rows_are_quantised_after_the_gate():
     quantized, scales = quantize_rows(None, values)
 
     assert torch.allclose(quantized.float() * scales, torch.nn.functional.silu(gate) * up, rtol=2**-4, atol=1e-3)
+
+
+def test_normed_rows_are_quantised_after_the_modulation():
+    random = torch.Generator().manual_seed(5)
+    values, shift, scale = (torch.randn(2, rows, 32, generator=random).bfloat16() for rows in (3, 1, 1))
+
+    quantized, scales = norm_rows(5 * values + 1, shift, scale, 1e-6)
+
+    normed = torch.nn.functional.layer_norm((5 * values + 1).float(), (32,), eps=1e-6)
+    assert quantized.float().abs().amax(-1).eq(448).all()
+    assert torch.allclose(quantized.float() * scales, (1 + scale) * normed + shift, rtol=2**-4, atol=2e-3)
 
 
 @pytest.mark.parametrize("kind", [FastLinear, FastGatedLinear])
@@ -178,6 +190,25 @@ def test_every_image_tells_how_far_a_step_is_from_the_exact_one(fast, model_sett
     assert (pipeline.engine, pipeline.precision) == ("fast", "fp8, text encoder bf16")
     assert pipeline.drift == pytest.approx(relative(ours, theirs), rel=0.02)
     assert 0 < pipeline.drift < 0.1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.skipif(
+    not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler, which compiling needs on a CPU"
+)
+def test_compiled_blocks_give_what_they_give_as_written_but_for_roundings(fast, components):
+    exact, renderer = Renderer(components("bf16"), prompt_cache=2), Renderer(fast, prompt_cache=2)
+    call = renderer.usual_call()
+    predict = torch.no_grad()(renderer._engines["fast"].predict)
+    with torch.no_grad():
+        dense = exact._engines["exact"].predict(call)
+    written = predict(call)
+    compile_blocks(fast.transformer, exact=False)
+
+    compiled = predict(call)
+
+    assert relative(compiled, dense) < 1.1 * relative(written, dense)
+    assert 0 < relative(compiled, written) < 1.5 * relative(written, dense)
 
 
 def test_jobs_are_offered_the_engine_that_the_precision_is_for(fast, item, model_settings):

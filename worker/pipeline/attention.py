@@ -96,9 +96,9 @@ class JointAttention:
         image_rotary_emb: Angles,
     ) -> tuple[Tensor, Tensor]:
         """Attend over (batch, tokens, channels) of both; the text comes first."""
-        count = encoder_hidden_states.shape[1]
         of_text = _heads(attn, encoder_hidden_states, "to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj"))
         of_image = _heads(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
+        count = of_text[0].shape[1]
         text_angles, image_angles = zip(*(part.tensor_split((count,)) for part in image_rotary_emb), strict=True)
         text = (
             _turned(of_text[0], attn.norm_added_q, text_angles),

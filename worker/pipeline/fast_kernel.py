@@ -20,6 +20,16 @@ def launch(plain: Tensor | None, gate_up: Tensor | None, quantized: Tensor, scal
     )  # fmt: skip
 
 
+def launch_norm(
+    hidden_states: Tensor, shift: Tensor, scale: Tensor, eps: float, quantized: Tensor, scales: Tensor
+) -> None:
+    """Norm, modulate and quantise rows, all of them contiguous; see `worker.pipeline.fast.norm_rows`."""
+    batch, tokens, columns = hidden_states.shape
+    _norm_row[(batch * tokens,)](
+        hidden_states, shift, scale, quantized, scales, tokens, eps, COLUMNS=columns, TILES=_tiles(columns), num_warps=8
+    )
+
+
 def _part(values: Tensor | None, instead: Tensor) -> tuple[Tensor, int]:
     """Return what is read and how far rows are apart; any memory will do for what has no columns."""
     return (instead, 0) if values is None else (values, values.stride(0))
@@ -66,6 +76,49 @@ def _quantize_row(
     if GATED > 0:
         _store(quantized + PLAIN, third / scale, 0, GATED, GATED_TILES[0])
         _store(quantized + PLAIN, fourth / scale, GATED_TILES[0], GATED, GATED_TILES[1])
+
+
+@triton.jit
+def _norm_row(
+    hidden_states,
+    shift,
+    scale,
+    quantized,
+    scales,
+    tokens,
+    eps,
+    COLUMNS: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """Norm, modulate and quantise one row."""
+    row = tl.program_id(0).to(tl.int64)
+    hidden_states += row * COLUMNS
+    first = _load(hidden_states, 0, COLUMNS, TILES[0])
+    second = _load(hidden_states, TILES[0], COLUMNS, TILES[1])
+    mean = (tl.sum(first) + tl.sum(second)) / COLUMNS
+    first = _centred(first, mean, 0, COLUMNS, TILES[0])
+    second = _centred(second, mean, TILES[0], COLUMNS, TILES[1])
+    inverse = tl.rsqrt((tl.sum(first * first) + tl.sum(second * second)) / COLUMNS + eps)
+    shift += row // tokens * COLUMNS
+    scale += row // tokens * COLUMNS
+    first = _modulated(first * inverse, shift, scale, 0, COLUMNS, TILES[0])
+    second = _modulated(second * inverse, shift, scale, TILES[0], COLUMNS, TILES[1])
+    largest = tl.maximum(tl.max(tl.abs(first)), tl.max(tl.abs(second)))
+    unit = tl.maximum(largest / 448.0, 1e-12)
+    tl.store(scales + row, unit)
+    quantized += row * COLUMNS
+    _store(quantized, first / unit, 0, COLUMNS, TILES[0])
+    _store(quantized, second / unit, TILES[0], COLUMNS, TILES[1])
+
+
+@triton.jit
+def _centred(value, mean, start, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+    return tl.where(start + tl.arange(0, TILE) < COLUMNS, value - mean, 0.0)
+
+
+@triton.jit
+def _modulated(value, shift, scale, start, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+    return (1 + _load(scale, start, COLUMNS, TILE)) * value + _load(shift, start, COLUMNS, TILE)
 
 
 @triton.jit
