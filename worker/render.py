@@ -78,6 +78,19 @@ class _Inputs(NamedTuple):
     start: Tensor
 
 
+class _Prepared(NamedTuple):
+    """A coming item.
+
+    Attributes:
+        denoised: how many items had been when it was prepared.
+    """
+
+    denoised: int
+    spec: ItemSpec
+    adapters: tuple[Path, ...]
+    inputs: _Inputs
+
+
 class Renderer:
     """Renders items with one base model; what is merged into it persists between calls.
 
@@ -110,8 +123,7 @@ class Renderer:
         self._drift: float | None = None
         self._runs_compiled = True
         self._denoised = 0  # items, or attempts at them
-        self._next: tuple[int, ItemSpec, tuple[Path, ...]] | None = None  # prepared when so many were denoised
-        self._prepared: tuple[tuple[ItemSpec, _Inputs], ...] = ()  # the last two: one begins when the other is known
+        self._prepared: tuple[_Prepared, ...] = ()  # the last two: one begins when the other is known
         self._beside = side_stream(components.device)
         self._disturbed = False  # the item by a change of weights for the next, which takes memory
         ours = Fast(components) if components.precision == "fp8" else Exact(components)
@@ -178,8 +190,7 @@ class Renderer:
             inputs = self._inputs(spec)
             if self._beside is not None:
                 self._beside.synchronize()
-        self._prepared = (*self._prepared[-1:], (spec, inputs))
-        self._next = denoised, spec, tuple(adapters)
+        self._prepared = (*self._prepared[-1:], _Prepared(denoised, spec, tuple(adapters), inputs))
 
     def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: OnProgress) -> Rendered:
         """Render `spec` with the adapter files that its `adapters` name, in the same order.
@@ -253,8 +264,8 @@ class Renderer:
         # What goes to the device comes before the weights do, or it would wait until all of them are there.
         stage("encode")
         with self._timed(timings, "encode_prompt"):
-            inputs = next((inputs for prepared, inputs in self._prepared if prepared == spec), None)
-            inputs = inputs or self._inputs(spec)
+            prepared = next((prepared for prepared in self._prepared if prepared.spec == spec), None)
+            inputs = prepared.inputs if prepared else self._inputs(spec)
         stage("adapter")
         with self._timed(timings, "adapter"):
             # Blocks of our transformer wait for their weights; AI Toolkit's know nothing of it.
@@ -320,15 +331,13 @@ class Renderer:
 
     def _change_ahead(self, *, passes: int) -> None:
         """Begin to change the adapters for the item that was prepared, under the last step of this one."""
-        prepared, self._next = self._next, None
-        if prepared is None:
-            return
-        denoised, spec, paths = prepared
-        if denoised != self._denoised or spec.engine == "ai-toolkit":
+        coming = self._prepared[-1] if self._prepared else None
+        if coming is None or coming.denoised != self._denoised or coming.spec.engine == "ai-toolkit":
             return
         self._disturbed = True
+        files = list(zip(coming.spec.adapters, coming.adapters, strict=True))
         try:
-            self.warm.use_next(list(zip(spec.adapters, paths, strict=True)), mode=spec.adapter_mode, passes=passes)
+            self.warm.use_next(files, mode=coming.spec.adapter_mode, passes=passes)
         except Exception as error:  # noqa: BLE001 - the next item's, which will meet it again
             logger.info("adapters not changed ahead", extra={"error": f"{type(error).__name__}: {error}"})
 
