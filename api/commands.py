@@ -16,7 +16,9 @@ app = typer.Typer(pretty_exceptions_enable=False)
 @app.command()
 def api(
     host: Annotated[str | None, typer.Option(help="Address to listen on; default: FLUX2_API_HOST.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on; default: FLUX2_API_PORT.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="Port to listen on; default: FLUX2_API_PORT.")
+    ] = None,
 ) -> None:
     """Serve HTTP until told to stop."""
     import uvicorn
@@ -38,7 +40,7 @@ def api(
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("demo-output"),
+    output: Annotated[Path, typer.Option(file_okay=False, help="Folder for the images.")] = Path("demo-output"),
 ) -> None:
     """Render the example request at two multipliers on this host, and leave nothing running."""
     from rich.console import Console
@@ -55,7 +57,7 @@ def replay(
     samples: Annotated[
         Path | None, typer.Option(help="The trainer's sample images, to compare.", exists=True, file_okay=False)
     ] = None,
-    output: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("replay-output"),
+    output: Annotated[Path, typer.Option(file_okay=False, help="Folder for the images.")] = Path("replay-output"),
     url: Annotated[str, typer.Option(help="The API.")] = "http://127.0.0.1:8000",
 ) -> None:
     """Render a training config's sample previews, and hold them against the trainer's pictures."""

@@ -14,7 +14,7 @@ from rich.table import Table
 from api.client import Client
 from api.similarity import Similarity, compare, contact_sheet, trainer_samples
 from shared.errors import Flux2Error
-from shared.replay import Replay, plan
+from shared.replay import ConfigRefused, Replay, plan
 
 _JOB_S = 86_400.0
 
@@ -38,7 +38,10 @@ def run(
         ReplayFailed: a request failed or was canceled.
         NoSamples: `samples` holds none.
     """
-    replay = plan(config.read_text(), lora=lora)
+    try:
+        replay = plan(config.read_bytes(), lora=lora)
+    except ConfigRefused as error:
+        raise ConfigRefused(f"{config}: {error}") from error
     theirs = trainer_samples(samples) if samples else {}
     for warning in replay.warnings:
         console.print(f"warning: {warning}")

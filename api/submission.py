@@ -43,8 +43,9 @@ def accept(
     items = resolve(body, model, adapters)
     check_items(items)
     warnings = warn(body, items, model)
-    if base is None and body.loras:
-        warnings.append(f"no worker has loaded {model.id} yet: adapters were checked for their form only")
+    if base is None:
+        unchecked = ", and adapters were checked for their form only" if body.loras else ""
+        warnings.append(f"no worker has loaded {model.id} yet: the job waits for one{unchecked}")
     if body.engine != "exact" and not any(items[0].pool in slot.pools for slot in ledger.slots()):
         warnings.append(f"no live worker offers the engine {body.engine!r} for {model.id}; the job waits for one")
     accepted = ledger.accept(

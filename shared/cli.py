@@ -25,7 +25,7 @@ from shared.adapters.inspect import inspect as look
 from shared.adapters.inspect import layers_of
 from shared.doctor import examine
 from shared.errors import AdapterNotFound, Flux2Error
-from shared.settings import Settings
+from shared.settings import Settings, unknown_variables
 from shared.stack import DEMO_ADAPTER, Stack
 from shared.tiny import DRAWN_PX, LABEL, PROMPTS
 
@@ -42,10 +42,14 @@ app = typer.Typer(
 
 @app.command()
 def up(
-    data: Annotated[Path, typer.Option(help="Folder of all state.")] = Path(".flux2"),
-    port: Annotated[int | None, typer.Option(help="Port of the API, on loopback; default: FLUX2_API_PORT.")] = None,
-    redis_port: Annotated[int | None, typer.Option(help="Port of Redis; default: a free one.")] = None,
-    s3_port: Annotated[int | None, typer.Option(help="Port of S3; default: a free one.")] = None,
+    data: Annotated[Path, typer.Option(file_okay=False, help="Folder of all state.")] = Path(".flux2"),
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65_535, help="Port of the API, on loopback; default: FLUX2_API_PORT.")
+    ] = None,
+    redis_port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="Port of Redis; default: a free one.")
+    ] = None,
+    s3_port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Port of S3; default: a free one.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Worker processes; with CUDA, one device each.")] = 1,
 ) -> None:
     """Start Redis, S3, the API and workers on this host, and keep them until Ctrl-C."""
@@ -137,18 +141,25 @@ def _text(value: object) -> str:
 def main() -> None:
     """Run the command; a mistake that the caller can mend is one line, not a traceback."""
     try:
+        for name in unknown_variables():
+            _say(f"{name} is no setting, and has no effect", style="yellow")
         app()
     except ValidationError as error:
         for problem in error.errors():
+            said = problem["msg"].removeprefix("Value error, ")
             path = "_".join(str(part) for part in problem["loc"]).upper()
-            _fail(f"FLUX2_{path}: {problem['msg']}")
+            _fail(said if said.startswith("FLUX2_") else f"FLUX2_{path}: {said}")
     except Flux2Error as error:
         _fail(str(error))
 
 
 def _fail(message: str) -> None:
-    Console(stderr=True).print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+    _say(message, style="red")
     sys.exit(1)
+
+
+def _say(message: str, *, style: str) -> None:
+    Console(stderr=True).print(message, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 for _side in entry_points(group="flux2.commands"):

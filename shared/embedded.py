@@ -59,7 +59,10 @@ class _Server:
         """
         if self._requested_port and not port_is_free(self._requested_port):
             raise ServerFailed(f"{self.name}: port {self._requested_port} on {LOOPBACK} is in use; choose another")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ServerFailed(f"{self.name}: {self.folder}: {error.strerror}") from error
         for attempt in range(1, _ATTEMPTS + 1):
             self._child = Child(self.name, self._command(), folder=self.folder)
             try:

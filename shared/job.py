@@ -38,9 +38,15 @@ TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELED})
 
 
 class _Record(BaseModel):
-    """A value that travels through Redis as JSON."""
+    """A value that travels through Redis as JSON; a field that this version does not know must not go unheeded."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _Report(_Record):
+    """One that is only told to people: what a newer worker adds to it is left out."""
+
+    model_config = ConfigDict(extra="ignore")
 
 
 class AdapterRef(_Record):
@@ -106,7 +112,7 @@ def adapter_key(adapters: Iterable[AdapterRef], mode: AdapterMode | None = None)
     return f"live:{names}" if names and mode == "live" else names or "base"
 
 
-class AdapterReport(_Record):
+class AdapterReport(_Report):
     """What one adapter did to the transformer: the proof that an image is not the base model's.
 
     Attributes:
@@ -125,7 +131,7 @@ class AdapterReport(_Record):
     layers_total: int
 
 
-class PipelineReport(_Record):
+class PipelineReport(_Report):
     """Which pipeline rendered an item, and what had to change for it.
 
     Attributes:
@@ -148,7 +154,7 @@ class PipelineReport(_Record):
     versions: dict[str, str]
 
 
-class ItemResult(_Record):
+class ItemResult(_Report):
     """What a worker commits for one item; `key` names the object that holds the image.
 
     Attributes:
@@ -168,7 +174,7 @@ class ItemResult(_Record):
     pipeline: PipelineReport
 
 
-class ItemError(_Record):
+class ItemError(_Report):
     """Why an item failed. No traceback: those stay in the worker's log."""
 
     code: str
@@ -176,7 +182,7 @@ class ItemError(_Record):
     retryable: bool
 
 
-class Progress(_Record):
+class Progress(_Report):
     """Where a running item is.
 
     Attributes:

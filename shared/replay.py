@@ -82,11 +82,11 @@ class Replay:
     warnings: tuple[str, ...]
 
 
-def plan(text: str, *, lora: str | None = None) -> Replay:
+def plan(text: str | bytes, *, lora: str | None = None) -> Replay:
     """Plan the replay of a config.
 
     Args:
-        text: the config file's content, YAML or JSON.
+        text: the config file's content, YAML or JSON, in UTF-8 if it is bytes.
         lora: adapter path for the requests; None takes the trainer's `{name}/{name}.safetensors`.
 
     Raises:
@@ -105,11 +105,14 @@ def plan(text: str, *, lora: str | None = None) -> Replay:
     return Replay(samples, requests, places, tuple(_warnings(process, section)))
 
 
-def _process(text: str) -> tuple[str, Mapping[str, Any]]:
+def _process(text: str | bytes) -> tuple[str, Mapping[str, Any]]:
     try:
         document = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigRefused(f"not YAML{line}: {error.problem}") from error
     except yaml.YAMLError as error:
-        raise ConfigRefused(f"not YAML: {str(error)[:200]}") from error
+        raise ConfigRefused(f"not YAML: {' '.join(str(error).split())[:200]}") from error
     config = _mapping(_mapping(document, "the file").get("config"), "config")
     name = config.get("name")
     if not isinstance(name, str) or not name:

@@ -8,17 +8,48 @@ docs/reference/settings.md lists them all, and a test holds it to this file.
 from __future__ import annotations
 
 import base64
+import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, SecretStr, field_validator, model_validator
+from dotenv import dotenv_values
+from pydantic import AfterValidator, BaseModel, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.connection import parse_url
+
+from shared.catalog import MODELS
+
+_DOTENV = Path(".env")
+
+
+def _redis_url(value: str) -> str:
+    parse_url(value)  # type: ignore[no-untyped-call]  # says which schemes there are
+    return value
+
+
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"{value!r} is no URL: it must begin with http:// or https:// and a host")
+    return value
+
+
+def _model_id(value: str) -> str:
+    if value not in MODELS:
+        raise ValueError(f"{value!r} is none of {', '.join(MODELS)}")
+    return value
+
+
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
 
 
 class RedisSettings(BaseModel):
     """The ledger and the wake-up queue."""
 
-    url: str = Field("redis://127.0.0.1:6379/0", description="Redis with `appendonly yes` and `appendfsync always`.")
+    url: Annotated[str, AfterValidator(_redis_url)] = Field(
+        "redis://127.0.0.1:6379/0", description="Redis with `appendonly yes` and `appendfsync always`."
+    )
     timeout_s: float = Field(1.5, gt=0, description="How long the API waits for Redis before it answers 503.")
 
 
@@ -38,7 +69,10 @@ class QueueSettings(BaseModel):
     @model_validator(mode="after")
     def _renewals_are_in_time(self) -> Self:
         if self.renew_s > self.lease_ttl_s / 3:
-            raise ValueError(f"renew_s {self.renew_s:g} is more than a third of lease_ttl_s {self.lease_ttl_s:g}")
+            raise ValueError(
+                f"FLUX2_QUEUE_RENEW_S {self.renew_s:g} is more than a third of FLUX2_QUEUE_LEASE_TTL_S "
+                f"{self.lease_ttl_s:g}"
+            )
         return self
 
 
@@ -56,12 +90,14 @@ class S3Settings(BaseModel):
     """The S3-compatible endpoint; credentials come from the standard AWS variables or files."""
 
     bucket: str = Field("flux2", description="Bucket, which must exist.")
-    endpoint_url: str | None = Field(None, description="Custom endpoint (MinIO, R2, SeaweedFS ...); empty for AWS.")
-    public_endpoint_url: str | None = Field(
+    endpoint_url: HttpUrl | None = Field(None, description="Custom endpoint (MinIO, R2, SeaweedFS ...); empty for AWS.")
+    public_endpoint_url: HttpUrl | None = Field(
         None, description="Endpoint written into presigned URLs, where clients see another host than workers do."
     )
     region: str = Field("us-east-1", description="Region to sign for.")
-    addressing_style: Literal["auto", "path", "virtual"] = Field("auto", description="How the bucket is addressed.")
+    addressing_style: Literal["auto", "path", "virtual"] = Field(
+        "auto", description="How the bucket is addressed: `auto`, `path` or `virtual`."
+    )
     sse: str | None = Field(None, description="ServerSideEncryption passed to every PUT, e.g. `AES256` or `aws:kms`.")
     sse_kms_key_id: str | None = Field(None, description="SSEKMSKeyId passed with `aws:kms`.")
     timeout_s: float = Field(30.0, gt=0, description="Connect and read timeout of one S3 request.")
@@ -77,7 +113,9 @@ class AdaptersSettings(BaseModel):
 class ModelSettings(BaseModel):
     """The base model that a worker serves; what is left empty is the catalogue's entry for `id`."""
 
-    id: str = Field("flux2", description="Model id of the catalogue that this worker serves.")
+    id: Annotated[str, AfterValidator(_model_id)] = Field(
+        "flux2", description="Model id of the catalogue that this worker serves."
+    )
     path: str | None = Field(
         None,
         description="Folder with the BFL files or a diffusers layout, or a Hugging Face repository id; "
@@ -90,11 +128,13 @@ class ModelSettings(BaseModel):
     revision: str | None = Field(None, description="Hub revision (branch, tag or commit) of `path`.")
     precision: Literal["bf16", "fp32", "qfloat8", "fp8"] = Field(
         "bf16",
-        description="Weights and activations; `qfloat8` keeps the transformer's weights in float8, adapters beside it; "
-        "`fp8` multiplies in float8, for jobs that ask for the engine `fast`.",
+        description="Weights and activations: `bf16`, or `fp32` for CPUs; `qfloat8` keeps the transformer's weights in "
+        "float8, adapters beside it; `fp8` multiplies in float8, for jobs that ask for the engine `fast`.",
     )
     text_encoder_precision: Literal["bf16", "qfloat8"] | None = Field(
-        None, description="Weights of the text encoder; empty: as `FLUX2_MODEL_PRECISION`."
+        None,
+        description="Weights of the text encoder, `bf16` or `qfloat8`; empty: as `FLUX2_MODEL_PRECISION`, and `bf16` "
+        "under `fp8`.",
     )
     compile: bool | None = Field(
         None,
@@ -103,8 +143,8 @@ class ModelSettings(BaseModel):
     )
     text_encoder_place: Literal["resident", "streamed"] | None = Field(
         None,
-        description="On the device, or layer by layer from its files for each new prompt; empty: of what fits, the "
-        "placement that leaves the least to copy.",
+        description="`resident` on the device, or `streamed` layer by layer from its files for each new prompt; empty: "
+        "of what fits, the placement that leaves the least to copy.",
     )
     clean_weights: Literal["device", "host", "file"] | None = Field(
         None,
@@ -122,7 +162,11 @@ class ApiSettings(BaseModel):
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8000, ge=0, le=65_535, description="Port to listen on.")
-    base_url: str | None = Field(None, description="Public URL written into status_url; empty: the request's own.")
+    base_url: HttpUrl | None = Field(
+        None,
+        description="Public URL written into `status_url`, `result_url` and webhooks; empty: the request's own, and in "
+        "webhooks a path without a host.",
+    )
     max_body_bytes: int = Field(4 * 1024**2, ge=1024, description="Larger request bodies are answered 413.")
     max_prompts: int = Field(1000, ge=1, description="Prompts in one request.")
 
@@ -181,7 +225,9 @@ class WebhookSettings(BaseModel):
 class LogSettings(BaseModel):
     """Logs on standard error."""
 
-    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="Lowest level written.")
+    level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="Lowest level written: `DEBUG`, `INFO`, `WARNING` or `ERROR`."
+    )
     format: Literal["console", "json"] = Field("console", description="`json` writes one object a line.")
 
 
@@ -192,7 +238,7 @@ class Settings(BaseSettings):
         env_prefix="FLUX2_",
         env_nested_delimiter="_",
         env_nested_max_split=1,
-        env_file=".env",
+        env_file=_DOTENV,
         env_ignore_empty=True,
         extra="ignore",
         populate_by_name=True,
@@ -240,3 +286,15 @@ class Settings(BaseSettings):
             "aws_secret_access_key": self.aws_secret_access_key.get_secret_value(),
             "aws_session_token": token.get_secret_value() if token else None,
         }
+
+
+def unknown_variables() -> list[str]:
+    """Return the `FLUX2_*` variables, of the environment and of `.env`, that are no setting, as misspelt ones."""
+    known = {
+        f"FLUX2_{section}_{name}".upper()
+        for section, info in Settings.model_fields.items()
+        if isinstance(info.default, BaseModel)
+        for name in type(info.default).model_fields
+    }
+    given = {name.upper() for name in (*os.environ, *dotenv_values(_DOTENV))}
+    return sorted(name for name in given if name.startswith("FLUX2_") and name not in known)

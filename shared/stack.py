@@ -34,7 +34,7 @@ DEMO_ADAPTER = "my_lora_job/my_lora.safetensors"
 DEMO_STYLES = "tiny"
 
 _API_START_S = 30.0
-# Loading 112 GB from a cold disk takes minutes.
+# Loading 99 GB from a cold disk takes minutes.
 _WORKER_START_S = 900.0
 # After its drain a worker still has to hand its item over and say good-bye.
 _STOP_GRACE_S = 10.0

@@ -34,11 +34,13 @@ def worker(
 
 @app.command()
 def tiny(
-    folder: Annotated[Path, typer.Argument(help="Folder to write the checkpoint into.")],
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="Folder to write the checkpoint into.")],
     adapter: Annotated[
         Path | None, typer.Option(help="Also write its subject's LoRA, bound to `sks`, to this file.")
     ] = None,
-    styles: Annotated[Path | None, typer.Option(help="Also write its style adapters into this folder.")] = None,
+    styles: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Also write its style adapters into this folder.")
+    ] = None,
 ) -> None:
     """Write the embedded demonstration model: the real files' layout, small enough for a CPU."""
     from worker.pipeline.tiny import STYLES, write_tiny_adapter, write_tiny_checkpoint
@@ -53,8 +55,10 @@ def tiny(
 
 @app.command()
 def render(
-    request: Annotated[Path, typer.Argument(help="Request JSON, as for POST /v1/inference.", exists=True)],
-    output: Annotated[Path, typer.Option(help="Folder for the images.")] = Path("render-output"),
+    request: Annotated[
+        Path, typer.Argument(help="Request JSON, as for POST /v1/inference.", exists=True, dir_okay=False)
+    ],
+    output: Annotated[Path, typer.Option(file_okay=False, help="Folder for the images.")] = Path("render-output"),
     device: Annotated[str | None, typer.Option(help="As for `flux2 worker`.")] = None,
 ) -> None:
     """Render a request here, without queue and storage; prints one JSON object an image."""
@@ -64,7 +68,7 @@ def render(
         settings.worker.device = device
     from worker.offline import render_request
 
-    for saved in render_request(request.read_text(), output, settings):
+    for saved in render_request(request.read_bytes(), output, settings):
         typer.echo(json.dumps({"file": str(saved.file), **saved.report}))
 
 

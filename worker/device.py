@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 import torch
 
 from shared.errors import CheckpointError
 
+_DEVICES = re.compile(r"(auto|cuda)(:\d+)?|cpu")
 _PROBE_S = 10.0
 
 
@@ -20,8 +22,10 @@ def pick_device(name: str) -> torch.device:
     """Resolve `auto`, `auto:N` (the Nth CUDA device where there is CUDA), `cuda`, `cuda:N` or `cpu`.
 
     Raises:
-        CheckpointError: a CUDA device was asked for by name and there is none.
+        CheckpointError: it is none of these, or a CUDA device was asked for by name and there is none.
     """
+    if not _DEVICES.fullmatch(name):
+        raise CheckpointError(f"device {name!r} is none of auto, cuda, cuda:N and cpu")
     kind, _, number = name.partition(":")
     if kind == "auto":
         name = f"cuda:{number or 0}" if torch.cuda.is_available() else "cpu"

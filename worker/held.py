@@ -30,7 +30,7 @@ def slot_held(name: str, *, redis_url: str, folder: Path | None) -> Iterator[Non
     A second process of that name would take the first one's items for a dead predecessor's.
 
     Raises:
-        ServerFailed: another process on this host has the name.
+        ServerFailed: another process on this host has the name, or locks cannot be kept in `folder`.
     """
     digest = hashlib.sha256(f"{redis_url} {name}".encode()).hexdigest()[:16]
     with _open(folder, f"slot-{digest}") as lock:
@@ -45,6 +45,9 @@ def gpu_held(gpu: str, *, folder: Path | None) -> Iterator[None]:
 
     Args:
         gpu: its UUID, the same in every container of the host.
+
+    Raises:
+        ServerFailed: locks cannot be kept in `folder`.
     """
     with _open(folder, gpu) as lock:
         if not _try_lock(lock):
@@ -56,8 +59,11 @@ def gpu_held(gpu: str, *, folder: Path | None) -> Iterator[None]:
 
 def _open(folder: Path | None, name: str) -> TextIOWrapper:
     folder = folder or Path(tempfile.gettempdir())
-    folder.mkdir(parents=True, exist_ok=True)
-    return (folder / f"flux2-{os.getuid()}-{name}.lock").open("w")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return (folder / f"flux2-{os.getuid()}-{name}.lock").open("w")
+    except OSError as error:
+        raise ServerFailed(f"FLUX2_WORKER_LOCK_DIR {folder}: {error.strerror}") from error
 
 
 def _try_lock(lock: TextIOWrapper) -> bool:

@@ -33,7 +33,7 @@ class Saved:
     report: dict[str, Any]
 
 
-def render_request(text: str, output: Path, settings: Settings) -> Iterator[Saved]:
+def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Saved]:
     """Render each prompt of a request, as a worker with these settings would, into `output`.
 
     Args:

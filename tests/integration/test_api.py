@@ -194,7 +194,7 @@ def test_a_negative_prompt_reaches_klein(model, api):
     answer = post(api, request({"prompt": "a", "neg": "blurry"}, {"prompt": "b"}, model=model)).json()
 
     assert [spec.neg for spec in specs(api, answer["request_id"])] == ["blurry", ""]
-    assert answer["warnings"] == []
+    assert not any("neg" in warning for warning in answer["warnings"])
 
 
 def test_a_negative_prompt_without_guidance_is_warned_about(api):
@@ -603,8 +603,9 @@ def test_an_engine_that_no_worker_offers_is_waited_for_with_a_warning(api):
     with_one = post(api, body).json()
     (model,) = [model for model in api.http.get("/v1/models").json()["models"] if model["id"] == "flux2"]
 
-    assert without["warnings"] == ["no live worker offers the engine 'ai-toolkit' for flux2; the job waits for one"]
-    assert with_one["warnings"] == []
+    said = "no live worker offers the engine 'ai-toolkit' for flux2; the job waits for one"
+    assert said in without["warnings"]
+    assert said not in with_one["warnings"]
     assert model["engines"] == {"exact": 2, "ai-toolkit": 1, "fast": 0}
     assert claim(api) is None  # of the engine `exact`
     assert api.http.get(f"/v1/requests/{with_one['request_id']}/status").json()["queue_position"] == 1

@@ -35,6 +35,39 @@ def test_a_wrong_setting_is_one_line_that_names_the_variable(command):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "variables", "said"),
+    [
+        (("worker", "--device", "banana"), {}, "device 'banana' is none of auto, cuda, cuda:N and cpu"),
+        (("api",), {"FLUX2_S3_ENDPOINT_URL": "s3.example.com"}, "FLUX2_S3_ENDPOINT_URL: 's3.example.com' is no URL"),
+        (
+            ("worker",),
+            {"FLUX2_QUEUE_RENEW_S": "10"},
+            "FLUX2_QUEUE_RENEW_S 10 is more than a third of FLUX2_QUEUE_LEASE",
+        ),
+        (("worker", "--device", "cpu"), {"FLUX2_WORKER_LOCK_DIR": "/proc/x"}, "FLUX2_WORKER_LOCK_DIR /proc/x: No such"),
+        (("replay", "{folder}/binary"), {}, "/binary: not YAML"),
+        (("replay", "{folder}/broken"), {}, "/broken: not YAML, line 2: "),
+        (("render", "{folder}/binary"), {}, "the request: Invalid JSON"),
+    ],
+)
+def test_what_a_person_can_mend_is_one_line(arguments, variables, said, tmp_path):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\xd8bad")
+    (tmp_path / "broken").write_text("a: [\n")
+
+    done = flux2(*(part.format(folder=tmp_path) for part in arguments), **variables)
+
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_variable_that_is_no_setting_is_told():
+    done = flux2("inspect", "no-such-file", FLUX2_MODEL_PRECISON="qfloat8")
+
+    assert done.stderr.splitlines()[0] == "FLUX2_MODEL_PRECISON is no setting, and has no effect"
+
+
 def test_a_worker_without_redis_says_so_before_it_loads_anything():
     done = flux2("worker", "--device", "cpu", FLUX2_REDIS_URL="redis://127.0.0.1:1/0")
 

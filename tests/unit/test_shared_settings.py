@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from shared.settings import Settings
+from shared.settings import Settings, unknown_variables
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,13 +32,12 @@ def test_the_reference_lists_every_setting_with_its_default_and_meaning():
     assert {name: (default, meaning) for name, default, meaning in rows} == variables()
 
 
-def test_the_example_file_lists_every_setting_with_its_default():
+def test_the_example_file_lists_every_setting_with_its_default_and_meaning():
     text = (ROOT / ".env.example").read_text()
 
-    lines = dict(re.findall(r"^#(\w+)=(.*)$", text, re.MULTILINE))
+    rows = re.findall(r"^# (.*)\n#(\w+)=(.*)$", text, re.MULTILINE)
 
-    expected = {name: default for name, (default, _) in variables().items()}
-    assert lines == expected
+    assert {name: (default, meaning) for meaning, name, default in rows} == variables()
 
 
 def test_every_setting_can_be_set_from_the_environment(monkeypatch):
@@ -66,17 +65,40 @@ def test_an_empty_variable_means_the_default(monkeypatch):
     assert settings.hf_token is None
 
 
-def test_a_value_that_cannot_be_used_is_refused(monkeypatch):
-    monkeypatch.setenv("FLUX2_QUEUE_LEASE_TTL_S", "-1")
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("FLUX2_QUEUE_LEASE_TTL_S", "-1"),
+        ("FLUX2_REDIS_URL", "10.0.0.5:6379"),
+        ("FLUX2_REDIS_URL", "http://10.0.0.5:6379"),
+        ("FLUX2_S3_ENDPOINT_URL", "s3.example.com"),
+        ("FLUX2_S3_PUBLIC_ENDPOINT_URL", "https://"),
+        ("FLUX2_API_BASE_URL", "flux2.example.com"),
+        ("FLUX2_MODEL_ID", "flux3"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused(variable, value, monkeypatch):
+    monkeypatch.setenv(variable, value)
 
-    with pytest.raises(ValidationError, match="lease_ttl_s"):
+    with pytest.raises(ValidationError, match=variable.split("_", 2)[2].lower()):
         Settings()
+
+
+def test_a_variable_that_is_no_setting_is_found(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLUX2_MODEL_PRECISON", "qfloat8")
+    monkeypatch.setenv("FLUX2_MODEL_PRECISION", "bf16")
+    (tmp_path / ".env").write_text("FLUX2_S3_BUKET=mine\nFLUX2_S3_REGION=eu-west-1\nOTHER=1\n")
+
+    assert unknown_variables() == ["FLUX2_MODEL_PRECISON", "FLUX2_S3_BUKET"]
 
 
 def test_a_lease_that_would_end_before_its_renewal_is_refused(monkeypatch):
     monkeypatch.setenv("FLUX2_QUEUE_RENEW_S", "6")
 
-    with pytest.raises(ValidationError, match=r"renew_s 6 is more than a third of lease_ttl_s 15"):
+    with pytest.raises(
+        ValidationError, match="FLUX2_QUEUE_RENEW_S 6 is more than a third of FLUX2_QUEUE_LEASE_TTL_S 15"
+    ):
         Settings()
 
 

@@ -1,4 +1,4 @@
-"""Name a checkpoint by its content, cheaply: 112 GB cannot be hashed at every start of a worker.
+"""Name a checkpoint by its content, cheaply: 99 GB cannot be hashed at every start of a worker.
 
 A revision is the first 16 hex digits of a sha256 over, for each file in the order of their names: role and file name,
 size in bytes, and content. Content is the whole file for configurations and tokenizers; for safetensors it is the
