@@ -53,9 +53,6 @@ class Client:
     def cancel(self, request_id: str) -> dict[str, Any]:
         return self._ask("POST", f"/v1/requests/{request_id}/cancel")
 
-    def ready(self) -> dict[str, Any]:
-        return self._ask("GET", "/ready")
-
     def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
             return _body(self._http.request(method, path, **options))
@@ -73,7 +70,7 @@ class Client:
         """Poll until the job has ended; returns its last status.
 
         Raises:
-            TimeoutError: it had not ended after `timeout_s`.
+            ApiError: it had not ended after `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -83,13 +80,22 @@ class Client:
             if status["status"] in ENDED:
                 return status
             if time.monotonic() > deadline:
-                raise TimeoutError(f"request {request_id} is {status['status']} after {timeout_s:.0f} s")
+                raise ApiError(f"request {request_id} is {status['status']} after {timeout_s:.0f} s")
             time.sleep(poll_s)
 
     def download(self, url: str) -> bytes:
-        """Fetch an image by its presigned URL."""
-        answer = httpx.get(url, timeout=60)
-        answer.raise_for_status()
+        """Fetch an image by its presigned URL.
+
+        Raises:
+            ApiError: the store does not give it.
+        """
+        unsigned = url.partition("?")[0]
+        try:
+            answer = httpx.get(url, timeout=60)
+        except httpx.TransportError as error:
+            raise ApiError(f"{unsigned}: {error}") from error
+        if answer.is_error:
+            raise ApiError(f"{unsigned}: {answer.status_code} {answer.reason_phrase}")
         return answer.content
 
 
@@ -98,5 +104,8 @@ def _body(answer: httpx.Response) -> dict[str, Any]:
         is_problem = answer.headers.get("content-type") == "application/problem+json"
         detail = answer.json() if is_problem else {"code": answer.status_code, "detail": answer.text[:200]}
         raise ApiError(f"{detail['code']}: {detail['detail']}")
-    body: dict[str, Any] = answer.json()
+    try:
+        body: dict[str, Any] = answer.json()
+    except ValueError as error:
+        raise ApiError(f"{answer.url} answers with something else than this API does") from error
     return body

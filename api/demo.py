@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from api.client import Client
 from shared.errors import Flux2Error
+from shared.outputs import make_folder
 from shared.request import EXAMPLE
 from shared.settings import Settings
 from shared.stack import DEMO_ADAPTER, Stack
@@ -37,10 +38,11 @@ def run(console: Console, output: Path) -> None:
     """Start everything in a temporary folder, render a batch and the request at two multipliers, and stop everything.
 
     Raises:
+        OutputRefused: `output` cannot be made.
         DemoFailed: a job ended otherwise than succeeded.
     """
     started = time.monotonic()
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     with tempfile.TemporaryDirectory(prefix="flux2-demo-") as data:
         # Defaults only: what is configured for a deployment does not apply.
         stack = Stack(Path(data), Settings.model_construct(), inherit=False)

@@ -68,6 +68,8 @@ def _ours(request: Request, error: Exception) -> JSONResponse:
 def _invalid(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     fields = [FieldProblem(path=_path(e["loc"]), message=e["msg"]) for e in error.errors()]
+    if any(e["type"] == "json_invalid" for e in error.errors()):
+        return problem(HTTPStatus.BAD_REQUEST, "BAD_REQUEST", f"the body is no JSON: {fields[0].message}")
     first = f"{fields[0].path}: {fields[0].message}"
     more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
     return problem(HTTPStatus.UNPROCESSABLE_ENTITY, "VALIDATION_ERROR", first + more, fields=fields)

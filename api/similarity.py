@@ -53,11 +53,8 @@ def compare(ours: Image.Image, theirs: Image.Image) -> Similarity:
     )
 
 
-def trainer_samples(folder: Path, *, step: int | None = None) -> dict[int, Path]:
-    """Find the trainer's sample images of one training step, by their place in the config.
-
-    Args:
-        step: None takes the last step that has any.
+def trainer_samples(folder: Path) -> dict[int, Path]:
+    """Find the trainer's sample images of the last training step that has any, by their place in the config.
 
     Raises:
         NoSamples: there are none.
@@ -67,10 +64,9 @@ def trainer_samples(folder: Path, *, step: int | None = None) -> dict[int, Path]
         match = _SAMPLE.search(path.name)
         if match:
             found.setdefault(int(match[1]), {})[int(match[2])] = path
-    wanted = max(found, default=None) if step is None else step
-    if wanted is None or wanted not in found:
-        raise NoSamples(f"{folder}: no sample images" + ("" if step is None else f" of step {step}"))
-    return found[wanted]
+    if not found:
+        raise NoSamples(f"{folder}: no sample images")
+    return found[max(found)]
 
 
 def contact_sheet(pairs: Sequence[tuple[Image.Image, Image.Image]]) -> Image.Image:

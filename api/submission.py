@@ -36,17 +36,17 @@ def accept(
         raise InvalidRequest(f"{len(body.prompts)} prompts; at most {settings.api.max_prompts}", field="prompts")
     model = find_model(body.model)
     refuse_unsupported(body)
-    base = ledger.base(model.id)
+    slots = ledger.slots()
+    base = ledger.base(model.id, slots)
     if body.webhook_url is not None:
         check_webhook(body.webhook_url, settings.webhook)
     adapters = admit(body.loras, model, layers=base.layers if base else None, settings=settings.adapters)
     items = resolve(body, model, adapters)
     check_items(items)
     warnings = warn(body, items, model)
-    if base is None:
-        unchecked = ", and adapters were checked for their form only" if body.loras else ""
-        warnings.append(f"no worker has loaded {model.id} yet: the job waits for one{unchecked}")
-    if body.engine != "exact" and not any(items[0].pool in slot.pools for slot in ledger.slots()):
+    if base is None and body.loras:
+        warnings.append(f"adapters were checked for their form only: no live worker has loaded {model.id}")
+    if not any(items[0].pool in slot.pools for slot in slots):
         warnings.append(f"no live worker offers the engine {body.engine!r} for {model.id}; the job waits for one")
     accepted = ledger.accept(
         str(uuid.uuid4()),

@@ -16,6 +16,7 @@ from typing import Annotated
 
 import typer
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -101,7 +102,7 @@ def inspect(
     if not file.is_file():
         raise AdapterNotFound(f"{file}: no such file")
     layers = None if base is None else layers_of(base, max_bytes=_ANY_SIZE)
-    found = asdict(look(file, max_bytes=limit, layers=layers, model=model))
+    found = asdict(look(file, max_bytes=limit, layers=layers, model=model if base else None))
     if as_json:
         typer.echo(json.dumps(found))
     else:
@@ -149,6 +150,8 @@ def main() -> None:
             said = problem["msg"].removeprefix("Value error, ")
             path = "_".join(str(part) for part in problem["loc"]).upper()
             _fail(said if said.startswith("FLUX2_") else f"FLUX2_{path}: {said}")
+    except SettingsError as error:
+        _fail(f"{error}; settings are named FLUX2_<SECTION>_<NAME>")
     except Flux2Error as error:
         _fail(str(error))
 

@@ -87,7 +87,6 @@ class AdapterMismatch(AdapterRefused):
 
     def __init__(self, layer: str, expected: tuple[int, ...], got: tuple[int, ...]) -> None:
         super().__init__(f"{layer}: expected a {expected} update, the adapter gives {got}")
-        self.layer = layer
 
 
 class IdempotencyKeyReused(RequestError):
@@ -104,8 +103,6 @@ class QueueFull(Flux2Error):
 
     def __init__(self, pending: int, cap: int) -> None:
         super().__init__(f"{pending} items are queued and the cap is {cap}")
-        self.pending = pending
-        self.cap = cap
 
 
 class LedgerUnavailable(Flux2Error):

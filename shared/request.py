@@ -20,7 +20,10 @@ def _no_nul(text: str) -> str:
     return text
 
 
-Text = Annotated[str, Field(max_length=10_000), AfterValidator(_no_nul)]
+#: Characters of a prompt, as it is written and with its trigger words in it.
+MAX_TEXT = 10_000
+
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_no_nul)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 

@@ -13,9 +13,11 @@ from shared.catalog import MODELS, Model
 from shared.errors import InvalidRequest, ModelNotFound
 from shared.job import AdapterRef, ItemSpec
 from shared.prompt import check_prompt
-from shared.request import InferenceRequest, PromptItem
+from shared.request import MAX_TEXT, InferenceRequest, PromptItem
 
 T = TypeVar("T", int, float)
+
+_TRIGGER = "[trigger]"
 
 #: Random seeds are drawn below this, as ai-toolkit's own are.
 MAX_RANDOM_SEED = 2**32
@@ -48,6 +50,10 @@ def refuse_unsupported(request: InferenceRequest) -> None:
                 code="MOE_FORMAT_NOT_SUPPORTED",
                 field=f"loras[{index}].transformer",
             )
+    if (request.engine, request.adapter_mode) == ("fast", "live"):
+        raise InvalidRequest(
+            "the engine 'fast' takes merged adapters only: leave adapter_mode out", field="adapter_mode"
+        )
     for index, prompt in enumerate(request.prompts):
         for name in ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3"):
             if getattr(prompt, name):
@@ -70,7 +76,11 @@ def check_items(items: Sequence[ItemSpec]) -> None:
 
 
 def resolve(request: InferenceRequest, model: Model, adapters: Sequence[AdapterRef]) -> list[ItemSpec]:
-    """Make one item a prompt."""
+    """Make one item a prompt.
+
+    Raises:
+        InvalidRequest: a prompt is too long with its trigger word.
+    """
     return [
         _item(request, prompt, index, model=model, adapters=adapters) for index, prompt in enumerate(request.prompts)
     ]
@@ -94,7 +104,7 @@ def warn(request: InferenceRequest, items: Sequence[ItemSpec], model: Model) -> 
         *_first(
             f"prompts[{index}].prompt has [trigger], but there is no trigger_word: it stays as written"
             for index, item in enumerate(items)
-            if "[trigger]" in item.prompt
+            if _TRIGGER in item.prompt
         ),
     ]
 
@@ -106,7 +116,7 @@ def _item(
     height = _or(prompt.height, model.default_height)
     return ItemSpec(
         model=model.id,
-        prompt=_with_trigger(prompt.prompt, prompt.trigger_word or request.trigger_word),
+        prompt=_with_trigger(prompt.prompt, prompt.trigger_word or request.trigger_word, index),
         neg=(prompt.neg or "") if model.uses_negative_prompt else "",
         width=_floor(width, model.resolution_divisor),
         height=_floor(height, model.resolution_divisor),
@@ -122,8 +132,17 @@ def _item(
     )
 
 
-def _with_trigger(prompt: str, trigger_word: str | None) -> str:
-    return prompt.replace("[trigger]", trigger_word) if trigger_word else prompt
+def _with_trigger(prompt: str, trigger_word: str | None, index: int) -> str:
+    if not trigger_word:
+        return prompt
+    # Before it is built: a small request can ask for gigabytes.
+    length = len(prompt) + prompt.count(_TRIGGER) * (len(trigger_word) - len(_TRIGGER))
+    if length > MAX_TEXT:
+        raise InvalidRequest(
+            f"the prompt has {length} characters with its trigger word in it; at most {MAX_TEXT}",
+            field=f"prompts[{index}].prompt",
+        )
+    return prompt.replace(_TRIGGER, trigger_word)
 
 
 def _floor(pixels: int, divisor: int) -> int:

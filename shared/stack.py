@@ -20,7 +20,7 @@ from typing import Self
 from dotenv import dotenv_values
 
 from shared.backoff import Backoff
-from shared.child import LOOPBACK, Child, free_port
+from shared.child import LOOPBACK, Child, free_port, port_is_free
 from shared.embedded import EmbeddedServers
 from shared.errors import LedgerUnavailable, ServerFailed
 from shared.ledger import Ledger
@@ -110,10 +110,15 @@ class Stack:
                 # bfloat16 convolutions take 10 times as long on processors without AVX-512.
                 decided |= {"FLUX2_MODEL_PRECISION": "fp32"}
         else:
-            # The processes run in folders of their own.
             named = {"PATH": self._settings.model.path, "TEXT_ENCODER": self._settings.model.text_encoder}
             local = {name: Path(value).absolute() for name, value in named.items() if value and Path(value).exists()}
             decided |= {f"FLUX2_MODEL_{name}": str(path) for name, path in local.items()}
+        if self._inherit:  # the processes run in folders of their own
+            others = {
+                "FLUX2_WORKER_LOCK_DIR": self._settings.worker.lock_dir,
+                "AI_TOOLKIT_PATH": self._settings.ai_toolkit_path,
+            }
+            decided |= {name: str(path.absolute()) for name, path in others.items() if path}
         if not self._inherit:
             return {**{name: value for name, value in os.environ.items() if not name.startswith(_OURS)}, **decided}
         return {**_dotenv(), **os.environ, **decided}
@@ -128,6 +133,8 @@ class Stack:
             undo.callback(self.stop)
             self.servers.start()
             self._write_tiny()
+            if not port_is_free(self.api_port):  # or another's server would answer for ours
+                raise ServerFailed(f"the API: port {self.api_port} on {LOOPBACK} is in use; choose another")
             self._start("api", ["api"], ready=self._api_answers, timeout_s=_API_START_S)
             for number in range(self._workers):
                 self._start_worker(number)

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from shared.adapters.admit import admit
 from shared.adapters.locate import locate
 from shared.errors import InvalidRequest
+from shared.outputs import make_folder
 from shared.request import InferenceRequest
 from shared.resolve import check_items, find_model, refuse_unsupported, resolve, warn
 from shared.settings import Settings
@@ -40,6 +41,7 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
         text: the request's JSON.
 
     Raises:
+        OutputRefused: `output` cannot be made.
         RequestError: what the API would refuse.
         RunError, CheckpointError: see `worker.render` and `worker.pipeline.load`.
     """
@@ -64,7 +66,7 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
     renderer = Renderer(components, prompt_cache=settings.worker.prompt_cache, toolkit=toolkit)
     renderer.warm_up()
     paths = [locate(ref.path, root=settings.adapters.root) for ref in adapters]
-    output.mkdir(parents=True, exist_ok=True)
+    make_folder(output)
     for index, spec in enumerate(items):
         rendered = renderer.render(spec, paths, on_progress=lambda progress: None)
         report = {

@@ -60,7 +60,6 @@ class Slot:
             "revision": revision,
             "precision": precision,
             "engines": ",".join(engines),
-            "boot": self.boot,
             "state": "ready",
             "warm": "base",
             "item": "",

@@ -24,7 +24,7 @@ def get_adapter(
 ) -> AdapterLine:
     """Inspect one adapter. `refused` says why a job with it would be refused."""
     settings = services.settings.adapters
-    base = services.ledger.base(find_model(model).id)
+    base = services.ledger.base(find_model(model).id, services.ledger.slots())
     found = inspect(
         locate(path, root=settings.root),
         max_bytes=settings.max_bytes,

@@ -22,7 +22,7 @@ def list_models(services: ServicesDep) -> ModelList:
     offered = Counter((slot.model, engine) for slot in slots for engine in slot.engines)
     lines = []
     for model in MODELS.values():
-        base = services.ledger.base(model.id)
+        base = services.ledger.base(model.id, slots)
         facts = {name: value for name, value in asdict(model).items() if name in ModelLine.model_fields}
         lines.append(
             ModelLine(

@@ -14,7 +14,7 @@ from typing import Any
 
 from shared.adapters.header import Header, read_header
 from shared.adapters.identity import sha256_of
-from shared.adapters.layout import check_fits, describe
+from shared.adapters.layout import check_base, check_fits, describe
 from shared.errors import RequestError
 
 # BFL's single files keep a linear layer's weight under its path with this suffix.
@@ -49,13 +49,13 @@ class Inspection:
 
 
 def inspect(
-    path: Path, *, max_bytes: int, layers: Mapping[str, tuple[int, int]] | None = None, model: str = "flux2"
+    path: Path, *, max_bytes: int, layers: Mapping[str, tuple[int, int]] | None = None, model: str | None = None
 ) -> Inspection:
     """Look at a file.
 
     Args:
         layers: (out, in) of the base's linear layers, to tell which ones the file matches.
-        model: id of that base.
+        model: id of the base to hold it to; without `layers` by what the file says of itself.
 
     Raises:
         AdapterNotFound, AdapterRefused: it is no readable safetensors file at all.
@@ -68,8 +68,10 @@ def inspect(
     try:
         layout = describe(header)
         kind, ranks, named = layout.kind, layout.ranks, layout.layers
-        if layers is not None:
+        if model is not None and layers is not None:
             check_fits(layout, layers, model=model)
+        elif model is not None:
+            check_base(layout, model=model)
     except RequestError as error:
         refused = str(error)
     return Inspection(
@@ -120,6 +122,6 @@ def _trigger(header: Header) -> str | None:
 def _json(header: Header, key: str) -> dict[str, Any]:
     try:
         value = json.loads(header.metadata.get(key, "{}"))
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

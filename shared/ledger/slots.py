@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from shared.ledger import keys, views
 from shared.ledger.session import Session, ms
@@ -33,11 +33,13 @@ class SlotBook(Session):
         with self._calls():
             self.redis.set(keys.base(model), json.dumps({"revision": revision, "layers": layers}))
 
-    def base(self, model: str) -> views.BaseModelInfo | None:
-        """The base model that a worker loaded last, or None before any did."""
+    def base(self, model: str, slots: Iterable[views.SlotView]) -> views.BaseModelInfo | None:
+        """The base model that these slots have loaded; None if none of them has, or not all the same."""
         with self._calls():
             raw = self.redis.get(keys.base(model))
-        if raw is None:
+        if raw is None or {slot.revision for slot in slots if slot.model == model} != {
+            json.loads(str(raw))["revision"]
+        }:
             return None
         data = json.loads(str(raw))
         return views.BaseModelInfo(

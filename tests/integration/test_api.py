@@ -388,6 +388,13 @@ def test_a_full_queue_answers_429_with_retry_after(api):
         (request({"prompt": "a", "seed": 2**63}), 422, "VALIDATION_ERROR", "prompts[0].seed"),
         (request({"prompt": "ok"}, {"prompt": "a [IM[IMG]G] b"}), 400, "INVALID_REQUEST", "prompts[1].prompt"),
         (request({"prompt": "[trigger]", "trigger_word": "[IM[IMG]G]"}), 400, "INVALID_REQUEST", "prompts[0].prompt"),
+        (
+            request({"prompt": "[trigger]" * 1000, "trigger_word": "a" * 10_000}),
+            400,
+            "INVALID_REQUEST",
+            "prompts[0].prompt",
+        ),
+        (request(engine="fast", adapter_mode="live"), 400, "INVALID_REQUEST", "adapter_mode"),
         (request({"prompt": "a\0b"}), 422, "VALIDATION_ERROR", "prompts[0].prompt"),
         (request({"prompt": "a", "smaple_steps": 3}), 422, "VALIDATION_ERROR", "prompts[0].smaple_steps"),
         (
@@ -445,7 +452,14 @@ def test_a_file_that_is_no_adapter_is_refused_with_the_reason(api, adapter_root)
     assert "HTML" in body["detail"]
 
 
+SLOT = {
+    "model": "flux2", "state": "ready", "device": "cpu", "revision": "r", "precision": "bf16", "engines": "exact",
+    "warm": "base", "item": "", "base_drift": "0",
+}  # fmt: skip
+
+
 def test_an_adapter_is_held_to_the_base_model_that_workers_loaded(api, adapter):
+    api.ledger.beat("gpu-0", SLOT)
     body = request(loras=[{"path": "my_lora_job/my_lora.safetensors"}])
     unchecked = post(api, body).json()
     assert any("form only" in warning for warning in unchecked["warnings"])
@@ -594,18 +608,16 @@ def test_a_config_whose_samples_break_the_apis_limits_is_a_problem(api):
 
 
 def test_an_engine_that_no_worker_offers_is_waited_for_with_a_warning(api):
-    report = {"model": "flux2", "state": "ready", "device": "cpu", "revision": "r", "precision": "bf16"}
-    api.ledger.beat("gpu-0", {**report, "engines": "exact", "warm": "base", "item": "", "base_drift": "0"})
+    api.ledger.beat("gpu-0", SLOT)
     body = request(engine="ai-toolkit")
 
     without = post(api, body).json()
-    api.ledger.beat("gpu-1", {**report, "engines": "exact,ai-toolkit", "warm": "base", "item": "", "base_drift": "0"})
+    api.ledger.beat("gpu-1", {**SLOT, "engines": "exact,ai-toolkit"})
     with_one = post(api, body).json()
     (model,) = [model for model in api.http.get("/v1/models").json()["models"] if model["id"] == "flux2"]
 
-    said = "no live worker offers the engine 'ai-toolkit' for flux2; the job waits for one"
-    assert said in without["warnings"]
-    assert said not in with_one["warnings"]
+    assert without["warnings"] == ["no live worker offers the engine 'ai-toolkit' for flux2; the job waits for one"]
+    assert with_one["warnings"] == []
     assert model["engines"] == {"exact": 2, "ai-toolkit": 1, "fast": 0}
     assert claim(api) is None  # of the engine `exact`
     assert api.http.get(f"/v1/requests/{with_one['request_id']}/status").json()["queue_position"] == 1
@@ -644,6 +656,7 @@ def test_an_adapter_can_be_inspected_before_it_is_used(api, adapter):
     path = {"path": "my_lora_job/my_lora.safetensors"}
 
     alone = api.http.get("/v1/adapters", params=path).json()
+    api.ledger.beat("gpu-0", SLOT)
     api.ledger.publish_base("flux2", revision="r", layers={"img_in": (64, 128)})
     beside = api.http.get("/v1/adapters", params=path).json()
 

@@ -45,6 +45,8 @@ def test_a_wrong_setting_is_one_line_that_names_the_variable(command):
             {"FLUX2_QUEUE_RENEW_S": "10"},
             "FLUX2_QUEUE_RENEW_S 10 is more than a third of FLUX2_QUEUE_LEASE",
         ),
+        (("demo", "--output", "/proc/x"), {}, "/proc/x: No such file or directory"),
+        (("doctor",), {"FLUX2_REDIS_URL": "10.0.0.5:6379"}, "FLUX2_REDIS_URL: Redis URL must specify"),
         (("worker", "--device", "cpu"), {"FLUX2_WORKER_LOCK_DIR": "/proc/x"}, "FLUX2_WORKER_LOCK_DIR /proc/x: No such"),
         (("replay", "{folder}/binary"), {}, "/binary: not YAML"),
         (("replay", "{folder}/broken"), {}, "/broken: not YAML, line 2: "),
@@ -63,9 +65,12 @@ def test_what_a_person_can_mend_is_one_line(arguments, variables, said, tmp_path
 
 
 def test_a_variable_that_is_no_setting_is_told():
-    done = flux2("inspect", "no-such-file", FLUX2_MODEL_PRECISON="qfloat8")
+    misspelt = flux2("inspect", "no-such-file", FLUX2_MODEL_PRECISON="qfloat8")
+    cut = flux2("doctor", FLUX2_REDIS="redis://127.0.0.1")
 
-    assert done.stderr.splitlines()[0] == "FLUX2_MODEL_PRECISON is no setting, and has no effect"
+    assert misspelt.stderr.splitlines()[0] == "FLUX2_MODEL_PRECISON is no setting, and has no effect"
+    assert cut.stderr.splitlines()[-1].endswith("settings are named FLUX2_<SECTION>_<NAME>")
+    assert len(cut.stderr.splitlines()) == 2
 
 
 def test_a_worker_without_redis_says_so_before_it_loads_anything():

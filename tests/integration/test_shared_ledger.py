@@ -520,13 +520,25 @@ def test_finished_jobs_are_forgotten_after_the_retention_and_no_sooner(redis_cli
     assert [job.job_id for job in ledger.jobs(before=None, limit=9).jobs] == [waiting]
 
 
-def test_the_base_model_a_worker_loaded_can_be_read_by_the_api(ledger):
-    assert ledger.base("flux2") is None
+def test_the_base_model_that_live_workers_have_loaded_can_be_read_by_the_api(ledger):
+    report = {
+        "model": "flux2", "state": "ready", "device": "cpu", "precision": "bf16", "engines": "exact", "warm": "base",
+        "item": "", "base_drift": "0",
+    }  # fmt: skip
+
+    def base():
+        return ledger.base("flux2", ledger.slots())
+
+    assert base() is None
 
     ledger.publish_base("flux2", revision="abc", layers={"img_in": (64, 128)})
+    assert base() is None  # of a worker that has ended since
 
-    base = ledger.base("flux2")
-    assert (base.revision, dict(base.layers)) == ("abc", {"img_in": (64, 128)})
+    ledger.beat("gpu-0", {**report, "revision": "abc"})
+    assert (base().revision, dict(base().layers)) == ("abc", {"img_in": (64, 128)})
+
+    ledger.beat("gpu-1", {**report, "revision": "def"})
+    assert base() is None  # which of the two will render is not known
 
 
 def test_slots_report_and_leave(ledger):

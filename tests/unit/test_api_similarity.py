@@ -46,9 +46,13 @@ def test_the_last_steps_samples_are_found_by_their_place(tmp_path):
     last = trainer_samples(tmp_path)
 
     assert {index: path.name for index, path in last.items()} == {0: "18__000000500_0.jpg", 1: "18__000000500_1.jpg"}
-    assert list(trainer_samples(tmp_path, step=250)) == [0]
-    with pytest.raises(NoSamples, match="of step 100"):
-        trainer_samples(tmp_path, step=100)
+
+
+def test_a_folder_without_samples_is_named(tmp_path):
+    (tmp_path / "notes.txt").touch()
+
+    with pytest.raises(NoSamples, match=f"{tmp_path}: no sample images"):
+        trainer_samples(tmp_path)
 
 
 def test_the_contact_sheet_has_a_row_a_pair_and_brightens_the_difference():

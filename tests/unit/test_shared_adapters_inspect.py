@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from shared.adapters.inspect import inspect, layers_of
 
@@ -17,7 +19,7 @@ def base(goldens):
 
 
 def test_the_trainers_file_is_described_and_held_to_its_base(goldens, base):
-    found = inspect(goldens / "adapters" / "lora_r4_bf16.safetensors", max_bytes=MAX, layers=base)
+    found = inspect(goldens / "adapters" / "lora_r4_bf16.safetensors", max_bytes=MAX, layers=base, model="flux2")
 
     assert (found.refused, found.kind, found.ranks, found.dtypes) == (None, "lora", (4,), {"BF16": 40})
     assert (found.layers, found.matched, found.unmatched) == (20, 20, ())
@@ -34,11 +36,26 @@ def test_without_a_base_nothing_is_said_about_matching(goldens):
 def test_a_file_that_partly_matches_names_what_does_not(goldens, base):
     fewer = {name: shape for name, shape in base.items() if not name.startswith("single_blocks.1")}
 
-    found = inspect(goldens / "adapters" / "lora_r4_bf16.safetensors", max_bytes=MAX, layers=fewer)
+    found = inspect(goldens / "adapters" / "lora_r4_bf16.safetensors", max_bytes=MAX, layers=fewer, model="flux2")
 
     assert (found.layers, found.matched) == (20, 18)
     assert found.unmatched == ("single_blocks.1.linear1", "single_blocks.1.linear2")
     assert "does not have" in found.refused
+
+
+def test_a_file_of_another_base_is_refused_by_what_it_says_of_itself(tmp_path):
+    file = tmp_path / "klein.safetensors"
+    tensors = {
+        f"diffusion_model.double_blocks.0.img_attn.proj.lora_{half}.weight": torch.zeros(shape)
+        for half, shape in (("A", (4, 64)), ("B", (64, 4)))
+    }
+    metadata = {"ss_base_model_version": "flux2_klein_4b", "training_info": "[" * 200_000}
+    save_file(tensors, file, metadata=metadata)
+
+    assert inspect(file, max_bytes=MAX).refused is None
+    found = inspect(file, max_bytes=MAX, model="flux2")
+    assert "flux2_klein_4b" in found.refused
+    assert found.step is None  # what nests so deep is no training info
 
 
 def test_a_file_that_is_not_understood_still_has_a_hash_and_a_reason(goldens):

@@ -1,7 +1,11 @@
 """What the processes of one host are told."""
 
+import socket
 from pathlib import Path
 
+import pytest
+
+from shared.errors import ServerFailed
 from shared.settings import Settings
 from shared.stack import Stack
 
@@ -43,3 +47,23 @@ def test_a_demonstration_takes_nothing_from_the_callers_configuration(monkeypatc
     assert not {"FLUX2_QUEUE_CAP", "FLUX2_WORKER_DEVICE", "HF_TOKEN"} & environment.keys()
     assert environment["FLUX2_MODEL_PATH"] == str(tmp_path / "data" / "tiny")
     assert environment["FLUX2_MODEL_PRECISION"] == "fp32"
+
+
+def test_folders_that_are_named_from_here_are_the_same_for_the_processes(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLUX2_WORKER_LOCK_DIR", "locks")
+    monkeypatch.setenv("AI_TOOLKIT_PATH", "../ai-toolkit")
+
+    environment = Stack(tmp_path / "data", Settings()).environment()
+
+    assert environment["FLUX2_WORKER_LOCK_DIR"] == str(tmp_path / "locks")
+    assert environment["AI_TOOLKIT_PATH"] == str(tmp_path / "../ai-toolkit")
+
+
+def test_another_servers_port_is_not_taken_for_the_apis(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        stack = Stack(tmp_path / "data", Settings(), workers=0, api_port=port)
+
+        with pytest.raises(ServerFailed, match=f"the API: port {port} on 127.0.0.1 is in use"):
+            stack.start()
