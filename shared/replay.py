@@ -11,16 +11,23 @@ Source:
 
 from __future__ import annotations
 
+import math
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
+from shared import yaml_text
 from shared.catalog import MODELS
 from shared.errors import RequestError
 
-# The trainer's own defaults, which are not the API's.
+# Each stands wherever a prompt has its placeholder, so a long one would multiply the file. A file's name ends at 255.
+_MAX_NAME = 255
+_MAX_TRIGGER = 1000
+
+# The trainer's own defaults, which are not the API's; a value given instead is read as the same type.
 _DEFAULTS: dict[str, Any] = {
     "width": 512,
     "height": 512,
@@ -95,7 +102,7 @@ def plan(text: str | bytes, *, lora: str | None = None) -> Replay:
     name, process = _process(text)
     model = _model(process)
     section = _mapping(process.get("sample"), "config.process[0].sample")
-    samples = tuple(_samples(section, trigger=process.get("trigger_word")))
+    samples = tuple(_samples(section, trigger=_trigger(process)))
     if not samples:
         raise ConfigRefused("config.process[0].sample has no prompts and no samples")
     requests, places = _group(samples, model=model, lora=lora or f"{name}/{name}.safetensors")
@@ -107,16 +114,18 @@ def plan(text: str | bytes, *, lora: str | None = None) -> Replay:
 
 def _process(text: str | bytes) -> tuple[str, Mapping[str, Any]]:
     try:
-        document = yaml.safe_load(text)
+        document = yaml_text.load(text)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise ConfigRefused(f"not YAML{line}: {error.problem}") from error
+        raise ConfigRefused(f"not YAML that can be read{line}: {str(error.problem)[:200]}") from error
     except yaml.YAMLError as error:
-        raise ConfigRefused(f"not YAML: {' '.join(str(error).split())[:200]}") from error
+        raise ConfigRefused(f"not YAML that can be read: {' '.join(str(error).split())[:200]}") from error
     config = _mapping(_mapping(document, "the file").get("config"), "config")
     name = config.get("name")
     if not isinstance(name, str) or not name:
-        raise ConfigRefused("config.name is missing")
+        raise ConfigRefused("config.name is missing or not text")
+    if len(name) > _MAX_NAME or "[trigger]" in name:
+        raise ConfigRefused(f"config.name is {reprlib.repr(name)}; at most {_MAX_NAME} characters, and no [trigger]")
     processes = config.get("process")
     if not isinstance(processes, list) or not processes:
         raise ConfigRefused("config.process is not a list of processes")
@@ -137,33 +146,42 @@ def _with_name(value: Any, name: str) -> Any:
 
 def _model(process: Mapping[str, Any]) -> str:
     arch = _mapping(process.get("model"), "config.process[0].model").get("arch")
-    if arch not in MODELS:
-        raise ConfigRefused(f"config.process[0].model.arch is {arch!r}; served are: {', '.join(MODELS)}")
-    return str(arch)
+    if not isinstance(arch, str) or arch not in MODELS:
+        raise ConfigRefused(f"config.process[0].model.arch is {reprlib.repr(arch)}; served are: {', '.join(MODELS)}")
+    return arch
+
+
+def _trigger(process: Mapping[str, Any]) -> str | None:
+    where = "config.process[0].trigger_word"
+    if (word := process.get("trigger_word")) is None:
+        return None
+    if len(text := _text(word, where)) > _MAX_TRIGGER:
+        raise ConfigRefused(f"{where} has {len(text)} characters; at most {_MAX_TRIGGER}")
+    return text
 
 
 def _samples(section: Mapping[str, Any], *, trigger: str | None) -> Iterator[Sample]:
-    raw = section.get("samples", [{"prompt": prompt} for prompt in section.get("prompts") or []])
-    if not isinstance(raw, list):
-        raise ConfigRefused("config.process[0].sample.samples is not a list")
-    defaults = {**_DEFAULTS, **{key: section[key] for key in _DEFAULTS if section.get(key) is not None}}
+    where = "config.process[0].sample"
+    defaults = {**_DEFAULTS, **_fields(section, where)}
     start = seed = defaults["seed"]
-    for index, entry in enumerate(raw):
-        where = f"config.process[0].sample.samples[{index}]"
-        given = _mapping(entry, where)
+    for index, entry in enumerate(_entries(section, where)):
+        place = f"{where}.samples[{index}]"
+        given = _mapping(entry, place)
+        own = _fields(given, place)
         if section.get("walk_seed"):
             seed = start + index
         # Without walk_seed a sample's own seed stays for those after it: the trainer's rule.
-        seed = seed if given.get("seed") is None else given["seed"]
-        fields = {**defaults, **{key: given[key] for key in _DEFAULTS if given.get(key) is not None}, "seed": seed}
-        words, flags = _split(_prompt(given.get("prompt"), trigger, where))
-        yield _sample(words, {**fields, **flags}, where)
+        seed = own.get("seed", seed)
+        prompt = _text(given.get("prompt"), f"{place}.prompt")
+        words, flags = _split(prompt if trigger is None else prompt.replace("[trigger]", trigger))
+        fields = {**defaults, **own, "seed": seed, **_fields(flags, place)}
+        yield Sample(words, **{**fields, "width": max(64, fields["width"]), "height": max(64, fields["height"])})
 
 
-def _prompt(prompt: object, trigger: str | None, where: str) -> str:
-    if not isinstance(prompt, str):
-        raise ConfigRefused(f"{where}.prompt is {prompt!r}, not text")
-    return prompt if trigger is None else prompt.replace("[trigger]", trigger)
+def _entries(section: Mapping[str, Any], where: str) -> list[Any]:
+    if "samples" in section:
+        return _list(section["samples"], f"{where}.samples")
+    return [{"prompt": prompt} for prompt in _list(section.get("prompts") or [], f"{where}.prompts")]
 
 
 def _split(prompt: str) -> tuple[str, dict[str, str]]:
@@ -173,26 +191,34 @@ def _split(prompt: str) -> tuple[str, dict[str, str]]:
     return words.strip(), {_FLAGS[name.strip()]: value.strip() for name, _, value in pairs if name.strip() in _FLAGS}
 
 
-def _sample(prompt: str, fields: Mapping[str, Any], where: str) -> Sample:
+def _fields(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Read what a section, a sample or a prompt's flags say of a sample."""
+    return {
+        key: _read(given[key], type(default), f"{where}.{key}")
+        for key, default in _DEFAULTS.items()
+        if given.get(key) is not None
+    }
+
+
+def _read(value: Any, kind: type, where: str) -> Any:
+    if kind is str:
+        return _text(value or "", where)
+    wanted = "a whole number" if kind is int else "a finite number"
     try:
-        return Sample(
-            prompt=prompt,
-            neg=str(fields["neg"] or ""),
-            width=max(64, int(fields["width"])),
-            height=max(64, int(fields["height"])),
-            seed=int(fields["seed"]),
-            sample_steps=int(fields["sample_steps"]),
-            guidance_scale=float(fields["guidance_scale"]),
-            network_multiplier=float(fields["network_multiplier"]),
-        )
-    except (TypeError, ValueError) as error:
-        raise ConfigRefused(f"{where}: {error}") from error
+        number = kind(value)
+        finite = math.isfinite(number)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ConfigRefused(f"{where} is {reprlib.repr(value)}, not {wanted}") from error
+    if not finite:
+        raise ConfigRefused(f"{where} is {reprlib.repr(value)}, not {wanted}")
+    return number
 
 
 def _group(
     samples: Sequence[Sample], *, model: str, lora: str
 ) -> tuple[tuple[dict[str, Any], ...], tuple[tuple[int, int], ...]]:
     requests: dict[float, dict[str, Any]] = {}
+    numbers: dict[float, int] = {}
     places = []
     for sample in samples:
         multiplier = sample.network_multiplier
@@ -200,7 +226,7 @@ def _group(
             multiplier,
             {"model": model, "prompts": [], "loras": [{"path": lora, "network_multiplier": multiplier}]},
         )
-        places.append((list(requests).index(multiplier), len(request["prompts"])))
+        places.append((numbers.setdefault(multiplier, len(numbers)), len(request["prompts"])))
         request["prompts"].append(
             {
                 "prompt": sample.prompt,
@@ -235,4 +261,16 @@ def _is_dora(process: Mapping[str, Any]) -> bool:
 def _mapping(value: object, where: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise ConfigRefused(f"{where} is missing or not a mapping")
+    return value
+
+
+def _list(value: object, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise ConfigRefused(f"{where} is {reprlib.repr(value)}, not a list")
+    return value
+
+
+def _text(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise ConfigRefused(f"{where} is {reprlib.repr(value)}, not text")
     return value

@@ -599,6 +599,23 @@ def test_a_config_that_cannot_be_replayed_is_a_problem(api):
     assert "config.name" in body["detail"]
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        "\n".join(["a0: &a0 [x]", *(f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 9))]),
+        "a: &a [*a]",
+        "a: 2024-13-45",
+        "[" * 5000,
+        "config: {name: x, process: [{model: {arch: [flux2]}}]}",
+        r'config: {name: x, process: [{model: {arch: "\ud800"}}]}',
+        "config: {name: x, process: [{model: {arch: flux2}, sample: {prompts: 5}}]}",
+        "config: {name: x, process: [{model: {arch: flux2}, sample: {prompts: [a], width: .inf}}]}",
+    ],
+)
+def test_a_config_made_to_do_harm_is_a_problem(api, config):
+    problem(api.http.post("/v1/replays", json={"config": config}), 400, "INVALID_CONFIG")
+
+
 def test_a_config_whose_samples_break_the_apis_limits_is_a_problem(api):
     config = "config: {name: x, process: [{model: {arch: flux2}, sample: {prompts: [a --s 999]}}]}"
 

@@ -1,9 +1,15 @@
 """Training configs to requests, by the trainer's rules."""
 
+import json
+
 import pytest
 import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
 
 from shared.replay import ConfigRefused, plan
+from shared.request import InferenceRequest
 
 
 def config(sample, *, trigger="ohwx", arch="flux2", **model):
@@ -139,9 +145,76 @@ def test_what_keeps_a_replay_from_being_equal_is_told():
         (config({"prompts": ["a"]}, arch="sdxl"), "arch is 'sdxl'; served are: flux2"),
         (config({}), "no prompts and no samples"),
         (config({"samples": [{"prompt": 5}]}), r"samples\[0\]\.prompt is 5"),
-        (config({"prompts": ["a", "b --w wide"]}), r"samples\[1\]: invalid literal for int"),
+        (config({"prompts": ["a", "b --w wide"]}), r"samples\[1\]\.width is 'wide', not a whole number"),
+        (config({"prompts": 5}), r"sample\.prompts is 5, not a list"),
+        (config({"prompts": "a cat"}), r"sample\.prompts is 'a cat', not a list"),
+        (config({"prompts": [None]}), r"samples\[0\]\.prompt is None, not text"),
+        (config({"samples": None}), r"sample\.samples is None, not a list"),
+        (config({"samples": [None]}), r"samples\[0\] is missing or not a mapping"),
+        (config({"prompts": ["a"]}, trigger=5), r"trigger_word is 5, not text"),
+        (config({"prompts": ["a"]}, trigger="x" * 1001), r"trigger_word has 1001 characters; at most 1000"),
+        (config({"prompts": ["a"]}, arch=["flux2"]), r"arch is \['flux2'\]; served are"),
+        (config({"prompts": ["a"], "width": float("inf")}), r"sample\.width is inf, not a whole number"),
+        (config({"prompts": ["a"], "guidance_scale": float("nan")}), r"sample\.guidance_scale is nan, not a finite"),
+        (config({"prompts": ["a --m 1e999"]}), r"samples\[0\]\.network_multiplier is '1e999', not a finite number"),
+        (config({"prompts": ["a --d " + "9" * 5000]}), r"samples\[0\]\.seed is '9+\.\.\.9+', not a whole number"),
+        (config({"prompts": ["a"], "walk_seed": True, "seed": "abc"}), r"sample\.seed is 'abc', not a whole number"),
+        (config({"prompts": ["a"], "neg": ["blurry"]}), r"sample\.neg is \['blurry'\], not text"),
+        (
+            config({"prompts": ["a"], "width": 5}).replace("width: 5", "width: 2024-13-45"),
+            r"line \d+: '2024-13-45' cannot be read as timestamp",
+        ),
+        ("config: {name: " + "x" * 256 + "}", r"config\.name is 'x+\.\.\.x+'; at most 255 characters"),
     ],
 )
 def test_a_config_that_cannot_be_replayed_is_refused_with_its_place(text, reason):
     with pytest.raises(ConfigRefused, match=reason):
         plan(text)
+
+
+def test_anchors_in_a_config_are_read():
+    text = """
+config:
+  name: x
+  process:
+    - model: {arch: flux2}
+      sample: {samples: [&first {prompt: "[name] a", width: 64}, {<<: *first, height: 96}, *first]}
+"""
+
+    found = [(prompt["prompt"], prompt["width"], prompt["height"]) for prompt in prompts(text)]
+
+    assert found == [("x a", 64, 512), ("x a", 64, 96), ("x a", 64, 512)]
+
+
+WORDS = st.sampled_from(["flux2", "a --w 9", "a --m", "--d 1e9", "[trigger]", "12", "-3.5", "", "\0", "\ud800", "狐"])
+NUMBERS = st.integers() | st.floats() | st.sampled_from([10**400, -(10**90), 2**63])
+JUNK = st.recursive(
+    st.none() | st.booleans() | NUMBERS | WORDS | st.text(max_size=5) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS | NUMBERS, inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = ("prompts", "samples", "seed", "walk_seed", "width", "sample_steps", "guidance_scale", "neg", "format")
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    section=st.dictionaries(st.sampled_from(KEYS), JUNK, max_size=2),
+    entry=st.dictionaries(st.sampled_from(["prompt", "network_multiplier", *KEYS]), JUNK, max_size=2),
+    process=st.dictionaries(st.sampled_from(["model", "sample", "trigger_word", "network"]), JUNK, max_size=1),
+)
+def test_any_values_make_requests_or_are_refused(section, entry, process):
+    sample = {"samples": [{"prompt": "a"}, {"prompt": "b --m 0.5", **entry}], **section}
+    process = {"model": {"arch": "flux2"}, "sample": sample, **process}
+    text = yaml.safe_dump({"config": {"name": "x", "process": [process]}}, allow_unicode=False)
+
+    try:
+        requests = plan(text).requests
+    except ConfigRefused as error:
+        str(error).encode()
+        return
+
+    json.dumps(requests, allow_nan=False, ensure_ascii=False).encode()
+    try:
+        TypeAdapter(list[InferenceRequest]).validate_python(requests)
+    except ValidationError as error:
+        error.errors()
