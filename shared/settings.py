@@ -168,7 +168,7 @@ class ApiSettings(BaseModel):
         "webhooks a path without a host.",
     )
     max_body_bytes: int = Field(4 * 1024**2, ge=1024, description="Larger request bodies are answered 413.")
-    max_prompts: int = Field(1000, ge=1, description="Prompts in one request.")
+    max_prompts: int = Field(1000, ge=1, description="Prompts in one request, samples in one replay.")
 
 
 class WorkerSettings(BaseModel):

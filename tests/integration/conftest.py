@@ -28,7 +28,7 @@ def adapter_root(tmp_path):
 
 @pytest.fixture
 def api(redis_client, redis_url, s3, settings, adapter_root, wait_until):
-    """A served application: `.http` is a client of it, `.ledger` and `.store` are what it writes to."""
+    """A served application: `.http` is a client of it, `.services` what it stands on, with `.ledger` and `.store`."""
     made = settings(
         redis={"url": redis_url},
         storage=s3.storage.model_dump(),
@@ -52,6 +52,7 @@ def api(redis_client, redis_url, s3, settings, adapter_root, wait_until):
             ledger=services.ledger,
             store=services.store,
             settings=made,
+            services=services,
         )
     server.should_exit = True
     thread.join()

@@ -6,12 +6,17 @@ import re
 import shutil
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import httpx
 import pytest
+from fastapi import BackgroundTasks
 
+from api.submission import prepare, store_together
+from shared.errors import QueueFull
 from shared.job import ItemError, ItemResult, PipelineReport, Progress
 from shared.ledger import keys
+from shared.request import InferenceRequest
 from worker.slot import Slot
 
 # The request of the reference API's flux2 page, letter for letter.
@@ -622,6 +627,91 @@ def test_a_config_whose_samples_break_the_apis_limits_is_a_problem(api):
     body = problem(api.http.post("/v1/replays", json={"config": config}), 422, "VALIDATION_ERROR")
 
     assert "sample_steps" in body["detail"]
+
+
+def replay(api, *prompts, **headers):
+    sample = {"width": 64, "height": 64, "prompts": prompts}
+    config = {"config": {"name": "x", "process": [{"model": {"arch": "flux2"}, "sample": sample}]}}
+    body = {"config": json.dumps(config), "lora": "my_lora_job/my_lora.safetensors"}
+    return api.http.post("/v1/replays", json=body, headers=headers)
+
+
+def test_a_replay_of_more_samples_than_a_request_may_have_is_refused(api, adapter):
+    body = problem(replay(api, *["a"] * 600, *["b --m 0.5"] * 401), 400, "INVALID_REQUEST")
+
+    assert body["detail"] == "1001 samples; at most 1000"
+
+
+def test_a_replay_of_which_one_part_cannot_be_served_stores_nothing(api, adapter, redis_client):
+    problem(replay(api, "a", "b [IM[IMG]G] --m 0.5"), 400, "INVALID_REQUEST")
+
+    assert redis_client.keys(f"{keys.PREFIX}job:*") == []
+
+
+def test_a_replay_that_the_queue_has_no_room_for_stores_nothing(api, adapter, redis_client):
+    problem(replay(api, *["a"] * 30, *["b --m 0.5"] * 30), 429, "queue_full")
+
+    assert redis_client.keys(f"{keys.PREFIX}job:*") == []
+
+
+def test_a_replay_with_the_same_idempotency_key_gives_the_same_requests_once(api, adapter):
+    first = replay(api, "a", "b --m 0.5", **{"Idempotency-Key": "r1"})
+    adapter.unlink()
+    again = replay(api, "a", "b --m 0.5", **{"Idempotency-Key": "r1"})
+
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert "Idempotency-Replayed" not in first.headers
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert api.ledger.queued("flux2") == 2
+
+
+def test_an_idempotency_key_with_another_config_is_refused(api, adapter):
+    replay(api, "a", "b --m 0.5", **{"Idempotency-Key": "r2"})
+
+    problem(replay(api, "a", "b --m 0.5", "c --m 0.7", **{"Idempotency-Key": "r2"}), 422, "IDEMPOTENCY_KEY_REUSED")
+
+    assert api.ledger.queued("flux2") == 2
+
+
+def parts(services, key):
+    """Two requests of 30 images each, prepared together."""
+    body = InferenceRequest.model_validate(request(*[{"prompt": "a"}] * 30))
+    keys_of_parts = [key and f"{key}#{number}" for number in range(2)]
+    return [prepare(services, body, idempotency_key=k, body_hash="h", tenant="default") for k in keys_of_parts]
+
+
+@pytest.fixture
+def crowded(api):
+    """What the API is made of, believing in room that the ledger, whose cap is 50, will not have."""
+    queue = api.settings.queue.model_copy(update={"cap": 1000})
+    return replace(api.services, settings=api.settings.model_copy(update={"queue": queue}))
+
+
+def test_what_was_stored_before_the_queue_was_full_is_canceled(api, crowded):
+    first, second = parts(crowded, "")
+
+    with pytest.raises(QueueFull):
+        store_together(crowded, [first, second], BackgroundTasks())
+
+    assert api.ledger.job(first.job_id).state == "canceled"
+    assert api.ledger.job(second.job_id) is None
+    assert api.ledger.queued("flux2") == 0
+
+
+def test_what_was_stored_under_an_idempotency_key_is_there_for_the_repeat(api, crowded):
+    first, second = parts(crowded, "k")
+    with pytest.raises(QueueFull):
+        store_together(crowded, [first, second], BackgroundTasks())
+    while claimed := claim(api):
+        api.ledger.commit(claimed, None)
+
+    again = store_together(crowded, parts(crowded, "k"), BackgroundTasks())
+
+    assert [(accepted.job_id == first.job_id, accepted.replayed) for accepted in again] == [
+        (True, True),
+        (False, False),
+    ]
+    assert api.ledger.queued("flux2") == 30
 
 
 def test_an_engine_that_no_worker_offers_is_waited_for_with_a_warning(api):
