@@ -49,7 +49,7 @@ def test_a_wrong_setting_is_one_line_that_names_the_variable(command):
         (("doctor",), {"FLUX2_REDIS_URL": "10.0.0.5:6379"}, "FLUX2_REDIS_URL: Redis URL must specify"),
         (("worker", "--device", "cpu"), {"FLUX2_WORKER_LOCK_DIR": "/proc/x"}, "FLUX2_WORKER_LOCK_DIR /proc/x: No such"),
         (("replay", "{folder}/binary"), {}, "/binary: not YAML"),
-        (("replay", "{folder}/broken"), {}, "/broken: not YAML, line 2: "),
+        (("replay", "{folder}/broken"), {}, "/broken: not YAML that can be read, line 2: "),
         (("render", "{folder}/binary"), {}, "the request: Invalid JSON"),
     ],
 )
