@@ -86,18 +86,21 @@ class Status(BaseModel):
 
 
 class Image(BaseModel):
-    """One finished image. Sizes are effective ones; `requested_*` is what the caller wrote."""
+    """One finished image. Sizes are effective ones; `requested_*` is what the caller wrote.
+
+    What the caller wrote is null where another version stored it in a way that this API cannot read.
+    """
 
     index: int
     format: ImageFormat
     width: int
     height: int
-    requested_width: int
-    requested_height: int
-    seed: int
-    prompt: str
-    sample_steps: int
-    guidance_scale: float
+    requested_width: int | None
+    requested_height: int | None
+    seed: int | None
+    prompt: str | None
+    sample_steps: int | None
+    guidance_scale: float | None
     url: str
     url_expires_at: str
     sha256: str

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from api.schemas import (
     Image,
@@ -17,7 +19,7 @@ from api.schemas import (
     Submitted,
     WebhookStatus,
 )
-from shared.job import State
+from shared.job import SpecReport, State
 from shared.ledger import Accepted, ItemView, JobView
 from shared.ledger.views import JobSummary
 from shared.storage import ObjectStore
@@ -100,7 +102,7 @@ def result(job: JobView, store: ObjectStore, *, url_ttl_s: int) -> Result:
         finished_at=_maybe_time(job.finished_ms),
         metadata={
             "model": job.model,
-            "warnings": job.record["warnings"],
+            "warnings": [*job.record["warnings"], *_untold(job)],
             "timings": {
                 "queue_s": _seconds(job.accepted_ms, job.started_ms),
                 "total_s": _seconds(job.accepted_ms, job.finished_ms),
@@ -124,18 +126,13 @@ def line(job: JobSummary) -> JobLine:
 
 def _image(item: ItemView, store: ObjectStore, *, url_ttl_s: int) -> Image:
     assert item.result is not None
-    spec, made = item.spec, item.result
+    made = item.result
     return Image(
         index=item.index,
         format=made.format,
         width=made.width,
         height=made.height,
-        requested_width=spec.requested_width,
-        requested_height=spec.requested_height,
-        seed=spec.seed,
-        prompt=spec.prompt,
-        sample_steps=spec.num_inference_steps,
-        guidance_scale=spec.guidance_scale,
+        **_parameters(item.spec),
         url=store.url(made.key, expires_s=url_ttl_s),
         url_expires_at=_iso(datetime.now(UTC) + timedelta(seconds=url_ttl_s)),
         sha256=made.sha256,
@@ -146,16 +143,38 @@ def _image(item: ItemView, store: ObjectStore, *, url_ttl_s: int) -> Image:
     )
 
 
+def _parameters(spec: SpecReport | None) -> dict[str, Any]:
+    """An image's parameters in the words of the wire; each null where the spec cannot be read."""
+    told = dict.fromkeys(SpecReport.model_fields) if spec is None else spec.model_dump()
+    return {"sample_steps": told.pop("num_inference_steps"), **told}
+
+
+def _untold(job: JobView) -> Iterator[str]:
+    """Name the finished images of which a part cannot be read here."""
+    for item in job.items:
+        if item.state is State.SUCCEEDED and (item.spec is None or item.result is None):
+            part = "result" if item.result is None else "parameters"
+            yield f"image {item.index}: this API cannot read its {part}, which another version stored"
+
+
 def _progress(job: JobView) -> float:
     """Share of all denoising steps done; items that failed or were canceled count as done."""
-    total = sum(item.spec.num_inference_steps for item in job.items)
-    done = 0
+    total = done = 0
     for item in job.items:
+        steps = _steps(item)
+        total += steps
         if item.finished_ms is not None:
-            done += item.spec.num_inference_steps
+            done += steps
         elif item.progress is not None:
             done += item.progress.step
     return round(done / total, 4)
+
+
+def _steps(item: ItemView) -> int:
+    """Of denoising; where the spec cannot be read, as its worker says, or 1 while none does."""
+    if item.spec is not None:
+        return item.spec.num_inference_steps
+    return item.progress.steps if item.progress is not None else 1
 
 
 def _first_error(job: JobView) -> str | None:

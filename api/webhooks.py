@@ -84,6 +84,9 @@ class Courier(threading.Thread):
                 except LedgerUnavailable as error:
                     logger.warning("courier waits for Redis", extra={"error": str(error)})
                     continue
+                except Exception:
+                    logger.exception("messages not taken; the courier looks again")
+                    continue
                 # Waited for, so that no more is taken than can be sent within the hold.
                 list(senders.map(self._deliver, due))
 
@@ -94,12 +97,28 @@ class Courier(threading.Thread):
             self.join()
 
     def _deliver(self, message: Message) -> None:
+        """Send one message and say what became of it; nothing that is wrong with it may keep others from being sent."""
         try:
-            body = self._body(message)
-            if body is not None:
-                self._settle(message, *self._post(message, *body))
+            outcome = self._attempt(message)
+            if outcome is not None:
+                self._settle(message, *outcome)
         except LedgerUnavailable as error:
             logger.warning("message not settled; it is sent again", extra={"job": message.job_id, "error": str(error)})
+        except Exception:
+            # It comes again when the hold on it is over.
+            logger.exception("message not settled; it is sent again", extra={"job": message.job_id})
+
+    def _attempt(self, message: Message) -> tuple[bool, str] | None:
+        """Return what `_post` does; None when the job was forgotten meanwhile."""
+        try:
+            body = self._body(message)
+            return None if body is None else self._post(message, *body)
+        except LedgerUnavailable:
+            raise
+        except Exception as error:
+            # A record that cannot be read, or a defect: another version's process may do better later.
+            logger.exception("message not written", extra={"job": message.job_id, "attempt": message.attempt})
+            return True, f"not sent: {type(error).__name__}"
 
     def _body(self, message: Message) -> tuple[str, str] | None:
         """Return the message's id and text; None when the job was forgotten meanwhile."""

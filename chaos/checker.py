@@ -121,7 +121,9 @@ def _pictures(left: Left, store: ObjectStore) -> Iterator[Violation]:
         except StorageUnavailable as error:
             yield Violation("I3", name, str(error))
             continue
-        if image.convert("RGB").tobytes() != picture(item.spec.seed).tobytes():
+        if item.spec is None:
+            yield Violation("I3", name, "its spec cannot be read")
+        elif image.convert("RGB").tobytes() != picture(item.spec.seed).tobytes():
             yield Violation("I3", name, f"{item.result.key} is not the picture of seed {item.spec.seed}")
 
 

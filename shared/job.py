@@ -112,6 +112,17 @@ def adapter_key(adapters: Iterable[AdapterRef], mode: AdapterMode | None = None)
     return f"live:{names}" if names and mode == "live" else names or "base"
 
 
+class SpecReport(_Report):
+    """What is told of an item's spec, those of other versions too; who renders reads all of it, as `ItemSpec`."""
+
+    prompt: str
+    requested_width: int
+    requested_height: int
+    seed: int
+    num_inference_steps: int
+    guidance_scale: float
+
+
 class AdapterReport(_Report):
     """What one adapter did to the transformer: the proof that an image is not the base model's.
 

@@ -22,7 +22,7 @@ from chaos.history import History
 from chaos.trial import Lab, Outcome
 from shared.child import Child
 from shared.embedded import RedisServer
-from shared.job import ItemSpec, State
+from shared.job import SpecReport, State
 from shared.ledger import ItemView, JobView
 from shared.storage.directory import DirectoryStore
 
@@ -142,19 +142,8 @@ def _until(condition: Callable[[], bool], timeout_s: float) -> None:
 def _job(item: str, starts: int, ends: int) -> tuple[str, JobView]:
     """What plain Celery made of an item, in the words of the checker."""
     state = State.SUCCEEDED if ends else State.QUEUED
-    spec = ItemSpec(
-        model="plain",
-        prompt="",
-        neg="",
-        width=64,
-        height=64,
-        requested_width=64,
-        requested_height=64,
-        seed=0,
-        num_inference_steps=1,
-        guidance_scale=1.0,
-        adapters=(),
-        output_format="png",
+    spec = SpecReport(
+        prompt="", requested_width=64, requested_height=64, seed=0, num_inference_steps=1, guidance_scale=1.0
     )
     view = ItemView(
         index=0,

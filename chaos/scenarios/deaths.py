@@ -102,7 +102,7 @@ def poison(lab: Lab) -> Outcome:
             code = item.error.code if item.error else item.state.value
             running.figure(text, f"{code} after {item.attempt} attempts")
             running.demand(text, (code, item.attempt) == ("gpu_fault" if text == FAULT else "worker_lost", 3), code)
-        unharmed = [item.state for item in running.items() if item.spec.prompt == "a cat"]
+        unharmed = [item.state for item in running.items() if item.spec and item.spec.prompt == "a cat"]
         running.demand("other jobs are unharmed", set(unharmed) == {State.SUCCEEDED}, unharmed)
         # Each of the nine attempts costs a process; nothing else may.
         running.at_most("restarts", len(running.events("restart")), 9)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, ValidationError
 
-from shared.job import Engine, ItemError, ItemResult, ItemSpec, Progress, State, pool
+from shared.job import ENGINES, Engine, ItemError, ItemResult, Progress, SpecReport, State, pool
 from shared.ledger import keys
 from shared.ledger.connection import Client
 
@@ -19,18 +19,21 @@ SLOT_TTL_MS = 15_000
 # Jobs looked at in one step of a filtered listing.
 _SCAN = 200
 
-_ENGINES = TypeAdapter(tuple[Engine, ...])
+_Told = TypeVar("_Told", bound=BaseModel)
 
 
 @dataclass(frozen=True)
 class ItemView:
-    """One item as it stands; times in ms since the epoch."""
+    """One item as it stands; times in ms since the epoch.
+
+    What another version stored in words that this one does not know is None, as what is not there yet.
+    """
 
     index: int
     state: State
     attempt: int
     fence: int
-    spec: ItemSpec
+    spec: SpecReport | None
     progress: Progress | None
     result: ItemResult | None
     error: ItemError | None
@@ -98,7 +101,12 @@ class JobPage:
 
 @dataclass(frozen=True)
 class SlotView:
-    """What a worker last reported about itself; `base_drift` counts restored parameters that are not clean."""
+    """What a worker last reported about itself.
+
+    Attributes:
+        engines: those of them that this version knows.
+        base_drift: restored parameters that are not clean.
+    """
 
     name: str
     model: str
@@ -126,7 +134,7 @@ class BaseModelInfo:
 
 
 def read_job(client: Client, job_id: str, *, now_ms: int | None = None) -> JobView | None:
-    """Read a job with all its items; `now_ms` replaces Redis' clock."""
+    """Read a job with all its items; `now_ms` replaces Redis' clock. None when it is not there, or not all of it."""
     with client.pipeline(transaction=False) as pipe:
         pipe.hgetall(keys.job(job_id)).time()
         job, (seconds, micros) = pipe.execute()
@@ -137,7 +145,10 @@ def read_job(client: Client, job_id: str, *, now_ms: int | None = None) -> JobVi
     with client.pipeline(transaction=False) as pipe:
         for index in range(int(job["items"])):
             pipe.hgetall(keys.item(f"{job_id}:{index}"))
-        items = tuple(_item(raw) for raw in pipe.execute())
+        raws = pipe.execute()
+    if not all(raws):  # forgotten between the two reads
+        return None
+    items = tuple(_item(raw) for raw in raws)
     position, eta_s = None, None
     if "finished_ms" not in job:
         position, eta_s = _outlook(client, job["pool"], job_id, items, now_ms)
@@ -182,7 +193,7 @@ def read_slots(client: Client, *, since_ms: int) -> list[SlotView]:
             device=raw["device"],
             revision=raw["revision"],
             precision=raw["precision"],
-            engines=_ENGINES.validate_python(raw["engines"].split(",")),
+            engines=_known_engines(raw["engines"]),
             warm=raw["warm"],
             item=raw["item"],
             base_drift=int(raw["base_drift"]),
@@ -234,15 +245,29 @@ def _item(raw: Mapping[str, str]) -> ItemView:
         state=State(raw["state"]),
         attempt=int(raw["attempt"]),
         fence=int(raw["fence"]),
-        spec=ItemSpec.model_validate_json(raw["spec"]),
-        progress=Progress.model_validate_json(raw["progress"]) if "progress" in raw else None,
-        result=ItemResult.model_validate_json(raw["result"]) if "result" in raw else None,
-        error=ItemError.model_validate_json(raw["error"]) if "error" in raw else None,
+        spec=_told(SpecReport, raw.get("spec")),
+        progress=_told(Progress, raw.get("progress")),
+        result=_told(ItemResult, raw.get("result")),
+        error=_told(ItemError, raw.get("error")),
         queued_ms=int(raw["queued_ms"]),
         started_ms=_int(raw.get("started_ms")),
         finished_ms=_int(raw.get("finished_ms")),
         slot=raw.get("slot"),
     )
+
+
+def _told(kind: type[_Told], text: str | None) -> _Told | None:
+    """Read what is told to people; a part that another version wrote and this one cannot read is left out."""
+    try:
+        return None if text is None else kind.model_validate_json(text)
+    except ValidationError:
+        return None
+
+
+def _known_engines(names: str) -> tuple[Engine, ...]:
+    """A worker of another version may offer more; no job of this one asks for those."""
+    offered = names.split(",")
+    return tuple(engine for engine in ENGINES if engine in offered)
 
 
 def _outlook(

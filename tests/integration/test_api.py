@@ -14,7 +14,7 @@ from fastapi import BackgroundTasks
 
 from api.submission import prepare, store_together
 from shared.errors import QueueFull
-from shared.job import ItemError, ItemResult, PipelineReport, Progress
+from shared.job import ItemError, ItemResult, ItemSpec, PipelineReport, Progress
 from shared.ledger import keys
 from shared.request import InferenceRequest
 from worker.slot import Slot
@@ -68,7 +68,9 @@ def accepted(api, body, **headers):
 
 
 def specs(api, request_id):
-    return [item.spec for item in api.ledger.job(request_id).items]
+    """Read what workers are given; the ledger's view has only what is told."""
+    items = [keys.item(f"{request_id}:{item.index}") for item in api.ledger.job(request_id).items]
+    return [ItemSpec.model_validate_json(api.ledger.redis.hget(item, "spec")) for item in items]
 
 
 def problem(answer, status, code):
@@ -551,6 +553,87 @@ def test_ready_warns_of_a_redis_that_may_lose_jobs_and_of_a_device_that_fails(ap
     durable, device = ready.json()["warnings"]
     assert "appendfsync is everysec" in durable
     assert "bad" in device
+
+
+def rewrite(api, request_id, field, **changes):
+    """Store a part of the job's first item as another version would."""
+    item = keys.item(f"{request_id}:0")
+    api.ledger.redis.hset(item, field, json.dumps({**json.loads(api.ledger.redis.hget(item, field)), **changes}))
+
+
+def test_the_code_of_a_spec_that_no_worker_can_read_reaches_the_client(api):
+    request_id = accepted(api, request({"prompt": "a cat"}, {"prompt": "a dog"}))
+    api.ledger.redis.hset(keys.item(f"{request_id}:0"), "spec", '{"model": "flux2", "future": 1}')
+    # The worker cannot read the first image's spec, says so, and takes the second.
+    finish(api, claim(api))
+
+    status = api.http.get(f"/v1/requests/{request_id}/status")
+    result = api.http.get(f"/v1/requests/{request_id}/result")
+
+    assert (status.status_code, result.status_code) == (200, 200)
+    assert [item["error"] and item["error"]["code"] for item in status.json()["items"]] == ["unreadable_spec", None]
+    assert (status.json()["status"], status.json()["progress"]) == ("failed", 1.0)
+    assert [failure["code"] for failure in result.json()["errors"]] == ["unreadable_spec"]
+    assert [image["prompt"] for image in result.json()["outputs"]["images"]] == ["a dog"]
+    assert result.json()["metadata"]["warnings"] == status.json()["warnings"]
+
+
+def test_an_image_made_from_a_newer_versions_spec_is_told_with_its_parameters(api):
+    request_id = accepted(api, request({"prompt": "a cat", "seed": 7}))
+    finish(api, claim(api))
+    rewrite(api, request_id, "spec", future=1, engine="turbo")
+
+    (image,) = api.http.get(f"/v1/requests/{request_id}/result").json()["outputs"]["images"]
+
+    assert (image["prompt"], image["seed"]) == ("a cat", 7)
+
+
+def test_an_image_whose_spec_cannot_be_read_has_no_parameters_and_a_warning(api):
+    request_id = accepted(api, request({"prompt": "a cat"}))
+    finish(api, claim(api))
+    rewrite(api, request_id, "spec", seed={"of": "another version"})
+
+    body = api.http.get(f"/v1/requests/{request_id}/result").json()
+
+    (image,) = body["outputs"]["images"]
+    assert (image["prompt"], image["seed"], image["sample_steps"]) == (None, None, None)
+    assert image["url"]
+    warning = "image 0: this API cannot read its parameters, which another version stored"
+    assert body["metadata"]["warnings"][-1] == warning
+
+
+def test_a_result_that_cannot_be_read_is_no_image_and_a_warning(api):
+    request_id = accepted(api, request())
+    finish(api, claim(api))
+    rewrite(api, request_id, "result", format="of another version")
+
+    body = api.http.get(f"/v1/requests/{request_id}/result").json()
+
+    assert (body["status"], body["outputs"]) == ("succeeded", None)
+    warning = "image 0: this API cannot read its result, which another version stored"
+    assert body["metadata"]["warnings"][-1] == warning
+
+
+def test_progress_counts_the_steps_that_the_worker_tells_where_the_spec_cannot_be_read(api):
+    request_id = accepted(api, request({"prompt": "a cat"}, {"prompt": "a dog", "sample_steps": 10}))
+    api.ledger.renew(claim(api), Progress(stage="denoise", step=3, steps=20))
+    rewrite(api, request_id, "spec", seed=None)
+
+    # 3 of 20 + 10.
+    assert api.http.get(f"/v1/requests/{request_id}/status").json()["progress"] == 0.1
+
+
+def test_a_worker_that_offers_an_engine_of_another_version_is_told_with_those_that_are_known(api):
+    report = {"model": "flux2", "state": "ready", "device": "cpu", "revision": "r", "precision": "bf16"}
+    api.ledger.beat("gpu-0", {**report, "engines": "exact,turbo", "warm": "base", "item": "", "base_drift": "0"})
+
+    ready, models, metrics = (api.http.get(path) for path in ("/ready", "/v1/models", "/metrics"))
+
+    assert (ready.status_code, models.status_code, metrics.status_code) == (200, 200, 200)
+    assert [slot["name"] for slot in ready.json()["slots"]] == ["gpu-0"]
+    flux2 = next(model for model in models.json()["models"] if model["id"] == "flux2")
+    assert flux2["engines"] == {"exact": 1, "ai-toolkit": 0, "fast": 0}
+    assert 'flux2_slots{model="flux2",state="ready"} 1.0' in metrics.text
 
 
 def test_an_unknown_path_and_a_wrong_method_are_problems_too(api):

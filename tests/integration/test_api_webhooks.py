@@ -172,6 +172,58 @@ def test_a_job_without_a_webhook_leaves_nothing_to_send(api):
     assert webhook(api, job_id) is None
 
 
+def test_a_job_whose_spec_nobody_can_read_is_told_of_like_any_other(api, receiver, wait_until):
+    hook = receiver(200)
+    unreadable, fine = submit(api, webhook_url=hook.url), submit(api, webhook_url=hook.url)
+    api.ledger.redis.hset(keys.item(f"{unreadable}:0"), "spec", '{"model": "flux2", "future": 1}')
+
+    end(api)
+
+    for job_id in (unreadable, fine):
+        wait_until(lambda job_id=job_id: webhook(api, job_id)["state"] == "delivered", what="the delivery")
+    told = [json.loads(body)["data"] for _, _, body in hook.messages]
+    assert {data["request_id"]: data["status"] for data in told} == {unreadable: "failed", fine: "canceled"}
+    assert "cannot read it" in next(data["error"] for data in told if data["request_id"] == unreadable)
+
+
+def test_a_record_that_cannot_be_told_waits_and_keeps_no_other_message_from_being_sent(
+    api, receiver, wait_until, caplog
+):
+    hook = receiver(200)
+    broken, fine = submit(api, webhook_url=hook.url), submit(api, webhook_url=hook.url)
+    api.ledger.redis.hset(keys.job(broken), "record", "no JSON")
+
+    end(api)
+    wait_until(lambda: api.ledger.redis.hget(keys.job(broken), "webhook_error"), what="the attempt at the broken one")
+    end(api)
+    wait_until(lambda: webhook(api, fine)["state"] == "delivered", what="the other's delivery")
+
+    stored = api.ledger.redis.hmget(keys.job(broken), "webhook_state", "webhook_attempts", "webhook_error")
+    assert stored == ["waiting", "1", "not sent: JSONDecodeError"]
+    assert api.ledger.redis.zscore(keys.OUTBOX, broken) > api.ledger.now_ms()
+    assert len(hook.messages) == 1
+    (logged,) = [line for line in caplog.records if line.message == "message not written"]
+    assert (logged.job, bool(logged.exc_info)) == (broken, True)
+    assert api.http.get("/ready").json()["checks"]["courier"] == "ok"
+
+    # It is sent once it can be told.
+    api.ledger.redis.hset(keys.job(broken), "record", '{"warnings": []}')
+    make_due(api, broken)
+    wait_until(lambda: webhook(api, broken)["state"] == "delivered", what="the delivery")
+
+
+def test_the_courier_outlives_an_outbox_that_cannot_be_read(api, receiver, wait_until, caplog):
+    hook = receiver(200)
+    job_id = submit(api, webhook_url=hook.url)
+    api.ledger.redis.set(keys.OUTBOX, "no sorted set")
+    wait_until(lambda: "messages not taken" in caplog.text, what="a look at the outbox")
+
+    api.ledger.redis.delete(keys.OUTBOX)
+    end(api)
+
+    wait_until(lambda: webhook(api, job_id)["state"] == "delivered", what="the delivery")
+
+
 def test_two_senders_do_not_take_the_same_message(redis_client, settings):
     clock = [1_000_000]
     ledger = Ledger(redis_client, settings().queue, clock_ms=lambda: clock[0])

@@ -556,6 +556,9 @@ def test_slots_report_and_leave(ledger):
     ledger.beat("gpu-0", report)
     assert [(slot.name, slot.state) for slot in ledger.slots()] == [("gpu-0", "ready")]
 
+    ledger.beat("gpu-0", {**report, "engines": "turbo,fast,exact"})
+    assert [slot.engines for slot in ledger.slots()] == [("exact", "fast")]
+
     ledger.leave("gpu-0")
 
     assert ledger.slots() == []
@@ -637,6 +640,24 @@ def test_a_spec_of_another_version_fails_with_the_reason_and_the_next_item_is_cl
 
     assert ledger.redis.hget(keys.job(unreadable), "state") == "failed"
     assert "future" in ledger.redis.hget(keys.item(f"{unreadable}:0"), "error")
+
+
+def test_a_spec_of_another_version_can_be_told_as_far_as_it_is_known(ledger):
+    job_id = accept(ledger, spec(), spec(), spec())
+    stored = json.loads(spec().model_dump_json())
+    ledger.redis.hset(keys.item(f"{job_id}:0"), "spec", json.dumps({**stored, "engine": "turbo", "future": 1}))
+    ledger.redis.hset(keys.item(f"{job_id}:1"), "spec", json.dumps({**stored, "seed": "a word"}))
+
+    told = [item.spec for item in ledger.job(job_id).items]
+
+    assert [view and (view.prompt, view.seed) for view in told] == [("a cat", 42), None, ("a cat", 42)]
+
+
+def test_a_job_that_is_forgotten_while_it_is_read_is_no_job(ledger):
+    job_id = accept(ledger, spec(), spec())
+    ledger.redis.delete(keys.item(f"{job_id}:1"))
+
+    assert ledger.job(job_id) is None
 
 
 def test_the_wait_bound_counts_from_the_accept_whoever_held_the_item_since(redis_client, clock):

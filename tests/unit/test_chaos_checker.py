@@ -9,7 +9,7 @@ from PIL import Image
 from chaos.checker import Left, check
 from chaos.figures import kill_to_start, redis_to_start
 from chaos.stub import picture
-from shared.job import ItemResult, ItemSpec, PipelineReport, State
+from shared.job import ItemResult, PipelineReport, SpecReport, State
 from shared.ledger import ItemView, JobView
 from shared.storage.directory import DirectoryStore
 
@@ -17,19 +17,8 @@ SEED = 7
 
 
 def item(**changes):
-    spec = ItemSpec(
-        model="flux2",
-        prompt="a cat",
-        neg="",
-        width=64,
-        height=64,
-        requested_width=64,
-        requested_height=64,
-        seed=SEED,
-        num_inference_steps=1,
-        guidance_scale=4.0,
-        adapters=(),
-        output_format="png",
+    spec = SpecReport(
+        prompt="a cat", requested_width=64, requested_height=64, seed=SEED, num_inference_steps=1, guidance_scale=4.0
     )
     result = ItemResult(
         key="results/job/0/1/image.png",
