@@ -14,9 +14,7 @@ from api.probe import StorageProbe
 from api.routes import adapters, health, inference, metrics, models, replays, requests
 from api.webhooks import Courier
 from shared.caretaker import Caretaker
-from shared.catalog import MODELS
 from shared.celery_app import make_celery
-from shared.job import ENGINES, pool
 from shared.ledger import Ledger
 from shared.settings import Settings
 from shared.storage import open_store
@@ -25,9 +23,6 @@ _DESCRIPTION = """Renders LoRAs trained with ostris/ai-toolkit on FLUX.2, in bul
 
 Submit a job, poll its status, fetch its images from your S3 storage. Every error is RFC 9457 problem+json with a
 stable `code`."""
-
-
-_POOLS = tuple(pool(model, engine) for model in MODELS for engine in ENGINES)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -44,7 +39,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        caretaker = Caretaker(services.ledger, services.celery, settings.queue, _POOLS)
+        caretaker = Caretaker(services.ledger, services.celery, settings.queue)
         courier = Courier(services.ledger, settings)
         services.threads[:] = [caretaker, *([courier] if settings.webhook.secret else [])]
         for thread in services.threads:

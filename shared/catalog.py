@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from shared.job import ENGINES, pool
+
 
 @dataclass(frozen=True)
 class Model:
@@ -93,3 +95,6 @@ FLUX2_KLEIN_9B = replace(
 )
 
 MODELS: dict[str, Model] = {model.id: model for model in (FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B)}
+
+#: Every pool that a job can wait in.
+POOLS = tuple(pool(model, engine) for model in MODELS for engine in ENGINES)

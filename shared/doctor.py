@@ -13,9 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.catalog import MODELS
+from shared.catalog import POOLS
 from shared.errors import LedgerUnavailable, StorageUnavailable
-from shared.job import ENGINES, pool
 from shared.ledger import Ledger, keys
 from shared.settings import Settings
 from shared.storage import open_store
@@ -92,7 +91,7 @@ def _workers(ledger: Ledger) -> Iterator[Finding]:
     states = Counter(slot.state for slot in slots)
     detail = ", ".join(f"{count} {state}" for state, count in states.items()) or "none is alive"
     yield Finding("workers", "ok" if slots else "warning", detail, "" if slots else "start one: flux2 worker")
-    for name in [pool(model, engine) for model in MODELS for engine in ENGINES]:
+    for name in POOLS:
         queued = ledger.queued(name)
         if queued and not any(name in slot.pools for slot in slots):
             yield Finding("queue", "failed", f"{queued} items of {name} wait, and no worker takes them", "start one")

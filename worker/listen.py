@@ -34,7 +34,7 @@ def listen(worker: Worker) -> None:
         logger.warning("items of an earlier process requeued", extra={"slot": slot.name, "count": orphans})
         for pool in slot.pools:
             wake(worker.celery, pool, count=orphans)
-    caretaker = Caretaker(worker.ledger, worker.celery, worker.settings.queue, slot.pools)
+    caretaker = Caretaker(worker.ledger, worker.celery, worker.settings.queue)
     caretaker.start()
     try:
         if _trusted(worker):

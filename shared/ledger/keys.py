@@ -15,7 +15,7 @@ A pool is a model and an engine, see `shared.job.pool`: what a worker must offer
 | flux2:leases | ZSET | item -> lease deadline in ms; every running item |
 | flux2:done | ZSET | job -> finish time in ms, for retention |
 | flux2:busy:{pool} | HASH | tenant -> running items |
-| flux2:served:{pool} | HASH | tenant -> time of its last claim in ms |
+| flux2:served:{pool} | HASH | tenant -> time of its last claim in ms, until the wait bound is over |
 | flux2:pace:{pool} | STRING | smoothed run time of an item in ms |
 | flux2:idem:{tenant}:{key} | STRING + EX | body hash and job of an Idempotency-Key |
 | flux2:slots | ZSET | slot -> last heartbeat in ms |
@@ -25,7 +25,8 @@ A pool is a model and an engine, see `shared.job.pool`: what a worker must offer
 | flux2:outbox | ZSET | ended job with a webhook -> when to send, in ms |
 | flux2:run_id | STRING | Redis run id that the leases were granted under |
 | flux2:audit | STRING + PX | leader of the wake-up audit |
-| flux2:wake.{pool} | LIST | Celery's messages; they carry no id |
+| flux2:wake.{pool} | LIST | Celery's messages; they carry no id; at most some 100 more than queued items |
+| flux2:unacked*, flux2:_kombu.* | HASH, ZSET, SET, STRING | Celery's own |
 """
 
 PREFIX = "flux2:"

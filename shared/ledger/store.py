@@ -217,13 +217,17 @@ class Ledger(SlotBook, Outbox):
         with self._calls():
             return int(self.redis.llen(keys.wake_list(pool)))
 
-    def missing_wakes(self, pool: str) -> int:
-        """How many wake-up messages fewer than queued items there are; 0 when there are enough."""
+    def spare_wakes(self, pool: str) -> int:
+        """How many wake-up messages more than queued items there are; below 0 when some are missing."""
         with self._calls(), self.redis.pipeline(transaction=True) as pipe:
             pipe.zcard(keys.pending(pool))
             pipe.llen(keys.wake_list(pool))
             queued, messages = pipe.execute()
-        return max(0, int(queued) - int(messages))
+        return int(messages) - int(queued)
+
+    def drop_wakes(self, pool: str, *, keep: int, limit: int) -> int:
+        """Drop spare wake-up messages, all but `keep` of them and at most `limit`; returns how many."""
+        return int(self._run("drop_wakes", pool, keep, limit))
 
     def lead_audit(self, holder: str) -> bool:
         """True for one holder at a time; leadership lasts two audit periods and is kept by calling again."""

@@ -341,6 +341,23 @@ def test_the_tenant_with_fewest_running_items_is_served(ledger):
     assert claim(ledger, "gpu-4").job_id == big
 
 
+def test_tenants_that_were_served_before_the_wait_bound_are_forgotten(redis_client, clock):
+    ledger = Ledger(redis_client, QueueSettings(wait_bound_s=60, cap=100), clock_ms=clock)
+    served = f"{keys.PREFIX}served:flux2"
+    for number in range(30):
+        accept(ledger, tenant=f"once-{number}")
+        ledger.commit(claim(ledger), None)
+    assert redis_client.hlen(served) == 30
+
+    # Each claim looks at 4 of 31, at most one of which was served since: after 10 none of the 30 is left.
+    clock.advance(61)
+    for _ in range(10):
+        accept(ledger, tenant="again")
+        ledger.commit(claim(ledger), None)
+
+    assert redis_client.hkeys(served) == ["again"]
+
+
 def test_a_slot_keeps_its_warm_adapter_before_it_takes_an_older_one(ledger):
     accept(ledger, spec("aa"))
     warm = accept(ledger, spec("bb"))
@@ -491,11 +508,35 @@ def test_the_listing_is_newest_first_in_pages_and_filters(ledger):
     assert ledger.jobs(before=None, limit=9, model="nothing").jobs == ()
 
 
-def test_missing_wakes_are_the_queued_items_without_a_message(ledger):
+def test_spare_wakes_are_the_messages_beyond_the_queued_items(ledger):
     accept(ledger, spec(), spec(), spec())
     ledger.redis.lpush(keys.wake_list("flux2"), "message")
+    assert ledger.spare_wakes("flux2") == -2
 
-    assert ledger.missing_wakes("flux2") == 2
+    ledger.redis.lpush(keys.wake_list("flux2"), *["message"] * 5)
+
+    assert ledger.spare_wakes("flux2") == 3
+
+
+def test_spare_wakes_are_dropped_down_to_those_to_keep_and_no_more_than_the_limit(ledger):
+    accept(ledger, spec(), spec(), spec())
+    ledger.redis.lpush(keys.wake_list("flux2"), *map(str, range(20)))
+
+    # 20 messages, 3 queued items, 10 to keep: 7 may go.
+    assert ledger.drop_wakes("flux2", keep=10, limit=4) == 4
+    assert ledger.drop_wakes("flux2", keep=10, limit=4) == 3
+    assert ledger.drop_wakes("flux2", keep=10, limit=4) == 0
+
+    # What was sent first is left; Celery takes it from the tail.
+    assert ledger.redis.lrange(keys.wake_list("flux2"), 0, -1) == [str(n) for n in reversed(range(13))]
+
+
+def test_no_wake_is_dropped_while_there_are_fewer_than_queued_items(ledger):
+    accept(ledger, spec(), spec(), spec())
+    ledger.redis.lpush(keys.wake_list("flux2"), "message", "message")
+
+    assert ledger.drop_wakes("flux2", keep=0, limit=100) == 0
+    assert ledger.wakes("flux2") == 2
 
 
 def test_the_audit_has_one_leader_at_a_time(ledger):

@@ -10,6 +10,16 @@ local function claimed(id)
   return {id, f[1], f[2], f[3], f[4], tostring(now)}
 end
 
+-- Forget when tenants were served, once that is longer ago than the wait bound: their turn is next either way.
+-- Four at random, since a claim adds one at most.
+local function forget_served(pool)
+  local served = P .. 'served:' .. pool
+  local some = redis.call('HRANDFIELD', served, 4, 'WITHVALUES')
+  for i = 1, #some, 2 do
+    if now - tonumber(some[i + 1]) > tonumber(ARGV[7]) then redis.call('HDEL', served, some[i]) end
+  end
+end
+
 for _, id in ipairs(redis.call('ZRANGE', P .. 'leases', 0, -1)) do
   if redis.call('HGET', item_key(id), 'nonce') == ARGV[9] then return claimed(id) end
 end
@@ -24,5 +34,6 @@ redis.call('HSET', key, 'slot', slot, 'boot', ARGV[4], 'nonce', ARGV[9], 'starte
 redis.call('ZADD', P .. 'leases', now + tonumber(ARGV[6]), id)
 redis.call('HINCRBY', P .. 'busy:' .. pool, f[2], 1)
 redis.call('HSET', P .. 'served:' .. pool, f[2], now)
+forget_served(pool)
 move(id, f[1], 'queued', 'running', now)
 return claimed(id)

@@ -1,0 +1,130 @@
+"""What keeps the queue going, against a real Redis: wake-ups made up for, and a thread that outlives what it meets."""
+
+import pytest
+
+from shared.caretaker import Caretaker
+from shared.celery_app import make_celery
+from shared.errors import LedgerUnavailable
+from shared.job import ItemSpec
+from shared.ledger import Ledger, keys
+from shared.settings import QueueSettings
+
+WAKES = keys.wake_list("flux2")
+
+
+@pytest.fixture
+def caretaker(redis_client, redis_url):
+    options = QueueSettings(reap_s=0.01, audit_s=0.01)
+    celery = make_celery(redis_url, side="api", timeout_s=2)
+    made = Caretaker(Ledger(redis_client, options), celery, options)
+    yield made
+    made.stop()
+    celery.close()
+
+
+def accept(caretaker, count):
+    spec = ItemSpec(
+        model="flux2",
+        prompt="a cat",
+        neg="",
+        width=64,
+        height=64,
+        requested_width=64,
+        requested_height=64,
+        seed=1,
+        num_inference_steps=1,
+        guidance_scale=4.0,
+        adapters=(),
+        output_format="png",
+    )
+    return caretaker._ledger.accept("job", [spec] * count, record={}).job_id
+
+
+def test_wake_ups_that_canceled_items_left_behind_are_dropped_at_the_second_audit(caretaker, redis_client):
+    job_id = accept(caretaker, 200)
+    redis_client.lpush(WAKES, *["message"] * 1000)
+    caretaker._ledger.cancel(job_id)
+
+    caretaker.audit()
+    assert redis_client.llen(WAKES) == 1000
+    caretaker.audit()
+
+    # None is queued any more, and 100 are left for what is under way.
+    assert redis_client.llen(WAKES) == 100
+    for _ in range(3):
+        caretaker.audit()
+    assert redis_client.llen(WAKES) == 100
+
+
+def test_as_many_wake_ups_as_items_are_queued_are_never_dropped(caretaker, redis_client):
+    accept(caretaker, 200)
+    redis_client.lpush(WAKES, *["message"] * 1000)
+
+    for _ in range(4):
+        caretaker.audit()
+
+    assert redis_client.llen(WAKES) == 300
+
+
+def test_an_excess_of_a_moment_is_left_alone(caretaker, redis_client):
+    for present in (1000, 50, 1000):
+        redis_client.delete(WAKES)
+        redis_client.lpush(WAKES, *["message"] * present)
+        caretaker.audit()
+
+    assert redis_client.llen(WAKES) == 1000
+
+
+def test_wake_ups_of_a_pool_that_no_worker_serves_are_audited_too(caretaker, redis_client):
+    unserved = keys.wake_list("flux2_klein_9b+fast")
+    redis_client.lpush(unserved, *["message"] * 300)
+
+    caretaker.audit()
+    caretaker.audit()
+
+    assert redis_client.llen(unserved) == 100
+
+
+def test_wake_ups_that_were_missing_in_two_audits_are_sent_again(caretaker, redis_client):
+    accept(caretaker, 3)
+    redis_client.lpush(WAKES, "message")
+
+    caretaker.audit()
+    assert redis_client.llen(WAKES) == 1
+    caretaker.audit()
+
+    assert redis_client.llen(WAKES) == 3
+
+
+def test_a_duty_that_fails_ends_neither_the_caretaker_nor_its_other_duties(caretaker, monkeypatch, wait_until, caplog):
+    reaps, sweeps = [], []
+
+    def reap():
+        reaps.append(1)
+        raise ValueError("a record of another version")
+
+    monkeypatch.setattr(caretaker, "reap", reap)
+    monkeypatch.setattr(caretaker._ledger, "sweep", lambda: sweeps.append(1))
+    caretaker.start()
+
+    wait_until(lambda: len(reaps) > 2 and len(sweeps) > 2, what="three passes")
+
+    assert caretaker.is_alive()
+    logged = [line for line in caplog.records if line.message == "caretaker failed"]
+    assert {line.duty for line in logged} == {"reap"}
+    assert "a record of another version" in str(logged[0].exc_info[1])
+
+
+def test_while_redis_is_away_a_pass_asks_it_once(caretaker, monkeypatch, wait_until, caplog):
+    def away():
+        raise LedgerUnavailable("Redis did not answer")
+
+    asked = []
+    monkeypatch.setattr(caretaker, "reap", away)
+    monkeypatch.setattr(caretaker._ledger, "lead_audit", asked.append)
+    caretaker.start()
+
+    wait_until(lambda: caplog.text.count("caretaker waits for Redis") > 2, what="three passes")
+
+    assert caretaker.is_alive()
+    assert asked == []
