@@ -1,6 +1,6 @@
 """Image files that say how they were made, so that any one of them can be rendered again.
 
-Each file holds the parameters twice: as JSON, which is what `read_parameters` and replay use, and as the text that
+Each file holds the parameters twice: as JSON, which `read_parameters` reads, and as the text that
 AUTOMATIC1111's web UI writes, which image browsers and model sites show. PNG has text chunks for them; JPEG and WebP
 have EXIF.
 """

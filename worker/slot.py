@@ -32,6 +32,7 @@ class Slot:
         draining: set when the process is told to stop; it takes nothing more.
         storage_failed: whether an item could not be stored, and the store has not answered since.
         wakes: how many wake-ups came.
+        answering: whether one of them is being dealt with, as for minutes where a store does not answer.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Slot:
         self.draining = threading.Event()
         self.storage_failed = False
         self.wakes = 0
+        self.answering = False
         self._ledger = ledger
         self._report = {
             "model": model,

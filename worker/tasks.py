@@ -116,12 +116,17 @@ def register(worker: Worker) -> None:
 
 def run_next(worker: Worker) -> bool:
     """Run one item, of which `worker.behind` does the end; False when there was none to run, or none may be run now."""
-    worker.slot.wakes += 1
-    # What is not claimed now is not forgotten: the audit sends a wake-up again for each item that waits.
-    if worker.slot.draining.is_set() or not _can_store(worker) or (claim := _claim(worker)) is None:
-        return False
-    _run(worker, claim)
-    return True
+    slot = worker.slot
+    slot.wakes += 1
+    slot.answering = True
+    try:
+        # What is not claimed now is not forgotten: the audit sends a wake-up again for each item that waits.
+        if slot.draining.is_set() or not _can_store(worker) or (claim := _claim(worker)) is None:
+            return False
+        _run(worker, claim)
+        return True
+    finally:
+        slot.answering = False
 
 
 def _claim(worker: Worker) -> Claim | None:

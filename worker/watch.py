@@ -49,7 +49,7 @@ class Watch(threading.Thread):
         """Whether nothing speaks against it: a wake-up came since the last look, or there is none, or work goes on."""
         slot, before = self._worker.slot, self._wakes
         self._wakes = slot.wakes
-        if slot.wakes != before or slot.claims or slot.draining.is_set():
+        if slot.wakes != before or slot.answering or slot.claims or slot.draining.is_set():
             return True
         try:
             return not any(self._worker.ledger.wakes(pool) for pool in slot.pools)

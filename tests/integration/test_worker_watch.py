@@ -1,5 +1,6 @@
 """A worker that listens no more is noticed; one that works, drains or has nothing to do is left alone."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -41,6 +42,18 @@ def test_an_idle_worker_with_waiting_wake_ups_is_ended_to_be_started_again(watch
 
     wait_until(lambda: watched.ends, what="the end")
     assert watched.ends[0] == 70
+
+
+def test_a_worker_that_is_dealing_with_a_wake_up_stays_however_long_it_takes(watched, wait_until):
+    watched.redis.lpush(keys.wake_list("flux2"), "wake")
+    watched.slot.answering = True
+    watched.watch.start()
+
+    time.sleep(0.5)  # five times what a deaf one has
+
+    assert watched.ends == []
+    watched.slot.answering = False
+    wait_until(lambda: watched.ends, what="the end")
 
 
 def test_an_idle_worker_without_wake_ups_stays(watched, wait_until):

@@ -7,7 +7,7 @@ import os
 import random
 import shutil
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import pytest
@@ -539,6 +539,35 @@ def test_a_change_that_failed_for_an_item_that_has_ended_is_nothing_to_the_next(
 
     assert warm.use([])[0] == "none"
     assert equal(weights(warm), base)
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_live_adapter_whose_change_failed_is_taken_off_by_the_next_item(wait, warm, adapters, monkeypatch):
+    base = weights(warm)
+    warm.use(adapters(("lora_r4_bf16", 1.0)))
+
+    with monkeypatch.context() as patch:  # as the merged adapter is taken off
+        patch.setattr(warm._clean, "put_back", fails_once(warm._clean.put_back))
+        with pytest.raises(RuntimeError, match="broken") if wait else nullcontext():
+            warm.use(adapters(("dora_bf16", 1.0)), mode="live", wait=wait)
+        if not wait:
+            concurrent.futures.wait([warm._change])
+
+    assert warm.use([])[0] == "restored"
+    assert not warm.live
+    assert equal(weights(warm), base)
+
+
+def fails_once(call):
+    failed = []
+
+    def first(*args):
+        if not failed:
+            failed.append(True)
+            raise RuntimeError("broken")
+        return call(*args)
+
+    return first
 
 
 def test_a_change_is_undone_on_the_stream_that_it_ran_on(warm, adapters, monkeypatch):

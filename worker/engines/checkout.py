@@ -41,7 +41,6 @@ class Toolkit:
     """What is used of a checkout, under its own names.
 
     Attributes:
-        root: the checkout.
         version: AI Toolkit's.
         transformer: Flux2(Flux2Params); its weights have BFL's names.
         autoencoder: AutoEncoder(AutoEncoderParams).
@@ -51,7 +50,6 @@ class Toolkit:
         scheduler_config: the scheduler's keyword arguments.
     """
 
-    root: Path
     version: str
     transformer: Any
     transformer_params: Any
@@ -77,7 +75,6 @@ def load_toolkit(root: Path) -> Toolkit:
     _ = transformers.AutoProcessor, transformers.Mistral3ForConditionalGeneration
     found = {name: used for file, names in _CLASSES.items() for name, used in _used(root.resolve(), file, names)}
     return Toolkit(
-        root=root,
         version=_constant(root / _VERSION, "VERSION"),
         transformer=found["Flux2"],
         transformer_params=found["Flux2Params"],

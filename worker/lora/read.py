@@ -50,7 +50,6 @@ class _Kept:
     """
 
     def __init__(self, adapter: Adapter, *, locked_for: torch.device | None) -> None:
-        self.adapter = adapter
         self._scalars = {key: tensor for key, tensor in adapter.tensors.items() if tensor.ndim == 0}
         self._keys = [key for key in adapter.tensors if key not in self._scalars]
         self._places, size = places(adapter.tensors[key] for key in self._keys)

@@ -438,7 +438,8 @@ class WarmPipeline:
         if self._stream is not None:  # merges may still be under way, and read what is freed after this
             self._stream.synchronize()
         self._rewrite(())
-        self._key, self._reports = adapter_key(()), ()
+        # Hooks of live adapters are still on, and another thread may be running them: the next change takes them off.
+        self._key, self._reports = None if self.live else adapter_key(()), ()
 
     def _checksum(self, name: str) -> Tensor:
         """Sum a parameter's bits, and with float8 those of its scales."""
