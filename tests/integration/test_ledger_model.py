@@ -27,7 +27,7 @@ from shared.ledger import Ledger, keys
 from shared.ledger.claim import Claim
 from shared.settings import QueueSettings
 
-STEPS_A_RUN, RUNS = 50, 50
+STEPS_A_RUN, RUNS = 50, 60
 TTL_S, CAP, MAX_ATTEMPTS = 30, 12, 3
 WORKERS = ("gpu-0", "gpu-1")
 STEP = Progress(stage="denoise", step=1, steps=2)
