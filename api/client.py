@@ -44,6 +44,10 @@ class Client:
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
         return self._ask("POST", "/v1/inference", json=request, headers=headers)
 
+    def replay(self, config: str, *, lora: str | None = None) -> dict[str, Any]:
+        """POST a training config's text; returns the 202 body."""
+        return self._ask("POST", "/v1/replays", json={"config": config, "lora": lora})
+
     def status(self, request_id: str) -> dict[str, Any]:
         return self._ask("GET", f"/v1/requests/{request_id}/status")
 

@@ -14,7 +14,8 @@ from rich.table import Table
 from api.client import Client
 from api.similarity import Similarity, compare, contact_sheet, trainer_samples
 from shared.errors import Flux2Error
-from shared.replay import ConfigRefused, Replay, plan
+from shared.outputs import make_folder
+from shared.replay import ConfigRefused
 
 _JOB_S = 86_400.0
 
@@ -34,28 +35,31 @@ def run(
         samples: folder of the trainer's sample images; the last step's are taken.
 
     Raises:
-        ConfigRefused: see `shared.replay.plan`.
+        ConfigRefused: the file is no text.
+        ApiError: the API refuses the config, or cannot be reached.
         ReplayFailed: a request failed or was canceled.
         NoSamples: `samples` holds none.
+        OutputRefused: `output` cannot be made.
     """
     try:
-        replay = plan(config.read_bytes(), lora=lora)
-    except ConfigRefused as error:
-        raise ConfigRefused(f"{config}: {error}") from error
+        text = config.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigRefused(f"{config}: not text in UTF-8: {error.reason} at byte {error.start}") from error
     theirs = trainer_samples(samples) if samples else {}
-    for warning in replay.warnings:
+    make_folder(output)
+    replay = client.replay(text, lora=lora)
+    for warning in replay["warnings"]:
         console.print(f"warning: {warning}")
     images = _render(console, client, replay)
-    output.mkdir(parents=True, exist_ok=True)
     for index, data in enumerate(images):
         (output / f"sample-{index}.png").write_bytes(data)
     console.print(f"{len(images)} images are in {output}/")
     return _compare(console, images, theirs, output) if theirs else []
 
 
-def _render(console: Console, client: Client, replay: Replay) -> list[bytes]:
-    jobs = [client.submit(request) for request in replay.requests]
-    results = []
+def _render(console: Console, client: Client, replay: dict[str, Any]) -> list[bytes]:
+    jobs = replay["requests"]
+    images: dict[str, Any] = {}
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
         for number, job in enumerate(jobs):
             task = bar.add_task(f"request {number + 1} of {len(jobs)}", total=1.0)
@@ -66,8 +70,8 @@ def _render(console: Console, client: Client, replay: Replay) -> list[bytes]:
             status = client.wait(job["request_id"], timeout_s=_JOB_S, on_status=show)
             if status["status"] != "succeeded":
                 raise ReplayFailed(f"request {job['request_id']} {status['status']}: {status['error']}")
-            results.append(client.result(job["request_id"])["outputs"]["images"])
-    return [client.download(results[request][index]["url"]) for request, index in replay.places]
+            images[job["request_id"]] = client.result(job["request_id"])["outputs"]["images"]
+    return [client.download(images[sample["request_id"]][sample["index"]]["url"]) for sample in replay["samples"]]
 
 
 def _compare(console: Console, images: list[bytes], theirs: dict[int, Path], output: Path) -> list[Similarity]:

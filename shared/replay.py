@@ -89,11 +89,11 @@ class Replay:
     warnings: tuple[str, ...]
 
 
-def plan(text: str | bytes, *, lora: str | None = None) -> Replay:
+def plan(text: str, *, lora: str | None = None) -> Replay:
     """Plan the replay of a config.
 
     Args:
-        text: the config file's content, YAML or JSON, in UTF-8 if it is bytes.
+        text: the config file's content, YAML or JSON.
         lora: adapter path for the requests; None takes the trainer's `{name}/{name}.safetensors`.
 
     Raises:
@@ -112,7 +112,7 @@ def plan(text: str | bytes, *, lora: str | None = None) -> Replay:
     return Replay(samples, requests, places, tuple(_warnings(process, section)))
 
 
-def _process(text: str | bytes) -> tuple[str, Mapping[str, Any]]:
+def _process(text: str) -> tuple[str, Mapping[str, Any]]:
     try:
         document = yaml_text.load(text)
     except yaml.MarkedYAMLError as error:

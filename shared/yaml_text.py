@@ -20,11 +20,11 @@ _MAX_DIGITS = 100
 _NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
-def load(text: str | bytes) -> Any:
+def load(text: str) -> Any:
     """Read one document of plain values.
 
     Args:
-        text: YAML or JSON, in UTF-8 if it is bytes.
+        text: YAML or JSON.
 
     Raises:
         yaml.YAMLError: it is no YAML, has a value that cannot be read, nests more than 100 levels or within itself, or

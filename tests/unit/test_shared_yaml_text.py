@@ -41,7 +41,6 @@ def test_anchors_aliases_and_merged_mappings_are_read():
         (r'- "\ud800"', "cannot be read as str"),
         (r'- "\U00110000"', "not in range"),
         (r'- "\UFFFFFFFF"', "too large"),
-        (b"- \xff", "invalid start byte"),
     ],
 )
 def test_what_cannot_be_held_or_read_is_a_yaml_error(text, reason):
