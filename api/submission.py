@@ -6,7 +6,6 @@ import hashlib
 import json
 import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 
 from fastapi import BackgroundTasks
@@ -16,7 +15,7 @@ from api.deps import Services
 from api.webhooks import check_webhook
 from shared.adapters.admit import admit
 from shared.celery_app import wake
-from shared.errors import InvalidRequest, LedgerUnavailable, QueueFull
+from shared.errors import InvalidRequest, QueueFull
 from shared.job import ItemSpec
 from shared.ledger import Accepted
 from shared.request import InferenceRequest
@@ -105,18 +104,18 @@ def store_together(
     Raises:
         QueueFull: there is no room for all of them. What was stored is canceled, unless they have an Idempotency-Key,
             with which the caller repeats the call and is given it.
-        LedgerUnavailable: as `QueueFull`, but what cannot be canceled either will run when Redis is back.
+        LedgerUnavailable: Redis does not answer. What was stored stays, and is given to who repeats the call with its
+            key.
     """
     new = [job for job in jobs if isinstance(job, Prepared)]
     _check_room(services, [item for job in new for item in job.items])
     try:
         return [_store(services, job, background) for job in jobs]
-    except (QueueFull, LedgerUnavailable):
+    except QueueFull:
         # Wake-ups of jobs that stay are lost with the background; the caretaker's audit sends them.
-        with suppress(LedgerUnavailable):
-            for job in new:
-                if not job.idempotency_key:
-                    services.ledger.cancel(job.job_id)
+        for job in new:
+            if not job.idempotency_key:
+                services.ledger.cancel(job.job_id)
         raise
 
 

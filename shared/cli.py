@@ -150,6 +150,8 @@ def main() -> None:
             said = problem["msg"].removeprefix("Value error, ")
             path = "_".join(str(part) for part in problem["loc"]).upper()
             _fail(said if said.startswith("FLUX2_") else f"FLUX2_{path}: {said}")
+    except UnicodeDecodeError as error:
+        _fail(f".env is not text in UTF-8: {error.reason} at byte {error.start}")
     except SettingsError as error:
         _fail(f"{error}; settings are named FLUX2_<SECTION>_<NAME>")
     except Flux2Error as error:

@@ -30,6 +30,7 @@ def _redis_url(value: str) -> str:
 
 def _http_url(value: str) -> str:
     parts = urlsplit(value)
+    _ = parts.port  # refuses one that is no number
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{value!r} is no URL: it must begin with http:// or https:// and a host")
     return value

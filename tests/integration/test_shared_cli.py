@@ -62,6 +62,15 @@ def test_what_a_person_can_mend_is_one_line(arguments, variables, said, tmp_path
     assert len(done.stderr.splitlines()) == 1
 
 
+def test_a_dotenv_file_that_is_no_text_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".env").write_bytes(b"FLUX2_QUEUE_CAP=\xff\n")
+
+    done = flux2("doctor")
+
+    assert done.stderr.splitlines() == [".env is not text in UTF-8: invalid start byte at byte 16"]
+
+
 def test_a_variable_that_is_no_setting_is_told():
     misspelt = flux2("inspect", "no-such-file", FLUX2_MODEL_PRECISON="qfloat8")
     cut = flux2("doctor", FLUX2_REDIS="redis://127.0.0.1")

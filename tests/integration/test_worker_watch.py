@@ -1,6 +1,5 @@
 """A worker that listens no more is noticed; one that works, drains or has nothing to do is left alone."""
 
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -47,9 +46,11 @@ def test_an_idle_worker_with_waiting_wake_ups_is_ended_to_be_started_again(watch
 def test_a_worker_that_is_dealing_with_a_wake_up_stays_however_long_it_takes(watched, wait_until):
     watched.redis.lpush(keys.wake_list("flux2"), "wake")
     watched.slot.answering = True
+    hears, looked = watched.watch._hears, []
+    watched.watch._hears = lambda: looked.append(hears()) or looked[-1]
     watched.watch.start()
 
-    time.sleep(0.5)  # five times what a deaf one has
+    wait_until(lambda: len(looked) > 30, what="30 looks")  # three times as long as a deaf one has
 
     assert watched.ends == []
     watched.slot.answering = False

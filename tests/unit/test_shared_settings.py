@@ -73,6 +73,7 @@ def test_an_empty_variable_means_the_default(monkeypatch):
         ("FLUX2_REDIS_URL", "http://10.0.0.5:6379"),
         ("FLUX2_S3_ENDPOINT_URL", "s3.example.com"),
         ("FLUX2_S3_PUBLIC_ENDPOINT_URL", "https://"),
+        ("FLUX2_S3_ENDPOINT_URL", "http://10.0.0.5:port"),
         ("FLUX2_API_BASE_URL", "flux2.example.com"),
         ("FLUX2_MODEL_ID", "flux3"),
     ],

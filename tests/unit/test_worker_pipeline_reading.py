@@ -84,29 +84,14 @@ def test_a_file_is_locked_only_where_there_is_room_for_what_is_not_in_memory_yet
             locked_file.room_to_lock(opened.fileno(), locked=5_100_000_000)
 
 
-def fails_with(code):
-    def fails(*_, **__):
-        raise OSError(code, os.strerror(code))
+def test_a_file_that_cannot_be_mapped_is_not_locked(file, monkeypatch):
+    def no_such_device(*_, **__):
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
-    return fails
-
-
-def test_a_file_that_cannot_be_mapped_is_not_locked(file, locker, monkeypatch):
-    monkeypatch.setattr(mmap, "mmap", fails_with(errno.ENODEV))
+    monkeypatch.setattr(mmap, "mmap", no_such_device)
 
     with file.open("rb") as opened, pytest.raises(locked_file.NotLocked, match=r"cannot be mapped: .*No such device"):
-        locked_file.LockedFile(opened.fileno(), locker=locker)
-
-
-def test_where_the_file_system_does_not_say_nothing_counts_as_in_memory(file, monkeypatch):
-    monkeypatch.setattr(locked_file, "_in_shared_memory", lambda _: False)
-    with file.open("rb") as opened:
-        monkeypatch.setattr(os, "preadv", fails_with(errno.EOPNOTSUPP))
-        assert locked_file._share_in_memory(opened.fileno(), 1000) == 0.0
-
-        monkeypatch.setattr(os, "preadv", fails_with(errno.EIO))
-        with pytest.raises(locked_file.NotLocked, match=r"cannot be read: .*Input/output error"):
-            locked_file.room_to_lock(opened.fileno(), locked=0)
+        locked_file.room_to_lock(opened.fileno(), locked=0)
 
 
 class Runtime:
@@ -201,17 +186,26 @@ def test_what_cannot_be_locked_is_left_to_threads_and_what_was_is_let_go(tmp_pat
     assert pieces.registered == set()
 
 
-def test_what_has_just_been_written_is_in_memory_until_it_is_given_up(tmp_path):
-    file = tmp_path / "file"
-    file.write_bytes(os.urandom(2**20))
+def test_what_has_just_been_written_is_in_memory_and_an_untouched_hole_is_not(tmp_path):
+    whole, hole = tmp_path / "whole", tmp_path / "hole"
+    whole.write_bytes(bytes(2**20))
+    with hole.open("wb") as opened:
+        opened.truncate(2**30)
+
+    for path, share in ((whole, 1.0), (hole, 0.0)):
+        with path.open("rb") as opened:
+            assert locked_file._share_in_memory(opened.fileno(), path.stat().st_size) == share
+
+
+@pytest.mark.parametrize(("user", "share"), [("owner", 1.0), ("root", 1.0), ("writer", 1.0), ("reader", 0.0)])
+def test_what_is_in_memory_is_asked_only_by_those_who_are_told_the_truth(user, share, file, monkeypatch):
+    owner = file.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: {"owner": owner, "root": 0}.get(user, owner + 1))
+    monkeypatch.setattr(os, "access", lambda *_: user == "writer")
+    monkeypatch.setattr(locked_file, "_in_shared_memory", lambda _: False)
 
     with file.open("rb") as opened:
-        assert locked_file._share_in_memory(opened.fileno(), 2**20) == 1.0
-        if locked_file._in_shared_memory(opened.fileno()):
-            return  # such pages are never given up
-        os.fsync(opened.fileno())
-        os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        assert locked_file._share_in_memory(opened.fileno(), 2**20) == 0.0
+        assert locked_file._share_in_memory(opened.fileno(), file.stat().st_size) == share
 
 
 def test_the_memory_that_is_available_is_within_the_hosts():

@@ -132,7 +132,7 @@ class WarmPipeline:
         """Make exactly these adapters current, in this order; an empty list is the base model.
 
         Everything that can be wrong with the files is found before the first write. If the change fails all the same,
-        the clean weights are put back and the base model is current.
+        the clean weights are put back and the base model is current, after live adapters with the next change.
 
         Args:
             mode: see `ItemSpec.adapter_mode`.

@@ -1,4 +1,4 @@
-"""The kernel of `worker.pipeline.fast`; a module of its own, because only torch for GPUs brings Triton."""
+"""The kernels of `worker.pipeline.fast`; a module of its own, because only torch for GPUs brings Triton."""
 
 import triton
 import triton.language as tl

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import ctypes
 import fcntl
 import logging
 import mmap
@@ -115,10 +115,13 @@ def room_to_lock(descriptor: int, *, locked: int) -> None:
         locked: bytes that this process has locked, or is about to, and that the host counts as available.
 
     Raises:
-        NotLocked: there is not enough memory, or the file cannot be read.
+        NotLocked: there is not enough memory, or the file cannot be mapped.
     """
     size = os.fstat(descriptor).st_size
-    missing = int(size * (1 - _share_in_memory(descriptor, size)))
+    try:
+        missing = int(size * (1 - _share_in_memory(descriptor, size)))
+    except OSError as error:
+        raise NotLocked(f"it cannot be mapped: {error}") from error
     free = _available_bytes() - locked
     if missing > free - _SPARE_BYTES:
         raise NotLocked(f"{missing / 1e9:.1f} GB of it are to be read, and {free / 1e9:.1f} GB of memory are available")
@@ -134,24 +137,25 @@ def _in_shared_memory(descriptor: int) -> bool:
 
 
 def _share_in_memory(descriptor: int, size: int) -> float:
-    """Return what share of a file's pages is in the page cache, by samples; 0 where the file system does not say.
+    """Return what share of a file's pages is in the page cache, by samples; 0 where the kernel does not say.
 
-    Asked by reading what needs no waiting: mincore tells those who may not write a file that all of it is there.
+    It tells those who may not write a file, and do not own it, that all of it is there.
     """
     if size == 0 or _in_shared_memory(descriptor):
         return 1.0
-    pages = -(-size // mmap.PAGESIZE)
-    samples = min(_SAMPLES, pages)
-    resident = 0
-    for sample in range(samples):
-        page = sample * (pages - 1) // max(samples - 1, 1)
-        try:
-            os.preadv(descriptor, [bytearray(1)], page * mmap.PAGESIZE, os.RWF_NOWAIT)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EOPNOTSUPP):
-                raise NotLocked(f"it cannot be read: {error}") from error
-        else:
-            resident += 1
+    if os.geteuid() not in (0, os.fstat(descriptor).st_uid) and not os.access(f"/proc/self/fd/{descriptor}", os.W_OK):
+        return 0.0
+    with mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ) as mapped:
+        address, mincore = _bytes_of(mapped).data_ptr(), ctypes.CDLL(None).mincore
+        found = ctypes.create_string_buffer(1)
+        pages = -(-size // mmap.PAGESIZE)
+        samples = min(_SAMPLES, pages)
+        resident = 0
+        for sample in range(samples):
+            page = sample * (pages - 1) // max(samples - 1, 1)
+            where = ctypes.c_void_p(address + page * mmap.PAGESIZE)
+            if mincore(where, ctypes.c_size_t(1), found) == 0:
+                resident += found.raw[0] & 1
     return resident / samples
 
 
