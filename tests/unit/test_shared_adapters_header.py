@@ -241,20 +241,26 @@ def many(count):
     ],
     ids=["as many as allowed", "one too many", "a million", "a list bomb", "long metadata"],
 )
-def test_the_worst_headers_take_under_a_second_and_little_memory(path, header, reason):
+def test_the_worst_headers_take_little_time_and_memory(path, header, reason):
     file_of(path, header, b"")
+    usual_s = processor_s(lambda: json.loads(many(MAX_TENSORS)))
 
-    started = time.process_time()
+    took_s = processor_s(lambda: reason_of(path))
     outcome = reason_of(path)
-    took_s = time.process_time() - started
     tracemalloc.start()
     reason_of(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
 
     assert reason is None if outcome is None else reason in outcome
-    assert took_s < 1.0
+    assert took_s < 30 * usual_s  # a second or two; of the file's JSON alone the largest takes 70 times
     assert peak < 64 * 1024**2
+
+
+def processor_s(call):
+    started = time.process_time()
+    call()
+    return time.process_time() - started
 
 
 def reason_of(path):
