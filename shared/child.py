@@ -160,7 +160,7 @@ def _try_lock(lock: int) -> bool:
     return True
 
 
-def port_is_free(port: int) -> bool:
+def _port_is_free(port: int) -> bool:
     """Whether a server could listen on the loopback port now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -171,9 +171,19 @@ def port_is_free(port: int) -> bool:
     return True
 
 
+def require_port(port: int, *, of: str) -> None:
+    """Refuse a loopback port that another server has.
+
+    Raises:
+        ServerFailed: it does; names the part whose port it was to be.
+    """
+    if not _port_is_free(port):
+        raise ServerFailed(f"{of}: port {port} on {LOOPBACK} is in use; choose another")
+
+
 def free_port(*, taken: Sequence[int] = (), also: int = 0) -> int:
     """Return a loopback port that is free, as is the port `also` higher; neither is in `taken`."""
     for port in random.sample(_PORTS, 500):
-        if not {port, port + also} & set(taken) and port_is_free(port) and port_is_free(port + also):
+        if not {port, port + also} & set(taken) and _port_is_free(port) and _port_is_free(port + also):
             return port
     raise ServerFailed(f"no free port between {_PORTS.start} and {_PORTS.stop} on {LOOPBACK}")

@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from shared.binaries import find_redis, find_weed
-from shared.child import LOOPBACK, Child, free_port, port_is_free
+from shared.child import LOOPBACK, Child, free_port, require_port
 from shared.errors import ServerFailed
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ class _Server:
         Raises:
             ServerFailed: no such program, the port or the folder is in use, or the server did not start.
         """
-        if self._requested_port and not port_is_free(self._requested_port):
-            raise ServerFailed(f"{self.name}: port {self._requested_port} on {LOOPBACK} is in use; choose another")
+        if self._requested_port:
+            require_port(self._requested_port, of=self.name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

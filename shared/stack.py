@@ -20,7 +20,7 @@ from typing import Self
 from dotenv import dotenv_values
 
 from shared.backoff import Backoff
-from shared.child import LOOPBACK, Child, free_port, port_is_free
+from shared.child import LOOPBACK, Child, free_port, require_port
 from shared.embedded import EmbeddedServers
 from shared.errors import LedgerUnavailable, ServerFailed
 from shared.ledger import Ledger
@@ -133,8 +133,7 @@ class Stack:
             undo.callback(self.stop)
             self.servers.start()
             self._write_tiny()
-            if not port_is_free(self.api_port):  # or another's server would answer for ours
-                raise ServerFailed(f"the API: port {self.api_port} on {LOOPBACK} is in use; choose another")
+            require_port(self.api_port, of="the API")  # or another's server would answer for ours
             self._start("api", ["api"], ready=self._api_answers, timeout_s=_API_START_S)
             for number in range(self._workers):
                 self._start_worker(number)

@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from shared.embedded import RedisServer, S3Server
+from shared.job import ItemSpec
 from shared.settings import Settings
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -101,3 +102,27 @@ def wait_until() -> Callable[..., Any]:
         return value
 
     return wait
+
+
+@pytest.fixture(scope="session")
+def item() -> Callable[..., ItemSpec]:
+    """An accepted item of 64x64 in two steps; keywords change it."""
+
+    def make(**changes: Any) -> ItemSpec:
+        spec = ItemSpec(
+            model="flux2",
+            prompt="a red fox jumps over a river",
+            neg="",
+            width=64,
+            height=64,
+            requested_width=64,
+            requested_height=64,
+            seed=42,
+            num_inference_steps=2,
+            guidance_scale=4.0,
+            adapters=(),
+            output_format="png",
+        )
+        return spec.model_copy(update=changes)
+
+    return make

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from shared.adapters.header import read_header
 from shared.adapters.identity import sha256_of
-from shared.adapters.layout import check_base, check_fits, describe
+from shared.adapters.layout import check_fits, describe
 from shared.adapters.locate import locate
 from shared.catalog import Model
 from shared.errors import RequestError
@@ -44,10 +44,7 @@ def _admit(
 ) -> AdapterRef:
     path = locate(lora.path, root=settings.root)
     layout = describe(read_header(path, max_bytes=settings.max_bytes))
-    if layers is None:
-        check_base(layout, model=model.id)
-    else:
-        check_fits(layout, layers, model=model.id)
+    check_fits(layout, layers, model=model.id)
     return AdapterRef(
         path=str(path.relative_to(settings.root.resolve())),
         sha256=sha256_of(path),

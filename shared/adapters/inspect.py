@@ -14,7 +14,7 @@ from typing import Any
 
 from shared.adapters.header import Header, read_header
 from shared.adapters.identity import sha256_of
-from shared.adapters.layout import check_base, check_fits, describe
+from shared.adapters.layout import check_fits, describe
 from shared.errors import RequestError
 
 # BFL's single files keep a linear layer's weight under its path with this suffix.
@@ -68,10 +68,8 @@ def inspect(
     try:
         layout = describe(header)
         kind, ranks, named = layout.kind, layout.ranks, layout.layers
-        if model is not None and layers is not None:
+        if model is not None:
             check_fits(layout, layers, model=model)
-        elif model is not None:
-            check_base(layout, model=model)
     except RequestError as error:
         refused = str(error)
     return Inspection(

@@ -16,7 +16,7 @@ from shared.adapters.kinds import ROLES, Group, LayerUpdate, update_of, without_
 from shared.adapters.names import PREFIX, Rows, Target, bare, target_of
 from shared.errors import AdapterMismatch, AdapterRefused
 
-__all__ = ["PREFIX", "AdapterLayout", "LayerUpdate", "check_base", "check_fits", "describe"]
+__all__ = ["PREFIX", "AdapterLayout", "LayerUpdate", "check_fits", "describe"]
 
 
 @dataclass(frozen=True)
@@ -64,29 +64,22 @@ def describe(header: Header) -> AdapterLayout:
     return AdapterLayout("+".join(kinds), updates, dict(header.metadata))
 
 
-def check_base(layout: AdapterLayout, *, model: str) -> None:
-    """Hold the file to the base model that it says it was trained on, if it says so.
-
-    Raises:
-        AdapterRefused: `ss_base_model_version` names another model than `model`.
-    """
-    trained_on = layout.metadata.get("ss_base_model_version")
-    if trained_on and trained_on != model:
-        raise AdapterRefused(f"the adapter was trained on {trained_on!r} (ss_base_model_version), not on {model!r}")
-
-
-def check_fits(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]], *, model: str) -> None:
-    """Hold every update to a layer of the base model.
+def check_fits(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]] | None, *, model: str) -> None:
+    """Hold the file to the base model that it says it was trained on, if it says so, and every update to a layer.
 
     Args:
-        layers: (out, in) of each linear layer of the base, by module path without `.weight`.
+        layers: (out, in) of each linear layer of the base, by module path without `.weight`; None if not known here.
         model: id in the catalogue, e.g. `flux2`.
 
     Raises:
         AdapterRefused: another base model, layers that this one does not have, or half a LoRA.
         AdapterMismatch: an update has another shape than its layer.
     """
-    check_base(layout, model=model)
+    trained_on = layout.metadata.get("ss_base_model_version")
+    if trained_on and trained_on != model:
+        raise AdapterRefused(f"the adapter was trained on {trained_on!r} (ss_base_model_version), not on {model!r}")
+    if layers is None:
+        return
     missing = [update for update in layout.updates if update.layer not in layers]
     if len(missing) == len(layout.updates):
         raise AdapterRefused(f"the adapter matches no layer of {model}; the first key is {_first_key(missing[0])!r}")

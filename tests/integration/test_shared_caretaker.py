@@ -5,7 +5,6 @@ import pytest
 from shared.caretaker import Caretaker
 from shared.celery_app import make_celery
 from shared.errors import LedgerUnavailable
-from shared.job import ItemSpec
 from shared.ledger import Ledger, keys
 from shared.settings import QueueSettings
 
@@ -22,26 +21,14 @@ def caretaker(redis_client, redis_url):
     celery.close()
 
 
-def accept(caretaker, count):
-    spec = ItemSpec(
-        model="flux2",
-        prompt="a cat",
-        neg="",
-        width=64,
-        height=64,
-        requested_width=64,
-        requested_height=64,
-        seed=1,
-        num_inference_steps=1,
-        guidance_scale=4.0,
-        adapters=(),
-        output_format="png",
-    )
-    return caretaker._ledger.accept("job", [spec] * count, record={}).job_id
+@pytest.fixture
+def accept(caretaker, item):
+    """Queue so many items, of one job."""
+    return lambda count: caretaker._ledger.accept("job", [item()] * count, record={}).job_id
 
 
-def test_wake_ups_that_canceled_items_left_behind_are_dropped_at_the_second_audit(caretaker, redis_client):
-    job_id = accept(caretaker, 200)
+def test_wake_ups_that_canceled_items_left_behind_are_dropped_at_the_second_audit(caretaker, accept, redis_client):
+    job_id = accept(200)
     redis_client.lpush(WAKES, *["message"] * 1000)
     caretaker._ledger.cancel(job_id)
 
@@ -56,8 +43,8 @@ def test_wake_ups_that_canceled_items_left_behind_are_dropped_at_the_second_audi
     assert redis_client.llen(WAKES) == 100
 
 
-def test_as_many_wake_ups_as_items_are_queued_are_never_dropped(caretaker, redis_client):
-    accept(caretaker, 200)
+def test_as_many_wake_ups_as_items_are_queued_are_never_dropped(caretaker, accept, redis_client):
+    accept(200)
     redis_client.lpush(WAKES, *["message"] * 1000)
 
     for _ in range(4):
@@ -85,8 +72,8 @@ def test_wake_ups_of_a_pool_that_no_worker_serves_are_audited_too(caretaker, red
     assert redis_client.llen(unserved) == 100
 
 
-def test_wake_ups_that_were_missing_in_two_audits_are_sent_again(caretaker, redis_client):
-    accept(caretaker, 3)
+def test_wake_ups_that_were_missing_in_two_audits_are_sent_again(caretaker, accept, redis_client):
+    accept(3)
     redis_client.lpush(WAKES, "message")
 
     caretaker.audit()

@@ -8,7 +8,6 @@ from typer.testing import CliRunner
 
 from shared.cli import app
 from shared.doctor import examine
-from shared.job import ItemSpec
 from shared.ledger import Ledger, keys
 
 
@@ -47,24 +46,6 @@ def configured(redis_client):
 
 def report(made):
     return {finding.name: finding for finding in examine(made)}
-
-
-def accept(ledger):
-    item = ItemSpec(
-        model="flux2",
-        prompt="a cat",
-        neg="",
-        width=64,
-        height=64,
-        requested_width=64,
-        requested_height=64,
-        seed=1,
-        num_inference_steps=1,
-        guidance_scale=4.0,
-        adapters=(),
-        output_format="png",
-    )
-    ledger.accept(uuid.uuid4().hex, [item], record={})
 
 
 def test_a_sound_service_without_workers_has_one_warning(sound):
@@ -131,11 +112,11 @@ def test_a_bucket_that_is_missing_and_a_folder_that_is_missing_are_named(sound, 
     assert "nowhere" in found["adapters"].detail
 
 
-def test_items_that_no_worker_takes_and_leases_that_nobody_ends_are_named(sound, redis_client):
+def test_items_that_no_worker_takes_and_leases_that_nobody_ends_are_named(sound, redis_client, item):
     made = sound()
     ledger = Ledger(redis_client, made.queue)
     for _ in range(2):
-        accept(ledger)
+        ledger.accept(uuid.uuid4().hex, [item()], record={})
     claim = ledger.claim_next(["flux2"], slot="gone", boot="b", warm="base")
     redis_client.zadd(keys.LEASES, {claim.item_id: 1})
 

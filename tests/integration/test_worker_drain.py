@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from shared.job import ItemSpec, State
+from shared.job import State
 from shared.ledger import Ledger
 from shared.settings import QueueSettings
 from worker import drain as module
@@ -14,8 +14,8 @@ from worker.slot import Slot
 
 
 @pytest.fixture
-def draining(redis_client, monkeypatch):
-    """A worker with `claim`, if wanted; `ended` is set when its process would have ended."""
+def draining(redis_client, monkeypatch, item):
+    """A worker; `claim` gives it an item of a new job, and `ended` is set when its process would have ended."""
     monkeypatch.setattr(module, "_CLOSE_S", 0.3)
     ledger = Ledger(redis_client, QueueSettings())
     slot = Slot(ledger, name="test", model="flux2", device="cpu", revision="r", precision="fp32", engines=["exact"])
@@ -24,6 +24,10 @@ def draining(redis_client, monkeypatch):
     def end(status):
         statuses.append(status)
         ended.set()
+
+    def claim(job="job"):
+        ledger.accept(job, [item()], record={})
+        return ledger.claim_next(["flux2"], slot="test", boot="b", warm="base")
 
     def hand_over(claim):
         ledger.release(claim, "drain")
@@ -35,30 +39,11 @@ def draining(redis_client, monkeypatch):
         end=end,
         settings=SimpleNamespace(worker=SimpleNamespace(drain_s=0.05)),
     )
-    return SimpleNamespace(worker=worker, slot=slot, ledger=ledger, ended=ended, statuses=statuses)
-
-
-def claim(ledger, job="job"):
-    item = ItemSpec(
-        model="flux2",
-        prompt="a cat",
-        neg="",
-        width=64,
-        height=64,
-        requested_width=64,
-        requested_height=64,
-        seed=1,
-        num_inference_steps=1,
-        guidance_scale=4.0,
-        adapters=(),
-        output_format="png",
-    )
-    ledger.accept(job, [item], record={})
-    return ledger.claim_next(["flux2"], slot="test", boot="b", warm="base")
+    return SimpleNamespace(worker=worker, slot=slot, ledger=ledger, claim=claim, ended=ended, statuses=statuses)
 
 
 def test_an_item_that_is_not_done_in_time_is_handed_over_without_costing_an_attempt(draining):
-    draining.slot.claims.append(claim(draining.ledger))
+    draining.slot.claims.append(draining.claim())
 
     drain(draining.worker)
 
@@ -70,7 +55,7 @@ def test_an_item_that_is_not_done_in_time_is_handed_over_without_costing_an_atte
 
 
 def test_an_item_that_is_still_stored_is_handed_over_as_well(draining):
-    draining.slot.claims.extend([claim(draining.ledger), claim(draining.ledger, "other")])
+    draining.slot.claims.extend([draining.claim(), draining.claim("other")])
 
     drain(draining.worker)
 
@@ -88,14 +73,14 @@ def test_a_process_that_does_not_close_by_itself_is_ended(draining):
 
 def test_an_item_that_was_claimed_at_the_last_moment_is_handed_over_too(draining):
     drain(draining.worker)
-    draining.slot.claims.append(claim(draining.ledger))
+    draining.slot.claims.append(draining.claim())
 
     assert draining.ended.wait(5)
     assert draining.ledger.job("job").items[0].state is State.QUEUED
 
 
 def test_the_process_ends_although_redis_is_away(draining, monkeypatch):
-    draining.slot.claims.append(claim(draining.ledger))
+    draining.slot.claims.append(draining.claim())
     monkeypatch.setattr(
         draining.ledger.redis,
         "connection_pool",

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from shared.adapters.identity import sha256_of
-from shared.job import AdapterRef, ItemSpec
+from shared.job import AdapterRef
 from shared.settings import ModelSettings
 
 
@@ -162,29 +162,5 @@ def adapter_ref() -> Callable[..., AdapterRef]:
     def make(path: Path, multiplier: float = 1.0) -> AdapterRef:
         size = path.stat().st_size
         return AdapterRef(path=path.name, sha256=sha256_of(path), size_bytes=size, multiplier=multiplier)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def item() -> Callable[..., ItemSpec]:
-    """An accepted item of 64x64 in two steps; keywords change it."""
-
-    def make(**changes: Any) -> ItemSpec:
-        spec = ItemSpec(
-            model="flux2",
-            prompt="a red fox jumps over a river",
-            neg="",
-            width=64,
-            height=64,
-            requested_width=64,
-            requested_height=64,
-            seed=42,
-            num_inference_steps=2,
-            guidance_scale=4.0,
-            adapters=(),
-            output_format="png",
-        )
-        return spec.model_copy(update=changes)
 
     return make
