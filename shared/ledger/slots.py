@@ -37,11 +37,9 @@ class SlotBook(Session):
         """The base model that these slots have loaded; None if none of them has, or not all the same."""
         with self._calls():
             raw = self.redis.get(keys.base(model))
-        if raw is None or {slot.revision for slot in slots if slot.model == model} != {
-            json.loads(str(raw))["revision"]
-        }:
+        data = None if raw is None else json.loads(str(raw))
+        if data is None or {slot.revision for slot in slots if slot.model == model} != {data["revision"]}:
             return None
-        data = json.loads(str(raw))
         return views.BaseModelInfo(
             revision=data["revision"], layers={name: (rows, cols) for name, (rows, cols) in data["layers"].items()}
         )
