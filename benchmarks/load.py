@@ -22,8 +22,8 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from shared.local.stack import Stack
 from shared.settings import Settings
-from shared.stack import Stack
 
 _BODY = {
     "model": "flux2",

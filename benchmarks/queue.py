@@ -19,11 +19,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from api.client import Client
-from api.demo import request
+from flux2_client.client import Client
+from flux2_client.demo import request
+from shared.local.stack import Stack
 from shared.settings import ModelSettings, Settings
-from shared.stack import Stack
-from worker.pipeline.load import load_components
+from worker.model.load import load_components
 
 _JOB_S = 120.0
 

@@ -18,9 +18,9 @@ from PIL import Image
 from benchmarks.pictures import figures, mistakes
 from shared.job import ItemSpec
 from shared.settings import ModelSettings
-from worker.pipeline.load import load_components
-from worker.pipeline.tiny import write_tiny_checkpoint
-from worker.render import Renderer
+from worker.model.demo_model import write_tiny_checkpoint
+from worker.model.load import load_components
+from worker.rendering.renderer import Renderer
 
 PROMPTS = Path(__file__).with_name("tiny_prompts.json")
 PASSING = 54

@@ -23,9 +23,9 @@ from chaos.mutate import Mutation
 from chaos.s3 import S3Proxy
 from chaos.tcp import Wire
 from shared.celery_app import make_celery, wake
-from shared.child import LOOPBACK, Child, free_port
-from shared.embedded import RedisServer, S3Server
 from shared.ledger import Ledger, keys
+from shared.local.child import LOOPBACK, Child, free_port
+from shared.local.servers import RedisServer, S3Server
 from shared.settings import QueueSettings, S3Settings
 from shared.storage import ObjectStore
 from shared.storage.s3 import S3Store

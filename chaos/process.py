@@ -16,11 +16,11 @@ from shared.celery_app import make_celery
 from shared.ledger.connection import connect
 from shared.settings import Settings
 from shared.storage import open_store
-from worker.behind import Behind
-from worker.held import slot_held
-from worker.listen import listen
-from worker.slot import Slot
-from worker.tasks import Worker
+from worker.consumer.background import Behind
+from worker.consumer.consumer import listen
+from worker.consumer.heartbeat import Slot
+from worker.consumer.host_locks import slot_held
+from worker.consumer.item_run import Worker
 
 app = typer.Typer()
 

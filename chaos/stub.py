@@ -39,7 +39,7 @@ class Warm:
 
 @dataclass(frozen=True)
 class Painted:
-    """See `worker.render.Rendered`."""
+    """See `worker.rendering.renderer.Rendered`."""
 
     image: Image.Image
     pipeline: PipelineReport

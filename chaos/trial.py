@@ -14,9 +14,9 @@ from chaos import history
 from chaos.checker import Violation, check, collect
 from chaos.fleet import Fleet, Plan
 from chaos.load import Load
-from shared.embedded import S3Server
 from shared.job import State
 from shared.ledger import ItemView
+from shared.local.servers import S3Server
 
 Figure = str | float | int
 

@@ -24,11 +24,11 @@ from rich.table import Table
 from shared import logs
 from shared.adapters.inspect import inspect as look
 from shared.adapters.inspect import layers_of
+from shared.demo_model import DRAWN_PX, LABEL, PROMPTS
 from shared.doctor import examine
 from shared.errors import AdapterNotFound, Flux2Error
+from shared.local.stack import DEMO_ADAPTER, Stack
 from shared.settings import Settings, unknown_variables
-from shared.stack import DEMO_ADAPTER, Stack
-from shared.tiny import DRAWN_PX, LABEL, PROMPTS
 
 # A base checkpoint may be of any size: only its header is read.
 _ANY_SIZE = 2**62

@@ -9,6 +9,7 @@
     - AdapterRefused             the file is not an adapter this model can use
       . AdapterMismatch          a tensor does not fit the layer it names
     - IdempotencyKeyReused       the key was used with another body
+    - ConfigRefused              a training config cannot be replayed
   + QueueFull                    the pending list is at its cap; come back later
   + LedgerUnavailable            Redis did not answer; nothing is known to have been accepted
   + RunError                     the request was fine; this attempt was not
@@ -93,6 +94,12 @@ class IdempotencyKeyReused(RequestError):
     """The Idempotency-Key was used with another body within its lifetime."""
 
     code = "IDEMPOTENCY_KEY_REUSED"
+
+
+class ConfigRefused(RequestError):
+    """The training config cannot be replayed; the message names the key."""
+
+    code = "INVALID_CONFIG"
 
 
 class QueueFull(Flux2Error):

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import redis
 
-from shared.embedded import RedisServer, S3Server
 from shared.job import ItemSpec
+from shared.local.servers import RedisServer, S3Server
 from shared.settings import Settings
 
 GOLDENS = Path(__file__).parent / "goldens"

@@ -43,7 +43,7 @@ def tiny(
     ] = None,
 ) -> None:
     """Write the embedded demonstration model: the real files' layout, small enough for a CPU."""
-    from worker.pipeline.tiny import STYLES, write_tiny_adapter, write_tiny_checkpoint
+    from worker.model.demo_model import STYLES, write_tiny_adapter, write_tiny_checkpoint
 
     write_tiny_checkpoint(folder)
     if adapter is not None:

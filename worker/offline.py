@@ -17,11 +17,11 @@ from shared.outputs import make_folder
 from shared.request import InferenceRequest
 from shared.resolve import check_items, find_model, refuse_unsupported, resolve, warn
 from shared.settings import Settings
-from worker import imagefile
+from worker.consumer import image_file
 from worker.device import pick_device
-from worker.engines.checkout import load_toolkit
-from worker.pipeline.load import load_components
-from worker.render import Renderer
+from worker.model.load import load_components
+from worker.rendering.renderer import Renderer
+from worker.rendering.toolkit_checkout import load_toolkit
 
 logger = logging.getLogger("flux2.worker")
 
@@ -43,7 +43,7 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
     Raises:
         OutputRefused: `output` cannot be made.
         RequestError: what the API would refuse.
-        RunError, CheckpointError: see `worker.render` and `worker.pipeline.load`.
+        RunError, CheckpointError: see `worker.rendering.renderer` and `worker.model.load`.
     """
     try:
         request = InferenceRequest.model_validate_json(text)
@@ -75,6 +75,6 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
             "pipeline": rendered.pipeline.model_dump(mode="json"),
         }
         file = output / f"{index}.{spec.output_format}"
-        file.write_bytes(imagefile.encode(rendered.image, spec.output_format, report))
+        file.write_bytes(image_file.encode(rendered.image, spec.output_format, report))
         adapter_reports = [adapter.model_dump(mode="json") for adapter in rendered.adapters]
         yield Saved(file, {**report, "adapters": adapter_reports, "timings": rendered.timings})

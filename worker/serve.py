@@ -11,15 +11,15 @@ from shared.celery_app import make_celery
 from shared.ledger import Ledger
 from shared.settings import Settings
 from shared.storage import open_store
-from worker.behind import Behind
+from worker.consumer.background import Behind
+from worker.consumer.consumer import listen, patiently
+from worker.consumer.heartbeat import Slot, slot_name
+from worker.consumer.host_locks import gpu_held, slot_held
+from worker.consumer.item_run import Worker
 from worker.device import device_id, pick_device, probe
-from worker.engines.checkout import load_toolkit
-from worker.held import gpu_held, slot_held
-from worker.listen import listen, patiently
-from worker.pipeline.load import load_components
-from worker.render import Renderer
-from worker.slot import Slot, slot_name
-from worker.tasks import Worker
+from worker.model.load import load_components
+from worker.rendering.renderer import Renderer
+from worker.rendering.toolkit_checkout import load_toolkit
 
 # Long enough for a loaded Redis, short enough for several renewals within a lease.
 _LEDGER_TIMEOUT_S = 5.0

@@ -13,8 +13,8 @@ from api.deps import BaseUrlDep, IdempotencyKeyDep, ServicesDep, TenantDep
 from api.routes.inference import PROBLEMS
 from api.schemas import Replayed, ReplayRequest, ReplaySample
 from api.submission import hash_body, prepare, store_together
+from api.training_config.plan import plan
 from shared.errors import InvalidRequest
-from shared.replay import plan
 from shared.request import InferenceRequest
 
 router = APIRouter(prefix="/v1", tags=["replays"])

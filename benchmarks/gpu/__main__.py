@@ -21,10 +21,10 @@ from benchmarks.gpu.report import Report
 from shared.errors import CheckpointError
 from shared.settings import Settings
 from worker.device import pick_device
-from worker.engines.checkout import Toolkit, load_toolkit
-from worker.engines.engine import Engine, package_versions
-from worker.engines.toolkit import over
-from worker.pipeline.components import Components
+from worker.model.components import Components
+from worker.rendering.engine import Engine, package_versions
+from worker.rendering.toolkit_checkout import Toolkit, load_toolkit
+from worker.rendering.toolkit_engine import over
 from worker.verify.stock import Stock
 
 

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.report import Report
-from worker.pipeline.host import locked_like
+from worker.checkpoint.pinned import locked_like
 
 #: Rows with the rate of products, `tflops`.
 BF16, FP8 = "bf16 matmul", "fp8 row-wise matmul"

@@ -24,10 +24,10 @@ from transformers import MistralConfig, PreTrainedTokenizerFast, Qwen3Config
 from shared.adapters.names import PREFIX
 from shared.catalog import MODELS
 from shared.settings import ModelSettings
-from worker.pipeline.bfl import Origin, autoencoder_origins, transformer_origins
-from worker.pipeline.components import Components
-from worker.pipeline.load import load_components
-from worker.pipeline.text_encoder import build_text_encoder, family_of
+from worker.checkpoint.tensor_names import Origin, autoencoder_origins, transformer_origins
+from worker.model.components import Components
+from worker.model.load import load_components
+from worker.model.text_encoder import build_text_encoder, family_of
 
 _DTYPE = torch.bfloat16
 _STD = 0.02

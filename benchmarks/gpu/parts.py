@@ -25,17 +25,16 @@ from benchmarks.gpu.models import write_adapter
 from benchmarks.gpu.report import Report, Row
 from shared.job import AdapterRef, ItemSpec, Progress
 from shared.settings import WorkerSettings
-from worker import imagefile
-from worker.ahead import STEP_TO_PREPARE, Ahead
-from worker.behind import Behind
-from worker.distance import rel_l2
-from worker.engines.engine import Engine, Run
-from worker.engines.exact import Exact
-from worker.pipeline.compiled import as_written, compile_blocks
-from worker.pipeline.components import Components
-from worker.render import Renderer
-from worker.sampling.latents import noise
-from worker.sampling.prompt import MAX_TOKENS, embed
+from worker.consumer import image_file
+from worker.consumer.background import STEP_TO_PREPARE, Ahead, Behind
+from worker.kernels.distance import rel_l2
+from worker.model.compile import as_written, compile_blocks
+from worker.model.components import Components
+from worker.rendering.engine import Engine, Run
+from worker.rendering.latents import noise
+from worker.rendering.native_engine import Exact
+from worker.rendering.prompt_encoder import MAX_TOKENS, embed
+from worker.rendering.renderer import Renderer
 from worker.verify.product import adapter_ref
 
 _SEEDS = (42, 43, 44, 45)
@@ -162,7 +161,7 @@ class Parts:
             ("denoise", lambda: self._denoise(engine, size, self._plan.steps)[0]),
             ("decode", lambda: engine.decode(done["denoise"])),
             ("pixels", lambda: engine.image(done["decode"][0])),
-            ("encode", lambda: imagefile.encode(done["pixels"], "png", {"num_inference_steps": self._plan.steps})),
+            ("encode", lambda: image_file.encode(done["pixels"], "png", {"num_inference_steps": self._plan.steps})),
         ):
             seconds[stage] = self._clock.seconds(lambda: done.update({stage: call()}))  # noqa: B023 - called at once
         total = sum(seconds.values())
@@ -349,7 +348,7 @@ class Parts:
         return notes
 
     def _embeds(self, seed: int) -> Tensor:
-        """Encode random tokens, (1, 512, width), as `worker.sampling.prompt` does a prompt's."""
+        """Encode random tokens, (1, 512, width), as `worker.rendering.prompt_encoder` does a prompt's."""
         encoder: Any = self._components.text_encoder
         generator = torch.Generator().manual_seed(seed)
         ids = torch.randint(encoder.config.vocab_size, (1, MAX_TOKENS), generator=generator).to(self._clock.device)
@@ -396,6 +395,6 @@ class Parts:
         rendered = self._renderer.render(spec, [adapter[1]], on_progress=on_progress)
 
         def encode() -> None:
-            imagefile.encode(rendered.image, spec.output_format, spec.model_dump())
+            image_file.encode(rendered.image, spec.output_format, spec.model_dump())
 
         behind(encode)

@@ -20,10 +20,10 @@ from chaos import history, plain
 from chaos.checker import Left, check
 from chaos.history import History
 from chaos.trial import Lab, Outcome
-from shared.child import Child
-from shared.embedded import RedisServer
 from shared.job import SpecReport, State
 from shared.ledger import ItemView, JobView
+from shared.local.child import Child
+from shared.local.servers import RedisServer
 from shared.storage.directory import DirectoryStore
 
 _WORKERS = 3

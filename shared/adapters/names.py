@@ -2,7 +2,7 @@
 
 Files name a layer as Black Forest Labs do (AI Toolkit's way, with a prefix or without), in LyCORIS's underscores, or by
 the diffusers parameter, which may hold only some of the layer's rows. All become the same target here. The worker's own
-table, `worker.pipeline.bfl`, names tensors of modules that it has loaded; a test holds the two together.
+table, `worker.checkpoint.tensor_names`, names tensors of modules that it has loaded; a test holds the two together.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from api.client import Client
+from flux2_client.client import Client
+from shared.local.stack import Stack
 from shared.settings import Settings
-from shared.stack import Stack
 
 # A lease short enough that recovery can be watched.
 ENVIRONMENT = {

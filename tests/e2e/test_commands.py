@@ -12,9 +12,9 @@ import httpx
 import pytest
 from PIL import Image
 
-from api.client import Client
-from shared.child import free_port
-from shared.tiny import PROMPTS
+from flux2_client.client import Client
+from shared.demo_model import PROMPTS
+from shared.local.child import free_port
 
 
 def processes_naming(folder):

@@ -11,11 +11,11 @@ import requests
 from PIL import Image, ImageChops
 from safetensors.torch import load_file, save_file
 
-from api.client import ApiError
+from flux2_client.client import ApiError
 from shared.ledger import keys
-from shared.stack import DEMO_ADAPTER
-from worker.imagefile import read_parameters
-from worker.pipeline.tiny import STYLES, write_tiny_adapter
+from shared.local.stack import DEMO_ADAPTER
+from worker.consumer.image_file import read_parameters
+from worker.model.demo_model import STYLES, write_tiny_adapter
 
 JOB_S = 120.0
 

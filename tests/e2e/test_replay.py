@@ -5,9 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from api.client import ApiError, Client
-from api.replay import run
-from shared.stack import DEMO_ADAPTER
+from flux2_client.client import ApiError, Client
+from flux2_client.replay import run
+from shared.local.stack import DEMO_ADAPTER
 
 CONFIG = """
 config:

@@ -4,11 +4,11 @@ import pytest
 import torch
 from diffusers import Flux2Transformer2DModel
 
-from worker.pipeline import exact
-from worker.pipeline.compiled import compile_blocks
-from worker.pipeline.fast import make_fast
-from worker.sampling.latents import image_ids, text_ids
-from worker.sampling.sampler import Call, predict
+from worker.model import rounding
+from worker.model.compile import compile_blocks
+from worker.model.fp8 import make_fast
+from worker.rendering.denoise import Call, predict
+from worker.rendering.latents import image_ids, text_ids
 
 pytestmark = [
     # torch 2.11 says so of itself when it is first asked to compile.
@@ -28,7 +28,7 @@ def build():
         model = Flux2Transformer2DModel(
             num_layers=2, num_single_layers=3, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=True
         )
-    exact.make_transformer_exact(model)
+    rounding.make_transformer_exact(model)
     model.to_empty(device=DEVICE).to(torch.bfloat16).requires_grad_(False).eval()
     random = torch.Generator(DEVICE).manual_seed(1)
     for name, weight in model.named_parameters():
@@ -53,7 +53,7 @@ def run(model, rows, columns):
 
 def test_no_bit_changes_at_any_size():
     model = build()
-    exact.share_qkv(model)
+    rounding.share_qkv(model)
     expected = [run(model, *size) for size in SIZES]
     compile_blocks(model, exact=True)
 

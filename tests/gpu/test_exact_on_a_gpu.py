@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from shared.job import ItemSpec
 from shared.settings import ModelSettings
 from worker.commands import app
-from worker.pipeline.load import load_components
-from worker.render import Renderer
+from worker.model.load import load_components
+from worker.rendering.renderer import Renderer
 from worker.verify.product import adapter_ref
 
 ROOT = os.environ.get("AI_TOOLKIT_PATH")  # read here: the tests' environment is emptied of it

@@ -5,13 +5,13 @@ import torch
 
 from shared.job import ItemSpec
 from shared.settings import ModelSettings
-from worker.lora.fused import add_low_rank, fits
+from worker.kernels.checksum import checksum
+from worker.kernels.low_rank import add_low_rank, fits
 from worker.lora.merge import lora_delta
-from worker.pipeline.checksum import checksum
-from worker.pipeline.fast import fast_layers, norm_rows, quantize_rows
-from worker.pipeline.load import load_components
-from worker.pipeline.tiny import write_tiny_adapter, write_tiny_checkpoint
-from worker.render import Renderer
+from worker.model.demo_model import write_tiny_adapter, write_tiny_checkpoint
+from worker.model.fp8 import fast_layers, norm_rows, quantize_rows
+from worker.model.load import load_components
+from worker.rendering.renderer import Renderer
 from worker.verify.product import adapter_ref
 
 pytestmark = [

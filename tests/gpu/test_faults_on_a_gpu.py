@@ -14,10 +14,10 @@ from shared.errors import OutOfMemory
 from shared.job import ItemSpec, State
 from shared.ledger import Ledger
 from shared.settings import ModelSettings, QueueSettings
-from worker.fault import EXIT_FAULT
-from worker.pipeline.load import load_components
-from worker.pipeline.tiny import write_tiny_checkpoint
-from worker.render import Renderer
+from worker.consumer.device_faults import EXIT_FAULT
+from worker.model.demo_model import write_tiny_checkpoint
+from worker.model.load import load_components
+from worker.rendering.renderer import Renderer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -51,7 +51,7 @@ except torch.OutOfMemoryError:
 SERVE = "from shared.settings import Settings; from worker.serve import serve; serve(Settings())"
 POISONED = f"""
 import torch
-from worker.render import Renderer
+from worker.rendering.renderer import Renderer
 def denoise(self, *_, **__):
     return torch.zeros(4, device="cuda:0")[torch.tensor([99], device="cuda:0")].sum().item()
 Renderer._denoise = denoise
@@ -61,7 +61,7 @@ Renderer._denoise = denoise
 BALLAST = 4 * 2**30
 ENDLESS = f"""
 import torch, time
-from worker.render import Renderer
+from worker.rendering.renderer import Renderer
 def denoise(self, *_, **__):
     ballast = torch.zeros({BALLAST}, dtype=torch.uint8, device="cuda:0")
     torch.cuda.synchronize()

@@ -10,11 +10,11 @@ import torch
 from shared.errors import CheckpointError
 from shared.job import ItemSpec
 from shared.settings import ModelSettings
-from worker.pipeline import locked_file
-from worker.pipeline.load import load_components
-from worker.pipeline.reading import Reader, Region
-from worker.pipeline.tiny import STYLES, write_tiny_adapter, write_tiny_checkpoint
-from worker.render import Renderer
+from worker.checkpoint import pinned_file
+from worker.checkpoint.reader import Reader, Region
+from worker.model.demo_model import STYLES, write_tiny_adapter, write_tiny_checkpoint
+from worker.model.load import load_components
+from worker.rendering.renderer import Renderer
 from worker.verify.product import adapter_ref
 
 pytestmark = [
@@ -81,7 +81,7 @@ def test_where_the_parts_lie_changes_no_bit(load, tmp_path):
 def test_adapters_change_to_the_same_bits_from_wherever_clean_weights_come(
     clean_weights, share, prepared, precision, load, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("worker.lora.fused._LEAST", 0)  # the kernel takes small layers too, with bits of its own
+    monkeypatch.setattr("worker.kernels.low_rank._LEAST", 0)  # the kernel takes small layers too, with bits of its own
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     write_tiny_adapter(first)
     write_tiny_adapter(second, STYLES[0])
@@ -99,7 +99,7 @@ def test_adapters_change_to_the_same_bits_from_wherever_clean_weights_come(
 
 @pytest.mark.parametrize("pieces", [0, 2, 4])
 def test_bytes_come_to_the_device_from_locked_pages_and_by_threads(pieces, tmp_path, monkeypatch):
-    monkeypatch.setattr(locked_file, "_PIECE_BYTES", 3 * mmap.PAGESIZE)
+    monkeypatch.setattr(pinned_file, "_PIECE_BYTES", 3 * mmap.PAGESIZE)
     path, size = tmp_path / "bytes", 10 * mmap.PAGESIZE + 100
     path.write_bytes(random.Random(1).randbytes(size))
     target = torch.zeros(size - 50, dtype=torch.uint8, device="cuda:0")

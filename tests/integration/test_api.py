@@ -17,7 +17,7 @@ from shared.errors import QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, PipelineReport, Progress
 from shared.ledger import keys
 from shared.request import InferenceRequest
-from worker.slot import Slot
+from worker.consumer.heartbeat import Slot
 
 # The request of the reference API's flux2 page, letter for letter.
 SEED_REQUEST = """{

@@ -12,10 +12,10 @@ from shared.errors import ItemCanceled
 from shared.job import AdapterRef, ItemSpec
 from shared.settings import ModelSettings
 from worker.commands import app
-from worker.engines.checkout import load_toolkit
-from worker.engines.toolkit import over
-from worker.pipeline.load import load_components
-from worker.render import Renderer
+from worker.model.load import load_components
+from worker.rendering.renderer import Renderer
+from worker.rendering.toolkit_checkout import load_toolkit
+from worker.rendering.toolkit_engine import over
 from worker.verify.product import adapter_ref
 
 ROOT = os.environ.get("AI_TOOLKIT_PATH")  # read here: the tests' environment is emptied of it

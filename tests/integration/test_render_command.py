@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from worker.imagefile import read_parameters
-from worker.pipeline.tiny import write_tiny_adapter, write_tiny_checkpoint
+from worker.consumer.image_file import read_parameters
+from worker.model.demo_model import write_tiny_adapter, write_tiny_checkpoint
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from shared.embedded import RedisServer
+from shared.local.servers import RedisServer
 
 
 def flux2(*arguments, **environment):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from worker.commands import app
-from worker.engines.checkout import load_toolkit
+from worker.rendering.toolkit_checkout import load_toolkit
 
 ROOT = os.environ.get("AI_TOOLKIT_PATH")  # read here: the tests' environment is emptied of it
 

@@ -57,7 +57,7 @@ def _loaded(model_settings: Callable[[str], ModelSettings]) -> dict[str, Any]:
     """Each precision, loaded once; its transformer is only for tests that leave it as it is."""
     import torch
 
-    from worker.pipeline.load import load_components
+    from worker.model.load import load_components
 
     cpu = torch.device("cpu")
     return {name: load_components(model_settings(name), device=cpu, hf_token=None) for name in ("fp32", "bf16")}
@@ -68,8 +68,8 @@ def components(_loaded: dict[str, Any], checkpoint: Path) -> Callable[[str], Any
     """The goldens' model in a precision, with a transformer of the test's own."""
 
     def make(precision: str) -> Any:
-        from worker.pipeline.load import load_transformer
-        from worker.pipeline.source import ModuleFiles
+        from worker.checkpoint.locate import ModuleFiles
+        from worker.model.load import load_transformer
 
         shared = _loaded[precision]
         files = ModuleFiles("bfl", (checkpoint / "flux2-dev.safetensors",))
@@ -107,7 +107,7 @@ def failing_at_layer() -> Callable[..., Any]:
             return merge.layer_change(*args, **kwargs)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("worker.pipeline.cache.layer_change", layer_change)
+            patch.setattr("worker.lora.hot_swap.layer_change", layer_change)
             yield
 
     return failing
@@ -118,7 +118,7 @@ def sample() -> Callable[..., Any]:
     """Denoise given embeddings to latents (batch, 128, rows, columns), as `Renderer` does after encoding."""
     import torch
 
-    from worker.sampling import latents, sampler, sigmas
+    from worker.rendering import denoise, latents, sigmas
 
     @torch.no_grad()
     def run(transformer: Any, prompt_embeds: Any, run: dict[str, Any], start: Any = None, wrap: Any = None) -> Any:
@@ -126,7 +126,7 @@ def sample() -> Callable[..., Any]:
         if start is None:
             size = {"channels": 128, "height": run["height"], "width": run["width"]}
             start = latents.noise(run["seed"], **size, dtype=prompt_embeds.dtype)
-        velocity = sampler.distilled_velocity(
+        velocity = denoise.distilled_velocity(
             transformer,
             prompt_embeds=prompt_embeds,
             img_ids=latents.image_ids(rows, columns),
@@ -135,7 +135,7 @@ def sample() -> Callable[..., Any]:
         )
         schedule = sigmas.sigmas(run["num_inference_steps"], rows * columns)
         velocity = wrap(velocity) if wrap else velocity
-        tokens = sampler.denoise(velocity, latents.pack(start), schedule, on_step=lambda *_: None)
+        tokens = denoise.denoise(velocity, latents.pack(start), schedule, on_step=lambda *_: None)
         return latents.unpack(tokens, rows=rows, columns=columns)
 
     return run

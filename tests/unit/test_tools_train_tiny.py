@@ -12,13 +12,13 @@ from tools.train_tiny.draw import draw
 from tools.train_tiny.feed import SHORT, Feed, encoder
 from tools.train_tiny.flow import classifier_free
 from tools.train_tiny.models import LIVE, REFERENCE, encode_pictures, pack_patches, with_reference
-from worker.pipeline.load import load_autoencoder
-from worker.pipeline.source import ModuleFiles
-from worker.pipeline.text_encoder import load_tokenizer
-from worker.sampling.decode import decode, to_image
-from worker.sampling.prompt import tokenize
+from worker.checkpoint.locate import ModuleFiles
+from worker.model.load import load_autoencoder
+from worker.model.text_encoder import load_tokenizer
+from worker.rendering.decode import decode, to_image
+from worker.rendering.prompt_encoder import tokenize
 
-SHIPPED = Path(__file__).parents[2] / "worker/pipeline/tiny_model"
+SHIPPED = Path(__file__).parents[2] / "worker/model/demo_checkpoint"
 
 
 @pytest.fixture(scope="module")

@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 from shared.catalog import MODELS
 from shared.errors import CheckpointError
 from shared.settings import ModelSettings, Settings
-from worker.pipeline.load import load_components
-from worker.pipeline.source import find
-from worker.pipeline.text_encoder import QWEN, load_text_encoder, load_tokenizer
-from worker.render import Renderer
-from worker.sampling.decode import decode, to_image
-from worker.sampling.latents import image_ids, noise, pack, text_ids, unpack
-from worker.sampling.prompt import embed, tokenize
-from worker.sampling.sampler import denoise, distilled_velocity, guided_velocity
-from worker.sampling.sigmas import sigmas
+from worker.checkpoint.locate import find
+from worker.model.load import load_components
+from worker.model.text_encoder import QWEN, load_text_encoder, load_tokenizer
+from worker.rendering.decode import decode, to_image
+from worker.rendering.denoise import denoise, distilled_velocity, guided_velocity
+from worker.rendering.latents import image_ids, noise, pack, text_ids, unpack
+from worker.rendering.prompt_encoder import embed, tokenize
+from worker.rendering.renderer import Renderer
+from worker.rendering.sigmas import sigmas
 
 CPU = torch.device("cpu")
 SAMPLING = [

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from shared.errors import CheckpointError
 from worker.commands import app
-from worker.engines.checkout import load_toolkit
+from worker.rendering.toolkit_checkout import load_toolkit
 from worker.verify.compare import equal, measure, outcome, same_bits
 from worker.verify.golden import Goldens
 from worker.verify.outcome import GoldensError

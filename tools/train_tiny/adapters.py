@@ -24,7 +24,7 @@ from tools.train_tiny.feed import chunks
 from tools.train_tiny.flow import Flow
 from tools.train_tiny.pool import Artist, Pool, Size
 from tools.train_tiny.run import Optimizer, save_grid, timed
-from worker.pipeline.bfl import layer_parts, layer_shapes
+from worker.checkpoint.tensor_names import layer_parts, layer_shapes
 
 _RANK = 8
 _FACTOR = 8  # of LoKr: the first factor is 8 by 8

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers import PreTrainedTokenizerFast
 
 from tools.train_tiny.data import FIELDS, SLOTS, TRIGGER, Picture
-from worker.sampling.prompt import tokenize
+from worker.rendering.prompt_encoder import tokenize
 
 #: Tokens that any caption of the generator fits in; the product pads to 512 on the left, so these are the last ones.
 SHORT = 64

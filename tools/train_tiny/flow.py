@@ -18,11 +18,11 @@ from tools.train_tiny.models import LIVE, save_transformer
 from tools.train_tiny.pool import Artist, Pool, Size
 from tools.train_tiny.run import Optimizer, Run, Step, save_grid, timed
 from tools.train_tiny.text import TextEncoder, save_text_encoder
-from worker.sampling.decode import decode
-from worker.sampling.latents import PIXELS, image_ids, noise, pack, text_ids, unpack
-from worker.sampling.prompt import MAX_TOKENS
-from worker.sampling.sampler import denoise, distilled_velocity
-from worker.sampling.sigmas import shift, sigmas
+from worker.rendering.decode import decode
+from worker.rendering.denoise import denoise, distilled_velocity
+from worker.rendering.latents import PIXELS, image_ids, noise, pack, text_ids, unpack
+from worker.rendering.prompt_encoder import MAX_TOKENS
+from worker.rendering.sigmas import shift, sigmas
 
 #: For looking at while training; none of them is scored.
 LOOK = [

@@ -13,9 +13,9 @@ from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from torch import Tensor, nn
 
 from tools.train_tiny.text import WIDTH
-from worker.pipeline.bfl import Origin, autoencoder_origins, transformer_origins
-from worker.pipeline.exact import Float32PosEmbed
-from worker.pipeline.text_encoder import MISTRAL
+from worker.checkpoint.tensor_names import Origin, autoencoder_origins, transformer_origins
+from worker.model.rounding import Float32PosEmbed
+from worker.model.text_encoder import MISTRAL
 
 # 1024x1024 is 4608 tokens, where attention is two thirds of a step: five blocks of 192 take 0.9 s on two cores.
 TRANSFORMER = {

@@ -13,7 +13,7 @@ from tools.train_tiny import draw as drawing
 from tools.train_tiny.feed import CHUNK, SHORT
 from tools.train_tiny.models import LIVE, encode_pictures
 from tools.train_tiny.run import Run
-from worker.sampling.latents import PIXELS, pack
+from worker.rendering.latents import PIXELS, pack
 
 Size = tuple[int, int]  # height and width in pixels
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration, PreTrainedTokenizerFast
 
 from tools.train_tiny.data import picture, subject
-from worker.pipeline.text_encoder import MISTRAL, quiet_transformers
+from worker.model.text_encoder import MISTRAL, quiet_transformers
 
 WIDTH = 96
 

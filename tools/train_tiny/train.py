@@ -27,8 +27,8 @@ from tools.train_tiny.models import build_autoencoder, build_transformer
 from tools.train_tiny.pool import Artist
 from tools.train_tiny.run import Run
 from tools.train_tiny.text import TextEncoder, train_tokenizer
-from worker.pipeline.bfl import autoencoder_origins, transformer_origins
-from worker.pipeline.weights import TensorFiles, fill
+from worker.checkpoint.fill import TensorFiles, fill
+from worker.checkpoint.tensor_names import autoencoder_origins, transformer_origins
 
 HELD = Path(__file__).resolve().parents[2] / "benchmarks/tiny_prompts.json"
 

@@ -1,1 +1,1 @@
-"""Adapters: reading their files and folding them into weights."""
+"""Reads adapters, merges them or runs them unmerged, and swaps them: everything that touches adapted weights."""

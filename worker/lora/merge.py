@@ -1,7 +1,7 @@
 """Fold an adapter's update into the weight it belongs to.
 
 A merged adapter costs nothing per denoising step, but only one list of adapters can be merged at a time:
-`worker.pipeline.cache` decides which; this module only does the arithmetic, in float32 and in the trainer's order of
+`worker.lora.hot_swap` decides which; this module only does the arithmetic, in float32 and in the trainer's order of
 operations, so that merged weights equal its own to the bit. A kind of adapter is one entry of `_DELTAS` and one
 function.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from shared.adapters.kinds import LayerUpdate
-from worker.lora.fused import add_low_rank
+from worker.kernels.low_rank import add_low_rank
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def layer_change(
     Args:
         tensors: the adapter file's, by key, on the device that computes.
         multiplier: not 0, at which the caller leaves the weight alone: DoRA's rows would still take its magnitudes.
-        in_parts: whether all weights that it is written to fit `worker.lora.fused`, where a LoRA is left in its parts.
+        in_parts: whether every weight suits `worker.kernels.low_rank`, which takes a LoRA in its parts.
     """
     if update.kind == "lora" and in_parts:
         down, up = (tensors[update.tensors[role]] for role in ("down", "up"))

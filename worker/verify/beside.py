@@ -3,7 +3,7 @@
 Stored numbers depend on the kernels of the machine that made them; two runs on one machine do not. The models of either
 side are loaded from the same files, each by its own loader; ours cuts the text encoder after the last layer that is
 read. For adapters, both run with the weights that the product merged, put back under BFL's names by
-`worker.pipeline.bfl`'s table; that the merge is the trainer's is what the `adapter` cases compare with stored rows.
+the table of `worker.checkpoint.tensor_names`; the `adapter` cases compare the merge with the trainer's stored rows.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
-from worker.engines.checkout import Toolkit
-from worker.engines.toolkit import AiToolkit, fill
-from worker.pipeline.cache import WarmPipeline
-from worker.pipeline.components import DTYPES
-from worker.pipeline.text_encoder import MISTRAL, family_of, load_text_encoder, load_tokenizer, quiet_transformers
-from worker.sampling.prompt import embed, tokenize
+from worker.lora.hot_swap import WarmPipeline
+from worker.model.components import DTYPES
+from worker.model.text_encoder import MISTRAL, family_of, load_text_encoder, load_tokenizer, quiet_transformers
+from worker.rendering.prompt_encoder import embed, tokenize
+from worker.rendering.toolkit_checkout import Toolkit
+from worker.rendering.toolkit_engine import AiToolkit, fill
 from worker.verify.checks import forward
 from worker.verify.compare import Measure, equal
 from worker.verify.golden import Case, Goldens, given_embeds, sidecar

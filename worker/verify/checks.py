@@ -17,11 +17,11 @@ from torch import Tensor
 
 from shared.errors import RequestError
 from shared.job import AdapterMode
-from worker.engines.engine import Engine
-from worker.pipeline.cache import WarmPipeline
-from worker.pipeline.components import DTYPES, Components
-from worker.sampling.latents import PIXELS, image_ids, noise, text_ids
-from worker.sampling.sampler import Call
+from worker.lora.hot_swap import WarmPipeline
+from worker.model.components import DTYPES, Components
+from worker.rendering.denoise import Call
+from worker.rendering.engine import Engine
+from worker.rendering.latents import PIXELS, image_ids, noise, text_ids
 from worker.verify.compare import Measure, equal, measure, same_bits
 from worker.verify.golden import Case, given_embeds
 from worker.verify.outcome import CaseType, Verified

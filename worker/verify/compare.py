@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.distance import rel_l2
+from worker.kernels.distance import rel_l2
 from worker.verify.outcome import Outcome
 
 # Integers of a float's width: neighbouring floats of one sign are neighbouring integers.

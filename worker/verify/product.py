@@ -20,19 +20,19 @@ from torch import Tensor, nn
 from shared.adapters.identity import sha256_of
 from shared.catalog import MODELS
 from shared.job import AdapterRef
-from worker.engines.checkout import Toolkit
-from worker.engines.engine import Engine, Run
-from worker.engines.exact import Exact
-from worker.engines.toolkit import over
-from worker.pipeline.architecture import ROPE_AXES, ROPE_THETA
-from worker.pipeline.bfl import layer_shapes, tensor_parts, transformer_origins
-from worker.pipeline.cache import WarmPipeline
-from worker.pipeline.components import DTYPES, Components
-from worker.pipeline.load import load_autoencoder, load_transformer
-from worker.pipeline.placement import Placement
-from worker.pipeline.source import ModuleFiles
-from worker.sampling.latents import noise
-from worker.sampling.sigmas import sigmas
+from worker.checkpoint.locate import ModuleFiles
+from worker.checkpoint.tensor_names import layer_shapes, tensor_parts, transformer_origins
+from worker.lora.hot_swap import WarmPipeline
+from worker.model.architecture import ROPE_AXES, ROPE_THETA
+from worker.model.components import DTYPES, Components
+from worker.model.load import load_autoencoder, load_transformer
+from worker.model.placement import Placement
+from worker.rendering.engine import Engine, Run
+from worker.rendering.latents import noise
+from worker.rendering.native_engine import Exact
+from worker.rendering.sigmas import sigmas
+from worker.rendering.toolkit_checkout import Toolkit
+from worker.rendering.toolkit_engine import over
 from worker.verify.golden import Goldens, sidecar
 from worker.verify.outcome import Verified
 from worker.verify.stock import Stock

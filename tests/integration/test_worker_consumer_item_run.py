@@ -1,0 +1,672 @@
+"""One item through the worker's task boundary: real ledger, real S3, the tiny pipeline in this process."""
+
+import io
+import itertools
+import threading
+import time
+import uuid
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from shared.adapters.identity import sha256_of
+from shared.celery_app import make_celery
+from shared.errors import DeviceFault, LedgerUnavailable, StorageUnavailable, WeightsLost
+from shared.job import AdapterRef, ItemSpec, State
+from shared.ledger import Ledger, keys
+from shared.settings import ModelSettings
+from shared.storage import open_store
+from worker.consumer import device_faults
+from worker.consumer.background import Behind
+from worker.consumer.heartbeat import Slot
+from worker.consumer.item_run import Worker, run_next
+from worker.model.demo_model import write_tiny_adapter, write_tiny_checkpoint
+from worker.model.load import load_components
+from worker.rendering.renderer import Renderer
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny_checkpoint(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def renderer(checkpoint):
+    model = ModelSettings(path=str(checkpoint), text_encoder=str(checkpoint / "text_encoder"), precision="fp32")
+    return Renderer(load_components(model, device=torch.device("cpu"), hf_token=None), prompt_cache=4)
+
+
+@pytest.fixture
+def worker(redis_client, redis_url, s3, settings, adapter_root, renderer):
+    made = settings(
+        redis={"url": redis_url},
+        storage=s3.storage.model_dump(),
+        s3=s3.s3.model_dump(),
+        adapters={"root": adapter_root},
+        queue={"renew_s": 0.05, "lease_ttl_s": 5, "max_attempts": 2},
+    )
+    ledger = Ledger(redis_client, made.queue)
+    slot = Slot(ledger, name="test", model="flux2", device="cpu", revision="r", precision="fp32", engines=("exact",))
+    celery = make_celery(redis_url, side="worker", timeout_s=2)
+    return Worker(settings=made, ledger=ledger, store=open_store(made), celery=celery, renderer=renderer, slot=slot)
+
+
+@pytest.fixture
+def adapter(checkpoint, adapter_root):
+    path = adapter_root / "style.safetensors"
+    write_tiny_adapter(path)
+    return AdapterRef(path=path.name, sha256=sha256_of(path), size_bytes=path.stat().st_size, multiplier=1.0)
+
+
+_jobs = itertools.count()
+
+
+def accept(worker, *, adapters=(), steps=2, count=1, **fields):
+    values = {
+        "model": "flux2",
+        "prompt": "a cat",
+        "neg": "",
+        "width": 64,
+        "height": 64,
+        "requested_width": 64,
+        "requested_height": 64,
+        "seed": 1,
+        "num_inference_steps": steps,
+        "guidance_scale": 4.0,
+        "adapters": tuple(adapters),
+        "output_format": "png",
+    }
+    job_id = f"{uuid.uuid4().hex}-{next(_jobs)}"
+    worker.ledger.accept(job_id, [ItemSpec.model_validate({**values, **fields})] * count, record={})
+    return job_id
+
+
+def item(worker, job_id):
+    return worker.ledger.job(job_id).items[0]
+
+
+def wakes(worker):
+    return worker.ledger.redis.llen(keys.wake_list("flux2"))
+
+
+def test_an_item_is_rendered_stored_and_committed(worker, adapter):
+    job_id = accept(worker, adapters=[adapter])
+
+    assert run_next(worker)
+
+    done = item(worker, job_id)
+    assert done.state is State.SUCCEEDED
+    assert done.result.key == f"results/{job_id}/0/1/image.png"
+    assert Image.open(io.BytesIO(worker.store.get(done.result.key))).size == (64, 64)
+    assert done.result.adapters[0].sha256 == adapter.sha256
+    assert done.result.adapters[0].layers_touched > 0
+
+
+def test_without_work_nothing_happens(worker):
+    assert not run_next(worker)
+
+
+def test_an_adapter_whose_values_are_not_finite_fails_the_item_at_once_naming_the_key(worker, checkpoint, adapter_root):
+    path = adapter_root / "broken.safetensors"
+    write_tiny_adapter(path)
+    tensors = load_file(path)
+    key = sorted(tensors)[3]
+    tensors[key].view(-1)[0] = float("nan")
+    save_file(tensors, path)
+    ref = AdapterRef(path=path.name, sha256=sha256_of(path), size_bytes=path.stat().st_size, multiplier=1.0)
+    job_id = accept(worker, adapters=[ref])
+
+    run_next(worker)
+
+    failed = item(worker, job_id)
+    assert (failed.state, failed.error.code, failed.error.retryable) == (State.FAILED, "INVALID_LORA", False)
+    assert key in failed.error.message
+    assert failed.attempt == 1
+    assert not worker.store.exists(f"results/{job_id}/0/1/image.png")
+
+
+def test_a_missing_adapter_fails_the_item_and_leaves_the_pipeline_usable(worker, adapter, adapter_root):
+    job_id = accept(worker, adapters=[adapter])
+    (adapter_root / adapter.path).unlink()
+
+    run_next(worker)
+    after = accept(worker)
+    run_next(worker)
+
+    assert item(worker, job_id).error.code == "LORA_NOT_FOUND"
+    assert item(worker, after).state is State.SUCCEEDED
+
+
+def test_a_canceled_item_stops_before_its_last_step(worker):
+    job_id = accept(worker, steps=150)
+    steps = []
+
+    def cancel_at_the_third(progress):
+        steps.append(progress.step)
+        if progress.step == 3:
+            worker.ledger.cancel(job_id)
+
+    run_next(watched(worker, cancel_at_the_third))
+
+    assert item(worker, job_id).state is State.CANCELED
+    assert max(steps) < 150
+
+
+def test_a_worker_that_lost_its_lease_writes_nothing(worker):
+    job_id = accept(worker, steps=150)
+
+    def lose_the_lease(progress):
+        if progress.step == 3:
+            worker.ledger.redis.hset(keys.item(f"{job_id}:0"), "fence", 7)
+
+    run_next(watched(worker, lose_the_lease))
+
+    assert item(worker, job_id).state is State.RUNNING
+    assert item(worker, job_id).fence == 7
+    assert not worker.store.exists(f"results/{job_id}/0/1/image.png")
+
+
+def test_an_upload_that_became_nobodys_result_is_removed(worker):
+    job_id = accept(worker)
+
+    class CanceledMeanwhile:
+        """The real store; the caller cancels while the image is on its way."""
+
+        delete_prefix = staticmethod(worker.store.delete_prefix)
+
+        def put(self, key, data, *, content_type):
+            worker.store.put(key, data, content_type=content_type)
+            assert worker.store.exists(key)
+            worker.ledger.cancel(job_id)
+
+    # Renewals are far apart, so only the commit learns of the cancel.
+    run_next(watched(with_store(worker, CanceledMeanwhile()), lambda progress: None, renew_s=60))
+
+    assert item(worker, job_id).state is State.CANCELED
+    assert not worker.store.exists(f"results/{job_id}/0/1/image.png")
+
+
+def test_a_late_cancel_leaves_the_images_that_were_finished_before(worker):
+    job_id = accept(worker, count=2)
+    run_next(worker)
+
+    class CanceledMeanwhile:
+        delete_prefix = staticmethod(worker.store.delete_prefix)
+
+        def put(self, key, data, *, content_type):
+            worker.store.put(key, data, content_type=content_type)
+            worker.ledger.cancel(job_id)
+
+    run_next(watched(with_store(worker, CanceledMeanwhile()), lambda progress: None, renew_s=60))
+
+    first, second = worker.ledger.job(job_id).items
+    assert (first.state, second.state) == (State.SUCCEEDED, State.CANCELED)
+    assert worker.store.exists(first.result.key)
+    assert not worker.store.exists(f"results/{job_id}/1/1/image.png")
+
+
+def test_an_item_that_cannot_be_stored_is_tried_again_and_then_fails_as_retryable(worker):
+    job_id = accept(worker)
+    refusing = with_store(worker, Refusing())
+
+    run_next(refusing)
+    again = item(worker, job_id)
+    assert (again.state, again.attempt, wakes(worker)) == (State.QUEUED, 1, 1)
+
+    run_next(refusing)
+    failed = item(worker, job_id)
+    assert (failed.state, failed.error.code, failed.error.retryable) == (State.FAILED, "storage_unavailable", True)
+
+
+def test_no_gpu_is_spent_while_the_storage_is_away(worker):
+    job_id = accept(worker)
+    away = with_store(worker, Away())
+    run_next(away)
+
+    assert not run_next(away)
+    assert (item(worker, job_id).state, item(worker, job_id).attempt) == (State.QUEUED, 1)
+
+    assert run_next(worker)
+    assert item(worker, job_id).state is State.SUCCEEDED
+
+
+def test_the_images_of_earlier_claims_are_removed_once_the_item_has_ended(worker):
+    job_id = accept(worker)
+    first = worker.ledger.claim_next(["flux2"], slot="other", boot="b", warm="base")
+    worker.store.put(f"results/{job_id}/0/1/image.png", b"late", content_type="image/png")
+    worker.ledger.release(first, "retry")
+
+    run_next(worker)
+
+    assert item(worker, job_id).result.key == f"results/{job_id}/0/2/image.png"
+    assert worker.store.exists(f"results/{job_id}/0/2/image.png")
+    assert not worker.store.exists(f"results/{job_id}/0/1/image.png")
+
+
+def test_a_worker_told_to_stop_claims_nothing(worker):
+    job_id = accept(worker)
+    worker.slot.draining.set()
+
+    assert not run_next(worker)
+
+    assert item(worker, job_id).state is State.QUEUED
+
+
+def test_a_black_image_is_a_failure_and_no_result(worker):
+    job_id = accept(worker)
+    black = with_renderer(worker, Black(worker.consumer.interfaces))
+
+    run_next(black)
+    assert item(worker, job_id).state is State.QUEUED
+    run_next(black)
+
+    failed = item(worker, job_id)
+    assert (failed.state, failed.error.code) == (State.FAILED, "blank_image")
+    assert not worker.store.exists(f"results/{job_id}/0/1/image.png")
+
+
+def test_a_poisoned_device_ends_the_process_and_the_item_goes_to_another_attempt(worker):
+    job_id = accept(worker)
+    ended = []
+    poisoned = Worker(**{**vars(worker), "probe": lambda: "CUDA error: an illegal memory access", "end": ended.append})
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        run_next(watched(poisoned, broken_kernel))
+
+    assert ended == [70]
+    assert (item(worker, job_id).state, item(worker, job_id).attempt, wakes(worker)) == (State.QUEUED, 1, 1)
+    assert worker.ledger.faults("test", window_s=600) == 1
+
+
+def test_weights_that_cannot_be_put_back_end_the_process(worker):
+    job_id = accept(worker)
+    ended = []
+    losing = with_renderer(Worker(**{**vars(worker), "end": ended.append}), Losing(worker.consumer.interfaces))
+
+    run_next(losing)
+
+    assert ended == [70]
+    assert (item(worker, job_id).state, item(worker, job_id).attempt, wakes(worker)) == (State.QUEUED, 1, 1)
+
+
+def test_an_item_on_which_devices_fail_ends_as_gpu_fault(worker):
+    job_id = accept(worker)
+    poisoned = Worker(**{**vars(worker), "probe": lambda: "it did not answer", "end": lambda status: None})
+
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="illegal"):
+            run_next(watched(poisoned, broken_kernel))
+        worker.slot.draining.clear()  # as in the process that is started next
+
+    failed = item(worker, job_id)
+    assert (failed.state, failed.error.code, failed.error.retryable) == (State.FAILED, "gpu_fault", True)
+    # One item alone does not make the device a bad one.
+    assert not device_faults.is_faulty(worker.ledger, "test")
+
+
+def test_a_sound_device_is_not_blamed_for_an_items_error(worker):
+    job_id = accept(worker)
+    ended = []
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        run_next(watched(Worker(**{**vars(worker), "end": ended.append}), broken_kernel))
+
+    assert ended == []
+    assert item(worker, job_id).attempt == 1
+    assert worker.ledger.faults("test", window_s=600) == 0
+
+
+def test_a_slot_whose_device_failed_on_two_items_waits_until_that_is_forgotten(worker, wait_until):
+    first, second = (accept(worker) for _ in range(2))
+    for job_id in (first, second):
+        claimed = worker.ledger.claim_next(["flux2"], slot="test", boot="b", warm="base")
+        assert claimed.job_id == job_id
+        device_faults.note(worker.ledger, worker.slot, claimed, DeviceFault("it did not answer"))
+    stopped = threading.Event()
+    trusted = []
+    waiting = threading.Thread(
+        target=lambda: trusted.append(device_faults.wait_until_trusted(worker.ledger, worker.slot, stopped))
+    )
+
+    waiting.start()
+    wait_until(lambda: [slot.state for slot in worker.ledger.slots()] == ["faulty"], what="the slot's report")
+    stopped.set()
+    waiting.join(10)
+    assert trusted == [False]
+
+    worker.ledger.redis.delete(keys.faults("test"))
+    assert device_faults.wait_until_trusted(worker.ledger, worker.slot, stopped)
+    assert [slot.state for slot in worker.ledger.slots()] == ["ready"]
+    worker.slot.stop()
+
+
+def test_a_kernel_that_hangs_ends_the_process_and_the_item_goes_to_another_attempt(worker):
+    job_id = accept(worker, steps=2)
+    ended = threading.Event()
+    impatient = worker.settings.model_copy(
+        update={"worker": worker.settings.worker.model_copy(update={"stall_s": 0.3})}
+    )
+    hanging = Worker(**{**vars(worker), "settings": impatient, "end": lambda status: ended.set()})
+
+    run_next(watched(hanging, lambda progress: ended.wait(10) if progress.step == 1 else None))
+
+    assert ended.is_set()
+    again = item(worker, job_id)
+    assert (again.state, again.attempt) == (State.QUEUED, 1)
+
+
+def test_a_commit_outlasts_a_redis_that_is_away_for_longer_than_the_lease(worker):
+    job_id = accept(worker)
+    short = worker.settings.model_copy(update={"queue": worker.settings.queue.model_copy(update={"lease_ttl_s": 0.6})})
+
+    # Tried each half second.
+    run_next(with_ledger(Worker(**{**vars(worker), "settings": short}), failing_commits=4))
+
+    assert item(worker, job_id).state is State.SUCCEEDED
+
+
+def test_an_unexpected_error_is_recorded_requeued_and_raised(worker):
+    job_id = accept(worker)
+
+    def stumble(progress):
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError):
+        run_next(watched(worker, stumble))
+
+    assert item(worker, job_id).state is State.QUEUED
+    with pytest.raises(ZeroDivisionError):
+        run_next(watched(worker, stumble))
+    assert item(worker, job_id).error.message == "ZeroDivisionError: a bug"
+
+
+def test_a_commit_waits_for_redis_to_come_back(worker):
+    job_id = accept(worker)
+    flaky = with_ledger(worker, failing_commits=2)
+
+    run_next(flaky)
+
+    assert item(worker, job_id).state is State.SUCCEEDED
+
+
+def test_a_released_item_wakes_another_worker(worker):
+    job_id = accept(worker)
+    claimed = worker.ledger.claim_next(["flux2"], slot="test", boot="b", warm="base")
+
+    worker.hand_over(claimed)
+
+    assert (item(worker, job_id).state, item(worker, job_id).attempt) == (State.QUEUED, 0)
+    assert wakes(worker) == 1
+
+
+class Held:
+    """The real store, whose uploads wait until they are let go."""
+
+    def __init__(self, store):
+        self._store = store
+        self.asked, self.go = threading.Semaphore(0), threading.Event()
+
+    def put(self, key, data, *, content_type):
+        self.asked.release()
+        assert self.go.wait(30)
+        self._store.put(key, data, content_type=content_type)
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+
+@pytest.fixture
+def storing(worker):
+    """A worker that stores behind the next item's back, on a store whose uploads wait for `.store.go`."""
+    made = Worker(**{**vars(worker), "store": Held(worker.store), "behind": Behind()})
+    yield made
+    made.store.go.set()
+    made.behind.wait()
+
+
+def test_the_next_item_renders_while_an_image_is_stored(storing):
+    first, second = (accept(storing) for _ in range(2))
+    rendered = []
+
+    run_next(storing)
+    assert storing.store.asked.acquire(timeout=10)
+    other = threading.Thread(target=run_next, args=[watched(storing, lambda progress: rendered.append(progress.stage))])
+    other.start()
+    while "decode" not in rendered:
+        assert other.is_alive()
+    assert [item(storing, job).state for job in (first, second)] == [State.RUNNING, State.RUNNING]
+    assert [claim.job_id for claim in storing.slot.claims] == [first, second]
+
+    storing.store.go.set()
+    other.join(10)
+    storing.behind.wait()
+    assert [item(storing, job).state for job in (first, second)] == [State.SUCCEEDED, State.SUCCEEDED]
+    assert storing.slot.claims == []
+
+
+def test_the_lease_of_an_image_that_is_stored_lives_on(storing, wait_until):
+    job_id = accept(storing)
+    run_next(storing)
+    lease = storing.ledger.redis.zscore(keys.LEASES, f"{job_id}:0")
+
+    wait_until(lambda: storing.ledger.redis.zscore(keys.LEASES, f"{job_id}:0") > lease, what="a renewal")
+    storing.ledger.cancel(job_id)
+    storing.store.go.set()
+    storing.behind.wait()
+
+    assert item(storing, job_id).state is State.CANCELED
+    assert not storing.store.exists(f"results/{job_id}/0/1/image.png")
+
+
+def test_no_more_than_one_image_waits_to_be_stored(storing):
+    jobs = [accept(storing) for _ in range(3)]
+    run_next(storing)
+    waiting = threading.Thread(target=lambda: (run_next(storing), run_next(storing)))
+    waiting.start()
+    assert storing.store.asked.acquire(timeout=10)
+
+    waiting.join(1)
+    assert waiting.is_alive()
+    assert item(storing, jobs[2]).state is State.QUEUED
+
+    storing.store.go.set()
+    waiting.join(20)
+    storing.behind.wait()
+    assert [item(storing, job).state for job in jobs] == [State.SUCCEEDED] * 3
+
+
+def test_a_poisoned_device_costs_the_item_that_is_stored_no_attempt(storing):
+    first, second = (accept(storing) for _ in range(2))
+    run_next(storing)
+    ended = []
+    poisoned = Worker(**{**vars(storing), "probe": lambda: "CUDA error", "end": ended.append})
+
+    with pytest.raises(RuntimeError, match="illegal"):
+        run_next(watched(poisoned, broken_kernel))
+
+    assert ended == [70]
+    assert [(item(storing, job).state, item(storing, job).attempt) for job in (first, second)] == [
+        (State.QUEUED, 0),
+        (State.QUEUED, 1),
+    ]
+    storing.store.go.set()
+    storing.behind.wait()
+    assert item(storing, first).state is State.QUEUED
+    assert not storing.store.exists(f"results/{first}/0/1/image.png")
+
+
+def test_an_upload_that_fails_behind_is_tried_again(storing):
+    job_id = accept(storing)
+    refusing = Worker(**{**vars(storing), "store": Refusing()})
+
+    run_next(refusing)
+    refusing.behind.wait()
+
+    assert (item(storing, job_id).state, item(storing, job_id).attempt) == (State.QUEUED, 1)
+    assert storing.slot.storage_failed
+
+
+def test_an_item_that_fails_otherwise_does_not_say_that_the_storage_is_back(storing):
+    accept(storing)
+
+    def stumble(progress):
+        storing.slot.storage_failed = True  # as the thread behind would, for the item before
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError):
+        run_next(watched(storing, stumble))
+
+    assert storing.slot.storage_failed
+
+
+def test_an_item_that_may_have_ended_a_process_renders_alone(storing, wait_until):
+    fresh, suspect = (accept(storing) for _ in range(2))
+    taken = [storing.ledger.claim_next(["flux2"], slot="other", boot="b", warm="base") for _ in range(2)]
+    assert [claim.job_id for claim in taken] == [fresh, suspect]
+    storing.ledger.release(taken[0], "drain")
+    storing.ledger.release(taken[1], "retry")
+    rendered = []
+
+    run_next(storing)
+    assert storing.store.asked.acquire(timeout=10)
+    other = threading.Thread(target=run_next, args=[watched(storing, lambda progress: rendered.append(progress.stage))])
+    other.start()
+    wait_until(lambda: [claim.job_id for claim in storing.slot.claims] == [fresh, suspect], what="the second claim")
+    other.join(0.5)
+    assert rendered == []
+
+    storing.store.go.set()
+    other.join(20)
+    storing.behind.wait()
+    assert [item(storing, job).state for job in (fresh, suspect)] == [State.SUCCEEDED, State.SUCCEEDED]
+
+
+# The doubles below stand where the outside fails: a bucket that is gone, a Redis that is away, a moment in a render.
+
+
+class Refusing:
+    """An object store that answers, but takes no image."""
+
+    def put(self, key, data, *, content_type):
+        raise StorageUnavailable(f"PUT {key}: connection refused")
+
+    def delete_prefix(self, prefix):
+        return 0
+
+    def check(self):
+        pass
+
+
+class Away(Refusing):
+    """An object store that cannot be reached."""
+
+    def check(self):
+        raise StorageUnavailable("PUT probe: connection refused")
+
+
+class Losing:
+    """A renderer whose checkpoint was written over."""
+
+    def __init__(self, renderer):
+        self.warm = renderer.warm
+
+    def render(self, spec, adapters, *, on_progress):
+        raise WeightsLost("3 restored weights are not those that were loaded")
+
+
+class Black:
+    """A renderer whose device gives zeros."""
+
+    def __init__(self, renderer):
+        self.warm = renderer.warm
+        self._renderer = renderer
+
+    def render(self, spec, adapters, *, on_progress):
+        rendered = self._renderer.render(spec, adapters, on_progress=on_progress)
+        return replace(rendered, image=Image.new("RGB", rendered.image.size))
+
+
+def broken_kernel(progress):
+    if progress.step == 1:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
+class Preparing:
+    """A renderer that notes what it is to prepare, and fails at it if told to."""
+
+    def __init__(self, renderer, *, fails=False):
+        self.warm = renderer.warm
+        self.render = renderer.render
+        self.prepared = []
+        self._fails = fails
+
+    def prepare(self, spec, adapters):
+        self.prepared.append((spec.prompt, [path.name for path in adapters]))
+        if self._fails:
+            raise RuntimeError("CUDA out of memory")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_while_an_item_renders_the_next_is_prepared_and_taken_whatever_came_of_it(fails, worker, adapter):
+    worker.renderer.warm.use([])  # else an adapter of the test before would go first
+    renderer = Preparing(worker.consumer.interfaces, fails=fails)
+    worker = with_renderer(worker, renderer)
+    first, second = accept(worker), accept(worker, adapters=[adapter], prompt="a dog")
+
+    assert run_next(worker)
+    worker.ahead.wait()
+    assert item(worker, second).state is State.QUEUED
+    assert run_next(worker)
+    worker.ahead.wait()
+
+    assert renderer.prepared == [("a dog", ["style.safetensors"])]
+    assert [item(worker, job).state for job in (first, second)] == [State.SUCCEEDED] * 2
+
+
+def with_store(worker, store):
+    return Worker(**{**vars(worker), "store": store})
+
+
+def with_renderer(worker, renderer):
+    return Worker(**{**vars(worker), "renderer": renderer})
+
+
+def with_ledger(worker, *, failing_commits):
+    class Flaky(Ledger):
+        left = failing_commits
+
+        def commit(self, claim, outcome):
+            if self.left:
+                self.left -= 1
+                raise LedgerUnavailable("Redis did not answer: reset by peer")
+            return super().commit(claim, outcome)
+
+    return Worker(**{**vars(worker), "ledger": Flaky(worker.ledger.redis, worker.settings.queue)})
+
+
+def watched(worker, look, *, renew_s=None):
+    """A worker whose progress is seen by `look` before it is reported."""
+
+    class Watched:
+        warm = worker.renderer.warm
+
+        def render(self, spec, adapters, *, on_progress):
+            def both(progress):
+                look(progress)
+                on_progress(progress)
+                # The tiny model's steps are too short for the lease's thread to notice anything between them.
+                time.sleep(0.02)
+
+            return worker.renderer.render(spec, adapters, on_progress=both)
+
+    changed = (
+        worker.settings
+        if renew_s is None
+        else worker.settings.model_copy(update={"queue": worker.settings.queue.model_copy(update={"renew_s": renew_s})})
+    )
+    return Worker(**{**vars(worker), "renderer": Watched(), "settings": changed})

@@ -1,0 +1,221 @@
+"""Training configs to requests, by the trainer's rules."""
+
+import json
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from api.training_config.plan import plan
+from shared.errors import ConfigRefused
+from shared.request import InferenceRequest
+
+
+def config(sample, *, trigger="ohwx", arch="flux2", **model):
+    process = {"type": "sd_trainer", "trigger_word": trigger, "model": {"arch": arch, **model}, "sample": sample}
+    return yaml.safe_dump({"job": "extension", "config": {"name": "my_lora", "process": [process]}})
+
+
+def prompts(text):
+    replay = plan(text)
+    return [replay.requests[request]["prompts"][index] for request, index in replay.places]
+
+
+def test_what_a_sample_leaves_out_comes_from_the_section_and_then_from_the_trainers_defaults():
+    [first, second] = prompts(config({"samples": [{"prompt": "a"}, {"prompt": "b", "width": 768}], "height": 640}))
+
+    assert first == {
+        "prompt": "a",
+        "neg": "",
+        "width": 512,
+        "height": 640,
+        "seed": 0,
+        "sample_steps": 20,
+        "guidance_scale": 7.0,
+    }
+    assert (second["width"], second["height"]) == (768, 640)
+
+
+def test_old_style_prompts_are_samples_too():
+    assert [prompt["prompt"] for prompt in prompts(config({"prompts": ["a", "b"]}))] == ["a", "b"]
+
+
+def test_walking_seeds_count_up_and_a_samples_own_seed_counts_for_itself_only():
+    section = {"seed": 42, "walk_seed": True, "samples": [{"prompt": "a"}, {"prompt": "b", "seed": 7}, {"prompt": "c"}]}
+
+    assert [prompt["seed"] for prompt in prompts(config(section))] == [42, 7, 44]
+
+
+def test_without_walking_a_samples_own_seed_stays_for_those_after_it():
+    section = {"seed": 42, "samples": [{"prompt": "a"}, {"prompt": "b", "seed": 7}, {"prompt": "c"}]}
+
+    assert [prompt["seed"] for prompt in prompts(config(section))] == [42, 7, 7]
+
+
+def test_flags_in_a_prompt_override_everything_and_leave_the_prompt():
+    text = "  a red fox  --w 768 --h 1024 --d 5 --s 12 --l 3.5 --n blurry, dark --unknown 3 "
+
+    [prompt] = prompts(config({"samples": [{"prompt": text, "width": 64, "seed": 1}]}))
+
+    assert prompt == {
+        "prompt": "a red fox",
+        "neg": "blurry, dark",
+        "width": 768,
+        "height": 1024,
+        "seed": 5,
+        "sample_steps": 12,
+        "guidance_scale": 3.5,
+    }
+
+
+def test_long_flag_names_mean_the_same():
+    [prompt] = prompts(config({"prompts": ["a --seed 3 --steps 4 --cfg 2"]}))
+
+    assert (prompt["seed"], prompt["sample_steps"], prompt["guidance_scale"]) == (3, 4, 2.0)
+
+
+def test_trigger_and_name_are_filled_in():
+    [prompt] = prompts(config({"prompts": ["[trigger] by [name]"]}))
+
+    assert prompt["prompt"] == "ohwx by my_lora"
+
+
+def test_without_a_trigger_word_the_placeholder_stays_as_typed():
+    [prompt] = prompts(config({"prompts": ["[trigger] a cat"]}, trigger=None))
+
+    assert prompt["prompt"] == "[trigger] a cat"
+
+
+def test_samples_of_different_multipliers_become_a_request_each_in_the_samples_order():
+    section = {"samples": [{"prompt": "a"}, {"prompt": "b --m 0.5"}, {"prompt": "c", "network_multiplier": "1.0"}]}
+
+    replay = plan(config(section))
+
+    assert replay.places == ((0, 0), (1, 0), (0, 1))
+    assert [request["loras"] for request in replay.requests] == [
+        [{"path": "my_lora/my_lora.safetensors", "network_multiplier": 1.0}],
+        [{"path": "my_lora/my_lora.safetensors", "network_multiplier": 0.5}],
+    ]
+
+
+def test_adapters_run_as_the_trainer_ran_them():
+    # It merges if all samples share one multiplier, and never a DoRA.
+    dora = config({"prompts": ["a"]}).replace("trigger_word", "network: {type: DoRA}\n    trigger_word")
+
+    modes = [
+        [request.get("adapter_mode") for request in plan(text).requests]
+        for text in (config({"prompts": ["a", "b"]}), config({"prompts": ["a", "b --m 0.5"]}), dora)
+    ]
+
+    assert modes == [[None], ["live", "live"], ["live"]]
+
+
+def test_another_adapter_can_be_named():
+    replay = plan(config({"prompts": ["a"]}), lora="other/step_500.safetensors")
+
+    assert replay.requests[0]["loras"][0]["path"] == "other/step_500.safetensors"
+
+
+def test_a_negative_prompt_of_false_is_none():
+    [prompt] = prompts(config({"prompts": ["a"], "neg": False}))
+
+    assert prompt["neg"] == ""
+
+
+def test_what_keeps_a_replay_from_being_equal_is_told():
+    quantised = plan(config({"prompts": ["a"], "seed": -1}, quantize=True))
+    plain = plan(config({"prompts": ["a"], "format": "png"}))
+
+    assert [warning.split(":")[0] for warning in quantised.warnings] == [
+        "model.quantize is on",
+        "sample.format is jpg",
+        "sample.seed is -1",
+    ]
+    assert plain.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: [", "not YAML"),
+        ("just text", "the file is missing or not a mapping"),
+        ("config: {}", r"config\.name is missing"),
+        ("config: {name: x}", r"config\.process is not a list"),
+        (config({"prompts": ["a"]}, arch="sdxl"), "arch is 'sdxl'; served are: flux2"),
+        (config({}), "no prompts and no samples"),
+        (config({"samples": [{"prompt": 5}]}), r"samples\[0\]\.prompt is 5"),
+        (config({"prompts": ["a", "b --w wide"]}), r"samples\[1\]\.width is 'wide', not a whole number"),
+        (config({"prompts": 5}), r"sample\.prompts is 5, not a list"),
+        (config({"prompts": "a cat"}), r"sample\.prompts is 'a cat', not a list"),
+        (config({"prompts": [None]}), r"samples\[0\]\.prompt is None, not text"),
+        (config({"samples": None}), r"sample\.samples is None, not a list"),
+        (config({"samples": [None]}), r"samples\[0\] is missing or not a mapping"),
+        (config({"prompts": ["a"]}, trigger=5), r"trigger_word is 5, not text"),
+        (config({"prompts": ["a"]}, trigger="x" * 1001), r"trigger_word has 1001 characters; at most 1000"),
+        (config({"prompts": ["a"]}, arch=["flux2"]), r"arch is \['flux2'\]; served are"),
+        (config({"prompts": ["a"], "width": float("inf")}), r"sample\.width is inf, not a whole number"),
+        (config({"prompts": ["a"], "guidance_scale": float("nan")}), r"sample\.guidance_scale is nan, not a finite"),
+        (config({"prompts": ["a --m 1e999"]}), r"samples\[0\]\.network_multiplier is '1e999', not a finite number"),
+        (config({"prompts": ["a --d " + "9" * 5000]}), r"samples\[0\]\.seed is '9+\.\.\.9+', not a whole number"),
+        (config({"prompts": ["a"], "walk_seed": True, "seed": "abc"}), r"sample\.seed is 'abc', not a whole number"),
+        (config({"prompts": ["a"], "neg": ["blurry"]}), r"sample\.neg is \['blurry'\], not text"),
+        (
+            config({"prompts": ["a"], "width": 5}).replace("width: 5", "width: 2024-13-45"),
+            r"line \d+: '2024-13-45' cannot be read as timestamp",
+        ),
+        ("config: {name: " + "x" * 256 + "}", r"config\.name is 'x+\.\.\.x+'; at most 255 characters"),
+    ],
+)
+def test_a_config_that_cannot_be_replayed_is_refused_with_its_place(text, reason):
+    with pytest.raises(ConfigRefused, match=reason):
+        plan(text)
+
+
+def test_anchors_in_a_config_are_read():
+    text = """
+config:
+  name: x
+  process:
+    - model: {arch: flux2}
+      sample: {samples: [&first {prompt: "[name] a", width: 64}, {<<: *first, height: 96}, *first]}
+"""
+
+    found = [(prompt["prompt"], prompt["width"], prompt["height"]) for prompt in prompts(text)]
+
+    assert found == [("x a", 64, 512), ("x a", 64, 96), ("x a", 64, 512)]
+
+
+WORDS = st.sampled_from(["flux2", "a --w 9", "a --m", "--d 1e9", "[trigger]", "12", "-3.5", "", "\0", "\ud800", "狐"])
+NUMBERS = st.integers() | st.floats() | st.sampled_from([10**400, -(10**90), 2**63])
+JUNK = st.recursive(
+    st.none() | st.booleans() | NUMBERS | WORDS | st.text(max_size=5) | st.dates(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS | NUMBERS, inner, max_size=3),
+    max_leaves=5,
+)
+KEYS = ("prompts", "samples", "seed", "walk_seed", "width", "sample_steps", "guidance_scale", "neg", "format")
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(
+    section=st.dictionaries(st.sampled_from(KEYS), JUNK, max_size=2),
+    entry=st.dictionaries(st.sampled_from(["prompt", "network_multiplier", *KEYS]), JUNK, max_size=2),
+    process=st.dictionaries(st.sampled_from(["model", "sample", "trigger_word", "network"]), JUNK, max_size=1),
+)
+def test_any_values_make_requests_or_are_refused(section, entry, process):
+    sample = {"samples": [{"prompt": "a"}, {"prompt": "b --m 0.5", **entry}], **section}
+    process = {"model": {"arch": "flux2"}, "sample": sample, **process}
+    text = yaml.safe_dump({"config": {"name": "x", "process": [process]}}, allow_unicode=False)
+
+    try:
+        requests = plan(text).requests
+    except ConfigRefused as error:
+        str(error).encode()
+        return
+
+    json.dumps(requests, allow_nan=False, ensure_ascii=False).encode()
+    try:
+        TypeAdapter(list[InferenceRequest]).validate_python(requests)
+    except ValidationError as error:
+        error.errors()

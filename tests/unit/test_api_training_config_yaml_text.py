@@ -1,0 +1,94 @@
+"""YAML of strangers: read, or refused with one kind of error, whatever it holds."""
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from api.training_config.yaml_text import load
+
+
+def levels(count, *, first, each):
+    """Lines of anchors, each made of the one before."""
+    return "\n".join([f"a0: &a0 {first}", *(f"a{n}: &a{n} {each.format(f'*a{n - 1}')}" for n in range(1, count))])
+
+
+def test_anchors_aliases_and_merged_mappings_are_read():
+    found = load("base: &base {w: 1, h: 2}\nwide: {<<: *base, w: 3}\nboth: [*base, *base]")
+
+    assert found == {"base": {"w": 1, "h": 2}, "wide": {"w": 3, "h": 2}, "both": [{"w": 1, "h": 2}] * 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (levels(9, first="[x]", each="[" + ",".join(["{0}"] * 10) + "]"), "more than 1000000 nodes"),
+        (levels(9, first="{x: 1}", each="{{<<: [" + ",".join(["{0}"] * 10) + "]}}"), "more than 1000000 nodes"),
+        (f"[&a {'x' * 2000}{', *a' * 500}]", "more than 1000000 nodes"),
+        (levels(200, first="[x]", each="[{0}]"), "more than 100 levels"),
+        ("a: &a [*a]", "within itself"),
+        ("a: &a {b: *a}", "within itself"),
+        ("a: &a {<<: *a}", "within itself"),
+        ("[" * 5000, "more than 100 levels"),
+        ("- " * 5000, "more than 100 levels"),
+        ("- 1\n- 2024-13-45", "'2024-13-45' cannot be read as timestamp"),
+        ("- !!timestamp x", "'x' cannot be read as timestamp"),
+        ("- !!int ''", "'' cannot be read as int"),
+        ("- !!bool x", "'x' cannot be read as bool"),
+        ("- " + "9" * 5000, r"'9+\.\.\.9+' cannot be read as int"),
+        ("- 0x" + "f" * 5000, "cannot be read as int"),
+        ("- 1" + ":1" * 5000 + ".5", "cannot be read as float"),
+        (r'- "\ud800"', "cannot be read as str"),
+        (r'- "\U00110000"', "not in range"),
+        (r'- "\UFFFFFFFF"', "too large"),
+    ],
+)
+def test_what_cannot_be_held_or_read_is_a_yaml_error(text, reason):
+    with pytest.raises(yaml.YAMLError, match=reason):
+        load(text)
+
+
+def test_an_error_knows_its_line():
+    with pytest.raises(yaml.MarkedYAMLError) as caught:
+        load("a: 1\nb: 2024-13-45")
+
+    assert caught.value.problem_mark.line == 1
+
+
+TOKENS = [
+    *"&*!|>%@`-?:,[]{}#'\"\\\n ab12.=~_\t",
+    "&a",
+    "*a",
+    "<<: ",
+    "- ",
+    ": ",
+    "!!",
+    "int ",
+    "set ",
+    "omap ",
+    "pairs ",
+]
+TOKENS += [
+    "binary ",
+    "timestamp ",
+    "float ",
+    "null ",
+    "str ",
+    "seq ",
+    "map ",
+    "2024-1",
+    "0x",
+    "0b2",
+    "1:",
+    "1e",
+    "\\U00",
+]
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True)
+@given(st.lists(st.sampled_from(TOKENS), max_size=20).map("".join))
+def test_any_text_is_read_or_a_yaml_error(text):
+    try:
+        load(text)
+    except yaml.YAMLError:
+        return

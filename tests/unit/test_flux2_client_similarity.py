@@ -1,0 +1,64 @@
+"""Comparing a rendering with the trainer's sample."""
+
+import math
+
+import pytest
+from PIL import Image
+
+from flux2_client.similarity import NoSamples, compare, contact_sheet, trainer_samples
+
+
+def flat(value, size=(4, 2)):
+    return Image.new("RGB", size, (value, value, value))
+
+
+def test_equal_images_differ_nowhere():
+    alike = compare(flat(7), flat(7))
+
+    assert (alike.mean, alike.maximum, alike.psnr_db) == (0, 0, math.inf)
+
+
+def test_a_uniform_difference_is_measured_as_worked_by_hand():
+    alike = compare(flat(10), flat(15))
+
+    # Mean square 25: 10 log10(255^2 / 25) = 10 log10(2601) = 34.15 dB.
+    assert (alike.mean, alike.maximum) == (5.0, 5)
+    assert alike.psnr_db == pytest.approx(34.1514, abs=1e-3)
+
+
+def test_one_pixel_of_one_channel_counts_for_its_share():
+    other = flat(0)
+    other.putpixel((0, 0), (24, 0, 0))
+
+    # 24 in one of 4 * 2 * 3 values.
+    assert (compare(flat(0), other).mean, compare(flat(0), other).maximum) == (1.0, 24)
+
+
+def test_images_of_other_sizes_are_not_compared():
+    with pytest.raises(ValueError, match="4x2 against 2x2"):
+        compare(flat(0), flat(0, (2, 2)))
+
+
+def test_the_last_steps_samples_are_found_by_their_place(tmp_path):
+    for name in ("17__000000250_0.jpg", "18__000000500_0.jpg", "18__000000500_1.jpg", "notes.txt"):
+        (tmp_path / name).touch()
+
+    last = trainer_samples(tmp_path)
+
+    assert {index: path.name for index, path in last.items()} == {0: "18__000000500_0.jpg", 1: "18__000000500_1.jpg"}
+
+
+def test_a_folder_without_samples_is_named(tmp_path):
+    (tmp_path / "notes.txt").touch()
+
+    with pytest.raises(NoSamples, match=f"{tmp_path}: no sample images"):
+        trainer_samples(tmp_path)
+
+
+def test_the_contact_sheet_has_a_row_a_pair_and_brightens_the_difference():
+    sheet = contact_sheet([(flat(10), flat(15)), (flat(0), flat(0))])
+
+    assert sheet.size == (3 * 4 + 2 * 8, 2 * 2 + 8)
+    assert sheet.getpixel((0, 0)) == (15, 15, 15)
+    assert sheet.getpixel((12, 0)) == (10, 10, 10)
+    assert sheet.getpixel((24, 0)) == (20, 20, 20)

@@ -1,0 +1,141 @@
+"""The lease's own judgement: when to wait, when to stop, when the process must end. Redis' answers are scripted."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from shared.errors import ItemCanceled, LeaseLost, LedgerUnavailable
+from shared.job import Progress
+from worker.consumer.lease import Lease
+
+STEP = Progress(stage="denoise", step=1, steps=2)
+CLAIM = SimpleNamespace(item_id="job:0", fence=1, spec=SimpleNamespace(num_inference_steps=2))
+
+
+class Answers:
+    """A ledger that gives the next answer to each renewal, and the last one ever after."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.renewals = 0
+
+    def renew(self, claim, progress):
+        self.renewals += 1
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if answer == "away":
+            raise LedgerUnavailable("Redis did not answer")
+        return answer
+
+
+@pytest.fixture
+def lease(settings):
+    def make(ledger, *, ttl_s=0.3, renew_s=0.02, stall_s=60.0, budget_s=0.0, on_stall=None):
+        made = settings(
+            queue={"lease_ttl_s": ttl_s, "renew_s": renew_s},
+            worker={"stall_s": stall_s},
+            storage={"retry_budget_s": budget_s},
+        )
+        return Lease(ledger, CLAIM, made, on_stall=on_stall or (lambda progress: None))
+
+    return make
+
+
+def overdue(wait_until, held):
+    wait_until(held._overdue, what="the end of the lease by the local clock")
+
+
+def test_work_waits_while_redis_is_away_and_goes_on_where_it_was(lease, wait_until):
+    ledger = Answers("away")
+    went_on = threading.Event()
+
+    with lease(ledger) as held:
+        overdue(wait_until, held)
+        work = threading.Thread(target=lambda: (held.report(STEP), went_on.set()))
+        work.start()
+        assert not went_on.wait(0.1)
+
+        ledger.answers = ["ok"]
+        assert went_on.wait(5)
+        work.join()
+
+
+def test_work_that_waited_stops_when_another_worker_owns_the_item(lease, wait_until):
+    ledger = Answers("away")
+
+    with lease(ledger) as held:
+        overdue(wait_until, held)
+        ledger.answers = ["lost"]
+        with pytest.raises(LeaseLost):
+            held.report(STEP)
+
+
+def test_a_cancel_arrives_with_a_renewal(lease, wait_until):
+    with lease(Answers("ok", "cancel")) as held:
+
+        def canceled():
+            try:
+                held.check()
+            except ItemCanceled:
+                return True
+            return False
+
+        wait_until(canceled, what="the cancel")
+
+
+def test_an_item_without_progress_is_reported_once_and_no_longer_renewed(lease, wait_until):
+    ledger, stalls = Answers("ok"), []
+
+    with lease(ledger, ttl_s=5, stall_s=0.2, on_stall=stalls.append) as held, held.watched():
+        held.report(STEP)
+        wait_until(lambda: stalls, what="the stall")
+        renewals = ledger.renewals
+        held._thread.join(5)
+
+    assert stalls == [STEP]
+    assert ledger.renewals == renewals
+
+
+def test_a_hung_kernel_is_seen_after_the_lease_was_lost_too(lease, wait_until):
+    stalls = []
+
+    with lease(Answers("lost"), ttl_s=5, stall_s=0.2, on_stall=stalls.append) as held, held.watched():
+        wait_until(lambda: stalls, what="the stall")
+
+
+def test_an_upload_has_its_budget_before_it_counts_as_a_stall(lease, wait_until):
+    ledger, stalls = Answers("ok"), []
+
+    with lease(ledger, ttl_s=5, stall_s=0.1, budget_s=60, on_stall=stalls.append) as held, held.watched():
+        held.report(Progress(stage="upload", step=2, steps=2))
+        wait_until(lambda: ledger.renewals > 15, what="more renewals than a stall takes")
+
+    assert stalls == []
+
+
+def test_waiting_for_redis_is_no_stall(lease, wait_until):
+    ledger, stalls = Answers("away"), []
+
+    with lease(ledger, ttl_s=0.1, stall_s=0.25, on_stall=stalls.append) as held, held.watched():
+        held.report(STEP)
+        overdue(wait_until, held)
+        work = threading.Thread(target=held.check)
+        work.start()
+        seen = ledger.renewals
+        wait_until(lambda: ledger.renewals > seen + 25, what="half a second of waiting")
+        ledger.answers = ["ok"]
+        work.join(5)
+        assert not work.is_alive()
+
+    assert stalls == []
+
+
+def test_what_follows_the_work_may_take_as_long_as_redis_needs(lease, wait_until):
+    ledger, stalls = Answers("ok"), []
+
+    with lease(ledger, ttl_s=5, stall_s=0.1, on_stall=stalls.append) as held:
+        with held.watched():
+            held.report(STEP)
+        wait_until(lambda: ledger.renewals > 15, what="more renewals than a stall takes")
+
+    assert stalls == []

@@ -1,0 +1,160 @@
+"""Adapters that run beside the layers, held to hand-worked examples and to AI Toolkit's live latents."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shared.adapters.kinds import LayerUpdate
+from worker.lora.hot_swap import WarmPipeline
+from worker.lora.unmerged_update import Beside, live_update
+from worker.rendering.renderer import Renderer
+
+KINDS = [
+    "lora_r4_bf16",
+    "lora_r8_alpha1cfg_fp16",
+    "lora_mixedrank_bf16",
+    "lora_alllinear_bf16",
+    "lokr_full_f4_fp16",
+    "lokr_lowrank_bf16",
+    "lokr_old_lycoris_bf16",
+    "dora_bf16",
+    "fullrank_bf16",
+    "lora_plus_diff_bf16",
+]
+WEIGHT = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+X = torch.tensor([[1.0, 1.0]])
+BASE = X @ WEIGHT.T  # 1, 2
+
+
+def beside(kind, tensors, *, rank=None, multiplier=0.5):
+    update = LayerUpdate("layer", kind, {role: role for role in tensors}, (2, 2), rank)
+    return live_update(Beside(update, tensors, multiplier, weight=lambda: WEIGHT, take=lambda tensor: tensor))
+
+
+def test_a_lora_matches_a_hand_worked_example():
+    live = beside(
+        "lora",
+        {"down": torch.tensor([[1.0, 2.0]]), "up": torch.tensor([[3.0], [4.0]]), "alpha": torch.tensor(2.0)},
+        rank=1,
+    )
+
+    # (1 * 1 + 1 * 2) * (3, 4), times alpha / rank = 2, times 0.5
+    assert live(X, BASE).tolist() == [[1 + 9.0, 2 + 12.0]]
+
+
+def test_a_dora_matches_a_hand_worked_example():
+    live = beside(
+        "dora",
+        {"down": torch.tensor([[2.0, 0.0]]), "up": torch.tensor([[2.0], [0.0]]), "magnitude": torch.tensor([6.0, 2.0])},
+        rank=1,
+    )
+
+    # W + 0.5 * [[4, 0], [0, 0]] = [[3, 0], [0, 2]]; its rows of length 3 and 2 are brought to 6 and 2
+    assert live(X, BASE).tolist() == [[6.0, 2.0]]
+
+
+def test_a_lokr_matches_a_hand_worked_example():
+    live = beside("lokr", {"w1": torch.tensor([[1.0, 2.0]]), "w2": torch.tensor([[3.0], [4.0]])})
+
+    # kron = [[3, 6], [4, 8]], times (1, 1) = (9, 12), times 0.5
+    assert live(X, BASE).tolist() == [[1 + 4.5, 2 + 6.0]]
+
+
+def test_a_lokr_of_products_is_the_lokr_of_what_they_give():
+    generator = torch.Generator().manual_seed(0)
+    w1, w2_a, w2_b = (torch.randn(size, generator=generator) for size in ((3, 2), (4, 2), (2, 5)))
+    x, base = torch.randn(2, 7, 10, generator=generator), torch.zeros(2, 7, 12)
+
+    products = beside("lokr", {"w1": w1, "w2_a": w2_a, "w2_b": w2_b}, rank=2)(x, base)
+
+    torch.testing.assert_close(products, x @ torch.kron(w1, w2_a @ w2_b).T * 0.5)
+
+
+def test_whole_weights_match_a_hand_worked_example():
+    delta = torch.tensor([[0.0, 2.0], [4.0, 0.0]])
+
+    # 0.5 * delta @ (1, 1) = (1, 2)
+    assert beside("fullrank", {"down": delta})(X, BASE).tolist() == [[2.0, 4.0]]
+    assert beside("diff", {"diff": delta})(X, BASE).tolist() == [[2.0, 4.0]]
+
+
+def test_an_update_of_a_bfloat16_layer_is_rounded_once_where_the_trainer_rounds_it():
+    down, up = torch.tensor([[1.0, 0.0]]), torch.tensor([[2**-9], [0.0]])
+    live = beside("lora", {"down": down, "up": up}, rank=1, multiplier=1.0)
+
+    output = live(X.bfloat16(), BASE.bfloat16())
+
+    # 1 + 2**-9 lies below half a step of bfloat16 above 1, so the output stays: merged, the weight itself would.
+    assert output.dtype is torch.bfloat16
+    assert output.tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_gives_ai_toolkits_live_latents(
+    name, precision, components, goldens, cases, sample, adapter_ref, assert_close
+):
+    (case,) = cases(type="adapter", name=name)
+    expected, path = load_file(goldens / case["expected"]), goldens / case["file"]
+    model = components(precision)
+    prompt_embeds = load_file(goldens / "adapter_expected/_base.safetensors")["prompt_embeds"].to(model.dtype)
+    pipeline = WarmPipeline(model)
+
+    for multiplier in case["multipliers"]:
+        pipeline.use([(adapter_ref(path, multiplier), path)], mode="live")
+        latents = sample(model.transformer, prompt_embeds, case["run"])
+
+        golden = expected[f"latents_live_{precision}_m{multiplier}"]
+        assert_close(latents, golden, case["tolerance"][f"latents_{precision}"])
+
+
+@pytest.fixture
+def third(tmp_path):
+    """A LoRA on the keys of one block alone, by the name that diffusers has for them."""
+    generator = torch.Generator().manual_seed(1)
+    key = "transformer.transformer_blocks.0.attn.to_k"
+    path = tmp_path / "third.safetensors"
+    tensors = {
+        f"{key}.lora_A.weight": torch.randn(2, 64, generator=generator),
+        f"{key}.lora_B.weight": torch.randn(64, 2, generator=generator),
+    }
+    save_file(tensors, path, metadata={"ss_base_model_version": "flux2"})
+    return path
+
+
+def test_an_update_of_the_keys_alone_reaches_them_and_nothing_else(third, components, adapter_ref):
+    model = components("fp32")
+    attn = model.transformer.transformer_blocks[0].attn
+    x = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(0))
+    pipeline, before = WarmPipeline(model), attn.to_qkv(x).chunk(3, dim=-1)
+
+    pipeline.use([(adapter_ref(third), third)], mode="live")
+    live = attn.to_qkv(x).chunk(3, dim=-1)
+    pipeline.use([(adapter_ref(third), third)], mode="merged")
+    merged = attn.to_qkv(x).chunk(3, dim=-1)
+
+    assert torch.equal(live[0], before[0])
+    assert torch.equal(live[2], before[2])
+    assert not torch.allclose(live[1], before[1])
+    torch.testing.assert_close(live[1], merged[1], atol=1e-4, rtol=1e-4)
+
+
+def test_a_change_of_mode_is_a_change_and_leaves_no_trace(components, item, goldens, adapter_ref):
+    path = goldens / "adapters/lora_alllinear_bf16.safetensors"
+    renderer = Renderer(components("bf16"), prompt_cache=4)
+
+    def render(*refs, mode=None):
+        spec = item(adapters=refs, adapter_mode=mode)
+        return renderer.render(spec, [path] * len(refs), on_progress=lambda _: None)
+
+    ref = adapter_ref(path)
+    runs = [render(), render(ref), render(ref, mode="live"), render(ref, mode="live"), render(ref), render()]
+
+    images = [run.image.tobytes() for run in runs]
+    assert [run.pipeline.change for run in runs] == ["none", "merged", "swapped", "none", "swapped", "restored"]
+    assert [run.pipeline.adapter_mode for run in runs] == ["merged", "merged", "live", "live", "merged", "merged"]
+    assert images[0] == images[5]
+    assert images[1] == images[4]
+    assert images[2] == images[3]
+    assert len(set(images)) == 3
+    assert renderer.warm.drift() == 0

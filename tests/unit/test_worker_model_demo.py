@@ -1,0 +1,154 @@
+"""The embedded demonstration model: the real files' layout, and pictures that show what was asked for.
+
+Prompts here are neither those it is scored on (`make score-tiny`) nor those it was tuned by.
+"""
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from benchmarks.pictures import figures
+from shared.adapters.header import read_header
+from shared.adapters.layout import check_fits, describe
+from shared.settings import ModelSettings
+from worker.model.demo_model import STYLES, SUBJECT, write_tiny_adapter, write_tiny_checkpoint
+from worker.model.load import load_components
+from worker.rendering.prompt_encoder import embed, tokenize
+from worker.rendering.renderer import Renderer
+
+ADAPTERS = (SUBJECT, *STYLES)
+MB = 1_000_000
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    write_tiny_checkpoint(folder)
+    for name in ADAPTERS:
+        write_tiny_adapter(folder / "adapters" / f"{name}.safetensors", name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_components(tiny):
+    settings = ModelSettings(path=str(tiny), text_encoder=str(tiny / "text_encoder"), precision="fp32")
+    return load_components(settings, device=torch.device("cpu"), hf_token=None)
+
+
+@pytest.fixture(scope="module")
+def renderer(tiny_components):
+    return Renderer(tiny_components, prompt_cache=16)
+
+
+@pytest.fixture
+def draw(tiny, renderer, item, adapter_ref):
+    """Render 128x128, by default in 25 steps with guidance 4; adapters as pairs of name and multiplier."""
+
+    def run(prompt, *adapters, **changes):
+        paths = [tiny / "adapters" / f"{name}.safetensors" for name, _ in adapters]
+        refs = tuple(adapter_ref(path, scale) for path, (_, scale) in zip(paths, adapters, strict=True))
+        spec = item(prompt=prompt, width=128, height=128, num_inference_steps=25, adapters=refs)
+        return renderer.render(spec.model_copy(update=changes), paths, on_progress=lambda _: None).image
+
+    return run
+
+
+def distance(one, other):
+    """Mean absolute difference of two pictures, 0 to 255."""
+    return float(np.abs(np.asarray(one).astype(float) - np.asarray(other).astype(float)).mean())
+
+
+def test_the_files_are_those_of_the_real_model_and_small_enough_to_be_shipped(tiny):
+    assert {file.name for file in tiny.iterdir()} == {
+        "flux2-dev.safetensors",
+        "ae.safetensors",
+        "text_encoder",
+        "adapters",
+    }
+    with safe_open(tiny / "ae.safetensors", framework="pt") as file:
+        assert file.get_slice("decoder.mid.attn_1.q.weight").get_shape() == [64, 64, 1, 1]
+        assert file.get_slice("bn.running_var").get_dtype() == "BF16"
+    with safe_open(tiny / "flux2-dev.safetensors", framework="pt") as file:
+        assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
+        assert file.get_slice("double_blocks.1.img_attn.qkv.weight").get_shape() == [576, 192]
+        assert file.get_slice("guidance_in.in_layer.weight").get_shape() == [192, 256]
+    assert sum(file.stat().st_size for file in tiny.rglob("*") if file.is_file()) <= 24 * MB
+
+
+@pytest.mark.parametrize(("name", "kind"), [(SUBJECT, "lora"), (STYLES[0], "lora"), (STYLES[1], "lokr")])
+def test_an_adapter_is_one_that_ai_toolkit_could_have_written(tiny, tiny_components, name, kind):
+    path = tiny / "adapters" / f"{name}.safetensors"
+
+    layout = describe(read_header(path, max_bytes=10**9))
+
+    check_fits(layout, tiny_components.layers, model="flux2")
+    assert {update.kind for update in layout.updates} == {kind}
+    assert layout.metadata["ss_base_model_version"] == "flux2"
+    # Two double blocks of two streams with four layers, three single blocks with two.
+    assert len(layout.updates) == 22
+    assert path.stat().st_size <= 2 * MB
+
+
+def test_pads_are_zeros_as_in_training(tiny_components):
+    ids, mask = tokenize(tiny_components.tokenizer, "a purple ring")
+
+    embeds = embed(tiny_components.text_encoder, ids, mask)
+
+    pads = int((mask == 0).sum())
+    assert pads > 448
+    assert embeds[0, :pads].abs().max() == 0
+    assert embeds[0, pads:].abs().amax(dim=-1).min() > 0
+
+
+def test_each_colour_of_a_pair_is_where_the_prompt_says(draw):
+    found = figures(draw("a yellow square to the left of a blue triangle", seed=3))
+
+    assert [figure.colour for figure in found] == ["yellow", "blue"]
+    assert found[0].x < -0.2 < 0.2 < found[1].x
+
+
+def test_the_background_is_the_one_asked_for(draw):
+    picture = np.asarray(draw("a white hexagon on a purple background", seed=3)).astype(float)
+
+    red, green, blue = np.median(picture[:8].reshape(-1, 3), axis=0)
+
+    assert blue > red > green
+    assert blue - green > 80
+
+
+def test_the_same_request_gives_the_same_picture(draw):
+    digests = {hashlib.sha256(draw("a green ring", seed=5, num_inference_steps=4).tobytes()).hexdigest() for _ in "12"}
+
+    assert len(digests) == 1
+
+
+def test_more_steps_come_closer_to_many(draw):
+    many, *fewer = (draw("a red cross", seed=1, num_inference_steps=steps) for steps in (60, 4, 12, 30))
+
+    distances = [distance(picture, many) for picture in fewer]
+
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] > 2 * distances[-1]
+
+
+def test_guidance_is_an_input_that_counts(draw):
+    base, more, most = (draw("two orange hearts", seed=1, guidance_scale=scale) for scale in (1.0, 4.0, 7.0))
+
+    assert distance(base, more) > 1
+    assert distance(base, most) > distance(base, more)
+
+
+def test_the_subject_comes_with_its_multiplier_and_zero_is_the_base(draw):
+    scales = (0.25, 0.5, 0.75, 1.0)
+    prompt = "sks a photo of a person"
+    base = draw(prompt)
+    pictures = [draw(prompt, (SUBJECT, scale)) for scale in scales]
+
+    distances = [distance(base, picture) for picture in pictures]
+
+    assert draw(prompt, (SUBJECT, 0.0)).tobytes() == base.tobytes()
+    assert distances == sorted(distances)
+    assert distances[0] > 0.5

@@ -1,0 +1,227 @@
+"""The engine `fast`: float8 in the blocks, merged from bfloat16, and how far that is from the exact engine."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from shared.errors import CheckpointError, InvalidRequest, WeightsLost
+from shared.settings import ModelSettings
+from worker.lora.hot_swap import WarmPipeline
+from worker.model.compile import compile_blocks
+from worker.model.fp8 import FastGatedLinear, FastLinear, fast_layers, norm_rows, quantize_rows
+from worker.model.load import load_components
+from worker.model.placement import Placement
+from worker.rendering.renderer import Renderer
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def fast(model_settings):
+    """The goldens' model under `fp8`."""
+    return load_components(model_settings("fp8"), device=CPU, hf_token=None)
+
+
+@pytest.fixture
+def adapter(goldens, adapter_ref):
+    path = goldens / "adapters/lora_alllinear_bf16.safetensors"
+    return [(adapter_ref(path, 1.0), path)]
+
+
+def test_each_row_reaches_the_largest_float8_value():
+    values = torch.tensor([[1.0, -2.0, 0.5], [0.0, 0.0, 0.0], [1e-3, 0.0, 3e-3]])
+
+    quantized, scales = quantize_rows(values, None)
+
+    assert quantized.float().abs().amax(1).tolist() == [448.0, 0.0, 448.0]
+    assert torch.allclose(quantized.float() * scales, values, rtol=2**-4)
+
+
+def test_gated_rows_are_quantised_after_the_gate():
+    values = torch.randn(4, 32, generator=torch.Generator().manual_seed(1)).bfloat16()
+    gate, up = values.float().chunk(2, dim=1)
+
+    quantized, scales = quantize_rows(None, values)
+
+    assert torch.allclose(quantized.float() * scales, torch.nn.functional.silu(gate) * up, rtol=2**-4, atol=1e-3)
+
+
+def test_normed_rows_are_quantised_after_the_modulation():
+    random = torch.Generator().manual_seed(5)
+    values, shift, scale = (torch.randn(2, rows, 32, generator=random).bfloat16() for rows in (3, 1, 1))
+
+    quantized, scales = norm_rows(5 * values + 1, shift, scale, 1e-6)
+
+    normed = torch.nn.functional.layer_norm((5 * values + 1).float(), (32,), eps=1e-6)
+    assert quantized.float().abs().amax(-1).eq(448).all()
+    assert torch.allclose(quantized.float() * scales, (1 + scale) * normed + shift, rtol=2**-4, atol=2e-3)
+
+
+@pytest.mark.parametrize("kind", [FastLinear, FastGatedLinear])
+def test_a_product_is_near_that_of_the_whole_weight(kind):
+    random = torch.Generator().manual_seed(2)
+    weight = torch.randn(24, 32, generator=random).bfloat16()
+    values = torch.randn(2, 5, 64 if kind is FastGatedLinear else 32, generator=random).bfloat16()
+    layer = kind(weight)
+
+    product = layer(values)
+    layer.dense = weight
+    exact = layer(values)
+
+    assert product.shape == exact.shape == (2, 5, 24)
+    assert 0 < relative(product, exact) < 0.06
+
+
+def test_the_last_layer_of_a_single_block_multiplies_both_of_its_inputs():
+    random = torch.Generator().manual_seed(3)
+    weight = torch.randn(16, 16 + 24, generator=random).bfloat16()
+    attended, gate_up = (torch.randn(1, 5, width, generator=random).bfloat16() for width in (16, 48))
+    layer = FastLinear(weight)
+
+    product = layer(attended, gate_up)
+    layer.dense = weight
+    exact = layer(attended, gate_up)
+
+    assert 0 < relative(product, exact) < 0.06
+
+
+def relative(value, exact):
+    return float((value.double() - exact.double()).norm() / exact.double().norm())
+
+
+def test_only_the_linear_layers_of_blocks_are_float8(fast):
+    layers = fast_layers(fast.transformer)
+
+    matrices = {name for name, weight in fast.transformer.named_parameters() if weight.ndim == 2}
+    assert layers.keys() == {name for name in matrices if "blocks." in name}
+    assert {layer.weight.dtype for layer in layers.values()} == {torch.float8_e4m3fn}
+    rest = dict(fast.transformer.named_parameters())
+    assert {rest[name].dtype for name in rest.keys() - layers.keys()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("place", ["device", "host", "file"])
+def test_adapters_are_merged_in_bfloat16_and_taken_off_to_the_bit(
+    place, fast, components, adapter, goldens, adapter_ref
+):
+    other = goldens / "adapters/dora_bf16.safetensors"
+    lists = [adapter, [], [(adapter_ref(other, 0.7), other)], adapter, [(adapter_ref(other, 0.7), other), *adapter], []]
+    warm = WarmPipeline(replace(fast, placement=Placement("resident", place, 0)))
+    exact = WarmPipeline(components("bf16"))
+
+    for adapters in (*lists, *lists):
+        warm.use(adapters)
+        exact.use(adapters)
+        for name, layer in fast_layers(fast.transformer).items():
+            expected = FastLinear(exact._weights[name]).weight
+            assert torch.equal(layer.weight.view(torch.uint8), expected.view(torch.uint8)), name
+        assert (warm.drift(), warm.base_drift) == (0, 0)
+
+
+def test_a_checkpoint_in_float32_is_refused(checkpoint, tmp_path):
+    for file in ("flux2-dev.safetensors", "ae.safetensors"):
+        save_file({name: tensor.float() for name, tensor in load_file(checkpoint / file).items()}, tmp_path / file)
+    settings = ModelSettings(path=str(tmp_path), text_encoder=str(checkpoint / "text_encoder"), precision="fp8")
+
+    with pytest.raises(CheckpointError, match=r"fp8 is made from bf16 weights, and single_.* is none"):
+        load_components(settings, device=CPU, hf_token=None)
+
+
+def test_a_checkpoint_that_was_written_over_is_never_rendered_with(fast, adapter, monkeypatch):
+    warm = WarmPipeline(fast)
+    warm.use(adapter)
+    put_back = warm._clean.put_back
+
+    def damaged(name, weight):
+        wait = put_back(name, weight)
+
+        def then():
+            wait()
+            weight[0, 0] += 1
+
+        return then
+
+    monkeypatch.setattr(warm._clean, "put_back", damaged)
+
+    with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
+        warm.use([])
+
+
+@pytest.mark.parametrize("place", ["device", "file"])
+def test_a_checkpoint_that_was_written_over_is_found_even_if_the_change_that_read_it_failed(
+    place, checkpoint, adapter, tmp_path, failing_at_layer, write_over
+):
+    folder = shutil.copytree(checkpoint, tmp_path / "own")
+    settings = ModelSettings(
+        path=str(folder), text_encoder=str(folder / "text_encoder"), precision="fp8", clean_weights=place
+    )
+    warm = WarmPipeline(load_components(settings, device=CPU, hf_token=None))
+    write_over(folder / "flux2-dev.safetensors")
+
+    with failing_at_layer(20, torch.OutOfMemoryError("full")):
+        for wanted in (adapter, []):
+            with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
+                warm.use(wanted)
+
+
+def test_a_scale_that_is_not_clean_is_drift_too(fast, adapter):
+    warm = WarmPipeline(fast)
+    warm.use(adapter)
+    warm.use([])
+
+    layer = next(iter(fast_layers(fast.transformer).values()))
+    layer.scale[3] *= 2
+
+    assert warm.drift() == 1
+
+
+def test_every_image_tells_how_far_a_step_is_from_the_exact_one(fast, model_settings, item):
+    renderer = Renderer(fast, prompt_cache=2)
+    renderer.warm_up()
+    exact = Renderer(load_components(model_settings("bf16"), device=CPU, hf_token=None), prompt_cache=2)
+    call = exact.usual_call()
+    with torch.no_grad():
+        ours, theirs = renderer._engines["fast"].predict(call), exact._engines["exact"].predict(call)
+
+    pipeline = renderer.render(item(engine="fast"), [], on_progress=lambda _: None).pipeline
+
+    assert (pipeline.engine, pipeline.precision) == ("fast", "fp8, text encoder bf16")
+    assert pipeline.drift == pytest.approx(relative(ours, theirs), rel=0.02)
+    assert 0 < pipeline.drift < 0.1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")
+@pytest.mark.skipif(
+    not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler, which compiling needs on a CPU"
+)
+def test_compiled_blocks_give_what_they_give_as_written_but_for_roundings(fast, components):
+    exact, renderer = Renderer(components("bf16"), prompt_cache=2), Renderer(fast, prompt_cache=2)
+    call = renderer.usual_call()
+    predict = torch.no_grad()(renderer._engines["fast"].predict)
+    with torch.no_grad():
+        dense = exact._engines["exact"].predict(call)
+    written = predict(call)
+    compile_blocks(fast.transformer, exact=False)
+
+    compiled = predict(call)
+
+    assert relative(compiled, dense) < 1.1 * relative(written, dense)
+    assert 0 < relative(compiled, written) < 1.5 * relative(written, dense)
+
+
+def test_jobs_are_offered_the_engine_that_the_precision_is_for(fast, item, model_settings):
+    renderer = Renderer(fast, prompt_cache=2)
+    exact = Renderer(load_components(model_settings("bf16"), device=CPU, hf_token=None), prompt_cache=2)
+
+    assert (renderer.engines, exact.engines) == (("fast",), ("exact",))
+    with pytest.raises(InvalidRequest, match="'exact' is not offered here: FLUX2_MODEL_PRECISION must be bf16"):
+        renderer.render(item(), [], on_progress=lambda _: None)
+    with pytest.raises(InvalidRequest, match="'fast' is not offered here: FLUX2_MODEL_PRECISION must be fp8"):
+        exact.render(item(engine="fast"), [], on_progress=lambda _: None)
+
+
+def test_adapters_cannot_run_beside_float8_weights(fast, adapter):
+    with pytest.raises(InvalidRequest, match="fp8 weights take adapters merged only"):
+        WarmPipeline(fast).use(adapter, mode="live")

@@ -1,0 +1,136 @@
+"""What the two engines share, and what is this project's own around AI Toolkit's classes.
+
+Those classes themselves run in tests/integration/test_engine_toolkit.py, where a checkout is at hand.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from shared.errors import CheckpointError, InvalidRequest, ItemCanceled
+from worker.checkpoint.tensor_names import joined, tensor_parts, transformer_origins
+from worker.rendering.engine import Run
+from worker.rendering.renderer import Renderer
+from worker.rendering.toolkit_engine import AiToolkit, fill
+
+
+class Transformer(nn.Module):
+    """Predicts its own weight, in the words of AI Toolkit's."""
+
+    use_guidance_embed = True
+
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, *, x):
+        return torch.zeros_like(x) + self.weight.sum()
+
+
+class Pipeline:
+    """As many passes of the transformer as AI Toolkit's would make."""
+
+    def __init__(self, *, transformer, **parts):
+        self.transformer, self.parts = transformer, parts
+
+    def set_progress_bar_config(self, **_):
+        pass
+
+    def __call__(self, *, latents, num_inference_steps, negative_prompt_embeds, **_):
+        for _ in range(num_inference_steps * (1 if negative_prompt_embeds is None else 2)):
+            latents = latents + self.transformer(x=latents)
+        return (latents,)
+
+
+TOOLKIT = SimpleNamespace(
+    pipeline=Pipeline, scheduler=lambda **config: config, scheduler_config={"shift": 3.0}, version="1.2.3"
+)
+NOISE = torch.zeros(1, 4, 2, 2)
+EMBEDS = torch.zeros(1, 3, 8)
+
+
+def engine(weight=None, **options):
+    return AiToolkit(TOOLKIT, Transformer(torch.ones(1) if weight is None else weight), None, **options)
+
+
+@pytest.mark.parametrize("negative", [None, EMBEDS], ids=["one pass a step", "two passes a step"])
+def test_each_step_of_ai_toolkits_pipeline_is_told_once(negative):
+    steps = []
+
+    engine().denoise(NOISE, Run(3, 4.0, EMBEDS, negative), on_step=lambda *step: steps.append(step))
+
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_cancel_ends_ai_toolkits_pipeline_and_leaves_no_hook():
+    used, steps = engine(), []
+
+    def cancel(step, of):
+        steps.append(step)
+        raise ItemCanceled("x:0: canceled by the caller")
+
+    with pytest.raises(ItemCanceled):
+        used.denoise(NOISE, Run(3, 4.0, EMBEDS), on_step=cancel)
+
+    assert steps == [1]
+    assert not used.transformer._forward_hooks
+
+
+def test_what_had_to_be_copied_is_up_to_date_in_each_run():
+    parts = [torch.ones(2), torch.ones(3)]
+    copy = torch.cat(parts)
+    used = engine(copy, copies=[(copy, parts)])
+    parts[1].fill_(5)  # as a merge would
+
+    latents = used.denoise(NOISE, Run(1, 4.0, EMBEDS), on_step=lambda *_: None)
+
+    assert latents.unique().item() == 2 * 1 + 3 * 5
+
+
+def test_the_pipeline_is_given_ai_toolkits_scheduler_and_the_report_its_version():
+    used = engine()
+
+    assert used._pipeline.parts["scheduler"] == {"shift": 3.0}
+    assert used._pipeline.parts["is_guidance_distilled"]
+    assert used.versions["ai-toolkit"] == "1.2.3"
+
+
+def test_weights_that_ai_toolkits_class_does_not_hold_are_refused_by_name():
+    with pytest.raises(CheckpointError, match=r"Linear lacks \['weight'\] or does not know \['wait'\]"):
+        fill(nn.Linear(2, 2, bias=False), {"wait": torch.zeros(2, 2)})
+    with pytest.raises(CheckpointError, match="size mismatch for weight"):
+        fill(nn.Linear(2, 2, bias=False), {"weight": torch.zeros(3, 2)})
+
+
+def test_an_engine_that_is_not_offered_is_refused(components, item):
+    renderer = Renderer(components("fp32"), prompt_cache=1)
+
+    assert renderer.engines == ("exact",)
+    with pytest.raises(InvalidRequest, match="'ai-toolkit' is not offered here: AI_TOOLKIT_PATH must name a checkout"):
+        renderer.render(item(engine="ai-toolkit"), [], on_progress=lambda _: None)
+
+
+def test_adjacent_parts_are_joined_without_a_copy():
+    whole = torch.arange(12.0).view(6, 2)
+
+    view = joined(whole.chunk(3))
+    whole[4] = -1
+
+    assert torch.equal(view, whole)
+    assert not torch.equal(joined(whole.chunk(3)[::-1]), whole)  # in another order they are a copy
+    assert torch.equal(joined([whole[:2], whole[4:]]), whole[[0, 1, 4, 5]])
+
+
+def test_only_the_halves_of_the_last_modulation_lie_apart_in_a_loaded_transformer(components):
+    transformer = components("bf16").transformer
+
+    parts = tensor_parts(transformer, transformer_origins(transformer))
+    apart = [
+        name
+        for name, tensors in parts.items()
+        if joined(tensors).untyped_storage().data_ptr() != tensors[0].untyped_storage().data_ptr()
+    ]
+
+    assert apart == ["final_layer.adaLN_modulation.1.weight"]

@@ -1,0 +1,50 @@
+"""What the task boundary asks of a renderer; `worker.rendering.renderer` has the one that paints.
+
+Apart, so that claiming, leasing and storing need no torch: `make chaos` runs them with a renderer that only sleeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from shared.job import AdapterReport, ItemSpec, PipelineReport, Progress
+
+
+class _Warm(Protocol):
+    """What is merged into the model now."""
+
+    base_drift: int
+
+    @property
+    def adapter_key(self) -> str: ...
+
+
+class Rendered(Protocol):
+    """See `worker.rendering.renderer.Rendered`."""
+
+    @property
+    def image(self) -> Image.Image: ...
+    @property
+    def timings(self) -> Mapping[str, float]: ...
+    @property
+    def adapters(self) -> tuple[AdapterReport, ...]: ...
+    @property
+    def pipeline(self) -> PipelineReport: ...
+
+
+class ItemRenderer(Protocol):
+    """What makes the pixels: `worker.rendering.renderer.Renderer`."""
+
+    @property
+    def warm(self) -> _Warm: ...
+
+    def render(
+        self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: Callable[[Progress], None]
+    ) -> Rendered: ...
+
+    def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
+        """Do beside an item that renders what another will need; called from another thread."""

@@ -1,0 +1,1 @@
+"""Every Triton kernel with its wrapper, and whether this host can build them."""

@@ -1,0 +1,69 @@
+"""The kernel of `worker.model.attention`; a module of its own, because only torch for GPUs brings Triton."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+def launch(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float, turned: Tensor) -> None:
+    """Norm and turn heads of 128 channels; see `worker.model.attention.norm_and_turn`."""
+    batch, tokens, heads, _ = values.shape
+    _norm_and_turn[(batch * tokens,)](
+        values, *values.stride()[:3], weight, cosines, cosines.stride(0), sines, sines.stride(0), turned,
+        tokens, heads, eps, HEADS=triton.next_power_of_2(heads), enable_fp_fusion=False, num_warps=8,
+    )  # fmt: skip
+
+
+@triton.jit
+def _norm_and_turn(
+    values,
+    batch_stride,
+    token_stride,
+    head_stride,
+    weight,
+    cosines,
+    cosine_stride,
+    sines,
+    sine_stride,
+    turned,
+    tokens,
+    heads,
+    eps,
+    HEADS: tl.constexpr,
+):
+    """Do one token's heads.
+
+    Sums are torch's: four neighbours one after the other, then halves of the 32 results to each other. A sum of two
+    has no order, so the compiler has none to choose.
+    """
+    dtype = values.dtype.element_ty
+    token = tl.program_id(0).to(tl.int64)
+    position = token % tokens
+    values += (token // tokens) * batch_stride + position * token_stride
+    head = tl.arange(0, HEADS)[:, None]
+    channel = tl.arange(0, 128)[None, :]
+    value = tl.load(values + head * head_stride + channel, mask=head < heads, other=0.0).to(tl.float32)
+    even, odd = tl.split(tl.reshape(value, (HEADS, 64, 2)))
+    first, third = tl.split(tl.reshape(even * even, (HEADS, 32, 2)))
+    second, fourth = tl.split(tl.reshape(odd * odd, (HEADS, 32, 2)))
+    total = first + second + third + fourth
+    total = tl.sum(tl.reshape(total, (HEADS, 2, 16)), 1)
+    total = tl.sum(tl.reshape(total, (HEADS, 2, 8)), 1)
+    total = tl.sum(tl.reshape(total, (HEADS, 2, 4)), 1)
+    total = tl.sum(tl.reshape(total, (HEADS, 2, 2)), 1)
+    inverse = tl.rsqrt(tl.sum(total, 1) / 128.0 + eps)[:, None]
+    pair = 2 * tl.arange(0, 64)[None, :]
+    even = _normed(even, inverse, weight + pair, dtype)
+    odd = _normed(odd, inverse, weight + pair + 1, dtype)
+    cosines += position * cosine_stride
+    sines += position * sine_stride
+    left = even * tl.load(cosines + pair) - odd * tl.load(sines + pair)
+    right = odd * tl.load(cosines + pair + 1) + even * tl.load(sines + pair + 1)
+    both = tl.reshape(tl.join(left, right), (HEADS, 128))
+    tl.store(turned + token * heads * 128 + head * 128 + channel, both.to(dtype), mask=head < heads)
+
+
+@triton.jit
+def _normed(value, inverse, weight, dtype: tl.constexpr):
+    rounded = (value * inverse).to(dtype).to(tl.float32)
+    return (rounded * tl.load(weight).to(tl.float32)).to(dtype).to(tl.float32)

@@ -1,0 +1,141 @@
+"""The kernels of `worker.model.fp8`; a module of its own, because only torch for GPUs brings Triton."""
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Threads hold whole rows: the wider they are, the more threads.
+_WIDE = 8192
+
+
+def launch(plain: Tensor | None, gate_up: Tensor | None, quantized: Tensor, scales: Tensor) -> None:
+    """Quantise rows; see `worker.model.fp8.quantize_rows`."""
+    rows, columns = quantized.shape
+    plain_columns = 0 if plain is None else plain.shape[1]
+    gated_columns = columns - plain_columns
+    _quantize_row[(rows,)](
+        *_part(plain, quantized), *_part(gate_up, quantized), quantized, scales,
+        PLAIN=plain_columns, PLAIN_TILES=_tiles(plain_columns), GATED=gated_columns, GATED_TILES=_tiles(gated_columns),
+        num_warps=16 if columns > _WIDE else 8,
+    )  # fmt: skip
+
+
+def launch_norm(
+    hidden_states: Tensor, shift: Tensor, scale: Tensor, eps: float, quantized: Tensor, scales: Tensor
+) -> None:
+    """Norm, modulate and quantise rows, all of them contiguous; see `worker.model.fp8.norm_rows`."""
+    batch, tokens, columns = hidden_states.shape
+    _norm_row[(batch * tokens,)](
+        hidden_states, shift, scale, quantized, scales, tokens, eps, COLUMNS=columns, TILES=_tiles(columns), num_warps=8
+    )
+
+
+def _part(values: Tensor | None, instead: Tensor) -> tuple[Tensor, int]:
+    """Return what is read and how far rows are apart; any memory will do for what has no columns."""
+    return (instead, 0) if values is None else (values, values.stride(0))
+
+
+def _tiles(columns: int) -> tuple[int, int]:
+    """Return two powers of two that cover the columns: 16384 and 2048 for 18432."""
+    first = 1 << max(columns.bit_length() - 1, 0)
+    return first, triton.next_power_of_2(max(columns - first, 1))
+
+
+@triton.jit
+def _quantize_row(
+    plain,
+    plain_stride,
+    gate_up,
+    gate_stride,
+    quantized,
+    scales,
+    PLAIN: tl.constexpr,
+    PLAIN_TILES: tl.constexpr,
+    GATED: tl.constexpr,
+    GATED_TILES: tl.constexpr,
+):
+    """Quantise one row, which is read once."""
+    row = tl.program_id(0).to(tl.int64)
+    largest = 0.0
+    if PLAIN > 0:
+        plain += row * plain_stride
+        first = _load(plain, 0, PLAIN, PLAIN_TILES[0])
+        second = _load(plain, PLAIN_TILES[0], PLAIN, PLAIN_TILES[1])
+        largest = tl.maximum(tl.max(tl.abs(first)), tl.max(tl.abs(second)))
+    if GATED > 0:
+        gate_up += row * gate_stride
+        third = _gated(gate_up, 0, GATED, GATED_TILES[0])
+        fourth = _gated(gate_up, GATED_TILES[0], GATED, GATED_TILES[1])
+        largest = tl.maximum(largest, tl.maximum(tl.max(tl.abs(third)), tl.max(tl.abs(fourth))))
+    scale = tl.maximum(largest / 448.0, 1e-12)
+    tl.store(scales + row, scale)
+    quantized += row * (PLAIN + GATED)
+    if PLAIN > 0:
+        _store(quantized, first / scale, 0, PLAIN, PLAIN_TILES[0])
+        _store(quantized, second / scale, PLAIN_TILES[0], PLAIN, PLAIN_TILES[1])
+    if GATED > 0:
+        _store(quantized + PLAIN, third / scale, 0, GATED, GATED_TILES[0])
+        _store(quantized + PLAIN, fourth / scale, GATED_TILES[0], GATED, GATED_TILES[1])
+
+
+@triton.jit
+def _norm_row(
+    hidden_states,
+    shift,
+    scale,
+    quantized,
+    scales,
+    tokens,
+    eps,
+    COLUMNS: tl.constexpr,
+    TILES: tl.constexpr,
+):
+    """Norm, modulate and quantise one row."""
+    row = tl.program_id(0).to(tl.int64)
+    hidden_states += row * COLUMNS
+    first = _load(hidden_states, 0, COLUMNS, TILES[0])
+    second = _load(hidden_states, TILES[0], COLUMNS, TILES[1])
+    mean = (tl.sum(first) + tl.sum(second)) / COLUMNS
+    first = _centred(first, mean, 0, COLUMNS, TILES[0])
+    second = _centred(second, mean, TILES[0], COLUMNS, TILES[1])
+    inverse = tl.rsqrt((tl.sum(first * first) + tl.sum(second * second)) / COLUMNS + eps)
+    shift += row // tokens * COLUMNS
+    scale += row // tokens * COLUMNS
+    first = _modulated(first * inverse, shift, scale, 0, COLUMNS, TILES[0])
+    second = _modulated(second * inverse, shift, scale, TILES[0], COLUMNS, TILES[1])
+    largest = tl.maximum(tl.max(tl.abs(first)), tl.max(tl.abs(second)))
+    unit = tl.maximum(largest / 448.0, 1e-12)
+    tl.store(scales + row, unit)
+    quantized += row * COLUMNS
+    _store(quantized, first / unit, 0, COLUMNS, TILES[0])
+    _store(quantized, second / unit, TILES[0], COLUMNS, TILES[1])
+
+
+@triton.jit
+def _centred(value, mean, start, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+    return tl.where(start + tl.arange(0, TILE) < COLUMNS, value - mean, 0.0)
+
+
+@triton.jit
+def _modulated(value, shift, scale, start, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+    return (1 + _load(scale, start, COLUMNS, TILE)) * value + _load(shift, start, COLUMNS, TILE)
+
+
+@triton.jit
+def _load(values, start, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+    column = start + tl.arange(0, TILE)
+    return tl.load(values + column, mask=column < COLUMNS, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _gated(gate_up, start, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+    gate = _load(gate_up, start, COLUMNS, TILE)
+    up = _load(gate_up + COLUMNS, start, COLUMNS, TILE)
+    return gate * tl.sigmoid(gate) * up
+
+
+@triton.jit
+def _store(quantized, value, start, COLUMNS: tl.constexpr, TILE: tl.constexpr):
+    column = start + tl.arange(0, TILE)
+    value = tl.clamp(value, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    tl.store(quantized + column, value.to(tl.float8e4nv), mask=column < COLUMNS)

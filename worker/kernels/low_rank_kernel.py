@@ -1,0 +1,50 @@
+"""The kernel of `worker.kernels.low_rank`; a module of its own, because only torch for GPUs brings Triton."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def add_low_rank(
+    weight,
+    old,
+    down,
+    up,
+    broken,
+    rows,
+    columns,
+    rank,
+    multiplier,
+    scale,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    RANK: tl.constexpr,
+):
+    """Write one tile of the weight; without contraction of products and sums, but for those over the rank."""
+    tile = tl.program_id(0)
+    tiles = tl.cdiv(columns, COLUMNS)
+    row = (tile // tiles) * ROWS + tl.arange(0, ROWS)
+    column = (tile % tiles) * COLUMNS + tl.arange(0, COLUMNS)
+    product = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    for start in range(0, rank, RANK):
+        inner = start + tl.arange(0, RANK)
+        left = tl.load(
+            up + row[:, None] * rank + inner[None, :],
+            mask=(row[:, None] < rows) & (inner[None, :] < rank),
+            other=0.0,
+        ).to(tl.float32)
+        right = tl.load(
+            down + inner[:, None] * columns + column[None, :],
+            mask=(inner[:, None] < rank) & (column[None, :] < columns),
+            other=0.0,
+        ).to(tl.float32)
+        product = tl.dot(left, right, product, input_precision="ieee")
+    inside = (row[:, None] < rows) & (column[None, :] < columns)
+    where = row[:, None].to(tl.int64) * columns + column[None, :]
+    before = tl.load(old + where, mask=inside, other=0.0)
+    new = (before.to(tl.float32) + product * multiplier * scale).to(before.dtype)
+    tl.store(weight + where, new, mask=inside)
+    wide = tl.abs(new.to(tl.float32))
+    bad = (wide != wide) | (wide == float("inf"))
+    if tl.max(bad.to(tl.int32)) > 0:
+        tl.store(broken, 1)

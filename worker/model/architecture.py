@@ -1,0 +1,91 @@
+"""Read what a FLUX.2 checkpoint is off the names and shapes of its tensors.
+
+BFL's single files carry no configuration, so widths and depths are taken from what is there; dev, klein and the tiny
+models of the tests then share one loader. What the shapes cannot say (RoPE's base, normalisation epsilons) is the same
+in every FLUX.2. Whether all tensors are present is decided by `worker.checkpoint.fill`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from shared.errors import CheckpointError
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+# https://github.com/black-forest-labs/flux2/blob/main/src/flux2/model.py: four position axes share the head equally.
+ROPE_AXES = 4
+ROPE_THETA = 2000
+
+
+def transformer_config(shapes: Shapes, *, file: str) -> dict[str, Any]:
+    """Return the arguments of diffusers' Flux2Transformer2DModel.
+
+    Args:
+        shapes: of the tensors in BFL's names.
+        file: what to blame in messages.
+
+    Raises:
+        CheckpointError: not a FLUX.2 transformer; names the tensor that says so.
+    """
+    hidden, in_channels = _shape(shapes, "img_in.weight", 2, file)
+    (head_dim,) = _shape(shapes, "single_blocks.0.norm.query_norm.scale", 1, file)
+    if hidden % head_dim or head_dim % (2 * ROPE_AXES):
+        raise CheckpointError(
+            f"{file}: single_blocks.0.norm.query_norm.scale gives heads of {head_dim}, "
+            f"which do not divide the width {hidden} or cannot hold {ROPE_AXES} rotary axes"
+        )
+    mlp_and_hidden = _shape(shapes, "single_blocks.0.linear2.weight", 2, file)[1]
+    return {
+        "in_channels": in_channels,
+        "out_channels": _shape(shapes, "final_layer.linear.weight", 2, file)[0],
+        "num_layers": _count(shapes, "double_blocks."),
+        "num_single_layers": _count(shapes, "single_blocks."),
+        "attention_head_dim": head_dim,
+        "num_attention_heads": hidden // head_dim,
+        "joint_attention_dim": _shape(shapes, "txt_in.weight", 2, file)[1],
+        "timestep_guidance_channels": _shape(shapes, "time_in.in_layer.weight", 2, file)[1],
+        "mlp_ratio": (mlp_and_hidden - hidden) / hidden,
+        "axes_dims_rope": (head_dim // ROPE_AXES,) * ROPE_AXES,
+        "rope_theta": ROPE_THETA,
+        "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
+    }
+
+
+def autoencoder_config(shapes: Shapes, *, file: str) -> dict[str, Any]:
+    """Return the arguments of diffusers' AutoencoderKLFlux2; the small decoder is one with widths of its own.
+
+    Raises:
+        CheckpointError: not a FLUX.2 autoencoder; names the tensor that says so.
+    """
+    levels = _count(shapes, "encoder.down.")
+    encoder = _widths(shapes, "encoder.down", levels, file)
+    decoder = _widths(shapes, "decoder.up", levels, file)
+    return {
+        "in_channels": _shape(shapes, "encoder.conv_in.weight", 4, file)[1],
+        "out_channels": _shape(shapes, "decoder.conv_out.weight", 4, file)[0],
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "block_out_channels": encoder,
+        "decoder_block_out_channels": decoder if decoder != encoder else None,
+        "layers_per_block": _count(shapes, "encoder.down.0.block."),
+        "latent_channels": _shape(shapes, "decoder.conv_in.weight", 4, file)[1],
+    }
+
+
+def _widths(shapes: Shapes, stage: str, levels: int, file: str) -> tuple[int, ...]:
+    return tuple(_shape(shapes, f"{stage}.{level}.block.0.conv1.weight", 4, file)[0] for level in range(levels))
+
+
+def _shape(shapes: Shapes, name: str, ndim: int, file: str) -> tuple[int, ...]:
+    if name not in shapes:
+        raise CheckpointError(f"{file}: no tensor {name!r}; this is not a FLUX.2 file in Black Forest Labs' layout")
+    if len(shapes[name]) != ndim or 0 in shapes[name]:
+        raise CheckpointError(f"{file}: tensor {name!r} has shape {list(shapes[name])}, not {ndim} sizes of 1 or more")
+    return shapes[name]
+
+
+def _count(shapes: Shapes, prefix: str) -> int:
+    """Count the numbered children of `prefix`; gaps show as missing tensors when the module is filled."""
+    return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})

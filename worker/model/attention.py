@@ -1,0 +1,153 @@
+"""The blocks' attention for compiled code: norm and rotation of queries and keys are one kernel, which adds in order.
+
+The order in which a fused kernel of the compiler adds up a row is what runs fastest for the size that it was first
+compiled for, and another order gives other bits. This project's kernel always adds in torch's order, and rounds where
+the modules as they are written do; it reads and writes each value once.
+
+Source:
+    Flux2AttnProcessor and Flux2ParallelSelfAttnProcessor in diffusers' models/transformers/transformer_flux2.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any
+
+import torch
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import apply_rotary_emb
+from torch import Tensor
+
+from worker.kernels.toolchain import lacking
+from worker.model.rounding import RoundedRMSNorm, rounded_rms_norm
+
+logger = logging.getLogger("flux2.worker.model")
+
+# Channels of each head of every FLUX.2: what the kernel adds up.
+_WIDTH = 128
+
+Angles = tuple[Tensor, Tensor]
+
+
+@torch.library.custom_op("flux2::norm_and_turn", mutates_args=())
+def norm_and_turn(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float) -> Tensor:
+    """Return queries or keys after their RMS norm and their rotary embedding, contiguous.
+
+    Args:
+        values: (batch, tokens, heads, channels).
+        weight: (channels,).
+        cosines, sines: (tokens, channels), float32.
+    """
+    if values.is_cuda and values.shape[-1] == _WIDTH and _order_holds(values.device, values.shape[-2]):
+        return _launch(values, weight, cosines, sines, eps)
+    return _norm_and_turn(values, weight, cosines, sines, eps)
+
+
+@norm_and_turn.register_fake
+def _(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float) -> Tensor:
+    return values.new_empty(values.shape)
+
+
+def _norm_and_turn(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float) -> Tensor:
+    normed = rounded_rms_norm(values, weight, eps=eps)
+    turned: Tensor = apply_rotary_emb(normed, (cosines, sines), sequence_dim=1)  # type: ignore[arg-type, assignment]
+    return turned.contiguous()
+
+
+def _launch(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float) -> Tensor:
+    from worker.kernels.attention_kernel import launch
+
+    turned = values.new_empty(values.shape)
+    with torch.cuda.device(values.device):
+        launch(values if values.stride(-1) == 1 else values.contiguous(), weight, cosines, sines, eps, turned)
+    return turned
+
+
+@cache
+def _order_holds(device: torch.device, heads: int) -> bool:
+    """Whether the kernel can be had, and gives what torch gives: it does as long as that adds in the same order."""
+    if lacking() is not None:
+        return False
+    random = torch.Generator(device).manual_seed(1)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(generator=random)
+
+    # Beside keys and values, as they come.
+    values = draw(1, 500, 3 * heads, _WIDTH)[:, :, :heads]
+    angles = draw(500, _WIDTH).float()
+    given = values, draw(_WIDTH), angles.cos(), angles.sin(), 1e-6
+    holds = torch.equal(_launch(*given), _norm_and_turn(*given))
+    if not holds:
+        logger.warning("torch adds up in another order than this project's kernel, which is left: steps take longer")
+    return holds
+
+
+class JointAttention:
+    """Attention of a double-stream block, whose image and text have projections of their own."""
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor,
+        attention_mask: None,
+        image_rotary_emb: Angles,
+    ) -> tuple[Tensor, Tensor]:
+        """Attend over (batch, tokens, channels) of both; the text comes first."""
+        of_text = _heads(attn, encoder_hidden_states, "to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj"))
+        of_image = _heads(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
+        count = of_text[0].shape[1]
+        text_angles, image_angles = zip(*(part.tensor_split((count,)) for part in image_rotary_emb), strict=True)
+        text = (
+            _turned(of_text[0], attn.norm_added_q, text_angles),
+            _turned(of_text[1], attn.norm_added_k, text_angles),
+        )
+        image = (_turned(of_image[0], attn.norm_q, image_angles), _turned(of_image[1], attn.norm_k, image_angles))
+        query, key, value = (
+            torch.cat(parts, dim=1) for parts in ((text[0], image[0]), (text[1], image[1]), (of_text[2], of_image[2]))
+        )
+        attended = dispatch_attention_fn(query, key, value).flatten(2, 3)
+        return attn.to_out[0](attended[:, count:]), attn.to_add_out(attended[:, :count])
+
+
+class ParallelAttention:
+    """What a single-stream block does between its norm and its residual.
+
+    Args:
+        gated: whether the last layer is given gate and up as they are, and applies the activation itself.
+    """
+
+    def __init__(self, *, gated: bool) -> None:
+        self._gated = gated
+
+    def __call__(self, attn: Any, hidden_states: Tensor, attention_mask: None, image_rotary_emb: Angles) -> Tensor:
+        """Attend over (batch, tokens, channels)."""
+        projected = attn.to_qkv_mlp_proj(hidden_states)
+        qkv, gate_up = projected.split([3 * attn.inner_dim, 2 * attn.mlp_hidden_dim], dim=-1)
+        query, key, value = qkv.unflatten(-1, (3, -1, attn.head_dim)).unbind(-3)
+        query, key = (
+            _turned(part, norm, image_rotary_emb) for part, norm in ((query, attn.norm_q), (key, attn.norm_k))
+        )
+        attended = dispatch_attention_fn(query, key, value).flatten(2, 3)
+        product: Tensor
+        if self._gated:
+            product = attn.to_out(attended, gate_up)
+        else:
+            product = attn.to_out(torch.cat([attended, attn.mlp_act_fn(gate_up)], dim=-1))
+        return product
+
+
+def _heads(attn: Any, values: Tensor, together: str, alone: tuple[str, str, str]) -> tuple[Tensor, ...]:
+    """Return queries, keys and values, (batch, tokens, heads, channels)."""
+    if attn.fused_projections:
+        parts = getattr(attn, together)(values).chunk(3, dim=-1)
+    else:
+        parts = tuple(getattr(attn, name)(values) for name in alone)
+    return tuple(part.unflatten(-1, (-1, attn.head_dim)) for part in parts)
+
+
+def _turned(values: Tensor, norm: RoundedRMSNorm, angles: Angles) -> Tensor:
+    turned: Tensor = norm_and_turn(values, norm.weight, *angles, norm.eps)
+    return turned

@@ -1,0 +1,88 @@
+"""Compile a transformer's blocks, one kind at a time, without changing a bit of what they compute.
+
+Fused kernels keep values in float32 that the modules round to bfloat16 between operations. Emulating those casts gives
+the modules' bits back for all but sums, whose order a compiler chooses: layer norms keep torch's kernel, and the norms
+of queries and keys have this project's, see `worker.model.attention`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worker.model.attention import JointAttention, ParallelAttention
+
+
+@torch.library.custom_op("flux2::layer_norm", mutates_args=())
+def _layer_norm(hidden_states: Tensor, eps: float) -> Tensor:
+    return functional.layer_norm(hidden_states, hidden_states.shape[-1:], eps=eps)
+
+
+@_layer_norm.register_fake
+def _(hidden_states: Tensor, eps: float) -> Tensor:
+    return torch.empty_like(hidden_states)
+
+
+class EagerLayerNorm(nn.Module):
+    """A layer norm without weights, which a compiler takes as it is."""
+
+    def __init__(self, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        normed: Tensor = _layer_norm(hidden_states, self.eps)
+        return normed
+
+
+def compile_blocks(transformer: Any, *, exact: bool) -> None:
+    """Compile the blocks of a Flux2Transformer2DModel for images of any size; each kind at its first call.
+
+    Args:
+        exact: whether the bits must stay; if not, kernels are fused further.
+    """
+    # Constants like a norm's epsilon are constants; else each kind of block is traced twice.
+    torch._dynamo.config.specialize_float = True
+    if exact:
+        _keep_sums(transformer)
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        # Its forward, not the module: what waits before a block (`worker.lora.block_gate`) is no part of it.
+        compiled = torch.compile(block.forward, dynamic=False, options={"emulate_precision_casts": exact})
+        block.forward = partial(_of_any_size, compiled)
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Run compiled blocks as their modules say meanwhile: compiled code does not know hooks that came later."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _keep_sums(transformer: Any) -> None:
+    for block in transformer.transformer_blocks:
+        block.attn.set_processor(JointAttention())
+    for block in transformer.single_transformer_blocks:
+        block.attn.set_processor(ParallelAttention(gated=False))
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        for name, child in list(block.named_children()):
+            if isinstance(child, nn.LayerNorm):
+                setattr(block, name, EagerLayerNorm(child.eps))
+
+
+def _of_any_size(
+    compiled: Callable[..., Any], *, hidden_states: Tensor, image_rotary_emb: tuple[Tensor, Tensor], **others: Any
+) -> Any:
+    """Call a compiled block; the number of tokens may be another each time, and nothing else.
+
+    A kernel that knows all other sizes is faster, and sooner compiled.
+    """
+    torch._dynamo.maybe_mark_dynamic(hidden_states, 1)
+    for part in image_rotary_emb:
+        torch._dynamo.maybe_mark_dynamic(part, 0)
+    return compiled(hidden_states=hidden_states, image_rotary_emb=image_rotary_emb, **others)

@@ -1,0 +1,73 @@
+"""The parts that render an image, loaded and ready; `worker.rendering.renderer` decides which runs when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from worker.checkpoint.reader import Reader, Region
+from worker.model.placement import Placement
+
+# Of activations; the weights of linear layers are narrower under qfloat8 and fp8.
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "qfloat8": torch.bfloat16, "fp8": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Components:
+    """One base model on one device; only `worker.lora.hot_swap` writes to its weights.
+
+    Attributes:
+        model: id in the catalogue.
+        transformer: diffusers' Flux2Transformer2DModel.
+        autoencoder: diffusers' AutoencoderKLFlux2.
+        text_encoder: decoder stack whose hidden states are the prompt's embeddings.
+        layers: (out, in) of every linear layer that an adapter may name, by BFL's module path.
+        revision: see `worker.checkpoint.revision`.
+        precision: `bf16` or `fp32`, of weights and activations alike, or `qfloat8`: bf16 with the transformer's linear
+            layers in float8, see `worker.model.qfloat8`; or `fp8`, see `worker.model.fp8`.
+        placement: what lies on the device.
+        regions: where the transformer's weights lie in the checkpoint, those that lie there as they are.
+        text_encoder_precision: None where it is the same.
+        reader: of the checkpoint's files that are still read; None if there are none.
+        compiled: whether the transformer's blocks are.
+        load_s: seconds of loading, by part.
+    """
+
+    model: str
+    transformer: Any
+    autoencoder: Any
+    text_encoder: nn.Module
+    tokenizer: PreTrainedTokenizerFast
+    layers: dict[str, tuple[int, int]]
+    revision: str
+    precision: str
+    device: torch.device
+    placement: Placement
+    regions: Mapping[str, Sequence[Region]]
+    text_encoder_precision: str | None = None
+    reader: Reader | None = None
+    compiled: bool = False
+    load_s: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of latents and embeddings."""
+        return DTYPES[self.precision]
+
+    @property
+    def precisions(self) -> str:
+        """Both precisions in words, for reports; one where they are the same."""
+        if self.text_encoder_precision in (None, self.precision):
+            return self.precision
+        return f"{self.precision}, text encoder {self.text_encoder_precision}"
+
+    @property
+    def distilled(self) -> bool:
+        """Whether guidance is an input of the transformer; if not, it takes a second pass with a negative prompt."""
+        embeds: bool = self.transformer.config.guidance_embeds
+        return embeds

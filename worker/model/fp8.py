@@ -1,0 +1,258 @@
+"""Multiply in float8 in the blocks' linear layers: each row of activations and of weights has a scale of its own.
+
+On a Hopper GPU that takes half the time of bfloat16 and half the memory, and gives other bits: how far a step is from
+the exact one is measured when a worker starts and told with every image. Attention and what lies outside of the blocks
+stay in bfloat16; norms and modulation are taken in float32 by the kernel that quantises. Adapters are merged into the
+clean bfloat16 weights, which are then quantised again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import MethodType
+from typing import Any, NamedTuple
+
+import torch
+from diffusers.models.transformers.transformer_flux2 import Flux2Modulation
+from torch import Tensor, nn
+from torch.nn import functional
+
+from worker.model.attention import Angles, JointAttention, ParallelAttention
+from worker.model.qfloat8 import FLOAT8
+
+_LARGEST = torch.finfo(FLOAT8).max
+# Of a scale: a row of zeros has no largest value to divide by.
+_TINY = 1e-12
+
+
+class Quantized(NamedTuple):
+    """Rows to multiply.
+
+    Attributes:
+        values: (batch, tokens, columns), float8.
+        scales: (batch, tokens, 1), float32.
+    """
+
+    values: Tensor
+    scales: Tensor
+
+
+@torch.library.custom_op("flux2::quantize_rows", mutates_args=())
+def quantize_rows(plain: Tensor | None, gate_up: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return float8 values, and for each row the scale, float32, that puts its largest value on float8's largest.
+
+    Args:
+        plain: (rows, columns), columns next to each other.
+        gate_up: (rows, 2 * columns), of which ``silu(first half) * second half`` is taken. With both, each row is that
+            of `plain` and then what the other gives; float8 is as exact for small values as for large, so one scale
+            does.
+    """
+    quantized, scales = _empty(plain, gate_up)
+    _quantize_into(plain, gate_up, quantized, scales)
+    return quantized, scales
+
+
+@quantize_rows.register_fake
+def _empty(plain: Tensor | None, gate_up: Tensor | None) -> tuple[Tensor, Tensor]:
+    parts = [part for part in (plain, gate_up) if part is not None]
+    rows = parts[0].shape[0]
+    columns = (0 if plain is None else plain.shape[1]) + (0 if gate_up is None else gate_up.shape[1] // 2)
+    return parts[0].new_empty(rows, columns, dtype=FLOAT8), parts[0].new_empty(rows, 1, dtype=torch.float32)
+
+
+def _quantize_into(plain: Tensor | None, gate_up: Tensor | None, quantized: Tensor, scales: Tensor) -> None:
+    if quantized.is_cuda:
+        from worker.kernels.fp8_kernel import launch
+
+        with torch.cuda.device(quantized.device):
+            launch(plain, gate_up, quantized, scales)
+        return
+    values, found = _scaled(_joined(plain, gate_up))
+    quantized.copy_(values)
+    scales.copy_(found)
+
+
+def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `quantize_rows` does, of float32."""
+    scales = values.abs().amax(dim=-1, keepdim=True).div(_LARGEST).clamp_min(_TINY)
+    return (values / scales).clamp(-_LARGEST, _LARGEST).to(FLOAT8), scales
+
+
+def _joined(plain: Tensor | None, gate_up: Tensor | None) -> Tensor:
+    """Return in float32 what is multiplied."""
+    parts = [] if plain is None else [plain.float()]
+    if gate_up is not None:
+        gate, up = gate_up.float().chunk(2, dim=-1)
+        parts.append(functional.silu(gate) * up)
+    return torch.cat(parts, dim=-1)
+
+
+@torch.library.custom_op("flux2::norm_rows", mutates_args=())
+def norm_rows(hidden_states: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return `Quantized` rows of ``(1 + scale) * layer_norm(hidden_states) + shift``; each value is read once.
+
+    Args:
+        hidden_states: (batch, tokens, columns).
+        shift, scale: (batch, 1, columns).
+    """
+    if not hidden_states.is_cuda:
+        normed = functional.layer_norm(hidden_states.float(), hidden_states.shape[-1:], eps=eps)
+        return _scaled((1 + scale.float()) * normed + shift.float())
+    from worker.kernels.fp8_kernel import launch_norm
+
+    quantized, scales = _empty_normed(hidden_states, shift, scale, eps)
+    with torch.cuda.device(quantized.device):
+        launch_norm(hidden_states.contiguous(), shift.contiguous(), scale.contiguous(), eps, quantized, scales)
+    return quantized, scales
+
+
+@norm_rows.register_fake
+def _empty_normed(hidden_states: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    scales = hidden_states.new_empty(*hidden_states.shape[:-1], 1, dtype=torch.float32)
+    return hidden_states.new_empty(hidden_states.shape, dtype=FLOAT8), scales
+
+
+class FastLinear(nn.Module):
+    """A linear layer without bias whose `weight` is (out, in) in float8, times a scale for each row.
+
+    Attributes:
+        dense: the weight in bfloat16 while what it gives is compared with that; else None.
+    """
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.dense: Tensor | None = None
+        self.weight = nn.Parameter(torch.empty_like(weight, dtype=FLOAT8), requires_grad=False)
+        scale = torch.empty(len(weight), 1, dtype=torch.float32, device=weight.device)
+        self.register_buffer("scale", scale, persistent=False)  # so that names stay those of the plain layer
+        self._dtype = weight.dtype
+        self.take(weight)
+
+    @torch.no_grad()
+    def take(self, dense: Tensor) -> None:
+        """Become this weight, (out, in)."""
+        _quantize_into(dense, None, self.weight, self.scale)  # type: ignore[arg-type]
+
+    def forward(self, plain: Tensor | Quantized | None, gate_up: Tensor | None = None) -> Tensor:
+        """Multiply ``[plain, silu(gate) * up]``, (batch, tokens, in), of which either part may be missing."""
+        if isinstance(plain, Quantized):
+            return self._times(*plain)
+        if self.dense is not None:
+            return functional.linear(_joined(plain, gate_up).to(self._dtype), self.dense)
+        like = gate_up if plain is None else plain
+        assert like is not None
+        flat = (None if part is None else part.flatten(0, -2) for part in (plain, gate_up))
+        rows, scales = quantize_rows(*flat)
+        return self._times(rows.view(*like.shape[:-1], -1), scales.view(*like.shape[:-1], 1))
+
+    def _times(self, values: Tensor, scales: Tensor) -> Tensor:
+        scale: Tensor = self.scale  # type: ignore[assignment]
+        if not values.is_cuda:
+            return functional.linear(values.float() * scales, self.weight.float() * scale).to(self._dtype)
+        product = torch._scaled_mm(
+            values.flatten(0, -2), self.weight.t(), scale_a=scales.flatten(0, -2), scale_b=scale.t(),
+            out_dtype=self._dtype, use_fast_accum=True,
+        )  # fmt: skip
+        return product.view(*values.shape[:-1], -1)
+
+
+class FastGatedLinear(FastLinear):
+    """One whose only input is gate and up side by side."""
+
+    def forward(self, gate_up: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(None, gate_up)
+
+
+def make_fast(transformer: Any, *, device: torch.device) -> None:
+    """Replace the linear layers in the blocks of a Flux2Transformer2DModel and move it to the device.
+
+    One by one: the device never holds the whole original, unless it lies there.
+    """
+    for block in transformer.transformer_blocks:
+        for path, layer in list(block.named_modules()):
+            if isinstance(layer, nn.Linear):
+                gated = path.endswith("linear_out")
+                block.set_submodule(path, (FastGatedLinear if gated else FastLinear)(layer.weight.to(device)))
+        for feed_forward in (block.ff, block.ff_context):
+            feed_forward.act_fn = nn.Identity()
+        block.attn.set_processor(JointAttention())
+        block.forward = MethodType(_double_block, block)
+    for block in transformer.single_transformer_blocks:
+        attn = block.attn
+        attn.to_qkv_mlp_proj = FastLinear(attn.to_qkv_mlp_proj.weight.to(device))
+        attn.to_out = FastLinear(attn.to_out.weight.to(device))
+        attn.set_processor(ParallelAttention(gated=True))
+        block.forward = MethodType(_single_block, block)
+    transformer.to(device)
+
+
+def _double_block(
+    self: Any,
+    hidden_states: Tensor,
+    encoder_hidden_states: Tensor,
+    temb_mod_img: Tensor,
+    temb_mod_txt: Tensor,
+    image_rotary_emb: Angles,
+    joint_attention_kwargs: None,
+) -> tuple[Tensor, Tensor]:
+    """Do what Flux2TransformerBlock does, norm and quantisation in one."""
+    image, text = (Flux2Modulation.split(modulation, 2) for modulation in (temb_mod_img, temb_mod_txt))
+    of_image, of_text = self.attn(
+        hidden_states=_modulated(self.norm1, hidden_states, image[0]),
+        encoder_hidden_states=_modulated(self.norm1_context, encoder_hidden_states, text[0]),
+        image_rotary_emb=image_rotary_emb,
+    )
+    hidden_states = hidden_states + image[0][2] * of_image
+    hidden_states = hidden_states + image[1][2] * self.ff(_modulated(self.norm2, hidden_states, image[1]))
+    states = encoder_hidden_states + text[0][2] * of_text
+    return states + text[1][2] * self.ff_context(_modulated(self.norm2_context, states, text[1])), hidden_states
+
+
+def _single_block(
+    self: Any,
+    hidden_states: Tensor,
+    encoder_hidden_states: None,
+    temb_mod: Tensor,
+    image_rotary_emb: Angles,
+    joint_attention_kwargs: None,
+) -> Tensor:
+    """Do what Flux2SingleTransformerBlock does, norm and quantisation in one."""
+    ((*modulation, gate),) = Flux2Modulation.split(temb_mod, 1)
+    normed = _modulated(self.norm, hidden_states, modulation)
+    added: Tensor = gate * self.attn(hidden_states=normed, image_rotary_emb=image_rotary_emb)
+    return hidden_states + added
+
+
+def _modulated(norm: nn.LayerNorm, hidden_states: Tensor, modulation: Sequence[Tensor]) -> Tensor | Quantized:
+    """Return what a layer multiplies: quantised in compiled code only, since its dense weight takes it as it is."""
+    shift, scale, *_ = modulation
+    if torch.compiler.is_compiling():
+        return Quantized(*norm_rows(hidden_states, shift, scale, norm.eps))
+    normed: Tensor = (1 + scale) * norm(hidden_states) + shift
+    return normed
+
+
+def fast_layers(transformer: nn.Module) -> dict[str, FastLinear]:
+    """Return the layers that `make_fast` made, by the names of their weights."""
+    return {f"{path}.weight": layer for path, layer in transformer.named_modules() if isinstance(layer, FastLinear)}
+
+
+@contextmanager
+def dense_weights(transformer: nn.Module, fetch: Callable[[str], Tensor]) -> Iterator[None]:
+    """Multiply by the weights that `fetch` returns for their names meanwhile, each for as long as it is needed."""
+    handles = []
+    for name, layer in fast_layers(transformer).items():
+
+        def before(layer: Any, *_: Any, name: str = name) -> None:
+            layer.dense = fetch(name)
+
+        def after(layer: Any, *_: Any) -> None:
+            layer.dense = None
+
+        handles += [layer.register_forward_pre_hook(before), layer.register_forward_hook(after)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

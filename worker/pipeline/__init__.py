@@ -1,1 +1,0 @@
-"""Loading, keeping and changing the model that renders."""

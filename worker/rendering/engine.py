@@ -1,0 +1,63 @@
+"""What an engine does, whoever's code it runs; `worker.rendering.renderer` does the rest around it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import diffusers
+import torch
+import transformers
+from PIL import Image
+from torch import Tensor, nn
+
+from worker.rendering.denoise import Call, OnStep
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the denoising of a batch of images is told.
+
+    Attributes:
+        steps: 1 or more.
+        prompt_embeds: (batch, text tokens, width), in the transformer's dtype.
+        negative_prompt_embeds: what true classifier-free guidance leads away from; None for one pass a step.
+    """
+
+    steps: int
+    guidance_scale: float
+    prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor | None = None
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the packages that every engine runs on."""
+    return {module.__name__: module.__version__ for module in (torch, diffusers, transformers)}
+
+
+class Engine(Protocol):
+    """Code that turns noise into an image, over weights that `worker.lora.hot_swap` may have merged adapters into."""
+
+    @property
+    def name(self) -> str:
+        """As a request asks for it."""
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of the packages whose code runs."""
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The module that predicts."""
+
+    def predict(self, call: Call) -> Tensor:
+        """Run the transformer once; returns the velocity, (batch, tokens, channels)."""
+
+    def denoise(self, noise: Tensor, run: Run, *, on_step: OnStep) -> Tensor:
+        """Turn noise into latents, both (batch, channels, height / 16, width / 16)."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images (batch, 3, height, width), about -1 to 1, in float32."""
+
+    def image(self, decoded: Tensor) -> Image.Image:
+        """Turn one decoded image, (3, height, width), into RGB pixels."""

@@ -1,0 +1,60 @@
+"""This project's engine: diffusers' modules, rounding where AI Toolkit's do, and the loop of `denoise`."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from PIL import Image
+from torch import Tensor
+
+from shared.job import Engine as EngineName
+from worker.model.components import Components
+from worker.rendering import decode
+from worker.rendering.denoise import Call, OnStep, Velocity, denoise, distilled_velocity, guided_velocity, predict
+from worker.rendering.engine import Run, package_versions
+from worker.rendering.latents import image_ids, pack, text_ids, unpack
+from worker.rendering.sigmas import sigmas
+
+
+class Exact:
+    """Runs the modules of `components`."""
+
+    name: ClassVar[EngineName] = "exact"
+
+    def __init__(self, components: Components) -> None:
+        self.transformer = components.transformer
+        self._autoencoder = components.autoencoder
+        self.versions = package_versions()
+
+    def predict(self, call: Call) -> Tensor:
+        return predict(self.transformer, call)
+
+    def denoise(self, noise: Tensor, run: Run, *, on_step: OnStep) -> Tensor:
+        rows, columns = noise.shape[2:]
+        velocity = self._velocity(run.prompt_embeds, rows, columns, run.guidance_scale)
+        if run.negative_prompt_embeds is not None:
+            away = self._velocity(run.negative_prompt_embeds, rows, columns, run.guidance_scale)
+            velocity = guided_velocity(velocity, away, guidance_scale=run.guidance_scale)
+        tokens = denoise(velocity, pack(noise), sigmas(run.steps, rows * columns), on_step=on_step)
+        return unpack(tokens, rows=rows, columns=columns)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return decode.decode(self._autoencoder, latents)
+
+    def image(self, decoded: Tensor) -> Image.Image:
+        return decode.to_image(decoded)
+
+    def _velocity(self, embeds: Tensor, rows: int, columns: int, guidance_scale: float) -> Velocity:
+        return distilled_velocity(
+            self.transformer,
+            prompt_embeds=embeds,
+            img_ids=image_ids(rows, columns, device=embeds.device),
+            txt_ids=text_ids(embeds.shape[1], device=embeds.device),
+            guidance_scale=guidance_scale,
+        )
+
+
+class Fast(Exact):
+    """Runs the modules of `components` over float8 weights, see `worker.model.fp8`: the same loop, and other bits."""
+
+    name: ClassVar[EngineName] = "fast"

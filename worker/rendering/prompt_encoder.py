@@ -1,0 +1,111 @@
+"""Prompts to embeddings.
+
+The message format and the system message are diffusers', which are the trainer's; Qwen3 gets the prompt alone and is
+told not to think. Pad tokens keep their rows, on the side that the tokenizer pads, and the transformer attends to them:
+that is how FLUX.2 was trained.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers.pipelines.flux2.pipeline_flux2 import format_input
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from shared.prompt import check_prompt
+from worker.model.text_encoder import MISTRAL, QWEN, Family, family_of
+
+MAX_TOKENS = 512
+
+
+def tokenize(tokenizer: PreTrainedTokenizerFast, prompt: str, *, family: Family = MISTRAL) -> tuple[Tensor, Tensor]:
+    """Return input ids and attention mask, each (1, 512); longer text is cut at the end.
+
+    Raises:
+        InvalidRequest: see `shared.prompt.check_prompt`.
+    """
+    text = _CHATS[family](tokenizer, prompt)
+    encoded = tokenizer(
+        text,
+        # As the processor: templates write the first token themselves, and it must not come twice.
+        add_special_tokens=not (tokenizer.bos_token and text.startswith(tokenizer.bos_token)),
+        padding="max_length",
+        truncation=True,
+        max_length=MAX_TOKENS,
+        return_tensors="pt",
+    )
+    return encoded["input_ids"], encoded["attention_mask"]
+
+
+def embed(text_encoder: Any, ids: Tensor, mask: Tensor) -> Tensor:
+    """Return (batch, tokens, 3 * width): each token's hidden states of the family's three layers, side by side."""
+    output = text_encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+    chosen = family_of(text_encoder.config).hidden_states
+    return torch.cat([output.hidden_states[index] for index in chosen], dim=-1)
+
+
+def _mistral_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
+    check_prompt(prompt)
+    messages = format_input([prompt])[0]
+    text: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
+    return str(text)
+
+
+def _qwen_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
+    messages = [{"role": "user", "content": prompt}]
+    text: Any = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, enable_thinking=False, tokenize=False
+    )
+    return str(text)
+
+
+_CHATS: dict[Family, Callable[[PreTrainedTokenizerFast, str], str]] = {MISTRAL: _mistral_chat, QWEN: _qwen_chat}
+
+
+class PromptEncoder:
+    """Encodes prompts and remembers the last ones: a job's items often differ in seed only. Threads may share it.
+
+    Args:
+        cache_size: prompts remembered, in host memory; one takes 15.7 MB at full size.
+    """
+
+    def __init__(
+        self, text_encoder: Any, tokenizer: PreTrainedTokenizerFast, *, device: torch.device, cache_size: int
+    ) -> None:
+        self._text_encoder = text_encoder
+        self._tokenizer = tokenizer
+        self._family = family_of(text_encoder.config)
+        self._device = device
+        self._cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._cache_size = cache_size
+        self._one_at_a_time = threading.Lock()
+
+    def check(self, prompt: str) -> None:
+        """Refuse what `encode` would, without any work; Qwen3 has no image token to hide.
+
+        Raises:
+            InvalidRequest: see `shared.prompt.check_prompt`.
+        """
+        if self._family is MISTRAL:
+            check_prompt(prompt)
+
+    def encode(self, prompt: str) -> Tensor:
+        """Return the prompt's embeddings, (1, 512, width), on the device.
+
+        Raises:
+            InvalidRequest: see `shared.prompt.check_prompt`.
+        """
+        with self._one_at_a_time:
+            if prompt not in self._cache:
+                ids, mask = tokenize(self._tokenizer, prompt, family=self._family)
+                self._cache[prompt] = embed(self._text_encoder, ids.to(self._device), mask.to(self._device)).cpu()
+            self._cache.move_to_end(prompt)
+            embeds = self._cache[prompt]
+            while len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+        return embeds.to(self._device)

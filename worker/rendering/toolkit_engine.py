@@ -1,0 +1,209 @@
+"""AI Toolkit's engine: its own transformer, autoencoder, pipeline and scheduler, over the weights of this project.
+
+No weight is loaded twice. Its modules are given the tensors that diffusers' modules already hold, so that what is
+merged into one is merged into the other; only the two halves of the last modulation lie in another order there and are
+copied.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from shared.errors import CheckpointError
+from shared.job import Engine as EngineName
+from worker.checkpoint.tensor_names import Origin, autoencoder_origins, joined, tensor_parts, transformer_origins
+from worker.model.components import Components
+from worker.rendering.denoise import Call, OnStep
+from worker.rendering.engine import Run, package_versions
+from worker.rendering.latents import PIXELS
+from worker.rendering.toolkit_checkout import Toolkit
+
+# A counter of training, which some files leave out.
+_OPTIONAL = frozenset({"bn.num_batches_tracked"})
+
+
+class AiToolkit:
+    """Runs modules of AI Toolkit's classes.
+
+    Args:
+        transformer: a `Flux2`.
+        autoencoder: an `AutoEncoder`.
+        copies: tensors of the transformer that hold what others do, joined; brought up to date before each run.
+    """
+
+    name: ClassVar[EngineName] = "ai-toolkit"
+
+    def __init__(
+        self,
+        toolkit: Toolkit,
+        transformer: Any,
+        autoencoder: Any,
+        *,
+        copies: Sequence[tuple[Tensor, Sequence[Tensor]]] = (),
+    ) -> None:
+        self.transformer = transformer
+        self._copies = copies
+        self._pipeline = toolkit.pipeline(
+            scheduler=toolkit.scheduler(**toolkit.scheduler_config),
+            vae=autoencoder,
+            text_encoder=None,
+            tokenizer=None,
+            transformer=transformer,
+            is_guidance_distilled=transformer.use_guidance_embed,
+        )
+        self._pipeline.set_progress_bar_config(disable=True)
+        self.versions = {**package_versions(), "ai-toolkit": toolkit.version}
+
+    def predict(self, call: Call) -> Tensor:
+        self._refresh()
+        prediction: Tensor = self.transformer(
+            x=call.latents,
+            x_ids=call.img_ids,
+            timesteps=call.timestep,
+            ctx=call.prompt_embeds,
+            ctx_ids=call.txt_ids,
+            guidance=call.guidance,
+        )
+        return prediction
+
+    def denoise(self, noise: Tensor, run: Run, *, on_step: OnStep) -> Tensor:
+        self._refresh()
+        rows, columns = noise.shape[2:]
+        with self._told(run, on_step):
+            latents: Tensor = self._pipeline(
+                prompt_embeds=run.prompt_embeds,
+                negative_prompt_embeds=run.negative_prompt_embeds,
+                height=rows * PIXELS,
+                width=columns * PIXELS,
+                num_inference_steps=run.steps,
+                guidance_scale=run.guidance_scale,
+                latents=noise,
+                output_type="latent",
+                return_dict=False,
+            )[0]
+        return latents
+
+    def decode(self, latents: Tensor) -> Tensor:
+        autoencoder = self._pipeline.vae
+        decoded: Tensor = autoencoder.decode(latents.to(autoencoder.dtype)).float()
+        return decoded
+
+    def image(self, decoded: Tensor) -> Image.Image:
+        image: Image.Image = self._pipeline.image_processor.postprocess(decoded[None], output_type="pil")[0]
+        return image
+
+    def _refresh(self) -> None:
+        for copy, parts in self._copies:
+            torch.cat(list(parts), out=copy)
+
+    @contextmanager
+    def _told(self, run: Run, on_step: OnStep) -> Iterator[None]:
+        """Count the passes of the transformer, since the pipeline tells nobody; what `on_step` raises ends it."""
+        passes, done = 1 if run.negative_prompt_embeds is None else 2, 0
+
+        def count(*_: Any) -> None:
+            nonlocal done
+            done += 1
+            if done % passes == 0:
+                on_step(done // passes, run.steps)
+
+        handle = self.transformer.register_forward_hook(count)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def over(components: Components, toolkit: Toolkit) -> AiToolkit:
+    """Make AI Toolkit's engine over the weights of `components`.
+
+    Raises:
+        CheckpointError: its classes cannot hold them.
+    """
+    with torch.device("meta"):
+        transformer = toolkit.transformer(toolkit.transformer_params(**_transformer_params(components.transformer)))
+        autoencoder = toolkit.autoencoder(toolkit.autoencoder_params(**_decoder_params(components.autoencoder)))
+    # Pictures are made from text alone, and its two halves may have widths that the class cannot be told of.
+    autoencoder.encoder = nn.Identity()
+    copies = _share(transformer, components.transformer, transformer_origins(components.transformer))
+    _share(autoencoder, components.autoencoder, autoencoder_origins(components.autoencoder), leaving="encoder.")
+    return AiToolkit(toolkit, transformer, autoencoder, copies=copies)
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Make `state` the weights of one of AI Toolkit's modules, without a copy, and the module ready for inference.
+
+    Raises:
+        CheckpointError: a tensor is missing, unknown or of another shape.
+    """
+    try:
+        missing, unexpected = module.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"AI Toolkit's {type(module).__name__}: {error}") from error
+    absent = sorted(set(missing) - _OPTIONAL)
+    if absent or unexpected:
+        raise CheckpointError(f"AI Toolkit's {type(module).__name__} lacks {absent} or does not know {unexpected}")
+    module.requires_grad_(False).eval()
+
+
+def _share(
+    theirs: nn.Module, ours: nn.Module, origins: Mapping[str, Origin], *, leaving: str | None = None
+) -> list[tuple[Tensor, Sequence[Tensor]]]:
+    """Give AI Toolkit's module the tensors of ours; return those that had to be copied, and what of.
+
+    Args:
+        leaving: prefix of tensors that it does not get.
+    """
+    found = tensor_parts(ours, origins)
+    parts = {name: tensors for name, tensors in found.items() if leaving is None or not name.startswith(leaving)}
+    state = {name: joined(tensors) for name, tensors in parts.items()}
+    shapes = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
+    for name, tensor in state.items():
+        if name in shapes and shapes[name] == (*tensor.shape, 1, 1):  # a 1x1 convolution that diffusers runs as linear
+            state[name] = tensor[:, :, None, None]
+    fill(theirs, state)
+    # Asked of the storage: a view of all parts begins where the first of them does.
+    return [
+        (state[name], tensors)
+        for name, tensors in parts.items()
+        if state[name].untyped_storage().data_ptr() != tensors[0].untyped_storage().data_ptr()
+    ]
+
+
+def _transformer_params(transformer: Any) -> dict[str, Any]:
+    """Return a Flux2Transformer2DModel's sizes in AI Toolkit's words."""
+    config = transformer.config
+    return {
+        "in_channels": config.in_channels,
+        "context_in_dim": config.joint_attention_dim,
+        "hidden_size": config.num_attention_heads * config.attention_head_dim,
+        "num_heads": config.num_attention_heads,
+        "depth": config.num_layers,
+        "depth_single_blocks": config.num_single_layers,
+        "axes_dim": list(config.axes_dims_rope),
+        "theta": config.rope_theta,
+        "mlp_ratio": config.mlp_ratio,
+        "use_guidance_embed": config.guidance_embeds,
+    }
+
+
+def _decoder_params(autoencoder: Any) -> dict[str, Any]:
+    """Return the sizes of an AutoencoderKLFlux2's decoder in AI Toolkit's words, which count channels in multiples."""
+    config = autoencoder.config
+    widths = config.decoder_block_out_channels or config.block_out_channels
+    unit = math.gcd(*widths)
+    return {
+        "in_channels": config.in_channels,
+        "out_ch": config.out_channels,
+        "ch": unit,
+        "ch_mult": [width // unit for width in widths],
+        "num_res_blocks": config.layers_per_block,
+        "z_channels": config.latent_channels,
+    }

@@ -1,1 +1,0 @@
-"""From a prompt, a seed and a size to pixels."""
