@@ -10,7 +10,7 @@ import typer
 
 from shared import logs
 from shared.settings import Settings
-from worker.verify.outcome import CaseType, Precision, Verified, as_json, line, summary
+from worker.verify.outcome import CaseType, Precision, VerifiedEngine, as_json, line, summary
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -82,8 +82,8 @@ def verify(
     ] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto. The goldens were made on a CPU.")] = "cpu",
     engine: Annotated[
-        Verified, typer.Option(help="Whose code runs; `diffusers` shows how far its own pipelines are off.")
-    ] = Verified.EXACT,
+        VerifiedEngine, typer.Option(help="Whose code runs; `diffusers` shows how far its own pipelines are off.")
+    ] = VerifiedEngine.EXACT,
     against_toolkit: Annotated[
         bool, typer.Option("--against-toolkit", help="Compare with AI Toolkit's own classes, run here, to the bit.")
     ] = False,
@@ -92,14 +92,14 @@ def verify(
     ] = None,
 ) -> None:
     """Check that this machine renders what AI Toolkit renders. Exit code 1 if any case fails."""
-    from worker.verify.run import start
+    from worker.verify.verification import start_verification
 
     toolkit = toolkit or Settings().ai_toolkit_path
-    needed = against_toolkit or engine is Verified.TOOLKIT
+    needed = against_toolkit or engine is VerifiedEngine.TOOLKIT
     if needed and toolkit is None:
         what = "--against-toolkit" if against_toolkit else f"--engine {engine}"
         raise typer.BadParameter(f"{what} needs --toolkit or AI_TOOLKIT_PATH")
-    started = start(
+    started = start_verification(
         folder,
         only=only,
         dtype=dtype,

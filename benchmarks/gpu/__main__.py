@@ -25,7 +25,7 @@ from worker.model.components import Components
 from worker.rendering.engine import Engine, package_versions
 from worker.rendering.toolkit_checkout import Toolkit, load_toolkit
 from worker.rendering.toolkit_engine import over
-from worker.verify.stock import Stock
+from worker.verify.diffusers_pipeline import DiffusersEngine
 
 
 class Part(StrEnum):
@@ -177,7 +177,7 @@ def _others(components: Components, toolkit: Toolkit | None, chosen: Collection[
     if toolkit is not None and EngineName.AI_TOOLKIT in chosen:
         others[EngineName.AI_TOOLKIT] = over(components, toolkit)
     if EngineName.DIFFUSERS in chosen:
-        others[EngineName.DIFFUSERS] = Stock(components)
+        others[EngineName.DIFFUSERS] = DiffusersEngine(components)
     return others
 
 

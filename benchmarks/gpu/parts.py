@@ -35,7 +35,7 @@ from worker.rendering.latents import noise
 from worker.rendering.native_engine import Exact
 from worker.rendering.prompt_encoder import MAX_TOKENS, embed
 from worker.rendering.renderer import Renderer
-from worker.verify.product import adapter_ref
+from worker.verify.golden_models import adapter_ref
 
 _SEEDS = (42, 43, 44, 45)
 _GUIDANCE = 4.0

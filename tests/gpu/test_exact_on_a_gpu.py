@@ -13,7 +13,7 @@ from shared.settings import ModelSettings
 from worker.commands import app
 from worker.model.load import load_components
 from worker.rendering.renderer import Renderer
-from worker.verify.product import adapter_ref
+from worker.verify.golden_models import adapter_ref
 
 ROOT = os.environ.get("AI_TOOLKIT_PATH")  # read here: the tests' environment is emptied of it
 

@@ -12,7 +12,7 @@ from worker.model.demo_model import write_tiny_adapter, write_tiny_checkpoint
 from worker.model.fp8 import fast_layers, norm_rows, quantize_rows
 from worker.model.load import load_components
 from worker.rendering.renderer import Renderer
-from worker.verify.product import adapter_ref
+from worker.verify.golden_models import adapter_ref
 
 pytestmark = [
     pytest.mark.gpu,

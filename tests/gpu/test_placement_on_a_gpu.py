@@ -15,7 +15,7 @@ from worker.checkpoint.reader import Reader, Region
 from worker.model.demo_model import STYLES, write_tiny_adapter, write_tiny_checkpoint
 from worker.model.load import load_components
 from worker.rendering.renderer import Renderer
-from worker.verify.product import adapter_ref
+from worker.verify.golden_models import adapter_ref
 
 pytestmark = [
     pytest.mark.gpu,

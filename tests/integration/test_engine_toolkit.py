@@ -16,7 +16,7 @@ from worker.model.load import load_components
 from worker.rendering.renderer import Renderer
 from worker.rendering.toolkit_checkout import load_toolkit
 from worker.rendering.toolkit_engine import over
-from worker.verify.product import adapter_ref
+from worker.verify.golden_models import adapter_ref
 
 ROOT = os.environ.get("AI_TOOLKIT_PATH")  # read here: the tests' environment is emptied of it
 

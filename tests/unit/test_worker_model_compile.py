@@ -15,7 +15,7 @@ from shared.settings import ModelSettings
 from worker.model.load import load_components
 from worker.rendering.latents import image_ids, text_ids
 from worker.rendering.renderer import Renderer
-from worker.verify.product import adapter_ref
+from worker.verify.golden_models import adapter_ref
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning"),

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 from shared.errors import CheckpointError
 from worker.commands import app
 from worker.rendering.toolkit_checkout import load_toolkit
-from worker.verify.compare import equal, measure, outcome, same_bits
-from worker.verify.golden import Goldens
+from worker.verify.golden_models import GoldenModels, bfl_weights
+from worker.verify.goldens import Goldens
+from worker.verify.measures import equal, measure, outcome, same_bits
 from worker.verify.outcome import GoldensError
-from worker.verify.product import Product, bfl_weights
 
 CPU = torch.device("cpu")
 
@@ -243,7 +243,7 @@ def test_a_sidecar_may_split_the_head_otherwise_and_turn_slower(damaged):
     stated = json.loads(sidecar.read_text()) | {"axes_dim": [2, 6, 6, 2], "theta": 500}
     replace(sidecar, json.dumps(stated).encode())
 
-    transformer = Product(Goldens(folder), CPU).components("dev", "fp32").transformer
+    transformer = GoldenModels(Goldens(folder), CPU).components("dev", "fp32").transformer
 
     assert tuple(transformer.config.axes_dims_rope) == (2, 6, 6, 2)
     assert transformer.config.rope_theta == 500
@@ -252,7 +252,7 @@ def test_a_sidecar_may_split_the_head_otherwise_and_turn_slower(damaged):
 def test_weights_are_put_back_together_as_they_lie_in_the_file(goldens):
     stored = load_file(goldens / "weights/flux2_dev_tiny.safetensors")
 
-    weights = bfl_weights(Product(Goldens(goldens), CPU).components("dev", "bf16").transformer)
+    weights = bfl_weights(GoldenModels(Goldens(goldens), CPU).components("dev", "bf16").transformer)
 
     assert weights.keys() == stored.keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in stored.items())

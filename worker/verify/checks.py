@@ -22,11 +22,11 @@ from worker.model.components import DTYPES, Components
 from worker.rendering.denoise import Call
 from worker.rendering.engine import Engine
 from worker.rendering.latents import PIXELS, image_ids, noise, text_ids
-from worker.verify.compare import Measure, equal, measure, same_bits
-from worker.verify.golden import Case, given_embeds
-from worker.verify.outcome import CaseType, Verified
-from worker.verify.product import Calls, Product, adapter_ref, bfl_weights, recorded, sample, starting_noise
-from worker.verify.prompts import check_e2e, check_text
+from worker.verify.golden_models import Calls, GoldenModels, adapter_ref, bfl_weights, recorded, sample, starting_noise
+from worker.verify.goldens import Case, given_embeds
+from worker.verify.measures import Measure, equal, measure, same_bits
+from worker.verify.outcome import CaseType, VerifiedEngine
+from worker.verify.prompt_checks import check_e2e, check_text
 
 _ROLE = re.compile(r"\.(lora_A|lora_B|lora_down|lora_up|lokr_\w+|alpha|diff|diff_b|magnitude)(\.weight)?$")
 # A step on another CPU used 0.7 of the latents' limit; a wrong schedule or noise is off by 200 times it and more.
@@ -35,19 +35,19 @@ _STEP_SLACK = 5
 _SCHEDULE = {"max_abs": 1e-7}
 
 
-def check(case: Case, product: Product) -> list[Measure]:
+def check(case: Case, product: GoldenModels) -> list[Measure]:
     """Run one case through the product."""
     with torch.no_grad():
         return list(_CHECKS[case.type](case, product))
 
 
-def _schedule(case: Case, product: Product) -> Iterator[Measure]:
+def _schedule(case: Case, product: GoldenModels) -> Iterator[Measure]:
     entry = case.entry
     got = product.schedule(entry["num_steps"], entry["image_seq_len"])
     yield from measure("timesteps", torch.tensor(got, dtype=torch.float64), _float64(entry["timesteps"]), _SCHEDULE)
 
 
-def _noise(case: Case, product: Product) -> Iterator[Measure]:
+def _noise(case: Case, product: GoldenModels) -> Iterator[Measure]:
     _, channels, rows, columns = case.entry["shape"]
     size = {"channels": channels, "height": rows * PIXELS, "width": columns * PIXELS}
     drawn = noise(case.entry["seed"], **size, dtype=DTYPES[case.dtype])
@@ -55,7 +55,7 @@ def _noise(case: Case, product: Product) -> Iterator[Measure]:
     yield Measure("sha256", "differs", float(digest != case.entry["sha256_le_bytes"]), 0.0)
 
 
-def _forward(case: Case, product: Product) -> Iterator[Measure]:
+def _forward(case: Case, product: GoldenModels) -> Iterator[Measure]:
     golden = product.goldens.tensors(case.entry["file"])
     components = product.components(case.entry["model"], case.dtype)
     got = forward(product.engine(components), components, golden)
@@ -76,7 +76,7 @@ def forward(engine: Engine, components: Components, inputs: Mapping[str, Tensor]
     return engine.predict(call)
 
 
-def _sampling(case: Case, product: Product) -> Iterator[Measure]:
+def _sampling(case: Case, product: GoldenModels) -> Iterator[Measure]:
     entry, golden = case.entry, product.goldens.tensors(case.entry["file"])
     components = product.components(entry["model"], case.dtype)
     engine = product.engine(components)
@@ -92,7 +92,7 @@ def _sampling(case: Case, product: Product) -> Iterator[Measure]:
         )
     tolerance = entry["tolerance"]
     # Another schedule has other steps; only where it leads can be compared.
-    if product.verified is not Verified.DIFFUSERS:
+    if product.verified is not VerifiedEngine.DIFFUSERS:
         yield equal("timesteps_model", torch.stack(calls.timesteps), golden["timesteps_model"])
         yield from _steps(calls, golden, 1 + entry["true_cfg"], _for_steps(tolerance["latents"]))
     yield from measure("latents", latents, golden["latents"], tolerance["latents"])
@@ -103,7 +103,7 @@ def _sampling(case: Case, product: Product) -> Iterator[Measure]:
 
 
 def _inputs(
-    entry: Mapping[str, Any], golden: Mapping[str, Tensor], components: Components, product: Product
+    entry: Mapping[str, Any], golden: Mapping[str, Tensor], components: Components, product: GoldenModels
 ) -> Iterator[Measure]:
     """Check all that is decided before the first step."""
     batch, _, rows, columns = golden["initial_latents"].shape
@@ -131,7 +131,7 @@ def _for_steps(tolerance: Mapping[str, float]) -> dict[str, float]:
     return {metric: _STEP_SLACK * limit for metric, limit in tolerance.items()}
 
 
-def _adapter(case: Case, product: Product) -> Iterator[Measure]:
+def _adapter(case: Case, product: GoldenModels) -> Iterator[Measure]:
     entry, run, dtype = case.entry, case.entry["run"], case.dtype
     golden, path = product.goldens.tensors(entry["expected"]), product.goldens.folder / entry["file"]
     components, embeds = product.own(run["model"], dtype, adapter=path), given_embeds(product.goldens, run)
@@ -160,7 +160,7 @@ def _merged_rows(
         yield equal(f"merged_{suffix}/{key}", merged[key][rows], golden[f"merged_{suffix}/{key}"])
 
 
-def _adapter_hand(case: Case, product: Product) -> Iterator[Measure]:
+def _adapter_hand(case: Case, product: GoldenModels) -> Iterator[Measure]:
     entry, components = case.entry, product.own(case.entry["run"]["model"], case.dtype)
     warm, base = WarmPipeline(components), bfl_weights(components.transformer)
     # A file of which only a part fits has a result in the goldens, and a note that it must not be silent: refused here.
@@ -172,7 +172,7 @@ def _adapter_hand(case: Case, product: Product) -> Iterator[Measure]:
     yield same_bits("weights afterwards", bfl_weights(components.transformer), base)
 
 
-def _hand_latents(case: Case, product: Product, components: Components, warm: WarmPipeline) -> Iterator[Measure]:
+def _hand_latents(case: Case, product: GoldenModels, components: Components, warm: WarmPipeline) -> Iterator[Measure]:
     entry, path = case.entry, product.goldens.folder / case.entry["file"]
     golden, embeds = product.goldens.tensors(entry["expected"]), given_embeds(product.goldens, entry["run"])
     engine = product.engine(components)
@@ -183,7 +183,7 @@ def _hand_latents(case: Case, product: Product, components: Components, warm: Wa
         yield from measure(what, latents, golden[f"{case.name}/{what}"], entry["tolerance"][f"latents_{case.dtype}"])
 
 
-def _refused(warm: WarmPipeline, product: Product, file: str) -> Measure:
+def _refused(warm: WarmPipeline, product: GoldenModels, file: str) -> Measure:
     """Pass only if the adapter is refused and the message names one of its keys, or the layer of one."""
     path = product.goldens.folder / file
     try:
@@ -201,7 +201,7 @@ def _layer(key: str) -> str:
     return _ROLE.sub("", key).removeprefix("diffusion_model.").removeprefix("transformer.")
 
 
-def _preview(case: Case, product: Product) -> Iterator[Measure]:
+def _preview(case: Case, product: GoldenModels) -> Iterator[Measure]:
     entry, golden = case.entry, product.goldens.tensors(case.entry["file"])
     path = product.goldens.folder / entry["adapter"]
     components = product.own(entry["model"], case.dtype, adapter=path)
@@ -224,7 +224,7 @@ def _float64(values: list[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-_CHECKS: dict[CaseType, Callable[[Case, Product], Iterator[Measure]]] = {
+_CHECKS: dict[CaseType, Callable[[Case, GoldenModels], Iterator[Measure]]] = {
     CaseType.SCHEDULE: _schedule,
     CaseType.NOISE: _noise,
     CaseType.FORWARD: _forward,

@@ -36,7 +36,7 @@ class Precision(StrEnum):
     BF16 = "bf16"
 
 
-class Verified(StrEnum):
+class VerifiedEngine(StrEnum):
     """Whose code the cases run: the two engines of jobs, or diffusers' own pipelines, to see how far off those are."""
 
     EXACT = "exact"

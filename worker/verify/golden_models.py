@@ -33,18 +33,18 @@ from worker.rendering.native_engine import Exact
 from worker.rendering.sigmas import sigmas
 from worker.rendering.toolkit_checkout import Toolkit
 from worker.rendering.toolkit_engine import over
-from worker.verify.golden import Goldens, sidecar
-from worker.verify.outcome import Verified
-from worker.verify.stock import Stock
+from worker.verify.diffusers_pipeline import DiffusersEngine
+from worker.verify.goldens import Goldens, sidecar
+from worker.verify.outcome import VerifiedEngine
 
 # Ids in the catalogue of the models that the goldens name by family.
 MODEL_IDS = {"dev": "flux2", "klein": "flux2_klein_4b"}
 
 # What each engine's transformer calls the timestep and the latents.
 _WORDS = {
-    Verified.EXACT: ("timestep", "hidden_states"),
-    Verified.TOOLKIT: ("timesteps", "x"),
-    Verified.DIFFUSERS: ("timestep", "hidden_states"),
+    VerifiedEngine.EXACT: ("timestep", "hidden_states"),
+    VerifiedEngine.TOOLKIT: ("timesteps", "x"),
+    VerifiedEngine.DIFFUSERS: ("timestep", "hidden_states"),
 }
 
 
@@ -57,7 +57,7 @@ class Calls:
     outputs: list[Tensor] = field(default_factory=list)
 
 
-class Product:
+class GoldenModels:
     """The goldens' models, loaded on `device` once for each precision.
 
     Args:
@@ -70,7 +70,7 @@ class Product:
         goldens: Goldens,
         device: torch.device,
         *,
-        verified: Verified = Verified.EXACT,
+        verified: VerifiedEngine = VerifiedEngine.EXACT,
         toolkit: Toolkit | None = None,
     ) -> None:
         self.goldens = goldens
@@ -98,8 +98,8 @@ class Product:
 
     def engine(self, components: Components) -> Engine:
         """Return the engine that is verified, over these components."""
-        if self.verified is Verified.DIFFUSERS:
-            return Stock(components)
+        if self.verified is VerifiedEngine.DIFFUSERS:
+            return DiffusersEngine(components)
         return Exact(components) if self.toolkit is None else over(components, self.toolkit)
 
     def adapted(self, components: Components) -> tuple[Engine, WarmPipeline]:
@@ -228,7 +228,7 @@ def sample(
 @contextmanager
 def recorded(engine: Engine) -> Iterator[Calls]:
     """Record each call of an engine's transformer."""
-    calls, (timestep, latents) = Calls(), _WORDS[Verified(engine.name)]
+    calls, (timestep, latents) = Calls(), _WORDS[VerifiedEngine(engine.name)]
 
     def record(_: nn.Module, __: Any, given: dict[str, Any], gave: Any) -> None:
         calls.timesteps.append(given[timestep])

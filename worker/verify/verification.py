@@ -15,11 +15,11 @@ from safetensors import SafetensorError
 from shared.errors import Flux2Error
 from worker.device import pick_device
 from worker.rendering.toolkit_checkout import load_toolkit
-from worker.verify import beside, checks
-from worker.verify.compare import Measure, outcome
-from worker.verify.golden import Case, Goldens
-from worker.verify.outcome import CaseType, Outcome, Precision, Verified
-from worker.verify.product import Product
+from worker.verify import checks, toolkit_comparison
+from worker.verify.golden_models import GoldenModels
+from worker.verify.goldens import Case, Goldens
+from worker.verify.measures import Measure, outcome
+from worker.verify.outcome import CaseType, Outcome, Precision, VerifiedEngine
 
 # What a product that is wrong, or a golden that is damaged, may raise.
 _FAILURES = (Flux2Error, SafetensorError, OSError, LookupError, ArithmeticError, ValueError, RuntimeError)
@@ -43,13 +43,13 @@ class Verification:
     outcomes: Iterator[Outcome]
 
 
-def start(
+def start_verification(
     folder: Path,
     *,
     only: CaseType | None,
     dtype: Precision | None,
     device: str,
-    verified: Verified = Verified.EXACT,
+    verified: VerifiedEngine = VerifiedEngine.EXACT,
     against_toolkit: bool = False,
     toolkit: Path | None = None,
 ) -> Verification:
@@ -64,24 +64,24 @@ def start(
         CheckpointError: there is no such device, or no checkout of AI Toolkit at `toolkit`.
     """
     classes = load_toolkit(toolkit) if toolkit else None
-    own = classes if verified is Verified.TOOLKIT else None
-    product = Product(Goldens(folder), pick_device(device), verified=verified, toolkit=own)
+    own = classes if verified is VerifiedEngine.TOOLKIT else None
+    product = GoldenModels(Goldens(folder), pick_device(device), verified=verified, toolkit=own)
     about = _about(product)
     if against_toolkit:
         assert classes is not None
-        both = beside.Beside(product, classes)
-        chosen = beside.cases(product.goldens, only=only, dtype=dtype)
-        outcomes = run(chosen, both.check)
+        both = toolkit_comparison.ToolkitComparison(product, classes)
+        chosen = toolkit_comparison.comparable_cases(product.goldens, only=only, dtype=dtype)
+        outcomes = run_cases(chosen, both.check)
         about["against"] = f"AI Toolkit's classes in {toolkit}, run here"
     else:
-        types = _OF_STOCK if verified is Verified.DIFFUSERS else tuple(CaseType)
+        types = _OF_STOCK if verified is VerifiedEngine.DIFFUSERS else tuple(CaseType)
         chosen = product.goldens.cases(only=only, dtype=dtype, types=types)
-        outcomes = run(chosen, lambda case: checks.check(case, product))
+        outcomes = run_cases(chosen, lambda case: checks.check(case, product))
     widths = max(len(case.type) for case in chosen), max(len(case.name) for case in chosen)
     return Verification(about, widths, outcomes)
 
 
-def run(cases: Sequence[Case], check: Callable[[Case], Sequence[Measure]]) -> Iterator[Outcome]:
+def run_cases(cases: Sequence[Case], check: Callable[[Case], Sequence[Measure]]) -> Iterator[Outcome]:
     """Yield an outcome for each case, in order."""
     for case in cases:
         try:
@@ -93,7 +93,7 @@ def run(cases: Sequence[Case], check: Callable[[Case], Sequence[Measure]]) -> It
             yield outcome(case.type, case.name, case.dtype, measures)
 
 
-def _about(product: Product) -> dict[str, str]:
+def _about(product: GoldenModels) -> dict[str, str]:
     """Say what is compared with what, and what may explain a difference: versions and kernels."""
     goldens = product.goldens
     return {

@@ -25,17 +25,17 @@ from worker.rendering.prompt_encoder import embed, tokenize
 from worker.rendering.toolkit_checkout import Toolkit
 from worker.rendering.toolkit_engine import AiToolkit, fill
 from worker.verify.checks import forward
-from worker.verify.compare import Measure, equal
-from worker.verify.golden import Case, Goldens, given_embeds, sidecar
+from worker.verify.golden_models import GoldenModels, adapter_ref, bfl_weights, sample
+from worker.verify.goldens import Case, Goldens, given_embeds, sidecar
+from worker.verify.measures import Measure, equal
 from worker.verify.outcome import CaseType, GoldensError, Precision
-from worker.verify.product import Product, adapter_ref, bfl_weights, sample
 
 
 @dataclass(frozen=True)
-class Beside:
+class ToolkitComparison:
     """Both sides: the product with its goldens, and a checkout of AI Toolkit."""
 
-    product: Product
+    product: GoldenModels
     toolkit: Toolkit
 
     def check(self, case: Case) -> list[Measure]:
@@ -65,7 +65,7 @@ class Beside:
         return module.to(self.product.device, DTYPES[dtype])
 
 
-def cases(goldens: Goldens, *, only: CaseType | None, dtype: Precision | None) -> list[Case]:
+def comparable_cases(goldens: Goldens, *, only: CaseType | None, dtype: Precision | None) -> list[Case]:
     """Return the cases that can be compared side by side, each in both precisions whatever it was stored in.
 
     Raises:
@@ -79,14 +79,14 @@ def cases(goldens: Goldens, *, only: CaseType | None, dtype: Precision | None) -
     return [replace(case, dtype=precision) for case in inputs.values() for precision in wanted]
 
 
-def _forward(case: Case, beside: Beside) -> Iterator[Measure]:
+def _forward(case: Case, beside: ToolkitComparison) -> Iterator[Measure]:
     model, golden = case.entry["model"], beside.product.goldens.tensors(case.entry["file"])
     components = beside.product.components(model, case.dtype)
     ours, theirs = beside.product.engine(components), beside.theirs(model, case.dtype)
     yield equal("pred", forward(ours, components, golden), forward(theirs, components, golden))
 
 
-def _sampling(case: Case, beside: Beside) -> Iterator[Measure]:
+def _sampling(case: Case, beside: ToolkitComparison) -> Iterator[Measure]:
     entry, golden = case.entry, beside.product.goldens.tensors(case.entry["file"])
     components = beside.product.components(entry["model"], case.dtype)
     given: dict[str, Any] = {
@@ -101,7 +101,7 @@ def _sampling(case: Case, beside: Beside) -> Iterator[Measure]:
     yield equal("decoded", ours.decode(latents), theirs.decode(latents))
 
 
-def _adapter(case: Case, beside: Beside) -> Iterator[Measure]:
+def _adapter(case: Case, beside: ToolkitComparison) -> Iterator[Measure]:
     entry, run, goldens = case.entry, case.entry["run"], beside.product.goldens
     path = goldens.folder / entry["file"]
     components = beside.product.own(run["model"], case.dtype, adapter=path)
@@ -117,7 +117,7 @@ def _adapter(case: Case, beside: Beside) -> Iterator[Measure]:
         )
 
 
-def _text(case: Case, beside: Beside) -> Iterator[Measure]:
+def _text(case: Case, beside: ToolkitComparison) -> Iterator[Measure]:
     entry, product, dtype = case.entry, beside.product, DTYPES[case.dtype]
     folder = product.goldens.folder / entry["encoder"]
     ours = load_text_encoder(folder, device=product.device, dtype=dtype)
@@ -149,7 +149,7 @@ def _stated(weights: Path) -> dict[str, Any]:
     return stated
 
 
-_CHECKS: dict[CaseType, Callable[[Case, Beside], Iterator[Measure]]] = {
+_CHECKS: dict[CaseType, Callable[[Case, ToolkitComparison], Iterator[Measure]]] = {
     CaseType.FORWARD: _forward,
     CaseType.SAMPLING: _sampling,
     CaseType.ADAPTER: _adapter,

@@ -37,7 +37,7 @@ _SCHEDULER = {
 }
 
 
-class Stock:
+class DiffusersEngine:
     """Runs diffusers' modules as they are, over the weights of `components`."""
 
     name: ClassVar[str] = "diffusers"

@@ -22,12 +22,12 @@ from worker.model.load import load_components
 from worker.model.text_encoder import family_of, load_text_encoder, load_tokenizer
 from worker.rendering.prompt_encoder import PromptEncoder, embed, tokenize
 from worker.rendering.renderer import Renderer
-from worker.verify.compare import Measure, equal, measure
-from worker.verify.golden import Case
-from worker.verify.product import MODEL_IDS, Product, sample
+from worker.verify.golden_models import MODEL_IDS, GoldenModels, sample
+from worker.verify.goldens import Case
+from worker.verify.measures import Measure, equal, measure
 
 
-def check_text(case: Case, product: Product) -> Iterator[Measure]:
+def check_text(case: Case, product: GoldenModels) -> Iterator[Measure]:
     """Compare ids, masks and embeddings, pad rows included, of prompts alone and together."""
     entry, golden, folder = case.entry, product.goldens.tensors(case.entry["file"]), product.goldens.folder
     encoder = load_text_encoder(folder / entry["encoder"], device=product.device, dtype=DTYPES[case.dtype])
@@ -45,7 +45,7 @@ def check_text(case: Case, product: Product) -> Iterator[Measure]:
             yield from measure(name, embed(encoder, ids, mask), expected, tolerance)
 
 
-def check_e2e(case: Case, product: Product) -> Iterator[Measure]:
+def check_e2e(case: Case, product: GoldenModels) -> Iterator[Measure]:
     """Load a whole checkpoint and render its prompt as a worker does."""
     entry, golden, dtype = case.entry, product.goldens.tensors(case.entry["file"]), case.dtype
     with checkpoint(product, entry) as settings:
@@ -68,7 +68,7 @@ def check_e2e(case: Case, product: Product) -> Iterator[Measure]:
 
 
 @contextmanager
-def checkpoint(product: Product, entry: Mapping[str, Any]) -> Iterator[ModelSettings]:
+def checkpoint(product: GoldenModels, entry: Mapping[str, Any]) -> Iterator[ModelSettings]:
     """Lay the goldens' weights out under the real files' names, for as long as they are loaded."""
     goldens, model = product.goldens, MODELS[MODEL_IDS[entry["model"]]]
     with tempfile.TemporaryDirectory() as name:
