@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-import httpcore
+import httpcore2
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
@@ -35,25 +35,25 @@ def resolve(host: str, port: int, *, allow_private: bool) -> str:
     """Return one address of a host, as text.
 
     Raises:
-        httpcore.ConnectError: it has none, or one that is not public.
+        httpcore2.ConnectError: it has none, or one that is not public.
     """
     try:
         found = [ipaddress.ip_address(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except (OSError, UnicodeError) as error:
-        raise httpcore.ConnectError(f"{host!r} has no address") from error
+        raise httpcore2.ConnectError(f"{host!r} has no address") from error
     refused = [address for address in found if not allow_private and not is_public(address)]
     if refused:
-        raise httpcore.ConnectError(f"{host!r} has the address {refused[0]}, which is not public")
+        raise httpcore2.ConnectError(f"{host!r} has the address {refused[0]}, which is not public")
     return str(found[0])
 
 
-class GuardedBackend(httpcore.NetworkBackend):
+class GuardedBackend(httpcore2.NetworkBackend):
     """Connects to addresses that `resolve` lets through, for `timeout_s` in all, whatever the other side does."""
 
     def __init__(self, *, allow_private: bool, timeout_s: float) -> None:
         self._allow_private = allow_private
         self._timeout_s = timeout_s
-        self._plain = httpcore.SyncBackend()
+        self._plain = httpcore2.SyncBackend()
 
     def connect_tcp(
         self,
@@ -62,32 +62,32 @@ class GuardedBackend(httpcore.NetworkBackend):
         timeout: float | None = None,
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.NetworkStream:
+    ) -> httpcore2.NetworkStream:
         deadline = time.monotonic() + self._timeout_s
         address = resolve(host, port, allow_private=self._allow_private)
         return _Bounded(self._plain.connect_tcp(address, port, self._timeout_s, local_address), deadline)
 
 
-class _Bounded(httpcore.NetworkStream):
+class _Bounded(httpcore2.NetworkStream):
     """A stream with one deadline for all that happens on it: a receiver cannot hold a sender by dripping bytes."""
 
-    def __init__(self, stream: httpcore.NetworkStream, deadline: float) -> None:
+    def __init__(self, stream: httpcore2.NetworkStream, deadline: float) -> None:
         self._stream = stream
         self._deadline = deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, self._left_s(httpcore.ReadTimeout))
+        return self._stream.read(max_bytes, self._left_s(httpcore2.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, self._left_s(httpcore.WriteTimeout))
+        self._stream.write(buffer, self._left_s(httpcore2.WriteTimeout))
 
     def close(self) -> None:
         self._stream.close()
 
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
-    ) -> httpcore.NetworkStream:
-        left_s = self._left_s(httpcore.ConnectTimeout)
+    ) -> httpcore2.NetworkStream:
+        left_s = self._left_s(httpcore2.ConnectTimeout)
         return _Bounded(self._stream.start_tls(ssl_context, server_hostname, left_s), self._deadline)
 
     def get_extra_info(self, info: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from importlib.metadata import version
 
 from fastapi import FastAPI
 
@@ -48,7 +49,7 @@ def create_app(settings: Settings) -> FastAPI:
         courier.stop()
         caretaker.stop()
 
-    app = FastAPI(title="flux2-queue", version="0.1.0", description=_DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(title="flux2-queue", version=version("flux2-queue"), description=_DESCRIPTION, lifespan=lifespan)
     app.state.services = services
     app.add_middleware(BodyLimit, max_bytes=settings.api.max_body_bytes)
     errors.install(app)

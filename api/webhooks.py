@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
-import httpcore
+import httpcore2
 from standardwebhooks.webhooks import Webhook
 
 from api import views
@@ -143,11 +143,11 @@ class Courier(threading.Thread):
         try:
             # The status alone is read: the answer's body may be of any length. Redirects are not followed.
             with (
-                httpcore.ConnectionPool(network_backend=backend) as pool,
+                httpcore2.ConnectionPool(network_backend=backend) as pool,
                 pool.stream("POST", message.url, headers=headers, content=body.encode()) as answer,
             ):
                 status = answer.status
-        except (httpcore.NetworkError, httpcore.TimeoutException, httpcore.ProtocolError, ValueError) as error:
+        except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError, ValueError) as error:
             return True, f"{type(error).__name__}: {error}"[:300]
         return status != _GONE, "" if 200 <= status < 300 else f"answered {status}"
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
+import httpx2
 import typer
 import uvloop
 from rich.console import Console
@@ -57,8 +57,8 @@ def main(
 
 
 async def _run(stack: Stack, pollers: int, seconds: float, submits_per_s: float) -> list[Row]:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=stack.url, timeout=10, limits=limits) as http:
+    limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx2.AsyncClient(base_url=stack.url, timeout=10, limits=limits) as http:
         jobs = [(await http.post("/v1/inference", json=_BODY)).json()["request_id"] for _ in range(pollers)]
         redis = stack.ledger().redis
         pushes = []
@@ -85,7 +85,7 @@ async def _run(stack: Stack, pollers: int, seconds: float, submits_per_s: float)
 
 
 async def _repeat(
-    http: httpx.AsyncClient, method: str, path: str, each_s: float, until: float
+    http: httpx2.AsyncClient, method: str, path: str, each_s: float, until: float
 ) -> list[tuple[int, float]]:
     """Ask at a steady rate, at a phase of the client's own, whatever the answers take."""
     answers = []
@@ -97,7 +97,7 @@ async def _repeat(
     return answers
 
 
-async def _once(http: httpx.AsyncClient, method: str, path: str) -> tuple[int, float]:
+async def _once(http: httpx2.AsyncClient, method: str, path: str) -> tuple[int, float]:
     began = time.perf_counter()
     answer = await http.request(method, path, json=_BODY if method == "POST" else None)
     return answer.status_code, time.perf_counter() - began

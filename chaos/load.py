@@ -8,7 +8,7 @@ import time
 import uuid
 from typing import Any
 
-import httpx
+import httpx2
 
 from chaos.fleet import Fleet
 
@@ -28,7 +28,7 @@ class Load:
         self._rng = rng
         self._stopped = threading.Event()
         self._seen: dict[str, str] = {}
-        self._http = httpx.Client(base_url=fleet.url, timeout=_TIMEOUT_S)
+        self._http = httpx2.Client(base_url=fleet.url, timeout=_TIMEOUT_S)
         self._poller = threading.Thread(target=self._poll_until_stopped, name="chaos-poller", daemon=True)
 
     def __enter__(self) -> Load:
@@ -47,14 +47,14 @@ class Load:
         self._fleet.history.add("submit", key=key, items=len(prompts))
         while True:
             answer = self._ask("POST", "/v1/inference", json=body, headers={"Idempotency-Key": key})
-            if answer is not None and answer.status_code == httpx.codes.ACCEPTED:
+            if answer is not None and answer.status_code == httpx2.codes.ACCEPTED:
                 job = str(answer.json()["request_id"])
                 self._fleet.history.add("accepted", key=key, job=job, items=len(prompts))
                 self.jobs[job] = key
                 if not twice:
                     return job
                 twice = False
-            elif answer is not None and answer.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+            elif answer is not None and answer.status_code < httpx2.codes.INTERNAL_SERVER_ERROR:
                 raise ValueError(f"a job was refused: {answer.text}")
             self._stopped.wait(_REPEAT_S if answer is None or answer.is_error else 0)
 
@@ -68,7 +68,7 @@ class Load:
         """Cancel until the answer is known; `acknowledged` when the job had not ended before."""
         while not self._stopped.is_set():
             answer = self._ask("POST", f"/v1/requests/{job}/cancel")
-            if answer is not None and answer.status_code == httpx.codes.OK:
+            if answer is not None and answer.status_code == httpx2.codes.OK:
                 state = answer.json()
                 self._fleet.history.add(
                     "cancel",
@@ -82,7 +82,7 @@ class Load:
     def status(self, job: str) -> dict[str, Any] | None:
         """Ask once; None when there was no answer or an error."""
         answer = self._ask("GET", f"/v1/requests/{job}/status")
-        return answer.json() if answer is not None and answer.status_code == httpx.codes.OK else None
+        return answer.json() if answer is not None and answer.status_code == httpx2.codes.OK else None
 
     def wait(self, idle_s: float) -> bool:
         """Wait until every job is seen to have ended; False if some had not, and none did for `idle_s`."""
@@ -95,11 +95,11 @@ class Load:
             self._stopped.wait(_POLL_S / 5)
         return True
 
-    def _ask(self, method: str, path: str, **options: Any) -> httpx.Response | None:
+    def _ask(self, method: str, path: str, **options: Any) -> httpx2.Response | None:
         """One request; None when it is not known whether it was carried out."""
         try:
             return self._http.request(method, path, **options)
-        except httpx.TransportError:
+        except httpx2.TransportError:
             return None
 
     def _poll_until_stopped(self) -> None:

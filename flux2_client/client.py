@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any
 
-import httpx
+import httpx2
 
 from shared.errors import Flux2Error
 
@@ -29,7 +29,7 @@ class Client:
     """
 
     def __init__(self, base_url: str, *, timeout_s: float = 30.0) -> None:
-        self._http = httpx.Client(base_url=base_url, timeout=timeout_s)
+        self._http = httpx2.Client(base_url=base_url, timeout=timeout_s)
 
     def __enter__(self) -> Client:
         return self
@@ -60,7 +60,7 @@ class Client:
     def _ask(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         try:
             return _body(self._http.request(method, path, **options))
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             raise ApiError(f"{self._http.base_url} cannot be reached: {error}") from error
 
     def wait(
@@ -95,15 +95,15 @@ class Client:
         """
         unsigned = url.partition("?")[0]
         try:
-            answer = httpx.get(url, timeout=60)
-        except httpx.TransportError as error:
+            answer = httpx2.get(url, timeout=60)
+        except httpx2.TransportError as error:
             raise ApiError(f"{unsigned}: {error}") from error
         if answer.is_error:
             raise ApiError(f"{unsigned}: {answer.status_code} {answer.reason_phrase}")
         return answer.content
 
 
-def _body(answer: httpx.Response) -> dict[str, Any]:
+def _body(answer: httpx2.Response) -> dict[str, Any]:
     if answer.is_error:
         is_problem = answer.headers.get("content-type") == "application/problem+json"
         detail = answer.json() if is_problem else {"code": answer.status_code, "detail": answer.text[:200]}

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-import httpx
+import httpx2
 
 from chaos.fleet import Plan
 from chaos.load import prompt
@@ -109,7 +109,7 @@ def full(lab: Lab) -> Outcome:
         running.ledger.redis.config_set("maxmemory", "1mb")
         [(status, _)] = _ask(running, 0.0, clients=1, method="POST")
         running.figure("POST while full", status)
-        running.demand("accept is answered 503", status == httpx.codes.SERVICE_UNAVAILABLE, status)
+        running.demand("accept is answered 503", status == httpx2.codes.SERVICE_UNAVAILABLE, status)
         threading.Event().wait(3.0)
         running.ledger.redis.config_set("maxmemory", "0")
         running.timed(lambda: running.item(job).state is State.SUCCEEDED, 20, what="the commit after space returned")
@@ -125,13 +125,13 @@ def _ask(running: Trial, for_s: float, *, clients: int, method: str = "GET") -> 
     body = {"model": "flux2", "loras": [], "prompts": [prompt(running.rng)]} if method == "POST" else None
 
     def client() -> None:
-        with httpx.Client(base_url=running.fleet.url, timeout=10) as http:
+        with httpx2.Client(base_url=running.fleet.url, timeout=10) as http:
             while True:
                 began = time.monotonic()
                 path = "/v1/inference" if body else "/v1/requests"
                 try:
                     status = http.request(method, path, json=body).status_code
-                except httpx.TransportError:
+                except httpx2.TransportError:
                     status = 0
                 answers.append((status, time.monotonic() - began))
                 if time.monotonic() > until:
@@ -147,7 +147,7 @@ def _ask(running: Trial, for_s: float, *, clients: int, method: str = "GET") -> 
 
 
 def _tell_answers(running: Trial, what: str, answers: list[tuple[int, float]]) -> None:
-    unavailable = [seconds for status, seconds in answers if status == httpx.codes.SERVICE_UNAVAILABLE]
+    unavailable = [seconds for status, seconds in answers if status == httpx2.codes.SERVICE_UNAVAILABLE]
     running.figure(f"503s while {what}", len(unavailable))
     running.demand(f"the API says 503 while {what}", bool(unavailable), sorted({status for status, _ in answers}))
     running.at_most(f"slowest answer while {what} s", max(seconds for _, seconds in answers), 3)

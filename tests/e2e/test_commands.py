@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from PIL import Image
 
@@ -48,8 +48,8 @@ def up(tmp_path, wait_until):
 
 def is_ready(url):
     try:
-        return bool(httpx.get(f"{url}/ready", timeout=5).json()["slots"])
-    except httpx.TransportError:
+        return bool(httpx2.get(f"{url}/ready", timeout=5).json()["slots"])
+    except httpx2.TransportError:
         return False
 
 

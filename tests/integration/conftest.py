@@ -4,7 +4,7 @@ import base64
 import threading
 from types import SimpleNamespace
 
-import httpx
+import httpx2
 import pytest
 import uvicorn
 
@@ -45,7 +45,7 @@ def api(redis_client, redis_url, s3, settings, adapter_root, wait_until):
     thread.start()
     wait_until(lambda: server.started, what="the API's start")
     services = app.state.services
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
         yield SimpleNamespace(
             http=client,
             url=f"http://127.0.0.1:{port}",

@@ -4,11 +4,13 @@ import hashlib
 import json
 import re
 import shutil
+import tomllib
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from fastapi import BackgroundTasks
 
@@ -257,7 +259,7 @@ def test_a_job_is_polled_from_queue_to_images_that_can_be_fetched(api):
     result = api.http.get(f"/v1/requests/{request_id}/result").json()
     images = result["outputs"]["images"]
     assert [image["index"] for image in images] == [0, 1]
-    assert [httpx.get(image["url"]).content for image in images] == [b"first", b"second"]
+    assert [httpx2.get(image["url"]).content for image in images] == [b"first", b"second"]
     assert images[0]["sha256"] == hashlib.sha256(b"first").hexdigest()
     assert RFC3339.fullmatch(images[0]["url_expires_at"])
     assert result["metadata"]["timings"]["prompts"][0] == {"index": 0, "denoise": 1.5}
@@ -854,3 +856,9 @@ def test_an_adapter_can_be_inspected_before_it_is_used(api, adapter):
     assert beside["matched"] == 0
     assert "matches no layer" in beside["refused"]
     problem(api.http.get("/v1/adapters", params={"path": "../x.safetensors"}), 422, "INVALID_LORA")
+
+
+def test_the_openapi_page_states_the_version_that_is_installed(api):
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+
+    assert api.http.get("/openapi.json").json()["info"]["version"] == project["version"]

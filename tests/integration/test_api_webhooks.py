@@ -7,7 +7,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import httpcore
+import httpcore2
 import pytest
 from standardwebhooks.webhooks import Webhook
 
@@ -331,7 +331,7 @@ def test_the_api_answers_a_bad_webhook_url_with_its_field(api):
     ["localhost", "127.1", "2130706433", "0x7f.0.0.1", "0177.0.0.1", "127.0.0.1.", "0", "::1", "no-such-host.invalid"],
 )
 def test_a_host_that_leads_inside_is_not_connected_to_whatever_its_spelling(host):
-    with pytest.raises(httpcore.ConnectError):
+    with pytest.raises(httpcore2.ConnectError):
         resolve(host, 443, allow_private=False)
 
 
@@ -341,7 +341,7 @@ def test_one_private_address_among_public_ones_is_enough_to_refuse(monkeypatch):
     ]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers)
 
-    with pytest.raises(httpcore.ConnectError, match=r"has the address 127\.0\.0\.1, which is not public"):
+    with pytest.raises(httpcore2.ConnectError, match=r"has the address 127\.0\.0\.1, which is not public"):
         resolve("rebinding.example", 443, allow_private=False)
 
 
