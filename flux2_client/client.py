@@ -9,16 +9,10 @@ from typing import Any
 
 import httpx2
 
-from shared.errors import Flux2Error
+from shared.errors import ApiError
 
 #: States in which a job stays.
 ENDED = frozenset({"succeeded", "failed", "canceled"})
-
-
-class ApiError(Flux2Error):
-    """The API refused a call or cannot be reached; the message is the problem's code and detail."""
-
-    code = "api_error"
 
 
 class Client:

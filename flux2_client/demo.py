@@ -14,19 +14,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flux2_client.client import Client
 from shared.demo_model import ABOUT, DRAWN_PX, PROMPTS
-from shared.errors import Flux2Error
+from shared.errors import DemoFailed
 from shared.local.stack import DEMO_ADAPTER, Stack
 from shared.outputs import make_folder
 from shared.request import EXAMPLE
 from shared.settings import Settings
 
 _JOB_S = 600.0
-
-
-class DemoFailed(Flux2Error):
-    """A demonstration job did not succeed."""
-
-    code = "demo_failed"
 
 
 def request(multiplier: float) -> dict[str, Any]:

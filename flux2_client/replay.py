@@ -13,16 +13,10 @@ from rich.table import Table
 
 from flux2_client.client import Client
 from flux2_client.similarity import Similarity, compare, contact_sheet, trainer_samples
-from shared.errors import ConfigRefused, Flux2Error
+from shared.errors import ConfigRefused, ReplayFailed
 from shared.outputs import make_folder
 
 _JOB_S = 86_400.0
-
-
-class ReplayFailed(Flux2Error):
-    """A request of the replay did not succeed."""
-
-    code = "replay_failed"
 
 
 def run(

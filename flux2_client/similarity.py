@@ -10,19 +10,13 @@ from pathlib import Path
 
 from PIL import Image, ImageChops
 
-from shared.errors import Flux2Error
+from shared.errors import NoSamples
 
 # The trainer names samples [time]__[step, 9 digits]_[count].[ext].
 _SAMPLE = re.compile(r"_(\d{9})_(\d+)\.(?:jpe?g|png|webp)$", re.IGNORECASE)
 _GAP = 8
 # What differs is shown this much brighter in the contact sheet.
 _GAIN = 4
-
-
-class NoSamples(Flux2Error):
-    """The folder holds no sample images that the trainer named."""
-
-    code = "no_samples"
 
 
 @dataclass(frozen=True)

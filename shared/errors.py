@@ -3,27 +3,34 @@
 * Flux2Error                     .code (stable, in JSON bodies), .retryable
   + RequestError                 the caller must change the request; never retried
     - InvalidRequest             a field has a value that cannot be served
-    - ModelNotFound              no such model id
-    - RequestNotFound            no job with that id
-    - AdapterNotFound            no file at the adapter's path
-    - AdapterRefused             the file is not an adapter this model can use
+    - ModelNotFound              the catalogue has no model with this id
+    - RequestNotFound            the ledger has no job with this id
+    - AdapterNotFound            no file exists at the adapter's path
+    - AdapterRefused             the file is not an adapter that this model can use
       . AdapterMismatch          a tensor does not fit the layer it names
-    - IdempotencyKeyReused       the key was used with another body
-    - ConfigRefused              a training config cannot be replayed
-  + QueueFull                    the pending list is at its cap; come back later
-  + LedgerUnavailable            Redis did not answer; nothing is known to have been accepted
-  + RunError                     the request was fine; this attempt was not
+    - IdempotencyKeyReused       the key was used before with another body
+    - ConfigRefused              the training config cannot be replayed
+  + QueueFull                    too many items are queued; try again later
+  + LedgerUnavailable            Redis did not answer; the job may or may not have been accepted
+  + RunError                     the request was fine; this attempt failed
     - LeaseLost                  another worker owns the item now; write nothing
     - ItemCanceled               the caller canceled the job while the item ran
     - OutOfMemory                the device could not hold the item
-    - NotFinite                  the model gave no numbers; the same request would again
-    - BlankImage                 every pixel is black, which no model draws
+    - NotFinite                  the output is NaN or infinite; retrying will not help
+    - BlankImage                 every pixel is black: the device or the model is broken
     - DeviceFault                the device stopped working; the process must end
-    - WeightsLost                the clean weights cannot be put back; the process must end
-    - Stalled                    no progress for too long: a kernel hangs; the process must end
+    - WeightsLost                the base weights cannot be restored; the process must end
+    - Stalled                    the item made no progress: a kernel hangs; the process must end
     - StorageUnavailable         the result could not be written
-  + ServerFailed                 a process that this host should run cannot be found, or did not start
+  + ServerFailed                 a process that this host needs is missing, did not start or ended
   + CheckpointError              the base model's files cannot be used; raised at start, before any claim
+  + CommandError                 a command cannot do its work; its message is all that the person sees
+    - ApiError                   the API refused a call or cannot be reached
+    - DemoFailed                 a demonstration job did not succeed
+    - ReplayFailed               a job of the replay did not succeed
+    - NoSamples                  the folder holds no sample images by the trainer
+    - OutputRefused              the output folder cannot be created
+    - GoldensError               the folder holds no usable golden files
 
 Codes in capitals are the request's fault and use the reference API's words; codes in lower case are ours.
 `api.errors` alone maps these classes to HTTP.
@@ -40,7 +47,7 @@ class Flux2Error(Exception):
 
 
 class RequestError(Flux2Error):
-    """The caller must change the request; `field` is the JSON path at fault, if one is."""
+    """The caller must change the request; `field` is the JSON path of the field at fault, or None."""
 
     code = "INVALID_REQUEST"
 
@@ -58,19 +65,19 @@ class InvalidRequest(RequestError):
 
 
 class ModelNotFound(RequestError):
-    """No such model id."""
+    """The catalogue has no model with this id."""
 
     code = "MODEL_NOT_FOUND"
 
 
 class RequestNotFound(RequestError):
-    """No job with that id: never accepted here, or past its retention."""
+    """The ledger has no job with this id: it was never accepted here, or its retention is over."""
 
     code = "REQUEST_NOT_FOUND"
 
 
 class AdapterNotFound(RequestError):
-    """No file at the adapter's path."""
+    """No file exists at the adapter's path."""
 
     code = "LORA_NOT_FOUND"
 
@@ -103,24 +110,24 @@ class ConfigRefused(RequestError):
 
 
 class QueueFull(Flux2Error):
-    """The pending list is at its cap."""
+    """So many items are queued that no more jobs are accepted."""
 
     code = "queue_full"
     retryable = True
 
     def __init__(self, pending: int, cap: int) -> None:
-        super().__init__(f"{pending} items are queued and the cap is {cap}")
+        super().__init__(f"{pending} items are queued and the cap is {cap}; try again later")
 
 
 class LedgerUnavailable(Flux2Error):
-    """Redis did not answer; whether a write took effect is unknown, so repeat it with the same Idempotency-Key."""
+    """Redis did not answer, so nobody knows whether a write took effect: repeat it with the same Idempotency-Key."""
 
     code = "ledger_unavailable"
     retryable = True
 
 
 class RunError(Flux2Error):
-    """The request was fine; this attempt was not."""
+    """The request was fine; this attempt failed."""
 
     code = "run_failed"
     retryable = True
@@ -147,26 +154,26 @@ class OutOfMemory(RunError):
 
 
 class NotFinite(RunError):
-    """The model gave infinities or NaN, of which no image can be made; the same request would give them again."""
+    """The output is NaN or infinite; retrying will not help."""
 
     code = "not_finite"
     retryable = False
 
 
 class BlankImage(RunError):
-    """Every pixel of the image is exactly black: a broken device or model gives that, no prompt does."""
+    """Every pixel of the image is exactly black: only a broken device or model draws that, never a prompt."""
 
     code = "blank_image"
 
 
 class DeviceFault(RunError):
-    """The device fails even the smallest calculation, so nothing more can be rendered by this process."""
+    """The device fails even the smallest calculation, so this process can render nothing more."""
 
     code = "gpu_fault"
 
 
 class WeightsLost(RunError):
-    """The base model's clean weights could not be put back; the process loads them anew or ends."""
+    """The base weights could not be restored; the process loads them again or ends."""
 
     code = "weights_lost"
 
@@ -184,7 +191,7 @@ class StorageUnavailable(RunError):
 
 
 class ServerFailed(Flux2Error):
-    """A process that this host should run cannot be found, did not start or ended; says what its log says."""
+    """A process that this host needs is missing, did not start or ended; the message quotes its log."""
 
     code = "server_failed"
 
@@ -193,3 +200,45 @@ class CheckpointError(Flux2Error):
     """The base model's files are missing, incomplete or not a FLUX.2; the message names the file and the tensor."""
 
     code = "checkpoint_error"
+
+
+class CommandError(Flux2Error):
+    """A command cannot do its work; its message is all that the person at the terminal sees."""
+
+    code = "command_failed"
+
+
+class ApiError(CommandError):
+    """The API refused a call or cannot be reached; the message is the problem's code and detail."""
+
+    code = "api_error"
+
+
+class DemoFailed(CommandError):
+    """A demonstration job did not succeed."""
+
+    code = "demo_failed"
+
+
+class ReplayFailed(CommandError):
+    """A job of the replay did not succeed."""
+
+    code = "replay_failed"
+
+
+class NoSamples(CommandError):
+    """The folder holds no sample images under the names that the trainer gives them."""
+
+    code = "no_samples"
+
+
+class OutputRefused(CommandError):
+    """The output folder cannot be created."""
+
+    code = "output_refused"
+
+
+class GoldensError(CommandError):
+    """The folder holds no usable golden files, or no case matches the filter; raised before any case runs."""
+
+    code = "goldens_error"

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from shared.errors import Flux2Error
-
-
-class OutputRefused(Flux2Error):
-    """A folder for images cannot be made."""
-
-    code = "output_refused"
+from shared.errors import OutputRefused
 
 
 def make_folder(folder: Path) -> None:

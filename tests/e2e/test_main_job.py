@@ -11,7 +11,7 @@ import requests
 from PIL import Image, ImageChops
 from safetensors.torch import load_file, save_file
 
-from flux2_client.client import ApiError
+from shared.errors import ApiError
 from shared.ledger import keys
 from shared.local.stack import DEMO_ADAPTER
 from worker.consumer.image_file import read_parameters

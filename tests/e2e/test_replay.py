@@ -5,8 +5,9 @@ import io
 import pytest
 from rich.console import Console
 
-from flux2_client.client import ApiError, Client
+from flux2_client.client import Client
 from flux2_client.replay import run
+from shared.errors import ApiError
 from shared.local.stack import DEMO_ADAPTER
 
 CONFIG = """

@@ -5,7 +5,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from flux2_client.client import ApiError, Client
+from flux2_client.client import Client
+from shared.errors import ApiError
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import math
 import pytest
 from PIL import Image
 
-from flux2_client.similarity import NoSamples, compare, contact_sheet, trainer_samples
+from flux2_client.similarity import compare, contact_sheet, trainer_samples
+from shared.errors import NoSamples
 
 
 def flat(value, size=(4, 2)):

@@ -12,13 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from shared.errors import CheckpointError
+from shared.errors import CheckpointError, GoldensError
 from worker.commands import app
 from worker.rendering.toolkit_checkout import load_toolkit
 from worker.verify.golden_models import GoldenModels, bfl_weights
 from worker.verify.goldens import Goldens
 from worker.verify.measures import equal, measure, outcome, same_bits
-from worker.verify.outcome import GoldensError
 
 CPU = torch.device("cpu")
 

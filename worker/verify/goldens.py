@@ -14,7 +14,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from worker.verify.outcome import CaseType, GoldensError, Precision
+from shared.errors import GoldensError
+from worker.verify.outcome import CaseType, Precision
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from shared.errors import Flux2Error
-
 
 class CaseType(StrEnum):
     """The kinds of cases in a folder of goldens, in the order in which they run."""
@@ -42,12 +40,6 @@ class VerifiedEngine(StrEnum):
     EXACT = "exact"
     TOOLKIT = "ai-toolkit"
     DIFFUSERS = "diffusers"
-
-
-class GoldensError(Flux2Error):
-    """The folder is not one of goldens, or nothing in it was asked for; raised before any case runs."""
-
-    code = "goldens_error"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
+from shared.errors import GoldensError
 from worker.lora.hot_swap import WarmPipeline
 from worker.model.components import DTYPES
 from worker.model.text_encoder import MISTRAL, family_of, load_text_encoder, load_tokenizer, quiet_transformers
@@ -28,7 +29,7 @@ from worker.verify.checks import forward
 from worker.verify.golden_models import GoldenModels, adapter_ref, bfl_weights, sample
 from worker.verify.goldens import Case, Goldens, given_embeds, sidecar
 from worker.verify.measures import Measure, equal
-from worker.verify.outcome import CaseType, GoldensError, Precision
+from worker.verify.outcome import CaseType, Precision
 
 
 @dataclass(frozen=True)
