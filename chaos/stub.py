@@ -29,14 +29,6 @@ EXIT, CRASH, FAULT, HANG = "please exit", "please crash", "please fault", "pleas
 FREEZE_IN_UPLOAD, FREEZE_BEFORE_COMMIT = "please freeze in the upload", "please freeze before the commit"
 
 
-@dataclass
-class Warm:
-    """What the ledger is told of the model: nothing is ever merged."""
-
-    base_drift: int = 0
-    adapter_key: str = "base"
-
-
 @dataclass(frozen=True)
 class Painted:
     """See `worker.rendering.renderer.Rendered`."""
@@ -51,7 +43,8 @@ class StubRenderer:
     """Sleeps `step_s` a step, then gives the seed's picture."""
 
     def __init__(self, step_s: float) -> None:
-        self.warm = Warm()
+        self.warm_key = "base"  # nothing is ever merged
+        self.corrupted = 0
         self.broken = ""
         self._step_s = step_s
 

@@ -113,7 +113,7 @@ class Parts:
         for size in self._plan.sizes:
             first_s = self._clock.seconds(lambda: self._denoise(engine, size, 1))  # noqa: B023 - called at once
             if name == "fast" and not drift:
-                drift["drift"] = self._renderer.warm.drift_of(partial(engine.predict, self._renderer.usual_call()))
+                drift["drift"] = self._renderer.warm.fp8_error(partial(engine.predict, self._renderer.usual_call()))
             # The first step is that of the first size with compiling, where there is any.
             notes: Row = {"first_s": first_s, **drift}
             if step:
@@ -206,7 +206,7 @@ class Parts:
         def measure(what: str, change: Callable[[], None]) -> None:
             nonlocal drift
             times.setdefault(what, []).append(self._clock.seconds(change))
-            drift = max(drift, warm.drift(), warm.base_drift)
+            drift = max(drift, warm.count_corrupted(), warm.corrupted)
 
         alone_ms = 1000 * self._clock.median_s(step, self._plan.repeat)
         measure("switch base to A, the first", partial(use, a))
@@ -290,7 +290,7 @@ class Parts:
             peak_gb=self._clock.peak_gb(),
             steps=self._plan.steps,
             idle_share=idle,
-            drift=max(self._renderer.warm.drift(), self._renderer.warm.base_drift),
+            drift=max(self._renderer.warm.count_corrupted(), self._renderer.warm.corrupted),
         )
 
     def _add(self, what: str, median_ms: float, step_ms: float, **more: Any) -> None:

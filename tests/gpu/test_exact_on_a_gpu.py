@@ -70,8 +70,8 @@ def test_every_kind_changes_the_picture_and_leaves_no_bit_behind(renderer, golde
             assert first != base, (name, mode)
 
     assert render(renderer) == base
-    assert renderer.warm.drift() == 0
-    assert renderer.warm.base_drift == 0
+    assert renderer.warm.count_corrupted() == 0
+    assert renderer.warm.corrupted == 0
 
 
 @pytest.mark.skipif(not ROOT, reason="AI_TOOLKIT_PATH names no checkout of AI Toolkit")

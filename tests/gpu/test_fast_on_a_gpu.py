@@ -137,5 +137,5 @@ def test_fast_images_come_again_to_the_bit_whatever_was_merged_between(renderer,
     render()
     for name, layer in fast_layers(renderer.warm.components.transformer).items():
         assert torch.equal(layer.weight.view(torch.uint8), before[name].view(torch.uint8)), name
-    assert (renderer.warm.drift(), renderer.warm.base_drift) == (0, 0)
+    assert (renderer.warm.count_corrupted(), renderer.warm.corrupted) == (0, 0)
     assert 0 < base.pipeline.drift < 0.2

@@ -60,7 +60,7 @@ def pictures(components, *adapters, prepared=False):
             renderer.prepare(*following)
         found.append(renderer.render(*item, on_progress=lambda _: None).image.tobytes())
     renderer.warm.settle()
-    assert (renderer.warm.drift(), renderer.warm.base_drift) == (0, 0)
+    assert (renderer.warm.count_corrupted(), renderer.warm.corrupted) == (0, 0)
     return found
 
 

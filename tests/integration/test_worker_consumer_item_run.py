@@ -259,7 +259,7 @@ def test_a_worker_told_to_stop_claims_nothing(worker):
 
 def test_a_black_image_is_a_failure_and_no_result(worker):
     job_id = accept(worker)
-    black = with_renderer(worker, Black(worker.consumer.interfaces))
+    black = with_renderer(worker, Black(worker.renderer))
 
     run_next(black)
     assert item(worker, job_id).state is State.QUEUED
@@ -286,7 +286,7 @@ def test_a_poisoned_device_ends_the_process_and_the_item_goes_to_another_attempt
 def test_weights_that_cannot_be_put_back_end_the_process(worker):
     job_id = accept(worker)
     ended = []
-    losing = with_renderer(Worker(**{**vars(worker), "end": ended.append}), Losing(worker.consumer.interfaces))
+    losing = with_renderer(Worker(**{**vars(worker), "end": ended.append}), Losing(worker.renderer))
 
     run_next(losing)
 
@@ -569,22 +569,30 @@ class Away(Refusing):
         raise StorageUnavailable("PUT probe: connection refused")
 
 
-class Losing:
-    """A renderer whose checkpoint was written over."""
+class Wrapping:
+    """A renderer that passes another's state on."""
 
     def __init__(self, renderer):
-        self.warm = renderer.warm
+        self._renderer = renderer
+
+    @property
+    def warm_key(self):
+        return self._renderer.warm_key
+
+    @property
+    def corrupted(self):
+        return self._renderer.corrupted
+
+
+class Losing(Wrapping):
+    """A renderer whose checkpoint was written over."""
 
     def render(self, spec, adapters, *, on_progress):
         raise WeightsLost("3 restored weights are not those that were loaded")
 
 
-class Black:
+class Black(Wrapping):
     """A renderer whose device gives zeros."""
-
-    def __init__(self, renderer):
-        self.warm = renderer.warm
-        self._renderer = renderer
 
     def render(self, spec, adapters, *, on_progress):
         rendered = self._renderer.render(spec, adapters, on_progress=on_progress)
@@ -596,11 +604,11 @@ def broken_kernel(progress):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
-class Preparing:
+class Preparing(Wrapping):
     """A renderer that notes what it is to prepare, and fails at it if told to."""
 
     def __init__(self, renderer, *, fails=False):
-        self.warm = renderer.warm
+        super().__init__(renderer)
         self.render = renderer.render
         self.prepared = []
         self._fails = fails
@@ -614,7 +622,7 @@ class Preparing:
 @pytest.mark.parametrize("fails", [False, True])
 def test_while_an_item_renders_the_next_is_prepared_and_taken_whatever_came_of_it(fails, worker, adapter):
     worker.renderer.warm.use([])  # else an adapter of the test before would go first
-    renderer = Preparing(worker.consumer.interfaces, fails=fails)
+    renderer = Preparing(worker.renderer, fails=fails)
     worker = with_renderer(worker, renderer)
     first, second = accept(worker), accept(worker, adapters=[adapter], prompt="a dog")
 
@@ -652,9 +660,7 @@ def with_ledger(worker, *, failing_commits):
 def watched(worker, look, *, renew_s=None):
     """A worker whose progress is seen by `look` before it is reported."""
 
-    class Watched:
-        warm = worker.renderer.warm
-
+    class Watched(Wrapping):
         def render(self, spec, adapters, *, on_progress):
             def both(progress):
                 look(progress)
@@ -669,4 +675,4 @@ def watched(worker, look, *, renew_s=None):
         if renew_s is None
         else worker.settings.model_copy(update={"queue": worker.settings.queue.model_copy(update={"renew_s": renew_s})})
     )
-    return Worker(**{**vars(worker), "renderer": Watched(), "settings": changed})
+    return Worker(**{**vars(worker), "renderer": Watched(worker.renderer), "settings": changed})

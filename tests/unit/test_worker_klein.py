@@ -240,7 +240,7 @@ def test_both_passes_of_the_last_step_come_before_the_next_adapter(klein, klein_
     renderer.render(klein_item(), [], on_progress=ignore)
     renderer.prepare(coming, [adapter])
     again = renderer.render(klein_item(), [], on_progress=ignore)
-    key = renderer.warm.adapter_key
+    key = renderer.warm_key
 
     assert key == coming.adapter_key
     assert again.image.tobytes() == base.image.tobytes()

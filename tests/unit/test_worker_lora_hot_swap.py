@@ -156,7 +156,7 @@ def test_a_swap_from_any_kind_to_any_other_equals_merging_it_afresh(precision, c
 
     warm.use([])
     assert equal(weights(warm), base)
-    assert warm.drift() == 0
+    assert warm.count_corrupted() == 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -169,13 +169,13 @@ def test_the_base_comes_back_to_the_bit_after_any_sequence(seed, precision, comp
     for _ in range(25):
         names = choose.sample(KINDS, choose.choice([0, 1, 1, 1, 2, 3]))
         warm.use(adapters(*((name, choose.choice([-2.0, -1.0, 0.0, 0.3, 1.0, 2.0])) for name in names)))
-        assert warm.drift() == 0
+        assert warm.count_corrupted() == 0
         if not names:
             assert equal(weights(warm), base)
 
     warm.use([])
     assert equal(weights(warm), base)
-    assert warm.drift() == 0
+    assert warm.count_corrupted() == 0
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -200,7 +200,7 @@ def test_a_dora_scales_what_was_merged_before_it_so_its_place_in_the_list_counts
 
 
 def test_drift_counts_the_parameters_whose_bits_are_not_the_clean_ones(warm, adapters):
-    assert warm.drift() == 0
+    assert warm.count_corrupted() == 0
     warm.use(adapters(("lora_alllinear_bf16", 1.0)))
     warm.use([])
     qkv, last = (warm._weights[name] for name in ("transformer_blocks.0.attn.to_k.weight", "norm_out.linear.weight"))
@@ -210,7 +210,7 @@ def test_drift_counts_the_parameters_whose_bits_are_not_the_clean_ones(warm, ada
         last[0, 0] += 1
         last[1, 0] -= 1
 
-    assert warm.drift() == 2
+    assert warm.count_corrupted() == 2
 
 
 @pytest.mark.parametrize("row", range(4))
@@ -244,7 +244,7 @@ def test_drift_leaves_out_what_carries_an_adapter_now(warm, adapters):
         clean[0, 0] += 1
         merged[0, 0] += 1
 
-    assert warm.drift() == 1
+    assert warm.count_corrupted() == 1
 
 
 def test_several_adapters_merge_in_order_each_rounded_once(warm, components, adapters):
@@ -305,7 +305,7 @@ def test_a_failure_in_the_middle_of_a_merge_leaves_the_base(
     with failing_at_layer(7, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
         warm.use(adapters(("lora_alllinear_bf16", 1.0)))
 
-    assert warm.adapter_key == "base"
+    assert warm.warm_key == "base"
     assert equal(weights(warm), base)
     assert warm.use(adapters(("lora_subset_bf16", 1.0)))[0] == "merged"
 
@@ -402,9 +402,9 @@ def test_an_adapter_that_makes_a_weight_infinite_is_refused_and_leaves_the_base(
     with pytest.raises(AdapterRefused, match=r"^double_blocks\.0\.img_attn\.proj: .* not finite"):
         warm.use(extreme("double_blocks.0.img_attn.proj", 3.4e38))
 
-    assert warm.adapter_key == "base"
+    assert warm.warm_key == "base"
     assert equal(weights(warm), base)
-    assert warm.drift() == 0
+    assert warm.count_corrupted() == 0
 
 
 def test_an_adapter_that_was_never_trained_leaves_even_negative_zeros(warm, extreme):
@@ -446,15 +446,15 @@ def test_the_last_passes_run_with_the_old_weights_while_the_next_are_written(
     warm.use_next(new, passes=passes)
     for _ in range(passes):
         assert torch.equal(run_once(warm.components), expected["old"])
-    key = warm.adapter_key
+    key = warm.warm_key
     change, reports = warm.use(new, wait=False)
 
     assert torch.equal(run_once(warm.components), expected["new"])
     warm.settle()
     assert (change, [report.path for report in reports]) == ("swapped", [ref.path for ref, _ in new])
-    assert key == warm.adapter_key
+    assert key == warm.warm_key
     assert warm.use(new)[0] == "none"
-    assert warm.drift() == 0
+    assert warm.count_corrupted() == 0
 
 
 def test_a_change_ahead_of_an_item_that_does_not_come_is_changed_again(warm, adapters):
@@ -516,7 +516,7 @@ def test_a_change_that_nobody_waited_for_is_complete_before_the_next(warm, adapt
     warm.use([])
 
     assert equal(weights(warm), base)
-    assert warm.drift() == 0
+    assert warm.count_corrupted() == 0
 
 
 def test_a_refused_change_that_nobody_waited_for_does_not_fail_the_next(warm, adapters, extreme):

@@ -216,7 +216,7 @@ def test_a_broken_file_is_refused_by_key_and_changes_nothing(name, error, words,
         warm.use([(adapter_ref(path), path)])
 
     assert all(torch.equal(value, before[key]) for key, value in model.transformer.state_dict().items())
-    assert warm.adapter_key == "base"
+    assert warm.warm_key == "base"
 
 
 def test_a_file_that_changed_after_the_job_was_accepted_is_refused(components, goldens, adapter_ref, tmp_path):
@@ -363,8 +363,8 @@ def test_a_refused_update_leaves_every_bit(fault, components, adapter_ref, tmp_p
         warm.use([(adapter_ref(path, 2.0), path)])
 
     assert all(same_bits(value, before[key]) for key, value in model.transformer.state_dict().items())
-    assert warm.adapter_key == "base"
-    assert warm.drift() == 0
+    assert warm.warm_key == "base"
+    assert warm.count_corrupted() == 0
 
 
 def test_a_lokr_for_another_base_is_refused_by_the_version_in_its_header(components, adapter_ref, tmp_path):

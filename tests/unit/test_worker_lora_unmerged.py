@@ -157,4 +157,4 @@ def test_a_change_of_mode_is_a_change_and_leaves_no_trace(components, item, gold
     assert images[1] == images[4]
     assert images[2] == images[3]
     assert len(set(images)) == 3
-    assert renderer.warm.drift() == 0
+    assert renderer.warm.count_corrupted() == 0

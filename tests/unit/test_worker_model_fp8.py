@@ -117,7 +117,7 @@ def test_adapters_are_merged_in_bfloat16_and_taken_off_to_the_bit(
         for name, layer in fast_layers(fast.transformer).items():
             expected = FastLinear(exact._weights[name]).weight
             assert torch.equal(layer.weight.view(torch.uint8), expected.view(torch.uint8)), name
-        assert (warm.drift(), warm.base_drift) == (0, 0)
+        assert (warm.count_corrupted(), warm.corrupted) == (0, 0)
 
 
 def test_a_checkpoint_in_float32_is_refused(checkpoint, tmp_path):
@@ -174,7 +174,7 @@ def test_a_scale_that_is_not_clean_is_drift_too(fast, adapter):
     layer = next(iter(fast_layers(fast.transformer).values()))
     layer.scale[3] *= 2
 
-    assert warm.drift() == 1
+    assert warm.count_corrupted() == 1
 
 
 def test_every_image_tells_how_far_a_step_is_from_the_exact_one(fast, model_settings, item):

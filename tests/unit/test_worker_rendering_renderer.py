@@ -103,7 +103,7 @@ def test_the_result_says_how_it_was_made(renderer, item, goldens, adapter_ref):
     assert (rendered.pipeline.engine, rendered.pipeline.precision, rendered.pipeline.device) == ("exact", "bf16", "cpu")
     assert rendered.pipeline.change == "merged"
     assert rendered.pipeline.versions.keys() == {"torch", "diffusers", "transformers"}
-    assert used.warm.adapter_key == spec.adapter_key
+    assert used.warm_key == spec.adapter_key
 
 
 def test_stages_and_steps_are_reported_in_order(renderer, item):
@@ -269,13 +269,13 @@ def test_adapters_change_for_a_prepared_item_under_the_last_step_before_it(compo
         rendered = renderer.render(
             spec, [path], on_progress=lambda at, coming=coming: prepare_at(renderer, *coming, at)
         )
-        assert renderer.warm.adapter_key == coming[0].adapter_key
+        assert renderer.warm_key == coming[0].adapter_key
         assert rendered.image.tobytes() == expected[number].image.tobytes()
         assert rendered.adapters == expected[number].adapters
         assert rendered.pipeline.change == expected[number].pipeline.change
 
     renderer.warm.settle()
-    assert (renderer.warm.drift(), renderer.warm.base_drift) == (0, 0)
+    assert (renderer.warm.count_corrupted(), renderer.warm.corrupted) == (0, 0)
 
 
 def test_an_item_that_fails_in_its_last_step_leaves_the_next_what_was_changed_ahead(
@@ -324,7 +324,7 @@ def test_an_item_that_a_change_ahead_left_no_memory_is_rendered_again_as_it_shou
 
     def once(latents):
         if not failed:
-            failed.append(renderer.warm.adapter_key)
+            failed.append(renderer.warm_key)
             raise torch.OutOfMemoryError("full")
         return decode_it(latents)
 
@@ -341,7 +341,7 @@ def test_what_fails_ahead_is_nothing_to_the_item_that_renders(changing, monkeypa
     monkeypatch.setattr(renderer.warm, "use_next", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no threads")))
 
     assert render().image.size == (64, 64)
-    assert renderer.warm.adapter_key == "base"
+    assert renderer.warm_key == "base"
 
 
 def test_what_was_prepared_for_an_item_before_is_not_changed_to(changing, item):
@@ -350,7 +350,7 @@ def test_what_was_prepared_for_an_item_before_is_not_changed_to(changing, item):
 
     renderer.render(item(), [], on_progress=ignore)
 
-    assert renderer.warm.adapter_key == "base"
+    assert renderer.warm_key == "base"
 
 
 def test_an_adapter_that_could_not_be_remembered_is_not_read_and_the_rest_is_prepared(

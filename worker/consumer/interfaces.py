@@ -14,15 +14,6 @@ from PIL import Image
 from shared.job import AdapterReport, ItemSpec, PipelineReport, Progress
 
 
-class _Warm(Protocol):
-    """What is merged into the model now."""
-
-    base_drift: int
-
-    @property
-    def adapter_key(self) -> str: ...
-
-
 class Rendered(Protocol):
     """See `worker.rendering.renderer.Rendered`."""
 
@@ -40,7 +31,12 @@ class ItemRenderer(Protocol):
     """What makes the pixels: `worker.rendering.renderer.Renderer`."""
 
     @property
-    def warm(self) -> _Warm: ...
+    def warm_key(self) -> str:
+        """Key of the adapters that are merged now, or being merged for the next item; see `ItemSpec.adapter_key`."""
+
+    @property
+    def corrupted(self) -> int:
+        """Count of restored parameters whose bits are not those that were loaded; anything but 0 is a defect."""
 
     def render(
         self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: Callable[[Progress], None]

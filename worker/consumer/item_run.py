@@ -131,9 +131,7 @@ def run_next(worker: Worker) -> bool:
 def _claim(worker: Worker) -> Claim | None:
     slot = worker.slot
     try:
-        claim = worker.ledger.claim_next(
-            slot.pools, slot=slot.name, boot=slot.boot, warm=worker.renderer.warm.adapter_key
-        )
+        claim = worker.ledger.claim_next(slot.pools, slot=slot.name, boot=slot.boot, warm=worker.renderer.warm_key)
     except LedgerUnavailable as error:
         logger.warning("nothing claimed", extra={"error": str(error)})
         return None
@@ -208,7 +206,7 @@ def _render(worker: Worker, claim: Claim, lease: Lease) -> Rendered:
             worker.ahead(partial(_prepare_next, worker, spec.adapter_key))
 
     rendered = worker.renderer.render(spec, _files(worker, spec), on_progress=on_progress)
-    worker.slot.report_drift(worker.renderer.warm.base_drift)
+    worker.slot.report_drift(worker.renderer.corrupted)
     if rendered.image.getbbox() is None:
         raise BlankImage(f"every pixel of seed {spec.seed} is black")
     return rendered

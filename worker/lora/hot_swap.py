@@ -75,7 +75,7 @@ class WarmPipeline:
     """The components and what is merged into them.
 
     The warm key is (base revision, precision, ordered sha256 and multiplier of the adapters). The first two are fixed
-    for a process, so `adapter_key` alone tells whether an item needs a change.
+    for a process, so `warm_key` alone tells whether an item needs a change.
 
     Args:
         adapter_cache_bytes: of adapter files that are remembered on the host.
@@ -114,10 +114,10 @@ class WarmPipeline:
         self._reports: tuple[AdapterReport, ...] = ()
         self._ahead: _Ahead | None = None
         #: Restored parameters that were not clean; with anything but 0 nothing is rendered any more.
-        self.base_drift = 0
+        self.corrupted = 0
 
     @property
-    def adapter_key(self) -> str:
+    def warm_key(self) -> str:
         """What is merged now, or is going to be for an item to come, as `ItemSpec.adapter_key` names it."""
         return self._key or (self._ahead.key if self._ahead else adapter_key(()))
 
@@ -182,7 +182,7 @@ class WarmPipeline:
         key = adapter_key([ref for ref, _ in adapters], mode)
         self.settle()
         beside = self.live or self.only_live or mode == "live"
-        if beside or self.base_drift or self._key in (None, key):
+        if beside or self.corrupted or self._key in (None, key):
             return
         self._ahead = _Ahead(key, *self._start(adapters, mode, key=key, passes=passes))
 
@@ -227,7 +227,7 @@ class WarmPipeline:
         """
         self._reader.prepare(ref, path)
 
-    def drift_of(self, step: Callable[[], Tensor]) -> float:
+    def fp8_error(self, step: Callable[[], Tensor]) -> float:
         """Return how far float8 is from bfloat16: of what a step gives, the difference's length by its own.
 
         Args:
@@ -252,7 +252,7 @@ class WarmPipeline:
         if change is not None:
             change.result()
 
-    def drift(self) -> int:
+    def count_corrupted(self) -> int:
         """Count the parameters that should be clean now and are not: 0, or the process serves wrong images.
 
         Looks at every parameter that was ever merged into, except those that carry an adapter now; call it with none
@@ -276,8 +276,8 @@ class WarmPipeline:
             logger.warning("a change failed", extra={"error": f"{type(error).__name__}: {error}"})
 
     def _refuse_drift(self) -> None:
-        if self.base_drift:
-            raise WeightsLost(f"{self.base_drift} restored weights are not those that were loaded")
+        if self.corrupted:
+            raise WeightsLost(f"{self.corrupted} restored weights are not those that were loaded")
 
     def _begin(self, pieces: Sequence[_Piece], *, key: str, reports: tuple[AdapterReport, ...], passes: int) -> None:
         """Change the weights in the other thread; blocks wait from now on, or from after so many passes."""
@@ -336,7 +336,7 @@ class WarmPipeline:
             for name in self._fast.keys() & values.keys():
                 self._fast[name].take(values[name])
             self._arrivals.arrived(group)
-        self.base_drift += _differing(sums)
+        self.corrupted += _differing(sums)
         self._refuse_drift()
         self._dense |= first
         self._dirty = touched

@@ -102,7 +102,7 @@ class Renderer:
         CheckpointError: AI Toolkit's classes cannot hold the weights.
 
     Attributes:
-        warm: the model and what is merged into it; its `adapter_key` says which items start at once.
+        warm: the model and what is merged into it; its `warm_key` says which items start at once.
     """
 
     def __init__(
@@ -133,6 +133,16 @@ class Renderer:
             self.warm.live.also_in(theirs.transformer)
 
     @property
+    def warm_key(self) -> str:
+        """Key of the adapters that are merged now, or being merged for the next item; see `ItemSpec.adapter_key`."""
+        return self.warm.warm_key
+
+    @property
+    def corrupted(self) -> int:
+        """Count of restored parameters whose bits are not those that were loaded."""
+        return self.warm.corrupted
+
+    @property
     def engines(self) -> tuple[EngineName, ...]:
         """What `ItemSpec.engine` may ask for."""
         return tuple(self._engines)
@@ -149,7 +159,7 @@ class Renderer:
             return
         step = partial(engine.predict, self.usual_call())
         if engine.name == "fast":
-            self._drift = self.warm.drift_of(step)
+            self._drift = self.warm.fp8_error(step)
             logger.info("float8 compared with bfloat16", extra={"drift": self._drift})
         else:
             compiled = step()
