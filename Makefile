@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test lint format bench bench-gpu chaos lock score-tiny clean
+.PHONY: help install demo up test test-fast lint format bench bench-gpu chaos lock score-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -25,10 +25,15 @@ demo: install ## render the example request on this host and show the pictures
 up: install ## start the whole service on this host, until Ctrl-C
 	$(BIN)/flux2 up
 
-# Threads that spin while they wait starve each other where processes outnumber cores: a test took 70 s instead of 500.
-test: export OMP_WAIT_POLICY = PASSIVE
-test: install ## run the tests on real Redis and S3
-	$(BIN)/python -m pytest
+# Two processes share the files. Each computes with one thread, and a thread that waits sleeps: threads that spin
+# starve each other where they outnumber the cores (a test took 500 s instead of 70).
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2
+
+test: install ## run all tests on real Redis and S3
+	$(PYTEST)
+
+test-fast: install ## run the unit and integration tests, without those that start the whole service
+	$(PYTEST) tests/unit tests/integration
 
 lint: install ## ruff, mypy --strict, import contracts
 	$(BIN)/ruff format --check .
@@ -44,7 +49,7 @@ bench: install ## measure the queue on this host: accept, status, queue to start
 	$(BIN)/python -m benchmarks.queue
 	$(BIN)/python -m benchmarks.load
 
-bench-gpu: install ## measure full-size FLUX.2 with random weights on the GPU, beside AI Toolkit if AI_TOOLKIT_PATH is set
+bench-gpu: install ## measure full-size FLUX.2 with random weights on the GPU, and AI Toolkit if AI_TOOLKIT_PATH is set
 	$(BIN)/python -m benchmarks.gpu --full $(BENCH_ARGS)
 
 JOBS ?= 300

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 import redis
+from xdist.scheduler import LoadScopeScheduling
 
 from shared.job import ItemSpec
+from shared.local import child
 from shared.local.servers import RedisServer, S3Server
 from shared.settings import Settings
 
@@ -20,6 +22,28 @@ GOLDENS = Path(__file__).parent / "goldens"
 _POLL_S = 0.01
 _OURS = ("FLUX2_", "AWS_")
 _OURS_WHOLE = ("HF_TOKEN", "AI_TOOLKIT_PATH")
+
+
+class _FileScheduling(LoadScopeScheduling):
+    """Runs a file's tests in one process; likewise all that start the service, and all that need a GPU."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        _, folder, *_ = nodeid.split("/")
+        return folder if folder in ("e2e", "gpu") else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FileScheduling:
+    """Distribute the tests of `pytest -n`, in the order of their folders: e2e, the longest group, comes first."""
+    config.option.loadscopereorder = False
+    return _FileScheduling(config, log)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_ports() -> None:
+    """Give each test process its own ports: another process could take a port between its choice and its use."""
+    index = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    child._PORTS = child._PORTS[index :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
 
 
 @pytest.fixture(autouse=True)
