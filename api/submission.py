@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from api.deps import Services
 from api.webhooks import check_webhook
-from shared.adapters.admit import admit
+from shared.adapters.validate import validate_adapters
 from shared.celery_app import wake
 from shared.errors import InvalidRequest, QueueFull
 from shared.job import ItemSpec
@@ -76,7 +76,7 @@ def prepare(
     base = ledger.base(model.id, slots)
     if body.webhook_url is not None:
         check_webhook(body.webhook_url, settings.webhook)
-    adapters = admit(body.loras, model, layers=base.layers if base else None, settings=settings.adapters)
+    adapters = validate_adapters(body.loras, model, layers=base.layers if base else None, settings=settings.adapters)
     items = resolve(body, model, adapters)
     check_items(items)
     warnings = warn(body, items, model)

@@ -24,7 +24,7 @@ from chaos.s3 import S3Proxy
 from chaos.tcp import Wire
 from shared.celery_app import make_celery, wake
 from shared.ledger import Ledger, keys
-from shared.local.child import LOOPBACK, Child, free_port
+from shared.local.child import LOOPBACK, Child, pick_free_port
 from shared.local.servers import RedisServer, S3Server
 from shared.settings import QueueSettings, S3Settings
 from shared.storage import ObjectStore
@@ -68,13 +68,13 @@ class Fleet:
         self.plan = plan
         self.folder = folder
         self.history = History(folder / "history.jsonl")
-        self.redis = RedisServer(folder, port=free_port())
+        self.redis = RedisServer(folder, port=pick_free_port())
         self.s3 = S3Proxy(s3.port, rng=rng, silence_s=1.5 * plan.s3_timeout_s)
         self.wires: dict[str, Wire] = {}
         self.held: set[str] = set()
         self._s3 = s3
         self._prefix = f"{folder.name}/"
-        self._api_port = free_port()
+        self._api_port = pick_free_port()
         self._children: dict[str, Child] = {}
         self._undo = ExitStack()
         self._lock = threading.RLock()

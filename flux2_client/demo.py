@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flux2_client.client import Client
-from shared.demo_model import ABOUT, DRAWN_PX, PROMPTS
+from shared.demo_model import ABOUT, DEMO_ADAPTER, DRAWN_PX, PROMPTS
 from shared.errors import DemoFailed
-from shared.local.stack import DEMO_ADAPTER, Stack
+from shared.local.stack import Stack
 from shared.outputs import make_folder
 from shared.request import EXAMPLE
 from shared.settings import Settings

@@ -22,12 +22,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from shared import logs
-from shared.adapters.inspect import inspect as look
-from shared.adapters.inspect import layers_of
-from shared.demo_model import DRAWN_PX, LABEL, PROMPTS
-from shared.doctor import examine
+from shared.adapters.inspection import inspect_adapter, read_linear_layers
+from shared.demo_model import DEMO_ADAPTER, DRAWN_PX, LABEL, PROMPTS
+from shared.doctor import run_checks
 from shared.errors import AdapterNotFound, Flux2Error
-from shared.local.stack import DEMO_ADAPTER, Stack
+from shared.local.stack import Stack
 from shared.settings import Settings, unknown_variables
 
 # A base checkpoint may be of any size: only its header is read.
@@ -75,9 +74,11 @@ def up(
         console.print(f"API       {stack.url}  (documentation: {stack.url}/docs)")
         console.print(f"Redis     {stack.servers.redis.url}")
         console.print(f"S3        {stack.servers.s3.url}  bucket {stack.servers.s3.bucket}")
-        console.print(f"adapters  {stack.adapter_root}" + (f"  ({DEMO_ADAPTER} is there)" if stack.tiny else ""))
+        console.print(
+            f"adapters  {stack.adapter_root}" + (f"  ({DEMO_ADAPTER} is there)" if stack.serves_demo_model else "")
+        )
         console.print(f"logs      {', '.join(str(log) for log in stack.logs)}")
-        if stack.tiny:
+        if stack.serves_demo_model:
             console.print(f"model     the {LABEL}; set FLUX2_MODEL_PATH for real weights")
             console.print(f"          it can draw, best at {DRAWN_PX}x{DRAWN_PX}: " + "; ".join(PROMPTS))
         console.print("Ctrl-C stops everything.")
@@ -101,8 +102,8 @@ def inspect(
     limit = Settings().adapters.max_bytes
     if not file.is_file():
         raise AdapterNotFound(f"{file}: no such file")
-    layers = None if base is None else layers_of(base, max_bytes=_ANY_SIZE)
-    found = asdict(look(file, max_bytes=limit, layers=layers, model=model if base else None))
+    layers = None if base is None else read_linear_layers(base, max_bytes=_ANY_SIZE)
+    found = asdict(inspect_adapter(file, max_bytes=limit, layers=layers, model=model if base else None))
     if as_json:
         typer.echo(json.dumps(found))
     else:
@@ -119,7 +120,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object
     """Check Redis, its durability, the clock, storage, adapters and workers. Exit code 1 if anything has failed."""
     findings = []
     table = Table("", "what", "detail", "what to do", box=None)
-    for finding in examine(Settings()):
+    for finding in run_checks(Settings()):
         findings.append(finding)
         mark = {"ok": "[green]ok", "warning": "[yellow]warning", "failed": "[red]FAILED"}[finding.state]
         table.add_row(mark, escape(finding.name), escape(finding.detail), escape(finding.remedy))

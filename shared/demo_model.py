@@ -1,16 +1,17 @@
-"""What people are told of the embedded demonstration model: what it is, and what to ask it for.
+"""Words and paths of the embedded demonstration model, for everything that shows it to people.
 
-The model itself is `worker.model.demo_model`; the API's side shows these words without importing it.
+The model itself is `worker.model.demo_model`. The API, the client and `flux2 up` import this module instead, because
+importing the model would import torch.
 """
 
 from __future__ import annotations
 
 LABEL = "embedded demonstration model"
 
-#: Said wherever its pictures are shown.
+#: Shown with each of its pictures.
 ABOUT = (
     f"The {LABEL} is FLUX.2's architecture at a six-thousandth of its size, trained on drawn figures and "
-    "simple scenes: it shows that prompts and adapters count, not what FLUX.2 can do."
+    "simple scenes: it shows that prompts and adapters have an effect, not how well FLUX.2 draws."
 )
 
 #: Side of the pictures that it draws best, in pixels.
@@ -24,3 +25,10 @@ PROMPTS = (
     "a tree in the snow at night",
     "a house with a red roof on green hills under a yellow sun",
 )
+
+# The path in the reference API's example request, so that people can send that example unchanged.
+#: Path of the demonstration adapter under the adapter root.
+DEMO_ADAPTER = "my_lora_job/my_lora.safetensors"
+
+#: Folder of the demonstration styles under the adapter root.
+DEMO_STYLES = "tiny"

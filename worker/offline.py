@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from shared.adapters.admit import admit
-from shared.adapters.locate import locate
+from shared.adapters.locate import locate_adapter
+from shared.adapters.validate import validate_adapters
 from shared.errors import InvalidRequest
 from shared.outputs import make_folder
 from shared.request import InferenceRequest
@@ -58,14 +58,14 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
     device = pick_device(settings.worker.device)
     toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None
     components = load_components(settings.model, device=device, hf_token=settings.hub_token())
-    adapters = admit(request.loras, model, layers=components.layers, settings=settings.adapters)
+    adapters = validate_adapters(request.loras, model, layers=components.layers, settings=settings.adapters)
     items = resolve(request, model, adapters)
     check_items(items)
     for warning in warn(request, items, model):
         logger.warning("request", extra={"warning": warning})
     renderer = Renderer(components, prompt_cache=settings.worker.prompt_cache, toolkit=toolkit)
     renderer.warm_up()
-    paths = [locate(ref.path, root=settings.adapters.root) for ref in adapters]
+    paths = [locate_adapter(ref.path, root=settings.adapters.root) for ref in adapters]
     make_folder(output)
     for index, spec in enumerate(items):
         rendered = renderer.render(spec, paths, on_progress=lambda progress: None)

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Query
 
 from api.deps import ServicesDep
 from api.schemas import AdapterLine, Problem
-from shared.adapters.inspect import inspect
-from shared.adapters.locate import locate
+from shared.adapters.inspection import inspect_adapter
+from shared.adapters.locate import locate_adapter
 from shared.resolve import find_model
 
 router = APIRouter(prefix="/v1", tags=["adapters"])
@@ -25,8 +25,8 @@ def get_adapter(
     """Inspect one adapter. `refused` says why a job with it would be refused."""
     settings = services.settings.adapters
     base = services.ledger.base(find_model(model).id, services.ledger.slots())
-    found = inspect(
-        locate(path, root=settings.root),
+    found = inspect_adapter(
+        locate_adapter(path, root=settings.root),
         max_bytes=settings.max_bytes,
         layers=None if base is None else base.layers,
         model=model,

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from shared.adapters.signature import looks_like
+from shared.adapters.signature import identify_format
 from shared.errors import AdapterNotFound, AdapterRefused
 
 # A LoRA on every linear layer of FLUX.2 [dev] has under 1,000 tensors and a header of about 0.1 MB. At these caps the
@@ -109,7 +109,7 @@ def _read_text(path: Path, max_bytes: int) -> tuple[str, int]:
 
 def _no_header(start: bytes, *, size: int, length: int) -> str:
     """Say why no header can start here; what the file looks like helps more than the number it begins with."""
-    if start[8:10] != b'{"' and (kind := looks_like(start)):
+    if start[8:10] != b'{"' and (kind := identify_format(start)):
         return f"not a safetensors file; this is {kind}"
     if size < 8:
         return f"not a safetensors file; it has {size} bytes and the header's length alone takes 8"

@@ -91,7 +91,7 @@ class Group:
         return LayerUpdate(self.target.layer, kind, dict(self.tensors), shape, rank, self.target.rows)
 
 
-def update_of(group: Group, header: Header) -> LayerUpdate:
+def parse_update(group: Group, header: Header) -> LayerUpdate:
     """Check one layer's tensors and say what they do.
 
     Raises:
@@ -106,7 +106,7 @@ def update_of(group: Group, header: Header) -> LayerUpdate:
     return _kind_of(group)(group, header)
 
 
-def without_its_mate(key: str) -> str:
+def describe_missing_half(key: str) -> str:
     """Say which half of a LoRA `key` lacks."""
     suffix = next(suffix for suffix in _MATES if key.endswith(suffix))
     return f"{key!r} is a {suffix.split('.')[1]} without its {_MATES[suffix]}"
@@ -133,7 +133,7 @@ def _lora(group: Group, header: Header) -> LayerUpdate:
         if role not in group.tensors:
             if other not in group.tensors:
                 raise AdapterRefused(f"{group.tensors['magnitude']!r} is a DoRA magnitude without its LoRA")
-            raise AdapterRefused(without_its_mate(group.tensors[other]))
+            raise AdapterRefused(describe_missing_half(group.tensors[other]))
     down, up = group.shape("down", header), group.shape("up", header)
     if down[0] != up[1]:
         raise AdapterRefused(
@@ -147,7 +147,7 @@ def _lora(group: Group, header: Header) -> LayerUpdate:
 
 
 def _fullrank(group: Group, header: Header) -> LayerUpdate:
-    """A lora_A by itself: a whole update if its shape is the layer's, which `check_fits` decides, or half a LoRA."""
+    """Read a lone lora_A as a full-rank update; `check_fits_base` refuses it as half a LoRA if the shape differs."""
     _refuse_alpha(group)
     return group.update("fullrank", group.shape("down", header), None)
 
@@ -160,7 +160,7 @@ def _diff(group: Group, header: Header) -> LayerUpdate:
 def _refuse_alpha(group: Group) -> None:
     if "alpha" in group.tensors:
         other = next(key for role, key in group.tensors.items() if role != "alpha")
-        beside = without_its_mate(other) if "down" in group.tensors else f"{other!r} has no rank"
+        beside = describe_missing_half(other) if "down" in group.tensors else f"{other!r} has no rank"
         raise AdapterRefused(f"{beside}, so {group.tensors['alpha']!r} scales nothing")
 
 

@@ -12,11 +12,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from shared.adapters.header import Header
-from shared.adapters.kinds import ROLES, Group, LayerUpdate, update_of, without_its_mate
-from shared.adapters.names import PREFIX, Rows, Target, bare, target_of
+from shared.adapters.kinds import ROLES, Group, LayerUpdate, describe_missing_half, parse_update
+from shared.adapters.names import PREFIX, Rows, Target, parse_target, strip_prefix
 from shared.errors import AdapterMismatch, AdapterRefused
 
-__all__ = ["PREFIX", "AdapterLayout", "LayerUpdate", "check_fits", "describe"]
+__all__ = ["PREFIX", "AdapterLayout", "LayerUpdate", "check_fits_base", "parse_layout"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class AdapterLayout:
         return tuple(sorted({update.rank for update in self.updates if update.rank is not None}))
 
 
-def describe(header: Header) -> AdapterLayout:
+def parse_layout(header: Header) -> AdapterLayout:
     """Group the file's tensors by layer.
 
     Raises:
@@ -58,13 +58,13 @@ def describe(header: Header) -> AdapterLayout:
         if twin != key:
             raise AdapterRefused(f"{twin!r} and {key!r} are the same tensor of one layer under two names")
     _check_apart(groups.values())
-    updates = tuple(update_of(group, header) for group in groups.values())
+    updates = tuple(parse_update(group, header) for group in groups.values())
     _check_halves(updates)
     kinds = sorted({update.kind for update in updates})
     return AdapterLayout("+".join(kinds), updates, dict(header.metadata))
 
 
-def check_fits(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]] | None, *, model: str) -> None:
+def check_fits_base(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]] | None, *, model: str) -> None:
     """Hold the file to the base model that it says it was trained on, if it says so, and every update to a layer.
 
     Args:
@@ -92,7 +92,7 @@ def check_fits(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]] | No
         expected = _expected(update.rows, layers[update.layer])
         if update.kind == "fullrank" and update.shape != expected:
             raise AdapterRefused(
-                f"{without_its_mate(_first_key(update))}; by itself it would update the whole layer, "
+                f"{describe_missing_half(_first_key(update))}; by itself it would update the whole layer, "
                 f"but it is {update.shape} and the layer {expected}"
             )
         if update.shape != expected:
@@ -116,12 +116,14 @@ def _split(key: str) -> tuple[str, str]:
 
 
 def _target(key: str, module: str) -> Target:
-    target = target_of(module)
+    target = parse_target(module)
     if target is not None:
         return target
     if any(re.search(pattern, key) for pattern, _ in _FOREIGN_MODULES):
         raise _foreign(key, _FOREIGN_MODULES)
-    raise AdapterRefused(f"{key!r} matches no layer of FLUX.2: {bare(module)!r} is not one of its linear layers")
+    raise AdapterRefused(
+        f"{key!r} matches no layer of FLUX.2: {strip_prefix(module)!r} is not one of its linear layers"
+    )
 
 
 def _foreign(key: str, table: Iterable[tuple[str, str]]) -> AdapterRefused:
@@ -149,7 +151,9 @@ def _check_halves(updates: Iterable[LayerUpdate]) -> None:
     for update in updates:
         kinds.setdefault(update.kind, update)
     if "fullrank" in kinds and not kinds.keys().isdisjoint({"lora", "dora"}):
-        raise AdapterRefused(f"{without_its_mate(_first_key(kinds['fullrank']))}, which other layers of the file have")
+        raise AdapterRefused(
+            f"{describe_missing_half(_first_key(kinds['fullrank']))}, which other layers of the file have"
+        )
 
 
 # What a refused key is, first match wins.

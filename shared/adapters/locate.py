@@ -19,7 +19,7 @@ _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://|(https?|s3|gs|az|hf|ftp|file|data|
 _ENCODED = re.compile(r"%(2e|2f|5c|00|25)", re.IGNORECASE)
 
 
-def locate(path: str, *, root: Path) -> Path:
+def locate_adapter(path: str, *, root: Path) -> Path:
     """Return the path, under the resolved root, of the adapter file that a caller named.
 
     Symlinks below the root are checked and kept, so that the path relative to the root can be located again: files of

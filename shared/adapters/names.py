@@ -36,15 +36,15 @@ class Target(NamedTuple):
     rows: Rows = WHOLE
 
 
-def target_of(module: str) -> Target | None:
+def parse_target(module: str) -> Target | None:
     """Return what a key without its suffix names; None when that is no linear layer of any FLUX.2."""
     if module.startswith(UNDERSCORED_PREFIX):
         return _underscored(module.removeprefix(UNDERSCORED_PREFIX))
-    name = bare(module)
+    name = strip_prefix(module)
     return _bfl(name) or _diffusers(name)
 
 
-def bare(module: str) -> str:
+def strip_prefix(module: str) -> str:
     """Return the module path without the prefix that its file uses."""
     return module.removeprefix(next(prefix for prefix in PREFIXES if module.startswith(prefix)))
 

@@ -19,7 +19,7 @@ _STARTS = (
 )
 
 
-def looks_like(start: bytes) -> str | None:
+def identify_format(start: bytes) -> str | None:
     """Name the format whose signature the file's first bytes carry; None when none is known."""
     trimmed = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if trimmed[:5].lower() in (b"<html", b"<!doc", b"<head"):

@@ -171,7 +171,7 @@ def _port_is_free(port: int) -> bool:
     return True
 
 
-def require_port(port: int, *, of: str) -> None:
+def require_free_port(port: int, *, of: str) -> None:
     """Refuse a loopback port that another server has.
 
     Raises:
@@ -181,7 +181,7 @@ def require_port(port: int, *, of: str) -> None:
         raise ServerFailed(f"{of}: port {port} on {LOOPBACK} is in use; choose another")
 
 
-def free_port(*, taken: Sequence[int] = (), also: int = 0) -> int:
+def pick_free_port(*, taken: Sequence[int] = (), also: int = 0) -> int:
     """Return a loopback port that is free, as is the port `also` higher; neither is in `taken`."""
     for port in random.sample(_PORTS, 500):
         if not {port, port + also} & set(taken) and _port_is_free(port) and _port_is_free(port + also):

@@ -23,7 +23,7 @@ from redis.retry import Retry
 
 from shared.errors import ServerFailed
 from shared.local.binaries import find_redis, find_weed
-from shared.local.child import LOOPBACK, Child, free_port, require_port
+from shared.local.child import LOOPBACK, Child, pick_free_port, require_free_port
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -58,7 +58,7 @@ class _Server:
             ServerFailed: no such program, the port or the folder is in use, or the server did not start.
         """
         if self._requested_port:
-            require_port(self._requested_port, of=self.name)
+            require_free_port(self._requested_port, of=self.name)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -117,7 +117,7 @@ class RedisServer(_Server):
         return {"FLUX2_REDIS_URL": self.url}
 
     def _command(self) -> list[str]:
-        self.port = self._requested_port or free_port()
+        self.port = self._requested_port or pick_free_port()
         options = {
             "bind": LOOPBACK,
             "port": str(self.port),
@@ -209,10 +209,10 @@ class S3Server(_Server):
 
     def _choose_ports(self) -> None:
         """List HTTP and gRPC port of each part, S3 first; parts dial each other's gRPC at HTTP + 10000."""
-        self.port = self._requested_port or free_port()
-        self._ports = [self.port, free_port(taken=[self.port])]
+        self.port = self._requested_port or pick_free_port()
+        self._ports = [self.port, pick_free_port(taken=[self.port])]
         for _ in ("master", "volume", "filer", "admin"):
-            port = free_port(taken=self._ports, also=_GRPC_OFFSET)
+            port = pick_free_port(taken=self._ports, also=_GRPC_OFFSET)
             self._ports += [port, port + _GRPC_OFFSET]
 
     @property

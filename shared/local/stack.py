@@ -19,19 +19,15 @@ from typing import Self
 
 from dotenv import dotenv_values
 
+from shared.demo_model import DEMO_ADAPTER, DEMO_STYLES
 from shared.errors import LedgerUnavailable, ServerFailed
 from shared.ledger import Ledger
 from shared.local.backoff import Backoff
-from shared.local.child import LOOPBACK, Child, free_port, require_port
+from shared.local.child import LOOPBACK, Child, pick_free_port, require_free_port
 from shared.local.servers import EmbeddedServers
 from shared.settings import Settings
 
 logger = logging.getLogger("flux2.stack")
-
-#: Where the demonstration adapter lies under the adapter root, as the reference API's example names it.
-DEMO_ADAPTER = "my_lora_job/my_lora.safetensors"
-#: The folder of its styles.
-DEMO_STYLES = "tiny"
 
 _API_START_S = 30.0
 # Loading 99 GB from a cold disk takes minutes.
@@ -65,13 +61,13 @@ class Stack:
     ) -> None:
         self.data = data.absolute()
         self.servers = EmbeddedServers(self.data, redis_port=redis_port, s3_port=s3_port)
-        self.api_port = api_port or free_port()
+        self.api_port = api_port or pick_free_port()
         self._settings = settings
         self._inherit = inherit
         self._workers = workers
         self._children: dict[str, Child] = {}
         self._waits: dict[str, Backoff] = {}
-        self.tiny = not settings.model.model_fields_set & {"id", "path"}
+        self.serves_demo_model = not settings.model.model_fields_set & {"id", "path"}
         configured_root = "root" in settings.adapters.model_fields_set
         self.adapter_root = settings.adapters.root.absolute() if configured_root else self.data / "adapters"
 
@@ -101,7 +97,7 @@ class Stack:
             "FLUX2_API_BASE_URL": "",
             "FLUX2_ADAPTERS_ROOT": str(self.adapter_root),
         }
-        if self.tiny:
+        if self.serves_demo_model:
             decided |= {
                 "FLUX2_MODEL_PATH": str(self._checkpoint),
                 "FLUX2_MODEL_TEXT_ENCODER": str(self._checkpoint / "text_encoder"),
@@ -132,8 +128,8 @@ class Stack:
         with contextlib.ExitStack() as undo:
             undo.callback(self.stop)
             self.servers.start()
-            self._write_tiny()
-            require_port(self.api_port, of="the API")  # or another's server would answer for ours
+            self._write_demo_model()
+            require_free_port(self.api_port, of="the API")  # or another's server would answer for ours
             self._start("api", ["api"], ready=self._api_answers, timeout_s=_API_START_S)
             for number in range(self._workers):
                 self._start_worker(number)
@@ -189,9 +185,9 @@ class Stack:
     def _checkpoint(self) -> Path:
         return self.data / "tiny"
 
-    def _write_tiny(self) -> None:
+    def _write_demo_model(self) -> None:
         adapter = self.adapter_root / DEMO_ADAPTER
-        if not self.tiny or (self._checkpoint.exists() and adapter.exists()):
+        if not self.serves_demo_model or (self._checkpoint.exists() and adapter.exists()):
             return
         command = [*_flux2("tiny"), str(self._checkpoint), "--adapter", str(adapter)]
         command += ["--styles", str(self.adapter_root / DEMO_STYLES)]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from shared.errors import StorageUnavailable
-from shared.storage.protocol import checked, probe_key
+from shared.storage.protocol import new_probe_key, validate_key
 
 _UNFINISHED = ".unfinished-"
 
@@ -45,14 +45,14 @@ class DirectoryStore:
             return _delete_below(folder) if folder.is_dir() else 0
 
     def check(self) -> None:
-        key = probe_key()
+        key = new_probe_key()
         self.put(key, b"flux2", content_type="application/octet-stream")
         if self.get(key) != b"flux2":
             raise StorageUnavailable(f"read {key}: other bytes than were written")
         self.delete_prefix(key.rpartition("/")[0])
 
     def _path(self, key: str) -> Path:
-        checked(key)
+        validate_key(key)
         return self._root / f"{self._prefix}{key}"
 
 

@@ -39,12 +39,12 @@ class ObjectStore(Protocol):
         """
 
 
-def probe_key() -> str:
+def new_probe_key() -> str:
     """Name a probe that no other one running at the same time deletes."""
     return f".flux2-check/{uuid.uuid4().hex}/probe"
 
 
-def checked(key: str) -> str:
+def validate_key(key: str) -> str:
     """Return `key`, or raise `ValueError` if it is not a plain relative path."""
     if "\\" in key or "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
         raise ValueError(f"not an object key: {key!r}")

@@ -22,7 +22,7 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_d
 
 from shared.errors import StorageUnavailable
 from shared.settings import S3Settings
-from shared.storage.protocol import checked, probe_key
+from shared.storage.protocol import new_probe_key, validate_key
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -104,7 +104,7 @@ class S3Store:
         return len(names)
 
     def check(self) -> None:
-        key = probe_key()
+        key = new_probe_key()
         name = self._name(key)
         self._once("PUT", key, lambda: self._put(name, b"flux2", "application/octet-stream"))
         if self._once("GET", key, lambda: self._get(name)) != b"flux2":
@@ -112,7 +112,7 @@ class S3Store:
         self._once("DELETE", key, lambda: self._delete(name))
 
     def _name(self, key: str) -> str:
-        return f"{self._prefix}{checked(key)}"
+        return f"{self._prefix}{validate_key(key)}"
 
     def _put(self, name: str, data: bytes, content_type: str) -> None:
         # The oldest integrity check of S3, and the one that every compatible store makes.

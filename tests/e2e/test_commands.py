@@ -14,7 +14,7 @@ from PIL import Image
 
 from flux2_client.client import Client
 from shared.demo_model import PROMPTS
-from shared.local.child import free_port
+from shared.local.child import pick_free_port
 
 
 def processes_naming(folder):
@@ -34,7 +34,7 @@ def processes_naming(folder):
 @pytest.fixture
 def up(tmp_path, wait_until):
     """`flux2 up` on a new folder; yields its process and its address."""
-    port = free_port()
+    port = pick_free_port()
     data = tmp_path / "data"
     command = [sys.executable, "-m", "shared.cli", "up", "--data", str(data), "--port", str(port)]
     environment = {**os.environ, "FLUX2_WORKER_DEVICE": "cpu", "COLUMNS": "200"}

@@ -6,7 +6,7 @@ import os
 import pytest
 from PIL import Image
 
-from shared.local.stack import DEMO_ADAPTER
+from shared.demo_model import DEMO_ADAPTER
 
 pytestmark = pytest.mark.skipif(
     "AI_TOOLKIT_PATH" not in os.environ, reason="AI_TOOLKIT_PATH names no checkout of AI Toolkit"

@@ -11,9 +11,9 @@ import requests
 from PIL import Image, ImageChops
 from safetensors.torch import load_file, save_file
 
+from shared.demo_model import DEMO_ADAPTER
 from shared.errors import ApiError
 from shared.ledger import keys
-from shared.local.stack import DEMO_ADAPTER
 from worker.consumer.image_file import read_parameters
 from worker.model.demo_model import STYLES, write_tiny_adapter
 

@@ -7,8 +7,8 @@ from rich.console import Console
 
 from flux2_client.client import Client
 from flux2_client.replay import run
+from shared.demo_model import DEMO_ADAPTER
 from shared.errors import ApiError
-from shared.local.stack import DEMO_ADAPTER
 
 CONFIG = """
 config:

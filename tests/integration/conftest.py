@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 
 from api.app import create_app
-from shared.local.child import free_port
+from shared.local.child import pick_free_port
 
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 
@@ -39,7 +39,7 @@ def api(redis_client, redis_url, s3, settings, adapter_root, wait_until):
         webhook={"secret": WEBHOOK_SECRET, "allow_private": True, "timeout_s": 1},
     )
     app = create_app(made)
-    port = free_port()
+    port = pick_free_port()
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()

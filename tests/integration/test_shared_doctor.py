@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from shared.cli import app
-from shared.doctor import examine
+from shared.doctor import run_checks
 from shared.ledger import Ledger, keys
 
 
@@ -45,7 +45,7 @@ def configured(redis_client):
 
 
 def report(made):
-    return {finding.name: finding for finding in examine(made)}
+    return {finding.name: finding for finding in run_checks(made)}
 
 
 def test_a_sound_service_without_workers_has_one_warning(sound):

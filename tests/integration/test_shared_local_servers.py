@@ -16,7 +16,7 @@ from botocore.exceptions import ClientError
 
 from shared.errors import ServerFailed
 from shared.local.binaries import find_redis, find_weed
-from shared.local.child import Child, free_port
+from shared.local.child import Child, pick_free_port
 from shared.local.servers import EmbeddedServers, RedisServer, S3Server
 from shared.settings import Settings
 from shared.storage import open_store
@@ -40,8 +40,8 @@ def client_of(server, *, secret=None):
 
 @pytest.fixture(scope="module")
 def requested_ports():
-    first = free_port()
-    return first, free_port(taken=[first])
+    first = pick_free_port()
+    return first, pick_free_port(taken=[first])
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shared.adapters.header import DTYPE_BITS, Header, TensorInfo, read_header
 from shared.adapters.kinds import ROLES
-from shared.adapters.layout import AdapterLayout, LayerUpdate, check_fits, describe
+from shared.adapters.layout import AdapterLayout, LayerUpdate, check_fits_base, parse_layout
 from shared.errors import AdapterMismatch, AdapterRefused
 
 QKV = "diffusion_model.double_blocks.0.img_attn.qkv"
@@ -45,7 +45,7 @@ def lokr(layer, **factors):
 def test_each_layer_has_its_own_shape_rank_and_keys():
     header = header_of({**lora(QKV, 192, 64, 4), f"{QKV}.alpha": (), **lora(PROJ, 64, 64, 8)}, metadata={"name": "me"})
 
-    layout = describe(header)
+    layout = parse_layout(header)
 
     assert layout == AdapterLayout(
         kind="lora",
@@ -92,7 +92,7 @@ def test_each_layer_has_its_own_shape_rank_and_keys():
     ],
 )
 def test_every_linear_layer_of_flux2_can_be_updated(layer):
-    layout = describe(header_of(lora(f"diffusion_model.{layer}", 64, 64, 2)))
+    layout = parse_layout(header_of(lora(f"diffusion_model.{layer}", 64, 64, 2)))
 
     assert [update.layer for update in layout.updates] == [layer]
 
@@ -118,7 +118,7 @@ def test_any_other_tensor_is_refused_by_its_key_and_by_what_it_is(key, what):
     header = header_of({**lora(PROJ, 64, 64, 4), key: (2, 2)})
 
     with pytest.raises(AdapterRefused) as refused:
-        describe(header)
+        parse_layout(header)
 
     assert f"{key!r} {what}" in str(refused.value)
     assert "this version merges LoRA, DoRA, LoKr, full-rank and diff updates of linear layers only" in str(
@@ -146,7 +146,7 @@ def test_any_other_tensor_is_refused_by_its_key_and_by_what_it_is(key, what):
 )
 def test_a_layer_that_flux2_cannot_have_is_refused_by_its_key(module):
     with pytest.raises(AdapterRefused, match=f"'{module}.lora_A.weight' matches no layer of FLUX.2"):
-        describe(header_of(lora(module, 64, 64, 4)))
+        parse_layout(header_of(lora(module, 64, 64, 4)))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_a_layer_that_flux2_cannot_have_is_refused_by_its_key(module):
 )
 def test_an_incomplete_or_contradictory_update_is_refused_by_its_key(shapes, reason):
     with pytest.raises(AdapterRefused, match=reason):
-        describe(header_of(shapes))
+        parse_layout(header_of(shapes))
 
 
 @pytest.mark.parametrize(
@@ -212,17 +212,17 @@ def test_an_incomplete_or_contradictory_update_is_refused_by_its_key(shapes, rea
 )
 def test_two_updates_of_the_same_rows_are_refused(first, second):
     with pytest.raises(AdapterRefused, match=f"'{first}.lora_A.weight' and '{second}.lora_A.weight' update the same"):
-        describe(header_of({**lora(first, 64, 64, 4), **lora(second, 64, 64, 4)}))
+        parse_layout(header_of({**lora(first, 64, 64, 4), **lora(second, 64, 64, 4)}))
 
 
 def test_a_pair_split_over_two_names_of_a_layer_is_refused():
     with pytest.raises(AdapterRefused, match="update the same rows"):
-        describe(header_of({f"{QKV}.lora_A.weight": (4, 64), f"{QKV.partition('.')[2]}.lora_B.weight": (192, 4)}))
+        parse_layout(header_of({f"{QKV}.lora_A.weight": (4, 64), f"{QKV.partition('.')[2]}.lora_B.weight": (192, 4)}))
 
 
 def test_integers_are_not_weights():
     with pytest.raises(AdapterRefused, match=r"qkv.lora_A.weight' holds I8 values"):
-        describe(header_of(lora(QKV, 192, 64, 4), dtype="I8"))
+        parse_layout(header_of(lora(QKV, 192, 64, 4), dtype="I8"))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_integers_are_not_weights():
     ],
 )
 def test_the_tensors_beside_each_other_tell_the_kind(shapes, kind, shape, rank):
-    layout = describe(header_of(shapes))
+    layout = parse_layout(header_of(shapes))
 
     (update,) = layout.updates
     assert (layout.kind, update.kind, update.shape, update.rank) == (kind, kind, shape, rank)
@@ -252,7 +252,7 @@ def test_the_alpha_between_two_full_lokr_factors_is_ignored_and_any_other_is_use
     full = {**lokr(QKV, w1=(8, 4), w2=(24, 16)), f"{QKV}.alpha": ()}
     low_rank = {**lokr(PROJ, w1=(8, 4), w2_a=(8, 3), w2_b=(3, 16)), f"{PROJ}.alpha": ()}
 
-    first, second = describe(header_of({**full, **low_rank})).updates
+    first, second = parse_layout(header_of({**full, **low_rank})).updates
 
     assert first.ignored == (f"{QKV}.alpha",)
     assert "alpha" not in first.tensors
@@ -263,7 +263,7 @@ def test_the_alpha_between_two_full_lokr_factors_is_ignored_and_any_other_is_use
 def test_a_file_may_mix_kinds_by_layer():
     shapes = {**lora(QKV, 192, 64, 4), f"{PROJ}.diff": (64, 64), **lokr(LINEAR1, w1=(8, 8), w2=(72, 8))}
 
-    layout = describe(header_of(shapes))
+    layout = parse_layout(header_of(shapes))
 
     assert layout.kind == "diff+lokr+lora"
     assert layout.ranks == (4,)
@@ -289,7 +289,7 @@ TENSORS = st.dictionaries(
 @given(TENSORS)
 def test_whatever_a_file_holds_every_tensor_is_used_or_the_file_is_refused(shapes):
     try:
-        layout = describe(header_of(shapes))
+        layout = parse_layout(header_of(shapes))
     except AdapterRefused:
         return
 
@@ -298,7 +298,7 @@ def test_whatever_a_file_holds_every_tensor_is_used_or_the_file_is_refused(shape
 
 
 def fits(shapes, *, layers=LAYERS, metadata=None):
-    check_fits(describe(header_of(shapes, metadata=metadata)), layers, model="flux2")
+    check_fits_base(parse_layout(header_of(shapes, metadata=metadata)), layers, model="flux2")
 
 
 def test_an_adapter_may_update_some_of_the_layers():
@@ -357,7 +357,7 @@ def test_an_adapter_of_another_base_model_is_refused_before_its_layers_are_looke
 
 @pytest.mark.parametrize("metadata", [{}, {"ss_base_model_version": "flux2"}, {"ss_base_model_version": ""}])
 def test_an_adapter_that_names_this_base_or_none_passes(metadata):
-    check_fits(describe(header_of(lora(QKV, 192, 64, 4), metadata=metadata)), None, model="flux2")
+    check_fits_base(parse_layout(header_of(lora(QKV, 192, 64, 4), metadata=metadata)), None, model="flux2")
 
 
 # Every adapter of the goldens: its kinds, its ranks and its count of layers, or what its refusal says.
@@ -394,7 +394,7 @@ OUTCOMES = {
 
 def outcome_of(path):
     try:
-        layout = describe(read_header(path, max_bytes=1 << 20))
+        layout = parse_layout(read_header(path, max_bytes=1 << 20))
     except AdapterRefused as error:
         return str(error)
     return layout.kind, layout.ranks, len(layout.layers)
@@ -425,10 +425,10 @@ MISFITS = {
 def test_a_described_golden_is_held_to_the_model_that_it_was_made_for(goldens, name):
     base = read_header(goldens / "weights/flux2_dev_tiny.safetensors", max_bytes=1 << 30).tensors
     layers = {key.removesuffix(".weight"): info.shape for key, info in base.items() if len(info.shape) == 2}
-    layout = describe(read_header(goldens / f"{name}.safetensors", max_bytes=1 << 20))
+    layout = parse_layout(read_header(goldens / f"{name}.safetensors", max_bytes=1 << 20))
 
     if name in MISFITS:
         with pytest.raises(AdapterRefused, match=MISFITS[name]):
-            check_fits(layout, layers, model="flux2")
+            check_fits_base(layout, layers, model="flux2")
     else:
-        check_fits(layout, layers, model="flux2")
+        check_fits_base(layout, layers, model="flux2")

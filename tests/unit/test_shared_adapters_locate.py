@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.adapters.locate import locate
+from shared.adapters.locate import locate_adapter
 from shared.errors import AdapterNotFound, AdapterRefused
 
 FUZZ = settings(
@@ -28,28 +28,30 @@ def root(tmp_path):
 
 @pytest.mark.parametrize("path", ["people/ann.safetensors", "./people//ann.safetensors", "people/./ann.safetensors"])
 def test_a_relative_path_is_found_under_the_root(root, path):
-    assert locate(path, root=root) == root / "people/ann.safetensors"
+    assert locate_adapter(path, root=root) == root / "people/ann.safetensors"
 
 
 def test_names_may_hold_spaces_percent_signs_and_any_script(root):
-    assert locate("狐 100%.safetensors", root=root).read_bytes() == b"fox"
+    assert locate_adapter("狐 100%.safetensors", root=root).read_bytes() == b"fox"
 
 
 def test_an_absolute_path_inside_the_root_is_found(root):
-    assert locate(f"{root}/people/ann.safetensors", root=root) == root / "people/ann.safetensors"
+    assert locate_adapter(f"{root}/people/ann.safetensors", root=root) == root / "people/ann.safetensors"
 
 
 def test_the_root_itself_may_be_a_symlink(root, tmp_path):
     (tmp_path / "link").symlink_to(root)
 
     for path in ("people/ann.safetensors", f"{tmp_path}/link/people/ann.safetensors", f"{root}/people/ann.safetensors"):
-        assert locate(path, root=tmp_path / "link") == root / "people/ann.safetensors"
+        assert locate_adapter(path, root=tmp_path / "link") == root / "people/ann.safetensors"
 
 
 def test_a_relative_root_is_taken_from_the_working_directory(root, monkeypatch):
     monkeypatch.chdir(root.parent)
 
-    assert locate("people/ann.safetensors", root=root.relative_to(root.parent)) == root / "people/ann.safetensors"
+    assert (
+        locate_adapter("people/ann.safetensors", root=root.relative_to(root.parent)) == root / "people/ann.safetensors"
+    )
 
 
 def test_a_symlink_inside_the_root_can_be_located_again_by_its_own_name(root):
@@ -57,10 +59,10 @@ def test_a_symlink_inside_the_root_can_be_located_again_by_its_own_name(root):
     (root / "blobs" / "ab12").write_bytes(b"blob")  # a Hugging Face cache: only the link has the suffix
     (root / "alias.safetensors").symlink_to("blobs/ab12")
 
-    found = locate("alias.safetensors", root=root)
+    found = locate_adapter("alias.safetensors", root=root)
 
     assert found.read_bytes() == b"blob"
-    assert locate(str(found.relative_to(root)), root=root) == found
+    assert locate_adapter(str(found.relative_to(root)), root=root) == found
 
 
 @pytest.mark.parametrize(
@@ -68,7 +70,7 @@ def test_a_symlink_inside_the_root_can_be_located_again_by_its_own_name(root):
 )
 def test_a_missing_file_is_not_found_under_the_name_that_the_caller_wrote(root, path):
     with pytest.raises(AdapterNotFound) as missing:
-        locate(path, root=root)
+        locate_adapter(path, root=root)
 
     assert str(missing.value) == f"no adapter at {path!r} under the adapter root"
     assert missing.value.field == "path"
@@ -111,7 +113,7 @@ def test_a_missing_file_is_not_found_under_the_name_that_the_caller_wrote(root, 
 )
 def test_a_path_that_cannot_name_an_adapter_is_refused_with_the_reason(root, path, reason):
     with pytest.raises(AdapterRefused) as refused:
-        locate(path, root=root)
+        locate_adapter(path, root=root)
 
     assert reason in str(refused.value)
     assert refused.value.field == "path"
@@ -125,7 +127,7 @@ def test_a_symlink_that_leads_outside_is_refused_whether_or_not_it_leads_somewhe
 
     for path in ("out.safetensors", "lost.safetensors", "outside/secret.safetensors"):
         with pytest.raises(AdapterRefused, match="leads outside the adapter root; only files under it are served"):
-            locate(path, root=root)
+            locate_adapter(path, root=root)
 
 
 def test_a_folder_whose_name_only_begins_like_the_root_is_outside(root):
@@ -133,7 +135,7 @@ def test_a_folder_whose_name_only_begins_like_the_root_is_outside(root):
     (root.parent / "adapters-private" / "x.safetensors").write_bytes(b"x")
 
     with pytest.raises(AdapterRefused, match="leads outside"):
-        locate(f"{root}-private/x.safetensors", root=root)
+        locate_adapter(f"{root}-private/x.safetensors", root=root)
 
 
 def test_a_symlink_loop_and_a_pipe_are_refused(root):
@@ -141,9 +143,9 @@ def test_a_symlink_loop_and_a_pipe_are_refused(root):
     os.mkfifo(root / "pipe.safetensors")
 
     with pytest.raises(AdapterRefused, match="cannot be read"):
-        locate("loop.safetensors", root=root)
+        locate_adapter("loop.safetensors", root=root)
     with pytest.raises(AdapterRefused, match="not a regular file"):
-        locate("pipe.safetensors", root=root)
+        locate_adapter("pipe.safetensors", root=root)
 
 
 PIECES = st.sampled_from(
@@ -158,7 +160,7 @@ PIECES = st.sampled_from(
 @given(st.lists(PIECES, max_size=8).map("".join) | st.lists(PIECES, max_size=6).map("/".join) | st.text(max_size=30))
 def test_whatever_is_asked_for_only_an_adapter_under_the_root_is_given(root, path):
     try:
-        found = locate(path, root=root)
+        found = locate_adapter(path, root=root)
     except (AdapterNotFound, AdapterRefused) as error:
         told = str(error)
     else:

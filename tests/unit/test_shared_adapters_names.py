@@ -2,7 +2,7 @@
 
 import pytest
 
-from shared.adapters.names import WHOLE, Rows, Target, target_of
+from shared.adapters.names import WHOLE, Rows, Target, parse_target
 
 QKV = "double_blocks.3.img_attn.qkv"
 LAST = "final_layer.adaLN_modulation.1"
@@ -21,7 +21,7 @@ LAST = "final_layer.adaLN_modulation.1"
     ],
 )
 def test_both_families_of_names_stand_under_each_prefix(prefix, name, target):
-    assert target_of(prefix + name) == target
+    assert parse_target(prefix + name) == target
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_both_families_of_names_stand_under_each_prefix(prefix, name, target):
     ],
 )
 def test_underscores_of_lycoris_become_the_layers_dots(module, layer):
-    assert target_of(module) == Target(layer)
+    assert parse_target(module) == Target(layer)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ def test_a_dotenv_file_reaches_the_processes_although_they_run_elsewhere(monkeyp
 
     environment = stack.environment()
 
-    assert not stack.tiny
+    assert not stack.serves_demo_model
     assert environment["FLUX2_MODEL_PATH"] == str(tmp_path / "weights")
     assert (environment["HF_TOKEN"], environment["FLUX2_QUEUE_CAP"]) == ("hf_x", "7")
 

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shared.adapters.kinds import LayerUpdate
-from shared.adapters.names import Rows, Target, target_of
+from shared.adapters.names import Rows, Target, parse_target
 from shared.errors import AdapterMismatch, AdapterNotFound, AdapterRefused
 from worker.checkpoint.tensor_names import layer_parts
 from worker.lora.hot_swap import WarmPipeline
@@ -379,8 +379,8 @@ def test_each_parameter_of_the_loaded_model_has_the_rows_that_its_name_stands_fo
     parts = layer_parts(components("fp32").transformer)
 
     for layer, members in parts.items():
-        assert target_of(layer) == Target(layer)
-        assert target_of("lycoris_" + layer.replace(".", "_")) == Target(layer)
+        assert parse_target(layer) == Target(layer)
+        assert parse_target("lycoris_" + layer.replace(".", "_")) == Target(layer)
         for parameter, origin in members:
             expected = Target(layer, Rows(origin.parts, origin.of))
-            assert target_of(parameter.removesuffix(".weight")) == expected
+            assert parse_target(parameter.removesuffix(".weight")) == expected

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from benchmarks.pictures import figures
 from shared.adapters.header import read_header
-from shared.adapters.layout import check_fits, describe
+from shared.adapters.layout import check_fits_base, parse_layout
 from shared.settings import ModelSettings
 from worker.model.demo_model import STYLES, SUBJECT, write_tiny_adapter, write_tiny_checkpoint
 from worker.model.load import load_components
@@ -82,9 +82,9 @@ def test_the_files_are_those_of_the_real_model_and_small_enough_to_be_shipped(ti
 def test_an_adapter_is_one_that_ai_toolkit_could_have_written(tiny, tiny_components, name, kind):
     path = tiny / "adapters" / f"{name}.safetensors"
 
-    layout = describe(read_header(path, max_bytes=10**9))
+    layout = parse_layout(read_header(path, max_bytes=10**9))
 
-    check_fits(layout, tiny_components.layers, model="flux2")
+    check_fits_base(layout, tiny_components.layers, model="flux2")
     assert {update.kind for update in layout.updates} == {kind}
     assert layout.metadata["ss_base_model_version"] == "flux2"
     # Two double blocks of two streams with four layers, three single blocks with two.

@@ -20,7 +20,7 @@ from typing import NoReturn, TypeVar
 import tenacity
 from celery import Celery
 
-from shared.adapters.locate import locate
+from shared.adapters.locate import locate_adapter
 from shared.celery_app import WAKE, wake
 from shared.errors import (
     BlankImage,
@@ -221,7 +221,7 @@ def _prepare_next(worker: Worker, warm: str) -> None:
 
 
 def _files(worker: Worker, spec: ItemSpec) -> list[Path]:
-    return [locate(ref.path, root=worker.settings.adapters.root) for ref in spec.adapters]
+    return [locate_adapter(ref.path, root=worker.settings.adapters.root) for ref in spec.adapters]
 
 
 def _store(worker: Worker, claim: Claim, lease: Lease, rendered: Rendered) -> ItemResult:

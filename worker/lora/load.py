@@ -21,7 +21,7 @@ from torch import Tensor
 from shared.adapters.header import read_header
 from shared.adapters.identity import sha256_of
 from shared.adapters.kinds import LayerUpdate
-from shared.adapters.layout import AdapterLayout, check_fits, describe
+from shared.adapters.layout import AdapterLayout, check_fits_base, parse_layout
 from shared.errors import AdapterNotFound, AdapterRefused
 from shared.job import AdapterRef
 from worker.checkpoint.packing import places
@@ -139,8 +139,8 @@ def read_adapter(ref: AdapterRef, path: Path, *, model: str, layers: Mapping[str
         AdapterMismatch: an update has another shape than its layer.
     """
     _check_identity(ref, path)
-    layout = describe(read_header(path, max_bytes=ref.size_bytes))
-    check_fits(layout, layers, model=model)
+    layout = parse_layout(read_header(path, max_bytes=ref.size_bytes))
+    check_fits_base(layout, layers, model=model)
     tensors = _tensors(path)
     _check_identity(ref, path)
     ignored = {key for update in layout.updates for key in update.ignored}

@@ -8,18 +8,20 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shared.adapters.inspect import inspect, layers_of
+from shared.adapters.inspection import inspect_adapter, read_linear_layers
 
 MAX = 2**30
 
 
 @pytest.fixture
 def base(goldens):
-    return layers_of(goldens / "weights" / "flux2_dev_tiny.safetensors", max_bytes=MAX)
+    return read_linear_layers(goldens / "weights" / "flux2_dev_tiny.safetensors", max_bytes=MAX)
 
 
 def test_the_trainers_file_is_described_and_held_to_its_base(goldens, base):
-    found = inspect(goldens / "adapters" / "lora_r4_bf16.safetensors", max_bytes=MAX, layers=base, model="flux2")
+    found = inspect_adapter(
+        goldens / "adapters" / "lora_r4_bf16.safetensors", max_bytes=MAX, layers=base, model="flux2"
+    )
 
     assert (found.refused, found.kind, found.ranks, found.dtypes) == (None, "lora", (4,), {"BF16": 40})
     assert (found.layers, found.matched, found.unmatched) == (20, 20, ())
@@ -28,7 +30,7 @@ def test_the_trainers_file_is_described_and_held_to_its_base(goldens, base):
 
 
 def test_without_a_base_nothing_is_said_about_matching(goldens):
-    found = inspect(goldens / "adapters" / "lokr_full_bf16.safetensors", max_bytes=MAX)
+    found = inspect_adapter(goldens / "adapters" / "lokr_full_bf16.safetensors", max_bytes=MAX)
 
     assert (found.kind, found.matched, found.refused) == ("lokr", None, None)
 
@@ -36,7 +38,9 @@ def test_without_a_base_nothing_is_said_about_matching(goldens):
 def test_a_file_that_partly_matches_names_what_does_not(goldens, base):
     fewer = {name: shape for name, shape in base.items() if not name.startswith("single_blocks.1")}
 
-    found = inspect(goldens / "adapters" / "lora_r4_bf16.safetensors", max_bytes=MAX, layers=fewer, model="flux2")
+    found = inspect_adapter(
+        goldens / "adapters" / "lora_r4_bf16.safetensors", max_bytes=MAX, layers=fewer, model="flux2"
+    )
 
     assert (found.layers, found.matched) == (20, 18)
     assert found.unmatched == ("single_blocks.1.linear1", "single_blocks.1.linear2")
@@ -52,14 +56,14 @@ def test_a_file_of_another_base_is_refused_by_what_it_says_of_itself(tmp_path):
     metadata = {"ss_base_model_version": "flux2_klein_4b", "training_info": "[" * 200_000}
     save_file(tensors, file, metadata=metadata)
 
-    assert inspect(file, max_bytes=MAX).refused is None
-    found = inspect(file, max_bytes=MAX, model="flux2")
+    assert inspect_adapter(file, max_bytes=MAX).refused is None
+    found = inspect_adapter(file, max_bytes=MAX, model="flux2")
     assert "flux2_klein_4b" in found.refused
     assert found.step is None  # what nests so deep is no training info
 
 
 def test_a_file_that_is_not_understood_still_has_a_hash_and_a_reason(goldens):
-    found = inspect(goldens / "adapters_hand" / "wholly_unmatched.safetensors", max_bytes=MAX)
+    found = inspect_adapter(goldens / "adapters_hand" / "wholly_unmatched.safetensors", max_bytes=MAX)
 
     assert len(found.sha256) == 64
     assert found.refused

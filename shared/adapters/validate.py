@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from shared.adapters.header import read_header
 from shared.adapters.identity import sha256_of
-from shared.adapters.layout import check_fits, describe
-from shared.adapters.locate import locate
+from shared.adapters.layout import check_fits_base, parse_layout
+from shared.adapters.locate import locate_adapter
 from shared.catalog import Model
 from shared.errors import RequestError
 from shared.job import AdapterRef
@@ -18,7 +18,7 @@ from shared.request import LoraItem
 from shared.settings import AdaptersSettings
 
 
-def admit(
+def validate_adapters(
     loras: Sequence[LoraItem], model: Model, *, layers: Mapping[str, tuple[int, int]] | None, settings: AdaptersSettings
 ) -> list[AdapterRef]:
     """Name each adapter by the sha256 of its bytes, or refuse it with the key at fault.
@@ -42,9 +42,9 @@ def admit(
 def _admit(
     lora: LoraItem, model: Model, *, layers: Mapping[str, tuple[int, int]] | None, settings: AdaptersSettings
 ) -> AdapterRef:
-    path = locate(lora.path, root=settings.root)
-    layout = describe(read_header(path, max_bytes=settings.max_bytes))
-    check_fits(layout, layers, model=model.id)
+    path = locate_adapter(lora.path, root=settings.root)
+    layout = parse_layout(read_header(path, max_bytes=settings.max_bytes))
+    check_fits_base(layout, layers, model=model.id)
     return AdapterRef(
         path=str(path.relative_to(settings.root.resolve())),
         sha256=sha256_of(path),

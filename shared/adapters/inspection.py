@@ -14,7 +14,7 @@ from typing import Any
 
 from shared.adapters.header import Header, read_header
 from shared.adapters.identity import sha256_of
-from shared.adapters.layout import check_fits, describe
+from shared.adapters.layout import check_fits_base, parse_layout
 from shared.errors import RequestError
 
 # BFL's single files keep a linear layer's weight under its path with this suffix.
@@ -48,7 +48,7 @@ class Inspection:
     trigger: str | None
 
 
-def inspect(
+def inspect_adapter(
     path: Path, *, max_bytes: int, layers: Mapping[str, tuple[int, int]] | None = None, model: str | None = None
 ) -> Inspection:
     """Look at a file.
@@ -66,10 +66,10 @@ def inspect(
     ranks: tuple[int, ...] = ()
     named: frozenset[str] = frozenset()
     try:
-        layout = describe(header)
+        layout = parse_layout(header)
         kind, ranks, named = layout.kind, layout.ranks, layout.layers
         if model is not None:
-            check_fits(layout, layers, model=model)
+            check_fits_base(layout, layers, model=model)
     except RequestError as error:
         refused = str(error)
     return Inspection(
@@ -89,7 +89,7 @@ def inspect(
     )
 
 
-def layers_of(checkpoint: Path, *, max_bytes: int) -> dict[str, tuple[int, int]]:
+def read_linear_layers(checkpoint: Path, *, max_bytes: int) -> dict[str, tuple[int, int]]:
     """Read the linear layers of a transformer in BFL's single-file layout off its header.
 
     Raises:
