@@ -16,10 +16,10 @@ from shared.celery_app import make_celery
 from shared.ledger.connection import connect
 from shared.settings import Settings
 from shared.storage import open_store
-from worker.consumer.background import Behind
+from worker.consumer.background import BackgroundUploader
 from worker.consumer.consumer import listen
 from worker.consumer.heartbeat import Slot
-from worker.consumer.host_locks import slot_held
+from worker.consumer.host_locks import slot_lock
 from worker.consumer.item_run import Worker
 
 app = typer.Typer()
@@ -38,7 +38,7 @@ def worker(
     settings = Settings()
     logs.configure(settings.log)
     mutate.apply(mutation)
-    with slot_held(name, redis_url=settings.redis.url, folder=settings.worker.lock_dir):
+    with slot_lock(name, redis_url=settings.redis.url, folder=settings.worker.lock_dir):
         listen(_open(settings, name, History(history), step_s))
 
 
@@ -63,7 +63,7 @@ def _open(settings: Settings, name: str, history: History, step_s: float) -> Wor
         renderer=renderer,
         slot=slot,
         probe=renderer.probe,
-        behind=Behind(),
+        uploader=BackgroundUploader(),
     )
 
 

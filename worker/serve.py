@@ -11,10 +11,10 @@ from shared.celery_app import make_celery
 from shared.ledger import Ledger
 from shared.settings import Settings
 from shared.storage import open_store
-from worker.consumer.background import Behind
+from worker.consumer.background import BackgroundUploader
 from worker.consumer.consumer import listen, patiently
 from worker.consumer.heartbeat import Slot, slot_name
-from worker.consumer.host_locks import gpu_held, slot_held
+from worker.consumer.host_locks import gpu_lock, slot_lock
 from worker.consumer.item_run import Worker
 from worker.device import device_id, pick_device, probe
 from worker.model.load import load_components
@@ -38,9 +38,9 @@ def serve(settings: Settings) -> None:
     name = slot_name(settings.worker.name, gpu)
     folder = settings.worker.lock_dir
     with ExitStack() as held:
-        held.enter_context(slot_held(name, redis_url=settings.redis.url, folder=folder))
+        held.enter_context(slot_lock(name, redis_url=settings.redis.url, folder=folder))
         if device.type == "cuda":
-            held.enter_context(gpu_held(gpu, folder=folder))
+            held.enter_context(gpu_lock(gpu, folder=folder))
             torch.cuda.set_device(device)
         listen(_open(settings, name, device))
 
@@ -77,5 +77,5 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
             engines=renderer.engines,
         ),
         probe=partial(probe, device),
-        behind=Behind(),
+        uploader=BackgroundUploader(),
     )

@@ -26,7 +26,7 @@ from benchmarks.gpu.report import Report, Row
 from shared.job import AdapterRef, ItemSpec, Progress
 from shared.settings import WorkerSettings
 from worker.consumer import image_file
-from worker.consumer.background import STEP_TO_PREPARE, Ahead, Behind
+from worker.consumer.background import STEP_TO_PREPARE, BackgroundUploader, Prefetcher
 from worker.kernels.distance import rel_l2
 from worker.model.compile import as_written, compile_blocks
 from worker.model.components import Components
@@ -263,22 +263,23 @@ class Parts:
         That is the worst case: the queue hands out what needs no change first.
         """
         adapters = [self._adapter(folder, name) for name in "AB"]
-        warm_up = Behind()
+        warm_up = BackgroundUploader()
         for adapter in adapters:
             self._render(adapter, 0, warm_up)
         warm_up.wait()
-        step_ms, behind, ahead, items = self._step_ms(), Behind(), Ahead(), self._plan.items
+        step_ms, items = self._step_ms(), self._plan.items
+        uploader, prefetcher = BackgroundUploader(), Prefetcher()
         self._clock.forget_peak()
         with self._clock.busy(self._components.transformer, self._components.autoencoder.decoder) as busy_s:
             began = time.perf_counter()
             for number in range(items):
                 following = adapters[(number + 1) % 2]
                 prepare = partial(self._renderer.prepare, self._spec(following, number + 1), [following[1]])
-                self._render(adapters[number % 2], number, behind, prepare=partial(ahead, prepare))
-            behind.wait()
+                self._render(adapters[number % 2], number, uploader, prepare=partial(prefetcher.submit, prepare))
+            uploader.wait()
             wall_s = time.perf_counter() - began
             idle = 1 - busy_s() / wall_s
-        ahead.wait()
+        prefetcher.wait()
         self._renderer.warm.use(())
         self._report.add(
             f"batch of {items}, two adapters in turn, per item",
@@ -382,7 +383,7 @@ class Parts:
         self,
         adapter: tuple[AdapterRef, Path],
         seed: int,
-        behind: Behind,
+        uploader: BackgroundUploader,
         *,
         prepare: Callable[[], None] = lambda: None,
     ) -> None:
@@ -397,4 +398,4 @@ class Parts:
         def encode() -> None:
             image_file.encode(rendered.image, spec.output_format, spec.model_dump())
 
-        behind(encode)
+        uploader.submit(encode)

@@ -20,7 +20,7 @@ from shared.ledger import Ledger, keys
 from shared.settings import ModelSettings
 from shared.storage import open_store
 from worker.consumer import device_faults
-from worker.consumer.background import Behind
+from worker.consumer.background import BackgroundUploader
 from worker.consumer.heartbeat import Slot
 from worker.consumer.item_run import Worker, run_next
 from worker.model.demo_model import write_tiny_adapter, write_tiny_checkpoint
@@ -423,10 +423,10 @@ class Held:
 @pytest.fixture
 def storing(worker):
     """A worker that stores behind the next item's back, on a store whose uploads wait for `.store.go`."""
-    made = Worker(**{**vars(worker), "store": Held(worker.store), "behind": Behind()})
+    made = Worker(**{**vars(worker), "store": Held(worker.store), "uploader": BackgroundUploader()})
     yield made
     made.store.go.set()
-    made.behind.wait()
+    made.uploader.wait()
 
 
 def test_the_next_item_renders_while_an_image_is_stored(storing):
@@ -444,7 +444,7 @@ def test_the_next_item_renders_while_an_image_is_stored(storing):
 
     storing.store.go.set()
     other.join(10)
-    storing.behind.wait()
+    storing.uploader.wait()
     assert [item(storing, job).state for job in (first, second)] == [State.SUCCEEDED, State.SUCCEEDED]
     assert storing.slot.claims == []
 
@@ -457,7 +457,7 @@ def test_the_lease_of_an_image_that_is_stored_lives_on(storing, wait_until):
     wait_until(lambda: storing.ledger.redis.zscore(keys.LEASES, f"{job_id}:0") > lease, what="a renewal")
     storing.ledger.cancel(job_id)
     storing.store.go.set()
-    storing.behind.wait()
+    storing.uploader.wait()
 
     assert item(storing, job_id).state is State.CANCELED
     assert not storing.store.exists(f"results/{job_id}/0/1/image.png")
@@ -476,7 +476,7 @@ def test_no_more_than_one_image_waits_to_be_stored(storing):
 
     storing.store.go.set()
     waiting.join(20)
-    storing.behind.wait()
+    storing.uploader.wait()
     assert [item(storing, job).state for job in jobs] == [State.SUCCEEDED] * 3
 
 
@@ -495,7 +495,7 @@ def test_a_poisoned_device_costs_the_item_that_is_stored_no_attempt(storing):
         (State.QUEUED, 1),
     ]
     storing.store.go.set()
-    storing.behind.wait()
+    storing.uploader.wait()
     assert item(storing, first).state is State.QUEUED
     assert not storing.store.exists(f"results/{first}/0/1/image.png")
 
@@ -505,7 +505,7 @@ def test_an_upload_that_fails_behind_is_tried_again(storing):
     refusing = Worker(**{**vars(storing), "store": Refusing()})
 
     run_next(refusing)
-    refusing.behind.wait()
+    refusing.uploader.wait()
 
     assert (item(storing, job_id).state, item(storing, job_id).attempt) == (State.QUEUED, 1)
     assert storing.slot.storage_failed
@@ -542,7 +542,7 @@ def test_an_item_that_may_have_ended_a_process_renders_alone(storing, wait_until
 
     storing.store.go.set()
     other.join(20)
-    storing.behind.wait()
+    storing.uploader.wait()
     assert [item(storing, job).state for job in (fresh, suspect)] == [State.SUCCEEDED, State.SUCCEEDED]
 
 
@@ -627,10 +627,10 @@ def test_while_an_item_renders_the_next_is_prepared_and_taken_whatever_came_of_i
     first, second = accept(worker), accept(worker, adapters=[adapter], prompt="a dog")
 
     assert run_next(worker)
-    worker.ahead.wait()
+    worker.prefetcher.wait()
     assert item(worker, second).state is State.QUEUED
     assert run_next(worker)
-    worker.ahead.wait()
+    worker.prefetcher.wait()
 
     assert renderer.prepared == [("a dog", ["style.safetensors"])]
     assert [item(worker, job).state for job in (first, second)] == [State.SUCCEEDED] * 2

@@ -1,4 +1,4 @@
-"""Work in threads while an item renders: storing the image before, and preparing the item after."""
+"""Threads that work while an item renders: one stores the image before it, one prepares the item after it."""
 
 from __future__ import annotations
 
@@ -6,76 +6,93 @@ import logging
 import threading
 from collections.abc import Callable
 
-logger = logging.getLogger("flux2.worker.background")
+logger = logging.getLogger("flux2.worker.consumer")
 
-#: When to begin: after the first step, under which weights may still be on their way.
+# The first step still waits for weights that are being merged; preparing during it would slow both down.
 STEP_TO_PREPARE = 2
 
 
-class AtOnce:
-    """Does work here and now."""
+class InlineRunner:
+    """Runs work in the calling thread; for tests, and for a worker without a storing thread."""
 
-    def __call__(self, work: Callable[[], None]) -> None:
-        """Do the work."""
+    def submit(self, work: Callable[[], None]) -> None:
+        """Run the work to its end."""
         work()
 
     def wait(self) -> None:
-        """Return at once: nothing is ever under way."""
+        """Return at once: no work outlives `submit`."""
 
 
-class Behind:
-    """Does work in a thread, one piece at a time: who brings the next waits until the one before is done.
+class _SingleThread:
+    """Runs one piece of work at a time in a named thread, which `wait` joins."""
 
-    What is in the work's hands is then bounded, and so is what a process that dies loses.
-
-    Attributes:
-        name: of the thread.
-    """
-
-    name = "flux2-behind"
-
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    def __call__(self, work: Callable[[], None]) -> None:
-        """Begin the work, once what was brought before is done."""
-        self.wait()
-        self._thread = threading.Thread(target=self._do, args=[work], name=self.name, daemon=True)
-        self._thread.start()
-
-    @property
-    def busy(self) -> bool:
-        """Whether work is under way."""
-        return self._thread is not None and self._thread.is_alive()
-
     def wait(self) -> None:
-        """Return when nothing is under way."""
-        if self._thread is not None:
-            self._thread.join()
+        """Block until the work under way has ended; return at once without any."""
+        with self._lock:
+            thread = self._thread
+        # Joined outside the lock, so that another caller can still ask whether work is under way.
+        if thread is not None:
+            thread.join()
 
-    def _do(self, work: Callable[[], None]) -> None:
+    def _start_if_idle(self, work: Callable[[], None]) -> bool:
+        with self._lock:
+            if self._thread is not None and self._thread.is_alive():
+                return False
+            thread = threading.Thread(target=self._run, args=[work], name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
+            return True
+
+    def _run(self, work: Callable[[], None]) -> None:
         try:
             work()
-        except Exception as error:  # noqa: BLE001 - see `_failed`
-            self._failed(error)
+        except Exception as error:  # noqa: BLE001 - an exception that leaves a thread is lost
+            self._log_failure(error)
 
-    def _failed(self, error: Exception) -> None:
-        """Whatever it was about has been told by then: see `worker.consumer.item_run`."""
-        logger.error("unexpected", exc_info=error)
+    def _log_failure(self, error: Exception) -> None:
+        raise NotImplementedError
 
 
-class Ahead(Behind):
-    """Does work in a thread; what is brought while that is busy is left undone, and so is what fails.
+class BackgroundUploader(_SingleThread):
+    """Stores one image at a time in a thread; the next image waits until the one before is stored.
 
-    Nothing depends on it: whoever needs what it would have prepared does the work itself.
+    Waiting bounds the images in memory, and the work that a dying process loses, to one image.
     """
 
-    name = "flux2-ahead"
+    def __init__(self) -> None:
+        super().__init__("flux2-uploader")
 
-    def __call__(self, work: Callable[[], None]) -> None:
-        """Begin the work, unless other work is under way."""
-        if not self.busy:
-            super().__call__(work)
+    def submit(self, work: Callable[[], None]) -> None:
+        """Wait for the work before, then start this one.
 
-    def _failed(self, error: Exception) -> None:
-        logger.info("the next item is not prepared", extra={"error": f"{type(error).__name__}: {error}"})
+        Raises:
+            RuntimeError: no thread could be started; the work has not begun.
+        """
+        while not self._start_if_idle(work):
+            self.wait()
+
+    def _log_failure(self, error: Exception) -> None:
+        # The item itself has been committed or released by then: see `worker.consumer.item_run`.
+        logger.error("unexpected error while storing", exc_info=error)
+
+
+class Prefetcher(_SingleThread):
+    """Prepares the next item in a thread; drops work that comes while it is busy, and work that fails.
+
+    Nothing depends on it: an item that was not prepared is prepared when it renders.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("flux2-prefetcher")
+
+    def submit(self, work: Callable[[], None]) -> None:
+        """Start the work unless other work is under way."""
+        self._start_if_idle(work)
+
+    def _log_failure(self, error: Exception) -> None:
+        logger.info("next item not prepared", extra={"error": f"{type(error).__name__}: {error}"})

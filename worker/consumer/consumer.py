@@ -83,6 +83,6 @@ def _consume(worker: Worker) -> None:
             ]
         )
     finally:
-        worker.behind.wait()
-        worker.ahead.wait()
+        worker.uploader.wait()
+        worker.prefetcher.wait()
         watch.stop()

@@ -41,7 +41,7 @@ from shared.ledger import Claim, Ledger
 from shared.settings import Settings
 from shared.storage import ObjectStore
 from worker.consumer import device_faults, image_file
-from worker.consumer.background import STEP_TO_PREPARE, Ahead, AtOnce, Behind
+from worker.consumer.background import STEP_TO_PREPARE, BackgroundUploader, InlineRunner, Prefetcher
 from worker.consumer.heartbeat import Slot
 from worker.consumer.interfaces import ItemRenderer, Rendered
 from worker.consumer.lease import Lease
@@ -65,8 +65,8 @@ class Worker:
 
     Attributes:
         probe: asks the device for a small calculation; returns what is wrong with it, or None.
-        behind: is brought the work that needs no GPU.
-        ahead: is brought what prepares for the next item.
+        uploader: encodes and stores images.
+        prefetcher: prepares the next item.
         end: ends the process at once, whatever its other threads do.
     """
 
@@ -77,8 +77,8 @@ class Worker:
     renderer: ItemRenderer
     slot: Slot
     probe: Callable[[], str | None] = _sound
-    behind: Behind | AtOnce = field(default_factory=AtOnce)
-    ahead: Ahead = field(default_factory=Ahead)
+    uploader: BackgroundUploader | InlineRunner = field(default_factory=InlineRunner)
+    prefetcher: Prefetcher = field(default_factory=Prefetcher)
     end: Callable[[int], NoReturn] = os._exit
 
     def hand_over(self, claim: Claim) -> None:
@@ -153,13 +153,13 @@ def _run(worker: Worker, claim: Claim) -> None:
         held.enter_context(worker.slot.running(claim))
         lease = held.enter_context(Lease(worker.ledger, claim, worker.settings, on_stall=stalled))
         if claim.attempt > 1:
-            worker.behind.wait()  # what has ended a process may do so again: nothing else is then lost with it
+            worker.uploader.wait()  # what has ended a process may do so again: nothing else is then lost with it
         rendered = _attempt(worker, claim, lease, partial(_render, worker, claim, lease), on_device=True)
         if rendered is None:
             return
         keep = held.pop_all()
     try:
-        worker.behind(partial(_finish, worker, claim, lease, rendered, keep))
+        worker.uploader.submit(partial(_finish, worker, claim, lease, rendered, keep))
     except RuntimeError:  # no thread could be started: the lease must not be renewed for nobody
         keep.close()
         raise
@@ -203,7 +203,7 @@ def _render(worker: Worker, claim: Claim, lease: Lease) -> Rendered:
     def on_progress(progress: Progress) -> None:
         lease.report(progress)
         if progress.stage == "denoise" and progress.step == STEP_TO_PREPARE:
-            worker.ahead(partial(_prepare_next, worker, spec.adapter_key))
+            worker.prefetcher.submit(partial(_prepare_next, worker, spec.adapter_key))
 
     rendered = worker.renderer.render(spec, _files(worker, spec), on_progress=on_progress)
     worker.slot.report_drift(worker.renderer.corrupted)
