@@ -1,6 +1,6 @@
 """Every error this project raises on purpose.
 
-* Flux2Error                     .code (stable, in JSON bodies), .retryable
+* Flux2Error                     .code (stable, in JSON bodies), .retryable, .implicates_device, .ends_process
   + RequestError                 the caller must change the request; never retried
     - InvalidRequest             a field has a value that cannot be served
     - ModelNotFound              the catalogue has no model with this id
@@ -40,16 +40,26 @@ from __future__ import annotations
 
 
 class Flux2Error(Exception):
-    """Base of all the project's errors."""
+    """Base of all the project's errors.
+
+    Attributes:
+        retryable: whether the same request may succeed later, or on another worker.
+        implicates_device: whether a broken GPU may be the cause; a worker then probes its GPU.
+        ends_process: whether the worker process cannot render after this error and must be restarted.
+    """
 
     code = "internal"
     retryable = False
+    # An error of unknown origin may come from the device: only classes with a known other cause say False.
+    implicates_device = True
+    ends_process = False
 
 
 class RequestError(Flux2Error):
     """The caller must change the request; `field` is the JSON path of the field at fault, or None."""
 
     code = "INVALID_REQUEST"
+    implicates_device = False
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
         super().__init__(message)
@@ -124,6 +134,7 @@ class LedgerUnavailable(Flux2Error):
 
     code = "ledger_unavailable"
     retryable = True
+    implicates_device = False
 
 
 class RunError(Flux2Error):
@@ -137,6 +148,7 @@ class LeaseLost(RunError):
     """Another worker owns the item now; write nothing."""
 
     code = "lease_lost"
+    implicates_device = False
 
 
 class ItemCanceled(RunError):
@@ -144,6 +156,7 @@ class ItemCanceled(RunError):
 
     code = "canceled"
     retryable = False
+    implicates_device = False
 
 
 class OutOfMemory(RunError):
@@ -151,6 +164,7 @@ class OutOfMemory(RunError):
 
     code = "out_of_memory"
     retryable = False
+    implicates_device = False
 
 
 class NotFinite(RunError):
@@ -170,24 +184,33 @@ class DeviceFault(RunError):
     """The device fails even the smallest calculation, so this process can render nothing more."""
 
     code = "gpu_fault"
+    ends_process = True
 
 
 class WeightsLost(RunError):
     """The base weights could not be restored; the process loads them again or ends."""
 
     code = "weights_lost"
+    ends_process = True
 
 
 class Stalled(RunError):
     """The item made no progress for `FLUX2_WORKER_STALL_S`; a kernel that hangs can only be ended with its process."""
 
     code = "stalled"
+    ends_process = True
+
+    def __init__(self, message: str, *, implicates_device: bool = True) -> None:
+        super().__init__(message)
+        # An upload that hangs says nothing about the GPU.
+        self.implicates_device = implicates_device
 
 
 class StorageUnavailable(RunError):
     """The result could not be written within the retry budget."""
 
     code = "storage_unavailable"
+    implicates_device = False
 
 
 class ServerFailed(Flux2Error):
