@@ -104,7 +104,7 @@ def verify(
         only=only,
         dtype=dtype,
         device=device,
-        verified=engine,
+        engine=engine,
         against_toolkit=against_toolkit,
         toolkit=toolkit if needed else None,
     )

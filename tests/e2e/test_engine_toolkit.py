@@ -1,4 +1,4 @@
-"""A job for AI Toolkit's own code, through the whole service; workers take AI_TOOLKIT_PATH from the environment."""
+"""A job for AI Toolkit's own code runs through the whole service; workers read AI_TOOLKIT_PATH from the environment."""
 
 import io
 import os

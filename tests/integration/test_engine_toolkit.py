@@ -1,4 +1,4 @@
-"""The engine `ai-toolkit` with AI Toolkit's own classes, from a checkout at AI_TOOLKIT_PATH."""
+"""The engine `ai-toolkit` runs AI Toolkit's own classes from a checkout at AI_TOOLKIT_PATH."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ from worker.rendering.toolkit_checkout import load_toolkit
 from worker.rendering.toolkit_engine import over
 from worker.verify.golden_models import adapter_ref
 
-ROOT = os.environ.get("AI_TOOLKIT_PATH")  # read here: the tests' environment is emptied of it
+ROOT = os.environ.get("AI_TOOLKIT_PATH")  # read at import: a fixture removes it from the tests' environment
 
 pytestmark = pytest.mark.skipif(not ROOT, reason="AI_TOOLKIT_PATH names no checkout of AI Toolkit")
 
@@ -30,7 +30,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def renderer(goldens, tmp_path_factory):
-    """A renderer of a model in a precision, with both engines; each loaded once."""
+    """Makes a renderer with both engines for a model and a precision; each is loaded once."""
     made = {}
 
     def make(model, precision):
@@ -71,7 +71,7 @@ def item(model="flux2", *, engine="ai-toolkit", adapters: tuple[AdapterRef, ...]
 
 
 def both(renderer, spec, paths=()):
-    """Render with either engine; return the pixels."""
+    """Render with both engines; return the pixels of each."""
     return [
         renderer.render(spec.model_copy(update={"engine": engine}), paths, on_progress=lambda _: None).image.tobytes()
         for engine in ("exact", "ai-toolkit")
@@ -90,10 +90,10 @@ def test_both_engines_give_the_same_pixels(renderer, model, precision):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_adapters_reach_both_engines_and_leave_both(renderer, goldens, precision):
+def test_adapters_are_added_to_and_removed_from_both_engines(renderer, goldens, precision):
     used = renderer("flux2", precision)
     base = both(used, item())
-    # One of them touches the layer whose halves lie in another order there.
+    # One adapter touches the last modulation, whose halves AI Toolkit stores in another order.
     for file in (
         "adapters/lora_alllinear_bf16",
         "adapters/lokr_full_bf16",
@@ -111,7 +111,7 @@ def test_adapters_reach_both_engines_and_leave_both(renderer, goldens, precision
     assert both(used, item()) == base
 
 
-def test_the_weights_are_held_once(renderer):
+def test_both_engines_share_one_copy_of_the_weights(renderer):
     components = renderer("flux2", "bf16").warm.components
 
     engine = over(components, load_toolkit(Path(ROOT)))
@@ -125,7 +125,7 @@ def test_the_weights_are_held_once(renderer):
     assert apart == ["final_layer.adaLN_modulation.1.weight"]
 
 
-def test_the_report_says_whose_code_ran(renderer):
+def test_the_report_names_the_engine_and_the_versions(renderer):
     rendered = renderer("flux2", "bf16").render(item(), [], on_progress=lambda _: None)
 
     assert rendered.pipeline.engine == "ai-toolkit"
@@ -133,7 +133,7 @@ def test_the_report_says_whose_code_ran(renderer):
 
 
 @pytest.mark.parametrize("model", list(MODELS))
-def test_progress_comes_out_and_a_cancel_goes_in(renderer, model):
+def test_progress_is_reported_and_a_cancel_ends_the_run(renderer, model):
     used, seen = renderer(model, "fp32"), []
 
     def cancel_at_two(progress):
@@ -148,7 +148,7 @@ def test_progress_comes_out_and_a_cancel_goes_in(renderer, model):
     assert len(set(both(used, item(model)))) == 1
 
 
-def test_the_goldens_are_met_by_ai_toolkits_engine(goldens):
+def test_ai_toolkits_engine_meets_the_goldens(goldens):
     done = CliRunner().invoke(app, ["verify", str(goldens), "--engine", "ai-toolkit", "--toolkit", ROOT])
 
     assert done.exit_code == 0

@@ -1,4 +1,4 @@
-"""The product beside AI Toolkit's own classes, from a checkout at AI_TOOLKIT_PATH: to the bit, on this machine."""
+"""Our results equal those of AI Toolkit's own classes, run on this machine from a checkout at AI_TOOLKIT_PATH."""
 
 import json
 import os
@@ -13,20 +13,20 @@ from typer.testing import CliRunner
 from worker.commands import app
 from worker.rendering.toolkit_checkout import load_toolkit
 
-ROOT = os.environ.get("AI_TOOLKIT_PATH")  # read here: the tests' environment is emptied of it
+ROOT = os.environ.get("AI_TOOLKIT_PATH")  # read at import: a fixture removes it from the tests' environment
 
 pytestmark = pytest.mark.skipif(not ROOT, reason="AI_TOOLKIT_PATH names no checkout of AI Toolkit")
 
 
 def differing(folder):
-    """Run the comparison; return the number of cases, and those that are not equal."""
+    """Run the comparison; return the number of cases and the unequal ones."""
     done = CliRunner().invoke(app, ["verify", str(folder), "--against-toolkit", "--toolkit", ROOT, "--json"])
     outcomes = json.loads(done.stdout)["outcomes"]
     return len(outcomes), [outcome for outcome in outcomes if not outcome["exact"]]
 
 
 def write_model(folder, toolkit, name, **params):
-    """Write a random transformer of AI Toolkit's with its sidecar."""
+    """Write an AI Toolkit transformer with random weights, and its sidecar."""
     stated = toolkit.transformer_params(in_channels=128, **params)
     weights = toolkit.transformer(stated).bfloat16().state_dict()
     save_file({key: weight.contiguous() for key, weight in weights.items()}, folder / f"{name}.safetensors")
@@ -58,7 +58,7 @@ def sampling_case(folder, name, *, model, batch, guidance_scale, true_cfg):
 
 
 def forward_case(folder, toolkit, name, *, dtype):
-    """Write one call of the dev transformer in `folder` with what AI Toolkit's class gives for it on this machine."""
+    """Write one call of the dev transformer in `folder`, and AI Toolkit's result for it on this machine."""
     stated = json.loads((folder / "weights/flux2_dev_other.json").read_text())
     transformer = toolkit.transformer(toolkit.transformer_params(**stated))
     transformer.load_state_dict(load_file(folder / "weights/flux2_dev_other.safetensors"))
@@ -85,7 +85,7 @@ def forward_case(folder, toolkit, name, *, dtype):
 
 @pytest.fixture
 def other_widths(tmp_path):
-    """Goldens of other widths, depths, head splits and rotary bases; the sampling cases have inputs only."""
+    """Goldens with other widths, depths, head splits and rotary bases; sampling cases have inputs only."""
     toolkit = load_toolkit(Path(ROOT))
     torch.manual_seed(0)
     weights = tmp_path / "weights"
@@ -127,7 +127,7 @@ def test_other_widths_and_head_splits_give_equal_results(other_widths):
     assert count == 2 * (3 + 2)
 
 
-def test_goldens_of_other_widths_are_met_to_the_bit_on_the_machine_that_made_them(other_widths):
+def test_goldens_of_other_widths_are_exact_on_the_machine_that_made_them(other_widths):
     done = CliRunner().invoke(app, ["verify", str(other_widths), "--only", "forward"])
 
     assert done.exit_code == 0

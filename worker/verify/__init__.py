@@ -1,1 +1,1 @@
-"""Hold the product to numbers that AI Toolkit's own code gave: the command `flux2 verify`."""
+"""Compare this project's rendering with numbers that AI Toolkit's own code produced: the command `flux2 verify`."""

@@ -1,7 +1,8 @@
-"""What is compared in each type of case. Each check returns its measures; what it raises is the case's failure.
+"""One check for each type of case: it compares our results with the goldens and returns the measures.
 
-Equality is asked of what any CPU computes alike: noise, the timesteps that reach the model, merged weights, token ids.
-The rest is held to the manifest's tolerances, since kernels differ (docs/verify.md).
+An exception in a check is a failure of its case. Results that every CPU computes alike must be equal: noise, the
+timesteps that reach the model, merged weights, token ids. Everything else has to stay within the manifest's tolerances,
+because kernels differ between machines (docs/verify.md).
 """
 
 from __future__ import annotations
@@ -22,32 +23,33 @@ from worker.model.components import DTYPES, Components
 from worker.rendering.denoise import Call
 from worker.rendering.engine import Engine
 from worker.rendering.latents import PIXELS, image_ids, noise, text_ids
-from worker.verify.golden_models import Calls, GoldenModels, adapter_ref, bfl_weights, recorded, sample, starting_noise
+from worker.verify.golden_models import GoldenModels, adapter_ref, bfl_weights
 from worker.verify.goldens import Case, given_embeds
 from worker.verify.measures import Measure, equal, measure, same_bits
 from worker.verify.outcome import CaseType, VerifiedEngine
-from worker.verify.prompt_checks import check_e2e, check_text
+from worker.verify.prompt_checks import check_prompt_to_image, check_text
+from worker.verify.sampling import Calls, record_calls, sample, starting_noise
 
 _ROLE = re.compile(r"\.(lora_A|lora_B|lora_down|lora_up|lokr_\w+|alpha|diff|diff_b|magnitude)(\.weight)?$")
-# A step on another CPU used 0.7 of the latents' limit; a wrong schedule or noise is off by 200 times it and more.
+# A step on another CPU used 0.7 of the latents' limit; a wrong schedule or noise exceeds the limit 200 times or more.
 _STEP_SLACK = 5
-# README.md of the goldens: "Expect equality to 1e-7".
+# The goldens' README.md says "Expect equality to 1e-7".
 _SCHEDULE = {"max_abs": 1e-7}
 
 
-def check(case: Case, product: GoldenModels) -> list[Measure]:
-    """Run one case through the product."""
+def check(case: Case, models: GoldenModels) -> list[Measure]:
+    """Run one case and return its measures."""
     with torch.no_grad():
-        return list(_CHECKS[case.type](case, product))
+        return list(_CHECKS[case.type](case, models))
 
 
-def _schedule(case: Case, product: GoldenModels) -> Iterator[Measure]:
+def _schedule(case: Case, models: GoldenModels) -> Iterator[Measure]:
     entry = case.entry
-    got = product.schedule(entry["num_steps"], entry["image_seq_len"])
+    got = models.noise_levels(entry["num_steps"], entry["image_seq_len"])
     yield from measure("timesteps", torch.tensor(got, dtype=torch.float64), _float64(entry["timesteps"]), _SCHEDULE)
 
 
-def _noise(case: Case, product: GoldenModels) -> Iterator[Measure]:
+def _noise(case: Case, models: GoldenModels) -> Iterator[Measure]:
     _, channels, rows, columns = case.entry["shape"]
     size = {"channels": channels, "height": rows * PIXELS, "width": columns * PIXELS}
     drawn = noise(case.entry["seed"], **size, dtype=DTYPES[case.dtype])
@@ -55,10 +57,10 @@ def _noise(case: Case, product: GoldenModels) -> Iterator[Measure]:
     yield Measure("sha256", "differs", float(digest != case.entry["sha256_le_bytes"]), 0.0)
 
 
-def _forward(case: Case, product: GoldenModels) -> Iterator[Measure]:
-    golden = product.goldens.tensors(case.entry["file"])
-    components = product.components(case.entry["model"], case.dtype)
-    got = forward(product.engine(components), components, golden)
+def _forward(case: Case, models: GoldenModels) -> Iterator[Measure]:
+    golden = models.goldens.tensors(case.entry["file"])
+    components = models.components(case.entry["model"], case.dtype)
+    got = forward(models.engine(components), components, golden)
     yield from measure("pred", got, golden["pred"], case.entry["tolerance"])
 
 
@@ -76,12 +78,12 @@ def forward(engine: Engine, components: Components, inputs: Mapping[str, Tensor]
     return engine.predict(call)
 
 
-def _sampling(case: Case, product: GoldenModels) -> Iterator[Measure]:
-    entry, golden = case.entry, product.goldens.tensors(case.entry["file"])
-    components = product.components(entry["model"], case.dtype)
-    engine = product.engine(components)
-    yield from _inputs(entry, golden, components, product)
-    with recorded(engine) as calls:
+def _sampling(case: Case, models: GoldenModels) -> Iterator[Measure]:
+    entry, golden = case.entry, models.goldens.tensors(case.entry["file"])
+    components = models.components(entry["model"], case.dtype)
+    engine = models.engine(components)
+    yield from _inputs(entry, golden, components, models)
+    with record_calls(engine) as calls:
         latents = sample(
             engine,
             components,
@@ -91,8 +93,8 @@ def _sampling(case: Case, product: GoldenModels) -> Iterator[Measure]:
             start=golden["initial_latents"],
         )
     tolerance = entry["tolerance"]
-    # Another schedule has other steps; only where it leads can be compared.
-    if product.verified is not VerifiedEngine.DIFFUSERS:
+    # Diffusers steps through another schedule, so only the end of its run can be compared.
+    if models.engine_name is not VerifiedEngine.DIFFUSERS:
         yield equal("timesteps_model", torch.stack(calls.timesteps), golden["timesteps_model"])
         yield from _steps(calls, golden, 1 + entry["true_cfg"], _for_steps(tolerance["latents"]))
     yield from measure("latents", latents, golden["latents"], tolerance["latents"])
@@ -103,23 +105,23 @@ def _sampling(case: Case, product: GoldenModels) -> Iterator[Measure]:
 
 
 def _inputs(
-    entry: Mapping[str, Any], golden: Mapping[str, Tensor], components: Components, product: GoldenModels
+    entry: Mapping[str, Any], golden: Mapping[str, Tensor], components: Components, models: GoldenModels
 ) -> Iterator[Measure]:
-    """Check all that is decided before the first step."""
+    """Compare everything that is fixed before the first step: noise, positions and schedule."""
     batch, _, rows, columns = golden["initial_latents"].shape
-    if batch == 1:  # AI Toolkit draws a batch with one generator; here each image has its own
+    if batch == 1:  # AI Toolkit draws a whole batch with one generator; here each image has its own
         drawn = starting_noise(components, entry, dtype=golden["initial_latents"].dtype)
         yield equal("initial_latents", drawn, golden["initial_latents"])
     yield equal("img_ids", image_ids(rows, columns).expand_as(golden["img_ids"]), golden["img_ids"])
     yield equal("txt_ids", text_ids(golden["txt_ids"].shape[1]).expand_as(golden["txt_ids"]), golden["txt_ids"])
-    schedule = product.schedule(entry["num_inference_steps"], rows * columns)
+    schedule = models.noise_levels(entry["num_inference_steps"], rows * columns)
     yield from measure("timesteps", torch.tensor(schedule), golden["timesteps"], _SCHEDULE)
 
 
 def _steps(
     calls: Calls, golden: Mapping[str, Tensor], calls_a_step: int, tolerance: Mapping[str, float]
 ) -> Iterator[Measure]:
-    """Compare the steps that were kept: `x_NNN` went in, `pred_NNN` and `pred_uncond_NNN` came out."""
+    """Compare the stored steps: `x_NNN` is a step's input, `pred_NNN` and `pred_uncond_NNN` are its outputs."""
     for name, expected in sorted(golden.items()):
         if kept := re.fullmatch(r"(x|pred|pred_uncond)_(\d+)", name):
             call = int(kept[2]) * calls_a_step + (kept[1] == "pred_uncond")
@@ -127,15 +129,18 @@ def _steps(
 
 
 def _for_steps(tolerance: Mapping[str, float]) -> dict[str, float]:
-    """Return what single steps are held to: the manifest limits the final latents only, and one step may be worse."""
+    """Return the tolerance for single steps: the manifest limits the final latents, and one step may be worse."""
     return {metric: _STEP_SLACK * limit for metric, limit in tolerance.items()}
 
 
-def _adapter(case: Case, product: GoldenModels) -> Iterator[Measure]:
+def _adapter(case: Case, models: GoldenModels) -> Iterator[Measure]:
     entry, run, dtype = case.entry, case.entry["run"], case.dtype
-    golden, path = product.goldens.tensors(entry["expected"]), product.goldens.folder / entry["file"]
-    components, embeds = product.own(run["model"], dtype, adapter=path), given_embeds(product.goldens, run)
-    (engine, warm), base = product.adapted(components), bfl_weights(components.transformer)
+    golden, path = models.goldens.tensors(entry["expected"]), models.goldens.folder / entry["file"]
+    components, embeds = (
+        models.mergeable_components(run["model"], dtype, adapter=path),
+        given_embeds(models.goldens, run),
+    )
+    (engine, warm), base = models.engine_with_adapters(components), bfl_weights(components.transformer)
     unchanged = {name: base[name] for name in base.keys() - set(entry["changed_weights"])}
     for multiplier in entry["multipliers"]:
         warm.use([(adapter_ref(path, multiplier), path)])
@@ -143,7 +148,7 @@ def _adapter(case: Case, product: GoldenModels) -> Iterator[Measure]:
         yield from _merged_rows(entry, merged, golden, suffix)
         yield same_bits(f"m{multiplier} unchanged weights", merged, unchanged)
         for mode in get_args(AdapterMode):
-            # The trainer never merges DoRA, so there is no such result.
+            # AI Toolkit never merges a DoRA, so the goldens have no merged result for it.
             if (name := f"latents_{mode}_{suffix}") in golden:
                 warm.use([(adapter_ref(path, multiplier), path)], mode=mode)
                 latents = sample(engine, components, run, **embeds)
@@ -160,22 +165,22 @@ def _merged_rows(
         yield equal(f"merged_{suffix}/{key}", merged[key][rows], golden[f"merged_{suffix}/{key}"])
 
 
-def _adapter_hand(case: Case, product: GoldenModels) -> Iterator[Measure]:
-    entry, components = case.entry, product.own(case.entry["run"]["model"], case.dtype)
+def _adapter_hand(case: Case, models: GoldenModels) -> Iterator[Measure]:
+    entry, components = case.entry, models.mergeable_components(case.entry["run"]["model"], case.dtype)
     warm, base = WarmPipeline(components), bfl_weights(components.transformer)
-    # A file of which only a part fits has a result in the goldens, and a note that it must not be silent: refused here.
+    # The goldens hold a result for a file that fits only in part, noting that it must not pass silently: we refuse it.
     if entry["expected_error"] or "raise" in (entry["note"] or ""):
-        yield _refused(warm, product, entry["file"])
+        yield _refused(warm, models, entry["file"])
     else:
-        yield from _hand_latents(case, product, components, warm)
+        yield from _hand_latents(case, models, components, warm)
         warm.use([])
     yield same_bits("weights afterwards", bfl_weights(components.transformer), base)
 
 
-def _hand_latents(case: Case, product: GoldenModels, components: Components, warm: WarmPipeline) -> Iterator[Measure]:
-    entry, path = case.entry, product.goldens.folder / case.entry["file"]
-    golden, embeds = product.goldens.tensors(entry["expected"]), given_embeds(product.goldens, entry["run"])
-    engine = product.engine(components)
+def _hand_latents(case: Case, models: GoldenModels, components: Components, warm: WarmPipeline) -> Iterator[Measure]:
+    entry, path = case.entry, models.goldens.folder / case.entry["file"]
+    golden, embeds = models.goldens.tensors(entry["expected"]), given_embeds(models.goldens, entry["run"])
+    engine = models.engine(components)
     for multiplier in entry["multipliers"]:
         warm.use([(adapter_ref(path, multiplier), path)])
         what = f"latents_{case.dtype}_m{multiplier}"
@@ -183,29 +188,28 @@ def _hand_latents(case: Case, product: GoldenModels, components: Components, war
         yield from measure(what, latents, golden[f"{case.name}/{what}"], entry["tolerance"][f"latents_{case.dtype}"])
 
 
-def _refused(warm: WarmPipeline, product: GoldenModels, file: str) -> Measure:
-    """Pass only if the adapter is refused and the message names one of its keys, or the layer of one."""
-    path = product.goldens.folder / file
+def _refused(warm: WarmPipeline, models: GoldenModels, file: str) -> Measure:
+    """Return a measure that passes if the adapter is refused with a message that names one of its keys or layers."""
+    path = models.goldens.folder / file
     try:
         warm.use([(adapter_ref(path, 1.0), path)])
     except RequestError as error:
-        named = any(name in str(error) for key in product.goldens.tensors(file) for name in (key, _layer(key)))
-        return Measure(
-            "refusal" if named else f"refused without naming a key ({error}):", "wrong", float(not named), 0.0
-        )
-    return Measure("merged without a word", "wrong", 1.0, 0.0)
+        named = any(name in str(error) for key in models.goldens.tensors(file) for name in (key, _layer(key)))
+        what = "refusal" if named else f"the refusal names no key of the file ({error}):"
+        return Measure(what, "wrong", float(not named), 0.0)
+    return Measure("the adapter was accepted but must be refused:", "wrong", 1.0, 0.0)
 
 
 def _layer(key: str) -> str:
-    """Return the module that a key updates: a message about two keys may name that instead."""
+    """Return the layer that a key updates: a message about two keys may name their layer instead."""
     return _ROLE.sub("", key).removeprefix("diffusion_model.").removeprefix("transformer.")
 
 
-def _preview(case: Case, product: GoldenModels) -> Iterator[Measure]:
-    entry, golden = case.entry, product.goldens.tensors(case.entry["file"])
-    path = product.goldens.folder / entry["adapter"]
-    components = product.own(entry["model"], case.dtype, adapter=path)
-    engine, warm = product.adapted(components)
+def _preview(case: Case, models: GoldenModels) -> Iterator[Measure]:
+    entry, golden = case.entry, models.goldens.tensors(case.entry["file"])
+    path = models.goldens.folder / entry["adapter"]
+    components = models.mergeable_components(entry["model"], case.dtype, adapter=path)
+    engine, warm = models.engine_with_adapters(components)
     for shown in entry["samples"]:
         index = shown["index"]
         size = {side: shown[f"{side}_requested"] // PIXELS * PIXELS for side in ("width", "height")}
@@ -233,5 +237,5 @@ _CHECKS: dict[CaseType, Callable[[Case, GoldenModels], Iterator[Measure]]] = {
     CaseType.ADAPTER_HAND: _adapter_hand,
     CaseType.PREVIEW: _preview,
     CaseType.TEXT: check_text,
-    CaseType.E2E: check_e2e,
+    CaseType.E2E: check_prompt_to_image,
 }

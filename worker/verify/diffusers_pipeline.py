@@ -1,7 +1,7 @@
-"""Diffusers' own FLUX.2 pipelines as an engine, to see how far a user without this project would be from AI Toolkit.
+"""Diffusers' own FLUX.2 pipelines, wrapped as an engine.
 
-Nothing of it serves a job: its modules lack the swaps of `worker.model.rounding`, its schedule depends on the number of
-steps, and its scheduler rounds elsewhere.
+It measures how far plain diffusers is from AI Toolkit, and it never serves a job: its modules lack the changes of
+`worker.model.rounding`, its schedule depends on the number of steps, and its scheduler rounds at other places.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _SCHEDULER = {
 
 
 class DiffusersEngine:
-    """Runs diffusers' modules as they are, over the weights of `components`."""
+    """Runs diffusers' unchanged modules and pipeline over the weights of `components`."""
 
     name: ClassVar[str] = "diffusers"
 
     def __init__(self, components: Components) -> None:
         self.versions = package_versions()
-        self.transformer = _as_made(Flux2Transformer2DModel, components.transformer)
-        self._autoencoder = _as_made(AutoencoderKLFlux2, components.autoencoder)
+        self.transformer = _unmodified(Flux2Transformer2DModel, components.transformer)
+        self._autoencoder = _unmodified(AutoencoderKLFlux2, components.autoencoder)
         parts = {"vae": self._autoencoder, "transformer": self.transformer, "text_encoder": None, "tokenizer": None}
         scheduler = FlowMatchEulerDiscreteScheduler(**_SCHEDULER)  # type: ignore[no-untyped-call]
         kind: Any = Flux2Pipeline if components.distilled else Flux2KleinPipeline
@@ -59,7 +59,7 @@ class DiffusersEngine:
         rows, columns = noise.shape[2:]
         tokens: list[Tensor] = []
 
-        def keep(_: Any, step: int, __: Any, now: dict[str, Tensor]) -> dict[str, Tensor]:
+        def keep_latents(_: Any, step: int, __: Any, now: dict[str, Tensor]) -> dict[str, Tensor]:
             tokens[:] = [now["latents"]]
             on_step(step + 1, run.steps)
             return {}
@@ -74,7 +74,7 @@ class DiffusersEngine:
             guidance_scale=run.guidance_scale,
             latents=noise,
             output_type="latent",
-            callback_on_step_end=keep,
+            callback_on_step_end=keep_latents,
         )
         return unpack(tokens[0], rows=rows, columns=columns)
 
@@ -85,9 +85,9 @@ class DiffusersEngine:
         return decode.to_image(decoded)
 
 
-def _as_made(kind: Any, module: Any) -> Any:
-    """Return a module of diffusers' class with the weights of one that has been changed to round as AI Toolkit's."""
+def _unmodified(kind: Any, module: Any) -> Any:
+    """Return an unmodified module of class `kind` over the weights of `module`, which rounds as AI Toolkit does."""
     with torch.device("meta"):
-        stock = kind.from_config(module.config)
-    stock.load_state_dict(module.state_dict(), assign=True)
-    return stock.requires_grad_(False).eval()
+        plain = kind.from_config(module.config)
+    plain.load_state_dict(module.state_dict(), assign=True)  # shares the tensors instead of copying them
+    return plain.requires_grad_(False).eval()

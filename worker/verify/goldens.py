@@ -1,6 +1,7 @@
-"""Read a folder of goldens: its manifest, the cases in it, its tensors and which weights they were made with.
+"""Read a folder of goldens: its manifest, its cases, their tensors and the model weights behind them.
 
-The format is tests/goldens/README.md. Widths, depths, sizes, seeds, ranks and prompts are whatever the folder says.
+A golden is a number that AI Toolkit's own code produced; tests/goldens/README.md describes the format. Widths, depths,
+sizes, seeds, ranks and prompts come from the folder, so any folder of that format works.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ from worker.verify.outcome import CaseType, Precision
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the verification; `entry` is the manifest's, or schedule.json's or noise.json's."""
+    """One check of the verification.
+
+    Attributes:
+        dtype: `fp32`, `bf16`, or `-` if the case has no precision.
+        entry: the record from manifest.json, schedule.json or noise.json.
+    """
 
     type: CaseType
     name: str
@@ -32,25 +38,25 @@ class Goldens:
     """One folder of goldens.
 
     Raises:
-        GoldensError: there is no manifest that can be read.
+        GoldensError: the manifest is missing, is not JSON, or has no list of cases.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.manifest = self._json("manifest.json")
         if not isinstance(self.manifest.get("cases"), list):
-            raise GoldensError(f"{folder / 'manifest.json'}: no list of cases")
+            raise GoldensError(f"{folder / 'manifest.json'} has no list of cases; is this a folder of goldens?")
 
     def cases(
         self, *, only: CaseType | None, dtype: Precision | None, types: Collection[CaseType] = tuple(CaseType)
     ) -> list[Case]:
-        """Return the cases of a type and precision, those without a precision included.
+        """Return the cases of a type and precision; cases without a precision always match.
 
         Args:
-            types: what can be asked for.
+            types: the types that the caller can run.
 
         Raises:
-            GoldensError: there is none, or the manifest has a type that is not known.
+            GoldensError: no case matches, or the manifest has an unknown type.
         """
         found = [
             case
@@ -58,32 +64,31 @@ class Goldens:
             if case.type in types and only in (None, case.type) and (dtype is None or case.dtype in ("-", dtype))
         ]
         if not found:
-            raise GoldensError(f"{self.folder}: no case of type {only or 'any'} and precision {dtype or 'any'}")
+            raise GoldensError(f"{self.folder} has no case of type {only or 'any'} and precision {dtype or 'any'}")
         return found
 
     def tensors(self, file: str) -> dict[str, Tensor]:
-        """Return the tensors of a file that the manifest names."""
+        """Load a tensor file that the manifest names, relative to the folder."""
         return load_file(self.folder / file)
 
     def transformer(self, model: str) -> Path:
-        """Return the weights of `dev` or `klein`."""
+        """Return the path of the transformer weights of `dev` or `klein`."""
         return self._weights(f"flux2_{model}*.safetensors")
 
     def autoencoder(self) -> Path:
-        """Return the autoencoder's weights."""
         return self._weights("ae*.safetensors")
 
     def _weights(self, pattern: str) -> Path:
         found = sorted((self.folder / "weights").glob(pattern))
         if len(found) != 1:
-            raise GoldensError(f"{self.folder}/weights: {len(found)} files {pattern}; exactly one is needed")
+            raise GoldensError(f"{self.folder}/weights has {len(found)} files {pattern}; exactly one is needed")
         return found[0]
 
     def _json(self, name: str) -> Any:
         try:
             return json.loads((self.folder / name).read_text())
         except (OSError, ValueError) as error:
-            raise GoldensError(f"{self.folder / name}: cannot be read as JSON: {error}") from error
+            raise GoldensError(f"{self.folder / name} cannot be read as JSON: {error}") from error
 
     def _all(self) -> Iterator[Case]:
         for entry in self._entries("schedule.json"):
@@ -101,24 +106,24 @@ class Goldens:
 
 
 def sidecar(weights: Path) -> dict[str, Any]:
-    """Return what the JSON file beside `weights` says of them; nothing if there is none."""
+    """Return the content of the JSON file next to `weights`, which states their shape; empty without such a file."""
     file = weights.with_suffix(".json")
     content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     return content
 
 
 def given_embeds(goldens: Goldens, run: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Return the embeddings, `prompt_embeds` and any negative ones, that a run names as FILE:TENSOR."""
+    """Load the embeddings that a run names as FILE:TENSOR: `prompt_embeds` and, if named, `negative_prompt_embeds`."""
     named = {role: run[role].partition(":") for role in ("prompt_embeds", "negative_prompt_embeds") if role in run}
     return {role: goldens.tensors(file)[name] for role, (file, _, name) in named.items()}
 
 
 def _expand(entry: dict[str, Any]) -> Iterator[Case]:
-    """Turn a manifest entry into one case for each precision that it has results in."""
+    """Yield one case for each precision that a manifest entry has results in."""
     try:
         type_ = CaseType(entry["type"])
     except ValueError as error:
-        raise GoldensError(f"manifest.json: a case of unknown type {entry['type']!r}") from error
+        raise GoldensError(f"manifest.json has a case of unknown type {entry['type']!r}") from error
     name = entry.get("name") or Path(entry["file"]).stem
     for dtype in [entry["dtype"]] if "dtype" in entry else _precisions(entry):
         yield Case(type_, name, dtype, entry)

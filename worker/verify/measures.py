@@ -1,4 +1,7 @@
-"""Measure how far tensors are from the goldens, by the metrics that the manifest's tolerances name."""
+"""Measure how far tensors are from the goldens.
+
+The manifest gives each quantity a tolerance for one or more metrics, such as `max_abs` or `rel_l2`.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +15,18 @@ from torch import Tensor
 from worker.kernels.distance import rel_l2
 from worker.verify.outcome import Outcome
 
-# Integers of a float's width: neighbouring floats of one sign are neighbouring integers.
+# Neighbouring floats of one sign have neighbouring bit patterns, read as integers of the same width in bytes.
 _INTEGERS = {2: torch.int16, 4: torch.int32}
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One quantity of a case.
+    """The error of one quantity by one metric.
 
     Attributes:
-        what: e.g. `latents`, `pred_003`; ends with a colon where it says more.
-        metric: what `error` counts, e.g. `rel_l2`.
-        limit: the most that passes; None where the goldens set none, and only exactness is told.
+        what: name of the quantity, e.g. `latents` or `pred_003`, or a phrase about it that ends with a colon.
+        metric: e.g. `rel_l2`; the unit of `error`.
+        limit: largest error that passes; None if the goldens set none and the error is only reported.
     """
 
     what: str
@@ -33,7 +36,7 @@ class Measure:
 
     @property
     def passed(self) -> bool:
-        """False for NaN, which compares with nothing."""
+        """Whether the error is within the limit; a NaN error never is."""
         return self.limit is None or self.error <= self.limit
 
     def __str__(self) -> str:
@@ -43,25 +46,27 @@ class Measure:
 
 
 def measure(what: str, got: Tensor, golden: Tensor, tolerance: Mapping[str, float]) -> list[Measure]:
-    """Compare by each metric of `tolerance`; by max_abs without a limit if it is empty. Shape and dtype must be equal.
+    """Compare two tensors of the same shape and dtype by each metric of `tolerance`.
+
+    An empty `tolerance` reports max_abs without a limit. Different shapes or dtypes give one failed measure.
 
     Raises:
-        ValueError: a metric that is not known, which must not pass for want of looking.
+        ValueError: `tolerance` names an unknown metric; ignoring it would let an unchecked case pass.
     """
-    if unlike := _unlike(what, got, golden):
-        return [unlike]
+    if mismatch := _shape_mismatch(what, got, golden):
+        return [mismatch]
     got, golden = got.detach().cpu(), golden.detach().cpu()
     unknown = tolerance.keys() - _METRICS.keys()
     if unknown:
-        raise ValueError(f"{what}: no such metric as {sorted(unknown)}; known are {sorted(_METRICS)}")
+        raise ValueError(f"{what}: unknown metrics {sorted(unknown)} in the tolerance; use {sorted(_METRICS)}")
     limits: Mapping[str, float | None] = tolerance or {"max_abs": None}
     return [Measure(what, metric, _METRICS[metric](got, golden), limit) for metric, limit in limits.items()]
 
 
 def equal(what: str, got: Tensor, golden: Tensor) -> Measure:
-    """Count the elements that differ; none may. NaN differs from everything."""
-    if unlike := _unlike(what, got, golden):
-        return unlike
+    """Count the elements that differ; the limit is 0. NaN differs from everything."""
+    if mismatch := _shape_mismatch(what, got, golden):
+        return mismatch
     got, golden = got.detach().cpu(), golden.detach().cpu()
     differ = int((got != golden).sum())
     if not differ:
@@ -71,13 +76,13 @@ def equal(what: str, got: Tensor, golden: Tensor) -> Measure:
 
 
 def same_bits(what: str, got: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Measure:
-    """Count the tensors that are not as before, bit for bit: -0.0 is not 0.0 here."""
+    """Count the tensors whose bits changed; -0.0 and 0.0 are different bits. The limit is 0."""
     differ = [name for name in sorted(before) if not torch.equal(_bits(got[name]), _bits(before[name]))]
     return Measure(f"{what} {differ[0]}:" if differ else what, "tensors differ", float(len(differ)), 0.0)
 
 
 def outcome(type_: str, name: str, dtype: str, measures: Sequence[Measure]) -> Outcome:
-    """Sum a case up by the measure nearest to its limit, or the failures."""
+    """Summarise a case by its failures or, if it has none, by the measure nearest to its limit."""
     if not measures:
         return Outcome(type_, name, dtype, None, None, exact=False, passed=False, detail="nothing was compared")
     failed = [found for found in measures if not found.passed]
@@ -100,7 +105,7 @@ def _failures(failed: Sequence[Measure], most: int = 4) -> str:
 
 
 def _worst_by_metric(measures: Sequence[Measure]) -> str:
-    """List the largest error of each metric, where it is not 0."""
+    """List the largest error of each metric, without the metrics whose errors are all 0."""
     worst: dict[str, Measure] = {}
     for found in sorted(measures, key=_share):
         if found.error:
@@ -108,14 +113,14 @@ def _worst_by_metric(measures: Sequence[Measure]) -> str:
     return "; ".join(str(found) for found in worst.values())
 
 
-def _unlike(what: str, got: Tensor, golden: Tensor) -> Measure | None:
-    """Return a failure if the two cannot be compared, or ought not to be."""
+def _shape_mismatch(what: str, got: Tensor, golden: Tensor) -> Measure | None:
+    """Return a failed measure if shape or dtype differ, else None."""
     ours, theirs = (f"{tensor.dtype} {list(tensor.shape)}".removeprefix("torch.") for tensor in (got, golden))
-    return None if ours == theirs else Measure(f"{what} is {ours}, not {theirs}:", "unlike", 1.0, 0.0)
+    return None if ours == theirs else Measure(f"{what} is {ours}, not {theirs}:", "shape or dtype differs", 1.0, 0.0)
 
 
 def _share(measure: Measure) -> float:
-    """Return the part of the limit that is used up; NaN counts as infinitely much."""
+    """Return the error as a fraction of the limit; infinite for NaN, and -1 without a limit."""
     if measure.limit is None:
         return -1.0
     if math.isnan(measure.error):
@@ -132,11 +137,12 @@ def _mean_abs(got: Tensor, golden: Tensor) -> float:
 
 
 def _max_ulp(got: Tensor, golden: Tensor) -> float:
-    """Count the representable numbers between the two, at most."""
+    """Return the largest distance in representable numbers (units in the last place)."""
     return (_ordered(got) - _ordered(golden.to(got.dtype))).abs().max().item()
 
 
 def _ordered(tensor: Tensor) -> Tensor:
+    """Map floats to integers in the same order, so that -0.0 and 0.0 are both 0."""
     bits = _bits(tensor).long()
     return torch.where(bits < 0, -(bits & (2 ** (8 * tensor.element_size() - 1) - 1)), bits)
 

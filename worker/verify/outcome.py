@@ -1,6 +1,6 @@
-"""What a verification says, and how: one line a case, a summary, or JSON.
+"""The results of a verification, and their printed forms: a line for each case, a summary, or JSON.
 
-Nothing here imports torch, so that `flux2 --help` does not either.
+This module imports no torch, so that `flux2 --help` stays fast.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class CaseType(StrEnum):
-    """The kinds of cases in a folder of goldens, in the order in which they run."""
+    """The types of cases in a folder of goldens, in the order in which they run."""
 
     SCHEDULE = "schedule"
     NOISE = "noise"
@@ -28,14 +28,14 @@ class CaseType(StrEnum):
 
 
 class Precision(StrEnum):
-    """Of weights and activations alike."""
+    """The number format of both weights and activations."""
 
     FP32 = "fp32"
     BF16 = "bf16"
 
 
 class VerifiedEngine(StrEnum):
-    """Whose code the cases run: the two engines of jobs, or diffusers' own pipelines, to see how far off those are."""
+    """The code under test: one of the two engines that jobs can choose, or diffusers' own pipelines for comparison."""
 
     EXACT = "exact"
     TOOLKIT = "ai-toolkit"
@@ -44,15 +44,15 @@ class VerifiedEngine(StrEnum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one case.
+    """The result of one case.
 
     Attributes:
         type: a `CaseType`.
-        dtype: `fp32`, `bf16`, or `-` where the case has no precision.
-        error: of the quantity nearest to its tolerance, or farthest beyond it; None if nothing could be measured.
-        tolerance: of the same quantity.
-        exact: not one element of anything that was compared differs.
-        detail: the largest error of each metric; for a failure, the first that failed, or what was raised.
+        dtype: `fp32`, `bf16`, or `-` if the case has no precision.
+        error: error of the quantity nearest to its tolerance, or farthest beyond it; None if nothing could be measured.
+        tolerance: tolerance of that quantity; None if the goldens set none.
+        exact: true if every compared element is equal.
+        detail: the largest error of each metric; for a failure, the quantities that failed or the exception.
     """
 
     type: str
@@ -66,7 +66,7 @@ class Outcome:
 
 
 def line(outcome: Outcome, *, widths: tuple[int, int]) -> str:
-    """Return one case as a line; `widths` are those of the columns type and name."""
+    """Format one case as a line; `widths` are the widths of the columns type and name."""
     head = f"{outcome.type:<{widths[0]}}  {outcome.name:<{widths[1]}}  {outcome.dtype:<4}  "
     if not outcome.passed:
         return f"{head}FAIL   {outcome.detail}"
@@ -76,13 +76,13 @@ def line(outcome: Outcome, *, widths: tuple[int, int]) -> str:
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """Return the two lines of counts."""
+    """Format the two closing lines: how many cases are exact, and how many passed and failed."""
     passed, exact = (sum(getattr(outcome, name) for outcome in outcomes) for name in ("passed", "exact"))
     return f"{exact} of {len(outcomes)} exact\n{passed} passed, {len(outcomes) - passed} failed"
 
 
 def as_json(outcomes: Sequence[Outcome], about: Mapping[str, str]) -> str:
-    """Return the run as JSON; an error that is not finite is null."""
+    """Format all results as one JSON object; JSON has no NaN or infinity, so such an error becomes null."""
     records = [_record(outcome) for outcome in outcomes]
     counts = {
         "passed": sum(outcome.passed for outcome in outcomes),

@@ -1,4 +1,4 @@
-"""The checks that begin with a prompt: token ids, embeddings, and from a prompt to pixels."""
+"""The checks that start from a prompt: its token ids and embeddings, and the whole way from a prompt to pixels."""
 
 from __future__ import annotations
 
@@ -22,15 +22,16 @@ from worker.model.load import load_components
 from worker.model.text_encoder import family_of, load_text_encoder, load_tokenizer
 from worker.rendering.prompt_encoder import PromptEncoder, embed, tokenize
 from worker.rendering.renderer import Renderer
-from worker.verify.golden_models import MODEL_IDS, GoldenModels, sample
+from worker.verify.golden_models import MODEL_IDS, GoldenModels
 from worker.verify.goldens import Case
 from worker.verify.measures import Measure, equal, measure
+from worker.verify.sampling import sample
 
 
-def check_text(case: Case, product: GoldenModels) -> Iterator[Measure]:
-    """Compare ids, masks and embeddings, pad rows included, of prompts alone and together."""
-    entry, golden, folder = case.entry, product.goldens.tensors(case.entry["file"]), product.goldens.folder
-    encoder = load_text_encoder(folder / entry["encoder"], device=product.device, dtype=DTYPES[case.dtype])
+def check_text(case: Case, models: GoldenModels) -> Iterator[Measure]:
+    """Compare token ids, masks and embeddings (pad rows included) of single prompts and of batches."""
+    entry, golden, folder = case.entry, models.goldens.tensors(case.entry["file"]), models.goldens.folder
+    encoder = load_text_encoder(folder / entry["encoder"], device=models.device, dtype=DTYPES[case.dtype])
     family = family_of(encoder.config)
     tokenizer = load_tokenizer(folder / entry["tokenizer"], family=family)
     encoded = [tokenize(tokenizer, prompt, family=family) for prompt in entry["prompts"]]
@@ -41,36 +42,36 @@ def check_text(case: Case, product: GoldenModels) -> Iterator[Measure]:
     for name, expected in golden.items():
         if name.startswith("prompt_embeds_"):
             chosen = [encoded[int(index)] for index in re.findall(r"\d+", name)]
-            ids, mask = (torch.cat(tensors).to(product.device) for tensors in zip(*chosen, strict=True))
+            ids, mask = (torch.cat(tensors).to(models.device) for tensors in zip(*chosen, strict=True))
             yield from measure(name, embed(encoder, ids, mask), expected, tolerance)
 
 
-def check_e2e(case: Case, product: GoldenModels) -> Iterator[Measure]:
-    """Load a whole checkpoint and render its prompt as a worker does."""
-    entry, golden, dtype = case.entry, product.goldens.tensors(case.entry["file"]), case.dtype
-    with checkpoint(product, entry) as settings:
+def check_prompt_to_image(case: Case, models: GoldenModels) -> Iterator[Measure]:
+    """Load a whole checkpoint as a worker does, render the case's prompt, and compare latents and pixels."""
+    entry, golden, dtype = case.entry, models.goldens.tensors(case.entry["file"]), case.dtype
+    with checkpoint(models, entry) as settings:
         components = load_components(
-            settings.model_copy(update={"precision": dtype}), device=product.device, hf_token=None
+            settings.model_copy(update={"precision": dtype}), device=models.device, hf_token=None
         )
-    components = product.as_stated(components, entry["model"])
-    encoder = PromptEncoder(components.text_encoder, components.tokenizer, device=product.device, cache_size=2)
+    components = models.with_stated_transformer(components, entry["model"])
+    encoder = PromptEncoder(components.text_encoder, components.tokenizer, device=models.device, cache_size=2)
     embeds = encoder.encode(entry["prompt"])
     guided = not components.distilled and entry["guidance_scale"] > 1
     negative = encoder.encode(entry.get("negative_prompt", "")) if guided else None
     yield from measure("prompt_embeds", embeds, golden[f"prompt_embeds_{dtype}"], {})
-    latents = sample(product.engine(components), components, entry, embeds, negative_prompt_embeds=negative)
+    latents = sample(models.engine(components), components, entry, embeds, negative_prompt_embeds=negative)
     yield from measure("latents", latents, golden[f"latents_{dtype}"], entry["tolerance"][f"latents_{dtype}"])
-    renderer = Renderer(components, prompt_cache=1, toolkit=product.toolkit)
-    # The last one offered is the one verified.
+    renderer = Renderer(components, prompt_cache=1, toolkit=models.toolkit)
+    # With a checkout the renderer offers `exact` and then `ai-toolkit`: the last engine is the one under test.
     rendered = renderer.render(_item(entry, engine=renderer.engines[-1]), [], on_progress=lambda _: None)
     image = torch.from_numpy(np.array(rendered.image))
     yield from measure("image_u8", image, golden[f"image_u8_{dtype}"], entry["tolerance"].get(f"image_u8_{dtype}", {}))
 
 
 @contextmanager
-def checkpoint(product: GoldenModels, entry: Mapping[str, Any]) -> Iterator[ModelSettings]:
-    """Lay the goldens' weights out under the real files' names, for as long as they are loaded."""
-    goldens, model = product.goldens, MODELS[MODEL_IDS[entry["model"]]]
+def checkpoint(models: GoldenModels, entry: Mapping[str, Any]) -> Iterator[ModelSettings]:
+    """Copy the goldens' weights into a temporary folder, under the names that a real checkpoint has."""
+    goldens, model = models.goldens, MODELS[MODEL_IDS[entry["model"]]]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copy(goldens.transformer(entry["model"]), folder / model.transformer_file)

@@ -1,9 +1,10 @@
-"""AI Toolkit's own classes and the product's on the same inputs and device: not one element may differ.
+"""Run AI Toolkit's classes and ours on the same inputs and device, and require equal results.
 
-Stored numbers depend on the kernels of the machine that made them; two runs on one machine do not. The models of either
-side are loaded from the same files, each by its own loader; ours cuts the text encoder after the last layer that is
-read. For adapters, both run with the weights that the product merged, put back under BFL's names by
-the table of `worker.checkpoint.tensor_names`; the `adapter` cases compare the merge with the trainer's stored rows.
+Stored numbers depend on the kernels of the machine that made them; two runs on one machine do not, so not one element
+may differ. Both sides load their models from the same files, each with its own loader; our loader drops the text
+encoder's layers after the last one that is read. For adapters, both sides run with the weights that we merged, renamed
+to Black Forest Labs' names by the table in `worker.checkpoint.tensor_names`. Whether the merge itself is the trainer's
+is checked by the `adapter` cases, which compare it with stored rows.
 """
 
 from __future__ import annotations
@@ -26,87 +27,88 @@ from worker.rendering.prompt_encoder import embed, tokenize
 from worker.rendering.toolkit_checkout import Toolkit
 from worker.rendering.toolkit_engine import AiToolkit, fill
 from worker.verify.checks import forward
-from worker.verify.golden_models import GoldenModels, adapter_ref, bfl_weights, sample
+from worker.verify.golden_models import GoldenModels, adapter_ref, bfl_weights
 from worker.verify.goldens import Case, Goldens, given_embeds, sidecar
 from worker.verify.measures import Measure, equal
 from worker.verify.outcome import CaseType, Precision
+from worker.verify.sampling import sample
 
 
 @dataclass(frozen=True)
 class ToolkitComparison:
-    """Both sides: the product with its goldens, and a checkout of AI Toolkit."""
+    """The two sides of the comparison: this project's models, and AI Toolkit's classes from a checkout."""
 
-    product: GoldenModels
+    models: GoldenModels
     toolkit: Toolkit
 
     def check(self, case: Case) -> list[Measure]:
-        """Run one case on both sides."""
+        """Run one case on both sides and return the measures between them."""
         with torch.no_grad():
             return list(_CHECKS[case.type](case, self))
 
-    def theirs(self, model: str, dtype: str) -> AiToolkit:
-        """Return AI Toolkit's engine over modules of its own."""
+    def toolkit_engine(self, model: str, dtype: str) -> AiToolkit:
+        """Return AI Toolkit's engine over modules that AI Toolkit loaded, not over ours."""
         return AiToolkit(self.toolkit, self._transformer(model, dtype), self._autoencoder(dtype))
 
     def _transformer(self, model: str, dtype: str) -> Any:
-        """Return AI Toolkit's transformer with the goldens' weights."""
-        weights = self.product.goldens.transformer(model)
+        weights = self.models.goldens.transformer(model)
         params = self.toolkit.transformer_params(**_stated(weights))
         return self._loaded(self.toolkit.transformer(params), load_file(weights), dtype)
 
     def _autoencoder(self, dtype: str) -> Any:
-        """Return AI Toolkit's autoencoder with the goldens' weights."""
-        weights, toolkit = self.product.goldens.autoencoder(), self.toolkit
+        weights, toolkit = self.models.goldens.autoencoder(), self.toolkit
         stated = _stated(weights)
         params = toolkit.small_decoder_params if "ch_encoder" in stated else toolkit.autoencoder_params
         return self._loaded(toolkit.autoencoder(params(**stated)), load_file(weights), dtype)
 
     def _loaded(self, module: nn.Module, state: Mapping[str, Tensor], dtype: str) -> nn.Module:
         fill(module, state)
-        return module.to(self.product.device, DTYPES[dtype])
+        return module.to(self.models.device, DTYPES[dtype])
 
 
 def comparable_cases(goldens: Goldens, *, only: CaseType | None, dtype: Precision | None) -> list[Case]:
-    """Return the cases that can be compared side by side, each in both precisions whatever it was stored in.
+    """Return the cases that both sides can run, each in both precisions regardless of the stored one.
 
     Raises:
-        GoldensError: there is none.
+        GoldensError: both sides can run no such case.
     """
     stored = goldens.cases(only=only, dtype=None)
     inputs = {(case.type, case.name): case for case in stored if case.type in _CHECKS}
     wanted = [precision.value for precision in Precision if dtype in (None, precision)]
     if not inputs:
-        raise GoldensError(f"{only} is not compared with AI Toolkit's classes; {', '.join(_CHECKS)} are")
+        raise GoldensError(
+            f"cases of type {only} cannot be compared with AI Toolkit's classes; choose one of {', '.join(_CHECKS)}"
+        )
     return [replace(case, dtype=precision) for case in inputs.values() for precision in wanted]
 
 
-def _forward(case: Case, beside: ToolkitComparison) -> Iterator[Measure]:
-    model, golden = case.entry["model"], beside.product.goldens.tensors(case.entry["file"])
-    components = beside.product.components(model, case.dtype)
-    ours, theirs = beside.product.engine(components), beside.theirs(model, case.dtype)
+def _forward(case: Case, comparison: ToolkitComparison) -> Iterator[Measure]:
+    model, golden = case.entry["model"], comparison.models.goldens.tensors(case.entry["file"])
+    components = comparison.models.components(model, case.dtype)
+    ours, theirs = comparison.models.engine(components), comparison.toolkit_engine(model, case.dtype)
     yield equal("pred", forward(ours, components, golden), forward(theirs, components, golden))
 
 
-def _sampling(case: Case, beside: ToolkitComparison) -> Iterator[Measure]:
-    entry, golden = case.entry, beside.product.goldens.tensors(case.entry["file"])
-    components = beside.product.components(entry["model"], case.dtype)
+def _sampling(case: Case, comparison: ToolkitComparison) -> Iterator[Measure]:
+    entry, golden = case.entry, comparison.models.goldens.tensors(case.entry["file"])
+    components = comparison.models.components(entry["model"], case.dtype)
     given: dict[str, Any] = {
         "prompt_embeds": golden["prompt_embeds"],
         "negative_prompt_embeds": golden.get("negative_prompt_embeds") if entry["true_cfg"] else None,
-        # AI Toolkit draws a batch with one generator, the product never does.
+        # AI Toolkit draws a whole batch with one generator; we use one generator for each image.
         "start": golden["initial_latents"] if len(golden["initial_latents"]) > 1 else None,
     }
-    ours, theirs = beside.product.engine(components), beside.theirs(entry["model"], case.dtype)
+    ours, theirs = comparison.models.engine(components), comparison.toolkit_engine(entry["model"], case.dtype)
     latents = sample(ours, components, entry, **given)
     yield equal("latents", latents, sample(theirs, components, entry, **given))
     yield equal("decoded", ours.decode(latents), theirs.decode(latents))
 
 
-def _adapter(case: Case, beside: ToolkitComparison) -> Iterator[Measure]:
-    entry, run, goldens = case.entry, case.entry["run"], beside.product.goldens
+def _adapter(case: Case, comparison: ToolkitComparison) -> Iterator[Measure]:
+    entry, run, goldens = case.entry, case.entry["run"], comparison.models.goldens
     path = goldens.folder / entry["file"]
-    components = beside.product.own(run["model"], case.dtype, adapter=path)
-    ours, theirs = beside.product.engine(components), beside.theirs(run["model"], case.dtype)
+    components = comparison.models.mergeable_components(run["model"], case.dtype, adapter=path)
+    ours, theirs = comparison.models.engine(components), comparison.toolkit_engine(run["model"], case.dtype)
     warm, embeds = WarmPipeline(components), given_embeds(goldens, run)
     for multiplier in entry["multipliers"]:
         warm.use([(adapter_ref(path, multiplier), path)])
@@ -118,35 +120,37 @@ def _adapter(case: Case, beside: ToolkitComparison) -> Iterator[Measure]:
         )
 
 
-def _text(case: Case, beside: ToolkitComparison) -> Iterator[Measure]:
-    entry, product, dtype = case.entry, beside.product, DTYPES[case.dtype]
-    folder = product.goldens.folder / entry["encoder"]
-    ours = load_text_encoder(folder, device=product.device, dtype=dtype)
+def _text(case: Case, comparison: ToolkitComparison) -> Iterator[Measure]:
+    entry, models, dtype = case.entry, comparison.models, DTYPES[case.dtype]
+    folder = models.goldens.folder / entry["encoder"]
+    ours = load_text_encoder(folder, device=models.device, dtype=dtype)
     family = family_of(ours.config)
-    tokenizer = load_tokenizer(product.goldens.folder / entry["tokenizer"], family=family)
-    # The whole model, loaded and cast as the trainer's load_te does.
+    tokenizer = load_tokenizer(models.goldens.folder / entry["tokenizer"], family=family)
+    # AI Toolkit keeps every layer: load and cast the whole model as its `load_te` does.
     kind: Any = Mistral3ForConditionalGeneration if family is MISTRAL else Qwen3ForCausalLM
     with quiet_transformers():
         theirs = kind.from_pretrained(folder, dtype=dtype)
-    pipeline = beside.toolkit.pipeline(
+    pipeline = comparison.toolkit.pipeline(
         scheduler=None,
         vae=None,
-        text_encoder=theirs.to(product.device, dtype=dtype).eval(),
+        text_encoder=theirs.to(models.device, dtype=dtype).eval(),
         tokenizer=tokenizer,
         transformer=None,
         text_encoder_type=family.name,
     )
     for index, prompt in enumerate(entry["prompts"]):
-        ids, mask = (tensor.to(product.device) for tensor in tokenize(tokenizer, prompt, family=family))
-        expected, _ = pipeline.encode_prompt(prompt, device=product.device)
+        ids, mask = (tensor.to(models.device) for tensor in tokenize(tokenizer, prompt, family=family))
+        expected, _ = pipeline.encode_prompt(prompt, device=models.device)
         yield equal(f"prompt_embeds_{index}", embed(ours, ids, mask), expected)
 
 
 def _stated(weights: Path) -> dict[str, Any]:
-    """Return the parameters that the goldens state: AI Toolkit's classes are not told them by the weights."""
+    """Return the parameters in the sidecar: AI Toolkit's classes cannot derive them from the weights."""
     stated = sidecar(weights)
     if not stated:
-        raise GoldensError(f"{weights.with_suffix('.json')} is missing; AI Toolkit's classes need it")
+        raise GoldensError(
+            f"{weights.with_suffix('.json')} is missing or empty; AI Toolkit's classes take their parameters from it"
+        )
     return stated
 
 

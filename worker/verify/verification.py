@@ -1,4 +1,4 @@
-"""Run cases one by one: what a case raises is that case's failure, and the next one runs all the same."""
+"""Run the cases of a folder one by one; an exception fails its own case and the next case still runs."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ from worker.verify.goldens import Case, Goldens
 from worker.verify.measures import Measure, outcome
 from worker.verify.outcome import CaseType, Outcome, Precision, VerifiedEngine
 
-# What a product that is wrong, or a golden that is damaged, may raise.
+# Errors that wrong code or a damaged golden may raise; any other ends the run.
 _FAILURES = (Flux2Error, SafetensorError, OSError, LookupError, ArithmeticError, ValueError, RuntimeError)
 
-
-_OF_STOCK = (CaseType.FORWARD, CaseType.SAMPLING)
+_DIFFUSERS_TYPES = (CaseType.FORWARD, CaseType.SAMPLING)
 
 
 @dataclass(frozen=True)
 class Verification:
-    """A verification that has begun.
+    """A verification in progress.
 
     Attributes:
-        about: what is compared with what.
-        widths: of the columns type and name.
-        outcomes: runs a case each time the next one is asked for.
+        about: the two sides of the comparison and the versions here, by label.
+        widths: widths of the columns type and name.
+        outcomes: a lazy iterator; each step runs one case.
     """
 
     about: dict[str, str]
@@ -49,40 +48,41 @@ def start_verification(
     only: CaseType | None,
     dtype: Precision | None,
     device: str,
-    verified: VerifiedEngine = VerifiedEngine.EXACT,
+    engine: VerifiedEngine = VerifiedEngine.EXACT,
     against_toolkit: bool = False,
     toolkit: Path | None = None,
 ) -> Verification:
-    """Choose the cases of a folder, to be held to its numbers, or to AI Toolkit's classes run here.
+    """Select the cases of a folder and return a verification that runs them lazily.
 
     Args:
-        verified: whose code is held to them; diffusers' pipelines run no other types than forward and sampling.
-        toolkit: checkout of AI Toolkit, where either side is that.
+        engine: the code under test; diffusers' pipelines run only cases of type forward and sampling.
+        against_toolkit: compare with AI Toolkit's classes, run here, instead of the folder's stored numbers.
+        toolkit: checkout of AI Toolkit; needed if it is either side of the comparison.
 
     Raises:
-        GoldensError: it is no folder of goldens, or has no such case.
-        CheckpointError: there is no such device, or no checkout of AI Toolkit at `toolkit`.
+        GoldensError: `folder` holds no goldens, or no case matches the selection.
+        CheckpointError: this host has no such device, or `toolkit` is no checkout of AI Toolkit.
     """
     classes = load_toolkit(toolkit) if toolkit else None
-    own = classes if verified is VerifiedEngine.TOOLKIT else None
-    product = GoldenModels(Goldens(folder), pick_device(device), verified=verified, toolkit=own)
-    about = _about(product)
+    engine_classes = classes if engine is VerifiedEngine.TOOLKIT else None
+    models = GoldenModels(Goldens(folder), pick_device(device), engine_name=engine, toolkit=engine_classes)
+    about = _about(models)
     if against_toolkit:
         assert classes is not None
-        both = toolkit_comparison.ToolkitComparison(product, classes)
-        chosen = toolkit_comparison.comparable_cases(product.goldens, only=only, dtype=dtype)
-        outcomes = run_cases(chosen, both.check)
+        comparison = toolkit_comparison.ToolkitComparison(models, classes)
+        chosen = toolkit_comparison.comparable_cases(models.goldens, only=only, dtype=dtype)
+        outcomes = run_cases(chosen, comparison.check)
         about["against"] = f"AI Toolkit's classes in {toolkit}, run here"
     else:
-        types = _OF_STOCK if verified is VerifiedEngine.DIFFUSERS else tuple(CaseType)
-        chosen = product.goldens.cases(only=only, dtype=dtype, types=types)
-        outcomes = run_cases(chosen, lambda case: checks.check(case, product))
+        types = _DIFFUSERS_TYPES if engine is VerifiedEngine.DIFFUSERS else tuple(CaseType)
+        chosen = models.goldens.cases(only=only, dtype=dtype, types=types)
+        outcomes = run_cases(chosen, lambda case: checks.check(case, models))
     widths = max(len(case.type) for case in chosen), max(len(case.name) for case in chosen)
     return Verification(about, widths, outcomes)
 
 
 def run_cases(cases: Sequence[Case], check: Callable[[Case], Sequence[Measure]]) -> Iterator[Outcome]:
-    """Yield an outcome for each case, in order."""
+    """Run the cases in order and yield the outcome of each."""
     for case in cases:
         try:
             measures = check(case)
@@ -93,21 +93,21 @@ def run_cases(cases: Sequence[Case], check: Callable[[Case], Sequence[Measure]])
             yield outcome(case.type, case.name, case.dtype, measures)
 
 
-def _about(product: GoldenModels) -> dict[str, str]:
-    """Say what is compared with what, and what may explain a difference: versions and kernels."""
-    goldens = product.goldens
+def _about(models: GoldenModels) -> dict[str, str]:
+    """Name both sides of the comparison, and the versions and kernels that may explain a difference."""
+    goldens = models.goldens
     return {
         "goldens": str(goldens.folder),
-        "engine": product.verified.value,
+        "engine": models.engine_name.value,
         "made_with": f"{goldens.manifest.get('source')} {goldens.manifest.get('commit')}, "
         f"torch {goldens.manifest.get('torch')} on {goldens.manifest.get('device')}",
         "here": f"torch {torch.__version__}, diffusers {diffusers.__version__}, "
-        f"transformers {transformers.__version__} on {_device_name(product.device)}",
+        f"transformers {transformers.__version__} on {_device_name(models.device)}",
     }
 
 
 def _device_name(device: torch.device) -> str:
-    """Return what decides which kernels run."""
+    """Return the device and its model or instruction set, which decide the kernels."""
     if device.type == "cuda":
         return f"{device} {torch.cuda.get_device_name(device)}"
     return f"{device} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
