@@ -65,15 +65,15 @@ def prepare(
         LedgerUnavailable: Redis does not answer.
     """
     settings, ledger = services.settings, services.ledger
-    before = ledger.accepted_before(idempotency_key, tenant=tenant, body_hash=body_hash) if idempotency_key else None
+    before = ledger.find_repeat(idempotency_key, tenant=tenant, body_hash=body_hash) if idempotency_key else None
     if before is not None:
         return before
     if len(body.prompts) > settings.api.max_prompts:
         raise InvalidRequest(f"{len(body.prompts)} prompts; at most {settings.api.max_prompts}", field="prompts")
     model = find_model(body.model)
     refuse_unsupported(body)
-    slots = ledger.slots()
-    base = ledger.base(model.id, slots)
+    slots = ledger.workers.live_slots()
+    base = ledger.workers.base_model(model.id, slots)
     if body.webhook_url is not None:
         check_webhook(body.webhook_url, settings.webhook)
     adapters = validate_adapters(body.loras, model, layers=base.layers if base else None, settings=settings.adapters)
@@ -138,12 +138,12 @@ def _store(services: Services, job: Prepared | Accepted, background: BackgroundT
         body_hash=job.body_hash,
         webhook_url=job.webhook_url,
     )
-    if not accepted.replayed:
+    if not accepted.is_repeat:
         background.add_task(wake, services.celery, job.items[0].pool, count=len(job.items))
     return accepted
 
 
 def _check_room(services: Services, items: Sequence[ItemSpec]) -> None:
     cap = services.settings.queue.cap
-    if items and (queued := services.ledger.queued(items[0].pool)) + len(items) > cap:
+    if items and (queued := services.ledger.queue_length(items[0].pool)) + len(items) > cap:
         raise QueueFull(queued, cap)

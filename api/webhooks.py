@@ -80,7 +80,7 @@ class Courier(threading.Thread):
         with ThreadPoolExecutor(_SENDERS, thread_name_prefix="flux2-courier") as senders:
             while not self._stopped.wait(_LOOK_S):
                 try:
-                    due = self._ledger.take_messages(hold_s=self._settings.timeout_s + 10, limit=_SENDERS)
+                    due = self._ledger.outbox.reserve_due(reserve_s=self._settings.timeout_s + 10, limit=_SENDERS)
                 except LedgerUnavailable as error:
                     logger.warning("courier waits for Redis", extra={"error": str(error)})
                     continue
@@ -155,10 +155,10 @@ class Courier(threading.Thread):
         extra = {"job": message.job_id, "attempt": message.attempt, "error": error}
         if not error:
             logger.info("webhook delivered", extra=extra)
-            self._ledger.settle_message(message, "delivered")
+            self._ledger.outbox.mark_delivered(message)
         elif may_repeat and message.attempt <= len(WAITS_S):
             logger.warning("webhook not delivered; tried again later", extra=extra)
-            self._ledger.settle_message(message, "waiting", again_s=WAITS_S[message.attempt - 1], error=error)
+            self._ledger.outbox.postpone(message, wait_s=WAITS_S[message.attempt - 1], error=error)
         else:
             logger.error("webhook given up", extra=extra)
-            self._ledger.settle_message(message, "failed", error=error)
+            self._ledger.outbox.mark_failed(message, error=error)

@@ -206,7 +206,7 @@ class Fleet:
 
     def _is_up(self) -> bool:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=1):
-            return len(self.ledger().slots()) == self.plan.workers
+            return len(self.ledger().workers.live_slots()) == self.plan.workers
         return False
 
     def _start(self, name: str) -> None:

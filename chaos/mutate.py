@@ -6,7 +6,7 @@ from enum import StrEnum
 from unittest import mock
 
 from shared.caretaker import Caretaker
-from shared.ledger import session
+from shared.ledger import lua
 
 
 class Mutation(StrEnum):
@@ -36,7 +36,7 @@ def apply(mutation: Mutation) -> None:
 
 
 def _rewrite(script: str, old: str, new: str) -> None:
-    texts = session.scripts()
+    texts = lua.scripts()
     if old not in texts[script]:
         raise ValueError(f"{script}.lua has no line {old!r} to take out")
     texts[script] = texts[script].replace(old, new)

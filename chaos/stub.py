@@ -94,7 +94,7 @@ class RecordingLedger(Ledger):
 
     def commit(
         self, claim: Claim, outcome: ItemResult | ItemError | None
-    ) -> Literal["committed", "replayed", "canceled", "stale"]:
+    ) -> Literal["committed", "repeated", "canceled", "stale"]:
         if claim.spec.prompt == FREEZE_BEFORE_COMMIT and claim.fence == 1:
             freeze(self.history, claim)
         answer = super().commit(claim, outcome)

@@ -70,7 +70,7 @@ class Caretaker(threading.Thread):
                 logger.exception("caretaker failed", extra={"duty": duty.__name__})
 
     def _lead(self) -> None:
-        if self._ledger.lead_audit(self._holder):
+        if self._ledger.wakeups.lead_audit(self._holder):
             self._attend(self.audit, self._ledger.sweep)
 
     def reap(self) -> None:
@@ -85,7 +85,7 @@ class Caretaker(threading.Thread):
     def audit(self) -> None:
         """Make up for wake-ups that were missing, or too many, in two passes running: one may see a claim half way."""
         for pool in POOLS:
-            spare, before = self._ledger.spare_wakes(pool), self._spare.get(pool, 0)
+            spare, before = self._ledger.wakeups.surplus(pool), self._spare.get(pool, 0)
             resend = min(-spare, -before, _WAKES_PER_AUDIT)
             excess = min(spare, before) - _SPARE_WAKES
             if resend > 0:
@@ -93,7 +93,9 @@ class Caretaker(threading.Thread):
                 wake(self._celery, pool, count=resend)
                 spare += resend
             elif excess > 0:
-                dropped = self._ledger.drop_wakes(pool, keep=_SPARE_WAKES, limit=min(excess, _DROPS_PER_AUDIT))
+                dropped = self._ledger.wakeups.drop_surplus(
+                    pool, keep=_SPARE_WAKES, limit=min(excess, _DROPS_PER_AUDIT)
+                )
                 logger.info("spare wake-ups dropped", extra={"pool": pool, "count": dropped})
                 spare -= dropped
             self._spare[pool] = spare

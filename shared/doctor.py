@@ -16,10 +16,10 @@ from typing import Literal
 from shared.catalog import POOLS
 from shared.errors import LedgerUnavailable, StorageUnavailable
 from shared.ledger import Ledger, keys
+from shared.ledger.connection import MIN_REDIS
 from shared.settings import Settings
 from shared.storage import open_store
 
-_MIN_REDIS = (6, 2)
 # Signed requests are refused by S3 when clocks differ by 15 minutes; leases use Redis' clock alone.
 _CLOCK_S = 5.0
 # A lease this long past its end has no reaper.
@@ -55,17 +55,17 @@ def run_checks(settings: Settings) -> Iterator[Finding]:
 def _redis(ledger: Ledger) -> Iterator[Finding]:
     ledger.ping()
     version = str(ledger.redis.info("server")["redis_version"])
-    if tuple(int(part) for part in version.split(".")[:2]) < _MIN_REDIS:
+    if tuple(int(part) for part in version.split(".")[:2]) < MIN_REDIS:
         yield Finding("redis", "failed", f"version {version}", "6.2 or later is needed")
     else:
         yield Finding("redis", "ok", f"version {version}")
 
 
 def _durability(ledger: Ledger) -> Iterator[Finding]:
-    found = ledger.shortcomings()
-    for shortcoming in found:
-        yield Finding("redis is durable", "failed", shortcoming.detail, shortcoming.remedy)
-    if not found:
+    issues = ledger.durability_issues()
+    for issue in issues:
+        yield Finding("redis is durable", "failed", issue.detail, issue.remedy)
+    if not issues:
         yield Finding("redis is durable", "ok", "appendonly yes, appendfsync always, maxmemory-policy noeviction")
 
 
@@ -80,19 +80,17 @@ def _clock(ledger: Ledger) -> Finding:
 
 
 def _workers(ledger: Ledger) -> Iterator[Finding]:
-    slots = ledger.slots()
+    slots = ledger.workers.live_slots()
     for slot in slots:
         if slot.state == "faulty":
             yield Finding("worker", "failed", f"{slot.name}: its device failed repeatedly", "dmesg, nvidia-smi, reboot")
-        if slot.base_drift:
-            yield Finding(
-                "worker", "failed", f"{slot.name}: {slot.base_drift} weights are not clean", "report a defect"
-            )
+        if slot.corrupted:
+            yield Finding("worker", "failed", f"{slot.name}: {slot.corrupted} weights are not clean", "report a defect")
     states = Counter(slot.state for slot in slots)
     detail = ", ".join(f"{count} {state}" for state, count in states.items()) or "none is alive"
     yield Finding("workers", "ok" if slots else "warning", detail, "" if slots else "start one: flux2 worker")
     for name in POOLS:
-        queued = ledger.queued(name)
+        queued = ledger.queue_length(name)
         if queued and not any(name in slot.pools for slot in slots):
             yield Finding("queue", "failed", f"{queued} items of {name} wait, and no worker takes them", "start one")
 
@@ -106,7 +104,7 @@ def _caretakers(ledger: Ledger) -> Finding:
 
 
 def _webhooks(ledger: Ledger, settings: Settings) -> Iterator[Finding]:
-    unsent = ledger.unsent()
+    unsent = ledger.outbox.count_undelivered()
     if unsent and settings.webhook.secret is None:
         yield Finding("webhooks", "failed", f"{unsent} messages cannot be signed", "set FLUX2_WEBHOOK_SECRET")
     elif settings.webhook.secret is not None:

@@ -53,7 +53,9 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
     store.check()
     toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None
     components = load_components(settings.model, device=device, hf_token=settings.hub_token())
-    patiently()(ledger.publish_base, settings.model.id, revision=components.revision, layers=components.layers)
+    patiently()(
+        ledger.workers.publish_base_model, settings.model.id, revision=components.revision, layers=components.layers
+    )
     renderer = Renderer(
         components,
         prompt_cache=settings.worker.prompt_cache,

@@ -24,7 +24,7 @@ def get_adapter(
 ) -> AdapterLine:
     """Inspect one adapter. `refused` says why a job with it would be refused."""
     settings = services.settings.adapters
-    base = services.ledger.base(find_model(model).id, services.ledger.slots())
+    base = services.ledger.workers.base_model(find_model(model).id, services.ledger.workers.live_slots())
     found = inspect_adapter(
         locate_adapter(path, root=settings.root),
         max_bytes=settings.max_bytes,

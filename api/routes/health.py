@@ -32,9 +32,9 @@ def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
     try:
         slots = [
             {"name": slot.name, "model": slot.model, "state": slot.state, "device": slot.device}
-            for slot in services.ledger.slots()
+            for slot in services.ledger.workers.live_slots()
         ]
-        warnings += [f"redis: {found.detail}; {found.remedy}" for found in services.ledger.shortcomings()]
+        warnings += [f"redis: {issue.detail}; {issue.remedy}" for issue in services.ledger.durability_issues()]
         checks["redis"] = "ok"
     except LedgerUnavailable as error:
         checks["redis"] = str(error)

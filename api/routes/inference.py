@@ -39,7 +39,7 @@ def submit(
 ) -> Submitted:
     """Accept a job durably and answer where to poll. Repeat safely with the same `Idempotency-Key` for 24 hours."""
     accepted = accept(services, body, background, idempotency_key=idempotency_key, tenant=x_tenant)
-    if accepted.replayed:
+    if accepted.is_repeat:
         response.headers["Idempotency-Replayed"] = "true"
     answer = views.submitted(accepted, base_url=base_url)
     response.headers["Location"] = answer.status_url

@@ -28,9 +28,9 @@ class _Fleet:
     def collect(self) -> Iterator[GaugeMetricFamily]:
         queued = GaugeMetricFamily("flux2_items_queued", "Items waiting for a worker.", labels=["model", "engine"])
         for model, engine in product(MODELS, ENGINES):
-            queued.add_metric([model, engine], self._ledger.queued(pool(model, engine)))
+            queued.add_metric([model, engine], self._ledger.queue_length(pool(model, engine)))
         yield queued
-        slots = self._ledger.slots()
+        slots = self._ledger.workers.live_slots()
         alive = GaugeMetricFamily("flux2_slots", "Live workers.", labels=["model", "state"])
         for (model, state), count in Counter((slot.model, slot.state) for slot in slots).items():
             alive.add_metric([model, state], count)
@@ -39,7 +39,7 @@ class _Fleet:
             "flux2_base_drift", "Restored parameters that differ from the checkpoint; must be 0.", labels=["slot"]
         )
         for slot in slots:
-            drift.add_metric([slot.name], slot.base_drift)
+            drift.add_metric([slot.name], slot.corrupted)
         yield drift
 
 

@@ -18,11 +18,11 @@ router = APIRouter(prefix="/v1", tags=["models"])
 @router.get("/models")
 def list_models(services: ServicesDep) -> ModelList:
     """The catalogue, with defaults, licences and live workers."""
-    slots = services.ledger.slots()
+    slots = services.ledger.workers.live_slots()
     offered = Counter((slot.model, engine) for slot in slots for engine in slot.engines)
     lines = []
     for model in MODELS.values():
-        base = services.ledger.base(model.id, slots)
+        base = services.ledger.workers.base_model(model.id, slots)
         facts = {name: value for name, value in asdict(model).items() if name in ModelLine.model_fields}
         lines.append(
             ModelLine(

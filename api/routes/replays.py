@@ -55,7 +55,7 @@ def submit_replay(
         for number, request in enumerate(bodies)
     ]
     requests = store_together(services, jobs, background)
-    if all(accepted.replayed for accepted in requests):
+    if all(accepted.is_repeat for accepted in requests):
         response.headers["Idempotency-Replayed"] = "true"
     return Replayed(
         requests=[views.submitted(accepted, base_url=base_url) for accepted in requests],

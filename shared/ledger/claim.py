@@ -37,10 +37,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Accepted:
-    """Outcome of `Ledger.accept`; when `replayed`, the rest is of the job that the key had accepted before."""
+    """Outcome of `Ledger.accept`.
+
+    Attributes:
+        is_repeat: the Idempotency-Key was seen before; the rest describes the job that it stands for.
+    """
 
     job_id: str
-    replayed: bool
+    is_repeat: bool
     accepted_ms: int
     record: Mapping[str, Any]
 

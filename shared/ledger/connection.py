@@ -14,6 +14,9 @@ from redis.retry import Retry
 
 from shared.errors import LedgerUnavailable
 
+#: Oldest Redis that has every command the scripts use; HRANDFIELD came with 6.2.
+MIN_REDIS = (6, 2)
+
 # A redis.Redis with decode_responses=True, whose replies redis-py types as bytes or str.
 Client: TypeAlias = Any
 

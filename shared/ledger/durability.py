@@ -15,14 +15,14 @@ _NEARLY_FULL = 0.9
 
 
 @dataclass(frozen=True)
-class Shortcoming:
+class DurabilityIssue:
     """What is wrong, and what to do about it."""
 
     detail: str
     remedy: str
 
 
-def shortcomings(client: Client) -> list[Shortcoming]:
+def find_issues(client: Client) -> list[DurabilityIssue]:
     """Ask Redis how it is set up; what it will not say (`CONFIG` is often forbidden) counts as one too."""
     info = client.info("everything")
     return [*_persistence(info, _fsync(client)), *_memory(info), *_role(info)]
@@ -35,33 +35,35 @@ def _fsync(client: Client) -> str | None:
         return None
 
 
-def _persistence(info: Mapping[str, Any], fsync: str | None) -> Iterator[Shortcoming]:
+def _persistence(info: Mapping[str, Any], fsync: str | None) -> Iterator[DurabilityIssue]:
     if not info["aof_enabled"]:
-        yield Shortcoming("appendonly is no: a restart loses every job", "CONFIG SET appendonly yes, and in redis.conf")
+        yield DurabilityIssue(
+            "appendonly is no: a restart loses every job", "CONFIG SET appendonly yes, and in redis.conf"
+        )
     elif fsync is None:
-        yield Shortcoming("appendfsync cannot be read here", "ask your provider: it should be always")
+        yield DurabilityIssue("appendfsync cannot be read here", "ask your provider: it should be always")
     elif fsync != "always":
-        yield Shortcoming(
+        yield DurabilityIssue(
             f"appendfsync is {fsync}: a crash of its host loses jobs that were accepted",
             "CONFIG SET appendfsync always, and in redis.conf",
         )
     if info.get("aof_last_write_status", "ok") != "ok":
-        yield Shortcoming("the last write of the append-only file failed", "look at the disk of Redis")
+        yield DurabilityIssue("the last write of the append-only file failed", "look at the disk of Redis")
 
 
-def _memory(info: Mapping[str, Any]) -> Iterator[Shortcoming]:
+def _memory(info: Mapping[str, Any]) -> Iterator[DurabilityIssue]:
     if info["maxmemory_policy"] != "noeviction":
-        yield Shortcoming(
+        yield DurabilityIssue(
             f"maxmemory-policy is {info['maxmemory_policy']}: a full Redis throws jobs away",
             "CONFIG SET maxmemory-policy noeviction, and in redis.conf",
         )
     limit = info["maxmemory"]
     if limit and info["used_memory"] > _NEARLY_FULL * limit:
-        yield Shortcoming(
+        yield DurabilityIssue(
             f"{info['used_memory']:,} of {limit:,} bytes are used", "raise maxmemory, or lower FLUX2_QUEUE_RETENTION_S"
         )
 
 
-def _role(info: Mapping[str, Any]) -> Iterator[Shortcoming]:
+def _role(info: Mapping[str, Any]) -> Iterator[DurabilityIssue]:
     if info["role"] != "master":
-        yield Shortcoming(f"it is a {info['role']}, which takes no writes", "point FLUX2_REDIS_URL at the master")
+        yield DurabilityIssue(f"it is a {info['role']}, which takes no writes", "point FLUX2_REDIS_URL at the master")

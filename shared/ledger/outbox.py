@@ -1,4 +1,4 @@
-"""Messages about ended jobs that are still to be sent: put there by the same step that ends a job."""
+"""Webhook messages that are still to be sent. The script that ends a job puts its message here, in the same step."""
 
 from __future__ import annotations
 
@@ -12,33 +12,45 @@ from shared.ledger.session import Session, ms
 
 @dataclass(frozen=True)
 class Message:
-    """One message whose time has come; `attempt` is 1 the first time."""
+    """One message that is due; `attempt` is 1 the first time."""
 
     job_id: str
     url: str
     attempt: int
 
 
-class Outbox(Session):
-    """The outbox of one Redis; any number of senders may take from it at once."""
+class Outbox:
+    """The undelivered webhook messages of one Redis; any number of senders may share it."""
 
-    def take_messages(self, *, hold_s: float, limit: int) -> Sequence[Message]:
-        """Take what is due; a sender that dies leaves it to be taken again after `hold_s`."""
-        flat = self._run("outbox_take", ms(hold_s), limit)
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def reserve_due(self, *, reserve_s: float, limit: int) -> Sequence[Message]:
+        """Return due messages and keep other senders from them for `reserve_s`.
+
+        A sender that dies leaves its messages due again when that time is over.
+        """
+        flat = self._session.run("outbox_reserve", ms(reserve_s), limit)
         return [Message(job, url, int(attempt)) for job, url, attempt in zip(*[iter(flat)] * 3, strict=True)]
 
-    def settle_message(
-        self,
-        message: Message,
-        state: Literal["delivered", "waiting", "failed"],
-        *,
-        again_s: float = 0.0,
-        error: str = "",
-    ) -> None:
-        """Say what became of a message; one that waits is due again in `again_s`."""
-        self._run("outbox_settle", message.job_id, state, ms(again_s), error)
+    def mark_delivered(self, message: Message) -> None:
+        """Take a message out: its receiver answered that it has it."""
+        self._record(message, "delivered")
 
-    def unsent(self) -> int:
-        """Messages that are not delivered yet."""
-        with self._calls():
-            return int(self.redis.zcard(keys.OUTBOX))
+    def postpone(self, message: Message, *, wait_s: float, error: str) -> None:
+        """Keep a message that could not be delivered; it is due again in `wait_s`."""
+        self._record(message, "waiting", wait_s=wait_s, error=error)
+
+    def mark_failed(self, message: Message, *, error: str) -> None:
+        """Take a message out that is never sent again."""
+        self._record(message, "failed", error=error)
+
+    def count_undelivered(self) -> int:
+        """Count the messages that are neither delivered nor given up."""
+        with self._session.commands():
+            return int(self._session.redis.zcard(keys.OUTBOX))
+
+    def _record(
+        self, message: Message, state: Literal["delivered", "waiting", "failed"], *, wait_s: float = 0, error: str = ""
+    ) -> None:
+        self._session.run("outbox_record", message.job_id, state, ms(wait_s), error)

@@ -1,25 +1,21 @@
-"""What every part of the ledger stands on: one client, one clock, one way to run a script."""
+"""One connection to Redis, one clock and one way to run a script: what `Ledger` shares with its parts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import cache
-from importlib import resources
-from typing import Any, Self
+from typing import Any
 
-from shared.ledger import durability
-from shared.ledger.connection import Breaker, Client, connect
-from shared.ledger.durability import Shortcoming
-from shared.settings import QueueSettings
+from shared.ledger import lua
+from shared.ledger.connection import Breaker, Client
 
 
 class Session:
-    """A Redis with the ledger's scripts in it.
+    """A Redis client with the ledger's scripts registered.
 
-    Every method of the classes made from it raises `LedgerUnavailable` when Redis does not answer in time; the write
-    may then have happened or not, and repeating it is safe: scripts recognise what they already did (an unanswered
-    claim expires by itself).
+    Everything that goes through a session raises `LedgerUnavailable` when Redis does not answer in time. The write may
+    then have happened or not, and repeating it is safe: scripts recognise what they already did, and a claim whose
+    reply was lost expires by itself.
 
     Args:
         client: with `decode_responses=True`.
@@ -27,62 +23,33 @@ class Session:
         pause_s: after Redis was away, calls fail at once for this long; 0 lets each find out for itself.
     """
 
-    def __init__(
-        self,
-        client: Client,
-        settings: QueueSettings,
-        *,
-        clock_ms: Callable[[], int] | None = None,
-        pause_s: float = 0.0,
-    ) -> None:
+    def __init__(self, client: Client, *, clock_ms: Callable[[], int] | None = None, pause_s: float = 0.0) -> None:
         self.redis = client
-        self._settings = settings
         self._clock_ms = clock_ms
         self._breaker = Breaker(pause_s=pause_s)
-        self._scripts = {name: client.register_script(text) for name, text in scripts().items()}
-
-    @classmethod
-    def connect(cls, url: str, settings: QueueSettings, *, timeout_s: float, pause_s: float = 0.0) -> Self:
-        """Open the ledger of the Redis at `url`; see `shared.ledger.connection.connect`."""
-        return cls(connect(url, timeout_s=timeout_s), settings, pause_s=pause_s)
-
-    def ping(self) -> None:
-        """Raise `LedgerUnavailable` unless Redis answers."""
-        with self._calls():
-            self.redis.ping()
-
-    def shortcomings(self) -> list[Shortcoming]:
-        """Why this Redis may lose what it acknowledged; nothing when it is as it should be."""
-        with self._calls():
-            return durability.shortcomings(self.redis)
+        self._scripts = {name: client.register_script(text) for name, text in lua.scripts().items()}
 
     def now_ms(self) -> int:
-        """The ledger's time."""
+        """Return the ledger's time: that of Redis, so that clocks of hosts do not matter."""
         if self._clock_ms is not None:
             return self._clock_ms()
-        with self._calls():
+        with self.commands():
             seconds, micros = self.redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
-    def _calls(self) -> AbstractContextManager[None]:
+    def clock_override_ms(self) -> int | None:
+        """Return the time that a test set; None where Redis' own clock is used."""
+        return None if self._clock_ms is None else self._clock_ms()
+
+    def commands(self) -> AbstractContextManager[None]:
+        """Run plain Redis commands in this context, with errors mapped to `LedgerUnavailable`."""
         return self._breaker.calls()
 
-    def _run(self, script: str, *args: str | int) -> Any:
-        now = "" if self._clock_ms is None else str(self._clock_ms())
-        with self._calls():
-            return self._scripts[script](args=[now, *args])
-
-
-@cache
-def scripts() -> dict[str, str]:
-    """Each script's whole text by its name: the common prelude, for some the choice of an item, then its file."""
-    folder = resources.files("shared.ledger") / "scripts"
-    files = (path for path in folder.iterdir() if path.name.endswith(".lua"))
-    texts = {path.name.removesuffix(".lua"): path.read_text() for path in files}
-    prelude, choose = texts.pop("prelude"), texts.pop("choose")
-    return {
-        name: prelude + (choose if name in ("claim_next", "peek_next") else "") + text for name, text in texts.items()
-    }
+    def run(self, script: str, *args: str | int) -> Any:
+        """Run one script of `scripts/`, which is one atomic step."""
+        clock_ms = self.clock_override_ms()
+        with self.commands():
+            return self._scripts[script](args=["" if clock_ms is None else str(clock_ms), *args])
 
 
 def ms(seconds: float) -> int:

@@ -8,26 +8,73 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Self
 
 from pydantic import ValidationError
 
 from shared.errors import IdempotencyKeyReused, QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, Progress
-from shared.ledger import keys, views
+from shared.ledger import durability, keys, views
 from shared.ledger.claim import Accepted, Claim, Reaped
+from shared.ledger.connection import Client, connect
 from shared.ledger.outbox import Outbox
-from shared.ledger.session import ms
-from shared.ledger.slots import SlotBook
+from shared.ledger.session import Session, ms
+from shared.ledger.wakeups import WakeUps
+from shared.ledger.workers import SLOT_TTL_MS, WorkerRegistry
+from shared.settings import QueueSettings
 
 WORKER_LOST = ItemError(
     code="worker_lost", message="every worker that tried this item died or lost its lease", retryable=True
 )
 
 
-class Ledger(SlotBook, Outbox):
-    """Jobs and items in one Redis; see `Session` for what all methods have in common."""
+class Ledger:
+    """Jobs and items in one Redis; see `Session` for the arguments and for what every call may raise.
+
+    Attributes:
+        workers: the slots that are alive, and what each has loaded.
+        outbox: webhook messages that are still to be sent.
+        wakeups: the wake-up messages that no worker has consumed.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        settings: QueueSettings,
+        *,
+        clock_ms: Callable[[], int] | None = None,
+        pause_s: float = 0.0,
+    ) -> None:
+        self._session = Session(client, clock_ms=clock_ms, pause_s=pause_s)
+        self._settings = settings
+        self.workers = WorkerRegistry(self._session)
+        self.outbox = Outbox(self._session)
+        self.wakeups = WakeUps(self._session, audit_s=settings.audit_s)
+
+    @classmethod
+    def connect(cls, url: str, settings: QueueSettings, *, timeout_s: float, pause_s: float = 0.0) -> Self:
+        """Open the ledger of the Redis at `url`; see `shared.ledger.connection.connect`."""
+        return cls(connect(url, timeout_s=timeout_s), settings, pause_s=pause_s)
+
+    @property
+    def redis(self) -> Client:
+        """The client itself; its errors are redis-py's own."""
+        return self._session.redis
+
+    def ping(self) -> None:
+        """Raise `LedgerUnavailable` unless Redis answers."""
+        with self._session.commands():
+            self.redis.ping()
+
+    def now_ms(self) -> int:
+        """Return the ledger's time in ms since the epoch."""
+        return self._session.now_ms()
+
+    def durability_issues(self) -> list[durability.DurabilityIssue]:
+        """Return why this Redis may lose writes that it acknowledged; empty when it is set up as it should be."""
+        with self._session.commands():
+            return durability.find_issues(self.redis)
 
     def accept(
         self,
@@ -55,7 +102,7 @@ class Ledger(SlotBook, Outbox):
             QueueFull: the pool's queue is at its cap; nothing was stored.
         """
         packed = [{"spec": spec.model_dump_json(), "adapter_key": spec.adapter_key} for spec in items]
-        outcome, value, *stored = self._run(
+        outcome, value, *stored = self._session.run(
             "accept",
             job_id,
             items[0].pool,
@@ -77,18 +124,18 @@ class Ledger(SlotBook, Outbox):
         accepted_ms, stored_record = stored
         return Accepted(
             job_id=value,
-            replayed=outcome == "replayed",
+            is_repeat=outcome == "repeat",
             accepted_ms=int(accepted_ms),
             record=json.loads(stored_record),
         )
 
-    def accepted_before(self, idempotency_key: str, *, tenant: str, body_hash: str) -> Accepted | None:
+    def find_repeat(self, idempotency_key: str, *, tenant: str, body_hash: str) -> Accepted | None:
         """Find the job that this key and body were accepted as, so that a repeat needs no second look at its files.
 
         Raises:
             IdempotencyKeyReused: the key came with another body.
         """
-        with self._calls():
+        with self._session.commands():
             seen = self.redis.get(keys.idempotency(tenant, idempotency_key))
             if seen is None:
                 return None
@@ -98,12 +145,12 @@ class Ledger(SlotBook, Outbox):
             accepted_ms, record = self.redis.hmget(keys.job(job_id), "accepted_ms", "record")
         if record is None:
             return None
-        return Accepted(job_id=job_id, replayed=True, accepted_ms=int(accepted_ms), record=json.loads(record))
+        return Accepted(job_id=job_id, is_repeat=True, accepted_ms=int(accepted_ms), record=json.loads(record))
 
     def peek_next(self, pools: Sequence[str], *, slot: str, warm: str) -> ItemSpec | None:
         """Tell what `claim_next` would take now, and take nothing: who prepares for it may be wrong in the end."""
         wait_bound = ms(self._settings.wait_bound_s)
-        raw = self._run("peek_next", json.dumps(list(pools)), slot, warm, wait_bound, views.SLOT_TTL_MS)
+        raw = self._session.run("peek_next", json.dumps(list(pools)), slot, warm, wait_bound, SLOT_TTL_MS)
         try:
             return None if raw is None else ItemSpec.model_validate_json(raw)
         except ValidationError:  # stored by another version, as a claim will tell
@@ -120,7 +167,7 @@ class Ledger(SlotBook, Outbox):
         s = self._settings
         # Fixed for this call, which the client may send twice when a connection breaks.
         nonce = uuid.uuid4().hex
-        reply = self._run(
+        reply = self._session.run(
             "claim_next",
             json.dumps(list(pools)),
             slot,
@@ -128,7 +175,7 @@ class Ledger(SlotBook, Outbox):
             warm,
             ms(s.lease_ttl_s),
             ms(s.wait_bound_s),
-            views.SLOT_TTL_MS,
+            SLOT_TTL_MS,
             nonce,
         )
         if reply is None:
@@ -139,7 +186,7 @@ class Ledger(SlotBook, Outbox):
         except ValidationError as error:
             # Stored by another version. Said now, it does not cost three leases to fail without a reason.
             why = ItemError(code="unreadable_spec", message=f"this worker cannot read it: {error}", retryable=False)
-            self._run("commit", item_id, fence, "failed", why.model_dump_json())
+            self._session.run("commit", item_id, fence, "failed", why.model_dump_json())
             return self.claim_next(pools, slot=slot, boot=boot, warm=warm)
         return Claim(
             item_id=item_id,
@@ -151,23 +198,23 @@ class Ledger(SlotBook, Outbox):
 
     def renew(self, claim: Claim, progress: Progress) -> Literal["ok", "cancel", "lost"]:
         """Extend the lease; the answer carries the caller's cancel, or that another worker owns the item."""
-        reply: Literal["ok", "cancel", "lost"] = self._run(
+        reply: Literal["ok", "cancel", "lost"] = self._session.run(
             "renew", claim.item_id, claim.fence, ms(self._settings.lease_ttl_s), progress.model_dump_json()
         )
         return reply
 
     def commit(
         self, claim: Claim, outcome: ItemResult | ItemError | None
-    ) -> Literal["committed", "replayed", "canceled", "stale"]:
+    ) -> Literal["committed", "repeated", "canceled", "stale"]:
         """End the item as succeeded (a result), failed (an error) or canceled (None).
 
         Returns:
             `canceled` when an acknowledged cancel overrode the outcome; `stale` when another claim owns the item, so
-            nothing was written; `replayed` when this same commit had taken effect already.
+            nothing was written; `repeated` when this same commit had taken effect already.
         """
         state = "canceled" if outcome is None else "succeeded" if isinstance(outcome, ItemResult) else "failed"
         payload = "" if outcome is None else outcome.model_dump_json()
-        reply: Literal["committed", "replayed", "canceled", "stale"] = self._run(
+        reply: Literal["committed", "repeated", "canceled", "stale"] = self._session.run(
             "commit", claim.item_id, claim.fence, state, payload
         )
         return reply
@@ -181,7 +228,7 @@ class Ledger(SlotBook, Outbox):
             error: why, if this was the last attempt and the item ends as failed.
         """
         state: Literal["queued", "failed", "canceled", "stale"]
-        state, _ = self._run(
+        state, _ = self._session.run(
             "release",
             claim.item_id,
             claim.fence,
@@ -193,69 +240,40 @@ class Ledger(SlotBook, Outbox):
 
     def cancel(self, job_id: str) -> bool:
         """Cancel what is left of a job; False where no such job exists. Finished jobs stay as they are."""
-        return bool(self._run("cancel", job_id))
+        return bool(self._session.run("cancel", job_id))
 
     def reap(self) -> Reaped:
         """Requeue or end the items whose lease expired; after a Redis restart, grant grace instead."""
-        reply = self._run(
+        reply = self._session.run(
             "reap", ms(self._settings.lease_ttl_s), self._settings.max_attempts, WORKER_LOST.model_dump_json()
         )
         out = json.loads(reply)
         # cjson writes an empty Lua table as an object, whichever it was meant to be.
         return Reaped(requeued=dict(out["requeued"]), ended=list(out["ended"]), grace=out["grace"])
 
-    def orphan(self, *, slot: str, boot: str) -> int:
+    def reclaim(self, *, slot: str, boot: str) -> int:
         """Requeue what an earlier process of this slot held; returns how many items that were."""
-        return int(self._run("orphan", slot, boot, self._settings.max_attempts, WORKER_LOST.model_dump_json()))
+        return int(self._session.run("reclaim", slot, boot, self._settings.max_attempts, WORKER_LOST.model_dump_json()))
 
     def sweep(self) -> int:
         """Forget jobs that ended longer ago than the retention; returns how many."""
-        return int(self._run("sweep", ms(self._settings.retention_s)))
-
-    def wakes(self, pool: str) -> int:
-        """Wake-up messages that no worker has taken."""
-        with self._calls():
-            return int(self.redis.llen(keys.wake_list(pool)))
-
-    def spare_wakes(self, pool: str) -> int:
-        """How many wake-up messages more than queued items there are; below 0 when some are missing."""
-        with self._calls(), self.redis.pipeline(transaction=True) as pipe:
-            pipe.zcard(keys.pending(pool))
-            pipe.llen(keys.wake_list(pool))
-            queued, messages = pipe.execute()
-        return int(messages) - int(queued)
-
-    def drop_wakes(self, pool: str, *, keep: int, limit: int) -> int:
-        """Drop spare wake-up messages, all but `keep` of them and at most `limit`; returns how many."""
-        return int(self._run("drop_wakes", pool, keep, limit))
-
-    def lead_audit(self, holder: str) -> bool:
-        """True for one holder at a time; leadership lasts two audit periods and is kept by calling again."""
-        ttl_ms = ms(2 * self._settings.audit_s)
-        with self._calls():
-            if self.redis.set(keys.AUDIT_LEADER, holder, nx=True, px=ttl_ms):
-                return True
-            if self.redis.get(keys.AUDIT_LEADER) != holder:
-                return False
-            self.redis.pexpire(keys.AUDIT_LEADER, ttl_ms)
-            return True
+        return int(self._session.run("sweep", ms(self._settings.retention_s)))
 
     def job(self, job_id: str) -> views.JobView | None:
         """Read a job with all its items; None where no such job exists."""
-        now = None if self._clock_ms is None else self._clock_ms()
-        with self._calls():
-            return views.read_job(self.redis, job_id, now_ms=now)
+        with self._session.commands():
+            return views.read_job(self.redis, job_id, now_ms=self._session.clock_override_ms())
 
     def jobs(
         self, *, before: int | None, limit: int, state: str | None = None, model: str | None = None
     ) -> views.JobPage:
         """List jobs, newest first, from the cursor `before` (an accept order, exclusive)."""
-        with self._calls():
+        with self._session.commands():
             return views.read_page(self.redis, before=before, limit=limit, state=state, model=model)
 
-    def queued(self, pool: str) -> int:
+    def queue_length(self, pool: str) -> int:
         """Items waiting for a worker."""
-        with self._calls():
+        with self._session.commands():
             return int(self.redis.zcard(keys.pending(pool)))
 
 

@@ -9,12 +9,10 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from shared.job import ENGINES, Engine, ItemError, ItemResult, Progress, SpecReport, State, pool
+from shared.job import ItemError, ItemResult, Progress, SpecReport, State
 from shared.ledger import keys
 from shared.ledger.connection import Client
-
-#: A slot whose heartbeat is older is taken for dead, in ms.
-SLOT_TTL_MS = 15_000
+from shared.ledger.workers import SLOT_TTL_MS, read_slots
 
 # Jobs looked at in one step of a filtered listing.
 _SCAN = 200
@@ -99,40 +97,6 @@ class JobPage:
     next_before: int | None
 
 
-@dataclass(frozen=True)
-class SlotView:
-    """What a worker last reported about itself.
-
-    Attributes:
-        engines: those of them that this version knows.
-        base_drift: restored parameters that are not clean.
-    """
-
-    name: str
-    model: str
-    state: str
-    device: str
-    revision: str
-    precision: str
-    engines: tuple[Engine, ...]
-    warm: str
-    item: str
-    base_drift: int
-
-    @property
-    def pools(self) -> tuple[str, ...]:
-        """Whose items it takes."""
-        return tuple(pool(self.model, engine) for engine in self.engines)
-
-
-@dataclass(frozen=True)
-class BaseModelInfo:
-    """A loaded base model: its identity and the (out, in) shape of each linear layer, by BFL name."""
-
-    revision: str
-    layers: Mapping[str, tuple[int, int]]
-
-
 def read_job(client: Client, job_id: str, *, now_ms: int | None = None) -> JobView | None:
     """Read a job with all its items; `now_ms` replaces Redis' clock. None when it is not there, or not all of it."""
     with client.pipeline(transaction=False) as pipe:
@@ -177,30 +141,6 @@ def read_page(client: Client, *, before: int | None, limit: int, state: str | No
             return JobPage(jobs=tuple(found), next_before=found[-1].order)
         found.append(summary)
     return JobPage(jobs=tuple(found), next_before=None)
-
-
-def read_slots(client: Client, *, since_ms: int) -> list[SlotView]:
-    names = client.zrangebyscore(keys.SLOTS, since_ms, "+inf")
-    with client.pipeline(transaction=False) as pipe:
-        for name in names:
-            pipe.hgetall(keys.slot(name))
-        reports = pipe.execute()
-    return [
-        SlotView(
-            name=name,
-            model=raw["model"],
-            state=raw["state"],
-            device=raw["device"],
-            revision=raw["revision"],
-            precision=raw["precision"],
-            engines=_known_engines(raw["engines"]),
-            warm=raw["warm"],
-            item=raw["item"],
-            base_drift=int(raw["base_drift"]),
-        )
-        for name, raw in zip(names, reports, strict=True)
-        if raw
-    ]
 
 
 def _newest_first(client: Client, before: int | None) -> Iterator[JobSummary]:
@@ -262,12 +202,6 @@ def _told(kind: type[_Told], text: str | None) -> _Told | None:
         return None if text is None else kind.model_validate_json(text)
     except ValidationError:
         return None
-
-
-def _known_engines(names: str) -> tuple[Engine, ...]:
-    """A worker of another version may offer more; no job of this one asks for those."""
-    offered = names.split(",")
-    return tuple(engine for engine in ENGINES if engine in offered)
 
 
 def _outlook(

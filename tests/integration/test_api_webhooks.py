@@ -113,7 +113,7 @@ def test_a_receiver_is_told_once_that_a_job_has_ended_and_can_verify_it(api, rec
     assert message["data"]["request_id"] == job_id
     assert message["data"]["items"] == [{"index": 0, "status": "canceled"}]
     assert headers["webhook-id"] == f"{job_id}:canceled"
-    assert api.ledger.unsent() == 0
+    assert api.ledger.outbox.count_undelivered() == 0
 
 
 def test_a_failed_delivery_is_repeated_with_the_same_id_and_body(api, receiver, wait_until):
@@ -168,7 +168,7 @@ def test_a_job_without_a_webhook_leaves_nothing_to_send(api):
 
     end(api)
 
-    assert api.ledger.unsent() == 0
+    assert api.ledger.outbox.count_undelivered() == 0
     assert webhook(api, job_id) is None
 
 
@@ -230,12 +230,12 @@ def test_two_senders_do_not_take_the_same_message(redis_client, settings):
     redis_client.hset(keys.job("job"), mapping={"webhook": "https://example.com"})
     redis_client.zadd(keys.OUTBOX, {"job": clock[0]})
 
-    assert ledger.take_messages(hold_s=10, limit=5) == [Message("job", "https://example.com", 1)]
-    assert ledger.take_messages(hold_s=10, limit=5) == []
+    assert ledger.outbox.reserve_due(reserve_s=10, limit=5) == [Message("job", "https://example.com", 1)]
+    assert ledger.outbox.reserve_due(reserve_s=10, limit=5) == []
 
     # The first sender died with it.
     clock[0] += 10_000
-    assert ledger.take_messages(hold_s=10, limit=5) == [Message("job", "https://example.com", 2)]
+    assert ledger.outbox.reserve_due(reserve_s=10, limit=5) == [Message("job", "https://example.com", 2)]
 
 
 def test_a_message_is_given_up_after_three_days(redis_client, settings, webhook_secret):
@@ -248,7 +248,7 @@ def test_a_message_is_given_up_after_three_days(redis_client, settings, webhook_
     courier._settle(Message("job", "https://example.com", len(WAITS_S) + 1), True, "answered 500")
 
     assert redis_client.hget(keys.job("job"), "webhook_state") == "failed"
-    assert ledger.unsent() == 0
+    assert ledger.outbox.count_undelivered() == 0
     assert 2 * 86_400 < sum(WAITS_S) < 4 * 86_400
 
 

@@ -123,11 +123,11 @@ class LedgerMachine(RuleBasedStateMachine):
             assert len(queued) + count > CAP
             return multiple()
         assert len(queued) + count <= CAP
-        assert (accepted.job_id, accepted.replayed) == (job, False)
+        assert (accepted.job_id, accepted.is_repeat) == (job, False)
         self.items |= {f"{job}:{index}": Item(job) for index in range(count)}
         if repeat:
             again = self.ledger.accept("another", [spec()] * count, **options)
-            assert (again.job_id, again.replayed) == (job, True)
+            assert (again.job_id, again.is_repeat) == (job, True)
         return job
 
     @rule(job=jobs)
@@ -180,7 +180,7 @@ class LedgerMachine(RuleBasedStateMachine):
             same = item.fence == claim.fence and before in TERMINAL
             expected = "stale"
             if same and before == outcome:
-                expected = "replayed"
+                expected = "repeated"
             elif same and before is State.CANCELED:
                 expected = "canceled"
             assert answer == expected
@@ -207,7 +207,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.steps["restart"] += 1
         self.boot[slot] = f"boot-{next(self.boots)}"
         held = [item for item in self.in_state(State.RUNNING) if item.slot == slot]
-        requeued = self.ledger.orphan(slot=slot, boot=self.boot[slot])
+        requeued = self.ledger.reclaim(slot=slot, boot=self.boot[slot])
         for item in held:
             self.give_back(item)
         assert requeued == sum(item.state is State.QUEUED for item in held)

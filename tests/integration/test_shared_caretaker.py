@@ -108,7 +108,7 @@ def test_while_redis_is_away_a_pass_asks_it_once(caretaker, monkeypatch, wait_un
 
     asked = []
     monkeypatch.setattr(caretaker, "reap", away)
-    monkeypatch.setattr(caretaker._ledger, "lead_audit", asked.append)
+    monkeypatch.setattr(caretaker._ledger.wakeups, "lead_audit", asked.append)
     caretaker.start()
 
     wait_until(lambda: caplog.text.count("caretaker waits for Redis") > 2, what="three passes")

@@ -159,7 +159,7 @@ def test_a_commit_whose_reply_was_lost_can_be_repeated_but_not_changed(ledger):
     claimed = claim(ledger)
     ledger.commit(claimed, result())
 
-    assert ledger.commit(claimed, result()) == "replayed"
+    assert ledger.commit(claimed, result()) == "repeated"
     assert ledger.commit(claimed, BROKEN) == "stale"
     assert ledger.job(claimed.job_id).state is State.SUCCEEDED
     assert ledger.redis.hget(keys.item(claimed.item_id), "commits") == "1"
@@ -276,19 +276,19 @@ def test_the_same_idempotency_key_gives_the_same_job_and_another_body_is_refused
     first = ledger.accept("one", [spec()], record={}, idempotency_key="k", body_hash="h")
     again = ledger.accept("two", [spec()], record={}, idempotency_key="k", body_hash="h")
 
-    assert (first.job_id, first.replayed) == ("one", False)
-    assert (again.job_id, again.replayed) == ("one", True)
+    assert (first.job_id, first.is_repeat) == ("one", False)
+    assert (again.job_id, again.is_repeat) == ("one", True)
     with pytest.raises(IdempotencyKeyReused, match="'k'"):
         ledger.accept("three", [spec()], record={}, idempotency_key="k", body_hash="other")
     assert ledger.accept("four", [spec()], record={}, tenant="b", idempotency_key="k", body_hash="x").job_id == "four"
-    assert ledger.queued("flux2") == 2
+    assert ledger.queue_length("flux2") == 2
 
 
 def test_accepting_the_same_job_twice_queues_it_once(ledger):
     for _ in range(2):
         ledger.accept("same", [spec(), spec()], record={})
 
-    assert ledger.queued("flux2") == 2
+    assert ledger.queue_length("flux2") == 2
 
 
 def test_a_job_over_the_cap_is_refused_whole(ledger):
@@ -297,7 +297,7 @@ def test_a_job_over_the_cap_is_refused_whole(ledger):
     with pytest.raises(QueueFull, match="15 items are queued and the cap is 20"):
         accept(ledger, *[spec()] * 6)
 
-    assert ledger.queued("flux2") == 15
+    assert ledger.queue_length("flux2") == 15
 
 
 def test_priority_goes_before_age(ledger):
@@ -374,7 +374,7 @@ def test_an_adapter_at_another_multiplier_is_not_warm(ledger):
 
 def test_a_slot_leaves_an_adapter_that_another_slot_has_warm_to_that_slot(ledger):
     report = {"warm": spec("aa").adapter_key}
-    ledger.beat("gpu-1", report)
+    ledger.workers.record_heartbeat("gpu-1", report)
     elsewhere = accept(ledger, spec("aa"))
     free = accept(ledger, spec("bb"))
 
@@ -383,7 +383,7 @@ def test_a_slot_leaves_an_adapter_that_another_slot_has_warm_to_that_slot(ledger
 
 
 def test_a_dead_slots_warm_adapter_is_nobodys(ledger, clock):
-    ledger.beat("gpu-1", {"warm": spec("aa").adapter_key})
+    ledger.workers.record_heartbeat("gpu-1", {"warm": spec("aa").adapter_key})
     clock.advance(16)
     oldest = accept(ledger, spec("aa"))
     accept(ledger, spec("bb"))
@@ -424,7 +424,7 @@ def test_an_item_goes_back_to_the_queue_of_its_engine(ledger, clock):
     clock.advance(31)
 
     assert ledger.reap().requeued == {"flux2+ai-toolkit": 1}
-    assert (ledger.queued("flux2"), ledger.queued("flux2+ai-toolkit")) == (0, 1)
+    assert (ledger.queue_length("flux2"), ledger.queue_length("flux2+ai-toolkit")) == (0, 1)
 
 
 def test_a_canceled_job_leaves_the_queue_of_its_engine(ledger):
@@ -432,7 +432,7 @@ def test_a_canceled_job_leaves_the_queue_of_its_engine(ledger):
 
     ledger.cancel(job_id)
 
-    assert ledger.queued("flux2+ai-toolkit") == 0
+    assert ledger.queue_length("flux2+ai-toolkit") == 0
     assert leftovers(ledger.redis) == {}
 
 
@@ -448,11 +448,11 @@ def test_a_restarted_slot_takes_its_predecessors_items_back_without_waiting(ledg
     claim(ledger, "gpu-0", boot="old")
     claim(ledger, "gpu-1", boot="old")
 
-    assert ledger.orphan(slot="gpu-0", boot="new") == 1
+    assert ledger.reclaim(slot="gpu-0", boot="new") == 1
 
     assert states(ledger, mine) == [State.QUEUED]
     assert states(ledger, other) == [State.RUNNING]
-    assert ledger.orphan(slot="gpu-0", boot="new") == 0
+    assert ledger.reclaim(slot="gpu-0", boot="new") == 0
 
 
 def test_a_redis_restart_gives_every_lease_grace_once(ledger, clock):
@@ -511,11 +511,11 @@ def test_the_listing_is_newest_first_in_pages_and_filters(ledger):
 def test_spare_wakes_are_the_messages_beyond_the_queued_items(ledger):
     accept(ledger, spec(), spec(), spec())
     ledger.redis.lpush(keys.wake_list("flux2"), "message")
-    assert ledger.spare_wakes("flux2") == -2
+    assert ledger.wakeups.surplus("flux2") == -2
 
     ledger.redis.lpush(keys.wake_list("flux2"), *["message"] * 5)
 
-    assert ledger.spare_wakes("flux2") == 3
+    assert ledger.wakeups.surplus("flux2") == 3
 
 
 def test_spare_wakes_are_dropped_down_to_those_to_keep_and_no_more_than_the_limit(ledger):
@@ -523,9 +523,9 @@ def test_spare_wakes_are_dropped_down_to_those_to_keep_and_no_more_than_the_limi
     ledger.redis.lpush(keys.wake_list("flux2"), *map(str, range(20)))
 
     # 20 messages, 3 queued items, 10 to keep: 7 may go.
-    assert ledger.drop_wakes("flux2", keep=10, limit=4) == 4
-    assert ledger.drop_wakes("flux2", keep=10, limit=4) == 3
-    assert ledger.drop_wakes("flux2", keep=10, limit=4) == 0
+    assert ledger.wakeups.drop_surplus("flux2", keep=10, limit=4) == 4
+    assert ledger.wakeups.drop_surplus("flux2", keep=10, limit=4) == 3
+    assert ledger.wakeups.drop_surplus("flux2", keep=10, limit=4) == 0
 
     # What was sent first is left; Celery takes it from the tail.
     assert ledger.redis.lrange(keys.wake_list("flux2"), 0, -1) == [str(n) for n in reversed(range(13))]
@@ -535,14 +535,14 @@ def test_no_wake_is_dropped_while_there_are_fewer_than_queued_items(ledger):
     accept(ledger, spec(), spec(), spec())
     ledger.redis.lpush(keys.wake_list("flux2"), "message", "message")
 
-    assert ledger.drop_wakes("flux2", keep=0, limit=100) == 0
-    assert ledger.wakes("flux2") == 2
+    assert ledger.wakeups.drop_surplus("flux2", keep=0, limit=100) == 0
+    assert ledger.wakeups.count("flux2") == 2
 
 
 def test_the_audit_has_one_leader_at_a_time(ledger):
-    assert ledger.lead_audit("a")
-    assert not ledger.lead_audit("b")
-    assert ledger.lead_audit("a")
+    assert ledger.wakeups.lead_audit("a")
+    assert not ledger.wakeups.lead_audit("b")
+    assert ledger.wakeups.lead_audit("a")
 
 
 def test_finished_jobs_are_forgotten_after_the_retention_and_no_sooner(redis_client, clock):
@@ -568,17 +568,17 @@ def test_the_base_model_that_live_workers_have_loaded_can_be_read_by_the_api(led
     }  # fmt: skip
 
     def base():
-        return ledger.base("flux2", ledger.slots())
+        return ledger.workers.base_model("flux2", ledger.workers.live_slots())
 
     assert base() is None
 
-    ledger.publish_base("flux2", revision="abc", layers={"img_in": (64, 128)})
+    ledger.workers.publish_base_model("flux2", revision="abc", layers={"img_in": (64, 128)})
     assert base() is None  # of a worker that has ended since
 
-    ledger.beat("gpu-0", {**report, "revision": "abc"})
+    ledger.workers.record_heartbeat("gpu-0", {**report, "revision": "abc"})
     assert (base().revision, dict(base().layers)) == ("abc", {"img_in": (64, 128)})
 
-    ledger.beat("gpu-1", {**report, "revision": "def"})
+    ledger.workers.record_heartbeat("gpu-1", {**report, "revision": "def"})
     assert base() is None  # which of the two will render is not known
 
 
@@ -594,15 +594,15 @@ def test_slots_report_and_leave(ledger):
         "item": "",
         "base_drift": "0",
     }
-    ledger.beat("gpu-0", report)
-    assert [(slot.name, slot.state) for slot in ledger.slots()] == [("gpu-0", "ready")]
+    ledger.workers.record_heartbeat("gpu-0", report)
+    assert [(slot.name, slot.state) for slot in ledger.workers.live_slots()] == [("gpu-0", "ready")]
 
-    ledger.beat("gpu-0", {**report, "engines": "turbo,fast,exact"})
-    assert [slot.engines for slot in ledger.slots()] == [("exact", "fast")]
+    ledger.workers.record_heartbeat("gpu-0", {**report, "engines": "turbo,fast,exact"})
+    assert [slot.engines for slot in ledger.workers.live_slots()] == [("exact", "fast")]
 
-    ledger.leave("gpu-0")
+    ledger.workers.remove("gpu-0")
 
-    assert ledger.slots() == []
+    assert ledger.workers.live_slots() == []
 
 
 def test_no_redis_is_one_error_whatever_was_asked():
@@ -627,7 +627,10 @@ def test_a_redis_without_room_refuses_a_job_and_keeps_none_of_it(ledger):
 def test_a_redis_without_room_is_unavailable_for_plain_commands_too(ledger):
     ledger.redis.config_set("maxmemory", "1")
     try:
-        for ask in (lambda: ledger.lead_audit("a"), lambda: ledger.beat("gpu-0", {"warm": "base"})):
+        for ask in (
+            lambda: ledger.wakeups.lead_audit("a"),
+            lambda: ledger.workers.record_heartbeat("gpu-0", {"warm": "base"}),
+        ):
             with pytest.raises(LedgerUnavailable, match="cannot take writes"):
                 ask()
     finally:
@@ -645,31 +648,31 @@ def test_a_replica_is_unavailable_for_writes(ledger):
 
 def test_a_claim_that_is_sent_twice_gives_one_item(ledger, monkeypatch):
     accept(ledger, spec(), spec())
-    run = ledger._run
+    run = ledger._session.run
 
     def sent_twice(script, *args):
         run(script, *args)
         return run(script, *args)
 
-    monkeypatch.setattr(ledger, "_run", sent_twice)
+    monkeypatch.setattr(ledger._session, "run", sent_twice)
     claimed = claim(ledger)
 
     assert (claimed.index, claimed.fence) == (0, 1)
-    assert ledger.queued("flux2") == 1
+    assert ledger.queue_length("flux2") == 1
 
 
 def test_an_accept_that_is_sent_twice_is_no_replay(ledger, monkeypatch):
-    run = ledger._run
+    run = ledger._session.run
 
     def sent_twice(script, *args):
         run(script, *args)
         return run(script, *args)
 
-    monkeypatch.setattr(ledger, "_run", sent_twice)
+    monkeypatch.setattr(ledger._session, "run", sent_twice)
     accepted = ledger.accept("job", [spec()], record={}, idempotency_key="k", body_hash="h")
 
-    assert not accepted.replayed
-    assert ledger.queued("flux2") == 1
+    assert not accepted.is_repeat
+    assert ledger.queue_length("flux2") == 1
 
 
 def test_a_spec_of_another_version_fails_with_the_reason_and_the_next_item_is_claimed(ledger):

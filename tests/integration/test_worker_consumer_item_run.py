@@ -280,7 +280,7 @@ def test_a_poisoned_device_ends_the_process_and_the_item_goes_to_another_attempt
 
     assert ended == [70]
     assert (item(worker, job_id).state, item(worker, job_id).attempt, wakes(worker)) == (State.QUEUED, 1, 1)
-    assert worker.ledger.faults("test", window_s=600) == 1
+    assert worker.ledger.workers.count_faults("test", window_s=600) == 1
 
 
 def test_weights_that_cannot_be_put_back_end_the_process(worker):
@@ -318,7 +318,7 @@ def test_a_sound_device_is_not_blamed_for_an_items_error(worker):
 
     assert ended == []
     assert item(worker, job_id).attempt == 1
-    assert worker.ledger.faults("test", window_s=600) == 0
+    assert worker.ledger.workers.count_faults("test", window_s=600) == 0
 
 
 def test_a_slot_whose_device_failed_on_two_items_waits_until_that_is_forgotten(worker, wait_until):
@@ -334,14 +334,16 @@ def test_a_slot_whose_device_failed_on_two_items_waits_until_that_is_forgotten(w
     )
 
     waiting.start()
-    wait_until(lambda: [slot.state for slot in worker.ledger.slots()] == ["faulty"], what="the slot's report")
+    wait_until(
+        lambda: [slot.state for slot in worker.ledger.workers.live_slots()] == ["faulty"], what="the slot's report"
+    )
     stopped.set()
     waiting.join(10)
     assert trusted == [False]
 
     worker.ledger.redis.delete(keys.faults("test"))
     assert device_faults.wait_until_trusted(worker.ledger, worker.slot, stopped)
-    assert [slot.state for slot in worker.ledger.slots()] == ["ready"]
+    assert [slot.state for slot in worker.ledger.workers.live_slots()] == ["ready"]
     worker.slot.stop()
 
 

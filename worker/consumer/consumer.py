@@ -29,11 +29,11 @@ def listen(worker: Worker) -> None:
     slot = worker.slot
     register(worker)
     # What an earlier process of this slot held is free again at once, not a lease later.
-    orphans = patiently()(worker.ledger.orphan, slot=slot.name, boot=slot.boot)
-    if orphans:
-        logger.warning("items of an earlier process requeued", extra={"slot": slot.name, "count": orphans})
+    reclaimed = patiently()(worker.ledger.reclaim, slot=slot.name, boot=slot.boot)
+    if reclaimed:
+        logger.warning("items of an earlier process requeued", extra={"slot": slot.name, "count": reclaimed})
         for pool in slot.pools:
-            wake(worker.celery, pool, count=orphans)
+            wake(worker.celery, pool, count=reclaimed)
     caretaker = Caretaker(worker.ledger, worker.celery, worker.settings.queue)
     caretaker.start()
     try:

@@ -29,14 +29,14 @@ def note(ledger: Ledger, slot: Slot, claim: Claim, error: Flux2Error) -> None:
     """Remember the fault where the next process of this slot finds it."""
     logger.critical("device fault", extra={"slot": slot.name, "item": claim.item_id, "error": str(error)})
     try:
-        ledger.note_fault(slot.name, claim.item_id, window_s=WINDOW_S)
+        ledger.workers.record_fault(slot.name, claim.item_id, window_s=WINDOW_S)
     except LedgerUnavailable as unavailable:
         logger.warning("fault not noted", extra={"slot": slot.name, "error": str(unavailable)})
 
 
 def is_faulty(ledger: Ledger, slot: str) -> bool:
     """Whether the slot's device failed too often to be given work."""
-    return ledger.faults(slot, window_s=WINDOW_S) >= FAULTS
+    return ledger.workers.count_faults(slot, window_s=WINDOW_S) >= FAULTS
 
 
 def wait_until_trusted(ledger: Ledger, slot: Slot, stopped: threading.Event) -> bool:

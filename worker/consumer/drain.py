@@ -36,7 +36,7 @@ def _see_to_the_end(worker: Worker) -> None:
         for claim in list(worker.slot.claims):
             logger.warning("item handed over", extra={"item": claim.item_id})
             worker.hand_over(claim)
-        worker.ledger.leave(worker.slot.name)
+        worker.ledger.workers.remove(worker.slot.name)
     except LedgerUnavailable as error:
         logger.warning("the lease must run out", extra={"error": str(error)})
     finally:

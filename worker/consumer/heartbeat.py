@@ -83,7 +83,7 @@ class Slot:
         if self._thread.is_alive():
             self._thread.join()
         try:
-            self._ledger.leave(self.name)
+            self._ledger.workers.remove(self.name)
         except LedgerUnavailable as error:
             logger.warning("slot left without a word", extra={"slot": self.name, "error": str(error)})
 
@@ -124,6 +124,6 @@ class Slot:
             if self.draining.is_set():
                 report["state"] = "draining"
             try:
-                self._ledger.beat(self.name, report)
+                self._ledger.workers.record_heartbeat(self.name, report)
             except LedgerUnavailable as error:
                 logger.warning("heartbeat not sent", extra={"slot": self.name, "error": str(error)})

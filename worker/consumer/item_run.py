@@ -98,7 +98,7 @@ class Worker:
                 for other in others:
                     self.hand_over(other)
                 handed += others
-            self.ledger.leave(self.slot.name)
+            self.ledger.workers.remove(self.slot.name)
         except LedgerUnavailable as unavailable:
             logger.warning("the lease must run out", extra={"item": claim.item_id, "error": str(unavailable)})
         finally:

@@ -52,6 +52,6 @@ class Watch(threading.Thread):
         if slot.wakes != before or slot.answering or slot.claims or slot.draining.is_set():
             return True
         try:
-            return not any(self._worker.ledger.wakes(pool) for pool in slot.pools)
+            return not any(self._worker.ledger.wakeups.count(pool) for pool in slot.pools)
         except LedgerUnavailable:
             return True

@@ -2,7 +2,7 @@
 -- ARGV: 2 job id, 3 pool, 4 tenant, 5 priority 0..9, 6 job record JSON, 7 idempotency key or '', 8 body hash,
 --       9 idempotency ttl s, 10 cap of queued items, 11 JSON list of {spec, adapter_key}, 12 model,
 --       13 URL to be told of the job's end or ''
--- Returns {'accepted'|'replayed', id, accepted ms, job record JSON} | {'conflict', id} | {'full', queued}
+-- Returns {'accepted'|'repeat', id, accepted ms, job record JSON} | {'conflict', id} | {'full', queued}
 local now = now_ms()
 local job, pool, tenant, priority = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local items = cjson.decode(ARGV[11])
@@ -20,7 +20,7 @@ if ARGV[7] ~= '' then
     if hash ~= ARGV[8] then return {'conflict', id} end
     -- Our own id: the client sent this accept twice because the first reply was lost.
     if id == job then return answer('accepted', id) end
-    if redis.call('EXISTS', job_key(id)) == 1 then return answer('replayed', id) end
+    if redis.call('EXISTS', job_key(id)) == 1 then return answer('repeat', id) end
   end
 end
 if redis.call('EXISTS', job_key(job)) == 1 then return answer('accepted', job) end

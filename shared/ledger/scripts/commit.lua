@@ -1,13 +1,13 @@
 -- End an item: compare-and-set on the fence. An acknowledged cancel always wins.
 -- ARGV: 2 item id, 3 fence, 4 outcome 'succeeded'|'failed'|'canceled', 5 result or error JSON
--- Returns 'committed' | 'canceled' | 'replayed' (the same commit, its reply was lost) | 'stale'
+-- Returns 'committed' | 'canceled' | 'repeated' (the same commit, its reply was lost) | 'stale'
 local now = now_ms()
 local id, fence, outcome = ARGV[2], ARGV[3], ARGV[4]
 local key = item_key(id)
 local f = fields(key, 'state', 'fence', 'job', 'pool', 'tenant', 'started_ms')
 if f[2] ~= fence then return 'stale' end
 if f[1] ~= 'running' then
-  if f[1] == outcome then return 'replayed' end
+  if f[1] == outcome then return 'repeated' end
   if f[1] == 'canceled' then return 'canceled' end
   return 'stale'
 end

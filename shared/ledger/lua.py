@@ -1,0 +1,19 @@
+"""The text of the ledger's Lua scripts, as Redis is given it."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+
+# Scripts that choose an item for a slot; the others do without the code that does.
+_CHOOSING = ("claim_next", "peek_next")
+
+
+@cache
+def scripts() -> dict[str, str]:
+    """Return each script's whole text by its name: the prelude, for some the choice of an item, then its own file."""
+    folder = resources.files("shared.ledger") / "scripts"
+    files = (path for path in folder.iterdir() if path.name.endswith(".lua"))
+    texts = {path.name.removesuffix(".lua"): path.read_text() for path in files}
+    prelude, choose = texts.pop("prelude"), texts.pop("choose")
+    return {name: prelude + (choose if name in _CHOOSING else "") + text for name, text in texts.items()}

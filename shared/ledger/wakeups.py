@@ -1,0 +1,46 @@
+"""The wake-up messages that wait in Redis for a worker, and who audits them.
+
+Celery sends and consumes them; the ledger only counts them against the queued items.
+"""
+
+from __future__ import annotations
+
+from shared.ledger import keys
+from shared.ledger.session import Session, ms
+
+
+class WakeUps:
+    """The lists of wake-up messages in one Redis."""
+
+    def __init__(self, session: Session, *, audit_s: float) -> None:
+        self._session = session
+        # Two periods, so that a leader that is a little late stays the leader.
+        self._leadership_ms = ms(2 * audit_s)
+
+    def count(self, pool: str) -> int:
+        """Count the wake-ups that no worker has consumed."""
+        with self._session.commands():
+            return int(self._session.redis.llen(keys.wake_list(pool)))
+
+    def surplus(self, pool: str) -> int:
+        """Return how many more wake-ups than queued items there are; below 0 when some are missing."""
+        with self._session.commands(), self._session.redis.pipeline(transaction=True) as pipe:
+            pipe.zcard(keys.pending(pool))
+            pipe.llen(keys.wake_list(pool))
+            queued, messages = pipe.execute()
+        return int(messages) - int(queued)
+
+    def drop_surplus(self, pool: str, *, keep: int, limit: int) -> int:
+        """Drop wake-ups beyond the queued items, all but `keep` of them and at most `limit`; return how many."""
+        return int(self._session.run("drop_wakeups", pool, keep, limit))
+
+    def lead_audit(self, holder: str) -> bool:
+        """Return True for one holder at a time; it stays the leader while it calls again within two audit periods."""
+        redis = self._session.redis
+        with self._session.commands():
+            if redis.set(keys.AUDIT_LEADER, holder, nx=True, px=self._leadership_ms):
+                return True
+            if redis.get(keys.AUDIT_LEADER) != holder:
+                return False
+            redis.pexpire(keys.AUDIT_LEADER, self._leadership_ms)
+            return True

@@ -1,0 +1,143 @@
+"""The workers as the ledger sees them: who is alive, what each has loaded, and whose device keeps failing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from shared.job import ENGINES, Engine, pool
+from shared.ledger import keys
+from shared.ledger.connection import Client
+from shared.ledger.session import Session, ms
+
+#: A slot whose last heartbeat is older counts as dead, in ms.
+SLOT_TTL_MS = 15_000
+
+
+@dataclass(frozen=True)
+class SlotView:
+    """One worker's last report.
+
+    Attributes:
+        engines: those it offers that this version knows.
+        warm: adapter key of the adapters that it has merged.
+        item: id of the item it renders, or empty.
+        corrupted: restored parameters that differ from the checkpoint's; any but 0 is a defect.
+    """
+
+    name: str
+    model: str
+    state: str
+    device: str
+    revision: str
+    precision: str
+    engines: tuple[Engine, ...]
+    warm: str
+    item: str
+    corrupted: int
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """The pools whose items this slot claims."""
+        return tuple(pool(self.model, engine) for engine in self.engines)
+
+
+@dataclass(frozen=True)
+class BaseModelInfo:
+    """A loaded base model: its identity and the (out, in) shape of each linear layer, by BFL name."""
+
+    revision: str
+    layers: Mapping[str, tuple[int, int]]
+
+
+class WorkerRegistry:
+    """The slots, base models and device faults that workers report to one Redis."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def record_heartbeat(self, slot: str, report: Mapping[str, str]) -> None:
+        """Store a slot's report; without another one it counts as dead after `SLOT_TTL_MS`."""
+        now = self._session.now_ms()
+        with self._session.commands(), self._session.redis.pipeline(transaction=True) as pipe:
+            pipe.hset(keys.slot(slot), mapping=dict(report))
+            pipe.pexpire(keys.slot(slot), SLOT_TTL_MS)
+            pipe.zadd(keys.SLOTS, {slot: now})
+            pipe.zremrangebyscore(keys.SLOTS, "-inf", now - SLOT_TTL_MS)
+            pipe.execute()
+
+    def remove(self, slot: str) -> None:
+        """Take a slot that stops out of the list at once, without waiting for its heartbeat to age."""
+        with self._session.commands():
+            self._session.redis.delete(keys.slot(slot))
+            self._session.redis.zrem(keys.SLOTS, slot)
+
+    def live_slots(self) -> list[SlotView]:
+        """Return the slots whose heartbeat is fresh."""
+        since_ms = self._session.now_ms() - SLOT_TTL_MS
+        with self._session.commands():
+            return read_slots(self._session.redis, since_ms=since_ms)
+
+    def publish_base_model(self, model: str, *, revision: str, layers: Mapping[str, tuple[int, int]]) -> None:
+        """Let the API check adapter headers against the base model that a worker has loaded."""
+        with self._session.commands():
+            self._session.redis.set(keys.base(model), json.dumps({"revision": revision, "layers": layers}))
+
+    def base_model(self, model: str, slots: Iterable[SlotView]) -> BaseModelInfo | None:
+        """Return the base model that these slots have loaded; None if none has, or if they differ."""
+        with self._session.commands():
+            raw = self._session.redis.get(keys.base(model))
+        data = None if raw is None else json.loads(str(raw))
+        if data is None or {slot.revision for slot in slots if slot.model == model} != {data["revision"]}:
+            return None
+        return BaseModelInfo(
+            revision=data["revision"], layers={name: (rows, cols) for name, (rows, cols) in data["layers"].items()}
+        )
+
+    def record_fault(self, slot: str, item_id: str, *, window_s: float) -> None:
+        """Remember that a slot's device failed on an item; forgotten after `window_s`."""
+        now = self._session.now_ms()
+        with self._session.commands(), self._session.redis.pipeline(transaction=True) as pipe:
+            pipe.zadd(keys.faults(slot), {item_id: now})
+            pipe.pexpire(keys.faults(slot), ms(window_s))
+            pipe.execute()
+
+    def count_faults(self, slot: str, *, window_s: float) -> int:
+        """Count the different items on which the slot's device failed in the last `window_s` seconds."""
+        since_ms = self._session.now_ms() - ms(window_s)
+        with self._session.commands():
+            return int(self._session.redis.zcount(keys.faults(slot), since_ms, "+inf"))
+
+
+def read_slots(client: Client, *, since_ms: int) -> list[SlotView]:
+    """Read the report of each slot whose last heartbeat came at `since_ms` or later."""
+    names = client.zrangebyscore(keys.SLOTS, since_ms, "+inf")
+    with client.pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.hgetall(keys.slot(name))
+        reports = pipe.execute()
+    # A report may expire between the two reads.
+    return [_slot(name, raw) for name, raw in zip(names, reports, strict=True) if raw]
+
+
+def _slot(name: str, raw: Mapping[str, str]) -> SlotView:
+    return SlotView(
+        name=name,
+        model=raw["model"],
+        state=raw["state"],
+        device=raw["device"],
+        revision=raw["revision"],
+        precision=raw["precision"],
+        engines=_known_engines(raw["engines"]),
+        warm=raw["warm"],
+        item=raw["item"],
+        # The stored field keeps its first name: workers and APIs of several versions share one Redis.
+        corrupted=int(raw["base_drift"]),
+    )
+
+
+def _known_engines(names: str) -> tuple[Engine, ...]:
+    """Return the engines that this version knows: a worker of another version may offer more, which no job asks for."""
+    offered = names.split(",")
+    return tuple(engine for engine in ENGINES if engine in offered)
