@@ -113,7 +113,7 @@ class Parts:
         for size in self._plan.sizes:
             first_s = self._clock.seconds(lambda: self._denoise(engine, size, 1))  # noqa: B023 - called at once
             if name == "fast" and not drift:
-                drift["drift"] = self._renderer.warm.fp8_error(partial(engine.predict, self._renderer.usual_call()))
+                drift["drift"] = self._renderer.swapper.fp8_error(partial(engine.predict, self._renderer.usual_call()))
             # The first step is that of the first size with compiling, where there is any.
             notes: Row = {"first_s": first_s, **drift}
             if step:
@@ -180,7 +180,7 @@ class Parts:
 
     def switch(self, folder: Path) -> None:
         """Measure changes of adapters, on the caller's clock; each file is read once, at the first."""
-        warm, step_ms, size = self._renderer.warm, self._step_ms(), self._plan.sizes[0]
+        swapper, step_ms, size = self._renderer.swapper, self._step_ms(), self._plan.sizes[0]
         start, passes = self._start(size), 1 if self._components.distilled else 2
         a, b = (self._adapter(folder, name) for name in "AB")
         times: dict[str, list[float]] = {}
@@ -190,23 +190,23 @@ class Parts:
             self._denoise(self._exact, size, 1, start=start)
 
         def use(*adapters: tuple[AdapterRef, Path]) -> None:
-            warm.use(adapters)
+            swapper.activate(adapters)
 
         def use_under_a_step(adapter: tuple[AdapterRef, Path]) -> None:
-            warm.use([adapter], wait=False)
+            swapper.activate([adapter], wait=False)
             step()
-            warm.settle()
+            swapper.wait()
 
         def use_under_two(adapter: tuple[AdapterRef, Path]) -> None:
-            warm.use_next([adapter], passes=passes)
+            swapper.begin_next([adapter], passes=passes)
             step()
-            warm.passes_ended()
+            swapper.abandon_passes()
             use_under_a_step(adapter)
 
         def measure(what: str, change: Callable[[], None]) -> None:
             nonlocal drift
             times.setdefault(what, []).append(self._clock.seconds(change))
-            drift = max(drift, warm.count_corrupted(), warm.corrupted)
+            drift = max(drift, swapper.count_corrupted(), swapper.corrupted)
 
         alone_ms = 1000 * self._clock.median_s(step, self._plan.repeat)
         measure("switch base to A, the first", partial(use, a))
@@ -280,7 +280,7 @@ class Parts:
             wall_s = time.perf_counter() - began
             idle = 1 - busy_s() / wall_s
         prefetcher.wait()
-        self._renderer.warm.use(())
+        self._renderer.swapper.activate(())
         self._report.add(
             f"batch of {items}, two adapters in turn, per item",
             engine=self._now,
@@ -291,7 +291,7 @@ class Parts:
             peak_gb=self._clock.peak_gb(),
             steps=self._plan.steps,
             idle_share=idle,
-            drift=max(self._renderer.warm.count_corrupted(), self._renderer.warm.corrupted),
+            drift=max(self._renderer.swapper.count_corrupted(), self._renderer.swapper.corrupted),
         )
 
     def _add(self, what: str, median_ms: float, step_ms: float, **more: Any) -> None:

@@ -59,7 +59,7 @@ def render(renderer, path=None, *, mode=None, **changes):
 
 def test_every_kind_changes_the_picture_and_leaves_no_bit_behind(renderer, goldens):
     base = render(renderer)
-    modes = ["live"] if renderer.warm.only_live else ["merged", "live"]
+    modes = ["live"] if renderer.swapper.only_live else ["merged", "live"]
 
     for name in KINDS:
         for mode in modes:
@@ -70,8 +70,8 @@ def test_every_kind_changes_the_picture_and_leaves_no_bit_behind(renderer, golde
             assert first != base, (name, mode)
 
     assert render(renderer) == base
-    assert renderer.warm.count_corrupted() == 0
-    assert renderer.warm.corrupted == 0
+    assert renderer.swapper.count_corrupted() == 0
+    assert renderer.swapper.corrupted == 0
 
 
 @pytest.mark.skipif(not ROOT, reason="AI_TOOLKIT_PATH names no checkout of AI Toolkit")

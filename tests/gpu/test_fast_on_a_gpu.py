@@ -128,14 +128,16 @@ def test_fast_images_come_again_to_the_bit_whatever_was_merged_between(renderer,
         )  # fmt: skip
         return renderer.render(spec, [path] if path else [], on_progress=lambda _: None)
 
-    before = {name: layer.weight.clone() for name, layer in fast_layers(renderer.warm.components.transformer).items()}
+    before = {
+        name: layer.weight.clone() for name, layer in fast_layers(renderer.swapper.components.transformer).items()
+    }
     base, merged = render(), render(adapter)
 
     assert merged.image.tobytes() != base.image.tobytes()
     assert render().image.tobytes() == base.image.tobytes()
     assert render(adapter).image.tobytes() == merged.image.tobytes()
     render()
-    for name, layer in fast_layers(renderer.warm.components.transformer).items():
+    for name, layer in fast_layers(renderer.swapper.components.transformer).items():
         assert torch.equal(layer.weight.view(torch.uint8), before[name].view(torch.uint8)), name
-    assert (renderer.warm.count_corrupted(), renderer.warm.corrupted) == (0, 0)
+    assert (renderer.swapper.count_corrupted(), renderer.swapper.corrupted) == (0, 0)
     assert 0 < base.pipeline.drift < 0.2

@@ -59,8 +59,8 @@ def pictures(components, *adapters, prepared=False):
         if prepared:
             renderer.prepare(*following)
         found.append(renderer.render(*item, on_progress=lambda _: None).image.tobytes())
-    renderer.warm.settle()
-    assert (renderer.warm.count_corrupted(), renderer.warm.corrupted) == (0, 0)
+    renderer.swapper.wait()
+    assert (renderer.swapper.count_corrupted(), renderer.swapper.corrupted) == (0, 0)
     return found
 
 

@@ -623,7 +623,7 @@ class Preparing(Wrapping):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_while_an_item_renders_the_next_is_prepared_and_taken_whatever_came_of_it(fails, worker, adapter):
-    worker.renderer.warm.use([])  # else an adapter of the test before would go first
+    worker.renderer.swapper.activate([])  # else an adapter of the test before would go first
     renderer = Preparing(worker.renderer, fails=fails)
     worker = with_renderer(worker, renderer)
     first, second = accept(worker), accept(worker, adapters=[adapter], prompt="a dog")

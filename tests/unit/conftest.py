@@ -100,14 +100,14 @@ def failing_at_layer() -> Callable[..., Any]:
     def failing(number: int, error: BaseException, *, first: Callable[[], None] = lambda: None) -> Iterator[None]:
         numbers = count(1)
 
-        def layer_change(*args: Any, **kwargs: Any) -> Any:
+        def weight_delta(*args: Any, **kwargs: Any) -> Any:
             if next(numbers) == number:
                 first()
                 raise error
-            return merge.layer_change(*args, **kwargs)
+            return merge.weight_delta(*args, **kwargs)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("worker.lora.hot_swap.layer_change", layer_change)
+            patch.setattr("worker.lora.hot_swap.weight_delta", weight_delta)
             yield
 
     return failing

@@ -19,7 +19,7 @@ from shared.settings import ModelSettings
 from worker.kernels.checksum import checksum
 from worker.lora import load as module
 from worker.lora import merge
-from worker.lora.hot_swap import WarmPipeline
+from worker.lora.hot_swap import AdapterSwapper
 from worker.model.load import load_components
 from worker.model.placement import Placement
 from worker.rendering.denoise import Call, predict
@@ -54,12 +54,12 @@ def adapters(goldens, adapter_ref):
 
 
 @pytest.fixture
-def warm(components):
-    return WarmPipeline(components("bf16"))
+def swapper(components):
+    return AdapterSwapper(components("bf16"))
 
 
-def weights(warm):
-    return {name: value.clone() for name, value in warm.components.transformer.state_dict().items()}
+def weights(swapper):
+    return {name: value.clone() for name, value in swapper.components.transformer.state_dict().items()}
 
 
 @pytest.fixture
@@ -87,43 +87,43 @@ def equal(left, right):
     return all(torch.equal(left[name].view(torch.uint8), right[name].view(torch.uint8)) for name in left)
 
 
-def test_each_change_is_named(warm, adapters):
+def test_each_change_is_named(swapper, adapters):
     one, other = adapters(("lora_r4_bf16", 1.0)), adapters(("lora_subset_bf16", 1.0))
 
-    changes = [warm.use(wanted)[0] for wanted in ([], one, one, other, [], [])]
+    changes = [swapper.activate(wanted)[0] for wanted in ([], one, one, other, [], [])]
 
     assert changes == ["none", "merged", "none", "swapped", "restored", "none"]
 
 
-def test_another_multiplier_is_another_key(warm, adapters):
-    warm.use(adapters(("lora_r4_bf16", 1.0)))
+def test_another_multiplier_is_another_key(swapper, adapters):
+    swapper.activate(adapters(("lora_r4_bf16", 1.0)))
 
-    change, (report,) = warm.use(adapters(("lora_r4_bf16", 0.5)))
+    change, (report,) = swapper.activate(adapters(("lora_r4_bf16", 0.5)))
 
     assert change == "swapped"
     assert report.multiplier == 0.5
 
 
-def test_base_weights_come_back_to_the_bit_after_many_swaps(warm, adapters):
-    base = weights(warm)
+def test_base_weights_come_back_to_the_bit_after_many_swaps(swapper, adapters):
+    base = weights(swapper)
     for multiplier in (1.0, -1.0, 0.3):
         for name in ("lora_r4_bf16", "lora_alllinear_bf16", "lora_subset_bf16"):
-            warm.use(adapters((name, multiplier)))
+            swapper.activate(adapters((name, multiplier)))
 
-    warm.use([])
+    swapper.activate([])
 
-    assert equal(weights(warm), base)
+    assert equal(weights(swapper), base)
 
 
-def test_a_merge_does_not_depend_on_what_was_merged_before(warm, components, adapters):
+def test_a_merge_does_not_depend_on_what_was_merged_before(swapper, components, adapters):
     wanted = adapters(("lora_subset_bf16", 1.0))
-    warm.use(adapters(("lora_alllinear_bf16", 1.0)))
-    warm.use(wanted)
+    swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
+    swapper.activate(wanted)
 
-    fresh = WarmPipeline(components("bf16"))
-    fresh.use(wanted)
+    fresh = AdapterSwapper(components("bf16"))
+    fresh.activate(wanted)
 
-    assert equal(weights(warm), weights(fresh))
+    assert equal(weights(swapper), weights(fresh))
 
 
 def every_ordered_pair(count):
@@ -141,76 +141,76 @@ def test_the_walk_takes_every_swap_once():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_swap_from_any_kind_to_any_other_equals_merging_it_afresh(precision, components, adapters):
-    warm, model = WarmPipeline(components(precision)), components(precision)
+    swapper, model = AdapterSwapper(components(precision)), components(precision)
     base = {name: value.clone() for name, value in model.transformer.state_dict().items()}
     wanted, afresh = [adapters((name, -1.5)) for name in KINDS], []
     for one in wanted:
-        WarmPipeline(model).use(one)
+        AdapterSwapper(model).activate(one)
         afresh.append({name: value.clone() for name, value in model.transformer.state_dict().items()})
         model.transformer.load_state_dict(base)
 
     for kind in every_ordered_pair(len(KINDS)):
-        warm.use(wanted[kind])
+        swapper.activate(wanted[kind])
 
-        assert equal(warm.components.transformer.state_dict(), afresh[kind]), KINDS[kind]
+        assert equal(swapper.components.transformer.state_dict(), afresh[kind]), KINDS[kind]
 
-    warm.use([])
-    assert equal(weights(warm), base)
-    assert warm.count_corrupted() == 0
+    swapper.activate([])
+    assert equal(weights(swapper), base)
+    assert swapper.count_corrupted() == 0
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("seed", range(2))
 def test_the_base_comes_back_to_the_bit_after_any_sequence(seed, precision, components, adapters):
     choose = random.Random(seed)
-    warm = WarmPipeline(components(precision))
-    base = weights(warm)
+    swapper = AdapterSwapper(components(precision))
+    base = weights(swapper)
 
     for _ in range(25):
         names = choose.sample(KINDS, choose.choice([0, 1, 1, 1, 2, 3]))
-        warm.use(adapters(*((name, choose.choice([-2.0, -1.0, 0.0, 0.3, 1.0, 2.0])) for name in names)))
-        assert warm.count_corrupted() == 0
+        swapper.activate(adapters(*((name, choose.choice([-2.0, -1.0, 0.0, 0.3, 1.0, 2.0])) for name in names)))
+        assert swapper.count_corrupted() == 0
         if not names:
-            assert equal(weights(warm), base)
+            assert equal(weights(swapper), base)
 
-    warm.use([])
-    assert equal(weights(warm), base)
-    assert warm.count_corrupted() == 0
+    swapper.activate([])
+    assert equal(weights(swapper), base)
+    assert swapper.count_corrupted() == 0
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_multiplier_of_zero_leaves_the_bits(name, warm, adapters):
-    base = weights(warm)
+def test_a_multiplier_of_zero_leaves_the_bits(name, swapper, adapters):
+    base = weights(swapper)
 
-    change, (report,) = warm.use(adapters((name, 0.0)))
+    change, (report,) = swapper.activate(adapters((name, 0.0)))
 
-    assert equal(weights(warm), base)
+    assert equal(weights(swapper), base)
     assert change == "none"
     assert report.layers_touched > 0
 
 
 def test_a_dora_scales_what_was_merged_before_it_so_its_place_in_the_list_counts(components, adapters):
     first, last = adapters(("lora_r4_bf16", 1.0)), adapters(("dora_bf16", 1.0))
-    warm, other = WarmPipeline(components("bf16")), WarmPipeline(components("bf16"))
+    swapper, other = AdapterSwapper(components("bf16")), AdapterSwapper(components("bf16"))
 
-    warm.use([*first, *last])
-    other.use([*last, *first])
+    swapper.activate([*first, *last])
+    other.activate([*last, *first])
 
-    assert not equal(weights(warm), weights(other))
+    assert not equal(weights(swapper), weights(other))
 
 
-def test_drift_counts_the_parameters_whose_bits_are_not_the_clean_ones(warm, adapters):
-    assert warm.count_corrupted() == 0
-    warm.use(adapters(("lora_alllinear_bf16", 1.0)))
-    warm.use([])
-    qkv, last = (warm._weights[name] for name in ("transformer_blocks.0.attn.to_k.weight", "norm_out.linear.weight"))
+def test_drift_counts_the_parameters_whose_bits_are_not_the_clean_ones(swapper, adapters):
+    assert swapper.count_corrupted() == 0
+    swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
+    swapper.activate([])
+    qkv, last = (swapper._weights[name] for name in ("transformer_blocks.0.attn.to_k.weight", "norm_out.linear.weight"))
 
     with torch.no_grad():
         qkv[63, 5] = -qkv[63, 5]  # one sign bit
         last[0, 0] += 1
         last[1, 0] -= 1
 
-    assert warm.count_corrupted() == 2
+    assert swapper.count_corrupted() == 2
 
 
 @pytest.mark.parametrize("row", range(4))
@@ -233,40 +233,40 @@ def test_rows_of_any_length_have_achecksum(columns):
     assert checksum(weight) != checksum(changed)
 
 
-def test_drift_leaves_out_what_carries_an_adapter_now(warm, adapters):
-    warm.use(adapters(("lora_alllinear_bf16", 1.0)))
-    warm.use(adapters(("lora_subset_bf16", 1.0)))
+def test_drift_leaves_out_what_carries_an_adapter_now(swapper, adapters):
+    swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
+    swapper.activate(adapters(("lora_subset_bf16", 1.0)))
     clean, merged = (
-        warm._weights[name] for name in ("norm_out.linear.weight", "transformer_blocks.0.attn.to_k.weight")
+        swapper._weights[name] for name in ("norm_out.linear.weight", "transformer_blocks.0.attn.to_k.weight")
     )
 
     with torch.no_grad():
         clean[0, 0] += 1
         merged[0, 0] += 1
 
-    assert warm.count_corrupted() == 1
+    assert swapper.count_corrupted() == 1
 
 
-def test_several_adapters_merge_in_order_each_rounded_once(warm, components, adapters):
+def test_several_adapters_merge_in_order_each_rounded_once(swapper, components, adapters):
     both = adapters(("lora_r4_bf16", 1.0), ("lora_subset_bf16", -0.5))
-    warm.use(both)
+    swapper.activate(both)
 
     one_by_one = components("bf16")
-    WarmPipeline(one_by_one).use(both[:1])
-    WarmPipeline(one_by_one).use(both[1:])  # takes what is there for its base
+    AdapterSwapper(one_by_one).activate(both[:1])
+    AdapterSwapper(one_by_one).activate(both[1:])  # takes what is there for its base
 
-    assert equal(weights(warm), one_by_one.transformer.state_dict())
+    assert equal(weights(swapper), one_by_one.transformer.state_dict())
 
 
-def test_the_order_of_adapters_is_part_of_the_key(warm, adapters):
+def test_the_order_of_adapters_is_part_of_the_key(swapper, adapters):
     both = adapters(("lora_r4_bf16", 1.0), ("lora_subset_bf16", 1.0))
-    warm.use(both)
+    swapper.activate(both)
 
-    assert warm.use(both[::-1])[0] == "swapped"
+    assert swapper.activate(both[::-1])[0] == "swapped"
 
 
-def test_reports_say_what_each_adapter_did(warm, adapters):
-    _, (mixed, subset) = warm.use(adapters(("lora_mixedrank_bf16", 1.0), ("lora_subset_bf16", 2.0)))
+def test_reports_say_what_each_adapter_did(swapper, adapters):
+    _, (mixed, subset) = swapper.activate(adapters(("lora_mixedrank_bf16", 1.0), ("lora_subset_bf16", 2.0)))
 
     assert mixed.kind == "lora"
     assert len(mixed.ranks) > 1
@@ -274,21 +274,21 @@ def test_reports_say_what_each_adapter_did(warm, adapters):
     assert subset.path == "lora_subset_bf16.safetensors"
 
 
-def test_the_same_bytes_under_another_name_need_no_change(warm, adapters):
+def test_the_same_bytes_under_another_name_need_no_change(swapper, adapters):
     wanted = adapters(("lora_r4_bf16", 1.0))
-    warm.use(wanted)
+    swapper.activate(wanted)
     (ref, path), *_ = wanted
 
-    change, (report,) = warm.use([(ref.model_copy(update={"path": "copy.safetensors"}), path)])
+    change, (report,) = swapper.activate([(ref.model_copy(update={"path": "copy.safetensors"}), path)])
 
     assert change == "none"
     assert report.path == "copy.safetensors"
 
 
-def test_reports_name_every_kind_and_only_real_ranks(warm, adapters):
+def test_reports_name_every_kind_and_only_real_ranks(swapper, adapters):
     wanted = adapters(("lora_plus_diff_bf16", 1.0), ("lokr_full_f4_fp16", 1.0), ("dora_bf16", 1.0))
 
-    _, reports = warm.use(wanted)
+    _, reports = swapper.activate(wanted)
 
     assert [(report.kind, report.ranks) for report in reports] == [("diff+lora", (4,)), ("lokr", ()), ("dora", (4,))]
 
@@ -298,28 +298,30 @@ def test_reports_name_every_kind_and_only_real_ranks(warm, adapters):
 def test_a_failure_in_the_middle_of_a_merge_leaves_the_base(
     place, room, before, components, adapters, failing_at_layer
 ):
-    warm = WarmPipeline(replace(components("bf16"), placement=Placement("resident", place, 0, clean_on_device=room)))
-    base = weights(warm)
-    warm.use(adapters(*before))
+    swapper = AdapterSwapper(
+        replace(components("bf16"), placement=Placement("resident", place, 0, clean_on_device=room))
+    )
+    base = weights(swapper)
+    swapper.activate(adapters(*before))
 
     with failing_at_layer(7, KeyboardInterrupt()), pytest.raises(KeyboardInterrupt):
-        warm.use(adapters(("lora_alllinear_bf16", 1.0)))
+        swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
 
-    assert warm.warm_key == "base"
-    assert equal(weights(warm), base)
-    assert warm.use(adapters(("lora_subset_bf16", 1.0)))[0] == "merged"
+    assert swapper.warm_key == "base"
+    assert equal(weights(swapper), base)
+    assert swapper.activate(adapters(("lora_subset_bf16", 1.0)))[0] == "merged"
 
 
-def test_a_second_adapter_that_is_refused_leaves_the_current_one(warm, adapters, goldens, adapter_ref):
+def test_a_second_adapter_that_is_refused_leaves_the_current_one(swapper, adapters, goldens, adapter_ref):
     current = adapters(("lora_r4_bf16", 1.0))
-    warm.use(current)
-    merged, broken = weights(warm), goldens / "adapters_hand/nonfinite.safetensors"
+    swapper.activate(current)
+    merged, broken = weights(swapper), goldens / "adapters_hand/nonfinite.safetensors"
 
     with pytest.raises(Exception, match="not finite"):
-        warm.use([*adapters(("lora_subset_bf16", 1.0)), (adapter_ref(broken), broken)])
+        swapper.activate([*adapters(("lora_subset_bf16", 1.0)), (adapter_ref(broken), broken)])
 
-    assert equal(weights(warm), merged)
-    assert warm.use(current)[0] == "none"
+    assert equal(weights(swapper), merged)
+    assert swapper.activate(current)[0] == "none"
 
 
 @pytest.fixture
@@ -337,11 +339,11 @@ def reads(monkeypatch):
 
 
 def test_adapters_that_alternate_are_read_once(components, adapters, reads):
-    warm = WarmPipeline(components("bf16"), adapter_cache_bytes=10_000_000)
+    swapper = AdapterSwapper(components("bf16"), adapter_cache_bytes=10_000_000)
     merged = {}
     for name, multiplier in [("lora_r4_bf16", 1.0), ("lora_subset_bf16", 1.0)] * 2 + [("lora_r4_bf16", 0.5)]:
-        warm.use(adapters((name, multiplier)))
-        now = weights(warm)
+        swapper.activate(adapters((name, multiplier)))
+        now = weights(swapper)
         assert equal(merged.setdefault((name, multiplier), now), now)
 
     assert reads == ["lora_r4_bf16", "lora_subset_bf16"]
@@ -350,32 +352,32 @@ def test_adapters_that_alternate_are_read_once(components, adapters, reads):
 def test_the_adapters_that_were_used_last_are_kept(components, adapters, reads):
     one, other, third = (adapters((name, 1.0)) for name in ("lora_r4_bf16", "lora_subset_bf16", "lokr_lowrank_bf16"))
     room = sum(ref.size_bytes for ((ref, _),) in (one, other, third)) - 1
-    warm = WarmPipeline(components("bf16"), adapter_cache_bytes=room)
+    swapper = AdapterSwapper(components("bf16"), adapter_cache_bytes=room)
 
     for wanted in (one, other, one, third, one, other):
-        warm.use(wanted)
+        swapper.activate(wanted)
 
     assert reads == ["lora_r4_bf16", "lora_subset_bf16", "lokr_lowrank_bf16", "lora_subset_bf16"]
 
 
 def test_without_room_every_change_reads(components, adapters, reads):
-    warm = WarmPipeline(components("bf16"))
+    swapper = AdapterSwapper(components("bf16"))
 
     for multiplier in (1.0, 0.5):
-        warm.use(adapters(("lora_r4_bf16", multiplier)))
+        swapper.activate(adapters(("lora_r4_bf16", multiplier)))
 
     assert reads == ["lora_r4_bf16", "lora_r4_bf16"]
 
 
 def test_an_adapter_that_is_remembered_is_still_refused_once_its_file_has_changed(components, adapters, tmp_path):
-    warm = WarmPipeline(components("bf16"), adapter_cache_bytes=10_000_000)
+    swapper = AdapterSwapper(components("bf16"), adapter_cache_bytes=10_000_000)
     ((ref, path),) = adapters(("lora_r4_bf16", 1.0))
     mine = shutil.copy(path, tmp_path / "mine.safetensors")
-    warm.use([(ref, mine)])
+    swapper.activate([(ref, mine)])
     mine.write_bytes(mine.read_bytes() + b" ")
 
     with pytest.raises(AdapterRefused, match="has changed since the job was accepted"):
-        warm.use([(ref.model_copy(update={"multiplier": 0.5}), mine)])
+        swapper.activate([(ref.model_copy(update={"multiplier": 0.5}), mine)])
 
 
 @pytest.fixture
@@ -395,167 +397,171 @@ def extreme(tmp_path, adapter_ref):
 
 
 @pytest.mark.parametrize("before", [[], [("lora_alllinear_bf16", 1.0)]])
-def test_an_adapter_that_makes_a_weight_infinite_is_refused_and_leaves_the_base(before, warm, adapters, extreme):
-    base = weights(warm)
-    warm.use(adapters(*before))
+def test_an_adapter_that_makes_a_weight_infinite_is_refused_and_leaves_the_base(before, swapper, adapters, extreme):
+    base = weights(swapper)
+    swapper.activate(adapters(*before))
 
     with pytest.raises(AdapterRefused, match=r"^double_blocks\.0\.img_attn\.proj: .* not finite"):
-        warm.use(extreme("double_blocks.0.img_attn.proj", 3.4e38))
+        swapper.activate(extreme("double_blocks.0.img_attn.proj", 3.4e38))
 
-    assert warm.warm_key == "base"
-    assert equal(weights(warm), base)
-    assert warm.count_corrupted() == 0
+    assert swapper.warm_key == "base"
+    assert equal(weights(swapper), base)
+    assert swapper.count_corrupted() == 0
 
 
-def test_an_adapter_that_was_never_trained_leaves_even_negative_zeros(warm, extreme):
+def test_an_adapter_that_was_never_trained_leaves_even_negative_zeros(swapper, extreme):
     layer = "double_blocks.0.img_attn.proj"
-    weight = warm._weights["transformer_blocks.0.attn.to_out.0.weight"]
+    weight = swapper._weights["transformer_blocks.0.attn.to_out.0.weight"]
     with torch.no_grad():
         weight[0, 0] = -0.0
 
-    change, _ = warm.use(extreme(layer, 0.0))
+    change, _ = swapper.activate(extreme(layer, 0.0))
 
     assert change == "merged"
     assert torch.signbit(weight[0, 0])
 
 
-def test_a_step_that_starts_while_weights_are_written_takes_the_new_ones(warm, components, adapters, run_once):
+def test_a_step_that_starts_while_weights_are_written_takes_the_new_ones(swapper, components, adapters, run_once):
     for wanted in (adapters(("lora_alllinear_bf16", 1.0)), adapters(("dora_bf16", 1.0)), []):
-        fresh = WarmPipeline(components("bf16"))
-        fresh.use(wanted)
+        fresh = AdapterSwapper(components("bf16"))
+        fresh.activate(wanted)
 
-        warm.use(wanted, wait=False)
-        early = run_once(warm.components)
-        warm.settle()
+        swapper.activate(wanted, wait=False)
+        early = run_once(swapper.components)
+        swapper.wait()
 
         assert torch.equal(early, run_once(fresh.components))
 
 
 @pytest.mark.parametrize("passes", [1, 2])
 def test_the_last_passes_run_with_the_old_weights_while_the_next_are_written(
-    passes, warm, components, adapters, run_once
+    passes, swapper, components, adapters, run_once
 ):
     old, new = adapters(("lora_alllinear_bf16", 1.0)), adapters(("dora_bf16", 1.0))
     expected = {}
     for name, wanted in (("old", old), ("new", new)):
-        fresh = WarmPipeline(components("bf16"))
-        fresh.use(wanted)
+        fresh = AdapterSwapper(components("bf16"))
+        fresh.activate(wanted)
         expected[name] = run_once(fresh.components)
-    warm.use(old)
+    swapper.activate(old)
 
-    warm.use_next(new, passes=passes)
+    swapper.begin_next(new, passes=passes)
     for _ in range(passes):
-        assert torch.equal(run_once(warm.components), expected["old"])
-    key = warm.warm_key
-    change, reports = warm.use(new, wait=False)
+        assert torch.equal(run_once(swapper.components), expected["old"])
+    key = swapper.warm_key
+    change, reports = swapper.activate(new, wait=False)
 
-    assert torch.equal(run_once(warm.components), expected["new"])
-    warm.settle()
+    assert torch.equal(run_once(swapper.components), expected["new"])
+    swapper.wait()
     assert (change, [report.path for report in reports]) == ("swapped", [ref.path for ref, _ in new])
-    assert key == warm.warm_key
-    assert warm.use(new)[0] == "none"
-    assert warm.count_corrupted() == 0
+    assert key == swapper.warm_key
+    assert swapper.activate(new)[0] == "none"
+    assert swapper.count_corrupted() == 0
 
 
-def test_a_change_ahead_of_an_item_that_does_not_come_is_changed_again(warm, adapters):
-    base = weights(warm)
-    warm.use(adapters(("lora_alllinear_bf16", 1.0)))
+def test_a_change_ahead_of_an_item_that_does_not_come_is_changed_again(swapper, adapters):
+    base = weights(swapper)
+    swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
 
-    warm.use_next(adapters(("dora_bf16", 1.0)), passes=1)  # which never comes either
-    change, _ = warm.use([])
+    swapper.begin_next(adapters(("dora_bf16", 1.0)), passes=1)  # which never comes either
+    change, _ = swapper.activate([])
 
     assert change == "restored"
-    assert equal(weights(warm), base)
+    assert equal(weights(swapper), base)
 
 
-def test_nothing_is_changed_ahead_if_it_is_current_beside_the_weights_or_refused(warm, adapters, adapter_ref, tmp_path):
+def test_nothing_is_changed_ahead_if_it_is_current_beside_the_weights_or_refused(
+    swapper, adapters, adapter_ref, tmp_path
+):
     lora = adapters(("lora_alllinear_bf16", 1.0))
-    warm.use(lora)
-    current = weights(warm)
+    swapper.activate(lora)
+    current = weights(swapper)
 
-    warm.use_next(lora, passes=1)
-    warm.use_next(adapters(("dora_bf16", 1.0)), mode="live", passes=1)
+    swapper.begin_next(lora, passes=1)
+    swapper.begin_next(adapters(("dora_bf16", 1.0)), mode="live", passes=1)
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
     with pytest.raises(AdapterRefused):
-        warm.use_next([(adapter_ref(tmp_path / "broken.safetensors", 1.0), tmp_path / "broken.safetensors")], passes=1)
+        swapper.begin_next(
+            [(adapter_ref(tmp_path / "broken.safetensors", 1.0), tmp_path / "broken.safetensors")], passes=1
+        )
 
-    assert equal(weights(warm), current)
-    assert warm.use(lora)[0] == "none"
+    assert equal(weights(swapper), current)
+    assert swapper.activate(lora)[0] == "none"
 
 
-def test_a_change_ahead_goes_on_even_where_the_device_cannot_say_when_passes_ended(warm, adapters, monkeypatch):
+def test_a_change_ahead_goes_on_even_where_the_device_cannot_say_when_passes_ended(swapper, adapters, monkeypatch):
     def broken():
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr(warm._arrivals, "_now", broken)
-    warm.use_next(adapters(("lora_r4_bf16", 1.0)), passes=1)
+    monkeypatch.setattr(swapper._gate, "_now", broken)
+    swapper.begin_next(adapters(("lora_r4_bf16", 1.0)), passes=1)
 
     with pytest.raises(RuntimeError, match="device lost"):
-        warm.passes_ended()
+        swapper.abandon_passes()
 
-    concurrent.futures.wait([warm._change], timeout=20)
-    assert warm._change.done()
+    concurrent.futures.wait([swapper._change], timeout=20)
+    assert swapper._change.done()
 
 
-def test_a_change_ahead_that_fails_is_the_next_items_failure(warm, adapters, extreme, run_once):
+def test_a_change_ahead_that_fails_is_the_next_items_failure(swapper, adapters, extreme, run_once):
     wanted = extreme("double_blocks.0.img_attn.proj", 3.4e38)
 
-    warm.use_next(wanted, passes=1)
-    run_once(warm.components)
+    swapper.begin_next(wanted, passes=1)
+    run_once(swapper.components)
 
     with pytest.raises(AdapterRefused, match="not finite"):
-        warm.use(wanted)
-    assert warm.use(adapters(("lora_r4_bf16", 1.0)))[0] == "merged"
+        swapper.activate(wanted)
+    assert swapper.activate(adapters(("lora_r4_bf16", 1.0)))[0] == "merged"
 
 
-def test_a_change_that_nobody_waited_for_is_complete_before_the_next(warm, adapters):
-    base = weights(warm)
+def test_a_change_that_nobody_waited_for_is_complete_before_the_next(swapper, adapters):
+    base = weights(swapper)
 
     for name in KINDS:
-        warm.use(adapters((name, 1.0)), wait=False)
-    warm.use([])
+        swapper.activate(adapters((name, 1.0)), wait=False)
+    swapper.activate([])
 
-    assert equal(weights(warm), base)
-    assert warm.count_corrupted() == 0
+    assert equal(weights(swapper), base)
+    assert swapper.count_corrupted() == 0
 
 
-def test_a_refused_change_that_nobody_waited_for_does_not_fail_the_next(warm, adapters, extreme):
-    warm.use(extreme("double_blocks.0.img_attn.proj", 3.4e38), wait=False)
+def test_a_refused_change_that_nobody_waited_for_does_not_fail_the_next(swapper, adapters, extreme):
+    swapper.activate(extreme("double_blocks.0.img_attn.proj", 3.4e38), wait=False)
 
-    assert warm.use(adapters(("lora_r4_bf16", 1.0)))[0] == "merged"
+    assert swapper.activate(adapters(("lora_r4_bf16", 1.0)))[0] == "merged"
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("broken")])
-def test_a_change_that_failed_for_an_item_that_has_ended_is_nothing_to_the_next(error, warm, adapters, monkeypatch):
-    base = weights(warm)
+def test_a_change_that_failed_for_an_item_that_has_ended_is_nothing_to_the_next(error, swapper, adapters, monkeypatch):
+    base = weights(swapper)
 
     def fails(*args, **kwargs):
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("worker.lora.hot_swap.layer_change", fails)
-        warm.use(adapters(("lora_alllinear_bf16", 1.0)), wait=False)
-        concurrent.futures.wait([warm._change])
+        patch.setattr("worker.lora.hot_swap.weight_delta", fails)
+        swapper.activate(adapters(("lora_alllinear_bf16", 1.0)), wait=False)
+        concurrent.futures.wait([swapper._change])
 
-    assert warm.use([])[0] == "none"
-    assert equal(weights(warm), base)
+    assert swapper.activate([])[0] == "none"
+    assert equal(weights(swapper), base)
 
 
 @pytest.mark.parametrize("wait", [True, False])
-def test_a_live_adapter_whose_change_failed_is_taken_off_by_the_next_item(wait, warm, adapters, monkeypatch):
-    base = weights(warm)
-    warm.use(adapters(("lora_r4_bf16", 1.0)))
+def test_a_live_adapter_whose_change_failed_is_taken_off_by_the_next_item(wait, swapper, adapters, monkeypatch):
+    base = weights(swapper)
+    swapper.activate(adapters(("lora_r4_bf16", 1.0)))
 
     with monkeypatch.context() as patch:  # as the merged adapter is taken off
-        patch.setattr(warm._clean, "put_back", fails_once(warm._clean.put_back))
+        patch.setattr(swapper._base, "restore", fails_once(swapper._base.restore))
         with pytest.raises(RuntimeError, match="broken") if wait else nullcontext():
-            warm.use(adapters(("dora_bf16", 1.0)), mode="live", wait=wait)
+            swapper.activate(adapters(("dora_bf16", 1.0)), mode="live", wait=wait)
         if not wait:
-            concurrent.futures.wait([warm._change])
+            concurrent.futures.wait([swapper._change])
 
-    assert warm.use([])[0] == "restored"
-    assert not warm.live
-    assert equal(weights(warm), base)
+    assert swapper.activate([])[0] == "restored"
+    assert not swapper.unmerged
+    assert equal(weights(swapper), base)
 
 
 def fails_once(call):
@@ -570,7 +576,7 @@ def fails_once(call):
     return first
 
 
-def test_a_change_is_undone_on_the_stream_that_it_ran_on(warm, adapters, monkeypatch):
+def test_a_change_is_undone_on_the_stream_that_it_ran_on(swapper, adapters, monkeypatch):
     entered, within = [], []
 
     @contextmanager
@@ -579,13 +585,13 @@ def test_a_change_is_undone_on_the_stream_that_it_ran_on(warm, adapters, monkeyp
         yield
         entered.pop()
 
-    put_back = warm._clean.put_back
+    put_back = swapper._base.restore
     monkeypatch.setattr(torch.cuda, "stream", stream)
-    monkeypatch.setattr(warm._clean, "put_back", lambda *args: within.append(bool(entered)) or put_back(*args))
-    monkeypatch.setattr("worker.lora.hot_swap.layer_change", fails_after(9))
+    monkeypatch.setattr(swapper._base, "restore", lambda *args: within.append(bool(entered)) or put_back(*args))
+    monkeypatch.setattr("worker.lora.hot_swap.weight_delta", fails_after(9))
 
     with pytest.raises(AdapterRefused):
-        warm.use(adapters(("lora_alllinear_bf16", 1.0)))
+        swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
 
     assert within
     assert all(within)
@@ -598,61 +604,63 @@ def fails_after(calls):
         left[0] -= 1
         if left[0] < 0:
             raise AdapterRefused("not finite")
-        return merge.layer_change(*args, **kwargs)
+        return merge.weight_delta(*args, **kwargs)
 
     return change
 
 
-def test_a_step_that_waits_for_weights_that_never_come_ends_too(warm, adapters, run_once, monkeypatch):
+def test_a_step_that_waits_for_weights_that_never_come_ends_too(swapper, adapters, run_once, monkeypatch):
     def fails(*args, **kwargs):
         time.sleep(0.1)
         raise AdapterRefused("not finite")
 
-    monkeypatch.setattr("worker.lora.hot_swap.layer_change", fails)
-    warm.use(adapters(("lora_alllinear_bf16", 1.0)), wait=False)
+    monkeypatch.setattr("worker.lora.hot_swap.weight_delta", fails)
+    swapper.activate(adapters(("lora_alllinear_bf16", 1.0)), wait=False)
 
-    run_once(warm.components)
+    run_once(swapper.components)
 
     with pytest.raises(AdapterRefused, match="not finite"):
-        warm.settle()
+        swapper.wait()
 
 
 def test_only_touched_parameters_are_copied(components, adapters):
-    warm = WarmPipeline(replace(components("bf16"), placement=Placement("resident", "host", 0)))
-    base = weights(warm)
+    swapper = AdapterSwapper(replace(components("bf16"), placement=Placement("resident", "host", 0)))
+    base = weights(swapper)
 
-    warm.use(adapters(("lora_subset_bf16", 1.0)))
+    swapper.activate(adapters(("lora_subset_bf16", 1.0)))
 
-    changed = [name for name, weight in weights(warm).items() if not torch.equal(weight, base[name])]
+    changed = [name for name, weight in weights(swapper).items() if not torch.equal(weight, base[name])]
     # One double block has eight layers, of which both qkv are three parameters; one single block has two.
     assert len(changed) == 6 + 2 * 3 + 2
-    assert warm._clean.bytes == sum(base[name].nbytes for name in changed)
+    assert swapper._base.bytes == sum(base[name].nbytes for name in changed)
 
 
 @pytest.mark.parametrize("place", ["device", "host", "file"])
 def test_clean_weights_come_back_from_wherever_they_are_kept(place, components, adapters):
-    warm = WarmPipeline(replace(components("bf16"), placement=Placement("resident", place, 0)))
-    base = weights(warm)
+    swapper = AdapterSwapper(replace(components("bf16"), placement=Placement("resident", place, 0)))
+    base = weights(swapper)
 
     for name in ("lora_alllinear_bf16", "dora_bf16", "fullrank_bf16"):
-        warm.use(adapters((name, 1.0)))
-    warm.use([])
+        swapper.activate(adapters((name, 1.0)))
+    swapper.activate([])
 
-    assert equal(weights(warm), base)
-    assert (warm._clean.bytes == 0) == (place == "file")
+    assert equal(weights(swapper), base)
+    assert (swapper._base.bytes == 0) == (place == "file")
 
 
-def test_a_blocks_clean_weights_are_asked_for_before_those_of_the_block_before_have_come(warm, adapters, monkeypatch):
-    warm.use(adapters(("lora_alllinear_bf16", 1.0)))
-    put_back, group_of, seen = warm._clean.put_back, warm._arrivals.group_of, []
+def test_a_blocks_clean_weights_are_asked_for_before_those_of_the_block_before_have_come(
+    swapper, adapters, monkeypatch
+):
+    swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
+    put_back, group_of, seen = swapper._base.restore, swapper._gate.group_of, []
 
     def watched(name, weight):
         wait = put_back(name, weight)
         seen.append(("asked", group_of[name]))
         return lambda: (seen.append(("came", group_of[name])), wait())
 
-    monkeypatch.setattr(warm._clean, "put_back", watched)
-    warm.use([])
+    monkeypatch.setattr(swapper._base, "restore", watched)
+    swapper.activate([])
 
     first_came = {group: seen.index(("came", group)) for what, group in seen if what == "came"}
     asked = {group: seen.index(("asked", group)) for what, group in seen if what == "asked"}
@@ -665,31 +673,31 @@ def test_what_the_device_has_room_for_is_spread_over_the_blocks(components, adap
     touched = [name for name, weight in made.transformer.named_parameters() if "block" in name and weight.ndim == 2]
     sizes = {name: made.transformer.get_parameter(name).nbytes for name in touched}
     room = sum(sizes.values()) // 2
-    warm = WarmPipeline(replace(made, placement=Placement("resident", "file", 0, clean_on_device=room)))
-    base = weights(warm)
+    swapper = AdapterSwapper(replace(made, placement=Placement("resident", "file", 0, clean_on_device=room)))
+    base = weights(swapper)
 
     for name in ("lora_alllinear_bf16", "lora_subset_bf16", "lora_alllinear_bf16"):
-        warm.use(adapters((name, 1.0)))
-    kept = warm._clean._copies.keys()
+        swapper.activate(adapters((name, 1.0)))
+    kept = swapper._base._copies.keys()
     by_block = {name.split(".")[0] + name.split(".")[1]: [0, 0] for name in touched}
     for name in touched:
         by_block[name.split(".")[0] + name.split(".")[1]][name in kept] += sizes[name]
-    warm.use([])
+    swapper.activate([])
 
-    assert 0.8 * room < warm._clean.bytes <= room
+    assert 0.8 * room < swapper._base.bytes <= room
     assert all(from_file and on_device for from_file, on_device in by_block.values()), by_block
-    assert equal(weights(warm), base)
+    assert equal(weights(swapper), base)
 
 
 def test_a_checkpoint_of_another_precision_is_copied(components, adapters):
-    warm = WarmPipeline(components("fp32"))
-    base = weights(warm)
+    swapper = AdapterSwapper(components("fp32"))
+    base = weights(swapper)
 
-    warm.use(adapters(("lora_r4_bf16", 1.0)))
-    warm.use([])
+    swapper.activate(adapters(("lora_r4_bf16", 1.0)))
+    swapper.activate([])
 
-    assert warm._clean.bytes > 0
-    assert equal(weights(warm), base)
+    assert swapper._base.bytes > 0
+    assert equal(weights(swapper), base)
 
 
 @pytest.fixture
@@ -697,26 +705,26 @@ def from_files(checkpoint, tmp_path):
     """A pipeline over a checkpoint of its own, which may be tampered with, and the transformer's file."""
     folder = shutil.copytree(checkpoint, tmp_path / "own")
     settings = ModelSettings(path=str(folder), text_encoder=str(folder / "text_encoder"), clean_weights="file")
-    warm = WarmPipeline(load_components(settings, device=torch.device("cpu"), hf_token=None))
-    return warm, folder / "flux2-dev.safetensors"
+    swapper = AdapterSwapper(load_components(settings, device=torch.device("cpu"), hf_token=None))
+    return swapper, folder / "flux2-dev.safetensors"
 
 
 def test_a_checkpoint_that_is_replaced_while_a_worker_runs_changes_nothing(from_files, adapters):
-    warm, file = from_files
-    base = weights(warm)
-    warm.use(adapters(("lora_r4_bf16", 1.0)))
+    swapper, file = from_files
+    base = weights(swapper)
+    swapper.activate(adapters(("lora_r4_bf16", 1.0)))
 
     other = file.with_name("other")
     other.write_bytes(bytes(file.stat().st_size))
     other.replace(file)
-    warm.use([])
+    swapper.activate([])
 
-    assert equal(weights(warm), base)
+    assert equal(weights(swapper), base)
 
 
 def test_a_checkpoint_that_is_written_over_is_never_rendered_with(from_files, adapters):
-    warm, file = from_files
-    warm.use(adapters(("lora_r4_bf16", 1.0)))
+    swapper, file = from_files
+    swapper.activate(adapters(("lora_r4_bf16", 1.0)))
 
     with file.open("r+b") as opened:
         opened.seek(file.stat().st_size // 4)
@@ -724,23 +732,23 @@ def test_a_checkpoint_that_is_written_over_is_never_rendered_with(from_files, ad
 
     for wanted in ([], adapters(("lora_r4_bf16", 0.5)), []):
         with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
-            warm.use(wanted)
+            swapper.activate(wanted)
 
 
 def test_a_merge_that_fails_over_a_checkpoint_that_was_written_over_leaves_nothing_to_render_with(
     from_files, adapters, failing_at_layer, write_over
 ):
-    warm, file = from_files
+    swapper, file = from_files
 
     with failing_at_layer(7, AdapterRefused("not finite"), first=lambda: write_over(file)):
         for wanted in (adapters(("lora_alllinear_bf16", 1.0)), [], adapters(("lora_subset_bf16", 1.0))):
             with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
-                warm.use(wanted)
+                swapper.activate(wanted)
 
 
 def test_a_checkpoint_whose_disk_fails_is_never_rendered_with(from_files, adapters, monkeypatch):
-    warm, _ = from_files
-    warm.use(adapters(("lora_alllinear_bf16", 1.0)))
+    swapper, _ = from_files
+    swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
 
     def stale(*_):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
@@ -748,16 +756,16 @@ def test_a_checkpoint_whose_disk_fails_is_never_rendered_with(from_files, adapte
     monkeypatch.setattr(os, "preadv", stale)
     for _ in range(2):
         with pytest.raises(WeightsLost, match=r"cannot be read again: .*Stale file handle"):
-            warm.use([])
+            swapper.activate([])
 
 
 def test_a_checkpoint_that_is_cut_off_is_never_rendered_with(from_files, adapters):
-    warm, file = from_files
-    warm.use(adapters(("lora_alllinear_bf16", 1.0)))
+    swapper, file = from_files
+    swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
 
     with file.open("r+b") as opened:
         opened.truncate(file.stat().st_size // 2)
 
     for _ in range(2):
         with pytest.raises(WeightsLost, match=r"cannot be read again: .*flux2-dev\.safetensors: ends at byte"):
-            warm.use([])
+            swapper.activate([])

@@ -8,9 +8,9 @@ from shared.adapters.kinds import LayerUpdate
 from shared.adapters.names import Rows, Target, parse_target
 from shared.errors import AdapterMismatch, AdapterNotFound, AdapterRefused
 from worker.checkpoint.tensor_names import layer_parts
-from worker.lora.hot_swap import WarmPipeline
+from worker.lora.hot_swap import AdapterSwapper
 from worker.lora.load import read_adapter
-from worker.lora.merge import Change, layer_change, lokr_delta, lora_delta, row_scales, write
+from worker.lora.merge import Change, lokr_delta, lora_delta, row_scales, weight_delta, write
 
 ADAPTERS = [
     "lora_r4_bf16",
@@ -59,7 +59,7 @@ def test_alpha_is_divided_by_the_rank():
     update = LayerUpdate("layer", "lora", {"down": "A", "up": "B", "alpha": "alpha"}, (2, 2), rank=2)
     tensors = {"A": torch.eye(2), "B": torch.eye(2), "alpha": torch.tensor(1.0)}
 
-    assert layer_change(update, tensors, multiplier=1.0).delta.tolist() == [[0.5, 0.0], [0.0, 0.5]]
+    assert weight_delta(update, tensors, multiplier=1.0).delta.tolist() == [[0.5, 0.0], [0.0, 0.5]]
 
 
 def test_delta_is_computed_in_float32():
@@ -153,10 +153,10 @@ def test_merged_weights_and_images_are_the_trainers(
     prompt_embeds = load_file(goldens / "adapter_expected/_base.safetensors")["prompt_embeds"].to(model.dtype)
     before = {key: weight.clone() for key, weight in bfl_weights(model.transformer).items()}
     rows = slice(case["merged_rows"]["start"], None, case["merged_rows"]["stride"])
-    warm = WarmPipeline(model)
+    swapper = AdapterSwapper(model)
 
     for multiplier in case["multipliers"]:
-        warm.use([(adapter_ref(path, multiplier), path)])
+        swapper.activate([(adapter_ref(path, multiplier), path)])
 
         merged, suffix = bfl_weights(model.transformer), f"{precision}_m{multiplier}"
         for key in case["changed_weights"]:
@@ -188,7 +188,7 @@ def test_other_layouts_than_the_trainers_give_their_images(
     model = components("fp32")
     prompt_embeds = load_file(goldens / "adapter_expected/_base.safetensors")["prompt_embeds"]
 
-    _, (report,) = WarmPipeline(model).use([(adapter_ref(path, multiplier), path)])
+    _, (report,) = AdapterSwapper(model).activate([(adapter_ref(path, multiplier), path)])
 
     latents = sample(model.transformer, prompt_embeds, case["run"])
     assert_close(latents, golden[f"{name}/latents_fp32_m{multiplier}"], case["tolerance"]["latents_fp32"])
@@ -210,13 +210,13 @@ def test_a_broken_file_is_refused_by_key_and_changes_nothing(name, error, words,
     path = goldens / f"adapters_hand/{name}.safetensors"
     model = components("bf16")
     before = {key: value.clone() for key, value in model.transformer.state_dict().items()}
-    warm = WarmPipeline(model)
+    swapper = AdapterSwapper(model)
 
     with pytest.raises(error, match=words):
-        warm.use([(adapter_ref(path), path)])
+        swapper.activate([(adapter_ref(path), path)])
 
     assert all(torch.equal(value, before[key]) for key, value in model.transformer.state_dict().items())
-    assert warm.warm_key == "base"
+    assert swapper.warm_key == "base"
 
 
 def test_a_file_that_changed_after_the_job_was_accepted_is_refused(components, goldens, adapter_ref, tmp_path):
@@ -244,7 +244,7 @@ def merge_file(components, adapter_ref, tmp_path):
         model, path = components(precision), tmp_path / "made.safetensors"
         save_file(tensors, path)
         before = {key: weight.clone() for key, weight in bfl_weights(model.transformer).items()}
-        _, (report,) = WarmPipeline(model).use([(adapter_ref(path, multiplier), path)])
+        _, (report,) = AdapterSwapper(model).activate([(adapter_ref(path, multiplier), path)])
         return report, before, bfl_weights(model.transformer)
 
     return merge
@@ -357,14 +357,14 @@ def test_a_refused_update_leaves_every_bit(fault, components, adapter_ref, tmp_p
     model, path = components("bf16"), tmp_path / "broken.safetensors"
     save_file(tensors, path)
     before = {key: value.clone() for key, value in model.transformer.state_dict().items()}
-    warm = WarmPipeline(model)
+    swapper = AdapterSwapper(model)
 
     with pytest.raises(AdapterRefused, match=words.replace(QKV, QKV.replace(".", r"\."))):
-        warm.use([(adapter_ref(path, 2.0), path)])
+        swapper.activate([(adapter_ref(path, 2.0), path)])
 
     assert all(same_bits(value, before[key]) for key, value in model.transformer.state_dict().items())
-    assert warm.warm_key == "base"
-    assert warm.count_corrupted() == 0
+    assert swapper.warm_key == "base"
+    assert swapper.count_corrupted() == 0
 
 
 def test_a_lokr_for_another_base_is_refused_by_the_version_in_its_header(components, adapter_ref, tmp_path):
@@ -372,7 +372,7 @@ def test_a_lokr_for_another_base_is_refused_by_the_version_in_its_header(compone
     save_file({f"{QKV}.diff": torch.ones(192, 64)}, path, metadata={"ss_base_model_version": "flux2_klein_9b"})
 
     with pytest.raises(AdapterRefused, match="trained on 'flux2_klein_9b'"):
-        WarmPipeline(model).use([(adapter_ref(path), path)])
+        AdapterSwapper(model).activate([(adapter_ref(path), path)])
 
 
 def test_each_parameter_of_the_loaded_model_has_the_rows_that_its_name_stands_for(components):

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shared.adapters.kinds import LayerUpdate
-from worker.lora.hot_swap import WarmPipeline
-from worker.lora.unmerged_update import Beside, live_update
+from worker.lora.hot_swap import AdapterSwapper
+from worker.lora.unmerged_update import UnmergedUpdate, forward_patch
 from worker.rendering.renderer import Renderer
 
 KINDS = [
@@ -28,7 +28,7 @@ BASE = X @ WEIGHT.T  # 1, 2
 
 def beside(kind, tensors, *, rank=None, multiplier=0.5):
     update = LayerUpdate("layer", kind, {role: role for role in tensors}, (2, 2), rank)
-    return live_update(Beside(update, tensors, multiplier, weight=lambda: WEIGHT, take=lambda tensor: tensor))
+    return forward_patch(UnmergedUpdate(update, tensors, multiplier, weight=lambda: WEIGHT, take=lambda tensor: tensor))
 
 
 def test_a_lora_matches_a_hand_worked_example():
@@ -98,10 +98,10 @@ def test_every_kind_gives_ai_toolkits_live_latents(
     expected, path = load_file(goldens / case["expected"]), goldens / case["file"]
     model = components(precision)
     prompt_embeds = load_file(goldens / "adapter_expected/_base.safetensors")["prompt_embeds"].to(model.dtype)
-    pipeline = WarmPipeline(model)
+    pipeline = AdapterSwapper(model)
 
     for multiplier in case["multipliers"]:
-        pipeline.use([(adapter_ref(path, multiplier), path)], mode="live")
+        pipeline.activate([(adapter_ref(path, multiplier), path)], mode="live")
         latents = sample(model.transformer, prompt_embeds, case["run"])
 
         golden = expected[f"latents_live_{precision}_m{multiplier}"]
@@ -126,11 +126,11 @@ def test_an_update_of_the_keys_alone_reaches_them_and_nothing_else(third, compon
     model = components("fp32")
     attn = model.transformer.transformer_blocks[0].attn
     x = torch.randn(1, 3, 64, generator=torch.Generator().manual_seed(0))
-    pipeline, before = WarmPipeline(model), attn.to_qkv(x).chunk(3, dim=-1)
+    pipeline, before = AdapterSwapper(model), attn.to_qkv(x).chunk(3, dim=-1)
 
-    pipeline.use([(adapter_ref(third), third)], mode="live")
+    pipeline.activate([(adapter_ref(third), third)], mode="live")
     live = attn.to_qkv(x).chunk(3, dim=-1)
-    pipeline.use([(adapter_ref(third), third)], mode="merged")
+    pipeline.activate([(adapter_ref(third), third)], mode="merged")
     merged = attn.to_qkv(x).chunk(3, dim=-1)
 
     assert torch.equal(live[0], before[0])
@@ -157,4 +157,4 @@ def test_a_change_of_mode_is_a_change_and_leaves_no_trace(components, item, gold
     assert images[1] == images[4]
     assert images[2] == images[3]
     assert len(set(images)) == 3
-    assert renderer.warm.count_corrupted() == 0
+    assert renderer.swapper.count_corrupted() == 0

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from shared.errors import CheckpointError, InvalidRequest, WeightsLost
 from shared.settings import ModelSettings
-from worker.lora.hot_swap import WarmPipeline
+from worker.lora.hot_swap import AdapterSwapper
 from worker.model.compile import compile_blocks
 from worker.model.fp8 import FastGatedLinear, FastLinear, fast_layers, norm_rows, quantize_rows
 from worker.model.load import load_components
@@ -108,16 +108,16 @@ def test_adapters_are_merged_in_bfloat16_and_taken_off_to_the_bit(
 ):
     other = goldens / "adapters/dora_bf16.safetensors"
     lists = [adapter, [], [(adapter_ref(other, 0.7), other)], adapter, [(adapter_ref(other, 0.7), other), *adapter], []]
-    warm = WarmPipeline(replace(fast, placement=Placement("resident", place, 0)))
-    exact = WarmPipeline(components("bf16"))
+    swapper = AdapterSwapper(replace(fast, placement=Placement("resident", place, 0)))
+    exact = AdapterSwapper(components("bf16"))
 
     for adapters in (*lists, *lists):
-        warm.use(adapters)
-        exact.use(adapters)
+        swapper.activate(adapters)
+        exact.activate(adapters)
         for name, layer in fast_layers(fast.transformer).items():
             expected = FastLinear(exact._weights[name]).weight
             assert torch.equal(layer.weight.view(torch.uint8), expected.view(torch.uint8)), name
-        assert (warm.count_corrupted(), warm.corrupted) == (0, 0)
+        assert (swapper.count_corrupted(), swapper.corrupted) == (0, 0)
 
 
 def test_a_checkpoint_in_float32_is_refused(checkpoint, tmp_path):
@@ -130,9 +130,9 @@ def test_a_checkpoint_in_float32_is_refused(checkpoint, tmp_path):
 
 
 def test_a_checkpoint_that_was_written_over_is_never_rendered_with(fast, adapter, monkeypatch):
-    warm = WarmPipeline(fast)
-    warm.use(adapter)
-    put_back = warm._clean.put_back
+    swapper = AdapterSwapper(fast)
+    swapper.activate(adapter)
+    put_back = swapper._base.restore
 
     def damaged(name, weight):
         wait = put_back(name, weight)
@@ -143,10 +143,10 @@ def test_a_checkpoint_that_was_written_over_is_never_rendered_with(fast, adapter
 
         return then
 
-    monkeypatch.setattr(warm._clean, "put_back", damaged)
+    monkeypatch.setattr(swapper._base, "restore", damaged)
 
     with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
-        warm.use([])
+        swapper.activate([])
 
 
 @pytest.mark.parametrize("place", ["device", "file"])
@@ -157,24 +157,24 @@ def test_a_checkpoint_that_was_written_over_is_found_even_if_the_change_that_rea
     settings = ModelSettings(
         path=str(folder), text_encoder=str(folder / "text_encoder"), precision="fp8", clean_weights=place
     )
-    warm = WarmPipeline(load_components(settings, device=CPU, hf_token=None))
+    swapper = AdapterSwapper(load_components(settings, device=CPU, hf_token=None))
     write_over(folder / "flux2-dev.safetensors")
 
     with failing_at_layer(20, torch.OutOfMemoryError("full")):
         for wanted in (adapter, []):
             with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
-                warm.use(wanted)
+                swapper.activate(wanted)
 
 
 def test_a_scale_that_is_not_clean_is_drift_too(fast, adapter):
-    warm = WarmPipeline(fast)
-    warm.use(adapter)
-    warm.use([])
+    swapper = AdapterSwapper(fast)
+    swapper.activate(adapter)
+    swapper.activate([])
 
     layer = next(iter(fast_layers(fast.transformer).values()))
     layer.scale[3] *= 2
 
-    assert warm.count_corrupted() == 1
+    assert swapper.count_corrupted() == 1
 
 
 def test_every_image_tells_how_far_a_step_is_from_the_exact_one(fast, model_settings, item):
@@ -224,4 +224,4 @@ def test_jobs_are_offered_the_engine_that_the_precision_is_for(fast, item, model
 
 def test_adapters_cannot_run_beside_float8_weights(fast, adapter):
     with pytest.raises(InvalidRequest, match="fp8 weights take adapters merged only"):
-        WarmPipeline(fast).use(adapter, mode="live")
+        AdapterSwapper(fast).activate(adapter, mode="live")

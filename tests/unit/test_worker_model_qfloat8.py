@@ -189,7 +189,7 @@ def test_an_adapter_beside_float8_changes_the_image_and_leaves_no_trace(quantise
     assert [run.pipeline.change for run in runs] == ["none", "merged", "swapped", "swapped", "restored", "none"]
     assert runs[1].adapters[0].layers_touched == 20
     assert runs[1].pipeline.precision == "qfloat8"
-    assert renderer.warm.count_corrupted() == 0
+    assert renderer.swapper.count_corrupted() == 0
 
 
 @pytest.mark.parametrize("name", ["lokr_lowrank_bf16", "dora_bf16", "fullrank_bf16", "lora_plus_diff_bf16"])

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from shared.errors import InvalidRequest, ItemCanceled, NotFinite, OutOfMemory
 from shared.job import Progress
-from worker.lora.hot_swap import WarmPipeline
+from worker.lora.hot_swap import AdapterSwapper
 from worker.rendering.decode import decode, tiled, to_image
 from worker.rendering.renderer import Renderer
 
@@ -50,11 +50,11 @@ def test_a_preview_with_an_adapter_is_the_trainers(components, goldens, cases, s
     (case,) = cases(type="preview")
     golden, path = load_file(goldens / case["file"]), goldens / case["adapter"]
     model = components("bf16")
-    warm = WarmPipeline(model)
+    swapper = AdapterSwapper(model)
 
     for index, preview in enumerate(case["samples"]):
         size = {side: preview[f"{side}_requested"] // 16 * 16 for side in ("width", "height")}
-        warm.use([(adapter_ref(path, preview["network_multiplier"]), path)])
+        swapper.activate([(adapter_ref(path, preview["network_multiplier"]), path)])
         latents = sample(model.transformer, golden["prompt_embeds"], preview | size)
         with torch.no_grad():
             image = pixels(to_image(decode(model.autoencoder, latents)[0]))
@@ -274,8 +274,8 @@ def test_adapters_change_for_a_prepared_item_under_the_last_step_before_it(compo
         assert rendered.adapters == expected[number].adapters
         assert rendered.pipeline.change == expected[number].pipeline.change
 
-    renderer.warm.settle()
-    assert (renderer.warm.count_corrupted(), renderer.warm.corrupted) == (0, 0)
+    renderer.swapper.wait()
+    assert (renderer.swapper.count_corrupted(), renderer.swapper.corrupted) == (0, 0)
 
 
 def test_an_item_that_fails_in_its_last_step_leaves_the_next_what_was_changed_ahead(
@@ -338,7 +338,9 @@ def test_an_item_that_a_change_ahead_left_no_memory_is_rendered_again_as_it_shou
 
 def test_what_fails_ahead_is_nothing_to_the_item_that_renders(changing, monkeypatch):
     renderer, _, render = changing
-    monkeypatch.setattr(renderer.warm, "use_next", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no threads")))
+    monkeypatch.setattr(
+        renderer.swapper, "begin_next", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no threads"))
+    )
 
     assert render().image.size == (64, 64)
     assert renderer.warm_key == "base"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from worker.kernels.toolchain import lacking
+from worker.kernels.toolchain import triton_unavailable_reason
 
 _WORDS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
@@ -19,7 +19,7 @@ def checksum(weight: Tensor) -> Tensor:
     """
     row_bytes = weight.shape[1] * weight.element_size()
     words = weight.view(next(dtype for dtype in _WORDS if row_bytes % dtype.itemsize == 0))
-    if words.is_cuda and words.dtype == torch.int64 and lacking() is None:
+    if words.is_cuda and words.dtype == torch.int64 and triton_unavailable_reason() is None:
         from worker.kernels.checksum_kernel import launch
 
         total = torch.zeros((), dtype=torch.int64, device=weight.device)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worker.kernels.toolchain import lacking
+from worker.kernels.toolchain import triton_unavailable_reason
 
 _ROWS, _COLUMNS, _RANK = 64, 64, 16
 # FLUX.2's layers have 786,432 values and more. For smaller or odd ones torch takes kernels that add up in parts.
@@ -25,7 +25,7 @@ def fits(weight: Tensor) -> bool:
     rows, columns = weight.shape
     return (
         weight.is_cuda
-        and lacking() is None
+        and triton_unavailable_reason() is None
         and rows % _ROWS == 0
         and columns % _COLUMNS == 0
         and weight.numel() >= _LEAST

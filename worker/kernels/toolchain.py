@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 @cache
-def lacking() -> str | None:
+def triton_unavailable_reason() -> str | None:
     """Return what Triton lacks to build a kernel, or None: it compiles a small C file for each, against Python."""
     if importlib.util.find_spec("triton") is None:
         return "no Triton, which torch for GPUs brings"

@@ -23,7 +23,7 @@ from worker.model.placement import CleanPlace
 logger = logging.getLogger("flux2.worker.lora")
 
 
-class CleanWeights:
+class BaseWeights:
     """Keeps what is clean of the parameters that are about to be changed.
 
     Args:
@@ -60,7 +60,7 @@ class CleanWeights:
         """What the copies take."""
         return sum(copy.nbytes for copy in self._copies.values())
 
-    def expect(self, sizes: Mapping[str, int]) -> None:
+    def plan_backups(self, sizes: Mapping[str, int]) -> None:
         """Say what is about to be kept, in bytes, so that the device's share of it is spread evenly.
 
         While one of those is copied on the device, another is on its way from the host.
@@ -68,7 +68,7 @@ class CleanWeights:
         new = sum(size for name, size in sizes.items() if name not in self._copies)
         self._share, self._owed = (min(1.0, self._room / new) if new else 0.0), 0.0
 
-    def keep(self, name: str, weight: Tensor) -> None:
+    def back_up(self, name: str, weight: Tensor) -> None:
         """Remember a parameter, whose values are clean now."""
         if name in self._copies:
             return
@@ -91,7 +91,7 @@ class CleanWeights:
             self._under_way.pop(name)()
 
     @torch.no_grad()
-    def put_back(self, name: str, weight: Tensor) -> Callable[[], None]:
+    def restore(self, name: str, weight: Tensor) -> Callable[[], None]:
         """Begin to give `weight` the clean values of a parameter that was kept before; return what waits for the end.
 
         That holds up the current stream. Both raise:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 
-class Arrivals:
+class BlockGate:
     """Holds each block of a transformer of diffusers' back until its weights have arrived.
 
     Args:
@@ -48,7 +48,7 @@ class Arrivals:
             self._passes = passes
             self._writing = True
 
-    def await_left(self, group: int) -> None:
+    def wait_until_drained(self, group: int) -> None:
         """Return when the last pass has gone through a block, and hold the current stream up until it really has."""
         with self._changed:
             self._changed.wait_for(lambda: not self._passes or group in self._left)
@@ -56,7 +56,7 @@ class Arrivals:
         if event is not None:
             torch.cuda.current_stream(self._device).wait_event(event)
 
-    def release(self) -> None:
+    def skip_remaining(self) -> None:
         """Expect no more passes with the old weights: one may have ended early."""
         with self._changed:
             if not self._passes:

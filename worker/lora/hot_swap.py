@@ -40,11 +40,11 @@ from worker.checkpoint.tensor_names import LayerPart, Origin, layer_parts
 from worker.kernels.checksum import checksum
 from worker.kernels.distance import rel_l2
 from worker.kernels.low_rank import fits
-from worker.lora.base_weights import CleanWeights
-from worker.lora.block_gate import Arrivals
+from worker.lora.base_weights import BaseWeights
+from worker.lora.block_gate import BlockGate
 from worker.lora.load import Adapter, AdapterReader
-from worker.lora.merge import layer_change, write
-from worker.lora.unmerged import LiveAdapters
+from worker.lora.merge import weight_delta, write
+from worker.lora.unmerged import UnmergedAdapters
 from worker.model.compile import as_written
 from worker.model.components import Components
 from worker.model.fp8 import dense_weights, fast_layers
@@ -71,7 +71,7 @@ class _Ahead(NamedTuple):
     reports: tuple[AdapterReport, ...]
 
 
-class WarmPipeline:
+class AdapterSwapper:
     """The components and what is merged into them.
 
     The warm key is (base revision, precision, ordered sha256 and multiplier of the adapters). The first two are fixed
@@ -92,18 +92,18 @@ class WarmPipeline:
         self._parts = layer_parts(components.transformer)
         self._weights: dict[str, Tensor] = dict(components.transformer.named_parameters())
         self._fast = fast_layers(components.transformer)
-        self.live = LiveAdapters(components.transformer)
+        self.unmerged = UnmergedAdapters(components.transformer)
         place = components.placement.clean
         # Float8 weights cannot be copied from: what they were made from is read.
         regions = components.regions if place == "file" or self._fast else {}
-        self._clean = CleanWeights(
+        self._base = BaseWeights(
             device=components.device,
             place=place,
             regions=regions,
             reader=components.reader or Reader(components.device),
             device_bytes=components.placement.clean_on_device,
         )
-        self._arrivals = Arrivals(components.transformer, device=components.device)
+        self._gate = BlockGate(components.transformer, device=components.device)
         self._writer = on_device(components.device, 1, "flux2-weights")
         self._change: Future[None] | None = None  # the one that nobody has waited for
         self._stream = side_stream(components.device)
@@ -126,7 +126,7 @@ class WarmPipeline:
         """Whether the weights cannot take an adapter: float8 would round it away."""
         return self.components.precision == "qfloat8"
 
-    def use(
+    def activate(
         self, adapters: Sequence[tuple[AdapterRef, Path]], *, mode: AdapterMode | None = None, wait: bool = True
     ) -> tuple[Change, tuple[AdapterReport, ...]]:
         """Make exactly these adapters current, in this order; an empty list is the base model.
@@ -137,7 +137,7 @@ class WarmPipeline:
         Args:
             mode: see `ItemSpec.adapter_mode`.
             wait: if not, return when the change has begun. The transformer of `components` may then take steps, which
-                count for nothing until `settle` has returned.
+                count for nothing until `wait` has returned.
 
         Raises:
             WeightsLost: what was put back is not what was loaded; the process must end.
@@ -146,13 +146,13 @@ class WarmPipeline:
                 if a merged weight is not finite.
         """
         self._check_mode(mode)
-        self._arrivals.release()
+        self._gate.skip_remaining()
         refs = [ref for ref, _ in adapters]
         key = adapter_key(refs, mode)
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead.key == key:
             if wait:
-                self.settle()
+                self.wait()
             return ahead.change, _named(ahead.reports, refs)
         self._abandon()
         self._refuse_drift()
@@ -160,35 +160,35 @@ class WarmPipeline:
             return "none", _named(self._reports, refs)
         change, reports = self._start(adapters, mode, key=key)
         if wait:
-            self.settle()
+            self.wait()
         return change, reports
 
-    def use_next(
+    def begin_next(
         self, adapters: Sequence[tuple[AdapterRef, Path]], *, mode: AdapterMode | None = None, passes: int
     ) -> None:
         """Begin to make adapters current while the last passes still run with what is current now.
 
-        Each block's weights change when the last pass has gone through it. `use` of the same adapters finds the change
-        begun; of others it changes again. Adapters that run beside the weights, now or then, are left to `use`.
+        Each block's weights change when the last pass has gone through it. `activate` finds a swap to the same adapters
+        begun, and swaps again for others. Adapters that run beside the weights, now or then, are left to `activate`.
 
         Args:
-            passes: through the transformer that are to come with what is current; if they do not, `passes_ended` must
-                be called, and `use` does.
+            passes: through the transformer that are to come with what is current; if they do not, `abandon_passes` must
+                be called, and `activate` does.
 
         Raises:
-            InvalidRequest, AdapterNotFound, AdapterRefused, AdapterMismatch: see `use`; nothing has changed.
+            InvalidRequest, AdapterNotFound, AdapterRefused, AdapterMismatch: see `activate`; nothing has changed.
         """
         self._check_mode(mode)
         key = adapter_key([ref for ref, _ in adapters], mode)
-        self.settle()
-        beside = self.live or self.only_live or mode == "live"
+        self.wait()
+        beside = self.unmerged or self.only_live or mode == "live"
         if beside or self.corrupted or self._key in (None, key):
             return
         self._ahead = _Ahead(key, *self._start(adapters, mode, key=key, passes=passes))
 
-    def passes_ended(self) -> None:
-        """Say that no more passes come with what was current before `use_next`, whether all of them came or not."""
-        self._arrivals.release()
+    def abandon_passes(self) -> None:
+        """Say that no more passes come with what was current before `begin_next`, whether all of them came or not."""
+        self._gate.skip_remaining()
 
     def _check_mode(self, mode: AdapterMode | None) -> None:
         only = "live" if self.only_live else "merged" if self._fast else mode
@@ -204,14 +204,14 @@ class WarmPipeline:
         """Read the adapters, and begin to change the weights once so many passes are done with them."""
         loaded = [self._reader.read(ref, path) for ref, path in adapters]
         strong = [adapter for adapter in loaded if adapter.ref.multiplier != 0]
-        change = _change(restored=bool(self._dirty or self.live), merged=bool(strong))
+        change = _change(restored=bool(self._dirty or self.unmerged), merged=bool(strong))
         self._key = None
-        self.live.clear()
+        self.unmerged.clear()
         pieces: list[_Piece] = []
         if self.only_live or mode == "live":
             for adapter in strong:
                 for update in adapter.layout.updates:
-                    self.live.add(adapter, update, self._targets(update))
+                    self.unmerged.add(adapter, update, self._targets(update))
         else:
             pieces = [_Piece(adapter, one, self._targets(one)) for adapter in strong for one in adapter.felt]
         reports = tuple(self._report(adapter) for adapter in loaded)
@@ -246,8 +246,8 @@ class WarmPipeline:
                 exact = step()
         return rel_l2(fast, exact)
 
-    def settle(self) -> None:
-        """Return when the change that `use` began is complete; raises what it would have raised."""
+    def wait(self) -> None:
+        """Return when the change that `activate` began is complete; raises what it would have raised."""
         change, self._change = self._change, None
         if change is not None:
             change.result()
@@ -269,7 +269,7 @@ class WarmPipeline:
         What failed is undone by then, or if that failed too, it is by the change that comes.
         """
         try:
-            self.settle()
+            self.wait()
         except WeightsLost:
             raise
         except Exception as error:  # noqa: BLE001 - it was the ended item's
@@ -283,17 +283,17 @@ class WarmPipeline:
         """Change the weights in the other thread; blocks wait from now on, or from after so many passes."""
         if self._stream is not None and not passes:  # what runs now still reads the weights
             torch.cuda.current_stream(self.components.device).synchronize()
-        self._arrivals.begin(passes=passes)
+        self._gate.begin(passes=passes)
         try:
             self._change = self._writer.submit(self._write, pieces, key=key, reports=reports)
         except RuntimeError:  # no thread could be started
-            self._arrivals.end()
+            self._gate.end()
             raise
 
     @torch.no_grad()
     def _write(self, pieces: Sequence[_Piece], *, key: str, reports: tuple[AdapterReport, ...]) -> None:
         with torch.cuda.stream(self._stream), ExitStack() as held:
-            held.callback(self._arrivals.end)
+            held.callback(self._gate.end)
             undo = held.enter_context(ExitStack())
             undo.callback(self._restore)
             self._rewrite(pieces)
@@ -304,13 +304,13 @@ class WarmPipeline:
         """Put back what is dirty and merge, one block after the other.
 
         Raises:
-            WeightsLost: see `use`.
+            WeightsLost: see `activate`.
             AdapterRefused: a merged weight is not finite; names its layer.
         """
         touched = {part.parameter for piece in pieces for part in piece.parts}
         size = self.components.dtype.itemsize
-        self._clean.expect({name: size * self._weights[name].numel() for name in touched})
-        groups = range(self._arrivals.groups)
+        self._base.plan_backups({name: size * self._weights[name].numel() for name in touched})
+        groups = range(self._gate.groups)
         names = self._by_group(self._dirty | (touched & self._fast.keys()), lambda name: name)
         members = self._by_group(enumerate(pieces), lambda member: member[1].parts[0].parameter)
         sums: list[tuple[Tensor, Tensor]] = []
@@ -321,7 +321,7 @@ class WarmPipeline:
             if group == len(groups):
                 return {}, at_once
             if names[group] or members[group]:
-                self._arrivals.await_left(group)
+                self._gate.wait_until_drained(group)
             return self._put_back(names[group], changed=touched)
 
         following = fetch(0)
@@ -335,7 +335,7 @@ class WarmPipeline:
                 self._merge(piece, values, broken=broken[number])
             for name in self._fast.keys() & values.keys():
                 self._fast[name].take(values[name])
-            self._arrivals.arrived(group)
+            self._gate.arrived(group)
         self.corrupted += _differing(sums)
         self._refuse_drift()
         self._dense |= first
@@ -366,9 +366,9 @@ class WarmPipeline:
 
     def _by_group(self, members: Iterable[Member], parameter: Callable[[Member], str]) -> list[list[Member]]:
         """Sort what belongs to a parameter by the blocks that hold those."""
-        found: list[list[Member]] = [[] for _ in range(self._arrivals.groups)]
+        found: list[list[Member]] = [[] for _ in range(self._gate.groups)]
         for member in members:
-            found[self._arrivals.group_of[parameter(member)]].append(member)
+            found[self._gate.group_of[parameter(member)]].append(member)
         return found
 
     def _put_back(
@@ -380,12 +380,12 @@ class WarmPipeline:
         """
         values, waits = {}, []
         for name in names:
-            copy, weight = self._clean.copy_on_device(name), self._weights[name]
+            copy, weight = self._base.copy_on_device(name), self._weights[name]
             if copy is not None and (name in self._fast or name in changed):
                 values[name] = copy
                 continue
             values[name] = torch.empty_like(weight, dtype=self.components.dtype) if name in self._fast else weight
-            waits.append(self._clean.put_back(name, values[name]))
+            waits.append(self._base.restore(name, values[name]))
 
         def arrive() -> None:
             for wait in waits:
@@ -402,12 +402,12 @@ class WarmPipeline:
         adapter, update, parts = piece
         found = [values.get(name, self._weights[name]) for name, _ in parts]
         in_parts = all(fits(old) for old in found)
-        change = layer_change(update, adapter.tensors, multiplier=adapter.ref.multiplier, in_parts=in_parts)
+        change = weight_delta(update, adapter.tensors, multiplier=adapter.ref.multiplier, in_parts=in_parts)
         for (name, rows), old in zip(parts, found, strict=True):
             self._save(name, old)
             target = self._weights[name]
             if name in self._fast:
-                target = torch.empty_like(old) if old is self._clean.copy_on_device(name) else old
+                target = torch.empty_like(old) if old is self._base.copy_on_device(name) else old
             write(target, change.take(rows.take), old=old, broken=broken)
             values[name] = target
 
@@ -423,7 +423,7 @@ class WarmPipeline:
     def _save(self, name: str, clean: Tensor) -> None:
         """Remember what a parameter is before it is first changed."""
         if name not in self._dirty:
-            self._clean.keep(name, clean)
+            self._base.back_up(name, clean)
             if name not in self._checksums:
                 self._checksums[name] = self._checksum(name)
             self._dirty.add(name)
@@ -432,14 +432,14 @@ class WarmPipeline:
         """Put all clean weights back after a change has failed.
 
         Raises:
-            WeightsLost: see `use`.
+            WeightsLost: see `activate`.
         """
-        self._clean.wait()
+        self._base.wait()
         if self._stream is not None:  # merges may still be under way, and read what is freed after this
             self._stream.synchronize()
         self._rewrite(())
         # Hooks of live adapters are still on, and another thread may be running them: the next change takes them off.
-        self._key, self._reports = None if self.live else adapter_key(()), ()
+        self._key, self._reports = None if self.unmerged else adapter_key(()), ()
 
     def _checksum(self, name: str) -> Tensor:
         """Sum a parameter's bits, and with float8 those of its scales."""

@@ -84,7 +84,7 @@ def lokr_delta(w1: Tensor, w2: Tensor, *, scale: float, multiplier: float) -> Te
     return torch.kron(w1, w2).mul_(scale).mul_(multiplier)
 
 
-def layer_change(
+def weight_delta(
     update: LayerUpdate, tensors: Mapping[str, Tensor], *, multiplier: float, in_parts: bool = False
 ) -> Change | LowRank:
     """Return what an update does to its rows.

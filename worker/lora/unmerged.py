@@ -17,12 +17,12 @@ from shared.adapters.kinds import LayerUpdate
 from shared.adapters.names import WHOLE, Rows
 from worker.checkpoint.tensor_names import LayerPart, Origin
 from worker.lora.load import Adapter
-from worker.lora.unmerged_update import Beside, Live, live_update
+from worker.lora.unmerged_update import Live, UnmergedUpdate, forward_patch
 from worker.model.qfloat8 import dense_weight
 from worker.model.rounding import shared_product
 
 
-class LiveAdapters:
+class UnmergedAdapters:
     """The adapters beside the layers of a transformer of diffusers', and of AI Toolkit's over the same weights."""
 
     def __init__(self, transformer: nn.Module) -> None:
@@ -34,7 +34,7 @@ class LiveAdapters:
         """How many layers have an adapter beside them."""
         return len(self._hooks)
 
-    def also_in(self, transformer: nn.Module) -> None:
+    def also_patch(self, transformer: nn.Module) -> None:
         """Run adapters in AI Toolkit's transformer too, whose layers have BFL's names."""
         self._toolkit = transformer
 
@@ -54,16 +54,16 @@ class LiveAdapters:
         for part in parts:
             layer = self._transformer.get_submodule(part.parameter.removesuffix(".weight"))
             beside = _beside(adapter, update, partial(dense_weight, layer), part.origin.take)
-            self._hook(layer, live_update(beside))
+            self._hook(layer, forward_patch(beside))
 
     def _run(self, adapter: Adapter, update: LayerUpdate, layer: nn.Module, rows: Rows) -> None:
         """Run an update beside a layer of BFL's, or beside those of its rows that a diffusers name stands for."""
         weight = partial(dense_weight, layer)
         if rows == WHOLE:
-            self._hook(layer, live_update(_beside(adapter, update, weight, _all)))
+            self._hook(layer, forward_patch(_beside(adapter, update, weight, _all)))
             return
         picked = Origin(update.layer, *rows)
-        live = live_update(_beside(adapter, update, lambda: picked.take(weight()), _all))
+        live = forward_patch(_beside(adapter, update, lambda: picked.take(weight()), _all))
         self._hook(layer, _on_rows(live, picked))
 
     def _hook(self, layer: nn.Module, live: Live) -> None:
@@ -76,8 +76,8 @@ class LiveAdapters:
 
 def _beside(
     adapter: Adapter, update: LayerUpdate, weight: Callable[[], Tensor], take: Callable[[Tensor], Tensor]
-) -> Beside:
-    return Beside(update, adapter.tensors, adapter.ref.multiplier, weight=weight, take=take)
+) -> UnmergedUpdate:
+    return UnmergedUpdate(update, adapter.tensors, adapter.ref.multiplier, weight=weight, take=take)
 
 
 def _all(tensor: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ Live = Callable[[Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Beside:
+class UnmergedUpdate:
     """An update and the layer that it runs beside.
 
     Attributes:
@@ -42,7 +42,7 @@ class Beside:
         return self.tensors[self.update.tensors[role]].float()
 
 
-def live_update(beside: Beside) -> Live:
+def forward_patch(beside: UnmergedUpdate) -> Live:
     """Return what the update does to the layer's output.
 
     Source:
@@ -52,7 +52,7 @@ def live_update(beside: Beside) -> Live:
     return _LIVE[beside.update.kind](beside)
 
 
-def _lora(beside: Beside) -> Live:
+def _lora(beside: UnmergedUpdate) -> Live:
     down, up = beside.tensor("down"), beside.take(beside.tensor("up"))
     scale, multiplier = scale_of(beside.update, beside.tensors), beside.multiplier
 
@@ -63,7 +63,7 @@ def _lora(beside: Beside) -> Live:
     return live
 
 
-def _dora(beside: Beside) -> Live:
+def _dora(beside: UnmergedUpdate) -> Live:
     down, up = beside.tensor("down"), beside.take(beside.tensor("up"))
     magnitude = beside.take(beside.tensor("magnitude"))
     scale, multiplier = scale_of(beside.update, beside.tensors), beside.multiplier
@@ -80,7 +80,7 @@ def _dora(beside: Beside) -> Live:
     return live
 
 
-def _fullrank(beside: Beside) -> Live:
+def _fullrank(beside: UnmergedUpdate) -> Live:
     delta, multiplier = beside.take(beside.tensor("down")), beside.multiplier
 
     def live(inputs: Tensor, output: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ def _fullrank(beside: Beside) -> Live:
     return live
 
 
-def _diff(beside: Beside) -> Live:
+def _diff(beside: UnmergedUpdate) -> Live:
     """Run the layer again with its weight changed: the sum is rounded before it is multiplied."""
     delta = beside.take(beside.tensor("diff")) * beside.multiplier
 
@@ -100,7 +100,7 @@ def _diff(beside: Beside) -> Live:
     return live
 
 
-def _lokr(beside: Beside) -> Live:
+def _lokr(beside: UnmergedUpdate) -> Live:
     update, tensors = beside.update, beside.tensors
     first, scale = factor("w1", update, tensors), scale_of(update, tensors)
     second = [beside.tensor(role) for role in ("w2", "w2_b", "w2_a") if role in update.tensors]
@@ -119,7 +119,7 @@ def _lokr(beside: Beside) -> Live:
     return live
 
 
-_LIVE: dict[str, Callable[[Beside], Live]] = {
+_LIVE: dict[str, Callable[[UnmergedUpdate], Live]] = {
     "lora": _lora,
     "dora": _dora,
     "lokr": _lokr,

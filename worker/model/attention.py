@@ -19,7 +19,7 @@ from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
-from worker.kernels.toolchain import lacking
+from worker.kernels.toolchain import triton_unavailable_reason
 from worker.model.rounding import RoundedRMSNorm, rounded_rms_norm
 
 logger = logging.getLogger("flux2.worker.model")
@@ -67,7 +67,7 @@ def _launch(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps:
 @cache
 def _order_holds(device: torch.device, heads: int) -> bool:
     """Whether the kernel can be had, and gives what torch gives: it does as long as that adds in the same order."""
-    if lacking() is not None:
+    if triton_unavailable_reason() is not None:
         return False
     random = torch.Generator(device).manual_seed(1)
 

@@ -23,7 +23,7 @@ from worker.checkpoint.locate import ModuleSource, Source, find
 from worker.checkpoint.reader import Reader, Region
 from worker.checkpoint.revision import revision_of
 from worker.checkpoint.tensor_names import Origin
-from worker.kernels.toolchain import lacking
+from worker.kernels.toolchain import triton_unavailable_reason
 from worker.model import architecture, rounding
 from worker.model.compile import compile_blocks
 from worker.model.components import DTYPES, Components
@@ -164,7 +164,7 @@ def _is_compiled(settings: ModelSettings, device: torch.device, *, head_dim: int
         return settings.compile
     if device.type != "cuda" or settings.precision not in ("bf16", "fp8") or head_dim != _HEAD_DIM:
         return False
-    if lacks := lacking():
+    if lacks := triton_unavailable_reason():
         logger.warning("blocks are not compiled, steps take a quarter longer", extra={"lacks": lacks})
     return not lacks
 
@@ -194,7 +194,7 @@ def _transformer(
     if precision != "fp8":
         transformer = _in_precision(load, source, precision, device, reader)
         return transformer, _regions(source, transformer)
-    if device.type == "cuda" and (lacks := lacking()):
+    if device.type == "cuda" and (lacks := triton_unavailable_reason()):
         raise CheckpointError(f"fp8 needs kernels that cannot be built here: {lacks}")
     dtype = DTYPES[precision]
     free = free_bytes(device, limit_gb=settings.memory_gb)

@@ -27,7 +27,7 @@ from shared.errors import InvalidRequest, NotFinite, OutOfMemory
 from shared.job import AdapterReport, Decode, ItemSpec, PipelineReport, Progress
 from shared.job import Engine as EngineName
 from worker.checkpoint.pinned import side_stream
-from worker.lora.hot_swap import Change, WarmPipeline
+from worker.lora.hot_swap import AdapterSwapper, Change
 from worker.model.compile import as_written
 from worker.model.components import Components
 from worker.rendering.decode import tiled
@@ -113,7 +113,7 @@ class Renderer:
         adapter_cache_bytes: int = 0,
         toolkit: Toolkit | None = None,
     ) -> None:
-        self.warm = WarmPipeline(components, adapter_cache_bytes=adapter_cache_bytes)
+        self.swapper = AdapterSwapper(components, adapter_cache_bytes=adapter_cache_bytes)
         self._components = components
         self._prompts = PromptEncoder(
             components.text_encoder, components.tokenizer, device=components.device, cache_size=prompt_cache
@@ -130,17 +130,17 @@ class Renderer:
         if toolkit is not None and components.precision not in ("qfloat8", "fp8"):
             theirs = over(components, toolkit)
             self._engines[theirs.name] = theirs
-            self.warm.live.also_in(theirs.transformer)
+            self.swapper.unmerged.also_patch(theirs.transformer)
 
     @property
     def warm_key(self) -> str:
         """Key of the adapters that are merged now, or being merged for the next item; see `ItemSpec.adapter_key`."""
-        return self.warm.warm_key
+        return self.swapper.warm_key
 
     @property
     def corrupted(self) -> int:
         """Count of restored parameters whose bits are not those that were loaded."""
-        return self.warm.corrupted
+        return self.swapper.corrupted
 
     @property
     def engines(self) -> tuple[EngineName, ...]:
@@ -159,7 +159,7 @@ class Renderer:
             return
         step = partial(engine.predict, self.usual_call())
         if engine.name == "fast":
-            self._drift = self.warm.fp8_error(step)
+            self._drift = self.swapper.fp8_error(step)
             logger.info("float8 compared with bfloat16", extra={"drift": self._drift})
         else:
             compiled = step()
@@ -192,7 +192,7 @@ class Renderer:
         """
         denoised = self._denoised
         for ref, path in zip(spec.adapters, adapters, strict=True):
-            self.warm.prepare(ref, path)
+            self.swapper.prepare(ref, path)
         # A new thread's device is the first one, on which a stream's end would open a context.
         mine = torch.cuda.device(self._components.device) if self._beside is not None else nullcontext()
         with torch.no_grad(), mine, torch.cuda.stream(self._beside):
@@ -279,7 +279,7 @@ class Renderer:
         with self._timed(timings, "adapter"):
             # Blocks of our transformer wait for their weights; AI Toolkit's know nothing of it.
             files, ours = list(zip(spec.adapters, adapters, strict=True)), spec.engine != "ai-toolkit"
-            change, reports = self.warm.use(files, mode=spec.adapter_mode, wait=not ours)
+            change, reports = self.swapper.activate(files, mode=spec.adapter_mode, wait=not ours)
         stage("denoise")
         with self._timed(timings, "denoise"):
             run = Run(steps, spec.guidance_scale, inputs.prompt_embeds, inputs.negative_embeds)
@@ -329,11 +329,11 @@ class Renderer:
                 self._change_ahead(passes=1 if run.negative_prompt_embeds is None else 2)
 
         try:
-            with as_written() if self.warm.live or not self._runs_compiled else nullcontext():
+            with as_written() if self.swapper.unmerged or not self._runs_compiled else nullcontext():
                 latents = engine.denoise(start, run, on_step=on_step)
         finally:
             self._denoised += 1
-            self.warm.passes_ended()
+            self.swapper.abandon_passes()
         if not latents.isfinite().all():
             raise NotFinite(f"the latents of seed {seed} are not finite, so there is no image in them")
         return latents
@@ -346,14 +346,14 @@ class Renderer:
         self._disturbed = True
         files = list(zip(coming.spec.adapters, coming.adapters, strict=True))
         try:
-            self.warm.use_next(files, mode=coming.spec.adapter_mode, passes=passes)
+            self.swapper.begin_next(files, mode=coming.spec.adapter_mode, passes=passes)
         except Exception as error:  # noqa: BLE001 - the next item's, which will meet it again
             logger.info("adapters not changed ahead", extra={"error": f"{type(error).__name__}: {error}"})
 
     def _settle(self) -> None:
         """Wait for the weights; all blocks have had theirs by now, so that costs nothing."""
         try:
-            self.warm.settle()
+            self.swapper.wait()
         except torch.OutOfMemoryError:
             self._disturbed = True  # the change may have begun under another item
             raise
@@ -370,7 +370,7 @@ class Renderer:
             precision=components.precisions,
             base_revision=components.revision,
             device=_device_name(components),
-            adapter_mode="live" if self.warm.only_live else spec.adapter_mode or "merged",
+            adapter_mode="live" if self.swapper.only_live else spec.adapter_mode or "merged",
             change=change,
             decode=decode_as,
             drift=self._drift,

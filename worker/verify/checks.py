@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shared.errors import RequestError
 from shared.job import AdapterMode
-from worker.lora.hot_swap import WarmPipeline
+from worker.lora.hot_swap import AdapterSwapper
 from worker.model.components import DTYPES, Components
 from worker.rendering.denoise import Call
 from worker.rendering.engine import Engine
@@ -140,20 +140,20 @@ def _adapter(case: Case, models: GoldenModels) -> Iterator[Measure]:
         models.mergeable_components(run["model"], dtype, adapter=path),
         given_embeds(models.goldens, run),
     )
-    (engine, warm), base = models.engine_with_adapters(components), bfl_weights(components.transformer)
+    (engine, swapper), base = models.engine_with_adapters(components), bfl_weights(components.transformer)
     unchanged = {name: base[name] for name in base.keys() - set(entry["changed_weights"])}
     for multiplier in entry["multipliers"]:
-        warm.use([(adapter_ref(path, multiplier), path)])
+        swapper.activate([(adapter_ref(path, multiplier), path)])
         merged, suffix = bfl_weights(components.transformer), f"{dtype}_m{multiplier}"
         yield from _merged_rows(entry, merged, golden, suffix)
         yield same_bits(f"m{multiplier} unchanged weights", merged, unchanged)
         for mode in get_args(AdapterMode):
             # AI Toolkit never merges a DoRA, so the goldens have no merged result for it.
             if (name := f"latents_{mode}_{suffix}") in golden:
-                warm.use([(adapter_ref(path, multiplier), path)], mode=mode)
+                swapper.activate([(adapter_ref(path, multiplier), path)], mode=mode)
                 latents = sample(engine, components, run, **embeds)
                 yield from measure(name, latents, golden[name], entry["tolerance"][f"latents_{dtype}"])
-    warm.use([])
+    swapper.activate([])
     yield same_bits("restored weights", bfl_weights(components.transformer), base)
 
 
@@ -167,32 +167,34 @@ def _merged_rows(
 
 def _adapter_hand(case: Case, models: GoldenModels) -> Iterator[Measure]:
     entry, components = case.entry, models.mergeable_components(case.entry["run"]["model"], case.dtype)
-    warm, base = WarmPipeline(components), bfl_weights(components.transformer)
+    swapper, base = AdapterSwapper(components), bfl_weights(components.transformer)
     # The goldens hold a result for a file that fits only in part, noting that it must not pass silently: we refuse it.
     if entry["expected_error"] or "raise" in (entry["note"] or ""):
-        yield _refused(warm, models, entry["file"])
+        yield _refused(swapper, models, entry["file"])
     else:
-        yield from _hand_latents(case, models, components, warm)
-        warm.use([])
+        yield from _hand_latents(case, models, components, swapper)
+        swapper.activate([])
     yield same_bits("weights afterwards", bfl_weights(components.transformer), base)
 
 
-def _hand_latents(case: Case, models: GoldenModels, components: Components, warm: WarmPipeline) -> Iterator[Measure]:
+def _hand_latents(
+    case: Case, models: GoldenModels, components: Components, swapper: AdapterSwapper
+) -> Iterator[Measure]:
     entry, path = case.entry, models.goldens.folder / case.entry["file"]
     golden, embeds = models.goldens.tensors(entry["expected"]), given_embeds(models.goldens, entry["run"])
     engine = models.engine(components)
     for multiplier in entry["multipliers"]:
-        warm.use([(adapter_ref(path, multiplier), path)])
+        swapper.activate([(adapter_ref(path, multiplier), path)])
         what = f"latents_{case.dtype}_m{multiplier}"
         latents = sample(engine, components, entry["run"], **embeds)
         yield from measure(what, latents, golden[f"{case.name}/{what}"], entry["tolerance"][f"latents_{case.dtype}"])
 
 
-def _refused(warm: WarmPipeline, models: GoldenModels, file: str) -> Measure:
+def _refused(swapper: AdapterSwapper, models: GoldenModels, file: str) -> Measure:
     """Return a measure that passes if the adapter is refused with a message that names one of its keys or layers."""
     path = models.goldens.folder / file
     try:
-        warm.use([(adapter_ref(path, 1.0), path)])
+        swapper.activate([(adapter_ref(path, 1.0), path)])
     except RequestError as error:
         named = any(name in str(error) for key in models.goldens.tensors(file) for name in (key, _layer(key)))
         what = "refusal" if named else f"the refusal names no key of the file ({error}):"
@@ -209,11 +211,11 @@ def _preview(case: Case, models: GoldenModels) -> Iterator[Measure]:
     entry, golden = case.entry, models.goldens.tensors(case.entry["file"])
     path = models.goldens.folder / entry["adapter"]
     components = models.mergeable_components(entry["model"], case.dtype, adapter=path)
-    engine, warm = models.engine_with_adapters(components)
+    engine, swapper = models.engine_with_adapters(components)
     for shown in entry["samples"]:
         index = shown["index"]
         size = {side: shown[f"{side}_requested"] // PIXELS * PIXELS for side in ("width", "height")}
-        warm.use([(adapter_ref(path, shown["network_multiplier"]), path)])
+        swapper.activate([(adapter_ref(path, shown["network_multiplier"]), path)])
         latents = sample(engine, components, {**shown, **size}, golden["prompt_embeds"])
         yield from measure(f"latents_{index}", latents, golden[f"latents_{index}"], {})
         image = _pixels(engine, engine.decode(latents)[0])

@@ -23,7 +23,7 @@ from shared.catalog import MODELS
 from shared.job import AdapterRef
 from worker.checkpoint.locate import ModuleFiles
 from worker.checkpoint.tensor_names import layer_shapes, tensor_parts, transformer_origins
-from worker.lora.hot_swap import WarmPipeline
+from worker.lora.hot_swap import AdapterSwapper
 from worker.model.architecture import ROPE_AXES, ROPE_THETA
 from worker.model.components import DTYPES, Components
 from worker.model.load import load_autoencoder, load_transformer
@@ -90,12 +90,12 @@ class GoldenModels:
             return DiffusersEngine(components)
         return Exact(components) if self.toolkit is None else over(components, self.toolkit)
 
-    def engine_with_adapters(self, components: Components) -> tuple[Engine, WarmPipeline]:
-        """Return the engine under test, and the warm pipeline that merges adapters into its weights."""
-        engine, warm = self.engine(components), WarmPipeline(components)
+    def engine_with_adapters(self, components: Components) -> tuple[Engine, AdapterSwapper]:
+        """Return the engine under test, and the swapper pipeline that merges adapters into its weights."""
+        engine, swapper = self.engine(components), AdapterSwapper(components)
         if self.toolkit is not None:
-            warm.live.also_in(engine.transformer)
-        return engine, warm
+            swapper.unmerged.also_patch(engine.transformer)
+        return engine, swapper
 
     def noise_levels(self, steps: int, image_tokens: int) -> list[float]:
         """Return the noise levels of a run, by AI Toolkit's function if its engine is under test, else by ours."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
 from shared.errors import GoldensError
-from worker.lora.hot_swap import WarmPipeline
+from worker.lora.hot_swap import AdapterSwapper
 from worker.model.components import DTYPES
 from worker.model.text_encoder import MISTRAL, family_of, load_text_encoder, load_tokenizer, quiet_transformers
 from worker.rendering.prompt_encoder import embed, tokenize
@@ -109,9 +109,9 @@ def _adapter(case: Case, comparison: ToolkitComparison) -> Iterator[Measure]:
     path = goldens.folder / entry["file"]
     components = comparison.models.mergeable_components(run["model"], case.dtype, adapter=path)
     ours, theirs = comparison.models.engine(components), comparison.toolkit_engine(run["model"], case.dtype)
-    warm, embeds = WarmPipeline(components), given_embeds(goldens, run)
+    swapper, embeds = AdapterSwapper(components), given_embeds(goldens, run)
     for multiplier in entry["multipliers"]:
-        warm.use([(adapter_ref(path, multiplier), path)])
+        swapper.activate([(adapter_ref(path, multiplier), path)])
         fill(theirs.transformer, bfl_weights(components.transformer))
         yield equal(
             f"latents_m{multiplier}",
