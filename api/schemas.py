@@ -40,7 +40,7 @@ class ReplaySample(BaseModel):
     index: int
 
 
-class Replayed(BaseModel):
+class ReplaySubmitted(BaseModel):
     """Answer to a replay; `samples` are in the config's order."""
 
     requests: list[Submitted]

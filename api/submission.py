@@ -19,7 +19,7 @@ from shared.errors import InvalidRequest, QueueFull
 from shared.job import ItemSpec
 from shared.ledger import Accepted
 from shared.request import InferenceRequest
-from shared.resolve import check_items, find_model, refuse_unsupported, resolve, warn
+from shared.resolve import check_prompts, collect_warnings, find_model, reject_unsupported_fields, resolve_items
 
 
 @dataclass(frozen=True)
@@ -71,15 +71,15 @@ def prepare(
     if len(body.prompts) > settings.api.max_prompts:
         raise InvalidRequest(f"{len(body.prompts)} prompts; at most {settings.api.max_prompts}", field="prompts")
     model = find_model(body.model)
-    refuse_unsupported(body)
+    reject_unsupported_fields(body)
     slots = ledger.workers.live_slots()
     base = ledger.workers.base_model(model.id, slots)
     if body.webhook_url is not None:
         check_webhook(body.webhook_url, settings.webhook)
     adapters = validate_adapters(body.loras, model, layers=base.layers if base else None, settings=settings.adapters)
-    items = resolve(body, model, adapters)
-    check_items(items)
-    warnings = warn(body, items, model)
+    items = resolve_items(body, model, adapters)
+    check_prompts(items)
+    warnings = collect_warnings(body, items, model)
     if base is None and body.loras:
         warnings.append(f"adapters were checked for their form only: no live worker has loaded {model.id}")
     if not any(items[0].pool in slot.pools for slot in slots):

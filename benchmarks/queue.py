@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flux2_client.client import Client
-from flux2_client.demo import request
+from flux2_client.demo import demo_request
 from shared.local.stack import Stack
 from shared.settings import ModelSettings, Settings
 from worker.model.load import load_components
@@ -94,7 +94,7 @@ def _rendering(stack: Stack, client: Client, jobs: int) -> list[Row]:
 
 
 def _small(multiplier: float) -> dict[str, Any]:
-    body = request(multiplier)
+    body = demo_request(multiplier)
     body["prompts"][0] |= {"width": 64, "height": 64, "sample_steps": 1}
     return body
 

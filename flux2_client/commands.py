@@ -1,4 +1,4 @@
-"""The client's side of the `flux2` command: what a person does with a service, over its HTTP API."""
+"""The client's side of the `flux2` command: what people do with a service over its HTTP API."""
 
 from __future__ import annotations
 
@@ -9,34 +9,44 @@ import typer
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
+# The commands import their modules when they run: a base installation has neither httpx2 nor Pillow.
+
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(file_okay=False, help="Folder for the images.")] = Path("demo-output"),
+    output: Annotated[Path, typer.Option(file_okay=False, help="Folder to save the images in.")] = Path("demo-output"),
+    size: Annotated[
+        int, typer.Option(min=64, max=4096, help="Width and height of the example's images, in pixels.")
+    ] = 1024,
 ) -> None:
-    """Render the example request at two multipliers on this host, and leave nothing running."""
+    """Render the example request at two multipliers on this host; nothing is left running."""
     from rich.console import Console
 
-    from flux2_client.demo import run
+    from flux2_client.demo import run_demo
 
-    run(Console(), output)
+    run_demo(Console(), output, size_px=size)
 
 
 @app.command()
 def replay(
     config: Annotated[Path, typer.Argument(help="AI Toolkit training config.", exists=True, dir_okay=False)],
-    lora: Annotated[str | None, typer.Option(help="Adapter under the adapter root; default: name/name.")] = None,
-    samples: Annotated[
-        Path | None, typer.Option(help="The trainer's sample images, to compare.", exists=True, file_okay=False)
+    lora: Annotated[
+        str | None,
+        typer.Option(help="Adapter, relative to the adapter root; default: NAME/NAME.safetensors of the config."),
     ] = None,
-    output: Annotated[Path, typer.Option(file_okay=False, help="Folder for the images.")] = Path("replay-output"),
-    url: Annotated[str, typer.Option(help="The API.")] = "http://127.0.0.1:8000",
+    samples: Annotated[
+        Path | None, typer.Option(help="Folder of the trainer's samples to compare with.", exists=True, file_okay=False)
+    ] = None,
+    output: Annotated[Path, typer.Option(file_okay=False, help="Folder to save the images in.")] = Path(
+        "replay-output"
+    ),
+    url: Annotated[str, typer.Option(help="Address of the API.")] = "http://127.0.0.1:8000",
 ) -> None:
-    """Render a training config's sample previews, and hold them against the trainer's pictures."""
+    """Render the sample previews of a training config and compare them with the trainer's pictures."""
     from rich.console import Console
 
     from flux2_client.client import Client
-    from flux2_client.replay import run
+    from flux2_client.replay import run_replay
 
     with Client(url) as client:
-        run(Console(), client, config, lora=lora, samples=samples, output=output)
+        run_replay(Console(), client, config, lora=lora, samples=samples, output=output)

@@ -1,4 +1,7 @@
-"""`flux2 demo`: the main job from request to picture on this host, with real parts and the demonstration model."""
+"""`flux2 demo`: render the example request from HTTP call to image file on this host, with the demonstration model.
+
+Redis, S3, the API, the worker and the client are the real ones; only the base model is a tiny one.
+"""
 
 from __future__ import annotations
 
@@ -16,29 +19,40 @@ from flux2_client.client import Client
 from shared.demo_model import ABOUT, DEMO_ADAPTER, DRAWN_PX, PROMPTS
 from shared.errors import DemoFailed
 from shared.local.stack import Stack
-from shared.outputs import make_folder
-from shared.request import EXAMPLE
+from shared.outputs import make_output_folder
+from shared.request import EXAMPLE_REQUEST
 from shared.settings import Settings
 
-_JOB_S = 600.0
+#: Width and height of the images in the reference API's example request.
+EXAMPLE_PX = 1024
+
+_JOB_TIMEOUT_S = 600.0
 
 
-def request(multiplier: float) -> dict[str, Any]:
-    """The reference API's example request with the demonstration adapter; only the multiplier varies."""
-    return {**copy.deepcopy(EXAMPLE), "loras": [{"path": DEMO_ADAPTER, "network_multiplier": multiplier}]}
+def demo_request(multiplier: float, *, size_px: int = EXAMPLE_PX) -> dict[str, Any]:
+    """Return the reference API's example request with the demonstration adapter at this multiplier."""
+    request = copy.deepcopy(EXAMPLE_REQUEST)
+    for prompt in request["prompts"]:
+        prompt |= {"width": size_px, "height": size_px}
+    return {**request, "loras": [{"path": DEMO_ADAPTER, "network_multiplier": multiplier}]}
 
 
-def run(console: Console, output: Path) -> None:
-    """Start everything in a temporary folder, render a batch and the request at two multipliers, and stop everything.
+def run_demo(console: Console, output: Path, *, size_px: int = EXAMPLE_PX) -> None:
+    """Start the whole service in a temporary folder, render three jobs, save their images and stop everything.
+
+    Args:
+        size_px: width and height of the example request's images; the batch is always rendered at the model's own size.
 
     Raises:
-        OutputRefused: `output` cannot be made.
-        DemoFailed: a job ended otherwise than succeeded.
+        OutputRefused: `output` cannot be created.
+        ServerFailed: a server did not start, or ended during the demonstration.
+        DemoFailed: a job failed or was canceled.
     """
     started = time.monotonic()
-    make_folder(output)
+    # Before the servers start, so that a mistyped path fails at once and not after a minute of rendering.
+    make_output_folder(output)
     with tempfile.TemporaryDirectory(prefix="flux2-demo-") as data:
-        # Defaults only: what is configured for a deployment does not apply.
+        # Built from defaults only: FLUX2_* variables and a .env belong to a deployment, and the demo must not touch it.
         stack = Stack(Path(data), Settings.model_construct(), inherit=False)
         with console.status("starting Redis, S3, the API and one worker with the demonstration model"):
             stack.start()
@@ -46,27 +60,41 @@ def run(console: Console, output: Path) -> None:
             console.print(ABOUT)
             console.print(f"API {stack.url}, Redis {stack.servers.redis.url}, S3 {stack.servers.s3.url}")
             with Client(stack.url) as client:
-                for name, body in _jobs():
-                    _render(console, stack, client, output, name, body)
+                for name, body in _jobs(size_px):
+                    _render(console, stack, client, output=output, name=name, body=body)
         finally:
             with console.status("stopping"):
                 stack.stop()
     console.print(f"Done in {time.monotonic() - started:.0f} s; the images are in {output}/. Nothing is left running.")
 
 
-def _jobs() -> Iterator[tuple[str, dict[str, Any]]]:
-    """A batch at the size that the model draws best, then the example."""
+def _jobs(size_px: int) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield name and request of a batch at the size that the model draws best, then of the example, twice."""
     prompts = [{"prompt": prompt, "width": DRAWN_PX, "height": DRAWN_PX} for prompt in PROMPTS]
-    yield "batch", {"model": EXAMPLE["model"], "prompts": prompts, "loras": []}
+    yield "batch", {"model": EXAMPLE_REQUEST["model"], "prompts": prompts, "loras": []}
+    # Two multipliers of one adapter: the second job shows a swap in a warm worker.
     for multiplier in (1.0, 0.5):
-        yield f"multiplier-{multiplier:g}", request(multiplier)
+        yield f"multiplier-{multiplier:g}", demo_request(multiplier, size_px=size_px)
 
 
-def _render(console: Console, stack: Stack, client: Client, output: Path, name: str, body: dict[str, Any]) -> None:
+def _render(console: Console, stack: Stack, client: Client, *, output: Path, name: str, body: dict[str, Any]) -> None:
     job = client.submit(body)
     console.rule(f"{name}: request {job['request_id']}")
     for warning in job["warnings"]:
         console.print(f"warning: {warning}")
+    status = _wait(console, stack, client, job["request_id"])
+    if status["status"] != "succeeded":
+        raise DemoFailed(f"request {job['request_id']} {status['status']}: {status['error']}")
+    images = client.result(job["request_id"])["outputs"]["images"]
+    for image in images:
+        file = output / f"{name}-{image['index']}.{image['format']}"
+        file.write_bytes(client.download(image["url"]))
+        size = f"{image['width']}x{image['height']} {image['format']}, {image['size_bytes']:,} bytes"
+        console.print(f"image    {file}: {size}: {image['prompt']}", highlight=False)
+    _print_report(console, images[-1])
+
+
+def _wait(console: Console, stack: Stack, client: Client, request_id: str) -> dict[str, Any]:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -76,20 +104,12 @@ def _render(console: Console, stack: Stack, client: Client, output: Path, name: 
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("in_queue", total=1.0)
 
-        def show(status: dict[str, Any]) -> None:
+        def show_progress(status: dict[str, Any]) -> None:
+            # A server that ended would otherwise be noticed only when the job's time is over.
             stack.check()
             bar.update(task, description=_stage(status), completed=status["progress"])
 
-        status = client.wait(job["request_id"], timeout_s=_JOB_S, on_status=show)
-    if status["status"] != "succeeded":
-        raise DemoFailed(f"request {job['request_id']} {status['status']}: {status['error']}")
-    images = client.result(job["request_id"])["outputs"]["images"]
-    for image in images:
-        file = output / f"{name}-{image['index']}.{image['format']}"
-        file.write_bytes(client.download(image["url"]))
-        size = f"{image['width']}x{image['height']} {image['format']}, {image['size_bytes']:,} bytes"
-        console.print(f"image    {file}: {size}: {image['prompt']}", highlight=False)
-    _describe(console, images[-1])
+        return client.wait(request_id, timeout_s=_JOB_TIMEOUT_S, on_status=show_progress)
 
 
 def _stage(status: dict[str, Any]) -> str:
@@ -97,9 +117,10 @@ def _stage(status: dict[str, Any]) -> str:
     return f"{status['status']} {running['stage']}" if running else status["status"]
 
 
-def _describe(console: Console, image: dict[str, Any]) -> None:
-    """Tell of a job's last image how it was made."""
+def _print_report(console: Console, image: dict[str, Any]) -> None:
+    """Print how an image was made: URL, timings, pipeline and adapters."""
     pipeline = image["pipeline"]
+    # Unwrapped, so that the URL can be copied.
     console.print(f"url      {image['url']}", soft_wrap=True)
     console.print("timings  " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in image["timings"].items()))
     console.print(f"pipeline {pipeline['engine']}, {pipeline['precision']}, adapter {pipeline['change']}")

@@ -1,8 +1,9 @@
-"""`flux2 replay`: render a training config's previews and hold them against the trainer's own pictures."""
+"""`flux2 replay`: render a training config's previews and compare them with the trainer's own pictures."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,78 +13,90 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from flux2_client.client import Client
-from flux2_client.similarity import Similarity, compare, contact_sheet, trainer_samples
+from flux2_client.similarity import Similarity, compare, draw_contact_sheet, find_trainer_samples
 from shared.errors import ConfigRefused, ReplayFailed
-from shared.outputs import make_folder
+from shared.outputs import make_output_folder
 
-_JOB_S = 86_400.0
+# A day: a config may hold hundreds of samples, and the queue may be long.
+_JOB_TIMEOUT_S = 86_400.0
 
 
-def run(
+def run_replay(
     console: Console, client: Client, config: Path, *, lora: str | None, samples: Path | None, output: Path
 ) -> list[Similarity]:
-    """Submit the config's samples, save the images, and compare them where the trainer's are given.
+    """Submit the config's samples, save the images, and compare them with the trainer's pictures.
 
     Args:
-        samples: folder of the trainer's sample images; the last step's are taken.
+        lora: adapter under the adapter root; None takes the trainer's `{name}/{name}.safetensors`.
+        samples: folder of the trainer's sample images, of which the last step's are used; None compares nothing.
+
+    Returns:
+        One comparison for each of the trainer's pictures that has the size of its rendering.
 
     Raises:
-        ConfigRefused: the file is no text.
+        ConfigRefused: the file is not text in UTF-8.
         ApiError: the API refuses the config, or cannot be reached.
-        ReplayFailed: a request failed or was canceled.
-        NoSamples: `samples` holds none.
-        OutputRefused: `output` cannot be made.
+        ReplayFailed: a job failed or was canceled.
+        NoSamples: `samples` holds no picture by the trainer.
+        OutputRefused: `output` cannot be created.
     """
     try:
         text = config.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigRefused(f"{config}: not text in UTF-8: {error.reason} at byte {error.start}") from error
-    theirs = trainer_samples(samples) if samples else {}
-    make_folder(output)
-    replay = client.replay(text, lora=lora)
+        raise ConfigRefused(f"{config} is not text in UTF-8: {error.reason} at byte {error.start}") from error
+    # Both folders are checked before anything is rendered: a mistake then costs no GPU time.
+    trainer_files = find_trainer_samples(samples) if samples else {}
+    make_output_folder(output)
+    replay = client.submit_replay(text, lora=lora)
     for warning in replay["warnings"]:
         console.print(f"warning: {warning}")
     images = _render(console, client, replay)
     for index, data in enumerate(images):
         (output / f"sample-{index}.png").write_bytes(data)
     console.print(f"{len(images)} images are in {output}/")
-    return _compare(console, images, theirs, output) if theirs else []
+    return _compare(console, images, trainer_files, output=output) if trainer_files else []
 
 
 def _render(console: Console, client: Client, replay: dict[str, Any]) -> list[bytes]:
+    """Wait for every job of the replay; returns the images' bytes in the order of the config's samples."""
     jobs = replay["requests"]
     images: dict[str, Any] = {}
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
         for number, job in enumerate(jobs):
             task = bar.add_task(f"request {number + 1} of {len(jobs)}", total=1.0)
 
-            def show(status: dict[str, Any], task: Any = task) -> None:
+            # `task` is bound as a default: a closure would see the loop's next one.
+            def show_progress(status: dict[str, Any], task: Any = task) -> None:
                 bar.update(task, completed=status["progress"])
 
-            status = client.wait(job["request_id"], timeout_s=_JOB_S, on_status=show)
+            status = client.wait(job["request_id"], timeout_s=_JOB_TIMEOUT_S, on_status=show_progress)
             if status["status"] != "succeeded":
                 raise ReplayFailed(f"request {job['request_id']} {status['status']}: {status['error']}")
             images[job["request_id"]] = client.result(job["request_id"])["outputs"]["images"]
     return [client.download(images[sample["request_id"]][sample["index"]]["url"]) for sample in replay["samples"]]
 
 
-def _compare(console: Console, images: list[bytes], theirs: dict[int, Path], output: Path) -> list[Similarity]:
+def _compare(
+    console: Console, images: Sequence[bytes], trainer_files: Mapping[int, Path], *, output: Path
+) -> list[Similarity]:
     table = Table("sample", "mean", "max", "PSNR dB", "file")
-    pairs, found = [], []
-    for index, path in sorted(theirs.items()):
+    pairs, similarities = [], []
+    for index, path in sorted(trainer_files.items()):
+        # The folder may hold pictures of an earlier, longer config.
         if index >= len(images):
             continue
         with Image.open(path) as opened:
-            pair = (Image.open(io.BytesIO(images[index])).convert("RGB"), opened.convert("RGB"))
-        if pair[0].size != pair[1].size:
-            table.add_row(str(index), f"{pair[0].size} against {pair[1].size}", "", "", path.name)
+            ours, theirs = Image.open(io.BytesIO(images[index])).convert("RGB"), opened.convert("RGB")
+        if ours.size != theirs.size:
+            table.add_row(str(index), f"sizes differ: {ours.size} and {theirs.size}", "", "", path.name)
             continue
-        alike = compare(*pair)
-        table.add_row(str(index), f"{alike.mean:.2f}", str(alike.maximum), f"{alike.psnr_db:.1f}", path.name)
-        pairs.append(pair)
-        found.append(alike)
+        similarity = compare(ours, theirs)
+        row = (f"{similarity.mean:.2f}", str(similarity.maximum), f"{similarity.psnr_db:.1f}")
+        table.add_row(str(index), *row, path.name)
+        pairs.append((ours, theirs))
+        similarities.append(similarity)
     console.print(table)
     if pairs:
-        contact_sheet(pairs).save(output / "contact-sheet.png")
-        console.print(f"theirs, ours and the difference side by side: {output / 'contact-sheet.png'}")
-    return found
+        draw_contact_sheet(pairs).save(output / "contact-sheet.png")
+        console.print(f"contact sheet (trainer's, ours, difference): {output / 'contact-sheet.png'}")
+    return similarities

@@ -1,4 +1,4 @@
-"""How alike a rendered image and the trainer's sample are, and both side by side."""
+"""Compare rendered images with the trainer's samples: numbers, and a contact sheet for the eye."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ from PIL import Image, ImageChops
 from shared.errors import NoSamples
 
 # The trainer names samples [time]__[step, 9 digits]_[count].[ext].
-_SAMPLE = re.compile(r"_(\d{9})_(\d+)\.(?:jpe?g|png|webp)$", re.IGNORECASE)
-_GAP = 8
-# What differs is shown this much brighter in the contact sheet.
-_GAIN = 4
+_SAMPLE_NAME = re.compile(r"_(\d{9})_(\d+)\.(?:jpe?g|png|webp)$", re.IGNORECASE)
+_GAP_PX = 8
+# A difference of a few steps in 255 is invisible; the contact sheet shows it this many times brighter.
+_DIFFERENCE_GAIN = 4
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """Difference of two images over all channels, in steps of 255; `psnr_db` is infinite for equal ones."""
+    """Difference of two images over all pixels and channels.
+
+    Attributes:
+        mean: mean absolute difference, 0 to 255.
+        maximum: largest absolute difference, 0 to 255.
+        psnr_db: peak signal-to-noise ratio in decibels; infinite for equal images.
+    """
 
     mean: float
     maximum: int
@@ -29,50 +35,52 @@ class Similarity:
 
 
 def compare(ours: Image.Image, theirs: Image.Image) -> Similarity:
-    """Compare two RGB images of one size.
+    """Compare two RGB images of the same size.
 
     Raises:
         ValueError: the sizes differ.
     """
     if ours.size != theirs.size:
-        raise ValueError(f"{ours.width}x{ours.height} against {theirs.width}x{theirs.height}")
+        raise ValueError(f"sizes differ: {ours.width}x{ours.height} and {theirs.width}x{theirs.height}")
     histogram = ImageChops.difference(ours.convert("RGB"), theirs.convert("RGB")).histogram()
+    # Pillow appends the three channels' histograms of 256 counts each.
     counts = [histogram[step] + histogram[256 + step] + histogram[512 + step] for step in range(256)]
     total = sum(counts)
-    square = sum(step * step * count for step, count in enumerate(counts)) / total
+    mean_square = sum(step * step * count for step, count in enumerate(counts)) / total
     return Similarity(
         mean=sum(step * count for step, count in enumerate(counts)) / total,
         maximum=max(step for step, count in enumerate(counts) if count),
-        psnr_db=math.inf if square == 0 else 10 * math.log10(255**2 / square),
+        psnr_db=math.inf if mean_square == 0 else 10 * math.log10(255**2 / mean_square),
     )
 
 
-def trainer_samples(folder: Path) -> dict[int, Path]:
-    """Find the trainer's sample images of the last training step that has any, by their place in the config.
+def find_trainer_samples(folder: Path) -> dict[int, Path]:
+    """Return the trainer's sample images of the last training step, by their index in the config.
 
     Raises:
-        NoSamples: there are none.
+        NoSamples: no file in the folder is named as the trainer names samples.
     """
-    found: dict[int, dict[int, Path]] = {}
+    by_step: dict[int, dict[int, Path]] = {}
     for path in sorted(folder.iterdir()):
-        match = _SAMPLE.search(path.name)
+        match = _SAMPLE_NAME.search(path.name)
         if match:
-            found.setdefault(int(match[1]), {})[int(match[2])] = path
-    if not found:
-        raise NoSamples(f"{folder}: no sample images")
-    return found[max(found)]
+            by_step.setdefault(int(match[1]), {})[int(match[2])] = path
+    if not by_step:
+        raise NoSamples(f"{folder}: no sample images; expected names that the trainer gives, like 17__000000250_0.jpg")
+    return by_step[max(by_step)]
 
 
-def contact_sheet(pairs: Sequence[tuple[Image.Image, Image.Image]]) -> Image.Image:
-    """Draw a row a pair: theirs, ours, and the difference brightened."""
+def draw_contact_sheet(pairs: Sequence[tuple[Image.Image, Image.Image]]) -> Image.Image:
+    """Draw one row for each (ours, theirs) pair: theirs, ours, and their brightened difference."""
     rows = [(theirs.convert("RGB"), ours.convert("RGB")) for ours, theirs in pairs]
-    width = max(theirs.width for theirs, _ in rows) * 3 + 2 * _GAP
-    height = sum(theirs.height + _GAP for theirs, _ in rows) - _GAP
+    width = max(theirs.width for theirs, _ in rows) * 3 + 2 * _GAP_PX
+    height = sum(theirs.height + _GAP_PX for theirs, _ in rows) - _GAP_PX
     sheet = Image.new("RGB", (width, height), "white")
+    brighter = [min(255, step * _DIFFERENCE_GAIN) for step in range(256)] * 3
     top = 0
     for theirs, ours in rows:
-        difference = ImageChops.difference(ours, theirs).point([min(255, step * _GAIN) for step in range(256)] * 3)
+        difference = ImageChops.difference(ours, theirs).point(brighter)
         for column, picture in enumerate((theirs, ours, difference)):
-            sheet.paste(picture, (column * (theirs.width + _GAP), top))
-        top += theirs.height + _GAP
+            sheet.paste(picture, (column * (theirs.width + _GAP_PX), top))
+        top += theirs.height + _GAP_PX
     return sheet

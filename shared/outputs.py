@@ -1,4 +1,4 @@
-"""Folders that commands write their images into."""
+"""Folders that commands write images into."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from shared.errors import OutputRefused
 
 
-def make_folder(folder: Path) -> None:
-    """Make a folder, unless it is there.
+def make_output_folder(folder: Path) -> None:
+    """Create a folder and its parents unless they exist.
 
     Raises:
-        OutputRefused: it cannot be made.
+        OutputRefused: the folder cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

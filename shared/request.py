@@ -34,7 +34,7 @@ class Body(BaseModel):
 
 
 #: The example of the reference API's flux2 page, letter for letter.
-EXAMPLE: dict[str, Any] = {
+EXAMPLE_REQUEST: dict[str, Any] = {
     "model": "flux2",
     "trigger_word": "sks",
     "prompts": [
@@ -94,7 +94,7 @@ class PromptItem(Body):
 class InferenceRequest(Body):
     """A job: one base model, one list of adapters, one image a prompt."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE_REQUEST]})
 
     model: str = Field(description="Model id from `/v1/models`.", examples=["flux2"])
     prompts: Annotated[list[PromptItem], Field(min_length=1)]

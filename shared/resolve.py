@@ -37,7 +37,7 @@ def find_model(model_id: str) -> Model:
         ) from None
 
 
-def refuse_unsupported(request: InferenceRequest) -> None:
+def reject_unsupported_fields(request: InferenceRequest) -> None:
     """Refuse fields whose silent omission would give another image than the caller asked for.
 
     Raises:
@@ -64,7 +64,7 @@ def refuse_unsupported(request: InferenceRequest) -> None:
                 )
 
 
-def check_items(items: Sequence[ItemSpec]) -> None:
+def check_prompts(items: Sequence[ItemSpec]) -> None:
     """Refuse resolved prompts that no worker can render.
 
     Raises:
@@ -75,7 +75,7 @@ def check_items(items: Sequence[ItemSpec]) -> None:
             check_prompt(item.prompt, field=f"prompts[{index}].prompt")
 
 
-def resolve(request: InferenceRequest, model: Model, adapters: Sequence[AdapterRef]) -> list[ItemSpec]:
+def resolve_items(request: InferenceRequest, model: Model, adapters: Sequence[AdapterRef]) -> list[ItemSpec]:
     """Make one item a prompt.
 
     Raises:
@@ -86,7 +86,7 @@ def resolve(request: InferenceRequest, model: Model, adapters: Sequence[AdapterR
     ]
 
 
-def warn(request: InferenceRequest, items: Sequence[ItemSpec], model: Model) -> list[str]:
+def collect_warnings(request: InferenceRequest, items: Sequence[ItemSpec], model: Model) -> list[str]:
     """Tell what was accepted but has no effect, or another one than written; each once, naming the first place."""
     return [
         *_ignored_fields(request, model),

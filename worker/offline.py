@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from shared.adapters.locate import locate_adapter
 from shared.adapters.validate import validate_adapters
 from shared.errors import InvalidRequest
-from shared.outputs import make_folder
+from shared.outputs import make_output_folder
 from shared.request import InferenceRequest
-from shared.resolve import check_items, find_model, refuse_unsupported, resolve, warn
+from shared.resolve import check_prompts, collect_warnings, find_model, reject_unsupported_fields, resolve_items
 from shared.settings import Settings
 from worker.consumer import image_file
 from worker.device import pick_device
@@ -54,19 +54,19 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
     model = find_model(request.model)
     if model.id != settings.model.id:
         raise InvalidRequest(f"the request is for {model.id!r}, and FLUX2_MODEL_ID is {settings.model.id!r}")
-    refuse_unsupported(request)
+    reject_unsupported_fields(request)
     device = pick_device(settings.worker.device)
     toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None
     components = load_components(settings.model, device=device, hf_token=settings.hub_token())
     adapters = validate_adapters(request.loras, model, layers=components.layers, settings=settings.adapters)
-    items = resolve(request, model, adapters)
-    check_items(items)
-    for warning in warn(request, items, model):
+    items = resolve_items(request, model, adapters)
+    check_prompts(items)
+    for warning in collect_warnings(request, items, model):
         logger.warning("request", extra={"warning": warning})
     renderer = Renderer(components, prompt_cache=settings.worker.prompt_cache, toolkit=toolkit)
     renderer.warm_up()
     paths = [locate_adapter(ref.path, root=settings.adapters.root) for ref in adapters]
-    make_folder(output)
+    make_output_folder(output)
     for index, spec in enumerate(items):
         rendered = renderer.render(spec, paths, on_progress=lambda progress: None)
         report = {

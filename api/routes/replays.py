@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from api import views
 from api.deps import BaseUrlDep, IdempotencyKeyDep, ServicesDep, TenantDep
 from api.routes.inference import PROBLEMS
-from api.schemas import Replayed, ReplayRequest, ReplaySample
+from api.schemas import ReplayRequest, ReplaySample, ReplaySubmitted
 from api.submission import hash_body, prepare, store_together
 from api.training_config.plan import plan
 from shared.errors import InvalidRequest
@@ -31,7 +31,7 @@ def submit_replay(
     background: BackgroundTasks,
     idempotency_key: IdempotencyKeyDep = "",
     x_tenant: TenantDep = "default",
-) -> Replayed:
+) -> ReplaySubmitted:
     """Read an AI Toolkit config and submit a request for each multiplier its samples use, all or none."""
     replay = plan(body.config, lora=body.lora)
     if len(replay.samples) > services.settings.api.max_prompts:
@@ -57,7 +57,7 @@ def submit_replay(
     requests = store_together(services, jobs, background)
     if all(accepted.is_repeat for accepted in requests):
         response.headers["Idempotency-Replayed"] = "true"
-    return Replayed(
+    return ReplaySubmitted(
         requests=[views.submitted(accepted, base_url=base_url) for accepted in requests],
         samples=[ReplaySample(request_id=requests[request].job_id, index=index) for request, index in replay.places],
         warnings=list(replay.warnings),

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from flux2_client.client import Client
-from flux2_client.replay import run
+from flux2_client.replay import run_replay
 from shared.demo_model import DEMO_ADAPTER
 from shared.errors import ApiError
 
@@ -27,11 +27,11 @@ def test_a_replay_is_equal_to_itself_and_told_so(client, tmp_path):
     config.write_text(CONFIG)
     samples.mkdir()
     console = Console(file=io.StringIO(), width=120)
-    run(console, client, config, lora=DEMO_ADAPTER, samples=None, output=tmp_path / "first")
+    run_replay(console, client, config, lora=DEMO_ADAPTER, samples=None, output=tmp_path / "first")
     for index in range(2):
         (tmp_path / "first" / f"sample-{index}.png").rename(samples / f"17__000000500_{index}.png")
 
-    found = run(console, client, config, lora=DEMO_ADAPTER, samples=samples, output=tmp_path / "second")
+    found = run_replay(console, client, config, lora=DEMO_ADAPTER, samples=samples, output=tmp_path / "second")
 
     assert [(alike.mean, alike.maximum) for alike in found] == [(0.0, 0), (0.0, 0)]
     assert (tmp_path / "second" / "contact-sheet.png").exists()
@@ -42,4 +42,4 @@ def test_an_api_that_is_not_there_is_one_error(tmp_path):
     config.write_text(CONFIG)
 
     with Client("http://127.0.0.1:1") as nobody, pytest.raises(ApiError, match="cannot be reached"):
-        run(Console(file=io.StringIO()), nobody, config, lora=DEMO_ADAPTER, samples=None, output=tmp_path)
+        run_replay(Console(file=io.StringIO()), nobody, config, lora=DEMO_ADAPTER, samples=None, output=tmp_path)

@@ -1,17 +1,20 @@
-"""The client of the command line, against servers that are not this API."""
+"""The client against servers that are not this API, and what its package offers."""
 
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+import flux2_client
 from flux2_client.client import Client
 from shared.errors import ApiError
 
 
 @pytest.fixture
 def website():
-    """The address of a server that answers everything with a page, and has no file."""
+    """The address of a server that answers everything with an HTML page, and has no file."""
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self):
@@ -29,8 +32,8 @@ def website():
     server.server_close()
 
 
-def test_a_page_is_not_taken_for_an_answer(website):
-    with Client(website) as client, pytest.raises(ApiError, match=r"/status answers with something else than this API"):
+def test_a_web_page_is_not_mistaken_for_an_answer_of_the_api(website):
+    with Client(website) as client, pytest.raises(ApiError, match=r"/status did not answer with JSON, .* not this API"):
         client.status("1")
 
 
@@ -39,3 +42,19 @@ def test_an_image_that_the_store_does_not_have_is_named_without_its_signature(we
         client.download(f"{website}/file.png?X-Amz-Signature=secret")
 
     assert str(raised.value) == f"{website}/file.png: 404 Not Found"
+
+
+def test_the_package_offers_the_client_and_its_error():
+    assert flux2_client.Client is Client
+    assert flux2_client.ApiError is ApiError
+    assert not hasattr(flux2_client, "Server")
+
+
+def test_importing_the_client_imports_neither_the_api_nor_the_worker():
+    code = "from flux2_client import Client; import sys; print('\\n'.join(sys.modules))"
+
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+
+    packages = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "flux2_client" in packages
+    assert not packages & {"api", "worker", "fastapi", "celery", "redis", "torch"}

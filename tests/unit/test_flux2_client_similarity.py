@@ -5,7 +5,7 @@ import math
 import pytest
 from PIL import Image
 
-from flux2_client.similarity import compare, contact_sheet, trainer_samples
+from flux2_client.similarity import compare, draw_contact_sheet, find_trainer_samples
 from shared.errors import NoSamples
 
 
@@ -36,15 +36,15 @@ def test_one_pixel_of_one_channel_counts_for_its_share():
 
 
 def test_images_of_other_sizes_are_not_compared():
-    with pytest.raises(ValueError, match="4x2 against 2x2"):
+    with pytest.raises(ValueError, match="sizes differ: 4x2 and 2x2"):
         compare(flat(0), flat(0, (2, 2)))
 
 
-def test_the_last_steps_samples_are_found_by_their_place(tmp_path):
+def test_the_last_steps_samples_are_found_by_their_index(tmp_path):
     for name in ("17__000000250_0.jpg", "18__000000500_0.jpg", "18__000000500_1.jpg", "notes.txt"):
         (tmp_path / name).touch()
 
-    last = trainer_samples(tmp_path)
+    last = find_trainer_samples(tmp_path)
 
     assert {index: path.name for index, path in last.items()} == {0: "18__000000500_0.jpg", 1: "18__000000500_1.jpg"}
 
@@ -53,11 +53,11 @@ def test_a_folder_without_samples_is_named(tmp_path):
     (tmp_path / "notes.txt").touch()
 
     with pytest.raises(NoSamples, match=f"{tmp_path}: no sample images"):
-        trainer_samples(tmp_path)
+        find_trainer_samples(tmp_path)
 
 
 def test_the_contact_sheet_has_a_row_a_pair_and_brightens_the_difference():
-    sheet = contact_sheet([(flat(10), flat(15)), (flat(0), flat(0))])
+    sheet = draw_contact_sheet([(flat(10), flat(15)), (flat(0), flat(0))])
 
     assert sheet.size == (3 * 4 + 2 * 8, 2 * 2 + 8)
     assert sheet.getpixel((0, 0)) == (15, 15, 15)
