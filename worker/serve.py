@@ -75,7 +75,7 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
             model=settings.model.id,
             device=str(device),
             revision=components.revision,
-            precision=components.precision,
+            precision=components.precision.name,
             engines=renderer.engines,
         ),
         probe=partial(probe, device),

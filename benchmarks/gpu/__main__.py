@@ -24,7 +24,7 @@ from worker.device import pick_device
 from worker.model.components import Components
 from worker.rendering.engine import Engine, package_versions
 from worker.rendering.toolkit_checkout import Toolkit, load_toolkit
-from worker.rendering.toolkit_engine import over
+from worker.rendering.toolkit_engine import ToolkitEngine
 from worker.verify.diffusers_pipeline import DiffusersEngine
 
 
@@ -146,7 +146,7 @@ def _toolkit(chosen: Sequence[EngineName] | None) -> Toolkit | None:
 def _report_loaded(components: Components, report: Report, clock: Clock, *, cold: bool) -> None:
     """Report where the model lies and, for the part `cold`, how long it took to get there from the page cache."""
     transformer_b = sum(weight.numel() for weight in components.transformer.parameters()) / 1e9
-    named = {"model": components.model, "precision": components.precision}
+    named = {"model": components.model, "precision": components.precision.name}
     report.add(
         "placement",
         **named,
@@ -175,7 +175,7 @@ def _others(components: Components, toolkit: Toolkit | None, chosen: Collection[
     """Make the engines that are not ours, over our weights."""
     others: dict[str, Engine] = {}
     if toolkit is not None and EngineName.AI_TOOLKIT in chosen:
-        others[EngineName.AI_TOOLKIT] = over(components, toolkit)
+        others[EngineName.AI_TOOLKIT] = ToolkitEngine.from_components(components, toolkit)
     if EngineName.DIFFUSERS in chosen:
         others[EngineName.DIFFUSERS] = DiffusersEngine(components)
     return others

@@ -32,7 +32,7 @@ from worker.model.compile import as_written, compile_blocks
 from worker.model.components import Components
 from worker.rendering.engine import Engine, Run
 from worker.rendering.latents import noise
-from worker.rendering.native_engine import Exact
+from worker.rendering.native_engine import ExactEngine
 from worker.rendering.prompt_encoder import MAX_TOKENS, embed
 from worker.rendering.renderer import Renderer
 from worker.verify.golden_models import adapter_ref
@@ -88,7 +88,7 @@ class Parts:
         latents: Latents,
     ) -> None:
         self._components = components
-        self._exact = Exact(components)
+        self._exact = ExactEngine(components)
         self._others = others
         self._plan = plan
         self._report = report

@@ -51,7 +51,7 @@ def pictures(components, *adapters, prepared=False):
                 model="flux2", prompt=prompt, neg="", width=128, height=128, requested_width=128,
                 requested_height=128, seed=5, num_inference_steps=3, guidance_scale=4.0,
                 adapters=() if path is None else (adapter_ref(path, 1.0),), output_format="png",
-                engine="fast" if components.precision == "fp8" else "exact",
+                engine=components.precision.engine,
             )  # fmt: skip
             items.append((spec, [path] if path else []))
     found = []

@@ -15,7 +15,7 @@ from worker.commands import app
 from worker.model.load import load_components
 from worker.rendering.renderer import Renderer
 from worker.rendering.toolkit_checkout import load_toolkit
-from worker.rendering.toolkit_engine import over
+from worker.rendering.toolkit_engine import ToolkitEngine
 from worker.verify.golden_models import adapter_ref
 
 ROOT = os.environ.get("AI_TOOLKIT_PATH")  # read at import: a fixture removes it from the tests' environment
@@ -114,7 +114,7 @@ def test_adapters_are_added_to_and_removed_from_both_engines(renderer, goldens, 
 def test_both_engines_share_one_copy_of_the_weights(renderer):
     components = renderer("flux2", "bf16").warm.components
 
-    engine = over(components, load_toolkit(Path(ROOT)))
+    engine = ToolkitEngine.from_components(components, load_toolkit(Path(ROOT)))
 
     held = {tensor.untyped_storage().data_ptr() for tensor in components.transformer.state_dict().values()}
     apart = [

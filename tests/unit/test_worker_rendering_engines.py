@@ -13,7 +13,7 @@ from shared.errors import CheckpointError, InvalidRequest, ItemCanceled
 from worker.checkpoint.tensor_names import joined, tensor_parts, transformer_origins
 from worker.rendering.engine import Run
 from worker.rendering.renderer import Renderer
-from worker.rendering.toolkit_engine import AiToolkit, fill
+from worker.rendering.toolkit_engine import ToolkitEngine, fill
 
 
 class Transformer(nn.Module):
@@ -52,7 +52,7 @@ EMBEDS = torch.zeros(1, 3, 8)
 
 
 def engine(weight=None, **options):
-    return AiToolkit(TOOLKIT, Transformer(torch.ones(1) if weight is None else weight), None, **options)
+    return ToolkitEngine(TOOLKIT, Transformer(torch.ones(1) if weight is None else weight), None, **options)
 
 
 @pytest.mark.parametrize("negative", [None, EMBEDS], ids=["one pass a step", "two passes a step"])

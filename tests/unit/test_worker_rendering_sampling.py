@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from worker.model.components import DTYPES
+from worker.model.precision import PRECISIONS
 from worker.rendering.decode import decode, to_image, unpatchify
 from worker.rendering.denoise import denoise
 from worker.rendering.latents import image_ids, noise, pack, text_ids, unpack
@@ -51,7 +51,11 @@ def test_noise_has_the_bytes_that_ai_toolkit_draws(goldens):
     for entry in entries:
         _, channels, rows, columns = entry["shape"]
         drawn = noise(
-            entry["seed"], channels=channels, height=16 * rows, width=16 * columns, dtype=DTYPES[entry["dtype"]]
+            entry["seed"],
+            channels=channels,
+            height=16 * rows,
+            width=16 * columns,
+            dtype=PRECISIONS[entry["dtype"]].dtype,
         )
 
         raw = drawn.view(torch.uint8).numpy().tobytes()

@@ -124,7 +124,7 @@ class AdapterSwapper:
     @property
     def only_live(self) -> bool:
         """Whether the weights cannot take an adapter: float8 would round it away."""
-        return self.components.precision == "qfloat8"
+        return not self.components.precision.can_merge
 
     def activate(
         self, adapters: Sequence[tuple[AdapterRef, Path]], *, mode: AdapterMode | None = None, wait: bool = True
@@ -194,7 +194,7 @@ class AdapterSwapper:
         only = "live" if self.only_live else "merged" if self._fast else mode
         if mode not in (None, only):
             raise InvalidRequest(
-                f"{self.components.precision} weights take adapters {only} only: leave adapter_mode out",
+                f"{self.components.precision.name} weights take adapters {only} only: leave adapter_mode out",
                 field="adapter_mode",
             )
 

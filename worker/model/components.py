@@ -12,9 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from worker.checkpoint.reader import Reader, Region
 from worker.model.placement import Placement
-
-# Of activations; the weights of linear layers are narrower under qfloat8 and fp8.
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32, "qfloat8": torch.bfloat16, "fp8": torch.bfloat16}
+from worker.model.precision import PrecisionPolicy
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,7 @@ class Components:
         text_encoder: decoder stack whose hidden states are the prompt's embeddings.
         layers: (out, in) of every linear layer that an adapter may name, by BFL's module path.
         revision: see `worker.checkpoint.revision`.
-        precision: `bf16` or `fp32`, of weights and activations alike, or `qfloat8`: bf16 with the transformer's linear
-            layers in float8, see `worker.model.qfloat8`; or `fp8`, see `worker.model.fp8`.
+        precision: of the transformer and the autoencoder; the autoencoder's weights are always dense.
         placement: what lies on the device.
         regions: where the transformer's weights lie in the checkpoint, those that lie there as they are.
         text_encoder_precision: None where it is the same.
@@ -45,11 +42,11 @@ class Components:
     tokenizer: PreTrainedTokenizerFast
     layers: dict[str, tuple[int, int]]
     revision: str
-    precision: str
+    precision: PrecisionPolicy
     device: torch.device
     placement: Placement
     regions: Mapping[str, Sequence[Region]]
-    text_encoder_precision: str | None = None
+    text_encoder_precision: PrecisionPolicy | None = None
     reader: Reader | None = None
     compiled: bool = False
     load_s: Mapping[str, float] = field(default_factory=dict)
@@ -57,14 +54,15 @@ class Components:
     @property
     def dtype(self) -> torch.dtype:
         """Of latents and embeddings."""
-        return DTYPES[self.precision]
+        return self.precision.dtype
 
     @property
     def precisions(self) -> str:
         """Both precisions in words, for reports; one where they are the same."""
         if self.text_encoder_precision in (None, self.precision):
-            return self.precision
-        return f"{self.precision}, text encoder {self.text_encoder_precision}"
+            return self.precision.name
+        assert self.text_encoder_precision is not None
+        return f"{self.precision.name}, text encoder {self.text_encoder_precision.name}"
 
     @property
     def distilled(self) -> bool:

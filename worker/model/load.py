@@ -26,7 +26,7 @@ from worker.checkpoint.tensor_names import Origin
 from worker.kernels.toolchain import triton_unavailable_reason
 from worker.model import architecture, rounding
 from worker.model.compile import compile_blocks
-from worker.model.components import DTYPES, Components
+from worker.model.components import Components
 from worker.model.fp8 import fast_layers, make_fast
 from worker.model.placement import (
     Needs,
@@ -38,6 +38,7 @@ from worker.model.placement import (
     place,
     weight_bytes,
 )
+from worker.model.precision import PRECISIONS, SMALLEST_EXACT, PrecisionPolicy, WeightStorage
 from worker.model.qfloat8 import quantize
 from worker.model.text_encoder import (
     family_of,
@@ -67,26 +68,26 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
     """
     marks = {"start": time.perf_counter()}
     source = find(settings, hf_token=hf_token)
-    text_precision = _text_precision(settings)
+    policy = PRECISIONS[settings.precision]
+    text_policy = policy.text_encoder_policy(settings.text_encoder_precision)
     placement = _place(source, settings, device)
     logger.info("placed", extra={"model": settings.id, "device": str(device), "placement": str(placement)})
     reader = Reader(device)
     marks["headers"] = time.perf_counter()
     transformer, regions = _transformer(source.transformer, settings, device, reader)
     marks["transformer"] = time.perf_counter()
-    dtype = DTYPES[settings.precision]
-    autoencoder = load_autoencoder(source.autoencoder, device=device, dtype=dtype, reader=reader)
+    autoencoder = load_autoencoder(source.autoencoder, device=device, dtype=policy.dtype, reader=reader)
     marks["autoencoder"] = time.perf_counter()
     if (placement.text_encoder, placement.clean) == ("streamed", "file"):
         for file in source.transformer.weights:  # before the text encoder's, where the host has no room for both
             reader.lock(file)
-    text_encoder = _text_encoder(source.text_encoder, text_precision, reader, device, placement.text_encoder)
-    reader.keep_only(_read_again(placement, source, precision=settings.precision))
+    text_encoder = _text_encoder(source.text_encoder, text_policy, reader, device, placement.text_encoder)
+    reader.keep_only(_read_again(placement, source, policy=policy))
     marks["text encoder"] = time.perf_counter()
     layers = tensor_names.layer_shapes(transformer)
     compiled = _is_compiled(settings, device, head_dim=transformer.config.attention_head_dim)
     if compiled:
-        compile_blocks(transformer, exact=settings.precision != "fp8")
+        compile_blocks(transformer, exact=policy.keeps_bits)
         marks["compiler"] = time.perf_counter()
     components = Components(
         model=settings.id,
@@ -96,9 +97,9 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
         tokenizer=load_tokenizer(source.text_encoder, family=family_of(text_encoder.config)),
         layers=layers,
         revision=revision_of(source.files(), commit=source.commit),
-        precision=settings.precision,
+        precision=policy,
         device=device,
-        text_encoder_precision=text_precision,
+        text_encoder_precision=text_policy,
         placement=placement,
         compiled=compiled,
         load_s={name: end - began for (_, began), (name, end) in pairwise(marks.items())},
@@ -121,13 +122,14 @@ def _place(source: Source, settings: ModelSettings, device: torch.device) -> Pla
         CheckpointError: the device is too small.
     """
     free = free_bytes(device, limit_gb=settings.memory_gb)
-    needs = _needs(source, settings.precision, _text_precision(settings))
+    policy, text = PRECISIONS[settings.precision], settings.text_encoder_precision
+    needs = _needs(source, policy, policy.text_encoder_policy(text))
     placement = place(needs, free=free, text_encoder=settings.text_encoder_place, clean=settings.clean_weights)
     if placement is None:
         assert free is not None
         float8 = None
-        if settings.precision not in ("qfloat8", "fp8"):
-            float8 = _needs(source, "qfloat8", settings.text_encoder_precision or "qfloat8")
+        if policy.storage is WeightStorage.DENSE:
+            float8 = _needs(source, SMALLEST_EXACT, SMALLEST_EXACT.text_encoder_policy(text))
         raise explain(
             needs, free=free, model=settings.id, precision=settings.precision, device=str(device), float8=float8,
             text_encoder=settings.text_encoder_place, clean=settings.clean_weights,
@@ -135,26 +137,21 @@ def _place(source: Source, settings: ModelSettings, device: torch.device) -> Pla
     return placement
 
 
-def _text_precision(settings: ModelSettings) -> str:
-    """The transformer's, unless it was asked for; `fp8` is none for a text encoder."""
-    return settings.text_encoder_precision or ("bf16" if settings.precision == "fp8" else settings.precision)
-
-
-def _needs(source: Source, precision: str, text: str) -> Needs:
-    dtype, float8 = DTYPES[precision], precision == "qfloat8"
+def _needs(source: Source, policy: PrecisionPolicy, text: PrecisionPolicy) -> Needs:
+    dtype, float8 = policy.dtype, policy.storage is WeightStorage.QFLOAT8
     shapes = source.transformer.open().shapes
     adapted = adapted_bytes(shapes, dtype=dtype)
     autoencoder = source.autoencoder.open().shapes
-    text_sizes = size_of(source.text_encoder, dtype=DTYPES[text], float8=text == "qfloat8")
+    text_sizes = size_of(source.text_encoder, dtype=text.dtype, float8=text.storage is WeightStorage.QFLOAT8)
     return Needs(
         transformer=weight_bytes(shapes.values(), dtype=dtype, float8=float8)
-        - (adapted // 2 if precision == "fp8" else 0),
+        - (adapted // 2 if policy.storage is WeightStorage.FP8 else 0),
         autoencoder=weight_bytes(autoencoder.values(), dtype=dtype, float8=False),
         text_encoder=text_sizes.whole,
         text_embedding=text_sizes.embedding,
         text_layer=text_sizes.layer,
         text_layers=text_sizes.layers,
-        adapted=0 if float8 else adapted,
+        adapted=adapted if policy.can_merge else 0,
     )
 
 
@@ -162,17 +159,17 @@ def _is_compiled(settings: ModelSettings, device: torch.device, *, head_dim: int
     """What was asked for; else on a GPU, for heads and precisions whose bits were compared."""
     if settings.compile is not None:
         return settings.compile
-    if device.type != "cuda" or settings.precision not in ("bf16", "fp8") or head_dim != _HEAD_DIM:
+    if device.type != "cuda" or not PRECISIONS[settings.precision].compiles_by_default or head_dim != _HEAD_DIM:
         return False
     if lacks := triton_unavailable_reason():
         logger.warning("blocks are not compiled, steps take a quarter longer", extra={"lacks": lacks})
     return not lacks
 
 
-def _read_again(placement: Placement, source: Source, *, precision: str) -> set[Path]:
+def _read_again(placement: Placement, source: Source, *, policy: PrecisionPolicy) -> set[Path]:
     """Return the files that are read for as long as the model lives."""
     files: set[Path] = set()
-    if placement.clean == "file" or precision == "fp8":
+    if placement.clean == "file" or policy.rereads_weights:
         files |= set(source.transformer.weights)
     if placement.text_encoder == "streamed":
         files |= set(text_encoder_files(source.text_encoder))
@@ -188,15 +185,15 @@ def _transformer(
         CheckpointError: see `load_transformer`; or under `fp8`, whose clean weights lie nowhere else, not as they are,
             or no kernels can be built.
     """
-    precision = settings.precision
+    policy = PRECISIONS[settings.precision]
     # Quantising replaces the linear layers one by one, and live adapters hook into them.
-    load = partial(load_transformer, shared_qkv=precision not in ("qfloat8", "fp8"))
-    if precision != "fp8":
-        transformer = _in_precision(load, source, precision, device, reader)
+    load = partial(load_transformer, shared_qkv=not policy.replaces_layers)
+    if policy.storage is not WeightStorage.FP8:
+        transformer = _in_precision(load, source, policy, device, reader)
         return transformer, _regions(source, transformer)
     if device.type == "cuda" and (lacks := triton_unavailable_reason()):
         raise CheckpointError(f"fp8 needs kernels that cannot be built here: {lacks}")
-    dtype = DTYPES[precision]
+    dtype = policy.dtype
     free = free_bytes(device, limit_gb=settings.memory_gb)
     whole = weight_bytes(source.open().shapes.values(), dtype=dtype, float8=False)
     fits = free is None or free > whole + _LAYER_BYTES
@@ -211,26 +208,26 @@ def _transformer(
 
 
 def _text_encoder(
-    folder: Path, precision: str, reader: Reader, device: torch.device, place: TextEncoderPlace
+    folder: Path, policy: PrecisionPolicy, reader: Reader, device: torch.device, place: TextEncoderPlace
 ) -> nn.Module:
     """Return the text encoder where it is to be."""
-    load = partial(load_text_encoder, to_be_quantised=precision == "qfloat8")
+    load = partial(load_text_encoder, to_be_quantised=policy.replaces_layers)
     model: nn.Module
     if place == "resident":
-        model = _in_precision(load, folder, precision, device, reader)
-    elif precision != "qfloat8":
-        model = stream_text_encoder(folder, device=device, dtype=DTYPES[precision], reader=reader)
+        model = _in_precision(load, folder, policy, device, reader)
+    elif not policy.replaces_layers:
+        model = stream_text_encoder(folder, device=device, dtype=policy.dtype, reader=reader)
     else:
-        model = _in_precision(load, folder, precision, torch.device("cpu"), reader)
+        model = _in_precision(load, folder, policy, torch.device("cpu"), reader)
         stream(model, device=device)
     return model
 
 
-def _in_precision(load: Any, source: Any, precision: str, device: torch.device, reader: Reader) -> Any:
+def _in_precision(load: Any, source: Any, policy: PrecisionPolicy, device: torch.device, reader: Reader) -> Any:
     """Run one of the loaders; what is quantised is read to the host first, so that the device holds the result only."""
-    if precision != "qfloat8":
-        return _on(device, load, source, DTYPES[precision], reader)
-    model = _on(torch.device("cpu"), load, source, DTYPES[precision], reader)
+    if not policy.replaces_layers:
+        return _on(device, load, source, policy.dtype, reader)
+    model = _on(torch.device("cpu"), load, source, policy.dtype, reader)
     quantize(model, device=device)
     return model
 

@@ -43,6 +43,22 @@ class Engine(Protocol):
         """As a request asks for it."""
 
     @property
+    def requirement(self) -> str:
+        """Which settings a worker needs to offer this engine."""
+
+    @property
+    def supports_tiling(self) -> bool:
+        """Whether its autoencoder can decode in tiles."""
+
+    @property
+    def waits_for_blocks(self) -> bool:
+        """Whether each block waits until its own weights are written, so that steps may start before all are."""
+
+    @property
+    def measures_fp8_error(self) -> bool:
+        """Whether each result states how far a step is from the same step with bfloat16 weights."""
+
+    @property
     def versions(self) -> dict[str, str]:
         """Of the packages whose code runs."""
 

@@ -16,10 +16,14 @@ from worker.rendering.latents import image_ids, pack, text_ids, unpack
 from worker.rendering.sigmas import sigmas
 
 
-class Exact:
+class ExactEngine:
     """Runs the modules of `components`."""
 
     name: ClassVar[EngineName] = "exact"
+    requirement: ClassVar[str] = "FLUX2_MODEL_PRECISION must be bf16, fp32 or qfloat8"
+    supports_tiling: ClassVar[bool] = True
+    waits_for_blocks: ClassVar[bool] = True
+    measures_fp8_error: ClassVar[bool] = False
 
     def __init__(self, components: Components) -> None:
         self.transformer = components.transformer
@@ -54,7 +58,14 @@ class Exact:
         )
 
 
-class Fast(Exact):
+class FastEngine(ExactEngine):
     """Runs the modules of `components` over float8 weights, see `worker.model.fp8`: the same loop, and other bits."""
 
     name: ClassVar[EngineName] = "fast"
+    requirement: ClassVar[str] = "FLUX2_MODEL_PRECISION must be fp8"
+    measures_fp8_error: ClassVar[bool] = True
+
+
+def native_engine(components: Components) -> ExactEngine:
+    """Return this project's engine for the precision of `components`."""
+    return {engine.name: engine for engine in (ExactEngine, FastEngine)}[components.precision.engine](components)

@@ -34,18 +34,14 @@ from worker.rendering.decode import tiled
 from worker.rendering.denoise import Call
 from worker.rendering.engine import Engine, Run
 from worker.rendering.latents import PIXELS, image_ids, noise, pack, text_ids
-from worker.rendering.native_engine import Exact, Fast
+from worker.rendering.native_engine import ExactEngine, FastEngine, native_engine
 from worker.rendering.prompt_encoder import PromptEncoder
 from worker.rendering.toolkit_checkout import Toolkit
-from worker.rendering.toolkit_engine import over
+from worker.rendering.toolkit_engine import ToolkitEngine
 
 logger = logging.getLogger("flux2.worker.render")
 
-_NEEDS: dict[EngineName, str] = {
-    "exact": "FLUX2_MODEL_PRECISION must be bf16, fp32 or qfloat8",
-    "ai-toolkit": "AI_TOOLKIT_PATH must name a checkout, and FLUX2_MODEL_PRECISION be bf16 or fp32",
-    "fast": "FLUX2_MODEL_PRECISION must be fp8",
-}
+_REQUIREMENTS = {engine.name: engine.requirement for engine in (ExactEngine, ToolkitEngine, FastEngine)}
 
 OnProgress = Callable[[Progress], None]
 
@@ -125,10 +121,10 @@ class Renderer:
         self._prepared: tuple[_Prepared, ...] = ()  # the last two: one begins when the other is known
         self._beside = side_stream(components.device)
         self._disturbed = False  # the item by a change of weights for the next, which takes memory
-        ours = Fast(components) if components.precision == "fp8" else Exact(components)
+        ours = native_engine(components)
         self._engines: dict[EngineName, Engine] = {ours.name: ours}
-        if toolkit is not None and components.precision not in ("qfloat8", "fp8"):
-            theirs = over(components, toolkit)
+        if toolkit is not None and components.precision.fits_toolkit:
+            theirs = ToolkitEngine.from_components(components, toolkit)
             self._engines[theirs.name] = theirs
             self.swapper.unmerged.also_patch(theirs.transformer)
 
@@ -155,10 +151,10 @@ class Renderer:
         run instead if it does not. Over float8 weights each result tells how far the step is from the exact one.
         """
         engine = next(iter(self._engines.values()))
-        if not self._components.compiled and engine.name != "fast":
+        if not self._components.compiled and not engine.measures_fp8_error:
             return
         step = partial(engine.predict, self.usual_call())
-        if engine.name == "fast":
+        if engine.measures_fp8_error:
             self._drift = self.swapper.fp8_error(step)
             logger.info("float8 compared with bfloat16", extra={"drift": self._drift})
         else:
@@ -216,7 +212,7 @@ class Renderer:
         _check(spec)
         if spec.engine not in self._engines:
             raise InvalidRequest(
-                f"the engine {spec.engine!r} is not offered here: {_NEEDS[spec.engine]}", field="engine"
+                f"the engine {spec.engine!r} is not offered here: {_REQUIREMENTS[spec.engine]}", field="engine"
             )
         self._prompts.check(spec.prompt)
         self._disturbed = False
@@ -249,7 +245,7 @@ class Renderer:
             alone: whether nothing is to be changed for the next item meanwhile.
             in_tiles: AI Toolkit's own autoencoder knows no tiles; it profits from the freed memory only.
         """
-        decode_as: Decode = "tiled" if in_tiles and spec.engine != "ai-toolkit" else "whole"
+        decode_as: Decode = "tiled" if in_tiles and self._engines[spec.engine].supports_tiling else "whole"
         try:
             return self._render(spec, adapters, on_progress, decode_as=decode_as, alone=alone)
         except torch.OutOfMemoryError as error:
@@ -277,9 +273,8 @@ class Renderer:
             inputs = prepared.inputs if prepared else self._inputs(spec)
         stage("adapter")
         with self._timed(timings, "adapter"):
-            # Blocks of our transformer wait for their weights; AI Toolkit's know nothing of it.
-            files, ours = list(zip(spec.adapters, adapters, strict=True)), spec.engine != "ai-toolkit"
-            change, reports = self.swapper.activate(files, mode=spec.adapter_mode, wait=not ours)
+            files = list(zip(spec.adapters, adapters, strict=True))
+            change, reports = self.swapper.activate(files, mode=spec.adapter_mode, wait=not engine.waits_for_blocks)
         stage("denoise")
         with self._timed(timings, "denoise"):
             run = Run(steps, spec.guidance_scale, inputs.prompt_embeds, inputs.negative_embeds)
@@ -325,7 +320,7 @@ class Renderer:
             if step == 1:
                 self._settle()
             on_progress(Progress(stage="denoise", step=step, steps=steps))
-            if step == steps - 1 and engine.name != "ai-toolkit" and not alone:
+            if step == steps - 1 and engine.waits_for_blocks and not alone:
                 self._change_ahead(passes=1 if run.negative_prompt_embeds is None else 2)
 
         try:
@@ -341,7 +336,10 @@ class Renderer:
     def _change_ahead(self, *, passes: int) -> None:
         """Begin to change the adapters for the item that was prepared, under the last step of this one."""
         coming = self._prepared[-1] if self._prepared else None
-        if coming is None or coming.denoised != self._denoised or coming.spec.engine == "ai-toolkit":
+        if coming is None or coming.denoised != self._denoised:
+            return
+        engine = self._engines.get(coming.spec.engine)
+        if engine is None or not engine.waits_for_blocks:
             return
         self._disturbed = True
         files = list(zip(coming.spec.adapters, coming.adapters, strict=True))

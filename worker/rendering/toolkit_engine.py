@@ -29,7 +29,7 @@ from worker.rendering.toolkit_checkout import Toolkit
 _OPTIONAL = frozenset({"bn.num_batches_tracked"})
 
 
-class AiToolkit:
+class ToolkitEngine:
     """Runs modules of AI Toolkit's classes.
 
     Args:
@@ -39,6 +39,11 @@ class AiToolkit:
     """
 
     name: ClassVar[EngineName] = "ai-toolkit"
+    requirement: ClassVar[str] = "AI_TOOLKIT_PATH must name a checkout, and FLUX2_MODEL_PRECISION must be bf16 or fp32"
+    supports_tiling: ClassVar[bool] = False
+    # AI Toolkit's modules share our weights but not the hooks that wait for them.
+    waits_for_blocks: ClassVar[bool] = False
+    measures_fp8_error: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -60,6 +65,23 @@ class AiToolkit:
         )
         self._pipeline.set_progress_bar_config(disable=True)
         self.versions = {**package_versions(), "ai-toolkit": toolkit.version}
+
+    @classmethod
+    def from_components(cls, components: Components, toolkit: Toolkit) -> ToolkitEngine:
+        """Return AI Toolkit's engine over the weights of `components`.
+
+        Raises:
+            CheckpointError: its classes cannot hold them.
+        """
+        ours = components.transformer
+        with torch.device("meta"):
+            transformer = toolkit.transformer(toolkit.transformer_params(**_transformer_params(ours)))
+            autoencoder = toolkit.autoencoder(toolkit.autoencoder_params(**_decoder_params(components.autoencoder)))
+        # Nothing encodes an image here, and the class cannot express an encoder and a decoder of different widths.
+        autoencoder.encoder = nn.Identity()
+        copies = _share(transformer, ours, transformer_origins(ours))
+        _share(autoencoder, components.autoencoder, autoencoder_origins(components.autoencoder), leaving="encoder.")
+        return cls(toolkit, transformer, autoencoder, copies=copies)
 
     def predict(self, call: Call) -> Tensor:
         self._refresh()
@@ -119,22 +141,6 @@ class AiToolkit:
             yield
         finally:
             handle.remove()
-
-
-def over(components: Components, toolkit: Toolkit) -> AiToolkit:
-    """Make AI Toolkit's engine over the weights of `components`.
-
-    Raises:
-        CheckpointError: its classes cannot hold them.
-    """
-    with torch.device("meta"):
-        transformer = toolkit.transformer(toolkit.transformer_params(**_transformer_params(components.transformer)))
-        autoencoder = toolkit.autoencoder(toolkit.autoencoder_params(**_decoder_params(components.autoencoder)))
-    # Pictures are made from text alone, and its two halves may have widths that the class cannot be told of.
-    autoencoder.encoder = nn.Identity()
-    copies = _share(transformer, components.transformer, transformer_origins(components.transformer))
-    _share(autoencoder, components.autoencoder, autoencoder_origins(components.autoencoder), leaving="encoder.")
-    return AiToolkit(toolkit, transformer, autoencoder, copies=copies)
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:

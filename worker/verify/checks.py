@@ -19,7 +19,8 @@ from torch import Tensor
 from shared.errors import RequestError
 from shared.job import AdapterMode
 from worker.lora.hot_swap import AdapterSwapper
-from worker.model.components import DTYPES, Components
+from worker.model.components import Components
+from worker.model.precision import PRECISIONS
 from worker.rendering.denoise import Call
 from worker.rendering.engine import Engine
 from worker.rendering.latents import PIXELS, image_ids, noise, text_ids
@@ -52,7 +53,7 @@ def _schedule(case: Case, models: GoldenModels) -> Iterator[Measure]:
 def _noise(case: Case, models: GoldenModels) -> Iterator[Measure]:
     _, channels, rows, columns = case.entry["shape"]
     size = {"channels": channels, "height": rows * PIXELS, "width": columns * PIXELS}
-    drawn = noise(case.entry["seed"], **size, dtype=DTYPES[case.dtype])
+    drawn = noise(case.entry["seed"], **size, dtype=PRECISIONS[case.dtype].dtype)
     digest = hashlib.sha256(drawn.view(torch.uint8).numpy().tobytes()).hexdigest()
     yield Measure("sha256", "differs", float(digest != case.entry["sha256_le_bytes"]), 0.0)
 

@@ -41,6 +41,10 @@ class DiffusersEngine:
     """Runs diffusers' unchanged modules and pipeline over the weights of `components`."""
 
     name: ClassVar[str] = "diffusers"
+    requirement: ClassVar[str] = "it is compared, and serves no job"
+    supports_tiling: ClassVar[bool] = True
+    waits_for_blocks: ClassVar[bool] = False
+    measures_fp8_error: ClassVar[bool] = False
 
     def __init__(self, components: Components) -> None:
         self.versions = package_versions()

@@ -25,14 +25,15 @@ from worker.checkpoint.locate import ModuleFiles
 from worker.checkpoint.tensor_names import layer_shapes, tensor_parts, transformer_origins
 from worker.lora.hot_swap import AdapterSwapper
 from worker.model.architecture import ROPE_AXES, ROPE_THETA
-from worker.model.components import DTYPES, Components
+from worker.model.components import Components
 from worker.model.load import load_autoencoder, load_transformer
 from worker.model.placement import Placement
+from worker.model.precision import PRECISIONS
 from worker.rendering.engine import Engine
-from worker.rendering.native_engine import Exact
+from worker.rendering.native_engine import ExactEngine
 from worker.rendering.sigmas import sigmas
 from worker.rendering.toolkit_checkout import Toolkit
-from worker.rendering.toolkit_engine import over
+from worker.rendering.toolkit_engine import ToolkitEngine
 from worker.verify.diffusers_pipeline import DiffusersEngine
 from worker.verify.goldens import Goldens, sidecar
 from worker.verify.outcome import VerifiedEngine
@@ -88,7 +89,9 @@ class GoldenModels:
         """Return the engine under test over these components."""
         if self.engine_name is VerifiedEngine.DIFFUSERS:
             return DiffusersEngine(components)
-        return Exact(components) if self.toolkit is None else over(components, self.toolkit)
+        if self.toolkit is None:
+            return ExactEngine(components)
+        return ToolkitEngine.from_components(components, self.toolkit)
 
     def engine_with_adapters(self, components: Components) -> tuple[Engine, AdapterSwapper]:
         """Return the engine under test, and the swapper pipeline that merges adapters into its weights."""
@@ -109,7 +112,7 @@ class GoldenModels:
             derived = files.config is None
         if derived:
             return components
-        return replace(components, transformer=self._transformer(model, components.precision))
+        return replace(components, transformer=self._transformer(model, components.precision.name))
 
     def _load(self, model: str, dtype: str) -> Components:
         transformer = self._transformer(model, dtype)
@@ -118,12 +121,12 @@ class GoldenModels:
         return Components(
             model=MODEL_IDS[model],
             transformer=transformer,
-            autoencoder=load_autoencoder(files, device=self.device, dtype=DTYPES[dtype]),
+            autoencoder=load_autoencoder(files, device=self.device, dtype=PRECISIONS[dtype].dtype),
             text_encoder=nn.Identity(),
             tokenizer=no_tokenizer,
             layers=layer_shapes(transformer),
             revision="goldens",
-            precision=dtype,
+            precision=PRECISIONS[dtype],
             device=self.device,
             placement=Placement("resident", "host", 0),
             regions={},
@@ -132,7 +135,7 @@ class GoldenModels:
     def _transformer(self, model: str, dtype: str) -> Any:
         weights = self.goldens.transformer(model)
         with transformer_files(weights) as files:
-            return load_transformer(files, device=self.device, dtype=DTYPES[dtype])
+            return load_transformer(files, device=self.device, dtype=PRECISIONS[dtype].dtype)
 
 
 def _trained_on(adapter: Path) -> str:

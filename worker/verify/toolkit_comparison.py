@@ -21,11 +21,11 @@ from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
 from shared.errors import GoldensError
 from worker.lora.hot_swap import AdapterSwapper
-from worker.model.components import DTYPES
+from worker.model.precision import PRECISIONS
 from worker.model.text_encoder import MISTRAL, family_of, load_text_encoder, load_tokenizer, quiet_transformers
 from worker.rendering.prompt_encoder import embed, tokenize
 from worker.rendering.toolkit_checkout import Toolkit
-from worker.rendering.toolkit_engine import AiToolkit, fill
+from worker.rendering.toolkit_engine import ToolkitEngine, fill
 from worker.verify.checks import forward
 from worker.verify.golden_models import GoldenModels, adapter_ref, bfl_weights
 from worker.verify.goldens import Case, Goldens, given_embeds, sidecar
@@ -46,9 +46,9 @@ class ToolkitComparison:
         with torch.no_grad():
             return list(_CHECKS[case.type](case, self))
 
-    def toolkit_engine(self, model: str, dtype: str) -> AiToolkit:
+    def toolkit_engine(self, model: str, dtype: str) -> ToolkitEngine:
         """Return AI Toolkit's engine over modules that AI Toolkit loaded, not over ours."""
-        return AiToolkit(self.toolkit, self._transformer(model, dtype), self._autoencoder(dtype))
+        return ToolkitEngine(self.toolkit, self._transformer(model, dtype), self._autoencoder(dtype))
 
     def _transformer(self, model: str, dtype: str) -> Any:
         weights = self.models.goldens.transformer(model)
@@ -63,7 +63,7 @@ class ToolkitComparison:
 
     def _loaded(self, module: nn.Module, state: Mapping[str, Tensor], dtype: str) -> nn.Module:
         fill(module, state)
-        return module.to(self.models.device, DTYPES[dtype])
+        return module.to(self.models.device, PRECISIONS[dtype].dtype)
 
 
 def comparable_cases(goldens: Goldens, *, only: CaseType | None, dtype: Precision | None) -> list[Case]:
@@ -121,7 +121,7 @@ def _adapter(case: Case, comparison: ToolkitComparison) -> Iterator[Measure]:
 
 
 def _text(case: Case, comparison: ToolkitComparison) -> Iterator[Measure]:
-    entry, models, dtype = case.entry, comparison.models, DTYPES[case.dtype]
+    entry, models, dtype = case.entry, comparison.models, PRECISIONS[case.dtype].dtype
     folder = models.goldens.folder / entry["encoder"]
     ours = load_text_encoder(folder, device=models.device, dtype=dtype)
     family = family_of(ours.config)

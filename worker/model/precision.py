@@ -1,0 +1,95 @@
+"""The precisions a model can run in, and what each of them allows.
+
+Everything that depends on the precision asks the policy; no other module compares names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from types import MappingProxyType
+
+import torch
+
+from shared.job import Engine
+
+
+class WeightStorage(Enum):
+    """How the weights of linear layers are stored on the device."""
+
+    #: In the dtype of the activations.
+    DENSE = auto()
+    #: Every linear layer in float8, expanded before each product: `worker.model.qfloat8`.
+    QFLOAT8 = auto()
+    #: The blocks' linear layers in float8, multiplied as float8: `worker.model.fp8`.
+    FP8 = auto()
+
+
+@dataclass(frozen=True)
+class PrecisionPolicy:
+    """One precision: its number formats, and what the weights in that format allow.
+
+    Attributes:
+        name: as in `FLUX2_MODEL_PRECISION` and in reports.
+        dtype: of activations, latents and embeddings, and of all weights that `storage` does not make smaller.
+        engine: the engine of this project that runs these weights.
+        can_merge: adapters can be merged into the weights.
+        can_run_unmerged: adapters can run as extra products in each step.
+        fits_toolkit: AI Toolkit's classes can hold the weights.
+        keeps_bits: a step gives AI Toolkit's bits, which compiled blocks must not change.
+        compiles_by_default: blocks are compiled on a GPU unless the settings say otherwise.
+        text_encoder: name of the text encoder's precision unless it is set; None for the same one.
+    """
+
+    name: str
+    dtype: torch.dtype = torch.bfloat16
+    storage: WeightStorage = WeightStorage.DENSE
+    engine: Engine = "exact"
+    can_merge: bool = True
+    can_run_unmerged: bool = True
+    fits_toolkit: bool = True
+    keeps_bits: bool = True
+    compiles_by_default: bool = False
+    text_encoder: str | None = None
+
+    @property
+    def replaces_layers(self) -> bool:
+        """Whether loading replaces linear layers one by one, so query, key and value must stay separate layers."""
+        return self.storage is not WeightStorage.DENSE
+
+    @property
+    def rereads_weights(self) -> bool:
+        """Whether the dense weights exist nowhere but in the checkpoint's files, and are read there again and again."""
+        return self.storage is WeightStorage.FP8
+
+    def text_encoder_policy(self, requested: str | None) -> PrecisionPolicy:
+        """Return the text encoder's policy; `requested` is the name that the settings give, if they give one."""
+        return PRECISIONS[requested or self.text_encoder or self.name]
+
+
+PRECISIONS: Mapping[str, PrecisionPolicy] = MappingProxyType(
+    {
+        policy.name: policy
+        for policy in (
+            # The bits of compiled blocks were compared in bfloat16 only, so float32 is not compiled unless asked for.
+            PrecisionPolicy("bf16", compiles_by_default=True),
+            PrecisionPolicy("fp32", dtype=torch.float32),
+            # Float8 would round a merged update away.
+            PrecisionPolicy("qfloat8", storage=WeightStorage.QFLOAT8, can_merge=False, fits_toolkit=False),
+            PrecisionPolicy(
+                "fp8",
+                storage=WeightStorage.FP8,
+                engine="fast",
+                can_run_unmerged=False,
+                fits_toolkit=False,
+                keeps_bits=False,
+                compiles_by_default=True,
+                text_encoder="bf16",
+            ),
+        )
+    }
+)
+
+#: The precision whose weights take the least memory while a step keeps AI Toolkit's bits.
+SMALLEST_EXACT = PRECISIONS["qfloat8"]
