@@ -1,6 +1,6 @@
-"""The `flux2` command: the whole service on one host, and the commands that each installed side adds.
+"""The `flux2` command: the whole service on one host, and the commands of each installed side.
 
-The sides join through the entry-point group `flux2.commands`, so neither is imported where it is not installed.
+The sides register their commands in the entry-point group `flux2.commands`, so this module imports neither.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from shared.demo_model import DEMO_ADAPTER, DRAWN_PX, LABEL, PROMPTS
 from shared.doctor import run_checks
 from shared.errors import AdapterNotFound, Flux2Error
 from shared.local.stack import Stack
-from shared.settings import Settings, unknown_variables
+from shared.settings import Settings
+from shared.unknown_settings import find_unknown_settings
 
-# A base checkpoint may be of any size: only its header is read.
+# Only the header of a base checkpoint is read, so its size does not matter.
 _ANY_SIZE = 2**62
+_MARKS = {"ok": "[green]ok", "warning": "[yellow]warning", "failed": "[red]FAILED"}
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -42,17 +44,20 @@ app = typer.Typer(
 
 @app.command()
 def up(
-    data: Annotated[Path, typer.Option(file_okay=False, help="Folder of all state.")] = Path(".flux2"),
+    data: Annotated[Path, typer.Option(file_okay=False, help="Folder for all data, logs and adapters.")] = Path(
+        ".flux2"
+    ),
     port: Annotated[
-        int | None, typer.Option(min=0, max=65_535, help="Port of the API, on loopback; default: FLUX2_API_PORT.")
+        int | None,
+        typer.Option(min=0, max=65_535, help="Port of the API on loopback, 0 for a free one; default: FLUX2_API_PORT."),
     ] = None,
     redis_port: Annotated[
         int | None, typer.Option(min=1, max=65_535, help="Port of Redis; default: a free one.")
     ] = None,
     s3_port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Port of S3; default: a free one.")] = None,
-    workers: Annotated[int, typer.Option(min=0, help="Worker processes; with CUDA, one device each.")] = 1,
+    workers: Annotated[int, typer.Option(min=0, help="Number of worker processes; with CUDA, one per GPU.")] = 1,
 ) -> None:
-    """Start Redis, S3, the API and workers on this host, and keep them until Ctrl-C."""
+    """Start Redis, S3, the API and workers on this host, and run them until Ctrl-C."""
     settings = Settings()
     logs.configure(settings.log)
     console = Console()
@@ -66,22 +71,10 @@ def up(
     )
     with console.status("starting Redis, S3, the API and workers"):
         stack.start()
-    # From here on; a Ctrl-C during the start raises there, and undoes it.
-    stopped = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stopped.set())
     try:
-        console.print(f"API       {stack.url}  (documentation: {stack.url}/docs)")
-        console.print(f"Redis     {stack.servers.redis.url}")
-        console.print(f"S3        {stack.servers.s3.url}  bucket {stack.servers.s3.bucket}")
-        console.print(
-            f"adapters  {stack.adapter_root}" + (f"  ({DEMO_ADAPTER} is there)" if stack.serves_demo_model else "")
-        )
-        console.print(f"logs      {', '.join(str(log) for log in stack.logs)}")
-        if stack.serves_demo_model:
-            console.print(f"model     the {LABEL}; set FLUX2_MODEL_PATH for real weights")
-            console.print(f"          it can draw, best at {DRAWN_PX}x{DRAWN_PX}: " + "; ".join(PROMPTS))
-        console.print("Ctrl-C stops everything.")
+        # Handlers replace KeyboardInterrupt only now: during the start it must raise, so that the start is undone.
+        stopped = _stop_event()
+        _describe_stack(console, stack)
         while not stopped.wait(1.0):
             stack.restart_dead()
     finally:
@@ -91,14 +84,17 @@ def up(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Adapter file.")],
+    file: Annotated[Path, typer.Argument(help="Adapter file to inspect.")],
     base: Annotated[
-        Path | None, typer.Option(help="Transformer file in BFL's layout, e.g. flux2-dev.safetensors, to match.")
+        Path | None,
+        typer.Option(
+            help="Transformer file in BFL's layout, e.g. flux2-dev.safetensors, to compare the adapter's layers with."
+        ),
     ] = None,
-    model: Annotated[str, typer.Option(help="Model id of that base.")] = "flux2",
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    model: Annotated[str, typer.Option(help="Model id of that transformer.")] = "flux2",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Tell what an adapter file is: kind, ranks, layers, training step, sha256. Exit code 1 if it cannot be used."""
+    """Show an adapter file's kind, ranks, layers, training step and sha256. Exit code 1 if it cannot be used."""
     limit = Settings().adapters.max_bytes
     if not file.is_file():
         raise AdapterNotFound(f"{file}: no such file")
@@ -116,20 +112,40 @@ def inspect(
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False) -> None:
-    """Check Redis, its durability, the clock, storage, adapters and workers. Exit code 1 if anything has failed."""
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False) -> None:
+    """Check Redis, its durability, the clock, storage, adapters and workers. Exit code 1 if a check fails."""
     findings = []
     table = Table("", "what", "detail", "what to do", box=None)
     for finding in run_checks(Settings()):
         findings.append(finding)
-        mark = {"ok": "[green]ok", "warning": "[yellow]warning", "failed": "[red]FAILED"}[finding.state]
-        table.add_row(mark, escape(finding.name), escape(finding.detail), escape(finding.remedy))
+        table.add_row(_MARKS[finding.state], escape(finding.name), escape(finding.detail), escape(finding.remedy))
         if as_json:
             typer.echo(json.dumps(asdict(finding)))
     if not as_json:
         Console().print(table)
     if any(finding.state == "failed" for finding in findings):
         raise typer.Exit(1)
+
+
+def _stop_event() -> threading.Event:
+    """Return an event that SIGINT and SIGTERM set."""
+    stopped = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopped.set())
+    return stopped
+
+
+def _describe_stack(console: Console, stack: Stack) -> None:
+    demo_adapter = f"  (with {DEMO_ADAPTER})" if stack.serves_demo_model else ""
+    console.print(f"API       {stack.url}  (documentation: {stack.url}/docs)")
+    console.print(f"Redis     {stack.servers.redis.url}")
+    console.print(f"S3        {stack.servers.s3.url}  bucket {stack.servers.s3.bucket}")
+    console.print(f"adapters  {stack.adapter_root}{demo_adapter}")
+    console.print(f"logs      {', '.join(str(log) for log in stack.logs)}")
+    if stack.serves_demo_model:
+        console.print(f"model     the {LABEL}; set FLUX2_MODEL_PATH to serve real weights")
+        console.print(f"          It draws best at {DRAWN_PX}x{DRAWN_PX}, for example: " + "; ".join(PROMPTS))
+    console.print("Press Ctrl-C to stop everything.")
 
 
 def _text(value: object) -> str:
@@ -141,30 +157,33 @@ def _text(value: object) -> str:
 
 
 def main() -> None:
-    """Run the command; a mistake that the caller can mend is one line, not a traceback."""
+    """Run the command; an error that the caller can fix is printed as one line, without a traceback."""
     try:
-        for name in unknown_variables():
-            _say(f"{name} is no setting, and has no effect", style="yellow")
+        for name, suggestion in find_unknown_settings().items():
+            hint = f"did you mean {suggestion}?" if suggestion else "docs/reference/settings.md lists all settings"
+            _print_error(f"unknown setting {name} is ignored; {hint}", style="yellow")
         app()
     except ValidationError as error:
         for problem in error.errors():
-            said = problem["msg"].removeprefix("Value error, ")
+            reason = problem["msg"].removeprefix("Value error, ")
             path = "_".join(str(part) for part in problem["loc"]).upper()
-            _fail(said if said.startswith("FLUX2_") else f"FLUX2_{path}: {said}")
+            # Checks across several settings name them themselves.
+            _exit_with(reason if reason.startswith("FLUX2_") else f"FLUX2_{path}: {reason}")
     except UnicodeDecodeError as error:
-        _fail(f".env is not text in UTF-8: {error.reason} at byte {error.start}")
+        _exit_with(f".env is not UTF-8 text: {error.reason} at byte {error.start}; save it as UTF-8")
     except SettingsError as error:
-        _fail(f"{error}; settings are named FLUX2_<SECTION>_<NAME>")
+        _exit_with(f"{error}; settings are named FLUX2_<SECTION>_<NAME>")
     except Flux2Error as error:
-        _fail(str(error))
+        _exit_with(str(error))
 
 
-def _fail(message: str) -> None:
-    _say(message, style="red")
+def _exit_with(message: str) -> None:
+    _print_error(message, style="red")
     sys.exit(1)
 
 
-def _say(message: str, *, style: str) -> None:
+def _print_error(message: str, *, style: str) -> None:
+    # Messages hold paths and keys from files; Rich must neither style nor wrap them.
     Console(stderr=True).print(message, style=style, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,7 +1,7 @@
-"""`flux2 doctor`: look at everything a running service needs, and say what is wrong and what to do.
+"""`flux2 doctor`: check everything that a running service needs; each finding says what is wrong and what to do.
 
-It changes nothing but one probe object in the store, which it deletes. Each check stands alone, so that one look shows
-all that is wrong.
+The checks change nothing except for one probe object in the store, which they delete. A failed check does not hide the
+others, so one run shows everything that is wrong.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from shared.ledger.connection import MIN_REDIS
 from shared.settings import Settings
 from shared.storage import open_store
 
-# Signed requests are refused by S3 when clocks differ by 15 minutes; leases use Redis' clock alone.
-_CLOCK_S = 5.0
-# A lease this long past its end has no reaper.
-_UNREAPED_S = 10.0
+# S3 refuses signed requests when clocks differ by 15 minutes; leases do not matter here, they use Redis' clock alone.
+_MAX_CLOCK_OFFSET_S = 5.0
+# Caretakers requeue expired leases every FLUX2_QUEUE_REAP_S; one this late means that no caretaker runs.
+_MAX_REAP_DELAY_S = 10.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report."""
+    """One line of the report; `remedy` is empty if there is nothing to do."""
 
     name: str
     state: Literal["ok", "warning", "failed"]
@@ -37,17 +37,17 @@ class Finding:
 
 
 def run_checks(settings: Settings) -> Iterator[Finding]:
-    """Check Redis, its durability, the clock, storage, adapters, workers, queue and webhooks."""
+    """Check Redis, its durability, the clock, workers, leases, webhooks, storage and adapters."""
     ledger = Ledger.connect(settings.redis.url, settings.queue, timeout_s=settings.redis.timeout_s)
     try:
         yield from _redis(ledger)
         yield from _durability(ledger)
         yield _clock(ledger)
         yield from _workers(ledger)
-        yield _caretakers(ledger)
+        yield _leases(ledger)
         yield from _webhooks(ledger, settings)
     except LedgerUnavailable as error:
-        yield Finding("redis", "failed", str(error), "start Redis, or mend FLUX2_REDIS_URL")
+        yield Finding("redis", "failed", str(error), "start Redis, or correct FLUX2_REDIS_URL")
     yield _storage(settings)
     yield _adapters(settings)
 
@@ -56,7 +56,8 @@ def _redis(ledger: Ledger) -> Iterator[Finding]:
     ledger.ping()
     version = str(ledger.redis.info("server")["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < MIN_REDIS:
-        yield Finding("redis", "failed", f"version {version}", "6.2 or later is needed")
+        required = ".".join(str(part) for part in MIN_REDIS)
+        yield Finding("redis", "failed", f"version {version} is too old", f"install Redis {required} or later")
     else:
         yield Finding("redis", "ok", f"version {version}")
 
@@ -70,12 +71,15 @@ def _durability(ledger: Ledger) -> Iterator[Finding]:
 
 
 def _clock(ledger: Ledger) -> Finding:
-    before = time.time()
-    theirs = ledger.now_ms() / 1000
-    apart = abs(theirs - (before + time.time()) / 2)
-    detail = f"{apart:.2f} s from Redis' host"
-    if apart > _CLOCK_S:
-        return Finding("clock", "warning", detail, "run NTP on both: signed URLs and S3 requests depend on the time")
+    before_s = time.time()
+    redis_s = ledger.now_ms() / 1000
+    # The answer took a while to arrive; the middle of the call is the best guess at when Redis read its clock.
+    offset_s = abs(redis_s - (before_s + time.time()) / 2)
+    detail = f"{offset_s:.2f} s from the clock of Redis' host"
+    if offset_s > _MAX_CLOCK_OFFSET_S:
+        return Finding(
+            "clock", "warning", detail, "run NTP on both hosts; signed URLs and S3 requests need the right time"
+        )
     return Finding("clock", "ok", detail)
 
 
@@ -83,32 +87,54 @@ def _workers(ledger: Ledger) -> Iterator[Finding]:
     slots = ledger.workers.live_slots()
     for slot in slots:
         if slot.state == "faulty":
-            yield Finding("worker", "failed", f"{slot.name}: its device failed repeatedly", "dmesg, nvidia-smi, reboot")
+            yield Finding(
+                "worker",
+                "failed",
+                f"{slot.name}: its device failed repeatedly",
+                "look at dmesg and nvidia-smi, then reboot the host or replace the GPU",
+            )
         if slot.corrupted:
-            yield Finding("worker", "failed", f"{slot.name}: {slot.corrupted} weights are not clean", "report a defect")
+            yield Finding(
+                "worker",
+                "failed",
+                f"{slot.name}: {slot.corrupted} base weights are corrupted",
+                "restart the worker and report a bug",
+            )
     states = Counter(slot.state for slot in slots)
-    detail = ", ".join(f"{count} {state}" for state, count in states.items()) or "none is alive"
-    yield Finding("workers", "ok" if slots else "warning", detail, "" if slots else "start one: flux2 worker")
+    if slots:
+        yield Finding("workers", "ok", ", ".join(f"{count} {state}" for state, count in states.items()))
+    else:
+        yield Finding("workers", "warning", "no worker is running", "start one: flux2 worker")
     for name in POOLS:
         queued = ledger.queue_length(name)
         if queued and not any(name in slot.pools for slot in slots):
-            yield Finding("queue", "failed", f"{queued} items of {name} wait, and no worker takes them", "start one")
+            yield Finding(
+                "queue",
+                "failed",
+                f"{queued} items of {name} are queued, but no worker serves it",
+                "start a worker for that model and engine",
+            )
 
 
-def _caretakers(ledger: Ledger) -> Finding:
+def _leases(ledger: Ledger) -> Finding:
     oldest = ledger.redis.zrange(keys.LEASES, 0, 0, withscores=True)
     late_s = (ledger.now_ms() - oldest[0][1]) / 1000 if oldest else 0.0
-    if late_s > _UNREAPED_S:
-        return Finding("leases", "failed", f"{oldest[0][0]} is {late_s:.0f} s past its end", "restart the API")
-    return Finding("leases", "ok", f"{ledger.redis.zcard(keys.LEASES)} items run")
+    if late_s > _MAX_REAP_DELAY_S:
+        return Finding(
+            "leases",
+            "failed",
+            f"{oldest[0][0]} expired {late_s:.0f} s ago and was not requeued",
+            "restart the API, which requeues expired items",
+        )
+    return Finding("leases", "ok", f"{ledger.redis.zcard(keys.LEASES)} items are running")
 
 
 def _webhooks(ledger: Ledger, settings: Settings) -> Iterator[Finding]:
     unsent = ledger.outbox.count_undelivered()
     if unsent and settings.webhook.secret is None:
-        yield Finding("webhooks", "failed", f"{unsent} messages cannot be signed", "set FLUX2_WEBHOOK_SECRET")
+        yield Finding("webhooks", "failed", f"{unsent} webhooks cannot be signed", "set FLUX2_WEBHOOK_SECRET")
     elif settings.webhook.secret is not None:
-        yield Finding("webhooks", "ok", f"{unsent} messages are not delivered yet")
+        yield Finding("webhooks", "ok", f"{unsent} webhooks are waiting to be delivered")
 
 
 def _storage(settings: Settings) -> Finding:
@@ -116,13 +142,21 @@ def _storage(settings: Settings) -> Finding:
         open_store(settings).check()
     except StorageUnavailable as error:
         return Finding(
-            "storage", "failed", str(error), "the bucket must exist; the key needs put, get, delete and list"
+            "storage",
+            "failed",
+            str(error),
+            "create the bucket if it is missing; allow the key to put, get, delete and list",
         )
-    return Finding("storage", "ok", "wrote, read and deleted a probe")
+    return Finding("storage", "ok", "a probe was written, read and deleted")
 
 
 def _adapters(settings: Settings) -> Finding:
     root = settings.adapters.root.absolute()
     if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
-        return Finding("adapters", "failed", f"{root} cannot be read", "set FLUX2_ADAPTERS_ROOT; workers see the same")
+        return Finding(
+            "adapters",
+            "failed",
+            f"{root} cannot be read",
+            "create it or set FLUX2_ADAPTERS_ROOT; the API and the workers must see the same files",
+        )
     return Finding("adapters", "ok", str(root))

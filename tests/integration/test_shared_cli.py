@@ -39,7 +39,7 @@ def test_a_wrong_setting_is_one_line_that_names_the_variable(command):
     ("arguments", "variables", "said"),
     [
         (("worker", "--device", "banana"), {}, "device 'banana' is none of auto, cuda, cuda:N and cpu"),
-        (("api",), {"FLUX2_S3_ENDPOINT_URL": "s3.example.com"}, "FLUX2_S3_ENDPOINT_URL: 's3.example.com' is no URL"),
+        (("api",), {"FLUX2_S3_ENDPOINT_URL": "s3.example.com"}, "FLUX2_S3_ENDPOINT_URL: 's3.example.com' is not a URL"),
         (
             ("worker",),
             {"FLUX2_QUEUE_RENEW_S": "10"},
@@ -52,7 +52,7 @@ def test_a_wrong_setting_is_one_line_that_names_the_variable(command):
         (("render", "{folder}/binary"), {}, "the request: Invalid JSON"),
     ],
 )
-def test_what_a_person_can_mend_is_one_line(arguments, variables, said, tmp_path):
+def test_an_error_that_a_person_can_fix_is_one_line(arguments, variables, said, tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\xd8bad")
 
     done = flux2(*(part.format(folder=tmp_path) for part in arguments), **variables)
@@ -62,20 +62,22 @@ def test_what_a_person_can_mend_is_one_line(arguments, variables, said, tmp_path
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_dotenv_file_that_is_no_text_is_one_line(tmp_path, monkeypatch):
+def test_a_binary_dotenv_file_is_one_line(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / ".env").write_bytes(b"FLUX2_QUEUE_CAP=\xff\n")
 
     done = flux2("doctor")
 
-    assert done.stderr.splitlines() == [".env is not text in UTF-8: invalid start byte at byte 16"]
+    assert done.stderr.splitlines() == [".env is not UTF-8 text: invalid start byte at byte 16; save it as UTF-8"]
 
 
-def test_a_variable_that_is_no_setting_is_told():
+def test_an_unknown_setting_is_named_with_the_one_that_was_meant():
     misspelt = flux2("inspect", "no-such-file", FLUX2_MODEL_PRECISON="qfloat8")
     cut = flux2("doctor", FLUX2_REDIS="redis://127.0.0.1")
 
-    assert misspelt.stderr.splitlines()[0] == "FLUX2_MODEL_PRECISON is no setting, and has no effect"
+    assert misspelt.stderr.splitlines()[0] == (
+        "unknown setting FLUX2_MODEL_PRECISON is ignored; did you mean FLUX2_MODEL_PRECISION?"
+    )
     assert cut.stderr.splitlines()[-1].endswith("settings are named FLUX2_<SECTION>_<NAME>")
     assert len(cut.stderr.splitlines()) == 2
 
@@ -88,7 +90,7 @@ def test_a_worker_without_redis_says_so_before_it_loads_anything():
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_checkpoint_that_is_not_there_is_one_line_that_names_it(tmp_path):
+def test_a_missing_checkpoint_is_one_line_that_names_it(tmp_path):
     missing = tmp_path / "no-such-model"
 
     with RedisServer(tmp_path) as redis:

@@ -1,4 +1,4 @@
-"""The doctor names each thing that is wrong, and nothing where all is well."""
+"""The doctor names each fault, and only those."""
 
 import json
 import uuid
@@ -86,7 +86,7 @@ def test_a_redis_that_is_nearly_full_is_named(sound, redis_client, configured):
     assert "bytes are used" in report(sound())["redis is durable"].detail
 
 
-def test_a_redis_whose_configuration_is_hidden_is_told_to_be_so(sound, redis_client, redis_url):
+def test_a_redis_that_hides_its_configuration_is_named(sound, redis_client, redis_url):
     redis_client.acl_setuser("hidden", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-config"])
     try:
         found = report(sound(redis={"url": redis_url.replace("redis://", "redis://hidden:pw@")}))
@@ -96,14 +96,14 @@ def test_a_redis_whose_configuration_is_hidden_is_told_to_be_so(sound, redis_cli
     assert "cannot be read" in found["redis is durable"].detail
 
 
-def test_a_redis_that_is_away_leaves_the_other_checks(sound):
+def test_the_other_checks_run_while_redis_is_away(sound):
     found = report(sound(redis={"url": "redis://127.0.0.1:1/0", "timeout_s": 0.5}))
 
     assert found["redis"].state == "failed"
     assert found["storage"].state == "ok"
 
 
-def test_a_bucket_that_is_missing_and_a_folder_that_is_missing_are_named(sound, s3, tmp_path):
+def test_a_missing_bucket_and_a_missing_folder_are_named(sound, s3, tmp_path):
     found = report(
         sound(s3={**s3.s3.model_dump(), "bucket": "no-such-bucket"}, adapters={"root": tmp_path / "nowhere"})
     )
@@ -112,7 +112,7 @@ def test_a_bucket_that_is_missing_and_a_folder_that_is_missing_are_named(sound, 
     assert "nowhere" in found["adapters"].detail
 
 
-def test_items_that_no_worker_takes_and_leases_that_nobody_ends_are_named(sound, redis_client, item):
+def test_items_without_a_worker_and_leases_without_a_caretaker_are_named(sound, redis_client, item):
     made = sound()
     ledger = Ledger(redis_client, made.queue)
     for _ in range(2):
@@ -122,11 +122,11 @@ def test_items_that_no_worker_takes_and_leases_that_nobody_ends_are_named(sound,
 
     found = report(made)
 
-    assert found["queue"].detail.startswith("1 items of flux2 wait")
+    assert found["queue"].detail.startswith("1 items of flux2 are queued, but no worker serves it")
     assert claim.item_id in found["leases"].detail
 
 
-def test_messages_that_cannot_be_signed_are_named(sound, redis_client):
+def test_webhooks_that_cannot_be_signed_are_named(sound, redis_client):
     redis_client.zadd(keys.OUTBOX, {"job": 0})
 
     assert "cannot be signed" in report(sound())["webhooks"].detail

@@ -1,4 +1,4 @@
-"""The settings, their documents and the environment say the same."""
+"""The settings, their documentation and the environment agree."""
 
 import re
 from pathlib import Path
@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from shared.settings import Settings, unknown_variables
+from shared.settings import Settings
+from shared.unknown_settings import find_unknown_settings
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,23 +79,27 @@ def test_an_empty_variable_means_the_default(monkeypatch):
         ("FLUX2_MODEL_ID", "flux3"),
     ],
 )
-def test_a_value_that_cannot_be_used_is_refused(variable, value, monkeypatch):
+def test_an_unusable_value_is_refused(variable, value, monkeypatch):
     monkeypatch.setenv(variable, value)
 
     with pytest.raises(ValidationError, match=variable.split("_", 2)[2].lower()):
         Settings()
 
 
-def test_a_variable_that_is_no_setting_is_found(monkeypatch, tmp_path):
+def test_an_unknown_setting_is_found_with_the_setting_that_was_meant(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLUX2_MODEL_PRECISON", "qfloat8")
     monkeypatch.setenv("FLUX2_MODEL_PRECISION", "bf16")
-    (tmp_path / ".env").write_text("FLUX2_S3_BUKET=mine\nFLUX2_S3_REGION=eu-west-1\nOTHER=1\n")
+    (tmp_path / ".env").write_text("FLUX2_S3_BUKET=mine\nFLUX2_S3_REGION=eu-west-1\nOTHER=1\nFLUX2_X=1\n")
 
-    assert unknown_variables() == ["FLUX2_MODEL_PRECISON", "FLUX2_S3_BUKET"]
+    assert find_unknown_settings() == {
+        "FLUX2_MODEL_PRECISON": "FLUX2_MODEL_PRECISION",
+        "FLUX2_S3_BUKET": "FLUX2_S3_BUCKET",
+        "FLUX2_X": None,
+    }
 
 
-def test_a_lease_that_would_end_before_its_renewal_is_refused(monkeypatch):
+def test_a_lease_shorter_than_three_renewals_is_refused(monkeypatch):
     monkeypatch.setenv("FLUX2_QUEUE_RENEW_S", "6")
 
     with pytest.raises(
@@ -116,5 +121,5 @@ def test_credentials_in_a_dotenv_file_reach_the_store(monkeypatch, tmp_path):
     assert "SK" not in repr(settings)
 
 
-def test_without_credentials_boto3_looks_in_its_own_places():
+def test_without_credentials_boto3_searches_its_usual_places():
     assert Settings().aws_credentials() == {}
