@@ -1,6 +1,6 @@
-"""Measure the API under many clients: 200 pollers at 1 Hz beside 10 submits a second, on embedded real parts.
+"""Measure the API under load: 200 clients poll once a second while 10 jobs a second are submitted.
 
-Also what a Redis that is gone is answered, and how soon. Times are of one run on one machine.
+A last row shows what clients get, and how soon, while Redis is frozen. Times hold for one run on one machine.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ Row = dict[str, Any]
 
 
 def main(
-    pollers: Annotated[int, typer.Option(min=1, help="Clients that ask for a status each second.")] = 200,
-    seconds: Annotated[float, typer.Option(min=2, help="How long.")] = 30.0,
-    submits_per_s: Annotated[float, typer.Option(min=0.1, help="Jobs accepted meanwhile.")] = 10.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    pollers: Annotated[int, typer.Option(min=1, help="Clients that poll a status once a second.")] = 200,
+    seconds: Annotated[float, typer.Option(min=2, help="Duration of the measurement.")] = 30.0,
+    submits_per_s: Annotated[float, typer.Option(min=0.1, help="Jobs submitted each second at the same time.")] = 10.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
 ) -> None:
-    """Start the API without workers in a temporary folder, measure, and stop everything."""
+    """Start the API without workers in a temporary folder, measure, and stop it."""
     with (
         tempfile.TemporaryDirectory(prefix="flux2-load-") as data,
         Stack(Path(data), Settings.model_construct(), inherit=False, workers=0) as stack,
@@ -79,7 +79,7 @@ async def _run(stack: Stack, pollers: int, seconds: float, submits_per_s: float)
     return [
         _row("LPUSH of 1 kB into the same Redis, idle", pushes),
         _row(f"GET status, {pollers} pollers at 1 Hz", [answer for answers in polls for answer in answers]),
-        _row(f"POST to 202 meanwhile, {submits_per_s:g} a second", submits),
+        _row(f"POST to 202 at the same time, {submits_per_s:g} a second", submits),
         _row(f"GET status of {pollers} at once, Redis frozen", hung),
     ]
 
@@ -87,7 +87,7 @@ async def _run(stack: Stack, pollers: int, seconds: float, submits_per_s: float)
 async def _repeat(
     http: httpx2.AsyncClient, method: str, path: str, each_s: float, until: float
 ) -> list[tuple[int, float]]:
-    """Ask at a steady rate, at a phase of the client's own, whatever the answers take."""
+    """Send requests at a steady rate, however long the answers take; each path starts at a different phase."""
     answers = []
     due = time.monotonic() + hash(path) % 1000 / 1000 * each_s
     while due < until:

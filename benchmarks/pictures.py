@@ -1,8 +1,8 @@
-"""Measure what is on a picture: figures with colour, shape, place and size, found by pixels alone.
+"""Find the figures in a picture from its pixels alone: their colour, shape, place and size.
 
-Nothing here knows how a picture was made. A figure is a connected region unlike the border's colour; its colour is the
-nearest of the names in `COLOURS`, its shape the outline that overlaps it best. The outlines are drawn by the generator
-that the tiny model learnt from, as that is what the words mean to it.
+A figure is a connected region whose colour differs from the border's. Its colour is the nearest name in `COLOURS`, and
+its shape is the outline that overlaps it best. The outlines come from the generator of the tiny model's training
+pictures, because that generator defines what the words mean to the model.
 """
 
 from __future__ import annotations
@@ -24,23 +24,24 @@ from tools.train_tiny.draw import FORMS
 Mask = npt.NDArray[np.bool_]
 
 _SIDE = 128  # pictures are measured at this size
-_APART = 55  # Euclidean distance in RGB from the background, for a pixel to be part of a figure
-_LEAST_AREA = 0.004  # of the picture; less is a speck
+_MIN_DISTANCE = 55  # Euclidean distance in RGB between a figure's pixels and the background
+_LEAST_AREA = 0.004  # of the picture; a smaller region is a speck
 _OUTLINE = 48  # side of a figure's mask, stretched to its bounding box
-_LEAST_OVERLAP = 0.72  # intersection over union; less is no shape
+_LEAST_OVERLAP = 0.72  # intersection over union; with less overlap the shape is unknown
 
 _PLACES = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "centre": (0, 0),
            "top left": (-1, -1), "top right": (1, -1), "bottom left": (-1, 1), "bottom right": (1, 1)}  # fmt: skip
-_THIRD = 0.22  # where the middle ends, with -1..1 across the picture
+_MIDDLE = 0.22  # half-width of the middle, with -1..1 across the picture
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One region.
+    """One figure in a picture.
 
     Attributes:
+        shape: None if no outline fits.
         x, y: centre of the bounding box, -1 to 1, y downwards.
-        radius: half of the bounding box' longer side; the picture's is 1.
+        radius: half of the bounding box's longer side; the picture's own radius is 1.
     """
 
     colour: str
@@ -51,16 +52,16 @@ class Figure:
 
 
 def figures(image: Image.Image) -> list[Figure]:
-    """Find the figures of a picture with a plain background, from the left."""
+    """Return the figures of a picture with a plain background, ordered from left to right."""
     pixels = np.asarray(image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX)).astype(float)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    apart = np.linalg.norm(pixels - np.median(border, axis=0), axis=2) > _APART
+    apart = np.linalg.norm(pixels - np.median(border, axis=0), axis=2) > _MIN_DISTANCE
     found = [_figure(region, pixels) for region in _regions(apart) if region.mean() >= _LEAST_AREA]
     return sorted(found, key=lambda figure: figure.x)
 
 
 def mistakes(case: Mapping[str, Any], found: list[Figure]) -> list[str]:
-    """Say what of a case of tiny_prompts.json the figures do not show; nothing is left out and nothing is extra."""
+    """List how the figures differ from a case of tiny_prompts.json: anything missing, wrong or extra."""
     wrong = []
     total = sum(thing["count"] for thing in case["objects"])
     if len(found) != total:
@@ -82,7 +83,7 @@ def mistakes(case: Mapping[str, Any], found: list[Figure]) -> list[str]:
 def _is_there(figure: Figure, thing: Mapping[str, Any]) -> bool:
     if "place" in thing:
         wanted = _PLACES[thing["place"]]
-        if tuple(int(np.sign(at)) if abs(at) > _THIRD else 0 for at in (figure.x, figure.y)) != wanted:
+        if tuple(int(np.sign(at)) if abs(at) > _MIDDLE else 0 for at in (figure.x, figure.y)) != wanted:
             return False
     size = thing.get("size")
     return size is None or (figure.radius < 0.28 if size == "small" else figure.radius > 0.48)
@@ -94,7 +95,7 @@ def _is_related(first: Figure, second: Figure, relation: str) -> bool:
 
 
 def _regions(mask: Mask) -> list[Mask]:
-    """Split a mask into its connected regions; pixels that touch at a corner are connected."""
+    """Split a mask into its connected regions; pixels that touch at a corner count as connected."""
     left, regions = mask.copy(), []
     while left.any():
         start = tuple(np.argwhere(left)[0])

@@ -1,6 +1,6 @@
-"""Measure the queue on this host, on embedded real parts and the tiny model.
+"""Measure the queue on this host: a real Redis, S3 server, API and worker, with the tiny model.
 
-Times are of one run on one machine; the ratios are what carries over. Prints a table, or JSON lines with `--json`.
+Times hold for one run on one machine; only the ratios carry over. Prints a table, or JSON lines with `--json`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Row = dict[str, Any]
 def main(
     posts: Annotated[int, typer.Option(min=2, help="Requests of each kind.")] = 300,
     jobs: Annotated[int, typer.Option(min=2, help="Jobs rendered one after another.")] = 30,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
 ) -> None:
-    """Start everything in a temporary folder, measure, and stop everything."""
+    """Start all services in a temporary folder, measure, and stop them."""
     with (
         tempfile.TemporaryDirectory(prefix="flux2-bench-") as data,
         Stack(Path(data), Settings.model_construct(), inherit=False) as stack,
@@ -52,7 +52,7 @@ def main(
 
 
 def _accepting(stack: Stack, client: Client, posts: int) -> list[Row]:
-    """Submit and poll jobs that no worker takes: the one there is stopped first."""
+    """Measure submitting and polling alone: the worker is stopped first, so no job runs."""
     stack.stop_worker(0)
     redis = stack.ledger().redis
     pushes = [_timed(lambda: redis.lpush("bench", "x" * 1000)) for _ in range(posts)]
@@ -68,7 +68,7 @@ def _accepting(stack: Stack, client: Client, posts: int) -> list[Row]:
 
 
 def _rendering(stack: Stack, client: Client, jobs: int) -> list[Row]:
-    """Render jobs that alternate between two multipliers, so that each changes the warm pipeline."""
+    """Render jobs that alternate between two multipliers, so that each needs an adapter swap."""
     ledger = stack.ledger()
     waited, changed = [], []
     for number in range(jobs):

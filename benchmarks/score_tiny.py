@@ -1,7 +1,8 @@
-"""Score the embedded demonstration model on prompts that it was never trained on: `N of 60`.
+"""Score the embedded demonstration model on 60 prompts that it was never trained on.
 
-Each prompt of tiny_prompts.json is rendered by the product's own pipeline and passes if `benchmarks.pictures` finds
-exactly what it names: every figure's colour, shape, count, place and size, and nothing else. Exit code 1 below 54.
+A worker's renderer draws each prompt of tiny_prompts.json. A picture passes if `benchmarks.pictures` finds exactly the
+figures that the prompt names, with their colour, shape, count, place and size, and nothing else. The exit code is 1 if
+fewer than 54 pass.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ def main(
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 4.0,
     sheet: Annotated[Path | None, typer.Option(help="Save all pictures on one sheet.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Another checkpoint than the embedded one.")] = None,
+    model: Annotated[Path | None, typer.Option(help="Checkpoint to score. [default: the embedded one]")] = None,
 ) -> None:
-    """Render every prompt, print what is wrong and the score."""
+    """Render every prompt, print the mistakes in each picture, and print the score."""
     cases = json.loads(PROMPTS.read_text())
     with tempfile.TemporaryDirectory() as folder:
         if model is None:
             model = Path(folder) / "tiny"
             write_tiny_checkpoint(model)
-        renderer = renderer_of(model)
+        renderer = load_renderer(model)
         pictures = [render(renderer, case["prompt"], size=size, steps=steps, guidance=guidance) for case in cases]
     passed = 0
     for case, picture in zip(cases, pictures, strict=True):
@@ -48,14 +49,14 @@ def main(
         passed += not wrong
         typer.echo(f"{'ok  ' if not wrong else 'FAIL'} {case['prompt']}" + (f": {'; '.join(wrong)}" if wrong else ""))
     if sheet is not None:
-        _save(pictures, sheet)
+        _save_sheet(pictures, sheet)
     typer.echo(f"{passed} of {len(cases)}")
     if passed < PASSING:
         raise typer.Exit(1)
 
 
-def renderer_of(model: Path) -> Renderer:
-    """Load a checkpoint on the CPU."""
+def load_renderer(model: Path) -> Renderer:
+    """Load a checkpoint in float32 on the CPU."""
     settings = ModelSettings(path=str(model), text_encoder=str(model / "text_encoder"), precision="fp32")
     return Renderer(load_components(settings, device=torch.device("cpu"), hf_token=None), prompt_cache=4)
 
@@ -70,7 +71,7 @@ def render(renderer: Renderer, prompt: str, *, size: int, steps: int, guidance: 
     return image
 
 
-def _save(pictures: list[Image.Image], file: Path, *, columns: int = 10) -> None:
+def _save_sheet(pictures: list[Image.Image], file: Path, *, columns: int = 10) -> None:
     side = pictures[0].width
     sheet = Image.new("RGB", (columns * side, -(-len(pictures) // columns) * side))
     for index, picture in enumerate(pictures):

@@ -1,5 +1,5 @@
-"""Measure a full-size FLUX.2 on one device: AI Toolkit's classes, diffusers', ours, and ours compiled.
+"""Measure a full-size FLUX.2 on one device: AI Toolkit's classes, diffusers' pipeline, ours, and ours compiled.
 
-All run over the same weights, which are random, so no checkpoint is needed. How a picture looks is measured elsewhere,
-and the queue around the renderer by `benchmarks.queue`.
+All engines run over the same random weights, so no checkpoint is needed. `benchmarks.score_tiny` judges pictures, and
+`benchmarks.queue` measures the queue around the renderer.
 """

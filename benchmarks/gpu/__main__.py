@@ -1,10 +1,10 @@
-"""Run the measurements and print them: `python -m benchmarks.gpu --full`, or `--tiny --device cpu` to try them."""
+"""Run the measurements and print them: `python -m benchmarks.gpu --full`, or `--tiny --device cpu` for a trial run."""
 
 from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
@@ -13,11 +13,16 @@ from typing import Annotated, Any, Literal
 import torch
 import typer
 
+from benchmarks.gpu.adapter_swaps import measure_swaps
+from benchmarks.gpu.batch import measure_batch
 from benchmarks.gpu.ceilings import measure_ceilings
 from benchmarks.gpu.clock import Clock
+from benchmarks.gpu.engine_times import EngineTimes, Latents
+from benchmarks.gpu.joint_passes import measure_joint_passes
 from benchmarks.gpu.models import Checkpoint
-from benchmarks.gpu.parts import Latents, Parts, Plan
-from benchmarks.gpu.report import Report
+from benchmarks.gpu.prompt_encoding import measure_prompt
+from benchmarks.gpu.report import BASELINES, Report
+from benchmarks.gpu.session import Plan, Session
 from shared.errors import CheckpointError
 from shared.settings import Settings
 from worker.device import pick_device
@@ -29,7 +34,7 @@ from worker.verify.diffusers_pipeline import DiffusersEngine
 
 
 class Part(StrEnum):
-    """What can be measured by itself."""
+    """The measurements that `--only` selects."""
 
     CEILINGS = "ceilings"
     COLD = "cold"
@@ -42,7 +47,10 @@ class Part(StrEnum):
 
 
 class EngineName(StrEnum):
-    """In the order in which they run: the baselines first, and nothing eager of ours after the compilation."""
+    """The engines in the order in which they run.
+
+    The baselines come first, and `exact` comes before `compiled` because compiling cannot be undone.
+    """
 
     AI_TOOLKIT = "ai-toolkit"
     DIFFUSERS = "diffusers"
@@ -55,75 +63,86 @@ _ENGINES = {"bf16": [name for name in EngineName if name != "fast"], "fp8": [Eng
 
 
 def main(
-    tiny: Annotated[bool, typer.Option("--tiny/--full", help="A small model of the same architecture, or the real.")],
+    tiny: Annotated[
+        bool, typer.Option("--tiny/--full", help="A small model of the same architecture, or the full size.")
+    ],
     model: Annotated[
-        Literal["flux2", "flux2_klein_4b", "flux2_klein_9b"], typer.Option(help="Which FLUX.2 to build.")
+        Literal["flux2", "flux2_klein_4b", "flux2_klein_9b"], typer.Option(help="The FLUX.2 model to build.")
     ] = "flux2",
-    device: Annotated[str | None, typer.Option(help="As torch names it. [default: cuda where there is one]")] = None,
+    device: Annotated[str | None, typer.Option(help="Device as torch names it. [default: cuda if available]")] = None,
     size: Annotated[
         list[int] | None,
-        typer.Option(min=16, help="Width and height in pixels; may be repeated. [default: 1024, tiny 64]"),
+        typer.Option(min=16, help="Width and height in pixels; may be repeated. [default: 1024, or 64 with --tiny]"),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of an image.")] = 25,
-    repeat: Annotated[int, typer.Option(min=1, help="Medians are of so many times.")] = 10,
-    items: Annotated[int, typer.Option(min=2, help="Images of the batch.")] = 20,
+    repeat: Annotated[int, typer.Option(min=1, help="Repetitions behind each median.")] = 10,
+    items: Annotated[int, typer.Option(min=2, help="Images in the batch.")] = 20,
     only: Annotated[list[Part] | None, typer.Option(help="Measure this part; may be repeated.")] = None,
     engine: Annotated[list[EngineName] | None, typer.Option(help="Measure this engine; may be repeated.")] = None,
     text_encoder_place: Annotated[
-        Literal["resident", "streamed"] | None, typer.Option(help="Instead of what fits.")
+        Literal["resident", "streamed"] | None,
+        typer.Option(help="Where to put the text encoder. [default: wherever it fits]"),
     ] = None,
     clean_weights: Annotated[
-        Literal["device", "host", "file"] | None, typer.Option(help="Instead of what fits.")
+        Literal["device", "host", "file"] | None,
+        typer.Option(help="Where to keep the clean weights. [default: wherever they fit]"),
     ] = None,
-    memory_gb: Annotated[float | None, typer.Option(min=1, help="Place it as on a card with so much free.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as they are made.")] = False,
-    out: Annotated[Path | None, typer.Option(help="Append the JSON lines to this file, as they are made.")] = None,
+    memory_gb: Annotated[
+        float | None, typer.Option(min=1, help="Place the model as on a card with this much free memory.")
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print each row as a line of JSON when it is measured.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Append each row to this file when it is measured.")] = None,
 ) -> None:
-    """Build a FLUX.2 with random weights by the product's loader, and measure what it costs on this device."""
+    """Write a FLUX.2 checkpoint with random weights, load it as a worker does, and measure it on this device."""
     parts, engines, toolkit = set(only or Part), list(engine or EngineName), _toolkit(engine)
     clock = Clock(pick_device(device or "auto"))
     report = Report(device=clock.name, as_json=as_json, out=out)
     plan = Plan(tuple(size or [64 if tiny else 1024]), steps, repeat, items)
-    with torch.no_grad(), ExitStack() as held:
+    with torch.no_grad(), ExitStack() as stack:
         if Part.CEILINGS in parts:
             measure_ceilings(report, clock, small=tiny or clock.device.type == "cpu")
-            torch.cuda.empty_cache()  # else the placement would take its memory for lost
+            torch.cuda.empty_cache()  # else the placement would count this memory as occupied
         if parts == {Part.CEILINGS}:
             report.print_table()
             return
         narrow = not parts & {Part.COLD, Part.PROMPT, Part.BATCH}
-        checkpoint = held.enter_context(Checkpoint(model, tiny=tiny, device=clock.device, narrow=narrow))
+        checkpoint = stack.enter_context(Checkpoint(model, tiny=tiny, device=clock.device, narrow=narrow))
         latents: Latents = {}
         for precision, possible in _ENGINES.items():
             names = [name for name in possible if name in engines]
             if not names:
                 continue
-            clock.forget_peak()
+            clock.reset_peak()
             try:
                 components = checkpoint.load(
                     precision,
                     text_encoder_place=text_encoder_place,
                     clean_weights=clean_weights,
                     memory_gb=memory_gb,
-                    compile=False if EngineName.EXACT in names else None,  # blocks that are compiled stay so
+                    compile=False if EngineName.EXACT in names else None,  # compiled blocks cannot run eagerly again
                 )
             except CheckpointError as error:
                 raise typer.BadParameter(str(error)) from error
-            others = _others(components, toolkit, names)
-            measured = Parts(components, others, plan=plan, report=report, clock=clock, latents=latents)
+            others = _other_engines(components, toolkit, names)
+            session = Session(components, others, plan=plan, report=report, clock=clock)
             _report_loaded(components, report, clock, cold=Part.COLD in parts)
-            _measure(measured, parts, names, others, folder=_folder(held))
-            del components, others, measured
-            _forget()
+            _measure_engines(
+                session, latents, parts, [name for name in names if name in others or name not in BASELINES]
+            )
+            _measure_rest(session, parts, folder=_folder(stack))
+            del components, others, session
+            _free_memory()
     report.print_table()
 
 
-def _folder(held: ExitStack) -> Path:
-    return Path(held.enter_context(tempfile.TemporaryDirectory(prefix="flux2-bench-")))
+def _folder(stack: ExitStack) -> Path:
+    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flux2-bench-")))
 
 
-def _forget() -> None:
-    """Give the memory of a model back, whose hooks make circles."""
+def _free_memory() -> None:
+    """Free a model's memory; its hooks form reference cycles, which only the garbage collector breaks."""
     torch.compiler.reset()
     gc.collect()
     if torch.cuda.is_available():
@@ -131,12 +150,14 @@ def _forget() -> None:
 
 
 def _toolkit(chosen: Sequence[EngineName] | None) -> Toolkit | None:
-    """Return AI Toolkit's classes if they are wanted and there."""
+    """Return AI Toolkit's classes if they are wanted and a checkout is configured."""
     root = Settings().ai_toolkit_path
     if chosen and EngineName.AI_TOOLKIT not in chosen:
         return None
     if chosen and root is None:
-        raise typer.BadParameter("AI_TOOLKIT_PATH names no checkout", param_hint="--engine")
+        raise typer.BadParameter(
+            "engine ai-toolkit needs AI_TOOLKIT_PATH to name a checkout of AI Toolkit", param_hint="--engine"
+        )
     try:
         return load_toolkit(root) if root else None
     except CheckpointError as error:
@@ -144,7 +165,7 @@ def _toolkit(chosen: Sequence[EngineName] | None) -> Toolkit | None:
 
 
 def _report_loaded(components: Components, report: Report, clock: Clock, *, cold: bool) -> None:
-    """Report where the model lies and, for the part `cold`, how long it took to get there from the page cache."""
+    """Report where the model was placed and, for the part `cold`, how long loading it from the page cache took."""
     transformer_b = sum(weight.numel() for weight in components.transformer.parameters()) / 1e9
     named = {"model": components.model, "precision": components.precision.name}
     report.add(
@@ -160,7 +181,7 @@ def _report_loaded(components: Components, report: Report, clock: Clock, *, cold
         "transformer": sum(2 * weight.numel() for weight in components.transformer.parameters()),
         "autoencoder": sum(2 * weight.numel() for weight in components.autoencoder.parameters()),
     }
-    if components.placement.text_encoder == "resident":  # else its layers are read with each prompt
+    if components.placement.text_encoder == "resident":  # a streamed encoder is read with each prompt instead
         read["text encoder"] = sum(weight.nbytes for weight in components.text_encoder.parameters())
     for part, seconds in components.load_s.items():
         rate: dict[str, Any] = {}
@@ -171,8 +192,10 @@ def _report_loaded(components: Components, report: Report, clock: Clock, *, cold
     report.add("cold start: weights", **named, seconds=weights_s, peak_gb=clock.peak_gb())
 
 
-def _others(components: Components, toolkit: Toolkit | None, chosen: Collection[EngineName]) -> dict[str, Engine]:
-    """Make the engines that are not ours, over our weights."""
+def _other_engines(
+    components: Components, toolkit: Toolkit | None, chosen: Collection[EngineName]
+) -> dict[str, Engine]:
+    """Build AI Toolkit's and diffusers' engines over our weights."""
     others: dict[str, Engine] = {}
     if toolkit is not None and EngineName.AI_TOOLKIT in chosen:
         others[EngineName.AI_TOOLKIT] = ToolkitEngine.from_components(components, toolkit)
@@ -181,24 +204,28 @@ def _others(components: Components, toolkit: Toolkit | None, chosen: Collection[
     return others
 
 
-def _measure(
-    measured: Parts, parts: set[Part], engines: Sequence[EngineName], others: dict[str, Engine], *, folder: Path
-) -> None:
-    """Run the parts in an order in which each finds the step that it is compared with."""
+def _measure_engines(session: Session, latents: Latents, parts: set[Part], names: Sequence[EngineName]) -> None:
+    """Measure each engine's step and image, and leave the last engine active."""
     step, image = Part.STEPS in parts, Part.IMAGE in parts
-    for name in engines:
+    times = EngineTimes(session, latents)
+    for name in names:
         if name in (EngineName.COMPILED, EngineName.FAST):
-            measured.compile(name)
-        if (step or image) and (name in others or name not in (EngineName.AI_TOOLKIT, EngineName.DIFFUSERS)):
-            measured.engine(name, step=step, image=image)
-    if Part.SWITCH in parts:
-        measured.switch(folder)
-    if Part.PROMPT in parts:
-        measured.prompt()
-    if Part.TOGETHER in parts:
-        measured.together()
-    if Part.BATCH in parts:
-        measured.batch(folder)
+            session.compile(name)
+        if step or image:
+            times.measure(name, step=step, image=image)
+
+
+def _measure_rest(session: Session, parts: set[Part], *, folder: Path) -> None:
+    """Run the parts that compare their times with a step of this project's engine."""
+    measures: dict[Part, Callable[[], None]] = {
+        Part.SWITCH: lambda: measure_swaps(session, folder),
+        Part.PROMPT: lambda: measure_prompt(session),
+        Part.TOGETHER: lambda: measure_joint_passes(session),
+        Part.BATCH: lambda: measure_batch(session, folder),
+    }
+    for part, measure in measures.items():
+        if part in parts:
+            measure()
 
 
 if __name__ == "__main__":

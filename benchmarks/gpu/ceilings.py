@@ -1,4 +1,4 @@
-"""What the device can do at best: matrix products, and copies from the host."""
+"""Measure the device's ceilings: the rate of matrix products, and of copies from host memory."""
 
 from __future__ import annotations
 
@@ -12,26 +12,29 @@ from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.report import Report
 from worker.checkpoint.pinned import locked_like
 
-#: Rows with the rate of products, `tflops`.
+#: Names of the rows that hold the rate of matrix products in `tflops`.
 BF16, FP8 = "bf16 matmul", "fp8 row-wise matmul"
 
 _BATCH = 10
-# Hopper is the first with a product whose rows and columns have scales of their own.
+# Hopper, compute capability 9.0, is the first with products that scale each row and each column separately.
 _ROW_WISE = (9, 0)
 
 
 def measure_ceilings(report: Report, clock: Clock, *, small: bool) -> None:
-    """Measure bfloat16 and float8 products of 8192x8192, sustained for 2 s, and a copy of 1 GB of locked memory.
+    """Measure bfloat16 and float8 products of 8192x8192, sustained for 2 s, and a copy of 1 GB of pinned memory.
 
     Args:
-        small: 256x256, 0.05 s and 4 MB instead.
+        small: use 256x256, 0.05 s and 4 MB instead.
     """
     size, seconds = (256, 0.05) if small else (8192, 2.0)
     a, b = (torch.randn(size, size, device=clock.device, dtype=torch.bfloat16) for _ in range(2))
     bf16 = _sustained_ms(clock, lambda: a @ b, seconds)
     report.add(BF16, size=size, median_ms=bf16, tflops=_tflops(size, bf16))
     if clock.device.type == "cuda" and torch.cuda.get_device_capability(clock.device) >= _ROW_WISE:
-        a8, b8 = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t()  # the second by columns, as is required
+        a8, b8 = (
+            a.to(torch.float8_e4m3fn),
+            b.to(torch.float8_e4m3fn).t(),
+        )  # _scaled_mm requires the second operand column by column
         ones = torch.ones(size, 1, device=clock.device)
 
         def product() -> object:
@@ -49,7 +52,7 @@ def measure_ceilings(report: Report, clock: Clock, *, small: bool) -> None:
 
 
 def _sustained_ms(clock: Clock, call: Callable[[], object], seconds: float) -> float:
-    """Return the median milliseconds of a call in the second half of this time, when clocks have come down."""
+    """Return the median milliseconds of a call in the second half of `seconds`, when the clock rate has settled."""
     times: list[float] = []
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or len(times) < 2:

@@ -1,4 +1,4 @@
-"""Time on the device: by events on a GPU, where a call returns before its work is done, and by the clock on a CPU."""
+"""Measure time on the device: with events on a GPU, where calls return before their work is done, else with a clock."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+# A pass longer than this times the median has waited for something other than its own work.
 _WAITED = 1.2
 
 
 class Clock:
-    """Marks moments in the device's work, and tells the milliseconds between them."""
+    """Marks moments in the device's work and measures the milliseconds between them."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -24,11 +25,11 @@ class Clock:
 
     @property
     def name(self) -> str:
-        """Of the device."""
+        """The device's name."""
         return torch.cuda.get_device_name(self.device) if self._cuda else str(self.device)
 
     def mark(self) -> Any:
-        """Mark the moment when the device is done with all that it was given until now."""
+        """Mark the moment when the device finishes all work submitted so far."""
         if not self._cuda:
             return time.perf_counter()
         event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -36,19 +37,19 @@ class Clock:
         return event
 
     def wait(self) -> None:
-        """Return when the device is done."""
+        """Block until the device is idle."""
         if self._cuda:
             torch.cuda.synchronize(self.device)
 
     def between(self, marks: Sequence[Any]) -> list[float]:
-        """Return the milliseconds from each mark to the next, as soon as the device has come to the last."""
+        """Return the milliseconds from each mark to the next; blocks until the device reaches the last mark."""
         if self._cuda:
             marks[-1].synchronize()
             return [start.elapsed_time(end) for start, end in pairwise(marks)]
         return [(end - start) * 1000 for start, end in pairwise(marks)]
 
     def seconds(self, call: Callable[[], object]) -> float:
-        """Return what a call takes until the device is done, on the caller's clock."""
+        """Return the seconds from a call until the device is idle, on the caller's clock."""
         self.wait()
         began = time.perf_counter()
         call()
@@ -56,24 +57,24 @@ class Clock:
         return time.perf_counter() - began
 
     def median_s(self, call: Callable[[], object], repeat: int) -> float:
-        """Return the median of several calls after one that does not count."""
+        """Return the median seconds of `repeat` calls, after one call to warm up."""
         call()
         return statistics.median(self.seconds(call) for _ in range(repeat))
 
-    def forget_peak(self) -> None:
-        """Begin to watch for the most memory that is taken."""
+    def reset_peak(self) -> None:
+        """Start a new measurement of peak memory."""
         if self._cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
 
     def peak_gb(self) -> float | None:
-        """Return the most memory that tensors took since `forget_peak`; None on a CPU."""
+        """Return the peak memory of tensors since `reset_peak` in GB; None on a CPU."""
         return torch.cuda.max_memory_allocated(self.device) / 1e9 if self._cuda else None
 
     @contextmanager
     def busy(self, *modules: nn.Module) -> Iterator[Callable[[], float]]:
-        """Give a function that returns the seconds which the device has spent inside these modules.
+        """Yield a function that returns the seconds the device has spent inside these modules.
 
-        A pass that took more than 1.2 of their median has waited for something, and counts as the median.
+        A pass that took more than 1.2 times its module's median has waited for something, and counts as the median.
         """
         spans: list[list[list[Any]]] = []
         handles = []

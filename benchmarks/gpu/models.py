@@ -1,4 +1,4 @@
-"""A FLUX.2 of full size, or a tiny one, with random weights, as the files that the product loads."""
+"""Write a full-size or tiny FLUX.2 with random weights, as checkpoint files that a worker can load."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ _RANK = 16
 _WRITERS = 32
 _WRITE_BYTES = 2**26
 
-# Arguments of diffusers' Flux2Transformer2DModel, whose defaults are [dev]'s. Klein's are Klein4BParams and
-# Klein9BParams in AI Toolkit's extensions_built_in/diffusion_models/flux2/src/model.py.
+# Arguments of diffusers' Flux2Transformer2DModel, whose defaults describe [dev]. Klein's values are those of
+# Klein4BParams and Klein9BParams in AI Toolkit's extensions_built_in/diffusion_models/flux2/src/model.py.
 _FULL: dict[str, dict[str, Any]] = {
     "flux2": {},
     "flux2_klein_4b": {
@@ -64,7 +64,7 @@ _TINY: dict[str, Any] = {
 }
 _TINY_AUTOENCODER = {"block_out_channels": (32, 32, 32, 32)}
 
-# The language models of Mistral-Small-3.1-24B, Qwen3-4B and Qwen3-8B, up to the last layer that is read.
+# The sizes of the language models of Mistral-Small-3.1-24B, Qwen3-4B and Qwen3-8B.
 _TEXT: dict[str, dict[str, Any]] = {
     "flux2": {"hidden_size": 5120, "intermediate_size": 32768, "vocab_size": 131072},
     "flux2_klein_4b": {"hidden_size": 2560, "intermediate_size": 9728, "vocab_size": 151936},
@@ -83,22 +83,24 @@ _TINY_TEXT = {
 
 
 class Checkpoint:
-    """A checkpoint of random weights in the real layout; its files lie in memory, for as long as its context.
+    """A checkpoint of random weights in the real layout; its files stay in memory until the context ends.
 
-    Loading it is what a worker does whose files are in the page cache. Each tensor has a generator of its own.
+    Loading it costs what a worker pays if its files are in the page cache. Each tensor is drawn from its own generator,
+    seeded with the tensor's name.
 
     Args:
         model: id in the catalogue.
-        tiny: a small model of the same architecture.
-        device: what draws the weights.
-        narrow: a text encoder that gives embeddings as wide with a twentieth of the weights, where it is not measured.
+        tiny: write a small model of the same architecture.
+        device: device that draws the weights.
+        narrow: write a text encoder with a twentieth of the weights and embeddings of the same width, for runs that do
+            not measure it.
     """
 
     def __init__(self, model: str, *, tiny: bool, device: torch.device, narrow: bool = False) -> None:
         self.model = model
         self._device = device
-        self._held = ExitStack()
-        self._folder = Path(self._held.enter_context(tempfile.TemporaryDirectory(prefix="flux2-bench-")))
+        self._stack = ExitStack()
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="flux2-bench-")))
         sizes = {**_TINY, "guidance_embeds": model == "flux2"} if tiny else _FULL[model]
         with torch.device("meta"):
             transformer: Any = Flux2Transformer2DModel(**sizes)  # type: ignore[no-untyped-call]
@@ -108,25 +110,25 @@ class Checkpoint:
         self._write(names.autoencoder_file, _bfl_shapes(autoencoder, autoencoder_origins(autoencoder)))
         self._write_text_encoder(_text_config(model, tiny=tiny, narrow=narrow))
         if device.type == "cuda":
-            torch.cuda.empty_cache()  # else the placement would take the drawn weights' memory for lost
+            torch.cuda.empty_cache()  # else the placement would count the drawn weights' memory as occupied
 
     def __enter__(self) -> Checkpoint:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._held.close()
+        self._stack.close()
 
     def load(self, precision: str, **settings: Any) -> Components:
-        """Load it as a worker with these settings does.
+        """Load the checkpoint as a worker with these settings does.
 
         Raises:
             CheckpointError: the device is too small.
         """
-        asked = ModelSettings.model_validate(
+        model_settings = ModelSettings.model_validate(
             {"id": self.model, "path": str(self._folder), "text_encoder": str(self._folder / "text_encoder"),
              "precision": precision, **settings}
         )  # fmt: skip
-        return load_components(asked, device=self._device, hf_token=None)
+        return load_components(model_settings, device=self._device, hf_token=None)
 
     def _write_text_encoder(self, config: Any) -> None:
         folder = self._folder / "text_encoder"
@@ -138,7 +140,7 @@ class Checkpoint:
         self._write("text_encoder/model.safetensors", shapes)
 
     def _write(self, name: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Write a safetensors file of bfloat16 tensors."""
+        """Write a safetensors file of bfloat16 tensors into anonymous memory and link it into the folder."""
         header, starts, end = {}, dict[str, int](), 0
         for tensor, shape in shapes.items():
             starts[tensor], end = end, end + 2 * math.prod(shape)
@@ -146,7 +148,7 @@ class Checkpoint:
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         descriptor = os.memfd_create(name)
-        self._held.callback(os.close, descriptor)
+        self._stack.callback(os.close, descriptor)
         (self._folder / name).symlink_to(f"/proc/{os.getpid()}/fd/{descriptor}")
         os.pwrite(descriptor, len(text).to_bytes(8, "little") + text, 0)
 
@@ -163,9 +165,9 @@ class Checkpoint:
 
 
 def write_adapter(target: Path, components: Components) -> None:
-    """Write a LoRA of rank 16 for every linear layer in the blocks, as AI Toolkit names and stores it.
+    """Write a LoRA of rank 16 for every linear layer in the blocks, named and stored as AI Toolkit does.
 
-    Its values depend on the file's name.
+    The file's name seeds its values.
     """
     tensors: dict[str, Tensor] = {}
     for layer, (rows, columns) in components.layers.items():
@@ -178,25 +180,25 @@ def write_adapter(target: Path, components: Components) -> None:
 
 
 def _bfl_shapes(module: nn.Module, origins: Mapping[str, Origin]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of BFL's tensors of a module of diffusers' on the meta device."""
+    """Return the shapes of a module's tensors under Black Forest Labs' names; it may be on the meta device."""
     shapes: dict[str, tuple[int, ...]] = {}
     for parameter, empty in module.state_dict().items():
         if empty.is_floating_point():
             origin, (rows, *rest) = origins[parameter], empty.shape
-            # Equal parts of one BFL tensor; their number says how high the whole is.
+            # The parameter is one of several equal parts of the original tensor: scale its rows up to the whole.
             shapes[origin.tensor] = (rows * origin.of // len(origin.parts), *rest)
     return shapes
 
 
 def _text_config(model: str, *, tiny: bool, narrow: bool) -> Any:
-    """Return the configuration of a language model with one layer more than is read."""
+    """Return the configuration of a language model with one layer more than the worker reads."""
     kind: Any = MistralConfig if model == "flux2" else Qwen3Config
     sizes = _TINY_TEXT if tiny else {**_TEXT[model], **_TEXT_HEADS, **(_NARROW if narrow else {})}
     return kind(**sizes, num_hidden_layers=max(family_of(kind()).hidden_states) + 1)
 
 
 def _tokenizer() -> PreTrainedTokenizerFast:
-    """Return a tokenizer that knows no word: prompts become unknown tokens and padding."""
+    """Return a tokenizer without any word in its vocabulary: prompts become unknown tokens and padding."""
     special = {"bos_token": "<s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     vocabulary = WordLevel({token: number for number, token in enumerate(special.values())}, unk_token="<unk>")
     kind: Any = PreTrainedTokenizerFast
@@ -206,8 +208,8 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _random(name: str, shape: tuple[int, ...], *, device: torch.device) -> Tensor:
-    scales = ("norm" in name and name.endswith((".scale", ".weight"))) or name.endswith("running_var")
-    if scales and len(shape) == 1:
+    is_scale = ("norm" in name and name.endswith((".scale", ".weight"))) or name.endswith("running_var")
+    if is_scale and len(shape) == 1:
         return torch.ones(shape, dtype=_DTYPE, device=device)
     generator = torch.Generator(device).manual_seed(zlib.crc32(name.encode()))
     return torch.empty(shape, dtype=_DTYPE, device=device).normal_(0, _STD, generator=generator)

@@ -1,4 +1,4 @@
-"""Rows of measurements: as JSON lines while they are made, as a table at the end."""
+"""Collect the rows of measurements, print them as JSON lines or as a table, and append them to a file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from rich.table import Table
 
 Row = dict[str, Any]
 
-#: Engines that others are held to: the first that was measured.
+#: Engines that others are compared with, in order of preference.
 BASELINES = ("ai-toolkit", "diffusers")
 
 _COLUMNS = ("what", "engine", "size", "median_ms", "seconds", "ratio", "against", "peak_gb", "device")
@@ -22,9 +22,9 @@ class Report:
     """Collects rows.
 
     Args:
-        device: its name, which every row carries.
-        as_json: write each row to the standard output when it is made.
-        out: a file that each row is appended to when it is made, so that a run that is killed leaves the rest.
+        device: name of the device; every row carries it.
+        as_json: print each row as JSON when it is added.
+        out: file to which each row is appended when it is added, so that a killed run leaves its finished rows.
     """
 
     def __init__(self, *, device: str, as_json: bool, out: Path | None) -> None:
@@ -34,7 +34,7 @@ class Report:
         self._out = out
 
     def add(self, what: str, **values: Any) -> None:
-        """Keep a row; `median_ms` or `seconds` is its time, `ratio` that over the time of what `against` names."""
+        """Add a row: `median_ms` or `seconds` is its time, and `ratio` is that divided by the time of `against`."""
         row = {"what": what, **values, "device": self._device}
         self.rows.append(row)
         line = json.dumps(row)
@@ -45,7 +45,7 @@ class Report:
                 file.write(line + "\n")
 
     def against(self, what: str, *, size: int, engine: str, time: float) -> Row:
-        """Return `ratio` and `against` of an engine's time, in the unit of the rows that it is compared with."""
+        """Return `ratio` and `against` for an engine's time, given in the unit of the rows to compare with."""
         times: dict[str, float] = {
             row["engine"]: row["median_ms"] if "median_ms" in row else row["seconds"]
             for row in self.rows
@@ -57,7 +57,7 @@ class Report:
         return {"ratio": None, "against": None}
 
     def print_table(self) -> None:
-        """Print what was kept, unless that was printed as JSON."""
+        """Print all rows as a table, unless they were printed as JSON."""
         if self._as_json:
             return
         table = Table("what", "engine", "size", "time", "ratio", "peak GB", "more", title=self._device)

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gpu` does all of its work on a CPU too, small; compiling takes long and is left out here."""
+"""`python -m benchmarks.gpu` runs every measurement on a CPU with a small model; slow compiling is left out here."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from benchmarks.gpu.__main__ import main
 
-ROOT = os.environ.get("AI_TOOLKIT_PATH")  # read here: the tests' environment is emptied of it
+ROOT = os.environ.get("AI_TOOLKIT_PATH")  # read at import: a fixture removes it from the tests' environment
 
 needs_a_compiler = pytest.mark.skipif(
     not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler, which compiling needs on a CPU"
@@ -26,7 +26,7 @@ def run(out, *arguments):
 
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
-    """Run it, and return the rows that it left in its file, which are those that it printed."""
+    """Runs the benchmark and returns the rows in its file, which equal the printed rows."""
 
     def measure(*arguments):
         if ROOT:
@@ -44,7 +44,7 @@ def measured(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("model", "last"), [("flux2_klein_9b", []), pytest.param("flux2", ["fast"], marks=needs_a_compiler)]
 )
-def test_every_part_gives_times_and_ratios(measured, model, last):
+def test_every_measurement_gives_times_and_ratios(measured, model, last):
     engines = [*(["ai-toolkit"] if ROOT else []), "diffusers", "exact", *last]
 
     rows = measured("--model", model, *(word for engine in engines for word in ("--engine", engine)))
@@ -73,13 +73,13 @@ def test_every_part_gives_times_and_ratios(measured, model, last):
 
 
 @pytest.mark.skipif(not ROOT, reason="AI_TOOLKIT_PATH names no checkout of AI Toolkit")
-def test_our_latents_are_counted_to_be_those_of_ai_toolkit(measured):
+def test_no_element_of_our_latents_differs_from_ai_toolkits(measured):
     rows = measured("--engine", "ai-toolkit", "--engine", "exact", "--only", "steps", "--only", "image")
 
     assert [row["differing"] for row in rows if row.get("engine") == "exact"] == [{"ai-toolkit": 0}] * 2
 
 
-def test_one_part_at_two_sizes_with_the_parts_placed_by_hand(measured):
+def test_one_measurement_at_two_sizes_with_a_chosen_placement(measured):
     sizes = ("--size", "64", "--size", "96")
     places = ("--text-encoder-place", "streamed", "--clean-weights", "device")
 
@@ -96,7 +96,7 @@ def test_without_json_a_table_shows_each_row(tmp_path):
     assert "prompt encode" in result.stdout
 
 
-def test_ai_toolkit_is_not_left_out_silently(tmp_path):
+def test_engine_ai_toolkit_without_a_checkout_is_an_error(tmp_path):
     result = run(tmp_path / "rows.jsonl", "--engine", "ai-toolkit")
 
     assert result.exit_code == 2

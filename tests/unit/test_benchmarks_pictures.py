@@ -1,4 +1,4 @@
-"""The measure behind the tiny model's score, held to pictures drawn by another library."""
+"""`benchmarks.pictures` finds the figures in pictures that another library draws."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ RED, BLUE, YELLOW = (222, 40, 40), (45, 90, 225), (250, 216, 50)
 
 @pytest.fixture
 def paper():
-    """A 200 pixel white picture and its pen."""
+    """A white picture of 200x200 pixels and a pen to draw on it."""
     image = Image.new("RGB", (200, 200), (250, 250, 250))
     return image, ImageDraw.Draw(image)
 
@@ -34,7 +34,7 @@ def test_a_figure_is_found_with_its_colour_shape_place_and_size(paper):
     assert (found.x, found.y, found.radius) == pytest.approx((0.5, -0.5, 0.3), abs=0.02)
 
 
-def test_what_a_prompt_names_and_nothing_else_makes_no_mistake(paper):
+def test_only_the_named_figures_make_no_mistake(paper):
     image, pen = paper
     pen.rectangle((20, 80, 60, 120), fill=BLUE)
     pen.ellipse((130, 80, 170, 120), fill=RED)
@@ -50,7 +50,7 @@ def test_what_a_prompt_names_and_nothing_else_makes_no_mistake(paper):
     ]
 
 
-def test_place_and_size_count(paper):
+def test_a_wrong_place_or_size_is_a_mistake(paper):
     image, pen = paper
     pen.polygon([(30, 20), (10, 60), (50, 60)], fill=YELLOW)
     found = figures(image)
@@ -63,7 +63,7 @@ def test_place_and_size_count(paper):
     assert wrong(size="large") == ["yellow triangle is not large"]
 
 
-def test_a_blot_is_no_shape_and_a_speck_is_no_figure(paper):
+def test_a_blot_has_no_shape_and_a_speck_is_not_a_figure(paper):
     image, pen = paper
     pen.line([(20, 20), (100, 180), (180, 30), (60, 60), (170, 170)], fill=RED, width=9)
     pen.rectangle((5, 190, 9, 194), fill=BLUE)
@@ -73,7 +73,7 @@ def test_a_blot_is_no_shape_and_a_speck_is_no_figure(paper):
     assert (blot.colour, blot.shape) == ("red", None)
 
 
-def test_the_held_list_has_sixty_prompts_that_differ():
+def test_the_scored_list_has_sixty_different_prompts():
     cases = json.loads((Path(__file__).parents[2] / "benchmarks/tiny_prompts.json").read_text())
 
-    assert len({held["prompt"] for held in cases}) == 60
+    assert len({case["prompt"] for case in cases}) == 60
