@@ -60,9 +60,20 @@ def wait_running(stack, wait_until):
     return running
 
 
+@pytest.fixture
+def wait_for_takeover(stack, wait_until):
+    """Wait until another worker has a job's first item; then start the one that ended, while the other renders."""
+
+    def taken_over(job):
+        wait_until(lambda: stack.ledger().job(job["request_id"]).items[0].fence >= 2, 60, what="the second claim")
+        stack.restart_dead()
+
+    return taken_over
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
-    """Show the processes' logs beside a failure."""
+    """Show the processes' logs with a failure."""
     report = yield
     running = item.funcargs.get("stack") if report.failed else None
     if running is not None:

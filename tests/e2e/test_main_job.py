@@ -18,6 +18,8 @@ from worker.consumer.image_file import read_parameters
 from worker.model.demo_model import STYLES, write_tiny_adapter
 
 JOB_S = 120.0
+# An item of some seconds: long enough to be seen running and to be interrupted.
+LONG = {"prompt": "long", "width": 128, "height": 128, "sample_steps": 120}
 
 
 def request(*prompts, multiplier=1.0, loras=None, **fields):
@@ -153,21 +155,21 @@ def test_an_adapter_that_does_not_fit_is_refused_before_any_worker_is_booked(sta
 def test_an_adapter_replaced_after_the_accept_fails_the_item_instead_of_rendering_it(stack, client):
     path = stack.adapter_root / "replaced.safetensors"
     write_tiny_adapter(path, STYLES[0])
-    blockers = [client.submit(request({"prompt": "wait", "sample_steps": 60})) for _ in range(2)]
+    blockers = [client.submit(request(LONG)) for _ in range(2)]
     job = client.submit(request(loras=[{"path": path.name}]))
 
     write_tiny_adapter(path, STYLES[1])
+    for blocker in blockers:
+        client.cancel(blocker["request_id"])
 
     status = client.wait(job["request_id"], timeout_s=JOB_S)
     assert status["status"] == "failed"
     assert status["items"][0]["error"]["code"] == "INVALID_LORA"
     assert client.result(job["request_id"])["outputs"] is None
-    for blocker in blockers:
-        client.wait(blocker["request_id"], timeout_s=JOB_S)
 
 
 def test_a_running_job_stops_soon_after_its_cancel(client, wait_running):
-    job = client.submit(request({"prompt": "long", "width": 512, "height": 512, "sample_steps": 150}))
+    job = client.submit(request(LONG))
     wait_running(job)
 
     client.cancel(job["request_id"])
@@ -179,11 +181,12 @@ def test_a_running_job_stops_soon_after_its_cancel(client, wait_running):
     assert time.monotonic() - asked < 5
 
 
-def test_a_killed_workers_item_is_finished_by_another(stack, client, wait_running):
-    job = client.submit(request({"prompt": "long", "width": 512, "height": 512, "sample_steps": 100}))
+def test_a_killed_workers_item_is_finished_by_another(stack, client, wait_running, wait_for_takeover):
+    job = client.submit(request(LONG))
     slot = wait_running(job)
 
     os.kill(stack.pid(slot), signal.SIGKILL)
+    wait_for_takeover(job)
     status = client.wait(job["request_id"], timeout_s=JOB_S)
 
     assert status["status"] == "succeeded"
@@ -192,11 +195,14 @@ def test_a_killed_workers_item_is_finished_by_another(stack, client, wait_runnin
     assert item.fence == 2
 
 
-def test_a_worker_told_to_stop_hands_its_item_over_without_costing_an_attempt(stack, client, wait_running):
-    job = client.submit(request({"prompt": "long", "width": 512, "height": 512, "sample_steps": 150}))
+def test_a_drained_worker_hands_its_item_over_without_costing_an_attempt(
+    stack, client, wait_running, wait_for_takeover
+):
+    job = client.submit(request(LONG))
     slot = wait_running(job)
 
     os.kill(stack.pid(slot), signal.SIGTERM)
+    wait_for_takeover(job)
     status = client.wait(job["request_id"], timeout_s=JOB_S)
 
     assert status["status"] == "succeeded"
@@ -206,18 +212,17 @@ def test_a_worker_told_to_stop_hands_its_item_over_without_costing_an_attempt(st
 
 
 def test_a_lost_wake_up_is_sent_again(stack, client, wait_until):
-    # Both workers are busy, so the job's wake-up lies in the queue when it is taken away.
-    long = {"prompt": "wait", "width": 512, "height": 512, "sample_steps": 60}
-    blockers = [client.submit(request(long)) for _ in range(2)]
+    # Both workers are busy, so the job's wake-up is still in the queue when the test deletes it.
+    blockers = [client.submit(request(LONG)) for _ in range(2)]
     redis, queue = stack.ledger().redis, keys.wake_list("flux2")
     wait_until(lambda: len(redis.zrange(keys.LEASES, 0, -1)) == 2, 30, what="two running items")
     job = client.submit(request())
-    wait_until(lambda: redis.delete(queue), 10, what="the wake-up to take away")
+    wait_until(lambda: redis.delete(queue), 10, what="the wake-up to delete")
     assert client.status(job["request_id"])["status"] == "in_queue"
 
-    assert client.wait(job["request_id"], timeout_s=JOB_S)["status"] == "succeeded"
     for blocker in blockers:
-        client.wait(blocker["request_id"], timeout_s=JOB_S)
+        client.cancel(blocker["request_id"])
+    assert client.wait(job["request_id"], timeout_s=JOB_S)["status"] == "succeeded"
 
 
 def test_the_models_page_counts_the_live_workers(stack, client):
