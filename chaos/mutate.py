@@ -18,9 +18,9 @@ class Mutation(StrEnum):
     GRACE = "no grace"
 
 
-_FENCE = "if f[2] ~= fence then return 'stale' end"
-_OWNED = "return f[1] == 'running' and f[2] == fence"
-_GRACE = "if known then"
+_FENCE = "if tonumber(fence or 0) ~= args.fence then return 'stale' end"
+_OWNED = "return state == 'running' and tonumber(current) == fence"
+_GRACE = "if known_run_id then"
 
 
 def apply(mutation: Mutation) -> None:
@@ -28,7 +28,7 @@ def apply(mutation: Mutation) -> None:
     match mutation:
         case Mutation.FENCE:
             _rewrite("commit", _FENCE, "")
-            _rewrite("renew", _OWNED, "return f[1] == 'running'")
+            _rewrite("renew", _OWNED, "return state == 'running'")
         case Mutation.GRACE:
             _rewrite("reap", _GRACE, "if false then")
         case Mutation.AUDIT:

@@ -1,7 +1,8 @@
-"""The job store in Redis: the only truth about jobs and items. Celery messages are wake-ups beside it."""
+"""The job store in Redis: the only truth about jobs and items. Celery's messages are mere wake-ups."""
 
-from shared.ledger.claim import Accepted, Claim
+from shared.ledger.acceptance import Accepted, Submission
+from shared.ledger.claim import Claim
 from shared.ledger.store import Ledger
 from shared.ledger.views import ItemView, JobPage, JobView
 
-__all__ = ["Accepted", "Claim", "ItemView", "JobPage", "JobView", "Ledger"]
+__all__ = ["Accepted", "Claim", "ItemView", "JobPage", "JobView", "Ledger", "Submission"]

@@ -1,10 +1,9 @@
-"""What the ledger hands out and answers."""
+"""A worker's right to run an item, and what became of rights that expired."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from shared.job import ItemSpec
 
@@ -36,22 +35,14 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Accepted:
-    """Outcome of `Ledger.accept`.
+class Reaped:
+    """What one pass of the reaper did.
 
     Attributes:
-        is_repeat: the Idempotency-Key was seen before; the rest describes the job that it stands for.
+        requeued: items put back into the queue, counted by pool.
+        ended: ids of the items that were canceled or had no attempts left.
+        grace: Redis had restarted, so every lease got a full term instead.
     """
-
-    job_id: str
-    is_repeat: bool
-    accepted_ms: int
-    record: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Reaped:
-    """What one pass of the reaper did: items requeued by pool, items ended, and whether Redis had restarted."""
 
     requeued: Mapping[str, int]
     ended: Sequence[str]

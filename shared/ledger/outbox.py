@@ -30,7 +30,7 @@ class Outbox:
 
         A sender that dies leaves its messages due again when that time is over.
         """
-        flat = self._session.run("outbox_reserve", ms(reserve_s), limit)
+        flat = self._session.run("outbox_reserve", reserve_ms=ms(reserve_s), limit=limit)
         return [Message(job, url, int(attempt)) for job, url, attempt in zip(*[iter(flat)] * 3, strict=True)]
 
     def mark_delivered(self, message: Message) -> None:
@@ -53,4 +53,4 @@ class Outbox:
     def _record(
         self, message: Message, state: Literal["delivered", "waiting", "failed"], *, wait_s: float = 0, error: str = ""
     ) -> None:
-        self._session.run("outbox_record", message.job_id, state, ms(wait_s), error)
+        self._session.run("outbox_record", job_id=message.job_id, state=state, wait_ms=ms(wait_s), error=error)

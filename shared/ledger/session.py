@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -45,11 +46,17 @@ class Session:
         """Run plain Redis commands in this context, with errors mapped to `LedgerUnavailable`."""
         return self._breaker.calls()
 
-    def run(self, script: str, *args: str | int) -> Any:
-        """Run one script of `scripts/`, which is one atomic step."""
-        clock_ms = self.clock_override_ms()
+    def run(self, script: str, **arguments: Any) -> Any:
+        """Run one script of `scripts/`, which is one atomic step; it receives its arguments by name.
+
+        An argument that is None is left out, since cjson decodes null to a value that Lua takes for true.
+        """
+        arguments["now_ms"] = self.clock_override_ms()
+        present = {name: value for name, value in arguments.items() if value is not None}
+        # Not escaped: text that has no encoding (a lone surrogate) fails here, and not inside the script.
+        text = json.dumps(present, ensure_ascii=False, allow_nan=False)
         with self.commands():
-            return self._scripts[script](args=["" if clock_ms is None else str(clock_ms), *args])
+            return self._scripts[script](args=[text])
 
 
 def ms(seconds: float) -> int:

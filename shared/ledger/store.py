@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from shared.errors import IdempotencyKeyReused, QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, Progress
 from shared.ledger import durability, keys, views
-from shared.ledger.claim import Accepted, Claim, Reaped
+from shared.ledger.acceptance import Accepted, Submission
+from shared.ledger.claim import Claim, Reaped
 from shared.ledger.connection import Client, connect
 from shared.ledger.outbox import Outbox
 from shared.ledger.session import Session, ms
@@ -88,46 +89,42 @@ class Ledger:
         body_hash: str = "",
         webhook_url: str = "",
     ) -> Accepted:
-        """Store and queue a job durably.
+        """Store and queue one job durably; see `Submission` for the arguments and `accept_all` for the errors."""
+        submission = Submission(
+            job_id=job_id,
+            items=items,
+            record=record,
+            tenant=tenant,
+            priority=priority,
+            idempotency_key=idempotency_key,
+            body_hash=body_hash,
+            webhook_url=webhook_url,
+        )
+        return self.accept_all([submission])[0]
 
-        Args:
-            items: at least one, all of one pool.
-            record: what the API wants to tell about the job later, as JSON.
-            priority: 0 (first) to 9.
-            body_hash: identity of the request body, compared when `idempotency_key` is seen again.
-            webhook_url: to be told when the job has ended.
+    def accept_all(self, submissions: Sequence[Submission]) -> list[Accepted]:
+        """Store and queue jobs durably, all of them or none; those that are stored already are answered as repeats.
 
         Raises:
-            IdempotencyKeyReused: the key came with another body before.
-            QueueFull: the pool's queue is at its cap; nothing was stored.
+            IdempotencyKeyReused: a key came with another body before; nothing was stored.
+            QueueFull: a pool has no room for all that is new; nothing was stored.
         """
-        packed = [{"spec": spec.model_dump_json(), "adapter_key": spec.adapter_key} for spec in items]
-        outcome, value, *stored = self._session.run(
+        outcome, *values = self._session.run(
             "accept",
-            job_id,
-            items[0].pool,
-            tenant,
-            priority,
-            json.dumps(record),
-            idempotency_key,
-            body_hash,
-            self._settings.idempotency_ttl_s,
-            self._settings.cap,
-            json.dumps(packed),
-            items[0].model,
-            webhook_url,
+            jobs=[submission.arguments() for submission in submissions],
+            cap=self._settings.cap,
+            idempotency_ttl_s=self._settings.idempotency_ttl_s,
         )
         if outcome == "conflict":
-            raise _reused(idempotency_key)
+            raise _reused(values[0])
         if outcome == "full":
-            raise QueueFull(int(value), self._settings.cap)
-        accepted_ms, stored_record = stored
-        return Accepted(
-            job_id=value,
-            is_repeat=outcome == "repeat",
-            accepted_ms=int(accepted_ms),
-            record=json.loads(stored_record),
-        )
+            raise QueueFull(int(values[0]), self._settings.cap)
+        return [
+            Accepted(
+                job_id=job_id, is_repeat=state == "repeat", accepted_ms=int(accepted_ms), record=json.loads(record)
+            )
+            for state, job_id, accepted_ms, record in values
+        ]
 
     def find_repeat(self, idempotency_key: str, *, tenant: str, body_hash: str) -> Accepted | None:
         """Find the job that this key and body were accepted as, so that a repeat needs no second look at its files.
@@ -148,35 +145,31 @@ class Ledger:
         return Accepted(job_id=job_id, is_repeat=True, accepted_ms=int(accepted_ms), record=json.loads(record))
 
     def peek_next(self, pools: Sequence[str], *, slot: str, warm: str) -> ItemSpec | None:
-        """Tell what `claim_next` would take now, and take nothing: who prepares for it may be wrong in the end."""
-        wait_bound = ms(self._settings.wait_bound_s)
-        raw = self._session.run("peek_next", json.dumps(list(pools)), slot, warm, wait_bound, SLOT_TTL_MS)
+        """Return what `claim_next` would claim now, and claim nothing.
+
+        The next claim may still get another item: other slots claim too, and new items come.
+        """
+        raw = self._session.run("peek_next", **self._preference(pools, slot, warm))
         try:
             return None if raw is None else ItemSpec.model_validate_json(raw)
-        except ValidationError:  # stored by another version, as a claim will tell
+        except ValidationError:  # stored by another version; the claim ends the item with the reason
             return None
 
     def claim_next(self, pools: Sequence[str], *, slot: str, boot: str, warm: str) -> Claim | None:
-        """Take the best queued item for a slot, or None when nothing is queued.
+        """Claim the best queued item for a slot; None when nothing is queued.
 
         Args:
-            pools: what the slot serves.
-            boot: identity of this worker process, so that `orphan` can tell its claims from its predecessor's.
+            pools: the pools whose items the slot runs.
+            boot: identity of this worker process; `reclaim` compares it to tell its claims from its predecessor's.
             warm: the adapter key now merged in this slot.
         """
-        s = self._settings
-        # Fixed for this call, which the client may send twice when a connection breaks.
-        nonce = uuid.uuid4().hex
         reply = self._session.run(
             "claim_next",
-            json.dumps(list(pools)),
-            slot,
-            boot,
-            warm,
-            ms(s.lease_ttl_s),
-            ms(s.wait_bound_s),
-            SLOT_TTL_MS,
-            nonce,
+            **self._preference(pools, slot, warm),
+            boot=boot,
+            lease_ttl_ms=ms(self._settings.lease_ttl_s),
+            # Fixed for this call, which the client may send twice when a connection breaks.
+            nonce=uuid.uuid4().hex,
         )
         if reply is None:
             return None
@@ -184,9 +177,9 @@ class Ledger:
         try:
             spec = ItemSpec.model_validate_json(raw)
         except ValidationError as error:
-            # Stored by another version. Said now, it does not cost three leases to fail without a reason.
+            # Stored by another version. Ended now, it does not cost three leases to fail without a reason.
             why = ItemError(code="unreadable_spec", message=f"this worker cannot read it: {error}", retryable=False)
-            self._session.run("commit", item_id, fence, "failed", why.model_dump_json())
+            self._end(item_id, int(fence), outcome="failed", outcome_json=why.model_dump_json())
             return self.claim_next(pools, slot=slot, boot=boot, warm=warm)
         return Claim(
             item_id=item_id,
@@ -198,10 +191,14 @@ class Ledger:
 
     def renew(self, claim: Claim, progress: Progress) -> Literal["ok", "cancel", "lost"]:
         """Extend the lease; the answer carries the caller's cancel, or that another worker owns the item."""
-        reply: Literal["ok", "cancel", "lost"] = self._session.run(
-            "renew", claim.item_id, claim.fence, ms(self._settings.lease_ttl_s), progress.model_dump_json()
+        answer: Literal["ok", "cancel", "lost"] = self._session.run(
+            "renew",
+            item_id=claim.item_id,
+            fence=claim.fence,
+            lease_ttl_ms=ms(self._settings.lease_ttl_s),
+            progress_json=progress.model_dump_json(),
         )
-        return reply
+        return answer
 
     def commit(
         self, claim: Claim, outcome: ItemResult | ItemError | None
@@ -213,11 +210,8 @@ class Ledger:
             nothing was written; `repeated` when this same commit had taken effect already.
         """
         state = "canceled" if outcome is None else "succeeded" if isinstance(outcome, ItemResult) else "failed"
-        payload = "" if outcome is None else outcome.model_dump_json()
-        reply: Literal["committed", "repeated", "canceled", "stale"] = self._session.run(
-            "commit", claim.item_id, claim.fence, state, payload
-        )
-        return reply
+        text = None if outcome is None else outcome.model_dump_json()
+        return self._end(claim.item_id, claim.fence, outcome=state, outcome_json=text)
 
     def release(
         self, claim: Claim, reason: Literal["drain", "retry"], error: ItemError = WORKER_LOST
@@ -227,37 +221,51 @@ class Ledger:
         Args:
             error: why, if this was the last attempt and the item ends as failed.
         """
-        state: Literal["queued", "failed", "canceled", "stale"]
-        state, _ = self._session.run(
+        answer: Literal["queued", "failed", "canceled", "stale"] = self._session.run(
             "release",
-            claim.item_id,
-            claim.fence,
-            reason,
-            self._settings.max_attempts,
-            error.model_dump_json(),
+            item_id=claim.item_id,
+            fence=claim.fence,
+            reason=reason,
+            max_attempts=self._settings.max_attempts,
+            error_json=error.model_dump_json(),
         )
-        return state
+        return answer
 
     def cancel(self, job_id: str) -> bool:
-        """Cancel what is left of a job; False where no such job exists. Finished jobs stay as they are."""
-        return bool(self._session.run("cancel", job_id))
+        """Cancel what is left of a job; False where no such job exists. An ended job stays as it is."""
+        return bool(self._session.run("cancel", job_id=job_id))
 
     def reap(self) -> Reaped:
-        """Requeue or end the items whose lease expired; after a Redis restart, grant grace instead."""
-        reply = self._session.run(
-            "reap", ms(self._settings.lease_ttl_s), self._settings.max_attempts, WORKER_LOST.model_dump_json()
+        """Requeue or end the items whose lease expired; after a Redis restart, grant every lease a full term first."""
+        reply = json.loads(
+            self._session.run(
+                "reap",
+                lease_ttl_ms=ms(self._settings.lease_ttl_s),
+                max_attempts=self._settings.max_attempts,
+                error_json=WORKER_LOST.model_dump_json(),
+            )
         )
-        out = json.loads(reply)
         # cjson writes an empty Lua table as an object, whichever it was meant to be.
-        return Reaped(requeued=dict(out["requeued"]), ended=list(out["ended"]), grace=out["grace"])
+        return Reaped(requeued=dict(reply["requeued"]), ended=list(reply["ended"]), grace=reply["grace"])
 
     def reclaim(self, *, slot: str, boot: str) -> int:
-        """Requeue what an earlier process of this slot held; returns how many items that were."""
-        return int(self._session.run("reclaim", slot, boot, self._settings.max_attempts, WORKER_LOST.model_dump_json()))
+        """Requeue the items that an earlier process of this slot was running; return how many.
+
+        Args:
+            boot: identity of the slot's new process, whose own claims stay.
+        """
+        requeued = self._session.run(
+            "reclaim",
+            slot=slot,
+            boot=boot,
+            max_attempts=self._settings.max_attempts,
+            error_json=WORKER_LOST.model_dump_json(),
+        )
+        return int(requeued)
 
     def sweep(self) -> int:
-        """Forget jobs that ended longer ago than the retention; returns how many."""
-        return int(self._session.run("sweep", ms(self._settings.retention_s)))
+        """Forget jobs that ended longer ago than the retention, some at a time; return how many."""
+        return int(self._session.run("sweep", retention_ms=ms(self._settings.retention_s)))
 
     def job(self, job_id: str) -> views.JobView | None:
         """Read a job with all its items; None where no such job exists."""
@@ -272,9 +280,27 @@ class Ledger:
             return views.read_page(self.redis, before=before, limit=limit, state=state, model=model)
 
     def queue_length(self, pool: str) -> int:
-        """Items waiting for a worker."""
+        """Count the items of a pool that wait for a worker."""
         with self._session.commands():
             return int(self.redis.zcard(keys.pending(pool)))
+
+    def _preference(self, pools: Sequence[str], slot: str, warm: str) -> dict[str, Any]:
+        """Return the arguments by which `choose.lua` picks an item for a slot."""
+        return {
+            "pools": list(pools),
+            "slot": slot,
+            "warm": warm,
+            "wait_bound_ms": ms(self._settings.wait_bound_s),
+            "slot_ttl_ms": SLOT_TTL_MS,
+        }
+
+    def _end(
+        self, item_id: str, fence: int, *, outcome: str, outcome_json: str | None
+    ) -> Literal["committed", "repeated", "canceled", "stale"]:
+        answer: Literal["committed", "repeated", "canceled", "stale"] = self._session.run(
+            "commit", item_id=item_id, fence=fence, outcome=outcome, outcome_json=outcome_json
+        )
+        return answer
 
 
 def _reused(idempotency_key: str) -> IdempotencyKeyReused:

@@ -7,7 +7,6 @@ import shutil
 import tomllib
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import httpx2
@@ -761,44 +760,57 @@ def test_an_idempotency_key_with_another_config_is_refused(api, adapter):
 
 
 def parts(services, key):
-    """Two requests of 30 images each, prepared together."""
-    body = InferenceRequest.model_validate(request(*[{"prompt": "a"}] * 30))
+    """Two requests of 20 images each, prepared together."""
+    body = InferenceRequest.model_validate(request(*[{"prompt": "a"}] * 20))
     keys_of_parts = [key and f"{key}#{number}" for number in range(2)]
     return [prepare(services, body, idempotency_key=k, body_hash="h", tenant="default") for k in keys_of_parts]
 
 
 @pytest.fixture
-def crowded(api):
-    """What the API is made of, believing in room that the ledger, whose cap is 50, will not have."""
-    queue = api.settings.queue.model_copy(update={"cap": 1000})
-    return replace(api.services, settings=api.settings.model_copy(update={"queue": queue}))
+def crowded(api, item):
+    """The API of a ledger whose cap is 50, with 20 items queued: there is room for one of two parts."""
+    api.ledger.accept("before", [item()] * 20, record={})
+    return api.services
 
 
-def test_what_was_stored_before_the_queue_was_full_is_canceled(api, crowded):
-    first, second = parts(crowded, "")
+@pytest.mark.parametrize("key", ["", "k"])
+def test_no_part_of_a_replay_is_stored_when_the_queue_has_no_room_for_all(api, crowded, key):
+    first, second = parts(crowded, key)
 
-    with pytest.raises(QueueFull):
+    with pytest.raises(QueueFull, match="20 items are queued and the cap is 50"):
         store_together(crowded, [first, second], BackgroundTasks())
 
-    assert api.ledger.job(first.job_id).state == "canceled"
+    assert api.ledger.job(first.job_id) is None
     assert api.ledger.job(second.job_id) is None
-    assert api.ledger.queue_length("flux2") == 0
+    assert api.ledger.queue_length("flux2") == 20
 
 
-def test_what_was_stored_under_an_idempotency_key_is_there_for_the_repeat(api, crowded):
-    first, second = parts(crowded, "k")
+def test_a_replay_that_was_refused_for_room_is_stored_whole_at_its_repeat(api, crowded):
     with pytest.raises(QueueFull):
-        store_together(crowded, [first, second], BackgroundTasks())
+        store_together(crowded, parts(crowded, "k"), BackgroundTasks())
     while claimed := claim(api):
         api.ledger.commit(claimed, None)
 
-    again = store_together(crowded, parts(crowded, "k"), BackgroundTasks())
+    background = BackgroundTasks()
+    stored = store_together(crowded, parts(crowded, "k"), background)
+    again = store_together(crowded, parts(crowded, "k"), background)
 
-    assert [(accepted.job_id == first.job_id, accepted.is_repeat) for accepted in again] == [
-        (True, True),
-        (False, False),
+    assert [accepted.is_repeat for accepted in stored] == [False, False]
+    assert [(accepted.job_id, accepted.is_repeat) for accepted in again] == [
+        (accepted.job_id, True) for accepted in stored
     ]
-    assert api.ledger.queue_length("flux2") == 30
+    assert api.ledger.queue_length("flux2") == 40
+    assert [task.kwargs for task in background.tasks] == [{"count": 20}] * 2
+
+
+def test_a_replay_of_which_one_part_was_stored_before_gets_the_rest(api):
+    first, second = parts(api.services, "k")
+    [stored] = store_together(api.services, [first], BackgroundTasks())
+
+    again = store_together(api.services, [first, second], BackgroundTasks())
+
+    assert [accepted.job_id for accepted in again] == [stored.job_id, second.job_id]
+    assert api.ledger.queue_length("flux2") == 40
 
 
 def test_an_engine_that_no_worker_offers_is_waited_for_with_a_warning(api):

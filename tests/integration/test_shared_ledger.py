@@ -650,9 +650,9 @@ def test_a_claim_that_is_sent_twice_gives_one_item(ledger, monkeypatch):
     accept(ledger, spec(), spec())
     run = ledger._session.run
 
-    def sent_twice(script, *args):
-        run(script, *args)
-        return run(script, *args)
+    def sent_twice(script, **arguments):
+        run(script, **arguments)
+        return run(script, **arguments)
 
     monkeypatch.setattr(ledger._session, "run", sent_twice)
     claimed = claim(ledger)
@@ -664,9 +664,9 @@ def test_a_claim_that_is_sent_twice_gives_one_item(ledger, monkeypatch):
 def test_an_accept_that_is_sent_twice_is_no_replay(ledger, monkeypatch):
     run = ledger._session.run
 
-    def sent_twice(script, *args):
-        run(script, *args)
-        return run(script, *args)
+    def sent_twice(script, **arguments):
+        run(script, **arguments)
+        return run(script, **arguments)
 
     monkeypatch.setattr(ledger._session, "run", sent_twice)
     accepted = ledger.accept("job", [spec()], record={}, idempotency_key="k", body_hash="h")

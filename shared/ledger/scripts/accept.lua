@@ -1,45 +1,100 @@
--- Store a job with its items and queue them, in one durable step.
--- ARGV: 2 job id, 3 pool, 4 tenant, 5 priority 0..9, 6 job record JSON, 7 idempotency key or '', 8 body hash,
---       9 idempotency ttl s, 10 cap of queued items, 11 JSON list of {spec, adapter_key}, 12 model,
---       13 URL to be told of the job's end or ''
--- Returns {'accepted'|'repeat', id, accepted ms, job record JSON} | {'conflict', id} | {'full', queued}
+-- Store jobs with their items and queue them: all of them or none, in one durable step.
+--
+-- Arguments:
+--   jobs               list of jobs; each has:
+--     id, pool, model, tenant
+--     priority         0 (first) to 9
+--     record           JSON text that the API reads back
+--     items            list of {spec = JSON text, adapter_key}
+--     idempotency_key  absent where the caller sent none
+--     body_hash        identity of the request body, compared when the key is seen again
+--     webhook_url      absent where nobody is to be notified
+--   cap                queued items that one pool may have
+--   idempotency_ttl_s  how long a key is remembered
+-- Keys: job, item, idem, jobs, seq, pending, shares, lanes, lane
+-- Returns {'stored', {'accepted' | 'repeat', id, accepted ms, record} for each job}, or, with nothing stored,
+--   {'conflict', idempotency key seen with another body} | {'full', queued items of the pool without room}
 local now = now_ms()
-local job, pool, tenant, priority = ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-local items = cjson.decode(ARGV[11])
 
-local function answer(outcome, id)
-  local f = fields(job_key(id), 'accepted_ms', 'record')
-  return {outcome, id, f[1], f[2]}
+-- Jobs that this call is going to store: what two jobs of one call share is not in Redis yet when it is looked for.
+local planned_ids, planned_keys = {}, {}
+
+local function exists(id)
+  return planned_ids[id] or redis.call('EXISTS', job_key(id)) == 1
 end
 
-local idem = P .. 'idem:' .. tenant .. ':' .. ARGV[7]
-if ARGV[7] ~= '' then
-  local seen = redis.call('GET', idem)
-  if seen then
-    local hash, id = seen:match('^(%S+) (%S+)$')
-    if hash ~= ARGV[8] then return {'conflict', id} end
-    -- Our own id: the client sent this accept twice because the first reply was lost.
-    if id == job then return answer('accepted', id) end
-    if redis.call('EXISTS', job_key(id)) == 1 then return answer('repeat', id) end
+-- Return how a job is already stored: 'accepted' (this same call, sent twice), 'repeat' or 'conflict', and its id.
+local function look_up(job)
+  if job.idempotency_key then
+    local key = idempotency_key(job.tenant, job.idempotency_key)
+    local seen = planned_keys[key] or redis.call('GET', key)
+    if seen then
+      local hash, id = seen:match('^(%S+) (%S+)$')
+      if hash ~= job.body_hash then return 'conflict', id end
+      -- The job's own id: the client sent this accept twice because the first reply was lost.
+      if id == job.id then return 'accepted', id end
+      -- A key outlives its job where the retention is shorter; it then stands for a new job.
+      if exists(id) then return 'repeat', id end
+    end
+  end
+  if exists(job.id) then return 'accepted', job.id end
+end
+
+local function plan(job)
+  planned_ids[job.id] = true
+  if job.idempotency_key then
+    planned_keys[idempotency_key(job.tenant, job.idempotency_key)] = job.body_hash .. ' ' .. job.id
   end
 end
-if redis.call('EXISTS', job_key(job)) == 1 then return answer('accepted', job) end
 
-local queued = redis.call('ZCARD', P .. 'pending:' .. pool)
-if queued + #items > tonumber(ARGV[10]) then return {'full', tostring(queued)} end
-
-for index, item in ipairs(items) do
-  local id = job .. ':' .. (index - 1)
-  local seq = redis.call('INCR', P .. 'seq')
-  local lane = priority .. '|' .. tenant .. '|' .. item.adapter_key
-  redis.call('HSET', item_key(id), 'job', job, 'index', index - 1, 'pool', pool, 'tenant', tenant, 'lane', lane,
-    'seq', seq, 'state', 'queued', 'fence', 0, 'attempt', 0, 'commits', 0, 'accepted_ms', now, 'queued_ms', now, 'spec', item.spec)
-  enqueue(id, pool, lane, seq)
+local function store_item(job, index, item)
+  local id = job.id .. ':' .. index
+  local order = redis.call('INCR', SEQUENCE)
+  local lane = job.priority .. '|' .. job.tenant .. '|' .. item.adapter_key
+  redis.call('HSET', item_key(id), 'job', job.id, 'index', index, 'pool', job.pool, 'tenant', job.tenant,
+    'lane', lane, 'seq', order, 'state', 'queued', 'fence', 0, 'attempt', 0, 'commits', 0,
+    'accepted_ms', now, 'queued_ms', now, 'spec', item.spec)
+  enqueue(id, job.pool, lane, order)
 end
-redis.call('HSET', job_key(job), 'state', 'queued', 'cancel', 0, 'model', ARGV[12], 'pool', pool, 'tenant', tenant,
-  'priority', priority, 'record', ARGV[6], 'items', #items, 'queued', #items, 'running', 0, 'succeeded', 0,
-  'failed', 0, 'canceled', 0, 'accepted_ms', now)
-redis.call('ZADD', P .. 'jobs', redis.call('GET', P .. 'seq'), job)
-if ARGV[13] ~= '' then redis.call('HSET', job_key(job), 'webhook', ARGV[13], 'webhook_state', 'waiting') end
-if ARGV[7] ~= '' then redis.call('SET', idem, ARGV[8] .. ' ' .. job, 'EX', ARGV[9]) end
-return answer('accepted', job)
+
+local function store(job)
+  for position, item in ipairs(job.items) do store_item(job, position - 1, item) end
+  local key = job_key(job.id)
+  redis.call('HSET', key, 'state', 'queued', 'cancel', 0, 'model', job.model, 'pool', job.pool,
+    'tenant', job.tenant, 'priority', job.priority, 'record', job.record, 'items', #job.items,
+    'queued', #job.items, 'running', 0, 'succeeded', 0, 'failed', 0, 'canceled', 0, 'accepted_ms', now)
+  redis.call('ZADD', JOBS, redis.call('GET', SEQUENCE), job.id)
+  if job.webhook_url then redis.call('HSET', key, 'webhook', job.webhook_url, 'webhook_state', 'waiting') end
+  if job.idempotency_key then
+    redis.call('SET', idempotency_key(job.tenant, job.idempotency_key), job.body_hash .. ' ' .. job.id,
+      'EX', args.idempotency_ttl_s)
+  end
+end
+
+-- Nothing is written before every job has passed: a script that ends early does not undo its writes.
+local answers, new_jobs, needed = {}, {}, {}
+for position, job in ipairs(args.jobs) do
+  local outcome, id = look_up(job)
+  if outcome == 'conflict' then return {'conflict', job.idempotency_key} end
+  if not outcome then
+    outcome, id = 'accepted', job.id
+    plan(job)
+    new_jobs[#new_jobs + 1] = job
+    needed[job.pool] = (needed[job.pool] or 0) + #job.items
+  end
+  answers[position] = {outcome, id}
+end
+for pool, count in pairs(needed) do
+  local queued = redis.call('ZCARD', pending_key(pool))
+  if queued + count > args.cap then return {'full', queued} end
+end
+
+for _, job in ipairs(new_jobs) do store(job) end
+
+local reply = {'stored'}
+for _, answer in ipairs(answers) do
+  local outcome, id = unpack(answer)
+  local accepted_ms, record = fields(job_key(id), 'accepted_ms', 'record')
+  reply[#reply + 1] = {outcome, id, accepted_ms, record}
+end
+return reply

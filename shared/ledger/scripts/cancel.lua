@@ -1,18 +1,21 @@
--- Cancel a job: queued items end at once, running ones learn of it at their next renewal.
--- ARGV: 2 job id
--- Returns 1, or 0 where no such job exists; terminal jobs are left as they are
+-- Cancel a job: queued items end at once, running ones learn of it at their next renewal. An ended job stays as it is.
+--
+-- Arguments: job_id
+-- Keys: job, item, pending, shares, lanes, lane, done, outbox
+-- Returns 1, or 0 where no such job exists
 local now = now_ms()
-local job = ARGV[2]
+local job = args.job_id
 local key = job_key(job)
-local f = fields(key, 'pool', 'items', 'finished_ms')
-if not f[1] then return 0 end
-if f[3] then return 1 end
+local pool, items, finished_ms = fields(key, 'pool', 'items', 'finished_ms')
+if not pool then return 0 end
+if finished_ms then return 1 end
+
 redis.call('HSET', key, 'cancel', 1)
-for index = 0, tonumber(f[2]) - 1 do
+for index = 0, tonumber(items) - 1 do
   local id = job .. ':' .. index
-  local i = fields(item_key(id), 'state', 'lane')
-  if i[1] == 'queued' then
-    dequeue(id, f[1], i[2])
+  local state, lane = fields(item_key(id), 'state', 'lane')
+  if state == 'queued' then
+    dequeue(id, pool, lane)
     move(id, job, 'queued', 'canceled', now)
   end
 end

@@ -1,71 +1,85 @@
--- Put before the scripts that ask what a slot is to do next; after the prelude.
-local function warm_elsewhere(slot, slot_ttl, now)
-  local keys = {}
-  for _, other in ipairs(redis.call('ZRANGEBYSCORE', P .. 'slots', now - slot_ttl, '+inf')) do
-    if other ~= slot then
-      local adapter = redis.call('HGET', P .. 'slot:' .. other, 'warm')
-      if adapter then keys[adapter] = true end
+-- The choice of an item for a slot; follows the prelude in the scripts that claim or peek.
+--
+-- Arguments of those scripts that are read here:
+--   pools          pools whose items this slot claims
+--   slot, warm     the slot's name, and the key of the adapters that it has merged
+--   wait_bound_ms  an item accepted longer ago goes before everything else
+--   slot_ttl_ms    a slot whose last heartbeat is older counts as dead
+-- Keys read: pending, item, shares, busy, served, lanes, lane, slots, slot
+
+-- How many lanes of a share are compared at most. Beyond that the oldest lane is chosen, warm elsewhere or not.
+local LANES_COMPARED = 64
+
+-- Return the set of adapter keys that other live slots have merged.
+local function warm_elsewhere(now)
+  local warm_keys = {}
+  for _, slot in ipairs(redis.call('ZRANGEBYSCORE', SLOTS, now - args.slot_ttl_ms, '+inf')) do
+    if slot ~= args.slot then
+      local adapter_key = redis.call('HGET', slot_key(slot), 'warm')
+      if adapter_key then warm_keys[adapter_key] = true end
     end
   end
-  return keys
+  return warm_keys
 end
 
--- Is the first list of numbers before the second?
-local function before(one, other)
-  for i = 1, #one do
-    if one[i] ~= other[i] then return one[i] < other[i] end
+-- Whether one list of numbers sorts before another of the same length.
+local function precedes(one, other)
+  for position = 1, #one do
+    if one[position] ~= other[position] then return one[position] < other[position] end
   end
   return false
 end
 
--- The share whose turn it is, by priority, running items and time since it was last served; and its priority.
+-- Return the share whose turn it is (by priority, running items, time since it was last served) and its priority.
 local function next_share(pool)
-  local best, best_share
-  for _, share in ipairs(redis.call('HKEYS', P .. 'shares:' .. pool)) do
+  local best_rank, best_share
+  for _, share in ipairs(redis.call('HKEYS', shares_key(pool))) do
     local priority, tenant = share:match('^(%d+)|(.*)$')
     local rank = {
       tonumber(priority),
-      tonumber(redis.call('HGET', P .. 'busy:' .. pool, tenant) or 0),
-      tonumber(redis.call('HGET', P .. 'served:' .. pool, tenant) or 0),
+      tonumber(redis.call('HGET', busy_key(pool), tenant) or 0),
+      tonumber(redis.call('HGET', served_key(pool), tenant) or 0),
     }
-    if not best or before(rank, best) then best, best_share = rank, share end
+    if not best_rank or precedes(rank, best_rank) then best_rank, best_share = rank, share end
   end
-  return best_share, best[1]
+  return best_share, best_rank[1]
 end
 
-local function next_lane(pool, share, slot, warm, slot_ttl, now)
+local function next_lane(pool, share, now)
   local lanes = lanes_key(pool, share)
-  local mine = share .. '|' .. warm
-  if redis.call('ZSCORE', lanes, mine) then return mine end
-  local elsewhere = warm_elsewhere(slot, slot_ttl, now)
-  local oldest = redis.call('ZRANGE', lanes, 0, 63)
+  local warm_lane = share .. '|' .. args.warm
+  if redis.call('ZSCORE', lanes, warm_lane) then return warm_lane end
+  local taken = warm_elsewhere(now)
+  local oldest = redis.call('ZRANGE', lanes, 0, LANES_COMPARED - 1)
   for _, lane in ipairs(oldest) do
-    if not elsewhere[lane:sub(#share + 2)] then return lane end
+    local adapter_key = lane:sub(#share + 2)
+    if not taken[adapter_key] then return lane end
   end
   return oldest[1]
 end
 
--- The best item of one pool, and its rank among those of other pools: overdue, priority, accept order.
-local function candidate(pool, slot, warm, wait_bound, slot_ttl, now)
-  local head = redis.call('ZRANGE', P .. 'pending:' .. pool, 0, 0, 'WITHSCORES')
+-- Return the best item of one pool, and its rank among those of other pools: overdue, priority, accept order.
+local function best_of_pool(pool, now)
+  local head = redis.call('ZRANGE', pending_key(pool), 0, 0, 'WITHSCORES')
   if not head[1] then return nil end
-  if now - tonumber(redis.call('HGET', item_key(head[1]), 'accepted_ms')) > wait_bound then
+  -- From the accept, not from the last requeue: an item whose workers keep dying must not start over.
+  if now - tonumber(redis.call('HGET', item_key(head[1]), 'accepted_ms')) > args.wait_bound_ms then
     return head[1], {0, 0, tonumber(head[2])}
   end
   local share, priority = next_share(pool)
-  local item = redis.call('ZRANGE', lane_key(pool, next_lane(pool, share, slot, warm, slot_ttl, now)), 0, 0, 'WITHSCORES')
+  local item = redis.call('ZRANGE', lane_key(pool, next_lane(pool, share, now)), 0, 0, 'WITHSCORES')
   return item[1], {1, priority, tonumber(item[2])}
 end
 
--- The best queued item for one slot, and its pool.
+-- Return the best queued item for the slot, and its pool; nil when all its pools are empty.
 -- Order: an item that waited past the bound; then priority; then, in its pool, the tenant with fewest running items,
 -- longest unserved; then the adapter this slot has warm; then the oldest adapter that no other slot has warm; then the
 -- oldest.
-local function choose(pools, slot, warm, wait_bound, slot_ttl, now)
-  local best, best_id, best_pool
-  for _, pool in ipairs(pools) do
-    local id, rank = candidate(pool, slot, warm, wait_bound, slot_ttl, now)
-    if id and (not best or before(rank, best)) then best, best_id, best_pool = rank, id, pool end
+local function choose(now)
+  local best_rank, best_id, best_pool
+  for _, pool in ipairs(args.pools) do
+    local id, rank = best_of_pool(pool, now)
+    if id and (not best_rank or precedes(rank, best_rank)) then best_rank, best_id, best_pool = rank, id, pool end
   end
   return best_id, best_pool
 end

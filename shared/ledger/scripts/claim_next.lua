@@ -1,39 +1,44 @@
 -- Pick the best queued item for one slot, raise its fence and start its lease.
--- ARGV: 2 JSON list of the pools this slot serves, 3 slot, 4 boot, 5 adapter key warm in this slot, 6 ttl ms,
---       7 wait bound ms, 8 slot ttl ms, 9 nonce of this call, so that repeating it after a lost reply gives the same item
--- Returns {item id, fence, attempt, spec JSON, queued ms, now} or nil
+--
+-- Arguments: those of choose.lua, and
+--   boot          identity of the slot's process
+--   lease_ttl_ms  length of the lease
+--   nonce         identity of this call, so that repeating it after a lost reply gives the same item
+-- Keys: those of choose.lua, and leases, job
+-- Returns {item id, fence, attempt, spec JSON, queued since ms, now ms} or nil
 local now = now_ms()
-local slot = ARGV[3]
 
-local function claimed(id)
-  local f = fields(item_key(id), 'fence', 'attempt', 'spec', 'queued_ms')
-  return {id, f[1], f[2], f[3], f[4], tostring(now)}
+local function claim_of(id)
+  local fence, attempt, spec, queued_ms = fields(item_key(id), 'fence', 'attempt', 'spec', 'queued_ms')
+  return {id, fence, attempt, spec, queued_ms, now}
 end
 
 -- Forget when tenants were served, once that is longer ago than the wait bound: their turn is next either way.
--- Four at random, since a claim adds one at most.
+-- Four at random are enough to keep the hash small, since a claim adds one at most.
 local function forget_served(pool)
-  local served = P .. 'served:' .. pool
-  local some = redis.call('HRANDFIELD', served, 4, 'WITHVALUES')
-  for i = 1, #some, 2 do
-    if now - tonumber(some[i + 1]) > tonumber(ARGV[7]) then redis.call('HDEL', served, some[i]) end
+  local served = served_key(pool)
+  local sample = redis.call('HRANDFIELD', served, 4, 'WITHVALUES')
+  for position = 1, #sample, 2 do
+    local tenant, served_ms = sample[position], tonumber(sample[position + 1])
+    if now - served_ms > args.wait_bound_ms then redis.call('HDEL', served, tenant) end
   end
 end
 
-for _, id in ipairs(redis.call('ZRANGE', P .. 'leases', 0, -1)) do
-  if redis.call('HGET', item_key(id), 'nonce') == ARGV[9] then return claimed(id) end
+for _, id in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
+  if redis.call('HGET', item_key(id), 'nonce') == args.nonce then return claim_of(id) end
 end
-local id, pool = choose(cjson.decode(ARGV[2]), slot, ARGV[5], tonumber(ARGV[7]), tonumber(ARGV[8]), now)
+
+local id, pool = choose(now)
 if not id then return nil end
 local key = item_key(id)
-local f = fields(key, 'job', 'tenant', 'lane')
-dequeue(id, pool, f[3])
+local job, tenant, lane = fields(key, 'job', 'tenant', 'lane')
+dequeue(id, pool, lane)
 redis.call('HINCRBY', key, 'fence', 1)
 redis.call('HINCRBY', key, 'attempt', 1)
-redis.call('HSET', key, 'slot', slot, 'boot', ARGV[4], 'nonce', ARGV[9], 'started_ms', now)
-redis.call('ZADD', P .. 'leases', now + tonumber(ARGV[6]), id)
-redis.call('HINCRBY', P .. 'busy:' .. pool, f[2], 1)
-redis.call('HSET', P .. 'served:' .. pool, f[2], now)
+redis.call('HSET', key, 'slot', args.slot, 'boot', args.boot, 'nonce', args.nonce, 'started_ms', now)
+redis.call('ZADD', LEASES, now + args.lease_ttl_ms, id)
+redis.call('HINCRBY', busy_key(pool), tenant, 1)
+redis.call('HSET', served_key(pool), tenant, now)
 forget_served(pool)
-move(id, f[1], 'queued', 'running', now)
-return claimed(id)
+move(id, job, 'queued', 'running', now)
+return claim_of(id)

@@ -1,25 +1,33 @@
 -- End an item: compare-and-set on the fence. An acknowledged cancel always wins.
--- ARGV: 2 item id, 3 fence, 4 outcome 'succeeded'|'failed'|'canceled', 5 result or error JSON
--- Returns 'committed' | 'canceled' | 'repeated' (the same commit, its reply was lost) | 'stale'
+--
+-- Arguments:
+--   item_id, fence
+--   outcome         'succeeded' | 'failed' | 'canceled'
+--   outcome_json    the result of a success, the error of a failure; absent for a cancel
+-- Keys: item, job, leases, busy, pace, done, outbox
+-- Returns 'committed' | 'canceled' | 'repeated' (this same commit took effect before) | 'stale' (another claim owns it)
 local now = now_ms()
-local id, fence, outcome = ARGV[2], ARGV[3], ARGV[4]
+local id, outcome = args.item_id, args.outcome
 local key = item_key(id)
-local f = fields(key, 'state', 'fence', 'job', 'pool', 'tenant', 'started_ms')
-if f[2] ~= fence then return 'stale' end
-if f[1] ~= 'running' then
-  if f[1] == outcome then return 'repeated' end
-  if f[1] == 'canceled' then return 'canceled' end
+local state, fence, job, pool, tenant, started_ms = fields(key, 'state', 'fence', 'job', 'pool', 'tenant', 'started_ms')
+
+-- A record that is gone has no fence, and is as stale.
+if tonumber(fence or 0) ~= args.fence then return 'stale' end
+if state ~= 'running' then
+  if state == outcome then return 'repeated' end
+  if state == 'canceled' then return 'canceled' end
   return 'stale'
 end
-if redis.call('HGET', job_key(f[3]), 'cancel') == '1' then outcome = 'canceled' end
+
+if redis.call('HGET', job_key(job), 'cancel') == '1' then outcome = 'canceled' end
 if outcome == 'succeeded' then
-  redis.call('HSET', key, 'result', ARGV[5])
-  local took = now - tonumber(f[6])
-  local pace = tonumber(redis.call('GET', P .. 'pace:' .. f[4]) or took)
-  redis.call('SET', P .. 'pace:' .. f[4], math.floor(0.8 * pace + 0.2 * took))
+  redis.call('HSET', key, 'result', args.outcome_json)
+  local took_ms = now - tonumber(started_ms)
+  local pace_ms = tonumber(redis.call('GET', pace_key(pool)) or took_ms)
+  redis.call('SET', pace_key(pool), math.floor(0.8 * pace_ms + 0.2 * took_ms))
 elseif outcome == 'failed' then
-  redis.call('HSET', key, 'error', ARGV[5])
+  redis.call('HSET', key, 'error', args.outcome_json)
 end
-end_item(id, f[3], f[4], f[5], outcome, now)
-if outcome ~= ARGV[4] then return 'canceled' end
+end_item(id, job, pool, tenant, outcome, now)
+if outcome ~= args.outcome then return 'canceled' end
 return 'committed'

@@ -1,13 +1,19 @@
--- Say what became of a message.
--- ARGV: 2 job id, 3 'delivered'|'waiting'|'failed', 4 ms until the next attempt of a waiting one, 5 error or ''
--- Returns 1, or 0 where the job is not in the outbox: forgotten, or settled by another
+-- Record what became of a webhook message.
+--
+-- Arguments:
+--   job_id
+--   state    'delivered' | 'waiting' | 'failed'
+--   wait_ms  time until a waiting message is due again
+--   error    why it was not delivered; empty for a delivered one
+-- Keys: outbox, job
+-- Returns 1, or 0 where the job is not in the outbox: it was forgotten, or another sender was first
 local now = now_ms()
-local job = ARGV[2]
-if not redis.call('ZSCORE', P .. 'outbox', job) then return 0 end
-if ARGV[3] == 'waiting' then
-  redis.call('ZADD', P .. 'outbox', now + tonumber(ARGV[4]), job)
+local job = args.job_id
+if not redis.call('ZSCORE', OUTBOX, job) then return 0 end
+if args.state == 'waiting' then
+  redis.call('ZADD', OUTBOX, now + args.wait_ms, job)
 else
-  redis.call('ZREM', P .. 'outbox', job)
+  redis.call('ZREM', OUTBOX, job)
 end
-redis.call('HSET', job_key(job), 'webhook_state', ARGV[3], 'webhook_error', ARGV[5])
+redis.call('HSET', job_key(job), 'webhook_state', args.state, 'webhook_error', args.error)
 return 1

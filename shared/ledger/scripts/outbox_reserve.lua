@@ -1,12 +1,16 @@
--- Take due messages to send; each comes again after the hold, unless it is settled before.
--- ARGV: 2 hold ms, 3 most to take
--- Returns a flat list: job, URL, attempts with this one, ...
+-- Return webhook messages that are due, and reserve them: none is due again before the reservation ends.
+--
+-- Arguments:
+--   reserve_ms  length of the reservation
+--   limit       most messages to return
+-- Keys: outbox, job
+-- Returns a flat list: job id, URL, attempts including this one, job id, ...
 local now = now_ms()
-local out = {}
-for _, job in ipairs(redis.call('ZRANGEBYSCORE', P .. 'outbox', '-inf', now, 'LIMIT', 0, tonumber(ARGV[3]))) do
-  redis.call('ZADD', P .. 'outbox', now + tonumber(ARGV[2]), job)
-  out[#out + 1] = job
-  out[#out + 1] = redis.call('HGET', job_key(job), 'webhook')
-  out[#out + 1] = tostring(redis.call('HINCRBY', job_key(job), 'webhook_attempts', 1))
+local reply = {}
+for _, job in ipairs(redis.call('ZRANGEBYSCORE', OUTBOX, '-inf', now, 'LIMIT', 0, args.limit)) do
+  redis.call('ZADD', OUTBOX, now + args.reserve_ms, job)
+  reply[#reply + 1] = job
+  reply[#reply + 1] = redis.call('HGET', job_key(job), 'webhook')
+  reply[#reply + 1] = redis.call('HINCRBY', job_key(job), 'webhook_attempts', 1)
 end
-return out
+return reply

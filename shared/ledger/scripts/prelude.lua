@@ -1,28 +1,57 @@
--- Put before every script. ARGV[1] is the time in ms, or '' to take Redis' own clock (tests pass one).
--- Times are ms since the epoch; no client clock is ever read.
-local P = 'flux2:'
+-- The start of every script: arguments, clock, key names, and the moves that several scripts share.
+--
+-- A script gets its arguments as one JSON object in ARGV[1]. An argument that is not set is absent, never null: cjson
+-- decodes null to a light userdata, which Lua takes for true. Numbers decode to doubles, so only counts, fences and
+-- times in ms travel as numbers. Item specs, records and results travel as JSON text inside a JSON string and are
+-- stored byte for byte: decoding them here would round a seed above 2^53 and rewrite floats.
+--
+-- Keys are built here instead of being declared in KEYS: most are known only after a read. Redis Cluster is therefore
+-- not supported. docs/reference/ledger.md lists all keys.
+--
+-- A `nil` reply of Redis is `false` in Lua. Numbers that Lua hands to Redis are whole, so they are stored without a
+-- fraction or an exponent.
+local args = cjson.decode(ARGV[1])
 
+local PREFIX = 'flux2:'
+local JOBS = PREFIX .. 'jobs'
+local SEQUENCE = PREFIX .. 'seq'
+local LEASES = PREFIX .. 'leases'
+local DONE = PREFIX .. 'done'
+local SLOTS = PREFIX .. 'slots'
+local OUTBOX = PREFIX .. 'outbox'
+local RUN_ID = PREFIX .. 'run_id'
+
+local function job_key(job) return PREFIX .. 'job:' .. job end
+local function item_key(id) return PREFIX .. 'item:' .. id end
+local function slot_key(slot) return PREFIX .. 'slot:' .. slot end
+local function idempotency_key(tenant, key) return PREFIX .. 'idem:' .. tenant .. ':' .. key end
+local function pending_key(pool) return PREFIX .. 'pending:' .. pool end
+local function shares_key(pool) return PREFIX .. 'shares:' .. pool end
+local function lanes_key(pool, share) return PREFIX .. 'lanes:' .. pool .. ':' .. share end
+local function lane_key(pool, lane) return PREFIX .. 'lane:' .. pool .. ':' .. lane end
+local function busy_key(pool) return PREFIX .. 'busy:' .. pool end
+local function served_key(pool) return PREFIX .. 'served:' .. pool end
+local function pace_key(pool) return PREFIX .. 'pace:' .. pool end
+local function wake_list_key(pool) return PREFIX .. 'wake.' .. pool end
+
+-- The time in ms since the epoch. Redis' clock is the only one, so that clocks of hosts do not matter; tests pass one.
 local function now_ms()
-  if ARGV[1] ~= '' then return tonumber(ARGV[1]) end
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
+  if args.now_ms then return args.now_ms end
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
-local function job_key(job) return P .. 'job:' .. job end
-local function item_key(id) return P .. 'item:' .. id end
-
+-- Return the named fields of a hash, as so many values.
 local function fields(key, ...)
-  return redis.call('HMGET', key, ...)
+  return unpack(redis.call('HMGET', key, ...))
 end
 
--- A pool is what one worker can be asked for: a model and an engine. Everything about waiting and pace goes by it.
--- A lane holds the queued items of one share (priority and tenant) that want one adapter list. It is scored by its
--- oldest item, so that choosing costs by the number of shares and slots, not by the number of lanes or items.
-local function lane_key(pool, lane) return P .. 'lane:' .. pool .. ':' .. lane end
-local function lanes_key(pool, share) return P .. 'lanes:' .. pool .. ':' .. share end
+-- A pool is what a worker must offer to claim an item: a model and an engine. Queues and pace are kept for each pool.
+-- A share is a priority and a tenant; a lane holds the queued items of one share that want the same adapters. A lane
+-- is scored by its oldest item, so that choosing costs by the number of shares and slots, not of lanes or items.
 local function share_of(lane) return lane:match('^%d+|[^|]*') end
 
-local function rescore(pool, lane)
+local function rescore_lane(pool, lane)
   local head = redis.call('ZRANGE', lane_key(pool, lane), 0, 0, 'WITHSCORES')
   if head[1] then
     redis.call('ZADD', lanes_key(pool, share_of(lane)), head[2], lane)
@@ -31,31 +60,43 @@ local function rescore(pool, lane)
   end
 end
 
--- Queue an item at its accept order, so that one which comes back goes to the head.
-local function enqueue(id, pool, lane, seq)
-  redis.call('ZADD', P .. 'pending:' .. pool, seq, id)
-  redis.call('ZADD', lane_key(pool, lane), seq, id)
-  redis.call('HINCRBY', P .. 'shares:' .. pool, share_of(lane), 1)
-  rescore(pool, lane)
+-- Queue an item at its accept order, so that one that was requeued goes to the head.
+local function enqueue(id, pool, lane, order)
+  redis.call('ZADD', pending_key(pool), order, id)
+  redis.call('ZADD', lane_key(pool, lane), order, id)
+  redis.call('HINCRBY', shares_key(pool), share_of(lane), 1)
+  rescore_lane(pool, lane)
 end
 
 local function dequeue(id, pool, lane)
-  if redis.call('ZREM', P .. 'pending:' .. pool, id) == 0 then return end
+  if redis.call('ZREM', pending_key(pool), id) == 0 then return end
   redis.call('ZREM', lane_key(pool, lane), id)
-  if redis.call('HINCRBY', P .. 'shares:' .. pool, share_of(lane), -1) == 0 then
-    redis.call('HDEL', P .. 'shares:' .. pool, share_of(lane))
+  if redis.call('HINCRBY', shares_key(pool), share_of(lane), -1) == 0 then
+    redis.call('HDEL', shares_key(pool), share_of(lane))
   end
-  rescore(pool, lane)
+  rescore_lane(pool, lane)
 end
 
 local function end_lease(id, pool, tenant)
-  redis.call('ZREM', P .. 'leases', id)
-  if redis.call('HINCRBY', P .. 'busy:' .. pool, tenant, -1) == 0 then
-    redis.call('HDEL', P .. 'busy:' .. pool, tenant)
+  redis.call('ZREM', LEASES, id)
+  if redis.call('HINCRBY', busy_key(pool), tenant, -1) == 0 then
+    redis.call('HDEL', busy_key(pool), tenant)
   end
 end
 
--- Move an item between states and derive its job's state from the counts.
+-- Set the state of a job whose items have all ended.
+local function end_job(job, now)
+  local key = job_key(job)
+  local canceled, failed = fields(key, 'canceled', 'failed')
+  local state = 'succeeded'
+  if tonumber(canceled) > 0 then state = 'canceled' elseif tonumber(failed) > 0 then state = 'failed' end
+  redis.call('HSET', key, 'state', state, 'finished_ms', now)
+  redis.call('ZADD', DONE, now, job)
+  -- In the step that ends the job: its webhook is sent even if every process dies right after.
+  if redis.call('HEXISTS', key, 'webhook') == 1 then redis.call('ZADD', OUTBOX, now, job) end
+end
+
+-- Move an item from one state to another and derive its job's state from the counts.
 local function move(id, job, from, to, now)
   local key = job_key(job)
   redis.call('HSET', item_key(id), 'state', to)
@@ -64,18 +105,11 @@ local function move(id, job, from, to, now)
   if to == 'running' then
     redis.call('HSET', key, 'state', 'running')
     redis.call('HSETNX', key, 'started_ms', now)
-    return
+  elseif to ~= 'queued' then
+    redis.call('HSET', item_key(id), 'finished_ms', now)
+    local queued, running = fields(key, 'queued', 'running')
+    if tonumber(queued) + tonumber(running) == 0 then end_job(job, now) end
   end
-  if to == 'queued' then return end
-  redis.call('HSET', item_key(id), 'finished_ms', now)
-  local n = fields(key, 'queued', 'running', 'canceled', 'failed')
-  if tonumber(n[1]) + tonumber(n[2]) > 0 then return end
-  local state = 'succeeded'
-  if tonumber(n[3]) > 0 then state = 'canceled' elseif tonumber(n[4]) > 0 then state = 'failed' end
-  redis.call('HSET', key, 'state', state, 'finished_ms', now)
-  redis.call('ZADD', P .. 'done', now, job)
-  -- In the same step as the end itself, so that no end goes untold whoever dies next.
-  if redis.call('HEXISTS', key, 'webhook') == 1 then redis.call('ZADD', P .. 'outbox', now, job) end
 end
 
 local function end_item(id, job, pool, tenant, to, now)
@@ -84,15 +118,16 @@ local function end_item(id, job, pool, tenant, to, now)
   move(id, job, 'running', to, now)
 end
 
--- A running item goes back to the queue, or ends: canceled wins, then the attempt cap.
-local function give_back(id, now, max_attempts, error_json)
-  local f = fields(item_key(id), 'job', 'pool', 'tenant', 'lane', 'seq', 'attempt')
-  local job, pool, tenant = f[1], f[2], f[3]
+-- Requeue a running item, or end it: first because its job is canceled, then because it has no attempts left.
+-- Returns the item's new state and its pool.
+local function requeue_or_end(id, now, max_attempts, error_json)
+  local job, pool, tenant, lane, order, attempt =
+    fields(item_key(id), 'job', 'pool', 'tenant', 'lane', 'seq', 'attempt')
   if redis.call('HGET', job_key(job), 'cancel') == '1' then
     end_item(id, job, pool, tenant, 'canceled', now)
     return 'canceled', pool
   end
-  if tonumber(f[6]) >= max_attempts then
+  if tonumber(attempt) >= max_attempts then
     redis.call('HSET', item_key(id), 'error', error_json)
     end_item(id, job, pool, tenant, 'failed', now)
     return 'failed', pool
@@ -101,12 +136,13 @@ local function give_back(id, now, max_attempts, error_json)
   redis.call('HDEL', item_key(id), 'progress', 'slot', 'boot', 'nonce')
   redis.call('HSET', item_key(id), 'queued_ms', now)
   move(id, job, 'running', 'queued', now)
-  enqueue(id, pool, f[4], f[5])
+  enqueue(id, pool, lane, order)
   return 'queued', pool
 end
 
--- Does this worker still own the item?
-local function owned(id, fence)
-  local f = fields(item_key(id), 'state', 'fence')
-  return f[1] == 'running' and f[2] == fence
+-- Whether the claim with this fence still owns the item.
+local function is_owned(id, fence)
+  local state, current = fields(item_key(id), 'state', 'fence')
+  return state == 'running' and tonumber(current) == fence
 end
+

@@ -1,29 +1,38 @@
--- Take expired leases back. A new Redis run id means that Redis was away: its workers could not renew, so every
--- lease first gets a full ttl of grace.
--- ARGV: 2 ttl ms, 3 max attempts, 4 error JSON of a lost worker
--- Returns JSON {requeued: {pool: count}, ended: [item ids], grace: bool}
+-- Requeue or end the items whose lease expired.
+--
+-- Arguments:
+--   lease_ttl_ms
+--   max_attempts  claims after which an item fails
+--   error_json    the error of an item that fails: its workers were lost
+-- Keys: run_id, leases, and those of requeue_or_end
+-- Returns JSON {requeued: {pool: count}, ended: [item ids], grace: bool}; cjson writes an empty list as {}
 local now = now_ms()
-local leases = P .. 'leases'
-local out = {requeued = {}, ended = {}, grace = false}
+local reply = {requeued = {}, ended = {}, grace = false}
 
+-- Items handled in one step; Redis serves nobody else during it.
+local EXPIRED_AT_ONCE = 200
+
+-- Another run id means that Redis was away, when no worker could renew: every lease gets a full term of grace. On the
+-- first start there is no earlier run id, and nothing to grant.
 local run_id = redis.call('INFO', 'server'):match('run_id:(%w+)')
-local known = redis.call('GET', P .. 'run_id')
-if known ~= run_id then
-  redis.call('SET', P .. 'run_id', run_id)
-  if known then
-    out.grace = true
-    for _, id in ipairs(redis.call('ZRANGE', leases, 0, -1)) do
-      redis.call('ZADD', leases, now + tonumber(ARGV[2]), id)
+local known_run_id = redis.call('GET', RUN_ID)
+if known_run_id ~= run_id then
+  redis.call('SET', RUN_ID, run_id)
+  if known_run_id then
+    reply.grace = true
+    for _, id in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
+      redis.call('ZADD', LEASES, now + args.lease_ttl_ms, id)
     end
   end
 end
 
-for _, id in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', '(' .. now, 'LIMIT', 0, 200)) do
-  local state, pool = give_back(id, now, tonumber(ARGV[3]), ARGV[4])
+local expired = redis.call('ZRANGEBYSCORE', LEASES, '-inf', string.format('(%.0f', now), 'LIMIT', 0, EXPIRED_AT_ONCE)
+for _, id in ipairs(expired) do
+  local state, pool = requeue_or_end(id, now, args.max_attempts, args.error_json)
   if state == 'queued' then
-    out.requeued[pool] = (out.requeued[pool] or 0) + 1
+    reply.requeued[pool] = (reply.requeued[pool] or 0) + 1
   else
-    out.ended[#out.ended + 1] = id
+    reply.ended[#reply.ended + 1] = id
   end
 end
-return cjson.encode(out)
+return cjson.encode(reply)

@@ -1,12 +1,18 @@
--- A slot starts again: take back what its earlier process held, without waiting for the leases.
--- ARGV: 2 slot, 3 boot of the new process, 4 max attempts, 5 error JSON of a lost worker
+-- Requeue or end the items that an earlier process of a slot was running, without waiting for their leases.
+--
+-- Arguments:
+--   slot
+--   boot          identity of the slot's new process
+--   max_attempts  claims after which an item fails
+--   error_json    the error of an item that fails: its workers were lost
+-- Keys: leases, and those of requeue_or_end
 -- Returns the number of items requeued
 local now = now_ms()
 local requeued = 0
-for _, id in ipairs(redis.call('ZRANGE', P .. 'leases', 0, -1)) do
-  local f = fields(item_key(id), 'slot', 'boot')
-  if f[1] == ARGV[2] and f[2] ~= ARGV[3] then
-    local state = give_back(id, now, tonumber(ARGV[4]), ARGV[5])
+for _, id in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
+  local slot, boot = fields(item_key(id), 'slot', 'boot')
+  if slot == args.slot and boot ~= args.boot then
+    local state = requeue_or_end(id, now, args.max_attempts, args.error_json)
     if state == 'queued' then requeued = requeued + 1 end
   end
 end

@@ -1,9 +1,15 @@
--- Hand a running item back. 'drain' gives the attempt back; any other reason counts it.
--- ARGV: 2 item id, 3 fence, 4 reason, 5 max attempts, 6 error JSON, kept if this was the last attempt
--- Returns {'queued'|'failed'|'canceled'|'stale', pool}
+-- Hand a running item back to the queue, or end it when its job is canceled or it has no attempts left.
+--
+-- Arguments:
+--   item_id, fence
+--   reason        'drain' does not count the attempt; any other reason does
+--   max_attempts  claims after which an item fails
+--   error_json    the error of an item that fails
+-- Keys: item, and those of requeue_or_end
+-- Returns 'queued' | 'failed' | 'canceled' | 'stale' (another claim owns it)
 local now = now_ms()
-local id = ARGV[2]
-if not owned(id, ARGV[3]) then return {'stale', ''} end
-if ARGV[4] == 'drain' then redis.call('HINCRBY', item_key(id), 'attempt', -1) end
-local state, pool = give_back(id, now, tonumber(ARGV[5]), ARGV[6])
-return {state, pool}
+local id = args.item_id
+if not is_owned(id, args.fence) then return 'stale' end
+if args.reason == 'drain' then redis.call('HINCRBY', item_key(id), 'attempt', -1) end
+local state = requeue_or_end(id, now, args.max_attempts, args.error_json)
+return state

@@ -1,10 +1,16 @@
--- Extend a lease, store progress, and hand the cancel flag to the worker.
--- ARGV: 2 item id, 3 fence, 4 ttl ms, 5 progress JSON
--- Returns 'lost' | 'ok' | 'cancel'
+-- Extend a lease and store progress; the answer carries the caller's cancel.
+--
+-- Arguments:
+--   item_id, fence
+--   lease_ttl_ms
+--   progress_json
+-- Keys: item, job, leases
+-- Returns 'ok' | 'cancel' | 'lost' (another claim owns the item)
 local now = now_ms()
-local id = ARGV[2]
-if not owned(id, ARGV[3]) then return 'lost' end
-redis.call('ZADD', P .. 'leases', 'XX', now + tonumber(ARGV[4]), id)
-redis.call('HSET', item_key(id), 'progress', ARGV[5])
-if redis.call('HGET', job_key(redis.call('HGET', item_key(id), 'job')), 'cancel') == '1' then return 'cancel' end
+local id = args.item_id
+if not is_owned(id, args.fence) then return 'lost' end
+redis.call('ZADD', LEASES, 'XX', now + args.lease_ttl_ms, id)
+redis.call('HSET', item_key(id), 'progress', args.progress_json)
+local job = redis.call('HGET', item_key(id), 'job')
+if redis.call('HGET', job_key(job), 'cancel') == '1' then return 'cancel' end
 return 'ok'

@@ -1,0 +1,68 @@
+"""A job on its way into the ledger, and the answer that its caller gets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from shared.job import ItemSpec
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A job that can be stored.
+
+    Attributes:
+        items: at least one, all of one pool.
+        record: what the API reads back about the job later; must be JSON.
+        priority: 0 (first) to 9.
+        idempotency_key: empty where the caller sent none.
+        body_hash: identity of the request body, compared when the key is seen again; without white space.
+        webhook_url: receives a message when the job ends; empty for none.
+    """
+
+    job_id: str
+    items: Sequence[ItemSpec]
+    record: Mapping[str, Any]
+    tenant: str = "default"
+    priority: int = 5
+    idempotency_key: str = ""
+    body_hash: str = ""
+    webhook_url: str = ""
+
+    @property
+    def pool(self) -> str:
+        """The pool in which all items wait."""
+        return self.items[0].pool
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the job as `accept.lua` reads it."""
+        options = {"idempotency_key": self.idempotency_key, "webhook_url": self.webhook_url}
+        return {
+            "id": self.job_id,
+            "pool": self.pool,
+            "model": self.items[0].model,
+            "tenant": self.tenant,
+            "priority": self.priority,
+            # Text inside the JSON, so that Redis stores these bytes; see the top of prelude.lua.
+            "record": json.dumps(self.record),
+            "items": [{"spec": spec.model_dump_json(), "adapter_key": spec.adapter_key} for spec in self.items],
+            "body_hash": self.body_hash,
+            **{name: value for name, value in options.items() if value},
+        }
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A job that is stored.
+
+    Attributes:
+        is_repeat: an earlier call had stored the job under the same Idempotency-Key.
+    """
+
+    job_id: str
+    is_repeat: bool
+    accepted_ms: int
+    record: Mapping[str, Any]
