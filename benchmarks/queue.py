@@ -81,7 +81,7 @@ def _rendering(stack: Stack, client: Client, jobs: int) -> list[Row]:
         assert item.result is not None
         waited.append((item.started_ms - item.queued_ms) / 1000)
         changed.append(item.result.timings["adapter"])
-    model = ModelSettings(path=str(stack.data / "tiny"), text_encoder=str(stack.data / "tiny" / "text_encoder"))
+    model = ModelSettings(path=str(stack.demo_checkpoint), text_encoder=str(stack.demo_checkpoint / "text_encoder"))
     load = _row(
         "load of the tiny base model",
         [_timed(lambda: load_components(model, device=torch.device("cpu"), hf_token=None)) for _ in range(3)],

@@ -16,7 +16,7 @@ from rich.console import Console
 from chaos.report import table
 from chaos.suite import run
 from chaos.trial import Lab, Outcome
-from shared.local.servers import S3Server
+from shared.local.s3_server import S3Server
 
 
 def main(

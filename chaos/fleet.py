@@ -24,8 +24,10 @@ from chaos.s3 import S3Proxy
 from chaos.tcp import Wire
 from shared.celery_app import make_celery, wake
 from shared.ledger import Ledger, keys
-from shared.local.child import LOOPBACK, Child, pick_free_port
-from shared.local.servers import RedisServer, S3Server
+from shared.local.child import ChildProcess
+from shared.local.ports import LOOPBACK, pick_free_port
+from shared.local.redis_server import RedisServer
+from shared.local.s3_server import S3Server
 from shared.settings import QueueSettings, S3Settings
 from shared.storage import ObjectStore
 from shared.storage.s3 import S3Store
@@ -75,7 +77,7 @@ class Fleet:
         self._s3 = s3
         self._prefix = f"{folder.name}/"
         self._api_port = pick_free_port()
-        self._children: dict[str, Child] = {}
+        self._children: dict[str, ChildProcess] = {}
         self._undo = ExitStack()
         self._lock = threading.RLock()
         self._stopped = threading.Event()
@@ -212,7 +214,7 @@ class Fleet:
     def _start(self, name: str) -> None:
         folder = self.folder / name
         folder.mkdir()
-        child = Child(name, self._command(name), folder=folder, environment=self.environment(name))
+        child = ChildProcess(name, self._command(name), folder=folder, environment=self.environment(name))
         self._children[name] = child
         child.start(lambda: True, timeout_s=_START_S)
 

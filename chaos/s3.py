@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal, Self
 
-from shared.local.child import LOOPBACK
+from shared.local.ports import LOOPBACK
 
 _HOP = {"connection", "transfer-encoding", "content-length", "expect"}
 _SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Reduce your request rate</Message></Error>"

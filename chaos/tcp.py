@@ -8,7 +8,7 @@ import socket
 import threading
 from typing import Self
 
-from shared.local.child import LOOPBACK
+from shared.local.ports import LOOPBACK
 
 _CHUNK = 65_536
 _LOOK_S = 0.05

@@ -16,7 +16,7 @@ from chaos.fleet import Fleet, Plan
 from chaos.load import Load
 from shared.job import State
 from shared.ledger import ItemView
-from shared.local.servers import S3Server
+from shared.local.s3_server import S3Server
 
 Figure = str | float | int
 

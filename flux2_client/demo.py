@@ -106,7 +106,7 @@ def _wait(console: Console, stack: Stack, client: Client, request_id: str) -> di
 
         def show_progress(status: dict[str, Any]) -> None:
             # A server that ended would otherwise be noticed only when the job's time is over.
-            stack.check()
+            stack.raise_if_ended()
             bar.update(task, description=_stage(status), completed=status["progress"])
 
         return client.wait(request_id, timeout_s=_JOB_TIMEOUT_S, on_status=show_progress)

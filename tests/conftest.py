@@ -14,8 +14,9 @@ import redis
 from xdist.scheduler import LoadScopeScheduling
 
 from shared.job import ItemSpec
-from shared.local import child
-from shared.local.servers import RedisServer, S3Server
+from shared.local import ports
+from shared.local.redis_server import RedisServer
+from shared.local.s3_server import S3Server
 from shared.settings import Settings
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -43,7 +44,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FileSchedul
 def _own_ports() -> None:
     """Give each test process its own ports: another process could take a port between its choice and its use."""
     index = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    child._PORTS = child._PORTS[index :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
+    ports._PORTS = ports._PORTS[index :: int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))]
 
 
 @pytest.fixture(autouse=True)

@@ -22,8 +22,8 @@ from chaos.history import History
 from chaos.trial import Lab, Outcome
 from shared.job import SpecReport, State
 from shared.ledger import ItemView, JobView
-from shared.local.child import Child
-from shared.local.servers import RedisServer
+from shared.local.child import ChildProcess
+from shared.local.redis_server import RedisServer
 from shared.storage.directory import DirectoryStore
 
 _WORKERS = 3
@@ -68,7 +68,7 @@ def control(lab: Lab, *, items: int = 100) -> Outcome:
 
 
 def _storm(
-    workers: dict[str, Child], app: Celery, client: redis.Redis, record: History, rng: random.Random, items: int
+    workers: dict[str, ChildProcess], app: Celery, client: redis.Redis, record: History, rng: random.Random, items: int
 ) -> list[str]:
     """Return the items whose publish succeeded."""
     accepted: list[str] = []
@@ -100,7 +100,7 @@ def _storm(
     return accepted
 
 
-def _strike(workers: dict[str, Child], record: History, rng: random.Random) -> None:
+def _strike(workers: dict[str, ChildProcess], record: History, rng: random.Random) -> None:
     victim, peer = rng.sample(sorted(workers), 2)
     _hit(workers, record, victim, signal.SIGKILL, "kill")
     workers[victim].restart()
@@ -109,26 +109,26 @@ def _strike(workers: dict[str, Child], record: History, rng: random.Random) -> N
         threading.Timer(_FREEZE_S, _thaw, args=[workers[peer], workers[peer].pid]).start()
 
 
-def _thaw(worker: Child, pid: int | None) -> None:
+def _thaw(worker: ChildProcess, pid: int | None) -> None:
     """Let a process go on, unless it was killed meanwhile."""
     if pid is not None and worker.pid == pid:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
 
 
-def _hit(workers: dict[str, Child], record: History, name: str, number: signal.Signals, kind: str) -> None:
+def _hit(workers: dict[str, ChildProcess], record: History, name: str, number: signal.Signals, kind: str) -> None:
     pid = workers[name].pid
     assert pid is not None
     record.add(kind, target=name, target_pid=pid)
     os.kill(pid, number)
 
 
-def _worker(folder: Path, url: str, name: str, record: History) -> Child:
+def _worker(folder: Path, url: str, name: str, record: History) -> ChildProcess:
     own = folder / name
     own.mkdir()
     environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).parents[2])}
     command = [sys.executable, "-m", "chaos.plain", url, name, str(record.path)]
-    child = Child(name, command, folder=own, environment=environment)
+    child = ChildProcess(name, command, folder=own, environment=environment)
     child.start(lambda: True, timeout_s=10)
     return child
 

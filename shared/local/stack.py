@@ -1,6 +1,6 @@
 """The whole service on one host, for `flux2 up`, `flux2 demo` and end-to-end tests.
 
-Embedded Redis and S3, the API and workers, each a process of its own as in a deployment, with all data in one folder.
+Embedded Redis and S3, the API and the workers each run as a process, as in a deployment, with all data in one folder.
 Without a configured model the workers serve the embedded demonstration model, copied there on the first start.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import subprocess
 import sys
 import time
@@ -17,35 +16,38 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from dotenv import dotenv_values
-
 from shared.demo_model import DEMO_ADAPTER, DEMO_STYLES
 from shared.errors import LedgerUnavailable, ServerFailed
 from shared.ledger import Ledger
 from shared.local.backoff import Backoff
-from shared.local.child import LOOPBACK, Child, pick_free_port, require_free_port
+from shared.local.child import ChildProcess
+from shared.local.environment import (
+    configured_model_variables,
+    demo_model_variables,
+    inherited_environment,
+    unconfigured_environment,
+)
+from shared.local.ports import LOOPBACK, pick_free_port, require_free_port
 from shared.local.servers import EmbeddedServers
 from shared.settings import Settings
 
 logger = logging.getLogger("flux2.stack")
 
-_API_START_S = 30.0
+_API_START_TIMEOUT_S = 30.0
 # Loading 99 GB from a cold disk takes minutes.
-_WORKER_START_S = 900.0
-# After its drain a worker still has to hand its item over and say good-bye.
+_WORKER_START_TIMEOUT_S = 900.0
+# After its drain a worker still has to hand its item over and leave the ledger.
 _STOP_GRACE_S = 10.0
-# Variables that decide how this project's processes behave.
-_OURS = ("FLUX2_", "HF_TOKEN", "AI_TOOLKIT_PATH", "AWS_")
 
 
 class Stack:
-    """Everything running, as a context manager.
+    """Redis, S3, the API and workers as one context manager.
 
     Args:
-        data: folder of all state; kept between starts.
-        settings: a configured model and adapter root are respected; the servers' addresses are our own.
-        inherit: False starts from the defaults, whatever the caller's environment and `.env` say.
-        workers: processes on this host; with CUDA each takes one device, in order.
+        data: folder for all data, logs and adapters; kept between starts.
+        settings: its model and adapter root apply if they are set; the stack replaces the addresses of the servers.
+        inherit: whether the processes see the caller's environment and `.env`; False gives them the defaults.
+        workers: number of worker processes; with CUDA each takes one device, in order.
     """
 
     def __init__(
@@ -65,8 +67,8 @@ class Stack:
         self._settings = settings
         self._inherit = inherit
         self._workers = workers
-        self._children: dict[str, Child] = {}
-        self._waits: dict[str, Backoff] = {}
+        self._processes: dict[str, ChildProcess] = {}
+        self._backoffs: dict[str, Backoff] = {}
         self.serves_demo_model = not settings.model.model_fields_set & {"id", "path"}
         configured_root = "root" in settings.adapters.model_fields_set
         self.adapter_root = settings.adapters.root.absolute() if configured_root else self.data / "adapters"
@@ -77,99 +79,92 @@ class Stack:
 
     @property
     def logs(self) -> list[Path]:
-        """The log of each process that this stack started."""
-        return [child.log for child in self._children.values()]
+        """Log files of the API and the workers."""
+        return [process.log for process in self._processes.values()]
+
+    @property
+    def demo_checkpoint(self) -> Path:
+        """Folder of the demonstration model's copy."""
+        return self.data / "tiny"
 
     def ledger(self) -> Ledger:
-        """A ledger of this stack's Redis."""
+        """Open the ledger in this stack's Redis."""
         return Ledger.connect(self.servers.redis.url, self._settings.queue, timeout_s=2)
 
     def pid(self, name: str) -> int | None:
-        """Process id of `api` or `worker-N`; None while it does not run."""
-        return self._children[name].pid
+        """Return the process id of `api` or `worker-N`; None while it does not run."""
+        return self._processes[name].pid
 
     def environment(self) -> dict[str, str]:
-        """The caller's environment with what this stack decides; for any `flux2` process that joins it."""
-        decided = {
+        """Return the environment of any `flux2` process that joins this stack."""
+        inherited = inherited_environment(self._settings) if self._inherit else unconfigured_environment()
+        model = (
+            demo_model_variables(self._settings, self.demo_checkpoint)
+            if self.serves_demo_model
+            else configured_model_variables(self._settings)
+        )
+        return {
+            **inherited,
+            **model,
             **self.servers.environment(),
             "FLUX2_API_HOST": LOOPBACK,
             "FLUX2_API_PORT": str(self.api_port),
             "FLUX2_API_BASE_URL": "",
             "FLUX2_ADAPTERS_ROOT": str(self.adapter_root),
         }
-        if self.serves_demo_model:
-            decided |= {
-                "FLUX2_MODEL_PATH": str(self._checkpoint),
-                "FLUX2_MODEL_TEXT_ENCODER": str(self._checkpoint / "text_encoder"),
-            }
-            if "precision" not in self._settings.model.model_fields_set:
-                # bfloat16 convolutions take 10 times as long on processors without AVX-512.
-                decided |= {"FLUX2_MODEL_PRECISION": "fp32"}
-        else:
-            named = {"PATH": self._settings.model.path, "TEXT_ENCODER": self._settings.model.text_encoder}
-            local = {name: Path(value).absolute() for name, value in named.items() if value and Path(value).exists()}
-            decided |= {f"FLUX2_MODEL_{name}": str(path) for name, path in local.items()}
-        if self._inherit:  # the processes run in folders of their own
-            others = {
-                "FLUX2_WORKER_LOCK_DIR": self._settings.worker.lock_dir,
-                "AI_TOOLKIT_PATH": self._settings.ai_toolkit_path,
-            }
-            decided |= {name: str(path.absolute()) for name, path in others.items() if path}
-        if not self._inherit:
-            return {**{name: value for name, value in os.environ.items() if not name.startswith(_OURS)}, **decided}
-        return {**_dotenv(), **os.environ, **decided}
 
     def start(self) -> Self:
-        """Return when the API answers and every worker has its model loaded.
+        """Start everything; return when the API answers and every worker has loaded its model.
 
         Raises:
-            ServerFailed: naming the part and quoting its log; nothing is left running.
+            ServerFailed: the message names the part and quotes its log; nothing is left running.
         """
         with contextlib.ExitStack() as undo:
             undo.callback(self.stop)
             self.servers.start()
             self._write_demo_model()
-            require_free_port(self.api_port, of="the API")  # or another's server would answer for ours
-            self._start("api", ["api"], ready=self._api_answers, timeout_s=_API_START_S)
+            # Otherwise a foreign server on this port would pass for the API.
+            require_free_port(self.api_port, owner="the API")
+            self._start("api", ["api"], ready=self._api_answers, timeout_s=_API_START_TIMEOUT_S)
             for number in range(self._workers):
                 self._start_worker(number)
             undo.pop_all()
         return self
 
     def stop(self) -> None:
-        """End everything, workers first, so that they can hand over what they hold."""
-        for child in self._children.values():
-            child.terminate()
-        while self._children:
-            _, child = self._children.popitem()
-            child.stop(grace_s=self._grace_s)
+        """Stop everything: workers first, so that they can hand over their items; Redis and S3 last."""
+        for process in self._processes.values():
+            process.terminate()
+        while self._processes:
+            _, process = self._processes.popitem()
+            process.stop(grace_s=self._grace_s)
         self.servers.stop()
 
     def stop_worker(self, number: int) -> None:
-        """End one worker in good order and forget it."""
-        self._children.pop(f"worker-{number}").stop(grace_s=self._grace_s)
+        """Drain one worker and do not restart it."""
+        self._processes.pop(f"worker-{number}").stop(grace_s=self._grace_s)
 
-    def check(self) -> None:
+    def raise_if_ended(self) -> None:
         """Raise `ServerFailed`, with the end of its log, if a process has ended by itself."""
-        self.servers.check()
-        for child in self._children.values():
-            child.check()
+        self.servers.raise_if_ended()
+        for process in self._processes.values():
+            process.raise_if_ended()
 
     def restart_dead(self) -> None:
-        """Start again what ended by itself, later and later what dies at once; the ledger gives back what it held.
+        """Restart the API and workers that ended by themselves, with growing waits for those that die at once.
 
         Raises:
-            ServerFailed: Redis or S3 has ended, without which there is nothing to go on with.
+            ServerFailed: Redis or S3 has ended, so nothing else can work.
         """
-        self.servers.check()
-        for child in self._children.values():
-            if child.is_alive():
+        self.servers.raise_if_ended()
+        for process in self._processes.values():
+            if process.is_alive():
                 continue
-            self._forget_slot(child.name)
-            waits = self._waits.setdefault(child.name, Backoff())
-            if waits.is_due(started_s=child.started_s, now_s=time.monotonic()):
-                logger.warning("process ended and is started again", extra={"part": child.name, "log": str(child.log)})
-                child.restart()
+            self._remove_slot(process.name)
+            backoff = self._backoffs.setdefault(process.name, Backoff())
+            if backoff.is_due(started_s=process.started_s, now_s=time.monotonic()):
+                logger.warning("restarting a dead process", extra={"part": process.name, "log": str(process.log)})
+                process.restart()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -181,22 +176,19 @@ class Stack:
     def _grace_s(self) -> float:
         return self._settings.worker.drain_s + _STOP_GRACE_S
 
-    @property
-    def _checkpoint(self) -> Path:
-        return self.data / "tiny"
-
     def _write_demo_model(self) -> None:
         adapter = self.adapter_root / DEMO_ADAPTER
-        if not self.serves_demo_model or (self._checkpoint.exists() and adapter.exists()):
+        if not self.serves_demo_model or (self.demo_checkpoint.exists() and adapter.exists()):
             return
-        command = [*_flux2("tiny"), str(self._checkpoint), "--adapter", str(adapter)]
+        # A command of the worker's side, which alone may import torch.
+        command = [*_flux2("tiny"), str(self.demo_checkpoint), "--adapter", str(adapter)]
         command += ["--styles", str(self.adapter_root / DEMO_STYLES)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise ServerFailed(f"`flux2 tiny` failed:\n{done.stderr[-2000:]}")
 
-    def _forget_slot(self, name: str) -> None:
-        """Take a worker that is dead out of the list of live ones, where its last heartbeat would keep it a while."""
+    def _remove_slot(self, name: str) -> None:
+        """Remove a dead worker from the ledger, where its last heartbeat would keep it alive for a while."""
         try:
             self.ledger().workers.remove(name)
         except LedgerUnavailable as error:
@@ -204,23 +196,24 @@ class Stack:
 
     def _start_worker(self, number: int) -> None:
         name = f"worker-{number}"
-        shared = self._workers > 1 and self._settings.worker.device == "auto"
-        device = ["--device", f"auto:{number}"] if shared else []
+        shares_devices = self._workers > 1 and self._settings.worker.device == "auto"
+        device = ["--device", f"auto:{number}"] if shares_devices else []
         ledger = self.ledger()
-        self._forget_slot(name)
+        # A slot that a killed stack left behind would pass for this worker's readiness.
+        self._remove_slot(name)
         self._start(
             name,
             ["worker", "--name", name, *device],
             ready=lambda: any(slot.name == name for slot in ledger.workers.live_slots()),
-            timeout_s=_WORKER_START_S,
+            timeout_s=_WORKER_START_TIMEOUT_S,
         )
 
     def _start(self, name: str, arguments: list[str], *, ready: Callable[[], bool], timeout_s: float) -> None:
         folder = self.data / name
         folder.mkdir(parents=True, exist_ok=True)
-        child = Child(name, _flux2(*arguments), folder=folder, environment=self.environment())
-        self._children[name] = child
-        child.start(ready, timeout_s=timeout_s)
+        process = ChildProcess(name, _flux2(*arguments), folder=folder, environment=self.environment())
+        self._processes[name] = process
+        process.start(ready, timeout_s=timeout_s)
 
     def _api_answers(self) -> bool:
         try:
@@ -228,11 +221,6 @@ class Stack:
                 return bool(answer.status == 200)
         except OSError:
             return False
-
-
-def _dotenv() -> dict[str, str]:
-    """Read the `.env` that this process' own settings came from: its children run elsewhere."""
-    return {name: value for name, value in dotenv_values(".env").items() if value is not None}
 
 
 def _flux2(*arguments: str) -> list[str]:

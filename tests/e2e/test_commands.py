@@ -14,7 +14,7 @@ from PIL import Image
 
 from flux2_client.client import Client
 from shared.demo_model import PROMPTS
-from shared.local.child import pick_free_port
+from shared.local.ports import pick_free_port
 
 
 def processes_naming(folder):

@@ -9,7 +9,7 @@ import pytest
 import uvicorn
 
 from api.app import create_app
-from shared.local.child import pick_free_port
+from shared.local.ports import pick_free_port
 
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 

