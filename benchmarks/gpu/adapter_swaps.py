@@ -62,7 +62,7 @@ def measure_swaps(session: Session, folder: Path) -> None:
             measure(what, partial(change, b))
             measure(what, partial(change, a))
     use()
-    clean = session.components.placement.clean
+    clean = session.components.placement.base_weights
     for what, seconds in times.items():
         median_ms = statistics.median(seconds) * 1000
         steps = {_UNDER_A_STEP: 1, _UNDER_TWO_STEPS: 2}.get(what)

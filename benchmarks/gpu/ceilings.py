@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.report import Report
-from worker.checkpoint.pinned import locked_like
+from worker.checkpoint.pinned import pinned_like
 
 #: Names of the rows that hold the rate of matrix products in `tflops`.
 BF16, FP8 = "bf16 matmul", "fp8 row-wise matmul"
@@ -46,7 +46,7 @@ def measure_ceilings(report: Report, clock: Clock, *, small: bool) -> None:
         ratio = {"ratio": fp8 / bf16, "against": BF16}
         report.add(FP8, size=size, median_ms=fp8, **ratio, tflops=_tflops(size, fp8))
     target = torch.empty(4_000_000 if small else 1_000_000_000, dtype=torch.uint8, device=clock.device)
-    locked = locked_like(target)
+    locked = pinned_like(target)
     copy_ms = _sustained_ms(clock, lambda: target.copy_(locked, non_blocking=True), seconds)
     report.add("host to device copy", size=len(target), median_ms=copy_ms, gb_per_s=len(target) / copy_ms / 1e6)
 

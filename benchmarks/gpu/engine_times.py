@@ -15,7 +15,7 @@ from benchmarks.gpu.report import Row
 from benchmarks.gpu.session import STEP, Session
 from worker.consumer import image_file
 from worker.kernels.distance import rel_l2
-from worker.model.compile import as_written
+from worker.model.compile import uncompiled
 from worker.rendering.engine import Engine
 
 #: Latents of each engine by name, for each measurement and size.
@@ -80,7 +80,7 @@ class EngineTimes:
     def _rate(self, name: str, engine: Engine, size: int, median_ms: float) -> Row:
         """Return the TFLOP/s of a step's products and attention, and their share of the ceiling if it was measured."""
         if size not in self._flops:
-            with as_written(), FlopCounterMode(display=False) as counter:
+            with uncompiled(), FlopCounterMode(display=False) as counter:
                 self._session.denoise(engine, size, 1)
             self._flops[size] = counter.get_total_flops()
         tflops = self._flops[size] / median_ms / 1e9

@@ -6,7 +6,7 @@ from diffusers import Flux2Transformer2DModel
 
 from worker.model import rounding
 from worker.model.compile import compile_blocks
-from worker.model.fp8 import make_fast
+from worker.model.fp8 import convert_to_fp8
 from worker.rendering.denoise import Call, predict
 from worker.rendering.latents import image_ids, text_ids
 
@@ -28,7 +28,7 @@ def build():
         model = Flux2Transformer2DModel(
             num_layers=2, num_single_layers=3, num_attention_heads=24, joint_attention_dim=7680, guidance_embeds=True
         )
-    rounding.make_transformer_exact(model)
+    rounding.match_transformer_rounding(model)
     model.to_empty(device=DEVICE).to(torch.bfloat16).requires_grad_(False).eval()
     random = torch.Generator(DEVICE).manual_seed(1)
     for name, weight in model.named_parameters():
@@ -53,7 +53,7 @@ def run(model, rows, columns):
 
 def test_no_bit_changes_at_any_size():
     model = build()
-    rounding.share_qkv(model)
+    rounding.fuse_qkv(model)
     expected = [run(model, *size) for size in SIZES]
     compile_blocks(model, exact=True)
 
@@ -70,10 +70,10 @@ def test_float8_blocks_compiled_are_as_near_the_exact_ones_as_those_that_are_not
         steps = [run(model, *size).double() for size in SIZES]
         return [float((step - wanted).norm() / wanted.norm()) for step, wanted in zip(steps, exact_steps, strict=True)]
 
-    make_fast(model, device=DEVICE)
-    as_written = errors()
+    convert_to_fp8(model, device=DEVICE)
+    uncompiled = errors()
     compile_blocks(model, exact=False)
 
     assert all(
-        ours < 1.05 * theirs < 0.5 for ours, theirs in zip(errors(), as_written, strict=True)
+        ours < 1.05 * theirs < 0.5 for ours, theirs in zip(errors(), uncompiled, strict=True)
     )  # weights at random let errors grow more than trained ones

@@ -9,7 +9,7 @@ from worker.kernels.checksum import checksum
 from worker.kernels.low_rank import add_low_rank, fits
 from worker.lora.merge import lora_delta
 from worker.model.demo_model import write_tiny_adapter, write_tiny_checkpoint
-from worker.model.fp8 import fast_layers, norm_rows, quantize_rows
+from worker.model.fp8 import fp8_layers, norm_rows, quantize_rows
 from worker.model.load import load_components
 from worker.rendering.renderer import Renderer
 from worker.verify.golden_models import adapter_ref
@@ -128,16 +128,14 @@ def test_fast_images_come_again_to_the_bit_whatever_was_merged_between(renderer,
         )  # fmt: skip
         return renderer.render(spec, [path] if path else [], on_progress=lambda _: None)
 
-    before = {
-        name: layer.weight.clone() for name, layer in fast_layers(renderer.swapper.components.transformer).items()
-    }
+    before = {name: layer.weight.clone() for name, layer in fp8_layers(renderer.swapper.components.transformer).items()}
     base, merged = render(), render(adapter)
 
     assert merged.image.tobytes() != base.image.tobytes()
     assert render().image.tobytes() == base.image.tobytes()
     assert render(adapter).image.tobytes() == merged.image.tobytes()
     render()
-    for name, layer in fast_layers(renderer.swapper.components.transformer).items():
+    for name, layer in fp8_layers(renderer.swapper.components.transformer).items():
         assert torch.equal(layer.weight.view(torch.uint8), before[name].view(torch.uint8)), name
     assert (renderer.swapper.count_corrupted(), renderer.swapper.corrupted) == (0, 0)
     assert 0 < base.pipeline.drift < 0.2

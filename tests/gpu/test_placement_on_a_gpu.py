@@ -87,7 +87,7 @@ def test_adapters_change_to_the_same_bits_from_wherever_clean_weights_come(
     write_tiny_adapter(second, STYLES[0])
     components = load(clean_weights=clean_weights, precision=precision)
     bytes_of_all = sum(2 * weight.numel() for weight in components.transformer.parameters())
-    placement = replace(components.placement, clean_on_device=int(share * bytes_of_all))
+    placement = replace(components.placement, device_backup_bytes=int(share * bytes_of_all))
 
     found = pictures(replace(components, placement=placement), first, second, prepared=prepared)
     one_by_one = [pictures(load(clean_weights="file", precision=precision), path) for path in (first, second)]
@@ -105,7 +105,7 @@ def test_bytes_come_to_the_device_from_locked_pages_and_by_threads(pieces, tmp_p
     target = torch.zeros(size - 50, dtype=torch.uint8, device="cuda:0")
 
     with Reader(torch.device("cuda:0"), block_bytes=5000) as reader:
-        reader.lock(path)
+        reader.pin(path)
         locked = reader._locked[path]
         locked.locking.result()
         monkeypatch.setattr(locked, "_locked", dict(list(locked._locked.items())[:pieces]))  # which come from the end

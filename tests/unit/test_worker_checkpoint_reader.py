@@ -57,7 +57,7 @@ def test_a_reader_keeps_only_the_files_that_are_asked_for(file, tmp_path):
         for path in (file, other):
             reader.read(Region(path, 0, 10), target)()
 
-        reader.keep_only([other])
+        reader.close_except([other])
         file.unlink()
         other.unlink()
 
@@ -70,18 +70,18 @@ def test_a_reader_keeps_only_the_files_that_are_asked_for(file, tmp_path):
 def test_a_file_is_locked_only_where_there_is_room_for_what_is_not_in_memory_yet(file, monkeypatch):
     with file.open("rb") as opened:
         monkeypatch.setattr(pinned_file, "_available_bytes", lambda: 5_000_000_000)
-        pinned_file.room_to_lock(opened.fileno(), locked=0)
+        pinned_file.check_room_to_pin(opened.fileno(), locked=0)
         monkeypatch.setattr(pinned_file, "_available_bytes", lambda: 4_000_000_000)
-        pinned_file.room_to_lock(opened.fileno(), locked=0)  # it has just been written, so it is in memory
+        pinned_file.check_room_to_pin(opened.fileno(), locked=0)  # it has just been written, so it is in memory
         monkeypatch.setattr(pinned_file, "_share_in_memory", lambda *_: 0.0)
         with pytest.raises(
-            pinned_file.NotLocked, match=r"0\.0 GB of it are to be read, and 4\.0 GB of memory are available"
+            pinned_file.NotPinned, match=r"0\.0 GB of it are to be read, and 4\.0 GB of memory are available"
         ):
-            pinned_file.room_to_lock(opened.fileno(), locked=0)
+            pinned_file.check_room_to_pin(opened.fileno(), locked=0)
         monkeypatch.setattr(pinned_file, "_available_bytes", lambda: 9_000_000_000)
-        pinned_file.room_to_lock(opened.fileno(), locked=4_000_000_000)
-        with pytest.raises(pinned_file.NotLocked, match=r"3\.9 GB of memory are available"):
-            pinned_file.room_to_lock(opened.fileno(), locked=5_100_000_000)
+        pinned_file.check_room_to_pin(opened.fileno(), locked=4_000_000_000)
+        with pytest.raises(pinned_file.NotPinned, match=r"3\.9 GB of memory are available"):
+            pinned_file.check_room_to_pin(opened.fileno(), locked=5_100_000_000)
 
 
 def test_a_file_that_cannot_be_mapped_is_not_locked(file, monkeypatch):
@@ -90,8 +90,8 @@ def test_a_file_that_cannot_be_mapped_is_not_locked(file, monkeypatch):
 
     monkeypatch.setattr(mmap, "mmap", no_such_device)
 
-    with file.open("rb") as opened, pytest.raises(pinned_file.NotLocked, match=r"cannot be mapped: .*No such device"):
-        pinned_file.room_to_lock(opened.fileno(), locked=0)
+    with file.open("rb") as opened, pytest.raises(pinned_file.NotPinned, match=r"cannot be mapped: .*No such device"):
+        pinned_file.check_room_to_pin(opened.fileno(), locked=0)
 
 
 class Runtime:
@@ -133,7 +133,7 @@ def test_a_locked_file_gives_its_bytes_in_the_pieces_in_which_it_was_locked(tmp_
     (tmp_path / "bytes").write_bytes(values)
 
     with (tmp_path / "bytes").open("rb") as opened:
-        locked = pinned_file.LockedFile(opened.fileno(), locker=locker)
+        locked = pinned_file.PinnedFile(opened.fileno(), locker=locker)
     locked.locking.result()
     found = [piece.numpy().tobytes() for piece in locked.pages(100, len(values) - 100)]
     inside = [piece.numpy().tobytes() for piece in locked.pages(mmap.PAGESIZE, mmap.PAGESIZE)]
@@ -152,10 +152,10 @@ def test_pages_in_shared_memory_take_nothing_that_the_host_counts_as_available(r
     descriptor = os.memfd_create("bytes")
     os.write(descriptor, bytes(2 * mmap.PAGESIZE))
 
-    in_memory = pinned_file.LockedFile(descriptor, locker=locker)
+    in_memory = pinned_file.PinnedFile(descriptor, locker=locker)
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "fcntl", no_seals)
-        on_disk = pinned_file.LockedFile(descriptor, locker=locker)
+        on_disk = pinned_file.PinnedFile(descriptor, locker=locker)
     os.close(descriptor)
 
     assert (in_memory.size, in_memory.taken) == (2 * mmap.PAGESIZE, 0)
@@ -173,7 +173,7 @@ def test_what_cannot_be_locked_is_left_to_threads_and_what_was_is_let_go(tmp_pat
     (tmp_path / "bytes").write_bytes(bytes(4 * mmap.PAGESIZE))
 
     with (tmp_path / "bytes").open("rb") as opened:
-        locked = pinned_file.LockedFile(opened.fileno(), locker=locker)
+        locked = pinned_file.PinnedFile(opened.fileno(), locker=locker)
     locked.locking.result()
 
     assert locked.pages(0, mmap.PAGESIZE) is None

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from shared.catalog import MODELS
 from shared.errors import CheckpointError
 from shared.settings import ModelSettings, Settings
-from worker.checkpoint.locate import find
+from worker.checkpoint.locate import locate_checkpoint
 from worker.model.load import load_components
 from worker.model.text_encoder import QWEN, load_text_encoder, load_tokenizer
 from worker.rendering.decode import decode, to_image
@@ -275,7 +275,7 @@ def test_the_default_path_and_text_encoder_follow_the_model_id(folder, hub, monk
     monkeypatch.setenv("FLUX2_MODEL_ID", "flux2_klein_4b")
     monkeypatch.setenv("FLUX2_MODEL_REVISION", "v1")  # of the transformer's repository only
 
-    source = find(Settings().model, hf_token=None)
+    source = locate_checkpoint(Settings().model, hf_token=None)
 
     assert source.transformer.weights == (transformer / "flux-2-klein-base-4b.safetensors",)
     assert source.autoencoder.weights == (autoencoder / "ae.safetensors",)
@@ -286,7 +286,7 @@ def test_the_default_path_and_text_encoder_follow_the_model_id(folder, hub, monk
 def test_an_autoencoder_beside_the_transformer_is_used(folder):
     settings = ModelSettings(id="flux2_klein_4b", path=str(folder), text_encoder=str(folder / "text_encoder"))
 
-    source = find(settings, hf_token=None)
+    source = locate_checkpoint(settings, hf_token=None)
 
     assert source.autoencoder.weights == (folder / "ae.safetensors",)
 
@@ -296,7 +296,7 @@ def test_a_folder_without_an_autoencoder_takes_the_catalogues(folder, hub, tmp_p
     autoencoder = hub("ai-toolkit/flux2_vae", folder / "ae.safetensors")
     settings = ModelSettings(id="flux2_klein_4b", path=str(tmp_path), text_encoder=str(folder / "text_encoder"))
 
-    source = find(settings, hf_token=None)
+    source = locate_checkpoint(settings, hf_token=None)
 
     assert source.autoencoder.weights == (autoencoder / "ae.safetensors",)
 

@@ -299,7 +299,7 @@ def test_a_failure_in_the_middle_of_a_merge_leaves_the_base(
     place, room, before, components, adapters, failing_at_layer
 ):
     swapper = AdapterSwapper(
-        replace(components("bf16"), placement=Placement("resident", place, 0, clean_on_device=room))
+        replace(components("bf16"), placement=Placement("resident", place, 0, device_backup_bytes=room))
     )
     base = weights(swapper)
     swapper.activate(adapters(*before))
@@ -673,7 +673,7 @@ def test_what_the_device_has_room_for_is_spread_over_the_blocks(components, adap
     touched = [name for name, weight in made.transformer.named_parameters() if "block" in name and weight.ndim == 2]
     sizes = {name: made.transformer.get_parameter(name).nbytes for name in touched}
     room = sum(sizes.values()) // 2
-    swapper = AdapterSwapper(replace(made, placement=Placement("resident", "file", 0, clean_on_device=room)))
+    swapper = AdapterSwapper(replace(made, placement=Placement("resident", "file", 0, device_backup_bytes=room)))
     base = weights(swapper)
 
     for name in ("lora_alllinear_bf16", "lora_subset_bf16", "lora_alllinear_bf16"):

@@ -11,7 +11,7 @@ from shared.errors import CheckpointError, InvalidRequest, WeightsLost
 from shared.settings import ModelSettings
 from worker.lora.hot_swap import AdapterSwapper
 from worker.model.compile import compile_blocks
-from worker.model.fp8 import FastGatedLinear, FastLinear, fast_layers, norm_rows, quantize_rows
+from worker.model.fp8 import Fp8Linear, GatedFp8Linear, fp8_layers, norm_rows, quantize_rows
 from worker.model.load import load_components
 from worker.model.placement import Placement
 from worker.rendering.renderer import Renderer
@@ -60,11 +60,11 @@ def test_normed_rows_are_quantised_after_the_modulation():
     assert torch.allclose(quantized.float() * scales, (1 + scale) * normed + shift, rtol=2**-4, atol=2e-3)
 
 
-@pytest.mark.parametrize("kind", [FastLinear, FastGatedLinear])
+@pytest.mark.parametrize("kind", [Fp8Linear, GatedFp8Linear])
 def test_a_product_is_near_that_of_the_whole_weight(kind):
     random = torch.Generator().manual_seed(2)
     weight = torch.randn(24, 32, generator=random).bfloat16()
-    values = torch.randn(2, 5, 64 if kind is FastGatedLinear else 32, generator=random).bfloat16()
+    values = torch.randn(2, 5, 64 if kind is GatedFp8Linear else 32, generator=random).bfloat16()
     layer = kind(weight)
 
     product = layer(values)
@@ -79,7 +79,7 @@ def test_the_last_layer_of_a_single_block_multiplies_both_of_its_inputs():
     random = torch.Generator().manual_seed(3)
     weight = torch.randn(16, 16 + 24, generator=random).bfloat16()
     attended, gate_up = (torch.randn(1, 5, width, generator=random).bfloat16() for width in (16, 48))
-    layer = FastLinear(weight)
+    layer = Fp8Linear(weight)
 
     product = layer(attended, gate_up)
     layer.dense = weight
@@ -93,7 +93,7 @@ def relative(value, exact):
 
 
 def test_only_the_linear_layers_of_blocks_are_float8(fast):
-    layers = fast_layers(fast.transformer)
+    layers = fp8_layers(fast.transformer)
 
     matrices = {name for name, weight in fast.transformer.named_parameters() if weight.ndim == 2}
     assert layers.keys() == {name for name in matrices if "blocks." in name}
@@ -114,8 +114,8 @@ def test_adapters_are_merged_in_bfloat16_and_taken_off_to_the_bit(
     for adapters in (*lists, *lists):
         swapper.activate(adapters)
         exact.activate(adapters)
-        for name, layer in fast_layers(fast.transformer).items():
-            expected = FastLinear(exact._weights[name]).weight
+        for name, layer in fp8_layers(fast.transformer).items():
+            expected = Fp8Linear(exact._weights[name]).weight
             assert torch.equal(layer.weight.view(torch.uint8), expected.view(torch.uint8)), name
         assert (swapper.count_corrupted(), swapper.corrupted) == (0, 0)
 
@@ -171,7 +171,7 @@ def test_a_scale_that_is_not_clean_is_drift_too(fast, adapter):
     swapper.activate(adapter)
     swapper.activate([])
 
-    layer = next(iter(fast_layers(fast.transformer).values()))
+    layer = next(iter(fp8_layers(fast.transformer).values()))
     layer.scale[3] *= 2
 
     assert swapper.count_corrupted() == 1

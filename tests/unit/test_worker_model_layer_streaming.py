@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from worker.model.layer_streaming import BUFFERS, Streamed
+from worker.model.layer_streaming import BUFFERS, LayerStreamer
 from worker.model.qfloat8 import quantize
 
 CPU = torch.device("cpu")
@@ -35,7 +35,7 @@ def test_passes_give_the_same_bits_as_without_streaming(layers):
     inputs = [torch.randn(2, 8) for _ in range(3)]
     expected = [layers(hidden) for hidden in inputs]
 
-    Streamed(layers, device=CPU)
+    LayerStreamer(layers, device=CPU)
 
     for hidden, wanted in zip(inputs, expected, strict=True):
         assert torch.equal(layers(hidden), wanted)
@@ -44,7 +44,7 @@ def test_passes_give_the_same_bits_as_without_streaming(layers):
 def test_only_a_few_layers_are_on_the_device_at_once(layers):
     one = sum(-(-tensor.nbytes // 256) * 256 for tensor in (*layers[0].parameters(), *layers[0].buffers()))
 
-    streamed = Streamed(layers, device=CPU)
+    streamed = LayerStreamer(layers, device=CPU)
 
     assert 0 < streamed.device_bytes <= BUFFERS * one
 
@@ -54,7 +54,7 @@ def test_a_stack_shorter_than_the_buffers_runs(layers):
     hidden = torch.randn(2, 8)
     expected = short(hidden)
 
-    Streamed(short, device=CPU)
+    LayerStreamer(short, device=CPU)
 
     assert torch.equal(short(hidden), expected)
     assert torch.equal(short(hidden), expected)
@@ -63,7 +63,7 @@ def test_a_stack_shorter_than_the_buffers_runs(layers):
 def test_after_an_error_in_the_middle_the_next_pass_starts_at_the_first_layer(layers):
     hidden = torch.randn(2, 8)
     expected = layers(hidden)
-    Streamed(layers, device=CPU)
+    LayerStreamer(layers, device=CPU)
     broken = layers[4].register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(ValueError("canceled")))
 
     with pytest.raises(ValueError, match="canceled"):
@@ -78,7 +78,7 @@ def test_float8_layers_stream_with_their_scales(layers):
     hidden = torch.randn(2, 8)
     expected = layers(hidden)
 
-    Streamed(layers, device=CPU)
+    LayerStreamer(layers, device=CPU)
 
     assert torch.equal(layers(hidden), expected)
 
@@ -86,7 +86,7 @@ def test_float8_layers_stream_with_their_scales(layers):
 def test_weights_can_be_read_and_moved_between_passes(layers):
     names = {name: tensor.clone() for name, tensor in layers.state_dict().items()}
 
-    Streamed(layers, device=CPU)
+    LayerStreamer(layers, device=CPU)
     layers(torch.randn(2, 8))
 
     assert all(torch.equal(tensor, names[name]) for name, tensor in layers.state_dict().items())

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from shared.errors import CheckpointError
 from shared.settings import ModelSettings
 from worker.checkpoint import tensor_names
-from worker.checkpoint.locate import ModuleFiles, find
+from worker.checkpoint.locate import ModuleFiles, locate_checkpoint
 from worker.checkpoint.revision import revision_of
 from worker.model import architecture
 from worker.model.load import load_autoencoder, load_components, load_transformer
@@ -209,7 +209,7 @@ def test_a_training_counter_may_be_left_out(load):
 
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match=r"neither flux2-dev\.safetensors nor transformer/config\.json"):
-        find(ModelSettings(path=str(tmp_path)), hf_token=None)
+        locate_checkpoint(ModelSettings(path=str(tmp_path)), hf_token=None)
 
 
 def test_an_index_whose_shard_is_gone_is_refused(diffusers_folder):
@@ -219,7 +219,7 @@ def test_an_index_whose_shard_is_gone_is_refused(diffusers_folder):
     (folder / "transformer" / shard).unlink()
 
     with pytest.raises(CheckpointError, match=shard):
-        find(ModelSettings(path=str(folder)), hf_token=None)
+        locate_checkpoint(ModelSettings(path=str(folder)), hf_token=None)
 
 
 def test_a_repository_that_cannot_be_reached_is_refused(monkeypatch, tmp_path):
@@ -227,13 +227,13 @@ def test_a_repository_that_cannot_be_reached_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
 
     with pytest.raises(CheckpointError, match=r"black-forest-labs/FLUX\.2-dev"):
-        find(ModelSettings(), hf_token=None)
+        locate_checkpoint(ModelSettings(), hf_token=None)
 
 
 def test_the_revision_survives_copying_and_notices_other_weights(checkpoint, tmp_path):
     def revision(folder):
         settings = ModelSettings(path=str(folder), text_encoder=str(folder / "text_encoder"))
-        return revision_of(find(settings, hf_token=None).files(), commit=None)
+        return revision_of(locate_checkpoint(settings, hf_token=None).files(), commit=None)
 
     copy = shutil.copytree(checkpoint, tmp_path / "copy", copy_function=shutil.copyfile)
     before = revision(copy)

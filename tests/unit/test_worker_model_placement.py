@@ -1,4 +1,4 @@
-"""What lies where, by the memory there is: decided before anything is loaded, and without an effect on the bits."""
+"""The placement is decided before anything is loaded, by the free memory, and does not change the bits."""
 
 import shutil
 from dataclasses import replace
@@ -12,9 +12,9 @@ from shared.job import ItemSpec
 from shared.settings import ModelSettings
 from worker.model import load as module
 from worker.model.demo_model import write_tiny_checkpoint
-from worker.model.layer_streaming import Files, HostCopies
+from worker.model.layer_streaming import CheckpointFiles, HostCopies
 from worker.model.load import load_components
-from worker.model.placement import Needs, place
+from worker.model.placement import WeightSizes, choose_placement
 from worker.rendering.prompt_encoder import PromptEncoder
 from worker.rendering.renderer import Renderer
 
@@ -22,30 +22,30 @@ CPU = torch.device("cpu")
 GB = 1_000_000_000
 
 # FLUX.2 [dev] in bfloat16: counted on modules without memory, built from the published configurations.
-DEV = Needs(
+DEV = WeightSizes(
     transformer=64_446_562_304,
     autoencoder=168_000_000,
     text_encoder=34_687_518_720,
     text_embedding=1_342_177_280,
     text_layer=1_111_511_040,
     text_layers=30,
-    adapted=62_813_896_704,
+    adaptable=62_813_896_704,
 )
-DEV_FLOAT8 = replace(DEV, transformer=32_300_000_000, adapted=0, text_encoder=18_020_000_000, text_layer=555_755_520)
+DEV_FLOAT8 = replace(DEV, transformer=32_300_000_000, adaptable=0, text_encoder=18_020_000_000, text_layer=555_755_520)
 DEV_FP8 = replace(DEV, transformer=33_000_000_000)
-KLEIN_4B = Needs(
+KLEIN_4B = WeightSizes(
     transformer=7_751_105_536,
     autoencoder=168_000_000,
     text_encoder=6_228_000_000,
     text_embedding=777_912_320,
     text_layer=201_900_000,
     text_layers=27,
-    adapted=7_400_000_000,
+    adaptable=7_400_000_000,
 )
 
 
 @pytest.mark.parametrize(
-    ("free_gb", "needs", "text_encoder", "clean"),
+    ("free_gb", "sizes", "text_encoder", "base_weights"),
     [
         (180.0, DEV, "resident", "device"),
         (150.1, DEV, "streamed", "device"),
@@ -62,33 +62,35 @@ KLEIN_4B = Needs(
         (20.0, KLEIN_4B, "resident", "file"),
     ],
 )
-def test_the_fastest_placement_that_fits_is_taken(free_gb, needs, text_encoder, clean):
-    placement = place(needs, free=int(free_gb * GB))
+def test_the_placement_that_fits_and_copies_least_is_chosen(free_gb, sizes, text_encoder, base_weights):
+    placement = choose_placement(sizes, free=int(free_gb * GB))
 
-    assert (placement and placement.text_encoder, placement and placement.clean) == (text_encoder, clean)
+    assert (placement and placement.text_encoder, placement and placement.base_weights) == (text_encoder, base_weights)
     assert placement is None or placement.gigabytes <= free_gb
 
 
-def test_what_is_left_holds_clean_weights_but_for_what_a_large_image_takes():
-    placement = place(DEV_FP8, free=85 * GB)
+def test_spare_memory_holds_backups_of_base_weights_but_leaves_room_for_a_large_image():
+    placement = choose_placement(DEV_FP8, free=85 * GB)
 
-    assert placement.clean_on_device == pytest.approx((85 - placement.gigabytes - 8) * GB, rel=1e-6)
-    assert place(DEV_FP8, free=42 * GB).clean_on_device == 0
-
-
-def test_what_was_set_is_kept_and_the_rest_fits_around_it():
-    placement = place(DEV, free=140 * GB, clean="device")  # though it leaves no room for a large image
-
-    assert (placement.text_encoder, placement.clean) == ("streamed", "device")
-    assert place(DEV, free=140 * GB).clean == "file"
-    assert place(DEV, free=85 * GB, text_encoder="resident") is None
-    assert place(DEV, free=150 * GB, clean="file").clean_on_device == 0
+    assert placement.device_backup_bytes == pytest.approx((85 - placement.gigabytes - 8) * GB, rel=1e-6)
+    assert choose_placement(DEV_FP8, free=42 * GB).device_backup_bytes == 0
 
 
-def test_on_a_cpu_everything_lies_where_it_runs():
-    placement = place(DEV, free=None)
+def test_a_place_that_the_settings_name_is_kept_and_the_other_is_chosen_to_fit():
+    placement = choose_placement(
+        DEV, free=140 * GB, base_weights="device"
+    )  # though it leaves no room for a large image
 
-    assert (placement.text_encoder, placement.clean) == ("resident", "file")
+    assert (placement.text_encoder, placement.base_weights) == ("streamed", "device")
+    assert choose_placement(DEV, free=140 * GB).base_weights == "file"
+    assert choose_placement(DEV, free=85 * GB, text_encoder="resident") is None
+    assert choose_placement(DEV, free=150 * GB, base_weights="file").device_backup_bytes == 0
+
+
+def test_on_a_cpu_the_text_encoder_is_resident_and_base_weights_come_from_the_file():
+    placement = choose_placement(DEV, free=None)
+
+    assert (placement.text_encoder, placement.base_weights) == ("resident", "file")
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +109,10 @@ def settings(checkpoint, **values):
 
 @pytest.fixture
 def device_with(monkeypatch):
-    """Let the host pass for a device with so much free memory."""
+    """Make the CPU look like a device with this much free memory."""
 
     def pretend(free):
-        monkeypatch.setattr(module, "free_bytes", lambda device, *, limit_gb: free)
+        monkeypatch.setattr(module, "free_memory_bytes", lambda device, *, limit_gb: free)
 
     return pretend
 
@@ -122,7 +124,7 @@ def test_a_device_that_is_too_small_is_refused_before_loading_with_what_would_fi
         load_components(settings(checkpoint), device=CPU, hf_token=None)
 
     assert str(refused.value) == (
-        "flux2 in fp32 needs 4.0 GB of device memory, and 4.0 GB are free on cpu; "
+        "flux2 in fp32 needs 4.0 GB of device memory; 4.0 GB are free on cpu; "
         "FLUX2_MODEL_PRECISION=qfloat8 needs 4.0 GB"
     )
 
@@ -130,22 +132,24 @@ def test_a_device_that_is_too_small_is_refused_before_loading_with_what_would_fi
 def test_a_device_that_fits_nothing_is_refused_without_a_false_hint(checkpoint, device_with):
     device_with(1 * GB)
 
-    with pytest.raises(CheckpointError, match=r"needs 4\.0 GB.* 1\.0 GB are free on cpu; take a smaller model$"):
+    with pytest.raises(CheckpointError, match=r"needs 4\.0 GB.* 1\.0 GB are free on cpu; choose a smaller model$"):
         load_components(settings(checkpoint, precision="qfloat8"), device=CPU, hf_token=None)
 
 
-def test_a_place_that_was_set_by_hand_and_does_not_fit_is_what_the_message_blames(checkpoint, device_with):
+def test_a_place_in_the_settings_that_does_not_fit_is_named_in_the_message(checkpoint, device_with):
     device_with(int(4.042 * GB))
 
-    with pytest.raises(CheckpointError, match=r"4\.0 GB would do, were it not set by hand where the parts lie$"):
+    with pytest.raises(CheckpointError, match=r"4\.0 GB are enough without .*ENCODER_PLACE and .*CLEAN_WEIGHTS$"):
         load_components(settings(checkpoint, clean_weights="device"), device=CPU, hf_token=None)
 
 
 # What bf16 reads lies in the files as it is; copies on the host hold the others.
-@pytest.mark.parametrize(("precision", "source"), [("bf16", Files), ("fp32", HostCopies), ("qfloat8", HostCopies)])
+@pytest.mark.parametrize(
+    ("precision", "source"), [("bf16", CheckpointFiles), ("fp32", HostCopies), ("qfloat8", HostCopies)]
+)
 def test_a_streamed_text_encoder_gives_the_same_picture(precision, source, checkpoint, monkeypatch):
     made = []
-    for kind in (Files, HostCopies):
+    for kind in (CheckpointFiles, HostCopies):
         init = kind.__init__
         monkeypatch.setattr(kind, "__init__", partialmethod(noting, init, made))
     spec = ItemSpec(

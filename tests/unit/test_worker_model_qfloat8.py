@@ -148,7 +148,7 @@ def test_every_linear_layer_is_in_float8_and_keeps_the_name_that_adapters_use(qu
         assert {layer.weight.dtype for layer in linears(module)} == {FLOAT8}
         assert not any(parameter.requires_grad for parameter in module.parameters())
     assert model.layers == components("bf16").layers
-    assert model.precisions == "qfloat8"
+    assert model.precision_names == "qfloat8"
 
 
 def test_the_text_encoder_alone_can_be_quantised(quantised, components, item):

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from shared.errors import CheckpointError, InvalidRequest, ItemCanceled
-from worker.checkpoint.tensor_names import joined, tensor_parts, transformer_origins
+from worker.checkpoint.tensor_names import join_rows, tensor_parts, transformer_origins
 from worker.rendering.engine import Run
 from worker.rendering.renderer import Renderer
 from worker.rendering.toolkit_engine import ToolkitEngine, fill
@@ -115,12 +115,12 @@ def test_an_engine_that_is_not_offered_is_refused(components, item):
 def test_adjacent_parts_are_joined_without_a_copy():
     whole = torch.arange(12.0).view(6, 2)
 
-    view = joined(whole.chunk(3))
+    view = join_rows(whole.chunk(3))
     whole[4] = -1
 
     assert torch.equal(view, whole)
-    assert not torch.equal(joined(whole.chunk(3)[::-1]), whole)  # in another order they are a copy
-    assert torch.equal(joined([whole[:2], whole[4:]]), whole[[0, 1, 4, 5]])
+    assert not torch.equal(join_rows(whole.chunk(3)[::-1]), whole)  # in another order they are a copy
+    assert torch.equal(join_rows([whole[:2], whole[4:]]), whole[[0, 1, 4, 5]])
 
 
 def test_only_the_halves_of_the_last_modulation_lie_apart_in_a_loaded_transformer(components):
@@ -130,7 +130,7 @@ def test_only_the_halves_of_the_last_modulation_lie_apart_in_a_loaded_transforme
     apart = [
         name
         for name, tensors in parts.items()
-        if joined(tensors).untyped_storage().data_ptr() != tensors[0].untyped_storage().data_ptr()
+        if join_rows(tensors).untyped_storage().data_ptr() != tensors[0].untyped_storage().data_ptr()
     ]
 
     assert apart == ["final_layer.adaLN_modulation.1.weight"]

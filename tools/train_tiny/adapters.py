@@ -99,7 +99,7 @@ class Update(nn.Module):
             else:
                 delta = torch.kron(self.factors[key + "|lokr_w1"], self.factors[key + "|lokr_w2"])
             for name, origin in parts:
-                changed[name] = weights[name] + origin.take(delta)
+                changed[name] = weights[name] + origin.select_rows(delta)
         return changed
 
     def save(self, file: Path, *, steps: int) -> None:

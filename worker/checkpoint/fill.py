@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from shared.errors import CheckpointError
-from worker.checkpoint.reader import Arrival, Reader, Region, at_once
+from worker.checkpoint.reader import Completion, Reader, Region, already_complete
 from worker.checkpoint.tensor_names import Origin
 
 # Quantised files need their scales applied; casting them would give noise.
@@ -151,7 +151,7 @@ def _room(name: str, empty: Tensor, origin: Origin, files: Tensors, device: torc
 
 def _shape(origin: Origin, files: Tensors) -> tuple[int, ...]:
     """Return the shape of the rows that an origin takes of its tensor."""
-    return tuple(origin.take(torch.empty(files.shapes[origin.tensor], device="meta")).shape)
+    return tuple(origin.select_rows(torch.empty(files.shapes[origin.tensor], device="meta")).shape)
 
 
 def regions(module: nn.Module, files: Tensors, origins: Mapping[str, Origin]) -> dict[str, tuple[Region, ...]]:
@@ -169,13 +169,13 @@ def _regions_of(origin: Origin, files: Tensors, dtype: torch.dtype) -> tuple[Reg
     return tuple(Region(region.file, region.start + part * size, size) for part in origin.parts)
 
 
-def _read(origin: Origin, files: Tensors, target: Tensor, reader: Reader) -> Arrival:
+def _read(origin: Origin, files: Tensors, target: Tensor, reader: Reader) -> Completion:
     """Fill `target` with an origin's rows; at once, or by `reader` if they lie in the file as they are needed."""
     parts = _regions_of(origin, files, target.dtype)
     if not parts:
         # A copy even on the CPU: pages of the file would change under us when someone rewrites it.
-        target.copy_(origin.take(files.read(origin.tensor)).view(target.shape))
-        return at_once
+        target.copy_(origin.select_rows(files.read(origin.tensor)).view(target.shape))
+        return already_complete
     return reader.read_rows(parts, target)
 
 

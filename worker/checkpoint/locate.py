@@ -61,7 +61,7 @@ class ModuleFiles:
 
 
 @dataclass(frozen=True)
-class Source:
+class Checkpoint:
     """Everything one model is loaded from; `commit` is the hub's, where the files came from there."""
 
     transformer: ModuleFiles
@@ -81,7 +81,7 @@ class Source:
         return named
 
 
-def find(settings: ModelSettings, *, hf_token: str | None) -> Source:
+def locate_checkpoint(settings: ModelSettings, *, hf_token: str | None) -> Checkpoint:
     """Locate, or download, what `settings` names.
 
     Raises:
@@ -100,7 +100,7 @@ def find(settings: ModelSettings, *, hf_token: str | None) -> Source:
         file = _download(path, model.transformer_file, settings.revision, hf_token)
         transformer, commit = ModuleFiles("bfl", (file,)), file.parent.name
         autoencoder = _hub_autoencoder(model, path, settings.revision, hf_token)
-    return Source(transformer, autoencoder, _text_encoder(text_encoder, hf_token), commit)
+    return Checkpoint(transformer, autoencoder, _text_encoder(text_encoder, hf_token), commit)
 
 
 def _local_autoencoder(folder: Path, model: Model, hf_token: str | None) -> ModuleFiles:

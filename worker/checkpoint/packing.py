@@ -13,7 +13,7 @@ _ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
-class Place:
+class PackedTensor:
     """Where a tensor lies in a block of bytes."""
 
     start: int
@@ -26,11 +26,11 @@ class Place:
         return block[self.start : self.start + self.size].view(self.dtype).view(self.shape)
 
 
-def places(tensors: Iterable[Tensor]) -> tuple[list[Place], int]:
+def pack_layout(tensors: Iterable[Tensor]) -> tuple[list[PackedTensor], int]:
     """Return a place for each tensor, and the bytes of the whole block."""
-    found: list[Place] = []
+    found: list[PackedTensor] = []
     start = 0
     for tensor in tensors:
-        found.append(Place(start, tensor.nbytes, tensor.dtype, tensor.shape))
+        found.append(PackedTensor(start, tensor.nbytes, tensor.dtype, tensor.shape))
         start += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
     return found, start

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 
-def on_device(device: torch.device, threads: int, name: str) -> ThreadPoolExecutor:
+def device_thread_pool(device: torch.device, threads: int, name: str) -> ThreadPoolExecutor:
     """Return threads whose current device is this one: else a stream's end would open a context on the first GPU."""
     begin = partial(torch.cuda.set_device, device) if device.type == "cuda" else None
     return ThreadPoolExecutor(threads, thread_name_prefix=name, initializer=begin)
@@ -22,13 +22,13 @@ def side_stream(device: torch.device) -> Any:
     return torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
 
-def locked_like(tensor: Tensor) -> Tensor:
+def pinned_like(tensor: Tensor) -> Tensor:
     """Return uninitialised host memory for a copy of `tensor`, page-locked if that lies on a GPU."""
     empty = torch.empty_like(tensor, device="cpu")
-    return lock(empty.zero_(), device=tensor.device) if tensor.is_cuda else empty
+    return pin(empty.zero_(), device=tensor.device) if tensor.is_cuda else empty
 
 
-def lock(tensor: Tensor, *, device: torch.device) -> Tensor:
+def pin(tensor: Tensor, *, device: torch.device) -> Tensor:
     """Lock a host tensor's pages for as long as it lives, and return it; touch them first.
 
     Pages that all cores have touched are locked in 0.12 s a GB on an H100's host. A plain copy took 0.8 s a GB, nearly

@@ -29,25 +29,25 @@ _PIECE_BYTES = 2**28  # each holds others' calls to the GPU up for 8 ms
 _READ_ONLY = 8
 
 
-class NotLocked(Exception):
+class NotPinned(Exception):
     """Pages cannot be locked; they have to be read another way."""
 
 
-class LockedFile:
+class PinnedFile:
     """A file's pages in the page cache, mapped, and locked one piece after the other by `locker`, from its end.
 
     That takes 0.03 s a GB; whoever reads the file meanwhile begins at its start. What is written to the file later
     shows; what the file loses when it is cut off stays as it was.
 
     Raises:
-        NotLocked: the file cannot be mapped.
+        NotPinned: the file cannot be mapped.
     """
 
     def __init__(self, descriptor: int, *, locker: Executor) -> None:
         try:
             self._map = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         except (OSError, ValueError) as error:
-            raise NotLocked(f"it cannot be mapped: {error}") from error
+            raise NotPinned(f"it cannot be mapped: {error}") from error
         self._bytes = _bytes_of(self._map)
         self._counted = not _in_shared_memory(descriptor)
         self._locked: dict[int, int] = {}  # by a piece's number, its address
@@ -106,7 +106,7 @@ def _unregister(locked: dict[int, int]) -> None:
         cuda_runtime().cudaHostUnregister(locked.popitem()[1])
 
 
-def room_to_lock(descriptor: int, *, locked: int) -> None:
+def check_room_to_pin(descriptor: int, *, locked: int) -> None:
     """Refuse to lock a file whose pages the host has no room for.
 
     Pages that are in memory already need none: other workers have read them, and may have locked them.
@@ -115,16 +115,16 @@ def room_to_lock(descriptor: int, *, locked: int) -> None:
         locked: bytes that this process has locked, or is about to, and that the host counts as available.
 
     Raises:
-        NotLocked: there is not enough memory, or the file cannot be mapped.
+        NotPinned: there is not enough memory, or the file cannot be mapped.
     """
     size = os.fstat(descriptor).st_size
     try:
         missing = int(size * (1 - _share_in_memory(descriptor, size)))
     except OSError as error:
-        raise NotLocked(f"it cannot be mapped: {error}") from error
+        raise NotPinned(f"it cannot be mapped: {error}") from error
     free = _available_bytes() - locked
     if missing > free - _SPARE_BYTES:
-        raise NotLocked(f"{missing / 1e9:.1f} GB of it are to be read, and {free / 1e9:.1f} GB of memory are available")
+        raise NotPinned(f"{missing / 1e9:.1f} GB of it are to be read, and {free / 1e9:.1f} GB of memory are available")
 
 
 def _in_shared_memory(descriptor: int) -> bool:

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 
 from shared.errors import CheckpointError
-from worker.checkpoint.pinned import lock, on_device, side_stream
-from worker.checkpoint.pinned_file import LockedFile, NotLocked, room_to_lock
+from worker.checkpoint.pinned import device_thread_pool, pin, side_stream
+from worker.checkpoint.pinned_file import NotPinned, PinnedFile, check_room_to_pin
 
 logger = logging.getLogger("flux2.worker.checkpoint")
 
@@ -34,10 +34,10 @@ _BLOCK_BYTES = 32 * 1024**2
 
 #: Waits until something has been read, and holds the current stream up until it is on the device. Raises
 #: CheckpointError if a file cannot be read, or ends too early.
-Arrival = Callable[[], None]
+Completion = Callable[[], None]
 
 
-def at_once() -> None:
+def already_complete() -> None:
     """The arrival of what is there already."""
 
 
@@ -59,12 +59,12 @@ class Reader:
     def __init__(self, device: torch.device, *, threads: int = _THREADS, block_bytes: int = _BLOCK_BYTES) -> None:
         self.device = device
         self._block_bytes = block_bytes
-        self._pool = on_device(device, threads, "flux2-read")
-        self._locker = on_device(device, 1, "flux2-lock")  # one: each piece holds the others up
+        self._pool = device_thread_pool(device, threads, "flux2-read")
+        self._locker = device_thread_pool(device, 1, "flux2-lock")  # one: each piece holds the others up
         self._mine = threading.local()
         self._files: dict[Path, int] = {}
         weakref.finalize(self, _close, self._files)
-        self._locked: dict[Path, LockedFile] = {}
+        self._locked: dict[Path, PinnedFile] = {}
         self._stream = side_stream(device)
 
     def __enter__(self) -> Reader:
@@ -74,7 +74,7 @@ class Reader:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
-        self.keep_only(())
+        self.close_except(())
         self._locker.shutdown()
 
     def open(self, file: Path) -> None:
@@ -90,7 +90,7 @@ class Reader:
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
 
-    def lock(self, file: Path) -> None:
+    def pin(self, file: Path) -> None:
         """Begin to lock the pages of a file that a GPU will read again and again, if that can be.
 
         Raises:
@@ -100,12 +100,12 @@ class Reader:
         if self.device.type != "cuda" or file in self._locked:
             return
         try:
-            room_to_lock(self._files[file], locked=sum(locked.taken for locked in self._locked.values()))
-            self._locked[file] = LockedFile(self._files[file], locker=self._locker)
-        except NotLocked as error:
+            check_room_to_pin(self._files[file], locked=sum(locked.taken for locked in self._locked.values()))
+            self._locked[file] = PinnedFile(self._files[file], locker=self._locker)
+        except NotPinned as error:
             logger.info("pages not locked", extra={"file": str(file), "error": str(error)})
 
-    def keep_only(self, files: Collection[Path]) -> None:
+    def close_except(self, files: Collection[Path]) -> None:
         """Close the others, and unlock them."""
         if self._stream is not None:
             self._stream.synchronize()
@@ -114,7 +114,7 @@ class Reader:
                 locked.close()
             os.close(self._files.pop(file))
 
-    def read(self, region: Region, target: Tensor) -> Arrival:
+    def read(self, region: Region, target: Tensor) -> Completion:
         """Begin to fill `target`, contiguous and of the region's size; what the current stream was given comes first.
 
         Raises:
@@ -133,7 +133,7 @@ class Reader:
             parts.append(self._pool.submit(self._fill, region.file, region.start + start, block))
         return lambda: _results(parts)
 
-    def read_rows(self, parts: Sequence[Region], target: Tensor) -> Arrival:
+    def read_rows(self, parts: Sequence[Region], target: Tensor) -> Completion:
         """Begin to fill equal parts of the rows of `target`, one from each region; see `read`."""
         arrivals = [self.read(region, rows) for region, rows in zip(parts, target.chunk(len(parts)), strict=True)]
 
@@ -147,7 +147,7 @@ class Reader:
         locked = self._locked.get(file)
         return locked.pages(start, size) if locked else None
 
-    def _copy(self, pages: Sequence[Tensor], flat: Tensor) -> Arrival:
+    def _copy(self, pages: Sequence[Tensor], flat: Tensor) -> Completion:
         """Let the GPU copy from locked pages."""
         assert self._stream is not None
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -172,7 +172,7 @@ class Reader:
     def _own(self) -> tuple[Tensor, torch.cuda.Stream]:
         """Return this thread's block of host memory and its stream."""
         if not hasattr(self._mine, "staging"):
-            self._mine.staging = lock(torch.zeros(self._block_bytes, dtype=torch.uint8), device=self.device)
+            self._mine.staging = pin(torch.zeros(self._block_bytes, dtype=torch.uint8), device=self.device)
             self._mine.stream = side_stream(self.device)
         return self._mine.staging, self._mine.stream
 

@@ -30,7 +30,7 @@ class Origin:
     of: int = 1
     leaf: str | None = None
 
-    def take(self, tensor: Tensor) -> Tensor:
+    def select_rows(self, tensor: Tensor) -> Tensor:
         """Pick this origin's rows of a BFL tensor, or of an update to one; a view where the rows are adjacent."""
         if self.of == 1:
             return tensor
@@ -165,7 +165,7 @@ def tensor_parts(module: nn.Module, origins: Mapping[str, Origin]) -> dict[str, 
     return {name: tuple(found[part] for part in sorted(found)) for name, found in pieces.items()}
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor:
+def join_rows(parts: Sequence[Tensor]) -> Tensor:
     """Return parts as one tensor: a view where each lies behind the one before it in one storage, else a copy."""
     first = parts[0]
     if len(parts) == 1:

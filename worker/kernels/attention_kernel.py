@@ -6,16 +6,16 @@ from torch import Tensor
 
 
 def launch(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float, turned: Tensor) -> None:
-    """Norm and turn heads of 128 channels; see `worker.model.attention.norm_and_turn`."""
+    """Norm and turn heads of 128 channels; see `worker.model.attention.norm_and_rotate`."""
     batch, tokens, heads, _ = values.shape
-    _norm_and_turn[(batch * tokens,)](
+    _norm_and_rotate[(batch * tokens,)](
         values, *values.stride()[:3], weight, cosines, cosines.stride(0), sines, sines.stride(0), turned,
         tokens, heads, eps, HEADS=triton.next_power_of_2(heads), enable_fp_fusion=False, num_warps=8,
     )  # fmt: skip
 
 
 @triton.jit
-def _norm_and_turn(
+def _norm_and_rotate(
     values,
     batch_stride,
     token_stride,

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from shared.errors import CheckpointError, WeightsLost
-from worker.checkpoint.pinned import locked_like, side_stream
-from worker.checkpoint.reader import Arrival, Reader, Region, at_once
-from worker.model.placement import CleanPlace
+from worker.checkpoint.pinned import pinned_like, side_stream
+from worker.checkpoint.reader import Completion, Reader, Region, already_complete
+from worker.model.placement import BaseWeightsPlace
 
 logger = logging.getLogger("flux2.worker.lora")
 
@@ -36,7 +36,7 @@ class BaseWeights:
         self,
         *,
         device: torch.device,
-        place: CleanPlace,
+        place: BaseWeightsPlace,
         regions: Mapping[str, Sequence[Region]],
         reader: Reader,
         device_bytes: int = 0,
@@ -50,10 +50,10 @@ class BaseWeights:
         self._copies: dict[str, Tensor] = {}
         self._stream = side_stream(device)
         self._reader = reader
-        self._under_way: dict[str, Arrival] = {}
+        self._under_way: dict[str, Completion] = {}
         if place == "file":
             for file in {region.file for parts in regions.values() for region in parts}:
-                reader.lock(file)
+                reader.pin(file)
 
     @property
     def bytes(self) -> int:
@@ -77,7 +77,7 @@ class BaseWeights:
         if self._place == "file" and name in self._regions and not on_device:
             return
         self._owed -= weight.nbytes if on_device else 0
-        copy = torch.empty_like(weight) if on_device else locked_like(weight)
+        copy = torch.empty_like(weight) if on_device else pinned_like(weight)
         self._copies[name] = copy.copy_(weight)
         self._room -= weight.nbytes if on_device else 0
 
@@ -104,7 +104,7 @@ class BaseWeights:
             return partial(self._arrive, name)
         if copy.device == self._device or self._stream is None:
             weight.copy_(copy)
-            return at_once
+            return already_complete
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):

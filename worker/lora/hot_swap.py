@@ -34,8 +34,8 @@ from shared.adapters.kinds import LayerUpdate
 from shared.adapters.names import WHOLE
 from shared.errors import AdapterRefused, InvalidRequest, WeightsLost
 from shared.job import AdapterMode, AdapterRef, AdapterReport, adapter_key
-from worker.checkpoint.pinned import on_device, side_stream
-from worker.checkpoint.reader import Reader, at_once
+from worker.checkpoint.pinned import device_thread_pool, side_stream
+from worker.checkpoint.reader import Reader, already_complete
 from worker.checkpoint.tensor_names import LayerPart, Origin, layer_parts
 from worker.kernels.checksum import checksum
 from worker.kernels.distance import rel_l2
@@ -45,9 +45,9 @@ from worker.lora.block_gate import BlockGate
 from worker.lora.load import Adapter, AdapterReader
 from worker.lora.merge import weight_delta, write
 from worker.lora.unmerged import UnmergedAdapters
-from worker.model.compile import as_written
+from worker.model.compile import uncompiled
 from worker.model.components import Components
-from worker.model.fp8 import dense_weights, fast_layers
+from worker.model.fp8 import dense_weights, fp8_layers
 
 logger = logging.getLogger("flux2.worker.lora")
 
@@ -91,9 +91,9 @@ class AdapterSwapper:
         )
         self._parts = layer_parts(components.transformer)
         self._weights: dict[str, Tensor] = dict(components.transformer.named_parameters())
-        self._fast = fast_layers(components.transformer)
+        self._fast = fp8_layers(components.transformer)
         self.unmerged = UnmergedAdapters(components.transformer)
-        place = components.placement.clean
+        place = components.placement.base_weights
         # Float8 weights cannot be copied from: what they were made from is read.
         regions = components.regions if place == "file" or self._fast else {}
         self._base = BaseWeights(
@@ -101,10 +101,10 @@ class AdapterSwapper:
             place=place,
             regions=regions,
             reader=components.reader or Reader(components.device),
-            device_bytes=components.placement.clean_on_device,
+            device_bytes=components.placement.device_backup_bytes,
         )
         self._gate = BlockGate(components.transformer, device=components.device)
-        self._writer = on_device(components.device, 1, "flux2-weights")
+        self._writer = device_thread_pool(components.device, 1, "flux2-weights")
         self._change: Future[None] | None = None  # the one that nobody has waited for
         self._stream = side_stream(components.device)
         self._checksums: dict[str, Tensor] = {}  # of the clean weights, by parameter
@@ -242,7 +242,7 @@ class AdapterSwapper:
 
         with torch.no_grad():
             fast = step()
-            with as_written(), dense_weights(self.components.transformer, fetch):
+            with uncompiled(), dense_weights(self.components.transformer, fetch):
                 exact = step()
         return rel_l2(fast, exact)
 
@@ -319,7 +319,7 @@ class AdapterSwapper:
 
         def fetch(group: int) -> tuple[dict[str, Tensor], Callable[[], None]]:
             if group == len(groups):
-                return {}, at_once
+                return {}, already_complete
             if names[group] or members[group]:
                 self._gate.wait_until_drained(group)
             return self._put_back(names[group], changed=touched)
@@ -334,7 +334,7 @@ class AdapterSwapper:
             for number, piece in members[group]:
                 self._merge(piece, values, broken=broken[number])
             for name in self._fast.keys() & values.keys():
-                self._fast[name].take(values[name])
+                self._fast[name].quantize_from(values[name])
             self._gate.arrived(group)
         self.corrupted += _differing(sums)
         self._refuse_drift()
@@ -361,7 +361,7 @@ class AdapterSwapper:
         if name in self._dense:
             return [(found, self._dense[name])]
         first[name] = found
-        self._fast[name].take(dense)
+        self._fast[name].quantize_from(dense)
         return [(self._checksum(name), self._checksums[name])]
 
     def _by_group(self, members: Iterable[Member], parameter: Callable[[Member], str]) -> list[list[Member]]:
@@ -408,7 +408,7 @@ class AdapterSwapper:
             target = self._weights[name]
             if name in self._fast:
                 target = torch.empty_like(old) if old is self._base.copy_on_device(name) else old
-            write(target, change.take(rows.take), old=old, broken=broken)
+            write(target, change.take(rows.select_rows), old=old, broken=broken)
             values[name] = target
 
     def _targets(self, update: LayerUpdate) -> tuple[LayerPart, ...]:

@@ -24,8 +24,8 @@ from shared.adapters.kinds import LayerUpdate
 from shared.adapters.layout import AdapterLayout, check_fits_base, parse_layout
 from shared.errors import AdapterNotFound, AdapterRefused
 from shared.job import AdapterRef
-from worker.checkpoint.packing import places
-from worker.checkpoint.pinned import lock
+from worker.checkpoint.packing import pack_layout
+from worker.checkpoint.pinned import pin
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,13 @@ class _Kept:
     def __init__(self, adapter: Adapter, *, locked_for: torch.device | None) -> None:
         self._scalars = {key: tensor for key, tensor in adapter.tensors.items() if tensor.ndim == 0}
         self._keys = [key for key in adapter.tensors if key not in self._scalars]
-        self._places, size = places(adapter.tensors[key] for key in self._keys)
+        self._places, size = pack_layout(adapter.tensors[key] for key in self._keys)
         self._block = torch.zeros(size, dtype=torch.uint8)
         for key, place in zip(self._keys, self._places, strict=True):
             place.view(self._block).copy_(adapter.tensors[key])
         self.adapter = replace(adapter, tensors={})
         if locked_for is not None and locked_for.type == "cuda":
-            lock(self._block, device=locked_for)
+            pin(self._block, device=locked_for)
 
     def on(self, device: torch.device) -> dict[str, Tensor]:
         """Return the tensors on a device."""

@@ -19,7 +19,7 @@ from worker.checkpoint.tensor_names import LayerPart, Origin
 from worker.lora.load import Adapter
 from worker.lora.unmerged_update import Live, UnmergedUpdate, forward_patch
 from worker.model.qfloat8 import dense_weight
-from worker.model.rounding import shared_product
+from worker.model.rounding import fused_product
 
 
 class UnmergedAdapters:
@@ -47,13 +47,13 @@ class UnmergedAdapters:
         """Run one update of an adapter beside the parameters `parts`, which hold its layer's rows."""
         if self._toolkit is not None:
             self._run(adapter, update, self._toolkit.get_submodule(update.layer), update.rows)
-        product = shared_product(self._transformer, parts[0].parameter)
+        product = fused_product(self._transformer, parts[0].parameter)
         if product is not None:  # query, key and value at once, as AI Toolkit's own layer has them
             self._run(adapter, update, product, update.rows)
             return
         for part in parts:
             layer = self._transformer.get_submodule(part.parameter.removesuffix(".weight"))
-            beside = _beside(adapter, update, partial(dense_weight, layer), part.origin.take)
+            beside = _beside(adapter, update, partial(dense_weight, layer), part.origin.select_rows)
             self._hook(layer, forward_patch(beside))
 
     def _run(self, adapter: Adapter, update: LayerUpdate, layer: nn.Module, rows: Rows) -> None:
@@ -63,7 +63,7 @@ class UnmergedAdapters:
             self._hook(layer, forward_patch(_beside(adapter, update, weight, _all)))
             return
         picked = Origin(update.layer, *rows)
-        live = forward_patch(_beside(adapter, update, lambda: picked.take(weight()), _all))
+        live = forward_patch(_beside(adapter, update, lambda: picked.select_rows(weight()), _all))
         self._hook(layer, _on_rows(live, picked))
 
     def _hook(self, layer: nn.Module, live: Live) -> None:

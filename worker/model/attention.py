@@ -30,8 +30,8 @@ _WIDTH = 128
 Angles = tuple[Tensor, Tensor]
 
 
-@torch.library.custom_op("flux2::norm_and_turn", mutates_args=())
-def norm_and_turn(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float) -> Tensor:
+@torch.library.custom_op("flux2::norm_and_rotate", mutates_args=())
+def norm_and_rotate(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float) -> Tensor:
     """Return queries or keys after their RMS norm and their rotary embedding, contiguous.
 
     Args:
@@ -41,15 +41,15 @@ def norm_and_turn(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor
     """
     if values.is_cuda and values.shape[-1] == _WIDTH and _order_holds(values.device, values.shape[-2]):
         return _launch(values, weight, cosines, sines, eps)
-    return _norm_and_turn(values, weight, cosines, sines, eps)
+    return _norm_and_rotate(values, weight, cosines, sines, eps)
 
 
-@norm_and_turn.register_fake
+@norm_and_rotate.register_fake
 def _(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float) -> Tensor:
     return values.new_empty(values.shape)
 
 
-def _norm_and_turn(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float) -> Tensor:
+def _norm_and_rotate(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float) -> Tensor:
     normed = rounded_rms_norm(values, weight, eps=eps)
     turned: Tensor = apply_rotary_emb(normed, (cosines, sines), sequence_dim=1)  # type: ignore[arg-type, assignment]
     return turned.contiguous()
@@ -78,7 +78,7 @@ def _order_holds(device: torch.device, heads: int) -> bool:
     values = draw(1, 500, 3 * heads, _WIDTH)[:, :, :heads]
     angles = draw(500, _WIDTH).float()
     given = values, draw(_WIDTH), angles.cos(), angles.sin(), 1e-6
-    holds = torch.equal(_launch(*given), _norm_and_turn(*given))
+    holds = torch.equal(_launch(*given), _norm_and_rotate(*given))
     if not holds:
         logger.warning("torch adds up in another order than this project's kernel, which is left: steps take longer")
     return holds
@@ -149,5 +149,5 @@ def _heads(attn: Any, values: Tensor, together: str, alone: tuple[str, str, str]
 
 
 def _turned(values: Tensor, norm: RoundedRMSNorm, angles: Angles) -> Tensor:
-    turned: Tensor = norm_and_turn(values, norm.weight, *angles, norm.eps)
+    turned: Tensor = norm_and_rotate(values, norm.weight, *angles, norm.eps)
     return turned

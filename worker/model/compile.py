@@ -58,7 +58,7 @@ def compile_blocks(transformer: Any, *, exact: bool) -> None:
 
 
 @contextmanager
-def as_written() -> Iterator[None]:
+def uncompiled() -> Iterator[None]:
     """Run compiled blocks as their modules say meanwhile: compiled code does not know hooks that came later."""
     with torch.compiler.set_stance("force_eager"):
         yield

@@ -57,7 +57,7 @@ class Components:
         return self.precision.dtype
 
     @property
-    def precisions(self) -> str:
+    def precision_names(self) -> str:
         """Both precisions in words, for reports; one where they are the same."""
         if self.text_encoder_precision in (None, self.precision):
             return self.precision.name

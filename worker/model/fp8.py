@@ -113,7 +113,7 @@ def _empty_normed(hidden_states: Tensor, shift: Tensor, scale: Tensor, eps: floa
     return hidden_states.new_empty(hidden_states.shape, dtype=FLOAT8), scales
 
 
-class FastLinear(nn.Module):
+class Fp8Linear(nn.Module):
     """A linear layer without bias whose `weight` is (out, in) in float8, times a scale for each row.
 
     Attributes:
@@ -127,10 +127,10 @@ class FastLinear(nn.Module):
         scale = torch.empty(len(weight), 1, dtype=torch.float32, device=weight.device)
         self.register_buffer("scale", scale, persistent=False)  # so that names stay those of the plain layer
         self._dtype = weight.dtype
-        self.take(weight)
+        self.quantize_from(weight)
 
     @torch.no_grad()
-    def take(self, dense: Tensor) -> None:
+    def quantize_from(self, dense: Tensor) -> None:
         """Become this weight, (out, in)."""
         _quantize_into(dense, None, self.weight, self.scale)  # type: ignore[arg-type]
 
@@ -157,14 +157,14 @@ class FastLinear(nn.Module):
         return product.view(*values.shape[:-1], -1)
 
 
-class FastGatedLinear(FastLinear):
+class GatedFp8Linear(Fp8Linear):
     """One whose only input is gate and up side by side."""
 
     def forward(self, gate_up: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(None, gate_up)
 
 
-def make_fast(transformer: Any, *, device: torch.device) -> None:
+def convert_to_fp8(transformer: Any, *, device: torch.device) -> None:
     """Replace the linear layers in the blocks of a Flux2Transformer2DModel and move it to the device.
 
     One by one: the device never holds the whole original, unless it lies there.
@@ -173,15 +173,15 @@ def make_fast(transformer: Any, *, device: torch.device) -> None:
         for path, layer in list(block.named_modules()):
             if isinstance(layer, nn.Linear):
                 gated = path.endswith("linear_out")
-                block.set_submodule(path, (FastGatedLinear if gated else FastLinear)(layer.weight.to(device)))
+                block.set_submodule(path, (GatedFp8Linear if gated else Fp8Linear)(layer.weight.to(device)))
         for feed_forward in (block.ff, block.ff_context):
             feed_forward.act_fn = nn.Identity()
         block.attn.set_processor(JointAttention())
         block.forward = MethodType(_double_block, block)
     for block in transformer.single_transformer_blocks:
         attn = block.attn
-        attn.to_qkv_mlp_proj = FastLinear(attn.to_qkv_mlp_proj.weight.to(device))
-        attn.to_out = FastLinear(attn.to_out.weight.to(device))
+        attn.to_qkv_mlp_proj = Fp8Linear(attn.to_qkv_mlp_proj.weight.to(device))
+        attn.to_out = Fp8Linear(attn.to_out.weight.to(device))
         attn.set_processor(ParallelAttention(gated=True))
         block.forward = MethodType(_single_block, block)
     transformer.to(device)
@@ -233,16 +233,16 @@ def _modulated(norm: nn.LayerNorm, hidden_states: Tensor, modulation: Sequence[T
     return normed
 
 
-def fast_layers(transformer: nn.Module) -> dict[str, FastLinear]:
-    """Return the layers that `make_fast` made, by the names of their weights."""
-    return {f"{path}.weight": layer for path, layer in transformer.named_modules() if isinstance(layer, FastLinear)}
+def fp8_layers(transformer: nn.Module) -> dict[str, Fp8Linear]:
+    """Return the layers that `convert_to_fp8` made, by the names of their weights."""
+    return {f"{path}.weight": layer for path, layer in transformer.named_modules() if isinstance(layer, Fp8Linear)}
 
 
 @contextmanager
 def dense_weights(transformer: nn.Module, fetch: Callable[[str], Tensor]) -> Iterator[None]:
     """Multiply by the weights that `fetch` returns for their names meanwhile, each for as long as it is needed."""
     handles = []
-    for name, layer in fast_layers(transformer).items():
+    for name, layer in fp8_layers(transformer).items():
 
         def before(layer: Any, *_: Any, name: str = name) -> None:
             layer.dense = fetch(name)

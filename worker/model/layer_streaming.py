@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from shared.errors import CheckpointError, WeightsLost
-from worker.checkpoint.packing import Place, places
-from worker.checkpoint.pinned import lock, side_stream
-from worker.checkpoint.reader import Reader, Region, at_once
+from worker.checkpoint.packing import PackedTensor, pack_layout
+from worker.checkpoint.pinned import pin, side_stream
+from worker.checkpoint.reader import Reader, Region, already_complete
 from worker.kernels.checksum import checksum
 
 #: Layers on the device at once: one computes, one is ready, one is on its way.
@@ -31,7 +31,7 @@ class _Layer:
 
     def __init__(self, module: nn.Module) -> None:
         self.tensors = [*module.parameters(), *module.buffers()]
-        self.places, self.size = places(self.tensors)
+        self.places, self.size = pack_layout(self.tensors)
 
     def lie_in(self, block: Tensor) -> None:
         """Let the layer's tensors be those in `block`."""
@@ -62,7 +62,7 @@ class HostCopies:
         block = torch.zeros(layer.size, dtype=torch.uint8)
         for tensor, place in zip(layer.tensors, layer.places, strict=True):
             place.view(block).copy_(tensor)
-        return lock(block, device=device) if device.type == "cuda" else block
+        return pin(block, device=device) if device.type == "cuda" else block
 
     def home(self, number: int) -> Tensor:
         return self._blocks[number]
@@ -70,7 +70,7 @@ class HostCopies:
     def fetch(self, number: int, target: Tensor) -> _Wait:
         if self._stream is None:
             target.copy_(self._blocks[number])
-            return at_once
+            return already_complete
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             target.copy_(self._blocks[number], non_blocking=True)
@@ -78,7 +78,7 @@ class HostCopies:
         return lambda: torch.cuda.current_stream(self._device).wait_event(arrived)
 
 
-class Files:
+class CheckpointFiles:
     """The checkpoint's files, which are held open; what was read first must come again each time.
 
     Args:
@@ -97,7 +97,7 @@ class Files:
         self._regions = regions
         self._reader = reader
         for file in {region.file for tensors in regions for rows in tensors for region in rows}:
-            reader.lock(file)
+            reader.pin(file)
         self._sums: dict[int, Tensor] = {}
         self._changed = torch.zeros((), dtype=torch.bool, device=device)
         # Never touched, so it takes no memory.
@@ -131,7 +131,7 @@ class Files:
             raise WeightsLost("the text encoder's files have changed since they were first read")
 
 
-class Streamed:
+class LayerStreamer:
     """Keeps `BUFFERS` layers of a stack on the device, always the next ones; after the last comes the first again.
 
     Args:
@@ -155,11 +155,11 @@ class Streamed:
         if regions is None or reader is None:
             self._source = HostCopies(self._layers, device=device)
         else:
-            self._source = Files(self._layers, regions, reader=reader, device=device)
+            self._source = CheckpointFiles(self._layers, regions, reader=reader, device=device)
         size = max(layer.size for layer in self._layers)
         count = min(BUFFERS, len(self._layers))
         self._buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(count)]
-        self._waits: list[_Wait] = [at_once] * count
+        self._waits: list[_Wait] = [already_complete] * count
         self._asked = 0  # fetches begun, over all passes
         self._ran = 0  # layers done, over all passes
         for number, module in enumerate(modules):
@@ -209,6 +209,6 @@ class Streamed:
             self._fetch()
 
 
-def _matrix(place: Place, block: Tensor) -> Tensor:
+def _matrix(place: PackedTensor, block: Tensor) -> Tensor:
     tensor = place.view(block)
     return tensor.view(len(tensor) if tensor.ndim > 1 else 1, -1)

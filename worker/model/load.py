@@ -19,7 +19,7 @@ from shared.errors import CheckpointError
 from shared.settings import ModelSettings
 from worker.checkpoint import tensor_names
 from worker.checkpoint.fill import Tensors, fill, regions
-from worker.checkpoint.locate import ModuleSource, Source, find
+from worker.checkpoint.locate import Checkpoint, ModuleSource, locate_checkpoint
 from worker.checkpoint.reader import Reader, Region
 from worker.checkpoint.revision import revision_of
 from worker.checkpoint.tensor_names import Origin
@@ -27,27 +27,27 @@ from worker.kernels.toolchain import triton_unavailable_reason
 from worker.model import architecture, rounding
 from worker.model.compile import compile_blocks
 from worker.model.components import Components
-from worker.model.fp8 import fast_layers, make_fast
+from worker.model.device_memory import free_memory_bytes, limit_memory, wait_for_stable_memory
+from worker.model.fp8 import convert_to_fp8, fp8_layers
 from worker.model.placement import (
-    Needs,
     Placement,
     TextEncoderPlace,
-    adapted_bytes,
-    explain,
-    free_bytes,
-    place,
+    WeightSizes,
+    adaptable_bytes,
+    choose_placement,
+    placement_error,
     weight_bytes,
 )
 from worker.model.precision import PRECISIONS, SMALLEST_EXACT, PrecisionPolicy, WeightStorage
 from worker.model.qfloat8 import quantize
 from worker.model.text_encoder import (
     family_of,
+    load_streamed_text_encoder,
     load_text_encoder,
     load_tokenizer,
-    size_of,
-    stream,
-    stream_text_encoder,
+    stream_from_host,
     text_encoder_files,
+    text_encoder_sizes,
 )
 
 logger = logging.getLogger("flux2.worker.model")
@@ -67,7 +67,9 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
         CheckpointError: files are missing, incomplete, unreadable or do not belong together.
     """
     marks = {"start": time.perf_counter()}
-    source = find(settings, hf_token=hf_token)
+    source = locate_checkpoint(settings, hf_token=hf_token)
+    limit_memory(device, limit_gb=settings.memory_gb)
+    wait_for_stable_memory(device)
     policy = PRECISIONS[settings.precision]
     text_policy = policy.text_encoder_policy(settings.text_encoder_precision)
     placement = _place(source, settings, device)
@@ -78,11 +80,11 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
     marks["transformer"] = time.perf_counter()
     autoencoder = load_autoencoder(source.autoencoder, device=device, dtype=policy.dtype, reader=reader)
     marks["autoencoder"] = time.perf_counter()
-    if (placement.text_encoder, placement.clean) == ("streamed", "file"):
+    if (placement.text_encoder, placement.base_weights) == ("streamed", "file"):
         for file in source.transformer.weights:  # before the text encoder's, where the host has no room for both
-            reader.lock(file)
+            reader.pin(file)
     text_encoder = _text_encoder(source.text_encoder, text_policy, reader, device, placement.text_encoder)
-    reader.keep_only(_read_again(placement, source, policy=policy))
+    reader.close_except(_read_again(placement, source, policy=policy))
     marks["text encoder"] = time.perf_counter()
     layers = tensor_names.layer_shapes(transformer)
     compiled = _is_compiled(settings, device, head_dim=transformer.config.attention_head_dim)
@@ -109,49 +111,56 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
     _check_fit(components)
     logger.info(
         "model loaded",
-        extra={"revision": components.revision, "layout": source.transformer.layout, "precision": components.precisions,
-               "device": str(device), "load_s": {name: round(took, 2) for name, took in components.load_s.items()}},
-    )  # fmt: skip
+        extra={
+            "revision": components.revision,
+            "layout": source.transformer.layout,
+            "precision": components.precision_names,
+            "device": str(device),
+            "load_s": {name: round(seconds, 2) for name, seconds in components.load_s.items()},
+        },
+    )
     return components
 
 
-def _place(source: Source, settings: ModelSettings, device: torch.device) -> Placement:
+def _place(source: Checkpoint, settings: ModelSettings, device: torch.device) -> Placement:
     """Decide where the parts go, from the files' headers.
 
     Raises:
         CheckpointError: the device is too small.
     """
-    free = free_bytes(device, limit_gb=settings.memory_gb)
+    free = free_memory_bytes(device, limit_gb=settings.memory_gb)
     policy, text = PRECISIONS[settings.precision], settings.text_encoder_precision
     needs = _needs(source, policy, policy.text_encoder_policy(text))
-    placement = place(needs, free=free, text_encoder=settings.text_encoder_place, clean=settings.clean_weights)
+    placement = choose_placement(
+        needs, free=free, text_encoder=settings.text_encoder_place, base_weights=settings.clean_weights
+    )
     if placement is None:
         assert free is not None
-        float8 = None
+        smaller = None
         if policy.storage is WeightStorage.DENSE:
-            float8 = _needs(source, SMALLEST_EXACT, SMALLEST_EXACT.text_encoder_policy(text))
-        raise explain(
-            needs, free=free, model=settings.id, precision=settings.precision, device=str(device), float8=float8,
-            text_encoder=settings.text_encoder_place, clean=settings.clean_weights,
+            smaller = _needs(source, SMALLEST_EXACT, SMALLEST_EXACT.text_encoder_policy(text))
+        raise placement_error(
+            needs, free=free, model=settings.id, precision=settings.precision, device=str(device), smaller=smaller,
+            text_encoder=settings.text_encoder_place, base_weights=settings.clean_weights,
         )  # fmt: skip
     return placement
 
 
-def _needs(source: Source, policy: PrecisionPolicy, text: PrecisionPolicy) -> Needs:
+def _needs(source: Checkpoint, policy: PrecisionPolicy, text: PrecisionPolicy) -> WeightSizes:
     dtype, float8 = policy.dtype, policy.storage is WeightStorage.QFLOAT8
     shapes = source.transformer.open().shapes
-    adapted = adapted_bytes(shapes, dtype=dtype)
+    adaptable = adaptable_bytes(shapes, dtype=dtype)
     autoencoder = source.autoencoder.open().shapes
-    text_sizes = size_of(source.text_encoder, dtype=text.dtype, float8=text.storage is WeightStorage.QFLOAT8)
-    return Needs(
+    text_sizes = text_encoder_sizes(source.text_encoder, dtype=text.dtype, float8=text.storage is WeightStorage.QFLOAT8)
+    return WeightSizes(
         transformer=weight_bytes(shapes.values(), dtype=dtype, float8=float8)
-        - (adapted // 2 if policy.storage is WeightStorage.FP8 else 0),
+        - (adaptable // 2 if policy.storage is WeightStorage.FP8 else 0),
         autoencoder=weight_bytes(autoencoder.values(), dtype=dtype, float8=False),
         text_encoder=text_sizes.whole,
         text_embedding=text_sizes.embedding,
         text_layer=text_sizes.layer,
         text_layers=text_sizes.layers,
-        adapted=adapted if policy.can_merge else 0,
+        adaptable=adaptable if policy.can_merge else 0,
     )
 
 
@@ -166,10 +175,10 @@ def _is_compiled(settings: ModelSettings, device: torch.device, *, head_dim: int
     return not lacks
 
 
-def _read_again(placement: Placement, source: Source, *, policy: PrecisionPolicy) -> set[Path]:
+def _read_again(placement: Placement, source: Checkpoint, *, policy: PrecisionPolicy) -> set[Path]:
     """Return the files that are read for as long as the model lives."""
     files: set[Path] = set()
-    if placement.clean == "file" or policy.rereads_weights:
+    if placement.base_weights == "file" or policy.rereads_weights:
         files |= set(source.transformer.weights)
     if placement.text_encoder == "streamed":
         files |= set(text_encoder_files(source.text_encoder))
@@ -194,13 +203,13 @@ def _transformer(
     if device.type == "cuda" and (lacks := triton_unavailable_reason()):
         raise CheckpointError(f"fp8 needs kernels that cannot be built here: {lacks}")
     dtype = policy.dtype
-    free = free_bytes(device, limit_gb=settings.memory_gb)
+    free = free_memory_bytes(device, limit_gb=settings.memory_gb)
     whole = weight_bytes(source.open().shapes.values(), dtype=dtype, float8=False)
     fits = free is None or free > whole + _LAYER_BYTES
     transformer = _on(device if fits else torch.device("cpu"), load, source, dtype, reader)
     regions = _regions(source, transformer)
-    make_fast(transformer, device=device)
-    if missing := fast_layers(transformer).keys() - regions.keys():
+    convert_to_fp8(transformer, device=device)
+    if missing := fp8_layers(transformer).keys() - regions.keys():
         raise CheckpointError(f"{source.open().name}: fp8 is made from bf16 weights, and {min(missing)} is none there")
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -216,10 +225,10 @@ def _text_encoder(
     if place == "resident":
         model = _in_precision(load, folder, policy, device, reader)
     elif not policy.replaces_layers:
-        model = stream_text_encoder(folder, device=device, dtype=policy.dtype, reader=reader)
+        model = load_streamed_text_encoder(folder, device=device, dtype=policy.dtype, reader=reader)
     else:
         model = _in_precision(load, folder, policy, torch.device("cpu"), reader)
-        stream(model, device=device)
+        stream_from_host(model, device=device)
     return model
 
 
@@ -256,11 +265,11 @@ def load_transformer(
     """
     files = source.open()
     transformer = _build(Flux2Transformer2DModel, source, architecture.transformer_config, files)
-    rounding.make_transformer_exact(transformer)
+    rounding.match_transformer_rounding(transformer)
     origins = _origins(source, transformer, tensor_names.transformer_origins)
     fill(transformer, files, origins, device=device, dtype=dtype, reader=reader)
     if shared_qkv:
-        rounding.share_qkv(transformer)
+        rounding.fuse_qkv(transformer)
     return transformer
 
 
@@ -274,7 +283,7 @@ def load_autoencoder(
     """
     files = source.open()
     autoencoder = _build(AutoencoderKLFlux2, source, architecture.autoencoder_config, files)
-    rounding.make_autoencoder_exact(autoencoder)
+    rounding.match_autoencoder_rounding(autoencoder)
     origins = _origins(source, autoencoder, tensor_names.autoencoder_origins)
     fill(autoencoder, files, origins, device=device, dtype=dtype, reader=reader)
     return autoencoder

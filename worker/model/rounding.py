@@ -81,7 +81,7 @@ class ConvAttnProcessor:
         return hidden_states + _conv(image, attn.to_out[0])
 
 
-def make_transformer_exact(transformer: Any) -> None:
+def match_transformer_rounding(transformer: Any) -> None:
     """Swap the norms of queries and keys, and the rotary embedding, of a Flux2Transformer2DModel."""
     config = transformer.config
     transformer.pos_embed = Float32PosEmbed(config.rope_theta, tuple(config.axes_dims_rope))
@@ -92,7 +92,7 @@ def make_transformer_exact(transformer: Any) -> None:
                 setattr(block.attn, name, RoundedRMSNorm(norm.weight, eps=norm.eps))
 
 
-class SharedLinear(nn.Module):
+class FusedLinear(nn.Module):
     """A linear layer over weights that other layers own rows of; itself it owns none, so names stay diffusers'."""
 
     def __init__(self, weight: Tensor) -> None:
@@ -103,7 +103,7 @@ class SharedLinear(nn.Module):
         return functional.linear(hidden_states, self.weight)
 
 
-def share_qkv(transformer: Any) -> None:
+def fuse_qkv(transformer: Any) -> None:
     """Multiply by query, key and value weights of double blocks at once, as AI Toolkit does.
 
     On a GPU in float32 three products take other kernels than one, which shows in the last bits. The three layers keep
@@ -115,12 +115,12 @@ def share_qkv(transformer: Any) -> None:
         block.attn.fused_projections = True
 
 
-def shared_product(transformer: nn.Module, parameter: str) -> SharedLinear | None:
+def fused_product(transformer: nn.Module, parameter: str) -> FusedLinear | None:
     """Return what multiplies by a parameter together with two others, if anything does."""
     path, _, layer = parameter.removesuffix(".weight").rpartition(".")
     for product, names in _PRODUCTS.items():
         shared = getattr(transformer.get_submodule(path), product, None)
-        if layer in names and isinstance(shared, SharedLinear):
+        if layer in names and isinstance(shared, FusedLinear):
             return shared
     return None
 
@@ -132,14 +132,14 @@ _PRODUCTS = {
 }
 
 
-def _shared(*layers: nn.Linear) -> SharedLinear:
+def _shared(*layers: nn.Linear) -> FusedLinear:
     whole = torch.cat([layer.weight.detach() for layer in layers])
     for layer, rows in zip(layers, whole.chunk(len(layers)), strict=True):
         layer.weight = nn.Parameter(rows, requires_grad=False)
-    return SharedLinear(whole)
+    return FusedLinear(whole)
 
 
-def make_autoencoder_exact(autoencoder: Any) -> None:
+def match_autoencoder_rounding(autoencoder: Any) -> None:
     """Swap the activations and the attention of an AutoencoderKLFlux2."""
     for module in list(autoencoder.modules()):
         for name, child in list(module.named_children()):

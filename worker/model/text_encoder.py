@@ -25,7 +25,7 @@ from shared.errors import CheckpointError
 from worker.checkpoint.fill import TensorFiles, fill, regions
 from worker.checkpoint.reader import Reader
 from worker.checkpoint.tensor_names import Origin
-from worker.model.layer_streaming import Streamed
+from worker.model.layer_streaming import LayerStreamer
 from worker.model.placement import weight_bytes
 
 
@@ -87,7 +87,7 @@ def load_text_encoder(
     return model  # type: ignore[no-any-return]
 
 
-def stream_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtype, reader: Reader) -> nn.Module:
+def load_streamed_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtype, reader: Reader) -> nn.Module:
     """Return the same, with layers that come to the device when they run: from the files, or if need be from the host.
 
     Raises:
@@ -101,7 +101,7 @@ def stream_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtyp
     ]
     if any(name not in found for layer in names for name in layer):
         model = load_text_encoder(folder, device=torch.device("cpu"), dtype=dtype)
-        stream(model, device=device)
+        stream_from_host(model, device=device)
         return model
     model.rotary_emb.to(device, dtype)
     for name, part in model.named_children():
@@ -113,7 +113,7 @@ def stream_text_encoder(folder: Path, *, device: torch.device, dtype: torch.dtyp
     model.layers.to_empty(device="cpu")  # that touches no memory
     model.requires_grad_(False).eval()
     lie = [[found[name] for name in layer] for layer in names]
-    Streamed(model.layers, device=device, regions=lie, reader=reader)
+    LayerStreamer(model.layers, device=device, regions=lie, reader=reader)
     return model  # type: ignore[no-any-return]
 
 
@@ -163,9 +163,9 @@ def _prefix(files: TensorFiles) -> str:
     return found[0]
 
 
-def stream(text_encoder: Any, *, device: torch.device) -> None:
+def stream_from_host(text_encoder: Any, *, device: torch.device) -> None:
     """Move a text encoder that lies on the host; leave its tokens there, and until they run its layers, locked."""
-    Streamed(text_encoder.layers, device=device)
+    LayerStreamer(text_encoder.layers, device=device)
     for name, part in text_encoder.named_children():
         if name not in ("layers", _EMBEDDING):
             part.to(device)
@@ -179,7 +179,7 @@ def _look_up_on_host(embedding: nn.Embedding, *, device: torch.device) -> None:
 
 
 class TextSizes(NamedTuple):
-    """Bytes of a text encoder as it is loaded; see `worker.model.placement.Needs`."""
+    """Bytes of a text encoder as it is loaded; see `worker.model.placement.WeightSizes`."""
 
     whole: int
     embedding: int
@@ -187,7 +187,7 @@ class TextSizes(NamedTuple):
     layers: int
 
 
-def size_of(folder: Path, *, dtype: torch.dtype, float8: bool) -> TextSizes:
+def text_encoder_sizes(folder: Path, *, dtype: torch.dtype, float8: bool) -> TextSizes:
     """Return what the text encoder in `folder` takes once loaded.
 
     Raises:

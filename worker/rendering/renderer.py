@@ -28,7 +28,7 @@ from shared.job import AdapterReport, Decode, ItemSpec, PipelineReport, Progress
 from shared.job import Engine as EngineName
 from worker.checkpoint.pinned import side_stream
 from worker.lora.hot_swap import AdapterSwapper, Change
-from worker.model.compile import as_written
+from worker.model.compile import uncompiled
 from worker.model.components import Components
 from worker.rendering.decode import tiled
 from worker.rendering.denoise import Call
@@ -159,7 +159,7 @@ class Renderer:
             logger.info("float8 compared with bfloat16", extra={"drift": self._drift})
         else:
             compiled = step()
-            with as_written():
+            with uncompiled():
                 differing = int((compiled != step()).sum())
             self._runs_compiled = not differing or self._components.device.type == "cpu"
             if not self._runs_compiled:
@@ -324,7 +324,7 @@ class Renderer:
                 self._change_ahead(passes=1 if run.negative_prompt_embeds is None else 2)
 
         try:
-            with as_written() if self.swapper.unmerged or not self._runs_compiled else nullcontext():
+            with uncompiled() if self.swapper.unmerged or not self._runs_compiled else nullcontext():
                 latents = engine.denoise(start, run, on_step=on_step)
         finally:
             self._denoised += 1
@@ -365,7 +365,7 @@ class Renderer:
         components = self._components
         return PipelineReport(
             engine=engine.name,
-            precision=components.precisions,
+            precision=components.precision_names,
             base_revision=components.revision,
             device=_device_name(components),
             adapter_mode="live" if self.swapper.only_live else spec.adapter_mode or "merged",

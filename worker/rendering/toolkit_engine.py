@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from shared.errors import CheckpointError
 from shared.job import Engine as EngineName
-from worker.checkpoint.tensor_names import Origin, autoencoder_origins, joined, tensor_parts, transformer_origins
+from worker.checkpoint.tensor_names import Origin, autoencoder_origins, join_rows, tensor_parts, transformer_origins
 from worker.model.components import Components
 from worker.rendering.denoise import Call, OnStep
 from worker.rendering.engine import Run, package_versions
@@ -169,7 +169,7 @@ def _share(
     """
     found = tensor_parts(ours, origins)
     parts = {name: tensors for name, tensors in found.items() if leaving is None or not name.startswith(leaving)}
-    state = {name: joined(tensors) for name, tensors in parts.items()}
+    state = {name: join_rows(tensors) for name, tensors in parts.items()}
     shapes = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
     for name, tensor in state.items():
         if name in shapes and shapes[name] == (*tensor.shape, 1, 1):  # a 1x1 convolution that diffusers runs as linear
