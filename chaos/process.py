@@ -17,10 +17,12 @@ from shared.ledger.connection import connect
 from shared.settings import Settings
 from shared.storage import open_store
 from worker.consumer.background import BackgroundUploader
-from worker.consumer.consumer import listen
-from worker.consumer.heartbeat import Slot
+from worker.consumer.consumer import consume
+from worker.consumer.heartbeat import Heartbeat
 from worker.consumer.host_locks import slot_lock
-from worker.consumer.item_run import Worker
+from worker.consumer.slot import Slot
+from worker.consumer.worker import Worker
+from worker.consumer.worker_state import WorkerState
 
 app = typer.Typer()
 
@@ -39,29 +41,31 @@ def worker(
     logs.configure(settings.log)
     mutate.apply(mutation)
     with slot_lock(name, redis_url=settings.redis.url, folder=settings.worker.lock_dir):
-        listen(_open(settings, name, History(history), step_s))
+        consume(_open(settings, name, History(history), step_s))
 
 
 def _open(settings: Settings, name: str, history: History, step_s: float) -> Worker:
     ledger = RecordingLedger(connect(settings.redis.url, timeout_s=_LEDGER_TIMEOUT_S), settings.queue)
     ledger.history = history
     renderer = StubRenderer(step_s)
+    state = WorkerState()
     slot = Slot(
-        ledger,
         name=name,
         model=settings.model.id,
         device="none",
         revision="none",
         precision="none",
-        engines=["exact"],
+        engines=("exact",),
     )
     return Worker(
         settings=settings,
         ledger=ledger,
-        store=FreezingStore(open_store(settings), slot.claims, history),
+        store=FreezingStore(open_store(settings), state, history),
         celery=make_celery(settings.redis.url, side="worker", timeout_s=settings.redis.timeout_s),
         renderer=renderer,
         slot=slot,
+        state=state,
+        heartbeat=Heartbeat(ledger, slot, state, renderer),
         probe=renderer.probe,
         uploader=BackgroundUploader(),
     )

@@ -21,6 +21,7 @@ from chaos.history import History
 from shared.job import AdapterReport, ItemError, ItemResult, ItemSpec, PipelineReport, Progress
 from shared.ledger import Claim, Ledger
 from shared.storage import ObjectStore
+from worker.consumer.worker_state import WorkerState
 
 _SIDE = 16
 
@@ -107,11 +108,11 @@ class FreezingStore:
     """The real store; a process whose item asks for it stops in the middle of the upload."""
 
     store: ObjectStore
-    claims: Sequence[Claim]
+    state: WorkerState
     history: History
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
-        for claim in list(self.claims):
+        for claim in self.state.claims:
             mine = key.startswith(f"results/{claim.job_id}/{claim.index}/1/")
             if mine and claim.spec.prompt == FREEZE_IN_UPLOAD and claim.fence == 1:
                 freeze(self.history, claim)

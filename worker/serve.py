@@ -1,4 +1,4 @@
-"""Start a worker process: hold its slot and its GPU, check Redis and the store, load the model, listen."""
+"""Start a worker process: lock its slot and its GPU, check Redis and the store, load the model, consume."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from shared.ledger import Ledger
 from shared.settings import Settings
 from shared.storage import open_store
 from worker.consumer.background import BackgroundUploader
-from worker.consumer.consumer import listen, patiently
-from worker.consumer.heartbeat import Slot, slot_name
+from worker.consumer.consumer import START_RETRY_S, consume
+from worker.consumer.heartbeat import Heartbeat
 from worker.consumer.host_locks import gpu_lock, slot_lock
-from worker.consumer.item_run import Worker
+from worker.consumer.slot import Slot, slot_name
+from worker.consumer.worker import Worker, redis_retries
+from worker.consumer.worker_state import WorkerState
 from worker.device import device_id, pick_device, probe
 from worker.model.load import load_components
 from worker.rendering.renderer import Renderer
@@ -26,7 +28,7 @@ _LEDGER_TIMEOUT_S = 5.0
 
 
 def serve(settings: Settings) -> None:
-    """Load the base model, then take items until SIGTERM.
+    """Load the base model, then run items until SIGTERM.
 
     Raises:
         ServerFailed: another worker on this host has the slot's name.
@@ -37,23 +39,40 @@ def serve(settings: Settings) -> None:
     gpu = device_id(device)
     name = slot_name(settings.worker.name, gpu)
     folder = settings.worker.lock_dir
-    with ExitStack() as held:
-        held.enter_context(slot_lock(name, redis_url=settings.redis.url, folder=folder))
+    with ExitStack() as locks:
+        locks.enter_context(slot_lock(name, redis_url=settings.redis.url, folder=folder))
         if device.type == "cuda":
-            held.enter_context(gpu_lock(gpu, folder=folder))
+            locks.enter_context(gpu_lock(gpu, folder=folder))
             torch.cuda.set_device(device)
-        listen(_open(settings, name, device))
+        consume(_open(settings, name, device))
 
 
 def _open(settings: Settings, name: str, device: torch.device) -> Worker:
     ledger = Ledger.connect(settings.redis.url, settings.queue, timeout_s=_LEDGER_TIMEOUT_S)
     store = open_store(settings)
-    # Before minutes of loading, and before any item fails for it.
+    # Checked before minutes of loading, and before any item could fail because of them.
     ledger.ping()
     store.check()
+    renderer, slot = _load(settings, name, device, ledger)
+    state = WorkerState()
+    return Worker(
+        settings=settings,
+        ledger=ledger,
+        store=store,
+        celery=make_celery(settings.redis.url, side="worker", timeout_s=settings.redis.timeout_s),
+        renderer=renderer,
+        slot=slot,
+        state=state,
+        heartbeat=Heartbeat(ledger, slot, state, renderer),
+        probe=partial(probe, device),
+        uploader=BackgroundUploader(),
+    )
+
+
+def _load(settings: Settings, name: str, device: torch.device, ledger: Ledger) -> tuple[Renderer, Slot]:
     toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None
     components = load_components(settings.model, device=device, hf_token=settings.hub_token())
-    patiently()(
+    redis_retries(pause_s=START_RETRY_S)(
         ledger.workers.publish_base_model, settings.model.id, revision=components.revision, layers=components.layers
     )
     renderer = Renderer(
@@ -63,21 +82,12 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
         toolkit=toolkit,
     )
     renderer.warm_up()
-    return Worker(
-        settings=settings,
-        ledger=ledger,
-        store=store,
-        celery=make_celery(settings.redis.url, side="worker", timeout_s=settings.redis.timeout_s),
-        renderer=renderer,
-        slot=Slot(
-            ledger,
-            name=name,
-            model=settings.model.id,
-            device=str(device),
-            revision=components.revision,
-            precision=components.precision.name,
-            engines=renderer.engines,
-        ),
-        probe=partial(probe, device),
-        uploader=BackgroundUploader(),
+    slot = Slot(
+        name=name,
+        model=settings.model.id,
+        device=str(device),
+        revision=components.revision,
+        precision=components.precision.name,
+        engines=renderer.engines,
     )
+    return renderer, slot

@@ -14,7 +14,7 @@ from shared.errors import OutOfMemory
 from shared.job import ItemSpec, State
 from shared.ledger import Ledger
 from shared.settings import ModelSettings, QueueSettings
-from worker.consumer.device_faults import EXIT_FAULT
+from worker.consumer.process_end import EXIT_FAULT
 from worker.model.demo_model import write_tiny_checkpoint
 from worker.model.load import load_components
 from worker.rendering.renderer import Renderer

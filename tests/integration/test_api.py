@@ -8,6 +8,7 @@ import tomllib
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import pytest
@@ -18,7 +19,9 @@ from shared.errors import QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, PipelineReport, Progress
 from shared.ledger import keys
 from shared.request import InferenceRequest
-from worker.consumer.heartbeat import Slot
+from worker.consumer.heartbeat import Heartbeat
+from worker.consumer.slot import Slot
+from worker.consumer.worker_state import WorkerState
 
 # The request of the reference API's flux2 page, letter for letter.
 SEED_REQUEST = """{
@@ -542,13 +545,15 @@ def test_health_is_about_the_process_and_ready_about_what_it_needs(api):
 
 def test_ready_warns_of_a_redis_that_may_lose_jobs_and_of_a_device_that_fails(api):
     api.ledger.redis.config_set("appendfsync", "everysec")
-    slot = Slot(api.ledger, name="bad", model="flux2", device="cpu", revision="r", precision="fp32", engines=["exact"])
-    slot.report_state("faulty")
+    slot = Slot(name="bad", model="flux2", device="cpu", revision="r", precision="fp32", engines=("exact",))
+    state = WorkerState()
+    heartbeat = Heartbeat(api.ledger, slot, state, SimpleNamespace(warm_key="base"))
+    state.change_condition("faulty")
     try:
         ready = api.http.get("/ready")
     finally:
         api.ledger.redis.config_set("appendfsync", "always")
-        slot.stop()
+        heartbeat.stop()
 
     assert ready.status_code == 200
     durable, device = ready.json()["warnings"]

@@ -8,20 +8,21 @@ import pytest
 from shared.job import State
 from shared.ledger import Ledger
 from shared.settings import QueueSettings
-from worker.consumer import drain as module
-from worker.consumer.drain import drain
-from worker.consumer.heartbeat import Slot
+from worker.consumer.drain import Drain
+from worker.consumer.heartbeat import Heartbeat
+from worker.consumer.slot import Slot
+from worker.consumer.worker_state import WorkerState
 
 
 @pytest.fixture
-def draining(redis_client, monkeypatch, item):
+def draining(redis_client, item):
     """A worker; `claim` gives it an item of a new job, and `ended` is set when its process would have ended."""
-    monkeypatch.setattr(module, "_CLOSE_S", 0.3)
     ledger = Ledger(redis_client, QueueSettings())
-    slot = Slot(ledger, name="test", model="flux2", device="cpu", revision="r", precision="fp32", engines=["exact"])
+    slot = Slot(name="test", model="flux2", device="cpu", revision="r", precision="fp32", engines=("exact",))
+    state = WorkerState()
     ended, statuses = threading.Event(), []
 
-    def end(status):
+    def exit_process(status):
         statuses.append(status)
         ended.set()
 
@@ -29,25 +30,30 @@ def draining(redis_client, monkeypatch, item):
         ledger.accept(job, [item()], record={})
         return ledger.claim_next(["flux2"], slot="test", boot="b", warm="base")
 
-    def hand_over(claim):
+    def requeue(claim):
         ledger.release(claim, "drain")
 
     worker = SimpleNamespace(
         slot=slot,
+        state=state,
+        heartbeat=Heartbeat(ledger, slot, state, SimpleNamespace(warm_key="base")),
         ledger=ledger,
-        hand_over=hand_over,
-        end=end,
+        requeue=requeue,
+        exit_process=exit_process,
         settings=SimpleNamespace(worker=SimpleNamespace(drain_s=0.05)),
     )
-    return SimpleNamespace(worker=worker, slot=slot, ledger=ledger, claim=claim, ended=ended, statuses=statuses)
+    drain = Drain(worker, close_s=0.3)
+    drain.start()
+    yield SimpleNamespace(drain=drain, state=state, ledger=ledger, claim=claim, ended=ended, statuses=statuses)
+    drain.stop()
 
 
 def test_an_item_that_is_not_done_in_time_is_handed_over_without_costing_an_attempt(draining):
-    draining.slot.claims.append(draining.claim())
+    draining.state.add_claim(draining.claim())
 
-    drain(draining.worker)
+    draining.drain.begin()
 
-    assert draining.slot.draining.is_set()
+    assert draining.state.is_draining
     assert draining.ended.wait(5)
     [item] = draining.ledger.job("job").items
     assert (item.state, item.attempt) == (State.QUEUED, 0)
@@ -55,9 +61,10 @@ def test_an_item_that_is_not_done_in_time_is_handed_over_without_costing_an_atte
 
 
 def test_an_item_that_is_still_stored_is_handed_over_as_well(draining):
-    draining.slot.claims.extend([draining.claim(), draining.claim("other")])
+    draining.state.add_claim(draining.claim())
+    draining.state.add_claim(draining.claim("other"))
 
-    drain(draining.worker)
+    draining.drain.begin()
 
     assert draining.ended.wait(5)
     items = [draining.ledger.job(job).items[0] for job in ("job", "other")]
@@ -65,28 +72,28 @@ def test_an_item_that_is_still_stored_is_handed_over_as_well(draining):
 
 
 def test_a_process_that_does_not_close_by_itself_is_ended(draining):
-    drain(draining.worker)
+    draining.drain.begin()
 
     assert draining.ended.wait(5)
     assert draining.statuses == [0]
 
 
 def test_an_item_that_was_claimed_at_the_last_moment_is_handed_over_too(draining):
-    drain(draining.worker)
-    draining.slot.claims.append(draining.claim())
+    draining.drain.begin()
+    draining.state.add_claim(draining.claim())
 
     assert draining.ended.wait(5)
     assert draining.ledger.job("job").items[0].state is State.QUEUED
 
 
 def test_the_process_ends_although_redis_is_away(draining, monkeypatch):
-    draining.slot.claims.append(draining.claim())
+    draining.state.add_claim(draining.claim())
     monkeypatch.setattr(
         draining.ledger.redis,
         "connection_pool",
         Ledger.connect("redis://127.0.0.1:1/0", QueueSettings(), timeout_s=1).redis.connection_pool,
     )
 
-    drain(draining.worker)
+    draining.drain.begin()
 
     assert draining.ended.wait(5)

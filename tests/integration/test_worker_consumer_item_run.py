@@ -21,8 +21,11 @@ from shared.settings import ModelSettings
 from shared.storage import open_store
 from worker.consumer import device_faults
 from worker.consumer.background import BackgroundUploader
-from worker.consumer.heartbeat import Slot
-from worker.consumer.item_run import Worker, run_next
+from worker.consumer.heartbeat import Heartbeat
+from worker.consumer.slot import Slot
+from worker.consumer.wakeup import run_next
+from worker.consumer.worker import Worker
+from worker.consumer.worker_state import WorkerState
 from worker.model.demo_model import write_tiny_adapter, write_tiny_checkpoint
 from worker.model.load import load_components
 from worker.rendering.renderer import Renderer
@@ -51,9 +54,18 @@ def worker(redis_client, redis_url, s3, settings, adapter_root, renderer):
         queue={"renew_s": 0.05, "lease_ttl_s": 5, "max_attempts": 2},
     )
     ledger = Ledger(redis_client, made.queue)
-    slot = Slot(ledger, name="test", model="flux2", device="cpu", revision="r", precision="fp32", engines=("exact",))
-    celery = make_celery(redis_url, side="worker", timeout_s=2)
-    return Worker(settings=made, ledger=ledger, store=open_store(made), celery=celery, renderer=renderer, slot=slot)
+    slot = Slot(name="test", model="flux2", device="cpu", revision="r", precision="fp32", engines=("exact",))
+    state = WorkerState()
+    return Worker(
+        settings=made,
+        ledger=ledger,
+        store=open_store(made),
+        celery=make_celery(redis_url, side="worker", timeout_s=2),
+        renderer=renderer,
+        slot=slot,
+        state=state,
+        heartbeat=Heartbeat(ledger, slot, state, renderer),
+    )
 
 
 @pytest.fixture
@@ -111,14 +123,8 @@ def test_without_work_nothing_happens(worker):
     assert not run_next(worker)
 
 
-def test_an_adapter_whose_values_are_not_finite_fails_the_item_at_once_naming_the_key(worker, checkpoint, adapter_root):
-    path = adapter_root / "broken.safetensors"
-    write_tiny_adapter(path)
-    tensors = load_file(path)
-    key = sorted(tensors)[3]
-    tensors[key].view(-1)[0] = float("nan")
-    save_file(tensors, path)
-    ref = AdapterRef(path=path.name, sha256=sha256_of(path), size_bytes=path.stat().st_size, multiplier=1.0)
+def test_an_adapter_whose_values_are_not_finite_fails_the_item_at_once_naming_the_key(worker, adapter_root):
+    ref, key = broken_adapter(adapter_root)
     job_id = accept(worker, adapters=[ref])
 
     run_next(worker)
@@ -140,6 +146,47 @@ def test_a_missing_adapter_fails_the_item_and_leaves_the_pipeline_usable(worker,
 
     assert item(worker, job_id).error.code == "LORA_NOT_FOUND"
     assert item(worker, after).state is State.SUCCEEDED
+
+
+def broken_adapter(adapter_root):
+    """Write an adapter with a value that is not finite; return its reference and the key at fault."""
+    path = adapter_root / "broken.safetensors"
+    write_tiny_adapter(path)
+    tensors = load_file(path)
+    key = sorted(tensors)[3]
+    tensors[key].view(-1)[0] = float("nan")
+    save_file(tensors, path)
+    return AdapterRef(path=path.name, sha256=sha256_of(path), size_bytes=path.stat().st_size, multiplier=1.0), key
+
+
+def advertised(worker):
+    """The warm key that other slots see for this worker."""
+    [slot] = worker.ledger.workers.live_slots()
+    return slot.warm
+
+
+def test_a_refused_adapter_is_not_advertised_as_warm_after_its_item(worker, adapter_root):
+    ref, _ = broken_adapter(adapter_root)
+    job_id = accept(worker, adapters=[ref])
+
+    run_next(worker)
+
+    assert item(worker, job_id).error.code == "INVALID_LORA"
+    assert advertised(worker) == worker.renderer.warm_key
+    assert ref.sha256 not in advertised(worker)
+
+
+def test_an_items_adapters_are_advertised_before_they_are_merged(worker, adapter):
+    accept(worker, adapters=[adapter])
+    seen = []
+
+    run_next(watched(worker, lambda progress: seen.append((progress.stage, advertised(worker)))))
+
+    stage, key = seen[0]
+    assert stage == "encode"
+    assert adapter.sha256 in key
+    assert {key for _, key in seen} == {key}
+    assert advertised(worker) == key == worker.renderer.warm_key
 
 
 def test_a_canceled_item_stops_before_its_last_step(worker):
@@ -250,7 +297,7 @@ def test_the_images_of_earlier_claims_are_removed_once_the_item_has_ended(worker
 
 def test_a_worker_told_to_stop_claims_nothing(worker):
     job_id = accept(worker)
-    worker.slot.draining.set()
+    worker.state.start_draining()
 
     assert not run_next(worker)
 
@@ -273,7 +320,9 @@ def test_a_black_image_is_a_failure_and_no_result(worker):
 def test_a_poisoned_device_ends_the_process_and_the_item_goes_to_another_attempt(worker):
     job_id = accept(worker)
     ended = []
-    poisoned = Worker(**{**vars(worker), "probe": lambda: "CUDA error: an illegal memory access", "end": ended.append})
+    poisoned = Worker(
+        **{**vars(worker), "probe": lambda: "CUDA error: an illegal memory access", "exit_process": ended.append}
+    )
 
     with pytest.raises(RuntimeError, match="illegal"):
         run_next(watched(poisoned, broken_kernel))
@@ -286,7 +335,7 @@ def test_a_poisoned_device_ends_the_process_and_the_item_goes_to_another_attempt
 def test_weights_that_cannot_be_put_back_end_the_process(worker):
     job_id = accept(worker)
     ended = []
-    losing = with_renderer(Worker(**{**vars(worker), "end": ended.append}), Losing(worker.renderer))
+    losing = with_renderer(Worker(**{**vars(worker), "exit_process": ended.append}), Losing(worker.renderer))
 
     run_next(losing)
 
@@ -296,12 +345,11 @@ def test_weights_that_cannot_be_put_back_end_the_process(worker):
 
 def test_an_item_on_which_devices_fail_ends_as_gpu_fault(worker):
     job_id = accept(worker)
-    poisoned = Worker(**{**vars(worker), "probe": lambda: "it did not answer", "end": lambda status: None})
 
     for _ in range(2):
+        process = restarted(worker, probe=lambda: "it did not answer", exit_process=lambda status: None)
         with pytest.raises(RuntimeError, match="illegal"):
-            run_next(watched(poisoned, broken_kernel))
-        worker.slot.draining.clear()  # as in the process that is started next
+            run_next(watched(process, broken_kernel))
 
     failed = item(worker, job_id)
     assert (failed.state, failed.error.code, failed.error.retryable) == (State.FAILED, "gpu_fault", True)
@@ -314,7 +362,7 @@ def test_a_sound_device_is_not_blamed_for_an_items_error(worker):
     ended = []
 
     with pytest.raises(RuntimeError, match="illegal"):
-        run_next(watched(Worker(**{**vars(worker), "end": ended.append}), broken_kernel))
+        run_next(watched(Worker(**{**vars(worker), "exit_process": ended.append}), broken_kernel))
 
     assert ended == []
     assert item(worker, job_id).attempt == 1
@@ -326,12 +374,10 @@ def test_a_slot_whose_device_failed_on_two_items_waits_until_that_is_forgotten(w
     for job_id in (first, second):
         claimed = worker.ledger.claim_next(["flux2"], slot="test", boot="b", warm="base")
         assert claimed.job_id == job_id
-        device_faults.note(worker.ledger, worker.slot, claimed, DeviceFault("it did not answer"))
+        device_faults.record(worker, claimed, DeviceFault("it did not answer"))
     stopped = threading.Event()
     trusted = []
-    waiting = threading.Thread(
-        target=lambda: trusted.append(device_faults.wait_until_trusted(worker.ledger, worker.slot, stopped))
-    )
+    waiting = threading.Thread(target=lambda: trusted.append(device_faults.wait_until_trusted(worker, stopped)))
 
     waiting.start()
     wait_until(
@@ -342,9 +388,9 @@ def test_a_slot_whose_device_failed_on_two_items_waits_until_that_is_forgotten(w
     assert trusted == [False]
 
     worker.ledger.redis.delete(keys.faults("test"))
-    assert device_faults.wait_until_trusted(worker.ledger, worker.slot, stopped)
+    assert device_faults.wait_until_trusted(worker, stopped)
     assert [slot.state for slot in worker.ledger.workers.live_slots()] == ["ready"]
-    worker.slot.stop()
+    worker.heartbeat.stop()
 
 
 def test_a_kernel_that_hangs_ends_the_process_and_the_item_goes_to_another_attempt(worker):
@@ -353,7 +399,7 @@ def test_a_kernel_that_hangs_ends_the_process_and_the_item_goes_to_another_attem
     impatient = worker.settings.model_copy(
         update={"worker": worker.settings.worker.model_copy(update={"stall_s": 0.3})}
     )
-    hanging = Worker(**{**vars(worker), "settings": impatient, "end": lambda status: ended.set()})
+    hanging = Worker(**{**vars(worker), "settings": impatient, "exit_process": lambda status: ended.set()})
 
     run_next(watched(hanging, lambda progress: ended.wait(10) if progress.step == 1 else None))
 
@@ -400,7 +446,7 @@ def test_a_released_item_wakes_another_worker(worker):
     job_id = accept(worker)
     claimed = worker.ledger.claim_next(["flux2"], slot="test", boot="b", warm="base")
 
-    worker.hand_over(claimed)
+    worker.requeue(claimed)
 
     assert (item(worker, job_id).state, item(worker, job_id).attempt) == (State.QUEUED, 0)
     assert wakes(worker) == 1
@@ -442,13 +488,13 @@ def test_the_next_item_renders_while_an_image_is_stored(storing):
     while "decode" not in rendered:
         assert other.is_alive()
     assert [item(storing, job).state for job in (first, second)] == [State.RUNNING, State.RUNNING]
-    assert [claim.job_id for claim in storing.slot.claims] == [first, second]
+    assert [claim.job_id for claim in storing.state.claims] == [first, second]
 
     storing.store.go.set()
     other.join(10)
     storing.uploader.wait()
     assert [item(storing, job).state for job in (first, second)] == [State.SUCCEEDED, State.SUCCEEDED]
-    assert storing.slot.claims == []
+    assert storing.state.claims == ()
 
 
 def test_the_lease_of_an_image_that_is_stored_lives_on(storing, wait_until):
@@ -486,7 +532,7 @@ def test_a_poisoned_device_costs_the_item_that_is_stored_no_attempt(storing):
     first, second = (accept(storing) for _ in range(2))
     run_next(storing)
     ended = []
-    poisoned = Worker(**{**vars(storing), "probe": lambda: "CUDA error", "end": ended.append})
+    poisoned = Worker(**{**vars(storing), "probe": lambda: "CUDA error", "exit_process": ended.append})
 
     with pytest.raises(RuntimeError, match="illegal"):
         run_next(watched(poisoned, broken_kernel))
@@ -510,20 +556,20 @@ def test_an_upload_that_fails_behind_is_tried_again(storing):
     refusing.uploader.wait()
 
     assert (item(storing, job_id).state, item(storing, job_id).attempt) == (State.QUEUED, 1)
-    assert storing.slot.storage_failed
+    assert storing.state.storage_failed
 
 
 def test_an_item_that_fails_otherwise_does_not_say_that_the_storage_is_back(storing):
     accept(storing)
 
     def stumble(progress):
-        storing.slot.storage_failed = True  # as the thread behind would, for the item before
+        storing.state.record_storage_failure()  # as the thread behind would, for the item before
         raise ZeroDivisionError("a bug")
 
     with pytest.raises(ZeroDivisionError):
         run_next(watched(storing, stumble))
 
-    assert storing.slot.storage_failed
+    assert storing.state.storage_failed
 
 
 def test_an_item_that_may_have_ended_a_process_renders_alone(storing, wait_until):
@@ -538,7 +584,7 @@ def test_an_item_that_may_have_ended_a_process_renders_alone(storing, wait_until
     assert storing.store.asked.acquire(timeout=10)
     other = threading.Thread(target=run_next, args=[watched(storing, lambda progress: rendered.append(progress.stage))])
     other.start()
-    wait_until(lambda: [claim.job_id for claim in storing.slot.claims] == [fresh, suspect], what="the second claim")
+    wait_until(lambda: [claim.job_id for claim in storing.state.claims] == [fresh, suspect], what="the second claim")
     other.join(0.5)
     assert rendered == []
 
@@ -636,6 +682,13 @@ def test_while_an_item_renders_the_next_is_prepared_and_taken_whatever_came_of_i
 
     assert renderer.prepared == [("a dog", ["style.safetensors"])]
     assert [item(worker, job).state for job in (first, second)] == [State.SUCCEEDED] * 2
+
+
+def restarted(worker, **parts):
+    """The worker that follows in the same slot: its state is new."""
+    state = WorkerState()
+    heartbeat = Heartbeat(worker.ledger, worker.slot, state, worker.renderer)
+    return Worker(**{**vars(worker), "state": state, "heartbeat": heartbeat, **parts})
 
 
 def with_store(worker, store):

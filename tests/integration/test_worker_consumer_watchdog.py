@@ -6,23 +6,28 @@ import pytest
 
 from shared.ledger import Ledger, keys
 from shared.settings import QueueSettings
-from worker.consumer.heartbeat import Slot
-from worker.consumer.watchdog import Watch
+from worker.consumer.heartbeat import Heartbeat
+from worker.consumer.slot import Slot
+from worker.consumer.watchdog import Watchdog
+from worker.consumer.worker_state import WorkerState
 
 
 @pytest.fixture
 def watched(redis_client, settings):
     """Start a watch over an idle worker; `ends` holds the statuses it ended with."""
     ledger = Ledger(redis_client, QueueSettings())
-    slot = Slot(ledger, name="test", model="flux2", device="cpu", revision="r", precision="fp32", engines=["exact"])
+    slot = Slot(name="test", model="flux2", device="cpu", revision="r", precision="fp32", engines=("exact",))
+    state = WorkerState()
+    heartbeat = Heartbeat(ledger, slot, state, SimpleNamespace(warm_key="base"))
     ends = []
-    worker = SimpleNamespace(settings=settings(), ledger=ledger, slot=slot, end=ends.append)
-    watch = Watch(worker, deaf_s=0.1, look_s=0.01)
+    worker = SimpleNamespace(
+        settings=settings(), ledger=ledger, slot=slot, state=state, heartbeat=heartbeat, exit_process=ends.append
+    )
+    watchdog = Watchdog(worker, deaf_s=0.1, poll_s=0.01)
 
-    yield SimpleNamespace(watch=watch, slot=slot, redis=redis_client, ends=ends)
+    yield SimpleNamespace(watchdog=watchdog, state=state, redis=redis_client, ends=ends)
 
-    watch.stop()
-    watch.join(5)
+    watchdog.stop()
 
 
 def looks(watched, wait_until, count=30):
@@ -37,7 +42,7 @@ def looks(watched, wait_until, count=30):
 def test_an_idle_worker_with_waiting_wake_ups_is_ended_to_be_started_again(watched, wait_until):
     watched.redis.lpush(keys.wake_list("flux2"), "wake")
 
-    watched.watch.start()
+    watched.watchdog.start()
 
     wait_until(lambda: watched.ends, what="the end")
     assert watched.ends[0] == 70
@@ -45,20 +50,18 @@ def test_an_idle_worker_with_waiting_wake_ups_is_ended_to_be_started_again(watch
 
 def test_a_worker_that_is_dealing_with_a_wake_up_stays_however_long_it_takes(watched, wait_until):
     watched.redis.lpush(keys.wake_list("flux2"), "wake")
-    watched.slot.answering = True
-    hears, looked = watched.watch._hears, []
-    watched.watch._hears = lambda: looked.append(hears()) or looked[-1]
-    watched.watch.start()
+    is_healthy, polls = watched.watchdog._is_healthy, []
+    watched.watchdog._is_healthy = lambda: polls.append(is_healthy()) or polls[-1]
 
-    wait_until(lambda: len(looked) > 30, what="30 looks")  # three times as long as a deaf one has
-
-    assert watched.ends == []
-    watched.slot.answering = False
+    with watched.state.handling_wakeup():
+        watched.watchdog.start()
+        wait_until(lambda: len(polls) > 30, what="30 polls")  # three times as long as a deaf worker has
+        assert watched.ends == []
     wait_until(lambda: watched.ends, what="the end")
 
 
 def test_an_idle_worker_without_wake_ups_stays(watched, wait_until):
-    watched.watch.start()
+    watched.watchdog.start()
     looks(watched, wait_until)
 
     assert watched.ends == []
@@ -66,11 +69,11 @@ def test_an_idle_worker_without_wake_ups_stays(watched, wait_until):
 
 def test_a_worker_that_takes_wake_ups_stays_however_many_wait(watched, wait_until):
     watched.redis.lpush(keys.wake_list("flux2"), "wake")
-    watched.watch.start()
+    watched.watchdog.start()
 
     def takes_one():
-        watched.slot.wakes += 1
-        return watched.slot.wakes > 30
+        with watched.state.handling_wakeup():
+            return watched.state.snapshot().wakeups > 30
 
     wait_until(takes_one, what="30 wake-ups")
 

@@ -9,8 +9,8 @@ import threading
 import pytest
 
 from shared.errors import ServerFailed
-from worker.consumer.heartbeat import slot_name
 from worker.consumer.host_locks import gpu_lock, slot_lock
+from worker.consumer.slot import slot_name
 
 ONE, OTHER = "redis://127.0.0.1:6379/0", "redis://127.0.0.1:6380/0"
 

@@ -86,7 +86,7 @@ def test_a_cancel_arrives_with_a_renewal(lease, wait_until):
 def test_an_item_without_progress_is_reported_once_and_no_longer_renewed(lease, wait_until):
     ledger, stalls = Answers("ok"), []
 
-    with lease(ledger, ttl_s=5, stall_s=0.2, on_stall=stalls.append) as held, held.watched():
+    with lease(ledger, ttl_s=5, stall_s=0.2, on_stall=stalls.append) as held, held.expect_progress():
         held.report(STEP)
         wait_until(lambda: stalls, what="the stall")
         renewals = ledger.renewals
@@ -99,14 +99,14 @@ def test_an_item_without_progress_is_reported_once_and_no_longer_renewed(lease, 
 def test_a_hung_kernel_is_seen_after_the_lease_was_lost_too(lease, wait_until):
     stalls = []
 
-    with lease(Answers("lost"), ttl_s=5, stall_s=0.2, on_stall=stalls.append) as held, held.watched():
+    with lease(Answers("lost"), ttl_s=5, stall_s=0.2, on_stall=stalls.append) as held, held.expect_progress():
         wait_until(lambda: stalls, what="the stall")
 
 
 def test_an_upload_has_its_budget_before_it_counts_as_a_stall(lease, wait_until):
     ledger, stalls = Answers("ok"), []
 
-    with lease(ledger, ttl_s=5, stall_s=0.1, budget_s=60, on_stall=stalls.append) as held, held.watched():
+    with lease(ledger, ttl_s=5, stall_s=0.1, budget_s=60, on_stall=stalls.append) as held, held.expect_progress():
         held.report(Progress(stage="upload", step=2, steps=2))
         wait_until(lambda: ledger.renewals > 15, what="more renewals than a stall takes")
 
@@ -116,7 +116,7 @@ def test_an_upload_has_its_budget_before_it_counts_as_a_stall(lease, wait_until)
 def test_waiting_for_redis_is_no_stall(lease, wait_until):
     ledger, stalls = Answers("away"), []
 
-    with lease(ledger, ttl_s=0.1, stall_s=0.25, on_stall=stalls.append) as held, held.watched():
+    with lease(ledger, ttl_s=0.1, stall_s=0.25, on_stall=stalls.append) as held, held.expect_progress():
         held.report(STEP)
         overdue(wait_until, held)
         work = threading.Thread(target=held.check)
@@ -134,7 +134,7 @@ def test_what_follows_the_work_may_take_as_long_as_redis_needs(lease, wait_until
     ledger, stalls = Answers("ok"), []
 
     with lease(ledger, ttl_s=5, stall_s=0.1, on_stall=stalls.append) as held:
-        with held.watched():
+        with held.expect_progress():
             held.report(STEP)
         wait_until(lambda: ledger.renewals > 15, what="more renewals than a stall takes")
 

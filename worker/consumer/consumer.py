@@ -1,6 +1,6 @@
-"""The part of a worker's life in which it takes items: recover, announce, listen, drain.
+"""The life of a worker process from its loaded model to its end: recover, announce, consume, drain.
 
-It needs no torch: what loads the model is in `worker.serve`.
+It needs no torch: `worker.serve` loads the model.
 """
 
 from __future__ import annotations
@@ -9,80 +9,88 @@ import logging
 import signal
 import threading
 
-import tenacity
 from celery.signals import worker_ready, worker_shutting_down
 
 from shared.caretaker import Caretaker
 from shared.celery_app import wake
-from shared.errors import LedgerUnavailable
 from shared.ledger import keys
 from worker.consumer import device_faults
-from worker.consumer.drain import drain
-from worker.consumer.item_run import Worker, register
-from worker.consumer.watchdog import Watch
+from worker.consumer.drain import Drain
+from worker.consumer.wakeup import register
+from worker.consumer.watchdog import Watchdog
+from worker.consumer.worker import Worker, redis_retries
 
-logger = logging.getLogger("flux2.worker")
+logger = logging.getLogger("flux2.worker.consumer")
+
+# A loaded model is worth the wait for Redis.
+START_RETRY_S = 2.0
 
 
-def listen(worker: Worker) -> None:
-    """Take items until SIGTERM."""
-    slot = worker.slot
+def consume(worker: Worker) -> None:
+    """Run items until SIGTERM."""
     register(worker)
-    # What an earlier process of this slot held is free again at once, not a lease later.
-    reclaimed = patiently()(worker.ledger.reclaim, slot=slot.name, boot=slot.boot)
+    _reclaim_items(worker)
+    caretaker = Caretaker(worker.ledger, worker.celery, worker.settings.queue)
+    caretaker.start()
+    try:
+        if _wait_until_trusted(worker):
+            _run_celery(worker)
+    finally:
+        caretaker.stop()
+        worker.heartbeat.stop()
+
+
+def _reclaim_items(worker: Worker) -> None:
+    """Requeue the items of this slot's earlier process now; else they would wait until their leases expire."""
+    slot = worker.slot
+    reclaimed = redis_retries(pause_s=START_RETRY_S)(worker.ledger.reclaim, slot=slot.name, boot=slot.boot)
     if reclaimed:
         logger.warning("items of an earlier process requeued", extra={"slot": slot.name, "count": reclaimed})
         for pool in slot.pools:
             wake(worker.celery, pool, count=reclaimed)
-    caretaker = Caretaker(worker.ledger, worker.celery, worker.settings.queue)
-    caretaker.start()
-    try:
-        if _trusted(worker):
-            _consume(worker)
-    finally:
-        caretaker.stop()
-        slot.stop()
 
 
-def patiently() -> tenacity.Retrying:
-    """Repeat a call until Redis is back: a loaded model is worth the wait."""
-    return tenacity.Retrying(retry=tenacity.retry_if_exception_type(LedgerUnavailable), wait=tenacity.wait_fixed(2))
-
-
-def _trusted(worker: Worker) -> bool:
-    """Wait while the slot's device is not trusted; False when the process was told to stop meanwhile."""
+def _wait_until_trusted(worker: Worker) -> bool:
+    """Block while the slot's device is faulty; return False if SIGTERM or SIGINT came first."""
     stopped = threading.Event()
+    # Celery installs its own handlers only when it starts.
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in before:
         signal.signal(number, lambda *_: stopped.set())
     try:
-        return patiently()(device_faults.wait_until_trusted, worker.ledger, worker.slot, stopped)
+        return redis_retries(pause_s=START_RETRY_S)(device_faults.wait_until_trusted, worker, stopped)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def _consume(worker: Worker) -> None:
-    watch = Watch(worker)
-    # The slot is announced when Celery listens, not before: a slot in the list takes work.
-    worker_ready.connect(lambda **_: worker.slot.start(), weak=False)
-    worker_ready.connect(lambda **_: watch.start(), weak=False)
-    worker_shutting_down.connect(lambda **_: drain(worker), weak=False)
+def _run_celery(worker: Worker) -> None:
+    watchdog, drain = Watchdog(worker), Drain(worker)
+    drain.start()
+    # The slot is announced when Celery listens, not before: a slot in the list is given work.
+    worker_ready.connect(lambda **_: worker.heartbeat.start(), weak=False)
+    worker_ready.connect(lambda **_: watchdog.start(), weak=False)
+    worker_shutting_down.connect(lambda **_: drain.begin(), weak=False)
     try:
-        worker.celery.worker_main(
-            [
-                "--quiet",
-                "worker",
-                "--pool=solo",
-                f"--queues={','.join(keys.wake_queue(pool) for pool in worker.slot.pools)}",
-                f"--hostname={worker.slot.name}",
-                "--without-gossip",
-                "--without-mingle",
-                "--without-heartbeat",
-                "--loglevel=WARNING",
-            ]
-        )
+        worker.celery.worker_main(_celery_arguments(worker))
     finally:
         worker.uploader.wait()
         worker.prefetcher.wait()
-        watch.stop()
+        watchdog.stop()
+        drain.stop()
+
+
+def _celery_arguments(worker: Worker) -> list[str]:
+    return [
+        "--quiet",
+        "worker",
+        # One item at a time in this very process: CUDA cannot be used in a forked child.
+        "--pool=solo",
+        f"--queues={','.join(keys.wake_queue(pool) for pool in worker.slot.pools)}",
+        f"--hostname={worker.slot.name}",
+        # Workers need not know of each other: the ledger does, and the solo pool answers nothing while it is busy.
+        "--without-gossip",
+        "--without-mingle",
+        "--without-heartbeat",
+        "--loglevel=WARNING",
+    ]

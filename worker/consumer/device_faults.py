@@ -1,8 +1,8 @@
-"""Ends a process that can render nothing more, and keeps a slot whose device fails again and again from taking work.
+"""Keeps a slot whose device fails again and again from taking work.
 
-A CUDA error such as an illegal access is sticky: every later call of the process fails. A kernel that hangs cannot be
-interrupted. In both cases the item goes to another attempt and the process ends with a status that its supervisor
-starts again; what the text of an error says decides nothing, only the probe does.
+A CUDA error such as an illegal access is sticky: every later call of the process fails. The item then goes to another
+attempt and the process ends with a status that makes its supervisor start it again. The probe decides whether the
+device is broken; the text of an error decides nothing.
 """
 
 from __future__ import annotations
@@ -12,39 +12,42 @@ import threading
 
 from shared.errors import Flux2Error, LedgerUnavailable
 from shared.ledger import Claim, Ledger
-from worker.consumer.heartbeat import Slot
+from worker.consumer.worker import Worker
 
-logger = logging.getLogger("flux2.worker.fault")
+logger = logging.getLogger("flux2.worker.consumer.device")
 
-#: Exit status of a process that must be started again: EX_SOFTWARE in sysexits.h.
-EXIT_FAULT = 70
-
-# A device that fails on this many different items within the window is bad; one item alone may be at fault itself.
+# A device that fails on this many different items within the window is bad; with one item, the item may be at fault.
 FAULTS = 2
 WINDOW_S = 600.0
-_LOOK_S = 5.0
+_POLL_S = 5.0
 
 
-def note(ledger: Ledger, slot: Slot, claim: Claim, error: Flux2Error) -> None:
-    """Remember the fault where the next process of this slot finds it."""
-    logger.critical("device fault", extra={"slot": slot.name, "item": claim.item_id, "error": str(error)})
+def record(worker: Worker, claim: Claim, error: Flux2Error) -> None:
+    """Store the fault in the ledger, where the next process of this slot reads it."""
+    slot = worker.slot.name
+    logger.critical("device fault", extra={"slot": slot, "item": claim.item_id, "error": str(error)})
     try:
-        ledger.workers.record_fault(slot.name, claim.item_id, window_s=WINDOW_S)
+        worker.ledger.workers.record_fault(slot, claim.item_id, window_s=WINDOW_S)
     except LedgerUnavailable as unavailable:
-        logger.warning("fault not noted", extra={"slot": slot.name, "error": str(unavailable)})
+        logger.warning("device fault not recorded", extra={"slot": slot, "error": str(unavailable)})
 
 
 def is_faulty(ledger: Ledger, slot: str) -> bool:
-    """Whether the slot's device failed too often to be given work."""
+    """Return whether the slot's device failed too often to be given work."""
     return ledger.workers.count_faults(slot, window_s=WINDOW_S) >= FAULTS
 
 
-def wait_until_trusted(ledger: Ledger, slot: Slot, stopped: threading.Event) -> bool:
-    """Hold a process of a bad device back until its faults are forgotten; False when `stopped` was set meanwhile."""
-    while is_faulty(ledger, slot.name):
-        if slot.report_state("faulty"):
-            logger.critical("slot takes no work: its device failed repeatedly", extra={"slot": slot.name})
-        if stopped.wait(_LOOK_S):
+def wait_until_trusted(worker: Worker, stopped: threading.Event) -> bool:
+    """Block while the slot's device is faulty, until its faults are `WINDOW_S` old; return False once `stopped` is set.
+
+    Raises:
+        LedgerUnavailable: Redis did not answer; calling this again goes on waiting.
+    """
+    while is_faulty(worker.ledger, worker.slot.name):
+        if worker.state.change_condition("faulty"):
+            worker.heartbeat.start()
+            logger.critical("slot takes no work: its device failed repeatedly", extra={"slot": worker.slot.name})
+        if stopped.wait(_POLL_S):
             return False
-    slot.report_state("ready")
+    worker.state.change_condition("ready")
     return True

@@ -1,44 +1,58 @@
-"""What SIGTERM means: take nothing more, finish what runs or hand it over, and be gone in time."""
+"""What follows SIGTERM: claim nothing more, finish or hand over the running items, and exit in time."""
 
 from __future__ import annotations
 
-import logging
+import queue
 import threading
+from typing import Literal
 
-from shared.errors import LedgerUnavailable
-from worker.consumer.item_run import Worker
+from worker.consumer.process_end import EXIT_DRAINED, end_process
+from worker.consumer.worker import Worker
 
-logger = logging.getLogger("flux2.worker.drain")
-
-# What Celery may need to close its connections once nothing runs.
+# Celery needs up to this long to close its connections once nothing runs.
 _CLOSE_S = 5.0
-_LOOK_S = 0.1
+_POLL_S = 0.1
 
 
-def drain(worker: Worker) -> None:
-    """Begin the drain; called in a signal handler, so nothing here waits.
+class Drain:
+    """A thread that ends the process if it has not ended by itself `drain_s` seconds after `begin`.
 
-    Celery stops taking wake-ups and ends the process when the running item is done. An item that is not within
-    `drain_s` is handed over, without counting the attempt, and the process ends where it stands.
+    Celery stops taking wake-ups at SIGTERM and ends the process when the running item is done. Items that are not done
+    in time are handed over without counting the attempt, and the process exits at once.
     """
-    worker.slot.draining.set()
-    threading.Thread(target=_see_to_the_end, args=[worker], name="flux2-drain", daemon=True).start()
 
+    def __init__(self, worker: Worker, *, close_s: float = _CLOSE_S) -> None:
+        self._worker = worker
+        self._close_s = close_s
+        self._thread = threading.Thread(target=self._run, name="flux2-drain", daemon=True)
+        # A signal handler may put into this queue; the lock of an Event could belong to the thread it interrupts.
+        self._messages: queue.SimpleQueue[Literal["begin", "stop"]] = queue.SimpleQueue()
+        self._begun = False
 
-def _see_to_the_end(worker: Worker) -> None:
-    threading.Event().wait(worker.settings.worker.drain_s)
-    looks = round(_CLOSE_S / _LOOK_S)
-    # A wake-up that was under way at the signal may still have claimed an item; an idle process closes by itself.
-    while not worker.slot.claims and looks:
-        threading.Event().wait(_LOOK_S)
-        looks -= 1
-    try:
-        for claim in list(worker.slot.claims):
-            logger.warning("item handed over", extra={"item": claim.item_id})
-            worker.hand_over(claim)
-        worker.ledger.workers.remove(worker.slot.name)
-    except LedgerUnavailable as error:
-        logger.warning("the lease must run out", extra={"error": str(error)})
-    finally:
+    def start(self) -> None:
+        """Start the thread, which sleeps until `begin`."""
+        self._thread.start()
+
+    def begin(self) -> None:
+        """Begin to drain; called in a signal handler, so nothing here blocks."""
+        self._worker.state.start_draining()
+        self._begun = True
+        self._messages.put("begin")
+
+    def stop(self) -> None:
+        """Join the thread, unless it drains: it then guards the process until the very end, which may hang too."""
+        self._messages.put("stop")
+        if not self._begun:
+            self._thread.join()
+
+    def _run(self) -> None:
+        if self._messages.get() == "stop":
+            return
+        threading.Event().wait(self._worker.settings.worker.drain_s)
+        # A wake-up that was under way at the signal may still have claimed an item; an idle process ends by itself.
+        polls = round(self._close_s / _POLL_S)
+        while not self._worker.state.claims and polls:
+            threading.Event().wait(_POLL_S)
+            polls -= 1
         # The main thread is inside a kernel that nothing can interrupt, or waits for a server that does not answer.
-        worker.end(0)
+        end_process(self._worker, EXIT_DRAINED, reason="not finished in time after SIGTERM")

@@ -1,6 +1,6 @@
-"""What the task boundary asks of a renderer; `worker.rendering.renderer` has the one that paints.
+"""What the consumer needs of a renderer; `worker.rendering.renderer` has the real one.
 
-Apart, so that claiming, leasing and storing need no torch: `make chaos` runs them with a renderer that only sleeps.
+These protocols keep torch out of the consumer: `make chaos` runs it with a renderer that only sleeps.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ class Rendered(Protocol):
 
 
 class ItemRenderer(Protocol):
-    """What makes the pixels: `worker.rendering.renderer.Renderer`."""
+    """Turns an item into an image: `worker.rendering.renderer.Renderer`."""
 
     @property
     def warm_key(self) -> str:
-        """Key of the adapters that are merged now, or being merged for the next item; see `ItemSpec.adapter_key`."""
+        """Key of the adapters that are merged now, or being merged for the next item; see `ItemSpec.adapter_key`.
+
+        Read from several threads.
+        """
 
     @property
     def corrupted(self) -> int:
@@ -43,4 +46,4 @@ class ItemRenderer(Protocol):
     ) -> Rendered: ...
 
     def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
-        """Do beside an item that renders what another will need; called from another thread."""
+        """Prepare a coming item while another one renders; called from another thread."""

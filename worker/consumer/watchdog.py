@@ -1,57 +1,55 @@
-"""Sees a worker that has stopped listening: idle, with wake-ups waiting that it does not take.
+"""Ends a worker that no longer receives wake-ups, so that its supervisor starts it again.
 
-Celery on Redis has had several defects of this kind after a reconnection (celery#8030, #9054, PR#10346). Nothing else
-would notice one, since such a process still sends heartbeats.
+Celery on Redis has had several such defects after a reconnection (celery#8030, #9054, PR#10346). Nothing else would
+notice one, since such a process still sends heartbeats.
 """
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 
 from shared.errors import LedgerUnavailable
-from worker.consumer import device_faults
-from worker.consumer.item_run import Worker
+from worker.consumer.process_end import EXIT_FAULT, end_process
+from worker.consumer.worker import Worker
 
-logger = logging.getLogger("flux2.worker.watch")
-
-_LOOK_S = 3.0
-# A listening worker takes a wake-up within milliseconds; after a reconnection within some 15 s.
+_POLL_S = 3.0
+# A healthy worker receives a wake-up within milliseconds; after a reconnection within some 15 s.
 _DEAF_S = 45.0
 
 
-class Watch(threading.Thread):
-    """Ends the process, to be started again, when it has been deaf for `deaf_s`."""
+class Watchdog(threading.Thread):
+    """Ends the process once it has been idle for `deaf_s` seconds while wake-ups waited in Redis."""
 
-    def __init__(self, worker: Worker, *, deaf_s: float = _DEAF_S, look_s: float = _LOOK_S) -> None:
-        super().__init__(name="flux2-watch", daemon=True)
+    def __init__(self, worker: Worker, *, deaf_s: float = _DEAF_S, poll_s: float = _POLL_S) -> None:
+        super().__init__(name="flux2-watchdog", daemon=True)
         self._worker = worker
         self._deaf_s = deaf_s
-        self._look_s = look_s
+        self._poll_s = poll_s
         self._stopped = threading.Event()
-        self._heard_at = time.monotonic()
-        self._wakes = 0
+        self._healthy_at = time.monotonic()
+        self._wakeups = 0
 
     def run(self) -> None:
-        while not self._stopped.wait(self._look_s):
-            if self._hears():
-                self._heard_at = time.monotonic()
-            elif time.monotonic() - self._heard_at > self._deaf_s:
-                logger.critical("this process takes no wake-ups any more", extra={"deaf_s": self._deaf_s})
-                self._worker.end(device_faults.EXIT_FAULT)
+        while not self._stopped.wait(self._poll_s):
+            if self._is_healthy():
+                self._healthy_at = time.monotonic()
+            elif time.monotonic() - self._healthy_at > self._deaf_s:
+                end_process(self._worker, EXIT_FAULT, reason=f"no wake-up received for {self._deaf_s:g} s")
 
     def stop(self) -> None:
-        """End the watch."""
+        """End the thread and join it."""
         self._stopped.set()
+        if self.is_alive():
+            self.join()
 
-    def _hears(self) -> bool:
-        """Whether nothing speaks against it: a wake-up came since the last look, or there is none, or work goes on."""
-        slot, before = self._worker.slot, self._wakes
-        self._wakes = slot.wakes
-        if slot.wakes != before or slot.answering or slot.claims or slot.draining.is_set():
+    def _is_healthy(self) -> bool:
+        """Return whether the worker is busy, received a wake-up since the last poll, or has none to receive."""
+        now, before = self._worker.state.snapshot(), self._wakeups
+        self._wakeups = now.wakeups
+        if now.wakeups != before or now.answering or now.claims or now.draining:
             return True
         try:
-            return not any(self._worker.ledger.wakeups.count(pool) for pool in slot.pools)
+            return not any(self._worker.ledger.wakeups.count(pool) for pool in self._worker.slot.pools)
         except LedgerUnavailable:
             return True

@@ -1,0 +1,53 @@
+"""The one function that ends a worker process while its other threads still run.
+
+A kernel that hangs, and a wait for a silent server, cannot be interrupted from Python: only the exit ends them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import NoReturn
+
+from shared.errors import Flux2Error, LedgerUnavailable
+from shared.ledger import Claim
+from worker.consumer.worker import Worker
+
+logger = logging.getLogger("flux2.worker.consumer")
+
+EXIT_DRAINED = 0
+#: Exit status that asks the supervisor for a new process: EX_SOFTWARE in sysexits.h.
+EXIT_FAULT = 70
+
+
+def end_process(
+    worker: Worker, status: int, *, reason: str, failed: tuple[Claim, Flux2Error] | None = None
+) -> NoReturn:
+    """Return every item to the queue, remove the slot from the live ones and exit; any thread may call this.
+
+    Args:
+        reason: logged.
+        failed: an item whose attempt counts, with its error; the other items get their attempt back.
+    """
+    level = logging.WARNING if status == EXIT_DRAINED else logging.CRITICAL
+    logger.log(level, "process ends", extra={"slot": worker.slot.name, "status": status, "reason": reason})
+    # The main thread may be about to claim another item.
+    worker.state.start_draining()
+    try:
+        if failed is not None:
+            worker.retry(*failed)
+        _requeue_claims(worker, done=[failed[0]] if failed else [])
+        worker.heartbeat.withdraw()
+    except LedgerUnavailable as error:
+        # The reaper requeues them then; waiting for Redis here would keep the device from the next process.
+        logger.warning("items must wait until their leases expire", extra={"error": str(error)})
+    finally:
+        worker.exit_process(status)
+
+
+def _requeue_claims(worker: Worker, *, done: list[Claim]) -> None:
+    # Repeated: a claim that was under way when draining began may come in while others are requeued.
+    while claims := [claim for claim in worker.state.claims if claim not in done]:
+        for claim in claims:
+            logger.warning("item handed over", extra={"item": claim.item_id})
+            worker.requeue(claim)
+        done += claims

@@ -1,0 +1,59 @@
+"""What a wake-up makes a worker do: claim the best item for its slot and run it."""
+
+from __future__ import annotations
+
+import logging
+
+from shared.celery_app import WAKE
+from shared.errors import LedgerUnavailable, StorageUnavailable
+from shared.ledger import Claim
+from worker.consumer.item_run import ItemRun
+from worker.consumer.worker import Worker
+
+logger = logging.getLogger("flux2.worker.consumer")
+
+
+def register(worker: Worker) -> None:
+    """Make Celery's wake-up task run this worker's next item."""
+
+    @worker.celery.task(name=WAKE)  # type: ignore[untyped-decorator]
+    def next_item() -> None:
+        run_next(worker)
+
+
+def run_next(worker: Worker) -> bool:
+    """Run one item; return False if none waits, or if the worker may claim none now.
+
+    An item that is not claimed now is not forgotten: the audit sends a new wake-up for each item that waits.
+    """
+    with worker.state.handling_wakeup():
+        if worker.state.is_draining or not _can_store(worker) or (claim := _claim(worker)) is None:
+            return False
+        ItemRun(worker, claim).run()
+        return True
+
+
+def _claim(worker: Worker) -> Claim | None:
+    slot = worker.slot
+    try:
+        claim = worker.ledger.claim_next(slot.pools, slot=slot.name, boot=slot.boot, warm=worker.renderer.warm_key)
+    except LedgerUnavailable as error:
+        logger.warning("nothing claimed", extra={"error": str(error)})
+        return None
+    if claim is not None:
+        where = {"item": claim.item_id, "fence": claim.fence, "attempt": claim.attempt}
+        logger.info("item claimed", extra={**where, "queued_s": claim.queued_s})
+    return claim
+
+
+def _can_store(worker: Worker) -> bool:
+    """Return whether an image could be stored: after a failure, no GPU time is spent until the store answers again."""
+    if not worker.state.storage_failed:
+        return True
+    try:
+        worker.store.check()
+    except StorageUnavailable as error:
+        logger.warning("no item claimed: the store does not answer", extra={"error": str(error)})
+        return False
+    worker.state.record_storage_recovery()
+    return True
