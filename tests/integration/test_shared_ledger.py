@@ -7,7 +7,7 @@ import pytest
 
 from shared.errors import IdempotencyKeyReused, LedgerUnavailable, QueueFull
 from shared.job import AdapterRef, ItemError, ItemResult, ItemSpec, PipelineReport, Progress, State
-from shared.ledger import Ledger, keys
+from shared.ledger import Ledger, Submission, keys
 from shared.settings import QueueSettings
 
 STEP = Progress(stage="denoise", step=3, steps=25)
@@ -298,6 +298,116 @@ def test_a_job_over_the_cap_is_refused_whole(ledger):
         accept(ledger, *[spec()] * 6)
 
     assert ledger.queue_length("flux2") == 15
+
+
+def submission(job_id: str, *specs: ItemSpec, **options) -> Submission:
+    return Submission(job_id, specs or (spec(),), record={"of": job_id}, **options)
+
+
+def parts(*, key: str = "", prefix: str = "job", items: int = 1) -> list[Submission]:
+    """Three jobs of one call; with a key, each has its own."""
+    keys_of_parts = [key and f"{key}#{number}" for number in range(3)]
+    specs = [spec()] * items
+    return [
+        submission(f"{prefix}-{number}", *specs, idempotency_key=part, body_hash="h")
+        for number, part in enumerate(keys_of_parts)
+    ]
+
+
+def stored_keys(ledger):
+    return set(ledger.redis.scan_iter(f"{keys.PREFIX}*"))
+
+
+def test_jobs_of_one_call_are_stored_together(ledger):
+    accepted = ledger.accept_all([*parts(items=2), submission("other", spec(engine="ai-toolkit"))])
+
+    assert [(job.job_id, job.is_repeat, job.record["of"]) for job in accepted] == [
+        ("job-0", False, "job-0"),
+        ("job-1", False, "job-1"),
+        ("job-2", False, "job-2"),
+        ("other", False, "other"),
+    ]
+    assert (ledger.queue_length("flux2"), ledger.queue_length("flux2+ai-toolkit")) == (6, 1)
+    assert [job.job_id for job in ledger.jobs(before=None, limit=9).jobs] == ["other", "job-2", "job-1", "job-0"]
+
+
+def test_no_job_of_a_call_is_stored_when_one_pool_has_no_room_for_all(ledger):
+    jobs = [submission("other", spec(engine="ai-toolkit")), *parts(items=7, key="k")]
+
+    with pytest.raises(QueueFull, match="0 items are queued and the cap is 20"):
+        ledger.accept_all(jobs)  # 3 * 7 items of one pool
+
+    assert stored_keys(ledger) == set()
+
+
+def test_no_job_of_a_call_is_stored_when_one_key_belongs_to_another_body(ledger):
+    ledger.accept("before", [spec()], record={}, idempotency_key="k#1", body_hash="another")
+    before = stored_keys(ledger)
+
+    with pytest.raises(IdempotencyKeyReused, match="'k#1'"):
+        ledger.accept_all(parts(key="k"))
+
+    assert stored_keys(ledger) == before
+    assert ledger.queue_length("flux2") == 1
+
+
+def test_a_call_of_several_jobs_that_is_repeated_with_its_keys_gives_the_same_jobs(ledger):
+    ledger.accept_all(parts(key="k"))
+
+    again = ledger.accept_all(parts(key="k", prefix="again"))
+
+    assert [(job.job_id, job.is_repeat, job.record["of"]) for job in again] == [
+        (f"job-{number}", True, f"job-{number}") for number in range(3)
+    ]
+    assert ledger.queue_length("flux2") == 3
+
+
+def test_a_repeat_needs_no_room_and_stores_what_was_missing(ledger):
+    ledger.accept_all(parts(key="k", items=5)[:2])
+    accept(ledger, *[spec()] * 5)
+
+    again = ledger.accept_all(parts(key="k", prefix="again", items=5))
+
+    assert [(job.job_id, job.is_repeat) for job in again] == [("job-0", True), ("job-1", True), ("again-2", False)]
+    assert ledger.queue_length("flux2") == 20
+
+
+def test_two_jobs_of_one_call_with_one_key_are_one_job(ledger):
+    first, second = (submission(job_id, idempotency_key="k", body_hash="h") for job_id in ("one", "two"))
+
+    accepted = ledger.accept_all([first, second])
+
+    assert [(job.job_id, job.is_repeat) for job in accepted] == [("one", False), ("one", True)]
+    assert ledger.queue_length("flux2") == 1
+    with pytest.raises(IdempotencyKeyReused, match="'new'"):
+        ledger.accept_all([submission(job_id, idempotency_key="new", body_hash=job_id) for job_id in ("three", "four")])
+    assert ledger.job("three") is None
+
+
+def test_a_call_of_several_jobs_that_is_sent_twice_is_no_repeat(ledger, monkeypatch):
+    run = ledger._session.run
+
+    def sent_twice(script, **arguments):
+        run(script, **arguments)
+        return run(script, **arguments)
+
+    monkeypatch.setattr(ledger._session, "run", sent_twice)
+    accepted = ledger.accept_all(parts(key="k"))
+
+    assert [job.is_repeat for job in accepted] == [False] * 3
+    assert ledger.queue_length("flux2") == 3
+
+
+def test_a_key_that_outlives_its_job_stands_for_a_new_one(redis_client, clock):
+    ledger = Ledger(redis_client, QueueSettings(retention_s=100), clock_ms=clock)
+    ledger.accept_all(parts(key="k"))
+    ledger.cancel("job-1")
+    clock.advance(101)
+    ledger.sweep()
+
+    again = ledger.accept_all(parts(key="k", prefix="again"))
+
+    assert [(job.job_id, job.is_repeat) for job in again] == [("job-0", True), ("again-1", False), ("job-2", True)]
 
 
 def test_priority_goes_before_age(ledger):
