@@ -1,1 +1,1 @@
-"""Adapter files as they lie on disk: where, which, and what is inside, without opening a tensor."""
+"""Adapter files: locating, identifying and validating them from their headers alone, without reading a tensor."""

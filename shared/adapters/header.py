@@ -1,9 +1,8 @@
-"""Read the header of a safetensors file, trusting nothing in it.
+"""Read the header of a safetensors file that may be malicious.
 
 Adapter files come from strangers, so this runs before any library opens the file. It is pure Python, reads only the
-header, and walks the JSON entry by entry: a bomb is refused where it starts, not after it has been built in memory.
-The format is https://huggingface.co/docs/safetensors#format. What the tensors mean is decided by
-`shared.adapters.layout`.
+header, and walks the JSON entry by entry: a bomb is refused where it starts, before it is built in memory. The format
+is https://huggingface.co/docs/safetensors#format. `shared.adapters.layout` decides what the tensors mean.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class Header:
-    """A checked header: the tensors tile the data exactly, in the order in which the file lists them."""
+    """A valid header: its tensors cover the data exactly. `tensors` keeps the order of the file's header."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
@@ -64,7 +63,7 @@ def read_header(path: Path, *, max_bytes: int) -> Header:
 
     Raises:
         AdapterNotFound: no such file.
-        AdapterRefused: it is not a sound safetensors file; the message says what is wrong and where.
+        AdapterRefused: the file is not valid safetensors; the message says what is wrong and where.
     """
     try:
         text, data_bytes = _read_text(path, max_bytes)
@@ -81,7 +80,7 @@ def read_header(path: Path, *, max_bytes: int) -> Header:
 
 
 class _Fault(Exception):
-    """What is wrong with the header, without the file's name."""
+    """The header is invalid; the message leaves out the file's name."""
 
 
 def _read_text(path: Path, max_bytes: int) -> tuple[str, int]:
@@ -108,7 +107,7 @@ def _read_text(path: Path, max_bytes: int) -> tuple[str, int]:
 
 
 def _no_header(start: bytes, *, size: int, length: int) -> str:
-    """Say why no header can start here; what the file looks like helps more than the number it begins with."""
+    """Return why the file has no header; naming the format that it looks like helps people most."""
     if start[8:10] != b'{"' and (kind := identify_format(start)):
         return f"not a safetensors file; this is {kind}"
     if size < 8:
@@ -179,7 +178,7 @@ class _Parser:
         return metadata
 
     def _tensor(self, name: str) -> TensorInfo:
-        """Parse one entry. It holds no braces, so the next one ends it and a nested bomb is never built."""
+        """Parse one entry. A valid one holds no braces, so it ends at the next one and a nested bomb is never built."""
         start = _skip(self.text, self.at)
         end = self.text.find("}", start, start + MAX_ENTRY_CHARS)
         if not self.text.startswith("{", start) or end < 0:
@@ -250,7 +249,7 @@ def _check_size(name: str, info: TensorInfo) -> TensorInfo:
 
 
 def _check_offsets(tensors: dict[str, TensorInfo], data_bytes: int) -> None:
-    """Hold the tensors to tile the data: no overlap, no gap, nothing missing at the end, nothing left over."""
+    """Refuse tensors that overlap, leave gaps, exceed the data or do not reach its end."""
     position = 0
     for name, info in sorted(tensors.items(), key=lambda item: item[1][2:]):
         if info.start < position:

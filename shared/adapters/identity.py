@@ -1,55 +1,38 @@
-"""Name an adapter by the sha256 of its bytes: a path says where it was found, never what it is."""
+"""Identify an adapter by the sha256 of its bytes: its path says where it was found, not what it is."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
+
+from cachetools import LRUCache
 
 from shared.errors import AdapterNotFound, AdapterRefused
 
 _CACHED_FILES = 1024
 
-# Path, device, inode, size, mtime_ns, ctime_ns. The ctime tells a file that was replaced with its times kept.
+# Path, device, inode, size, mtime_ns, ctime_ns. Only the ctime shows that a file was replaced with its times kept.
 _Stamp = tuple[str, int, int, int, int, int]
 
-
-class _Cache:
-    """The digests of the files last asked for; hashing the same 1 GB file per request would cost about a second."""
-
-    def __init__(self, size: int) -> None:
-        self._digests: OrderedDict[_Stamp, str] = OrderedDict()
-        self._lock = Lock()
-        self._size = size
-
-    def get(self, stamp: _Stamp) -> str | None:
-        with self._lock:
-            if stamp in self._digests:
-                self._digests.move_to_end(stamp)
-            return self._digests.get(stamp)
-
-    def put(self, stamp: _Stamp, digest: str) -> None:
-        with self._lock:
-            self._digests[stamp] = digest
-            while len(self._digests) > self._size:
-                self._digests.popitem(last=False)
-
-
-_cache = _Cache(_CACHED_FILES)
+# Hashing a 1 GB file takes about a second, which every request for it would pay.
+_digests: LRUCache[_Stamp, str] = LRUCache(_CACHED_FILES)
+_lock = Lock()
 
 
 def sha256_of(path: Path) -> str:
-    """Return the file's sha256 in lower-case hex; a file seen before and unchanged since is not read again.
+    """Return the file's sha256 in lower-case hex; a file that has not changed since is not read again.
 
     Raises:
         AdapterNotFound: no such file.
-        AdapterRefused: it cannot be read, or it changed while it was read (an upload still under way).
+        AdapterRefused: the file cannot be read, or it changed while it was read, as during an upload.
     """
     try:
         stamp = _stamp(path, path.stat())
-        return _cache.get(stamp) or _hash(path)
+        with _lock:
+            digest = _digests.get(stamp)
+        return digest or _hash(path)
     except FileNotFoundError as error:
         raise AdapterNotFound(f"{path.name}: no such file") from error
     except OSError as error:
@@ -62,7 +45,8 @@ def _hash(path: Path) -> str:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if _stamp(path, os.fstat(file.fileno())) != before:
             raise AdapterRefused(f"{path.name}: the file changed while it was read; submit again when it is complete")
-    _cache.put(before, digest)
+    with _lock:
+        _digests[before] = digest
     return digest
 
 

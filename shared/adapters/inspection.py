@@ -1,6 +1,6 @@
-"""Tell what an adapter file is, for a person who wonders why it is refused or what it was trained on.
+"""Describe an adapter file to a person who wonders why it is refused, or what it was trained on.
 
-The file's header is enough; nothing of its tensors is read but for the sha256.
+The description comes from the file's header; the tensors' bytes are read only for the sha256.
 """
 
 from __future__ import annotations
@@ -17,20 +17,26 @@ from shared.adapters.identity import sha256_of
 from shared.adapters.layout import check_fits_base, parse_layout
 from shared.errors import RequestError
 
-# BFL's single files keep a linear layer's weight under its path with this suffix.
+# In BFL's single files the key of a linear layer's weight is its module path with this suffix.
 _WEIGHT = ".weight"
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of a file.
+    """The description of one file.
 
     Attributes:
-        refused: why the file cannot be used, or None; what could be found out nevertheless is given.
-        kind: e.g. `lora`; None where the layout is not understood.
+        refused: why the file cannot be used, or None; the other fields then hold as much as is known.
+        kind: of update, e.g. `lora`; None if the layout is not understood.
+        ranks: distinct ranks, ascending.
         dtypes: number of tensors by dtype.
-        layers: layers the file updates; `matched` of them exist in the base, which is None without one to compare.
-        unmatched: the rest, by name.
+        layers: number of layers that the file updates.
+        matched: how many of them the base has; None without a base to compare with.
+        unmatched: names of the others.
+        base_model_version: the base that the trainer wrote into the file.
+        name: the trainer's name for the adapter.
+        step: training step.
+        trigger: the tag that the trainer counted most often.
     """
 
     sha256: str
@@ -51,14 +57,14 @@ class Inspection:
 def inspect_adapter(
     path: Path, *, max_bytes: int, layers: Mapping[str, tuple[int, int]] | None = None, model: str | None = None
 ) -> Inspection:
-    """Look at a file.
+    """Describe a file, and say whether the base can use it.
 
     Args:
-        layers: (out, in) of the base's linear layers, to tell which ones the file matches.
-        model: id of the base to hold it to; without `layers` by what the file says of itself.
+        layers: (out, in) of the base's linear layers, to list which of them the file matches.
+        model: id of the base; without `layers`, it is compared only with the base that the file itself names.
 
     Raises:
-        AdapterNotFound, AdapterRefused: it is no readable safetensors file at all.
+        AdapterNotFound, AdapterRefused: the file is not a readable safetensors file.
     """
     header = read_header(path, max_bytes=max_bytes)
     kind: str | None = None
@@ -90,10 +96,10 @@ def inspect_adapter(
 
 
 def read_linear_layers(checkpoint: Path, *, max_bytes: int) -> dict[str, tuple[int, int]]:
-    """Read the linear layers of a transformer in BFL's single-file layout off its header.
+    """Return (out, in) of each linear layer of a transformer in BFL's single-file layout, from its header.
 
     Raises:
-        AdapterRefused: it is no safetensors file.
+        AdapterRefused: the file is not a safetensors file.
     """
     tensors = read_header(checkpoint, max_bytes=max_bytes).tensors
     return {
@@ -109,7 +115,7 @@ def _step(header: Header) -> int | None:
 
 
 def _trigger(header: Header) -> str | None:
-    """The tag that the trainer counted most, which is the trigger word where it kept any."""
+    """Return the tag that the trainer counted most often: the trigger word, if its captions held one."""
     counts: Counter[str] = Counter()
     for folder in _json(header, "ss_tag_frequency").values():
         if isinstance(folder, dict):

@@ -1,7 +1,7 @@
-"""Say which kind of update the tensors of one layer make, or why they make none, from their names and shapes.
+"""Recognise the kind of update that the tensors of one layer form, from their names and shapes.
 
-A kind is one function; `_kind_of` picks it by the roles that are present. What each role means, shapes included, is in
-`LayerUpdate`. The arithmetic of each kind is `worker.lora.merge`'s.
+Each kind has one function, and `_parser_for` picks it by the roles that are present. `LayerUpdate` documents the roles
+and their shapes; `worker.lora.merge` does the arithmetic.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from shared.adapters.names import WHOLE, Rows, Target
 from shared.errors import AdapterRefused
 
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
-# Wider than any layer of FLUX.2 [dev] has use for (hidden size 6144).
+# More than any layer of FLUX.2 [dev] can use: its hidden size is 6144.
 MAX_RANK = 16_384
 
-# Suffix of a key to the tensor's role in its layer's update.
+# Role of a tensor in its layer's update, by the suffix of its key.
 ROLES = {
     ".lora_A.weight": "down",
     ".lora_B.weight": "up",
@@ -35,7 +35,7 @@ ROLES = {
 }
 _LORA = {"down", "up", "magnitude"}
 _LOKR = {"w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"}
-_MATES = {
+_OTHER_HALVES = {
     ".lora_A.weight": "lora_B",
     ".lora_B.weight": "lora_A",
     ".lora_down.weight": "lora_up",
@@ -45,21 +45,21 @@ _MATES = {
 
 @dataclass(frozen=True)
 class LayerUpdate:
-    """What the file does to one linear layer, or to some of its rows.
+    """The update of one linear layer, or of some of its rows.
 
     Attributes:
         layer: Black Forest Labs' module path without `.weight`, e.g. `double_blocks.0.img_attn.qkv`.
-        kind: decides the roles in `tensors`, of an update of shape (out, in):
+        kind: decides the roles in `tensors`, for an update of shape (out, in):
             `lora`: `down` (rank, in), `up` (out, rank); optional scalar `alpha`.
-            `dora`: the same, and `magnitude` (out,).
-            `lokr`: `w1` (a, b) and `w2` (c, d) with a*c = out and b*d = in, either of them as a product of `_a` and
-            `_b` through a rank; optional scalar `alpha` where there is a rank.
+            `dora`: the roles of `lora`, and `magnitude` (out,).
+            `lokr`: `w1` (a, b) and `w2` (c, d) with a*c = out and b*d = in, each either whole or a product of `_a` and
+            `_b` through a rank; optional scalar `alpha` if there is a rank.
             `fullrank`: `down` (out, in), as AI Toolkit's network of that name stores it. `diff`: `diff` (out, in).
-        tensors: role to key in the file.
+        tensors: key in the file, by role.
         shape: (out, in) of the rows that the update fits.
-        rank: None where the kind has none.
-        rows: of the layer; a diffusers name may stand for a third of qkv.
-        ignored: keys without a part in the update: LoKr's alpha between two full factors, 1e10 or infinite.
+        rank: None if the kind has no rank.
+        rows: rows of the layer that change; a diffusers name may stand for a third of qkv.
+        ignored: keys that have no effect: LoKr's alpha between two full factors, often 1e10 or infinite.
     """
 
     layer: str
@@ -79,7 +79,7 @@ class Group:
     tensors: dict[str, str] = field(default_factory=dict)
 
     def shape(self, role: str, header: Header) -> tuple[int, int]:
-        """Return a matrix's two sizes."""
+        """Return the two sizes of the matrix with that role, or refuse it."""
         shape = header.tensors[self.tensors[role]].shape
         if len(shape) != 2 or 0 in shape:
             raise AdapterRefused(f"{self.tensors[role]!r} has shape {list(shape)}, not two sizes of 1 or more")
@@ -92,10 +92,10 @@ class Group:
 
 
 def parse_update(group: Group, header: Header) -> LayerUpdate:
-    """Check one layer's tensors and say what they do.
+    """Return the update that one layer's tensors form.
 
     Raises:
-        AdapterRefused: they are incomplete, contradict each other or are of several kinds; the message names a key.
+        AdapterRefused: the tensors are incomplete, contradict each other or mix kinds; the message names a key.
     """
     for key in group.tensors.values():
         if header.tensors[key].dtype not in FLOAT_DTYPES:
@@ -103,23 +103,25 @@ def parse_update(group: Group, header: Header) -> LayerUpdate:
     alpha = group.tensors.get("alpha")
     if alpha is not None and header.tensors[alpha].shape not in ((), (1,)):
         raise AdapterRefused(f"{alpha!r} has shape {list(header.tensors[alpha].shape)}, not a single number")
-    return _kind_of(group)(group, header)
+    return _parser_for(group)(group, header)
 
 
 def describe_missing_half(key: str) -> str:
-    """Say which half of a LoRA `key` lacks."""
-    suffix = next(suffix for suffix in _MATES if key.endswith(suffix))
-    return f"{key!r} is a {suffix.split('.')[1]} without its {_MATES[suffix]}"
+    """Return a sentence that names the missing half of the LoRA to which `key` belongs."""
+    suffix = next(suffix for suffix in _OTHER_HALVES if key.endswith(suffix))
+    return f"{key!r} is a {suffix.split('.')[1]} without its {_OTHER_HALVES[suffix]}"
 
 
-def _kind_of(group: Group) -> Callable[[Group, Header], LayerUpdate]:
+def _parser_for(group: Group) -> Callable[[Group, Header], LayerUpdate]:
     roles = group.tensors.keys() - {"alpha"}
     families = [family for family in (_LORA, _LOKR, {"diff"}) if roles & family]
     if not families:
-        raise AdapterRefused(f"{group.tensors['alpha']!r} has no lora_A and lora_B beside it, nor another update")
+        raise AdapterRefused(
+            f"{group.tensors['alpha']!r} scales nothing: its layer has no lora_A and lora_B, nor another update"
+        )
     if len(families) > 1:
         first, second = (next(key for role, key in group.tensors.items() if role in family) for family in families[:2])
-        raise AdapterRefused(f"{first!r} and {second!r} are of two kinds; a layer has one")
+        raise AdapterRefused(f"{first!r} and {second!r} are of two kinds; a layer takes updates of one kind")
     if families[0] is _LOKR:
         return _lokr
     if "diff" in roles:
@@ -128,7 +130,7 @@ def _kind_of(group: Group) -> Callable[[Group, Header], LayerUpdate]:
 
 
 def _lora(group: Group, header: Header) -> LayerUpdate:
-    """LoRA, and DoRA where a magnitude lies beside it."""
+    """Read a LoRA, or a DoRA if there is a magnitude."""
     for role, other in (("down", "up"), ("up", "down")):
         if role not in group.tensors:
             if other not in group.tensors:
@@ -160,8 +162,8 @@ def _diff(group: Group, header: Header) -> LayerUpdate:
 def _refuse_alpha(group: Group) -> None:
     if "alpha" in group.tensors:
         other = next(key for role, key in group.tensors.items() if role != "alpha")
-        beside = describe_missing_half(other) if "down" in group.tensors else f"{other!r} has no rank"
-        raise AdapterRefused(f"{beside}, so {group.tensors['alpha']!r} scales nothing")
+        reason = describe_missing_half(other) if "down" in group.tensors else f"{other!r} has no rank"
+        raise AdapterRefused(f"{reason}, so {group.tensors['alpha']!r} scales nothing")
 
 
 def _lokr(group: Group, header: Header) -> LayerUpdate:

@@ -1,8 +1,8 @@
-"""Say which layers an adapter file updates and how, from its header alone.
+"""List the layers that an adapter file updates, and how, from its header alone.
 
-Everything here is refused or understood; nothing is skipped, because a skipped tensor gives a base-model image that
-looks like a result. `shared.adapters.names` knows the layers and `shared.adapters.kinds` the kinds of update; the
-`_FOREIGN` tables only give names to what is refused. The arithmetic belongs to the worker.
+Every tensor is understood or the file is refused. None is skipped, because an adapter with a skipped tensor would give
+an image of the base model that looks like a result. `shared.adapters.names` knows the layers, `shared.adapters.kinds`
+the kinds of update; the `_FOREIGN` tables only let messages name the tensors that are refused.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ __all__ = ["PREFIX", "AdapterLayout", "LayerUpdate", "check_fits_base", "parse_l
 
 @dataclass(frozen=True)
 class AdapterLayout:
-    """A whole file; `updates` are in the order in which the file first names each layer.
+    """The updates of a whole file.
 
     Attributes:
-        kind: of the updates, e.g. `lora`; several are joined as in `diff+lora`.
+        kind: of the updates, e.g. `lora`; several kinds are joined as in `diff+lora`.
+        updates: in the order in which the file first names each layer.
+        metadata: the file's `__metadata__`.
     """
 
     kind: str
@@ -33,20 +35,20 @@ class AdapterLayout:
 
     @property
     def layers(self) -> frozenset[str]:
-        """The layers that the file updates; several updates may share one."""
+        """Layers that the file updates; several updates may share one layer."""
         return frozenset(update.layer for update in self.updates)
 
     @property
     def ranks(self) -> tuple[int, ...]:
-        """Distinct ranks, ascending; empty where no update has one."""
+        """Distinct ranks, ascending; empty if no update has a rank."""
         return tuple(sorted({update.rank for update in self.updates if update.rank is not None}))
 
 
 def parse_layout(header: Header) -> AdapterLayout:
-    """Group the file's tensors by layer.
+    """Group the file's tensors into updates of layers.
 
     Raises:
-        AdapterRefused: a tensor is not part of a supported update of a FLUX.2 layer; the message names its key.
+        AdapterRefused: a tensor does not belong to a supported update of a FLUX.2 layer; the message names its key.
     """
     if not header.tensors:
         raise AdapterRefused("the file holds no tensors, so it matches no layer")
@@ -57,22 +59,23 @@ def parse_layout(header: Header) -> AdapterLayout:
         twin = group.tensors.setdefault(ROLES[suffix], key)
         if twin != key:
             raise AdapterRefused(f"{twin!r} and {key!r} are the same tensor of one layer under two names")
-    _check_apart(groups.values())
+    _check_overlaps(groups.values())
     updates = tuple(parse_update(group, header) for group in groups.values())
-    _check_halves(updates)
+    _check_lone_halves(updates)
     kinds = sorted({update.kind for update in updates})
     return AdapterLayout("+".join(kinds), updates, dict(header.metadata))
 
 
 def check_fits_base(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]] | None, *, model: str) -> None:
-    """Hold the file to the base model that it says it was trained on, if it says so, and every update to a layer.
+    """Refuse a file that was trained on another base model or has an update that fits no layer of this one.
 
     Args:
-        layers: (out, in) of each linear layer of the base, by module path without `.weight`; None if not known here.
+        layers: (out, in) of each linear layer of the base, by module path without `.weight`; None skips the layers,
+            because the caller does not know them.
         model: id in the catalogue, e.g. `flux2`.
 
     Raises:
-        AdapterRefused: another base model, layers that this one does not have, or half a LoRA.
+        AdapterRefused: the file names another base model, updates a missing layer, or holds half a LoRA.
         AdapterMismatch: an update has another shape than its layer.
     """
     trained_on = layout.metadata.get("ss_base_model_version")
@@ -86,7 +89,7 @@ def check_fits_base(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]]
     if missing:
         raise AdapterRefused(
             f"{_first_key(missing[0])!r} names a layer that {model} does not have; "
-            f"so do {len({update.layer for update in missing})} of the adapter's {len(layout.layers)} layers"
+            f"it lacks {len({update.layer for update in missing})} of the adapter's {len(layout.layers)} layers"
         )
     for update in layout.updates:
         expected = _expected(update.rows, layers[update.layer])
@@ -108,7 +111,7 @@ def _first_key(update: LayerUpdate) -> str:
 
 
 def _split(key: str) -> tuple[str, str]:
-    """Return the module and the suffix of a key that can be part of an update."""
+    """Split a key into module and suffix, or refuse it."""
     suffix = next((known for known in ROLES if key.endswith(known)), None)
     if suffix is None:
         raise _foreign(key, (*_FOREIGN_MODULES, *_FOREIGN_TENSORS))
@@ -133,8 +136,8 @@ def _foreign(key: str, table: Iterable[tuple[str, str]]) -> AdapterRefused:
     )
 
 
-def _check_apart(groups: Iterable[Group]) -> None:
-    """Refuse two updates of the same rows: which comes first would be anyone's guess."""
+def _check_overlaps(groups: Iterable[Group]) -> None:
+    """Refuse two updates of the same rows, because their order would decide the result."""
     seen: dict[str, list[Group]] = {}
     for group in groups:
         others = seen.setdefault(group.target.layer, [])
@@ -145,8 +148,8 @@ def _check_apart(groups: Iterable[Group]) -> None:
         others.append(group)
 
 
-def _check_halves(updates: Iterable[LayerUpdate]) -> None:
-    """Refuse a lora_A by itself beside pairs: the trainer's full-rank files have no lora_B at all."""
+def _check_lone_halves(updates: Iterable[LayerUpdate]) -> None:
+    """Refuse a lone lora_A in a file that also has pairs: in the trainer's full-rank files no layer has a lora_B."""
     kinds: dict[str, LayerUpdate] = {}
     for update in updates:
         kinds.setdefault(update.kind, update)
@@ -156,7 +159,7 @@ def _check_halves(updates: Iterable[LayerUpdate]) -> None:
         )
 
 
-# What a refused key is, first match wins.
+# Patterns of keys that are refused, with the words that explain them; the first match counts.
 _FOREIGN_MODULES = (
     (r"^(text_encoder|te\d?|lora_te\d?|text_model|conditioner|clip)[._]", "a text-encoder tensor"),
     (r"^(lora_unet|lora_transformer)_", "named in kohya's style"),

@@ -1,7 +1,7 @@
 """Find the file that `loras[].path` names, under the adapter root and nowhere else.
 
-Paths come from callers, so what they can learn is limited too: messages repeat the path as it was written and never
-say where the root is or what lies outside it.
+Paths come from callers, so errors must not show them the host: a message repeats the path as the caller wrote it, and
+never names the root or anything outside it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _ENCODED = re.compile(r"%(2e|2f|5c|00|25)", re.IGNORECASE)
 def locate_adapter(path: str, *, root: Path) -> Path:
     """Return the path, under the resolved root, of the adapter file that a caller named.
 
-    Symlinks below the root are checked and kept, so that the path relative to the root can be located again: files of
-    a Hugging Face cache have their suffix only in the link's name.
+    A symlink below the root is checked but returned unresolved, so that its path relative to the root can be located
+    again: files of a Hugging Face cache have their suffix only in the link's name.
 
     Args:
         path: relative to `root`, or absolute and inside it; always with `/` between its parts.
         root: the adapter folder; symlinks in it may point anywhere inside it.
 
     Raises:
-        AdapterNotFound: nothing is there.
+        AdapterNotFound: no file has that path.
         AdapterRefused: the path is malformed, leads outside the root, or is not a .safetensors file. `field` is
             "path", relative to the adapter's entry in the request.
     """
@@ -46,13 +46,13 @@ def locate_adapter(path: str, *, root: Path) -> Path:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise AdapterNotFound(f"no adapter at {path[:200]!r} under the adapter root", field=FIELD) from error
     except (OSError, RuntimeError) as error:
-        # RuntimeError is pathlib's word for a symlink loop before Python 3.13.
+        # Before Python 3.13 pathlib raises RuntimeError for a loop of symlinks.
         raise _refused(path, "cannot be read") from error
     return named if named.is_relative_to(base) else target
 
 
 def _malformed(path: str) -> str | None:
-    """Return what is wrong with the text of the path, if anything; the file system is not asked."""
+    """Return what is wrong with the path's text, or None; the file system is not consulted."""
     if not path:
         return "is empty"
     if len(path) > _MAX_CHARS:
@@ -65,9 +65,9 @@ def _malformed(path: str) -> str | None:
     if "\\" in path:
         return "holds a backslash; separate its parts with /"
     if _ENCODED.search(path):
-        return "is percent-encoded; write it plainly"
+        return "is percent-encoded; write the characters themselves"
     if ".." in path.split("/"):
-        return "holds '..'"
+        return "holds '..'; name a file below the adapter root"
     return None
 
 

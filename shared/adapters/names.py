@@ -1,8 +1,8 @@
 """Recognise the linear layer of FLUX.2 that a key of an adapter file names.
 
-Files name a layer as Black Forest Labs do (AI Toolkit's way, with a prefix or without), in LyCORIS's underscores, or by
-the diffusers parameter, which may hold only some of the layer's rows. All become the same target here. The worker's own
-table, `worker.checkpoint.tensor_names`, names tensors of modules that it has loaded; a test holds the two together.
+Files name a layer as Black Forest Labs do (like AI Toolkit, with a prefix or without), with LyCORIS's underscores, or
+by the diffusers parameter, which may hold only some of the layer's rows. All three become the same target here. The
+worker's own table, `worker.checkpoint.tensor_names`, names the tensors of loaded modules; a test compares the two.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ UNDERSCORED_PREFIX = "lycoris_"
 
 
 class Rows(NamedTuple):
-    """Which of `of` equal parts of a layer's rows, in this order: (1, 0) of 2 is the lower half, then the upper."""
+    """Some of `of` equal parts of a layer's rows, in order: (1, 0) of 2 is the lower half followed by the upper."""
 
     parts: tuple[int, ...] = (0,)
     of: int = 1
 
     def overlaps(self, other: Rows) -> bool:
-        """Tell whether a row lies in both; parts of different sizes are taken to overlap."""
+        """Return whether both have a row in common; parts of different sizes count as overlapping."""
         return self.of != other.of or not set(self.parts).isdisjoint(other.parts)
 
 
@@ -30,14 +30,14 @@ WHOLE = Rows()
 
 
 class Target(NamedTuple):
-    """What an update writes: rows of one linear layer, named by BFL's module path without `.weight`."""
+    """The rows of one linear layer that an update changes; the layer is BFL's module path without `.weight`."""
 
     layer: str
     rows: Rows = WHOLE
 
 
 def parse_target(module: str) -> Target | None:
-    """Return what a key without its suffix names; None when that is no linear layer of any FLUX.2."""
+    """Return the target that a key without its suffix names; None if no FLUX.2 has such a linear layer."""
     if module.startswith(UNDERSCORED_PREFIX):
         return _underscored(module.removeprefix(UNDERSCORED_PREFIX))
     name = strip_prefix(module)
@@ -45,7 +45,7 @@ def parse_target(module: str) -> Target | None:
 
 
 def strip_prefix(module: str) -> str:
-    """Return the module path without the prefix that its file uses."""
+    """Return the module path without the prefix that the file puts before it."""
     return module.removeprefix(next(prefix for prefix in PREFIXES if module.startswith(prefix)))
 
 

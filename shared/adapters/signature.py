@@ -1,4 +1,4 @@
-"""Name what a file is that should have been safetensors: people upload web pages, pickles and LFS pointers."""
+"""Recognise files that should have been safetensors: people upload web pages, pickles and LFS pointers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STARTS = (
 
 
 def identify_format(start: bytes) -> str | None:
-    """Name the format whose signature the file's first bytes carry; None when none is known."""
+    """Return the format, in words, that a file's first bytes show; None if they show none of these."""
     trimmed = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if trimmed[:5].lower() in (b"<html", b"<!doc", b"<head"):
         return "an HTML page"

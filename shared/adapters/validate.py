@@ -1,6 +1,6 @@
-"""Decide at the door whether an adapter can be used, from its header alone, before any worker is booked.
+"""Refuse unusable adapters when a job is submitted, from their headers alone.
 
-What only the tensors' values show (a non-finite number) is left to the worker, which fails the item with the reason.
+Faults that only the tensors' values show, such as a non-finite number, are left to the worker, which fails the item.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from shared.settings import AdaptersSettings
 def validate_adapters(
     loras: Sequence[LoraItem], model: Model, *, layers: Mapping[str, tuple[int, int]] | None, settings: AdaptersSettings
 ) -> list[AdapterRef]:
-    """Name each adapter by the sha256 of its bytes, or refuse it with the key at fault.
+    """Return a reference, with the sha256 of the file's bytes, for each adapter of a request.
 
     Args:
-        layers: (out, in) of the base model's linear layers; None checks the file's own form only.
+        layers: (out, in) of the base model's linear layers; None checks each file by itself only.
 
     Raises:
-        AdapterNotFound, AdapterRefused: with `field` set to the entry of `loras`.
+        AdapterNotFound, AdapterRefused: `field` names the entry of `loras`, the message the key at fault.
     """
     refs = []
     for index, lora in enumerate(loras):
         try:
-            refs.append(_admit(lora, model, layers=layers, settings=settings))
+            refs.append(_validate(lora, model, layers=layers, settings=settings))
         except RequestError as error:
             error.field = f"loras[{index}].path"
             raise
     return refs
 
 
-def _admit(
+def _validate(
     lora: LoraItem, model: Model, *, layers: Mapping[str, tuple[int, int]] | None, settings: AdaptersSettings
 ) -> AdapterRef:
     path = locate_adapter(lora.path, root=settings.root)

@@ -1,4 +1,4 @@
-"""Where images go: one protocol, two backends."""
+"""Where images are stored: one interface, two backends."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ __all__ = ["ObjectStore", "open_store"]
 
 
 def open_store(settings: Settings) -> ObjectStore:
-    """Return the store that the settings name; nothing is asked of it yet (see `ObjectStore.check`)."""
+    """Return the configured store, without contacting it; `ObjectStore.check` does that."""
     if settings.storage.backend == "directory":
         return DirectoryStore(settings.storage.directory, prefix=settings.storage.prefix)
-    # boto3 takes 0.2 s to import, which a command that needs no store should not pay.
+    # boto3 takes 0.2 s to import; commands that need no store should not wait for it.
     from shared.storage.s3 import S3Store
 
     return S3Store(

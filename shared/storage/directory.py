@@ -1,4 +1,4 @@
-"""Objects as files: for tests, and for one host whose clients can read its disk."""
+"""Objects as files, for tests and for a single host whose clients can read its disk."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _UNFINISHED = ".unfinished-"
 
 
 class DirectoryStore:
-    """An `ObjectStore` in a folder, which is made when first written to."""
+    """An `ObjectStore` in a folder, which the first write creates."""
 
     def __init__(self, root: Path, *, prefix: str = "") -> None:
         self._root = root.absolute()
         self._prefix = prefix
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
-        """See `ObjectStore.put`; the content type follows from the file's name here."""
+        """See `ObjectStore.put`; the content type is not stored, since the file's name shows it."""
         path = self._path(key)
-        with _named("write", key):
+        with _storage_errors("write", key):
             path.parent.mkdir(parents=True, exist_ok=True)
             _replace(path, data)
 
@@ -33,7 +33,7 @@ class DirectoryStore:
         return self._path(key).as_uri()
 
     def get(self, key: str) -> bytes:
-        with _named("read", key):
+        with _storage_errors("read", key):
             return self._path(key).read_bytes()
 
     def exists(self, key: str) -> bool:
@@ -41,14 +41,14 @@ class DirectoryStore:
 
     def delete_prefix(self, prefix: str) -> int:
         folder = self._path(prefix)
-        with _named("delete", prefix):
+        with _storage_errors("delete", prefix):
             return _delete_below(folder) if folder.is_dir() else 0
 
     def check(self) -> None:
         key = new_probe_key()
         self.put(key, b"flux2", content_type="application/octet-stream")
         if self.get(key) != b"flux2":
-            raise StorageUnavailable(f"read {key}: other bytes than were written")
+            raise StorageUnavailable(f"read {key}: got other bytes than were written")
         self.delete_prefix(key.rpartition("/")[0])
 
     def _path(self, key: str) -> Path:
@@ -57,7 +57,8 @@ class DirectoryStore:
 
 
 @contextmanager
-def _named(verb: str, key: str) -> Iterator[None]:
+def _storage_errors(verb: str, key: str) -> Iterator[None]:
+    """Turn `OSError` into `StorageUnavailable`, which names the operation and the key but no path of this host."""
     try:
         yield
     except OSError as error:
@@ -65,7 +66,7 @@ def _named(verb: str, key: str) -> Iterator[None]:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Write beside `path`, then rename: a crash leaves the old file or the new one, on disk."""
+    """Replace the file at `path` in one step: after a crash the old or the new file is there, whole and on disk."""
     descriptor, name = tempfile.mkstemp(prefix=_UNFINISHED, dir=path.parent)
     fresh = Path(name)
     try:
@@ -73,10 +74,12 @@ def _replace(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
+        # mkstemp makes files that only the owner can read.
         fresh.chmod(0o644)
         fresh.replace(path)
     finally:
         fresh.unlink(missing_ok=True)
+    # The new name is on disk only once its folder is.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -85,7 +88,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _delete_below(folder: Path) -> int:
-    """Delete the folder with all that is in it; unfinished writes are not counted as objects."""
+    """Delete the folder and everything in it; return the number of objects, which leaves out unfinished writes."""
     deleted = 0
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:

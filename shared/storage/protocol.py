@@ -1,4 +1,4 @@
-"""What the rest of the project asks of object storage; the backends and their failures stay behind it."""
+"""The interface of object storage; backends hide their own failures behind `StorageUnavailable`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Protocol
 class ObjectStore(Protocol):
     """Whole objects under slash-separated keys such as `results/JOB/1/0.png`.
 
-    Keys are made by this project, never by callers; one that is empty, absolute or holds an empty, `.` or `..` part
-    is a `ValueError`. Everything else that goes wrong is `StorageUnavailable`, after whatever retries the backend does.
+    This project makes the keys, never its callers. A key that is empty, absolute or has an empty, `.` or `..` part
+    raises `ValueError`. Every other failure raises `StorageUnavailable`, after the retries that the backend makes.
     """
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
@@ -19,28 +19,28 @@ class ObjectStore(Protocol):
     def url(self, key: str, *, expires_s: int) -> str:
         """Return a URL from which anyone can GET the object for `expires_s` seconds, 1 to 604,800.
 
-        Nothing is asked of the store, so the object need not exist.
+        The URL is made without a request to the store, so the object need not exist.
         """
 
     def get(self, key: str) -> bytes:
-        """Return an object's bytes; that there is none is `StorageUnavailable` too."""
+        """Return an object's bytes; a missing object raises `StorageUnavailable` too."""
 
     def exists(self, key: str) -> bool:
-        """Whether there is an object at `key`."""
+        """Return whether there is an object at `key`."""
 
     def delete_prefix(self, prefix: str) -> int:
-        """Delete every object below the folder `prefix`, which is a key of one or more parts; return how many."""
+        """Delete every object below the folder `prefix`, a key of one or more parts; return how many there were."""
 
     def check(self) -> None:
         """Write, read and delete a probe, without retries.
 
         Raises:
-            StorageUnavailable: one of them failed; the message says which and why.
+            StorageUnavailable: one of the three failed; the message says which and why.
         """
 
 
 def new_probe_key() -> str:
-    """Name a probe that no other one running at the same time deletes."""
+    """Return a key that no other running check uses."""
     return f".flux2-check/{uuid.uuid4().hex}/probe"
 
 

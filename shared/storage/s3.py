@@ -1,7 +1,7 @@
 """Objects in an S3-compatible bucket.
 
-Two layers retry: botocore repeats a failed request once, at once; tenacity then keeps trying for the retry budget, but
-only where another try can help. A wrong key or a missing bucket fails at once, because waiting would hide it.
+Two layers retry. botocore repeats a failed request once, immediately. tenacity then keeps trying for the retry budget,
+but only after failures that may pass: a wrong key or a missing bucket fails immediately, because waiting would hide it.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ logger = logging.getLogger("flux2.storage")
 T = TypeVar("T")
 
 _ATTEMPTS_PER_REQUEST = 2
-# Waits are drawn from 0 to a bound that doubles from the first to the longest, so that workers do not return in step.
+# Each wait is random, below a bound that doubles from the first to the longest, so that workers do not retry in step.
 _FIRST_WAIT_S = 0.4
 _LONGEST_WAIT_S = 8.0
 
-# Answers that may be other ones in a moment, whatever status they come with.
-_PASSING_CODES = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError"})
-_PASSING_ERRORS = (
+# Failures that may pass, whatever their HTTP status.
+_TRANSIENT_CODES = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError"})
+_TRANSIENT_ERRORS = (
     exceptions.ConnectionError,
     exceptions.HTTPClientError,
     exceptions.IncompleteReadError,
@@ -58,10 +58,10 @@ class S3Store:
         prefix: str = "",
         retry_budget_s: float = 60.0,
     ) -> None:
-        """Nothing is sent yet. A call lasts at most the budget plus one request.
+        """Open the store without sending anything. Each later call takes at most the budget plus one request.
 
         Args:
-            credentials: keyword arguments of a boto3 session; without any, boto3 looks where it always does.
+            credentials: keyword arguments of a boto3 session; without them, boto3 searches its usual places.
         """
         self._bucket = settings.bucket
         self._prefix = prefix
@@ -98,7 +98,7 @@ class S3Store:
     def delete_prefix(self, prefix: str) -> int:
         folder = f"{self._name(prefix)}/"
         names = self._retrying("LIST", prefix, lambda: self._list(folder))
-        # One by one: multi-object delete needs a checksum that not every S3-compatible store understands.
+        # One request per object: multi-object delete needs a checksum that not every S3-compatible store understands.
         for name in names:
             self._retrying("DELETE", prefix, partial(self._delete, name))
         return len(names)
@@ -108,14 +108,14 @@ class S3Store:
         name = self._name(key)
         self._once("PUT", key, lambda: self._put(name, b"flux2", "application/octet-stream"))
         if self._once("GET", key, lambda: self._get(name)) != b"flux2":
-            raise StorageUnavailable(f"GET {key}: {self._where} gave other bytes than were written")
+            raise StorageUnavailable(f"GET {key}: {self._where} returned other bytes than were written")
         self._once("DELETE", key, lambda: self._delete(name))
 
     def _name(self, key: str) -> str:
         return f"{self._prefix}{validate_key(key)}"
 
     def _put(self, name: str, data: bytes, content_type: str) -> None:
-        # The oldest integrity check of S3, and the one that every compatible store makes.
+        # The oldest integrity check of S3, which every compatible store makes.
         digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
         self._client.put_object(
             Bucket=self._bucket, Key=name, Body=data, ContentType=content_type, ContentMD5=digest, **self._encryption
@@ -143,7 +143,7 @@ class S3Store:
 
     def _retrying(self, verb: str, key: str, request: Callable[[], T]) -> T:
         retrying = Retrying(
-            retry=retry_if_exception(_may_pass),
+            retry=retry_if_exception(_is_transient),
             stop=stop_before_delay(self._retry_budget_s),
             wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
             before_sleep=_log_retry,
@@ -160,7 +160,7 @@ class S3Store:
 
 def _client(settings: S3Settings, endpoint_url: str | None, credentials: Mapping[str, str | None]) -> S3Client:
     config = Config(
-        # Presigned URLs would be SigV2 without it, which most stores refuse.
+        # Without it presigned URLs would be SigV2, which most stores refuse.
         signature_version="s3v4",
         s3={"addressing_style": settings.addressing_style},
         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS_PER_REQUEST},
@@ -170,7 +170,7 @@ def _client(settings: S3Settings, endpoint_url: str | None, credentials: Mapping
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    # A session of its own: boto3's shared one is not safe to make clients from in several threads.
+    # boto3's shared session is not safe to make clients from in several threads.
     session = boto3.session.Session(
         aws_access_key_id=credentials.get("aws_access_key_id"),
         aws_secret_access_key=credentials.get("aws_secret_access_key"),
@@ -181,9 +181,9 @@ def _client(settings: S3Settings, endpoint_url: str | None, credentials: Mapping
 
 
 def _encryption(settings: S3Settings) -> dict[str, Any]:
-    """Return what every PUT asks for; the words are the store's, so they are passed through as they are."""
-    asked = {"ServerSideEncryption": settings.sse, "SSEKMSKeyId": settings.sse_kms_key_id}
-    return {name: value for name, value in asked.items() if value}
+    """Return the encryption parameters of every PUT; the store alone can check their values."""
+    parameters = {"ServerSideEncryption": settings.sse, "SSEKMSKeyId": settings.sse_kms_key_id}
+    return {name: value for name, value in parameters.items() if value}
 
 
 def _filename(key: str) -> str:
@@ -194,17 +194,17 @@ def _status(error: exceptions.ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether the same request may succeed a moment later."""
+def _is_transient(error: BaseException) -> bool:
+    """Return whether the same request may succeed a moment later."""
     if isinstance(error, exceptions.ClientError):
         status = _status(error)
         code = error.response.get("Error", {}).get("Code")
-        return code in _PASSING_CODES or status == 429 or (status >= 500 and status != 501)
-    return isinstance(error, _PASSING_ERRORS) and not isinstance(error, exceptions.SSLError)
+        return code in _TRANSIENT_CODES or status == 429 or (status >= 500 and status != 501)
+    return isinstance(error, _TRANSIENT_ERRORS) and not isinstance(error, exceptions.SSLError)
 
 
 def _reason(error: Exception) -> str:
-    """Say what went wrong. A server's own words are quoted and cut, since anyone may have written them."""
+    """Say what went wrong; the server's own words are quoted and cut, because they come from outside."""
     if not isinstance(error, exceptions.ClientError):
         return str(error)[:500]
     details = error.response.get("Error", {})

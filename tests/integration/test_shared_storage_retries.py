@@ -117,7 +117,7 @@ def put(store):
     [SLOW_DOWN, TOO_MANY, BAD_GATEWAY, HANG_UP, HANG],
     ids=["503 SlowDown", "429", "502 HTML", "hang-up", "timeout"],
 )
-def test_a_put_outlasts_failures_that_pass(endpoint, store_at, failure):
+def test_a_put_survives_transient_failures(endpoint, store_at, failure):
     server = endpoint(failure, failure, failure, OK)
 
     put(store_at(server.url))
@@ -152,7 +152,7 @@ def test_a_put_that_cannot_succeed_is_tried_once(endpoint, store_at, answer):
     assert len(server.requests) == 1
 
 
-def test_an_endpoint_that_comes_up_late_is_waited_for(store_at, wait_until):
+def test_a_put_waits_for_an_endpoint_that_starts_late(store_at, wait_until):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -194,7 +194,7 @@ def test_the_check_does_not_wait_for_the_budget(endpoint, store_at):
     assert time.monotonic() - started < 5
 
 
-def test_a_servers_own_words_are_quoted_and_cut(endpoint, store_at):
+def test_a_servers_message_is_quoted_and_cut(endpoint, store_at):
     server = endpoint((403, ERROR.format("Denied", "no&#10;FAKE LOG LINE" + "x" * 10_000)))
 
     with pytest.raises(StorageUnavailable) as failed:

@@ -62,7 +62,7 @@ def test_a_sound_header_is_read_as_it_is_written(path):
     )
 
 
-def test_tensors_keep_the_order_of_the_file_and_may_lie_in_another_order_in_the_data(path):
+def test_tensors_keep_the_headers_order_even_if_their_data_has_another(path):
     file_of(path, dict(reversed(ENTRIES.items())))
 
     assert list(read_header(path, max_bytes=LIMIT).tensors) == ["a.lora_B.weight", "a.lora_A.weight"]
@@ -154,7 +154,7 @@ def test_an_unsound_header_is_refused_and_the_message_says_where(path, header, d
         (MAX_HEADER_BYTES + 1, f"header should have {MAX_HEADER_BYTES + 1} bytes"),
     ],
 )
-def test_a_header_length_that_cannot_be_is_refused(path, length, reason):
+def test_an_impossible_header_length_is_refused(path, length, reason):
     file_of(path, ENTRIES, length=length)
 
     with pytest.raises(AdapterRefused, match=reason):
@@ -197,7 +197,7 @@ def test_a_file_shorter_than_a_length_is_refused(path, content):
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "a PNG image"),
     ],
 )
-def test_a_file_of_another_kind_is_refused_by_its_name(path, content, kind):
+def test_a_file_of_another_format_is_refused_by_the_formats_name(path, content, kind):
     path.write_bytes(content)
 
     with pytest.raises(AdapterRefused, match=f"not a safetensors file; this is {kind}"):
@@ -218,7 +218,7 @@ def test_a_pytorch_archive_is_refused_and_its_pickle_is_not_run(path, tmp_path):
     assert not (tmp_path / "it ran").exists()
 
 
-def test_a_missing_file_and_a_folder_are_told_apart(path, tmp_path):
+def test_a_missing_file_is_not_found_and_a_folder_is_refused(path, tmp_path):
     with pytest.raises(AdapterNotFound, match=r"x\.safetensors"):
         read_header(path, max_bytes=LIMIT)
     with pytest.raises(AdapterRefused, match="not a regular file"):

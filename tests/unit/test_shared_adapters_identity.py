@@ -1,9 +1,10 @@
-"""The sha256 of adapter files: always of the bytes that are there now."""
+"""The sha256 of an adapter file is always that of its present bytes."""
 
 import hashlib
 import os
 
 import pytest
+from cachetools import LRUCache
 
 from shared.adapters import identity
 from shared.adapters.identity import sha256_of
@@ -75,16 +76,30 @@ def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path, monkeypatch):
         sha256_of(file)
 
 
-def test_the_cache_forgets_the_oldest(tmp_path):
-    cache = identity._Cache(2)
-    stamps = [(str(number), 0, 0, 0, 0, 0) for number in range(3)]
+def test_the_cache_forgets_the_file_that_was_used_least_recently(tmp_path, monkeypatch):
+    monkeypatch.setattr(identity, "_digests", LRUCache(2))
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    for file in (first, second, third):
+        file.write_bytes(b"bytes")
+    sha256_of(first)
+    sha256_of(second)
+    sha256_of(first)
+    sha256_of(third)
+    reads = []
+    digest = hashlib.file_digest
 
-    cache.put(stamps[0], "a")
-    cache.put(stamps[1], "b")
-    cache.get(stamps[0])
-    cache.put(stamps[2], "c")
+    def counted(opened, name):
+        reads.append(opened.name)
+        return digest(opened, name)
 
-    assert [cache.get(stamp) for stamp in stamps] == ["a", None, "c"]
+    monkeypatch.setattr(hashlib, "file_digest", counted)
+
+    sha256_of(first)
+    sha256_of(third)
+    assert reads == []
+
+    sha256_of(second)
+    assert [str(read) for read in reads] == [str(second)]
 
 
 def test_a_missing_file_is_not_found(tmp_path):

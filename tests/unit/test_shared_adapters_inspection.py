@@ -18,7 +18,7 @@ def base(goldens):
     return read_linear_layers(goldens / "weights" / "flux2_dev_tiny.safetensors", max_bytes=MAX)
 
 
-def test_the_trainers_file_is_described_and_held_to_its_base(goldens, base):
+def test_the_trainers_file_is_described_and_compared_with_its_base(goldens, base):
     found = inspect_adapter(
         goldens / "adapters" / "lora_r4_bf16.safetensors", max_bytes=MAX, layers=base, model="flux2"
     )
@@ -29,13 +29,13 @@ def test_the_trainers_file_is_described_and_held_to_its_base(goldens, base):
     assert isinstance(found.step, int)
 
 
-def test_without_a_base_nothing_is_said_about_matching(goldens):
+def test_without_a_base_the_matches_are_unknown(goldens):
     found = inspect_adapter(goldens / "adapters" / "lokr_full_bf16.safetensors", max_bytes=MAX)
 
     assert (found.kind, found.matched, found.refused) == ("lokr", None, None)
 
 
-def test_a_file_that_partly_matches_names_what_does_not(goldens, base):
+def test_a_file_that_partly_matches_lists_the_other_layers(goldens, base):
     fewer = {name: shape for name, shape in base.items() if not name.startswith("single_blocks.1")}
 
     found = inspect_adapter(
@@ -47,7 +47,7 @@ def test_a_file_that_partly_matches_names_what_does_not(goldens, base):
     assert "does not have" in found.refused
 
 
-def test_a_file_of_another_base_is_refused_by_what_it_says_of_itself(tmp_path):
+def test_a_file_that_names_another_base_is_refused(tmp_path):
     file = tmp_path / "klein.safetensors"
     tensors = {
         f"diffusion_model.double_blocks.0.img_attn.proj.lora_{half}.weight": torch.zeros(shape)

@@ -1,4 +1,4 @@
-"""What a file updates: five kinds under several names; everything else is refused by the name of its key."""
+"""A file updates layers in five kinds, under several names; any other tensor is refused by its key."""
 
 import re
 
@@ -114,7 +114,7 @@ def test_every_linear_layer_of_flux2_can_be_updated(layer):
         ("emb", "is not a tensor of an adapter"),
     ],
 )
-def test_any_other_tensor_is_refused_by_its_key_and_by_what_it_is(key, what):
+def test_any_other_tensor_is_refused_by_its_key_and_its_origin(key, what):
     header = header_of({**lora(PROJ, 64, 64, 4), key: (2, 2)})
 
     with pytest.raises(AdapterRefused) as refused:
@@ -159,7 +159,7 @@ def test_a_layer_that_flux2_cannot_have_is_refused_by_its_key(module):
             "qkv.lora_A.weight' is a lora_A without its lora_B, which other layers of the file have",
         ),
         ({f"{QKV}.lora_up.weight": (192, 4)}, "qkv.lora_up.weight' is a lora_up without its lora_down"),
-        ({f"{QKV}.alpha": ()}, "qkv.alpha' has no lora_A and lora_B beside it"),
+        ({f"{QKV}.alpha": ()}, "qkv.alpha' scales nothing: its layer has no lora_A and lora_B, nor another update"),
         ({f"{QKV}.magnitude": (192,)}, "qkv.magnitude' is a DoRA magnitude without its LoRA"),
         ({f"{QKV}.lora_A.weight": (4, 64), f"{QKV}.magnitude": (192,)}, "is a lora_A without its lora_B"),
         ({f"{QKV}.lora_B.weight": (192, 4), f"{QKV}.magnitude": (192,)}, "is a lora_B without its lora_A"),
@@ -239,7 +239,7 @@ def test_integers_are_not_weights():
         (lokr(QKV, w1_a=(8, 3), w1_b=(3, 4), w2_a=(24, 3), w2_b=(3, 16)), "lokr", (192, 64), 3),
     ],
 )
-def test_the_tensors_beside_each_other_tell_the_kind(shapes, kind, shape, rank):
+def test_the_tensors_of_a_layer_decide_the_kind(shapes, kind, shape, rank):
     layout = parse_layout(header_of(shapes))
 
     (update,) = layout.updates
@@ -306,14 +306,14 @@ def test_an_adapter_may_update_some_of_the_layers():
     fits({**lora(QKV, 192, 64, 4), **lora(LINEAR1, 576, 64, 2)}, metadata={"ss_base_model_version": "flux2"})
 
 
-def test_an_adapter_for_none_of_the_layers_matches_nothing():
+def test_an_adapter_that_matches_no_layer_is_refused():
     with pytest.raises(
         AdapterRefused, match=r"matches no layer of flux2; the first key is '.*single_blocks.40.linear1"
     ):
         fits(lora("diffusion_model.single_blocks.40.linear1", 576, 64, 2))
 
 
-def test_an_adapter_with_a_layer_too_many_is_refused_and_says_how_many():
+def test_an_adapter_with_a_missing_layer_is_refused_with_their_number():
     with pytest.raises(AdapterRefused, match=r"single_blocks.40.linear1.lora_A.weight' .* 1 of the adapter's 2 layers"):
         fits({**lora(QKV, 192, 64, 4), **lora("diffusion_model.single_blocks.40.linear1", 576, 64, 2)})
 
@@ -323,7 +323,7 @@ def test_an_update_of_another_shape_names_the_layer_and_both_shapes():
         fits(lora(QKV, 192, 56, 3))
 
 
-def test_a_lora_a_by_itself_is_a_whole_update_or_half_a_lora():
+def test_a_lone_lora_a_is_a_full_rank_update_or_half_a_lora():
     fits({f"{QKV}.lora_A.weight": (192, 64)})
 
     with pytest.raises(AdapterRefused, match=r"qkv.lora_A.weight' is a lora_A without its lora_B; by itself"):
@@ -338,19 +338,19 @@ def test_a_lora_a_by_itself_is_a_whole_update_or_half_a_lora():
         ({f"{QKV}.diff": (64, 192)}, (64, 192)),
     ],
 )
-def test_kronecker_products_and_differences_are_held_to_the_layers_shape(shapes, got):
+def test_kronecker_products_and_differences_must_have_the_layers_shape(shapes, got):
     with pytest.raises(AdapterMismatch, match=re.escape(f"qkv: expected a (192, 64) update, the adapter gives {got}")):
         fits(shapes)
 
 
-def test_an_update_of_one_diffusers_parameter_is_held_to_its_third_of_qkv():
+def test_an_update_of_one_diffusers_parameter_must_fit_its_third_of_qkv():
     fits(lora("transformer.transformer_blocks.0.attn.to_v", 64, 64, 4))
 
     with pytest.raises(AdapterMismatch, match=r"qkv: expected a \(64, 64\) update, the adapter gives \(192, 64\)"):
         fits(lora("transformer.transformer_blocks.0.attn.to_v", 192, 64, 4))
 
 
-def test_an_adapter_of_another_base_model_is_refused_before_its_layers_are_looked_at():
+def test_an_adapter_of_another_base_model_is_refused_before_its_layers_are_compared():
     with pytest.raises(AdapterRefused, match=r"trained on 'flux2_klein_9b' .* not on 'flux2'"):
         fits(lora("diffusion_model.img_in", 64, 128, 4), metadata={"ss_base_model_version": "flux2_klein_9b"})
 
@@ -401,7 +401,7 @@ def outcome_of(path):
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
-def test_a_golden_adapter_is_described_or_refused_as_it_should_be(goldens, name):
+def test_a_golden_adapter_is_accepted_or_refused_as_expected(goldens, name):
     expected = OUTCOMES[name]
 
     outcome = outcome_of(goldens / f"{name}.safetensors")
@@ -422,7 +422,7 @@ MISFITS = {
 
 
 @pytest.mark.parametrize("name", [name for name, outcome in OUTCOMES.items() if not isinstance(outcome, str)])
-def test_a_described_golden_is_held_to_the_model_that_it_was_made_for(goldens, name):
+def test_an_accepted_golden_is_compared_with_the_model_that_it_was_made_for(goldens, name):
     base = read_header(goldens / "weights/flux2_dev_tiny.safetensors", max_bytes=1 << 30).tensors
     layers = {key.removesuffix(".weight"): info.shape for key, info in base.items() if len(info.shape) == 2}
     layout = parse_layout(read_header(goldens / f"{name}.safetensors", max_bytes=1 << 20))

@@ -46,7 +46,7 @@ def test_the_root_itself_may_be_a_symlink(root, tmp_path):
         assert locate_adapter(path, root=tmp_path / "link") == root / "people/ann.safetensors"
 
 
-def test_a_relative_root_is_taken_from_the_working_directory(root, monkeypatch):
+def test_a_relative_root_starts_at_the_working_directory(root, monkeypatch):
     monkeypatch.chdir(root.parent)
 
     assert (
@@ -158,7 +158,7 @@ PIECES = st.sampled_from(
 
 @FUZZ
 @given(st.lists(PIECES, max_size=8).map("".join) | st.lists(PIECES, max_size=6).map("/".join) | st.text(max_size=30))
-def test_whatever_is_asked_for_only_an_adapter_under_the_root_is_given(root, path):
+def test_any_path_leads_to_an_adapter_under_the_root_or_is_refused(root, path):
     try:
         found = locate_adapter(path, root=root)
     except (AdapterNotFound, AdapterRefused) as error:

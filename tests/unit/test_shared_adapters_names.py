@@ -20,7 +20,7 @@ LAST = "final_layer.adaLN_modulation.1"
         ("norm_out.linear", Target(LAST, Rows((1, 0), 2))),
     ],
 )
-def test_both_families_of_names_stand_under_each_prefix(prefix, name, target):
+def test_both_families_of_names_are_recognised_under_each_prefix(prefix, name, target):
     assert parse_target(prefix + name) == target
 
 
