@@ -1,7 +1,7 @@
-"""The loop that no job depends on a single process for: reap, audit, sweep.
+"""The loop that keeps jobs going when processes die: it reaps expired leases, audits wake-ups and sweeps old jobs.
 
-Every API process and every worker runs one. Reaping is safe in many places at once (an item leaves the leases once);
-the audit and the sweep have a leader.
+Every API process and every worker runs one, so no job depends on a single process. Many may reap at once, since an item
+leaves the leases only once; the audit and the sweep have one leader.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from shared.settings import QueueSettings
 logger = logging.getLogger("flux2.caretaker")
 
 # Wake-ups sent in one audit: enough to keep any fleet busy until the next.
-_WAKES_PER_AUDIT = 1000
-# A spare wake-up costs a look at the queue. These 93 kB of them a pool are left, for claims and cancels under way.
-_SPARE_WAKES = 100
-# Redis does nothing else meanwhile, for some 6 ms.
+_RESENDS_PER_AUDIT = 1000
+# A surplus wake-up costs one look at the queue. This many stay in each pool (93 kB), for claims and cancels under way.
+_SURPLUS_KEPT = 100
+# Dropping this many blocks Redis for some 6 ms.
 _DROPS_PER_AUDIT = 50_000
 
 
 class Caretaker(threading.Thread):
     """Reaps each `reap_s`; audits and sweeps each `audit_s` while it leads.
 
-    Whoever leads audits every pool: nobody else looks after those that no worker serves.
+    The leader audits every pool, also those that no worker serves.
     """
 
     def __init__(self, ledger: Ledger, celery: Celery, settings: QueueSettings) -> None:
@@ -42,14 +42,15 @@ class Caretaker(threading.Thread):
         self._settings = settings
         self._holder = uuid.uuid4().hex
         self._stopped = threading.Event()
-        self._spare: dict[str, int] = {}
+        # Surplus of each pool at the last audit.
+        self._surplus: dict[str, int] = {}
 
     def run(self) -> None:
         passes_per_audit = max(1, round(self._settings.audit_s / self._settings.reap_s))
         passes = 0
         while not self._stopped.wait(self._settings.reap_s):
             passes += 1
-            self._attend(self.reap, *([self._lead] if passes % passes_per_audit == 0 else []))
+            self._perform(self.reap, *([self._lead] if passes % passes_per_audit == 0 else []))
 
     def stop(self) -> None:
         """End the loop and wait for it."""
@@ -57,13 +58,13 @@ class Caretaker(threading.Thread):
         if self.is_alive():
             self.join()
 
-    def _attend(self, *duties: Callable[[], object]) -> None:
-        """Do each; what one of them meets ends neither the thread nor the others, and the next pass tries again."""
+    def _perform(self, *duties: Callable[[], object]) -> None:
+        """Do each duty. An error in one ends neither the thread nor the other duties, and the next pass tries again."""
         for duty in duties:
             try:
                 duty()
             except LedgerUnavailable as error:
-                # Redis is away; its return is the only thing to wait for.
+                # The other duties would only wait for the same timeout.
                 logger.warning("caretaker waits for Redis", extra={"error": str(error)})
                 return
             except Exception:
@@ -71,10 +72,10 @@ class Caretaker(threading.Thread):
 
     def _lead(self) -> None:
         if self._ledger.wakeups.lead_audit(self._holder):
-            self._attend(self.audit, self._ledger.sweep)
+            self._perform(self.audit, self._ledger.sweep)
 
     def reap(self) -> None:
-        """Take back expired leases and wake workers for what was requeued."""
+        """Requeue the items whose lease expired and wake workers for them."""
         reaped = self._ledger.reap()
         for pool, count in reaped.requeued.items():
             logger.warning("leases expired", extra={"pool": pool, "requeued": count})
@@ -83,19 +84,20 @@ class Caretaker(threading.Thread):
             logger.error("items ended without a worker", extra={"items": list(reaped.ended)})
 
     def audit(self) -> None:
-        """Make up for wake-ups that were missing, or too many, in two passes running: one may see a claim half way."""
+        """Send wake-ups that are missing and drop surplus ones, where two audits in a row see them."""
         for pool in POOLS:
-            spare, before = self._ledger.wakeups.surplus(pool), self._spare.get(pool, 0)
-            resend = min(-spare, -before, _WAKES_PER_AUDIT)
-            excess = min(spare, before) - _SPARE_WAKES
-            if resend > 0:
-                logger.warning("wake-ups sent again", extra={"pool": pool, "count": resend})
-                wake(self._celery, pool, count=resend)
-                spare += resend
+            surplus, before = self._ledger.wakeups.surplus(pool), self._surplus.get(pool, 0)
+            # Two audits must agree: one alone may see a claim half way, its wake-up consumed and its item still queued.
+            missing = min(-surplus, -before, _RESENDS_PER_AUDIT)
+            excess = min(surplus, before) - _SURPLUS_KEPT
+            if missing > 0:
+                logger.warning("wake-ups sent again", extra={"pool": pool, "count": missing})
+                wake(self._celery, pool, count=missing)
+                surplus += missing
             elif excess > 0:
                 dropped = self._ledger.wakeups.drop_surplus(
-                    pool, keep=_SPARE_WAKES, limit=min(excess, _DROPS_PER_AUDIT)
+                    pool, keep=_SURPLUS_KEPT, limit=min(excess, _DROPS_PER_AUDIT)
                 )
-                logger.info("spare wake-ups dropped", extra={"pool": pool, "count": dropped})
-                spare -= dropped
-            self._spare[pool] = spare
+                logger.info("surplus wake-ups dropped", extra={"pool": pool, "count": dropped})
+                surplus -= dropped
+            self._surplus[pool] = surplus

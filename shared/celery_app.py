@@ -1,8 +1,8 @@
-"""Celery as the doorbell: its messages wake workers and carry no id.
+"""The Celery application: its messages wake workers and carry no id.
 
-The ledger decides what a woken worker runs, so a lost message costs a few seconds (the audit sends it again) and a
-doubled one costs nothing. Result backend, remote control, retries, time limits and eta are off: on Redis with the
-solo pool they are absent, blocked or harmful, and the ledger gives each of them.
+The ledger decides which item a woken worker runs, so a lost message costs a few seconds (the audit sends it again) and
+a doubled one costs nothing. Result backend, remote control, retries, time limits and eta are off: on Redis with the
+solo pool they are absent, blocked or harmful, and the ledger replaces each of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WAKE = "flux2.wake"
 
 
 class _Connection(Connection):
-    """Looks for a Redis that is away every 2 s; Celery waits up to 30 s and has no setting for it."""
+    """Reconnects to Redis every 2 s at most; Celery waits up to 30 s and has no setting for it."""
 
     def ensure_connection(self, *args: Any, **options: Any) -> Self:
         options = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": 2, **options}
@@ -39,15 +39,18 @@ def make_celery(redis_url: str, *, side: Literal["api", "worker"], timeout_s: fl
     """Make the Celery application of one side.
 
     Args:
-        timeout_s: for a publish from the API, which must not hang; workers wait longer, since a blip must not end them.
+        timeout_s: longest wait of the API for a publish. Workers wait longer: a short outage must not end them.
     """
     app = Celery("flux2", broker=redis_url, amqp=_Amqp)
     app.conf.update(
+        # With the solo pool a message is acknowledged after its task whatever this says (celery 5.7); say so.
         task_acks_late=True,
         task_ignore_result=True,
         result_backend=None,
+        # An accept must not wait for a wake-up: the audit sends again what is missing.
         task_publish_retry=False,
         task_create_missing_queues=True,
+        # A worker must not hold a second message for the minutes in which it renders.
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
         worker_enable_remote_control=False,
@@ -55,6 +58,7 @@ def make_celery(redis_url: str, *, side: Literal["api", "worker"], timeout_s: fl
         worker_send_task_events=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # A render goes on while Redis is away: its fence decides later whether the result counts.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_transport_options={
             "global_keyprefix": keys.PREFIX,
@@ -70,7 +74,7 @@ def make_celery(redis_url: str, *, side: Literal["api", "worker"], timeout_s: fl
 
 
 def wake(app: Celery, pool: str, *, count: int) -> int:
-    """Send `count` wake-ups, best effort; returns how many left. The audit sends again what is missing."""
+    """Send `count` wake-ups as far as Redis answers; return how many were sent. The audit sends the rest."""
     sent = 0
     try:
         with app.producer_or_acquire() as producer:

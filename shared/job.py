@@ -1,4 +1,4 @@
-"""The vocabulary that both sides agree on: jobs, items, and what an item leaves behind.
+"""The vocabulary that API and worker share: jobs, items, and the result that an item leaves.
 
 A job is one accepted request; an item is one image of it, and the unit that is queued, leased, retried and finished.
 Everything that decides an item's pixels is fixed when the job is accepted, so a re-run gives the same image.
@@ -15,12 +15,13 @@ from pydantic import BaseModel, ConfigDict
 ImageFormat = Literal["png", "jpeg", "webp"]
 Decode = Literal["whole", "tiled"]
 
-#: Whose code renders: this project's, equal to AI Toolkit's to the bit, or AI Toolkit's own from a checkout.
+#: `exact` is this project's code, equal to AI Toolkit's to the bit; `fast` trades that for speed; `ai-toolkit` runs
+#: AI Toolkit's own code from a checkout.
 Engine = Literal["exact", "ai-toolkit", "fast"]
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
-
-#: Whether adapters are folded into the weights, or run beside them as in previews that AI Toolkit does not merge.
+#: `merged` folds adapters into the weights; `live` runs them unmerged, as AI Toolkit does for previews in which it does
+#: not merge.
 AdapterMode = Literal["merged", "live"]
 
 
@@ -38,13 +39,15 @@ TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELED})
 
 
 class _Record(BaseModel):
-    """A value that travels through Redis as JSON; a field that this version does not know must not go unheeded."""
+    """A value that travels through Redis as JSON; a field that this version does not know makes it unreadable."""
+
+    # A worker that ignored a field of a newer API would render another image than the caller asked for.
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class _Report(_Record):
-    """One that is only told to people: what a newer worker adds to it is left out."""
+    """A value that only people read, so fields that a newer version adds are dropped."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -53,7 +56,7 @@ class AdapterRef(_Record):
     """One adapter of an item, in merge order.
 
     Attributes:
-        path: relative to the adapter root; where the bytes were found, not what they are.
+        path: relative to the adapter root; says where the bytes were found, while `sha256` says which they are.
         sha256: of the file's bytes when the job was accepted; the adapter's identity.
         multiplier: the caller's strength, -2 to 2; 0 is the base model, 1 as trained.
     """
@@ -72,7 +75,7 @@ class ItemSpec(_Record):
         requested_width: as the caller wrote it.
         seed: resolved, 0 or more.
         neg: used by models with classifier-free guidance only.
-        adapter_mode: None is what the worker's precision allows: merged, or live on float8 weights.
+        adapter_mode: None leaves it to the worker's precision: merged, or live on float8 weights.
     """
 
     model: str
@@ -92,28 +95,32 @@ class ItemSpec(_Record):
 
     @property
     def pool(self) -> str:
-        """Where the item waits for a worker that offers its model and engine."""
+        """The pool in which the item waits for a worker that offers its model and engine."""
         return pool(self.model, self.engine)
 
     @property
     def adapter_key(self) -> str:
-        """What a worker must have merged for this item; equal keys need no change."""
+        """Identity of the adapters that this item needs; a worker that has the same key warm needs no swap."""
         return adapter_key(self.adapters, self.adapter_mode)
 
 
 def pool(model: str, engine: Engine) -> str:
-    """Name what a worker must offer to be given an item."""
+    """Name the pool of a model and an engine; workers that offer both claim its items."""
     return model if engine == "exact" else f"{model}+{engine}"
 
 
 def adapter_key(adapters: Iterable[AdapterRef], mode: AdapterMode | None = None) -> str:
-    """Name an ordered list of adapters, by sha256 and multiplier; the empty list is the base model."""
+    """Name an ordered list of adapters, by sha256 and multiplier; the empty list is `base`, the base model."""
+    # repr is the shortest text that parses back to the same float, so equal keys mean equal multipliers.
     names = ",".join(f"{ref.sha256}@{ref.multiplier!r}" for ref in adapters)
     return f"live:{names}" if names and mode == "live" else names or "base"
 
 
 class SpecReport(_Report):
-    """What is told of an item's spec, those of other versions too; who renders reads all of it, as `ItemSpec`."""
+    """The part of an item's spec that people see; it can be read from other versions' specs too.
+
+    Workers read the whole spec, as `ItemSpec`.
+    """
 
     prompt: str
     requested_width: int
@@ -124,7 +131,7 @@ class SpecReport(_Report):
 
 
 class AdapterReport(_Report):
-    """What one adapter did to the transformer: the proof that an image is not the base model's.
+    """The effect of one adapter on the transformer: the proof that an image is not the base model's.
 
     Attributes:
         kind: e.g. `lora`; several kinds in one file are joined, as in `diff+lora`.
@@ -143,15 +150,15 @@ class AdapterReport(_Report):
 
 
 class PipelineReport(_Report):
-    """Which pipeline rendered an item, and what had to change for it.
+    """The pipeline that rendered an item, and the adapter swap before it.
 
     Attributes:
-        change: `none` when the warm key was already current, `restored` when clean weights were put back,
-            `merged` when an adapter was put to weights that were clean, `swapped` for both.
+        change: `none` when the warm key was already current, `restored` when base weights were restored, `merged`
+            when an adapter was merged into base weights, `swapped` for both.
         base_revision: identity of the checkpoint's files.
-        drift: of the engine `fast`: how far one of its steps is from the same with bfloat16 weights, relative to that
-            one's length, as measured with the base model when the worker started.
-        decode: `tiled` when the device could not hold a whole decode; pixels then differ a little.
+        drift: for the engine `fast` only: distance of one step from the same step with bfloat16 weights, relative to
+            the length of the latter; measured with the base model when the worker started.
+        decode: `tiled` when the device had no memory for a whole decode; pixels then differ a little.
     """
 
     engine: str
@@ -166,10 +173,10 @@ class PipelineReport(_Report):
 
 
 class ItemResult(_Report):
-    """What a worker commits for one item; `key` names the object that holds the image.
+    """The result of one item, as a worker commits it; `key` names the object that holds the image.
 
     Attributes:
-        sha256: of the stored file, as `size_bytes` is.
+        sha256: of the stored file; `size_bytes` is its size.
         timings: seconds by stage: encode_prompt, adapter, denoise, decode, encode_image, upload.
     """
 
@@ -186,7 +193,7 @@ class ItemResult(_Report):
 
 
 class ItemError(_Report):
-    """Why an item failed. No traceback: those stay in the worker's log."""
+    """Why an item failed, without a traceback: that stays in the worker's log."""
 
     code: str
     message: str
@@ -194,7 +201,7 @@ class ItemError(_Report):
 
 
 class Progress(_Report):
-    """Where a running item is.
+    """How far a running item is.
 
     Attributes:
         stage: `encode`, `adapter`, `denoise`, `decode` or `upload`.

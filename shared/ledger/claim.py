@@ -1,4 +1,4 @@
-"""A worker's right to run an item, and what became of rights that expired."""
+"""The right of a worker to run one item, and what the reaper does with rights that expired."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Claim:
         item_id: `{job}:{index}`.
         fence: claim count of the item; every write names it.
         attempt: attempts counted so far, this one included; 1 the first time.
-        queued_s: how long the item waited since it was last queued.
+        queued_s: how long the item waited since it was last queued, in seconds.
     """
 
     item_id: str

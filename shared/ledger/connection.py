@@ -1,4 +1,4 @@
-"""The connection to Redis, and what its absence is called."""
+"""The connection to Redis: how it is opened, which of its errors mean "not now", and a breaker for while it is away."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from shared.errors import LedgerUnavailable
 #: Oldest Redis that has every command the scripts use; HRANDFIELD came with 6.2.
 MIN_REDIS = (6, 2)
 
-# A redis.Redis with decode_responses=True, whose replies redis-py types as bytes or str.
+# A redis.Redis with decode_responses=True. redis-py types replies as bytes or str whatever that flag says.
 Client: TypeAlias = Any
 
-# Errors that mean "not now": memory or disk is full, this is a replica, or a script holds the server. redis-py names
-# some by class and leaves the word out of their text; the rest carry it, in a script's error behind a position.
+# Errors that mean "not now": memory or disk is full, this is a replica, or a script blocks the server. redis-py has a
+# class for some and drops the error's word from their text. The others keep the word; in the error of a script it comes
+# after the position in the script.
 _NOT_NOW_ERRORS = (
     redis.exceptions.OutOfMemoryError,
     redis.exceptions.ReadOnlyError,
@@ -33,7 +34,7 @@ _NOT_NOW = re.compile(r"\b(LOADING|OOM|MISCONF|READONLY|MASTERDOWN|CLUSTERDOWN|B
 
 
 def connect(url: str, *, timeout_s: float) -> Client:
-    """Open a client that gives up after `timeout_s` a command and retries only a connection found dead."""
+    """Open a client that waits at most `timeout_s` for a command."""
     return redis.Redis.from_url(
         url,
         decode_responses=True,
@@ -41,13 +42,14 @@ def connect(url: str, *, timeout_s: float) -> Client:
         socket_connect_timeout=timeout_s / 2,
         socket_keepalive=True,
         health_check_interval=15,
+        # One retry, at once: a pooled connection may have died while nobody used it.
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     )
 
 
 @contextmanager
 def mapped_errors() -> Iterator[None]:
-    """Turn what redis-py raises when Redis is away into `LedgerUnavailable`; anything else passes."""
+    """Raise `LedgerUnavailable` for errors that mean that Redis is away or takes no writes; others pass unchanged."""
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError) as error:
@@ -59,29 +61,34 @@ def mapped_errors() -> Iterator[None]:
 
 
 class Breaker:
-    """Answers for a Redis that is known to be away, so that callers do not queue behind its timeouts.
+    """Refuses calls to a Redis that is known to be away, so that callers do not queue up behind its timeouts.
 
-    After a failure calls are refused at once for `pause_s`; then one is let through to look again.
+    After a failure, calls are refused at once for `pause_s`; then one is let through to try again.
     """
 
     def __init__(self, *, pause_s: float) -> None:
         self._pause_s = pause_s
-        self._shut_until = 0.0
+        self._open_until = 0.0
         self._reason = ""
 
     @contextmanager
     def calls(self) -> Iterator[None]:
-        """Run Redis calls; raises `LedgerUnavailable` as `mapped_errors` does, or instead of trying."""
+        """Run Redis calls in this context.
+
+        Raises:
+            LedgerUnavailable: as `mapped_errors` does; also during the pause, without trying.
+        """
         now = time.monotonic()
-        if now < self._shut_until:
+        if now < self._open_until:
             raise LedgerUnavailable(self._reason)
+        # The call that tries again closes the way for the others while it waits.
         if self._reason:
-            self._shut_until = now + self._pause_s
+            self._open_until = now + self._pause_s
         try:
             with mapped_errors():
                 yield
         except LedgerUnavailable as error:
             self._reason = str(error)
-            self._shut_until = time.monotonic() + self._pause_s
+            self._open_until = time.monotonic() + self._pause_s
             raise
-        self._reason, self._shut_until = "", 0.0
+        self._reason, self._open_until = "", 0.0

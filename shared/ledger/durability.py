@@ -1,4 +1,4 @@
-"""Whether a Redis keeps what it acknowledged: what a 202 promises rests on three of its settings."""
+"""Checks whether a Redis keeps the writes that it acknowledged: the promise of a 202 rests on three of its settings."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import redis
 
 from shared.ledger.connection import Client
 
-#: Share of `maxmemory` from which a full Redis is near.
+# Share of `maxmemory` above which a Redis counts as nearly full.
 _NEARLY_FULL = 0.9
 
 
 @dataclass(frozen=True)
 class DurabilityIssue:
-    """What is wrong, and what to do about it."""
+    """A way in which this Redis may lose jobs, and what to do about it."""
 
     detail: str
     remedy: str
 
 
 def find_issues(client: Client) -> list[DurabilityIssue]:
-    """Ask Redis how it is set up; what it will not say (`CONFIG` is often forbidden) counts as one too."""
+    """Return the ways in which this Redis may lose jobs. Where `CONFIG` is forbidden, that counts as one too."""
     info = client.info("everything")
     return [*_persistence(info, _fsync(client)), *_memory(info), *_role(info)]
 
@@ -38,32 +38,39 @@ def _fsync(client: Client) -> str | None:
 def _persistence(info: Mapping[str, Any], fsync: str | None) -> Iterator[DurabilityIssue]:
     if not info["aof_enabled"]:
         yield DurabilityIssue(
-            "appendonly is no: a restart loses every job", "CONFIG SET appendonly yes, and in redis.conf"
+            "appendonly is no: a restart of Redis loses every job", "CONFIG SET appendonly yes, and in redis.conf"
         )
     elif fsync is None:
-        yield DurabilityIssue("appendfsync cannot be read here", "ask your provider: it should be always")
+        yield DurabilityIssue(
+            "appendfsync cannot be read here: CONFIG is forbidden", "ask your provider: it should be always"
+        )
     elif fsync != "always":
         yield DurabilityIssue(
-            f"appendfsync is {fsync}: a crash of its host loses jobs that were accepted",
+            f"appendfsync is {fsync}: a crash of its host loses accepted jobs",
             "CONFIG SET appendfsync always, and in redis.conf",
         )
     if info.get("aof_last_write_status", "ok") != "ok":
-        yield DurabilityIssue("the last write of the append-only file failed", "look at the disk of Redis")
+        yield DurabilityIssue(
+            "the last write of the append-only file failed", "check the disk of Redis: is it full or broken?"
+        )
 
 
 def _memory(info: Mapping[str, Any]) -> Iterator[DurabilityIssue]:
     if info["maxmemory_policy"] != "noeviction":
         yield DurabilityIssue(
-            f"maxmemory-policy is {info['maxmemory_policy']}: a full Redis throws jobs away",
+            f"maxmemory-policy is {info['maxmemory_policy']}: a full Redis deletes jobs",
             "CONFIG SET maxmemory-policy noeviction, and in redis.conf",
         )
     limit = info["maxmemory"]
     if limit and info["used_memory"] > _NEARLY_FULL * limit:
         yield DurabilityIssue(
-            f"{info['used_memory']:,} of {limit:,} bytes are used", "raise maxmemory, or lower FLUX2_QUEUE_RETENTION_S"
+            f"{info['used_memory']:,} of {limit:,} bytes are used: Redis is nearly full",
+            "raise maxmemory, or lower FLUX2_QUEUE_RETENTION_S",
         )
 
 
 def _role(info: Mapping[str, Any]) -> Iterator[DurabilityIssue]:
     if info["role"] != "master":
-        yield DurabilityIssue(f"it is a {info['role']}, which takes no writes", "point FLUX2_REDIS_URL at the master")
+        yield DurabilityIssue(
+            f"this Redis is a {info['role']}, which takes no writes", "point FLUX2_REDIS_URL at the master"
+        )

@@ -1,7 +1,7 @@
-"""The ledger's Python face: each method is one Lua script, so each transition is one atomic, durable step.
+"""A job's life, from accept to the last commit. Each method that writes is one Lua script, so one atomic, durable step.
 
-Rules: the fence decides who may change a running item; terminal states never change; Redis' clock is the only clock.
-The scripts lie beside this file, behind a common prelude; `keys` names what they touch.
+The fence decides who may change a running item, an ended item never changes, and Redis' clock is the only clock.
+`scripts/` holds the scripts, each with its arguments and keys; docs/reference/ledger.md lists states and keys.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from pydantic import ValidationError
 
 from shared.errors import IdempotencyKeyReused, QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, Progress
-from shared.ledger import durability, keys, views
+from shared.ledger import durability, job_reader, keys
 from shared.ledger.acceptance import Accepted, Submission
 from shared.ledger.claim import Claim, Reaped
 from shared.ledger.connection import Client, connect
 from shared.ledger.outbox import Outbox
 from shared.ledger.session import Session, ms
+from shared.ledger.views import JobPage, JobView
 from shared.ledger.wakeups import WakeUps
 from shared.ledger.workers import SLOT_TTL_MS, WorkerRegistry
 from shared.settings import QueueSettings
@@ -127,7 +128,9 @@ class Ledger:
         ]
 
     def find_repeat(self, idempotency_key: str, *, tenant: str, body_hash: str) -> Accepted | None:
-        """Find the job that this key and body were accepted as, so that a repeat needs no second look at its files.
+        """Return the job that was accepted under this key and body; None where there is none.
+
+        The API asks this first, so that a repeat does not fail because its adapter files have gone since.
 
         Raises:
             IdempotencyKeyReused: the key came with another body.
@@ -232,7 +235,7 @@ class Ledger:
         return answer
 
     def cancel(self, job_id: str) -> bool:
-        """Cancel what is left of a job; False where no such job exists. An ended job stays as it is."""
+        """Cancel the unfinished items of a job; False where no such job exists. An ended job stays as it is."""
         return bool(self._session.run("cancel", job_id=job_id))
 
     def reap(self) -> Reaped:
@@ -267,17 +270,15 @@ class Ledger:
         """Forget jobs that ended longer ago than the retention, some at a time; return how many."""
         return int(self._session.run("sweep", retention_ms=ms(self._settings.retention_s)))
 
-    def job(self, job_id: str) -> views.JobView | None:
+    def job(self, job_id: str) -> JobView | None:
         """Read a job with all its items; None where no such job exists."""
         with self._session.commands():
-            return views.read_job(self.redis, job_id, now_ms=self._session.clock_override_ms())
+            return job_reader.read_job(self.redis, job_id, now_ms=self._session.clock_override_ms())
 
-    def jobs(
-        self, *, before: int | None, limit: int, state: str | None = None, model: str | None = None
-    ) -> views.JobPage:
+    def jobs(self, *, before: int | None, limit: int, state: str | None = None, model: str | None = None) -> JobPage:
         """List jobs, newest first, from the cursor `before` (an accept order, exclusive)."""
         with self._session.commands():
-            return views.read_page(self.redis, before=before, limit=limit, state=state, model=model)
+            return job_reader.read_page(self.redis, before=before, limit=limit, state=state, model=model)
 
     def queue_length(self, pool: str) -> int:
         """Count the items of a pool that wait for a worker."""

@@ -75,7 +75,7 @@ def result(claim: Claim) -> ItemResult:
 
 
 class Item:
-    """What must be true of one item, kept beside the ledger by the simplest means."""
+    """The expected state of one item, kept apart from the ledger by the simplest means."""
 
     def __init__(self, job: str) -> None:
         self.job = job
@@ -88,7 +88,7 @@ class Item:
 
 
 class LedgerMachine(RuleBasedStateMachine):
-    """Rules are what clients, workers and caretakers may do at any time, in any order, with any delay."""
+    """Each rule is one step that a client, a worker or a caretaker may take, at any time and in any order."""
 
     claims = Bundle("claims")
     jobs = Bundle("jobs")
@@ -198,7 +198,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert answer == "stale"
             return
         item.attempt -= reason == "drain"
-        self.give_back(item)
+        self.requeue_or_end(item)
         assert answer == item.state
 
     @precondition(lambda self: self.in_state(State.RUNNING))
@@ -209,7 +209,7 @@ class LedgerMachine(RuleBasedStateMachine):
         held = [item for item in self.in_state(State.RUNNING) if item.slot == slot]
         requeued = self.ledger.reclaim(slot=slot, boot=self.boot[slot])
         for item in held:
-            self.give_back(item)
+            self.requeue_or_end(item)
         assert requeued == sum(item.state is State.QUEUED for item in held)
 
     @rule(claim=consumes(claims))
@@ -232,7 +232,7 @@ class LedgerMachine(RuleBasedStateMachine):
         expired = [item for item in self.in_state(State.RUNNING) if item.deadline < self.now]
         reaped = self.ledger.reap()
         for item in expired:
-            self.give_back(item)
+            self.requeue_or_end(item)
         assert sum(reaped.requeued.values()) == sum(item.state is State.QUEUED for item in expired)
         assert not reaped.grace
 
@@ -280,7 +280,7 @@ class LedgerMachine(RuleBasedStateMachine):
             if ended and job in self.canceled:
                 assert stored["state"] == State.CANCELED
 
-    def give_back(self, item):
+    def requeue_or_end(self, item):
         if item.job in self.canceled:
             item.state = State.CANCELED
         else:

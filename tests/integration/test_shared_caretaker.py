@@ -1,4 +1,4 @@
-"""What keeps the queue going, against a real Redis: wake-ups made up for, and a thread that outlives what it meets."""
+"""The caretaker on a real Redis: wake-ups are sent and dropped as needed, and errors do not end its thread."""
 
 import pytest
 
@@ -23,11 +23,11 @@ def caretaker(redis_client, redis_url):
 
 @pytest.fixture
 def accept(caretaker, item):
-    """Queue so many items, of one job."""
+    """Accept one job of `count` items."""
     return lambda count: caretaker._ledger.accept("job", [item()] * count, record={}).job_id
 
 
-def test_wake_ups_that_canceled_items_left_behind_are_dropped_at_the_second_audit(caretaker, accept, redis_client):
+def test_the_wake_ups_of_canceled_items_are_dropped_at_the_second_audit(caretaker, accept, redis_client):
     job_id = accept(200)
     redis_client.lpush(WAKES, *["message"] * 1000)
     caretaker._ledger.cancel(job_id)
@@ -36,7 +36,7 @@ def test_wake_ups_that_canceled_items_left_behind_are_dropped_at_the_second_audi
     assert redis_client.llen(WAKES) == 1000
     caretaker.audit()
 
-    # None is queued any more, and 100 are left for what is under way.
+    # No item is queued any more; 100 wake-ups stay for claims that are under way.
     assert redis_client.llen(WAKES) == 100
     for _ in range(3):
         caretaker.audit()
@@ -53,7 +53,7 @@ def test_as_many_wake_ups_as_items_are_queued_are_never_dropped(caretaker, accep
     assert redis_client.llen(WAKES) == 300
 
 
-def test_an_excess_of_a_moment_is_left_alone(caretaker, redis_client):
+def test_a_surplus_that_only_one_audit_sees_stays(caretaker, redis_client):
     for present in (1000, 50, 1000):
         redis_client.delete(WAKES)
         redis_client.lpush(WAKES, *["message"] * present)
@@ -62,7 +62,7 @@ def test_an_excess_of_a_moment_is_left_alone(caretaker, redis_client):
     assert redis_client.llen(WAKES) == 1000
 
 
-def test_wake_ups_of_a_pool_that_no_worker_serves_are_audited_too(caretaker, redis_client):
+def test_pools_that_no_worker_serves_are_audited_too(caretaker, redis_client):
     unserved = keys.wake_list("flux2_klein_9b+fast")
     redis_client.lpush(unserved, *["message"] * 300)
 
@@ -83,7 +83,9 @@ def test_wake_ups_that_were_missing_in_two_audits_are_sent_again(caretaker, acce
     assert redis_client.llen(WAKES) == 3
 
 
-def test_a_duty_that_fails_ends_neither_the_caretaker_nor_its_other_duties(caretaker, monkeypatch, wait_until, caplog):
+def test_an_error_in_one_duty_stops_neither_the_caretaker_nor_its_other_duties(
+    caretaker, monkeypatch, wait_until, caplog
+):
     reaps, sweeps = [], []
 
     def reap():
@@ -102,7 +104,7 @@ def test_a_duty_that_fails_ends_neither_the_caretaker_nor_its_other_duties(caret
     assert "a record of another version" in str(logged[0].exc_info[1])
 
 
-def test_while_redis_is_away_a_pass_asks_it_once(caretaker, monkeypatch, wait_until, caplog):
+def test_each_pass_calls_redis_once_while_it_is_away(caretaker, monkeypatch, wait_until, caplog):
     def away():
         raise LedgerUnavailable("Redis did not answer")
 

@@ -130,7 +130,7 @@ def test_an_empty_queue_gives_no_claim(ledger):
     assert claim(ledger) is None
 
 
-def test_an_item_is_claimed_once_however_many_wakes_arrive(ledger):
+def test_an_item_is_claimed_once_however_many_wake_ups_arrive(ledger):
     accept(ledger)
 
     claims = [claim(ledger, slot=f"gpu-{n}") for n in range(3)]
@@ -189,7 +189,7 @@ def test_an_item_that_loses_all_its_workers_fails_as_worker_lost(ledger, clock):
     assert leftovers(ledger.redis) == {}
 
 
-def test_a_drain_gives_the_attempt_back_and_the_head_of_the_queue(ledger):
+def test_a_drained_item_keeps_its_attempt_and_returns_to_the_head_of_the_queue(ledger):
     first, second = accept(ledger), accept(ledger)
     claimed = claim(ledger)
 
@@ -200,7 +200,7 @@ def test_a_drain_gives_the_attempt_back_and_the_head_of_the_queue(ledger):
     assert claim(ledger).job_id == second
 
 
-def test_a_retry_counts_and_the_last_one_keeps_its_error(ledger):
+def test_a_retry_counts_as_an_attempt_and_the_last_one_stores_its_error(ledger):
     job_id = accept(ledger)
     assert ledger.release(claim(ledger), "retry", BROKEN) == "queued"
 
@@ -232,7 +232,7 @@ def test_a_cancel_reaches_the_running_item_at_its_renewal_and_wins_over_its_succ
     assert ledger.job(job_id).state is State.CANCELED
 
 
-def test_a_cancel_also_wins_when_the_worker_dies_or_gives_up(ledger, clock):
+def test_a_cancel_also_wins_when_the_worker_dies_or_releases_the_item(ledger, clock):
     died, gave_up = accept(ledger), accept(ledger)
     claim(ledger)
     second = claim(ledger)
@@ -257,7 +257,7 @@ def test_canceling_a_finished_job_changes_nothing(ledger):
     assert ledger.job(claimed.job_id).state is State.SUCCEEDED
 
 
-def test_canceling_an_unknown_job_says_so(ledger):
+def test_canceling_an_unknown_job_answers_false(ledger):
     assert not ledger.cancel("nobody")
 
 
@@ -291,7 +291,7 @@ def test_accepting_the_same_job_twice_queues_it_once(ledger):
     assert ledger.queue_length("flux2") == 2
 
 
-def test_a_job_over_the_cap_is_refused_whole(ledger):
+def test_a_job_for_which_the_queue_has_no_room_is_refused_as_a_whole(ledger):
     accept(ledger, *[spec()] * 15)
 
     with pytest.raises(QueueFull, match="15 items are queued and the cap is 20"):
@@ -468,7 +468,7 @@ def test_tenants_that_were_served_before_the_wait_bound_are_forgotten(redis_clie
     assert redis_client.hkeys(served) == ["again"]
 
 
-def test_a_slot_keeps_its_warm_adapter_before_it_takes_an_older_one(ledger):
+def test_a_slot_claims_items_of_its_warm_adapter_before_older_ones(ledger):
     accept(ledger, spec("aa"))
     warm = accept(ledger, spec("bb"))
 
@@ -492,7 +492,7 @@ def test_a_slot_leaves_an_adapter_that_another_slot_has_warm_to_that_slot(ledger
     assert claim(ledger, "gpu-0").job_id == elsewhere
 
 
-def test_a_dead_slots_warm_adapter_is_nobodys(ledger, clock):
+def test_the_warm_adapter_of_a_dead_slot_is_free_for_others(ledger, clock):
     ledger.workers.record_heartbeat("gpu-1", {"warm": spec("aa").adapter_key})
     clock.advance(16)
     oldest = accept(ledger, spec("aa"))
@@ -501,7 +501,7 @@ def test_a_dead_slots_warm_adapter_is_nobodys(ledger, clock):
     assert claim(ledger, "gpu-0").job_id == oldest
 
 
-def test_a_slot_is_given_only_items_of_engines_that_it_offers(ledger):
+def test_a_slot_claims_only_items_of_engines_that_it_offers(ledger):
     toolkit = accept(ledger, spec(engine="ai-toolkit"))
     exact = accept(ledger, spec())
 
@@ -510,13 +510,13 @@ def test_a_slot_is_given_only_items_of_engines_that_it_offers(ledger):
     assert claim(ledger, pools=("flux2", "flux2+ai-toolkit")).job_id == toolkit
 
 
-def test_a_slot_of_two_engines_takes_what_came_first(ledger):
+def test_a_slot_of_two_engines_claims_the_oldest_item(ledger):
     jobs = [accept(ledger, spec(engine=engine)) for engine in ("exact", "ai-toolkit", "exact")]
 
     assert [claim(ledger, pools=("flux2", "flux2+ai-toolkit")).job_id for _ in jobs] == jobs
 
 
-def test_a_slot_of_two_engines_goes_by_priority_and_by_waiting_first(ledger, clock):
+def test_a_slot_of_two_engines_claims_by_priority_after_items_that_waited_past_the_bound(ledger, clock):
     both = ("flux2", "flux2+ai-toolkit")
     late = accept(ledger, spec(engine="ai-toolkit"), priority=9)
     clock.advance(3599)
@@ -528,7 +528,7 @@ def test_a_slot_of_two_engines_goes_by_priority_and_by_waiting_first(ledger, clo
     assert [claim(ledger, pools=both).job_id for _ in range(2)] == [late, usual]
 
 
-def test_an_item_goes_back_to_the_queue_of_its_engine(ledger, clock):
+def test_an_expired_item_returns_to_the_queue_of_its_engine(ledger, clock):
     accept(ledger, spec(engine="ai-toolkit"))
     claim(ledger, pools=("flux2+ai-toolkit",))
     clock.advance(31)
@@ -553,7 +553,7 @@ def test_each_model_has_its_own_queue(ledger):
     assert ledger.claim_next(["other"], slot="s", boot="b", warm="base") is not None
 
 
-def test_a_restarted_slot_takes_its_predecessors_items_back_without_waiting(ledger):
+def test_a_restarted_slot_reclaims_the_items_of_its_earlier_process_without_waiting(ledger):
     mine, other = accept(ledger), accept(ledger)
     claim(ledger, "gpu-0", boot="old")
     claim(ledger, "gpu-1", boot="old")
@@ -565,7 +565,7 @@ def test_a_restarted_slot_takes_its_predecessors_items_back_without_waiting(ledg
     assert ledger.reclaim(slot="gpu-0", boot="new") == 0
 
 
-def test_a_redis_restart_gives_every_lease_grace_once(ledger, clock):
+def test_a_redis_restart_grants_every_lease_one_full_term(ledger, clock):
     accept(ledger)
     claim(ledger)
     ledger.reap()
@@ -580,7 +580,7 @@ def test_a_redis_restart_gives_every_lease_grace_once(ledger, clock):
     assert ledger.reap().requeued == {"flux2": 1}
 
 
-def test_the_position_counts_the_items_ahead(ledger):
+def test_the_queue_position_counts_the_items_ahead(ledger):
     accept(ledger, spec(), spec())
     second = accept(ledger)
 
@@ -618,7 +618,7 @@ def test_the_listing_is_newest_first_in_pages_and_filters(ledger):
     assert ledger.jobs(before=None, limit=9, model="nothing").jobs == ()
 
 
-def test_spare_wakes_are_the_messages_beyond_the_queued_items(ledger):
+def test_the_surplus_is_the_number_of_wake_ups_beyond_the_queued_items(ledger):
     accept(ledger, spec(), spec(), spec())
     ledger.redis.lpush(keys.wake_list("flux2"), "message")
     assert ledger.wakeups.surplus("flux2") == -2
@@ -628,7 +628,7 @@ def test_spare_wakes_are_the_messages_beyond_the_queued_items(ledger):
     assert ledger.wakeups.surplus("flux2") == 3
 
 
-def test_spare_wakes_are_dropped_down_to_those_to_keep_and_no_more_than_the_limit(ledger):
+def test_surplus_wake_ups_are_dropped_down_to_the_number_kept_and_within_the_limit(ledger):
     accept(ledger, spec(), spec(), spec())
     ledger.redis.lpush(keys.wake_list("flux2"), *map(str, range(20)))
 
@@ -641,7 +641,7 @@ def test_spare_wakes_are_dropped_down_to_those_to_keep_and_no_more_than_the_limi
     assert ledger.redis.lrange(keys.wake_list("flux2"), 0, -1) == [str(n) for n in reversed(range(13))]
 
 
-def test_no_wake_is_dropped_while_there_are_fewer_than_queued_items(ledger):
+def test_no_wake_up_is_dropped_while_there_are_fewer_than_queued_items(ledger):
     accept(ledger, spec(), spec(), spec())
     ledger.redis.lpush(keys.wake_list("flux2"), "message", "message")
 
@@ -671,7 +671,7 @@ def test_finished_jobs_are_forgotten_after_the_retention_and_no_sooner(redis_cli
     assert [job.job_id for job in ledger.jobs(before=None, limit=9).jobs] == [waiting]
 
 
-def test_the_base_model_that_live_workers_have_loaded_can_be_read_by_the_api(ledger):
+def test_the_registry_knows_the_base_model_that_all_live_slots_have_loaded(ledger):
     report = {
         "model": "flux2", "state": "ready", "device": "cpu", "precision": "bf16", "engines": "exact", "warm": "base",
         "item": "", "base_drift": "0",
@@ -692,7 +692,7 @@ def test_the_base_model_that_live_workers_have_loaded_can_be_read_by_the_api(led
     assert base() is None  # which of the two will render is not known
 
 
-def test_slots_report_and_leave(ledger):
+def test_a_slot_is_listed_from_its_heartbeat_until_it_is_removed(ledger):
     report = {
         "model": "flux2",
         "state": "ready",
@@ -715,7 +715,7 @@ def test_slots_report_and_leave(ledger):
     assert ledger.workers.live_slots() == []
 
 
-def test_no_redis_is_one_error_whatever_was_asked():
+def test_every_call_without_a_redis_raises_the_same_error():
     ledger = Ledger.connect("redis://127.0.0.1:1/0", QueueSettings(), timeout_s=0.5)
 
     for ask in (ledger.ping, ledger.reap, lambda: ledger.job("x"), lambda: accept(ledger), lambda: claim(ledger)):
@@ -771,7 +771,7 @@ def test_a_claim_that_is_sent_twice_gives_one_item(ledger, monkeypatch):
     assert ledger.queue_length("flux2") == 1
 
 
-def test_an_accept_that_is_sent_twice_is_no_replay(ledger, monkeypatch):
+def test_an_accept_that_is_sent_twice_is_no_repeat(ledger, monkeypatch):
     run = ledger._session.run
 
     def sent_twice(script, **arguments):
@@ -796,25 +796,25 @@ def test_a_spec_of_another_version_fails_with_the_reason_and_the_next_item_is_cl
     assert "future" in ledger.redis.hget(keys.item(f"{unreadable}:0"), "error")
 
 
-def test_a_spec_of_another_version_can_be_told_as_far_as_it_is_known(ledger):
+def test_the_known_parts_of_another_versions_spec_can_be_read(ledger):
     job_id = accept(ledger, spec(), spec(), spec())
     stored = json.loads(spec().model_dump_json())
     ledger.redis.hset(keys.item(f"{job_id}:0"), "spec", json.dumps({**stored, "engine": "turbo", "future": 1}))
     ledger.redis.hset(keys.item(f"{job_id}:1"), "spec", json.dumps({**stored, "seed": "a word"}))
 
-    told = [item.spec for item in ledger.job(job_id).items]
+    seen = [item.spec for item in ledger.job(job_id).items]
 
-    assert [view and (view.prompt, view.seed) for view in told] == [("a cat", 42), None, ("a cat", 42)]
+    assert [view and (view.prompt, view.seed) for view in seen] == [("a cat", 42), None, ("a cat", 42)]
 
 
-def test_a_job_that_is_forgotten_while_it_is_read_is_no_job(ledger):
+def test_a_job_that_is_forgotten_while_it_is_read_does_not_exist(ledger):
     job_id = accept(ledger, spec(), spec())
     ledger.redis.delete(keys.item(f"{job_id}:1"))
 
     assert ledger.job(job_id) is None
 
 
-def test_the_wait_bound_counts_from_the_accept_whoever_held_the_item_since(redis_client, clock):
+def test_the_wait_bound_counts_from_the_accept_and_not_from_the_last_requeue(redis_client, clock):
     ledger = Ledger(redis_client, QueueSettings(wait_bound_s=60, lease_ttl_s=30), clock_ms=clock)
     old = accept(ledger, priority=9)
     claim(ledger)
@@ -838,7 +838,7 @@ def test_the_choice_costs_the_same_with_thousands_of_adapters_queued(ledger):
     assert sum(command["calls"] for command in calls.values()) < 60
 
 
-def test_what_redis_holds_of_an_item_is_the_whole_spec(ledger):
+def test_redis_holds_the_whole_spec_of_an_item(ledger):
     job_id = accept(ledger)
 
     stored = json.loads(ledger.redis.hget(keys.item(f"{job_id}:0"), "spec"))

@@ -1,4 +1,4 @@
-"""While Redis is known to be away, calls do not wait for it."""
+"""The breaker: while Redis is known to be away, calls do not wait for it."""
 
 import time
 
@@ -28,7 +28,7 @@ def test_after_a_failure_calls_are_refused_without_being_tried():
     assert len(asked) == 1
 
 
-def test_after_the_pause_one_call_looks_again_and_the_others_stay_refused(wait_until):
+def test_after_the_pause_one_call_tries_again_and_the_others_are_refused(wait_until):
     breaker, asked = Breaker(pause_s=0.05), []
     with pytest.raises(LedgerUnavailable):
         ask(breaker, asked, redis.TimeoutError("too late"))
@@ -44,7 +44,7 @@ def test_after_the_pause_one_call_looks_again_and_the_others_stay_refused(wait_u
     assert len(asked) == 2
 
 
-def test_other_errors_say_nothing_about_redis():
+def test_other_errors_do_not_close_the_way_to_redis():
     breaker, asked = Breaker(pause_s=60), []
     with pytest.raises(ValueError, match="mine"):
         ask(breaker, asked, ValueError("mine"))

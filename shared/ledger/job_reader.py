@@ -1,0 +1,163 @@
+"""Reads jobs and their items from Redis. Plain reads, no script: they change nothing and may see a step half way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from shared.job import ItemError, ItemResult, Progress, SpecReport, State
+from shared.ledger import keys
+from shared.ledger.connection import Client
+from shared.ledger.views import ItemView, JobPage, JobSummary, JobView, WebhookView
+from shared.ledger.workers import SLOT_TTL_MS, read_slots
+
+# Jobs read in one step of a filtered listing.
+_JOBS_AT_ONCE = 200
+
+_Report = TypeVar("_Report", bound=BaseModel)
+
+
+def read_job(client: Client, job_id: str, *, now_ms: int | None = None) -> JobView | None:
+    """Read a job with all its items; None where it does not exist, or no longer as a whole.
+
+    Args:
+        now_ms: replaces Redis' clock.
+    """
+    with client.pipeline(transaction=False) as pipe:
+        pipe.hgetall(keys.job(job_id)).time()
+        job, (seconds, micros) = pipe.execute()
+    if not job:
+        return None
+    if now_ms is None:
+        now_ms = int(seconds) * 1000 + int(micros) // 1000
+    with client.pipeline(transaction=False) as pipe:
+        for index in range(int(job["items"])):
+            pipe.hgetall(keys.item(f"{job_id}:{index}"))
+        records = pipe.execute()
+    # The sweep may forget the job between the two reads.
+    if not all(records):
+        return None
+    items = tuple(_item(record) for record in records)
+    position, eta_s = None, None
+    if "finished_ms" not in job:
+        position, eta_s = _outlook(client, job["pool"], job_id, items, now_ms)
+    return JobView(
+        job_id=job_id,
+        model=job["model"],
+        state=State(job["state"]),
+        cancel_requested=job["cancel"] == "1",
+        record=json.loads(job["record"]),
+        accepted_ms=int(job["accepted_ms"]),
+        started_ms=_int_or_none(job.get("started_ms")),
+        finished_ms=_int_or_none(job.get("finished_ms")),
+        queue_position=position,
+        eta_s=eta_s,
+        items=items,
+        webhook=_webhook(job),
+    )
+
+
+def read_page(client: Client, *, before: int | None, limit: int, state: str | None, model: str | None) -> JobPage:
+    """Read the newest jobs that match, older than the cursor `before` (exclusive)."""
+    jobs: list[JobSummary] = []
+    for summary in _newest_first(client, before):
+        if (state and summary.state != state) or (model and summary.model != model):
+            continue
+        # One more than the page holds matches, so there is a next page.
+        if len(jobs) == limit:
+            return JobPage(jobs=tuple(jobs), next_before=jobs[-1].order)
+        jobs.append(summary)
+    return JobPage(jobs=tuple(jobs), next_before=None)
+
+
+def _newest_first(client: Client, before: int | None) -> Iterator[JobSummary]:
+    top = "+inf" if before is None else f"({before}"
+    while True:
+        page = client.zrange(
+            keys.JOBS, top, "-inf", desc=True, byscore=True, offset=0, num=_JOBS_AT_ONCE, withscores=True
+        )
+        if not page:
+            return
+        with client.pipeline(transaction=False) as pipe:
+            for job_id, _ in page:
+                pipe.hgetall(keys.job(job_id))
+            records = pipe.execute()
+        for (job_id, order), record in zip(page, records, strict=True):
+            if record:
+                yield _summary(job_id, int(order), record)
+        top = f"({int(page[-1][1])}"
+
+
+def _webhook(job: Mapping[str, str]) -> WebhookView | None:
+    if "webhook" not in job:
+        return None
+    return WebhookView(job["webhook_state"], int(job.get("webhook_attempts", 0)), job.get("webhook_error", ""))
+
+
+def _summary(job_id: str, order: int, job: Mapping[str, str]) -> JobSummary:
+    return JobSummary(
+        job_id=job_id,
+        model=job["model"],
+        state=State(job["state"]),
+        order=order,
+        items=int(job["items"]),
+        counts={state: int(job[state]) for state in State},
+        accepted_ms=int(job["accepted_ms"]),
+        started_ms=_int_or_none(job.get("started_ms")),
+        finished_ms=_int_or_none(job.get("finished_ms")),
+    )
+
+
+def _item(item: Mapping[str, str]) -> ItemView:
+    return ItemView(
+        index=int(item["index"]),
+        state=State(item["state"]),
+        attempt=int(item["attempt"]),
+        fence=int(item["fence"]),
+        spec=_parse_or_none(SpecReport, item.get("spec")),
+        progress=_parse_or_none(Progress, item.get("progress")),
+        result=_parse_or_none(ItemResult, item.get("result")),
+        error=_parse_or_none(ItemError, item.get("error")),
+        queued_ms=int(item["queued_ms"]),
+        started_ms=_int_or_none(item.get("started_ms")),
+        finished_ms=_int_or_none(item.get("finished_ms")),
+        slot=item.get("slot"),
+    )
+
+
+def _parse_or_none(kind: type[_Report], text: str | None) -> _Report | None:
+    """Parse one part of an item; None for a part that another version wrote and this one cannot read."""
+    try:
+        return None if text is None else kind.model_validate_json(text)
+    except ValidationError:
+        return None
+
+
+def _outlook(
+    client: Client, pool: str, job_id: str, items: tuple[ItemView, ...], now_ms: int
+) -> tuple[int | None, float | None]:
+    """Return an unfinished job's place in the queue and the seconds until it ends; None for what is unknown."""
+    first = next((item.index for item in items if item.state is State.QUEUED), "none")
+    with client.pipeline(transaction=False) as pipe:
+        # Also None when the item was claimed between the two reads.
+        pipe.zrank(keys.pending(pool), f"{job_id}:{first}").get(keys.pace(pool))
+        position, pace_ms = pipe.execute()
+    if pace_ms is None:
+        return position, None
+    # Without a live slot the estimate is that of one slot.
+    slots = max(1, sum(pool in slot.pools for slot in read_slots(client, since_ms=now_ms - SLOT_TTL_MS)))
+    queued = sum(item.state is State.QUEUED for item in items)
+    running_ms = [
+        max(0, int(pace_ms) - (now_ms - item.started_ms))
+        for item in items
+        if item.state is State.RUNNING and item.started_ms is not None
+    ]
+    queue_ms = ((position or 0) + queued) * int(pace_ms) / slots
+    return position, round((queue_ms + max(running_ms, default=0)) / 1000, 1)
+
+
+def _int_or_none(value: str | None) -> int | None:
+    return None if value is None else int(value)
