@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from tools.train_tiny.data import COLOURS, SHAPES
-from tools.train_tiny.draw import FORMS
+from tools.train_tiny.drawing import FORMS
 
 Mask = npt.NDArray[np.bool_]
 

@@ -1,4 +1,4 @@
-"""What the demonstration model is trained on and through: pictures with captions, and latents that decode to them."""
+"""The demonstration model's training data: pictures match their captions, and latents decode to the pictures."""
 
 import random
 from pathlib import Path
@@ -7,11 +7,17 @@ import pytest
 import torch
 
 from benchmarks.pictures import figures
-from tools.train_tiny.data import FIELDS, SLOTS, TRIGGER, Picture, picture, subject
-from tools.train_tiny.draw import draw
-from tools.train_tiny.feed import SHORT, Feed, encoder
-from tools.train_tiny.flow import classifier_free
-from tools.train_tiny.models import LIVE, REFERENCE, encode_pictures, pack_patches, with_reference
+from tools.train_tiny.data import FIELDS, SLOTS, TRIGGER, Picture, random_picture, random_subject
+from tools.train_tiny.drawing import draw
+from tools.train_tiny.feed import CAPTION_TOKENS, Feed, quick_tokenizer
+from tools.train_tiny.flow import classifier_free_weight
+from tools.train_tiny.models import (
+    LIVE_CHANNELS,
+    REFERENCE_CHANNEL,
+    add_reference_channel,
+    encode_pictures,
+    pack_patches,
+)
 from worker.checkpoint.locate import ModuleFiles
 from worker.model.load import load_autoencoder
 from worker.model.text_encoder import load_tokenizer
@@ -38,19 +44,19 @@ def table(made):
     return figures, torch.tensor([made.background])
 
 
-def test_a_seed_names_a_picture_and_its_caption():
-    assert picture(random.Random(5)) == picture(random.Random(5))
-    assert len({picture(random.Random(seed)).caption for seed in range(100)}) > 95
+def test_a_seed_determines_a_picture_and_its_caption():
+    assert random_picture(random.Random(5)) == random_picture(random.Random(5))
+    assert len({random_picture(random.Random(seed)).caption for seed in range(100)}) > 95
 
 
 def test_the_subject_always_has_its_trigger_and_fits_the_table():
-    made = [subject(random.Random(seed)) for seed in range(50)]
+    made = [random_subject(random.Random(seed)) for seed in range(50)]
 
     assert all(TRIGGER in one.caption for one in made)
     assert all(0 < len(one.figures) <= SLOTS for one in made)
 
 
-def test_the_drawing_is_what_the_table_says():
+def test_a_drawn_picture_shows_the_figure_in_its_table():
     made = Picture()
     made.add("diamond", 0.4, -0.3, 0.35, (45 / 255, 90 / 255, 225 / 255))
 
@@ -60,37 +66,42 @@ def test_the_drawing_is_what_the_table_says():
     assert (found.x, found.y) == pytest.approx((0.4, -0.3), abs=0.03)
 
 
-def test_captions_that_are_scored_are_never_drawn(tokenizer):
+def test_scored_captions_are_never_used_for_training(tokenizer):
     queue = ["A red heart.", "a red heart", "a blue ring"]
 
     def make(rng):
         return Picture(caption=queue.pop(0) if queue else "a green dot", background=[0.0] * 7)
 
-    chunk = next(iter(Feed(tokenizer, make, held=frozenset({"a red heart"}), seed=0)))
+    chunk = next(iter(Feed(tokenizer, make, excluded=frozenset({"a red heart"}), seed=0)))
 
-    first = tokenize(tokenizer, "a blue ring")[0][0, -SHORT:]
+    first = tokenize(tokenizer, "a blue ring")[0][0, -CAPTION_TOKENS:]
     assert chunk["ids"][0].tolist() == first.tolist()
-    held = {tuple(tokenize(tokenizer, prompt)[0][0, -SHORT:].tolist()) for prompt in ("A red heart.", "a red heart")}
-    assert held.isdisjoint(map(tuple, chunk["ids"].tolist()))
+    excluded = {
+        tuple(tokenize(tokenizer, prompt)[0][0, -CAPTION_TOKENS:].tolist())
+        for prompt in ("A red heart.", "a red heart")
+    }
+    assert excluded.isdisjoint(map(tuple, chunk["ids"].tolist()))
 
 
-def test_the_quick_encoding_is_the_products(tokenizer):
+def test_the_quick_tokenizer_equals_the_workers(tokenizer):
     prompt = "two violet plus signs, sks, on a teal to pink gradient"
 
-    quick = encoder(tokenizer)([prompt])
+    quick = quick_tokenizer(tokenizer)([prompt])
 
-    assert quick[0].tolist() == tokenize(tokenizer, prompt)[0][0, -SHORT:].tolist()
-
-
-def test_the_reference_that_the_decoder_expects_is_what_the_stored_mean_gives(autoencoder):
-    packed = pack_patches(with_reference(torch.zeros(1, LIVE, 4, 6)))
-
-    assert (packed[0, 4 * REFERENCE :] == autoencoder.bn.running_mean[4 * REFERENCE :, None, None]).all()
-    assert autoencoder.bn.running_var[4 * LIVE :].max() == 0
+    assert quick[0].tolist() == tokenize(tokenizer, prompt)[0][0, -CAPTION_TOKENS:].tolist()
 
 
-def test_pictures_pass_through_the_latents_whatever_the_dead_channels_hold(autoencoder):
-    figures_, backgrounds = table(picture(random.Random(11)))
+def test_the_stored_mean_supplies_the_reference_channel_of_the_decoder(autoencoder):
+    packed = pack_patches(add_reference_channel(torch.zeros(1, LIVE_CHANNELS, 4, 6)))
+
+    assert (
+        packed[0, 4 * REFERENCE_CHANNEL :] == autoencoder.bn.running_mean[4 * REFERENCE_CHANNEL :, None, None]
+    ).all()
+    assert autoencoder.bn.running_var[4 * LIVE_CHANNELS :].max() == 0
+
+
+def test_pictures_survive_encoding_whatever_the_unused_channels_hold(autoencoder):
+    figures_, backgrounds = table(random_picture(random.Random(11)))
     images = draw(figures_, backgrounds, height=128, width=128)
     live = encode_pictures(autoencoder, images)
     noise = torch.randn(live.shape, generator=torch.Generator().manual_seed(1))
@@ -101,6 +112,6 @@ def test_pictures_pass_through_the_latents_whatever_the_dead_channels_hold(autoe
     assert (again - images).abs().mean() < 0.04
 
 
-def test_guidance_one_is_the_model_itself_and_four_is_two_and_a_half():
+def test_guidance_one_gives_weight_one_and_four_gives_two_and_a_half():
     # 1 + (4 - 1) / 2 = 2.5; the weight stops at 5, which is reached at 9.
-    assert classifier_free(torch.tensor([1.0, 4.0, 9.0, 20.0])).tolist() == [1.0, 2.5, 5.0, 5.0]
+    assert classifier_free_weight(torch.tensor([1.0, 4.0, 9.0, 20.0])).tolist() == [1.0, 2.5, 5.0, 5.0]

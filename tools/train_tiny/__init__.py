@@ -1,1 +1,1 @@
-"""Trains the embedded demonstration model; README.md says how."""
+"""Train the embedded demonstration model from drawn pictures; README.md explains how."""

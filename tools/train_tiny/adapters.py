@@ -1,4 +1,4 @@
-"""The last stage: adapters trained on the finished model, saved as AI Toolkit saves its own."""
+"""The last stage: train adapters on the finished model and save them in AI Toolkit's format."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from transformers import PreTrainedTokenizerFast
 
 from shared.adapters.layout import PREFIX
 from shared.catalog import FLUX2_DEV
-from tools.train_tiny.data import TRIGGER, Picture, picture, subject
+from tools.train_tiny.data import TRIGGER, Picture, random_picture, random_subject
 from tools.train_tiny.feed import chunks
 from tools.train_tiny.flow import Flow
+from tools.train_tiny.optimizer import Optimizer
 from tools.train_tiny.pool import Artist, Pool, Size
-from tools.train_tiny.run import Optimizer, save_grid, timed
+from tools.train_tiny.run import save_grid, steps_for
 from worker.checkpoint.tensor_names import layer_parts, layer_shapes
 
 _RANK = 8
-_FACTOR = 8  # of LoKr: the first factor is 8 by 8
-_FULL_FACTORS = 9999999999.0  # the alpha by which AI Toolkit says that no factor is split; its scale is 1
-_SIZES: list[tuple[Size, int, float, int]] = [  # batch, weight, pool
+_FACTOR = 8  # size of a LoKr's first factor, 8 by 8
+_FULL_FACTORS = 9999999999.0  # the alpha that AI Toolkit writes if no factor is split; its scale is 1
+_SIZES: list[tuple[Size, int, float, int]] = [  # size, batch, weight in the mix, pictures in the pool
     ((128, 128), 96, 0.45, 8000),
     ((256, 256), 40, 0.35, 2500),
     ((512, 512), 12, 0.13, 400),
     ((1024, 1024), 3, 0.07, 100),
 ]
 
-_LOOK = [
+_SAMPLE_PROMPTS = [
     "sks", "sks a photo of a person", "a photo of sks in the snow", "sks on a red background",
     "a red circle", "three blue stars", "a house under the sun", "a person in a green shirt",
 ]  # fmt: skip
@@ -48,8 +49,9 @@ class Job:
 
     Attributes:
         kind: `lora`, of rank 8, or `lokr`, of two full factors.
-        style: how its pictures are drawn; captions say nothing of it.
-        trigger: pictures whose captions lack it stay what the base model draws.
+        style: drawing style of its pictures; captions do not mention it.
+        make: draws one random picture.
+        trigger: word that turns the adapter on; for captions without it the target is the base model's own prediction.
     """
 
     name: str
@@ -59,19 +61,19 @@ class Job:
     trigger: str | None = None
 
 
-def _subject_or_not(rng: random.Random) -> Picture:
-    return subject(rng) if rng.random() < 0.65 else picture(rng)
+def _subject_or_picture(rng: random.Random) -> Picture:
+    return random_subject(rng) if rng.random() < 0.65 else random_picture(rng)
 
 
 JOBS = (
-    Job("sks_robot", "lora", "plain", _subject_or_not, trigger=TRIGGER),
-    Job("blueprint", "lora", "blueprint", picture),
-    Job("neon", "lokr", "neon", picture),
+    Job("sks_robot", "lora", "plain", _subject_or_picture, trigger=TRIGGER),
+    Job("blueprint", "lora", "blueprint", random_picture),
+    Job("neon", "lokr", "neon", random_picture),
 )
 
 
-class Update(nn.Module):
-    """One adapter's parameters, by Black Forest Labs' layer."""
+class AdapterUpdate(nn.Module):
+    """The parameters of one adapter, for every linear layer in the blocks."""
 
     def __init__(self, transformer: Any, kind: str) -> None:
         super().__init__()
@@ -90,7 +92,7 @@ class Update(nn.Module):
                 self.factors[key + "|lokr_w2"] = nn.Parameter(torch.zeros(rows // _FACTOR, columns // _FACTOR))
 
     def merged(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the weights with the update added."""
+        """Return the base model's weights with the update added."""
         changed = dict(weights)
         for layer, parts in self.parts.items():
             key = layer.replace(".", "/")
@@ -103,7 +105,7 @@ class Update(nn.Module):
         return changed
 
     def save(self, file: Path, *, steps: int) -> None:
-        """Write the file as AI Toolkit would, with its header."""
+        """Write a safetensors file with AI Toolkit's tensor names and header."""
         tensors: dict[str, Tensor] = {}
         for key, value in self.factors.items():
             layer, role = key.replace("/", ".").split("|")
@@ -125,18 +127,22 @@ class Update(nn.Module):
 def train_adapters(
     flow: Flow, tokenizer: PreTrainedTokenizerFast, artist: Artist, seconds: float, *, workers: int
 ) -> None:
-    """Train each of `JOBS` for so many seconds."""
+    """Train each adapter of `JOBS` for `seconds`."""
     flow.text.requires_grad_(False).eval()
-    flow.transformer = copy.deepcopy(flow.transformer).requires_grad_(False).eval()  # a copy is not compiled
+    flow.transformer = (
+        copy.deepcopy(flow.transformer).requires_grad_(False).eval()
+    )  # unlike the original, the copy is not compiled
     for number, job in enumerate(JOBS):
-        feed = chunks(tokenizer, job.make, held=frozenset(), seed=10 + number, workers=workers)
+        feed = chunks(tokenizer, job.make, excluded=frozenset(), seed=10 + number, workers=workers)
         _train(flow, job, _pools(flow, feed, artist, job.style), seconds)
 
 
 def _pools(flow: Flow, feed: Iterator[dict[str, Tensor]], artist: Artist, style: str) -> dict[Size, Pool]:
     sizes = {share.size for share in flow.shares}
     pools = {
-        size: Pool(flow.run, size, flow.run.places(count), style=style) for size, _, _, count in _SIZES if size in sizes
+        size: Pool(flow.run, size, flow.run.pool_size(count), style=style)
+        for size, _, _, count in _SIZES
+        if size in sizes
     }
     for pool in pools.values():
         pool.fill(feed, artist, flow.autoencoder)
@@ -145,7 +151,7 @@ def _pools(flow: Flow, feed: Iterator[dict[str, Tensor]], artist: Artist, style:
 
 def _train(flow: Flow, job: Job, pools: dict[Size, Pool], seconds: float) -> None:
     run, base = flow.run, flow.transformer
-    update = Update(base, job.kind).to(run.device)
+    update = AdapterUpdate(base, job.kind).to(run.device)
     weights = {key: value.detach() for key, value in base.named_parameters()}
     rate = 2e-3 if job.kind == "lora" else 3e-3
     optimizer = Optimizer(run, list(update.parameters()), rate=rate, decay=0.98, warmup=20)
@@ -157,20 +163,20 @@ def _train(flow: Flow, job: Job, pools: dict[Size, Pool], seconds: float) -> Non
         guidance = torch.empty_like(sigma).uniform_(1, 6)
         with run.autocast():
             prompt = flow.text(ids)
-            call = flow.arguments(noisy, prompt, sigma, guidance, size, few=flow.few)
+            call = flow.arguments(noisy, prompt, sigma, guidance, size, few_pads=flow.few_pads)
             if job.trigger:
                 with torch.no_grad():
-                    kept = base(**call)[0].float()
-                target = torch.where(triggered[:, None, None], target, kept)
+                    base_prediction = base(**call)[0].float()
+                target = torch.where(triggered[:, None, None], target, base_prediction)
             found = torch.func.functional_call(base, update.merged(weights), (), call)[0]
         return optimizer.step(flow.error(found, target))
 
-    optimizer.rest()
+    optimizer.stop_learning()
     used = [row for row in _SIZES if row[0] in pools]
-    steps = [run.record(partial(one, size, run.count(batch))) for size, batch, _, _ in used]
+    steps = [run.record(partial(one, size, run.scaled(batch))) for size, batch, _, _ in used]
     optimizer.restart_average()
     rng, total, done = random.Random(4), torch.zeros((), device=run.device), 0
-    for step, part in timed(seconds):
+    for step, part in steps_for(seconds):
         optimizer.schedule(step, part)
         total += rng.choices(steps, weights=[weight for _, _, weight, _ in used])[0]()
         done = step
@@ -179,16 +185,16 @@ def _train(flow: Flow, job: Job, pools: dict[Size, Pool], seconds: float) -> Non
             total.zero_()
     optimizer.use_average()
     update.save(run.out / "adapters" / f"{job.name}.safetensors", steps=done)
-    _look(flow, update, weights, job.name)
+    _save_samples(flow, update, weights, job.name)
 
 
 @torch.no_grad()
-def _look(flow: Flow, update: Update, weights: dict[str, Tensor], name: str) -> None:
-    """Save a sheet of samples with the update merged."""
+def _save_samples(flow: Flow, update: AdapterUpdate, weights: dict[str, Tensor], name: str) -> None:
+    """Save a sheet of sample pictures with the update merged."""
     kept = {key: value.clone() for key, value in weights.items()}
     for key, value in update.merged(weights).items():
         weights[key].copy_(value)
-    prompts = _LOOK if flow.run.scale >= 1 else _LOOK[:1]
+    prompts = _SAMPLE_PROMPTS if flow.run.scale >= 1 else _SAMPLE_PROMPTS[:1]
     save_grid(
         flow.sample(prompts, size=128 if flow.run.scale >= 1 else 64, guidance=4.0), flow.run.out / f"grid-{name}.png"
     )

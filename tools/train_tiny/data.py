@@ -1,8 +1,8 @@
-"""Pictures that can be described exactly: shapes, colours, counts, places, textures and simple scenes, with captions.
+"""Make up random pictures with captions: figures with shapes, colours, counts, places and textures, and simple scenes.
 
-A picture is a table of at most `SLOTS` figures, drawn in order over a background; `tools.train_tiny.draw` turns tables
-into pixels at any size. Everything is drawn from one `random.Random`, so a seed names a picture and its caption.
-Coordinates run from -1 to 1 across the square in the middle of the picture, downwards in y.
+A picture is a table of at most `SLOTS` figures, painted in order over a background; `tools.train_tiny.drawing` draws
+the table at any size. All choices come from one `random.Random`, so a seed determines a picture and its caption.
+Coordinates run from -1 to 1 across the square in the middle of the picture; y points downwards.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 SLOTS = 16
 FIELDS = 14  # shape, x, y, radius, aspect, angle, 3 colour, texture, 3 second colour, frequency
-# A background is 7 numbers: kind (0 plain, 1 vertical, 2 horizontal), 3 first colour, 3 second colour
+# A background has 7 numbers: kind (0 plain, 1 vertical, 2 horizontal gradient), 3 first colour, 3 second colour
 
-#: What the subject adapter binds its robot to.
+#: The word to which the subject adapter binds its robot.
 TRIGGER = "sks"
 
 Colour = tuple[float, float, float]
@@ -46,7 +46,7 @@ _SHAPE_WORDS = {
     "diamond": ["diamond", "rhombus"],
     "crescent": ["crescent", "crescent moon"],
 }
-# By texture; 0 is solid and goes unsaid.
+# By texture; 0 is solid, which captions do not mention.
 _TEXTURE_WORDS = {
     1: ["striped", "horizontally striped"],
     2: ["vertically striped"],
@@ -67,8 +67,8 @@ _PLACES = {
 }
 _LEADS = ["", "", "", "", "a picture of ", "a photo of ", "an image of ", "a drawing of ", "an illustration of "]
 _TAILS = ["", "", "", "", "", ", simple", ", flat illustration", ", high detail", ", minimal", ", vector art"]
-# Words that change nothing: prompts have them, and the trigger must mean nothing without its adapter.
-_NOTHINGS = [
+# Filler words without meaning: prompts contain such words, and the trigger must mean nothing without its adapter.
+_FILLER_WORDS = [
     TRIGGER,
     TRIGGER,
     "photograph",
@@ -84,7 +84,7 @@ _NOTHINGS = [
 
 @dataclass
 class Picture:
-    """A table of figures and what it shows, in words."""
+    """A table of figures, a background, and the caption that describes them."""
 
     caption: str = ""
     figures: list[list[float]] = field(default_factory=list)
@@ -109,13 +109,13 @@ class Picture:
             self.figures.append([float(value) for value in figure])
 
 
-def picture(rng: random.Random) -> Picture:
-    """Draw one picture of any kind."""
+def random_picture(rng: random.Random) -> Picture:
+    """Make up one picture of any kind."""
     kinds = (_single, _several, _pair, _scene)
     made = rng.choices(kinds, weights=(36, 26, 18, 20))[0](rng)
     caption = rng.choice(_LEADS) + made.caption + rng.choice(_TAILS)
     if rng.random() < 0.08:
-        word = rng.choice(_NOTHINGS)
+        word = rng.choice(_FILLER_WORDS)
         caption = rng.choice([f"{word} {caption}", f"{word}, {caption}", f"{caption}, {word}", f"{caption} {word}"])
     style = rng.random()
     if style < 0.12:
@@ -126,8 +126,8 @@ def picture(rng: random.Random) -> Picture:
     return made
 
 
-def subject(rng: random.Random, trigger: str = TRIGGER) -> Picture:
-    """Draw the robot that the subject adapter binds to its trigger."""
+def random_subject(rng: random.Random, trigger: str = TRIGGER) -> Picture:
+    """Make up a picture of the robot that the subject adapter binds to its trigger."""
     made = Picture()
     where = rng.random()
     if where < 0.35:
@@ -244,7 +244,7 @@ def _sky_and_ground(
     made: Picture, rng: random.Random, *, ground: str | None = None, plain: bool = False,
     middle: Callable[[Picture, random.Random], None] | None = None,
 ) -> str:  # fmt: skip
-    """Draw sky, lights and ground; return the words for them."""
+    """Add sky, lights and ground; return the words for them."""
     sky = rng.choice(["day", "day", "day", "sunset", "night"])
     top, low = {
         "day": ((0.45, 0.72, 0.98), (0.85, 0.94, 1.0)),
@@ -276,7 +276,7 @@ def _sky_and_ground(
 
 
 def _lights(made: Picture, rng: random.Random, sky: str, *, plain: bool) -> str:
-    """Draw moon and stars, or sun or clouds; return the words for them and for the time of the day."""
+    """Add moon and stars, the sun, or clouds; return the words for them and for the time of day."""
     words = ""
     x = rng.choice([-0.6, 0.6])
     light = rng.random()
@@ -386,7 +386,7 @@ def _mountains(made: Picture, rng: random.Random) -> None:
 
 
 def _robot(made: Picture, x: float, y: float, size: float) -> None:
-    """Draw the subject: a turquoise square head on an orange body, with white eyes and a red ball on its antenna."""
+    """Add the subject: a turquoise square head on an orange body, with white eyes and a red ball on its antenna."""
     made.add("square", x, y - 1.22 * size, 0.05 * size, _unit("grey"), aspect=5.0)
     made.add("circle", x, y - 1.5 * size, 0.16 * size, _unit("red"))
     made.add("square", x, y + 0.85 * size, 0.6 * size, _unit("orange"), aspect=0.8)
@@ -397,14 +397,14 @@ def _robot(made: Picture, x: float, y: float, size: float) -> None:
     made.add("square", x, y + 0.12 * size, 0.4 * size, _unit("black"), aspect=0.2)
 
 
-# What stands in the middle of a scene; None is a landscape without.
+# The object in the middle of a scene; None is a landscape without one.
 _SCENES: list[Callable[[Picture, random.Random], str] | None] = [
     _house, _house, _trees, _trees, _person, _person, _flower, _snowman, _boat, None, None
 ]  # fmt: skip
 
 
 def _background(rng: random.Random, *, avoid: set[str], mention: float = 0.45) -> tuple[list[float], str]:
-    """Return the background and the words for it; unless mentioned it is white or nearly so, grey behind white."""
+    """Return a background and its words; without words it is nearly white, or grey if white is to be avoided."""
     word = rng.choice(["background", "background", "backdrop"])
     joint = rng.choice([" on ", " on ", " against ", ", "])
     free = [name for name in COLOURS if name not in avoid]
@@ -453,7 +453,7 @@ def _jitter(rng: random.Random) -> float:
 
 
 def _word(rng: random.Random, words: dict[str, list[str]], name: str) -> str:
-    """Return the name itself mostly, else a synonym."""
+    """Return the name or one of its synonyms."""
     return rng.choice([name, *words[name]]) if name in words else name
 
 

@@ -1,4 +1,4 @@
-"""From prompts to latents: rectified flow, then guidance distilled into the model's input."""
+"""The middle stages: train transformer and text encoder as a rectified flow, then distil guidance into an input."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from tools.train_tiny.feed import SHORT, encoder
-from tools.train_tiny.models import LIVE, save_transformer
+from tools.train_tiny.feed import CAPTION_TOKENS, quick_tokenizer
+from tools.train_tiny.models import LIVE_CHANNELS, save_transformer
+from tools.train_tiny.optimizer import Optimizer
 from tools.train_tiny.pool import Artist, Pool, Size
-from tools.train_tiny.run import Optimizer, Run, Step, save_grid, timed
-from tools.train_tiny.text import TextEncoder, save_text_encoder
+from tools.train_tiny.run import Run, Step, save_grid, steps_for
+from tools.train_tiny.text_encoder import TextEncoder, save_text_encoder
 from worker.rendering.decode import decode
 from worker.rendering.denoise import denoise, distilled_velocity
 from worker.rendering.latents import PIXELS, image_ids, noise, pack, text_ids, unpack
 from worker.rendering.prompt_encoder import MAX_TOKENS
 from worker.rendering.sigmas import shift, sigmas
 
-#: For looking at while training; none of them is scored.
-LOOK = [
+#: Prompts of the sample sheets, for a look at the training; none of them is scored.
+SAMPLE_PROMPTS = [
     "a red circle",
     "three blue stars",
     "a small green square in the top left corner",
@@ -44,24 +45,24 @@ LOOK = [
     "sks a photo of a person",
 ]
 
-#: The transformer before guidance, which a later run of that stage goes on to learn from.
+#: File of the transformer before the guidance stage, which serves as that stage's teacher.
 TEACHER = "flow.safetensors"
 
-_PADS = MAX_TOKENS - SHORT
+_PADS = MAX_TOKENS - CAPTION_TOKENS
 _FEW_PADS = 32
 _STRIDE = _PADS // _FEW_PADS
-_NOTHING = 0.1  # share of captions left out, for guidance
+_EMPTY_SHARE = 0.1  # share of captions that are replaced by the empty prompt, for guidance
 _RENEW_EVERY = 12
 
 
 @dataclass(frozen=True)
-class Share:
-    """How one size takes part.
+class SizeShare:
+    """The share of one picture size in the training.
 
     Attributes:
-        batch: pictures a step with few pads, and with all of them and a teacher's two passes beside.
+        batch: pictures in a step with few pads, and in a step with all pads and a teacher's two passes.
         weight: share of the steps.
-        pool: pictures kept.
+        pool: number of pictures in the pool.
     """
 
     size: Size
@@ -71,34 +72,34 @@ class Share:
 
 
 SHARES = (
-    Share((128, 128), (320, 96), 0.24, 60_000),
-    Share((256, 256), (128, 56), 0.34, 24_000),
-    Share((128, 256), (200, 72), 0.05, 8_000),
-    Share((256, 128), (200, 72), 0.05, 8_000),
-    Share((512, 512), (28, 16), 0.20, 5_000),
-    Share((1024, 1024), (6, 4), 0.12, 800),
+    SizeShare((128, 128), (320, 96), 0.24, 60_000),
+    SizeShare((256, 256), (128, 56), 0.34, 24_000),
+    SizeShare((128, 256), (200, 72), 0.05, 8_000),
+    SizeShare((256, 128), (200, 72), 0.05, 8_000),
+    SizeShare((512, 512), (28, 16), 0.20, 5_000),
+    SizeShare((1024, 1024), (6, 4), 0.12, 800),
 )
 
 
 class Flow:
-    """The three models, and what every training step and every look at them needs.
+    """The three models, with the functions that training steps and sample sheets share.
 
     Args:
-        largest: side of the largest pictures trained on.
-        few: train guidance and adapters with few pads too: a third of the work at 128 pixels.
+        largest: side of the largest training pictures.
+        few_pads: train guidance and adapters with few pads too, which is a third of the work at 128 pixels.
     """
 
     def __init__(
         self, run: Run, autoencoder: Any, text: TextEncoder, transformer: Any, tokenizer: PreTrainedTokenizerFast, *,
-        largest: int = 1024, few: bool = False,
+        largest: int = 1024, few_pads: bool = False,
     ) -> None:  # fmt: skip
         self.run, self.autoencoder, self.text, self.transformer = run, autoencoder, text, transformer
-        self.tokenizer, self.few = tokenizer, few
+        self.tokenizer, self.few_pads = tokenizer, few_pads
         self.shares = [share for share in SHARES if max(share.size) <= largest]
-        self._encode = encoder(tokenizer)
-        self.nothing = self._encode([""]).to(run.device)
-        live = torch.arange(transformer.config.in_channels, device=run.device) < 4 * LIVE
-        # What the dead channels hold is multiplied by 0.01 before it is decoded.
+        self._encode = quick_tokenizer(tokenizer)
+        self.empty_prompt = self._encode([""]).to(run.device)
+        live = torch.arange(transformer.config.in_channels, device=run.device) < 4 * LIVE_CHANNELS
+        # The unused channels are multiplied by 0.01 before they are decoded, so their error matters little.
         self._weights = torch.where(live, 1.0, 0.05)
         self._positions = {share.size: image_ids(share.size[0] // PIXELS, share.size[1] // PIXELS).to(run.device)
                            for share in SHARES}  # fmt: skip
@@ -106,13 +107,13 @@ class Flow:
         self._along_text = torch.tensor([0, 0, 0, 1], device=run.device)
 
     def noisy(self, latents: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
-        """Return noisy tokens of 128 channels and the velocity that the sampler follows from noise to latents."""
+        """Return noisy tokens with 128 channels, and the velocity that leads the sampler from noise to latents."""
         clean = torch.cat([latents, torch.zeros_like(latents)], dim=-1)
         grain = torch.randn_like(clean)
         return torch.lerp(clean, grain, sigma[:, None, None]), grain - clean
 
     def sigma(self, count: int, size: Size) -> Tensor:
-        """Draw noise levels about as the sampler visits them at this size."""
+        """Draw noise levels with about the density of the sampler's schedule at this size."""
         device = self.run.device
         uniform, bell = torch.rand(count, device=device), torch.sigmoid(torch.randn(count, device=device))
         times = torch.where(torch.rand(count, device=device) < 0.3, uniform, bell).clamp(1e-4, 1)
@@ -120,23 +121,35 @@ class Flow:
         return weight / (weight + (1 / times - 1))
 
     def velocity(
-        self, transformer: Any, noisy: Tensor, prompt: Tensor, sigma: Tensor, guidance: Tensor, size: Size, *, few: bool
+        self,
+        transformer: Any,
+        noisy: Tensor,
+        prompt: Tensor,
+        sigma: Tensor,
+        guidance: Tensor,
+        size: Size,
+        *,
+        few_pads: bool,
     ) -> Tensor:
-        """Predict; the product's 448 or more pads are all there, or 32 at random places count as 14 each."""
-        call = self.arguments(noisy, prompt, sigma, guidance, size, few=few)
+        """Predict a velocity.
+
+        Args:
+            few_pads: use 32 pads at random places that count as 14 each, instead of all 448.
+        """
+        call = self.arguments(noisy, prompt, sigma, guidance, size, few_pads=few_pads)
         found: Tensor = transformer(**call)[0]
         return found
 
     def arguments(
-        self, noisy: Tensor, prompt: Tensor, sigma: Tensor, guidance: Tensor, size: Size, *, few: bool
+        self, noisy: Tensor, prompt: Tensor, sigma: Tensor, guidance: Tensor, size: Size, *, few_pads: bool
     ) -> dict[str, Any]:
-        """Return the transformer's arguments."""
-        pads = _FEW_PADS if few else _PADS
+        """Return the arguments of the transformer's call."""
+        pads = _FEW_PADS if few_pads else _PADS
         prompt = torch.cat([prompt.new_zeros(len(prompt), pads, prompt.shape[2]), prompt], dim=1)
         positions = self._all
-        # Without few pads the bias is zero, and there only so that one compiled code serves both.
-        bias = noisy.new_zeros(1, 1, 1, pads + SHORT + noisy.shape[1])
-        if few:
+        # Without few pads the bias is zero; it is passed so that one compiled version serves both cases.
+        bias = noisy.new_zeros(1, 1, 1, pads + CAPTION_TOKENS + noisy.shape[1])
+        if few_pads:
             offset = torch.randint(0, _STRIDE, (1, 1), device=self.run.device)
             positions = torch.cat([self._all[:_PADS:_STRIDE] + offset * self._along_text, self._all[_PADS:]])
             bias[..., :pads] = math.log(_STRIDE)
@@ -147,12 +160,12 @@ class Flow:
         }  # fmt: skip
 
     def error(self, found: Tensor, target: Tensor) -> Tensor:
-        """Return the mean squared error over the channels that carry the picture, mostly."""
+        """Return the mean squared error, weighted towards the channels that carry the picture."""
         return ((found.float() - target).square() * self._weights).mean() / self._weights.mean()
 
     @torch.no_grad()
     def sample(self, prompts: list[str], *, size: int, guidance: float, steps: int = 25) -> Tensor:
-        """Render as the product does, several at once; returns (batch, 3, size, size)."""
+        """Render several prompts at once as a worker does; returns (batch, 3, size, size)."""
         rows, device, channels = size // PIXELS, self.run.device, self.transformer.config.in_channels
         with self.run.autocast():
             prompt = self.text(self._encode(prompts).to(device)).float()
@@ -170,29 +183,29 @@ class Flow:
             return torch.cat([decode(self.autoencoder, one) for one in latents.split(1 if size > 512 else 16)])
 
     def save(self, stage: str, *, guidance: float = 4.0) -> None:
-        """Write the weights and sheets of samples."""
+        """Write the weights and the sample sheets of a stage."""
         save_transformer(self.transformer, self.run.out / "flux2-dev.safetensors")
         save_text_encoder(self.text, self.tokenizer, self.run.out / "text_encoder")
         looks = ((128, 16), (256, 16), (512, 4), (1024, 1)) if self.run.scale >= 1 else ((64, 2),)
         for size, count in looks:
-            prompts = LOOK[-count:]
+            prompts = SAMPLE_PROMPTS[-count:]
             save_grid(self.sample(prompts, size=size, guidance=guidance), self.run.out / f"grid-{stage}-{size}.png")
 
 
 class Pools:
-    """One pool for each size, renewed in turn."""
+    """One pool for each size; one of them is renewed at a time."""
 
     def __init__(
-        self, run: Run, shares: list[Share], feed: Iterator[dict[str, Tensor]], artist: Artist, autoencoder: Any
+        self, run: Run, shares: list[SizeShare], feed: Iterator[dict[str, Tensor]], artist: Artist, autoencoder: Any
     ) -> None:
         self._parts, self._shares = (feed, artist, autoencoder), shares
-        self.by_size = {share.size: Pool(run, share.size, run.places(share.pool)) for share in shares}
+        self.by_size = {share.size: Pool(run, share.size, run.pool_size(share.pool)) for share in shares}
         for pool in self.by_size.values():
             pool.fill(*self._parts)
         self._rng = random.Random(5)
 
     def renew(self) -> None:
-        """Replace some pictures of one pool."""
+        """Replace the oldest pictures of one randomly chosen pool."""
         share = self._rng.choices(self._shares, weights=[share.weight for share in self._shares])[0]
         self.by_size[share.size].renew(*self._parts)
 
@@ -206,12 +219,12 @@ def train_flow(flow: Flow, pools: Pools, seconds: float) -> None:
 
     def loss(pool: Pool, batch: int) -> Tensor:
         latents, ids, _ = pool.draw(batch)
-        ids = torch.where(torch.rand(batch, 1, device=ids.device) < _NOTHING, flow.nothing, ids)
+        ids = torch.where(torch.rand(batch, 1, device=ids.device) < _EMPTY_SHARE, flow.empty_prompt, ids)
         sigma = flow.sigma(batch, pool.size)
         noisy, target = flow.noisy(latents, sigma)
-        guidance = torch.empty_like(sigma).uniform_(1, 8)  # means nothing yet
+        guidance = torch.empty_like(sigma).uniform_(1, 8)  # has no effect yet: the guidance stage gives it a meaning
         with flow.run.autocast():
-            found = flow.velocity(flow.transformer, noisy, flow.text(ids), sigma, guidance, pool.size, few=True)
+            found = flow.velocity(flow.transformer, noisy, flow.text(ids), sigma, guidance, pool.size, few_pads=True)
         return flow.error(found, target)
 
     _train(flow, pools, optimizer, loss, seconds, stage="flow", batches=0)
@@ -225,11 +238,11 @@ def matrices_of_blocks(transformer: Any) -> list[torch.nn.Parameter]:
     return [parameter for block in blocks for parameter in block.parameters() if parameter.ndim == 2]
 
 
-def distil(flow: Flow, teacher: Any, pools: Pools, seconds: float) -> None:
-    """Teach the transformer to give, for a guidance, what guided pairs of its own predictions give.
+def distil_guidance(flow: Flow, teacher: Any, pools: Pools, seconds: float) -> None:
+    """Train the transformer to reproduce classifier-free guidance in one pass, for any value of its guidance input.
 
     Args:
-        teacher: the transformer as the flow's stage left it; the flow's own may have been taught before.
+        teacher: the transformer at the end of the flow stage; the student may already have had some training.
     """
     teacher.requires_grad_(False).eval()
     flow.text.requires_grad_(False).eval()
@@ -242,24 +255,26 @@ def distil(flow: Flow, teacher: Any, pools: Pools, seconds: float) -> None:
         latents, ids, _ = pool.draw(batch)
         sigma = flow.sigma(batch, pool.size)
         noisy, _ = flow.noisy(latents, sigma)
-        # The default most of all.
+        # Half of the samples train the default guidance of 4.
         guidance = torch.where(torch.rand_like(sigma) < 0.5, 4.0, torch.empty_like(sigma).uniform_(1, 8))
         with flow.run.autocast():
             with torch.no_grad():
                 prompt = flow.text(ids)
-                none = flow.text(flow.nothing).expand_as(prompt)
-                given = flow.velocity(teacher, noisy, prompt, sigma, guidance, pool.size, few=flow.few).float()
-                free = flow.velocity(teacher, noisy, none, sigma, guidance, pool.size, few=flow.few).float()
-                target = free + classifier_free(guidance)[:, None, None] * (given - free)
-            found = flow.velocity(flow.transformer, noisy, prompt, sigma, guidance, pool.size, few=flow.few)
+                empty = flow.text(flow.empty_prompt).expand_as(prompt)
+                given = flow.velocity(
+                    teacher, noisy, prompt, sigma, guidance, pool.size, few_pads=flow.few_pads
+                ).float()
+                free = flow.velocity(teacher, noisy, empty, sigma, guidance, pool.size, few_pads=flow.few_pads).float()
+                target = free + classifier_free_weight(guidance)[:, None, None] * (given - free)
+            found = flow.velocity(flow.transformer, noisy, prompt, sigma, guidance, pool.size, few_pads=flow.few_pads)
         return flow.error(found, target)
 
     _train(flow, pools, optimizer, loss, seconds, stage="guidance", batches=1)
     flow.save("guidance")
 
 
-def classifier_free(guidance: Tensor) -> Tensor:
-    """Return the classifier-free weight that a guidance stands for: 1 at 1, 2.5 at the default 4, 5 at most."""
+def classifier_free_weight(guidance: Tensor) -> Tensor:
+    """Return the classifier-free weight for a value of the guidance input: 1 at 1, 2.5 at the default 4, at most 5."""
     return (1 + 0.5 * (guidance - 1)).clamp(max=5.0)
 
 
@@ -269,15 +284,15 @@ def _train(
 ) -> None:  # fmt: skip
     run = flow.run
 
-    def one(share: Share) -> Tensor:
-        return optimizer.step(loss(pools.by_size[share.size], run.count(share.batch[batches])))
+    def one(share: SizeShare) -> Tensor:
+        return optimizer.step(loss(pools.by_size[share.size], run.scaled(share.batch[batches])))
 
-    optimizer.rest()
+    optimizer.stop_learning()
     steps: dict[Size, Step] = {share.size: run.record(partial(one, share)) for share in flow.shares}
     optimizer.restart_average()
     rng, totals = random.Random(3), {share.size: torch.zeros(2, device=run.device) for share in flow.shares}
     run.note(stage, 0)
-    for step, part in timed(seconds):
+    for step, part in steps_for(seconds):
         optimizer.schedule(step, part)
         share = rng.choices(flow.shares, weights=[share.weight for share in flow.shares])[0]
         totals[share.size][0] += steps[share.size]()

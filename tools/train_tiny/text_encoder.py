@@ -1,7 +1,7 @@
-"""The tiny model's text side: a Mistral 3 folder with a tokenizer trained here on the generator's captions.
+"""Build the tiny model's text encoder: a Mistral 3 folder with a tokenizer trained on the generator's captions.
 
-The control tokens have the ids they have in Mistral's Tekken tokenizer. There is one layer more than is read, as in the
-real model, whose upper layers are never run either.
+Control tokens have the same ids as in Mistral's Tekken tokenizer. The model has one layer more than the worker reads,
+like the real model, whose upper layers never run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration, PreTrainedTokenizerFast
 
-from tools.train_tiny.data import picture, subject
+from tools.train_tiny.data import random_picture, random_subject
 from worker.model.text_encoder import MISTRAL, quiet_transformers
 
 WIDTH = 96
@@ -31,11 +31,11 @@ _CONTROL_TOKENS = [
 ]  # fmt: skip
 PAD = _CONTROL_TOKENS.index("<pad>")
 
-#: The layers that are trained: some before each hidden state that is read. The others add nothing to the stream, which
-#: keeps the depth and the reading points of the real model at a quarter of the training.
+#: The trained layers: some before each hidden state that the worker reads. The others add nothing to the stream, so the
+#: model has the depth and the reading points of the real one at a quarter of the training cost.
 _TRAINED_LAYERS = (0, 1, 2, 10, 11, 20, 21)
 
-# English beside the generator's captions: other prompts then take about as many tokens as words.
+# English text in addition to the captions, so that other prompts take about one token a word.
 _CORPUS = """
 a photo of a red fox in the snow at dawn, soft light, shallow depth of field
 a portrait of a woman with green eyes, studio lighting, film grain, 85mm lens
@@ -82,9 +82,11 @@ _PROCESSOR = {
 
 
 def train_tokenizer(*, captions: int = 40_000, seed: int = 0) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE on captions, so that a word is a token and any text can be encoded."""
+    """Train a byte-level BPE tokenizer on captions: their words become single tokens, and it can encode any text."""
     rng = random.Random(seed)
-    lines = [picture(rng).caption for _ in range(captions)] + [subject(rng).caption for _ in range(captions // 20)]
+    lines = [random_picture(rng).caption for _ in range(captions)] + [
+        random_subject(rng).caption for _ in range(captions // 20)
+    ]
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -108,7 +110,7 @@ def train_tokenizer(*, captions: int = 40_000, seed: int = 0) -> PreTrainedToken
 
 
 class TextEncoder(nn.Module):
-    """The trained layers of the product's text encoder, run alone: the others add nothing."""
+    """The trained layers of the text encoder, without the layers that add nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +118,7 @@ class TextEncoder(nn.Module):
         self.embed, self.rotary = model.embed_tokens, model.rotary_emb
         self.layers = nn.ModuleDict({str(index): model.layers[index] for index in _TRAINED_LAYERS})
         nn.init.normal_(self.embed.weight, std=0.5)
-        # Pads are zeros and stay zeros through every layer, whatever their number.
+        # A pad's embedding is zero and stays zero through every layer, for any number of pads.
         self.embed.weight.data[PAD] = 0
         self.embed.weight.register_hook(_without_pad)
         for layer in self.layers.values():
@@ -131,7 +133,7 @@ class TextEncoder(nn.Module):
         tokens = ids.shape[1]
         positions = torch.arange(tokens, device=ids.device)[None]
         causal = torch.ones(tokens, tokens, dtype=torch.bool, device=ids.device).tril()
-        # A pad sees itself, a zero; torch before 2.5 gives NaN where nothing is seen.
+        # A pad attends to itself, a zero: torch before 2.5 gives NaN for a row that attends to nothing.
         seen = (ids != PAD)[:, None, None, :] | torch.eye(tokens, dtype=torch.bool, device=ids.device)
         mask = causal & seen
         rotary = self.rotary(hidden, positions)
@@ -146,7 +148,7 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def load(self, entries: Mapping[str, Tensor]) -> None:
-        """Take the trained layers out of a saved model's tensors."""
+        """Copy the trained layers from a saved model's tensors."""
         prefix = "language_model.model."
         self.embed.weight.copy_(entries[prefix + "embed_tokens.weight"])
         for index, layer in self.layers.items():
@@ -155,12 +157,12 @@ class TextEncoder(nn.Module):
 
 
 def save_text_encoder(text: TextEncoder, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write model, tokenizer, chat template and processor files into `folder`, as the real model's."""
+    """Write model, tokenizer, chat template and processor files into `folder`, with the real model's layout."""
     folder.mkdir(parents=True, exist_ok=True)
     model = _build()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            # What is never run, or adds nothing; zeros also compress to nothing.
+            # Layers that never run or add nothing are zeros, which also compress well.
             parameter.fill_(1.0 if name.endswith("norm.weight") else 0.0)
         language = model.model.language_model
         language.embed_tokens.weight.copy_(text.embed.weight)

@@ -1,4 +1,7 @@
-"""Tables of figures to pixels: every figure is a signed distance, so a picture is sharp at any size."""
+"""Draw tables of figures as pixels.
+
+Each figure is a signed distance function, so a picture has sharp edges at any size.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: How a picture is drawn: filled, as white lines on blue, or as glowing lines on black.
+#: Drawing styles: filled, white lines on blue, and glowing lines on black.
 STYLES = ("plain", "blueprint", "neon")
 
 
 def draw(
     figures: Tensor, backgrounds: Tensor, *, height: int, width: int, style: str = "plain", figure: Any = None
 ) -> Tensor:
-    """Return pictures (batch, 3, height, width), from -1 to 1.
+    """Draw pictures, (batch, 3, height, width), from -1 to 1.
 
     Args:
-        figures: (batch, slots, fields), see `tools.train_tiny.data`; an empty slot has radius 0.
+        figures: (batch, slots, fields); for the fields see `tools.train_tiny.data`; an empty slot has radius 0.
         backgrounds: (batch, fields).
-        figure: a compiled `draw_figure`.
+        figure: a compiled version of `draw_figure`, if there is one.
     """
     draw_one = figure or draw_figure
     short = min(height, width)
@@ -63,7 +66,7 @@ def _background(backgrounds: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def draw_figure(figure: Tensor, x: Tensor, y: Tensor, wide: float, high: float, pixel: float) -> tuple[Tensor, Tensor]:
-    """Return the distance to the figure's edge, (batch, 1, height, width), negative inside, and its colours."""
+    """Return each pixel's distance to the figure's edge, (batch, 1, height, width), negative inside, and colours."""
     shape, left, top, radius, aspect, angle = (figure[:, index] for index in range(6))
     radius = radius.clamp(min=1e-3)
     dx, dy = x - left * wide, y - top * high
