@@ -50,7 +50,7 @@ class Run:
             file.write(json.dumps(row) + "\n")
 
     def autocast(self) -> Any:
-        """Multiply in bfloat16 on a GPU, without a cache of casts, which a recorded graph would reuse in later steps."""
+        """Multiply in bfloat16 on a GPU, without a cache of casts, which recorded graphs would reuse in later steps."""
         return torch.autocast(self.device.type, dtype=torch.bfloat16, cache_enabled=False, enabled=self.is_cuda)
 
     def record(self, step: Step) -> Step:
