@@ -559,6 +559,25 @@ def test_an_upload_that_fails_behind_is_tried_again(storing):
     assert storing.state.storage_failed
 
 
+def test_an_image_that_no_thread_can_store_gives_its_lease_up(worker):
+    job_id = accept(worker)
+
+    class Exhausted:
+        def wait(self):
+            pass
+
+        def submit(self, work):
+            raise RuntimeError("can't start new thread")
+
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        run_next(Worker(**{**vars(worker), "uploader": Exhausted()}))
+
+    assert worker.state.claims == ()
+    # Nobody renews the lease any more, so that the reaper gives the item to another attempt.
+    assert "flux2-lease" not in {thread.name for thread in threading.enumerate()}
+    assert item(worker, job_id).state is State.RUNNING
+
+
 def test_an_item_that_fails_otherwise_does_not_say_that_the_storage_is_back(storing):
     accept(storing)
 

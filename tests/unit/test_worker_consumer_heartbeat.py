@@ -1,0 +1,113 @@
+"""The heartbeat sends what is true when it is sent, and never announces a slot again that was withdrawn."""
+
+import threading
+from types import SimpleNamespace
+
+import pytest
+
+from shared.errors import LedgerUnavailable
+from worker.consumer.heartbeat import Heartbeat
+from worker.consumer.slot import Slot
+from worker.consumer.worker_state import WorkerState
+
+SLOT = Slot(name="gpu-0", model="flux2", device="cpu", revision="r", precision="fp32", engines=("exact", "ai-toolkit"))
+
+
+class Registry:
+    """Stands for `ledger.workers`: notes the reports, and fails while `away`."""
+
+    def __init__(self):
+        self.reports, self.removed, self.away = [], [], False
+        self.asked, self.go = threading.Semaphore(0), None
+
+    def record_heartbeat(self, slot, report):
+        self.asked.release()
+        if self.go is not None:
+            assert self.go.wait(10)
+        self._answer()
+        self.reports.append((slot, report))
+
+    def remove(self, slot):
+        self._answer()
+        self.removed.append((slot, len(self.reports)))
+
+    def _answer(self):
+        if self.away:
+            raise LedgerUnavailable("Redis did not answer")
+
+
+@pytest.fixture
+def beating():
+    workers, state, renderer = Registry(), WorkerState(), SimpleNamespace(warm_key="base")
+    heartbeat = Heartbeat(SimpleNamespace(workers=workers), SLOT, state, renderer)
+    return SimpleNamespace(workers=workers, state=state, renderer=renderer, heartbeat=heartbeat)
+
+
+def test_a_heartbeat_holds_every_field_of_a_slots_report(beating):
+    beating.heartbeat.send()
+
+    assert beating.workers.reports == [
+        (
+            "gpu-0",
+            {
+                "model": "flux2",
+                "device": "cpu",
+                "revision": "r",
+                "precision": "fp32",
+                "engines": "exact,ai-toolkit",
+                "state": "ready",
+                "warm": "base",
+                "item": "",
+                "base_drift": "0",
+            },
+        )
+    ]
+
+
+def test_the_warm_key_is_read_from_the_renderer_at_each_heartbeat(beating):
+    beating.heartbeat.send()
+    beating.renderer.warm_key = "sha@1"
+    beating.heartbeat.send()
+
+    assert [report["warm"] for _, report in beating.workers.reports] == ["base", "sha@1"]
+
+
+def test_a_change_of_the_state_is_sent_at_once(beating):
+    beating.state.change_condition("faulty")
+
+    assert [report["state"] for _, report in beating.workers.reports] == ["faulty"]
+
+
+def test_a_heartbeat_without_redis_is_only_logged(beating, caplog):
+    beating.workers.away = True
+
+    beating.heartbeat.send()
+
+    assert [record.getMessage() for record in caplog.records] == ["heartbeat not sent"]
+
+
+def test_starting_twice_announces_once_and_stopping_joins_the_thread(beating):
+    beating.heartbeat.start()
+    beating.heartbeat.start()
+    beating.heartbeat.stop()
+
+    assert len(beating.workers.reports) == 1
+    assert beating.workers.removed == [("gpu-0", 1)]
+    assert not beating.heartbeat._thread.is_alive()
+
+
+def test_a_heartbeat_under_way_cannot_put_a_withdrawn_slot_back(beating):
+    beating.workers.go = threading.Event()
+    sending = threading.Thread(target=beating.heartbeat.send)
+    sending.start()
+    assert beating.workers.asked.acquire(timeout=10)
+    withdrawing = threading.Thread(target=beating.heartbeat.withdraw)
+    withdrawing.start()
+
+    beating.workers.go.set()
+    sending.join(10)
+    withdrawing.join(10)
+    beating.heartbeat.send()
+
+    assert beating.workers.removed == [("gpu-0", 1)]
+    assert len(beating.workers.reports) == 1
