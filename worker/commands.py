@@ -1,4 +1,4 @@
-"""The worker's side of the `flux2` command. Torch is imported inside the commands: `flux2 api` must not pay for it."""
+"""Commands of `flux2` that load the model: worker, render, verify and tiny."""
 
 from __future__ import annotations
 
@@ -14,35 +14,45 @@ from worker.verify.outcome import CaseType, Precision, VerifiedEngine, as_json, 
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
+# Each command imports its part of the worker itself: `flux2 api` loads this module too and must not pay for torch.
+
 
 @app.command()
 def worker(
-    device: Annotated[str | None, typer.Option(help="auto, cuda, cuda:N or cpu; default: FLUX2_WORKER_DEVICE.")] = None,
-    name: Annotated[str | None, typer.Option(help="Slot name; default: host and device.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, auto:N, cuda, cuda:N or cpu; default: FLUX2_WORKER_DEVICE.")
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Slot name, unique on this host; default: FLUX2_WORKER_NAME, else host and device."),
+    ] = None,
 ) -> None:
-    """Render items on one device until told to stop. Start one process a GPU."""
-    settings = Settings()
-    logs.configure(settings.log)
-    if device is not None:
-        settings.worker.device = device
-    if name is not None:
-        settings.worker.name = name
+    """Render items from the queue on one device until SIGTERM. Start one process per GPU."""
+    settings = _configure(device=device, name=name)
     from worker.serve import serve
 
     serve(settings)
 
 
+def _configure(**worker: str | None) -> Settings:
+    """Return the settings, with those of the worker that an option gives, and set up logging."""
+    settings = Settings()
+    logs.configure(settings.log)
+    given = {name: value for name, value in worker.items() if value is not None}
+    return settings.model_copy(update={"worker": settings.worker.model_copy(update=given)})
+
+
 @app.command()
 def tiny(
-    folder: Annotated[Path, typer.Argument(file_okay=False, help="Folder to write the checkpoint into.")],
+    folder: Annotated[Path, typer.Argument(file_okay=False, help="Folder for the checkpoint.")],
     adapter: Annotated[
-        Path | None, typer.Option(help="Also write its subject's LoRA, bound to `sks`, to this file.")
+        Path | None, typer.Option(help="Also write a LoRA of a subject, with the trigger word `sks`, to this file.")
     ] = None,
     styles: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Also write its style adapters into this folder.")
+        Path | None, typer.Option(file_okay=False, help="Also write the style adapters into this folder.")
     ] = None,
 ) -> None:
-    """Write the embedded demonstration model: the real files' layout, small enough for a CPU."""
+    """Write the demonstration model: files laid out as the real ones, small enough for a CPU."""
     from worker.model.demo_model import STYLES, write_tiny_adapter, write_tiny_checkpoint
 
     write_tiny_checkpoint(folder)
@@ -56,16 +66,15 @@ def tiny(
 @app.command()
 def render(
     request: Annotated[
-        Path, typer.Argument(help="Request JSON, as for POST /v1/inference.", exists=True, dir_okay=False)
+        Path, typer.Argument(help="JSON file with a request, as for POST /v1/inference.", exists=True, dir_okay=False)
     ],
     output: Annotated[Path, typer.Option(file_okay=False, help="Folder for the images.")] = Path("render-output"),
-    device: Annotated[str | None, typer.Option(help="As for `flux2 worker`.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, auto:N, cuda, cuda:N or cpu; default: FLUX2_WORKER_DEVICE.")
+    ] = None,
 ) -> None:
-    """Render a request here, without queue and storage; prints one JSON object an image."""
-    settings = Settings()
-    logs.configure(settings.log)
-    if device is not None:
-        settings.worker.device = device
+    """Render a request on this machine, without queue and storage. Prints one JSON object per image."""
+    settings = _configure(device=device)
     from worker.offline import render_request
 
     for saved in render_request(request.read_bytes(), output, settings):
@@ -74,31 +83,36 @@ def render(
 
 @app.command()
 def verify(
-    folder: Annotated[Path, typer.Argument(help="Folder of goldens, e.g. tests/goldens.")],
-    only: Annotated[CaseType | None, typer.Option(help="Run the cases of one type.")] = None,
-    dtype: Annotated[Precision | None, typer.Option(help="Run the cases of one precision.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Folder of golden files, e.g. tests/goldens.")],
+    only: Annotated[CaseType | None, typer.Option(help="Run only the cases of this type.")] = None,
+    dtype: Annotated[Precision | None, typer.Option(help="Run only the cases of this precision.")] = None,
     as_one_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end instead of lines.")
     ] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:N or auto. The goldens were made on a CPU.")] = "cpu",
+    device: Annotated[
+        str, typer.Option(help="auto, auto:N, cuda, cuda:N or cpu. The golden files were made on a CPU.")
+    ] = "cpu",
     engine: Annotated[
-        VerifiedEngine, typer.Option(help="Whose code runs; `diffusers` shows how far its own pipelines are off.")
+        VerifiedEngine, typer.Option(help="Code to verify; `diffusers` shows how far its own pipelines differ.")
     ] = VerifiedEngine.EXACT,
     against_toolkit: Annotated[
-        bool, typer.Option("--against-toolkit", help="Compare with AI Toolkit's own classes, run here, to the bit.")
+        bool,
+        typer.Option(
+            "--against-toolkit", help="Also run AI Toolkit's own classes on this machine and compare bit by bit."
+        ),
     ] = False,
     toolkit: Annotated[
-        Path | None, typer.Option(help="Checkout of AI Toolkit, where one is needed; default: AI_TOOLKIT_PATH.")
+        Path | None, typer.Option(help="Checkout of AI Toolkit, if its code is to run; default: AI_TOOLKIT_PATH.")
     ] = None,
 ) -> None:
-    """Check that this machine renders what AI Toolkit renders. Exit code 1 if any case fails."""
+    """Check that this machine renders the same images as AI Toolkit. Exit code 1 if any case fails."""
     from worker.verify.verification import start_verification
 
     toolkit = toolkit or Settings().ai_toolkit_path
     needed = against_toolkit or engine is VerifiedEngine.TOOLKIT
     if needed and toolkit is None:
-        what = "--against-toolkit" if against_toolkit else f"--engine {engine}"
-        raise typer.BadParameter(f"{what} needs --toolkit or AI_TOOLKIT_PATH")
+        option = "--against-toolkit" if against_toolkit else f"--engine {engine}"
+        raise typer.BadParameter(f"{option} needs a checkout of AI Toolkit: give --toolkit or set AI_TOOLKIT_PATH")
     started = start_verification(
         folder,
         only=only,

@@ -1,7 +1,8 @@
-"""The device of this process: which one it is, and whether it still works."""
+"""Pick the device of this process, name it, and probe whether it still works."""
 
 from __future__ import annotations
 
+import queue
 import re
 import threading
 
@@ -14,7 +15,7 @@ _PROBE_S = 10.0
 
 
 def device_id(device: torch.device) -> str:
-    """Name a device so that it is the same one whatever CUDA_VISIBLE_DEVICES says: a GPU by its UUID."""
+    """Name a device; a GPU by its UUID, since its number depends on CUDA_VISIBLE_DEVICES."""
     return f"gpu-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else str(device)
 
 
@@ -22,40 +23,47 @@ def pick_device(name: str) -> torch.device:
     """Resolve `auto`, `auto:N` (the Nth CUDA device where there is CUDA), `cuda`, `cuda:N` or `cpu`.
 
     Raises:
-        CheckpointError: it is none of these, or a CUDA device was asked for by name and there is none.
+        CheckpointError: the name is another one, or names a CUDA device that this process cannot see.
     """
     if not _DEVICES.fullmatch(name):
-        raise CheckpointError(f"device {name!r} is none of auto, cuda, cuda:N and cpu")
+        raise CheckpointError(f"unknown device {name!r}; use auto, auto:N, cuda, cuda:N or cpu")
     kind, _, number = name.partition(":")
     if kind == "auto":
         name = f"cuda:{number or 0}" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise CheckpointError(f"device {name!r}: this process sees {torch.cuda.device_count()} CUDA devices")
+        count = torch.cuda.device_count()
+        raise CheckpointError(f"no device {name!r}: this process sees {count} CUDA devices; check CUDA_VISIBLE_DEVICES")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def probe(device: torch.device, *, timeout_s: float = _PROBE_S) -> str | None:
-    """Return what is wrong with a device, or None: errors such as an illegal access stay with a process for ever.
+    """Run a small calculation on a device; return what is wrong with the device, or None.
 
-    In a thread of its own, since a poisoned device may never answer. Running out of memory is no fault.
+    A CUDA error such as an illegal access is sticky: every later call of the process fails. Running out of memory is
+    no fault.
+
+    Args:
+        timeout_s: a device that has not answered by then is broken.
     """
-    found = ["it did not answer"]
-
-    def ask() -> None:
-        found[0] = _ask(device)
-
-    thread = threading.Thread(target=ask, name="flux2-probe", daemon=True)
+    answers: queue.SimpleQueue[str] = queue.SimpleQueue()
+    # A broken device may never answer: its thread is then left behind, and ends with the process.
+    thread = threading.Thread(target=lambda: answers.put(_calculate(device)), name="flux2-probe", daemon=True)
     thread.start()
-    thread.join(timeout_s)
-    return found[0] or None
+    try:
+        fault = answers.get(timeout=timeout_s)
+    except queue.Empty:
+        return "it did not answer"
+    thread.join()
+    return fault or None
 
 
-def _ask(device: torch.device) -> str:
+def _calculate(device: torch.device) -> str:
+    """Return what went wrong, or an empty string."""
     try:
         total = torch.arange(256, device=device, dtype=torch.float32).sum().item()
     except torch.OutOfMemoryError:
         return ""
-    except RuntimeError as error:  # torch's class of CUDA errors, AcceleratorError, is one
+    except RuntimeError as error:  # base class of torch.AcceleratorError, which CUDA errors are
         return str(error).partition("\n")[0]
-    return "" if total == 32_640 else f"it added 0 to 255 up to {total:g}"
+    return "" if total == 32_640 else f"it computed {total:g} as the sum of 0 to 255"

@@ -1,4 +1,7 @@
-"""Render a request from a file: the same job without queue and storage, to tell a wrong picture from a wrong queue."""
+"""Render a request from a file, without queue and storage.
+
+It shows whether a wrong image comes from the renderer or from the queue around it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,9 @@ from pydantic import ValidationError
 
 from shared.adapters.locate import locate_adapter
 from shared.adapters.validate import validate_adapters
+from shared.catalog import Model
 from shared.errors import InvalidRequest
+from shared.job import ItemSpec
 from shared.outputs import make_output_folder
 from shared.request import InferenceRequest
 from shared.resolve import check_prompts, collect_warnings, find_model, reject_unsupported_fields, resolve_items
@@ -20,44 +25,38 @@ from shared.settings import Settings
 from worker.consumer import image_file
 from worker.device import pick_device
 from worker.model.load import load_components
-from worker.rendering.renderer import Renderer
+from worker.rendering.renderer import Rendered, Renderer
 from worker.rendering.toolkit_checkout import load_toolkit
 
-logger = logging.getLogger("flux2.worker")
+logger = logging.getLogger("flux2.worker.offline")
 
 
 @dataclass(frozen=True)
-class Saved:
+class SavedImage:
     """One image on disk and how it was made."""
 
     file: Path
     report: dict[str, Any]
 
 
-def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Saved]:
+def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[SavedImage]:
     """Render each prompt of a request, as a worker with these settings would, into `output`.
 
     Args:
         text: the request's JSON.
 
     Raises:
-        OutputRefused: `output` cannot be made.
-        RequestError: what the API would refuse.
+        OutputRefused: `output` cannot be created.
+        RequestError: the API would refuse the request too.
         RunError, CheckpointError: see `worker.rendering.renderer` and `worker.model.load`.
     """
-    try:
-        request = InferenceRequest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise InvalidRequest(f"{place or 'the request'}: {first['msg']}") from error
-    model = find_model(request.model)
-    if model.id != settings.model.id:
-        raise InvalidRequest(f"the request is for {model.id!r}, and FLUX2_MODEL_ID is {settings.model.id!r}")
+    request = _parse(text)
+    model = _check_model(request, settings)
     reject_unsupported_fields(request)
     device = pick_device(settings.worker.device)
     toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None
     components = load_components(settings.model, device=device, hf_token=settings.hub_token())
+    # Adapters are checked against the layers of the model that was loaded, as the API does with those a worker reports.
     adapters = validate_adapters(request.loras, model, layers=components.layers, settings=settings.adapters)
     items = resolve_items(request, model, adapters)
     check_prompts(items)
@@ -69,12 +68,35 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
     make_output_folder(output)
     for index, spec in enumerate(items):
         rendered = renderer.render(spec, paths, on_progress=lambda progress: None)
-        report = {
-            **spec.model_dump(mode="json"),
-            "index": index,
-            "pipeline": rendered.pipeline.model_dump(mode="json"),
-        }
-        file = output / f"{index}.{spec.output_format}"
-        file.write_bytes(image_file.encode(rendered.image, spec.output_format, report))
-        adapter_reports = [adapter.model_dump(mode="json") for adapter in rendered.adapters]
-        yield Saved(file, {**report, "adapters": adapter_reports, "timings": rendered.timings})
+        yield _save(rendered, spec, index, output)
+
+
+def _parse(text: bytes) -> InferenceRequest:
+    try:
+        return InferenceRequest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise InvalidRequest(f"{field or 'the request'}: {first['msg']}") from error
+
+
+def _check_model(request: InferenceRequest, settings: Settings) -> Model:
+    model = find_model(request.model)
+    if model.id != settings.model.id:
+        raise InvalidRequest(
+            f"the request is for {model.id!r}, but FLUX2_MODEL_ID is {settings.model.id!r}; set FLUX2_MODEL_ID to match"
+        )
+    return model
+
+
+def _save(rendered: Rendered, spec: ItemSpec, index: int, output: Path) -> SavedImage:
+    # The same parameters as in an image that a worker stores.
+    report = {
+        **spec.model_dump(mode="json"),
+        "index": index,
+        "pipeline": rendered.pipeline.model_dump(mode="json"),
+    }
+    file = output / f"{index}.{spec.output_format}"
+    file.write_bytes(image_file.encode(rendered.image, spec.output_format, report))
+    adapters = [adapter.model_dump(mode="json") for adapter in rendered.adapters]
+    return SavedImage(file, {**report, "adapters": adapters, "timings": rendered.timings})

@@ -38,7 +38,7 @@ def test_a_wrong_setting_is_one_line_that_names_the_variable(command):
 @pytest.mark.parametrize(
     ("arguments", "variables", "said"),
     [
-        (("worker", "--device", "banana"), {}, "device 'banana' is none of auto, cuda, cuda:N and cpu"),
+        (("worker", "--device", "banana"), {}, "unknown device 'banana'; use auto, auto:N, cuda, cuda:N or cpu"),
         (("api",), {"FLUX2_S3_ENDPOINT_URL": "s3.example.com"}, "FLUX2_S3_ENDPOINT_URL: 's3.example.com' is not a URL"),
         (
             ("worker",),

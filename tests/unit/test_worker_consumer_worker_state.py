@@ -1,4 +1,4 @@
-"""What a heartbeat says follows from the worker's state; threads and signal handlers may change it at any moment."""
+"""Threads and signal handlers may change the worker's state at any moment; the heartbeat reports it."""
 
 import threading
 from types import SimpleNamespace

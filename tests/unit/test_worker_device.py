@@ -1,4 +1,4 @@
-"""Which device a worker takes, on a host without CUDA."""
+"""A worker picks its device by name, on a host without CUDA too, and probes it."""
 
 import threading
 
@@ -20,24 +20,24 @@ def test_without_cuda_every_automatic_choice_is_the_cpu(name):
 
 @without_cuda
 @pytest.mark.parametrize("name", ["cuda", "cuda:1"])
-def test_a_cuda_device_that_is_not_there_is_an_error(name):
+def test_a_missing_cuda_device_is_an_error(name):
     with pytest.raises(CheckpointError, match="this process sees 0 CUDA devices"):
         pick_device(name)
 
 
-def test_a_working_device_has_nothing_wrong():
+def test_the_probe_finds_nothing_wrong_with_a_working_device():
     assert probe(torch.device("cpu")) is None
 
 
-def test_a_device_that_does_not_answer_is_wrong(monkeypatch):
+def test_the_probe_gives_up_on_a_device_that_does_not_answer(monkeypatch):
     never = threading.Event()
-    monkeypatch.setattr("worker.device._ask", lambda device: never.wait(30) and "")
+    monkeypatch.setattr("worker.device._calculate", lambda device: never.wait(30) and "")
 
     assert probe(torch.device("cpu"), timeout_s=0.05) == "it did not answer"
     never.set()
 
 
-def test_a_device_that_raises_or_adds_wrongly_is_wrong(monkeypatch):
+def test_the_probe_reports_a_device_that_raises_or_computes_wrongly(monkeypatch):
     def poisoned(*_, **__):
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be ...")
 
@@ -45,10 +45,10 @@ def test_a_device_that_raises_or_adds_wrongly_is_wrong(monkeypatch):
     assert probe(torch.device("cpu")) == "CUDA error: an illegal memory access was encountered"
 
     monkeypatch.setattr(torch, "arange", lambda *_, **__: torch.ones(256))
-    assert probe(torch.device("cpu")) == "it added 0 to 255 up to 256"
+    assert probe(torch.device("cpu")) == "it computed 256 as the sum of 0 to 255"
 
 
-def test_a_device_without_memory_is_not_a_broken_one(monkeypatch):
+def test_running_out_of_memory_is_no_fault(monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("Tried to allocate 2.00 MiB")
 
