@@ -1,5 +1,5 @@
-# `make demo` and `make test` need Python 3.11 or later and nothing else: they install the rest into .venv.
-# Another index for torch's CPU build:  make install PIP_INSTALL_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+# Every target needs only Python 3.11 or later; it installs everything else into .venv.
+# For torch's CPU build:  make install PIP_INSTALL_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
 PYTHON ?= python3
 VENV := .venv
@@ -32,10 +32,10 @@ PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2
 test: install ## run all tests on real Redis and S3
 	$(PYTEST)
 
-test-fast: install ## run the unit and integration tests, without those that start the whole service
+test-fast: install ## run the unit and integration tests, but not those that start the whole service
 	$(PYTEST) tests/unit tests/integration
 
-lint: install ## ruff, mypy --strict, import contracts
+lint: install ## run ruff, mypy --strict and the import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -45,7 +45,7 @@ format: install ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install ## measure the queue on this host: accept, status, queue to start, adapter change, 200 pollers
+bench: install ## measure the queue on this host: accept, status, queue to start, adapter swap, 200 pollers
 	$(BIN)/python -m benchmarks.queue
 	$(BIN)/python -m benchmarks.load
 
@@ -54,14 +54,14 @@ bench-gpu: install ## measure full-size FLUX.2 with random weights on the GPU, a
 
 JOBS ?= 300
 
-chaos: install ## kill, freeze, cut off and fill everything, and check every promise; JOBS=1000 is the long one
+chaos: install ## kill, freeze, cut off and fill everything, and check every promise; JOBS=1000 is the long run
 	$(BIN)/python -m chaos --jobs $(JOBS) $(CHAOS_ARGS)
 
-lock: install ## write constraints.txt from what is installed
+lock: install ## write constraints.txt from the installed packages
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
 score-tiny: install ## render 60 prompts that the demonstration model never saw and measure the pictures
 	$(BIN)/python -m benchmarks.score_tiny
 
-clean: ## remove what the other targets made
+clean: ## remove everything that the other targets made
 	rm -rf $(VENV) .flux2 demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

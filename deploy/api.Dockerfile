@@ -1,8 +1,9 @@
-# The HTTP side: no torch, no GPU.
+# The HTTP API: no torch, no GPU.
 FROM python:3.12-slim
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY api api
+COPY flux2_client flux2_client
 COPY shared shared
 COPY worker worker
 RUN pip install --no-cache-dir --constraint constraints.txt '.[api]'

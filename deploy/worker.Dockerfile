@@ -1,11 +1,12 @@
-# One GPU worker. PyTorch's default Linux wheel brings its CUDA libraries; the host needs the NVIDIA driver and
-# container toolkit only.
+# One GPU worker. PyTorch's default Linux wheel brings its CUDA libraries, so the host needs only the NVIDIA driver and
+# container toolkit.
 FROM python:3.12-slim
-# Kernels are built when a worker starts; Triton compiles a small C file for each.
+# A starting worker builds its kernels; Triton compiles a small C file for each.
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
 WORKDIR /app
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY api api
+COPY flux2_client flux2_client
 COPY shared shared
 COPY worker worker
 RUN pip install --no-cache-dir --constraint constraints.txt '.[worker]'

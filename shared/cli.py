@@ -12,7 +12,7 @@ import threading
 from dataclasses import asdict
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
@@ -26,9 +26,11 @@ from shared.adapters.inspection import inspect_adapter, read_linear_layers
 from shared.demo_model import DEMO_ADAPTER, DRAWN_PX, LABEL, PROMPTS
 from shared.doctor import run_checks
 from shared.errors import AdapterNotFound, Flux2Error
-from shared.local.stack import Stack
 from shared.settings import Settings
 from shared.unknown_settings import find_unknown_settings
+
+if TYPE_CHECKING:
+    from shared.local.stack import Stack
 
 # Only the header of a base checkpoint is read, so its size does not matter.
 _ANY_SIZE = 2**62
@@ -58,6 +60,9 @@ def up(
     workers: Annotated[int, typer.Option(min=0, help="Number of worker processes; with CUDA, one per GPU.")] = 1,
 ) -> None:
     """Start Redis, S3, the API and workers on this host, and run them until Ctrl-C."""
+    # It imports boto3, which takes 0.2 s; the other commands should not wait for it.
+    from shared.local.stack import Stack
+
     settings = Settings()
     logs.configure(settings.log)
     console = Console()

@@ -1,4 +1,4 @@
-"""Log lines on standard error: a constant message with its values, as text for people or JSON for machines."""
+"""Write log lines to standard error: a constant message and its values, as text for people or JSON for machines."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from shared.settings import LogSettings
 
 
 def configure(settings: LogSettings) -> None:
-    """Send the project's loggers and its libraries' warnings to one handler; call once, at process start."""
+    """Send the project's logs and its libraries' warnings to one handler; call once, when the process starts."""
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if settings.format == "json"
+        # No padding: messages are sentences, not columns.
         else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
     )
     formatter = structlog.stdlib.ProcessorFormatter(
+        # Every record is foreign to structlog, since the project logs through the standard library.
         foreign_pre_chain=[
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,

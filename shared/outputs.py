@@ -16,4 +16,4 @@ def make_output_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputRefused(f"{folder}: {error.strerror}") from error
+        raise OutputRefused(f"cannot create {folder}: {error.strerror}; choose another --output") from error

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def variables():
-    """Every variable that .env.example offers, which another test holds to the settings."""
+    """Every variable in .env.example, which another test compares with the settings."""
     return re.findall(r"^#(\w+)=", (ROOT / ".env.example").read_text(), re.MULTILINE)
 
 
@@ -42,10 +43,19 @@ def test_each_image_installs_its_own_side_only(image, extra):
     assert f"'.{extra}'" in text
 
 
+@pytest.mark.parametrize("image", ["api", "worker"])
+def test_each_image_copies_every_package_that_it_installs(image):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    text = (ROOT / "deploy" / f"{image}.Dockerfile").read_text()
+
+    packages = {name.partition(".")[0] for name in project["tool"]["setuptools"]["packages"]}
+    assert set(re.findall(r"^COPY (\w+) \1$", text, re.MULTILINE)) == packages
+
+
 def test_compose_passes_every_setting_on():
     text = (ROOT / "docker-compose.yml").read_text()
 
-    # Decided by the composition itself: where things are inside a container.
+    # The composition decides these itself, because they say where things are inside a container.
     inside = {
         "FLUX2_STORAGE_BACKEND",
         "FLUX2_STORAGE_DIRECTORY",
