@@ -59,7 +59,7 @@ def render(renderer, path=None, *, mode=None, **changes):
 
 def test_every_kind_changes_the_picture_and_leaves_no_bit_behind(renderer, goldens):
     base = render(renderer)
-    modes = ["live"] if renderer.swapper.only_live else ["merged", "live"]
+    modes = ["merged", "live"] if renderer.swapper.components.precision.can_merge else ["live"]
 
     for name in KINDS:
         for mode in modes:

@@ -6,7 +6,7 @@ import torch
 from shared.job import ItemSpec
 from shared.settings import ModelSettings
 from worker.kernels.checksum import checksum
-from worker.kernels.low_rank import add_low_rank, fits
+from worker.kernels.low_rank import add_low_rank, can_add_low_rank
 from worker.lora.merge import lora_delta
 from worker.model.demo_model import write_tiny_adapter, write_tiny_checkpoint
 from worker.model.fp8 import fp8_layers, norm_rows, quantize_rows
@@ -43,25 +43,25 @@ def test_a_lora_is_added_with_the_bits_of_torchs_operations(shape, rank, dtype, 
     weight, down, up = draw(*shape, std=0.02).to(dtype), draw(rank, columns, std=0.02), draw(rows, rank, std=0.02)
     expected = (weight + lora_delta(down, up, scale=0.5, multiplier=0.7)).to(dtype)
 
-    broken = torch.zeros((), dtype=torch.int32, device="cuda")
+    non_finite = torch.zeros((), dtype=torch.int32, device="cuda")
 
-    assert fits(weight)
+    assert can_add_low_rank(weight)
     apart = torch.empty_like(weight)
     for target in (apart, weight):
-        add_low_rank(target, down, up, old=weight, multiplier=0.7, scale=0.5, broken=broken)
+        add_low_rank(target, down, up, old=weight, multiplier=0.7, scale=0.5, non_finite=non_finite)
 
-    assert not broken
+    assert not non_finite
     assert int((apart != expected).sum()) == 0
     assert int((weight != expected).sum()) == 0
 
 
-def test_a_sum_that_overflows_is_told(draw):
+def test_a_sum_that_overflows_is_marked_as_not_finite(draw):
     weight, down, up = draw(64, 128).bfloat16(), torch.ones(1, 128).cuda(), torch.full((64, 1), 3.4e38).cuda()
 
-    broken = torch.zeros((), dtype=torch.int32, device="cuda")
-    add_low_rank(weight, down, up, old=weight, multiplier=1.0, scale=1.0, broken=broken)
+    non_finite = torch.zeros((), dtype=torch.int32, device="cuda")
+    add_low_rank(weight, down, up, old=weight, multiplier=1.0, scale=1.0, non_finite=non_finite)
 
-    assert broken
+    assert non_finite
 
 
 @pytest.mark.parametrize("shape", [(3, 8), (55296, 6144), (300, 1000)])

@@ -81,7 +81,9 @@ def test_where_the_parts_lie_changes_no_bit(load, tmp_path):
 def test_adapters_change_to_the_same_bits_from_wherever_clean_weights_come(
     clean_weights, share, prepared, precision, load, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("worker.kernels.low_rank._LEAST", 0)  # the kernel takes small layers too, with bits of its own
+    monkeypatch.setattr(
+        "worker.kernels.low_rank._MIN_VALUES", 0
+    )  # the kernel takes small layers too, with bits of its own
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     write_tiny_adapter(first)
     write_tiny_adapter(second, STYLES[0])

@@ -107,7 +107,7 @@ def failing_at_layer() -> Callable[..., Any]:
             return merge.weight_delta(*args, **kwargs)
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("worker.lora.hot_swap.weight_delta", weight_delta)
+            patch.setattr("worker.lora.apply.weight_delta", weight_delta)
             yield
 
     return failing

@@ -1,6 +1,5 @@
 """What is merged, what changes it, and what comes back when a change fails."""
 
-import concurrent.futures
 import errno
 import itertools
 import os
@@ -19,6 +18,7 @@ from shared.settings import ModelSettings
 from worker.kernels.checksum import checksum
 from worker.lora import load as module
 from worker.lora import merge
+from worker.lora.adapter_swap import SwapState
 from worker.lora.hot_swap import AdapterSwapper
 from worker.model.load import load_components
 from worker.model.placement import Placement
@@ -81,6 +81,14 @@ def run_once():
             return predict(components.transformer, call)
 
     return run
+
+
+def wait_for_end(swapper):
+    """Return the state in which the latest swap ends, without taking its failure."""
+    swap = swapper._swap
+    with swap._changed:
+        assert swap._changed.wait_for(lambda: swap.state in (SwapState.READY, SwapState.FAILED), timeout=20)
+    return swap.state
 
 
 def equal(left, right):
@@ -203,7 +211,9 @@ def test_drift_counts_the_parameters_whose_bits_are_not_the_clean_ones(swapper, 
     assert swapper.count_corrupted() == 0
     swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
     swapper.activate([])
-    qkv, last = (swapper._weights[name] for name in ("transformer_blocks.0.attn.to_k.weight", "norm_out.linear.weight"))
+    qkv, last = (
+        swapper._weights._weights[name] for name in ("transformer_blocks.0.attn.to_k.weight", "norm_out.linear.weight")
+    )
 
     with torch.no_grad():
         qkv[63, 5] = -qkv[63, 5]  # one sign bit
@@ -237,7 +247,7 @@ def test_drift_leaves_out_what_carries_an_adapter_now(swapper, adapters):
     swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
     swapper.activate(adapters(("lora_subset_bf16", 1.0)))
     clean, merged = (
-        swapper._weights[name] for name in ("norm_out.linear.weight", "transformer_blocks.0.attn.to_k.weight")
+        swapper._weights._weights[name] for name in ("norm_out.linear.weight", "transformer_blocks.0.attn.to_k.weight")
     )
 
     with torch.no_grad():
@@ -411,7 +421,7 @@ def test_an_adapter_that_makes_a_weight_infinite_is_refused_and_leaves_the_base(
 
 def test_an_adapter_that_was_never_trained_leaves_even_negative_zeros(swapper, extreme):
     layer = "double_blocks.0.img_attn.proj"
-    weight = swapper._weights["transformer_blocks.0.attn.to_out.0.weight"]
+    weight = swapper._weights._weights["transformer_blocks.0.attn.to_out.0.weight"]
     with torch.no_grad():
         weight[0, 0] = -0.0
 
@@ -493,14 +503,13 @@ def test_a_change_ahead_goes_on_even_where_the_device_cannot_say_when_passes_end
     def broken():
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr(swapper._gate, "_now", broken)
+    monkeypatch.setattr(swapper._gate, "_record_event", broken)
     swapper.begin_next(adapters(("lora_r4_bf16", 1.0)), passes=1)
 
     with pytest.raises(RuntimeError, match="device lost"):
         swapper.abandon_passes()
 
-    concurrent.futures.wait([swapper._change], timeout=20)
-    assert swapper._change.done()
+    assert wait_for_end(swapper) is SwapState.FAILED  # the thread that writes needs events too, but it does not hang
 
 
 def test_a_change_ahead_that_fails_is_the_next_items_failure(swapper, adapters, extreme, run_once):
@@ -539,9 +548,9 @@ def test_a_change_that_failed_for_an_item_that_has_ended_is_nothing_to_the_next(
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr("worker.lora.hot_swap.weight_delta", fails)
+        patch.setattr("worker.lora.apply.weight_delta", fails)
         swapper.activate(adapters(("lora_alllinear_bf16", 1.0)), wait=False)
-        concurrent.futures.wait([swapper._change])
+        assert wait_for_end(swapper) is SwapState.FAILED
 
     assert swapper.activate([])[0] == "none"
     assert equal(weights(swapper), base)
@@ -553,11 +562,11 @@ def test_a_live_adapter_whose_change_failed_is_taken_off_by_the_next_item(wait, 
     swapper.activate(adapters(("lora_r4_bf16", 1.0)))
 
     with monkeypatch.context() as patch:  # as the merged adapter is taken off
-        patch.setattr(swapper._base, "restore", fails_once(swapper._base.restore))
+        patch.setattr(swapper._weights._base, "restore", fails_once(swapper._weights._base.restore))
         with pytest.raises(RuntimeError, match="broken") if wait else nullcontext():
             swapper.activate(adapters(("dora_bf16", 1.0)), mode="live", wait=wait)
         if not wait:
-            concurrent.futures.wait([swapper._change])
+            assert wait_for_end(swapper) is SwapState.FAILED
 
     assert swapper.activate([])[0] == "restored"
     assert not swapper.unmerged
@@ -585,10 +594,12 @@ def test_a_change_is_undone_on_the_stream_that_it_ran_on(swapper, adapters, monk
         yield
         entered.pop()
 
-    put_back = swapper._base.restore
+    put_back = swapper._weights._base.restore
     monkeypatch.setattr(torch.cuda, "stream", stream)
-    monkeypatch.setattr(swapper._base, "restore", lambda *args: within.append(bool(entered)) or put_back(*args))
-    monkeypatch.setattr("worker.lora.hot_swap.weight_delta", fails_after(9))
+    monkeypatch.setattr(
+        swapper._weights._base, "restore", lambda *args: within.append(bool(entered)) or put_back(*args)
+    )
+    monkeypatch.setattr("worker.lora.apply.weight_delta", fails_after(9))
 
     with pytest.raises(AdapterRefused):
         swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
@@ -614,7 +625,7 @@ def test_a_step_that_waits_for_weights_that_never_come_ends_too(swapper, adapter
         time.sleep(0.1)
         raise AdapterRefused("not finite")
 
-    monkeypatch.setattr("worker.lora.hot_swap.weight_delta", fails)
+    monkeypatch.setattr("worker.lora.apply.weight_delta", fails)
     swapper.activate(adapters(("lora_alllinear_bf16", 1.0)), wait=False)
 
     run_once(swapper.components)
@@ -632,7 +643,7 @@ def test_only_touched_parameters_are_copied(components, adapters):
     changed = [name for name, weight in weights(swapper).items() if not torch.equal(weight, base[name])]
     # One double block has eight layers, of which both qkv are three parameters; one single block has two.
     assert len(changed) == 6 + 2 * 3 + 2
-    assert swapper._base.bytes == sum(base[name].nbytes for name in changed)
+    assert swapper._weights._base.copied_bytes == sum(base[name].nbytes for name in changed)
 
 
 @pytest.mark.parametrize("place", ["device", "host", "file"])
@@ -645,21 +656,21 @@ def test_clean_weights_come_back_from_wherever_they_are_kept(place, components, 
     swapper.activate([])
 
     assert equal(weights(swapper), base)
-    assert (swapper._base.bytes == 0) == (place == "file")
+    assert (swapper._weights._base.copied_bytes == 0) == (place == "file")
 
 
 def test_a_blocks_clean_weights_are_asked_for_before_those_of_the_block_before_have_come(
     swapper, adapters, monkeypatch
 ):
     swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
-    put_back, group_of, seen = swapper._base.restore, swapper._gate.group_of, []
+    put_back, group_of, seen = swapper._weights._base.restore, swapper._gate.group_of, []
 
     def watched(name, weight):
         wait = put_back(name, weight)
         seen.append(("asked", group_of[name]))
         return lambda: (seen.append(("came", group_of[name])), wait())
 
-    monkeypatch.setattr(swapper._base, "restore", watched)
+    monkeypatch.setattr(swapper._weights._base, "restore", watched)
     swapper.activate([])
 
     first_came = {group: seen.index(("came", group)) for what, group in seen if what == "came"}
@@ -678,13 +689,13 @@ def test_what_the_device_has_room_for_is_spread_over_the_blocks(components, adap
 
     for name in ("lora_alllinear_bf16", "lora_subset_bf16", "lora_alllinear_bf16"):
         swapper.activate(adapters((name, 1.0)))
-    kept = swapper._base._copies.keys()
+    kept = swapper._weights._base._copies.keys()
     by_block = {name.split(".")[0] + name.split(".")[1]: [0, 0] for name in touched}
     for name in touched:
         by_block[name.split(".")[0] + name.split(".")[1]][name in kept] += sizes[name]
     swapper.activate([])
 
-    assert 0.8 * room < swapper._base.bytes <= room
+    assert 0.8 * room < swapper._weights._base.copied_bytes <= room
     assert all(from_file and on_device for from_file, on_device in by_block.values()), by_block
     assert equal(weights(swapper), base)
 
@@ -696,7 +707,7 @@ def test_a_checkpoint_of_another_precision_is_copied(components, adapters):
     swapper.activate(adapters(("lora_r4_bf16", 1.0)))
     swapper.activate([])
 
-    assert swapper._base.bytes > 0
+    assert swapper._weights._base.copied_bytes > 0
     assert equal(weights(swapper), base)
 
 

@@ -10,7 +10,7 @@ from shared.errors import AdapterMismatch, AdapterNotFound, AdapterRefused
 from worker.checkpoint.tensor_names import layer_parts
 from worker.lora.hot_swap import AdapterSwapper
 from worker.lora.load import read_adapter
-from worker.lora.merge import Change, lokr_delta, lora_delta, row_scales, weight_delta, write
+from worker.lora.merge import DenseDelta, lokr_delta, lora_delta, row_scales, weight_delta, write_merged
 
 ADAPTERS = [
     "lora_r4_bf16",
@@ -59,7 +59,7 @@ def test_alpha_is_divided_by_the_rank():
     update = LayerUpdate("layer", "lora", {"down": "A", "up": "B", "alpha": "alpha"}, (2, 2), rank=2)
     tensors = {"A": torch.eye(2), "B": torch.eye(2), "alpha": torch.tensor(1.0)}
 
-    assert weight_delta(update, tensors, multiplier=1.0).delta.tolist() == [[0.5, 0.0], [0.0, 0.5]]
+    assert weight_delta(update, tensors, multiplier=1.0).values.tolist() == [[0.5, 0.0], [0.0, 0.5]]
 
 
 def test_delta_is_computed_in_float32():
@@ -88,18 +88,18 @@ def test_rows_are_scaled_from_their_lengths_to_the_magnitudes():
     assert row_scales(weight, torch.tensor([10.0, 1.0])).tolist() == [[2.0], [0.5]]
 
 
-def put(weight, change):
-    """Write a change; return whether the weight has stayed finite."""
-    broken = torch.zeros((), dtype=torch.int32)
-    write(weight, change, old=weight, broken=broken)
-    return not broken
+def put(weight, delta):
+    """Merge an update; return whether the weight has stayed finite."""
+    non_finite = torch.zeros((), dtype=torch.int32)
+    write_merged(weight, delta, old=weight, non_finite=non_finite)
+    return not non_finite
 
 
 def test_a_dora_scales_the_sum_of_weight_and_delta():
     weight = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
     delta = torch.tensor([[0.0, 4.0], [0.0, 0.0]])  # the first row becomes (3, 4), of length 5
 
-    put(weight, Change(delta, torch.tensor([10.0, 3.0])))
+    put(weight, DenseDelta(delta, torch.tensor([10.0, 3.0])))
 
     assert weight.tolist() == [[6.0, 8.0], [0.0, 3.0]]
 
@@ -107,7 +107,7 @@ def test_a_dora_scales_the_sum_of_weight_and_delta():
 def test_a_dora_changes_lengths_even_where_its_delta_is_zero():
     weight = torch.tensor([[3.0, 4.0]])
 
-    put(weight, Change(torch.zeros(1, 2), torch.tensor([10.0])))
+    put(weight, DenseDelta(torch.zeros(1, 2), torch.tensor([10.0])))
 
     assert weight.tolist() == [[6.0, 8.0]]
 
@@ -116,15 +116,15 @@ def test_a_dora_changes_lengths_even_where_its_delta_is_zero():
 def test_a_dora_row_without_a_direction_is_told(rows, finite):
     weight = torch.tensor(rows)
 
-    assert put(weight, Change(torch.zeros(2, 2), torch.ones(2))) is finite
+    assert put(weight, DenseDelta(torch.zeros(2, 2), torch.ones(2))) is finite
 
 
-def test_rows_of_a_change_keep_their_magnitudes():
-    change = Change(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([4.0, 5.0, 6.0]))
+def test_selected_rows_keep_their_magnitudes():
+    delta = DenseDelta(torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([4.0, 5.0, 6.0]))
 
-    last = change.take(lambda rows: rows[2:])
+    last = delta.select_rows(lambda rows: rows[2:])
 
-    assert (last.delta.tolist(), last.magnitude.tolist()) == ([[3.0]], [6.0])
+    assert (last.values.tolist(), last.magnitude.tolist()) == ([[3.0]], [6.0])
 
 
 def test_the_sum_is_rounded_once():
@@ -132,14 +132,14 @@ def test_the_sum_is_rounded_once():
     # would be exactly half a step, a tie that goes down to the even 1.0.
     weight = torch.tensor([1.0], dtype=torch.bfloat16)
 
-    put(weight, Change(torch.tensor([2**-8 + 2**-20])))
+    put(weight, DenseDelta(torch.tensor([2**-8 + 2**-20])))
 
     assert weight.tolist() == [1.0 + 2**-7]
 
 
 @pytest.mark.parametrize(("delta", "finite"), [(3e38, False), (-3e38, True)])
 def test_a_sum_that_overflows_is_told(delta, finite):
-    assert put(torch.tensor([1.0, 3e38]), Change(torch.tensor([1.0, delta]))) is finite
+    assert put(torch.tensor([1.0, 3e38]), DenseDelta(torch.tensor([1.0, delta]))) is finite
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -28,7 +28,9 @@ BASE = X @ WEIGHT.T  # 1, 2
 
 def beside(kind, tensors, *, rank=None, multiplier=0.5):
     update = LayerUpdate("layer", kind, {role: role for role in tensors}, (2, 2), rank)
-    return forward_patch(UnmergedUpdate(update, tensors, multiplier, weight=lambda: WEIGHT, take=lambda tensor: tensor))
+    return forward_patch(
+        UnmergedUpdate(update, tensors, multiplier, weight=lambda: WEIGHT, select_rows=lambda tensor: tensor)
+    )
 
 
 def test_a_lora_matches_a_hand_worked_example():

@@ -115,7 +115,7 @@ def test_adapters_are_merged_in_bfloat16_and_taken_off_to_the_bit(
         swapper.activate(adapters)
         exact.activate(adapters)
         for name, layer in fp8_layers(fast.transformer).items():
-            expected = Fp8Linear(exact._weights[name]).weight
+            expected = Fp8Linear(exact._weights._weights[name]).weight
             assert torch.equal(layer.weight.view(torch.uint8), expected.view(torch.uint8)), name
         assert (swapper.count_corrupted(), swapper.corrupted) == (0, 0)
 
@@ -132,7 +132,7 @@ def test_a_checkpoint_in_float32_is_refused(checkpoint, tmp_path):
 def test_a_checkpoint_that_was_written_over_is_never_rendered_with(fast, adapter, monkeypatch):
     swapper = AdapterSwapper(fast)
     swapper.activate(adapter)
-    put_back = swapper._base.restore
+    put_back = swapper._weights._base.restore
 
     def damaged(name, weight):
         wait = put_back(name, weight)
@@ -143,7 +143,7 @@ def test_a_checkpoint_that_was_written_over_is_never_rendered_with(fast, adapter
 
         return then
 
-    monkeypatch.setattr(swapper._base, "restore", damaged)
+    monkeypatch.setattr(swapper._weights._base, "restore", damaged)
 
     with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
         swapper.activate([])

@@ -1,4 +1,7 @@
-"""The kernel of `worker.model.attention`; a module of its own, because only torch for GPUs brings Triton."""
+"""The Triton kernel of `worker.model.attention`.
+
+Only torch for GPUs brings Triton, so this module is imported when the kernel first runs.
+"""
 
 import triton
 import triton.language as tl
@@ -6,7 +9,7 @@ from torch import Tensor
 
 
 def launch(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float, turned: Tensor) -> None:
-    """Norm and turn heads of 128 channels; see `worker.model.attention.norm_and_rotate`."""
+    """Normalise and rotate heads of 128 channels; see `worker.model.attention.norm_and_rotate`."""
     batch, tokens, heads, _ = values.shape
     _norm_and_rotate[(batch * tokens,)](
         values, *values.stride()[:3], weight, cosines, cosines.stride(0), sines, sines.stride(0), turned,
@@ -31,11 +34,9 @@ def _norm_and_rotate(
     eps,
     HEADS: tl.constexpr,
 ):
-    """Do one token's heads.
-
-    Sums are torch's: four neighbours one after the other, then halves of the 32 results to each other. A sum of two
-    has no order, so the compiler has none to choose.
-    """
+    """Normalise and rotate all heads of one token."""
+    # Sums have torch's order: four neighbours one after the other, then the 32 results in halves. Each step below adds
+    # two values, which have no order, so the compiler cannot choose another one.
     dtype = values.dtype.element_ty
     token = tl.program_id(0).to(tl.int64)
     position = token % tokens

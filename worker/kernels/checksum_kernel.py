@@ -1,4 +1,7 @@
-"""The kernel of `worker.kernels.checksum`; a module of its own, because only torch for GPUs brings Triton."""
+"""The Triton kernel of `worker.kernels.checksum`.
+
+Only torch for GPUs brings Triton, so this module is imported when the kernel first runs.
+"""
 
 import triton
 import triton.language as tl
@@ -8,7 +11,7 @@ _WORDS = 1024
 
 
 def launch(words: Tensor, total: Tensor) -> None:
-    """Add the sum of int64 words, (rows, columns), each row times an odd number of its own, to `total`."""
+    """Add int64 words, (rows, columns), to `total`; row i is multiplied by 2 i + 1."""
     rows, columns = words.shape
     _add_up[(rows,)](words, total, words.stride(0), columns, WORDS=_WORDS)
 

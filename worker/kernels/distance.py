@@ -1,4 +1,4 @@
-"""How far one result is from another."""
+"""The distance between two results."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ from torch import Tensor
 
 
 def rel_l2(got: Tensor, golden: Tensor) -> float:
-    """Return the length of the difference, relative to that of `golden`, in float64; infinite where that has none."""
+    """Return the L2 norm of the difference, relative to that of `golden`; infinite if only `golden` is all zeros."""
     difference, size = (got.double() - golden.double()).norm().item(), golden.double().norm().item()
     return difference / size if size else (math.inf if difference else 0.0)

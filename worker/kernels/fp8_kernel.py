@@ -1,10 +1,13 @@
-"""The kernels of `worker.model.fp8`; a module of its own, because only torch for GPUs brings Triton."""
+"""The Triton kernels of `worker.model.fp8`.
+
+Only torch for GPUs brings Triton, so this module is imported when a kernel first runs.
+"""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-# Threads hold whole rows: the wider they are, the more threads.
+# One program holds a whole row in registers, so wider rows need more warps.
 _WIDE = 8192
 
 
@@ -23,7 +26,7 @@ def launch(plain: Tensor | None, gate_up: Tensor | None, quantized: Tensor, scal
 def launch_norm(
     hidden_states: Tensor, shift: Tensor, scale: Tensor, eps: float, quantized: Tensor, scales: Tensor
 ) -> None:
-    """Norm, modulate and quantise rows, all of them contiguous; see `worker.model.fp8.norm_rows`."""
+    """Normalise, modulate and quantise contiguous rows; see `worker.model.fp8.norm_rows`."""
     batch, tokens, columns = hidden_states.shape
     _norm_row[(batch * tokens,)](
         hidden_states, shift, scale, quantized, scales, tokens, eps, COLUMNS=columns, TILES=_tiles(columns), num_warps=8
@@ -31,7 +34,7 @@ def launch_norm(
 
 
 def _part(values: Tensor | None, instead: Tensor) -> tuple[Tensor, int]:
-    """Return what is read and how far rows are apart; any memory will do for what has no columns."""
+    """Return the tensor to read and its row stride; a missing part has no columns, so any tensor stands in for it."""
     return (instead, 0) if values is None else (values, values.stride(0))
 
 
@@ -54,7 +57,7 @@ def _quantize_row(
     GATED: tl.constexpr,
     GATED_TILES: tl.constexpr,
 ):
-    """Quantise one row, which is read once."""
+    """Quantise one row in a single read."""
     row = tl.program_id(0).to(tl.int64)
     largest = 0.0
     if PLAIN > 0:
@@ -90,7 +93,7 @@ def _norm_row(
     COLUMNS: tl.constexpr,
     TILES: tl.constexpr,
 ):
-    """Norm, modulate and quantise one row."""
+    """Normalise, modulate and quantise one row."""
     row = tl.program_id(0).to(tl.int64)
     hidden_states += row * COLUMNS
     first = _load(hidden_states, 0, COLUMNS, TILES[0])

@@ -1,4 +1,7 @@
-"""The kernel of `worker.kernels.low_rank`; a module of its own, because only torch for GPUs brings Triton."""
+"""The Triton kernel of `worker.kernels.low_rank`.
+
+Only torch for GPUs brings Triton, so this module is imported when the kernel first runs.
+"""
 
 import triton
 import triton.language as tl
@@ -10,7 +13,7 @@ def add_low_rank(
     old,
     down,
     up,
-    broken,
+    non_finite,
     rows,
     columns,
     rank,
@@ -20,7 +23,7 @@ def add_low_rank(
     COLUMNS: tl.constexpr,
     RANK: tl.constexpr,
 ):
-    """Write one tile of the weight; without contraction of products and sums, but for those over the rank."""
+    """Write one tile of the weight. Only the sum over the rank fuses products and sums, as torch's product does."""
     tile = tl.program_id(0)
     tiles = tl.cdiv(columns, COLUMNS)
     row = (tile // tiles) * ROWS + tl.arange(0, ROWS)
@@ -47,4 +50,4 @@ def add_low_rank(
     wide = tl.abs(new.to(tl.float32))
     bad = (wide != wide) | (wide == float("inf"))
     if tl.max(bad.to(tl.int32)) > 0:
-        tl.store(broken, 1)
+        tl.store(non_finite, 1)

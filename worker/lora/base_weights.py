@@ -1,7 +1,9 @@
-"""The clean values of weights that adapters change, to put back: bytes of the checkpoint, or copies.
+"""Backups of the base weights: where a parameter's values are restored from after an adapter swap.
 
-The checkpoint's bytes cost a process no memory: all workers of a host read the same page cache, where copies in host
-memory would be 63 GB for each of them. Copies come back a little sooner, those on the device at once.
+Base weights come back by copying, never by subtracting: bfloat16 does not undo an addition (6 % of the entries would
+differ after one round trip). A backup is a copy on the device, a copy in host memory, or the checkpoint file itself.
+The file costs a process no memory: all workers of a host read the same page cache, where copies in host memory would
+be 63 GB for each of them. Copies return a little sooner, those on the device at once.
 """
 
 from __future__ import annotations
@@ -24,12 +26,13 @@ logger = logging.getLogger("flux2.worker.lora")
 
 
 class BaseWeights:
-    """Keeps what is clean of the parameters that are about to be changed.
+    """Backs up parameters before adapters change them, and restores them.
 
     Args:
-        regions: parameters whose bytes lie in files as they are, in the order of their rows.
-        reader: of those files.
-        device_bytes: how much of what is not kept on the device may lie there all the same.
+        place: where backups belong.
+        regions: parameters that can be restored from files, with the file regions of their rows in order.
+        reader: reads those files.
+        device_bytes: device memory that backups may use when `place` is host or file.
     """
 
     def __init__(
@@ -44,64 +47,67 @@ class BaseWeights:
         self._device = device
         self._place = place
         self._regions = regions
-        self._room = device_bytes
-        self._share = 0.0  # of what is kept from now on, that lies on the device all the same
-        self._owed = 0.0
+        self._device_bytes_left = device_bytes
+        self._device_share = 0.0  # part of the planned bytes that is copied on the device
+        self._device_credit = 0.0  # bytes of that share which have not been used yet
         self._copies: dict[str, Tensor] = {}
         self._stream = side_stream(device)
         self._reader = reader
-        self._under_way: dict[str, Completion] = {}
+        self._reads: dict[str, Completion] = {}  # from files, not yet waited for
         if place == "file":
             for file in {region.file for parts in regions.values() for region in parts}:
                 reader.pin(file)
 
     @property
-    def bytes(self) -> int:
-        """What the copies take."""
+    def copied_bytes(self) -> int:
+        """Memory of all copies, on the device and on the host."""
         return sum(copy.nbytes for copy in self._copies.values())
 
     def plan_backups(self, sizes: Mapping[str, int]) -> None:
-        """Say what is about to be kept, in bytes, so that the device's share of it is spread evenly.
+        """Spread the device's memory evenly over the parameters that are about to be backed up.
 
-        While one of those is copied on the device, another is on its way from the host.
+        Args:
+            sizes: bytes of each parameter.
         """
+        # Evenly, because a copy on the device hides the transfer of the next parameter from the host.
         new = sum(size for name, size in sizes.items() if name not in self._copies)
-        self._share, self._owed = (min(1.0, self._room / new) if new else 0.0), 0.0
+        self._device_share = min(1.0, self._device_bytes_left / new) if new else 0.0
+        self._device_credit = 0.0
 
     def back_up(self, name: str, weight: Tensor) -> None:
-        """Remember a parameter, whose values are clean now."""
+        """Make sure that a parameter can be restored to its present values; a second call changes nothing."""
         if name in self._copies:
             return
-        self._owed += self._share * weight.nbytes
-        on_device = self._place == "device" or weight.nbytes <= min(self._room, self._owed)
+        self._device_credit += self._device_share * weight.nbytes
+        on_device = self._place == "device" or weight.nbytes <= min(self._device_bytes_left, self._device_credit)
         if self._place == "file" and name in self._regions and not on_device:
             return
-        self._owed -= weight.nbytes if on_device else 0
+        self._device_credit -= weight.nbytes if on_device else 0
         copy = torch.empty_like(weight) if on_device else pinned_like(weight)
         self._copies[name] = copy.copy_(weight)
-        self._room -= weight.nbytes if on_device else 0
+        self._device_bytes_left -= weight.nbytes if on_device else 0
 
     def copy_on_device(self, name: str) -> Tensor | None:
-        """Return a parameter's copy, not to be written to, if it lies on the device."""
+        """Return a parameter's copy if it is on the device; it must not be written to."""
         copy = self._copies.get(name)
         return copy if copy is not None and copy.device == self._device else None
 
-    def _arrive(self, name: str) -> None:
-        with _lost():
-            self._under_way.pop(name)()
-
     @torch.no_grad()
     def restore(self, name: str, weight: Tensor) -> Callable[[], None]:
-        """Begin to give `weight` the clean values of a parameter that was kept before; return what waits for the end.
+        """Begin to write a parameter's backup to `weight`.
 
-        That holds up the current stream. Both raise:
-            WeightsLost: a file has become shorter, or cannot be read; `weight` is then in no known state.
+        Returns:
+            A function that makes the current stream wait until the values are there.
+
+        Raises:
+            WeightsLost: a file is shorter than before, or cannot be read; the returned function raises it too. The
+                values of `weight` are then undefined.
         """
         copy = self._copies.get(name)
         if copy is None:
-            with _lost():
-                self._under_way[name] = self._reader.read_rows(self._regions[name], weight)
-            return partial(self._arrive, name)
+            with _as_weights_lost():
+                self._reads[name] = self._reader.read_rows(self._regions[name], weight)
+            return partial(self._finish_read, name)
         if copy.device == self._device or self._stream is None:
             weight.copy_(copy)
             return already_complete
@@ -112,20 +118,24 @@ class BaseWeights:
             arrived: Any = self._stream.record_event()
         return lambda: current.wait_event(arrived)
 
-    def wait(self) -> None:
-        """Return when nothing is on its way any more, whatever came of it."""
-        for name in list(self._under_way):
+    def finish_reads(self) -> None:
+        """Return when no transfer is running any more; failed ones are logged."""
+        for name in list(self._reads):
             try:
-                self._under_way.pop(name)()
+                self._reads.pop(name)()
             except CheckpointError as error:
-                logger.warning("clean weights not read", extra={"parameter": name, "error": str(error)})
+                logger.warning("base weights not read", extra={"parameter": name, "error": str(error)})
         if self._stream is not None:
             self._stream.synchronize()
 
+    def _finish_read(self, name: str) -> None:
+        with _as_weights_lost():
+            self._reads.pop(name)()
+
 
 @contextmanager
-def _lost() -> Iterator[None]:
+def _as_weights_lost() -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise WeightsLost(f"clean weights cannot be read again: {error}") from error
+        raise WeightsLost(f"base weights cannot be read again: {error}") from error

@@ -1,20 +1,20 @@
-"""Read an adapter file completely and check it completely, before any weight is written.
+"""Read and check an adapter file completely before any weight is written.
 
-The API has checked the header when the job was accepted, but the file may have changed since, and only here are the
-values seen. The bytes are read into memory: a trainer rewrites its files in place, and a mapped file that shrinks kills
+The API has checked the header when it accepted the job, but the file may have changed since, and only the worker reads
+the values. The bytes are read into memory: a trainer rewrites its files in place, and a mapped file that shrinks kills
 the process.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
 import torch
+from cachetools import LRUCache
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -33,49 +33,56 @@ class Adapter:
     """A checked adapter.
 
     Attributes:
-        tensors: the file's, by key; matrices on the device that merges them, once `AdapterReader` has given it.
-        felt: the updates that change a weight. Merging zeros would change the sign of weights that are -0.0.
+        tensors: the file's, by key. `AdapterReader` moves matrices to the device that merges them.
+        effective_updates: the updates that change a weight.
     """
 
     ref: AdapterRef
     layout: AdapterLayout
     tensors: dict[str, Tensor]
-    felt: tuple[LayerUpdate, ...]
+    effective_updates: tuple[LayerUpdate, ...]
 
 
-class _Kept:
-    """An adapter on the host; for a GPU its tensors lie side by side, and `locked_for` it one copy takes milliseconds.
+class _HostAdapter:
+    """An adapter in host memory, packed into one block so that one copy brings all matrices to a GPU in milliseconds.
 
-    The scalars among them, alphas, stay on the host, which computes with them.
+    Args:
+        pinned_for: the GPU that copies the block often; None if it copies the block once.
     """
 
-    def __init__(self, adapter: Adapter, *, locked_for: torch.device | None) -> None:
+    def __init__(self, adapter: Adapter, *, pinned_for: torch.device | None) -> None:
+        # Scalars are alphas: the host computes with them, so they never go to the device.
         self._scalars = {key: tensor for key, tensor in adapter.tensors.items() if tensor.ndim == 0}
         self._keys = [key for key in adapter.tensors if key not in self._scalars]
         self._places, size = pack_layout(adapter.tensors[key] for key in self._keys)
         self._block = torch.zeros(size, dtype=torch.uint8)
         for key, place in zip(self._keys, self._places, strict=True):
             place.view(self._block).copy_(adapter.tensors[key])
-        self.adapter = replace(adapter, tensors={})
-        if locked_for is not None and locked_for.type == "cuda":
-            pin(self._block, device=locked_for)
+        self._adapter = replace(adapter, tensors={})
+        if pinned_for is not None and pinned_for.type == "cuda":
+            pin(self._block, device=pinned_for)
 
-    def on(self, device: torch.device) -> dict[str, Tensor]:
-        """Return the tensors on a device."""
+    @property
+    def file_bytes(self) -> int:
+        return self._adapter.ref.size_bytes
+
+    def on(self, device: torch.device, *, ref: AdapterRef) -> Adapter:
+        """Return the adapter with its matrices on a device, under the path and multiplier of `ref`."""
         block = self._block.to(device, non_blocking=True)
-        return self._scalars | {key: place.view(block) for key, place in zip(self._keys, self._places, strict=True)}
+        matrices = {key: place.view(block) for key, place in zip(self._keys, self._places, strict=True)}
+        return replace(self._adapter, ref=ref, tensors=self._scalars | matrices)
 
 
 class AdapterReader:
-    """Reads adapters for one base model, and remembers the last ones on the host, checked. Threads may share it.
+    """Reads adapters for one base model and caches the checked files in host memory; threads may share it.
 
-    A rank 32 adapter of every layer is 390 MB, of which reading and checking take longer than merging: items that
-    alternate between adapters, or between multipliers of one, pay it once.
+    A rank 32 adapter of every layer is 390 MB, and reading and checking it takes longer than merging. Items that
+    alternate between adapters, or between multipliers of one, pay for that once.
 
     Args:
         model: id in the catalogue.
         layers: (out, in) of the base model's linear layers.
-        cache_bytes: of files that are remembered.
+        cache_bytes: total size of the cached files.
     """
 
     def __init__(
@@ -84,58 +91,56 @@ class AdapterReader:
         self._model = model
         self._layers = layers
         self._device = device
-        self._cache_bytes = cache_bytes
-        self._checked: OrderedDict[str, _Kept] = OrderedDict()  # by sha256
-        self._one_at_a_time = threading.Lock()
+        self._cache: LRUCache[str, _HostAdapter] = LRUCache(  # by sha256
+            cache_bytes, getsizeof=lambda adapter: adapter.file_bytes
+        )
+        self._lock = threading.Lock()  # one file at a time: two threads may want the same one
 
     def read(self, ref: AdapterRef, path: Path) -> Adapter:
-        """Return the adapter at `path`, which must still be the one that `ref` names.
+        """Return the adapter at `path`, which must still be the file that `ref` names.
 
         Raises:
             AdapterNotFound, AdapterRefused, AdapterMismatch: see `read_adapter`.
         """
-        with self._one_at_a_time:
-            kept = self._kept(ref, path)
-        return replace(kept.adapter, ref=ref, tensors=kept.on(self._device))
+        with self._lock:
+            adapter = self._load(ref, path)
+        return adapter.on(self._device, ref=ref)
 
-    def prepare(self, ref: AdapterRef, path: Path) -> None:
-        """Read an adapter that will be asked for, if there is room to remember it.
+    def preload(self, ref: AdapterRef, path: Path) -> None:
+        """Read an adapter that a later item needs, if the cache has room for it.
 
         Raises:
             AdapterNotFound, AdapterRefused, AdapterMismatch: see `read_adapter`.
         """
-        if ref.size_bytes <= self._cache_bytes:
-            with self._one_at_a_time:
-                self._kept(ref, path)
+        if self._fits_cache(ref):
+            with self._lock:
+                self._load(ref, path)
 
-    def _kept(self, ref: AdapterRef, path: Path) -> _Kept:
-        if ref.sha256 not in self._checked:
-            return self._remember(read_adapter(ref, path, model=self._model, layers=self._layers))
-        _check_identity(ref, path)
-        self._checked.move_to_end(ref.sha256)
-        return self._checked[ref.sha256]
+    def _fits_cache(self, ref: AdapterRef) -> bool:
+        return ref.size_bytes <= self._cache.maxsize
 
-    def _remember(self, adapter: Adapter) -> _Kept:
-        room = adapter.ref.size_bytes <= self._cache_bytes
-        kept = _Kept(adapter, locked_for=self._device if room else None)
-        if room:
-            self._checked[adapter.ref.sha256] = kept
-            while sum(other.adapter.ref.size_bytes for other in self._checked.values()) > self._cache_bytes:
-                self._checked.popitem(last=False)
+    def _load(self, ref: AdapterRef, path: Path) -> _HostAdapter:
+        if ref.sha256 in self._cache:
+            _check_identity(ref, path)
+            return self._cache[ref.sha256]
+        adapter = read_adapter(ref, path, model=self._model, layers=self._layers)
+        if not self._fits_cache(ref):
+            return _HostAdapter(adapter, pinned_for=None)
+        kept = self._cache[ref.sha256] = _HostAdapter(adapter, pinned_for=self._device)
         return kept
 
 
 def read_adapter(ref: AdapterRef, path: Path, *, model: str, layers: Mapping[str, tuple[int, int]]) -> Adapter:
-    """Load the file at `path`, which must still be the one that `ref` names, to the host.
+    """Load the file at `path`, which must still be the file that `ref` names, to the host.
 
     Args:
         model: id in the catalogue.
         layers: (out, in) of the base model's linear layers.
 
     Raises:
-        AdapterNotFound: no file is there any more.
-        AdapterRefused: other bytes than when the job was accepted, no adapter for this model, or a value that is not
-            finite; the message names the key.
+        AdapterNotFound: the file is gone.
+        AdapterRefused: the bytes are not those of when the job was accepted, the file is no adapter for this model, or
+            a value is not finite; the message names the key.
         AdapterMismatch: an update has another shape than its layer.
     """
     _check_identity(ref, path)
@@ -149,18 +154,19 @@ def read_adapter(ref: AdapterRef, path: Path, *, model: str, layers: Mapping[str
         sound = ~tensor.float().isnan() if key in ignored else tensor.float().isfinite()
         if not sound.all():
             raise AdapterRefused(f"{key!r} holds a value that is not finite")
-    felt = tuple(update for update in layout.updates if _is_felt(update, tensors))
-    return Adapter(ref, layout, tensors, felt)
+    # Merging zeros would still change the sign of weights that are -0.0, so updates without effect are left out.
+    effective = tuple(update for update in layout.updates if _has_effect(update, tensors))
+    return Adapter(ref, layout, tensors, effective)
 
 
-def _is_felt(update: LayerUpdate, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether an update is more than a product with a factor of zeros, as of a layer that was never trained."""
+def _has_effect(update: LayerUpdate, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether no factor of the product is all zeros, as it is for a layer that was never trained."""
     factors = [tensors[key] for role, key in update.tensors.items() if role not in ("alpha", "magnitude")]
     return "magnitude" in update.tensors or all(bool(factor.any()) for factor in factors)
 
 
 def _check_identity(ref: AdapterRef, path: Path) -> None:
-    """Cheap when the file is unchanged: digests are remembered by inode, size and times."""
+    # Cheap when the file is unchanged: digests are cached by inode, size and times.
     if sha256_of(path) != ref.sha256:
         raise AdapterRefused(f"{ref.path!r} has changed since the job was accepted; submit again to use the new file")
 

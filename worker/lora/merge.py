@@ -1,9 +1,8 @@
 """Fold an adapter's update into the weight it belongs to.
 
 A merged adapter costs nothing per denoising step, but only one list of adapters can be merged at a time:
-`worker.lora.hot_swap` decides which; this module only does the arithmetic, in float32 and in the trainer's order of
-operations, so that merged weights equal its own to the bit. A kind of adapter is one entry of `_DELTAS` and one
-function.
+`worker.lora.hot_swap` decides which. This module only does the arithmetic, in float32 and in the trainer's order of
+operations, so that merged weights equal the trainer's to the bit. Each kind of adapter is one function in `_DELTAS`.
 """
 
 from __future__ import annotations
@@ -19,34 +18,37 @@ from worker.kernels.low_rank import add_low_rank
 
 
 @dataclass(frozen=True)
-class Change:
-    """What an update does to rows of a weight W, in float32.
+class DenseDelta:
+    """An update of rows of a weight W, in float32.
 
     Attributes:
-        delta: (rows, in). Without a magnitude, W becomes W + delta.
-        magnitude: (rows,), DoRA's: each row of W + delta is brought to this length.
+        values: (rows, in). Without a magnitude, W becomes W + values.
+        magnitude: (rows,), of a DoRA: each row of W + values is scaled to this length.
     """
 
-    delta: Tensor
+    values: Tensor
     magnitude: Tensor | None = None
 
-    def take(self, pick: Callable[[Tensor], Tensor]) -> Change:
-        """Apply `pick`, which chooses rows, to both; exact, since every row changes by itself."""
-        return Change(pick(self.delta), None if self.magnitude is None else pick(self.magnitude))
+    def select_rows(self, select: Callable[[Tensor], Tensor]) -> DenseDelta:
+        """Return the update of the rows that `select` picks; exact, since rows do not depend on each other."""
+        return DenseDelta(select(self.values), None if self.magnitude is None else select(self.magnitude))
 
 
 @dataclass(frozen=True)
-class LowRank:
-    """The same for a LoRA whose delta is not made: see `lora_delta` for its parts."""
+class LowRankDelta:
+    """An update of a LoRA in its factors, which the kernel of `worker.kernels.low_rank` multiplies.
+
+    See `lora_delta` for the attributes.
+    """
 
     down: Tensor
     up: Tensor
     scale: float
     multiplier: float
 
-    def take(self, pick: Callable[[Tensor], Tensor]) -> LowRank:
-        """Apply `pick`, which chooses rows."""
-        return replace(self, up=pick(self.up))
+    def select_rows(self, select: Callable[[Tensor], Tensor]) -> LowRankDelta:
+        """Return the update of the rows that `select` picks."""
+        return replace(self, up=select(self.up))
 
 
 def lora_delta(down: Tensor, up: Tensor, *, scale: float, multiplier: float) -> Tensor:
@@ -85,47 +87,48 @@ def lokr_delta(w1: Tensor, w2: Tensor, *, scale: float, multiplier: float) -> Te
 
 
 def weight_delta(
-    update: LayerUpdate, tensors: Mapping[str, Tensor], *, multiplier: float, in_parts: bool = False
-) -> Change | LowRank:
-    """Return what an update does to its rows.
+    update: LayerUpdate, tensors: Mapping[str, Tensor], *, multiplier: float, factored: bool = False
+) -> DenseDelta | LowRankDelta:
+    """Return the change of a layer's rows.
 
     Args:
         tensors: the adapter file's, by key, on the device that computes.
-        multiplier: not 0, at which the caller leaves the weight alone: DoRA's rows would still take its magnitudes.
-        in_parts: whether every weight suits `worker.kernels.low_rank`, which takes a LoRA in its parts.
+        multiplier: must not be 0: a DoRA would still scale the rows to its magnitudes.
+        factored: keep a LoRA in its factors; see `worker.kernels.low_rank.can_add_low_rank`.
     """
-    if update.kind == "lora" and in_parts:
+    if update.kind == "lora" and factored:
         down, up = (tensors[update.tensors[role]] for role in ("down", "up"))
-        return LowRank(down, up, scale_of(update, tensors), multiplier)
+        return LowRankDelta(down, up, scale_of(update, tensors), multiplier)
     magnitude = update.tensors.get("magnitude")
-    return Change(
+    return DenseDelta(
         _DELTAS[update.kind](update, tensors, multiplier), None if magnitude is None else tensors[magnitude].float()
     )
 
 
 @torch.no_grad()
-def write(weight: Tensor, change: Change | LowRank, *, old: Tensor, broken: Tensor) -> None:
-    """Make `weight` what a change makes of `old`: in float32, rounded once to the weight's dtype.
+def write_merged(weight: Tensor, delta: DenseDelta | LowRankDelta, *, old: Tensor, non_finite: Tensor) -> None:
+    """Write the sum of `old` and an update to `weight`: computed in float32, rounded once to the weight's dtype.
 
     Args:
-        old: like `weight`, or itself.
-        broken: int32, one value on the weight's device; becomes 1 unless all of it is finite. The caller reads those of
-            all layers at once.
+        old: same shape and dtype as `weight`; may be `weight` itself.
+        non_finite: int32, one value on the weight's device; set to 1 if any written value is not finite. The caller
+            reads those of all layers with one transfer.
     """
-    if isinstance(change, LowRank):
+    if isinstance(delta, LowRankDelta):
         add_low_rank(
-            weight, change.down, change.up, old=old, multiplier=change.multiplier, scale=change.scale, broken=broken
-        )
+            weight, delta.down, delta.up, old=old, multiplier=delta.multiplier, scale=delta.scale,
+            non_finite=non_finite,
+        )  # fmt: skip
         return
-    merged = old + change.delta  # promoted to float32 without a float32 copy of the weight
-    if change.magnitude is not None:
-        merged *= row_scales(merged, change.magnitude)
+    merged = old + delta.values  # promoted to float32 without a float32 copy of the weight
+    if delta.magnitude is not None:
+        merged *= row_scales(merged, delta.magnitude)
     weight.copy_(merged)
-    broken |= ~weight.isfinite().all()
+    non_finite |= ~weight.isfinite().all()
 
 
 def row_scales(weight: Tensor, magnitude: Tensor) -> Tensor:
-    """Return the factors, (rows, 1), that bring each row of `weight` to its length in `magnitude`.
+    """Return the factors, (rows, 1), that scale each row of `weight` to its length in `magnitude`.
 
     A row of zeros has no direction: its factor is infinite or NaN.
 
@@ -137,13 +140,13 @@ def row_scales(weight: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def scale_of(update: LayerUpdate, tensors: Mapping[str, Tensor]) -> float:
-    """Return alpha / rank; 1 without an alpha, as between two full factors of a LoKr (see `LayerUpdate.ignored`)."""
+    """Return alpha / rank, or 1 without an alpha; two full LoKr factors have none (see `LayerUpdate.ignored`)."""
     alpha = update.tensors.get("alpha")
     return 1.0 if alpha is None or update.rank is None else tensors[alpha].item() / update.rank
 
 
-def factor(name: str, update: LayerUpdate, tensors: Mapping[str, Tensor]) -> Tensor:
-    """Return a LoKr's factor `w1` or `w2` in float32, multiplied out if it is stored as a product."""
+def lokr_factor(name: str, update: LayerUpdate, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Return a LoKr's factor `w1` or `w2` in float32; a factor that is stored as a product is multiplied out."""
     roles = update.tensors
     if name in roles:
         return tensors[roles[name]].float()
@@ -156,11 +159,11 @@ def _lora(update: LayerUpdate, tensors: Mapping[str, Tensor], multiplier: float)
 
 
 def _lokr(update: LayerUpdate, tensors: Mapping[str, Tensor], multiplier: float) -> Tensor:
-    w1, w2 = (factor(name, update, tensors) for name in ("w1", "w2"))
+    w1, w2 = (lokr_factor(name, update, tensors) for name in ("w1", "w2"))
     return lokr_delta(w1, w2, scale=scale_of(update, tensors), multiplier=multiplier)
 
 
-def _whole(update: LayerUpdate, tensors: Mapping[str, Tensor], multiplier: float) -> Tensor:
+def _full(update: LayerUpdate, tensors: Mapping[str, Tensor], multiplier: float) -> Tensor:
     (key,) = update.tensors.values()
     return tensors[key].float() * multiplier
 
@@ -169,6 +172,6 @@ _DELTAS: dict[str, Callable[[LayerUpdate, Mapping[str, Tensor], float], Tensor]]
     "lora": _lora,
     "dora": _lora,
     "lokr": _lokr,
-    "fullrank": _whole,
-    "diff": _whole,
+    "fullrank": _full,
+    "diff": _full,
 }

@@ -27,7 +27,8 @@ from shared.errors import InvalidRequest, NotFinite, OutOfMemory
 from shared.job import AdapterReport, Decode, ItemSpec, PipelineReport, Progress
 from shared.job import Engine as EngineName
 from worker.checkpoint.pinned import side_stream
-from worker.lora.hot_swap import AdapterSwapper, Change
+from worker.lora.adapter_swap import SwapKind
+from worker.lora.hot_swap import AdapterSwapper
 from worker.model.compile import uncompiled
 from worker.model.components import Components
 from worker.rendering.decode import tiled
@@ -188,7 +189,7 @@ class Renderer:
         """
         denoised = self._denoised
         for ref, path in zip(spec.adapters, adapters, strict=True):
-            self.swapper.prepare(ref, path)
+            self.swapper.preload(ref, path)
         # A new thread's device is the first one, on which a stream's end would open a context.
         mine = torch.cuda.device(self._components.device) if self._beside is not None else nullcontext()
         with torch.no_grad(), mine, torch.cuda.stream(self._beside):
@@ -361,14 +362,14 @@ class Renderer:
         drawn = noise(seed, channels=channels, height=height, width=width, dtype=self._components.dtype)
         return drawn.to(self._components.device)
 
-    def _report(self, spec: ItemSpec, engine: Engine, change: Change, decode_as: Decode) -> PipelineReport:
+    def _report(self, spec: ItemSpec, engine: Engine, change: SwapKind, decode_as: Decode) -> PipelineReport:
         components = self._components
         return PipelineReport(
             engine=engine.name,
             precision=components.precision_names,
             base_revision=components.revision,
             device=_device_name(components),
-            adapter_mode="live" if self.swapper.only_live else spec.adapter_mode or "merged",
+            adapter_mode=spec.adapter_mode or ("merged" if components.precision.can_merge else "live"),
             change=change,
             decode=decode_as,
             drift=self._drift,

@@ -1,0 +1,139 @@
+"""The state of one adapter swap, shared by the thread that renders, the one that writes and the heartbeat.
+
+`worker.lora.hot_swap` has the diagram of the states.
+"""
+
+from __future__ import annotations
+
+import threading
+from enum import Enum
+from typing import Literal
+
+from shared.job import AdapterReport, adapter_key
+
+#: How a swap differs from the weights before it: `merged` starts from the base, `restored` ends there.
+SwapKind = Literal["none", "restored", "merged", "swapped"]
+
+_BASE_KEY = adapter_key(())
+
+
+class SwapState(Enum):
+    """See the diagram in `worker.lora.hot_swap`."""
+
+    IDLE = "idle"
+    DRAINING = "draining"
+    WRITING = "writing"
+    READY = "ready"
+    FAILED = "failed"
+
+
+_SUCCESSORS: dict[SwapState, frozenset[SwapState]] = {
+    SwapState.IDLE: frozenset({SwapState.DRAINING, SwapState.FAILED}),
+    SwapState.DRAINING: frozenset({SwapState.WRITING, SwapState.FAILED}),
+    SwapState.WRITING: frozenset({SwapState.READY, SwapState.FAILED}),
+    SwapState.READY: frozenset(),
+    SwapState.FAILED: frozenset(),
+}
+
+
+class AdapterSwap:
+    """One replacement of the current adapters; threads may share it.
+
+    Args:
+        key: of the adapters to merge, see `ItemSpec.adapter_key`.
+        replaces: key of the adapters that are merged while this swap is idle.
+        kind: how it differs from those.
+        reports: what each adapter does, in merge order.
+    """
+
+    def __init__(self, key: str, *, replaces: str, kind: SwapKind, reports: tuple[AdapterReport, ...]) -> None:
+        self.key = key
+        self.reports = reports
+        self._replaces = replaces
+        self._kind = kind
+        self._changed = threading.Condition()
+        self._state = SwapState.IDLE
+        self._is_claimed = False
+        self._failure: BaseException | None = None
+        self._left_base = False
+
+    @classmethod
+    def of_base(cls) -> AdapterSwap:
+        """Return a finished swap to the base model."""
+        swap = cls(_BASE_KEY, replaces=_BASE_KEY, kind="none", reports=())
+        swap.begin()
+        swap.start_writing()
+        swap.finish()
+        swap.claim()
+        return swap
+
+    @property
+    def state(self) -> SwapState:
+        """The present state; other threads may change it at any time until it is ready or failed."""
+        return self._state
+
+    @property
+    def warm_key(self) -> str:
+        """Key of the adapters that the next step renders with: those of a failed swap are never among them."""
+        with self._changed:
+            if self._state is SwapState.IDLE:
+                return self._replaces
+            return _BASE_KEY if self._state is SwapState.FAILED else self.key
+
+    @property
+    def merged_key(self) -> str | None:
+        """Key of the adapters that the weights carry completely; None while that is unknown."""
+        with self._changed:
+            if self._state is SwapState.READY:
+                return self.key
+            return _BASE_KEY if self._left_base else None
+
+    def is_waiting_for(self, key: str) -> bool:
+        """Whether this swap has been begun to these adapters, for an item that has not claimed it yet."""
+        with self._changed:
+            return not self._is_claimed and self.key == key
+
+    def claim(self) -> SwapKind:
+        """Return how the first item that uses this swap finds the weights changed; `none` for each later one."""
+        with self._changed:
+            is_first, self._is_claimed = not self._is_claimed, True
+        return self._kind if is_first else "none"
+
+    def begin(self) -> None:
+        """Let the last passes with the old weights drain."""
+        self._change(SwapState.DRAINING)
+
+    def start_writing(self) -> None:
+        """Note that no pass with the old weights is left."""
+        self._change(SwapState.WRITING)
+
+    def finish(self) -> None:
+        """Note that every weight is written and verified."""
+        self._change(SwapState.READY)
+
+    def fail(self, failure: BaseException | None, *, left_base: bool) -> None:
+        """End the swap without its adapters.
+
+        Args:
+            failure: raised by the next `wait`; None if the caller raises it.
+            left_base: whether the base weights are completely restored.
+        """
+        self._change(SwapState.FAILED, failure=failure, left_base=left_base)
+
+    def wait(self) -> None:
+        """Return when the swap is ready or has failed; raise its failure, once."""
+        with self._changed:
+            self._changed.wait_for(lambda: not _SUCCESSORS[self._state])
+            failure, self._failure = self._failure, None
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            del failure  # else the error and this frame would keep each other, and the failed swap's tensors, alive
+
+    def _change(self, state: SwapState, *, failure: BaseException | None = None, left_base: bool = False) -> None:
+        with self._changed:
+            if state not in _SUCCESSORS[self._state]:
+                raise RuntimeError(f"an adapter swap that is {self._state.value} cannot become {state.value}")
+            self._state, self._failure, self._left_base = state, failure, left_base
+            self._changed.notify_all()
