@@ -23,6 +23,7 @@
     - Stalled                    the item made no progress: a kernel hangs; the process must end
     - StorageUnavailable         the result could not be written
   + ServerFailed                 a process that this host needs is missing, did not start or ended
+  + HeaderFault                  a safetensors header is unsound; its readers name the file and refuse it
   + CheckpointError              the base model's files cannot be used; raised at start, before any claim
   + CommandError                 a command cannot do its work; its message is all that the person sees
     - ApiError                   the API refused a call or cannot be reached
@@ -217,6 +218,12 @@ class ServerFailed(Flux2Error):
     """A process that this host needs is missing, did not start or ended; the message quotes its log."""
 
     code = "server_failed"
+
+
+class HeaderFault(Flux2Error):
+    """A safetensors header is unsound. Its readers catch this and raise an error that names the file."""
+
+    code = "header_fault"
 
 
 class CheckpointError(Flux2Error):

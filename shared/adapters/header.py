@@ -1,24 +1,33 @@
-"""Read the header of a safetensors file that may be malicious.
+"""Read the header of an adapter file that may be malicious.
 
 Adapter files come from strangers, so this runs before any library opens the file. It is pure Python, reads only the
-header, and walks the JSON entry by entry: a bomb is refused where it starts, before it is built in memory. The format
-is https://huggingface.co/docs/safetensors#format. `shared.adapters.layout` decides what the tensors mean.
+header, and walks the JSON entry by entry: a bomb is refused where it starts, before it is built in memory.
+`shared.safetensors_header` knows the file format; `shared.adapters.layout` decides what the tensors mean.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 from shared.adapters.signature import identify_format
-from shared.errors import AdapterNotFound, AdapterRefused
+from shared.errors import AdapterNotFound, AdapterRefused, HeaderFault
+from shared.safetensors_header import (
+    DTYPE_BITS,
+    LENGTH_BYTES,
+    METADATA,
+    HeaderFrame,
+    TensorInfo,
+    check_size,
+    check_tiling,
+    read_frame,
+    read_header_bytes,
+)
 
 # A LoRA on every linear layer of FLUX.2 [dev] has under 1,000 tensors and a header of about 0.1 MB. At these caps the
 # worst header takes 0.2 s and 50 MB to parse.
@@ -28,23 +37,8 @@ MAX_METADATA = 1_000
 MAX_NAME_CHARS = 1024
 MAX_ENTRY_CHARS = 1024
 
-DTYPE_BITS = {
-    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
-    "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
-    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
-}  # fmt: skip
-
 _SPACE = re.compile(r"[ \t\n\r]*")
 _JSON = json.JSONDecoder()
-
-
-class TensorInfo(NamedTuple):
-    """One tensor; `start` and `end` are byte offsets into the data that follows the header."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -73,14 +67,10 @@ def read_header(path: Path, *, max_bytes: int) -> Header:
         raise AdapterRefused(f"{path.name}: cannot be read: {error.strerror}") from error
     try:
         header = _Parser(text).header()
-        _check_offsets(header.tensors, data_bytes)
-    except _Fault as fault:
+        check_tiling(header.tensors, data_bytes)
+    except HeaderFault as fault:
         raise AdapterRefused(f"{path.name}: {fault}") from fault
     return header
-
-
-class _Fault(Exception):
-    """The header is invalid; the message leaves out the file's name."""
 
 
 def _read_text(path: Path, max_bytes: int) -> tuple[str, int]:
@@ -92,22 +82,22 @@ def _read_text(path: Path, max_bytes: int) -> tuple[str, int]:
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
             raise AdapterRefused(f"{path.name}: {size} bytes, and the limit is {max_bytes}")
-        start = file.read(512)
-        length = int.from_bytes(start[:8], "little")
-        if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES) or start[8:9] != b"{":
-            raise AdapterRefused(f"{path.name}: {_no_header(start, size=size, length=length)}")
-        file.seek(8)
-        raw = file.read(length)
-    if len(raw) < length:
+        frame = read_frame(file, file_bytes=size)
+        if not frame.is_plausible(max_header_bytes=MAX_HEADER_BYTES):
+            raise AdapterRefused(f"{path.name}: {_frame_problem(frame)}")
+        raw = read_header_bytes(file, frame)
+    if len(raw) < frame.header_bytes:
         raise AdapterRefused(f"{path.name}: the file shrank while it was read")
     try:
-        return raw.decode("utf-8"), size - 8 - length
+        return raw.decode("utf-8"), frame.data_bytes
     except UnicodeDecodeError as error:
-        raise AdapterRefused(f"{path.name}: the header is not UTF-8 at byte {8 + error.start}") from error
+        where = LENGTH_BYTES + error.start
+        raise AdapterRefused(f"{path.name}: the header is not UTF-8 at byte {where}") from error
 
 
-def _no_header(start: bytes, *, size: int, length: int) -> str:
+def _frame_problem(frame: HeaderFrame) -> str:
     """Return why the file has no header; naming the format that it looks like helps people most."""
+    start, size, length = frame.start, frame.file_bytes, frame.header_bytes
     if start[8:10] != b'{"' and (kind := identify_format(start)):
         return f"not a safetensors file; this is {kind}"
     if size < 8:
@@ -132,18 +122,18 @@ class _Parser:
         tensors: dict[str, TensorInfo] = {}
         metadata: dict[str, str] | None = None
         for name in self._members("the header"):
-            if name == "__metadata__":
+            if name == METADATA:
                 if metadata is not None:
-                    raise _Fault("the header names '__metadata__' twice")
+                    raise HeaderFault("the header names '__metadata__' twice")
                 metadata = self._metadata()
             elif name in tensors:
-                raise _Fault(f"the header names {name!r} twice")
+                raise HeaderFault(f"the header names {name!r} twice")
             elif len(tensors) == MAX_TENSORS:
-                raise _Fault(f"more than {MAX_TENSORS} tensors")
+                raise HeaderFault(f"more than {MAX_TENSORS} tensors")
             else:
                 tensors[name] = self._tensor(name)
         if _skip(self.text, self.at) != len(self.text):
-            raise _Fault(f"the header has text after its JSON, at character {self.at}")
+            raise HeaderFault(f"the header has text after its JSON, at character {self.at}")
         return Header(tensors, metadata or {})
 
     def _members(self, where: str) -> Iterator[str]:
@@ -155,7 +145,7 @@ class _Parser:
         while True:
             name = self._string(where)
             if len(name) > MAX_NAME_CHARS:
-                raise _Fault(f"a name in {where} has {len(name)} characters, and the limit is {MAX_NAME_CHARS}")
+                raise HeaderFault(f"a name in {where} has {len(name)} characters, and the limit is {MAX_NAME_CHARS}")
             self._expect(":", where)
             yield name
             if self._next() == "}":
@@ -166,14 +156,14 @@ class _Parser:
     def _metadata(self) -> dict[str, str]:
         metadata: dict[str, str] = {}
         if self._next() != "{":
-            raise _Fault("__metadata__ is not an object")
+            raise HeaderFault("__metadata__ is not an object")
         for name in self._members("__metadata__"):
             if name in metadata:
-                raise _Fault(f"__metadata__ names {name!r} twice")
+                raise HeaderFault(f"__metadata__ names {name!r} twice")
             if len(metadata) == MAX_METADATA:
-                raise _Fault(f"more than {MAX_METADATA} entries in __metadata__")
+                raise HeaderFault(f"more than {MAX_METADATA} entries in __metadata__")
             if self._next() != '"':
-                raise _Fault(f"__metadata__ {name!r} is not a string")
+                raise HeaderFault(f"__metadata__ {name!r} is not a string")
             metadata[name] = self._string("__metadata__")
         return metadata
 
@@ -182,7 +172,7 @@ class _Parser:
         start = _skip(self.text, self.at)
         end = self.text.find("}", start, start + MAX_ENTRY_CHARS)
         if not self.text.startswith("{", start) or end < 0:
-            raise _Fault(f"tensor {name!r} is not described by an object of dtype, shape and data_offsets")
+            raise HeaderFault(f"tensor {name!r} is not described by an object of dtype, shape and data_offsets")
         self.at = end + 1
         return _tensor_info(name, self.text[start : end + 1])
 
@@ -205,8 +195,8 @@ class _Parser:
         self.at = _skip(self.text, self.at)
         return self.text[self.at : self.at + 1]
 
-    def _broken(self, where: str) -> _Fault:
-        return _Fault(f"{where} is not valid JSON at character {self.at}")
+    def _broken(self, where: str) -> HeaderFault:
+        return HeaderFault(f"{where} is not valid JSON at character {self.at}")
 
 
 def _skip(text: str, at: int) -> int:
@@ -218,50 +208,23 @@ def _tensor_info(name: str, text: str) -> TensorInfo:
     try:
         pairs: list[tuple[str, object]] = json.loads(text, object_pairs_hook=list)
     except (ValueError, RecursionError) as error:
-        raise _Fault(f"tensor {name!r}: its entry is not valid JSON") from error
+        raise HeaderFault(f"tensor {name!r}: its entry is not valid JSON") from error
     entry = dict(pairs)
     if len(pairs) != 3 or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise _Fault(f"tensor {name!r}: expected dtype, shape and data_offsets once each, got {[k for k, _ in pairs]}")
+        raise HeaderFault(
+            f"tensor {name!r}: expected dtype, shape and data_offsets once each, got {[k for k, _ in pairs]}"
+        )
     dtype = entry["dtype"]
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise _Fault(f"tensor {name!r}: unknown dtype {dtype!r}")
+        raise HeaderFault(f"tensor {name!r}: unknown dtype {dtype!r}")
     shape = _naturals(name, "shape", entry["shape"])
     offsets = _naturals(name, "data_offsets", entry["data_offsets"])
     if len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _Fault(f"tensor {name!r}: data_offsets {list(offsets)} are not [start, end]")
-    return _check_size(name, TensorInfo(dtype, shape, *offsets))
+        raise HeaderFault(f"tensor {name!r}: data_offsets {list(offsets)} are not [start, end]")
+    return check_size(name, TensorInfo(dtype, shape, *offsets))
 
 
 def _naturals(name: str, what: str, value: object) -> tuple[int, ...]:
     if not isinstance(value, list) or any(type(number) is not int or number < 0 for number in value):
-        raise _Fault(f"tensor {name!r}: {what} {value!r} is not a list of integers of 0 or more")
+        raise HeaderFault(f"tensor {name!r}: {what} {value!r} is not a list of integers of 0 or more")
     return tuple(value)
-
-
-def _check_size(name: str, info: TensorInfo) -> TensorInfo:
-    bits = math.prod(info.shape) * DTYPE_BITS[info.dtype]
-    if bits != 8 * (info.end - info.start):
-        raise _Fault(
-            f"tensor {name!r}: {info.dtype} of shape {list(info.shape)} takes {-(-bits // 8)} bytes, "
-            f"but data_offsets give it {info.end - info.start}"
-        )
-    return info
-
-
-def _check_offsets(tensors: dict[str, TensorInfo], data_bytes: int) -> None:
-    """Refuse tensors that overlap, leave gaps, exceed the data or do not reach its end."""
-    position = 0
-    for name, info in sorted(tensors.items(), key=lambda item: item[1][2:]):
-        if info.start < position:
-            raise _Fault(
-                f"tensor {name!r} starts at {info.start}, inside the tensor before it, which ends at {position}"
-            )
-        if info.start > position:
-            raise _Fault(
-                f"tensor {name!r} starts at {info.start}, after a gap; the tensor before it ends at {position}"
-            )
-        if info.end > data_bytes:
-            raise _Fault(f"tensor {name!r} ends at {info.end}, but the data is cut off at {data_bytes}")
-        position = info.end
-    if position < data_bytes:
-        raise _Fault(f"{data_bytes - position} bytes follow the last tensor")

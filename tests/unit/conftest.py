@@ -69,7 +69,7 @@ def components(_loaded: dict[str, Any], checkpoint: Path) -> Callable[[str], Any
 
     def make(precision: str) -> Any:
         from worker.checkpoint.locate import ModuleFiles
-        from worker.model.load import load_transformer
+        from worker.model.modules import load_transformer
 
         shared = _loaded[precision]
         files = ModuleFiles("bfl", (checkpoint / "flux2-dev.safetensors",))

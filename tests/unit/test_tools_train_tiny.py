@@ -19,8 +19,8 @@ from tools.train_tiny.models import (
     pack_patches,
 )
 from worker.checkpoint.locate import ModuleFiles
-from worker.model.load import load_autoencoder
-from worker.model.text_encoder import load_tokenizer
+from worker.model.modules import load_autoencoder
+from worker.model.tokenizer import load_tokenizer
 from worker.rendering.decode import decode, to_image
 from worker.rendering.prompt_encoder import tokenize
 

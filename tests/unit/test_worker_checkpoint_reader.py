@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 
 from shared.errors import CheckpointError
 from worker.checkpoint import pinned_file
-from worker.checkpoint.fill import TensorFiles, fill
+from worker.checkpoint.fill import fill
 from worker.checkpoint.reader import Reader, Region
+from worker.checkpoint.tensor_files import TensorFiles
 from worker.checkpoint.tensor_names import Origin
 
 CPU = torch.device("cpu")

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from shared.catalog import MODELS
 from shared.errors import CheckpointError
 from shared.settings import ModelSettings, Settings
-from worker.checkpoint.locate import locate_checkpoint
+from worker.checkpoint.locate import TextEncoderFiles, locate_checkpoint
 from worker.model.load import load_components
-from worker.model.text_encoder import QWEN, load_text_encoder, load_tokenizer
+from worker.model.text_encoder import QWEN, load_text_encoder
+from worker.model.tokenizer import load_tokenizer
 from worker.rendering.decode import decode, to_image
 from worker.rendering.denoise import denoise, distilled_velocity, guided_velocity
 from worker.rendering.latents import image_ids, noise, pack, text_ids, unpack
@@ -279,7 +280,7 @@ def test_the_default_path_and_text_encoder_follow_the_model_id(folder, hub, monk
 
     assert source.transformer.weights == (transformer / "flux-2-klein-base-4b.safetensors",)
     assert source.autoencoder.weights == (autoencoder / "ae.safetensors",)
-    assert source.text_encoder == text_encoder
+    assert source.text_encoder.folder == text_encoder
     assert source.commit == transformer.name
 
 
@@ -325,7 +326,7 @@ def test_a_text_encoder_that_no_flux2_reads_is_refused(goldens, tmp_path):
     config.write_text(config.read_text().replace('"model_type": "qwen3"', '"model_type": "qwen2"'))
 
     with pytest.raises(CheckpointError, match=r"'qwen2' model; FLUX.2 reads \['mistral', 'qwen3'\]"):
-        load_text_encoder(tmp_path, device=CPU, dtype=torch.float32)
+        load_text_encoder(TextEncoderFiles(tmp_path), device=CPU, dtype=torch.float32)
 
 
 def test_a_tokenizer_without_a_first_token_is_enough_for_qwen_only(goldens):

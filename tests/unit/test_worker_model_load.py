@@ -1,8 +1,11 @@
 """Checkpoints: layouts, what their shapes say, and what is refused."""
 
+import hashlib
 import inspect
 import json
+import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,12 +13,14 @@ from diffusers import Flux2Transformer2DModel
 from safetensors.torch import load_file, save_file
 
 from shared.errors import CheckpointError
+from shared.safetensors_header import read_frame
 from shared.settings import ModelSettings
-from worker.checkpoint import tensor_names
+from worker.checkpoint import revision, tensor_files, tensor_names
 from worker.checkpoint.locate import ModuleFiles, locate_checkpoint
 from worker.checkpoint.revision import revision_of
 from worker.model import architecture
-from worker.model.load import load_autoencoder, load_components, load_transformer
+from worker.model.load import load_components
+from worker.model.modules import load_autoencoder, load_transformer
 
 CPU = torch.device("cpu")
 
@@ -249,6 +254,63 @@ def test_the_revision_names_the_hubs_commit(checkpoint):
     files = {"transformer/flux2-dev.safetensors": checkpoint / "flux2-dev.safetensors"}
 
     assert revision_of(files, commit="0123456789abcdef").endswith("@0123456789ab")
+
+
+def test_the_revision_is_a_hash_of_names_sizes_headers_and_evenly_spread_blocks(checkpoint):
+    settings = ModelSettings(path=str(checkpoint), text_encoder=str(checkpoint / "text_encoder"))
+    located = locate_checkpoint(settings, hf_token=None)
+    digest = hashlib.sha256()
+    for name, file in sorted(located.files().items()):
+        content = file.read_bytes()
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        if file.suffix != ".safetensors":
+            digest.update(content)
+            continue
+        data = 8 + int.from_bytes(content[:8], "little")
+        last = max(len(content) - 4096, data)
+        digest.update(content[:data])
+        for index in range(64):
+            start = data + (last - data) * index // 63
+            digest.update(content[start : start + 4096])
+
+    assert located.revision() == digest.hexdigest()[:16]
+    assert revision_of(located.files(), commit=None) == located.revision()  # headers read anew give the same
+
+
+def test_the_header_of_each_file_is_read_once(checkpoint, monkeypatch):
+    read = []
+    for module in (tensor_files, revision):
+        monkeypatch.setattr(
+            module, "read_frame", lambda file, **size: read.append(file.name) or read_frame(file, **size)
+        )
+    settings = ModelSettings(path=str(checkpoint), text_encoder=str(checkpoint / "text_encoder"))
+
+    load_components(settings, device=CPU, hf_token=None)
+
+    assert sorted(Path(name).name for name in read) == [
+        "ae.safetensors", "flux2-dev.safetensors", "model.safetensors",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"[1, 2]", "not a safetensors file"),
+        (b'{"a": {"dtype": "F32", "shape": [1]}}', "'a' is not described by dtype, shape and data_offsets"),
+        (b'{"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}', "unknown dtype 'F99'"),
+        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', "takes 8 bytes, but data_offsets give it 4"),
+        (b'{"a": {"dtype": "F32", "shape": [], "data_offsets": [4, 8]}}', "starts at 4, after a gap"),
+        (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}', "the data is cut off at 4"),
+        (b"{}", "4 bytes follow the last tensor"),
+        (b'{"a": ', "not a readable safetensors file"),
+    ],
+)
+def test_an_unsound_header_is_refused_with_the_file_and_the_reason(text, problem, tmp_path):
+    file = tmp_path / "flux2-dev.safetensors"
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+
+    with pytest.raises(CheckpointError, match=r"flux2-dev\.safetensors: .*" + re.escape(problem)):
+        tensor_files.TensorFiles([file])
 
 
 @pytest.mark.timeout(10)

@@ -10,7 +10,7 @@ import torch
 from shared.errors import CheckpointError, WeightsLost
 from shared.job import ItemSpec
 from shared.settings import ModelSettings
-from worker.model import load as module
+from worker.model import sizes as module
 from worker.model.demo_model import write_tiny_checkpoint
 from worker.model.layer_streaming import CheckpointFiles, HostCopies
 from worker.model.load import load_components

@@ -9,10 +9,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from shared.errors import InvalidRequest
-from worker.checkpoint.locate import ModuleFiles
-from worker.model.load import load_components, load_transformer
+from worker.checkpoint.locate import ModuleFiles, TextEncoderFiles
+from worker.model.load import load_components
+from worker.model.modules import load_transformer
 from worker.model.qfloat8 import FLOAT8, Float8Linear, quantize, to_float8
-from worker.model.text_encoder import load_text_encoder, load_tokenizer
+from worker.model.text_encoder import load_text_encoder
+from worker.model.tokenizer import load_tokenizer
 from worker.rendering.prompt_encoder import embed, tokenize
 from worker.rendering.renderer import Renderer
 
@@ -88,7 +90,7 @@ def test_rows_are_quantised_by_themselves_so_qkv_may_be_split():
 def test_a_transformer_is_the_one_that_quanto_makes(quantised, checkpoint, goldens):
     golden = load_file(goldens / "forward/dev_bf16.safetensors")
     source = ModuleFiles("bfl", (checkpoint / "flux2-dev.safetensors",))
-    theirs = quanto(load_transformer(source, device=CPU, dtype=torch.bfloat16, shared_qkv=False))
+    theirs = quanto(load_transformer(source, device=CPU, dtype=torch.bfloat16, fused_qkv=False))
 
     with torch.no_grad():
         predictions = [
@@ -111,7 +113,7 @@ def test_a_transformer_is_the_one_that_quanto_makes(quantised, checkpoint, golde
 @pytest.mark.parametrize("encoder", ["mistral", "qwen"])
 def test_a_text_encoder_is_the_one_that_quanto_makes(encoder, goldens):
     folder = goldens / "text" / {"mistral": "mistral_tiny", "qwen": "qwen3_tiny"}[encoder]
-    load = partial(load_text_encoder, folder, device=CPU, dtype=torch.bfloat16, to_be_quantised=True)
+    load = partial(load_text_encoder, TextEncoderFiles(folder), device=CPU, dtype=torch.bfloat16, to_be_quantised=True)
     ours, theirs = load(), load()
     tokenizer = load_tokenizer(goldens / "text/mistral_processor_pad_right")
     quantize(ours, device=CPU)

@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from shared.errors import CheckpointError, InvalidRequest
-from worker.model.text_encoder import load_text_encoder, load_tokenizer
+from worker.checkpoint.locate import TextEncoderFiles
+from worker.model.text_encoder import load_text_encoder
+from worker.model.tokenizer import load_tokenizer
 from worker.rendering.prompt_encoder import PromptEncoder, embed, tokenize
 
 CPU = torch.device("cpu")
@@ -15,7 +17,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def text_encoder(goldens):
-    return load_text_encoder(goldens / "text/mistral_tiny", device=CPU, dtype=torch.float32)
+    return load_text_encoder(TextEncoderFiles(goldens / "text/mistral_tiny"), device=CPU, dtype=torch.float32)
 
 
 @pytest.fixture
@@ -105,4 +107,4 @@ def test_a_text_encoder_with_a_missing_weight_is_refused_by_name(goldens, tmp_pa
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
     with pytest.raises(CheckpointError, match=r"layers\.7\.mlp\.up_proj\.weight"):
-        load_text_encoder(folder, device=CPU, dtype=torch.float32)
+        load_text_encoder(TextEncoderFiles(folder), device=CPU, dtype=torch.float32)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from transformers import Mistral3Config, Mistral3ForConditionalGeneration, PreTrainedTokenizerFast
 
 from tools.train_tiny.data import random_picture, random_subject
-from worker.model.text_encoder import MISTRAL, quiet_transformers
+from worker.model.text_encoder import MISTRAL
+from worker.model.tokenizer import quiet_transformers
 
 WIDTH = 96
 

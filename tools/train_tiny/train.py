@@ -27,7 +27,8 @@ from tools.train_tiny.models import build_autoencoder, build_transformer
 from tools.train_tiny.pool import Artist
 from tools.train_tiny.run import Run
 from tools.train_tiny.text_encoder import TextEncoder, train_tokenizer
-from worker.checkpoint.fill import TensorFiles, fill
+from worker.checkpoint.fill import fill
+from worker.checkpoint.tensor_files import TensorFiles
 from worker.checkpoint.tensor_names import autoencoder_origins, transformer_origins
 
 SCORED_PROMPTS = Path(__file__).resolve().parents[2] / "benchmarks/tiny_prompts.json"

@@ -1,13 +1,14 @@
-"""Find a checkpoint's files: in a folder, or in a Hugging Face repository that is downloaded first.
+"""Locate a checkpoint's files: in a folder, or in a Hugging Face repository, which is downloaded first.
 
-Two layouts are known: BFL's single files, which AI Toolkit loads and which are preferred where both lie, and diffusers'
-folders. What is in the files is not looked at here.
+A transformer or autoencoder is in one of two layouts: Black Forest Labs' single files, which AI Toolkit loads and which
+win if a folder holds both, or diffusers' folders. Nothing here reads a tensor.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -16,7 +17,8 @@ from huggingface_hub import hf_hub_download, snapshot_download
 from shared.catalog import MODELS, Model
 from shared.errors import CheckpointError
 from shared.settings import ModelSettings
-from worker.checkpoint.fill import TensorFiles, Tensors
+from worker.checkpoint.revision import revision_of
+from worker.checkpoint.tensor_files import TensorFiles, Tensors
 
 _DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Mistral's repositories hold the weights twice; `consolidated*` is the copy that transformers does not read.
@@ -30,7 +32,8 @@ class ModuleSource(Protocol):
     """What the transformer or the autoencoder is loaded from.
 
     Attributes:
-        layout: `bfl` tensors have BFL's names and no configuration; `diffusers` ones lie beside a config.json.
+        layout: `bfl` files have Black Forest Labs' tensor names and no configuration; `diffusers` files have diffusers'
+            names and a config.json.
     """
 
     @property
@@ -52,37 +55,78 @@ class ModuleFiles:
     config: Path | None = None
 
     def open(self) -> TensorFiles:
-        """Read the files' headers.
+        """Return the tensors; the first call reads the files' headers, later calls return the same object.
 
         Raises:
             CheckpointError: a file cannot be read as safetensors.
         """
+        return self._tensors
+
+    @cached_property
+    def _tensors(self) -> TensorFiles:
+        return TensorFiles(self.weights)
+
+
+@dataclass(frozen=True)
+class TextEncoderFiles:
+    """A Hugging Face folder with a language model and its tokenizer."""
+
+    folder: Path
+
+    @cached_property
+    def weights(self) -> tuple[Path, ...]:
+        """The safetensors files.
+
+        Raises:
+            CheckpointError: the index of the files cannot be read.
+        """
+        index = self.folder / "model.safetensors.index.json"
+        if not index.is_file():
+            return (self.folder / "model.safetensors",)
+        return tuple(self.folder / name for name in _shards(index))
+
+    def open(self) -> TensorFiles:
+        """Return the tensors; see `ModuleFiles.open`."""
+        return self._tensors
+
+    @cached_property
+    def _tensors(self) -> TensorFiles:
         return TensorFiles(self.weights)
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything one model is loaded from; `commit` is the hub's, where the files came from there."""
+    """The files of one model; `commit` is the hub's, for files that came from there."""
 
     transformer: ModuleFiles
     autoencoder: ModuleFiles
-    text_encoder: Path
+    text_encoder: TextEncoderFiles
     commit: str | None
 
     def files(self) -> dict[str, Path]:
-        """Name every file that decides a pixel, independent of where it lies."""
+        """Return every file that decides a pixel, under a name that does not depend on its folder."""
         named = {}
         for role, module in (("transformer", self.transformer), ("autoencoder", self.autoencoder)):
             for file in (*module.weights, *([module.config] if module.config else [])):
                 named[f"{role}/{file.name}"] = file
         for pattern in _TEXT_ENCODER_FILES:
-            for file in self.text_encoder.glob(pattern):
+            for file in self.text_encoder.folder.glob(pattern):
                 named[f"text_encoder/{file.name}"] = file
         return named
 
+    def revision(self) -> str:
+        """Return the name of this content; see `worker.checkpoint.revision`.
+
+        Raises:
+            CheckpointError: a file cannot be read as safetensors.
+        """
+        parts = (self.transformer, self.autoencoder, self.text_encoder)
+        headers = {file: header for part in parts for file, header in part.open().headers.items()}
+        return revision_of(self.files(), commit=self.commit, headers=headers)
+
 
 def locate_checkpoint(settings: ModelSettings, *, hf_token: str | None) -> Checkpoint:
-    """Locate, or download, what `settings` names.
+    """Locate the files that `settings` names; download those that are not on this host.
 
     Raises:
         CheckpointError: a folder or repository lacks a file, or cannot be reached.
@@ -120,7 +164,7 @@ def _hub_autoencoder(model: Model, repository: str, revision: str | None, hf_tok
 
 
 class _NotInFolder(CheckpointError):
-    """The folder has the module in neither layout."""
+    """The folder holds the module in neither layout."""
 
 
 def _in_folder(folder: Path, module: str, single_file: str) -> ModuleFiles:
@@ -138,34 +182,39 @@ def _diffusers_weights(folder: Path) -> tuple[Path, ...]:
     index = folder / f"{_DIFFUSERS_WEIGHTS}.index.json"
     if not index.is_file():
         raise CheckpointError(f"{folder}: neither {_DIFFUSERS_WEIGHTS} nor {index.name} is there")
-    try:
-        shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not an index of weights") from error
+    shards = _shards(index)
     absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent or not shards:
         raise CheckpointError(f"{folder}: {absent[0] if absent else 'every shard'} of {index.name} is missing")
     return tuple(folder / shard for shard in shards)
 
 
-def _text_encoder(name: str, hf_token: str | None) -> Path:
+def _shards(index: Path) -> list[str]:
+    """Return the names of the files that an index lists."""
+    try:
+        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{index}: not an index of weights") from error
+
+
+def _text_encoder(name: str, hf_token: str | None) -> TextEncoderFiles:
     folder = Path(name)
     if not folder.is_dir():
         try:
             folder = Path(snapshot_download(name, allow_patterns=list(_TEXT_ENCODER_FILES), token=hf_token))
         except (OSError, ValueError) as error:
-            raise CheckpointError(_unreachable(name, "the text encoder", error)) from error
+            raise CheckpointError(_download_problem(name, "the text encoder", error)) from error
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{folder}: no config.json; the text encoder is a Hugging Face folder")
-    return folder
+    return TextEncoderFiles(folder)
 
 
 def _download(repository: str, file: str, revision: str | None, hf_token: str | None) -> Path:
     try:
         return Path(hf_hub_download(repository, file, revision=revision, token=hf_token))
     except (OSError, ValueError) as error:  # network and repository errors; malformed repository ids
-        raise CheckpointError(_unreachable(repository, file, error)) from error
+        raise CheckpointError(_download_problem(repository, file, error)) from error
 
 
-def _unreachable(name: str, what: str, error: Exception) -> str:
-    return f"{name!r} is no folder here, and {what} could not be had from the hub: {error}"
+def _download_problem(name: str, what: str, error: Exception) -> str:
+    return f"{name!r} is not a folder on this host, and {what} could not be downloaded from the hub: {error}"

@@ -26,7 +26,7 @@ from worker.checkpoint.tensor_names import layer_shapes, tensor_parts, transform
 from worker.lora.hot_swap import AdapterSwapper
 from worker.model.architecture import ROPE_AXES, ROPE_THETA
 from worker.model.components import Components
-from worker.model.load import load_autoencoder, load_transformer
+from worker.model.modules import load_autoencoder, load_transformer
 from worker.model.placement import Placement
 from worker.model.precision import PRECISIONS
 from worker.rendering.engine import Engine

@@ -17,9 +17,11 @@ from shared.catalog import MODELS
 from shared.job import Engine as EngineName
 from shared.job import ItemSpec
 from shared.settings import ModelSettings
+from worker.checkpoint.locate import TextEncoderFiles
 from worker.model.load import load_components
 from worker.model.precision import PRECISIONS
-from worker.model.text_encoder import family_of, load_text_encoder, load_tokenizer
+from worker.model.text_encoder import family_of, load_text_encoder
+from worker.model.tokenizer import load_tokenizer
 from worker.rendering.prompt_encoder import PromptEncoder, embed, tokenize
 from worker.rendering.renderer import Renderer
 from worker.verify.golden_models import MODEL_IDS, GoldenModels
@@ -31,7 +33,9 @@ from worker.verify.sampling import sample
 def check_text(case: Case, models: GoldenModels) -> Iterator[Measure]:
     """Compare token ids, masks and embeddings (pad rows included) of single prompts and of batches."""
     entry, golden, folder = case.entry, models.goldens.tensors(case.entry["file"]), models.goldens.folder
-    encoder = load_text_encoder(folder / entry["encoder"], device=models.device, dtype=PRECISIONS[case.dtype].dtype)
+    encoder = load_text_encoder(
+        TextEncoderFiles(folder / entry["encoder"]), device=models.device, dtype=PRECISIONS[case.dtype].dtype
+    )
     family = family_of(encoder.config)
     tokenizer = load_tokenizer(folder / entry["tokenizer"], family=family)
     encoded = [tokenize(tokenizer, prompt, family=family) for prompt in entry["prompts"]]

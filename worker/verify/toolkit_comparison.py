@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
 from shared.errors import GoldensError
+from worker.checkpoint.locate import TextEncoderFiles
 from worker.lora.hot_swap import AdapterSwapper
 from worker.model.precision import PRECISIONS
-from worker.model.text_encoder import MISTRAL, family_of, load_text_encoder, load_tokenizer, quiet_transformers
+from worker.model.text_encoder import MISTRAL, family_of, load_text_encoder
+from worker.model.tokenizer import load_tokenizer, quiet_transformers
 from worker.rendering.prompt_encoder import embed, tokenize
 from worker.rendering.toolkit_checkout import Toolkit
 from worker.rendering.toolkit_engine import ToolkitEngine, fill
@@ -123,7 +125,7 @@ def _adapter(case: Case, comparison: ToolkitComparison) -> Iterator[Measure]:
 def _text(case: Case, comparison: ToolkitComparison) -> Iterator[Measure]:
     entry, models, dtype = case.entry, comparison.models, PRECISIONS[case.dtype].dtype
     folder = models.goldens.folder / entry["encoder"]
-    ours = load_text_encoder(folder, device=models.device, dtype=dtype)
+    ours = load_text_encoder(TextEncoderFiles(folder), device=models.device, dtype=dtype)
     family = family_of(ours.config)
     tokenizer = load_tokenizer(models.goldens.folder / entry["tokenizer"], family=family)
     # AI Toolkit keeps every layer: load and cast the whole model as its `load_te` does.

@@ -1,0 +1,121 @@
+"""The frame of a safetensors file: where its header is, and what each entry must fulfil.
+
+One reader serves both sides. `shared.adapters.header` parses the headers of files from strangers and limits all sizes;
+`worker.checkpoint.tensor_files` parses those of the operator's own checkpoints.
+
+Source:
+    https://huggingface.co/docs/safetensors#format: the header's length in 8 bytes, little-endian; a JSON object; data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
+
+from shared.errors import HeaderFault
+
+#: Bytes before the header, which hold its length.
+LENGTH_BYTES = 8
+#: The entry of a header that describes no tensor.
+METADATA = "__metadata__"
+
+# Enough of a file's start to tell what it is if it has no header.
+_START_BYTES = 512
+
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6,
+    "U16": 16, "I16": 16, "F16": 16, "BF16": 16, "U32": 32, "I32": 32, "F32": 32,
+    "U64": 64, "I64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+
+class TensorInfo(NamedTuple):
+    """One tensor; `start` and `end` are byte offsets into the data that follows the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class HeaderFrame:
+    """The sizes around a header, known before any of it is read.
+
+    Attributes:
+        start: the file's first bytes, 512 at most.
+        file_bytes: size of the file.
+        header_bytes: size of the header, as the file states it.
+    """
+
+    start: bytes
+    file_bytes: int
+    header_bytes: int
+
+    @property
+    def data_start(self) -> int:
+        """Offset of the data in the file."""
+        return LENGTH_BYTES + self.header_bytes
+
+    @property
+    def data_bytes(self) -> int:
+        """Size of the data; negative if the file ends inside the header."""
+        return self.file_bytes - self.data_start
+
+    def is_plausible(self, *, max_header_bytes: int) -> bool:
+        """Whether a JSON object of at most so many bytes begins here and ends inside the file."""
+        room = min(self.file_bytes - LENGTH_BYTES, max_header_bytes)
+        return 2 <= self.header_bytes <= room and self.start[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{"
+
+
+def read_frame(file: BinaryIO, *, file_bytes: int) -> HeaderFrame:
+    """Read the frame at the start of an open file of this size."""
+    file.seek(0)
+    start = file.read(_START_BYTES)
+    return HeaderFrame(start, file_bytes, int.from_bytes(start[:LENGTH_BYTES], "little"))
+
+
+def read_header_bytes(file: BinaryIO, frame: HeaderFrame) -> bytes:
+    """Return the header's JSON, which the caller has found plausible; shorter if the file has shrunk since."""
+    file.seek(LENGTH_BYTES)
+    return file.read(frame.header_bytes)
+
+
+def check_size(name: str, info: TensorInfo) -> TensorInfo:
+    """Return `info` if its offsets span what its dtype and shape take.
+
+    Raises:
+        HeaderFault: they do not.
+    """
+    bits = math.prod(info.shape) * DTYPE_BITS[info.dtype]
+    if bits != 8 * (info.end - info.start):
+        raise HeaderFault(
+            f"tensor {name!r}: {info.dtype} of shape {list(info.shape)} takes {-(-bits // 8)} bytes, "
+            f"but data_offsets give it {info.end - info.start}"
+        )
+    return info
+
+
+def check_tiling(tensors: Mapping[str, TensorInfo], data_bytes: int) -> None:
+    """Require that the tensors cover the data: no overlap, no gap, no byte missing or left over.
+
+    Raises:
+        HeaderFault: names the tensor where they do not.
+    """
+    position = 0
+    for name, info in sorted(tensors.items(), key=lambda item: item[1][2:]):
+        if info.start < position:
+            raise HeaderFault(
+                f"tensor {name!r} starts at {info.start}, inside the tensor before it, which ends at {position}"
+            )
+        if info.start > position:
+            raise HeaderFault(
+                f"tensor {name!r} starts at {info.start}, after a gap; the tensor before it ends at {position}"
+            )
+        if info.end > data_bytes:
+            raise HeaderFault(f"tensor {name!r} ends at {info.end}, but the data is cut off at {data_bytes}")
+        position = info.end
+    if position < data_bytes:
+        raise HeaderFault(f"{data_bytes - position} bytes follow the last tensor")

@@ -1,0 +1,94 @@
+"""Build the transformer and the autoencoder from their files, rounding where AI Toolkit's modules do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
+from torch import nn
+
+from shared.errors import CheckpointError
+from worker.checkpoint import tensor_names
+from worker.checkpoint.fill import fill, regions
+from worker.checkpoint.locate import ModuleSource
+from worker.checkpoint.reader import Reader, Region
+from worker.checkpoint.tensor_files import Tensors
+from worker.checkpoint.tensor_names import Origin
+from worker.model import architecture, rounding
+
+Regions = Mapping[str, tuple[Region, ...]]
+
+
+def load_transformer(
+    source: ModuleSource,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    fused_qkv: bool = True,
+    reader: Reader | None = None,
+) -> Any:
+    """Return a Flux2Transformer2DModel whose arithmetic is AI Toolkit's.
+
+    Args:
+        fused_qkv: multiply by query, key and value weights at once; False for layers that will be replaced one by one.
+        reader: see `worker.checkpoint.fill.fill`.
+
+    Raises:
+        CheckpointError: see `worker.checkpoint.fill.fill`.
+    """
+    files = source.open()
+    transformer = _build(Flux2Transformer2DModel, source, architecture.transformer_config, files)
+    rounding.match_transformer_rounding(transformer)
+    origins = _origins(source, transformer, tensor_names.transformer_origins)
+    fill(transformer, files, origins, device=device, dtype=dtype, reader=reader)
+    if fused_qkv:
+        rounding.fuse_qkv(transformer)
+    return transformer
+
+
+def load_autoencoder(
+    source: ModuleSource, *, device: torch.device, dtype: torch.dtype, reader: Reader | None = None
+) -> Any:
+    """Return an AutoencoderKLFlux2 whose arithmetic is AI Toolkit's.
+
+    Raises:
+        CheckpointError: see `worker.checkpoint.fill.fill`.
+    """
+    files = source.open()
+    autoencoder = _build(AutoencoderKLFlux2, source, architecture.autoencoder_config, files)
+    rounding.match_autoencoder_rounding(autoencoder)
+    origins = _origins(source, autoencoder, tensor_names.autoencoder_origins)
+    fill(autoencoder, files, origins, device=device, dtype=dtype, reader=reader)
+    return autoencoder
+
+
+def transformer_regions(source: ModuleSource, transformer: Any) -> Regions:
+    """Return where a loaded transformer's weights are in the files, for those stored in the dtype that runs."""
+    return regions(transformer, source.open(), _origins(source, transformer, tensor_names.transformer_origins))
+
+
+def _build(kind: Any, source: ModuleSource, read_shapes: Any, files: Tensors) -> Any:
+    """Construct a module without memory, from its config.json or from the tensors' shapes."""
+    with torch.device("meta"):
+        if source.config is None:
+            return kind(**read_shapes(files.shapes, file=files.name))
+        return kind.from_config(_read_config(source.config))
+
+
+def _read_config(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise CheckpointError(f"{file}: not valid JSON") from error
+
+
+def _origins(
+    source: ModuleSource, module: nn.Module, bfl_origins: Callable[[nn.Module], dict[str, Origin]]
+) -> dict[str, Origin]:
+    if source.layout == "bfl":
+        return bfl_origins(module)
+    return {name: Origin(name) for name in module.state_dict()}

@@ -1,0 +1,105 @@
+"""Load each part of a model in its precision: read it where it fits, and make its weights smaller on the way.
+
+Weights that are quantised are read to host memory first, so the device never holds the dense original.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from shared.errors import CheckpointError
+from worker.checkpoint.locate import ModuleFiles, TextEncoderFiles
+from worker.checkpoint.reader import Reader
+from worker.kernels.toolchain import triton_unavailable_reason
+from worker.model.device_memory import free_memory_bytes
+from worker.model.fp8 import convert_to_fp8, fp8_layers
+from worker.model.modules import Regions, load_autoencoder, load_transformer, transformer_regions
+from worker.model.placement import TextEncoderPlace, weight_bytes
+from worker.model.precision import PrecisionPolicy, WeightStorage
+from worker.model.qfloat8 import quantize
+from worker.model.text_encoder import load_streamed_text_encoder, load_text_encoder, stream_from_host
+
+_HOST = torch.device("cpu")
+# The largest layer of FLUX.2 [dev] and its float8 copy.
+_LAYER_BYTES = 2_000_000_000
+
+
+class PartLoader:
+    """Loads parts onto one device.
+
+    Args:
+        reader: reads the files; it fills tensors on `device` only.
+        limit_gb: device memory that this process may use; None for all.
+    """
+
+    def __init__(self, device: torch.device, reader: Reader, *, limit_gb: float | None) -> None:
+        self._device = device
+        self._reader = reader
+        self._limit_gb = limit_gb
+
+    def load_transformer(self, source: ModuleFiles, policy: PrecisionPolicy) -> tuple[Any, Regions]:
+        """Return the transformer, and where its dense weights are in the files.
+
+        Raises:
+            CheckpointError: see `worker.model.modules.load_transformer`. Under fp8 also: no kernels can be built, or
+                the files store a weight in another dtype, so it could not be restored after an adapter swap.
+        """
+        load = partial(load_transformer, fused_qkv=not policy.replaces_layers)
+        if policy.storage is WeightStorage.FP8:
+            return self._load_fp8(load, source, policy)
+        transformer = self._load_in(load, source, policy, self._device)
+        return transformer, transformer_regions(source, transformer)
+
+    def load_autoencoder(self, source: ModuleFiles, policy: PrecisionPolicy) -> Any:
+        """Return the autoencoder, which is never quantised."""
+        return load_autoencoder(source, device=self._device, dtype=policy.dtype, reader=self._reader)
+
+    def load_text_encoder(
+        self, source: TextEncoderFiles, policy: PrecisionPolicy, place: TextEncoderPlace
+    ) -> nn.Module:
+        """Return the text encoder, on the device or streaming its layers there."""
+        load = partial(load_text_encoder, to_be_quantised=policy.replaces_layers)
+        model: nn.Module
+        if place == "resident":
+            model = self._load_in(load, source, policy, self._device)
+        elif not policy.replaces_layers:
+            model = load_streamed_text_encoder(source, device=self._device, dtype=policy.dtype, reader=self._reader)
+        else:
+            model = self._load_in(load, source, policy, _HOST)
+            stream_from_host(model, device=self._device)
+        return model
+
+    def _load_fp8(self, load: Any, source: ModuleFiles, policy: PrecisionPolicy) -> tuple[Any, Regions]:
+        device = self._device
+        if device.type == "cuda" and (reason := triton_unavailable_reason()):
+            raise CheckpointError(f"fp8 needs kernels that cannot be built here: {reason}")
+        dense_bytes = weight_bytes(source.open().shapes.values(), dtype=policy.dtype, float8=False)
+        free = free_memory_bytes(device, limit_gb=self._limit_gb)
+        # Converting on the device is faster, if the dense weights fit for a moment.
+        fits = free is None or free > dense_bytes + _LAYER_BYTES
+        transformer = self._read(load, source, policy, device if fits else _HOST)
+        regions = transformer_regions(source, transformer)
+        convert_to_fp8(transformer, device=device)
+        if missing := fp8_layers(transformer).keys() - regions.keys():
+            raise CheckpointError(
+                f"{source.open().name}: fp8 needs the weights in bf16, and the file stores {min(missing)} differently"
+            )
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        return transformer, regions
+
+    def _load_in(self, load: Any, source: Any, policy: PrecisionPolicy, device: torch.device) -> Any:
+        """Run one of the loaders in a precision."""
+        if not policy.replaces_layers:
+            return self._read(load, source, policy, device)
+        model = self._read(load, source, policy, _HOST)
+        quantize(model, device=device)
+        return model
+
+    def _read(self, load: Any, source: Any, policy: PrecisionPolicy, device: torch.device) -> Any:
+        reader = self._reader if self._reader.device == device else None
+        return load(source, device=device, dtype=policy.dtype, reader=reader)
