@@ -1,7 +1,7 @@
-"""Which addresses the API may connect to on a caller's behalf, and a way to connect that cannot be talked out of it.
+"""Connect to callers' URLs without reaching the private network (protection against SSRF).
 
-A name is resolved once, every address it has must be public, and the connection goes to an address that was looked at:
-a name that answers differently a moment later (DNS rebinding) gains nothing.
+A host name is resolved once, every address that it has must be public, and the connection goes to an address that was
+checked. A name that resolves differently a moment later (DNS rebinding) gains nothing.
 """
 
 from __future__ import annotations
@@ -21,34 +21,39 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is one of the open internet, also where it is an IPv4 address in IPv6 clothes."""
+    """Return whether an address belongs to the open internet; an embedded IPv4 address decides for an IPv6 one."""
     if isinstance(address, ipaddress.IPv6Address):
-        inside = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
-        if inside is None and address in _NAT64:
-            inside = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if inside is not None:
-            return is_public(inside)
+        embedded = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
+        # The standard library knows the other three ways to embed an address, but not NAT64.
+        if embedded is None and address in _NAT64:
+            embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+        if embedded is not None:
+            return is_public(embedded)
+    # `is_global` is true of some multicast groups.
     return address.is_global and not address.is_multicast
 
 
-def resolve(host: str, port: int, *, allow_private: bool) -> str:
+def resolve_host(host: str, port: int, *, allow_private: bool) -> str:
     """Return one address of a host, as text.
 
     Raises:
-        httpcore2.ConnectError: it has none, or one that is not public.
+        httpcore2.ConnectError: the host has no address, or one that is not public.
     """
     try:
-        found = [ipaddress.ip_address(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        # Through the resolver even for a literal address: it knows more spellings than `ipaddress` (0x7f.1, 127.1).
+        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = [ipaddress.ip_address(answer[4][0]) for answer in answers]
     except (OSError, UnicodeError) as error:
         raise httpcore2.ConnectError(f"{host!r} has no address") from error
-    refused = [address for address in found if not allow_private and not is_public(address)]
+    # One private address refuses the whole host: no honest receiver mixes them.
+    refused = [address for address in addresses if not allow_private and not is_public(address)]
     if refused:
         raise httpcore2.ConnectError(f"{host!r} has the address {refused[0]}, which is not public")
-    return str(found[0])
+    return str(addresses[0])
 
 
 class GuardedBackend(httpcore2.NetworkBackend):
-    """Connects to addresses that `resolve` lets through, for `timeout_s` in all, whatever the other side does."""
+    """Connects only to addresses that `resolve_host` allows, and ends each connection `timeout_s` after its start."""
 
     def __init__(self, *, allow_private: bool, timeout_s: float) -> None:
         self._allow_private = allow_private
@@ -64,22 +69,26 @@ class GuardedBackend(httpcore2.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
         deadline = time.monotonic() + self._timeout_s
-        address = resolve(host, port, allow_private=self._allow_private)
-        return _Bounded(self._plain.connect_tcp(address, port, self._timeout_s, local_address), deadline)
+        # The address and not the name is passed on: connecting by name would resolve it again.
+        address = resolve_host(host, port, allow_private=self._allow_private)
+        return _DeadlineStream(self._plain.connect_tcp(address, port, self._timeout_s, local_address), deadline)
 
 
-class _Bounded(httpcore2.NetworkStream):
-    """A stream with one deadline for all that happens on it: a receiver cannot hold a sender by dripping bytes."""
+class _DeadlineStream(httpcore2.NetworkStream):
+    """A stream with one deadline for everything that happens on it.
+
+    httpcore2's own timeouts start again with every read, so a receiver that drips bytes could hold a sender for good.
+    """
 
     def __init__(self, stream: httpcore2.NetworkStream, deadline: float) -> None:
         self._stream = stream
         self._deadline = deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, self._left_s(httpcore2.ReadTimeout))
+        return self._stream.read(max_bytes, self._remaining_s(httpcore2.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, self._left_s(httpcore2.WriteTimeout))
+        self._stream.write(buffer, self._remaining_s(httpcore2.WriteTimeout))
 
     def close(self) -> None:
         self._stream.close()
@@ -87,14 +96,15 @@ class _Bounded(httpcore2.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
-        left_s = self._left_s(httpcore2.ConnectTimeout)
-        return _Bounded(self._stream.start_tls(ssl_context, server_hostname, left_s), self._deadline)
+        # The certificate is checked for the name, although the connection goes to the address.
+        remaining_s = self._remaining_s(httpcore2.ConnectTimeout)
+        return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, remaining_s), self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
-    def _left_s(self, late: type[Exception]) -> float:
-        left_s = self._deadline - time.monotonic()
-        if left_s <= 0:
-            raise late("the receiver took too long")
-        return left_s
+    def _remaining_s(self, timeout_error: type[Exception]) -> float:
+        remaining_s = self._deadline - time.monotonic()
+        if remaining_s <= 0:
+            raise timeout_error("the receiver took too long")
+        return remaining_s

@@ -1,15 +1,16 @@
-"""The FastAPI application, made from settings; nothing is opened at import."""
+"""Builds the FastAPI application from settings; importing this module opens nothing."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 from fastapi import FastAPI
 
-from api import errors
 from api.deps import Services
+from api.errors import install_error_handlers
 from api.limits import BodyLimit
 from api.probe import StorageProbe
 from api.routes import adapters, health, inference, metrics, models, replays, requests
@@ -20,14 +21,24 @@ from shared.ledger import Ledger
 from shared.settings import Settings
 from shared.storage import open_store
 
-_DESCRIPTION = """Renders LoRAs trained with ostris/ai-toolkit on FLUX.2, in bulk, on your own GPUs.
+_DESCRIPTION = """Render FLUX.2 LoRAs trained with ostris/ai-toolkit, in bulk, on your own GPUs.
 
-Submit a job, poll its status, fetch its images from your S3 storage. Every error is RFC 9457 problem+json with a
-stable `code`."""
+Submit a job, poll its status (or register a webhook), then fetch its images from your S3 storage. Names and words are
+those of ai-toolkit-inference. Every error is an RFC 9457 problem (`application/problem+json`) with a stable `code`."""
+
+_TAGS: list[dict[str, Any]] = [
+    {"name": "inference", "description": "Submit a job: prompts, adapters and parameters."},
+    {"name": "replays", "description": "Submit the jobs that reproduce a training run's sample previews."},
+    {"name": "requests", "description": "Follow, fetch, cancel and list jobs."},
+    {"name": "adapters", "description": "Inspect an adapter file before using it."},
+    {"name": "models", "description": "The models that jobs can name, and the workers that serve them."},
+    {"name": "health", "description": "Probes for load balancers and orchestrators."},
+    {"name": "metrics", "description": "Figures for Prometheus."},
+]
 
 
 def create_app(settings: Settings) -> FastAPI:
-    """Make the application. Redis and the object store need not answer yet."""
+    """Build the application. Neither Redis nor the object store needs to be reachable yet."""
     store = open_store(settings)
     timeout_s = settings.redis.timeout_s
     services = Services(
@@ -49,10 +60,16 @@ def create_app(settings: Settings) -> FastAPI:
         courier.stop()
         caretaker.stop()
 
-    app = FastAPI(title="flux2-queue", version=version("flux2-queue"), description=_DESCRIPTION, lifespan=lifespan)
+    app = FastAPI(
+        title="flux2-queue",
+        version=version("flux2-queue"),
+        description=_DESCRIPTION,
+        openapi_tags=_TAGS,
+        lifespan=lifespan,
+    )
     app.state.services = services
     app.add_middleware(BodyLimit, max_bytes=settings.api.max_body_bytes)
-    errors.install(app)
+    install_error_handlers(app)
     for routes in (inference, requests, replays, adapters, models, health, metrics):
         app.include_router(routes.router)
     return app

@@ -1,4 +1,4 @@
-"""The API's side of the `flux2` command. FastAPI is imported inside: a worker's command line needs none of it."""
+"""The API's side of the `flux2` command."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def api(
         int | None, typer.Option(min=0, max=65_535, help="Port to listen on; default: FLUX2_API_PORT.")
     ] = None,
 ) -> None:
-    """Serve HTTP until told to stop."""
+    """Serve the HTTP API until interrupted."""
+    # Imported here, since every `flux2` command imports this module, also on hosts without FastAPI.
     import uvicorn
 
     from api.app import create_app
@@ -33,5 +34,6 @@ def api(
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=10,
-        timeout_keep_alive=75,  # longer than balancers (60 s) and pollers keep an idle connection, or requests get lost
+        # Longer than balancers (60 s) and pollers keep an idle connection: closing first would lose their requests.
+        timeout_keep_alive=75,
     )

@@ -1,4 +1,4 @@
-"""What endpoints need, as annotated names, so that their signatures read as a list of needs."""
+"""The dependencies of endpoints as annotated names, so that a signature reads as the list of what it needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,11 @@ from shared.storage import ObjectStore
 
 @dataclass(frozen=True)
 class Services:
-    """Opened once, when the application is made; `threads` are those that must live as long as it does."""
+    """What the application opens once.
+
+    Attributes:
+        threads: those that run as long as the application; `/ready` reports one that has ended.
+    """
 
     settings: Settings
     ledger: Ledger
@@ -36,10 +40,24 @@ ServicesDep = Annotated[Services, Depends(_services)]
 
 
 def _base_url(request: Request, services: ServicesDep) -> str:
+    # The setting first: behind a proxy the request's own URL is the proxy's way in, not the caller's.
     return (services.settings.api.base_url or str(request.base_url)).rstrip("/")
 
 
 BaseUrlDep = Annotated[str, Depends(_base_url)]
 
-IdempotencyKeyDep = Annotated[str, Header(max_length=255)]
-TenantDep = Annotated[str, Header(pattern=r"^[A-Za-z0-9._-]{1,64}$")]
+IdempotencyKeyDep = Annotated[
+    str,
+    Header(
+        max_length=255,
+        description="Any unique text. Repeating the call with the same key and body within 24 hours returns the same "
+        "job instead of a second one.",
+    ),
+]
+TenantDep = Annotated[
+    str,
+    Header(
+        pattern=r"^[A-Za-z0-9._-]{1,64}$",
+        description="Who the job belongs to; tenants take turns. Set it in the gateway that authenticates callers.",
+    ),
+]

@@ -1,4 +1,4 @@
-"""A cap on request bodies, enforced while they stream in: a Content-Length may lie or be missing."""
+"""Caps the size of request bodies."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from http import HTTPStatus
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import problem
+from api.errors import problem_response
 
 
 class BodyLimit:
-    """Read a body up to `max_bytes` before the application sees the request; a larger one is answered 413."""
+    """Reads a body of up to `max_bytes` before the application sees the request; answers 413 to a larger one."""
 
     def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
         self._app = app
@@ -26,19 +26,21 @@ class BodyLimit:
         while more:
             message = await receive()
             messages.append(message)
+            # Counted while it streams in: a Content-Length can be wrong, and a chunked body has none.
             size += len(message.get("body", b""))
             more = message.get("more_body", False)
             if size > self._max_bytes:
-                answer = problem(
+                answer = problem_response(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     "BODY_TOO_LARGE",
-                    f"The request body is larger than {self._max_bytes} bytes",
+                    f"The request body is larger than {self._max_bytes} bytes; split it into several jobs",
+                    # The rest of the body is still under way, so the connection cannot carry another request.
                     headers={"Connection": "close"},
                 )
                 await answer(scope, receive, send)
                 return
 
-        async def replay() -> Message:
+        async def receive_again() -> Message:
             return messages.pop(0) if messages else await receive()
 
-        await self._app(scope, replay, send)
+        await self._app(scope, receive_again, send)

@@ -1,4 +1,4 @@
-"""The object store's health, asked for rarely: probes come from every load balancer, and each would write an object."""
+"""Checks the object store for `/ready`, at a rate that does not depend on the number of load balancers."""
 
 from __future__ import annotations
 
@@ -10,27 +10,29 @@ from shared.storage import ObjectStore
 
 
 class StorageProbe:
-    """The object store's state, asked for at most once in `max_age_s`, by one caller at a time."""
+    """Remembers whether the object store works, for `max_age_s`; at most one caller checks at a time."""
 
     def __init__(self, store: ObjectStore, *, max_age_s: float = 5.0) -> None:
         self._store = store
+        # Each check writes an object, and every load balancer probes.
         self._max_age_s = max_age_s
         self._lock = threading.Lock()
-        self._answer = ""
-        self._asked_at: float | None = None
+        self._state = ""
+        self._checked_at: float | None = None
 
     def state(self) -> str:
-        """`ok`, or what is wrong. Who asks while another one waits for the store gets the last answer."""
-        if self._lock.acquire(blocking=self._asked_at is None):
+        """Return `ok` or what is wrong. A caller that meets a running check gets the state before it."""
+        # Only the first check is waited for: a store that hangs must not block every probe.
+        if self._lock.acquire(blocking=self._checked_at is None):
             try:
-                if self._asked_at is None or time.monotonic() - self._asked_at > self._max_age_s:
-                    self._answer = self._ask()
-                    self._asked_at = time.monotonic()
+                if self._checked_at is None or time.monotonic() - self._checked_at > self._max_age_s:
+                    self._state = self._check_store()
+                    self._checked_at = time.monotonic()
             finally:
                 self._lock.release()
-        return self._answer
+        return self._state
 
-    def _ask(self) -> str:
+    def _check_store(self) -> str:
         try:
             self._store.check()
         except StorageUnavailable as error:

@@ -1,4 +1,4 @@
-"""Accept requests: what every route that makes jobs has in common."""
+"""Validate requests and store them as jobs: the steps that every submitting route shares."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fastapi import BackgroundTasks
 from pydantic import BaseModel
 
 from api.deps import Services
-from api.webhooks import check_webhook
+from api.webhook_url import check_webhook_url
 from shared.adapters.validate import validate_adapters
 from shared.celery_app import wake
 from shared.errors import InvalidRequest
@@ -20,51 +20,55 @@ from shared.request import InferenceRequest
 from shared.resolve import check_prompts, collect_warnings, find_model, reject_unsupported_fields, resolve_items
 
 
-def accept(
+def accept_job(
     services: Services, body: InferenceRequest, background: BackgroundTasks, *, idempotency_key: str, tenant: str
 ) -> Accepted:
-    """Store a job durably; workers are woken after the answer has left.
+    """Store a job durably; workers are woken after the answer has been sent.
 
     Raises:
         RequestError: the request cannot be served; nothing was stored.
         QueueFull, LedgerUnavailable: see `Ledger.accept_all`.
     """
-    job = prepare(services, body, idempotency_key=idempotency_key, body_hash=hash_body(body), tenant=tenant)
-    return store_together(services, [job], background)[0]
+    job = prepare_job(services, body, idempotency_key=idempotency_key, body_hash=hash_body(body), tenant=tenant)
+    return store_jobs(services, [job], background)[0]
 
 
-def prepare(
+def prepare_job(
     services: Services, body: InferenceRequest, *, idempotency_key: str, body_hash: str, tenant: str
 ) -> Submission | Accepted:
-    """Do all that accepting a job takes, short of storing it.
+    """Validate and resolve a request without storing it.
 
     Args:
-        body_hash: identity of what the caller sent, of which `body` may be a part.
+        body_hash: identity of everything that the caller sent; `body` may be a part of that.
 
     Returns:
-        The job that this key and hash were accepted as before, if they were.
+        The job to store; or, for a repeated key and hash, the job that was accepted then.
 
     Raises:
         RequestError: the request cannot be served.
         LedgerUnavailable: Redis does not answer.
     """
     settings, ledger = services.settings, services.ledger
-    before = ledger.find_repeat(idempotency_key, tenant=tenant, body_hash=body_hash) if idempotency_key else None
-    if before is not None:
-        return before
+    # First: a repeat must get its job even if an adapter file is gone since, or a worker has stopped.
+    repeat = ledger.find_repeat(idempotency_key, tenant=tenant, body_hash=body_hash) if idempotency_key else None
+    if repeat is not None:
+        return repeat
     if len(body.prompts) > settings.api.max_prompts:
-        raise InvalidRequest(f"{len(body.prompts)} prompts; at most {settings.api.max_prompts}", field="prompts")
+        raise InvalidRequest(
+            f"{len(body.prompts)} prompts; use at most {settings.api.max_prompts} in one request", field="prompts"
+        )
     model = find_model(body.model)
     reject_unsupported_fields(body)
     slots = ledger.workers.live_slots()
     base = ledger.workers.base_model(model.id, slots)
     if body.webhook_url is not None:
-        check_webhook(body.webhook_url, settings.webhook)
+        check_webhook_url(body.webhook_url, settings.webhook)
     adapters = validate_adapters(body.loras, model, layers=base.layers if base else None, settings=settings.adapters)
     items = resolve_items(body, model, adapters)
     check_prompts(items)
     warnings = collect_warnings(body, items, model)
     if base is None and body.loras:
+        # The worker that renders the job checks the layers, and fails it if they do not fit.
         warnings.append(f"adapters were checked for their form only: no live worker has loaded {model.id}")
     if not any(items[0].pool in slot.pools for slot in slots):
         warnings.append(f"no live worker offers the engine {body.engine!r} for {model.id}; the job waits for one")
@@ -80,10 +84,10 @@ def prepare(
     )
 
 
-def store_together(
+def store_jobs(
     services: Services, jobs: Sequence[Submission | Accepted], background: BackgroundTasks
 ) -> list[Accepted]:
-    """Store the jobs of one call, all of them or none; workers are woken after the answer has left.
+    """Store the jobs of one call, all of them or none; workers are woken after the answer has been sent.
 
     Raises:
         IdempotencyKeyReused, QueueFull, LedgerUnavailable: see `Ledger.accept_all`.
@@ -91,12 +95,15 @@ def store_together(
     new = [job for job in jobs if isinstance(job, Submission)]
     stored = dict(zip((job.job_id for job in new), services.ledger.accept_all(new), strict=True)) if new else {}
     for job in new:
+        # A call with the same key at the same time may have stored the job first, and woken its workers.
         if not stored[job.job_id].is_repeat:
             background.add_task(wake, services.celery, job.pool, count=len(job.items))
     return [stored[job.job_id] if isinstance(job, Submission) else job for job in jobs]
 
 
 def hash_body(body: BaseModel) -> str:
-    """Identity of what was asked. The token is left out: it has no effect and must not leave a trace."""
-    # ASCII, since JSON may hold text that has no encoding (a lone surrogate).
-    return hashlib.sha256(json.dumps(body.model_dump(exclude={"hf_token"}), sort_keys=True).encode()).hexdigest()
+    """Return the identity of a body, by which a repeat is recognised."""
+    # Without the token: it has no effect on the job, and must leave no trace in Redis.
+    fields = body.model_dump(exclude={"hf_token"})
+    # As ASCII, since JSON strings may hold text that no encoding can store (a lone surrogate).
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

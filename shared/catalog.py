@@ -1,6 +1,6 @@
-"""The models that can be served: what a request may leave out, and what the licence is.
+"""The models that can be served, with the defaults of their requests and their licences.
 
-Facts about the weights themselves (widths, depths) are not here: they are read off the checkpoint's tensors.
+Facts about the weights (widths, depths) are not here: the worker reads them from the checkpoint's tensors.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ class Model:
     Attributes:
         transformer_file: BFL's single-file transformer inside `base_model`.
         autoencoder_file: BFL's single-file autoencoder, inside `autoencoder_repository`.
-        autoencoder_repository: looked in where the folder of the weights has no autoencoder; None: `base_model`.
-        resolution_divisor: width and height are floored to a multiple of it, in pixels.
+        autoencoder_repository: where the autoencoder is if the weights' folder has none; None means `base_model`.
+        resolution_divisor: width and height are rounded down to a multiple of this, in pixels.
         uses_negative_prompt: False for guidance-distilled models, where `neg` has no effect.
-        strips_image_token: whether AI Toolkit takes `[IMG]` out of prompts before it encodes them.
+        strips_image_token: whether AI Toolkit removes `[IMG]` from prompts before it encodes them.
     """
 
     id: str
@@ -49,7 +49,7 @@ FLUX2_DEV = Model(
     transformer_file="flux2-dev.safetensors",
     autoencoder_file="ae.safetensors",
     autoencoder_repository=None,
-    # What ai-toolkit previews with; the FLUX.2-dev repository's own text_encoder folder is another release.
+    # AI Toolkit previews with this release; the text_encoder folder in FLUX.2-dev's own repository is another one.
     text_encoder="mistralai/Mistral-Small-3.1-24B-Instruct-2503",
     resolution_divisor=16,
     default_steps=25,
@@ -96,5 +96,5 @@ FLUX2_KLEIN_9B = replace(
 
 MODELS: dict[str, Model] = {model.id: model for model in (FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B)}
 
-#: Every pool that a job can wait in.
+#: Every pool of workers that a job can wait for.
 POOLS = tuple(pool(model, engine) for model in MODELS for engine in ENGINES)

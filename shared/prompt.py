@@ -8,12 +8,18 @@ _IMAGE_TOKEN = "[IMG]"
 
 
 def check_prompt(prompt: str, *, field: str = "prompt") -> None:
-    """Refuse a prompt that still holds an image token after the trainer's one pass of removal.
+    """Refuse a prompt that still contains an image token after one pass of removal.
 
-    The trainer cannot render it ("[IM[IMG]G]" crashes its processor), so there is no image it could be equal to.
+    Args:
+        field: JSON path of the prompt in the request, for the error.
 
     Raises:
-        InvalidRequest: it does; `field` is its place in the request.
+        InvalidRequest: the prompt contains a nested token, such as `[IM[IMG]G]`.
     """
+    # The trainer removes the token once, and its processor crashes on one that is left. So there is no preview that an
+    # image of such a prompt could equal.
     if _IMAGE_TOKEN in prompt.replace(_IMAGE_TOKEN, ""):
-        raise InvalidRequest(f"the prompt still holds {_IMAGE_TOKEN} after it was removed once", field=field)
+        raise InvalidRequest(
+            f"the prompt still contains {_IMAGE_TOKEN} after it was removed once; take out every {_IMAGE_TOKEN}",
+            field=field,
+        )

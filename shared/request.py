@@ -1,8 +1,8 @@
-"""The request body, with the names of ai-toolkit-inference's API.
+"""The request body of a job, with the names of ai-toolkit-inference's API.
 
-Unknown fields are refused, since a misspelt `sample_steps` would otherwise render thousands of wrong images. Fields
-that other models of that API use (video, control images) are known here and refused or ignored by name in
-`shared.resolve`, so its request JSON is understood whole. The API takes it over HTTP, `flux2 render` from a file.
+The API receives it over HTTP, and `flux2 render` reads it from a file. Fields that only other models of that API use
+(video, control images) are known here, so that its request JSON is understood as a whole; `shared.resolve` refuses or
+ignores them by name.
 """
 
 from __future__ import annotations
@@ -13,23 +13,24 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 from shared.job import AdapterMode, Engine, ImageFormat
 
+#: Longest prompt in characters, both as written and with its trigger words filled in.
+MAX_TEXT = 10_000
 
-def _no_nul(text: str) -> str:
+
+def _refuse_nul(text: str) -> str:
     if "\0" in text:
         raise ValueError("must not contain a NUL character")
     return text
 
 
-#: Characters of a prompt, as it is written and with its trigger words in it.
-MAX_TEXT = 10_000
-
-Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_no_nul)]
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_refuse_nul)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
-class Body(BaseModel):
-    """A request body, whole or in part: nothing in it goes unread."""
+class StrictModel(BaseModel):
+    """A part of a request body. Unknown fields are refused."""
 
+    # A misspelt `sample_steps` that is ignored would render thousands of wrong images.
     model_config = ConfigDict(extra="forbid")
 
 
@@ -52,71 +53,88 @@ EXAMPLE_REQUEST: dict[str, Any] = {
 }
 
 
-class LoraItem(Body):
-    """One adapter; several are merged in order."""
+class LoraItem(StrictModel):
+    """One adapter. Several adapters are merged in order."""
 
     path: Annotated[Text, Field(min_length=1)] = Field(
-        description="File relative to the adapter root.", examples=["my_lora_job/my_lora.safetensors"]
+        description="File, relative to the adapter root.", examples=["my_lora_job/my_lora.safetensors"]
     )
     network_multiplier: Annotated[Finite, Field(ge=-2, le=2)] | None = Field(
-        None, description="Strength: 0 is the base model, 1 as trained; default 1."
+        None, description="Strength of the adapter: 0 is the base model, 1 is as trained. Default: 1."
     )
-    transformer: Literal["low", "high"] | None = Field(None, description="Mixture-of-experts models only; refused.")
+    transformer: Literal["low", "high"] | None = Field(
+        None, description="Refused: only mixture-of-experts models have two transformers."
+    )
 
 
-class PromptItem(Body):
+class PromptItem(StrictModel):
     """One image."""
 
-    prompt: Text = Field(description="`[trigger]` is replaced by the trigger word.")
-    trigger_word: Text | None = Field(None, description="Overrides the request's trigger word.")
+    prompt: Text = Field(description="Text of the image. `[trigger]` is replaced by the trigger word.")
+    trigger_word: Text | None = Field(None, description="Trigger word of this prompt, instead of the request's.")
     width: Annotated[int, Field(ge=64, le=4096)] | None = Field(
-        None, description="Pixels, floored to the model's divisor; default 1024."
+        None, description="Width in pixels, rounded down to a multiple of the model's divisor (16). Default: 1024."
     )
     height: Annotated[int, Field(ge=64, le=4096)] | None = Field(
-        None, description="Pixels, floored to the model's divisor; default 1024."
+        None, description="Height in pixels, rounded down to a multiple of the model's divisor (16). Default: 1024."
     )
-    sample_steps: Annotated[int, Field(ge=1, le=150)] | None = Field(None, description="Default 25.")
-    guidance_scale: Annotated[Finite, Field(ge=0, le=20)] | None = Field(None, description="Default 4.0.")
+    sample_steps: Annotated[int, Field(ge=1, le=150)] | None = Field(None, description="Denoising steps. Default: 25.")
+    guidance_scale: Annotated[Finite, Field(ge=0, le=20)] | None = Field(
+        None, description="How closely the image follows the prompt. Default: 4.0."
+    )
     seed: Annotated[int, Field(ge=-1, lt=2**63)] | None = Field(
-        None, description="Default 42 + the prompt's index; -1 draws one and reports it."
+        None,
+        description="Seed of the noise. -1 draws a random one, which the result reports. Default: 42 plus the index of "
+        "the prompt.",
     )
-    neg: Text | None = Field(None, description="Negative prompt; guidance-distilled models ignore it with a warning.")
-    sampler: Text | None = Field(None, description="Ignored with a warning: the trainer's own sampler is used.")
-    num_frames: int | None = Field(None, description="Video models only; ignored with a warning.")
-    fps: int | None = Field(None, description="Video models only; ignored with a warning.")
-    resolution: Literal["Default", "High"] | None = Field(None, description="Video models only; ignored.")
-    ctrl_img: str | None = Field(None, description="Control image; refused: this model renders from text.")
-    ctrl_img_1: str | None = Field(None, description="As `ctrl_img`.")
-    ctrl_img_2: str | None = Field(None, description="As `ctrl_img`.")
-    ctrl_img_3: str | None = Field(None, description="As `ctrl_img`.")
+    neg: Text | None = Field(
+        None, description="Negative prompt. Guidance-distilled models (FLUX.2 [dev]) ignore it with a warning."
+    )
+    sampler: Text | None = Field(None, description="Ignored with a warning: the trainer's own sampler is always used.")
+    num_frames: int | None = Field(None, description="Ignored with a warning: for video models only.")
+    fps: int | None = Field(None, description="Ignored with a warning: for video models only.")
+    resolution: Literal["Default", "High"] | None = Field(
+        None, description="Ignored with a warning: for video models only."
+    )
+    ctrl_img: str | None = Field(None, description="Refused: these models render from text only.")
+    ctrl_img_1: str | None = Field(None, description="Refused, as `ctrl_img`.")
+    ctrl_img_2: str | None = Field(None, description="Refused, as `ctrl_img`.")
+    ctrl_img_3: str | None = Field(None, description="Refused, as `ctrl_img`.")
 
 
-class InferenceRequest(Body):
-    """A job: one base model, one list of adapters, one image a prompt."""
+class InferenceRequest(StrictModel):
+    """A job: one base model, one list of adapters, and one image for each prompt."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE_REQUEST]})
 
-    model: str = Field(description="Model id from `/v1/models`.", examples=["flux2"])
-    prompts: Annotated[list[PromptItem], Field(min_length=1)]
+    model: str = Field(description="Id of the model, from `GET /v1/models`.", examples=["flux2"])
+    prompts: Annotated[list[PromptItem], Field(min_length=1)] = Field(description="The images to render.")
     loras: Annotated[list[LoraItem], Field(max_length=16)] = Field(
-        description="Adapters, merged in order; an explicit empty list is the base model."
+        description="Adapters, merged in order. Pass an empty list to render with the base model."
     )
     trigger_word: Text | None = Field(None, description="Replaces `[trigger]` in every prompt.")
-    hf_token: SecretStr | None = Field(None, description="Accepted, never stored or logged: workers use their own.")
+    hf_token: SecretStr | None = Field(
+        None,
+        description="Accepted for compatibility, but not used, stored or logged: workers have their own.",
+    )
     engine: Engine = Field(
         "exact",
-        description="`ai-toolkit` runs AI Toolkit's own classes, on workers that have a checkout of it; `fast` "
-        "multiplies in float8, on workers with `FLUX2_MODEL_PRECISION=fp8`: other pixels in less time.",
+        description="The code that renders. `exact` gives AI Toolkit's pixels. `ai-toolkit` runs AI Toolkit's own "
+        "classes, on workers that have a checkout of it. `fast` multiplies in float8, which takes less time and gives "
+        "other pixels, on workers with `FLUX2_MODEL_PRECISION=fp8`.",
     )
     adapter_mode: AdapterMode | None = Field(
         None,
-        description="`merged` into the weights, or `live` beside them in each step, as AI Toolkit previews a DoRA and "
-        "samples of several multipliers; default: what the worker's precision allows, merged if it can.",
+        description="`merged` adds adapters to the weights once. `live` computes them next to the weights in each "
+        "step, which is slower; AI Toolkit previews a DoRA, and samples with several multipliers, that way. Default: "
+        "`merged` if the worker's precision allows it.",
     )
-    output_format: ImageFormat = Field("png", description="PNG is lossless; all carry the parameters inside.")
+    output_format: ImageFormat = Field(
+        "png", description="File format. PNG is lossless. Every file holds the parameters that made it."
+    )
     webhook_url: Annotated[Text, Field(max_length=2048)] | None = Field(
-        None, description="Is sent a signed message when the request has ended; https, and a public address."
+        None, description="URL that receives a signed webhook when the job ends. Must be public https."
     )
-    priority: Annotated[int, Field(ge=0, le=9)] = Field(5, description="0 first, 9 last.")
-    kv_cache: bool | None = Field(None, description="Other models only; ignored with a warning.")
-    match_target_res: bool | None = Field(None, description="Other models only; ignored with a warning.")
+    priority: Annotated[int, Field(ge=0, le=9)] = Field(5, description="0 is rendered first, 9 last.")
+    kv_cache: bool | None = Field(None, description="Ignored with a warning: for other models only.")
+    match_target_res: bool | None = Field(None, description="Ignored with a warning: for other models only.")

@@ -1,6 +1,6 @@
-"""Turn a request into items: every default, seed, size and trigger word is fixed here, once, at accept.
+"""Turn a request into items: every default, seed, size and trigger word is fixed once, when the job is accepted.
 
-What a worker gets decides the pixels completely, so an item that runs twice gives the same image.
+An item then decides its image's pixels completely, so an item that runs twice gives the same image.
 """
 
 from __future__ import annotations
@@ -24,36 +24,35 @@ MAX_RANDOM_SEED = 2**32
 
 
 def find_model(model_id: str) -> Model:
-    """Look a model up in the catalogue.
+    """Return the catalogue's model with this id.
 
     Raises:
-        ModelNotFound: naming what there is.
+        ModelNotFound: names the models that exist.
     """
     try:
         return MODELS[model_id]
     except KeyError:
         raise ModelNotFound(
-            f"Model {model_id!r} is not supported; there are: {', '.join(MODELS)}", field="model"
+            f"Model {model_id!r} is not supported; use one of: {', '.join(MODELS)}", field="model"
         ) from None
 
 
 def reject_unsupported_fields(request: InferenceRequest) -> None:
-    """Refuse fields whose silent omission would give another image than the caller asked for.
+    """Refuse fields that cannot be ignored, because the image would not be the one that the caller asked for.
 
     Raises:
-        InvalidRequest: with the reference API's code, naming the field.
+        InvalidRequest: names the field, with the reference API's code.
     """
     for index, lora in enumerate(request.loras):
         if lora.transformer is not None:
             raise InvalidRequest(
-                f"Model {request.model!r} has one transformer, so an adapter cannot be for {lora.transformer!r}",
+                f"Model {request.model!r} has one transformer, so an adapter cannot be for {lora.transformer!r}; "
+                "leave transformer out",
                 code="MOE_FORMAT_NOT_SUPPORTED",
                 field=f"loras[{index}].transformer",
             )
     if (request.engine, request.adapter_mode) == ("fast", "live"):
-        raise InvalidRequest(
-            "the engine 'fast' takes merged adapters only: leave adapter_mode out", field="adapter_mode"
-        )
+        raise InvalidRequest("the engine 'fast' only merges adapters; leave adapter_mode out", field="adapter_mode")
     for index, prompt in enumerate(request.prompts):
         for name in ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3"):
             if getattr(prompt, name):
@@ -68,18 +67,19 @@ def check_prompts(items: Sequence[ItemSpec]) -> None:
     """Refuse resolved prompts that no worker can render.
 
     Raises:
-        InvalidRequest: naming the prompt.
+        InvalidRequest: names the prompt.
     """
+    # Only now, since a trigger word can complete an image token.
     for index, item in enumerate(items):
         if MODELS[item.model].strips_image_token:
             check_prompt(item.prompt, field=f"prompts[{index}].prompt")
 
 
 def resolve_items(request: InferenceRequest, model: Model, adapters: Sequence[AdapterRef]) -> list[ItemSpec]:
-    """Make one item a prompt.
+    """Return one item for each prompt.
 
     Raises:
-        InvalidRequest: a prompt is too long with its trigger word.
+        InvalidRequest: a prompt is too long with its trigger word filled in.
     """
     return [
         _item(request, prompt, index, model=model, adapters=adapters) for index, prompt in enumerate(request.prompts)
@@ -87,22 +87,22 @@ def resolve_items(request: InferenceRequest, model: Model, adapters: Sequence[Ad
 
 
 def collect_warnings(request: InferenceRequest, items: Sequence[ItemSpec], model: Model) -> list[str]:
-    """Tell what was accepted but has no effect, or another one than written; each once, naming the first place."""
+    """Describe what is accepted but ignored or changed; of each kind only the first prompt is named."""
     return [
         *_ignored_fields(request, model),
         *_first(
             f"prompts[{index}]: {item.requested_width}x{item.requested_height} is rendered at "
-            f"{item.width}x{item.height}: sizes are floored to a multiple of {model.resolution_divisor}"
+            f"{item.width}x{item.height}: sizes are rounded down to a multiple of {model.resolution_divisor}"
             for index, item in enumerate(items)
             if (item.width, item.height) != (item.requested_width, item.requested_height)
         ),
         *_first(
-            f"prompts[{index}].neg has no effect at a guidance_scale of {item.guidance_scale:g}; it needs more than 1"
+            f"prompts[{index}].neg has no effect at a guidance_scale of {item.guidance_scale:g}; use more than 1"
             for index, item in enumerate(items)
             if item.neg and item.guidance_scale <= 1
         ),
         *_first(
-            f"prompts[{index}].prompt has [trigger], but there is no trigger_word: it stays as written"
+            f"prompts[{index}].prompt contains [trigger], but the request has no trigger_word: it stays as written"
             for index, item in enumerate(items)
             if _TRIGGER in item.prompt
         ),
@@ -112,8 +112,8 @@ def collect_warnings(request: InferenceRequest, items: Sequence[ItemSpec], model
 def _item(
     request: InferenceRequest, prompt: PromptItem, index: int, *, model: Model, adapters: Sequence[AdapterRef]
 ) -> ItemSpec:
-    width = _or(prompt.width, model.default_width)
-    height = _or(prompt.height, model.default_height)
+    width = _value_or(prompt.width, model.default_width)
+    height = _value_or(prompt.height, model.default_height)
     return ItemSpec(
         model=model.id,
         prompt=_with_trigger(prompt.prompt, prompt.trigger_word or request.trigger_word, index),
@@ -123,8 +123,8 @@ def _item(
         requested_width=width,
         requested_height=height,
         seed=_seed(prompt.seed, index, model),
-        num_inference_steps=_or(prompt.sample_steps, model.default_steps),
-        guidance_scale=_or(prompt.guidance_scale, model.default_guidance_scale),
+        num_inference_steps=_value_or(prompt.sample_steps, model.default_steps),
+        guidance_scale=_value_or(prompt.guidance_scale, model.default_guidance_scale),
         adapters=tuple(adapters),
         output_format=request.output_format,
         engine=request.engine,
@@ -135,11 +135,11 @@ def _item(
 def _with_trigger(prompt: str, trigger_word: str | None, index: int) -> str:
     if not trigger_word:
         return prompt
-    # Before it is built: a small request can ask for gigabytes.
+    # Counted before the text is built: a small request could ask for gigabytes of it.
     length = len(prompt) + prompt.count(_TRIGGER) * (len(trigger_word) - len(_TRIGGER))
     if length > MAX_TEXT:
         raise InvalidRequest(
-            f"the prompt has {length} characters with its trigger word in it; at most {MAX_TEXT}",
+            f"the prompt has {length} characters with its trigger word filled in; use at most {MAX_TEXT}",
             field=f"prompts[{index}].prompt",
         )
     return prompt.replace(_TRIGGER, trigger_word)
@@ -178,8 +178,10 @@ def _ignored_fields(request: InferenceRequest, model: Model) -> list[str]:
 
 
 def _first(warnings: Iterable[str]) -> list[str]:
+    # A thousand prompts with the same oversight give one warning, not a thousand.
     return list(warnings)[:1]
 
 
-def _or(value: T | None, default: T) -> T:
+def _value_or(value: T | None, default: T) -> T:
+    # Not `value or default`: 0 is a guidance scale.
     return default if value is None else value

@@ -1,4 +1,4 @@
-"""GET /v1/adapters: what a file under the adapter root is, and whether the loaded base model can use it."""
+"""GET /v1/adapters: what an adapter file is, and whether the base model can use it."""
 
 from __future__ import annotations
 
@@ -8,23 +8,35 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from api.deps import ServicesDep
-from api.schemas import AdapterLine, Problem
+from api.schemas.inventory import AdapterLine
+from api.schemas.problems import Problem
 from shared.adapters.inspection import inspect_adapter
 from shared.adapters.locate import locate_adapter
 from shared.resolve import find_model
 
 router = APIRouter(prefix="/v1", tags=["adapters"])
 
+_PROBLEMS: dict[int | str, dict[str, object]] = {
+    400: {"model": Problem, "description": "The model or the file does not exist."},
+    422: {"model": Problem, "description": "A parameter is invalid, or the path leads out of the adapter root."},
+}
 
-@router.get("/adapters", responses={status: {"model": Problem} for status in (400, 422)})
+
+@router.get("/adapters", summary="Inspect an adapter file", responses=_PROBLEMS)
 def get_adapter(
     services: ServicesDep,
-    path: Annotated[str, Query(description="As in `loras[].path`.", max_length=4096)],
-    model: Annotated[str, Query(description="Model id to hold it to.")] = "flux2",
+    path: Annotated[
+        str, Query(description="File relative to the adapter root, as in `loras[].path`.", max_length=4096)
+    ],
+    model: Annotated[str, Query(description="Id of the model to check the adapter against.")] = "flux2",
 ) -> AdapterLine:
-    """Inspect one adapter. `refused` says why a job with it would be refused."""
+    """Read a file's header and say what it is: kind, ranks, layers, training step, sha256.
+
+    A file that jobs cannot use is described as far as possible; `refused` says what is wrong with it.
+    """
     settings = services.settings.adapters
-    base = services.ledger.workers.base_model(find_model(model).id, services.ledger.workers.live_slots())
+    workers = services.ledger.workers
+    base = workers.base_model(find_model(model).id, workers.live_slots())
     found = inspect_adapter(
         locate_adapter(path, root=settings.root),
         max_bytes=settings.max_bytes,

@@ -1,4 +1,4 @@
-"""Probes: /health says that the process lives, /ready that it can take and answer jobs."""
+"""Probes: /health says that the process runs, /ready that it can accept and answer jobs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from shared.errors import LedgerUnavailable
 router = APIRouter(tags=["health"])
 
 
-@router.get("/health")
+@router.get("/health", summary="Liveness")
 async def health() -> dict[str, str]:
-    """Live. Not in the thread pool, which a store that hangs may fill."""
+    """Answer 200 while the process runs; nothing else is checked."""
+    # A coroutine, unlike the other endpoints: a store that hangs can fill the thread pool that those run in.
     return {"status": "healthy"}
 
 
-@router.get("/ready")
+@router.get("/ready", summary="Readiness")
 def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
-    """200 when Redis and the object store answer; the body names what does not. Workers may be none: jobs wait.
+    """Answer 200 when jobs can be accepted, else 503.
 
-    `warnings` tell what does not keep jobs from being taken, but endangers them: a Redis that is not durable, a worker
-    whose device fails, a caretaker that ended.
+    `checks` says `ok` or what is wrong for Redis, the object store and each of the process's own threads. `slots` lists
+    the live workers; without any, jobs are accepted and wait. `warnings` lists risks that do not block jobs: a Redis
+    that may lose accepted jobs, or a worker whose device keeps failing.
     """
     checks = {"storage": services.storage_probe.state()}
     slots: list[dict[str, str]] = []
@@ -38,7 +40,11 @@ def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
         checks["redis"] = "ok"
     except LedgerUnavailable as error:
         checks["redis"] = str(error)
-    warnings += [f"worker {slot['name']}: its device failed repeatedly" for slot in slots if slot["state"] == "faulty"]
+    warnings += [
+        f"worker {slot['name']}: its device failed repeatedly; check the GPU"
+        for slot in slots
+        if slot["state"] == "faulty"
+    ]
     checks |= {
         thread.name.removeprefix("flux2-"): "ok" if thread.is_alive() else "ended" for thread in services.threads
     }

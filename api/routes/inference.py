@@ -1,4 +1,4 @@
-"""POST /v1/inference: the door. A 202 means that the job is on Redis' disk."""
+"""POST /v1/inference: submit a job. A 202 means that the job is on Redis' disk."""
 
 from __future__ import annotations
 
@@ -6,28 +6,29 @@ from http import HTTPStatus
 
 from fastapi import APIRouter, BackgroundTasks, Response
 
-from api import views
 from api.deps import BaseUrlDep, IdempotencyKeyDep, ServicesDep, TenantDep
-from api.schemas import Problem, Submitted
-from api.submission import accept
+from api.schemas.accepted import Submitted
+from api.schemas.problems import Problem
+from api.status_view import submitted_view
+from api.submission import accept_job
 from shared.request import InferenceRequest
 
 router = APIRouter(prefix="/v1", tags=["inference"])
 
-#: What a submit can be answered instead of 202.
-PROBLEMS: dict[int | str, dict[str, object]] = {
+#: How a submit can fail.
+SUBMIT_PROBLEMS: dict[int | str, dict[str, object]] = {
     status: {"model": Problem, "description": text}
     for status, text in {
-        400: "The model, an adapter or a field cannot be served.",
+        400: "The model or an adapter does not exist, or a field has a value that the model cannot use.",
         413: "The body is too large.",
         422: "A field is invalid, an adapter does not fit, or the Idempotency-Key was used with another body.",
-        429: "The queue is full.",
-        503: "Redis does not answer; repeat with the same Idempotency-Key.",
+        429: "The queue is full; try again after `Retry-After` seconds.",
+        503: "Redis does not answer, so the job may or may not be stored; repeat with the same Idempotency-Key.",
     }.items()
 }
 
 
-@router.post("/inference", status_code=HTTPStatus.ACCEPTED, responses=PROBLEMS)
+@router.post("/inference", summary="Submit a job", status_code=HTTPStatus.ACCEPTED, responses=SUBMIT_PROBLEMS)
 def submit(
     body: InferenceRequest,
     services: ServicesDep,
@@ -37,11 +38,15 @@ def submit(
     idempotency_key: IdempotencyKeyDep = "",
     x_tenant: TenantDep = "default",
 ) -> Submitted:
-    """Accept a job durably and answer where to poll. Repeat safely with the same `Idempotency-Key` for 24 hours."""
-    accepted = accept(services, body, background, idempotency_key=idempotency_key, tenant=x_tenant)
+    """Accept a job and answer with the URLs to poll.
+
+    Sizes, seeds and trigger words are fixed now, so that a repeated attempt gives the same images. Send an
+    `Idempotency-Key` to be able to repeat the call safely; the answer to a repeat has `Idempotency-Replayed: true`.
+    """
+    accepted = accept_job(services, body, background, idempotency_key=idempotency_key, tenant=x_tenant)
     if accepted.is_repeat:
         response.headers["Idempotency-Replayed"] = "true"
-    answer = views.submitted(accepted, base_url=base_url)
+    answer = submitted_view(accepted, base_url=base_url)
     response.headers["Location"] = answer.status_url
     response.headers["Retry-After"] = "1"
     return answer

@@ -1,4 +1,4 @@
-"""GET /metrics: the fleet as Prometheus sees it, read from the ledger at each scrape."""
+"""GET /metrics: queue and workers for Prometheus, read from the ledger at each scrape."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from shared.ledger import Ledger
 router = APIRouter(tags=["metrics"])
 
 
-class _Fleet:
-    """Collects at scrape time; every API process tells the same, since the ledger is shared."""
+class _LedgerCollector:
+    """Reads the gauges when they are scraped.
+
+    Every API process gives the same figures, since the ledger is shared: scrape one, or take the maximum.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        queued = GaugeMetricFamily("flux2_items_queued", "Items waiting for a worker.", labels=["model", "engine"])
+        queued = GaugeMetricFamily("flux2_items_queued", "Images that wait for a worker.", labels=["model", "engine"])
         for model, engine in product(MODELS, ENGINES):
             queued.add_metric([model, engine], self._ledger.queue_length(pool(model, engine)))
         yield queued
@@ -35,17 +38,20 @@ class _Fleet:
         for (model, state), count in Counter((slot.model, slot.state) for slot in slots).items():
             alive.add_metric([model, state], count)
         yield alive
-        drift = GaugeMetricFamily(
-            "flux2_base_drift", "Restored parameters that differ from the checkpoint; must be 0.", labels=["slot"]
+        # The metric keeps its name for existing dashboards; it counts corrupted parameters.
+        corrupted = GaugeMetricFamily(
+            "flux2_base_drift",
+            "Base parameters that differ from the checkpoint after an adapter swap; must be 0.",
+            labels=["slot"],
         )
         for slot in slots:
-            drift.add_metric([slot.name], slot.corrupted)
-        yield drift
+            corrupted.add_metric([slot.name], slot.corrupted)
+        yield corrupted
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
 def metrics(services: ServicesDep) -> Response:
-    """Prometheus' text format."""
+    """Return queue lengths, live workers and corrupted base parameters in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Fleet(services.ledger))
+    registry.register(_LedgerCollector(services.ledger))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,4 +1,4 @@
-"""GET /v1/models: what can be asked for, and who serves it now."""
+"""GET /v1/models: the models that jobs can name, and the workers that serve them now."""
 
 from __future__ import annotations
 
@@ -8,25 +8,26 @@ from dataclasses import asdict
 from fastapi import APIRouter
 
 from api.deps import ServicesDep
-from api.schemas import ModelLine, ModelList
+from api.schemas.inventory import ModelLine, ModelList
 from shared.catalog import MODELS
 from shared.job import ENGINES
 
 router = APIRouter(prefix="/v1", tags=["models"])
 
 
-@router.get("/models")
+@router.get("/models", summary="List the models")
 def list_models(services: ServicesDep) -> ModelList:
-    """The catalogue, with defaults, licences and live workers."""
-    slots = services.ledger.workers.live_slots()
+    """Return every model with its defaults, licence and number of live workers."""
+    workers = services.ledger.workers
+    slots = workers.live_slots()
     offered = Counter((slot.model, engine) for slot in slots for engine in slot.engines)
     lines = []
     for model in MODELS.values():
-        base = services.ledger.workers.base_model(model.id, slots)
-        facts = {name: value for name, value in asdict(model).items() if name in ModelLine.model_fields}
+        base = workers.base_model(model.id, slots)
+        catalog_fields = {name: value for name, value in asdict(model).items() if name in ModelLine.model_fields}
         lines.append(
             ModelLine(
-                **facts,
+                **catalog_fields,
                 slots=sum(slot.model == model.id for slot in slots),
                 engines={engine: offered[model.id, engine] for engine in ENGINES},
                 base_revision=base.revision if base else None,

@@ -1,4 +1,4 @@
-"""POST /v1/replays: submit what reproduces a training config's sample previews."""
+"""POST /v1/replays: submit the jobs that reproduce a training config's sample previews."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from fastapi import APIRouter, BackgroundTasks, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 
-from api import views
 from api.deps import BaseUrlDep, IdempotencyKeyDep, ServicesDep, TenantDep
-from api.routes.inference import PROBLEMS
-from api.schemas import ReplayRequest, ReplaySample, ReplaySubmitted
-from api.submission import hash_body, prepare, store_together
-from api.training_config.plan import plan
+from api.routes.inference import SUBMIT_PROBLEMS
+from api.schemas.accepted import ReplayRequest, ReplaySample, ReplaySubmitted
+from api.status_view import submitted_view
+from api.submission import hash_body, prepare_job, store_jobs
+from api.training_config.plan import plan_replay
 from shared.errors import InvalidRequest
 from shared.request import InferenceRequest
 
@@ -22,7 +22,7 @@ router = APIRouter(prefix="/v1", tags=["replays"])
 _REQUESTS = TypeAdapter(list[InferenceRequest])
 
 
-@router.post("/replays", status_code=HTTPStatus.ACCEPTED, responses=PROBLEMS)
+@router.post("/replays", summary="Replay a training config", status_code=HTTPStatus.ACCEPTED, responses=SUBMIT_PROBLEMS)
 def submit_replay(
     body: ReplayRequest,
     services: ServicesDep,
@@ -32,33 +32,35 @@ def submit_replay(
     idempotency_key: IdempotencyKeyDep = "",
     x_tenant: TenantDep = "default",
 ) -> ReplaySubmitted:
-    """Read an AI Toolkit config and submit a request for each multiplier its samples use, all or none."""
-    replay = plan(body.config, lora=body.lora)
-    if len(replay.samples) > services.settings.api.max_prompts:
-        raise InvalidRequest(
-            f"{len(replay.samples)} samples; at most {services.settings.api.max_prompts}", field="config"
-        )
+    """Read an AI Toolkit config and submit jobs that render its sample previews again.
+
+    One job is submitted for each adapter strength that the samples use; all are accepted, or none.
+    """
+    plan = plan_replay(body.config, lora=body.lora)
+    limit = services.settings.api.max_prompts
+    if len(plan.samples) > limit:
+        raise InvalidRequest(f"{len(plan.samples)} samples; use at most {limit} in one config", field="config")
     try:
-        bodies = _REQUESTS.validate_python(replay.requests)
+        requests = _REQUESTS.validate_python(plan.requests)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
     body_hash = hash_body(body)
     jobs = [
-        prepare(
+        prepare_job(
             services,
             request,
-            # One for each part; all stand for the whole replay, so that another config finds the first part's taken.
+            # A key for each job, but one hash, of the whole config: another config meets the first job's key in use.
             idempotency_key=f"{idempotency_key}#{number}" if idempotency_key else "",
             body_hash=body_hash,
             tenant=x_tenant,
         )
-        for number, request in enumerate(bodies)
+        for number, request in enumerate(requests)
     ]
-    requests = store_together(services, jobs, background)
-    if all(accepted.is_repeat for accepted in requests):
+    accepted = store_jobs(services, jobs, background)
+    if all(job.is_repeat for job in accepted):
         response.headers["Idempotency-Replayed"] = "true"
     return ReplaySubmitted(
-        requests=[views.submitted(accepted, base_url=base_url) for accepted in requests],
-        samples=[ReplaySample(request_id=requests[request].job_id, index=index) for request, index in replay.places],
-        warnings=list(replay.warnings),
+        requests=[submitted_view(job, base_url=base_url) for job in accepted],
+        samples=[ReplaySample(request_id=accepted[number].job_id, index=index) for number, index in plan.positions],
+        warnings=list(plan.warnings),
     )

@@ -1,22 +1,27 @@
-"""/v1/requests: poll, fetch, cancel and list. Each reads the ledger; none talks to a worker."""
+"""/v1/requests: poll, fetch, cancel and list jobs. Every endpoint reads the ledger; none calls a worker."""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 
-from api import views
 from api.deps import Services, ServicesDep
-from api.schemas import JobList, JobStatus, Problem, Result, Status
+from api.result_view import result_view
+from api.schemas.job_result import Result
+from api.schemas.job_status import JobList, JobStatus, Status
+from api.schemas.problems import Problem
+from api.status_view import LEDGER_STATE, job_line_view, status_view
 from shared.errors import RequestNotFound
 from shared.job import TERMINAL
 from shared.ledger import JobView
 
 _INVALID: dict[int | str, dict[str, object]] = {422: {"model": Problem, "description": "A parameter is invalid."}}
-_UNKNOWN = {**_INVALID, 404: {"model": Problem, "description": "No such request."}}
+_UNKNOWN = {**_INVALID, 404: {"model": Problem, "description": "No job has this id, or its record has expired."}}
 
 router = APIRouter(prefix="/v1/requests", tags=["requests"])
+
+RequestIdPath = Annotated[str, Path(description="The `request_id` that the submit returned.")]
 
 
 def _job(services: Services, request_id: str) -> JobView:
@@ -26,51 +31,58 @@ def _job(services: Services, request_id: str) -> JobView:
     return job
 
 
-@router.get("/{request_id}/status", responses=_UNKNOWN, response_model=Status)
-def get_status(request_id: str, services: ServicesDep) -> Response:
-    """Where a job is."""
+@router.get("/{request_id}/status", summary="Poll a job", responses=_UNKNOWN, response_model=Status)
+def get_status(request_id: RequestIdPath, services: ServicesDep) -> Response:
+    """Return the state and progress of a job and of each of its images.
+
+    While the job runs, `Retry-After` says after how many seconds to poll again.
+    """
     job = _job(services, request_id)
-    # Written here: the framework would check every field again, for each of many polls.
+    # Serialised here: FastAPI would validate every field of the model a second time, on each of many polls.
     return Response(
-        views.status(job).model_dump_json(),
+        status_view(job).model_dump_json(),
         media_type="application/json",
         headers={} if job.state in TERMINAL else {"Retry-After": "1"},
     )
 
 
-@router.get("/{request_id}/result", responses=_UNKNOWN)
-def get_result(request_id: str, services: ServicesDep) -> Result:
-    """The images that are done, with freshly signed URLs."""
+@router.get("/{request_id}/result", summary="Fetch a job's images", responses=_UNKNOWN)
+def get_result(request_id: RequestIdPath, services: ServicesDep) -> Result:
+    """Return the images that are finished so far, with freshly signed URLs, and why others failed."""
     job = _job(services, request_id)
-    return views.result(job, services.store, url_ttl_s=services.settings.storage.url_ttl_s)
+    return result_view(job, services.store, url_ttl_s=services.settings.storage.url_ttl_s)
 
 
-@router.post("/{request_id}/cancel", responses=_UNKNOWN)
-def cancel(request_id: str, services: ServicesDep) -> Status:
-    """Cancel what is left; finished images stay. Repeating it, or canceling a finished job, changes nothing."""
+@router.post("/{request_id}/cancel", summary="Cancel a job", responses=_UNKNOWN)
+def cancel(request_id: RequestIdPath, services: ServicesDep) -> Status:
+    """Cancel the images that are not finished; finished ones stay.
+
+    Repeating the call, or canceling a job that has ended, changes nothing.
+    """
     services.ledger.cancel(request_id)
-    return views.status(_job(services, request_id))
+    return status_view(_job(services, request_id))
 
 
-@router.get("", responses=_INVALID)
+@router.get("", summary="List jobs", responses=_INVALID)
 def list_requests(
     services: ServicesDep,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    limit: Annotated[int, Query(ge=1, le=200, description="Jobs a page.")] = 50,
     cursor: Annotated[
-        str | None, Query(description="`next_cursor` of the page before.", pattern="^[0-9a-f]{1,13}$")
+        str | None, Query(description="`next_cursor` of the previous page.", pattern="^[0-9a-f]{1,13}$")
     ] = None,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
     model: Annotated[str | None, Query(description="Only jobs of this model.")] = None,
 ) -> JobList:
-    """Jobs, newest first."""
+    """Return jobs, newest first, one page at a time."""
     page = services.ledger.jobs(
         before=None if cursor is None else int(cursor, 16),
         limit=limit,
-        state=None if status is None else views.STATES[status],
+        state=None if status is None else LEDGER_STATE[status],
         model=model,
     )
     return JobList(
-        data=[views.line(job) for job in page.jobs],
+        data=[job_line_view(job) for job in page.jobs],
         has_more=page.next_before is not None,
+        # The job's number in hexadecimal: opaque to callers, and short.
         next_cursor=None if page.next_before is None else f"{page.next_before:x}",
     )

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 from fastapi import BackgroundTasks
 
-from api.submission import prepare, store_together
+from api.submission import prepare_job, store_jobs
 from shared.errors import QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, PipelineReport, Progress
 from shared.ledger import keys
@@ -730,7 +730,7 @@ def replay(api, *prompts, **headers):
 def test_a_replay_of_more_samples_than_a_request_may_have_is_refused(api, adapter):
     body = problem(replay(api, *["a"] * 600, *["b --m 0.5"] * 401), 400, "INVALID_REQUEST")
 
-    assert body["detail"] == "1001 samples; at most 1000"
+    assert body["detail"] == "1001 samples; use at most 1000 in one config"
 
 
 def test_a_replay_of_which_one_part_cannot_be_served_stores_nothing(api, adapter, redis_client):
@@ -768,7 +768,7 @@ def parts(services, key):
     """Two requests of 20 images each, prepared together."""
     body = InferenceRequest.model_validate(request(*[{"prompt": "a"}] * 20))
     keys_of_parts = [key and f"{key}#{number}" for number in range(2)]
-    return [prepare(services, body, idempotency_key=k, body_hash="h", tenant="default") for k in keys_of_parts]
+    return [prepare_job(services, body, idempotency_key=k, body_hash="h", tenant="default") for k in keys_of_parts]
 
 
 @pytest.fixture
@@ -783,7 +783,7 @@ def test_no_part_of_a_replay_is_stored_when_the_queue_has_no_room_for_all(api, c
     first, second = parts(crowded, key)
 
     with pytest.raises(QueueFull, match="20 items are queued and the cap is 50"):
-        store_together(crowded, [first, second], BackgroundTasks())
+        store_jobs(crowded, [first, second], BackgroundTasks())
 
     assert api.ledger.job(first.job_id) is None
     assert api.ledger.job(second.job_id) is None
@@ -792,13 +792,13 @@ def test_no_part_of_a_replay_is_stored_when_the_queue_has_no_room_for_all(api, c
 
 def test_a_replay_that_was_refused_for_room_is_stored_whole_at_its_repeat(api, crowded):
     with pytest.raises(QueueFull):
-        store_together(crowded, parts(crowded, "k"), BackgroundTasks())
+        store_jobs(crowded, parts(crowded, "k"), BackgroundTasks())
     while claimed := claim(api):
         api.ledger.commit(claimed, None)
 
     background = BackgroundTasks()
-    stored = store_together(crowded, parts(crowded, "k"), background)
-    again = store_together(crowded, parts(crowded, "k"), background)
+    stored = store_jobs(crowded, parts(crowded, "k"), background)
+    again = store_jobs(crowded, parts(crowded, "k"), background)
 
     assert [accepted.is_repeat for accepted in stored] == [False, False]
     assert [(accepted.job_id, accepted.is_repeat) for accepted in again] == [
@@ -810,9 +810,9 @@ def test_a_replay_that_was_refused_for_room_is_stored_whole_at_its_repeat(api, c
 
 def test_a_replay_of_which_one_part_was_stored_before_gets_the_rest(api):
     first, second = parts(api.services, "k")
-    [stored] = store_together(api.services, [first], BackgroundTasks())
+    [stored] = store_jobs(api.services, [first], BackgroundTasks())
 
-    again = store_together(api.services, [first, second], BackgroundTasks())
+    again = store_jobs(api.services, [first, second], BackgroundTasks())
 
     assert [accepted.job_id for accepted in again] == [stored.job_id, second.job_id]
     assert api.ledger.queue_length("flux2") == 40

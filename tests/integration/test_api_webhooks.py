@@ -11,8 +11,10 @@ import httpcore2
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from api.addresses import is_public, resolve
-from api.webhooks import WAITS_S, Courier, check_webhook
+from api.addresses import is_public, resolve_host
+from api.webhook_message import Delivery, post_message
+from api.webhook_url import check_webhook_url
+from api.webhooks import RETRY_WAITS_S, Courier
 from shared.errors import InvalidRequest
 from shared.ledger import Ledger, keys
 from shared.ledger.outbox import Message
@@ -202,7 +204,7 @@ def test_a_record_that_cannot_be_told_waits_and_keeps_no_other_message_from_bein
     assert stored == ["waiting", "1", "not sent: JSONDecodeError"]
     assert api.ledger.redis.zscore(keys.OUTBOX, broken) > api.ledger.now_ms()
     assert len(hook.messages) == 1
-    (logged,) = [line for line in caplog.records if line.message == "message not written"]
+    (logged,) = [line for line in caplog.records if line.message == "message not sent"]
     assert (logged.job, bool(logged.exc_info)) == (broken, True)
     assert api.http.get("/ready").json()["checks"]["courier"] == "ok"
 
@@ -216,7 +218,7 @@ def test_the_courier_outlives_an_outbox_that_cannot_be_read(api, receiver, wait_
     hook = receiver(200)
     job_id = submit(api, webhook_url=hook.url)
     api.ledger.redis.set(keys.OUTBOX, "no sorted set")
-    wait_until(lambda: "messages not taken" in caplog.text, what="a look at the outbox")
+    wait_until(lambda: "due messages cannot be read" in caplog.text, what="a look at the outbox")
 
     api.ledger.redis.delete(keys.OUTBOX)
     end(api)
@@ -243,13 +245,13 @@ def test_a_message_is_given_up_after_three_days(redis_client, settings, webhook_
     courier = Courier(ledger, settings(webhook={"secret": webhook_secret}))
     redis_client.zadd(keys.OUTBOX, {"job": 0})
 
-    courier._settle(Message("job", "https://example.com", len(WAITS_S)), True, "answered 500")
+    courier._record(Message("job", "https://example.com", len(RETRY_WAITS_S)), Delivery("answered 500"))
     assert redis_client.hget(keys.job("job"), "webhook_state") == "waiting"
-    courier._settle(Message("job", "https://example.com", len(WAITS_S) + 1), True, "answered 500")
+    courier._record(Message("job", "https://example.com", len(RETRY_WAITS_S) + 1), Delivery("answered 500"))
 
     assert redis_client.hget(keys.job("job"), "webhook_state") == "failed"
     assert ledger.outbox.count_undelivered() == 0
-    assert 2 * 86_400 < sum(WAITS_S) < 4 * 86_400
+    assert 2 * 86_400 < sum(RETRY_WAITS_S) < 4 * 86_400
 
 
 BAD_URLS = [
@@ -301,7 +303,7 @@ BAD_URLS = [
 @pytest.mark.parametrize("url", BAD_URLS)
 def test_a_url_that_is_no_public_https_address_is_refused(url, webhook_secret):
     with pytest.raises(InvalidRequest) as refused:
-        check_webhook(url, WebhookSettings(secret=webhook_secret))
+        check_webhook_url(url, WebhookSettings(secret=webhook_secret))
 
     assert (refused.value.code, refused.value.field) == ("INVALID_WEBHOOK_URL", "webhook_url")
 
@@ -310,12 +312,12 @@ def test_a_url_that_is_no_public_https_address_is_refused(url, webhook_secret):
     "url", ["https://example.com/hook?a=1", "https://93.184.215.14:8443/", "https://xn--e1afmkfd.com"]
 )
 def test_a_public_https_url_is_accepted(url, webhook_secret):
-    check_webhook(url, WebhookSettings(secret=webhook_secret))
+    check_webhook_url(url, WebhookSettings(secret=webhook_secret))
 
 
 def test_without_a_secret_webhooks_are_refused_by_name():
-    with pytest.raises(InvalidRequest, match="FLUX2_WEBHOOK_SECRET is not set"):
-        check_webhook("https://example.com/", WebhookSettings())
+    with pytest.raises(InvalidRequest, match="disabled on this server; set FLUX2_WEBHOOK_SECRET"):
+        check_webhook_url("https://example.com/", WebhookSettings())
 
 
 def test_the_api_answers_a_bad_webhook_url_with_its_field(api):
@@ -332,7 +334,7 @@ def test_the_api_answers_a_bad_webhook_url_with_its_field(api):
 )
 def test_a_host_that_leads_inside_is_not_connected_to_whatever_its_spelling(host):
     with pytest.raises(httpcore2.ConnectError):
-        resolve(host, 443, allow_private=False)
+        resolve_host(host, 443, allow_private=False)
 
 
 def test_one_private_address_among_public_ones_is_enough_to_refuse(monkeypatch):
@@ -342,12 +344,10 @@ def test_one_private_address_among_public_ones_is_enough_to_refuse(monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers)
 
     with pytest.raises(httpcore2.ConnectError, match=r"has the address 127\.0\.0\.1, which is not public"):
-        resolve("rebinding.example", 443, allow_private=False)
+        resolve_host("rebinding.example", 443, allow_private=False)
 
 
-def test_a_name_is_resolved_once_and_the_address_that_was_looked_at_is_used(
-    monkeypatch, settings, redis_client, receiver
-):
+def test_a_name_is_resolved_once_and_the_address_that_was_looked_at_is_used(monkeypatch, settings, receiver):
     # A name that is public when asked first and leads to the canary ever after.
     canary = receiver(200)
     asked, real = [], socket.getaddrinfo
@@ -362,12 +362,12 @@ def test_a_name_is_resolved_once_and_the_address_that_was_looked_at_is_used(
     monkeypatch.setattr(socket, "getaddrinfo", rebind)
     monkeypatch.setattr("api.addresses.is_public", lambda address: address != ipaddress.ip_address("127.0.0.1"))
     made = settings(webhook={"secret": "whsec_" + "A" * 32, "timeout_s": 0.5})
-    courier = Courier(Ledger(redis_client, made.queue), made)
+    url = f"http://rebinding.example:{canary.server_port}/"
 
-    may_repeat, error = courier._post(Message("job", f"http://rebinding.example:{canary.server_port}/", 1), "id", "{}")
+    delivery = post_message(url, message_id="id", body="{}", settings=made.webhook)
 
-    assert may_repeat
-    assert error
+    assert delivery.may_retry
+    assert delivery.error
     assert canary.messages == []
 
 

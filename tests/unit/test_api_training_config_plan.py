@@ -1,4 +1,4 @@
-"""Training configs to requests, by the trainer's rules."""
+"""Training configs become requests by the trainer's rules."""
 
 import json
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from api.training_config.plan import plan
+from api.training_config.plan import plan_replay
 from shared.errors import ConfigRefused
 from shared.request import InferenceRequest
 
@@ -19,11 +19,11 @@ def config(sample, *, trigger="ohwx", arch="flux2", **model):
 
 
 def prompts(text):
-    replay = plan(text)
-    return [replay.requests[request]["prompts"][index] for request, index in replay.places]
+    replay = plan_replay(text)
+    return [replay.requests[request]["prompts"][index] for request, index in replay.positions]
 
 
-def test_what_a_sample_leaves_out_comes_from_the_section_and_then_from_the_trainers_defaults():
+def test_a_field_missing_in_a_sample_comes_from_the_section_then_from_the_trainers_defaults():
     [first, second] = prompts(config({"samples": [{"prompt": "a"}, {"prompt": "b", "width": 768}], "height": 640}))
 
     assert first == {
@@ -38,7 +38,7 @@ def test_what_a_sample_leaves_out_comes_from_the_section_and_then_from_the_train
     assert (second["width"], second["height"]) == (768, 640)
 
 
-def test_old_style_prompts_are_samples_too():
+def test_prompts_in_the_older_form_are_samples_too():
     assert [prompt["prompt"] for prompt in prompts(config({"prompts": ["a", "b"]}))] == ["a", "b"]
 
 
@@ -48,13 +48,13 @@ def test_walking_seeds_count_up_and_a_samples_own_seed_counts_for_itself_only():
     assert [prompt["seed"] for prompt in prompts(config(section))] == [42, 7, 44]
 
 
-def test_without_walking_a_samples_own_seed_stays_for_those_after_it():
+def test_without_walking_a_samples_own_seed_persists_for_the_samples_after_it():
     section = {"seed": 42, "samples": [{"prompt": "a"}, {"prompt": "b", "seed": 7}, {"prompt": "c"}]}
 
     assert [prompt["seed"] for prompt in prompts(config(section))] == [42, 7, 7]
 
 
-def test_flags_in_a_prompt_override_everything_and_leave_the_prompt():
+def test_flags_in_a_prompt_override_everything_and_are_cut_from_it():
     text = "  a red fox  --w 768 --h 1024 --d 5 --s 12 --l 3.5 --n blurry, dark --unknown 3 "
 
     [prompt] = prompts(config({"samples": [{"prompt": text, "width": 64, "seed": 1}]}))
@@ -88,12 +88,12 @@ def test_without_a_trigger_word_the_placeholder_stays_as_typed():
     assert prompt["prompt"] == "[trigger] a cat"
 
 
-def test_samples_of_different_multipliers_become_a_request_each_in_the_samples_order():
+def test_samples_with_different_multipliers_become_one_request_each_in_the_samples_order():
     section = {"samples": [{"prompt": "a"}, {"prompt": "b --m 0.5"}, {"prompt": "c", "network_multiplier": "1.0"}]}
 
-    replay = plan(config(section))
+    replay = plan_replay(config(section))
 
-    assert replay.places == ((0, 0), (1, 0), (0, 1))
+    assert replay.positions == ((0, 0), (1, 0), (0, 1))
     assert [request["loras"] for request in replay.requests] == [
         [{"path": "my_lora/my_lora.safetensors", "network_multiplier": 1.0}],
         [{"path": "my_lora/my_lora.safetensors", "network_multiplier": 0.5}],
@@ -105,7 +105,7 @@ def test_adapters_run_as_the_trainer_ran_them():
     dora = config({"prompts": ["a"]}).replace("trigger_word", "network: {type: DoRA}\n    trigger_word")
 
     modes = [
-        [request.get("adapter_mode") for request in plan(text).requests]
+        [request.get("adapter_mode") for request in plan_replay(text).requests]
         for text in (config({"prompts": ["a", "b"]}), config({"prompts": ["a", "b --m 0.5"]}), dora)
     ]
 
@@ -113,20 +113,20 @@ def test_adapters_run_as_the_trainer_ran_them():
 
 
 def test_another_adapter_can_be_named():
-    replay = plan(config({"prompts": ["a"]}), lora="other/step_500.safetensors")
+    replay = plan_replay(config({"prompts": ["a"]}), lora="other/step_500.safetensors")
 
     assert replay.requests[0]["loras"][0]["path"] == "other/step_500.safetensors"
 
 
-def test_a_negative_prompt_of_false_is_none():
+def test_a_negative_prompt_of_false_is_empty():
     [prompt] = prompts(config({"prompts": ["a"], "neg": False}))
 
     assert prompt["neg"] == ""
 
 
-def test_what_keeps_a_replay_from_being_equal_is_told():
-    quantised = plan(config({"prompts": ["a"], "seed": -1}, quantize=True))
-    plain = plan(config({"prompts": ["a"], "format": "png"}))
+def test_settings_that_keep_a_replay_from_being_equal_are_warned_about():
+    quantised = plan_replay(config({"prompts": ["a"], "seed": -1}, quantize=True))
+    plain = plan_replay(config({"prompts": ["a"], "format": "png"}))
 
     assert [warning.split(":")[0] for warning in quantised.warnings] == [
         "model.quantize is on",
@@ -143,7 +143,7 @@ def test_what_keeps_a_replay_from_being_equal_is_told():
         ("just text", "the file is missing or not a mapping"),
         ("config: {}", r"config\.name is missing"),
         ("config: {name: x}", r"config\.process is not a list"),
-        (config({"prompts": ["a"]}, arch="sdxl"), "arch is 'sdxl'; served are: flux2"),
+        (config({"prompts": ["a"]}, arch="sdxl"), "arch is 'sdxl', which is not served; use one of: flux2"),
         (config({}), "no prompts and no samples"),
         (config({"samples": [{"prompt": 5}]}), r"samples\[0\]\.prompt is 5"),
         (config({"prompts": ["a", "b --w wide"]}), r"samples\[1\]\.width is 'wide', not a whole number"),
@@ -153,8 +153,8 @@ def test_what_keeps_a_replay_from_being_equal_is_told():
         (config({"samples": None}), r"sample\.samples is None, not a list"),
         (config({"samples": [None]}), r"samples\[0\] is missing or not a mapping"),
         (config({"prompts": ["a"]}, trigger=5), r"trigger_word is 5, not text"),
-        (config({"prompts": ["a"]}, trigger="x" * 1001), r"trigger_word has 1001 characters; at most 1000"),
-        (config({"prompts": ["a"]}, arch=["flux2"]), r"arch is \['flux2'\]; served are"),
+        (config({"prompts": ["a"]}, trigger="x" * 1001), r"trigger_word has 1001 characters; use at most 1000"),
+        (config({"prompts": ["a"]}, arch=["flux2"]), r"arch is \['flux2'\], which is not served; use one of"),
         (config({"prompts": ["a"], "width": float("inf")}), r"sample\.width is inf, not a whole number"),
         (config({"prompts": ["a"], "guidance_scale": float("nan")}), r"sample\.guidance_scale is nan, not a finite"),
         (config({"prompts": ["a --m 1e999"]}), r"samples\[0\]\.network_multiplier is '1e999', not a finite number"),
@@ -165,12 +165,12 @@ def test_what_keeps_a_replay_from_being_equal_is_told():
             config({"prompts": ["a"], "width": 5}).replace("width: 5", "width: 2024-13-45"),
             r"line \d+: '2024-13-45' cannot be read as timestamp",
         ),
-        ("config: {name: " + "x" * 256 + "}", r"config\.name is 'x+\.\.\.x+'; at most 255 characters"),
+        ("config: {name: " + "x" * 256 + "}", r"config\.name is 'x+\.\.\.x+'; use at most 255 characters"),
     ],
 )
-def test_a_config_that_cannot_be_replayed_is_refused_with_its_place(text, reason):
+def test_a_config_that_cannot_be_replayed_is_refused_with_the_key_at_fault(text, reason):
     with pytest.raises(ConfigRefused, match=reason):
-        plan(text)
+        plan_replay(text)
 
 
 def test_anchors_in_a_config_are_read():
@@ -203,13 +203,13 @@ KEYS = ("prompts", "samples", "seed", "walk_seed", "width", "sample_steps", "gui
     entry=st.dictionaries(st.sampled_from(["prompt", "network_multiplier", *KEYS]), JUNK, max_size=2),
     process=st.dictionaries(st.sampled_from(["model", "sample", "trigger_word", "network"]), JUNK, max_size=1),
 )
-def test_any_values_make_requests_or_are_refused(section, entry, process):
+def test_any_values_become_requests_or_are_refused(section, entry, process):
     sample = {"samples": [{"prompt": "a"}, {"prompt": "b --m 0.5", **entry}], **section}
     process = {"model": {"arch": "flux2"}, "sample": sample, **process}
     text = yaml.safe_dump({"config": {"name": "x", "process": [process]}}, allow_unicode=False)
 
     try:
-        requests = plan(text).requests
+        requests = plan_replay(text).requests
     except ConfigRefused as error:
         str(error).encode()
         return

@@ -1,20 +1,20 @@
-"""YAML of strangers: read, or refused with one kind of error, whatever it holds."""
+"""YAML from strangers is read, or refused with one kind of error, whatever it contains."""
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.training_config.yaml_text import load
+from api.training_config.untrusted_yaml import load_yaml
 
 
 def levels(count, *, first, each):
-    """Lines of anchors, each made of the one before."""
+    """Return lines of anchors, each made of the previous one."""
     return "\n".join([f"a0: &a0 {first}", *(f"a{n}: &a{n} {each.format(f'*a{n - 1}')}" for n in range(1, count))])
 
 
 def test_anchors_aliases_and_merged_mappings_are_read():
-    found = load("base: &base {w: 1, h: 2}\nwide: {<<: *base, w: 3}\nboth: [*base, *base]")
+    found = load_yaml("base: &base {w: 1, h: 2}\nwide: {<<: *base, w: 3}\nboth: [*base, *base]")
 
     assert found == {"base": {"w": 1, "h": 2}, "wide": {"w": 3, "h": 2}, "both": [{"w": 1, "h": 2}] * 2}
 
@@ -43,14 +43,14 @@ def test_anchors_aliases_and_merged_mappings_are_read():
         (r'- "\UFFFFFFFF"', "too large"),
     ],
 )
-def test_what_cannot_be_held_or_read_is_a_yaml_error(text, reason):
+def test_yaml_that_is_too_large_or_cannot_be_read_is_a_yaml_error(text, reason):
     with pytest.raises(yaml.YAMLError, match=reason):
-        load(text)
+        load_yaml(text)
 
 
-def test_an_error_knows_its_line():
+def test_an_error_names_its_line():
     with pytest.raises(yaml.MarkedYAMLError) as caught:
-        load("a: 1\nb: 2024-13-45")
+        load_yaml("a: 1\nb: 2024-13-45")
 
     assert caught.value.problem_mark.line == 1
 
@@ -89,6 +89,6 @@ TOKENS += [
 @given(st.lists(st.sampled_from(TOKENS), max_size=20).map("".join))
 def test_any_text_is_read_or_a_yaml_error(text):
     try:
-        load(text)
+        load_yaml(text)
     except yaml.YAMLError:
         return

@@ -1,6 +1,7 @@
-"""YAML that strangers wrote: every failure is a YAML error, and anchors stand for no more than a process can hold.
+"""Read YAML that strangers wrote: every failure is a YAML error, and its size is bounded.
 
-PyYAML shares the node behind an anchor, so that a few hundred bytes may stand for any amount, or for themselves.
+PyYAML shares the node behind an anchor, so a few hundred bytes of nested aliases can stand for gigabytes, or for a
+document that contains itself.
 """
 
 from __future__ import annotations
@@ -12,56 +13,64 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-# With every alias filled in. A training config has some hundred nodes and some thousand characters.
+# Nodes and characters, with every alias filled in. A training config has some hundred nodes and some thousand
+# characters.
 _MAX_SIZE = 1_000_000
 _MAX_LEVELS = 100
-# A float's range ends at 309 digits. Longer ones cost quadratic time, and Python refuses to print them.
+# A float's range ends at 309 digits. Longer integers take quadratic time to read, and Python refuses to print them.
 _MAX_DIGITS = 100
-_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+_NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 
 
-def load(text: str) -> Any:
+def load_yaml(text: str) -> Any:
     """Read one document of plain values.
 
     Args:
         text: YAML or JSON.
 
     Raises:
-        yaml.YAMLError: it is no YAML, has a value that cannot be read, nests more than 100 levels or within itself, or
-            stands for more than a million nodes and characters. A `MarkedYAMLError` where the line is known.
+        yaml.YAMLError: the text is not YAML, has a value that cannot be read, nests more than 100 levels or within
+            itself, or stands for more than a million nodes and characters. It is a `MarkedYAMLError` if the line is
+            known.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return yaml.load(text, Loader=_BoundedLoader)
     except RecursionError as error:
         raise yaml.YAMLError(f"it nests more than {_MAX_LEVELS} levels") from error
-    except (ValueError, OverflowError) as error:  # the scanner's own, for an escape that is no character
+    except (ValueError, OverflowError) as error:
+        # PyYAML's scanner lets these out for an escape that is not a character.
         raise yaml.YAMLError(str(error)) from error
 
 
-class _Loader(yaml.SafeLoader):
+class _BoundedLoader(yaml.SafeLoader):
     def construct_document(self, node: yaml.Node) -> Any:
+        # Before any value is built: building is what fills the memory.
         _measure(node, 0, {})
         return super().construct_document(node)
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            if node.tag in _NUMBERS and len(node.value) > _MAX_DIGITS:
+            if node.tag in _NUMBER_TAGS and len(node.value) > _MAX_DIGITS:
                 raise ValueError(f"a number has at most {_MAX_DIGITS} characters")
             value = super().construct_object(node, deep)
             if isinstance(value, str):
-                value.encode()  # an escaped surrogate is no character
+                # Raises for a lone surrogate, which an escape can write but no encoding can store.
+                value.encode()
         # What PyYAML lets out for `2024-13-45`, `!!timestamp x`, `!!int ""` and `!!bool x`.
         except (ArithmeticError, AttributeError, LookupError, ValueError) as error:
             kind = node.tag.rpartition(":")[2]
-            raise _refused(f"{reprlib.repr(node.value)} cannot be read as {kind}", node) from error
+            raise _refusal(f"{reprlib.repr(node.value)} cannot be read as {kind}", node) from error
         return value
 
 
 def _measure(node: yaml.Node, level: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Return the nodes and characters, and the levels, that `node` stands for; each node is measured once.
+    """Return the size (nodes and characters) and the levels that `node` stands for.
+
+    Args:
+        known: results by node identity: each node is measured once, however many aliases it has.
 
     Raises:
-        ConstructorError: too many of either; levels without end, if it holds itself.
+        ConstructorError: either exceeds its limit; the levels always do if the node contains itself.
     """
     if level > _MAX_LEVELS:
         raise _too_deep(node)
@@ -73,7 +82,7 @@ def _measure(node: yaml.Node, level: int, known: dict[int, tuple[int, int]]) -> 
     if level + levels > _MAX_LEVELS:
         raise _too_deep(node)
     if size > _MAX_SIZE:
-        raise _refused(f"with its aliases filled in it has more than {_MAX_SIZE} nodes and characters", node)
+        raise _refusal(f"with its aliases filled in it has more than {_MAX_SIZE} nodes and characters", node)
     return size, levels
 
 
@@ -84,8 +93,8 @@ def _children(node: yaml.Node) -> Iterable[yaml.Node]:
 
 
 def _too_deep(node: yaml.Node) -> ConstructorError:
-    return _refused(f"it nests more than {_MAX_LEVELS} levels, or within itself", node)
+    return _refusal(f"it nests more than {_MAX_LEVELS} levels, or within itself", node)
 
 
-def _refused(problem: str, node: yaml.Node) -> ConstructorError:
+def _refusal(problem: str, node: yaml.Node) -> ConstructorError:
     return ConstructorError(None, None, problem, node.start_mark)

@@ -1,0 +1,74 @@
+"""Write a job's images in the words of the wire, with freshly signed URLs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from api.schemas.job_result import Image, ItemFailure, Outputs, Result
+from api.status_view import WIRE_STATUS, first_error
+from api.timestamps import format_ms, format_ms_or_none, format_time
+from shared.job import SpecReport, State
+from shared.ledger import ItemView, JobView
+from shared.storage import ObjectStore
+
+
+def result_view(job: JobView, store: ObjectStore, *, url_ttl_s: int) -> Result:
+    """Describe the finished images; a canceled or failed job keeps those that it finished."""
+    images = [_image(item, store, url_ttl_s=url_ttl_s) for item in job.items if item.result is not None]
+    return Result(
+        request_id=job.job_id,
+        status=WIRE_STATUS[job.state],
+        outputs=Outputs(images=images) if images else None,
+        error=first_error(job),
+        errors=[ItemFailure(index=item.index, **item.error.model_dump()) for item in job.items if item.error],
+        created_at=format_ms(job.accepted_ms),
+        finished_at=format_ms_or_none(job.finished_ms),
+        metadata={
+            "model": job.model,
+            "warnings": [*job.record["warnings"], *_unreadable_parts(job)],
+            "timings": {
+                "queue_s": _seconds(job.accepted_ms, job.started_ms),
+                "total_s": _seconds(job.accepted_ms, job.finished_ms),
+                "prompts": [{"index": image.index, **image.timings} for image in images],
+            },
+        },
+    )
+
+
+def _image(item: ItemView, store: ObjectStore, *, url_ttl_s: int) -> Image:
+    assert item.result is not None
+    result = item.result
+    return Image(
+        index=item.index,
+        format=result.format,
+        width=result.width,
+        height=result.height,
+        **_request_parameters(item.spec),
+        url=store.url(result.key, expires_s=url_ttl_s),
+        url_expires_at=format_time(datetime.now(UTC) + timedelta(seconds=url_ttl_s)),
+        sha256=result.sha256,
+        size_bytes=result.size_bytes,
+        adapters=list(result.adapters),
+        pipeline=result.pipeline,
+        timings=result.timings,
+    )
+
+
+def _request_parameters(spec: SpecReport | None) -> dict[str, Any]:
+    """Return an image's parameters by their wire names; all are None if the stored spec cannot be read."""
+    fields = dict.fromkeys(SpecReport.model_fields) if spec is None else spec.model_dump()
+    return {"sample_steps": fields.pop("num_inference_steps"), **fields}
+
+
+def _unreadable_parts(job: JobView) -> Iterator[str]:
+    """Warn of finished images that another version stored in a form that cannot be read here."""
+    for item in job.items:
+        if item.state is State.SUCCEEDED and (item.spec is None or item.result is None):
+            part = "result" if item.result is None else "parameters"
+            yield f"image {item.index}: this API cannot read its {part}, which another version stored"
+
+
+def _seconds(start_ms: int, end_ms: int | None) -> float | None:
+    return None if end_ms is None else (end_ms - start_ms) / 1000

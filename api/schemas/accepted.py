@@ -1,0 +1,50 @@
+"""Submitting: the answer to a job, and the request and answer of a training config's replay."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, Field
+
+from shared.request import StrictModel, Text
+
+
+class Submitted(BaseModel):
+    """An accepted job. It is stored durably: it survives a restart of every process."""
+
+    request_id: str = Field(description="Id of the job.")
+    status: Literal["queued"] = "queued"
+    status_url: str = Field(description="URL to poll for the job's progress.")
+    result_url: str = Field(description="URL of the job's images.")
+    created_at: str = Field(description="When the job was accepted; RFC 3339, UTC.")
+    warnings: list[str] = Field(
+        description="Fields that were ignored or changed, and what the job may have to wait for."
+    )
+
+
+class ReplayRequest(StrictModel):
+    """A training config whose sample previews are rendered again."""
+
+    config: Annotated[str, Field(max_length=200_000)] = Field(
+        description="Text of the AI Toolkit config file, YAML or JSON."
+    )
+    lora: Annotated[Text, Field(min_length=1)] | None = Field(
+        None,
+        description="Adapter file, relative to the adapter root. Default: `{name}/{name}.safetensors`, with the "
+        "config's name.",
+    )
+
+
+class ReplaySample(BaseModel):
+    """The image that reproduces one sample of the config."""
+
+    request_id: str = Field(description="Job that renders it.")
+    index: int = Field(description="Index of the image in that job.")
+
+
+class ReplaySubmitted(BaseModel):
+    """An accepted replay."""
+
+    requests: list[Submitted] = Field(description="The jobs: one for each adapter strength that the samples use.")
+    samples: list[ReplaySample] = Field(description="One entry for each sample, in the config's order.")
+    warnings: list[str] = Field(description="Why images may differ from the trainer's previews.")

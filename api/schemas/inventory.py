@@ -1,0 +1,63 @@
+"""What can be used: models of the catalogue, and adapter files."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, Field
+
+from shared.job import Engine
+
+
+class AdapterLine(BaseModel):
+    """One adapter file, as its header describes it. `flux2 inspect` prints the same."""
+
+    path: str
+    model: str = Field(description="The model that the adapter was checked against.")
+    sha256: str = Field(description="SHA-256 of the file: the adapter's identity in results.")
+    size_bytes: int
+    refused: str | None = Field(
+        description="Why a job with this adapter would be refused; null if it would be accepted."
+    )
+    kind: str | None = Field(description="E.g. `lora`, `lokr` or `diff`; null if unknown.")
+    ranks: list[int] = Field(description="Distinct ranks, ascending.")
+    dtypes: dict[str, int] = Field(description="Number of tensors by data type.")
+    layers: int = Field(description="Layers that the adapter updates.")
+    matched: int | None = Field(
+        description="How many of `layers` the base model has; null while no live worker has loaded the model."
+    )
+    unmatched: list[str] = Field(description="Layers that the base model does not have.")
+    base_model_version: str | None = Field(description="Base model that the file names.")
+    name: str | None = Field(description="Name that the trainer stored in the file.")
+    step: int | None = Field(description="Training step that the trainer stored in the file.")
+    trigger: str | None = Field(
+        description="Most frequent tag that the trainer stored in the file: usually the trigger word."
+    )
+
+
+class ModelLine(BaseModel):
+    """One model, its defaults and the workers that serve it now."""
+
+    id: str
+    title: str
+    base_model: str = Field(description="Hugging Face repository of the base model.")
+    resolution_divisor: int = Field(description="Width and height are rounded down to a multiple of this.")
+    default_steps: int
+    default_guidance_scale: float
+    default_seed: int = Field(description="Seed of the first prompt; each later prompt adds 1.")
+    default_width: int
+    default_height: int
+    uses_negative_prompt: bool
+    requires_control_image: bool = False
+    is_video_model: bool = False
+    license: str
+    license_url: str
+    slots: int = Field(description="Live workers that serve this model.")
+    engines: dict[Engine, int] = Field(description="Live workers by the engine that they offer.")
+    base_revision: str | None = Field(
+        description="Identity of the base model's files; null if no live worker has loaded them, or if workers differ."
+    )
+
+
+class ModelList(BaseModel):
+    """All models that jobs can name; one without live workers accepts jobs, which wait."""
+
+    models: list[ModelLine]

@@ -1,0 +1,62 @@
+"""A job's images, how each was made, and why others are missing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from api.schemas.job_status import JobStatus
+from shared.job import AdapterReport, ImageFormat, ItemError, PipelineReport
+
+
+class Image(BaseModel):
+    """One finished image and the parameters that made it.
+
+    Parameters of the request (`requested_width`, `requested_height`, `seed`, `prompt`, `sample_steps` and
+    `guidance_scale`) are null if another version of this service stored them in a form that this one cannot read.
+    """
+
+    index: int = Field(description="Index of its prompt in the request.")
+    format: ImageFormat
+    width: int = Field(description="Width in pixels, rounded down to the model's divisor.")
+    height: int = Field(description="Height in pixels, rounded down to the model's divisor.")
+    requested_width: int | None = Field(description="Width as in the request.")
+    requested_height: int | None = Field(description="Height as in the request.")
+    seed: int | None = Field(description="The seed that was used, also if it was drawn at random.")
+    prompt: str | None = Field(description="The prompt with its trigger word filled in.")
+    sample_steps: int | None
+    guidance_scale: float | None
+    url: str = Field(description="Presigned URL of the file; anyone who has it can fetch the image.")
+    url_expires_at: str = Field(description="When `url` stops working; fetch the result again for a new one.")
+    sha256: str = Field(description="SHA-256 of the file.")
+    size_bytes: int = Field(description="Size of the file.")
+    adapters: list[AdapterReport] = Field(description="What each adapter changed in the base model.")
+    pipeline: PipelineReport = Field(description="The software, precision and device that rendered it.")
+    timings: dict[str, float] = Field(description="Seconds by stage.")
+
+
+class Outputs(BaseModel):
+    """The images that are finished so far."""
+
+    images: list[Image]
+    videos: list[Any] = Field([], description="Always empty; present for clients of ai-toolkit-inference.")
+
+
+class ItemFailure(ItemError):
+    """Why one image is missing."""
+
+    index: int = Field(description="Index of its prompt in the request.")
+
+
+class Result(BaseModel):
+    """A job's images. A failed or canceled job keeps the images that it finished."""
+
+    request_id: str
+    status: JobStatus
+    outputs: Outputs | None = Field(description="Null until the first image is finished.")
+    error: str | None = Field(description="Message of the first failed image.")
+    errors: list[ItemFailure] = Field(description="One entry for each failed image.")
+    created_at: str
+    finished_at: str | None = Field(description="Null while the job runs; more images may follow.")
+    metadata: dict[str, Any] = Field(description="Model, warnings and timings.")

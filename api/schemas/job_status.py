@@ -1,0 +1,74 @@
+"""A job's state: the answer to a poll, and the lines of the listing."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from shared.job import ItemError, Progress
+
+JobStatus = Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"]
+
+
+class ItemStatus(BaseModel):
+    """The state of one image."""
+
+    index: int = Field(description="Index of its prompt in the request.")
+    status: JobStatus
+    attempt: int = Field(
+        description="Attempts so far, a running one included; what a stopping worker returns does not count."
+    )
+    progress: Progress | None = Field(description="Null unless it runs.")
+    error: ItemError | None = Field(description="Null unless it failed.")
+
+
+class WebhookStatus(BaseModel):
+    """Delivery of the message to `webhook_url`."""
+
+    state: Literal["waiting", "delivered", "failed"] = Field(
+        description="`waiting` until the job ends and between attempts; `failed` after the last attempt."
+    )
+    attempts: int = Field(description="Attempts so far.")
+    error: str = Field(description="Why the last attempt failed; empty if none did.")
+
+
+class Status(BaseModel):
+    """The state of a job and of each of its images."""
+
+    request_id: str
+    status: JobStatus
+    model: str
+    cancel_requested: bool = Field(description="True while a running image is about to be canceled.")
+    queue_position: int | None = Field(
+        description="Queued images that were accepted earlier; null when none of this job's images is queued."
+    )
+    eta_s: float | None = Field(description="Estimated seconds until the job ends; null while unknown.")
+    progress: float = Field(description="Share of the job's denoising steps that are done, 0 to 1.")
+    items: list[ItemStatus] = Field(description="One entry for each prompt.")
+    created_at: str = Field(description="When the job was accepted; RFC 3339, UTC, as all times.")
+    started_at: str | None = Field(description="When the first image started.")
+    finished_at: str | None = Field(description="When the job ended.")
+    error: str | None = Field(description="Message of the first failed image; each image has its own in `items`.")
+    warnings: list[str] = Field(description="As in the answer to the submit.")
+    webhook: WebhookStatus | None = Field(None, description="Null if the request has no `webhook_url`.")
+
+
+class JobLine(BaseModel):
+    """One job in the listing."""
+
+    request_id: str
+    status: JobStatus
+    model: str
+    items: dict[str, int] = Field(description="Number of images by state.")
+    created_at: str
+    started_at: str | None
+    finished_at: str | None
+
+
+class JobList(BaseModel):
+    """One page of jobs, newest first."""
+
+    data: list[JobLine]
+    has_more: bool = Field(description="Whether older jobs follow.")
+    next_cursor: str | None = Field(description="Pass it as `cursor` to get the next page; null on the last page.")

@@ -1,0 +1,124 @@
+"""Resolve a config's sample section into complete samples, by the trainer's rules.
+
+A field that a sample leaves out comes from the section. Seeds walk or persist. `[trigger]` is filled in, and everything
+from the first `--` of a prompt on is flags.
+
+Source:
+    ai-toolkit's SampleConfig, GenerateImageConfig and BaseSDTrainProcess.sample (toolkit/config_modules.py,
+    jobs/process/BaseSDTrainProcess.py)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from api.training_config.config_file import expect_list, expect_mapping, expect_number, expect_text
+from shared.errors import ConfigRefused
+
+# `[trigger]` may occur often in a prompt, so a long word would multiply the file's size.
+_MAX_TRIGGER_LENGTH = 1000
+# The trainer raises smaller sizes to this one.
+_MIN_PX = 64
+
+# The trainer's own defaults, which differ from the API's. A value in the config is read as the type of its default.
+_DEFAULTS: dict[str, Any] = {
+    "width": 512,
+    "height": 512,
+    "neg": "",
+    "seed": 0,
+    "guidance_scale": 7.0,
+    "sample_steps": 20,
+    "network_multiplier": 1.0,
+}
+# The trainer's other flags have no effect on FLUX.2, and it ignores unknown ones; all are cut from the prompt.
+_FLAGS = {
+    "w": "width",
+    "h": "height",
+    "d": "seed",
+    "seed": "seed",
+    "s": "sample_steps",
+    "steps": "sample_steps",
+    "l": "guidance_scale",
+    "cfg": "guidance_scale",
+    "m": "network_multiplier",
+    "network_multiplier": "network_multiplier",
+    "n": "neg",
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One preview, with everything that decides its pixels."""
+
+    prompt: str
+    neg: str
+    width: int
+    height: int
+    seed: int
+    sample_steps: int
+    guidance_scale: float
+    network_multiplier: float
+
+
+def read_trigger_word(process: Mapping[str, Any]) -> str | None:
+    where = "config.process[0].trigger_word"
+    if (word := process.get("trigger_word")) is None:
+        return None
+    if len(text := expect_text(word, where)) > _MAX_TRIGGER_LENGTH:
+        raise ConfigRefused(f"{where} has {len(text)} characters; use at most {_MAX_TRIGGER_LENGTH}")
+    return text
+
+
+def read_samples(section: Mapping[str, Any], *, trigger: str | None) -> Iterator[Sample]:
+    """Yield the section's samples in order.
+
+    Raises:
+        ConfigRefused: names the key that has another type.
+    """
+    where = "config.process[0].sample"
+    defaults = {**_DEFAULTS, **_read_fields(section, where)}
+    start = seed = defaults["seed"]
+    for index, entry in enumerate(_entries(section, where)):
+        place = f"{where}.samples[{index}]"
+        given = expect_mapping(entry, place)
+        own = _read_fields(given, place)
+        if section.get("walk_seed"):
+            seed = start + index
+        # Without walk_seed a sample's own seed persists for the samples after it: the trainer's rule.
+        seed = own.get("seed", seed)
+        prompt = expect_text(given.get("prompt"), f"{place}.prompt")
+        words, flags = _split_flags(prompt if trigger is None else prompt.replace("[trigger]", trigger))
+        fields = {**defaults, **own, "seed": seed, **_read_fields(flags, place)}
+        sizes = {side: max(_MIN_PX, fields[side]) for side in ("width", "height")}
+        yield Sample(words, **{**fields, **sizes})
+
+
+def _entries(section: Mapping[str, Any], where: str) -> list[Any]:
+    if "samples" in section:
+        return expect_list(section["samples"], f"{where}.samples")
+    # The older form, which the trainer still reads: a list of prompts only.
+    return [{"prompt": prompt} for prompt in expect_list(section.get("prompts") or [], f"{where}.prompts")]
+
+
+def _split_flags(prompt: str) -> tuple[str, dict[str, str]]:
+    """Split a prompt from its flags; of a repeated flag the last one counts."""
+    words, *flags = prompt.strip().split("--")
+    pairs = (flag.partition(" ") for flag in flags)
+    return words.strip(), {_FLAGS[name.strip()]: value.strip() for name, _, value in pairs if name.strip() in _FLAGS}
+
+
+def _read_fields(given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return the sample fields that a section, a sample or a prompt's flags give."""
+    return {
+        key: _read_field(given[key], type(default), f"{where}.{key}")
+        for key, default in _DEFAULTS.items()
+        if given.get(key) is not None
+    }
+
+
+def _read_field(value: Any, kind: type, where: str) -> Any:
+    if kind is str:
+        return expect_text(value or "", where)
+    return expect_number(value, int if kind is int else float, where)

@@ -1,0 +1,89 @@
+"""Write, sign and post one webhook message.
+
+A message's id is the job and the state it ended in, and its body is the same at each attempt, so that receivers can
+recognise a repeat.
+
+Source:
+    https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http import HTTPStatus
+
+import httpcore2
+from standardwebhooks.webhooks import Webhook
+
+from api.addresses import GuardedBackend
+from api.status_view import WIRE_STATUS, first_error, result_url
+from api.timestamps import format_ms
+from shared.ledger import JobView
+from shared.settings import WebhookSettings
+
+# Errors are stored with the job in Redis and shown in its status; a library's message may be of any length.
+_MAX_ERROR_LENGTH = 300
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Outcome of one attempt.
+
+    Attributes:
+        error: why the receiver does not have the message; empty if it has.
+        may_retry: whether another attempt can succeed.
+    """
+
+    error: str = ""
+    may_retry: bool = True
+
+
+def message_id(job: JobView) -> str:
+    return f"{job.job_id}:{WIRE_STATUS[job.state]}"
+
+
+def message_body(job: JobView, *, base_url: str) -> str:
+    """Write the message about a job that has ended, with nothing in it that changes later: the same text every time."""
+    assert job.finished_ms is not None
+    status = WIRE_STATUS[job.state]
+    data = {
+        "request_id": job.job_id,
+        "status": status,
+        "model": job.model,
+        "items": [{"index": item.index, "status": WIRE_STATUS[item.state]} for item in job.items],
+        "error": first_error(job),
+        # Not the images' URLs: they expire, and a message may arrive three days later.
+        "result_url": result_url(job.job_id, base_url=base_url),
+    }
+    return json.dumps({"type": f"request.{status}", "timestamp": format_ms(job.finished_ms), "data": data})
+
+
+def post_message(url: str, *, message_id: str, body: str, settings: WebhookSettings) -> Delivery:
+    """Sign a message and post it to a URL, whose host is resolved and checked by `GuardedBackend`."""
+    assert settings.secret is not None
+    now = datetime.now(UTC)
+    headers: dict[bytes | str, bytes | str] = {
+        "Content-Type": "application/json",
+        "User-Agent": "flux2-queue",
+        "Connection": "close",
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": Webhook(settings.secret.get_secret_value()).sign(message_id, now, body),
+    }
+    backend = GuardedBackend(allow_private=settings.allow_private, timeout_s=settings.timeout_s)
+    try:
+        # httpcore2 follows no redirects, so a public URL cannot lead to a private one.
+        with (
+            httpcore2.ConnectionPool(network_backend=backend) as pool,
+            pool.stream("POST", url, headers=headers, content=body.encode()) as answer,
+        ):
+            # Only the status is read: the body may be of any length.
+            status = answer.status
+    except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError, ValueError) as error:
+        return Delivery(error=f"{type(error).__name__}: {error}"[:_MAX_ERROR_LENGTH])
+    if 200 <= status < 300:
+        return Delivery()
+    # 410 Gone is how a receiver unsubscribes, says the standard.
+    return Delivery(error=f"answered {status}", may_retry=status != HTTPStatus.GONE)
