@@ -1,1 +1,1 @@
-"""Prove the promises under fire: real processes, a seeded nemesis, a complete history, an offline checker."""
+"""Proves the ledger's promises under fire: real processes, a seeded nemesis, a complete history, an offline checker."""

@@ -1,4 +1,4 @@
-"""`make chaos`: run every scenario, the control and the mutations; a table for people, JSON for scripts."""
+"""`make chaos`: runs every scenario, the control and the mutations, and prints a table or JSON."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from shared.local.s3_server import S3Server
 
 
 def main(
-    jobs: Annotated[int, typer.Option(min=1, help="Jobs of the storm; 3.4 items each.")] = 300,
-    seed: Annotated[int | None, typer.Option(help="Repeat a run's dice.")] = None,
-    only: Annotated[list[str] | None, typer.Option(help="Scenarios, e.g. F7; repeat for several.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Jobs of the storm, of 3.4 items each.")] = 300,
+    seed: Annotated[int | None, typer.Option(help="Seed of an earlier run, to repeat its random choices.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Scenario to run, e.g. F7; repeat for several.")] = None,
     keep: Annotated[
         Path | None,
-        typer.Option(help="Folder for histories and logs; default: a temporary one, kept if anything is wrong."),
+        typer.Option(help="Folder for histories and logs; default: a temporary one, which stays if anything fails."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Exit code 1 if a scenario broke a promise, or a mutation broke none."""
+    """Run the scenarios; exit with 1 if one broke a promise, or if the control or a mutation broke none."""
     console = Console(stderr=as_json)
     dice = secrets.randbelow(2**32) if seed is None else seed
     folder = keep or Path(tempfile.mkdtemp(prefix="flux2-chaos-"))

@@ -1,17 +1,17 @@
-"""The offline checker: holds a run's history and what it left behind to the invariants.
+"""The offline checker: compares a run's history and the final state of Redis with the invariants.
 
-| # | holds |
+| # | invariant |
 |---|---|
 | I1 | every accepted job has ended |
 | I2 | every item that succeeded or failed was committed once |
 | I3 | each result's object exists and is the picture of its seed |
 | I4 | an item's fences rise, and the result is that of the last one |
-| I5 | nobody ever saw an ended job or item change |
+| I5 | no client ever saw an ended job or item change |
 | I6 | a job whose cancel was acknowledged has not succeeded |
-| I7 | one Idempotency-Key, one job |
+| I7 | one Idempotency-Key stands for one job |
 | I8 | nothing is queued, leased or counted as running at the end |
-| I9 | refused requests left nothing |
-| I10 | items were started no oftener than accepted + disturbed + 5 % |
+| I9 | refused requests left no trace |
+| I10 | starts of items do not exceed items + disturbances + 5 % |
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from shared.ledger import ItemView, JobView, Ledger, keys
 from shared.storage import ObjectStore
 
 _WASTE = 0.05
-#: Events that may cost an item another start.
+# Events that may cost an item another start.
 DISTURBANCES = frozenset({"kill", "freeze", "terminate", "froze"})
 _QUEUES = {"pending", "shares", "lanes", "lane", "leases", "busy"}
 _ENDED = {"succeeded", "failed", "canceled"}
@@ -40,7 +40,11 @@ _ENDED = {"succeeded", "failed", "canceled"}
 
 @dataclass(frozen=True)
 class Violation:
-    """One broken invariant, with what to look for in the history."""
+    """One broken invariant.
+
+    Attributes:
+        subject: the job, item or key to look for in the history.
+    """
 
     invariant: str
     subject: str
@@ -48,8 +52,15 @@ class Violation:
 
 
 @dataclass(frozen=True)
-class Left:
-    """What a run left in Redis."""
+class FinalState:
+    """What Redis holds after a run.
+
+    Attributes:
+        jobs: by id.
+        commits: number of commits by item id.
+        queues: names of keys that must not exist any more.
+        listed: number of jobs in the listing.
+    """
 
     jobs: dict[str, JobView]
     commits: dict[str, int]
@@ -57,8 +68,8 @@ class Left:
     listed: int
 
 
-def collect(ledger: Ledger) -> Left:
-    """Read everything that the checker needs."""
+def collect(ledger: Ledger) -> FinalState:
+    """Read the final state from Redis."""
     ids = ledger.redis.zrange(keys.JOBS, 0, -1)
     jobs = {job_id: view for job_id in ids if (view := ledger.job(job_id)) is not None}
     items = [f"{job_id}:{item.index}" for job_id, view in jobs.items() for item in view.items]
@@ -68,52 +79,52 @@ def collect(ledger: Ledger) -> Left:
         commits = {item: int(count or 0) for item, count in zip(items, pipe.execute(), strict=True)}
     names = ledger.redis.scan_iter(f"{keys.PREFIX}*")
     queues = tuple(name for name in names if name.removeprefix(keys.PREFIX).split(":")[0] in _QUEUES)
-    return Left(jobs=jobs, commits=commits, queues=queues, listed=len(ids))
+    return FinalState(jobs=jobs, commits=commits, queues=queues, listed=len(ids))
 
 
-def check(events: Sequence[Event], left: Left, store: ObjectStore, *, outages: int = 0) -> list[Violation]:
-    """Return every violation.
+def check(events: Sequence[Event], final: FinalState, store: ObjectStore, *, outages: int = 0) -> list[Violation]:
+    """Return every violation of an invariant.
 
     Args:
-        outages: item starts that a Redis outage may have cost.
+        outages: starts of items that a Redis outage may have cost.
     """
     accepted = {event["job"]: event for event in events if event["kind"] == "accepted"}
     return [
-        *_terminal(accepted, left),
-        *_committed_once(left),
-        *_pictures(left, store),
-        *_fences(events, left),
+        *_terminal(accepted, final),
+        *_committed_once(final),
+        *_pictures(final, store),
+        *_fences(events, final),
         *_stable(events),
-        *_canceled(events, left),
+        *_canceled(events, final),
         *_keys(events),
-        *_empty(left),
-        *_traces(events, accepted, left),
-        *_waste(events, left, outages),
+        *_empty(final),
+        *_traces(events, accepted, final),
+        *_waste(events, final, outages),
     ]
 
 
-def _items(left: Left) -> Iterator[tuple[str, ItemView]]:
-    for job_id, job in left.jobs.items():
+def _items(final: FinalState) -> Iterator[tuple[str, ItemView]]:
+    for job_id, job in final.jobs.items():
         for item in job.items:
             yield f"{job_id}:{item.index}", item
 
 
-def _terminal(accepted: dict[str, Event], left: Left) -> Iterator[Violation]:
+def _terminal(accepted: dict[str, Event], final: FinalState) -> Iterator[Violation]:
     for job_id in accepted:
-        job = left.jobs.get(job_id)
+        job = final.jobs.get(job_id)
         if job is None or job.state not in TERMINAL:
             yield Violation("I1", job_id, "lost" if job is None else f"still {job.state.value}")
 
 
-def _committed_once(left: Left) -> Iterator[Violation]:
-    for name, item in _items(left):
+def _committed_once(final: FinalState) -> Iterator[Violation]:
+    for name, item in _items(final):
         allowed = {State.SUCCEEDED: {1}, State.FAILED: {1}, State.CANCELED: {0, 1}}.get(item.state, {0})
-        if left.commits[name] not in allowed:
-            yield Violation("I2", name, f"{item.state.value} with {left.commits[name]} commits")
+        if final.commits[name] not in allowed:
+            yield Violation("I2", name, f"{item.state.value} with {final.commits[name]} commits")
 
 
-def _pictures(left: Left, store: ObjectStore) -> Iterator[Violation]:
-    for name, item in _items(left):
+def _pictures(final: FinalState, store: ObjectStore) -> Iterator[Violation]:
+    for name, item in _items(final):
         if item.result is None:
             continue
         try:
@@ -127,12 +138,12 @@ def _pictures(left: Left, store: ObjectStore) -> Iterator[Violation]:
             yield Violation("I3", name, f"{item.result.key} is not the picture of seed {item.spec.seed}")
 
 
-def _fences(events: Sequence[Event], left: Left) -> Iterator[Violation]:
+def _fences(events: Sequence[Event], final: FinalState) -> Iterator[Violation]:
     claims: dict[str, list[Event]] = defaultdict(list)
     for event in events:
         if event["kind"] == "claim":
             claims[event["item"]].append(event)
-    for name, item in _items(left):
+    for name, item in _items(final):
         by_fence = sorted(claims[name], key=lambda event: int(event["fence"]))
         if any(_out_of_order(earlier, later) for earlier, later in pairwise(by_fence)):
             yield Violation("I4", name, f"fences do not rise: {[event['fence'] for event in claims[name]]}")
@@ -141,10 +152,8 @@ def _fences(events: Sequence[Event], left: Left) -> Iterator[Violation]:
 
 
 def _out_of_order(lower: Event, higher: Event) -> bool:
-    """Whether two claims have one fence, or the higher one was over before the lower one was asked for.
-
-    A worker may be frozen between its claim and its line in the history, so the lines' order alone says nothing.
-    """
+    """Whether two claims share a fence, or the one with the higher fence ended before the other was requested."""
+    # A worker may be frozen between its claim and its line in the history, so the order of the lines proves nothing.
     return bool(lower["fence"] == higher["fence"] or higher["t"] < lower.get("asked", lower["t"]))
 
 
@@ -158,12 +167,12 @@ def _stable(events: Sequence[Event]) -> Iterator[Violation]:
         seen[event["job"]] = event["states"]
 
 
-def _canceled(events: Sequence[Event], left: Left) -> Iterator[Violation]:
+def _canceled(events: Sequence[Event], final: FinalState) -> Iterator[Violation]:
     for event in events:
         if event["kind"] == "cancel" and event["acknowledged"]:
-            job = left.jobs.get(event["job"])
+            job = final.jobs.get(event["job"])
             if job is not None and job.state is not State.CANCELED:
-                yield Violation("I6", event["job"], f"canceled, and yet {job.state.value}")
+                yield Violation("I6", event["job"], f"its cancel was acknowledged, but it is {job.state.value}")
 
 
 def _keys(events: Sequence[Event]) -> Iterator[Violation]:
@@ -173,25 +182,25 @@ def _keys(events: Sequence[Event]) -> Iterator[Violation]:
             jobs[event["key"]].add(event["job"])
     for key, found in jobs.items():
         if len(found) > 1:
-            yield Violation("I7", key, f"became {sorted(found)}")
+            yield Violation("I7", key, f"stands for several jobs: {sorted(found)}")
 
 
-def _empty(left: Left) -> Iterator[Violation]:
-    for name in left.queues:
-        yield Violation("I8", name, "is not empty")
+def _empty(final: FinalState) -> Iterator[Violation]:
+    for name in final.queues:
+        yield Violation("I8", name, "is not empty at the end")
 
 
-def _traces(events: Sequence[Event], accepted: dict[str, Event], left: Left) -> Iterator[Violation]:
+def _traces(events: Sequence[Event], accepted: dict[str, Event], final: FinalState) -> Iterator[Violation]:
     for event in events:
         if event["kind"] == "refused" and event["status"] != 422:
             yield Violation("I9", "a bad request", f"was answered {event['status']}")
-    if left.listed != len(accepted):
-        yield Violation("I9", "jobs", f"{left.listed} are stored, {len(accepted)} were accepted")
+    if final.listed != len(accepted):
+        yield Violation("I9", "jobs", f"{final.listed} are stored, {len(accepted)} were accepted")
 
 
-def _waste(events: Sequence[Event], left: Left, outages: int) -> Iterator[Violation]:
+def _waste(events: Sequence[Event], final: FinalState, outages: int) -> Iterator[Violation]:
     starts = sum(event["kind"] == "claim" for event in events)
     disturbed = sum(event["kind"] in DISTURBANCES for event in events) + outages
-    items = sum(len(job.items) for job in left.jobs.values())
+    items = sum(len(job.items) for job in final.jobs.values())
     if starts > items * (1 + _WASTE) + disturbed:
         yield Violation("I10", "all items", f"{starts} starts of {items} items, {disturbed} disturbances")

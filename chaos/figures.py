@@ -1,4 +1,4 @@
-"""Times that a run's history shows."""
+"""Recovery times, computed from a run's history."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from chaos.history import Event
 
-#: Slack around a Redis outage within which a recovery time says nothing about us.
+# Recovery times that fall within this slack around a Redis outage measure Redis, not the ledger.
 _AROUND_S = 1.0
 
 
 def kill_to_start(events: Sequence[Event], *, ttl_s: float) -> list[float]:
-    """Seconds from each kill or freeze that hit a running item to the item's next start, outside Redis outages."""
+    """Seconds from each kill that hit a running item to the item's next start, outside Redis outages."""
     running: dict[str, str] = {}
     open_since: dict[str, float] = {}
     times: list[tuple[float, float]] = []
@@ -40,7 +40,7 @@ def redis_to_start(events: Sequence[Event]) -> list[float]:
 
 
 def _outages(events: Sequence[Event], ttl_s: float) -> list[tuple[float, float]]:
-    """Spans in which Redis was away, or gave every lease its grace."""
+    """Spans in which Redis was away, or every lease had its term of grace."""
     downs = [float(event["t"]) for event in events if event["kind"] == "redis down"]
     ups = [float(event["t"]) for event in events if event["kind"] == "redis up"]
     return [(down - _AROUND_S, up + ttl_s + _AROUND_S) for down, up in zip(downs, ups, strict=False)]

@@ -1,4 +1,4 @@
-"""The system under test: Redis, S3, the API and workers, each a process, each to be killed, frozen or cut off."""
+"""The system under test: Redis, S3, the API and workers, each a process that can be killed, frozen or cut off."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -41,7 +41,13 @@ _START_S = 30.0
 
 @dataclass(frozen=True)
 class Plan:
-    """What a scenario runs on; times are short so that recovery can be watched."""
+    """The set-up of one scenario's fleet; times are short, so that recovery takes seconds.
+
+    Attributes:
+        step_s: length of one denoising step of the stub renderer.
+        renewals: renewals in the length of a lease.
+        budget_s: how long an upload is retried.
+    """
 
     workers: int = 3
     step_s: float = 0.02
@@ -54,7 +60,6 @@ class Plan:
     budget_s: float = 10.0
     s3_timeout_s: float = 1.0
     mutation: Mutation = Mutation.NONE
-    redis: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def queue(self) -> QueueSettings:
@@ -64,7 +69,12 @@ class Plan:
 
 
 class Fleet:
-    """Everything running, as a context manager; what dies is started again, unless it is `held` down."""
+    """Runs all processes, as a context manager; a supervisor restarts those that die.
+
+    Attributes:
+        kept_down: names of processes that the supervisor leaves dead.
+        wires: by process name; each process reaches Redis through a wire of its own, which can be cut.
+    """
 
     def __init__(self, folder: Path, plan: Plan, s3: S3Server, rng: random.Random) -> None:
         self.plan = plan
@@ -73,7 +83,7 @@ class Fleet:
         self.redis = RedisServer(folder, port=pick_free_port())
         self.s3 = S3Proxy(s3.port, rng=rng, silence_s=1.5 * plan.s3_timeout_s)
         self.wires: dict[str, Wire] = {}
-        self.held: set[str] = set()
+        self.kept_down: set[str] = set()
         self._s3 = s3
         self._prefix = f"{folder.name}/"
         self._api_port = pick_free_port()
@@ -111,11 +121,11 @@ class Fleet:
         return [name for name in self._children if name.startswith("worker-")]
 
     def ledger(self) -> Ledger:
-        """A ledger of its own connection, past all proxies."""
+        """Open a ledger on a new connection that bypasses all proxies."""
         return Ledger.connect(self.redis.url, self.plan.queue, timeout_s=2)
 
     def store(self) -> ObjectStore:
-        """The object store, past the proxy."""
+        """Open the object store on a connection that bypasses the proxy."""
         return S3Store(
             S3Settings(bucket=self._s3.bucket, endpoint_url=self._s3.url, addressing_style="path"),
             credentials={"aws_access_key_id": self._s3.access_key, "aws_secret_access_key": self._s3.secret_key},
@@ -123,7 +133,7 @@ class Fleet:
         )
 
     def kill(self, name: str) -> None:
-        """SIGKILL a part; the supervisor starts it again."""
+        """Send SIGKILL to a process; the supervisor restarts it."""
         self._signal(name, signal.SIGKILL, "kill")
 
     def freeze(self, name: str) -> None:
@@ -133,14 +143,14 @@ class Fleet:
         self._signal(name, signal.SIGCONT, "thaw")
 
     def terminate(self, name: str) -> int | None:
-        """SIGTERM a part; returns its process id."""
+        """Send SIGTERM to a process; return its process id."""
         return self._signal(name, signal.SIGTERM, "terminate")
 
     def pid(self, name: str) -> int | None:
         return self._children[name].pid
 
     def kill_redis(self, *, down_s: float) -> None:
-        """SIGKILL Redis, and start it again on its files after `down_s`."""
+        """Send SIGKILL to Redis, and start it again on its files after `down_s`."""
         assert self.redis.pid is not None
         self.history.add("redis down")
         os.kill(self.redis.pid, signal.SIGKILL)
@@ -149,30 +159,30 @@ class Fleet:
         self.redis.start()
         self.history.add("redis up")
 
-    def take_wake(self) -> bool:
-        """Lose one wake-up, as a publish that never arrived; False when there was none, or Redis is away."""
+    def lose_wakeup(self) -> bool:
+        """Delete one wake-up, as if its publish had failed; False when no wake-up waits, or Redis is away."""
         try:
             taken = self._client.lpop(keys.wake_list("flux2"))
         except (redis.ConnectionError, redis.TimeoutError):
             return False
         return taken is not None
 
-    def wake(self, count: int) -> None:
-        """Send wake-ups that nobody asked for."""
+    def send_wakeups(self, count: int) -> None:
+        """Send wake-ups beyond those that the API sends."""
         wake(make_celery(self.redis.url, side="api", timeout_s=2), "flux2", count=count)
 
-    def quiet(self) -> None:
-        """Let every part run, and wait until the last ones that were hit are back."""
-        self.held.clear()
+    def restore(self) -> None:
+        """Thaw and restart every process, and wait until all are up."""
+        self.kept_down.clear()
         for name in self._children:
             self.thaw(name)
-        self.wait(self._is_up, _START_S, what="the return of all parts")
+        self.wait(self._is_up, _START_S, what="the return of all processes")
 
     def wait(self, condition: Callable[[], T], timeout_s: float, *, what: str) -> T:
-        """Poll until the condition is true and return what it gave.
+        """Poll until the condition is true; return its value.
 
         Raises:
-            TimeoutError: it was not within `timeout_s`.
+            TimeoutError: it is still false after `timeout_s`.
         """
         deadline = time.monotonic() + timeout_s
         while not (value := condition()):
@@ -182,7 +192,7 @@ class Fleet:
         return value
 
     def environment(self, name: str) -> dict[str, str]:
-        """Variables of one part; each has a wire of its own to Redis."""
+        """Return the environment of one process."""
         plan = self.plan
         redis_port = self.wires[name].port if name in self.wires else self.redis.port
         return {
@@ -237,7 +247,7 @@ class Fleet:
         while not self._stopped.wait(_SUPERVISE_S):
             for name, child in self._children.items():
                 with self._lock:
-                    if name not in self.held and not child.is_alive():
+                    if name not in self.kept_down and not child.is_alive():
                         self.history.add("restart", target=name)
                         child.restart()
 

@@ -1,8 +1,4 @@
-"""Everything that happened, as one JSON object a line, written by all processes of a run into one file.
-
-Appends of one line each are atomic on a local file, so no lock is needed; the times are of Linux' monotonic clock,
-which all processes of a host share.
-"""
+"""The history of a run: one JSON object a line, written by all its processes into one file."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ Event = dict[str, Any]
 
 
 class History:
-    """Appends events to a file; one object a process."""
+    """Appends events to a file; each process has one such object."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -25,7 +21,9 @@ class History:
 
     def add(self, kind: str, **fields: Any) -> None:
         """Record that something happened now."""
+        # Linux' monotonic clock: all processes of a host share it.
         event = {"t": round(time.monotonic(), 4), "kind": kind, "pid": os.getpid(), **fields}
+        # One write of one line with O_APPEND is atomic on a local file, so no lock is needed.
         os.write(self._file, f"{json.dumps(event)}\n".encode())
 
     def close(self) -> None:
@@ -33,7 +31,7 @@ class History:
 
 
 def read(path: Path) -> list[Event]:
-    """All events in the order of their times."""
+    """Read all events, in the order of their times."""
     return sorted(_lines(path), key=lambda event: float(event["t"]))
 
 

@@ -1,4 +1,4 @@
-"""Clients of the API: they submit with idempotency keys, poll, cancel some jobs, and write down what they were told."""
+"""Clients of the API: they submit with idempotency keys, poll, cancel some jobs, and record every answer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ _REPEAT_S = 0.1
 
 
 class Load:
-    """Submits jobs from one thread while another polls them all; `jobs` maps a job to its Idempotency-Key."""
+    """Submits jobs from one thread while another polls them all.
+
+    Attributes:
+        jobs: accepted jobs, each with its Idempotency-Key.
+        ended: jobs of which a poll has seen the end.
+    """
 
     def __init__(self, fleet: Fleet, rng: random.Random) -> None:
         self.jobs: dict[str, str] = {}
@@ -41,12 +46,12 @@ class Load:
         self._http.close()
 
     def submit(self, prompts: list[dict[str, Any]], *, twice: bool = False) -> str:
-        """Submit until the answer is known, always with the same key; returns the job."""
+        """Submit with one key until an answer comes, as a careful client does; return the job's id."""
         key = uuid.UUID(int=self._rng.getrandbits(128)).hex
         body = {"model": "flux2", "loras": [], "prompts": prompts}
         self._fleet.history.add("submit", key=key, items=len(prompts))
         while True:
-            answer = self._ask("POST", "/v1/inference", json=body, headers={"Idempotency-Key": key})
+            answer = self._request("POST", "/v1/inference", json=body, headers={"Idempotency-Key": key})
             if answer is not None and answer.status_code == httpx2.codes.ACCEPTED:
                 job = str(answer.json()["request_id"])
                 self._fleet.history.add("accepted", key=key, job=job, items=len(prompts))
@@ -55,19 +60,19 @@ class Load:
                     return job
                 twice = False
             elif answer is not None and answer.status_code < httpx2.codes.INTERNAL_SERVER_ERROR:
-                raise ValueError(f"a job was refused: {answer.text}")
+                raise ValueError(f"the API refused a valid job: {answer.text}")
             self._stopped.wait(_REPEAT_S if answer is None or answer.is_error else 0)
 
-    def refuse(self) -> None:
-        """Submit what must be refused; it must leave no trace."""
+    def submit_invalid(self) -> None:
+        """Submit a request that the API must refuse, and that must leave no trace."""
         body = {"model": "flux2", "loras": [], "prompts": [{"prompt": "x", "width": 3}]}
-        answer = self._ask("POST", "/v1/inference", json=body, headers={"Idempotency-Key": uuid.uuid4().hex})
+        answer = self._request("POST", "/v1/inference", json=body, headers={"Idempotency-Key": uuid.uuid4().hex})
         self._fleet.history.add("refused", status=answer.status_code if answer else 0)
 
     def cancel(self, job: str) -> None:
-        """Cancel until the answer is known; `acknowledged` when the job had not ended before."""
+        """Cancel until an answer comes; the event is `acknowledged` when the job had not ended before."""
         while not self._stopped.is_set():
-            answer = self._ask("POST", f"/v1/requests/{job}/cancel")
+            answer = self._request("POST", f"/v1/requests/{job}/cancel")
             if answer is not None and answer.status_code == httpx2.codes.OK:
                 state = answer.json()
                 self._fleet.history.add(
@@ -80,12 +85,12 @@ class Load:
             self._stopped.wait(_REPEAT_S)
 
     def status(self, job: str) -> dict[str, Any] | None:
-        """Ask once; None when there was no answer or an error."""
-        answer = self._ask("GET", f"/v1/requests/{job}/status")
+        """Request a job's status once; None when no answer came, or an error."""
+        answer = self._request("GET", f"/v1/requests/{job}/status")
         return answer.json() if answer is not None and answer.status_code == httpx2.codes.OK else None
 
     def wait(self, idle_s: float) -> bool:
-        """Wait until every job is seen to have ended; False if some had not, and none did for `idle_s`."""
+        """Wait until polls have seen the end of every job; False when none ended for `idle_s` and some have not."""
         ended, deadline = len(self.ended), time.monotonic() + idle_s
         while len(self.ended) < len(self.jobs):
             if len(self.ended) > ended:
@@ -95,8 +100,8 @@ class Load:
             self._stopped.wait(_POLL_S / 5)
         return True
 
-    def _ask(self, method: str, path: str, **options: Any) -> httpx2.Response | None:
-        """One request; None when it is not known whether it was carried out."""
+    def _request(self, method: str, path: str, **options: Any) -> httpx2.Response | None:
+        """Send one request; None when no answer came, so the request may have had its effect or not."""
         try:
             return self._http.request(method, path, **options)
         except httpx2.TransportError:
@@ -105,11 +110,11 @@ class Load:
     def _poll_until_stopped(self) -> None:
         while not self._stopped.wait(_POLL_S):
             for job in [job for job in list(self.jobs) if job not in self.ended]:
-                self._look(job)
+                self._poll(job)
                 if self._stopped.is_set():
                     return
 
-    def _look(self, job: str) -> None:
+    def _poll(self, job: str) -> None:
         status = self.status(job)
         if status is None:
             return
@@ -124,7 +129,7 @@ class Load:
 def prompt(
     rng: random.Random, *, steps: tuple[int, int] = (5, 15), text: str = "a cat", **fields: Any
 ) -> dict[str, Any]:
-    """One item with a seed of its own, so that its picture can be told from every other."""
+    """Return the prompt of one item, with a random seed, so that its picture differs from all others."""
     return {
         "prompt": text,
         "width": 64,

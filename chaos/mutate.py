@@ -1,4 +1,4 @@
-"""Break one promise on purpose: a checker that never fails proves nothing."""
+"""Mutations: each breaks one promise on purpose, since a checker that never fails proves nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from shared.ledger import lua
 
 
 class Mutation(StrEnum):
-    """What is taken out of the product."""
+    """The safeguard that is taken out of the product."""
 
     NONE = "none"
     FENCE = "no fence check"
@@ -18,13 +18,14 @@ class Mutation(StrEnum):
     GRACE = "no grace"
 
 
+# Lines of the scripts, word for word: `_rewrite` fails when a script changes, instead of mutating nothing.
 _FENCE = "if tonumber(fence or 0) ~= args.fence then return 'stale' end"
 _OWNED = "return state == 'running' and tonumber(current) == fence"
 _GRACE = "if known_run_id then"
 
 
-def apply(mutation: Mutation) -> None:
-    """Mutate the code of this process for its whole life."""
+def apply_mutation(mutation: Mutation) -> None:
+    """Take a safeguard out of the code of this process, until it ends."""
     match mutation:
         case Mutation.FENCE:
             _rewrite("commit", _FENCE, "")
@@ -38,5 +39,5 @@ def apply(mutation: Mutation) -> None:
 def _rewrite(script: str, old: str, new: str) -> None:
     texts = lua.scripts()
     if old not in texts[script]:
-        raise ValueError(f"{script}.lua has no line {old!r} to take out")
+        raise ValueError(f"{script}.lua has no line {old!r}; adapt chaos/mutate.py to the script")
     texts[script] = texts[script].replace(old, new)

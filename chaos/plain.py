@@ -1,4 +1,4 @@
-"""The control's worker: the same items as a plain Celery task with late acknowledgement, as most projects have it."""
+"""The control's worker: the same items as plain Celery tasks with late acknowledgement, as most projects run them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from celery import Celery
 from chaos.history import History
 
 STARTS, ENDS = "plain:starts", "plain:ends"
-#: The best that can be set: redelivery after 5 s, looked for each second. It only works because items are shorter.
+# The best settings for Celery: redelivery after 5 s, checked every second. They only work because items are shorter.
 TRANSPORT = {"visibility_timeout": 5, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
 
 

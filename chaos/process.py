@@ -1,4 +1,4 @@
-"""The processes of a chaos run: `python -m chaos.process worker|api ...`, with settings from the environment."""
+"""Entry points of a run's processes: `python -m chaos.process worker|api ...`, with settings from the environment."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def worker(
     step_s: Annotated[float, typer.Option()] = 0.02,
     mutation: Annotated[Mutation, typer.Option()] = Mutation.NONE,
 ) -> None:
-    """Take items and pretend to render them."""
+    """Claim items and pretend to render them."""
     settings = Settings()
     logs.configure(settings.log)
-    mutate.apply(mutation)
+    mutate.apply_mutation(mutation)
     with slot_lock(name, redis_url=settings.redis.url, folder=settings.worker.lock_dir):
         consume(_open(settings, name, History(history), step_s))
 
@@ -80,7 +80,7 @@ def api(mutation: Annotated[Mutation, typer.Option()] = Mutation.NONE) -> None:
 
     settings = Settings()
     logs.configure(settings.log)
-    mutate.apply(mutation)
+    mutate.apply_mutation(mutation)
     uvicorn.run(create_app(settings), host=settings.api.host, port=settings.api.port, log_config=None, access_log=False)
 
 

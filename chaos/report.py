@@ -1,4 +1,4 @@
-"""A run's outcomes as a table."""
+"""Renders the outcomes of a run as a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _SHOWN = 4
 
 
 def table(outcomes: Sequence[Outcome], *, seed: int) -> Table:
-    """One row a scenario; of a failed one the first violations."""
+    """Return one row for each scenario; the row of a failed one shows its first violations."""
     made = Table("scenario", "verdict", "figures", "s", title=f"chaos, seed {seed}", show_lines=True)
     for outcome in outcomes:
         verdict = "as expected" if outcome.as_expected else "NOT AS EXPECTED"

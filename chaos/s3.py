@@ -1,4 +1,4 @@
-"""An HTTP proxy in front of the real S3 server that fails as S3 does: errors, silence, lost replies, outage."""
+"""An HTTP proxy before the real S3 server that fails as S3 does: errors, silence, lost replies, outages."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Outcome = Literal["pass", "error", "silence", "ambiguous", "out"]
 
 @dataclass
 class Faults:
-    """Shares of the requests, 0 to 1, and the state of the wire.
+    """How the proxy fails: three shares of the requests, each from 0 to 1, and two states.
 
     Attributes:
-        errors: answered 503 SlowDown.
-        silences: not answered within the client's timeout.
-        ambiguous: carried out, but the reply is lost.
-        bytes_per_s: of request bodies; 0 is no limit.
-        out: nothing is answered at all.
+        errors: share answered with 503 SlowDown.
+        silences: share not answered within the client's timeout.
+        ambiguous: share that is carried out, but whose reply is lost.
+        bytes_per_s: speed of request bodies; 0 is no limit.
+        out: whether no request gets an answer.
     """
 
     errors: float = 0.0
@@ -58,7 +58,7 @@ class S3Proxy(ThreadingHTTPServer):
         return f"http://{LOOPBACK}:{self.server_port}"
 
     def draw(self) -> Outcome:
-        """Decide the next request's fate."""
+        """Draw the outcome of the next request."""
         faults, roll = self.faults, self._rng.random()
         outcome: Outcome = "pass"
         if faults.out:
@@ -84,7 +84,7 @@ class S3Proxy(ThreadingHTTPServer):
         self._thread.join()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients that hang up are part of the experiment."""
+        """Ignore clients that hang up: they are part of the experiment."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -103,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         return super().handle_expect_100()
 
     def log_message(self, format: str, *args: object) -> None:
-        """The history is the log."""
+        """Log nothing: the history has every event that matters."""
 
     def _serve(self) -> None:
         body = self._read_body()

@@ -1,6 +1,6 @@
-"""A worker whose renderer sleeps instead of painting; everything around it is the product's own.
+"""The parts of a worker that a run replaces: a renderer that sleeps, a store that freezes, a ledger that records.
 
-What an item should suffer is written in its prompt, so that a scenario needs no other channel to the process it hits.
+An item's prompt says which fault it causes, so a scenario needs no other channel to the process that it hits.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from worker.consumer.worker_state import WorkerState
 
 _SIDE = 16
 
-# Prompts that mean harm. Those that freeze do so on the first claim of an item only, or nobody could finish it.
+# Prompts that cause faults. The two that freeze act on an item's first claim only, or no worker could finish it.
 EXIT, CRASH, FAULT, HANG = "please exit", "please crash", "please fault", "please hang"
 FREEZE_IN_UPLOAD, FREEZE_BEFORE_COMMIT = "please freeze in the upload", "please freeze before the commit"
 
 
 @dataclass(frozen=True)
-class Painted:
+class StubImage:
     """See `worker.rendering.renderer.Rendered`."""
 
     image: Image.Image
@@ -41,7 +41,7 @@ class Painted:
 
 
 class StubRenderer:
-    """Sleeps `step_s` a step, then gives the seed's picture."""
+    """Sleeps `step_s` for each step, then returns the seed's picture."""
 
     def __init__(self, step_s: float) -> None:
         self.warm_key = "base"  # nothing is ever merged
@@ -49,20 +49,20 @@ class StubRenderer:
         self.broken = ""
         self._step_s = step_s
 
-    def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: Callable[[Progress], None]) -> Painted:
+    def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: Callable[[Progress], None]) -> StubImage:
         for step in range(1, spec.num_inference_steps + 1):
             threading.Event().wait(self._step_s)
-            self._suffer(spec.prompt)
+            self._cause_fault(spec.prompt)
             on_progress(Progress(stage="denoise", step=step, steps=spec.num_inference_steps))
-        return Painted(picture(spec.seed), _REPORT)
+        return StubImage(picture(spec.seed), _REPORT)
 
     def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
-        """Nothing is ever needed."""
+        """Prepare nothing: the stub needs no adapter."""
 
     def probe(self) -> str | None:
         return self.broken or None
 
-    def _suffer(self, prompt: str) -> None:
+    def _cause_fault(self, prompt: str) -> None:
         if prompt == EXIT:
             os._exit(1)
         if prompt == CRASH:
@@ -75,12 +75,12 @@ class StubRenderer:
 
 
 def picture(seed: int) -> Image.Image:
-    """The only image that a seed may give."""
+    """Return the only correct image of a seed."""
     return Image.frombytes("RGB", (_SIDE, _SIDE), sha256(str(seed).encode()).digest() * (_SIDE * _SIDE * 3 // 32))
 
 
 class RecordingLedger(Ledger):
-    """Writes each move of an item into the history, with the answer."""
+    """Records each claim and each commit, with its answer, in the history."""
 
     history: History
 
@@ -105,7 +105,7 @@ class RecordingLedger(Ledger):
 
 @dataclass(frozen=True)
 class FreezingStore:
-    """The real store; a process whose item asks for it stops in the middle of the upload."""
+    """The real store, except that a process whose item has that prompt freezes in its upload."""
 
     store: ObjectStore
     state: WorkerState
@@ -135,9 +135,9 @@ class FreezingStore:
 
 
 def freeze(history: History, claim: Claim) -> None:
-    """Stop this process until someone lets it go on."""
+    """Stop this process with SIGSTOP until another one sends SIGCONT."""
     history.add("froze", item=claim.item_id, fence=claim.fence)
-    # To this thread, which else goes on for a moment: another one may be the first to see a signal to the process.
+    # Sent to this thread: with a signal to the process another thread may stop first while this one goes on.
     signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
     history.add("thawed", item=claim.item_id, fence=claim.fence)
 

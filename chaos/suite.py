@@ -1,4 +1,4 @@
-"""Which scenarios there are, and their order."""
+"""The list of scenarios, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chaos.checker import Violation
 from chaos.mutate import Mutation
-from chaos.scenarios import deaths, others, redis_trouble
+from chaos.scenarios import deaths, redis_trouble, storage_and_cancels
 from chaos.scenarios.control import control
 from chaos.storm import storm
 from chaos.trial import Lab, Outcome
@@ -22,7 +22,7 @@ _MODEL_TEST = Path(__file__).parents[1] / "tests/integration/test_ledger_model.p
 
 
 def run(lab: Lab, *, jobs: int, only: Sequence[str]) -> Iterator[Outcome]:
-    """Run those whose name is in `only`, or all."""
+    """Run the scenarios named in `only`, or all."""
     for name, scenario in _scenarios(jobs).items():
         if not only or name in only:
             try:
@@ -37,10 +37,10 @@ def _scenarios(jobs: int) -> dict[str, Callable[[Lab], Outcome]]:
         "F2": redis_trouble.grace,
         "F3": partial(redis_trouble.stopped, down_s=60.0 if jobs >= 1000 else 15.0),
         "F5": deaths.lost_message,
-        "F6": partial(others.storage, outage_s=15.0 if jobs >= 1000 else 5.0),
-        "F6 slow": others.slow_storage,
+        "F6": partial(storage_and_cancels.storage, outage_s=15.0 if jobs >= 1000 else 5.0),
+        "F6 slow": storage_and_cancels.slow_storage,
         "F7": deaths.zombies,
-        "F8": others.cancels,
+        "F8": storage_and_cancels.cancels,
         "F9": deaths.rolling_restart,
         "F10": deaths.poison,
         "F11": partial(redis_trouble.black_hole, long_s=60.0 if jobs >= 1000 else 12.0),
@@ -56,7 +56,7 @@ def _scenarios(jobs: int) -> dict[str, Callable[[Lab], Outcome]]:
 
 
 def _model(lab: Lab) -> Outcome:
-    """F15: the state machine over the ledger's scripts, which is a test of its own."""
+    """F15: the state machine over the ledger's scripts, which is also a test."""
     outcome = Outcome("F15", "random steps of two workers, reaper and client over the scripts")
     began = time.monotonic()
     command = [sys.executable, "-m", "pytest", "-q", "-s", f"--hypothesis-seed={lab.seed}", str(_MODEL_TEST)]

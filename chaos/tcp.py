@@ -1,4 +1,4 @@
-"""A TCP proxy whose wire can be cut: between one process and Redis."""
+"""A TCP proxy between one process and Redis, whose wire can be cut."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Self
 from shared.local.ports import LOOPBACK
 
 _CHUNK = 65_536
-_LOOK_S = 0.05
+_POLL_S = 0.05
 
 
 class Wire:
-    """Listens on a free loopback port and passes everything on to `port`, until told otherwise.
+    """Listens on a free loopback port and forwards every connection to `port`.
 
     Attributes:
-        open: while clear, bytes are held back in both directions, as on a network that drops every packet.
+        open: clear it to stop bytes in both directions, as on a network that drops every packet.
     """
 
     def __init__(self, port: int) -> None:
@@ -32,7 +32,7 @@ class Wire:
 
     @property
     def port(self) -> int:
-        """Where to connect to instead."""
+        """The port to connect to instead of the target's."""
         return int(self._listener.getsockname()[1])
 
     def __enter__(self) -> Self:
@@ -57,7 +57,7 @@ class Wire:
     def _accept(self) -> None:
         while not self._stopped.is_set():
             try:
-                if not select.select([self._listener], [], [], _LOOK_S)[0]:
+                if not select.select([self._listener], [], [], _POLL_S)[0]:
                     continue
                 near, _ = self._listener.accept()
             except (OSError, ValueError):
@@ -85,5 +85,5 @@ class Wire:
                 end.shutdown(socket.SHUT_RDWR)
 
     def _wait_until_open(self) -> None:
-        while not self.open.wait(_LOOK_S) and not self._stopped.is_set():
+        while not self.open.wait(_POLL_S) and not self._stopped.is_set():
             pass

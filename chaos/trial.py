@@ -1,4 +1,4 @@
-"""One scenario's run: its fleet, its load, its verdict."""
+"""One run of a scenario: its fleet, its load and its outcome."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ Figure = str | float | int
 
 @dataclass
 class Outcome:
-    """What a scenario showed.
+    """The result of one scenario.
 
     Attributes:
-        must_fail: of a control or a mutation: the checker has to find something.
+        must_fail: the scenario is the control or a mutation, so the checker must find a violation.
     """
 
     name: str
@@ -43,19 +43,23 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Lab:
-    """What all scenarios of one run share."""
+    """The folder, S3 server and seed that all scenarios of one run share."""
 
     folder: Path
     s3: S3Server
     seed: int
 
     def rng(self, name: str) -> random.Random:
-        """The scenario's own dice, the same for the same seed."""
+        """Return the scenario's random generator; the same seed gives the same choices."""
         return random.Random(f"{self.seed} {name}")
 
 
 class Trial:
-    """A running fleet under load; what is demanded of it is collected, not raised."""
+    """A running fleet under load. Broken demands are collected as violations, not raised.
+
+    Attributes:
+        outages: starts of items that outages may have cost, for the checker.
+    """
 
     def __init__(self, fleet: Fleet, load: Load, rng: random.Random, outcome: Outcome) -> None:
         self.fleet = fleet
@@ -65,22 +69,22 @@ class Trial:
         self.outages = 0
         self._outcome = outcome
 
-    def figure(self, name: str, value: Figure) -> None:
+    def add_figure(self, name: str, value: Figure) -> None:
         """Put a number into the report."""
         self._outcome.figures[name] = round(value, 3) if isinstance(value, float) else value
 
     def demand(self, name: str, holds: bool, detail: object = "") -> None:
-        """Count it as a violation when it does not hold."""
+        """Add a violation unless the demand holds."""
         if not holds:
             self._outcome.violations.append(Violation(self._outcome.name, name, str(detail)))
 
-    def at_most(self, name: str, value: float, limit: float) -> None:
-        """A figure with a bound."""
-        self.figure(f"{name} (<= {limit:g})", value)
+    def demand_at_most(self, name: str, value: float, limit: float) -> None:
+        """Put a number into the report, and add a violation if it exceeds the limit."""
+        self.add_figure(f"{name} (<= {limit:g})", value)
         self.demand(name, value <= limit, f"{value:.3f} > {limit:g}")
 
-    def timed(self, condition: Callable[[], Any], limit_s: float, *, what: str) -> float:
-        """Seconds until the condition holds; a violation, and not an error, when that is later than the limit."""
+    def time_until(self, condition: Callable[[], Any], limit_s: float, *, what: str) -> float:
+        """Return the seconds until the condition holds; add a violation when that takes longer than the limit."""
         began = time.monotonic()
         try:
             self.fleet.wait(condition, limit_s, what=what)
@@ -88,12 +92,12 @@ class Trial:
             self.demand(what, False, f"not within {limit_s:g} s")
         return time.monotonic() - began
 
-    def finish(self, idle_s: float) -> None:
-        """Wait for every job; those of which none ends any more in `idle_s` are for I1."""
+    def wait_for_jobs(self, idle_s: float) -> None:
+        """Wait until every job has ended, or none has for `idle_s`; the checker reports the others under I1."""
         self.load.wait(idle_s)
 
     def items(self) -> list[ItemView]:
-        """Every item as it stands."""
+        """Read every item."""
         return [item for job in collect(self.ledger).jobs.values() for item in job.items]
 
     def item(self, job: str, index: int = 0) -> ItemView:
@@ -102,7 +106,7 @@ class Trial:
         return view.items[index]
 
     def slot_of(self, job: str, *, timeout_s: float = 20.0) -> str:
-        """Wait until the job's first item runs and has taken a step; returns whose it is."""
+        """Wait until the job's first item has taken a step; return the slot that runs it."""
 
         def slot() -> str | None:
             item = self.item(job)
@@ -111,7 +115,7 @@ class Trial:
         return str(self.fleet.wait(slot, timeout_s, what=f"a step of {job}"))
 
     def events(self, kind: str, **wanted: Any) -> list[history.Event]:
-        """Those of the history so far that match."""
+        """Return the events of a kind with these fields, from the history so far."""
         return [
             event
             for event in history.read(self.fleet.history.path)
@@ -121,7 +125,7 @@ class Trial:
 
 @contextmanager
 def trial(lab: Lab, outcome: Outcome, plan: Plan) -> Iterator[Trial]:
-    """Run a fleet; after the block, hold what it did to the invariants."""
+    """Run a fleet under load; after the block, check its history against the invariants."""
     folder = lab.folder / outcome.name.replace(" ", "-").replace("/", "-")
     folder.mkdir()
     rng = lab.rng(outcome.name)
@@ -133,13 +137,13 @@ def trial(lab: Lab, outcome: Outcome, plan: Plan) -> Iterator[Trial]:
                 yield running
             except TimeoutError as error:
                 running.demand("in time", False, error)
-        fleet.quiet()
+        fleet.restore()
         events = history.read(fleet.history.path)
-        left = collect(running.ledger)
-        outcome.violations += check(events, left, fleet.store(), outages=running.outages)
-        items = [item for job in left.jobs.values() for item in job.items]
-        running.figure("items", len(items))
+        final = collect(running.ledger)
+        outcome.violations += check(events, final, fleet.store(), outages=running.outages)
+        items = [item for job in final.jobs.values() for item in job.items]
+        running.add_figure("items", len(items))
         for state in State:
             if count := sum(item.state is state for item in items):
-                running.figure(state.value, count)
+                running.add_figure(state.value, count)
     outcome.wall_s = time.monotonic() - began

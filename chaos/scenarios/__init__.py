@@ -1,1 +1,1 @@
-"""One function a scenario: it says what it does to the fleet and what it demands of it."""
+"""The scenarios. Each is one function, which harms a fleet and demands what must hold nevertheless."""

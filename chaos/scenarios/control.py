@@ -1,4 +1,4 @@
-"""The control: the storm against plain Celery. A checker that it passed would prove nothing."""
+"""The control: the storm against plain Celery, which must fail. A checker that let it pass would prove nothing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import redis
 from celery import Celery
 
 from chaos import history, plain
-from chaos.checker import Left, check
+from chaos.checker import FinalState, check
 from chaos.history import History
 from chaos.trial import Lab, Outcome
 from shared.job import SpecReport, State
@@ -49,13 +49,13 @@ def control(lab: Lab, *, items: int = 100) -> Outcome:
         accepted = _storm(workers, plain.make(server.url), client, record, rng, items)
         starts, ends = client.hgetall(plain.STARTS), client.hgetall(plain.ENDS)
         events = history.read(record.path)
-        left = Left(
+        final = FinalState(
             jobs=dict(_job(item, int(starts.get(f"{item}:0", 0)), int(ends.get(f"{item}:0", 0))) for item in accepted),
             commits={f"{item}:0": int(ends.get(f"{item}:0", 0)) for item in accepted},
             queues=(),
             listed=len(accepted),
         )
-        outcome.violations = check(events, left, DirectoryStore(folder))
+        outcome.violations = check(events, final, DirectoryStore(folder))
     record.close()
     outcome.figures = {
         "items": len(accepted),
@@ -70,7 +70,7 @@ def control(lab: Lab, *, items: int = 100) -> Outcome:
 def _storm(
     workers: dict[str, ChildProcess], app: Celery, client: redis.Redis, record: History, rng: random.Random, items: int
 ) -> list[str]:
-    """Return the items whose publish succeeded."""
+    """Publish items under fire; return those whose publish succeeded."""
     accepted: list[str] = []
 
     def publish() -> None:
@@ -110,7 +110,7 @@ def _strike(workers: dict[str, ChildProcess], record: History, rng: random.Rando
 
 
 def _thaw(worker: ChildProcess, pid: int | None) -> None:
-    """Let a process go on, unless it was killed meanwhile."""
+    """Send SIGCONT to a process, unless it was killed since."""
     if pid is not None and worker.pid == pid:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
@@ -140,7 +140,7 @@ def _until(condition: Callable[[], bool], timeout_s: float) -> None:
 
 
 def _job(item: str, starts: int, ends: int) -> tuple[str, JobView]:
-    """What plain Celery made of an item, in the words of the checker."""
+    """Return an item's fate under plain Celery as the job view that the checker reads."""
     state = State.SUCCEEDED if ends else State.QUEUED
     spec = SpecReport(
         prompt="", requested_width=64, requested_height=64, seed=0, num_inference_steps=1, guidance_scale=1.0

@@ -1,4 +1,4 @@
-"""Workers that die, freeze, hang or are told to go."""
+"""Workers that die, freeze, hang or get SIGTERM."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _FINISH_S = 60.0
 
 
 def lost_message(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
-    """F5: Redis gave a wake-up to a worker that dies before it can take note of it; plain Celery never runs it."""
+    """F5: a wake-up is lost with a worker that dies right after Redis sent it; plain Celery never runs its item."""
     outcome = _outcome("F5", "a wake-up dies with a frozen worker", mutation)
     with trial(lab, outcome, Plan(workers=1, mutation=mutation)) as running:
         fleet = running.fleet
-        fleet.held.add("worker-0")
+        fleet.kept_down.add("worker-0")
         fleet.wait(lambda: _blocked(running) == 1, 10, what="the worker's blocking pop")
         fleet.freeze("worker-0")
-        # Redis writes the message to the socket of that pop; nobody will ever read it there.
+        # Redis writes the message to the socket of that pop, where no process will ever read it.
         job = running.load.submit([prompt(running.rng)])
         fleet.wait(lambda: _blocked(running) == 0, 10, what="the loss of the wake-up")
         fleet.kill("worker-0")
-        fleet.held.clear()
-        took = running.timed(lambda: running.item(job).state is not State.QUEUED, 15, what="the item's start")
-        running.at_most("killed to started s", took, 10)
-        running.finish(20)
+        fleet.kept_down.clear()
+        took = running.time_until(lambda: running.item(job).state is not State.QUEUED, 15, what="the item's start")
+        running.demand_at_most("killed to started s", took, 10)
+        running.wait_for_jobs(20)
     return outcome
 
 
@@ -38,12 +38,12 @@ def _blocked(running: Trial) -> int:
 
 
 def zombies(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
-    """F7: a worker is frozen in its upload, and another between upload and commit, until a peer has the item."""
+    """F7: a worker freezes in its upload, and another between upload and commit, until a peer owns the item."""
     outcome = _outcome("F7", "frozen in the upload and before the commit, past the lease", mutation)
     with trial(lab, outcome, Plan(workers=2, ttl_s=2.0, step_s=0.1, mutation=mutation)) as running:
         for text in (FREEZE_IN_UPLOAD, FREEZE_BEFORE_COMMIT):
             _zombie(running, text)
-        running.finish(_FINISH_S)
+        running.wait_for_jobs(_FINISH_S)
     return outcome
 
 
@@ -54,13 +54,13 @@ def _zombie(running: Trial, text: str) -> None:
     running.fleet.wait(lambda: running.events("claim", item=item, fence=2), 30, what="the peer's claim")
     zombie = next(name for name in running.fleet.workers if running.fleet.pid(name) == froze["pid"])
     running.fleet.thaw(zombie)
-    running.timed(lambda: running.item(job).state is State.SUCCEEDED, 30, what=f"the end of {item}")
+    running.time_until(lambda: running.item(job).state is State.SUCCEEDED, 30, what=f"the end of {item}")
     if text == FREEZE_BEFORE_COMMIT:
         [late] = running.fleet.wait(lambda: running.events("commit", item=item, fence=1), 30, what="the late commit")
         running.demand("the late commit is refused", late["answer"] == "stale", late["answer"])
     key = f"results/{job}/0/1/image.png"
-    gone = running.timed(lambda: not running.fleet.store().exists(key), 8, what=f"the removal of {key}")
-    running.figure(f"zombie's image removed after s, {text}", gone)
+    gone = running.time_until(lambda: not running.fleet.store().exists(key), 8, what=f"the removal of {key}")
+    running.add_figure(f"zombie's image removed after s, {text}", gone)
 
 
 def rolling_restart(lab: Lab) -> Outcome:
@@ -71,47 +71,47 @@ def rolling_restart(lab: Lab) -> Outcome:
         for _ in range(12):
             running.load.submit([prompt(running.rng, steps=(5, 40)) for _ in range(3)])
         slowest = max(_replace(running, name) for name in running.fleet.workers * 2)
-        running.finish(_FINISH_S)
-        running.at_most("SIGTERM to end s", slowest, plan.drain_s + 1)
+        running.wait_for_jobs(_FINISH_S)
+        running.demand_at_most("SIGTERM to end s", slowest, plan.drain_s + 1)
         counted = [item.attempt for item in running.items() if item.attempt != 1]
         running.demand("no attempt is consumed", not counted, counted)
-        running.figure("attempts consumed", len(counted))
-        running.figure("handed over", sum(item.fence > 1 for item in running.items()))
+        running.add_figure("attempts consumed", len(counted))
+        running.add_figure("handed over", sum(item.fence > 1 for item in running.items()))
     return outcome
 
 
 def _replace(running: Trial, name: str) -> float:
-    """Seconds from a busy worker's SIGTERM to its end; returns when its successor runs."""
-    running.timed(lambda: running.events("claim", slot=name), 30, what=f"a claim of {name}")
+    """Return the seconds from a busy worker's SIGTERM to its end; wait until its successor runs."""
+    running.time_until(lambda: running.events("claim", slot=name), 30, what=f"a claim of {name}")
     pid = running.fleet.terminate(name)
-    took = running.timed(lambda: not _alive(pid), 30, what=f"the end of {name}")
+    took = running.time_until(lambda: not _alive(pid), 30, what=f"the end of {name}")
     running.fleet.wait(lambda: running.fleet.pid(name) != pid, 30, what=f"the restart of {name}")
     return took
 
 
 def poison(lab: Lab) -> Outcome:
-    """F10: items that end their worker, crash it or poison its device, among sound ones."""
+    """F10: among sound items, some that end their worker, crash it or break its device."""
     outcome = Outcome("F10", "items that exit, crash and break the device")
     with trial(lab, outcome, Plan(workers=2, ttl_s=2.0)) as running:
         poisoned = {text: running.load.submit([prompt(running.rng, text=text)]) for text in (EXIT, CRASH, FAULT)}
         for _ in range(20):
             running.load.submit([prompt(running.rng)])
-        running.finish(_FINISH_S)
+        running.wait_for_jobs(_FINISH_S)
         for text, job in poisoned.items():
             item = running.item(job)
             code = item.error.code if item.error else item.state.value
-            running.figure(text, f"{code} after {item.attempt} attempts")
+            running.add_figure(text, f"{code} after {item.attempt} attempts")
             running.demand(text, (code, item.attempt) == ("gpu_fault" if text == FAULT else "worker_lost", 3), code)
         unharmed = [item.state for item in running.items() if item.spec and item.spec.prompt == "a cat"]
         running.demand("other jobs are unharmed", set(unharmed) == {State.SUCCEEDED}, unharmed)
         # Each of the nine attempts costs a process; nothing else may.
-        running.at_most("restarts", len(running.events("restart")), 9)
+        running.demand_at_most("restarts", len(running.events("restart")), 9)
         running.outages = len(running.events("restart"))
     return outcome
 
 
 def hung_kernel(lab: Lab) -> Outcome:
-    """F14: a render that never returns, while its process stays alive and renews."""
+    """F14: a render that never returns, while its process lives and renews the lease."""
     outcome = Outcome("F14", "a kernel that never returns")
     plan = Plan(workers=2, stall_s=2.0)
     with trial(lab, outcome, plan) as running:
@@ -119,10 +119,10 @@ def hung_kernel(lab: Lab) -> Outcome:
         for _ in range(10):
             running.load.submit([prompt(running.rng)])
         claim = running.fleet.wait(lambda: running.events("claim", item=f"{job}:0"), 20, what="its claim")[0]
-        ended = running.timed(lambda: not _alive(claim["pid"]), 20, what="the end of the process")
-        running.at_most("hung to ended s", time.monotonic() - claim["t"], plan.stall_s + 3)
-        running.figure("seen after s", ended)
-        running.finish(_FINISH_S)
+        ended = running.time_until(lambda: not _alive(claim["pid"]), 20, what="the end of the process")
+        running.demand_at_most("hung to ended s", time.monotonic() - claim["t"], plan.stall_s + 3)
+        running.add_figure("seen after s", ended)
+        running.wait_for_jobs(_FINISH_S)
         item = running.item(job)
         code = item.error.code if item.error else item.state.value
         running.demand("it fails by name after its attempts", (code, item.attempt) == ("stalled", 3), code)
@@ -131,15 +131,15 @@ def hung_kernel(lab: Lab) -> Outcome:
 
 
 def duplicates(lab: Lab) -> Outcome:
-    """F12: each wake-up comes four times."""
+    """F12: each wake-up comes four times; each item must start once."""
     outcome = Outcome("F12", "each wake-up comes four times")
     with trial(lab, outcome, Plan(workers=2)) as running:
         for _ in range(15):
             running.load.submit([prompt(running.rng)])
-            running.fleet.wake(3)
-        running.finish(_FINISH_S)
+            running.fleet.send_wakeups(3)
+        running.wait_for_jobs(_FINISH_S)
         starts, items = len(running.events("claim")), len(running.items())
-        running.figure("starts", starts)
+        running.add_figure("starts", starts)
         running.demand("one start an item", starts == items, f"{starts} of {items}")
     return outcome
 
@@ -151,7 +151,7 @@ def _outcome(name: str, what: str, mutation: Mutation) -> Outcome:
 
 
 def _alive(pid: int | None) -> bool:
-    """Whether the process runs; one that ended and was not waited for yet does not."""
+    """Whether the process runs; a zombie, which nobody has waited for yet, does not."""
     if pid is None:
         return False
     try:

@@ -1,4 +1,4 @@
-"""Redis that dies, is cut off, or is full."""
+"""A Redis that dies, is cut off or is full."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from chaos.mutate import Mutation
 from chaos.trial import Lab, Outcome, Trial, trial
 from shared.job import State
 
-_LONG = (60, 60)  # steps of 0.1 s
+# Steps of an item that runs for 6 s.
+_LONG = (60, 60)
 _FINISH_S = 60.0
 
 
 def grace(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
-    """F2: Redis is away for longer than the leases, while every worker lives."""
-    outcome = Outcome("F2", "Redis down past every lease; the workers live")
+    """F2: Redis is away for longer than a lease while every worker lives; no item may be requeued."""
+    outcome = Outcome("F2", "Redis down for longer than a lease; the workers live")
     if mutation is not Mutation.NONE:
         outcome = Outcome(f"F2 with {mutation.value}", outcome.what, must_fail=True)
     # Reaping is far more frequent than renewing, so that it comes first when Redis is back.
@@ -30,15 +31,15 @@ def grace(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
         for job in jobs:
             running.slot_of(job)
         running.fleet.kill_redis(down_s=4.5)
-        running.finish(_FINISH_S)
+        running.wait_for_jobs(_FINISH_S)
         requeued = [item.fence for item in running.items() if item.fence > 1]
-        running.figure("requeued while their worker lives", len(requeued))
+        running.add_figure("requeued while their worker lives", len(requeued))
         running.demand("no item is requeued while its worker lives", not requeued, requeued)
     return outcome
 
 
 def stopped(lab: Lab, *, down_s: float) -> Outcome:
-    """F3: Redis is stopped; the API must say so, quickly, to everyone."""
+    """F3: Redis is stopped; the API must answer 503 at once, to every client."""
     outcome = Outcome("F3", f"Redis stopped for {down_s:g} s")
     with trial(lab, outcome, Plan(workers=2, ttl_s=2.0, step_s=0.05)) as running:
         for _ in range(6):
@@ -47,25 +48,25 @@ def stopped(lab: Lab, *, down_s: float) -> Outcome:
         killer.start()
         refused = list(_ask(running, down_s * 0.6, clients=60))
         killer.join()
-        _tell_answers(running, "stopped", refused)
-        back = running.timed(lambda: running.load.wait(0.1), 60, what="the end of all jobs")
-        running.at_most("all ended after Redis s", back, 30)
+        _report_answers(running, "stopped", refused)
+        back = running.time_until(lambda: running.load.wait(0.1), 60, what="the end of all jobs")
+        running.demand_at_most("all ended after Redis s", back, 30)
         running.outages = running.fleet.plan.workers
     return outcome
 
 
 def black_hole(lab: Lab, *, long_s: float) -> Outcome:
-    """F11 and the API's side of it: packets to Redis vanish, shorter and longer than the lease."""
+    """F11: packets to Redis vanish, for shorter and for longer than a lease; also between the API and Redis."""
     outcome = Outcome("F11", f"no packet reaches Redis, for 1 s and for {long_s:g} s")
     plan = Plan(workers=2, ttl_s=4.0, step_s=0.1)
     with trial(lab, outcome, plan) as running:
         _short_cut(running)
         _long_cut(running, long_s)
         running.fleet.wires["api"].open.clear()
-        _tell_answers(running, "black hole", list(_ask(running, 6.0, clients=60)))
+        _report_answers(running, "black hole", list(_ask(running, 6.0, clients=60)))
         running.fleet.wires["api"].open.set()
-        running.timed(lambda: running.load.submit([prompt(running.rng)]), 10, what="an accept after the heal")
-        running.finish(_FINISH_S)
+        running.time_until(lambda: running.load.submit([prompt(running.rng)]), 10, what="an accept after the heal")
+        running.wait_for_jobs(_FINISH_S)
     return outcome
 
 
@@ -75,7 +76,7 @@ def _short_cut(running: Trial) -> None:
     wire.open.clear()
     threading.Event().wait(1.0)
     wire.open.set()
-    running.timed(lambda: running.item(job).state is State.SUCCEEDED, 30, what="the end after a short cut")
+    running.time_until(lambda: running.item(job).state is State.SUCCEEDED, 30, what="the end after a short cut")
     running.demand("a short cut costs no attempt", running.item(job).fence == 1, running.item(job).fence)
 
 
@@ -84,42 +85,44 @@ def _long_cut(running: Trial, long_s: float) -> None:
     slot = running.slot_of(job)
     running.fleet.wires[slot].open.clear()
     cut = time.monotonic()
-    took = running.timed(lambda: running.item(job).fence == 2, long_s + 20, what="the peer's claim")
-    running.at_most("cut to the peer's start s", took, running.fleet.plan.ttl_s + 3)
+    took = running.time_until(lambda: running.item(job).fence == 2, long_s + 20, what="the peer's claim")
+    running.demand_at_most("cut to the peer's start s", took, running.fleet.plan.ttl_s + 3)
     running.fleet.wait(lambda: time.monotonic() - cut > long_s, long_s + 5, what="the end of the cut")
     running.fleet.wires[slot].open.set()
     healed = time.monotonic()
-    running.timed(lambda: running.item(job).state is State.SUCCEEDED, 40, what="the peer's end")
-    # The other worker is held, so that what comes now can only be taken by the one that was cut off.
+    running.time_until(lambda: running.item(job).state is State.SUCCEEDED, 40, what="the peer's end")
+    # The other worker is kept down, so that only the one that was cut off can claim the next item.
     peer = next(name for name in running.fleet.workers if name != slot)
-    running.fleet.held.add(peer)
+    running.fleet.kept_down.add(peer)
     running.fleet.kill(peer)
     mine = running.load.submit([prompt(running.rng)])
-    running.timed(lambda: running.item(mine).state is State.SUCCEEDED, 30, what="work after the heal")
-    running.figure("consumes again after the heal s (with the peer's end)", time.monotonic() - healed)
-    running.fleet.held.clear()
+    running.time_until(lambda: running.item(mine).state is State.SUCCEEDED, 30, what="work after the heal")
+    running.add_figure("consumes again after the heal s (with the peer's end)", time.monotonic() - healed)
+    running.fleet.kept_down.clear()
 
 
 def full(lab: Lab) -> Outcome:
-    """F13: Redis takes no writes, as with a full memory or disk."""
+    """F13: Redis refuses writes, as with a full memory or disk."""
     outcome = Outcome("F13", "Redis is full, then has room again")
     with trial(lab, outcome, Plan(workers=1, step_s=0.1)) as running:
         job = running.load.submit([prompt(running.rng, steps=(20, 20))])
         running.slot_of(job)
         running.ledger.redis.config_set("maxmemory", "1mb")
         [(status, _)] = _ask(running, 0.0, clients=1, method="POST")
-        running.figure("POST while full", status)
+        running.add_figure("POST while full", status)
         running.demand("accept is answered 503", status == httpx2.codes.SERVICE_UNAVAILABLE, status)
         threading.Event().wait(3.0)
         running.ledger.redis.config_set("maxmemory", "0")
-        running.timed(lambda: running.item(job).state is State.SUCCEEDED, 20, what="the commit after space returned")
-        running.finish(_FINISH_S)
+        running.time_until(
+            lambda: running.item(job).state is State.SUCCEEDED, 20, what="the commit after space returned"
+        )
+        running.wait_for_jobs(_FINISH_S)
         running.outages = 1
     return outcome
 
 
 def _ask(running: Trial, for_s: float, *, clients: int, method: str = "GET") -> Iterator[tuple[int, float]]:
-    """Ask from many clients at once for a while; yields the status of each answer and its seconds; 0 is none."""
+    """Send requests from many clients at once for a while; yield each answer's status (0: no answer) and seconds."""
     answers: list[tuple[int, float]] = []
     until = time.monotonic() + for_s
     body = {"model": "flux2", "loras": [], "prompts": [prompt(running.rng)]} if method == "POST" else None
@@ -146,8 +149,8 @@ def _ask(running: Trial, for_s: float, *, clients: int, method: str = "GET") -> 
     yield from answers
 
 
-def _tell_answers(running: Trial, what: str, answers: list[tuple[int, float]]) -> None:
+def _report_answers(running: Trial, what: str, answers: list[tuple[int, float]]) -> None:
     unavailable = [seconds for status, seconds in answers if status == httpx2.codes.SERVICE_UNAVAILABLE]
-    running.figure(f"503s while {what}", len(unavailable))
+    running.add_figure(f"503s while {what}", len(unavailable))
     running.demand(f"the API says 503 while {what}", bool(unavailable), sorted({status for status, _ in answers}))
-    running.at_most(f"slowest answer while {what} s", max(seconds for _, seconds in answers), 3)
+    running.demand_at_most(f"slowest answer while {what} s", max(seconds for _, seconds in answers), 3)

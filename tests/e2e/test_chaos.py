@@ -1,4 +1,4 @@
-"""A small chaos run: `make chaos` is the whole one. A failure prints the seed and keeps nothing secret."""
+"""A small chaos run; `make chaos` is the whole one. A failure prints the seed and the folder of the history."""
 
 import secrets
 
@@ -34,7 +34,7 @@ def test_a_scenario_breaks_no_promise(lab, scenario):
     assert outcome.violations == [], verdict(lab, outcome)
 
 
-def test_without_the_grace_the_checker_finds_what_is_wrong(lab):
+def test_the_checker_finds_violations_when_leases_get_no_grace(lab):
     outcome = redis_trouble.grace(lab, mutation=Mutation.GRACE)
 
     assert outcome.violations != [], verdict(lab, outcome)

@@ -1,4 +1,4 @@
-"""The checker finds each kind of breach: a history by hand, one thing wrong in it."""
+"""The checker finds each kind of breach: each history is good but for one thing."""
 
 import io
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from PIL import Image
 
-from chaos.checker import Left, check
+from chaos.checker import FinalState, check
 from chaos.figures import kill_to_start, redis_to_start
 from chaos.stub import picture
 from shared.job import ItemResult, PipelineReport, SpecReport, State
@@ -57,7 +57,7 @@ def item(**changes):
     return replace(view, **changes)
 
 
-def left(view=None, *, state=State.SUCCEEDED, commits=1, queues=(), listed=1):
+def final_state(view=None, *, state=State.SUCCEEDED, commits=1, queues=(), listed=1):
     job = JobView(
         job_id="job",
         model="flux2",
@@ -71,7 +71,7 @@ def left(view=None, *, state=State.SUCCEEDED, commits=1, queues=(), listed=1):
         eta_s=None,
         items=(view or item(),),
     )
-    return Left(jobs={"job": job}, commits={"job:0": commits}, queues=queues, listed=listed)
+    return FinalState(jobs={"job": job}, commits={"job:0": commits}, queues=queues, listed=listed)
 
 
 GOOD = [
@@ -99,7 +99,7 @@ def broken(events, found, store):
 
 
 def test_a_good_run_has_no_violation(store):
-    assert check(GOOD, left(), store) == []
+    assert check(GOOD, final_state(), store) == []
 
 
 def claim(fence, t=2.5):
@@ -115,29 +115,29 @@ TWICE = {"t": 1.5, "kind": "accepted", "key": "k", "job": "other", "items": 1}
 @pytest.mark.parametrize(
     ("invariant", "events", "found"),
     [
-        ("I1", GOOD, left(state=State.RUNNING)),
-        ("I1", GOOD, Left(jobs={}, commits={}, queues=(), listed=1)),
-        ("I2", GOOD, left(commits=2)),
-        ("I2", GOOD, left(commits=0)),
-        ("I4", [*GOOD, KILL, claim(1)], left()),
-        ("I4", [*GOOD, KILL, claim(2)], left(item(fence=2))),
-        ("I5", [*GOOD, CHANGED], left()),
-        ("I6", [*GOOD, CANCEL], left()),
-        ("I7", [*GOOD, TWICE], left()),
-        ("I8", GOOD, left(queues=("flux2:leases",))),
-        ("I9", GOOD, left(listed=2)),
-        ("I9", [*GOOD, {"t": 7, "kind": "refused", "status": 202}], left()),
-        ("I10", [*GOOD, claim(2)], left()),
+        ("I1", GOOD, final_state(state=State.RUNNING)),
+        ("I1", GOOD, FinalState(jobs={}, commits={}, queues=(), listed=1)),
+        ("I2", GOOD, final_state(commits=2)),
+        ("I2", GOOD, final_state(commits=0)),
+        ("I4", [*GOOD, KILL, claim(1)], final_state()),
+        ("I4", [*GOOD, KILL, claim(2)], final_state(item(fence=2))),
+        ("I5", [*GOOD, CHANGED], final_state()),
+        ("I6", [*GOOD, CANCEL], final_state()),
+        ("I7", [*GOOD, TWICE], final_state()),
+        ("I8", GOOD, final_state(queues=("flux2:leases",))),
+        ("I9", GOOD, final_state(listed=2)),
+        ("I9", [*GOOD, {"t": 7, "kind": "refused", "status": 202}], final_state()),
+        ("I10", [*GOOD, claim(2)], final_state()),
     ],
 )
-def test_each_breach_is_found(invariant, events, found, store):
+def test_the_checker_finds_each_kind_of_breach(invariant, events, found, store):
     assert invariant in broken(events, found, store)
 
 
-def test_fences_must_rise_but_not_the_lines_that_tell_of_them(store):
+def test_fences_must_rise_but_their_lines_in_the_history_may_be_out_of_order(store):
     key = "results/job/0/3/image.png"
     store.put(key, store.get("results/job/0/1/image.png"), content_type="image/png")
-    found = left(item(fence=3, result=item().result.model_copy(update={"key": key})))
+    found = final_state(item(fence=3, result=item().result.model_copy(update={"key": key})))
     kills = [{**KILL, "t": t} for t in (2.1, 2.2)]
     frozen = {**claim(2, t=2.9), "asked": 2.3}
     early = {**claim(2, t=2.9), "asked": 2.8}
@@ -147,20 +147,20 @@ def test_fences_must_rise_but_not_the_lines_that_tell_of_them(store):
 
 
 def test_a_missing_and_a_wrong_picture_are_found(store, tmp_path):
-    assert broken(GOOD, left(), DirectoryStore(tmp_path / "empty")) == {"I3"}
+    assert broken(GOOD, final_state(), DirectoryStore(tmp_path / "empty")) == {"I3"}
 
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, "PNG")
     store.put("results/job/0/1/image.png", file.getvalue(), content_type="image/png")
 
-    assert broken(GOOD, left(), store) == {"I3"}
+    assert broken(GOOD, final_state(), store) == {"I3"}
 
 
-def test_a_start_after_a_kill_is_no_waste(store):
+def test_a_start_after_a_kill_does_not_count_as_waste(store):
     events = [*GOOD[:3], KILL, claim(2), *GOOD[3:]]
     key = "results/job/0/2/image.png"
 
-    assert check(events, left(item(fence=2, result=item().result.model_copy(update={"key": key}))), store) == []
+    assert check(events, final_state(item(fence=2, result=item().result.model_copy(update={"key": key}))), store) == []
 
 
 def test_a_recovery_is_timed_from_the_kill_of_the_items_worker_to_its_next_start():
@@ -169,7 +169,7 @@ def test_a_recovery_is_timed_from_the_kill_of_the_items_worker_to_its_next_start
     assert kill_to_start(events, ttl_s=4) == [3.5]
 
 
-def test_a_recovery_during_a_redis_outage_is_left_out():
+def test_a_recovery_during_a_redis_outage_does_not_count():
     events = [
         claim(1, t=1.0),
         {"t": 2.0, "kind": "kill", "target": "worker-1"},
