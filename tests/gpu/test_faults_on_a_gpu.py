@@ -1,4 +1,4 @@
-"""What a CUDA fault leaves of a process, in processes of their own: a poisoned one could run no other test."""
+"""A process with a CUDA fault ends and its item goes on; each runs in a subprocess, which no other test shares."""
 
 import os
 import signal
@@ -47,7 +47,7 @@ except torch.OutOfMemoryError:
     pass
 """
 
-# A worker as `flux2 worker` starts it, whose first item meets a fault that torch cannot get out of.
+# A worker as `flux2 worker` starts it, whose first item meets a fault from which torch cannot recover.
 SERVE = "from shared.settings import Settings; from worker.serve import serve; serve(Settings())"
 POISONED = f"""
 import torch
@@ -57,7 +57,7 @@ def denoise(self, *_, **__):
 Renderer._denoise = denoise
 {SERVE}
 """
-# One that holds much memory, and whose item never ends.
+# A worker that allocates much memory and whose item never ends.
 BALLAST = 4 * 2**30
 ENDLESS = f"""
 import torch, time
@@ -78,11 +78,11 @@ def found(harm):
     return done.stdout.partition("found: ")[2].strip()
 
 
-def test_a_device_assert_is_found_by_the_probe():
+def test_the_probe_finds_a_device_assert():
     assert "CUDA error" in found(ASSERT)
 
 
-def test_a_kernel_that_hangs_is_found_by_the_probe():
+def test_the_probe_finds_a_kernel_that_hangs():
     assert found(HANG) == "it did not answer"
 
 
@@ -139,7 +139,7 @@ def fleet(redis_client, redis_url, checkpoint, tmp_path):
         process.wait()
 
 
-def test_a_poisoned_process_hands_its_item_over_and_exits_to_be_started_again(fleet, wait_until):
+def test_a_poisoned_process_requeues_its_item_and_exits_to_be_started_again(fleet, wait_until):
     fleet.submit()
 
     assert fleet.start(POISONED).wait(120) == EXIT_FAULT
@@ -151,7 +151,7 @@ def test_a_poisoned_process_hands_its_item_over_and_exits_to_be_started_again(fl
     assert fleet.item().attempt == 2
 
 
-def test_a_killed_process_gives_its_memory_and_its_gpu_back_at_once(fleet, wait_until):
+def test_a_killed_process_frees_its_memory_and_its_gpu_at_once(fleet, wait_until):
     torch.zeros(1, device="cuda:0")
 
     def free():
@@ -172,7 +172,7 @@ def test_a_killed_process_gives_its_memory_and_its_gpu_back_at_once(fleet, wait_
 
 @pytest.fixture
 def allow():
-    """Let this process have only a part of the memory that it has needed at most, besides what it holds."""
+    """Limit this process to the memory that it has now, plus a part of what it needed at its peak."""
     torch.zeros(1, device="cuda:0")
     torch.cuda.reset_peak_memory_stats(0)
     needed = []
@@ -188,7 +188,7 @@ def allow():
     torch.cuda.set_per_process_memory_fraction(1.0, 0)
 
 
-def test_a_decode_that_does_not_fit_is_done_in_tiles_and_what_fits_nowhere_fails_by_name(checkpoint, allow):
+def test_a_decode_that_does_not_fit_runs_in_tiles_and_an_item_that_never_fits_fails_by_name(checkpoint, allow):
     device = torch.device("cuda:0")
     model = ModelSettings(path=str(checkpoint), text_encoder=str(checkpoint / "text_encoder"), precision="fp32")
     renderer = Renderer(load_components(model, device=device, hf_token=None), prompt_cache=4)

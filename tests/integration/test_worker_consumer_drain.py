@@ -1,4 +1,4 @@
-"""SIGTERM's thread: an item that is not done in time is handed over, and the process always ends."""
+"""After SIGTERM an item that is not done in time is handed over, and the process always ends."""
 
 import threading
 from types import SimpleNamespace
@@ -60,7 +60,7 @@ def test_an_item_that_is_not_done_in_time_is_handed_over_without_costing_an_atte
     assert draining.statuses == [0]
 
 
-def test_an_item_that_is_still_stored_is_handed_over_as_well(draining):
+def test_an_item_that_is_still_being_stored_is_handed_over_as_well(draining):
     draining.state.add_claim(draining.claim())
     draining.state.add_claim(draining.claim("other"))
 
@@ -78,7 +78,7 @@ def test_a_process_that_does_not_close_by_itself_is_ended(draining):
     assert draining.statuses == [0]
 
 
-def test_an_item_that_was_claimed_at_the_last_moment_is_handed_over_too(draining):
+def test_an_item_that_was_claimed_after_the_signal_is_handed_over_too(draining):
     draining.drain.begin()
     draining.state.add_claim(draining.claim())
 
@@ -86,7 +86,7 @@ def test_an_item_that_was_claimed_at_the_last_moment_is_handed_over_too(draining
     assert draining.ledger.job("job").items[0].state is State.QUEUED
 
 
-def test_the_process_ends_although_redis_is_away(draining, monkeypatch):
+def test_the_process_ends_even_if_redis_does_not_answer(draining, monkeypatch):
     draining.state.add_claim(draining.claim())
     monkeypatch.setattr(
         draining.ledger.redis,

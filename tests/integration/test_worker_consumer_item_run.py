@@ -1,4 +1,4 @@
-"""One item through the worker's task boundary: real ledger, real S3, the tiny pipeline in this process."""
+"""One item from its wake-up to its end: real ledger, real S3, the tiny model in this process."""
 
 import io
 import itertools
@@ -119,7 +119,7 @@ def test_an_item_is_rendered_stored_and_committed(worker, adapter):
     assert done.result.adapters[0].layers_touched > 0
 
 
-def test_without_work_nothing_happens(worker):
+def test_a_wake_up_without_work_does_nothing(worker):
     assert not run_next(worker)
 
 
@@ -218,11 +218,11 @@ def test_a_worker_that_lost_its_lease_writes_nothing(worker):
     assert not worker.store.exists(f"results/{job_id}/0/1/image.png")
 
 
-def test_an_upload_that_became_nobodys_result_is_removed(worker):
+def test_an_image_stored_after_a_cancel_is_removed(worker):
     job_id = accept(worker)
 
-    class CanceledMeanwhile:
-        """The real store; the caller cancels while the image is on its way."""
+    class CancelingStore:
+        """The real store; the caller cancels the job right after the upload."""
 
         delete_prefix = staticmethod(worker.store.delete_prefix)
 
@@ -231,25 +231,25 @@ def test_an_upload_that_became_nobodys_result_is_removed(worker):
             assert worker.store.exists(key)
             worker.ledger.cancel(job_id)
 
-    # Renewals are far apart, so only the commit learns of the cancel.
-    run_next(watched(with_store(worker, CanceledMeanwhile()), lambda progress: None, renew_s=60))
+    # Renewals are far apart, so only the commit sees the cancel.
+    run_next(watched(with_store(worker, CancelingStore()), lambda progress: None, renew_s=60))
 
     assert item(worker, job_id).state is State.CANCELED
     assert not worker.store.exists(f"results/{job_id}/0/1/image.png")
 
 
-def test_a_late_cancel_leaves_the_images_that_were_finished_before(worker):
+def test_a_late_cancel_keeps_the_images_that_were_finished_before(worker):
     job_id = accept(worker, count=2)
     run_next(worker)
 
-    class CanceledMeanwhile:
+    class CancelingStore:
         delete_prefix = staticmethod(worker.store.delete_prefix)
 
         def put(self, key, data, *, content_type):
             worker.store.put(key, data, content_type=content_type)
             worker.ledger.cancel(job_id)
 
-    run_next(watched(with_store(worker, CanceledMeanwhile()), lambda progress: None, renew_s=60))
+    run_next(watched(with_store(worker, CancelingStore()), lambda progress: None, renew_s=60))
 
     first, second = worker.ledger.job(job_id).items
     assert (first.state, second.state) == (State.SUCCEEDED, State.CANCELED)
@@ -259,7 +259,7 @@ def test_a_late_cancel_leaves_the_images_that_were_finished_before(worker):
 
 def test_an_item_that_cannot_be_stored_is_tried_again_and_then_fails_as_retryable(worker):
     job_id = accept(worker)
-    refusing = with_store(worker, Refusing())
+    refusing = with_store(worker, RefusingStore())
 
     run_next(refusing)
     again = item(worker, job_id)
@@ -270,12 +270,12 @@ def test_an_item_that_cannot_be_stored_is_tried_again_and_then_fails_as_retryabl
     assert (failed.state, failed.error.code, failed.error.retryable) == (State.FAILED, "storage_unavailable", True)
 
 
-def test_no_gpu_is_spent_while_the_storage_is_away(worker):
+def test_no_gpu_time_is_spent_while_the_store_does_not_answer(worker):
     job_id = accept(worker)
-    away = with_store(worker, Away())
-    run_next(away)
+    unreachable = with_store(worker, UnreachableStore())
+    run_next(unreachable)
 
-    assert not run_next(away)
+    assert not run_next(unreachable)
     assert (item(worker, job_id).state, item(worker, job_id).attempt) == (State.QUEUED, 1)
 
     assert run_next(worker)
@@ -295,7 +295,7 @@ def test_the_images_of_earlier_claims_are_removed_once_the_item_has_ended(worker
     assert not worker.store.exists(f"results/{job_id}/0/1/image.png")
 
 
-def test_a_worker_told_to_stop_claims_nothing(worker):
+def test_a_draining_worker_claims_nothing(worker):
     job_id = accept(worker)
     worker.state.start_draining()
 
@@ -304,9 +304,9 @@ def test_a_worker_told_to_stop_claims_nothing(worker):
     assert item(worker, job_id).state is State.QUEUED
 
 
-def test_a_black_image_is_a_failure_and_no_result(worker):
+def test_a_black_image_is_a_failure_and_is_not_stored(worker):
     job_id = accept(worker)
-    black = with_renderer(worker, Black(worker.renderer))
+    black = with_renderer(worker, BlackRenderer(worker.renderer))
 
     run_next(black)
     assert item(worker, job_id).state is State.QUEUED
@@ -332,10 +332,12 @@ def test_a_poisoned_device_ends_the_process_and_the_item_goes_to_another_attempt
     assert worker.ledger.workers.count_faults("test", window_s=600) == 1
 
 
-def test_weights_that_cannot_be_put_back_end_the_process(worker):
+def test_base_weights_that_cannot_be_restored_end_the_process(worker):
     job_id = accept(worker)
     ended = []
-    losing = with_renderer(Worker(**{**vars(worker), "exit_process": ended.append}), Losing(worker.renderer))
+    losing = with_renderer(
+        Worker(**{**vars(worker), "exit_process": ended.append}), WeightLosingRenderer(worker.renderer)
+    )
 
     run_next(losing)
 
@@ -369,7 +371,7 @@ def test_a_sound_device_is_not_blamed_for_an_items_error(worker):
     assert worker.ledger.workers.count_faults("test", window_s=600) == 0
 
 
-def test_a_slot_whose_device_failed_on_two_items_waits_until_that_is_forgotten(worker, wait_until):
+def test_a_slot_whose_device_failed_on_two_items_takes_no_work_until_its_faults_expire(worker, wait_until):
     first, second = (accept(worker) for _ in range(2))
     for job_id in (first, second):
         claimed = worker.ledger.claim_next(["flux2"], slot="test", boot="b", warm="base")
@@ -433,7 +435,7 @@ def test_an_unexpected_error_is_recorded_requeued_and_raised(worker):
     assert item(worker, job_id).error.message == "ZeroDivisionError: a bug"
 
 
-def test_a_commit_waits_for_redis_to_come_back(worker):
+def test_a_commit_is_repeated_until_redis_answers(worker):
     job_id = accept(worker)
     flaky = with_ledger(worker, failing_commits=2)
 
@@ -442,7 +444,7 @@ def test_a_commit_waits_for_redis_to_come_back(worker):
     assert item(worker, job_id).state is State.SUCCEEDED
 
 
-def test_a_released_item_wakes_another_worker(worker):
+def test_a_requeued_item_wakes_another_worker(worker):
     job_id = accept(worker)
     claimed = worker.ledger.claim_next(["flux2"], slot="test", boot="b", warm="base")
 
@@ -452,8 +454,8 @@ def test_a_released_item_wakes_another_worker(worker):
     assert wakes(worker) == 1
 
 
-class Held:
-    """The real store, whose uploads wait until they are let go."""
+class PausedStore:
+    """The real store, whose uploads wait for `go`."""
 
     def __init__(self, store):
         self._store = store
@@ -470,8 +472,8 @@ class Held:
 
 @pytest.fixture
 def storing(worker):
-    """A worker that stores behind the next item's back, on a store whose uploads wait for `.store.go`."""
-    made = Worker(**{**vars(worker), "store": Held(worker.store), "uploader": BackgroundUploader()})
+    """A worker that stores in a background thread, on a store whose uploads wait for `.store.go`."""
+    made = Worker(**{**vars(worker), "store": PausedStore(worker.store), "uploader": BackgroundUploader()})
     yield made
     made.store.go.set()
     made.uploader.wait()
@@ -548,9 +550,9 @@ def test_a_poisoned_device_costs_the_item_that_is_stored_no_attempt(storing):
     assert not storing.store.exists(f"results/{first}/0/1/image.png")
 
 
-def test_an_upload_that_fails_behind_is_tried_again(storing):
+def test_an_upload_that_fails_in_the_background_is_tried_again(storing):
     job_id = accept(storing)
-    refusing = Worker(**{**vars(storing), "store": Refusing()})
+    refusing = Worker(**{**vars(storing), "store": RefusingStore()})
 
     run_next(refusing)
     refusing.uploader.wait()
@@ -578,11 +580,11 @@ def test_an_image_that_no_thread_can_store_gives_its_lease_up(worker):
     assert item(worker, job_id).state is State.RUNNING
 
 
-def test_an_item_that_fails_otherwise_does_not_say_that_the_storage_is_back(storing):
+def test_an_item_that_fails_for_another_reason_does_not_clear_a_storage_failure(storing):
     accept(storing)
 
     def stumble(progress):
-        storing.state.record_storage_failure()  # as the thread behind would, for the item before
+        storing.state.record_storage_failure()  # as the uploader's thread would, for the item before
         raise ZeroDivisionError("a bug")
 
     with pytest.raises(ZeroDivisionError):
@@ -613,11 +615,11 @@ def test_an_item_that_may_have_ended_a_process_renders_alone(storing, wait_until
     assert [item(storing, job).state for job in (fresh, suspect)] == [State.SUCCEEDED, State.SUCCEEDED]
 
 
-# The doubles below stand where the outside fails: a bucket that is gone, a Redis that is away, a moment in a render.
+# The doubles below stand for failures outside: a bucket that is gone, a silent Redis, a fault during a render.
 
 
-class Refusing:
-    """An object store that answers, but takes no image."""
+class RefusingStore:
+    """An object store that answers but accepts no image."""
 
     def put(self, key, data, *, content_type):
         raise StorageUnavailable(f"PUT {key}: connection refused")
@@ -629,14 +631,14 @@ class Refusing:
         pass
 
 
-class Away(Refusing):
+class UnreachableStore(RefusingStore):
     """An object store that cannot be reached."""
 
     def check(self):
         raise StorageUnavailable("PUT probe: connection refused")
 
 
-class Wrapping:
+class WrappedRenderer:
     """A renderer that passes another's state on."""
 
     def __init__(self, renderer):
@@ -651,15 +653,15 @@ class Wrapping:
         return self._renderer.corrupted
 
 
-class Losing(Wrapping):
-    """A renderer whose checkpoint was written over."""
+class WeightLosingRenderer(WrappedRenderer):
+    """A renderer whose checkpoint file was overwritten."""
 
     def render(self, spec, adapters, *, on_progress):
         raise WeightsLost("3 restored weights are not those that were loaded")
 
 
-class Black(Wrapping):
-    """A renderer whose device gives zeros."""
+class BlackRenderer(WrappedRenderer):
+    """A renderer whose device returns zeros."""
 
     def render(self, spec, adapters, *, on_progress):
         rendered = self._renderer.render(spec, adapters, on_progress=on_progress)
@@ -671,8 +673,8 @@ def broken_kernel(progress):
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
 
-class Preparing(Wrapping):
-    """A renderer that notes what it is to prepare, and fails at it if told to."""
+class PreparingRenderer(WrappedRenderer):
+    """A renderer that records which items it is asked to prepare, and fails at it if `fails`."""
 
     def __init__(self, renderer, *, fails=False):
         super().__init__(renderer)
@@ -687,9 +689,9 @@ class Preparing(Wrapping):
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_while_an_item_renders_the_next_is_prepared_and_taken_whatever_came_of_it(fails, worker, adapter):
+def test_while_an_item_renders_the_next_is_prepared_and_then_runs_even_if_that_failed(fails, worker, adapter):
     worker.renderer.swapper.activate([])  # else an adapter of the test before would go first
-    renderer = Preparing(worker.renderer, fails=fails)
+    renderer = PreparingRenderer(worker.renderer, fails=fails)
     worker = with_renderer(worker, renderer)
     first, second = accept(worker), accept(worker, adapters=[adapter], prompt="a dog")
 
@@ -732,9 +734,9 @@ def with_ledger(worker, *, failing_commits):
 
 
 def watched(worker, look, *, renew_s=None):
-    """A worker whose progress is seen by `look` before it is reported."""
+    """A worker that calls `look` with each progress before it reports it."""
 
-    class Watched(Wrapping):
+    class Watched(WrappedRenderer):
         def render(self, spec, adapters, *, on_progress):
             def both(progress):
                 look(progress)

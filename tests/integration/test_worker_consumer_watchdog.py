@@ -1,4 +1,4 @@
-"""A worker that listens no more is noticed; one that works, drains or has nothing to do is left alone."""
+"""A worker that no longer receives wake-ups is ended; one that works, drains or has nothing to do is left alone."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from worker.consumer.worker_state import WorkerState
 
 @pytest.fixture
 def watched(redis_client, settings):
-    """Start a watch over an idle worker; `ends` holds the statuses it ended with."""
+    """A watchdog over an idle worker; `ends` holds the exit statuses."""
     ledger = Ledger(redis_client, QueueSettings())
     slot = Slot(name="test", model="flux2", device="cpu", revision="r", precision="fp32", engines=("exact",))
     state = WorkerState()
@@ -30,16 +30,16 @@ def watched(redis_client, settings):
     watchdog.stop()
 
 
-def looks(watched, wait_until, count=30):
-    """Wait until the watch has looked often enough to have given up on a deaf worker."""
+def wait_for_polls(watched, wait_until, count=30):
+    """Wait until the watchdog has polled often enough to have ended a deaf worker."""
     before = watched.redis.info("commandstats").get("cmdstat_llen", {"calls": 0})["calls"]
     wait_until(
         lambda: watched.redis.info("commandstats").get("cmdstat_llen", {"calls": 0})["calls"] >= before + count,
-        what=f"{count} looks",
+        what=f"{count} polls",
     )
 
 
-def test_an_idle_worker_with_waiting_wake_ups_is_ended_to_be_started_again(watched, wait_until):
+def test_an_idle_worker_that_leaves_wake_ups_waiting_is_ended(watched, wait_until):
     watched.redis.lpush(keys.wake_list("flux2"), "wake")
 
     watched.watchdog.start()
@@ -48,7 +48,7 @@ def test_an_idle_worker_with_waiting_wake_ups_is_ended_to_be_started_again(watch
     assert watched.ends[0] == 70
 
 
-def test_a_worker_that_is_dealing_with_a_wake_up_stays_however_long_it_takes(watched, wait_until):
+def test_a_worker_that_handles_a_wake_up_is_left_alone_however_long_that_takes(watched, wait_until):
     watched.redis.lpush(keys.wake_list("flux2"), "wake")
     is_healthy, polls = watched.watchdog._is_healthy, []
     watched.watchdog._is_healthy = lambda: polls.append(is_healthy()) or polls[-1]
@@ -60,21 +60,21 @@ def test_a_worker_that_is_dealing_with_a_wake_up_stays_however_long_it_takes(wat
     wait_until(lambda: watched.ends, what="the end")
 
 
-def test_an_idle_worker_without_wake_ups_stays(watched, wait_until):
+def test_an_idle_worker_without_wake_ups_is_left_alone(watched, wait_until):
     watched.watchdog.start()
-    looks(watched, wait_until)
+    wait_for_polls(watched, wait_until)
 
     assert watched.ends == []
 
 
-def test_a_worker_that_takes_wake_ups_stays_however_many_wait(watched, wait_until):
+def test_a_worker_that_receives_wake_ups_is_left_alone_however_many_wait(watched, wait_until):
     watched.redis.lpush(keys.wake_list("flux2"), "wake")
     watched.watchdog.start()
 
-    def takes_one():
+    def receives_another():
         with watched.state.handling_wakeup():
             return watched.state.snapshot().wakeups > 30
 
-    wait_until(takes_one, what="30 wake-ups")
+    wait_until(receives_another, what="30 wake-ups")
 
     assert watched.ends == []

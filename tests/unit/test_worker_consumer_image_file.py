@@ -51,7 +51,7 @@ def opened(data):
     ("fmt", "name", "media"),
     [("png", "PNG", "image/png"), ("jpeg", "JPEG", "image/jpeg"), ("webp", "WEBP", "image/webp")],
 )
-def test_each_format_is_what_it_says(gradient, fmt, name, media):
+def test_each_format_has_its_own_bytes_and_media_type(gradient, fmt, name, media):
     image = opened(encode(gradient, fmt, PARAMETERS))
 
     assert (image.format, image.mode, image.size) == (name, "RGB", (64, 48))
@@ -79,7 +79,7 @@ def test_jpeg_keeps_full_colour_resolution(gradient):
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
-def test_the_parameters_come_back_from_every_format(gradient, fmt):
+def test_the_parameters_can_be_read_from_every_format(gradient, fmt):
     assert read_parameters(encode(gradient, fmt, PARAMETERS)) == PARAMETERS
 
 
@@ -95,7 +95,7 @@ def test_the_parameters_come_back_from_every_format(gradient, fmt):
         ),
     ),
 )
-def test_whatever_json_holds_comes_back(fmt, parameters):
+def test_any_json_value_can_be_read_back(fmt, parameters):
     assert read_parameters(encode(Image.new("RGB", (16, 16)), fmt, parameters)) == parameters
 
 
@@ -146,7 +146,7 @@ def test_a_very_long_prompt_is_left_out_of_a_jpeg_and_the_file_says_so(gradient)
     assert parameters == {**{name: PARAMETERS[name] for name in PARAMETERS if name != "prompt"}, "truncated": True}
 
 
-def test_what_json_cannot_hold_is_an_error_not_a_file_without_parameters(gradient):
+def test_a_parameter_that_json_cannot_hold_is_an_error(gradient):
     with pytest.raises(TypeError):
         encode(gradient, "png", {"prompt": object()})
 
@@ -161,7 +161,7 @@ def test_an_image_of_another_program_has_no_parameters(gradient, fmt):
 
 
 @pytest.mark.parametrize("data", [b"", b"GIF89a" + bytes(20), b"<svg/>", b"%PDF-1.7"])
-def test_what_is_not_an_image_of_ours_is_refused(data):
+def test_data_that_is_not_an_image_with_parameters_is_refused(data):
     with pytest.raises(ValueError, match="not a PNG, JPEG or WebP image"):
         read_parameters(data)
 

@@ -1,4 +1,4 @@
-"""The lease's own judgement: when to wait, when to stop, when the process must end. Redis' answers are scripted."""
+"""The lease decides when to wait, when to stop and when the process must end; Redis' answers are scripted."""
 
 import threading
 from types import SimpleNamespace
@@ -13,8 +13,8 @@ STEP = Progress(stage="denoise", step=1, steps=2)
 CLAIM = SimpleNamespace(item_id="job:0", fence=1, spec=SimpleNamespace(num_inference_steps=2))
 
 
-class Answers:
-    """A ledger that gives the next answer to each renewal, and the last one ever after."""
+class ScriptedLedger:
+    """A ledger that gives the next answer to each renewal, and repeats the last one."""
 
     def __init__(self, *answers):
         self.answers = list(answers)
@@ -41,16 +41,16 @@ def lease(settings):
     return make
 
 
-def overdue(wait_until, held):
+def wait_until_overdue(wait_until, held):
     wait_until(held._overdue, what="the end of the lease by the local clock")
 
 
-def test_work_waits_while_redis_is_away_and_goes_on_where_it_was(lease, wait_until):
-    ledger = Answers("away")
+def test_work_waits_while_redis_is_away_and_then_goes_on(lease, wait_until):
+    ledger = ScriptedLedger("away")
     went_on = threading.Event()
 
     with lease(ledger) as held:
-        overdue(wait_until, held)
+        wait_until_overdue(wait_until, held)
         work = threading.Thread(target=lambda: (held.report(STEP), went_on.set()))
         work.start()
         assert not went_on.wait(0.1)
@@ -61,17 +61,17 @@ def test_work_waits_while_redis_is_away_and_goes_on_where_it_was(lease, wait_unt
 
 
 def test_work_that_waited_stops_when_another_worker_owns_the_item(lease, wait_until):
-    ledger = Answers("away")
+    ledger = ScriptedLedger("away")
 
     with lease(ledger) as held:
-        overdue(wait_until, held)
+        wait_until_overdue(wait_until, held)
         ledger.answers = ["lost"]
         with pytest.raises(LeaseLost):
             held.report(STEP)
 
 
 def test_a_cancel_arrives_with_a_renewal(lease, wait_until):
-    with lease(Answers("ok", "cancel")) as held:
+    with lease(ScriptedLedger("ok", "cancel")) as held:
 
         def canceled():
             try:
@@ -83,8 +83,8 @@ def test_a_cancel_arrives_with_a_renewal(lease, wait_until):
         wait_until(canceled, what="the cancel")
 
 
-def test_an_item_without_progress_is_reported_once_and_no_longer_renewed(lease, wait_until):
-    ledger, stalls = Answers("ok"), []
+def test_a_stalled_item_is_reported_once_and_no_longer_renewed(lease, wait_until):
+    ledger, stalls = ScriptedLedger("ok"), []
 
     with lease(ledger, ttl_s=5, stall_s=0.2, on_stall=stalls.append) as held, held.expect_progress():
         held.report(STEP)
@@ -96,15 +96,15 @@ def test_an_item_without_progress_is_reported_once_and_no_longer_renewed(lease, 
     assert ledger.renewals == renewals
 
 
-def test_a_hung_kernel_is_seen_after_the_lease_was_lost_too(lease, wait_until):
+def test_a_hung_kernel_is_noticed_even_after_the_lease_was_lost(lease, wait_until):
     stalls = []
 
-    with lease(Answers("lost"), ttl_s=5, stall_s=0.2, on_stall=stalls.append) as held, held.expect_progress():
+    with lease(ScriptedLedger("lost"), ttl_s=5, stall_s=0.2, on_stall=stalls.append) as held, held.expect_progress():
         wait_until(lambda: stalls, what="the stall")
 
 
-def test_an_upload_has_its_budget_before_it_counts_as_a_stall(lease, wait_until):
-    ledger, stalls = Answers("ok"), []
+def test_an_upload_counts_as_stalled_only_after_its_retry_budget(lease, wait_until):
+    ledger, stalls = ScriptedLedger("ok"), []
 
     with lease(ledger, ttl_s=5, stall_s=0.1, budget_s=60, on_stall=stalls.append) as held, held.expect_progress():
         held.report(Progress(stage="upload", step=2, steps=2))
@@ -114,11 +114,11 @@ def test_an_upload_has_its_budget_before_it_counts_as_a_stall(lease, wait_until)
 
 
 def test_waiting_for_redis_is_no_stall(lease, wait_until):
-    ledger, stalls = Answers("away"), []
+    ledger, stalls = ScriptedLedger("away"), []
 
     with lease(ledger, ttl_s=0.1, stall_s=0.25, on_stall=stalls.append) as held, held.expect_progress():
         held.report(STEP)
-        overdue(wait_until, held)
+        wait_until_overdue(wait_until, held)
         work = threading.Thread(target=held.check)
         work.start()
         seen = ledger.renewals
@@ -130,8 +130,8 @@ def test_waiting_for_redis_is_no_stall(lease, wait_until):
     assert stalls == []
 
 
-def test_what_follows_the_work_may_take_as_long_as_redis_needs(lease, wait_until):
-    ledger, stalls = Answers("ok"), []
+def test_a_commit_may_take_as_long_as_redis_needs(lease, wait_until):
+    ledger, stalls = ScriptedLedger("ok"), []
 
     with lease(ledger, ttl_s=5, stall_s=0.1, on_stall=stalls.append) as held:
         with held.expect_progress():

@@ -1,1 +1,1 @@
-"""Takes items from the ledger to their end: wake, claim, lease, hand to rendering, store, commit. Imports no torch."""
+"""Brings an item from the ledger to its end: wake-up, claim, lease, rendering, storing, commit. Imports no torch."""

@@ -1,4 +1,4 @@
-"""Who must end an item's lease: one thread at a time, first the rendering one, then the storing one."""
+"""The hand-off of an item's lease from the thread that renders it to the thread that stores its image."""
 
 from __future__ import annotations
 
@@ -56,5 +56,6 @@ class Custody:
             if self._owner is not owner:
                 return
             self._owner = None
+        # Outside the lock: joining the lease's thread may wait for a silent Redis.
         self._lease.close()
         self._state.remove_claim(self._claim)

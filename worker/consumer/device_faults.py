@@ -1,8 +1,7 @@
-"""Keeps a slot whose device fails again and again from taking work.
+"""Keeps a slot whose device fails again and again from claiming work.
 
-A CUDA error such as an illegal access is sticky: every later call of the process fails. The item then goes to another
-attempt and the process ends with a status that makes its supervisor start it again. The probe decides whether the
-device is broken; the text of an error decides nothing.
+A CUDA error such as an illegal access is sticky: every later call of the process fails. The process then ends, to be
+started again by its supervisor; this module counts such ends across processes, in the ledger.
 """
 
 from __future__ import annotations
@@ -47,6 +46,7 @@ def wait_until_trusted(worker: Worker, stopped: threading.Event) -> bool:
         if worker.state.change_condition("faulty"):
             worker.heartbeat.start()
             logger.critical("slot takes no work: its device failed repeatedly", extra={"slot": worker.slot.name})
+        # The faults expire by Redis' clock, so the process only has to look again.
         if stopped.wait(_POLL_S):
             return False
     worker.state.change_condition("ready")

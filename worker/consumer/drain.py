@@ -1,4 +1,4 @@
-"""What follows SIGTERM: claim nothing more, finish or hand over the running items, and exit in time."""
+"""The drain after SIGTERM: claim nothing more, finish or hand over the running items, and exit in time."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Image files that say how they were made, so that any one of them can be rendered again.
+"""Image files that contain the parameters they were made with, so that any one of them can be rendered again.
 
-Each file holds the parameters twice: as JSON, which `read_parameters` reads, and as the text that
-AUTOMATIC1111's web UI writes, which image browsers and model sites show. PNG has text chunks for them; JPEG and WebP
-have EXIF.
+Each file holds the parameters twice: as JSON, which `read_parameters` reads, and as the text that AUTOMATIC1111's web
+UI writes, which image browsers and model sites show. PNG stores them in text chunks, JPEG and WebP in EXIF.
 """
 
 from __future__ import annotations
@@ -21,13 +20,14 @@ from shared.job import ImageFormat
 _JSON_CHUNK = "flux2"
 _TEXT_CHUNK = "parameters"
 
-# The largest EXIF that fits into a JPEG's one APP1 segment, less its own structure.
+# A JPEG has one APP1 segment of 64 KiB for its EXIF, and some of that is structure.
 _JPEG_EXIF_BYTES = 65_000
+# Longer values, prompts above all, are left out of a JPEG whose EXIF would not fit.
 _SHORT_CHARS = 500
 
 _CONTENT_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
-# The names of that text, in its order, and the parameters that they show.
+# Labels of the readable text, in the web UI's order, with the parameters that they show.
 _LABELS = (
     ("Steps", "num_inference_steps"),
     ("CFG scale", "guidance_scale"),
@@ -37,7 +37,7 @@ _LABELS = (
 
 
 def content_type(fmt: ImageFormat) -> str:
-    """Return the media type of a format."""
+    """Return a format's media type, for HTTP."""
     return _CONTENT_TYPES[fmt]
 
 
@@ -48,11 +48,11 @@ def encode(image: Image.Image, fmt: ImageFormat, parameters: Mapping[str, object
 
     Args:
         image: RGB, 8 bits a channel.
-        parameters: whatever JSON can hold; of the fields of `shared.job.ItemSpec` it has, a readable text is made too.
-            A JPEG has 64 kB for both; when they do not fit, long strings are left out and `"truncated": true` says so.
+        parameters: anything that JSON can hold; the readable text shows those that are fields of `shared.job.ItemSpec`.
+            A JPEG has 64 kB for both; when they do not fit, long values are left out and `"truncated": true` is added.
 
     Raises:
-        TypeError: `parameters` hold what JSON cannot.
+        TypeError: a parameter cannot be written as JSON.
     """
     file = io.BytesIO()
     match fmt:
@@ -67,10 +67,10 @@ def encode(image: Image.Image, fmt: ImageFormat, parameters: Mapping[str, object
 
 
 def read_parameters(data: bytes) -> dict[str, Any]:
-    """Return the parameters that `encode` put into a file.
+    """Return the parameters that `encode` wrote into a file.
 
     Raises:
-        ValueError: not an image, or one without them.
+        ValueError: the data is no image, or an image without parameters.
     """
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
@@ -108,9 +108,9 @@ def _jpeg_exif(parameters: Mapping[str, object]) -> bytes:
 
 def _exif(parameters: Mapping[str, object]) -> bytes:
     exif = Image.Exif()
-    # Other writers and readers of this comment take it for big-endian, so the whole block is.
+    # Other programs read and write this comment as big-endian UTF-16, so the whole block is big-endian.
     exif.endian = ">"
-    # EXIF's ASCII; JSON's escapes carry the rest of Unicode.
+    # EXIF allows ASCII here; JSON's escapes carry the rest of Unicode.
     exif[ExifTags.Base.ImageDescription] = _json(parameters)
     exif[ExifTags.Base.Software] = "flux2-queue"
     comment = b"UNICODE\0" + _encodable(_readable(parameters)).encode("utf-16-be")
@@ -123,12 +123,13 @@ def _json(parameters: Mapping[str, object]) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Replace what no encoding can hold: a lone surrogate, or NUL, which ends a text chunk early in many readers."""
+    """Replace lone surrogates, which no encoding can hold, and NUL."""
+    # Many readers take NUL for the end of a text chunk.
     return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
 
 
 def _readable(parameters: Mapping[str, object]) -> str:
-    """Return AUTOMATIC1111's text: the prompt, the negative prompt if any, then `Name: value` pairs on one line."""
+    """Return AUTOMATIC1111's text: the prompt, a negative prompt if given, then `Name: value` pairs on one line."""
     pairs = [f"{label}: {_quoted(parameters[name])}" for label, name in _LABELS if name in parameters]
     if {"width", "height"} <= parameters.keys():
         pairs.append(f"Size: {parameters['width']}x{parameters['height']}")
@@ -140,17 +141,18 @@ def _readable(parameters: Mapping[str, object]) -> str:
 
 
 def _adapters(value: object) -> list[str]:
-    """Return the pairs that name the adapters; sites look them up by the first ten digits of the file's sha256."""
+    """Return the pairs that name the adapters and their strengths."""
     adapters = [entry for entry in value if isinstance(entry, Mapping)] if isinstance(value, list | tuple) else []
     if not adapters:
         return []
     names = [PurePosixPath(str(entry.get("path", ""))).stem for entry in adapters]
+    # Model sites look an adapter up by the first ten digits of its file's sha256.
     hashes = {f"lora:{name}": str(entry.get("sha256", ""))[:10] for name, entry in zip(names, adapters, strict=True)}
     strengths = ", ".join(f"{name} {entry.get('multiplier')}" for name, entry in zip(names, adapters, strict=True))
     return [f"Loras: {_quoted(strengths)}", f"Hashes: {json.dumps(hashes)}"]
 
 
 def _quoted(value: object) -> str:
-    """Quote a value that holds what separates values."""
+    """Quote a value that contains a separator."""
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",\n:") else text

@@ -1,7 +1,4 @@
-"""What the consumer needs of a renderer; `worker.rendering.renderer` has the real one.
-
-These protocols keep torch out of the consumer: `make chaos` runs it with a renderer that only sleeps.
-"""
+"""Protocols of the renderer that the consumer calls; `worker.rendering.renderer` has the real one."""
 
 from __future__ import annotations
 
@@ -13,9 +10,11 @@ from PIL import Image
 
 from shared.job import AdapterReport, ItemSpec, PipelineReport, Progress
 
+# Protocols rather than classes keep torch out of the consumer: `make chaos` runs it with a renderer that only sleeps.
+
 
 class Rendered(Protocol):
-    """See `worker.rendering.renderer.Rendered`."""
+    """A finished image with its report; see `worker.rendering.renderer.Rendered`."""
 
     @property
     def image(self) -> Image.Image: ...
@@ -32,10 +31,7 @@ class ItemRenderer(Protocol):
 
     @property
     def warm_key(self) -> str:
-        """Key of the adapters that are merged now, or being merged for the next item; see `ItemSpec.adapter_key`.
-
-        Read from several threads.
-        """
+        """Key of the adapters merged now, or being merged for the next item; may be read from any thread."""
 
     @property
     def corrupted(self) -> int:

@@ -100,7 +100,7 @@ class ItemRun:
         return None
 
     def _conclude(self, outcome: ItemResult | Flux2Error, *, may_probe: bool = False) -> None:
-        """Do everything that follows an outcome, whichever it is."""
+        """Commit, retry, abandon or give up: everything that can follow an outcome is decided here."""
         match outcome:
             case ItemResult():
                 self._commit(outcome)
@@ -115,7 +115,7 @@ class ItemRun:
                 if isinstance(outcome, StorageUnavailable):
                     self._worker.state.record_storage_failure()
                 if may_probe and outcome.implicates_device and not outcome.ends_process:
-                    outcome = self._device_fault() or outcome
+                    outcome = self._probe_device() or outcome
                 if outcome.ends_process:
                     self._end_process(outcome)
                 elif outcome.retryable:
@@ -127,8 +127,8 @@ class ItemRun:
         where = {"item": self._claim.item_id, "attempt": self._claim.attempt}
         logger.error("item failed", exc_info=error, extra={**where, "code": error.code})
 
-    def _device_fault(self) -> DeviceFault | None:
-        """Probe the device; the text of the item's error decides nothing."""
+    def _probe_device(self) -> DeviceFault | None:
+        # The text of the item's error decides nothing: the same words can follow from a bug and from a broken GPU.
         reason = self._worker.probe()
         return DeviceFault(f"{self._worker.slot.name}: {reason}") if reason else None
 
@@ -148,6 +148,7 @@ class ItemRun:
         spec = self._claim.spec
         rendered = self._worker.renderer.render(spec, self._files(spec), on_progress=self._on_progress)
         self._worker.state.record_corrupted(self._worker.renderer.corrupted)
+        # A failed kernel can leave zeros without an error; getbbox() is None only if every pixel is 0.
         if rendered.image.getbbox() is None:
             raise BlankImage(f"every pixel of seed {spec.seed} is black")
         return rendered
@@ -158,7 +159,8 @@ class ItemRun:
             self._worker.prefetcher.submit(self._prepare_next)
 
     def _prepare_next(self) -> None:
-        """Prepare the item that the ledger would give this slot next, as things are now."""
+        """Prepare the item that the ledger would give this slot next."""
+        # Only a guess: another slot may claim it, and a better item may come.
         slot = self._worker.slot
         spec = self._worker.ledger.peek_next(slot.pools, slot=slot.name, warm=self._claim.spec.adapter_key)
         if spec is not None:
@@ -209,6 +211,7 @@ class ItemRun:
         if isinstance(outcome, ItemResult) and answer in ("canceled", "stale"):
             self._discard(claim.fence)
         elif answer != "stale":
+            # The item has ended: an earlier claim's worker may have stored an image before it died.
             for fence in range(1, claim.fence):
                 self._discard(fence)
 

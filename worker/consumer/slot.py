@@ -22,7 +22,7 @@ class Slot:
     Attributes:
         name: the same for each process that follows on this device.
         revision: of the base model's files.
-        boot: random identity of this process; it separates this process's claims from a predecessor's.
+        boot: random identity of this process.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Slot:
     revision: str
     precision: str
     engines: Sequence[Engine]
+    # A restarted process has the same name: only this separates its claims from its predecessor's.
     boot: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property

@@ -1,4 +1,4 @@
-"""What a wake-up makes a worker do: claim the best item for its slot and run it."""
+"""The answer to a wake-up: claim the best item for this slot and run it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,9 @@ def register(worker: Worker) -> None:
 
 
 def run_next(worker: Worker) -> bool:
-    """Run one item; return False if none waits, or if the worker may claim none now.
-
-    An item that is not claimed now is not forgotten: the audit sends a new wake-up for each item that waits.
-    """
+    """Run one item; return False if none waits, or if the worker may claim none now."""
     with worker.state.handling_wakeup():
+        # An item that is not claimed now is not forgotten: the audit sends a new wake-up for each item that waits.
         if worker.state.is_draining or not _can_store(worker) or (claim := _claim(worker)) is None:
             return False
         ItemRun(worker, claim).run()
@@ -47,7 +45,8 @@ def _claim(worker: Worker) -> Claim | None:
 
 
 def _can_store(worker: Worker) -> bool:
-    """Return whether an image could be stored: after a failure, no GPU time is spent until the store answers again."""
+    """Return whether an image could be stored, as far as is known."""
+    # After a failure no GPU time is spent until the store answers again.
     if not worker.state.storage_failed:
         return True
     try:

@@ -51,6 +51,8 @@ class Worker:
     prefetcher: Prefetcher = field(default_factory=Prefetcher)
     exit_process: Callable[[int], NoReturn] = os._exit
 
+    # A wake-up that is lost costs time only: the audit sends it again.
+
     def requeue(self, claim: Claim) -> None:
         """Return an item to the queue without counting the attempt, and wake another worker for it."""
         if self.ledger.release(claim, "drain") == "queued":
