@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.adapters.header import Header, read_header
+from shared.adapters.header import read_header
+from shared.adapters.header_json import Header
 from shared.adapters.identity import sha256_of
 from shared.adapters.layout import check_fits_base, parse_layout
 from shared.errors import RequestError

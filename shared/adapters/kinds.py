@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from shared.adapters.header import Header
+from shared.adapters.header_json import Header
 from shared.adapters.names import WHOLE, Rows, Target
 from shared.errors import AdapterRefused
 

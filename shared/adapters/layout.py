@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from shared.adapters.header import Header
+from shared.adapters.header_json import Header
 from shared.adapters.kinds import ROLES, Group, LayerUpdate, describe_missing_half, parse_update
 from shared.adapters.names import PREFIX, Rows, Target, parse_target, strip_prefix
 from shared.errors import AdapterMismatch, AdapterRefused

@@ -14,8 +14,10 @@ import safetensors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.adapters.header import DTYPE_BITS, MAX_HEADER_BYTES, MAX_TENSORS, Header, TensorInfo, read_header
+from shared.adapters.header import MAX_HEADER_BYTES, read_header
+from shared.adapters.header_json import MAX_TENSORS, Header
 from shared.errors import AdapterNotFound, AdapterRefused
+from shared.safetensors_header import DTYPE_BITS, TensorInfo
 
 LIMIT = 1 << 30
 FUZZ = settings(

@@ -6,10 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared.adapters.header import DTYPE_BITS, Header, TensorInfo, read_header
+from shared.adapters.header import read_header
+from shared.adapters.header_json import Header
 from shared.adapters.kinds import ROLES
 from shared.adapters.layout import AdapterLayout, LayerUpdate, check_fits_base, parse_layout
 from shared.errors import AdapterMismatch, AdapterRefused
+from shared.safetensors_header import DTYPE_BITS, TensorInfo
 
 QKV = "diffusion_model.double_blocks.0.img_attn.qkv"
 PROJ = "diffusion_model.double_blocks.0.img_attn.proj"
