@@ -47,6 +47,7 @@ def check(case: Case, models: GoldenModels) -> list[Measure]:
 def _schedule(case: Case, models: GoldenModels) -> Iterator[Measure]:
     entry = case.entry
     got = models.noise_levels(entry["num_steps"], entry["image_seq_len"])
+    # In float64: float32 would round the levels by about as much as the tolerance.
     yield from measure("timesteps", torch.tensor(got, dtype=torch.float64), _float64(entry["timesteps"]), _SCHEDULE)
 
 
@@ -125,6 +126,7 @@ def _steps(
     """Compare the stored steps: `x_NNN` is a step's input, `pred_NNN` and `pred_uncond_NNN` are its outputs."""
     for name, expected in sorted(golden.items()):
         if kept := re.fullmatch(r"(x|pred|pred_uncond)_(\d+)", name):
+            # Guidance by two passes calls the transformer with the prompt first, then with the negative prompt.
             call = int(kept[2]) * calls_a_step + (kept[1] == "pred_uncond")
             yield from measure(name, (calls.inputs if kept[1] == "x" else calls.outputs)[call], expected, tolerance)
 
@@ -137,10 +139,8 @@ def _for_steps(tolerance: Mapping[str, float]) -> dict[str, float]:
 def _adapter(case: Case, models: GoldenModels) -> Iterator[Measure]:
     entry, run, dtype = case.entry, case.entry["run"], case.dtype
     golden, path = models.goldens.tensors(entry["expected"]), models.goldens.folder / entry["file"]
-    components, embeds = (
-        models.mergeable_components(run["model"], dtype, adapter=path),
-        given_embeds(models.goldens, run),
-    )
+    components = models.mergeable_components(run["model"], dtype, adapter=path)
+    embeds = given_embeds(models.goldens, run)
     (engine, swapper), base = models.engine_with_adapters(components), bfl_weights(components.transformer)
     unchanged = {name: base[name] for name in base.keys() - set(entry["changed_weights"])}
     for multiplier in entry["multipliers"]:
@@ -161,6 +161,7 @@ def _adapter(case: Case, models: GoldenModels) -> Iterator[Measure]:
 def _merged_rows(
     entry: Mapping[str, Any], merged: Mapping[str, Tensor], golden: Mapping[str, Tensor], suffix: str
 ) -> Iterator[Measure]:
+    # The goldens store only every `stride`-th row, to keep the files small.
     rows = slice(entry["merged_rows"]["start"], None, entry["merged_rows"]["stride"])
     for key in entry["changed_weights"]:
         yield equal(f"merged_{suffix}/{key}", merged[key][rows], golden[f"merged_{suffix}/{key}"])
@@ -218,6 +219,7 @@ def _preview(case: Case, models: GoldenModels) -> Iterator[Measure]:
         size = {side: shown[f"{side}_requested"] // PIXELS * PIXELS for side in ("width", "height")}
         swapper.activate([(adapter_ref(path, shown["network_multiplier"]), path)])
         latents = sample(engine, components, {**shown, **size}, golden["prompt_embeds"])
+        # The manifest limits only the pixels of a preview; the latents' error is reported.
         yield from measure(f"latents_{index}", latents, golden[f"latents_{index}"], {})
         image = _pixels(engine, engine.decode(latents)[0])
         yield from measure(f"image_{index}", image, golden[f"image_{index}"], entry["tolerance"]["image_u8"])

@@ -82,6 +82,7 @@ class GoldenModels:
         """
         shared = self.components(model, dtype)
         named = _trained_on(adapter) if adapter else None
+        # The adapter checks refuse a file that names another base than the model's id.
         id_ = named if named in MODELS and model in named else shared.model
         return replace(shared, transformer=self._transformer(model, dtype), model=id_)
 
@@ -94,9 +95,9 @@ class GoldenModels:
         return ToolkitEngine.from_components(components, self.toolkit)
 
     def engine_with_adapters(self, components: Components) -> tuple[Engine, AdapterSwapper]:
-        """Return the engine under test, and the swapper pipeline that merges adapters into its weights."""
+        """Return the engine under test, and the swapper that merges adapters into its weights."""
         engine, swapper = self.engine(components), AdapterSwapper(components)
-        if self.toolkit is not None:
+        if self.toolkit is not None:  # its modules share our weights, but not our modules' hooks
             swapper.unmerged.also_patch(engine.transformer)
         return engine, swapper
 
@@ -122,7 +123,7 @@ class GoldenModels:
             model=MODEL_IDS[model],
             transformer=transformer,
             autoencoder=load_autoencoder(files, device=self.device, dtype=PRECISIONS[dtype].dtype),
-            text_encoder=nn.Identity(),
+            text_encoder=nn.Identity(),  # these cases bring their own embeddings
             tokenizer=no_tokenizer,
             layers=layer_shapes(transformer),
             revision="goldens",

@@ -144,6 +144,7 @@ def _max_ulp(got: Tensor, golden: Tensor) -> float:
 def _ordered(tensor: Tensor) -> Tensor:
     """Map floats to integers in the same order, so that -0.0 and 0.0 are both 0."""
     bits = _bits(tensor).long()
+    # A negative float has its sign bit set: without it, the rest counts away from zero.
     return torch.where(bits < 0, -(bits & (2 ** (8 * tensor.element_size() - 1) - 1)), bits)
 
 
@@ -155,6 +156,7 @@ _METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
     "max_abs": _max_abs,
     "rel_l2": rel_l2,
     "max_abs_ulp": _max_ulp,
+    # The manifest uses these two names for pixels.
     "max_diff": _max_abs,
     "mean_diff": _mean_abs,
 }

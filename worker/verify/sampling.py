@@ -74,6 +74,7 @@ def record_calls(engine: Engine) -> Iterator[Calls]:
     def record(_: nn.Module, __: Any, arguments: dict[str, Any], output: Any) -> None:
         calls.timesteps.append(arguments[timestep])
         calls.inputs.append(arguments[latents])
+        # diffusers' transformer returns a tuple, AI Toolkit's a tensor.
         calls.outputs.append(output[0] if isinstance(output, tuple) else output)
 
     handle = engine.transformer.register_forward_hook(record, with_kwargs=True)

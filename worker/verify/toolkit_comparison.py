@@ -60,6 +60,7 @@ class ToolkitComparison:
     def _autoencoder(self, dtype: str) -> Any:
         weights, toolkit = self.models.goldens.autoencoder(), self.toolkit
         stated = _stated(weights)
+        # Only the parameters of the small decoder name the channels of its encoder.
         params = toolkit.small_decoder_params if "ch_encoder" in stated else toolkit.autoencoder_params
         return self._loaded(toolkit.autoencoder(params(**stated)), load_file(weights), dtype)
 
@@ -114,6 +115,7 @@ def _adapter(case: Case, comparison: ToolkitComparison) -> Iterator[Measure]:
     swapper, embeds = AdapterSwapper(components), given_embeds(goldens, run)
     for multiplier in entry["multipliers"]:
         swapper.activate([(adapter_ref(path, multiplier), path)])
+        # Both sides run our merged weights: this compares how they run, the stored rows how they were merged.
         fill(theirs.transformer, bfl_weights(components.transformer))
         yield equal(
             f"latents_m{multiplier}",

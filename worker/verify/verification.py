@@ -87,6 +87,7 @@ def run_cases(cases: Sequence[Case], check: Callable[[Case], Sequence[Measure]])
         try:
             measures = check(case)
         except _FAILURES as error:
+            # Each case prints one line, so line breaks in the message become spaces.
             reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             yield Outcome(case.type, case.name, case.dtype, None, None, exact=False, passed=False, detail=reason)
         else:
