@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from api.deps import Services
 from api.webhook_url import check_webhook_url
 from shared.adapters.validate import validate_adapters
-from shared.celery_app import wake
+from shared.celery_app import send_wakeups
 from shared.errors import InvalidRequest
 from shared.ledger import Accepted, Submission
 from shared.request import InferenceRequest
@@ -97,7 +97,7 @@ def store_jobs(
     for job in new:
         # A call with the same key at the same time may have stored the job first, and woken its workers.
         if not stored[job.job_id].is_repeat:
-            background.add_task(wake, services.celery, job.pool, count=len(job.items))
+            background.add_task(send_wakeups, services.celery, job.pool, count=len(job.items))
     return [stored[job.job_id] if isinstance(job, Submission) else job for job in jobs]
 
 

@@ -22,7 +22,7 @@ from chaos.history import History
 from chaos.mutate import Mutation
 from chaos.s3 import S3Proxy
 from chaos.tcp import Wire
-from shared.celery_app import make_celery, wake
+from shared.celery_app import make_celery, send_wakeups
 from shared.ledger import Ledger, keys
 from shared.local.child import ChildProcess
 from shared.local.ports import LOOPBACK, pick_free_port
@@ -169,7 +169,7 @@ class Fleet:
 
     def send_wakeups(self, count: int) -> None:
         """Send wake-ups beyond those that the API sends."""
-        wake(make_celery(self.redis.url, side="api", timeout_s=2), "flux2", count=count)
+        send_wakeups(make_celery(self.redis.url, side="api", timeout_s=2), "flux2", count=count)
 
     def restore(self) -> None:
         """Thaw and restart every process, and wait until all are up."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from celery import Celery
 
 from shared.catalog import POOLS
-from shared.celery_app import wake
+from shared.celery_app import send_wakeups
 from shared.errors import LedgerUnavailable
 from shared.ledger import Ledger
 from shared.settings import QueueSettings
@@ -79,7 +79,7 @@ class Caretaker(threading.Thread):
         reaped = self._ledger.reap()
         for pool, count in reaped.requeued.items():
             logger.warning("leases expired", extra={"pool": pool, "requeued": count})
-            wake(self._celery, pool, count=count)
+            send_wakeups(self._celery, pool, count=count)
         if reaped.ended:
             logger.error("items ended without a worker", extra={"items": list(reaped.ended)})
 
@@ -92,7 +92,7 @@ class Caretaker(threading.Thread):
             excess = min(surplus, before) - _SURPLUS_KEPT
             if missing > 0:
                 logger.warning("wake-ups sent again", extra={"pool": pool, "count": missing})
-                wake(self._celery, pool, count=missing)
+                send_wakeups(self._celery, pool, count=missing)
                 surplus += missing
             elif excess > 0:
                 dropped = self._ledger.wakeups.drop_surplus(

@@ -19,7 +19,7 @@ from shared.ledger import keys
 
 logger = logging.getLogger("flux2.wake")
 
-WAKE = "flux2.wake"
+WAKE_TASK = "flux2.wake"
 
 
 class _Connection(Connection):
@@ -73,13 +73,13 @@ def make_celery(redis_url: str, *, side: Literal["api", "worker"], timeout_s: fl
     return app
 
 
-def wake(app: Celery, pool: str, *, count: int) -> int:
+def send_wakeups(app: Celery, pool: str, *, count: int) -> int:
     """Send `count` wake-ups as far as Redis answers; return how many were sent. The audit sends the rest."""
     sent = 0
     try:
         with app.producer_or_acquire() as producer:
             for _ in range(count):
-                app.send_task(WAKE, queue=keys.wake_queue(pool), producer=producer)
+                app.send_task(WAKE_TASK, queue=keys.wake_queue(pool), producer=producer)
                 sent += 1
     except OperationalError as error:
         logger.warning("wake-ups not sent", extra={"pool": pool, "missing": count - sent, "error": str(error)})

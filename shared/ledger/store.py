@@ -22,7 +22,7 @@ from shared.ledger.connection import Client, connect
 from shared.ledger.outbox import Outbox
 from shared.ledger.session import Session, ms
 from shared.ledger.views import JobPage, JobView
-from shared.ledger.wakeups import WakeUps
+from shared.ledger.wakeups import WakeupQueues
 from shared.ledger.workers import SLOT_TTL_MS, WorkerRegistry
 from shared.settings import QueueSettings
 
@@ -52,7 +52,7 @@ class Ledger:
         self._settings = settings
         self.workers = WorkerRegistry(self._session)
         self.outbox = Outbox(self._session)
-        self.wakeups = WakeUps(self._session, audit_s=settings.audit_s)
+        self.wakeups = WakeupQueues(self._session, audit_s=settings.audit_s)
 
     @classmethod
     def connect(cls, url: str, settings: QueueSettings, *, timeout_s: float, pause_s: float = 0.0) -> Self:

@@ -9,8 +9,8 @@ from shared.ledger import keys
 from shared.ledger.session import Session, ms
 
 
-class WakeUps:
-    """The lists of wake-up messages in one Redis."""
+class WakeupQueues:
+    """The queues of wake-up messages in one Redis, one for each pool."""
 
     def __init__(self, session: Session, *, audit_s: float) -> None:
         self._session = session

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from shared.celery_app import make_celery, wake
+from shared.celery_app import make_celery, send_wakeups
 from shared.errors import OutOfMemory
 from shared.job import ItemSpec, State
 from shared.ledger import Ledger
@@ -130,7 +130,7 @@ def fleet(redis_client, redis_url, checkpoint, tmp_path):
 
     def submit():
         ledger.accept("job", [spec(64)], record={})
-        wake(celery, "flux2", count=1)
+        send_wakeups(celery, "flux2", count=1)
 
     yield SimpleNamespace(start=start, submit=submit, item=lambda: ledger.job("job").items[0])
 

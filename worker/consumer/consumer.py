@@ -12,7 +12,7 @@ import threading
 from celery.signals import worker_ready, worker_shutting_down
 
 from shared.caretaker import Caretaker
-from shared.celery_app import wake
+from shared.celery_app import send_wakeups
 from shared.ledger import keys
 from worker.consumer import device_faults
 from worker.consumer.drain import Drain
@@ -47,7 +47,7 @@ def _reclaim_items(worker: Worker) -> None:
     if reclaimed:
         logger.warning("items of an earlier process requeued", extra={"slot": slot.name, "count": reclaimed})
         for pool in slot.pools:
-            wake(worker.celery, pool, count=reclaimed)
+            send_wakeups(worker.celery, pool, count=reclaimed)
 
 
 def _wait_until_trusted(worker: Worker) -> bool:

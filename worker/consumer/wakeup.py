@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from shared.celery_app import WAKE
+from shared.celery_app import WAKE_TASK
 from shared.errors import LedgerUnavailable, StorageUnavailable
 from shared.ledger import Claim
 from worker.consumer.item_run import ItemRun
@@ -16,7 +16,7 @@ logger = logging.getLogger("flux2.worker.consumer")
 def register(worker: Worker) -> None:
     """Make Celery's wake-up task run this worker's next item."""
 
-    @worker.celery.task(name=WAKE)  # type: ignore[untyped-decorator]
+    @worker.celery.task(name=WAKE_TASK)  # type: ignore[untyped-decorator]
     def next_item() -> None:
         run_next(worker)
 

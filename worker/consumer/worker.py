@@ -10,7 +10,7 @@ from typing import NoReturn
 import tenacity
 from celery import Celery
 
-from shared.celery_app import wake
+from shared.celery_app import send_wakeups
 from shared.errors import Flux2Error, LedgerUnavailable
 from shared.job import ItemError
 from shared.ledger import Claim, Ledger
@@ -56,12 +56,12 @@ class Worker:
     def requeue(self, claim: Claim) -> None:
         """Return an item to the queue without counting the attempt, and wake another worker for it."""
         if self.ledger.release(claim, "drain") == "queued":
-            wake(self.celery, claim.spec.pool, count=1)
+            send_wakeups(self.celery, claim.spec.pool, count=1)
 
     def retry(self, claim: Claim, error: Flux2Error) -> None:
         """Return an item to the queue for another attempt; the ledger fails it with `error` if this was its last."""
         if self.ledger.release(claim, "retry", item_error(error)) == "queued":
-            wake(self.celery, claim.spec.pool, count=1)
+            send_wakeups(self.celery, claim.spec.pool, count=1)
 
 
 def item_error(error: Flux2Error) -> ItemError:
