@@ -306,7 +306,9 @@ def test_ai_toolkits_engine_needs_a_checkout(goldens):
     done = verify(goldens, "--engine", "ai-toolkit")
 
     assert done.exit_code == 2
-    assert "--engine ai-toolkit needs --toolkit or AI_TOOLKIT_PATH" in " ".join(done.stderr.replace("│", " ").split())
+    assert "--engine ai-toolkit needs a checkout of AI Toolkit: give --toolkit or set AI_TOOLKIT_PATH" in " ".join(
+        done.stderr.replace("│", " ").split()
+    )
 
 
 def test_diffusers_own_pipelines_miss_the_goldens(goldens):
