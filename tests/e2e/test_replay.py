@@ -22,7 +22,7 @@ config:
 """
 
 
-def test_a_replay_is_equal_to_itself_and_told_so(client, tmp_path):
+def test_comparing_a_replay_with_its_own_images_finds_no_difference(client, tmp_path):
     config, samples = tmp_path / "config.yaml", tmp_path / "samples"
     config.write_text(CONFIG)
     samples.mkdir()
@@ -37,9 +37,9 @@ def test_a_replay_is_equal_to_itself_and_told_so(client, tmp_path):
     assert (tmp_path / "second" / "contact-sheet.png").exists()
 
 
-def test_an_api_that_is_not_there_is_one_error(tmp_path):
+def test_an_unreachable_api_is_reported_as_one_error(tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text(CONFIG)
 
-    with Client("http://127.0.0.1:1") as nobody, pytest.raises(ApiError, match="cannot be reached"):
-        run_replay(Console(file=io.StringIO()), nobody, config, lora=DEMO_ADAPTER, samples=None, output=tmp_path)
+    with Client("http://127.0.0.1:1") as client, pytest.raises(ApiError, match="cannot be reached"):
+        run_replay(Console(file=io.StringIO()), client, config, lora=DEMO_ADAPTER, samples=None, output=tmp_path)

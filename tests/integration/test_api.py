@@ -50,7 +50,7 @@ RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
 
 @pytest.fixture
 def adapter(adapter_root, goldens):
-    """A real file of the trainer where the request looks for it."""
+    """A real adapter by the trainer, at the path that the request names."""
     path = adapter_root / "my_lora_job" / "my_lora.safetensors"
     path.parent.mkdir()
     shutil.copy(goldens / "adapters" / "lora_r4_bf16.safetensors", path)
@@ -72,13 +72,13 @@ def accepted(api, body, **headers):
 
 
 def specs(api, request_id):
-    """Read what workers are given; the ledger's view has only what is told."""
+    """Return the stored specs, which workers read; the ledger's view has only a report of them."""
     items = [keys.item(f"{request_id}:{item.index}") for item in api.ledger.job(request_id).items]
     return [ItemSpec.model_validate_json(api.ledger.redis.hget(item, "spec")) for item in items]
 
 
 def problem(answer, status, code):
-    """Check the form of a problem and return its detail."""
+    """Check that an answer is a well-formed problem; return its body."""
     body = answer.json()
     assert (answer.status_code, body["code"]) == (status, code), body
     assert answer.headers["content-type"] == "application/problem+json"
@@ -142,7 +142,7 @@ def test_the_references_example_request_is_accepted_verbatim(api, adapter):
     assert ref.sha256 == hashlib.sha256(adapter.read_bytes()).hexdigest()
 
 
-def test_what_a_request_leaves_out_takes_the_models_defaults(api):
+def test_fields_missing_in_a_request_get_the_models_defaults(api):
     request_id = accepted(api, request({"prompt": "one"}, {"prompt": "two"}))
 
     first, second = specs(api, request_id)
@@ -152,7 +152,7 @@ def test_what_a_request_leaves_out_takes_the_models_defaults(api):
     assert first.output_format == "png"
 
 
-def test_seed_minus_one_is_drawn_at_accept_and_never_again(api):
+def test_a_seed_of_minus_one_is_drawn_when_the_job_is_accepted_and_never_again(api):
     request_id = accepted(api, request({"prompt": "a", "seed": -1}, {"prompt": "b", "seed": -1}))
 
     first, second = [spec.seed for spec in specs(api, request_id)]
@@ -175,14 +175,14 @@ def test_the_trigger_word_of_a_prompt_overrides_the_requests(api):
     assert prompts == ["sks and sks", "ohwx"]
 
 
-def test_a_trigger_placeholder_without_a_word_stays_and_is_warned_of(api):
+def test_a_trigger_placeholder_without_a_trigger_word_stays_with_a_warning(api):
     answer = post(api, request({"prompt": "[trigger] a cat"})).json()
 
     assert specs(api, answer["request_id"])[0].prompt == "[trigger] a cat"
     assert any("[trigger]" in warning for warning in answer["warnings"])
 
 
-def test_sizes_are_floored_to_the_divisor_and_both_are_reported(api):
+def test_sizes_are_rounded_down_to_the_divisor_and_both_sizes_are_reported(api):
     answer = post(api, request({"prompt": "a", "width": 1000, "height": 65})).json()
     finish(api, claim(api))
 
@@ -208,7 +208,7 @@ def test_a_negative_prompt_reaches_klein(model, api):
     assert not any("neg" in warning for warning in answer["warnings"])
 
 
-def test_a_negative_prompt_without_guidance_is_warned_about(api):
+def test_a_negative_prompt_without_guidance_gives_a_warning(api):
     prompt = {"prompt": "a", "neg": "blurry", "guidance_scale": 1}
 
     answer = post(api, request(prompt, model="flux2_klein_4b")).json()
@@ -267,7 +267,7 @@ def test_a_job_is_polled_from_queue_to_images_that_can_be_fetched(api):
     assert result["metadata"]["timings"]["prompts"][0] == {"index": 0, "denoise": 1.5}
 
 
-def test_a_failed_image_is_told_with_its_reason_beside_the_finished_ones(api):
+def test_a_failed_image_is_reported_with_its_reason_and_finished_ones_are_kept(api):
     request_id = accepted(api, request({"prompt": "a"}, {"prompt": "b"}))
     finish(api, claim(api))
     api.ledger.commit(claim(api), ItemError(code="out_of_memory", message="64x64 does not fit", retryable=False))
@@ -288,7 +288,7 @@ def test_before_the_first_image_the_outputs_are_null(api):
     assert (result["status"], result["outputs"], result["errors"]) == ("in_queue", None, [])
 
 
-def test_a_cancel_ends_a_queued_job_and_repeating_it_changes_nothing(api):
+def test_canceling_a_queued_job_ends_it_and_repeating_the_call_changes_nothing(api):
     request_id = accepted(api, request())
 
     first = api.http.post(f"/v1/requests/{request_id}/cancel")
@@ -299,7 +299,7 @@ def test_a_cancel_ends_a_queued_job_and_repeating_it_changes_nothing(api):
     assert claim(api) is None
 
 
-def test_a_cancel_of_a_running_job_is_shown_until_the_worker_learns_of_it(api):
+def test_canceling_a_running_job_is_shown_until_the_worker_learns_of_it(api):
     request_id = accepted(api, request())
     claimed = claim(api)
 
@@ -321,7 +321,7 @@ def test_canceling_an_unknown_request_is_404(api):
     problem(api.http.post("/v1/requests/nothing/cancel"), 404, "REQUEST_NOT_FOUND")
 
 
-def test_the_same_idempotency_key_gives_the_same_request_once(api):
+def test_repeating_a_call_with_its_idempotency_key_returns_the_same_job(api):
     first = post(api, request(), **{"Idempotency-Key": "k1"})
     again = post(api, request(), **{"Idempotency-Key": "k1"})
 
@@ -337,7 +337,7 @@ def test_an_idempotency_key_with_another_body_is_refused(api):
     problem(post(api, request({"prompt": "other"}), **{"Idempotency-Key": "k2"}), 422, "IDEMPOTENCY_KEY_REUSED")
 
 
-def test_a_repeat_answers_with_its_job_even_when_the_adapter_is_gone_by_then(api, adapter):
+def test_a_repeat_gets_its_job_even_if_the_adapter_file_is_gone(api, adapter):
     body = request(loras=[{"path": "my_lora_job/my_lora.safetensors"}])
     first = post(api, body, **{"Idempotency-Key": "k4"})
     adapter.unlink()
@@ -420,7 +420,7 @@ def test_a_full_queue_answers_429_with_retry_after(api):
         ([], 422, "VALIDATION_ERROR", "body"),
     ],
 )
-def test_bad_input_is_refused_with_its_place_and_leaves_nothing_behind(api, redis_client, body, status, code, path):
+def test_bad_input_is_refused_with_its_path_and_nothing_is_stored(api, redis_client, body, status, code, path):
     found = problem(post(api, body), status, code)
 
     assert path in [field["path"] for field in found["errors"]]
@@ -440,7 +440,7 @@ def test_bad_input_is_refused_with_its_place_and_leaves_nothing_behind(api, redi
         '{"model": "flux2", "loras": [], "prompts": [{"prompt": "a", "ctrl_img": "\\ud800"}]}',
     ],
 )
-def test_text_that_is_no_sane_json_is_a_problem_not_a_crash(api, text):
+def test_malformed_json_is_a_problem_and_not_a_crash(api, text):
     answer = api.http.post("/v1/inference", content=text, headers={"Content-Type": "application/json"})
 
     assert answer.status_code in (400, 422)
@@ -455,7 +455,7 @@ def test_a_body_over_the_cap_is_413_even_when_its_length_is_not_announced(api):
     problem(api.http.post("/v1/inference", content=chunks()), 413, "BODY_TOO_LARGE")
 
 
-def test_a_file_that_is_no_adapter_is_refused_with_the_reason(api, adapter_root):
+def test_a_file_that_is_not_an_adapter_is_refused_with_the_reason(api, adapter_root):
     (adapter_root / "page.safetensors").write_text("<!DOCTYPE html><html>Sign in</html>")
 
     body = problem(post(api, request(loras=[{"path": "page.safetensors"}])), 422, "INVALID_LORA")
@@ -469,7 +469,7 @@ SLOT = {
 }  # fmt: skip
 
 
-def test_an_adapter_is_held_to_the_base_model_that_workers_loaded(api, adapter):
+def test_an_adapter_is_checked_against_the_base_model_that_workers_loaded(api, adapter):
     api.ledger.workers.record_heartbeat("gpu-0", SLOT)
     body = request(loras=[{"path": "my_lora_job/my_lora.safetensors"}])
     unchecked = post(api, body).json()
@@ -511,11 +511,11 @@ def test_requests_are_listed_newest_first_in_pages(api):
 
 
 @pytest.mark.parametrize("cursor", ["xyz", "-5", "f" * 4000])
-def test_a_cursor_of_somebody_else_is_refused(api, cursor):
+def test_a_malformed_cursor_is_refused(api, cursor):
     problem(api.http.get("/v1/requests", params={"cursor": cursor}), 422, "VALIDATION_ERROR")
 
 
-def test_models_lists_the_family_with_its_defaults_and_licences(api):
+def test_the_models_are_listed_with_their_defaults_and_licences(api):
     models = {model["id"]: model for model in api.http.get("/v1/models").json()["models"]}
 
     assert {name: model["base_model"] for name, model in models.items()} == {
@@ -533,7 +533,7 @@ def test_models_lists_the_family_with_its_defaults_and_licences(api):
     assert "Non-Commercial" in models["flux2_klein_9b"]["license"]
 
 
-def test_health_is_about_the_process_and_ready_about_what_it_needs(api):
+def test_health_covers_the_process_and_ready_covers_what_it_depends_on(api):
     assert api.http.get("/health").json() == {"status": "healthy"}
 
     ready = api.http.get("/ready")
@@ -543,7 +543,7 @@ def test_health_is_about_the_process_and_ready_about_what_it_needs(api):
     assert ready.json()["warnings"] == []
 
 
-def test_ready_warns_of_a_redis_that_may_lose_jobs_and_of_a_device_that_fails(api):
+def test_ready_warns_of_a_redis_that_may_lose_jobs_and_of_a_failing_device(api):
     api.ledger.redis.config_set("appendfsync", "everysec")
     slot = Slot(name="bad", model="flux2", device="cpu", revision="r", precision="fp32", engines=("exact",))
     state = WorkerState()
@@ -584,7 +584,7 @@ def test_the_code_of_a_spec_that_no_worker_can_read_reaches_the_client(api):
     assert result.json()["metadata"]["warnings"] == status.json()["warnings"]
 
 
-def test_an_image_made_from_a_newer_versions_spec_is_told_with_its_parameters(api):
+def test_an_image_made_from_a_newer_versions_spec_is_reported_with_its_parameters(api):
     request_id = accepted(api, request({"prompt": "a cat", "seed": 7}))
     finish(api, claim(api))
     rewrite(api, request_id, "spec", future=1, engine="turbo")
@@ -608,7 +608,7 @@ def test_an_image_whose_spec_cannot_be_read_has_no_parameters_and_a_warning(api)
     assert body["metadata"]["warnings"][-1] == warning
 
 
-def test_a_result_that_cannot_be_read_is_no_image_and_a_warning(api):
+def test_a_result_that_cannot_be_read_gives_a_warning_and_no_image(api):
     request_id = accepted(api, request())
     finish(api, claim(api))
     rewrite(api, request_id, "result", format="of another version")
@@ -620,7 +620,7 @@ def test_a_result_that_cannot_be_read_is_no_image_and_a_warning(api):
     assert body["metadata"]["warnings"][-1] == warning
 
 
-def test_progress_counts_the_steps_that_the_worker_tells_where_the_spec_cannot_be_read(api):
+def test_progress_counts_the_steps_that_the_worker_reports_if_the_spec_cannot_be_read(api):
     request_id = accepted(api, request({"prompt": "a cat"}, {"prompt": "a dog", "sample_steps": 10}))
     api.ledger.renew(claim(api), Progress(stage="denoise", step=3, steps=20))
     rewrite(api, request_id, "spec", seed=None)
@@ -629,7 +629,7 @@ def test_progress_counts_the_steps_that_the_worker_tells_where_the_spec_cannot_b
     assert api.http.get(f"/v1/requests/{request_id}/status").json()["progress"] == 0.1
 
 
-def test_a_worker_that_offers_an_engine_of_another_version_is_told_with_those_that_are_known(api):
+def test_a_worker_with_an_engine_of_another_version_is_listed_with_the_engines_that_are_known(api):
     report = {"model": "flux2", "state": "ready", "device": "cpu", "revision": "r", "precision": "bf16"}
     api.ledger.workers.record_heartbeat(
         "gpu-0", {**report, "engines": "exact,turbo", "warm": "base", "item": "", "base_drift": "0"}
@@ -666,7 +666,7 @@ def test_the_openapi_document_names_every_endpoint_and_the_example(api):
     assert api.http.get("/docs").status_code == 200
 
 
-def test_a_training_config_is_replayed_as_the_requests_it_means(api, adapter):
+def test_a_training_config_becomes_the_jobs_that_reproduce_its_samples(api, adapter):
     config = """
 config:
   name: my_lora
@@ -708,11 +708,11 @@ def test_a_config_that_cannot_be_replayed_is_a_problem(api):
         "config: {name: x, process: [{model: {arch: flux2}, sample: {prompts: [a], width: .inf}}]}",
     ],
 )
-def test_a_config_made_to_do_harm_is_a_problem(api, config):
+def test_a_malicious_config_is_a_problem(api, config):
     problem(api.http.post("/v1/replays", json={"config": config}), 400, "INVALID_CONFIG")
 
 
-def test_a_config_whose_samples_break_the_apis_limits_is_a_problem(api):
+def test_a_config_whose_samples_exceed_the_apis_limits_is_a_problem(api):
     config = "config: {name: x, process: [{model: {arch: flux2}, sample: {prompts: [a --s 999]}}]}"
 
     body = problem(api.http.post("/v1/replays", json={"config": config}), 422, "VALIDATION_ERROR")
@@ -733,19 +733,19 @@ def test_a_replay_of_more_samples_than_a_request_may_have_is_refused(api, adapte
     assert body["detail"] == "1001 samples; use at most 1000 in one config"
 
 
-def test_a_replay_of_which_one_part_cannot_be_served_stores_nothing(api, adapter, redis_client):
+def test_a_replay_with_one_job_that_cannot_be_served_stores_nothing(api, adapter, redis_client):
     problem(replay(api, "a", "b [IM[IMG]G] --m 0.5"), 400, "INVALID_REQUEST")
 
     assert redis_client.keys(f"{keys.PREFIX}job:*") == []
 
 
-def test_a_replay_that_the_queue_has_no_room_for_stores_nothing(api, adapter, redis_client):
+def test_a_replay_that_does_not_fit_into_the_queue_stores_nothing(api, adapter, redis_client):
     problem(replay(api, *["a"] * 30, *["b --m 0.5"] * 30), 429, "queue_full")
 
     assert redis_client.keys(f"{keys.PREFIX}job:*") == []
 
 
-def test_a_replay_with_the_same_idempotency_key_gives_the_same_requests_once(api, adapter):
+def test_repeating_a_replay_with_its_idempotency_key_returns_the_same_jobs(api, adapter):
     first = replay(api, "a", "b --m 0.5", **{"Idempotency-Key": "r1"})
     adapter.unlink()
     again = replay(api, "a", "b --m 0.5", **{"Idempotency-Key": "r1"})
@@ -779,7 +779,7 @@ def crowded(api, item):
 
 
 @pytest.mark.parametrize("key", ["", "k"])
-def test_no_part_of_a_replay_is_stored_when_the_queue_has_no_room_for_all(api, crowded, key):
+def test_no_job_of_a_replay_is_stored_if_the_queue_has_no_room_for_all(api, crowded, key):
     first, second = parts(crowded, key)
 
     with pytest.raises(QueueFull, match="20 items are queued and the cap is 50"):
@@ -790,7 +790,7 @@ def test_no_part_of_a_replay_is_stored_when_the_queue_has_no_room_for_all(api, c
     assert api.ledger.queue_length("flux2") == 20
 
 
-def test_a_replay_that_was_refused_for_room_is_stored_whole_at_its_repeat(api, crowded):
+def test_a_replay_that_a_full_queue_refused_is_stored_as_a_whole_when_repeated(api, crowded):
     with pytest.raises(QueueFull):
         store_jobs(crowded, parts(crowded, "k"), BackgroundTasks())
     while claimed := claim(api):
@@ -808,7 +808,7 @@ def test_a_replay_that_was_refused_for_room_is_stored_whole_at_its_repeat(api, c
     assert [task.kwargs for task in background.tasks] == [{"count": 20}] * 2
 
 
-def test_a_replay_of_which_one_part_was_stored_before_gets_the_rest(api):
+def test_a_replay_with_one_stored_job_gets_the_other_when_repeated(api):
     first, second = parts(api.services, "k")
     [stored] = store_jobs(api.services, [first], BackgroundTasks())
 
@@ -818,7 +818,7 @@ def test_a_replay_of_which_one_part_was_stored_before_gets_the_rest(api):
     assert api.ledger.queue_length("flux2") == 40
 
 
-def test_an_engine_that_no_worker_offers_is_waited_for_with_a_warning(api):
+def test_a_job_for_an_engine_that_no_worker_offers_waits_with_a_warning(api):
     api.ledger.workers.record_heartbeat("gpu-0", SLOT)
     body = request(engine="ai-toolkit")
 
@@ -834,14 +834,14 @@ def test_an_engine_that_no_worker_offers_is_waited_for_with_a_warning(api):
     assert api.http.get(f"/v1/requests/{with_one['request_id']}/status").json()["queue_position"] == 1
 
 
-def test_what_a_request_says_of_engine_and_adapters_reaches_the_item(api):
+def test_the_engine_and_adapter_mode_of_a_request_reach_the_item(api):
     (spec,) = specs(api, accepted(api, request(adapter_mode="live")))
 
     assert (spec.engine, spec.adapter_mode) == ("exact", "live")
     problem(post(api, request(engine="comfy")), 422, "VALIDATION_ERROR")
 
 
-def test_metrics_tell_the_queue_the_workers_and_their_drift(api):
+def test_metrics_report_the_queue_the_workers_and_their_corrupted_parameters(api):
     accepted(api, request({"prompt": "a"}, {"prompt": "b"}))
     report = {
         "model": "flux2",
@@ -869,15 +869,15 @@ def test_an_adapter_can_be_inspected_before_it_is_used(api, adapter):
     alone = api.http.get("/v1/adapters", params=path).json()
     api.ledger.workers.record_heartbeat("gpu-0", SLOT)
     api.ledger.workers.publish_base_model("flux2", revision="r", layers={"img_in": (64, 128)})
-    beside = api.http.get("/v1/adapters", params=path).json()
+    with_base = api.http.get("/v1/adapters", params=path).json()
 
     assert (alone["kind"], alone["ranks"], alone["matched"], alone["refused"]) == ("lora", [4], None, None)
-    assert beside["matched"] == 0
-    assert "matches no layer" in beside["refused"]
+    assert with_base["matched"] == 0
+    assert "matches no layer" in with_base["refused"]
     problem(api.http.get("/v1/adapters", params={"path": "../x.safetensors"}), 422, "INVALID_LORA")
 
 
-def test_the_openapi_page_states_the_version_that_is_installed(api):
+def test_the_openapi_document_states_the_installed_version(api):
     project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 
     assert api.http.get("/openapi.json").json()["info"]["version"] == project["version"]

@@ -1,4 +1,4 @@
-"""Webhooks from the end of a job to a receiver on a real socket, and to nobody who must not get any."""
+"""Webhooks from the end of a job to a receiver on a real socket, and none to an address that must not get any."""
 
 import ipaddress
 import json
@@ -24,7 +24,7 @@ BODY = {"model": "flux2", "loras": [], "prompts": [{"prompt": "a cat", "width": 
 
 
 class Receiver(ThreadingHTTPServer):
-    """Answers each message with the next of `script`, and with its last one ever after."""
+    """Answers each message with the next status of `script`; the last one repeats."""
 
     daemon_threads = True
     block_on_close = False
@@ -86,7 +86,7 @@ def submit(api, **fields):
 
 
 def end(api):
-    """Let the oldest queued item fail."""
+    """End the oldest queued item as canceled."""
     claim = api.ledger.claim_next(["flux2"], slot="test", boot="test", warm="base")
     assert api.ledger.commit(claim, None) == "committed"
 
@@ -96,11 +96,11 @@ def webhook(api, job_id):
 
 
 def make_due(api, job_id):
-    """Let the time until the next attempt be over."""
+    """Make the next attempt due now."""
     api.ledger.redis.zadd(keys.OUTBOX, {job_id: 0})
 
 
-def test_a_receiver_is_told_once_that_a_job_has_ended_and_can_verify_it(api, receiver, wait_until, webhook_secret):
+def test_a_receiver_gets_one_message_about_an_ended_job_and_can_verify_it(api, receiver, wait_until, webhook_secret):
     hook = receiver(204)
     job_id = submit(api, webhook_url=hook.url)
     assert webhook(api, job_id) == {"state": "waiting", "attempts": 0, "error": ""}
@@ -134,7 +134,7 @@ def test_a_failed_delivery_is_repeated_with_the_same_id_and_body(api, receiver, 
     assert webhook(api, job_id) == {"state": "delivered", "attempts": 2, "error": ""}
 
 
-def test_a_receiver_that_is_gone_is_left_alone(api, receiver, wait_until):
+def test_a_receiver_that_answers_410_gets_no_second_attempt(api, receiver, wait_until):
     hook = receiver(410)
     job_id = submit(api, webhook_url=hook.url)
 
@@ -174,7 +174,7 @@ def test_a_job_without_a_webhook_leaves_nothing_to_send(api):
     assert webhook(api, job_id) is None
 
 
-def test_a_job_whose_spec_nobody_can_read_is_told_of_like_any_other(api, receiver, wait_until):
+def test_a_job_whose_spec_cannot_be_read_is_reported_like_any_other(api, receiver, wait_until):
     hook = receiver(200)
     unreadable, fine = submit(api, webhook_url=hook.url), submit(api, webhook_url=hook.url)
     api.ledger.redis.hset(keys.item(f"{unreadable}:0"), "spec", '{"model": "flux2", "future": 1}')
@@ -183,14 +183,12 @@ def test_a_job_whose_spec_nobody_can_read_is_told_of_like_any_other(api, receive
 
     for job_id in (unreadable, fine):
         wait_until(lambda job_id=job_id: webhook(api, job_id)["state"] == "delivered", what="the delivery")
-    told = [json.loads(body)["data"] for _, _, body in hook.messages]
-    assert {data["request_id"]: data["status"] for data in told} == {unreadable: "failed", fine: "canceled"}
-    assert "cannot read it" in next(data["error"] for data in told if data["request_id"] == unreadable)
+    sent = [json.loads(body)["data"] for _, _, body in hook.messages]
+    assert {data["request_id"]: data["status"] for data in sent} == {unreadable: "failed", fine: "canceled"}
+    assert "cannot read it" in next(data["error"] for data in sent if data["request_id"] == unreadable)
 
 
-def test_a_record_that_cannot_be_told_waits_and_keeps_no_other_message_from_being_sent(
-    api, receiver, wait_until, caplog
-):
+def test_a_message_about_an_unreadable_record_waits_and_does_not_hold_up_others(api, receiver, wait_until, caplog):
     hook = receiver(200)
     broken, fine = submit(api, webhook_url=hook.url), submit(api, webhook_url=hook.url)
     api.ledger.redis.hset(keys.job(broken), "record", "no JSON")
@@ -208,7 +206,7 @@ def test_a_record_that_cannot_be_told_waits_and_keeps_no_other_message_from_bein
     assert (logged.job, bool(logged.exc_info)) == (broken, True)
     assert api.http.get("/ready").json()["checks"]["courier"] == "ok"
 
-    # It is sent once it can be told.
+    # It is sent as soon as its record can be read.
     api.ledger.redis.hset(keys.job(broken), "record", '{"warnings": []}')
     make_due(api, broken)
     wait_until(lambda: webhook(api, broken)["state"] == "delivered", what="the delivery")
@@ -226,7 +224,7 @@ def test_the_courier_outlives_an_outbox_that_cannot_be_read(api, receiver, wait_
     wait_until(lambda: webhook(api, job_id)["state"] == "delivered", what="the delivery")
 
 
-def test_two_senders_do_not_take_the_same_message(redis_client, settings):
+def test_two_senders_do_not_get_the_same_message(redis_client, settings):
     clock = [1_000_000]
     ledger = Ledger(redis_client, settings().queue, clock_ms=lambda: clock[0])
     redis_client.hset(keys.job("job"), mapping={"webhook": "https://example.com"})
@@ -235,7 +233,7 @@ def test_two_senders_do_not_take_the_same_message(redis_client, settings):
     assert ledger.outbox.reserve_due(reserve_s=10, limit=5) == [Message("job", "https://example.com", 1)]
     assert ledger.outbox.reserve_due(reserve_s=10, limit=5) == []
 
-    # The first sender died with it.
+    # The first sender died before it could record an outcome.
     clock[0] += 10_000
     assert ledger.outbox.reserve_due(reserve_s=10, limit=5) == [Message("job", "https://example.com", 2)]
 
@@ -301,7 +299,7 @@ BAD_URLS = [
 
 
 @pytest.mark.parametrize("url", BAD_URLS)
-def test_a_url_that_is_no_public_https_address_is_refused(url, webhook_secret):
+def test_a_url_that_is_not_a_public_https_address_is_refused(url, webhook_secret):
     with pytest.raises(InvalidRequest) as refused:
         check_webhook_url(url, WebhookSettings(secret=webhook_secret))
 
@@ -315,12 +313,12 @@ def test_a_public_https_url_is_accepted(url, webhook_secret):
     check_webhook_url(url, WebhookSettings(secret=webhook_secret))
 
 
-def test_without_a_secret_webhooks_are_refused_by_name():
+def test_without_a_secret_webhooks_are_refused_and_the_setting_is_named():
     with pytest.raises(InvalidRequest, match="disabled on this server; set FLUX2_WEBHOOK_SECRET"):
         check_webhook_url("https://example.com/", WebhookSettings())
 
 
-def test_the_api_answers_a_bad_webhook_url_with_its_field(api):
+def test_a_bad_webhook_url_is_a_problem_that_names_its_field(api):
     answer = api.http.post("/v1/inference", json={**BODY, "webhook_url": "ftp://example.com"})
 
     assert answer.status_code == 400
@@ -332,7 +330,7 @@ def test_the_api_answers_a_bad_webhook_url_with_its_field(api):
     "host",
     ["localhost", "127.1", "2130706433", "0x7f.0.0.1", "0177.0.0.1", "127.0.0.1.", "0", "::1", "no-such-host.invalid"],
 )
-def test_a_host_that_leads_inside_is_not_connected_to_whatever_its_spelling(host):
+def test_a_private_host_is_not_connected_to_in_any_spelling(host):
     with pytest.raises(httpcore2.ConnectError):
         resolve_host(host, 443, allow_private=False)
 
@@ -347,8 +345,8 @@ def test_one_private_address_among_public_ones_is_enough_to_refuse(monkeypatch):
         resolve_host("rebinding.example", 443, allow_private=False)
 
 
-def test_a_name_is_resolved_once_and_the_address_that_was_looked_at_is_used(monkeypatch, settings, receiver):
-    # A name that is public when asked first and leads to the canary ever after.
+def test_a_name_is_resolved_once_and_the_connection_uses_the_checked_address(monkeypatch, settings, receiver):
+    # A name that resolves to a public address at first, and to the canary afterwards.
     canary = receiver(200)
     asked, real = [], socket.getaddrinfo
 
@@ -376,7 +374,7 @@ def test_public_addresses_are_public(address):
     assert is_public(ipaddress.ip_address(address))
 
 
-def test_messages_are_json_that_says_only_what_stays_true(api, receiver, wait_until):
+def test_messages_hold_only_facts_that_do_not_change_later(api, receiver, wait_until):
     hook = receiver(200)
     job_id = submit(api, webhook_url=hook.url)
 

@@ -1,4 +1,4 @@
-"""Comparing a rendering with the trainer's sample."""
+"""Rendered images are compared with the trainer's samples."""
 
 import math
 
@@ -13,18 +13,18 @@ def flat(value, size=(4, 2)):
     return Image.new("RGB", size, (value, value, value))
 
 
-def test_equal_images_differ_nowhere():
-    alike = compare(flat(7), flat(7))
+def test_equal_images_have_no_difference():
+    found = compare(flat(7), flat(7))
 
-    assert (alike.mean, alike.maximum, alike.psnr_db) == (0, 0, math.inf)
+    assert (found.mean, found.maximum, found.psnr_db) == (0, 0, math.inf)
 
 
 def test_a_uniform_difference_is_measured_as_worked_by_hand():
-    alike = compare(flat(10), flat(15))
+    found = compare(flat(10), flat(15))
 
     # Mean square 25: 10 log10(255^2 / 25) = 10 log10(2601) = 34.15 dB.
-    assert (alike.mean, alike.maximum) == (5.0, 5)
-    assert alike.psnr_db == pytest.approx(34.1514, abs=1e-3)
+    assert (found.mean, found.maximum) == (5.0, 5)
+    assert found.psnr_db == pytest.approx(34.1514, abs=1e-3)
 
 
 def test_one_pixel_of_one_channel_counts_for_its_share():
@@ -35,7 +35,7 @@ def test_one_pixel_of_one_channel_counts_for_its_share():
     assert (compare(flat(0), other).mean, compare(flat(0), other).maximum) == (1.0, 24)
 
 
-def test_images_of_other_sizes_are_not_compared():
+def test_images_of_different_sizes_are_not_compared():
     with pytest.raises(ValueError, match="sizes differ: 4x2 and 2x2"):
         compare(flat(0), flat(0, (2, 2)))
 
@@ -49,14 +49,14 @@ def test_the_last_steps_samples_are_found_by_their_index(tmp_path):
     assert {index: path.name for index, path in last.items()} == {0: "18__000000500_0.jpg", 1: "18__000000500_1.jpg"}
 
 
-def test_a_folder_without_samples_is_named(tmp_path):
+def test_a_folder_without_samples_is_named_in_the_error(tmp_path):
     (tmp_path / "notes.txt").touch()
 
     with pytest.raises(NoSamples, match=f"{tmp_path}: no sample images"):
         find_trainer_samples(tmp_path)
 
 
-def test_the_contact_sheet_has_a_row_a_pair_and_brightens_the_difference():
+def test_the_contact_sheet_has_a_row_for_each_pair_and_brightens_the_difference():
     sheet = draw_contact_sheet([(flat(10), flat(15)), (flat(0), flat(0))])
 
     assert sheet.size == (3 * 4 + 2 * 8, 2 * 2 + 8)
