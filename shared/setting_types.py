@@ -21,7 +21,10 @@ def _check_redis_url(value: str) -> str:
 
 def _check_http_url(value: str) -> str:
     parts = urlsplit(value)
-    _ = parts.port  # raises for a port that is not a number
+    try:
+        _ = parts.port
+    except ValueError as error:
+        raise ValueError(f"{value!r} is not a URL; its port must be a number from 0 to 65535") from error
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ValueError(f"{value!r} is not a URL; it must begin with http:// or https:// and a host")
     return value

@@ -117,6 +117,7 @@ def _step(header: Header) -> int | None:
 
 def _trigger(header: Header) -> str | None:
     """Return the tag that the trainer counted most often: the trigger word, if its captions held one."""
+    # kohya's format: the tags' counts, by folder of the data set.
     counts: Counter[str] = Counter()
     for folder in _json(header, "ss_tag_frequency").values():
         if isinstance(folder, dict):
@@ -125,6 +126,7 @@ def _trigger(header: Header) -> str | None:
 
 
 def _json(header: Header, key: str) -> dict[str, Any]:
+    # The text comes from strangers; nested deeply enough, it exhausts the stack.
     try:
         value = json.loads(header.metadata.get(key, "{}"))
     except (ValueError, RecursionError):

@@ -59,7 +59,7 @@ class LayerUpdate:
         shape: (out, in) of the rows that the update fits.
         rank: None if the kind has no rank.
         rows: rows of the layer that change; a diffusers name may stand for a third of qkv.
-        ignored: keys that have no effect: LoKr's alpha between two full factors, often 1e10 or infinite.
+        ignored: keys that have no effect: LoKr's alpha between two full factors.
     """
 
     layer: str
@@ -101,6 +101,7 @@ def parse_update(group: Group, header: Header) -> LayerUpdate:
         if header.tensors[key].dtype not in FLOAT_DTYPES:
             raise AdapterRefused(f"{key!r} holds {header.tensors[key].dtype} values, not floating point")
     alpha = group.tensors.get("alpha")
+    # Trainers store alpha as a scalar or as a list of one number.
     if alpha is not None and header.tensors[alpha].shape not in ((), (1,)):
         raise AdapterRefused(f"{alpha!r} has shape {list(header.tensors[alpha].shape)}, not a single number")
     return _parser_for(group)(group, header)
@@ -126,6 +127,7 @@ def _parser_for(group: Group) -> Callable[[Group, Header], LayerUpdate]:
         return _lokr
     if "diff" in roles:
         return _diff
+    # AI Toolkit's full-rank network stores the whole update as lora_A.
     return _fullrank if roles == {"down"} else _lora
 
 
@@ -178,6 +180,7 @@ def _lokr(group: Group, header: Header) -> LayerUpdate:
     alpha = update.tensors.get("alpha")
     if rank is not None or alpha is None:
         return update
+    # Without a rank there is nothing to divide alpha by. Trainers write 1e10 or infinity, which would ruin the image.
     used = {role: key for role, key in update.tensors.items() if role != "alpha"}
     return replace(update, tensors=used, ignored=(alpha,))
 

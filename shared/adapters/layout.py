@@ -78,6 +78,7 @@ def check_fits_base(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]]
         AdapterRefused: the file names another base model, updates a missing layer, or holds half a LoRA.
         AdapterMismatch: an update has another shape than its layer.
     """
+    # FLUX.2 models share layer names, so this says more about a wrong base than the first wrong shape would.
     trained_on = layout.metadata.get("ss_base_model_version")
     if trained_on and trained_on != model:
         raise AdapterRefused(f"the adapter was trained on {trained_on!r} (ss_base_model_version), not on {model!r}")
@@ -140,6 +141,7 @@ def _check_overlaps(groups: Iterable[Group]) -> None:
     """Refuse two updates of the same rows, because their order would decide the result."""
     seen: dict[str, list[Group]] = {}
     for group in groups:
+        # A diffusers file may update the three thirds of a qkv layer separately.
         others = seen.setdefault(group.target.layer, [])
         for other in others:
             if group.target.rows.overlaps(other.target.rows):

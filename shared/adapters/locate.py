@@ -15,6 +15,7 @@ from shared.errors import AdapterNotFound, AdapterRefused
 FIELD = "path"
 _MAX_CHARS = 4096
 
+# `hf:name` has no slashes and would pass as a relative path.
 _SCHEME = re.compile(r"([a-z][a-z0-9+.-]*)://|(https?|s3|gs|az|hf|ftp|file|data|gopher):", re.IGNORECASE)
 _ENCODED = re.compile(r"%(2e|2f|5c|00|25)", re.IGNORECASE)
 
@@ -76,6 +77,7 @@ def _check_file(path: str, target: Path) -> None:
     target.stat()
     if target.is_dir():
         raise _refused(path, "is a directory, not a .safetensors file")
+    # The name that the caller wrote, because in a Hugging Face cache the link's target has no suffix.
     if not path.lower().endswith(".safetensors"):
         raise _refused(path, "does not end in .safetensors")
     if not target.is_file():

@@ -46,6 +46,7 @@ def _validate(
     layout = parse_layout(read_header(path, max_bytes=settings.max_bytes))
     check_fits_base(layout, layers, model=model.id)
     return AdapterRef(
+        # Relative, because a worker's adapter root may be mounted elsewhere.
         path=str(path.relative_to(settings.root.resolve())),
         sha256=sha256_of(path),
         size_bytes=path.stat().st_size,
