@@ -2,6 +2,8 @@
 
 import io
 import itertools
+import queue
+import signal
 import threading
 import time
 import uuid
@@ -377,22 +379,29 @@ def test_a_slot_whose_device_failed_on_two_items_takes_no_work_until_its_faults_
         claimed = worker.ledger.claim_next(["flux2"], slot="test", boot="b", warm="base")
         assert claimed.job_id == job_id
         device_faults.record(worker, claimed, DeviceFault("it did not answer"))
-    stopped = threading.Event()
+    stop_signals = queue.SimpleQueue()
     trusted = []
-    waiting = threading.Thread(target=lambda: trusted.append(device_faults.wait_until_trusted(worker, stopped)))
+    waiting = threading.Thread(target=lambda: trusted.append(device_faults.wait_until_trusted(worker, stop_signals)))
 
     waiting.start()
     wait_until(
         lambda: [slot.state for slot in worker.ledger.workers.live_slots()] == ["faulty"], what="the slot's report"
     )
-    stopped.set()
+    stop_signals.put(signal.SIGTERM)
     waiting.join(10)
     assert trusted == [False]
 
     worker.ledger.redis.delete(keys.faults("test"))
-    assert device_faults.wait_until_trusted(worker, stopped)
+    assert device_faults.wait_until_trusted(worker, queue.SimpleQueue())
     assert [slot.state for slot in worker.ledger.workers.live_slots()] == ["ready"]
     worker.heartbeat.stop()
+
+
+def test_a_stop_signal_that_came_while_redis_was_silent_ends_the_wait_for_a_faulty_device(worker):
+    stop_signals = queue.SimpleQueue()
+    stop_signals.put(signal.SIGTERM)
+
+    assert not device_faults.wait_until_trusted(worker, stop_signals)
 
 
 def test_a_kernel_that_hangs_ends_the_process_and_the_item_goes_to_another_attempt(worker):

@@ -6,8 +6,8 @@ It needs no torch: `worker.serve` loads the model.
 from __future__ import annotations
 
 import logging
+import queue
 import signal
-import threading
 
 from celery.signals import worker_ready, worker_shutting_down
 
@@ -52,13 +52,14 @@ def _reclaim_items(worker: Worker) -> None:
 
 def _wait_until_trusted(worker: Worker) -> bool:
     """Block while the slot's device is faulty; return False if SIGTERM or SIGINT came first."""
-    stopped = threading.Event()
+    # A queue, since a signal handler may put into it; the lock of an Event could belong to the thread it interrupts.
+    stop_signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     # Celery installs its own handlers only when it starts.
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in before:
-        signal.signal(number, lambda *_: stopped.set())
+        signal.signal(number, lambda number, _: stop_signals.put(number))
     try:
-        return redis_retries(pause_s=START_RETRY_S)(device_faults.wait_until_trusted, worker, stopped)
+        return redis_retries(pause_s=START_RETRY_S)(device_faults.wait_until_trusted, worker, stop_signals)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,7 +7,7 @@ started again by its supervisor; this module counts such ends across processes, 
 from __future__ import annotations
 
 import logging
-import threading
+import queue
 
 from shared.errors import Flux2Error, LedgerUnavailable
 from shared.ledger import Claim, Ledger
@@ -36,18 +36,23 @@ def is_faulty(ledger: Ledger, slot: str) -> bool:
     return ledger.workers.count_faults(slot, window_s=WINDOW_S) >= FAULTS
 
 
-def wait_until_trusted(worker: Worker, stopped: threading.Event) -> bool:
-    """Block while the slot's device is faulty, until its faults are `WINDOW_S` old; return False once `stopped` is set.
+def wait_until_trusted(worker: Worker, stop_signals: queue.SimpleQueue[int]) -> bool:
+    """Block while the slot's device is faulty, until its faults are `WINDOW_S` old; return False after a stop signal.
 
     Raises:
         LedgerUnavailable: Redis did not answer; calling this again goes on waiting.
     """
+    # A signal may have come while Redis did not answer the call before.
+    if not stop_signals.empty():
+        return False
     while is_faulty(worker.ledger, worker.slot.name):
         if worker.state.change_condition("faulty"):
             worker.heartbeat.start()
             logger.critical("slot takes no work: its device failed repeatedly", extra={"slot": worker.slot.name})
-        # The faults expire by Redis' clock, so the process only has to look again.
-        if stopped.wait(_POLL_S):
-            return False
+        try:
+            stop_signals.get(timeout=_POLL_S)
+        except queue.Empty:
+            continue  # the faults expire by Redis' clock: look again
+        return False
     worker.state.change_condition("ready")
     return True
