@@ -10,8 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from shared.adapters.header_json import Header
-from shared.adapters.names import WHOLE, Rows, Target
 from shared.errors import AdapterRefused
+from shared.layer_names import WHOLE, Rows, Target
 
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 # More than any layer of FLUX.2 [dev] can use: its hidden size is 6144.

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 from shared.adapters.header_json import Header
 from shared.adapters.kinds import ROLES, Group, LayerUpdate, describe_missing_half, parse_update
-from shared.adapters.names import PREFIX, Rows, Target, parse_target, strip_prefix
+from shared.adapters.names import PREFIX, parse_target, strip_prefix
 from shared.errors import AdapterMismatch, AdapterRefused
+from shared.layer_names import Rows, Target
 
 __all__ = ["PREFIX", "AdapterLayout", "LayerUpdate", "check_fits_base", "parse_layout"]
 

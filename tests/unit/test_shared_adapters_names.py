@@ -2,7 +2,8 @@
 
 import pytest
 
-from shared.adapters.names import WHOLE, Rows, Target, parse_target
+from shared.adapters.names import parse_target
+from shared.layer_names import WHOLE, Rows, Target
 
 QKV = "double_blocks.3.img_attn.qkv"
 LAST = "final_layer.adaLN_modulation.1"

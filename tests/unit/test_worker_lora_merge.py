@@ -5,8 +5,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shared.adapters.kinds import LayerUpdate
-from shared.adapters.names import Rows, Target, parse_target
+from shared.adapters.names import parse_target
 from shared.errors import AdapterMismatch, AdapterNotFound, AdapterRefused
+from shared.layer_names import Rows, Target
 from worker.checkpoint.tensor_names import layer_parts
 from worker.lora.hot_swap import AdapterSwapper
 from worker.lora.load import read_adapter

@@ -1,7 +1,7 @@
-"""How Black Forest Labs name FLUX.2's tensors, and where each of them lies in diffusers' modules.
+"""Map each parameter of diffusers' modules to the tensor of Black Forest Labs' files that holds it.
 
-Checkpoints and adapters speak BFL's names; the modules that run are diffusers'. This table is the one place where the
-two meet: `worker.model.load` reads checkpoints through it and `worker.lora.merge` finds weights through it.
+Checkpoints and adapters use Black Forest Labs' (BFL's) names; the modules that run are diffusers'. The loader reads
+checkpoints through this map, and an adapter swap finds the weights of a layer through it.
 """
 
 from __future__ import annotations
@@ -14,15 +14,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from shared.layer_names import DOUBLE_BLOCK_LAYERS, LAYERS, SINGLE_BLOCK_LAYERS, Target
+
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a diffusers tensor comes from: parts of one BFL tensor's rows, in this order.
+    """The BFL tensor that a diffusers tensor comes from, and which of its rows.
 
     Attributes:
-        tensor: BFL's name; in the tables below, of the module without its last name.
-        parts: which of `of` equal parts of the rows, e.g. (1, 0) of 2 swaps the halves.
-        leaf: BFL's last name where it is not diffusers'.
+        tensor: BFL's name; in the tables below, of the module without the tensor's own name.
+        parts: numbers of equal parts of the rows, in order; (1, 0) swaps two halves.
+        of: how many parts the rows are divided into.
+        leaf: BFL's name of the tensor inside its module, if diffusers has another.
     """
 
     tensor: str
@@ -31,7 +34,7 @@ class Origin:
     leaf: str | None = None
 
     def select_rows(self, tensor: Tensor) -> Tensor:
-        """Pick this origin's rows of a BFL tensor, or of an update to one; a view where the rows are adjacent."""
+        """Return this origin's rows of a BFL tensor, or of an update to one; a view if the rows are adjacent."""
         if self.of == 1:
             return tensor
         rows = tensor.chunk(self.of)
@@ -40,49 +43,25 @@ class Origin:
 
 
 class LayerPart(NamedTuple):
-    """One diffusers parameter that holds rows of a BFL linear layer."""
+    """A diffusers parameter that holds rows of a BFL linear layer."""
 
     parameter: str
     origin: Origin
 
 
-_TRANSFORMER = {
-    "x_embedder": Origin("img_in"),
-    "context_embedder": Origin("txt_in"),
-    "time_guidance_embed.timestep_embedder.linear_1": Origin("time_in.in_layer"),
-    "time_guidance_embed.timestep_embedder.linear_2": Origin("time_in.out_layer"),
-    "time_guidance_embed.guidance_embedder.linear_1": Origin("guidance_in.in_layer"),
-    "time_guidance_embed.guidance_embedder.linear_2": Origin("guidance_in.out_layer"),
-    "double_stream_modulation_img.linear": Origin("double_stream_modulation_img.lin"),
-    "double_stream_modulation_txt.linear": Origin("double_stream_modulation_txt.lin"),
-    "single_stream_modulation.linear": Origin("single_stream_modulation.lin"),
-    # BFL's rows are shift, scale; diffusers' are scale, shift.
-    "norm_out.linear": Origin("final_layer.adaLN_modulation.1", parts=(1, 0), of=2),
-    "proj_out": Origin("final_layer.linear"),
-}
+def _origins(layers: Mapping[str, Target]) -> dict[str, Origin]:
+    return {module: Origin(target.layer, *target.rows) for module, target in layers.items()}
 
-_DOUBLE_BLOCK = {
-    "attn.to_q": Origin("img_attn.qkv", parts=(0,), of=3),
-    "attn.to_k": Origin("img_attn.qkv", parts=(1,), of=3),
-    "attn.to_v": Origin("img_attn.qkv", parts=(2,), of=3),
+
+# Modules of diffusers' transformer. Norms are no linear layers, so no adapter names them: they are only here.
+_TRANSFORMER = _origins(LAYERS)
+_DOUBLE_BLOCK = _origins(DOUBLE_BLOCK_LAYERS) | {
     "attn.norm_q": Origin("img_attn.norm.query_norm", leaf="scale"),
     "attn.norm_k": Origin("img_attn.norm.key_norm", leaf="scale"),
-    "attn.to_out.0": Origin("img_attn.proj"),
-    "ff.linear_in": Origin("img_mlp.0"),
-    "ff.linear_out": Origin("img_mlp.2"),
-    "attn.add_q_proj": Origin("txt_attn.qkv", parts=(0,), of=3),
-    "attn.add_k_proj": Origin("txt_attn.qkv", parts=(1,), of=3),
-    "attn.add_v_proj": Origin("txt_attn.qkv", parts=(2,), of=3),
     "attn.norm_added_q": Origin("txt_attn.norm.query_norm", leaf="scale"),
     "attn.norm_added_k": Origin("txt_attn.norm.key_norm", leaf="scale"),
-    "attn.to_add_out": Origin("txt_attn.proj"),
-    "ff_context.linear_in": Origin("txt_mlp.0"),
-    "ff_context.linear_out": Origin("txt_mlp.2"),
 }
-
-_SINGLE_BLOCK = {
-    "attn.to_qkv_mlp_proj": Origin("linear1"),
-    "attn.to_out": Origin("linear2"),
+_SINGLE_BLOCK = _origins(SINGLE_BLOCK_LAYERS) | {
     "attn.norm_q": Origin("norm.query_norm", leaf="scale"),
     "attn.norm_k": Origin("norm.key_norm", leaf="scale"),
 }
@@ -92,12 +71,7 @@ _ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_o
 
 
 def transformer_origins(transformer: nn.Module) -> dict[str, Origin]:
-    """Return the origin of every parameter of a Flux2Transformer2DModel.
-
-    Source:
-        The same pairs as convert_flux2_transformer_checkpoint_to_diffusers in diffusers'
-        loaders/single_file_utils.py, written as data so that updates can be addressed as well as tensors loaded.
-    """
+    """Return the origin of every parameter of a Flux2Transformer2DModel."""
     modules = dict(_TRANSFORMER)
     for kind, ours, block in (
         ("transformer_blocks", "double_blocks", _DOUBLE_BLOCK),
@@ -113,8 +87,8 @@ def autoencoder_origins(autoencoder: nn.Module) -> dict[str, Origin]:
     """Return the origin of every parameter and buffer of an AutoencoderKLFlux2.
 
     Source:
-        scripts/convert_flux2_to_diffusers.py of diffusers: BFL number the up blocks from the image inwards and keep
-        the quantisation convolutions inside the encoder and decoder.
+        scripts/convert_flux2_to_diffusers.py of diffusers. BFL number the up blocks from the image inwards and put the
+        quantisation convolutions inside the encoder and decoder.
     """
     modules = {"bn": "bn", "quant_conv": "encoder.quant_conv", "post_quant_conv": "decoder.post_quant_conv"}
     for side, stage, sampler in (("encoder", "down", "downsample"), ("decoder", "up", "upsample")):
@@ -136,7 +110,7 @@ def autoencoder_origins(autoencoder: nn.Module) -> dict[str, Origin]:
 def layer_parts(transformer: nn.Module) -> dict[str, tuple[LayerPart, ...]]:
     """Return, for each BFL linear layer, the parameters that together hold its weight.
 
-    These are all the layers an adapter may name, by module path without `.weight`.
+    Keys are module paths without `.weight`: every layer that an adapter may name.
     """
     parameters = dict(transformer.named_parameters())
     parts: dict[str, tuple[LayerPart, ...]] = {}
@@ -157,7 +131,7 @@ def layer_shapes(transformer: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def tensor_parts(module: nn.Module, origins: Mapping[str, Origin]) -> dict[str, tuple[Tensor, ...]]:
-    """Return the parts of each BFL tensor, in the order of its rows, where they lie in a module of diffusers'."""
+    """Return each BFL tensor as the parts, in the order of its rows, that a diffusers module holds."""
     state, pieces = module.state_dict(), dict[str, dict[int, Tensor]]()
     for name, origin in origins.items():
         parts = state[name].chunk(len(origin.parts)) if len(origin.parts) > 1 else (state[name],)
@@ -166,7 +140,7 @@ def tensor_parts(module: nn.Module, origins: Mapping[str, Origin]) -> dict[str, 
 
 
 def join_rows(parts: Sequence[Tensor]) -> Tensor:
-    """Return parts as one tensor: a view where each lies behind the one before it in one storage, else a copy."""
+    """Return parts as one tensor: a view if they follow each other in one storage, otherwise a copy."""
     first = parts[0]
     if len(parts) == 1:
         return first
@@ -185,7 +159,7 @@ def _inside(names: Mapping[str, str], module: str, ours: str) -> dict[str, str]:
 
 
 def _by_tensor(module: nn.Module, modules: Mapping[str, Origin]) -> dict[str, Origin]:
-    """Complete the origins of modules to those of the tensors that `module` really has."""
+    """Turn origins of modules into origins of the tensors that `module` has."""
     origins: dict[str, Origin] = {}
     for name in module.state_dict():
         path, _, leaf = name.rpartition(".")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from shared.adapters.kinds import LayerUpdate
-from shared.adapters.names import WHOLE
 from shared.errors import AdapterRefused, WeightsLost
+from shared.layer_names import WHOLE
 from worker.checkpoint.reader import Reader, already_complete
 from worker.checkpoint.tensor_names import LayerPart, Origin, layer_parts
 from worker.kernels.checksum import checksum

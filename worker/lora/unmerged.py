@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from shared.adapters.kinds import LayerUpdate
-from shared.adapters.names import WHOLE, Rows
+from shared.layer_names import WHOLE, Rows
 from worker.checkpoint.tensor_names import LayerPart, Origin
 from worker.lora.load import Adapter
 from worker.lora.unmerged_update import ForwardPatch, UnmergedUpdate, forward_patch

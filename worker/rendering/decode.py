@@ -1,4 +1,4 @@
-"""From latents to pixels."""
+"""Decode latents to pixels, whole or in tiles."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-#: Side of a tile; a whole decode of 1024x1024 needs four times the memory of one.
+#: Side of a tile; a whole decode of 1024x1024 needs four times its memory.
 TILE_PIXELS = 512
 
 
 def unpatchify(latents: Tensor) -> Tensor:
     """Undo the 2x2 packing: (batch, 4 * channels, rows, columns) to (batch, channels, 2 * rows, 2 * columns)."""
     batch, packed, rows, columns = latents.shape
-    patches = latents.reshape(batch, packed // 4, 2, 2, rows, columns)  # channel, row and column inside the patch
+    # Channel, then row and column inside the patch: the order in which the autoencoder packs.
+    patches = latents.reshape(batch, packed // 4, 2, 2, rows, columns)
     return patches.permute(0, 1, 4, 2, 5, 3).reshape(batch, packed // 4, 2 * rows, 2 * columns)
 
 
@@ -43,7 +44,7 @@ def to_image(decoded: Tensor) -> Image.Image:
 
 @contextmanager
 def tiled(autoencoder: Any, *, pixels: int = TILE_PIXELS) -> Iterator[None]:
-    """Let diffusers' autoencoder decode anything larger than a tile in tiles meanwhile."""
+    """Make diffusers' autoencoder decode in tiles inside the `with` block."""
     before = autoencoder.tile_sample_min_size, autoencoder.tile_latent_min_size
     autoencoder.tile_sample_min_size = pixels
     autoencoder.tile_latent_min_size = pixels // 2 ** (len(autoencoder.config.block_out_channels) - 1)

@@ -1,7 +1,7 @@
 """The denoising loop.
 
-It is written out, without a scheduler object, because each rounding counts in bfloat16: AI Toolkit makes the timestep
-directly in the latents' dtype and adds the step in that dtype, where diffusers' scheduler works in float32.
+There is no scheduler object, because every rounding counts in bfloat16: AI Toolkit creates the timestep in the latents'
+dtype and adds the step in that dtype, where diffusers' scheduler works in float32.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Call:
         latents: (batch, tokens, channels).
         timestep: (batch,), 0 to 1, in the latents' dtype.
         prompt_embeds: (batch, text tokens, width).
-        img_ids: (batch, tokens, 4) or (tokens, 4), as is `txt_ids` for the text tokens.
+        img_ids, txt_ids: (batch, tokens, 4) or (tokens, 4), of image and text tokens.
         guidance: (batch,); models without an embedder for it ignore it.
     """
 
@@ -58,7 +58,7 @@ def predict(transformer: Any, call: Call) -> Tensor:
 def distilled_velocity(
     transformer: Any, *, prompt_embeds: Tensor, img_ids: Tensor, txt_ids: Tensor, guidance_scale: float
 ) -> Velocity:
-    """Return the velocity of one pass, with the guidance as an input; models without an embedder for it ignore it.
+    """Return the velocity of one pass that has the guidance as an input; models without an embedder ignore it.
 
     Args:
         prompt_embeds: (batch, text tokens, width).
@@ -74,16 +74,15 @@ def distilled_velocity(
 
 
 def guided_velocity(conditional: Velocity, unconditional: Velocity, *, guidance_scale: float) -> Velocity:
-    """Return the velocity under classifier-free guidance: two passes, from the negative prompt's past the prompt's.
-
-    Two passes and not a batch of two, so that memory and the kernels' rounding are those of AI Toolkit.
+    """Return the velocity under classifier-free guidance, which extrapolates from the negative prompt to the prompt.
 
     Source:
-        Ho and Salimans 2022, "Classifier-Free Diffusion Guidance", https://arxiv.org/abs/2207.12598, with the scale
-        counted from 1.
+        Ho and Salimans 2022, "Classifier-Free Diffusion Guidance", https://arxiv.org/abs/2207.12598, with a scale of 1
+        for no guidance.
     """
 
     def velocity(latents: Tensor, timestep: Tensor) -> Tensor:
+        # Two passes instead of a batch of two, so that memory and the kernels' rounding are AI Toolkit's.
         towards, away = conditional(latents, timestep), unconditional(latents, timestep)
         return away + guidance_scale * (towards - away)
 

@@ -1,4 +1,4 @@
-"""What an engine does, whoever's code it runs; `worker.rendering.renderer` does the rest around it."""
+"""The interface of an engine, the code that turns noise into an image; `worker.rendering.renderer` runs one."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from worker.rendering.denoise import Call, OnStep
 
 @dataclass(frozen=True)
 class Run:
-    """What the denoising of a batch of images is told.
+    """The parameters of one denoising, of one image or of a batch of equal size.
 
     Attributes:
         steps: 1 or more.
         prompt_embeds: (batch, text tokens, width), in the transformer's dtype.
-        negative_prompt_embeds: what true classifier-free guidance leads away from; None for one pass a step.
+        negative_prompt_embeds: for classifier-free guidance with two passes a step; None for one pass.
     """
 
     steps: int
@@ -40,7 +40,7 @@ class Engine(Protocol):
 
     @property
     def name(self) -> str:
-        """As a request asks for it."""
+        """The name that requests use."""
 
     @property
     def requirement(self) -> str:
@@ -60,11 +60,11 @@ class Engine(Protocol):
 
     @property
     def versions(self) -> dict[str, str]:
-        """Of the packages whose code runs."""
+        """Versions of the packages whose code runs."""
 
     @property
     def transformer(self) -> nn.Module:
-        """The module that predicts."""
+        """The transformer that `predict` runs."""
 
     def predict(self, call: Call) -> Tensor:
         """Run the transformer once; returns the velocity, (batch, tokens, channels)."""

@@ -1,4 +1,4 @@
-"""Latents: the starting noise, how positions become tokens, and the coordinates that tell tokens apart."""
+"""Latents: the starting noise, the order in which positions become tokens, and the tokens' coordinates."""
 
 from __future__ import annotations
 
@@ -12,23 +12,20 @@ PIXELS = 16
 def noise(seed: int, *, channels: int, height: int, width: int, dtype: torch.dtype) -> Tensor:
     """Draw one image's starting noise, (1, channels, height / 16, width / 16), on the CPU.
 
-    Drawn in float32 and rounded to the dtype of the embeddings. That is what AI Toolkit's draw in that dtype gives with
-    the torch it installs (2.13); torch 2.11 draws other bfloat16 numbers, and so other images altogether. Noise that
-    stayed in float32 would be a third thing. Each image has its own generator, so images of a batch equal images
-    rendered alone.
-
     Args:
-        height: in pixels, a multiple of 16, as is `width`.
+        height, width: in pixels, multiples of 16.
+        dtype: of the prompt's embeddings.
     """
+    # One generator an image, so that an image does not depend on the batch that it is rendered in.
     generator = torch.Generator("cpu").manual_seed(seed)
+    # AI Toolkit draws in `dtype`. With the torch that it installs (2.13) that equals a rounded float32 draw. Torch 2.11
+    # draws other bfloat16 numbers, so other images; noise that stayed in float32 would give a third image.
     return torch.randn((1, channels, height // PIXELS, width // PIXELS), generator=generator).to(dtype)
 
 
 def pack(latents: Tensor) -> Tensor:
-    """Turn (batch, channels, rows, columns) into tokens, (batch, rows * columns, channels).
-
-    In memory in that order, as AI Toolkit's are: on a GPU the layout picks the kernel of the first layer.
-    """
+    """Turn (batch, channels, rows, columns) into tokens, (batch, rows * columns, channels)."""
+    # Contiguous in this order, like AI Toolkit's: on a GPU the layout decides which kernel the first layer uses.
     return latents.flatten(2).transpose(1, 2).contiguous()
 
 
@@ -49,5 +46,6 @@ def text_ids(tokens: int, *, device: torch.device | None = None) -> Tensor:
 
 
 def _grid(*sizes: int, device: torch.device | None) -> Tensor:
-    """Count in every dimension, on the device: a copy to it would wait behind weights that are on their way."""
+    """Return all combinations of coordinates below `sizes`."""
+    # Made on the device: a copy from the host would wait behind base weights that are being copied there.
     return torch.cartesian_prod(*(torch.arange(size, device=device) for size in sizes))

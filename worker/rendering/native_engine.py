@@ -1,4 +1,4 @@
-"""This project's engine: diffusers' modules, rounding where AI Toolkit's do, and the loop of `denoise`."""
+"""This project's engines: diffusers' modules that round where AI Toolkit's do, and the loop of `denoise`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from worker.rendering.sigmas import sigmas
 
 
 class ExactEngine:
-    """Runs the modules of `components`."""
+    """Runs the modules of `components`; its images have AI Toolkit's bits."""
 
     name: ClassVar[EngineName] = "exact"
     requirement: ClassVar[str] = "FLUX2_MODEL_PRECISION must be bf16, fp32 or qfloat8"
@@ -59,7 +59,7 @@ class ExactEngine:
 
 
 class FastEngine(ExactEngine):
-    """Runs the modules of `components` over float8 weights, see `worker.model.fp8`: the same loop, and other bits."""
+    """Runs the modules of `components` with float8 weights (`worker.model.fp8`), faster and with other bits."""
 
     name: ClassVar[EngineName] = "fast"
     requirement: ClassVar[str] = "FLUX2_MODEL_PRECISION must be fp8"

@@ -1,18 +1,18 @@
-"""Prompts to embeddings.
+"""Turn prompts into embeddings.
 
-The message format and the system message are diffusers', which are the trainer's; Qwen3 gets the prompt alone and is
-told not to think. Pad tokens keep their rows, on the side that the tokenizer pads, and the transformer attends to them:
-that is how FLUX.2 was trained.
+The message format and the system message are diffusers', which the trainer uses too; Qwen3 gets the prompt alone, with
+thinking switched off. Pad tokens keep their rows, on the side that the tokenizer pads, and the transformer attends to
+them: FLUX.2 was trained that way.
 """
 
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from cachetools import LRUCache
 from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -32,7 +32,7 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, prompt: str, *, family: Family 
     text = _CHATS[family](tokenizer, prompt)
     encoded = tokenizer(
         text,
-        # As the processor: templates write the first token themselves, and it must not come twice.
+        # As the processor does: templates write the first token themselves, and it must not come twice.
         add_special_tokens=not (tokenizer.bos_token and text.startswith(tokenizer.bos_token)),
         padding="max_length",
         truncation=True,
@@ -43,7 +43,7 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, prompt: str, *, family: Family 
 
 
 def embed(text_encoder: Any, ids: Tensor, mask: Tensor) -> Tensor:
-    """Return (batch, tokens, 3 * width): each token's hidden states of the family's three layers, side by side."""
+    """Return (batch, tokens, 3 * width): each token's hidden states of the family's three layers, concatenated."""
     output = text_encoder(input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
     chosen = family_of(text_encoder.config).hidden_states
     return torch.cat([output.hidden_states[index] for index in chosen], dim=-1)
@@ -68,10 +68,10 @@ _CHATS: dict[Family, Callable[[PreTrainedTokenizerFast, str], str]] = {MISTRAL: 
 
 
 class PromptEncoder:
-    """Encodes prompts and remembers the last ones: a job's items often differ in seed only. Threads may share it.
+    """Encodes prompts and caches the most recent ones: a job's items often differ in seed only. Threads may share it.
 
     Args:
-        cache_size: prompts remembered, in host memory; one takes 15.7 MB at full size.
+        cache_size: prompts cached in host memory, 0 or more; one takes 15.7 MB at full size.
     """
 
     def __init__(
@@ -81,17 +81,17 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._family = family_of(text_encoder.config)
         self._device = device
-        self._cache: OrderedDict[str, Tensor] = OrderedDict()
-        self._cache_size = cache_size
-        self._one_at_a_time = threading.Lock()
+        self._cache: LRUCache[str, Tensor] = LRUCache(cache_size)
+        # One pass at a time: a streamed text encoder cannot interleave two (`worker.model.layer_streaming`).
+        self._lock = threading.Lock()
 
     def check(self, prompt: str) -> None:
-        """Refuse what `encode` would, without any work; Qwen3 has no image token to hide.
+        """Refuse a prompt that `encode` would refuse, without encoding it.
 
         Raises:
             InvalidRequest: see `shared.prompt.check_prompt`.
         """
-        if self._family is MISTRAL:
+        if self._family is MISTRAL:  # Qwen3 has no image token that a prompt could contain
             check_prompt(prompt)
 
     def encode(self, prompt: str) -> Tensor:
@@ -100,12 +100,14 @@ class PromptEncoder:
         Raises:
             InvalidRequest: see `shared.prompt.check_prompt`.
         """
-        with self._one_at_a_time:
-            if prompt not in self._cache:
-                ids, mask = tokenize(self._tokenizer, prompt, family=self._family)
-                self._cache[prompt] = embed(self._text_encoder, ids.to(self._device), mask.to(self._device)).cpu()
-            self._cache.move_to_end(prompt)
-            embeds = self._cache[prompt]
-            while len(self._cache) > self._cache_size:
-                self._cache.popitem(last=False)
+        with self._lock:
+            embeds: Tensor | None = self._cache.get(prompt)
+            if embeds is None:
+                embeds = self._encode(prompt)
+                if self._cache.maxsize > 0:
+                    self._cache[prompt] = embeds
         return embeds.to(self._device)
+
+    def _encode(self, prompt: str) -> Tensor:
+        ids, mask = tokenize(self._tokenizer, prompt, family=self._family)
+        return embed(self._text_encoder, ids.to(self._device), mask.to(self._device)).cpu()

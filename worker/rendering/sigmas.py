@@ -10,13 +10,13 @@ import math
 
 import torch
 
-# The shift grows linearly with the number of image tokens through these two points, and beyond them.
+# The shift is a straight line through these two points, extended to any number of image tokens.
 _TOKENS = (256, 4096)
 _SHIFTS = (0.5, 1.15)
 
 
 def shift(image_tokens: int) -> float:
-    """Return mu, the logarithm by which the schedule leans to high noise; more tokens, more noise."""
+    """Return mu, the exponent that shifts the schedule to high noise; it grows with the number of tokens."""
     slope = (_SHIFTS[1] - _SHIFTS[0]) / (_TOKENS[1] - _TOKENS[0])
     return slope * image_tokens + (_SHIFTS[0] - slope * _TOKENS[0])
 
@@ -30,7 +30,7 @@ def sigmas(steps: int, image_tokens: int) -> list[float]:
 
     Source:
         get_schedule in https://github.com/black-forest-labs/flux2/blob/main/src/flux2/sampling.py with AI Toolkit's
-        line for mu, evaluated in float32 as there; s(t) = e^mu / (e^mu + 1/t - 1).
+        line for mu, both evaluated in float32; s(t) = e^mu / (e^mu + 1/t - 1).
     """
     times = torch.linspace(1, 0, steps + 1)
     weight = math.exp(shift(image_tokens))

@@ -1,7 +1,7 @@
-"""AI Toolkit's own FLUX.2 classes, from a checkout that the user has; nothing of it is part of this project.
+"""Import AI Toolkit's FLUX.2 classes from the user's own checkout; this project contains none of its code.
 
-Only the files that hold those classes are imported, by their place: the packages above them import every model family
-and dozens of packages. Where they name such a package, an empty one stands in for it while they are imported.
+Only the files that define those classes are imported, by path: the packages around them import every model family and
+dozens of libraries. While they are imported, an empty package replaces each package that they name but do not need.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import transformers
 from shared.errors import CheckpointError
 
 _FLUX2 = Path("extensions_built_in/diffusion_models/flux2")
-# By file, in the order of their imports of each other: what is used of each.
+# The classes used, by file. A file that imports another comes after it.
 _CLASSES = {
     _FLUX2 / "src/model.py": ("Flux2", "Flux2Params"),
     _FLUX2 / "src/autoencoder.py": ("AutoEncoder", "AutoEncoderParams", "AutoEncoderSmallDecoderParams"),
@@ -31,22 +31,22 @@ _CLASSES = {
     _FLUX2 / "src/pipeline.py": ("Flux2Pipeline",),
     Path("toolkit/samplers/custom_flowmatch_sampler.py"): ("CustomFlowMatchEulerDiscreteScheduler",),
 }
-# Files of which a constant is read and nothing run.
+# Files that are parsed for a constant and never run.
 _MODEL = _FLUX2 / "flux2_model.py"
 _VERSION = Path("version.py")
 
 
 @dataclass(frozen=True)
 class Toolkit:
-    """What is used of a checkout, under its own names.
+    """The classes and constants of a checkout that this project uses.
 
     Attributes:
-        version: AI Toolkit's.
+        version: of AI Toolkit.
         transformer: Flux2(Flux2Params); its weights have BFL's names.
         autoencoder: AutoEncoder(AutoEncoderParams).
-        small_decoder_params: AutoEncoderSmallDecoderParams, whose decoder has a width of its own.
+        small_decoder_params: AutoEncoderSmallDecoderParams, for a decoder narrower than the encoder.
         pipeline: Flux2Pipeline, the loop that previews run.
-        scheduler: CustomFlowMatchEulerDiscreteScheduler, which the pipeline is given though it asks it nothing.
+        scheduler: CustomFlowMatchEulerDiscreteScheduler; the pipeline takes one but does not call it.
         scheduler_config: the scheduler's keyword arguments.
     """
 
@@ -66,12 +66,13 @@ def load_toolkit(root: Path) -> Toolkit:
     """Import AI Toolkit's classes from the checkout at `root`.
 
     Raises:
-        CheckpointError: no checkout is there, it lacks a file or a class, or a package that it needs is not installed.
+        CheckpointError: the folder is no checkout, or lacks a file or a class, or a package that it needs is missing.
     """
     for file in (*_CLASSES, _MODEL, _VERSION):
         if not (root / file).is_file():
-            raise CheckpointError(f"{root}: no checkout of AI Toolkit with FLUX.2: {file} is not there")
-    # pipeline.py imports these; resolved here, because transformers looks for torchvision meanwhile and remembers it.
+            raise CheckpointError(f"{root}: not a checkout of AI Toolkit with FLUX.2: {file} is missing")
+    # pipeline.py imports these. Resolve them first: transformers looks for torchvision while it resolves them and
+    # remembers the answer, which must not be the empty package below.
     _ = transformers.AutoProcessor, transformers.Mistral3ForConditionalGeneration
     found = {name: used for file, names in _CLASSES.items() for name, used in _used(root.resolve(), file, names)}
     return Toolkit(
@@ -111,7 +112,7 @@ _PACKAGE = "ai_toolkit_"
 
 
 def _package(folder: Path) -> str:
-    """Register an empty package over `folder`, so that the files' imports of each other work; return its name."""
+    """Register an empty package for `folder`, so that the files can import each other; return its name."""
     name = f"{_PACKAGE}{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
     if name not in sys.modules:
         sys.modules[name] = _empty_package(name, folder)
@@ -126,14 +127,14 @@ def _empty_package(name: str, folder: Path | None) -> ModuleType:
 
 
 def _torchvision_for(file: Path) -> Any:
-    """Stand in for torchvision, if it is not installed: `sampling.py` uses it for control images alone."""
+    """Replace torchvision if it is not installed: `sampling.py` uses it for control images only."""
     installed = "torchvision" in sys.modules or importlib.util.find_spec("torchvision")
     return nullcontext() if installed or file.name != "sampling.py" else _stand_in("torchvision", None)
 
 
 @contextmanager
 def _stand_in(name: str, folder: Path | None) -> Iterator[None]:
-    """Put an empty package in the place of one of that name, installed or not, for one import."""
+    """Replace the package of this name, installed or not, by an empty one inside the `with` block."""
     aside = _take_out(name)
     sys.modules[name] = _empty_package(name, folder)
     try:
@@ -144,13 +145,13 @@ def _stand_in(name: str, folder: Path | None) -> Iterator[None]:
 
 
 def _take_out(name: str) -> dict[str, ModuleType]:
-    """Remove a package and what lies in it from the imported modules; return them."""
+    """Remove a package and its submodules from the imported modules; return them."""
     inside = [module for module in sys.modules if module == name or module.startswith(f"{name}.")]
     return {module: sys.modules.pop(module) for module in inside}
 
 
 def _constant(file: Path, name: str) -> Any:
-    """Read a literal that is assigned to `name` at the top of a file, without running it."""
+    """Return the literal that a file assigns to `name` at its top level, without running the file."""
     try:
         body = ast.parse(file.read_text(), file.name).body
         for line in body:
@@ -162,4 +163,4 @@ def _constant(file: Path, name: str) -> Any:
 
 
 def _unknown_version(file: Path, name: str) -> CheckpointError:
-    return CheckpointError(f"{file} has no {name}; this is not a version of AI Toolkit known here")
+    return CheckpointError(f"{file} has no {name}; this version of AI Toolkit is not supported")

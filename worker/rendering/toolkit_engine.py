@@ -1,8 +1,7 @@
 """AI Toolkit's engine: its own transformer, autoencoder, pipeline and scheduler, over the weights of this project.
 
-No weight is loaded twice. Its modules are given the tensors that diffusers' modules already hold, so that what is
-merged into one is merged into the other; only the two halves of the last modulation lie in another order there and are
-copied.
+No weight is loaded twice. Its modules share the tensors of diffusers' modules, so an adapter merged into one is merged
+into the other. Only the last modulation is copied: its two halves are in another order there.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from worker.rendering.engine import Run, package_versions
 from worker.rendering.latents import PIXELS
 from worker.rendering.toolkit_checkout import Toolkit
 
-# A counter of training, which some files leave out.
+# A counter of training that some files leave out; decoding never reads it.
 _OPTIONAL = frozenset({"bn.num_batches_tracked"})
 
 
@@ -35,7 +34,8 @@ class ToolkitEngine:
     Args:
         transformer: a `Flux2`.
         autoencoder: an `AutoEncoder`.
-        copies: tensors of the transformer that hold what others do, joined; brought up to date before each run.
+        copies: tensors of the transformer that cannot be shared, each with the parts that it is joined from; they are
+            refreshed before each run, because a swap changes the parts.
     """
 
     name: ClassVar[EngineName] = "ai-toolkit"
@@ -80,7 +80,7 @@ class ToolkitEngine:
         # Nothing encodes an image here, and the class cannot express an encoder and a decoder of different widths.
         autoencoder.encoder = nn.Identity()
         copies = _share(transformer, ours, transformer_origins(ours))
-        _share(autoencoder, components.autoencoder, autoencoder_origins(components.autoencoder), leaving="encoder.")
+        _share(autoencoder, components.autoencoder, autoencoder_origins(components.autoencoder), skip="encoder.")
         return cls(toolkit, transformer, autoencoder, copies=copies)
 
     def predict(self, call: Call) -> Tensor:
@@ -98,7 +98,7 @@ class ToolkitEngine:
     def denoise(self, noise: Tensor, run: Run, *, on_step: OnStep) -> Tensor:
         self._refresh()
         rows, columns = noise.shape[2:]
-        with self._told(run, on_step):
+        with self._count_steps(run, on_step):
             latents: Tensor = self._pipeline(
                 prompt_embeds=run.prompt_embeds,
                 negative_prompt_embeds=run.negative_prompt_embeds,
@@ -126,8 +126,8 @@ class ToolkitEngine:
             torch.cat(list(parts), out=copy)
 
     @contextmanager
-    def _told(self, run: Run, on_step: OnStep) -> Iterator[None]:
-        """Count the passes of the transformer, since the pipeline tells nobody; what `on_step` raises ends it."""
+    def _count_steps(self, run: Run, on_step: OnStep) -> Iterator[None]:
+        """Call `on_step` after each step, by counting passes: the pipeline has no callback. Its errors end the run."""
         passes, done = 1 if run.negative_prompt_embeds is None else 2, 0
 
         def count(*_: Any) -> None:
@@ -144,7 +144,7 @@ class ToolkitEngine:
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Make `state` the weights of one of AI Toolkit's modules, without a copy, and the module ready for inference.
+    """Make `state` the weights of one of AI Toolkit's modules, without a copy, and prepare it for inference.
 
     Raises:
         CheckpointError: a tensor is missing, unknown or of another shape.
@@ -160,22 +160,22 @@ def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _share(
-    theirs: nn.Module, ours: nn.Module, origins: Mapping[str, Origin], *, leaving: str | None = None
+    theirs: nn.Module, ours: nn.Module, origins: Mapping[str, Origin], *, skip: str | None = None
 ) -> list[tuple[Tensor, Sequence[Tensor]]]:
-    """Give AI Toolkit's module the tensors of ours; return those that had to be copied, and what of.
+    """Give AI Toolkit's module the tensors of ours; return the tensors that are copies, each with its parts.
 
     Args:
-        leaving: prefix of tensors that it does not get.
+        skip: prefix of tensors that it does not get.
     """
     found = tensor_parts(ours, origins)
-    parts = {name: tensors for name, tensors in found.items() if leaving is None or not name.startswith(leaving)}
+    parts = {name: tensors for name, tensors in found.items() if skip is None or not name.startswith(skip)}
     state = {name: join_rows(tensors) for name, tensors in parts.items()}
     shapes = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
     for name, tensor in state.items():
         if name in shapes and shapes[name] == (*tensor.shape, 1, 1):  # a 1x1 convolution that diffusers runs as linear
             state[name] = tensor[:, :, None, None]
     fill(theirs, state)
-    # Asked of the storage: a view of all parts begins where the first of them does.
+    # Compare storages, not addresses: a view of all parts begins where the first part begins.
     return [
         (state[name], tensors)
         for name, tensors in parts.items()
@@ -184,7 +184,7 @@ def _share(
 
 
 def _transformer_params(transformer: Any) -> dict[str, Any]:
-    """Return a Flux2Transformer2DModel's sizes in AI Toolkit's words."""
+    """Return a Flux2Transformer2DModel's sizes under AI Toolkit's parameter names."""
     config = transformer.config
     return {
         "in_channels": config.in_channels,
@@ -201,7 +201,7 @@ def _transformer_params(transformer: Any) -> dict[str, Any]:
 
 
 def _decoder_params(autoencoder: Any) -> dict[str, Any]:
-    """Return the sizes of an AutoencoderKLFlux2's decoder in AI Toolkit's words, which count channels in multiples."""
+    """Return an AutoencoderKLFlux2's decoder sizes under AI Toolkit's parameter names; widths are multiples of `ch`."""
     config = autoencoder.config
     widths = config.decoder_block_out_channels or config.block_out_channels
     unit = math.gcd(*widths)

@@ -1,0 +1,69 @@
+"""FLUX.2's linear layers: Black Forest Labs' names and, for each diffusers parameter, the rows of them that it holds.
+
+Adapter files may use either set of names; checkpoints use the first and the modules that run use the second. Both
+`shared.adapters.names` and `worker.checkpoint.tensor_names` read this table.
+
+Source:
+    The pairs of convert_flux2_transformer_checkpoint_to_diffusers in diffusers' loaders/single_file_utils.py.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Rows(NamedTuple):
+    """Some of `of` equal parts of a layer's rows, in order: (1, 0) of 2 is the lower half followed by the upper."""
+
+    parts: tuple[int, ...] = (0,)
+    of: int = 1
+
+    def overlaps(self, other: Rows) -> bool:
+        """Return whether both have a row in common; parts of different sizes count as overlapping."""
+        return self.of != other.of or not set(self.parts).isdisjoint(other.parts)
+
+
+WHOLE = Rows()
+
+
+class Target(NamedTuple):
+    """Rows of one linear layer; the layer is Black Forest Labs' module path without `.weight`."""
+
+    layer: str
+    rows: Rows = WHOLE
+
+
+#: Layers outside of the blocks, by diffusers' module path.
+LAYERS = {
+    "x_embedder": Target("img_in"),
+    "context_embedder": Target("txt_in"),
+    "time_guidance_embed.timestep_embedder.linear_1": Target("time_in.in_layer"),
+    "time_guidance_embed.timestep_embedder.linear_2": Target("time_in.out_layer"),
+    "time_guidance_embed.guidance_embedder.linear_1": Target("guidance_in.in_layer"),
+    "time_guidance_embed.guidance_embedder.linear_2": Target("guidance_in.out_layer"),
+    "double_stream_modulation_img.linear": Target("double_stream_modulation_img.lin"),
+    "double_stream_modulation_txt.linear": Target("double_stream_modulation_txt.lin"),
+    "single_stream_modulation.linear": Target("single_stream_modulation.lin"),
+    # Black Forest Labs' rows are shift, then scale; diffusers' are scale, then shift, in weights and in updates.
+    "norm_out.linear": Target("final_layer.adaLN_modulation.1", Rows((1, 0), 2)),
+    "proj_out": Target("final_layer.linear"),
+}
+
+#: Layers inside of a double-stream block (image and text apart), by diffusers' path in the block.
+DOUBLE_BLOCK_LAYERS = {
+    "attn.to_q": Target("img_attn.qkv", Rows((0,), 3)),
+    "attn.to_k": Target("img_attn.qkv", Rows((1,), 3)),
+    "attn.to_v": Target("img_attn.qkv", Rows((2,), 3)),
+    "attn.to_out.0": Target("img_attn.proj"),
+    "ff.linear_in": Target("img_mlp.0"),
+    "ff.linear_out": Target("img_mlp.2"),
+    "attn.add_q_proj": Target("txt_attn.qkv", Rows((0,), 3)),
+    "attn.add_k_proj": Target("txt_attn.qkv", Rows((1,), 3)),
+    "attn.add_v_proj": Target("txt_attn.qkv", Rows((2,), 3)),
+    "attn.to_add_out": Target("txt_attn.proj"),
+    "ff_context.linear_in": Target("txt_mlp.0"),
+    "ff_context.linear_out": Target("txt_mlp.2"),
+}
+
+#: Layers inside of a single-stream block (image and text as one sequence).
+SINGLE_BLOCK_LAYERS = {"attn.to_qkv_mlp_proj": Target("linear1"), "attn.to_out": Target("linear2")}
