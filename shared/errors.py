@@ -24,6 +24,7 @@
     - StorageUnavailable         the result could not be written
   + ServerFailed                 a process that this host needs is missing, did not start or ended
   + HeaderFault                  a safetensors header is unsound; its readers name the file and refuse it
+  + NotPinned                    a file's pages cannot be pinned; its reader copies them another way
   + CheckpointError              the base model's files cannot be used; raised at start, before any claim
   + CommandError                 a command cannot do its work; its message is all that the person sees
     - ApiError                   the API refused a call or cannot be reached
@@ -224,6 +225,13 @@ class HeaderFault(Flux2Error):
     """A safetensors header is unsound. Its readers catch this and raise an error that names the file."""
 
     code = "header_fault"
+
+
+class NotPinned(Flux2Error):
+    """A file's pages cannot be pinned for the GPU. The reader catches this and reads the file another way."""
+
+    code = "not_pinned"
+    implicates_device = False
 
 
 class CheckpointError(Flux2Error):

@@ -1,8 +1,15 @@
-"""What errors say of the device and of the process; a worker acts on that alone."""
+"""The tree of errors, and what they say about the device and the process: a worker acts on that alone."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
 
 import pytest
 
 from shared import errors
+
+ROOT = Path(__file__).parents[2]
 
 CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.Flux2Error)]
 
@@ -32,3 +39,28 @@ def test_an_error_that_a_broken_device_can_cause_implicates_it(name):
 def test_a_hung_upload_does_not_implicate_the_device():
     assert errors.Stalled("at step 1").implicates_device
     assert not errors.Stalled("at upload", implicates_device=False).implicates_device
+
+
+def test_the_drawn_tree_is_the_tree_of_the_classes():
+    drawn, ancestors = {}, []
+    for line in errors.__doc__.splitlines():
+        if match := re.match(r"( *)[*+.-] (\w+) ", line):
+            ancestors[len(match[1]) // 2 :] = [match[2]]
+            drawn[match[2]] = ancestors[-2] if len(ancestors) > 1 else "Exception"
+
+    classes = {name: kind for name, kind in vars(errors).items() if inspect.isclass(kind)}
+    assert drawn == {name: kind.__base__.__name__ for name, kind in classes.items()}
+
+
+def test_every_public_error_class_is_in_the_errors_module():
+    elsewhere = []
+    for package in ("api", "flux2_client", "shared", "worker"):
+        for file in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if not isinstance(node, ast.ClassDef) or node.name.startswith("_"):
+                    continue
+                bases = {base.id for base in node.bases if isinstance(base, ast.Name)}
+                if bases & {"Exception", "BaseException", *(kind.__name__ for kind in CLASSES)}:
+                    elsewhere.append((file.name, node.name))
+
+    assert {file for file, _ in elsewhere} == {"errors.py"}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shared.errors import CheckpointError
+from shared.errors import CheckpointError, NotPinned
 from worker.checkpoint import pinned_file
 from worker.checkpoint.fill import fill
 from worker.checkpoint.reader import Reader, Region
@@ -75,13 +75,11 @@ def test_a_file_is_locked_only_where_there_is_room_for_what_is_not_in_memory_yet
         monkeypatch.setattr(pinned_file, "_available_bytes", lambda: 4_000_000_000)
         pinned_file.check_room_to_pin(opened.fileno(), locked=0)  # it has just been written, so it is in memory
         monkeypatch.setattr(pinned_file, "_share_in_memory", lambda *_: 0.0)
-        with pytest.raises(
-            pinned_file.NotPinned, match=r"0\.0 GB of it are to be read, and 4\.0 GB of memory are available"
-        ):
+        with pytest.raises(NotPinned, match=r"0\.0 GB of it are to be read, and 4\.0 GB of memory are available"):
             pinned_file.check_room_to_pin(opened.fileno(), locked=0)
         monkeypatch.setattr(pinned_file, "_available_bytes", lambda: 9_000_000_000)
         pinned_file.check_room_to_pin(opened.fileno(), locked=4_000_000_000)
-        with pytest.raises(pinned_file.NotPinned, match=r"3\.9 GB of memory are available"):
+        with pytest.raises(NotPinned, match=r"3\.9 GB of memory are available"):
             pinned_file.check_room_to_pin(opened.fileno(), locked=5_100_000_000)
 
 
@@ -91,7 +89,7 @@ def test_a_file_that_cannot_be_mapped_is_not_locked(file, monkeypatch):
 
     monkeypatch.setattr(mmap, "mmap", no_such_device)
 
-    with file.open("rb") as opened, pytest.raises(pinned_file.NotPinned, match=r"cannot be mapped: .*No such device"):
+    with file.open("rb") as opened, pytest.raises(NotPinned, match=r"cannot be mapped: .*No such device"):
         pinned_file.check_room_to_pin(opened.fileno(), locked=0)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from shared.errors import NotPinned
 from worker.checkpoint.pinned import cuda_runtime
 
 logger = logging.getLogger("flux2.worker.checkpoint")
@@ -27,10 +28,6 @@ _SAMPLES = 64
 _PIECE_BYTES = 2**28  # each holds others' calls to the GPU up for 8 ms
 # The flag cudaHostRegisterReadOnly: the GPU is not going to write.
 _READ_ONLY = 8
-
-
-class NotPinned(Exception):
-    """Pages cannot be locked; they have to be read another way."""
 
 
 class PinnedFile:

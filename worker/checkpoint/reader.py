@@ -22,9 +22,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from shared.errors import CheckpointError
+from shared.errors import CheckpointError, NotPinned
 from worker.checkpoint.pinned import device_thread_pool, pin, side_stream
-from worker.checkpoint.pinned_file import NotPinned, PinnedFile, check_room_to_pin
+from worker.checkpoint.pinned_file import PinnedFile, check_room_to_pin
 
 logger = logging.getLogger("flux2.worker.checkpoint")
 
