@@ -43,6 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
     timeout_s = settings.redis.timeout_s
     services = Services(
         settings=settings,
+        # After a failed call the ledger refuses calls at once for one timeout: waiting callers would fill the thread pool.
         ledger=Ledger.connect(settings.redis.url, settings.queue, timeout_s=timeout_s, pause_s=timeout_s),
         store=store,
         storage_probe=StorageProbe(store),
@@ -51,6 +52,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Here and not above: threads run while the application is served, and building it must start nothing.
         caretaker = Caretaker(services.ledger, services.celery, settings.queue)
         courier = Courier(services.ledger, settings)
         services.threads[:] = [caretaker, *([courier] if settings.webhook.secret else [])]

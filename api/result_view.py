@@ -46,6 +46,7 @@ def _image(item: ItemView, store: ObjectStore, *, url_ttl_s: int) -> Image:
         width=result.width,
         height=result.height,
         **_request_parameters(item.spec),
+        # Signed anew for each answer: a URL that was stored with the job would expire.
         url=store.url(result.key, expires_s=url_ttl_s),
         url_expires_at=format_time(datetime.now(UTC) + timedelta(seconds=url_ttl_s)),
         sha256=result.sha256,

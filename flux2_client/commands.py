@@ -9,7 +9,7 @@ import typer
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
-# The commands import their modules when they run: a base installation has neither httpx2 nor Pillow.
+# Commands import their modules when they run: a base installation has neither httpx2 nor Pillow.
 
 
 @app.command()

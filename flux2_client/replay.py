@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from flux2_client.client import Client
-from flux2_client.similarity import Similarity, compare, draw_contact_sheet, find_trainer_samples
+from flux2_client.similarity import Similarity, compare_images, draw_contact_sheet, find_trainer_samples
 from shared.errors import ConfigRefused, ReplayFailed
 from shared.outputs import make_output_folder
 
@@ -90,7 +90,7 @@ def _compare(
         if ours.size != theirs.size:
             table.add_row(str(index), f"sizes differ: {ours.size} and {theirs.size}", "", "", path.name)
             continue
-        similarity = compare(ours, theirs)
+        similarity = compare_images(ours, theirs)
         row = (f"{similarity.mean:.2f}", str(similarity.maximum), f"{similarity.psnr_db:.1f}")
         table.add_row(str(index), *row, path.name)
         pairs.append((ours, theirs))

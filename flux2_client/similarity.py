@@ -34,7 +34,7 @@ class Similarity:
     psnr_db: float
 
 
-def compare(ours: Image.Image, theirs: Image.Image) -> Similarity:
+def compare_images(ours: Image.Image, theirs: Image.Image) -> Similarity:
     """Compare two RGB images of the same size.
 
     Raises:

@@ -24,7 +24,7 @@ def _refuse_nul(text: str) -> str:
 
 
 Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_refuse_nul)]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class StrictModel(BaseModel):
@@ -59,7 +59,7 @@ class LoraItem(StrictModel):
     path: Annotated[Text, Field(min_length=1)] = Field(
         description="File, relative to the adapter root.", examples=["my_lora_job/my_lora.safetensors"]
     )
-    network_multiplier: Annotated[Finite, Field(ge=-2, le=2)] | None = Field(
+    network_multiplier: Annotated[FiniteFloat, Field(ge=-2, le=2)] | None = Field(
         None, description="Strength of the adapter: 0 is the base model, 1 is as trained. Default: 1."
     )
     transformer: Literal["low", "high"] | None = Field(
@@ -79,7 +79,7 @@ class PromptItem(StrictModel):
         None, description="Height in pixels, rounded down to a multiple of the model's divisor (16). Default: 1024."
     )
     sample_steps: Annotated[int, Field(ge=1, le=150)] | None = Field(None, description="Denoising steps. Default: 25.")
-    guidance_scale: Annotated[Finite, Field(ge=0, le=20)] | None = Field(
+    guidance_scale: Annotated[FiniteFloat, Field(ge=0, le=20)] | None = Field(
         None, description="How closely the image follows the prompt. Default: 4.0."
     )
     seed: Annotated[int, Field(ge=-1, lt=2**63)] | None = Field(

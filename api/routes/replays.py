@@ -40,6 +40,7 @@ def submit_replay(
     limit = services.settings.api.max_prompts
     if len(plan.samples) > limit:
         raise InvalidRequest(f"{len(plan.samples)} samples; use at most {limit} in one config", field="config")
+    # A sample beyond the limits is answered like a field of a body beyond them: 422 with the field's path.
     try:
         requests = _REQUESTS.validate_python(plan.requests)
     except ValidationError as error:

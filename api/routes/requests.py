@@ -66,7 +66,7 @@ def cancel(request_id: RequestIdPath, services: ServicesDep) -> Status:
 @router.get("", summary="List jobs", responses=_INVALID)
 def list_requests(
     services: ServicesDep,
-    limit: Annotated[int, Query(ge=1, le=200, description="Jobs a page.")] = 50,
+    limit: Annotated[int, Query(ge=1, le=200, description="Number of jobs on a page.")] = 50,
     cursor: Annotated[
         str | None, Query(description="`next_cursor` of the previous page.", pattern="^[0-9a-f]{1,13}$")
     ] = None,

@@ -33,7 +33,7 @@ class Image(BaseModel):
     size_bytes: int = Field(description="Size of the file.")
     adapters: list[AdapterReport] = Field(description="What each adapter changed in the base model.")
     pipeline: PipelineReport = Field(description="The software, precision and device that rendered it.")
-    timings: dict[str, float] = Field(description="Seconds by stage.")
+    timings: dict[str, float] = Field(description="Seconds spent in each stage.")
 
 
 class Outputs(BaseModel):

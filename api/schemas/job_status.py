@@ -17,7 +17,7 @@ class ItemStatus(BaseModel):
     index: int = Field(description="Index of its prompt in the request.")
     status: JobStatus
     attempt: int = Field(
-        description="Attempts so far, a running one included; what a stopping worker returns does not count."
+        description="Attempts so far, including a running one. One that a stopping worker gave back does not count."
     )
     progress: Progress | None = Field(description="Null unless it runs.")
     error: ItemError | None = Field(description="Null unless it failed.")
@@ -39,7 +39,9 @@ class Status(BaseModel):
     request_id: str
     status: JobStatus
     model: str
-    cancel_requested: bool = Field(description="True while a running image is about to be canceled.")
+    cancel_requested: bool = Field(
+        description="Whether a cancel was requested; a running image stops at its next step."
+    )
     queue_position: int | None = Field(
         description="Queued images that were accepted earlier; null when none of this job's images is queued."
     )

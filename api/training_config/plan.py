@@ -73,6 +73,7 @@ def _group_by_multiplier(
     positions = []
     for sample in samples:
         multiplier = sample.network_multiplier
+        # Dictionaries keep the order in which multipliers first occur, so requests are numbered the same way each time.
         request = requests.setdefault(
             multiplier,
             {"model": model, "prompts": [], "loras": [{"path": lora, "network_multiplier": multiplier}]},

@@ -5,7 +5,7 @@ import math
 import pytest
 from PIL import Image
 
-from flux2_client.similarity import compare, draw_contact_sheet, find_trainer_samples
+from flux2_client.similarity import compare_images, draw_contact_sheet, find_trainer_samples
 from shared.errors import NoSamples
 
 
@@ -14,13 +14,13 @@ def flat(value, size=(4, 2)):
 
 
 def test_equal_images_have_no_difference():
-    found = compare(flat(7), flat(7))
+    found = compare_images(flat(7), flat(7))
 
     assert (found.mean, found.maximum, found.psnr_db) == (0, 0, math.inf)
 
 
 def test_a_uniform_difference_is_measured_as_worked_by_hand():
-    found = compare(flat(10), flat(15))
+    found = compare_images(flat(10), flat(15))
 
     # Mean square 25: 10 log10(255^2 / 25) = 10 log10(2601) = 34.15 dB.
     assert (found.mean, found.maximum) == (5.0, 5)
@@ -32,12 +32,12 @@ def test_one_pixel_of_one_channel_counts_for_its_share():
     other.putpixel((0, 0), (24, 0, 0))
 
     # 24 in one of 4 * 2 * 3 values.
-    assert (compare(flat(0), other).mean, compare(flat(0), other).maximum) == (1.0, 24)
+    assert (compare_images(flat(0), other).mean, compare_images(flat(0), other).maximum) == (1.0, 24)
 
 
 def test_images_of_different_sizes_are_not_compared():
     with pytest.raises(ValueError, match="sizes differ: 4x2 and 2x2"):
-        compare(flat(0), flat(0, (2, 2)))
+        compare_images(flat(0), flat(0, (2, 2)))
 
 
 def test_the_last_steps_samples_are_found_by_their_index(tmp_path):
