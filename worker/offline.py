@@ -25,7 +25,8 @@ from shared.settings import Settings
 from worker.consumer import image_file
 from worker.device import pick_device
 from worker.model.load import load_components
-from worker.rendering.renderer import Rendered, Renderer
+from worker.rendering.attempt import Rendered
+from worker.rendering.renderer import Renderer
 from worker.rendering.toolkit_checkout import load_toolkit
 
 logger = logging.getLogger("flux2.worker.offline")

@@ -48,7 +48,7 @@ class EngineTimes:
             first_s = session.clock.seconds(lambda: session.denoise(engine, size, 1))  # noqa: B023 - called at once
             if name == "fast" and not drift:
                 renderer = session.renderer
-                drift["drift"] = renderer.swapper.fp8_error(partial(engine.predict, renderer.usual_call()))
+                drift["drift"] = renderer.swapper.fp8_error(partial(engine.predict, renderer.inputs.typical_call()))
             # At the first size the first step includes compiling, if the engine is compiled.
             notes: Row = {"first_s": first_s, **drift}
             if step:

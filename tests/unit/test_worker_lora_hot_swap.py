@@ -5,6 +5,7 @@ import itertools
 import os
 import random
 import shutil
+import threading
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -521,6 +522,110 @@ def test_a_change_ahead_that_fails_is_the_next_items_failure(swapper, adapters, 
     with pytest.raises(AdapterRefused, match="not finite"):
         swapper.activate(wanted)
     assert swapper.activate(adapters(("lora_r4_bf16", 1.0)))[0] == "merged"
+
+
+def test_the_states_of_a_swap_that_is_begun_during_the_last_pass(swapper, adapters, run_once):
+    wanted = adapters(("lora_alllinear_bf16", 1.0))
+    before = (swapper.state, swapper.warm_key)
+
+    swapper.begin_next(wanted, passes=1)
+    during = (swapper.state, swapper.warm_key)
+    run_once(swapper.components)
+    swapper.wait()
+
+    key = wanted[0][0].sha256
+    assert before == (SwapState.READY, "base")
+    assert during[0] is SwapState.DRAINING
+    assert key in during[1]
+    assert (swapper.state, swapper.warm_key) == (SwapState.READY, during[1])
+
+
+def test_abandoned_passes_let_a_swap_that_was_begun_early_complete(swapper, components, adapters):
+    wanted = adapters(("lora_alllinear_bf16", 1.0))
+    fresh = AdapterSwapper(components("bf16"))
+    fresh.activate(wanted)
+
+    swapper.begin_next(wanted, passes=2)
+    assert swapper.state is SwapState.DRAINING
+    swapper.abandon_passes()
+
+    assert wait_for_end(swapper) is SwapState.READY
+    assert equal(weights(swapper), weights(fresh))
+    assert swapper.activate(wanted)[0] == "merged"
+
+
+def test_a_wait_or_another_early_swap_abandons_passes_that_never_ran(swapper, adapters):
+    base = weights(swapper)
+
+    swapper.begin_next(adapters(("lora_alllinear_bf16", 1.0)), passes=1)
+    swapper.begin_next(adapters(("dora_bf16", 1.0)), passes=1)
+    swapper.wait()
+    assert swapper.state is SwapState.READY
+
+    assert swapper.activate([])[0] == "restored"
+    assert equal(weights(swapper), base)
+
+
+def test_an_adapter_that_is_refused_before_any_write_leaves_the_warm_key(swapper, adapters, goldens, adapter_ref):
+    swapper.activate(adapters(("lora_r4_bf16", 1.0)))
+    key, broken = swapper.warm_key, goldens / "adapters_hand/nonfinite.safetensors"
+
+    with pytest.raises(AdapterRefused):
+        swapper.activate([(adapter_ref(broken), broken)])
+    assert swapper.warm_key == key
+    with pytest.raises(AdapterRefused):
+        swapper.begin_next([(adapter_ref(broken), broken)], passes=1)
+
+    assert (swapper.state, swapper.warm_key) == (SwapState.READY, key)
+
+
+def test_an_adapter_that_fails_while_it_is_written_is_never_warm_afterwards(swapper, adapters, extreme, run_once):
+    swapper.activate(adapters(("lora_r4_bf16", 1.0)))
+    swapper.begin_next(extreme("double_blocks.0.img_attn.proj", 3.4e38), passes=1)
+    run_once(swapper.components)
+
+    assert wait_for_end(swapper) is SwapState.FAILED
+    assert swapper.warm_key == "base"
+    assert swapper.activate([]) == ("none", ())
+
+
+def test_the_warm_key_can_be_read_while_another_thread_swaps(swapper, adapters):
+    wanted = [adapters((name, 1.0)) for name in ("lora_r4_bf16", "lora_subset_bf16")]
+    keys = {"base"}
+    for one in wanted:
+        swapper.activate(one)
+        keys.add(swapper.warm_key)
+    stop, seen = threading.Event(), []
+
+    def read():
+        while not stop.is_set():
+            seen.append(swapper.warm_key)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    for _ in range(5):
+        for one in wanted:
+            swapper.activate(one)
+    stop.set()
+    thread.join(20)
+
+    assert {*seen} <= keys
+
+
+@pytest.mark.parametrize("error", [RuntimeError("no thread"), KeyboardInterrupt()])
+def test_a_swap_that_cannot_be_begun_is_failed_and_the_next_one_cleans_up(error, swapper, adapters, monkeypatch):
+    base = weights(swapper)
+    swapper.activate(adapters(("lora_r4_bf16", 1.0)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(swapper._thread, "submit", lambda *_: (_ for _ in ()).throw(error))
+        with pytest.raises(type(error)):
+            swapper.activate(adapters(("dora_bf16", 1.0)), mode="live")
+
+    assert (swapper.state, swapper.warm_key) == (SwapState.FAILED, "base")
+    swapper.wait()
+    assert swapper.activate([])[0] == "restored"
+    assert equal(weights(swapper), base)
 
 
 def test_a_change_that_nobody_waited_for_is_complete_before_the_next(swapper, adapters):

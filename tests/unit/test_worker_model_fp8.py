@@ -183,7 +183,7 @@ def test_every_image_tells_how_far_a_step_is_from_the_exact_one(fast, model_sett
     renderer = Renderer(fast, prompt_cache=2)
     renderer.warm_up()
     exact = Renderer(load_components(model_settings("bf16"), device=CPU, hf_token=None), prompt_cache=2)
-    call = exact.usual_call()
+    call = exact.inputs.typical_call()
     with torch.no_grad():
         ours, theirs = renderer._engines["fast"].predict(call), exact._engines["exact"].predict(call)
 
@@ -200,7 +200,7 @@ def test_every_image_tells_how_far_a_step_is_from_the_exact_one(fast, model_sett
 )
 def test_compiled_blocks_give_what_they_give_as_written_but_for_roundings(fast, components):
     exact, renderer = Renderer(components("bf16"), prompt_cache=2), Renderer(fast, prompt_cache=2)
-    call = renderer.usual_call()
+    call = renderer.inputs.typical_call()
     predict = torch.no_grad()(renderer._engines["fast"].predict)
     with torch.no_grad():
         dense = exact._engines["exact"].predict(call)

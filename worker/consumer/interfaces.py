@@ -14,7 +14,7 @@ from shared.job import AdapterReport, ItemSpec, PipelineReport, Progress
 
 
 class Rendered(Protocol):
-    """A finished image with its report; see `worker.rendering.renderer.Rendered`."""
+    """A finished image with its report; see `worker.rendering.attempt.Rendered`."""
 
     @property
     def image(self) -> Image.Image: ...

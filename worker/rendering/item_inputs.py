@@ -1,0 +1,96 @@
+"""What an item's first step needs on the device: embeddings and starting noise."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from shared.errors import InvalidRequest
+from shared.job import ItemSpec
+from worker.model.components import Components
+from worker.rendering.denoise import Call
+from worker.rendering.latents import PIXELS, image_ids, noise, pack, text_ids
+from worker.rendering.prompt_encoder import PromptEncoder
+
+
+class ItemInputs(NamedTuple):
+    """An item's inputs, on the device.
+
+    Attributes:
+        negative_embeds: None where only one pass is made in each step.
+        start: noise, (1, channels, height / 16, width / 16).
+    """
+
+    prompt_embeds: Tensor
+    negative_embeds: Tensor | None
+    start: Tensor
+
+
+class InputBuilder:
+    """Encodes prompts and draws noise for one base model; threads may share it.
+
+    Args:
+        prompt_cache: number of encoded prompts that are kept.
+    """
+
+    def __init__(self, components: Components, *, prompt_cache: int) -> None:
+        self._components = components
+        self._prompts = PromptEncoder(
+            components.text_encoder, components.tokenizer, device=components.device, cache_size=prompt_cache
+        )
+
+    def check(self, spec: ItemSpec) -> None:
+        """Refuse values that can only give garbage.
+
+        Raises:
+            InvalidRequest: names the field; see `shared.prompt.check_prompt` too.
+        """
+        # The API floors and bounds all of these, so a violation is a caller's bug.
+        for field, pixels in (("width", spec.width), ("height", spec.height)):
+            if pixels < PIXELS or pixels % PIXELS:
+                raise InvalidRequest(f"{field} is {pixels}, not a positive multiple of {PIXELS}", field=field)
+        if spec.num_inference_steps < 1:
+            raise InvalidRequest(f"{spec.num_inference_steps} steps; at least 1 is needed", field="sample_steps")
+        if not math.isfinite(spec.guidance_scale):
+            raise InvalidRequest(f"guidance_scale is {spec.guidance_scale}", field="guidance_scale")
+        for ref in spec.adapters:
+            if not math.isfinite(ref.multiplier):
+                raise InvalidRequest(f"the multiplier of {ref.path!r} is {ref.multiplier}", field="network_multiplier")
+        self._prompts.check(spec.prompt)
+
+    def build(self, spec: ItemSpec) -> ItemInputs:
+        """Encode an item's prompts and draw its noise."""
+        negative_embeds = self._encode(spec.neg) if self._has_guidance(spec) else None
+        start = self._noise(spec.seed, height=spec.height, width=spec.width)
+        return ItemInputs(self._encode(spec.prompt), negative_embeds, start)
+
+    def typical_call(self) -> Call:
+        """Return the inputs of a step half way through an image: 1024x1024 on a GPU, 128x128 on a CPU."""
+        device = self._components.device
+        side = 1024 if device.type == "cuda" else 128
+        prompt_embeds = self._encode("a photograph")
+        timestep = torch.full((1,), 0.5, dtype=prompt_embeds.dtype, device=device)
+        return Call(
+            pack(self._noise(0, height=side, width=side)),
+            timestep,
+            prompt_embeds,
+            image_ids(side // PIXELS, side // PIXELS, device=device),
+            text_ids(prompt_embeds.shape[1], device=device),
+            torch.full_like(timestep, 4.0),
+        )
+
+    def _encode(self, prompt: str) -> Tensor:
+        # The text encoder may have another dtype than the transformer.
+        return self._prompts.encode(prompt).to(self._components.dtype)
+
+    def _has_guidance(self, spec: ItemSpec) -> bool:
+        """Whether the negative prompt counts: up to a scale of 1, AI Toolkit runs the prompt alone."""
+        return not self._components.distilled and spec.guidance_scale > 1
+
+    def _noise(self, seed: int, *, height: int, width: int) -> Tensor:
+        channels = self._components.transformer.config.in_channels
+        drawn = noise(seed, channels=channels, height=height, width=width, dtype=self._components.dtype)
+        return drawn.to(self._components.device)

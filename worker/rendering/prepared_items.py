@@ -1,0 +1,86 @@
+"""Prepare the next item in one thread while another renders the item before it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from shared.job import AdapterRef, ItemSpec
+from worker.checkpoint.pinned import side_stream
+from worker.lora.hot_swap import AdapterSwapper
+from worker.rendering.item_inputs import InputBuilder, ItemInputs
+
+# The item that renders may be tried again after the next one is prepared, so the inputs of both are kept.
+_KEPT = 2
+
+
+class PreparedItem(NamedTuple):
+    """An item that is expected to render soon.
+
+    Attributes:
+        files: its adapters, in merge order.
+        turn: the turn in which its preparation began.
+    """
+
+    spec: ItemSpec
+    files: tuple[tuple[AdapterRef, Path], ...]
+    inputs: ItemInputs
+    turn: int
+
+
+class PreparedItems:
+    """Prepares items and keeps the last ones; threads may share it.
+
+    A turn is one item's denoising. An item that was prepared in an earlier turn is not the next one any more.
+    """
+
+    def __init__(self, swapper: AdapterSwapper, inputs: InputBuilder) -> None:
+        self._swapper = swapper
+        self._inputs = inputs
+        self._device = swapper.components.device
+        self._stream = side_stream(self._device)
+        self._lock = threading.Lock()
+        self._items: tuple[PreparedItem, ...] = ()
+        self._turn = 0
+
+    def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
+        """Preload an item's adapters and build its inputs.
+
+        Raises:
+            InvalidRequest, AdapterNotFound, AdapterRefused, AdapterMismatch: as rendering the item will.
+        """
+        with self._lock:
+            turn = self._turn
+        files = tuple(zip(spec.adapters, adapters, strict=True))
+        for ref, path in files:
+            self._swapper.preload(ref, path)
+        # A new thread's current device is the first GPU; synchronising a stream would open a context there.
+        device = torch.cuda.device(self._device) if self._stream is not None else nullcontext()
+        with torch.no_grad(), device, torch.cuda.stream(self._stream):
+            inputs = self._inputs.build(spec)
+            if self._stream is not None:
+                self._stream.synchronize()
+        with self._lock:
+            self._items = (*self._items, PreparedItem(spec, files, inputs, turn))[-_KEPT:]
+
+    def inputs_of(self, spec: ItemSpec) -> ItemInputs:
+        """Return an item's inputs, prepared or built now."""
+        with self._lock:
+            prepared = next((item.inputs for item in self._items if item.spec == spec), None)
+        return self._inputs.build(spec) if prepared is None else prepared
+
+    def next_item(self) -> PreparedItem | None:
+        """Return the item that was prepared in this turn, if there is one."""
+        with self._lock:
+            latest = self._items[-1] if self._items else None
+            return latest if latest is not None and latest.turn == self._turn else None
+
+    def end_turn(self) -> None:
+        """Note that an item's denoising has ended, whether it succeeded or not."""
+        with self._lock:
+            self._turn += 1
