@@ -1,8 +1,8 @@
 """The Celery application: its messages wake workers and carry no id.
 
 The ledger decides which item a woken worker runs, so a lost message costs a few seconds (the audit sends it again) and
-a doubled one costs nothing. Result backend, remote control, retries, time limits and eta are off: on Redis with the
-solo pool they are absent, blocked or harmful, and the ledger replaces each of them.
+a doubled one costs nothing. Result backend, remote control, retries, time limits and eta are off, and the ledger
+replaces each of them.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def make_celery(redis_url: str, *, side: Literal["api", "worker"], timeout_s: fl
     app.conf.update(
         # With the solo pool a message is acknowledged after its task whatever this says (celery 5.7); say so.
         task_acks_late=True,
+        # A result backend loses what ends while Redis is away (celery#8588); the ledger holds the results.
         task_ignore_result=True,
         result_backend=None,
         # An accept must not wait for a wake-up: the audit sends again what is missing.
@@ -53,6 +54,7 @@ def make_celery(redis_url: str, *, side: Literal["api", "worker"], timeout_s: fl
         # A worker must not hold a second message for the minutes in which it renders.
         worker_prefetch_multiplier=1,
         worker_disable_prefetch=True,
+        # The solo pool answers no remote control while it renders (celery#3768).
         worker_enable_remote_control=False,
         worker_hijack_root_logger=False,
         worker_send_task_events=False,
@@ -67,6 +69,7 @@ def make_celery(redis_url: str, *, side: Literal["api", "worker"], timeout_s: fl
             "socket_timeout": timeout_s if side == "api" else 10,
             "socket_connect_timeout": timeout_s,
             "socket_keepalive": True,
+            # kombu drops a silent connection after 1 s plus twice this: 51 s with its default of 25.
             "health_check_interval": 5,
         },
     )

@@ -35,6 +35,7 @@ class State(StrEnum):
     CANCELED = "canceled"
 
 
+# An item in one of these states never changes again, whichever late write comes.
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELED})
 
 
@@ -42,7 +43,6 @@ class _Record(BaseModel):
     """A value that travels through Redis as JSON; a field that this version does not know makes it unreadable."""
 
     # A worker that ignored a field of a newer API would render another image than the caller asked for.
-
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
@@ -90,6 +90,7 @@ class ItemSpec(_Record):
     guidance_scale: float
     adapters: tuple[AdapterRef, ...]
     output_format: ImageFormat
+    # Fields that came later have a default, so that specs queued by an earlier version still run.
     engine: Engine = "exact"
     adapter_mode: AdapterMode | None = None
 

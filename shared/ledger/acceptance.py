@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from shared.job import ItemSpec
 
@@ -66,3 +66,8 @@ class Accepted:
     is_repeat: bool
     accepted_ms: int
     record: Mapping[str, Any]
+
+    @classmethod
+    def from_stored(cls, job_id: str, *, is_repeat: bool, accepted_ms: str, record: str) -> Self:
+        """Build the answer from the fields of the job's hash."""
+        return cls(job_id=job_id, is_repeat=is_repeat, accepted_ms=int(accepted_ms), record=json.loads(record))

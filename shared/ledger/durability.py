@@ -24,6 +24,7 @@ class DurabilityIssue:
 
 def find_issues(client: Client) -> list[DurabilityIssue]:
     """Return the ways in which this Redis may lose jobs. Where `CONFIG` is forbidden, that counts as one too."""
+    # INFO is one round trip and allowed almost everywhere; only appendfsync needs CONFIG.
     info = client.info("everything")
     return [*_persistence(info, _fsync(client)), *_memory(info), *_role(info)]
 

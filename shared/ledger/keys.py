@@ -3,6 +3,7 @@
 docs/reference/ledger.md says what each key holds.
 """
 
+# Celery's keys have it too, by `global_keyprefix`, so one ACL rule covers all keys.
 PREFIX = "flux2:"
 
 JOBS = f"{PREFIX}jobs"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from importlib import resources
 
-# Scripts that choose an item for a slot; the others do without the code that does.
+# Scripts that choose an item for a slot; the others leave out the code of choose.lua.
 _CHOOSING = ("claim_next", "peek_next")
 
 

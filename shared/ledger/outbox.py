@@ -30,6 +30,7 @@ class Outbox:
 
         A sender that dies leaves its messages due again when that time is over.
         """
+        # Redis replies with one flat list: three values for each message.
         flat = self._session.run("outbox_reserve", reserve_ms=ms(reserve_s), limit=limit)
         return [Message(job, url, int(attempt)) for job, url, attempt in zip(*[iter(flat)] * 3, strict=True)]
 

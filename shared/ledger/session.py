@@ -28,6 +28,7 @@ class Session:
         self.redis = client
         self._clock_ms = clock_ms
         self._breaker = Breaker(pause_s=pause_s)
+        # This sends nothing yet: redis-py loads a script when Redis does not know it, also after Redis restarted.
         self._scripts = {name: client.register_script(text) for name, text in lua.scripts().items()}
 
     def now_ms(self) -> int:
@@ -43,7 +44,7 @@ class Session:
         return None if self._clock_ms is None else self._clock_ms()
 
     def commands(self) -> AbstractContextManager[None]:
-        """Run plain Redis commands in this context, with errors mapped to `LedgerUnavailable`."""
+        """Run plain Redis commands in this context; raises `LedgerUnavailable` as `Breaker.calls` does."""
         return self._breaker.calls()
 
     def run(self, script: str, **arguments: Any) -> Any:
@@ -60,5 +61,5 @@ class Session:
 
 
 def ms(seconds: float) -> int:
-    """Redis' scores and our scripts count in whole milliseconds."""
+    """Convert seconds to the whole milliseconds that scores and scripts count in."""
     return int(seconds * 1000)

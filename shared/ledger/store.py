@@ -61,7 +61,7 @@ class Ledger:
 
     @property
     def redis(self) -> Client:
-        """The client itself; its errors are redis-py's own."""
+        """The Redis client, for reads that the ledger has no method for; it raises redis-py's own errors."""
         return self._session.redis
 
     def ping(self) -> None:
@@ -121,9 +121,7 @@ class Ledger:
         if outcome == "full":
             raise QueueFull(int(values[0]), self._settings.cap)
         return [
-            Accepted(
-                job_id=job_id, is_repeat=state == "repeat", accepted_ms=int(accepted_ms), record=json.loads(record)
-            )
+            Accepted.from_stored(job_id, is_repeat=state == "repeat", accepted_ms=accepted_ms, record=record)
             for state, job_id, accepted_ms, record in values
         ]
 
@@ -143,9 +141,9 @@ class Ledger:
             if known_hash != body_hash:
                 raise _reused(idempotency_key)
             accepted_ms, record = self.redis.hmget(keys.job(job_id), "accepted_ms", "record")
-        if record is None:
+        if record is None:  # the key outlives a job that was forgotten
             return None
-        return Accepted(job_id=job_id, is_repeat=True, accepted_ms=int(accepted_ms), record=json.loads(record))
+        return Accepted.from_stored(job_id, is_repeat=True, accepted_ms=accepted_ms, record=record)
 
     def peek_next(self, pools: Sequence[str], *, slot: str, warm: str) -> ItemSpec | None:
         """Return what `claim_next` would claim now, and claim nothing.

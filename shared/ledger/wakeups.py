@@ -40,6 +40,7 @@ class WakeupQueues:
         with self._session.commands():
             if redis.set(keys.AUDIT_LEADER, holder, nx=True, px=self._leadership_ms):
                 return True
+            # The lease of a leader that stays is extended; another holder waits until it expires.
             if redis.get(keys.AUDIT_LEADER) != holder:
                 return False
             redis.pexpire(keys.AUDIT_LEADER, self._leadership_ms)

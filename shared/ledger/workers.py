@@ -60,10 +60,12 @@ class WorkerRegistry:
     def record_heartbeat(self, slot: str, report: Mapping[str, str]) -> None:
         """Store a slot's report; without another one it counts as dead after `SLOT_TTL_MS`."""
         now = self._session.now_ms()
+        # One transaction, so that no reader finds a slot in the list without its report.
         with self._session.commands(), self._session.redis.pipeline(transaction=True) as pipe:
             pipe.hset(keys.slot(slot), mapping=dict(report))
             pipe.pexpire(keys.slot(slot), SLOT_TTL_MS)
             pipe.zadd(keys.SLOTS, {slot: now})
+            # Each heartbeat clears the list of dead slots; their reports expire by themselves.
             pipe.zremrangebyscore(keys.SLOTS, "-inf", now - SLOT_TTL_MS)
             pipe.execute()
 
@@ -89,6 +91,7 @@ class WorkerRegistry:
         with self._session.commands():
             raw = self._session.redis.get(keys.base(model))
         data = None if raw is None else json.loads(str(raw))
+        # Slots with different revisions: it is unknown which of them will render, so nothing is checked.
         if data is None or {slot.revision for slot in slots if slot.model == model} != {data["revision"]}:
             return None
         return BaseModelInfo(
@@ -99,6 +102,7 @@ class WorkerRegistry:
         """Remember that a slot's device failed on an item; forgotten after `window_s`."""
         now = self._session.now_ms()
         with self._session.commands(), self._session.redis.pipeline(transaction=True) as pipe:
+            # By item: an item that fails a device twice counts once, since it may be at fault itself.
             pipe.zadd(keys.faults(slot), {item_id: now})
             pipe.pexpire(keys.faults(slot), ms(window_s))
             pipe.execute()
