@@ -59,7 +59,7 @@ def _read_text(path: Path, max_bytes: int) -> tuple[str, int]:
             raise AdapterRefused(f"{path.name}: {_frame_problem(frame)}")
         raw = read_header_bytes(file, frame)
     if len(raw) < frame.header_bytes:
-        raise AdapterRefused(f"{path.name}: the file shrank while it was read")
+        raise AdapterRefused(f"{path.name}: the file shrank while it was read; submit again when it is complete")
     try:
         return raw.decode("utf-8"), frame.data_bytes
     except UnicodeDecodeError as error:

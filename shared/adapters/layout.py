@@ -82,7 +82,10 @@ def check_fits_base(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]]
     # FLUX.2 models share layer names, so this says more about a wrong base than the first wrong shape would.
     trained_on = layout.metadata.get("ss_base_model_version")
     if trained_on and trained_on != model:
-        raise AdapterRefused(f"the adapter was trained on {trained_on!r} (ss_base_model_version), not on {model!r}")
+        raise AdapterRefused(
+            f"the adapter was trained on {trained_on!r} (ss_base_model_version), not on {model!r}; "
+            "request the model that it was trained on"
+        )
     if layers is None:
         return
     missing = [update for update in layout.updates if update.layer not in layers]
@@ -134,7 +137,8 @@ def _target(key: str, module: str) -> Target:
 def _foreign(key: str, table: Iterable[tuple[str, str]]) -> AdapterRefused:
     what = next((name for pattern, name in table if re.search(pattern, key)), "not a tensor of an adapter")
     return AdapterRefused(
-        f"{key!r} is {what}; this version merges LoRA, DoRA, LoKr, full-rank and diff updates of linear layers only"
+        f"{key!r} is {what}; only LoRA, DoRA, LoKr, full-rank and diff updates of linear layers are supported, under "
+        "the names of Black Forest Labs, diffusers or LyCORIS"
     )
 
 

@@ -123,9 +123,7 @@ def test_any_other_tensor_is_refused_by_its_key_and_its_origin(key, what):
         parse_layout(header)
 
     assert f"{key!r} {what}" in str(refused.value)
-    assert "this version merges LoRA, DoRA, LoKr, full-rank and diff updates of linear layers only" in str(
-        refused.value
-    )
+    assert "only LoRA, DoRA, LoKr, full-rank and diff updates of linear layers are supported" in str(refused.value)
 
 
 @pytest.mark.parametrize(
