@@ -111,3 +111,20 @@ def test_a_heartbeat_under_way_cannot_put_a_withdrawn_slot_back(beating):
 
     assert beating.workers.removed == [("gpu-0", 1)]
     assert len(beating.workers.reports) == 1
+
+
+def test_a_heartbeat_that_never_returns_does_not_keep_the_slot_from_being_withdrawn():
+    workers, state = Registry(), WorkerState()
+    heartbeat = Heartbeat(
+        SimpleNamespace(workers=workers), SLOT, state, SimpleNamespace(warm_key="base"), withdraw_s=0.05
+    )
+    workers.go = threading.Event()
+    sending = threading.Thread(target=heartbeat.send)
+    sending.start()
+    assert workers.asked.acquire(timeout=10)
+
+    heartbeat.withdraw()
+
+    assert workers.removed == [("gpu-0", 0)]
+    workers.go.set()
+    sending.join(10)

@@ -15,9 +15,13 @@ logger = logging.getLogger("flux2.worker.consumer.heartbeat")
 
 # The ledger forgets a slot after 15 s without a heartbeat.
 _INTERVAL_S = 3.0
+# Longer than a call to Redis takes to time out.
+_WITHDRAW_S = 10.0
 
 
 class _HasWarmKey(Protocol):
+    """The part of `ItemRenderer` that a heartbeat needs."""
+
     @property
     def warm_key(self) -> str: ...
 
@@ -27,13 +31,23 @@ class Heartbeat:
 
     Args:
         renderer: knows the adapters that are merged now; read at each heartbeat.
+        withdraw_s: how long `withdraw` waits for a heartbeat under way.
     """
 
-    def __init__(self, ledger: Ledger, slot: Slot, state: WorkerState, renderer: _HasWarmKey) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        slot: Slot,
+        state: WorkerState,
+        renderer: _HasWarmKey,
+        *,
+        withdraw_s: float = _WITHDRAW_S,
+    ) -> None:
         self._ledger = ledger
         self._slot = slot
         self._state = state
         self._renderer = renderer
+        self._withdraw_s = withdraw_s
         self._facts = {
             "model": slot.model,
             "device": slot.device,
@@ -70,8 +84,13 @@ class Heartbeat:
             LedgerUnavailable: Redis did not answer; the slot is forgotten when its last heartbeat expires.
         """
         self._stopped.set()
-        with self._sending:  # a heartbeat under way would put the slot back
+        # A heartbeat under way would put the slot back. One that never returns must not keep the process from ending.
+        locked = self._sending.acquire(timeout=self._withdraw_s)
+        try:
             self._ledger.workers.remove(self._slot.name)
+        finally:
+            if locked:
+                self._sending.release()
 
     def send(self) -> None:
         """Send the state as it is now; without Redis, only log that."""

@@ -55,12 +55,15 @@ class WorkerSnapshot:
 
 
 class WorkerState:
-    """Everything about this process that changes while it runs; every method may be called from any thread."""
+    """Everything about this process that changes while it runs.
+
+    Any thread may call any method; a signal handler may call only `start_draining`, which takes no lock.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._now = WorkerSnapshot()
-        # Outside the lock, as one assignment: SIGTERM's handler may interrupt a thread that holds the lock.
+        # One assignment, outside the lock: SIGTERM's handler may interrupt a thread that holds the lock.
         self._draining = False
         self._announce: Callable[[], None] = lambda: None
 
