@@ -1,4 +1,4 @@
-"""On a CUDA device: the bits of a restore, of a repeat, and of AI Toolkit's own classes beside ours."""
+"""On a CUDA device: the bits of a restore, of a repeat, and of ours compared with AI Toolkit's own classes."""
 
 import json
 import os

@@ -116,7 +116,7 @@ def renderer(tmp_path_factory):
     return renderer
 
 
-def test_fast_images_come_again_to_the_bit_whatever_was_merged_between(renderer, tmp_path):
+def test_fast_images_repeat_to_the_bit_whatever_was_merged_between(renderer, tmp_path):
     adapter = tmp_path / "adapter.safetensors"
     write_tiny_adapter(adapter)
 

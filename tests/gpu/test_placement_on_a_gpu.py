@@ -78,7 +78,7 @@ def test_where_the_parts_lie_changes_no_bit(load, tmp_path):
 @pytest.mark.parametrize("precision", ["bf16", "fp8"])
 @pytest.mark.parametrize("prepared", [False, True])
 @pytest.mark.parametrize(("clean_weights", "share"), [("device", 0), ("host", 0), ("file", 0), ("file", 0.5)])
-def test_adapters_change_to_the_same_bits_from_wherever_clean_weights_come(
+def test_a_swap_gives_the_same_bits_wherever_base_weights_come_from(
     clean_weights, share, prepared, precision, load, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(

@@ -93,7 +93,7 @@ def write_over() -> Callable[[Path], None]:
 
 @pytest.fixture
 def failing_at_layer() -> Callable[..., Any]:
-    """Let one layer, by the number in which they are merged meanwhile, raise an error; `first` is done before."""
+    """Make one merge raise an error: the one with this number, counted from 1; `first` is called before."""
     from worker.lora import merge
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""What is merged, what changes it, and what comes back when a change fails."""
+"""Swaps of adapters: which bits they leave, what makes them fail, and which weights remain then."""
 
 import errno
 import itertools
@@ -96,7 +96,7 @@ def equal(left, right):
     return all(torch.equal(left[name].view(torch.uint8), right[name].view(torch.uint8)) for name in left)
 
 
-def test_each_change_is_named(swapper, adapters):
+def test_each_swap_is_named_by_how_it_differs_from_the_one_before(swapper, adapters):
     one, other = adapters(("lora_r4_bf16", 1.0)), adapters(("lora_subset_bf16", 1.0))
 
     changes = [swapper.activate(wanted)[0] for wanted in ([], one, one, other, [], [])]
@@ -136,7 +136,7 @@ def test_a_merge_does_not_depend_on_what_was_merged_before(swapper, components, 
 
 
 def every_ordered_pair(count):
-    """Walk through 0..count-1 so that each follows each once: 0, 01, 02, ..., 1, 12, ..., and back to 0."""
+    """Order 0..count-1 so that every number follows every other, and itself, exactly once."""
     walk = [number for i in range(count) for pair in [(i,), *((i, j) for j in range(i + 1, count))] for number in pair]
     return [*walk, 0]
 
@@ -208,7 +208,7 @@ def test_a_dora_scales_what_was_merged_before_it_so_its_place_in_the_list_counts
     assert not equal(weights(swapper), weights(other))
 
 
-def test_drift_counts_the_parameters_whose_bits_are_not_the_clean_ones(swapper, adapters):
+def test_every_parameter_whose_bits_are_not_its_base_values_is_counted_as_corrupted(swapper, adapters):
     assert swapper.count_corrupted() == 0
     swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
     swapper.activate([])
@@ -226,17 +226,17 @@ def test_drift_counts_the_parameters_whose_bits_are_not_the_clean_ones(swapper, 
 
 @pytest.mark.parametrize("row", range(4))
 @pytest.mark.parametrize("bit", [0, 15, 31, 47, 63])
-def test_a_single_bit_anywhere_in_a_row_shows_in_thechecksum(row, bit):
+def test_a_single_bit_anywhere_in_a_row_changes_the_checksum(row, bit):
     weight = torch.zeros(4, 4, dtype=torch.bfloat16)
-    clean = checksum(weight)
+    before = checksum(weight)
 
     weight.view(torch.int16)[row, bit // 16] = -(2**15) if bit % 16 == 15 else 1
 
-    assert checksum(weight) != clean
+    assert checksum(weight) != before
 
 
 @pytest.mark.parametrize("columns", [1, 2, 3, 4])
-def test_rows_of_any_length_have_achecksum(columns):
+def test_rows_of_any_length_have_a_checksum(columns):
     weight = torch.ones(3, columns, dtype=torch.bfloat16)
     changed = weight.clone()
     changed[2, columns - 1] = 2
@@ -244,15 +244,15 @@ def test_rows_of_any_length_have_achecksum(columns):
     assert checksum(weight) != checksum(changed)
 
 
-def test_drift_leaves_out_what_carries_an_adapter_now(swapper, adapters):
+def test_parameters_that_carry_an_adapter_are_not_counted_as_corrupted(swapper, adapters):
     swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
     swapper.activate(adapters(("lora_subset_bf16", 1.0)))
-    clean, merged = (
+    base, merged = (
         swapper._weights._weights[name] for name in ("norm_out.linear.weight", "transformer_blocks.0.attn.to_k.weight")
     )
 
     with torch.no_grad():
-        clean[0, 0] += 1
+        base[0, 0] += 1
         merged[0, 0] += 1
 
     assert swapper.count_corrupted() == 1
@@ -264,7 +264,7 @@ def test_several_adapters_merge_in_order_each_rounded_once(swapper, components, 
 
     one_by_one = components("bf16")
     AdapterSwapper(one_by_one).activate(both[:1])
-    AdapterSwapper(one_by_one).activate(both[1:])  # takes what is there for its base
+    AdapterSwapper(one_by_one).activate(both[1:])  # its base is the model with the first adapter
 
     assert equal(weights(swapper), one_by_one.transformer.state_dict())
 
@@ -285,7 +285,7 @@ def test_reports_say_what_each_adapter_did(swapper, adapters):
     assert subset.path == "lora_subset_bf16.safetensors"
 
 
-def test_the_same_bytes_under_another_name_need_no_change(swapper, adapters):
+def test_the_same_bytes_under_another_name_need_no_swap(swapper, adapters):
     wanted = adapters(("lora_r4_bf16", 1.0))
     swapper.activate(wanted)
     (ref, path), *_ = wanted
@@ -360,7 +360,7 @@ def test_adapters_that_alternate_are_read_once(components, adapters, reads):
     assert reads == ["lora_r4_bf16", "lora_subset_bf16"]
 
 
-def test_the_adapters_that_were_used_last_are_kept(components, adapters, reads):
+def test_the_cache_keeps_the_adapters_that_were_used_last(components, adapters, reads):
     one, other, third = (adapters((name, 1.0)) for name in ("lora_r4_bf16", "lora_subset_bf16", "lokr_lowrank_bf16"))
     room = sum(ref.size_bytes for ((ref, _),) in (one, other, third)) - 1
     swapper = AdapterSwapper(components("bf16"), adapter_cache_bytes=room)
@@ -371,7 +371,7 @@ def test_the_adapters_that_were_used_last_are_kept(components, adapters, reads):
     assert reads == ["lora_r4_bf16", "lora_subset_bf16", "lokr_lowrank_bf16", "lora_subset_bf16"]
 
 
-def test_without_room_every_change_reads(components, adapters, reads):
+def test_without_a_cache_every_swap_reads_the_file(components, adapters, reads):
     swapper = AdapterSwapper(components("bf16"))
 
     for multiplier in (1.0, 0.5):
@@ -380,7 +380,7 @@ def test_without_room_every_change_reads(components, adapters, reads):
     assert reads == ["lora_r4_bf16", "lora_r4_bf16"]
 
 
-def test_an_adapter_that_is_remembered_is_still_refused_once_its_file_has_changed(components, adapters, tmp_path):
+def test_a_cached_adapter_is_still_refused_once_its_file_has_changed(components, adapters, tmp_path):
     swapper = AdapterSwapper(components("bf16"), adapter_cache_bytes=10_000_000)
     ((ref, path),) = adapters(("lora_r4_bf16", 1.0))
     mine = shutil.copy(path, tmp_path / "mine.safetensors")
@@ -470,18 +470,18 @@ def test_the_last_passes_run_with_the_old_weights_while_the_next_are_written(
     assert swapper.count_corrupted() == 0
 
 
-def test_a_change_ahead_of_an_item_that_does_not_come_is_changed_again(swapper, adapters):
+def test_a_swap_begun_for_an_item_that_does_not_come_is_swapped_again(swapper, adapters):
     base = weights(swapper)
     swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
 
-    swapper.begin_next(adapters(("dora_bf16", 1.0)), passes=1)  # which never comes either
+    swapper.begin_next(adapters(("dora_bf16", 1.0)), passes=1)  # a pass that never runs
     change, _ = swapper.activate([])
 
     assert change == "restored"
     assert equal(weights(swapper), base)
 
 
-def test_nothing_is_changed_ahead_if_it_is_current_beside_the_weights_or_refused(
+def test_no_swap_is_begun_early_for_adapters_that_are_current_unmerged_or_refused(
     swapper, adapters, adapter_ref, tmp_path
 ):
     lora = adapters(("lora_alllinear_bf16", 1.0))
@@ -500,7 +500,9 @@ def test_nothing_is_changed_ahead_if_it_is_current_beside_the_weights_or_refused
     assert swapper.activate(lora)[0] == "none"
 
 
-def test_a_change_ahead_goes_on_even_where_the_device_cannot_say_when_passes_ended(swapper, adapters, monkeypatch):
+def test_a_swap_begun_early_ends_even_if_a_lost_device_cannot_record_that_the_passes_ended(
+    swapper, adapters, monkeypatch
+):
     def broken():
         raise RuntimeError("device lost")
 
@@ -513,7 +515,7 @@ def test_a_change_ahead_goes_on_even_where_the_device_cannot_say_when_passes_end
     assert wait_for_end(swapper) is SwapState.FAILED  # the thread that writes needs events too, but it does not hang
 
 
-def test_a_change_ahead_that_fails_is_the_next_items_failure(swapper, adapters, extreme, run_once):
+def test_a_swap_begun_early_that_fails_is_the_next_items_failure(swapper, adapters, extreme, run_once):
     wanted = extreme("double_blocks.0.img_attn.proj", 3.4e38)
 
     swapper.begin_next(wanted, passes=1)
@@ -628,7 +630,7 @@ def test_a_swap_that_cannot_be_begun_is_failed_and_the_next_one_cleans_up(error,
     assert equal(weights(swapper), base)
 
 
-def test_a_change_that_nobody_waited_for_is_complete_before_the_next(swapper, adapters):
+def test_a_swap_that_nobody_waited_for_is_complete_before_the_next(swapper, adapters):
     base = weights(swapper)
 
     for name in KINDS:
@@ -639,14 +641,14 @@ def test_a_change_that_nobody_waited_for_is_complete_before_the_next(swapper, ad
     assert swapper.count_corrupted() == 0
 
 
-def test_a_refused_change_that_nobody_waited_for_does_not_fail_the_next(swapper, adapters, extreme):
+def test_a_refused_swap_that_nobody_waited_for_does_not_fail_the_next(swapper, adapters, extreme):
     swapper.activate(extreme("double_blocks.0.img_attn.proj", 3.4e38), wait=False)
 
     assert swapper.activate(adapters(("lora_r4_bf16", 1.0)))[0] == "merged"
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("full"), RuntimeError("broken")])
-def test_a_change_that_failed_for_an_item_that_has_ended_is_nothing_to_the_next(error, swapper, adapters, monkeypatch):
+def test_a_swap_that_failed_for_an_item_that_has_ended_does_not_fail_the_next(error, swapper, adapters, monkeypatch):
     base = weights(swapper)
 
     def fails(*args, **kwargs):
@@ -662,11 +664,11 @@ def test_a_change_that_failed_for_an_item_that_has_ended_is_nothing_to_the_next(
 
 
 @pytest.mark.parametrize("wait", [True, False])
-def test_a_live_adapter_whose_change_failed_is_taken_off_by_the_next_item(wait, swapper, adapters, monkeypatch):
+def test_an_unmerged_adapter_whose_swap_failed_is_detached_by_the_next_item(wait, swapper, adapters, monkeypatch):
     base = weights(swapper)
     swapper.activate(adapters(("lora_r4_bf16", 1.0)))
 
-    with monkeypatch.context() as patch:  # as the merged adapter is taken off
+    with monkeypatch.context() as patch:  # while the merged adapter's weights are restored
         patch.setattr(swapper._weights._base, "restore", fails_once(swapper._weights._base.restore))
         with pytest.raises(RuntimeError, match="broken") if wait else nullcontext():
             swapper.activate(adapters(("dora_bf16", 1.0)), mode="live", wait=wait)
@@ -690,7 +692,7 @@ def fails_once(call):
     return first
 
 
-def test_a_change_is_undone_on_the_stream_that_it_ran_on(swapper, adapters, monkeypatch):
+def test_a_failed_swap_is_undone_on_the_stream_that_it_ran_on(swapper, adapters, monkeypatch):
     entered, within = [], []
 
     @contextmanager
@@ -699,11 +701,9 @@ def test_a_change_is_undone_on_the_stream_that_it_ran_on(swapper, adapters, monk
         yield
         entered.pop()
 
-    put_back = swapper._weights._base.restore
+    restore = swapper._weights._base.restore
     monkeypatch.setattr(torch.cuda, "stream", stream)
-    monkeypatch.setattr(
-        swapper._weights._base, "restore", lambda *args: within.append(bool(entered)) or put_back(*args)
-    )
+    monkeypatch.setattr(swapper._weights._base, "restore", lambda *args: within.append(bool(entered)) or restore(*args))
     monkeypatch.setattr("worker.lora.apply.weight_delta", fails_after(9))
 
     with pytest.raises(AdapterRefused):
@@ -725,7 +725,7 @@ def fails_after(calls):
     return change
 
 
-def test_a_step_that_waits_for_weights_that_never_come_ends_too(swapper, adapters, run_once, monkeypatch):
+def test_a_step_that_waits_for_the_weights_of_a_failing_swap_ends_too(swapper, adapters, run_once, monkeypatch):
     def fails(*args, **kwargs):
         time.sleep(0.1)
         raise AdapterRefused("not finite")
@@ -739,7 +739,7 @@ def test_a_step_that_waits_for_weights_that_never_come_ends_too(swapper, adapter
         swapper.wait()
 
 
-def test_only_touched_parameters_are_copied(components, adapters):
+def test_only_touched_parameters_are_backed_up(components, adapters):
     swapper = AdapterSwapper(replace(components("bf16"), placement=Placement("resident", "host", 0)))
     base = weights(swapper)
 
@@ -752,7 +752,7 @@ def test_only_touched_parameters_are_copied(components, adapters):
 
 
 @pytest.mark.parametrize("place", ["device", "host", "file"])
-def test_clean_weights_come_back_from_wherever_they_are_kept(place, components, adapters):
+def test_base_weights_come_back_from_every_place_that_backups_can_have(place, components, adapters):
     swapper = AdapterSwapper(replace(components("bf16"), placement=Placement("resident", place, 0)))
     base = weights(swapper)
 
@@ -764,27 +764,25 @@ def test_clean_weights_come_back_from_wherever_they_are_kept(place, components, 
     assert (swapper._weights._base.copied_bytes == 0) == (place == "file")
 
 
-def test_a_blocks_clean_weights_are_asked_for_before_those_of_the_block_before_have_come(
-    swapper, adapters, monkeypatch
-):
+def test_a_blocks_restore_begins_before_that_of_the_block_before_has_ended(swapper, adapters, monkeypatch):
     swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
-    put_back, group_of, seen = swapper._weights._base.restore, swapper._gate.group_of, []
+    restore, group_of, seen = swapper._weights._base.restore, swapper._gate.group_of, []
 
     def watched(name, weight):
-        wait = put_back(name, weight)
-        seen.append(("asked", group_of[name]))
-        return lambda: (seen.append(("came", group_of[name])), wait())
+        wait = restore(name, weight)
+        seen.append(("begun", group_of[name]))
+        return lambda: (seen.append(("ended", group_of[name])), wait())
 
     monkeypatch.setattr(swapper._weights._base, "restore", watched)
     swapper.activate([])
 
-    first_came = {group: seen.index(("came", group)) for what, group in seen if what == "came"}
-    asked = {group: seen.index(("asked", group)) for what, group in seen if what == "asked"}
-    assert len(asked) > 3
-    assert all(asked[group + 1] < first_came[group] for group in asked if group + 1 in asked)
+    first_ended = {group: seen.index(("ended", group)) for what, group in seen if what == "ended"}
+    begun = {group: seen.index(("begun", group)) for what, group in seen if what == "begun"}
+    assert len(begun) > 3
+    assert all(begun[group + 1] < first_ended[group] for group in begun if group + 1 in begun)
 
 
-def test_what_the_device_has_room_for_is_spread_over_the_blocks(components, adapters):
+def test_backups_on_the_device_are_spread_evenly_over_the_blocks(components, adapters):
     made = components("bf16")
     touched = [name for name, weight in made.transformer.named_parameters() if "block" in name and weight.ndim == 2]
     sizes = {name: made.transformer.get_parameter(name).nbytes for name in touched}
@@ -805,7 +803,7 @@ def test_what_the_device_has_room_for_is_spread_over_the_blocks(components, adap
     assert equal(weights(swapper), base)
 
 
-def test_a_checkpoint_of_another_precision_is_copied(components, adapters):
+def test_weights_of_another_precision_than_the_checkpoint_are_backed_up_as_copies(components, adapters):
     swapper = AdapterSwapper(components("fp32"))
     base = weights(swapper)
 
@@ -818,7 +816,7 @@ def test_a_checkpoint_of_another_precision_is_copied(components, adapters):
 
 @pytest.fixture
 def from_files(checkpoint, tmp_path):
-    """A pipeline over a checkpoint of its own, which may be tampered with, and the transformer's file."""
+    """A swapper over its own copy of a checkpoint, which a test may damage, and the transformer's file."""
     folder = shutil.copytree(checkpoint, tmp_path / "own")
     settings = ModelSettings(path=str(folder), text_encoder=str(folder / "text_encoder"), clean_weights="file")
     swapper = AdapterSwapper(load_components(settings, device=torch.device("cpu"), hf_token=None))

@@ -114,7 +114,7 @@ def test_a_dora_changes_lengths_even_where_its_delta_is_zero():
 
 
 @pytest.mark.parametrize(("rows", "finite"), [([[1.0, 0.0], [0.0, 0.0]], False), ([[1.0, 0.0], [0.0, 2.0]], True)])
-def test_a_dora_row_without_a_direction_is_told(rows, finite):
+def test_a_dora_row_without_a_direction_is_marked_as_not_finite(rows, finite):
     weight = torch.tensor(rows)
 
     assert put(weight, DenseDelta(torch.zeros(2, 2), torch.ones(2))) is finite
@@ -139,7 +139,7 @@ def test_the_sum_is_rounded_once():
 
 
 @pytest.mark.parametrize(("delta", "finite"), [(3e38, False), (-3e38, True)])
-def test_a_sum_that_overflows_is_told(delta, finite):
+def test_a_sum_that_overflows_is_marked_as_not_finite(delta, finite):
     assert put(torch.tensor([1.0, 3e38]), DenseDelta(torch.tensor([1.0, delta]))) is finite
 
 
@@ -376,7 +376,7 @@ def test_a_lokr_for_another_base_is_refused_by_the_version_in_its_header(compone
         AdapterSwapper(model).activate([(adapter_ref(path), path)])
 
 
-def test_each_parameter_of_the_loaded_model_has_the_rows_that_its_name_stands_for(components):
+def test_each_parameter_of_the_loaded_model_has_the_rows_of_its_name(components):
     parts = layer_parts(components("fp32").transformer)
 
     for layer, members in parts.items():

@@ -1,4 +1,4 @@
-"""Adapters that run beside the layers, held to hand-worked examples and to AI Toolkit's live latents."""
+"""Unmerged adapters, held to hand-worked examples and to the latents of AI Toolkit's unmerged previews."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ X = torch.tensor([[1.0, 1.0]])
 BASE = X @ WEIGHT.T  # 1, 2
 
 
-def beside(kind, tensors, *, rank=None, multiplier=0.5):
+def patch_of(kind, tensors, *, rank=None, multiplier=0.5):
     update = LayerUpdate("layer", kind, {role: role for role in tensors}, (2, 2), rank)
     return forward_patch(
         UnmergedUpdate(update, tensors, multiplier, weight=lambda: WEIGHT, select_rows=lambda tensor: tensor)
@@ -34,40 +34,40 @@ def beside(kind, tensors, *, rank=None, multiplier=0.5):
 
 
 def test_a_lora_matches_a_hand_worked_example():
-    live = beside(
+    patch = patch_of(
         "lora",
         {"down": torch.tensor([[1.0, 2.0]]), "up": torch.tensor([[3.0], [4.0]]), "alpha": torch.tensor(2.0)},
         rank=1,
     )
 
     # (1 * 1 + 1 * 2) * (3, 4), times alpha / rank = 2, times 0.5
-    assert live(X, BASE).tolist() == [[1 + 9.0, 2 + 12.0]]
+    assert patch(X, BASE).tolist() == [[1 + 9.0, 2 + 12.0]]
 
 
 def test_a_dora_matches_a_hand_worked_example():
-    live = beside(
+    patch = patch_of(
         "dora",
         {"down": torch.tensor([[2.0, 0.0]]), "up": torch.tensor([[2.0], [0.0]]), "magnitude": torch.tensor([6.0, 2.0])},
         rank=1,
     )
 
-    # W + 0.5 * [[4, 0], [0, 0]] = [[3, 0], [0, 2]]; its rows of length 3 and 2 are brought to 6 and 2
-    assert live(X, BASE).tolist() == [[6.0, 2.0]]
+    # W + 0.5 * [[4, 0], [0, 0]] = [[3, 0], [0, 2]]; its rows of length 3 and 2 are scaled to 6 and 2
+    assert patch(X, BASE).tolist() == [[6.0, 2.0]]
 
 
 def test_a_lokr_matches_a_hand_worked_example():
-    live = beside("lokr", {"w1": torch.tensor([[1.0, 2.0]]), "w2": torch.tensor([[3.0], [4.0]])})
+    patch = patch_of("lokr", {"w1": torch.tensor([[1.0, 2.0]]), "w2": torch.tensor([[3.0], [4.0]])})
 
     # kron = [[3, 6], [4, 8]], times (1, 1) = (9, 12), times 0.5
-    assert live(X, BASE).tolist() == [[1 + 4.5, 2 + 6.0]]
+    assert patch(X, BASE).tolist() == [[1 + 4.5, 2 + 6.0]]
 
 
-def test_a_lokr_of_products_is_the_lokr_of_what_they_give():
+def test_a_lokr_of_stored_products_equals_the_lokr_of_the_multiplied_factors():
     generator = torch.Generator().manual_seed(0)
     w1, w2_a, w2_b = (torch.randn(size, generator=generator) for size in ((3, 2), (4, 2), (2, 5)))
     x, base = torch.randn(2, 7, 10, generator=generator), torch.zeros(2, 7, 12)
 
-    products = beside("lokr", {"w1": w1, "w2_a": w2_a, "w2_b": w2_b}, rank=2)(x, base)
+    products = patch_of("lokr", {"w1": w1, "w2_a": w2_a, "w2_b": w2_b}, rank=2)(x, base)
 
     torch.testing.assert_close(products, x @ torch.kron(w1, w2_a @ w2_b).T * 0.5)
 
@@ -76,24 +76,24 @@ def test_whole_weights_match_a_hand_worked_example():
     delta = torch.tensor([[0.0, 2.0], [4.0, 0.0]])
 
     # 0.5 * delta @ (1, 1) = (1, 2)
-    assert beside("fullrank", {"down": delta})(X, BASE).tolist() == [[2.0, 4.0]]
-    assert beside("diff", {"diff": delta})(X, BASE).tolist() == [[2.0, 4.0]]
+    assert patch_of("fullrank", {"down": delta})(X, BASE).tolist() == [[2.0, 4.0]]
+    assert patch_of("diff", {"diff": delta})(X, BASE).tolist() == [[2.0, 4.0]]
 
 
 def test_an_update_of_a_bfloat16_layer_is_rounded_once_where_the_trainer_rounds_it():
     down, up = torch.tensor([[1.0, 0.0]]), torch.tensor([[2**-9], [0.0]])
-    live = beside("lora", {"down": down, "up": up}, rank=1, multiplier=1.0)
+    patch = patch_of("lora", {"down": down, "up": up}, rank=1, multiplier=1.0)
 
-    output = live(X.bfloat16(), BASE.bfloat16())
+    output = patch(X.bfloat16(), BASE.bfloat16())
 
-    # 1 + 2**-9 lies below half a step of bfloat16 above 1, so the output stays: merged, the weight itself would.
+    # Bfloat16's steps above 1 are 2**-7, so 1 + 2**-9 is rounded to 1.
     assert output.dtype is torch.bfloat16
     assert output.tolist() == [[1.0, 2.0]]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_gives_ai_toolkits_live_latents(
+def test_every_kind_gives_ai_toolkits_unmerged_latents(
     name, precision, components, goldens, cases, sample, adapter_ref, assert_close
 ):
     (case,) = cases(type="adapter", name=name)
@@ -141,7 +141,7 @@ def test_an_update_of_the_keys_alone_reaches_them_and_nothing_else(third, compon
     torch.testing.assert_close(live[1], merged[1], atol=1e-4, rtol=1e-4)
 
 
-def test_a_change_of_mode_is_a_change_and_leaves_no_trace(components, item, goldens, adapter_ref):
+def test_another_adapter_mode_needs_a_swap_and_leaves_no_trace(components, item, goldens, adapter_ref):
     path = goldens / "adapters/lora_alllinear_bf16.safetensors"
     renderer = Renderer(components("bf16"), prompt_cache=4)
 

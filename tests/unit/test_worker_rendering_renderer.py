@@ -198,7 +198,7 @@ def test_tiles_are_decoded_one_by_one_and_the_autoencoder_is_left_as_it_was(comp
 
 def test_a_decoded_image_that_is_not_finite_is_an_error(components, item):
     model = components("fp32")
-    # The autoencoder is the session's, so what is put to it must go again.
+    # All tests share the autoencoder, so the hook must be removed again.
     handle = model.autoencoder.decoder.register_forward_hook(lambda module, inputs, output: output * float("inf"))
 
     with pytest.raises(NotFinite, match="decoded image of seed"):
@@ -233,7 +233,7 @@ def test_an_item_that_can_only_give_garbage_is_refused_before_any_work(changes, 
     assert seen == []
 
 
-def test_what_an_item_needs_is_prepared_from_another_thread_while_one_renders(components, item, goldens, adapter_ref):
+def test_the_next_item_is_prepared_by_another_thread_while_one_renders(components, item, goldens, adapter_ref):
     path = goldens / "adapters/lora_r4_bf16.safetensors"
     coming = item(prompt="a blue star", adapters=(adapter_ref(path),))
     expected = Renderer(components("bf16"), prompt_cache=4).render(coming, [path], on_progress=lambda _: None)
@@ -258,7 +258,7 @@ def prepare_at(renderer, coming, path, progress):
         thread.join()
 
 
-def test_adapters_change_for_a_prepared_item_under_the_last_step_before_it(components, item, goldens, adapter_ref):
+def test_a_prepared_items_swap_begins_during_the_last_step_before_it(components, item, goldens, adapter_ref):
     first, second = (goldens / f"adapters/{name}_bf16.safetensors" for name in ("lora_alllinear", "dora"))
     items = [(item(seed=seed, adapters=(adapter_ref(path),)), path) for seed, path in enumerate((first, second, first))]
     plain, renderer = (Renderer(components("bf16"), prompt_cache=4, adapter_cache_bytes=10_000_000) for _ in range(2))
@@ -278,9 +278,7 @@ def test_adapters_change_for_a_prepared_item_under_the_last_step_before_it(compo
     assert (renderer.swapper.count_corrupted(), renderer.swapper.corrupted) == (0, 0)
 
 
-def test_an_item_that_fails_in_its_last_step_leaves_the_next_what_was_changed_ahead(
-    components, item, goldens, adapter_ref
-):
+def test_an_item_that_fails_in_its_last_step_leaves_the_next_items_swap_intact(components, item, goldens, adapter_ref):
     path = goldens / "adapters/lora_alllinear_bf16.safetensors"
     coming = item(adapters=(adapter_ref(path),))
     expected = Renderer(components("bf16"), prompt_cache=4).render(coming, [path], on_progress=ignore)
@@ -303,7 +301,7 @@ def test_an_item_that_fails_in_its_last_step_leaves_the_next_what_was_changed_ah
 
 @pytest.fixture
 def changing(components, item, goldens, adapter_ref):
-    """A renderer, and an item with an adapter that it is told of while another renders."""
+    """A renderer, an item with an adapter, and a function that renders another item while that one is prepared."""
     path = goldens / "adapters/lora_alllinear_bf16.safetensors"
     coming = item(adapters=(adapter_ref(path),))
     renderer = Renderer(components("bf16"), prompt_cache=4, adapter_cache_bytes=10_000_000)
@@ -316,7 +314,7 @@ def changing(components, item, goldens, adapter_ref):
     return renderer, coming, render
 
 
-def test_an_item_that_a_change_ahead_left_no_memory_is_rendered_again_as_it_should_be(changing, item, monkeypatch):
+def test_an_item_without_memory_because_of_the_next_items_swap_is_rendered_again_alone(changing, item, monkeypatch):
     renderer, coming, render = changing
     expected = Renderer(renderer._components, prompt_cache=4).render(item(), [], on_progress=ignore)
     engine, failed = renderer._engines["exact"], []
@@ -336,7 +334,7 @@ def test_an_item_that_a_change_ahead_left_no_memory_is_rendered_again_as_it_shou
     assert rendered.image.tobytes() == expected.image.tobytes()
 
 
-def test_what_fails_ahead_is_nothing_to_the_item_that_renders(changing, monkeypatch):
+def test_a_next_swap_that_cannot_begin_does_not_fail_the_item_that_renders(changing, monkeypatch):
     renderer, _, render = changing
     monkeypatch.setattr(
         renderer.swapper, "begin_next", lambda *_, **__: (_ for _ in ()).throw(RuntimeError("no threads"))
@@ -346,7 +344,7 @@ def test_what_fails_ahead_is_nothing_to_the_item_that_renders(changing, monkeypa
     assert renderer.warm_key == "base"
 
 
-def test_what_was_prepared_for_an_item_before_is_not_changed_to(changing, item):
+def test_no_swap_begins_for_an_item_that_was_prepared_in_an_earlier_turn(changing, item):
     renderer, _, render = changing
     render(num_inference_steps=1)  # the last step had begun when it was prepared
 
@@ -355,7 +353,7 @@ def test_what_was_prepared_for_an_item_before_is_not_changed_to(changing, item):
     assert renderer.warm_key == "base"
 
 
-def test_an_adapter_that_could_not_be_remembered_is_not_read_and_the_rest_is_prepared(
+def test_an_adapter_that_does_not_fit_the_cache_is_not_preloaded_but_its_item_is_prepared(
     components, item, goldens, adapter_ref
 ):
     path = goldens / "adapters/lora_r4_bf16.safetensors"

@@ -11,6 +11,7 @@ from torch import Tensor
 def launch(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float, turned: Tensor) -> None:
     """Normalise and rotate heads of 128 channels; see `worker.model.attention.norm_and_rotate`."""
     batch, tokens, heads, _ = values.shape
+    # `enable_fp_fusion`: a fused multiply-add rounds once where torch's two operations round twice.
     _norm_and_rotate[(batch * tokens,)](
         values, *values.stride()[:3], weight, cosines, cosines.stride(0), sines, sines.stride(0), turned,
         tokens, heads, eps, HEADS=triton.next_power_of_2(heads), enable_fp_fusion=False, num_warps=8,
@@ -66,5 +67,6 @@ def _norm_and_rotate(
 
 @triton.jit
 def _normed(value, inverse, weight, dtype: tl.constexpr):
+    # Rounded to the model's dtype after each operation, as the modules round.
     rounded = (value * inverse).to(dtype).to(tl.float32)
     return (rounded * tl.load(weight).to(tl.float32)).to(dtype).to(tl.float32)

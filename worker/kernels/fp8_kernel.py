@@ -70,6 +70,7 @@ def _quantize_row(
         third = _gated(gate_up, 0, GATED, GATED_TILES[0])
         fourth = _gated(gate_up, GATED_TILES[0], GATED, GATED_TILES[1])
         largest = tl.maximum(largest, tl.maximum(tl.max(tl.abs(third)), tl.max(tl.abs(fourth))))
+    # 448 is the largest float8 value. A row of zeros has no largest value to divide by, so its scale is tiny instead.
     scale = tl.maximum(largest / 448.0, 1e-12)
     tl.store(scales + row, scale)
     quantized += row * (PLAIN + GATED)
@@ -140,5 +141,6 @@ def _gated(gate_up, start, COLUMNS: tl.constexpr, TILE: tl.constexpr):
 @triton.jit
 def _store(quantized, value, start, COLUMNS: tl.constexpr, TILE: tl.constexpr):
     column = start + tl.arange(0, TILE)
+    # By default the clamp would turn NaN into a number.
     value = tl.clamp(value, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(quantized + column, value.to(tl.float8e4nv), mask=column < COLUMNS)

@@ -45,6 +45,7 @@ def add_low_rank(
     """
     rows, columns = weight.shape
     grid = (-(-rows // _ROWS) * -(-columns // _COLUMNS),)
+    # `enable_fp_fusion`: a fused multiply-add rounds once where torch's two operations round twice.
     with torch.cuda.device(weight.device):
         _kernel()[grid](
             weight, old, down.contiguous(), up.contiguous(), non_finite, rows, columns, down.shape[0],

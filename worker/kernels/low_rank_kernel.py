@@ -41,12 +41,14 @@ def add_low_rank(
             mask=(inner[:, None] < rank) & (column[None, :] < columns),
             other=0.0,
         ).to(tl.float32)
+        # TF32 would be faster, with other bits than torch's float32 product.
         product = tl.dot(left, right, product, input_precision="ieee")
     inside = (row[:, None] < rows) & (column[None, :] < columns)
     where = row[:, None].to(tl.int64) * columns + column[None, :]
     before = tl.load(old + where, mask=inside, other=0.0)
     new = (before.to(tl.float32) + product * multiplier * scale).to(before.dtype)
     tl.store(weight + where, new, mask=inside)
+    # Only NaN differs from itself.
     wide = tl.abs(new.to(tl.float32))
     bad = (wide != wide) | (wide == float("inf"))
     if tl.max(bad.to(tl.int32)) > 0:

@@ -53,9 +53,9 @@ class AdapterSwap:
         self._kind = kind
         self._changed = threading.Condition()
         self._state = SwapState.IDLE
-        self._is_claimed = False
-        self._failure: BaseException | None = None
-        self._left_base = False
+        self._is_claimed = False  # by the item that it was begun for
+        self._failure: BaseException | None = None  # until one `wait` has raised it
+        self._left_base = False  # after a failure: the base weights are completely restored
 
     @classmethod
     def of_base(cls) -> AdapterSwap:

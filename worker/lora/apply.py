@@ -98,6 +98,7 @@ class WeightWriter:
         touched = {part.parameter for merge in merges for part in merge.targets}
         size = self._components.dtype.itemsize
         self._base.plan_backups({name: size * self._weights[name].numel() for name in touched})
+        # Adapters are merged into a float8 weight's bfloat16 values, so those are read even if the weight is base now.
         names = self._by_group(self._changed | (touched & self._fp8.keys()), lambda name: name)
         members = self._by_group(enumerate(merges), lambda member: member[1].targets[0].parameter)
         checks: list[tuple[Tensor, Tensor]] = []
@@ -112,6 +113,7 @@ class WeightWriter:
             for name in self._fp8.keys() & values.keys():
                 self._fp8[name].quantize_from(values[name])
             self._gate.open_group(group)
+        # Read from the device only now, with one transfer for all checks, when every block may run already.
         self.corrupted += _count_different(checks)
         self.refuse_corrupted()
         self._dense_checksums |= first_read
@@ -184,7 +186,7 @@ class WeightWriter:
         following = begin(0)
         for group in range(len(names)):
             values, wait = following
-            following = begin(group + 1)
+            following = begin(group + 1)  # its transfer runs while this group is verified and merged
             wait()
             yield values
 
@@ -245,7 +247,7 @@ class WeightWriter:
         for (name, origin), old in zip(targets, olds, strict=True):
             self._back_up(name, old)
             weight = self._weights[name]
-            if name in self._fp8:
+            if name in self._fp8:  # the copy on the device is the backup and must stay as it is
                 weight = torch.empty_like(old) if old is self._base.copy_on_device(name) else old
             write_merged(weight, delta.select_rows(origin.select_rows), old=old, non_finite=non_finite)
             values[name] = weight

@@ -113,6 +113,7 @@ class BlockGate:
         return torch.cuda.current_stream(self._device).record_event() if self._device.type == "cuda" else None
 
     def _note_drained(self, group: int, *_: Any) -> None:
+        # Without the lock, here and below: every block of every pass comes here, nearly always while the gate is open.
         if not self._passes_left:
             return
         with self._changed:

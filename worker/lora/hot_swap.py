@@ -23,9 +23,6 @@ Each swap is one `AdapterSwap`. It owns its warm key, its reports, its failure a
 The weights are written by a thread and a CUDA stream of their own. Adapters can also run unmerged, as extra products
 in each step: AI Toolkit previews some adapters that way, and `qfloat8` weights allow nothing else
 (`worker.lora.unmerged`).
-
-A multiplier of 0 is the base model to the bit, for every kind. DoRA's formula says otherwise, its rows keep their
-trained lengths at any multiplier; callers ask for 0 to see the base.
 """
 
 from __future__ import annotations
@@ -79,6 +76,7 @@ class AdapterSwapper:
         )
         self._gate = BlockGate(components.transformer, device=components.device)
         self._weights = WeightWriter(components, gate=self._gate)
+        # One thread: swaps must not overlap.
         self._thread = device_thread_pool(components.device, 1, "flux2-weights")
         self._stream = side_stream(components.device)
         self._swap = AdapterSwap.of_base()
@@ -202,11 +200,13 @@ class AdapterSwapper:
     def _begin(self, adapters: AdapterFiles, mode: AdapterMode | None, *, key: str, passes: int) -> None:
         """Read the adapters and begin a swap that starts to write after this many passes."""
         loaded = [self._reader.read(ref, path) for ref, path in adapters]
+        # A multiplier of 0 is the base model to the bit, for every kind. DoRA's formula says otherwise, its rows keep
+        # their trained lengths at any multiplier; callers ask for 0 to see the base.
         strong = [adapter for adapter in loaded if adapter.ref.multiplier != 0]
         kind = _kind(restored=bool(self.unmerged) or not self._weights.is_base, merged=bool(strong))
         reports = tuple(self._report(adapter) for adapter in loaded)
         swap = AdapterSwap(key, replaces=self.warm_key, kind=kind, reports=reports)
-        self._swap = swap
+        self._swap = swap  # now, because detaching unmerged adapters changes what the next step renders with
         try:
             merges = self._attach(strong, mode)
             swap.begin()
@@ -243,12 +243,14 @@ class AdapterSwapper:
                 ending.callback(self._gate.open_all)
                 try:
                     self._weights.write(merges)
+                    # A swap that writes no block has not waited for the passes yet.
                     self._gate.wait_until_all_drained()
                 except BaseException:
                     self._weights.restore()
                     # Another thread may be running the hooks of unmerged adapters, so the next swap detaches them.
                     left_base = not self.unmerged
                     raise
+        # The swap ends after the gate has opened: a thread that waits for the end may close the gate again at once.
         except BaseException as error:  # noqa: BLE001 - `wait` raises it
             swap.fail(error, left_base=left_base)
         else:

@@ -120,6 +120,7 @@ def write_merged(weight: Tensor, delta: DenseDelta | LowRankDelta, *, old: Tenso
             non_finite=non_finite,
         )  # fmt: skip
         return
+    # The update is float32, so the sum is rounded only once, by the copy into the weight.
     merged = old + delta.values  # promoted to float32 without a float32 copy of the weight
     if delta.magnitude is not None:
         merged *= row_scales(merged, delta.magnitude)

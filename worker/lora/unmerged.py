@@ -33,7 +33,7 @@ class UnmergedAdapters:
     def __init__(self, transformer: nn.Module) -> None:
         self._transformer = transformer
         self._toolkit: nn.Module | None = None
-        self._hooks: list[RemovableHandle] = []
+        self._hooks: list[RemovableHandle] = []  # run in this order: each sees the output of those before it
 
     def __len__(self) -> int:
         """Return the number of patched layers; 0 if no adapter runs unmerged."""
