@@ -37,13 +37,14 @@ class Finding:
 
 
 def run_checks(settings: Settings) -> Iterator[Finding]:
-    """Check Redis, its durability, the clock, workers, leases, webhooks, storage and adapters."""
+    """Check Redis, its durability, the clock, workers, queues, leases, webhooks, storage and adapters."""
     ledger = Ledger.connect(settings.redis.url, settings.queue, timeout_s=settings.redis.timeout_s)
     try:
         yield from _redis(ledger)
         yield from _durability(ledger)
         yield _clock(ledger)
         yield from _workers(ledger)
+        yield from _queues(ledger)
         yield _leases(ledger)
         yield from _webhooks(ledger, settings)
     except LedgerUnavailable as error:
@@ -105,6 +106,10 @@ def _workers(ledger: Ledger) -> Iterator[Finding]:
         yield Finding("workers", "ok", ", ".join(f"{count} {state}" for state, count in states.items()))
     else:
         yield Finding("workers", "warning", "no worker is running", "start one: flux2 worker")
+
+
+def _queues(ledger: Ledger) -> Iterator[Finding]:
+    slots = ledger.workers.live_slots()
     for name in POOLS:
         queued = ledger.queue_length(name)
         if queued and not any(name in slot.pools for slot in slots):

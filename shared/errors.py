@@ -105,7 +105,7 @@ class AdapterMismatch(AdapterRefused):
 
     code = "LORA_MISMATCH"
 
-    def __init__(self, layer: str, expected: tuple[int, ...], got: tuple[int, ...]) -> None:
+    def __init__(self, layer: str, *, expected: tuple[int, ...], got: tuple[int, ...]) -> None:
         super().__init__(f"{layer}: expected a {expected} update, the adapter gives {got}")
 
 

@@ -21,7 +21,7 @@ LENGTH_BYTES = 8
 #: The entry of a header that describes no tensor.
 METADATA = "__metadata__"
 
-# Enough of a file's start to tell what it is if it has no header.
+# Enough of a file's start to recognise its format if it has no header.
 _START_BYTES = 512
 
 DTYPE_BITS = {

@@ -85,7 +85,7 @@ class Group:
             raise AdapterRefused(f"{self.tensors[role]!r} has shape {list(shape)}, not two sizes of 1 or more")
         return shape[0], shape[1]
 
-    def update(self, kind: str, shape: tuple[int, int], rank: int | None) -> LayerUpdate:
+    def update(self, kind: str, shape: tuple[int, int], *, rank: int | None) -> LayerUpdate:
         if rank is not None and rank > MAX_RANK:
             raise AdapterRefused(f"{next(iter(self.tensors.values()))!r} has rank {rank}, and the limit is {MAX_RANK}")
         return LayerUpdate(self.target.layer, kind, dict(self.tensors), shape, rank, self.target.rows)
@@ -147,18 +147,18 @@ def _lora(group: Group, header: Header) -> LayerUpdate:
     key = group.tensors.get("magnitude")
     if key is not None and header.tensors[key].shape != (up[0],):
         raise AdapterRefused(f"{key!r} has shape {list(header.tensors[key].shape)}, not one number for each of {up[0]}")
-    return group.update("lora" if key is None else "dora", (up[0], down[1]), down[0])
+    return group.update("lora" if key is None else "dora", (up[0], down[1]), rank=down[0])
 
 
 def _fullrank(group: Group, header: Header) -> LayerUpdate:
     """Read a lone lora_A as a full-rank update; `check_fits_base` refuses it as half a LoRA if the shape differs."""
     _refuse_alpha(group)
-    return group.update("fullrank", group.shape("down", header), None)
+    return group.update("fullrank", group.shape("down", header), rank=None)
 
 
 def _diff(group: Group, header: Header) -> LayerUpdate:
     _refuse_alpha(group)
-    return group.update("diff", group.shape("diff", header), None)
+    return group.update("diff", group.shape("diff", header), rank=None)
 
 
 def _refuse_alpha(group: Group) -> None:
@@ -176,7 +176,7 @@ def _lokr(group: Group, header: Header) -> LayerUpdate:
             f"{group.tensors['w1_b']!r} has rank {first} and {group.tensors['w2_b']!r} has {second}: they differ"
         )
     rank = second if first is None else first
-    update = group.update("lokr", (a * c, b * d), rank)
+    update = group.update("lokr", (a * c, b * d), rank=rank)
     alpha = update.tensors.get("alpha")
     if rank is not None or alpha is None:
         return update

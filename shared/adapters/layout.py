@@ -86,8 +86,12 @@ def check_fits_base(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]]
             f"the adapter was trained on {trained_on!r} (ss_base_model_version), not on {model!r}; "
             "request the model that it was trained on"
         )
-    if layers is None:
-        return
+    if layers is not None:
+        _check_layers(layout, layers, model=model)
+        _check_shapes(layout, layers)
+
+
+def _check_layers(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]], *, model: str) -> None:
     missing = [update for update in layout.updates if update.layer not in layers]
     if len(missing) == len(layout.updates):
         raise AdapterRefused(f"the adapter matches no layer of {model}; the first key is {_first_key(missing[0])!r}")
@@ -96,6 +100,9 @@ def check_fits_base(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]]
             f"{_first_key(missing[0])!r} names a layer that {model} does not have; "
             f"it lacks {len({update.layer for update in missing})} of the adapter's {len(layout.layers)} layers"
         )
+
+
+def _check_shapes(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]]) -> None:
     for update in layout.updates:
         expected = _expected(update.rows, layers[update.layer])
         if update.kind == "fullrank" and update.shape != expected:
@@ -104,7 +111,7 @@ def check_fits_base(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]]
                 f"but it is {update.shape} and the layer {expected}"
             )
         if update.shape != expected:
-            raise AdapterMismatch(update.layer, expected, update.shape)
+            raise AdapterMismatch(update.layer, expected=expected, got=update.shape)
 
 
 def _expected(rows: Rows, shape: tuple[int, int]) -> tuple[int, int]:

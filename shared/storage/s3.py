@@ -68,13 +68,13 @@ class S3Store:
         self._retry_budget_s = retry_budget_s
         self._where = f"bucket {settings.bucket!r} at {settings.endpoint_url or 'AWS S3'}"
         self._encryption = _encryption(settings)
-        self._client = _client(settings, settings.endpoint_url, credentials or {})
+        self._client = _client(settings, endpoint_url=settings.endpoint_url, credentials=credentials or {})
         public = settings.public_endpoint_url
-        self._signer = _client(settings, public, credentials or {}) if public else self._client
+        self._signer = _client(settings, endpoint_url=public, credentials=credentials or {}) if public else self._client
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
         name = self._name(key)
-        self._retrying("PUT", key, lambda: self._put(name, data, content_type))
+        self._retrying("PUT", key, lambda: self._put(name, data, content_type=content_type))
 
     def url(self, key: str, *, expires_s: int) -> str:
         """Return a presigned SigV4 GET; browsers show the image and save it under a name made from the key."""
@@ -106,7 +106,7 @@ class S3Store:
     def check(self) -> None:
         key = new_probe_key()
         name = self._name(key)
-        self._once("PUT", key, lambda: self._put(name, b"flux2", "application/octet-stream"))
+        self._once("PUT", key, lambda: self._put(name, b"flux2", content_type="application/octet-stream"))
         if self._once("GET", key, lambda: self._get(name)) != b"flux2":
             raise StorageUnavailable(f"GET {key}: {self._where} returned other bytes than were written")
         self._once("DELETE", key, lambda: self._delete(name))
@@ -114,7 +114,7 @@ class S3Store:
     def _name(self, key: str) -> str:
         return f"{self._prefix}{validate_key(key)}"
 
-    def _put(self, name: str, data: bytes, content_type: str) -> None:
+    def _put(self, name: str, data: bytes, *, content_type: str) -> None:
         # The oldest integrity check of S3, which every compatible store makes.
         digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
         self._client.put_object(
@@ -158,7 +158,7 @@ class S3Store:
             raise StorageUnavailable(f"{verb} {key}: {self._where}: {_reason(error)}") from error
 
 
-def _client(settings: S3Settings, endpoint_url: str | None, credentials: Mapping[str, str | None]) -> S3Client:
+def _client(settings: S3Settings, *, endpoint_url: str | None, credentials: Mapping[str, str | None]) -> S3Client:
     config = Config(
         # Without it presigned URLs would be SigV2, which most stores refuse.
         signature_version="s3v4",
