@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.setting_types import HttpUrl, ModelId, RedisUrl, WebhookSecret
@@ -19,7 +19,12 @@ from shared.setting_types import HttpUrl, ModelId, RedisUrl, WebhookSecret
 DOTENV = Path(".env")
 
 
-class RedisSettings(BaseModel):
+class _Section(BaseModel):
+    # Settings are read once and passed down; a value that changed later would not reach everyone.
+    model_config = ConfigDict(frozen=True)
+
+
+class RedisSettings(_Section):
     """The ledger and the wake-up queue."""
 
     url: RedisUrl = Field(
@@ -29,7 +34,7 @@ class RedisSettings(BaseModel):
     timeout_s: float = Field(1.5, gt=0, description="Seconds that the API waits for Redis before it answers 503.")
 
 
-class QueueSettings(BaseModel):
+class QueueSettings(_Section):
     """How items are queued, leased and retried."""
 
     cap: int = Field(100_000, ge=1, description="Number of queued items at which new jobs are answered 429.")
@@ -61,7 +66,7 @@ class QueueSettings(BaseModel):
         return self
 
 
-class StorageSettings(BaseModel):
+class StorageSettings(_Section):
     """Where images are stored."""
 
     backend: Literal["s3", "directory"] = Field(
@@ -75,7 +80,7 @@ class StorageSettings(BaseModel):
     retry_budget_s: float = Field(60.0, ge=0, description="Seconds that an upload is retried before its item fails.")
 
 
-class S3Settings(BaseModel):
+class S3Settings(_Section):
     """The S3-compatible store; credentials come from the standard AWS variables or files."""
 
     bucket: str = Field("flux2", description="Name of the bucket, which must exist.")
@@ -96,7 +101,7 @@ class S3Settings(BaseModel):
     timeout_s: float = Field(30.0, gt=0, description="Seconds that one S3 request may take to connect, and to read.")
 
 
-class AdaptersSettings(BaseModel):
+class AdaptersSettings(_Section):
     """Where adapter files are. The API and the workers must see the same files."""
 
     root: Path = Field(
@@ -105,7 +110,7 @@ class AdaptersSettings(BaseModel):
     max_bytes: int = Field(8 * 1024**3, ge=1, description="Size in bytes above which an adapter file is refused.")
 
 
-class ModelSettings(BaseModel):
+class ModelSettings(_Section):
     """The base model that a worker serves. Defaults come from the catalogue's entry for `FLUX2_MODEL_ID`."""
 
     id: ModelId = Field("flux2", description="Model id from the catalogue.")
@@ -152,7 +157,7 @@ class ModelSettings(BaseModel):
     )
 
 
-class ApiSettings(BaseModel):
+class ApiSettings(_Section):
     """The HTTP API."""
 
     host: str = Field("127.0.0.1", description="Address on which the API listens.")
@@ -170,7 +175,7 @@ class ApiSettings(BaseModel):
     )
 
 
-class WorkerSettings(BaseModel):
+class WorkerSettings(_Section):
     """One worker process on one device."""
 
     device: str = Field("auto", description="Device to render on: `auto`, `cuda`, `cuda:N` or `cpu`.")
@@ -198,7 +203,7 @@ class WorkerSettings(BaseModel):
     )
 
 
-class WebhookSettings(BaseModel):
+class WebhookSettings(_Section):
     """Signed messages about ended jobs, which the API sends to the `webhook_url` of a request."""
 
     secret: WebhookSecret | None = Field(
@@ -212,7 +217,7 @@ class WebhookSettings(BaseModel):
     timeout_s: float = Field(15.0, gt=0, description="Seconds that a receiver has to answer.")
 
 
-class LogSettings(BaseModel):
+class LogSettings(_Section):
     """Logs on standard error."""
 
     level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
@@ -235,6 +240,7 @@ class Settings(BaseSettings):
         # Compose files pass unset variables on as empty ones.
         env_ignore_empty=True,
         extra="ignore",
+        frozen=True,
         populate_by_name=True,
     )
 

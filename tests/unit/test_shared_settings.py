@@ -121,5 +121,14 @@ def test_credentials_in_a_dotenv_file_reach_the_store(monkeypatch, tmp_path):
     assert "SK" not in repr(settings)
 
 
+def test_settings_cannot_be_changed_after_they_were_read():
+    settings = Settings()
+
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.queue.cap = 1
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.ai_toolkit_path = Path("elsewhere")
+
+
 def test_without_credentials_boto3_searches_its_usual_places():
     assert Settings().aws_credentials() == {}
