@@ -112,7 +112,7 @@ def test_adapters_are_added_to_and_removed_from_both_engines(renderer, goldens, 
 
 
 def test_both_engines_share_one_copy_of_the_weights(renderer):
-    components = renderer("flux2", "bf16").warm.components
+    components = renderer("flux2", "bf16").swapper.components
 
     engine = ToolkitEngine.from_components(components, load_toolkit(Path(ROOT)))
 
