@@ -9,7 +9,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -23,11 +23,9 @@ from shared.request import InferenceRequest
 from shared.resolve import check_prompts, collect_warnings, find_model, reject_unsupported_fields, resolve_items
 from shared.settings import Settings
 from worker.consumer import image_file
-from worker.device import pick_device
-from worker.model.load import load_components
-from worker.rendering.attempt import Rendered
-from worker.rendering.renderer import Renderer
-from worker.rendering.toolkit_checkout import load_toolkit
+
+if TYPE_CHECKING:
+    from worker.rendering.attempt import Rendered
 
 logger = logging.getLogger("flux2.worker.offline")
 
@@ -54,6 +52,12 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
     request = _parse(text)
     model = _check_model(request, settings)
     reject_unsupported_fields(request)
+    # Imported here: torch and diffusers take 5 s, and a refusal must not wait for them.
+    from worker.device import pick_device
+    from worker.model.load import load_components
+    from worker.rendering.renderer import Renderer
+    from worker.rendering.toolkit_checkout import load_toolkit
+
     device = pick_device(settings.worker.device)
     toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None
     components = load_components(settings.model, device=device, hf_token=settings.hub_token())

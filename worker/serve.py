@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,9 +20,9 @@ from worker.consumer.slot import Slot, slot_name
 from worker.consumer.worker import Worker, redis_retries
 from worker.consumer.worker_state import WorkerState
 from worker.device import device_id, pick_device, probe
-from worker.model.load import load_components
-from worker.rendering.renderer import Renderer
-from worker.rendering.toolkit_checkout import load_toolkit
+
+if TYPE_CHECKING:
+    from worker.rendering.renderer import Renderer
 
 # Long enough for a loaded Redis, short enough for several renewals within a lease.
 _LEDGER_TIMEOUT_S = 5.0
@@ -70,6 +71,11 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
 
 
 def _load(settings: Settings, name: str, device: torch.device, ledger: Ledger) -> tuple[Renderer, Slot]:
+    # Imported here: diffusers takes 4 s, and what is wrong with Redis, storage or a lock must not wait for it.
+    from worker.model.load import load_components
+    from worker.rendering.renderer import Renderer
+    from worker.rendering.toolkit_checkout import load_toolkit
+
     toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None
     components = load_components(settings.model, device=device, hf_token=settings.hub_token())
     redis_retries(pause_s=START_RETRY_S)(

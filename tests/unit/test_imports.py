@@ -23,9 +23,16 @@ def test_the_api_and_the_command_line_pull_in_no_tensor_library(module):
     assert not imported(module) & TENSOR_LIBRARIES
 
 
-@pytest.mark.parametrize("module", ["worker.serve", "worker.commands"])
-def test_the_worker_pulls_in_no_http_server(module):
-    assert not imported(module) & HTTP_SERVERS
+@pytest.mark.parametrize(
+    "modules",
+    [
+        # With what `worker.serve` imports only once it loads the model.
+        ["worker.serve", "worker.model.load", "worker.rendering.renderer", "worker.rendering.toolkit_checkout"],
+        ["worker.commands"],
+    ],
+)
+def test_the_worker_pulls_in_no_http_server(modules):
+    assert not imported(*modules) & HTTP_SERVERS
 
 
 def test_the_whole_consumer_pulls_in_no_tensor_library_and_no_http_server():
