@@ -100,7 +100,7 @@ def test_a_swap_gives_the_same_bits_wherever_base_weights_come_from(
 
 
 @pytest.mark.parametrize("pieces", [0, 2, 4])
-def test_bytes_come_to_the_device_from_locked_pages_and_by_threads(pieces, tmp_path, monkeypatch):
+def test_bytes_come_to_the_device_from_pinned_pages_and_by_threads(pieces, tmp_path, monkeypatch):
     monkeypatch.setattr(pinned_file, "_PIECE_BYTES", 3 * mmap.PAGESIZE)
     path, size = tmp_path / "bytes", 10 * mmap.PAGESIZE + 100
     path.write_bytes(random.Random(1).randbytes(size))
@@ -108,9 +108,9 @@ def test_bytes_come_to_the_device_from_locked_pages_and_by_threads(pieces, tmp_p
 
     with Reader(torch.device("cuda:0"), block_bytes=5000) as reader:
         reader.pin(path)
-        locked = reader._locked[path]
-        locked.locking.result()
-        monkeypatch.setattr(locked, "_locked", dict(list(locked._locked.items())[:pieces]))  # which come from the end
+        pinned = reader._pinned[path]
+        pinned.pinning.result()
+        monkeypatch.setattr(pinned, "_pinned", dict(list(pinned._pinned.items())[:pieces]))  # the last of the file
         reader.read(Region(path, 50, size - 50), target)()
         torch.cuda.synchronize()
 

@@ -1,4 +1,4 @@
-"""Many threads read a file's bytes to where they belong, and say where a file ends too early."""
+"""Threads read a file's bytes into tensors; files are pinned where there is room."""
 
 import errno
 import fcntl
@@ -29,7 +29,7 @@ def file(tmp_path):
     return path
 
 
-def test_a_tensor_is_read_in_blocks_from_where_it_lies(file):
+def test_a_tensor_is_read_in_blocks_from_its_region(file):
     target = torch.empty(5, 1000, dtype=torch.uint8)
 
     with Reader(CPU, threads=3, block_bytes=700) as reader:
@@ -51,7 +51,7 @@ def test_a_file_that_is_gone_is_named(tmp_path):
         reader.read(Region(tmp_path / "gone", 0, 10), torch.empty(10, dtype=torch.uint8))
 
 
-def test_a_reader_keeps_only_the_files_that_are_asked_for(file, tmp_path):
+def test_a_reader_closes_all_files_but_the_named_ones(file, tmp_path):
     other = shutil.copy(file, tmp_path / "other")
     target = torch.empty(10, dtype=torch.uint8)
     with Reader(CPU) as reader:
@@ -68,33 +68,33 @@ def test_a_reader_keeps_only_the_files_that_are_asked_for(file, tmp_path):
             reader.read(Region(file, 0, 10), target)
 
 
-def test_a_file_is_locked_only_where_there_is_room_for_what_is_not_in_memory_yet(file, monkeypatch):
+def test_a_file_is_pinned_only_if_there_is_room_for_the_pages_that_are_not_in_memory_yet(file, monkeypatch):
     with file.open("rb") as opened:
         monkeypatch.setattr(pinned_file, "_available_bytes", lambda: 5_000_000_000)
-        pinned_file.check_room_to_pin(opened.fileno(), locked=0)
+        pinned_file.check_room_to_pin(opened.fileno(), pinned_bytes=0)
         monkeypatch.setattr(pinned_file, "_available_bytes", lambda: 4_000_000_000)
-        pinned_file.check_room_to_pin(opened.fileno(), locked=0)  # it has just been written, so it is in memory
+        pinned_file.check_room_to_pin(opened.fileno(), pinned_bytes=0)  # it has just been written, so it is in memory
         monkeypatch.setattr(pinned_file, "_share_in_memory", lambda *_: 0.0)
-        with pytest.raises(NotPinned, match=r"0\.0 GB of it are to be read, and 4\.0 GB of memory are available"):
-            pinned_file.check_room_to_pin(opened.fileno(), locked=0)
+        with pytest.raises(NotPinned, match=r"0\.0 GB of it must be read, and 4\.0 GB of memory are available"):
+            pinned_file.check_room_to_pin(opened.fileno(), pinned_bytes=0)
         monkeypatch.setattr(pinned_file, "_available_bytes", lambda: 9_000_000_000)
-        pinned_file.check_room_to_pin(opened.fileno(), locked=4_000_000_000)
+        pinned_file.check_room_to_pin(opened.fileno(), pinned_bytes=4_000_000_000)
         with pytest.raises(NotPinned, match=r"3\.9 GB of memory are available"):
-            pinned_file.check_room_to_pin(opened.fileno(), locked=5_100_000_000)
+            pinned_file.check_room_to_pin(opened.fileno(), pinned_bytes=5_100_000_000)
 
 
-def test_a_file_that_cannot_be_mapped_is_not_locked(file, monkeypatch):
+def test_a_file_that_cannot_be_mapped_is_not_pinned(file, monkeypatch):
     def no_such_device(*_, **__):
         raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
 
     monkeypatch.setattr(mmap, "mmap", no_such_device)
 
     with file.open("rb") as opened, pytest.raises(NotPinned, match=r"cannot be mapped: .*No such device"):
-        pinned_file.check_room_to_pin(opened.fileno(), locked=0)
+        pinned_file.check_room_to_pin(opened.fileno(), pinned_bytes=0)
 
 
 class Runtime:
-    """CUDA's, of a host that locks so many pieces and no more."""
+    """A CUDA runtime that pins a given number of pieces and no more."""
 
     def __init__(self, pieces):
         self.left = pieces
@@ -122,22 +122,22 @@ def runtime(monkeypatch):
 
 
 @pytest.fixture
-def locker():
+def pinner():
     with ThreadPoolExecutor(1) as pool:
         yield pool
 
 
-def test_a_locked_file_gives_its_bytes_in_the_pieces_in_which_it_was_locked(tmp_path, runtime, locker):
+def test_a_pinned_file_gives_its_bytes_in_the_pieces_in_which_it_was_pinned(tmp_path, runtime, pinner):
     values, pieces = os.urandom(3 * mmap.PAGESIZE + 10), runtime(4)
     (tmp_path / "bytes").write_bytes(values)
 
     with (tmp_path / "bytes").open("rb") as opened:
-        locked = pinned_file.PinnedFile(opened.fileno(), locker=locker)
-    locked.locking.result()
-    found = [piece.numpy().tobytes() for piece in locked.pages(100, len(values) - 100)]
-    inside = [piece.numpy().tobytes() for piece in locked.pages(mmap.PAGESIZE, mmap.PAGESIZE)]
-    beyond = locked.pages(100, len(values))
-    locked.close()
+        pinned = pinned_file.PinnedFile(opened.fileno(), executor=pinner)
+    pinned.pinning.result()
+    found = [piece.numpy().tobytes() for piece in pinned.pages(100, len(values) - 100)]
+    inside = [piece.numpy().tobytes() for piece in pinned.pages(mmap.PAGESIZE, mmap.PAGESIZE)]
+    beyond = pinned.pages(100, len(values))
+    pinned.close()
 
     assert [len(piece) for piece in found] == [mmap.PAGESIZE - 100, mmap.PAGESIZE, mmap.PAGESIZE, 10]
     assert b"".join(found) == values[100:]
@@ -146,19 +146,19 @@ def test_a_locked_file_gives_its_bytes_in_the_pieces_in_which_it_was_locked(tmp_
     assert pieces.registered == set()
 
 
-def test_pages_in_shared_memory_take_nothing_that_the_host_counts_as_available(runtime, locker, monkeypatch):
+def test_pinned_pages_in_shared_memory_are_not_counted_as_available(runtime, pinner, monkeypatch):
     runtime(8)
     descriptor = os.memfd_create("bytes")
     os.write(descriptor, bytes(2 * mmap.PAGESIZE))
 
-    in_memory = pinned_file.PinnedFile(descriptor, locker=locker)
+    in_memory = pinned_file.PinnedFile(descriptor, executor=pinner)
     with monkeypatch.context() as patch:
         patch.setattr(fcntl, "fcntl", no_seals)
-        on_disk = pinned_file.PinnedFile(descriptor, locker=locker)
+        on_disk = pinned_file.PinnedFile(descriptor, executor=pinner)
     os.close(descriptor)
 
-    assert (in_memory.size, in_memory.taken) == (2 * mmap.PAGESIZE, 0)
-    assert (on_disk.size, on_disk.taken) == (2 * mmap.PAGESIZE, 2 * mmap.PAGESIZE)
+    assert (in_memory.size, in_memory.unavailable_bytes) == (2 * mmap.PAGESIZE, 0)
+    assert (on_disk.size, on_disk.unavailable_bytes) == (2 * mmap.PAGESIZE, 2 * mmap.PAGESIZE)
     in_memory.close()
     on_disk.close()
 
@@ -167,25 +167,27 @@ def no_seals(*_):
     raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
 
-def test_what_cannot_be_locked_is_left_to_threads_and_what_was_is_let_go(tmp_path, runtime, locker):
+def test_pieces_that_cannot_be_pinned_are_left_to_threads_and_the_others_are_unpinned_at_the_end(
+    tmp_path, runtime, pinner
+):
     pieces = runtime(2)
     (tmp_path / "bytes").write_bytes(bytes(4 * mmap.PAGESIZE))
 
     with (tmp_path / "bytes").open("rb") as opened:
-        locked = pinned_file.PinnedFile(opened.fileno(), locker=locker)
-    locked.locking.result()
+        pinned = pinned_file.PinnedFile(opened.fileno(), executor=pinner)
+    pinned.pinning.result()
 
-    assert locked.pages(0, mmap.PAGESIZE) is None
-    assert locked.pages(mmap.PAGESIZE, 2 * mmap.PAGESIZE) is None
-    assert len(locked.pages(2 * mmap.PAGESIZE, 2 * mmap.PAGESIZE)) == 2
+    assert pinned.pages(0, mmap.PAGESIZE) is None
+    assert pinned.pages(mmap.PAGESIZE, 2 * mmap.PAGESIZE) is None
+    assert len(pinned.pages(2 * mmap.PAGESIZE, 2 * mmap.PAGESIZE)) == 2
     assert len(pieces.registered) == 2
-    del locked
+    del pinned
 
     gc.collect()
     assert pieces.registered == set()
 
 
-def test_what_has_just_been_written_is_in_memory_and_an_untouched_hole_is_not(tmp_path):
+def test_a_file_that_was_just_written_is_in_memory_and_an_untouched_hole_is_not(tmp_path):
     whole, hole = tmp_path / "whole", tmp_path / "hole"
     whole.write_bytes(bytes(2**20))
     with hole.open("wb") as opened:
@@ -197,7 +199,7 @@ def test_what_has_just_been_written_is_in_memory_and_an_untouched_hole_is_not(tm
 
 
 @pytest.mark.parametrize(("user", "share"), [("owner", 1.0), ("root", 1.0), ("writer", 1.0), ("reader", 0.0)])
-def test_what_is_in_memory_is_asked_only_by_those_who_are_told_the_truth(user, share, file, monkeypatch):
+def test_the_kernel_is_asked_what_is_in_memory_only_by_users_to_whom_it_says_the_truth(user, share, file, monkeypatch):
     owner = file.stat().st_uid
     monkeypatch.setattr(os, "geteuid", lambda: {"owner": owner, "root": 0}.get(user, owner + 1))
     monkeypatch.setattr(os, "access", lambda *_: user == "writer")
@@ -236,7 +238,7 @@ def test_rows_of_any_dtype_reach_the_module_they_belong_to(stored, tmp_path):
     assert torch.equal(module["ends"].weight, torch.cat([rows[4:], rows[:2]]).bfloat16())
 
 
-def test_what_else_lies_in_the_files_is_refused_unless_it_may(tmp_path):
+def test_an_unused_tensor_is_refused_unless_it_is_allowed(tmp_path):
     save_file({"weight": torch.ones(2, 2), "other": torch.ones(1)}, tmp_path / "a.safetensors")
     files = TensorFiles((tmp_path / "a.safetensors",))
     with torch.device("meta"):

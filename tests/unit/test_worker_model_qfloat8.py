@@ -136,9 +136,9 @@ def test_a_text_encoder_is_the_one_that_quanto_makes(encoder, goldens):
 )
 def test_rotary_frequencies_are_rounded_where_ai_toolkit_rounds_them(encoder, to_be_quantised, dtype, goldens):
     # Its load_te casts the whole module, buffers included; the klein one only where it does not quantise.
-    model = load_text_encoder(
-        TextEncoderFiles(goldens / "text" / encoder), device=CPU, dtype=torch.bfloat16, to_be_quantised=to_be_quantised
-    )
+    source = TextEncoderFiles(goldens / "text" / encoder)
+
+    model = load_text_encoder(source, device=CPU, dtype=torch.bfloat16, to_be_quantised=to_be_quantised)
 
     assert model.rotary_emb.inv_freq.dtype is dtype
 

@@ -1,4 +1,4 @@
-"""Tensors side by side in one block of memory, which one copy moves."""
+"""Pack tensors into one block of memory, so that a single copy moves all of them."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# In bytes: kernels read vectors of 16, and matrix products want more.
+# Bytes. Kernels read vectors of 16 bytes, and matrix products want more.
 _ALIGNMENT = 256
 
 
 @dataclass(frozen=True)
 class PackedTensor:
-    """Where a tensor lies in a block of bytes."""
+    """The part of a block of bytes that holds one tensor."""
 
     start: int
     size: int
@@ -22,12 +22,12 @@ class PackedTensor:
     shape: torch.Size
 
     def view(self, block: Tensor) -> Tensor:
-        """Return the tensor that lies here in `block`."""
+        """Return the tensor as a view of `block`."""
         return block[self.start : self.start + self.size].view(self.dtype).view(self.shape)
 
 
 def pack_layout(tensors: Iterable[Tensor]) -> tuple[list[PackedTensor], int]:
-    """Return a place for each tensor, and the bytes of the whole block."""
+    """Return where each tensor goes in a block, and the size of the block in bytes."""
     found: list[PackedTensor] = []
     start = 0
     for tensor in tensors:

@@ -1,4 +1,4 @@
-"""Files in the page cache whose pages are locked where they are, so that a GPU copies from there."""
+"""Pin the pages of a file in the page cache, so that a GPU copies from there without a copy in between."""
 
 from __future__ import annotations
 
@@ -22,94 +22,97 @@ from worker.checkpoint.pinned import cuda_runtime
 
 logger = logging.getLogger("flux2.worker.checkpoint")
 
-# Left to the rest of the host when pages are locked.
+# Memory that pinning leaves to the rest of the host.
 _SPARE_BYTES = 4_000_000_000
 _SAMPLES = 64
-_PIECE_BYTES = 2**28  # each holds others' calls to the GPU up for 8 ms
-# The flag cudaHostRegisterReadOnly: the GPU is not going to write.
+_PIECE_BYTES = 2**28  # pinning one piece blocks other threads' calls to the GPU for 8 ms
+# The flag cudaHostRegisterReadOnly: the GPU will not write.
 _READ_ONLY = 8
 
 
 class PinnedFile:
-    """A file's pages in the page cache, mapped, and locked one piece after the other by `locker`, from its end.
+    """A mapped file whose pages `executor` pins, one piece after the other, at 0.03 s a GB.
 
-    That takes 0.03 s a GB; whoever reads the file meanwhile begins at its start. What is written to the file later
-    shows; what the file loses when it is cut off stays as it was.
+    Later writes to the file show in the pages. If the file is cut off, the pages that are pinned keep their values.
+
+    Attributes:
+        pinning: done when no more pages will be pinned.
 
     Raises:
         NotPinned: the file cannot be mapped.
     """
 
-    def __init__(self, descriptor: int, *, locker: Executor) -> None:
+    def __init__(self, descriptor: int, *, executor: Executor) -> None:
         try:
             self._map = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         except (OSError, ValueError) as error:
             raise NotPinned(f"it cannot be mapped: {error}") from error
         self._bytes = _bytes_of(self._map)
-        self._counted = not _in_shared_memory(descriptor)
-        self._locked: dict[int, int] = {}  # by a piece's number, its address
-        self._unregister = weakref.finalize(self, _unregister, self._locked)
+        self._counts_as_available = not _in_shared_memory(descriptor)
+        self._pinned: dict[int, int] = {}  # addresses, by number of the piece
+        self._unregister = weakref.finalize(self, _unregister, self._pinned)
         self._unregister.atexit = False
-        self._enough = threading.Event()
-        self.locking: Future[None] = locker.submit(self._lock)
+        self._stop = threading.Event()
+        self.pinning: Future[None] = executor.submit(self._pin)
 
     @property
     def size(self) -> int:
-        """In bytes."""
+        """Size of the file in bytes."""
         return len(self._bytes)
 
     @property
-    def taken(self) -> int:
-        """What locking takes of the memory that the host counts as available, in bytes."""
-        return self.size if self._counted else 0
+    def unavailable_bytes(self) -> int:
+        """Bytes that are pinned although the host still counts them as available memory."""
+        return self.size if self._counts_as_available else 0
 
     def pages(self, start: int, size: int) -> list[Tensor] | None:
-        """Return a part of the file, in pieces that were locked by themselves; None while any is not."""
+        """Return a part of the file as views of its pieces; None unless all of them are pinned."""
         end = start + size
         pieces = range(start // _PIECE_BYTES, -(-end // _PIECE_BYTES))
-        if end > len(self._bytes) or not all(piece in self._locked for piece in pieces):
+        if end > len(self._bytes) or not all(piece in self._pinned for piece in pieces):
             return None
         bounds = [start, *(piece * _PIECE_BYTES for piece in pieces[1:]), end]
         return [self._bytes[begin:until] for begin, until in pairwise(bounds)]
 
     def close(self) -> None:
-        """Unlock the pages; nothing may be copying from them any more."""
-        self._enough.set()
-        if not self.locking.cancel():
-            wait([self.locking])
+        """Unpin the pages; no copy from them may be under way."""
+        self._stop.set()
+        if not self.pinning.cancel():
+            wait([self.pinning])
         self._unregister()
 
-    def _lock(self) -> None:
+    def _pin(self) -> None:
+        # From the end: a thread that reads the file at the same time begins at its start.
         for piece in reversed(range(-(-len(self._bytes) // _PIECE_BYTES))):
-            if self._enough.is_set():
+            if self._stop.is_set():
                 return
             start = piece * _PIECE_BYTES
             address, size = self._bytes.data_ptr() + start, min(_PIECE_BYTES, len(self._bytes) - start)
             if failed := int(cuda_runtime().cudaHostRegister(address, size, _READ_ONLY)):
-                logger.info("no more pages locked", extra={"error": failed, "bytes": size, "at": start})
+                logger.info("no more pages pinned", extra={"error": failed, "bytes": size, "at": start})
                 return
-            self._locked[piece] = address
+            self._pinned[piece] = address
 
 
 def _bytes_of(mapped: mmap.mmap) -> Tensor:
-    """Return what a map holds; it must not be written to."""
+    """Return a map's bytes; they must not be written to."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # which says just that
+        warnings.simplefilter("ignore", UserWarning)  # the warning that the bytes are read-only
         return torch.frombuffer(mapped, dtype=torch.uint8)
 
 
-def _unregister(locked: dict[int, int]) -> None:
-    while locked:
-        cuda_runtime().cudaHostUnregister(locked.popitem()[1])
+def _unregister(pinned: dict[int, int]) -> None:
+    while pinned:
+        cuda_runtime().cudaHostUnregister(pinned.popitem()[1])
 
 
-def check_room_to_pin(descriptor: int, *, locked: int) -> None:
-    """Refuse to lock a file whose pages the host has no room for.
+def check_room_to_pin(descriptor: int, *, pinned_bytes: int) -> None:
+    """Raise unless the host has room for all pages of a file.
 
-    Pages that are in memory already need none: other workers have read them, and may have locked them.
+    Pages that are in memory already need no room: other workers have read them, and may have pinned them.
 
     Args:
-        locked: bytes that this process has locked, or is about to, and that the host counts as available.
+        pinned_bytes: what this process has pinned, or is about to, although the host counts it as available.
 
     Raises:
         NotPinned: there is not enough memory, or the file cannot be mapped.
@@ -119,27 +122,25 @@ def check_room_to_pin(descriptor: int, *, locked: int) -> None:
         missing = int(size * (1 - _share_in_memory(descriptor, size)))
     except OSError as error:
         raise NotPinned(f"it cannot be mapped: {error}") from error
-    free = _available_bytes() - locked
+    free = _available_bytes() - pinned_bytes
     if missing > free - _SPARE_BYTES:
-        raise NotPinned(f"{missing / 1e9:.1f} GB of it are to be read, and {free / 1e9:.1f} GB of memory are available")
+        raise NotPinned(f"{missing / 1e9:.1f} GB of it must be read, and {free / 1e9:.1f} GB of memory are available")
 
 
 def _in_shared_memory(descriptor: int) -> bool:
-    """Whether a file lies in a tmpfs, or in no file system: such pages can never be given up for others."""
+    """Whether a file is in a tmpfs or in no file system, so that the host can never reclaim its pages."""
     try:
         fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
-    except OSError:  # no other file has seals
+    except OSError:  # only files in shared memory have seals
         return False
     return True
 
 
 def _share_in_memory(descriptor: int, size: int) -> float:
-    """Return what share of a file's pages is in the page cache, by samples; 0 where the kernel does not say.
-
-    It tells those who may not write a file, and do not own it, that all of it is there.
-    """
+    """Return the share of a file's pages that is in the page cache, from samples; 0 if the kernel does not say."""
     if size == 0 or _in_shared_memory(descriptor):
         return 1.0
+    # To a process that neither owns the file nor may write it, mincore reports every page as present.
     if os.geteuid() not in (0, os.fstat(descriptor).st_uid) and not os.access(f"/proc/self/fd/{descriptor}", os.W_OK):
         return 0.0
     with mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ) as mapped:
@@ -157,7 +158,7 @@ def _share_in_memory(descriptor: int, size: int) -> float:
 
 
 def _available_bytes() -> int:
-    """Return the memory that can be had without swapping, by the host's count and by that of the control group."""
+    """Return the memory that is available without swapping, to this host and to this process's control group."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(lines["MemAvailable"].split()[0]) * 1024
     group = Path("/sys/fs/cgroup")
@@ -168,5 +169,5 @@ def _available_bytes() -> int:
             stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
             available = min(available, int(limit) - used + int(stat["file"]) - int(stat["shmem"]))
     except (OSError, KeyError):
-        pass  # no control group, or one of the first version
+        pass  # no control group, or one of version 1
     return available

@@ -1,10 +1,11 @@
-"""Read a checkpoint's bytes to where they will stay, and again whenever they are wanted.
+"""Read a checkpoint's bytes into tensors, once while loading, and again whenever base weights are needed.
 
-Sixteen threads bring a GPU 30 to 38 GB/s; one that walks through mapped pages would wait for each, and reach 10. What
-is read again and again has its pages locked where they are, in the page cache, and a GPU copies from there: 53 GB/s on
-an H100, as from any locked memory, without a copy in between. Workers of one host lock the same pages. Locking takes as
-long as reading once and holds reading up, so it is begun when that is done; and until all is locked, or where it cannot
-be, for want of memory or on a file system that does not allow it, the threads go on.
+Sixteen threads bring a GPU 30 to 38 GB/s; one thread that walks through mapped pages waits for each, and reaches 10.
+Files that are read again and again get their pages pinned where they are, in the page cache, and a GPU copies from
+there: 53 GB/s on an H100, as from any pinned memory, without a copy in between. Workers of one host pin the same pages.
+
+Pinning takes as long as reading once, and slows reading down, so it begins when loading has read the file. The threads
+go on until all pages are pinned, and wherever they cannot be: for lack of memory, or on a file system that forbids it.
 """
 
 from __future__ import annotations
@@ -29,20 +30,20 @@ from worker.checkpoint.pinned_file import PinnedFile, check_room_to_pin
 logger = logging.getLogger("flux2.worker.checkpoint")
 
 _THREADS = 16
-# Copied at once. On an H100, 16 threads reach 38 GB/s so; in pieces of 8 MiB 32 GB/s, and of 2 MiB 10.
+# Bytes per copy. On an H100, 16 threads reach 38 GB/s with 32 MiB, 32 GB/s with 8 MiB and 10 GB/s with 2 MiB.
 _BLOCK_BYTES = 32 * 1024**2
 
-#: Waits until something has been read, and holds the current stream up until it is on the device. Raises
+#: Waits until a read is complete; on a GPU, the current stream waits for the copy instead of the thread. Raises
 #: CheckpointError if a file cannot be read, or ends too early.
 Completion = Callable[[], None]
 
 
 def already_complete() -> None:
-    """The arrival of what is there already."""
+    """The completion of a read that has nothing left to do."""
 
 
 class Region(NamedTuple):
-    """Bytes of a file."""
+    """A range of bytes in a file."""
 
     file: Path
     start: int
@@ -50,21 +51,22 @@ class Region(NamedTuple):
 
 
 class Reader:
-    """Fills tensors from files, which it holds open: what replaces them later is not read. Threads may share it.
+    """Fills tensors from files that it keeps open, so a file that replaces one later is not read. Threads may share it.
 
     Args:
-        device: where the tensors lie.
+        device: of the tensors.
     """
 
     def __init__(self, device: torch.device, *, threads: int = _THREADS, block_bytes: int = _BLOCK_BYTES) -> None:
         self.device = device
         self._block_bytes = block_bytes
         self._pool = device_thread_pool(device, threads, "flux2-read")
-        self._locker = device_thread_pool(device, 1, "flux2-lock")  # one: each piece holds the others up
-        self._mine = threading.local()
+        # One thread: pinning a piece blocks the others.
+        self._pinner = device_thread_pool(device, 1, "flux2-pin")
+        self._thread_local = threading.local()
         self._files: dict[Path, int] = {}
         weakref.finalize(self, _close, self._files)
-        self._locked: dict[Path, PinnedFile] = {}
+        self._pinned: dict[Path, PinnedFile] = {}
         self._stream = side_stream(device)
 
     def __enter__(self) -> Reader:
@@ -75,10 +77,10 @@ class Reader:
     ) -> None:
         self._pool.shutdown(cancel_futures=True)
         self.close_except(())
-        self._locker.shutdown()
+        self._pinner.shutdown()
 
     def open(self, file: Path) -> None:
-        """Open a file to read from.
+        """Open a file, unless it is open already.
 
         Raises:
             CheckpointError: it cannot be opened.
@@ -91,31 +93,32 @@ class Reader:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
 
     def pin(self, file: Path) -> None:
-        """Begin to lock the pages of a file that a GPU will read again and again, if that can be.
+        """Begin to pin the pages of a file that will be read again and again; do nothing if they cannot be pinned.
 
         Raises:
             CheckpointError: it cannot be opened.
         """
         self.open(file)
-        if self.device.type != "cuda" or file in self._locked:
+        if self.device.type != "cuda" or file in self._pinned:
             return
         try:
-            check_room_to_pin(self._files[file], locked=sum(locked.taken for locked in self._locked.values()))
-            self._locked[file] = PinnedFile(self._files[file], locker=self._locker)
+            pinned_bytes = sum(pinned.unavailable_bytes for pinned in self._pinned.values())
+            check_room_to_pin(self._files[file], pinned_bytes=pinned_bytes)
+            self._pinned[file] = PinnedFile(self._files[file], executor=self._pinner)
         except NotPinned as error:
-            logger.info("pages not locked", extra={"file": str(file), "error": str(error)})
+            logger.info("file not pinned", extra={"file": str(file), "error": str(error)})
 
     def close_except(self, files: Collection[Path]) -> None:
-        """Close the others, and unlock them."""
+        """Close and unpin all files but these."""
         if self._stream is not None:
             self._stream.synchronize()
         for file in self._files.keys() - set(files):
-            if locked := self._locked.pop(file, None):
-                locked.close()
+            if pinned := self._pinned.pop(file, None):
+                pinned.close()
             os.close(self._files.pop(file))
 
     def read(self, region: Region, target: Tensor) -> Completion:
-        """Begin to fill `target`, contiguous and of the region's size; what the current stream was given comes first.
+        """Begin to fill `target`, contiguous and of the region's size, after the work that the current stream has now.
 
         Raises:
             CheckpointError: the file cannot be opened.
@@ -125,7 +128,7 @@ class Reader:
         if pages := self._pages(region.file, region.start, region.size):
             return self._copy(pages, flat)
         if self.device.type == "cuda":
-            # The threads' copies run on streams of their own, and this memory may still be in use on the current one.
+            # The threads copy on their own streams, and the current stream may still be using this memory.
             torch.cuda.current_stream(self.device).synchronize()
         parts = []
         for start in range(0, region.size, self._block_bytes):
@@ -134,21 +137,21 @@ class Reader:
         return lambda: _results(parts)
 
     def read_rows(self, parts: Sequence[Region], target: Tensor) -> Completion:
-        """Begin to fill equal parts of the rows of `target`, one from each region; see `read`."""
-        arrivals = [self.read(region, rows) for region, rows in zip(parts, target.chunk(len(parts)), strict=True)]
+        """Begin to fill `target`, whose rows are divided equally between the regions; see `read`."""
+        completions = [self.read(region, rows) for region, rows in zip(parts, target.chunk(len(parts)), strict=True)]
 
-        def arrive() -> None:
-            for arrival in arrivals:
-                arrival()
+        def complete_all() -> None:
+            for complete in completions:
+                complete()
 
-        return arrive
+        return complete_all
 
     def _pages(self, file: Path, start: int, size: int) -> list[Tensor] | None:
-        locked = self._locked.get(file)
-        return locked.pages(start, size) if locked else None
+        pinned = self._pinned.get(file)
+        return pinned.pages(start, size) if pinned else None
 
     def _copy(self, pages: Sequence[Tensor], flat: Tensor) -> Completion:
-        """Let the GPU copy from locked pages."""
+        """Let the GPU copy from pinned pages."""
         assert self._stream is not None
         self._stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self._stream):
@@ -158,25 +161,25 @@ class Reader:
 
     def _fill(self, file: Path, start: int, block: Tensor) -> None:
         if self.device.type != "cuda":
-            self._take(file, start, block)
+            self._read_block(file, start, block)
             return
-        staging, stream = self._own()
-        pages = self._pages(file, start, len(block))  # they may have been locked since
+        staging, stream = self._staging()
+        pages = self._pages(file, start, len(block))  # they may have been pinned since `read`
         if pages is None:
             pages = [staging[: len(block)]]
-            self._take(file, start, pages[0])
+            self._read_block(file, start, pages[0])
         with torch.cuda.stream(stream):
             _join(pages, block)
         stream.synchronize()
 
-    def _own(self) -> tuple[Tensor, torch.cuda.Stream]:
-        """Return this thread's block of host memory and its stream."""
-        if not hasattr(self._mine, "staging"):
-            self._mine.staging = pin(torch.zeros(self._block_bytes, dtype=torch.uint8), device=self.device)
-            self._mine.stream = side_stream(self.device)
-        return self._mine.staging, self._mine.stream
+    def _staging(self) -> tuple[Tensor, torch.cuda.Stream]:
+        """Return this thread's pinned block of host memory, and its stream."""
+        if not hasattr(self._thread_local, "staging"):
+            self._thread_local.staging = pin(torch.zeros(self._block_bytes, dtype=torch.uint8), device=self.device)
+            self._thread_local.stream = side_stream(self.device)
+        return self._thread_local.staging, self._thread_local.stream
 
-    def _take(self, file: Path, start: int, block: Tensor) -> None:
+    def _read_block(self, file: Path, start: int, block: Tensor) -> None:
         view = block.numpy().data
         while view:
             try:
@@ -189,7 +192,7 @@ class Reader:
 
 
 def _join(pieces: Sequence[Tensor], whole: Tensor) -> None:
-    """Copy from locked memory on the current stream."""
+    """Copy pieces of pinned memory, one after the other, on the current stream."""
     done = 0
     for piece in pieces:
         whole[done : done + len(piece)].copy_(piece, non_blocking=True)

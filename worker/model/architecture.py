@@ -1,8 +1,8 @@
-"""Read what a FLUX.2 checkpoint is off the names and shapes of its tensors.
+"""Derive a FLUX.2 checkpoint's configuration from the names and shapes of its tensors.
 
-BFL's single files carry no configuration, so widths and depths are taken from what is there; dev, klein and the tiny
-models of the tests then share one loader. What the shapes cannot say (RoPE's base, normalisation epsilons) is the same
-in every FLUX.2. Whether all tensors are present is decided by `worker.checkpoint.fill`.
+Black Forest Labs' single files have no configuration. Widths and depths come from the shapes, so dev, klein and the
+tiny models of the tests share one loader. Shapes do not show RoPE's base and the norms' epsilons, which are the same in
+every FLUX.2. `worker.checkpoint.fill` checks that all tensors are present.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def transformer_config(shapes: Shapes, *, file: str) -> dict[str, Any]:
     """Return the arguments of diffusers' Flux2Transformer2DModel.
 
     Args:
-        shapes: of the tensors in BFL's names.
-        file: what to blame in messages.
+        shapes: of the tensors, under Black Forest Labs' names.
+        file: the name for error messages.
 
     Raises:
-        CheckpointError: not a FLUX.2 transformer; names the tensor that says so.
+        CheckpointError: not a FLUX.2 transformer; the message names the tensor that shows it.
     """
     hidden, in_channels = _shape(shapes, "img_in.weight", 2, file)
     (head_dim,) = _shape(shapes, "single_blocks.0.norm.query_norm.scale", 1, file)
@@ -54,10 +54,10 @@ def transformer_config(shapes: Shapes, *, file: str) -> dict[str, Any]:
 
 
 def autoencoder_config(shapes: Shapes, *, file: str) -> dict[str, Any]:
-    """Return the arguments of diffusers' AutoencoderKLFlux2; the small decoder is one with widths of its own.
+    """Return the arguments of diffusers' AutoencoderKLFlux2, whose decoder may be narrower than its encoder.
 
     Raises:
-        CheckpointError: not a FLUX.2 autoencoder; names the tensor that says so.
+        CheckpointError: not a FLUX.2 autoencoder; the message names the tensor that shows it.
     """
     levels = _count(shapes, "encoder.down.")
     encoder = _widths(shapes, "encoder.down", levels, file)
@@ -87,5 +87,6 @@ def _shape(shapes: Shapes, name: str, ndim: int, file: str) -> tuple[int, ...]:
 
 
 def _count(shapes: Shapes, prefix: str) -> int:
-    """Count the numbered children of `prefix`; gaps show as missing tensors when the module is filled."""
+    """Count the numbered children of `prefix`."""
+    # A gap in the numbers shows as a missing tensor when the module is filled.
     return len({name.removeprefix(prefix).split(".")[0] for name in shapes if name.startswith(prefix)})

@@ -1,8 +1,8 @@
-"""The blocks' attention for compiled code: norm and rotation of queries and keys are one kernel, which adds in order.
+"""The blocks' attention for compiled code: one kernel norms and rotates queries and keys, and adds in torch's order.
 
-The order in which a fused kernel of the compiler adds up a row is what runs fastest for the size that it was first
-compiled for, and another order gives other bits. This project's kernel always adds in torch's order, and rounds where
-the modules as they are written do; it reads and writes each value once.
+A kernel that the compiler fuses adds up a row in whatever order is fastest for the first size it sees, and another
+order gives other bits. This project's kernel always adds in torch's order and rounds where the uncompiled modules
+round; it reads and writes each value once.
 
 Source:
     Flux2AttnProcessor and Flux2ParallelSelfAttnProcessor in diffusers' models/transformers/transformer_flux2.py.
@@ -24,7 +24,7 @@ from worker.model.rounding import RoundedRMSNorm, rounded_rms_norm
 
 logger = logging.getLogger("flux2.worker.model")
 
-# Channels of each head of every FLUX.2: what the kernel adds up.
+# Channels of an attention head in every released FLUX.2; the kernel adds up rows of this length.
 _WIDTH = 128
 
 Angles = tuple[Tensor, Tensor]
@@ -39,7 +39,7 @@ def norm_and_rotate(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tens
         weight: (channels,).
         cosines, sines: (tokens, channels), float32.
     """
-    if values.is_cuda and values.shape[-1] == _WIDTH and _order_holds(values.device, values.shape[-2]):
+    if values.is_cuda and values.shape[-1] == _WIDTH and _kernel_matches_torch(values.device, values.shape[-2]):
         return _launch(values, weight, cosines, sines, eps)
     return _norm_and_rotate(values, weight, cosines, sines, eps)
 
@@ -51,22 +51,22 @@ def _(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float
 
 def _norm_and_rotate(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float) -> Tensor:
     normed = rounded_rms_norm(values, weight, eps=eps)
-    turned: Tensor = apply_rotary_emb(normed, (cosines, sines), sequence_dim=1)  # type: ignore[arg-type, assignment]
-    return turned.contiguous()
+    rotated: Tensor = apply_rotary_emb(normed, (cosines, sines), sequence_dim=1)  # type: ignore[arg-type, assignment]
+    return rotated.contiguous()
 
 
 def _launch(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float) -> Tensor:
     from worker.kernels.attention_kernel import launch
 
-    turned = values.new_empty(values.shape)
+    rotated = values.new_empty(values.shape)
     with torch.cuda.device(values.device):
-        launch(values if values.stride(-1) == 1 else values.contiguous(), weight, cosines, sines, eps, turned)
-    return turned
+        launch(values if values.stride(-1) == 1 else values.contiguous(), weight, cosines, sines, eps, rotated)
+    return rotated
 
 
 @cache
-def _order_holds(device: torch.device, heads: int) -> bool:
-    """Whether the kernel can be had, and gives what torch gives: it does as long as that adds in the same order."""
+def _kernel_matches_torch(device: torch.device, heads: int) -> bool:
+    """Whether the kernel can be built and gives torch's bits, which depend on the order in which torch adds."""
     if triton_unavailable_reason() is not None:
         return False
     random = torch.Generator(device).manual_seed(1)
@@ -74,18 +74,18 @@ def _order_holds(device: torch.device, heads: int) -> bool:
     def draw(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(generator=random)
 
-    # Beside keys and values, as they come.
+    # A slice of a tensor that also holds keys and values, like the real input.
     values = draw(1, 500, 3 * heads, _WIDTH)[:, :, :heads]
     angles = draw(500, _WIDTH).float()
     given = values, draw(_WIDTH), angles.cos(), angles.sin(), 1e-6
     holds = torch.equal(_launch(*given), _norm_and_rotate(*given))
     if not holds:
-        logger.warning("torch adds up in another order than this project's kernel, which is left: steps take longer")
+        logger.warning("the fused norm kernel is not used, steps take longer: this torch adds up in another order")
     return holds
 
 
 class JointAttention:
-    """Attention of a double-stream block, whose image and text have projections of their own."""
+    """Attention of a double-stream block, which projects image and text with different weights."""
 
     def __call__(
         self,
@@ -95,16 +95,19 @@ class JointAttention:
         attention_mask: None,
         image_rotary_emb: Angles,
     ) -> tuple[Tensor, Tensor]:
-        """Attend over (batch, tokens, channels) of both; the text comes first."""
+        """Attend over image and text, both (batch, tokens, channels), with the text first."""
         of_text = _heads(attn, encoder_hidden_states, "to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj"))
         of_image = _heads(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
         count = of_text[0].shape[1]
         text_angles, image_angles = zip(*(part.tensor_split((count,)) for part in image_rotary_emb), strict=True)
         text = (
-            _turned(of_text[0], attn.norm_added_q, text_angles),
-            _turned(of_text[1], attn.norm_added_k, text_angles),
+            _norm_and_rotate_heads(of_text[0], attn.norm_added_q, text_angles),
+            _norm_and_rotate_heads(of_text[1], attn.norm_added_k, text_angles),
         )
-        image = (_turned(of_image[0], attn.norm_q, image_angles), _turned(of_image[1], attn.norm_k, image_angles))
+        image = (
+            _norm_and_rotate_heads(of_image[0], attn.norm_q, image_angles),
+            _norm_and_rotate_heads(of_image[1], attn.norm_k, image_angles),
+        )
         query, key, value = (
             torch.cat(parts, dim=1) for parts in ((text[0], image[0]), (text[1], image[1]), (of_text[2], of_image[2]))
         )
@@ -113,10 +116,10 @@ class JointAttention:
 
 
 class ParallelAttention:
-    """What a single-stream block does between its norm and its residual.
+    """The part of a single-stream block between its norm and its residual: attention and feed-forward in parallel.
 
     Args:
-        gated: whether the last layer is given gate and up as they are, and applies the activation itself.
+        gated: the last layer takes gate and up separately and applies the activation itself.
     """
 
     def __init__(self, *, gated: bool) -> None:
@@ -128,7 +131,8 @@ class ParallelAttention:
         qkv, gate_up = projected.split([3 * attn.inner_dim, 2 * attn.mlp_hidden_dim], dim=-1)
         query, key, value = qkv.unflatten(-1, (3, -1, attn.head_dim)).unbind(-3)
         query, key = (
-            _turned(part, norm, image_rotary_emb) for part, norm in ((query, attn.norm_q), (key, attn.norm_k))
+            _norm_and_rotate_heads(part, norm, image_rotary_emb)
+            for part, norm in ((query, attn.norm_q), (key, attn.norm_k))
         )
         attended = dispatch_attention_fn(query, key, value).flatten(2, 3)
         product: Tensor
@@ -148,6 +152,6 @@ def _heads(attn: Any, values: Tensor, together: str, alone: tuple[str, str, str]
     return tuple(part.unflatten(-1, (-1, attn.head_dim)) for part in parts)
 
 
-def _turned(values: Tensor, norm: RoundedRMSNorm, angles: Angles) -> Tensor:
-    turned: Tensor = norm_and_rotate(values, norm.weight, *angles, norm.eps)
-    return turned
+def _norm_and_rotate_heads(values: Tensor, norm: RoundedRMSNorm, angles: Angles) -> Tensor:
+    rotated: Tensor = norm_and_rotate(values, norm.weight, *angles, norm.eps)
+    return rotated

@@ -1,8 +1,8 @@
 """Compile a transformer's blocks, one kind at a time, without changing a bit of what they compute.
 
-Fused kernels keep values in float32 that the modules round to bfloat16 between operations. Emulating those casts gives
-the modules' bits back for all but sums, whose order a compiler chooses: layer norms keep torch's kernel, and the norms
-of queries and keys have this project's, see `worker.model.attention`.
+Fused kernels keep values in float32 that the modules round to bfloat16 between operations. Emulating those casts
+restores the modules' bits except for sums, whose order the compiler chooses. So layer norms keep torch's kernel, and
+the norms of queries and keys use this project's kernel (`worker.model.attention`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def _(hidden_states: Tensor, eps: float) -> Tensor:
 
 
 class EagerLayerNorm(nn.Module):
-    """A layer norm without weights, which a compiler takes as it is."""
+    """A layer norm without weights that the compiler does not fuse."""
 
     def __init__(self, eps: float) -> None:
         super().__init__()
@@ -42,29 +42,30 @@ class EagerLayerNorm(nn.Module):
 
 
 def compile_blocks(transformer: Any, *, exact: bool) -> None:
-    """Compile the blocks of a Flux2Transformer2DModel for images of any size; each kind at its first call.
+    """Compile the blocks of a Flux2Transformer2DModel, for images of any size; each kind compiles at its first call.
 
     Args:
-        exact: whether the bits must stay; if not, kernels are fused further.
+        exact: keep the modules' bits; False lets the compiler fuse more.
     """
-    # Constants like a norm's epsilon are constants; else each kind of block is traced twice.
+    # Treat floats like a norm's epsilon as constants; otherwise each kind of block is traced twice.
     torch._dynamo.config.specialize_float = True
     if exact:
-        _keep_sums(transformer)
+        _keep_order_of_sums(transformer)
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-        # Its forward, not the module: what waits before a block (`worker.lora.block_gate`) is no part of it.
+        # Compile the forward, not the module: the hooks of `worker.lora.block_gate` must stay outside.
         compiled = torch.compile(block.forward, dynamic=False, options={"emulate_precision_casts": exact})
         block.forward = partial(_of_any_size, compiled)
 
 
 @contextmanager
 def uncompiled() -> Iterator[None]:
-    """Run compiled blocks as their modules say meanwhile: compiled code does not know hooks that came later."""
+    """Run compiled blocks without compiling inside the `with` block."""
+    # Compiled code ignores hooks that were added after it was traced, such as those of unmerged adapters.
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
-def _keep_sums(transformer: Any) -> None:
+def _keep_order_of_sums(transformer: Any) -> None:
     for block in transformer.transformer_blocks:
         block.attn.set_processor(JointAttention())
     for block in transformer.single_transformer_blocks:
@@ -78,10 +79,8 @@ def _keep_sums(transformer: Any) -> None:
 def _of_any_size(
     compiled: Callable[..., Any], *, hidden_states: Tensor, image_rotary_emb: tuple[Tensor, Tensor], **others: Any
 ) -> Any:
-    """Call a compiled block; the number of tokens may be another each time, and nothing else.
-
-    A kernel that knows all other sizes is faster, and sooner compiled.
-    """
+    """Call a compiled block with any number of tokens."""
+    # Only the number of tokens is dynamic: kernels with fixed other sizes are faster, and compile faster.
     torch._dynamo.maybe_mark_dynamic(hidden_states, 1)
     for part in image_rotary_emb:
         torch._dynamo.maybe_mark_dynamic(part, 0)

@@ -1,4 +1,4 @@
-"""The parts that render an image, loaded and ready; `worker.rendering.renderer` decides which runs when."""
+"""The loaded parts of a model; `worker.rendering.renderer` runs them."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class Components:
         model: id in the catalogue.
         transformer: diffusers' Flux2Transformer2DModel.
         autoencoder: diffusers' AutoencoderKLFlux2.
-        text_encoder: decoder stack whose hidden states are the prompt's embeddings.
+        text_encoder: a decoder stack whose hidden states are the prompt's embeddings.
         layers: (out, in) of every linear layer that an adapter may name, by BFL's module path.
         revision: see `worker.checkpoint.revision`.
         precision: of the transformer and the autoencoder; the autoencoder's weights are always dense.
-        placement: what lies on the device.
-        regions: where the transformer's weights lie in the checkpoint, those that lie there as they are.
-        text_encoder_precision: None where it is the same.
-        reader: of the checkpoint's files that are still read; None if there are none.
-        compiled: whether the transformer's blocks are.
+        placement: which parts are on the device.
+        regions: where the transformer's weights are in the checkpoint, for those stored in the dtype that runs.
+        text_encoder_precision: None if it is the transformer's.
+        reader: keeps the files open that are still read; None if there are none.
+        compiled: whether the transformer's blocks are compiled.
         load_s: seconds of loading, by part.
     """
 
@@ -53,12 +53,12 @@ class Components:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of latents and embeddings."""
+        """The dtype of latents and embeddings."""
         return self.precision.dtype
 
     @property
     def precision_names(self) -> str:
-        """Both precisions in words, for reports; one where they are the same."""
+        """The name of the precision for reports, with the text encoder's if that is another."""
         if self.text_encoder_precision in (None, self.precision):
             return self.precision.name
         assert self.text_encoder_precision is not None
@@ -66,6 +66,6 @@ class Components:
 
     @property
     def distilled(self) -> bool:
-        """Whether guidance is an input of the transformer; if not, it takes a second pass with a negative prompt."""
+        """Whether guidance is an input of the transformer; otherwise it takes a second pass with a negative prompt."""
         embeds: bool = self.transformer.config.guidance_embeds
         return embeds

@@ -1,9 +1,9 @@
-"""Multiply in float8 in the blocks' linear layers: each row of activations and of weights has a scale of its own.
+"""Multiply in float8 in the blocks' linear layers; each row of activations and of weights has its own scale.
 
-On a Hopper GPU that takes half the time of bfloat16 and half the memory, and gives other bits: how far a step is from
-the exact one is measured when a worker starts and told with every image. Attention and what lies outside of the blocks
-stay in bfloat16; norms and modulation are taken in float32 by the kernel that quantises. Adapters are merged into the
-clean bfloat16 weights, which are then quantised again.
+On a Hopper GPU this takes half the time and half the memory of bfloat16, and gives other bits. A worker measures at its
+start how far one step is from the same step in bfloat16, and reports it with every image. Attention and the layers
+outside of the blocks stay in bfloat16; the kernel that quantises computes norms and modulation in float32. Adapters are
+merged into the bfloat16 base weights, which are then quantised again.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from worker.model.attention import Angles, JointAttention, ParallelAttention
 from worker.model.qfloat8 import FLOAT8
 
 _LARGEST = torch.finfo(FLOAT8).max
-# Of a scale: a row of zeros has no largest value to divide by.
+# The smallest scale: a row of zeros has no largest value to divide by.
 _TINY = 1e-12
 
 
 class Quantized(NamedTuple):
-    """Rows to multiply.
+    """Quantised rows of activations.
 
     Attributes:
         values: (batch, tokens, columns), float8.
@@ -40,14 +40,14 @@ class Quantized(NamedTuple):
 
 @torch.library.custom_op("flux2::quantize_rows", mutates_args=())
 def quantize_rows(plain: Tensor | None, gate_up: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return float8 values, and for each row the scale, float32, that puts its largest value on float8's largest.
+    """Return float8 values, and for each row the float32 scale that maps float8's largest value to the row's largest.
 
     Args:
-        plain: (rows, columns), columns next to each other.
-        gate_up: (rows, 2 * columns), of which ``silu(first half) * second half`` is taken. With both, each row is that
-            of `plain` and then what the other gives; float8 is as exact for small values as for large, so one scale
-            does.
+        plain: (rows, columns), columns contiguous.
+        gate_up: (rows, 2 * columns), which stands for ``silu(first half) * second half``. With both arguments, each row
+            is the row of `plain` followed by that product.
     """
+    # One scale for both parts is enough: float8 is as exact for small values as for large ones.
     quantized, scales = _empty(plain, gate_up)
     _quantize_into(plain, gate_up, quantized, scales)
     return quantized, scales
@@ -74,13 +74,13 @@ def _quantize_into(plain: Tensor | None, gate_up: Tensor | None, quantized: Tens
 
 
 def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `quantize_rows` does, of float32."""
+    """Return what `quantize_rows` returns for one float32 tensor."""
     scales = values.abs().amax(dim=-1, keepdim=True).div(_LARGEST).clamp_min(_TINY)
     return (values / scales).clamp(-_LARGEST, _LARGEST).to(FLOAT8), scales
 
 
 def _joined(plain: Tensor | None, gate_up: Tensor | None) -> Tensor:
-    """Return in float32 what is multiplied."""
+    """Return the rows that `quantize_rows` quantises, in float32."""
     parts = [] if plain is None else [plain.float()]
     if gate_up is not None:
         gate, up = gate_up.float().chunk(2, dim=-1)
@@ -90,7 +90,7 @@ def _joined(plain: Tensor | None, gate_up: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("flux2::norm_rows", mutates_args=())
 def norm_rows(hidden_states: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return `Quantized` rows of ``(1 + scale) * layer_norm(hidden_states) + shift``; each value is read once.
+    """Return the fields of `Quantized` for ``(1 + scale) * layer_norm(hidden_states) + shift``; reads each value once.
 
     Args:
         hidden_states: (batch, tokens, columns).
@@ -114,10 +114,10 @@ def _empty_normed(hidden_states: Tensor, shift: Tensor, scale: Tensor, eps: floa
 
 
 class Fp8Linear(nn.Module):
-    """A linear layer without bias whose `weight` is (out, in) in float8, times a scale for each row.
+    """A linear layer without bias whose `weight` is (out, in) in float8, with a scale for each row.
 
     Attributes:
-        dense: the weight in bfloat16 while what it gives is compared with that; else None.
+        dense: a bfloat16 weight to multiply by instead, while the two are compared; otherwise None.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -125,28 +125,30 @@ class Fp8Linear(nn.Module):
         self.dense: Tensor | None = None
         self.weight = nn.Parameter(torch.empty_like(weight, dtype=FLOAT8), requires_grad=False)
         scale = torch.empty(len(weight), 1, dtype=torch.float32, device=weight.device)
-        self.register_buffer("scale", scale, persistent=False)  # so that names stay those of the plain layer
+        self.register_buffer(
+            "scale", scale, persistent=False
+        )  # not persistent, so the state has the plain layer's names
         self._dtype = weight.dtype
         self.quantize_from(weight)
 
     @torch.no_grad()
     def quantize_from(self, dense: Tensor) -> None:
-        """Become this weight, (out, in)."""
+        """Set the weight to `dense`, (out, in), rounded to float8."""
         _quantize_into(dense, None, self.weight, self.scale)  # type: ignore[arg-type]
 
     def forward(self, plain: Tensor | Quantized | None, gate_up: Tensor | None = None) -> Tensor:
-        """Multiply ``[plain, silu(gate) * up]``, (batch, tokens, in), of which either part may be missing."""
+        """Multiply ``[plain, silu(gate) * up]``, (batch, tokens, in); either part may be None."""
         if isinstance(plain, Quantized):
-            return self._times(*plain)
+            return self._multiply(*plain)
         if self.dense is not None:
             return functional.linear(_joined(plain, gate_up).to(self._dtype), self.dense)
         like = gate_up if plain is None else plain
         assert like is not None
         flat = (None if part is None else part.flatten(0, -2) for part in (plain, gate_up))
         rows, scales = quantize_rows(*flat)
-        return self._times(rows.view(*like.shape[:-1], -1), scales.view(*like.shape[:-1], 1))
+        return self._multiply(rows.view(*like.shape[:-1], -1), scales.view(*like.shape[:-1], 1))
 
-    def _times(self, values: Tensor, scales: Tensor) -> Tensor:
+    def _multiply(self, values: Tensor, scales: Tensor) -> Tensor:
         scale: Tensor = self.scale  # type: ignore[assignment]
         if not values.is_cuda:
             return functional.linear(values.float() * scales, self.weight.float() * scale).to(self._dtype)
@@ -158,17 +160,15 @@ class Fp8Linear(nn.Module):
 
 
 class GatedFp8Linear(Fp8Linear):
-    """One whose only input is gate and up side by side."""
+    """A float8 layer whose only input is gate and up, concatenated."""
 
     def forward(self, gate_up: Tensor) -> Tensor:  # type: ignore[override]
         return super().forward(None, gate_up)
 
 
 def convert_to_fp8(transformer: Any, *, device: torch.device) -> None:
-    """Replace the linear layers in the blocks of a Flux2Transformer2DModel and move it to the device.
-
-    One by one: the device never holds the whole original, unless it lies there.
-    """
+    """Replace the linear layers in the blocks of a Flux2Transformer2DModel, and move it to the device."""
+    # One by one: the device never holds all dense weights, unless the transformer is there already.
     for block in transformer.transformer_blocks:
         for path, layer in list(block.named_modules()):
             if isinstance(layer, nn.Linear):
@@ -196,7 +196,7 @@ def _double_block(
     image_rotary_emb: Angles,
     joint_attention_kwargs: None,
 ) -> tuple[Tensor, Tensor]:
-    """Do what Flux2TransformerBlock does, norm and quantisation in one."""
+    """Run Flux2TransformerBlock with norm and quantisation in one kernel."""
     image, text = (Flux2Modulation.split(modulation, 2) for modulation in (temb_mod_img, temb_mod_txt))
     of_image, of_text = self.attn(
         hidden_states=_modulated(self.norm1, hidden_states, image[0]),
@@ -217,7 +217,7 @@ def _single_block(
     image_rotary_emb: Angles,
     joint_attention_kwargs: None,
 ) -> Tensor:
-    """Do what Flux2SingleTransformerBlock does, norm and quantisation in one."""
+    """Run Flux2SingleTransformerBlock with norm and quantisation in one kernel."""
     ((*modulation, gate),) = Flux2Modulation.split(temb_mod, 1)
     normed = _modulated(self.norm, hidden_states, modulation)
     added: Tensor = gate * self.attn(hidden_states=normed, image_rotary_emb=image_rotary_emb)
@@ -225,7 +225,8 @@ def _single_block(
 
 
 def _modulated(norm: nn.LayerNorm, hidden_states: Tensor, modulation: Sequence[Tensor]) -> Tensor | Quantized:
-    """Return what a layer multiplies: quantised in compiled code only, since its dense weight takes it as it is."""
+    """Return a layer's input after norm and modulation; quantised in compiled code, dense otherwise."""
+    # Uncompiled code compares with dense weights, which multiply dense input.
     shift, scale, *_ = modulation
     if torch.compiler.is_compiling():
         return Quantized(*norm_rows(hidden_states, shift, scale, norm.eps))
@@ -234,13 +235,14 @@ def _modulated(norm: nn.LayerNorm, hidden_states: Tensor, modulation: Sequence[T
 
 
 def fp8_layers(transformer: nn.Module) -> dict[str, Fp8Linear]:
-    """Return the layers that `convert_to_fp8` made, by the names of their weights."""
+    """Return the float8 layers of a transformer, by the names of their weights."""
     return {f"{path}.weight": layer for path, layer in transformer.named_modules() if isinstance(layer, Fp8Linear)}
 
 
 @contextmanager
 def dense_weights(transformer: nn.Module, fetch: Callable[[str], Tensor]) -> Iterator[None]:
-    """Multiply by the weights that `fetch` returns for their names meanwhile, each for as long as it is needed."""
+    """Multiply by the bfloat16 weights that `fetch` returns for their names, inside the `with` block."""
+    # Each is fetched when its layer runs and released after it, so that the device never holds all of them.
     handles = []
     for name, layer in fp8_layers(transformer).items():
 

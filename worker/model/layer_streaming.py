@@ -1,13 +1,13 @@
-"""Run a stack of layers that is not on the device: each comes there while those before it compute.
+"""Run a stack of layers that does not fit the device: each layer is copied there while the layers before it compute.
 
-At full size this keeps 3.3 GB of the text encoder on a GPU instead of 33, for 0.6 to 0.8 s a pass instead of 0.04.
-Layers come from the checkpoint's files, in the page cache that all workers of a host share, or from copies in host
-memory where the files hold other values. They compute what they always do, so nothing else changes.
+At full size this keeps 3.3 GB of the text encoder on a GPU instead of 33 GB, and a pass takes 0.6 to 0.8 s instead of
+0.04 s. Layers come from the checkpoint's files, in the page cache that all workers of a host share, or from copies in
+host memory if the files store other values. The results do not change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,41 +16,38 @@ from torch import Tensor, nn
 from shared.errors import CheckpointError, WeightsLost
 from worker.checkpoint.packing import PackedTensor, pack_layout
 from worker.checkpoint.pinned import pin, side_stream
-from worker.checkpoint.reader import Reader, Region, already_complete
+from worker.checkpoint.reader import Completion, Reader, Region, already_complete
 from worker.kernels.checksum import checksum
 
-#: Layers on the device at once: one computes, one is ready, one is on its way.
+#: Layers on the device at once: one computes, one is ready, one is being copied.
 BUFFERS = 3
-
-# Waits until a layer is there, on the current stream or on the calling thread.
-_Wait = Callable[[], None]
 
 
 class _Layer:
-    """A layer's tensors and their places in one block of memory."""
+    """A layer's tensors, and where each goes in one block of memory."""
 
     def __init__(self, module: nn.Module) -> None:
         self.tensors = [*module.parameters(), *module.buffers()]
         self.places, self.size = pack_layout(self.tensors)
 
-    def lie_in(self, block: Tensor) -> None:
-        """Let the layer's tensors be those in `block`."""
+    def move_to(self, block: Tensor) -> None:
+        """Make the layer's tensors views of `block`."""
         for tensor, place in zip(self.tensors, self.places, strict=True):
             tensor.data = place.view(block)
 
 
 class _Source(Protocol):
-    """Where layers come from."""
+    """Where layers are kept while they are not on the device."""
 
     def home(self, number: int) -> Tensor:
-        """Return the block in which a layer's tensors lie while it is not on the device."""
+        """Return the block that a layer's tensors are views of while it is not on the device."""
 
-    def fetch(self, number: int, target: Tensor) -> _Wait:
-        """Begin to bring a layer into `target`; nothing uses that any more but what the current stream was given."""
+    def fetch(self, number: int, target: Tensor) -> Completion:
+        """Begin to copy a layer into `target`, after the work that the current stream has now."""
 
 
 class HostCopies:
-    """Copies of the layers in host memory, page-locked for a GPU, which one copy moves each."""
+    """Copies of the layers in host memory, pinned for a GPU; one copy moves a whole layer."""
 
     def __init__(self, layers: Sequence[_Layer], *, device: torch.device) -> None:
         self._blocks = [self._copy(layer, device) for layer in layers]
@@ -67,7 +64,7 @@ class HostCopies:
     def home(self, number: int) -> Tensor:
         return self._blocks[number]
 
-    def fetch(self, number: int, target: Tensor) -> _Wait:
+    def fetch(self, number: int, target: Tensor) -> Completion:
         if self._stream is None:
             target.copy_(self._blocks[number])
             return already_complete
@@ -79,10 +76,10 @@ class HostCopies:
 
 
 class CheckpointFiles:
-    """The checkpoint's files, which are held open; what was read first must come again each time.
+    """The checkpoint's files, which stay open; a layer must have the same bits each time it is read.
 
     Args:
-        regions: of each layer's tensors, in their order.
+        regions: where the tensors of each layer are, in their order.
     """
 
     def __init__(
@@ -100,31 +97,36 @@ class CheckpointFiles:
             reader.pin(file)
         self._sums: dict[int, Tensor] = {}
         self._changed = torch.zeros((), dtype=torch.bool, device=device)
-        # Never touched, so it takes no memory.
+        # Never written to, so it takes no memory.
         self._nowhere = torch.empty(max(layer.size for layer in layers), dtype=torch.uint8)
 
     def home(self, number: int) -> Tensor:
         return self._nowhere
 
-    def fetch(self, number: int, target: Tensor) -> _Wait:
+    def fetch(self, number: int, target: Tensor) -> Completion:
         places = self._layers[number].places
-        arrivals = [
+        completions = [
             self._reader.read_rows(regions, place.view(target))
             for place, regions in zip(places, self._regions[number], strict=True)
         ]
 
         def wait() -> None:
             try:
-                for arrive in arrivals:
-                    arrive()
+                for complete in completions:
+                    complete()
             except CheckpointError as error:
-                raise WeightsLost(f"the text encoder cannot be read again: {error}") from error
+                raise WeightsLost(f"the text encoder's files cannot be read again: {error}") from error
             self._compare(number, [_matrix(place, target) for place in places])
 
         return wait
 
     def _compare(self, number: int, matrices: Sequence[Tensor]) -> None:
-        """Hold a layer's bits to those that came first; at the last layer tell."""
+        """Compare a layer's bits with those read first.
+
+        Raises:
+            WeightsLost: after the last layer, if any layer has changed.
+        """
+        # The verdict is read once a pass: reading it at each layer would make the thread wait for the device.
         total = torch.stack([checksum(matrix) for matrix in matrices])
         self._changed |= (total != self._sums.setdefault(number, total)).any()
         if number == len(self._layers) - 1 and self._changed:
@@ -132,13 +134,12 @@ class CheckpointFiles:
 
 
 class LayerStreamer:
-    """Keeps `BUFFERS` layers of a stack on the device, always the next ones; after the last comes the first again.
+    """Keeps the next `BUFFERS` layers of a stack on the device; the first layer follows the last.
 
     Args:
-        modules: run in this order, whole passes only.
-        regions: where their tensors lie in files, in their order; None if they are not there as they are. Then the
-            tensors themselves must hold the values.
-        reader: of those files.
+        modules: the layers; they run in this order, in whole passes only.
+        regions: where the tensors of each layer are in files; None copies the tensors' values to host memory instead.
+        reader: reads those files.
     """
 
     def __init__(
@@ -159,11 +160,11 @@ class LayerStreamer:
         size = max(layer.size for layer in self._layers)
         count = min(BUFFERS, len(self._layers))
         self._buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(count)]
-        self._waits: list[_Wait] = [already_complete] * count
-        self._asked = 0  # fetches begun, over all passes
+        self._completions: list[Completion] = [already_complete] * count
+        self._fetched = 0  # fetches begun, over all passes
         self._ran = 0  # layers done, over all passes
         for number, module in enumerate(modules):
-            self._layers[number].lie_in(self._source.home(number))
+            self._layers[number].move_to(self._source.home(number))
             module.register_forward_pre_hook(self._before(number))
             module.register_forward_hook(self._after(number))
         for _ in range(count):
@@ -171,7 +172,7 @@ class LayerStreamer:
 
     @property
     def device_bytes(self) -> int:
-        """What the buffers take on the device."""
+        """Device memory that the buffers take."""
         return sum(len(buffer) for buffer in self._buffers)
 
     def _before(self, number: int) -> Any:
@@ -179,32 +180,32 @@ class LayerStreamer:
             if number == 0 and self._ran % len(self._layers):
                 self._start_over()
             slot = self._ran % len(self._buffers)
-            self._waits[slot]()
-            self._layers[number].lie_in(self._buffers[slot])
+            self._completions[slot]()
+            self._layers[number].move_to(self._buffers[slot])
 
         return hook
 
     def _after(self, number: int) -> Any:
         def hook(*_: Any) -> None:
-            self._layers[number].lie_in(self._source.home(number))
+            self._layers[number].move_to(self._source.home(number))
             self._ran += 1
             self._fetch()
 
         return hook
 
     def _fetch(self) -> None:
-        """Begin to bring the next layer into the buffer whose layer is done."""
-        slot, number = self._asked % len(self._buffers), self._asked % len(self._layers)
-        self._asked += 1
-        self._waits[slot] = self._source.fetch(number, self._buffers[slot][: self._layers[number].size])
+        """Begin to copy the next layer into the buffer of the layer that has just run."""
+        slot, number = self._fetched % len(self._buffers), self._fetched % len(self._layers)
+        self._fetched += 1
+        self._completions[slot] = self._source.fetch(number, self._buffers[slot][: self._layers[number].size])
 
     def _start_over(self) -> None:
-        """Put the first layers back: an error ended the pass before."""
-        for wait in self._waits:
-            wait()
+        """Fetch the first layers again, after an error in the middle of a pass."""
+        for complete in self._completions:
+            complete()
         for number, layer in enumerate(self._layers):
-            layer.lie_in(self._source.home(number))
-        self._ran = self._asked = 0
+            layer.move_to(self._source.home(number))
+        self._ran = self._fetched = 0
         for _ in self._buffers:
             self._fetch()
 

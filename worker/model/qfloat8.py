@@ -1,8 +1,8 @@
-"""Keep the weights of linear layers in float8, as the previews of AI Toolkit jobs with `quantize: true` do.
+"""Store the weights of linear layers in float8, like the previews of AI Toolkit jobs with `quantize: true`.
 
-It halves the memory. Each output row has a scale, so splitting or reordering rows changes nothing. The arithmetic is
-that of optimum-quanto's `qfloat8`, weights only, and tests hold it to that package bit for bit; the package itself is
-not used, because beside a GPU it picks a kernel that it compiles with nvcc on first use, into its own folder.
+Float8 halves the memory. Each output row has a scale, so splitting or reordering rows changes nothing. The arithmetic
+is that of optimum-quanto's `qfloat8`, weights only, and tests compare the two bit for bit. The package itself is not
+used: on a GPU it compiles a kernel with nvcc at the first use, into its own folder.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ class Float8Linear(nn.Module):
     def __init__(self, weight: Tensor, scale: Tensor, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
-        self.register_buffer("scale", scale, persistent=False)  # so that names stay those of the plain layer
+        self.register_buffer(
+            "scale", scale, persistent=False
+        )  # not persistent, so the state has the plain layer's names
         self.bias = bias
 
     def dense(self) -> Tensor:
-        """Return the weight as it is multiplied, (out, in)."""
+        """Return the weight that the layer multiplies by, (out, in)."""
         scale: Tensor = self.scale  # type: ignore[assignment]
         return scale * self.weight.to(scale.dtype)
 
@@ -34,16 +36,14 @@ class Float8Linear(nn.Module):
 
 
 def dense_weight(layer: nn.Module) -> Tensor:
-    """Return a linear layer's weight, (out, in), as its forward multiplies by it."""
+    """Return the weight that a linear layer multiplies by, (out, in)."""
     weight: Tensor = layer.dense() if isinstance(layer, Float8Linear) else layer.weight  # type: ignore[assignment]
     return weight
 
 
 def to_float8(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Return float8 values and the scale, (out, 1), that puts each row's largest value on float8's largest.
-
-    Both are computed in the weight's dtype, as quanto does; a row of zeros has scale 1 where quanto's would be NaN.
-    """
+    """Return float8 values, and the scale, (out, 1), that maps float8's largest value to each row's largest."""
+    # In the weight's dtype, like quanto. A row of zeros has scale 1 here; quanto's would be NaN.
     limit = torch.finfo(FLOAT8).max
     scale = weight.abs().amax(dim=1, keepdim=True) / limit
     scale = scale.masked_fill(scale == 0, 1)
@@ -52,7 +52,8 @@ def to_float8(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def quantize(model: nn.Module, *, device: torch.device) -> None:
-    """Replace every linear layer of `model` and move it, layer by layer: the device never holds the whole original."""
+    """Replace every linear layer of `model` and move the model to the device."""
+    # Layer by layer: the device never holds all of the original weights.
     for path, layer in list(model.named_modules()):
         if isinstance(layer, nn.Linear):
             weight, scale = to_float8(layer.weight.to(device))

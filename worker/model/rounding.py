@@ -1,9 +1,12 @@
-"""Make diffusers' FLUX.2 modules round where AI Toolkit's do.
+"""Make diffusers' FLUX.2 modules round where AI Toolkit's modules round.
 
-In float32 the two agree already (1e-7). In bfloat16 they part by 4e-3 over a whole image, because four small pieces
-round at other places; with these swaps the results are equal bit for bit on the same kernels. Weights, names and
-everything else stay diffusers'. The arithmetic is that of extensions_built_in/diffusion_models/flux2/src/model.py and
-autoencoder.py of https://github.com/ostris/ai-toolkit at 27a03a91.
+In float32 the two agree already (1e-7). In bfloat16 a whole image differs by 4e-3, because four small modules round at
+other places. These functions replace the four; on the same kernels the results are then equal bit for bit. Weights,
+names and everything else stay diffusers'.
+
+Source:
+    extensions_built_in/diffusion_models/flux2/src/model.py and autoencoder.py of https://github.com/ostris/ai-toolkit
+    at 27a03a91.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from torch.nn import functional
 
 
 class RoundedRMSNorm(nn.Module):
-    """RMS norm that rounds to the input's dtype before it multiplies by the weight; torch's rounds once, after."""
+    """RMS norm that rounds to the input's dtype before it multiplies by the weight; torch rounds once, after that."""
 
     def __init__(self, weight: nn.Parameter, *, eps: float) -> None:
         super().__init__()
@@ -28,14 +31,14 @@ class RoundedRMSNorm(nn.Module):
 
 
 def rounded_rms_norm(values: Tensor, weight: Tensor, *, eps: float) -> Tensor:
-    """Norm over the last dimension; see `RoundedRMSNorm`."""
+    """Return `values` normalised over the last dimension; see `RoundedRMSNorm`."""
     wide = values.float()
     inverse = torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps)
     return (wide * inverse).to(values.dtype) * weight
 
 
 class Float32PosEmbed(nn.Module):
-    """Rotary angles computed in float32; diffusers' are computed in float64."""
+    """Rotary angles computed in float32; diffusers computes them in float64."""
 
     def __init__(self, theta: int, axes_dim: tuple[int, ...]) -> None:
         super().__init__()
@@ -45,7 +48,7 @@ class Float32PosEmbed(nn.Module):
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Return cosines and sines, each (tokens, head_dim), of (tokens, axes) positions."""
         angles = torch.cat([self._angles(ids[:, axis], dim) for axis, dim in enumerate(self.axes_dim)], dim=-1)
-        angles = angles.repeat_interleave(2, dim=-1)  # neighbouring channels turn together
+        angles = angles.repeat_interleave(2, dim=-1)  # neighbouring channels share an angle
         return angles.cos(), angles.sin()
 
     def _angles(self, positions: Tensor, dim: int) -> Tensor:
@@ -61,7 +64,7 @@ class Swish(nn.Module):
 
 
 class ConvAttnProcessor:
-    """The autoencoder's attention with 1x1 convolutions, whose kernels sum in another order than a linear layer's."""
+    """The autoencoder's attention with 1x1 convolutions, which sum in another order than linear layers."""
 
     def __call__(
         self,
@@ -76,13 +79,13 @@ class ConvAttnProcessor:
         query, key, value = (_pixels(_conv(normed, linear)) for linear in (attn.to_q, attn.to_k, attn.to_v))
         attended = functional.scaled_dot_product_attention(query, key, value)
         batch, channels, height, width = hidden_states.shape
-        # Channels last in memory, as there: the layout picks the convolution's kernel.
+        # Channels last in memory, like AI Toolkit's: the layout decides which kernel the convolution uses.
         image = attended.view(batch, height, width, channels).permute(0, 3, 1, 2)
         return hidden_states + _conv(image, attn.to_out[0])
 
 
 def match_transformer_rounding(transformer: Any) -> None:
-    """Swap the norms of queries and keys, and the rotary embedding, of a Flux2Transformer2DModel."""
+    """Replace the norms of queries and keys and the rotary embedding of a Flux2Transformer2DModel."""
     config = transformer.config
     transformer.pos_embed = Float32PosEmbed(config.rope_theta, tuple(config.axes_dims_rope))
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
@@ -93,7 +96,7 @@ def match_transformer_rounding(transformer: Any) -> None:
 
 
 class FusedLinear(nn.Module):
-    """A linear layer over weights that other layers own rows of; itself it owns none, so names stay diffusers'."""
+    """A linear layer over rows of other layers' weights; it owns no parameter, so the state keeps diffusers' names."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -104,35 +107,36 @@ class FusedLinear(nn.Module):
 
 
 def fuse_qkv(transformer: Any) -> None:
-    """Multiply by query, key and value weights of double blocks at once, as AI Toolkit does.
+    """Multiply by the query, key and value weights of each double block at once, like AI Toolkit.
 
-    On a GPU in float32 three products take other kernels than one, which shows in the last bits. The three layers keep
-    their weights as rows of one tensor, so merging into them in place still reaches what is multiplied.
+    The weights of the three layers become rows of one tensor, so an adapter that is merged into them in place takes
+    effect.
     """
+    # In float32 on a GPU, three products use other kernels than one, which shows in the last bits.
     for block in transformer.transformer_blocks:
-        for product, names in _PRODUCTS.items():
-            setattr(block.attn, product, _shared(*(getattr(block.attn, name) for name in names)))
+        for product, names in _FUSED.items():
+            setattr(block.attn, product, _fuse(*(getattr(block.attn, name) for name in names)))
         block.attn.fused_projections = True
 
 
 def fused_product(transformer: nn.Module, parameter: str) -> FusedLinear | None:
-    """Return what multiplies by a parameter together with two others, if anything does."""
+    """Return the layer that multiplies by this parameter and two others at once; None if it is multiplied alone."""
     path, _, layer = parameter.removesuffix(".weight").rpartition(".")
-    for product, names in _PRODUCTS.items():
+    for product, names in _FUSED.items():
         shared = getattr(transformer.get_submodule(path), product, None)
         if layer in names and isinstance(shared, FusedLinear):
             return shared
     return None
 
 
-# By diffusers' names, of a double block's attention.
-_PRODUCTS = {
+# The fused layers of a double block's attention, and the layers whose weights they join.
+_FUSED = {
     "to_qkv": ("to_q", "to_k", "to_v"),
     "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
 }
 
 
-def _shared(*layers: nn.Linear) -> FusedLinear:
+def _fuse(*layers: nn.Linear) -> FusedLinear:
     whole = torch.cat([layer.weight.detach() for layer in layers])
     for layer, rows in zip(layers, whole.chunk(len(layers)), strict=True):
         layer.weight = nn.Parameter(rows, requires_grad=False)
@@ -140,7 +144,7 @@ def _shared(*layers: nn.Linear) -> FusedLinear:
 
 
 def match_autoencoder_rounding(autoencoder: Any) -> None:
-    """Swap the activations and the attention of an AutoencoderKLFlux2."""
+    """Replace the activations and the attention of an AutoencoderKLFlux2."""
     for module in list(autoencoder.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.SiLU):
@@ -154,5 +158,5 @@ def _conv(hidden_states: Tensor, linear: nn.Linear) -> Tensor:
 
 
 def _pixels(image: Tensor) -> Tensor:
-    """Turn (batch, channels, height, width) into one head of (batch, 1, height * width, channels)."""
+    """Return (batch, channels, height, width) as one attention head, (batch, 1, height * width, channels)."""
     return image.flatten(2).transpose(1, 2).unsqueeze(1).contiguous()
