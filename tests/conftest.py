@@ -1,4 +1,4 @@
-"""Real servers for the tests: one Redis and one S3 for the session, emptied or set apart for each test."""
+"""Real servers for the tests: each test process has one Redis, emptied for each test, and one S3 with a prefix each."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from shared.settings import Settings
 
 GOLDENS = Path(__file__).parent / "goldens"
 _POLL_S = 0.01
-_OURS = ("FLUX2_", "AWS_")
-_OURS_WHOLE = ("HF_TOKEN", "AI_TOOLKIT_PATH")
+_SETTING_PREFIXES = ("FLUX2_", "AWS_")
+_OTHER_SETTINGS = ("HF_TOKEN", "AI_TOOLKIT_PATH")
 
 
 class _FileScheduling(LoadScopeScheduling):
-    """Runs a file's tests in one process; likewise all that start the service, and all that need a GPU."""
+    """Runs the tests of a file in one process; all end-to-end tests in one, and all GPU tests in one."""
 
     def _split_scope(self, nodeid: str) -> str:
         _, folder, *_ = nodeid.split("/")
@@ -51,7 +51,7 @@ def _own_ports() -> None:
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Keep this machine's settings and credentials out of every test."""
     for name in list(os.environ):
-        if name.startswith(_OURS) or name in _OURS_WHOLE:
+        if name.startswith(_SETTING_PREFIXES) or name in _OTHER_SETTINGS:
             monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-aws-config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-aws-credentials"))
@@ -61,13 +61,13 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="session")
 def goldens() -> Path:
-    """Folder of the numbers that ai-toolkit's own code gave."""
+    """Folder of the numbers that ai-toolkit's own code computed."""
     return GOLDENS
 
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A Redis of this session's own, durable as in production."""
+    """A Redis server for this test process, as durable as in production."""
     with RedisServer(tmp_path_factory.mktemp("embedded")) as server:
         yield server
 
@@ -87,7 +87,7 @@ def redis_client(redis_url: str) -> Iterator[redis.Redis]:
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """A SeaweedFS of this session's own."""
+    """A SeaweedFS for this test process."""
     with S3Server(tmp_path_factory.mktemp("embedded")) as server:
         yield server
 
@@ -116,7 +116,7 @@ def settings() -> Callable[..., Settings]:
 
 @pytest.fixture(scope="session")
 def wait_until() -> Callable[..., Any]:
-    """Poll `predicate` until it is true and return what it gave; fail the test after `timeout_s` seconds."""
+    """Poll `predicate` until it is true and return its value; the test fails after `timeout_s` seconds."""
 
     def wait(predicate: Callable[[], Any], timeout_s: float = 10.0, *, what: str = "the condition") -> Any:
         deadline = time.monotonic() + timeout_s

@@ -135,7 +135,7 @@ def test_a_jobs_items_spread_over_the_workers(stack, client):
 
 
 @pytest.mark.parametrize(("fmt", "magic"), [("jpeg", b"\xff\xd8"), ("webp", b"RIFF")])
-def test_other_formats_can_be_asked_for(client, fmt, magic):
+def test_other_formats_can_be_requested(client, fmt, magic):
     [(image, data)] = render(client, request(output_format=fmt))
 
     assert image["format"] == fmt
@@ -143,7 +143,7 @@ def test_other_formats_can_be_asked_for(client, fmt, magic):
     assert read_parameters(data)["seed"] == 7
 
 
-def test_an_adapter_that_does_not_fit_is_refused_before_any_worker_is_booked(stack, client):
+def test_an_adapter_that_does_not_fit_is_refused_at_submission(stack, client):
     tensors = load_file(stack.adapter_root / DEMO_ADAPTER)
     key = "diffusion_model.single_blocks.0.linear1.lora_A.weight"
     save_file({**tensors, key: tensors[key][:, :-1].contiguous()}, stack.adapter_root / "narrow.safetensors")
@@ -152,7 +152,7 @@ def test_an_adapter_that_does_not_fit_is_refused_before_any_worker_is_booked(sta
         client.submit(request(loras=[{"path": "narrow.safetensors"}]))
 
 
-def test_an_adapter_replaced_after_the_accept_fails_the_item_instead_of_rendering_it(stack, client):
+def test_an_adapter_file_replaced_after_submission_fails_the_item(stack, client):
     path = stack.adapter_root / "replaced.safetensors"
     write_tiny_adapter(path, STYLES[0])
     blockers = [client.submit(request(LONG)) for _ in range(2)]
@@ -168,7 +168,7 @@ def test_an_adapter_replaced_after_the_accept_fails_the_item_instead_of_renderin
     assert client.result(job["request_id"])["outputs"] is None
 
 
-def test_a_running_job_stops_soon_after_its_cancel(client, wait_running):
+def test_a_running_job_stops_soon_after_it_is_canceled(client, wait_running):
     job = client.submit(request(LONG))
     wait_running(job)
 
@@ -177,7 +177,7 @@ def test_a_running_job_stops_soon_after_its_cancel(client, wait_running):
     status = client.wait(job["request_id"], timeout_s=JOB_S, poll_s=0.02)
 
     assert status["status"] == "canceled"
-    # Half a second until the renewal carries the word, one step, and room for a busy machine.
+    # Half a second until a lease renewal brings the cancellation, one step, and room for a busy machine.
     assert time.monotonic() - asked < 5
 
 
