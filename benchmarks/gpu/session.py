@@ -23,7 +23,7 @@ from shared.job import AdapterRef, ItemSpec
 from shared.settings import WorkerSettings
 from worker.model.compile import compile_blocks
 from worker.model.components import Components
-from worker.rendering.engine import Engine, Run
+from worker.rendering.engine import DenoisingInputs, Engine
 from worker.rendering.latents import noise
 from worker.rendering.native_engine import ExactEngine
 from worker.rendering.prompt_encoder import MAX_TOKENS, embed
@@ -105,7 +105,7 @@ class Session:
         marks: list[Any] = []
         latents = engine.denoise(
             self.starting_noise(size, seeds) if start is None else start,
-            Run(steps, _GUIDANCE, prompt, None if self.components.distilled else negative),
+            DenoisingInputs(steps, _GUIDANCE, prompt, None if self.components.distilled else negative),
             on_step=lambda *_: marks.append(self.clock.mark()),
         )
         return latents, self.clock.between(marks)

@@ -7,7 +7,7 @@ from diffusers import Flux2Transformer2DModel
 from worker.model import rounding
 from worker.model.compile import compile_blocks
 from worker.model.fp8 import convert_to_fp8
-from worker.rendering.denoise import Call, predict
+from worker.rendering.denoise import TransformerInputs, predict
 from worker.rendering.latents import image_ids, text_ids
 
 pytestmark = [
@@ -44,7 +44,7 @@ def run(model, rows, columns):
     def draw(*shape):
         return torch.empty(shape, dtype=torch.bfloat16, device=DEVICE).normal_(generator=random)
 
-    call = Call(
+    call = TransformerInputs(
         draw(1, rows * columns, model.config.in_channels), draw(1).abs(), draw(1, 512, 7680),
         image_ids(rows, columns).to(DEVICE), text_ids(512).to(DEVICE), torch.tensor([4.0], device=DEVICE).bfloat16(),
     )  # fmt: skip

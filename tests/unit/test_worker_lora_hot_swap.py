@@ -23,7 +23,7 @@ from worker.lora.adapter_swap import SwapState
 from worker.lora.hot_swap import AdapterSwapper
 from worker.model.load import load_components
 from worker.model.placement import Placement
-from worker.rendering.denoise import Call, predict
+from worker.rendering.denoise import TransformerInputs, predict
 from worker.rendering.latents import image_ids, text_ids
 
 # One file of each kind and layout.
@@ -74,7 +74,7 @@ def run_once():
         def draw(*shape):
             return torch.randn(*shape, generator=generator).to(components.dtype)
 
-        call = Call(
+        call = TransformerInputs(
             draw(1, 24, config.in_channels), torch.tensor([0.5], dtype=components.dtype),
             draw(1, 8, config.joint_attention_dim), image_ids(4, 6), text_ids(8), torch.tensor([4.0]),
         )  # fmt: skip

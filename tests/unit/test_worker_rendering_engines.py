@@ -11,7 +11,7 @@ from torch import nn
 
 from shared.errors import CheckpointError, InvalidRequest, ItemCanceled
 from worker.checkpoint.tensor_names import join_rows, tensor_parts, transformer_origins
-from worker.rendering.engine import Run
+from worker.rendering.engine import DenoisingInputs
 from worker.rendering.renderer import Renderer
 from worker.rendering.toolkit_engine import ToolkitEngine, fill
 
@@ -59,7 +59,7 @@ def engine(weight=None, **options):
 def test_each_step_of_ai_toolkits_pipeline_is_told_once(negative):
     steps = []
 
-    engine().denoise(NOISE, Run(3, 4.0, EMBEDS, negative), on_step=lambda *step: steps.append(step))
+    engine().denoise(NOISE, DenoisingInputs(3, 4.0, EMBEDS, negative), on_step=lambda *step: steps.append(step))
 
     assert steps == [(1, 3), (2, 3), (3, 3)]
 
@@ -72,7 +72,7 @@ def test_a_cancel_ends_ai_toolkits_pipeline_and_leaves_no_hook():
         raise ItemCanceled("x:0: canceled by the caller")
 
     with pytest.raises(ItemCanceled):
-        used.denoise(NOISE, Run(3, 4.0, EMBEDS), on_step=cancel)
+        used.denoise(NOISE, DenoisingInputs(3, 4.0, EMBEDS), on_step=cancel)
 
     assert steps == [1]
     assert not used.transformer._forward_hooks
@@ -84,7 +84,7 @@ def test_what_had_to_be_copied_is_up_to_date_in_each_run():
     used = engine(copy, copies=[(copy, parts)])
     parts[1].fill_(5)  # as a merge would
 
-    latents = used.denoise(NOISE, Run(1, 4.0, EMBEDS), on_step=lambda *_: None)
+    latents = used.denoise(NOISE, DenoisingInputs(1, 4.0, EMBEDS), on_step=lambda *_: None)
 
     assert latents.unique().item() == 2 * 1 + 3 * 5
 

@@ -22,7 +22,7 @@ OnStep = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Call:
+class TransformerInputs:
     """The inputs of one pass through a transformer.
 
     Attributes:
@@ -41,7 +41,7 @@ class Call:
     guidance: Tensor
 
 
-def predict(transformer: Any, call: Call) -> Tensor:
+def predict(transformer: Any, call: TransformerInputs) -> Tensor:
     """Run diffusers' transformer once; returns the velocity, shaped as the latents."""
     prediction: Tensor = transformer(
         hidden_states=call.latents,
@@ -68,7 +68,7 @@ def distilled_velocity(
 
     def velocity(latents: Tensor, timestep: Tensor) -> Tensor:
         guidance = torch.full_like(timestep, guidance_scale)
-        return predict(transformer, Call(latents, timestep, prompt_embeds, img_ids, txt_ids, guidance))
+        return predict(transformer, TransformerInputs(latents, timestep, prompt_embeds, img_ids, txt_ids, guidance))
 
     return velocity
 

@@ -11,11 +11,11 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from worker.rendering.denoise import Call, OnStep
+from worker.rendering.denoise import OnStep, TransformerInputs
 
 
 @dataclass(frozen=True)
-class Run:
+class DenoisingInputs:
     """The parameters of one denoising, of one image or of a batch of equal size.
 
     Attributes:
@@ -66,10 +66,10 @@ class Engine(Protocol):
     def transformer(self) -> nn.Module:
         """The transformer that `predict` runs."""
 
-    def predict(self, call: Call) -> Tensor:
+    def predict(self, call: TransformerInputs) -> Tensor:
         """Run the transformer once; returns the velocity, (batch, tokens, channels)."""
 
-    def denoise(self, noise: Tensor, run: Run, *, on_step: OnStep) -> Tensor:
+    def denoise(self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep) -> Tensor:
         """Turn noise into latents, both (batch, channels, height / 16, width / 16)."""
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from shared.errors import InvalidRequest
 from shared.job import ItemSpec
 from worker.model.components import Components
-from worker.rendering.denoise import Call
+from worker.rendering.denoise import TransformerInputs
 from worker.rendering.latents import PIXELS, image_ids, noise, pack, text_ids
 from worker.rendering.prompt_encoder import PromptEncoder
 
@@ -67,13 +67,13 @@ class InputBuilder:
         start = self._noise(spec.seed, height=spec.height, width=spec.width)
         return ItemInputs(self._encode(spec.prompt), negative_embeds, start)
 
-    def typical_call(self) -> Call:
+    def typical_call(self) -> TransformerInputs:
         """Return the inputs of a step half way through an image: 1024x1024 on a GPU, 128x128 on a CPU."""
         device = self._components.device
         side = 1024 if device.type == "cuda" else 128
         prompt_embeds = self._encode("a photograph")
         timestep = torch.full((1,), 0.5, dtype=prompt_embeds.dtype, device=device)
-        return Call(
+        return TransformerInputs(
             pack(self._noise(0, height=side, width=side)),
             timestep,
             prompt_embeds,

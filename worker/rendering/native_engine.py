@@ -10,8 +10,16 @@ from torch import Tensor
 from shared.job import Engine as EngineName
 from worker.model.components import Components
 from worker.rendering import decode
-from worker.rendering.denoise import Call, OnStep, Velocity, denoise, distilled_velocity, guided_velocity, predict
-from worker.rendering.engine import Run, package_versions
+from worker.rendering.denoise import (
+    OnStep,
+    TransformerInputs,
+    Velocity,
+    denoise,
+    distilled_velocity,
+    guided_velocity,
+    predict,
+)
+from worker.rendering.engine import DenoisingInputs, package_versions
 from worker.rendering.latents import image_ids, pack, text_ids, unpack
 from worker.rendering.sigmas import sigmas
 
@@ -30,10 +38,10 @@ class ExactEngine:
         self._autoencoder = components.autoencoder
         self.versions = package_versions()
 
-    def predict(self, call: Call) -> Tensor:
+    def predict(self, call: TransformerInputs) -> Tensor:
         return predict(self.transformer, call)
 
-    def denoise(self, noise: Tensor, run: Run, *, on_step: OnStep) -> Tensor:
+    def denoise(self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep) -> Tensor:
         rows, columns = noise.shape[2:]
         velocity = self._velocity(run.prompt_embeds, rows, columns, run.guidance_scale)
         if run.negative_prompt_embeds is not None:

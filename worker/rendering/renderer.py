@@ -27,7 +27,7 @@ from worker.model.compile import uncompiled
 from worker.model.components import Components
 from worker.rendering.attempt import ATTEMPTS, Attempt, OnProgress, Rendered, RenderingItem
 from worker.rendering.decode import tiled
-from worker.rendering.engine import Engine, Run
+from worker.rendering.engine import DenoisingInputs, Engine
 from worker.rendering.item_inputs import InputBuilder, ItemInputs
 from worker.rendering.native_engine import ExactEngine, FastEngine, native_engine
 from worker.rendering.prepared_items import PreparedItems
@@ -173,7 +173,9 @@ class Renderer:
     def _denoise(self, item: RenderingItem, inputs: ItemInputs, *, alone: bool) -> Tensor:
         """Return the final latents, (1, channels, height / 16, width / 16)."""
         spec, engine = item.spec, item.engine
-        run = Run(spec.num_inference_steps, spec.guidance_scale, inputs.prompt_embeds, inputs.negative_embeds)
+        run = DenoisingInputs(
+            spec.num_inference_steps, spec.guidance_scale, inputs.prompt_embeds, inputs.negative_embeds
+        )
 
         def on_step(step: int, steps: int) -> None:
             if step == 1:

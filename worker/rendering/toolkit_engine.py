@@ -19,8 +19,8 @@ from shared.errors import CheckpointError
 from shared.job import Engine as EngineName
 from worker.checkpoint.tensor_names import Origin, autoencoder_origins, join_rows, tensor_parts, transformer_origins
 from worker.model.components import Components
-from worker.rendering.denoise import Call, OnStep
-from worker.rendering.engine import Run, package_versions
+from worker.rendering.denoise import OnStep, TransformerInputs
+from worker.rendering.engine import DenoisingInputs, package_versions
 from worker.rendering.latents import PIXELS
 from worker.rendering.toolkit_checkout import Toolkit
 
@@ -83,7 +83,7 @@ class ToolkitEngine:
         _share(autoencoder, components.autoencoder, autoencoder_origins(components.autoencoder), skip="encoder.")
         return cls(toolkit, transformer, autoencoder, copies=copies)
 
-    def predict(self, call: Call) -> Tensor:
+    def predict(self, call: TransformerInputs) -> Tensor:
         self._refresh()
         prediction: Tensor = self.transformer(
             x=call.latents,
@@ -95,7 +95,7 @@ class ToolkitEngine:
         )
         return prediction
 
-    def denoise(self, noise: Tensor, run: Run, *, on_step: OnStep) -> Tensor:
+    def denoise(self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep) -> Tensor:
         self._refresh()
         rows, columns = noise.shape[2:]
         with self._count_steps(run, on_step):
@@ -126,7 +126,7 @@ class ToolkitEngine:
             torch.cat(list(parts), out=copy)
 
     @contextmanager
-    def _count_steps(self, run: Run, on_step: OnStep) -> Iterator[None]:
+    def _count_steps(self, run: DenoisingInputs, on_step: OnStep) -> Iterator[None]:
         """Call `on_step` after each step, by counting passes: the pipeline has no callback. Its errors end the run."""
         passes, done = 1 if run.negative_prompt_embeds is None else 2, 0
 

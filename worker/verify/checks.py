@@ -21,7 +21,7 @@ from shared.job import AdapterMode
 from worker.lora.hot_swap import AdapterSwapper
 from worker.model.components import Components
 from worker.model.precision import PRECISIONS
-from worker.rendering.denoise import Call
+from worker.rendering.denoise import TransformerInputs
 from worker.rendering.engine import Engine
 from worker.rendering.latents import PIXELS, image_ids, noise, text_ids
 from worker.verify.golden_models import GoldenModels, adapter_ref, bfl_weights
@@ -69,7 +69,7 @@ def _forward(case: Case, models: GoldenModels) -> Iterator[Measure]:
 def forward(engine: Engine, components: Components, inputs: Mapping[str, Tensor]) -> Tensor:
     """Call an engine's transformer once with the inputs of a forward case."""
     device, dtype = components.device, components.dtype
-    call = Call(
+    call = TransformerInputs(
         latents=inputs["x"].to(device, dtype),
         timestep=inputs["timesteps"].to(device, dtype),
         prompt_embeds=inputs["ctx"].to(device, dtype),

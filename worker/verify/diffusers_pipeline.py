@@ -21,8 +21,8 @@ from torch import Tensor
 
 from worker.model.components import Components
 from worker.rendering import decode
-from worker.rendering.denoise import Call, OnStep, predict
-from worker.rendering.engine import Run, package_versions
+from worker.rendering.denoise import OnStep, TransformerInputs, predict
+from worker.rendering.engine import DenoisingInputs, package_versions
 from worker.rendering.latents import PIXELS, unpack
 
 # scheduler/scheduler_config.json of black-forest-labs/FLUX.2-dev.
@@ -56,10 +56,10 @@ class DiffusersEngine:
         self._pipeline = kind(scheduler=scheduler, **parts)
         self._pipeline.set_progress_bar_config(disable=True)
 
-    def predict(self, call: Call) -> Tensor:
+    def predict(self, call: TransformerInputs) -> Tensor:
         return predict(self.transformer, call)
 
-    def denoise(self, noise: Tensor, run: Run, *, on_step: OnStep) -> Tensor:
+    def denoise(self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep) -> Tensor:
         rows, columns = noise.shape[2:]
         tokens: list[Tensor] = []
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.model.components import Components
-from worker.rendering.engine import Engine, Run
+from worker.rendering.engine import DenoisingInputs, Engine
 from worker.rendering.latents import noise
 from worker.verify.outcome import VerifiedEngine
 
@@ -62,7 +62,7 @@ def sample(
     )
     assert latents is not None
     assert prompt is not None
-    settings = Run(run["num_inference_steps"], run["guidance_scale"], prompt, negative)
+    settings = DenoisingInputs(run["num_inference_steps"], run["guidance_scale"], prompt, negative)
     return engine.denoise(latents, settings, on_step=lambda *_: None)
 
 
