@@ -165,6 +165,7 @@ class OutOfMemory(RunError):
     """The device could not hold the item."""
 
     code = "out_of_memory"
+    # The renderer has already tried again in tiles, if the engine supports them.
     retryable = False
     implicates_device = False
 
@@ -173,12 +174,14 @@ class NotFinite(RunError):
     """The output is NaN or infinite; retrying will not help."""
 
     code = "not_finite"
+    # The same request gives the same bits.
     retryable = False
 
 
 class BlankImage(RunError):
     """Every pixel of the image is exactly black: only a broken device or model draws that, never a prompt."""
 
+    # Retryable, because another worker's device may be sound.
     code = "blank_image"
 
 
