@@ -85,7 +85,7 @@ def main(
     ] = None,
     clean_weights: Annotated[
         Literal["device", "host", "file"] | None,
-        typer.Option(help="Where to keep the clean weights. [default: wherever they fit]"),
+        typer.Option(help="Where to restore base weights from. [default: by free memory]"),
     ] = None,
     memory_gb: Annotated[
         float | None, typer.Option(min=1, help="Place the model as on a card with this much free memory.")

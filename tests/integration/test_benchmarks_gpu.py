@@ -85,7 +85,7 @@ def test_one_measurement_at_two_sizes_with_a_chosen_placement(measured):
 
     placement, *steps = measured("--only", "steps", "--engine", "exact", *sizes, *places)
 
-    assert placement["placement"].startswith("text encoder streamed, clean weights: device")
+    assert placement["placement"].startswith("text encoder streamed, base weights from device")
     assert [(row["what"], row["size"]) for row in steps] == [("step", 64), ("step", 96)]
 
 
