@@ -1,4 +1,4 @@
-"""Write a job's images in the words of the wire, with freshly signed URLs."""
+"""Build the HTTP bodies of a job's images, with freshly signed URLs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write the ledger's jobs in the words of the wire: the answer to a submit, a poll and a listing."""
+"""Build the HTTP bodies of the ledger's jobs: the answers to a submit, a poll and a listing."""
 
 from __future__ import annotations
 

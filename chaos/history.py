@@ -1,4 +1,4 @@
-"""The history of a run: one JSON object a line, written by all its processes into one file."""
+"""The history of a run: JSON lines, which all its processes write into one file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An HTTP proxy before the real S3 server that fails as S3 does: errors, silence, lost replies, outages."""
+"""An HTTP proxy in front of the real S3 server that fails as S3 does: errors, silence, lost replies, outages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A TCP proxy between one process and Redis, whose wire can be cut."""
+"""A TCP proxy between one process and Redis, whose connections can be cut."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Submitting: the answer to a job, and the request and answer of a training config's replay."""
+"""The answer to a submitted job, and the request and the answer of a training config's replay."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be used: models of the catalogue, and adapter files."""
+"""The models of the catalogue and the adapter files, as the API describes them."""
 
 from __future__ import annotations
 

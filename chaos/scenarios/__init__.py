@@ -1,1 +1,1 @@
-"""The scenarios. Each is one function, which harms a fleet and demands what must hold nevertheless."""
+"""The scenarios: each is a function that harms a fleet and checks what must hold nevertheless."""

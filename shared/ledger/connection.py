@@ -1,4 +1,4 @@
-"""The connection to Redis: how it is opened, which of its errors mean "not now", and a breaker for while it is away."""
+"""The connection to Redis: how it is opened, which of its errors mean "not now", and a circuit breaker for outages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The text of the ledger's Lua scripts, as Redis is given it."""
+"""Assemble the text of the ledger's Lua scripts from the files in `scripts/`."""
 
 from __future__ import annotations
 

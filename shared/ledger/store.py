@@ -1,4 +1,4 @@
-"""A job's life, from accept to the last commit. Each method that writes is one Lua script, so one atomic, durable step.
+"""A job's life, from accept to the last commit. Each method that writes runs one Lua script: one atomic, durable step.
 
 The fence decides who may change a running item, an ended item never changes, and Redis' clock is the only clock.
 `scripts/` holds the scripts, each with its arguments and keys; docs/reference/ledger.md lists states and keys.

@@ -1,4 +1,4 @@
-"""The wake-up messages that wait in Redis for a worker, and who audits them.
+"""The wake-up messages that wait in Redis for a worker, and the election of the process that audits them.
 
 Celery sends and consumes them; the ledger only counts them against the queued items.
 """

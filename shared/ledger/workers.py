@@ -1,4 +1,4 @@
-"""The workers as the ledger sees them: who is alive, what each has loaded, and whose device keeps failing."""
+"""The workers as the ledger sees them: which are alive, what each has loaded, and whose device keeps failing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The distance between two results."""
+"""The relative distance between two tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Swap the adapters that are merged into a loaded model by others, without reloading the model.
+"""Replace the adapters that are merged into a loaded model, without reloading the model.
 
 Each swap is one `AdapterSwap`. It owns its warm key, its reports, its failure and its state:
 

@@ -1,4 +1,4 @@
-"""A GPU's memory: how much is free, until when that changes, and how much this process may use."""
+"""A GPU's memory: how much is free, when that is stable, and how much this process may use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model takes on a device, from its files' headers, and the placement that follows."""
+"""Estimate the device memory of a model from its files' headers, and choose its placement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How one item is tried: an item that does not fit into memory is rendered again in ways that need less."""
+"""The attempts at one item: an item that does not fit into memory is rendered again in ways that need less."""
 
 from __future__ import annotations
 

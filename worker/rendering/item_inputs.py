@@ -1,4 +1,4 @@
-"""What an item's first step needs on the device: embeddings and starting noise."""
+"""Build the inputs of an item's first step on the device: embeddings and starting noise."""
 
 from __future__ import annotations
 
