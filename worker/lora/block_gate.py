@@ -85,7 +85,7 @@ class BlockGate:
                 event = self._record_event()
                 for group in range(self.group_count):
                     self._drained.setdefault(group, event)
-            finally:  # a lost device cannot record an event; the writing thread must not wait for ever
+            finally:  # a lost device cannot record an event; the writing thread must not wait forever
                 self._end_passes()
                 self._changed.notify_all()
 

@@ -20,7 +20,7 @@ Each swap is one `AdapterSwap`. It owns its warm key, its reports, its failure a
     failed    The base weights are restored. If that failed too, or unmerged adapters are still attached, the next
               swap cleans up.
 
-The weights are written by a thread and a CUDA stream of their own. Adapters can also run unmerged, as extra products
+A separate thread writes the weights on a separate CUDA stream. Adapters can also run unmerged, as extra products
 in each step: AI Toolkit previews some adapters that way, and `qfloat8` weights allow nothing else
 (`worker.lora.unmerged`).
 """
@@ -231,7 +231,7 @@ class AdapterSwapper:
             ]
         for adapter in adapters:
             for update in adapter.layout.updates:
-                self.unmerged.add(adapter, update, self._weights.targets(update))
+                self.unmerged.add(adapter, update, targets=self._weights.targets(update))
         return []
 
     @torch.no_grad()

@@ -15,12 +15,28 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from shared.adapters.kinds import LayerUpdate
-from shared.layer_names import WHOLE, Rows
+from shared.layer_names import WHOLE
 from worker.checkpoint.tensor_names import LayerPart, Origin
 from worker.lora.load import Adapter
 from worker.lora.unmerged_update import ForwardPatch, UnmergedUpdate, forward_patch
 from worker.model.qfloat8 import dense_weight
 from worker.model.rounding import fused_product
+
+
+def _all_rows(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _unmerged(
+    adapter: Adapter,
+    update: LayerUpdate,
+    *,
+    weight: Callable[[], Tensor],
+    select_rows: Callable[[Tensor], Tensor] = _all_rows,
+) -> UnmergedUpdate:
+    return UnmergedUpdate(
+        update, adapter.tensors, multiplier=adapter.ref.multiplier, weight=weight, select_rows=select_rows
+    )
 
 
 class UnmergedAdapters:
@@ -48,27 +64,29 @@ class UnmergedAdapters:
         while self._hooks:
             self._hooks.pop().remove()
 
-    def add(self, adapter: Adapter, update: LayerUpdate, targets: Sequence[LayerPart]) -> None:
+    def add(self, adapter: Adapter, update: LayerUpdate, *, targets: Sequence[LayerPart]) -> None:
         """Attach one update of an adapter to the layers whose parameters are its targets."""
         if self._toolkit is not None:
-            self._patch_bfl_layer(adapter, update, self._toolkit.get_submodule(update.layer), update.rows)
+            self._patch_bfl_layer(adapter, update, layer=self._toolkit.get_submodule(update.layer))
         product = fused_product(self._transformer, targets[0].parameter)
         if product is not None:  # query, key and value in one product, as in AI Toolkit's own layer
-            self._patch_bfl_layer(adapter, update, product, update.rows)
+            self._patch_bfl_layer(adapter, update, layer=product)
             return
         for target in targets:
             layer = self._transformer.get_submodule(target.parameter.removesuffix(".weight"))
             weight = partial(dense_weight, layer)
-            self._hook(layer, forward_patch(_unmerged(adapter, update, weight, target.origin.select_rows)))
+            self._hook(
+                layer, forward_patch(_unmerged(adapter, update, weight=weight, select_rows=target.origin.select_rows))
+            )
 
-    def _patch_bfl_layer(self, adapter: Adapter, update: LayerUpdate, layer: nn.Module, rows: Rows) -> None:
+    def _patch_bfl_layer(self, adapter: Adapter, update: LayerUpdate, *, layer: nn.Module) -> None:
         """Attach an update to a layer with BFL's rows, or to those rows that a diffusers name stands for."""
         weight = partial(dense_weight, layer)
-        if rows == WHOLE:
-            self._hook(layer, forward_patch(_unmerged(adapter, update, weight, _all_rows)))
+        if update.rows == WHOLE:
+            self._hook(layer, forward_patch(_unmerged(adapter, update, weight=weight)))
             return
-        picked = Origin(update.layer, *rows)
-        patch = forward_patch(_unmerged(adapter, update, lambda: picked.select_rows(weight()), _all_rows))
+        picked = Origin(update.layer, *update.rows)
+        patch = forward_patch(_unmerged(adapter, update, weight=lambda: picked.select_rows(weight())))
         self._hook(layer, _patch_rows(patch, picked))
 
     def _hook(self, layer: nn.Module, patch: ForwardPatch) -> None:
@@ -77,19 +95,6 @@ class UnmergedAdapters:
             return patch(inputs[0], output)
 
         self._hooks.append(layer.register_forward_hook(hook))
-
-
-def _unmerged(
-    adapter: Adapter,
-    update: LayerUpdate,
-    weight: Callable[[], Tensor],
-    select_rows: Callable[[Tensor], Tensor],
-) -> UnmergedUpdate:
-    return UnmergedUpdate(update, adapter.tensors, adapter.ref.multiplier, weight=weight, select_rows=select_rows)
-
-
-def _all_rows(tensor: Tensor) -> Tensor:
-    return tensor
 
 
 def _patch_rows(patch: ForwardPatch, picked: Origin) -> ForwardPatch:

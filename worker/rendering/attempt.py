@@ -54,7 +54,7 @@ class Rendered:
     pipeline: PipelineReport
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RenderingItem:
     """An item while it renders, through all of its attempts.
 

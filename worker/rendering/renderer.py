@@ -1,8 +1,7 @@
 """Render one item: encode its prompt, activate its adapters, denoise, decode.
 
-The caller owns the queue, the lease and the upload. Weights are written by another thread; everything else runs in the
-caller's thread, and `on_progress` may raise at any point to end the work. The next item always finds either the base
-weights or a complete merge.
+The caller owns the queue, the lease and the upload. Everything but writing weights runs in the caller's thread, where
+`on_progress` may raise at any point. The next item always finds either the base weights or a complete merge.
 """
 
 from __future__ import annotations
@@ -138,12 +137,17 @@ class Renderer:
             raise InvalidRequest(
                 f"the engine {spec.engine!r} is not offered here: {_REQUIREMENTS[spec.engine]}", field="engine"
             )
-        files = tuple(zip(spec.adapters, adapters, strict=True))
-        item = RenderingItem(spec, files, self._engines[spec.engine], on_progress, self._components.device)
+        item = RenderingItem(
+            spec=spec,
+            files=tuple(zip(spec.adapters, adapters, strict=True)),
+            engine=self._engines[spec.engine],
+            device=self._components.device,
+            on_progress=on_progress,
+        )
         reason = ""
         for attempt in filter(item.can_differ, ATTEMPTS):
             try:
-                with self._tiles(attempt):
+                with self._tiles() if attempt.tiled else nullcontext():
                     return self._render(item, attempt)
             except torch.OutOfMemoryError as error:
                 reason = str(error).partition(". ")[0]
@@ -216,11 +220,8 @@ class Renderer:
             logger.info("next adapter swap not begun", extra={"error": f"{type(error).__name__}: {error}"})
 
     @contextmanager
-    def _tiles(self, attempt: Attempt) -> Iterator[None]:
-        """Decode in tiles if the attempt asks for that."""
-        if not attempt.tiled:
-            yield
-            return
+    def _tiles(self) -> Iterator[None]:
+        """Decode in tiles, and start afresh afterwards."""
         try:
             with tiled(self._components.autoencoder):
                 yield
