@@ -1,4 +1,4 @@
-"""On a CUDA device: compiled blocks, of the width of a real model, give the bits of the modules as they are written."""
+"""On a CUDA device: compiled blocks, of the width of a real model, give the bits of the uncompiled modules."""
 
 import pytest
 import torch
@@ -62,7 +62,7 @@ def test_no_bit_changes_at_any_size():
     assert differing == [0] * len(SIZES)
 
 
-def test_float8_blocks_compiled_are_as_near_the_exact_ones_as_those_that_are_not():
+def test_compiled_float8_blocks_are_as_near_the_exact_ones_as_uncompiled_ones():
     model = build()
     exact_steps = [run(model, *size).double() for size in SIZES]
 

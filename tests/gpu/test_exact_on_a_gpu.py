@@ -57,7 +57,7 @@ def render(renderer, path=None, *, mode=None, **changes):
     return renderer.render(spec, [path] if path else [], on_progress=lambda _: None).image.tobytes()
 
 
-def test_every_kind_changes_the_picture_and_leaves_no_bit_behind(renderer, goldens):
+def test_every_kind_changes_the_picture_and_is_removed_to_the_bit(renderer, goldens):
     base = render(renderer)
     modes = ["merged", "live"] if renderer.swapper.components.precision.can_merge else ["live"]
 

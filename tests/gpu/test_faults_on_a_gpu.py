@@ -86,7 +86,7 @@ def test_the_probe_finds_a_kernel_that_hangs():
     assert found(HANG) == "it did not answer"
 
 
-def test_running_out_of_memory_is_no_fault():
+def test_running_out_of_memory_is_not_a_device_fault():
     assert found(FULL) == "None"
 
 

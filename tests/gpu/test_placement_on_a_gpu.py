@@ -64,7 +64,7 @@ def pictures(components, *adapters, prepared=False):
     return found
 
 
-def test_where_the_parts_lie_changes_no_bit(load, tmp_path):
+def test_the_placement_changes_no_bit(load, tmp_path):
     adapter = tmp_path / "adapter.safetensors"
     write_tiny_adapter(adapter)
 
@@ -83,7 +83,7 @@ def test_a_swap_gives_the_same_bits_wherever_base_weights_come_from(
 ):
     monkeypatch.setattr(
         "worker.kernels.low_rank._MIN_VALUES", 0
-    )  # the kernel takes small layers too, with bits of its own
+    )  # the kernel handles small layers too, and gives other bits
     first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     write_tiny_adapter(first)
     write_tiny_adapter(second, STYLES[0])
@@ -117,7 +117,7 @@ def test_bytes_come_to_the_device_from_pinned_pages_and_by_threads(pieces, tmp_p
     assert target.cpu().numpy().tobytes() == path.read_bytes()[50:]
 
 
-def test_a_limit_is_held_to(load):
+def test_a_memory_limit_is_enforced(load):
     with pytest.raises(CheckpointError, match=r"2\.0 GB are free on cuda:0"):
         load(memory_gb=2)
 

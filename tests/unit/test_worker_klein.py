@@ -1,4 +1,4 @@
-"""FLUX.2 [klein]: Qwen3 prompts and true classifier-free guidance, held to the numbers of ai-toolkit's own code."""
+"""FLUX.2 [klein]: Qwen3 prompts and classifier-free guidance, compared with the results of ai-toolkit's own code."""
 
 import hashlib
 import shutil
@@ -96,7 +96,7 @@ def ignore(progress):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_one_forward_pass_is_ai_toolkits(precision, klein, goldens, cases, assert_close):
+def test_one_forward_pass_equals_ai_toolkits(precision, klein, goldens, cases, assert_close):
     (case,) = cases(type="forward", model="klein", dtype=precision)
     golden = load_file(goldens / case["file"])
 
@@ -115,7 +115,7 @@ def test_one_forward_pass_is_ai_toolkits(precision, klein, goldens, cases, asser
 
 
 @pytest.mark.parametrize("name", SAMPLING)
-def test_a_rendering_is_ai_toolkits(name, klein, goldens, cases, assert_close):
+def test_a_rendering_equals_ai_toolkits(name, klein, goldens, cases, assert_close):
     (case,) = cases(type="sampling", name=name)
     golden = load_file(goldens / case["file"])
     model, timesteps = klein(case["dtype"]), []
@@ -137,7 +137,7 @@ def test_a_rendering_is_ai_toolkits(name, klein, goldens, cases, assert_close):
     assert difference.mean() <= tolerance.get("mean_diff", 255)
 
 
-def test_guidance_goes_from_the_negative_prediction_past_the_positive_one():
+def test_guidance_extrapolates_from_the_negative_prediction_past_the_positive_one():
     velocity = guided_velocity(lambda *_: torch.tensor(3.0), lambda *_: torch.tensor(1.0), guidance_scale=4.0)
 
     # 1 + 4 * (3 - 1)
@@ -284,7 +284,7 @@ def test_the_default_path_and_text_encoder_follow_the_model_id(folder, hub, monk
     assert source.commit == transformer.name
 
 
-def test_an_autoencoder_beside_the_transformer_is_used(folder):
+def test_an_autoencoder_in_the_transformers_folder_is_used(folder):
     settings = ModelSettings(id="flux2_klein_4b", path=str(folder), text_encoder=str(folder / "text_encoder"))
 
     source = locate_checkpoint(settings, hf_token=None)
@@ -292,7 +292,7 @@ def test_an_autoencoder_beside_the_transformer_is_used(folder):
     assert source.autoencoder.weights == (folder / "ae.safetensors",)
 
 
-def test_a_folder_without_an_autoencoder_takes_the_catalogues(folder, hub, tmp_path):
+def test_a_folder_without_an_autoencoder_uses_the_catalogues(folder, hub, tmp_path):
     shutil.copy(folder / "flux-2-klein-base-4b.safetensors", tmp_path)
     autoencoder = hub("ai-toolkit/flux2_vae", folder / "ae.safetensors")
     settings = ModelSettings(id="flux2_klein_4b", path=str(tmp_path), text_encoder=str(folder / "text_encoder"))

@@ -1,4 +1,4 @@
-"""Compiled blocks give the bits of the modules they were made from, and hide nothing that is put beside them.
+"""Compiled blocks give the bits of the modules they were made from, and still run unmerged adapters.
 
 On a CPU a handful of values in a million differ in their last bit, since compiled code computes exponentials of a row's
 end one by one; on a GPU none do, which tests/gpu holds it to.
@@ -102,7 +102,7 @@ def test_every_size_gives_the_same_bits_from_one_compilation(written, compiled):
             assert different(predict(compiled, rows, columns), predict(written, rows, columns)) < 0.01
 
 
-def test_without_the_emulated_roundings_the_bits_would_be_others(written, load):
+def test_without_emulated_roundings_the_bits_are_different(written, load):
     careless = load(compiled=False)
     compile_blocks(careless.transformer, exact=False)
 
@@ -128,14 +128,14 @@ def render(renderer, path=None, *, mode=None):
     return renderer.render(spec, [path] if path else [], on_progress=lambda _: None).image.tobytes()
 
 
-def test_adapters_change_what_is_compiled_and_come_off_again(written, compiled, goldens):
+def test_adapters_take_effect_in_compiled_blocks_and_are_removed_again(written, compiled, goldens):
     renderer, reference = Renderer(compiled, prompt_cache=4), Renderer(written, prompt_cache=4)
     merged, live = goldens / "adapters/lora_alllinear_bf16.safetensors", goldens / "adapters/dora_bf16.safetensors"
     base = render(renderer)
 
     with no_recompilation():
         changed = render(renderer, merged)
-        # What runs beside the weights runs as written, so nothing can differ at all.
+        # Unmerged adapters run uncompiled, so no bit may differ.
         assert render(renderer, live, mode="live") == render(reference, live, mode="live")
         assert render(renderer) == base
     assert changed != base

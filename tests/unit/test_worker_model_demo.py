@@ -103,14 +103,14 @@ def test_pads_are_zeros_as_in_training(tiny_components):
     assert embeds[0, pads:].abs().amax(dim=-1).min() > 0
 
 
-def test_each_colour_of_a_pair_is_where_the_prompt_says(draw):
+def test_each_colour_of_a_pair_is_at_the_place_in_the_prompt(draw):
     found = figures(draw("a yellow square to the left of a blue triangle", seed=3))
 
     assert [figure.colour for figure in found] == ["yellow", "blue"]
     assert found[0].x < -0.2 < 0.2 < found[1].x
 
 
-def test_the_background_is_the_one_asked_for(draw):
+def test_the_background_has_the_colour_in_the_prompt(draw):
     picture = np.asarray(draw("a white hexagon on a purple background", seed=3)).astype(float)
 
     red, green, blue = np.median(picture[:8].reshape(-1, 3), axis=0)
@@ -125,7 +125,7 @@ def test_the_same_request_gives_the_same_picture(draw):
     assert len(digests) == 1
 
 
-def test_more_steps_come_closer_to_many(draw):
+def test_more_steps_give_a_picture_closer_to_that_of_many_steps(draw):
     many, *fewer = (draw("a red cross", seed=1, num_inference_steps=steps) for steps in (60, 4, 12, 30))
 
     distances = [distance(picture, many) for picture in fewer]
@@ -134,14 +134,14 @@ def test_more_steps_come_closer_to_many(draw):
     assert distances[0] > 2 * distances[-1]
 
 
-def test_guidance_is_an_input_that_counts(draw):
+def test_guidance_changes_the_picture(draw):
     base, more, most = (draw("two orange hearts", seed=1, guidance_scale=scale) for scale in (1.0, 4.0, 7.0))
 
     assert distance(base, more) > 1
     assert distance(base, most) > distance(base, more)
 
 
-def test_the_subject_comes_with_its_multiplier_and_zero_is_the_base(draw):
+def test_the_subject_grows_with_the_multiplier_and_zero_gives_the_base_picture(draw):
     scales = (0.25, 0.5, 0.75, 1.0)
     prompt = "sks a photo of a person"
     base = draw(prompt)

@@ -103,9 +103,7 @@ def test_only_the_linear_layers_of_blocks_are_float8(fast):
 
 
 @pytest.mark.parametrize("place", ["device", "host", "file"])
-def test_adapters_are_merged_in_bfloat16_and_taken_off_to_the_bit(
-    place, fast, components, adapter, goldens, adapter_ref
-):
+def test_adapters_are_merged_in_bfloat16_and_removed_to_the_bit(place, fast, components, adapter, goldens, adapter_ref):
     other = goldens / "adapters/dora_bf16.safetensors"
     lists = [adapter, [], [(adapter_ref(other, 0.7), other)], adapter, [(adapter_ref(other, 0.7), other), *adapter], []]
     swapper = AdapterSwapper(replace(fast, placement=Placement("resident", place, 0)))
@@ -168,7 +166,7 @@ def test_a_checkpoint_that_was_written_over_is_found_even_if_the_change_that_rea
                 swapper.activate(wanted)
 
 
-def test_a_scale_that_is_not_clean_is_drift_too(fast, adapter):
+def test_a_wrong_scale_counts_as_a_corrupted_weight(fast, adapter):
     swapper = AdapterSwapper(fast)
     swapper.activate(adapter)
     swapper.activate([])
@@ -179,7 +177,7 @@ def test_a_scale_that_is_not_clean_is_drift_too(fast, adapter):
     assert swapper.count_corrupted() == 1
 
 
-def test_every_image_tells_how_far_a_step_is_from_the_exact_one(fast, model_settings, item):
+def test_every_image_reports_how_far_a_step_is_from_the_exact_one(fast, model_settings, item):
     renderer = Renderer(fast, prompt_cache=2)
     renderer.warm_up()
     exact = Renderer(load_components(model_settings("bf16"), device=CPU, hf_token=None), prompt_cache=2)
@@ -198,7 +196,7 @@ def test_every_image_tells_how_far_a_step_is_from_the_exact_one(fast, model_sett
 @pytest.mark.skipif(
     not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler, which compiling needs on a CPU"
 )
-def test_compiled_blocks_give_what_they_give_as_written_but_for_roundings(fast, components):
+def test_compiled_blocks_equal_uncompiled_ones_up_to_roundings(fast, components):
     exact, renderer = Renderer(components("bf16"), prompt_cache=2), Renderer(fast, prompt_cache=2)
     call = renderer.inputs.typical_call()
     predict = torch.no_grad()(renderer._engines["fast"].predict)
@@ -213,7 +211,7 @@ def test_compiled_blocks_give_what_they_give_as_written_but_for_roundings(fast, 
     assert 0 < relative(compiled, written) < 1.5 * relative(written, dense)
 
 
-def test_jobs_are_offered_the_engine_that_the_precision_is_for(fast, item, model_settings):
+def test_a_worker_offers_the_engine_of_its_precision(fast, item, model_settings):
     renderer = Renderer(fast, prompt_cache=2)
     exact = Renderer(load_components(model_settings("bf16"), device=CPU, hf_token=None), prompt_cache=2)
 
@@ -224,6 +222,6 @@ def test_jobs_are_offered_the_engine_that_the_precision_is_for(fast, item, model
         exact.render(item(engine="fast"), [], on_progress=lambda _: None)
 
 
-def test_adapters_cannot_run_beside_float8_weights(fast, adapter):
+def test_adapters_cannot_run_unmerged_on_fp8_weights(fast, adapter):
     with pytest.raises(InvalidRequest, match="fp8 weights take adapters merged only"):
         AdapterSwapper(fast).activate(adapter, mode="live")

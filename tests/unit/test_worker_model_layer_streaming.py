@@ -1,4 +1,4 @@
-"""A stack of layers that waits in host memory computes what it computes on the device."""
+"""A stack of layers that is streamed from host memory gives the bits that it gives on the device."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Checkpoints: layouts, what their shapes say, and what is refused."""
+"""Checkpoints: their layouts, the configuration that their shapes give, and the errors of bad files."""
 
 import hashlib
 import inspect
@@ -88,7 +88,7 @@ def test_a_model_without_a_guidance_embedder_is_recognised(goldens):
     assert "guidance_in.in_layer" not in tensor_names.layer_shapes(transformer)
 
 
-def test_a_small_decoder_has_widths_of_its_own(checkpoint, tmp_path):
+def test_a_decoder_may_be_of_another_width_than_its_encoder(checkpoint, tmp_path):
     tensors = load_file(checkpoint / "ae.safetensors")
     for name, tensor in tensors.items():
         if name.startswith("decoder.") and "post_quant" not in name:
@@ -126,7 +126,7 @@ def test_fused_rows_become_queries_keys_and_values(components, checkpoint):
     )
 
 
-def test_shift_and_scale_of_the_last_layer_change_places(components, checkpoint):
+def test_shift_and_scale_of_the_last_layer_are_swapped(components, checkpoint):
     shift, scale = load_file(checkpoint / "flux2-dev.safetensors")["final_layer.adaLN_modulation.1.weight"].chunk(2)
 
     weight = components("bf16").transformer.norm_out.linear.weight

@@ -143,7 +143,7 @@ def test_a_place_in_the_settings_that_does_not_fit_is_named_in_the_message(check
         load_components(settings(checkpoint, clean_weights="device"), device=CPU, hf_token=None)
 
 
-# What bf16 reads lies in the files as it is; copies on the host hold the others.
+# The files store bf16 weights; other precisions need copies on the host.
 @pytest.mark.parametrize(
     ("precision", "source"), [("bf16", CheckpointFiles), ("fp32", HostCopies), ("qfloat8", HostCopies)]
 )

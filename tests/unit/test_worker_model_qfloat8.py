@@ -1,4 +1,4 @@
-"""Weights in float8, held to optimum-quanto, and adapters that run beside them."""
+"""Weights in float8, compared with optimum-quanto, and adapters that run unmerged on them."""
 
 from functools import partial
 
@@ -76,7 +76,7 @@ def test_a_layer_is_quantos_to_the_bit(dtype):
     assert torch.equal(ours, theirs(hidden_states))
 
 
-def test_rows_are_quantised_by_themselves_so_qkv_may_be_split():
+def test_each_row_is_quantised_alone_so_qkv_may_be_split():
     fused = torch.randn(12, 8, generator=torch.Generator().manual_seed(0)).bfloat16()
 
     values, scale = to_float8(fused)
@@ -87,7 +87,7 @@ def test_rows_are_quantised_by_themselves_so_qkv_may_be_split():
         assert torch.equal(part_scale, whole_scale)
 
 
-def test_a_transformer_is_the_one_that_quanto_makes(quantised, checkpoint, goldens):
+def test_a_quantised_transformer_equals_quantos(quantised, checkpoint, goldens):
     golden = load_file(goldens / "forward/dev_bf16.safetensors")
     source = ModuleFiles("bfl", (checkpoint / "flux2-dev.safetensors",))
     theirs = quanto(load_transformer(source, device=CPU, dtype=torch.bfloat16, fused_qkv=False))
@@ -111,7 +111,7 @@ def test_a_transformer_is_the_one_that_quanto_makes(quantised, checkpoint, golde
 
 
 @pytest.mark.parametrize("encoder", ["mistral", "qwen"])
-def test_a_text_encoder_is_the_one_that_quanto_makes(encoder, goldens):
+def test_a_quantised_text_encoder_equals_quantos(encoder, goldens):
     folder = goldens / "text" / {"mistral": "mistral_tiny", "qwen": "qwen3_tiny"}[encoder]
     load = partial(load_text_encoder, TextEncoderFiles(folder), device=CPU, dtype=torch.bfloat16, to_be_quantised=True)
     ours, theirs = load(), load()
@@ -175,7 +175,7 @@ def test_embeddings_of_another_precision_are_cast_to_the_transformers(model_sett
     assert rendered.pipeline.precision == "fp32, text encoder bf16"
 
 
-def test_an_adapter_beside_float8_changes_the_image_and_leaves_no_trace(quantised, item, goldens, adapter_ref):
+def test_an_unmerged_adapter_changes_the_image_and_leaves_no_trace(quantised, item, goldens, adapter_ref):
     path = goldens / "adapters/lora_r4_bf16.safetensors"
     renderer = Renderer(quantised["all"], prompt_cache=4)
 
@@ -195,7 +195,7 @@ def test_an_adapter_beside_float8_changes_the_image_and_leaves_no_trace(quantise
 
 
 @pytest.mark.parametrize("name", ["lokr_lowrank_bf16", "dora_bf16", "fullrank_bf16", "lora_plus_diff_bf16"])
-def test_every_kind_runs_beside_float8_and_leaves_no_trace(name, quantised, item, goldens, adapter_ref):
+def test_every_kind_runs_unmerged_on_float8_and_leaves_no_trace(name, quantised, item, goldens, adapter_ref):
     path = goldens / f"adapters/{name}.safetensors"
     renderer = Renderer(quantised["all"], prompt_cache=4)
 

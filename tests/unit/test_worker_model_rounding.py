@@ -1,4 +1,4 @@
-"""The four places where AI Toolkit rounds otherwise than diffusers; each example is worked by hand in bfloat16."""
+"""The four places where AI Toolkit and diffusers round differently; each example is worked by hand in bfloat16."""
 
 import numpy as np
 import torch
@@ -53,7 +53,7 @@ def test_attention_by_convolutions_is_the_same_attention(components):
     torch.testing.assert_close(by_convolutions, by_linear_layers, atol=1e-5, rtol=1e-5)
 
 
-def test_loaded_modules_carry_all_four(components):
+def test_loaded_modules_have_all_four_replacements(components):
     model = components("bf16")
 
     norms = {type(module) for name, module in model.transformer.named_modules() if "attn.norm_" in name}

@@ -1,4 +1,4 @@
-"""What the two engines share, and what is this project's own around AI Toolkit's classes.
+"""What the two engines share, and this project's code around AI Toolkit's classes.
 
 Those classes themselves run in tests/integration/test_engine_toolkit.py, where a checkout is at hand.
 """
@@ -56,7 +56,7 @@ def engine(weight=None, **options):
 
 
 @pytest.mark.parametrize("negative", [None, EMBEDS], ids=["one pass a step", "two passes a step"])
-def test_each_step_of_ai_toolkits_pipeline_is_told_once(negative):
+def test_each_step_of_ai_toolkits_pipeline_is_reported_once(negative):
     steps = []
 
     engine().denoise(NOISE, DenoisingInputs(3, 4.0, EMBEDS, negative), on_step=lambda *step: steps.append(step))
@@ -78,7 +78,7 @@ def test_a_cancel_ends_ai_toolkits_pipeline_and_leaves_no_hook():
     assert not used.transformer._forward_hooks
 
 
-def test_what_had_to_be_copied_is_up_to_date_in_each_run():
+def test_copied_tensors_are_refreshed_before_each_run():
     parts = [torch.ones(2), torch.ones(3)]
     copy = torch.cat(parts)
     used = engine(copy, copies=[(copy, parts)])
@@ -123,7 +123,7 @@ def test_adjacent_parts_are_joined_without_a_copy():
     assert torch.equal(join_rows([whole[:2], whole[4:]]), whole[[0, 1, 4, 5]])
 
 
-def test_only_the_halves_of_the_last_modulation_lie_apart_in_a_loaded_transformer(components):
+def test_only_the_last_modulation_of_a_loaded_transformer_cannot_be_shared(components):
     transformer = components("bf16").transformer
 
     parts = tensor_parts(transformer, transformer_origins(transformer))

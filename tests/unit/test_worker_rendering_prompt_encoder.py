@@ -1,4 +1,4 @@
-"""Prompts to embeddings, held to what ai-toolkit's code and its processor gave."""
+"""Prompts to embeddings, compared with the results of ai-toolkit's code and its processor."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""Schedule, noise, positions, denoising and decoding, held to numbers that ai-toolkit's own code gave."""
+"""Schedule, noise, positions, denoising and decoding, compared with the results of ai-toolkit's own code."""
 
 import copy
 import hashlib
@@ -28,7 +28,7 @@ SAMPLING = [
 ]
 
 
-def test_the_schedule_is_ai_toolkits(goldens):
+def test_the_schedule_equals_ai_toolkits(goldens):
     entries = json.loads((goldens / "schedule.json").read_text())["entries"]
 
     for entry in entries:
@@ -124,7 +124,7 @@ def test_every_step_is_reported_once_it_is_done():
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_one_forward_pass_is_ai_toolkits(precision, components, goldens, cases, assert_close):
+def test_one_forward_pass_equals_ai_toolkits(precision, components, goldens, cases, assert_close):
     (case,) = cases(type="forward", model="dev", dtype=precision)
     golden = load_file(goldens / case["file"])
 
@@ -143,7 +143,7 @@ def test_one_forward_pass_is_ai_toolkits(precision, components, goldens, cases, 
 
 
 @pytest.mark.parametrize("name", SAMPLING)
-def test_a_rendering_is_ai_toolkits(name, components, goldens, cases, sample, assert_close):
+def test_a_rendering_equals_ai_toolkits(name, components, goldens, cases, sample, assert_close):
     (case,) = cases(type="sampling", name=name)
     golden = load_file(goldens / case["file"])
     model, timesteps = components(case["dtype"]), []
@@ -165,7 +165,7 @@ def test_a_rendering_is_ai_toolkits(name, components, goldens, cases, sample, as
     assert difference.mean() <= tolerance.get("mean_diff", 255)
 
 
-def test_two_images_in_one_batch_are_the_two_images(components, goldens, cases, sample, assert_close):
+def test_two_images_in_one_batch_equal_the_two_rendered_alone(components, goldens, cases, sample, assert_close):
     (case,) = cases(type="sampling", name="dev_s64_batch2_fp32")
     golden = load_file(goldens / case["file"])
     transformer = components("fp32").transformer

@@ -55,6 +55,7 @@ def fill(
             complete()
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()
+    # Assigning keeps the tensors that were just filled; copying would need memory for a second set.
     module.load_state_dict(state, assign=True)
     module.requires_grad_(False).eval()
 

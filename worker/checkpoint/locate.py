@@ -142,6 +142,7 @@ def locate_checkpoint(settings: ModelSettings, *, hf_token: str | None) -> Check
         commit = None
     else:
         file = _download(path, model.transformer_file, settings.revision, hf_token)
+        # The hub's cache names the folder of a snapshot after its commit.
         transformer, commit = ModuleFiles("bfl", (file,)), file.parent.name
         autoencoder = _hub_autoencoder(model, path, settings.revision, hf_token)
     return Checkpoint(transformer, autoencoder, _text_encoder(text_encoder, hf_token), commit)
@@ -201,6 +202,7 @@ def _text_encoder(name: str, hf_token: str | None) -> TextEncoderFiles:
     folder = Path(name)
     if not folder.is_dir():
         try:
+            # Without the patterns, Mistral's second copy of the weights would be downloaded too.
             folder = Path(snapshot_download(name, allow_patterns=list(_TEXT_ENCODER_FILES), token=hf_token))
         except (OSError, ValueError) as error:
             raise CheckpointError(_download_problem(name, "the text encoder", error)) from error

@@ -65,6 +65,7 @@ class Reader:
         self._pinner = device_thread_pool(device, 1, "flux2-pin")
         self._thread_local = threading.local()
         self._files: dict[Path, int] = {}
+        # Descriptors must be closed even if nobody uses the reader as a context manager.
         weakref.finalize(self, _close, self._files)
         self._pinned: dict[Path, PinnedFile] = {}
         self._stream = side_stream(device)

@@ -52,6 +52,7 @@ def _content(file: Path, header: FileHeader | None) -> Iterator[bytes]:
         yield length
         yield text
         data = len(length) + len(text)
+        # The last block ends with the file.
         last = max(size - _BLOCK_BYTES, data)
         for index in range(_BLOCKS):
             opened.seek(data + (last - data) * index // (_BLOCKS - 1))

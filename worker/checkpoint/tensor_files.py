@@ -58,6 +58,7 @@ def read_file_header(file: Path) -> FileHeader:
     try:
         size = file.stat().st_size
         with file.open("rb") as opened:
+            # Only the header is read: a transformer's file has 64 GB.
             frame = read_frame(opened, file_bytes=size)
             if not frame.is_plausible(max_header_bytes=_MAX_HEADER_BYTES):
                 raise CheckpointError(f"{file}: not a safetensors file, or cut off inside its header")
@@ -129,6 +130,7 @@ class TensorFiles:
             raise CheckpointError(
                 f"{self.name}: tensor {name!r} holds {info.dtype} values; only {sorted(_DTYPES)} can be used"
             )
+        # A copy, not mapped pages: those would change when someone rewrites the file.
         values = torch.empty(info.end - info.start, dtype=torch.uint8)
         try:
             with file.open("rb") as opened:

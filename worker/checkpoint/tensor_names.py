@@ -99,6 +99,7 @@ def autoencoder_origins(autoencoder: nn.Module) -> dict[str, Origin]:
         modules |= _inside(_RESNET, f"{side}.mid_block.resnets.1", f"{side}.mid.block_2")
         blocks = list(autoencoder.get_submodule(f"{side}.{stage}_blocks").children())
         for index, block in enumerate(blocks):
+            # BFL number the decoder's stages from the image inwards.
             level = index if side == "encoder" else len(blocks) - 1 - index
             name, ours = f"{side}.{stage}_blocks.{index}", f"{side}.{stage}.{level}"
             modules[f"{name}.{sampler}rs.0.conv"] = f"{ours}.{sampler}.conv"
@@ -149,6 +150,7 @@ def join_rows(parts: Sequence[Tensor]) -> Tensor:
         and later.storage_offset() == part.storage_offset() + part.numel()
         for part, later in pairwise(parts)
     )
+    # Query, key and value of a fused layer are adjacent, so AI Toolkit's engine shares their memory.
     if not adjacent:
         return torch.cat(list(parts))
     return first.as_strided((sum(map(len, parts)), *first.shape[1:]), first.stride(), first.storage_offset())
@@ -161,6 +163,7 @@ def _inside(names: Mapping[str, str], module: str, ours: str) -> dict[str, str]:
 def _by_tensor(module: nn.Module, modules: Mapping[str, Origin]) -> dict[str, Origin]:
     """Turn origins of modules into origins of the tensors that `module` has."""
     origins: dict[str, Origin] = {}
+    # The module decides which tensors exist: klein has no guidance embedder, linear layers have no bias.
     for name in module.state_dict():
         path, _, leaf = name.rpartition(".")
         origin = modules[path]

@@ -36,6 +36,7 @@ def transformer_config(shapes: Shapes, *, file: str) -> dict[str, Any]:
             f"{file}: single_blocks.0.norm.query_norm.scale gives heads of {head_dim}, "
             f"which do not divide the width {hidden} or cannot hold {ROPE_AXES} rotary axes"
         )
+    # A single block's last layer takes attention's output and the feed-forward's, side by side.
     mlp_and_hidden = _shape(shapes, "single_blocks.0.linear2.weight", 2, file)[1]
     return {
         "in_channels": in_channels,
@@ -49,6 +50,7 @@ def transformer_config(shapes: Shapes, *, file: str) -> dict[str, Any]:
         "mlp_ratio": (mlp_and_hidden - hidden) / hidden,
         "axes_dims_rope": (head_dim // ROPE_AXES,) * ROPE_AXES,
         "rope_theta": ROPE_THETA,
+        # Only [dev] has this embedder; [klein] takes guidance by a second pass.
         "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
     }
 
@@ -68,6 +70,7 @@ def autoencoder_config(shapes: Shapes, *, file: str) -> dict[str, Any]:
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
         "block_out_channels": encoder,
+        # Only the small decoder differs from its encoder.
         "decoder_block_out_channels": decoder if decoder != encoder else None,
         "layers_per_block": _count(shapes, "encoder.down.0.block."),
         "latent_channels": _shape(shapes, "decoder.conv_in.weight", 4, file)[1],

@@ -39,6 +39,7 @@ def norm_and_rotate(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tens
         weight: (channels,).
         cosines, sines: (tokens, channels), float32.
     """
+    # Heads of other widths, as in the tests' models, use torch's operations.
     if values.is_cuda and values.shape[-1] == _WIDTH and _kernel_matches_torch(values.device, values.shape[-2]):
         return _launch(values, weight, cosines, sines, eps)
     return _norm_and_rotate(values, weight, cosines, sines, eps)
@@ -69,6 +70,7 @@ def _kernel_matches_torch(device: torch.device, heads: int) -> bool:
     """Whether the kernel can be built and gives torch's bits, which depend on the order in which torch adds."""
     if triton_unavailable_reason() is not None:
         return False
+    # A fixed seed: the comparison must not depend on chance.
     random = torch.Generator(device).manual_seed(1)
 
     def draw(*shape: int) -> Tensor:
@@ -98,6 +100,7 @@ class JointAttention:
         """Attend over image and text, both (batch, tokens, channels), with the text first."""
         of_text = _heads(attn, encoder_hidden_states, "to_added_qkv", ("add_q_proj", "add_k_proj", "add_v_proj"))
         of_image = _heads(attn, hidden_states, "to_qkv", ("to_q", "to_k", "to_v"))
+        # Rotary angles cover text and image as one sequence.
         count = of_text[0].shape[1]
         text_angles, image_angles = zip(*(part.tensor_split((count,)) for part in image_rotary_emb), strict=True)
         text = (
@@ -145,6 +148,7 @@ class ParallelAttention:
 
 def _heads(attn: Any, values: Tensor, together: str, alone: tuple[str, str, str]) -> tuple[Tensor, ...]:
     """Return queries, keys and values, (batch, tokens, heads, channels)."""
+    # fp8 and qfloat8 replace the three layers one by one, so they are not fused.
     if attn.fused_projections:
         parts = getattr(attn, together)(values).chunk(3, dim=-1)
     else:

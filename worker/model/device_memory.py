@@ -39,5 +39,6 @@ def free_memory_bytes(device: torch.device, *, limit_gb: float | None) -> int | 
     """Return the device memory that a model may take now, up to `limit_gb`; None on the CPU."""
     if device.type != "cuda":
         return None
+    # The driver's count: it includes the memory of other processes, which torch's own does not.
     free, _ = torch.cuda.mem_get_info(device)
     return free if limit_gb is None else min(free, int(limit_gb * _GB))

@@ -68,6 +68,7 @@ class HostCopies:
         if self._stream is None:
             target.copy_(self._blocks[number])
             return already_complete
+        # The layer that ran last in this buffer may still be computing.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             target.copy_(self._blocks[number], non_blocking=True)
@@ -157,6 +158,7 @@ class LayerStreamer:
             self._source = HostCopies(self._layers, device=device)
         else:
             self._source = CheckpointFiles(self._layers, regions, reader=reader, device=device)
+        # One size for all buffers: any layer may come into any of them.
         size = max(layer.size for layer in self._layers)
         count = min(BUFFERS, len(self._layers))
         self._buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(count)]
@@ -177,6 +179,7 @@ class LayerStreamer:
 
     def _before(self, number: int) -> Any:
         def hook(*_: Any) -> None:
+            # A pass that failed half way left other layers in the buffers.
             if number == 0 and self._ran % len(self._layers):
                 self._start_over()
             slot = self._ran % len(self._buffers)

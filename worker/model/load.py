@@ -39,6 +39,7 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
         CheckpointError: files are missing, incomplete, unreadable or do not belong together, or do not fit the device.
     """
     times = _LoadTimes()
+    # Before anything is allocated, so that the placement sees the memory that this process may really use.
     limit_memory(device, limit_gb=settings.memory_gb)
     wait_for_stable_memory(device)
     checkpoint = locate_checkpoint(settings, hf_token=hf_token)
@@ -58,11 +59,13 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
         for file in checkpoint.transformer.weights:
             reader.pin(file)
     text_encoder = loader.load_text_encoder(checkpoint.text_encoder, text_policy, placement.text_encoder)
+    # The other files are not read again.
     reader.close_except(_reread_files(placement, checkpoint, policy))
     times.end("text encoder")
     layers = tensor_names.layer_shapes(transformer)
     compiled = _compiles(settings, device, head_dim=transformer.config.attention_head_dim)
     if compiled:
+        # Only marks the blocks: each kind compiles at its first call, in `Renderer.warm_up`.
         compile_blocks(transformer, exact=policy.keeps_bits)
         times.end("compiler")
     components = Components(
@@ -116,6 +119,7 @@ def _compiles(settings: ModelSettings, device: torch.device, *, head_dim: int) -
 def _reread_files(placement: Placement, checkpoint: Checkpoint, policy: PrecisionPolicy) -> set[Path]:
     """Return the files that must stay open, because they are read for as long as the model is loaded."""
     files: set[Path] = set()
+    # Float8 weights cannot be restored from a copy: the dense weights they are made from are read again.
     if placement.base_weights == "file" or policy.rereads_weights:
         files |= set(checkpoint.transformer.weights)
     if placement.text_encoder == "streamed":

@@ -42,9 +42,11 @@ def load_transformer(
     """
     files = source.open()
     transformer = _build(Flux2Transformer2DModel, source, architecture.transformer_config, files)
+    # Before filling: the replacements have parameters of the same names.
     rounding.match_transformer_rounding(transformer)
     origins = _origins(source, transformer, tensor_names.transformer_origins)
     fill(transformer, files, origins, device=device, dtype=dtype, reader=reader)
+    # After filling: the fused layer joins the weights of the three.
     if fused_qkv:
         rounding.fuse_qkv(transformer)
     return transformer
@@ -74,6 +76,7 @@ def transformer_regions(source: ModuleSource, transformer: Any) -> Regions:
 def _build(kind: Any, source: ModuleSource, read_shapes: Any, files: Tensors) -> Any:
     """Construct a module without memory, from its config.json or from the tensors' shapes."""
     with torch.device("meta"):
+        # Black Forest Labs' files have no configuration.
         if source.config is None:
             return kind(**read_shapes(files.shapes, file=files.name))
         return kind.from_config(_read_config(source.config))
@@ -89,6 +92,7 @@ def _read_config(file: Path) -> Any:
 def _origins(
     source: ModuleSource, module: nn.Module, bfl_origins: Callable[[nn.Module], dict[str, Origin]]
 ) -> dict[str, Origin]:
+    # Diffusers' files use the names of its modules.
     if source.layout == "bfl":
         return bfl_origins(module)
     return {name: Origin(name) for name in module.state_dict()}

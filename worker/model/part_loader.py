@@ -70,6 +70,7 @@ class PartLoader:
             model = load_streamed_text_encoder(source, device=self._device, dtype=policy.dtype, reader=self._reader)
         else:
             model = self._load_in(load, source, policy, _HOST)
+            # The files hold other values than the quantised layers, so these are streamed from copies.
             stream_from_host(model, device=self._device)
         return model
 
@@ -84,10 +85,12 @@ class PartLoader:
         transformer = self._read(load, source, policy, device if fits else _HOST)
         regions = transformer_regions(source, transformer)
         convert_to_fp8(transformer, device=device)
+        # Without a region a weight could not be restored after an adapter swap.
         if missing := fp8_layers(transformer).keys() - regions.keys():
             raise CheckpointError(
                 f"{source.open().name}: fp8 needs the weights in bf16, and the file stores {min(missing)} differently"
             )
+        # The dense weights are gone; give their memory back before the text encoder is loaded.
         if device.type == "cuda":
             torch.cuda.empty_cache()
         return transformer, regions
@@ -101,5 +104,6 @@ class PartLoader:
         return model
 
     def _read(self, load: Any, source: Any, policy: PrecisionPolicy, device: torch.device) -> Any:
+        # The reader fills tensors on its own device; `fill` opens another one for the host.
         reader = self._reader if self._reader.device == device else None
         return load(source, device=device, dtype=policy.dtype, reader=reader)

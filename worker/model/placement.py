@@ -95,6 +95,7 @@ def choose_placement(
     """
     if free is None:
         return _placement(sizes, text_encoder or "resident", base_weights or "file")
+    # `host` is never chosen: copies cost every worker memory, and the file's pages are shared (`BaseWeights`).
     texts: tuple[TextEncoderPlace, ...] = (text_encoder,) if text_encoder else ("resident", "streamed")
     bases: tuple[BaseWeightsPlace, ...] = (base_weights,) if base_weights else ("device", "file")
     candidates = (_placement(sizes, text, base) for text in texts for base in bases)
@@ -114,6 +115,7 @@ def _with_backups(candidate: Placement, sizes: WeightSizes, free: int, *, is_set
     if is_set or not sizes.adaptable:
         return candidate
     room = spare - _LARGE_WORK_BYTES
+    # All backups on the device must leave room for a large image, or none are placed there.
     if candidate.base_weights == "device":
         return candidate if room >= 0 else None
     return replace(candidate, device_backup_bytes=max(0, min(room, sizes.adaptable)))

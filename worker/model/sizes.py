@@ -34,6 +34,7 @@ def placement_for(checkpoint: Checkpoint, settings: ModelSettings, *, device: to
     if placement is not None:
         return placement
     assert free is not None
+    # Suggest qfloat8 only to weights that are not float8 already.
     smaller = None
     if policy.storage is WeightStorage.DENSE:
         smaller = weight_sizes(checkpoint, SMALLEST_EXACT, SMALLEST_EXACT.text_encoder_policy(text))
@@ -69,5 +70,6 @@ def weight_sizes(checkpoint: Checkpoint, policy: PrecisionPolicy, text_policy: P
         text_embedding=text.embedding,
         text_layer=text.layer,
         text_layers=text.layers,
+        # Weights that never change need no backups.
         adaptable=adaptable if policy.can_merge else 0,
     )

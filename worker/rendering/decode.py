@@ -29,6 +29,7 @@ def decode(autoencoder: Any, latents: Tensor) -> Tensor:
         latents: (batch, channels, height / 16, width / 16), normalised as the transformer sees them.
     """
     latents = latents.to(autoencoder.dtype)
+    # The autoencoder's batch norm holds the statistics that normalised the latents in training.
     mean = autoencoder.bn.running_mean.view(1, -1, 1, 1)
     variance = autoencoder.bn.running_var.view(1, -1, 1, 1)
     latents = latents * torch.sqrt(variance + autoencoder.bn.eps) + mean

@@ -32,6 +32,7 @@ def sigmas(steps: int, image_tokens: int) -> list[float]:
         get_schedule in https://github.com/black-forest-labs/flux2/blob/main/src/flux2/sampling.py with AI Toolkit's
         line for mu, both evaluated in float32; s(t) = e^mu / (e^mu + 1/t - 1).
     """
+    # The last time is 0, where 1/t is infinite and the level becomes 0.
     times = torch.linspace(1, 0, steps + 1)
     weight = math.exp(shift(image_tokens))
     values: list[float] = (weight / (weight + (1 / times - 1))).tolist()

@@ -204,6 +204,7 @@ def _decoder_params(autoencoder: Any) -> dict[str, Any]:
     """Return an AutoencoderKLFlux2's decoder sizes under AI Toolkit's parameter names; widths are multiples of `ch`."""
     config = autoencoder.config
     widths = config.decoder_block_out_channels or config.block_out_channels
+    # The class takes one base width and integer multiples of it.
     unit = math.gcd(*widths)
     return {
         "in_channels": config.in_channels,
