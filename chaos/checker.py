@@ -118,6 +118,7 @@ def _terminal(accepted: dict[str, Event], final: FinalState) -> Iterator[Violati
 
 def _committed_once(final: FinalState) -> Iterator[Violation]:
     for name, item in _items(final):
+        # A queued item is canceled without a commit, a running one with it.
         allowed = {State.SUCCEEDED: {1}, State.FAILED: {1}, State.CANCELED: {0, 1}}.get(item.state, {0})
         if final.commits[name] not in allowed:
             yield Violation("I2", name, f"{item.state.value} with {final.commits[name]} commits")
@@ -168,6 +169,7 @@ def _stable(events: Sequence[Event]) -> Iterator[Violation]:
 
 
 def _canceled(events: Sequence[Event], final: FinalState) -> Iterator[Violation]:
+    # A cancel that came after the job's end changes nothing and is not acknowledged.
     for event in events:
         if event["kind"] == "cancel" and event["acknowledged"]:
             job = final.jobs.get(event["job"])

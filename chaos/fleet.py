@@ -89,6 +89,7 @@ class Fleet:
         self._api_port = pick_free_port()
         self._children: dict[str, ChildProcess] = {}
         self._undo = ExitStack()
+        # Held while a process is signalled or restarted: its id may belong to another process after a restart.
         self._lock = threading.RLock()
         self._stopped = threading.Event()
         self._client = redis.Redis(port=self.redis.port, socket_timeout=2)

@@ -56,6 +56,7 @@ class Load:
                 job = str(answer.json()["request_id"])
                 self._fleet.history.add("accepted", key=key, job=job, items=len(prompts))
                 self.jobs[job] = key
+                # The second submit is a repeat, which must give the same job.
                 if not twice:
                     return job
                 twice = False

@@ -34,6 +34,7 @@ class Nemesis(threading.Thread):
         self._fleet = fleet
         self._rng = rng
         self._stopped = threading.Event()
+        # Not in the first and last tenth, where little runs.
         spots = sorted(rng.uniform(0.1, 0.9) * span_s for _ in range(redis_kills))
         now = time.monotonic()
         self._redis_at = [now + spot for spot in spots]

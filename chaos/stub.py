@@ -65,6 +65,7 @@ class StubRenderer:
     def _cause_fault(self, prompt: str) -> None:
         if prompt == EXIT:
             os._exit(1)
+        # As a crash in a CUDA extension: no Python code runs after it.
         if prompt == CRASH:
             os.kill(os.getpid(), signal.SIGSEGV)
         if prompt == HANG:

@@ -46,6 +46,7 @@ class Caretaker(threading.Thread):
         self._surplus: dict[str, int] = {}
 
     def run(self) -> None:
+        # One thread and one clock for both periods, so that a reap and an audit never run at once.
         passes_per_audit = max(1, round(self._settings.audit_s / self._settings.reap_s))
         passes = 0
         while not self._stopped.wait(self._settings.reap_s):
@@ -80,6 +81,7 @@ class Caretaker(threading.Thread):
         for pool, count in reaped.requeued.items():
             logger.warning("leases expired", extra={"pool": pool, "requeued": count})
             send_wakeups(self._celery, pool, count=count)
+        # Canceled, or out of attempts: no worker is left that could report it.
         if reaped.ended:
             logger.error("items ended without a worker", extra={"items": list(reaped.ended)})
 

@@ -82,6 +82,7 @@ def _storm(
     _until(lambda: sum(entry["cmd"] == "brpop" for entry in client.client_list()) >= _WORKERS, 30)
     for name in workers:
         _hit(workers, record, name, signal.SIGSTOP, "freeze")
+    # Each message goes to the blocking pop of a frozen worker, which dies before it can read it.
     for _ in workers:
         publish()
     _until(lambda: client.llen("celery") == 0, 10)

@@ -39,6 +39,7 @@ class Submission:
 
     def arguments(self) -> dict[str, Any]:
         """Return the job as `accept.lua` reads it."""
+        # Left out where empty: the script tests for their absence.
         options = {"idempotency_key": self.idempotency_key, "webhook_url": self.webhook_url}
         return {
             "id": self.job_id,

@@ -57,6 +57,7 @@ def _persistence(info: Mapping[str, Any], fsync: str | None) -> Iterator[Durabil
 
 
 def _memory(info: Mapping[str, Any]) -> Iterator[DurabilityIssue]:
+    # Any other policy lets Redis delete keys of the ledger to make room.
     if info["maxmemory_policy"] != "noeviction":
         yield DurabilityIssue(
             f"maxmemory-policy is {info['maxmemory_policy']}: a full Redis deletes jobs",

@@ -88,6 +88,7 @@ def _newest_first(client: Client, before: int | None) -> Iterator[JobSummary]:
         for (job_id, order), record in zip(page, records, strict=True):
             if record:
                 yield _summary(job_id, int(order), record)
+        # Exclusive, from the last job seen: jobs accepted since do not shift the pages.
         top = f"({int(page[-1][1])}"
 
 

@@ -26,6 +26,7 @@ from shared.ledger.wakeups import WakeupQueues
 from shared.ledger.workers import SLOT_TTL_MS, WorkerRegistry
 from shared.settings import QueueSettings
 
+# The error of an item whose attempts all ended without a word from their workers.
 WORKER_LOST = ItemError(
     code="worker_lost", message="every worker that tried this item died or lost its lease", retryable=True
 )
@@ -110,6 +111,7 @@ class Ledger:
             IdempotencyKeyReused: a key came with another body before; nothing was stored.
             QueueFull: a pool has no room for all that is new; nothing was stored.
         """
+        # The script checks every job before it stores the first one: Redis does not undo a script that ends early.
         outcome, *values = self._session.run(
             "accept",
             jobs=[submission.arguments() for submission in submissions],
@@ -270,6 +272,7 @@ class Ledger:
 
     def job(self, job_id: str) -> JobView | None:
         """Read a job with all its items; None where no such job exists."""
+        # Redis' own time comes with the first read, which saves a round trip.
         with self._session.commands():
             return job_reader.read_job(self.redis, job_id, now_ms=self._session.clock_override_ms())
 
