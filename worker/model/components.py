@@ -30,7 +30,7 @@ class Components:
         placement: which parts are on the device.
         regions: where the transformer's weights are in the checkpoint, for those stored in the dtype that runs.
         text_encoder_precision: None if it is the transformer's.
-        reader: keeps the files open that are still read; None if there are none.
+        reader: keeps the files open that are still read; None if no file is.
         compiled: whether the transformer's blocks are compiled.
         load_s: seconds of loading, by part.
     """

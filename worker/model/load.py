@@ -45,11 +45,20 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
     checkpoint = locate_checkpoint(settings, hf_token=hf_token)
     placement = placement_for(checkpoint, settings, device=device)
     logger.info("placed", extra={"model": settings.id, "device": str(device), "placement": str(placement)})
+    times.end("headers")
+    components = _load_parts(checkpoint, settings, placement, device=device, times=times)
+    _check_fit(components)
+    _log_loaded(components, checkpoint)
+    return components
+
+
+def _load_parts(
+    checkpoint: Checkpoint, settings: ModelSettings, placement: Placement, *, device: torch.device, times: _LoadTimes
+) -> Components:
     policy = PRECISIONS[settings.precision]
     text_policy = policy.text_encoder_policy(settings.text_encoder_precision)
     reader = Reader(device)
     loader = PartLoader(device, reader, limit_gb=settings.memory_gb)
-    times.end("headers")
     transformer, regions = loader.load_transformer(checkpoint.transformer, policy)
     times.end("transformer")
     autoencoder = loader.load_autoencoder(checkpoint.autoencoder, policy)
@@ -68,7 +77,7 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
         # Only marks the blocks: each kind compiles at its first call, in `Renderer.warm_up`.
         compile_blocks(transformer, exact=policy.keeps_bits)
         times.end("compiler")
-    components = Components(
+    return Components(
         model=settings.id,
         transformer=transformer,
         autoencoder=autoencoder,
@@ -85,9 +94,6 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
         regions=regions,
         reader=reader,
     )
-    _check_fit(components)
-    _log_loaded(components, checkpoint)
-    return components
 
 
 class _LoadTimes:
