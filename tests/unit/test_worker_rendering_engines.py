@@ -13,7 +13,7 @@ from shared.errors import CheckpointError, InvalidRequest, ItemCanceled
 from worker.checkpoint.tensor_names import join_rows, tensor_parts, transformer_origins
 from worker.rendering.engine import DenoisingInputs
 from worker.rendering.renderer import Renderer
-from worker.rendering.toolkit_engine import ToolkitEngine, fill
+from worker.rendering.toolkit_engine import ToolkitEngine, assign_weights
 
 
 class Transformer(nn.Module):
@@ -99,9 +99,9 @@ def test_the_pipeline_is_given_ai_toolkits_scheduler_and_the_report_its_version(
 
 def test_weights_that_ai_toolkits_class_does_not_hold_are_refused_by_name():
     with pytest.raises(CheckpointError, match=r"Linear lacks \['weight'\] or does not know \['wait'\]"):
-        fill(nn.Linear(2, 2, bias=False), {"wait": torch.zeros(2, 2)})
+        assign_weights(nn.Linear(2, 2, bias=False), {"wait": torch.zeros(2, 2)})
     with pytest.raises(CheckpointError, match="size mismatch for weight"):
-        fill(nn.Linear(2, 2, bias=False), {"weight": torch.zeros(3, 2)})
+        assign_weights(nn.Linear(2, 2, bias=False), {"weight": torch.zeros(3, 2)})
 
 
 def test_an_engine_that_is_not_offered_is_refused(components, item):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from shared.errors import InvalidRequest, ItemCanceled, NotFinite, OutOfMemory
 from shared.job import Progress
 from worker.lora.hot_swap import AdapterSwapper
-from worker.rendering.decode import decode, tiled, to_image
+from worker.rendering.decode import decode, tiled_decoding, to_image
 from worker.rendering.renderer import Renderer
 
 
@@ -185,7 +185,7 @@ def test_tiles_are_decoded_one_by_one_and_the_autoencoder_is_left_as_it_was(comp
     with torch.no_grad():
         whole = autoencoder.decode(latents, return_dict=False)[0]
         scale = whole.shape[-1] // 32
-        with tiled(autoencoder, pixels=16 * scale):
+        with tiled_decoding(autoencoder, pixels=16 * scale):
             in_tiles = autoencoder.decode(latents, return_dict=False)[0]
         autoencoder.decode(latents, return_dict=False)
     handle.remove()

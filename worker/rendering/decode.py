@@ -44,7 +44,7 @@ def to_image(decoded: Tensor) -> Image.Image:
 
 
 @contextmanager
-def tiled(autoencoder: Any, *, pixels: int = TILE_PIXELS) -> Iterator[None]:
+def tiled_decoding(autoencoder: Any, *, pixels: int = TILE_PIXELS) -> Iterator[None]:
     """Make diffusers' autoencoder decode in tiles inside the `with` block."""
     before = autoencoder.tile_sample_min_size, autoencoder.tile_latent_min_size
     autoencoder.tile_sample_min_size = pixels

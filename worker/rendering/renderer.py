@@ -25,7 +25,7 @@ from worker.lora.hot_swap import AdapterSwapper
 from worker.model.compile import uncompiled
 from worker.model.components import Components
 from worker.rendering.attempt import ATTEMPTS, Attempt, OnProgress, Rendered, RenderingItem
-from worker.rendering.decode import tiled
+from worker.rendering.decode import tiled_decoding
 from worker.rendering.engine import DenoisingInputs, Engine
 from worker.rendering.item_inputs import InputBuilder, ItemInputs
 from worker.rendering.native_engine import ExactEngine, FastEngine, native_engine
@@ -223,7 +223,7 @@ class Renderer:
     def _tiles(self) -> Iterator[None]:
         """Decode in tiles, and start afresh afterwards."""
         try:
-            with tiled(self._components.autoencoder):
+            with tiled_decoding(self._components.autoencoder):
                 yield
         finally:
             self._free_memory()

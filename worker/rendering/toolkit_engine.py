@@ -143,7 +143,7 @@ class ToolkitEngine:
             handle.remove()
 
 
-def fill(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+def assign_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Make `state` the weights of one of AI Toolkit's modules, without a copy, and prepare it for inference.
 
     Raises:
@@ -174,7 +174,7 @@ def _share(
     for name, tensor in state.items():
         if name in shapes and shapes[name] == (*tensor.shape, 1, 1):  # a 1x1 convolution that diffusers runs as linear
             state[name] = tensor[:, :, None, None]
-    fill(theirs, state)
+    assign_weights(theirs, state)
     # Compare storages, not addresses: a view of all parts begins where the first part begins.
     return [
         (state[name], tensors)

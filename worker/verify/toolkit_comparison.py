@@ -27,7 +27,7 @@ from worker.model.text_encoder import MISTRAL, family_of, load_text_encoder
 from worker.model.tokenizer import load_tokenizer, quiet_transformers
 from worker.rendering.prompt_encoder import embed, tokenize
 from worker.rendering.toolkit_checkout import Toolkit
-from worker.rendering.toolkit_engine import ToolkitEngine, fill
+from worker.rendering.toolkit_engine import ToolkitEngine, assign_weights
 from worker.verify.checks import forward
 from worker.verify.golden_models import GoldenModels, adapter_ref, bfl_weights
 from worker.verify.goldens import Case, Goldens, given_embeds, sidecar
@@ -65,7 +65,7 @@ class ToolkitComparison:
         return self._loaded(toolkit.autoencoder(params(**stated)), load_file(weights), dtype)
 
     def _loaded(self, module: nn.Module, state: Mapping[str, Tensor], dtype: str) -> nn.Module:
-        fill(module, state)
+        assign_weights(module, state)
         return module.to(self.models.device, PRECISIONS[dtype].dtype)
 
 
@@ -116,7 +116,7 @@ def _adapter(case: Case, comparison: ToolkitComparison) -> Iterator[Measure]:
     for multiplier in entry["multipliers"]:
         swapper.activate([(adapter_ref(path, multiplier), path)])
         # Both sides run our merged weights: this compares how they run, the stored rows how they were merged.
-        fill(theirs.transformer, bfl_weights(components.transformer))
+        assign_weights(theirs.transformer, bfl_weights(components.transformer))
         yield equal(
             f"latents_m{multiplier}",
             sample(ours, components, run, **embeds),
