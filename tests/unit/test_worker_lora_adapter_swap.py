@@ -131,6 +131,18 @@ def test_a_failure_is_raised_by_the_first_wait_only(error):
     swap.wait()
 
 
+def test_a_failed_swap_waits_for_its_item_only_while_its_failure_is_to_be_raised():
+    swap, silent = in_state(SwapState.WRITING), in_state(SwapState.WRITING)
+    swap.fail(AdapterRefused("not finite"), left_base=True)
+    silent.fail(None, left_base=True)
+
+    assert swap.is_waiting_for(NEW)
+    assert not silent.is_waiting_for(NEW)
+    with pytest.raises(AdapterRefused):
+        swap.wait()
+    assert not swap.is_waiting_for(NEW)
+
+
 def test_a_wait_for_a_ready_swap_returns_at_once():
     in_state(SwapState.READY).wait()
 

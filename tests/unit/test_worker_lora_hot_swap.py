@@ -630,6 +630,53 @@ def test_a_swap_that_cannot_be_begun_is_failed_and_the_next_one_cleans_up(error,
     assert equal(weights(swapper), base)
 
 
+@pytest.mark.parametrize("early", [True, False])
+def test_a_swap_that_could_not_be_begun_is_begun_again_by_an_item_with_the_same_adapters(
+    early, swapper, components, adapters, monkeypatch
+):
+    wanted = adapters(("lora_r4_bf16", 1.0))
+    fresh = AdapterSwapper(components("bf16"))
+    fresh.activate(wanted)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(swapper._thread, "submit", lambda *_: (_ for _ in ()).throw(RuntimeError("no thread")))
+        with pytest.raises(RuntimeError, match="no thread"):
+            swapper.begin_next(wanted, passes=1) if early else swapper.activate(wanted)
+
+    assert swapper.activate(wanted)[0] == "merged"
+    assert equal(weights(swapper), weights(fresh))
+
+
+def test_a_swap_whose_thread_could_not_be_started_writes_nothing_later(swapper, components, adapters, monkeypatch):
+    lost, wanted = adapters(("lora_alllinear_bf16", 1.0)), adapters(("lora_r4_bf16", 1.0))
+    fresh = AdapterSwapper(components("bf16"))
+    fresh.activate(wanted)
+    written, write = [], swapper._weights.write
+    monkeypatch.setattr(swapper._weights, "write", lambda merges: written.append(len(merges)) or write(merges))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", lambda _: (_ for _ in ()).throw(RuntimeError("no thread")))
+        with pytest.raises(RuntimeError, match="no thread"):
+            swapper.activate(lost)
+    swapper.activate(wanted)
+
+    assert len(written) == 1
+    assert equal(weights(swapper), weights(fresh))
+
+
+def test_an_item_is_refused_even_if_the_failure_of_its_early_swap_was_raised_before(
+    swapper, adapters, extreme, run_once
+):
+    refused = extreme("double_blocks.0.img_attn.proj", 3.4e38)
+    swapper.begin_next(refused, passes=1)
+    run_once(swapper.components)
+    with pytest.raises(AdapterRefused):
+        swapper.wait()
+
+    with pytest.raises(AdapterRefused):
+        swapper.activate(refused)
+
+
 def test_a_swap_that_nobody_waited_for_is_complete_before_the_next(swapper, adapters):
     base = weights(swapper)
 

@@ -1,6 +1,7 @@
 """The engine `fast`: float8 in the blocks, merged from bfloat16, and how far that is from the exact engine."""
 
 import shutil
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -164,6 +165,23 @@ def test_a_checkpoint_that_was_written_over_is_found_even_if_the_change_that_rea
         for wanted in (adapter, []):
             with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
                 swapper.activate(wanted)
+
+
+def test_a_merge_holds_the_dense_weights_of_two_blocks_at_most(fast, adapter, monkeypatch):
+    swapper = AdapterSwapper(fast)
+    begin, dense, held = swapper._weights._begin_restore, [], []
+
+    def begin_restore(names, *, changed):
+        values, wait = begin(names, changed=changed)
+        dense.append([weakref.ref(value) for value in values.values()])
+        # One tensor of the group before may still be the loop's variable.
+        held.append(sum(sum(ref() is not None for ref in refs) > 1 for refs in dense))
+        return values, wait
+
+    monkeypatch.setattr(swapper._weights, "_begin_restore", begin_restore)
+    swapper.activate(adapter)
+
+    assert max(held) == 2
 
 
 def test_a_wrong_scale_counts_as_a_corrupted_weight(fast, adapter):

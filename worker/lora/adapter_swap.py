@@ -91,7 +91,10 @@ class AdapterSwap:
     def is_waiting_for(self, key: str) -> bool:
         """Whether this swap has been begun to these adapters, for an item that has not claimed it yet."""
         with self._changed:
-            return not self._is_claimed and self.key == key
+            # A failure that is still to be raised is the waiting item's. Without one, nothing would tell the item that
+            # the adapters are not in the weights.
+            is_over = self._state is SwapState.FAILED and self._failure is None
+            return not self._is_claimed and self.key == key and not is_over
 
     def claim(self) -> SwapKind:
         """Return how the first item that uses this swap finds the weights changed; `none` for each later one."""

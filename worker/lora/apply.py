@@ -113,6 +113,9 @@ class WeightWriter:
             for name in self._fp8.keys() & values.keys():
                 self._fp8[name].quantize_from(values[name])
             self._gate.open_group(group)
+            # Float8 weights have their dense values in new memory; keeping them while the next group but one arrives
+            # would take 1 to 2 GB more at full size.
+            values.clear()
         # Read from the device only now, with one transfer for all checks, when every block may run already.
         self.corrupted += _count_different(checks)
         self.refuse_corrupted()

@@ -237,6 +237,9 @@ class AdapterSwapper:
     @torch.no_grad()
     def _write(self, swap: AdapterSwap, merges: Sequence[Merge]) -> None:
         """Write the weights on the writing thread's stream; end the swap once every block may run."""
+        if swap.state is SwapState.FAILED:
+            # Its thread could not be started, and the executor has kept the call for the thread of a later swap.
+            return
         left_base = False
         try:
             with torch.cuda.stream(self._stream), ExitStack() as ending:
