@@ -18,6 +18,8 @@ Decode = Literal["whole", "tiled"]
 #: `exact` is this project's code, equal to AI Toolkit's to the bit; `fast` trades that for speed; `ai-toolkit` runs
 #: AI Toolkit's own code from a checkout.
 Engine = Literal["exact", "ai-toolkit", "fast"]
+# Its items wait in a pool with the bare name of their model.
+DEFAULT_ENGINE: Engine = "exact"
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 #: `merged` folds adapters into the weights; `live` runs them unmerged, as AI Toolkit does for previews in which it does
@@ -91,7 +93,7 @@ class ItemSpec(_Record):
     adapters: tuple[AdapterRef, ...]
     output_format: ImageFormat
     # Fields that came later have a default, so that specs queued by an earlier version still run.
-    engine: Engine = "exact"
+    engine: Engine = DEFAULT_ENGINE
     adapter_mode: AdapterMode | None = None
 
     @property
@@ -107,7 +109,7 @@ class ItemSpec(_Record):
 
 def pool(model: str, engine: Engine) -> str:
     """Name the pool of a model and an engine; workers that offer both claim its items."""
-    return model if engine == "exact" else f"{model}+{engine}"
+    return model if engine == DEFAULT_ENGINE else f"{model}+{engine}"
 
 
 def adapter_key(adapters: Iterable[AdapterRef], mode: AdapterMode | None = None) -> str:

@@ -50,8 +50,8 @@ def test_an_idle_worker_that_leaves_wake_ups_waiting_is_ended(watched, wait_unti
 
 def test_a_worker_that_handles_a_wake_up_is_left_alone_however_long_that_takes(watched, wait_until):
     watched.redis.lpush(keys.wake_list("flux2"), "wake")
-    is_healthy, polls = watched.watchdog._is_healthy, []
-    watched.watchdog._is_healthy = lambda: polls.append(is_healthy()) or polls[-1]
+    check_health, polls = watched.watchdog._check_health, []
+    watched.watchdog._check_health = lambda: polls.append(check_health()) or polls[-1]
 
     with watched.state.handling_wakeup():
         watched.watchdog.start()

@@ -25,7 +25,7 @@ def run_next(worker: Worker) -> bool:
     """Run one item; return False if none waits, or if the worker may claim none now."""
     with worker.state.handling_wakeup():
         # An item that is not claimed now is not forgotten: the audit sends a new wake-up for each item that waits.
-        if worker.state.is_draining or not _can_store(worker) or (claim := _claim(worker)) is None:
+        if worker.state.is_draining or not _check_store(worker) or (claim := _claim(worker)) is None:
             return False
         ItemRun(worker, claim).run()
         return True
@@ -44,8 +44,8 @@ def _claim(worker: Worker) -> Claim | None:
     return claim
 
 
-def _can_store(worker: Worker) -> bool:
-    """Return whether an image could be stored, as far as is known."""
+def _check_store(worker: Worker) -> bool:
+    """Check the store again after a failure; return whether an image could be stored, as far as is known."""
     # After a failure no GPU time is spent until the store answers again.
     if not worker.state.storage_failed:
         return True

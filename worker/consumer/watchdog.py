@@ -32,7 +32,7 @@ class Watchdog(threading.Thread):
 
     def run(self) -> None:
         while not self._stopped.wait(self._poll_s):
-            if self._is_healthy():
+            if self._check_health():
                 self._healthy_at = time.monotonic()
             elif time.monotonic() - self._healthy_at > self._deaf_s:
                 end_process(self._worker, EXIT_FAULT, reason=f"no wake-up received for {self._deaf_s:g} s")
@@ -43,8 +43,8 @@ class Watchdog(threading.Thread):
         if self.is_alive():
             self.join()
 
-    def _is_healthy(self) -> bool:
-        """Return whether the worker is busy, received a wake-up since the last poll, or has none to receive."""
+    def _check_health(self) -> bool:
+        """Compare with the last check; return whether the worker is busy, was woken, or has no wake-up to receive."""
         now, before = self._worker.state.snapshot(), self._wakeups
         self._wakeups = now.wakeups
         if now.wakeups != before or now.answering or now.claims or now.draining:

@@ -17,15 +17,13 @@ from torch import Tensor, nn
 
 from shared.errors import CheckpointError
 from shared.job import Engine as EngineName
+from worker.checkpoint.tensor_files import OPTIONAL
 from worker.checkpoint.tensor_names import Origin, autoencoder_origins, join_rows, tensor_parts, transformer_origins
 from worker.model.components import Components
 from worker.rendering.denoise import OnStep, TransformerInputs
 from worker.rendering.engine import DenoisingInputs, package_versions
 from worker.rendering.latents import PIXELS
 from worker.rendering.toolkit_checkout import Toolkit
-
-# A counter of training that some files leave out; decoding never reads it.
-_OPTIONAL = frozenset({"bn.num_batches_tracked"})
 
 
 class ToolkitEngine:
@@ -153,7 +151,7 @@ def assign_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         missing, unexpected = module.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"AI Toolkit's {type(module).__name__}: {error}") from error
-    absent = sorted(set(missing) - _OPTIONAL)
+    absent = sorted(set(missing) - OPTIONAL)
     if absent or unexpected:
         raise CheckpointError(f"AI Toolkit's {type(module).__name__} lacks {absent} or does not know {unexpected}")
     module.requires_grad_(False).eval()
