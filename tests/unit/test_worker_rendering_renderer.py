@@ -1,6 +1,7 @@
 """One item from prompt to pixels, held to the trainer's, and everything that may stop it."""
 
 import threading
+import weakref
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from shared.errors import InvalidRequest, ItemCanceled, NotFinite, OutOfMemory
 from shared.job import Progress
 from worker.lora.hot_swap import AdapterSwapper
+from worker.lora.merge import weight_delta
 from worker.rendering.decode import decode, tiled_decoding, to_image
 from worker.rendering.renderer import Renderer
 
@@ -174,6 +176,33 @@ def test_an_item_that_did_not_fit_is_tried_once_more_in_tiles_and_says_so(compon
     # One tile holds all of 64x64, so the pixels are the same here.
     assert again.image.tobytes() == whole.image.tobytes()
     assert used.render(item(), [], on_progress=ignore).pipeline.decode == "whole"
+
+
+@pytest.mark.parametrize("place", ["denoise", "decode", "swap"])
+def test_memory_is_given_back_after_every_tensor_of_the_failed_attempt_is_gone(
+    place, components, item, goldens, adapter_ref, monkeypatch
+):
+    model, path = components("bf16"), goldens / "adapters/lora_alllinear_bf16.safetensors"
+    renderer, tensors, alive = Renderer(model, prompt_cache=4), [], []
+
+    def full_the_first_time(*args, **kwargs):
+        if not tensors:
+            block = torch.empty(1000)
+            tensors.append(weakref.ref(block))
+            raise torch.OutOfMemoryError("full")
+        return weight_delta(*args, **kwargs) if place == "swap" else None
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: alive.append([tensor() is not None for tensor in tensors]))
+    if place == "swap":
+        monkeypatch.setattr("worker.lora.apply.weight_delta", full_the_first_time)
+    else:
+        module = model.transformer if place == "denoise" else model.autoencoder.decoder
+        handle = module.register_forward_pre_hook(full_the_first_time)
+    renderer.render(item(adapters=(adapter_ref(path, 1.0),)), [path], on_progress=ignore)
+    if place != "swap":
+        handle.remove()
+
+    assert alive[0] == [False]
 
 
 def test_tiles_are_decoded_one_by_one_and_the_autoencoder_is_left_as_it_was(components):
