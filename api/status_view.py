@@ -6,7 +6,7 @@ from api.schemas.accepted import Submitted
 from api.schemas.job_status import ItemStatus, JobLine, JobStatus, Status, WebhookStatus
 from api.timestamps import format_ms, format_ms_or_none
 from shared.job import State
-from shared.ledger import Accepted, ItemView, JobView
+from shared.ledger import AcceptedJob, ItemView, JobView
 from shared.ledger.views import JobSummary
 
 #: The wire has the reference API's words, the ledger its own.
@@ -25,7 +25,7 @@ def result_url(job_id: str, *, base_url: str) -> str:
     return f"{base_url}/v1/requests/{job_id}/result"
 
 
-def submitted_view(job: Accepted, *, base_url: str) -> Submitted:
+def submitted_view(job: AcceptedJob, *, base_url: str) -> Submitted:
     return Submitted(
         request_id=job.job_id,
         status_url=f"{base_url}/v1/requests/{job.job_id}/status",

@@ -15,14 +15,14 @@ from api.webhook_url import check_webhook_url
 from shared.adapters.validate import validate_adapters
 from shared.celery_app import send_wakeups
 from shared.errors import InvalidRequest
-from shared.ledger import Accepted, Submission
+from shared.ledger import AcceptedJob, Submission
 from shared.request import InferenceRequest
 from shared.resolve import check_prompts, collect_warnings, find_model, reject_unsupported_fields, resolve_items
 
 
 def accept_job(
     services: Services, body: InferenceRequest, background: BackgroundTasks, *, idempotency_key: str, tenant: str
-) -> Accepted:
+) -> AcceptedJob:
     """Store a job durably; workers are woken after the answer has been sent.
 
     Raises:
@@ -35,7 +35,7 @@ def accept_job(
 
 def prepare_job(
     services: Services, body: InferenceRequest, *, idempotency_key: str, body_hash: str, tenant: str
-) -> Submission | Accepted:
+) -> Submission | AcceptedJob:
     """Validate and resolve a request without storing it.
 
     Args:
@@ -85,8 +85,8 @@ def prepare_job(
 
 
 def store_jobs(
-    services: Services, jobs: Sequence[Submission | Accepted], background: BackgroundTasks
-) -> list[Accepted]:
+    services: Services, jobs: Sequence[Submission | AcceptedJob], background: BackgroundTasks
+) -> list[AcceptedJob]:
     """Store the jobs of one call, all of them or none; workers are woken after the answer has been sent.
 
     Raises:

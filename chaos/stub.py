@@ -32,7 +32,7 @@ FREEZE_IN_UPLOAD, FREEZE_BEFORE_COMMIT = "please freeze in the upload", "please 
 
 @dataclass(frozen=True)
 class StubImage:
-    """See `worker.rendering.attempt.Rendered`."""
+    """See `worker.rendering.attempt.RenderedImage`."""
 
     image: Image.Image
     pipeline: PipelineReport

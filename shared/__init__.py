@@ -1,1 +1,1 @@
-"""What the API and the workers agree on; light to import."""
+"""The code and the vocabulary that the API, the workers and the client share; light to import."""

@@ -1,7 +1,6 @@
-"""The loop that keeps jobs going when processes die: it reaps expired leases, audits wake-ups and sweeps old jobs.
+"""Keep jobs going when processes die: reap expired leases, audit wake-ups and sweep old jobs.
 
-Every API process and every worker runs one, so no job depends on a single process. Many may reap at once, since an item
-leaves the leases only once; the audit and the sweep have one leader.
+Every API process and every worker runs a caretaker, so no job depends on a single process.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ logger = logging.getLogger("flux2.caretaker")
 
 # Wake-ups sent in one audit: enough to keep any fleet busy until the next.
 _RESENDS_PER_AUDIT = 1000
-# A surplus wake-up costs one look at the queue. This many stay in each pool (93 kB), for claims and cancels under way.
+# A surplus wake-up costs one look at the queue. Each pool keeps this many (93 kB), for claims and cancels in progress.
 _SURPLUS_KEPT = 100
 # Dropping this many blocks Redis for some 6 ms.
 _DROPS_PER_AUDIT = 50_000
@@ -40,9 +39,10 @@ class Caretaker(threading.Thread):
         self._ledger = ledger
         self._celery = celery
         self._settings = settings
+        # A caretaker's identity in the election of the leader.
         self._holder = uuid.uuid4().hex
         self._stopped = threading.Event()
-        # Surplus of each pool at the last audit.
+        # Surplus of each pool at the previous audit.
         self._surplus: dict[str, int] = {}
 
     def run(self) -> None:
@@ -60,7 +60,8 @@ class Caretaker(threading.Thread):
             self.join()
 
     def _perform(self, *duties: Callable[[], object]) -> None:
-        """Do each duty. An error in one ends neither the thread nor the other duties, and the next pass tries again."""
+        """Perform each duty; log errors."""
+        # An error ends neither the thread nor the other duties, and the next pass tries again.
         for duty in duties:
             try:
                 duty()
@@ -72,24 +73,26 @@ class Caretaker(threading.Thread):
                 logger.exception("caretaker failed", extra={"duty": duty.__name__})
 
     def _lead(self) -> None:
-        if self._ledger.wakeups.lead_audit(self._holder):
+        # One leader: two audits at once would both send the wake-ups that are missing.
+        if self._ledger.wakeups.try_lead_audit(self._holder):
             self._perform(self.audit, self._ledger.sweep)
 
     def reap(self) -> None:
         """Requeue the items whose lease expired and wake workers for them."""
+        # Without a leader: an item leaves the leases only once, even if many caretakers reap at the same time.
         reaped = self._ledger.reap()
         for pool, count in reaped.requeued.items():
             logger.warning("leases expired", extra={"pool": pool, "requeued": count})
             send_wakeups(self._celery, pool, count=count)
-        # Canceled, or out of attempts: no worker is left that could report it.
+        # These were canceled or out of attempts, and no worker is left that could report it.
         if reaped.ended:
             logger.error("items ended without a worker", extra={"items": list(reaped.ended)})
 
     def audit(self) -> None:
-        """Send wake-ups that are missing and drop surplus ones, where two audits in a row see them."""
+        """Send missing wake-ups and drop surplus ones that two consecutive audits see."""
         for pool in POOLS:
             surplus, before = self._ledger.wakeups.surplus(pool), self._surplus.get(pool, 0)
-            # Two audits must agree: one alone may see a claim half way, its wake-up consumed and its item still queued.
+            # Two audits must agree: a single one may see a claim half way, its wake-up consumed and its item queued.
             missing = min(-surplus, -before, _RESENDS_PER_AUDIT)
             excess = min(surplus, before) - _SURPLUS_KEPT
             if missing > 0:

@@ -1,6 +1,6 @@
-"""The models that can be served, with the defaults of their requests and their licences.
+"""The models that jobs can name, with the defaults of their requests and their licences.
 
-Facts about the weights (widths, depths) are not here: the worker reads them from the checkpoint's tensors.
+The worker reads facts about the weights (widths, depths) from the checkpoint's tensors.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class Model:
     Attributes:
         transformer_file: BFL's single-file transformer inside `base_model`.
         autoencoder_file: BFL's single-file autoencoder, inside `autoencoder_repository`.
-        autoencoder_repository: where the autoencoder is if the weights' folder has none; None means `base_model`.
+        autoencoder_repository: repository of the autoencoder if the weights' folder has none; None means `base_model`.
         resolution_divisor: width and height are rounded down to a multiple of this, in pixels.
         uses_negative_prompt: False for guidance-distilled models, where `neg` has no effect.
         strips_image_token: whether AI Toolkit removes `[IMG]` from prompts before it encodes them.

@@ -1,8 +1,8 @@
-"""The Celery application: its messages wake workers and carry no id.
+"""The Celery application, whose messages wake workers and carry no id.
 
 The ledger decides which item a woken worker runs, so a lost message costs a few seconds (the audit sends it again) and
-a doubled one costs nothing. Result backend, remote control, retries, time limits and eta are off, and the ledger
-replaces each of them.
+a duplicate costs nothing. Result backend, remote control, retries, time limits and eta are off; the ledger replaces
+them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ WAKE_TASK = "flux2.wake"
 
 
 class _Connection(Connection):
-    """Reconnects to Redis every 2 s at most; Celery waits up to 30 s and has no setting for it."""
+    """A connection that tries to reconnect to Redis at least every 2 s."""
 
     def ensure_connection(self, *args: Any, **options: Any) -> Self:
+        # Celery waits up to 30 s between attempts and has no setting for it.
         options = {"interval_start": 0.5, "interval_step": 0.5, "interval_max": 2, **options}
         super().ensure_connection(*args, **options)  # type: ignore[no-untyped-call]
         return self
@@ -39,16 +40,16 @@ def make_celery(redis_url: str, *, side: Literal["api", "worker"], timeout_s: fl
     """Make the Celery application of one side.
 
     Args:
-        timeout_s: longest wait of the API for a publish. Workers wait longer: a short outage must not end them.
+        timeout_s: longest time that the API waits to publish a message.
     """
     app = Celery("flux2", broker=redis_url, amqp=_Amqp)
     app.conf.update(
-        # With the solo pool a message is acknowledged after its task whatever this says (celery 5.7); say so.
+        # The solo pool acknowledges a message after its task even without this setting (celery 5.7).
         task_acks_late=True,
         # A result backend loses what ends while Redis is away (celery#8588); the ledger holds the results.
         task_ignore_result=True,
         result_backend=None,
-        # An accept must not wait for a wake-up: the audit sends again what is missing.
+        # An accept must not wait for a wake-up: the audit sends missing ones.
         task_publish_retry=False,
         task_create_missing_queues=True,
         # A worker must not hold a second message for the minutes in which it renders.
@@ -60,16 +61,17 @@ def make_celery(redis_url: str, *, side: Literal["api", "worker"], timeout_s: fl
         worker_send_task_events=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
-        # A render goes on while Redis is away: its fence decides later whether the result counts.
+        # Rendering continues while Redis is away: the fence decides later whether the result counts.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_transport_options={
             "global_keyprefix": keys.PREFIX,
             # Longer than any item. A redelivered wake-up is harmless, and recovery never waits for it.
             "visibility_timeout": 3600,
+            # Workers wait longer: a short outage must not end them.
             "socket_timeout": timeout_s if side == "api" else 10,
             "socket_connect_timeout": timeout_s,
             "socket_keepalive": True,
-            # kombu drops a silent connection after 1 s plus twice this: 51 s with its default of 25.
+            # Seconds. kombu drops a silent connection after 1 s plus twice this value: 51 s with its default of 25.
             "health_check_interval": 5,
         },
     )
@@ -77,7 +79,7 @@ def make_celery(redis_url: str, *, side: Literal["api", "worker"], timeout_s: fl
 
 
 def send_wakeups(app: Celery, pool: str, *, count: int) -> int:
-    """Send `count` wake-ups as far as Redis answers; return how many were sent. The audit sends the rest."""
+    """Send `count` wake-ups until Redis fails to answer; return how many were sent. The audit sends the rest."""
     sent = 0
     try:
         with app.producer_or_acquire() as producer:

@@ -13,14 +13,15 @@ from typing import NamedTuple
 
 
 class Rows(NamedTuple):
-    """Some of `of` equal parts of a layer's rows, in order: (1, 0) of 2 is the lower half followed by the upper."""
+    """Some of `part_count` equal parts of a layer's rows, in order: (1, 0) of 2 is the lower half, then the upper."""
 
     parts: tuple[int, ...] = (0,)
-    of: int = 1
+    part_count: int = 1
 
     def overlaps(self, other: Rows) -> bool:
-        """Return whether both have a row in common; parts of different sizes count as overlapping."""
-        return self.of != other.of or not set(self.parts).isdisjoint(other.parts)
+        """Return whether both have a row in common."""
+        # Parts of different sizes count as overlapping, which refuses a file rather than guess.
+        return self.part_count != other.part_count or not set(self.parts).isdisjoint(other.parts)
 
 
 WHOLE = Rows()

@@ -14,7 +14,7 @@ from worker.verify.outcome import CaseType, Precision, VerifiedEngine, as_json, 
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
-# Each command imports its part of the worker itself: `flux2 api` loads this module too and must not pay for torch.
+# Each command imports its part of the worker itself: `flux2 api` imports this module too, and torch takes seconds.
 
 
 @app.command()
@@ -35,7 +35,7 @@ def worker(
 
 
 def _configure(**worker: str | None) -> Settings:
-    """Return the settings, with those of the worker that an option gives, and set up logging."""
+    """Return the settings, replacing those of the worker that an option overrides, and set up logging."""
     settings = Settings()
     logs.configure(settings.log)
     given = {name: value for name, value in worker.items() if value is not None}
@@ -102,7 +102,7 @@ def verify(
         ),
     ] = False,
     toolkit: Annotated[
-        Path | None, typer.Option(help="Checkout of AI Toolkit, if its code is to run; default: AI_TOOLKIT_PATH.")
+        Path | None, typer.Option(help="Checkout of AI Toolkit, if its code runs; default: AI_TOOLKIT_PATH.")
     ] = None,
 ) -> None:
     """Check that this machine renders the same images as AI Toolkit. Exit code 1 if any case fails."""

@@ -15,7 +15,8 @@ _PROBE_S = 10.0
 
 
 def device_id(device: torch.device) -> str:
-    """Name a device; a GPU by its UUID, since its number depends on CUDA_VISIBLE_DEVICES."""
+    """Return a name for the device that is unique on this host."""
+    # A GPU's UUID, because its number depends on CUDA_VISIBLE_DEVICES.
     return f"gpu-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else str(device)
 
 
@@ -23,7 +24,7 @@ def pick_device(name: str) -> torch.device:
     """Resolve `auto`, `auto:N` (the Nth CUDA device where there is CUDA), `cuda`, `cuda:N` or `cpu`.
 
     Raises:
-        CheckpointError: the name is another one, or names a CUDA device that this process cannot see.
+        CheckpointError: the name is unknown, or names a CUDA device that this process cannot see.
     """
     if not _DEVICES.fullmatch(name):
         raise CheckpointError(f"unknown device {name!r}; use auto, auto:N, cuda, cuda:N or cpu")
@@ -38,16 +39,15 @@ def pick_device(name: str) -> torch.device:
 
 
 def probe(device: torch.device, *, timeout_s: float = _PROBE_S) -> str | None:
-    """Run a small calculation on a device; return what is wrong with the device, or None.
+    """Run a small calculation on a device; return a description of the fault, or None.
 
-    A CUDA error such as an illegal access is sticky: every later call of the process fails. Running out of memory is
-    no fault.
+    A CUDA error such as an illegal access is sticky: every later call of the process fails.
 
     Args:
-        timeout_s: a device that has not answered by then is broken.
+        timeout_s: a device that does not answer within this time is broken.
     """
     answers: queue.SimpleQueue[str] = queue.SimpleQueue()
-    # A broken device may never answer: its thread is then left behind, and ends with the process.
+    # A broken device may never answer: the thread then stays until the process ends.
     thread = threading.Thread(target=lambda: answers.put(_calculate(device)), name="flux2-probe", daemon=True)
     thread.start()
     try:
@@ -59,10 +59,11 @@ def probe(device: torch.device, *, timeout_s: float = _PROBE_S) -> str | None:
 
 
 def _calculate(device: torch.device) -> str:
-    """Return what went wrong, or an empty string."""
+    """Return a description of the fault, or an empty string."""
     try:
         total = torch.arange(256, device=device, dtype=torch.float32).sum().item()
     except torch.OutOfMemoryError:
+        # A full device still works.
         return ""
     except RuntimeError as error:  # base class of torch.AcceleratorError, which CUDA errors are
         return str(error).partition("\n")[0]

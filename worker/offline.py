@@ -25,7 +25,7 @@ from shared.settings import Settings
 from worker.consumer import image_file
 
 if TYPE_CHECKING:
-    from worker.rendering.attempt import Rendered
+    from worker.rendering.attempt import RenderedImage
 
 logger = logging.getLogger("flux2.worker.offline")
 
@@ -94,7 +94,7 @@ def _check_model(request: InferenceRequest, settings: Settings) -> Model:
     return model
 
 
-def _save(rendered: Rendered, spec: ItemSpec, index: int, output: Path) -> SavedImage:
+def _save(rendered: RenderedImage, spec: ItemSpec, index: int, output: Path) -> SavedImage:
     # The same parameters as in an image that a worker stores.
     report = {
         **spec.model_dump(mode="json"),

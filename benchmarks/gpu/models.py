@@ -186,7 +186,7 @@ def _bfl_shapes(module: nn.Module, origins: Mapping[str, Origin]) -> dict[str, t
         if empty.is_floating_point():
             origin, (rows, *rest) = origins[parameter], empty.shape
             # The parameter is one of several equal parts of the original tensor: scale its rows up to the whole.
-            shapes[origin.tensor] = (rows * origin.of // len(origin.parts), *rest)
+            shapes[origin.tensor] = (rows * origin.part_count // len(origin.parts), *rest)
     return shapes
 
 

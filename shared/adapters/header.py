@@ -1,7 +1,7 @@
 """Read the header of an adapter file that may be malicious.
 
-Adapter files come from strangers, so this runs before any library opens the file. It is pure Python and reads only the
-header. `shared.safetensors_header` knows the file format, `shared.adapters.header_json` parses the JSON, and
+Adapter files come from strangers, so these checks run before any library opens the file. They are pure Python and read
+only the header. `shared.safetensors_header` knows the file format, `shared.adapters.header_json` parses the JSON, and
 `shared.adapters.layout` decides what the tensors mean.
 """
 
@@ -24,7 +24,7 @@ def read_header(path: Path, *, max_bytes: int) -> Header:
     """Parse and check the header of the safetensors file at `path`.
 
     Args:
-        max_bytes: files larger than this are refused unread.
+        max_bytes: size above which a file is refused without reading it.
 
     Raises:
         AdapterNotFound: no such file.
@@ -47,13 +47,14 @@ def read_header(path: Path, *, max_bytes: int) -> Header:
 def _read_text(path: Path, max_bytes: int) -> tuple[str, int]:
     """Return the header's text and the number of data bytes that follow it."""
     info = path.stat()
-    # Before it is opened: opening a pipe would wait for a writer.
+    # Before the file is opened: opening a pipe would wait for a writer.
     if not stat.S_ISREG(info.st_mode):
         raise AdapterRefused(f"{path.name}: not a regular file")
     with path.open("rb") as file:
+        # Of the open file: another one may have been renamed to this path since `stat`.
         size = os.fstat(file.fileno()).st_size
         if size > max_bytes:
-            raise AdapterRefused(f"{path.name}: {size} bytes, and the limit is {max_bytes}")
+            raise AdapterRefused(f"{path.name} has {size} bytes, and the limit is {max_bytes}")
         frame = read_frame(file, file_bytes=size)
         if not frame.is_plausible(max_header_bytes=MAX_HEADER_BYTES):
             raise AdapterRefused(f"{path.name}: {_frame_problem(frame)}")
@@ -68,16 +69,18 @@ def _read_text(path: Path, max_bytes: int) -> tuple[str, int]:
 
 
 def _frame_problem(frame: HeaderFrame) -> str:
-    """Return why the file has no header; naming the format that it looks like helps people most."""
+    """Return the reason why the file has no header."""
+    # Naming the format that the file looks like helps people most.
     start, size, length = frame.start, frame.file_bytes, frame.header_bytes
-    # A header that begins properly is safetensors, whatever its length says.
+    # A header that begins properly belongs to a safetensors file, even if the stated length is wrong.
     if start[8:10] != b'{"' and (kind := identify_format(start)):
         return f"not a safetensors file; this is {kind}"
     if size < 8:
         return f"not a safetensors file; it has {size} bytes and the header's length alone takes 8"
     if length > size - 8:
         return (
-            f"the header should have {length} bytes, but only {size - 8} follow its length; cut off or not safetensors"
+            f"the header should have {length} bytes, but only {size - 8} follow its length; the file is cut off or not "
+            "safetensors"
         )
     if length > MAX_HEADER_BYTES:
         return f"the header has {length} bytes, and the limit is {MAX_HEADER_BYTES}"

@@ -1,6 +1,6 @@
 """Parse the JSON of a safetensors header that may be malicious.
 
-The parser walks the JSON entry by entry, so a bomb is refused where it starts, before it is built in memory.
+The parser walks the JSON entry by entry and refuses an oversized value before it is built in memory.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Header:
 
 
 def parse_header(text: str) -> Header:
-    """Parse a header; whether its tensors cover the data is for the caller to check.
+    """Parse a header; the caller checks whether its tensors cover the data.
 
     Raises:
         HeaderFault: the text is not a header; the message says what is wrong and where.
@@ -67,7 +67,7 @@ class _Parser:
         return Header(tensors, metadata or {})
 
     def _members(self, where: str) -> Iterator[str]:
-        """Yield the names of the object that starts here; the caller consumes each value before the next."""
+        """Yield the names of the object that starts here; the caller consumes each value before the next name."""
         self._expect("{", where)
         if self._next() == "}":
             self.at += 1
@@ -98,7 +98,8 @@ class _Parser:
         return metadata
 
     def _tensor(self, name: str) -> TensorInfo:
-        """Parse one entry. A valid one holds no braces, so it ends at the next one and a nested bomb is never built."""
+        """Parse one entry."""
+        # A valid entry contains no braces, so it ends at the next brace and a nested bomb is never built.
         start = _skip(self.text, self.at)
         end = self.text.find("}", start, start + MAX_ENTRY_CHARS)
         if not self.text.startswith("{", start) or end < 0:
@@ -137,7 +138,7 @@ def _skip(text: str, at: int) -> int:
 
 def _tensor_info(name: str, text: str) -> TensorInfo:
     try:
-        # As pairs: a dict would hide a key that is there twice.
+        # As pairs: a dict would hide a key that occurs twice.
         pairs: list[tuple[str, object]] = json.loads(text, object_pairs_hook=list)
     except (ValueError, RecursionError) as error:
         raise HeaderFault(f"tensor {name!r}: its entry is not valid JSON") from error

@@ -1,4 +1,4 @@
-"""Identify an adapter by the sha256 of its bytes: its path says where it was found, not what it is."""
+"""Identify an adapter by the sha256 of its bytes, because the file at a path can change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from shared.errors import AdapterNotFound, AdapterRefused
 
 _CACHED_FILES = 1024
 
-# Path, device, inode, size, mtime_ns, ctime_ns. Only the ctime shows that a file was replaced with its times kept.
+# Path, device, inode, size, mtime_ns, ctime_ns. Only the ctime changes when a file is replaced by one with its times.
 _Stamp = tuple[str, int, int, int, int, int]
 
 # Hashing a 1 GB file takes about a second, which every request for it would pay.
@@ -22,7 +22,7 @@ _lock = Lock()
 
 
 def sha256_of(path: Path) -> str:
-    """Return the file's sha256 in lower-case hex; a file that has not changed since is not read again.
+    """Return the file's sha256 in lower-case hex; a file that has not changed since the last call is not read again.
 
     Raises:
         AdapterNotFound: no such file.
@@ -41,10 +41,12 @@ def sha256_of(path: Path) -> str:
 
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
+        # The stamps around the read must agree: an upload may still be writing.
         before = _stamp(path, os.fstat(file.fileno()))
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         if _stamp(path, os.fstat(file.fileno())) != before:
             raise AdapterRefused(f"{path.name}: the file changed while it was read; submit again when it is complete")
+    # Hashing runs without the lock, so that a large file blocks no other request.
     with _lock:
         _digests[before] = digest
     return digest

@@ -1,4 +1,4 @@
-"""Describe an adapter file to a person who wonders why it is refused, or what it was trained on.
+"""Describe an adapter file: its kind, its layers, the base that it was trained on, and why it is refused.
 
 The description comes from the file's header; the tensors' bytes are read only for the sha256.
 """
@@ -27,13 +27,13 @@ class Inspection:
     """The description of one file.
 
     Attributes:
-        refused: why the file cannot be used, or None; the other fields then hold as much as is known.
-        kind: of update, e.g. `lora`; None if the layout is not understood.
+        refused: why the file cannot be used, or None. For a refused file, the other fields contain all known facts.
+        kind: kind of the updates, e.g. `lora`; None if the layout is not understood.
         ranks: distinct ranks, ascending.
         dtypes: number of tensors by dtype.
         layers: number of layers that the file updates.
-        matched: how many of them the base has; None without a base to compare with.
-        unmatched: names of the others.
+        matched: number of these layers that the base has; None without a base to compare with.
+        unmatched: names of the layers that the base does not have.
         base_model_version: the base that the trainer wrote into the file.
         name: the trainer's name for the adapter.
         step: training step.
@@ -58,7 +58,7 @@ class Inspection:
 def inspect_adapter(
     path: Path, *, max_bytes: int, layers: Mapping[str, tuple[int, int]] | None = None, model: str | None = None
 ) -> Inspection:
-    """Describe a file, and say whether the base can use it.
+    """Describe a file and state whether the base can use it.
 
     Args:
         layers: (out, in) of the base's linear layers, to list which of them the file matches.
@@ -126,7 +126,7 @@ def _trigger(header: Header) -> str | None:
 
 
 def _json(header: Header, key: str) -> dict[str, Any]:
-    # The text comes from strangers; nested deeply enough, it exhausts the stack.
+    # The text comes from strangers: deep nesting exhausts the stack.
     try:
         value = json.loads(header.metadata.get(key, "{}"))
     except (ValueError, RecursionError):

@@ -49,7 +49,7 @@ class LayerUpdate:
 
     Attributes:
         layer: Black Forest Labs' module path without `.weight`, e.g. `double_blocks.0.img_attn.qkv`.
-        kind: decides the roles in `tensors`, for an update of shape (out, in):
+        kind: determines the roles in `tensors`, for an update of shape (out, in):
             `lora`: `down` (rank, in), `up` (out, rank); optional scalar `alpha`.
             `dora`: the roles of `lora`, and `magnitude` (out,).
             `lokr`: `w1` (a, b) and `w2` (c, d) with a*c = out and b*d = in, each either whole or a product of `_a` and
@@ -58,8 +58,8 @@ class LayerUpdate:
         tensors: key in the file, by role.
         shape: (out, in) of the rows that the update fits.
         rank: None if the kind has no rank.
-        rows: rows of the layer that change; a diffusers name may stand for a third of qkv.
-        ignored: keys that have no effect: LoKr's alpha between two full factors.
+        rows: rows of the layer that change; a diffusers name may cover only a third of qkv.
+        ignored: keys without effect: LoKr's alpha between two full factors.
     """
 
     layer: str
@@ -79,7 +79,7 @@ class Group:
     tensors: dict[str, str] = field(default_factory=dict)
 
     def shape(self, role: str, header: Header) -> tuple[int, int]:
-        """Return the two sizes of the matrix with that role, or refuse it."""
+        """Return the two sizes of the matrix with that role; refuse a tensor of another shape."""
         shape = header.tensors[self.tensors[role]].shape
         if len(shape) != 2 or 0 in shape:
             raise AdapterRefused(f"{self.tensors[role]!r} has shape {list(shape)}, not two sizes of 1 or more")
@@ -151,7 +151,8 @@ def _lora(group: Group, header: Header) -> LayerUpdate:
 
 
 def _fullrank(group: Group, header: Header) -> LayerUpdate:
-    """Read a lone lora_A as a full-rank update; `check_fits_base` refuses it as half a LoRA if the shape differs."""
+    """Read a lora_A without a lora_B as a full-rank update."""
+    # `check_fits_base` refuses it as half a LoRA if its shape is not the layer's.
     _refuse_alpha(group)
     return group.update("fullrank", group.shape("down", header), rank=None)
 
@@ -173,7 +174,8 @@ def _lokr(group: Group, header: Header) -> LayerUpdate:
     (c, d), second = _factor("w2", group, header)
     if first is not None and second is not None and first != second:
         raise AdapterRefused(
-            f"{group.tensors['w1_b']!r} has rank {first} and {group.tensors['w2_b']!r} has {second}: they differ"
+            f"{group.tensors['w1_b']!r} has rank {first} and {group.tensors['w2_b']!r} has rank {second}, but a LoKr "
+            "has one rank"
         )
     rank = second if first is None else first
     update = group.update("lokr", (a * c, b * d), rank=rank)

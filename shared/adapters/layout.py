@@ -1,8 +1,8 @@
 """List the layers that an adapter file updates, and how, from its header alone.
 
-Every tensor is understood or the file is refused. None is skipped, because an adapter with a skipped tensor would give
-an image of the base model that looks like a result. `shared.adapters.names` knows the layers, `shared.adapters.kinds`
-the kinds of update; the `_FOREIGN` tables only let messages name the tensors that are refused.
+A file with a tensor that is not understood is refused: if the tensor were skipped, the image could be the base model's
+and still look like a result. `shared.adapters.names` knows the layers, `shared.adapters.kinds` the kinds of update; the
+`_FOREIGN` tables only describe refused tensors in messages.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class AdapterLayout:
     """The updates of a whole file.
 
     Attributes:
-        kind: of the updates, e.g. `lora`; several kinds are joined as in `diff+lora`.
-        updates: in the order in which the file first names each layer.
+        kind: kind of the updates, e.g. `lora`; several kinds are joined, as in `diff+lora`.
+        updates: ordered by the first key of each layer in the file.
         metadata: the file's `__metadata__`.
     """
 
@@ -71,15 +71,14 @@ def check_fits_base(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]]
     """Refuse a file that was trained on another base model or has an update that fits no layer of this one.
 
     Args:
-        layers: (out, in) of each linear layer of the base, by module path without `.weight`; None skips the layers,
-            because the caller does not know them.
+        layers: (out, in) of each linear layer of the base, by module path without `.weight`; None skips this check.
         model: id in the catalogue, e.g. `flux2`.
 
     Raises:
         AdapterRefused: the file names another base model, updates a missing layer, or holds half a LoRA.
         AdapterMismatch: an update has another shape than its layer.
     """
-    # FLUX.2 models share layer names, so this says more about a wrong base than the first wrong shape would.
+    # FLUX.2 models share layer names, so this message explains a wrong base better than the first wrong shape would.
     trained_on = layout.metadata.get("ss_base_model_version")
     if trained_on and trained_on != model:
         raise AdapterRefused(
@@ -115,7 +114,7 @@ def _check_shapes(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]]) 
 
 
 def _expected(rows: Rows, shape: tuple[int, int]) -> tuple[int, int]:
-    return (shape[0] * len(rows.parts) // rows.of, shape[1])
+    return (shape[0] * len(rows.parts) // rows.part_count, shape[1])
 
 
 def _first_key(update: LayerUpdate) -> str:

@@ -1,7 +1,7 @@
-"""Find the file that `loras[].path` names, under the adapter root and nowhere else.
+"""Find the file that `loras[].path` names; only files under the adapter root are allowed.
 
-Paths come from callers, so errors must not show them the host: a message repeats the path as the caller wrote it, and
-never names the root or anything outside it.
+Paths come from callers, so errors must not reveal the host: a message repeats the path as the caller wrote it, and
+never names the root or a path outside it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ _ENCODED = re.compile(r"%(2e|2f|5c|00|25)", re.IGNORECASE)
 def locate_adapter(path: str, *, root: Path) -> Path:
     """Return the path, under the resolved root, of the adapter file that a caller named.
 
-    A symlink below the root is checked but returned unresolved, so that its path relative to the root can be located
-    again: files of a Hugging Face cache have their suffix only in the link's name.
+    A symlink below the root is checked but returned unresolved.
 
     Args:
         path: relative to `root`, or absolute and inside it; always with `/` between its parts.
@@ -49,11 +48,13 @@ def locate_adapter(path: str, *, root: Path) -> Path:
     except (OSError, RuntimeError) as error:
         # Before Python 3.13 pathlib raises RuntimeError for a loop of symlinks.
         raise _refused(path, "cannot be read") from error
+    # Unresolved, so that the path relative to the root can be located again: in a Hugging Face cache only the link's
+    # name has the suffix.
     return named if named.is_relative_to(base) else target
 
 
 def _malformed(path: str) -> str | None:
-    """Return what is wrong with the path's text, or None; the file system is not consulted."""
+    """Return the problem of the path's text, or None, without accessing the file system."""
     if not path:
         return "is empty"
     if len(path) > _MAX_CHARS:
@@ -77,7 +78,7 @@ def _check_file(path: str, target: Path) -> None:
     target.stat()
     if target.is_dir():
         raise _refused(path, "is a directory, not a .safetensors file")
-    # The name that the caller wrote, because in a Hugging Face cache the link's target has no suffix.
+    # The caller's name, because in a Hugging Face cache the link's target has no suffix.
     if not path.lower().endswith(".safetensors"):
         raise _refused(path, "does not end in .safetensors")
     if not target.is_file():

@@ -1,8 +1,8 @@
 """Recognise the linear layer of FLUX.2 that a key of an adapter file names.
 
-Files name a layer as Black Forest Labs do (like AI Toolkit, with a prefix or without), with LyCORIS's underscores, or
-by the diffusers parameter, which may hold only some of the layer's rows. All three become the same target here;
-`shared.layer_names` has the table.
+Files use Black Forest Labs' name of a layer (like AI Toolkit, with or without a prefix), that name with LyCORIS's
+underscores, or the diffusers parameter, which may hold only some of the layer's rows. This module maps all three to the
+same target; `shared.layer_names` has the table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recognise files that should have been safetensors: people upload web pages, pickles and LFS pointers."""
+"""Recognise files that are not safetensors: people upload web pages, pickles and LFS pointers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STARTS = (
 
 
 def identify_format(start: bytes) -> str | None:
-    """Return the format, in words, that a file's first bytes show; None if they show none of these."""
+    """Return the name of the format that a file's first bytes show; None if they show no known format."""
     trimmed = start.removeprefix(b"\xef\xbb\xbf").lstrip()
     if trimmed[:5].lower() in (b"<html", b"<!doc", b"<head"):
         return "an HTML page"

@@ -1,6 +1,6 @@
 """Refuse unusable adapters when a job is submitted, from their headers alone.
 
-Faults that only the tensors' values show, such as a non-finite number, are left to the worker, which fails the item.
+The worker finds the faults that only the tensors' values show, such as a non-finite number, and fails the item.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def validate_adapters(
     """Return a reference, with the sha256 of the file's bytes, for each adapter of a request.
 
     Args:
-        layers: (out, in) of the base model's linear layers; None checks each file by itself only.
+        layers: (out, in) of the base model's linear layers; None checks each file without comparing layers.
 
     Raises:
         AdapterNotFound, AdapterRefused: `field` names the entry of `loras`, the message the key at fault.

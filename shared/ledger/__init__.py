@@ -1,8 +1,8 @@
 """The job store in Redis: the only truth about jobs and items. Celery's messages are mere wake-ups."""
 
-from shared.ledger.acceptance import Accepted, Submission
+from shared.ledger.acceptance import AcceptedJob, Submission
 from shared.ledger.claim import Claim
 from shared.ledger.store import Ledger
 from shared.ledger.views import ItemView, JobPage, JobView
 
-__all__ = ["Accepted", "Claim", "ItemView", "JobPage", "JobView", "Ledger", "Submission"]
+__all__ = ["AcceptedJob", "Claim", "ItemView", "JobPage", "JobView", "Ledger", "Submission"]

@@ -56,7 +56,7 @@ class Submission:
 
 
 @dataclass(frozen=True)
-class Accepted:
+class AcceptedJob:
     """A job that is stored.
 
     Attributes:

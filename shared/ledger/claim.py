@@ -36,7 +36,7 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Reaped:
+class ReapResult:
     """What one pass of the reaper did.
 
     Attributes:

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from shared.errors import IdempotencyKeyReused, QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, Progress
 from shared.ledger import durability, job_reader, keys
-from shared.ledger.acceptance import Accepted, Submission
-from shared.ledger.claim import Claim, Reaped
+from shared.ledger.acceptance import AcceptedJob, Submission
+from shared.ledger.claim import Claim, ReapResult
 from shared.ledger.connection import Client, connect
 from shared.ledger.outbox import Outbox
 from shared.ledger.session import Session, ms
@@ -90,7 +90,7 @@ class Ledger:
         idempotency_key: str = "",
         body_hash: str = "",
         webhook_url: str = "",
-    ) -> Accepted:
+    ) -> AcceptedJob:
         """Store and queue one job durably; see `Submission` for the arguments and `accept_all` for the errors."""
         submission = Submission(
             job_id=job_id,
@@ -104,7 +104,7 @@ class Ledger:
         )
         return self.accept_all([submission])[0]
 
-    def accept_all(self, submissions: Sequence[Submission]) -> list[Accepted]:
+    def accept_all(self, submissions: Sequence[Submission]) -> list[AcceptedJob]:
         """Store and queue jobs durably, all of them or none; those that are stored already are answered as repeats.
 
         Raises:
@@ -123,11 +123,11 @@ class Ledger:
         if outcome == "full":
             raise QueueFull(int(values[0]), self._settings.cap)
         return [
-            Accepted.from_stored(job_id, is_repeat=state == "repeat", accepted_ms=accepted_ms, record=record)
+            AcceptedJob.from_stored(job_id, is_repeat=state == "repeat", accepted_ms=accepted_ms, record=record)
             for state, job_id, accepted_ms, record in values
         ]
 
-    def find_repeat(self, idempotency_key: str, *, tenant: str, body_hash: str) -> Accepted | None:
+    def find_repeat(self, idempotency_key: str, *, tenant: str, body_hash: str) -> AcceptedJob | None:
         """Return the job that was accepted under this key and body; None where there is none.
 
         The API asks this first, so that a repeat does not fail because its adapter files have gone since.
@@ -145,7 +145,7 @@ class Ledger:
             accepted_ms, record = self.redis.hmget(keys.job(job_id), "accepted_ms", "record")
         if record is None:  # the key outlives a job that was forgotten
             return None
-        return Accepted.from_stored(job_id, is_repeat=True, accepted_ms=accepted_ms, record=record)
+        return AcceptedJob.from_stored(job_id, is_repeat=True, accepted_ms=accepted_ms, record=record)
 
     def peek_next(self, pools: Sequence[str], *, slot: str, warm: str) -> ItemSpec | None:
         """Return what `claim_next` would claim now, and claim nothing.
@@ -238,7 +238,7 @@ class Ledger:
         """Cancel the unfinished items of a job; False where no such job exists. An ended job stays as it is."""
         return bool(self._session.run("cancel", job_id=job_id))
 
-    def reap(self) -> Reaped:
+    def reap(self) -> ReapResult:
         """Requeue or end the items whose lease expired; after a Redis restart, grant every lease a full term first."""
         reply = json.loads(
             self._session.run(
@@ -249,7 +249,7 @@ class Ledger:
             )
         )
         # cjson writes an empty Lua table as an object, whichever it was meant to be.
-        return Reaped(requeued=dict(reply["requeued"]), ended=list(reply["ended"]), grace=reply["grace"])
+        return ReapResult(requeued=dict(reply["requeued"]), ended=list(reply["ended"]), grace=reply["grace"])
 
     def reclaim(self, *, slot: str, boot: str) -> int:
         """Requeue the items that an earlier process of this slot was running; return how many.

@@ -34,7 +34,7 @@ class WakeupQueues:
         """Drop wake-ups beyond the queued items, all but `keep` of them and at most `limit`; return how many."""
         return int(self._session.run("drop_wakeups", pool=pool, keep=keep, limit=limit))
 
-    def lead_audit(self, holder: str) -> bool:
+    def try_lead_audit(self, holder: str) -> bool:
         """Return True for one holder at a time; it stays the leader while it calls again within two audit periods."""
         redis = self._session.redis
         with self._session.commands():

@@ -105,10 +105,10 @@ def play(ledger: Ledger, clock: Clock) -> None:
         "item": "",
         "base_drift": "0",
     }
-    ledger.workers.beat("host/cpu", report)
+    ledger.workers.record_heartbeat("host/cpu", report)
     ledger.workers.record_fault("host/cpu", "job:0", window_s=600)
     ledger.workers.publish_base_model("flux2", revision="r", layers={"img_in": (64, 128)})
-    ledger.wakeups.lead_audit("leader")
+    ledger.wakeups.try_lead_audit("leader")
 
     def accept(job: str, *specs: ItemSpec, **options) -> None:
         ledger.accept(job, specs, record={"warnings": ["h\N{LATIN SMALL LETTER E WITH ACUTE} \\ "]}, **options)
@@ -255,8 +255,8 @@ def test_workers_of_the_earlier_version_are_read(old, redis_client, records):
     assert (slot.name, slot.engines, slot.corrupted) == ("host/cpu", ("exact", "ai-toolkit"), 0)
     assert old.workers.base_model("flux2", [slot]).layers == {"img_in": (64, 128)}
     assert old.workers.count_faults("host/cpu", window_s=600) == 1
-    assert not old.wakeups.lead_audit("another")
-    assert old.wakeups.lead_audit("leader")
+    assert not old.wakeups.try_lead_audit("another")
+    assert old.wakeups.try_lead_audit("leader")
 
 
 def test_a_repeat_of_a_job_that_the_earlier_version_accepted_is_that_job(old):

@@ -110,7 +110,7 @@ def test_each_pass_calls_redis_once_while_it_is_away(caretaker, monkeypatch, wai
 
     asked = []
     monkeypatch.setattr(caretaker, "reap", away)
-    monkeypatch.setattr(caretaker._ledger.wakeups, "lead_audit", asked.append)
+    monkeypatch.setattr(caretaker._ledger.wakeups, "try_lead_audit", asked.append)
     caretaker.start()
 
     wait_until(lambda: caplog.text.count("caretaker waits for Redis") > 2, what="three passes")

@@ -47,7 +47,11 @@ def test_a_wrong_setting_is_one_line_that_names_the_variable(command):
         ),
         (("demo", "--output", "/proc/x"), {}, "/proc/x: No such file or directory"),
         (("doctor",), {"FLUX2_REDIS_URL": "10.0.0.5:6379"}, "FLUX2_REDIS_URL: Redis URL must specify"),
-        (("worker", "--device", "cpu"), {"FLUX2_WORKER_LOCK_DIR": "/proc/x"}, "FLUX2_WORKER_LOCK_DIR /proc/x: No such"),
+        (
+            ("worker", "--device", "cpu"),
+            {"FLUX2_WORKER_LOCK_DIR": "/proc/x"},
+            "FLUX2_WORKER_LOCK_DIR /proc/x cannot hold locks: No such",
+        ),
         (("replay", "{folder}/binary"), {}, "/binary is not text in UTF-8: invalid start byte at byte 0"),
         (("render", "{folder}/binary"), {}, "the request: Invalid JSON"),
     ],

@@ -666,7 +666,7 @@ class WeightLosingRenderer(WrappedRenderer):
     """A renderer whose checkpoint file was overwritten."""
 
     def render(self, spec, adapters, *, on_progress):
-        raise WeightsLost("3 restored weights are not those that were loaded")
+        raise WeightsLost("3 restored weights differ from those that were loaded")
 
 
 class BlackRenderer(WrappedRenderer):

@@ -167,7 +167,7 @@ def test_a_header_over_the_cap_is_refused_unread(path):
     file_of(path, "{}", b"", length=100 * 1024**2 + 1)
     os.truncate(path, 200 * 1024**2)  # a hole: takes no room on disk
 
-    with pytest.raises(AdapterRefused, match="104857601 bytes, and the limit is 8388608"):
+    with pytest.raises(AdapterRefused, match="has 104857601 bytes, and the limit is 8388608"):
         read_header(path, max_bytes=LIMIT)
 
 

@@ -231,7 +231,7 @@ def test_rows_of_any_dtype_reach_the_module_they_belong_to(stored, tmp_path):
         {"second.weight": Origin("fused", (1,), 3), "ends.weight": Origin("fused", (2, 0), 3)},
         device=CPU,
         dtype=torch.bfloat16,
-        alone=False,
+        reject_unused=False,
     )
 
     assert torch.equal(module["second"].weight, rows[2:4].bfloat16())
@@ -246,6 +246,6 @@ def test_an_unused_tensor_is_refused_unless_it_is_allowed(tmp_path):
 
     with pytest.raises(CheckpointError, match="tensor 'other' is unexpected"):
         fill(module, files, {"weight": Origin("weight")}, device=CPU, dtype=torch.float32)
-    fill(module, files, {"weight": Origin("weight")}, device=CPU, dtype=torch.float32, alone=False)
+    fill(module, files, {"weight": Origin("weight")}, device=CPU, dtype=torch.float32, reject_unused=False)
 
     assert torch.equal(module.weight, torch.ones(2, 2))

@@ -108,7 +108,9 @@ def test_only_the_owner_may_open_a_lock_file_and_it_stays_after_use(tmp_path):
 def test_a_folder_that_cannot_hold_locks_is_named(tmp_path):
     (tmp_path / "file").write_text("")
 
-    with pytest.raises(ServerFailed, match=r"FLUX2_WORKER_LOCK_DIR .*: Not a directory; name a folder"):
+    with pytest.raises(
+        ServerFailed, match=r"FLUX2_WORKER_LOCK_DIR .* cannot hold locks: Not a directory; choose a folder"
+    ):
         gpu_lock("gpu-1", folder=tmp_path / "file" / "locks").__enter__()
 
 

@@ -31,9 +31,9 @@ def make():
     return AdapterSwap(NEW, replaces=OLD, kind="swapped", reports=())
 
 
-def call(swap, step, *, failure=None, left_base=True):
+def call(swap, step, *, failure=None, base_restored=True):
     if step == "fail":
-        swap.fail(failure, left_base=left_base)
+        swap.fail(failure, base_restored=base_restored)
     else:
         getattr(swap, step)()
 
@@ -98,32 +98,32 @@ def test_the_merged_key_is_known_only_at_the_end(state, merged_key):
 def test_after_a_failure_that_left_no_base_nobody_knows_what_is_merged():
     swap = in_state(SwapState.WRITING)
 
-    swap.fail(None, left_base=False)
+    swap.fail(None, base_restored=False)
 
     assert swap.merged_key is None
     assert swap.warm_key == BASE
 
 
 def test_a_swap_to_the_base_is_ready_and_claimed_from_the_start():
-    swap = AdapterSwap.of_base()
+    swap = AdapterSwap.finished_to_base()
 
     assert (swap.state, swap.warm_key, swap.merged_key) == (SwapState.READY, BASE, BASE)
-    assert not swap.is_waiting_for(BASE)
+    assert not swap.can_be_claimed_for(BASE)
 
 
 def test_the_first_claim_gets_the_kind_and_later_ones_find_no_change():
     swap = make()
 
-    assert swap.is_waiting_for(NEW)
-    assert not swap.is_waiting_for(OLD)
+    assert swap.can_be_claimed_for(NEW)
+    assert not swap.can_be_claimed_for(OLD)
     assert [swap.claim(), swap.claim()] == ["swapped", "none"]
-    assert not swap.is_waiting_for(NEW)
+    assert not swap.can_be_claimed_for(NEW)
 
 
 @pytest.mark.parametrize("error", [AdapterRefused("not finite"), WeightsLost("gone"), KeyboardInterrupt()])
 def test_a_failure_is_raised_by_the_first_wait_only(error):
     swap = in_state(SwapState.WRITING)
-    swap.fail(error, left_base=True)
+    swap.fail(error, base_restored=True)
 
     with pytest.raises(type(error)):
         swap.wait()
@@ -133,14 +133,14 @@ def test_a_failure_is_raised_by_the_first_wait_only(error):
 
 def test_a_failed_swap_waits_for_its_item_only_while_its_failure_is_to_be_raised():
     swap, silent = in_state(SwapState.WRITING), in_state(SwapState.WRITING)
-    swap.fail(AdapterRefused("not finite"), left_base=True)
-    silent.fail(None, left_base=True)
+    swap.fail(AdapterRefused("not finite"), base_restored=True)
+    silent.fail(None, base_restored=True)
 
-    assert swap.is_waiting_for(NEW)
-    assert not silent.is_waiting_for(NEW)
+    assert swap.can_be_claimed_for(NEW)
+    assert not silent.can_be_claimed_for(NEW)
     with pytest.raises(AdapterRefused):
         swap.wait()
-    assert not swap.is_waiting_for(NEW)
+    assert not swap.can_be_claimed_for(NEW)
 
 
 def test_a_wait_for_a_ready_swap_returns_at_once():

@@ -892,7 +892,7 @@ def test_a_checkpoint_that_is_written_over_is_never_rendered_with(from_files, ad
         opened.write(bytes(file.stat().st_size // 2))
 
     for wanted in ([], adapters(("lora_r4_bf16", 0.5)), []):
-        with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
+        with pytest.raises(WeightsLost, match="restored weights differ from those that were loaded"):
             swapper.activate(wanted)
 
 
@@ -903,7 +903,7 @@ def test_a_merge_that_fails_over_a_checkpoint_that_was_written_over_leaves_nothi
 
     with failing_at_layer(7, AdapterRefused("not finite"), first=lambda: write_over(file)):
         for wanted in (adapters(("lora_alllinear_bf16", 1.0)), [], adapters(("lora_subset_bf16", 1.0))):
-            with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
+            with pytest.raises(WeightsLost, match="restored weights differ from those that were loaded"):
                 swapper.activate(wanted)
 
 

@@ -383,5 +383,5 @@ def test_each_parameter_of_the_loaded_model_has_the_rows_of_its_name(components)
         assert parse_target(layer) == Target(layer)
         assert parse_target("lycoris_" + layer.replace(".", "_")) == Target(layer)
         for parameter, origin in members:
-            expected = Target(layer, Rows(origin.parts, origin.of))
+            expected = Target(layer, Rows(origin.parts, origin.part_count))
             assert parse_target(parameter.removesuffix(".weight")) == expected

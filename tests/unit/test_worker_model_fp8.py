@@ -146,7 +146,7 @@ def test_a_checkpoint_that_was_written_over_is_never_rendered_with(fast, adapter
 
     monkeypatch.setattr(swapper._weights._base, "restore", damaged)
 
-    with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
+    with pytest.raises(WeightsLost, match="restored weights differ from those that were loaded"):
         swapper.activate([])
 
 
@@ -163,7 +163,7 @@ def test_a_checkpoint_that_was_written_over_is_found_even_if_the_change_that_rea
 
     with failing_at_layer(20, torch.OutOfMemoryError("full")):
         for wanted in (adapter, []):
-            with pytest.raises(WeightsLost, match="restored weights are not those that were loaded"):
+            with pytest.raises(WeightsLost, match="restored weights differ from those that were loaded"):
                 swapper.activate(wanted)
 
 
@@ -241,5 +241,5 @@ def test_a_worker_offers_the_engine_of_its_precision(fast, item, model_settings)
 
 
 def test_adapters_cannot_run_unmerged_on_fp8_weights(fast, adapter):
-    with pytest.raises(InvalidRequest, match="fp8 weights take adapters merged only"):
+    with pytest.raises(InvalidRequest, match="fp8 weights allow only adapter_mode 'merged'"):
         AdapterSwapper(fast).activate(adapter, mode="live")

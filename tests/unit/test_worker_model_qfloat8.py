@@ -214,7 +214,7 @@ def test_merging_into_float8_is_refused_and_the_base_stays(quantised, item, gold
     renderer = Renderer(quantised["all"], prompt_cache=4)
     base = renderer.render(item(), [], on_progress=ignore)
 
-    with pytest.raises(InvalidRequest, match="qfloat8 weights take adapters live only"):
+    with pytest.raises(InvalidRequest, match="qfloat8 weights allow only adapter_mode 'live'"):
         renderer.render(item(adapters=(adapter_ref(path),), adapter_mode="merged"), [path], on_progress=ignore)
 
     assert renderer.render(item(), [], on_progress=ignore).image.tobytes() == base.image.tobytes()

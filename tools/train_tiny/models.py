@@ -179,7 +179,7 @@ def _to_bfl(module: nn.Module, origins: Mapping[str, Origin]) -> dict[str, Tenso
             value = value.bfloat16()
         if ".attn_1." in origin.tensor and value.ndim == 2:
             value = value[:, :, None, None]  # in the original file attention is made of 1x1 convolutions
-        parts = [value] if origin.of == 1 else list(value.chunk(len(origin.parts)))
+        parts = [value] if origin.part_count == 1 else list(value.chunk(len(origin.parts)))
         chunks.setdefault(origin.tensor, {}).update(zip(origin.parts, parts, strict=True))
     return {
         name: torch.cat([parts[key] for key in sorted(parts)]).contiguous() if len(parts) > 1 else parts[0].contiguous()

@@ -1,8 +1,7 @@
-"""Fill a module with the tensors of safetensors files, completely or not at all.
+"""Fill a module with the tensors of safetensors files; a missing or unexpected tensor is an error.
 
-Modules are built without memory (device `meta`) and get their tensors one by one, so no second copy of a 64 GB
-checkpoint exists and bfloat16 files never pass through float32. `worker.checkpoint.tensor_names` says which tensor
-belongs to which parameter.
+Modules are built without memory (device `meta`). `worker.checkpoint.tensor_names` says which tensor belongs to which
+parameter.
 """
 
 from __future__ import annotations
@@ -26,24 +25,27 @@ def fill(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    alone: bool = True,
+    reject_unused: bool = True,
     reader: Reader | None = None,
 ) -> None:
-    """Give a module that was built on the meta device its tensors, and prepare it for inference.
+    """Fill a module that was built on the meta device, and prepare it for inference.
 
     Args:
         origins: for each entry of the module's state, the tensor of `files` that holds it.
-        alone: whether an unused tensor in the files is an error.
+        reject_unused: raise if the files hold a tensor that no parameter needs.
         reader: reads the files and keeps them open; None opens them for this call only.
 
     Raises:
-        CheckpointError: a tensor is missing, unexpected or of another shape; `module` must not be used then.
+        CheckpointError: a tensor is missing, unexpected or of another shape; do not use `module` after that.
     """
-    _check_names(files, origins, alone=alone)
+    # All names first: reading 64 GB must not end in a missing tensor.
+    _check_names(files, origins, reject_unused=reject_unused)
     # Allocate everything first: copies to a GPU wait while its memory is being allocated.
     state = {
         name: _allocate(name, empty, origins[name], files, device, dtype) for name, empty in module.state_dict().items()
     }
+    # Tensors are read into place, in the dtype that runs: no second copy of a 64 GB checkpoint exists, and bfloat16
+    # files never pass through float32.
     with ExitStack() as stack:
         reader = reader or stack.enter_context(Reader(device))
         completions = [
@@ -53,6 +55,7 @@ def fill(
         ]
         for complete in completions:
             complete()
+        # A completion on a GPU lets the stream wait, not this thread, and the caller may use another stream.
         if device.type == "cuda":
             torch.cuda.current_stream(device).synchronize()
     # Assigning keeps the tensors that were just filled; copying would need memory for a second set.
@@ -64,6 +67,7 @@ def _allocate(
     name: str, empty: Tensor, origin: Origin, files: Tensors, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     """Return memory for a parameter that is `empty` on the meta device; zeros if no file has it."""
+    # Only an optional tensor can be absent here: `_check_names` has refused all others.
     if origin.tensor not in files.shapes:
         return torch.zeros(empty.shape, dtype=empty.dtype, device=device)
     shape = _shape(origin, files)
@@ -71,7 +75,8 @@ def _allocate(
         shape = shape[:-2]
     if shape != empty.shape:
         raise CheckpointError(
-            f"{files.name}: tensor {origin.tensor!r} gives {list(shape)} to {name}, not {list(empty.shape)}"
+            f"{files.name}: tensor {origin.tensor!r} fills {name} with shape {list(shape)}, but the model needs "
+            f"{list(empty.shape)}; use the files of one checkpoint"
         )
     return torch.empty(shape, dtype=dtype if empty.is_floating_point() else empty.dtype, device=device)
 
@@ -82,33 +87,34 @@ def _shape(origin: Origin, files: Tensors) -> tuple[int, ...]:
 
 
 def regions(module: nn.Module, files: Tensors, origins: Mapping[str, Origin]) -> dict[str, tuple[Region, ...]]:
-    """Return where the bytes of a filled module's parameters are; parameters stored in another dtype are left out."""
+    """Return the file regions of a module's parameters, without parameters that the files store in another dtype."""
     found = {name: _row_regions(origins[name], files, weight.dtype) for name, weight in module.named_parameters()}
     return {name: parts for name, parts in found.items() if parts}
 
 
 def _row_regions(origin: Origin, files: Tensors, dtype: torch.dtype) -> tuple[Region, ...]:
-    """Return where an origin's rows are, in order; nothing if they must be converted."""
+    """Return the file regions of an origin's rows, in order; empty if the rows must be converted."""
     region = files.region(origin.tensor, dtype)
-    if region is None or files.shapes[origin.tensor][0] % origin.of:
+    if region is None or files.shapes[origin.tensor][0] % origin.part_count:
         return ()
-    size = region.size // origin.of
+    size = region.size // origin.part_count
     return tuple(Region(region.file, region.start + part * size, size) for part in origin.parts)
 
 
 def _begin_read(origin: Origin, files: Tensors, target: Tensor, reader: Reader) -> Completion:
     """Begin to fill `target` with an origin's rows; rows that must be converted are read before this returns."""
     parts = _row_regions(origin, files, target.dtype)
+    # The reader copies bytes and cannot convert a dtype.
     if not parts:
         target.copy_(origin.select_rows(files.read(origin.tensor)).view(target.shape))
         return already_complete
     return reader.read_rows(parts, target)
 
 
-def _check_names(files: Tensors, origins: Mapping[str, Origin], *, alone: bool) -> None:
+def _check_names(files: Tensors, origins: Mapping[str, Origin], *, reject_unused: bool) -> None:
     wanted = {origin.tensor for origin in origins.values()}
     missing = sorted(wanted - files.shapes.keys() - OPTIONAL)
-    unexpected = sorted(files.shapes.keys() - wanted) if alone else []
+    unexpected = sorted(files.shapes.keys() - wanted) if reject_unused else []
     for problem, names in (("missing", missing), ("unexpected", unexpected)):
         if names:
             more = f", and {len(names) - 1} more" if len(names) > 1 else ""

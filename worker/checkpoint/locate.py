@@ -29,7 +29,7 @@ Layout = Literal["bfl", "diffusers"]
 
 
 class ModuleSource(Protocol):
-    """What the transformer or the autoencoder is loaded from.
+    """A source of the tensors of the transformer or the autoencoder.
 
     Attributes:
         layout: `bfl` files have Black Forest Labs' tensor names and no configuration; `diffusers` files have diffusers'
@@ -104,7 +104,7 @@ class Checkpoint:
     commit: str | None
 
     def files(self) -> dict[str, Path]:
-        """Return every file that decides a pixel, under a name that does not depend on its folder."""
+        """Return every file that affects an image, under a name that does not depend on its folder."""
         named = {}
         for role, module in (("transformer", self.transformer), ("autoencoder", self.autoencoder)):
             for file in (*module.weights, *([module.config] if module.config else [])):
@@ -115,16 +115,13 @@ class Checkpoint:
         return named
 
     def revision(self) -> str:
-        """Return the name of this content; see `worker.checkpoint.revision`.
+        """Return the revision, which names the files' content; see `worker.checkpoint.revision`.
 
         Raises:
-            CheckpointError: a file cannot be read as safetensors, or has changed since its header was read.
+            CheckpointError: a file cannot be read as safetensors.
         """
         parts = (self.transformer, self.autoencoder, self.text_encoder)
         headers = {file: header for part in parts for file, header in part.open().headers.items()}
-        # Loading takes minutes, and a header that no longer fits its file gives weights from wrong places.
-        for file, header in headers.items():
-            header.check_unchanged(file)
         return revision_of(self.files(), commit=self.commit, headers=headers)
 
 
@@ -139,6 +136,7 @@ def locate_checkpoint(settings: ModelSettings, *, hf_token: str | None) -> Check
     model = MODELS[settings.id]
     path = settings.path or model.base_model
     text_encoder = settings.text_encoder or model.text_encoder
+    # A folder of that name wins over a repository with the same id, so that a copy on this host is never downloaded.
     if Path(path).is_dir():
         transformer = _in_folder(Path(path), "transformer", model.transformer_file)
         autoencoder = _local_autoencoder(Path(path), model, hf_token)
@@ -161,9 +159,10 @@ def _local_autoencoder(folder: Path, model: Model, hf_token: str | None) -> Modu
 
 
 def _hub_autoencoder(model: Model, repository: str, revision: str | None, hf_token: str | None) -> ModuleFiles:
-    """Download from the catalogue's own repository, where the model has one, or from that of its transformer."""
+    """Download from the autoencoder's repository in the catalogue, or else from the transformer's repository."""
     if model.autoencoder_repository is not None:
-        repository, revision = model.autoencoder_repository, None  # the setting is a revision of the other one
+        # FLUX2_MODEL_REVISION names a revision of the transformer's repository.
+        repository, revision = model.autoencoder_repository, None
     return ModuleFiles("bfl", (_download(repository, model.autoencoder_file, revision, hf_token),))
 
 
@@ -172,11 +171,15 @@ class _NotInFolder(CheckpointError):
 
 
 def _in_folder(folder: Path, module: str, single_file: str) -> ModuleFiles:
+    # BFL's file first: it is the one that AI Toolkit loads.
     if (folder / single_file).is_file():
         return ModuleFiles("bfl", (folder / single_file,))
     config = folder / module / "config.json"
     if not config.is_file():
-        raise _NotInFolder(f"{folder}: neither {single_file} nor {module}/config.json is there")
+        raise _NotInFolder(
+            f"{folder} has neither {single_file} nor {module}/config.json; put the checkpoint's files there or change "
+            "FLUX2_MODEL_PATH"
+        )
     return ModuleFiles("diffusers", _diffusers_weights(folder / module), config)
 
 
@@ -185,11 +188,13 @@ def _diffusers_weights(folder: Path) -> tuple[Path, ...]:
         return (folder / _DIFFUSERS_WEIGHTS,)
     index = folder / f"{_DIFFUSERS_WEIGHTS}.index.json"
     if not index.is_file():
-        raise CheckpointError(f"{folder}: neither {_DIFFUSERS_WEIGHTS} nor {index.name} is there")
+        raise CheckpointError(f"{folder} has neither {_DIFFUSERS_WEIGHTS} nor {index.name}; download the folder again")
     shards = _shards(index)
     absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent or not shards:
-        raise CheckpointError(f"{folder}: {absent[0] if absent else 'every shard'} of {index.name} is missing")
+        raise CheckpointError(
+            f"{folder}: {absent[0] if absent else 'every shard'} of {index.name} is missing; download the folder again"
+        )
     return tuple(folder / shard for shard in shards)
 
 
@@ -198,7 +203,7 @@ def _shards(index: Path) -> list[str]:
     try:
         return sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not an index of weights") from error
+        raise CheckpointError(f"{index} is not an index of weights; download it again") from error
 
 
 def _text_encoder(name: str, hf_token: str | None) -> TextEncoderFiles:
@@ -210,7 +215,9 @@ def _text_encoder(name: str, hf_token: str | None) -> TextEncoderFiles:
         except (OSError, ValueError) as error:
             raise CheckpointError(_download_problem(name, "the text encoder", error)) from error
     if not (folder / "config.json").is_file():
-        raise CheckpointError(f"{folder}: no config.json; the text encoder is a Hugging Face folder")
+        raise CheckpointError(
+            f"{folder} has no config.json; FLUX2_MODEL_TEXT_ENCODER must name a Hugging Face folder or repository"
+        )
     return TextEncoderFiles(folder)
 
 

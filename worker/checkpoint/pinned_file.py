@@ -31,9 +31,9 @@ _READ_ONLY = 8
 
 
 class PinnedFile:
-    """A mapped file whose pages `executor` pins, one piece after the other, at 0.03 s a GB.
+    """A mapped file whose pages `executor` pins, one piece after the other, at 0.03 s for each GB.
 
-    Later writes to the file show in the pages. If the file is cut off, the pages that are pinned keep their values.
+    Later writes to the file change the pages. If the file is truncated, pinned pages keep their values.
 
     Attributes:
         pinning: done when no more pages will be pinned.
@@ -44,6 +44,7 @@ class PinnedFile:
 
     def __init__(self, descriptor: int, *, executor: Executor) -> None:
         try:
+            # Shared, not private: all workers of a host then pin the same pages of the page cache.
             self._map = mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
         except (OSError, ValueError) as error:
             raise NotPinned(f"it cannot be mapped: {error}") from error
@@ -68,6 +69,7 @@ class PinnedFile:
     def pages(self, start: int, size: int) -> list[Tensor] | None:
         """Return a part of the file as views of its pieces; None unless all of them are pinned."""
         end = start + size
+        # The pieces are pinned one by one, so they are separate views: no copy may cross from one into the next.
         pieces = range(start // _PIECE_BYTES, -(-end // _PIECE_BYTES))
         if end > len(self._bytes) or not all(piece in self._pinned for piece in pieces):
             return None
@@ -89,13 +91,14 @@ class PinnedFile:
             start = piece * _PIECE_BYTES
             address, size = self._bytes.data_ptr() + start, min(_PIECE_BYTES, len(self._bytes) - start)
             if failed := int(cuda_runtime().cudaHostRegister(address, size, _READ_ONLY)):
+                # Not an error: the reader's threads read all pages that are not pinned.
                 logger.info("no more pages pinned", extra={"error": failed, "bytes": size, "at": start})
                 return
             self._pinned[piece] = address
 
 
 def _bytes_of(mapped: mmap.mmap) -> Tensor:
-    """Return a map's bytes; they must not be written to."""
+    """Return a map's bytes; do not write to them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the warning that the bytes are read-only
         return torch.frombuffer(mapped, dtype=torch.uint8)
@@ -109,16 +112,15 @@ def _unregister(pinned: dict[int, int]) -> None:
 def check_room_to_pin(descriptor: int, *, pinned_bytes: int) -> None:
     """Raise unless the host has room for all pages of a file.
 
-    Pages that are in memory already need no room: other workers have read them, and may have pinned them.
-
     Args:
-        pinned_bytes: what this process has pinned, or is about to, although the host counts it as available.
+        pinned_bytes: bytes that this process has pinned or is about to pin, but that the host counts as available.
 
     Raises:
         NotPinned: there is not enough memory, or the file cannot be mapped.
     """
     size = os.fstat(descriptor).st_size
     try:
+        # Pages in memory need no more room: other workers have read them, and may have pinned them.
         missing = int(size * (1 - _share_in_memory(descriptor, size)))
     except OSError as error:
         raise NotPinned(f"it cannot be mapped: {error}") from error
@@ -161,6 +163,7 @@ def _available_bytes() -> int:
     """Return the memory that is available without swapping, to this host and to this process's control group."""
     lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
     available = int(lines["MemAvailable"].split()[0]) * 1024
+    # A container's limit may be far below the host's memory. The kernel can reclaim its file pages, but not its tmpfs.
     group = Path("/sys/fs/cgroup")
     try:
         limit = (group / "memory.max").read_text().strip()

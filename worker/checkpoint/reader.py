@@ -1,11 +1,8 @@
 """Read a checkpoint's bytes into tensors, once while loading, and again whenever base weights are needed.
 
-Sixteen threads bring a GPU 30 to 38 GB/s; one thread that walks through mapped pages waits for each, and reaches 10.
-Files that are read again and again get their pages pinned where they are, in the page cache, and a GPU copies from
-there: 53 GB/s on an H100, as from any pinned memory, without a copy in between. Workers of one host pin the same pages.
-
-Pinning takes as long as reading once, and slows reading down, so it begins when loading has read the file. The threads
-go on until all pages are pinned, and wherever they cannot be: for lack of memory, or on a file system that forbids it.
+Sixteen threads read each file. The reader also pins files that are read repeatedly, in the page cache, and a GPU then
+copies from there: 53 GB/s on an H100, as from any pinned memory. The threads read all pages that are not pinned yet or
+cannot be pinned, for lack of memory or because the file system forbids it.
 """
 
 from __future__ import annotations
@@ -29,12 +26,13 @@ from worker.checkpoint.pinned_file import PinnedFile, check_room_to_pin
 
 logger = logging.getLogger("flux2.worker.checkpoint")
 
+# Sixteen threads bring a GPU 30 to 38 GB/s; one thread that walks through mapped pages waits for each, and brings 10.
 _THREADS = 16
 # Bytes per copy. On an H100, 16 threads reach 38 GB/s with 32 MiB, 32 GB/s with 8 MiB and 10 GB/s with 2 MiB.
 _BLOCK_BYTES = 32 * 1024**2
 
 #: Waits until a read is complete; on a GPU, the current stream waits for the copy instead of the thread. Raises
-#: CheckpointError if a file cannot be read, or ends too early.
+#: CheckpointError if a file cannot be read or is too short.
 Completion = Callable[[], None]
 
 
@@ -51,7 +49,7 @@ class Region(NamedTuple):
 
 
 class Reader:
-    """Fills tensors from files that it keeps open, so a file that replaces one later is not read. Threads may share it.
+    """Fills tensors from files that it keeps open. Threads may share it.
 
     Args:
         device: of the tensors.
@@ -64,6 +62,7 @@ class Reader:
         # One thread: pinning a piece blocks the others.
         self._pinner = device_thread_pool(device, 1, "flux2-pin")
         self._thread_local = threading.local()
+        # Open descriptors: a checkpoint that is replaced by renaming must not mix with the one that was loaded.
         self._files: dict[Path, int] = {}
         # Descriptors must be closed even if nobody uses the reader as a context manager.
         weakref.finalize(self, _close, self._files)
@@ -94,11 +93,14 @@ class Reader:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
 
     def pin(self, file: Path) -> None:
-        """Begin to pin the pages of a file that will be read again and again; do nothing if they cannot be pinned.
+        """Begin to pin the pages of a file that will be read repeatedly; do nothing if they cannot be pinned.
+
+        Call this after loading has read the file.
 
         Raises:
             CheckpointError: it cannot be opened.
         """
+        # Pinning takes as long as reading the file once, and slows other reads down.
         self.open(file)
         if self.device.type != "cuda" or file in self._pinned:
             return
@@ -111,6 +113,7 @@ class Reader:
 
     def close_except(self, files: Collection[Path]) -> None:
         """Close and unpin all files but these."""
+        # The GPU may still copy from the pages of a file that was read last.
         if self._stream is not None:
             self._stream.synchronize()
         for file in self._files.keys() - set(files):
@@ -119,7 +122,7 @@ class Reader:
             os.close(self._files.pop(file))
 
     def read(self, region: Region, target: Tensor) -> Completion:
-        """Begin to fill `target`, contiguous and of the region's size, after the work that the current stream has now.
+        """Begin to fill `target`, contiguous and of the region's size, after all work in the current stream.
 
         Raises:
             CheckpointError: the file cannot be opened.
@@ -184,6 +187,7 @@ class Reader:
         view = block.numpy().data
         while view:
             try:
+                # preadv takes the position as an argument, so sixteen threads can share one descriptor.
                 count = os.preadv(self._files[file], [view], start)
             except OSError as error:
                 raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Name a checkpoint by its content, cheaply: a worker cannot hash 99 GB at every start.
+"""Name a checkpoint by its content, without reading all of it.
 
 A revision is the first 16 hex digits of a sha256 over, for each file in the order of their names: role and file name,
 size in bytes, and content. Content is the whole file for configurations and tokenizers. For safetensors it is the
@@ -18,6 +18,7 @@ from pathlib import Path
 from shared.safetensors_header import LENGTH_BYTES, read_frame, read_header_bytes
 from worker.checkpoint.tensor_files import FileHeader
 
+# Samples, because a worker cannot hash 99 GB each time it starts.
 _BLOCKS = 64
 _BLOCK_BYTES = 4096
 
@@ -28,9 +29,10 @@ def revision_of(
     """Return the revision of the files, by role and name.
 
     Args:
-        headers: those that have been read already.
+        headers: headers that have been read already, by file.
     """
     digest = hashlib.sha256()
+    # By role and name, never by folder: a copied or moved checkpoint keeps its revision.
     for name, file in sorted(files.items()):
         digest.update(f"{name}\0{file.stat().st_size}\0".encode())
         for block in _content(file, (headers or {}).get(file)):

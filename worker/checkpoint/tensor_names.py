@@ -22,22 +22,22 @@ class Origin:
     """The BFL tensor that a diffusers tensor comes from, and which of its rows.
 
     Attributes:
-        tensor: BFL's name; in the tables below, of the module without the tensor's own name.
-        parts: numbers of equal parts of the rows, in order; (1, 0) swaps two halves.
-        of: how many parts the rows are divided into.
-        leaf: BFL's name of the tensor inside its module, if diffusers has another.
+        tensor: BFL's name; the tables below leave out its last part, the tensor's name inside its module.
+        parts: numbers of equal parts of the rows, in order; (1, 0) exchanges two halves.
+        part_count: number of equal parts that the rows are divided into.
+        leaf: BFL's name of the tensor inside its module, if diffusers uses another.
     """
 
     tensor: str
     parts: tuple[int, ...] = (0,)
-    of: int = 1
+    part_count: int = 1
     leaf: str | None = None
 
     def select_rows(self, tensor: Tensor) -> Tensor:
         """Return this origin's rows of a BFL tensor, or of an update to one; a view if the rows are adjacent."""
-        if self.of == 1:
+        if self.part_count == 1:
             return tensor
-        rows = tensor.chunk(self.of)
+        rows = tensor.chunk(self.part_count)
         picked = [rows[part] for part in self.parts]
         return picked[0] if len(picked) == 1 else torch.cat(picked)
 
@@ -53,7 +53,7 @@ def _origins(layers: Mapping[str, Target]) -> dict[str, Origin]:
     return {module: Origin(target.layer, *target.rows) for module, target in layers.items()}
 
 
-# Modules of diffusers' transformer. Norms are no linear layers, so no adapter names them: they are only here.
+# Modules of diffusers' transformer. No adapter names a norm, because norms are not linear layers: they are only here.
 _TRANSFORMER = _origins(LAYERS)
 _DOUBLE_BLOCK = _origins(DOUBLE_BLOCK_LAYERS) | {
     "attn.norm_q": Origin("img_attn.norm.query_norm", leaf="scale"),
@@ -116,6 +116,7 @@ def layer_parts(transformer: nn.Module) -> dict[str, tuple[LayerPart, ...]]:
     parameters = dict(transformer.named_parameters())
     parts: dict[str, tuple[LayerPart, ...]] = {}
     for name, origin in transformer_origins(transformer).items():
+        # Only linear layers have two dimensions; the weight of a norm has one.
         if parameters[name].ndim == 2:
             layer = origin.tensor.removesuffix(".weight")
             parts[layer] = (*parts.get(layer, ()), LayerPart(name, origin))
@@ -132,7 +133,7 @@ def layer_shapes(transformer: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def tensor_parts(module: nn.Module, origins: Mapping[str, Origin]) -> dict[str, tuple[Tensor, ...]]:
-    """Return each BFL tensor as the parts, in the order of its rows, that a diffusers module holds."""
+    """Return each BFL tensor as the list of parts that a diffusers module holds, in the order of the rows."""
     state, pieces = module.state_dict(), dict[str, dict[int, Tensor]]()
     for name, origin in origins.items():
         parts = state[name].chunk(len(origin.parts)) if len(origin.parts) > 1 else (state[name],)

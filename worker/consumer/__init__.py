@@ -1,1 +1,1 @@
-"""Brings an item from the ledger to its end: wake-up, claim, lease, rendering, storing, commit. Imports no torch."""
+"""Processes an item from wake-up to commit: claim, lease, rendering, storing. Imports no torch."""

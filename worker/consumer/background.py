@@ -1,4 +1,4 @@
-"""Threads that work while an item renders: one stores the image before it, one prepares the item after it."""
+"""Run two threads while an item renders: one stores the previous image, one prepares the next item."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 logger = logging.getLogger("flux2.worker.consumer")
 
-# The first step still waits for weights that are being merged; preparing during it would slow both down.
+# Weights are still being merged during the first step; preparing at the same time would slow both down.
 STEP_TO_PREPARE = 2
 
 
@@ -20,7 +20,7 @@ class InlineRunner:
         work()
 
     def wait(self) -> None:
-        """Return at once: no work outlives `submit`."""
+        """Return immediately: no work outlives `submit`."""
 
 
 class _SingleThread:
@@ -32,10 +32,10 @@ class _SingleThread:
         self._thread: threading.Thread | None = None
 
     def wait(self) -> None:
-        """Block until the work under way has ended; return at once without any."""
+        """Block until the current work has ended; return immediately if there is none."""
         with self._lock:
             thread = self._thread
-        # Joined outside the lock, so that another caller can still ask whether work is under way.
+        # Outside the lock, so that other callers are not blocked while this one joins the thread.
         if thread is not None:
             thread.join()
 
@@ -44,6 +44,7 @@ class _SingleThread:
             if self._thread is not None and self._thread.is_alive():
                 return False
             thread = threading.Thread(target=self._run, args=[work], name=self._name, daemon=True)
+            # Assigned only after the start: a thread that could not start must not be joined.
             thread.start()
             self._thread = thread
             return True
@@ -59,39 +60,35 @@ class _SingleThread:
 
 
 class BackgroundUploader(_SingleThread):
-    """Stores one image at a time in a thread; the next image waits until the one before is stored.
-
-    Waiting bounds the images in memory, and the work that a dying process loses, to one image.
-    """
+    """Stores one image at a time in a thread; the next image waits until the previous one is stored."""
 
     def __init__(self) -> None:
         super().__init__("flux2-uploader")
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Wait for the work before, then start this one.
+        """Wait for the previous work, then start this one.
 
         Raises:
             RuntimeError: no thread could be started; the work has not begun.
         """
+        # Waiting bounds the images in memory, and the work that a dying process loses, to one image.
         while not self._start_if_idle(work):
             self.wait()
 
     def _log_failure(self, error: Exception) -> None:
-        # The item itself has been committed or released by then: see `worker.consumer.item_run`.
+        # The item itself has already been committed or released: see `worker.consumer.item_run`.
         logger.error("unexpected error while storing", exc_info=error)
 
 
 class Prefetcher(_SingleThread):
-    """Prepares the next item in a thread; drops work that comes while it is busy, and work that fails.
-
-    Nothing depends on it: an item that was not prepared is prepared when it renders.
-    """
+    """Prepares the next item in a thread; drops work that is submitted while it is busy, and work that fails."""
 
     def __init__(self) -> None:
         super().__init__("flux2-prefetcher")
 
     def submit(self, work: Callable[[], None]) -> None:
-        """Start the work unless other work is under way."""
+        """Start the work unless the thread is busy."""
+        # Dropping work costs time only: rendering prepares any item that is not prepared yet.
         self._start_if_idle(work)
 
     def _log_failure(self, error: Exception) -> None:

@@ -1,7 +1,4 @@
-"""The life of a worker process from its loaded model to its end: recover, announce, consume, drain.
-
-It needs no torch: `worker.serve` loads the model.
-"""
+"""Run a worker process after its model is loaded: recover, announce the slot, consume, drain."""
 
 from __future__ import annotations
 
@@ -22,7 +19,7 @@ from worker.consumer.worker import Worker, redis_retries
 
 logger = logging.getLogger("flux2.worker.consumer")
 
-# A loaded model is worth the wait for Redis.
+# Loading a model takes minutes, so a worker that has loaded one waits for Redis instead of ending.
 START_RETRY_S = 2.0
 
 
@@ -33,6 +30,7 @@ def consume(worker: Worker) -> None:
     caretaker = Caretaker(worker.ledger, worker.celery, worker.settings.queue)
     caretaker.start()
     try:
+        # The caretaker runs during this wait too: it serves all jobs and needs no device.
         if _wait_until_trusted(worker):
             _run_celery(worker)
     finally:
@@ -41,8 +39,9 @@ def consume(worker: Worker) -> None:
 
 
 def _reclaim_items(worker: Worker) -> None:
-    """Requeue the items of this slot's earlier process now; else they would wait until their leases expire."""
+    """Requeue the items that an earlier process of this slot was running."""
     slot = worker.slot
+    # Without this they would wait until their leases expire.
     reclaimed = redis_retries(pause_s=START_RETRY_S)(worker.ledger.reclaim, slot=slot.name, boot=slot.boot)
     if reclaimed:
         logger.warning("items of an earlier process requeued", extra={"slot": slot.name, "count": reclaimed})
@@ -52,25 +51,23 @@ def _reclaim_items(worker: Worker) -> None:
 
 def _wait_until_trusted(worker: Worker) -> bool:
     """Block while the slot's device is faulty; return False if SIGTERM or SIGINT came first."""
-    # A queue, since a signal handler may put into it; the lock of an Event could belong to the thread it interrupts.
+    # Signal handlers may use a SimpleQueue; the thread that one interrupts could hold the lock of an Event.
     stop_signals: queue.SimpleQueue[int] = queue.SimpleQueue()
     # Celery installs its own handlers only when it starts.
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in before:
         signal.signal(number, lambda number, _: stop_signals.put(number))
     try:
-        trusted = redis_retries(pause_s=START_RETRY_S)(device_faults.wait_until_trusted, worker, stop_signals)
+        return redis_retries(pause_s=START_RETRY_S)(device_faults.wait_until_trusted, worker, stop_signals)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    # A signal may have come after the last look at the queue.
-    return trusted and stop_signals.empty()
 
 
 def _run_celery(worker: Worker) -> None:
     watchdog, drain = Watchdog(worker), Drain(worker)
     drain.start()
-    # The slot is announced when Celery listens, not before: a slot in the list is given work.
+    # The slot is announced once Celery listens, not before: the service counts on every announced slot.
     worker_ready.connect(lambda **_: worker.heartbeat.start(), weak=False)
     worker_ready.connect(lambda **_: watchdog.start(), weak=False)
     worker_shutting_down.connect(lambda **_: drain.begin(), weak=False)
@@ -91,7 +88,7 @@ def _celery_arguments(worker: Worker) -> list[str]:
         "--pool=solo",
         f"--queues={','.join(keys.wake_queue(pool) for pool in worker.slot.pools)}",
         f"--hostname={worker.slot.name}",
-        # Workers need not know of each other: the ledger does, and the solo pool answers nothing while it is busy.
+        # The ledger knows all workers, and the solo pool answers no other worker while it renders.
         "--without-gossip",
         "--without-mingle",
         "--without-heartbeat",

@@ -1,4 +1,4 @@
-"""The hand-off of an item's lease from the thread that renders it to the thread that stores its image."""
+"""Hand an item's lease over from the thread that renders it to the thread that stores its image."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ class Custody:
         try:
             self._lease.start()
         except RuntimeError:  # no thread could be started
+            # Otherwise heartbeats would report an item that nobody renews.
             self._state.remove_claim(self._claim)
             raise
         with self._lock:

@@ -1,7 +1,7 @@
-"""Keeps a slot whose device fails again and again from claiming work.
+"""Keep a slot whose device fails repeatedly from claiming work.
 
-A CUDA error such as an illegal access is sticky: every later call of the process fails. The process then ends, to be
-started again by its supervisor; this module counts such ends across processes, in the ledger.
+A CUDA error such as an illegal access is sticky: every later call of the process fails. The process then ends and its
+supervisor starts it again. This module counts these faults in the ledger, across processes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from worker.consumer.worker import Worker
 
 logger = logging.getLogger("flux2.worker.consumer.device")
 
-# A device that fails on this many different items within the window is bad; with one item, the item may be at fault.
+# A device that fails on this many different items within the window is bad; a single item may be at fault itself.
 FAULTS = 2
 WINDOW_S = 600.0
 _POLL_S = 5.0
@@ -32,7 +32,7 @@ def record(worker: Worker, claim: Claim, error: Flux2Error) -> None:
 
 
 def is_faulty(ledger: Ledger, slot: str) -> bool:
-    """Return whether the slot's device failed too often to be given work."""
+    """Return whether the slot's device failed too often to render another item."""
     return ledger.workers.count_faults(slot, window_s=WINDOW_S) >= FAULTS
 
 
@@ -40,9 +40,9 @@ def wait_until_trusted(worker: Worker, stop_signals: queue.SimpleQueue[int]) -> 
     """Block while the slot's device is faulty, until its faults are `WINDOW_S` old; return False after a stop signal.
 
     Raises:
-        LedgerUnavailable: Redis did not answer; calling this again goes on waiting.
+        LedgerUnavailable: Redis did not answer; call this again to continue waiting.
     """
-    # A signal may have come while Redis did not answer the call before.
+    # A signal may have arrived during an earlier call that Redis did not answer.
     if not stop_signals.empty():
         return False
     while is_faulty(worker.ledger, worker.slot.name):
@@ -52,7 +52,7 @@ def wait_until_trusted(worker: Worker, stop_signals: queue.SimpleQueue[int]) -> 
         try:
             stop_signals.get(timeout=_POLL_S)
         except queue.Empty:
-            continue  # the faults expire by Redis' clock: look again
+            continue  # Redis' clock decides when the faults expire, so read them again
         return False
     worker.state.change_condition("ready")
     return True

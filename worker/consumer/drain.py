@@ -1,4 +1,4 @@
-"""The drain after SIGTERM: claim nothing more, finish or hand over the running items, and exit in time."""
+"""Drain a worker after SIGTERM: claim nothing more, finish or hand over the running items, and exit in time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Drain:
         self._worker = worker
         self._close_s = close_s
         self._thread = threading.Thread(target=self._run, name="flux2-drain", daemon=True)
-        # A signal handler may put into this queue; the lock of an Event could belong to the thread it interrupts.
+        # Signal handlers may use a SimpleQueue; the thread that one interrupts could hold the lock of an Event.
         self._messages: queue.SimpleQueue[Literal["begin", "stop"]] = queue.SimpleQueue()
         self._begun = False
 
@@ -34,14 +34,16 @@ class Drain:
         self._thread.start()
 
     def begin(self) -> None:
-        """Begin to drain; called in a signal handler, so nothing here blocks."""
+        """Begin to drain. A signal handler may call this: it never blocks."""
+        # Celery emits worker_shutting_down inside its handler of SIGTERM.
         self._worker.state.start_draining()
         self._begun = True
         self._messages.put("begin")
 
     def stop(self) -> None:
-        """Join the thread, unless it drains: it then guards the process until the very end, which may hang too."""
+        """Join the thread, unless a drain has begun."""
         self._messages.put("stop")
+        # After `begin` the thread guards the process until its end, because closing connections may hang too.
         if not self._begun:
             self._thread.join()
 
@@ -49,7 +51,7 @@ class Drain:
         if self._messages.get() == "stop":
             return
         threading.Event().wait(self._worker.settings.worker.drain_s)
-        # A wake-up that was under way at the signal may still have claimed an item; an idle process ends by itself.
+        # A wake-up that Celery handled at the signal may still have claimed an item; an idle process ends by itself.
         polls = round(self._close_s / _POLL_S)
         while not self._worker.state.claims and polls:
             threading.Event().wait(_POLL_S)

@@ -1,4 +1,4 @@
-"""The heartbeat by which the ledger knows that this worker is alive, what it does and which adapters it has merged."""
+"""Report to the ledger that this worker is alive, what it does and which adapters it has merged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker.consumer.worker_state import WorkerState
 
 logger = logging.getLogger("flux2.worker.consumer.heartbeat")
 
-# The ledger forgets a slot after 15 s without a heartbeat.
+# The ledger forgets a slot after 15 s without a heartbeat, so several may be lost.
 _INTERVAL_S = 3.0
 # Longer than a call to Redis takes to time out.
 _WITHDRAW_S = 10.0
@@ -30,8 +30,8 @@ class Heartbeat:
     """Sends the worker's state to the ledger every few seconds, and whenever the state announces a change.
 
     Args:
-        renderer: knows the adapters that are merged now; read at each heartbeat.
-        withdraw_s: how long `withdraw` waits for a heartbeat under way.
+        renderer: provides the key of the adapters that are merged now, at each heartbeat.
+        withdraw_s: how long `withdraw` waits for a heartbeat that is being sent.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Heartbeat:
             LedgerUnavailable: Redis did not answer; the slot is forgotten when its last heartbeat expires.
         """
         self._stopped.set()
-        # A heartbeat under way would put the slot back. One that never returns must not keep the process from ending.
+        # A heartbeat that is being sent would add the slot again. One that hangs must not keep the process from ending.
         locked = self._sending.acquire(timeout=self._withdraw_s)
         try:
             self._ledger.workers.remove(self._slot.name)
@@ -93,14 +93,14 @@ class Heartbeat:
                 self._sending.release()
 
     def send(self) -> None:
-        """Send the state as it is now; without Redis, only log that."""
-        with self._sending:  # else an older report could arrive last
+        """Send the state as it is now; if Redis does not answer, log a warning."""
+        with self._sending:  # otherwise an older report could arrive last
             if self._stopped.is_set():
                 return
             snapshot = self._state.snapshot()
             report = {**self._facts, **snapshot.report(merged_key=self._renderer.warm_key)}
             try:
-                self._ledger.workers.beat(self._slot.name, report)
+                self._ledger.workers.record_heartbeat(self._slot.name, report)
             except LedgerUnavailable as error:
                 logger.warning("heartbeat not sent", extra={"slot": self._slot.name, "error": str(error)})
 

@@ -1,6 +1,6 @@
-"""Locks between the worker processes of one host: a slot's name and a GPU each belong to one process at a time.
+"""Lock slot names and GPUs between the worker processes of one host, so that each belongs to one process at a time.
 
-The kernel keeps each lock (flock) for an open file and drops it when the process ends, however it ends.
+The locks are flocks: the kernel releases them when the process ends, even if it is killed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ _POLL_S = 0.5
 def slot_lock(name: str, *, redis_url: str, folder: Path | None) -> Iterator[None]:
     """Reserve a slot's name, for one ledger, on this host.
 
-    A second process with the same name would requeue the first one's items as those of a dead predecessor.
-
     Raises:
         ServerFailed: another process on this host has the name, or `folder` cannot hold locks.
     """
+    # A second process with this name would requeue the first one's items as those of a dead predecessor.
     digest = hashlib.sha256(f"{redis_url} {name}".encode()).hexdigest()[:16]
     lock = _open(folder, f"slot-{digest}")
     if not _try_acquire(lock):
@@ -41,7 +40,7 @@ def slot_lock(name: str, *, redis_url: str, folder: Path | None) -> Iterator[Non
 
 @contextmanager
 def gpu_lock(gpu: str, *, folder: Path | None) -> Iterator[None]:
-    """Reserve a GPU; waits until its last process has ended, so two generations never share its memory.
+    """Reserve a GPU; wait until its previous process has ended.
 
     Args:
         gpu: its UUID, the same in every container of the host.
@@ -49,9 +48,10 @@ def gpu_lock(gpu: str, *, folder: Path | None) -> Iterator[None]:
     Raises:
         ServerFailed: `folder` cannot hold locks.
     """
+    # An old and a new worker process must never occupy the GPU's memory at the same time.
     lock = _open(folder, gpu)
     if not _try_acquire(lock):
-        logger.warning("waiting for the GPU's last process to end", extra={"gpu": gpu, "lock": lock.lock_file})
+        logger.warning("waiting for the GPU's previous process to end", extra={"gpu": gpu, "lock": lock.lock_file})
         lock.acquire(poll_interval=_POLL_S)
     with _released_at_exit(lock):
         yield
@@ -59,7 +59,7 @@ def gpu_lock(gpu: str, *, folder: Path | None) -> Iterator[None]:
 
 @contextmanager
 def _released_at_exit(lock: FileLock) -> Iterator[None]:
-    # The file stays: deleting it would let a waiting process lock a file that no newcomer finds.
+    # The file stays: after a deletion, a waiting process would lock a file that later processes cannot open.
     try:
         yield
     finally:
@@ -74,7 +74,7 @@ def _open(folder: Path | None, name: str) -> FileLock:
         raise _unusable(folder, error) from error
     # The user's id is in the name: another user's lock file in a shared /tmp could not be opened.
     file = folder / f"flux2-{os.getuid()}-{name}.lock"
-    # Without flock, filelock would fall back to a marker file, which outlives a killed process.
+    # On a file system without flock, filelock would fall back to a marker file, which outlives a killed process.
     return FileLock(file, mode=0o600, fallback_to_soft=False)
 
 
@@ -89,4 +89,6 @@ def _try_acquire(lock: FileLock) -> bool:
 
 
 def _unusable(folder: Path, error: OSError) -> ServerFailed:
-    return ServerFailed(f"FLUX2_WORKER_LOCK_DIR {folder}: {error.strerror}; name a folder that this user can write")
+    return ServerFailed(
+        f"FLUX2_WORKER_LOCK_DIR {folder} cannot hold locks: {error.strerror}; choose a folder that this user can write"
+    )

@@ -1,7 +1,7 @@
-"""Image files that contain the parameters they were made with, so that any one of them can be rendered again.
+"""Write images as files that contain their parameters, so that any one of them can be rendered again.
 
-Each file holds the parameters twice: as JSON, which `read_parameters` reads, and as the text that AUTOMATIC1111's web
-UI writes, which image browsers and model sites show. PNG stores them in text chunks, JPEG and WebP in EXIF.
+Each file holds the parameters twice: as JSON, which `read_parameters` reads, and in the text format of AUTOMATIC1111's
+web UI. PNG stores them in text chunks, JPEG and WebP in EXIF.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TEXT_CHUNK = "parameters"
 
 # A JPEG has one APP1 segment of 64 KiB for its EXIF, and some of that is structure.
 _JPEG_EXIF_BYTES = 65_000
-# Longer values, prompts above all, are left out of a JPEG whose EXIF would not fit.
+# Values longer than this, mostly prompts, are left out of a JPEG whose EXIF would not fit.
 _SHORT_CHARS = 500
 
 _CONTENT_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
@@ -42,14 +42,15 @@ def content_type(fmt: ImageFormat) -> str:
 
 
 def encode(image: Image.Image, fmt: ImageFormat, parameters: Mapping[str, object]) -> bytes:
-    """Return the image as a file with `parameters` in it.
+    """Return the bytes of an image file that contains `parameters`.
 
-    PNG is lossless; JPEG is quality 95 without chroma subsampling; WebP is quality 90.
+    PNG is lossless; JPEG has quality 95 without chroma subsampling; WebP has quality 90.
 
     Args:
         image: RGB, 8 bits a channel.
-        parameters: anything that JSON can hold; the readable text shows those that are fields of `shared.job.ItemSpec`.
-            A JPEG has 64 kB for both; when they do not fit, long values are left out and `"truncated": true` is added.
+        parameters: values that JSON can hold; the readable text shows those that are fields of `shared.job.ItemSpec`.
+            A JPEG has 64 kB for both copies. If they do not fit, long values are left out and `"truncated": true` is
+            added.
 
     Raises:
         TypeError: a parameter cannot be written as JSON.
@@ -93,6 +94,7 @@ def _parse(text: object) -> dict[str, Any] | None:
 
 def _png_text(parameters: Mapping[str, object]) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
+    # Image browsers and model sites show this text.
     chunks.add_itxt(_TEXT_CHUNK, _encodable(_readable(parameters)))
     chunks.add_text(_JSON_CHUNK, _json(parameters))
     return chunks
@@ -124,7 +126,7 @@ def _json(parameters: Mapping[str, object]) -> str:
 
 def _encodable(text: str) -> str:
     """Replace lone surrogates, which no encoding can hold, and NUL."""
-    # Many readers take NUL for the end of a text chunk.
+    # Many readers treat NUL as the end of a text chunk.
     return text.encode("utf-8", "replace").decode("utf-8").replace("\0", "?")
 
 

@@ -1,4 +1,4 @@
-"""Protocols of the renderer that the consumer calls; `worker.rendering.renderer` has the real one."""
+"""The renderer's interface, as protocols; `worker.rendering.renderer` implements it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from shared.job import AdapterReport, ItemSpec, PipelineReport, Progress
 # Protocols rather than classes keep torch out of the consumer: `make chaos` runs it with a renderer that only sleeps.
 
 
-class Rendered(Protocol):
-    """A finished image with its report; see `worker.rendering.attempt.Rendered`."""
+class RenderedImage(Protocol):
+    """A finished image with its report; see `worker.rendering.attempt.RenderedImage`."""
 
     @property
     def image(self) -> Image.Image: ...
@@ -31,15 +31,15 @@ class ItemRenderer(Protocol):
 
     @property
     def warm_key(self) -> str:
-        """Key of the adapters merged now, or being merged for the next item; may be read from any thread."""
+        """Key of the adapters that are merged now or being merged for the next item; any thread may read it."""
 
     @property
     def corrupted(self) -> int:
-        """Count of restored parameters whose bits are not those that were loaded; anything but 0 is a defect."""
+        """Number of restored parameters whose bits differ from the loaded ones; anything but 0 is a defect."""
 
     def render(
         self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: Callable[[Progress], None]
-    ) -> Rendered: ...
+    ) -> RenderedImage: ...
 
     def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
-        """Prepare a coming item while another one renders; called from another thread."""
+        """Prepare the next item while another one renders; the prefetching thread calls this."""

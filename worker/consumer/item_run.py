@@ -1,7 +1,6 @@
-"""One claimed item from its claim to its end: render it, store it, commit it.
+"""Process one claimed item to its end: render it, store it, commit it.
 
-Whatever goes wrong with an item ends here as a committed failure or as a release to another attempt; an accepted item
-never disappears with an exception.
+Every error of an item ends here as a committed failure or as a release for another attempt.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from shared.ledger import Claim
 from worker.consumer import device_faults, image_file
 from worker.consumer.background import STEP_TO_PREPARE
 from worker.consumer.custody import Custody, Owner
-from worker.consumer.interfaces import Rendered
+from worker.consumer.interfaces import RenderedImage
 from worker.consumer.lease import Lease
 from worker.consumer.process_end import EXIT_FAULT, end_process
 from worker.consumer.worker import Worker, item_error, redis_retries
@@ -39,7 +38,7 @@ logger = logging.getLogger("flux2.worker.consumer")
 
 T = TypeVar("T")
 
-# A commit and a release are repeated this often while Redis is away; the fence makes a late one harmless.
+# Pause between repeats of a commit or a release while Redis is away; the fence makes a late one harmless.
 _REDIS_PAUSE_S = 0.5
 
 
@@ -53,11 +52,11 @@ class ItemRun:
         self._custody = Custody(claim, lease=self._lease, state=worker.state)
 
     def run(self) -> None:
-        """Render the item and pass the image on to be stored; return when the next item may be claimed."""
+        """Render the item and pass the image to the storing thread; return when the next item may be claimed."""
         self._custody.open()
         try:
             if self._claim.attempt > 1:
-                # An item that may have ended a process renders alone, so that it costs no other item.
+                # This item may have ended a process, so it renders alone: another end costs no other item.
                 self._worker.uploader.wait()
             rendered = self._attempt(self._render, may_probe=True)
             if rendered is not None:
@@ -65,18 +64,18 @@ class ItemRun:
         finally:
             self._custody.close(Owner.RENDERING)
 
-    def _start_storing(self, rendered: Rendered) -> None:
+    def _start_storing(self, rendered: RenderedImage) -> None:
         self._custody.pass_to_storing()
         try:
             self._worker.uploader.submit(partial(self._store_and_commit, rendered))
         except BaseException:
-            # Without a thread that stores, nobody else would ever stop renewing the lease.
+            # Without a storing thread, nothing else would ever stop the renewal of the lease.
             self._custody.close(Owner.STORING)
             raise
 
-    def _store_and_commit(self, rendered: Rendered) -> None:
+    def _store_and_commit(self, rendered: RenderedImage) -> None:
         try:
-            # The device is not probed for an error here: it already renders the next item.
+            # The device is not probed: it already renders the next item.
             result = self._attempt(partial(self._store, rendered), may_probe=False)
             if result is not None:
                 self._conclude(result)
@@ -84,7 +83,7 @@ class ItemRun:
             self._custody.close(Owner.STORING)
 
     def _attempt(self, work: Callable[[], T], *, may_probe: bool) -> T | None:
-        """Do a part of the work and return what it made; conclude the item and return None if the work fails.
+        """Do a part of the work and return its result; if it fails, conclude the item and return None.
 
         Args:
             may_probe: whether the device is free to be probed after an error.
@@ -95,16 +94,18 @@ class ItemRun:
         except Flux2Error as error:
             self._conclude(error, may_probe=may_probe)
         except Exception as error:
+            # Concluded first: an accepted item must never disappear with an exception.
             self._conclude(RunError(f"{type(error).__name__}: {error}"), may_probe=may_probe)
             raise  # a bug: Celery logs it
         return None
 
     def _conclude(self, outcome: ItemResult | Flux2Error, *, may_probe: bool = False) -> None:
-        """Commit, retry, abandon or give up: everything that can follow an outcome is decided here."""
+        """Decide what follows an outcome: commit, retry, abandon, or end the process."""
         match outcome:
             case ItemResult():
                 self._commit(outcome)
             case LeaseLost():
+                # No commit: the item belongs to another claim, which writes under its own prefix.
                 logger.warning("item abandoned", extra={"item": self._claim.item_id, "error": str(outcome)})
                 self._discard(self._claim.fence)
             case ItemCanceled():
@@ -128,12 +129,13 @@ class ItemRun:
         logger.error("item failed", exc_info=error, extra={**where, "code": error.code})
 
     def _probe_device(self) -> DeviceFault | None:
-        # The text of the item's error decides nothing: the same words can follow from a bug and from a broken GPU.
+        # The error's text decides nothing: a bug and a broken GPU can produce the same words.
         reason = self._worker.probe()
         return DeviceFault(f"{self._worker.slot.name}: {reason}") if reason else None
 
     def _end_process(self, error: Flux2Error) -> None:
-        self._worker.state.start_draining()  # this may be another thread than the one that claims
+        # Before anything that takes time: the thread that claims may be another one, and must claim nothing more.
+        self._worker.state.start_draining()
         if error.implicates_device:
             device_faults.record(self._worker, self._claim, error)
         end_process(self._worker, EXIT_FAULT, reason=str(error), failed=(self._claim, error))
@@ -141,9 +143,10 @@ class ItemRun:
     def _end_stalled_process(self, progress: Progress) -> None:
         at = f"{progress.stage}, step {progress.step} of {progress.steps}"
         message = f"no progress for {self._worker.settings.worker.stall_s:g} s at {at}"
+        # A stalled upload waits for the store, not for the device.
         self._end_process(Stalled(message, implicates_device=progress.stage != "upload"))
 
-    def _render(self) -> Rendered:
+    def _render(self) -> RenderedImage:
         """Do the part that needs the GPU."""
         spec = self._claim.spec
         rendered = self._worker.renderer.render(spec, self._files(spec), on_progress=self._on_progress)
@@ -159,8 +162,8 @@ class ItemRun:
             self._worker.prefetcher.submit(self._prepare_next)
 
     def _prepare_next(self) -> None:
-        """Prepare the item that the ledger would give this slot next."""
-        # Only a guess: another slot may claim it, and a better item may come.
+        """Prepare the item that this slot would claim next."""
+        # Only a guess: another slot may claim it, or a better item may arrive.
         slot = self._worker.slot
         spec = self._worker.ledger.peek_next(slot.pools, slot=slot.name, warm=self._claim.spec.adapter_key)
         if spec is not None:
@@ -169,7 +172,7 @@ class ItemRun:
     def _files(self, spec: ItemSpec) -> list[Path]:
         return [locate_adapter(ref.path, root=self._worker.settings.adapters.root) for ref in spec.adapters]
 
-    def _store(self, rendered: Rendered) -> ItemResult:
+    def _store(self, rendered: RenderedImage) -> ItemResult:
         """Store an image under this claim's own prefix."""
         claim, spec = self._claim, self._claim.spec
         started = time.perf_counter()
@@ -187,6 +190,7 @@ class ItemRun:
         content_type = image_file.content_type(spec.output_format)
         self._worker.store.put(key, data, content_type=content_type)
         uploaded = time.perf_counter()
+        # A cancel or a lost lease during the upload ends the attempt here, before the commit.
         self._lease.check()
 
         timings = {**rendered.timings, "encode_image": encoded - started, "upload": uploaded - encoded}
@@ -204,14 +208,14 @@ class ItemRun:
         )
 
     def _commit(self, outcome: ItemResult | ItemError | None) -> None:
-        """End the item; None means canceled. Images that no result names are removed."""
+        """End the item; None means canceled. Remove images that no result names."""
         claim = self._claim
         answer = redis_retries(pause_s=_REDIS_PAUSE_S)(self._worker.ledger.commit, claim, outcome)
         logger.info("item ended", extra={"item": claim.item_id, "fence": claim.fence, "commit": answer})
         if isinstance(outcome, ItemResult) and answer in ("canceled", "stale"):
             self._discard(claim.fence)
         elif answer != "stale":
-            # The item has ended: an earlier claim's worker may have stored an image before it died.
+            # A worker of an earlier claim may have stored an image before it died.
             for fence in range(1, claim.fence):
                 self._discard(fence)
 
@@ -224,5 +228,6 @@ class ItemRun:
             logger.warning("unused image not removed", extra={"folder": folder, "error": str(error)})
 
     def _folder(self, fence: int) -> str:
-        """Return where one claim's objects go; no other item, and no other claim of this one, writes there."""
+        """Return the prefix of one claim's objects."""
+        # With the fence, so that a worker that was taken for dead cannot overwrite its successor's image.
         return f"results/{self._claim.job_id}/{self._claim.index}/{fence}"

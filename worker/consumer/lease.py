@@ -1,8 +1,7 @@
-"""The lease on one item: renewed by a thread, it also carries progress out, brings a cancel in and sees a hung kernel.
+"""Renew the lease on one item in a thread, which also sends progress, learns of a cancel and notices a hung kernel.
 
-The denoising loop calls `report` at each step. A thread renews the lease, so a long kernel or a slow upload does not
-lose it. When the lease may have expired because Redis is away, `report` blocks, which spends no GPU time, until Redis
-says who owns the item: after a short outage the work goes on where it was.
+The denoising loop calls `report` at each step. If the lease may have expired because Redis is away, `report` blocks
+until Redis answers; after a short outage the work continues where it stopped.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from shared.settings import Settings
 
 logger = logging.getLogger("flux2.worker.consumer.lease")
 
-# New progress is sent at once if the last renewal is older: live to a watching person, light for Redis.
+# New progress is sent at once if the last renewal is older: often enough for a person who watches, seldom for Redis.
 _FRESH_S = 0.5
-# A thread that wakes this much too late was stopped with its process, not only kept from the processor.
+# A thread that wakes this late was frozen with its whole process; waiting for a processor takes less.
 _FROZEN_S = 1.0
 
 
@@ -31,8 +30,8 @@ class Lease:
     """Renews the lease on a claim each `renew_s` seconds between `start` and `close`; also a context manager.
 
     Args:
-        on_stall: called once, from the renewing thread, when the item has made no progress for `stall_s`; it is
-            expected to end the process, since nothing else ends a kernel that hangs.
+        on_stall: called once, from the renewing thread, when the item has made no progress for `stall_s`. It must end
+            the process, because nothing else ends a hung kernel.
     """
 
     def __init__(
@@ -46,6 +45,7 @@ class Lease:
         self._upload_s = settings.storage.retry_budget_s
         self._on_stall = on_stall
         self._wake = threading.Event()
+        # A separate thread, so that neither a long kernel nor a slow upload loses the lease.
         self._thread = threading.Thread(target=self._renew_until_closed, name="flux2-lease", daemon=True)
         # Guards everything below; notified after each answer from Redis and when the thread ends.
         self._changed = threading.Condition()
@@ -93,7 +93,7 @@ class Lease:
                 self._expects_progress = False
 
     def report(self, progress: Progress) -> None:
-        """Pass the item's progress on, then act as `check`.
+        """Record the item's progress, to be sent with a renewal; then do the same as `check`.
 
         Raises:
             LeaseLost: another worker owns the item.
@@ -107,13 +107,14 @@ class Lease:
         self.check()
 
     def check(self) -> None:
-        """Return if the work may go on; block while Redis is away for longer than the lease.
+        """Return if the work may continue; block while Redis is away for longer than the lease.
 
         Raises:
             LeaseLost: another worker owns the item.
             ItemCanceled: the caller canceled the job.
         """
         with self._changed:
+            # Blocking spends no GPU time on an image that another worker may already render.
             if self._overdue():
                 self._wait_for_redis()
             lost, canceled = self._lost, self._canceled
@@ -125,14 +126,14 @@ class Lease:
             raise ItemCanceled(f"{self.claim.item_id}: canceled by the caller")
 
     def _overdue(self) -> bool:
-        """Return whether another worker may own the item by now, as far as this host's clock can say."""
+        """Return whether the lease may have expired, by this host's clock; another worker may then own the item."""
         with self._changed:
             return not self._lost and time.monotonic() - self._renewed_at > self._queue.lease_ttl_s
 
     def _wait_for_redis(self) -> None:
-        """Block until Redis answers a renewal; needs `_changed`, which it releases while it waits."""
+        """Block until Redis answers a renewal. The caller holds `_changed`, which is released during the wait."""
         logger.warning("work waits for Redis", extra={"item": self.claim.item_id})
-        # Waiting for Redis is no stall of the item.
+        # An item that waits for Redis has not stalled.
         expected, self._expects_progress = self._expects_progress, False
         self._wake.set()
         self._changed.wait_for(lambda: not self._overdue())
@@ -154,12 +155,12 @@ class Lease:
                     return
         finally:
             with self._changed:
-                # However this thread ends, nobody renews from here on.
+                # Nothing renews the lease after this thread, even if it ends with an error.
                 self._lost = self._lost or not self._closed
                 self._changed.notify_all()
 
     def _sleep(self, seconds: float) -> None:
-        """Sleep until the time is over or `_wake` is set; time in which the whole process was frozen is no stall."""
+        """Sleep until the time is over or `_wake` is set; time in which the process was frozen counts as no stall."""
         began = time.monotonic()
         self._wake.wait(seconds)
         self._wake.clear()
@@ -185,7 +186,7 @@ class Lease:
             logger.warning("lease not renewed", extra={"item": self.claim.item_id, "error": str(error)})
             return
         with self._changed:
-            # The lease counts from the question: Redis may have set its deadline then.
+            # From the time of the call, not of the answer: Redis may have set its deadline right after the call.
             self._renewed_at = asked_at
             self._lost = answer == "lost"
             self._canceled = answer == "cancel"

@@ -1,6 +1,6 @@
-"""The one function that ends a worker process while its other threads still run.
+"""End a worker process while its other threads still run; no other module does that.
 
-A kernel that hangs, and a wait for a silent server, cannot be interrupted from Python: only the exit ends them.
+Python cannot interrupt a hung kernel or a wait for a silent server: only the exit of the process ends them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def end_process(
     """Return every item to the queue, remove the slot from the live ones and exit; any thread may call this.
 
     Args:
-        reason: logged.
-        failed: an item whose attempt counts, with its error; the other items get their attempt back.
+        reason: text for the log.
+        failed: an item whose attempt counts, with its error; the attempts of all other items do not count.
     """
     level = logging.WARNING if status == EXIT_DRAINED else logging.CRITICAL
     logger.log(level, "process ends", extra={"slot": worker.slot.name, "status": status, "reason": reason})
@@ -38,14 +38,14 @@ def end_process(
         _requeue_claims(worker, done=[failed[0]] if failed else [])
         worker.heartbeat.withdraw()
     except LedgerUnavailable as error:
-        # The reaper requeues them then; waiting for Redis here would keep the device from the next process.
+        # The reaper requeues them when their leases expire; waiting here would keep the device from the next process.
         logger.warning("items must wait until their leases expire", extra={"error": str(error)})
     finally:
         worker.exit_process(status)
 
 
 def _requeue_claims(worker: Worker, *, done: list[Claim]) -> None:
-    # Repeated: a claim that was under way when draining began may come in while others are requeued.
+    # Repeated: a claim that began before the drain may arrive while others are requeued.
     while claims := [claim for claim in worker.state.claims if claim not in done]:
         for claim in claims:
             logger.warning("item handed over", extra={"item": claim.item_id})

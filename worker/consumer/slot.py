@@ -1,4 +1,4 @@
-"""The identity of one worker process: its slot's name, its boot and the items that it takes."""
+"""The identity of one worker process: its slot's name, its boot id and the pools whose items it claims."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from shared.job import Engine, pool
 
 
 def slot_name(configured: str | None, device: str) -> str:
-    """Name a slot so that its successor on the same host and device has the same name."""
+    """Return the configured name of a slot, or one made from host and device."""
+    # A successor on the same device gets the same name, by which it finds its predecessor's items.
     return configured or f"{socket.gethostname()}/{device}"
 
 
@@ -20,8 +21,8 @@ class Slot:
     """Facts about this process that never change while it runs.
 
     Attributes:
-        name: the same for each process that follows on this device.
-        revision: of the base model's files.
+        name: stays the same when the process on this device is restarted.
+        revision: identity of the base model's files.
         boot: random identity of this process.
     """
 
@@ -36,5 +37,5 @@ class Slot:
 
     @property
     def pools(self) -> tuple[str, ...]:
-        """Pools whose items this slot takes: one per engine."""
+        """Pools whose items this slot claims: one for each engine."""
         return tuple(pool(self.model, engine) for engine in self.engines)

@@ -1,4 +1,4 @@
-"""The answer to a wake-up: claim the best item for this slot and run it."""
+"""Answer a wake-up: claim the best item for this slot and run it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def register(worker: Worker) -> None:
 
 
 def run_next(worker: Worker) -> bool:
-    """Run one item; return False if none waits, or if the worker may claim none now."""
+    """Run one item; return False if none is queued, or if the worker may claim none now."""
     with worker.state.handling_wakeup():
-        # An item that is not claimed now is not forgotten: the audit sends a new wake-up for each item that waits.
+        # An item that is not claimed now is not lost: the audit sends a new wake-up for each queued item.
         if worker.state.is_draining or not _check_store(worker) or (claim := _claim(worker)) is None:
             return False
         ItemRun(worker, claim).run()
@@ -45,7 +45,7 @@ def _claim(worker: Worker) -> Claim | None:
 
 
 def _check_store(worker: Worker) -> bool:
-    """Check the store again after a failure; return whether an image could be stored, as far as is known."""
+    """Return whether the store accepted the last image, or answers a probe now."""
     # After a failure no GPU time is spent until the store answers again.
     if not worker.state.storage_failed:
         return True

@@ -1,7 +1,7 @@
-"""Ends a worker that no longer receives wake-ups, so that its supervisor starts it again.
+"""End a worker that no longer receives wake-ups, so that its supervisor starts it again.
 
-Celery on Redis has had several such defects after a reconnection (celery#8030, #9054, PR#10346). Nothing else would
-notice one, since such a process still sends heartbeats.
+Celery on Redis has had several such defects after a reconnection (celery#8030, #9054, PR#10346). Nothing else notices
+one, because such a process still sends heartbeats.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from worker.consumer.process_end import EXIT_FAULT, end_process
 from worker.consumer.worker import Worker
 
 _POLL_S = 3.0
-# A healthy worker receives a wake-up within milliseconds; after a reconnection within some 15 s.
+# A healthy worker receives a wake-up within milliseconds; after a reconnection, within about 15 s.
 _DEAF_S = 45.0
 
 
@@ -44,7 +44,7 @@ class Watchdog(threading.Thread):
             self.join()
 
     def _check_health(self) -> bool:
-        """Compare with the last check; return whether the worker is busy, was woken, or has no wake-up to receive."""
+        """Return whether the worker is busy, received a wake-up since the last call, or has none waiting in Redis."""
         now, before = self._worker.state.snapshot(), self._wakeups
         self._wakeups = now.wakeups
         if now.wakeups != before or now.answering or now.claims or now.draining:
@@ -52,4 +52,5 @@ class Watchdog(threading.Thread):
         try:
             return not any(self._worker.ledger.wakeups.count(pool) for pool in self._worker.slot.pools)
         except LedgerUnavailable:
+            # Without Redis nobody receives wake-ups, and a restart would not help.
             return True

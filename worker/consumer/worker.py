@@ -1,4 +1,4 @@
-"""The parts of one worker process, opened once at its start and passed to whatever handles an item."""
+"""The parts of one worker process, opened once at its start and passed to the code that handles an item."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from worker.consumer.worker_state import WorkerState
 
 
 def _no_fault() -> None:
-    """Probe of a device that cannot fail."""
+    """Report no fault: the probe of a device that cannot fail."""
 
 
 @dataclass(frozen=True)
 class Worker:
-    """Everything that an item needs.
+    """The services that handle an item.
 
     Attributes:
-        probe: runs a small calculation on the device; returns what is wrong with the device, or None.
+        probe: runs a small calculation on the device; returns a description of the fault, or None.
         uploader: encodes and stores images.
         prefetcher: prepares the next item.
         exit_process: exits without waiting for other threads; only `process_end.end_process` calls it.
@@ -51,7 +51,7 @@ class Worker:
     prefetcher: Prefetcher = field(default_factory=Prefetcher)
     exit_process: Callable[[int], NoReturn] = os._exit
 
-    # A wake-up that is lost costs time only: the audit sends it again.
+    # A lost wake-up costs time only: the audit sends it again.
 
     def requeue(self, claim: Claim) -> None:
         """Return an item to the queue without counting the attempt, and wake another worker for it."""
@@ -65,12 +65,12 @@ class Worker:
 
 
 def item_error(error: Flux2Error) -> ItemError:
-    """Return an error as the ledger stores it."""
+    """Convert an error to the form that the ledger stores."""
     return ItemError(code=error.code, message=str(error), retryable=error.retryable)
 
 
 def redis_retries(*, pause_s: float) -> tenacity.Retrying:
-    """Return a caller that repeats a call until Redis answers, however long that takes."""
+    """Return a tenacity caller that repeats a call until Redis answers, without a limit."""
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(LedgerUnavailable), wait=tenacity.wait_fixed(pause_s)
     )

@@ -1,4 +1,4 @@
-"""State of one worker process that several threads read and write."""
+"""The state of one worker process, which several threads read and write."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class WorkerSnapshot:
     """The state at one moment.
 
     Attributes:
-        claims: items that this process owns, oldest first: one that is being stored, one that renders.
-        rendering: the newest of them until it has rendered, else None.
-        draining: whether the process has been asked to stop; it claims nothing more.
-        storage_failed: whether an item could not be stored, and the store has not answered since.
-        wakeups: count of wake-ups that Celery delivered.
-        answering: whether one of them is being handled; that takes minutes while a store does not answer.
-        corrupted: restored weights whose bits are not those that were loaded; see `ItemRenderer.corrupted`.
+        claims: items that this process owns, oldest first: at most one being stored and one rendering.
+        rendering: the claim whose item renders now, else None.
+        draining: whether the process is stopping; it then claims nothing more.
+        storage_failed: whether an item could not be stored and the store has not answered since.
+        wakeups: number of wake-ups that Celery delivered.
+        answering: whether a wake-up is being handled; that takes minutes while a store does not answer.
+        corrupted: number of restored weights whose bits differ from the loaded ones; see `ItemRenderer.corrupted`.
     """
 
     condition: Condition = "ready"
@@ -47,15 +47,16 @@ class WorkerSnapshot:
         return {
             "state": state,
             "item": self.claims[-1].item_id if self.claims else "",
-            # An item's adapters count as this slot's from its claim on, so that other slots leave them to it.
-            # Only the merged ones count once it has rendered: an adapter that was refused is warm nowhere.
+            # From its claim on, an item's adapters count as warm here, so that other slots leave them to this one.
+            # After rendering, only merged adapters count: a refused adapter is warm nowhere.
             "warm": self.rendering.spec.adapter_key if self.rendering else merged_key,
+            # The field keeps its first name: workers and APIs of several versions share one Redis.
             "base_drift": str(self.corrupted),
         }
 
 
 class WorkerState:
-    """Everything about this process that changes while it runs.
+    """The facts about this process that change while it runs.
 
     Any thread may call any method; a signal handler may call only `start_draining`, which takes no lock.
     """
@@ -63,7 +64,7 @@ class WorkerState:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._now = WorkerSnapshot()
-        # One assignment, outside the lock: SIGTERM's handler may interrupt a thread that holds the lock.
+        # Set by one assignment, without the lock: SIGTERM's handler may interrupt a thread that holds the lock.
         self._draining = False
         self._announce: Callable[[], None] = lambda: None
 
@@ -79,20 +80,20 @@ class WorkerState:
 
     @property
     def is_draining(self) -> bool:
-        """Whether the process has been asked to stop; it claims nothing more."""
+        """Whether the process is stopping; it then claims nothing more."""
         return self._draining
 
     @property
     def storage_failed(self) -> bool:
-        """Whether an item could not be stored, and the store has not answered since."""
+        """Whether an item could not be stored and the store has not answered since."""
         return self.snapshot().storage_failed
 
     def on_change(self, announce: Callable[[], None]) -> None:
-        """Call `announce` after each change of the claims or of the condition, in the thread that made it."""
+        """Call `announce` after each change of the claims or the condition, in the thread that made the change."""
         self._announce = announce
 
     def add_claim(self, claim: Claim) -> None:
-        """Record an item that this process has claimed and is going to render."""
+        """Record an item that this process has claimed and will render."""
         with self._lock:
             self._now = replace(self._now, claims=(*self._now.claims, claim), rendering=claim)
         self._announce()
@@ -103,14 +104,14 @@ class WorkerState:
             self._now = replace(self._now, rendering=self._rendering_without(claim))
 
     def remove_claim(self, claim: Claim) -> None:
-        """Record that an item is no longer this process's."""
+        """Record that this process no longer owns an item."""
         with self._lock:
             left = tuple(other for other in self._now.claims if other != claim)
             self._now = replace(self._now, claims=left, rendering=self._rendering_without(claim))
         self._announce()
 
     def change_condition(self, condition: Condition) -> bool:
-        """Set the condition; return whether it was another one before."""
+        """Set the condition; return whether it changed."""
         with self._lock:
             changed = self._now.condition != condition
             self._now = replace(self._now, condition=condition)
@@ -119,7 +120,8 @@ class WorkerState:
         return changed
 
     def start_draining(self) -> None:
-        """Claim nothing more from now on; only the next heartbeat says so: a signal handler must not wait for Redis."""
+        """Claim nothing more from now on."""
+        # Not announced: a signal handler must not wait for Redis, so the next heartbeat reports it.
         self._draining = True
 
     def record_storage_failure(self) -> None:
@@ -131,12 +133,12 @@ class WorkerState:
         self._update(storage_failed=False)
 
     def record_corrupted(self, parameters: int) -> None:
-        """Set how many restored weights differ from the loaded ones; sent with the next heartbeat."""
+        """Set the number of restored weights that differ from the loaded ones; the next heartbeat reports it."""
         self._update(corrupted=parameters)
 
     @contextmanager
     def handling_wakeup(self) -> Iterator[None]:
-        """Count a wake-up, and show that it is being handled in this block."""
+        """Count a wake-up, and report it as being handled inside the `with` block."""
         with self._lock:
             self._now = replace(self._now, wakeups=self._now.wakeups + 1, answering=True)
         try:

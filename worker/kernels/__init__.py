@@ -1,1 +1,1 @@
-"""Every Triton kernel with its wrapper, and whether this host can build them."""
+"""Every Triton kernel with its wrapper, and a check whether this host can build them."""

@@ -1,4 +1,4 @@
-"""Checksums that show whether a weight has changed."""
+"""Compute checksums that show whether a weight has changed."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ _WORDS = (torch.int64, torch.int32, torch.int16, torch.int8)
 
 @torch.no_grad()
 def checksum(weight: Tensor) -> Tensor:
-    """Sum a matrix's bits as integers into one int64 on its device; each row is multiplied by another odd number.
+    """Sum a matrix's bits as integers into one int64 on its device; row i is multiplied by 2 i + 1.
 
     Any change of a single entry changes the sum.
     """
     # Integers give the same sum in any order, modulo 2**64, and an odd factor cannot cancel a single changed entry.
     # On one core of a CPU this reads 12 GB/s; torch.equal with a copy reads 1.3 GB/s of each.
     row_bytes = weight.shape[1] * weight.element_size()
+    # The widest integers that divide a row: fewer additions for the same bytes.
     words = weight.view(next(dtype for dtype in _WORDS if row_bytes % dtype.itemsize == 0))
     if words.is_cuda and words.dtype == torch.int64 and triton_unavailable_reason() is None:
         from worker.kernels.checksum_kernel import launch

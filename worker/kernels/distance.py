@@ -1,4 +1,4 @@
-"""The relative distance between two tensors."""
+"""Measure the relative distance between two tensors."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""Add a LoRA to a weight on a GPU, in one pass over the weight.
-
-Each weight is read and written once, 4 bytes a value. Torch's operations make about a dozen passes over the weight and
-over float32 values of its size, which takes 0.7 s for FLUX.2 [dev] on an H100. Both give the same bits: the kernel adds
-the products up in the order of the rank, as torch's float32 product does, and rounds after each later operation.
-"""
+"""Add a LoRA to a weight on a GPU, in one pass over the weight, with the bits of torch's operations."""
 
 from __future__ import annotations
 
@@ -43,6 +38,8 @@ def add_low_rank(
         up: (out, rank).
         non_finite: int32, one value on the GPU; set to 1 if any written value is not finite.
     """
+    # Each weight is read and written once, 4 bytes for each value. Torch's operations make about a dozen passes over
+    # the weight and over float32 values of its size, which takes 0.7 s for FLUX.2 [dev] on an H100.
     rows, columns = weight.shape
     grid = (-(-rows // _ROWS) * -(-columns // _COLUMNS),)
     # `enable_fp_fusion`: a fused multiply-add rounds once where torch's two operations round twice.

@@ -23,12 +23,13 @@ def add_low_rank(
     COLUMNS: tl.constexpr,
     RANK: tl.constexpr,
 ):
-    """Write one tile of the weight. Only the sum over the rank fuses products and sums, as torch's product does."""
+    """Write one tile of the weight."""
     tile = tl.program_id(0)
     tiles = tl.cdiv(columns, COLUMNS)
     row = (tile // tiles) * ROWS + tl.arange(0, ROWS)
     column = (tile % tiles) * COLUMNS + tl.arange(0, COLUMNS)
     product = tl.zeros((ROWS, COLUMNS), dtype=tl.float32)
+    # In the order of the rank, like torch's float32 product; only this sum fuses products and additions, as torch does.
     for start in range(0, rank, RANK):
         inner = start + tl.arange(0, RANK)
         left = tl.load(
@@ -46,6 +47,7 @@ def add_low_rank(
     inside = (row[:, None] < rows) & (column[None, :] < columns)
     where = row[:, None].to(tl.int64) * columns + column[None, :]
     before = tl.load(old + where, mask=inside, other=0.0)
+    # Multiplier first, then scale, as the trainer multiplies; rounded to the weight's dtype only at the end.
     new = (before.to(tl.float32) + product * multiplier * scale).to(before.dtype)
     tl.store(weight + where, new, mask=inside)
     # Only NaN differs from itself.

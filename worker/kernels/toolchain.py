@@ -1,4 +1,4 @@
-"""Whether this host can build GPU kernels: torch's compiler and this project's kernels both need Triton."""
+"""Find out whether this host can build GPU kernels: torch's compiler and this project's kernels both need Triton."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @cache
 def triton_unavailable_reason() -> str | None:
-    """Return what Triton misses to build a kernel, or None if it can."""
+    """Return what Triton lacks to build a kernel, or None if it can build one."""
     if importlib.util.find_spec("triton") is None:
         return "no Triton, which torch for GPUs brings"
     # Triton compiles a small C file against Python's headers for each kernel.

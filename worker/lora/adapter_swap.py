@@ -11,7 +11,7 @@ from typing import Literal
 
 from shared.job import AdapterReport, adapter_key
 
-#: How a swap differs from the weights before it: `merged` starts from the base, `restored` ends there.
+#: The change that a swap makes: `merged` starts from the base weights, `restored` ends with them, `swapped` is both.
 SwapKind = Literal["none", "restored", "merged", "swapped"]
 
 _BASE_KEY = adapter_key(())
@@ -40,10 +40,10 @@ class AdapterSwap:
     """One replacement of the current adapters; threads may share it.
 
     Args:
-        key: of the adapters to merge, see `ItemSpec.adapter_key`.
+        key: key of the adapters to merge, see `ItemSpec.adapter_key`.
         replaces: key of the adapters that are merged while this swap is idle.
-        kind: how it differs from those.
-        reports: what each adapter does, in merge order.
+        kind: the change from those adapters to these.
+        reports: the effect of each adapter, in merge order.
     """
 
     def __init__(self, key: str, *, replaces: str, kind: SwapKind, reports: tuple[AdapterReport, ...]) -> None:
@@ -53,12 +53,12 @@ class AdapterSwap:
         self._kind = kind
         self._changed = threading.Condition()
         self._state = SwapState.IDLE
-        self._is_claimed = False  # by the item that it was begun for
+        self._is_claimed = False  # whether an item uses this swap already
         self._failure: BaseException | None = None  # until one `wait` has raised it
-        self._left_base = False  # after a failure: the base weights are completely restored
+        self._base_restored = False  # after a failure: whether all base weights are restored
 
     @classmethod
-    def of_base(cls) -> AdapterSwap:
+    def finished_to_base(cls) -> AdapterSwap:
         """Return a finished swap to the base model."""
         swap = cls(_BASE_KEY, replaces=_BASE_KEY, kind="none", reports=())
         swap.begin()
@@ -69,12 +69,12 @@ class AdapterSwap:
 
     @property
     def state(self) -> SwapState:
-        """The present state; other threads may change it at any time until it is ready or failed."""
+        """The current state; other threads may change it at any time until it is ready or failed."""
         return self._state
 
     @property
     def warm_key(self) -> str:
-        """Key of the adapters that the next step renders with: those of a failed swap are never among them."""
+        """Key of the adapters that the next step renders with; never that of a failed swap."""
         with self._changed:
             if self._state is SwapState.IDLE:
                 return self._replaces
@@ -82,14 +82,14 @@ class AdapterSwap:
 
     @property
     def merged_key(self) -> str | None:
-        """Key of the adapters that the weights carry completely; None while that is unknown."""
+        """Key of the adapters that are completely merged into the weights; None while the weights are incomplete."""
         with self._changed:
             if self._state is SwapState.READY:
                 return self.key
-            return _BASE_KEY if self._left_base else None
+            return _BASE_KEY if self._base_restored else None
 
-    def is_waiting_for(self, key: str) -> bool:
-        """Whether this swap has been begun to these adapters, for an item that has not claimed it yet."""
+    def can_be_claimed_for(self, key: str) -> bool:
+        """Whether this swap leads to these adapters and no item has claimed it yet."""
         with self._changed:
             # A failure that is still to be raised is the waiting item's. Without one, nothing would tell the item that
             # the adapters are not in the weights.
@@ -97,31 +97,31 @@ class AdapterSwap:
             return not self._is_claimed and self.key == key and not is_over
 
     def claim(self) -> SwapKind:
-        """Return how the first item that uses this swap finds the weights changed; `none` for each later one."""
+        """Claim this swap for an item; return its kind to the first item, and `none` to each later one."""
         with self._changed:
             is_first, self._is_claimed = not self._is_claimed, True
         return self._kind if is_first else "none"
 
     def begin(self) -> None:
-        """Let the last passes with the old weights drain."""
+        """Start to drain: the last passes with the old weights still run."""
         self._change(SwapState.DRAINING)
 
     def start_writing(self) -> None:
-        """Note that no pass with the old weights is left."""
+        """Record that no pass with the old weights is left."""
         self._change(SwapState.WRITING)
 
     def finish(self) -> None:
-        """Note that every weight is written and verified."""
+        """Record that every weight is written and verified."""
         self._change(SwapState.READY)
 
-    def fail(self, failure: BaseException | None, *, left_base: bool) -> None:
+    def fail(self, failure: BaseException | None, *, base_restored: bool) -> None:
         """End the swap without its adapters.
 
         Args:
-            failure: raised by the next `wait`; None if the caller raises it.
-            left_base: whether the base weights are completely restored.
+            failure: the error that the next `wait` raises; None if the caller raises it.
+            base_restored: whether all base weights are restored.
         """
-        self._change(SwapState.FAILED, failure=failure, left_base=left_base)
+        self._change(SwapState.FAILED, failure=failure, base_restored=base_restored)
 
     def wait(self) -> None:
         """Return when the swap is ready or has failed; raise its failure, once."""
@@ -132,11 +132,12 @@ class AdapterSwap:
             if failure is not None:
                 raise failure
         finally:
-            del failure  # else the error and this frame would keep each other, and the failed swap's tensors, alive
+            # Otherwise the error and this frame keep each other alive, and with them the failed swap's tensors.
+            del failure
 
-    def _change(self, state: SwapState, *, failure: BaseException | None = None, left_base: bool = False) -> None:
+    def _change(self, state: SwapState, *, failure: BaseException | None = None, base_restored: bool = False) -> None:
         with self._changed:
             if state not in _SUCCESSORS[self._state]:
                 raise RuntimeError(f"an adapter swap that is {self._state.value} cannot become {state.value}")
-            self._state, self._failure, self._left_base = state, failure, left_base
+            self._state, self._failure, self._base_restored = state, failure, base_restored
             self._changed.notify_all()

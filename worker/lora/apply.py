@@ -1,11 +1,11 @@
-"""Write adapters into the weights, and the base weights back, one block after the other.
+"""Merge adapters into the weights and restore the base weights, one block after the other.
 
 Only parameters that an adapter has changed are restored. A checksum shows whether a restored parameter has the bits
-that were loaded; if one has not, the process renders nothing more.
+that were loaded; if it has not, the process renders nothing more.
 
 Several adapters are merged in the order of the request, each in float32 and rounded once to the model's dtype, so
-merging [a, b] equals merging b into a model that carries a. A DoRA scales the rows that it finds, so it belongs first:
-an adapter that is added after it keeps its own size.
+merging [a, b] equals merging b into a model that has a merged. A DoRA scales the rows that it finds, so it belongs
+first: it does not scale an adapter that is merged after it.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ class WeightWriter:
     """Merges updates into a transformer's parameters and restores them.
 
     Args:
-        gate: is opened for each block as soon as its weights are complete.
+        gate: opened for each block as soon as the block's weights are complete.
 
     Attributes:
-        corrupted: restored parameters whose bits are not those that were loaded, so far.
+        corrupted: number of restored parameters so far whose bits differ from the loaded ones.
     """
 
     def __init__(self, components: Components, *, gate: BlockGate) -> None:
@@ -80,19 +80,19 @@ class WeightWriter:
         return not self._changed
 
     def targets(self, update: LayerUpdate) -> tuple[LayerPart, ...]:
-        """Return the parameters that an update writes, and which of the update's rows each of them takes."""
+        """Return the parameters that an update writes, each with its rows of the update."""
         parts = self._parts[update.layer]
         if update.rows == WHOLE:
             return parts
         # The file names one parameter by its diffusers name, so the update's rows are already that parameter's.
-        (named,) = (part for part in parts if (part.origin.parts, part.origin.of) == update.rows)
+        (named,) = (part for part in parts if (part.origin.parts, part.origin.part_count) == update.rows)
         return (LayerPart(named.parameter, Origin(named.origin.tensor)),)
 
     def write(self, merges: Sequence[Merge]) -> None:
         """Restore all changed parameters and merge these updates, one block after the other.
 
         Raises:
-            WeightsLost: base weights cannot be read, or are not those that were loaded.
+            WeightsLost: base weights cannot be read, or differ from those that were loaded.
             AdapterRefused: a merged weight is not finite; names its layer.
         """
         touched = {part.parameter for merge in merges for part in merge.targets}
@@ -106,6 +106,7 @@ class WeightWriter:
         non_finite = torch.zeros(len(merges), dtype=torch.int32, device=self._components.device)
         written = [bool(names[group] or members[group]) for group in range(self._gate.group_count)]
         for group, values in enumerate(self._restored_groups(names, written, changed=touched)):
+            # Before the merge: afterwards the base values are gone.
             for name, dense in values.items():
                 checks += self._checks(name, dense, first_read=first_read)
             for number, merge in members[group]:
@@ -116,7 +117,7 @@ class WeightWriter:
             # Float8 weights have their dense values in new memory; keeping them while the next group but one arrives
             # would take 1 to 2 GB more at full size.
             values.clear()
-        # Read from the device only now, with one transfer for all checks, when every block may run already.
+        # One transfer for all checks, after every block may run: reading a verdict makes this thread wait.
         self.corrupted += _count_different(checks)
         self.refuse_corrupted()
         self._dense_checksums |= first_read
@@ -136,14 +137,14 @@ class WeightWriter:
         self.write(())
 
     def refuse_corrupted(self) -> None:
-        """Raise WeightsLost if a restored parameter was not the one that was loaded."""
+        """Raise WeightsLost if a restored parameter differed from the loaded one."""
         if self.corrupted:
-            raise WeightsLost(f"{self.corrupted} restored weights are not those that were loaded")
+            raise WeightsLost(f"{self.corrupted} restored weights differ from those that were loaded")
 
     def count_corrupted(self) -> int:
-        """Count the parameters that should have their base values now and have not.
+        """Count the parameters that should have their base values now but do not.
 
-        Covers every parameter that was ever merged into, except those that carry an adapter now. Costs one pass over
+        Covers every parameter that an adapter ever changed, except those that carry an adapter now. Costs one pass over
         those weights on their device, and one transfer of the verdict; backups on the host are not read.
         """
         return _count_different(
@@ -151,10 +152,10 @@ class WeightWriter:
         )
 
     def fp8_error(self, step: Callable[[], Tensor]) -> float:
-        """Return how far a step over float8 weights is from bfloat16: the difference's L2 norm by the result's.
+        """Return the relative L2 distance of a step with float8 weights from the same step with bfloat16 weights.
 
         Args:
-            step: runs the transformer once. It is called twice: as it serves, and uncompiled with bfloat16 base
+            step: runs the transformer once. It is called twice: as for an item, and uncompiled with bfloat16 base
                 weights, which are read layer by layer.
         """
 
@@ -165,6 +166,7 @@ class WeightWriter:
 
         with torch.no_grad():
             fast = step()
+            # Uncompiled: compiled code ignores the hooks by which `dense_weights` replaces the weights.
             with uncompiled(), dense_weights(self._components.transformer, fetch):
                 exact = step()
         return rel_l2(fast, exact)
@@ -176,7 +178,7 @@ class WeightWriter:
 
         Args:
             names: parameters to restore, by group.
-            written: whether a group is going to be written, and must be drained before.
+            written: whether a group will be written and must be drained before, by group.
         """
 
         def begin(group: int) -> tuple[dict[str, Tensor], Callable[[], None]]:
@@ -196,16 +198,17 @@ class WeightWriter:
     def _begin_restore(
         self, names: Collection[str], *, changed: Collection[str]
     ) -> tuple[dict[str, Tensor], Callable[[], None]]:
-        """Begin to restore parameters; return their values, and a function that waits until those have arrived.
+        """Begin to restore parameters; return their values, and a function that waits until the values have arrived.
 
         Values arrive in the parameters themselves, or for float8 in new memory.
 
         Args:
-            changed: parameters that a merge is about to overwrite. It reads a copy on the device in place.
+            changed: parameters that a merge overwrites afterwards.
         """
         values, waits = {}, []
         for name in names:
             copy, weight = self._base.copy_on_device(name), self._weights[name]
+            # The merge reads a copy on the device in place, so restoring the parameter first would be wasted.
             if copy is not None and (name in self._fp8 or name in changed):
                 values[name] = copy
                 continue
@@ -222,8 +225,7 @@ class WeightWriter:
         """Return pairs of checksums, found and expected, of a restored parameter.
 
         Args:
-            first_read: gets the checksum of bfloat16 values that are read for the first time. They are not known yet,
-                so the float8 weights that they give are compared this once; later reads are compared with these values.
+            first_read: receives the checksum of bfloat16 values that are read for the first time.
         """
         found = checksum(dense)
         if name not in self._fp8:
@@ -231,6 +233,8 @@ class WeightWriter:
         self._back_up(name, dense)
         if name in self._dense_checksums:
             return [(found, self._dense_checksums[name])]
+        # Nothing is known about bfloat16 values on their first read, so the float8 weights made from them are compared;
+        # later reads are compared with these values.
         first_read[name] = found
         self._fp8[name].quantize_from(dense)
         return [(self._checksum(name), self._checksums[name])]
@@ -250,13 +254,15 @@ class WeightWriter:
         for (name, origin), old in zip(targets, olds, strict=True):
             self._back_up(name, old)
             weight = self._weights[name]
-            if name in self._fp8:  # the copy on the device is the backup and must stay as it is
+            if name in self._fp8:
+                # A copy on the device is the backup and must not change.
                 weight = torch.empty_like(old) if old is self._base.copy_on_device(name) else old
             write_merged(weight, delta.select_rows(origin.select_rows), old=old, non_finite=non_finite)
             values[name] = weight
 
     def _back_up(self, name: str, base: Tensor) -> None:
-        """Back a parameter up before it is first changed; it has its base values until then."""
+        """Back a parameter up before its first change."""
+        # Until then it has its base values, so they are also the ones to compute the checksum from.
         if name not in self._changed:
             self._base.back_up(name, base)
             if name not in self._checksums:
@@ -283,7 +289,8 @@ def _refuse_non_finite(merges: Sequence[Merge], non_finite: Tensor) -> None:
     for merge, is_broken in zip(merges, non_finite.tolist(), strict=True):
         if is_broken:
             raise AdapterRefused(
-                f"{merge.update.layer}: the adapter's values are so large that the merged weight is not finite"
+                f"{merge.update.layer}: the adapter's values are so large that the merged weight is not finite; lower "
+                "its multiplier"
             )
 
 

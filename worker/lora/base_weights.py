@@ -1,9 +1,7 @@
-"""Backups of the base weights: where a parameter's values are restored from after an adapter swap.
+"""Back the base weights up, and restore them after an adapter swap.
 
-Base weights come back by copying, never by subtracting: bfloat16 does not undo an addition (6 % of the entries would
+Base weights are restored by copying, never by subtracting: bfloat16 does not undo an addition (6 % of the entries would
 differ after one round trip). A backup is a copy on the device, a copy in host memory, or the checkpoint file itself.
-The file costs a process no memory: all workers of a host read the same page cache, where copies in host memory would
-be 63 GB for each of them. Copies return a little sooner, those on the device at once.
 """
 
 from __future__ import annotations
@@ -29,7 +27,7 @@ class BaseWeights:
     """Backs up parameters before adapters change them, and restores them.
 
     Args:
-        place: where backups belong.
+        place: where to keep backups.
         regions: parameters that can be restored from files, with the file regions of their rows in order.
         reader: reads those files.
         device_bytes: device memory that backups may use when `place` is host or file.
@@ -49,7 +47,7 @@ class BaseWeights:
         self._regions = regions
         self._device_bytes_left = device_bytes
         self._device_share = 0.0  # part of the planned bytes that is copied on the device
-        self._device_credit = 0.0  # bytes of that share which have not been used yet
+        self._device_credit = 0.0  # bytes of that share that are still unused
         self._copies: dict[str, Tensor] = {}
         self._stream = side_stream(device)
         self._reader = reader
@@ -75,11 +73,13 @@ class BaseWeights:
         self._device_credit = 0.0
 
     def back_up(self, name: str, weight: Tensor) -> None:
-        """Make sure that a parameter can be restored to its present values; a second call changes nothing."""
+        """Make sure that a parameter can be restored to its current values; a second call changes nothing."""
         if name in self._copies:
             return
         self._device_credit += self._device_share * weight.nbytes
         on_device = self._place == "device" or weight.nbytes <= min(self._device_bytes_left, self._device_credit)
+        # The file costs no memory: all workers of a host read the same page cache, where copies in host memory would
+        # take 63 GB for each worker.
         if self._place == "file" and name in self._regions and not on_device:
             return
         self._device_credit -= weight.nbytes if on_device else 0
@@ -88,7 +88,7 @@ class BaseWeights:
         self._device_bytes_left -= weight.nbytes if on_device else 0
 
     def copy_on_device(self, name: str) -> Tensor | None:
-        """Return a parameter's copy if it is on the device; it must not be written to."""
+        """Return a parameter's copy if it is on the device; do not write to it."""
         copy = self._copies.get(name)
         return copy if copy is not None and copy.device == self._device else None
 
@@ -97,10 +97,10 @@ class BaseWeights:
         """Begin to write a parameter's backup to `weight`.
 
         Returns:
-            A function that makes the current stream wait until the values are there.
+            A function that makes the current stream wait until the values have arrived.
 
         Raises:
-            WeightsLost: a file is shorter than before, or cannot be read; the returned function raises it too. The
+            WeightsLost: a file is shorter than before or cannot be read; the returned function raises it too. The
                 values of `weight` are then undefined.
         """
         copy = self._copies.get(name)
@@ -112,6 +112,7 @@ class BaseWeights:
             weight.copy_(copy)
             return already_complete
         current = torch.cuda.current_stream(self._device)
+        # The current stream may still read this weight.
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
             weight.copy_(copy, non_blocking=True)
@@ -119,7 +120,7 @@ class BaseWeights:
         return lambda: current.wait_event(arrived)
 
     def finish_reads(self) -> None:
-        """Return when no transfer is running any more; failed ones are logged."""
+        """Wait until no transfer runs; log failed transfers."""
         for name in list(self._reads):
             try:
                 self._reads.pop(name)()

@@ -1,8 +1,8 @@
 """Let a transformer start a step while another thread still writes its weights, block after block.
 
 Restoring the base weights of FLUX.2 [dev] takes 1.1 s over PCIe. The first block needs a fiftieth of them, so a step
-starts once the first block is complete, and each later block waits for its own weights. When the next adapters are
-known early, a block is rewritten as soon as the last pass with the old weights has left it.
+starts once the first block is complete, and each later block waits for its weights. If the next adapters are known
+early, a block is rewritten as soon as the last pass with the old weights has left it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _ignore() -> None:
 class BlockGate:
     """Stops each block of a transformer until its weights are written.
 
-    Blocks are numbered from 1 in the order in which they run; group 0 holds all parameters outside of the blocks.
+    Blocks are numbered from 1 in the order in which they run; group 0 holds all parameters outside the blocks.
 
     Args:
         transformer: diffusers' Flux2Transformer2DModel. Its blocks get hooks that cost nothing while the gate is open.
@@ -37,7 +37,7 @@ class BlockGate:
         self._changed = threading.Condition()
         self._is_closed = False
         self._written: dict[int, Any] = {}  # CUDA events by group: its weights are complete
-        self._passes_left = 0  # that still run with the old weights
+        self._passes_left = 0  # number of passes that still run with the old weights
         self._drained: dict[int, Any] = {}  # CUDA events by group: the last pass with the old weights has left it
         self._on_drained: Callable[[], None] = _ignore
         blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
@@ -48,11 +48,11 @@ class BlockGate:
             module.register_forward_hook(partial(self._note_drained, group))
 
     def close(self, *, passes: int = 0, on_drained: Callable[[], None] = _ignore) -> None:
-        """Stop every block: at once, or once `passes` more passes have run with the old weights.
+        """Stop every block: immediately, or after `passes` more passes with the old weights.
 
         Args:
-            on_drained: called once, from any thread, when no pass with the old weights is left. It must not use the
-                gate.
+            on_drained: called once, from any thread, when no pass with the old weights is left. It must not call the
+                gate, because the gate's lock is held.
         """
         with self._changed:
             self._written.clear()
@@ -64,7 +64,7 @@ class BlockGate:
                 self._end_passes()
 
     def wait_until_drained(self, group: int) -> None:
-        """Return when the last pass has left a group, and make the current stream wait until the device has, too."""
+        """Wait until the last pass has left a group, and make the current stream wait until the device has, too."""
         with self._changed:
             self._changed.wait_for(lambda: not self._passes_left or group in self._drained)
             event = self._drained.get(group)
@@ -72,7 +72,7 @@ class BlockGate:
             torch.cuda.current_stream(self._device).wait_event(event)
 
     def wait_until_all_drained(self) -> None:
-        """Return when no pass with the old weights is left."""
+        """Wait until no pass with the old weights is left."""
         with self._changed:
             self._changed.wait_for(lambda: not self._passes_left)
 
@@ -85,7 +85,8 @@ class BlockGate:
                 event = self._record_event()
                 for group in range(self.group_count):
                     self._drained.setdefault(group, event)
-            finally:  # a lost device cannot record an event; the writing thread must not wait forever
+            finally:
+                # A lost device cannot record an event, and the writing thread must not wait forever.
                 self._end_passes()
                 self._changed.notify_all()
 
@@ -113,15 +114,16 @@ class BlockGate:
         return torch.cuda.current_stream(self._device).record_event() if self._device.type == "cuda" else None
 
     def _note_drained(self, group: int, *_: Any) -> None:
-        # Without the lock, here and below: every block of every pass comes here, nearly always while the gate is open.
+        # Without the lock, here and below: every block of every pass calls this, nearly always while the gate is open.
         if not self._passes_left:
             return
         with self._changed:
             if not self._passes_left:  # a failed swap has opened the gate since
                 return
+            # Only the last pass: earlier passes must not let a block be rewritten.
             if self._passes_left == 1:
                 self._drained[group] = self._record_event()
-            if group == 0:  # the transformer as a whole: its hook runs last
+            if group == 0:  # the whole transformer, whose hook runs last
                 self._passes_left -= 1
                 if not self._passes_left:
                     self._end_passes()
@@ -133,6 +135,7 @@ class BlockGate:
         with self._changed:
             self._changed.wait_for(lambda: not self._is_closed or group in self._written)
             event = self._written.get(group) if self._is_closed else None
+        # Outside the lock, and only the stream waits: this thread goes on to queue the block's kernels.
         if event is not None:
             torch.cuda.current_stream(self._device).wait_event(event)
 

@@ -1,6 +1,6 @@
 """Replace the adapters that are merged into a loaded model, without reloading the model.
 
-Each swap is one `AdapterSwap`. It owns its warm key, its reports, its failure and its state:
+Each swap is one `AdapterSwap`, which owns its warm key, its reports, its failure and its state:
 
                      begin                 last pass with            every block
                                           the old weights ends    restored and merged
@@ -16,7 +16,7 @@ Each swap is one `AdapterSwap`. It owns its warm key, its reports, its failure a
     draining  The last passes with the old weights still run. A block is rewritten once they have left it.
     writing   No pass needs the old weights. Blocks are restored and merged one by one, and a step may start: each
               block waits for its own weights (`worker.lora.block_gate`).
-    ready     Every weight is written and every restored one was verified.
+    ready     Every weight is written, and every restored weight was verified.
     failed    The base weights are restored. If that failed too, or unmerged adapters are still attached, the next
               swap cleans up.
 
@@ -53,13 +53,10 @@ AdapterFiles = Sequence[tuple[AdapterRef, Path]]
 class AdapterSwapper:
     """Keeps one list of adapters current in a model.
 
-    The warm key is (base revision, precision, ordered sha256 and multiplier of the adapters). The first two are fixed
-    for a process, so `warm_key` alone shows whether an item needs a swap.
-
     One thread activates adapters and runs the transformer; other threads may preload adapters and read `warm_key`.
 
     Args:
-        adapter_cache_bytes: size of the adapter files that are kept in host memory.
+        adapter_cache_bytes: total size of the adapter files that are cached in host memory.
 
     Attributes:
         unmerged: the adapters that run unmerged now.
@@ -79,11 +76,12 @@ class AdapterSwapper:
         # One thread: swaps must not overlap.
         self._thread = device_thread_pool(components.device, 1, "flux2-weights")
         self._stream = side_stream(components.device)
-        self._swap = AdapterSwap.of_base()
+        self._swap = AdapterSwap.finished_to_base()
 
     @property
     def warm_key(self) -> str:
-        """Key of the adapters that are merged now, or being merged for the next item; see `ItemSpec.adapter_key`."""
+        """Key of the adapters that are merged now or being merged for the next item; see `ItemSpec.adapter_key`."""
+        # Base revision and precision belong to the warm key too, but never change in one process.
         return self._swap.warm_key
 
     @property
@@ -93,7 +91,7 @@ class AdapterSwapper:
 
     @property
     def corrupted(self) -> int:
-        """Restored parameters that were not those that were loaded; with any, nothing is rendered any more."""
+        """Number of restored parameters that differed from the loaded ones; any but 0 stops all rendering."""
         return self._weights.corrupted
 
     def activate(
@@ -101,16 +99,16 @@ class AdapterSwapper:
     ) -> tuple[SwapKind, tuple[AdapterReport, ...]]:
         """Make exactly these adapters current, in this order; an empty list is the base model.
 
-        A swap that `begin_next` has begun to the same adapters is used. Everything that can be wrong with the files is
-        found before the first write.
+        A swap that `begin_next` has begun to the same adapters is used. All checks of the files happen before the first
+        write.
 
         Args:
             mode: see `ItemSpec.adapter_mode`.
-            wait: if false, return as soon as the transformer may take steps. Their results are valid only if `wait`
-                returns later.
+            wait: if false, return as soon as the transformer may run steps. Their results are valid only if a later
+                call of `wait` returns without an error.
 
         Raises:
-            WeightsLost: restored weights are not those that were loaded; the process must end.
+            WeightsLost: restored weights differ from those that were loaded; the process must end.
             InvalidRequest: these weights do not allow `mode`.
             AdapterNotFound, AdapterRefused, AdapterMismatch: see `worker.lora.load.read_adapter`; AdapterRefused too
                 if a merged weight is not finite.
@@ -119,7 +117,7 @@ class AdapterSwapper:
         refs = [ref for ref, _ in adapters]
         key = adapter_key(refs, mode)
         self.abandon_passes()
-        if not self._swap.is_waiting_for(key):
+        if not self._swap.can_be_claimed_for(key):
             self._end_last_swap()
             self._weights.refuse_corrupted()
             if self._swap.merged_key != key:
@@ -137,7 +135,7 @@ class AdapterSwapper:
         if adapters run unmerged before or after: `activate` then does all of it.
 
         Args:
-            passes: through the transformer that are still to come with the old weights.
+            passes: number of passes through the transformer that still need the old weights.
 
         Raises:
             InvalidRequest, AdapterNotFound, AdapterRefused, AdapterMismatch: see `activate`; nothing has changed.
@@ -155,7 +153,7 @@ class AdapterSwapper:
         self._gate.skip_remaining()
 
     def wait(self) -> None:
-        """Return when the latest swap is complete; raise its failure, once. Passes that never ran are abandoned."""
+        """Wait until the latest swap is complete; raise its failure, once. Passes that never ran are abandoned."""
         self.abandon_passes()
         self._swap.wait()
 
@@ -168,11 +166,11 @@ class AdapterSwapper:
         self._reader.preload(ref, path)
 
     def count_corrupted(self) -> int:
-        """Count the parameters that should have their base values and have not; see `WeightWriter`."""
+        """Count the parameters that should have their base values but do not; see `WeightWriter`."""
         return self._weights.count_corrupted()
 
     def fp8_error(self, step: Callable[[], Tensor]) -> float:
-        """Return how far a step over float8 weights is from bfloat16; see `WeightWriter`."""
+        """Return the relative distance of a float8 step from a bfloat16 step; see `WeightWriter`."""
         return self._weights.fp8_error(step)
 
     def _runs_unmerged(self, mode: AdapterMode | None) -> bool:
@@ -183,45 +181,49 @@ class AdapterSwapper:
         only = "live" if not precision.can_merge else "merged" if not precision.can_run_unmerged else mode
         if mode not in (None, only):
             raise InvalidRequest(
-                f"{precision.name} weights take adapters {only} only: leave adapter_mode out", field="adapter_mode"
+                f"{precision.name} weights allow only adapter_mode {only!r}; leave adapter_mode out",
+                field="adapter_mode",
             )
 
     def _end_last_swap(self) -> None:
-        """Wait for the swap of an item that has ended; nobody needs its failure any more."""
+        """Wait for the swap of an item that has ended, and log its failure."""
         try:
             self.wait()
         except WeightsLost:
+            # This one concerns every later item.
             raise
         except Exception as error:  # noqa: BLE001 - it was the ended item's
             logger.warning("an adapter swap failed", extra={"error": f"{type(error).__name__}: {error}"})
         if self._swap.state is SwapState.FAILED and self._swap.merged_key is not None:
-            self._swap = AdapterSwap.of_base()
+            self._swap = AdapterSwap.finished_to_base()
 
     def _begin(self, adapters: AdapterFiles, mode: AdapterMode | None, *, key: str, passes: int) -> None:
         """Read the adapters and begin a swap that starts to write after this many passes."""
         loaded = [self._reader.read(ref, path) for ref, path in adapters]
-        # A multiplier of 0 is the base model to the bit, for every kind. DoRA's formula says otherwise, its rows keep
-        # their trained lengths at any multiplier; callers ask for 0 to see the base.
+        # A multiplier of 0 gives the base model to the bit, for every kind: callers set 0 to see the base. DoRA's
+        # formula would differ, because its rows keep their trained lengths at any multiplier.
         strong = [adapter for adapter in loaded if adapter.ref.multiplier != 0]
         kind = _kind(restored=bool(self.unmerged) or not self._weights.is_base, merged=bool(strong))
         reports = tuple(self._report(adapter) for adapter in loaded)
         swap = AdapterSwap(key, replaces=self.warm_key, kind=kind, reports=reports)
-        self._swap = swap  # now, because detaching unmerged adapters changes what the next step renders with
+        # Before `_attach`, which detaches unmerged adapters: from there on the old warm key is wrong.
+        self._swap = swap
         try:
             merges = self._attach(strong, mode)
             swap.begin()
-            if self._stream is not None and not passes:  # the current stream still reads the old weights
+            if self._stream is not None and not passes:
+                # The current stream still reads the old weights.
                 torch.cuda.current_stream(self.components.device).synchronize()
             self._gate.close(passes=passes, on_drained=swap.start_writing)
             self._thread.submit(self._write, swap, merges)
         except BaseException:
             self._gate.open_all()
-            swap.fail(None, left_base=False)
+            swap.fail(None, base_restored=False)
             raise
         logger.info("adapter swap begun", extra={"change": kind, "adapter_key": key})
 
     def _attach(self, adapters: Sequence[Adapter], mode: AdapterMode | None) -> list[Merge]:
-        """Attach the adapters that run unmerged, and return the updates that are to be merged."""
+        """Attach the adapters that run unmerged; return the updates to merge."""
         self.unmerged.clear()
         if not self._runs_unmerged(mode):
             return [
@@ -240,7 +242,7 @@ class AdapterSwapper:
         if swap.state is SwapState.FAILED:
             # Its thread could not be started, and the executor has kept the call for the thread of a later swap.
             return
-        left_base = False
+        base_restored = False
         try:
             with torch.cuda.stream(self._stream), ExitStack() as ending:
                 ending.callback(self._gate.open_all)
@@ -250,12 +252,12 @@ class AdapterSwapper:
                     self._gate.wait_until_all_drained()
                 except BaseException:
                     self._weights.restore()
-                    # Another thread may be running the hooks of unmerged adapters, so the next swap detaches them.
-                    left_base = not self.unmerged
+                    # The rendering thread may run the hooks of unmerged adapters now, so the next swap detaches them.
+                    base_restored = not self.unmerged
                     raise
-        # The swap ends after the gate has opened: a thread that waits for the end may close the gate again at once.
+        # The swap ends after the gate has opened: a thread that waits for the end may close the gate again immediately.
         except BaseException as error:  # noqa: BLE001 - `wait` raises it
-            swap.fail(error, left_base=left_base)
+            swap.fail(error, base_restored=base_restored)
         else:
             swap.finish()
 
@@ -274,7 +276,8 @@ class AdapterSwapper:
 
 
 def _renamed(reports: Sequence[AdapterReport], refs: Sequence[AdapterRef]) -> tuple[AdapterReport, ...]:
-    """Return the reports with this request's paths: files at several paths may have the same bytes."""
+    """Return the reports with this request's paths."""
+    # A swap is reused by the files' sha256, and files at several paths may have the same bytes.
     return tuple(report.model_copy(update={"path": ref.path}) for report, ref in zip(reports, refs, strict=True))
 
 

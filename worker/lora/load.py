@@ -1,8 +1,7 @@
 """Read and check an adapter file completely before any weight is written.
 
-The API has checked the header when it accepted the job, but the file may have changed since, and only the worker reads
-the values. The bytes are read into memory: a trainer rewrites its files in place, and a mapped file that shrinks kills
-the process.
+The API checked the header when it accepted the job, but the file may have changed since, and only the worker reads the
+values.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Adapter:
     """A checked adapter.
 
     Attributes:
-        tensors: the file's, by key. `AdapterReader` moves matrices to the device that merges them.
+        tensors: the file's tensors, by key. `AdapterReader` moves matrices to the device that merges them.
         effective_updates: the updates that change a weight.
     """
 
@@ -44,7 +43,7 @@ class Adapter:
 
 
 class _HostAdapter:
-    """An adapter in host memory, packed into one block so that one copy brings all matrices to a GPU in milliseconds.
+    """An adapter in host memory, with its matrices packed into one block.
 
     Args:
         pinned_for: the GPU that copies the block often; None if it copies the block once.
@@ -54,11 +53,13 @@ class _HostAdapter:
         # Scalars are alphas: the host computes with them, so they never go to the device.
         self._scalars = {key: tensor for key, tensor in adapter.tensors.items() if tensor.ndim == 0}
         self._keys = [key for key in adapter.tensors if key not in self._scalars]
+        # One block, so that one copy moves all matrices to a GPU, in milliseconds.
         self._places, size = pack_layout(adapter.tensors[key] for key in self._keys)
         self._block = torch.zeros(size, dtype=torch.uint8)
         for key, place in zip(self._keys, self._places, strict=True):
             place.view(self._block).copy_(adapter.tensors[key])
         self._adapter = replace(adapter, tensors={})
+        # Only cached adapters: pinning takes about as long as one copy from unpinned memory.
         if pinned_for is not None and pinned_for.type == "cuda":
             pin(self._block, device=pinned_for)
 
@@ -76,9 +77,6 @@ class _HostAdapter:
 class AdapterReader:
     """Reads adapters for one base model and caches the checked files in host memory; threads may share it.
 
-    A rank 32 adapter of every layer is 390 MB, and reading and checking it takes longer than merging. Items that
-    alternate between adapters, or between multipliers of one, pay for that once.
-
     Args:
         model: id in the catalogue.
         layers: (out, in) of the base model's linear layers.
@@ -91,6 +89,8 @@ class AdapterReader:
         self._model = model
         self._layers = layers
         self._device = device
+        # An adapter of rank 32 for every layer has 390 MB, and reading and checking it takes longer than merging it.
+        # Items that alternate between adapters, or between multipliers of one adapter, pay for that once.
         self._cache: LRUCache[str, _HostAdapter] = LRUCache(  # by sha256
             cache_bytes, getsizeof=lambda adapter: adapter.file_bytes
         )
@@ -139,28 +139,30 @@ def read_adapter(ref: AdapterRef, path: Path, *, model: str, layers: Mapping[str
 
     Raises:
         AdapterNotFound: the file is gone.
-        AdapterRefused: the bytes are not those of when the job was accepted, the file is no adapter for this model, or
-            a value is not finite; the message names the key.
+        AdapterRefused: the bytes have changed since the job was accepted, the file is no adapter for this model, or a
+            value is not finite; the message names the key.
         AdapterMismatch: an update has another shape than its layer.
     """
     _check_identity(ref, path)
     layout = parse_layout(read_header(path, max_bytes=ref.size_bytes))
     check_fits_base(layout, layers, model=model)
     tensors = _tensors(path)
+    # Again, because the file may have changed while it was read.
     _check_identity(ref, path)
     ignored = {key for update in layout.updates for key in update.ignored}
     for key, tensor in tensors.items():
-        # LoKr's ignored alpha of 1e10 is infinite in AI Toolkit's float16 files; NaN is damage anywhere.
+        # LoKr's ignored alpha of 1e10 is infinite in AI Toolkit's float16 files; NaN always means damage.
         sound = ~tensor.float().isnan() if key in ignored else tensor.float().isfinite()
         if not sound.all():
-            raise AdapterRefused(f"{key!r} holds a value that is not finite")
+            raise AdapterRefused(f"{key!r} holds a value that is not finite; the file is damaged")
     # Merging zeros would still change the sign of weights that are -0.0, so updates without effect are left out.
     effective = tuple(update for update in layout.updates if _has_effect(update, tensors))
     return Adapter(ref, layout, tensors, effective)
 
 
 def _has_effect(update: LayerUpdate, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether no factor of the product is all zeros, as it is for a layer that was never trained."""
+    """Whether no factor of the product is all zeros."""
+    # A layer that was never trained has a factor of zeros.
     factors = [tensors[key] for role, key in update.tensors.items() if role not in ("alpha", "magnitude")]
     return "magnitude" in update.tensors or all(bool(factor.any()) for factor in factors)
 
@@ -173,6 +175,7 @@ def _check_identity(ref: AdapterRef, path: Path) -> None:
 
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
+        # Read, not mapped: a trainer rewrites its files in place, and a mapped file that shrinks kills the process.
         return safetensors.torch.load(path.read_bytes())
     except FileNotFoundError as error:
         raise AdapterNotFound(f"{path.name}: no such file") from error

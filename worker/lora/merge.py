@@ -1,6 +1,6 @@
-"""Fold an adapter's update into the weight it belongs to.
+"""Merge an adapter's update into the weight of its layer.
 
-A merged adapter costs nothing per denoising step, but only one list of adapters can be merged at a time:
+A merged adapter costs nothing in a denoising step, but only one list of adapters can be merged at a time:
 `worker.lora.hot_swap` decides which. This module only does the arithmetic, in float32 and in the trainer's order of
 operations, so that merged weights equal the trainer's to the bit. Each kind of adapter is one function in `_DELTAS`.
 """
@@ -23,14 +23,15 @@ class DenseDelta:
 
     Attributes:
         values: (rows, in). Without a magnitude, W becomes W + values.
-        magnitude: (rows,), of a DoRA: each row of W + values is scaled to this length.
+        magnitude: (rows,), only for a DoRA: each row of W + values is scaled to this length.
     """
 
     values: Tensor
     magnitude: Tensor | None = None
 
     def select_rows(self, select: Callable[[Tensor], Tensor]) -> DenseDelta:
-        """Return the update of the rows that `select` picks; exact, since rows do not depend on each other."""
+        """Return the update of the rows that `select` picks."""
+        # Exact, because no row depends on another: a DoRA scales each row by its own length.
         return DenseDelta(select(self.values), None if self.magnitude is None else select(self.magnitude))
 
 
@@ -92,7 +93,7 @@ def weight_delta(
     """Return the change of a layer's rows.
 
     Args:
-        tensors: the adapter file's, by key, on the device that computes.
+        tensors: the adapter file's tensors, by key, on the device that computes.
         multiplier: must not be 0: a DoRA would still scale the rows to its magnitudes.
         factored: keep a LoRA in its factors; see `worker.kernels.low_rank.can_add_low_rank`.
     """
@@ -111,8 +112,7 @@ def write_merged(weight: Tensor, delta: DenseDelta | LowRankDelta, *, old: Tenso
 
     Args:
         old: same shape and dtype as `weight`; may be `weight` itself.
-        non_finite: int32, one value on the weight's device; set to 1 if any written value is not finite. The caller
-            reads those of all layers with one transfer.
+        non_finite: int32, one value on the weight's device; set to 1 if any written value is not finite.
     """
     if isinstance(delta, LowRankDelta):
         add_low_rank(
@@ -125,6 +125,7 @@ def write_merged(weight: Tensor, delta: DenseDelta | LowRankDelta, *, old: Tenso
     if delta.magnitude is not None:
         merged *= row_scales(merged, delta.magnitude)
     weight.copy_(merged)
+    # The verdict stays on the device: the caller reads those of all layers with one transfer.
     non_finite |= ~weight.isfinite().all()
 
 

@@ -1,6 +1,6 @@
 """Attach adapters to layers as forward hooks, and detach them again, without writing a weight.
 
-A swap of unmerged adapters costs nothing, but each step pays for their products; `worker.lora.unmerged_update` has the
+A swap of unmerged adapters takes no time, but each step computes their products; `worker.lora.unmerged_update` has the
 arithmetic.
 """
 
@@ -49,7 +49,7 @@ class UnmergedAdapters:
     def __init__(self, transformer: nn.Module) -> None:
         self._transformer = transformer
         self._toolkit: nn.Module | None = None
-        self._hooks: list[RemovableHandle] = []  # run in this order: each sees the output of those before it
+        self._hooks: list[RemovableHandle] = []  # run in this order: each receives the output of the hook before it
 
     def __len__(self) -> int:
         """Return the number of patched layers; 0 if no adapter runs unmerged."""
@@ -68,8 +68,9 @@ class UnmergedAdapters:
         """Attach one update of an adapter to the layers whose parameters are its targets."""
         if self._toolkit is not None:
             self._patch_bfl_layer(adapter, update, layer=self._toolkit.get_submodule(update.layer))
+        # Query, key and value are one product, as in AI Toolkit's own layer.
         product = fused_product(self._transformer, targets[0].parameter)
-        if product is not None:  # query, key and value in one product, as in AI Toolkit's own layer
+        if product is not None:
             self._patch_bfl_layer(adapter, update, layer=product)
             return
         for target in targets:
@@ -80,7 +81,7 @@ class UnmergedAdapters:
             )
 
     def _patch_bfl_layer(self, adapter: Adapter, update: LayerUpdate, *, layer: nn.Module) -> None:
-        """Attach an update to a layer with BFL's rows, or to those rows that a diffusers name stands for."""
+        """Attach an update to a layer that has BFL's rows: to all of them, or to those of a diffusers parameter."""
         weight = partial(dense_weight, layer)
         if update.rows == WHOLE:
             self._hook(layer, forward_patch(_unmerged(adapter, update, weight=weight)))
@@ -98,10 +99,10 @@ class UnmergedAdapters:
 
 
 def _patch_rows(patch: ForwardPatch, picked: Origin) -> ForwardPatch:
-    """Apply a patch to some of a layer's rows, in their order, and leave the others."""
+    """Return a patch that changes some of a layer's rows, in their order, and leaves the others."""
 
     def patch_rows(inputs: Tensor, output: Tensor) -> Tensor:
-        chunks = list(output.chunk(picked.of, dim=-1))
+        chunks = list(output.chunk(picked.part_count, dim=-1))
         changed = patch(inputs, torch.cat([chunks[part] for part in picked.parts], dim=-1))
         for part, chunk in zip(picked.parts, changed.chunk(len(picked.parts), dim=-1), strict=True):
             chunks[part] = chunk

@@ -1,9 +1,8 @@
-"""Compute what an adapter adds to a layer's output when it is not merged into the weight.
+"""Compute the contribution of an unmerged adapter to a layer's output.
 
-AI Toolkit previews this way where it does not merge: on quantised weights, with a DoRA, and when the samples of a
-config differ in their multiplier. In bfloat16 that rounds elsewhere than a merged weight does, so each kind follows the
-trainer's order of operations: a LoRA runs in float32, a LoKr in the layer's dtype. Each kind is one function in
-`_PATCHES`; `worker.lora.unmerged` attaches the result to a layer.
+AI Toolkit previews this way on quantised weights, with a DoRA, and when the samples of a config differ in their
+multiplier. In bfloat16 the results round elsewhere than those of a merged weight, so each kind follows the trainer's
+order of operations. Each kind is one function in `_PATCHES`; `worker.lora.unmerged` attaches the result to a layer.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch.nn import functional
 from shared.adapters.kinds import LayerUpdate
 from worker.lora.merge import lokr_factor, scale_of
 
-#: Takes a layer's input (..., in) and output (..., rows); returns the output with the adapter.
+#: Maps a layer's input (..., in) and output (..., rows) to the output with the adapter.
 ForwardPatch = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -27,8 +26,8 @@ class UnmergedUpdate:
     """An update that is applied to one layer's output.
 
     Attributes:
-        tensors: the adapter file's, by key, on the layer's device.
-        weight: returns the layer's weight, (rows, in), as the layer multiplies by it; called in each pass.
+        tensors: the adapter file's tensors, by key, on the layer's device.
+        weight: returns the dense weight of the layer, (rows, in); called in each pass.
         select_rows: picks the layer's rows of a tensor whose first dimension is the update's rows.
     """
 
@@ -57,6 +56,7 @@ def _lora(unmerged: UnmergedUpdate) -> ForwardPatch:
     scale, multiplier = scale_of(unmerged.update, unmerged.tensors), unmerged.multiplier
 
     def patch(inputs: Tensor, output: Tensor) -> Tensor:
+        # In float32, rounded before the sum, as the trainer's module does.
         update = functional.linear(functional.linear(inputs.float(), down), up) * scale * multiplier
         return output + update.to(output.dtype)
 
@@ -107,6 +107,7 @@ def _lokr(unmerged: UnmergedUpdate) -> ForwardPatch:
     blocks = first.shape[1]
 
     def patch(inputs: Tensor, output: Tensor) -> Tensor:
+        # A LoKr, unlike the other kinds, runs in the layer's dtype in the trainer.
         dtype = output.dtype
         # kron(w1, w2) x, without the product: w2 on each block of x, then w1 across the blocks.
         turned = inputs.view(*inputs.shape[:-1], blocks, -1)

@@ -1,8 +1,7 @@
 """Derive a FLUX.2 checkpoint's configuration from the names and shapes of its tensors.
 
 Black Forest Labs' single files have no configuration. Widths and depths come from the shapes, so dev, klein and the
-tiny models of the tests share one loader. Shapes do not show RoPE's base and the norms' epsilons, which are the same in
-every FLUX.2. `worker.checkpoint.fill` checks that all tensors are present.
+tiny models of the tests share one loader. `worker.checkpoint.fill` checks that all tensors are present.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from shared.errors import CheckpointError
 Shapes = Mapping[str, tuple[int, ...]]
 
 # https://github.com/black-forest-labs/flux2/blob/main/src/flux2/model.py: four position axes share the head equally.
+# Shapes show neither RoPE's base nor the norms' epsilons, which are the same in every FLUX.2.
 ROPE_AXES = 4
 ROPE_THETA = 2000
 
@@ -27,7 +27,7 @@ def transformer_config(shapes: Shapes, *, file: str) -> dict[str, Any]:
         file: the name for error messages.
 
     Raises:
-        CheckpointError: not a FLUX.2 transformer; the message names the tensor that shows it.
+        CheckpointError: this is not a FLUX.2 transformer; the message names the tensor that shows it.
     """
     hidden, in_channels = _shape(shapes, "img_in.weight", 2, file)
     (head_dim,) = _shape(shapes, "single_blocks.0.norm.query_norm.scale", 1, file)
@@ -36,7 +36,7 @@ def transformer_config(shapes: Shapes, *, file: str) -> dict[str, Any]:
             f"{file}: single_blocks.0.norm.query_norm.scale gives heads of {head_dim}, "
             f"which do not divide the width {hidden} or cannot hold {ROPE_AXES} rotary axes"
         )
-    # A single block's last layer takes attention's output and the feed-forward's, side by side.
+    # The input of a single block's last layer is the output of attention followed by that of the feed-forward.
     mlp_and_hidden = _shape(shapes, "single_blocks.0.linear2.weight", 2, file)[1]
     return {
         "in_channels": in_channels,
@@ -50,7 +50,7 @@ def transformer_config(shapes: Shapes, *, file: str) -> dict[str, Any]:
         "mlp_ratio": (mlp_and_hidden - hidden) / hidden,
         "axes_dims_rope": (head_dim // ROPE_AXES,) * ROPE_AXES,
         "rope_theta": ROPE_THETA,
-        # Only [dev] has this embedder; [klein] takes guidance by a second pass.
+        # Only [dev] has this embedder; guidance of [klein] needs a second pass.
         "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
     }
 
@@ -59,7 +59,7 @@ def autoencoder_config(shapes: Shapes, *, file: str) -> dict[str, Any]:
     """Return the arguments of diffusers' AutoencoderKLFlux2, whose decoder may be narrower than its encoder.
 
     Raises:
-        CheckpointError: not a FLUX.2 autoencoder; the message names the tensor that shows it.
+        CheckpointError: this is not a FLUX.2 autoencoder; the message names the tensor that shows it.
     """
     levels = _count(shapes, "encoder.down.")
     encoder = _widths(shapes, "encoder.down", levels, file)
@@ -83,7 +83,10 @@ def _widths(shapes: Shapes, stage: str, levels: int, file: str) -> tuple[int, ..
 
 def _shape(shapes: Shapes, name: str, ndim: int, file: str) -> tuple[int, ...]:
     if name not in shapes:
-        raise CheckpointError(f"{file}: no tensor {name!r}; this is not a FLUX.2 file in Black Forest Labs' layout")
+        raise CheckpointError(
+            f"{file} has no tensor {name!r}, so it is not a FLUX.2 file in Black Forest Labs' layout; check "
+            "FLUX2_MODEL_PATH"
+        )
     if len(shapes[name]) != ndim or 0 in shapes[name]:
         raise CheckpointError(f"{file}: tensor {name!r} has shape {list(shapes[name])}, not {ndim} sizes of 1 or more")
     return shapes[name]

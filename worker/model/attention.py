@@ -1,8 +1,4 @@
-"""The blocks' attention for compiled code: one kernel norms and rotates queries and keys, and adds in torch's order.
-
-A kernel that the compiler fuses adds up a row in whatever order is fastest for the first size it sees, and another
-order gives other bits. This project's kernel always adds in torch's order and rounds where the uncompiled modules
-round; it reads and writes each value once.
+"""Attention for compiled blocks: one kernel normalises and rotates queries and keys with the bits of torch.
 
 Source:
     Flux2AttnProcessor and Flux2ParallelSelfAttnProcessor in diffusers' models/transformers/transformer_flux2.py.
@@ -39,7 +35,10 @@ def norm_and_rotate(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tens
         weight: (channels,).
         cosines, sines: (tokens, channels), float32.
     """
-    # Heads of other widths, as in the tests' models, use torch's operations.
+    # A kernel that the compiler fuses adds up a row in the order that is fastest for the first size it sees, and
+    # another order gives other bits. This project's kernel always adds in torch's order, rounds where the uncompiled
+    # modules round, and reads and writes each value once. Heads of other widths, as in the tests' models, use torch's
+    # operations.
     if values.is_cuda and values.shape[-1] == _WIDTH and _kernel_matches_torch(values.device, values.shape[-2]):
         return _launch(values, weight, cosines, sines, eps)
     return _norm_and_rotate(values, weight, cosines, sines, eps)
@@ -67,7 +66,8 @@ def _launch(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps:
 
 @cache
 def _kernel_matches_torch(device: torch.device, heads: int) -> bool:
-    """Whether the kernel can be built and gives torch's bits, which depend on the order in which torch adds."""
+    """Whether the kernel can be built and gives torch's bits."""
+    # Measured, not assumed: another version of torch may add in another order.
     if triton_unavailable_reason() is not None:
         return False
     # A fixed seed: the comparison must not depend on chance.
@@ -122,7 +122,7 @@ class ParallelAttention:
     """The part of a single-stream block between its norm and its residual: attention and feed-forward in parallel.
 
     Args:
-        gated: the last layer takes gate and up separately and applies the activation itself.
+        gated: the last layer receives gate and up and applies the activation itself.
     """
 
     def __init__(self, *, gated: bool) -> None:
@@ -146,13 +146,13 @@ class ParallelAttention:
         return product
 
 
-def _heads(attn: Any, values: Tensor, together: str, alone: tuple[str, str, str]) -> tuple[Tensor, ...]:
+def _heads(attn: Any, values: Tensor, fused: str, separate: tuple[str, str, str]) -> tuple[Tensor, ...]:
     """Return queries, keys and values, (batch, tokens, heads, channels)."""
     # fp8 and qfloat8 replace the three layers one by one, so they are not fused.
     if attn.fused_projections:
-        parts = getattr(attn, together)(values).chunk(3, dim=-1)
+        parts = getattr(attn, fused)(values).chunk(3, dim=-1)
     else:
-        parts = tuple(getattr(attn, name)(values) for name in alone)
+        parts = tuple(getattr(attn, name)(values) for name in separate)
     return tuple(part.unflatten(-1, (-1, attn.head_dim)) for part in parts)
 
 

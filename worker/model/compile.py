@@ -1,9 +1,4 @@
-"""Compile a transformer's blocks, one kind at a time, without changing a bit of what they compute.
-
-Fused kernels keep values in float32 that the modules round to bfloat16 between operations. Emulating those casts
-restores the modules' bits except for sums, whose order the compiler chooses. So layer norms keep torch's kernel, and
-the norms of queries and keys use this project's kernel (`worker.model.attention`).
-"""
+"""Compile a transformer's blocks, one kind at a time, without changing a bit of their results."""
 
 from __future__ import annotations
 
@@ -52,7 +47,9 @@ def compile_blocks(transformer: Any, *, exact: bool) -> None:
     if exact:
         _keep_order_of_sums(transformer)
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-        # Compile the forward, not the module: the hooks of `worker.lora.block_gate` must stay outside.
+        # Compile the forward, not the module: the hooks of `worker.lora.block_gate` must stay outside. Fused kernels
+        # keep values in float32 that the modules round to bfloat16 between operations; emulating the casts restores
+        # the modules' bits except for sums, whose order the compiler chooses.
         compiled = torch.compile(block.forward, dynamic=False, options={"emulate_precision_casts": exact})
         block.forward = partial(_of_any_size, compiled)
 
@@ -66,6 +63,8 @@ def uncompiled() -> Iterator[None]:
 
 
 def _keep_order_of_sums(transformer: Any) -> None:
+    # Norms of queries and keys use this project's kernel, layer norms keep torch's: the compiler would add in another
+    # order.
     for block in transformer.transformer_blocks:
         block.attn.set_processor(JointAttention())
     for block in transformer.single_transformer_blocks:

@@ -26,11 +26,11 @@ class Components:
         text_encoder: a decoder stack whose hidden states are the prompt's embeddings.
         layers: (out, in) of every linear layer that an adapter may name, by BFL's module path.
         revision: see `worker.checkpoint.revision`.
-        precision: of the transformer and the autoencoder; the autoencoder's weights are always dense.
+        precision: precision of the transformer and the autoencoder; the autoencoder's weights are always dense.
         placement: which parts are on the device.
-        regions: where the transformer's weights are in the checkpoint, for those stored in the dtype that runs.
-        text_encoder_precision: None if it is the transformer's.
-        reader: keeps the files open that are still read; None if no file is.
+        regions: the transformer's weights in the checkpoint's files, if stored in the dtype that runs.
+        text_encoder_precision: None if it equals the transformer's.
+        reader: keeps the files open that are read again; None if there are none.
         compiled: whether the transformer's blocks are compiled.
         load_s: seconds of loading, by part.
     """
@@ -58,7 +58,7 @@ class Components:
 
     @property
     def precision_names(self) -> str:
-        """The name of the precision for reports, with the text encoder's if that is another."""
+        """The name of the precision for reports, followed by the text encoder's if it differs."""
         if self.text_encoder_precision in (None, self.precision):
             return self.precision.name
         assert self.text_encoder_precision is not None
@@ -66,6 +66,6 @@ class Components:
 
     @property
     def distilled(self) -> bool:
-        """Whether guidance is an input of the transformer; otherwise it takes a second pass with a negative prompt."""
+        """Whether guidance is an input of the transformer; otherwise it needs a second pass with a negative prompt."""
         embeds: bool = self.transformer.config.guidance_embeds
         return embeds

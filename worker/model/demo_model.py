@@ -1,8 +1,7 @@
-"""The embedded demonstration model: a tiny FLUX.2 with trained weights, shipped in this package.
+"""Write the files of the embedded demonstration model: a tiny FLUX.2 with trained weights, shipped in this package.
 
 It has the real model's architecture, file layout, names and dtypes, and draws simple figures and scenes on two CPU
-cores, without a download. `tools/train_tiny` trained it and documents how. These functions copy its files into a model
-folder, so that all later steps are the same as with real weights.
+cores, without a download. `tools/train_tiny` trains it and documents how.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from shared.catalog import FLUX2_DEV
 
 _SHIPPED = Path(__file__).with_name("demo_checkpoint")
 
-#: The adapters for it, in AI Toolkit's format: a subject with the trigger `sks`, and two styles, the second a LoKr.
+#: The model's adapters, in AI Toolkit's format: a subject with the trigger `sks`, and two styles, the second a LoKr.
 SUBJECT = "sks_robot"
 STYLES = ("blueprint", "neon")
 
@@ -22,6 +21,7 @@ STYLES = ("blueprint", "neon")
 def write_tiny_checkpoint(folder: Path) -> None:
     """Write the transformer and autoencoder as BFL single files, and `text_encoder/` as a Hugging Face folder."""
     folder.mkdir(parents=True, exist_ok=True)
+    # Copied into a model folder, so that all later steps are the same as with real weights.
     for name in (FLUX2_DEV.transformer_file, FLUX2_DEV.autoencoder_file):
         shutil.copyfile(_SHIPPED / name, folder / name)
     shutil.copytree(_SHIPPED / "text_encoder", folder / "text_encoder", dirs_exist_ok=True)

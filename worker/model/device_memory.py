@@ -1,4 +1,4 @@
-"""A GPU's memory: how much is free, when that is stable, and how much this process may use."""
+"""Measure and limit a GPU's memory: how much is free, and how much this process may use."""
 
 from __future__ import annotations
 
@@ -20,12 +20,10 @@ def limit_memory(device: torch.device, *, limit_gb: float | None) -> None:
 
 
 def wait_for_stable_memory(device: torch.device) -> None:
-    """Wait, 10 seconds at most, until the device's free memory stays the same.
-
-    A process that has just ended gives its memory back over some hundred milliseconds.
-    """
+    """Wait, 10 seconds at most, until the device's free memory stays the same."""
     if device.type != "cuda":
         return
+    # A process that has just ended frees its memory over some hundred milliseconds.
     free, _ = torch.cuda.mem_get_info(device)
     deadline = time.monotonic() + _SETTLE_TIMEOUT_S
     while time.monotonic() < deadline:
@@ -39,6 +37,6 @@ def free_memory_bytes(device: torch.device, *, limit_gb: float | None) -> int | 
     """Return the device memory that a model may take now, up to `limit_gb`; None on the CPU."""
     if device.type != "cuda":
         return None
-    # The driver's count: it includes the memory of other processes, which torch's own does not.
+    # The driver's count: unlike torch's, it includes the memory of other processes.
     free, _ = torch.cuda.mem_get_info(device)
     return free if limit_gb is None else min(free, int(limit_gb * _GB))

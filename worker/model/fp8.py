@@ -1,9 +1,9 @@
 """Multiply in float8 in the blocks' linear layers; each row of activations and of weights has its own scale.
 
-On a Hopper GPU this takes half the time and half the memory of bfloat16, and gives other bits. A worker measures at its
-start how far one step is from the same step in bfloat16, and reports it with every image. Attention and the layers
-outside of the blocks stay in bfloat16; the kernel that quantises computes norms and modulation in float32. Adapters are
-merged into the bfloat16 base weights, which are then quantised again.
+On a Hopper GPU this takes half the time and half the memory of bfloat16, and gives other bits. When a worker starts, it
+measures the distance of one step from the same step in bfloat16, and reports it with every image. Attention and the
+layers outside the blocks stay in bfloat16. Adapters are merged into the bfloat16 base weights, which are then quantised
+again.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from worker.model.attention import Angles, JointAttention, ParallelAttention
 from worker.model.qfloat8 import FLOAT8
 
 _LARGEST = torch.finfo(FLOAT8).max
-# The smallest scale: a row of zeros has no largest value to divide by.
+# The smallest scale: the largest value of a row of zeros is 0, which must not divide.
 _TINY = 1e-12
 
 
-class Quantized(NamedTuple):
+class QuantizedRows(NamedTuple):
     """Quantised rows of activations.
 
     Attributes:
@@ -74,7 +74,7 @@ def _quantize_into(plain: Tensor | None, gate_up: Tensor | None, quantized: Tens
 
 
 def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what `quantize_rows` returns for one float32 tensor."""
+    """Quantise the rows of one float32 tensor with torch's operations; see `quantize_rows`."""
     scales = values.abs().amax(dim=-1, keepdim=True).div(_LARGEST).clamp_min(_TINY)
     return (values / scales).clamp(-_LARGEST, _LARGEST).to(FLOAT8), scales
 
@@ -90,7 +90,7 @@ def _joined(plain: Tensor | None, gate_up: Tensor | None) -> Tensor:
 
 @torch.library.custom_op("flux2::norm_rows", mutates_args=())
 def norm_rows(hidden_states: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return the fields of `Quantized` for ``(1 + scale) * layer_norm(hidden_states) + shift``; reads each value once.
+    """Return the fields of `QuantizedRows` for ``(1 + scale) * layer_norm(hidden_states) + shift``.
 
     Args:
         hidden_states: (batch, tokens, columns).
@@ -101,6 +101,7 @@ def norm_rows(hidden_states: Tensor, shift: Tensor, scale: Tensor, eps: float) -
         return _scaled((1 + scale.float()) * normed + shift.float())
     from worker.kernels.fp8_kernel import launch_norm
 
+    # One kernel for all three operations reads each value once.
     quantized, scales = _empty_normed(hidden_states, shift, scale, eps)
     with torch.cuda.device(quantized.device):
         launch_norm(hidden_states.contiguous(), shift.contiguous(), scale.contiguous(), eps, quantized, scales)
@@ -117,7 +118,7 @@ class Fp8Linear(nn.Module):
     """A linear layer without bias whose `weight` is (out, in) in float8, with a scale for each row.
 
     Attributes:
-        dense: a bfloat16 weight to multiply by instead, while the two are compared; otherwise None.
+        dense: a bfloat16 weight to multiply by instead, during a comparison; otherwise None.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -136,9 +137,10 @@ class Fp8Linear(nn.Module):
         """Set the weight to `dense`, (out, in), rounded to float8."""
         _quantize_into(dense, None, self.weight, self.scale)  # type: ignore[arg-type]
 
-    def forward(self, plain: Tensor | Quantized | None, gate_up: Tensor | None = None) -> Tensor:
+    def forward(self, plain: Tensor | QuantizedRows | None, gate_up: Tensor | None = None) -> Tensor:
         """Multiply ``[plain, silu(gate) * up]``, (batch, tokens, in); either part may be None."""
-        if isinstance(plain, Quantized):
+        # The kernel that quantises also computes norms, modulation and the activation, in float32.
+        if isinstance(plain, QuantizedRows):
             return self._multiply(*plain)
         if self.dense is not None:
             return functional.linear(_joined(plain, gate_up).to(self._dtype), self.dense)
@@ -168,8 +170,8 @@ class GatedFp8Linear(Fp8Linear):
 
 
 def convert_to_fp8(transformer: Any, *, device: torch.device) -> None:
-    """Replace the linear layers in the blocks of a Flux2Transformer2DModel, and move it to the device."""
-    # One by one: the device never holds all dense weights, unless the transformer is there already.
+    """Replace the linear layers in the blocks of a Flux2Transformer2DModel, and move the model to the device."""
+    # One by one: the device never holds all dense weights, unless the transformer is already there.
     for block in transformer.transformer_blocks:
         for path, layer in list(block.named_modules()):
             if isinstance(layer, nn.Linear):
@@ -226,12 +228,12 @@ def _single_block(
     return hidden_states + added
 
 
-def _modulated(norm: nn.LayerNorm, hidden_states: Tensor, modulation: Sequence[Tensor]) -> Tensor | Quantized:
+def _modulated(norm: nn.LayerNorm, hidden_states: Tensor, modulation: Sequence[Tensor]) -> Tensor | QuantizedRows:
     """Return a layer's input after norm and modulation; quantised in compiled code, dense otherwise."""
-    # Uncompiled code compares with dense weights, which multiply dense input.
+    # Uncompiled code runs only for the comparison with dense weights, which multiply dense input.
     shift, scale, *_ = modulation
     if torch.compiler.is_compiling():
-        return Quantized(*norm_rows(hidden_states, shift, scale, norm.eps))
+        return QuantizedRows(*norm_rows(hidden_states, shift, scale, norm.eps))
     normed: Tensor = (1 + scale) * norm(hidden_states) + shift
     return normed
 
@@ -244,7 +246,7 @@ def fp8_layers(transformer: nn.Module) -> dict[str, Fp8Linear]:
 @contextmanager
 def dense_weights(transformer: nn.Module, fetch: Callable[[str], Tensor]) -> Iterator[None]:
     """Multiply by the bfloat16 weights that `fetch` returns for their names, inside the `with` block."""
-    # Each is fetched when its layer runs and released after it, so that the device never holds all of them.
+    # Each weight is fetched before its layer runs and released after it: the device never holds all of them.
     handles = []
     for name, layer in fp8_layers(transformer).items():
 

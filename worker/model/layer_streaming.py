@@ -1,8 +1,8 @@
-"""Run a stack of layers that does not fit the device: each layer is copied there while the layers before it compute.
+"""Run a stack of layers that does not fit the device: each layer is copied there while earlier layers compute.
 
 At full size this keeps 3.3 GB of the text encoder on a GPU instead of 33 GB, and a pass takes 0.6 to 0.8 s instead of
-0.04 s. Layers come from the checkpoint's files, in the page cache that all workers of a host share, or from copies in
-host memory if the files store other values. The results do not change.
+0.04 s. Layers come from the checkpoint's files, or from copies in host memory if the files store other values. The
+results do not change.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ class _Layer:
 
 
 class _Source(Protocol):
-    """Where layers are kept while they are not on the device."""
+    """A place for the layers that are not on the device."""
 
     def home(self, number: int) -> Tensor:
-        """Return the block that a layer's tensors are views of while it is not on the device."""
+        """Return the block of which a layer's tensors are views while the layer is not on the device."""
 
     def fetch(self, number: int, target: Tensor) -> Completion:
-        """Begin to copy a layer into `target`, after the work that the current stream has now."""
+        """Begin to copy a layer into `target`, after all work in the current stream."""
 
 
 class HostCopies:
-    """Copies of the layers in host memory, pinned for a GPU; one copy moves a whole layer."""
+    """Copies of the layers in host memory, pinned for a GPU."""
 
     def __init__(self, layers: Sequence[_Layer], *, device: torch.device) -> None:
         self._blocks = [self._copy(layer, device) for layer in layers]
@@ -56,6 +56,7 @@ class HostCopies:
 
     @staticmethod
     def _copy(layer: _Layer, device: torch.device) -> Tensor:
+        # One block for each layer, so that one copy moves all of it.
         block = torch.zeros(layer.size, dtype=torch.uint8)
         for tensor, place in zip(layer.tensors, layer.places, strict=True):
             place.view(block).copy_(tensor)
@@ -80,7 +81,7 @@ class CheckpointFiles:
     """The checkpoint's files, which stay open; a layer must have the same bits each time it is read.
 
     Args:
-        regions: where the tensors of each layer are, in their order.
+        regions: the file regions of each layer's tensors, in their order.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class CheckpointFiles:
         self._layers = layers
         self._regions = regions
         self._reader = reader
+        # In the page cache, which all workers of a host share; copies would be private to each.
         for file in {region.file for tensors in regions for rows in tensors for region in rows}:
             reader.pin(file)
         self._sums: dict[int, Tensor] = {}
@@ -122,12 +124,12 @@ class CheckpointFiles:
         return wait
 
     def _compare(self, number: int, matrices: Sequence[Tensor]) -> None:
-        """Compare a layer's bits with those read first.
+        """Compare a layer's bits with those of its first read.
 
         Raises:
             WeightsLost: after the last layer, if any layer has changed.
         """
-        # The verdict is read once a pass: reading it at each layer would make the thread wait for the device.
+        # The verdict is read once in each pass: reading it at each layer would make this thread wait for the device.
         total = torch.stack([checksum(matrix) for matrix in matrices])
         self._changed |= (total != self._sums.setdefault(number, total)).any()
         if number == len(self._layers) - 1 and self._changed:
@@ -139,7 +141,7 @@ class LayerStreamer:
 
     Args:
         modules: the layers; they run in this order, in whole passes only.
-        regions: where the tensors of each layer are in files; None copies the tensors' values to host memory instead.
+        regions: the file regions of each layer's tensors; None copies the tensors' values to host memory instead.
         reader: reads those files.
     """
 
@@ -158,7 +160,7 @@ class LayerStreamer:
             self._source = HostCopies(self._layers, device=device)
         else:
             self._source = CheckpointFiles(self._layers, regions, reader=reader, device=device)
-        # One size for all buffers: any layer may come into any of them.
+        # One size for all buffers: any layer may be copied into any of them.
         size = max(layer.size for layer in self._layers)
         count = min(BUFFERS, len(self._layers))
         self._buffers = [torch.empty(size, dtype=torch.uint8, device=device) for _ in range(count)]
@@ -179,7 +181,7 @@ class LayerStreamer:
 
     def _before(self, number: int) -> Any:
         def hook(*_: Any) -> None:
-            # A pass that failed half way left other layers in the buffers.
+            # An earlier pass that failed half way has left other layers in the buffers.
             if number == 0 and self._ran % len(self._layers):
                 self._start_over()
             slot = self._ran % len(self._buffers)

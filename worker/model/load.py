@@ -27,13 +27,13 @@ from worker.model.tokenizer import load_tokenizer
 
 logger = logging.getLogger("flux2.worker.model")
 
-# Channels of an attention head in every released FLUX.2. Tiny test models have fewer, and their steps are shorter than
-# compiling takes.
+# Channels of an attention head in every released FLUX.2. Tiny test models have fewer, and compiling would take longer
+# than their steps.
 _HEAD_DIM = 128
 
 
 def load_components(settings: ModelSettings, *, device: torch.device, hf_token: str | None) -> Components:
-    """Load everything that `settings` names onto `device`.
+    """Load the model that `settings` describes onto `device`.
 
     Raises:
         CheckpointError: files are missing, incomplete, unreadable or do not belong together, or do not fit the device.
@@ -104,16 +104,17 @@ class _LoadTimes:
         self._last = time.perf_counter()
 
     def end(self, part: str) -> None:
-        """Count the time since the part before as this one's."""
+        """Record the time since the previous part ended as this part's."""
         now = time.perf_counter()
         self.seconds[part] = now - self._last
         self._last = now
 
 
 def _compiles(settings: ModelSettings, device: torch.device, *, head_dim: int) -> bool:
-    """Return the setting; without one, whether the device and model are among those whose bits were compared."""
+    """Return the setting `compile`, or its default for this device and model."""
     if settings.compile is not None:
         return settings.compile
+    # By default only where the bits of compiled blocks were compared with those of the modules.
     policy = PRECISIONS[settings.precision]
     if device.type != "cuda" or not policy.compiles_by_default or head_dim != _HEAD_DIM:
         return False
@@ -123,9 +124,9 @@ def _compiles(settings: ModelSettings, device: torch.device, *, head_dim: int) -
 
 
 def _reread_files(placement: Placement, checkpoint: Checkpoint, policy: PrecisionPolicy) -> set[Path]:
-    """Return the files that must stay open, because they are read for as long as the model is loaded."""
+    """Return the files that must stay open, because swaps or prompts read them again."""
     files: set[Path] = set()
-    # Float8 weights cannot be restored from a copy: the dense weights they are made from are read again.
+    # Float8 weights cannot be restored from a copy: the dense weights that they are made from are read again.
     if placement.base_weights == "file" or policy.rereads_weights:
         files |= set(checkpoint.transformer.weights)
     if placement.text_encoder == "streamed":
@@ -134,22 +135,31 @@ def _reread_files(placement: Placement, checkpoint: Checkpoint, policy: Precisio
 
 
 def _check_fit(components: Components) -> None:
-    """Compare the widths of the three models, so that a mismatch shows now and not at the first image.
+    """Check that the widths of the three models match.
 
     Raises:
         CheckpointError: the models do not belong together.
     """
+    # Now, because a mismatch would otherwise show only at the first image.
     latents, packed = components.transformer.config.in_channels, components.autoencoder.bn.num_features
     if latents != packed:
-        raise CheckpointError(f"the transformer takes {latents} latent channels and the autoencoder packs {packed}")
+        raise CheckpointError(
+            f"the transformer takes {latents} latent channels and the autoencoder packs {packed}; use the files of one "
+            "model"
+        )
     embedding = components.text_encoder.get_input_embeddings().weight.shape[1]  # type: ignore[operator]
     expected = components.transformer.config.joint_attention_dim
     given = len(family_of(components.text_encoder.config).hidden_states) * embedding
     if expected != given:
-        raise CheckpointError(f"the transformer reads prompts {expected} wide and the text encoder gives {given}")
+        raise CheckpointError(
+            f"the transformer reads prompts {expected} wide and the text encoder gives {given}; check "
+            "FLUX2_MODEL_TEXT_ENCODER"
+        )
     if components.distilled == MODELS[components.model].uses_negative_prompt:
         has = "has a" if components.distilled else "has no"
-        raise CheckpointError(f"the transformer {has} guidance embedder, so it is not {components.model!r}")
+        raise CheckpointError(
+            f"the transformer {has} guidance embedder, so it is not {components.model!r}; check FLUX2_MODEL_ID"
+        )
 
 
 def _log_loaded(components: Components, checkpoint: Checkpoint) -> None:

@@ -79,7 +79,7 @@ def load_text_encoder(
     # them in float32 in one case only, a Qwen3 that is quantised.
     if not (to_be_quantised and family_of(model.config) is QWEN):
         model.rotary_emb.to(dtype)
-    fill(model, files, _origins(model, files), device=device, dtype=dtype, alone=False, reader=reader)
+    fill(model, files, _origins(model, files), device=device, dtype=dtype, reject_unused=False, reader=reader)
     model.rotary_emb.to(device)
     return model  # type: ignore[no-any-return]
 
@@ -109,7 +109,7 @@ def load_streamed_text_encoder(
         if name != "layers":
             inside = {inner: origins[f"{name}.{inner}"] for inner in part.state_dict()}
             where, by = (_HOST, None) if name == _EMBEDDING else (device, reader)
-            fill(part, files, inside, device=where, dtype=dtype, alone=False, reader=by)
+            fill(part, files, inside, device=where, dtype=dtype, reject_unused=False, reader=by)
     _look_up_on_host(model.embed_tokens, device=device)
     model.layers.to_empty(device="cpu")  # allocates addresses only: nothing touches these pages
     model.requires_grad_(False).eval()

@@ -27,20 +27,20 @@ class Attempt:
     """
 
     name: str
-    alone: bool
+    exclusive: bool
     tiled: bool
 
 
-AS_USUAL = Attempt("as usual", alone=False, tiled=False)
-ALONE = Attempt("alone", alone=True, tiled=False)
-IN_TILES = Attempt("in tiles", alone=True, tiled=True)
+FIRST_ATTEMPT = Attempt("as usual", exclusive=False, tiled=False)
+EXCLUSIVE_ATTEMPT = Attempt("alone", exclusive=True, tiled=False)
+TILED_ATTEMPT = Attempt("in tiles", exclusive=True, tiled=True)
 
 #: Each is made when the one before ran out of memory. An engine without tiles still profits from the freed memory.
-ATTEMPTS = (AS_USUAL, ALONE, IN_TILES)
+ATTEMPTS = (FIRST_ATTEMPT, EXCLUSIVE_ATTEMPT, TILED_ATTEMPT)
 
 
 @dataclass(frozen=True)
-class Rendered:
+class RenderedImage:
     """One finished image and how it was made.
 
     Attributes:
@@ -61,7 +61,7 @@ class RenderingItem:
     Attributes:
         files: its adapters, in merge order.
         shares_memory: whether a swap for another item has taken memory from this one.
-        timings: see `Rendered`; of the last attempt.
+        timings: see `RenderedImage`; of the last attempt.
     """
 
     spec: ItemSpec
@@ -95,4 +95,4 @@ class RenderingItem:
 
     def can_differ(self, attempt: Attempt) -> bool:
         """Whether an attempt can succeed where the one before it failed."""
-        return attempt is not ALONE or self.shares_memory
+        return attempt is not EXCLUSIVE_ATTEMPT or self.shares_memory

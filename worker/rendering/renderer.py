@@ -24,7 +24,7 @@ from worker.lora.adapter_swap import SwapKind
 from worker.lora.hot_swap import AdapterSwapper
 from worker.model.compile import uncompiled
 from worker.model.components import Components
-from worker.rendering.attempt import ATTEMPTS, Attempt, OnProgress, Rendered, RenderingItem
+from worker.rendering.attempt import ATTEMPTS, Attempt, OnProgress, RenderedImage, RenderingItem
 from worker.rendering.decode import tiled_decoding
 from worker.rendering.engine import DenoisingInputs, Engine
 from worker.rendering.item_inputs import InputBuilder, ItemInputs
@@ -120,7 +120,7 @@ class Renderer:
         """Preload the next item's adapters and build its inputs, from another thread; raises what `render` would."""
         self._prepared.prepare(spec, adapters)
 
-    def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: OnProgress) -> Rendered:
+    def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: OnProgress) -> RenderedImage:
         """Render `spec` with its adapters' files, in the order of `spec.adapters`.
 
         Args:
@@ -157,7 +157,7 @@ class Renderer:
         raise OutOfMemory(f"{spec.width}x{spec.height} does not fit on {item.device_name}: {reason}")
 
     @torch.no_grad()
-    def _render(self, item: RenderingItem, attempt: Attempt) -> Rendered:
+    def _render(self, item: RenderingItem, attempt: Attempt) -> RenderedImage:
         spec, engine = item.spec, item.engine
         # Inputs are copied to the device before the weights: behind them they would wait until all weights are there.
         with item.stage("encode", timing="encode_prompt"):
@@ -165,16 +165,16 @@ class Renderer:
         with item.stage("adapter", timing="adapter"):
             kind, reports = self.swapper.activate(item.files, mode=spec.adapter_mode, wait=not engine.waits_for_blocks)
         with item.stage("denoise", timing="denoise"):
-            latents = self._denoise(item, inputs, alone=attempt.alone)
+            latents = self._denoise(item, inputs, exclusive=attempt.exclusive)
         with item.stage("decode", timing="decode", step=spec.num_inference_steps):
             decoded = self._decoder.submit(torch.no_grad()(engine.decode), latents).result()[0]
             if not decoded.isfinite().all():
                 raise NotFinite(f"the decoded image of seed {spec.seed} is not finite")
             image = engine.image(decoded)
         decode: Decode = "tiled" if attempt.tiled and engine.supports_tiling else "whole"
-        return Rendered(image, item.timings, reports, self._report(item, kind, decode))
+        return RenderedImage(image, item.timings, reports, self._report(item, kind, decode))
 
-    def _denoise(self, item: RenderingItem, inputs: ItemInputs, *, alone: bool) -> Tensor:
+    def _denoise(self, item: RenderingItem, inputs: ItemInputs, *, exclusive: bool) -> Tensor:
         """Return the final latents, (1, channels, height / 16, width / 16)."""
         spec, engine = item.spec, item.engine
         run = DenoisingInputs(
@@ -185,7 +185,7 @@ class Renderer:
             if step == 1:
                 self._wait_for_weights(item)
             item.report("denoise", step)
-            if step == steps - 1 and engine.waits_for_blocks and not alone:
+            if step == steps - 1 and engine.waits_for_blocks and not exclusive:
                 self._begin_next_swap(item, passes=1 if run.negative_prompt_embeds is None else 2)
 
         try:

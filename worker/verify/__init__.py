@@ -1,1 +1,1 @@
-"""Compare this project's rendering with numbers that AI Toolkit's own code produced: the command `flux2 verify`."""
+"""The command `flux2 verify`: compares this project's rendering with numbers that AI Toolkit's own code produced."""

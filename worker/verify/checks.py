@@ -1,7 +1,7 @@
-"""One check for each type of case: it compares our results with the goldens and returns the measures.
+"""Compare our results with the goldens: one check for each type of case.
 
 An exception in a check is a failure of its case. Results that every CPU computes alike must be equal: noise, the
-timesteps that reach the model, merged weights, token ids. Everything else has to stay within the manifest's tolerances,
+timesteps that reach the model, merged weights, token ids. All other results must stay within the manifest's tolerances,
 because kernels differ between machines (docs/verify.md).
 """
 
@@ -29,7 +29,7 @@ from worker.verify.goldens import Case, given_embeds
 from worker.verify.measures import Measure, equal, measure, same_bits
 from worker.verify.outcome import CaseType, VerifiedEngine
 from worker.verify.prompt_checks import check_prompt_to_image, check_text
-from worker.verify.sampling import Calls, record_calls, sample, starting_noise
+from worker.verify.sampling import TransformerCalls, record_calls, sample, starting_noise
 
 _ROLE = re.compile(r"\.(lora_A|lora_B|lora_down|lora_up|lokr_\w+|alpha|diff|diff_b|magnitude)(\.weight)?$")
 # A step on another CPU used 0.7 of the latents' limit; a wrong schedule or noise exceeds the limit 200 times or more.
@@ -121,7 +121,7 @@ def _inputs(
 
 
 def _steps(
-    calls: Calls, golden: Mapping[str, Tensor], calls_a_step: int, tolerance: Mapping[str, float]
+    calls: TransformerCalls, golden: Mapping[str, Tensor], calls_a_step: int, tolerance: Mapping[str, float]
 ) -> Iterator[Measure]:
     """Compare the stored steps: `x_NNN` is a step's input, `pred_NNN` and `pred_uncond_NNN` are its outputs."""
     for name, expected in sorted(golden.items()):
@@ -155,6 +155,7 @@ def _adapter(case: Case, models: GoldenModels) -> Iterator[Measure]:
                 latents = sample(engine, components, run, **embeds)
                 yield from measure(name, latents, golden[name], entry["tolerance"][f"latents_{dtype}"])
     swapper.activate([])
+    # Bits, not values: subtracting an update again would leave a trace in bfloat16.
     yield same_bits("restored weights", bfl_weights(components.transformer), base)
 
 
@@ -193,7 +194,7 @@ def _hand_latents(
 
 
 def _refused(swapper: AdapterSwapper, models: GoldenModels, file: str) -> Measure:
-    """Return a measure that passes if the adapter is refused with a message that names one of its keys or layers."""
+    """Return a measure that passes if the adapter is refused and the message names one of its keys or layers."""
     path = models.goldens.folder / file
     try:
         swapper.activate([(adapter_ref(path, 1.0), path)])

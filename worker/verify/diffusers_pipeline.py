@@ -1,7 +1,7 @@
-"""Diffusers' own FLUX.2 pipelines, wrapped as an engine.
+"""Wrap diffusers' own FLUX.2 pipelines as an engine, to measure how far plain diffusers is from AI Toolkit.
 
-It measures how far plain diffusers is from AI Toolkit, and it never serves a job: its modules lack the changes of
-`worker.model.rounding`, its schedule depends on the number of steps, and its scheduler rounds at other places.
+The engine never renders a job: its modules lack the changes of `worker.model.rounding`, its schedule depends on the
+number of steps, and its scheduler rounds at other places.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DiffusersEngine:
     """Runs diffusers' unchanged modules and pipeline over the weights of `components`."""
 
     name: ClassVar[str] = "diffusers"
-    requirement: ClassVar[str] = "it is compared, and serves no job"
+    requirement: ClassVar[str] = "only `flux2 verify` runs it"
     supports_tiling: ClassVar[bool] = True
     waits_for_blocks: ClassVar[bool] = False
     measures_fp8_error: ClassVar[bool] = False

@@ -1,7 +1,7 @@
-"""Load the goldens' models with the worker's own loader, and put the engine under test over them.
+"""Load the goldens' models with the worker's own loader, and run the engine under test over them.
 
-The checks reach the worker's code through this module and `worker.verify.sampling` and compute nothing themselves, so a
-second implementation cannot agree with the goldens while the worker is wrong.
+The checks call the worker's code through this module and `worker.verify.sampling` and compute nothing themselves, so no
+second implementation can agree with the goldens while the worker is wrong.
 """
 
 from __future__ import annotations
@@ -65,10 +65,7 @@ class GoldenModels:
         self._shared: dict[tuple[str, str], Components] = {}
 
     def components(self, model: str, dtype: str) -> Components:
-        """Return a model that all checks share: do not change its weights.
-
-        It has no text encoder, because these cases come with their embeddings.
-        """
+        """Return a model that all checks share; do not change its weights. It has no text encoder."""
         if (model, dtype) not in self._shared:
             self._shared[model, dtype] = self._load(model, dtype)
         return self._shared[model, dtype]
@@ -77,12 +74,12 @@ class GoldenModels:
         """Return a model with a private transformer, into which the caller may merge adapters.
 
         Args:
-            adapter: file that may name its base model in its header. The goldens' klein has neither size of the
-                catalogue, so it poses as the klein that this file names.
+            adapter: file that may name its base model in its header.
         """
         shared = self.components(model, dtype)
         named = _trained_on(adapter) if adapter else None
-        # The adapter checks refuse a file that names another base than the model's id.
+        # The adapter checks refuse a file that names another base than the model's id. The goldens' klein has neither
+        # size of the catalogue, so it gets the id that this file names.
         id_ = named if named in MODELS and model in named else shared.model
         return replace(shared, transformer=self._transformer(model, dtype), model=id_)
 
@@ -102,13 +99,13 @@ class GoldenModels:
         return engine, swapper
 
     def noise_levels(self, steps: int, image_tokens: int) -> list[float]:
-        """Return the noise levels of a run, by AI Toolkit's function if its engine is under test, else by ours."""
+        """Return the noise levels of a run, from AI Toolkit's function if its engine is under test, else from ours."""
         schedule = sigmas if self.toolkit is None else self.toolkit.get_schedule
         levels: list[float] = schedule(steps, image_tokens)
         return levels
 
     def with_stated_transformer(self, components: Components, model: str) -> Components:
-        """Replace a transformer whose configuration was derived from shapes by the one that the sidecar states."""
+        """Replace a transformer that was built from a derived configuration, if the sidecar states another one."""
         with transformer_files(self.goldens.transformer(model)) as files:
             derived = files.config is None
         if derived:
@@ -123,7 +120,7 @@ class GoldenModels:
             model=MODEL_IDS[model],
             transformer=transformer,
             autoencoder=load_autoencoder(files, device=self.device, dtype=PRECISIONS[dtype].dtype),
-            text_encoder=nn.Identity(),  # these cases bring their own embeddings
+            text_encoder=nn.Identity(),  # the cases contain their embeddings
             tokenizer=no_tokenizer,
             layers=layer_shapes(transformer),
             revision="goldens",
@@ -148,9 +145,9 @@ def _trained_on(adapter: Path) -> str:
 def transformer_files(weights: Path) -> Iterator[ModuleFiles]:
     """Yield the files from which the loader builds a transformer.
 
-    The loader derives a configuration from the weights' shapes, but shapes do not show how RoPE splits a head. If the
-    sidecar states a split or base that differs from FLUX.2's, a temporary config.json states them.
+    If the sidecar states a RoPE split or base that differs from FLUX.2's, a temporary config.json states them.
     """
+    # The loader derives a configuration from the weights' shapes, but shapes do not show how RoPE splits a head.
     stated = sidecar(weights)
     head_dim = stated["hidden_size"] // stated["num_heads"] if stated else 0
     axes, theta = stated.get("axes_dim"), stated.get("theta", ROPE_THETA)

@@ -1,4 +1,4 @@
-"""Read a folder of goldens: its manifest, its cases, their tensors and the model weights behind them.
+"""Read a folder of goldens: its manifest, its cases, their tensors and the weights of its models.
 
 A golden is a number that AI Toolkit's own code produced; tests/goldens/README.md describes the format. Widths, depths,
 sizes, seeds, ranks and prompts come from the folder, so any folder of that format works.
@@ -53,7 +53,7 @@ class Goldens:
         """Return the cases of a type and precision; cases without a precision always match.
 
         Args:
-            types: the types that the caller can run.
+            types: the case types that the caller can run.
 
         Raises:
             GoldensError: no case matches, or the manifest has an unknown type.
@@ -106,7 +106,7 @@ class Goldens:
 
 
 def sidecar(weights: Path) -> dict[str, Any]:
-    """Return the content of the JSON file next to `weights`, which states their shape; empty without such a file."""
+    """Return the content of the JSON file next to `weights`, which states their parameters; empty without a file."""
     file = weights.with_suffix(".json")
     content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     return content

@@ -1,6 +1,6 @@
-"""Measure how far tensors are from the goldens.
+"""Measure the distance of tensors from the goldens.
 
-The manifest gives each quantity a tolerance for one or more metrics, such as `max_abs` or `rel_l2`.
+The manifest states a tolerance for each quantity and metric, such as `max_abs` or `rel_l2`.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _INTEGERS = {2: torch.int16, 4: torch.int32}
 
 @dataclass(frozen=True)
 class Measure:
-    """The error of one quantity by one metric.
+    """The error of one quantity in one metric.
 
     Attributes:
         what: name of the quantity, e.g. `latents` or `pred_003`, or a phrase about it that ends with a colon.
         metric: e.g. `rel_l2`; the unit of `error`.
-        limit: largest error that passes; None if the goldens set none and the error is only reported.
+        limit: largest error that passes; None if the goldens state no limit and the error is only reported.
     """
 
     what: str
@@ -36,7 +36,7 @@ class Measure:
 
     @property
     def passed(self) -> bool:
-        """Whether the error is within the limit; a NaN error never is."""
+        """Whether the error is within the limit; NaN never is."""
         return self.limit is None or self.error <= self.limit
 
     def __str__(self) -> str:
@@ -46,17 +46,18 @@ class Measure:
 
 
 def measure(what: str, got: Tensor, golden: Tensor, tolerance: Mapping[str, float]) -> list[Measure]:
-    """Compare two tensors of the same shape and dtype by each metric of `tolerance`.
+    """Compare two tensors of the same shape and dtype in each metric of `tolerance`.
 
     An empty `tolerance` reports max_abs without a limit. Different shapes or dtypes give one failed measure.
 
     Raises:
-        ValueError: `tolerance` names an unknown metric; ignoring it would let an unchecked case pass.
+        ValueError: `tolerance` names an unknown metric.
     """
     if mismatch := _shape_mismatch(what, got, golden):
         return [mismatch]
     got, golden = got.detach().cpu(), golden.detach().cpu()
     unknown = tolerance.keys() - _METRICS.keys()
+    # Ignoring one would let an unchecked case pass.
     if unknown:
         raise ValueError(f"{what}: unknown metrics {sorted(unknown)} in the tolerance; use {sorted(_METRICS)}")
     limits: Mapping[str, float | None] = tolerance or {"max_abs": None}
@@ -76,13 +77,14 @@ def equal(what: str, got: Tensor, golden: Tensor) -> Measure:
 
 
 def same_bits(what: str, got: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Measure:
-    """Count the tensors whose bits changed; -0.0 and 0.0 are different bits. The limit is 0."""
+    """Count the tensors whose bits changed; -0.0 and 0.0 have different bits. The limit is 0."""
     differ = [name for name in sorted(before) if not torch.equal(_bits(got[name]), _bits(before[name]))]
     return Measure(f"{what} {differ[0]}:" if differ else what, "tensors differ", float(len(differ)), 0.0)
 
 
 def outcome(type_: str, name: str, dtype: str, measures: Sequence[Measure]) -> Outcome:
     """Summarise a case by its failures or, if it has none, by the measure nearest to its limit."""
+    # A check that compares nothing must not pass.
     if not measures:
         return Outcome(type_, name, dtype, None, None, exact=False, passed=False, detail="nothing was compared")
     failed = [found for found in measures if not found.passed]

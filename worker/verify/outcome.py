@@ -49,8 +49,8 @@ class Outcome:
     Attributes:
         type: a `CaseType`.
         dtype: `fp32`, `bf16`, or `-` if the case has no precision.
-        error: error of the quantity nearest to its tolerance, or farthest beyond it; None if nothing could be measured.
-        tolerance: tolerance of that quantity; None if the goldens set none.
+        error: error of the quantity nearest to its tolerance, or farthest beyond it; None if there is no measure.
+        tolerance: tolerance of that quantity; None if the goldens state none.
         exact: true if every compared element is equal.
         detail: the largest error of each metric; for a failure, the quantities that failed or the exception.
     """

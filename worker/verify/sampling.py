@@ -1,4 +1,4 @@
-"""Run an engine on given inputs: draw its noise, denoise to latents, and record each call of its transformer."""
+"""Run an engine on stored inputs: draw its noise, denoise to latents, and record each call of its transformer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _ARGUMENTS = {
 
 
 @dataclass
-class Calls:
+class TransformerCalls:
     """The inputs and outputs of a transformer, one element for each call."""
 
     timesteps: list[Tensor] = field(default_factory=list)
@@ -67,9 +67,9 @@ def sample(
 
 
 @contextmanager
-def record_calls(engine: Engine) -> Iterator[Calls]:
+def record_calls(engine: Engine) -> Iterator[TransformerCalls]:
     """Record each call of the engine's transformer until the context ends."""
-    calls, (timestep, latents) = Calls(), _ARGUMENTS[VerifiedEngine(engine.name)]
+    calls, (timestep, latents) = TransformerCalls(), _ARGUMENTS[VerifiedEngine(engine.name)]
 
     def record(_: nn.Module, __: Any, arguments: dict[str, Any], output: Any) -> None:
         calls.timesteps.append(arguments[timestep])

@@ -1,10 +1,10 @@
 """Run AI Toolkit's classes and ours on the same inputs and device, and require equal results.
 
-Stored numbers depend on the kernels of the machine that made them; two runs on one machine do not, so not one element
-may differ. Both sides load their models from the same files, each with its own loader; our loader drops the text
-encoder's layers after the last one that is read. For adapters, both sides run with the weights that we merged, renamed
-to Black Forest Labs' names by the table in `worker.checkpoint.tensor_names`. Whether the merge itself is the trainer's
-is checked by the `adapter` cases, which compare it with stored rows.
+Stored numbers depend on the kernels of the machine that made them. Two runs on one machine use the same kernels, so not
+one element may differ. Both sides load their models from the same files, each with its own loader; our loader drops the
+text encoder's layers after the last one that is read. For adapters, both sides run with the weights that we merged,
+renamed to Black Forest Labs' names by the table in `worker.checkpoint.tensor_names`. The `adapter` cases check the
+merge itself: they compare it with stored rows.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def comparable_cases(goldens: Goldens, *, only: CaseType | None, dtype: Precisio
     """Return the cases that both sides can run, each in both precisions regardless of the stored one.
 
     Raises:
-        GoldensError: both sides can run no such case.
+        GoldensError: there is no matching case that both sides can run.
     """
     stored = goldens.cases(only=only, dtype=None)
     inputs = {(case.type, case.name): case for case in stored if case.type in _CHECKS}

@@ -1,4 +1,4 @@
-"""Run the cases of a folder one by one; an exception fails its own case and the next case still runs."""
+"""Run the cases of a folder one by one; an exception fails one case only, and the next case still runs."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def start_verification(
     Args:
         engine: the code under test; diffusers' pipelines run only cases of type forward and sampling.
         against_toolkit: compare with AI Toolkit's classes, run here, instead of the folder's stored numbers.
-        toolkit: checkout of AI Toolkit; needed if it is either side of the comparison.
+        toolkit: checkout of AI Toolkit; needed if either side of the comparison runs its code.
 
     Raises:
         GoldensError: `folder` holds no goldens, or no case matches the selection.
