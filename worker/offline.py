@@ -1,6 +1,6 @@
 """Render a request from a file, without queue and storage.
 
-It shows whether a wrong image comes from the renderer or from the queue around it.
+This shows whether a wrong image comes from the renderer or from the queue.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger("flux2.worker.offline")
 
 @dataclass(frozen=True)
 class SavedImage:
-    """One image on disk and how it was made."""
+    """One image on disk and its report."""
 
     file: Path
     report: dict[str, Any]
@@ -61,7 +61,7 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
     device = pick_device(settings.worker.device)
     toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None
     components = load_components(settings.model, device=device, hf_token=settings.hub_token())
-    # Adapters are checked against the layers of the model that was loaded, as the API does with those a worker reports.
+    # Against the layers of the loaded model, as the API does with the layers that a worker reports.
     adapters = validate_adapters(request.loras, model, layers=components.layers, settings=settings.adapters)
     items = resolve_items(request, model, adapters)
     check_prompts(items)

@@ -24,7 +24,7 @@ from worker.device import device_id, pick_device, probe
 if TYPE_CHECKING:
     from worker.rendering.renderer import Renderer
 
-# Long enough for a loaded Redis, short enough for several renewals within a lease.
+# Long enough for a busy Redis, short enough for several renewals within a lease.
 _LEDGER_TIMEOUT_S = 5.0
 
 
@@ -71,7 +71,7 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
 
 
 def _load(settings: Settings, name: str, device: torch.device, ledger: Ledger) -> tuple[Renderer, Slot]:
-    # Imported here: diffusers takes 4 s, and what is wrong with Redis, storage or a lock must not wait for it.
+    # Imported here: diffusers takes 4 s, and an error of Redis, storage or a lock must not wait for it.
     from worker.model.load import load_components
     from worker.rendering.renderer import Renderer
     from worker.rendering.toolkit_checkout import load_toolkit

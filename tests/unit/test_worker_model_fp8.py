@@ -125,7 +125,7 @@ def test_a_checkpoint_in_float32_is_refused(checkpoint, tmp_path):
     settings = ModelSettings(path=str(tmp_path), text_encoder=str(checkpoint / "text_encoder"), precision="fp8")
 
     with pytest.raises(
-        CheckpointError, match=r"fp8 needs the weights in bf16, and the file stores single_.* differently"
+        CheckpointError, match=r"fp8 needs weights in bf16, but the file stores single_.* in another dtype"
     ):
         load_components(settings, device=CPU, hf_token=None)
 
@@ -234,9 +234,9 @@ def test_a_worker_offers_the_engine_of_its_precision(fast, item, model_settings)
     exact = Renderer(load_components(model_settings("bf16"), device=CPU, hf_token=None), prompt_cache=2)
 
     assert (renderer.engines, exact.engines) == (("fast",), ("exact",))
-    with pytest.raises(InvalidRequest, match="'exact' is not offered here: FLUX2_MODEL_PRECISION must be bf16"):
+    with pytest.raises(InvalidRequest, match="does not offer the engine 'exact': FLUX2_MODEL_PRECISION must be bf16"):
         renderer.render(item(), [], on_progress=lambda _: None)
-    with pytest.raises(InvalidRequest, match="'fast' is not offered here: FLUX2_MODEL_PRECISION must be fp8"):
+    with pytest.raises(InvalidRequest, match="does not offer the engine 'fast': FLUX2_MODEL_PRECISION must be fp8"):
         exact.render(item(engine="fast"), [], on_progress=lambda _: None)
 
 

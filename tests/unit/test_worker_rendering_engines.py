@@ -98,7 +98,7 @@ def test_the_pipeline_is_given_ai_toolkits_scheduler_and_the_report_its_version(
 
 
 def test_weights_that_ai_toolkits_class_does_not_hold_are_refused_by_name():
-    with pytest.raises(CheckpointError, match=r"Linear lacks \['weight'\] or does not know \['wait'\]"):
+    with pytest.raises(CheckpointError, match=r"Linear: missing \['weight'\], unknown \['wait'\]"):
         assign_weights(nn.Linear(2, 2, bias=False), {"wait": torch.zeros(2, 2)})
     with pytest.raises(CheckpointError, match="size mismatch for weight"):
         assign_weights(nn.Linear(2, 2, bias=False), {"weight": torch.zeros(3, 2)})
@@ -108,7 +108,7 @@ def test_an_engine_that_is_not_offered_is_refused(components, item):
     renderer = Renderer(components("fp32"), prompt_cache=1)
 
     assert renderer.engines == ("exact",)
-    with pytest.raises(InvalidRequest, match="'ai-toolkit' is not offered here: AI_TOOLKIT_PATH must name a checkout"):
+    with pytest.raises(InvalidRequest, match="does not offer the engine 'ai-toolkit': AI_TOOLKIT_PATH must name a"):
         renderer.render(item(engine="ai-toolkit"), [], on_progress=lambda _: None)
 
 

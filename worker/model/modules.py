@@ -34,7 +34,7 @@ def load_transformer(
     """Return a Flux2Transformer2DModel whose arithmetic is AI Toolkit's.
 
     Args:
-        fused_qkv: multiply by query, key and value weights at once; False for layers that will be replaced one by one.
+        fused_qkv: multiply by query, key and value weights at once; False if layers will be replaced one by one.
         reader: see `worker.checkpoint.fill.fill`.
 
     Raises:
@@ -42,7 +42,7 @@ def load_transformer(
     """
     files = source.open()
     transformer = _build(Flux2Transformer2DModel, source, architecture.transformer_config, files)
-    # Before filling: the replacements have parameters of the same names.
+    # Before filling, which assigns by name: the replacements have parameters of the same names.
     rounding.match_transformer_rounding(transformer)
     origins = _origins(source, transformer, tensor_names.transformer_origins)
     fill(transformer, files, origins, device=device, dtype=dtype, reader=reader)
@@ -69,7 +69,7 @@ def load_autoencoder(
 
 
 def transformer_regions(source: ModuleSource, transformer: Any) -> Regions:
-    """Return where a loaded transformer's weights are in the files, for those stored in the dtype that runs."""
+    """Return the file regions of a loaded transformer's weights, if the files store them in the dtype that runs."""
     return regions(transformer, source.open(), _origins(source, transformer, tensor_names.transformer_origins))
 
 

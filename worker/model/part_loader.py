@@ -1,7 +1,4 @@
-"""Load each part of a model in its precision: read it where it fits, and make its weights smaller on the way.
-
-Weights that are quantised are read to host memory first, so the device never holds the dense original.
-"""
+"""Load each part of a model in its precision, onto the device or streamed there, and quantise its weights."""
 
 from __future__ import annotations
 
@@ -42,11 +39,11 @@ class PartLoader:
         self._limit_gb = limit_gb
 
     def load_transformer(self, source: ModuleFiles, policy: PrecisionPolicy) -> tuple[Any, Regions]:
-        """Return the transformer, and where its dense weights are in the files.
+        """Return the transformer and the file regions of its dense weights.
 
         Raises:
             CheckpointError: see `worker.model.modules.load_transformer`. Under fp8 also: no kernels can be built, or
-                the files store a weight in another dtype, so it could not be restored after an adapter swap.
+                the files store a weight in another dtype.
         """
         load = partial(load_transformer, fused_qkv=not policy.replaces_layers)
         if policy.storage is WeightStorage.FP8:
@@ -77,7 +74,9 @@ class PartLoader:
     def _load_fp8(self, load: Any, source: ModuleFiles, policy: PrecisionPolicy) -> tuple[Any, Regions]:
         device = self._device
         if device.type == "cuda" and (reason := triton_unavailable_reason()):
-            raise CheckpointError(f"fp8 needs kernels that cannot be built here: {reason}")
+            raise CheckpointError(
+                f"fp8 needs kernels that cannot be built here: {reason}; install it or change FLUX2_MODEL_PRECISION"
+            )
         dense_bytes = weight_bytes(source.open().shapes.values(), dtype=policy.dtype, float8=False)
         free = free_memory_bytes(device, limit_gb=self._limit_gb)
         # Converting on the device is faster, if the dense weights fit for a moment.
@@ -88,7 +87,7 @@ class PartLoader:
         # Without a region a weight could not be restored after an adapter swap.
         if missing := fp8_layers(transformer).keys() - regions.keys():
             raise CheckpointError(
-                f"{source.open().name}: fp8 needs the weights in bf16, and the file stores {min(missing)} differently"
+                f"{source.open().name}: fp8 needs weights in bf16, but the file stores {min(missing)} in another dtype"
             )
         # The dense weights are gone; give their memory back before the text encoder is loaded.
         if device.type == "cuda":
@@ -99,6 +98,7 @@ class PartLoader:
         """Run one of the loaders in a precision."""
         if not policy.replaces_layers:
             return self._read(load, source, policy, device)
+        # To the host first, so that the device never holds all dense weights.
         model = self._read(load, source, policy, _HOST)
         quantize(model, device=device)
         return model

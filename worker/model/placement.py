@@ -1,8 +1,8 @@
 """Decide which parts of a model stay on the device, before anything is loaded.
 
-The transformer runs in every step, so it must be there. The text encoder runs once for each prompt, so its layers can
-be streamed from host memory (`worker.model.layer_streaming`). The base weights that an adapter swap restores can stay
-in host memory or in the checkpoint's files too (`worker.lora.base_weights`).
+The transformer runs in every step, so it is always on the device. The text encoder runs once for each prompt, so its
+layers can be streamed from host memory (`worker.model.layer_streaming`). The base weights that an adapter swap restores
+can stay in host memory or in the checkpoint's files too (`worker.lora.base_weights`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BaseWeightsPlace = Literal["device", "host", "file"]
 
 # One step and one decode of 1024x1024 at full size take 1.6 and 2.3 GB.
 _WORK_BYTES = 4_000_000_000
-# What 2048x2048 takes on top. Backups of base weights leave it free: an image that must be decoded in tiles has
+# Additional memory of 2048x2048. Backups of base weights leave it free: an image that must be decoded in tiles has
 # different pixels.
 _LARGE_WORK_BYTES = 8_000_000_000
 _GB = 1_000_000_000
@@ -40,7 +40,7 @@ class WeightSizes:
         text_embedding: the text encoder's token table, which stays on the host when layers are streamed.
         text_layer: one layer of the text encoder; all are of equal size.
         text_layers: number of those layers.
-        adaptable: the transformer's weights that adapters may change; 0 where adapters are never merged.
+        adaptable: the transformer's weights that adapters may change; 0 if adapters are never merged.
     """
 
     transformer: int
@@ -65,7 +65,7 @@ class Placement:
     Attributes:
         base_weights: where an adapter swap restores base weights from.
         gigabytes: device memory that this placement takes, with room for one image of 1024x1024.
-        device_backup_bytes: device memory that backups of base weights may use besides, if they are not all there.
+        device_backup_bytes: additional device memory for some of the backups, if not all of them are on the device.
     """
 
     text_encoder: TextEncoderPlace
@@ -87,11 +87,11 @@ def choose_placement(
     text_encoder: TextEncoderPlace | None = None,
     base_weights: BaseWeightsPlace | None = None,
 ) -> Placement | None:
-    """Return the placement that copies the least from the host, of those that fit; None if none fits.
+    """Return the fitting placement that copies the fewest bytes from the host; None if no placement fits.
 
     Args:
-        free: bytes; None on a CPU, where everything is in host memory.
-        text_encoder, base_weights: choices that the settings have made already.
+        free: free device memory in bytes; None on a CPU, where everything is in host memory.
+        text_encoder, base_weights: choices made by the settings.
     """
     if free is None:
         return _placement(sizes, text_encoder or "resident", base_weights or "file")
@@ -107,7 +107,7 @@ def _with_backups(candidate: Placement, sizes: WeightSizes, free: int, *, is_set
     """Give backups the memory that no large image needs; return None if the placement does not fit.
 
     Args:
-        is_set: the settings name the place of the base weights, so all of them go there.
+        is_set: whether the settings name the place of the base weights; all of them then go there.
     """
     spare = int(free - candidate.gigabytes * _GB)
     if spare < 0:
@@ -143,7 +143,7 @@ def placement_error(
 
     Args:
         smaller: the model's sizes under `qfloat8`; None if the weights are float8 already.
-        text_encoder, base_weights: choices that the settings have made already.
+        text_encoder, base_weights: choices made by the settings.
     """
     least = _placement(sizes, text_encoder or "streamed", base_weights or "file").gigabytes
     problem = f"{model} in {precision} needs {least:.1f} GB of device memory; {free / _GB:.1f} GB are free on {device}"
@@ -164,6 +164,7 @@ def weight_bytes(shapes: Iterable[tuple[int, ...]], *, dtype: torch.dtype, float
 
 def adaptable_bytes(shapes: Mapping[str, tuple[int, ...]], *, dtype: torch.dtype) -> int:
     """Return the bytes of the matrices in a transformer's blocks, by tensor names of either layout."""
+    # Both layouts have "block" in the names of the blocks' tensors: double_blocks, single_transformer_blocks.
     return weight_bytes(
         (shape for name, shape in shapes.items() if "block" in name and len(shape) == 2), dtype=dtype, float8=False
     )

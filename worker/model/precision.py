@@ -1,6 +1,6 @@
-"""The precisions a model can run in, and what each of them allows.
+"""The precisions in which a model can run, and the capabilities of each.
 
-Everything that depends on the precision asks the policy; no other module compares names.
+No other module compares the names of precisions: each reads a capability of the policy.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ class WeightStorage(Enum):
 
 @dataclass(frozen=True)
 class PrecisionPolicy:
-    """One precision: its number formats, and what the weights in that format allow.
+    """One precision: its number formats and its capabilities.
 
     Attributes:
-        name: as in `FLUX2_MODEL_PRECISION` and in reports.
-        dtype: of activations, latents and embeddings, and of all weights that `storage` does not make smaller.
+        name: the value of `FLUX2_MODEL_PRECISION`, also used in reports.
+        dtype: dtype of activations, latents and embeddings, and of all weights that are not stored in float8.
         engine: the engine of this project that runs these weights.
-        can_merge: adapters can be merged into the weights.
-        can_run_unmerged: adapters can run as extra products in each step.
-        fits_toolkit: AI Toolkit's classes can hold the weights.
-        keeps_bits: a step gives AI Toolkit's bits, which compiled blocks must not change.
-        compiles_by_default: blocks are compiled on a GPU unless the settings say otherwise.
-        text_encoder: name of the text encoder's precision unless it is set; None for the same one.
+        can_merge: whether adapters can be merged into the weights.
+        can_run_unmerged: whether adapters can run as extra products in each step.
+        fits_toolkit: whether AI Toolkit's classes can hold the weights.
+        keeps_bits: whether a step gives AI Toolkit's bits; compiled blocks must then not change them.
+        compiles_by_default: whether blocks are compiled on a GPU unless the settings say otherwise.
+        text_encoder: name of the text encoder's default precision; None for the same precision.
     """
 
     name: str
@@ -55,16 +55,17 @@ class PrecisionPolicy:
 
     @property
     def replaces_layers(self) -> bool:
-        """Whether loading replaces linear layers one by one, so query, key and value must stay separate layers."""
+        """Whether loading replaces linear layers one by one."""
+        # Query, key and value must then stay separate layers.
         return self.storage is not WeightStorage.DENSE
 
     @property
     def rereads_weights(self) -> bool:
-        """Whether the dense weights exist nowhere but in the checkpoint's files, and are read there again and again."""
+        """Whether the dense weights exist only in the checkpoint's files, from which each swap reads them again."""
         return self.storage is WeightStorage.FP8
 
     def text_encoder_policy(self, requested: str | None) -> PrecisionPolicy:
-        """Return the text encoder's policy; `requested` is the name that the settings give, if they give one."""
+        """Return the text encoder's policy; `requested` is the name in the settings, or None for the default."""
         return PRECISIONS[requested or self.text_encoder or self.name]
 
 
@@ -75,7 +76,7 @@ PRECISIONS: Mapping[str, PrecisionPolicy] = MappingProxyType(
             # The bits of compiled blocks were compared in bfloat16 only, so float32 is not compiled unless asked for.
             PrecisionPolicy("bf16", compiles_by_default=True),
             PrecisionPolicy("fp32", dtype=torch.float32),
-            # Float8 would round a merged update away.
+            # A small update that is merged into float8 weights would be lost in rounding.
             PrecisionPolicy("qfloat8", storage=WeightStorage.QFLOAT8, can_merge=False, fits_toolkit=False),
             PrecisionPolicy(
                 "fp8",
@@ -83,6 +84,7 @@ PRECISIONS: Mapping[str, PrecisionPolicy] = MappingProxyType(
                 engine="fast",
                 can_run_unmerged=False,
                 fits_toolkit=False,
+                # Products are rounded to float8, so the bits differ anyway and the compiler may fuse freely.
                 keeps_bits=False,
                 compiles_by_default=True,
                 text_encoder="bf16",

@@ -1,8 +1,7 @@
-"""Store the weights of linear layers in float8, like the previews of AI Toolkit jobs with `quantize: true`.
+"""Store the weights of linear layers in float8, like AI Toolkit's previews of jobs with `quantize: true`.
 
-Float8 halves the memory. Each output row has a scale, so splitting or reordering rows changes nothing. The arithmetic
-is that of optimum-quanto's `qfloat8`, weights only, and tests compare the two bit for bit. The package itself is not
-used: on a GPU it compiles a kernel with nvcc at the first use, into its own folder.
+Float8 halves the memory. The arithmetic is that of optimum-quanto's `qfloat8`, weights only, and tests compare the two
+bit for bit.
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+# Optimum-quanto itself is not used: on a GPU it compiles a kernel with nvcc at the first use, into its own folder.
 FLOAT8 = torch.float8_e4m3fn
 
 
@@ -43,7 +43,8 @@ def dense_weight(layer: nn.Module) -> Tensor:
 
 def to_float8(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return float8 values, and the scale, (out, 1), that maps float8's largest value to each row's largest."""
-    # In the weight's dtype, like quanto. A row of zeros has scale 1 here; quanto's would be NaN.
+    # A scale for each output row, so that splitting or reordering rows changes nothing. In the weight's dtype, like
+    # quanto. A row of zeros has scale 1 here; quanto's would be NaN.
     limit = torch.finfo(FLOAT8).max
     scale = weight.abs().amax(dim=1, keepdim=True) / limit
     scale = scale.masked_fill(scale == 0, 1)

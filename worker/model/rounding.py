@@ -1,8 +1,7 @@
 """Make diffusers' FLUX.2 modules round where AI Toolkit's modules round.
 
-In float32 the two agree already (1e-7). In bfloat16 a whole image differs by 4e-3, because four small modules round at
-other places. These functions replace the four; on the same kernels the results are then equal bit for bit. Weights,
-names and everything else stay diffusers'.
+In float32 the two already agree (1e-7). In bfloat16 a whole image differs by 4e-3, because four small modules round at
+other places. These functions replace the four modules; on the same kernels the results are then equal bit for bit.
 
 Source:
     extensions_built_in/diffusion_models/flux2/src/model.py and autoencoder.py of https://github.com/ostris/ai-toolkit
@@ -19,7 +18,7 @@ from torch.nn import functional
 
 
 class RoundedRMSNorm(nn.Module):
-    """RMS norm that rounds to the input's dtype before it multiplies by the weight; torch rounds once, after that."""
+    """RMS norm that rounds to the input's dtype before it multiplies by the weight; torch rounds only afterwards."""
 
     def __init__(self, weight: nn.Parameter, *, eps: float) -> None:
         super().__init__()
@@ -79,7 +78,7 @@ class ConvAttnProcessor:
         query, key, value = (_pixels(_conv(normed, linear)) for linear in (attn.to_q, attn.to_k, attn.to_v))
         attended = functional.scaled_dot_product_attention(query, key, value)
         batch, channels, height, width = hidden_states.shape
-        # Channels last in memory, like AI Toolkit's: the layout decides which kernel the convolution uses.
+        # Channels last in memory, as in AI Toolkit: the layout decides which kernel the convolution uses.
         image = attended.view(batch, height, width, channels).permute(0, 3, 1, 2)
         return hidden_states + _conv(image, attn.to_out[0])
 
@@ -96,10 +95,11 @@ def match_transformer_rounding(transformer: Any) -> None:
 
 
 class FusedLinear(nn.Module):
-    """A linear layer over rows of other layers' weights; it owns no parameter, so the state keeps diffusers' names."""
+    """A linear layer over the rows of several other layers' weights."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
+        # Not a parameter, so that the module's state keeps diffusers' names.
         self.weight = weight
 
     def forward(self, hidden_states: Tensor) -> Tensor:
@@ -107,11 +107,7 @@ class FusedLinear(nn.Module):
 
 
 def fuse_qkv(transformer: Any) -> None:
-    """Multiply by the query, key and value weights of each double block at once, like AI Toolkit.
-
-    The weights of the three layers become rows of one tensor, so an adapter that is merged into them in place takes
-    effect.
-    """
+    """Multiply by the query, key and value weights of each double block at once, as AI Toolkit does."""
     # In float32 on a GPU, three products use other kernels than one, which shows in the last bits.
     for block in transformer.transformer_blocks:
         for product, names in _FUSED.items():
@@ -120,7 +116,7 @@ def fuse_qkv(transformer: Any) -> None:
 
 
 def fused_product(transformer: nn.Module, parameter: str) -> FusedLinear | None:
-    """Return the layer that multiplies by this parameter and two others at once; None if it is multiplied alone."""
+    """Return the fused layer that holds this parameter's rows; None if the parameter's layer runs by itself."""
     path, _, layer = parameter.removesuffix(".weight").rpartition(".")
     for product, names in _FUSED.items():
         shared = getattr(transformer.get_submodule(path), product, None)
@@ -138,6 +134,7 @@ _FUSED = {
 
 def _fuse(*layers: nn.Linear) -> FusedLinear:
     whole = torch.cat([layer.weight.detach() for layer in layers])
+    # The layers' weights become views of its rows, so an adapter that is merged into one of them in place takes effect.
     for layer, rows in zip(layers, whole.chunk(len(layers)), strict=True):
         layer.weight = nn.Parameter(rows, requires_grad=False)
     return FusedLinear(whole)

@@ -20,7 +20,7 @@ from worker.model.text_encoder import text_encoder_sizes
 
 
 def placement_for(checkpoint: Checkpoint, settings: ModelSettings, *, device: torch.device) -> Placement:
-    """Return where the parts of a checkpoint go on a device.
+    """Choose the placement of a checkpoint's parts on a device.
 
     Raises:
         CheckpointError: the device is too small, or a file's header cannot be read.

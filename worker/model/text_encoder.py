@@ -1,8 +1,7 @@
 """Load the language model that turns prompts into embeddings.
 
-FLUX.2 reads three hidden states: [dev] of Mistral Small 3.1, [klein] of Qwen3. The layers above the last of them, a
-vision tower and the output head never run, so they do not reach the device (Mistral: 30 of 40 layers, 34.7 GB instead
-of 48 GB). The folder's config.json names the family, so any model id works with any folder of the right width.
+FLUX.2 reads three hidden states: [dev] those of Mistral Small 3.1, [klein] those of Qwen3. The folder's config.json
+names the family, so any model id works with any folder of the right width.
 """
 
 from __future__ import annotations
@@ -74,9 +73,9 @@ def load_text_encoder(
     """
     model = _build_cut(source.folder, dtype=None if to_be_quantised else dtype)
     files = source.open()
-    # AI Toolkit casts the whole module, rotary frequencies too. In bfloat16 that turns the last of 512 tokens by up to
-    # 0.4 radians (Mistral; Qwen3 0.6), so float32 frequencies would not give a preview's embeddings. AI Toolkit keeps
-    # them in float32 in one case only, a Qwen3 that is quantised.
+    # AI Toolkit casts the whole module, including the rotary frequencies. In bfloat16 that turns the last of 512 tokens
+    # by up to 0.4 radians (Mistral; Qwen3: 0.6), so float32 frequencies would not give a preview's embeddings. AI
+    # Toolkit keeps them in float32 in one case only: a quantised Qwen3.
     if not (to_be_quantised and family_of(model.config) is QWEN):
         model.rotary_emb.to(dtype)
     fill(model, files, _origins(model, files), device=device, dtype=dtype, reject_unused=False, reader=reader)
@@ -87,9 +86,9 @@ def load_text_encoder(
 def load_streamed_text_encoder(
     source: TextEncoderFiles, *, device: torch.device, dtype: torch.dtype, reader: Reader
 ) -> nn.Module:
-    """Return the decoder stack of `load_text_encoder` with layers that come to the device when they run.
+    """Return the decoder stack of `load_text_encoder`, with layers that are copied to the device when they run.
 
-    They come from the files, or from copies in host memory if the files store another dtype.
+    The layers are copied from the files, or from host memory if the files store another dtype.
 
     Raises:
         CheckpointError: see `load_text_encoder`.
@@ -111,7 +110,8 @@ def load_streamed_text_encoder(
             where, by = (_HOST, None) if name == _EMBEDDING else (device, reader)
             fill(part, files, inside, device=where, dtype=dtype, reject_unused=False, reader=by)
     _look_up_on_host(model.embed_tokens, device=device)
-    model.layers.to_empty(device="cpu")  # allocates addresses only: nothing touches these pages
+    # Allocates addresses only: nothing touches these pages.
+    model.layers.to_empty(device="cpu")
     model.requires_grad_(False).eval()
     layer_regions = [[found[name] for name in layer] for layer in names]
     LayerStreamer(model.layers, device=device, regions=layer_regions, reader=reader)
@@ -119,7 +119,7 @@ def load_streamed_text_encoder(
 
 
 def stream_from_host(text_encoder: Any, *, device: torch.device) -> None:
-    """Move a text encoder from host memory to the device; its layers stay there, pinned, until they run."""
+    """Move a text encoder from host memory to the device; its layers stay on the host, pinned, until they run."""
     LayerStreamer(text_encoder.layers, device=device)
     for name, part in text_encoder.named_children():
         if name not in ("layers", _EMBEDDING):
@@ -128,15 +128,17 @@ def stream_from_host(text_encoder: Any, *, device: torch.device) -> None:
 
 
 def _look_up_on_host(embedding: nn.Embedding, *, device: torch.device) -> None:
-    """Look tokens up in host memory: Mistral's table takes 1.3 GB, and a prompt needs 5 MB of it."""
+    """Look tokens up in host memory, and move their embeddings to the device."""
+    # Mistral's table takes 1.3 GB, and a prompt needs 5 MB of it.
     embedding.register_forward_pre_hook(lambda _, inputs: tuple(ids.cpu() for ids in inputs))
     embedding.register_forward_hook(lambda _, __, found: found.to(device))
 
 
 def build_text_encoder(config: Any) -> Any:
-    """Return a decoder stack on the meta device; its rotary frequencies are real, because no file has them."""
+    """Return a decoder stack on the meta device, except for its rotary frequencies."""
     with torch.device("meta"):
         model = AutoModel.from_config(config, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+    # Computed here, because no file holds the frequencies.
     model.rotary_emb = type(model.rotary_emb)(config=model.config)
     return model
 
@@ -179,10 +181,10 @@ class TextSizes(NamedTuple):
 
 
 def text_encoder_sizes(source: TextEncoderFiles, *, dtype: torch.dtype, float8: bool) -> TextSizes:
-    """Return what a text encoder takes once loaded.
+    """Return the bytes that a text encoder takes once it is loaded.
 
     Raises:
-        CheckpointError: as `load_text_encoder`.
+        CheckpointError: see `load_text_encoder`.
     """
     config, _ = _read_config(source.folder)
     model = build_text_encoder(config.get_text_config())
@@ -209,6 +211,10 @@ def _read_config(folder: Path) -> tuple[Any, int]:
     text_config = config.get_text_config()
     layers: int = text_config.num_hidden_layers
     if layers < needed:
-        raise CheckpointError(f"{folder}: the text encoder has {layers} layers, and {needed} are needed")
+        raise CheckpointError(
+            f"{folder}: the text encoder has {layers} layers, and {needed} are needed; check FLUX2_MODEL_TEXT_ENCODER"
+        )
+    # Later layers, a vision tower and the output head never run, so they do not reach the device (Mistral: 30 of 40
+    # layers, 34.7 GB instead of 48 GB).
     text_config.num_hidden_layers = needed
     return config, layers

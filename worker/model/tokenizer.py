@@ -1,7 +1,4 @@
-"""Load the tokenizer of a text encoder's folder.
-
-It is used without a processor, which would need torchvision and add nothing to text.
-"""
+"""Load the tokenizer of a text encoder's folder."""
 
 from __future__ import annotations
 
@@ -26,7 +23,8 @@ def load_tokenizer(folder: Path, *, family: Family = MISTRAL) -> PreTrainedToken
     """
     try:
         with quiet_transformers():
-            # The class is named, not guessed: with mistral-common installed, AutoTokenizer returns another backend.
+            # A fixed class: with mistral-common installed, AutoTokenizer returns another backend. A processor would
+            # need torchvision and add nothing to text.
             tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{folder}: the tokenizer cannot be loaded: {error}") from error

@@ -1,1 +1,1 @@
-"""Turns one item into one image: prompt encoding, latents, sigmas, denoising, decoding, and the engines that do it."""
+"""Turns one item into one image: prompt encoding, latents, sigmas, denoising, decoding, and the engines."""

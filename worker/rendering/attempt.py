@@ -1,4 +1,4 @@
-"""The attempts at one item: an item that does not fit into memory is rendered again in ways that need less."""
+"""The attempts at one item: an item that runs out of memory is rendered again in ways that need less memory."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Attempt:
     """One way to render an item.
 
     Attributes:
-        alone: no swap is begun for the next item, so none takes memory from this one.
-        tiled: the image is decoded in tiles, if the engine supports that.
+        exclusive: whether the swap of the next item must wait until this item has rendered.
+        tiled: whether to decode the image in tiles, if the engine supports that.
     """
 
     name: str
@@ -35,7 +35,7 @@ FIRST_ATTEMPT = Attempt("as usual", exclusive=False, tiled=False)
 EXCLUSIVE_ATTEMPT = Attempt("alone", exclusive=True, tiled=False)
 TILED_ATTEMPT = Attempt("in tiles", exclusive=True, tiled=True)
 
-#: Each is made when the one before ran out of memory. An engine without tiles still profits from the freed memory.
+#: Each attempt follows one that ran out of memory. An engine without tiles still profits from the freed memory.
 ATTEMPTS = (FIRST_ATTEMPT, EXCLUSIVE_ATTEMPT, TILED_ATTEMPT)
 
 
@@ -45,7 +45,7 @@ class RenderedImage:
 
     Attributes:
         timings: seconds by stage: encode_prompt, adapter, denoise, decode.
-        adapters: what each adapter did, in merge order.
+        adapters: the effect of each adapter, in merge order.
     """
 
     image: Image.Image
@@ -59,9 +59,9 @@ class RenderingItem:
     """An item while it renders, through all of its attempts.
 
     Attributes:
-        files: its adapters, in merge order.
-        shares_memory: whether a swap for another item has taken memory from this one.
-        timings: see `RenderedImage`; of the last attempt.
+        files: the adapters' files, in merge order.
+        shares_memory: whether a swap for another item has used memory during this one.
+        timings: seconds of the last attempt by stage; see `RenderedImage`.
     """
 
     spec: ItemSpec
@@ -79,7 +79,7 @@ class RenderingItem:
         return f"{name} {torch.cuda.get_device_name(self.device)}" if self.device.type == "cuda" else name
 
     def report(self, stage: str, step: int = 0) -> None:
-        """Report progress; what `on_progress` raises ends the attempt."""
+        """Report progress; an error that `on_progress` raises ends the attempt."""
         self.on_progress(Progress(stage=stage, step=step, steps=self.spec.num_inference_steps))
 
     @contextmanager
@@ -89,10 +89,11 @@ class RenderingItem:
         started = time.perf_counter()
         yield
         if self.device.type == "cuda":
-            # Only the current stream: weights that are on their way in another one are not part of this stage.
+            # Only the current stream: weights that another stream copies are not part of this stage.
             torch.cuda.current_stream(self.device).synchronize()
         self.timings[timing] = time.perf_counter() - started
 
     def can_differ(self, attempt: Attempt) -> bool:
-        """Whether an attempt can succeed where the one before it failed."""
+        """Whether an attempt can succeed after the previous one failed."""
+        # Rendering exclusively changes nothing if no other item's swap used memory.
         return attempt is not EXCLUSIVE_ATTEMPT or self.shares_memory

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-#: Side of a tile; a whole decode of 1024x1024 needs four times its memory.
+#: Side of a tile in pixels; a whole decode of 1024x1024 needs four times the memory of a tile.
 TILE_PIXELS = 512
 
 
@@ -38,7 +38,7 @@ def decode(autoencoder: Any, latents: Tensor) -> Tensor:
 
 
 def to_image(decoded: Tensor) -> Image.Image:
-    """Turn one decoded image, (3, height, width), into RGB pixels as diffusers' VaeImageProcessor does."""
+    """Convert one decoded image, (3, height, width), to RGB pixels as diffusers' VaeImageProcessor does."""
     unit = (decoded * 0.5 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray((unit * 255).round().astype("uint8"))
 

@@ -1,8 +1,4 @@
-"""The denoising loop.
-
-There is no scheduler object, because every rounding counts in bfloat16: AI Toolkit creates the timestep in the latents'
-dtype and adds the step in that dtype, where diffusers' scheduler works in float32.
-"""
+"""Denoise latents step by step with a transformer."""
 
 from __future__ import annotations
 
@@ -17,7 +13,7 @@ from torch import Tensor
 # Latents (batch, tokens, channels) and timesteps (batch,) in 0..1 to the predicted velocity, shaped as the latents.
 Velocity = Callable[[Tensor, Tensor], Tensor]
 
-#: Called with (steps done, steps) after each step; what it raises ends the denoising.
+#: Called with (steps done, steps) after each step; an error that it raises ends the denoising.
 OnStep = Callable[[int, int], None]
 
 
@@ -29,7 +25,7 @@ class TransformerInputs:
         latents: (batch, tokens, channels).
         timestep: (batch,), 0 to 1, in the latents' dtype.
         prompt_embeds: (batch, text tokens, width).
-        img_ids, txt_ids: (batch, tokens, 4) or (tokens, 4), of image and text tokens.
+        img_ids, txt_ids: coordinates of image and text tokens, (batch, tokens, 4) or (tokens, 4).
         guidance: (batch,); models without an embedder for it ignore it.
     """
 
@@ -58,7 +54,7 @@ def predict(transformer: Any, call: TransformerInputs) -> Tensor:
 def distilled_velocity(
     transformer: Any, *, prompt_embeds: Tensor, img_ids: Tensor, txt_ids: Tensor, guidance_scale: float
 ) -> Velocity:
-    """Return the velocity of one pass that has the guidance as an input; models without an embedder ignore it.
+    """Return the velocity of one pass with guidance as an input; models without an embedder ignore the guidance.
 
     Args:
         prompt_embeds: (batch, text tokens, width).
@@ -77,8 +73,8 @@ def guided_velocity(conditional: Velocity, unconditional: Velocity, *, guidance_
     """Return the velocity under classifier-free guidance, which extrapolates from the negative prompt to the prompt.
 
     Source:
-        Ho and Salimans 2022, "Classifier-Free Diffusion Guidance", https://arxiv.org/abs/2207.12598, with a scale of 1
-        for no guidance.
+        Ho and Salimans 2022, "Classifier-Free Diffusion Guidance", https://arxiv.org/abs/2207.12598; a scale of 1 here
+        means no guidance.
     """
 
     def velocity(latents: Tensor, timestep: Tensor) -> Tensor:
@@ -99,6 +95,8 @@ def denoise(velocity: Velocity, latents: Tensor, sigmas: Sequence[float], *, on_
         denoise in https://github.com/black-forest-labs/flux2/blob/main/src/flux2/sampling.py
     """
     steps = len(sigmas) - 1
+    # No scheduler object, because every rounding counts in bfloat16: AI Toolkit creates the timestep and adds the step
+    # in the latents' dtype, while diffusers' scheduler works in float32.
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas), start=1):
         timestep = torch.full(latents.shape[:1], sigma, dtype=latents.dtype, device=latents.device)
         latents = latents + (sigma_next - sigma) * velocity(latents, timestep)

@@ -31,12 +31,12 @@ class DenoisingInputs:
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of the packages that every engine runs on."""
+    """Return the versions of the packages that every engine uses."""
     return {module.__name__: module.__version__ for module in (torch, diffusers, transformers)}
 
 
 class Engine(Protocol):
-    """Code that turns noise into an image, over weights that `worker.lora.hot_swap` may have merged adapters into."""
+    """Code that turns noise into an image; `worker.lora.hot_swap` may have merged adapters into its weights."""
 
     @property
     def name(self) -> str:
@@ -44,7 +44,7 @@ class Engine(Protocol):
 
     @property
     def requirement(self) -> str:
-        """Which settings a worker needs to offer this engine."""
+        """The settings that a worker needs to offer this engine, as a sentence for messages."""
 
     @property
     def supports_tiling(self) -> bool:
@@ -52,15 +52,15 @@ class Engine(Protocol):
 
     @property
     def waits_for_blocks(self) -> bool:
-        """Whether each block waits until its own weights are written, so that steps may start before all are."""
+        """Whether each block waits until its weights are written; steps may then start before all weights are."""
 
     @property
     def measures_fp8_error(self) -> bool:
-        """Whether each result states how far a step is from the same step with bfloat16 weights."""
+        """Whether each result states the distance of a step from the same step with bfloat16 weights."""
 
     @property
     def versions(self) -> dict[str, str]:
-        """Versions of the packages whose code runs."""
+        """Versions of the packages whose code runs, by package."""
 
     @property
     def transformer(self) -> nn.Module:

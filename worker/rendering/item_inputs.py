@@ -20,7 +20,7 @@ class ItemInputs(NamedTuple):
     """An item's inputs, on the device.
 
     Attributes:
-        negative_embeds: None where only one pass is made in each step.
+        negative_embeds: None if each step has only one pass.
         start: noise, (1, channels, height / 16, width / 16).
     """
 
@@ -33,7 +33,7 @@ class InputBuilder:
     """Encodes prompts and draws noise for one base model; threads may share it.
 
     Args:
-        prompt_cache: number of encoded prompts that are kept.
+        prompt_cache: number of encoded prompts to cache.
     """
 
     def __init__(self, components: Components, *, prompt_cache: int) -> None:
@@ -43,7 +43,7 @@ class InputBuilder:
         )
 
     def check(self, spec: ItemSpec) -> None:
-        """Refuse values that can only give garbage.
+        """Refuse values that cannot give a meaningful image.
 
         Raises:
             InvalidRequest: names the field; see `shared.prompt.check_prompt` too.
@@ -87,7 +87,8 @@ class InputBuilder:
         return self._prompts.encode(prompt).to(self._components.dtype)
 
     def _has_guidance(self, spec: ItemSpec) -> bool:
-        """Whether the negative prompt counts: up to a scale of 1, AI Toolkit runs the prompt alone."""
+        """Whether each step needs a second pass with the negative prompt."""
+        # Up to a scale of 1, AI Toolkit runs only the pass with the prompt.
         return not self._components.distilled and spec.guidance_scale > 1
 
     def _noise(self, seed: int, *, height: int, width: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Latents: the starting noise, the order in which positions become tokens, and the tokens' coordinates."""
+"""Make and reshape latents: the starting noise, the order of the tokens, and the tokens' coordinates."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def noise(seed: int, *, channels: int, height: int, width: int, dtype: torch.dty
 
     Args:
         height, width: in pixels, multiples of 16.
-        dtype: of the prompt's embeddings.
+        dtype: dtype of the prompt's embeddings.
     """
-    # One generator an image, so that an image does not depend on the batch that it is rendered in.
+    # One generator for each image, so that an image does not depend on the batch in which it is rendered.
     generator = torch.Generator("cpu").manual_seed(seed)
     # AI Toolkit draws in `dtype`. With the torch that it installs (2.13) that equals a rounded float32 draw. Torch 2.11
     # draws other bfloat16 numbers, so other images; noise that stayed in float32 would give a third image.
@@ -25,7 +25,7 @@ def noise(seed: int, *, channels: int, height: int, width: int, dtype: torch.dty
 
 def pack(latents: Tensor) -> Tensor:
     """Turn (batch, channels, rows, columns) into tokens, (batch, rows * columns, channels)."""
-    # Contiguous in this order, like AI Toolkit's: on a GPU the layout decides which kernel the first layer uses.
+    # Contiguous in this order, as in AI Toolkit: on a GPU the layout decides which kernel the first layer uses.
     return latents.flatten(2).transpose(1, 2).contiguous()
 
 
@@ -47,5 +47,5 @@ def text_ids(tokens: int, *, device: torch.device | None = None) -> Tensor:
 
 def _grid(*sizes: int, device: torch.device | None) -> Tensor:
     """Return all combinations of coordinates below `sizes`."""
-    # Made on the device: a copy from the host would wait behind base weights that are being copied there.
+    # Made on the device: a copy from the host would wait for the base weights that are being copied there.
     return torch.cartesian_prod(*(torch.arange(size, device=device) for size in sizes))

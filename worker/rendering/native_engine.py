@@ -44,7 +44,7 @@ class ExactEngine:
     def denoise(self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep) -> Tensor:
         rows, columns = noise.shape[2:]
         velocity = self._velocity(run.prompt_embeds, rows, columns, run.guidance_scale)
-        # [klein] has no guidance input: it takes a second pass with the negative prompt.
+        # [klein] has no guidance input, so its guidance needs a second pass with the negative prompt.
         if run.negative_prompt_embeds is not None:
             away = self._velocity(run.negative_prompt_embeds, rows, columns, run.guidance_scale)
             velocity = guided_velocity(velocity, away, guidance_scale=run.guidance_scale)

@@ -1,4 +1,4 @@
-"""Prepare the next item in one thread while another renders the item before it."""
+"""Prepare the next item in one thread while another thread renders the current item."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker.checkpoint.pinned import side_stream
 from worker.lora.hot_swap import AdapterSwapper
 from worker.rendering.item_inputs import InputBuilder, ItemInputs
 
-# The item that renders may be tried again after the next one is prepared, so the inputs of both are kept.
+# The current item may be tried again after the next one is prepared, so the inputs of both are kept.
 _KEPT = 2
 
 
@@ -23,7 +23,7 @@ class PreparedItem(NamedTuple):
     """An item that is expected to render soon.
 
     Attributes:
-        files: its adapters, in merge order.
+        files: the adapters' files, in merge order.
         turn: the turn in which its preparation began.
     """
 
@@ -36,7 +36,7 @@ class PreparedItem(NamedTuple):
 class PreparedItems:
     """Prepares items and keeps the last ones; threads may share it.
 
-    A turn is one item's denoising. An item that was prepared in an earlier turn is not the next one any more.
+    A turn is one item's denoising. An item that was prepared in an earlier turn is no longer the next one.
     """
 
     def __init__(self, swapper: AdapterSwapper, inputs: InputBuilder) -> None:
@@ -81,6 +81,6 @@ class PreparedItems:
             return latest if latest is not None and latest.turn == self._turn else None
 
     def end_turn(self) -> None:
-        """Note that an item's denoising has ended, whether it succeeded or not."""
+        """Record that an item's denoising has ended, with or without success."""
         with self._lock:
             self._turn += 1

@@ -1,9 +1,4 @@
-"""Turn prompts into embeddings.
-
-The message format and the system message are diffusers', which the trainer uses too; Qwen3 gets the prompt alone, with
-thinking switched off. Pad tokens keep their rows, on the side that the tokenizer pads, and the transformer attends to
-them: FLUX.2 was trained that way.
-"""
+"""Turn prompts into embeddings."""
 
 from __future__ import annotations
 
@@ -32,8 +27,9 @@ def tokenize(tokenizer: PreTrainedTokenizerFast, prompt: str, *, family: Family 
     text = _CHATS[family](tokenizer, prompt)
     encoded = tokenizer(
         text,
-        # As the processor does: templates write the first token themselves, and it must not come twice.
+        # As the processor does: templates write the first token themselves, and it must not occur twice.
         add_special_tokens=not (tokenizer.bos_token and text.startswith(tokenizer.bos_token)),
+        # Pad tokens keep their rows, and the transformer attends to them: FLUX.2 was trained that way.
         padding="max_length",
         truncation=True,
         max_length=MAX_TOKENS,
@@ -51,12 +47,14 @@ def embed(text_encoder: Any, ids: Tensor, mask: Tensor) -> Tensor:
 
 def _mistral_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
     check_prompt(prompt)
+    # The message format and the system message are diffusers', which the trainer uses too.
     messages = format_input([prompt])[0]
     text: Any = tokenizer.apply_chat_template(messages, add_generation_prompt=False, tokenize=False)
     return str(text)
 
 
 def _qwen_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
+    # Qwen3 receives the prompt without a system message, with thinking switched off.
     messages = [{"role": "user", "content": prompt}]
     text: Any = tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, enable_thinking=False, tokenize=False
@@ -68,10 +66,10 @@ _CHATS: dict[Family, Callable[[PreTrainedTokenizerFast, str], str]] = {MISTRAL: 
 
 
 class PromptEncoder:
-    """Encodes prompts and caches the most recent ones: a job's items often differ in seed only. Threads may share it.
+    """Encodes prompts and caches the most recent ones in host memory; threads may share it.
 
     Args:
-        cache_size: prompts cached in host memory, 0 or more; one takes 15.7 MB at full size.
+        cache_size: number of cached prompts, 0 or more; one takes 15.7 MB at full size.
     """
 
     def __init__(
@@ -81,6 +79,7 @@ class PromptEncoder:
         self._tokenizer = tokenizer
         self._family = family_of(text_encoder.config)
         self._device = device
+        # A job's items often differ in their seeds only.
         self._cache: LRUCache[str, Tensor] = LRUCache(cache_size)
         # One pass at a time: a streamed text encoder cannot interleave two (`worker.model.layer_streaming`).
         self._lock = threading.Lock()

@@ -1,7 +1,7 @@
 """Render one item: encode its prompt, activate its adapters, denoise, decode.
 
-The caller owns the queue, the lease and the upload. Everything but writing weights runs in the caller's thread, where
-`on_progress` may raise at any point. The next item always finds either the base weights or a complete merge.
+The caller owns the queue, the lease and the upload. Rendering runs in the caller's thread, and `on_progress` may raise
+an error at any point: the next item still finds either the base weights or a complete merge.
 """
 
 from __future__ import annotations
@@ -44,16 +44,16 @@ class Renderer:
     """Renders items with one base model; adapters stay merged between calls.
 
     Args:
-        prompt_cache: number of encoded prompts that are kept in memory.
-        adapter_cache_bytes: size of the adapter files that are kept in memory.
-        toolkit: AI Toolkit's classes, to offer its engine too.
+        prompt_cache: number of encoded prompts to cache in memory.
+        adapter_cache_bytes: total size of the adapter files to cache in memory.
+        toolkit: AI Toolkit's classes; with them, the renderer also offers AI Toolkit's engine.
 
     Raises:
         CheckpointError: AI Toolkit's classes cannot hold the weights.
 
     Attributes:
         swapper: keeps an item's adapters current in the model.
-        inputs: builds what an item's first step needs.
+        inputs: builds the inputs of an item's first step.
     """
 
     def __init__(
@@ -80,12 +80,12 @@ class Renderer:
 
     @property
     def warm_key(self) -> str:
-        """Key of the adapters that are merged now, or being merged for the next item; see `ItemSpec.adapter_key`."""
+        """Key of the adapters that are merged now or being merged for the next item; see `ItemSpec.adapter_key`."""
         return self.swapper.warm_key
 
     @property
     def corrupted(self) -> int:
-        """Count of restored parameters whose bits are not those that were loaded."""
+        """Number of restored parameters whose bits differ from the loaded ones."""
         return self.swapper.corrupted
 
     @property
@@ -95,11 +95,12 @@ class Renderer:
 
     @torch.no_grad()
     def warm_up(self) -> None:
-        """Run one typical step before the first item, since compiling may take longer than an item may stall.
+        """Run one typical step, and compare it with uncompiled code.
 
-        The step is compared with uncompiled code. With float8 weights, each result states the error that was found.
-        With all others the bits must be equal, or compiled code is not used.
+        With float8 weights, each result states the error of this step. With all other weights the bits must be equal;
+        otherwise compiled code is not used.
         """
+        # Before the first item: compiling may take longer than an item may stall.
         engine = next(iter(self._engines.values()))
         if not self._components.compiled and not engine.measures_fp8_error:
             return
@@ -111,13 +112,16 @@ class Renderer:
         compiled = step()
         with uncompiled():
             differing = int((compiled != step()).sum())
-        # Only a GPU's results are held to AI Toolkit's bits.
+        # Only on a GPU must results have AI Toolkit's bits.
         self._runs_compiled = not differing or self._components.device.type == "cpu"
         if not self._runs_compiled:
             logger.error("compiled code is not used: it gives other bits", extra={"values_differing": differing})
 
     def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
-        """Preload the next item's adapters and build its inputs, from another thread; raises what `render` would."""
+        """Preload the next item's adapters and build its inputs; raise the errors that `render` would raise.
+
+        Another thread may call this while an item renders.
+        """
         self._prepared.prepare(spec, adapters)
 
     def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: OnProgress) -> RenderedImage:
@@ -127,15 +131,15 @@ class Renderer:
             on_progress: called when a stage begins and after each step; an error that it raises ends the work.
 
         Raises:
-            InvalidRequest: a value that can only give garbage, or an engine that is not offered.
+            InvalidRequest: a value cannot give a meaningful image, or this worker does not offer the engine.
             AdapterNotFound, AdapterRefused, AdapterMismatch: an adapter file cannot be used.
             OutOfMemory: the device could not hold the item, even in tiles; its memory is free again.
-            NotFinite: the latents or the decoded image are not.
+            NotFinite: the latents or the decoded image hold NaN or infinity.
         """
         self.inputs.check(spec)
         if spec.engine not in self._engines:
             raise InvalidRequest(
-                f"the engine {spec.engine!r} is not offered here: {_REQUIREMENTS[spec.engine]}", field="engine"
+                f"this worker does not offer the engine {spec.engine!r}: {_REQUIREMENTS[spec.engine]}", field="engine"
             )
         item = RenderingItem(
             spec=spec,
@@ -159,7 +163,7 @@ class Renderer:
     @torch.no_grad()
     def _render(self, item: RenderingItem, attempt: Attempt) -> RenderedImage:
         spec, engine = item.spec, item.engine
-        # Inputs are copied to the device before the weights: behind them they would wait until all weights are there.
+        # Inputs are copied to the device before the weights: a copy that is queued after them waits for all of them.
         with item.stage("encode", timing="encode_prompt"):
             inputs = self._prepared.inputs_of(spec)
         with item.stage("adapter", timing="adapter"):
@@ -196,15 +200,17 @@ class Renderer:
             self._prepared.end_turn()
             self.swapper.abandon_passes()
         if not latents.isfinite().all():
-            raise NotFinite(f"the latents of seed {spec.seed} are not finite, so there is no image in them")
+            raise NotFinite(f"the latents of seed {spec.seed} are not finite, so they hold no image")
         return latents
 
     def _wait_for_weights(self, item: RenderingItem) -> None:
-        """Return when the swap is complete; all blocks have run once by now, so that costs nothing."""
+        """Wait until the swap is complete."""
+        # After the first step this takes no time: every block has waited for its weights.
         try:
             self.swapper.wait()
         except torch.OutOfMemoryError:
-            item.shares_memory = True  # the swap may have begun while another item rendered
+            # The swap may have begun while another item rendered.
+            item.shares_memory = True
             raise
 
     def _begin_next_swap(self, item: RenderingItem, *, passes: int) -> None:
@@ -221,7 +227,7 @@ class Renderer:
 
     @contextmanager
     def _tiles(self) -> Iterator[None]:
-        """Decode in tiles, and start afresh afterwards."""
+        """Decode in tiles inside the `with` block, and free memory afterwards."""
         try:
             with tiled_decoding(self._components.autoencoder):
                 yield
@@ -229,7 +235,7 @@ class Renderer:
             self._free_memory()
 
     def _free_memory(self) -> None:
-        """Give cached memory back to the device, and start a new thread for decoding."""
+        """Return cached memory to the device, and start a new thread for decoding."""
         # When memory is short, cuDNN picks other convolution algorithms, which round differently, and keeps them for
         # each thread and shape. In the old thread, later images would differ in their last bits from earlier ones.
         self._decoder.shutdown()

@@ -1,8 +1,4 @@
-"""The noise levels of a rendering, as AI Toolkit chooses them.
-
-Diffusers' own schedule for FLUX.2 depends on the number of steps too and gives another image (sigmas differ by up to
-0.25 at 1024x1024), so it is not used.
-"""
+"""Compute the noise levels of a rendering, as AI Toolkit chooses them."""
 
 from __future__ import annotations
 
@@ -10,13 +6,14 @@ import math
 
 import torch
 
-# The shift is a straight line through these two points, extended to any number of image tokens.
+# The shift is a straight line through these two points, extended to any number of image tokens. Diffusers' schedule for
+# FLUX.2 also depends on the number of steps and gives another image (sigmas differ by up to 0.25 at 1024x1024).
 _TOKENS = (256, 4096)
 _SHIFTS = (0.5, 1.15)
 
 
 def shift(image_tokens: int) -> float:
-    """Return mu, the exponent that shifts the schedule to high noise; it grows with the number of tokens."""
+    """Return mu, the exponent that shifts the schedule towards high noise; it grows with the number of tokens."""
     slope = (_SHIFTS[1] - _SHIFTS[0]) / (_TOKENS[1] - _TOKENS[0])
     return slope * image_tokens + (_SHIFTS[0] - slope * _TOKENS[0])
 

@@ -1,7 +1,7 @@
 """Import AI Toolkit's FLUX.2 classes from the user's own checkout; this project contains none of its code.
 
-Only the files that define those classes are imported, by path: the packages around them import every model family and
-dozens of libraries. While they are imported, an empty package replaces each package that they name but do not need.
+Only the files that define those classes are imported, by path. During the import, an empty package replaces each
+package that they name but do not need.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ import transformers
 from shared.errors import CheckpointError
 
 _FLUX2 = Path("extensions_built_in/diffusion_models/flux2")
-# The classes used, by file. A file that imports another comes after it.
+# The classes to import, by file; a file follows the files that it imports. Their packages are not imported, because
+# those import every model family and dozens of libraries.
 _CLASSES = {
     _FLUX2 / "src/model.py": ("Flux2", "Flux2Params"),
     _FLUX2 / "src/autoencoder.py": ("AutoEncoder", "AutoEncoderParams", "AutoEncoderSmallDecoderParams"),
@@ -38,10 +39,10 @@ _VERSION = Path("version.py")
 
 @dataclass(frozen=True)
 class Toolkit:
-    """The classes and constants of a checkout that this project uses.
+    """The classes and constants that this project uses from a checkout.
 
     Attributes:
-        version: of AI Toolkit.
+        version: AI Toolkit's version.
         transformer: Flux2(Flux2Params); its weights have BFL's names.
         autoencoder: AutoEncoder(AutoEncoderParams).
         small_decoder_params: AutoEncoderSmallDecoderParams, for a decoder narrower than the encoder.
@@ -66,13 +67,15 @@ def load_toolkit(root: Path) -> Toolkit:
     """Import AI Toolkit's classes from the checkout at `root`.
 
     Raises:
-        CheckpointError: the folder is no checkout, or lacks a file or a class, or a package that it needs is missing.
+        CheckpointError: the folder is no checkout, lacks a file or a class, or needs a package that is not installed.
     """
     for file in (*_CLASSES, _MODEL, _VERSION):
         if not (root / file).is_file():
-            raise CheckpointError(f"{root}: not a checkout of AI Toolkit with FLUX.2: {file} is missing")
+            raise CheckpointError(
+                f"{root} is not a checkout of AI Toolkit with FLUX.2: {file} is missing; check AI_TOOLKIT_PATH"
+            )
     # pipeline.py imports these. Resolve them first: transformers looks for torchvision while it resolves them and
-    # remembers the answer, which must not be the empty package below.
+    # remembers the answer, which must not be the empty package of `_stand_in`.
     _ = transformers.AutoProcessor, transformers.Mistral3ForConditionalGeneration
     found = {name: used for file, names in _CLASSES.items() for name, used in _used(root.resolve(), file, names)}
     return Toolkit(
@@ -127,7 +130,8 @@ def _empty_package(name: str, folder: Path | None) -> ModuleType:
 
 
 def _torchvision_for(file: Path) -> Any:
-    """Replace torchvision if it is not installed: `sampling.py` uses it for control images only."""
+    """Replace torchvision by an empty package if it is not installed."""
+    # `sampling.py` imports it for control images only.
     installed = "torchvision" in sys.modules or importlib.util.find_spec("torchvision")
     return nullcontext() if installed or file.name != "sampling.py" else _stand_in("torchvision", None)
 
@@ -163,4 +167,6 @@ def _constant(file: Path, name: str) -> Any:
 
 
 def _unknown_version(file: Path, name: str) -> CheckpointError:
-    return CheckpointError(f"{file} has no {name}; this version of AI Toolkit is not supported")
+    return CheckpointError(
+        f"{file} has no {name}, so this version of AI Toolkit is not supported; check out another one"
+    )

@@ -1,7 +1,7 @@
 """AI Toolkit's engine: its own transformer, autoencoder, pipeline and scheduler, over the weights of this project.
 
-No weight is loaded twice. Its modules share the tensors of diffusers' modules, so an adapter merged into one is merged
-into the other. Only the last modulation is copied: its two halves are in another order there.
+No weight is loaded twice. Its modules share the tensors of diffusers' modules, so an adapter that is merged into one is
+merged into the other.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ class ToolkitEngine:
     Args:
         transformer: a `Flux2`.
         autoencoder: an `AutoEncoder`.
-        copies: tensors of the transformer that cannot be shared, each with the parts that it is joined from; they are
-            refreshed before each run, because a swap changes the parts.
+        copies: tensors of the transformer that cannot be shared, each with the parts from which it is joined.
     """
 
     name: ClassVar[EngineName] = "ai-toolkit"
@@ -120,12 +119,15 @@ class ToolkitEngine:
         return image
 
     def _refresh(self) -> None:
+        # Before each run, because a swap changes the parts. Only the last modulation is a copy: its two halves are in
+        # another order in diffusers.
         for copy, parts in self._copies:
             torch.cat(list(parts), out=copy)
 
     @contextmanager
     def _count_steps(self, run: DenoisingInputs, on_step: OnStep) -> Iterator[None]:
-        """Call `on_step` after each step, by counting passes: the pipeline has no callback. Its errors end the run."""
+        """Call `on_step` after each step; its errors end the run."""
+        # By counting passes, because the pipeline has no callback.
         passes, done = 1 if run.negative_prompt_embeds is None else 2, 0
 
         def count(*_: Any) -> None:
@@ -153,17 +155,19 @@ def assign_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"AI Toolkit's {type(module).__name__}: {error}") from error
     absent = sorted(set(missing) - OPTIONAL)
     if absent or unexpected:
-        raise CheckpointError(f"AI Toolkit's {type(module).__name__} lacks {absent} or does not know {unexpected}")
+        raise CheckpointError(
+            f"the weights do not fit AI Toolkit's {type(module).__name__}: missing {absent}, unknown {unexpected}"
+        )
     module.requires_grad_(False).eval()
 
 
 def _share(
     theirs: nn.Module, ours: nn.Module, origins: Mapping[str, Origin], *, skip: str | None = None
 ) -> list[tuple[Tensor, Sequence[Tensor]]]:
-    """Give AI Toolkit's module the tensors of ours; return the tensors that are copies, each with its parts.
+    """Assign our module's tensors to AI Toolkit's module; return the tensors that are copies, each with its parts.
 
     Args:
-        skip: prefix of tensors that it does not get.
+        skip: prefix of tensors to leave out.
     """
     found = tensor_parts(ours, origins)
     parts = {name: tensors for name, tensors in found.items() if skip is None or not name.startswith(skip)}
