@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import gc
 import tempfile
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import typer
@@ -96,49 +96,79 @@ def main(
     out: Annotated[Path | None, typer.Option(help="Append each row to this file when it is measured.")] = None,
 ) -> None:
     """Write a FLUX.2 checkpoint with random weights, load it as a worker does, and measure it on this device."""
-    parts, engines, toolkit = set(only or Part), list(engine or EngineName), _toolkit(engine)
     clock = Clock(pick_device(device or "auto"))
     report = Report(device=clock.name, as_json=as_json, out=out)
     plan = Plan(tuple(size or [64 if tiny else 1024]), steps, repeat, items)
-    with torch.no_grad(), ExitStack() as stack:
-        if Part.CEILINGS in parts:
-            measure_ceilings(report, clock, small=tiny or clock.device.type == "cpu")
-            torch.cuda.empty_cache()  # else the placement would count this memory as occupied
-        if parts == {Part.CEILINGS}:
-            report.print_table()
-            return
-        narrow = not parts & {Part.COLD, Part.PROMPT, Part.BATCH}
-        checkpoint = stack.enter_context(Checkpoint(model, tiny=tiny, device=clock.device, narrow=narrow))
-        latents: Latents = {}
-        for precision, possible in _ENGINES.items():
-            names = [name for name in possible if name in engines]
-            if not names:
-                continue
-            clock.reset_peak()
-            try:
-                components = checkpoint.load(
-                    precision,
-                    text_encoder_place=text_encoder_place,
-                    clean_weights=clean_weights,
-                    memory_gb=memory_gb,
-                    compile=False if EngineName.EXACT in names else None,  # compiled blocks cannot run eagerly again
-                )
-            except CheckpointError as error:
-                raise typer.BadParameter(str(error)) from error
-            others = _other_engines(components, toolkit, names)
-            session = Session(components, others, plan=plan, report=report, clock=clock)
-            _report_loaded(components, report, clock, cold=Part.COLD in parts)
-            _measure_engines(
-                session, latents, parts, [name for name in names if name in others or name not in BASELINES]
-            )
-            _measure_rest(session, parts, folder=_folder(stack))
-            del components, others, session
-            _free_memory()
+    run = _Run(set(only or Part), list(engine or EngineName), _toolkit(engine), plan, report, clock)
+    settings = {"text_encoder_place": text_encoder_place, "clean_weights": clean_weights, "memory_gb": memory_gb}
+    _measure(run, model, tiny=tiny, settings=settings)
     report.print_table()
 
 
-def _folder(stack: ExitStack) -> Path:
-    return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flux2-bench-")))
+class _Run(NamedTuple):
+    """What one call of this program measures, and where the results go."""
+
+    parts: set[Part]
+    engines: list[EngineName]
+    toolkit: Toolkit | None
+    plan: Plan
+    report: Report
+    clock: Clock
+
+
+def _measure(run: _Run, model: str, *, tiny: bool, settings: Mapping[str, Any]) -> None:
+    """Measure the device, and then the model in each precision that a chosen engine has.
+
+    Args:
+        settings: for `Checkpoint.load`.
+    """
+    with torch.no_grad(), ExitStack() as stack:
+        if Part.CEILINGS in run.parts:
+            measure_ceilings(run.report, run.clock, small=tiny or run.clock.device.type == "cpu")
+            torch.cuda.empty_cache()  # else the placement would count this memory as occupied
+        if run.parts == {Part.CEILINGS}:
+            return
+        narrow = not run.parts & {Part.COLD, Part.PROMPT, Part.BATCH}
+        checkpoint = stack.enter_context(Checkpoint(model, tiny=tiny, device=run.clock.device, narrow=narrow))
+        latents: Latents = {}
+        for precision, possible in _ENGINES.items():
+            if names := [name for name in possible if name in run.engines]:
+                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flux2-bench-")))
+                _measure_precision(
+                    run, checkpoint, precision=precision, names=names, settings=settings, latents=latents, folder=folder
+                )
+                _free_memory()
+
+
+def _measure_precision(
+    run: _Run,
+    checkpoint: Checkpoint,
+    *,
+    precision: str,
+    names: Sequence[EngineName],
+    settings: Mapping[str, Any],
+    latents: Latents,
+    folder: Path,
+) -> None:
+    """Load the model in one precision and measure these engines over it.
+
+    Args:
+        settings: for `Checkpoint.load`.
+        latents: the result of each engine so far; see `EngineTimes`.
+        folder: for adapters.
+    """
+    run.clock.reset_peak()
+    # Compiled blocks cannot run eagerly again.
+    compiles = False if EngineName.EXACT in names else None
+    try:
+        components = checkpoint.load(precision, **settings, compile=compiles)
+    except CheckpointError as error:
+        raise typer.BadParameter(str(error)) from error
+    others = _other_engines(components, run.toolkit, names)
+    session = Session(components, others, plan=run.plan, report=run.report, clock=run.clock)
+    _report_loaded(components, run.report, run.clock, cold=Part.COLD in run.parts)
+    _measure_engines(session, latents, run.parts, [name for name in names if name in others or name not in BASELINES])
+    _measure_rest(session, run.parts, folder=folder)
 
 
 def _free_memory() -> None:

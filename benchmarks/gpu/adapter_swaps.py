@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -62,6 +62,13 @@ def measure_swaps(session: Session, folder: Path) -> None:
             measure(what, partial(change, b))
             measure(what, partial(change, a))
     use()
+    _add_rows(session, times, step_ms=step_ms, alone_ms=alone_ms, corrupted=corrupted)
+
+
+def _add_rows(
+    session: Session, times: Mapping[str, list[float]], *, step_ms: float, alone_ms: float, corrupted: int
+) -> None:
+    """Add a row for each kind of swap, with the median of its times in seconds."""
     clean = session.components.placement.base_weights
     for what, seconds in times.items():
         median_ms = statistics.median(seconds) * 1000
