@@ -58,10 +58,12 @@ def _wait_until_trusted(worker: Worker) -> bool:
     for number in before:
         signal.signal(number, lambda number, _: stop_signals.put(number))
     try:
-        return redis_retries(pause_s=START_RETRY_S)(device_faults.wait_until_trusted, worker, stop_signals)
+        trusted = redis_retries(pause_s=START_RETRY_S)(device_faults.wait_until_trusted, worker, stop_signals)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+    # A signal may have come after the last look at the queue.
+    return trusted and stop_signals.empty()
 
 
 def _run_celery(worker: Worker) -> None:
