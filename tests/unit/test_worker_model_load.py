@@ -21,6 +21,7 @@ from worker.checkpoint.revision import revision_of
 from worker.model import architecture
 from worker.model.load import load_components
 from worker.model.modules import load_autoencoder, load_transformer
+from worker.model.part_loader import PartLoader
 
 CPU = torch.device("cpu")
 
@@ -292,11 +293,38 @@ def test_the_header_of_each_file_is_read_once(checkpoint, monkeypatch):
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("change", ["replaced", "removed"])
+def test_a_file_that_changes_while_the_model_loads_is_refused(change, checkpoint, tmp_path, monkeypatch):
+    folder = shutil.copytree(checkpoint, tmp_path / "own")
+    file = folder / "ae.safetensors"
+    tensors = load_file(file)
+    load = PartLoader.load_autoencoder
+
+    def load_autoencoder(self, *args):
+        # The header was read for the placement: a longer one moves every tensor.
+        file.unlink()
+        save_file(tensors, file, metadata={"note": "x" * 64})
+        loaded = load(self, *args)
+        if change == "removed":
+            file.unlink()
+        return loaded
+
+    monkeypatch.setattr(PartLoader, "load_autoencoder", load_autoencoder)
+
+    reason = "has changed since loading began" if change == "replaced" else "No such file"
+    with pytest.raises(CheckpointError, match=rf"ae\.safetensors: .*{reason}"):
+        load_components(
+            ModelSettings(path=str(folder), text_encoder=str(folder / "text_encoder")), device=CPU, hf_token=None
+        )
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
         (b"[1, 2]", "not a safetensors file"),
         (b'{"a": {"dtype": "F32", "shape": [1]}}', "'a' is not described by dtype, shape and data_offsets"),
+        (b'{"a": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}', "unknown dtype"),
+        (b'{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}', "'a' is not described by dtype"),
         (b'{"a": {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]}}', "unknown dtype 'F99'"),
         (b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', "takes 8 bytes, but data_offsets give it 4"),
         (b'{"a": {"dtype": "F32", "shape": [], "data_offsets": [4, 8]}}', "starts at 4, after a gap"),

@@ -118,10 +118,13 @@ class Checkpoint:
         """Return the revision, which names the files' content; see `worker.checkpoint.revision`.
 
         Raises:
-            CheckpointError: a file cannot be read as safetensors.
+            CheckpointError: a file cannot be read as safetensors, or has changed since its header was read.
         """
         parts = (self.transformer, self.autoencoder, self.text_encoder)
         headers = {file: header for part in parts for file, header in part.open().headers.items()}
+        # Loading takes minutes, and a header that no longer fits its file gives weights from wrong places.
+        for file, header in headers.items():
+            header.check_unchanged(file)
         return revision_of(self.files(), commit=self.commit, headers=headers)
 
 

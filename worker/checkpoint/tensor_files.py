@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,11 +39,31 @@ class FileHeader:
     Attributes:
         text: its JSON, as in the file.
         data_start: offset of the data in the file.
+        version: size and time of modification of the file that it was read from.
     """
 
     text: bytes
     data_start: int
     tensors: Mapping[str, TensorInfo]
+    version: tuple[int, int]
+
+    def check_unchanged(self, file: Path) -> None:
+        """Raise unless `file` is still the one whose header this is.
+
+        Raises:
+            CheckpointError: it was replaced, written to or removed.
+        """
+        try:
+            version = _version(file.stat())
+        except OSError as error:
+            raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
+        if version != self.version:
+            raise CheckpointError(f"{file}: the file has changed since loading began; start again when it is complete")
+
+
+def _version(info: os.stat_result) -> tuple[int, int]:
+    # Without the inode, whose number changes between calls on some network file systems.
+    return info.st_size, info.st_mtime_ns
 
 
 def read_file_header(file: Path) -> FileHeader:
@@ -52,10 +73,10 @@ def read_file_header(file: Path) -> FileHeader:
         CheckpointError: the file cannot be read, or its header is unsound.
     """
     try:
-        size = file.stat().st_size
         with file.open("rb") as opened:
+            info = os.fstat(opened.fileno())
             # Only the header is read: a transformer's file has 64 GB.
-            frame = read_frame(opened, file_bytes=size)
+            frame = read_frame(opened, file_bytes=info.st_size)
             if not frame.is_plausible(max_header_bytes=_MAX_HEADER_BYTES):
                 raise CheckpointError(f"{file}: not a safetensors file, or cut off inside its header")
             text = read_header_bytes(opened, frame)
@@ -63,7 +84,7 @@ def read_file_header(file: Path) -> FileHeader:
         check_tiling(tensors, frame.data_bytes)
     except (OSError, ValueError, HeaderFault) as error:
         raise CheckpointError(f"{file}: not a readable safetensors file: {error}") from error
-    return FileHeader(text, frame.data_start, tensors)
+    return FileHeader(text, frame.data_start, tensors, _version(info))
 
 
 def _parse(text: bytes) -> dict[str, TensorInfo]:
@@ -74,8 +95,8 @@ def _parse(text: bytes) -> dict[str, TensorInfo]:
 def _info(name: str, entry: Any) -> TensorInfo:
     try:
         start, end = entry["data_offsets"]
-        info = TensorInfo(entry["dtype"], tuple(map(int, entry["shape"])), int(start), int(end))
-    except (KeyError, TypeError) as error:
+        info = TensorInfo(str(entry["dtype"]), tuple(map(int, entry["shape"])), int(start), int(end))
+    except (KeyError, TypeError, OverflowError) as error:
         raise HeaderFault(f"tensor {name!r} is not described by dtype, shape and data_offsets") from error
     if info.dtype not in DTYPE_BITS:
         raise HeaderFault(f"tensor {name!r}: unknown dtype {info.dtype!r}")
