@@ -1,1 +1,1 @@
-"""HTTP in, HTTP out: validates jobs into the ledger and reads them back. Never touches a tensor."""
+"""The HTTP API: it validates jobs, stores them in the ledger and reads them back. It never touches a tensor."""

@@ -1,7 +1,7 @@
 """Connect to callers' URLs without reaching the private network (protection against SSRF).
 
-A host name is resolved once, every address that it has must be public, and the connection goes to an address that was
-checked. A name that resolves differently a moment later (DNS rebinding) gains nothing.
+A host name is resolved once, all its addresses must be public, and the connection goes to one of these addresses.
+Resolving the name differently a moment later (DNS rebinding) has no effect.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def is_public(address: Address) -> bool:
     """Return whether an address belongs to the open internet; an embedded IPv4 address decides for an IPv6 one."""
     if isinstance(address, ipaddress.IPv6Address):
         embedded = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
-        # The standard library knows the other three ways to embed an address, but not NAT64.
+        # The standard library supports the other three ways to embed an address, but not NAT64.
         if embedded is None and address in _NAT64:
             embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
         if embedded is not None:
@@ -69,18 +69,16 @@ class GuardedBackend(httpcore2.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
         deadline = time.monotonic() + self._timeout_s
-        # The address and not the name is passed on: connecting by name would resolve it again.
+        # By address: connecting by name would resolve the name again.
         address = resolve_host(host, port, allow_private=self._allow_private)
         return _DeadlineStream(self._plain.connect_tcp(address, port, self._timeout_s, local_address), deadline)
 
 
 class _DeadlineStream(httpcore2.NetworkStream):
-    """A stream with one deadline for everything that happens on it.
-
-    httpcore2's own timeouts start again with every read, so a receiver that drips bytes could hold a sender for good.
-    """
+    """A stream with one deadline for all its reads and writes."""
 
     def __init__(self, stream: httpcore2.NetworkStream, deadline: float) -> None:
+        # httpcore2's own timeouts restart with every read, so a receiver that drips bytes could block a sender forever.
         self._stream = stream
         self._deadline = deadline
 

@@ -1,4 +1,4 @@
-"""Builds the FastAPI application from settings; importing this module opens nothing."""
+"""Build the FastAPI application from settings; importing this module opens no connection."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def create_app(settings: Settings) -> FastAPI:
     timeout_s = settings.redis.timeout_s
     services = Services(
         settings=settings,
-        # After a failed call the ledger refuses calls for one timeout: waiting ones would fill the thread pool.
+        # After a failed call the ledger refuses calls for one timeout: waiting calls would fill the thread pool.
         ledger=Ledger.connect(settings.redis.url, settings.queue, timeout_s=timeout_s, pause_s=timeout_s),
         store=store,
         storage_probe=StorageProbe(store),

@@ -1,4 +1,4 @@
-"""The dependencies of endpoints as annotated names, so that a signature reads as the list of what it needs."""
+"""The dependencies of endpoints as annotated names, so that a signature lists what its endpoint needs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from shared.storage import ObjectStore
 
 @dataclass(frozen=True)
 class Services:
-    """What the application opens once.
+    """The connections, settings and threads that the application opens once.
 
     Attributes:
-        threads: those that run as long as the application; `/ready` reports one that has ended.
+        threads: threads that run as long as the application; `/ready` reports those that have ended.
     """
 
     settings: Settings
@@ -40,7 +40,7 @@ ServicesDep = Annotated[Services, Depends(_services)]
 
 
 def _base_url(request: Request, services: ServicesDep) -> str:
-    # The setting first: behind a proxy the request's own URL is the proxy's way in, not the caller's.
+    # The setting first: behind a proxy, the request's URL is the proxy's address for the API, not the caller's.
     return (services.settings.api.base_url or str(request.base_url)).rstrip("/")
 
 
@@ -58,6 +58,6 @@ TenantDep = Annotated[
     str,
     Header(
         pattern=r"^[A-Za-z0-9._-]{1,64}$",
-        description="Who the job belongs to; tenants take turns. Set it in the gateway that authenticates callers.",
+        description="Owner of the job; tenants take turns. Set it in the gateway that authenticates callers.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""Answers every error as RFC 9457 problem details. Only this module knows which status an error of ours has."""
+"""Answer every error as RFC 9457 problem details. Only this module maps the project's errors to HTTP statuses."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from shared import errors
 
 logger = logging.getLogger("flux2.api")
 
-#: The status of an error is that of its nearest ancestor here. The reference API answers 400 for the codes that it has;
-#: what only this project knows is 422.
+#: An error has the status of its nearest ancestor here. The reference API answers 400 for its codes; codes that only
+#: this project has are 422.
 _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
     errors.RequestNotFound: HTTPStatus.NOT_FOUND,
     errors.AdapterRefused: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -28,7 +28,7 @@ _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
     errors.StorageUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
-# Seconds: a full queue takes longer to drain than Redis or the storage to come back.
+# Seconds: a full queue takes longer to drain than Redis or the storage takes to come back.
 _RETRY_AFTER_S = {HTTPStatus.TOO_MANY_REQUESTS: 30, HTTPStatus.SERVICE_UNAVAILABLE: 2}
 
 MEDIA_TYPE = "application/problem+json"
@@ -51,7 +51,7 @@ def problem_response(
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Make the application answer every error as a problem, also those of FastAPI and of defects."""
+    """Make the application answer every error as a problem, including FastAPI's own errors and defects."""
     app.add_exception_handler(errors.Flux2Error, _answer_project_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
@@ -77,7 +77,7 @@ def _answer_validation_error(request: Request, error: Exception) -> JSONResponse
 
 
 def _answer_http_error(request: Request, error: Exception) -> JSONResponse:
-    """Answer what FastAPI raises itself: an unknown path, or a method that a path does not have."""
+    """Answer an error that FastAPI raises itself: an unknown path, or a method that a path does not have."""
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     return problem_response(status, status.name, str(error.detail), headers=error.headers or {})

@@ -1,4 +1,4 @@
-"""Caps the size of request bodies."""
+"""Limit the size of request bodies."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class BodyLimit:
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     "BODY_TOO_LARGE",
                     f"The request body is larger than {self._max_bytes} bytes; split it into several jobs",
-                    # The rest of the body is still under way, so the connection cannot carry another request.
+                    # The rest of the body is still arriving, so the connection cannot carry another request.
                     headers={"Connection": "close"},
                 )
                 await answer(scope, receive, send)

@@ -1,4 +1,4 @@
-"""Checks the object store for `/ready`, at a rate that does not depend on the number of load balancers."""
+"""Check the object store for `/ready`, at a rate that does not depend on the number of load balancers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StorageProbe:
         self._checked_at: float | None = None
 
     def state(self) -> str:
-        """Return `ok` or what is wrong. A caller that meets a running check gets the state before it."""
+        """Return `ok` or a description of the fault; during a running check, the result of the previous one."""
         # Only the first check is waited for: a store that hangs must not block every probe.
         if self._lock.acquire(blocking=self._checked_at is None):
             try:

@@ -15,7 +15,7 @@ from shared.storage import ObjectStore
 
 
 def result_view(job: JobView, store: ObjectStore, *, url_ttl_s: int) -> Result:
-    """Describe the finished images; a canceled or failed job keeps those that it finished."""
+    """Describe the finished images of a job, also of a canceled or failed one."""
     images = [_image(item, store, url_ttl_s=url_ttl_s) for item in job.items if item.result is not None]
     return Result(
         request_id=job.job_id,
@@ -46,7 +46,7 @@ def _image(item: ItemView, store: ObjectStore, *, url_ttl_s: int) -> Image:
         width=result.width,
         height=result.height,
         **_request_parameters(item.spec),
-        # Signed anew for each answer: a URL that was stored with the job would expire.
+        # Signed for each answer: a URL that was stored with the job would expire.
         url=store.url(result.key, expires_s=url_ttl_s),
         url_expires_at=format_time(datetime.now(UTC) + timedelta(seconds=url_ttl_s)),
         sha256=result.sha256,
@@ -64,7 +64,7 @@ def _request_parameters(spec: SpecReport | None) -> dict[str, Any]:
 
 
 def _unreadable_parts(job: JobView) -> Iterator[str]:
-    """Warn of finished images that another version stored in a form that cannot be read here."""
+    """Yield a warning for each finished image that another version stored in a form that this version cannot read."""
     for item in job.items:
         if item.state is State.SUCCEEDED and (item.spec is None or item.result is None):
             part = "result" if item.result is None else "parameters"

@@ -9,7 +9,7 @@ from shared.job import State
 from shared.ledger import AcceptedJob, ItemView, JobView
 from shared.ledger.views import JobSummary
 
-#: The wire has the reference API's words, the ledger its own.
+#: The wire uses the reference API's words, the ledger its own.
 WIRE_STATUS: dict[State, JobStatus] = {
     State.QUEUED: "in_queue",
     State.RUNNING: "in_progress",
@@ -75,7 +75,7 @@ def _item_status(item: ItemView) -> ItemStatus:
         index=item.index,
         status=WIRE_STATUS[item.state],
         attempt=item.attempt,
-        # The ledger keeps the last report of an item that went back to the queue.
+        # The ledger keeps the last report of an item that has been requeued.
         progress=item.progress if item.state is State.RUNNING else None,
         error=item.error,
     )
@@ -97,6 +97,6 @@ def _progress(job: JobView) -> float:
 def _step_count(item: ItemView) -> int:
     if item.spec is not None:
         return item.spec.num_inference_steps
-    # Another version stored a spec that cannot be read here. Its worker reports the count; until one does, the item
-    # counts as one step, so that the share stays defined.
+    # Another version stored a spec that this version cannot read. A worker reports the number of steps; until then the
+    # item counts as one step, so that the share stays defined.
     return item.progress.steps if item.progress is not None else 1

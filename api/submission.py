@@ -23,7 +23,7 @@ from shared.resolve import check_prompts, collect_warnings, find_model, reject_u
 def accept_job(
     services: Services, body: InferenceRequest, background: BackgroundTasks, *, idempotency_key: str, tenant: str
 ) -> AcceptedJob:
-    """Store a job durably; workers are woken after the answer has been sent.
+    """Store a job durably, and wake workers after the answer has been sent.
 
     Raises:
         RequestError: the request cannot be served; nothing was stored.
@@ -39,17 +39,17 @@ def prepare_job(
     """Validate and resolve a request without storing it.
 
     Args:
-        body_hash: identity of everything that the caller sent; `body` may be a part of that.
+        body_hash: identity of the caller's whole body; for a replay, `body` is only a part of it.
 
     Returns:
-        The job to store; or, for a repeated key and hash, the job that was accepted then.
+        The job to store; for a repeated key and hash, the job that was accepted before.
 
     Raises:
         RequestError: the request cannot be served.
         LedgerUnavailable: Redis does not answer.
     """
     settings, ledger = services.settings, services.ledger
-    # First: a repeat must get its job even if an adapter file is gone since, or a worker has stopped.
+    # First: a repeat must return its job even if an adapter file has been deleted or a worker has stopped since.
     repeat = ledger.find_repeat(idempotency_key, tenant=tenant, body_hash=body_hash) if idempotency_key else None
     if repeat is not None:
         return repeat
@@ -68,7 +68,7 @@ def prepare_job(
     check_prompts(items)
     warnings = collect_warnings(body, items, model)
     if base is None and body.loras:
-        # The worker that renders the job checks the layers, and fails it if they do not fit.
+        # The worker that renders the job checks the layers, and fails its items if they do not fit.
         warnings.append(f"adapters were checked for their form only: no live worker has loaded {model.id}")
     if not any(items[0].pool in slot.pools for slot in slots):
         warnings.append(f"no live worker offers the engine {body.engine!r} for {model.id}; the job waits for one")
@@ -87,7 +87,7 @@ def prepare_job(
 def store_jobs(
     services: Services, jobs: Sequence[Submission | AcceptedJob], background: BackgroundTasks
 ) -> list[AcceptedJob]:
-    """Store the jobs of one call, all of them or none; workers are woken after the answer has been sent.
+    """Store the jobs of one call, all of them or none, and wake workers after the answer has been sent.
 
     Raises:
         IdempotencyKeyReused, QueueFull, LedgerUnavailable: see `Ledger.accept_all`.
@@ -102,8 +102,8 @@ def store_jobs(
 
 
 def hash_body(body: BaseModel) -> str:
-    """Return the identity of a body, by which a repeat is recognised."""
+    """Return the identity of a body, by which the ledger recognises a repeat."""
     # Without the token: it has no effect on the job, and must leave no trace in Redis.
     fields = body.model_dump(exclude={"hf_token"})
-    # As ASCII, since JSON strings may hold text that no encoding can store (a lone surrogate).
+    # As ASCII, because JSON strings may hold text that no encoding can store (a lone surrogate).
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Times on the wire: RFC 3339 in UTC with milliseconds and Z, e.g. `2026-01-01T12:00:00.000Z`."""
+"""Format times for the wire: RFC 3339 in UTC with milliseconds and Z, e.g. `2026-01-01T12:00:00.000Z`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 
 def format_time(moment: datetime) -> str:
-    """Write an aware time that is in UTC."""
+    """Format an aware time in UTC."""
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def format_ms(ms: int) -> str:
-    """Write a time that the ledger gives in milliseconds since the epoch."""
+    """Format a time of the ledger, in milliseconds since the epoch."""
     return format_time(datetime.fromtimestamp(ms / 1000, UTC))
 
 

@@ -1,6 +1,6 @@
 """Write, sign and post one webhook message.
 
-A message's id is the job and the state it ended in, and its body is the same at each attempt, so that receivers can
+A message's id consists of the job and its final state, and its body is the same at each attempt, so that receivers can
 recognise a repeat.
 
 Source:
@@ -45,7 +45,7 @@ def message_id(job: JobView) -> str:
 
 
 def message_body(job: JobView, *, base_url: str) -> str:
-    """Write the message about a job that has ended, with nothing in it that changes later: the same text every time."""
+    """Return the message about a job that has ended; the text is the same at each attempt."""
     assert job.finished_ms is not None
     status = WIRE_STATUS[job.state]
     data = {
@@ -61,7 +61,7 @@ def message_body(job: JobView, *, base_url: str) -> str:
 
 
 def post_message(url: str, *, message_id: str, body: str, settings: WebhookSettings) -> Delivery:
-    """Sign a message and post it to a URL, whose host is resolved and checked by `GuardedBackend`."""
+    """Sign a message and post it to a URL; `GuardedBackend` resolves and checks the host."""
     assert settings.secret is not None
     now = datetime.now(UTC)
     headers: dict[bytes | str, bytes | str] = {
@@ -85,5 +85,5 @@ def post_message(url: str, *, message_id: str, body: str, settings: WebhookSetti
         return Delivery(error=f"{type(error).__name__}: {error}"[:_MAX_ERROR_LENGTH])
     if 200 <= status < 300:
         return Delivery()
-    # 410 Gone is how a receiver unsubscribes, says the standard.
+    # By the standard, a receiver unsubscribes with 410 Gone.
     return Delivery(error=f"answered {status}", may_retry=status != HTTPStatus.GONE)

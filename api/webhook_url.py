@@ -11,12 +11,10 @@ from shared.settings import WebhookSettings
 
 
 def check_webhook_url(url: str, settings: WebhookSettings) -> None:
-    """Refuse a URL that no message can ever be sent to.
-
-    Host names are not resolved here: what they resolve to is checked each time a message is sent.
+    """Refuse a URL to which no message can be sent.
 
     Raises:
-        InvalidRequest: says what is wrong with the URL.
+        InvalidRequest: the message states the fault of the URL.
     """
     if settings.secret is None:
         raise _invalid("webhooks are disabled on this server; set FLUX2_WEBHOOK_SECRET to enable them")
@@ -32,6 +30,7 @@ def check_webhook_url(url: str, settings: WebhookSettings) -> None:
     # Parts that are not sent with a request, and characters that two URL parsers may read differently.
     if not host or parts.username is not None or parts.fragment or not url.isascii() or set(url) & set(" \r\n\t"):
         raise _invalid(f"{url!r} must have a host, and no user, fragment, space or character beyond ASCII")
+    # Names are not resolved here: their addresses may change, and are checked each time a message is sent.
     try:
         address = ip_address(host)
     except ValueError:

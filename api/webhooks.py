@@ -1,6 +1,6 @@
-"""Deliver the outbox: a thread sends the webhook messages of ended jobs until receivers have them.
+"""Deliver the outbox: a thread sends the webhook messages of ended jobs until their receivers confirm them.
 
-Every API process runs one and the ledger shares the messages out among them; workers never send.
+Every API process runs such a thread, and the ledger gives each message to one of them at a time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _RESERVE_MARGIN_S = 10
 
 
 class Courier(threading.Thread):
-    """Sends the messages that are due until it is stopped. The application starts it only if a secret is set."""
+    """Sends due messages until it is stopped. The application starts it only if a secret is set."""
 
     def __init__(self, ledger: Ledger, settings: Settings) -> None:
         super().__init__(name="flux2-courier", daemon=True)
@@ -50,7 +50,7 @@ class Courier(threading.Thread):
                     # A defect must not end the thread: no message would be sent until the next restart.
                     logger.exception("due messages cannot be read; the courier tries again")
                     continue
-                # Waits for all of them, so that none waits for a sender while its reservation runs out.
+                # Wait for all of them: a message that waits for a sender could lose its reservation.
                 list(senders.map(self._deliver, due))
 
     def stop(self) -> None:
@@ -60,20 +60,21 @@ class Courier(threading.Thread):
             self.join()
 
     def _deliver(self, message: Message) -> None:
-        """Send one message and record the outcome; never raises, so that a bad message does not hold up the others."""
+        """Send one message and record the outcome; log every error."""
+        # Never raises: an error in one message must not delay the others.
         try:
             delivery = self._attempt(message)
             if delivery is not None:
                 self._record(message, delivery)
         except LedgerUnavailable as error:
-            # The message is due again when its reservation ends: receivers drop the repeat by its id.
+            # The message is due again when its reservation ends; receivers recognise the repeat by its id.
             extra = {"job": message.job_id, "error": str(error)}
             logger.warning("outcome not recorded; the message is sent again", extra=extra)
         except Exception:
             logger.exception("outcome not recorded; the message is sent again", extra={"job": message.job_id})
 
     def _attempt(self, message: Message) -> Delivery | None:
-        """Send one message; returns None if its job's record has expired."""
+        """Send one message; return None if its job's record has expired."""
         try:
             job = self._ledger.job(message.job_id)
             if job is None:
@@ -83,7 +84,7 @@ class Courier(threading.Thread):
         except LedgerUnavailable:
             raise
         except Exception as error:
-            # An unreadable record, or a defect: a process of another version may succeed later, so this is an attempt.
+            # An unreadable record or a defect counts as an attempt: a process of another version may succeed later.
             logger.exception("message not sent", extra={"job": message.job_id, "attempt": message.attempt})
             return Delivery(error=f"not sent: {type(error).__name__}")
 
@@ -93,7 +94,7 @@ class Courier(threading.Thread):
             logger.info("webhook delivered", extra=extra)
             self._ledger.outbox.mark_delivered(message)
         elif delivery.may_retry and message.attempt <= len(RETRY_WAITS_S):
-            logger.warning("webhook not delivered; tried again later", extra=extra)
+            logger.warning("webhook not delivered; the next attempt follows later", extra=extra)
             self._ledger.outbox.postpone(message, wait_s=RETRY_WAITS_S[message.attempt - 1], error=delivery.error)
         else:
             logger.error("webhook given up", extra=extra)

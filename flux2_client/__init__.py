@@ -13,8 +13,8 @@ __all__ = ["ApiError", "Client"]
 
 
 def __getattr__(name: str) -> Any:
-    # Every start of the `flux2` command imports this package. Importing httpx2 takes 0.14 s, and a base installation
-    # does not have it, so the client is imported on first use.
+    # Imported on first use: every start of the `flux2` command imports this package, httpx2 takes 0.14 s to import, and
+    # a base installation does not have it.
     if name == "Client":
         from flux2_client.client import Client
 

@@ -1,6 +1,6 @@
 """A small synchronous client of the HTTP API.
 
-Every method that returns a dictionary returns the JSON body of the API's answer; `/docs` describes its fields.
+Methods that return a dictionary return the JSON body of the API's answer; `/docs` describes its fields.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import httpx2
 
 from shared.errors import ApiError
 
-#: A job in one of these states does not change any more.
+#: A job in one of these states never changes again.
 FINAL_STATES = frozenset({"succeeded", "failed", "canceled"})
 
 _DOWNLOAD_TIMEOUT_S = 60.0
@@ -51,7 +51,7 @@ class Client:
 
         Args:
             config: the config file's text, YAML or JSON.
-            lora: adapter under the adapter root; None takes `{name}/{name}.safetensors` of the config.
+            lora: adapter under the adapter root; None selects `{name}/{name}.safetensors` with the config's name.
         """
         return self._call("POST", "/v1/replays", json={"config": config, "lora": lora})
 
@@ -62,7 +62,7 @@ class Client:
         return self._call("GET", f"/v1/requests/{request_id}/result")
 
     def cancel(self, request_id: str) -> dict[str, Any]:
-        """Cancel what has not finished; returns the job's status."""
+        """Cancel the unfinished images of a job; return the job's status."""
         return self._call("POST", f"/v1/requests/{request_id}/cancel")
 
     def wait(
@@ -73,10 +73,10 @@ class Client:
         poll_s: float = 0.25,
         on_status: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
-        """Poll until the job ends; returns its last status.
+        """Poll until the job ends; return its last status.
 
         Args:
-            on_status: called with every status, the last one included; an exception that it raises ends the wait.
+            on_status: called with every status, including the last one; an exception that it raises ends the wait.
 
         Raises:
             ApiError: the job did not end within `timeout_s`.
@@ -89,7 +89,9 @@ class Client:
             if status["status"] in FINAL_STATES:
                 return status
             if time.monotonic() > deadline:
-                raise ApiError(f"request {request_id} is still {status['status']} after {timeout_s:.0f} s")
+                raise ApiError(
+                    f"request {request_id} is still {status['status']} after {timeout_s:.0f} s; wait longer or cancel"
+                )
             time.sleep(poll_s)
 
     def download(self, url: str) -> bytes:
@@ -98,7 +100,7 @@ class Client:
         Raises:
             ApiError: the object store refuses or cannot be reached.
         """
-        # The query string is the signature: whoever reads it in a log can fetch the image.
+        # The query string is the signature: anyone who reads it in a log can fetch the image.
         unsigned = url.partition("?")[0]
         try:
             # Not through `self._http`: the store is another host and must not get the API's headers.
@@ -113,7 +115,7 @@ class Client:
         try:
             return _parse_body(self._http.request(method, path, **options))
         except httpx2.TransportError as error:
-            raise ApiError(f"{self._http.base_url} cannot be reached: {error}") from error
+            raise ApiError(f"{self._http.base_url} cannot be reached: {error}; check the URL and the API") from error
 
 
 def _parse_body(answer: httpx2.Response) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The client's side of the `flux2` command: what people do with a service over its HTTP API."""
+"""The client's commands of `flux2`, which use a service over its HTTP API."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
-# Commands import their modules when they run: a base installation has neither httpx2 nor Pillow.
+# Each command imports its modules when it runs: a base installation has neither httpx2 nor Pillow.
 
 
 @app.command()
@@ -19,7 +19,7 @@ def demo(
         int, typer.Option(min=64, max=4096, help="Width and height of the example's images, in pixels.")
     ] = 1024,
 ) -> None:
-    """Render the example request at two multipliers on this host; nothing is left running."""
+    """Render the example request at two multipliers on this host, and stop everything afterwards."""
     from rich.console import Console
 
     from flux2_client.demo import run_demo

@@ -1,6 +1,6 @@
 """`flux2 demo`: render the example request from HTTP call to image file on this host, with the demonstration model.
 
-Redis, S3, the API, the worker and the client are the real ones; only the base model is a tiny one.
+Redis, S3, the API, the worker and the client are real; only the base model is tiny.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def run_demo(console: Console, output: Path, *, size_px: int = EXAMPLE_PX) -> No
     """Start the whole service in a temporary folder, render three jobs, save their images and stop everything.
 
     Args:
-        size_px: width and height of the example request's images; the batch is always rendered at the model's own size.
+        size_px: width and height of the example request's images; the batch always has the model's best size.
 
     Raises:
         OutputRefused: `output` cannot be created.
@@ -69,7 +69,7 @@ def run_demo(console: Console, output: Path, *, size_px: int = EXAMPLE_PX) -> No
 
 
 def _jobs(size_px: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield name and request of a batch at the size that the model draws best, then of the example, twice."""
+    """Yield name and request of each job: a batch at the size that the model draws best, then the example twice."""
     prompts = [{"prompt": prompt, "width": DRAWN_PX, "height": DRAWN_PX} for prompt in PROMPTS]
     yield "batch", {"model": EXAMPLE_REQUEST["model"], "prompts": prompts, "loras": []}
     # Two multipliers of one adapter: the second job shows a swap in a warm worker.
@@ -105,7 +105,7 @@ def _wait(console: Console, stack: Stack, client: Client, request_id: str) -> di
         task = bar.add_task("in_queue", total=1.0)
 
         def show_progress(status: dict[str, Any]) -> None:
-            # A server that ended would otherwise be noticed only when the job's time is over.
+            # Otherwise the end of a server would be noticed only at the job's timeout.
             stack.raise_if_ended()
             bar.update(task, description=_stage(status), completed=status["progress"])
 
@@ -118,7 +118,7 @@ def _stage(status: dict[str, Any]) -> str:
 
 
 def _print_report(console: Console, image: dict[str, Any]) -> None:
-    """Print how an image was made: URL, timings, pipeline and adapters."""
+    """Print an image's URL, timings, pipeline and adapters."""
     pipeline = image["pipeline"]
     # Unwrapped, so that the URL can be copied.
     console.print(f"url      {image['url']}", soft_wrap=True)

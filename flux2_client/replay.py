@@ -27,11 +27,11 @@ def run_replay(
     """Submit the config's samples, save the images, and compare them with the trainer's pictures.
 
     Args:
-        lora: adapter under the adapter root; None takes the trainer's `{name}/{name}.safetensors`.
-        samples: folder of the trainer's sample images, of which the last step's are used; None compares nothing.
+        lora: adapter under the adapter root; None selects the trainer's `{name}/{name}.safetensors`.
+        samples: folder of the trainer's sample images; those of the last step are compared. None compares nothing.
 
     Returns:
-        One comparison for each of the trainer's pictures that has the size of its rendering.
+        One comparison for each of the trainer's pictures that has the same size as its rendering.
 
     Raises:
         ConfigRefused: the file is not text in UTF-8.
@@ -58,14 +58,14 @@ def run_replay(
 
 
 def _render(console: Console, client: Client, replay: dict[str, Any]) -> list[bytes]:
-    """Wait for every job of the replay; returns the images' bytes in the order of the config's samples."""
+    """Wait for every job of the replay; return the images' bytes in the order of the config's samples."""
     jobs = replay["requests"]
     images: dict[str, Any] = {}
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
         for number, job in enumerate(jobs):
             task = bar.add_task(f"request {number + 1} of {len(jobs)}", total=1.0)
 
-            # `task` is bound as a default: a closure would see the loop's next one.
+            # `task` is bound as a default: a closure would see the next task of the loop.
             def show_progress(status: dict[str, Any], task: Any = task) -> None:
                 bar.update(task, completed=status["progress"])
 

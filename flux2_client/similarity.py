@@ -1,4 +1,4 @@
-"""Compare rendered images with the trainer's samples: numbers, and a contact sheet for the eye."""
+"""Compare rendered images with the trainer's samples, in numbers and in a contact sheet."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def find_trainer_samples(folder: Path) -> dict[int, Path]:
         if match:
             by_step.setdefault(int(match[1]), {})[int(match[2])] = path
     if not by_step:
-        raise NoSamples(f"{folder}: no sample images; expected names that the trainer gives, like 17__000000250_0.jpg")
+        raise NoSamples(f"{folder} has no sample images; their names must be like the trainer's 17__000000250_0.jpg")
     return by_step[max(by_step)]
 
 

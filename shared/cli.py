@@ -32,7 +32,7 @@ from shared.unknown_settings import find_unknown_settings
 if TYPE_CHECKING:
     from shared.local.stack import Stack
 
-# Only the header of a base checkpoint is read, so its size does not matter.
+# No limit: only the header of a base checkpoint is read.
 _ANY_SIZE = 2**62
 _MARKS = {"ok": "[green]ok", "warning": "[yellow]warning", "failed": "[red]FAILED"}
 
@@ -162,7 +162,7 @@ def _text(value: object) -> str:
 
 
 def main() -> None:
-    """Run the command; an error that the caller can fix is printed as one line, without a traceback."""
+    """Run the command; print an error that the caller can fix as one line, without a traceback."""
     try:
         for name, suggestion in find_unknown_settings().items():
             hint = f"did you mean {suggestion}?" if suggestion else "docs/reference/settings.md lists all settings"
@@ -172,7 +172,7 @@ def main() -> None:
         for problem in error.errors():
             reason = problem["msg"].removeprefix("Value error, ")
             path = "_".join(str(part) for part in problem["loc"]).upper()
-            # Checks across several settings name them themselves.
+            # A check across several settings names them in its message.
             _exit_with(reason if reason.startswith("FLUX2_") else f"FLUX2_{path}: {reason}")
     except UnicodeDecodeError as error:
         _exit_with(f".env is not UTF-8 text: {error.reason} at byte {error.start}; save it as UTF-8")

@@ -1,23 +1,23 @@
-"""Words and paths of the embedded demonstration model, for everything that shows it to people.
+"""Words and paths by which commands present the embedded demonstration model.
 
-The model itself is `worker.model.demo_model`. The API, the client and `flux2 up` import this module instead, because
-importing the model would import torch.
+`worker.model.demo_model` writes the model's files. The client and `flux2 up` import this module instead, because they
+must not import torch.
 """
 
 from __future__ import annotations
 
 LABEL = "embedded demonstration model"
 
-#: Shown with each of its pictures.
+#: Explanation that commands print with the model's pictures.
 ABOUT = (
     f"The {LABEL} is FLUX.2's architecture at a six-thousandth of its size, trained on drawn figures and "
     "simple scenes: it shows that prompts and adapters have an effect, not how well FLUX.2 draws."
 )
 
-#: Side of the pictures that it draws best, in pixels.
+#: Side in pixels of the pictures that the model draws best.
 DRAWN_PX = 128
 
-#: Prompts that it can draw, for a first try.
+#: Prompts that the model can draw, for a first try.
 PROMPTS = (
     "a yellow circle to the left of a purple square",
     "four white diamonds on a blue background",
@@ -26,7 +26,7 @@ PROMPTS = (
     "a house with a red roof on green hills under a yellow sun",
 )
 
-# The path in the reference API's example request, so that people can send that example unchanged.
+# The path of the reference API's example request, so that people can send the example unchanged.
 #: Path of the demonstration adapter under the adapter root.
 DEMO_ADAPTER = "my_lora_job/my_lora.safetensors"
 

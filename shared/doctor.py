@@ -1,7 +1,7 @@
 """`flux2 doctor`: check everything that a running service needs; each finding says what is wrong and what to do.
 
-The checks change nothing except for one probe object in the store, which they delete. A failed check does not hide the
-others, so one run shows everything that is wrong.
+The checks write nothing except one probe object in the store, which they delete. A failed check does not hide the
+others, so one run shows all problems.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from shared.ledger.connection import MIN_REDIS
 from shared.settings import Settings
 from shared.storage import open_store
 
-# S3 refuses signed requests when clocks differ by 15 minutes; leases do not matter here, they use Redis' clock alone.
+# S3 refuses signed requests when clocks differ by 15 minutes. Leases use Redis' clock alone, so they are not affected.
 _MAX_CLOCK_OFFSET_S = 5.0
 # Caretakers requeue expired leases every FLUX2_QUEUE_REAP_S; one this late means that no caretaker runs.
 _MAX_REAP_DELAY_S = 10.0
@@ -74,7 +74,7 @@ def _durability(ledger: Ledger) -> Iterator[Finding]:
 def _clock(ledger: Ledger) -> Finding:
     before_s = time.time()
     redis_s = ledger.now_ms() / 1000
-    # The answer took a while to arrive; the middle of the call is the best guess at when Redis read its clock.
+    # The middle of the call is the best estimate of the moment at which Redis read its clock.
     offset_s = abs(redis_s - (before_s + time.time()) / 2)
     detail = f"{offset_s:.2f} s from the clock of Redis' host"
     if offset_s > _MAX_CLOCK_OFFSET_S:

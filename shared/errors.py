@@ -1,4 +1,4 @@
-"""Every error this project raises on purpose.
+"""All errors that this project raises on purpose.
 
 * Flux2Error                     .code (stable, in JSON bodies), .retryable, .implicates_device, .ends_process
   + RequestError                 the caller must change the request; never retried
@@ -34,7 +34,7 @@
     - OutputRefused              the output folder cannot be created
     - GoldensError               the folder holds no usable golden files
 
-Codes in capitals are the request's fault and use the reference API's words; codes in lower case are ours.
+Codes in capitals mean an error in the request and use the reference API's words; codes in lower case are ours.
 `api.errors` alone maps these classes to HTTP.
 """
 
@@ -52,7 +52,7 @@ class Flux2Error(Exception):
 
     code = "internal"
     retryable = False
-    # An error of unknown origin may come from the device: only classes with a known other cause say False.
+    # An error of unknown origin may come from the device: only classes with another known cause set False.
     implicates_device = True
     ends_process = False
 
@@ -122,7 +122,7 @@ class ConfigRefused(RequestError):
 
 
 class QueueFull(Flux2Error):
-    """So many items are queued that no more jobs are accepted."""
+    """The queue has no room for more items."""
 
     code = "queue_full"
     retryable = True
@@ -132,7 +132,7 @@ class QueueFull(Flux2Error):
 
 
 class LedgerUnavailable(Flux2Error):
-    """Redis did not answer, so nobody knows whether a write took effect: repeat it with the same Idempotency-Key."""
+    """Redis did not answer, so it is unknown whether a write took effect: repeat it with the same Idempotency-Key."""
 
     code = "ledger_unavailable"
     retryable = True
@@ -200,7 +200,7 @@ class WeightsLost(RunError):
 
 
 class Stalled(RunError):
-    """The item made no progress for `FLUX2_WORKER_STALL_S`; a kernel that hangs can only be ended with its process."""
+    """The item made no progress for `FLUX2_WORKER_STALL_S`; only the end of the process ends a hung kernel."""
 
     code = "stalled"
     ends_process = True

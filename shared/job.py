@@ -1,7 +1,7 @@
-"""The vocabulary that API and worker share: jobs, items, and the result that an item leaves.
+"""The vocabulary that API and worker share: jobs, items, and the results of items.
 
-A job is one accepted request; an item is one image of it, and the unit that is queued, leased, retried and finished.
-Everything that decides an item's pixels is fixed when the job is accepted, so a re-run gives the same image.
+A job is one accepted request. An item is one image of a job: the unit that is queued, leased, retried and finished. All
+values that affect an item's pixels are fixed when the job is accepted, so a re-run gives the same image.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ Engine = Literal["exact", "ai-toolkit", "fast"]
 DEFAULT_ENGINE: Engine = "exact"
 ENGINES: tuple[Engine, ...] = get_args(Engine)
 
-#: `merged` folds adapters into the weights; `live` runs them unmerged, as AI Toolkit does for previews in which it does
-#: not merge.
+#: `merged` adds adapters to the weights; `live` runs them unmerged, as AI Toolkit does for some previews.
 AdapterMode = Literal["merged", "live"]
 
 
@@ -37,20 +36,21 @@ class State(StrEnum):
     CANCELED = "canceled"
 
 
-# An item in one of these states never changes again, whichever late write comes.
+# An item in one of these states never changes again: the ledger's scripts ignore late writes.
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELED})
 
 
 class _Record(BaseModel):
-    """A value that travels through Redis as JSON; a field that this version does not know makes it unreadable."""
+    """A value that is stored in Redis as JSON; a field that this version does not know makes it unreadable."""
 
     # A worker that ignored a field of a newer API would render another image than the caller asked for.
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class _Report(_Record):
-    """A value that only people read, so fields that a newer version adds are dropped."""
+    """A value that is stored in Redis as JSON and shown to people; fields of a newer version are dropped."""
 
+    # Nothing is rendered from a report, so an unknown field does no harm.
     model_config = ConfigDict(extra="ignore")
 
 
@@ -58,8 +58,8 @@ class AdapterRef(_Record):
     """One adapter of an item, in merge order.
 
     Attributes:
-        path: relative to the adapter root; says where the bytes were found, while `sha256` says which they are.
-        sha256: of the file's bytes when the job was accepted; the adapter's identity.
+        path: path relative to the adapter root; the file there may change.
+        sha256: sha256 of the file's bytes when the job was accepted; the adapter's identity.
         multiplier: the caller's strength, -2 to 2; 0 is the base model, 1 as trained.
     """
 
@@ -70,14 +70,14 @@ class AdapterRef(_Record):
 
 
 class ItemSpec(_Record):
-    """Everything that decides one image.
+    """All values that determine one image.
 
     Attributes:
-        width: effective, in pixels: a multiple of the model's divisor.
-        requested_width: as the caller wrote it.
-        seed: resolved, 0 or more.
-        neg: used by models with classifier-free guidance only.
-        adapter_mode: None leaves it to the worker's precision: merged, or live on float8 weights.
+        width: effective width in pixels: a multiple of the model's divisor.
+        requested_width: width in the caller's request.
+        seed: resolved seed, 0 or more.
+        neg: negative prompt; only models with classifier-free guidance use it.
+        adapter_mode: None selects the mode by the worker's precision: merged, or live on float8 weights.
     """
 
     model: str
@@ -92,7 +92,7 @@ class ItemSpec(_Record):
     guidance_scale: float
     adapters: tuple[AdapterRef, ...]
     output_format: ImageFormat
-    # Fields that came later have a default, so that specs queued by an earlier version still run.
+    # Fields of later versions have defaults, so that specs that an earlier version queued still run.
     engine: Engine = DEFAULT_ENGINE
     adapter_mode: AdapterMode | None = None
 
@@ -103,27 +103,25 @@ class ItemSpec(_Record):
 
     @property
     def adapter_key(self) -> str:
-        """Identity of the adapters that this item needs; a worker that has the same key warm needs no swap."""
+        """Identity of the adapters that this item needs; a worker whose warm key is the same needs no swap."""
         return adapter_key(self.adapters, self.adapter_mode)
 
 
 def pool(model: str, engine: Engine) -> str:
-    """Name the pool of a model and an engine; workers that offer both claim its items."""
+    """Return the name of a pool; workers that offer its model and engine claim its items."""
+    # Redis keys contain these names, so they must not change.
     return model if engine == DEFAULT_ENGINE else f"{model}+{engine}"
 
 
 def adapter_key(adapters: Iterable[AdapterRef], mode: AdapterMode | None = None) -> str:
-    """Name an ordered list of adapters, by sha256 and multiplier; the empty list is `base`, the base model."""
+    """Return the key of an ordered list of adapters, by sha256 and multiplier; the empty list gives `base`."""
     # repr is the shortest text that parses back to the same float, so equal keys mean equal multipliers.
     names = ",".join(f"{ref.sha256}@{ref.multiplier!r}" for ref in adapters)
     return f"live:{names}" if names and mode == "live" else names or "base"
 
 
 class SpecReport(_Report):
-    """The part of an item's spec that people see; it can be read from other versions' specs too.
-
-    Workers read the whole spec, as `ItemSpec`.
-    """
+    """The part of an item's spec that people see; specs of other versions contain it too."""
 
     prompt: str
     requested_width: int
@@ -134,7 +132,7 @@ class SpecReport(_Report):
 
 
 class AdapterReport(_Report):
-    """The effect of one adapter on the transformer: the proof that an image is not the base model's.
+    """The effect of one adapter on the transformer; it proves that an image is not the base model's.
 
     Attributes:
         kind: e.g. `lora`; several kinds in one file are joined, as in `diff+lora`.
@@ -196,7 +194,7 @@ class ItemResult(_Report):
 
 
 class ItemError(_Report):
-    """Why an item failed, without a traceback: that stays in the worker's log."""
+    """The reason why an item failed; the traceback is in the worker's log only."""
 
     code: str
     message: str
@@ -204,7 +202,7 @@ class ItemError(_Report):
 
 
 class Progress(_Report):
-    """How far a running item is.
+    """The progress of a running item.
 
     Attributes:
         stage: `encode`, `adapter`, `denoise`, `decode` or `upload`.

@@ -1,7 +1,7 @@
-"""FLUX.2's linear layers: Black Forest Labs' names and, for each diffusers parameter, the rows of them that it holds.
+"""Map FLUX.2's linear layers from diffusers' parameters to the rows of Black Forest Labs' layers.
 
-Adapter files may use either set of names; checkpoints use the first and the modules that run use the second. Both
-`shared.adapters.names` and `worker.checkpoint.tensor_names` read this table.
+Adapter files may use either set of names; checkpoints use Black Forest Labs', and the modules that run use diffusers'.
+`shared.adapters.names` and `worker.checkpoint.tensor_names` both read this table.
 
 Source:
     The pairs of convert_flux2_transformer_checkpoint_to_diffusers in diffusers' loaders/single_file_utils.py.

@@ -11,7 +11,7 @@ from shared.settings import LogSettings
 
 
 def configure(settings: LogSettings) -> None:
-    """Send the project's logs and its libraries' warnings to one handler; call once, when the process starts."""
+    """Send the project's logs and its libraries' warnings to one handler; call this once, when the process starts."""
     renderer: structlog.typing.Processor = (
         structlog.processors.JSONRenderer()
         if settings.format == "json"
@@ -36,5 +36,6 @@ def configure(settings: LogSettings) -> None:
     handler.setFormatter(formatter)
     root = logging.getLogger()
     root.handlers[:] = [handler]
+    # Of libraries only warnings; FLUX2_LOG_LEVEL sets the level of the project's own loggers.
     root.setLevel(logging.WARNING)
     logging.getLogger("flux2").setLevel(settings.level)

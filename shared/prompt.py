@@ -1,4 +1,4 @@
-"""The one rule about prompts that the API and the worker share."""
+"""Check prompts by the rule that the API and the worker share."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def check_prompt(prompt: str, *, field: str = "prompt") -> None:
     Raises:
         InvalidRequest: the prompt contains a nested token, such as `[IM[IMG]G]`.
     """
-    # The trainer removes the token once, and its processor crashes on one that is left. So there is no preview that an
-    # image of such a prompt could equal.
+    # The trainer removes the token once, and its processor crashes on a remaining one. So no preview of such a prompt
+    # exists that an image could equal.
     if _IMAGE_TOKEN in prompt.replace(_IMAGE_TOKEN, ""):
         raise InvalidRequest(
-            f"the prompt still contains {_IMAGE_TOKEN} after it was removed once; take out every {_IMAGE_TOKEN}",
+            f"the prompt still contains {_IMAGE_TOKEN} after it was removed once; remove every {_IMAGE_TOKEN}",
             field=field,
         )

@@ -1,7 +1,7 @@
 """The request body of a job, with the names of ai-toolkit-inference's API.
 
-The API receives it over HTTP, and `flux2 render` reads it from a file. Fields that only other models of that API use
-(video, control images) are known here, so that its request JSON is understood as a whole; `shared.resolve` refuses or
+The API receives it over HTTP, and `flux2 render` reads it from a file. It includes the fields that only other models of
+that API use (video, control images), so that any request JSON of that API can be parsed; `shared.resolve` refuses or
 ignores them by name.
 """
 
@@ -30,7 +30,7 @@ FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 class StrictModel(BaseModel):
     """A part of a request body. Unknown fields are refused."""
 
-    # A misspelt `sample_steps` that is ignored would render thousands of wrong images.
+    # Ignoring a misspelt `sample_steps` would render thousands of wrong images.
     model_config = ConfigDict(extra="forbid")
 
 

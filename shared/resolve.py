@@ -1,6 +1,6 @@
-"""Turn a request into items: every default, seed, size and trigger word is fixed once, when the job is accepted.
+"""Turn a request into items, and fix every default, seed, size and trigger word when the job is accepted.
 
-An item then decides its image's pixels completely, so an item that runs twice gives the same image.
+An item then determines its image's pixels completely, so an item that runs twice gives the same image.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ def find_model(model_id: str) -> Model:
 
 
 def reject_unsupported_fields(request: InferenceRequest) -> None:
-    """Refuse fields that cannot be ignored, because the image would not be the one that the caller asked for.
+    """Refuse fields that this service does not support and cannot ignore.
 
     Raises:
         InvalidRequest: names the field, with the reference API's code.
     """
+    # Ignoring them would give another image than the caller expects.
     for index, lora in enumerate(request.loras):
         if lora.transformer is not None:
             raise InvalidRequest(
@@ -69,7 +70,7 @@ def check_prompts(items: Sequence[ItemSpec]) -> None:
     Raises:
         InvalidRequest: names the prompt.
     """
-    # Only now, since a trigger word can complete an image token.
+    # After resolving, because a trigger word can complete an image token.
     for index, item in enumerate(items):
         if MODELS[item.model].strips_image_token:
             check_prompt(item.prompt, field=f"prompts[{index}].prompt")
@@ -87,7 +88,7 @@ def resolve_items(request: InferenceRequest, model: Model, adapters: Sequence[Ad
 
 
 def collect_warnings(request: InferenceRequest, items: Sequence[ItemSpec], model: Model) -> list[str]:
-    """Describe what is accepted but ignored or changed; of each kind only the first prompt is named."""
+    """Describe the fields that are ignored or changed; each kind of warning names only the first prompt."""
     return [
         *_ignored_fields(request, model),
         *_first(
@@ -135,7 +136,7 @@ def _item(
 def _with_trigger(prompt: str, trigger_word: str | None, index: int) -> str:
     if not trigger_word:
         return prompt
-    # Counted before the text is built: a small request could ask for gigabytes of it.
+    # Counted before the text is built: a small request could otherwise produce gigabytes of text.
     length = len(prompt) + prompt.count(_TRIGGER) * (len(trigger_word) - len(_TRIGGER))
     if length > MAX_TEXT:
         raise InvalidRequest(
@@ -178,7 +179,7 @@ def _ignored_fields(request: InferenceRequest, model: Model) -> list[str]:
 
 
 def _first(warnings: Iterable[str]) -> list[str]:
-    # A thousand prompts with the same oversight give one warning, not a thousand.
+    # One warning, even if a thousand prompts repeat the mistake.
     return list(warnings)[:1]
 
 

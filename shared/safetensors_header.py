@@ -1,6 +1,6 @@
-"""The frame of a safetensors file: where its header is, and what each entry must fulfil.
+"""Read the frame of a safetensors file, and check the entries of its header.
 
-One reader serves both sides. `shared.adapters.header` parses the headers of files from strangers and limits all sizes;
+`shared.adapters.header` parses the headers of files from strangers and limits all sizes;
 `worker.checkpoint.tensor_files` parses those of the operator's own checkpoints.
 
 Source:
@@ -42,7 +42,7 @@ class TensorInfo(NamedTuple):
 
 @dataclass(frozen=True)
 class HeaderFrame:
-    """The sizes around a header, known before any of it is read.
+    """The sizes around a header, which are known before the header is read.
 
     Attributes:
         start: the file's first bytes, 512 at most.
@@ -65,7 +65,7 @@ class HeaderFrame:
         return self.file_bytes - self.data_start
 
     def is_plausible(self, *, max_header_bytes: int) -> bool:
-        """Whether a JSON object of at most so many bytes begins here and ends inside the file."""
+        """Whether a JSON object of at most `max_header_bytes` begins here and ends inside the file."""
         room = min(self.file_bytes - LENGTH_BYTES, max_header_bytes)
         return 2 <= self.header_bytes <= room and self.start[LENGTH_BYTES : LENGTH_BYTES + 1] == b"{"
 
@@ -78,16 +78,16 @@ def read_frame(file: BinaryIO, *, file_bytes: int) -> HeaderFrame:
 
 
 def read_header_bytes(file: BinaryIO, frame: HeaderFrame) -> bytes:
-    """Return the header's JSON, which the caller has found plausible; shorter if the file has shrunk since."""
+    """Return the JSON of a plausible header; it is shorter if the file has shrunk since `read_frame`."""
     file.seek(LENGTH_BYTES)
     return file.read(frame.header_bytes)
 
 
 def check_size(name: str, info: TensorInfo) -> TensorInfo:
-    """Return `info` if its offsets span what its dtype and shape take.
+    """Check that the offsets of a tensor span the bytes of its dtype and shape; return `info`.
 
     Raises:
-        HeaderFault: they do not.
+        HeaderFault: they span another number of bytes.
     """
     bits = math.prod(info.shape) * DTYPE_BITS[info.dtype]
     if bits != 8 * (info.end - info.start):
@@ -99,10 +99,10 @@ def check_size(name: str, info: TensorInfo) -> TensorInfo:
 
 
 def check_tiling(tensors: Mapping[str, TensorInfo], data_bytes: int) -> None:
-    """Require that the tensors cover the data: no overlap, no gap, no byte missing or left over.
+    """Check that the tensors cover the data exactly, without overlap or gap.
 
     Raises:
-        HeaderFault: names the tensor where they do not.
+        HeaderFault: they do not; the message names a tensor.
     """
     position = 0
     for name, info in sorted(tensors.items(), key=lambda item: item[1][2:]):

@@ -15,12 +15,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.setting_types import HttpUrl, ModelId, RedisUrl, WebhookSecret
 
-#: Read from the working directory; the environment wins over it.
+#: File in the working directory; the environment wins over it.
 DOTENV = Path(".env")
 
 
 class _Section(BaseModel):
-    # Settings are read once and passed down; a value that changed later would not reach everyone.
+    # Settings are read once and passed down: a later change would not reach all parts of the process.
     model_config = ConfigDict(frozen=True)
 
 
@@ -279,7 +279,7 @@ class Settings(BaseSettings):
         return self.hf_token.get_secret_value() if self.hf_token else None
 
     def aws_credentials(self) -> dict[str, str | None]:
-        """Return a boto3 session's keyword arguments; empty if boto3 is to search its usual places."""
+        """Return a boto3 session's keyword arguments; empty to let boto3 search its usual places."""
         if self.aws_access_key_id is None or self.aws_secret_access_key is None:
             return {}
         token = self.aws_session_token

@@ -1,4 +1,4 @@
-"""Find misspelt settings: pydantic ignores variables that it does not know, so a typing error would go unnoticed."""
+"""Find misspelt settings: pydantic ignores unknown variables, so nobody would notice a typing error."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from shared.settings import DOTENV, Settings
 
 
 def find_unknown_settings() -> dict[str, str | None]:
-    """Return each `FLUX2_*` variable that is not a setting, sorted, with the setting that it resembles most, if any."""
+    """Return each unknown `FLUX2_*` variable, sorted, with the most similar setting, or None if none is similar."""
     known = {
         f"FLUX2_{section}_{name}".upper()
         for section, info in Settings.model_fields.items()

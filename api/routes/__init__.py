@@ -1,4 +1,4 @@
-"""One module for each resource; each endpoint is a short function whose signature lists what it needs.
+"""The endpoints, one module for each resource; their signatures list the services that they need.
 
-Endpoints' docstrings, descriptions and summaries are the reference that `/docs` shows.
+`/docs` shows the docstrings, descriptions and summaries of endpoints as the reference.
 """

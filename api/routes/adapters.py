@@ -1,4 +1,4 @@
-"""GET /v1/adapters: what an adapter file is, and whether the base model can use it."""
+"""GET /v1/adapters: describe an adapter file, and state whether the base model can use it."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def get_adapter(
     ],
     model: Annotated[str, Query(description="Id of the model to check the adapter against.")] = "flux2",
 ) -> AdapterLine:
-    """Read a file's header and say what it is: kind, ranks, layers, training step, sha256.
+    """Describe an adapter file by its header: kind, ranks, layers, training step, sha256.
 
-    A file that jobs cannot use is described as far as possible; `refused` says what is wrong with it.
+    A file that jobs cannot use is described as far as possible; `refused` states the reason.
     """
     settings = services.settings.adapters
     workers = services.ledger.workers

@@ -1,4 +1,4 @@
-"""Probes: /health says that the process runs, /ready that it can accept and answer jobs."""
+"""Probes: /health shows that the process runs, /ready that it can accept and answer jobs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/health", summary="Liveness")
 async def health() -> dict[str, str]:
-    """Answer 200 while the process runs; nothing else is checked."""
+    """Answer 200 while the process runs, without any other check."""
     # A coroutine, unlike the other endpoints: a store that hangs can fill the thread pool that those run in.
     return {"status": "healthy"}
 
@@ -24,9 +24,9 @@ async def health() -> dict[str, str]:
 def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
     """Answer 200 when jobs can be accepted, else 503.
 
-    `checks` says `ok` or what is wrong for Redis, the object store and each of the process's own threads. `slots` lists
-    the live workers; without any, jobs are accepted and wait. `warnings` lists risks that do not block jobs: a Redis
-    that may lose accepted jobs, or a worker whose device keeps failing.
+    `checks` states `ok` or the fault for Redis, the object store and each of the process's own threads. `slots` lists
+    the live workers; if there is no live worker, jobs are accepted and wait. `warnings` lists risks that do not block
+    jobs: a Redis that may lose accepted jobs, or a worker whose device keeps failing.
     """
     checks = {"storage": services.storage_probe.state()}
     slots: list[dict[str, str]] = []

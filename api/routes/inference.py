@@ -15,7 +15,7 @@ from shared.request import InferenceRequest
 
 router = APIRouter(prefix="/v1", tags=["inference"])
 
-#: How a submit can fail.
+#: The errors of a submit.
 SUBMIT_PROBLEMS: dict[int | str, dict[str, object]] = {
     status: {"model": Problem, "description": text}
     for status, text in {
@@ -40,8 +40,8 @@ def submit(
 ) -> Submitted:
     """Accept a job and answer with the URLs to poll.
 
-    Sizes, seeds and trigger words are fixed now, so that a repeated attempt gives the same images. Send an
-    `Idempotency-Key` to be able to repeat the call safely; the answer to a repeat has `Idempotency-Replayed: true`.
+    Sizes, seeds and trigger words are fixed now, so that a repeated attempt gives the same images. To repeat the call
+    safely, send an `Idempotency-Key`; the answer to a repeat has the header `Idempotency-Replayed: true`.
     """
     accepted = accept_job(services, body, background, idempotency_key=idempotency_key, tenant=x_tenant)
     if accepted.is_repeat:

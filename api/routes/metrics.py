@@ -1,4 +1,4 @@
-"""GET /metrics: queue and workers for Prometheus, read from the ledger at each scrape."""
+"""GET /metrics: figures about queue and workers for Prometheus, read from the ledger at each scrape."""
 
 from __future__ import annotations
 

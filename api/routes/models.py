@@ -24,7 +24,7 @@ def list_models(services: ServicesDep) -> ModelList:
     lines = []
     for model in MODELS.values():
         base = workers.base_model(model.id, slots)
-        # The catalogue also says where the weights' files are, which concerns only workers.
+        # The catalogue's other fields name the weights' files, which concern only workers.
         catalog_fields = {name: value for name, value in asdict(model).items() if name in ModelLine.model_fields}
         lines.append(
             ModelLine(

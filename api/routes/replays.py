@@ -34,13 +34,13 @@ def submit_replay(
 ) -> ReplaySubmitted:
     """Read an AI Toolkit config and submit jobs that render its sample previews again.
 
-    One job is submitted for each adapter strength that the samples use; all are accepted, or none.
+    Each adapter strength in the samples becomes one job. Either all jobs are accepted or none.
     """
     plan = plan_replay(body.config, lora=body.lora)
     limit = services.settings.api.max_prompts
     if len(plan.samples) > limit:
         raise InvalidRequest(f"{len(plan.samples)} samples; use at most {limit} in one config", field="config")
-    # A sample beyond the limits is answered like a field of a body beyond them: 422 with the field's path.
+    # A sample beyond the limits gets the same answer as a field of a request: 422 with the field's path.
     try:
         requests = _REQUESTS.validate_python(plan.requests)
     except ValidationError as error:
@@ -50,7 +50,7 @@ def submit_replay(
         prepare_job(
             services,
             request,
-            # A key for each job, but one hash, of the whole config: another config meets the first job's key in use.
+            # A key for each job, but one hash for the whole config: another config conflicts with the first job's key.
             idempotency_key=f"{idempotency_key}#{number}" if idempotency_key else "",
             body_hash=body_hash,
             tenant=x_tenant,

@@ -1,4 +1,4 @@
-"""/v1/requests: poll, fetch, cancel and list jobs. Every endpoint reads the ledger; none calls a worker."""
+"""/v1/requests: poll, fetch, cancel and list jobs. Every endpoint reads the ledger and never calls a worker."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _job(services: Services, request_id: str) -> JobView:
 def get_status(request_id: RequestIdPath, services: ServicesDep) -> Response:
     """Return the state and progress of a job and of each of its images.
 
-    While the job runs, `Retry-After` says after how many seconds to poll again.
+    While the job runs, `Retry-After` states the seconds until the next poll.
     """
     job = _job(services, request_id)
     # Serialised here: FastAPI would validate every field of the model a second time, on each of many polls.
@@ -48,14 +48,14 @@ def get_status(request_id: RequestIdPath, services: ServicesDep) -> Response:
 
 @router.get("/{request_id}/result", summary="Fetch a job's images", responses=_UNKNOWN)
 def get_result(request_id: RequestIdPath, services: ServicesDep) -> Result:
-    """Return the images that are finished so far, with freshly signed URLs, and why others failed."""
+    """Return the images that are finished so far, with freshly signed URLs, and the errors of failed ones."""
     job = _job(services, request_id)
     return result_view(job, services.store, url_ttl_s=services.settings.storage.url_ttl_s)
 
 
 @router.post("/{request_id}/cancel", summary="Cancel a job", responses=_UNKNOWN)
 def cancel(request_id: RequestIdPath, services: ServicesDep) -> Status:
-    """Cancel the images that are not finished; finished ones stay.
+    """Cancel the unfinished images of a job; finished images stay.
 
     Repeating the call, or canceling a job that has ended, changes nothing.
     """

@@ -1,4 +1,4 @@
-"""The HTTP bodies as pydantic models, one module for each subject; a job's request body is `shared.request`.
+"""The HTTP bodies as pydantic models, one module for each subject; a job's request body is in `shared.request`.
 
-Their docstrings and descriptions are the reference that `/docs` shows.
+`/docs` shows their docstrings and descriptions as the reference.
 """

@@ -1,4 +1,4 @@
-"""The answer to a submitted job, and the request and the answer of a training config's replay."""
+"""The bodies of accepted jobs: the answer to a submit, and request and answer of a replay."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Submitted(BaseModel):
     result_url: str = Field(description="URL of the job's images.")
     created_at: str = Field(description="When the job was accepted; RFC 3339, UTC.")
     warnings: list[str] = Field(
-        description="Fields that were ignored or changed, and what the job may have to wait for."
+        description="Fields that were ignored or changed, and reasons why the job may have to wait."
     )
 
 
@@ -45,6 +45,6 @@ class ReplaySample(BaseModel):
 class ReplaySubmitted(BaseModel):
     """An accepted replay."""
 
-    requests: list[Submitted] = Field(description="The jobs: one for each adapter strength that the samples use.")
+    requests: list[Submitted] = Field(description="The jobs: one for each adapter strength in the samples.")
     samples: list[ReplaySample] = Field(description="One entry for each sample, in the config's order.")
     warnings: list[str] = Field(description="Why images may differ from the trainer's previews.")

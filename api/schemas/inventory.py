@@ -1,4 +1,4 @@
-"""The models of the catalogue and the adapter files, as the API describes them."""
+"""The bodies that describe models and adapter files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AdapterLine(BaseModel):
     dtypes: dict[str, int] = Field(description="Number of tensors by data type.")
     layers: int = Field(description="Layers that the adapter updates.")
     matched: int | None = Field(
-        description="How many of `layers` the base model has; null while no live worker has loaded the model."
+        description="Number of `layers` that the base model has; null while no live worker has loaded the model."
     )
     unmatched: list[str] = Field(description="Layers that the base model does not have.")
     base_model_version: str | None = Field(description="Base model that the file names.")

@@ -1,4 +1,4 @@
-"""A job's images, how each was made, and why others are missing."""
+"""The body of a job's result: its images, their parameters, and the errors of failed images."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Image(BaseModel):
     `guidance_scale`) are null if another version of this service stored them in a form that this one cannot read.
     """
 
-    index: int = Field(description="Index of its prompt in the request.")
+    index: int = Field(description="Index of the image's prompt in the request.")
     format: ImageFormat
     width: int = Field(description="Width in pixels, rounded down to the model's divisor.")
     height: int = Field(description="Height in pixels, rounded down to the model's divisor.")
     requested_width: int | None = Field(description="Width as in the request.")
     requested_height: int | None = Field(description="Height as in the request.")
-    seed: int | None = Field(description="The seed that was used, also if it was drawn at random.")
+    seed: int | None = Field(description="The seed of the noise, even if it was drawn at random.")
     prompt: str | None = Field(description="The prompt with its trigger word filled in.")
     sample_steps: int | None
     guidance_scale: float | None
@@ -32,7 +32,7 @@ class Image(BaseModel):
     sha256: str = Field(description="SHA-256 of the file.")
     size_bytes: int = Field(description="Size of the file.")
     adapters: list[AdapterReport] = Field(description="What each adapter changed in the base model.")
-    pipeline: PipelineReport = Field(description="The software, precision and device that rendered it.")
+    pipeline: PipelineReport = Field(description="The software, precision and device that rendered the image.")
     timings: dict[str, float] = Field(description="Seconds spent in each stage.")
 
 
@@ -44,7 +44,7 @@ class Outputs(BaseModel):
 
 
 class ItemFailure(ItemError):
-    """Why one image is missing."""
+    """The reason why one image is missing."""
 
     index: int = Field(description="Index of its prompt in the request.")
 

@@ -1,4 +1,4 @@
-"""A job's state: the answer to a poll, and the lines of the listing."""
+"""The bodies of a job's state: the answer to a poll, and the lines of the listing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ class ItemStatus(BaseModel):
     index: int = Field(description="Index of its prompt in the request.")
     status: JobStatus
     attempt: int = Field(
-        description="Attempts so far, including a running one. One that a stopping worker gave back does not count."
+        description="Attempts so far, including a running one. An attempt that a stopping worker gave back does not "
+        "count."
     )
-    progress: Progress | None = Field(description="Null unless it runs.")
-    error: ItemError | None = Field(description="Null unless it failed.")
+    progress: Progress | None = Field(description="Null unless the image is being rendered.")
+    error: ItemError | None = Field(description="Null unless the image failed.")
 
 
 class WebhookStatus(BaseModel):
@@ -48,11 +49,11 @@ class Status(BaseModel):
     eta_s: float | None = Field(description="Estimated seconds until the job ends; null while unknown.")
     progress: float = Field(description="Share of the job's denoising steps that are done, 0 to 1.")
     items: list[ItemStatus] = Field(description="One entry for each prompt.")
-    created_at: str = Field(description="When the job was accepted; RFC 3339, UTC, as all times.")
+    created_at: str = Field(description="When the job was accepted; RFC 3339 in UTC, like all times.")
     started_at: str | None = Field(description="When the first image started.")
     finished_at: str | None = Field(description="When the job ended.")
     error: str | None = Field(description="Message of the first failed image; each image has its own in `items`.")
-    warnings: list[str] = Field(description="As in the answer to the submit.")
+    warnings: list[str] = Field(description="The warnings of the answer to the submit.")
     webhook: WebhookStatus | None = Field(None, description="Null if the request has no `webhook_url`.")
 
 

@@ -1,4 +1,4 @@
-"""Errors on the wire."""
+"""The bodies of errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pydantic import BaseModel, Field
 
 
 class FieldProblem(BaseModel):
-    """A field that must be changed."""
+    """A field that the caller must change."""
 
     path: str = Field(description="Path in the request body, e.g. `prompts[0].width`.")
     message: str

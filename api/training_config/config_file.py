@@ -1,4 +1,4 @@
-"""Read the parts of an AI Toolkit config file, and name the key at fault when one is missing or of another type."""
+"""Read the parts of an AI Toolkit config file, and name the key that is missing or has another type."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from api.training_config.untrusted_yaml import load_yaml
 from shared.errors import ConfigRefused
 
-# `[name]` may occur often in a file, so a long name would multiply its size. File names end at 255 bytes anyway.
+# `[name]` may occur often in a file, so a long name would multiply its size. File names have at most 255 bytes.
 _MAX_NAME_LENGTH = 255
 
 
@@ -20,13 +20,13 @@ def read_process(text: str) -> tuple[str, Mapping[str, Any]]:
     """Return the config's name and its first process, with `[name]` filled in.
 
     Raises:
-        ConfigRefused: the text is not YAML, or not a config with a process.
+        ConfigRefused: the text is not YAML or has no process.
     """
     config = expect_mapping(expect_mapping(_parse(text), "the file").get("config"), "config")
     name = config.get("name")
     if not isinstance(name, str) or not name:
         raise ConfigRefused("config.name is missing or not text")
-    # A name that holds [trigger] would multiply the size twice: through `[name]`, then through `[trigger]`.
+    # A name with [trigger] in it would multiply the size twice: through `[name]`, then through `[trigger]`.
     if len(name) > _MAX_NAME_LENGTH or "[trigger]" in name:
         raise ConfigRefused(
             f"config.name is {reprlib.repr(name)}; use at most {_MAX_NAME_LENGTH} characters, and not [trigger]"

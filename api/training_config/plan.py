@@ -1,6 +1,6 @@
 """Turn an AI Toolkit training config into the requests that reproduce its sample previews.
 
-The requests have plain fields only: every default, seed, flag and placeholder is resolved before.
+All defaults, seeds, flags and placeholders are resolved in the requests.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class ReplayPlan:
     """The requests that reproduce a config's samples.
 
     Attributes:
-        requests: bodies for `POST /v1/inference`, one for each multiplier, since a request has only one.
-        positions: for each sample, in the config's order, the index of its request and of its prompt there.
-        warnings: why images may differ from the trainer's.
+        requests: bodies for `POST /v1/inference`, one for each multiplier, because a request has only one.
+        positions: for each sample, in the config's order, the indices of its request and of its prompt in the request.
+        warnings: reasons why images may differ from the trainer's.
     """
 
     samples: tuple[Sample, ...]
@@ -40,7 +40,7 @@ def plan_replay(text: str, *, lora: str | None = None) -> ReplayPlan:
         lora: adapter path for the requests; None takes the trainer's `{name}/{name}.safetensors`.
 
     Raises:
-        ConfigRefused: the text is not a config with a FLUX.2 model and samples; names the key at fault.
+        ConfigRefused: the text is not a config with a FLUX.2 model and samples; the message names the key at fault.
     """
     name, process = read_process(text)
     model = _model(process)

@@ -1,7 +1,7 @@
 """Resolve a config's sample section into complete samples, by the trainer's rules.
 
-A field that a sample leaves out comes from the section. Seeds walk or persist. `[trigger]` is filled in, and everything
-from the first `--` of a prompt on is flags.
+A sample without a field takes the section's value. Seeds walk or persist. `[trigger]` is filled in, and the text of a
+prompt from its first `--` on holds flags.
 
 Source:
     ai-toolkit's SampleConfig, GenerateImageConfig and BaseSDTrainProcess.sample (toolkit/config_modules.py,
@@ -19,7 +19,7 @@ from shared.errors import ConfigRefused
 
 # `[trigger]` may occur often in a prompt, so a long word would multiply the file's size.
 _MAX_TRIGGER_LENGTH = 1000
-# The trainer raises smaller sizes to this one.
+# The trainer raises smaller sizes to this size.
 _MIN_PX = 64
 
 # The trainer's own defaults, which differ from the API's. A value in the config is read as the type of its default.
@@ -32,7 +32,7 @@ _DEFAULTS: dict[str, Any] = {
     "sample_steps": 20,
     "network_multiplier": 1.0,
 }
-# The trainer's other flags have no effect on FLUX.2, and it ignores unknown ones; all are cut from the prompt.
+# The trainer's other flags have no effect on FLUX.2, and it ignores unknown flags; all are cut from the prompt.
 _FLAGS = {
     "w": "width",
     "h": "height",
@@ -50,7 +50,7 @@ _FLAGS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One preview, with everything that decides its pixels."""
+    """One preview, with all values that determine its pixels."""
 
     prompt: str
     neg: str
@@ -75,7 +75,7 @@ def read_samples(section: Mapping[str, Any], *, trigger: str | None) -> Iterator
     """Yield the section's samples in order.
 
     Raises:
-        ConfigRefused: names the key that has another type.
+        ConfigRefused: a value has another type; the message names its key.
     """
     where = "config.process[0].sample"
     defaults = {**_DEFAULTS, **_read_fields(section, where)}

@@ -1,8 +1,4 @@
-"""Read YAML that strangers wrote: every failure is a YAML error, and its size is bounded.
-
-PyYAML shares the node behind an anchor, so a few hundred bytes of nested aliases can stand for gigabytes, or for a
-document that contains itself.
-"""
+"""Read YAML that strangers wrote: every failure is a YAML error, and the size of the result is bounded."""
 
 from __future__ import annotations
 
@@ -30,7 +26,7 @@ def load_yaml(text: str) -> Any:
 
     Raises:
         yaml.YAMLError: the text is not YAML, has a value that cannot be read, nests more than 100 levels or within
-            itself, or stands for more than a million nodes and characters. It is a `MarkedYAMLError` if the line is
+            itself, or expands to more than a million nodes and characters. It is a `MarkedYAMLError` if the line is
             known.
     """
     try:
@@ -38,13 +34,14 @@ def load_yaml(text: str) -> Any:
     except RecursionError as error:
         raise yaml.YAMLError(f"it nests more than {_MAX_LEVELS} levels") from error
     except (ValueError, OverflowError) as error:
-        # PyYAML's scanner lets these out for an escape that is not a character.
+        # PyYAML's scanner raises these for an escape that is not a character.
         raise yaml.YAMLError(str(error)) from error
 
 
 class _BoundedLoader(yaml.SafeLoader):
     def construct_document(self, node: yaml.Node) -> Any:
-        # Before any value is built: building is what fills the memory.
+        # Before any value is built. PyYAML shares the node of an anchor, so a few hundred bytes of nested aliases can
+        # expand to gigabytes, or to a document that contains itself.
         _measure(node, 0, {})
         return super().construct_document(node)
 
@@ -56,7 +53,7 @@ class _BoundedLoader(yaml.SafeLoader):
             if isinstance(value, str):
                 # Raises for a lone surrogate, which an escape can write but no encoding can store.
                 value.encode()
-        # What PyYAML lets out for `2024-13-45`, `!!timestamp x`, `!!int ""` and `!!bool x`.
+        # PyYAML raises these for `2024-13-45`, `!!timestamp x`, `!!int ""` and `!!bool x`.
         except (ArithmeticError, AttributeError, LookupError, ValueError) as error:
             kind = node.tag.rpartition(":")[2]
             raise _refusal(f"{reprlib.repr(node.value)} cannot be read as {kind}", node) from error
@@ -64,10 +61,10 @@ class _BoundedLoader(yaml.SafeLoader):
 
 
 def _measure(node: yaml.Node, level: int, known: dict[int, tuple[int, int]]) -> tuple[int, int]:
-    """Return the size (nodes and characters) and the levels that `node` stands for.
+    """Return the size (nodes and characters) and the levels of `node` with its aliases filled in.
 
     Args:
-        known: results by node identity: each node is measured once, however many aliases it has.
+        known: results by node identity, so that each node is measured only once, even with many aliases.
 
     Raises:
         ConstructorError: either exceeds its limit; the levels always do if the node contains itself.

@@ -1,4 +1,4 @@
-"""The job store in Redis: the only truth about jobs and items. Celery's messages are mere wake-ups."""
+"""The job store in Redis: the only truth about jobs and items. Celery's messages only wake workers."""
 
 from shared.ledger.acceptance import AcceptedJob, Submission
 from shared.ledger.claim import Claim

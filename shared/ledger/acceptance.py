@@ -1,4 +1,4 @@
-"""A job on its way into the ledger, and the answer that its caller gets."""
+"""The job that a caller submits to the ledger, and the ledger's answer."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Submission:
 
     Attributes:
         items: at least one, all of one pool.
-        record: what the API reads back about the job later; must be JSON.
+        record: facts about the job that the API reads later; must be JSON.
         priority: 0 (first) to 9.
-        idempotency_key: empty where the caller sent none.
-        body_hash: identity of the request body, compared when the key is seen again; without white space.
+        idempotency_key: empty if the caller sent no key.
+        body_hash: identity of the request body, compared when the key occurs again; without white space.
         webhook_url: receives a message when the job ends; empty for none.
     """
 
@@ -39,7 +39,7 @@ class Submission:
 
     def arguments(self) -> dict[str, Any]:
         """Return the job as `accept.lua` reads it."""
-        # Left out where empty: the script tests for their absence.
+        # Empty options are left out: the script tests for their absence.
         options = {"idempotency_key": self.idempotency_key, "webhook_url": self.webhook_url}
         return {
             "id": self.job_id,
@@ -60,7 +60,7 @@ class AcceptedJob:
     """A job that is stored.
 
     Attributes:
-        is_repeat: an earlier call had stored the job under the same Idempotency-Key.
+        is_repeat: whether an earlier call stored the job under the same Idempotency-Key.
     """
 
     job_id: str

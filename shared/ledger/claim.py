@@ -1,4 +1,4 @@
-"""The right of a worker to run one item, and what the reaper does with rights that expired."""
+"""A worker's claim on one item, and the result of reaping expired claims."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Claim:
 
     Attributes:
         item_id: `{job}:{index}`.
-        fence: claim count of the item; every write names it.
-        attempt: attempts counted so far, this one included; 1 the first time.
-        queued_s: how long the item waited since it was last queued, in seconds.
+        fence: claim count of the item; every write states it.
+        attempt: number of attempts so far, including this one.
+        queued_s: seconds since the item was last queued.
     """
 
     item_id: str
@@ -37,12 +37,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class ReapResult:
-    """What one pass of the reaper did.
+    """The result of one pass of the reaper.
 
     Attributes:
-        requeued: items put back into the queue, counted by pool.
+        requeued: number of requeued items, by pool.
         ended: ids of the items that were canceled or had no attempts left.
-        grace: Redis had restarted, so every lease got a full term instead.
+        grace: whether Redis had restarted, so that every lease got a full term first.
     """
 
     requeued: Mapping[str, int]

@@ -1,4 +1,4 @@
-"""The connection to Redis: how it is opened, which of its errors mean "not now", and a circuit breaker for outages."""
+"""Connect to Redis, recognise its errors that mean "not now", and break the circuit during outages."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from shared.errors import LedgerUnavailable
 #: Oldest Redis that has every command the scripts use; HRANDFIELD came with 6.2.
 MIN_REDIS = (6, 2)
 
-# A redis.Redis with decode_responses=True. redis-py types replies as bytes or str whatever that flag says.
+# A redis.Redis with decode_responses=True. redis-py's types allow bytes in replies even with that flag.
 Client: TypeAlias = Any
 
 # Errors that mean "not now": memory or disk is full, this is a replica, or a script blocks the server. redis-py has a
-# class for some and drops the error's word from their text. The others keep the word; in the error of a script it comes
-# after the position in the script.
+# class for some of them and drops the error's word from their text. The text of the others contains the word; in the
+# error of a script it follows the position in the script.
 _NOT_NOW_ERRORS = (
     redis.exceptions.OutOfMemoryError,
     redis.exceptions.ReadOnlyError,
@@ -49,7 +49,7 @@ def connect(url: str, *, timeout_s: float) -> Client:
 
 @contextmanager
 def mapped_errors() -> Iterator[None]:
-    """Raise `LedgerUnavailable` for errors that mean that Redis is away or takes no writes; others pass unchanged."""
+    """Raise `LedgerUnavailable` if Redis does not answer or cannot take writes; do not change other errors."""
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError) as error:
@@ -61,12 +61,13 @@ def mapped_errors() -> Iterator[None]:
 
 
 class Breaker:
-    """Refuses calls to a Redis that is known to be away, so that callers do not queue up behind its timeouts.
+    """Refuses calls to a Redis that failed to answer a moment ago.
 
-    After a failure, calls are refused at once for `pause_s`; then one is let through to try again.
+    After a failure, calls are refused immediately for `pause_s`; then one call may try again.
     """
 
     def __init__(self, *, pause_s: float) -> None:
+        # Without a pause, callers would queue up for the timeouts of an absent Redis.
         self._pause_s = pause_s
         self._open_until = 0.0
         self._reason = ""
@@ -76,12 +77,12 @@ class Breaker:
         """Run Redis calls in this context.
 
         Raises:
-            LedgerUnavailable: as `mapped_errors` does; also during the pause, without trying.
+            LedgerUnavailable: see `mapped_errors`; also raised during the pause, without a call.
         """
         now = time.monotonic()
         if now < self._open_until:
             raise LedgerUnavailable(self._reason)
-        # The call that tries again closes the way for the others while it waits.
+        # While one call tries again, all others are refused.
         if self._reason:
             self._open_until = now + self._pause_s
         try:

@@ -1,4 +1,4 @@
-"""Checks whether a Redis keeps the writes that it acknowledged: the promise of a 202 rests on three of its settings."""
+"""Check whether a Redis keeps the writes that it acknowledged: the promise of a 202 depends on three settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DurabilityIssue:
 
 
 def find_issues(client: Client) -> list[DurabilityIssue]:
-    """Return the ways in which this Redis may lose jobs. Where `CONFIG` is forbidden, that counts as one too."""
+    """Return the ways in which this Redis may lose jobs; a forbidden `CONFIG` command counts as one."""
     # INFO is one round trip and allowed almost everywhere; only appendfsync needs CONFIG.
     info = client.info("everything")
     return [*_persistence(info, _fsync(client)), *_memory(info), *_role(info)]

@@ -1,4 +1,4 @@
-"""Reads jobs and their items from Redis. Plain reads, no script: they change nothing and may see a step half way."""
+"""Read jobs and their items from Redis, with plain reads that change nothing and may see a script's step half way."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _Report = TypeVar("_Report", bound=BaseModel)
 
 
 def read_job(client: Client, job_id: str, *, now_ms: int | None = None) -> JobView | None:
-    """Read a job with all its items; None where it does not exist, or no longer as a whole.
+    """Read a job with all its items; None if it does not exist or is being forgotten.
 
     Args:
         now_ms: replaces Redis' clock.
@@ -130,7 +130,8 @@ def _item(item: Mapping[str, str]) -> ItemView:
 
 
 def _parse_or_none(kind: type[_Report], text: str | None) -> _Report | None:
-    """Parse one part of an item; None for a part that another version wrote and this one cannot read."""
+    """Parse one part of an item; None if another version wrote it and this version cannot read it."""
+    # The other parts are still shown during a rolling upgrade.
     try:
         return None if text is None else kind.model_validate_json(text)
     except ValidationError:
@@ -140,15 +141,15 @@ def _parse_or_none(kind: type[_Report], text: str | None) -> _Report | None:
 def _outlook(
     client: Client, pool: str, job_id: str, items: tuple[ItemView, ...], now_ms: int
 ) -> tuple[int | None, float | None]:
-    """Return an unfinished job's place in the queue and the seconds until it ends; None for what is unknown."""
+    """Return an unfinished job's position in the queue and the seconds until it ends; None if unknown."""
     first = next((item.index for item in items if item.state is State.QUEUED), "none")
     with client.pipeline(transaction=False) as pipe:
-        # Also None when the item was claimed between the two reads.
+        # The rank is also None if the item was claimed between the two reads.
         pipe.zrank(keys.pending(pool), f"{job_id}:{first}").get(keys.pace(pool))
         position, pace_ms = pipe.execute()
     if pace_ms is None:
         return position, None
-    # Without a live slot the estimate is that of one slot.
+    # Without a live slot the estimate assumes one slot.
     slots = max(1, sum(pool in slot.pools for slot in read_slots(client, since_ms=now_ms - SLOT_TTL_MS)))
     queued = sum(item.state is State.QUEUED for item in items)
     running_ms = [

@@ -1,9 +1,9 @@
-"""The names of the ledger's keys in Redis. The Lua prelude builds the same ones.
+"""The names of the ledger's keys in Redis; the Lua prelude builds the same names.
 
-docs/reference/ledger.md says what each key holds.
+docs/reference/ledger.md describes the content of each key.
 """
 
-# Celery's keys have it too, by `global_keyprefix`, so one ACL rule covers all keys.
+# Celery's keys have the prefix too (`global_keyprefix`), so one ACL rule covers all keys.
 PREFIX = "flux2:"
 
 JOBS = f"{PREFIX}jobs"

@@ -1,4 +1,4 @@
-"""Webhook messages that are still to be sent. The script that ends a job puts its message here, in the same step."""
+"""The outbox of undelivered webhook messages. The script that ends a job adds its message in the same step."""
 
 from __future__ import annotations
 
@@ -26,16 +26,14 @@ class Outbox:
         self._session = session
 
     def reserve_due(self, *, reserve_s: float, limit: int) -> Sequence[Message]:
-        """Return due messages and keep other senders from them for `reserve_s`.
-
-        A sender that dies leaves its messages due again when that time is over.
-        """
+        """Return due messages, and reserve them for this sender for `reserve_s`."""
+        # If the sender dies, its messages are due again when that time is over.
         # Redis replies with one flat list: three values for each message.
         flat = self._session.run("outbox_reserve", reserve_ms=ms(reserve_s), limit=limit)
         return [Message(job, url, int(attempt)) for job, url, attempt in zip(*[iter(flat)] * 3, strict=True)]
 
     def mark_delivered(self, message: Message) -> None:
-        """Take a message out: its receiver answered that it has it."""
+        """Remove a message whose receiver has confirmed it."""
         self._record(message, "delivered")
 
     def postpone(self, message: Message, *, wait_s: float, error: str) -> None:
@@ -43,11 +41,11 @@ class Outbox:
         self._record(message, "waiting", wait_s=wait_s, error=error)
 
     def mark_failed(self, message: Message, *, error: str) -> None:
-        """Take a message out that is never sent again."""
+        """Remove a message that will not be sent again."""
         self._record(message, "failed", error=error)
 
     def count_undelivered(self) -> int:
-        """Count the messages that are neither delivered nor given up."""
+        """Count the messages that are neither delivered nor failed."""
         with self._session.commands():
             return int(self._session.redis.zcard(keys.OUTBOX))
 

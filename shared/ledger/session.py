@@ -1,4 +1,4 @@
-"""One connection to Redis, one clock and one way to run a script: what `Ledger` shares with its parts."""
+"""The connection, clock and scripts that `Ledger` shares with its parts."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from shared.ledger.connection import Breaker, Client
 class Session:
     """A Redis client with the ledger's scripts registered.
 
-    Everything that goes through a session raises `LedgerUnavailable` when Redis does not answer in time. The write may
-    then have happened or not, and repeating it is safe: scripts recognise what they already did, and a claim whose
-    reply was lost expires by itself.
+    Every call raises `LedgerUnavailable` when Redis does not answer in time. The write may or may not have happened.
+    Repeating it is safe: scripts recognise a repeated call, and a claim whose reply was lost expires by itself.
 
     Args:
         client: with `decode_responses=True`.
         clock_ms: replaces Redis' clock; for tests.
-        pause_s: after Redis was away, calls fail at once for this long; 0 lets each find out for itself.
+        pause_s: seconds for which calls fail immediately after Redis did not answer; 0 for no such pause.
     """
 
     def __init__(self, client: Client, *, clock_ms: Callable[[], int] | None = None, pause_s: float = 0.0) -> None:
@@ -32,7 +31,8 @@ class Session:
         self._scripts = {name: client.register_script(text) for name, text in lua.scripts().items()}
 
     def now_ms(self) -> int:
-        """Return the ledger's time: that of Redis, so that clocks of hosts do not matter."""
+        """Return the ledger's time in ms since the epoch."""
+        # Redis' clock, so that differences between the hosts' clocks do not matter.
         if self._clock_ms is not None:
             return self._clock_ms()
         with self.commands():
@@ -40,7 +40,7 @@ class Session:
         return int(seconds) * 1000 + int(micros) // 1000
 
     def clock_override_ms(self) -> int | None:
-        """Return the time that a test set; None where Redis' own clock is used."""
+        """Return the time that a test set; None if the ledger uses Redis' clock."""
         return None if self._clock_ms is None else self._clock_ms()
 
     def commands(self) -> AbstractContextManager[None]:
@@ -48,11 +48,9 @@ class Session:
         return self._breaker.calls()
 
     def run(self, script: str, **arguments: Any) -> Any:
-        """Run one script of `scripts/`, which is one atomic step; it receives its arguments by name.
-
-        An argument that is None is left out, since cjson decodes null to a value that Lua takes for true.
-        """
+        """Run one script of `scripts/` as one atomic step; an argument that is None is left out."""
         arguments["now_ms"] = self.clock_override_ms()
+        # cjson decodes null to a value that Lua treats as true.
         present = {name: value for name, value in arguments.items() if value is not None}
         # Not escaped: text that has no encoding (a lone surrogate) fails here, and not inside the script.
         text = json.dumps(present, ensure_ascii=False, allow_nan=False)

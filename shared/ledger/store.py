@@ -1,7 +1,8 @@
-"""A job's life, from accept to the last commit. Each method that writes runs one Lua script: one atomic, durable step.
+"""Store jobs and their items in Redis, from accept to the last commit.
 
-The fence decides who may change a running item, an ended item never changes, and Redis' clock is the only clock.
-`scripts/` holds the scripts, each with its arguments and keys; docs/reference/ledger.md lists states and keys.
+Each method that writes runs one Lua script, which is one atomic, durable step. Only the claim with the current fence
+may change a running item, an ended item never changes, and Redis' clock is the only clock. `scripts/` holds the
+scripts, each with its arguments and keys; docs/reference/ledger.md lists states and keys.
 """
 
 from __future__ import annotations
@@ -26,17 +27,17 @@ from shared.ledger.wakeups import WakeupQueues
 from shared.ledger.workers import SLOT_TTL_MS, WorkerRegistry
 from shared.settings import QueueSettings
 
-# The error of an item whose attempts all ended without a word from their workers.
+# The error of an item whose attempts all ended without a report from their workers.
 WORKER_LOST = ItemError(
     code="worker_lost", message="every worker that tried this item died or lost its lease", retryable=True
 )
 
 
 class Ledger:
-    """Jobs and items in one Redis; see `Session` for the arguments and for what every call may raise.
+    """Jobs and items in one Redis; see `Session` for the arguments and for the error that every call may raise.
 
     Attributes:
-        workers: the slots that are alive, and what each has loaded.
+        workers: the live slots and the models that they have loaded.
         outbox: webhook messages that are still to be sent.
         wakeups: the wake-up messages that no worker has consumed.
     """
@@ -62,7 +63,7 @@ class Ledger:
 
     @property
     def redis(self) -> Client:
-        """The Redis client, for reads that the ledger has no method for; it raises redis-py's own errors."""
+        """The Redis client, for reads without a method in the ledger; it raises redis-py's own errors."""
         return self._session.redis
 
     def ping(self) -> None:
@@ -75,7 +76,7 @@ class Ledger:
         return self._session.now_ms()
 
     def durability_issues(self) -> list[durability.DurabilityIssue]:
-        """Return why this Redis may lose writes that it acknowledged; empty when it is set up as it should be."""
+        """Return the ways in which this Redis may lose writes that it acknowledged; empty if it is durable."""
         with self._session.commands():
             return durability.find_issues(self.redis)
 
@@ -105,11 +106,11 @@ class Ledger:
         return self.accept_all([submission])[0]
 
     def accept_all(self, submissions: Sequence[Submission]) -> list[AcceptedJob]:
-        """Store and queue jobs durably, all of them or none; those that are stored already are answered as repeats.
+        """Store and queue jobs durably, all of them or none; return a repeat for each job that is stored already.
 
         Raises:
-            IdempotencyKeyReused: a key came with another body before; nothing was stored.
-            QueueFull: a pool has no room for all that is new; nothing was stored.
+            IdempotencyKeyReused: a key was used with another body before; nothing was stored.
+            QueueFull: a pool has no room for all new items; nothing was stored.
         """
         # The script checks every job before it stores the first one: Redis does not undo a script that ends early.
         outcome, *values = self._session.run(
@@ -128,12 +129,10 @@ class Ledger:
         ]
 
     def find_repeat(self, idempotency_key: str, *, tenant: str, body_hash: str) -> AcceptedJob | None:
-        """Return the job that was accepted under this key and body; None where there is none.
-
-        The API asks this first, so that a repeat does not fail because its adapter files have gone since.
+        """Return the job that was accepted with this key and body; None if there is no such job.
 
         Raises:
-            IdempotencyKeyReused: the key came with another body.
+            IdempotencyKeyReused: the key was used with another body.
         """
         with self._session.commands():
             seen = self.redis.get(keys.idempotency(tenant, idempotency_key))
@@ -143,19 +142,19 @@ class Ledger:
             if known_hash != body_hash:
                 raise _reused(idempotency_key)
             accepted_ms, record = self.redis.hmget(keys.job(job_id), "accepted_ms", "record")
-        if record is None:  # the key outlives a job that was forgotten
+        if record is None:
+            # A key can outlive its job: both have a setting for how long they are kept.
             return None
         return AcceptedJob.from_stored(job_id, is_repeat=True, accepted_ms=accepted_ms, record=record)
 
     def peek_next(self, pools: Sequence[str], *, slot: str, warm: str) -> ItemSpec | None:
-        """Return what `claim_next` would claim now, and claim nothing.
-
-        The next claim may still get another item: other slots claim too, and new items come.
-        """
+        """Return the item that `claim_next` would claim now, without claiming it."""
+        # Only a guess: other slots claim items too, and new items arrive.
         raw = self._session.run("peek_next", **self._preference(pools, slot, warm))
         try:
             return None if raw is None else ItemSpec.model_validate_json(raw)
-        except ValidationError:  # stored by another version; the claim ends the item with the reason
+        except ValidationError:
+            # Another version stored the spec; the claim will end the item and state the reason.
             return None
 
     def claim_next(self, pools: Sequence[str], *, slot: str, boot: str, warm: str) -> Claim | None:
@@ -163,8 +162,8 @@ class Ledger:
 
         Args:
             pools: the pools whose items the slot runs.
-            boot: identity of this worker process; `reclaim` compares it to tell its claims from its predecessor's.
-            warm: the adapter key now merged in this slot.
+            boot: identity of this worker process, by which `reclaim` distinguishes its claims from its predecessor's.
+            warm: key of the adapters that are merged in this slot now.
         """
         reply = self._session.run(
             "claim_next",
@@ -180,7 +179,7 @@ class Ledger:
         try:
             spec = ItemSpec.model_validate_json(raw)
         except ValidationError as error:
-            # Stored by another version. Ended now, it does not cost three leases to fail without a reason.
+            # Another version stored the spec. Ending the item now saves three leases and states the reason.
             why = ItemError(code="unreadable_spec", message=f"this worker cannot read it: {error}", retryable=False)
             self._end(item_id, int(fence), outcome="failed", outcome_json=why.model_dump_json())
             return self.claim_next(pools, slot=slot, boot=boot, warm=warm)
@@ -222,7 +221,7 @@ class Ledger:
         """Hand a running item back to the head of the queue; `drain` does not count the attempt.
 
         Args:
-            error: why, if this was the last attempt and the item ends as failed.
+            error: the item's error, if this was the last attempt and the item ends as failed.
         """
         answer: Literal["queued", "failed", "canceled", "stale"] = self._session.run(
             "release",
@@ -235,7 +234,7 @@ class Ledger:
         return answer
 
     def cancel(self, job_id: str) -> bool:
-        """Cancel the unfinished items of a job; False where no such job exists. An ended job stays as it is."""
+        """Cancel the unfinished items of a job; return False if no such job exists. An ended job does not change."""
         return bool(self._session.run("cancel", job_id=job_id))
 
     def reap(self) -> ReapResult:
@@ -248,14 +247,14 @@ class Ledger:
                 error_json=WORKER_LOST.model_dump_json(),
             )
         )
-        # cjson writes an empty Lua table as an object, whichever it was meant to be.
+        # cjson writes every empty Lua table as an object, even an empty list.
         return ReapResult(requeued=dict(reply["requeued"]), ended=list(reply["ended"]), grace=reply["grace"])
 
     def reclaim(self, *, slot: str, boot: str) -> int:
         """Requeue the items that an earlier process of this slot was running; return how many.
 
         Args:
-            boot: identity of the slot's new process, whose own claims stay.
+            boot: identity of the slot's new process; its claims are not requeued.
         """
         requeued = self._session.run(
             "reclaim",
@@ -267,12 +266,12 @@ class Ledger:
         return int(requeued)
 
     def sweep(self) -> int:
-        """Forget jobs that ended longer ago than the retention, some at a time; return how many."""
+        """Forget some of the jobs that ended longer ago than the retention; return how many."""
         return int(self._session.run("sweep", retention_ms=ms(self._settings.retention_s)))
 
     def job(self, job_id: str) -> JobView | None:
-        """Read a job with all its items; None where no such job exists."""
-        # Redis' own time comes with the first read, which saves a round trip.
+        """Read a job with all its items; None if no such job exists."""
+        # The first read also returns Redis' time, which saves a round trip.
         with self._session.commands():
             return job_reader.read_job(self.redis, job_id, now_ms=self._session.clock_override_ms())
 
@@ -306,4 +305,6 @@ class Ledger:
 
 
 def _reused(idempotency_key: str) -> IdempotencyKeyReused:
-    return IdempotencyKeyReused(f"Idempotency-Key {idempotency_key!r} belongs to another request body")
+    return IdempotencyKeyReused(
+        f"Idempotency-Key {idempotency_key!r} belongs to another request body; send a new key with a new body"
+    )

@@ -1,7 +1,4 @@
-"""Jobs and items as they can be read from the ledger: plain values that change nothing.
-
-`shared.ledger.job_reader` fills them; workers have views of their own, in `shared.ledger.workers`.
-"""
+"""Read-only views of jobs and items, which `shared.ledger.job_reader` fills."""
 
 from __future__ import annotations
 
@@ -16,8 +13,8 @@ from shared.job import ItemError, ItemResult, Progress, SpecReport, State
 class ItemView:
     """One item; times in ms since the epoch.
 
-    `spec`, `progress`, `result` and `error` are None while they do not exist yet, and also where another version
-    stored them in a form that this one cannot read.
+    `spec`, `progress`, `result` and `error` are None while they do not exist yet, or if another version stored them in
+    a form that this version cannot read.
     """
 
     index: int
@@ -40,7 +37,7 @@ class WebhookView:
 
     Attributes:
         state: `waiting`, `delivered` or `failed`.
-        error: why the last attempt failed; empty when none did.
+        error: why the last attempt failed; empty if no attempt failed.
     """
 
     state: str

@@ -1,6 +1,6 @@
-"""The wake-up messages that wait in Redis for a worker, and the election of the process that audits them.
+"""Count the wake-up messages that wait in Redis, and elect the process that audits them.
 
-Celery sends and consumes them; the ledger only counts them against the queued items.
+Celery sends and consumes the messages; the ledger only compares their number with that of the queued items.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ class WakeupQueues:
         self._leadership_ms = ms(2 * audit_s)
 
     def count(self, pool: str) -> int:
-        """Count the wake-ups that no worker has consumed."""
+        """Count the wake-ups that no worker has consumed yet."""
         with self._session.commands():
             return int(self._session.redis.llen(keys.wake_list(pool)))
 
     def surplus(self, pool: str) -> int:
         """Return how many more wake-ups than queued items there are; below 0 when some are missing."""
+        # One transaction, so that an accept between the two reads cannot distort the difference.
         with self._session.commands(), self._session.redis.pipeline(transaction=True) as pipe:
             pipe.zcard(keys.pending(pool))
             pipe.llen(keys.wake_list(pool))
@@ -35,12 +36,12 @@ class WakeupQueues:
         return int(self._session.run("drop_wakeups", pool=pool, keep=keep, limit=limit))
 
     def try_lead_audit(self, holder: str) -> bool:
-        """Return True for one holder at a time; it stays the leader while it calls again within two audit periods."""
+        """Try to become or stay the leader; return whether `holder` leads for the next two audit periods."""
         redis = self._session.redis
         with self._session.commands():
             if redis.set(keys.AUDIT_LEADER, holder, nx=True, px=self._leadership_ms):
                 return True
-            # The lease of a leader that stays is extended; another holder waits until it expires.
+            # A leader extends its term by calling again; another holder must wait until the term expires.
             if redis.get(keys.AUDIT_LEADER) != holder:
                 return False
             redis.pexpire(keys.AUDIT_LEADER, self._leadership_ms)

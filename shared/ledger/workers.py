@@ -1,4 +1,4 @@
-"""The workers as the ledger sees them: which are alive, what each has loaded, and whose device keeps failing."""
+"""Register workers in the ledger: which are alive, which model each has loaded, and whose device keeps failing."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class SlotView:
     """One worker's last report.
 
     Attributes:
-        engines: those it offers that this version knows.
-        warm: adapter key of the adapters that it has merged.
-        item: id of the item it renders, or empty.
-        corrupted: restored parameters that differ from the checkpoint's; any but 0 is a defect.
+        engines: the engines that it offers, without those that this version does not know.
+        warm: key of the adapters that it has merged.
+        item: id of the item that it renders; empty if it renders nothing.
+        corrupted: number of restored parameters that differ from the checkpoint's; any but 0 is a defect.
     """
 
     name: str
@@ -70,7 +70,7 @@ class WorkerRegistry:
             pipe.execute()
 
     def remove(self, slot: str) -> None:
-        """Take a slot that stops out of the list at once, without waiting for its heartbeat to age."""
+        """Remove a slot that stops from the list, before its last heartbeat expires."""
         with self._session.commands():
             self._session.redis.delete(keys.slot(slot))
             self._session.redis.zrem(keys.SLOTS, slot)
@@ -82,16 +82,16 @@ class WorkerRegistry:
             return read_slots(self._session.redis, since_ms=since_ms)
 
     def publish_base_model(self, model: str, *, revision: str, layers: Mapping[str, tuple[int, int]]) -> None:
-        """Let the API check adapter headers against the base model that a worker has loaded."""
+        """Publish the base model that a worker has loaded; the API compares adapter headers with its layers."""
         with self._session.commands():
             self._session.redis.set(keys.base(model), json.dumps({"revision": revision, "layers": layers}))
 
     def base_model(self, model: str, slots: Iterable[SlotView]) -> BaseModelInfo | None:
-        """Return the base model that these slots have loaded; None if none has, or if they differ."""
+        """Return the base model that these slots have loaded; None if no slot has one, or if their revisions differ."""
         with self._session.commands():
             raw = self._session.redis.get(keys.base(model))
         data = None if raw is None else json.loads(str(raw))
-        # Slots with different revisions: it is unknown which of them will render, so nothing is checked.
+        # With different revisions it is unknown which slot will render, so nothing is checked.
         if data is None or {slot.revision for slot in slots if slot.model == model} != {data["revision"]}:
             return None
         return BaseModelInfo(
@@ -99,10 +99,10 @@ class WorkerRegistry:
         )
 
     def record_fault(self, slot: str, item_id: str, *, window_s: float) -> None:
-        """Remember that a slot's device failed on an item; forgotten after `window_s`."""
+        """Record that a slot's device failed on an item; the record expires after `window_s`."""
         now = self._session.now_ms()
         with self._session.commands(), self._session.redis.pipeline(transaction=True) as pipe:
-            # By item: an item that fails a device twice counts once, since it may be at fault itself.
+            # By item: an item on which a device fails twice counts once, because the item may be at fault.
             pipe.zadd(keys.faults(slot), {item_id: now})
             pipe.pexpire(keys.faults(slot), ms(window_s))
             pipe.execute()
@@ -142,6 +142,7 @@ def _slot(name: str, raw: Mapping[str, str]) -> SlotView:
 
 
 def _known_engines(names: str) -> tuple[Engine, ...]:
-    """Return the engines that this version knows: a worker of another version may offer more, which no job asks for."""
+    """Return the engines that this version knows."""
+    # A worker of a newer version may offer more; no job of this version can name them.
     offered = names.split(",")
     return tuple(engine for engine in ENGINES if engine in offered)

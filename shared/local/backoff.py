@@ -1,10 +1,10 @@
-"""How long a process that keeps dying waits before it is restarted."""
+"""Compute how long to wait before a dead process is restarted."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-#: A process that lived this long started well; its death starts the waits from zero.
+#: A process that lived this long started well: its next restart needs no wait.
 STABLE_AFTER_S = 30.0
 FIRST_WAIT_S = 1.0
 LONGEST_WAIT_S = 60.0
@@ -12,13 +12,13 @@ LONGEST_WAIT_S = 60.0
 
 @dataclass
 class Backoff:
-    """The restart waits of one process: none after a stable life, else 1 s, doubled at each death up to a minute."""
+    """The restart waits of one process: no wait after a stable life, else 1 s, doubled at each death up to a minute."""
 
     wait_s: float = 0.0
     due_s: float | None = None
 
     def is_due(self, *, started_s: float, now_s: float) -> bool:
-        """Return whether to restart the dead process now: true once per death. Call it as often as you like.
+        """Return whether to restart the dead process now; callers poll this, and it is true once for each death.
 
         Args:
             started_s: when the process was last started, by the clock of `now_s`.

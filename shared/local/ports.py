@@ -1,4 +1,4 @@
-"""Ports on loopback for servers that only this host may reach."""
+"""Find free ports on loopback, for servers that only this host may reach."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _TRIES = 500
 
 
 def require_free_port(port: int, *, owner: str) -> None:
-    """Refuse a loopback port on which another server listens.
+    """Check that no other server listens on a loopback port.
 
     Raises:
-        ServerFailed: the port is in use; the message names `owner`, the server that was to have it.
+        ServerFailed: the port is in use; the message names `owner`, the server that needs it.
     """
     if not _port_is_free(port):
         raise ServerFailed(f"{owner}: port {port} on {LOOPBACK} is in use; choose another")

@@ -46,7 +46,7 @@ class RedisServer(LoopbackServer):
     def _ready(self) -> bool:
         client = redis.Redis(port=self.port, socket_timeout=1, retry=Retry(NoBackoff(), 0))
         try:
-            # Another Redis that took the port first would answer too.
+            # By process id: another Redis that took the port first would answer too.
             return bool(client.info("server")["process_id"] == self.pid)
         except (redis.ConnectionError, redis.TimeoutError):
             return False

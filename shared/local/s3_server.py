@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 REGION = "us-east-1"
 
-# SeaweedFS' parts reach each other's gRPC port at the HTTP port plus this; the S3 gateway's may be any.
+# SeaweedFS' parts expect each other's gRPC port at the HTTP port plus this; the S3 gateway's may be any.
 _GRPC_OFFSET = 10_000
 
 _PARTS = ("s3", "master", "volume", "filer", "admin")
@@ -43,7 +43,7 @@ _OPTIONS = {
 
 
 class S3Server(LoopbackServer):
-    """SeaweedFS with one bucket; it refuses every request without the key pair that was made for its data folder."""
+    """SeaweedFS with one bucket; it refuses requests without the key pair of its data folder."""
 
     name = "SeaweedFS"
 
@@ -120,6 +120,7 @@ class S3Server(LoopbackServer):
                 "actions": ["Admin", "Read", "Write", "List", "Tagging"],
             }
             fresh = self._identity.with_suffix(".new")
+            # Readable by its owner only before the secret is in it, and complete before it has its name.
             fresh.touch(mode=0o600)
             fresh.write_text(json.dumps({"identities": [identity]}), encoding="utf-8")
             fresh.replace(self._identity)
@@ -127,7 +128,8 @@ class S3Server(LoopbackServer):
         self.access_key, self.secret_key = pair["accessKey"], pair["secretKey"]
 
     def _ready(self) -> bool:
-        """Create the bucket and write one object: the gateway answers before it has a volume to write to."""
+        """Create the bucket, and write and delete one object."""
+        # The gateway answers before it has a volume to write to, so an answer alone does not mean that it is ready.
         client = self._client()
         try:
             with contextlib.suppress(client.exceptions.BucketAlreadyOwnedByYou, client.exceptions.BucketAlreadyExists):

@@ -1,4 +1,4 @@
-"""What the embedded servers have in common: a folder, a loopback port, a start that waits, and an end."""
+"""The base of the embedded servers: a folder, a loopback port, a start that waits for readiness, and a stop."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class LoopbackServer:
         except OSError as error:
             raise ServerFailed(f"{self.name}: {self.folder}: {error.strerror}") from error
         for attempt in range(1, _ATTEMPTS + 1):
-            # Each command picks ports anew: another process may have taken one since it was found free.
+            # Each command picks new ports: another process may have taken one since it was found free.
             self._process = ChildProcess(self.name, self._command(), folder=self.folder)
             try:
                 self._process.start(self._ready, timeout_s=_START_TIMEOUT_S)
@@ -55,7 +55,7 @@ class LoopbackServer:
         return self
 
     def stop(self) -> None:
-        """Stop the server; safe to repeat. Everything that it acknowledged stays in its folder."""
+        """Stop the server; safe to repeat. Its folder keeps all data that it acknowledged."""
         if self._process is not None:
             self._process.stop()
 

@@ -1,7 +1,7 @@
-"""Real Redis and S3 servers on loopback, for `flux2 up`, `flux2 demo` and the tests: no root, no Docker.
+"""Run real Redis and S3 servers on loopback, for `flux2 up`, `flux2 demo` and the tests, without root or Docker.
 
-Their programs come from the system or from wheels. They keep their data in a folder and end with the process that
-started them.
+Their programs come from the system or from wheels. The servers keep their data in a folder and end with the process
+that started them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The whole service on one host, for `flux2 up`, `flux2 demo` and end-to-end tests.
+"""Run the whole service on one host, for `flux2 up`, `flux2 demo` and end-to-end tests.
 
-Embedded Redis and S3, the API and the workers each run as a process, as in a deployment, with all data in one folder.
-Without a configured model the workers serve the embedded demonstration model, copied there on the first start.
+Embedded Redis and S3, the API and each worker run as separate processes, as in a deployment, with all data in one
+folder. Without a configured model the workers serve the embedded demonstration model, which the first start copies
+there.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ class Stack:
     """Redis, S3, the API and workers as one context manager.
 
     Args:
-        data: folder for all data, logs and adapters; kept between starts.
-        settings: its model and adapter root apply if they are set; the stack replaces the addresses of the servers.
+        data: folder for all data, logs and adapters; it stays after `stop`.
+        settings: the settings of the processes; the stack replaces the addresses of the servers.
         inherit: whether the processes see the caller's environment and `.env`; False gives them the defaults.
         workers: number of worker processes; with CUDA each takes one device, in order.
     """
@@ -123,7 +124,7 @@ class Stack:
             undo.callback(self.stop)
             self.servers.start()
             self._write_demo_model()
-            # Otherwise a foreign server on this port would pass for the API.
+            # Otherwise a foreign server on this port would be mistaken for the API.
             require_free_port(self.api_port, owner="the API")
             self._start("api", ["api"], ready=self._api_answers, timeout_s=_API_START_TIMEOUT_S)
             for number in range(self._workers):
@@ -188,7 +189,8 @@ class Stack:
             raise ServerFailed(f"`flux2 tiny` failed:\n{done.stderr[-2000:]}")
 
     def _remove_slot(self, name: str) -> None:
-        """Remove a dead worker from the ledger, where its last heartbeat would keep it alive for a while."""
+        """Remove a dead worker from the ledger."""
+        # Otherwise its last heartbeat would keep it in the list for up to 15 s.
         try:
             self.ledger().workers.remove(name)
         except LedgerUnavailable as error:
@@ -199,7 +201,7 @@ class Stack:
         shares_devices = self._workers > 1 and self._settings.worker.device == "auto"
         device = ["--device", f"auto:{number}"] if shares_devices else []
         ledger = self.ledger()
-        # A slot that a killed stack left behind would pass for this worker's readiness.
+        # The slot of a killed stack would be mistaken for this worker, and so for its readiness.
         self._remove_slot(name)
         self._start(
             name,

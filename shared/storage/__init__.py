@@ -1,4 +1,4 @@
-"""Where images are stored: one interface, two backends."""
+"""The storage of images: one interface, two backends."""
 
 from __future__ import annotations
 

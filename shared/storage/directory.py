@@ -1,4 +1,4 @@
-"""Objects as files, for tests and for a single host whose clients can read its disk."""
+"""Store objects as files, for tests and for a single host whose clients can read its disk."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class DirectoryStore:
         self._prefix = prefix
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
-        """See `ObjectStore.put`; the content type is not stored, since the file's name shows it."""
+        """See `ObjectStore.put`; the content type is not stored, because the file's name shows it."""
         path = self._path(key)
         with _storage_errors("write", key):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,8 @@ def _storage_errors(verb: str, key: str) -> Iterator[None]:
 
 
 def _replace(path: Path, data: bytes) -> None:
-    """Replace the file at `path` in one step: after a crash the old or the new file is there, whole and on disk."""
+    """Replace the file at `path` in one step."""
+    # After a crash the old or the new file exists completely: the data is on disk before the file gets its name.
     descriptor, name = tempfile.mkstemp(prefix=_UNFINISHED, dir=path.parent)
     fresh = Path(name)
     try:
@@ -88,7 +89,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def _delete_below(folder: Path) -> int:
-    """Delete the folder and everything in it; return the number of objects, which leaves out unfinished writes."""
+    """Delete the folder and its content; return the number of objects, without unfinished writes."""
     deleted = 0
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:

@@ -1,4 +1,4 @@
-"""The interface of object storage; backends hide their own failures behind `StorageUnavailable`."""
+"""The interface of object storage; backends raise `StorageUnavailable` for all failures of the store."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Protocol
 class ObjectStore(Protocol):
     """Whole objects under slash-separated keys such as `results/JOB/1/0.png`.
 
-    This project makes the keys, never its callers. A key that is empty, absolute or has an empty, `.` or `..` part
-    raises `ValueError`. Every other failure raises `StorageUnavailable`, after the retries that the backend makes.
+    A key that is empty, absolute or has an empty, `.` or `..` part raises `ValueError`: this project makes the keys, so
+    that is a bug. Every other failure raises `StorageUnavailable`, after the backend's retries.
     """
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
-        """Store an object, replacing the one at `key`; readers see the old or the new one, never a part."""
+        """Store an object, replacing the one at `key`; readers see the old or the new object, never a part."""
 
     def url(self, key: str, *, expires_s: int) -> str:
         """Return a URL from which anyone can GET the object for `expires_s` seconds, 1 to 604,800.

@@ -1,7 +1,6 @@
-"""Objects in an S3-compatible bucket.
+"""Store objects in an S3-compatible bucket.
 
-Two layers retry. botocore repeats a failed request once, immediately. tenacity then keeps trying for the retry budget,
-but only after failures that may pass: a wrong key or a missing bucket fails immediately, because waiting would hide it.
+Two layers retry: botocore repeats a failed request once, immediately; tenacity then repeats it for the retry budget.
 """
 
 from __future__ import annotations
@@ -36,7 +35,8 @@ _ATTEMPTS_PER_REQUEST = 2
 _FIRST_WAIT_S = 0.4
 _LONGEST_WAIT_S = 8.0
 
-# Failures that may pass, whatever their HTTP status.
+# Failures that may pass, regardless of their HTTP status. A wrong key or a missing bucket fails immediately, because
+# waiting would hide it.
 _TRANSIENT_CODES = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError"})
 _TRANSIENT_ERRORS = (
     exceptions.ConnectionError,
@@ -61,7 +61,7 @@ class S3Store:
         """Open the store without sending anything. Each later call takes at most the budget plus one request.
 
         Args:
-            credentials: keyword arguments of a boto3 session; without them, boto3 searches its usual places.
+            credentials: keyword arguments of a boto3 session; None lets boto3 search its usual places.
         """
         self._bucket = settings.bucket
         self._prefix = prefix
@@ -115,7 +115,7 @@ class S3Store:
         return f"{self._prefix}{validate_key(key)}"
 
     def _put(self, name: str, data: bytes, *, content_type: str) -> None:
-        # The oldest integrity check of S3, which every compatible store makes.
+        # S3's oldest integrity check, which every compatible store performs.
         digest = base64.b64encode(hashlib.md5(data, usedforsecurity=False).digest()).decode()
         self._client.put_object(
             Bucket=self._bucket, Key=name, Body=data, ContentType=content_type, ContentMD5=digest, **self._encryption
@@ -160,7 +160,7 @@ class S3Store:
 
 def _client(settings: S3Settings, *, endpoint_url: str | None, credentials: Mapping[str, str | None]) -> S3Client:
     config = Config(
-        # Without it presigned URLs would be SigV2, which most stores refuse.
+        # By default presigned URLs would be SigV2, which most stores refuse.
         signature_version="s3v4",
         s3={"addressing_style": settings.addressing_style},
         retries={"mode": "standard", "total_max_attempts": _ATTEMPTS_PER_REQUEST},
@@ -181,7 +181,7 @@ def _client(settings: S3Settings, *, endpoint_url: str | None, credentials: Mapp
 
 
 def _encryption(settings: S3Settings) -> dict[str, Any]:
-    """Return the encryption parameters of every PUT; the store alone can check their values."""
+    """Return the encryption parameters of every PUT; only the store can check their values."""
     parameters = {"ServerSideEncryption": settings.sse, "SSEKMSKeyId": settings.sse_kms_key_id}
     return {name: value for name, value in parameters.items() if value}
 
@@ -204,7 +204,8 @@ def _is_transient(error: BaseException) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    """Say what went wrong; the server's own words are quoted and cut, because they come from outside."""
+    """Return a description of the failure."""
+    # The server's text is quoted and cut, because it comes from outside.
     if not isinstance(error, exceptions.ClientError):
         return str(error)[:500]
     details = error.response.get("Error", {})

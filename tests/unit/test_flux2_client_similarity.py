@@ -52,7 +52,7 @@ def test_the_last_steps_samples_are_found_by_their_index(tmp_path):
 def test_a_folder_without_samples_is_named_in_the_error(tmp_path):
     (tmp_path / "notes.txt").touch()
 
-    with pytest.raises(NoSamples, match=f"{tmp_path}: no sample images"):
+    with pytest.raises(NoSamples, match=f"{tmp_path} has no sample images"):
         find_trainer_samples(tmp_path)
 
 
