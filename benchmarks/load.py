@@ -1,6 +1,6 @@
 """Measure the API under load: 200 clients poll once a second while 10 jobs a second are submitted.
 
-A last row shows what clients get, and how soon, while Redis is frozen. Times hold for one run on one machine.
+A last row shows the answers to clients, and their times, while Redis is frozen. Times hold for one run on one machine.
 """
 
 from __future__ import annotations

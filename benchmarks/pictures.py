@@ -2,7 +2,7 @@
 
 A figure is a connected region whose colour differs from the border's. Its colour is the nearest name in `COLOURS`, and
 its shape is the outline that overlaps it best. The outlines come from the generator of the tiny model's training
-pictures, because that generator defines what the words mean to the model.
+pictures, because that generator defines the meaning of the words for the model.
 """
 
 from __future__ import annotations

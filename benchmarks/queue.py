@@ -52,7 +52,7 @@ def main(
 
 
 def _accepting(stack: Stack, client: Client, posts: int) -> list[Row]:
-    """Measure submitting and polling alone: the worker is stopped first, so no job runs."""
+    """Measure submitting and polling without rendering: the worker is stopped first, so no job runs."""
     stack.stop_worker(0)
     redis = stack.ledger().redis
     pushes = [_timed(lambda: redis.lpush("bench", "x" * 1000)) for _ in range(posts)]

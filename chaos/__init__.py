@@ -1,1 +1,1 @@
-"""Proves the ledger's promises under fire: real processes, a seeded nemesis, a complete history, an offline checker."""
+"""Tests the ledger's promises under faults: real processes, a seeded nemesis, a full history, an offline checker."""

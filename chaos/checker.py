@@ -53,10 +53,10 @@ class Violation:
 
 @dataclass(frozen=True)
 class FinalState:
-    """What Redis holds after a run.
+    """The content of Redis after a run.
 
     Attributes:
-        jobs: by id.
+        jobs: jobs by id.
         commits: number of commits by item id.
         queues: names of keys that must not exist any more.
         listed: number of jobs in the listing.

@@ -73,7 +73,7 @@ class Fleet:
 
     Attributes:
         kept_down: names of processes that the supervisor leaves dead.
-        wires: by process name; each process reaches Redis through a wire of its own, which can be cut.
+        wires: wires by process name; each process reaches Redis through its own wire, which can be cut.
     """
 
     def __init__(self, folder: Path, plan: Plan, s3: S3Server, rng: random.Random) -> None:
@@ -161,7 +161,7 @@ class Fleet:
         self.history.add("redis up")
 
     def lose_wakeup(self) -> bool:
-        """Delete one wake-up, as if its publish had failed; False when no wake-up waits, or Redis is away."""
+        """Delete one wake-up, as if its publish had failed; return False if no wake-up waits, or if Redis is away."""
         try:
             taken = self._client.lpop(keys.wake_list("flux2"))
         except (redis.ConnectionError, redis.TimeoutError):
@@ -188,7 +188,7 @@ class Fleet:
         deadline = time.monotonic() + timeout_s
         while not (value := condition()):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{what} did not come within {timeout_s:g} s; see {self.folder}")
+                raise TimeoutError(f"{what}: not reached within {timeout_s:g} s; see {self.folder}")
             self._stopped.wait(_POLL_S)
         return value
 

@@ -23,7 +23,7 @@ class Load:
 
     Attributes:
         jobs: accepted jobs, each with its Idempotency-Key.
-        ended: jobs of which a poll has seen the end.
+        ended: jobs that have ended according to a poll.
     """
 
     def __init__(self, fleet: Fleet, rng: random.Random) -> None:
@@ -46,7 +46,7 @@ class Load:
         self._http.close()
 
     def submit(self, prompts: list[dict[str, Any]], *, twice: bool = False) -> str:
-        """Submit with one key until an answer comes, as a careful client does; return the job's id."""
+        """Submit with one key until the API answers, as a careful client does; return the job's id."""
         key = uuid.UUID(int=self._rng.getrandbits(128)).hex
         body = {"model": "flux2", "loras": [], "prompts": prompts}
         self._fleet.history.add("submit", key=key, items=len(prompts))
@@ -71,7 +71,7 @@ class Load:
         self._fleet.history.add("refused", status=answer.status_code if answer else 0)
 
     def cancel(self, job: str) -> None:
-        """Cancel until an answer comes; the event is `acknowledged` when the job had not ended before."""
+        """Cancel until the API answers; the event is `acknowledged` if the job had not ended before."""
         while not self._stopped.is_set():
             answer = self._request("POST", f"/v1/requests/{job}/cancel")
             if answer is not None and answer.status_code == httpx2.codes.OK:
@@ -86,12 +86,12 @@ class Load:
             self._stopped.wait(_REPEAT_S)
 
     def status(self, job: str) -> dict[str, Any] | None:
-        """Request a job's status once; None when no answer came, or an error."""
+        """Request a job's status once; return None without an answer or after an error."""
         answer = self._request("GET", f"/v1/requests/{job}/status")
         return answer.json() if answer is not None and answer.status_code == httpx2.codes.OK else None
 
     def wait(self, idle_s: float) -> bool:
-        """Wait until polls have seen the end of every job; False when none ended for `idle_s` and some have not."""
+        """Wait until every job has ended according to the polls; return False if none has ended for `idle_s`."""
         ended, deadline = len(self.ended), time.monotonic() + idle_s
         while len(self.ended) < len(self.jobs):
             if len(self.ended) > ended:
@@ -102,7 +102,7 @@ class Load:
         return True
 
     def _request(self, method: str, path: str, **options: Any) -> httpx2.Response | None:
-        """Send one request; None when no answer came, so the request may have had its effect or not."""
+        """Send one request; return None without an answer: the request may or may not have taken effect."""
         try:
             return self._http.request(method, path, **options)
         except httpx2.TransportError:

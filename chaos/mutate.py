@@ -10,7 +10,7 @@ from shared.ledger import lua
 
 
 class Mutation(StrEnum):
-    """The safeguard that is taken out of the product."""
+    """The safeguard that a mutation removes from the product."""
 
     NONE = "none"
     FENCE = "no fence check"
@@ -25,7 +25,7 @@ _GRACE = "if known_run_id then"
 
 
 def apply_mutation(mutation: Mutation) -> None:
-    """Take a safeguard out of the code of this process, until it ends."""
+    """Remove a safeguard from the code of this process."""
     match mutation:
         case Mutation.FENCE:
             _rewrite("commit", _FENCE, "")

@@ -19,7 +19,7 @@ Outcome = Literal["pass", "error", "silence", "ambiguous", "out"]
 
 @dataclass
 class Faults:
-    """How the proxy fails: three shares of the requests, each from 0 to 1, and two states.
+    """The faults of the proxy: three shares of the requests, each from 0 to 1, and two states.
 
     Attributes:
         errors: share answered with 503 SlowDown.

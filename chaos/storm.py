@@ -22,7 +22,7 @@ _FREEZE = 0.3
 _GONE = 0.3
 _CANCEL = 0.1
 _DROP = 0.02
-# When no job ends for this long, the rest never will.
+# If no job ends for this long, the remaining ones never will.
 _IDLE_S = 60.0
 
 

@@ -25,7 +25,7 @@ from worker.consumer.worker_state import WorkerState
 
 _SIDE = 16
 
-# Prompts that cause faults. The two that freeze act on an item's first claim only, or no worker could finish it.
+# Prompts that cause faults. The two that freeze affect an item's first claim only: otherwise no worker could finish it.
 EXIT, CRASH, FAULT, HANG = "please exit", "please crash", "please fault", "please hang"
 FREEZE_IN_UPLOAD, FREEZE_BEFORE_COMMIT = "please freeze in the upload", "please freeze before the commit"
 
@@ -138,7 +138,7 @@ class FreezingStore:
 def freeze(history: History, claim: Claim) -> None:
     """Stop this process with SIGSTOP until another one sends SIGCONT."""
     history.add("froze", item=claim.item_id, fence=claim.fence)
-    # Sent to this thread: with a signal to the process another thread may stop first while this one goes on.
+    # Sent to this thread: after a signal to the process, another thread may stop first while this one continues.
     signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
     history.add("thawed", item=claim.item_id, fence=claim.fence)
 

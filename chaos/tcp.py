@@ -65,7 +65,7 @@ class Wire:
             threading.Thread(target=self._join, args=[near], daemon=True, name="chaos-wire").start()
 
     def _join(self, near: socket.socket) -> None:
-        # On a cut network the connection itself does not come about either.
+        # On a cut network no new connection can be made either.
         self._wait_until_open()
         try:
             far = socket.create_connection((LOOPBACK, self._target))

@@ -1,4 +1,4 @@
-"""`flux2 doctor`: check everything that a running service needs; each finding says what is wrong and what to do.
+"""`flux2 doctor`: check everything that a running service needs; each finding states the problem and its remedy.
 
 The checks write nothing except one probe object in the store, which they delete. A failed check does not hide the
 others, so one run shows all problems.

@@ -11,7 +11,7 @@ from redis.connection import parse_url
 
 from shared.catalog import MODELS
 
-_KEY_BYTES = range(24, 65)  # what the Standard Webhooks specification allows
+_KEY_BYTES = range(24, 65)  # as in the Standard Webhooks specification
 
 
 def _check_redis_url(value: str) -> str:

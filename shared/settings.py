@@ -35,7 +35,7 @@ class RedisSettings(_Section):
 
 
 class QueueSettings(_Section):
-    """How items are queued, leased and retried."""
+    """The queueing, leases and retries of items."""
 
     cap: int = Field(100_000, ge=1, description="Number of queued items at which new jobs are answered 429.")
     lease_ttl_s: float = Field(
@@ -67,7 +67,7 @@ class QueueSettings(_Section):
 
 
 class StorageSettings(_Section):
-    """Where images are stored."""
+    """The storage of images."""
 
     backend: Literal["s3", "directory"] = Field(
         "s3", description="`s3`, or `directory` for files on one host and in tests."
@@ -102,7 +102,7 @@ class S3Settings(_Section):
 
 
 class AdaptersSettings(_Section):
-    """Where adapter files are. The API and the workers must see the same files."""
+    """The adapter files. The API and the workers must see the same files."""
 
     root: Path = Field(
         Path("adapters"), description="Folder that `loras[].path` is relative to; files outside it are refused."

@@ -106,7 +106,7 @@ def main(
 
 
 class _Run(NamedTuple):
-    """What one call of this program measures, and where the results go."""
+    """The measurements of one call of this program, and the destination of their results."""
 
     parts: set[Part]
     engines: list[EngineName]
@@ -125,7 +125,7 @@ def _measure(run: _Run, model: str, *, tiny: bool, settings: Mapping[str, Any]) 
     with torch.no_grad(), ExitStack() as stack:
         if Part.CEILINGS in run.parts:
             measure_ceilings(run.report, run.clock, small=tiny or run.clock.device.type == "cpu")
-            torch.cuda.empty_cache()  # else the placement would count this memory as occupied
+            torch.cuda.empty_cache()  # otherwise the placement would count this memory as occupied
         if run.parts == {Part.CEILINGS}:
             return
         narrow = not run.parts & {Part.COLD, Part.PROMPT, Part.BATCH}
@@ -180,7 +180,7 @@ def _free_memory() -> None:
 
 
 def _toolkit(chosen: Sequence[EngineName] | None) -> Toolkit | None:
-    """Return AI Toolkit's classes if they are wanted and a checkout is configured."""
+    """Return AI Toolkit's classes if their engine is chosen and a checkout is configured."""
     root = Settings().ai_toolkit_path
     if chosen and EngineName.AI_TOOLKIT not in chosen:
         return None

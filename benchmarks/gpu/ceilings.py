@@ -46,8 +46,8 @@ def measure_ceilings(report: Report, clock: Clock, *, small: bool) -> None:
         ratio = {"ratio": fp8 / bf16, "against": BF16}
         report.add(FP8, size=size, median_ms=fp8, **ratio, tflops=_tflops(size, fp8))
     target = torch.empty(4_000_000 if small else 1_000_000_000, dtype=torch.uint8, device=clock.device)
-    locked = pinned_like(target)
-    copy_ms = _sustained_ms(clock, lambda: target.copy_(locked, non_blocking=True), seconds)
+    pinned = pinned_like(target)
+    copy_ms = _sustained_ms(clock, lambda: target.copy_(pinned, non_blocking=True), seconds)
     report.add("host to device copy", size=len(target), median_ms=copy_ms, gb_per_s=len(target) / copy_ms / 1e6)
 
 

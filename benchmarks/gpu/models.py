@@ -85,8 +85,8 @@ _TINY_TEXT = {
 class Checkpoint:
     """A checkpoint of random weights in the real layout; its files stay in memory until the context ends.
 
-    Loading it costs what a worker pays if its files are in the page cache. Each tensor is drawn from its own generator,
-    seeded with the tensor's name.
+    Loading it takes as long as in a worker whose files are in the page cache. Each tensor is drawn from its own
+    generator, seeded with the tensor's name.
 
     Args:
         model: id in the catalogue.
@@ -110,7 +110,7 @@ class Checkpoint:
         self._write(names.autoencoder_file, _bfl_shapes(autoencoder, autoencoder_origins(autoencoder)))
         self._write_text_encoder(_text_config(model, tiny=tiny, narrow=narrow))
         if device.type == "cuda":
-            torch.cuda.empty_cache()  # else the placement would count the drawn weights' memory as occupied
+            torch.cuda.empty_cache()  # otherwise the placement would count the drawn weights' memory as occupied
 
     def __enter__(self) -> Checkpoint:
         return self

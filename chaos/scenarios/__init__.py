@@ -1,1 +1,1 @@
-"""The scenarios: each is a function that harms a fleet and checks what must hold nevertheless."""
+"""The scenarios: each is a function that harms a fleet and checks that the promises still hold."""

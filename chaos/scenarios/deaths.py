@@ -39,10 +39,10 @@ def _lose_wakeup(running: Trial) -> str:
         # Redis wrote the message to the socket of the frozen pop, where no process will ever read it.
         if running.ledger.wakeups.count("flux2") == 0:
             return job
-        # The pop ends after a second; on a busy machine that is before the message comes.
+        # The pop ends after a second; on a busy machine the message may arrive later.
         running.fleet.thaw("worker-0")
         running.fleet.wait(partial(_has_ended, running, job), 30, what="the end of the item")
-    # No TimeoutError: that would count as a violation, which is just what a mutation must show.
+    # No TimeoutError: it would count as a violation, and a violation is the expected result of a mutation.
     raise ServerFailed(f"no wake-up was lost in {_TRIES} tries; run the scenario on a less busy machine")
 
 
@@ -163,8 +163,8 @@ def hung_kernel(lab: Lab) -> Outcome:
 
 
 def duplicates(lab: Lab) -> Outcome:
-    """F12: each wake-up comes four times; each item must start once."""
-    outcome = Outcome("F12", "each wake-up comes four times")
+    """F12: each wake-up is sent four times; each item must start once."""
+    outcome = Outcome("F12", "each wake-up is sent four times")
     with trial(lab, outcome, Plan(workers=2)) as running:
         for _ in range(15):
             running.load.submit([prompt(running.rng)])
@@ -183,7 +183,7 @@ def _outcome(name: str, what: str, mutation: Mutation) -> Outcome:
 
 
 def _alive(pid: int | None) -> bool:
-    """Whether the process runs; a zombie, which nobody has waited for yet, does not."""
+    """Whether the process runs; a zombie, whose parent has not waited for it yet, does not."""
     if pid is None:
         return False
     try:

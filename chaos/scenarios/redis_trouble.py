@@ -24,7 +24,7 @@ def grace(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
     outcome = Outcome("F2", "Redis down for longer than a lease; the workers live")
     if mutation is not Mutation.NONE:
         outcome = Outcome(f"F2 with {mutation.value}", outcome.what, must_fail=True)
-    # Reaping is far more frequent than renewing, so that it comes first when Redis is back.
+    # Reaping is far more frequent than renewing, so that it happens first when Redis is back.
     plan = Plan(workers=3, ttl_s=3.0, reap_s=0.05, renewals=3, step_s=0.1, mutation=mutation)
     with trial(lab, outcome, plan) as running:
         jobs = [running.load.submit([prompt(running.rng, steps=_LONG)]) for _ in range(3)]

@@ -100,7 +100,7 @@ def test_a_swap_gives_the_same_bits_wherever_base_weights_come_from(
 
 
 @pytest.mark.parametrize("pieces", [0, 2, 4])
-def test_bytes_come_to_the_device_from_pinned_pages_and_by_threads(pieces, tmp_path, monkeypatch):
+def test_bytes_reach_the_device_from_pinned_pages_and_through_threads(pieces, tmp_path, monkeypatch):
     monkeypatch.setattr(pinned_file, "_PIECE_BYTES", 3 * mmap.PAGESIZE)
     path, size = tmp_path / "bytes", 10 * mmap.PAGESIZE + 100
     path.write_bytes(random.Random(1).randbytes(size))

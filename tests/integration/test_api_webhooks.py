@@ -154,7 +154,7 @@ def test_a_redirect_is_not_followed(api, receiver, wait_until):
     assert [path for path, _, _ in hook.messages] == ["/hook"]
 
 
-def test_a_receiver_that_drips_its_answer_cannot_hold_a_sender(api, receiver, wait_until):
+def test_a_receiver_that_drips_its_answer_cannot_block_a_sender(api, receiver, wait_until):
     hook = receiver("drip")
     job_id = submit(api, webhook_url=hook.url)
     began = time.monotonic()
@@ -174,7 +174,7 @@ def test_a_job_without_a_webhook_leaves_nothing_to_send(api):
     assert webhook(api, job_id) is None
 
 
-def test_a_job_whose_spec_cannot_be_read_is_reported_like_any_other(api, receiver, wait_until):
+def test_a_job_with_an_unreadable_spec_is_reported_like_any_other(api, receiver, wait_until):
     hook = receiver(200)
     unreadable, fine = submit(api, webhook_url=hook.url), submit(api, webhook_url=hook.url)
     api.ledger.redis.hset(keys.item(f"{unreadable}:0"), "spec", '{"model": "flux2", "future": 1}')
@@ -188,7 +188,7 @@ def test_a_job_whose_spec_cannot_be_read_is_reported_like_any_other(api, receive
     assert "cannot read it" in next(data["error"] for data in sent if data["request_id"] == unreadable)
 
 
-def test_a_message_about_an_unreadable_record_waits_and_does_not_hold_up_others(api, receiver, wait_until, caplog):
+def test_a_message_about_an_unreadable_record_waits_and_does_not_delay_others(api, receiver, wait_until, caplog):
     hook = receiver(200)
     broken, fine = submit(api, webhook_url=hook.url), submit(api, webhook_url=hook.url)
     api.ledger.redis.hset(keys.job(broken), "record", "no JSON")

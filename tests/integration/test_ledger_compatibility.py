@@ -270,7 +270,7 @@ def test_a_repeat_of_a_job_that_the_earlier_version_accepted_is_that_job(old):
         old.accept("new", [spec()], body_hash="other", **options)
 
 
-def test_claims_that_the_earlier_version_gave_go_on(old):
+def test_claims_of_the_earlier_version_stay_valid(old):
     running, canceled = claim_of(old, "running"), claim_of(old, "canceled")
 
     assert old.renew(running, Progress(stage="upload", step=25, steps=25)) == "ok"
@@ -283,7 +283,7 @@ def test_claims_that_the_earlier_version_gave_go_on(old):
     assert [message.job_id for message in old.outbox.reserve_due(reserve_s=1, limit=9)] == ["running"]
 
 
-def test_a_queue_that_the_earlier_version_filled_is_worked_off_in_its_order(old, redis_client, clock):
+def test_a_queue_of_the_earlier_version_is_processed_in_its_order(old, redis_client, clock):
     old.commit(claim_of(old, "running"), None)
     old.commit(claim_of(old, "canceled"), None)
 

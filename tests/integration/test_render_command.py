@@ -58,7 +58,7 @@ def test_each_prompt_becomes_a_picture_with_a_report(flux2_render, tmp_path):
         (request(prompts=[]), "prompts"),
     ],
 )
-def test_what_the_api_would_refuse_is_one_line_here(flux2_render, body, reason):
+def test_a_request_that_the_api_would_refuse_gives_one_line(flux2_render, body, reason):
     done = flux2_render(body)
 
     assert done.returncode == 1

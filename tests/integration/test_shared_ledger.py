@@ -671,7 +671,7 @@ def test_finished_jobs_are_forgotten_after_the_retention_and_no_sooner(redis_cli
     assert [job.job_id for job in ledger.jobs(before=None, limit=9).jobs] == [waiting]
 
 
-def test_the_registry_knows_the_base_model_that_all_live_slots_have_loaded(ledger):
+def test_the_registry_returns_the_base_model_that_all_live_slots_have_loaded(ledger):
     report = {
         "model": "flux2", "state": "ready", "device": "cpu", "precision": "bf16", "engines": "exact", "warm": "base",
         "item": "", "base_drift": "0",

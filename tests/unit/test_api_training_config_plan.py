@@ -124,7 +124,7 @@ def test_a_negative_prompt_of_false_is_empty():
     assert prompt["neg"] == ""
 
 
-def test_settings_that_keep_a_replay_from_being_equal_are_warned_about():
+def test_settings_that_prevent_an_equal_replay_give_a_warning():
     quantised = plan_replay(config({"prompts": ["a"], "seed": -1}, quantize=True))
     plain = plan_replay(config({"prompts": ["a"], "format": "png"}))
 

@@ -44,7 +44,7 @@ def test_after_the_pause_one_call_tries_again_and_the_others_are_refused(wait_un
     assert len(asked) == 2
 
 
-def test_other_errors_do_not_close_the_way_to_redis():
+def test_other_errors_do_not_start_a_pause():
     breaker, asked = Breaker(pause_s=60), []
     with pytest.raises(ValueError, match="mine"):
         ask(breaker, asked, ValueError("mine"))

@@ -199,7 +199,7 @@ def test_a_file_that_was_just_written_is_in_memory_and_an_untouched_hole_is_not(
 
 
 @pytest.mark.parametrize(("user", "share"), [("owner", 1.0), ("root", 1.0), ("writer", 1.0), ("reader", 0.0)])
-def test_the_kernel_is_asked_what_is_in_memory_only_by_users_to_whom_it_says_the_truth(user, share, file, monkeypatch):
+def test_only_owners_and_writers_of_a_file_trust_the_kernels_report_of_its_pages(user, share, file, monkeypatch):
     owner = file.stat().st_uid
     monkeypatch.setattr(os, "geteuid", lambda: {"owner": owner, "root": 0}.get(user, owner + 1))
     monkeypatch.setattr(os, "access", lambda *_: user == "writer")

@@ -43,7 +43,7 @@ def test_two_services_on_one_host_do_not_share_names(tmp_path):
         pass
 
 
-def test_a_worker_waits_for_its_gpu_until_the_last_process_has_ended(tmp_path):
+def test_a_worker_waits_for_its_gpu_until_the_previous_process_has_ended(tmp_path):
     order = []
     entered = threading.Event()
 

@@ -45,7 +45,7 @@ def wait_until_overdue(wait_until, held):
     wait_until(held._overdue, what="the end of the lease by the local clock")
 
 
-def test_work_waits_while_redis_is_away_and_then_goes_on(lease, wait_until):
+def test_work_waits_while_redis_is_away_and_then_continues(lease, wait_until):
     ledger = ScriptedLedger("away")
     went_on = threading.Event()
 

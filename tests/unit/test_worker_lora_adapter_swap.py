@@ -91,11 +91,11 @@ def test_the_warm_key_is_that_of_the_next_step_and_never_of_a_failed_adapter(sta
         (SwapState.FAILED, BASE),
     ],
 )
-def test_the_merged_key_is_known_only_at_the_end(state, merged_key):
+def test_the_merged_key_is_known_only_when_the_swap_has_ended(state, merged_key):
     assert in_state(state).merged_key == merged_key
 
 
-def test_after_a_failure_that_left_no_base_nobody_knows_what_is_merged():
+def test_after_a_failure_without_restored_base_weights_the_merged_key_is_unknown():
     swap = in_state(SwapState.WRITING)
 
     swap.fail(None, base_restored=False)
@@ -131,7 +131,7 @@ def test_a_failure_is_raised_by_the_first_wait_only(error):
     swap.wait()
 
 
-def test_a_failed_swap_waits_for_its_item_only_while_its_failure_is_to_be_raised():
+def test_an_item_can_claim_a_failed_swap_only_until_its_failure_was_raised():
     swap, silent = in_state(SwapState.WRITING), in_state(SwapState.WRITING)
     swap.fail(AdapterRefused("not finite"), base_restored=True)
     silent.fail(None, base_restored=True)

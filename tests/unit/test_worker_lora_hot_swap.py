@@ -96,7 +96,7 @@ def equal(left, right):
     return all(torch.equal(left[name].view(torch.uint8), right[name].view(torch.uint8)) for name in left)
 
 
-def test_each_swap_is_named_by_how_it_differs_from_the_one_before(swapper, adapters):
+def test_each_swap_reports_its_kind(swapper, adapters):
     one, other = adapters(("lora_r4_bf16", 1.0)), adapters(("lora_subset_bf16", 1.0))
 
     changes = [swapper.activate(wanted)[0] for wanted in ([], one, one, other, [], [])]
@@ -113,7 +113,7 @@ def test_another_multiplier_is_another_key(swapper, adapters):
     assert report.multiplier == 0.5
 
 
-def test_base_weights_come_back_to_the_bit_after_many_swaps(swapper, adapters):
+def test_base_weights_are_restored_to_the_bit_after_many_swaps(swapper, adapters):
     base = weights(swapper)
     for multiplier in (1.0, -1.0, 0.3):
         for name in ("lora_r4_bf16", "lora_alllinear_bf16", "lora_subset_bf16"):
@@ -170,7 +170,7 @@ def test_a_swap_from_any_kind_to_any_other_equals_merging_it_afresh(precision, c
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("seed", range(2))
-def test_the_base_comes_back_to_the_bit_after_any_sequence(seed, precision, components, adapters):
+def test_the_base_weights_are_restored_to_the_bit_after_any_sequence(seed, precision, components, adapters):
     choose = random.Random(seed)
     swapper = AdapterSwapper(components(precision))
     base = weights(swapper)
@@ -432,7 +432,7 @@ def test_an_adapter_that_was_never_trained_leaves_even_negative_zeros(swapper, e
     assert torch.signbit(weight[0, 0])
 
 
-def test_a_step_that_starts_while_weights_are_written_takes_the_new_ones(swapper, components, adapters, run_once):
+def test_a_step_that_starts_while_weights_are_written_uses_the_new_weights(swapper, components, adapters, run_once):
     for wanted in (adapters(("lora_alllinear_bf16", 1.0)), adapters(("dora_bf16", 1.0)), []):
         fresh = AdapterSwapper(components("bf16"))
         fresh.activate(wanted)
@@ -470,7 +470,7 @@ def test_the_last_passes_run_with_the_old_weights_while_the_next_are_written(
     assert swapper.count_corrupted() == 0
 
 
-def test_a_swap_begun_for_an_item_that_does_not_come_is_swapped_again(swapper, adapters):
+def test_a_swap_begun_for_an_item_that_never_renders_is_followed_by_another_swap(swapper, adapters):
     base = weights(swapper)
     swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
 
@@ -799,7 +799,7 @@ def test_only_touched_parameters_are_backed_up(components, adapters):
 
 
 @pytest.mark.parametrize("place", ["device", "host", "file"])
-def test_base_weights_come_back_from_every_place_that_backups_can_have(place, components, adapters):
+def test_base_weights_are_restored_from_every_place_of_backups(place, components, adapters):
     swapper = AdapterSwapper(replace(components("bf16"), placement=Placement("resident", place, 0)))
     base = weights(swapper)
 
@@ -883,7 +883,7 @@ def test_a_checkpoint_that_is_replaced_while_a_worker_runs_changes_nothing(from_
     assert equal(weights(swapper), base)
 
 
-def test_a_checkpoint_that_is_written_over_is_never_rendered_with(from_files, adapters):
+def test_a_checkpoint_that_is_overwritten_renders_no_image(from_files, adapters):
     swapper, file = from_files
     swapper.activate(adapters(("lora_r4_bf16", 1.0)))
 
@@ -896,7 +896,7 @@ def test_a_checkpoint_that_is_written_over_is_never_rendered_with(from_files, ad
             swapper.activate(wanted)
 
 
-def test_a_merge_that_fails_over_a_checkpoint_that_was_written_over_leaves_nothing_to_render_with(
+def test_a_merge_that_fails_over_an_overwritten_checkpoint_ends_all_rendering(
     from_files, adapters, failing_at_layer, write_over
 ):
     swapper, file = from_files
@@ -907,7 +907,7 @@ def test_a_merge_that_fails_over_a_checkpoint_that_was_written_over_leaves_nothi
                 swapper.activate(wanted)
 
 
-def test_a_checkpoint_whose_disk_fails_is_never_rendered_with(from_files, adapters, monkeypatch):
+def test_a_checkpoint_whose_disk_fails_renders_no_image(from_files, adapters, monkeypatch):
     swapper, _ = from_files
     swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
 
@@ -920,7 +920,7 @@ def test_a_checkpoint_whose_disk_fails_is_never_rendered_with(from_files, adapte
             swapper.activate([])
 
 
-def test_a_checkpoint_that_is_cut_off_is_never_rendered_with(from_files, adapters):
+def test_a_checkpoint_that_is_cut_off_renders_no_image(from_files, adapters):
     swapper, file = from_files
     swapper.activate(adapters(("lora_alllinear_bf16", 1.0)))
 

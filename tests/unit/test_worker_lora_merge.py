@@ -181,7 +181,7 @@ def test_merged_weights_and_images_are_the_trainers(
         ("lokr_lowrank_no_alpha", "lokr", (3, 6), 2),
     ],
 )
-def test_other_layouts_than_the_trainers_give_their_images(
+def test_layouts_other_than_the_trainers_give_their_images(
     name, kind, ranks, layers, multiplier, components, goldens, cases, sample, adapter_ref, assert_close
 ):
     (case,) = cases(type="adapter_hand", name=name)

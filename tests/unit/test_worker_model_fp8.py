@@ -130,7 +130,7 @@ def test_a_checkpoint_in_float32_is_refused(checkpoint, tmp_path):
         load_components(settings, device=CPU, hf_token=None)
 
 
-def test_a_checkpoint_that_was_written_over_is_never_rendered_with(fast, adapter, monkeypatch):
+def test_a_checkpoint_that_was_overwritten_renders_no_image(fast, adapter, monkeypatch):
     swapper = AdapterSwapper(fast)
     swapper.activate(adapter)
     put_back = swapper._weights._base.restore
@@ -151,7 +151,7 @@ def test_a_checkpoint_that_was_written_over_is_never_rendered_with(fast, adapter
 
 
 @pytest.mark.parametrize("place", ["device", "file"])
-def test_a_checkpoint_that_was_written_over_is_found_even_if_the_change_that_read_it_failed(
+def test_an_overwritten_checkpoint_is_noticed_even_if_the_swap_that_read_it_failed(
     place, checkpoint, adapter, tmp_path, failing_at_layer, write_over
 ):
     folder = shutil.copytree(checkpoint, tmp_path / "own")

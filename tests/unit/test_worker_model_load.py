@@ -89,7 +89,7 @@ def test_a_model_without_a_guidance_embedder_is_recognised(goldens):
     assert "guidance_in.in_layer" not in tensor_names.layer_shapes(transformer)
 
 
-def test_a_decoder_may_be_of_another_width_than_its_encoder(checkpoint, tmp_path):
+def test_a_decoder_may_have_another_width_than_its_encoder(checkpoint, tmp_path):
     tensors = load_file(checkpoint / "ae.safetensors")
     for name, tensor in tensors.items():
         if name.startswith("decoder.") and "post_quant" not in name:
@@ -342,7 +342,7 @@ def test_an_unsound_header_is_refused_with_the_file_and_the_reason(text, problem
 
 
 @pytest.mark.timeout(10)
-def test_the_revision_of_64_gb_needs_no_reading_through(tmp_path):
+def test_the_revision_of_64_gb_is_computed_without_reading_the_whole_file(tmp_path):
     header = b'{"a":{"dtype":"BF16","shape":[32000000000],"data_offsets":[0,64000000000]}}'
     file = tmp_path / "flux2-dev.safetensors"
     with file.open("wb") as handle:

@@ -174,7 +174,7 @@ def noting(self, init, made, *args, **kwargs):
     init(self, *args, **kwargs)
 
 
-def test_a_text_encoder_whose_file_was_written_over_is_never_rendered_with(checkpoint, tmp_path, write_over):
+def test_a_text_encoder_whose_file_was_overwritten_encodes_no_prompt(checkpoint, tmp_path, write_over):
     folder = shutil.copytree(checkpoint / "text_encoder", tmp_path / "text_encoder")
     asked = settings(checkpoint, precision="bf16", text_encoder_place="streamed", text_encoder=str(folder))
     components = load_components(asked, device=CPU, hf_token=None)

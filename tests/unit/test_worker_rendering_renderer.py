@@ -347,7 +347,9 @@ def changing(components, item, goldens, adapter_ref):
     return renderer, coming, render
 
 
-def test_an_item_without_memory_because_of_the_next_items_swap_is_rendered_again_alone(changing, item, monkeypatch):
+def test_an_item_that_the_next_items_swap_leaves_without_memory_is_rendered_again_by_itself(
+    changing, item, monkeypatch
+):
     renderer, coming, render = changing
     expected = Renderer(renderer._components, prompt_cache=4).render(item(), [], on_progress=ignore)
     engine, failed = renderer._engines["exact"], []

@@ -40,7 +40,7 @@ def test_two_steps_at_256_tokens_match_a_hand_worked_schedule():
     assert sigmas(2, 256) == pytest.approx([1.0, 0.6224593, 0.0], abs=1e-7)
 
 
-def test_the_shift_goes_on_growing_beyond_4096_tokens():
+def test_the_shift_keeps_growing_beyond_4096_tokens():
     # 0.5 + (9216 - 256) * 0.65 / 3840 = 0.5 + 1.516667
     assert shift(9216) == pytest.approx(2.0166667)
 

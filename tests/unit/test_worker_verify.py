@@ -82,7 +82,7 @@ def test_results_that_depend_on_no_kernel_are_exact(report):
     assert all(outcome["exact"] for outcome in report["outcomes"] if outcome["type"] in exact)
 
 
-def test_the_last_line_counts_and_the_exit_code_is_0(goldens):
+def test_the_last_line_counts_the_cases_and_the_exit_code_is_0(goldens):
     done = verify(goldens, "--only", "noise", "--dtype", "bf16")
 
     assert done.exit_code == 0

@@ -1,4 +1,4 @@
-"""Report to the ledger that this worker is alive, what it does and which adapters it has merged."""
+"""Report to the ledger that this worker is alive, with its state and the adapters that it has merged."""
 
 from __future__ import annotations
 

@@ -91,8 +91,8 @@ class AdapterSwap:
     def can_be_claimed_for(self, key: str) -> bool:
         """Whether this swap leads to these adapters and no item has claimed it yet."""
         with self._changed:
-            # A failure that is still to be raised is the waiting item's. Without one, nothing would tell the item that
-            # the adapters are not in the weights.
+            # A failure that `wait` has not raised yet will fail this item. If it was raised already, the item would
+            # render without noticing that the adapters are not in the weights.
             is_over = self._state is SwapState.FAILED and self._failure is None
             return not self._is_claimed and self.key == key and not is_over
 

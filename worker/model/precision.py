@@ -16,7 +16,7 @@ from shared.job import Engine
 
 
 class WeightStorage(Enum):
-    """How the weights of linear layers are stored on the device."""
+    """The storage format of the weights of linear layers on the device."""
 
     #: In the dtype of the activations.
     DENSE = auto()

@@ -26,7 +26,7 @@ from worker.model.placement import weight_bytes
 
 @dataclass(frozen=True)
 class Family:
-    """How FLUX.2 reads one family of language models.
+    """One family of language models, and the parts of it that FLUX.2 reads.
 
     Attributes:
         hidden_states: indices, where 0 is the token embedding and n the output of layer n.

@@ -19,7 +19,7 @@ def load_tokenizer(folder: Path, *, family: Family = MISTRAL) -> PreTrainedToken
     """Return the tokenizer of tokenizer.json with its chat template, or the processor's template.
 
     Raises:
-        CheckpointError: the tokenizer cannot be loaded, or lacks what the family needs.
+        CheckpointError: the tokenizer cannot be loaded, or lacks an attribute that the family needs.
     """
     try:
         with quiet_transformers():

@@ -6,9 +6,9 @@
 --     priority         0 (first) to 9
 --     record           JSON text that the API reads back
 --     items            list of {spec = JSON text, adapter_key}
---     idempotency_key  absent where the caller sent none
+--     idempotency_key  absent if the caller sent none
 --     body_hash        identity of the request body, compared when the key is seen again
---     webhook_url      absent where nobody is to be notified
+--     webhook_url      absent if the caller wants no webhook
 --   cap                queued items that one pool may have
 --   idempotency_ttl_s  how long a key is remembered
 -- Keys: job, item, idem, jobs, seq, pending, shares, lanes, lane
@@ -16,7 +16,7 @@
 --   {'conflict', idempotency key seen with another body} | {'full', queued items of the pool without room}
 local now = now_ms()
 
--- Jobs that this call is going to store: what two jobs of one call share is not in Redis yet when it is looked for.
+-- Jobs and keys that this call will store: a second job of the call with the same id or key cannot find them in Redis.
 local planned_ids, planned_keys = {}, {}
 
 local function exists(id)
@@ -33,7 +33,7 @@ local function look_up(job)
       if hash ~= job.body_hash then return 'conflict', id end
       -- The job's own id: the client sent this accept twice because the first reply was lost.
       if id == job.id then return 'accepted', id end
-      -- A key outlives its job where the retention is shorter; it then stands for a new job.
+      -- With a short retention a key outlives its job; it then stands for a new job.
       if exists(id) then return 'repeat', id end
     end
   end
@@ -71,7 +71,7 @@ local function store(job)
   end
 end
 
--- Nothing is written before every job has passed: a script that ends early does not undo its writes.
+-- Nothing is written before every job has been checked: a script that ends early does not undo its writes.
 local answers, new_jobs, needed = {}, {}, {}
 for position, job in ipairs(args.jobs) do
   local outcome, id = look_up(job)

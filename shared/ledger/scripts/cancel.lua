@@ -1,8 +1,8 @@
--- Cancel a job: queued items end at once, running ones learn of it at their next renewal. An ended job stays as it is.
+-- Cancel a job: queued items end at once, running ones at the next renewal of their lease. An ended job does not change.
 --
 -- Arguments: job_id
 -- Keys: job, item, pending, shares, lanes, lane, done, outbox
--- Returns 1, or 0 where no such job exists
+-- Returns 1, or 0 if no such job exists
 local now = now_ms()
 local job = args.job_id
 local key = job_key(job)

@@ -30,7 +30,7 @@ local function precedes(one, other)
   return false
 end
 
--- Return the share whose turn it is (by priority, running items, time since it was last served) and its priority.
+-- Return the next share (by priority, then fewest running items, then longest unserved) and its priority.
 local function next_share(pool)
   local best_rank, best_share
   for _, share in ipairs(redis.call('HKEYS', shares_key(pool))) do

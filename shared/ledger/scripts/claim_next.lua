@@ -13,8 +13,8 @@ local function claim_of(id)
   return {id, fence, attempt, spec, queued_ms, now}
 end
 
--- Forget when tenants were served, once that is longer ago than the wait bound: their turn is next either way.
--- Four at random are enough to keep the hash small, since a claim adds one at most.
+-- Forget tenants that were last served before the wait bound: they are next with or without their entry.
+-- Four random entries for each claim keep the hash small, because a claim adds one entry at most.
 local function forget_served(pool)
   local served = served_key(pool)
   local sample = redis.call('HRANDFIELD', served, 4, 'WITHVALUES')

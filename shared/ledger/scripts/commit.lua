@@ -11,7 +11,7 @@ local id, outcome = args.item_id, args.outcome
 local key = item_key(id)
 local state, fence, job, pool, tenant, started_ms = fields(key, 'state', 'fence', 'job', 'pool', 'tenant', 'started_ms')
 
--- A record that is gone has no fence, and is as stale.
+-- A record that no longer exists has no fence, so its commit is stale too.
 if tonumber(fence or 0) ~= args.fence then return 'stale' end
 if state ~= 'running' then
   if state == outcome then return 'repeated' end

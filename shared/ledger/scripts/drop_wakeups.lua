@@ -1,4 +1,4 @@
--- Drop wake-up messages beyond the queued items: a cancel takes items out of the queue, but not Celery's messages.
+-- Drop wake-up messages beyond the queued items: a cancel removes items from the queue, but not Celery's messages.
 --
 -- Arguments:
 --   pool
@@ -10,6 +10,6 @@ local list = wake_list_key(args.pool)
 local surplus = redis.call('LLEN', list) - redis.call('ZCARD', pending_key(args.pool)) - args.keep
 local count = math.min(surplus, args.limit)
 if count <= 0 then return 0 end
--- Messages carry no id, so any may go. Celery pops the tail; the head costs it nothing.
+-- Messages carry no id, so any of them can be dropped. Celery pops the tail, so the head is dropped.
 redis.call('LTRIM', list, count, -1)
 return count

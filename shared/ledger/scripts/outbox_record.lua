@@ -1,4 +1,4 @@
--- Record what became of a webhook message.
+-- Record the outcome of an attempt to deliver a webhook message.
 --
 -- Arguments:
 --   job_id
@@ -6,7 +6,7 @@
 --   wait_ms  time until a waiting message is due again
 --   error    why it was not delivered; empty for a delivered one
 -- Keys: outbox, job
--- Returns 1, or 0 where the job is not in the outbox: it was forgotten, or another sender was first
+-- Returns 1, or 0 if the job is not in the outbox: it was forgotten, or another sender was first
 local now = now_ms()
 local job = args.job_id
 if not redis.call('ZSCORE', OUTBOX, job) then return 0 end

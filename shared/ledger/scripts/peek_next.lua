@@ -1,4 +1,4 @@
--- Return what claim_next would claim now; changes nothing.
+-- Return the spec of the item that claim_next would claim now; changes nothing.
 --
 -- Arguments: those of choose.lua
 -- Keys read: those of choose.lua

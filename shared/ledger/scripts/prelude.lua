@@ -34,19 +34,20 @@ local function served_key(pool) return PREFIX .. 'served:' .. pool end
 local function pace_key(pool) return PREFIX .. 'pace:' .. pool end
 local function wake_list_key(pool) return PREFIX .. 'wake.' .. pool end
 
--- The time in ms since the epoch. Redis' clock is the only one, so that clocks of hosts do not matter; tests pass one.
+-- Return the time in ms since the epoch, by Redis' clock, so that differences between hosts do not matter. Tests pass
+-- a time instead.
 local function now_ms()
   if args.now_ms then return args.now_ms end
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
--- Return the named fields of a hash, as so many values.
+-- Return the named fields of a hash as multiple values.
 local function fields(key, ...)
   return unpack(redis.call('HMGET', key, ...))
 end
 
--- A pool is what a worker must offer to claim an item: a model and an engine. Queues and pace are kept for each pool.
+-- A pool is a model and an engine, which a worker must offer to claim an item. Each pool has its own queue and pace.
 -- A share is a priority and a tenant; a lane holds the queued items of one share that want the same adapters. A lane
 -- is scored by its oldest item, so that choosing costs by the number of shares and slots, not of lanes or items.
 local function share_of(lane) return lane:match('^%d+|[^|]*') end

@@ -9,7 +9,7 @@
 local now = now_ms()
 local reply = {requeued = {}, ended = {}, grace = false}
 
--- Items handled in one step; Redis serves nobody else during it.
+-- Items handled in one step; Redis serves no other client during it.
 local EXPIRED_AT_ONCE = 200
 
 -- Another run id means that Redis was away, when no worker could renew: every lease gets a full term of grace. On the

@@ -5,7 +5,7 @@
 -- Returns the number of jobs forgotten
 local now = now_ms()
 
--- Jobs forgotten in one step; Redis serves nobody else during it.
+-- Jobs forgotten in one step; Redis serves no other client during it.
 local JOBS_AT_ONCE = 100
 
 local jobs = redis.call('ZRANGEBYSCORE', DONE, '-inf', now - args.retention_ms, 'LIMIT', 0, JOBS_AT_ONCE)
