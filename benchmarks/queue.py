@@ -89,7 +89,7 @@ def _rendering(stack: Stack, client: Client, jobs: int) -> list[Row]:
     return [
         _row("queued to claimed, idle worker", waited),
         load,
-        _row("adapter change (restore and merge)", changed, against=load),
+        _row("adapter swap (restore and merge)", changed, against=load),
     ]
 
 

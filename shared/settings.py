@@ -186,7 +186,7 @@ class WorkerSettings(_Section):
     stall_s: float = Field(
         180.0,
         gt=0,
-        description="Seconds without progress after which a kernel is taken to hang and the worker process ends.",
+        description="Seconds without progress after which a kernel counts as hung and the worker process ends.",
     )
     lock_dir: Path | None = Field(
         None,

@@ -27,7 +27,7 @@ class Claim:
 
     @property
     def job_id(self) -> str:
-        # The last colon separates the index, whatever the job's id contains.
+        # The last colon separates the index: the job's id may contain colons.
         return self.item_id.rpartition(":")[0]
 
     @property

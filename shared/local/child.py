@@ -120,7 +120,7 @@ class ChildProcess:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # The server inherits the lock, so the folder stays locked until the server ends, however it ends.
+                # The server inherits the lock, so the folder stays locked until the server ends, even by SIGKILL.
                 pass_fds=(lock,),
             )
         self._guard = subprocess.Popen(

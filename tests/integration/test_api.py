@@ -1,4 +1,4 @@
-"""What a client sees, over real HTTP; the tests play the worker on the ledger."""
+"""The API over real HTTP; the tests act as the worker on the ledger."""
 
 import hashlib
 import json

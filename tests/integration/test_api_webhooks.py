@@ -1,4 +1,4 @@
-"""Webhooks from the end of a job to a receiver on a real socket, and none to an address that must not get any."""
+"""Webhooks from the end of a job to a receiver on a real socket; private addresses receive none."""
 
 import ipaddress
 import json

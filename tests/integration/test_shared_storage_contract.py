@@ -1,4 +1,4 @@
-"""What every object store does, on real SeaweedFS and on a real folder."""
+"""The behaviour of every object store, on real SeaweedFS and in a real folder."""
 
 import os
 import time

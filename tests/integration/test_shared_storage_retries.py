@@ -1,4 +1,4 @@
-"""How the S3 store meets a failing endpoint: a real HTTP server that answers as it is told."""
+"""The S3 store against a failing endpoint: a real HTTP server with scripted answers."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""The checker finds each kind of breach: each history is good but for one thing."""
+"""The checker finds each kind of breach: each history has exactly one fault."""
 
 import io
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""The client against servers that are not this API, and what its package offers."""
+"""The client against servers that are not this API, and the names that its package offers."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""What each part pulls in, seen in a fresh interpreter: the import contracts cannot see indirect third parties."""
+"""The packages that each part imports, in a fresh interpreter: import contracts miss indirect third parties."""
 
 import pkgutil
 import subprocess

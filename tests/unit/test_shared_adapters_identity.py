@@ -1,4 +1,4 @@
-"""The sha256 of an adapter file is always that of its present bytes."""
+"""The sha256 of an adapter file is always that of its current bytes."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What can be told of an adapter file."""
+"""The description of an adapter file: its kind, its layers, its base, and why it is refused."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Paths of callers: only files under the root are found, and nothing else is told about."""
+"""Paths of callers: only files under the root are found, and errors reveal nothing else."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""A process that dies at once is restarted ever more rarely."""
+"""A process that dies immediately is restarted after growing waits."""
 
 from shared.local.backoff import Backoff
 

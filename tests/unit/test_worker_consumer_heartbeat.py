@@ -1,4 +1,4 @@
-"""The heartbeat sends what is true when it is sent, and never announces a slot again that was withdrawn."""
+"""The heartbeat reports the current state, and never announces a withdrawn slot again."""
 
 import threading
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The states of one adapter swap: what leads from one to another, and which adapters each advertises as warm."""
+"""The states of one adapter swap: their transitions, and the adapters that each state advertises as warm."""
 
 import threading
 

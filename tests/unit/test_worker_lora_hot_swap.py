@@ -1,4 +1,4 @@
-"""Swaps of adapters: which bits they leave, what makes them fail, and which weights remain then."""
+"""Swaps of adapters: the bits after each swap, the causes of failures, and the weights after a failure."""
 
 import errno
 import itertools

@@ -1,4 +1,4 @@
-"""The embedded demonstration model: the real files' layout, and pictures that show what was asked for.
+"""The embedded demonstration model: the real files' layout, and pictures that show their prompts.
 
 Prompts here are neither those it is scored on (`make score-tiny`) nor those it was tuned by.
 """

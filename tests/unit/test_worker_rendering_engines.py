@@ -1,4 +1,4 @@
-"""What the two engines share, and this project's code around AI Toolkit's classes.
+"""The parts that the two engines share, and this project's code around AI Toolkit's classes.
 
 Those classes themselves run in tests/integration/test_engine_toolkit.py, where a checkout is at hand.
 """

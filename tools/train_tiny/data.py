@@ -404,7 +404,7 @@ _SCENES: list[Callable[[Picture, random.Random], str] | None] = [
 
 
 def _background(rng: random.Random, *, avoid: set[str], mention: float = 0.45) -> tuple[list[float], str]:
-    """Return a background and its words; without words it is nearly white, or grey if white is to be avoided."""
+    """Return a background and its words; without words it is nearly white, or grey if `avoid` contains white."""
     word = rng.choice(["background", "background", "backdrop"])
     joint = rng.choice([" on ", " on ", " against ", ", "])
     free = [name for name in COLOURS if name not in avoid]

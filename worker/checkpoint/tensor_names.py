@@ -19,7 +19,7 @@ from shared.layer_names import DOUBLE_BLOCK_LAYERS, LAYERS, SINGLE_BLOCK_LAYERS,
 
 @dataclass(frozen=True)
 class Origin:
-    """The BFL tensor that a diffusers tensor comes from, and which of its rows.
+    """The BFL tensor, and its rows, that one diffusers tensor holds.
 
     Attributes:
         tensor: BFL's name; the tables below leave out its last part, the tensor's name inside its module.

@@ -179,7 +179,7 @@ class Lease:
 
     def _renew(self, progress: Progress) -> None:
         asked_at = time.monotonic()
-        # Outside the lock: a silent Redis takes seconds to time out, and steps go on until the lease is overdue.
+        # Outside the lock: a silent Redis takes seconds to time out, and steps continue until the lease is overdue.
         try:
             answer = self._ledger.renew(self.claim, progress)
         except LedgerUnavailable as error:

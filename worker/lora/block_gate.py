@@ -135,7 +135,7 @@ class BlockGate:
         with self._changed:
             self._changed.wait_for(lambda: not self._is_closed or group in self._written)
             event = self._written.get(group) if self._is_closed else None
-        # Outside the lock, and only the stream waits: this thread goes on to queue the block's kernels.
+        # Outside the lock, and only the stream waits: this thread continues and queues the block's kernels.
         if event is not None:
             torch.cuda.current_stream(self._device).wait_event(event)
 

@@ -240,7 +240,7 @@ class AdapterSwapper:
     def _write(self, swap: AdapterSwap, merges: Sequence[Merge]) -> None:
         """Write the weights on the writing thread's stream; end the swap once every block may run."""
         if swap.state is SwapState.FAILED:
-            # Its thread could not be started, and the executor has kept the call for the thread of a later swap.
+            # The swap's thread could not be started, and the executor runs its call in the thread of a later swap.
             return
         base_restored = False
         try:
