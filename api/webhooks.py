@@ -13,7 +13,7 @@ from typing import Final
 from api.webhook_message import Delivery, message_body, message_id, post_message
 from shared.errors import LedgerUnavailable
 from shared.ledger import Ledger
-from shared.ledger.outbox import Message
+from shared.ledger.outbox import WebhookMessage
 from shared.settings import Settings
 
 logger = logging.getLogger("flux2.api.webhooks")
@@ -59,7 +59,7 @@ class Courier(threading.Thread):
         if self.is_alive():
             self.join()
 
-    def _deliver(self, message: Message) -> None:
+    def _deliver(self, message: WebhookMessage) -> None:
         """Send one message and record the outcome; log every error."""
         # Never raises: an error in one message must not delay the others.
         try:
@@ -73,7 +73,7 @@ class Courier(threading.Thread):
         except Exception:
             logger.exception("outcome not recorded; the message is sent again", extra={"job": message.job_id})
 
-    def _attempt(self, message: Message) -> Delivery | None:
+    def _attempt(self, message: WebhookMessage) -> Delivery | None:
         """Send one message; return None if its job's record has expired."""
         try:
             job = self._ledger.job(message.job_id)
@@ -88,7 +88,7 @@ class Courier(threading.Thread):
             logger.exception("message not sent", extra={"job": message.job_id, "attempt": message.attempt})
             return Delivery(error=f"not sent: {type(error).__name__}")
 
-    def _record(self, message: Message, delivery: Delivery) -> None:
+    def _record(self, message: WebhookMessage, delivery: Delivery) -> None:
         extra = {"job": message.job_id, "attempt": message.attempt, "error": delivery.error}
         if not delivery.error:
             logger.info("webhook delivered", extra=extra)

@@ -10,7 +10,7 @@ import typer
 
 from shared import logs
 from shared.settings import Settings
-from worker.verify.outcome import CaseType, Precision, VerifiedEngine, as_json, line, summary
+from worker.verify.outcome import CaseType, Precision, VerifiedEngine, format_json, format_line, format_summary
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -128,7 +128,7 @@ def verify(
     for outcome in started.outcomes:
         outcomes.append(outcome)
         if not as_one_json:
-            typer.echo(line(outcome, widths=started.widths))
-    typer.echo(as_json(outcomes, started.about) if as_one_json else f"\n{summary(outcomes)}")
+            typer.echo(format_line(outcome, widths=started.widths))
+    typer.echo(format_json(outcomes, started.about) if as_one_json else f"\n{format_summary(outcomes)}")
     if not all(outcome.passed for outcome in outcomes):
         raise typer.Exit(1)

@@ -24,7 +24,7 @@ def measure_swaps(session: Session, folder: Path) -> None:
         folder: where the two adapters are written.
     """
     swapper, step_ms, size = session.renderer.swapper, session.step_ms(), session.plan.sizes[0]
-    start, passes = session.starting_noise(size), 1 if session.components.distilled else 2
+    start, passes = session.starting_noise(size), 1 if session.components.is_distilled else 2
     a, b = (session.adapter(folder, name) for name in "AB")
     times: dict[str, list[float]] = {}
     corrupted = 0

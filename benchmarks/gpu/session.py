@@ -105,7 +105,7 @@ class Session:
         marks: list[Any] = []
         latents = engine.denoise(
             self.starting_noise(size, seeds) if start is None else start,
-            DenoisingInputs(steps, _GUIDANCE, prompt, None if self.components.distilled else negative),
+            DenoisingInputs(steps, _GUIDANCE, prompt, None if self.components.is_distilled else negative),
             on_step=lambda *_: marks.append(self.clock.mark()),
         )
         return latents, self.clock.between(marks)

@@ -72,7 +72,7 @@ class LayerUpdate:
 
 
 @dataclass
-class Group:
+class TensorGroup:
     """The tensors under one module name, by role."""
 
     target: Target
@@ -91,7 +91,7 @@ class Group:
         return LayerUpdate(self.target.layer, kind, dict(self.tensors), shape, rank, self.target.rows)
 
 
-def parse_update(group: Group, header: Header) -> LayerUpdate:
+def parse_update(group: TensorGroup, header: Header) -> LayerUpdate:
     """Return the update that one layer's tensors form.
 
     Raises:
@@ -113,7 +113,7 @@ def describe_missing_half(key: str) -> str:
     return f"{key!r} is a {suffix.split('.')[1]} without its {_OTHER_HALVES[suffix]}"
 
 
-def _parser_for(group: Group) -> Callable[[Group, Header], LayerUpdate]:
+def _parser_for(group: TensorGroup) -> Callable[[TensorGroup, Header], LayerUpdate]:
     roles = group.tensors.keys() - {"alpha"}
     families = [family for family in (_LORA, _LOKR, {"diff"}) if roles & family]
     if not families:
@@ -131,7 +131,7 @@ def _parser_for(group: Group) -> Callable[[Group, Header], LayerUpdate]:
     return _fullrank if roles == {"down"} else _lora
 
 
-def _lora(group: Group, header: Header) -> LayerUpdate:
+def _lora(group: TensorGroup, header: Header) -> LayerUpdate:
     """Read a LoRA, or a DoRA if there is a magnitude."""
     for role, other in (("down", "up"), ("up", "down")):
         if role not in group.tensors:
@@ -150,26 +150,26 @@ def _lora(group: Group, header: Header) -> LayerUpdate:
     return group.update("lora" if key is None else "dora", (up[0], down[1]), rank=down[0])
 
 
-def _fullrank(group: Group, header: Header) -> LayerUpdate:
+def _fullrank(group: TensorGroup, header: Header) -> LayerUpdate:
     """Read a lora_A without a lora_B as a full-rank update."""
     # `check_fits_base` refuses it as half a LoRA if its shape is not the layer's.
     _refuse_alpha(group)
     return group.update("fullrank", group.shape("down", header), rank=None)
 
 
-def _diff(group: Group, header: Header) -> LayerUpdate:
+def _diff(group: TensorGroup, header: Header) -> LayerUpdate:
     _refuse_alpha(group)
     return group.update("diff", group.shape("diff", header), rank=None)
 
 
-def _refuse_alpha(group: Group) -> None:
+def _refuse_alpha(group: TensorGroup) -> None:
     if "alpha" in group.tensors:
         other = next(key for role, key in group.tensors.items() if role != "alpha")
         reason = describe_missing_half(other) if "down" in group.tensors else f"{other!r} has no rank"
         raise AdapterRefused(f"{reason}, so {group.tensors['alpha']!r} scales nothing")
 
 
-def _lokr(group: Group, header: Header) -> LayerUpdate:
+def _lokr(group: TensorGroup, header: Header) -> LayerUpdate:
     (a, b), first = _factor("w1", group, header)
     (c, d), second = _factor("w2", group, header)
     if first is not None and second is not None and first != second:
@@ -187,7 +187,7 @@ def _lokr(group: Group, header: Header) -> LayerUpdate:
     return replace(update, tensors=used, ignored=(alpha,))
 
 
-def _factor(name: str, group: Group, header: Header) -> tuple[tuple[int, int], int | None]:
+def _factor(name: str, group: TensorGroup, header: Header) -> tuple[tuple[int, int], int | None]:
     """Return the shape of one Kronecker factor, and its rank if it is stored as a product."""
     present = [role for role in (name, f"{name}_a", f"{name}_b") if role in group.tensors]
     if present == [name]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from shared.adapters.header_json import Header
-from shared.adapters.kinds import ROLES, Group, LayerUpdate, describe_missing_half, parse_update
+from shared.adapters.kinds import ROLES, LayerUpdate, TensorGroup, describe_missing_half, parse_update
 from shared.adapters.names import PREFIX, parse_target, strip_prefix
 from shared.errors import AdapterMismatch, AdapterRefused
 from shared.layer_names import Rows, Target
@@ -53,10 +53,10 @@ def parse_layout(header: Header) -> AdapterLayout:
     """
     if not header.tensors:
         raise AdapterRefused("the file holds no tensors, so it matches no layer")
-    groups: dict[str, Group] = {}
+    groups: dict[str, TensorGroup] = {}
     for key in header.tensors:
         module, suffix = _split(key)
-        group = groups.setdefault(module, Group(_target(key, module)))
+        group = groups.setdefault(module, TensorGroup(_target(key, module)))
         twin = group.tensors.setdefault(ROLES[suffix], key)
         if twin != key:
             raise AdapterRefused(f"{twin!r} and {key!r} are the same tensor of one layer under two names")
@@ -148,9 +148,9 @@ def _foreign(key: str, table: Iterable[tuple[str, str]]) -> AdapterRefused:
     )
 
 
-def _check_overlaps(groups: Iterable[Group]) -> None:
+def _check_overlaps(groups: Iterable[TensorGroup]) -> None:
     """Refuse two updates of the same rows, because their order would decide the result."""
-    seen: dict[str, list[Group]] = {}
+    seen: dict[str, list[TensorGroup]] = {}
     for group in groups:
         # A diffusers file may update the three thirds of a qkv layer separately.
         others = seen.setdefault(group.target.layer, [])

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shared.ledger import keys
-from shared.ledger.session import Session, ms
+from shared.ledger.session import Session, to_ms
 
 
 @dataclass(frozen=True)
-class Message:
+class WebhookMessage:
     """One message that is due; `attempt` is 1 the first time."""
 
     job_id: str
@@ -25,22 +25,22 @@ class Outbox:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def reserve_due(self, *, reserve_s: float, limit: int) -> Sequence[Message]:
+    def reserve_due(self, *, reserve_s: float, limit: int) -> Sequence[WebhookMessage]:
         """Return due messages, and reserve them for this sender for `reserve_s`."""
         # If the sender dies, its messages are due again when that time is over.
         # Redis replies with one flat list: three values for each message.
-        flat = self._session.run("outbox_reserve", reserve_ms=ms(reserve_s), limit=limit)
-        return [Message(job, url, int(attempt)) for job, url, attempt in zip(*[iter(flat)] * 3, strict=True)]
+        flat = self._session.run("outbox_reserve", reserve_ms=to_ms(reserve_s), limit=limit)
+        return [WebhookMessage(job, url, int(attempt)) for job, url, attempt in zip(*[iter(flat)] * 3, strict=True)]
 
-    def mark_delivered(self, message: Message) -> None:
+    def mark_delivered(self, message: WebhookMessage) -> None:
         """Remove a message whose receiver has confirmed it."""
         self._record(message, "delivered")
 
-    def postpone(self, message: Message, *, wait_s: float, error: str) -> None:
+    def postpone(self, message: WebhookMessage, *, wait_s: float, error: str) -> None:
         """Keep a message that could not be delivered; it is due again in `wait_s`."""
         self._record(message, "waiting", wait_s=wait_s, error=error)
 
-    def mark_failed(self, message: Message, *, error: str) -> None:
+    def mark_failed(self, message: WebhookMessage, *, error: str) -> None:
         """Remove a message that will not be sent again."""
         self._record(message, "failed", error=error)
 
@@ -50,6 +50,11 @@ class Outbox:
             return int(self._session.redis.zcard(keys.OUTBOX))
 
     def _record(
-        self, message: Message, state: Literal["delivered", "waiting", "failed"], *, wait_s: float = 0, error: str = ""
+        self,
+        message: WebhookMessage,
+        state: Literal["delivered", "waiting", "failed"],
+        *,
+        wait_s: float = 0,
+        error: str = "",
     ) -> None:
-        self._session.run("outbox_record", job_id=message.job_id, state=state, wait_ms=ms(wait_s), error=error)
+        self._session.run("outbox_record", job_id=message.job_id, state=state, wait_ms=to_ms(wait_s), error=error)

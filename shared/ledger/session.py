@@ -58,6 +58,6 @@ class Session:
             return self._scripts[script](args=[text])
 
 
-def ms(seconds: float) -> int:
+def to_ms(seconds: float) -> int:
     """Convert seconds to the whole milliseconds that scores and scripts count in."""
     return int(seconds * 1000)

@@ -21,7 +21,7 @@ from shared.ledger.acceptance import AcceptedJob, Submission
 from shared.ledger.claim import Claim, ReapResult
 from shared.ledger.connection import Client, connect
 from shared.ledger.outbox import Outbox
-from shared.ledger.session import Session, ms
+from shared.ledger.session import Session, to_ms
 from shared.ledger.views import JobPage, JobView
 from shared.ledger.wakeups import WakeupQueues
 from shared.ledger.workers import SLOT_TTL_MS, WorkerRegistry
@@ -169,7 +169,7 @@ class Ledger:
             "claim_next",
             **self._preference(pools, slot, warm),
             boot=boot,
-            lease_ttl_ms=ms(self._settings.lease_ttl_s),
+            lease_ttl_ms=to_ms(self._settings.lease_ttl_s),
             # Fixed for this call, which the client may send twice when a connection breaks.
             nonce=uuid.uuid4().hex,
         )
@@ -197,7 +197,7 @@ class Ledger:
             "renew",
             item_id=claim.item_id,
             fence=claim.fence,
-            lease_ttl_ms=ms(self._settings.lease_ttl_s),
+            lease_ttl_ms=to_ms(self._settings.lease_ttl_s),
             progress_json=progress.model_dump_json(),
         )
         return answer
@@ -242,7 +242,7 @@ class Ledger:
         reply = json.loads(
             self._session.run(
                 "reap",
-                lease_ttl_ms=ms(self._settings.lease_ttl_s),
+                lease_ttl_ms=to_ms(self._settings.lease_ttl_s),
                 max_attempts=self._settings.max_attempts,
                 error_json=WORKER_LOST.model_dump_json(),
             )
@@ -267,7 +267,7 @@ class Ledger:
 
     def sweep(self) -> int:
         """Forget some of the jobs that ended longer ago than the retention; return how many."""
-        return int(self._session.run("sweep", retention_ms=ms(self._settings.retention_s)))
+        return int(self._session.run("sweep", retention_ms=to_ms(self._settings.retention_s)))
 
     def job(self, job_id: str) -> JobView | None:
         """Read a job with all its items; None if no such job exists."""
@@ -291,7 +291,7 @@ class Ledger:
             "pools": list(pools),
             "slot": slot,
             "warm": warm,
-            "wait_bound_ms": ms(self._settings.wait_bound_s),
+            "wait_bound_ms": to_ms(self._settings.wait_bound_s),
             "slot_ttl_ms": SLOT_TTL_MS,
         }
 

@@ -6,7 +6,7 @@ Celery sends and consumes the messages; the ledger only compares their number wi
 from __future__ import annotations
 
 from shared.ledger import keys
-from shared.ledger.session import Session, ms
+from shared.ledger.session import Session, to_ms
 
 
 class WakeupQueues:
@@ -15,7 +15,7 @@ class WakeupQueues:
     def __init__(self, session: Session, *, audit_s: float) -> None:
         self._session = session
         # Two periods, so that a leader that is a little late stays the leader.
-        self._leadership_ms = ms(2 * audit_s)
+        self._leadership_ms = to_ms(2 * audit_s)
 
     def count(self, pool: str) -> int:
         """Count the wake-ups that no worker has consumed yet."""

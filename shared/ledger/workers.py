@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from shared.job import ENGINES, Engine, pool
 from shared.ledger import keys
 from shared.ledger.connection import Client
-from shared.ledger.session import Session, ms
+from shared.ledger.session import Session, to_ms
 
 #: A slot whose last heartbeat is older counts as dead, in ms.
 SLOT_TTL_MS = 15_000
@@ -104,12 +104,12 @@ class WorkerRegistry:
         with self._session.commands(), self._session.redis.pipeline(transaction=True) as pipe:
             # By item: an item on which a device fails twice counts once, because the item may be at fault.
             pipe.zadd(keys.faults(slot), {item_id: now})
-            pipe.pexpire(keys.faults(slot), ms(window_s))
+            pipe.pexpire(keys.faults(slot), to_ms(window_s))
             pipe.execute()
 
     def count_faults(self, slot: str, *, window_s: float) -> int:
         """Count the different items on which the slot's device failed in the last `window_s` seconds."""
-        since_ms = self._session.now_ms() - ms(window_s)
+        since_ms = self._session.now_ms() - to_ms(window_s)
         with self._session.commands():
             return int(self._session.redis.zcount(keys.faults(slot), since_ms, "+inf"))
 

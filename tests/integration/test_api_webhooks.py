@@ -17,7 +17,7 @@ from api.webhook_url import check_webhook_url
 from api.webhooks import RETRY_WAITS_S, Courier
 from shared.errors import InvalidRequest
 from shared.ledger import Ledger, keys
-from shared.ledger.outbox import Message
+from shared.ledger.outbox import WebhookMessage
 from shared.settings import WebhookSettings
 
 BODY = {"model": "flux2", "loras": [], "prompts": [{"prompt": "a cat", "width": 64, "height": 64}]}
@@ -230,12 +230,12 @@ def test_two_senders_do_not_get_the_same_message(redis_client, settings):
     redis_client.hset(keys.job("job"), mapping={"webhook": "https://example.com"})
     redis_client.zadd(keys.OUTBOX, {"job": clock[0]})
 
-    assert ledger.outbox.reserve_due(reserve_s=10, limit=5) == [Message("job", "https://example.com", 1)]
+    assert ledger.outbox.reserve_due(reserve_s=10, limit=5) == [WebhookMessage("job", "https://example.com", 1)]
     assert ledger.outbox.reserve_due(reserve_s=10, limit=5) == []
 
     # The first sender died before it could record an outcome.
     clock[0] += 10_000
-    assert ledger.outbox.reserve_due(reserve_s=10, limit=5) == [Message("job", "https://example.com", 2)]
+    assert ledger.outbox.reserve_due(reserve_s=10, limit=5) == [WebhookMessage("job", "https://example.com", 2)]
 
 
 def test_a_message_is_given_up_after_three_days(redis_client, settings, webhook_secret):
@@ -243,9 +243,9 @@ def test_a_message_is_given_up_after_three_days(redis_client, settings, webhook_
     courier = Courier(ledger, settings(webhook={"secret": webhook_secret}))
     redis_client.zadd(keys.OUTBOX, {"job": 0})
 
-    courier._record(Message("job", "https://example.com", len(RETRY_WAITS_S)), Delivery("answered 500"))
+    courier._record(WebhookMessage("job", "https://example.com", len(RETRY_WAITS_S)), Delivery("answered 500"))
     assert redis_client.hget(keys.job("job"), "webhook_state") == "waiting"
-    courier._record(Message("job", "https://example.com", len(RETRY_WAITS_S) + 1), Delivery("answered 500"))
+    courier._record(WebhookMessage("job", "https://example.com", len(RETRY_WAITS_S) + 1), Delivery("answered 500"))
 
     assert redis_client.hget(keys.job("job"), "webhook_state") == "failed"
     assert ledger.outbox.count_undelivered() == 0

@@ -378,7 +378,7 @@ def test_a_slot_whose_device_failed_on_two_items_takes_no_work_until_its_faults_
     for job_id in (first, second):
         claimed = worker.ledger.claim_next(["flux2"], slot="test", boot="b", warm="base")
         assert claimed.job_id == job_id
-        device_faults.record(worker, claimed, DeviceFault("it did not answer"))
+        device_faults.record_fault(worker, claimed, DeviceFault("it did not answer"))
     stop_signals = queue.SimpleQueue()
     trusted = []
     waiting = threading.Thread(target=lambda: trusted.append(device_faults.wait_until_trusted(worker, stop_signals)))

@@ -13,7 +13,7 @@ from shared.celery_app import send_wakeups
 from shared.ledger import keys
 from worker.consumer import device_faults
 from worker.consumer.drain import Drain
-from worker.consumer.wakeup import register
+from worker.consumer.wakeup import register_wakeup_task
 from worker.consumer.watchdog import Watchdog
 from worker.consumer.worker import Worker, redis_retries
 
@@ -25,7 +25,7 @@ START_RETRY_S = 2.0
 
 def consume(worker: Worker) -> None:
     """Run items until SIGTERM."""
-    register(worker)
+    register_wakeup_task(worker)
     _reclaim_items(worker)
     caretaker = Caretaker(worker.ledger, worker.celery, worker.settings.queue)
     caretaker.start()

@@ -21,7 +21,7 @@ WINDOW_S = 600.0
 _POLL_S = 5.0
 
 
-def record(worker: Worker, claim: Claim, error: Flux2Error) -> None:
+def record_fault(worker: Worker, claim: Claim, error: Flux2Error) -> None:
     """Store the fault in the ledger, where the next process of this slot reads it."""
     slot = worker.slot.name
     logger.critical("device fault", extra={"slot": slot, "item": claim.item_id, "error": str(error)})

@@ -137,7 +137,7 @@ class ItemRun:
         # Before anything that takes time: the thread that claims may be another one, and must claim nothing more.
         self._worker.state.start_draining()
         if error.implicates_device:
-            device_faults.record(self._worker, self._claim, error)
+            device_faults.record_fault(self._worker, self._claim, error)
         end_process(self._worker, EXIT_FAULT, reason=str(error), failed=(self._claim, error))
 
     def _end_stalled_process(self, progress: Progress) -> None:

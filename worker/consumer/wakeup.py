@@ -13,7 +13,7 @@ from worker.consumer.worker import Worker
 logger = logging.getLogger("flux2.worker.consumer")
 
 
-def register(worker: Worker) -> None:
+def register_wakeup_task(worker: Worker) -> None:
     """Make Celery's wake-up task run this worker's next item."""
 
     @worker.celery.task(name=WAKE_TASK)  # type: ignore[untyped-decorator]

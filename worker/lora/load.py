@@ -67,7 +67,7 @@ class _HostAdapter:
     def file_bytes(self) -> int:
         return self._adapter.ref.size_bytes
 
-    def on(self, device: torch.device, *, ref: AdapterRef) -> Adapter:
+    def to_device(self, device: torch.device, *, ref: AdapterRef) -> Adapter:
         """Return the adapter with its matrices on a device, under the path and multiplier of `ref`."""
         block = self._block.to(device, non_blocking=True)
         matrices = {key: place.view(block) for key, place in zip(self._keys, self._places, strict=True)}
@@ -104,7 +104,7 @@ class AdapterReader:
         """
         with self._lock:
             adapter = self._load(ref, path)
-        return adapter.on(self._device, ref=ref)
+        return adapter.to_device(self._device, ref=ref)
 
     def preload(self, ref: AdapterRef, path: Path) -> None:
         """Read an adapter that a later item needs, if the cache has room for it.

@@ -55,7 +55,7 @@ class UnmergedAdapters:
         """Return the number of patched layers; 0 if no adapter runs unmerged."""
         return len(self._hooks)
 
-    def also_patch(self, transformer: nn.Module) -> None:
+    def add_toolkit_transformer(self, transformer: nn.Module) -> None:
         """Attach later adapters to AI Toolkit's transformer too; its layers have BFL's names."""
         self._toolkit = transformer
 

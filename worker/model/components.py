@@ -65,7 +65,7 @@ class Components:
         return f"{self.precision.name}, text encoder {self.text_encoder_precision.name}"
 
     @property
-    def distilled(self) -> bool:
+    def is_distilled(self) -> bool:
         """Whether guidance is an input of the transformer; otherwise it needs a second pass with a negative prompt."""
         embeds: bool = self.transformer.config.guidance_embeds
         return embeds

@@ -39,7 +39,7 @@ class _Layer:
 class _Source(Protocol):
     """A place for the layers that are not on the device."""
 
-    def home(self, number: int) -> Tensor:
+    def host_block(self, number: int) -> Tensor:
         """Return the block of which a layer's tensors are views while the layer is not on the device."""
 
     def fetch(self, number: int, target: Tensor) -> Completion:
@@ -62,7 +62,7 @@ class HostCopies:
             place.view(block).copy_(tensor)
         return pin(block, device=device) if device.type == "cuda" else block
 
-    def home(self, number: int) -> Tensor:
+    def host_block(self, number: int) -> Tensor:
         return self._blocks[number]
 
     def fetch(self, number: int, target: Tensor) -> Completion:
@@ -103,7 +103,7 @@ class CheckpointFiles:
         # Never written to, so it takes no memory.
         self._nowhere = torch.empty(max(layer.size for layer in layers), dtype=torch.uint8)
 
-    def home(self, number: int) -> Tensor:
+    def host_block(self, number: int) -> Tensor:
         return self._nowhere
 
     def fetch(self, number: int, target: Tensor) -> Completion:
@@ -168,7 +168,7 @@ class LayerStreamer:
         self._fetched = 0  # fetches begun, over all passes
         self._ran = 0  # layers done, over all passes
         for number, module in enumerate(modules):
-            self._layers[number].move_to(self._source.home(number))
+            self._layers[number].move_to(self._source.host_block(number))
             module.register_forward_pre_hook(self._before(number))
             module.register_forward_hook(self._after(number))
         for _ in range(count):
@@ -192,7 +192,7 @@ class LayerStreamer:
 
     def _after(self, number: int) -> Any:
         def hook(*_: Any) -> None:
-            self._layers[number].move_to(self._source.home(number))
+            self._layers[number].move_to(self._source.host_block(number))
             self._ran += 1
             self._fetch()
 
@@ -209,7 +209,7 @@ class LayerStreamer:
         for complete in self._completions:
             complete()
         for number, layer in enumerate(self._layers):
-            layer.move_to(self._source.home(number))
+            layer.move_to(self._source.host_block(number))
         self._ran = self._fetched = 0
         for _ in self._buffers:
             self._fetch()

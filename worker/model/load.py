@@ -155,8 +155,8 @@ def _check_fit(components: Components) -> None:
             f"the transformer reads prompts {expected} wide and the text encoder gives {given}; check "
             "FLUX2_MODEL_TEXT_ENCODER"
         )
-    if components.distilled == MODELS[components.model].uses_negative_prompt:
-        has = "has a" if components.distilled else "has no"
+    if components.is_distilled == MODELS[components.model].uses_negative_prompt:
+        has = "has a" if components.is_distilled else "has no"
         raise CheckpointError(
             f"the transformer {has} guidance embedder, so it is not {components.model!r}; check FLUX2_MODEL_ID"
         )

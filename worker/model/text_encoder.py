@@ -25,7 +25,7 @@ from worker.model.placement import weight_bytes
 
 
 @dataclass(frozen=True)
-class Family:
+class TextEncoderFamily:
     """One family of language models, and the parts of it that FLUX.2 reads.
 
     Attributes:
@@ -38,15 +38,15 @@ class Family:
     tokenizer_requirements: tuple[str, ...]
 
 
-MISTRAL = Family("mistral", (10, 20, 30), ("chat_template", "bos_token", "pad_token"))
-QWEN = Family("qwen", (9, 18, 27), ("chat_template", "pad_token"))
+MISTRAL = TextEncoderFamily("mistral", (10, 20, 30), ("chat_template", "bos_token", "pad_token"))
+QWEN = TextEncoderFamily("qwen", (9, 18, 27), ("chat_template", "pad_token"))
 
 _EMBEDDING = "embed_tokens"
 _HOST = torch.device("cpu")
 _FAMILIES = {"mistral": MISTRAL, "qwen3": QWEN}  # by the text model's `model_type`
 
 
-def family_of(config: Any) -> Family:
+def family_of(config: Any) -> TextEncoderFamily:
     """Return the family that a model's configuration names.
 
     Raises:

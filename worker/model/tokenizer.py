@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from shared.errors import CheckpointError
-from worker.model.text_encoder import MISTRAL, Family
+from worker.model.text_encoder import MISTRAL, TextEncoderFamily
 
 
-def load_tokenizer(folder: Path, *, family: Family = MISTRAL) -> PreTrainedTokenizerFast:
+def load_tokenizer(folder: Path, *, family: TextEncoderFamily = MISTRAL) -> PreTrainedTokenizerFast:
     """Return the tokenizer of tokenizer.json with its chat template, or the processor's template.
 
     Raises:

@@ -89,7 +89,7 @@ class InputBuilder:
     def _has_guidance(self, spec: ItemSpec) -> bool:
         """Whether each step needs a second pass with the negative prompt."""
         # Up to a scale of 1, AI Toolkit runs only the pass with the prompt.
-        return not self._components.distilled and spec.guidance_scale > 1
+        return not self._components.is_distilled and spec.guidance_scale > 1
 
     def _noise(self, seed: int, *, height: int, width: int) -> Tensor:
         channels = self._components.transformer.config.in_channels

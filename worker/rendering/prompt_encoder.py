@@ -13,12 +13,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from shared.prompt import check_prompt
-from worker.model.text_encoder import MISTRAL, QWEN, Family, family_of
+from worker.model.text_encoder import MISTRAL, QWEN, TextEncoderFamily, family_of
 
 MAX_TOKENS = 512
 
 
-def tokenize(tokenizer: PreTrainedTokenizerFast, prompt: str, *, family: Family = MISTRAL) -> tuple[Tensor, Tensor]:
+def tokenize(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, *, family: TextEncoderFamily = MISTRAL
+) -> tuple[Tensor, Tensor]:
     """Return input ids and attention mask, each (1, 512); longer text is cut at the end.
 
     Raises:
@@ -62,7 +64,10 @@ def _qwen_chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
     return str(text)
 
 
-_CHATS: dict[Family, Callable[[PreTrainedTokenizerFast, str], str]] = {MISTRAL: _mistral_chat, QWEN: _qwen_chat}
+_CHATS: dict[TextEncoderFamily, Callable[[PreTrainedTokenizerFast, str], str]] = {
+    MISTRAL: _mistral_chat,
+    QWEN: _qwen_chat,
+}
 
 
 class PromptEncoder:

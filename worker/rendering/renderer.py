@@ -76,7 +76,7 @@ class Renderer:
         if toolkit is not None and components.precision.fits_toolkit:
             theirs = ToolkitEngine.from_components(components, toolkit)
             self._engines[theirs.name] = theirs
-            self.swapper.unmerged.also_patch(theirs.transformer)
+            self.swapper.unmerged.add_toolkit_transformer(theirs.transformer)
 
     @property
     def warm_key(self) -> str:

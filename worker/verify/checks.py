@@ -25,7 +25,7 @@ from worker.rendering.denoise import TransformerInputs
 from worker.rendering.engine import Engine
 from worker.rendering.latents import PIXELS, image_ids, noise, text_ids
 from worker.verify.golden_models import GoldenModels, adapter_ref, bfl_weights
-from worker.verify.goldens import Case, given_embeds
+from worker.verify.goldens import Case, load_embeds
 from worker.verify.measures import Measure, equal, measure, same_bits
 from worker.verify.outcome import CaseType, VerifiedEngine
 from worker.verify.prompt_checks import check_prompt_to_image, check_text
@@ -140,7 +140,7 @@ def _adapter(case: Case, models: GoldenModels) -> Iterator[Measure]:
     entry, run, dtype = case.entry, case.entry["run"], case.dtype
     golden, path = models.goldens.tensors(entry["expected"]), models.goldens.folder / entry["file"]
     components = models.mergeable_components(run["model"], dtype, adapter=path)
-    embeds = given_embeds(models.goldens, run)
+    embeds = load_embeds(models.goldens, run)
     (engine, swapper), base = models.engine_with_adapters(components), bfl_weights(components.transformer)
     unchanged = {name: base[name] for name in base.keys() - set(entry["changed_weights"])}
     for multiplier in entry["multipliers"]:
@@ -184,7 +184,7 @@ def _hand_latents(
     case: Case, models: GoldenModels, components: Components, swapper: AdapterSwapper
 ) -> Iterator[Measure]:
     entry, path = case.entry, models.goldens.folder / case.entry["file"]
-    golden, embeds = models.goldens.tensors(entry["expected"]), given_embeds(models.goldens, entry["run"])
+    golden, embeds = models.goldens.tensors(entry["expected"]), load_embeds(models.goldens, entry["run"])
     engine = models.engine(components)
     for multiplier in entry["multipliers"]:
         swapper.activate([(adapter_ref(path, multiplier), path)])

@@ -52,7 +52,7 @@ class DiffusersEngine:
         self._autoencoder = _unmodified(AutoencoderKLFlux2, components.autoencoder)
         parts = {"vae": self._autoencoder, "transformer": self.transformer, "text_encoder": None, "tokenizer": None}
         scheduler = FlowMatchEulerDiscreteScheduler(**_SCHEDULER)  # type: ignore[no-untyped-call]
-        kind: Any = Flux2Pipeline if components.distilled else Flux2KleinPipeline
+        kind: Any = Flux2Pipeline if components.is_distilled else Flux2KleinPipeline
         self._pipeline = kind(scheduler=scheduler, **parts)
         self._pipeline.set_progress_bar_config(disable=True)
 

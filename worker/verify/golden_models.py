@@ -95,7 +95,7 @@ class GoldenModels:
         """Return the engine under test, and the swapper that merges adapters into its weights."""
         engine, swapper = self.engine(components), AdapterSwapper(components)
         if self.toolkit is not None:  # its modules share our weights, but not our modules' hooks
-            swapper.unmerged.also_patch(engine.transformer)
+            swapper.unmerged.add_toolkit_transformer(engine.transformer)
         return engine, swapper
 
     def noise_levels(self, steps: int, image_tokens: int) -> list[float]:

@@ -112,7 +112,7 @@ def sidecar(weights: Path) -> dict[str, Any]:
     return content
 
 
-def given_embeds(goldens: Goldens, run: Mapping[str, Any]) -> dict[str, Tensor]:
+def load_embeds(goldens: Goldens, run: Mapping[str, Any]) -> dict[str, Tensor]:
     """Load the embeddings that a run names as FILE:TENSOR: `prompt_embeds` and, if named, `negative_prompt_embeds`."""
     named = {role: run[role].partition(":") for role in ("prompt_embeds", "negative_prompt_embeds") if role in run}
     return {role: goldens.tensors(file)[name] for role, (file, _, name) in named.items()}

@@ -65,7 +65,7 @@ class Outcome:
     detail: str
 
 
-def line(outcome: Outcome, *, widths: tuple[int, int]) -> str:
+def format_line(outcome: Outcome, *, widths: tuple[int, int]) -> str:
     """Format one case as a line; `widths` are the widths of the columns type and name."""
     head = f"{outcome.type:<{widths[0]}}  {outcome.name:<{widths[1]}}  {outcome.dtype:<4}  "
     if not outcome.passed:
@@ -75,13 +75,13 @@ def line(outcome: Outcome, *, widths: tuple[int, int]) -> str:
     return f"{head}ok     {outcome.detail}"
 
 
-def summary(outcomes: Sequence[Outcome]) -> str:
+def format_summary(outcomes: Sequence[Outcome]) -> str:
     """Format the two closing lines: how many cases are exact, and how many passed and failed."""
     passed, exact = (sum(getattr(outcome, name) for outcome in outcomes) for name in ("passed", "exact"))
     return f"{exact} of {len(outcomes)} exact\n{passed} passed, {len(outcomes) - passed} failed"
 
 
-def as_json(outcomes: Sequence[Outcome], about: Mapping[str, str]) -> str:
+def format_json(outcomes: Sequence[Outcome], about: Mapping[str, str]) -> str:
     """Format all results as one JSON object; JSON has no NaN or infinity, so such an error becomes null."""
     records = [_record(outcome) for outcome in outcomes]
     counts = {

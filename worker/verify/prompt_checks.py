@@ -53,14 +53,14 @@ def check_text(case: Case, models: GoldenModels) -> Iterator[Measure]:
 def check_prompt_to_image(case: Case, models: GoldenModels) -> Iterator[Measure]:
     """Load a whole checkpoint as a worker does, render the case's prompt, and compare latents and pixels."""
     entry, golden, dtype = case.entry, models.goldens.tensors(case.entry["file"]), case.dtype
-    with checkpoint(models, entry) as settings:
+    with temporary_checkpoint(models, entry) as settings:
         components = load_components(
             settings.model_copy(update={"precision": dtype}), device=models.device, hf_token=None
         )
     components = models.with_stated_transformer(components, entry["model"])
     encoder = PromptEncoder(components.text_encoder, components.tokenizer, device=models.device, cache_size=2)
     embeds = encoder.encode(entry["prompt"])
-    guided = not components.distilled and entry["guidance_scale"] > 1
+    guided = not components.is_distilled and entry["guidance_scale"] > 1
     negative = encoder.encode(entry.get("negative_prompt", "")) if guided else None
     yield from measure("prompt_embeds", embeds, golden[f"prompt_embeds_{dtype}"], {})
     latents = sample(models.engine(components), components, entry, embeds, negative_prompt_embeds=negative)
@@ -73,7 +73,7 @@ def check_prompt_to_image(case: Case, models: GoldenModels) -> Iterator[Measure]
 
 
 @contextmanager
-def checkpoint(models: GoldenModels, entry: Mapping[str, Any]) -> Iterator[ModelSettings]:
+def temporary_checkpoint(models: GoldenModels, entry: Mapping[str, Any]) -> Iterator[ModelSettings]:
     """Copy the goldens' weights into a temporary folder, under the names that a real checkpoint has."""
     goldens, model = models.goldens, MODELS[MODEL_IDS[entry["model"]]]
     with tempfile.TemporaryDirectory() as name:

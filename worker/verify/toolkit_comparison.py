@@ -30,7 +30,7 @@ from worker.rendering.toolkit_checkout import Toolkit
 from worker.rendering.toolkit_engine import ToolkitEngine, assign_weights
 from worker.verify.checks import forward
 from worker.verify.golden_models import GoldenModels, adapter_ref, bfl_weights
-from worker.verify.goldens import Case, Goldens, given_embeds, sidecar
+from worker.verify.goldens import Case, Goldens, load_embeds, sidecar
 from worker.verify.measures import Measure, equal
 from worker.verify.outcome import CaseType, Precision
 from worker.verify.sampling import sample
@@ -112,7 +112,7 @@ def _adapter(case: Case, comparison: ToolkitComparison) -> Iterator[Measure]:
     path = goldens.folder / entry["file"]
     components = comparison.models.mergeable_components(run["model"], case.dtype, adapter=path)
     ours, theirs = comparison.models.engine(components), comparison.toolkit_engine(run["model"], case.dtype)
-    swapper, embeds = AdapterSwapper(components), given_embeds(goldens, run)
+    swapper, embeds = AdapterSwapper(components), load_embeds(goldens, run)
     for multiplier in entry["multipliers"]:
         swapper.activate([(adapter_ref(path, multiplier), path)])
         # Both sides run our merged weights: this compares how they run, the stored rows how they were merged.
