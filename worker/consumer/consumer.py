@@ -19,7 +19,7 @@ from worker.consumer.worker import Worker, redis_retries
 
 logger = logging.getLogger("flux2.worker.consumer")
 
-# Loading a model takes minutes, so a worker that has loaded one waits for Redis instead of ending.
+# Loading a model can take minutes, so a worker that has loaded one waits for Redis instead of ending.
 START_RETRY_S = 2.0
 
 

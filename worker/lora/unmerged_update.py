@@ -107,7 +107,7 @@ def _lokr(unmerged: UnmergedUpdate) -> ForwardPatch:
     blocks = first.shape[1]
 
     def patch(inputs: Tensor, output: Tensor) -> Tensor:
-        # A LoKr, unlike the other kinds, runs in the layer's dtype in the trainer.
+        # The trainer runs a LoKr in the layer's dtype, not in float32.
         dtype = output.dtype
         # kron(w1, w2) x, without the product: w2 on each block of x, then w1 across the blocks.
         turned = inputs.view(*inputs.shape[:-1], blocks, -1)
