@@ -66,7 +66,7 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
     items = resolve_items(request, model, adapters)
     check_prompts(items)
     for warning in collect_warnings(request, items, model):
-        logger.warning("request", extra={"warning": warning})
+        logger.warning("the request has a warning", extra={"warning": warning})
     renderer = Renderer(components, prompt_cache=settings.worker.prompt_cache, toolkit=toolkit)
     renderer.warm_up()
     paths = [locate_adapter(ref.path, root=settings.adapters.root) for ref in adapters]

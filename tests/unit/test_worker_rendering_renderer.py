@@ -149,7 +149,7 @@ def test_a_full_device_is_reported_with_the_size_and_the_next_item_runs(componen
         raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.10 GiB")
 
     handle = model.transformer.register_forward_pre_hook(full)
-    with pytest.raises(OutOfMemory, match=r"96x64 does not fit on cpu: Tried to allocate 20\.00 GiB$"):
+    with pytest.raises(OutOfMemory, match=r"96x64 does not fit on cpu: Tried to allocate 20\.00 GiB; request"):
         used.render(item(width=96), [], on_progress=ignore)
     handle.remove()
 

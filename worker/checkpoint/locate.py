@@ -135,7 +135,7 @@ def locate_checkpoint(settings: ModelSettings, *, hf_token: str | None) -> Check
         CheckpointError: a folder or repository lacks a file, or cannot be reached.
     """
     if settings.id not in MODELS:
-        raise CheckpointError(f"no model {settings.id!r} in the catalogue; known are {sorted(MODELS)}")
+        raise CheckpointError(f"unknown model id {settings.id!r}; set FLUX2_MODEL_ID to one of {sorted(MODELS)}")
     model = MODELS[settings.id]
     path = settings.path or model.base_model
     text_encoder = settings.text_encoder or model.text_encoder

@@ -192,7 +192,7 @@ class Reader:
             except OSError as error:
                 raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
             if count == 0:
-                raise CheckpointError(f"{file}: ends at byte {start}, in the middle of a tensor")
+                raise CheckpointError(f"{file}: ends at byte {start}, in the middle of a tensor; download it again")
             view, start = view[count:], start + count
 
 

@@ -78,7 +78,9 @@ def read_file_header(file: Path) -> FileHeader:
             # Only the header is read: a transformer's file has 64 GB.
             frame = read_frame(opened, file_bytes=info.st_size)
             if not frame.is_plausible(max_header_bytes=_MAX_HEADER_BYTES):
-                raise CheckpointError(f"{file}: not a safetensors file, or cut off inside its header")
+                raise CheckpointError(
+                    f"{file}: not a safetensors file, or cut off inside its header; download it again"
+                )
             text = read_header_bytes(opened, frame)
         tensors = _parse(text)
         check_tiling(tensors, frame.data_bytes)
@@ -157,7 +159,7 @@ class TensorFiles:
         except OSError as error:
             raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from error
         if count < len(values):
-            raise CheckpointError(f"{file}: ends in the middle of tensor {name!r}")
+            raise CheckpointError(f"{file}: ends in the middle of tensor {name!r}; download it again")
         return values.view(dtype).view(info.shape)
 
     def region(self, name: str, dtype: torch.dtype) -> Region | None:

@@ -44,7 +44,7 @@ def load_components(settings: ModelSettings, *, device: torch.device, hf_token: 
     wait_for_stable_memory(device)
     checkpoint = locate_checkpoint(settings, hf_token=hf_token)
     placement = placement_for(checkpoint, settings, device=device)
-    logger.info("placed", extra={"model": settings.id, "device": str(device), "placement": str(placement)})
+    logger.info("placement chosen", extra={"model": settings.id, "device": str(device), "placement": str(placement)})
     times.end("headers")
     components = _load_parts(checkpoint, settings, placement, device=device, times=times)
     _check_fit(components)

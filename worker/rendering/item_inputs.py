@@ -55,10 +55,15 @@ class InputBuilder:
         if spec.num_inference_steps < 1:
             raise InvalidRequest(f"{spec.num_inference_steps} steps; at least 1 is needed", field="sample_steps")
         if not math.isfinite(spec.guidance_scale):
-            raise InvalidRequest(f"guidance_scale is {spec.guidance_scale}", field="guidance_scale")
+            raise InvalidRequest(
+                f"guidance_scale is {spec.guidance_scale}, not a finite number", field="guidance_scale"
+            )
         for ref in spec.adapters:
             if not math.isfinite(ref.multiplier):
-                raise InvalidRequest(f"the multiplier of {ref.path!r} is {ref.multiplier}", field="network_multiplier")
+                raise InvalidRequest(
+                    f"the multiplier of {ref.path!r} is {ref.multiplier}, not a finite number",
+                    field="network_multiplier",
+                )
         self._prompts.check(spec.prompt)
 
     def build(self, spec: ItemSpec) -> ItemInputs:

@@ -158,7 +158,9 @@ class Renderer:
             # Outside of the handler: the error's traceback would keep every tensor of the failed attempt alive.
             self._free_memory()
             logger.warning("out of memory", extra={"seed": spec.seed, "reason": reason, "attempt": attempt.name})
-        raise OutOfMemory(f"{spec.width}x{spec.height} does not fit on {item.device_name}: {reason}")
+        raise OutOfMemory(
+            f"{spec.width}x{spec.height} does not fit on {item.device_name}: {reason}; request a smaller size"
+        )
 
     @torch.no_grad()
     def _render(self, item: RenderingItem, attempt: Attempt) -> RenderedImage:
