@@ -57,7 +57,7 @@ class WorkerRegistry:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def record_heartbeat(self, slot: str, report: Mapping[str, str]) -> None:
+    def beat(self, slot: str, report: Mapping[str, str]) -> None:
         """Store one heartbeat of a slot, with its report; it counts as dead `SLOT_TTL_MS` after the last one."""
         now = self._session.now_ms()
         # One transaction, so that no reader finds a slot in the list without its report.

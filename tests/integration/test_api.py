@@ -470,7 +470,7 @@ SLOT = {
 
 
 def test_an_adapter_is_checked_against_the_base_model_that_workers_loaded(api, adapter):
-    api.ledger.workers.record_heartbeat("gpu-0", SLOT)
+    api.ledger.workers.beat("gpu-0", SLOT)
     body = request(loras=[{"path": "my_lora_job/my_lora.safetensors"}])
     unchecked = post(api, body).json()
     assert any("form only" in warning for warning in unchecked["warnings"])
@@ -631,7 +631,7 @@ def test_progress_counts_the_steps_that_the_worker_reports_if_the_spec_cannot_be
 
 def test_a_worker_with_an_engine_of_another_version_is_listed_with_the_engines_that_are_known(api):
     report = {"model": "flux2", "state": "ready", "device": "cpu", "revision": "r", "precision": "bf16"}
-    api.ledger.workers.record_heartbeat(
+    api.ledger.workers.beat(
         "gpu-0", {**report, "engines": "exact,turbo", "warm": "base", "item": "", "base_drift": "0"}
     )
 
@@ -819,11 +819,11 @@ def test_a_replay_with_one_stored_job_gets_the_other_when_repeated(api):
 
 
 def test_a_job_for_an_engine_that_no_worker_offers_waits_with_a_warning(api):
-    api.ledger.workers.record_heartbeat("gpu-0", SLOT)
+    api.ledger.workers.beat("gpu-0", SLOT)
     body = request(engine="ai-toolkit")
 
     without = post(api, body).json()
-    api.ledger.workers.record_heartbeat("gpu-1", {**SLOT, "engines": "exact,ai-toolkit"})
+    api.ledger.workers.beat("gpu-1", {**SLOT, "engines": "exact,ai-toolkit"})
     with_one = post(api, body).json()
     (model,) = [model for model in api.http.get("/v1/models").json()["models"] if model["id"] == "flux2"]
 
@@ -851,7 +851,7 @@ def test_metrics_report_the_queue_the_workers_and_their_corrupted_parameters(api
         "precision": "bf16",
         "engines": "exact",
     }
-    api.ledger.workers.record_heartbeat("gpu-0", {**report, "warm": "base", "item": "", "base_drift": "0"})
+    api.ledger.workers.beat("gpu-0", {**report, "warm": "base", "item": "", "base_drift": "0"})
 
     answer = api.http.get("/metrics")
 
@@ -867,7 +867,7 @@ def test_an_adapter_can_be_inspected_before_it_is_used(api, adapter):
     path = {"path": "my_lora_job/my_lora.safetensors"}
 
     alone = api.http.get("/v1/adapters", params=path).json()
-    api.ledger.workers.record_heartbeat("gpu-0", SLOT)
+    api.ledger.workers.beat("gpu-0", SLOT)
     api.ledger.workers.publish_base_model("flux2", revision="r", layers={"img_in": (64, 128)})
     with_base = api.http.get("/v1/adapters", params=path).json()
 

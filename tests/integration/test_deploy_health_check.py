@@ -29,7 +29,7 @@ def test_a_worker_is_healthy_while_its_heartbeat_is_fresh(redis_client, redis_ur
         "model": "flux2", "state": "ready", "device": "cuda", "revision": "abc", "precision": "bf16",
         "engines": "exact", "warm": "base", "item": "", "base_drift": "0",
     }  # fmt: skip
-    Ledger(redis_client, Settings().queue).workers.record_heartbeat("gpu-0", report)
+    Ledger(redis_client, Settings().queue).workers.beat("gpu-0", report)
 
     assert exit_code(redis_url, "gpu-0") == 0
     assert exit_code(redis_url, "gpu-1") == 1

@@ -105,7 +105,7 @@ def play(ledger: Ledger, clock: Clock) -> None:
         "item": "",
         "base_drift": "0",
     }
-    ledger.workers.record_heartbeat("host/cpu", report)
+    ledger.workers.beat("host/cpu", report)
     ledger.workers.record_fault("host/cpu", "job:0", window_s=600)
     ledger.workers.publish_base_model("flux2", revision="r", layers={"img_in": (64, 128)})
     ledger.wakeups.try_lead_audit("leader")

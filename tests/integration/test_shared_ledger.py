@@ -484,7 +484,7 @@ def test_an_adapter_at_another_multiplier_is_not_warm(ledger):
 
 def test_a_slot_leaves_an_adapter_that_another_slot_has_warm_to_that_slot(ledger):
     report = {"warm": spec("aa").adapter_key}
-    ledger.workers.record_heartbeat("gpu-1", report)
+    ledger.workers.beat("gpu-1", report)
     elsewhere = accept(ledger, spec("aa"))
     free = accept(ledger, spec("bb"))
 
@@ -493,7 +493,7 @@ def test_a_slot_leaves_an_adapter_that_another_slot_has_warm_to_that_slot(ledger
 
 
 def test_the_warm_adapter_of_a_dead_slot_is_free_for_others(ledger, clock):
-    ledger.workers.record_heartbeat("gpu-1", {"warm": spec("aa").adapter_key})
+    ledger.workers.beat("gpu-1", {"warm": spec("aa").adapter_key})
     clock.advance(16)
     oldest = accept(ledger, spec("aa"))
     accept(ledger, spec("bb"))
@@ -685,10 +685,10 @@ def test_the_registry_returns_the_base_model_that_all_live_slots_have_loaded(led
     ledger.workers.publish_base_model("flux2", revision="abc", layers={"img_in": (64, 128)})
     assert base() is None  # of a worker that has ended since
 
-    ledger.workers.record_heartbeat("gpu-0", {**report, "revision": "abc"})
+    ledger.workers.beat("gpu-0", {**report, "revision": "abc"})
     assert (base().revision, dict(base().layers)) == ("abc", {"img_in": (64, 128)})
 
-    ledger.workers.record_heartbeat("gpu-1", {**report, "revision": "def"})
+    ledger.workers.beat("gpu-1", {**report, "revision": "def"})
     assert base() is None  # which of the two will render is not known
 
 
@@ -704,10 +704,10 @@ def test_a_slot_is_listed_from_its_heartbeat_until_it_is_removed(ledger):
         "item": "",
         "base_drift": "0",
     }
-    ledger.workers.record_heartbeat("gpu-0", report)
+    ledger.workers.beat("gpu-0", report)
     assert [(slot.name, slot.state) for slot in ledger.workers.live_slots()] == [("gpu-0", "ready")]
 
-    ledger.workers.record_heartbeat("gpu-0", {**report, "engines": "turbo,fast,exact"})
+    ledger.workers.beat("gpu-0", {**report, "engines": "turbo,fast,exact"})
     assert [slot.engines for slot in ledger.workers.live_slots()] == [("exact", "fast")]
 
     ledger.workers.remove("gpu-0")
@@ -739,7 +739,7 @@ def test_a_redis_without_room_is_unavailable_for_plain_commands_too(ledger):
     try:
         for ask in (
             lambda: ledger.wakeups.try_lead_audit("a"),
-            lambda: ledger.workers.record_heartbeat("gpu-0", {"warm": "base"}),
+            lambda: ledger.workers.beat("gpu-0", {"warm": "base"}),
         ):
             with pytest.raises(LedgerUnavailable, match="cannot take writes"):
                 ask()

@@ -20,7 +20,7 @@ class Registry:
         self.reports, self.removed, self.away = [], [], False
         self.asked, self.go = threading.Semaphore(0), None
 
-    def record_heartbeat(self, slot, report):
+    def beat(self, slot, report):
         self.asked.release()
         if self.go is not None:
             assert self.go.wait(10)

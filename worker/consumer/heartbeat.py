@@ -100,7 +100,7 @@ class Heartbeat:
             snapshot = self._state.snapshot()
             report = {**self._facts, **snapshot.report(merged_key=self._renderer.warm_key)}
             try:
-                self._ledger.workers.record_heartbeat(self._slot.name, report)
+                self._ledger.workers.beat(self._slot.name, report)
             except LedgerUnavailable as error:
                 logger.warning("heartbeat not sent", extra={"slot": self._slot.name, "error": str(error)})
 
