@@ -108,7 +108,7 @@ def test_an_engine_that_is_not_offered_is_refused(components, item):
     renderer = Renderer(components("fp32"), prompt_cache=1)
 
     assert renderer.engines == ("exact",)
-    with pytest.raises(InvalidRequest, match="does not offer the engine 'ai-toolkit': AI_TOOLKIT_PATH must name a"):
+    with pytest.raises(InvalidRequest, match="not offer the engine 'ai-toolkit': AI_TOOLKIT_PATH must name a checkout"):
         renderer.render(item(engine="ai-toolkit"), [], on_progress=lambda _: None)
 
 
