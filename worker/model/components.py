@@ -30,7 +30,7 @@ class Components:
         placement: which parts are on the device.
         regions: the transformer's weights in the checkpoint's files, if stored in the dtype that runs.
         text_encoder_precision: None if it equals the transformer's.
-        reader: keeps the files open that are read again; None if there are none.
+        reader: holds the files open that are read again while the model runs; None if no file is.
         compiled: whether the transformer's blocks are compiled.
         load_s: seconds of loading, by part.
     """
