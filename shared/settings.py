@@ -52,8 +52,16 @@ class QueueSettings(_Section):
     )
     reap_s: float = Field(1.0, gt=0, description="Seconds between searches for expired leases.")
     audit_s: float = Field(3.0, gt=0, description="Seconds between searches for lost wake-up messages.")
-    retention_s: float = Field(7 * 86_400.0, gt=0, description="Seconds that the record of an ended job is kept.")
-    idempotency_ttl_s: int = Field(86_400, ge=1, description="Seconds that an Idempotency-Key is remembered.")
+    retention_s: float = Field(
+        7 * 86_400.0,
+        gt=0,
+        description="Seconds that the record of an ended job is kept; longer while its webhook is still being sent.",
+    )
+    idempotency_ttl_s: int = Field(
+        86_400,
+        ge=1,
+        description="Seconds that an Idempotency-Key is remembered; at most `FLUX2_QUEUE_RETENTION_S`.",
+    )
 
     @model_validator(mode="after")
     def _renewals_are_in_time(self) -> Self:
@@ -62,6 +70,17 @@ class QueueSettings(_Section):
             raise ValueError(
                 f"FLUX2_QUEUE_RENEW_S {self.renew_s:g} is more than a third of FLUX2_QUEUE_LEASE_TTL_S "
                 f"{self.lease_ttl_s:g}; lower the first or raise the second"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _jobs_outlive_their_keys(self) -> Self:
+        # A key whose job is gone would be accepted a second time.
+        if self.retention_s < self.idempotency_ttl_s:
+            raise ValueError(
+                f"FLUX2_QUEUE_RETENTION_S {self.retention_s:.10g} is less than FLUX2_QUEUE_IDEMPOTENCY_TTL_S "
+                f"{self.idempotency_ttl_s}, but a job is kept for as long as its Idempotency-Key; set "
+                f"FLUX2_QUEUE_IDEMPOTENCY_TTL_S to at most {self.retention_s:.10g} as well, or raise the first"
             )
         return self
 

@@ -143,7 +143,7 @@ class Ledger:
                 raise _reused(idempotency_key)
             accepted_ms, record = self.redis.hmget(keys.job(job_id), "accepted_ms", "record")
         if record is None:
-            # A key can outlive its job: both have a setting for how long they are kept.
+            # The sweep of an earlier version forgot the job before its key.
             return None
         return AcceptedJob.from_stored(job_id, is_repeat=True, accepted_ms=accepted_ms, record=record)
 

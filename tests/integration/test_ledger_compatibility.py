@@ -20,6 +20,7 @@ URL = "https://example.com/hook?a=1&b=\N{SNOWMAN}"
 # Two lists of adapters and a seed that a double cannot hold.
 FLOATS = (0.1, -1.7, 1e-07)
 BIG_SEED = 2**63 - 1
+NEW_JOB_FIELDS = {"key_until_ms"}
 
 
 class Clock:
@@ -213,6 +214,10 @@ def test_this_version_writes_the_bytes_that_the_earlier_version_wrote(redis_clie
     play(ledger, clock)
 
     written = read_all(redis_client)
+    for key, value in written["values"].items():
+        if key.startswith(keys.job("")):
+            # The earlier version ignores the fields that were added since.
+            written["values"][key] = {name: text for name, text in value.items() if name not in NEW_JOB_FIELDS}
 
     assert written["values"] == records["values"]
     assert written["ttls_s"] == pytest.approx(records["ttls_s"], abs=5)
@@ -306,5 +311,7 @@ def test_a_queue_of_the_earlier_version_is_processed_in_its_order(old, redis_cli
     assert names.isdisjoint({"pending", "shares", "lanes", "lane", "leases", "busy"})
 
     clock.ms += 8 * 86_400_000
+    for message in old.outbox.reserve_due(reserve_s=1, limit=9):
+        old.outbox.mark_delivered(message)
     assert old.sweep() == 8
     assert old.jobs(before=None, limit=20).jobs == ()

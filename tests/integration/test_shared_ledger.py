@@ -398,12 +398,10 @@ def test_a_call_of_several_jobs_that_is_sent_twice_is_no_repeat(ledger, monkeypa
     assert ledger.queue_length("flux2") == 3
 
 
-def test_a_key_that_outlives_its_job_stands_for_a_new_one(redis_client, clock):
-    ledger = Ledger(redis_client, QueueSettings(retention_s=100), clock_ms=clock)
+def test_a_key_whose_job_an_earlier_version_forgot_stands_for_a_new_one(ledger):
     ledger.accept_all(parts(key="k"))
     ledger.cancel("job-1")
-    clock.advance(101)
-    ledger.sweep()
+    ledger.redis.delete(keys.job("job-1"), keys.item("job-1:0"))
 
     again = ledger.accept_all(parts(key="k", prefix="again"))
 
@@ -656,7 +654,7 @@ def test_the_audit_has_one_leader_at_a_time(ledger):
 
 
 def test_finished_jobs_are_forgotten_after_the_retention_and_no_sooner(redis_client, clock):
-    ledger = Ledger(redis_client, QueueSettings(retention_s=100), clock_ms=clock)
+    ledger = Ledger(redis_client, QueueSettings(retention_s=100, idempotency_ttl_s=100), clock_ms=clock)
     old = accept(ledger)
     ledger.cancel(old)
     waiting = accept(ledger)
@@ -669,6 +667,61 @@ def test_finished_jobs_are_forgotten_after_the_retention_and_no_sooner(redis_cli
     assert ledger.job(old) is None
     assert ledger.job(waiting) is not None
     assert [job.job_id for job in ledger.jobs(before=None, limit=9).jobs] == [waiting]
+
+
+def ended_with_a_webhook(ledger, **options):
+    job_id = accept(ledger, webhook_url="https://example.com", **options)
+    ledger.cancel(job_id)
+    return job_id
+
+
+def test_a_job_whose_webhook_is_still_being_sent_outlives_its_retention(redis_client, clock):
+    ledger = Ledger(redis_client, QueueSettings(retention_s=100, idempotency_ttl_s=100), clock_ms=clock)
+    delivered, failed = ended_with_a_webhook(ledger), ended_with_a_webhook(ledger)
+    messages = {message.job_id: message for message in ledger.outbox.reserve_due(reserve_s=10, limit=9)}
+    for message in messages.values():
+        ledger.outbox.postpone(message, wait_s=1800, error="answered 500")
+
+    clock.advance(1799)
+    assert ledger.sweep() == 0
+    assert ledger.outbox.count_undelivered() == 2
+    assert {ledger.job(job_id).webhook.state for job_id in (delivered, failed)} == {"waiting"}
+
+    clock.advance(2)
+    assert {message.job_id for message in ledger.outbox.reserve_due(reserve_s=10, limit=9)} == {delivered, failed}
+    assert ledger.sweep() == 0
+    ledger.outbox.mark_delivered(messages[delivered])
+    ledger.outbox.mark_failed(messages[failed], error="answered 500")
+    clock.advance(60)
+    assert ledger.sweep() == 2
+
+
+def test_jobs_that_must_stay_do_not_keep_the_sweep_from_later_ones(redis_client, clock):
+    ledger = Ledger(redis_client, QueueSettings(retention_s=100, idempotency_ttl_s=100), clock_ms=clock)
+    for _ in range(100):
+        ended_with_a_webhook(ledger)
+    clock.advance(1)
+    ledger.cancel(accept(ledger))
+    clock.advance(101)
+
+    assert [ledger.sweep(), ledger.sweep()] == [0, 1]
+    assert ledger.outbox.count_undelivered() == 100
+
+
+def test_a_job_outlives_a_shorter_retention_while_its_idempotency_key_is_remembered(redis_client, clock):
+    ledger = Ledger(redis_client, QueueSettings(retention_s=500, idempotency_ttl_s=500), clock_ms=clock)
+    hasty = Ledger(redis_client, QueueSettings(retention_s=100, idempotency_ttl_s=100), clock_ms=clock)
+    options = {"record": {}, "idempotency_key": "k", "body_hash": "h"}
+    ledger.accept("first", [spec()], **options)
+    ledger.cancel("first")
+
+    clock.advance(499)
+    assert hasty.sweep() == 0
+    again = ledger.accept("second", [spec()], **options)
+    assert (again.job_id, again.is_repeat) == ("first", True)
+
+    clock.advance(1)
+    assert hasty.sweep() == 1
 
 
 def test_the_registry_returns_the_base_model_that_all_live_slots_have_loaded(ledger):

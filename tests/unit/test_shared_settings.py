@@ -108,6 +108,16 @@ def test_a_lease_shorter_than_three_renewals_is_refused(monkeypatch):
         Settings()
 
 
+def test_a_retention_shorter_than_the_memory_of_a_key_is_refused_with_the_variable_to_lower(monkeypatch):
+    monkeypatch.setenv("FLUX2_QUEUE_RETENTION_S", "3600")
+
+    with pytest.raises(ValidationError, match="set FLUX2_QUEUE_IDEMPOTENCY_TTL_S to at most 3600 as well"):
+        Settings()
+
+    monkeypatch.setenv("FLUX2_QUEUE_IDEMPOTENCY_TTL_S", "3600")
+    assert Settings().queue.retention_s == 3600
+
+
 def test_credentials_in_a_dotenv_file_reach_the_store(monkeypatch, tmp_path):
     (tmp_path / ".env").write_text("AWS_ACCESS_KEY_ID=AK\nAWS_SECRET_ACCESS_KEY=SK\nFLUX2_S3_BUCKET=mine\n")
     settings = Settings(_env_file=tmp_path / ".env")

@@ -33,7 +33,7 @@ local function look_up(job)
       if hash ~= job.body_hash then return 'conflict', id end
       -- The job's own id: the client sent this accept twice because the first reply was lost.
       if id == job.id then return 'accepted', id end
-      -- With a short retention a key outlives its job; it then stands for a new job.
+      -- The sweep of an earlier version may have forgotten the job; the key then stands for a new one.
       if exists(id) then return 'repeat', id end
     end
   end
@@ -68,6 +68,8 @@ local function store(job)
   if job.idempotency_key then
     redis.call('SET', idempotency_key(job.tenant, job.idempotency_key), job.body_hash .. ' ' .. job.id,
       'EX', args.idempotency_ttl_s)
+    -- The sweep keeps the job for as long as the key is remembered, whatever retention the sweeping process has.
+    redis.call('HSET', key, 'key_until_ms', now + 1000 * args.idempotency_ttl_s)
   end
 end
 

@@ -1,21 +1,42 @@
--- Forget jobs that ended longer ago than the retention.
+-- Forget jobs that ended longer ago than the retention, and that nobody waits for any more.
 --
 -- Arguments: retention_ms
 -- Keys: done, job, item, jobs, outbox
 -- Returns the number of jobs forgotten
 local now = now_ms()
 
--- Jobs forgotten in one step; Redis serves no other client during it.
+-- Jobs examined in one step; Redis serves no other client during it.
 local JOBS_AT_ONCE = 100
+-- A job whose webhook is late is examined again after this time.
+local LATE_WEBHOOK_MS = 60000
 
-local jobs = redis.call('ZRANGEBYSCORE', DONE, '-inf', now - args.retention_ms, 'LIMIT', 0, JOBS_AT_ONCE)
-for _, job in ipairs(jobs) do
+-- Return the time until which a job must stay, or nil. A webhook that is still being sent needs the job's record, and an
+-- Idempotency-Key stands for a new job if its own has gone.
+local function needed_until(job)
+  local due_ms = redis.call('ZSCORE', OUTBOX, job)
+  if due_ms then return math.max(tonumber(due_ms), now + LATE_WEBHOOK_MS) end
+  local key_until_ms = tonumber(redis.call('HGET', job_key(job), 'key_until_ms') or 0)
+  if key_until_ms > now then return key_until_ms end
+end
+
+local function forget(job)
   for index = 0, tonumber(redis.call('HGET', job_key(job), 'items')) - 1 do
     redis.call('DEL', item_key(job .. ':' .. index))
   end
   redis.call('DEL', job_key(job))
   redis.call('ZREM', JOBS, job)
   redis.call('ZREM', DONE, job)
-  redis.call('ZREM', OUTBOX, job)
 end
-return #jobs
+
+local forgotten = 0
+for _, job in ipairs(redis.call('ZRANGEBYSCORE', DONE, '-inf', now - args.retention_ms, 'LIMIT', 0, JOBS_AT_ONCE)) do
+  local needed_until_ms = needed_until(job)
+  if needed_until_ms then
+    -- Moved back, so that jobs that must stay do not fill every step.
+    redis.call('ZADD', DONE, needed_until_ms - args.retention_ms, job)
+  else
+    forget(job)
+    forgotten = forgotten + 1
+  end
+end
+return forgotten
