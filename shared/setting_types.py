@@ -1,4 +1,8 @@
-"""Types of settings that need more than pydantic's own checks; a wrong value is refused when the process starts."""
+"""Types of settings, whose bounds and checks refuse an unusable value when the process starts.
+
+Every number has an upper bound. It is beyond any sensible value, and below those at which a conversion to milliseconds,
+a thread's wait or a socket's timeout overflows. A bound also refuses infinity and NaN.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,15 @@ import base64
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, SecretStr
+from pydantic import AfterValidator, Field, SecretStr
 from redis.connection import parse_url
 
 from shared.catalog import MODELS
+
+_TEN_YEARS_S = 10 * 365 * 86_400
+_SHORTEST_S = 0.001  # the ledger counts in whole milliseconds
+# A socket polls with a 32-bit number of milliseconds, which ends at 24 days.
+_LONGEST_TIMEOUT_S = 86_400
 
 _KEY_BYTES = range(24, 65)  # as in the Standard Webhooks specification
 
@@ -48,6 +57,18 @@ def _check_webhook_secret(secret: SecretStr) -> SecretStr:
         )
     return secret
 
+
+Seconds = Annotated[float, Field(ge=_SHORTEST_S, le=_TEN_YEARS_S)]
+SecondsOrZero = Annotated[float, Field(ge=0, le=_TEN_YEARS_S)]
+WholeSeconds = Annotated[int, Field(ge=1, le=_TEN_YEARS_S)]
+#: Time that a network connection has to answer.
+Timeout = Annotated[float, Field(ge=_SHORTEST_S, le=_LONGEST_TIMEOUT_S)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
+Bytes = Annotated[int, Field(ge=1, le=2**50)]
+#: Memory in 10^9 bytes, up to a petabyte.
+Gigabytes = Annotated[float, Field(gt=0, le=10**6)]
+GigabytesOrZero = Annotated[float, Field(ge=0, le=10**6)]
 
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]

@@ -13,7 +13,21 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from shared.setting_types import HttpUrl, ModelId, RedisUrl, WebhookSecret
+from shared.setting_types import (
+    Bytes,
+    Count,
+    CountOrZero,
+    Gigabytes,
+    GigabytesOrZero,
+    HttpUrl,
+    ModelId,
+    RedisUrl,
+    Seconds,
+    SecondsOrZero,
+    Timeout,
+    WebhookSecret,
+    WholeSeconds,
+)
 
 #: File in the working directory; the environment wins over it.
 DOTENV = Path(".env")
@@ -31,36 +45,30 @@ class RedisSettings(_Section):
         "redis://127.0.0.1:6379/0",
         description="Redis that holds the ledger; it must run with `appendonly yes` and `appendfsync always`.",
     )
-    timeout_s: float = Field(1.5, gt=0, description="Seconds that the API waits for Redis before it answers 503.")
+    timeout_s: Timeout = Field(1.5, description="Seconds that the API waits for Redis before it answers 503.")
 
 
 class QueueSettings(_Section):
     """The queueing, leases and retries of items."""
 
-    cap: int = Field(100_000, ge=1, description="Number of queued items at which new jobs are answered 429.")
-    lease_ttl_s: float = Field(
-        15.0, gt=0, description="Seconds without a renewal after which a running item is requeued."
-    )
-    renew_s: float = Field(
+    cap: Count = Field(100_000, description="Number of queued items at which new jobs are answered 429.")
+    lease_ttl_s: Seconds = Field(15.0, description="Seconds without a renewal after which a running item is requeued.")
+    renew_s: Seconds = Field(
         3.0,
-        gt=0,
         description="Seconds between renewals of a running item's lease; at most a third of `FLUX2_QUEUE_LEASE_TTL_S`.",
     )
-    max_attempts: int = Field(3, ge=1, description="Number of attempts after which an item whose workers died fails.")
-    wait_bound_s: float = Field(
-        3600.0, ge=0, description="Seconds in the queue after which an item goes before priority and affinity."
+    max_attempts: Count = Field(3, description="Number of attempts after which an item whose workers died fails.")
+    wait_bound_s: SecondsOrZero = Field(
+        3600.0, description="Seconds in the queue after which an item goes before priority and affinity."
     )
-    reap_s: float = Field(1.0, gt=0, description="Seconds between searches for expired leases.")
-    audit_s: float = Field(3.0, gt=0, description="Seconds between searches for lost wake-up messages.")
-    retention_s: float = Field(
+    reap_s: Seconds = Field(1.0, description="Seconds between searches for expired leases.")
+    audit_s: Seconds = Field(3.0, description="Seconds between searches for lost wake-up messages.")
+    retention_s: Seconds = Field(
         7 * 86_400.0,
-        gt=0,
         description="Seconds that the record of an ended job is kept; longer while its webhook is still being sent.",
     )
-    idempotency_ttl_s: int = Field(
-        86_400,
-        ge=1,
-        description="Seconds that an Idempotency-Key is remembered; at most `FLUX2_QUEUE_RETENTION_S`.",
+    idempotency_ttl_s: WholeSeconds = Field(
+        86_400, description="Seconds that an Idempotency-Key is remembered; at most `FLUX2_QUEUE_RETENTION_S`."
     )
 
     @model_validator(mode="after")
@@ -96,7 +104,7 @@ class StorageSettings(_Section):
     url_ttl_s: int = Field(
         3600, ge=1, le=604_800, description="Seconds that the presigned URLs in results are valid; at most 604800."
     )
-    retry_budget_s: float = Field(60.0, ge=0, description="Seconds that an upload is retried before its item fails.")
+    retry_budget_s: SecondsOrZero = Field(60.0, description="Seconds that an upload is retried before its item fails.")
 
 
 class S3Settings(_Section):
@@ -117,7 +125,7 @@ class S3Settings(_Section):
     )
     sse: str | None = Field(None, description="`ServerSideEncryption` of every upload, e.g. `AES256` or `aws:kms`.")
     sse_kms_key_id: str | None = Field(None, description="`SSEKMSKeyId` of every upload, for `aws:kms`.")
-    timeout_s: float = Field(30.0, gt=0, description="Seconds that one S3 request may take to connect, and to read.")
+    timeout_s: Timeout = Field(30.0, description="Seconds that one S3 request may take to connect, and to read.")
 
 
 class AdaptersSettings(_Section):
@@ -126,7 +134,7 @@ class AdaptersSettings(_Section):
     root: Path = Field(
         Path("adapters"), description="Folder that `loras[].path` is relative to; files outside it are refused."
     )
-    max_bytes: int = Field(8 * 1024**3, ge=1, description="Size in bytes above which an adapter file is refused.")
+    max_bytes: Bytes = Field(8 * 1024**3, description="Size in bytes above which an adapter file is refused.")
 
 
 class ModelSettings(_Section):
@@ -169,9 +177,8 @@ class ModelSettings(_Section):
         "`host` memory, or the checkpoint's `file` in the page cache that all workers share. Default: `device` if it "
         "has room, otherwise `file` with as many copies on the device as fit.",
     )
-    memory_gb: float | None = Field(
+    memory_gb: Gigabytes | None = Field(
         None,
-        gt=0,
         description="Device memory that this worker may use, in 10^9 bytes. Default: the memory that is free.",
     )
 
@@ -187,10 +194,10 @@ class ApiSettings(_Section):
         "request; webhooks then carry paths without a host.",
     )
     max_body_bytes: int = Field(
-        4 * 1024**2, ge=1024, description="Size in bytes above which a request body is answered 413."
+        4 * 1024**2, ge=1024, le=2**30, description="Size in bytes above which a request body is answered 413."
     )
-    max_prompts: int = Field(
-        1000, ge=1, description="Number of prompts that one request, or samples that one replay, may have."
+    max_prompts: Count = Field(
+        1000, description="Number of prompts that one request, or samples that one replay, may have."
     )
 
 
@@ -199,12 +206,11 @@ class WorkerSettings(_Section):
 
     device: str = Field("auto", description="Device to render on: `auto`, `cuda`, `cuda:N` or `cpu`.")
     name: str | None = Field(None, description="Name of the worker's slot. Default: its host and device.")
-    drain_s: float = Field(
-        30.0, ge=0, description="Seconds that the running item has after SIGTERM before it is handed over."
+    drain_s: SecondsOrZero = Field(
+        30.0, description="Seconds that the running item has after SIGTERM before it is handed over."
     )
-    stall_s: float = Field(
+    stall_s: Seconds = Field(
         180.0,
-        gt=0,
         description="Seconds without progress after which a kernel counts as hung and the worker process ends.",
     )
     lock_dir: Path | None = Field(
@@ -212,12 +218,11 @@ class WorkerSettings(_Section):
         description="Folder for the locks on slots and GPUs, shared by all workers of a host. Default: the system's "
         "temporary folder.",
     )
-    prompt_cache: int = Field(
-        64, ge=0, description="Number of encoded prompts kept in memory (15.7 MB each at full size)."
+    prompt_cache: CountOrZero = Field(
+        64, description="Number of encoded prompts kept in memory (15.7 MB each at full size)."
     )
-    adapter_cache_gb: float = Field(
+    adapter_cache_gb: GigabytesOrZero = Field(
         4.0,
-        ge=0,
         description="Host memory for adapters that were read and checked, in 10^9 bytes; one of rank 32 takes 0.4.",
     )
 
@@ -233,7 +238,7 @@ class WebhookSettings(_Section):
     allow_private: bool = Field(
         False, description="Also deliver over http and to private addresses, such as those of your own network."
     )
-    timeout_s: float = Field(15.0, gt=0, description="Seconds that a receiver has to answer.")
+    timeout_s: Timeout = Field(15.0, description="Seconds that a receiver has to answer.")
 
 
 class LogSettings(_Section):

@@ -1,12 +1,18 @@
 """The settings, their documentation and the environment agree."""
 
+import math
 import re
+import socket
+import threading
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from shared.settings import Settings
+from shared.cli import main
+from shared.ledger.session import to_ms
+from shared.settings import QueueSettings, Settings
 from shared.unknown_settings import find_unknown_settings
 
 ROOT = Path(__file__).parents[2]
@@ -23,6 +29,31 @@ def variables():
             default = "" if field.default is None else str(field.default)
             found[f"FLUX2_{section}_{name}".upper()] = (default, field.description)
     return found
+
+
+def plain_types(annotation):
+    """The classes in an annotation such as `Annotated[float, ...] | None`."""
+    if isinstance(annotation, type):
+        yield annotation
+    for part in get_args(annotation):
+        yield from plain_types(part)
+
+
+def numbers(model=Settings):
+    """Every numeric setting as (model class, field name, variable)."""
+    for name, field in model.model_fields.items():
+        kinds = list(plain_types(field.annotation))
+        for section in kinds:
+            if issubclass(section, BaseModel):
+                yield from numbers(section)
+        if {int, float} & set(kinds):
+            prefix = model.__name__.removesuffix("Settings")
+            yield pytest.param(model, name, id=f"{prefix}.{name}")
+
+
+def upper_bound(model, name):
+    schema = model.model_json_schema()["properties"][name]
+    return next(kind["maximum"] for kind in (schema, *schema.get("anyOf", ())) if "maximum" in kind)
 
 
 def test_the_reference_lists_every_setting_with_its_default_and_meaning():
@@ -84,6 +115,42 @@ def test_an_unusable_value_is_refused(variable, value, monkeypatch):
 
     with pytest.raises(ValidationError, match=variable.split("_", 2)[2].lower()):
         Settings()
+
+
+@pytest.mark.parametrize(("model", "name"), list(numbers()))
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan", "1e30", str(10**30), math.inf, math.nan])
+def test_no_number_is_infinite_or_without_a_bound(model, name, value):
+    with pytest.raises(ValidationError, match=name):
+        model.model_validate({name: value})
+
+
+@pytest.mark.parametrize(("model", "name"), [number for number in numbers() if number.values[1].endswith("_s")])
+def test_the_longest_time_fits_milliseconds_waits_and_sockets(model, name):
+    longest = upper_bound(model, name)
+
+    # A script gets milliseconds as a double and adds them to the time, as Redis does with an expiry.
+    assert 1 <= to_ms(longest) < 2**51
+    assert longest < threading.TIMEOUT_MAX
+    if name == "timeout_s":
+        assert to_ms(longest) < 2**31
+        with socket.socket() as connection:
+            connection.settimeout(longest)
+
+
+@pytest.mark.parametrize("name", ["lease_ttl_s", "reap_s", "retention_s"])
+def test_a_time_of_no_whole_millisecond_is_refused(name):
+    with pytest.raises(ValidationError, match=r"greater than or equal to 0\.001"):
+        QueueSettings.model_validate({name: 0.0009})
+
+
+def test_the_message_names_the_setting_and_its_bound(monkeypatch, capsys):
+    monkeypatch.setenv("FLUX2_QUEUE_WAIT_BOUND_S", "inf")
+    monkeypatch.setattr("sys.argv", ["flux2", "doctor"])
+
+    with pytest.raises(SystemExit):
+        main()
+
+    assert "FLUX2_QUEUE_WAIT_BOUND_S: Input should be less than or equal to 315360000" in capsys.readouterr().err
 
 
 def test_an_unknown_setting_is_found_with_the_setting_that_was_meant(monkeypatch, tmp_path):
