@@ -18,6 +18,7 @@ from shared.errors import InvalidRequest
 from shared.ledger import AcceptedJob, Submission
 from shared.request import InferenceRequest
 from shared.resolve import check_prompts, collect_warnings, find_model, reject_unsupported_fields, resolve_items
+from shared.resolved_size import check_resolved_size
 
 
 def accept_job(
@@ -59,6 +60,7 @@ def prepare_job(
         )
     model = find_model(body.model)
     reject_unsupported_fields(body)
+    check_resolved_size([body], max_bytes=settings.api.max_body_bytes)
     slots = ledger.workers.live_slots()
     base = ledger.workers.base_model(model.id, slots)
     if body.webhook_url is not None:

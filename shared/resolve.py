@@ -17,7 +17,8 @@ from shared.request import MAX_TEXT, InferenceRequest, PromptItem
 
 T = TypeVar("T", int, float)
 
-_TRIGGER = "[trigger]"
+#: Stands in prompts for the trigger word.
+TRIGGER = "[trigger]"
 
 #: Random seeds are drawn below this, as ai-toolkit's own are.
 MAX_RANDOM_SEED = 2**32
@@ -105,7 +106,7 @@ def collect_warnings(request: InferenceRequest, items: Sequence[ItemSpec], model
         *_first(
             f"prompts[{index}].prompt contains [trigger], but the request has no trigger_word: it stays as written"
             for index, item in enumerate(items)
-            if _TRIGGER in item.prompt
+            if TRIGGER in item.prompt
         ),
     ]
 
@@ -137,13 +138,13 @@ def _with_trigger(prompt: str, trigger_word: str | None, index: int) -> str:
     if not trigger_word:
         return prompt
     # Counted before the text is built: a small request could otherwise produce gigabytes of text.
-    length = len(prompt) + prompt.count(_TRIGGER) * (len(trigger_word) - len(_TRIGGER))
+    length = len(prompt) + prompt.count(TRIGGER) * (len(trigger_word) - len(TRIGGER))
     if length > MAX_TEXT:
         raise InvalidRequest(
             f"the prompt has {length} characters with its trigger word filled in; use at most {MAX_TEXT}",
             field=f"prompts[{index}].prompt",
         )
-    return prompt.replace(_TRIGGER, trigger_word)
+    return prompt.replace(TRIGGER, trigger_word)
 
 
 def _floor(pixels: int, divisor: int) -> int:

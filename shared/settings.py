@@ -194,7 +194,11 @@ class ApiSettings(_Section):
         "request; webhooks then carry paths without a host.",
     )
     max_body_bytes: int = Field(
-        4 * 1024**2, ge=1024, le=2**30, description="Size in bytes above which a request body is answered 413."
+        4 * 1024**2,
+        ge=1024,
+        le=2**30,
+        description="Size in bytes above which a request body is answered 413, and its prompts with trigger words "
+        "filled in 400.",
     )
     max_prompts: Count = Field(
         1000, description="Number of prompts that one request, or samples that one replay, may have."

@@ -16,6 +16,7 @@ from api.submission import hash_body, prepare_job, store_jobs
 from api.training_config.plan import plan_replay
 from shared.errors import InvalidRequest
 from shared.request import InferenceRequest
+from shared.resolved_size import check_resolved_size
 
 router = APIRouter(prefix="/v1", tags=["replays"])
 
@@ -45,6 +46,7 @@ def submit_replay(
         requests = _REQUESTS.validate_python(plan.requests)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
+    check_resolved_size(requests, max_bytes=services.settings.api.max_body_bytes, field="config")
     body_hash = hash_body(body)
     jobs = [
         prepare_job(

@@ -405,6 +405,13 @@ def test_a_full_queue_answers_429_with_retry_after(api):
             "INVALID_REQUEST",
             "prompts[0].prompt",
         ),
+        (
+            # 65 kB of body that would be 1.2 MB of prompts; `api` has a bound of 64 KiB.
+            request(*[{"prompt": "[trigger]"}] * 300, trigger_word="\N{SNOWMAN}" * 4_000),
+            400,
+            "INVALID_REQUEST",
+            "prompts[5].prompt",
+        ),
         (request(engine="fast", adapter_mode="live"), 400, "INVALID_REQUEST", "adapter_mode"),
         (request({"prompt": "a\0b"}), 422, "VALIDATION_ERROR", "prompts[0].prompt"),
         (request({"prompt": "a", "smaple_steps": 3}), 422, "VALIDATION_ERROR", "prompts[0].smaple_steps"),
@@ -718,6 +725,18 @@ def test_a_config_whose_samples_exceed_the_apis_limits_is_a_problem(api):
     body = problem(api.http.post("/v1/replays", json={"config": config}), 422, "VALIDATION_ERROR")
 
     assert "sample_steps" in body["detail"]
+
+
+def test_a_config_whose_trigger_word_makes_its_prompts_too_large_is_a_problem(api):
+    sample = {"prompts": ["[trigger]" * 9] * 8}
+    process = {"model": {"arch": "flux2"}, "trigger_word": "x" * 1_000, "sample": sample}
+    config = json.dumps({"config": {"name": "x", "process": [process]}})
+
+    body = problem(api.http.post("/v1/replays", json={"config": config}), 400, "INVALID_REQUEST")
+
+    assert "72000 bytes" in body["detail"]
+    assert "at most 65536" in body["detail"]
+    assert [field["path"] for field in body["errors"]] == ["config"]
 
 
 def replay(api, *prompts, **headers):
