@@ -7,49 +7,82 @@ Resolving the name differently a moment later (DNS rebinding) has no effect.
 from __future__ import annotations
 
 import ipaddress
+import queue
 import socket
 import ssl
+import threading
 import time
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 import httpcore2
 
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+from api.address_ranges import Address, is_public
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-
-def is_public(address: Address) -> bool:
-    """Return whether an address belongs to the open internet; an embedded IPv4 address decides for an IPv6 one."""
-    if isinstance(address, ipaddress.IPv6Address):
-        embedded = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
-        # The standard library supports the other three ways to embed an address, but not NAT64.
-        if embedded is None and address in _NAT64:
-            embedded = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-        if embedded is not None:
-            return is_public(embedded)
-    # `is_global` is true of some multicast groups.
-    return address.is_global and not address.is_multicast
+# A name may have hundreds of addresses: trying all of them would make this service a scanner of ports.
+_MAX_TRIED: Final = 8
+# Lookups under way in this process, with those that nobody waits for any more.
+_MAX_LOOKUPS: Final = 64
+_lookups = threading.BoundedSemaphore(_MAX_LOOKUPS)
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
-def resolve_host(host: str, port: int, *, allow_private: bool) -> str:
-    """Return one address of a host, as text.
+def resolve_host(host: str, port: int, *, allow_private: bool, timeout_s: float | None = None) -> Sequence[str]:
+    """Return the addresses of a host as text, in the resolver's order.
 
     Raises:
         httpcore2.ConnectError: the host has no address, or one that is not public.
+        httpcore2.ConnectTimeout: the resolver took too long.
     """
-    try:
-        # Through the resolver even for a literal address: it knows more spellings than `ipaddress` (0x7f.1, 127.1).
-        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        addresses = [ipaddress.ip_address(answer[4][0]) for answer in answers]
-    except (OSError, UnicodeError) as error:
-        raise httpcore2.ConnectError(f"{host!r} has no address") from error
+    addresses = _look_up(host, port, timeout_s)
     # One private address refuses the whole host: no honest receiver mixes them.
     refused = [address for address in addresses if not allow_private and not is_public(address)]
     if refused:
         raise httpcore2.ConnectError(f"{host!r} has the address {refused[0]}, which is not public")
-    return str(addresses[0])
+    return [str(address) for address in addresses]
+
+
+def host_header(url: str) -> str:
+    """Return the value of the Host header for a URL; httpcore2 leaves out the brackets of an IPv6 address."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if ":" in host:
+        host = f"[{host}]"
+    return host if parts.port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f"{host}:{parts.port}"
+
+
+def _look_up(host: str, port: int, timeout_s: float | None) -> Sequence[Address]:
+    """Resolve a host; each address occurs once."""
+    # In a thread, because `getaddrinfo` knows no timeout: dead name servers hold it for 10 to 40 s.
+    answers: queue.SimpleQueue[Sequence[Address] | Exception] = queue.SimpleQueue()
+    if not _lookups.acquire(timeout=timeout_s):
+        raise httpcore2.ConnectTimeout(f"{host!r} could not be resolved: {_MAX_LOOKUPS} lookups are under way")
+
+    def resolve() -> None:
+        try:
+            # Also for a literal address: the resolver knows more spellings than `ipaddress` (0x7f.1, 127.1).
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            answers.put([*dict.fromkeys(ipaddress.ip_address(answer[4][0]) for answer in found)])
+        except Exception as error:  # noqa: BLE001 - whatever it is, the caller must get an answer
+            answers.put(error)
+        finally:
+            _lookups.release()
+
+    try:
+        threading.Thread(target=resolve, name="flux2-resolve", daemon=True).start()
+    except RuntimeError as error:
+        _lookups.release()
+        raise httpcore2.ConnectError(f"{host!r} could not be resolved: {error}") from error
+    try:
+        answer = answers.get(timeout=timeout_s)
+    except queue.Empty:
+        raise httpcore2.ConnectTimeout(f"{host!r} was not resolved in {timeout_s:g} s") from None
+    if isinstance(answer, OSError | ValueError):
+        raise httpcore2.ConnectError(f"{host!r} has no address") from answer
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 class GuardedBackend(httpcore2.NetworkBackend):
@@ -58,7 +91,7 @@ class GuardedBackend(httpcore2.NetworkBackend):
     def __init__(self, *, allow_private: bool, timeout_s: float) -> None:
         self._allow_private = allow_private
         self._timeout_s = timeout_s
-        self._plain = httpcore2.SyncBackend()
+        self._plain: httpcore2.NetworkBackend = httpcore2.SyncBackend()
 
     def connect_tcp(
         self,
@@ -70,8 +103,19 @@ class GuardedBackend(httpcore2.NetworkBackend):
     ) -> httpcore2.NetworkStream:
         deadline = time.monotonic() + self._timeout_s
         # By address: connecting by name would resolve the name again.
-        address = resolve_host(host, port, allow_private=self._allow_private)
-        return _DeadlineStream(self._plain.connect_tcp(address, port, self._timeout_s, local_address), deadline)
+        addresses = resolve_host(host, port, allow_private=self._allow_private, timeout_s=self._timeout_s)[:_MAX_TRIED]
+        failure: Exception = httpcore2.ConnectTimeout(f"{host!r} took too long to connect")
+        for position, address in enumerate(addresses):
+            # Each address gets its share of what is left, so that one without an answer leaves time for the next.
+            share_s = (deadline - time.monotonic()) / (len(addresses) - position)
+            if share_s <= 0:
+                break
+            try:
+                stream = self._plain.connect_tcp(address, port, share_s, local_address, socket_options)
+                return _DeadlineStream(stream, deadline)
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                failure = error
+        raise failure
 
 
 class _DeadlineStream(httpcore2.NetworkStream):

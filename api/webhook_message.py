@@ -17,7 +17,7 @@ from http import HTTPStatus
 import httpcore2
 from standardwebhooks.webhooks import Webhook
 
-from api.addresses import GuardedBackend
+from api.addresses import GuardedBackend, host_header
 from api.status_view import WIRE_STATUS, first_error, result_url
 from api.timestamps import format_ms
 from shared.ledger import JobView
@@ -65,6 +65,7 @@ def post_message(url: str, *, message_id: str, body: str, settings: WebhookSetti
     assert settings.secret is not None
     now = datetime.now(UTC)
     headers: dict[bytes | str, bytes | str] = {
+        "Host": host_header(url),
         "Content-Type": "application/json",
         "User-Agent": "flux2-queue",
         "Connection": "close",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from api.addresses import is_public
+from api.address_ranges import is_public
 from shared.errors import InvalidRequest
 from shared.settings import WebhookSettings
 

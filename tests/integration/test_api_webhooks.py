@@ -11,7 +11,8 @@ import httpcore2
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from api.addresses import is_public, resolve_host
+from api.address_ranges import is_public
+from api.addresses import resolve_host
 from api.webhook_message import Delivery, post_message
 from api.webhook_url import check_webhook_url
 from api.webhooks import RETRY_WAITS_S, Courier
@@ -295,6 +296,10 @@ BAD_URLS = [
     "https://[64:ff9b::a9fe:a9fe]/",
     "https://[2002:7f00:1::]/",
     "https://[2001:db8::1]/",
+    "https://[::127.0.0.1]/",
+    "https://[64:ff9b:1::7f00:1]/",
+    "https://[fec0::1]/",
+    "https://192.0.0.9/",
 ]
 
 
