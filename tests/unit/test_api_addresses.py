@@ -215,30 +215,34 @@ def test_every_address_of_a_host_must_be_public(monkeypatch):
         resolve_host("mixed.example", 443, allow_private=False)
 
 
-def test_a_resolver_that_does_not_answer_holds_a_caller_only_until_its_deadline(monkeypatch):
-    release = threading.Event()
+@pytest.fixture
+def dead_resolver(monkeypatch):
+    """A resolver that does not answer before the test ends."""
+    release, lookups = threading.Event(), threading.BoundedSemaphore(2)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(30) and [])
+    monkeypatch.setattr("api.addresses._lookups", lookups)
+    yield
+    release.set()
+    # Each lookup has left once both places are free.
+    assert all(lookups.acquire(timeout=10) for _ in range(2))
+
+
+def test_a_resolver_that_does_not_answer_holds_a_caller_only_until_its_deadline(dead_resolver):
     began = time.monotonic()
 
     with pytest.raises(httpcore2.ConnectTimeout, match=r"'dead.example' was not resolved in 0.2 s"):
         get("http://dead.example/", GuardedBackend(allow_private=True, timeout_s=0.2))
 
     assert time.monotonic() - began < 5
-    release.set()
 
 
-def test_lookups_that_hang_are_bounded(monkeypatch):
-    release = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(30) and [])
-    monkeypatch.setattr("api.addresses._lookups", threading.BoundedSemaphore(2))
-
+def test_lookups_that_hang_are_bounded(dead_resolver):
     for host in ("one.example", "two.example"):
         with pytest.raises(httpcore2.ConnectTimeout, match="was not resolved"):
             resolve_host(host, 443, allow_private=True, timeout_s=0.01)
+
     with pytest.raises(httpcore2.ConnectTimeout, match="lookups are under way"):
         resolve_host("three.example", 443, allow_private=True, timeout_s=0.01)
-
-    release.set()
 
 
 @pytest.mark.parametrize(
