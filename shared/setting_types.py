@@ -23,6 +23,20 @@ _LONGEST_TIMEOUT_S = 86_400
 _KEY_BYTES = range(24, 65)  # as in the Standard Webhooks specification
 
 
+def _check_key_prefix(value: str) -> str:
+    # Refused instead of corrected: a prefix with another spelling would hide the results that are stored already.
+    if not value.isprintable():
+        raise ValueError(f"{value!r} holds a control character or one that no URL can hold; use letters and digits")
+    parts = value.split("/")
+    if "\\" in value or any(part in ("", ".", "..") for part in parts[:-1]) or parts[-1] in (".", ".."):
+        remedy = "/".join(part for part in value.replace("\\", "/").split("/") if part not in ("", ".", ".."))
+        raise ValueError(
+            f"{value!r} is not a plain relative path; write {f'{remedy}/' if remedy else ''!r}, "
+            "without a slash at the start, and without empty, `.` and `..` parts and backslashes"
+        )
+    return value
+
+
 def _check_redis_url(value: str) -> str:
     parse_url(value)  # type: ignore[no-untyped-call]  # its message lists the schemes
     return value
@@ -70,6 +84,7 @@ Bytes = Annotated[int, Field(ge=1, le=2**50)]
 Gigabytes = Annotated[float, Field(gt=0, le=10**6)]
 GigabytesOrZero = Annotated[float, Field(ge=0, le=10**6)]
 
+KeyPrefix = Annotated[str, AfterValidator(_check_key_prefix)]
 RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 ModelId = Annotated[str, AfterValidator(_check_model_id)]

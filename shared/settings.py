@@ -20,6 +20,7 @@ from shared.setting_types import (
     Gigabytes,
     GigabytesOrZero,
     HttpUrl,
+    KeyPrefix,
     ModelId,
     RedisUrl,
     Seconds,
@@ -100,7 +101,10 @@ class StorageSettings(_Section):
         "s3", description="`s3`, or `directory` for files on one host and in tests."
     )
     directory: Path = Field(Path(".flux2/objects"), description="Root folder of the `directory` backend.")
-    prefix: str = Field("", description="Prefix of every object key, e.g. `flux2/`.")
+    prefix: KeyPrefix = Field(
+        "",
+        description="Prefix of every object key, e.g. `flux2/`: a relative path without empty, `.` and `..` parts.",
+    )
     url_ttl_s: int = Field(
         3600, ge=1, le=604_800, description="Seconds that the presigned URLs in results are valid; at most 604800."
     )

@@ -8,12 +8,13 @@ only the header. `shared.safetensors_header` knows the file format, `shared.adap
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
+from typing import BinaryIO
 
 from shared.adapters.header_json import Header, parse_header
+from shared.adapters.opened import open_adapter
 from shared.adapters.signature import identify_format
-from shared.errors import AdapterNotFound, AdapterRefused, HeaderFault
+from shared.errors import AdapterRefused, HeaderFault
 from shared.safetensors_header import LENGTH_BYTES, HeaderFrame, check_tiling, read_frame, read_header_bytes
 
 # A LoRA on every linear layer of FLUX.2 [dev] has a header of about 0.1 MB.
@@ -27,45 +28,41 @@ def read_header(path: Path, *, max_bytes: int) -> Header:
         max_bytes: size above which a file is refused without reading it.
 
     Raises:
-        AdapterNotFound: no such file.
+        AdapterNotFound, AdapterRefused: see `open_adapter`.
         AdapterRefused: the file is not valid safetensors; the message says what is wrong and where.
     """
-    try:
-        text, data_bytes = _read_text(path, max_bytes)
-    except FileNotFoundError as error:
-        raise AdapterNotFound(f"{path.name}: no such file") from error
-    except OSError as error:
-        raise AdapterRefused(f"{path.name}: cannot be read: {error.strerror}") from error
+    with open_adapter(path) as file:
+        return read_open_header(file, max_bytes=max_bytes)
+
+
+def read_open_header(file: BinaryIO, *, max_bytes: int) -> Header:
+    """Parse and check the header of an open file; see `read_header`."""
+    name = Path(file.name).name
+    text, data_bytes = _read_text(file, name, max_bytes)
     try:
         header = parse_header(text)
         check_tiling(header.tensors, data_bytes)
     except HeaderFault as fault:
-        raise AdapterRefused(f"{path.name}: {fault}") from fault
+        raise AdapterRefused(f"{name}: {fault}") from fault
     return header
 
 
-def _read_text(path: Path, max_bytes: int) -> tuple[str, int]:
+def _read_text(file: BinaryIO, name: str, max_bytes: int) -> tuple[str, int]:
     """Return the header's text and the number of data bytes that follow it."""
-    info = path.stat()
-    # Before the file is opened: opening a pipe would wait for a writer.
-    if not stat.S_ISREG(info.st_mode):
-        raise AdapterRefused(f"{path.name}: not a regular file")
-    with path.open("rb") as file:
-        # Of the open file: another one may have been renamed to this path since `stat`.
-        size = os.fstat(file.fileno()).st_size
-        if size > max_bytes:
-            raise AdapterRefused(f"{path.name} has {size} bytes, and the limit is {max_bytes}")
-        frame = read_frame(file, file_bytes=size)
-        if not frame.is_plausible(max_header_bytes=MAX_HEADER_BYTES):
-            raise AdapterRefused(f"{path.name}: {_frame_problem(frame)}")
-        raw = read_header_bytes(file, frame)
+    size = os.fstat(file.fileno()).st_size
+    if size > max_bytes:
+        raise AdapterRefused(f"{name} has {size} bytes, and the limit is {max_bytes}")
+    frame = read_frame(file, file_bytes=size)
+    if not frame.is_plausible(max_header_bytes=MAX_HEADER_BYTES):
+        raise AdapterRefused(f"{name}: {_frame_problem(frame)}")
+    raw = read_header_bytes(file, frame)
     if len(raw) < frame.header_bytes:
-        raise AdapterRefused(f"{path.name}: the file shrank while it was read; submit again when it is complete")
+        raise AdapterRefused(f"{name}: the file shrank while it was read; submit again when it is complete")
     try:
         return raw.decode("utf-8"), frame.data_bytes
     except UnicodeDecodeError as error:
         where = LENGTH_BYTES + error.start
-        raise AdapterRefused(f"{path.name}: the header is not UTF-8 at byte {where}") from error
+        raise AdapterRefused(f"{name}: the header is not UTF-8 at byte {where}") from error
 
 
 def _frame_problem(frame: HeaderFrame) -> str:

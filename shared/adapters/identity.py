@@ -1,23 +1,51 @@
-"""Identify an adapter by the sha256 of its bytes, because the file at a path can change."""
+"""Identify an adapter by the sha256 of its bytes, because the file at a path can change.
+
+Hashing a file of 1 GB takes about a second, so the digest of an unchanged file is kept. A file is recognised by its
+size and times, which are only as fine as the clock of its file system: a file that is rewritten within the same tick
+looks unchanged. A digest is therefore kept only if its hashing began at least one tick after the file was first seen
+with these times. Any later write gets a later time.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import os
+import time
+from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from threading import Lock
 
 from cachetools import LRUCache
 
-from shared.errors import AdapterNotFound, AdapterRefused
+from shared.adapters.opened import Stamp, open_adapter, raise_changed, stamp_of
 
 _CACHED_FILES = 1024
 
-# Path, device, inode, size, mtime_ns, ctime_ns. Only the ctime changes when a file is replaced by one with its times.
-_Stamp = tuple[str, int, int, int, int, int]
+# Kernels tick every 1 to 10 ms. FAT counts in steps of two seconds, other old file systems in whole seconds.
+_FINE_TICK_S = 0.02
+_COARSE_TICK_S = 2.0
+# Older than any difference between the clocks of this host and of a file server.
+_SETTLED_S = 60.0
 
-# Hashing a 1 GB file takes about a second, which every request for it would pay.
-_digests: LRUCache[_Stamp, str] = LRUCache(_CACHED_FILES)
+
+@dataclass(frozen=True)
+class Identity:
+    """The digest, in lower-case hex, and the size of a file."""
+
+    sha256: str
+    size_bytes: int
+
+
+@dataclass
+class _Known:
+    """A file with one stamp. `lock` is held while it is hashed, so that requests for one new file hash it once."""
+
+    first_seen_s: float
+    digest: str | None = None
+    lock: Lock = field(default_factory=Lock)
+
+
+_digests: LRUCache[Stamp, _Known] = LRUCache(_CACHED_FILES)
 _lock = Lock()
 
 
@@ -25,32 +53,46 @@ def sha256_of(path: Path) -> str:
     """Return the file's sha256 in lower-case hex; a file that has not changed since the last call is not read again.
 
     Raises:
-        AdapterNotFound: no such file.
-        AdapterRefused: the file cannot be read, or it changed while it was read, as during an upload.
+        AdapterNotFound, AdapterRefused: see `open_adapter`.
     """
-    try:
-        stamp = _stamp(path, path.stat())
-        with _lock:
-            digest = _digests.get(stamp)
-        return digest or _hash(path)
-    except FileNotFoundError as error:
-        raise AdapterNotFound(f"{path.name}: no such file") from error
-    except OSError as error:
-        raise AdapterRefused(f"{path.name}: cannot be read: {error.strerror}") from error
+    with open_adapter(path) as file:
+        return identify(file).sha256
 
 
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        # The stamps around the read must agree: an upload may still be writing.
-        before = _stamp(path, os.fstat(file.fileno()))
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if _stamp(path, os.fstat(file.fileno())) != before:
-            raise AdapterRefused(f"{path.name}: the file changed while it was read; submit again when it is complete")
-    # Hashing runs without the lock, so that a large file blocks no other request.
+def identify(file: BufferedReader) -> Identity:
+    """Return the identity of an open adapter file, which is read only if it is new or has changed.
+
+    Raises:
+        AdapterRefused: the file changed while it was read, as during an upload.
+    """
+    stamp = stamp_of(file)
     with _lock:
-        _digests[before] = digest
+        known = _digests.setdefault(stamp, _Known(time.monotonic()))
+    # Not under the lock of all files: a large file delays no other request.
+    with known.lock:
+        digest = known.digest or _hash(file, stamp, known)
+    return Identity(digest, stamp.size_bytes)
+
+
+def _hash(file: BufferedReader, stamp: Stamp, known: _Known) -> str:
+    is_final = _await_tick(stamp, known.first_seen_s)
+    file.seek(0)
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if stamp_of(file) != stamp:
+        raise_changed(file)
+    if is_final:
+        known.digest = digest
     return digest
 
 
-def _stamp(path: Path, info: os.stat_result) -> _Stamp:
-    return (str(path), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
+def _await_tick(stamp: Stamp, first_seen_s: float) -> bool:
+    """Wait until a write must change the stamp; return False if that takes longer than reading the file again may."""
+    if time.time() - stamp.ctime_ns / 1e9 > _SETTLED_S:
+        return True
+    # A file system that counts in seconds leaves no digits after the point.
+    tick_s = _COARSE_TICK_S if stamp.ctime_ns % 10**9 == 0 else _FINE_TICK_S
+    left_s = first_seen_s + tick_s - time.monotonic()
+    if left_s > _FINE_TICK_S:
+        return False
+    time.sleep(max(0.0, left_s))
+    return True

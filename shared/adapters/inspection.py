@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from shared.adapters.header import read_header
+from shared.adapters.header import read_header, read_open_header
 from shared.adapters.header_json import Header
-from shared.adapters.identity import sha256_of
+from shared.adapters.identity import identify
 from shared.adapters.layout import check_fits_base, parse_layout
+from shared.adapters.opened import open_adapter
 from shared.errors import RequestError
 
 # In BFL's single files the key of a linear layer's weight is its module path with this suffix.
@@ -67,7 +68,9 @@ def inspect_adapter(
     Raises:
         AdapterNotFound, AdapterRefused: the file is not a readable safetensors file.
     """
-    header = read_header(path, max_bytes=max_bytes)
+    with open_adapter(path) as file:
+        header = read_open_header(file, max_bytes=max_bytes)
+        identity = identify(file)
     kind: str | None = None
     refused: str | None = None
     ranks: tuple[int, ...] = ()
@@ -80,8 +83,8 @@ def inspect_adapter(
     except RequestError as error:
         refused = str(error)
     return Inspection(
-        sha256=sha256_of(path),
-        size_bytes=path.stat().st_size,
+        sha256=identity.sha256,
+        size_bytes=identity.size_bytes,
         refused=refused,
         kind=kind,
         ranks=ranks,

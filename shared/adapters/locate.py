@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from pathlib import Path
 
 from shared.errors import AdapterNotFound, AdapterRefused
@@ -75,13 +76,13 @@ def _malformed(path: str) -> str | None:
 
 def _check_file(path: str, target: Path) -> None:
     """Raise unless `target` is a file that can be an adapter."""
-    target.stat()
-    if target.is_dir():
+    mode = target.stat().st_mode
+    if stat.S_ISDIR(mode):
         raise _refused(path, "is a directory, not a .safetensors file")
     # The caller's name, because in a Hugging Face cache the link's target has no suffix.
     if not path.lower().endswith(".safetensors"):
         raise _refused(path, "does not end in .safetensors")
-    if not target.is_file():
+    if not stat.S_ISREG(mode):
         raise _refused(path, "is not a regular file")
 
 

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from shared.adapters.header import read_header
-from shared.adapters.identity import sha256_of
+from shared.adapters.header import read_open_header
+from shared.adapters.identity import identify
 from shared.adapters.layout import check_fits_base, parse_layout
 from shared.adapters.locate import locate_adapter
+from shared.adapters.opened import open_adapter
 from shared.catalog import Model
 from shared.errors import RequestError
 from shared.job import AdapterRef
@@ -42,13 +43,16 @@ def validate_adapters(
 def _validate(
     lora: LoraItem, model: Model, *, layers: Mapping[str, tuple[int, int]] | None, settings: AdaptersSettings
 ) -> AdapterRef:
-    path = locate_adapter(lora.path, root=settings.root)
-    layout = parse_layout(read_header(path, max_bytes=settings.max_bytes))
-    check_fits_base(layout, layers, model=model.id)
+    root = settings.root.resolve()
+    path = locate_adapter(lora.path, root=root)
+    with open_adapter(path) as file:
+        layout = parse_layout(read_open_header(file, max_bytes=settings.max_bytes))
+        check_fits_base(layout, layers, model=model.id)
+        identity = identify(file)
     return AdapterRef(
         # Relative, because a worker's adapter root may be mounted elsewhere.
-        path=str(path.relative_to(settings.root.resolve())),
-        sha256=sha256_of(path),
-        size_bytes=path.stat().st_size,
+        path=str(path.relative_to(root)),
+        sha256=identity.sha256,
+        size_bytes=identity.size_bytes,
         multiplier=1.0 if lora.network_multiplier is None else lora.network_multiplier,
     )

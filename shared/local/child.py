@@ -57,11 +57,11 @@ class ChildProcess:
 
     def is_alive(self) -> bool:
         """Return whether the process was started and has not ended."""
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and _exit_status(self._process) is None
 
     def raise_if_ended(self) -> None:
         """Raise `ServerFailed`, with the end of the log, if the process has ended by itself."""
-        status = self._process.poll() if self._process else None
+        status = _exit_status(self._process) if self._process else None
         if status is not None:
             raise ServerFailed(f"{self.name} ended with status {status}:\n{self._log_tail()}")
 
@@ -86,23 +86,24 @@ class ChildProcess:
     def terminate(self) -> None:
         """Send SIGTERM and return at once; `stop` waits for the end."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGTERM)
+            _signal_group(self._process, signal.SIGTERM)
 
     def stop(self, *, grace_s: float = 3.0) -> None:
         """Send SIGTERM, and SIGKILL after `grace_s` seconds; safe to repeat."""
         self.terminate()
         process, self._process = self._process, None
-        if process is not None:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(grace_s)
-            # The group may hold processes that the server started and left behind.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
         guard, self._guard = self._guard, None
+        if process is not None:
+            deadline_s = time.monotonic() + grace_s
+            while _exit_status(process) is None and time.monotonic() < deadline_s:
+                time.sleep(_POLL_S)
+            # The group may hold processes that the server started and left behind.
+            _signal_group(process, signal.SIGKILL)
+        # Reaped last: until then no other process group can have the id that this method and the guard signal.
         if guard is not None:
             guard.communicate(b"stopped\n")
+        if process is not None:
+            process.wait()
 
     def restart(self) -> None:
         """Start the process again without waiting for readiness; kill it first if it still runs."""
@@ -134,6 +135,28 @@ class ChildProcess:
     def _log_tail(self, lines: int = 15) -> str:
         text = self.log.read_text(encoding="utf-8", errors="replace")
         return "\n".join(text.splitlines()[-lines:]) or "(its log is empty)"
+
+
+def _exit_status(process: subprocess.Popen[bytes]) -> int | None:
+    """Return the status of an ended process as `Popen.returncode` would, without reaping it; None while it runs."""
+    # `poll` would reap it. Its id could then become that of a foreign process group, which `stop` would kill.
+    if not hasattr(os, "waitid"):  # macOS with Python before 3.13
+        return process.poll()
+    try:
+        info = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return process.poll()
+    if info is None:
+        return None
+    return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    """Send a signal to a process and to all that it started, unless it was reaped."""
+    if process.returncode is None:
+        # macOS refuses to signal a group whose processes have all ended.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, number)
 
 
 @contextlib.contextmanager

@@ -52,8 +52,8 @@ class DirectoryStore:
         self.delete_prefix(key.rpartition("/")[0])
 
     def _path(self, key: str) -> Path:
-        validate_key(key)
-        return self._root / f"{self._prefix}{key}"
+        # The whole path, because the prefix could lead out of the folder too.
+        return self._root / validate_key(f"{self._prefix}{validate_key(key)}")
 
 
 @contextmanager

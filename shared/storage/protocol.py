@@ -10,7 +10,8 @@ class ObjectStore(Protocol):
     """Whole objects under slash-separated keys such as `results/JOB/1/0.png`.
 
     A key that is empty, absolute or has an empty, `.` or `..` part raises `ValueError`: this project makes the keys, so
-    that is a bug. Every other failure raises `StorageUnavailable`, after the backend's retries.
+    that is a bug. The key with the store's prefix has to pass the same check. Every other failure raises
+    `StorageUnavailable`, after the backend's retries.
     """
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
@@ -46,6 +47,6 @@ def new_probe_key() -> str:
 
 def validate_key(key: str) -> str:
     """Return `key`, or raise `ValueError` if it is not a plain relative path."""
-    if "\\" in key or "\0" in key or any(part in ("", ".", "..") for part in key.split("/")):
+    if "\\" in key or not key.isprintable() or any(part in ("", ".", "..") for part in key.split("/")):
         raise ValueError(f"not an object key: {key!r}")
     return key

@@ -112,7 +112,7 @@ class S3Store:
         self._once("DELETE", key, lambda: self._delete(name))
 
     def _name(self, key: str) -> str:
-        return f"{self._prefix}{validate_key(key)}"
+        return validate_key(f"{self._prefix}{validate_key(key)}")
 
     def _put(self, name: str, data: bytes, *, content_type: str) -> None:
         # S3's oldest integrity check, which every compatible store performs.

@@ -298,6 +298,50 @@ def test_a_server_that_died_can_be_restarted(tmp_path, wait_until):
     server.stop()
 
 
+@pytest.fixture
+def signalled_groups(monkeypatch):
+    """The process groups that were signalled; a group that another process may have by now fails the test."""
+    groups, killpg = [], os.killpg
+
+    def checked(group, number):
+        # Raises ChildProcessError if the process was reaped, because its id is free from then on.
+        os.waitid(os.P_PID, group, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        groups.append(group)
+        killpg(group, number)
+
+    monkeypatch.setattr(os, "killpg", checked)
+    return groups
+
+
+@pytest.mark.parametrize("end", ["terminate", "stop", "restart"])
+@pytest.mark.parametrize("script", ["exit 3", "kill -KILL $$", "sleep 60 & echo left behind"])
+def test_no_signal_goes_to_an_id_that_another_process_may_have(tmp_path, wait_until, signalled_groups, script, end):
+    server = child(tmp_path, f"until [ -e go ]; do sleep 0.01; done; {script}")
+    server.start(server.is_alive, timeout_s=10)
+    pid = server.pid
+    (tmp_path / "go").touch()
+    wait_until(lambda: not server.is_alive())
+    with pytest.raises(ServerFailed, match=r"Server ended with status (3|-9|0):"):
+        server.raise_if_ended()
+
+    getattr(server, end)()
+    server.stop()
+
+    assert pid in signalled_groups
+    with pytest.raises(ChildProcessError):
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG)
+
+
+def test_a_server_that_ends_within_its_grace_keeps_its_id_until_the_last_signal(tmp_path, signalled_groups):
+    server = child(tmp_path, "trap 'exit 0' TERM; touch up; while :; do sleep 0.01; done")
+    server.start((tmp_path / "up").exists, timeout_s=10)
+    pid = server.pid
+
+    server.stop(grace_s=10)
+
+    assert signalled_groups == [pid, pid]
+
+
 # Finding the programs.
 
 

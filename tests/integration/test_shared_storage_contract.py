@@ -90,7 +90,7 @@ def test_a_healthy_store_passes_the_check_and_keeps_no_probe(store, options):
     assert store.delete_prefix(".flux2-check") == 0
 
 
-@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\\b", "a\0b"])
+@pytest.mark.parametrize("key", ["", "/a", "a/", "a//b", "../a", "a/../b", "./a", "a\\b", "a\0b", "a\nb"])
 def test_a_key_that_is_not_a_plain_path_is_refused(store, key):
     with pytest.raises(ValueError, match="not an object key"):
         store.put(key, b"x", content_type="image/png")
@@ -105,6 +105,22 @@ def test_stores_with_different_prefixes_do_not_see_each_other(options):
     store.put(KEY, b"x", content_type="image/png")
 
     assert not other.exists(KEY)
+
+
+@pytest.mark.parametrize("prefix", ["{outside}/", "../", "x/../../", "/", "x//", "./", "x\\"])
+def test_no_prefix_leads_out_of_the_folder_or_to_another_key(options, tmp_path, prefix):
+    written = prefix.format(outside=tmp_path / "outside")
+    # Settings refuse such a prefix; the store must hold without them.
+    storage = options.storage.model_copy(update={"prefix": written})
+    store = open_store(options.model_copy(update={"storage": storage}))
+
+    for call in (lambda: store.put(KEY, b"x", content_type="image/png"), lambda: store.url(KEY, expires_s=60)):
+        with pytest.raises(ValueError, match="not an object key"):
+            call()
+    with pytest.raises(ValueError, match="not an object key"):
+        store.delete_prefix("results")
+
+    assert not list(tmp_path.rglob("*.png"))
 
 
 # What only S3 has.

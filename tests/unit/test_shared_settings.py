@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from shared.cli import main
 from shared.ledger.session import to_ms
-from shared.settings import QueueSettings, Settings
+from shared.settings import QueueSettings, Settings, StorageSettings
 from shared.unknown_settings import find_unknown_settings
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +151,33 @@ def test_the_message_names_the_setting_and_its_bound(monkeypatch, capsys):
         main()
 
     assert "FLUX2_QUEUE_WAIT_BOUND_S: Input should be less than or equal to 315360000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("prefix", "remedy"),
+    [
+        ("/x/", "write 'x/'"),
+        ("//x/", "write 'x/'"),
+        ("/", "write ''"),
+        ("../x/", "write 'x/'"),
+        ("a/../../x", "write 'a/x/'"),
+        ("..", "write ''"),
+        ("a//b/", "write 'a/b/'"),
+        ("./a/", "write 'a/'"),
+        ("C:\\images\\", "write 'C:/images/'"),
+        ("a\nb/", "control character"),
+        ("a\x7f/", "control character"),
+        ("a\udc80/", "control character"),
+    ],
+)
+def test_a_prefix_that_leaves_the_storage_is_refused_with_the_one_to_write(prefix, remedy):
+    with pytest.raises(ValidationError, match=re.escape(remedy)):
+        StorageSettings(prefix=prefix)
+
+
+@pytest.mark.parametrize("prefix", ["", "flux2/", "flux2", "team a/flux2-", ".hidden/", "a..b/", "bilder/ö/"])
+def test_a_plain_prefix_is_used_as_it_is(prefix):
+    assert StorageSettings(prefix=prefix).prefix == prefix
 
 
 def test_an_unknown_setting_is_found_with_the_setting_that_was_meant(monkeypatch, tmp_path):
