@@ -160,6 +160,15 @@ class Fleet:
         self.redis.start()
         self.history.add("redis up")
 
+    def freeze_redis(self, *, for_s: float) -> None:
+        """Stop Redis with SIGSTOP for a while, as a paused host or a stalled disk does: it keeps its run id."""
+        assert self.redis.pid is not None
+        self.history.add("redis frozen")
+        os.kill(self.redis.pid, signal.SIGSTOP)
+        self._stopped.wait(for_s)
+        os.kill(self.redis.pid, signal.SIGCONT)
+        self.history.add("redis thawed")
+
     def lose_wakeup(self) -> bool:
         """Delete one wake-up, as if its publish had failed; return False if no wake-up waits, or if Redis is away."""
         try:

@@ -21,7 +21,7 @@ class Mutation(StrEnum):
 # Lines of the scripts, word for word: `_rewrite` fails when a script changes, instead of mutating nothing.
 _FENCE = "if tonumber(fence or 0) ~= args.fence then return 'stale' end"
 _OWNED = "return state == 'running' and tonumber(current) == fence"
-_GRACE = "if known_run_id then"
+_GRACE = "if restarted or is_stall(ttl_ms) then"
 
 
 def apply_mutation(mutation: Mutation) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from chaos.checker import Violation
 from chaos.mutate import Mutation
-from chaos.scenarios import deaths, redis_trouble, storage_and_cancels
+from chaos.scenarios import deaths, redis_trouble, stalls, storage_and_cancels
 from chaos.scenarios.control import control
 from chaos.storm import storm
 from chaos.trial import Lab, Outcome
@@ -35,6 +35,7 @@ def _scenarios(jobs: int) -> dict[str, Callable[[Lab], Outcome]]:
     return {
         "storm": partial(storm, jobs=jobs),
         "F2": redis_trouble.grace,
+        "F2 frozen": stalls.frozen,
         "F3": partial(redis_trouble.stopped, down_s=60.0 if jobs >= 1000 else 15.0),
         "F5": deaths.lost_message,
         "F6": partial(storage_and_cancels.storage, outage_s=15.0 if jobs >= 1000 else 5.0),

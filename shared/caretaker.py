@@ -47,9 +47,10 @@ class Caretaker(threading.Thread):
 
     def run(self) -> None:
         # One thread and one clock for both periods, so that a reap and an audit never run at once.
-        passes_per_audit = max(1, round(self._settings.audit_s / self._settings.reap_s))
+        period_s = self._settings.reap_period_s
+        passes_per_audit = max(1, round(self._settings.audit_s / period_s))
         passes = 0
-        while not self._stopped.wait(self._settings.reap_s):
+        while not self._stopped.wait(period_s):
             passes += 1
             self._perform(self.reap, *([self._lead] if passes % passes_per_audit == 0 else []))
 
@@ -81,6 +82,8 @@ class Caretaker(threading.Thread):
         """Requeue the items whose lease expired and wake workers for them."""
         # Without a leader: an item leaves the leases only once, even if many caretakers reap at the same time.
         reaped = self._ledger.reap()
+        if reaped.grace:
+            logger.warning("leases extended: Redis restarted, stalled or was unreachable, or its clock was set")
         for pool, count in reaped.requeued.items():
             logger.warning("leases expired", extra={"pool": pool, "requeued": count})
             send_wakeups(self._celery, pool, count=count)

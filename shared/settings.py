@@ -72,6 +72,12 @@ class QueueSettings(_Section):
         86_400, description="Seconds that an Idempotency-Key is remembered; at most `FLUX2_QUEUE_RETENTION_S`."
     )
 
+    @property
+    def reap_period_s(self) -> float:
+        """Seconds between two passes of a caretaker: `reap_s`, but at most a quarter of a lease."""
+        # A stall is a gap of two periods. A longer gap could expire leases before it counts as one.
+        return min(self.reap_s, self.lease_ttl_s / 4)
+
     @model_validator(mode="after")
     def _renewals_are_in_time(self) -> Self:
         # Two renewals may be lost before a live worker loses its item.

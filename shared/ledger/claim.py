@@ -42,7 +42,7 @@ class ReapResult:
     Attributes:
         requeued: number of requeued items, by pool.
         ended: ids of the items that were canceled or had no attempts left.
-        grace: whether Redis had restarted, so that every lease got a full term first.
+        grace: whether leases got a full term first, because no worker could renew them before this pass.
     """
 
     requeued: Mapping[str, int]

@@ -12,7 +12,7 @@ from shared.job import ItemError, ItemResult, Progress, SpecReport, State
 from shared.ledger import keys
 from shared.ledger.connection import Client
 from shared.ledger.views import ItemView, JobPage, JobSummary, JobView, WebhookView
-from shared.ledger.workers import SLOT_TTL_MS, read_slots
+from shared.ledger.workers import read_slots
 
 # Jobs read in one step of a filtered listing.
 _JOBS_AT_ONCE = 200
@@ -150,10 +150,10 @@ def _outlook(
     if pace_ms is None:
         return position, None
     # Without a live slot the estimate assumes one slot.
-    slots = max(1, sum(pool in slot.pools for slot in read_slots(client, since_ms=now_ms - SLOT_TTL_MS)))
+    slots = max(1, sum(pool in slot.pools for slot in read_slots(client, now_ms=now_ms)))
     queued = sum(item.state is State.QUEUED for item in items)
     running_ms = [
-        max(0, int(pace_ms) - (now_ms - item.started_ms))
+        max(0, int(pace_ms) - max(0, now_ms - item.started_ms))
         for item in items
         if item.state is State.RUNNING and item.started_ms is not None
     ]

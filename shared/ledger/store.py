@@ -238,11 +238,16 @@ class Ledger:
         return bool(self._session.run("cancel", job_id=job_id))
 
     def reap(self) -> ReapResult:
-        """Requeue or end the items whose lease expired; after a Redis restart, grant every lease a full term first."""
+        """Requeue or end the items whose lease expired.
+
+        If Redis restarted, stalled or could not be reached since the last pass of any process, or if its clock was set,
+        every lease first gets a full term of grace.
+        """
         reply = json.loads(
             self._session.run(
                 "reap",
                 lease_ttl_ms=to_ms(self._settings.lease_ttl_s),
+                reap_ms=to_ms(self._settings.reap_period_s),
                 max_attempts=self._settings.max_attempts,
                 error_json=WORKER_LOST.model_dump_json(),
             )

@@ -65,8 +65,10 @@ class WorkerRegistry:
             pipe.hset(keys.slot(slot), mapping=dict(report))
             pipe.pexpire(keys.slot(slot), SLOT_TTL_MS)
             pipe.zadd(keys.SLOTS, {slot: now})
-            # Each heartbeat clears the list of dead slots; their reports expire by themselves.
+            # Each heartbeat clears the list of dead slots, also of those that died before the clock went back. Their
+            # reports expire by themselves.
             pipe.zremrangebyscore(keys.SLOTS, "-inf", now - SLOT_TTL_MS)
+            pipe.zremrangebyscore(keys.SLOTS, f"({now + SLOT_TTL_MS}", "+inf")
             pipe.execute()
 
     def remove(self, slot: str) -> None:
@@ -77,9 +79,9 @@ class WorkerRegistry:
 
     def live_slots(self) -> list[SlotView]:
         """Return the slots whose heartbeat is fresh."""
-        since_ms = self._session.now_ms() - SLOT_TTL_MS
+        now = self._session.now_ms()
         with self._session.commands():
-            return read_slots(self._session.redis, since_ms=since_ms)
+            return read_slots(self._session.redis, now_ms=now)
 
     def publish_base_model(self, model: str, *, revision: str, layers: Mapping[str, tuple[int, int]]) -> None:
         """Publish the base model that a worker has loaded; the API compares adapter headers with its layers."""
@@ -109,14 +111,16 @@ class WorkerRegistry:
 
     def count_faults(self, slot: str, *, window_s: float) -> int:
         """Count the different items on which the slot's device failed in the last `window_s` seconds."""
-        since_ms = self._session.now_ms() - to_ms(window_s)
+        now, window_ms = self._session.now_ms(), to_ms(window_s)
         with self._session.commands():
-            return int(self._session.redis.zcount(keys.faults(slot), since_ms, "+inf"))
+            # A fault far in the future was recorded before the clock went back.
+            return int(self._session.redis.zcount(keys.faults(slot), now - window_ms, now + window_ms))
 
 
-def read_slots(client: Client, *, since_ms: int) -> list[SlotView]:
-    """Read the report of each slot whose last heartbeat came at `since_ms` or later."""
-    names = client.zrangebyscore(keys.SLOTS, since_ms, "+inf")
+def read_slots(client: Client, *, now_ms: int) -> list[SlotView]:
+    """Read the report of each slot whose last heartbeat is fresh at `now_ms`."""
+    # A heartbeat far in the future came before the clock went back.
+    names = client.zrangebyscore(keys.SLOTS, now_ms - SLOT_TTL_MS, now_ms + SLOT_TTL_MS)
     with client.pipeline(transaction=False) as pipe:
         for name in names:
             pipe.hgetall(keys.slot(name))

@@ -21,6 +21,8 @@ URL = "https://example.com/hook?a=1&b=\N{SNOWMAN}"
 FLOATS = (0.1, -1.7, 1e-07)
 BIG_SEED = 2**63 - 1
 NEW_JOB_FIELDS = {"key_until_ms"}
+NEW_ITEM_FIELDS = {"lease_ttl_ms"}
+NEW_KEYS = {f"{keys.PREFIX}reaped_ms"}
 
 
 class Clock:
@@ -121,8 +123,10 @@ def play(ledger: Ledger, clock: Clock) -> None:
     accept("lost", spec())
     for _ in range(2):
         claim("host/gone")
-        clock.ms += 31_000
-        ledger.reap()
+        # In steps, as caretakers reap: a gap of a whole lease would be a stall, which expires nothing.
+        for pause_ms in (*[5000] * 6, 1000):
+            clock.ms += pause_ms
+            ledger.reap()
     accept("canceled", spec(), spec())
     claim("host/cpu")
     ledger.cancel("canceled")
@@ -214,10 +218,13 @@ def test_this_version_writes_the_bytes_that_the_earlier_version_wrote(redis_clie
     play(ledger, clock)
 
     written = read_all(redis_client)
+    # The earlier version ignores the keys and fields that were added since.
+    for key in NEW_KEYS:
+        del written["values"][key]
     for key, value in written["values"].items():
-        if key.startswith(keys.job("")):
-            # The earlier version ignores the fields that were added since.
-            written["values"][key] = {name: text for name, text in value.items() if name not in NEW_JOB_FIELDS}
+        for kind, added in ((keys.job(""), NEW_JOB_FIELDS), (keys.item(""), NEW_ITEM_FIELDS)):
+            if key.startswith(kind):
+                written["values"][key] = {name: text for name, text in value.items() if name not in added}
 
     assert written["values"] == records["values"]
     assert written["ttls_s"] == pytest.approx(records["ttls_s"], abs=5)

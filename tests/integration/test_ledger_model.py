@@ -30,6 +30,9 @@ from shared.settings import QueueSettings
 
 STEPS_A_RUN, RUNS = 50, 75
 TTL_S, CAP, MAX_ATTEMPTS = 30, 12, 3
+# A longer gap between two passes, a third of a lease, counts as a stall. The time of a pass that comes sooner after
+# another is not stored.
+STALL_MS, PASS_MS = 10_000, 500
 WORKERS = ("gpu-0", "gpu-1")
 STEP = Progress(stage="denoise", step=1, steps=2)
 BROKEN = ItemError(code="run_failed", message="it broke", retryable=True)
@@ -108,6 +111,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.numbers = itertools.count()
         self.boots = itertools.count()
         self.boot = dict.fromkeys(WORKERS, "boot")
+        self.passed = self.now
         self.ledger.reap()
 
     # The client.
@@ -257,22 +261,72 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule()
     def reap(self):
         self.steps["reap"] += 1
-        expired = [item for item in self.in_state(State.RUNNING) if item.deadline < self.now]
+        self.pass_once()
+
+    @precondition(lambda self: self.in_state(State.RUNNING))
+    @rule()
+    def reap_steadily(self):
+        """Caretakers pass each 5 s while no worker renews: every lease ends, whatever happened before."""
+        self.steps["reap_steadily"] += 1
+        running = [(item, item.fence) for item in self.in_state(State.RUNNING)]
+        # Before a step back of the clock, a renewal may have come up to a stall after the last pass.
+        for _ in range(-(-(TTL_S * 1000 + STALL_MS) // 5000) + 1):
+            self.now += 5000
+            self.pass_once()
+        assert not [item for item, fence in running if item.state is State.RUNNING and item.fence == fence]
+
+    @precondition(lambda self: self.in_state(State.RUNNING))
+    @rule(seconds=st.integers(STALL_MS // 1000 + 1, 5 * TTL_S), passes=st.integers(1, 3))
+    def stall(self, seconds, passes):
+        """Redis stalls; in its backlog the caretakers' passes come before the workers' renewals."""
+        self.steps["stall"] += 1
+        self.pass_once()
+        self.disturb(seconds * 1000, passes)
+
+    @precondition(lambda self: self.in_state(State.RUNNING))
+    @rule(hours=st.sampled_from([-1, 1]), passes=st.integers(1, 3))
+    def set_clock(self, hours, passes):
+        self.steps["set_clock"] += 1
+        self.pass_once()
+        self.disturb(hours * 3_600_000, passes)
+
+    def disturb(self, step_ms, passes):
+        """Move the clock at once: no item whose lease had not expired may be requeued, and no lease may be endless."""
+        running = [(item, item.fence) for item in self.in_state(State.RUNNING)]
+        self.now += step_ms
+        for _ in range(passes):
+            self.pass_once()
+        assert all(item.state is State.RUNNING and item.fence == fence for item, fence in running)
+        left_ms = [deadline - self.now for _, deadline in self.client.zrange(keys.LEASES, 0, -1, withscores=True)]
+        assert all(TTL_S * 1000 <= left <= TTL_S * 1000 + STALL_MS for left in left_ms)
+
+    def pass_once(self):
+        """Reap, and expect what the deadlines say; after a stall every lease has a full term or what it had left."""
+        running, gap_ms = self.in_state(State.RUNNING), self.now - self.passed
+        stalled = abs(gap_ms) > STALL_MS
+        if stalled:
+            before = max(self.now, self.passed)
+            for item in running:
+                item.deadline = self.now + max(item.deadline - before, TTL_S * 1000)
+        if abs(gap_ms) >= PASS_MS:
+            self.passed = self.now
+        expired = [item for item in running if item.deadline < self.now]
         reaped = self.ledger.reap()
         for item in expired:
             self.requeue_or_end(item)
         assert sum(reaped.requeued.values()) == sum(item.state is State.QUEUED for item in expired)
-        assert not reaped.grace
+        assert reaped.grace == (stalled and bool(running))
 
     @precondition(lambda self: self.in_state(State.RUNNING))
     @rule()
     def redis_restarts(self):
         """The server has another run id; whoever reaps first grants every lease a full term."""
         self.steps["grace"] += 1
+        self.pass_once()
         self.client.set(f"{keys.PREFIX}run_id", "another")
         assert self.ledger.reap().grace
         for item in self.in_state(State.RUNNING):
-            item.deadline = self.now + TTL_S * 1000
+            item.deadline = max(item.deadline, self.now + TTL_S * 1000)
 
     # What must hold after each step.
 
@@ -352,6 +406,9 @@ def test_two_workers_a_reaper_and_a_client_never_break_the_ledgers_promises(redi
         "renew",
         "release",
         "reap",
+        "reap_steadily",
+        "stall",
+        "set_clock",
         "grace",
         "cancel",
     }

@@ -139,3 +139,17 @@ def test_a_commit_may_take_as_long_as_redis_needs(lease, wait_until):
         wait_until(lambda: ledger.renewals > 15, what="more renewals than a stall takes")
 
     assert stalls == []
+
+
+def test_a_renewal_without_an_answer_is_repeated_after_a_third_of_the_period_and_after_a_second_at_most(
+    lease, monkeypatch, wait_until
+):
+    for renew_s, repeat_s in ((0.3, 0.1), (9.0, 1.0)):
+        pauses = []
+        held = lease(ScriptedLedger("ok", "away", "away", "ok"), ttl_s=3.5 * renew_s, renew_s=renew_s)
+        monkeypatch.setattr(held, "_sleep", pauses.append)
+
+        with held:
+            wait_until(lambda pauses=pauses: len(pauses) >= 5, what="five pauses")
+
+        assert pauses[:5] == pytest.approx([renew_s, renew_s, repeat_s, repeat_s, renew_s])

@@ -22,6 +22,10 @@ logger = logging.getLogger("flux2.worker.consumer.lease")
 
 # New progress is sent at once if the last renewal is older: often enough for a person who watches, seldom for Redis.
 _FRESH_S = 0.5
+# A renewal that got no answer is repeated after this share of the period, and after `_REPEAT_S` at most: a lease that a
+# stall of Redis has shortened must not wait a whole period more.
+_REPEAT_SHARE = 1 / 3
+_REPEAT_S = 1.0
 # A thread that wakes this late was frozen with its whole process; waiting for a processor takes less.
 _FROZEN_S = 1.0
 
@@ -40,6 +44,7 @@ class Lease:
         self.claim = claim
         self._ledger = ledger
         self._queue = settings.queue
+        self._repeat_s = min(_REPEAT_SHARE * settings.queue.renew_s, _REPEAT_S)
         self._stall_s = settings.worker.stall_s
         # An upload reports nothing while it retries, for as long as its own budget.
         self._upload_s = settings.storage.retry_budget_s
@@ -142,14 +147,15 @@ class Lease:
 
     def _renew_until_closed(self) -> None:
         try:
+            pause_s = self._queue.renew_s
             while True:
-                self._sleep(min(self._queue.renew_s, max(0.0, self._seconds_to_stall())))
+                self._sleep(min(pause_s, max(0.0, self._seconds_to_stall())))
                 with self._changed:
                     closed, lost, progress = self._closed, self._lost, self._progress
                 if closed:
                     return
                 if not lost:
-                    self._renew(progress)
+                    pause_s = self._queue.renew_s if self._renew(progress) else self._repeat_s
                 if self._seconds_to_stall() <= 0:
                     self._on_stall(progress)
                     return
@@ -177,17 +183,19 @@ class Lease:
             limit_s = self._stall_s + (self._upload_s if self._progress.stage == "upload" else 0)
             return self._progressed_at + limit_s - time.monotonic()
 
-    def _renew(self, progress: Progress) -> None:
+    def _renew(self, progress: Progress) -> bool:
+        """Send one renewal; return whether Redis answered."""
         asked_at = time.monotonic()
         # Outside the lock: a silent Redis takes seconds to time out, and steps continue until the lease is overdue.
         try:
             answer = self._ledger.renew(self.claim, progress)
         except LedgerUnavailable as error:
             logger.warning("lease not renewed", extra={"item": self.claim.item_id, "error": str(error)})
-            return
+            return False
         with self._changed:
             # From the time of the call, not of the answer: Redis may have set its deadline right after the call.
             self._renewed_at = asked_at
             self._lost = answer == "lost"
             self._canceled = answer == "cancel"
             self._changed.notify_all()
+        return True

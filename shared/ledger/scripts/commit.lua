@@ -23,8 +23,11 @@ if redis.call('HGET', job_key(job), 'cancel') == '1' then outcome = 'canceled' e
 if outcome == 'succeeded' then
   redis.call('HSET', key, 'result', args.outcome_json)
   local took_ms = now - tonumber(started_ms)
-  local pace_ms = tonumber(redis.call('GET', pace_key(pool)) or took_ms)
-  redis.call('SET', pace_key(pool), math.floor(0.8 * pace_ms + 0.2 * took_ms))
+  -- Negative if the clock went back while the item ran.
+  if took_ms >= 0 then
+    local pace_ms = tonumber(redis.call('GET', pace_key(pool)) or took_ms)
+    redis.call('SET', pace_key(pool), math.floor(0.8 * pace_ms + 0.2 * took_ms))
+  end
 elseif outcome == 'failed' then
   redis.call('HSET', key, 'error', args.outcome_json)
 end

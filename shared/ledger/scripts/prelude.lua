@@ -20,6 +20,8 @@ local DONE = PREFIX .. 'done'
 local SLOTS = PREFIX .. 'slots'
 local OUTBOX = PREFIX .. 'outbox'
 local RUN_ID = PREFIX .. 'run_id'
+local REAPED_MS = PREFIX .. 'reaped_ms'
+local AUDIT_LEADER = PREFIX .. 'audit'
 
 local function job_key(job) return PREFIX .. 'job:' .. job end
 local function item_key(id) return PREFIX .. 'item:' .. id end
@@ -80,6 +82,7 @@ end
 
 local function end_lease(id, pool, tenant)
   redis.call('ZREM', LEASES, id)
+  redis.call('HDEL', item_key(id), 'lease_ttl_ms')
   if redis.call('HINCRBY', busy_key(pool), tenant, -1) == 0 then
     redis.call('HDEL', busy_key(pool), tenant)
   end

@@ -1,28 +1,63 @@
--- Requeue or end the items whose lease expired.
+-- Requeue or end the items whose lease expired, unless no worker could renew it in time.
 --
 -- Arguments:
---   lease_ttl_ms
+--   lease_ttl_ms  term of a lease that states none, because an earlier version granted it
+--   reap_ms       period of the caller's passes
 --   max_attempts  claims after which an item fails
 --   error_json    the error of an item that fails: its workers were lost
--- Keys: run_id, leases, and those of requeue_or_end
+-- Keys: run_id, reaped_ms, leases, outbox, audit, and those of requeue_or_end
 -- Returns JSON {requeued: {pool: count}, ended: [item ids], grace: bool}; cjson writes an empty list as {}
 local now = now_ms()
-local reply = {requeued = {}, ended = {}, grace = false}
 
 -- Items handled in one step; Redis serves no other client during it.
 local EXPIRED_AT_ONCE = 200
+-- Leases are renewed at each third of their term or earlier, so each outlives a stall of a third of its term.
+local STALL_SHARE = 1 / 3
+-- A caller with a long period has to miss more than one pass.
+local STALL_PERIODS = 2
 
--- Another run id means that Redis was away, when no worker could renew: every lease gets a full term of grace. On the
--- first start there is no earlier run id, and nothing to grant.
+-- The last pass of any process. It is long ago if Redis stalled, if no process could reach it, or if its clock went
+-- forward; it is in the future if the clock went back.
+local last = tonumber(redis.call('GET', REAPED_MS) or now)
+local gap_ms = now - last
+
+local function is_stall(ttl_ms)
+  return math.abs(gap_ms) > math.max(STALL_SHARE * ttl_ms, STALL_PERIODS * args.reap_ms)
+end
+
+-- The first write: a Redis that takes no writes takes no renewals either, and fails the pass here. Each write costs a
+-- disk flush, and every process reaps, so a pass soon after another leaves it out.
+if gap_ms == 0 or math.abs(gap_ms) >= args.reap_ms / 2 then redis.call('SET', REAPED_MS, now) end
+
+-- Another run id means that Redis was away. On the first start there is no earlier run id, and nothing to grant.
 local run_id = redis.call('INFO', 'server'):match('run_id:(%w+)')
 local known_run_id = redis.call('GET', RUN_ID)
-if known_run_id ~= run_id then
-  redis.call('SET', RUN_ID, run_id)
-  if known_run_id then
-    reply.grace = true
-    for _, id in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
-      redis.call('ZADD', LEASES, now + args.lease_ttl_ms, id)
-    end
+if known_run_id ~= run_id then redis.call('SET', RUN_ID, run_id) end
+local restarted = known_run_id and known_run_id ~= run_id
+local reply = {requeued = {}, ended = {}, grace = restarted}
+
+-- Give a lease a full term from now, or the time that it has left if that is longer. After a step back of the clock,
+-- the time left counts from the last pass by the old clock.
+local function grant_grace(id, deadline, ttl_ms)
+  redis.call('ZADD', LEASES, now + math.max(deadline - math.max(now, last), ttl_ms), id)
+  reply.grace = true
+end
+
+if restarted or math.abs(gap_ms) > STALL_PERIODS * args.reap_ms then
+  local leases = redis.call('ZRANGE', LEASES, 0, -1, 'WITHSCORES')
+  for position = 1, #leases, 2 do
+    local id = leases[position]
+    local ttl_ms = tonumber(redis.call('HGET', item_key(id), 'lease_ttl_ms') or args.lease_ttl_ms)
+    if restarted or is_stall(ttl_ms) then grant_grace(id, tonumber(leases[position + 1]), ttl_ms) end
+  end
+end
+
+-- After a step back, webhooks would wait, and a dead leader of the audit would lead, for as long as the step.
+if gap_ms < 0 and is_stall(args.lease_ttl_ms) then
+  redis.call('DEL', AUDIT_LEADER)
+  local messages = redis.call('ZRANGE', OUTBOX, 0, -1, 'WITHSCORES')
+  for position = 1, #messages, 2 do
+    redis.call('ZADD', OUTBOX, tonumber(messages[position + 1]) + gap_ms, messages[position])
   end
 end
 

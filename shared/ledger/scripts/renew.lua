@@ -10,7 +10,8 @@ local now = now_ms()
 local id = args.item_id
 if not is_owned(id, args.fence) then return 'lost' end
 redis.call('ZADD', LEASES, 'XX', now + args.lease_ttl_ms, id)
-redis.call('HSET', item_key(id), 'progress', args.progress_json)
+-- The term is stored with the lease: the process that reaps may have another setting.
+redis.call('HSET', item_key(id), 'progress', args.progress_json, 'lease_ttl_ms', args.lease_ttl_ms)
 local job = redis.call('HGET', item_key(id), 'job')
 if redis.call('HGET', job_key(job), 'cancel') == '1' then return 'cancel' end
 return 'ok'
