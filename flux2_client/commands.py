@@ -45,8 +45,8 @@ def replay(
     """Render the sample previews of a training config and compare them with the trainer's pictures."""
     from rich.console import Console
 
-    from flux2_client.client import Client
-    from flux2_client.replay import run_replay
+    from flux2_client.replay import replay_client, run_replay
 
-    with Client(url) as client:
-        run_replay(Console(), client, config, lora=lora, samples=samples, output=output)
+    console = Console()
+    with replay_client(console, url) as client:
+        run_replay(console, client, config, lora=lora, samples=samples, output=output)

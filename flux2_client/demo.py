@@ -59,7 +59,8 @@ def run_demo(console: Console, output: Path, *, size_px: int = EXAMPLE_PX) -> No
         try:
             console.print(ABOUT)
             console.print(f"API {stack.url}, Redis {stack.servers.redis.url}, S3 {stack.servers.s3.url}")
-            with Client(stack.url) as client:
+            # An API that ended does not come back, so its calls are not repeated.
+            with Client(stack.url, on_failure=lambda _: stack.raise_if_ended()) as client:
                 for name, body in _jobs(size_px):
                     _render(console, stack, client, output=output, name=name, body=body)
         finally:

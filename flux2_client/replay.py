@@ -14,11 +14,26 @@ from rich.table import Table
 
 from flux2_client.client import Client
 from flux2_client.similarity import Similarity, compare_images, draw_contact_sheet, find_trainer_samples
-from shared.errors import ConfigRefused, ReplayFailed
+from shared.errors import ApiError, ConfigRefused, ReplayFailed
 from shared.outputs import make_output_folder
 
-# A day: a config may hold hundreds of samples, and the queue may be long.
-_JOB_TIMEOUT_S = 86_400.0
+#: A day: a config may hold hundreds of samples, and the queue may be long.
+JOB_TIMEOUT_S = 86_400.0
+_POLL_S = 1.0
+
+
+def replay_client(console: Console, url: str) -> Client:
+    """Open a client that waits for the API as long as for a job, and prints why."""
+    printed = ""
+
+    def report(error: ApiError) -> None:
+        nonlocal printed
+        # An outage gives the same error at each attempt.
+        if str(error) != printed:
+            printed = str(error)
+            console.print(f"trying again: {error}", markup=False, highlight=False)
+
+    return Client(url, retry_s=JOB_TIMEOUT_S, on_failure=report)
 
 
 def run_replay(
@@ -35,7 +50,7 @@ def run_replay(
 
     Raises:
         ConfigRefused: the file is not text in UTF-8.
-        ApiError: the API refuses the config, or cannot be reached.
+        ApiError: the API refuses the config, or cannot be reached for longer than the client allows.
         ReplayFailed: a job failed or was canceled.
         NoSamples: `samples` holds no picture by the trainer.
         OutputRefused: `output` cannot be created.
@@ -60,7 +75,7 @@ def run_replay(
 def _render(console: Console, client: Client, replay: dict[str, Any]) -> list[bytes]:
     """Wait for every job of the replay; return the images' bytes in the order of the config's samples."""
     jobs = replay["requests"]
-    images: dict[str, Any] = {}
+    images: dict[str, list[bytes]] = {}
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
         for number, job in enumerate(jobs):
             task = bar.add_task(f"request {number + 1} of {len(jobs)}", total=1.0)
@@ -69,11 +84,13 @@ def _render(console: Console, client: Client, replay: dict[str, Any]) -> list[by
             def show_progress(status: dict[str, Any], task: Any = task) -> None:
                 bar.update(task, completed=status["progress"])
 
-            status = client.wait(job["request_id"], timeout_s=_JOB_TIMEOUT_S, on_status=show_progress)
+            status = client.wait(job["request_id"], timeout_s=JOB_TIMEOUT_S, poll_s=_POLL_S, on_status=show_progress)
             if status["status"] != "succeeded":
                 raise ReplayFailed(f"request {job['request_id']} {status['status']}: {status['error']}")
-            images[job["request_id"]] = client.result(job["request_id"])["outputs"]["images"]
-    return [client.download(images[sample["request_id"]][sample["index"]]["url"]) for sample in replay["samples"]]
+            # Now, because the URLs are valid for an hour and the other jobs may take longer.
+            result = client.result(job["request_id"])
+            images[job["request_id"]] = [client.download(image["url"]) for image in result["outputs"]["images"]]
+    return [images[sample["request_id"]][sample["index"]] for sample in replay["samples"]]
 
 
 def _compare(

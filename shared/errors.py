@@ -254,6 +254,17 @@ class ApiError(CommandError):
 
     code = "api_error"
 
+    def __init__(self, message: str, *, retryable: bool = False, retry_after_s: float | None = None) -> None:
+        """Make the error.
+
+        Args:
+            retryable: whether the same call may succeed later: the API, or something that it needs, was away.
+            retry_after_s: seconds that the server asks to wait before the next attempt.
+        """
+        super().__init__(message)
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
+
 
 class DemoFailed(CommandError):
     """A demonstration job did not succeed."""

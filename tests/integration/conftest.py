@@ -2,6 +2,7 @@
 
 import base64
 import threading
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import httpx2
@@ -38,6 +39,13 @@ def api(redis_client, redis_url, s3, settings, adapter_root, wait_until):
         api={"max_body_bytes": 64 * 1024},
         webhook={"secret": WEBHOOK_SECRET, "allow_private": True, "timeout_s": 1},
     )
+    with serve(made, wait_until) as served:
+        yield served
+
+
+@contextmanager
+def serve(made, wait_until):
+    """Serve the API with these settings; see `api`."""
     app = create_app(made)
     port = pick_free_port()
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None))
@@ -56,3 +64,9 @@ def api(redis_client, redis_url, s3, settings, adapter_root, wait_until):
         )
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def serve_api(wait_until):
+    """Serve an API with settings of the test's own; the value is a context manager that gives what `api` is."""
+    return lambda made: serve(made, wait_until)

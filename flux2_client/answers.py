@@ -1,0 +1,93 @@
+"""Turn the answers of a server, and the failures to get one, into JSON bodies and errors."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from http import HTTPStatus
+from typing import Any
+
+import httpx2
+
+from shared.errors import ApiError
+
+# What a server answers, or a proxy in front of it, while something that it needs is away.
+_PASSING = frozenset(
+    {
+        HTTPStatus.REQUEST_TIMEOUT,
+        HTTPStatus.TOO_MANY_REQUESTS,
+        HTTPStatus.BAD_GATEWAY,
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        HTTPStatus.GATEWAY_TIMEOUT,
+    }
+)
+_NOT_CONNECTED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)
+# Another attempt would fail in the same way.
+_FINAL = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
+
+
+def parse_body(answer: httpx2.Response) -> dict[str, Any]:
+    """Return the JSON object of an answer.
+
+    Raises:
+        ApiError: the answer is a problem, or not from this API.
+    """
+    if answer.is_error:
+        raise _refusal(answer, _problem(answer))
+    try:
+        body = answer.json()
+    except ValueError as error:
+        raise _foreign(answer) from error
+    if not isinstance(body, dict):
+        raise _foreign(answer)
+    return body
+
+
+def raise_refusal(answer: httpx2.Response, *, name: str) -> None:
+    """Raise `ApiError` if the server of an object refuses to give it; `name` is the object's public address."""
+    if answer.is_error:
+        raise _refusal(answer, f"{name}: {answer.status_code} {answer.reason_phrase}")
+
+
+def connection_failure(error: httpx2.TransportError, message: str, *, was_reached: bool) -> ApiError:
+    """Return the error of a request without an answer.
+
+    Args:
+        was_reached: whether this address answered before. One that never did and takes no connection is probably
+            mistyped, so the call is not repeated.
+    """
+    is_final = isinstance(error, _FINAL) or (isinstance(error, _NOT_CONNECTED) and not was_reached)
+    return ApiError(message, retryable=not is_final)
+
+
+def parse_retry_after(value: str) -> float | None:
+    """Return the seconds of a `Retry-After` header, which holds a number or a date; None if it holds neither."""
+    if value.isdecimal():
+        return float(value)
+    try:
+        date = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _refusal(answer: httpx2.Response, message: str) -> ApiError:
+    return ApiError(
+        message,
+        retryable=answer.status_code in _PASSING,
+        retry_after_s=parse_retry_after(answer.headers.get("retry-after", "").strip()),
+    )
+
+
+def _problem(answer: httpx2.Response) -> str:
+    """Return the code and the detail of an answer that is an error."""
+    try:
+        problem = answer.json()
+        return f"{problem['code']}: {problem['detail']}"
+    except (ValueError, KeyError, TypeError):
+        # A proxy in front of the API answers in its own format.
+        return f"{answer.status_code}: {answer.text[:200]}"
+
+
+def _foreign(answer: httpx2.Response) -> ApiError:
+    return ApiError(f"{answer.url} did not answer with JSON, so it is not this API; check the URL")

@@ -1,0 +1,119 @@
+"""`flux2 replay` waits for an API whose Redis is away, and starts no job twice."""
+
+import hashlib
+import io
+import os
+import shutil
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from flux2_client.replay import replay_client, run_replay
+from shared.errors import LedgerUnavailable
+from shared.job import ItemResult, PipelineReport
+from shared.local.ports import pick_free_port
+from shared.local.redis_server import RedisServer
+
+CONFIG = """
+config:
+  name: my_lora
+  process:
+    - model: {arch: flux2}
+      sample: {format: png, width: 64, height: 64, sample_steps: 2, prompts: ["a", "b --m 0.5"]}
+"""
+REPORT = PipelineReport(
+    engine="exact", precision="bf16", base_revision="r", device="cpu", adapter_mode="merged", change="none", versions={}
+)
+
+
+def png():
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(file, format="PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def redis_of_its_own(tmp_path):
+    with RedisServer(tmp_path, port=pick_free_port()) as server:
+        yield server
+
+
+@pytest.fixture
+def api(redis_of_its_own, serve_api, s3, settings, adapter_root, goldens):
+    (adapter_root / "my_lora").mkdir()
+    shutil.copy(goldens / "adapters" / "lora_r4_bf16.safetensors", adapter_root / "my_lora" / "my_lora.safetensors")
+    made = settings(
+        redis={"url": redis_of_its_own.url, "timeout_s": 0.3},
+        storage=s3.storage.model_dump(),
+        s3=s3.s3.model_dump(),
+        adapters={"root": adapter_root},
+    )
+    with serve_api(made) as served:
+        yield served
+
+
+def finish_next(api):
+    """Render the next item as a worker would; return False if there is none, or if Redis is away."""
+    try:
+        claim = api.ledger.claim_next(["flux2"], slot="test", boot="test", warm="base")
+        if claim is None:
+            return False
+        data = png()
+        key = f"results/{claim.job_id}/{claim.index}/{claim.fence}/image.png"
+        api.store.put(key, data, content_type="image/png")
+        made = ItemResult(
+            key=key,
+            format="png",
+            content_type="image/png",
+            width=64,
+            height=64,
+            sha256=hashlib.sha256(data).hexdigest(),
+            size_bytes=len(data),
+            timings={},
+            adapters=(),
+            pipeline=REPORT,
+        )
+        return api.ledger.commit(claim, made) == "committed"
+    except LedgerUnavailable:
+        return False
+
+
+def jobs(api):
+    try:
+        return api.ledger.jobs(before=None, limit=10).jobs
+    except LedgerUnavailable:
+        return []
+
+
+def test_a_replay_survives_a_frozen_and_a_stopped_redis(api, redis_of_its_own, tmp_path, wait_until, monkeypatch):
+    monkeypatch.setattr("flux2_client.replay._POLL_S", 0.05)
+    monkeypatch.setattr("flux2_client.replay.JOB_TIMEOUT_S", 40)
+    config, output = tmp_path / "config.yaml", tmp_path / "images"
+    config.write_text(CONFIG)
+    text = io.StringIO()
+    console = Console(file=text, width=200)
+
+    def replay():
+        with replay_client(console, api.url) as client:
+            run_replay(console, client, config, lora=None, samples=None, output=output)
+
+    # Frozen, so that the submit may take effect although its answer is lost.
+    os.kill(redis_of_its_own.pid, signal.SIGSTOP)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(replay)
+        wait_until(lambda: text.getvalue().count("trying again") == 1, what="the failure of the submit")
+        os.kill(redis_of_its_own.pid, signal.SIGCONT)
+        wait_until(lambda: len(jobs(api)) == 2, what="both jobs")
+
+        redis_of_its_own.stop()
+        wait_until(lambda: running.done() or text.getvalue().count("trying again") == 2, what="the failure of a poll")
+        redis_of_its_own.start()
+        wait_until(lambda: finish_next(api), what="the first image")
+        wait_until(lambda: finish_next(api), what="the second image")
+        running.result(timeout=20)
+
+    assert sorted(file.name for file in output.iterdir()) == ["sample-0.png", "sample-1.png"]
+    assert len(jobs(api)) == 2
