@@ -40,7 +40,7 @@ def worker(
     settings = Settings()
     logs.configure(settings.log)
     mutate.apply_mutation(mutation)
-    with slot_lock(name, redis_url=settings.redis.url, folder=settings.worker.lock_dir):
+    with slot_lock(name, redis_url=settings.redis.url.text, folder=settings.worker.lock_dir):
         consume(_open(settings, name, History(history), step_s))
 
 

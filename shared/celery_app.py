@@ -15,7 +15,9 @@ from celery.app.amqp import AMQP
 from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 
+from shared.errors import LedgerUnavailable
 from shared.ledger import keys
+from shared.redis_url import RedisUrl
 
 logger = logging.getLogger("flux2.wake")
 
@@ -36,14 +38,28 @@ class _Amqp(AMQP):  # type: ignore[misc]
     Connection = _Connection
 
 
-def make_celery(redis_url: str, *, side: Literal["api", "worker"], timeout_s: float) -> Celery:
+class _Application(Celery):  # type: ignore[misc]
+    """A Celery application whose broker is the ledger's Redis."""
+
+    # Celery prefers the environment's CELERY_BROKER_URL to its configuration: wake-ups would go elsewhere.
+    def connection_for_read(self, url: str | None = None, **options: Any) -> Connection:
+        connection: Connection = super().connection_for_read(self.conf["broker_url"], **options)
+        return connection
+
+    def connection_for_write(self, url: str | None = None, **options: Any) -> Connection:
+        connection: Connection = super().connection_for_write(self.conf["broker_url"], **options)
+        return connection
+
+
+def make_celery(redis_url: RedisUrl | str, *, side: Literal["api", "worker"], timeout_s: float) -> Celery:
     """Make the Celery application of one side.
 
     Args:
         timeout_s: longest time that the API waits to publish a message.
     """
-    app = Celery("flux2", broker=redis_url, amqp=_Amqp)
+    app = _Application("flux2", amqp=_Amqp)
     app.conf.update(
+        **RedisUrl.parse(redis_url).celery_settings(),
         # The solo pool acknowledges a message after its task even without this setting (celery 5.7).
         task_acks_late=True,
         # A result backend loses what ends while Redis is away (celery#8588); the ledger holds the results.
@@ -76,6 +92,19 @@ def make_celery(redis_url: str, *, side: Literal["api", "worker"], timeout_s: fl
         },
     )
     return app
+
+
+def check_broker(app: Celery) -> None:
+    """Connect to Redis as Celery does, and write nothing.
+
+    Raises:
+        LedgerUnavailable: Redis does not answer, or refuses this client.
+    """
+    try:
+        with app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1)
+    except OperationalError as error:
+        raise LedgerUnavailable(f"Redis did not answer Celery: {error}") from error
 
 
 def send_wakeups(app: Celery, pool: str, *, count: int) -> int:

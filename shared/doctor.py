@@ -37,7 +37,7 @@ class Finding:
 
 
 def run_checks(settings: Settings) -> Iterator[Finding]:
-    """Check Redis, its durability, the clock, workers, queues, leases, webhooks, storage and adapters."""
+    """Check Redis, its durability, the clock, workers, queues, leases, webhooks, wake-ups, storage and adapters."""
     ledger = Ledger.connect(settings.redis.url, settings.queue, timeout_s=settings.redis.timeout_s)
     try:
         yield from _redis(ledger)
@@ -48,7 +48,9 @@ def run_checks(settings: Settings) -> Iterator[Finding]:
         yield _leases(ledger)
         yield from _webhooks(ledger, settings)
     except LedgerUnavailable as error:
-        yield Finding("redis", "failed", str(error), "start Redis, or correct FLUX2_REDIS_URL")
+        yield Finding("redis", "failed", str(error), _redis_remedy(error))
+    else:
+        yield _wakeups(settings)
     yield _storage(settings)
     yield _adapters(settings)
 
@@ -61,6 +63,25 @@ def _redis(ledger: Ledger) -> Iterator[Finding]:
         yield Finding("redis", "failed", f"version {version} is too old", f"install Redis {required} or later")
     else:
         yield Finding("redis", "ok", f"version {version}")
+
+
+def _redis_remedy(error: LedgerUnavailable) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return "name the file of Redis' CA in FLUX2_REDIS_URL as ssl_ca_certs, and Redis by the name in its certificate"
+    return "start Redis, or correct FLUX2_REDIS_URL"
+
+
+def _wakeups(settings: Settings) -> Finding:
+    # Celery takes 0.1 s to import, which the other commands should not wait for.
+    from shared.celery_app import check_broker, make_celery
+
+    # Its client of Redis is another one than the ledger's: with only one of them, jobs are accepted and never run.
+    with make_celery(settings.redis.url, side="api", timeout_s=settings.redis.timeout_s) as celery:
+        try:
+            check_broker(celery)
+        except LedgerUnavailable as error:
+            return Finding("wake-ups", "failed", str(error), _redis_remedy(error))
+    return Finding("wake-ups", "ok", "Celery reaches the same Redis")
 
 
 def _durability(ledger: Ledger) -> Iterator[Finding]:

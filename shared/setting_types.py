@@ -10,10 +10,11 @@ import base64
 from typing import Annotated
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr
-from redis.connection import parse_url
+from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, SecretStr
+from pydantic_settings import NoDecode
 
 from shared.catalog import MODELS
+from shared.redis_url import RedisUrl
 
 _TEN_YEARS_S = 10 * 365 * 86_400
 _SHORTEST_S = 0.001  # the ledger counts in whole milliseconds
@@ -34,11 +35,6 @@ def _check_key_prefix(value: str) -> str:
             f"{value!r} is not a plain relative path; write {f'{remedy}/' if remedy else ''!r}, "
             "without a slash at the start, and without empty, `.` and `..` parts and backslashes"
         )
-    return value
-
-
-def _check_redis_url(value: str) -> str:
-    parse_url(value)  # type: ignore[no-untyped-call]  # its message lists the schemes
     return value
 
 
@@ -85,7 +81,8 @@ Gigabytes = Annotated[float, Field(gt=0, le=10**6)]
 GigabytesOrZero = Annotated[float, Field(ge=0, le=10**6)]
 
 KeyPrefix = Annotated[str, AfterValidator(_check_key_prefix)]
-RedisUrl = Annotated[str, AfterValidator(_check_redis_url)]
+# The environment's text is no JSON, which pydantic-settings expects for a dataclass.
+RedisUrlSetting = Annotated[RedisUrl, NoDecode, PlainValidator(RedisUrl.parse), PlainSerializer(str)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 ModelId = Annotated[str, AfterValidator(_check_model_id)]
 WebhookSecret = Annotated[SecretStr, AfterValidator(_check_webhook_secret)]

@@ -13,6 +13,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from shared.redis_url import RedisUrl
 from shared.setting_types import (
     Bytes,
     Count,
@@ -22,7 +23,7 @@ from shared.setting_types import (
     HttpUrl,
     KeyPrefix,
     ModelId,
-    RedisUrl,
+    RedisUrlSetting,
     Seconds,
     SecondsOrZero,
     Timeout,
@@ -42,9 +43,10 @@ class _Section(BaseModel):
 class RedisSettings(_Section):
     """The ledger and the wake-up queue."""
 
-    url: RedisUrl = Field(
-        "redis://127.0.0.1:6379/0",
-        description="Redis that holds the ledger; it must run with `appendonly yes` and `appendfsync always`.",
+    url: RedisUrlSetting = Field(
+        RedisUrl.parse("redis://127.0.0.1:6379/0"),
+        description="URL of the Redis that holds the ledger: `redis://`, `rediss://` or `unix://`. It must run with "
+        "`appendonly yes` and `appendfsync always`.",
     )
     timeout_s: Timeout = Field(1.5, description="Seconds that the API waits for Redis before it answers 503.")
 
@@ -280,6 +282,8 @@ class Settings(BaseSettings):
         extra="ignore",
         frozen=True,
         populate_by_name=True,
+        # A refused URL or secret must not appear in the error about it.
+        hide_input_in_errors=True,
     )
 
     redis: RedisSettings = RedisSettings()

@@ -41,7 +41,7 @@ def serve(settings: Settings) -> None:
     name = slot_name(settings.worker.name, gpu)
     folder = settings.worker.lock_dir
     with ExitStack() as locks:
-        locks.enter_context(slot_lock(name, redis_url=settings.redis.url, folder=folder))
+        locks.enter_context(slot_lock(name, redis_url=settings.redis.url.text, folder=folder))
         if device.type == "cuda":
             locks.enter_context(gpu_lock(gpu, folder=folder))
             torch.cuda.set_device(device)

@@ -13,6 +13,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from shared.errors import LedgerUnavailable
+from shared.redis_url import RedisUrl
 
 #: Oldest Redis that has every command the scripts use; HRANDFIELD came with 6.2.
 MIN_REDIS = (6, 2)
@@ -33,18 +34,21 @@ _NOT_NOW_ERRORS = (
 _NOT_NOW = re.compile(r"\b(LOADING|OOM|MISCONF|READONLY|MASTERDOWN|CLUSTERDOWN|BUSY|NOREPLICAS)\b|used memory >")
 
 
-def connect(url: str, *, timeout_s: float) -> Client:
+def connect(url: RedisUrl | str, *, timeout_s: float) -> Client:
     """Open a client that waits at most `timeout_s` for a command."""
-    return redis.Redis.from_url(
-        url,
+    parsed = RedisUrl.parse(url)
+    options = parsed.client_options()
+    if not parsed.is_unix_socket:
+        options |= {"socket_connect_timeout": timeout_s / 2, "socket_keepalive": True}
+    pool = redis.ConnectionPool(
+        **options,
         decode_responses=True,
         socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s / 2,
-        socket_keepalive=True,
         health_check_interval=15,
         # One retry, at once: a pooled connection may have died while nobody used it.
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     )
+    return redis.Redis.from_pool(pool)
 
 
 @contextmanager

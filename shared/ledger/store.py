@@ -25,6 +25,7 @@ from shared.ledger.session import Session, to_ms
 from shared.ledger.views import JobPage, JobView
 from shared.ledger.wakeups import WakeupQueues
 from shared.ledger.workers import SLOT_TTL_MS, WorkerRegistry
+from shared.redis_url import RedisUrl
 from shared.settings import QueueSettings
 
 # The error of an item whose attempts all ended without a report from their workers.
@@ -57,7 +58,7 @@ class Ledger:
         self.wakeups = WakeupQueues(self._session, audit_s=settings.audit_s)
 
     @classmethod
-    def connect(cls, url: str, settings: QueueSettings, *, timeout_s: float, pause_s: float = 0.0) -> Self:
+    def connect(cls, url: RedisUrl | str, settings: QueueSettings, *, timeout_s: float, pause_s: float = 0.0) -> Self:
         """Open the ledger of the Redis at `url`; see `shared.ledger.connection.connect`."""
         return cls(connect(url, timeout_s=timeout_s), settings, pause_s=pause_s)
 

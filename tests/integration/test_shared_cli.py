@@ -48,6 +48,11 @@ def test_a_wrong_setting_is_one_line_that_names_the_variable(command):
         (("demo", "--output", "/proc/x"), {}, "/proc/x: No such file or directory"),
         (("doctor",), {"FLUX2_REDIS_URL": "10.0.0.5:6379"}, "FLUX2_REDIS_URL: Redis URL must specify"),
         (
+            ("api",),
+            {"FLUX2_REDIS_URL": "redis://:word@h?socket_timeout=3"},
+            "FLUX2_REDIS_URL: the option socket_timeout does not work for both the ledger and Celery; set FLUX2_REDIS",
+        ),
+        (
             ("worker", "--device", "cpu"),
             {"FLUX2_WORKER_LOCK_DIR": "/proc/x"},
             "FLUX2_WORKER_LOCK_DIR /proc/x cannot hold locks: No such",

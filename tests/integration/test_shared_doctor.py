@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from shared.cli import app
 from shared.doctor import run_checks
 from shared.ledger import Ledger, keys
+from shared.redis_url import RedisUrl
 
 
 @pytest.fixture
@@ -57,6 +58,7 @@ def test_a_sound_service_without_workers_has_one_warning(sound):
         "clock": "ok",
         "workers": "warning",
         "leases": "ok",
+        "wake-ups": "ok",
         "storage": "ok",
         "adapters": "ok",
     }
@@ -101,6 +103,18 @@ def test_the_other_checks_run_while_redis_is_away(sound):
 
     assert found["redis"].state == "failed"
     assert found["storage"].state == "ok"
+
+
+def test_wake_ups_that_cannot_be_sent_are_named_though_the_ledger_works(sound, monkeypatch):
+    # As if the URL meant another server for Celery than for the ledger.
+    elsewhere = {"broker_url": "redis://127.0.0.1:1/0", "broker_use_ssl": None}
+    monkeypatch.setattr(RedisUrl, "celery_settings", lambda _: elsewhere)
+
+    found = report(sound())
+
+    assert found["leases"].state == "ok"
+    assert found["wake-ups"].state == "failed"
+    assert "127.0.0.1:1" in found["wake-ups"].detail
 
 
 def test_a_missing_bucket_and_a_missing_folder_are_named(sound, s3, tmp_path):
