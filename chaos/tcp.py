@@ -19,11 +19,14 @@ class Wire:
 
     Attributes:
         open: clear it to stop bytes in both directions, as on a network that drops every packet.
+        replies: clear it to drop every byte that the target sends: commands take effect, and nobody learns of it.
     """
 
     def __init__(self, port: int) -> None:
         self.open = threading.Event()
         self.open.set()
+        self.replies = threading.Event()
+        self.replies.set()
         self._target = port
         self._stopped = threading.Event()
         self._listener = socket.create_server((LOOPBACK, 0))
@@ -74,13 +77,14 @@ class Wire:
             return
         self._pairs.append((near, far))
         threading.Thread(target=self._pass, args=[near, far], daemon=True, name="chaos-wire").start()
-        self._pass(far, near)
+        self._pass(far, near, passes=self.replies)
 
-    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+    def _pass(self, source: socket.socket, target: socket.socket, *, passes: threading.Event | None = None) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(_CHUNK):
                 self._wait_until_open()
-                target.sendall(data)
+                if passes is None or passes.is_set():
+                    target.sendall(data)
         for end in (source, target):
             with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -33,6 +33,10 @@ def slot(name: str) -> str:
     return f"{PREFIX}slot:{name}"
 
 
+def claims(slot_name: str) -> str:
+    return f"{PREFIX}claims:{slot_name}"
+
+
 def faults(slot_name: str) -> str:
     return f"{PREFIX}faults:{slot_name}"
 

@@ -8,7 +8,6 @@ scripts, each with its arguments and keys; docs/reference/ledger.md lists states
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
@@ -19,9 +18,11 @@ from shared.job import ItemError, ItemResult, ItemSpec, Progress
 from shared.ledger import durability, job_reader, keys
 from shared.ledger.acceptance import AcceptedJob, Submission
 from shared.ledger.claim import Claim, ReapResult
+from shared.ledger.claim_numbers import ClaimNumbers
 from shared.ledger.connection import Client, connect
 from shared.ledger.outbox import Outbox
 from shared.ledger.session import Session, to_ms
+from shared.ledger.slot_claims import find_unlisted_claims
 from shared.ledger.views import JobPage, JobView
 from shared.ledger.wakeups import WakeupQueues
 from shared.ledger.workers import SLOT_TTL_MS, WorkerRegistry
@@ -53,6 +54,7 @@ class Ledger:
     ) -> None:
         self._session = Session(client, clock_ms=clock_ms, pause_s=pause_s)
         self._settings = settings
+        self._numbers = ClaimNumbers()
         self.workers = WorkerRegistry(self._session)
         self.outbox = Outbox(self._session)
         self.wakeups = WakeupQueues(self._session, audit_s=settings.audit_s)
@@ -161,19 +163,22 @@ class Ledger:
     def claim_next(self, pools: Sequence[str], *, slot: str, boot: str, warm: str) -> Claim | None:
         """Claim the best queued item for a slot; None when nothing is queued.
 
+        After `LedgerUnavailable`, call again: the slot may own an item of which nobody knows, and the next call returns
+        it with a full lease.
+
         Args:
             pools: the pools whose items the slot runs.
             boot: identity of this worker process, by which `reclaim` distinguishes its claims from its predecessor's.
             warm: key of the adapters that are merged in this slot now.
         """
-        reply = self._session.run(
-            "claim_next",
-            **self._preference(pools, slot, warm),
-            boot=boot,
-            lease_ttl_ms=to_ms(self._settings.lease_ttl_s),
-            # Fixed for this call, which the client may send twice when a connection breaks.
-            nonce=uuid.uuid4().hex,
-        )
+        arguments = self._preference(pools, slot, warm)
+        arguments |= {"boot": boot, "lease_ttl_ms": to_ms(self._settings.lease_ttl_s)}
+        numbers = self._numbers
+        while isinstance(
+            reply := self._session.run("claim_next", **arguments, number=numbers.current(slot, boot)), int
+        ):
+            # The item of this number ended, or went back to the queue, before its reply could be repeated.
+            numbers.advance(slot, boot, past=reply)
         if reply is None:
             return None
         item_id, fence, attempt, raw, queued_ms, now_ms = reply
@@ -183,7 +188,9 @@ class Ledger:
             # Another version stored the spec. Ending the item now saves three leases and states the reason.
             why = ItemError(code="unreadable_spec", message=f"this worker cannot read it: {error}", retryable=False)
             self._end(item_id, int(fence), outcome="failed", outcome_json=why.model_dump_json())
+            numbers.advance(slot, boot)
             return self.claim_next(pools, slot=slot, boot=boot, warm=warm)
+        numbers.advance(slot, boot)
         return Claim(
             item_id=item_id,
             fence=int(fence),
@@ -262,10 +269,13 @@ class Ledger:
         Args:
             boot: identity of the slot's new process; its claims are not requeued.
         """
+        with self._session.commands():
+            candidates = find_unlisted_claims(self.redis, slot)
         requeued = self._session.run(
             "reclaim",
             slot=slot,
             boot=boot,
+            candidates=candidates,
             max_attempts=self._settings.max_attempts,
             error_json=WORKER_LOST.model_dump_json(),
         )

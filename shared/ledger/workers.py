@@ -59,23 +59,11 @@ class WorkerRegistry:
 
     def beat(self, slot: str, report: Mapping[str, str]) -> None:
         """Store one heartbeat of a slot, with its report; it counts as dead `SLOT_TTL_MS` after the last one."""
-        now = self._session.now_ms()
-        # One transaction, so that no reader finds a slot in the list without its report.
-        with self._session.commands(), self._session.redis.pipeline(transaction=True) as pipe:
-            pipe.hset(keys.slot(slot), mapping=dict(report))
-            pipe.pexpire(keys.slot(slot), SLOT_TTL_MS)
-            pipe.zadd(keys.SLOTS, {slot: now})
-            # Each heartbeat clears the list of dead slots, also of those that died before the clock went back. Their
-            # reports expire by themselves.
-            pipe.zremrangebyscore(keys.SLOTS, "-inf", now - SLOT_TTL_MS)
-            pipe.zremrangebyscore(keys.SLOTS, f"({now + SLOT_TTL_MS}", "+inf")
-            pipe.execute()
+        self._session.run("beat", slot=slot, report=dict(report), slot_ttl_ms=SLOT_TTL_MS)
 
     def remove(self, slot: str) -> None:
         """Remove a slot that stops from the list, before its last heartbeat expires."""
-        with self._session.commands():
-            self._session.redis.delete(keys.slot(slot))
-            self._session.redis.zrem(keys.SLOTS, slot)
+        self._session.run("remove_slot", slot=slot)
 
     def live_slots(self) -> list[SlotView]:
         """Return the slots whose heartbeat is fresh."""

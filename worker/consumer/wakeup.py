@@ -8,9 +8,12 @@ from shared.celery_app import WAKE_TASK
 from shared.errors import LedgerUnavailable, StorageUnavailable
 from shared.ledger import Claim
 from worker.consumer.item_run import ItemRun
-from worker.consumer.worker import Worker
+from worker.consumer.worker import Worker, redis_retries
 
 logger = logging.getLogger("flux2.worker.consumer")
+
+# Pause between repeats of a claim that Redis did not answer.
+_REPEAT_S = 0.5
 
 
 def register_wakeup_task(worker: Worker) -> None:
@@ -27,21 +30,32 @@ def run_next(worker: Worker) -> bool:
         # An item that is not claimed now is not lost: the audit sends a new wake-up for each queued item.
         if worker.state.is_draining or not _check_store(worker) or (claim := _claim(worker)) is None:
             return False
+        if worker.state.is_draining:
+            # SIGTERM came during the claim, which lasts as long as Redis is away.
+            redis_retries(pause_s=_REPEAT_S)(worker.requeue, claim)
+            return False
         ItemRun(worker, claim).run()
         return True
 
 
 def _claim(worker: Worker) -> Claim | None:
-    slot = worker.slot
-    try:
-        claim = worker.ledger.claim_next(slot.pools, slot=slot.name, boot=slot.boot, warm=worker.renderer.warm_key)
-    except LedgerUnavailable as error:
-        logger.warning("nothing claimed", extra={"error": str(error)})
-        return None
+    """Claim an item; while Redis does not answer, repeat the claim."""
+    # Redis may have given the slot an item and lost the reply. Nobody else would run that item before its lease
+    # expires, an attempt would be spent, and the wake-up that asked for it is used up.
+    claim: Claim | None = redis_retries(pause_s=_REPEAT_S)(_claim_once, worker)
     if claim is not None:
         where = {"item": claim.item_id, "fence": claim.fence, "attempt": claim.attempt}
         logger.info("item claimed", extra={**where, "queued_s": claim.queued_s})
     return claim
+
+
+def _claim_once(worker: Worker) -> Claim | None:
+    slot = worker.slot
+    try:
+        return worker.ledger.claim_next(slot.pools, slot=slot.name, boot=slot.boot, warm=worker.renderer.warm_key)
+    except LedgerUnavailable as error:
+        logger.warning("claim not answered; it is repeated", extra={"error": str(error)})
+        raise
 
 
 def _check_store(worker: Worker) -> bool:

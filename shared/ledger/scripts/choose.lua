@@ -5,21 +5,21 @@
 --   slot, warm     the slot's name, and the key of the adapters that it has merged
 --   wait_bound_ms  an item accepted longer ago goes before everything else
 --   slot_ttl_ms    a slot whose last heartbeat is older counts as dead
--- Keys read: pending, item, shares, busy, served, lanes, lane, slots, slot
+-- Keys: pending, item, shares, turns, turn_entries, busy, served, lanes, lane, slots, warm, warm_counts
+-- Queues and leases are only read; the indexes (turns, turn_entries, warm, warm_counts) are corrected on the way.
 
 -- How many lanes of a share are compared at most. Beyond that the oldest lane is chosen, warm elsewhere or not.
 local LANES_COMPARED = 64
 
--- Return the set of adapter keys that other live slots have merged.
-local function warm_elsewhere(now)
-  local warm_keys = {}
-  for _, slot in ipairs(redis.call('ZRANGEBYSCORE', SLOTS, now - args.slot_ttl_ms, '+inf')) do
-    if slot ~= args.slot then
-      local adapter_key = redis.call('HGET', slot_key(slot), 'warm')
-      if adapter_key then warm_keys[adapter_key] = true end
-    end
+-- Return which of these adapter keys other live slots have merged, as a list of booleans.
+local function warm_elsewhere(adapter_keys, now)
+  forget_dead_slots(now, args.slot_ttl_ms)
+  local own = redis.call('HGET', WARM, args.slot)
+  local warm = {}
+  for position, count in ipairs(redis.call('HMGET', WARM_COUNTS, unpack(adapter_keys))) do
+    warm[position] = tonumber(count or 0) > (adapter_keys[position] == own and 1 or 0)
   end
-  return warm_keys
+  return warm
 end
 
 -- Whether one list of numbers sorts before another of the same length.
@@ -30,30 +30,42 @@ local function precedes(one, other)
   return false
 end
 
+-- The turns are an index of the shares, which processes of an earlier version do not keep. So it is built again when
+-- its size is wrong, its head is checked before it counts, and each claim checks some of it: see check_indexes.
+local function complete_turns(pool)
+  if redis.call('ZCARD', turns_key(pool)) == redis.call('HLEN', shares_key(pool)) then return end
+  redis.call('DEL', turns_key(pool), turn_entries_key(pool))
+  for _, share in ipairs(redis.call('HKEYS', shares_key(pool))) do set_turn(pool, share) end
+end
+
 -- Return the next share (by priority, then fewest running items, then longest unserved) and its priority.
 local function next_share(pool)
-  local best_rank, best_share
-  for _, share in ipairs(redis.call('HKEYS', shares_key(pool))) do
-    local priority, tenant = share:match('^(%d+)|(.*)$')
-    local rank = {
-      tonumber(priority),
-      tonumber(redis.call('HGET', busy_key(pool), tenant) or 0),
-      tonumber(redis.call('HGET', served_key(pool), tenant) or 0),
-    }
-    if not best_rank or precedes(rank, best_rank) then best_rank, best_share = rank, share end
+  complete_turns(pool)
+  while true do
+    local entry = redis.call('ZRANGE', turns_key(pool), 0, 0)[1]
+    -- Only if the index was as large as it should be, but named none of the shares.
+    if not entry then return next_share(pool) end
+    local priority, tenant = entry:match('^(%d+)|%d+|%d+|(.*)$')
+    local share = priority .. '|' .. tenant
+    if redis.call('HEXISTS', shares_key(pool), share) == 0 then
+      remove_turn(pool, share)
+    elseif entry == turn_entry(pool, share) then
+      return share, tonumber(priority)
+    else
+      set_turn(pool, share)
+    end
   end
-  return best_share, best_rank[1]
 end
 
 local function next_lane(pool, share, now)
   local lanes = lanes_key(pool, share)
   local warm_lane = share .. '|' .. args.warm
   if redis.call('ZSCORE', lanes, warm_lane) then return warm_lane end
-  local taken = warm_elsewhere(now)
   local oldest = redis.call('ZRANGE', lanes, 0, LANES_COMPARED - 1)
-  for _, lane in ipairs(oldest) do
-    local adapter_key = lane:sub(#share + 2)
-    if not taken[adapter_key] then return lane end
+  local adapter_keys = {}
+  for position, lane in ipairs(oldest) do adapter_keys[position] = lane:sub(#share + 2) end
+  for position, warm in ipairs(warm_elsewhere(adapter_keys, now)) do
+    if not warm then return oldest[position] end
   end
   return oldest[1]
 end

@@ -2,15 +2,41 @@
 --
 -- Arguments: those of choose.lua, and
 --   boot          identity of the slot's process
+--   number        counts the claims of the process that gave it an item: a claim whose reply was lost is repeated
+--                 with the same number, until a reply has brought an item
 --   lease_ttl_ms  length of the lease
---   nonce         identity of this call, so that repeating it after a lost reply gives the same item
--- Keys: those of choose.lua, and leases, job
--- Returns {item id, fence, attempt, spec JSON, queued since ms, now ms} or nil
+-- Keys: those of choose.lua, and leases, job, claims
+-- Returns {item id, fence, attempt, spec JSON, queued since ms, now ms}, or nil if nothing is queued, or the highest
+--   number that was given an item, if this number was given one that the slot does not own any more
 local now = now_ms()
+local nonce = args.boot .. ':' .. args.number
+local claims = claims_key(args.slot)
+
+-- Long after the last claim of any slot that comes back under its name.
+local CLAIMS_TTL_S = 86400
 
 local function claim_of(id)
   local fence, attempt, spec, queued_ms = fields(item_key(id), 'fence', 'attempt', 'spec', 'queued_ms')
   return {id, fence, attempt, spec, queued_ms, now}
+end
+
+-- Return the slot's record of claims as a table.
+local function read_claims()
+  local record, flat = {}, redis.call('HGETALL', claims)
+  for position = 1, #flat, 2 do record[flat[position]] = flat[position + 1] end
+  return record
+end
+
+-- Record the slot's claim, and drop the claims that a process of an earlier version ended.
+local function record_claim(id, record)
+  for field in pairs(record) do
+    -- Only the ids of items contain a colon.
+    if field:find(':', 1, true) and redis.call('HGET', item_key(field), 'slot') ~= args.slot then
+      redis.call('HDEL', claims, field)
+    end
+  end
+  redis.call('HSET', claims, 'boot', args.boot, 'number', args.number, 'last', id, id, nonce)
+  redis.call('EXPIRE', claims, CLAIMS_TTL_S)
 end
 
 -- Forget tenants that were last served before the wait bound: they are next with or without their entry.
@@ -20,26 +46,52 @@ local function forget_served(pool)
   local sample = redis.call('HRANDFIELD', served, 4, 'WITHVALUES')
   for position = 1, #sample, 2 do
     local tenant, served_ms = sample[position], tonumber(sample[position + 1])
-    if now - served_ms > args.wait_bound_ms then redis.call('HDEL', served, tenant) end
+    if now - served_ms > args.wait_bound_ms then
+      redis.call('HDEL', served, tenant)
+      reset_turns(pool, tenant)
+    end
   end
 end
 
-for _, id in ipairs(redis.call('ZRANGE', LEASES, 0, -1)) do
-  if redis.call('HGET', item_key(id), 'nonce') == args.nonce then return claim_of(id) end
+-- Correct a few random entries of the indexes, which processes of an earlier version do not keep. An entry is wrong
+-- only after such a process wrote, and stays wrong for about half as many claims as there are entries.
+local function check_indexes(pool, claimed_share)
+  for _, share in ipairs(redis.call('HRANDFIELD', shares_key(pool), 2)) do
+    if share ~= claimed_share then set_turn(pool, share) end
+  end
+  for _, slot in ipairs(redis.call('ZRANDMEMBER', SLOTS, 2)) do
+    set_warm(slot, redis.call('HGET', slot_key(slot), 'warm') or nil)
+  end
+  for _, slot in ipairs(redis.call('HRANDFIELD', WARM, 2)) do
+    if not redis.call('ZSCORE', SLOTS, slot) then set_warm(slot, nil) end
+  end
+end
+
+local record = read_claims()
+if record.boot == args.boot and tonumber(record.number) >= args.number then
+  local last = record.last
+  local state, owner = fields(item_key(last), 'state', 'nonce')
+  if state == 'running' and owner == nonce then
+    -- A full term: nobody has renewed the lease, because nobody knew of it.
+    redis.call('ZADD', LEASES, 'XX', now + args.lease_ttl_ms, last)
+    return claim_of(last)
+  end
+  return tonumber(record.number)
 end
 
 local id, pool = choose(now)
 if not id then return nil end
 local key = item_key(id)
-local job, tenant, lane = fields(key, 'job', 'tenant', 'lane')
+local job, tenant, lane, fence, attempt = fields(key, 'job', 'tenant', 'lane', 'fence', 'attempt')
 dequeue(id, pool, lane)
-redis.call('HINCRBY', key, 'fence', 1)
-redis.call('HINCRBY', key, 'attempt', 1)
-redis.call('HSET', key, 'slot', args.slot, 'boot', args.boot, 'nonce', args.nonce, 'started_ms', now,
-  'lease_ttl_ms', args.lease_ttl_ms)
+redis.call('HSET', key, 'fence', fence + 1, 'attempt', attempt + 1, 'slot', args.slot, 'boot', args.boot,
+  'nonce', nonce, 'started_ms', now, 'lease_ttl_ms', args.lease_ttl_ms)
 redis.call('ZADD', LEASES, now + args.lease_ttl_ms, id)
 redis.call('HINCRBY', busy_key(pool), tenant, 1)
 redis.call('HSET', served_key(pool), tenant, now)
+reset_turns(pool, tenant)
+record_claim(id, record)
 forget_served(pool)
+check_indexes(pool, share_of(lane))
 move(id, job, 'queued', 'running', now)
 return claim_of(id)

@@ -18,6 +18,8 @@ local SEQUENCE = PREFIX .. 'seq'
 local LEASES = PREFIX .. 'leases'
 local DONE = PREFIX .. 'done'
 local SLOTS = PREFIX .. 'slots'
+local WARM = PREFIX .. 'warm'
+local WARM_COUNTS = PREFIX .. 'warm_counts'
 local OUTBOX = PREFIX .. 'outbox'
 local RUN_ID = PREFIX .. 'run_id'
 local REAPED_MS = PREFIX .. 'reaped_ms'
@@ -26,6 +28,7 @@ local AUDIT_LEADER = PREFIX .. 'audit'
 local function job_key(job) return PREFIX .. 'job:' .. job end
 local function item_key(id) return PREFIX .. 'item:' .. id end
 local function slot_key(slot) return PREFIX .. 'slot:' .. slot end
+local function claims_key(slot) return PREFIX .. 'claims:' .. slot end
 local function idempotency_key(tenant, key) return PREFIX .. 'idem:' .. tenant .. ':' .. key end
 local function pending_key(pool) return PREFIX .. 'pending:' .. pool end
 local function shares_key(pool) return PREFIX .. 'shares:' .. pool end
@@ -33,6 +36,8 @@ local function lanes_key(pool, share) return PREFIX .. 'lanes:' .. pool .. ':' .
 local function lane_key(pool, lane) return PREFIX .. 'lane:' .. pool .. ':' .. lane end
 local function busy_key(pool) return PREFIX .. 'busy:' .. pool end
 local function served_key(pool) return PREFIX .. 'served:' .. pool end
+local function turns_key(pool) return PREFIX .. 'turns:' .. pool end
+local function turn_entries_key(pool) return PREFIX .. 'turn_entries:' .. pool end
 local function pace_key(pool) return PREFIX .. 'pace:' .. pool end
 local function wake_list_key(pool) return PREFIX .. 'wake.' .. pool end
 
@@ -63,11 +68,52 @@ local function rescore_lane(pool, lane)
   end
 end
 
+-- A pool's shares take turns: by priority, then fewest running items, then longest unserved. `turns` is a sorted set
+-- of equal scores, so texts order it: no number of items or ms is too large for its score. `turn_entries` is the text
+-- of each share, by which it is found again.
+local MOST_RUNNING, LAST_PRIORITY = 999999, 9
+
+local function turn_entry(pool, share)
+  local priority, tenant = share:match('^(%d+)|(.*)$')
+  local running = tonumber(redis.call('HGET', busy_key(pool), tenant) or 0)
+  local served_ms = tonumber(redis.call('HGET', served_key(pool), tenant) or 0)
+  return string.format('%s|%06d|%014.0f|%s', priority, math.min(math.max(running, 0), MOST_RUNNING), served_ms, tenant)
+end
+
+local function remove_turn(pool, share)
+  local entry = redis.call('HGET', turn_entries_key(pool), share)
+  if not entry then return end
+  redis.call('ZREM', turns_key(pool), entry)
+  redis.call('HDEL', turn_entries_key(pool), share)
+end
+
+-- `before` is the share's present entry, or false.
+local function replace_turn(pool, share, before)
+  local entry = turn_entry(pool, share)
+  if before == entry then return end
+  if before then redis.call('ZREM', turns_key(pool), before) end
+  redis.call('ZADD', turns_key(pool), 0, entry)
+  redis.call('HSET', turn_entries_key(pool), share, entry)
+end
+
+local function set_turn(pool, share)
+  replace_turn(pool, share, redis.call('HGET', turn_entries_key(pool), share))
+end
+
+-- Correct the turns of a tenant whose running items or last claim changed.
+local function reset_turns(pool, tenant)
+  local shares = {}
+  for priority = 0, LAST_PRIORITY do shares[priority + 1] = priority .. '|' .. tenant end
+  for position, entry in ipairs(redis.call('HMGET', turn_entries_key(pool), unpack(shares))) do
+    if entry then replace_turn(pool, shares[position], entry) end
+  end
+end
+
 -- Queue an item at its accept order, so that one that was requeued goes to the head.
 local function enqueue(id, pool, lane, order)
   redis.call('ZADD', pending_key(pool), order, id)
   redis.call('ZADD', lane_key(pool, lane), order, id)
-  redis.call('HINCRBY', shares_key(pool), share_of(lane), 1)
+  if redis.call('HINCRBY', shares_key(pool), share_of(lane), 1) == 1 then set_turn(pool, share_of(lane)) end
   rescore_lane(pool, lane)
 end
 
@@ -76,6 +122,7 @@ local function dequeue(id, pool, lane)
   redis.call('ZREM', lane_key(pool, lane), id)
   if redis.call('HINCRBY', shares_key(pool), share_of(lane), -1) == 0 then
     redis.call('HDEL', shares_key(pool), share_of(lane))
+    remove_turn(pool, share_of(lane))
   end
   rescore_lane(pool, lane)
 end
@@ -83,9 +130,12 @@ end
 local function end_lease(id, pool, tenant)
   redis.call('ZREM', LEASES, id)
   redis.call('HDEL', item_key(id), 'lease_ttl_ms')
+  local slot = redis.call('HGET', item_key(id), 'slot')
+  if slot then redis.call('HDEL', claims_key(slot), id) end
   if redis.call('HINCRBY', busy_key(pool), tenant, -1) == 0 then
     redis.call('HDEL', busy_key(pool), tenant)
   end
+  reset_turns(pool, tenant)
 end
 
 -- Set the state of a job whose items have all ended.
@@ -150,3 +200,31 @@ local function is_owned(id, fence)
   return state == 'running' and tonumber(current) == fence
 end
 
+-- Record the adapter key that a slot has merged, or none (nil). WARM_COUNTS is the number of slots in WARM by key.
+local function set_warm(slot, adapter_key)
+  local before = redis.call('HGET', WARM, slot)
+  if before == (adapter_key or false) then return end
+  if before and redis.call('HINCRBY', WARM_COUNTS, before, -1) <= 0 then redis.call('HDEL', WARM_COUNTS, before) end
+  if adapter_key then
+    redis.call('HSET', WARM, slot, adapter_key)
+    redis.call('HINCRBY', WARM_COUNTS, adapter_key, 1)
+  else
+    redis.call('HDEL', WARM, slot)
+  end
+end
+
+-- Slots forgotten in one step; the next step forgets the rest.
+local DEAD_AT_ONCE = 100
+
+local function forget_slots(since, until_ms)
+  for _, slot in ipairs(redis.call('ZRANGEBYSCORE', SLOTS, since, until_ms, 'LIMIT', 0, DEAD_AT_ONCE)) do
+    redis.call('ZREM', SLOTS, slot)
+    set_warm(slot, nil)
+  end
+end
+
+-- Forget the slots whose heartbeat is too old, and those that died before the clock went back.
+local function forget_dead_slots(now, slot_ttl_ms)
+  forget_slots('-inf', string.format('(%.0f', now - slot_ttl_ms))
+  forget_slots(string.format('(%.0f', now + slot_ttl_ms), '+inf')
+end
