@@ -13,17 +13,20 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Self, TypeVar
 
 import redis
 
+from chaos import clock
 from chaos.history import History
 from chaos.mutate import Mutation
 from chaos.s3 import S3Proxy
 from chaos.tcp import Wire
 from shared.celery_app import make_celery, send_wakeups
 from shared.ledger import Ledger, keys
+from shared.ledger.connection import connect
 from shared.local.child import ChildProcess
 from shared.local.ports import LOOPBACK, pick_free_port
 from shared.local.redis_server import RedisServer
@@ -47,6 +50,7 @@ class Plan:
         step_s: length of one denoising step of the stub renderer.
         renewals: renewals in the length of a lease.
         budget_s: how long an upload is retried.
+        clock_moves: the scenario sets the clock of Redis by `chaos.clock.shift`.
     """
 
     workers: int = 3
@@ -59,6 +63,7 @@ class Plan:
     stall_s: float = 60.0
     budget_s: float = 10.0
     s3_timeout_s: float = 1.0
+    clock_moves: bool = False
     mutation: Mutation = Mutation.NONE
 
     @property
@@ -123,7 +128,9 @@ class Fleet:
 
     def ledger(self) -> Ledger:
         """Open a ledger on a new connection that bypasses all proxies."""
-        return Ledger.connect(self.redis.url, self.plan.queue, timeout_s=2)
+        client = connect(self.redis.url, timeout_s=2)
+        moving = partial(clock.now_ms, client) if self.plan.clock_moves else None
+        return Ledger(client, self.plan.queue, clock_ms=moving)
 
     def store(self) -> ObjectStore:
         """Open the object store on a connection that bypasses the proxy."""
@@ -239,11 +246,11 @@ class Fleet:
         child.start(lambda: True, timeout_s=_START_S)
 
     def _command(self, name: str) -> list[str]:
-        mutation = ["--mutation", self.plan.mutation.value]
+        changes = ["--mutation", self.plan.mutation.value, *(["--clock-moves"] if self.plan.clock_moves else [])]
         if name == "api":
-            return [sys.executable, "-m", "chaos.process", "api", *mutation]
+            return [sys.executable, "-m", "chaos.process", "api", *changes]
         own = ["--history", str(self.history.path), "--step-s", str(self.plan.step_s)]
-        return [sys.executable, "-m", "chaos.process", "worker", name, *own, *mutation]
+        return [sys.executable, "-m", "chaos.process", "worker", name, *own, *changes]
 
     def _signal(self, name: str, number: signal.Signals, kind: str) -> int | None:
         with self._lock:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from unittest import mock
 
+from celery.signals import celeryd_init
+
 from shared.caretaker import Caretaker
 from shared.ledger import lua
 
@@ -16,6 +18,7 @@ class Mutation(StrEnum):
     FENCE = "no fence check"
     AUDIT = "no audit"
     GRACE = "no grace"
+    RECONNECT = "no reconnect"
 
 
 # Lines of the scripts, word for word: `_rewrite` fails when a script changes, instead of mutating nothing.
@@ -32,6 +35,9 @@ def apply_mutation(mutation: Mutation) -> None:
             _rewrite("renew", _OWNED, "return state == 'running'")
         case Mutation.GRACE:
             _rewrite("reap", _GRACE, "if false then")
+        case Mutation.RECONNECT:
+            # Celery sends this signal before it reads its settings.
+            celeryd_init.connect(lambda conf, **_: conf.update(broker_channel_error_retry=False), weak=False)
         case Mutation.AUDIT:
             mock.patch.object(Caretaker, "audit", return_value=None).start()
 

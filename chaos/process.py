@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from chaos import mutate
+from chaos import clock, mutate
 from chaos.history import History
 from chaos.mutate import Mutation
 from chaos.stub import FreezingStore, RecordingLedger, StubRenderer
@@ -35,13 +35,22 @@ def worker(
     history: Annotated[Path, typer.Option()],
     step_s: Annotated[float, typer.Option()] = 0.02,
     mutation: Annotated[Mutation, typer.Option()] = Mutation.NONE,
+    clock_moves: Annotated[bool, typer.Option()] = False,
 ) -> None:
     """Claim items and pretend to render them."""
+    settings = _start(mutation, clock_moves=clock_moves)
+    with slot_lock(name, redis_url=settings.redis.url.text, folder=settings.worker.lock_dir):
+        consume(_open(settings, name, History(history), step_s))
+
+
+def _start(mutation: Mutation, *, clock_moves: bool) -> Settings:
+    """Change the code of this process as its scenario asks; return its settings."""
     settings = Settings()
     logs.configure(settings.log)
     mutate.apply_mutation(mutation)
-    with slot_lock(name, redis_url=settings.redis.url.text, folder=settings.worker.lock_dir):
-        consume(_open(settings, name, History(history), step_s))
+    if clock_moves:
+        clock.follow()
+    return settings
 
 
 def _open(settings: Settings, name: str, history: History, step_s: float) -> Worker:
@@ -72,15 +81,16 @@ def _open(settings: Settings, name: str, history: History, step_s: float) -> Wor
 
 
 @app.command()
-def api(mutation: Annotated[Mutation, typer.Option()] = Mutation.NONE) -> None:
+def api(
+    mutation: Annotated[Mutation, typer.Option()] = Mutation.NONE,
+    clock_moves: Annotated[bool, typer.Option()] = False,
+) -> None:
     """Serve the product's own API."""
     import uvicorn
 
     from api.app import create_app
 
-    settings = Settings()
-    logs.configure(settings.log)
-    mutate.apply_mutation(mutation)
+    settings = _start(mutation, clock_moves=clock_moves)
     uvicorn.run(create_app(settings), host=settings.api.host, port=settings.api.port, log_config=None, access_log=False)
 
 

@@ -14,6 +14,7 @@ from chaos.checker import Violation
 from chaos.mutate import Mutation
 from chaos.scenarios import deaths, redis_trouble, stalls, storage_and_cancels
 from chaos.scenarios.control import control
+from chaos.stall_storm import stall_storm
 from chaos.storm import storm
 from chaos.trial import Lab, Outcome
 from shared.errors import ServerFailed
@@ -34,6 +35,7 @@ def run(lab: Lab, *, jobs: int, only: Sequence[str]) -> Iterator[Outcome]:
 def _scenarios(jobs: int) -> dict[str, Callable[[Lab], Outcome]]:
     return {
         "storm": partial(storm, jobs=jobs),
+        "storm of stalls": partial(stall_storm, rounds=3 if jobs >= 1000 else 1),
         "F2": redis_trouble.grace,
         "F2 frozen": stalls.frozen,
         "F3": partial(redis_trouble.stopped, down_s=60.0 if jobs >= 1000 else 15.0),
@@ -49,10 +51,18 @@ def _scenarios(jobs: int) -> dict[str, Callable[[Lab], Outcome]]:
         "F13": redis_trouble.full,
         "F14": deaths.hung_kernel,
         "F15": _model,
+        "F16": stalls.set_clock,
+        "F17": stalls.cut,
+        "F18": stalls.replica,
         "control": control,
         "no fence": partial(deaths.zombies, mutation=Mutation.FENCE),
         "no audit": partial(deaths.lost_message, mutation=Mutation.AUDIT),
         "no grace": partial(redis_trouble.grace, mutation=Mutation.GRACE),
+        "no grace, F2 frozen": partial(stalls.frozen, mutation=Mutation.GRACE),
+        "no grace, F16": partial(stalls.set_clock, mutation=Mutation.GRACE),
+        "no audit, F17": partial(stalls.cut, mutation=Mutation.AUDIT),
+        "no reconnect": partial(stalls.replica, mutation=Mutation.RECONNECT),
+        "no grace, storm of stalls": partial(stall_storm, mutation=Mutation.GRACE),
     }
 
 

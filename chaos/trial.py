@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from chaos import history
 from chaos.checker import Violation, check, collect
 from chaos.fleet import Fleet, Plan
 from chaos.load import Load
+from chaos.mutate import Mutation
 from shared.job import State
 from shared.ledger import ItemView
 from shared.local.s3_server import S3Server
@@ -35,6 +36,13 @@ class Outcome:
     figures: dict[str, Figure] = field(default_factory=dict)
     violations: list[Violation] = field(default_factory=list)
     wall_s: float = 0.0
+
+    @classmethod
+    def of(cls, name: str, what: str, mutation: Mutation) -> Self:
+        """Return the outcome of a scenario that runs with a mutation, or with none."""
+        if mutation is Mutation.NONE:
+            return cls(name, what)
+        return cls(f"{name} with {mutation.value}", what, must_fail=True)
 
     @property
     def as_expected(self) -> bool:

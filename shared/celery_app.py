@@ -77,6 +77,8 @@ def make_celery(redis_url: RedisUrl | str, *, side: Literal["api", "worker"], ti
         worker_send_task_events=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
+        # A Redis that becomes a replica answers waiting workers with an error, which would end them and their models.
+        broker_channel_error_retry=True,
         # Rendering continues while Redis is away: the fence decides later whether the result counts.
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_transport_options={

@@ -21,9 +21,7 @@ _FINISH_S = 60.0
 
 def grace(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
     """F2: Redis is away for longer than a lease while every worker lives; no item may be requeued."""
-    outcome = Outcome("F2", "Redis down for longer than a lease; the workers live")
-    if mutation is not Mutation.NONE:
-        outcome = Outcome(f"F2 with {mutation.value}", outcome.what, must_fail=True)
+    outcome = Outcome.of("F2", "Redis down for longer than a lease; the workers live", mutation)
     # Reaping is far more frequent than renewing, so that it happens first when Redis is back.
     plan = Plan(workers=3, ttl_s=3.0, reap_s=0.05, renewals=3, step_s=0.1, mutation=mutation)
     with trial(lab, outcome, plan) as running:
@@ -102,8 +100,8 @@ def _long_cut(running: Trial, long_s: float) -> None:
 
 
 def full(lab: Lab) -> Outcome:
-    """F13: Redis refuses writes, as with a full memory or disk."""
-    outcome = Outcome("F13", "Redis is full, then has room again")
+    """F13: Redis refuses writes for longer than a lease, as with a full memory or disk."""
+    outcome = Outcome("F13", "Redis is full for longer than a lease, then has room again")
     with trial(lab, outcome, Plan(workers=1, step_s=0.1)) as running:
         job = running.load.submit([prompt(running.rng, steps=(20, 20))])
         running.slot_of(job)
@@ -111,13 +109,13 @@ def full(lab: Lab) -> Outcome:
         [(status, _)] = _ask(running, 0.0, clients=1, method="POST")
         running.add_figure("POST while full", status)
         running.demand("accept is answered 503", status == httpx2.codes.SERVICE_UNAVAILABLE, status)
-        threading.Event().wait(3.0)
+        threading.Event().wait(1.25 * running.fleet.plan.ttl_s)
         running.ledger.redis.config_set("maxmemory", "0")
         running.time_until(
             lambda: running.item(job).state is State.SUCCEEDED, 20, what="the commit after space returned"
         )
         running.wait_for_jobs(_FINISH_S)
-        running.outages = 1
+        running.demand("no attempt is spent", running.item(job).fence == 1, running.item(job).fence)
     return outcome
 
 

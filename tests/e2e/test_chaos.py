@@ -5,7 +5,7 @@ import secrets
 import pytest
 
 from chaos.mutate import Mutation
-from chaos.scenarios import deaths, redis_trouble
+from chaos.scenarios import deaths, redis_trouble, stalls
 from chaos.storm import storm
 from chaos.trial import Lab
 
@@ -27,14 +27,15 @@ def test_nothing_is_lost_or_doubled_in_a_storm(lab):
     assert outcome.figures["items"] >= 90
 
 
-@pytest.mark.parametrize("scenario", [deaths.lost_message, deaths.zombies, deaths.hung_kernel])
+@pytest.mark.parametrize("scenario", [deaths.lost_message, deaths.zombies, deaths.hung_kernel, stalls.replica])
 def test_a_scenario_breaks_no_promise(lab, scenario):
     outcome = scenario(lab)
 
     assert outcome.violations == [], verdict(lab, outcome)
 
 
-def test_the_checker_finds_violations_when_leases_get_no_grace(lab):
-    outcome = redis_trouble.grace(lab, mutation=Mutation.GRACE)
+@pytest.mark.parametrize("scenario", [redis_trouble.grace, stalls.frozen])
+def test_the_checker_finds_violations_when_leases_get_no_grace(lab, scenario):
+    outcome = scenario(lab, mutation=Mutation.GRACE)
 
     assert outcome.violations != [], verdict(lab, outcome)

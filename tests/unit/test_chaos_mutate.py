@@ -1,0 +1,14 @@
+"""The lines that the chaos runs rewrite are lines of the scripts: a rewrite that finds none would prove nothing."""
+
+from chaos import clock, mutate
+from shared.ledger import lua
+
+
+def test_every_script_reads_the_time_where_a_run_sets_the_clock():
+    assert [name for name, text in lua.scripts().items() if text.count(clock._TIME) != 1] == []
+
+
+def test_the_lines_that_mutations_remove_occur_once():
+    lines = {"commit": mutate._FENCE, "renew": mutate._OWNED, "reap": mutate._GRACE}
+
+    assert {name: lua.scripts()[name].count(line) for name, line in lines.items()} == dict.fromkeys(lines, 1)
