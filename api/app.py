@@ -18,6 +18,7 @@ from api.webhooks import Courier
 from shared.caretaker import Caretaker
 from shared.celery_app import make_celery
 from shared.ledger import Ledger
+from shared.request import PromptItem
 from shared.settings import Settings
 from shared.storage import open_store
 
@@ -70,7 +71,9 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.services = services
-    app.add_middleware(BodyLimit, max_bytes=settings.api.max_body_bytes)
+    # Every field of every prompt, and room for the fields of the request and its adapters.
+    max_values = settings.api.max_prompts * len(PromptItem.model_fields) + 1000
+    app.add_middleware(BodyLimit, max_bytes=settings.api.max_body_bytes, max_values=max_values)
     install_error_handlers(app)
     for routes in (inference, requests, replays, adapters, models, health, metrics):
         app.include_router(routes.router)

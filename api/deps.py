@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from threading import Thread
 from typing import Annotated
 
+from anyio import CapacityLimiter
 from celery import Celery
 from fastapi import Depends, Header, Request
 
@@ -21,6 +22,7 @@ class Services:
 
     Attributes:
         threads: threads that run as long as the application; `/ready` reports those that have ended.
+        config_parsers: turns for reading training configs.
     """
 
     settings: Settings
@@ -29,6 +31,8 @@ class Services:
     storage_probe: StorageProbe
     celery: Celery
     threads: list[Thread] = field(default_factory=list)
+    # One turn: a second thread of pure Python gains nothing under the GIL, and delays every poll by its 5 ms switches.
+    config_parsers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
 
 def _services(request: Request) -> Services:

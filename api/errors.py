@@ -31,6 +31,9 @@ _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
 # Seconds: a full queue takes longer to drain than Redis or the storage takes to come back.
 _RETRY_AFTER_S = {HTTPStatus.TOO_MANY_REQUESTS: 30, HTTPStatus.SERVICE_UNAVAILABLE: 2}
 
+# Fields at fault that an answer lists: one for each prompt of the largest request.
+_MAX_FIELDS = 1000
+
 MEDIA_TYPE = "application/problem+json"
 
 
@@ -68,11 +71,12 @@ def _answer_project_error(request: Request, error: Exception) -> JSONResponse:
 
 def _answer_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
-    fields = [FieldProblem(path=_json_path(e["loc"]), message=e["msg"]) for e in error.errors()]
-    if any(e["type"] == "json_invalid" for e in error.errors()):
+    found = error.errors()
+    fields = [FieldProblem(path=_json_path(e["loc"]), message=e["msg"]) for e in found[:_MAX_FIELDS]]
+    if any(e["type"] == "json_invalid" for e in found):
         return problem_response(HTTPStatus.BAD_REQUEST, "BAD_REQUEST", f"the body is not JSON: {fields[0].message}")
     first = f"{fields[0].path}: {fields[0].message}"
-    more = f" (and {len(fields) - 1} more)" if len(fields) > 1 else ""
+    more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return problem_response(HTTPStatus.UNPROCESSABLE_ENTITY, "VALIDATION_ERROR", first + more, fields=fields)
 
 

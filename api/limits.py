@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from http import HTTPStatus
 
+from fastapi.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import problem_response
+from api.json_size import has_more_values
 
 
 class BodyLimit:
-    """Reads a body of up to `max_bytes` before the application sees the request; answers 413 to a larger one."""
+    """Reads a body before the application sees the request; answers 413 to one that is too large.
 
-    def __init__(self, app: ASGIApp, *, max_bytes: int) -> None:
+    Args:
+        max_bytes: size of the largest body.
+        max_values: number of JSON values that a body may have.
+    """
+
+    def __init__(self, app: ASGIApp, *, max_bytes: int, max_values: int) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._max_values = max_values
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -30,17 +39,24 @@ class BodyLimit:
             size += len(message.get("body", b""))
             more = message.get("more_body", False)
             if size > self._max_bytes:
-                answer = problem_response(
-                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                    "BODY_TOO_LARGE",
-                    f"The request body is larger than {self._max_bytes} bytes; split it into several jobs",
-                    # The rest of the body is still arriving, so the connection cannot carry another request.
-                    headers={"Connection": "close"},
-                )
+                # The rest of the body is still arriving, so the connection cannot carry another request.
+                answer = _refusal(f"is larger than {self._max_bytes} bytes", headers={"Connection": "close"})
                 await answer(scope, receive, send)
                 return
+        if has_more_values(b"".join(message.get("body", b"") for message in messages), self._max_values):
+            await _refusal(f"has more than {self._max_values} values")(scope, receive, send)
+            return
 
         async def receive_again() -> Message:
             return messages.pop(0) if messages else await receive()
 
         await self._app(scope, receive_again, send)
+
+
+def _refusal(problem: str, *, headers: Mapping[str, str] = {}) -> JSONResponse:
+    return problem_response(
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "BODY_TOO_LARGE",
+        f"The request body {problem}; split it into several jobs",
+        headers=headers,
+    )

@@ -5,6 +5,7 @@ An item then determines its image's pixels completely, so an item that runs twic
 
 from __future__ import annotations
 
+import reprlib
 import secrets
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -34,7 +35,7 @@ def find_model(model_id: str) -> Model:
         return MODELS[model_id]
     except KeyError:
         raise ModelNotFound(
-            f"Model {model_id!r} is not supported; use one of: {', '.join(MODELS)}", field="model"
+            f"Model {reprlib.repr(model_id)} is not supported; use one of: {', '.join(MODELS)}", field="model"
         ) from None
 
 

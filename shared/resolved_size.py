@@ -10,7 +10,7 @@ from itertools import accumulate
 
 from shared.catalog import Model
 from shared.errors import InvalidRequest
-from shared.request import InferenceRequest, PromptItem
+from shared.request import InferenceRequest
 from shared.resolve import TRIGGER, find_model
 
 
@@ -26,6 +26,15 @@ def check_resolved_size(requests: Sequence[InferenceRequest], *, max_bytes: int,
         ModelNotFound: see `find_model`.
     """
     sizes = [size for request in requests for size in _resolved_bytes(request, find_model(request.model))]
+    check_sizes(sizes, max_bytes=max_bytes, field=field)
+
+
+def check_sizes(sizes: Sequence[int], *, max_bytes: int, field: str | None = None) -> None:
+    """Refuse prompts with these resolved sizes as `check_resolved_size` does.
+
+    Raises:
+        InvalidRequest: names the size and the bound.
+    """
     if (total := sum(sizes)) <= max_bytes:
         return
     first_over = next(index for index, size in enumerate(accumulate(sizes)) if size > max_bytes)
@@ -36,16 +45,18 @@ def check_resolved_size(requests: Sequence[InferenceRequest], *, max_bytes: int,
     )
 
 
+def filled_bytes(text: str, placeholder: str, value: str | None) -> int:
+    """Return the bytes of UTF-8 that a text has once `value` replaces the placeholder; None leaves it as written."""
+    growth = 0 if value is None else _utf8_bytes(value) - _utf8_bytes(placeholder)
+    return _utf8_bytes(text) + text.count(placeholder) * growth
+
+
 def _resolved_bytes(request: InferenceRequest, model: Model) -> Iterator[int]:
     """Yield the size of each prompt's resolved texts."""
     for prompt in request.prompts:
         neg = _utf8_bytes(prompt.neg or "") if model.uses_negative_prompt else 0
-        yield neg + _prompt_bytes(prompt, prompt.trigger_word or request.trigger_word)
-
-
-def _prompt_bytes(prompt: PromptItem, trigger_word: str | None) -> int:
-    growth = _utf8_bytes(trigger_word) - len(TRIGGER) if trigger_word else 0
-    return _utf8_bytes(prompt.prompt) + prompt.prompt.count(TRIGGER) * growth
+        # An empty trigger word replaces nothing.
+        yield neg + filled_bytes(prompt.prompt, TRIGGER, prompt.trigger_word or request.trigger_word or None)
 
 
 def _utf8_bytes(text: str) -> int:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
+from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, Response
+from anyio import to_thread
+from fastapi import APIRouter, BackgroundTasks, Depends, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 
-from api.deps import BaseUrlDep, IdempotencyKeyDep, ServicesDep, TenantDep
+from api.deps import BaseUrlDep, IdempotencyKeyDep, Services, ServicesDep, TenantDep
 from api.routes.inference import SUBMIT_PROBLEMS
 from api.schemas.accepted import ReplayRequest, ReplaySample, ReplaySubmitted
 from api.status_view import submitted_view
 from api.submission import hash_body, prepare_job, store_jobs
-from api.training_config.plan import plan_replay
-from shared.errors import InvalidRequest
+from api.training_config.plan import ReplayPlan, plan_replay
 from shared.request import InferenceRequest
 from shared.resolved_size import check_resolved_size
 
@@ -23,9 +26,37 @@ router = APIRouter(prefix="/v1", tags=["replays"])
 _REQUESTS = TypeAdapter(list[InferenceRequest])
 
 
+@dataclass(frozen=True)
+class _CheckedPlan:
+    """A plan with its requests validated."""
+
+    plan: ReplayPlan
+    requests: list[InferenceRequest]
+
+
+async def _plan(body: ReplayRequest, services: ServicesDep) -> _CheckedPlan:
+    # Waits on the event loop: configs that wait for their turn must not take the threads that answer polls.
+    return await to_thread.run_sync(partial(_plan_now, body, services), limiter=services.config_parsers)
+
+
+def _plan_now(body: ReplayRequest, services: Services) -> _CheckedPlan:
+    limits = services.settings.api
+    plan = plan_replay(
+        body.config, max_samples=limits.max_prompts, max_text_bytes=limits.max_body_bytes, lora=body.lora
+    )
+    # A sample beyond the limits gets the same answer as a field of a request: 422 with the field's path.
+    try:
+        requests = _REQUESTS.validate_python(plan.requests)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+    check_resolved_size(requests, max_bytes=limits.max_body_bytes, field="config")
+    return _CheckedPlan(plan, requests)
+
+
 @router.post("/replays", summary="Replay a training config", status_code=HTTPStatus.ACCEPTED, responses=SUBMIT_PROBLEMS)
 def submit_replay(
     body: ReplayRequest,
+    checked: Annotated[_CheckedPlan, Depends(_plan)],
     services: ServicesDep,
     base_url: BaseUrlDep,
     response: Response,
@@ -37,16 +68,6 @@ def submit_replay(
 
     Each adapter strength in the samples becomes one job. Either all jobs are accepted or none.
     """
-    plan = plan_replay(body.config, lora=body.lora)
-    limit = services.settings.api.max_prompts
-    if len(plan.samples) > limit:
-        raise InvalidRequest(f"{len(plan.samples)} samples; use at most {limit} in one config", field="config")
-    # A sample beyond the limits gets the same answer as a field of a request: 422 with the field's path.
-    try:
-        requests = _REQUESTS.validate_python(plan.requests)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors()) from error
-    check_resolved_size(requests, max_bytes=services.settings.api.max_body_bytes, field="config")
     body_hash = hash_body(body)
     jobs = [
         prepare_job(
@@ -57,13 +78,15 @@ def submit_replay(
             body_hash=body_hash,
             tenant=x_tenant,
         )
-        for number, request in enumerate(requests)
+        for number, request in enumerate(checked.requests)
     ]
     accepted = store_jobs(services, jobs, background)
     if all(job.is_repeat for job in accepted):
         response.headers["Idempotency-Replayed"] = "true"
     return ReplaySubmitted(
         requests=[submitted_view(job, base_url=base_url) for job in accepted],
-        samples=[ReplaySample(request_id=accepted[number].job_id, index=index) for number, index in plan.positions],
-        warnings=list(plan.warnings),
+        samples=[
+            ReplaySample(request_id=accepted[number].job_id, index=index) for number, index in checked.plan.positions
+        ],
+        warnings=list(checked.plan.warnings),
     )

@@ -11,16 +11,21 @@ import yaml
 
 from api.training_config.untrusted_yaml import load_yaml
 from shared.errors import ConfigRefused
+from shared.resolved_size import filled_bytes
 
-# `[name]` may occur often in a file, so a long name would multiply its size. File names have at most 255 bytes.
+_NAME = "[name]"
+# File names have at most 255 bytes.
 _MAX_NAME_LENGTH = 255
 
 
-def read_process(text: str) -> tuple[str, Mapping[str, Any]]:
+def read_process(text: str, *, max_bytes: int) -> tuple[str, Mapping[str, Any]]:
     """Return the config's name and its first process, with `[name]` filled in.
 
+    Args:
+        max_bytes: most bytes of UTF-8 that all texts with a `[name]` may have together once it is filled in.
+
     Raises:
-        ConfigRefused: the text is not YAML or has no process.
+        ConfigRefused: the text is not YAML, has no process, or its name makes it too large.
     """
     config = expect_mapping(expect_mapping(_parse(text), "the file").get("config"), "config")
     name = config.get("name")
@@ -34,7 +39,8 @@ def read_process(text: str) -> tuple[str, Mapping[str, Any]]:
     processes = config.get("process")
     if not isinstance(processes, list) or not processes:
         raise ConfigRefused("config.process is not a list of processes")
-    return name, expect_mapping(_fill_in_name(processes[0], name), "config.process[0]")
+    process = expect_mapping(_NameFiller(name, max_bytes=max_bytes).fill(processes[0]), "config.process[0]")
+    return name, process
 
 
 def expect_mapping(value: object, where: str) -> Mapping[str, Any]:
@@ -78,12 +84,39 @@ def _parse(text: str) -> Any:
         raise ConfigRefused(f"not YAML that can be read: {' '.join(str(error).split())[:200]}") from error
 
 
-def _fill_in_name(value: Any, name: str) -> Any:
-    """Replace `[name]` in every string below `value`, as the trainer does when it reads a config."""
-    if isinstance(value, str):
-        return value.replace("[name]", name)
-    if isinstance(value, list):
-        return [_fill_in_name(entry, name) for entry in value]
-    if isinstance(value, dict):
-        return {key: _fill_in_name(entry, name) for key, entry in value.items()}
-    return value
+class _NameFiller:
+    """Replaces `[name]` in every text of a process, as the trainer does when it reads a config.
+
+    A value that YAML aliases share is filled in once and stays shared: a copy for each alias would multiply its size.
+    """
+
+    def __init__(self, name: str, *, max_bytes: int) -> None:
+        self._name = name
+        self._max_bytes = max_bytes
+        self._bytes = 0
+        self._filled: dict[int, Any] = {}
+
+    def fill(self, value: Any) -> Any:
+        if not isinstance(value, str | list | dict):
+            return value
+        if id(value) not in self._filled:
+            self._filled[id(value)] = self._fill_new(value)
+        return self._filled[id(value)]
+
+    def _fill_new(self, value: str | list[Any] | dict[Any, Any]) -> Any:
+        if isinstance(value, list):
+            return [self.fill(entry) for entry in value]
+        if isinstance(value, dict):
+            return {key: self.fill(entry) for key, entry in value.items()}
+        return self._fill_text(value)
+
+    def _fill_text(self, text: str) -> str:
+        if _NAME not in text:
+            return text
+        self._bytes += filled_bytes(text, _NAME, self._name)
+        if self._bytes > self._max_bytes:
+            raise ConfigRefused(
+                f"config.process[0] has more than {self._max_bytes} bytes of text with [name] filled in; shorten "
+                "config.name, or use [name] less often"
+            )
+        return text.replace(_NAME, self._name)

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.training_config.config_file import expect_mapping, read_process
-from api.training_config.samples import Sample, read_samples, read_trigger_word
+from api.training_config.samples import Sample, filled_prompt_bytes, read_entries, read_samples, read_trigger_word
 from shared.catalog import MODELS
-from shared.errors import ConfigRefused
+from shared.errors import ConfigRefused, InvalidRequest
+from shared.resolved_size import check_sizes
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,31 @@ class ReplayPlan:
     warnings: tuple[str, ...]
 
 
-def plan_replay(text: str, *, lora: str | None = None) -> ReplayPlan:
+def plan_replay(text: str, *, max_samples: int, max_text_bytes: int, lora: str | None = None) -> ReplayPlan:
     """Plan the replay of a config.
 
     Args:
         text: the config file's content, YAML or JSON.
+        max_samples: most samples that a config may have.
+        max_text_bytes: most bytes of UTF-8 that its prompts may have together, with names and trigger words filled in.
         lora: adapter path for the requests; None takes the trainer's `{name}/{name}.safetensors`.
 
     Raises:
         ConfigRefused: the text is not a config with a FLUX.2 model and samples; the message names the key at fault.
+        InvalidRequest: the config has too many samples, or too much text in its prompts.
     """
-    name, process = read_process(text)
+    name, process = read_process(text, max_bytes=max_text_bytes)
     model = _model(process)
     section = expect_mapping(process.get("sample"), "config.process[0].sample")
-    samples = tuple(read_samples(section, trigger=read_trigger_word(process)))
-    if not samples:
+    entries = read_entries(section)
+    if not entries:
         raise ConfigRefused("config.process[0].sample has no prompts and no samples")
+    if len(entries) > max_samples:
+        raise InvalidRequest(f"{len(entries)} samples; use at most {max_samples} in one config", field="config")
+    trigger = read_trigger_word(process)
+    # From lengths, before any prompt is built: aliases and trigger words multiply their sizes.
+    check_sizes([filled_prompt_bytes(entry, trigger) for entry in entries], max_bytes=max_text_bytes, field="config")
+    samples = tuple(read_samples(section, entries, trigger=trigger))
     requests, positions = _group_by_multiplier(samples, model=model, lora=lora or f"{name}/{name}.safetensors")
     # The trainer merges the adapter only if all samples have the same multiplier, and never a DoRA.
     if len(requests) > 1 or _is_dora(process):

@@ -10,15 +10,17 @@ Source:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from api.training_config.config_file import expect_list, expect_mapping, expect_number, expect_text
 from shared.errors import ConfigRefused
+from shared.resolve import TRIGGER
+from shared.resolved_size import filled_bytes
 
-# `[trigger]` may occur often in a prompt, so a long word would multiply the file's size.
 _MAX_TRIGGER_LENGTH = 1000
+_WHERE = "config.process[0].sample"
 # The trainer raises smaller sizes to this size.
 _MIN_PX = 64
 
@@ -71,17 +73,37 @@ def read_trigger_word(process: Mapping[str, Any]) -> str | None:
     return text
 
 
-def read_samples(section: Mapping[str, Any], *, trigger: str | None) -> Iterator[Sample]:
+def read_entries(section: Mapping[str, Any]) -> list[Any]:
+    """Return one entry for each sample, as written.
+
+    Raises:
+        ConfigRefused: the section's samples or prompts are not a list.
+    """
+    if "samples" in section:
+        return expect_list(section["samples"], f"{_WHERE}.samples")
+    # The older form, which the trainer still reads: a list of prompts only.
+    return [{"prompt": prompt} for prompt in expect_list(section.get("prompts") or [], f"{_WHERE}.prompts")]
+
+
+def filled_prompt_bytes(entry: object, trigger: str | None) -> int:
+    """Return the bytes of UTF-8 of an entry's prompt with its trigger word filled in; 0 if it is not a text."""
+    prompt = entry.get("prompt") if isinstance(entry, dict) else None
+    return filled_bytes(prompt, TRIGGER, trigger) if isinstance(prompt, str) else 0
+
+
+def read_samples(section: Mapping[str, Any], entries: Sequence[Any], *, trigger: str | None) -> Iterator[Sample]:
     """Yield the section's samples in order.
+
+    Args:
+        entries: see `read_entries`.
 
     Raises:
         ConfigRefused: a value has another type; the message names its key.
     """
-    where = "config.process[0].sample"
-    defaults = {**_DEFAULTS, **_read_fields(section, where)}
+    defaults = {**_DEFAULTS, **_read_fields(section, _WHERE)}
     start = seed = defaults["seed"]
-    for index, entry in enumerate(_entries(section, where)):
-        place = f"{where}.samples[{index}]"
+    for index, entry in enumerate(entries):
+        place = f"{_WHERE}.samples[{index}]"
         given = expect_mapping(entry, place)
         own = _read_fields(given, place)
         if section.get("walk_seed"):
@@ -89,17 +111,10 @@ def read_samples(section: Mapping[str, Any], *, trigger: str | None) -> Iterator
         # Without walk_seed a sample's own seed persists for the samples after it: the trainer's rule.
         seed = own.get("seed", seed)
         prompt = expect_text(given.get("prompt"), f"{place}.prompt")
-        words, flags = _split_flags(prompt if trigger is None else prompt.replace("[trigger]", trigger))
+        words, flags = _split_flags(prompt if trigger is None else prompt.replace(TRIGGER, trigger))
         fields = {**defaults, **own, "seed": seed, **_read_fields(flags, place)}
         sizes = {side: max(_MIN_PX, fields[side]) for side in ("width", "height")}
         yield Sample(words, **{**fields, **sizes})
-
-
-def _entries(section: Mapping[str, Any], where: str) -> list[Any]:
-    if "samples" in section:
-        return expect_list(section["samples"], f"{where}.samples")
-    # The older form, which the trainer still reads: a list of prompts only.
-    return [{"prompt": prompt} for prompt in expect_list(section.get("prompts") or [], f"{where}.prompts")]
 
 
 def _split_flags(prompt: str) -> tuple[str, dict[str, str]]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+import threading
 import tomllib
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,7 @@ import pytest
 from fastapi import BackgroundTasks
 
 from api.submission import prepare_job, store_jobs
+from api.training_config.plan import plan_replay
 from shared.errors import QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, PipelineReport, Progress
 from shared.ledger import keys
@@ -462,6 +464,31 @@ def test_a_body_over_the_cap_is_413_even_when_its_length_is_not_announced(api):
     problem(api.http.post("/v1/inference", content=chunks()), 413, "BODY_TOO_LARGE")
 
 
+@pytest.mark.parametrize(
+    ("value", "status", "code"),
+    [("0", 413, "BODY_TOO_LARGE"), ("{}", 413, "BODY_TOO_LARGE"), ('"' + "a, " * 100 + '"', 422, "VALIDATION_ERROR")],
+)
+def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(api, value, status, code):
+    # Commas in texts do not count.
+    values = ",".join([value] * (17_100 if len(value) < 9 else 200))
+    body = f'{{"model": "flux2", "loras": [], "prompts": [{values}]}}'
+
+    problem(api.http.post("/v1/inference", content=body, headers={"Content-Type": "application/json"}), status, code)
+
+
+def test_an_answer_lists_at_most_a_thousand_fields_at_fault(api):
+    body = problem(post(api, {"model": "flux2", "loras": [], "prompts": [{}] * 1500}), 422, "VALIDATION_ERROR")
+
+    assert body["detail"] == "prompts[0].prompt: Field required (and 1499 more)"
+    assert len(body["errors"]) == 1000
+
+
+def test_a_very_long_model_id_is_not_repeated(api):
+    body = problem(post(api, {**request(), "model": "x" * 20_000}), 400, "MODEL_NOT_FOUND")
+
+    assert len(body["detail"]) < 200
+
+
 def test_a_file_that_is_not_an_adapter_is_refused_with_the_reason(api, adapter_root):
     (adapter_root / "page.safetensors").write_text("<!DOCTYPE html><html>Sign in</html>")
 
@@ -744,6 +771,34 @@ def replay(api, *prompts, **headers):
     config = {"config": {"name": "x", "process": [{"model": {"arch": "flux2"}, "sample": sample}]}}
     body = {"config": json.dumps(config), "lora": "my_lora_job/my_lora.safetensors"}
     return api.http.post("/v1/replays", json=body, headers=headers)
+
+
+def test_polls_are_answered_while_more_configs_are_read_than_there_are_threads(api, adapter, monkeypatch, wait_until):
+    request_id = accepted(api, request())
+    reading, release, all_read = [], threading.Event(), []
+
+    def read_slowly(*args, **kwargs):
+        reading.append(len(reading) - len(all_read))
+        assert release.wait(30)
+        all_read.append(None)
+        return plan_replay(*args, **kwargs)
+
+    monkeypatch.setattr("api.routes.replays.plan_replay", read_slowly)
+    # FastAPI has 40 threads.
+    with ThreadPoolExecutor(60) as callers:
+        replays = [callers.submit(replay, api, "a") for _ in range(60)]
+        wait_until(lambda: reading, what="the first config's turn")
+        try:
+            polls = [api.http.get(f"/v1/requests/{request_id}/status").status_code for _ in range(20)]
+        finally:
+            release.set()
+        statuses = [call.result().status_code for call in replays]
+
+    assert polls == [200] * 20
+    # `api` has a queue of 50.
+    assert sorted(set(statuses)) == [202, 429]
+    # One config at a time.
+    assert reading == [0] * 60
 
 
 def test_a_replay_of_more_samples_than_a_request_may_have_is_refused(api, adapter):

@@ -1,6 +1,7 @@
 """Training configs become requests by the trainer's rules."""
 
 import json
+import tracemalloc
 
 import pytest
 import yaml
@@ -8,14 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from api.training_config.plan import plan_replay
-from shared.errors import ConfigRefused
+from api.training_config import plan
+from shared.errors import ConfigRefused, InvalidRequest
 from shared.request import InferenceRequest
 
 
 def config(sample, *, trigger="ohwx", arch="flux2", **model):
     process = {"type": "sd_trainer", "trigger_word": trigger, "model": {"arch": arch, **model}, "sample": sample}
     return yaml.safe_dump({"job": "extension", "config": {"name": "my_lora", "process": [process]}})
+
+
+def plan_replay(text, *, max_samples=1000, max_text_bytes=4 * 1024**2, lora=None):
+    return plan.plan_replay(text, max_samples=max_samples, max_text_bytes=max_text_bytes, lora=lora)
 
 
 def prompts(text):
@@ -171,6 +176,53 @@ def test_settings_that_prevent_an_equal_replay_give_a_warning():
 def test_a_config_that_cannot_be_replayed_is_refused_with_the_key_at_fault(text, reason):
     with pytest.raises(ConfigRefused, match=reason):
         plan_replay(text)
+
+
+FOX = "\N{FOX FACE}"
+ALIASES = "[&a '{text}'" + ", *a" * 900 + "]"
+
+
+@pytest.mark.parametrize(
+    ("sample", "reason"),
+    [
+        # 6 kB, 100 kB and 7 kB that would become 100, 800 and 150 MB.
+        (f"{{prompts: {ALIASES.format(text='[trigger]' * 110)}}}", "the prompts have 396440000 bytes"),
+        (f"{{prompts: {ALIASES.format(text='[name]' * 170)}}}", "the prompts have 39058350 bytes"),
+        (f"{{prompts: [a]}}\n    x: ['{'[name]' * 9000}', '{'[name]' * 9000} ']", "more than 4194304 bytes of text"),
+        (f"{{samples: [&a {{prompt: '[trigger]'}}{', *a' * 20_000}]}}", "20001 samples; use at most 1000"),
+    ],
+)
+def test_texts_that_aliases_and_placeholders_multiply_are_refused_before_they_are_built(sample, reason):
+    head = f"config:\n  name: {'n' * 255}\n  process:\n  - model: {{arch: flux2}}\n    trigger_word: {FOX * 1000}\n"
+    text = f"{head}    sample: {sample}\n"
+
+    tracemalloc.start()
+    try:
+        with pytest.raises((ConfigRefused, InvalidRequest), match=reason):
+            plan_replay(text)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak_bytes < 30e6
+
+
+def test_a_value_that_aliases_share_is_filled_in_once():
+    text = """
+config:
+  name: long
+  process:
+    - model: {arch: flux2}
+      unread: {a: &a "[name][name]", b: [*a, *a, *a]}
+      sample: {prompts: [*a, *a, *a]}
+"""
+
+    # 8 bytes of name; three times 8 bytes of prompts.
+    found = plan_replay(text, max_text_bytes=24).requests[0]["prompts"]
+
+    assert [prompt["prompt"] for prompt in found] == ["longlong"] * 3
+    with pytest.raises(InvalidRequest, match="the prompts have 24 bytes"):
+        plan_replay(text, max_text_bytes=23)
 
 
 def test_anchors_in_a_config_are_read():

@@ -13,6 +13,13 @@ def levels(count, *, first, each):
     return "\n".join([f"a0: &a0 {first}", *(f"a{n}: &a{n} {each.format(f'*a{n - 1}')}" for n in range(1, count))])
 
 
+@pytest.fixture(params=["libyaml", "PyYAML alone"], autouse=True)
+def parser(request, monkeypatch):
+    """Every test runs with libyaml, and as on an installation without it."""
+    monkeypatch.setattr(yaml, "__with_libyaml__", request.param == "libyaml")
+    return request.param
+
+
 def test_anchors_aliases_and_merged_mappings_are_read():
     found = load_yaml("base: &base {w: 1, h: 2}\nwide: {<<: *base, w: 3}\nboth: [*base, *base]")
 
@@ -38,12 +45,37 @@ def test_anchors_aliases_and_merged_mappings_are_read():
         ("- " + "9" * 5000, r"'9+\.\.\.9+' cannot be read as int"),
         ("- 0x" + "f" * 5000, "cannot be read as int"),
         ("- 1" + ":1" * 5000 + ".5", "cannot be read as float"),
-        (r'- "\ud800"', "cannot be read as str"),
-        (r'- "\U00110000"', "not in range"),
-        (r'- "\UFFFFFFFF"', "too large"),
+        # libyaml's words, and those of PyYAML's own parser.
+        (r'- "\ud800"', "invalid Unicode character|cannot be read as str"),
+        (r'- "\U00110000"', "invalid Unicode character|not in range"),
+        (r'- "\UFFFFFFFF"', "invalid Unicode character|too large"),
+        ("[" + "a," * 14_000, "did not find expected|expected the node content"),
+        ("a: *b", "undefined alias 'b'"),
+        ("[&a 1, &a 2]", "duplicate anchor 'a'"),
+        ("--- a\n--- b", "found another document"),
     ],
 )
 def test_yaml_that_is_too_large_or_cannot_be_read_is_a_yaml_error(text, reason):
+    with pytest.raises(yaml.YAMLError, match=reason):
+        load_yaml(text)
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment", "---"])
+def test_a_text_without_a_value_is_none(text):
+    assert load_yaml(text) is None
+
+
+def test_tags_and_types_are_those_of_pyyamls_own_loader():
+    text = "{a: 1, b: 0x1f, c: 1_000, d: 1:30, e: .5, f: yes, g: ~, h: 2024-01-02, i: !!str 5, j: !!set {x, y}, k: '1'}"
+
+    assert load_yaml(text) == yaml.safe_load(text)
+
+
+@pytest.mark.parametrize("text", ["[" * 199_000, "- " * 99_000, "? " * 99_000, "[" + "[]," * 66_000 + "]"])
+def test_a_long_text_is_refused_before_it_is_read_to_its_end(text, parser):
+    # libyaml's composer overflows the stack on the first three, and its scanner takes 115 s for the first.
+    reason = "more than 100 levels|more than 50000 nodes" if parser == "libyaml" else "reads at most 30000, because"
+
     with pytest.raises(yaml.YAMLError, match=reason):
         load_yaml(text)
 
