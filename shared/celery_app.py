@@ -23,6 +23,9 @@ logger = logging.getLogger("flux2.wake")
 
 WAKE_TASK = "flux2.wake"
 
+# At once: with kombu's defaults, a request waits 6 s for its wake-ups while Redis refuses connections.
+_ONE_RETRY = {"max_retries": 1, "interval_start": 0, "interval_step": 0}
+
 
 class _Connection(Connection):
     """A connection that tries to reconnect to Redis at least every 2 s."""
@@ -91,6 +94,7 @@ def make_celery(redis_url: RedisUrl | str, *, side: Literal["api", "worker"], ti
             "socket_keepalive": True,
             # Seconds. kombu drops a silent connection after 1 s plus twice this value: 51 s with its default of 25.
             "health_check_interval": 5,
+            **(_ONE_RETRY if side == "api" else {}),
         },
     )
     return app

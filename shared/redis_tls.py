@@ -85,7 +85,7 @@ def _check_protocol(context: ssl.SSLContext, options: Mapping[str, Any]) -> None
     if "ssl_min_version" in options:
         try:
             context.minimum_version = options["ssl_min_version"]
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             versions = ", ".join(f"{version.value} ({version.name})" for version in _VERSIONS)
             raise ValueError(
                 f"ssl_min_version={options['ssl_min_version']} is unknown; write one of {versions}"

@@ -10,6 +10,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 import uuid
 from pathlib import Path
 from urllib.parse import quote
@@ -291,6 +292,16 @@ def test_celery_ignores_another_broker_in_the_environment(celery, redis_url, red
 
     assert send_wakeups(celery(redis_url), "flux2", count=1) == 1
     assert redis_client.llen(keys.wake_list("flux2")) == 1
+
+
+def test_wake_ups_for_an_absent_redis_are_given_up_at_once(celery, caplog):
+    started = time.monotonic()
+    sent = send_wakeups(celery(f"redis://{LOOPBACK}:1/0"), "flux2", count=2)
+
+    assert sent == 0
+    assert "wake-ups not sent" in caplog.text
+    # 6 s with kombu's own retries.
+    assert time.monotonic() - started < 2
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from shared.settings import Settings
         ("redis://:p%40s;s+%2F@h", "redis://:p%40s%3Bs%2B%2F@h:6379/0", "redis://***@h:6379/0"),
         ("redis://me:p@ss@h", "redis://me:p%40ss@h:6379/0", "redis://***@h:6379/0"),
         ("redis://me@h", "redis://me:@h:6379/0", "redis://***@h:6379/0"),
-        ("redis://h?username=me&password=a%2520b", "redis://me:a%2520b@h:6379/0", "redis://***@h:6379/0"),
+        ("redis://h?username=me&password=a%40b", "redis://me:a%40b@h:6379/0", "redis://***@h:6379/0"),
         ("rediss://h", "rediss://h:6379/0", "rediss://h:6379/0"),
         ("unix:///run/r%20s.sock", "redis+socket:///run/r%20s.sock?virtual_host=0", "unix:///run/r s.sock?db=0"),
         ("unix:///run/r@1.sock?db=2", "redis+socket:///run/r%401.sock?virtual_host=2", "unix:///run/r@1.sock?db=2"),
