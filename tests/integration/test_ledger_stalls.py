@@ -291,3 +291,23 @@ def test_faults_that_were_recorded_before_the_clock_went_back_are_forgotten(ledg
     clock.ms -= HOUR_MS
 
     assert ledger.workers.count_faults("gpu-0", window_s=600) == 0
+
+
+def test_a_tenant_that_was_served_before_the_clock_went_back_gets_its_turn(ledger, clock, item):
+    def served():
+        claimed = ledger.claim_next(["flux2"], slot="gpu-0", boot="boot", warm="base")
+        ledger.commit(claimed, None)
+        return claimed.job_id.partition("-")[0]
+
+    for number in range(6):
+        for tenant in ("a", "b"):
+            ledger.accept(f"{tenant}-{number}", [item()], record={}, tenant=tenant)
+    assert [served(), served()] == ["a", "b"]
+    clock.ms -= HOUR_MS
+
+    turns = []
+    for _ in range(6):
+        clock.ms += 1000
+        turns.append(served())
+
+    assert turns[-4:].count("a") == turns[-4:].count("b") == 2

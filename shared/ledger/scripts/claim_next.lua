@@ -39,14 +39,15 @@ local function record_claim(id, record)
   redis.call('EXPIRE', claims, CLAIMS_TTL_S)
 end
 
--- Forget tenants that were last served before the wait bound: they are next with or without their entry.
+-- Forget tenants that were last served before the wait bound: they are next with or without their entry. The same for a
+-- time in the future, from before the clock went back: the tenant would be last until then.
 -- Four random entries for each claim keep the hash small, because a claim adds one entry at most.
 local function forget_served(pool)
   local served = served_key(pool)
   local sample = redis.call('HRANDFIELD', served, 4, 'WITHVALUES')
   for position = 1, #sample, 2 do
     local tenant, served_ms = sample[position], tonumber(sample[position + 1])
-    if now - served_ms > args.wait_bound_ms then
+    if now - served_ms > args.wait_bound_ms or served_ms > now then
       redis.call('HDEL', served, tenant)
       reset_turns(pool, tenant)
     end
