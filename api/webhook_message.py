@@ -34,10 +34,13 @@ class Delivery:
     Attributes:
         error: why the receiver does not have the message; empty if it has.
         may_retry: whether another attempt can succeed.
+        reached: whether the host answered; None if nothing was sent. A host that refused the connection or took too
+            long is not asked again for a while.
     """
 
     error: str = ""
     may_retry: bool = True
+    reached: bool | None = True
 
 
 def message_id(job: JobView) -> str:
@@ -83,7 +86,8 @@ def post_message(url: str, *, message_id: str, body: str, settings: WebhookSetti
             # Only the status is read: the body may be of any length.
             status = answer.status
     except (httpcore2.NetworkError, httpcore2.TimeoutException, httpcore2.ProtocolError, ValueError) as error:
-        return Delivery(error=f"{type(error).__name__}: {error}"[:_MAX_ERROR_LENGTH])
+        is_unreachable = isinstance(error, httpcore2.ConnectError | httpcore2.TimeoutException)
+        return Delivery(error=f"{type(error).__name__}: {error}"[:_MAX_ERROR_LENGTH], reached=not is_unreachable)
     if 200 <= status < 300:
         return Delivery()
     # By the standard, a receiver unsubscribes with 410 Gone.

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
 from api.webhook_message import Delivery, message_body, message_id, post_message
@@ -35,35 +37,49 @@ class Courier(threading.Thread):
         self._settings = settings.webhook
         self._base_url = (settings.api.base_url or "").rstrip("/")
         self._stopped = threading.Event()
+        # Set when a sender becomes free, and by `stop`.
+        self._wake = threading.Event()
 
     def run(self) -> None:
+        attempts: set[Future[None]] = set()
         with ThreadPoolExecutor(_SENDERS, thread_name_prefix="flux2-courier") as senders:
-            while not self._stopped.wait(_POLL_S):
-                try:
-                    due = self._ledger.outbox.reserve_due(
-                        reserve_s=self._settings.timeout_s + _RESERVE_MARGIN_S, limit=_SENDERS
-                    )
-                except LedgerUnavailable as error:
-                    logger.warning("courier waits for Redis", extra={"error": str(error)})
-                    continue
-                except Exception:
-                    # A defect must not end the thread: no message would be sent until the next restart.
-                    logger.exception("due messages cannot be read; the courier tries again")
-                    continue
-                # Wait for all of them: a message that waits for a sender could lose its reservation.
-                list(senders.map(self._deliver, due))
+            while not self._stopped.is_set():
+                self._wake.clear()
+                attempts = {attempt for attempt in attempts if not attempt.done()}
+                # Before the reservation begins, so that a late sender knows that it is late.
+                reserved_at = time.monotonic()
+                # No more messages than free senders: one that waits for a sender could lose its reservation.
+                for message in self._reserve(_SENDERS - len(attempts)):
+                    attempt = senders.submit(self._deliver, message, reserved_at)
+                    attempts.add(attempt)
+                    attempt.add_done_callback(lambda _: self._wake.set())
+                self._wake.wait(_POLL_S)
 
     def stop(self) -> None:
         """End the thread and wait for the attempts that are under way."""
         self._stopped.set()
+        self._wake.set()
         if self.is_alive():
             self.join()
 
-    def _deliver(self, message: WebhookMessage) -> None:
+    def _reserve(self, free_senders: int) -> Sequence[WebhookMessage]:
+        """Return at most one message for each free sender; log every error."""
+        try:
+            return self._ledger.outbox.reserve_due(
+                reserve_s=self._settings.timeout_s + _RESERVE_MARGIN_S, limit=free_senders
+            )
+        except LedgerUnavailable as error:
+            logger.warning("courier waits for Redis", extra={"error": str(error)})
+        except Exception:
+            # A defect must not end the thread: no message would be sent until the next restart.
+            logger.exception("due messages cannot be read; the courier tries again")
+        return []
+
+    def _deliver(self, message: WebhookMessage, reserved_at: float) -> None:
         """Send one message and record the outcome; log every error."""
         # Never raises: an error in one message must not delay the others.
         try:
-            delivery = self._attempt(message)
+            delivery = self._attempt(message, reserved_at)
             if delivery is not None:
                 self._record(message, delivery)
         except LedgerUnavailable as error:
@@ -73,20 +89,24 @@ class Courier(threading.Thread):
         except Exception:
             logger.exception("outcome not recorded; the message is sent again", extra={"job": message.job_id})
 
-    def _attempt(self, message: WebhookMessage) -> Delivery | None:
-        """Send one message; return None if its job's record has expired."""
+    def _attempt(self, message: WebhookMessage, reserved_at: float) -> Delivery | None:
+        """Send one message; return None if its job's record has expired, or if it is too late to send it."""
         try:
             job = self._ledger.job(message.job_id)
             if job is None:
                 return None
             body = message_body(job, base_url=self._base_url)
+            if time.monotonic() - reserved_at > _RESERVE_MARGIN_S:
+                # The process stood still: another sender may have the message before this attempt would end.
+                logger.warning("message reserved too long ago; it is sent later", extra={"job": message.job_id})
+                return None
             return post_message(message.url, message_id=message_id(job), body=body, settings=self._settings)
         except LedgerUnavailable:
             raise
         except Exception as error:
             # An unreadable record or a defect counts as an attempt: a process of another version may succeed later.
             logger.exception("message not sent", extra={"job": message.job_id, "attempt": message.attempt})
-            return Delivery(error=f"not sent: {type(error).__name__}")
+            return Delivery(error=f"not sent: {type(error).__name__}", reached=None)
 
     def _record(self, message: WebhookMessage, delivery: Delivery) -> None:
         extra = {"job": message.job_id, "attempt": message.attempt, "error": delivery.error}
@@ -95,7 +115,12 @@ class Courier(threading.Thread):
             self._ledger.outbox.mark_delivered(message)
         elif delivery.may_retry and message.attempt <= len(RETRY_WAITS_S):
             logger.warning("webhook not delivered; the next attempt follows later", extra=extra)
-            self._ledger.outbox.postpone(message, wait_s=RETRY_WAITS_S[message.attempt - 1], error=delivery.error)
+            self._ledger.outbox.postpone(
+                message,
+                wait_s=RETRY_WAITS_S[message.attempt - 1],
+                error=delivery.error,
+                reached=delivery.reached,
+            )
         else:
             logger.error("webhook given up", extra=extra)
-            self._ledger.outbox.mark_failed(message, error=delivery.error)
+            self._ledger.outbox.mark_failed(message, error=delivery.error, reached=delivery.reached)

@@ -1,13 +1,31 @@
-"""The outbox of undelivered webhook messages. The script that ends a job adds its message in the same step."""
+"""The outbox of undelivered webhook messages. The script that ends a job adds its message in the same step.
+
+Tenants take turns, and a host gets two messages at a time. The messages of one tenant to one host share a route. If the
+host does not answer, the route is paused: its messages wait without spending their attempts.
+"""
 
 from __future__ import annotations
 
+import logging
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Final, Literal
 
 from shared.ledger import keys
 from shared.ledger.session import Session, to_ms
+
+logger = logging.getLogger("flux2.ledger.outbox")
+
+#: Age in seconds at which the messages of a host that never answered are given up; longer than all attempts take.
+GIVE_UP_AFTER_S: Final = 3.5 * 86_400
+# Each pause of a host is twice the one before. With the jitter, none is longer than the wait for the next attempt (5 s,
+# 1 min, 5 min, ...), so a pause delays no message that is alone.
+_FIRST_PAUSE_S: Final = 4.0
+_LONGEST_PAUSE_S: Final = 240.0
+_JITTER: Final = (0.75, 1.25)
+# Each step sorts up to 100 messages into their routes.
+_MAX_STEPS: Final = 20
 
 
 @dataclass(frozen=True)
@@ -26,23 +44,47 @@ class Outbox:
         self._session = session
 
     def reserve_due(self, *, reserve_s: float, limit: int) -> Sequence[WebhookMessage]:
-        """Return due messages, and reserve them for this sender for `reserve_s`."""
-        # If the sender dies, its messages are due again when that time is over.
-        # Redis replies with one flat list: three values for each message.
-        flat = self._session.run("outbox_reserve", reserve_ms=to_ms(reserve_s), limit=limit)
-        return [WebhookMessage(job, url, int(attempt)) for job, url, attempt in zip(*[iter(flat)] * 3, strict=True)]
+        """Return due messages, and reserve them for this sender for `reserve_s`.
+
+        Call it about once a second also without a free sender (`limit=0`): it sorts the due messages, and notices steps
+        of Redis' clock, which would otherwise end reservations early or delay messages.
+        """
+        messages: list[WebhookMessage] = []
+        for step in range(1, _MAX_STEPS + 1):
+            needs_more, flat, given_up = self._session.run(
+                "outbox_reserve",
+                reserve_ms=to_ms(reserve_s),
+                limit=limit - len(messages),
+                give_up_ms=to_ms(GIVE_UP_AFTER_S),
+                is_last_step=step == _MAX_STEPS,
+            )
+            # If the sender dies, its messages are due again when the reservation is over.
+            # Redis replies with one flat list: three values for each message.
+            messages += [WebhookMessage(job, url, int(n)) for job, url, n in zip(*[iter(flat)] * 3, strict=True)]
+            for job_id in given_up:
+                logger.error("webhook given up: its host does not answer", extra={"job": job_id})
+            if not needs_more or (messages and len(messages) == limit):
+                break
+        return messages
 
     def mark_delivered(self, message: WebhookMessage) -> None:
         """Remove a message whose receiver has confirmed it."""
-        self._record(message, "delivered")
+        self._record(message, "delivered", reached=True)
 
-    def postpone(self, message: WebhookMessage, *, wait_s: float, error: str) -> None:
-        """Keep a message that could not be delivered; it is due again in `wait_s`."""
-        self._record(message, "waiting", wait_s=wait_s, error=error)
+    def postpone(self, message: WebhookMessage, *, wait_s: float, error: str, reached: bool | None = None) -> None:
+        """Keep a message that could not be delivered; it is due again in `wait_s`.
 
-    def mark_failed(self, message: WebhookMessage, *, error: str) -> None:
-        """Remove a message that will not be sent again."""
-        self._record(message, "failed", error=error)
+        Args:
+            message: as it was reserved.
+            wait_s: time until the next attempt; longer if the host is paused then.
+            error: shown in the job's status.
+            reached: whether the host answered; False pauses it, None if nothing was sent.
+        """
+        self._record(message, "waiting", wait_s=wait_s, error=error, reached=reached)
+
+    def mark_failed(self, message: WebhookMessage, *, error: str, reached: bool | None = None) -> None:
+        """Remove a message that will not be sent again; `reached` as in `postpone`."""
+        self._record(message, "failed", error=error, reached=reached)
 
     def count_undelivered(self) -> int:
         """Count the messages that are neither delivered nor failed."""
@@ -56,5 +98,18 @@ class Outbox:
         *,
         wait_s: float = 0,
         error: str = "",
+        reached: bool | None,
     ) -> None:
-        self._session.run("outbox_record", job_id=message.job_id, state=state, wait_ms=to_ms(wait_s), error=error)
+        self._session.run(
+            "outbox_record",
+            job_id=message.job_id,
+            attempt=message.attempt,
+            state=state,
+            wait_ms=to_ms(wait_s),
+            error=error,
+            reached=reached,
+            pause_ms=to_ms(_FIRST_PAUSE_S),
+            longest_pause_ms=to_ms(_LONGEST_PAUSE_S),
+            # Otherwise all API processes would try again at the same moment.
+            jitter=random.uniform(*_JITTER),
+        )

@@ -22,7 +22,7 @@ FLOATS = (0.1, -1.7, 1e-07)
 BIG_SEED = 2**63 - 1
 NEW_JOB_FIELDS = {"key_until_ms"}
 NEW_ITEM_FIELDS = {"lease_ttl_ms"}
-NEW_KEYS = ("reaped_ms", "turns:", "turn_entries:", "claims:", "warm")
+NEW_KEYS = ("reaped_ms", "turns:", "turn_entries:", "claims:", "warm", "outbox:")
 
 
 class Clock:

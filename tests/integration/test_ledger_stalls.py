@@ -257,13 +257,22 @@ def test_a_redis_that_is_stopped_for_longer_than_a_lease_requeues_nothing(tmp_pa
 
 
 def test_webhooks_wait_no_longer_when_the_clock_goes_back(ledger, clock, redis_client):
+    def reserve(limit=9):
+        return [message.job_id for message in ledger.outbox.reserve_due(reserve_s=600, limit=limit)]
+
+    for job in ("due", "in a minute"):
+        redis_client.hset(keys.job(job), mapping={"webhook": "https://example.com", "tenant": "a"})
     redis_client.zadd(keys.OUTBOX, {"due": clock.ms, "in a minute": clock.ms + 60_000})
+    reserve(0)
     clock.ms -= HOUR_MS
 
     ledger.reap()
 
-    scores = redis_client.zrange(keys.OUTBOX, 0, -1, withscores=True)
-    assert scores == [("due", clock.ms), ("in a minute", clock.ms + 60_000)]
+    assert reserve() == ["due"]
+    clock.ms += 59_999
+    assert reserve() == []
+    clock.ms += 1
+    assert reserve() == ["in a minute"]
 
 
 def test_an_audit_is_led_again_although_its_dead_leaders_term_ends_in_an_hour(ledger, clock, redis_client):

@@ -1,16 +1,144 @@
--- Return webhook messages that are due, and reserve them: none is due again before the reservation ends.
+-- Return webhook messages that are due, and reserve them: none is due again before the reservation ends. Tenants take
+-- turns; a host gets few messages at a time, and none while it is paused.
 --
 -- Arguments:
---   reserve_ms  length of the reservation
---   limit       most messages to return
--- Keys: outbox, job
--- Returns a flat list: job id, URL, attempts including this one, job id, ...
-local now = now_ms()
-local reply = {}
-for _, job in ipairs(redis.call('ZRANGEBYSCORE', OUTBOX, '-inf', now, 'LIMIT', 0, args.limit)) do
-  redis.call('ZADD', OUTBOX, now + args.reserve_ms, job)
-  reply[#reply + 1] = job
-  reply[#reply + 1] = redis.call('HGET', job_key(job), 'webhook')
-  reply[#reply + 1] = redis.call('HINCRBY', job_key(job), 'webhook_attempts', 1)
+--   reserve_ms   length of the reservation
+--   limit        most messages to return
+--   give_up_ms   time after which the messages of a host that never answered are given up
+--   is_last_step choose messages even if some that are due are not on their routes yet
+-- Keys: outbox with all its parts, job
+-- Returns {1 if another step is needed, else 0; a flat list: job id, URL, attempts including this one, job id, ...;
+--   jobs whose messages were given up}
+local now, gap_ms, clock = outbox_now()
+
+-- Each step examines at most so many messages, tenants and routes; Redis serves no other client during it.
+local AT_ONCE = 100
+-- Longer than the pause between two steps, and shorter than the margin by which a reservation outlasts an attempt.
+local GAP_MS = 5000
+-- A message that still waits on its route after this time is staged again.
+local STAGED_MS = 600000
+
+-- Processes may have different timeouts.
+local longest_reserve_ms = math.max(args.reserve_ms, tonumber(redis.call('HGET', CLOCK, 'reserve_ms') or 0))
+
+-- After a step of the clock, attempts that are under way would seem to be over: their reservations start again.
+local function extend_reservations()
+  local until_ms = now + longest_reserve_ms
+  for _, job in ipairs(redis.call('ZRANGE', SENDING, 0, 999)) do
+    local due_ms, url = redis.call('ZSCORE', OUTBOX, job), redis.call('HGET', job_key(job), 'webhook')
+    if not due_ms or not url then
+      redis.call('ZREM', SENDING, job)
+    elseif tonumber(due_ms) < until_ms then
+      redis.call('ZADD', OUTBOX, until_ms, job)
+      redis.call('ZADD', SENDING, until_ms, job)
+      redis.call('ZADD', attempts_key(host_of(url)), until_ms, job)
+    end
+  end
 end
-return reply
+
+-- A paused host gets too few attempts for each message to spend its own, so its messages end by age.
+local function is_hopeless(job, tenant, host)
+  local since_ms = tonumber(redis.call('HGET', pause_key(tenant, host), 'since_ms') or now)
+  if now - since_ms < args.give_up_ms then return false end
+  return clock - tonumber(redis.call('HGET', job_key(job), 'finished_ms') or clock) >= args.give_up_ms
+end
+
+local given_up = {}
+
+local function stage(job, position)
+  local url, tenant = fields(job_key(job), 'webhook', 'tenant')
+  if not url then
+    redis.call('ZREM', OUTBOX, job)
+    redis.call('ZREM', SENDING, job)
+    return
+  end
+  tenant = tenant or ''
+  local host = host_of(url)
+  -- A reservation that has ended.
+  end_attempt(job, host, now)
+  if is_hopeless(job, tenant, host) then
+    redis.call('ZREM', OUTBOX, job)
+    redis.call('HSET', job_key(job), 'webhook_state', 'failed', 'webhook_error', 'given up: its host does not answer')
+    given_up[#given_up + 1] = job
+    return
+  end
+  local time = now + STAGED_MS + position
+  redis.call('ZADD', OUTBOX, time, job)
+  redis.call('ZADD', messages_key(tenant, host), time, job)
+  local paused_until_ms = tonumber(redis.call('HGET', pause_key(tenant, host), 'until_ms') or 0)
+  redis.call('ZADD', hosts_key(tenant), 'NX', math.max(now, paused_until_ms), host)
+  place_tenant(tenant, now)
+end
+
+-- Reserve the first message of a route. Returns nothing if the route is empty, or its host has no place.
+local function take(tenant, host)
+  local until_ms = now + args.reserve_ms
+  redis.call('ZREMRANGEBYSCORE', attempts_key(host), '-inf', now)
+  if redis.call('ZCARD', attempts_key(host)) >= ATTEMPTS_PER_HOST then
+    redis.call('ZADD', waiters_key(host), 'NX', next_turn(), tenant)
+    redis.call('PEXPIRE', waiters_key(host), DAY_MS)
+    -- Until a place is free; this time counts only if the sender there dies.
+    redis.call('ZADD', hosts_key(tenant), until_ms, host)
+    return
+  end
+  redis.call('ZREM', waiters_key(host), tenant)
+  local messages = messages_key(tenant, host)
+  local job, time = unpack(redis.call('ZRANGE', messages, 0, 0, 'WITHSCORES'))
+  if job then redis.call('ZREM', messages, job) end
+  local is_due = job and redis.call('ZSCORE', OUTBOX, job) == time
+  if redis.call('EXISTS', messages) == 0 then
+    redis.call('ZREM', hosts_key(tenant), host)
+  elseif is_due and redis.call('EXISTS', pause_key(tenant, host)) == 1 then
+    -- One message finds out whether the host answers again; the others wait for it.
+    redis.call('ZADD', hosts_key(tenant), until_ms, host)
+  elseif is_due then
+    redis.call('ZADD', hosts_key(tenant), now, host)
+  end
+  if not is_due then return end
+  if redis.call('EXISTS', pause_key(tenant, host)) == 1 then
+    redis.call('HSET', pause_key(tenant, host), 'probe', job, 'until_ms', until_ms)
+  end
+  redis.call('ZADD', OUTBOX, until_ms, job)
+  redis.call('ZADD', SENDING, until_ms, job)
+  redis.call('ZADD', attempts_key(host), until_ms, job)
+  redis.call('PEXPIRE', attempts_key(host), DAY_MS)
+  return job
+end
+
+-- Return the next message in turn, looking at no more routes than are left.
+local looks_left = AT_ONCE
+local function next_message()
+  while looks_left > 0 do
+    local tenant = redis.call('ZRANGE', TURNS, 0, 0)[1]
+    if not tenant then return end
+    looks_left = looks_left - 1
+    local host = redis.call('ZRANGEBYSCORE', hosts_key(tenant), '-inf', now, 'LIMIT', 0, 1)[1]
+    local job = host and take(tenant, host)
+    place_tenant(tenant, now, job)
+    if job then return job end
+  end
+end
+
+if gap_ms > GAP_MS then extend_reservations() end
+-- Not for an empty outbox: an idle API writes nothing.
+if redis.call('EXISTS', OUTBOX) == 1 then
+  redis.call('HSET', CLOCK, 'seen_ms', clock, 'reserve_ms', longest_reserve_ms)
+end
+
+local due = redis.call('ZRANGEBYSCORE', OUTBOX, '-inf', now, 'LIMIT', 0, AT_ONCE)
+for position, job in ipairs(due) do stage(job, position) end
+local rested = redis.call('ZRANGEBYSCORE', RESTING, '-inf', now, 'LIMIT', 0, AT_ONCE)
+for _, tenant in ipairs(rested) do place_tenant(tenant, now) end
+
+local needs_more = #due == AT_ONCE or #rested == AT_ONCE
+local messages = {}
+if not needs_more or args.is_last_step then
+  for _ = 1, args.limit do
+    local job = next_message()
+    if not job then break end
+    messages[#messages + 1] = job
+    messages[#messages + 1] = redis.call('HGET', job_key(job), 'webhook')
+    messages[#messages + 1] = redis.call('HINCRBY', job_key(job), 'webhook_attempts', 1)
+  end
+end
+return {(needs_more or looks_left == 0) and 1 or 0, messages, given_up}

@@ -5,7 +5,7 @@
 --   reap_ms       period of the caller's passes
 --   max_attempts  claims after which an item fails
 --   error_json    the error of an item that fails: its workers were lost
--- Keys: run_id, reaped_ms, leases, outbox, audit, and those of requeue_or_end
+-- Keys: run_id, reaped_ms, leases, audit, and those of requeue_or_end
 -- Returns JSON {requeued: {pool: count}, ended: [item ids], grace: bool}; cjson writes an empty list as {}
 local now = now_ms()
 
@@ -52,14 +52,8 @@ if restarted or math.abs(gap_ms) > STALL_PERIODS * args.reap_ms then
   end
 end
 
--- After a step back, webhooks would wait, and a dead leader of the audit would lead, for as long as the step.
-if gap_ms < 0 and is_stall(args.lease_ttl_ms) then
-  redis.call('DEL', AUDIT_LEADER)
-  local messages = redis.call('ZRANGE', OUTBOX, 0, -1, 'WITHSCORES')
-  for position = 1, #messages, 2 do
-    redis.call('ZADD', OUTBOX, tonumber(messages[position + 1]) + gap_ms, messages[position])
-  end
-end
+-- After a step back, a dead leader of the audit would lead for as long as the step. The outbox has its own time.
+if gap_ms < 0 and is_stall(args.lease_ttl_ms) then redis.call('DEL', AUDIT_LEADER) end
 
 local expired = redis.call('ZRANGEBYSCORE', LEASES, '-inf', string.format('(%.0f', now), 'LIMIT', 0, EXPIRED_AT_ONCE)
 for _, id in ipairs(expired) do

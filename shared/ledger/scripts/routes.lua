@@ -1,0 +1,81 @@
+-- The routes on which due webhooks wait; a part of the scripts that reserve messages and record their outcomes.
+--
+-- OUTBOX alone says which messages exist and when each is due. The other keys are an index over those that are due: the
+-- messages of one tenant to one host (with its port) share a route, and tenants take turns. An index that is lost or
+-- wrong heals: staging a message moves its time in OUTBOX ahead, so it is staged again when that time comes. A route's
+-- entry counts only while OUTBOX has the same time, because a process of an earlier version takes messages from OUTBOX
+-- without knowing routes.
+local CLOCK = OUTBOX .. ':clock'
+local TURNS = OUTBOX .. ':turns'
+local RESTING = OUTBOX .. ':resting'
+local SENDING = OUTBOX .. ':sending'
+
+-- Attempts that one host gets at a time, from all processes.
+local ATTEMPTS_PER_HOST = 2
+-- Keys of hosts that no message goes to any more expire.
+local DAY_MS = 86400000
+
+local function route_name(tenant, host) return tenant .. '|' .. host end
+local function messages_key(tenant, host) return OUTBOX .. ':route:' .. route_name(tenant, host) end
+local function hosts_key(tenant) return OUTBOX .. ':routes:' .. tenant end
+local function pause_key(tenant, host) return OUTBOX .. ':pause:' .. route_name(tenant, host) end
+local function attempts_key(host) return OUTBOX .. ':host:' .. host end
+local function waiters_key(host) return OUTBOX .. ':waiters:' .. host end
+
+-- Return the outbox's time in ms, the time since the last look at the clock, and the clock itself.
+-- The outbox's time follows Redis' clock but does not go back with it, or every message would wait for as long again.
+local function outbox_now()
+  local clock = now_ms()
+  local seen, ahead = fields(CLOCK, 'seen_ms', 'ahead_ms')
+  seen, ahead = tonumber(seen or clock), tonumber(ahead or 0)
+  if clock < seen then
+    ahead = ahead + seen - clock
+    redis.call('HSET', CLOCK, 'seen_ms', clock, 'ahead_ms', ahead)
+    seen = clock
+  end
+  return clock + ahead, clock - seen, clock
+end
+
+-- Return the host and port of a URL. Two spellings of a host are two hosts.
+local function host_of(url)
+  local scheme, authority = url:lower():match('^(%w+)://([^/?#]*)')
+  if not authority then return '' end
+  local host = authority:match('[^@]*$')
+  if not host:match(':%d+$') then host = host .. (scheme == 'http' and ':80' or ':443') end
+  return host:sub(1, 300)
+end
+
+-- Return a number that is higher than all before it: turns of the same millisecond have an order too.
+local function next_turn() return redis.call('HINCRBY', CLOCK, 'turn', 1) end
+
+-- Put a tenant where its routes belong: into the rotation if one may be served now, else to rest until the first may.
+-- A tenant that was served goes to the end of the rotation.
+local function place_tenant(tenant, now, was_served)
+  local first = redis.call('ZRANGE', hosts_key(tenant), 0, 0, 'WITHSCORES')
+  if first[1] and tonumber(first[2]) <= now then
+    redis.call('ZREM', RESTING, tenant)
+    if was_served or not redis.call('ZSCORE', TURNS, tenant) then
+      redis.call('ZADD', TURNS, next_turn(), tenant)
+    end
+  else
+    redis.call('ZREM', TURNS, tenant)
+    if first[1] then redis.call('ZADD', RESTING, first[2], tenant) else redis.call('ZREM', RESTING, tenant) end
+  end
+end
+
+-- Serve an existing route from a time on.
+local function move_route(tenant, host, time, now)
+  redis.call('ZADD', hosts_key(tenant), 'XX', time, host)
+  place_tenant(tenant, now)
+end
+
+-- End an attempt: its place at the host goes to the route that has waited longest for one.
+local function end_attempt(job, host, now)
+  redis.call('ZREM', SENDING, job)
+  if redis.call('ZREM', attempts_key(host), job) == 0 then return end
+  for _ = 1, 10 do
+    local tenant = redis.call('ZPOPMIN', waiters_key(host))[1]
+    if not tenant then return end
+    if redis.call('ZSCORE', hosts_key(tenant), host) then return move_route(tenant, host, now, now) end
+  end
+end
