@@ -40,7 +40,7 @@ def _scenarios(jobs: int) -> dict[str, Callable[[Lab], Outcome]]:
         "F2 frozen": stalls.frozen,
         "F3": partial(redis_trouble.stopped, down_s=60.0 if jobs >= 1000 else 15.0),
         "F5": deaths.lost_message,
-        "F6": partial(storage_and_cancels.storage, outage_s=15.0 if jobs >= 1000 else 5.0),
+        "F6": partial(storage_and_cancels.storage, budget_s=15.0 if jobs >= 1000 else 2.0),
         "F6 slow": storage_and_cancels.slow_storage,
         "F7": deaths.zombies,
         "F8": storage_and_cancels.cancels,

@@ -116,7 +116,9 @@ class StorageSettings(_Section):
     url_ttl_s: int = Field(
         3600, ge=1, le=604_800, description="Seconds that the presigned URLs in results are valid; at most 604800."
     )
-    retry_budget_s: SecondsOrZero = Field(60.0, description="Seconds that an upload is retried before its item fails.")
+    retry_budget_s: SecondsOrZero = Field(
+        60.0, description="Seconds that an upload is retried before the attempt ends."
+    )
 
 
 class S3Settings(_Section):

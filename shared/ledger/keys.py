@@ -10,6 +10,7 @@ JOBS = f"{PREFIX}jobs"
 LEASES = f"{PREFIX}leases"
 SLOTS = f"{PREFIX}slots"
 OUTBOX = f"{PREFIX}outbox"
+STORE_AWAY = f"{PREFIX}store_away"
 AUDIT_LEADER = f"{PREFIX}audit"
 
 

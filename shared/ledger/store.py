@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ValidationError
 
-from shared.errors import IdempotencyKeyReused, QueueFull
+from shared.errors import IdempotencyKeyReused, QueueFull, StorageReportedAway
 from shared.job import ItemError, ItemResult, ItemSpec, Progress
 from shared.ledger import durability, job_reader, keys
 from shared.ledger.acceptance import AcceptedJob, Submission
@@ -160,7 +160,9 @@ class Ledger:
             # Another version stored the spec; the claim will end the item and state the reason.
             return None
 
-    def claim_next(self, pools: Sequence[str], *, slot: str, boot: str, warm: str) -> Claim | None:
+    def claim_next(
+        self, pools: Sequence[str], *, slot: str, boot: str, warm: str, probed_report: str = ""
+    ) -> Claim | None:
         """Claim the best queued item for a slot; None when nothing is queued.
 
         After `LedgerUnavailable`, call again: the slot may own an item of which nobody knows, and the next call returns
@@ -170,9 +172,17 @@ class Ledger:
             pools: the pools whose items the slot runs.
             boot: identity of this worker process, by which `reclaim` distinguishes its claims from its predecessor's.
             warm: key of the adapters that are merged in this slot now.
+            probed_report: the last `StorageReportedAway.report` after which this worker reached the object store.
+
+        Raises:
+            StorageReportedAway: another worker reports the object store as away; nothing was claimed.
         """
         arguments = self._preference(pools, slot, warm)
-        arguments |= {"boot": boot, "lease_ttl_ms": to_ms(self._settings.lease_ttl_s)}
+        arguments |= {
+            "boot": boot,
+            "lease_ttl_ms": to_ms(self._settings.lease_ttl_s),
+            "probed_report": probed_report,
+        }
         numbers = self._numbers
         while isinstance(
             reply := self._session.run("claim_next", **arguments, number=numbers.current(slot, boot)), int
@@ -181,6 +191,8 @@ class Ledger:
             numbers.advance(slot, boot, past=reply)
         if reply is None:
             return None
+        if reply[0] == "store_away":
+            raise StorageReportedAway(reply[1])
         item_id, fence, attempt, raw, queued_ms, now_ms = reply
         try:
             spec = ItemSpec.model_validate_json(raw)
@@ -189,7 +201,7 @@ class Ledger:
             why = ItemError(code="unreadable_spec", message=f"this worker cannot read it: {error}", retryable=False)
             self._end(item_id, int(fence), outcome="failed", outcome_json=why.model_dump_json())
             numbers.advance(slot, boot)
-            return self.claim_next(pools, slot=slot, boot=boot, warm=warm)
+            return self.claim_next(pools, slot=slot, boot=boot, warm=warm, probed_report=probed_report)
         numbers.advance(slot, boot)
         return Claim(
             item_id=item_id,
@@ -224,9 +236,9 @@ class Ledger:
         return self._end(claim.item_id, claim.fence, outcome=state, outcome_json=text)
 
     def release(
-        self, claim: Claim, reason: Literal["drain", "retry"], error: ItemError = WORKER_LOST
+        self, claim: Claim, reason: Literal["drain", "outage", "retry"], error: ItemError = WORKER_LOST
     ) -> Literal["queued", "failed", "canceled", "stale"]:
-        """Hand a running item back to the head of the queue; `drain` does not count the attempt.
+        """Hand a running item back to the head of the queue; only `retry` counts the attempt.
 
         Args:
             error: the item's error, if this was the last attempt and the item ends as failed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -10,6 +11,9 @@ from shared.job import ENGINES, Engine, pool
 from shared.ledger import keys
 from shared.ledger.connection import Client
 from shared.ledger.session import Session, to_ms
+
+#: Lifetime of a report that the object store is away, in ms; it costs each worker one probe.
+STORE_AWAY_MS = 300_000
 
 #: A slot whose last heartbeat is older counts as dead, in ms.
 SLOT_TTL_MS = 15_000
@@ -87,6 +91,15 @@ class WorkerRegistry:
         return BaseModelInfo(
             revision=data["revision"], layers={name: (rows, cols) for name, (rows, cols) in data["layers"].items()}
         )
+
+    def report_store_away(self, *, is_new: bool) -> None:
+        """Make every worker probe the object store before its next claim, for the next `STORE_AWAY_MS`.
+
+        Args:
+            is_new: False only keeps up an earlier report, so that a worker that can reach the store probes it once.
+        """
+        with self._session.commands():
+            self._session.redis.set(keys.STORE_AWAY, uuid.uuid4().hex, px=STORE_AWAY_MS, nx=not is_new)
 
     def record_fault(self, slot: str, item_id: str, *, window_s: float) -> None:
         """Record that a slot's device failed on an item; the record expires after `window_s`."""

@@ -221,7 +221,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert answer == ("committed" if item.state == outcome else "canceled")
         item.winner = claim.fence if item.state is State.SUCCEEDED else 0
 
-    @rule(claim=claims, reason=st.sampled_from(["drain", "retry"]))
+    @rule(claim=claims, reason=st.sampled_from(["drain", "outage", "retry"]))
     def release(self, claim, reason):
         self.steps["release"] += 1
         item, owned = self.items[claim.item_id], self.owns(claim)
@@ -229,7 +229,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if not owned:
             assert answer == "stale"
             return
-        item.attempt -= reason == "drain"
+        item.attempt -= reason != "retry"
         self.requeue_or_end(item)
         assert answer == item.state
 

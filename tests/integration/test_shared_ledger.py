@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from shared.errors import IdempotencyKeyReused, LedgerUnavailable, QueueFull
+from shared.errors import IdempotencyKeyReused, LedgerUnavailable, QueueFull, StorageReportedAway
 from shared.job import AdapterRef, ItemError, ItemResult, ItemSpec, PipelineReport, Progress, State
 from shared.ledger import Ledger, Submission, keys
 from shared.settings import QueueSettings
@@ -197,15 +197,49 @@ def test_an_item_that_loses_all_its_workers_fails_as_worker_lost(ledger, clock):
     assert leftovers(ledger.redis) == {}
 
 
-def test_a_drained_item_keeps_its_attempt_and_returns_to_the_head_of_the_queue(ledger):
+@pytest.mark.parametrize("reason", ["drain", "outage"])
+def test_an_item_released_for_a_drain_or_an_outage_keeps_its_attempt_and_returns_to_the_head_of_the_queue(
+    ledger, reason
+):
     first, second = accept(ledger), accept(ledger)
     claimed = claim(ledger)
 
-    assert ledger.release(claimed, "drain") == "queued"
+    assert ledger.release(claimed, reason) == "queued"
 
     again = claim(ledger, "gpu-1")
     assert (again.job_id, again.attempt, again.fence) == (first, 1, 2)
     assert claim(ledger).job_id == second
+
+
+def test_an_outage_on_the_last_attempt_fails_no_item(ledger):
+    job_id = accept(ledger)
+    for _ in range(5):
+        assert ledger.release(claim(ledger), "outage", BROKEN) == "queued"
+    ledger.release(claim(ledger), "retry", BROKEN)
+
+    assert ledger.release(claim(ledger), "outage", BROKEN) == "queued"
+
+    assert (ledger.job(job_id).items[0].attempt, claim(ledger).fence) == (1, 8)
+
+
+def test_a_reported_outage_of_the_store_holds_claims_back_until_it_was_probed(ledger):
+    assert claim(ledger) is None
+    job_id = accept(ledger)
+    ledger.workers.report_store_away(is_new=True)
+
+    with pytest.raises(StorageReportedAway) as refused:
+        claim(ledger)
+    assert ledger.job(job_id).items[0].state is State.QUEUED
+    ledger.workers.report_store_away(is_new=False)
+
+    claimed = ledger.claim_next(["flux2"], slot="gpu-0", boot="b", warm="base", probed_report=refused.value.report)
+    assert claimed.job_id == job_id
+
+
+def test_a_reported_outage_refuses_no_claim_when_nothing_is_queued(ledger):
+    ledger.workers.report_store_away(is_new=True)
+
+    assert claim(ledger) is None
 
 
 def test_a_retry_counts_as_an_attempt_and_the_last_one_stores_its_error(ledger):

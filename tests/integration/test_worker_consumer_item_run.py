@@ -19,6 +19,7 @@ from shared.celery_app import make_celery
 from shared.errors import DeviceFault, LedgerUnavailable, StorageUnavailable, WeightsLost
 from shared.job import AdapterRef, ItemSpec, State
 from shared.ledger import Ledger, keys
+from shared.ledger.workers import STORE_AWAY_MS
 from shared.settings import ModelSettings
 from shared.storage import open_store
 from worker.consumer import device_faults
@@ -278,10 +279,82 @@ def test_no_gpu_time_is_spent_while_the_store_does_not_answer(worker):
     run_next(unreachable)
 
     assert not run_next(unreachable)
-    assert (item(worker, job_id).state, item(worker, job_id).attempt) == (State.QUEUED, 1)
+    assert (item(worker, job_id).state, item(worker, job_id).attempt) == (State.QUEUED, 0)
 
     assert run_next(worker)
     assert item(worker, job_id).state is State.SUCCEEDED
+
+
+def test_no_attempt_is_counted_while_the_store_is_away_however_many_workers_find_out(worker):
+    first = accept(worker)
+    ran = 0
+    for number in range(5):
+        # A worker that has just started, for which the report of the others has expired.
+        worker.ledger.redis.delete(keys.STORE_AWAY)
+        ran += run_next(with_store(another(worker, f"slot-{number}"), UnreachableStore()))
+
+    assert ran == 5
+    assert (item(worker, first).state, item(worker, first).attempt, item(worker, first).fence) == (State.QUEUED, 0, 5)
+    assert run_next(another(worker, "sound"))
+    assert (item(worker, first).state, item(worker, first).attempt) == (State.SUCCEEDED, 1)
+
+
+def test_the_other_workers_probe_the_store_before_they_claim(worker):
+    job_id = accept(worker)
+    run_next(with_store(another(worker, "first"), UnreachableStore()))
+
+    second = with_store(another(worker, "second"), UnreachableStore())
+    assert not run_next(second)
+    assert second.state.storage_failed
+    assert (item(worker, job_id).state, item(worker, job_id).fence) == (State.QUEUED, 1)
+    assert 0 < worker.ledger.redis.pttl(keys.STORE_AWAY) <= STORE_AWAY_MS
+
+
+def test_a_worker_that_reaches_the_store_probes_it_once_after_a_report(worker):
+    for _ in range(3):
+        accept(worker)
+    unreachable = with_store(another(worker, "cut off"), UnreachableStore())
+    run_next(unreachable)
+    probing = ProbedStore(worker.store)
+    sound = with_store(another(worker, "sound"), probing)
+
+    for _ in range(3):
+        assert run_next(sound)
+        # It keeps its report up, which is no news to the others.
+        assert not run_next(unreachable)
+
+    assert probing.probes == 1
+
+
+def test_without_a_report_no_claim_probes_the_store(worker):
+    accept(worker)
+    probing = ProbedStore(worker.store)
+
+    assert run_next(with_store(worker, probing))
+
+    assert probing.probes == 0
+
+
+def test_a_new_report_asks_for_a_new_probe(worker):
+    for _ in range(3):
+        accept(worker)
+    probing = ProbedStore(worker.store)
+    sound = with_store(another(worker, "sound"), probing)
+
+    for number in range(2):
+        run_next(with_store(another(worker, f"cut off {number}"), UnreachableStore()))
+        worker.ledger.redis.delete(keys.STORE_AWAY)
+        worker.ledger.workers.report_store_away(is_new=True)
+        assert run_next(sound)
+
+    assert probing.probes == 2
+
+
+def another(worker, name):
+    """A second worker process on the same servers."""
+    slot, state = replace(worker.slot, name=name), WorkerState()
+    heartbeat = Heartbeat(worker.ledger, slot, state, worker.renderer)
+    return Worker(**{**vars(worker), "slot": slot, "state": state, "heartbeat": heartbeat})
 
 
 def test_the_images_of_earlier_claims_are_removed_once_the_item_has_ended(worker):
@@ -638,6 +711,19 @@ class RefusingStore:
 
     def check(self):
         pass
+
+
+class ProbedStore:
+    """The real store, which counts its probes."""
+
+    def __init__(self, store):
+        self._store = store
+        self.probes = 0
+        self.put, self.delete_prefix = store.put, store.delete_prefix
+
+    def check(self):
+        self.probes += 1
+        self._store.check()
 
 
 class UnreachableStore(RefusingStore):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 
 from shared.celery_app import WAKE_TASK
-from shared.errors import LedgerUnavailable, StorageUnavailable
+from shared.errors import LedgerUnavailable, StorageReportedAway
 from shared.ledger import Claim
+from worker.consumer import store_outage
 from worker.consumer.item_run import ItemRun
 from worker.consumer.worker import Worker, redis_retries
 
@@ -28,7 +29,9 @@ def run_next(worker: Worker) -> bool:
     """Run one item; return False if none is queued, or if the worker may claim none now."""
     with worker.state.handling_wakeup():
         # An item that is not claimed now is not lost: the audit sends a new wake-up for each queued item.
-        if worker.state.is_draining or not _check_store(worker) or (claim := _claim(worker)) is None:
+        if worker.state.is_draining or not store_outage.may_claim(worker):
+            return False
+        if (claim := _claim(worker)) is None:
             return False
         if worker.state.is_draining:
             # SIGTERM came during the claim, which lasts as long as Redis is away.
@@ -42,7 +45,11 @@ def _claim(worker: Worker) -> Claim | None:
     """Claim an item; while Redis does not answer, repeat the claim."""
     # Redis may have given the slot an item and lost the reply. Nobody else would run that item before its lease
     # expires, an attempt would be spent, and the wake-up that asked for it is used up.
-    claim: Claim | None = redis_retries(pause_s=_REPEAT_S)(_claim_once, worker)
+    try:
+        claim: Claim | None = redis_retries(pause_s=_REPEAT_S)(_claim_once, worker)
+    except StorageReportedAway as outage:
+        # Only now, so that a claim costs neither a probe nor a further call while the store answers everyone.
+        return _claim(worker) if store_outage.follow_report(worker, outage.report) else None
     if claim is not None:
         where = {"item": claim.item_id, "fence": claim.fence, "attempt": claim.attempt}
         logger.info("item claimed", extra={**where, "queued_s": claim.queued_s})
@@ -50,23 +57,15 @@ def _claim(worker: Worker) -> Claim | None:
 
 
 def _claim_once(worker: Worker) -> Claim | None:
-    slot = worker.slot
+    slot, state = worker.slot, worker.state
     try:
-        return worker.ledger.claim_next(slot.pools, slot=slot.name, boot=slot.boot, warm=worker.renderer.warm_key)
+        return worker.ledger.claim_next(
+            slot.pools,
+            slot=slot.name,
+            boot=slot.boot,
+            warm=worker.renderer.warm_key,
+            probed_report=state.probed_report,
+        )
     except LedgerUnavailable as error:
         logger.warning("claim not answered; it is repeated", extra={"error": str(error)})
         raise
-
-
-def _check_store(worker: Worker) -> bool:
-    """Return whether the store accepted the last image, or answers a probe now."""
-    # After a failure no GPU time is spent until the store answers again.
-    if not worker.state.storage_failed:
-        return True
-    try:
-        worker.store.check()
-    except StorageUnavailable as error:
-        logger.warning("no item claimed: the store does not answer", extra={"error": str(error)})
-        return False
-    worker.state.record_storage_recovery()
-    return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 import tenacity
 from celery import Celery
@@ -53,9 +53,9 @@ class Worker:
 
     # A lost wake-up costs time only: the audit sends it again.
 
-    def requeue(self, claim: Claim) -> None:
+    def requeue(self, claim: Claim, reason: Literal["drain", "outage"] = "drain") -> None:
         """Return an item to the queue without counting the attempt, and wake another worker for it."""
-        if self.ledger.release(claim, "drain") == "queued":
+        if self.ledger.release(claim, reason) == "queued":
             send_wakeups(self.celery, claim.spec.pool, count=1)
 
     def retry(self, claim: Claim, error: Flux2Error) -> None:

@@ -23,6 +23,7 @@ class WorkerSnapshot:
         rendering: the claim whose item renders now, else None.
         draining: whether the process is stopping; it then claims nothing more.
         storage_failed: whether an item could not be stored and the store has not answered since.
+        probed_report: the last report of an unreachable store after which the store answered this worker.
         wakeups: number of wake-ups that Celery delivered.
         answering: whether a wake-up is being handled; that takes minutes while a store does not answer.
         corrupted: number of restored weights whose bits differ from the loaded ones; see `ItemRenderer.corrupted`.
@@ -33,6 +34,7 @@ class WorkerSnapshot:
     rendering: Claim | None = None
     draining: bool = False
     storage_failed: bool = False
+    probed_report: str = ""
     wakeups: int = 0
     answering: bool = False
     corrupted: int = 0
@@ -88,6 +90,11 @@ class WorkerState:
         """Whether an item could not be stored and the store has not answered since."""
         return self.snapshot().storage_failed
 
+    @property
+    def probed_report(self) -> str:
+        """The last report of an unreachable store after which the store answered this worker."""
+        return self.snapshot().probed_report
+
     def on_change(self, announce: Callable[[], None]) -> None:
         """Call `announce` after each change of the claims or the condition, in the thread that made the change."""
         self._announce = announce
@@ -132,6 +139,10 @@ class WorkerState:
         """Remember that the store answers again."""
         self._update(storage_failed=False)
 
+    def record_probed_report(self, report: str) -> None:
+        """Remember that the store answered after another worker's report that it is away."""
+        self._update(probed_report=report)
+
     def record_corrupted(self, parameters: int) -> None:
         """Set the number of restored weights that differ from the loaded ones; the next heartbeat reports it."""
         self._update(corrupted=parameters)
@@ -149,6 +160,6 @@ class WorkerState:
     def _rendering_without(self, claim: Claim) -> Claim | None:
         return None if self._now.rendering == claim else self._now.rendering
 
-    def _update(self, **changes: bool | int) -> None:
+    def _update(self, **changes: bool | int | str) -> None:
         with self._lock:
             self._now = replace(self._now, **changes)  # type: ignore[arg-type]  # each caller names its own field

@@ -5,9 +5,11 @@
 --   number        counts the claims of the process that gave it an item: a claim whose reply was lost is repeated
 --                 with the same number, until a reply has brought an item
 --   lease_ttl_ms  length of the lease
--- Keys: those of choose.lua, and leases, job, claims
+--   probed_report the report of an unreachable object store after which this worker reached it
+-- Keys: those of choose.lua, and leases, job, claims, store_away
 -- Returns {item id, fence, attempt, spec JSON, queued since ms, now ms}, or nil if nothing is queued, or the highest
---   number that was given an item, if this number was given one that the slot does not own any more
+--   number that was given an item, if this number was given one that the slot does not own any more, or
+--   {'store_away', report} if this worker has to probe the object store first
 local now = now_ms()
 local nonce = args.boot .. ':' .. args.number
 local claims = claims_key(args.slot)
@@ -82,6 +84,9 @@ end
 
 local id, pool = choose(now)
 if not id then return nil end
+-- No GPU time is spent on an image that may not be stored: this worker has to probe the store first.
+local report = redis.call('GET', STORE_AWAY)
+if report and report ~= args.probed_report then return {'store_away', report} end
 local key = item_key(id)
 local job, tenant, lane, fence, attempt = fields(key, 'job', 'tenant', 'lane', 'fence', 'attempt')
 dequeue(id, pool, lane)
