@@ -12,6 +12,8 @@ SLOTS = f"{PREFIX}slots"
 OUTBOX = f"{PREFIX}outbox"
 STORE_AWAY = f"{PREFIX}store_away"
 AUDIT_LEADER = f"{PREFIX}audit"
+# Never stored: deleting it shows whether Redis takes writes.
+WRITE_PROBE = f"{PREFIX}probe"
 
 
 def job(job_id: str) -> str:

@@ -74,6 +74,12 @@ class Ledger:
         with self._session.commands():
             self.redis.ping()
 
+    def check_writable(self) -> None:
+        """Raise `LedgerUnavailable` unless Redis takes writes: a replica and a full disk still answer reads."""
+        with self._session.commands():
+            # No such key exists, so nothing is written.
+            self.redis.delete(keys.WRITE_PROBE)
+
     def now_ms(self) -> int:
         """Return the ledger's time in ms since the epoch."""
         return self._session.now_ms()

@@ -78,3 +78,17 @@ def test_a_worker_that_receives_wake_ups_is_left_alone_however_many_wait(watched
     wait_until(receives_another, what="30 wake-ups")
 
     assert watched.ends == []
+
+
+def test_a_worker_is_left_alone_while_redis_is_a_replica_which_hands_out_no_wake_ups(watched, wait_until):
+    watched.redis.lpush(keys.wake_list("flux2"), "wake")
+    # No process listens on port 1, so the replica keeps its data.
+    watched.redis.replicaof("127.0.0.1", 1)
+    try:
+        watched.watchdog.start()
+        wait_for_polls(watched, wait_until)
+        assert watched.ends == []
+    finally:
+        watched.redis.replicaof("NO", "ONE")
+
+    wait_until(lambda: watched.ends, what="the end")

@@ -49,8 +49,12 @@ class Watchdog(threading.Thread):
         self._wakeups = now.wakeups
         if now.wakeups != before or now.answering or now.claims or now.draining:
             return True
+        ledger = self._worker.ledger
         try:
-            return not any(self._worker.ledger.wakeups.count(pool) for pool in self._worker.slot.pools)
+            if not any(ledger.wakeups.count(pool) for pool in self._worker.slot.pools):
+                return True
+            ledger.check_writable()
         except LedgerUnavailable:
-            # Without Redis nobody receives wake-ups, and a restart would not help.
+            # Without Redis, or from a replica, nobody receives wake-ups, and a restart would not help.
             return True
+        return False
