@@ -23,6 +23,7 @@ class Services:
     Attributes:
         threads: threads that run as long as the application; `/ready` reports those that have ended.
         config_parsers: turns for reading training configs.
+        listings: turns for listing jobs.
     """
 
     settings: Settings
@@ -33,6 +34,8 @@ class Services:
     threads: list[Thread] = field(default_factory=list)
     # One turn: a second thread of pure Python gains nothing under the GIL, and delays every poll by its 5 ms switches.
     config_parsers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    # A filtered page keeps Redis busy for 2 ms at a time; 40 at once would delay each poll and claim by 80 ms.
+    listings: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
 
 
 def _services(request: Request) -> Services:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated
 
+from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Response
 
 from api.deps import Services, ServicesDep
@@ -15,6 +17,7 @@ from api.status_view import LEDGER_STATE, job_line_view, status_view
 from shared.errors import RequestNotFound
 from shared.job import TERMINAL
 from shared.ledger import JobView
+from shared.resolve import find_model
 
 _INVALID: dict[int | str, dict[str, object]] = {422: {"model": Problem, "description": "A parameter is invalid."}}
 _UNKNOWN = {**_INVALID, 404: {"model": Problem, "description": "No job has this id, or its record has expired."}}
@@ -63,23 +66,33 @@ def cancel(request_id: RequestIdPath, services: ServicesDep) -> Status:
     return status_view(_job(services, request_id))
 
 
-@router.get("", summary="List jobs", responses=_INVALID)
-def list_requests(
+@router.get(
+    "",
+    summary="List jobs",
+    responses={**_INVALID, 400: {"model": Problem, "description": "The model is unknown."}},
+)
+async def list_requests(
     services: ServicesDep,
-    limit: Annotated[int, Query(ge=1, le=200, description="Number of jobs on a page.")] = 50,
+    limit: Annotated[int, Query(ge=1, le=200, description="Number of jobs on a page, at most.")] = 50,
     cursor: Annotated[
         str | None, Query(description="`next_cursor` of the previous page.", pattern="^[0-9a-f]{1,13}$")
     ] = None,
     status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
     model: Annotated[str | None, Query(description="Only jobs of this model.")] = None,
 ) -> JobList:
-    """Return jobs, newest first, one page at a time."""
-    page = services.ledger.jobs(
+    """Return jobs, newest first, one page at a time.
+
+    With a filter a page may be short, or empty, while `has_more` is true: follow `next_cursor` until it is false.
+    """
+    read = partial(
+        services.ledger.jobs,
         before=None if cursor is None else int(cursor, 16),
         limit=limit,
         state=None if status is None else LEDGER_STATE[status],
-        model=model,
+        model=None if model is None else find_model(model).id,
     )
+    # Waits on the event loop: listings that wait for their turn must not take the threads that answer polls.
+    page = await to_thread.run_sync(read, limiter=services.listings)
     return JobList(
         data=[job_line_view(job) for job in page.jobs],
         has_more=page.next_before is not None,

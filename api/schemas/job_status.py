@@ -72,6 +72,10 @@ class JobLine(BaseModel):
 class JobList(BaseModel):
     """One page of jobs, newest first."""
 
-    data: list[JobLine]
-    has_more: bool = Field(description="Whether older jobs follow.")
+    data: list[JobLine] = Field(
+        description="A page looks at 2,500 jobs. If few match, it is short or empty although `has_more` is true."
+    )
+    has_more: bool = Field(
+        description="Whether older jobs follow. Read on until it is false, also after an empty page."
+    )
     next_cursor: str | None = Field(description="Pass it as `cursor` to get the next page; null on the last page.")

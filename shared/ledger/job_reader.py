@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -11,11 +11,8 @@ from pydantic import BaseModel, ValidationError
 from shared.job import ItemError, ItemResult, Progress, SpecReport, State
 from shared.ledger import keys
 from shared.ledger.connection import Client
-from shared.ledger.views import ItemView, JobPage, JobSummary, JobView, WebhookView
+from shared.ledger.views import ItemView, JobView, WebhookView
 from shared.ledger.workers import read_slots
-
-# Jobs read in one step of a filtered listing.
-_JOBS_AT_ONCE = 200
 
 _Report = TypeVar("_Report", bound=BaseModel)
 
@@ -60,56 +57,10 @@ def read_job(client: Client, job_id: str, *, now_ms: int | None = None) -> JobVi
     )
 
 
-def read_page(client: Client, *, before: int | None, limit: int, state: str | None, model: str | None) -> JobPage:
-    """Read the newest jobs that match, older than the cursor `before` (exclusive)."""
-    jobs: list[JobSummary] = []
-    for summary in _newest_first(client, before):
-        if (state and summary.state != state) or (model and summary.model != model):
-            continue
-        # One more than the page holds matches, so there is a next page.
-        if len(jobs) == limit:
-            return JobPage(jobs=tuple(jobs), next_before=jobs[-1].order)
-        jobs.append(summary)
-    return JobPage(jobs=tuple(jobs), next_before=None)
-
-
-def _newest_first(client: Client, before: int | None) -> Iterator[JobSummary]:
-    top = "+inf" if before is None else f"({before}"
-    while True:
-        page = client.zrange(
-            keys.JOBS, top, "-inf", desc=True, byscore=True, offset=0, num=_JOBS_AT_ONCE, withscores=True
-        )
-        if not page:
-            return
-        with client.pipeline(transaction=False) as pipe:
-            for job_id, _ in page:
-                pipe.hgetall(keys.job(job_id))
-            records = pipe.execute()
-        for (job_id, order), record in zip(page, records, strict=True):
-            if record:
-                yield _summary(job_id, int(order), record)
-        # Exclusive, from the last job seen: jobs accepted since do not shift the pages.
-        top = f"({int(page[-1][1])}"
-
-
 def _webhook(job: Mapping[str, str]) -> WebhookView | None:
     if "webhook" not in job:
         return None
     return WebhookView(job["webhook_state"], int(job.get("webhook_attempts", 0)), job.get("webhook_error", ""))
-
-
-def _summary(job_id: str, order: int, job: Mapping[str, str]) -> JobSummary:
-    return JobSummary(
-        job_id=job_id,
-        model=job["model"],
-        state=State(job["state"]),
-        order=order,
-        items=int(job["items"]),
-        counts={state: int(job[state]) for state in State},
-        accepted_ms=int(job["accepted_ms"]),
-        started_ms=_int_or_none(job.get("started_ms")),
-        finished_ms=_int_or_none(job.get("finished_ms")),
-    )
 
 
 def _item(item: Mapping[str, str]) -> ItemView:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from shared.errors import IdempotencyKeyReused, QueueFull, StorageReportedAway
 from shared.job import ItemError, ItemResult, ItemSpec, Progress
-from shared.ledger import durability, job_reader, keys
+from shared.ledger import durability, job_reader, keys, listing
 from shared.ledger.acceptance import AcceptedJob, Submission
 from shared.ledger.claim import Claim, ReapResult
 from shared.ledger.claim_numbers import ClaimNumbers
@@ -310,9 +310,8 @@ class Ledger:
             return job_reader.read_job(self.redis, job_id, now_ms=self._session.clock_override_ms())
 
     def jobs(self, *, before: int | None, limit: int, state: str | None = None, model: str | None = None) -> JobPage:
-        """List jobs, newest first, from the cursor `before` (an accept order, exclusive)."""
-        with self._session.commands():
-            return job_reader.read_page(self.redis, before=before, limit=limit, state=state, model=model)
+        """List jobs, newest first, from the cursor `before` (an accept order, exclusive); see `listing.read_page`."""
+        return listing.read_page(self._session, before=before, limit=limit, state=state, model=model)
 
     def queue_length(self, pool: str) -> int:
         """Count the items of a pool that wait for a worker."""

@@ -91,7 +91,12 @@ class JobSummary:
 
 @dataclass(frozen=True)
 class JobPage:
-    """A page of the listing; `next_before` is the cursor of the next page, None on the last."""
+    """A page of the listing.
+
+    Attributes:
+        jobs: may be fewer than asked for, even none, while older jobs follow.
+        next_before: cursor of the next page; None on the last.
+    """
 
     jobs: tuple[JobSummary, ...]
     next_before: int | None

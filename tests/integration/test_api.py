@@ -544,6 +544,54 @@ def test_requests_are_listed_newest_first_in_pages(api):
     assert first["data"][0]["items"]["in_queue"] == 1
 
 
+def test_a_page_with_a_filter_may_be_empty_while_more_jobs_follow(api, monkeypatch):
+    monkeypatch.setattr("shared.ledger.listing._JOBS_PER_STEP", 1)
+    monkeypatch.setattr("shared.ledger.listing._STEPS_PER_PAGE", 2)
+    ids = [accepted(api, request()) for _ in range(3)]
+    api.http.post(f"/v1/requests/{ids[0]}/cancel")
+
+    first = api.http.get("/v1/requests", params={"status": "canceled"}).json()
+    second = api.http.get("/v1/requests", params={"status": "canceled", "cursor": first["next_cursor"]}).json()
+
+    assert (first["data"], first["has_more"]) == ([], True)
+    assert [job["request_id"] for job in second["data"]] == [ids[0]]
+
+
+def test_a_listing_of_an_unknown_model_is_refused_as_a_submit_is(api):
+    listed = problem(api.http.get("/v1/requests", params={"model": "sdxl"}), 400, "MODEL_NOT_FOUND")
+    submitted = problem(post(api, {**request(), "model": "sdxl"}), 400, "MODEL_NOT_FOUND")
+
+    assert listed == submitted
+    assert api.http.get("/v1/requests", params={"model": "flux2_klein_4b"}).json()["data"] == []
+
+
+def test_polls_are_answered_while_more_listings_wait_than_there_are_threads(api, monkeypatch, wait_until):
+    request_id = accepted(api, request())
+    entered, release = [], threading.Event()
+    read = api.services.ledger.jobs
+
+    def read_slowly(**kwargs):
+        entered.append(None)
+        assert release.wait(30)
+        return read(**kwargs)
+
+    monkeypatch.setattr(api.services.ledger, "jobs", read_slowly)
+    # FastAPI has 40 threads.
+    with ThreadPoolExecutor(60) as callers:
+        listings = [callers.submit(api.http.get, "/v1/requests", params={"status": "failed"}) for _ in range(60)]
+        wait_until(lambda: len(entered) == 2, what="the turns of two listings")
+        try:
+            polls = [api.http.get(f"/v1/requests/{request_id}/status").status_code for _ in range(20)]
+            at_once = len(entered)
+        finally:
+            release.set()
+        statuses = [call.result().status_code for call in listings]
+
+    assert polls == [200] * 20
+    assert at_once == 2
+    assert statuses == [200] * 60
+
+
 @pytest.mark.parametrize("cursor", ["xyz", "-5", "f" * 4000])
 def test_a_malformed_cursor_is_refused(api, cursor):
     problem(api.http.get("/v1/requests", params={"cursor": cursor}), 422, "VALIDATION_ERROR")

@@ -1,0 +1,59 @@
+"""List jobs, newest first. A page looks at a bounded number of jobs, however few of them match.
+
+An index for each state and model would find them at once, but a process of an older version would move jobs without
+updating it. Reading 100,000 jobs whole took 2 s, and 40 such readers stopped the API.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared.job import State
+from shared.ledger.session import Session
+from shared.ledger.views import JobPage, JobSummary
+
+# Redis serves nobody else during a step; 500 jobs take it 2 ms.
+_JOBS_PER_STEP = 500
+# Together 2,500 jobs and 10 ms. Plain reads would cost the API 20 ms, during which it answers no poll.
+_STEPS_PER_PAGE = 5
+
+_COUNTS = (State.QUEUED, State.RUNNING, State.SUCCEEDED, State.FAILED, State.CANCELED)
+
+
+def read_page(session: Session, *, before: int | None, limit: int, state: str | None, model: str | None) -> JobPage:
+    """Read the newest jobs that match, older than the cursor `before` (exclusive).
+
+    The page is short, or even empty, if too few of the jobs that it looks at match; `next_before` still leads on.
+    """
+    found: list[JobSummary] = []
+    # One more than the page holds, to learn whether there is a next page.
+    wanted = limit + 1
+    scan = _JOBS_PER_STEP if state or model else wanted
+    for _ in range(_STEPS_PER_PAGE):
+        last_seen, rows = session.run(
+            "list_jobs", before=before, limit=wanted - len(found), scan=scan, state=state, model=model
+        )
+        found += (_summary(row) for row in rows)
+        if len(found) == wanted:
+            # The next page begins with the job that is one too many.
+            return JobPage(jobs=tuple(found[:limit]), next_before=found[limit].order + 1)
+        if last_seen is None:
+            return JobPage(jobs=tuple(found), next_before=None)
+        # From the last job seen: jobs accepted since do not shift the pages.
+        before = int(last_seen)
+    return JobPage(jobs=tuple(found), next_before=before)
+
+
+def _summary(row: list[Any]) -> JobSummary:
+    job_id, order, state, model, items, *counts, accepted_ms, started_ms, finished_ms = row
+    return JobSummary(
+        job_id=job_id,
+        model=model,
+        state=State(state),
+        order=int(order),
+        items=int(items),
+        counts={name: int(count) for name, count in zip(_COUNTS, counts, strict=True)},
+        accepted_ms=int(accepted_ms),
+        started_ms=None if started_ms is None else int(started_ms),
+        finished_ms=None if finished_ms is None else int(finished_ms),
+    )

@@ -1,0 +1,32 @@
+-- Return the newest jobs that match, among the jobs that one step looks at; changes nothing.
+--
+-- Arguments:
+--   before        only jobs with a lower accept order; absent for the newest
+--   limit         jobs returned at most
+--   scan          jobs looked at at most; Redis serves no other client during the step
+--   state, model  absent if every job matches
+-- Keys read: jobs, job
+-- Returns {accept order of the last job looked at | nil at the end of the listing, jobs}; each job is {id, order, state,
+--   model, items, counts of queued, running, succeeded, failed and canceled items, accepted, started and finished ms}
+local top = args.before and '(' .. string.format('%.0f', args.before) or '+inf'
+local page = redis.call('ZREVRANGEBYSCORE', JOBS, top, '-inf', 'WITHSCORES', 'LIMIT', 0, args.scan)
+
+-- Reading one field takes 4 us a job, all of them 10.
+local function matches(key, name, wanted)
+  return not wanted or redis.call('HGET', key, name) == wanted
+end
+
+local jobs = {}
+for position = 1, #page, 2 do
+  local id, order = page[position], page[position + 1]
+  local key = job_key(id)
+  if matches(key, 'state', args.state) and matches(key, 'model', args.model) then
+    local job = {id, order, fields(key, 'state', 'model', 'items', 'queued', 'running', 'succeeded', 'failed',
+      'canceled', 'accepted_ms', 'started_ms', 'finished_ms')}
+    -- The index may name a job without a record.
+    if job[3] then jobs[#jobs + 1] = job end
+    if #jobs == args.limit then return {order, jobs} end
+  end
+end
+-- A step that got fewer jobs than it asked for has reached the end.
+return {#page == 2 * args.scan and page[#page], jobs}
