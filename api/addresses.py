@@ -23,7 +23,7 @@ from api.address_ranges import Address, is_public
 # A name may have hundreds of addresses: trying all of them would make this service a scanner of ports.
 _MAX_TRIED: Final = 8
 # Lookups under way in this process, with those that nobody waits for any more.
-_MAX_LOOKUPS: Final = 64
+_MAX_LOOKUPS: Final = 128
 _lookups = threading.BoundedSemaphore(_MAX_LOOKUPS)
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
