@@ -35,6 +35,10 @@ from shared.setting_types import (
 DOTENV = Path(".env")
 
 
+#: Attempts that botocore makes for one S3 request.
+S3_ATTEMPTS = 2
+
+
 class _Section(BaseModel):
     # Settings are read once and passed down: a later change would not reach all parts of the process.
     model_config = ConfigDict(frozen=True)
@@ -140,6 +144,11 @@ class S3Settings(_Section):
     sse: str | None = Field(None, description="`ServerSideEncryption` of every upload, e.g. `AES256` or `aws:kms`.")
     sse_kms_key_id: str | None = Field(None, description="`SSEKMSKeyId` of every upload, for `aws:kms`.")
     timeout_s: Timeout = Field(30.0, description="Seconds that one S3 request may take to connect, and to read.")
+
+    @property
+    def longest_request_s(self) -> float:
+        """Seconds that one request may take: each attempt waits for a connection, and then for an answer."""
+        return S3_ATTEMPTS * 2 * self.timeout_s
 
 
 class AdaptersSettings(_Section):
@@ -317,6 +326,12 @@ class Settings(BaseSettings):
     aws_session_token: SecretStr | None = Field(
         None, validation_alias="AWS_SESSION_TOKEN", description="Session token of temporary S3 credentials."
     )
+
+    @property
+    def longest_upload_s(self) -> float:
+        """Seconds that an upload to an unreachable store may take: its retries, and the request that begins last."""
+        last_s = self.s3.longest_request_s if self.storage.backend == "s3" else 0.0
+        return self.storage.retry_budget_s + last_s
 
     def hub_token(self) -> str | None:
         """Return the Hugging Face token in clear text, for the one call that needs it."""

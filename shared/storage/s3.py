@@ -20,7 +20,7 @@ from botocore.parsers import ResponseParserError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from shared.errors import StorageUnavailable
-from shared.settings import S3Settings
+from shared.settings import S3_ATTEMPTS, S3Settings
 from shared.storage.protocol import new_probe_key, validate_key
 
 if TYPE_CHECKING:
@@ -30,7 +30,6 @@ logger = logging.getLogger("flux2.storage")
 
 T = TypeVar("T")
 
-_ATTEMPTS_PER_REQUEST = 2
 # Each wait is random, below a bound that doubles from the first to the longest, so that workers do not retry in step.
 _FIRST_WAIT_S = 0.4
 _LONGEST_WAIT_S = 8.0
@@ -163,7 +162,7 @@ def _client(settings: S3Settings, *, endpoint_url: str | None, credentials: Mapp
         # By default presigned URLs would be SigV2, which most stores refuse.
         signature_version="s3v4",
         s3={"addressing_style": settings.addressing_style},
-        retries={"mode": "standard", "total_max_attempts": _ATTEMPTS_PER_REQUEST},
+        retries={"mode": "standard", "total_max_attempts": S3_ATTEMPTS},
         connect_timeout=settings.timeout_s,
         read_timeout=settings.timeout_s,
         # botocore's default since 1.36 sends trailing checksums, which older MinIO, R2 and others refuse.

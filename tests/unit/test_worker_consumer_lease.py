@@ -30,11 +30,12 @@ class ScriptedLedger:
 
 @pytest.fixture
 def lease(settings):
-    def make(ledger, *, ttl_s=0.3, renew_s=0.02, stall_s=60.0, budget_s=0.0, on_stall=None):
+    def make(ledger, *, ttl_s=0.3, renew_s=0.02, stall_s=60.0, budget_s=0.0, s3_timeout_s=0.001, on_stall=None):
         made = settings(
             queue={"lease_ttl_s": ttl_s, "renew_s": renew_s},
             worker={"stall_s": stall_s},
             storage={"retry_budget_s": budget_s},
+            s3={"timeout_s": s3_timeout_s},
         )
         return Lease(ledger, CLAIM, made, on_stall=on_stall or (lambda progress: None))
 
@@ -103,14 +104,25 @@ def test_a_hung_kernel_is_noticed_even_after_the_lease_was_lost(lease, wait_unti
         wait_until(lambda: stalls, what="the stall")
 
 
-def test_an_upload_counts_as_stalled_only_after_its_retry_budget(lease, wait_until):
+@pytest.mark.parametrize("wait", [{"budget_s": 60}, {"s3_timeout_s": 15}])
+def test_an_upload_counts_as_stalled_only_after_its_retry_budget_and_its_last_request(lease, wait_until, wait):
     ledger, stalls = ScriptedLedger("ok"), []
 
-    with lease(ledger, ttl_s=5, stall_s=0.1, budget_s=60, on_stall=stalls.append) as held, held.expect_progress():
+    with lease(ledger, ttl_s=5, stall_s=0.1, **wait, on_stall=stalls.append) as held, held.expect_progress():
         held.report(Progress(stage="upload", step=2, steps=2))
         wait_until(lambda: ledger.renewals > 15, what="more renewals than a stall takes")
 
     assert stalls == []
+
+
+def test_an_upload_that_hangs_for_longer_is_a_stall(lease, wait_until):
+    stalls, upload = [], Progress(stage="upload", step=2, steps=2)
+
+    with lease(ScriptedLedger("ok"), ttl_s=5, stall_s=0.1, on_stall=stalls.append) as held, held.expect_progress():
+        held.report(upload)
+        wait_until(lambda: stalls, what="the stall")
+
+    assert stalls == [upload]
 
 
 def test_waiting_for_redis_is_no_stall(lease, wait_until):

@@ -46,8 +46,8 @@ class Lease:
         self._queue = settings.queue
         self._repeat_s = min(_REPEAT_SHARE * settings.queue.renew_s, _REPEAT_S)
         self._stall_s = settings.worker.stall_s
-        # An upload reports nothing while it retries, for as long as its own budget.
-        self._upload_s = settings.storage.retry_budget_s
+        # An upload reports nothing while it retries. A store that is away must not end the process and cost an attempt.
+        self._upload_s = settings.longest_upload_s
         self._on_stall = on_stall
         self._wake = threading.Event()
         # A separate thread, so that neither a long kernel nor a slow upload loses the lease.
