@@ -1,0 +1,177 @@
+"""Measure what a claim costs as the fleet and the queue grow: the real ledger in a real Redis, with simulated slots.
+
+Times hold for one run on one machine; only the ratios carry over. Prints a table, or JSON lines with `--json`.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from shared.job import AdapterRef, ItemSpec
+from shared.ledger import Claim, Ledger
+from shared.ledger.acceptance import Submission
+from shared.local.redis_server import RedisServer
+from shared.settings import QueueSettings
+
+_POOL, _BOOT = "flux2", "boot"
+_ITEMS_PER_JOB, _JOBS_PER_CALL = 5, 20
+
+Row = dict[str, Any]
+
+
+def main(
+    slots: Annotated[str, typer.Option(help="Numbers of slots to compare; the first is the base of the ratio.")] = (
+        "8,1000,10000"
+    ),
+    tenants: Annotated[
+        str, typer.Option(help="Numbers of queued tenants to compare, with 8 slots.")
+    ] = "100,5000,20000",
+    items: Annotated[int, typer.Option(min=100, help="Queued items.")] = 100_000,
+    claims: Annotated[int, typer.Option(min=20, help="Claims that each row measures.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
+) -> None:
+    """Fill a queue for each size, and measure the claims of all sizes in turns."""
+    by_slots = [(size, 200) for size in _numbers(slots)]
+    by_tenants = [(8, size) for size in _numbers(tenants)]
+    rows = [row for sizes in (by_slots, by_tenants) for row in _compare(sizes, items=items, claims=claims)]
+    if as_json:
+        typer.echo("\n".join(json.dumps(row) for row in rows))
+        return
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else f"{value:,}" for value in row.values()))
+    Console().print(table)
+
+
+def _compare(sizes: Sequence[tuple[int, int]], *, items: int, claims: int) -> list[Row]:
+    """Measure fleets of (slots, tenants), each in its own Redis; the first is the base of the ratios."""
+    with ExitStack() as stack:
+        fleets = [stack.enter_context(_fleet(slots, tenants, items=items)) for slots, tenants in sizes]
+        # In turns, so that another process on this machine slows all of them down alike.
+        for _ in range(claims):
+            for fleet in fleets:
+                fleet.run_item()
+    rows = [fleet.row() for fleet in fleets]
+    return [
+        {
+            **row,
+            "ratio_p50": row["redis_p50_ms"] / rows[0]["redis_p50_ms"],
+            "ratio_p99": row["redis_p99_ms"] / rows[0]["redis_p99_ms"],
+        }
+        for row in rows
+    ]
+
+
+@contextmanager
+def _fleet(slots: int, tenants: int, *, items: int) -> Iterator[_Fleet]:
+    with tempfile.TemporaryDirectory(prefix="flux2-bench-") as data, RedisServer(Path(data)) as server:
+        ledger = Ledger.connect(server.url, QueueSettings(cap=10**7, lease_ttl_s=3600), timeout_s=30)
+        # Each write would wait for the disk, for the same time at every size.
+        ledger.redis.config_set("appendfsync", "no")
+        ledger.redis.config_set("slowlog-log-slower-than", 0)
+        yield _Fleet(ledger, slots=slots, tenants=tenants, items=items)
+
+
+class _Fleet:
+    """Simulated slots that each run one item of a full queue."""
+
+    def __init__(self, ledger: Ledger, *, slots: int, tenants: int, items: int) -> None:
+        self._ledger = ledger
+        self._size = {"slots": slots, "tenants": tenants, "items": items}
+        self._chance = random.Random(1)
+        self._waited_ms: list[float] = []
+        self._redis_ms: list[float] = []
+        _fill(ledger, self._chance, tenants=tenants, items=items)
+        self._running = {slot: _claim(ledger, slot, warm="base") for slot in range(slots)}
+        for slot, claim in self._running.items():
+            _beat(ledger, slot, claim)
+
+    def run_item(self) -> None:
+        """End the item of a random slot, claim its next one, and measure the claim."""
+        slot = self._chance.randrange(len(self._running))
+        done = self._running[slot]
+        self._ledger.commit(done, None)
+        started = time.perf_counter()
+        self._running[slot] = _claim(self._ledger, slot, warm=done.spec.adapter_key)
+        self._waited_ms.append((time.perf_counter() - started) * 1000)
+        self._redis_ms.append(self._ledger.redis.slowlog_get(1)[0]["duration"] / 1000)
+        _beat(self._ledger, slot, self._running[slot])
+
+    def row(self) -> Row:
+        """Return the times of the claims: as the client sees them, and as Redis counts them."""
+        times = {"client": self._waited_ms, "redis": self._redis_ms}
+        return self._size | {
+            f"{who}_{name}_ms": statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
+            for who, values in times.items()
+            for name, percent in (("p50", 50), ("p99", 99))
+        }
+
+
+def _fill(ledger: Ledger, chance: random.Random, *, tenants: int, items: int) -> None:
+    """Queue jobs of five items over 1,000 adapters, each tenant at least once."""
+    jobs = [
+        Submission(
+            f"job-{number}", [_spec(chance.randrange(1000))] * _ITEMS_PER_JOB, record={}, tenant=f"t{number % tenants}"
+        )
+        for number in range(items // _ITEMS_PER_JOB)
+    ]
+    for first in range(0, len(jobs), _JOBS_PER_CALL):
+        ledger.accept_all(jobs[first : first + _JOBS_PER_CALL])
+
+
+def _spec(adapter: int) -> ItemSpec:
+    return ItemSpec(
+        model="flux2",
+        prompt="a red fox jumps over a river " * 3,
+        neg="",
+        width=1024,
+        height=1024,
+        requested_width=1024,
+        requested_height=1024,
+        seed=42,
+        num_inference_steps=25,
+        guidance_scale=4.0,
+        adapters=(AdapterRef(path=f"{adapter}.safetensors", sha256=f"{adapter:064x}", size_bytes=1, multiplier=1.0),),
+        output_format="png",
+    )
+
+
+def _claim(ledger: Ledger, slot: int, *, warm: str) -> Claim:
+    claim = ledger.claim_next([_POOL], slot=f"host-{slot}/cuda:0", boot=_BOOT, warm=warm)
+    assert claim is not None
+    return claim
+
+
+def _beat(ledger: Ledger, slot: int, claim: Claim) -> None:
+    report = {
+        "model": "flux2",
+        "state": "busy",
+        "device": "cuda:0",
+        "revision": "r",
+        "precision": "bf16",
+        "engines": "exact",
+        "warm": claim.spec.adapter_key,
+        "item": claim.item_id,
+        "base_drift": "0",
+    }
+    ledger.workers.beat(f"host-{slot}/cuda:0", report)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+if __name__ == "__main__":
+    typer.run(main)
