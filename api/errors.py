@@ -21,6 +21,7 @@ logger = logging.getLogger("flux2.api")
 _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
     errors.RequestNotFound: HTTPStatus.NOT_FOUND,
     errors.AdapterRefused: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.NoSuitableWorker: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.IdempotencyKeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.RequestError: HTTPStatus.BAD_REQUEST,
     errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,

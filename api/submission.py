@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from api.deps import Services
 from api.webhook_url import check_webhook_url
+from api.worker_check import check_workers
 from shared.adapters.validate import validate_adapters
 from shared.celery_app import send_wakeups
 from shared.errors import InvalidRequest
@@ -72,8 +73,7 @@ def prepare_job(
     if base is None and body.loras:
         # The worker that renders the job checks the layers, and fails its items if they do not fit.
         warnings.append(f"adapters were checked for their form only: no live worker has loaded {model.id}")
-    if not any(items[0].pool in slot.pools for slot in slots):
-        warnings.append(f"no live worker offers the engine {body.engine!r} for {model.id}; the job waits for one")
+    warnings += check_workers(items[0], slots)
     return Submission(
         job_id=str(uuid.uuid4()),
         items=items,

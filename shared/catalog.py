@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from shared.job import ENGINES, pool
+from shared.job import ENGINES, FEATURES, pools
 
 
 @dataclass(frozen=True)
@@ -97,4 +97,4 @@ FLUX2_KLEIN_9B = replace(
 MODELS: dict[str, Model] = {model.id: model for model in (FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B)}
 
 #: Every pool of workers that a job can wait for.
-POOLS = tuple(pool(model, engine) for model in MODELS for engine in ENGINES)
+POOLS = tuple(name for model in MODELS for name in pools(model, ENGINES, FEATURES))

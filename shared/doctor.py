@@ -138,7 +138,7 @@ def _queues(ledger: Ledger) -> Iterator[Finding]:
                 "queue",
                 "failed",
                 f"{queued} items of {name} are queued, but no worker serves it",
-                "start a worker for that model and engine",
+                "start a worker for that model and engine; with `+merged`, one whose precision is not qfloat8",
             )
 
 

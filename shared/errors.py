@@ -8,6 +8,7 @@
     - AdapterNotFound            no file exists at the adapter's path
     - AdapterRefused             the file is not an adapter that this model can use
       . AdapterMismatch          a tensor does not fit the layer it names
+    - NoSuitableWorker           live workers serve the model, but none can do what the job requires
     - IdempotencyKeyReused       the key was used before with another body
     - ConfigRefused              the training config cannot be replayed
   + QueueFull                    too many items are queued; try again later
@@ -108,6 +109,12 @@ class AdapterMismatch(AdapterRefused):
 
     def __init__(self, layer: str, *, expected: tuple[int, ...], got: tuple[int, ...]) -> None:
         super().__init__(f"{layer}: expected a {expected} update, the adapter gives {got}")
+
+
+class NoSuitableWorker(RequestError):
+    """Live workers serve the model, but none of them can do what the job requires; the message says what they can."""
+
+    code = "NO_SUITABLE_WORKER"
 
 
 class IdempotencyKeyReused(RequestError):

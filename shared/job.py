@@ -6,8 +6,10 @@ values that affect an item's pixels are fixed when the job is accepted, so a re-
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
+from itertools import combinations
+from types import MappingProxyType
 from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict
@@ -24,6 +26,15 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 #: `merged` adds adapters to the weights; `live` runs them unmerged, as AI Toolkit does for some previews.
 AdapterMode = Literal["merged", "live"]
+
+#: What an item may require of a worker beyond its model and engine. `merged`: adapters can be merged into its weights.
+Feature = Literal["merged"]
+FEATURES: tuple[Feature, ...] = get_args(Feature)
+# An item that requires only what every worker with its engine can do waits in the engine's plain pool, from which
+# workers of earlier versions claim too. `exact` also runs on qfloat8 weights, into which nothing can be merged.
+ENGINE_FEATURES: Mapping[Engine, frozenset[Feature]] = MappingProxyType(
+    {"exact": frozenset(), "ai-toolkit": frozenset({"merged"}), "fast": frozenset({"merged"})}
+)
 
 
 class State(StrEnum):
@@ -97,9 +108,14 @@ class ItemSpec(_Record):
     adapter_mode: AdapterMode | None = None
 
     @property
+    def features(self) -> tuple[Feature, ...]:
+        """What the item requires of a worker beyond its model and engine."""
+        return ("merged",) if self.adapters and self.adapter_mode == "merged" else ()
+
+    @property
     def pool(self) -> str:
-        """The pool in which the item waits for a worker that offers its model and engine."""
-        return pool(self.model, self.engine)
+        """The pool in which the item waits for a worker that can run it."""
+        return pool(self.model, self.engine, self.features)
 
     @property
     def adapter_key(self) -> str:
@@ -107,10 +123,24 @@ class ItemSpec(_Record):
         return adapter_key(self.adapters, self.adapter_mode)
 
 
-def pool(model: str, engine: Engine) -> str:
-    """Return the name of a pool; workers that offer its model and engine claim its items."""
+def pool(model: str, engine: Engine, features: Iterable[Feature] = ()) -> str:
+    """Return the name of the pool of the items that require this model, engine and features of a worker."""
     # Redis keys contain these names, so they must not change.
-    return model if engine == DEFAULT_ENGINE else f"{model}+{engine}"
+    required = set(features) - ENGINE_FEATURES[engine]
+    parts = [model, *([] if engine == DEFAULT_ENGINE else [engine]), *(name for name in FEATURES if name in required)]
+    return "+".join(parts)
+
+
+def pools(model: str, engines: Iterable[Engine], features: Sequence[Feature]) -> tuple[str, ...]:
+    """Return all pools whose items a worker with these engines and features can run."""
+    names = (
+        pool(model, engine, required)
+        for engine in engines
+        for size in range(len(features) + 1)
+        for required in combinations(features, size)
+    )
+    # Features that every worker with the engine has give no pool.
+    return tuple(dict.fromkeys(names))
 
 
 def adapter_key(adapters: Iterable[AdapterRef], mode: AdapterMode | None = None) -> str:

@@ -95,5 +95,6 @@ def _load(settings: Settings, name: str, device: torch.device, ledger: Ledger) -
         revision=components.revision,
         precision=components.precision.name,
         engines=renderer.engines,
+        features=components.precision.features,
     )
     return renderer, slot

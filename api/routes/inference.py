@@ -21,7 +21,8 @@ SUBMIT_PROBLEMS: dict[int | str, dict[str, object]] = {
     for status, text in {
         400: "The model or an adapter does not exist, or a field has a value that the model cannot use.",
         413: "The body is too large.",
-        422: "A field is invalid, an adapter does not fit, or the Idempotency-Key was used with another body.",
+        422: "A field is invalid, an adapter does not fit, no live worker can do what the job requires, or the "
+        "Idempotency-Key was used with another body.",
         429: "The queue is full; try again after `Retry-After` seconds.",
         503: "Redis does not answer, so the job may or may not be stored; repeat with the same Idempotency-Key.",
     }.items()

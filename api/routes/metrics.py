@@ -13,7 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from api.deps import ServicesDep
 from shared.catalog import MODELS
-from shared.job import ENGINES, pool
+from shared.job import ENGINES, FEATURES, pools
 from shared.ledger import Ledger
 
 router = APIRouter(tags=["metrics"])
@@ -31,7 +31,8 @@ class _LedgerCollector:
     def collect(self) -> Iterator[GaugeMetricFamily]:
         queued = GaugeMetricFamily("flux2_items_queued", "Images that wait for a worker.", labels=["model", "engine"])
         for model, engine in product(MODELS, ENGINES):
-            queued.add_metric([model, engine], self._ledger.queue_length(pool(model, engine)))
+            waiting = sum(self._ledger.queue_length(name) for name in pools(model, [engine], FEATURES))
+            queued.add_metric([model, engine], waiting)
         yield queued
         slots = self._ledger.workers.live_slots()
         alive = GaugeMetricFamily("flux2_slots", "Live workers.", labels=["model", "state"])

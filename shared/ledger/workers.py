@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-from shared.job import ENGINES, Engine, pool
+from shared.job import ENGINES, FEATURES, Engine, Feature, pools
 from shared.ledger import keys
 from shared.ledger.connection import Client
 from shared.ledger.session import Session, to_ms
+
+_Name = TypeVar("_Name", bound=str)
 
 #: Lifetime of a report that the object store is away, in ms; it costs each worker one probe.
 STORE_AWAY_MS = 300_000
@@ -25,6 +28,7 @@ class SlotView:
 
     Attributes:
         engines: the engines that it offers, without those that this version does not know.
+        features: what it can do beyond its engines, known features only; None if its version does not report them.
         warm: key of the adapters that it has merged.
         item: id of the item that it renders; empty if it renders nothing.
         corrupted: number of restored parameters that differ from the checkpoint's; any but 0 is a defect.
@@ -37,6 +41,7 @@ class SlotView:
     revision: str
     precision: str
     engines: tuple[Engine, ...]
+    features: tuple[Feature, ...] | None
     warm: str
     item: str
     corrupted: int
@@ -44,7 +49,7 @@ class SlotView:
     @property
     def pools(self) -> tuple[str, ...]:
         """The pools whose items this slot claims."""
-        return tuple(pool(self.model, engine) for engine in self.engines)
+        return pools(self.model, self.engines, self.features or ())
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,9 @@ def _slot(name: str, raw: Mapping[str, str]) -> SlotView:
         device=raw["device"],
         revision=raw["revision"],
         precision=raw["precision"],
-        engines=_known_engines(raw["engines"]),
+        engines=_known(ENGINES, raw["engines"]),
+        # Workers of earlier versions claim only from the plain pools of their engines.
+        features=_known(FEATURES, raw["features"]) if "features" in raw else None,
         warm=raw["warm"],
         item=raw["item"],
         # The stored field keeps its first name: workers and APIs of several versions share one Redis.
@@ -146,8 +153,8 @@ def _slot(name: str, raw: Mapping[str, str]) -> SlotView:
     )
 
 
-def _known_engines(names: str) -> tuple[Engine, ...]:
-    """Return the engines that this version knows."""
+def _known(names: Sequence[_Name], reported: str) -> tuple[_Name, ...]:
+    """Return the reported names that this version knows."""
     # A worker of a newer version may offer more; no job of this version can name them.
-    offered = names.split(",")
-    return tuple(engine for engine in ENGINES if engine in offered)
+    offered = reported.split(",")
+    return tuple(name for name in names if name in offered)

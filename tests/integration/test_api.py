@@ -940,20 +940,73 @@ def test_a_replay_with_one_stored_job_gets_the_other_when_repeated(api):
     assert api.ledger.queue_length("flux2") == 40
 
 
-def test_a_job_for_an_engine_that_no_worker_offers_waits_with_a_warning(api):
-    api.ledger.workers.beat("gpu-0", SLOT)
+def test_a_job_for_an_engine_is_refused_while_live_workers_offer_only_others(api):
     body = request(engine="ai-toolkit")
 
     without = post(api, body).json()
+    api.ledger.workers.beat("gpu-0", SLOT)
+    refused = problem(post(api, body), 422, "NO_SUITABLE_WORKER")
     api.ledger.workers.beat("gpu-1", {**SLOT, "engines": "exact,ai-toolkit"})
     with_one = post(api, body).json()
     (model,) = [model for model in api.http.get("/v1/models").json()["models"] if model["id"] == "flux2"]
 
     assert without["warnings"] == ["no live worker offers the engine 'ai-toolkit' for flux2; the job waits for one"]
+    assert refused["errors"][0]["path"] == "engine"
+    assert "they offer the engine 'exact'" in refused["detail"]
     assert with_one["warnings"] == []
     assert model["engines"] == {"exact": 2, "ai-toolkit": 1, "fast": 0}
     assert claim(api) is None  # of the engine `exact`
     assert api.http.get(f"/v1/requests/{with_one['request_id']}/status").json()["queue_position"] == 1
+
+
+QFLOAT8 = {**SLOT, "precision": "qfloat8", "engines": "exact", "features": ""}
+BF16 = {**SLOT, "precision": "bf16", "engines": "exact", "features": "merged"}
+MERGED = {"adapter_mode": "merged", "loras": [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": 1.0}]}
+
+
+def test_merged_adapters_are_refused_while_no_live_worker_can_merge(api, adapter):
+    api.ledger.workers.beat("gpu-0", QFLOAT8)
+
+    refused = problem(post(api, request(**MERGED)), 422, "NO_SUITABLE_WORKER")
+
+    assert refused["errors"][0]["path"] == "adapter_mode"
+    assert refused["detail"].startswith(
+        "no live worker of flux2 offers the engine 'exact' with adapter_mode 'merged'; they offer the engine 'exact':"
+    )
+    assert post(api, request(loras=MERGED["loras"])).json()["warnings"] == [
+        "adapters were checked for their form only: no live worker has loaded flux2"
+    ]
+    # Without adapters the mode has no meaning.
+    assert post(api, request(adapter_mode="merged")).json()["warnings"] == []
+
+
+def test_in_a_mixed_fleet_only_a_worker_that_can_merge_claims_merged_adapters(api, adapter):
+    for name, report in (("gpu-0", QFLOAT8), ("gpu-1", BF16)):
+        api.ledger.workers.beat(name, report)
+    by_name = {slot.name: slot for slot in api.ledger.workers.live_slots()}
+
+    job = accepted(api, request(**MERGED))
+    plain = accepted(api, request())
+
+    def claimed_by(name):
+        claims = iter(lambda: api.ledger.claim_next(by_name[name].pools, slot=name, boot="b", warm="base"), None)
+        return [claimed.job_id for claimed in claims]
+
+    assert claimed_by("gpu-0") == [plain]
+    assert claimed_by("gpu-1") == [job]
+
+
+def test_merged_adapters_wait_while_a_worker_of_an_earlier_version_may_be_replaced(api, adapter):
+    expected = "no live worker offers the engine 'exact' with adapter_mode 'merged' for flux2; the job waits for one"
+
+    without = post(api, request(**MERGED)).json()
+    api.ledger.workers.beat("gpu-0", {name: value for name, value in BF16.items() if name != "features"})
+    with_one = post(api, request(**MERGED)).json()
+
+    assert expected in without["warnings"]
+    assert expected in with_one["warnings"]
+    [slot] = api.ledger.workers.live_slots()
+    assert slot.pools == ("flux2",)
 
 
 def test_the_engine_and_adapter_mode_of_a_request_reach_the_item(api):

@@ -10,7 +10,15 @@ from worker.consumer.heartbeat import Heartbeat
 from worker.consumer.slot import Slot
 from worker.consumer.worker_state import WorkerState
 
-SLOT = Slot(name="gpu-0", model="flux2", device="cpu", revision="r", precision="fp32", engines=("exact", "ai-toolkit"))
+SLOT = Slot(
+    name="gpu-0",
+    model="flux2",
+    device="cpu",
+    revision="r",
+    precision="fp32",
+    engines=("exact", "ai-toolkit"),
+    features=("merged",),
+)
 
 
 class Registry:
@@ -55,6 +63,7 @@ def test_a_heartbeat_holds_every_field_of_a_slots_report(beating):
                 "revision": "r",
                 "precision": "fp32",
                 "engines": "exact,ai-toolkit",
+                "features": "merged",
                 "state": "ready",
                 "warm": "base",
                 "item": "",

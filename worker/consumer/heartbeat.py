@@ -54,6 +54,7 @@ class Heartbeat:
             "revision": slot.revision,
             "precision": slot.precision,
             "engines": ",".join(slot.engines),
+            "features": ",".join(slot.features),
         }
         self._sending = threading.Lock()
         self._stopped = threading.Event()

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from shared.job import Engine, pool
+from shared.job import Engine, Feature, pools
 
 
 def slot_name(configured: str | None, device: str) -> str:
@@ -23,6 +23,7 @@ class Slot:
     Attributes:
         name: stays the same when the process on this device is restarted.
         revision: identity of the base model's files.
+        features: what the process can do beyond its engines.
         boot: random identity of this process.
     """
 
@@ -32,10 +33,11 @@ class Slot:
     revision: str
     precision: str
     engines: Sequence[Engine]
+    features: Sequence[Feature] = ()
     # A restarted process has the same name: only this separates its claims from its predecessor's.
     boot: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def pools(self) -> tuple[str, ...]:
-        """Pools whose items this slot claims: one for each engine."""
-        return tuple(pool(self.model, engine) for engine in self.engines)
+        """Pools whose items this slot claims."""
+        return pools(self.model, self.engines, self.features)

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import torch
 
-from shared.job import Engine
+from shared.job import Engine, Feature
 
 
 class WeightStorage(Enum):
@@ -52,6 +52,11 @@ class PrecisionPolicy:
     keeps_bits: bool = True
     compiles_by_default: bool = False
     text_encoder: str | None = None
+
+    @property
+    def features(self) -> tuple[Feature, ...]:
+        """What a worker with these weights can do beyond its engines; see `shared.job.ENGINE_FEATURES`."""
+        return ("merged",) if self.can_merge else ()
 
     @property
     def replaces_layers(self) -> bool:

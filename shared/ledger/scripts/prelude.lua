@@ -55,7 +55,7 @@ local function fields(key, ...)
   return unpack(redis.call('HMGET', key, ...))
 end
 
--- A pool is a model and an engine, which a worker must offer to claim an item. Each pool has its own queue and pace.
+-- A pool is a model, an engine and features, which a worker must offer to claim an item. Each pool has its own queue and pace.
 -- A share is a priority and a tenant; a lane holds the queued items of one share that want the same adapters. A lane
 -- is scored by its oldest item, so that choosing costs by the number of shares and slots, not of lanes or items.
 local function share_of(lane) return lane:match('^%d+|[^|]*') end
@@ -215,7 +215,7 @@ local function set_warm(slot, adapter_key)
 end
 
 -- Slots forgotten in one step; the next step forgets the rest.
-local DEAD_AT_ONCE = 100
+local DEAD_AT_ONCE = 20
 
 local function forget_slots(since, until_ms)
   for _, slot in ipairs(redis.call('ZRANGEBYSCORE', SLOTS, since, until_ms, 'LIMIT', 0, DEAD_AT_ONCE)) do

@@ -1,0 +1,58 @@
+"""Refuse jobs that none of the live workers of their model can run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from shared.errors import NoSuitableWorker
+from shared.job import ENGINE_FEATURES, Engine, Feature, ItemSpec
+from shared.ledger.workers import SlotView
+
+# The request's field that requires a feature, and its value.
+_FIELDS: Mapping[Feature, tuple[str, str]] = {"merged": ("adapter_mode", "merged")}
+
+
+def check_workers(spec: ItemSpec, slots: Sequence[SlotView]) -> list[str]:
+    """Return a warning if the job waits for a worker that can run it; empty if a live one can.
+
+    Raises:
+        NoSuitableWorker: live workers serve the model, and none of them can run the job.
+    """
+    serving = [slot for slot in slots if slot.model == spec.model]
+    if any(spec.pool in slot.pools for slot in serving):
+        return []
+    # An upgrade may replace a worker of an earlier version at any time by one that reports and has the feature.
+    upgrading = any(slot.features is None and spec.engine in slot.engines for slot in serving)
+    if serving and not upgrading:
+        field, requirement = _missing_requirement(spec, serving)
+        offers = sorted({_describe(engine, slot) for slot in serving for engine in slot.engines})
+        raise NoSuitableWorker(
+            f"no live worker of {spec.model} offers {requirement}; they offer {', '.join(offers)}: change {field}, or "
+            "start a worker that offers it",
+            field=field,
+        )
+    return [
+        f"no live worker offers {_requirements(spec.engine, spec.features)} for {spec.model}; the job waits for one"
+    ]
+
+
+def _missing_requirement(spec: ItemSpec, serving: Sequence[SlotView]) -> tuple[str, str]:
+    """Return the request's field that no worker can serve, and what it requires."""
+    if not any(spec.engine in slot.engines for slot in serving):
+        return "engine", _requirements(spec.engine, ())
+    # Each feature may be there, but not all of them on one worker: the first is named.
+    able = [slot for slot in serving if spec.engine in slot.engines]
+    missing = next((name for name in spec.features if not any(name in (slot.features or ()) for slot in able)), None)
+    field, _ = _FIELDS[missing or spec.features[0]]
+    return field, _requirements(spec.engine, spec.features)
+
+
+def _describe(engine: Engine, slot: SlotView) -> str:
+    features = {*(slot.features or ()), *ENGINE_FEATURES[engine]}
+    return _requirements(engine, [name for name in _FIELDS if name in features])
+
+
+def _requirements(engine: Engine, features: Sequence[Feature]) -> str:
+    """Write an engine and features in the words of a request."""
+    fields = [f"{field} {value!r}" for field, value in (_FIELDS[name] for name in features)]
+    return " with ".join([f"the engine {engine!r}", *fields])
