@@ -15,6 +15,7 @@ from chaos.trial import Lab, Outcome, Trial, trial
 
 _JOBS_PER_S = 3.0
 _ITEMS = (1, 2, 3, 4, 7)
+_STEPS = (10, 60)
 _TTL_S = 4.0
 # Of a lease: a stall of all workers may be longer than it. One of a single worker must leave time to renew.
 _LONG, _SHORT = 1.4, 0.35
@@ -27,7 +28,7 @@ class StallNemesis(threading.Thread):
     """Causes each of its stalls `rounds` times, in random order.
 
     Attributes:
-        counts: stalls by kind, so far.
+        counts: stalls by kind that are over.
         kinds: the stalls of a round; a mutation needs only one.
     """
 
@@ -46,8 +47,8 @@ class StallNemesis(threading.Thread):
     def run(self) -> None:
         for _ in range(self._rounds):
             for stall in self._rng.sample(self.kinds, len(self.kinds)):
-                self.counts[stall.__name__.removeprefix("_").replace("_", " ")] += 1
                 stall()
+                self.counts[stall.__name__.removeprefix("_").replace("_", " ")] += 1
                 self._pause(_CALM_S)
 
     def freeze_redis(self) -> None:
@@ -102,6 +103,7 @@ def stall_storm(lab: Lab, *, rounds: int = 1, mutation: Mutation = Mutation.NONE
         twice = {item: count for item, count in starts.items() if count > 1}
         for kind, count in sorted(nemesis.counts.items()):
             running.add_figure(kind, count)
+        running.demand("every stall happened", nemesis.counts.total() == rounds * len(nemesis.kinds), nemesis.counts)
         running.add_figure("starts", starts.total())
         running.demand("one start an item", not twice, twice)
         running.demand("no process ends", not running.events("restart"), running.events("restart"))
@@ -110,11 +112,14 @@ def stall_storm(lab: Lab, *, rounds: int = 1, mutation: Mutation = Mutation.NONE
 
 
 def _submit_while(running: Trial, nemesis: StallNemesis) -> None:
+    # The first stall must hit running items.
+    running.load.submit([prompt(running.rng, steps=(_STEPS[1], _STEPS[1])) for _ in running.fleet.workers])
+    running.fleet.wait(lambda: running.events("claim"), 20, what="the first claim")
     nemesis.start()
     number = 0
     while nemesis.is_alive():
         count = _ITEMS[number % len(_ITEMS)]
-        running.load.submit([prompt(running.rng, steps=(10, 60)) for _ in range(count)])
+        running.load.submit([prompt(running.rng, steps=_STEPS) for _ in range(count)])
         number += 1
         threading.Event().wait(1 / _JOBS_PER_S)
     nemesis.join()
