@@ -66,6 +66,11 @@ class LoraItem(StrictModel):
         None, description="Refused: only mixture-of-experts models have two transformers."
     )
 
+    @property
+    def multiplier(self) -> float:
+        """The strength to render with; 1 if the caller gave none."""
+        return 1.0 if self.network_multiplier is None else self.network_multiplier
+
 
 class PromptItem(StrictModel):
     """One image."""

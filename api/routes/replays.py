@@ -17,6 +17,7 @@ from api.routes.inference import SUBMIT_PROBLEMS
 from api.schemas.accepted import ReplayRequest, ReplaySample, ReplaySubmitted
 from api.status_view import submitted_view
 from api.submission import hash_body, prepare_job, store_jobs
+from api.submit_reads import SubmitReads
 from api.training_config.plan import ReplayPlan, plan_replay
 from shared.request import InferenceRequest
 from shared.resolved_size import check_resolved_size
@@ -69,6 +70,7 @@ def submit_replay(
     Each adapter strength in the samples becomes one job. Either all jobs are accepted or none.
     """
     body_hash = hash_body(body)
+    reads = SubmitReads(services.ledger, services.settings.adapters)
     jobs = [
         prepare_job(
             services,
@@ -77,6 +79,7 @@ def submit_replay(
             idempotency_key=f"{idempotency_key}#{number}" if idempotency_key else "",
             body_hash=body_hash,
             tenant=x_tenant,
+            reads=reads,
         )
         for number, request in enumerate(checked.requests)
     ]

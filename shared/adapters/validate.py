@@ -54,5 +54,5 @@ def _validate(
         path=str(path.relative_to(root)),
         sha256=identity.sha256,
         size_bytes=identity.size_bytes,
-        multiplier=1.0 if lora.network_multiplier is None else lora.network_multiplier,
+        multiplier=lora.multiplier,
     )

@@ -17,9 +17,11 @@ from fastapi import BackgroundTasks
 
 from api.submission import prepare_job, store_jobs
 from api.training_config.plan import plan_replay
+from shared.adapters import validate
 from shared.errors import QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, PipelineReport, Progress
 from shared.ledger import keys
+from shared.ledger.workers import WorkerRegistry
 from shared.request import InferenceRequest
 from worker.consumer.heartbeat import Heartbeat
 from worker.consumer.slot import Slot
@@ -819,6 +821,22 @@ def replay(api, *prompts, **headers):
     config = {"config": {"name": "x", "process": [{"model": {"arch": "flux2"}, "sample": sample}]}}
     body = {"config": json.dumps(config), "lora": "my_lora_job/my_lora.safetensors"}
     return api.http.post("/v1/replays", json=body, headers=headers)
+
+
+def test_a_replay_of_many_strengths_reads_workers_and_adapter_once(api, adapter, monkeypatch):
+    reads = []
+    for owner, name in ((validate, "open_adapter"), (WorkerRegistry, "live_slots"), (WorkerRegistry, "base_model")):
+        read = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *args, name=name, read=read: reads.append(name) or read(*args))
+    strengths = [index / 40 for index in range(40)]
+
+    answer = replay(api, *(f"a --m {strength}" for strength in strengths)).json()
+
+    assert sorted(reads) == ["base_model", "live_slots", "open_adapter"]
+    results = [api.http.get(f"/v1/requests/{job['request_id']}/status").json() for job in answer["requests"]]
+    assert [job["status"] for job in results] == ["in_queue"] * 40
+    claims = [api.ledger.claim_next(["flux2"], slot="s", boot="b", warm="base") for _ in strengths]
+    assert sorted(claim.spec.adapters[0].multiplier for claim in claims) == strengths
 
 
 def test_polls_are_answered_while_more_configs_are_read_than_there_are_threads(api, adapter, monkeypatch, wait_until):
