@@ -80,7 +80,7 @@ def prepare_job(
     if base is None and body.loras:
         # The worker that renders the job checks the layers, and fails its items if they do not fit.
         warnings.append(f"adapters were checked for their form only: no live worker has loaded {model.id}")
-    warnings += check_workers(items[0], slots)
+    warnings += check_workers(items[0], slots, may_be_missing=ledger.workers.slots_may_be_missing)
     return Submission(
         job_id=str(uuid.uuid4()),
         items=items,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from shared.errors import NoSuitableWorker
 from shared.job import ENGINE_FEATURES, Engine, Feature, ItemSpec
@@ -12,8 +12,11 @@ from shared.ledger.workers import SlotView
 _FIELDS: Mapping[Feature, tuple[str, str]] = {"merged": ("adapter_mode", "merged")}
 
 
-def check_workers(spec: ItemSpec, slots: Sequence[SlotView]) -> list[str]:
+def check_workers(spec: ItemSpec, slots: Sequence[SlotView], *, may_be_missing: Callable[[], bool]) -> list[str]:
     """Return a warning if the job waits for a worker that can run it; empty if a live one can.
+
+    Args:
+        may_be_missing: returns whether live workers may be missing from `slots`; then nothing is refused.
 
     Raises:
         NoSuitableWorker: live workers serve the model, and none of them can run the job.
@@ -23,7 +26,7 @@ def check_workers(spec: ItemSpec, slots: Sequence[SlotView]) -> list[str]:
         return []
     # An upgrade may replace a worker of an earlier version at any time by one that reports and has the feature.
     upgrading = any(slot.features is None and spec.engine in slot.engines for slot in serving)
-    if serving and not upgrading:
+    if serving and not upgrading and not may_be_missing():
         field, requirement = _missing_requirement(spec, serving)
         offers = sorted({_describe(engine, slot) for slot in serving for engine in slot.engines})
         raise NoSuitableWorker(

@@ -80,6 +80,11 @@ class WorkerRegistry:
         with self._session.commands():
             return read_slots(self._session.redis, now_ms=now)
 
+    def slots_may_be_missing(self) -> bool:
+        """Return whether an earlier call of `live_slots` may have missed living slots, because Redis had stalled."""
+        with self._session.commands():
+            return bool(self._session.redis.exists(keys.SLOTS_MISSING))
+
     def publish_base_model(self, model: str, *, revision: str, layers: Mapping[str, tuple[int, int]]) -> None:
         """Publish the base model that a worker has loaded; the API compares adapter headers with its layers."""
         with self._session.commands():

@@ -1014,6 +1014,25 @@ def test_in_a_mixed_fleet_only_a_worker_that_can_merge_claims_merged_adapters(ap
     assert claimed_by("gpu-1") == [job]
 
 
+def test_merged_adapters_wait_while_live_workers_have_sent_no_heartbeat_since_a_stall(api, adapter):
+    api.ledger.workers.beat("gpu-0", QFLOAT8)
+    api.ledger.workers.beat("gpu-1", BF16)
+    # As after a stall of 20 s: both reports have expired, and gpu-0 is the first to send another.
+    for slot in ("gpu-0", "gpu-1"):
+        api.ledger.redis.zadd(keys.SLOTS, {slot: api.ledger.now_ms() - 20_000})
+        api.ledger.redis.delete(keys.slot(slot))
+    api.ledger.workers.beat("gpu-0", QFLOAT8)
+
+    during = post(api, request(**MERGED))
+    api.ledger.redis.delete(keys.SLOTS_MISSING)
+    afterwards = post(api, request(**MERGED))
+
+    assert [slot.name for slot in api.ledger.workers.live_slots()] == ["gpu-0"]
+    assert during.status_code == 202
+    assert "the job waits for one" in str(during.json()["warnings"])
+    assert afterwards.status_code == 422
+
+
 def test_merged_adapters_wait_while_a_worker_of_an_earlier_version_may_be_replaced(api, adapter):
     expected = "no live worker offers the engine 'exact' with adapter_mode 'merged' for flux2; the job waits for one"
 

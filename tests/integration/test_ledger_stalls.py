@@ -320,3 +320,19 @@ def test_a_tenant_that_was_served_before_the_clock_went_back_gets_its_turn(ledge
         turns.append(served())
 
     assert turns[-4:].count("a") == turns[-4:].count("b") == 2
+
+
+@pytest.mark.parametrize("step_ms", [20_000, HOUR_MS, -HOUR_MS])
+def test_live_slots_may_be_missing_after_a_gap_in_all_heartbeats(ledger, clock, step_ms):
+    for _ in range(3):
+        clock.ms += 3000
+        ledger.workers.beat("gpu-0", REPORT)
+        ledger.workers.beat("gpu-1", REPORT)
+    assert not ledger.workers.slots_may_be_missing()
+    clock.ms += step_ms
+
+    ledger.workers.beat("gpu-0", REPORT)
+
+    assert ledger.workers.slots_may_be_missing()
+    # Until each living slot has had the time for another heartbeat.
+    assert 10_000 < ledger.redis.pttl(keys.SLOTS_MISSING) <= 15_000
