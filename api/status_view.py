@@ -95,8 +95,8 @@ def _progress(job: JobView) -> float:
 
 
 def _step_count(item: ItemView) -> int:
-    if item.spec is not None:
-        return item.spec.num_inference_steps
+    if item.steps is not None:
+        return item.steps
     # Another version stored a spec that this version cannot read. A worker reports the number of steps; until then the
     # item counts as one step, so that the share stays defined.
     return item.progress.steps if item.progress is not None else 1

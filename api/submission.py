@@ -90,6 +90,7 @@ def prepare_job(
         idempotency_key=idempotency_key,
         body_hash=body_hash,
         webhook_url=body.webhook_url or "",
+        compact=all(slot.reads_compact for slot in slots),
     )
 
 

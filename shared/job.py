@@ -161,6 +161,12 @@ class SpecReport(_Report):
     guidance_scale: float
 
 
+class StepsReport(_Report):
+    """The part of a canceled item's spec that the ledger keeps."""
+
+    num_inference_steps: int
+
+
 class AdapterReport(_Report):
     """The effect of one adapter on the transformer; it proves that an image is not the base model's.
 

@@ -152,6 +152,7 @@ def _job(item: str, starts: int, ends: int) -> tuple[str, JobView]:
         attempt=starts,
         fence=starts,
         spec=spec,
+        steps=1,
         progress=None,
         result=None,
         error=None,

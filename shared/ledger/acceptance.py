@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from shared.job import ItemSpec
+from shared.ledger.spec_parts import split_specs
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Submission:
         idempotency_key: empty if the caller sent no key.
         body_hash: identity of the request body, compared when the key occurs again; without white space.
         webhook_url: receives a message when the job ends; empty for none.
+        compact: whether every live worker reads the compact form; see `shared.ledger.spec_parts`.
     """
 
     job_id: str
@@ -31,14 +33,19 @@ class Submission:
     idempotency_key: str = ""
     body_hash: str = ""
     webhook_url: str = ""
+    compact: bool = True
 
     @property
     def pool(self) -> str:
         """The pool in which all items wait."""
         return self.items[0].pool
 
-    def arguments(self) -> dict[str, Any]:
-        """Return the job as `accept.lua` reads it."""
+    def arguments(self, *, compact: bool) -> dict[str, Any]:
+        """Return the job as `accept.lua` reads it.
+
+        Args:
+            compact: whether the job is stored in the compact form.
+        """
         # Empty options are left out: the script tests for their absence.
         options = {"idempotency_key": self.idempotency_key, "webhook_url": self.webhook_url}
         return {
@@ -49,9 +56,17 @@ class Submission:
             "priority": self.priority,
             # Text inside the JSON, so that Redis stores these bytes; see the top of prelude.lua.
             "record": json.dumps(self.record),
-            "items": [{"spec": spec.model_dump_json(), "adapter_key": spec.adapter_key} for spec in self.items],
+            **(self._parts() if compact else self._whole_specs()),
             "body_hash": self.body_hash,
             **{name: value for name, value in options.items() if value},
+        }
+
+    def _parts(self) -> dict[str, Any]:
+        return {"items": [{"adapter_key": spec.adapter_key} for spec in self.items], "specs": split_specs(self.items)}
+
+    def _whole_specs(self) -> dict[str, Any]:
+        return {
+            "items": [{"spec": spec.model_dump_json(), "adapter_key": spec.adapter_key} for spec in self.items],
         }
 
 

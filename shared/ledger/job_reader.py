@@ -8,9 +8,10 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from shared.job import ItemError, ItemResult, Progress, SpecReport, State
+from shared.job import ItemError, ItemResult, Progress, SpecReport, State, StepsReport
 from shared.ledger import keys
 from shared.ledger.connection import Client
+from shared.ledger.job_texts import JobTexts
 from shared.ledger.views import ItemView, JobView, WebhookView
 from shared.ledger.workers import read_slots
 
@@ -33,11 +34,13 @@ def read_job(client: Client, job_id: str, *, now_ms: int | None = None) -> JobVi
     with client.pipeline(transaction=False) as pipe:
         for index in range(int(job["items"])):
             pipe.hgetall(keys.item(f"{job_id}:{index}"))
-        records = pipe.execute()
+        JobTexts.request(pipe, job_id)
+        *records, specs, results, reports = pipe.execute()
     # The sweep may forget the job between the two reads.
     if not all(records):
         return None
-    items = tuple(_item(record) for record in records)
+    texts = JobTexts.read([specs, results, reports])
+    items = tuple(_item(record, texts) for record in records)
     position, eta_s = None, None
     if "finished_ms" not in job:
         position, eta_s = _outlook(client, job["pool"], job_id, items, now_ms)
@@ -63,16 +66,22 @@ def _webhook(job: Mapping[str, str]) -> WebhookView | None:
     return WebhookView(job["webhook_state"], int(job.get("webhook_attempts", 0)), job.get("webhook_error", ""))
 
 
-def _item(item: Mapping[str, str]) -> ItemView:
+def _item(item: Mapping[str, str], texts: JobTexts) -> ItemView:
+    index, state = int(item["index"]), State(item["state"])
+    spec_text, outcome = texts.spec(index, item), texts.outcome(state, index, item)
+    # The ledger may have dropped the other parameters of a canceled item.
+    spec = None if state is State.CANCELED else _parse_or_none(SpecReport, spec_text)
+    steps = _parse_or_none(StepsReport, spec_text) if state is State.CANCELED else spec
     return ItemView(
-        index=int(item["index"]),
-        state=State(item["state"]),
+        index=index,
+        state=state,
         attempt=int(item["attempt"]),
         fence=int(item["fence"]),
-        spec=_parse_or_none(SpecReport, item.get("spec")),
+        spec=spec,
+        steps=steps.num_inference_steps if steps else None,
         progress=_parse_or_none(Progress, item.get("progress")),
-        result=_parse_or_none(ItemResult, item.get("result")),
-        error=_parse_or_none(ItemError, item.get("error")),
+        result=_parse_or_none(ItemResult, outcome) if state is State.SUCCEEDED else None,
+        error=_parse_or_none(ItemError, outcome) if state is State.FAILED else None,
         queued_ms=int(item["queued_ms"]),
         started_ms=_int_or_none(item.get("started_ms")),
         finished_ms=_int_or_none(item.get("finished_ms")),

@@ -12,6 +12,8 @@ SLOTS = f"{PREFIX}slots"
 SLOTS_MISSING = f"{PREFIX}slots_missing"
 OUTBOX = f"{PREFIX}outbox"
 STORE_AWAY = f"{PREFIX}store_away"
+SEQUENCE = f"{PREFIX}seq"
+COMPACT_FROM = f"{PREFIX}compact_from"
 AUDIT_LEADER = f"{PREFIX}audit"
 # Never stored: deleting it shows whether Redis takes writes.
 WRITE_PROBE = f"{PREFIX}probe"
@@ -23,6 +25,18 @@ def job(job_id: str) -> str:
 
 def item(item_id: str) -> str:
     return f"{PREFIX}item:{item_id}"
+
+
+def specs(job_id: str) -> str:
+    return f"{PREFIX}specs:{job_id}"
+
+
+def results(job_id: str) -> str:
+    return f"{PREFIX}results:{job_id}"
+
+
+def reports(job_id: str) -> str:
+    return f"{PREFIX}reports:{job_id}"
 
 
 def pending(pool: str) -> str:

@@ -19,10 +19,12 @@ from shared.ledger import durability, job_reader, keys, listing
 from shared.ledger.acceptance import AcceptedJob, Submission
 from shared.ledger.claim import Claim, ReapResult
 from shared.ledger.claim_numbers import ClaimNumbers
+from shared.ledger.compact_form import CompactForm
 from shared.ledger.connection import Client, connect
 from shared.ledger.outbox import Outbox
 from shared.ledger.session import Session, to_ms
 from shared.ledger.slot_claims import find_unlisted_claims
+from shared.ledger.spec_parts import RESULT_COMMON, join_texts
 from shared.ledger.views import JobPage, JobView
 from shared.ledger.wakeups import WakeupQueues
 from shared.ledger.workers import SLOT_TTL_MS, WorkerRegistry
@@ -55,6 +57,7 @@ class Ledger:
         self._session = Session(client, clock_ms=clock_ms, pause_s=pause_s)
         self._settings = settings
         self._numbers = ClaimNumbers()
+        self._compact_form = CompactForm(self._session)
         self.workers = WorkerRegistry(self._session)
         self.outbox = Outbox(self._session)
         self.wakeups = WakeupQueues(self._session, audit_s=settings.audit_s)
@@ -100,6 +103,7 @@ class Ledger:
         idempotency_key: str = "",
         body_hash: str = "",
         webhook_url: str = "",
+        compact: bool = True,
     ) -> AcceptedJob:
         """Store and queue one job durably; see `Submission` for the arguments and `accept_all` for the errors."""
         submission = Submission(
@@ -111,6 +115,7 @@ class Ledger:
             idempotency_key=idempotency_key,
             body_hash=body_hash,
             webhook_url=webhook_url,
+            compact=compact,
         )
         return self.accept_all([submission])[0]
 
@@ -122,9 +127,12 @@ class Ledger:
             QueueFull: a pool has no room for all new items; nothing was stored.
         """
         # The script checks every job before it stores the first one: Redis does not undo a script that ends early.
+        start_ms = self._compact_form.start_ms()
+        is_due = self._session.now_ms() >= start_ms
         outcome, *values = self._session.run(
             "accept",
-            jobs=[submission.arguments() for submission in submissions],
+            jobs=[submission.arguments(compact=submission.compact and is_due) for submission in submissions],
+            compact_from_ms=start_ms,
             cap=self._settings.cap,
             idempotency_ttl_s=self._settings.idempotency_ttl_s,
         )
@@ -159,9 +167,9 @@ class Ledger:
     def peek_next(self, pools: Sequence[str], *, slot: str, warm: str) -> ItemSpec | None:
         """Return the item that `claim_next` would claim now, without claiming it."""
         # Only a guess: other slots claim items too, and new items arrive.
-        raw = self._session.run("peek_next", **self._preference(pools, slot, warm))
+        texts = self._session.run("peek_next", **self._preference(pools, slot, warm))
         try:
-            return None if raw is None else ItemSpec.model_validate_json(raw)
+            return None if texts is None else ItemSpec.model_validate_json(join_texts(texts))
         except ValidationError:
             # Another version stored the spec; the claim will end the item and state the reason.
             return None
@@ -199,13 +207,13 @@ class Ledger:
             return None
         if reply[0] == "store_away":
             raise StorageReportedAway(reply[1])
-        item_id, fence, attempt, raw, queued_ms, now_ms = reply
+        item_id, fence, attempt, texts, queued_ms, now_ms = reply
         try:
-            spec = ItemSpec.model_validate_json(raw)
+            spec = ItemSpec.model_validate_json(join_texts(texts))
         except ValidationError as error:
             # Another version stored the spec. Ending the item now saves three leases and states the reason.
             why = ItemError(code="unreadable_spec", message=f"this worker cannot read it: {error}", retryable=False)
-            self._end(item_id, int(fence), outcome="failed", outcome_json=why.model_dump_json())
+            self._end(item_id, int(fence), why)
             numbers.advance(slot, boot)
             return self.claim_next(pools, slot=slot, boot=boot, warm=warm, probed_report=probed_report)
         numbers.advance(slot, boot)
@@ -237,9 +245,7 @@ class Ledger:
             `canceled` when an acknowledged cancel overrode the outcome; `stale` when another claim owns the item, so
             nothing was written; `repeated` when this same commit had taken effect already.
         """
-        state = "canceled" if outcome is None else "succeeded" if isinstance(outcome, ItemResult) else "failed"
-        text = None if outcome is None else outcome.model_dump_json()
-        return self._end(claim.item_id, claim.fence, outcome=state, outcome_json=text)
+        return self._end(claim.item_id, claim.fence, outcome)
 
     def release(
         self, claim: Claim, reason: Literal["drain", "outage", "retry"], error: ItemError = WORKER_LOST
@@ -329,10 +335,21 @@ class Ledger:
         }
 
     def _end(
-        self, item_id: str, fence: int, *, outcome: str, outcome_json: str | None
+        self, item_id: str, fence: int, outcome: ItemResult | ItemError | None
     ) -> Literal["committed", "repeated", "canceled", "stale"]:
+        own, common = None, None
+        if isinstance(outcome, ItemResult):
+            own = outcome.model_dump_json(exclude=RESULT_COMMON)
+            common = outcome.model_dump_json(include=RESULT_COMMON)
+        elif outcome is not None:
+            common = outcome.model_dump_json()
         answer: Literal["committed", "repeated", "canceled", "stale"] = self._session.run(
-            "commit", item_id=item_id, fence=fence, outcome=outcome, outcome_json=outcome_json
+            "commit",
+            item_id=item_id,
+            fence=fence,
+            outcome="canceled" if outcome is None else "failed" if own is None else "succeeded",
+            own_json=own,
+            common_json=common,
         )
         return answer
 

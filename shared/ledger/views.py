@@ -14,7 +14,10 @@ class ItemView:
     """One item; times in ms since the epoch.
 
     `spec`, `progress`, `result` and `error` are None while they do not exist yet, or if another version stored them in
-    a form that this version cannot read.
+    a form that this version cannot read. A canceled item has no `spec` any more.
+
+    Attributes:
+        steps: denoising steps that the item asks for, also of a canceled one; None if unknown.
     """
 
     index: int
@@ -22,6 +25,7 @@ class ItemView:
     attempt: int
     fence: int
     spec: SpecReport | None
+    steps: int | None
     progress: Progress | None
     result: ItemResult | None
     error: ItemError | None

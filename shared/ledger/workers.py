@@ -21,6 +21,9 @@ STORE_AWAY_MS = 300_000
 #: A slot whose last heartbeat is older counts as dead, in ms.
 SLOT_TTL_MS = 15_000
 
+# Field of a heartbeat that versions before the compact form do not send.
+_READS_COMPACT = "reads_compact"
+
 
 @dataclass(frozen=True)
 class SlotView:
@@ -32,6 +35,7 @@ class SlotView:
         warm: key of the adapters that it has merged.
         item: id of the item that it renders; empty if it renders nothing.
         corrupted: number of restored parameters that differ from the checkpoint's; any but 0 is a defect.
+        reads_compact: whether it reads jobs in the compact form; see `shared.ledger.compact_form`.
     """
 
     name: str
@@ -45,6 +49,7 @@ class SlotView:
     warm: str
     item: str
     corrupted: int
+    reads_compact: bool
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -68,7 +73,7 @@ class WorkerRegistry:
 
     def beat(self, slot: str, report: Mapping[str, str]) -> None:
         """Store one heartbeat of a slot, with its report; it counts as dead `SLOT_TTL_MS` after the last one."""
-        self._session.run("beat", slot=slot, report=dict(report), slot_ttl_ms=SLOT_TTL_MS)
+        self._session.run("beat", slot=slot, report={**report, _READS_COMPACT: "1"}, slot_ttl_ms=SLOT_TTL_MS)
 
     def remove(self, slot: str) -> None:
         """Remove a slot that stops from the list, before its last heartbeat expires."""
@@ -155,6 +160,7 @@ def _slot(name: str, raw: Mapping[str, str]) -> SlotView:
         item=raw["item"],
         # The stored field keeps its first name: workers and APIs of several versions share one Redis.
         corrupted=int(raw["base_drift"]),
+        reads_compact=_READS_COMPACT in raw,
     )
 
 

@@ -21,6 +21,7 @@ from shared.adapters import validate
 from shared.errors import QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, PipelineReport, Progress
 from shared.ledger import keys
+from shared.ledger.spec_parts import join_texts
 from shared.ledger.workers import WorkerRegistry
 from shared.request import InferenceRequest
 from worker.consumer.heartbeat import Heartbeat
@@ -77,8 +78,13 @@ def accepted(api, body, **headers):
 
 def specs(api, request_id):
     """Return the stored specs, which workers read; the ledger's view has only a report of them."""
-    items = [keys.item(f"{request_id}:{item.index}") for item in api.ledger.job(request_id).items]
-    return [ItemSpec.model_validate_json(api.ledger.redis.hget(item, "spec")) for item in items]
+    count = len(api.ledger.job(request_id).items)
+    return [ItemSpec.model_validate(stored_spec(api, request_id, index)) for index in range(count)]
+
+
+def stored_spec(api, request_id, index):
+    texts = api.ledger.redis.lrange(keys.specs(request_id), 0, -1)
+    return json.loads(join_texts([texts[0], *texts[index + 1 : index + 2]]))
 
 
 def problem(answer, status, code):
@@ -232,9 +238,14 @@ def test_an_hf_token_is_accepted_and_leaves_no_trace(api, redis_client):
 
     assert answer.status_code == 202
     assert "hf_verysecret" not in answer.text
+    read = {
+        "hash": redis_client.hgetall,
+        "string": redis_client.get,
+        "list": lambda name: redis_client.lrange(name, 0, -1),
+        "zset": lambda name: redis_client.zrange(name, 0, -1),
+    }
     for name in redis_client.scan_iter("*"):
-        kind = redis_client.type(name)
-        value = redis_client.hgetall(name) if kind == "hash" else redis_client.get(name) if kind == "string" else ""
+        value = read[redis_client.type(name)](name)
         assert "hf_verysecret" not in json.dumps(value)
 
 
@@ -647,8 +658,9 @@ def test_ready_warns_of_a_redis_that_may_lose_jobs_and_of_a_failing_device(api):
 
 def rewrite(api, request_id, field, **changes):
     """Store a part of the job's first item as another version would."""
-    item = keys.item(f"{request_id}:0")
-    api.ledger.redis.hset(item, field, json.dumps({**json.loads(api.ledger.redis.hget(item, field)), **changes}))
+    [item, *_] = api.ledger.job(request_id).items
+    stored = stored_spec(api, request_id, 0) if field == "spec" else item.result.model_dump(mode="json")
+    api.ledger.redis.hset(keys.item(f"{request_id}:0"), field, json.dumps({**stored, **changes}))
 
 
 def test_the_code_of_a_spec_that_no_worker_can_read_reaches_the_client(api):
@@ -711,6 +723,25 @@ def test_progress_counts_the_steps_that_the_worker_reports_if_the_spec_cannot_be
 
     # 3 of 20 + 10.
     assert api.http.get(f"/v1/requests/{request_id}/status").json()["progress"] == 0.1
+
+
+def test_jobs_keep_the_form_that_every_live_worker_reads(api):
+    report = {"model": "flux2", "state": "ready", "device": "cpu", "revision": "r", "precision": "bf16"}
+    report |= {"engines": "exact", "warm": "base", "item": "", "base_drift": "0"}
+
+    def is_compact():
+        request_id = accepted(api, request())
+        return not api.ledger.redis.hexists(keys.item(f"{request_id}:0"), "spec")
+
+    api.ledger.workers.beat("new", report)
+    with_new_worker = is_compact()
+    # An earlier version's heartbeat has no field for it.
+    api.ledger.redis.hset(keys.slot("old"), mapping=report)
+    api.ledger.redis.zadd(keys.SLOTS, {"old": api.ledger.now_ms()})
+    with_old_worker = is_compact()
+    api.ledger.workers.remove("old")
+
+    assert [with_new_worker, with_old_worker, is_compact()] == [True, False, True]
 
 
 def test_a_worker_with_an_engine_of_another_version_is_listed_with_the_engines_that_are_known(api):

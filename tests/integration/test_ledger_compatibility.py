@@ -11,6 +11,7 @@ import pytest
 from shared.errors import IdempotencyKeyReused
 from shared.job import AdapterRef, AdapterReport, ItemError, ItemResult, ItemSpec, PipelineReport, Progress, State
 from shared.ledger import Claim, Ledger, keys
+from shared.ledger.spec_parts import join_texts
 from shared.settings import QueueSettings
 
 RECORDS = Path(__file__).with_name("ledger_records.json")
@@ -22,7 +23,10 @@ FLOATS = (0.1, -1.7, 1e-07)
 BIG_SEED = 2**63 - 1
 NEW_JOB_FIELDS = {"key_until_ms"}
 NEW_ITEM_FIELDS = {"lease_ttl_ms"}
-NEW_KEYS = ("reaped_ms", "turns:", "turn_entries:", "claims:", "warm", "outbox:")
+NEW_SLOT_FIELDS = {"reads_compact"}
+NEW_KEYS = ("compact_from", "reaped_ms", "turns:", "turn_entries:", "claims:", "warm", "outbox:")
+# An item that has ended keeps only what is shown of it.
+DROPPED = {"job", "pool", "tenant", "lane", "seq", "accepted_ms", "boot", "nonce", "progress"}
 
 
 class Clock:
@@ -87,7 +91,7 @@ def result(claim: Claim) -> ItemResult:
     )
 
 
-def play(ledger: Ledger, clock: Clock) -> None:
+def play(ledger: Ledger, clock: Clock, *, compact: bool = False) -> None:
     """Leave a record of every kind: jobs and items in each state, slots, faults, webhooks in each state."""
 
     def claim(slot: str, *, pools=EXACT, boot: str = "boot-1") -> Claim:
@@ -114,7 +118,9 @@ def play(ledger: Ledger, clock: Clock) -> None:
     ledger.wakeups.try_lead_audit("leader")
 
     def accept(job: str, *specs: ItemSpec, **options) -> None:
-        ledger.accept(job, specs, record={"warnings": ["h\N{LATIN SMALL LETTER E WITH ACUTE} \\ "]}, **options)
+        ledger.accept(
+            job, specs, record={"warnings": ["h\N{LATIN SMALL LETTER E WITH ACUTE} \\ "]}, compact=compact, **options
+        )
 
     accept("delivered", spec(), webhook_url=URL)
     ledger.commit(claim("host/cpu"), result(claim_of(ledger, "delivered")))
@@ -151,6 +157,9 @@ def play(ledger: Ledger, clock: Clock) -> None:
 def claim_of(ledger: Ledger, job: str, index: int = 0) -> Claim:
     """Return the claim of a running item, as its worker holds it."""
     stored = ledger.redis.hgetall(keys.item(f"{job}:{index}"))
+    if "spec" not in stored:
+        texts = ledger.redis.lrange(keys.specs(job), 0, -1)
+        stored["spec"] = join_texts([texts[0], *texts[index + 1 : index + 2]])
     return Claim(
         item_id=f"{job}:{index}",
         fence=int(stored["fence"]),
@@ -223,12 +232,37 @@ def test_this_version_writes_the_bytes_that_the_earlier_version_wrote(redis_clie
         for key in [key for key in part if key.removeprefix(keys.PREFIX).startswith(NEW_KEYS)]:
             del part[key]
     for key, value in written["values"].items():
-        for kind, added in ((keys.job(""), NEW_JOB_FIELDS), (keys.item(""), NEW_ITEM_FIELDS)):
+        for kind, added in (
+            (keys.job(""), NEW_JOB_FIELDS),
+            (keys.item(""), NEW_ITEM_FIELDS),
+            (keys.slot(""), NEW_SLOT_FIELDS),
+        ):
             if key.startswith(kind):
                 written["values"][key] = {name: text for name, text in value.items() if name not in added}
 
+    for key, value in records["values"].items():
+        if key.startswith(keys.item("")) and "finished_ms" in value:
+            records["values"][key] = {name: text for name, text in value.items() if name not in DROPPED}
+    records["values"][keys.item("canceled:1")]["spec"] = '{"num_inference_steps":25}'
+
     assert written["values"] == records["values"]
     assert written["ttls_s"] == pytest.approx(records["ttls_s"], abs=5)
+
+
+def test_jobs_in_the_compact_form_are_read_as_those_in_the_whole_form(redis_client, ledger, clock):
+    jobs = ["delivered", "failed", "lost", "canceled", "released", "running", "toolkit", "queued"]
+
+    def views(*, compact):
+        redis_client.flushall()
+        clock.ms = Clock().ms
+        play(
+            Ledger(redis_client, QueueSettings(lease_ttl_s=30, max_attempts=2, cap=20), clock_ms=clock),
+            clock,
+            compact=compact,
+        )
+        return [ledger.job(job_id) for job_id in jobs]
+
+    assert views(compact=True) == views(compact=False)
 
 
 def test_jobs_of_the_earlier_version_are_read(old):

@@ -26,6 +26,7 @@ from shared.errors import QueueFull
 from shared.job import TERMINAL, ItemError, ItemResult, ItemSpec, PipelineReport, Progress, State
 from shared.ledger import Ledger, Submission, keys
 from shared.ledger.claim import Claim
+from shared.ledger.spec_parts import join_texts
 from shared.settings import QueueSettings
 
 STEPS_A_RUN, RUNS = 50, 75
@@ -332,13 +333,14 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_ledger_agrees_with_the_model(self):
+        results = self.results()
         for name, item in self.items.items():
-            stored = self.client.hmget(keys.item(name), "state", "fence", "attempt", "commits", "result")
-            assert stored[:3] == [item.state.value, str(item.fence), str(item.attempt)]
-            assert int(stored[3]) <= 1
-            assert (stored[4] is not None) == (item.state is State.SUCCEEDED)
-            if stored[4]:
-                assert ItemResult.model_validate_json(stored[4]).key.split("/")[3] == str(item.winner)
+            *stored, commits = self.client.hmget(keys.item(name), "state", "fence", "attempt", "commits")
+            assert stored == [item.state.value, str(item.fence), str(item.attempt)]
+            assert int(commits) <= 1
+            assert (name in results) == (item.state is State.SUCCEEDED)
+            if name in results:
+                assert results[name].key.split("/")[3] == str(item.winner)
 
     @invariant()
     def queues_and_leases_hold_exactly_the_living(self):
@@ -367,6 +369,22 @@ class LedgerMachine(RuleBasedStateMachine):
             item.state = State.CANCELED
         else:
             item.state = State.FAILED if item.attempt >= MAX_ATTEMPTS else State.QUEUED
+
+    def results(self):
+        """Return each stored result by its item's id."""
+        jobs = sorted({item.job for item in self.items.values()})
+        with self.client.pipeline(transaction=False) as pipe:
+            for job in jobs:
+                pipe.lrange(keys.results(job), 0, -1).lrange(keys.reports(job), 0, -1)
+            replies = iter(pipe.execute())
+        stored = {}
+        for job, lines, reports in zip(jobs, replies, replies, strict=True):
+            for index, position, own in (line.split(" ", 2) for line in lines):
+                # An error has no part of its own.
+                if own != "{}":
+                    text = join_texts([own, reports[int(position)]])
+                    stored[f"{job}:{index}"] = ItemResult.model_validate_json(text)
+        return stored
 
     def owns(self, claim):
         item = self.items[claim.item_id]

@@ -946,6 +946,7 @@ def test_the_choice_costs_the_same_with_thousands_of_adapters_queued(ledger):
 def test_redis_holds_the_whole_spec_of_an_item(ledger):
     job_id = accept(ledger)
 
-    stored = json.loads(ledger.redis.hget(keys.item(f"{job_id}:0"), "spec"))
+    [stored] = ledger.redis.lrange(keys.specs(job_id), 0, -1)
 
-    assert ItemSpec.model_validate(stored) == spec()
+    parameters, inputs = map(json.loads, stored.splitlines())
+    assert ItemSpec.model_validate(parameters | inputs) == spec()

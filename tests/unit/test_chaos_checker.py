@@ -46,6 +46,7 @@ def item(**changes):
         attempt=1,
         fence=1,
         spec=spec,
+        steps=1,
         progress=None,
         result=result,
         error=None,

@@ -5,13 +5,16 @@
 --     id, pool, model, tenant
 --     priority         0 (first) to 9
 --     record           JSON text that the API reads back
---     items            list of {spec = JSON text, adapter_key}
+--     items            list of {adapter_key, spec = JSON text, absent in the compact form}
+--     specs            compact form: texts of the values that items share, and then of each item; see
+--                      shared/ledger/spec_parts.py
 --     idempotency_key  absent if the caller sent none
 --     body_hash        identity of the request body, compared when the key is seen again
 --     webhook_url      absent if the caller wants no webhook
 --   cap                queued items that one pool may have
+--   compact_from_ms    time from which jobs are stored in the compact form
 --   idempotency_ttl_s  how long a key is remembered
--- Keys: job, item, idem, jobs, seq, pending, shares, lanes, lane
+-- Keys: compact_from, job, item, specs, idem, jobs, seq, pending, shares, lanes, lane
 -- Returns {'stored', {'accepted' | 'repeat', id, accepted ms, record} for each job}, or, with nothing stored,
 --   {'conflict', idempotency key seen with another body} | {'full', queued items of the pool without room}
 local now = now_ms()
@@ -50,15 +53,19 @@ end
 local function store_item(job, index, item)
   local id = job.id .. ':' .. index
   local order = redis.call('INCR', SEQUENCE)
-  local lane = job.priority .. '|' .. job.tenant .. '|' .. item.adapter_key
+  -- Short in the compact form only: workers of an earlier version look for their adapters by the whole key.
+  local adapters = item.spec and item.adapter_key or short_adapters(item.adapter_key)
+  local lane = job.priority .. '|' .. job.tenant .. '|' .. adapters
   redis.call('HSET', item_key(id), 'job', job.id, 'index', index, 'pool', job.pool, 'tenant', job.tenant,
     'lane', lane, 'seq', order, 'state', 'queued', 'fence', 0, 'attempt', 0, 'commits', 0,
-    'accepted_ms', now, 'queued_ms', now, 'spec', item.spec)
+    'accepted_ms', now, 'queued_ms', now)
+  if item.spec then redis.call('HSET', item_key(id), 'spec', item.spec) end
   enqueue(id, job.pool, lane, order)
 end
 
 local function store(job)
   for position, item in ipairs(job.items) do store_item(job, position - 1, item) end
+  for _, text in ipairs(job.specs or {}) do redis.call('RPUSH', specs_key(job.id), text) end
   local key = job_key(job.id)
   redis.call('HSET', key, 'state', 'queued', 'cancel', 0, 'model', job.model, 'pool', job.pool,
     'tenant', job.tenant, 'priority', job.priority, 'record', job.record, 'items', #job.items,
@@ -91,6 +98,7 @@ for pool, count in pairs(needed) do
   if queued + count > args.cap then return {'full', queued} end
 end
 
+redis.call('SET', COMPACT_FROM, args.compact_from_ms, 'NX')
 for _, job in ipairs(new_jobs) do store(job) end
 
 local reply = {'stored'}

@@ -1,7 +1,7 @@
 -- Cancel a job: queued items end at once, running ones at the next renewal of their lease. An ended job does not change.
 --
 -- Arguments: job_id
--- Keys: job, item, pending, shares, lanes, lane, done, outbox
+-- Keys: job, item, specs, pending, shares, lanes, lane, done, outbox
 -- Returns 1, or 0 if no such job exists
 local now = now_ms()
 local job = args.job_id

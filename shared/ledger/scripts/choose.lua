@@ -59,11 +59,13 @@ end
 
 local function next_lane(pool, share, now)
   local lanes = lanes_key(pool, share)
-  local warm_lane = share .. '|' .. args.warm
+  local warm_lane = share .. '|' .. short_adapters(args.warm)
   if redis.call('ZSCORE', lanes, warm_lane) then return warm_lane end
+  local whole_lane = share .. '|' .. args.warm
+  if whole_lane ~= warm_lane and redis.call('ZSCORE', lanes, whole_lane) then return whole_lane end
   local oldest = redis.call('ZRANGE', lanes, 0, LANES_COMPARED - 1)
   local adapter_keys = {}
-  for position, lane in ipairs(oldest) do adapter_keys[position] = lane:sub(#share + 2) end
+  for position, lane in ipairs(oldest) do adapter_keys[position] = short_adapters(lane:sub(#share + 2)) end
   for position, warm in ipairs(warm_elsewhere(adapter_keys, now)) do
     if not warm then return oldest[position] end
   end

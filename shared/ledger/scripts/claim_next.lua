@@ -7,8 +7,8 @@
 --   lease_ttl_ms  length of the lease
 --   probed_report the report of an unreachable object store after which this worker reached it
 -- Keys: those of choose.lua, and leases, job, claims, store_away
--- Returns {item id, fence, attempt, spec JSON, queued since ms, now ms}, or nil if nothing is queued, or the highest
---   number that was given an item, if this number was given one that the slot does not own any more, or
+-- Returns {item id, fence, attempt, texts that make up the spec, queued since ms, now ms}, or nil if nothing is queued, or
+--   the highest number that was given an item, if this number was given one that the slot does not own any more, or
 --   {'store_away', report} if this worker has to probe the object store first
 local now = now_ms()
 local nonce = args.boot .. ':' .. args.number
@@ -18,8 +18,8 @@ local claims = claims_key(args.slot)
 local CLAIMS_TTL_S = 86400
 
 local function claim_of(id)
-  local fence, attempt, spec, queued_ms = fields(item_key(id), 'fence', 'attempt', 'spec', 'queued_ms')
-  return {id, fence, attempt, spec, queued_ms, now}
+  local fence, attempt, queued_ms, whole = fields(item_key(id), 'fence', 'attempt', 'queued_ms', 'spec')
+  return {id, fence, attempt, spec_texts(id, whole), queued_ms, now}
 end
 
 -- Return the slot's record of claims as a table.
@@ -88,7 +88,8 @@ if not id then return nil end
 local report = redis.call('GET', STORE_AWAY)
 if report and report ~= args.probed_report then return {'store_away', report} end
 local key = item_key(id)
-local job, tenant, lane, fence, attempt = fields(key, 'job', 'tenant', 'lane', 'fence', 'attempt')
+local job, tenant, lane, fence, attempt, queued_ms, whole =
+  fields(key, 'job', 'tenant', 'lane', 'fence', 'attempt', 'queued_ms', 'spec')
 dequeue(id, pool, lane)
 redis.call('HSET', key, 'fence', fence + 1, 'attempt', attempt + 1, 'slot', args.slot, 'boot', args.boot,
   'nonce', nonce, 'started_ms', now, 'lease_ttl_ms', args.lease_ttl_ms)
@@ -100,4 +101,4 @@ record_claim(id, record)
 forget_served(pool)
 check_indexes(pool, share_of(lane))
 move(id, job, 'queued', 'running', now)
-return claim_of(id)
+return {id, fence + 1, attempt + 1, spec_texts(id, whole), queued_ms, now}

@@ -3,8 +3,9 @@
 -- Arguments:
 --   item_id, fence
 --   outcome         'succeeded' | 'failed' | 'canceled'
---   outcome_json    the result of a success, the error of a failure; absent for a cancel
--- Keys: item, job, leases, busy, pace, done, outbox
+--   own_json        what only this item's result contains; absent for a failure and a cancel
+--   common_json     the rest of the result of a success, the error of a failure; absent for a cancel
+-- Keys: item, specs, results, reports, job, leases, busy, pace, done, outbox
 -- Returns 'committed' | 'canceled' | 'repeated' (this same commit took effect before) | 'stale' (another claim owns it)
 local now = now_ms()
 local id, outcome = args.item_id, args.outcome
@@ -21,7 +22,7 @@ end
 
 if redis.call('HGET', job_key(job), 'cancel') == '1' then outcome = 'canceled' end
 if outcome == 'succeeded' then
-  redis.call('HSET', key, 'result', args.outcome_json)
+  store_outcome(id, 'result', args.own_json, args.common_json)
   local took_ms = now - tonumber(started_ms)
   -- Negative if the clock went back while the item ran.
   if took_ms >= 0 then
@@ -29,7 +30,7 @@ if outcome == 'succeeded' then
     redis.call('SET', pace_key(pool), math.floor(0.8 * pace_ms + 0.2 * took_ms))
   end
 elseif outcome == 'failed' then
-  redis.call('HSET', key, 'error', args.outcome_json)
+  store_outcome(id, 'error', '{}', args.common_json)
 end
 end_item(id, job, pool, tenant, outcome, now)
 if outcome ~= args.outcome then return 'canceled' end

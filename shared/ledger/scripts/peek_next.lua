@@ -2,6 +2,6 @@
 --
 -- Arguments: those of choose.lua
 -- Keys read: those of choose.lua
--- Returns the spec's JSON or nil
+-- Returns the texts that make up the spec, or nil
 local id = choose(now_ms())
-return id and redis.call('HGET', item_key(id), 'spec')
+return id and spec_texts(id, redis.call('HGET', item_key(id), 'spec'))

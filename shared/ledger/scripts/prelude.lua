@@ -23,12 +23,16 @@ local WARM = PREFIX .. 'warm'
 local WARM_COUNTS = PREFIX .. 'warm_counts'
 local OUTBOX = PREFIX .. 'outbox'
 local STORE_AWAY = PREFIX .. 'store_away'
+local COMPACT_FROM = PREFIX .. 'compact_from'
 local RUN_ID = PREFIX .. 'run_id'
 local REAPED_MS = PREFIX .. 'reaped_ms'
 local AUDIT_LEADER = PREFIX .. 'audit'
 
 local function job_key(job) return PREFIX .. 'job:' .. job end
 local function item_key(id) return PREFIX .. 'item:' .. id end
+local function specs_key(job) return PREFIX .. 'specs:' .. job end
+local function results_key(job) return PREFIX .. 'results:' .. job end
+local function reports_key(job) return PREFIX .. 'reports:' .. job end
 local function slot_key(slot) return PREFIX .. 'slot:' .. slot end
 local function claims_key(slot) return PREFIX .. 'claims:' .. slot end
 local function idempotency_key(tenant, key) return PREFIX .. 'idem:' .. tenant .. ':' .. key end
@@ -54,6 +58,72 @@ end
 -- Return the named fields of a hash as multiple values.
 local function fields(key, ...)
   return unpack(redis.call('HMGET', key, ...))
+end
+
+-- Redis stores a hash compactly (340 instead of 1,300 bytes for an item) while no value has more than 64 bytes. So an
+-- item in the compact form keeps its long texts in lists of its job: `specs` has the values that all items share and then
+-- those of each item, `results` a line for each item that succeeded or failed, in the order of their ends: index,
+-- position of the common part in `reports`, own part. In the whole form, which processes of an earlier version read, the
+-- item's hash holds its texts.
+local function job_and_index(id) return id:match('^(.*):(%d+)$') end
+
+local function is_whole(id) return redis.call('HEXISTS', item_key(id), 'spec') == 1 end
+
+-- Return the texts that make up an item's spec; `whole` is the field `spec` of its hash, if it has one.
+local function spec_texts(id, whole)
+  if whole then return {whole} end
+  local job, index = job_and_index(id)
+  local texts = {redis.call('LINDEX', specs_key(job), 0)}
+  texts[2] = redis.call('LINDEX', specs_key(job), index + 1) or nil
+  return texts
+end
+
+-- Reports that are compared with a new one: items of one job have as many as workers and kinds of adapter swaps.
+local REPORTS_COMPARED = 64
+
+-- Store the result or the error (field) of an item that ends, as JSON texts: its own part, and the part that other items
+-- of the job are likely to have too.
+local function store_outcome(id, field, own, common)
+  if is_whole(id) then
+    local text = own == '{}' and common or own:sub(1, -2) .. ',' .. common:sub(2)
+    redis.call('HSET', item_key(id), field, text)
+    return
+  end
+  local job, index = job_and_index(id)
+  local position = redis.call('LPOS', reports_key(job), common, 'MAXLEN', REPORTS_COMPARED)
+  if not position then position = redis.call('RPUSH', reports_key(job), common) - 1 end
+  redis.call('RPUSH', results_key(job), index .. ' ' .. position .. ' ' .. own)
+end
+
+-- Return what remains of the parameters of a canceled item: the number of steps, for the progress of its job.
+local function steps_only(text)
+  -- Only a member of the object matches: inside a text of JSON, a backslash precedes each quote.
+  local steps = text:match('"num_inference_steps":(%d+)')
+  return steps and '{"num_inference_steps":' .. steps .. '}' or '{}'
+end
+
+-- Drop the part of a text of `specs` that only a render needs: all but its first line.
+local function keep_shown(job, position, state)
+  local text = redis.call('LINDEX', specs_key(job), position)
+  if not text then return end
+  local shown = state == 'canceled' and steps_only(text) or text:match('^[^\n]*')
+  if shown ~= text then redis.call('LSET', specs_key(job), position, shown) end
+end
+
+-- Keep only what is shown of an item that ended; nobody will see the parameters of a canceled one.
+local function keep_report(id, state)
+  local key, job, index = item_key(id), job_and_index(id)
+  redis.call('HDEL', key, 'job', 'pool', 'tenant', 'lane', 'seq', 'accepted_ms', 'boot', 'nonce', 'progress')
+  keep_shown(job, index + 1, state)
+  local whole = state == 'canceled' and redis.call('HGET', key, 'spec')
+  if whole then redis.call('HSET', key, 'spec', steps_only(whole)) end
+end
+
+-- Return the name of an adapter key in a lane: short, because sha256 sums would make the item's hash a large one. Two
+-- keys with one name would share a lane, which costs an adapter swap.
+local function short_adapters(adapter_key)
+  if #adapter_key <= 24 then return adapter_key end
+  return '~' .. redis.sha1hex(adapter_key):sub(1, 20)
 end
 
 -- A pool is a model, an engine and features, which a worker must offer to claim an item. Each pool has its own queue and pace.
@@ -143,11 +213,12 @@ end
 -- Set the state of a job whose items have all ended.
 local function end_job(job, now)
   local key = job_key(job)
-  local canceled, failed = fields(key, 'canceled', 'failed')
+  local canceled, failed, items = fields(key, 'canceled', 'failed', 'items')
   local state = 'succeeded'
   if tonumber(canceled) > 0 then state = 'canceled' elseif tonumber(failed) > 0 then state = 'failed' end
   redis.call('HSET', key, 'state', state, 'finished_ms', now)
   redis.call('ZADD', DONE, now, job)
+  keep_shown(job, 0, canceled == items and 'canceled' or 'succeeded')
   -- In the step that ends the job: its webhook is sent even if every process dies right after.
   if redis.call('HEXISTS', key, 'webhook') == 1 then redis.call('ZADD', OUTBOX, now, job) end
 end
@@ -163,6 +234,7 @@ local function move(id, job, from, to, now)
     redis.call('HSETNX', key, 'started_ms', now)
   elseif to ~= 'queued' then
     redis.call('HSET', item_key(id), 'finished_ms', now)
+    keep_report(id, to)
     local queued, running = fields(key, 'queued', 'running')
     if tonumber(queued) + tonumber(running) == 0 then end_job(job, now) end
   end
@@ -184,7 +256,7 @@ local function requeue_or_end(id, now, max_attempts, error_json)
     return 'canceled', pool
   end
   if tonumber(attempt) >= max_attempts then
-    redis.call('HSET', item_key(id), 'error', error_json)
+    store_outcome(id, 'error', '{}', error_json)
     end_item(id, job, pool, tenant, 'failed', now)
     return 'failed', pool
   end
@@ -202,8 +274,10 @@ local function is_owned(id, fence)
   return state == 'running' and tonumber(current) == fence
 end
 
--- Record the adapter key that a slot has merged, or none (nil). WARM_COUNTS is the number of slots in WARM by key.
+-- Record the adapter key that a slot has merged, or none (nil): by its name in a lane. WARM_COUNTS is the number of
+-- slots in WARM by that name.
 local function set_warm(slot, adapter_key)
+  adapter_key = adapter_key and short_adapters(adapter_key)
   local before = redis.call('HGET', WARM, slot)
   if before == (adapter_key or false) then return end
   if before and redis.call('HINCRBY', WARM_COUNTS, before, -1) <= 0 then redis.call('HDEL', WARM_COUNTS, before) end
