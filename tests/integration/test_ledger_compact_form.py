@@ -162,6 +162,16 @@ def test_steps_that_differ_stay_known_when_items_are_canceled(ledger):
     assert [item.steps for item in ledger.job(JOB).items] == [10, 20]
 
 
+def test_a_canceled_item_of_a_version_with_other_steps_keeps_nothing(ledger, redis_client):
+    ledger.accept(JOB, [spec(0), spec(1)], record={})
+    redis_client.hset(keys.item(f"{JOB}:0"), "spec", '{"num_inference_steps":null}')
+    redis_client.hset(keys.item(f"{JOB}:1"), "spec", "another form")
+
+    ledger.cancel(JOB)
+
+    assert [(item.state, item.steps) for item in ledger.job(JOB).items] == [(State.CANCELED, None)] * 2
+
+
 def test_an_ended_item_keeps_only_what_is_shown_of_it(ledger, redis_client):
     ledger.accept(JOB, [spec(n, neg=f"ugly {n}") for n in range(3)], record={})
     done, failed = claim(ledger), claim(ledger)

@@ -760,6 +760,16 @@ def test_jobs_that_must_stay_do_not_keep_the_sweep_from_later_ones(redis_client,
     assert ledger.outbox.count_undelivered() == 100
 
 
+def test_a_sweep_ends_after_some_thousands_of_items(redis_client, clock):
+    ledger = Ledger(redis_client, QueueSettings(retention_s=100, idempotency_ttl_s=100), clock_ms=clock)
+    for _ in range(3):
+        ledger.cancel(accept(ledger, *[spec()] * 2500))
+    clock.advance(101)
+
+    assert [ledger.sweep(), ledger.sweep()] == [2, 1]
+    assert not list(redis_client.scan_iter(f"{keys.PREFIX}item:*"))
+
+
 def test_a_job_outlives_a_shorter_retention_while_its_idempotency_key_is_remembered(redis_client, clock):
     ledger = Ledger(redis_client, QueueSettings(retention_s=500, idempotency_ttl_s=500), clock_ms=clock)
     hasty = Ledger(redis_client, QueueSettings(retention_s=100, idempotency_ttl_s=100), clock_ms=clock)

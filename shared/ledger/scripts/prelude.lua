@@ -97,8 +97,10 @@ end
 
 -- Return what remains of the parameters of a canceled item: the number of steps, for the progress of its job.
 local function steps_only(text)
-  -- Only a member of the object matches: inside a text of JSON, a backslash precedes each quote.
-  local steps = text:match('"num_inference_steps":(%d+)')
+  -- Only a member of the object equals this: inside a text of JSON, a backslash precedes each quote. A plain search, for
+  -- a pattern takes 180 ms for 4 MB of prompts, in which Redis serves nobody.
+  local _, position = text:find('"num_inference_steps":', 1, true)
+  local steps = position and text:match('^%d+', position + 1)
   return steps and '{"num_inference_steps":' .. steps .. '}' or '{}'
 end
 
@@ -106,8 +108,12 @@ end
 local function keep_shown(job, position, state)
   local text = redis.call('LINDEX', specs_key(job), position)
   if not text then return end
-  local shown = state == 'canceled' and steps_only(text) or text:match('^[^\n]*')
-  if shown ~= text then redis.call('LSET', specs_key(job), position, shown) end
+  local line_break = text:find('\n', 1, true)
+  if state == 'canceled' then
+    redis.call('LSET', specs_key(job), position, steps_only(text))
+  elseif line_break then
+    redis.call('LSET', specs_key(job), position, text:sub(1, line_break - 1))
+  end
 end
 
 -- Keep only what is shown of an item that ended; nobody will see the parameters of a canceled one.

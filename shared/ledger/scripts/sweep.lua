@@ -5,8 +5,8 @@
 -- Returns the number of jobs forgotten
 local now = now_ms()
 
--- Jobs examined in one step; Redis serves no other client during it.
-local JOBS_AT_ONCE = 100
+-- Jobs examined in one step, and items after which it ends; Redis serves no other client during it.
+local JOBS_AT_ONCE, ITEMS_AT_ONCE = 100, 5000
 -- A job whose webhook is late is examined again after this time.
 local LATE_WEBHOOK_MS = 60000
 
@@ -19,24 +19,26 @@ local function needed_until(job)
   if key_until_ms > now then return key_until_ms end
 end
 
+-- Forget a job and return the number of its items.
 local function forget(job)
-  for index = 0, tonumber(redis.call('HGET', job_key(job), 'items')) - 1 do
-    redis.call('DEL', item_key(job .. ':' .. index))
-  end
+  local items = tonumber(redis.call('HGET', job_key(job), 'items'))
+  for index = 0, items - 1 do redis.call('DEL', item_key(job .. ':' .. index)) end
   redis.call('DEL', job_key(job), specs_key(job), results_key(job), reports_key(job))
   redis.call('ZREM', JOBS, job)
   redis.call('ZREM', DONE, job)
+  return items
 end
 
-local forgotten = 0
+local forgotten, items = 0, 0
 for _, job in ipairs(redis.call('ZRANGEBYSCORE', DONE, '-inf', now - args.retention_ms, 'LIMIT', 0, JOBS_AT_ONCE)) do
   local needed_until_ms = needed_until(job)
   if needed_until_ms then
     -- Moved back, so that jobs that must stay do not fill every step.
     redis.call('ZADD', DONE, needed_until_ms - args.retention_ms, job)
   else
-    forget(job)
+    items = items + forget(job)
     forgotten = forgotten + 1
+    if items >= ITEMS_AT_ONCE then break end
   end
 end
 return forgotten
