@@ -18,6 +18,15 @@ class CompactForm:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._start_ms: int | None = None
+        self._is_due = False
+
+    def is_due(self) -> bool:
+        """Return whether the time has come."""
+        # Remembered, which saves each later accept a call for the clock.
+        if not self._is_due:
+            start_ms = self.start_ms()
+            self._is_due = self._session.now_ms() >= start_ms
+        return self._is_due
 
     def start_ms(self) -> int:
         """Return the time in ms since the epoch; `accept.lua` stores it with the first job."""

@@ -127,12 +127,11 @@ class Ledger:
             QueueFull: a pool has no room for all new items; nothing was stored.
         """
         # The script checks every job before it stores the first one: Redis does not undo a script that ends early.
-        start_ms = self._compact_form.start_ms()
-        is_due = self._session.now_ms() >= start_ms
+        is_due = self._compact_form.is_due()
         outcome, *values = self._session.run(
             "accept",
             jobs=[submission.arguments(compact=submission.compact and is_due) for submission in submissions],
-            compact_from_ms=start_ms,
+            compact_from_ms=self._compact_form.start_ms(),
             cap=self._settings.cap,
             idempotency_ttl_s=self._settings.idempotency_ttl_s,
         )
