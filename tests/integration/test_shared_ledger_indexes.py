@@ -158,6 +158,32 @@ def test_an_index_whose_every_entry_is_wrong_is_built_again(ledger, spec):
     assert tenants_of_claims(ledger, 1) == ["a"]
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda redis: redis.delete(ENTRIES),
+        lambda redis: redis.zadd(TURNS, {ledger_entry(tenant): 0 for tenant in ("", "ghost")}),
+        lambda redis: (redis.zrem(TURNS, ledger_entry("b")), redis.zadd(TURNS, {"0|000000|00000000000000|ghost": 0})),
+        lambda redis: (redis.zrem(TURNS, ledger_entry("b")), redis.zadd(TURNS, {"5|000000|00000000000000|": 0})),
+        lambda redis: redis.zadd(TURNS, {f"0|000000|00000000000000|ghost{number}": 0 for number in range(50)}),
+        lambda redis: redis.delete(SHARES),
+        lambda redis: redis.delete(SHARES, TURNS, ENTRIES),
+    ],
+)
+def test_an_index_of_which_a_part_is_lost_or_foreign_never_keeps_a_claim_from_ending(
+    redis_url, redis_client, clock, spec, damage
+):
+    # A claim that never ends blocks Redis; the client of this test gives up on it.
+    ledger = Ledger.connect(redis_url, QueueSettings(), timeout_s=10)
+    accepted = {accept(ledger, spec(), tenant=tenant) for tenant in ("a", "b", "b")}
+    # The head of the turns is wrong too.
+    redis_client.hset(BUSY, mapping={"a": 3, "b": 2})
+    damage(redis_client)
+
+    assert {claim(ledger).job_id for _ in accepted} == accepted
+    assert redis_client.hlen(SHARES) == 0
+
+
 def test_adapters_that_a_slot_of_the_earlier_version_has_warm_are_left_to_it(ledger, spec):
     heartbeat_of_the_earlier_version(ledger, "gpu-1", spec("aa").adapter_key)
     accept(ledger, spec())
@@ -212,11 +238,12 @@ def test_the_items_of_a_slots_earlier_process_are_found_even_if_that_process_lis
     assert ledger.queue_length(POOL) == len(mine)
 
 
-def test_a_list_of_claims_forgets_items_that_an_earlier_version_ended(ledger, spec):
+@pytest.mark.parametrize("left", [{"slot": "gpu-1", "nonce": "another"}, {"state": "failed"}])
+def test_a_list_of_claims_forgets_items_that_an_earlier_version_ended(ledger, spec, left):
     for _ in range(2):
         accept(ledger, spec())
     first = claim(ledger)
-    ledger.redis.hset(keys.item(first.item_id), mapping={"slot": "gpu-1", "nonce": "another"})
+    ledger.redis.hset(keys.item(first.item_id), mapping=left)
 
     second = claim(ledger)
 

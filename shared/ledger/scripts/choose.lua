@@ -31,30 +31,62 @@ local function precedes(one, other)
 end
 
 -- The turns are an index of the shares, which processes of an earlier version do not keep. So it is built again when
--- its size is wrong, its head is checked before it counts, and each claim checks some of it: see check_turns.
-local function complete_turns(pool)
-  if redis.call('ZCARD', turns_key(pool)) == redis.call('HLEN', shares_key(pool)) then return end
-  redis.call('DEL', turns_key(pool), turn_entries_key(pool))
-  for _, share in ipairs(redis.call('HKEYS', shares_key(pool))) do set_turn(pool, share) end
+-- its size is wrong, its head is checked before it counts, and each claim checks some of it: see check_indexes.
+
+-- Return a hash as a table.
+local function read_hash(key)
+  local values, flat = {}, redis.call('HGETALL', key)
+  for position = 1, #flat, 2 do values[flat[position]] = flat[position + 1] end
+  return values
 end
 
--- Return the next share (by priority, then fewest running items, then longest unserved) and its priority.
-local function next_share(pool)
-  complete_turns(pool)
-  while true do
-    local entry = redis.call('ZRANGE', turns_key(pool), 0, 0)[1]
-    -- Only if the index was as large as it should be, but named none of the shares.
-    if not entry then return next_share(pool) end
-    local priority, tenant = entry:match('^(%d+)|%d+|%d+|(.*)$')
-    local share = priority .. '|' .. tenant
-    if redis.call('HEXISTS', shares_key(pool), share) == 0 then
-      remove_turn(pool, share)
-    elseif entry == turn_entry(pool, share) then
-      return share, tonumber(priority)
-    else
-      set_turn(pool, share)
+-- Shares written by one call; Lua passes at most some 8,000 arguments.
+local SHARES_AT_ONCE = 1000
+
+-- Build the turns from the shares: 20,000 of them take 0.13 s, and took 0.3 s one by one.
+local function build_turns(pool)
+  redis.call('DEL', turns_key(pool), turn_entries_key(pool))
+  local busy, served = read_hash(busy_key(pool)), read_hash(served_key(pool))
+  local shares = redis.call('HKEYS', shares_key(pool))
+  for first = 1, #shares, SHARES_AT_ONCE do
+    local turns, entries = {}, {}
+    for position = first, math.min(first + SHARES_AT_ONCE - 1, #shares) do
+      local entry = turn_entry_of(shares[position], busy, served)
+      turns[#turns + 1], turns[#turns + 2] = 0, entry
+      entries[#entries + 1], entries[#entries + 2] = shares[position], entry
     end
+    redis.call('ZADD', turns_key(pool), unpack(turns))
+    redis.call('HSET', turn_entries_key(pool), unpack(entries))
   end
+end
+
+-- Wrong entries that one step corrects singly before it builds new turns.
+local CORRECTED_AT_ONCE = 20
+
+-- Return the first entry of the turns, its share and its priority; nil if there is none.
+local function head_turn(pool)
+  local entry = redis.call('ZRANGE', turns_key(pool), 0, 0)[1]
+  if not entry then return end
+  local priority, tenant = entry:match('^(%d+)|%d+|%d+|(.*)$')
+  return entry, priority .. '|' .. tenant, tonumber(priority)
+end
+
+-- Return the next share (by priority, then fewest running items, then longest unserved) and its priority; nil if the pool
+-- has no shares.
+local function next_share(pool)
+  if redis.call('ZCARD', turns_key(pool)) ~= redis.call('HLEN', shares_key(pool)) then build_turns(pool) end
+  for _ = 1, CORRECTED_AT_ONCE do
+    local entry, share, priority = head_turn(pool)
+    if not entry then break end
+    local is_queued = redis.call('HEXISTS', shares_key(pool), share) == 1
+    if is_queued and entry == turn_entry(pool, share) then return share, priority end
+    -- The entry itself, because `turn_entries` may name another one for its share, or none.
+    redis.call('ZREM', turns_key(pool), entry)
+    if is_queued then set_turn(pool, share) else remove_turn(pool, share) end
+  end
+  build_turns(pool)
+  local _, share, priority = head_turn(pool)
+  return share, priority
 end
 
 local function next_lane(pool, share, now)
@@ -81,6 +113,8 @@ local function best_of_pool(pool, now)
     return head[1], {0, 0, tonumber(head[2])}
   end
   local share, priority = next_share(pool)
+  -- Shares that are lost, as by an eviction, count again with the next accepts.
+  if not share then return head[1], {1, LAST_PRIORITY, tonumber(head[2])} end
   local item = redis.call('ZRANGE', lane_key(pool, next_lane(pool, share, now)), 0, 0, 'WITHSCORES')
   return item[1], {1, priority, tonumber(item[2])}
 end
