@@ -29,10 +29,11 @@ _REQUESTS = TypeAdapter(list[InferenceRequest])
 
 @dataclass(frozen=True)
 class _CheckedPlan:
-    """A plan with its requests validated."""
+    """A plan with its requests validated, and the identity of the call's body."""
 
     plan: ReplayPlan
     requests: list[InferenceRequest]
+    body_hash: str
 
 
 async def _plan(body: ReplayRequest, services: ServicesDep) -> _CheckedPlan:
@@ -51,12 +52,12 @@ def _plan_now(body: ReplayRequest, services: Services) -> _CheckedPlan:
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
     check_resolved_size(requests, max_bytes=limits.max_body_bytes, field="config")
-    return _CheckedPlan(plan, requests)
+    return _CheckedPlan(plan, requests, hash_body(body))
 
 
 @router.post("/replays", summary="Replay a training config", status_code=HTTPStatus.ACCEPTED, responses=SUBMIT_PROBLEMS)
 def submit_replay(
-    body: ReplayRequest,
+    # Not the body as well: FastAPI would validate it twice, and report each error twice.
     checked: Annotated[_CheckedPlan, Depends(_plan)],
     services: ServicesDep,
     base_url: BaseUrlDep,
@@ -69,7 +70,6 @@ def submit_replay(
 
     Each adapter strength in the samples becomes one job. Either all jobs are accepted or none.
     """
-    body_hash = hash_body(body)
     reads = SubmitReads(services.ledger, services.settings.adapters)
     jobs = [
         prepare_job(
@@ -77,7 +77,7 @@ def submit_replay(
             request,
             # A key for each job, but one hash for the whole config: another config conflicts with the first job's key.
             idempotency_key=f"{idempotency_key}#{number}" if idempotency_key else "",
-            body_hash=body_hash,
+            body_hash=checked.body_hash,
             tenant=x_tenant,
             reads=reads,
         )

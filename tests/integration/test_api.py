@@ -810,6 +810,14 @@ def test_a_config_that_cannot_be_replayed_is_a_problem(api):
     assert "config.name" in body["detail"]
 
 
+@pytest.mark.parametrize("body", [{"config": 1}, {}, {"config": "a: 1", "x": 1}, {"config": "a: 1", "lora": []}])
+def test_each_invalid_field_of_a_replay_is_reported_once(api, body):
+    found = problem(api.http.post("/v1/replays", json=body), 422, "VALIDATION_ERROR")
+
+    assert len(found["errors"]) == 1
+    assert "more" not in found["detail"]
+
+
 @pytest.mark.parametrize(
     "config",
     [
