@@ -87,10 +87,28 @@ def _render(console: Console, client: Client, replay: dict[str, Any]) -> list[by
             status = client.wait(job["request_id"], timeout_s=JOB_TIMEOUT_S, poll_s=_POLL_S, on_status=show_progress)
             if status["status"] != "succeeded":
                 raise ReplayFailed(f"request {job['request_id']} {status['status']}: {status['error']}")
-            # Now, because the URLs are valid for an hour and the other jobs may take longer.
-            result = client.result(job["request_id"])
-            images[job["request_id"]] = [client.download(image["url"]) for image in result["outputs"]["images"]]
+            # Now, because a job's record may expire while the other jobs run.
+            images[job["request_id"]] = _download_images(client, job["request_id"])
     return [images[sample["request_id"]][sample["index"]] for sample in replay["samples"]]
+
+
+def _download_images(client: Client, request_id: str) -> list[bytes]:
+    urls = _image_urls(client, request_id)
+    images = []
+    for index in range(len(urls)):
+        try:
+            image = client.download(urls[index])
+        except ApiError:
+            # URLs are valid for an hour. A thousand images, or an outage of the store, may take longer.
+            urls = _image_urls(client, request_id)
+            image = client.download(urls[index])
+        images.append(image)
+    return images
+
+
+def _image_urls(client: Client, request_id: str) -> list[str]:
+    """Return the URLs of a job's images, signed now."""
+    return [image["url"] for image in client.result(request_id)["outputs"]["images"]]
 
 
 def _compare(

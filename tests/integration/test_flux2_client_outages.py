@@ -7,10 +7,12 @@ import shutil
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
+import httpx2
 import pytest
 from PIL import Image
 from rich.console import Console
 
+from flux2_client.client import Client
 from flux2_client.replay import replay_client, run_replay
 from shared.errors import LedgerUnavailable
 from shared.job import ItemResult, PipelineReport
@@ -47,7 +49,7 @@ def api(redis_of_its_own, serve_api, s3, settings, adapter_root, goldens):
     shutil.copy(goldens / "adapters" / "lora_r4_bf16.safetensors", adapter_root / "my_lora" / "my_lora.safetensors")
     made = settings(
         redis={"url": redis_of_its_own.url, "timeout_s": 0.3},
-        storage=s3.storage.model_dump(),
+        storage=s3.storage.model_dump() | {"url_ttl_s": 2},
         s3=s3.s3.model_dump(),
         adapters={"root": adapter_root},
     )
@@ -117,3 +119,27 @@ def test_a_replay_survives_a_frozen_and_a_stopped_redis(api, redis_of_its_own, t
 
     assert sorted(file.name for file in output.iterdir()) == ["sample-0.png", "sample-1.png"]
     assert len(jobs(api)) == 2
+
+
+def test_a_replay_signs_urls_again_that_expired_before_their_download(api, tmp_path, wait_until, monkeypatch):
+    monkeypatch.setattr("flux2_client.replay._POLL_S", 0.05)
+    config, output = tmp_path / "config.yaml", tmp_path / "images"
+    config.write_text(CONFIG.replace("b --m 0.5", "b"))
+    expired = []
+
+    class SlowClient(Client):
+        def download(self, url):
+            if not expired:
+                wait_until(lambda: httpx2.get(url).status_code == 403, what="the end of the URL")
+                expired.append(url)
+            return super().download(url)
+
+    with ThreadPoolExecutor(1) as pool, SlowClient(api.url) as client:
+        console = Console(file=io.StringIO())
+        running = pool.submit(run_replay, console, client, config, lora=None, samples=None, output=output)
+        for what in ("the first image", "the second image"):
+            wait_until(lambda: running.done() or finish_next(api), what=what)
+        running.result(timeout=20)
+
+    assert expired
+    assert sorted(file.name for file in output.iterdir()) == ["sample-0.png", "sample-1.png"]

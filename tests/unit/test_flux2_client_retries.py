@@ -206,3 +206,4 @@ def test_retry_after_is_a_number_of_seconds_or_a_date():
     assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert parse_retry_after("soon") is None
     assert parse_retry_after("") is None
+    assert parse_retry_after("Mon, 01 Jan 99999999999 00:00:00 GMT") is None
