@@ -64,7 +64,12 @@ def raise_changed(file: BufferedReader) -> None:
 
 def _open_at_once(path: str, flags: int) -> int:
     # Opening a pipe would otherwise wait for a writer.
-    descriptor = os.open(path, flags | os.O_NONBLOCK)
+    try:
+        descriptor = os.open(path, flags | os.O_NONBLOCK)
+    except BlockingIOError:
+        # A file server of this host leased the file to a client. Only regular files have leases, and the kernel ends
+        # them within 45 s.
+        descriptor = os.open(path, flags)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError("not a regular file")

@@ -1,8 +1,10 @@
 """Whatever happens to an adapter file while it is checked, the caller gets an error about the file, never a crash."""
 
 import errno
+import fcntl
 import hashlib
 import os
+import signal
 
 import pytest
 import torch
@@ -126,6 +128,26 @@ def test_a_pipe_is_refused_without_waiting_for_a_writer(tmp_path):
 
     with pytest.raises(AdapterRefused, match="not a regular file"), open_adapter(tmp_path / "pipe"):
         pytest.fail("a pipe was opened")
+
+
+@pytest.mark.skipif(not hasattr(fcntl, "F_SETLEASE"), reason="needs Linux")
+def test_a_file_that_a_file_server_has_leased_is_read_when_the_lease_ends(adapter):
+    # As Samba does for a client that may still hold writes to the file.
+    with adapter.open("r+b") as leased:
+        released = []
+
+        def release(*_):
+            fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+            released.append(True)
+
+        before = signal.signal(signal.SIGIO, release)
+        try:
+            fcntl.fcntl(leased, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+
+            assert sha256_of(adapter) == hashlib.sha256(adapter.read_bytes()).hexdigest()
+        finally:
+            signal.signal(signal.SIGIO, before)
+    assert released
 
 
 def test_header_size_and_sha256_are_those_of_one_file(adapter):
