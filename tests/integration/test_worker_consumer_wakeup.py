@@ -1,4 +1,4 @@
-"""A claim whose reply is lost: the worker gets the item all the same, and no attempt is spent."""
+"""A claim whose reply is lost: the worker still gets the item, and no attempt is spent."""
 
 import threading
 import time
