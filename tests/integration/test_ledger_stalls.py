@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from shared.errors import LedgerUnavailable
-from shared.job import Progress, State
+from shared.job import AdapterRef, Progress, State
 from shared.ledger import Ledger, keys
 from shared.local.redis_server import RedisServer
 from shared.settings import QueueSettings
@@ -336,3 +336,18 @@ def test_live_slots_may_be_missing_after_a_gap_in_all_heartbeats(ledger, clock, 
     assert ledger.workers.slots_may_be_missing()
     # Until each living slot has had the time for another heartbeat.
     assert 10_000 < ledger.redis.pttl(keys.SLOTS_MISSING) <= 15_000
+
+
+def test_live_slots_may_be_missing_even_if_a_claim_forgot_them_before_the_first_heartbeat(ledger, clock, item):
+    for slot in ("gpu-0", "gpu-1"):
+        ledger.workers.beat(slot, REPORT)
+    ref = AdapterRef(path="a.safetensors", sha256="aa", size_bytes=1, multiplier=1.0)
+    ledger.accept("job", [item(adapters=(ref,))], record={})
+    clock.ms += 20_000
+
+    # It compares the adapters of live slots.
+    ledger.claim_next(["flux2"], slot="gpu-0", boot="b", warm="base")
+    ledger.workers.beat("gpu-0", REPORT)
+
+    assert [slot.name for slot in ledger.workers.live_slots()] == ["gpu-0"]
+    assert ledger.workers.slots_may_be_missing()

@@ -5,7 +5,7 @@
 --   slot, warm     the slot's name, and the key of the adapters that it has merged
 --   wait_bound_ms  an item accepted longer ago goes before everything else
 --   slot_ttl_ms    a slot whose last heartbeat is older counts as dead
--- Keys: pending, item, shares, turns, turn_entries, busy, served, lanes, lane, slots, warm, warm_counts
+-- Keys: pending, item, shares, turns, turn_entries, busy, served, lanes, lane, slots, slots_missing, warm, warm_counts
 -- Queues and leases are only read; the indexes (turns, turn_entries, warm, warm_counts) are corrected on the way.
 
 -- How many lanes of a share are compared at most. Beyond that the oldest lane is chosen, warm elsewhere or not.

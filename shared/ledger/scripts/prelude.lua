@@ -314,6 +314,12 @@ end
 
 -- Forget the slots whose heartbeat is too old, and those that died before the clock went back.
 local function forget_dead_slots(now, slot_ttl_ms)
+  -- No heartbeat of any slot came for long: Redis stalled, or its clock was set. Slots that live may look dead until each
+  -- has sent its next heartbeat. Recorded here, because the slots that prove it are about to be forgotten.
+  local newest_ms = redis.call('ZRANGE', SLOTS, -1, -1, 'WITHSCORES')[2]
+  if newest_ms and math.abs(now - newest_ms) > slot_ttl_ms / 2 then
+    redis.call('SET', SLOTS_MISSING, 1, 'PX', slot_ttl_ms)
+  end
   forget_slots('-inf', string.format('(%.0f', now - slot_ttl_ms))
   forget_slots(string.format('(%.0f', now + slot_ttl_ms), '+inf')
 end
