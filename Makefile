@@ -45,10 +45,11 @@ format: install ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install ## measure the queue on this host: accept, status, queue to start, adapter swap, memory, 200 pollers
+bench: install ## measure the queue on this host: accept, status, queue to start, adapter swap, memory, 200 pollers, claims
 	$(BIN)/python -m benchmarks.queue
 	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.claims
 
 bench-gpu: install ## measure full-size FLUX.2 with random weights on the GPU, and AI Toolkit if AI_TOOLKIT_PATH is set
 	$(BIN)/python -m benchmarks.gpu --full $(BENCH_ARGS)

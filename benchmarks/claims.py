@@ -65,10 +65,11 @@ def _compare(sizes: Sequence[tuple[int, int]], *, items: int, claims: int) -> li
         for _ in range(claims):
             for fleet in fleets:
                 fleet.run_item()
-    rows = [fleet.row() for fleet in fleets]
+        rows = [fleet.row() for fleet in fleets]
     return [
         {
             **row,
+            "ratio_cpu": row["cpu_ms_an_item"] / rows[0]["cpu_ms_an_item"],
             "ratio_p50": row["redis_p50_ms"] / rows[0]["redis_p50_ms"],
             "ratio_p99": row["redis_p99_ms"] / rows[0]["redis_p99_ms"],
         }
@@ -104,6 +105,12 @@ class _Fleet:
             _beat(ledger, slot, claim)
             # Redis' own clock would forget the report.
             ledger.redis.persist(keys.slot(_slot_name(slot)))
+        self._cpu_s_before = self._cpu_s()
+
+    def _cpu_s(self) -> float:
+        """Return the processor time that Redis has used; other processes on this machine add nothing to it."""
+        used = self._ledger.redis.info("cpu")
+        return float(used["used_cpu_user"]) + float(used["used_cpu_sys"])
 
     def run_item(self) -> None:
         """End the item of a random slot, claim its next one, and measure the claim."""
@@ -119,11 +126,14 @@ class _Fleet:
     def row(self) -> Row:
         """Return the times of the claims: as the client sees them, and as Redis counts them."""
         times = {"client": self._waited_ms, "redis": self._redis_ms}
-        return self._size | {
+        percentiles = {
             f"{who}_{name}_ms": statistics.quantiles(values, n=100, method="inclusive")[percent - 1]
             for who, values in times.items()
             for name, percent in (("p50", 50), ("p99", 99))
         }
+        # A commit, a claim and a heartbeat each.
+        cpu_ms = (self._cpu_s() - self._cpu_s_before) * 1000 / len(self._redis_ms)
+        return self._size | percentiles | {"cpu_ms_an_item": cpu_ms}
 
 
 def _fill(ledger: Ledger, chance: random.Random, *, tenants: int, items: int) -> None:

@@ -86,10 +86,10 @@ class RecordingLedger(Ledger):
     history: History
 
     def claim_next(
-        self, pools: Sequence[str], *, slot: str, boot: str, warm: str, probed_report: str = ""
+        self, pools: Sequence[str], *, slot: str, boot: str, warm: str, probed_outage: str = ""
     ) -> Claim | None:
         asked = time.monotonic()
-        claim = super().claim_next(pools, slot=slot, boot=boot, warm=warm, probed_report=probed_report)
+        claim = super().claim_next(pools, slot=slot, boot=boot, warm=warm, probed_outage=probed_outage)
         if claim is not None:
             self.history.add(
                 "claim", item=claim.item_id, fence=claim.fence, attempt=claim.attempt, slot=slot, asked=asked

@@ -23,7 +23,7 @@
     - WeightsLost                the base weights cannot be restored; the process must end
     - Stalled                    the item made no progress: a kernel hangs; the process must end
     - StorageUnavailable         the result could not be written
-      . StorageReportedAway      another worker could not reach the storage; probe it before the next claim
+      . StorageOutageReported    another worker could not reach the storage; probe it before the next claim
   + ServerFailed                 a process that this host needs is missing, did not start or ended
   + HeaderFault                  a safetensors header is unsound; its readers name the file and refuse it
   + NotPinned                    a file's pages cannot be pinned; its reader copies them another way
@@ -226,16 +226,16 @@ class StorageUnavailable(RunError):
     implicates_device = False
 
 
-class StorageReportedAway(StorageUnavailable):
-    """A worker could not reach the storage a short while ago; nothing was claimed.
+class StorageOutageReported(StorageUnavailable):
+    """Another worker could not reach the storage in the last five minutes; nothing was claimed.
 
     Attributes:
-        report: id of the worker's report, for the next claim after a successful probe.
+        outage_id: id of that worker's report; the next claim after a successful probe names it.
     """
 
-    def __init__(self, report: str) -> None:
+    def __init__(self, outage_id: str) -> None:
         super().__init__("a worker could not reach the storage; probe it before the next claim")
-        self.report = report
+        self.outage_id = outage_id
 
 
 class ServerFailed(Flux2Error):

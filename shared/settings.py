@@ -68,7 +68,11 @@ class QueueSettings(_Section):
     wait_bound_s: SecondsOrZero = Field(
         3600.0, description="Seconds in the queue after which an item goes before priority and affinity."
     )
-    reap_s: Seconds = Field(1.0, description="Seconds between searches for expired leases.")
+    reap_s: Seconds = Field(
+        1.0,
+        description="Seconds between searches for expired leases; at most a quarter of `FLUX2_QUEUE_LEASE_TTL_S` "
+        "counts.",
+    )
     audit_s: Seconds = Field(3.0, description="Seconds between searches for lost wake-up messages.")
     retention_s: Seconds = Field(
         7 * 86_400.0,

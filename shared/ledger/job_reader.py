@@ -35,11 +35,11 @@ def read_job(client: Client, job_id: str, *, now_ms: int | None = None) -> JobVi
         for index in range(int(job["items"])):
             pipe.hgetall(keys.item(f"{job_id}:{index}"))
         JobTexts.request(pipe, job_id)
-        *records, specs, results, reports = pipe.execute()
+        *records, specs, results, parts = pipe.execute()
     # The sweep may forget the job between the two reads.
     if not all(records):
         return None
-    texts = JobTexts.read([specs, results, reports])
+    texts = JobTexts.read([specs, results, parts])
     items = tuple(_item(record, texts) for record in records)
     position, eta_s = None, None
     if "finished_ms" not in job:

@@ -29,16 +29,16 @@ class JobTexts:
         # In this order: what an item or a line of `results` refers to was stored before it.
         pipe.lrange(keys.specs(job_id), 0, -1)
         pipe.lrange(keys.results(job_id), 0, -1)
-        pipe.lrange(keys.reports(job_id), 0, -1)
+        pipe.lrange(keys.result_parts(job_id), 0, -1)
 
     @classmethod
     def read(cls, replies: Sequence[Sequence[str]]) -> Self:
         """Build the texts from the replies to the commands of `request`."""
-        specs, results, reports = replies
+        specs, results, parts = replies
         lines = (line.split(" ", 2) for line in results)
         return cls(
             specs=specs,
-            outcomes={int(index): join_texts([own, reports[int(position)]]) for index, position, own in lines},
+            outcomes={int(index): join_texts([own, parts[int(position)]]) for index, position, own in lines},
         )
 
     def spec(self, index: int, item: Mapping[str, str]) -> str | None:

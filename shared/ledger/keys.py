@@ -11,7 +11,7 @@ LEASES = f"{PREFIX}leases"
 SLOTS = f"{PREFIX}slots"
 SLOTS_MISSING = f"{PREFIX}slots_missing"
 OUTBOX = f"{PREFIX}outbox"
-STORE_AWAY = f"{PREFIX}store_away"
+STORAGE_OUTAGE = f"{PREFIX}storage_outage"
 SEQUENCE = f"{PREFIX}seq"
 COMPACT_FROM = f"{PREFIX}compact_from"
 AUDIT_LEADER = f"{PREFIX}audit"
@@ -35,8 +35,8 @@ def results(job_id: str) -> str:
     return f"{PREFIX}results:{job_id}"
 
 
-def reports(job_id: str) -> str:
-    return f"{PREFIX}reports:{job_id}"
+def result_parts(job_id: str) -> str:
+    return f"{PREFIX}result_parts:{job_id}"
 
 
 def pending(pool: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ValidationError
 
-from shared.errors import IdempotencyKeyReused, QueueFull, StorageReportedAway
+from shared.errors import IdempotencyKeyReused, QueueFull, StorageOutageReported
 from shared.job import ItemError, ItemResult, ItemSpec, Progress
 from shared.ledger import durability, job_reader, keys, listing
 from shared.ledger.acceptance import AcceptedJob, Submission
@@ -174,7 +174,7 @@ class Ledger:
             return None
 
     def claim_next(
-        self, pools: Sequence[str], *, slot: str, boot: str, warm: str, probed_report: str = ""
+        self, pools: Sequence[str], *, slot: str, boot: str, warm: str, probed_outage: str = ""
     ) -> Claim | None:
         """Claim the best queued item for a slot; None when nothing is queued.
 
@@ -185,16 +185,16 @@ class Ledger:
             pools: the pools whose items the slot runs.
             boot: identity of this worker process, by which `reclaim` distinguishes its claims from its predecessor's.
             warm: key of the adapters that are merged in this slot now.
-            probed_report: the last `StorageReportedAway.report` after which this worker reached the object store.
+            probed_outage: the last `StorageOutageReported.outage_id` after which this worker reached the storage.
 
         Raises:
-            StorageReportedAway: another worker reports the object store as away; nothing was claimed.
+            StorageOutageReported: another worker reports an outage of the storage; nothing was claimed.
         """
         arguments = self._preference(pools, slot, warm)
         arguments |= {
             "boot": boot,
             "lease_ttl_ms": to_ms(self._settings.lease_ttl_s),
-            "probed_report": probed_report,
+            "probed_outage": probed_outage,
         }
         numbers = self._numbers
         while isinstance(
@@ -204,8 +204,8 @@ class Ledger:
             numbers.advance(slot, boot, past=reply)
         if reply is None:
             return None
-        if reply[0] == "store_away":
-            raise StorageReportedAway(reply[1])
+        if reply[0] == "storage_outage":
+            raise StorageOutageReported(reply[1])
         item_id, fence, attempt, texts, queued_ms, now_ms = reply
         try:
             spec = ItemSpec.model_validate_json(join_texts(texts))
@@ -214,7 +214,7 @@ class Ledger:
             why = ItemError(code="unreadable_spec", message=f"this worker cannot read it: {error}", retryable=False)
             self._end(item_id, int(fence), why)
             numbers.advance(slot, boot)
-            return self.claim_next(pools, slot=slot, boot=boot, warm=warm, probed_report=probed_report)
+            return self.claim_next(pools, slot=slot, boot=boot, warm=warm, probed_outage=probed_outage)
         numbers.advance(slot, boot)
         return Claim(
             item_id=item_id,

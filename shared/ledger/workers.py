@@ -15,8 +15,8 @@ from shared.ledger.session import Session, to_ms
 
 _Name = TypeVar("_Name", bound=str)
 
-#: Lifetime of a report that the object store is away, in ms; it costs each worker one probe.
-STORE_AWAY_MS = 300_000
+#: Lifetime of the report of a storage outage, in ms; a report costs each worker one probe.
+OUTAGE_REPORT_MS = 300_000
 
 #: A slot whose last heartbeat is older counts as dead, in ms.
 SLOT_TTL_MS = 15_000
@@ -107,14 +107,15 @@ class WorkerRegistry:
             revision=data["revision"], layers={name: (rows, cols) for name, (rows, cols) in data["layers"].items()}
         )
 
-    def report_store_away(self, *, is_new: bool) -> None:
-        """Make every worker probe the object store before its next claim, for the next `STORE_AWAY_MS`.
+    def report_storage_outage(self, *, is_new: bool) -> None:
+        """Make every worker probe the storage before its next claim, for the next `OUTAGE_REPORT_MS`.
 
         Args:
-            is_new: False only keeps up an earlier report, so that a worker that can reach the store probes it once.
+            is_new: False leaves an unexpired report as it is: a worker that has probed the storage after it need not
+                probe again.
         """
         with self._session.commands():
-            self._session.redis.set(keys.STORE_AWAY, uuid.uuid4().hex, px=STORE_AWAY_MS, nx=not is_new)
+            self._session.redis.set(keys.STORAGE_OUTAGE, uuid.uuid4().hex, px=OUTAGE_REPORT_MS, nx=not is_new)
 
     def record_fault(self, slot: str, item_id: str, *, window_s: float) -> None:
         """Record that a slot's device failed on an item; the record expires after `window_s`."""

@@ -262,7 +262,7 @@ def test_a_result_that_a_worker_of_the_earlier_version_stored_is_read(ledger, re
     ledger.accept(JOB, [spec()], record={})
     done = claim(ledger)
     ledger.commit(done, result(done))
-    redis_client.delete(keys.results(JOB), keys.reports(JOB))
+    redis_client.delete(keys.results(JOB), keys.result_parts(JOB))
     redis_client.hset(keys.item(done.item_id), "result", result(done).model_dump_json())
 
     assert ledger.job(JOB).items[0].result == result(done)

@@ -375,7 +375,7 @@ class LedgerMachine(RuleBasedStateMachine):
         jobs = sorted({item.job for item in self.items.values()})
         with self.client.pipeline(transaction=False) as pipe:
             for job in jobs:
-                pipe.lrange(keys.results(job), 0, -1).lrange(keys.reports(job), 0, -1)
+                pipe.lrange(keys.results(job), 0, -1).lrange(keys.result_parts(job), 0, -1)
             replies = iter(pipe.execute())
         stored = {}
         for job, lines, reports in zip(jobs, replies, replies, strict=True):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from shared.errors import IdempotencyKeyReused, LedgerUnavailable, QueueFull, StorageReportedAway
+from shared.errors import IdempotencyKeyReused, LedgerUnavailable, QueueFull, StorageOutageReported
 from shared.job import AdapterRef, ItemError, ItemResult, ItemSpec, PipelineReport, Progress, State
 from shared.ledger import Ledger, Submission, keys
 from shared.settings import QueueSettings
@@ -225,19 +225,19 @@ def test_an_outage_on_the_last_attempt_fails_no_item(ledger):
 def test_a_reported_outage_of_the_store_holds_claims_back_until_it_was_probed(ledger):
     assert claim(ledger) is None
     job_id = accept(ledger)
-    ledger.workers.report_store_away(is_new=True)
+    ledger.workers.report_storage_outage(is_new=True)
 
-    with pytest.raises(StorageReportedAway) as refused:
+    with pytest.raises(StorageOutageReported) as refused:
         claim(ledger)
     assert ledger.job(job_id).items[0].state is State.QUEUED
-    ledger.workers.report_store_away(is_new=False)
+    ledger.workers.report_storage_outage(is_new=False)
 
-    claimed = ledger.claim_next(["flux2"], slot="gpu-0", boot="b", warm="base", probed_report=refused.value.report)
+    claimed = ledger.claim_next(["flux2"], slot="gpu-0", boot="b", warm="base", probed_outage=refused.value.outage_id)
     assert claimed.job_id == job_id
 
 
 def test_a_reported_outage_refuses_no_claim_when_nothing_is_queued(ledger):
-    ledger.workers.report_store_away(is_new=True)
+    ledger.workers.report_storage_outage(is_new=True)
 
     assert claim(ledger) is None
 

@@ -103,7 +103,7 @@ def test_one_step_of_the_script_moves_only_a_bounded_number_of_messages(ledger):
     )
 
     assert (needs_more, messages) == (1, [])
-    assert ledger.redis.zcard(f"{keys.OUTBOX}:routes:a") == 100
+    assert ledger.redis.zcard(f"{keys.OUTBOX}:hosts:a") == 100
 
 
 def test_a_host_gets_two_messages_at_a_time_from_all_processes(ledger, redis_client, clock):

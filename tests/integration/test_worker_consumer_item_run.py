@@ -19,7 +19,7 @@ from shared.celery_app import make_celery
 from shared.errors import DeviceFault, LedgerUnavailable, StorageUnavailable, WeightsLost
 from shared.job import AdapterRef, ItemSpec, State
 from shared.ledger import Ledger, keys
-from shared.ledger.workers import STORE_AWAY_MS
+from shared.ledger.workers import OUTAGE_REPORT_MS
 from shared.settings import ModelSettings
 from shared.storage import open_store
 from worker.consumer import device_faults
@@ -290,7 +290,7 @@ def test_no_attempt_is_counted_while_the_store_is_away_however_many_workers_find
     ran = 0
     for number in range(5):
         # A worker that has just started, for which the report of the others has expired.
-        worker.ledger.redis.delete(keys.STORE_AWAY)
+        worker.ledger.redis.delete(keys.STORAGE_OUTAGE)
         ran += run_next(with_store(another(worker, f"slot-{number}"), UnreachableStore()))
 
     assert ran == 5
@@ -307,7 +307,7 @@ def test_the_other_workers_probe_the_store_before_they_claim(worker):
     assert not run_next(second)
     assert second.state.storage_failed
     assert (item(worker, job_id).state, item(worker, job_id).fence) == (State.QUEUED, 1)
-    assert 0 < worker.ledger.redis.pttl(keys.STORE_AWAY) <= STORE_AWAY_MS
+    assert 0 < worker.ledger.redis.pttl(keys.STORAGE_OUTAGE) <= OUTAGE_REPORT_MS
 
 
 def test_a_worker_that_reaches_the_store_probes_it_once_after_a_report(worker):
@@ -343,8 +343,8 @@ def test_a_new_report_asks_for_a_new_probe(worker):
 
     for number in range(2):
         run_next(with_store(another(worker, f"cut off {number}"), UnreachableStore()))
-        worker.ledger.redis.delete(keys.STORE_AWAY)
-        worker.ledger.workers.report_store_away(is_new=True)
+        worker.ledger.redis.delete(keys.STORAGE_OUTAGE)
+        worker.ledger.workers.report_storage_outage(is_new=True)
         assert run_next(sound)
 
     assert probing.probes == 2

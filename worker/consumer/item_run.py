@@ -26,7 +26,7 @@ from shared.errors import (
 )
 from shared.job import ItemError, ItemResult, ItemSpec, Progress
 from shared.ledger import Claim
-from worker.consumer import device_faults, image_file, store_outage
+from worker.consumer import device_faults, image_file, storage_outage
 from worker.consumer.background import STEP_TO_PREPARE
 from worker.consumer.custody import Custody, Owner
 from worker.consumer.interfaces import RenderedImage
@@ -113,7 +113,7 @@ class ItemRun:
                 self._discard(self._claim.fence)
             case Flux2Error():
                 self._log_failure(outcome)
-                if isinstance(outcome, StorageUnavailable) and store_outage.caused_failure(self._worker):
+                if isinstance(outcome, StorageUnavailable) and storage_outage.detect(self._worker):
                     redis_retries(pause_s=_REDIS_PAUSE_S)(self._worker.requeue, self._claim, "outage")
                     return
                 if may_probe and outcome.implicates_device and not outcome.ends_process:

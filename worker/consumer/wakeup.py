@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 
 from shared.celery_app import WAKE_TASK
-from shared.errors import LedgerUnavailable, StorageReportedAway
+from shared.errors import LedgerUnavailable, StorageOutageReported
 from shared.ledger import Claim
-from worker.consumer import store_outage
+from worker.consumer import storage_outage
 from worker.consumer.item_run import ItemRun
 from worker.consumer.worker import Worker, redis_retries
 
@@ -29,7 +29,7 @@ def run_next(worker: Worker) -> bool:
     """Run one item; return False if none is queued, or if the worker may claim none now."""
     with worker.state.handling_wakeup():
         # An item that is not claimed now is not lost: the audit sends a new wake-up for each queued item.
-        if worker.state.is_draining or not store_outage.may_claim(worker):
+        if worker.state.is_draining or not storage_outage.may_claim(worker):
             return False
         if (claim := _claim(worker)) is None:
             return False
@@ -47,9 +47,9 @@ def _claim(worker: Worker) -> Claim | None:
     # expires, an attempt would be spent, and the wake-up that asked for it is used up.
     try:
         claim: Claim | None = redis_retries(pause_s=_REPEAT_S)(_claim_once, worker)
-    except StorageReportedAway as outage:
+    except StorageOutageReported as outage:
         # Only now, so that a claim costs neither a probe nor a further call while the store answers everyone.
-        return _claim(worker) if store_outage.follow_report(worker, outage.report) else None
+        return _claim(worker) if storage_outage.probe_after_report(worker, outage.outage_id) else None
     if claim is not None:
         where = {"item": claim.item_id, "fence": claim.fence, "attempt": claim.attempt}
         logger.info("item claimed", extra={**where, "queued_s": claim.queued_s})
@@ -64,7 +64,7 @@ def _claim_once(worker: Worker) -> Claim | None:
             slot=slot.name,
             boot=slot.boot,
             warm=worker.renderer.warm_key,
-            probed_report=state.probed_report,
+            probed_outage=state.probed_outage,
         )
     except LedgerUnavailable as error:
         logger.warning("claim not answered; it is repeated", extra={"error": str(error)})

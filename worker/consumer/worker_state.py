@@ -23,7 +23,7 @@ class WorkerSnapshot:
         rendering: the claim whose item renders now, else None.
         draining: whether the process is stopping; it then claims nothing more.
         storage_failed: whether an item could not be stored and the store has not answered since.
-        probed_report: the last report of an unreachable store after which the store answered this worker.
+        probed_outage: id of the last reported outage after which the storage answered this worker; empty for none.
         wakeups: number of wake-ups that Celery delivered.
         answering: whether a wake-up is being handled; that takes minutes while a store does not answer.
         corrupted: number of restored weights whose bits differ from the loaded ones; see `ItemRenderer.corrupted`.
@@ -34,7 +34,7 @@ class WorkerSnapshot:
     rendering: Claim | None = None
     draining: bool = False
     storage_failed: bool = False
-    probed_report: str = ""
+    probed_outage: str = ""
     wakeups: int = 0
     answering: bool = False
     corrupted: int = 0
@@ -91,9 +91,9 @@ class WorkerState:
         return self.snapshot().storage_failed
 
     @property
-    def probed_report(self) -> str:
-        """The last report of an unreachable store after which the store answered this worker."""
-        return self.snapshot().probed_report
+    def probed_outage(self) -> str:
+        """Id of the last reported outage after which the storage answered this worker; empty for none."""
+        return self.snapshot().probed_outage
 
     def on_change(self, announce: Callable[[], None]) -> None:
         """Call `announce` after each change of the claims or the condition, in the thread that made the change."""
@@ -139,9 +139,9 @@ class WorkerState:
         """Remember that the store answers again."""
         self._update(storage_failed=False)
 
-    def record_probed_report(self, report: str) -> None:
-        """Remember that the store answered after another worker's report that it is away."""
-        self._update(probed_report=report)
+    def record_probed_outage(self, outage_id: str) -> None:
+        """Remember that the storage answered this worker after another one had reported an outage."""
+        self._update(probed_outage=outage_id)
 
     def record_corrupted(self, parameters: int) -> None:
         """Set the number of restored weights that differ from the loaded ones; the next heartbeat reports it."""

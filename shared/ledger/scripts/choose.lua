@@ -31,7 +31,7 @@ local function precedes(one, other)
 end
 
 -- The turns are an index of the shares, which processes of an earlier version do not keep. So it is built again when
--- its size is wrong, its head is checked before it counts, and each claim checks some of it: see check_indexes.
+-- its size is wrong, its head is checked before it counts, and each claim checks some of it: see check_turns.
 
 -- Return a hash as a table.
 local function read_hash(key)

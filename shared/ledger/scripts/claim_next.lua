@@ -5,11 +5,11 @@
 --   number        counts the claims of the process that gave it an item: a claim whose reply was lost is repeated
 --                 with the same number, until a reply has brought an item
 --   lease_ttl_ms  length of the lease
---   probed_report the report of an unreachable object store after which this worker reached it
--- Keys: those of choose.lua, and leases, job, claims, store_away
+--   probed_outage id of the last reported outage of the storage after which this worker reached it
+-- Keys: those of choose.lua, and leases, job, claims, storage_outage
 -- Returns {item id, fence, attempt, texts that make up the spec, queued since ms, now ms}, or nil if nothing is queued, or
 --   the highest number that was given an item, if this number was given one that the slot does not own any more, or
---   {'store_away', report} if this worker has to probe the object store first
+--   {'storage_outage', id} if another worker reported an outage and this one has to probe the storage first
 local now = now_ms()
 local nonce = args.boot .. ':' .. args.number
 local claims = claims_key(args.slot)
@@ -59,11 +59,14 @@ local function forget_served(pool)
 end
 
 -- Correct a few random entries of the indexes, which processes of an earlier version do not keep. An entry is wrong
--- only after such a process wrote, and stays wrong for about half as many claims as there are entries.
-local function check_indexes(pool, claimed_share)
+-- only after such a process wrote.
+local function check_turns(pool, claimed_share)
   for _, share in ipairs(redis.call('HRANDFIELD', shares_key(pool), 2)) do
     if share ~= claimed_share then set_turn(pool, share) end
   end
+end
+
+local function check_warm()
   for _, slot in ipairs(redis.call('ZRANDMEMBER', SLOTS, 2)) do
     set_warm(slot, redis.call('HGET', slot_key(slot), 'warm') or nil)
   end
@@ -86,9 +89,9 @@ end
 
 local id, pool = choose(now)
 if not id then return nil end
--- No GPU time is spent on an image that may not be stored: this worker has to probe the store first.
-local report = redis.call('GET', STORE_AWAY)
-if report and report ~= args.probed_report then return {'store_away', report} end
+-- No GPU time is spent on an image that perhaps cannot be stored.
+local outage = redis.call('GET', STORAGE_OUTAGE)
+if outage and outage ~= args.probed_outage then return {'storage_outage', outage} end
 local key = item_key(id)
 local job, tenant, lane, fence, attempt, queued_ms, whole =
   fields(key, 'job', 'tenant', 'lane', 'fence', 'attempt', 'queued_ms', 'spec')
@@ -101,6 +104,8 @@ redis.call('HSET', served_key(pool), tenant, now)
 reset_turns(pool, tenant)
 record_claim(id, record)
 forget_served(pool)
-check_indexes(pool, share_of(lane))
+check_turns(pool, share_of(lane))
+-- Less often: with thousands of slots it takes a tenth of the claim.
+if args.number % 4 == 1 then check_warm() end
 move(id, job, 'queued', 'running', now)
 return {id, fence + 1, attempt + 1, spec_texts(id, whole), queued_ms, now}

@@ -5,7 +5,7 @@
 --   outcome         'succeeded' | 'failed' | 'canceled'
 --   own_json        what only this item's result contains; absent for a failure and a cancel
 --   common_json     the rest of the result of a success, the error of a failure; absent for a cancel
--- Keys: item, specs, results, reports, job, leases, busy, pace, done, outbox
+-- Keys: item, specs, results, result_parts, job, leases, busy, pace, done, outbox
 -- Returns 'committed' | 'canceled' | 'repeated' (this same commit took effect before) | 'stale' (another claim owns it)
 local now = now_ms()
 local id, outcome = args.item_id, args.outcome

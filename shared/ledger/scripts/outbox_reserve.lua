@@ -15,8 +15,8 @@ local now, gap_ms, clock = outbox_now()
 local AT_ONCE = 100
 -- Longer than the pause between two steps, and shorter than the margin by which a reservation outlasts an attempt.
 local GAP_MS = 5000
--- A message that still waits on its route after this time is staged again.
-local STAGED_MS = 600000
+-- A message that still waits on its route after this time is put on it again, so that a lost index heals.
+local ON_ROUTE_MS = 600000
 
 -- Processes may have different timeouts.
 local longest_reserve_ms = math.max(args.reserve_ms, tonumber(redis.call('HGET', CLOCK, 'reserve_ms') or 0))
@@ -45,7 +45,8 @@ end
 
 local given_up = {}
 
-local function stage(job, position)
+-- Put a due message on its tenant's route to its host, or give it up.
+local function put_on_route(job, position)
   local url, tenant = fields(job_key(job), 'webhook', 'tenant')
   if not url then
     redis.call('ZREM', OUTBOX, job)
@@ -54,7 +55,7 @@ local function stage(job, position)
   end
   tenant = tenant or ''
   local host = host_of(url)
-  -- A reservation that has ended.
+  -- The message is due, so a reservation that it had is over.
   end_attempt(job, host, now)
   if is_hopeless(job, tenant, host) then
     redis.call('ZREM', OUTBOX, job)
@@ -62,16 +63,16 @@ local function stage(job, position)
     given_up[#given_up + 1] = job
     return
   end
-  local time = now + STAGED_MS + position
+  local time = now + ON_ROUTE_MS + position
   redis.call('ZADD', OUTBOX, time, job)
   redis.call('ZADD', messages_key(tenant, host), time, job)
   local paused_until_ms = tonumber(redis.call('HGET', pause_key(tenant, host), 'until_ms') or 0)
   redis.call('ZADD', hosts_key(tenant), 'NX', math.max(now, paused_until_ms), host)
-  place_tenant(tenant, now)
+  schedule_tenant(tenant, now)
 end
 
--- Reserve the first message of a route. Returns nothing if the route is empty, or its host has no place.
-local function take(tenant, host)
+-- Reserve the first message of a route. Returns nothing if the route is empty, or its host has no free place.
+local function reserve_first(tenant, host)
   local until_ms = now + args.reserve_ms
   redis.call('ZREMRANGEBYSCORE', attempts_key(host), '-inf', now)
   if redis.call('ZCARD', attempts_key(host)) >= ATTEMPTS_PER_HOST then
@@ -113,8 +114,8 @@ local function next_message()
     if not tenant then return end
     looks_left = looks_left - 1
     local host = redis.call('ZRANGEBYSCORE', hosts_key(tenant), '-inf', now, 'LIMIT', 0, 1)[1]
-    local job = host and take(tenant, host)
-    place_tenant(tenant, now, job)
+    local job = host and reserve_first(tenant, host)
+    schedule_tenant(tenant, now, job)
     if job then return job end
   end
 end
@@ -126,11 +127,11 @@ if redis.call('EXISTS', OUTBOX) == 1 then
 end
 
 local due = redis.call('ZRANGEBYSCORE', OUTBOX, '-inf', now, 'LIMIT', 0, AT_ONCE)
-for position, job in ipairs(due) do stage(job, position) end
-local rested = redis.call('ZRANGEBYSCORE', RESTING, '-inf', now, 'LIMIT', 0, AT_ONCE)
-for _, tenant in ipairs(rested) do place_tenant(tenant, now) end
+for position, job in ipairs(due) do put_on_route(job, position) end
+local ready = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', now, 'LIMIT', 0, AT_ONCE)
+for _, tenant in ipairs(ready) do schedule_tenant(tenant, now) end
 
-local needs_more = #due == AT_ONCE or #rested == AT_ONCE
+local needs_more = #due == AT_ONCE or #ready == AT_ONCE
 local messages = {}
 if not needs_more or args.is_last_step then
   for _ = 1, args.limit do

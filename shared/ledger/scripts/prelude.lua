@@ -22,7 +22,7 @@ local SLOTS_MISSING = PREFIX .. 'slots_missing'
 local WARM = PREFIX .. 'warm'
 local WARM_COUNTS = PREFIX .. 'warm_counts'
 local OUTBOX = PREFIX .. 'outbox'
-local STORE_AWAY = PREFIX .. 'store_away'
+local STORAGE_OUTAGE = PREFIX .. 'storage_outage'
 local COMPACT_FROM = PREFIX .. 'compact_from'
 local RUN_ID = PREFIX .. 'run_id'
 local REAPED_MS = PREFIX .. 'reaped_ms'
@@ -32,7 +32,7 @@ local function job_key(job) return PREFIX .. 'job:' .. job end
 local function item_key(id) return PREFIX .. 'item:' .. id end
 local function specs_key(job) return PREFIX .. 'specs:' .. job end
 local function results_key(job) return PREFIX .. 'results:' .. job end
-local function reports_key(job) return PREFIX .. 'reports:' .. job end
+local function result_parts_key(job) return PREFIX .. 'result_parts:' .. job end
 local function slot_key(slot) return PREFIX .. 'slot:' .. slot end
 local function claims_key(slot) return PREFIX .. 'claims:' .. slot end
 local function idempotency_key(tenant, key) return PREFIX .. 'idem:' .. tenant .. ':' .. key end
@@ -63,8 +63,8 @@ end
 -- Redis stores a hash compactly (340 instead of 1,300 bytes for an item) while no value has more than 64 bytes. So an
 -- item in the compact form keeps its long texts in lists of its job: `specs` has the values that all items share and then
 -- those of each item, `results` a line for each item that succeeded or failed, in the order of their ends: index,
--- position of the common part in `reports`, own part. In the whole form, which processes of an earlier version read, the
--- item's hash holds its texts.
+-- position of the common part in `result_parts`, own part. In the whole form, which processes of an earlier version
+-- read, the item's hash holds its texts.
 local function job_and_index(id) return id:match('^(.*):(%d+)$') end
 
 local function is_whole(id) return redis.call('HEXISTS', item_key(id), 'spec') == 1 end
@@ -78,8 +78,8 @@ local function spec_texts(id, whole)
   return texts
 end
 
--- Reports that are compared with a new one: items of one job have as many as workers and kinds of adapter swaps.
-local REPORTS_COMPARED = 64
+-- Common parts that are compared with a new one: a job has about one for each worker and kind of adapter swap.
+local PARTS_COMPARED = 64
 
 -- Store the result or the error (field) of an item that ends, as JSON texts: its own part, and the part that other items
 -- of the job are likely to have too.
@@ -90,8 +90,8 @@ local function store_outcome(id, field, own, common)
     return
   end
   local job, index = job_and_index(id)
-  local position = redis.call('LPOS', reports_key(job), common, 'MAXLEN', REPORTS_COMPARED)
-  if not position then position = redis.call('RPUSH', reports_key(job), common) - 1 end
+  local position = redis.call('LPOS', result_parts_key(job), common, 'MAXLEN', PARTS_COMPARED)
+  if not position then position = redis.call('RPUSH', result_parts_key(job), common) - 1 end
   redis.call('RPUSH', results_key(job), index .. ' ' .. position .. ' ' .. own)
 end
 
@@ -104,8 +104,9 @@ local function steps_only(text)
   return steps and '{"num_inference_steps":' .. steps .. '}' or '{}'
 end
 
--- Drop the part of a text of `specs` that only a render needs: all but its first line.
-local function keep_shown(job, position, state)
+-- Keep the parameters of a text of `specs`, its first line, and drop the inputs, which only a render needs. Of a
+-- canceled item keep the number of steps only.
+local function keep_parameters(job, position, state)
   local text = redis.call('LINDEX', specs_key(job), position)
   if not text then return end
   local line_break = text:find('\n', 1, true)
@@ -116,11 +117,11 @@ local function keep_shown(job, position, state)
   end
 end
 
--- Keep only what is shown of an item that ended; nobody will see the parameters of a canceled one.
-local function keep_report(id, state)
+-- Drop what no view shows of an item that ended.
+local function shrink_ended_item(id, state)
   local key, job, index = item_key(id), job_and_index(id)
   redis.call('HDEL', key, 'job', 'pool', 'tenant', 'lane', 'seq', 'accepted_ms', 'boot', 'nonce', 'progress')
-  keep_shown(job, index + 1, state)
+  keep_parameters(job, index + 1, state)
   local whole = state == 'canceled' and redis.call('HGET', key, 'spec')
   if whole then redis.call('HSET', key, 'spec', steps_only(whole)) end
 end
@@ -231,7 +232,7 @@ local function end_job(job, now)
   if tonumber(canceled) > 0 then state = 'canceled' elseif tonumber(failed) > 0 then state = 'failed' end
   redis.call('HSET', key, 'state', state, 'finished_ms', now)
   redis.call('ZADD', DONE, now, job)
-  keep_shown(job, 0, canceled == items and 'canceled' or 'succeeded')
+  keep_parameters(job, 0, canceled == items and 'canceled' or 'succeeded')
   -- In the step that ends the job: its webhook is sent even if every process dies right after.
   if redis.call('HEXISTS', key, 'webhook') == 1 then redis.call('ZADD', OUTBOX, now, job) end
 end
@@ -247,7 +248,7 @@ local function move(id, job, from, to, now)
     redis.call('HSETNX', key, 'started_ms', now)
   elseif to ~= 'queued' then
     redis.call('HSET', item_key(id), 'finished_ms', now)
-    keep_report(id, to)
+    shrink_ended_item(id, to)
     local queued, running = fields(key, 'queued', 'running')
     if tonumber(queued) + tonumber(running) == 0 then end_job(job, now) end
   end

@@ -2,7 +2,7 @@
 --
 -- Arguments:
 --   item_id, fence
---   reason        'drain' and 'outage' (of the object store) do not count the attempt; any other reason does
+--   reason        'drain' and 'outage' (of the storage) do not count the attempt; any other reason does
 --   max_attempts  claims after which an item fails
 --   error_json    the error of an item that fails
 -- Keys: item, and those of requeue_or_end

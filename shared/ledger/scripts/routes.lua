@@ -2,12 +2,12 @@
 --
 -- OUTBOX alone says which messages exist and when each is due. The other keys are an index over those that are due: the
 -- messages of one tenant to one host (with its port) share a route, and tenants take turns. An index that is lost or
--- wrong heals: staging a message moves its time in OUTBOX ahead, so it is staged again when that time comes. A route's
--- entry counts only while OUTBOX has the same time, because a process of an earlier version takes messages from OUTBOX
--- without knowing routes.
+-- wrong heals: a message that goes on its route gets a later time in OUTBOX, and goes on the route again when that time
+-- comes. A route's entry counts only while OUTBOX has the same time, because a process of an earlier version takes
+-- messages from OUTBOX without knowing routes.
 local CLOCK = OUTBOX .. ':clock'
 local TURNS = OUTBOX .. ':turns'
-local RESTING = OUTBOX .. ':resting'
+local DELAYED = OUTBOX .. ':delayed'
 local SENDING = OUTBOX .. ':sending'
 
 -- Attempts that one host gets at a time, from all processes.
@@ -16,10 +16,10 @@ local ATTEMPTS_PER_HOST = 2
 local DAY_MS = 86400000
 
 local function route_name(tenant, host) return tenant .. '|' .. host end
-local function messages_key(tenant, host) return OUTBOX .. ':route:' .. route_name(tenant, host) end
-local function hosts_key(tenant) return OUTBOX .. ':routes:' .. tenant end
+local function messages_key(tenant, host) return OUTBOX .. ':messages:' .. route_name(tenant, host) end
+local function hosts_key(tenant) return OUTBOX .. ':hosts:' .. tenant end
 local function pause_key(tenant, host) return OUTBOX .. ':pause:' .. route_name(tenant, host) end
-local function attempts_key(host) return OUTBOX .. ':host:' .. host end
+local function attempts_key(host) return OUTBOX .. ':attempts:' .. host end
 local function waiters_key(host) return OUTBOX .. ':waiters:' .. host end
 
 -- Return the outbox's time in ms, the time since the last look at the clock, and the clock itself.
@@ -48,28 +48,28 @@ end
 -- Return a number that is higher than all before it: turns of the same millisecond have an order too.
 local function next_turn() return redis.call('HINCRBY', CLOCK, 'turn', 1) end
 
--- Put a tenant where its routes belong: into the rotation if one may be served now, else to rest until the first may.
--- A tenant that was served goes to the end of the rotation.
-local function place_tenant(tenant, now, was_served)
+-- Give a tenant a turn if one of its routes may be served now; else delay it until the first may. A tenant that was
+-- just served goes to the end.
+local function schedule_tenant(tenant, now, was_served)
   local first = redis.call('ZRANGE', hosts_key(tenant), 0, 0, 'WITHSCORES')
   if first[1] and tonumber(first[2]) <= now then
-    redis.call('ZREM', RESTING, tenant)
+    redis.call('ZREM', DELAYED, tenant)
     if was_served or not redis.call('ZSCORE', TURNS, tenant) then
       redis.call('ZADD', TURNS, next_turn(), tenant)
     end
   else
     redis.call('ZREM', TURNS, tenant)
-    if first[1] then redis.call('ZADD', RESTING, first[2], tenant) else redis.call('ZREM', RESTING, tenant) end
+    if first[1] then redis.call('ZADD', DELAYED, first[2], tenant) else redis.call('ZREM', DELAYED, tenant) end
   end
 end
 
 -- Serve an existing route from a time on.
 local function move_route(tenant, host, time, now)
   redis.call('ZADD', hosts_key(tenant), 'XX', time, host)
-  place_tenant(tenant, now)
+  schedule_tenant(tenant, now)
 end
 
--- End an attempt: its place at the host goes to the route that has waited longest for one.
+-- End an attempt: its place at the host goes to the tenant that has waited longest for one.
 local function end_attempt(job, host, now)
   redis.call('ZREM', SENDING, job)
   if redis.call('ZREM', attempts_key(host), job) == 0 then return end

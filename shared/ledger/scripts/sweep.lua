@@ -1,7 +1,7 @@
 -- Forget jobs that ended longer ago than the retention, and that nobody waits for any more.
 --
 -- Arguments: retention_ms
--- Keys: done, job, item, specs, results, reports, jobs, outbox
+-- Keys: done, job, item, specs, results, result_parts, jobs, outbox
 -- Returns the number of jobs forgotten
 local now = now_ms()
 
@@ -23,7 +23,7 @@ end
 local function forget(job)
   local items = tonumber(redis.call('HGET', job_key(job), 'items'))
   for index = 0, items - 1 do redis.call('DEL', item_key(job .. ':' .. index)) end
-  redis.call('DEL', job_key(job), specs_key(job), results_key(job), reports_key(job))
+  redis.call('DEL', job_key(job), specs_key(job), results_key(job), result_parts_key(job))
   redis.call('ZREM', JOBS, job)
   redis.call('ZREM', DONE, job)
   return items

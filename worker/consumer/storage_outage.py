@@ -1,7 +1,7 @@
-"""Notice that the object store is away, and let the whole fleet spend no GPU time until it answers.
+"""Notice that the storage is away, and keep the whole fleet from spending GPU time until it answers.
 
-The first worker that cannot store an image reports it in the ledger. A claim of another worker is then refused until
-that worker has probed the store itself, because only some hosts may have lost it.
+The first worker that cannot store an image reports the outage in the ledger. From then on, another worker may only
+claim after it has probed the storage itself, because only some hosts may have lost it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from worker.consumer.worker import Worker
 logger = logging.getLogger("flux2.worker.consumer")
 
 
-def caused_failure(worker: Worker) -> bool:
-    """Return whether the store is away, after it did not take an image; if so, report it to the other workers."""
+def detect(worker: Worker) -> bool:
+    """Probe the storage after a failed upload; if the probe fails too, report an outage and return True."""
     worker.state.record_storage_failure()
     if _answers(worker):
         return False
@@ -24,7 +24,7 @@ def caused_failure(worker: Worker) -> bool:
 
 
 def may_claim(worker: Worker) -> bool:
-    """Return whether the store took this worker's last image, or answers a probe now."""
+    """Return whether the storage took this worker's last image, or answers a probe now."""
     if not worker.state.storage_failed:
         return True
     if not _answers(worker):
@@ -34,12 +34,12 @@ def may_claim(worker: Worker) -> bool:
     return True
 
 
-def follow_report(worker: Worker, report: str) -> bool:
-    """Probe the store after another worker's report; return whether this worker may claim."""
+def probe_after_report(worker: Worker, outage_id: str) -> bool:
+    """Probe the storage after another worker reported an outage; return whether this worker may claim."""
     if not _answers(worker):
         worker.state.record_storage_failure()
         return False
-    worker.state.record_probed_report(report)
+    worker.state.record_probed_outage(outage_id)
     return True
 
 
@@ -47,14 +47,14 @@ def _answers(worker: Worker) -> bool:
     try:
         worker.store.check()
     except StorageUnavailable as error:
-        logger.warning("the store does not answer", extra={"error": str(error)})
+        logger.warning("the storage does not answer; no item is claimed until it does", extra={"error": str(error)})
         return False
     return True
 
 
 def _report(worker: Worker, *, is_new: bool) -> None:
     try:
-        worker.ledger.workers.report_store_away(is_new=is_new)
+        worker.ledger.workers.report_storage_outage(is_new=is_new)
     except LedgerUnavailable as error:
         # It costs GPU time only: another worker finds out when it cannot store an image.
-        logger.warning("outage of the store not reported", extra={"error": str(error)})
+        logger.warning("outage of the storage not reported", extra={"error": str(error)})

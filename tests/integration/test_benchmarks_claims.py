@@ -1,0 +1,14 @@
+"""The benchmark of claims runs, and compares the sizes that it is given."""
+
+import json
+
+from benchmarks import claims
+
+
+def test_the_benchmark_compares_fleets_and_queues_of_several_sizes(capsys):
+    claims.main(slots="2,8", tenants="3,50", items=500, claims=20, as_json=True)
+
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["slots"], row["tenants"]) for row in rows] == [(2, 200), (8, 200), (8, 3), (8, 50)]
+    assert [row["ratio_cpu"] for row in rows[::2]] == [1.0, 1.0]
+    assert all(0 < row["redis_p50_ms"] <= row["client_p99_ms"] for row in rows)
