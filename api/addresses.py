@@ -56,6 +56,7 @@ def _look_up(host: str, port: int, timeout_s: float | None) -> Sequence[Address]
     """Resolve a host; each address occurs once."""
     # In a thread, because `getaddrinfo` knows no timeout: dead name servers hold it for 10 to 40 s.
     answers: queue.SimpleQueue[Sequence[Address] | Exception] = queue.SimpleQueue()
+    began_s = time.monotonic()
     if not _lookups.acquire(timeout=timeout_s):
         raise httpcore2.ConnectTimeout(f"{host!r} could not be resolved: {_MAX_LOOKUPS} lookups are under way")
 
@@ -75,7 +76,9 @@ def _look_up(host: str, port: int, timeout_s: float | None) -> Sequence[Address]
         _lookups.release()
         raise httpcore2.ConnectError(f"{host!r} could not be resolved: {error}") from error
     try:
-        answer = answers.get(timeout=timeout_s)
+        # The wait for a place counts too.
+        left_s = None if timeout_s is None else max(0.0, began_s + timeout_s - time.monotonic())
+        answer = answers.get(timeout=left_s)
     except queue.Empty:
         raise httpcore2.ConnectTimeout(f"{host!r} was not resolved in {timeout_s:g} s") from None
     if isinstance(answer, OSError | ValueError):

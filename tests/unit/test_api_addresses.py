@@ -11,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 import httpcore2
 import pytest
 
+from api import addresses
 from api.address_ranges import is_public
 from api.addresses import GuardedBackend, host_header, resolve_host
 
@@ -243,6 +244,22 @@ def test_lookups_that_hang_are_bounded(dead_resolver):
 
     with pytest.raises(httpcore2.ConnectTimeout, match="lookups are under way"):
         resolve_host("three.example", 443, allow_private=True, timeout_s=0.01)
+
+
+def test_the_wait_for_a_place_among_the_lookups_counts_as_time_of_the_lookup(dead_resolver):
+    places = addresses._lookups
+    places.acquire()
+    places.acquire()
+    leaving = threading.Timer(0.7, places.release)
+    leaving.start()
+    began = time.monotonic()
+
+    with pytest.raises(httpcore2.ConnectTimeout, match="was not resolved"):
+        resolve_host("late.example", 443, allow_private=True, timeout_s=1)
+
+    assert time.monotonic() - began < 1.5
+    leaving.join()
+    places.release()
 
 
 @pytest.mark.parametrize(
