@@ -16,7 +16,8 @@ from pydantic_settings import NoDecode
 from shared.catalog import MODELS
 from shared.redis_url import RedisUrl
 
-_TEN_YEARS_S = 10 * 365 * 86_400
+# People write 999999999 s or a billion for "never".
+_CENTURY_S = 100 * 365 * 86_400
 _SHORTEST_S = 0.001  # the ledger counts in whole milliseconds
 # A socket polls with a 32-bit number of milliseconds, which ends at 24 days.
 _LONGEST_TIMEOUT_S = 86_400
@@ -68,9 +69,9 @@ def _check_webhook_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
-Seconds = Annotated[float, Field(ge=_SHORTEST_S, le=_TEN_YEARS_S)]
-SecondsOrZero = Annotated[float, Field(ge=0, le=_TEN_YEARS_S)]
-WholeSeconds = Annotated[int, Field(ge=1, le=_TEN_YEARS_S)]
+Seconds = Annotated[float, Field(ge=_SHORTEST_S, le=_CENTURY_S)]
+SecondsOrZero = Annotated[float, Field(ge=0, le=_CENTURY_S)]
+WholeSeconds = Annotated[int, Field(ge=1, le=_CENTURY_S)]
 #: Time that a network connection has to answer.
 Timeout = Annotated[float, Field(ge=_SHORTEST_S, le=_LONGEST_TIMEOUT_S)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
