@@ -121,10 +121,17 @@ def _check_options(parts: SplitResult) -> None:
             raise ValueError(f"the option {name} needs a URL that begins with rediss://")
         if name not in allowed:
             remedy = _REMEDIES.get(name, f"remove it; possible options are {', '.join(sorted(allowed))}")
-            raise ValueError(f"the option {name} does not work for both the ledger and Celery; {remedy}")
+            raise ValueError(f"{_shown(name, parts)} does not work for both the ledger and Celery; {remedy}")
         if not value or name in seen:
             raise ValueError(f"the option {name} needs one value; write {name}=... once, or remove it")
         seen.add(name)
+
+
+def _shown(name: str, parts: SplitResult) -> str:
+    """Write the name of an unknown option, unless it may be the end of a password that holds an unescaped `&`."""
+    if "password=" in parts.query:
+        return "an option after the ? (write & in a password as %26)"
+    return f"the option {name}"
 
 
 def _complete(parsed: Mapping[str, Any]) -> dict[str, Any]:

@@ -135,6 +135,8 @@ def test_without_tls_celery_gets_no_tls():
         ("redis://:hush[wxyz@h/0", "write special characters of the password as in URLs"),
         ("redis://[hush]wxyz@h/0", "write special characters of the password as in URLs"),
         ("redis://:hush℀wxyz@h/0", "write special characters of the password as in URLs"),
+        ("redis://h?password=hush&wxyz", "an option after the .* write & in a password as %26.* remove it"),
+        ("rediss://h?ssl_password=hush&wxyz=1", "an option after the .* write & in a password as %26"),
         ("unix://:hush/wxyz@/r.sock", "write special characters of the password as in URLs"),
         ("unix://:1/hushwxyz@/r.sock", "a Unix socket has no host"),
     ],
