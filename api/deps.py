@@ -22,8 +22,8 @@ class Services:
 
     Attributes:
         threads: threads that run as long as the application; `/ready` reports those that have ended.
-        config_parsers: turns for reading training configs.
-        listings: turns for listing jobs.
+        config_limiter: lets one training config be read at a time.
+        listing_limiter: lets two listings be read at a time.
     """
 
     settings: Settings
@@ -32,10 +32,10 @@ class Services:
     storage_probe: StorageProbe
     celery: Celery
     threads: list[Thread] = field(default_factory=list)
-    # One turn: a second thread of pure Python gains nothing under the GIL, and delays every poll by its 5 ms switches.
-    config_parsers: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
+    # One: a second thread of pure Python gains nothing under the GIL, and delays every poll by its 5 ms switches.
+    config_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     # A filtered page keeps Redis busy for 2 ms at a time; 40 at once would delay each poll and claim by 80 ms.
-    listings: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    listing_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
 
 
 def _services(request: Request) -> Services:

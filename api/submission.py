@@ -11,7 +11,7 @@ from fastapi import BackgroundTasks
 from pydantic import BaseModel
 
 from api.deps import Services
-from api.submit_reads import SubmitReads
+from api.submit_cache import SubmitCache
 from api.webhook_url import check_webhook_url
 from api.worker_check import check_workers
 from shared.celery_app import send_wakeups
@@ -42,13 +42,13 @@ def prepare_job(
     idempotency_key: str,
     body_hash: str,
     tenant: str,
-    reads: SubmitReads | None = None,
+    cache: SubmitCache | None = None,
 ) -> Submission | AcceptedJob:
     """Validate and resolve a request without storing it.
 
     Args:
         body_hash: identity of the caller's whole body; for a replay, `body` is only a part of it.
-        reads: shared by the jobs of one call; None if this is the only one.
+        cache: shared by the jobs of one call; None if this is the only one.
 
     Returns:
         The job to store; for a repeated key and hash, the job that was accepted before.
@@ -69,12 +69,12 @@ def prepare_job(
     model = find_model(body.model)
     reject_unsupported_fields(body)
     check_resolved_size([body], max_bytes=settings.api.max_body_bytes)
-    reads = reads or SubmitReads(ledger, settings.adapters)
-    slots = reads.slots
-    base = reads.base_model(model)
+    cache = cache or SubmitCache(ledger, settings.adapters)
+    slots = cache.slots
+    base = cache.base_model(model)
     if body.webhook_url is not None:
         check_webhook_url(body.webhook_url, settings.webhook)
-    items = resolve_items(body, model, reads.adapters(body.loras, model))
+    items = resolve_items(body, model, cache.adapters(body.loras, model))
     check_prompts(items)
     warnings = collect_warnings(body, items, model)
     if base is None and body.loras:

@@ -18,8 +18,8 @@ _OFFSET = "chaos:clock_offset_ms"
 _TIME = "return time[1] * 1000 + math.floor(time[2] / 1000)"
 
 
-def follow() -> None:
-    """Make this process follow the offset."""
+def follow_offset() -> None:
+    """Add the offset to the time that this process and its scripts read; call it before the first script runs."""
     texts = lua.scripts()
     for name, text in texts.items():
         if _TIME not in text:

@@ -49,7 +49,7 @@ def _start(mutation: Mutation, *, clock_moves: bool) -> Settings:
     logs.configure(settings.log)
     mutate.apply_mutation(mutation)
     if clock_moves:
-        clock.follow()
+        clock.follow_offset()
     return settings
 
 

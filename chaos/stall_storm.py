@@ -88,7 +88,7 @@ class StallNemesis(threading.Thread):
 
 def stall_storm(lab: Lab, *, rounds: int = 1, mutation: Mutation = Mutation.NONE) -> Outcome:
     """Run all stalls under load; every item may start once only."""
-    outcome = Outcome.of(
+    outcome = Outcome.for_mutation(
         "storm of stalls", "Redis, network and workers pause, connections break, clock steps", mutation
     )
     plan = Plan(workers=3, ttl_s=_TTL_S, clock_moves=True, mutation=mutation)

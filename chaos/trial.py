@@ -38,7 +38,7 @@ class Outcome:
     wall_s: float = 0.0
 
     @classmethod
-    def of(cls, name: str, what: str, mutation: Mutation) -> Self:
+    def for_mutation(cls, name: str, what: str, mutation: Mutation) -> Self:
         """Return the outcome of a scenario that runs with a mutation, or with none."""
         if mutation is Mutation.NONE:
             return cls(name, what)

@@ -11,8 +11,8 @@ import httpx2
 
 from shared.errors import ApiError
 
-# What a server answers, or a proxy in front of it, while something that it needs is away.
-_PASSING = frozenset(
+# Statuses of a server, or of a proxy in front of it, while something that it needs is away.
+_TRANSIENT = frozenset(
     {
         HTTPStatus.REQUEST_TIMEOUT,
         HTTPStatus.TOO_MANY_REQUESTS,
@@ -23,28 +23,28 @@ _PASSING = frozenset(
 )
 _NOT_CONNECTED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)
 # Another attempt would fail in the same way.
-_FINAL = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
+_PERMANENT = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
 
 
 def parse_body(answer: httpx2.Response) -> dict[str, Any]:
     """Return the JSON object of an answer.
 
     Raises:
-        ApiError: the answer is a problem, or not from this API.
+        ApiError: the answer reports an error, or is not from this API.
     """
     if answer.is_error:
         raise _refusal(answer, _problem(answer))
     try:
         body = answer.json()
     except ValueError as error:
-        raise _foreign(answer) from error
+        raise _not_this_api(answer) from error
     if not isinstance(body, dict):
-        raise _foreign(answer)
+        raise _not_this_api(answer)
     return body
 
 
-def raise_refusal(answer: httpx2.Response, *, name: str) -> None:
-    """Raise `ApiError` if the server of an object refuses to give it; `name` is the object's public address."""
+def raise_if_refused(answer: httpx2.Response, *, name: str) -> None:
+    """Raise `ApiError` if the answer is an error; the message shows `name`, because the URL may hold a signature."""
     if answer.is_error:
         raise _refusal(answer, f"{name}: {answer.status_code} {answer.reason_phrase}")
 
@@ -56,7 +56,7 @@ def connection_failure(error: httpx2.TransportError, message: str, *, was_reache
         was_reached: whether this address answered before. One that never did and takes no connection is probably
             mistyped, so the call is not repeated.
     """
-    is_final = isinstance(error, _FINAL) or (isinstance(error, _NOT_CONNECTED) and not was_reached)
+    is_final = isinstance(error, _PERMANENT) or (isinstance(error, _NOT_CONNECTED) and not was_reached)
     return ApiError(message, retryable=not is_final)
 
 
@@ -75,7 +75,7 @@ def parse_retry_after(value: str) -> float | None:
 def _refusal(answer: httpx2.Response, message: str) -> ApiError:
     return ApiError(
         message,
-        retryable=answer.status_code in _PASSING,
+        retryable=answer.status_code in _TRANSIENT,
         retry_after_s=parse_retry_after(answer.headers.get("retry-after", "").strip()),
     )
 
@@ -90,5 +90,5 @@ def _problem(answer: httpx2.Response) -> str:
         return f"{answer.status_code}: {answer.text[:200]}"
 
 
-def _foreign(answer: httpx2.Response) -> ApiError:
+def _not_this_api(answer: httpx2.Response) -> ApiError:
     return ApiError(f"{answer.url} did not answer with JSON, so it is not this API; check the URL")

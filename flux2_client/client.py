@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import httpx2
 
-from flux2_client.answers import connection_failure, parse_body, raise_refusal
+from flux2_client.answers import connection_failure, parse_body, raise_if_refused
 from flux2_client.retries import repeat_call
 from shared.errors import ApiError
 
@@ -162,5 +162,5 @@ def _download(url: str) -> bytes:
         answer = httpx2.get(url, timeout=_DOWNLOAD_TIMEOUT_S)
     except httpx2.TransportError as error:
         raise connection_failure(error, f"{name}: {error}", was_reached=True) from error
-    raise_refusal(answer, name=name)
+    raise_if_refused(answer, name=name)
     return answer.content

@@ -43,5 +43,5 @@ def repeat_call(call: Callable[[], T], *, deadline_s: float, on_failure: Callabl
 def _pause_s(error: ApiError, bound_s: float) -> float:
     if error.retry_after_s is None:
         return random.uniform(bound_s / 2, bound_s)
-    # As long as the server asks for, and a little more, so that its clients do not return at once.
+    # As long as the server asks for, and a little more, so that its clients do not all return at the same moment.
     return error.retry_after_s + random.uniform(0.0, _FIRST_WAIT_S)

@@ -17,7 +17,7 @@ from api.routes.inference import SUBMIT_PROBLEMS
 from api.schemas.accepted import ReplayRequest, ReplaySample, ReplaySubmitted
 from api.status_view import submitted_view
 from api.submission import hash_body, prepare_job, store_jobs
-from api.submit_reads import SubmitReads
+from api.submit_cache import SubmitCache
 from api.training_config.plan import ReplayPlan, plan_replay
 from shared.request import InferenceRequest
 from shared.resolved_size import check_resolved_size
@@ -38,7 +38,7 @@ class _CheckedPlan:
 
 async def _plan(body: ReplayRequest, services: ServicesDep) -> _CheckedPlan:
     # Waits on the event loop: configs that wait for their turn must not take the threads that answer polls.
-    return await to_thread.run_sync(partial(_plan_now, body, services), limiter=services.config_parsers)
+    return await to_thread.run_sync(partial(_plan_now, body, services), limiter=services.config_limiter)
 
 
 def _plan_now(body: ReplayRequest, services: Services) -> _CheckedPlan:
@@ -70,7 +70,7 @@ def submit_replay(
 
     Each adapter strength in the samples becomes one job. Either all jobs are accepted or none.
     """
-    reads = SubmitReads(services.ledger, services.settings.adapters)
+    cache = SubmitCache(services.ledger, services.settings.adapters)
     jobs = [
         prepare_job(
             services,
@@ -79,7 +79,7 @@ def submit_replay(
             idempotency_key=f"{idempotency_key}#{number}" if idempotency_key else "",
             body_hash=checked.body_hash,
             tenant=x_tenant,
-            reads=reads,
+            cache=cache,
         )
         for number, request in enumerate(checked.requests)
     ]

@@ -92,7 +92,7 @@ async def list_requests(
         model=None if model is None else find_model(model).id,
     )
     # Waits on the event loop: listings that wait for their turn must not take the threads that answer polls.
-    page = await to_thread.run_sync(read, limiter=services.listings)
+    page = await to_thread.run_sync(read, limiter=services.listing_limiter)
     return JobList(
         data=[job_line_view(job) for job in page.jobs],
         has_more=page.next_before is not None,

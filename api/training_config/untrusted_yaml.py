@@ -14,7 +14,7 @@ from api.training_config.bounded_composer import BoundedComposer
 _MAX_DIGITS = 100
 _NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 # PyYAML's own parser takes 0.3 s for 200,000 flat characters of lists, and 5 s if they are 80 levels deep.
-_MAX_SLOW_TEXT = 30_000
+_MAX_PYTHON_TEXT = 30_000
 
 
 def load_yaml(text: str) -> Any:
@@ -29,13 +29,13 @@ def load_yaml(text: str) -> Any:
     """
     # PyYAML's wheels contain libyaml; an installation from source may lack it.
     if yaml.__with_libyaml__:
-        return _load(text, _FastLoader)
-    if len(text) > _MAX_SLOW_TEXT:
+        return _load(text, _LibyamlLoader)
+    if len(text) > _MAX_PYTHON_TEXT:
         raise yaml.YAMLError(
-            f"it has {len(text)} characters, and this API reads at most {_MAX_SLOW_TEXT}, because its PyYAML lacks "
+            f"it has {len(text)} characters, and this API reads at most {_MAX_PYTHON_TEXT}, because its PyYAML lacks "
             "libyaml; shorten the file, or install PyYAML from a wheel"
         )
-    return _load(text, _SlowLoader)
+    return _load(text, _PythonLoader)
 
 
 def _load(text: str, loader: Any) -> Any:
@@ -68,9 +68,9 @@ class _BoundedLoading(SafeConstructor):
         return value
 
 
-class _SlowLoader(_BoundedLoading, yaml.SafeLoader):
+class _PythonLoader(_BoundedLoading, yaml.SafeLoader):
     pass
 
 
-class _FastLoader(_BoundedLoading, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class _LibyamlLoader(_BoundedLoading, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     pass

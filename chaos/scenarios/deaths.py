@@ -19,7 +19,7 @@ _TRIES = 5
 
 def lost_message(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
     """F5: a wake-up is lost with a worker that dies right after Redis sent it; plain Celery never runs its item."""
-    outcome = Outcome.of("F5", "a wake-up dies with a frozen worker", mutation)
+    outcome = Outcome.for_mutation("F5", "a wake-up dies with a frozen worker", mutation)
     with trial(lab, outcome, Plan(workers=1, mutation=mutation)) as running:
         fleet = running.fleet
         fleet.kept_down.add("worker-0")
@@ -71,7 +71,7 @@ def _pushes(running: Trial) -> int:
 
 def zombies(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
     """F7: a worker freezes in its upload, and another between upload and commit, until a peer owns the item."""
-    outcome = Outcome.of("F7", "frozen in the upload and before the commit, past the lease", mutation)
+    outcome = Outcome.for_mutation("F7", "frozen in the upload and before the commit, past the lease", mutation)
     with trial(lab, outcome, Plan(workers=2, ttl_s=2.0, step_s=0.1, mutation=mutation)) as running:
         for text in (FREEZE_IN_UPLOAD, FREEZE_BEFORE_COMMIT):
             _zombie(running, text)

@@ -21,7 +21,7 @@ _FINISH_S = 60.0
 
 def grace(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
     """F2: Redis is away for longer than a lease while every worker lives; no item may be requeued."""
-    outcome = Outcome.of("F2", "Redis down for longer than a lease; the workers live", mutation)
+    outcome = Outcome.for_mutation("F2", "Redis down for longer than a lease; the workers live", mutation)
     # Reaping is far more frequent than renewing, so that it happens first when Redis is back.
     plan = Plan(workers=3, ttl_s=3.0, reap_s=0.05, renewals=3, step_s=0.1, mutation=mutation)
     with trial(lab, outcome, plan) as running:

@@ -26,7 +26,7 @@ _FINISH_S = 30.0
 def frozen(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
     """F2 frozen: Redis stalls for longer than a lease, three times, and keeps its run id; no item may be requeued."""
     freezes = 1 if mutation is Mutation.GRACE else _FREEZES
-    outcome = Outcome.of(
+    outcome = Outcome.for_mutation(
         "F2 frozen", f"Redis frozen for longer than a lease, {freezes} times; the workers live", mutation
     )
     # Reaping is far more frequent than renewing, so that it happens first when Redis is back.
@@ -44,7 +44,7 @@ def frozen(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
 
 def set_clock(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
     """F16: the clock goes an hour forward, then back while a worker dies; only the item of the dead one runs again."""
-    outcome = Outcome.of("F16", "the clock of Redis is set an hour forward, then back", mutation)
+    outcome = Outcome.for_mutation("F16", "the clock of Redis is set an hour forward, then back", mutation)
     plan = Plan(workers=3, ttl_s=_TTL_S, step_s=_STEP_S, clock_moves=True, mutation=mutation)
     with trial(lab, outcome, plan) as running:
         living, orphaned = _start_long_items(running, 2)
@@ -65,7 +65,7 @@ def set_clock(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
 
 def cut(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
     """F17: every connection to Redis breaks three times in three seconds, each time with a wake-up on its way."""
-    outcome = Outcome.of("F17", f"all connections to Redis cut {_CUTS} times in {_CUTS} s", mutation)
+    outcome = Outcome.for_mutation("F17", f"all connections to Redis cut {_CUTS} times in {_CUTS} s", mutation)
     with trial(lab, outcome, Plan(workers=2, step_s=_STEP_S, mutation=mutation)) as running:
         _start_long_items(running, 1)
         pops = _pops(running)
@@ -104,7 +104,7 @@ def _lose_wakeup(running: Trial) -> bool:
 
 def replica(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
     """F18: Redis becomes a replica for longer than a lease, keeps its data and refuses writes; then it is a master."""
-    outcome = Outcome.of("F18", "Redis becomes a replica under live workers, and a master again", mutation)
+    outcome = Outcome.for_mutation("F18", "Redis becomes a replica under live workers, and a master again", mutation)
     with trial(lab, outcome, Plan(workers=3, ttl_s=_TTL_S, step_s=_STEP_S, mutation=mutation)) as running:
         client = running.ledger.redis
         jobs = _start_long_items(running, 2)

@@ -25,10 +25,10 @@ def storage(lab: Lab, *, budget_s: float) -> Outcome:
         running.wait_for_jobs(_FINISH_S)
         running.demand("no failure under errors", _failed(running) == 0, _failed(running))
         running.fleet.s3.faults = Faults()
-        _away(running, short_s, jobs=4)
+        _run_outage(running, short_s, jobs=4)
         running.demand("an outage within the budget fails no item", _failed(running) == 0, _failed(running))
         # One item for several idle workers: each of them could spend an attempt on finding out for itself.
-        claims = _away(running, long_s, jobs=1)
+        claims = _run_outage(running, long_s, jobs=1)
         running.demand("an outage longer than all attempts fails no item", _failed(running) == 0, _failed(running))
         running.demand_at_most("starts during the long outage", claims, 1)
         running.add_figure("S3 faults", sum(n for kind, n in running.fleet.s3.counts.items() if kind != "pass"))
@@ -52,7 +52,7 @@ def slow_storage(lab: Lab) -> Outcome:
     return outcome
 
 
-def _away(running: Trial, for_s: float, *, jobs: int) -> int:
+def _run_outage(running: Trial, for_s: float, *, jobs: int) -> int:
     """Submit jobs during an outage and wait for them after it; return the number of starts during the outage."""
     before = len(running.events("claim"))
     running.fleet.s3.faults = Faults(out=True)

@@ -37,15 +37,19 @@ class Identity:
 
 
 @dataclass
-class _Known:
-    """A file with one stamp. `lock` is held while it is hashed, so that requests for one new file hash it once."""
+class _KnownFile:
+    """The digest of a file with one stamp; None until it is final.
+
+    Attributes:
+        lock: held while the file is hashed, so that concurrent requests hash it once.
+    """
 
     first_seen_s: float
     digest: str | None = None
     lock: Lock = field(default_factory=Lock)
 
 
-_digests: LRUCache[Stamp, _Known] = LRUCache(_CACHED_FILES)
+_digests: LRUCache[Stamp, _KnownFile] = LRUCache(_CACHED_FILES)
 _lock = Lock()
 
 
@@ -67,14 +71,14 @@ def identify(file: BufferedReader) -> Identity:
     """
     stamp = stamp_of(file)
     with _lock:
-        known = _digests.setdefault(stamp, _Known(time.monotonic()))
+        known = _digests.setdefault(stamp, _KnownFile(time.monotonic()))
     # Not under the lock of all files: a large file delays no other request.
     with known.lock:
         digest = known.digest or _hash(file, stamp, known)
     return Identity(digest, stamp.size_bytes)
 
 
-def _hash(file: BufferedReader, stamp: Stamp, known: _Known) -> str:
+def _hash(file: BufferedReader, stamp: Stamp, known: _KnownFile) -> str:
     is_final = _await_tick(stamp, known.first_seen_s)
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -37,7 +37,7 @@ def open_adapter(path: Path) -> Iterator[BufferedReader]:
         AdapterRefused: the file cannot be read, is not a regular file, or changed during the block.
     """
     try:
-        with open(path, "rb", opener=_open_at_once) as file:
+        with open(path, "rb", opener=_open_without_waiting) as file:
             before = stamp_of(file)
             yield file
             if stamp_of(file) != before:
@@ -62,7 +62,7 @@ def raise_changed(file: BufferedReader) -> None:
     raise AdapterRefused(f"{path.name}: the file changed while it was read; submit again when it is complete")
 
 
-def _open_at_once(path: str, flags: int) -> int:
+def _open_without_waiting(path: str, flags: int) -> int:
     # Opening a pipe would otherwise wait for a writer.
     try:
         descriptor = os.open(path, flags | os.O_NONBLOCK)

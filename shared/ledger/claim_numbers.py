@@ -6,8 +6,8 @@ from __future__ import annotations
 class ClaimNumbers:
     """The number of each slot's next claim.
 
-    A number is sent until a reply to it has brought an item, not only until any reply has come: a copy that a network
-    delivers late may still claim an item, and the next call with the same number finds that item.
+    A number stays the same until a reply to it brings an item. A reply without an item is not enough: a network may
+    deliver a copy of that call late, and the copy may claim an item. The next call with the same number returns it.
     """
 
     def __init__(self) -> None:

@@ -29,7 +29,10 @@ class CompactForm:
         return self._is_due
 
     def start_ms(self) -> int:
-        """Return the time in ms since the epoch; `accept.lua` stores it with the first job."""
+        """Return the time from which jobs are stored in the compact form, in ms since the epoch.
+
+        `accept.lua` stores it with the first job of this version.
+        """
         if self._start_ms is None:
             redis = self._session.redis
             with self._session.commands():

@@ -24,7 +24,7 @@ GIVE_UP_AFTER_S: Final = 3.5 * 86_400
 _FIRST_PAUSE_S: Final = 4.0
 _LONGEST_PAUSE_S: Final = 240.0
 _JITTER: Final = (0.75, 1.25)
-# Each step sorts up to 100 messages into their routes.
+# Each step puts up to 100 messages on their routes.
 _MAX_STEPS: Final = 20
 
 
@@ -46,8 +46,12 @@ class Outbox:
     def reserve_due(self, *, reserve_s: float, limit: int) -> Sequence[WebhookMessage]:
         """Return due messages, and reserve them for this sender for `reserve_s`.
 
-        Call it about once a second also without a free sender (`limit=0`): it sorts the due messages, and notices steps
-        of Redis' clock, which would otherwise end reservations early or delay messages.
+        Call it about once a second, also without a free sender (`limit=0`): it puts due messages on their routes, and
+        notices steps of Redis' clock, which would otherwise end reservations early or delay messages.
+
+        Args:
+            reserve_s: longer than an attempt may take; then the message is due again, in case the sender died.
+            limit: number of free senders.
         """
         messages: list[WebhookMessage] = []
         for step in range(1, _MAX_STEPS + 1):
@@ -58,7 +62,6 @@ class Outbox:
                 give_up_ms=to_ms(GIVE_UP_AFTER_S),
                 is_last_step=step == _MAX_STEPS,
             )
-            # If the sender dies, its messages are due again when the reservation is over.
             # Redis replies with one flat list: three values for each message.
             messages += [WebhookMessage(job, url, int(n)) for job, url, n in zip(*[iter(flat)] * 3, strict=True)]
             for job_id in given_up:

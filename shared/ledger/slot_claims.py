@@ -1,4 +1,4 @@
-"""Find the claims of a slot whose process was of an earlier version, which listed them nowhere."""
+"""Find the claims of a slot whose process ran an earlier version, which kept no list of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _LEASES_AT_ONCE = 500
 
 
 def find_unlisted_claims(client: Client, slot: str) -> list[str]:
-    """Return the running items of a slot that has no list of claims; empty if it has one, or was not alive just now."""
+    """Return the running items of a slot without a list of claims; empty if it has one, or no recent heartbeat."""
     # A fleet of new slots starts without reading all leases: a slot without a report was away for longer than most
     # leases last.
     if client.exists(keys.claims(slot)) or not client.exists(keys.slot(slot)):

@@ -592,7 +592,7 @@ def test_polls_are_answered_while_more_listings_wait_than_there_are_threads(api,
     # FastAPI has 40 threads.
     with ThreadPoolExecutor(60) as callers:
         listings = [callers.submit(api.http.get, "/v1/requests", params={"status": "failed"}) for _ in range(60)]
-        wait_until(lambda: len(entered) == 2, what="the turns of two listings")
+        wait_until(lambda: len(entered) == 2, what="two listings that are read")
         try:
             polls = [api.http.get(f"/v1/requests/{request_id}/status").status_code for _ in range(20)]
             at_once = len(entered)

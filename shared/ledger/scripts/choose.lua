@@ -30,9 +30,6 @@ local function precedes(one, other)
   return false
 end
 
--- The turns are an index of the shares, which processes of an earlier version do not keep. So it is built again when
--- its size is wrong, its head is checked before it counts, and each claim checks some of it: see check_turns.
-
 -- Return a hash as a table.
 local function read_hash(key)
   local values, flat = {}, redis.call('HGETALL', key)
@@ -73,6 +70,8 @@ end
 
 -- Return the next share (by priority, then fewest running items, then longest unserved) and its priority; nil if the pool
 -- has no shares.
+-- Processes of an earlier version do not update the turns. So they are built again when their number is wrong, the first
+-- one is checked before it counts, and each claim checks some others: see check_turns.
 local function next_share(pool)
   if redis.call('ZCARD', turns_key(pool)) ~= redis.call('HLEN', shares_key(pool)) then build_turns(pool) end
   for _ = 1, CORRECTED_AT_ONCE do

@@ -53,7 +53,7 @@ local function forget_served(pool)
     local tenant, served_ms = sample[position], tonumber(sample[position + 1])
     if now - served_ms > args.wait_bound_ms or served_ms > now then
       redis.call('HDEL', served, tenant)
-      reset_turns(pool, tenant)
+      update_turns(pool, tenant)
     end
   end
 end
@@ -101,7 +101,7 @@ redis.call('HSET', key, 'fence', fence + 1, 'attempt', attempt + 1, 'slot', args
 redis.call('ZADD', LEASES, now + args.lease_ttl_ms, id)
 redis.call('HINCRBY', busy_key(pool), tenant, 1)
 redis.call('HSET', served_key(pool), tenant, now)
-reset_turns(pool, tenant)
+update_turns(pool, tenant)
 record_claim(id, record)
 forget_served(pool)
 check_turns(pool, share_of(lane))

@@ -37,7 +37,7 @@ local function extend_reservations()
 end
 
 -- A paused host gets too few attempts for each message to spend its own, so its messages end by age.
-local function is_hopeless(job, tenant, host)
+local function must_give_up(job, tenant, host)
   local since_ms = tonumber(redis.call('HGET', pause_key(tenant, host), 'since_ms') or now)
   if now - since_ms < args.give_up_ms then return false end
   return clock - tonumber(redis.call('HGET', job_key(job), 'finished_ms') or clock) >= args.give_up_ms
@@ -57,7 +57,7 @@ local function put_on_route(job, position)
   local host = host_of(url)
   -- The message is due, so a reservation that it had is over.
   end_attempt(job, host, now)
-  if is_hopeless(job, tenant, host) then
+  if must_give_up(job, tenant, host) then
     redis.call('ZREM', OUTBOX, job)
     redis.call('HSET', job_key(job), 'webhook_state', 'failed', 'webhook_error', 'given up: its host does not answer')
     given_up[#given_up + 1] = job
@@ -107,12 +107,12 @@ local function reserve_first(tenant, host)
 end
 
 -- Return the next message in turn, looking at no more routes than are left.
-local looks_left = AT_ONCE
+local routes_left = AT_ONCE
 local function next_message()
-  while looks_left > 0 do
+  while routes_left > 0 do
     local tenant = redis.call('ZRANGE', TURNS, 0, 0)[1]
     if not tenant then return end
-    looks_left = looks_left - 1
+    routes_left = routes_left - 1
     local host = redis.call('ZRANGEBYSCORE', hosts_key(tenant), '-inf', now, 'LIMIT', 0, 1)[1]
     local job = host and reserve_first(tenant, host)
     schedule_tenant(tenant, now, job)
@@ -142,4 +142,4 @@ if not needs_more or args.is_last_step then
     messages[#messages + 1] = redis.call('HINCRBY', job_key(job), 'webhook_attempts', 1)
   end
 end
-return {(needs_more or looks_left == 0) and 1 or 0, messages, given_up}
+return {(needs_more or routes_left == 0) and 1 or 0, messages, given_up}

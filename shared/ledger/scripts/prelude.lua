@@ -187,7 +187,7 @@ local function set_turn(pool, share)
 end
 
 -- Correct the turns of a tenant whose running items or last claim changed.
-local function reset_turns(pool, tenant)
+local function update_turns(pool, tenant)
   local shares = {}
   for priority = 0, LAST_PRIORITY do shares[priority + 1] = priority .. '|' .. tenant end
   for position, entry in ipairs(redis.call('HMGET', turn_entries_key(pool), unpack(shares))) do
@@ -221,7 +221,7 @@ local function end_lease(id, pool, tenant)
   if redis.call('HINCRBY', busy_key(pool), tenant, -1) == 0 then
     redis.call('HDEL', busy_key(pool), tenant)
   end
-  reset_turns(pool, tenant)
+  update_turns(pool, tenant)
 end
 
 -- Set the state of a job whose items have all ended.

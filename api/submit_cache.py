@@ -1,4 +1,4 @@
-"""Read what the jobs of one call are checked against, each thing once.
+"""Read workers, base models and adapter files once for a call, however many jobs it has.
 
 A replay makes one job for each adapter strength: 1,000 of them read workers and adapter headers 1,000 times, which took
 1.8 s of CPU for a small adapter.
@@ -18,8 +18,8 @@ from shared.request import LoraItem
 from shared.settings import AdaptersSettings
 
 
-class SubmitReads:
-    """The live slots, loaded base models and adapter files, read when the first job of the call needs them."""
+class SubmitCache:
+    """The live slots, loaded base models and adapter files of one call, read when its first job needs them."""
 
     def __init__(self, ledger: Ledger, settings: AdaptersSettings) -> None:
         self._ledger = ledger
