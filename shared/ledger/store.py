@@ -197,32 +197,19 @@ class Ledger:
             "probed_outage": probed_outage,
         }
         numbers = self._numbers
-        while isinstance(
-            reply := self._session.run("claim_next", **arguments, number=numbers.current(slot, boot)), int
-        ):
-            # The item of this number ended, or went back to the queue, before its reply could be repeated.
-            numbers.advance(slot, boot, past=reply)
-        if reply is None:
-            return None
-        if reply[0] == "storage_outage":
-            raise StorageOutageReported(reply[1])
-        item_id, fence, attempt, texts, queued_ms, now_ms = reply
-        try:
-            spec = ItemSpec.model_validate_json(join_texts(texts))
-        except ValidationError as error:
-            # Another version stored the spec. Ending the item now saves three leases and states the reason.
-            why = ItemError(code="unreadable_spec", message=f"this worker cannot read it: {error}", retryable=False)
-            self._end(item_id, int(fence), why)
+        # In a loop: a newer version may have stored a thousand specs that this one cannot read.
+        while (reply := self._session.run("claim_next", **arguments, number=numbers.current(slot, boot))) is not None:
+            if isinstance(reply, int):
+                # The item of this number ended, or went back to the queue, before its reply could be repeated.
+                numbers.advance(slot, boot, past=reply)
+                continue
+            if reply[0] == "storage_outage":
+                raise StorageOutageReported(reply[1])
+            claim = self._read_claim(reply)
             numbers.advance(slot, boot)
-            return self.claim_next(pools, slot=slot, boot=boot, warm=warm, probed_outage=probed_outage)
-        numbers.advance(slot, boot)
-        return Claim(
-            item_id=item_id,
-            fence=int(fence),
-            attempt=int(attempt),
-            spec=spec,
-            queued_s=(int(now_ms) - int(queued_ms)) / 1000,
-        )
+            if claim is not None:
+                return claim
+        return None
 
     def renew(self, claim: Claim, progress: Progress) -> Literal["ok", "cancel", "lost"]:
         """Extend the lease; the answer carries the caller's cancel, or that another worker owns the item."""
@@ -332,6 +319,24 @@ class Ledger:
             "wait_bound_ms": to_ms(self._settings.wait_bound_s),
             "slot_ttl_ms": SLOT_TTL_MS,
         }
+
+    def _read_claim(self, reply: Sequence[Any]) -> Claim | None:
+        """Read the claim from the script's reply; if its spec cannot be read, end the item and return None."""
+        item_id, fence, attempt, texts, queued_ms, now_ms = reply
+        try:
+            spec = ItemSpec.model_validate_json(join_texts(texts))
+        except ValidationError as error:
+            # Another version stored the spec. Ending the item now saves three leases and states the reason.
+            why = ItemError(code="unreadable_spec", message=f"this worker cannot read it: {error}", retryable=False)
+            self._end(item_id, int(fence), why)
+            return None
+        return Claim(
+            item_id=item_id,
+            fence=int(fence),
+            attempt=int(attempt),
+            spec=spec,
+            queued_s=(int(now_ms) - int(queued_ms)) / 1000,
+        )
 
     def _end(
         self, item_id: str, fence: int, outcome: ItemResult | ItemError | None

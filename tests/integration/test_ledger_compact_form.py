@@ -1,5 +1,8 @@
 """Jobs in the compact form: how much they hold, when they are written, and what remains of items that have ended."""
 
+import inspect
+import sys
+
 import pytest
 
 from shared.job import AdapterRef, AdapterReport, ItemError, ItemResult, ItemSpec, PipelineReport, Progress, State
@@ -277,3 +280,20 @@ def test_a_parameter_of_a_newer_version_is_ignored_in_the_view_and_refused_by_a_
 
     assert item.error.code == "unreadable_spec"
     assert item.spec.seed == spec().seed
+
+
+def test_a_worker_ends_any_number_of_items_that_it_cannot_read_in_one_claim(ledger, redis_client):
+    ledger.accept(JOB, [spec()] * 150, record={})
+    for index in range(150):
+        # As in the whole form of a newer version.
+        redis_client.hset(keys.item(f"{JOB}:{index}"), "spec", '{"new": 1}')
+
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(len(inspect.stack(0)) + 120)
+    try:
+        claimed = ledger.claim_next(["flux2"], slot="s", boot="b", warm="base")
+    finally:
+        sys.setrecursionlimit(limit)
+
+    assert claimed is None
+    assert ledger.job(JOB).state is State.FAILED
