@@ -89,7 +89,8 @@ async def list_requests(
         before=None if cursor is None else int(cursor, 16),
         limit=limit,
         state=None if status is None else LEDGER_STATE[status],
-        model=None if model is None else find_model(model).id,
+        # An empty parameter has always meant every model.
+        model=find_model(model).id if model else None,
     )
     # Waits on the event loop: listings that wait for their turn must not take the threads that answer polls.
     page = await to_thread.run_sync(read, limiter=services.listing_limiter)

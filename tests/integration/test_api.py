@@ -578,6 +578,14 @@ def test_a_listing_of_an_unknown_model_is_refused_as_a_submit_is(api):
     assert api.http.get("/v1/requests", params={"model": "flux2_klein_4b"}).json()["data"] == []
 
 
+def test_an_empty_model_lists_the_jobs_of_every_model(api):
+    accepted = post(api, request()).json()
+
+    listed = api.http.get("/v1/requests", params={"model": ""}).json()
+
+    assert [job["request_id"] for job in listed["data"]] == [accepted["request_id"]]
+
+
 def test_polls_are_answered_while_more_listings_wait_than_there_are_threads(api, monkeypatch, wait_until):
     request_id = accepted(api, request())
     entered, release = [], threading.Event()
