@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import reprlib
 from typing import Any
 
@@ -15,6 +16,8 @@ _MAX_DIGITS = 100
 _NUMBER_TAGS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 # PyYAML's own parser takes 0.3 s for 200,000 flat characters of lists, and 5 s if they are 80 levels deep.
 _MAX_PYTHON_TEXT = 30_000
+# A character beyond 16 bits in JSON, such as an emoji. The backslash that begins it is not escaped itself.
+_SURROGATE_PAIR = re.compile(r"(?<!\\)((?:\\\\)*)\\u(d[89ab][0-9a-f]{2})\\u(d[c-f][0-9a-f]{2})", re.IGNORECASE)
 
 
 def load_yaml(text: str) -> Any:
@@ -27,6 +30,9 @@ def load_yaml(text: str) -> Any:
         yaml.YAMLError: the text is not YAML, has a value that cannot be read, or exceeds a limit of
             `bounded_composer`. It is a `MarkedYAMLError` if the line is known.
     """
+    # YAML has one escape where JSON has two. In JSON they occur in double quotes only.
+    if text.lstrip().startswith("{"):
+        text = _SURROGATE_PAIR.sub(_join_pair, text)
     # PyYAML's wheels contain libyaml; an installation from source may lack it.
     if yaml.__with_libyaml__:
         return _load(text, _LibyamlLoader)
@@ -36,6 +42,11 @@ def load_yaml(text: str) -> Any:
             "libyaml; shorten the file, or install PyYAML from a wheel"
         )
     return _load(text, _PythonLoader)
+
+
+def _join_pair(match: re.Match[str]) -> str:
+    high, low = (int(half, 16) for half in match.group(2, 3))
+    return f"{match[1]}\\U{0x10000 + ((high & 0x3FF) << 10 | low & 0x3FF):08x}"
 
 
 def _load(text: str, loader: Any) -> Any:

@@ -1,5 +1,7 @@
 """YAML from strangers is read, or refused with one kind of error, whatever it contains."""
 
+import json
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -24,6 +26,14 @@ def test_anchors_aliases_and_merged_mappings_are_read():
     found = load_yaml("base: &base {w: 1, h: 2}\nwide: {<<: *base, w: 3}\nboth: [*base, *base]")
 
     assert found == {"base": {"w": 1, "h": 2}, "wide": {"w": 3, "h": 2}, "both": [{"w": 1, "h": 2}] * 2}
+
+
+@settings(deadline=None)
+@given(st.text(st.sampled_from('\\"/ud83e😀𝄞é')))
+def test_json_that_escapes_every_special_character_is_read(prompt):
+    text = json.dumps({"prompt": prompt})
+
+    assert load_yaml(text) == {"prompt": prompt}
 
 
 @pytest.mark.parametrize(
