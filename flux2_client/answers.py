@@ -33,7 +33,7 @@ def parse_body(answer: httpx2.Response) -> dict[str, Any]:
         ApiError: the answer reports an error, or is not from this API.
     """
     if answer.is_error:
-        raise _refusal(answer, _problem(answer))
+        raise _refusal(answer, _problem(answer), is_transient=answer.status_code in _TRANSIENT)
     try:
         body = answer.json()
     except ValueError as error:
@@ -44,9 +44,15 @@ def parse_body(answer: httpx2.Response) -> dict[str, Any]:
 
 
 def raise_if_refused(answer: httpx2.Response, *, name: str) -> None:
-    """Raise `ApiError` if the answer is an error; the message shows `name`, because the URL may hold a signature."""
-    if answer.is_error:
-        raise _refusal(answer, f"{name}: {answer.status_code} {answer.reason_phrase}")
+    """Raise `ApiError` if an object's store does not give the object.
+
+    The message shows `name`, because the URL may hold a signature.
+    """
+    # A redirect, as to the region of a bucket, has a body that is not the object.
+    if not answer.is_success:
+        # S3 asks for a repeat after a 500; of the API it is a defect.
+        is_transient = answer.status_code in _TRANSIENT | {HTTPStatus.INTERNAL_SERVER_ERROR}
+        raise _refusal(answer, f"{name}: {answer.status_code} {answer.reason_phrase}", is_transient=is_transient)
 
 
 def connection_failure(error: httpx2.TransportError, message: str, *, was_reached: bool) -> ApiError:
@@ -72,10 +78,10 @@ def parse_retry_after(value: str) -> float | None:
     return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
-def _refusal(answer: httpx2.Response, message: str) -> ApiError:
+def _refusal(answer: httpx2.Response, message: str, *, is_transient: bool) -> ApiError:
     return ApiError(
         message,
-        retryable=answer.status_code in _TRANSIENT,
+        retryable=is_transient,
         retry_after_s=parse_retry_after(answer.headers.get("retry-after", "").strip()),
     )
 

@@ -191,13 +191,22 @@ def test_an_api_that_restarts_is_waited_for(api, clock):
 
 
 def test_a_download_is_repeated_while_the_store_is_away(api, clock):
-    api.script = [(503, {"Retry-After": "1"}), None, (200, {})]
+    api.script = [(503, {"Retry-After": "1"}), None, (500, {}), (200, {})]
 
     with Client("http://127.0.0.1:1") as client:
         data = client.download(f"{api.url}/file.png?signature")
 
     assert data == STATUS
-    assert len(api.requests) == 3
+    assert len(api.requests) == 4
+
+
+def test_the_body_of_a_redirect_is_not_an_image(api):
+    api.script = [(307, {"Location": "/elsewhere"})]
+
+    with Client("http://127.0.0.1:1") as client, pytest.raises(ApiError, match=r"/file.png: 307 Temporary Redirect"):
+        client.download(f"{api.url}/file.png?signature")
+
+    assert len(api.requests) == 1
 
 
 def test_retry_after_is_a_number_of_seconds_or_a_date():
