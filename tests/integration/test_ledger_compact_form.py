@@ -22,19 +22,6 @@ READ_BY_EARLIER_SCRIPTS = {
 }  # fmt: skip
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.ms = 1_700_000_000_000
-
-    def __call__(self) -> int:
-        return self.ms
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def ledger(redis_client, clock):
     return Ledger(redis_client, QueueSettings(), clock_ms=clock)
@@ -258,7 +245,7 @@ def test_jobs_are_stored_whole_for_an_hour_if_the_redis_holds_jobs_of_an_earlier
     clock.ms += 1
 
     assert [first, before, is_compact("after")] == [False, False, True]
-    assert redis_client.get(keys.COMPACT_FROM) == str(Clock().ms + int(UPGRADE_S * 1000))
+    assert redis_client.get(keys.COMPACT_FROM) == str(clock.ms)
 
 
 def test_a_result_that_a_worker_of_the_earlier_version_stored_is_read(ledger, redis_client):

@@ -28,19 +28,6 @@ REPORT = {
 }
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.ms = 1_700_000_000_000
-
-    def __call__(self) -> int:
-        return self.ms
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def open_ledger(redis_client, clock):
     """Open the ledger of a process that has other settings than the defaults of these tests."""

@@ -14,22 +14,6 @@ STEP = Progress(stage="denoise", step=3, steps=25)
 BROKEN = ItemError(code="run_failed", message="it broke", retryable=True)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.ms = 1_700_000_000_000
-
-    def __call__(self) -> int:
-        return self.ms
-
-    def advance(self, seconds: float) -> None:
-        self.ms += int(seconds * 1000)
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def ledger(redis_client, clock):
     return Ledger(redis_client, QueueSettings(lease_ttl_s=30, max_attempts=2, cap=20), clock_ms=clock)

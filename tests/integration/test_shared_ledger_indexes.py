@@ -18,19 +18,6 @@ WARM, WARM_COUNTS = f"{keys.PREFIX}warm", f"{keys.PREFIX}warm_counts"
 TENANTS, STEPS = 12, 400
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.ms = 1_700_000_000_000
-
-    def __call__(self) -> int:
-        return self.ms
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def ledger(redis_client, clock):
     return Ledger(redis_client, QueueSettings(), clock_ms=clock)

@@ -23,22 +23,6 @@ return reply
 """
 
 
-class Clock:
-    def __init__(self):
-        self.ms = 1_700_000_000_000
-
-    def __call__(self):
-        return self.ms
-
-    def advance(self, seconds):
-        self.ms += int(seconds * 1000)
-
-
-@pytest.fixture
-def clock():
-    return Clock()
-
-
 @pytest.fixture
 def ledger(redis_client, clock):
     return Ledger(redis_client, QueueSettings(), clock_ms=clock)
