@@ -14,12 +14,14 @@ from api.deps import Services
 from api.submit_cache import SubmitCache
 from api.webhook_url import check_webhook_url
 from api.worker_check import check_workers
+from shared.catalog import Model
 from shared.celery_app import send_wakeups
 from shared.errors import InvalidRequest
 from shared.ledger import AcceptedJob, Submission
 from shared.request import InferenceRequest
 from shared.resolve import check_prompts, collect_warnings, find_model, reject_unsupported_fields, resolve_items
 from shared.resolved_size import check_resolved_size
+from shared.settings import Settings
 
 
 def accept_job(
@@ -62,18 +64,10 @@ def prepare_job(
     repeat = ledger.find_repeat(idempotency_key, tenant=tenant, body_hash=body_hash) if idempotency_key else None
     if repeat is not None:
         return repeat
-    if len(body.prompts) > settings.api.max_prompts:
-        raise InvalidRequest(
-            f"{len(body.prompts)} prompts; use at most {settings.api.max_prompts} in one request", field="prompts"
-        )
-    model = find_model(body.model)
-    reject_unsupported_fields(body)
-    check_resolved_size([body], max_bytes=settings.api.max_body_bytes)
+    model = _check_fields(body, settings)
     cache = cache or SubmitCache(ledger, settings.adapters)
     slots = cache.slots
     base = cache.base_model(model)
-    if body.webhook_url is not None:
-        check_webhook_url(body.webhook_url, settings.webhook)
     items = resolve_items(body, model, cache.adapters(body.loras, model))
     check_prompts(items)
     warnings = collect_warnings(body, items, model)
@@ -92,6 +86,20 @@ def prepare_job(
         webhook_url=body.webhook_url or "",
         compact=all(slot.reads_compact for slot in slots),
     )
+
+
+def _check_fields(body: InferenceRequest, settings: Settings) -> Model:
+    """Refuse a request that cannot be served whatever workers and adapter files there are; return its model."""
+    if len(body.prompts) > settings.api.max_prompts:
+        raise InvalidRequest(
+            f"{len(body.prompts)} prompts; use at most {settings.api.max_prompts} in one request", field="prompts"
+        )
+    model = find_model(body.model)
+    reject_unsupported_fields(body)
+    check_resolved_size([body], max_bytes=settings.api.max_body_bytes)
+    if body.webhook_url is not None:
+        check_webhook_url(body.webhook_url, settings.webhook)
+    return model
 
 
 def store_jobs(
