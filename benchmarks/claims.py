@@ -44,7 +44,7 @@ def main(
     claims: Annotated[int, typer.Option(min=20, help="Claims that each row measures.")] = 1000,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
 ) -> None:
-    """Fill a queue for each size, and measure the claims of all sizes in turns."""
+    """Fill a queue for each size, and measure claims, one of each size after the other."""
     by_slots = [(size, 200) for size in _numbers(slots)]
     by_tenants = [(8, size) for size in _numbers(tenants)]
     rows = [row for sizes in (by_slots, by_tenants) for row in _compare(sizes, items=items, claims=claims)]
@@ -61,7 +61,7 @@ def _compare(sizes: Sequence[tuple[int, int]], *, items: int, claims: int) -> li
     """Measure fleets of (slots, tenants), each in its own Redis; the first is the base of the ratios."""
     with ExitStack() as stack:
         fleets = [stack.enter_context(_fleet(slots, tenants, items=items)) for slots, tenants in sizes]
-        # In turns, so that another process on this machine slows all of them down alike.
+        # Alternately, so that another process on this machine slows all of them down alike.
         for _ in range(claims):
             for fleet in fleets:
                 fleet.run_item()

@@ -17,7 +17,7 @@ _JOBS_PER_S = 3.0
 _ITEMS = (1, 2, 3, 4, 7)
 _STEPS = (10, 60)
 _TTL_S = 4.0
-# Of a lease: a stall of all workers may be longer than it. One of a single worker must leave time to renew.
+# Lengths of stalls, in leases: one of all workers may outlast a lease, one of a single worker must leave time to renew.
 _LONG, _SHORT = 1.4, 0.35
 # Between two stalls, so that two short ones of one worker do not add up to more than a lease.
 _CALM_S = 1.0

@@ -30,7 +30,8 @@ def load_yaml(text: str) -> Any:
         yaml.YAMLError: the text is not YAML, has a value that cannot be read, or exceeds a limit of
             `bounded_composer`. It is a `MarkedYAMLError` if the line is known.
     """
-    # YAML has one escape where JSON has two. In JSON they occur in double quotes only.
+    # JSON escapes such a character as two surrogates, which YAML refuses. JSON has escapes in double quotes only, where
+    # YAML's own escape works.
     if text.lstrip().startswith("{"):
         text = _SURROGATE_PAIR.sub(_join_pair, text)
     # PyYAML's wheels contain libyaml; an installation from source may lack it.

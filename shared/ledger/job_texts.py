@@ -42,7 +42,7 @@ class JobTexts:
         )
 
     def spec(self, index: int, item: Mapping[str, str]) -> str | None:
-        """Return the JSON of an item's parameters, from whichever form it is stored in; None if there is none."""
+        """Return the JSON of an item's parameters, from whichever form it is stored in; None if unknown."""
         if "spec" in item or not self.specs:
             return item.get("spec")
         return join_texts(map(first_line, [self.specs[0], *self.specs[index + 1 : index + 2]]))

@@ -86,5 +86,5 @@ def serve(made, wait_until):
 
 @pytest.fixture
 def serve_api(wait_until):
-    """Serve an API with settings of the test's own; the value is a context manager that gives what `api` is."""
+    """A function for `with`: it serves an API with the given settings, and its value is as that of `api`."""
     return lambda made: serve(made, wait_until)

@@ -58,7 +58,7 @@ def api(redis_of_its_own, serve_api, s3, settings, adapter_root, goldens):
 
 
 def finish_next(api):
-    """Render the next item as a worker would; return False if there is none, or if Redis is away."""
+    """Render the next item as a worker would; return False if nothing is queued, or if Redis is away."""
     try:
         claim = api.ledger.claim_next(["flux2"], slot="test", boot="test", warm="base")
         if claim is None:

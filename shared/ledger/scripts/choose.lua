@@ -60,7 +60,7 @@ end
 -- Wrong entries that one step corrects singly before it builds new turns.
 local CORRECTED_AT_ONCE = 20
 
--- Return the first entry of the turns, its share and its priority; nil if there is none.
+-- Return the first entry of the turns, its share and its priority; nil if there are no turns.
 local function head_turn(pool)
   local entry = redis.call('ZRANGE', turns_key(pool), 0, 0)[1]
   if not entry then return end
