@@ -70,8 +70,8 @@ class QueueSettings(_Section):
     )
     reap_s: Seconds = Field(
         1.0,
-        description="Seconds between searches for expired leases; at most a quarter of `FLUX2_QUEUE_LEASE_TTL_S` "
-        "counts.",
+        description="Seconds between searches for expired leases; a quarter of `FLUX2_QUEUE_LEASE_TTL_S` if that "
+        "is less.",
     )
     audit_s: Seconds = Field(3.0, description="Seconds between searches for lost wake-up messages.")
     retention_s: Seconds = Field(
