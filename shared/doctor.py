@@ -67,7 +67,9 @@ def _redis(ledger: Ledger) -> Iterator[Finding]:
 
 def _redis_remedy(error: LedgerUnavailable) -> str:
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return "name the file of Redis' CA in FLUX2_REDIS_URL as ssl_ca_certs, and Redis by the name in its certificate"
+        return (
+            "in FLUX2_REDIS_URL, set ssl_ca_certs to the file of Redis' CA and the host to the name in its certificate"
+        )
     return "start Redis, or correct FLUX2_REDIS_URL"
 
 
