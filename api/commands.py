@@ -6,9 +6,6 @@ from typing import Annotated
 
 import typer
 
-from shared import logs
-from shared.settings import Settings
-
 app = typer.Typer(pretty_exceptions_enable=False)
 
 
@@ -24,6 +21,8 @@ def api(
     import uvicorn
 
     from api.app import create_app
+    from shared import logs
+    from shared.settings import Settings
 
     settings = Settings()
     logs.configure(settings.log)

@@ -33,7 +33,8 @@
     - DemoFailed                 a demonstration job did not succeed
     - ReplayFailed               a job of the replay did not succeed
     - NoSamples                  the folder holds no sample images by the trainer
-    - OutputRefused              the output folder cannot be created
+    - OutputRefused              a command's files cannot be written where it should
+    - MissingExtra               a library is not installed; an extra of this package brings it
     - GoldensError               the folder holds no usable golden files
 
 Codes in capitals mean an error in the request and use the reference API's words; codes in lower case are ours.
@@ -305,9 +306,21 @@ class NoSamples(CommandError):
 
 
 class OutputRefused(CommandError):
-    """The output folder cannot be created."""
+    """A command's files cannot be written where it should: no folder can be made there, or other files are there."""
 
     code = "output_refused"
+
+
+class MissingExtra(CommandError):
+    """A library is not installed; an extra of this package brings it."""
+
+    code = "missing_extra"
+
+    def __init__(self, library: str, *, extra: str) -> None:
+        super().__init__(
+            f"no module named {library!r}: install flux2-queue[{extra}], in a checkout with "
+            f"pip install -c constraints.txt '.[{extra}]'"
+        )
 
 
 class GoldensError(CommandError):

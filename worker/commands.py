@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from shared import logs
-from shared.settings import Settings
 from worker.verify.outcome import CaseType, Precision, VerifiedEngine, format_json, format_line, format_summary
+
+if TYPE_CHECKING:
+    from shared.settings import Settings
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
-# Each command imports its part of the worker itself: `flux2 api` imports this module too, and torch takes seconds.
+# Each command imports its modules when it runs: every `flux2` command imports this one, and torch takes seconds.
 
 
 @app.command()
@@ -36,6 +37,9 @@ def worker(
 
 def _configure(**worker: str | None) -> Settings:
     """Return the settings, replacing those of the worker that an option overrides, and set up logging."""
+    from shared import logs
+    from shared.settings import Settings
+
     settings = Settings()
     logs.configure(settings.log)
     given = {name: value for name, value in worker.items() if value is not None}
@@ -106,6 +110,7 @@ def verify(
     ] = None,
 ) -> None:
     """Check that this machine renders the same images as AI Toolkit. Exit code 1 if any case fails."""
+    from shared.settings import Settings
     from worker.verify.verification import start_verification
 
     toolkit = toolkit or Settings().ai_toolkit_path

@@ -19,6 +19,7 @@ from typing import Self
 
 from shared.demo_model import DEMO_ADAPTER, DEMO_STYLES
 from shared.errors import LedgerUnavailable, ServerFailed
+from shared.extras import require_extras
 from shared.ledger import Ledger
 from shared.local.backoff import Backoff
 from shared.local.child import ChildProcess
@@ -118,8 +119,10 @@ class Stack:
         """Start everything; return when the API answers and every worker has loaded its model.
 
         Raises:
+            MissingExtra: the API's or the worker's libraries are not installed.
             ServerFailed: the message names the part and quotes its log; nothing is left running.
         """
+        require_extras({"uvicorn": "api", **({"torch": "worker"} if self._workers else {})})
         with contextlib.ExitStack() as undo:
             undo.callback(self.stop)
             self.servers.start()

@@ -148,7 +148,7 @@ def test_webhooks_that_cannot_be_signed_are_named(sound, redis_client):
 
 def test_the_command_prints_a_table_or_json_and_exits_by_the_worst(monkeypatch, sound):
     made = sound(adapters={"root": "nowhere"})
-    monkeypatch.setattr("shared.cli.Settings", lambda: made)
+    monkeypatch.setattr("shared.settings.Settings", lambda: made)
 
     table = CliRunner().invoke(app, ["doctor"])
     lines = CliRunner().invoke(app, ["doctor", "--json"])

@@ -5,17 +5,46 @@ import subprocess
 import sys
 
 import pytest
+import typer.main
 
 import worker.consumer
+from shared.cli import app
 
 TENSOR_LIBRARIES = {"torch", "diffusers", "transformers", "safetensors", "numpy"}
 HTTP_SERVERS = {"fastapi", "uvicorn", "starlette"}
+# Each takes longer to import than the help takes to print; pydantic alone is typer's.
+SLOW_LIBRARIES = {
+    "boto3",
+    "botocore",
+    "celery",
+    "httpx2",
+    "kombu",
+    "PIL",
+    "pydantic_settings",
+    "redis",
+    "structlog",
+    "yaml",
+}
+COMMANDS = sorted(typer.main.get_command(app).commands)
+
+
+def top_levels(code):
+    """The top-level packages that are imported when the code has run."""
+    code = f"import atexit, sys; atexit.register(lambda: print(*sys.modules, sep='\\n', file=sys.stderr)); {code}"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stderr.split()}
 
 
 def imported(*modules):
-    code = f"import {', '.join(modules)}, sys; print('\\n'.join(sys.modules))"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    return {name.partition(".")[0] for name in done.stdout.split()}
+    return top_levels(f"import {', '.join(modules)}")
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], *([name, "--help"] for name in COMMANDS)])
+def test_help_and_version_wait_for_no_library_that_they_do_not_need(arguments):
+    packages = top_levels(f"sys.argv[1:] = {arguments}; from shared.cli import main; main()")
+
+    assert "typer" in packages
+    assert not packages & (TENSOR_LIBRARIES | HTTP_SERVERS | SLOW_LIBRARIES)
 
 
 @pytest.mark.parametrize("module", ["api.app", "shared.cli"])

@@ -14,12 +14,12 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = PROJECT["tool"]["setuptools"]["packages"]
 
-# Hides every installed distribution but the named ones, then imports modules.
-IMPORT_WITH_ONLY = """
+# Hides every installed distribution but the named ones, then runs code.
+RUN_WITH_ONLY = """
 import importlib.machinery, sys
-from importlib import import_module, metadata
+from importlib import metadata
 
-visible, modules = (argument.split(",") for argument in sys.argv[1:])
+visible, code = sys.argv[1].split(","), sys.argv[2]
 hidden = {
     module
     for module, names in metadata.packages_distributions().items()
@@ -29,8 +29,7 @@ find_spec = importlib.machinery.PathFinder.find_spec
 importlib.machinery.PathFinder.find_spec = staticmethod(
     lambda name, *rest: None if name.partition(".")[0] in hidden else find_spec(name, *rest)
 )
-for module in modules:
-    import_module(module)
+exec(code)
 """
 
 
@@ -67,10 +66,14 @@ def installed_by(extra):
     return names
 
 
+def run_with(extra, code):
+    """Run code in a fresh interpreter that sees only what the project and one extra install."""
+    command = [sys.executable, "-W", "ignore", "-c", RUN_WITH_ONLY, ",".join(installed_by(extra)), code]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
 def import_with(extra, modules):
-    """Import modules in a fresh interpreter that sees only what the project and one extra install."""
-    command = [sys.executable, "-W", "ignore", "-c", IMPORT_WITH_ONLY, ",".join(installed_by(extra)), ",".join(modules)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return run_with(extra, f"import {', '.join(modules)}")
 
 
 def test_every_package_is_listed():
@@ -108,3 +111,26 @@ def test_a_module_that_needs_an_extra_cannot_be_imported_without_it():
     done = import_with("", ["flux2_client.client"])
 
     assert "No module named 'httpx2'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        (["api"], "api"),
+        (["worker"], "worker"),
+        (["render", "pyproject.toml"], "worker"),
+        (["verify", "tests/goldens"], "worker"),
+        (["replay", "pyproject.toml"], "client"),
+        (["demo", "--output", "{folder}"], "client"),
+        (["up", "--data", "{folder}"], "api"),
+    ],
+)
+def test_a_command_whose_extra_is_missing_says_in_one_line_which_to_install(command, extra, tmp_path):
+    arguments = [part.format(folder=tmp_path) for part in command]
+    code = f"import sys; sys.argv[1:] = {arguments}; from shared.cli import main; main()"
+
+    done = run_with("", code)
+
+    assert done.returncode == 1
+    assert f"install flux2-queue[{extra}]" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -198,6 +198,17 @@ def test_an_unknown_setting_is_found_with_the_setting_that_was_meant(monkeypatch
     }
 
 
+def test_a_setting_without_the_2_is_found_and_the_variables_of_other_programs_are_not(monkeypatch):
+    monkeypatch.setenv("FLUX_MODEL_PATH", "/models/FLUX.2-dev")
+    monkeypatch.setenv("FLUX_WORKER_DEVCE", "cpu")
+    monkeypatch.setenv("FLUX_SYNC_INTERVAL", "1m")
+
+    assert find_unknown_settings() == {
+        "FLUX_MODEL_PATH": "FLUX2_MODEL_PATH",
+        "FLUX_WORKER_DEVCE": "FLUX2_WORKER_DEVICE",
+    }
+
+
 def test_a_lease_shorter_than_three_renewals_is_refused(monkeypatch):
     monkeypatch.setenv("FLUX2_QUEUE_RENEW_S", "6")
 

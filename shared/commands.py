@@ -1,0 +1,120 @@
+"""Commands of `flux2` for this host: up, inspect and doctor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(pretty_exceptions_enable=False)
+
+# Each command imports its modules when it runs: together they take 0.5 s, and `--help` needs none of them.
+
+# No limit: only the header of a base checkpoint is read.
+_ANY_SIZE = 2**62
+_MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "failed": ("FAILED", "red")}
+
+
+@app.command()
+def up(
+    data: Annotated[Path, typer.Option(file_okay=False, help="Folder for all data, logs and adapters.")] = Path(
+        ".flux2"
+    ),
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65_535, help="Port of the API, 0 for a free one; default: FLUX2_API_PORT."),
+    ] = None,
+    redis_port: Annotated[
+        int | None, typer.Option(min=1, max=65_535, help="Port of Redis; default: a free one.")
+    ] = None,
+    s3_port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Port of S3; default: a free one.")] = None,
+    workers: Annotated[int, typer.Option(min=0, help="Number of worker processes; with CUDA, one per GPU.")] = 1,
+) -> None:
+    """Start Redis, S3, the API and workers on this host, and run them until Ctrl-C."""
+    from shared import logs
+    from shared.local.stack import Stack
+    from shared.local.up import run_stack
+    from shared.settings import Settings
+
+    settings = Settings()
+    logs.configure(settings.log)
+    run_stack(
+        Stack(
+            data,
+            settings,
+            workers=workers,
+            api_port=settings.api.port if port is None else port,
+            redis_port=redis_port,
+            s3_port=s3_port,
+        )
+    )
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="Adapter file to inspect.")],
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            help="Transformer file in BFL's layout, e.g. flux2-dev.safetensors, to compare the adapter's layers with."
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option(help="Model id of that transformer.")] = "flux2",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Show an adapter file's kind, ranks, layers, training step and sha256. Exit code 1 if it cannot be used."""
+    from dataclasses import asdict
+
+    from shared.adapters.inspection import inspect_adapter, read_linear_layers
+    from shared.console import LineConsole
+    from shared.errors import AdapterNotFound
+    from shared.settings import Settings
+
+    limit = Settings().adapters.max_bytes
+    if not file.is_file():
+        raise AdapterNotFound(f"{file}: no such file")
+    layers = None if base is None else read_linear_layers(base, max_bytes=_ANY_SIZE)
+    found = asdict(inspect_adapter(file, max_bytes=limit, layers=layers, model=model if base else None))
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        LineConsole().print_rows([(name.replace("_", " "), _text(value)) for name, value in found.items()])
+    if found["refused"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False) -> None:
+    """Check Redis, its durability, the clock, storage, adapters and workers. Exit code 1 if a check fails."""
+    from dataclasses import asdict
+
+    from shared.console import LineConsole
+    from shared.doctor import run_checks
+    from shared.settings import Settings
+
+    findings = []
+    for finding in run_checks(Settings()):
+        findings.append(finding)
+        if as_json:
+            typer.echo(json.dumps(asdict(finding)))
+    if not as_json:
+        marks = [_MARKS[finding.state] for finding in findings]
+        LineConsole().print_rows(
+            [
+                (mark, finding.name, finding.detail, finding.remedy)
+                for (mark, _), finding in zip(marks, findings, strict=True)
+            ],
+            styles=[style for _, style in marks],
+        )
+    if any(finding.state == "failed" for finding in findings):
+        raise typer.Exit(1)
+
+
+def _text(value: object) -> str:
+    if value is None or value == () or value == {}:
+        return "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name}" for name, count in value.items())
+    return ", ".join(str(entry) for entry in value) if isinstance(value, tuple) else str(value)
