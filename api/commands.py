@@ -22,14 +22,17 @@ def api(
 
     from api.app import create_app
     from shared import logs
+    from shared.local.ports import require_free_port
     from shared.settings import Settings
 
     settings = Settings()
     logs.configure(settings.log)
+    host, port = host or settings.api.host, settings.api.port if port is None else port
+    require_free_port(port, owner="the API", option="--port or FLUX2_API_PORT", host=host)
     uvicorn.run(
         create_app(settings),
-        host=host or settings.api.host,
-        port=settings.api.port if port is None else port,
+        host=host,
+        port=port,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=10,

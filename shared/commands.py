@@ -86,16 +86,24 @@ def inspect(
 
 
 @app.command()
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False) -> None:
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of a `flux2 up`: check that service, not the one in the environment.")
+    ] = None,
+) -> None:
     """Check Redis, its durability, the clock, storage, adapters and workers. Exit code 1 if a check fails."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from shared.console import LineConsole
     from shared.doctor import run_checks
+    from shared.local.data_folder import read_settings
     from shared.settings import Settings
 
     findings = []
-    for finding in run_checks(Settings()):
+    for finding in run_checks(read_settings(data) if data else Settings()):
+        if data and (finding.name, finding.state) == ("redis", "failed"):
+            finding = replace(finding, remedy=f"start it: flux2 up --data {data}")
         findings.append(finding)
         if as_json:
             typer.echo(json.dumps(asdict(finding)))

@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+_WIDEST = 40
+
 
 class LineConsole(Console):
     """A console that wraps text to the terminal's width, and never folds or cuts what is piped."""
@@ -23,7 +25,8 @@ class LineConsole(Console):
             styles: Rich style of the first cell of each row; empty for none.
         """
         if not self.is_terminal:
-            widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+            # One long cell must not move the cells behind it out of sight in all rows.
+            widths = [min(max(map(len, cells)), _WIDEST) for cells in zip(*rows, strict=True)]
             for row in rows:
                 self.print_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
             return

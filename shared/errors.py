@@ -34,6 +34,7 @@
     - ReplayFailed               a job of the replay did not succeed
     - NoSamples                  the folder holds no sample images by the trainer
     - OutputRefused              a command's files cannot be written where it should
+    - NoStack                    the folder holds no settings of a stack
     - MissingExtra               a library is not installed; an extra of this package brings it
     - GoldensError               the folder holds no usable golden files
 
@@ -309,6 +310,12 @@ class OutputRefused(CommandError):
     """A command's files cannot be written where it should: no folder can be made there, or other files are there."""
 
     code = "output_refused"
+
+
+class NoStack(CommandError):
+    """The folder holds no settings of a stack, because `flux2 up` never ran with it."""
+
+    code = "no_stack"
 
 
 class MissingExtra(CommandError):

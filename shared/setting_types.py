@@ -7,6 +7,8 @@ a thread's wait or a socket's timeout overflows. A bound also refuses infinity a
 from __future__ import annotations
 
 import base64
+import os
+from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
 
@@ -56,6 +58,11 @@ def _check_model_id(value: str) -> str:
     return value
 
 
+def _expand_home(value: str) -> str:
+    # Only a shell expands `~`, and it does so neither in a .env file nor inside quotes.
+    return os.path.expanduser(value)
+
+
 def _check_webhook_secret(secret: SecretStr) -> SecretStr:
     prefix, _, key = secret.get_secret_value().partition("_")
     try:
@@ -81,6 +88,10 @@ Bytes = Annotated[int, Field(ge=1, le=2**50)]
 Gigabytes = Annotated[float, Field(gt=0, le=10**6)]
 GigabytesOrZero = Annotated[float, Field(ge=0, le=10**6)]
 
+#: A path whose `~` is the home folder.
+Folder = Annotated[Path, AfterValidator(lambda path: Path(_expand_home(str(path))))]
+#: A folder, whose `~` is the home folder, or a repository id of the hub.
+FolderOrRepository = Annotated[str, AfterValidator(_expand_home)]
 KeyPrefix = Annotated[str, AfterValidator(_check_key_prefix)]
 # The environment's text is no JSON, which pydantic-settings expects for a dataclass.
 RedisUrlSetting = Annotated[RedisUrl, NoDecode, PlainValidator(RedisUrl.parse), PlainSerializer(str)]

@@ -18,6 +18,8 @@ from shared.setting_types import (
     Bytes,
     Count,
     CountOrZero,
+    Folder,
+    FolderOrRepository,
     Gigabytes,
     GigabytesOrZero,
     HttpUrl,
@@ -116,7 +118,7 @@ class StorageSettings(_Section):
     backend: Literal["s3", "directory"] = Field(
         "s3", description="`s3`, or `directory` for files on one host and in tests."
     )
-    directory: Path = Field(Path(".flux2/objects"), description="Root folder of the `directory` backend.")
+    directory: Folder = Field(Path(".flux2/objects"), description="Root folder of the `directory` backend.")
     prefix: KeyPrefix = Field(
         "",
         description="Prefix of every object key, e.g. `flux2/`: a relative path without empty, `.` and `..` parts.",
@@ -158,7 +160,7 @@ class S3Settings(_Section):
 class AdaptersSettings(_Section):
     """The adapter files. The API and the workers must see the same files."""
 
-    root: Path = Field(
+    root: Folder = Field(
         Path("adapters"), description="Folder that `loras[].path` is relative to; files outside it are refused."
     )
     max_bytes: Bytes = Field(8 * 1024**3, description="Size in bytes above which an adapter file is refused.")
@@ -168,12 +170,12 @@ class ModelSettings(_Section):
     """The base model that a worker serves. Defaults come from the catalogue's entry for `FLUX2_MODEL_ID`."""
 
     id: ModelId = Field("flux2", description="Model id from the catalogue.")
-    path: str | None = Field(
+    path: FolderOrRepository | None = Field(
         None,
         description="Folder with the weights in BFL's or diffusers' layout, or a Hugging Face repository id. "
         "Default: the model's repository.",
     )
-    text_encoder: str | None = Field(
+    text_encoder: FolderOrRepository | None = Field(
         None,
         description="Folder or repository id of the text encoder and its tokenizer. Default: the model's own.",
     )
@@ -244,7 +246,7 @@ class WorkerSettings(_Section):
         180.0,
         description="Seconds without progress after which a kernel counts as hung and the worker process ends.",
     )
-    lock_dir: Path | None = Field(
+    lock_dir: Folder | None = Field(
         None,
         description="Folder for the locks on slots and GPUs, shared by all workers of a host. Default: the system's "
         "temporary folder.",
@@ -314,7 +316,7 @@ class Settings(BaseSettings):
     hf_token: SecretStr | None = Field(
         None, validation_alias="HF_TOKEN", description="Hugging Face token for downloading gated weights."
     )
-    ai_toolkit_path: Path | None = Field(
+    ai_toolkit_path: Folder | None = Field(
         None,
         validation_alias="AI_TOOLKIT_PATH",
         description="Checkout of ostris/ai-toolkit, for the engine `ai-toolkit` and `flux2 verify`.",

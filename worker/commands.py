@@ -30,17 +30,22 @@ def worker(
 ) -> None:
     """Render items from the queue on one device until SIGTERM. Start one process per GPU."""
     settings = _configure(device=device, name=name)
+    from shared.model_places import require_model_folders
+
+    # Before torch, which takes seconds to import.
+    require_model_folders(settings.model)
     from worker.serve import serve
 
     serve(settings)
 
 
-def _configure(**worker: str | None) -> Settings:
-    """Return the settings, replacing those of the worker that an option overrides, and set up logging."""
+def _configure(*, data: Path | None = None, **worker: str | None) -> Settings:
+    """Return the settings, of a stack's folder or the environment, with those that an option replaces; set up logs."""
     from shared import logs
+    from shared.local.data_folder import read_settings
     from shared.settings import Settings
 
-    settings = Settings()
+    settings = read_settings(data) if data else Settings()
     logs.configure(settings.log)
     given = {name: value for name, value in worker.items() if value is not None}
     return settings.model_copy(update={"worker": settings.worker.model_copy(update=given)})
@@ -76,9 +81,12 @@ def render(
     device: Annotated[
         str | None, typer.Option(help="auto, auto:N, cuda, cuda:N or cpu; default: FLUX2_WORKER_DEVICE.")
     ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of a `flux2 up`: use its model and adapters, not the environment's.")
+    ] = None,
 ) -> None:
     """Render a request on this machine, without queue and storage. Prints one JSON object per image."""
-    settings = _configure(device=device)
+    settings = _configure(data=data, device=device)
     from worker.offline import render_request
 
     for saved in render_request(request.read_bytes(), output, settings):

@@ -19,6 +19,7 @@ from shared.errors import ServerFailed
 
 _POLL_S = 0.02
 _LOCK_WAIT_S = 2.0
+_TAIL_BYTES = 16_384
 
 # Kills the server's process group unless this process writes "stopped" first. `read` also returns when this process
 # dies, even by SIGKILL, because the kernel then closes the pipe. PR_SET_PDEATHSIG would fire when the thread that
@@ -47,6 +48,8 @@ class ChildProcess:
         self._environment = environment or {"PATH": os.defpath, "HOME": str(folder), "LC_ALL": "C"}
         #: When the process was last started, by the monotonic clock.
         self.started_s = 0.0
+        # Where this run's output begins in the log; runs before it are above.
+        self._log_start = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -60,10 +63,10 @@ class ChildProcess:
         return self._process is not None and _exit_status(self._process) is None
 
     def raise_if_ended(self) -> None:
-        """Raise `ServerFailed`, with the end of the log, if the process has ended by itself."""
+        """Raise `ServerFailed`, with the end of this run's log, if the process has ended by itself."""
         status = _exit_status(self._process) if self._process else None
         if status is not None:
-            raise ServerFailed(f"{self.name} ended with status {status}:\n{self._log_tail()}")
+            raise ServerFailed(f"{self.name} ended with status {status}:\n{self._log_tail()}\nlog: {self.log}")
 
     def start(self, ready: Callable[[], bool], *, timeout_s: float) -> None:
         """Start the process and return when `ready()` is true.
@@ -72,14 +75,25 @@ class ChildProcess:
             ServerFailed: another process uses the folder, or the server ended or was not ready within `timeout_s`
                 seconds; in either case it no longer runs.
         """
+        self.spawn()
+        self.wait(ready, timeout_s=timeout_s)
+
+    def wait(self, ready: Callable[[], bool], *, timeout_s: float, on_poll: Callable[[], None] = lambda: None) -> None:
+        """Return when `ready()` is true; call `on_poll` before each look.
+
+        Raises:
+            ServerFailed: the process ended or was not ready within `timeout_s` seconds; it no longer runs.
+        """
         with contextlib.ExitStack() as on_failure:
             on_failure.callback(self.stop, grace_s=0)
-            self._spawn()
             deadline_s = time.monotonic() + timeout_s
             while not ready():
+                on_poll()
                 self.raise_if_ended()
                 if time.monotonic() > deadline_s:
-                    raise ServerFailed(f"{self.name} was not ready within {timeout_s:g} s:\n{self._log_tail()}")
+                    raise ServerFailed(
+                        f"{self.name} was not ready within {timeout_s:g} s:\n{self._log_tail()}\nlog: {self.log}"
+                    )
                 time.sleep(_POLL_S)
             on_failure.pop_all()
 
@@ -108,11 +122,17 @@ class ChildProcess:
     def restart(self) -> None:
         """Start the process again without waiting for readiness; kill it first if it still runs."""
         self.stop(grace_s=0)
-        self._spawn()
+        self.spawn()
 
-    def _spawn(self) -> None:
+    def spawn(self) -> None:
+        """Start the process without waiting for readiness.
+
+        Raises:
+            ServerFailed: another process uses the folder.
+        """
         self.started_s = time.monotonic()
         with _locked(self._folder, name=self.name) as lock, self.log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 self._command,
                 cwd=self._folder,
@@ -132,9 +152,20 @@ class ChildProcess:
             start_new_session=True,
         )
 
-    def _log_tail(self, lines: int = 15) -> str:
-        text = self.log.read_text(encoding="utf-8", errors="replace")
-        return "\n".join(text.splitlines()[-lines:]) or "(its log is empty)"
+    def last_line(self) -> str:
+        """Return the last line of this run's log, or an empty text."""
+        return next(iter(self._log_lines(1)), "")
+
+    def _log_tail(self) -> str:
+        return "\n".join(self._log_lines(15)) or "(it wrote no log)"
+
+    def _log_lines(self, count: int) -> list[str]:
+        """Return the last lines of this run's log that are not blank."""
+        with self.log.open("rb") as log:
+            size = log.seek(0, os.SEEK_END)
+            log.seek(max(self._log_start, size - _TAIL_BYTES))
+            text = log.read().decode(errors="replace")
+        return [line for line in text.splitlines() if line.strip()][-count:]
 
 
 def _exit_status(process: subprocess.Popen[bytes]) -> int | None:

@@ -7,6 +7,7 @@ This module therefore reads the file and makes the paths absolute.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from dotenv import dotenv_values
@@ -17,13 +18,20 @@ from shared.settings import DOTENV, Settings
 _PREFIXES = ("FLUX2_", "HF_TOKEN", "AI_TOOLKIT_PATH", "AWS_")
 
 
-def inherited_environment(settings: Settings) -> dict[str, str]:
-    """Return the variables of `.env` and of the caller, with absolute folders; the caller's variables win."""
-    folders = {"FLUX2_WORKER_LOCK_DIR": settings.worker.lock_dir, "AI_TOOLKIT_PATH": settings.ai_toolkit_path}
+def configured_variables() -> dict[str, str]:
+    """Return the variables of `.env` and of the caller; the caller's win."""
     return {
         **{name: value for name, value in dotenv_values(DOTENV).items() if value is not None},
         # Children also need PATH, CUDA_VISIBLE_DEVICES and others that are not settings.
         **os.environ,
+    }
+
+
+def inherited_environment(settings: Settings) -> dict[str, str]:
+    """Return the variables of `.env` and of the caller, with absolute folders; the caller's variables win."""
+    folders = {"FLUX2_WORKER_LOCK_DIR": settings.worker.lock_dir, "AI_TOOLKIT_PATH": settings.ai_toolkit_path}
+    return {
+        **configured_variables(),
         **{name: str(path.absolute()) for name, path in folders.items() if path},
     }
 
@@ -31,6 +39,18 @@ def inherited_environment(settings: Settings) -> dict[str, str]:
 def unconfigured_environment() -> dict[str, str]:
     """Return the caller's variables, without those that configure this project."""
     return {name: value for name, value in os.environ.items() if not name.startswith(_PREFIXES)}
+
+
+def replace_variables(inherited: Mapping[str, str], owned: Mapping[str, str]) -> dict[str, str]:
+    """Return `inherited` with the variables of `owned` in place of its own."""
+    # Settings ignore case: a variable in lower case would compete with the one in upper case.
+    return {**{name: value for name, value in inherited.items() if name.upper() not in owned}, **owned}
+
+
+def overridden_names(inherited: Mapping[str, str], owned: Mapping[str, str]) -> list[str]:
+    """Return the variables, sorted, to which `inherited` gives another value than `owned`."""
+    given = {name.upper(): value for name, value in inherited.items() if value}
+    return sorted(name for name, value in owned.items() if given.get(name, value) != value)
 
 
 def configured_model_variables(settings: Settings) -> dict[str, str]:
@@ -44,6 +64,7 @@ def demo_model_variables(settings: Settings, checkpoint: Path) -> dict[str, str]
     variables = {
         "FLUX2_MODEL_PATH": str(checkpoint),
         "FLUX2_MODEL_TEXT_ENCODER": str(checkpoint / "text_encoder"),
+        "FLUX2_MODEL_REVISION": "",
     }
     if "precision" not in settings.model.model_fields_set:
         # bfloat16 convolutions take 10 times as long on processors without AVX-512.

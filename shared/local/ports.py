@@ -1,7 +1,8 @@
-"""Find free ports on loopback, for servers that only this host may reach."""
+"""Find free ports, by default on loopback: most servers of a stack are for this host alone."""
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 from collections.abc import Sequence
@@ -16,31 +17,40 @@ _PORTS = range(12_000, 22_000)
 _TRIES = 500
 
 
-def require_free_port(port: int, *, owner: str) -> None:
-    """Check that no other server listens on a loopback port.
+def require_free_port(port: int, *, owner: str, option: str, host: str = LOOPBACK) -> None:
+    """Check that a server can listen on a port.
+
+    Args:
+        owner: the server that needs the port, for the message.
+        option: the command line's option that chooses the port, for the message.
 
     Raises:
-        ServerFailed: the port is in use; the message names `owner`, the server that needs it.
+        ServerFailed: the port is in use, or `host` is no address of this host.
     """
-    if not _port_is_free(port):
-        raise ServerFailed(f"{owner}: port {port} on {LOOPBACK} is in use; choose another")
+    error = _listen_error(port, host=host)
+    if error is None:
+        return
+    if error.errno == errno.EADDRINUSE:
+        raise ServerFailed(f"{owner}: port {port} on {host} is in use; choose another with {option}")
+    raise ServerFailed(f"{owner}: cannot listen on {host}, port {port}: {error.strerror or error}")
 
 
 def pick_free_port(*, taken: Sequence[int] = (), twin_offset: int = 0) -> int:
     """Return a free loopback port whose twin, `twin_offset` higher, is free too; neither is in `taken`."""
     for port in random.sample(_PORTS, _TRIES):
         pair = {port, port + twin_offset}
-        if not pair & set(taken) and all(_port_is_free(each) for each in pair):
+        if not pair & set(taken) and all(_listen_error(each, host=LOOPBACK) is None for each in pair):
             return port
     raise ServerFailed(f"no free port between {_PORTS.start} and {_PORTS.stop} on {LOOPBACK}; stop some servers")
 
 
-def _port_is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        # Otherwise a port counts as taken for a minute after its last server closed its connections.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((LOOPBACK, port))
-        except OSError:
-            return False
-    return True
+def _listen_error(port: int, *, host: str) -> OSError | None:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # Otherwise a port counts as taken for a minute after its last server closed its connections.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        return error
+    return None

@@ -17,6 +17,7 @@ class RedisServer(LoopbackServer):
     """Redis that writes to disk before it replies and evicts nothing."""
 
     name = "Redis"
+    port_option = "--redis-port"
 
     def __init__(self, data: Path, *, port: int | None = None) -> None:
         """Keep the data under `data`/redis; listen on `port`, or on a free one."""

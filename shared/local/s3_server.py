@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
 
+from shared.errors import ServerFailed
 from shared.local.binaries import find_weed
 from shared.local.ports import LOOPBACK, pick_free_port
 from shared.local.server import LoopbackServer
@@ -46,6 +47,7 @@ class S3Server(LoopbackServer):
     """SeaweedFS with one bucket; it refuses requests without the key pair of its data folder."""
 
     name = "SeaweedFS"
+    port_option = "--s3-port"
 
     def __init__(self, data: Path, *, port: int | None = None, bucket: str = "flux2") -> None:
         """Keep the data under `data`/s3; listen on `port`, or on a free one."""
@@ -66,7 +68,6 @@ class S3Server(LoopbackServer):
             "FLUX2_S3_REGION": REGION,
             "FLUX2_S3_ADDRESSING_STYLE": "path",
             # The caller's values, if any, belong to another store.
-            "FLUX2_S3_PUBLIC_ENDPOINT_URL": "",
             "FLUX2_S3_SSE": "",
             "FLUX2_S3_SSE_KMS_KEY_ID": "",
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -136,6 +137,8 @@ class S3Server(LoopbackServer):
                 client.create_bucket(Bucket=self.bucket)
             client.put_object(Bucket=self.bucket, Key=".ready", Body=b"")
             client.delete_object(Bucket=self.bucket, Key=".ready")
+        except ParamValidationError as error:
+            raise ServerFailed(f"FLUX2_S3_BUCKET {self.bucket!r} is not a name for a bucket: {error}") from error
         except (BotoCoreError, ClientError):
             return False
         finally:

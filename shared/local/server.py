@@ -19,6 +19,8 @@ class LoopbackServer:
     """A server on a loopback port, as a context manager; subclasses define its command and its readiness."""
 
     name: str
+    #: Option of `flux2 up` that chooses the port.
+    port_option: str
 
     def __init__(self, folder: Path, *, port: int | None) -> None:
         self.folder = folder.absolute()
@@ -38,7 +40,7 @@ class LoopbackServer:
             ServerFailed: the program is not installed, the port or the folder is in use, or the server did not start.
         """
         if self._requested_port:
-            require_free_port(self._requested_port, owner=self.name)
+            require_free_port(self._requested_port, owner=self.name, option=self.port_option)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -17,9 +17,11 @@ from shared.local.s3_server import S3Server
 class EmbeddedServers:
     """Redis and S3 as one context manager; if one fails to start, the other is stopped."""
 
-    def __init__(self, data: Path, *, redis_port: int | None = None, s3_port: int | None = None) -> None:
+    def __init__(
+        self, data: Path, *, redis_port: int | None = None, s3_port: int | None = None, bucket: str = "flux2"
+    ) -> None:
         self.redis = RedisServer(data, port=redis_port)
-        self.s3 = S3Server(data, port=s3_port)
+        self.s3 = S3Server(data, port=s3_port, bucket=bucket)
 
     def start(self) -> Self:
         """Start both and return when they answer.

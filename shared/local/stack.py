@@ -14,6 +14,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -23,14 +24,19 @@ from shared.extras import require_extras
 from shared.ledger import Ledger
 from shared.local.backoff import Backoff
 from shared.local.child import ChildProcess
+from shared.local.data_folder import settings_file, write_settings
 from shared.local.environment import (
     configured_model_variables,
+    configured_variables,
     demo_model_variables,
     inherited_environment,
+    overridden_names,
+    replace_variables,
     unconfigured_environment,
 )
 from shared.local.ports import LOOPBACK, pick_free_port, require_free_port
 from shared.local.servers import EmbeddedServers
+from shared.model_places import require_model_folders
 from shared.settings import Settings
 
 logger = logging.getLogger("flux2.stack")
@@ -40,6 +46,11 @@ _API_START_TIMEOUT_S = 30.0
 _WORKER_START_TIMEOUT_S = 900.0
 # After its drain a worker still has to hand its item over and leave the ledger.
 _STOP_GRACE_S = 10.0
+# An API that listens on every address is reached on this one.
+_REACHED_AT = {"0.0.0.0": LOOPBACK, "::": "::1"}
+
+#: Called with what the start waits for, and with the last line that the awaited process logged.
+OnProgress = Callable[[str, str], None]
 
 
 class Stack:
@@ -63,8 +74,8 @@ class Stack:
         redis_port: int | None = None,
         s3_port: int | None = None,
     ) -> None:
-        self.data = data.absolute()
-        self.servers = EmbeddedServers(self.data, redis_port=redis_port, s3_port=s3_port)
+        self.data = data.expanduser().absolute()
+        self.servers = EmbeddedServers(self.data, redis_port=redis_port, s3_port=s3_port, bucket=settings.s3.bucket)
         self.api_port = api_port or pick_free_port()
         self._settings = settings
         self._inherit = inherit
@@ -72,12 +83,25 @@ class Stack:
         self._processes: dict[str, ChildProcess] = {}
         self._backoffs: dict[str, Backoff] = {}
         self.serves_demo_model = not settings.model.model_fields_set & {"id", "path"}
-        configured_root = "root" in settings.adapters.model_fields_set
-        self.adapter_root = settings.adapters.root.absolute() if configured_root else self.data / "adapters"
+        #: Whether the adapters are in the stack's own folder, which the start fills with the demonstration adapters.
+        self.owns_adapters = "root" not in settings.adapters.model_fields_set
+        self.adapter_root = self.data / "adapters" if self.owns_adapters else settings.adapters.root.absolute()
 
     @property
     def url(self) -> str:
-        return f"http://{LOOPBACK}:{self.api_port}"
+        """Address of the API on this host."""
+        host = _REACHED_AT.get(self._settings.api.host, self._settings.api.host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.api_port}"
+
+    @property
+    def has_demo_adapters(self) -> bool:
+        """Whether the demonstration adapters are under the adapter root: never in a folder of the caller's."""
+        return self.serves_demo_model and self.owns_adapters
+
+    @property
+    def settings_file(self) -> Path:
+        """The file with the settings of this stack, for other commands."""
+        return settings_file(self.data)
 
     @property
     def logs(self) -> list[Path]:
@@ -100,38 +124,48 @@ class Stack:
     def environment(self) -> dict[str, str]:
         """Return the environment of any `flux2` process that joins this stack."""
         inherited = inherited_environment(self._settings) if self._inherit else unconfigured_environment()
-        model = (
-            demo_model_variables(self._settings, self.demo_checkpoint)
-            if self.serves_demo_model
-            else configured_model_variables(self._settings)
-        )
-        return {
-            **inherited,
-            **model,
-            **self.servers.environment(),
-            "FLUX2_API_HOST": LOOPBACK,
-            "FLUX2_API_PORT": str(self.api_port),
-            "FLUX2_API_BASE_URL": "",
-            "FLUX2_ADAPTERS_ROOT": str(self.adapter_root),
-        }
+        return replace_variables(inherited, self._owned_variables())
 
-    def start(self) -> Self:
+    def overridden_settings(self) -> list[str]:
+        """Return the variables of the caller and of `.env` that the stack replaces by others."""
+        if not self._inherit:
+            return []
+        owned = self._owned_variables()
+        if not self.serves_demo_model:
+            # Relative folders were only made absolute.
+            owned = {name: value for name, value in owned.items() if not name.startswith("FLUX2_MODEL_")}
+        owned = {name: value for name, value in owned.items() if name not in ("FLUX2_API_PORT", "FLUX2_ADAPTERS_ROOT")}
+        return overridden_names(configured_variables(), {**owned, "FLUX2_WORKER_NAME": ""})
+
+    def start(self, on_progress: OnProgress = lambda stage, detail: None) -> Self:
         """Start everything; return when the API answers and every worker has loaded its model.
+
+        Args:
+            on_progress: called several times per second while the start waits.
 
         Raises:
             MissingExtra: the API's or the worker's libraries are not installed.
+            CheckpointError: a folder of the model does not exist.
             ServerFailed: the message names the part and quotes its log; nothing is left running.
         """
-        require_extras({"uvicorn": "api", **({"torch": "worker"} if self._workers else {})})
+        self._check_before_start()
         with contextlib.ExitStack() as undo:
             undo.callback(self.stop)
+            on_progress("starting Redis and S3", "")
+            copying = self._copy_demo_model()
+            if copying is not None:
+                undo.enter_context(copying)
             self.servers.start()
-            self._write_demo_model()
-            # Otherwise a foreign server on this port would be mistaken for the API.
-            require_free_port(self.api_port, owner="the API")
-            self._start("api", ["api"], ready=self._api_answers, timeout_s=_API_START_TIMEOUT_S)
-            for number in range(self._workers):
-                self._start_worker(number)
+            if copying is not None:
+                _require_success(copying)
+            write_settings(self.data, self.environment())
+            on_progress("starting the API", "")
+            self._spawn("api", ["api"])
+            ready = [self._spawn_worker(number) for number in range(self._workers)]
+            self._await("api", self._api_answers, timeout_s=_API_START_TIMEOUT_S, report=None)
+            for number, is_ready in enumerate(ready):
+                report = partial(on_progress, f"worker-{number} loads the model")
+                self._await(f"worker-{number}", is_ready, timeout_s=_WORKER_START_TIMEOUT_S, report=report)
             undo.pop_all()
         return self
 
@@ -180,16 +214,45 @@ class Stack:
     def _grace_s(self) -> float:
         return self._settings.worker.drain_s + _STOP_GRACE_S
 
-    def _write_demo_model(self) -> None:
+    def _owned_variables(self) -> dict[str, str]:
+        """Return the settings that only the stack can know."""
+        model = (
+            demo_model_variables(self._settings, self.demo_checkpoint)
+            if self.serves_demo_model
+            else configured_model_variables(self._settings)
+        )
+        return {
+            **model,
+            **self.servers.environment(),
+            "FLUX2_API_PORT": str(self.api_port),
+            "FLUX2_ADAPTERS_ROOT": str(self.adapter_root),
+        }
+
+    def _check_before_start(self) -> None:
+        """Find what would end the start later, while nothing runs yet."""
+        require_extras({"uvicorn": "api", **({"torch": "worker"} if self._workers else {})})
+        require_model_folders(self._settings.model)
+        if not self.owns_adapters and not self.adapter_root.is_dir():
+            raise ServerFailed(
+                f"FLUX2_ADAPTERS_ROOT {self.adapter_root}: no such folder; create it or correct the path"
+            )
+        # Otherwise a foreign server on this port would be mistaken for the API.
+        require_free_port(
+            self.api_port, owner="the API", option="--port or FLUX2_API_PORT", host=self._settings.api.host
+        )
+
+    def _copy_demo_model(self) -> subprocess.Popen[str] | None:
+        """Begin to copy the demonstration model into the data folder, and its adapters unless the caller has a root."""
         adapter = self.adapter_root / DEMO_ADAPTER
-        if not self.serves_demo_model or (self.demo_checkpoint.exists() and adapter.exists()):
-            return
-        # A command of the worker's side, which alone may import torch.
-        command = [*_flux2("tiny"), str(self.demo_checkpoint), "--adapter", str(adapter)]
-        command += ["--styles", str(self.adapter_root / DEMO_STYLES)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ServerFailed(f"`flux2 tiny` failed:\n{done.stderr[-2000:]}")
+        if not self.serves_demo_model or (
+            self.demo_checkpoint.exists() and (not self.owns_adapters or adapter.exists())
+        ):
+            return None
+        # A command of the worker's side, which owns the model's files.
+        command = [*_flux2("tiny"), str(self.demo_checkpoint)]
+        if self.owns_adapters:
+            command += ["--adapter", str(adapter), "--styles", str(self.adapter_root / DEMO_STYLES)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def _remove_slot(self, name: str) -> None:
         """Remove a dead worker from the ledger."""
@@ -199,26 +262,36 @@ class Stack:
         except LedgerUnavailable as error:
             logger.warning("a dead worker still counts as live", extra={"slot": name, "error": str(error)})
 
-    def _start_worker(self, number: int) -> None:
+    def _spawn_worker(self, number: int) -> Callable[[], bool]:
+        """Start a worker; return the test of whether it has loaded its model."""
         name = f"worker-{number}"
         shares_devices = self._workers > 1 and self._settings.worker.device == "auto"
         device = ["--device", f"auto:{number}"] if shares_devices else []
         ledger = self.ledger()
         # The slot of a killed stack would be mistaken for this worker, and so for its readiness.
         self._remove_slot(name)
-        self._start(
-            name,
-            ["worker", "--name", name, *device],
-            ready=lambda: any(slot.name == name for slot in ledger.workers.live_slots()),
-            timeout_s=_WORKER_START_TIMEOUT_S,
-        )
+        self._spawn(name, ["worker", "--name", name, *device])
+        return lambda: any(slot.name == name for slot in ledger.workers.live_slots())
 
-    def _start(self, name: str, arguments: list[str], *, ready: Callable[[], bool], timeout_s: float) -> None:
+    def _spawn(self, name: str, arguments: list[str]) -> None:
         folder = self.data / name
         folder.mkdir(parents=True, exist_ok=True)
         process = ChildProcess(name, _flux2(*arguments), folder=folder, environment=self.environment())
         self._processes[name] = process
-        process.start(ready, timeout_s=timeout_s)
+        process.spawn()
+
+    def _await(
+        self, name: str, ready: Callable[[], bool], *, timeout_s: float, report: Callable[[str], None] | None
+    ) -> None:
+        process = self._processes[name]
+
+        def poll() -> None:
+            # A part that another one waits for may be the one that ended.
+            self.raise_if_ended()
+            if report is not None:
+                report(process.last_line())
+
+        process.wait(ready, timeout_s=timeout_s, on_poll=poll)
 
     def _api_answers(self) -> bool:
         try:
@@ -230,3 +303,9 @@ class Stack:
 
 def _flux2(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "shared.cli", *arguments]
+
+
+def _require_success(copying: subprocess.Popen[str]) -> None:
+    _, problems = copying.communicate()
+    if copying.returncode:
+        raise ServerFailed(f"the demonstration model could not be copied:\n{problems[-2000:]}")

@@ -8,6 +8,7 @@ import threading
 from shared.console import LineConsole
 from shared.demo_model import DEMO_ADAPTER, DRAWN_PX, LABEL, PROMPTS
 from shared.local.stack import Stack
+from shared.local.start_display import StartDisplay
 
 
 def run_stack(stack: Stack) -> None:
@@ -17,8 +18,8 @@ def run_stack(stack: Stack) -> None:
         ServerFailed: a part did not start, or Redis or S3 has ended; nothing is left running.
     """
     console = LineConsole()
-    with console.status("starting Redis, S3, the API and workers"):
-        stack.start()
+    with StartDisplay(console) as display:
+        stack.start(display.show)
     try:
         # Handlers replace KeyboardInterrupt only now: during the start it must raise, so that the start is undone.
         stopped = _stop_event()
@@ -39,16 +40,19 @@ def _stop_event() -> threading.Event:
 
 
 def _describe(console: LineConsole, stack: Stack) -> None:
-    demo_adapter = f"  (with {DEMO_ADAPTER})" if stack.serves_demo_model else ""
-    console.print_line(f"API       {stack.url}  (documentation: {stack.url}/docs)")
-    console.print_line(f"Redis     {stack.servers.redis.url}")
-    console.print_line(f"S3        {stack.servers.s3.url}  bucket {stack.servers.s3.bucket}")
-    console.print_line(f"adapters  {stack.adapter_root}{demo_adapter}")
-    for log in stack.logs:
-        console.print_line(f"log       {log}")
+    rows = [
+        ("API", f"{stack.url}  (documentation: {stack.url}/docs)"),
+        ("Redis", stack.servers.redis.url),
+        ("S3", f"{stack.servers.s3.url}  bucket {stack.servers.s3.bucket}"),
+        ("adapters", f"{stack.adapter_root}{f'  (with {DEMO_ADAPTER})' if stack.has_demo_adapters else ''}"),
+        ("settings", f"{stack.settings_file}  (for `flux2 doctor --data {stack.data}` and `flux2 render --data`)"),
+        *(("log", str(log)) for log in stack.logs),
+    ]
     if stack.serves_demo_model:
-        console.print_line(f"model     the {LABEL}; set FLUX2_MODEL_PATH to serve real weights")
-        console.print_line(f"          It draws best at {DRAWN_PX}x{DRAWN_PX}, for example:")
-        for prompt in PROMPTS:
-            console.print_line(f"          {prompt}")
+        rows += [("model", f"the {LABEL}; set FLUX2_MODEL_PATH to serve real weights")]
+        rows += [("", f"It draws best at {DRAWN_PX}x{DRAWN_PX}, for example:"), *(("", prompt) for prompt in PROMPTS)]
+    for label, text in rows:
+        console.print_line(f"{label:<10}{text}")
+    if overridden := stack.overridden_settings():
+        console.print_line(f"{'not used':<10}{', '.join(overridden)}: this command brings its own")
     console.print_line("Press Ctrl-C to stop everything.")

@@ -1,6 +1,7 @@
 """`flux2 up` and `flux2 demo` as a person runs them."""
 
 import io
+import json
 import os
 import re
 import signal
@@ -15,6 +16,8 @@ from PIL import Image
 from flux2_client.client import Client
 from shared.demo_model import PROMPTS
 from shared.local.ports import pick_free_port
+
+BASE_URL = "https://flux2.example.com"
 
 
 def processes_naming(folder):
@@ -37,7 +40,8 @@ def up(tmp_path, wait_until):
     port = pick_free_port()
     data = tmp_path / "data"
     command = [sys.executable, "-m", "shared.cli", "up", "--data", str(data), "--port", str(port)]
-    environment = {**os.environ, "FLUX2_WORKER_DEVICE": "cpu", "COLUMNS": "200"}
+    environment = {**os.environ, "FLUX2_WORKER_DEVICE": "cpu", "COLUMNS": "80"}
+    environment |= {"FLUX2_API_BASE_URL": BASE_URL, "FLUX2_REDIS_URL": "redis://127.0.0.1:1/0"}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     ) as process:
@@ -58,18 +62,36 @@ def small(seed):
     return {"model": "flux2", "loras": [], "prompts": [prompt]}
 
 
-def test_up_serves_until_interrupted_and_leaves_nothing_running(up, wait_until):
+def on_the_stack(data, *arguments):
+    """Run a command that joins the stack by its data folder alone."""
+    command = [sys.executable, "-m", "shared.cli", *arguments, "--data", str(data)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_up_serves_until_interrupted_and_leaves_nothing_running(up, wait_until, tmp_path):
     process, url, data = up
     wait_until(lambda: is_ready(url), 90, what="`flux2 up`")
     with Client(url) as client:
         job = client.submit(small(1))
         assert client.wait(job["request_id"], timeout_s=60)["status"] == "succeeded"
+    (tmp_path / "request.json").write_text(json.dumps(small(1)))
 
+    checked = on_the_stack(data, "doctor")
+    rendered = on_the_stack(data, "render", str(tmp_path / "request.json"), "--output", str(tmp_path / "out"))
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
 
     assert process.returncode == 0, output
-    assert url in output
+    assert job["status_url"].startswith(f"{BASE_URL}/")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert rendered.returncode == 0, rendered.stderr
+    assert (tmp_path / "out" / "0.png").is_file()
+    lines = output.splitlines()
+    assert lines[:3] == ["starting Redis and S3", "starting the API", "worker-0 loads the model"]
+    assert f"API       {url}  (documentation: {url}/docs)" in lines
+    for part in ("api", "worker-0"):
+        assert f"log       {data}/{part}/server.log" in lines
+    assert "not used  FLUX2_REDIS_URL: this command brings its own" in lines
     assert processes_naming(data) == []
 
 

@@ -1,5 +1,6 @@
 """The command line as a person uses it."""
 
+import hashlib
 import subprocess
 import sys
 
@@ -69,6 +70,23 @@ def test_an_error_that_a_person_can_fix_is_one_line(arguments, variables, said, 
     assert done.returncode == 1
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_port_in_use_is_one_line_that_names_the_option(redis_server):
+    done = flux2("api", "--port", str(redis_server.port))
+
+    assert done.stderr.splitlines() == [
+        f"the API: port {redis_server.port} on 127.0.0.1 is in use; choose another with --port or FLUX2_API_PORT"
+    ]
+
+
+def test_piped_rows_are_whole_at_any_width_of_the_terminal(goldens):
+    adapter = next(goldens.glob("adapters/*.safetensors"))
+
+    done = flux2("inspect", str(adapter), COLUMNS="40")
+
+    sha256 = hashlib.sha256(adapter.read_bytes()).hexdigest()
+    assert f"sha256              {sha256}" in done.stdout.splitlines()
 
 
 def test_a_binary_dotenv_file_is_one_line(tmp_path, monkeypatch):

@@ -196,8 +196,11 @@ def test_requested_ports_are_used(servers, requested_ports):
 
 
 def test_a_taken_port_is_refused_at_once(tmp_path, taken_port):
-    for server in (RedisServer(tmp_path, port=taken_port), S3Server(tmp_path, port=taken_port)):
-        with pytest.raises(ServerFailed, match=f"port {taken_port} on 127.0.0.1 is in use"):
+    servers = {"--redis-port": RedisServer(tmp_path, port=taken_port), "--s3-port": S3Server(tmp_path, port=taken_port)}
+    for option, server in servers.items():
+        with pytest.raises(
+            ServerFailed, match=f"port {taken_port} on 127.0.0.1 is in use; choose another with {option}"
+        ):
             server.start()
 
 
@@ -254,6 +257,21 @@ def child(tmp_path, script):
 def test_a_server_that_ends_at_once_shows_the_end_of_its_log(tmp_path):
     with pytest.raises(ServerFailed, match="Server ended with status 3:\nno such disk"):
         child(tmp_path, "echo no such disk; exit 3").start(lambda: False, timeout_s=10)
+
+
+def test_a_failed_start_shows_the_log_of_this_run_and_not_of_the_last_one(tmp_path):
+    for problem in ("the first problem", "the second problem"):
+        with pytest.raises(ServerFailed, match=problem) as failed:
+            child(tmp_path, f"echo {problem}; exit 3").start(lambda: False, timeout_s=10)
+
+    assert "the first problem" not in str(failed.value)
+    assert str(tmp_path / "server.log") in str(failed.value)
+    assert "the first problem" in (tmp_path / "server.log").read_text()
+
+
+def test_a_name_that_no_bucket_can_have_is_refused_with_its_setting(tmp_path):
+    with pytest.raises(ServerFailed, match="FLUX2_S3_BUCKET 'my bucket' is not a name for a bucket"):
+        S3Server(tmp_path, bucket="my bucket").start()
 
 
 def test_a_server_that_never_becomes_ready_is_stopped(tmp_path, wait_until):

@@ -209,6 +209,18 @@ def test_a_setting_without_the_2_is_found_and_the_variables_of_other_programs_ar
     }
 
 
+def test_the_home_folder_is_expanded_where_no_shell_does_it(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    dotenv = tmp_path / ".env"
+    dotenv.write_text("FLUX2_MODEL_PATH=~/weights\nFLUX2_ADAPTERS_ROOT=~/loras\nAI_TOOLKIT_PATH=~nobody-here/kit\n")
+
+    settings = Settings(_env_file=dotenv)
+
+    assert settings.model.path == f"{tmp_path}/weights"
+    assert settings.adapters.root == tmp_path / "loras"
+    assert str(settings.ai_toolkit_path) == "~nobody-here/kit"
+
+
 def test_a_lease_shorter_than_three_renewals_is_refused(monkeypatch):
     monkeypatch.setenv("FLUX2_QUEUE_RENEW_S", "6")
 
