@@ -6,7 +6,7 @@ This shows whether a wrong image comes from the renderer or from the queue.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,8 @@ from shared.adapters.locate import locate_adapter
 from shared.adapters.validate import validate_adapters
 from shared.catalog import Model
 from shared.errors import InvalidRequest
-from shared.job import ItemSpec
+from shared.job import Engine, ItemSpec
+from shared.model_places import require_model_folders
 from shared.outputs import make_output_folder
 from shared.request import InferenceRequest
 from shared.resolve import check_prompts, collect_warnings, find_model, reject_unsupported_fields, resolve_items
@@ -26,6 +27,7 @@ from worker.consumer import image_file
 
 if TYPE_CHECKING:
     from worker.rendering.attempt import RenderedImage
+    from worker.rendering.renderer import Renderer
 
 logger = logging.getLogger("flux2.worker.offline")
 
@@ -41,6 +43,8 @@ class SavedImage:
 def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[SavedImage]:
     """Render each prompt of a request, as a worker with these settings would, into `output`.
 
+    Everything that can be checked without the model is checked before it is loaded.
+
     Args:
         text: the request's JSON.
 
@@ -52,28 +56,41 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
     request = _parse(text)
     model = _check_model(request, settings)
     reject_unsupported_fields(request)
-    # Imported here: torch and diffusers take 5 s, and a refusal must not wait for them.
-    from worker.device import pick_device
-    from worker.model.load import load_components
-    from worker.rendering.renderer import Renderer
-    from worker.rendering.toolkit_checkout import load_toolkit
-
-    device = pick_device(settings.worker.device)
-    toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None
-    components = load_components(settings.model, device=device, hf_token=settings.hub_token())
+    # The adapters' headers alone, until the model's layers are known.
+    refs = validate_adapters(request.loras, model, layers=None, settings=settings.adapters)
+    check_prompts(resolve_items(request, model, refs))
+    require_model_folders(settings.model)
+    make_output_folder(output)
+    renderer, layers = _load(settings, request.engine)
     # Against the layers of the loaded model, as the API does with the layers that a worker reports.
-    adapters = validate_adapters(request.loras, model, layers=components.layers, settings=settings.adapters)
+    adapters = validate_adapters(request.loras, model, layers=layers, settings=settings.adapters)
     items = resolve_items(request, model, adapters)
-    check_prompts(items)
     for warning in collect_warnings(request, items, model):
         logger.warning("the request has a warning", extra={"warning": warning})
-    renderer = Renderer(components, prompt_cache=settings.worker.prompt_cache, toolkit=toolkit)
     renderer.warm_up()
     paths = [locate_adapter(ref.path, root=settings.adapters.root) for ref in adapters]
-    make_output_folder(output)
     for index, spec in enumerate(items):
         rendered = renderer.render(spec, paths, on_progress=lambda progress: None)
         yield _save(rendered, spec, index, output)
+
+
+def _load(settings: Settings, engine: Engine) -> tuple[Renderer, Mapping[str, tuple[int, int]]]:
+    """Load the model; return its renderer, and (out, in) of its linear layers."""
+    # Imported here: torch and diffusers take 5 s, and most refusals need neither.
+    from worker.device import pick_device
+    from worker.model.load import load_components
+    from worker.model.precision import PRECISIONS
+    from worker.rendering.renderer import ENGINE_REQUIREMENTS, Renderer
+    from worker.rendering.toolkit_checkout import load_toolkit
+
+    policy = PRECISIONS[settings.model.precision]
+    offers_toolkit = settings.ai_toolkit_path is not None and policy.fits_toolkit
+    if engine != policy.engine and not (engine == "ai-toolkit" and offers_toolkit):
+        raise InvalidRequest(f"the engine {engine!r} cannot run: {ENGINE_REQUIREMENTS[engine]}", field="engine")
+    device = pick_device(settings.worker.device)
+    toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None
+    components = load_components(settings.model, device=device, hf_token=settings.hub_token())
+    return Renderer(components, prompt_cache=settings.worker.prompt_cache, toolkit=toolkit), components.layers
 
 
 def _parse(text: bytes) -> InferenceRequest:

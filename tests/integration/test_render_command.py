@@ -23,12 +23,12 @@ def flux2_render(tmp_path):
         "FLUX2_ADAPTERS_ROOT": str(tmp_path / "adapters"),
     }
 
-    def run(request):
+    def run(request, output="out", **variables):
         file = tmp_path / "request.json"
         file.write_text(json.dumps(request))
-        command = [sys.executable, "-m", "shared.cli", "render", str(file), "--output", str(tmp_path / "out")]
+        command = [sys.executable, "-m", "shared.cli", "render", str(file), "--output", str(tmp_path / output)]
         return subprocess.run(
-            [*command, "--device", "cpu"], capture_output=True, text=True, env=environment, check=False
+            [*command, "--device", "cpu"], capture_output=True, text=True, env=environment | variables, check=False
         )
 
     return run
@@ -64,3 +64,33 @@ def test_a_request_that_the_api_would_refuse_gives_one_line(flux2_render, body, 
     assert done.returncode == 1
     assert reason in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "output", "variables", "reason"),
+    [
+        (request(), "request.json/out", {}, "request.json/out: Not a directory; choose another --output"),
+        (request(loras=[{"path": "cut.safetensors"}]), "out", {}, "cut.safetensors"),
+        (request(engine="fast"), "out", {}, "the engine 'fast' cannot run: FLUX2_MODEL_PRECISION must be fp8"),
+        (request(engine="ai-toolkit"), "out", {}, "the engine 'ai-toolkit' cannot run: AI_TOOLKIT_PATH must name"),
+        (request(engine="exact"), "out", {"FLUX2_MODEL_PRECISION": "fp8"}, "the engine 'exact' cannot run"),
+        (
+            request(),
+            "out",
+            {"FLUX2_MODEL_TEXT_ENCODER": "/no/encoder"},
+            "FLUX2_MODEL_TEXT_ENCODER /no/encoder: no such",
+        ),
+    ],
+)
+def test_everything_that_needs_no_model_is_refused_before_it_is_loaded(
+    flux2_render, tmp_path, body, output, variables, reason
+):
+    (tmp_path / "adapters" / "cut.safetensors").write_bytes(b"\xff" * 20)
+    # A model that could not be loaded: its problem must not come first.
+    (tmp_path / "tiny" / "flux2-dev.safetensors").write_bytes(b"")
+
+    done = flux2_render(body, output, **variables)
+
+    assert done.returncode == 1
+    assert reason in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -60,6 +60,13 @@ def test_a_wrong_setting_is_one_line_that_names_the_variable(command):
         ),
         (("replay", "{folder}/binary"), {}, "/binary is not text in UTF-8: invalid start byte at byte 0"),
         (("render", "{folder}/binary"), {}, "the request: Invalid JSON"),
+        (
+            ("tiny", "/proc/x"),
+            {},
+            "cannot write /proc/x/flux2-dev.safetensors: No such file or directory; choose another",
+        ),
+        (("tiny", "{folder}/binary/x"), {}, "binary/x/flux2-dev.safetensors: Not a directory; choose another folder"),
+        (("worker",), {"FLUX2_MODEL_PATH": "~/nothing"}, "FLUX2_MODEL_PATH /"),
     ],
 )
 def test_an_error_that_a_person_can_fix_is_one_line(arguments, variables, said, tmp_path):

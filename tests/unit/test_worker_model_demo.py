@@ -13,6 +13,7 @@ from safetensors import safe_open
 from benchmarks.pictures import figures
 from shared.adapters.header import read_header
 from shared.adapters.layout import check_fits_base, parse_layout
+from shared.errors import OutputRefused
 from shared.settings import ModelSettings
 from worker.model.demo_model import STYLES, SUBJECT, write_tiny_adapter, write_tiny_checkpoint
 from worker.model.load import load_components
@@ -154,3 +155,22 @@ def test_the_subject_grows_with_the_multiplier_and_zero_gives_the_base_picture(d
     assert draw(prompt, (SUBJECT, 0.0), **few).tobytes() == base.tobytes()
     assert distances == sorted(distances)
     assert distances[0] > 0.5
+
+
+def test_the_demonstration_model_never_replaces_another_file(tmp_path):
+    real = tmp_path / "flux2-dev.safetensors"
+    real.write_bytes(b"64 GB of weights")
+
+    with pytest.raises(OutputRefused, match=f"{real} exists and is another file"):
+        write_tiny_checkpoint(tmp_path)
+
+    assert real.read_bytes() == b"64 GB of weights"
+    assert list(tmp_path.iterdir()) == [real]
+
+
+def test_a_second_copy_into_the_same_folder_changes_nothing(tiny):
+    before = {file: file.stat().st_mtime_ns for file in tiny.rglob("*")}
+
+    write_tiny_checkpoint(tiny)
+
+    assert {file: file.stat().st_mtime_ns for file in tiny.rglob("*")} == before

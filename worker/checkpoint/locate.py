@@ -7,18 +7,24 @@ win if a folder holds both, or diffusers' folders. Nothing here reads a tensor.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
-from huggingface_hub import hf_hub_download, snapshot_download
+from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
 
 from shared.catalog import MODELS, Model
 from shared.errors import CheckpointError
+from shared.model_places import require_model_folders
 from shared.settings import ModelSettings
+from worker.checkpoint.download_log import DownloadLog
 from worker.checkpoint.revision import revision_of
 from worker.checkpoint.tensor_files import TensorFiles, Tensors
+
+# The hub's library prints its messages itself, and this project's handler would print them again.
+logging.getLogger("huggingface_hub").handlers.clear()
 
 _DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Mistral's repositories hold the weights twice; `consolidated*` is the copy that transformers does not read.
@@ -136,6 +142,7 @@ def locate_checkpoint(settings: ModelSettings, *, hf_token: str | None) -> Check
     """
     if settings.id not in MODELS:
         raise CheckpointError(f"unknown model id {settings.id!r}; set FLUX2_MODEL_ID to one of {sorted(MODELS)}")
+    require_model_folders(settings)
     model = MODELS[settings.id]
     path = settings.path or model.base_model
     text_encoder = settings.text_encoder or model.text_encoder
@@ -214,7 +221,11 @@ def _text_encoder(name: str, hf_token: str | None) -> TextEncoderFiles:
     if not folder.is_dir():
         try:
             # Without the patterns, Mistral's second copy of the weights would be downloaded too.
-            folder = Path(snapshot_download(name, allow_patterns=list(_TEXT_ENCODER_FILES), token=hf_token))
+            folder = Path(
+                snapshot_download(
+                    name, allow_patterns=list(_TEXT_ENCODER_FILES), token=hf_token, tqdm_class=DownloadLog
+                )
+            )
         except (OSError, ValueError) as error:
             raise CheckpointError(_download_problem(name, "the text encoder", error)) from error
     if not (folder / "config.json").is_file():
@@ -226,10 +237,15 @@ def _text_encoder(name: str, hf_token: str | None) -> TextEncoderFiles:
 
 def _download(repository: str, file: str, revision: str | None, hf_token: str | None) -> Path:
     try:
-        return Path(hf_hub_download(repository, file, revision=revision, token=hf_token))
+        return Path(hf_hub_download(repository, file, revision=revision, token=hf_token, tqdm_class=DownloadLog))
     except (OSError, ValueError) as error:  # network and repository errors; malformed repository ids
         raise CheckpointError(_download_problem(repository, file, error)) from error
 
 
 def _download_problem(name: str, what: str, error: Exception) -> str:
+    if is_offline_mode():
+        return (
+            f"{name!r} is not a folder on this host, and {what} is not in the hub's cache, while HF_HUB_OFFLINE "
+            "forbids downloads; unset it, or correct FLUX2_MODEL_PATH and FLUX2_MODEL_TEXT_ENCODER"
+        )
     return f"{name!r} is not a folder on this host, and {what} could not be downloaded from the hub: {error}"

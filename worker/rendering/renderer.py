@@ -37,7 +37,8 @@ logger = logging.getLogger("flux2.worker.render")
 
 _decode_thread = partial(ThreadPoolExecutor, 1, thread_name_prefix="flux2-decode")
 
-_REQUIREMENTS = {engine.name: engine.requirement for engine in (ExactEngine, ToolkitEngine, FastEngine)}
+#: The settings that each engine needs, as sentences for messages.
+ENGINE_REQUIREMENTS = {engine.name: engine.requirement for engine in (ExactEngine, ToolkitEngine, FastEngine)}
 
 
 class Renderer:
@@ -139,7 +140,8 @@ class Renderer:
         self.inputs.check(spec)
         if spec.engine not in self._engines:
             raise InvalidRequest(
-                f"this worker does not offer the engine {spec.engine!r}: {_REQUIREMENTS[spec.engine]}", field="engine"
+                f"this worker does not offer the engine {spec.engine!r}: {ENGINE_REQUIREMENTS[spec.engine]}",
+                field="engine",
             )
         item = RenderingItem(
             spec=spec,
