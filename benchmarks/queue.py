@@ -58,7 +58,7 @@ def _accepting(stack: Stack, client: Client, posts: int) -> list[Row]:
     pushes = [_timed(lambda: redis.lpush("bench", "x" * 1000)) for _ in range(posts)]
     push = _row("LPUSH of 1 kB into the same Redis", pushes)
     ids: list[str] = []
-    submit = [_timed(lambda: ids.append(client.submit(_small(1.0))["request_id"])) for _ in range(posts)]
+    submit = [_timed(lambda: ids.append(client.submit(_small(1.0)).request_id)) for _ in range(posts)]
     status = [_timed(partial(client.status, request_id)) for request_id in ids]
     return [
         push,
@@ -73,8 +73,8 @@ def _rendering(stack: Stack, client: Client, jobs: int) -> list[Row]:
     waited, changed = [], []
     for number in range(jobs):
         job = client.submit(_small(1.0 if number % 2 else 0.5))
-        client.wait(job["request_id"], timeout_s=_JOB_S, poll_s=0.02)
-        done = ledger.job(job["request_id"])
+        client.wait(job.request_id, timeout_s=_JOB_S, poll_s=0.02)
+        done = ledger.job(job.request_id)
         assert done is not None
         [item] = done.items
         assert item.started_ms is not None

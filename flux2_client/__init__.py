@@ -2,21 +2,52 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from shared.errors import ApiError
+from shared.errors import ApiError, ApiUnreachable
 
 if TYPE_CHECKING:
-    from flux2_client.client import Client
+    from flux2_client.async_client import AsyncClient, AsyncImage
+    from flux2_client.client import Client, Image
+    from flux2_client.models import Adapter, AdapterFile, Job, JobLine, Model, Replay, Result, Status
 
-__all__ = ["ApiError", "Client"]
+# Imported on first use: every start of the `flux2` command imports this package, httpx2 takes 0.14 s to import, and a
+# base installation does not have it.
+_MODULES = {
+    "AsyncClient": "async_client",
+    "AsyncImage": "async_client",
+    "Client": "client",
+    "Image": "client",
+    "Adapter": "models",
+    "AdapterFile": "models",
+    "Job": "models",
+    "JobLine": "models",
+    "Model": "models",
+    "Replay": "models",
+    "Result": "models",
+    "Status": "models",
+}
+
+__all__ = [
+    "Adapter",
+    "AdapterFile",
+    "ApiError",
+    "ApiUnreachable",
+    "AsyncClient",
+    "AsyncImage",
+    "Client",
+    "Image",
+    "Job",
+    "JobLine",
+    "Model",
+    "Replay",
+    "Result",
+    "Status",
+]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: every start of the `flux2` command imports this package, httpx2 takes 0.14 s to import, and
-    # a base installation does not have it.
-    if name == "Client":
-        from flux2_client.client import Client
-
-        return Client
+    if name in _MODULES:
+        return getattr(import_module(f"flux2_client.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,15 +1,18 @@
-"""Turn the answers of a server, and the failures to get one, into JSON bodies and errors."""
+"""Turn the answers of a server, and the failures to get one, into typed objects and errors."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any
+from typing import TypeVar
 
 import httpx2
+from pydantic import BaseModel, ValidationError
 
-from shared.errors import ApiError
+from shared.errors import ApiError, ApiUnreachable
+
+AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
 # Statuses of a server, or of a proxy in front of it, while something that it needs is away.
 _TRANSIENT = frozenset(
@@ -26,36 +29,38 @@ _NOT_CONNECTED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)
 _PERMANENT = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
 
 
-def parse_body(answer: httpx2.Response) -> dict[str, Any]:
-    """Return the JSON object of an answer.
+def parse_answer(answer: httpx2.Response, kind: type[AnswerT]) -> AnswerT:
+    """Return the body of a successful answer as an object of `kind`.
 
     Raises:
-        ApiError: the answer reports an error, or is not from this API.
+        ApiError: the answer is not from this API, or from a version of it that lacks a field.
     """
-    if answer.is_error:
-        raise _refusal(answer, _problem(answer), is_transient=answer.status_code in _TRANSIENT)
     try:
-        body = answer.json()
-    except ValueError as error:
-        raise _not_this_api(answer) from error
-    if not isinstance(body, dict):
-        raise _not_this_api(answer)
-    return body
+        return kind.model_validate_json(answer.content)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        field = ".".join(str(part) for part in problem["loc"])
+        if not field:
+            raise ApiError(f"{answer.url} did not answer with JSON, so it is not this API; check the URL") from error
+        raise ApiError(
+            f"{answer.url} answered without a usable {field!r}; check the URL, and whether the API is older than this "
+            "client"
+        ) from error
 
 
-def raise_if_refused(answer: httpx2.Response, *, name: str) -> None:
-    """Raise `ApiError` if an object's store does not give the object.
+def raise_refusal(answer: httpx2.Response, *, name: str = "") -> None:
+    """Raise `ApiError` if a server refuses a call; `name` is the public address of an object of the store."""
+    if answer.is_error:
+        message = f"{name}: {answer.status_code} {answer.reason_phrase}" if name else _problem(answer)
+        raise ApiError(
+            message,
+            retryable=answer.status_code in _TRANSIENT,
+            retry_after_s=parse_retry_after(answer.headers.get("retry-after", "").strip()),
+            status=answer.status_code,
+        )
 
-    The message shows `name`, because the URL may hold a signature.
-    """
-    # A redirect, as to the region of a bucket, has a body that is not the object.
-    if not answer.is_success:
-        # S3 asks for a repeat after a 500; of the API it is a defect.
-        is_transient = answer.status_code in _TRANSIENT | {HTTPStatus.INTERNAL_SERVER_ERROR}
-        raise _refusal(answer, f"{name}: {answer.status_code} {answer.reason_phrase}", is_transient=is_transient)
 
-
-def connection_failure(error: httpx2.TransportError, message: str, *, was_reached: bool) -> ApiError:
+def connection_failure(error: httpx2.RequestError, message: str, *, was_reached: bool) -> ApiUnreachable:
     """Return the error of a request without an answer.
 
     Args:
@@ -63,7 +68,7 @@ def connection_failure(error: httpx2.TransportError, message: str, *, was_reache
             mistyped, so the call is not repeated.
     """
     is_final = isinstance(error, _PERMANENT) or (isinstance(error, _NOT_CONNECTED) and not was_reached)
-    return ApiError(message, retryable=not is_final)
+    return ApiUnreachable(message, retryable=not is_final)
 
 
 def parse_retry_after(value: str) -> float | None:
@@ -72,18 +77,9 @@ def parse_retry_after(value: str) -> float | None:
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    # A year beyond any date overflows.
-    except (ValueError, OverflowError):
+    except ValueError:
         return None
     return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
-
-
-def _refusal(answer: httpx2.Response, message: str, *, is_transient: bool) -> ApiError:
-    return ApiError(
-        message,
-        retryable=is_transient,
-        retry_after_s=parse_retry_after(answer.headers.get("retry-after", "").strip()),
-    )
 
 
 def _problem(answer: httpx2.Response) -> str:
@@ -94,7 +90,3 @@ def _problem(answer: httpx2.Response) -> str:
     except (ValueError, KeyError, TypeError):
         # A proxy in front of the API answers in its own format.
         return f"{answer.status_code}: {answer.text[:200]}"
-
-
-def _not_this_api(answer: httpx2.Response) -> ApiError:
-    return ApiError(f"{answer.url} did not answer with JSON, so it is not this API; check the URL")

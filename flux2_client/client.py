@@ -1,31 +1,59 @@
-"""A small synchronous client of the HTTP API.
-
-Methods that return a dictionary return the JSON body of the API's answer; `/docs` describes its fields.
-
-Every call can be repeated safely: reads change nothing, a second cancel changes nothing, and a submit carries an
-Idempotency-Key. The client therefore repeats a call whose answer was lost, or that the API could not serve yet.
-"""
+"""The synchronous client of the HTTP API."""
 
 from __future__ import annotations
 
+import io
+import math
 import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
 import httpx2
+from PIL import Image as PillowImage
 
-from flux2_client.answers import connection_failure, parse_body, raise_if_refused
-from flux2_client.retries import repeat_call
+from flux2_client.models import (
+    Adapter,
+    AdapterFile,
+    ImageInfo,
+    Job,
+    JobLine,
+    ModelList,
+    Replay,
+    Result,
+    Status,
+)
+from flux2_client.protocol import Protocol
+from flux2_client.receiver import Receiver, holds_object, receive_into
+from flux2_client.steps import Call, Fetch, Pause, Steps
 from shared.errors import ApiError
 
 T = TypeVar("T")
 
-#: A job in one of these states never changes again.
-FINAL_STATES = frozenset({"succeeded", "failed", "canceled"})
+#: Limit for connecting to the store, and for each read.
+DOWNLOAD_TIMEOUT_S = 60.0
 
-_DOWNLOAD_TIMEOUT_S = 60.0
+
+class Image(ImageInfo):
+    """A finished image of a `Client`; its methods download it when they are called."""
+
+    def bytes(self) -> bytes:
+        """Return the file's bytes; see `Client.download`."""
+        client: Client = self._client
+        return client.download(self)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the file; see `Client.save`."""
+        client: Client = self._client
+        return client.save(self, path)
+
+    def pil(self) -> PillowImage.Image:
+        """Return the picture, decoded by Pillow."""
+        picture = PillowImage.open(io.BytesIO(self.bytes()))
+        picture.load()
+        return picture
 
 
 class Client:
@@ -50,10 +78,12 @@ class Client:
         retry_s: float = 60.0,
         on_failure: Callable[[ApiError], None] | None = None,
     ) -> None:
-        self._http = httpx2.Client(base_url=base_url, timeout=timeout_s)
-        self._retry_s = retry_s
-        self._on_failure = on_failure
-        self._was_reached = False
+        # Reading the system's certificates takes longer than most calls, so both pools share them.
+        certificates = httpx2.create_ssl_context()
+        self._http = httpx2.Client(base_url=base_url, timeout=timeout_s, verify=certificates)
+        # Not with the API's connections: the store is another host and must not get the API's headers.
+        self._store = httpx2.Client(timeout=DOWNLOAD_TIMEOUT_S, verify=certificates)
+        self._protocol = Protocol(base_url, Image, owner=self, retry_s=retry_s, on_failure=on_failure)
 
     def __enter__(self) -> Client:
         return self
@@ -62,19 +92,19 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._http.close()
+        self._store.close()
 
-    def submit(self, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> dict[str, Any]:
-        """Submit a job; the answer has its `request_id`.
+    def submit(self, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
+        """Submit a job.
 
         Args:
+            request: the body of `POST /v1/inference`.
             idempotency_key: with the same key and request, a later call returns the same job for 24 hours. Default: a
                 key for this call only.
         """
-        return self._submit("/v1/inference", request, idempotency_key=idempotency_key)
+        return self._run(self._protocol.submit(request, idempotency_key=idempotency_key))
 
-    def submit_replay(
-        self, config: str, *, lora: str | None = None, idempotency_key: str | None = None
-    ) -> dict[str, Any]:
+    def submit_replay(self, config: str, *, lora: str | None = None, idempotency_key: str | None = None) -> Replay:
         """Submit the jobs that reproduce the sample previews of a training config.
 
         Args:
@@ -82,85 +112,133 @@ class Client:
             lora: adapter under the adapter root; None selects `{name}/{name}.safetensors` with the config's name.
             idempotency_key: as in `submit`.
         """
-        return self._submit("/v1/replays", {"config": config, "lora": lora}, idempotency_key=idempotency_key)
+        return self._run(self._protocol.submit_replay(config, lora=lora, idempotency_key=idempotency_key))
 
-    def status(self, request_id: str) -> dict[str, Any]:
-        return self._call("GET", f"/v1/requests/{request_id}/status")
+    def status(self, request_id: str) -> Status:
+        return self._run(self._protocol.status(request_id))
 
-    def result(self, request_id: str) -> dict[str, Any]:
-        return self._call("GET", f"/v1/requests/{request_id}/result")
+    def result(self, request_id: str) -> Result[Image]:
+        """Return the images that are finished so far, with fresh URLs."""
+        return self._run(self._protocol.result(request_id))
 
-    def cancel(self, request_id: str) -> dict[str, Any]:
+    def cancel(self, request_id: str) -> Status:
         """Cancel the unfinished images of a job; return the job's status."""
-        return self._call("POST", f"/v1/requests/{request_id}/cancel")
+        return self._run(self._protocol.cancel(request_id))
+
+    def requests(
+        self, *, status: str | None = None, model: str | None = None, page_size: int = 50
+    ) -> Iterator[JobLine]:
+        """Iterate over the jobs, newest first; pages are fetched when they are needed.
+
+        Args:
+            status: only jobs in this state.
+            model: only jobs of this model.
+        """
+        cursor = None
+        while True:
+            page = self._run(self._protocol.requests(status=status, model=model, limit=page_size, cursor=cursor))
+            yield from page.data
+            cursor = page.next_cursor
+            if not page.has_more or cursor is None:
+                return
 
     def wait(
         self,
         request_id: str,
         *,
-        timeout_s: float,
-        poll_s: float = 0.25,
-        on_status: Callable[[dict[str, Any]], None] | None = None,
-    ) -> dict[str, Any]:
+        timeout_s: float = math.inf,
+        poll_s: float | None = None,
+        on_status: Callable[[Status], None] | None = None,
+    ) -> Status:
         """Poll until the job ends; return its last status. The API may be away for any part of `timeout_s`.
 
         Args:
+            poll_s: seconds between polls; None begins with a quarter of a second and grows to the API's `Retry-After`.
             on_status: called with every status, including the last one; an exception that it raises ends the wait.
 
         Raises:
             ApiError: the job did not end within `timeout_s`, or the API does not know it.
         """
-        deadline = time.monotonic() + timeout_s
-        path = f"/v1/requests/{request_id}/status"
-        while True:
-            status = self._call("GET", path, deadline_s=deadline)
-            if on_status is not None:
-                on_status(status)
-            if status["status"] in FINAL_STATES:
-                return status
-            if time.monotonic() >= deadline:
-                raise ApiError(
-                    f"request {request_id} is still {status['status']} after {timeout_s:.0f} s; wait longer or cancel"
-                )
-            time.sleep(poll_s)
+        return self._run(self._protocol.wait(request_id, timeout_s=timeout_s, poll_s=poll_s, on_status=on_status))
 
-    def download(self, url: str) -> bytes:
-        """Download an image from its presigned URL.
+    def download(self, image: ImageInfo | str) -> bytes:
+        """Download an image, and check its size and sha256; an expired URL is replaced by a fresh one.
+
+        Args:
+            image: from a result; or a presigned URL, whose object cannot be checked.
 
         Raises:
-            ApiError: the object store refuses, or cannot be reached for `retry_s`.
+            ApiError: the store refuses, cannot be reached for `retry_s`, or sends other bytes than the worker stored.
         """
-        return self._repeat(lambda: _download(url))
+        file = io.BytesIO()
+        self._run(self._protocol.download(image, make_receiver(file, image)))
+        return file.getvalue()
 
-    def _submit(self, path: str, body: Mapping[str, Any], *, idempotency_key: str | None) -> dict[str, Any]:
-        # One key for all attempts: the job of an attempt whose answer was lost is found again.
-        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-        return self._call("POST", path, json=body, headers=headers)
+    def save(self, image: ImageInfo, path: str | Path) -> Path:
+        """Download an image into a file; return its path.
 
-    def _call(self, method: str, path: str, *, deadline_s: float | None = None, **options: Any) -> dict[str, Any]:
-        return self._repeat(lambda: parse_body(self._send(method, path, **options)), deadline_s=deadline_s)
+        The bytes go to `path` with the suffix `.part`, which gets its name once size and sha256 are right. A later call
+        goes on where an interrupted one stopped, and does nothing if the file is already there.
 
-    def _repeat(self, call: Callable[[], T], *, deadline_s: float | None = None) -> T:
-        last_s = time.monotonic() + self._retry_s if deadline_s is None else deadline_s
-        return repeat_call(call, deadline_s=last_s, on_failure=self._on_failure)
+        Raises:
+            ApiError: as in `download`.
+            OutputRefused: the file cannot be written.
+        """
+        path = Path(path)
+        if not holds_object(path, size_bytes=image.size_bytes, sha256=image.sha256):
+            with receive_into(path, size_bytes=image.size_bytes, sha256=image.sha256) as receiver:
+                self._run(self._protocol.download(image, receiver))
+        return path
 
-    def _send(self, method: str, path: str, **options: Any) -> httpx2.Response:
-        try:
-            answer = self._http.request(method, path, **options)
-        except httpx2.TransportError as error:
-            message = f"{self._http.base_url} cannot be reached: {error}; check the URL and the API"
-            raise connection_failure(error, message, was_reached=self._was_reached) from error
-        self._was_reached = True
-        return answer
+    def models(self) -> ModelList:
+        """Return the models, and the limits of a submit."""
+        return self._run(self._protocol.models())
+
+    def adapter(self, path: str, *, model: str = "flux2") -> Adapter:
+        """Describe one adapter file, and whether jobs of a model can use it."""
+        return self._run(self._protocol.adapter(path, model=model))
+
+    def adapters(self, *, page_size: int = 200) -> Iterator[AdapterFile]:
+        """Iterate over the adapter files that jobs can name, in the order of their paths."""
+        cursor = None
+        while True:
+            page = self._run(self._protocol.adapters(limit=page_size, cursor=cursor))
+            yield from page.data
+            cursor = page.next_cursor
+            if not page.has_more or cursor is None:
+                return
+
+    def _run(self, steps: Steps[T]) -> T:
+        """Perform the steps of a call; return its value."""
+        go_on = partial(next, steps)
+        while True:
+            try:
+                step = go_on()
+            except StopIteration as stop:
+                value: T = stop.value
+                return value
+            try:
+                go_on = partial(steps.send, self._perform(step))
+            except httpx2.RequestError as error:
+                go_on = partial(steps.throw, error)
+
+    def _perform(self, step: Call | Fetch | Pause) -> httpx2.Response | None:
+        if isinstance(step, Pause):
+            time.sleep(step.seconds)
+            return None
+        if isinstance(step, Call):
+            return self._http.request(step.method, step.path, json=step.json, params=step.params, headers=step.headers)
+        with self._store.stream("GET", step.url, headers=step.headers) as answer:
+            if answer.is_success:
+                step.receiver.begin(answer)
+                for piece in answer.iter_bytes():
+                    if not step.receiver.write(piece):
+                        break
+            return answer
 
 
-def _download(url: str) -> bytes:
-    # The query string is the signature: anyone who reads it in a log can fetch the image.
-    name = url.partition("?")[0]
-    try:
-        # Not with the client's connections: the store is another host and must not get the API's headers.
-        answer = httpx2.get(url, timeout=_DOWNLOAD_TIMEOUT_S)
-    except httpx2.TransportError as error:
-        raise connection_failure(error, f"{name}: {error}", was_reached=True) from error
-    raise_if_refused(answer, name=name)
-    return answer.content
+def make_receiver(file: io.BytesIO, image: ImageInfo | str) -> Receiver:
+    """Return a receiver that checks what is known of an image."""
+    if isinstance(image, str):
+        return Receiver(file)
+    return Receiver(file, size_bytes=image.size_bytes, sha256=image.sha256)

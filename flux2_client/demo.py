@@ -15,7 +15,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flux2_client.client import Client
+from flux2_client.client import Client, Image
+from flux2_client.models import Status
 from shared.demo_model import ABOUT, DEMO_ADAPTER, DRAWN_PX, PROMPTS
 from shared.errors import DemoFailed
 from shared.local.stack import Stack
@@ -80,22 +81,21 @@ def _jobs(size_px: int) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _render(console: Console, stack: Stack, client: Client, *, output: Path, name: str, body: dict[str, Any]) -> None:
     job = client.submit(body)
-    console.rule(f"{name}: request {job['request_id']}")
-    for warning in job["warnings"]:
+    console.rule(f"{name}: request {job.request_id}")
+    for warning in job.warnings:
         console.print(f"warning: {warning}")
-    status = _wait(console, stack, client, job["request_id"])
-    if status["status"] != "succeeded":
-        raise DemoFailed(f"request {job['request_id']} {status['status']}: {status['error']}")
-    images = client.result(job["request_id"])["outputs"]["images"]
+    status = _wait(console, stack, client, job.request_id)
+    if status.status != "succeeded":
+        raise DemoFailed(f"request {job.request_id} {status.status}: {status.error}")
+    images = client.result(job.request_id).images
     for image in images:
-        file = output / f"{name}-{image['index']}.{image['format']}"
-        file.write_bytes(client.download(image["url"]))
-        size = f"{image['width']}x{image['height']} {image['format']}, {image['size_bytes']:,} bytes"
-        console.print(f"image    {file}: {size}: {image['prompt']}", highlight=False)
+        file = image.save(output / f"{name}-{image.index}.{image.format}")
+        size = f"{image.width}x{image.height} {image.format}, {image.size_bytes:,} bytes"
+        console.print(f"image    {file}: {size}: {image.prompt}", highlight=False)
     _print_report(console, images[-1])
 
 
-def _wait(console: Console, stack: Stack, client: Client, request_id: str) -> dict[str, Any]:
+def _wait(console: Console, stack: Stack, client: Client, request_id: str) -> Status:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -105,28 +105,27 @@ def _wait(console: Console, stack: Stack, client: Client, request_id: str) -> di
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("in_queue", total=1.0)
 
-        def show_progress(status: dict[str, Any]) -> None:
+        def show_progress(status: Status) -> None:
             # Otherwise the end of a server would be noticed only at the job's timeout.
             stack.raise_if_ended()
-            bar.update(task, description=_stage(status), completed=status["progress"])
+            bar.update(task, description=_stage(status), completed=status.progress)
 
         return client.wait(request_id, timeout_s=_JOB_TIMEOUT_S, on_status=show_progress)
 
 
-def _stage(status: dict[str, Any]) -> str:
-    running = next((item["progress"] for item in status["items"] if item["progress"]), None)
-    return f"{status['status']} {running['stage']}" if running else status["status"]
+def _stage(status: Status) -> str:
+    running = next((item.progress for item in status.items if item.progress), None)
+    return f"{status.status} {running.stage}" if running else status.status
 
 
-def _print_report(console: Console, image: dict[str, Any]) -> None:
+def _print_report(console: Console, image: Image) -> None:
     """Print an image's URL, timings, pipeline and adapters."""
-    pipeline = image["pipeline"]
     # Unwrapped, so that the URL can be copied.
-    console.print(f"url      {image['url']}", soft_wrap=True)
-    console.print("timings  " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in image["timings"].items()))
-    console.print(f"pipeline {pipeline['engine']}, {pipeline['precision']}, adapter {pipeline['change']}")
-    for adapter in image["adapters"]:
+    console.print(f"url      {image.url}", soft_wrap=True)
+    console.print("timings  " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in image.timings.items()))
+    console.print(f"pipeline {image.pipeline.engine}, {image.pipeline.precision}, adapter {image.pipeline.change}")
+    for adapter in image.adapters:
         console.print(
-            f"adapter  {adapter['path']} x {adapter['multiplier']:g}: {adapter['layers_touched']} of "
-            f"{adapter['layers_total']} layers, ranks {adapter['ranks']}, sha256 {adapter['sha256'][:12]}"
+            f"adapter  {adapter.path} x {adapter.multiplier:g}: {adapter.layers_touched} of "
+            f"{adapter.layers_total} layers, ranks {list(adapter.ranks)}, sha256 {adapter.sha256[:12]}"
         )

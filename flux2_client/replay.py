@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from flux2_client.client import Client
+from flux2_client.models import Replay, Status
 from flux2_client.similarity import Similarity, compare_images, draw_contact_sheet, find_trainer_samples
 from shared.errors import ApiError, ConfigRefused, ReplayFailed
 from shared.outputs import make_output_folder
@@ -63,7 +64,7 @@ def run_replay(
     trainer_files = find_trainer_samples(samples) if samples else {}
     make_output_folder(output)
     replay = client.submit_replay(text, lora=lora)
-    for warning in replay["warnings"]:
+    for warning in replay.warnings:
         console.print(f"warning: {warning}")
     images = _render(console, client, replay)
     for index, data in enumerate(images):
@@ -72,43 +73,24 @@ def run_replay(
     return _compare(console, images, trainer_files, output=output) if trainer_files else []
 
 
-def _render(console: Console, client: Client, replay: dict[str, Any]) -> list[bytes]:
+def _render(console: Console, client: Client, replay: Replay) -> list[bytes]:
     """Wait for every job of the replay; return the images' bytes in the order of the config's samples."""
-    jobs = replay["requests"]
+    jobs = replay.requests
     images: dict[str, list[bytes]] = {}
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
         for number, job in enumerate(jobs):
             task = bar.add_task(f"request {number + 1} of {len(jobs)}", total=1.0)
 
             # `task` is bound as a default: a closure would see the next task of the loop.
-            def show_progress(status: dict[str, Any], task: Any = task) -> None:
-                bar.update(task, completed=status["progress"])
+            def show_progress(status: Status, task: Any = task) -> None:
+                bar.update(task, completed=status.progress)
 
-            status = client.wait(job["request_id"], timeout_s=JOB_TIMEOUT_S, poll_s=_POLL_S, on_status=show_progress)
-            if status["status"] != "succeeded":
-                raise ReplayFailed(f"request {job['request_id']} {status['status']}: {status['error']}")
-            # Now, because a job's record may expire while the other jobs run.
-            images[job["request_id"]] = _download_images(client, job["request_id"])
-    return [images[sample["request_id"]][sample["index"]] for sample in replay["samples"]]
-
-
-def _download_images(client: Client, request_id: str) -> list[bytes]:
-    urls = _image_urls(client, request_id)
-    images = []
-    for index in range(len(urls)):
-        try:
-            image = client.download(urls[index])
-        except ApiError:
-            # URLs are valid for an hour. A thousand images, or an outage of the store, may take longer.
-            urls = _image_urls(client, request_id)
-            image = client.download(urls[index])
-        images.append(image)
-    return images
-
-
-def _image_urls(client: Client, request_id: str) -> list[str]:
-    """Return the URLs of a job's images, signed now."""
-    return [image["url"] for image in client.result(request_id)["outputs"]["images"]]
+            status = client.wait(job.request_id, timeout_s=JOB_TIMEOUT_S, poll_s=_POLL_S, on_status=show_progress)
+            if status.status != "succeeded":
+                raise ReplayFailed(f"request {job.request_id} {status.status}: {status.error}")
+            # Now, because the URLs are valid for an hour and the other jobs may take longer.
+            images[job.request_id] = [image.bytes() for image in client.result(job.request_id).images]
+    return [images[sample.request_id][sample.index] for sample in replay.samples]
 
 
 def _compare(

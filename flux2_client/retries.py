@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from flux2_client.steps import Pause, Steps
 from shared.errors import ApiError
 
 T = TypeVar("T")
@@ -16,7 +17,9 @@ _FIRST_WAIT_S = 0.5
 _LONGEST_WAIT_S = 30.0
 
 
-def repeat_call(call: Callable[[], T], *, deadline_s: float, on_failure: Callable[[ApiError], None] | None = None) -> T:
+def repeat_call(
+    call: Callable[[], Steps[T]], *, deadline_s: float, on_failure: Callable[[ApiError], None] | None = None
+) -> Steps[T]:
     """Make a call until it succeeds or fails for good; return its value.
 
     Args:
@@ -29,15 +32,16 @@ def repeat_call(call: Callable[[], T], *, deadline_s: float, on_failure: Callabl
     bound_s = _FIRST_WAIT_S
     while True:
         try:
-            return call()
+            return (yield from call())
         except ApiError as error:
             left_s = deadline_s - time.monotonic()
             if not error.retryable or left_s <= 0:
                 raise
             if on_failure is not None:
                 on_failure(error)
-            time.sleep(min(_pause_s(error, bound_s), left_s))
-            bound_s = min(2 * bound_s, _LONGEST_WAIT_S)
+            pause_s = _pause_s(error, bound_s)
+        yield Pause(min(pause_s, left_s))
+        bound_s = min(2 * bound_s, _LONGEST_WAIT_S)
 
 
 def _pause_s(error: ApiError, bound_s: float) -> float:

@@ -30,12 +30,14 @@
   + CheckpointError              the base model's files cannot be used; raised at start, before any claim
   + CommandError                 a command cannot do its work; its message is all that the person sees
     - ApiError                   the API refused a call or cannot be reached
+      . ApiUnreachable           nothing answered
     - DemoFailed                 a demonstration job did not succeed
     - ReplayFailed               a job of the replay did not succeed
     - NoSamples                  the folder holds no sample images by the trainer
     - OutputRefused              a command's files cannot be written where it should
     - NoStack                    the folder holds no settings of a stack
     - MissingExtra               a library is not installed; an extra of this package brings it
+    - ClientConfigRefused        the client's config file cannot be used
     - GoldensError               the folder holds no usable golden files
 
 Codes in capitals mean an error in the request and use the reference API's words; codes in lower case are ours.
@@ -276,16 +278,31 @@ class ApiError(CommandError):
 
     code = "api_error"
 
-    def __init__(self, message: str, *, retryable: bool = False, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        retryable: bool = False,
+        retry_after_s: float | None = None,
+        status: int | None = None,
+    ) -> None:
         """Make the error.
 
         Args:
             retryable: whether the same call may succeed later: the API, or something that it needs, was away.
             retry_after_s: seconds that the server asks to wait before the next attempt.
+            status: the answer's HTTP status; None without an answer.
         """
         super().__init__(message)
         self.retryable = retryable
         self.retry_after_s = retry_after_s
+        self.status = status
+
+
+class ApiUnreachable(ApiError):
+    """Nothing answered: the address is wrong, or the API or the network is away."""
+
+    code = "api_unreachable"
 
 
 class DemoFailed(CommandError):
@@ -328,6 +345,12 @@ class MissingExtra(CommandError):
             f"no module named {library!r}: install flux2-queue[{extra}], in a checkout with "
             f"pip install -c constraints.txt '.[{extra}]'"
         )
+
+
+class ClientConfigRefused(CommandError):
+    """The client's config file is unsound, or has no profile of the name that was asked for."""
+
+    code = "client_config_refused"
 
 
 class GoldensError(CommandError):

@@ -52,7 +52,7 @@ def wait_running(stack, wait_until):
 
     def running(job):
         def slot():
-            item = stack.ledger().job(job["request_id"]).items[0]
+            item = stack.ledger().job(job.request_id).items[0]
             return item.slot if item.progress and item.progress.step > 0 else None
 
         return wait_until(slot, 60, what="the item's first step")
@@ -65,7 +65,7 @@ def wait_for_takeover(stack, wait_until):
     """Wait until another worker has a job's first item; then start the one that ended, while the other renders."""
 
     def taken_over(job):
-        wait_until(lambda: stack.ledger().job(job["request_id"]).items[0].fence >= 2, 60, what="the second claim")
+        wait_until(lambda: stack.ledger().job(job.request_id).items[0].fence >= 2, 60, what="the second claim")
         stack.restart_dead()
 
     return taken_over

@@ -73,7 +73,7 @@ def test_up_serves_until_interrupted_and_leaves_nothing_running(up, wait_until, 
     wait_until(lambda: is_ready(url), 90, what="`flux2 up`")
     with Client(url) as client:
         job = client.submit(small(1))
-        assert client.wait(job["request_id"], timeout_s=60)["status"] == "succeeded"
+        assert client.wait(job.request_id, timeout_s=60).status == "succeeded"
     (tmp_path / "request.json").write_text(json.dumps(small(1)))
 
     checked = on_the_stack(data, "doctor")
@@ -82,7 +82,7 @@ def test_up_serves_until_interrupted_and_leaves_nothing_running(up, wait_until, 
     output, _ = process.communicate(timeout=60)
 
     assert process.returncode == 0, output
-    assert job["status_url"].startswith(f"{BASE_URL}/")
+    assert job.status_url.startswith(f"{BASE_URL}/")
     assert checked.returncode == 0, checked.stdout + checked.stderr
     assert rendered.returncode == 0, rendered.stderr
     assert (tmp_path / "out" / "0.png").is_file()

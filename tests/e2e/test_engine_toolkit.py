@@ -22,11 +22,11 @@ def test_both_engines_store_the_same_picture(client):
     pictures = []
     for engine in ("exact", "ai-toolkit"):
         job = client.submit({**body, "engine": engine})
-        assert job["warnings"] == []
-        assert client.wait(job["request_id"], timeout_s=120)["status"] == "succeeded"
-        (image,) = client.result(job["request_id"])["outputs"]["images"]
-        assert image["pipeline"]["engine"] == engine
-        pictures.append(client.download(image["url"]))
+        assert job.warnings == ()
+        assert client.wait(job.request_id, timeout_s=120).status == "succeeded"
+        (image,) = client.result(job.request_id).images
+        assert image.pipeline.engine == engine
+        pictures.append(image.bytes())
 
     exact, toolkit = (Image.open(io.BytesIO(picture)).tobytes() for picture in pictures)
     assert exact == toolkit

@@ -37,10 +37,9 @@ def request(*prompts, multiplier=1.0, loras=None, **fields):
 def render(client, body):
     """Submit, wait and return the images with their bytes."""
     job = client.submit(body)
-    status = client.wait(job["request_id"], timeout_s=JOB_S)
-    assert status["status"] == "succeeded", status
-    images = client.result(job["request_id"])["outputs"]["images"]
-    return [(image, client.download(image["url"])) for image in images]
+    status = client.wait(job.request_id, timeout_s=JOB_S)
+    assert status.status == "succeeded", status
+    return [(image.model_dump(mode="json"), image.bytes()) for image in client.result(job.request_id).images]
 
 
 def pixels(data):
@@ -126,9 +125,9 @@ def test_a_warm_adapter_is_kept_and_another_multiplier_is_a_swap(client):
 
 def test_a_jobs_items_spread_over_the_workers(stack, client):
     job = client.submit(request(*[{"prompt": f"cat {n}", "seed": n} for n in range(8)]))
-    client.wait(job["request_id"], timeout_s=JOB_S)
+    client.wait(job.request_id, timeout_s=JOB_S)
 
-    view = stack.ledger().job(job["request_id"])
+    view = stack.ledger().job(job.request_id)
 
     assert {item.slot for item in view.items} == {"worker-0", "worker-1"}
     assert {item.attempt for item in view.items} == {1}
@@ -160,23 +159,23 @@ def test_an_adapter_file_replaced_after_submission_fails_the_item(stack, client)
 
     write_tiny_adapter(path, STYLES[1])
     for blocker in blockers:
-        client.cancel(blocker["request_id"])
+        client.cancel(blocker.request_id)
 
-    status = client.wait(job["request_id"], timeout_s=JOB_S)
-    assert status["status"] == "failed"
-    assert status["items"][0]["error"]["code"] == "INVALID_LORA"
-    assert client.result(job["request_id"])["outputs"] is None
+    status = client.wait(job.request_id, timeout_s=JOB_S)
+    assert status.status == "failed"
+    assert status.items[0].error.code == "INVALID_LORA"
+    assert client.result(job.request_id).outputs is None
 
 
 def test_a_running_job_stops_soon_after_it_is_canceled(client, wait_running):
     job = client.submit(request(LONG))
     wait_running(job)
 
-    client.cancel(job["request_id"])
+    client.cancel(job.request_id)
     asked = time.monotonic()
-    status = client.wait(job["request_id"], timeout_s=JOB_S, poll_s=0.02)
+    status = client.wait(job.request_id, timeout_s=JOB_S, poll_s=0.02)
 
-    assert status["status"] == "canceled"
+    assert status.status == "canceled"
     # Half a second until a lease renewal brings the cancellation, one step, and room for a busy machine.
     assert time.monotonic() - asked < 5
 
@@ -187,10 +186,10 @@ def test_a_killed_workers_item_is_finished_by_another(stack, client, wait_runnin
 
     os.kill(stack.pid(slot), signal.SIGKILL)
     wait_for_takeover(job)
-    status = client.wait(job["request_id"], timeout_s=JOB_S)
+    status = client.wait(job.request_id, timeout_s=JOB_S)
 
-    assert status["status"] == "succeeded"
-    [item] = stack.ledger().job(job["request_id"]).items
+    assert status.status == "succeeded"
+    [item] = stack.ledger().job(job.request_id).items
     assert item.attempt == 2
     assert item.fence == 2
 
@@ -203,10 +202,10 @@ def test_a_drained_worker_hands_its_item_over_without_costing_an_attempt(
 
     os.kill(stack.pid(slot), signal.SIGTERM)
     wait_for_takeover(job)
-    status = client.wait(job["request_id"], timeout_s=JOB_S)
+    status = client.wait(job.request_id, timeout_s=JOB_S)
 
-    assert status["status"] == "succeeded"
-    [item] = stack.ledger().job(job["request_id"]).items
+    assert status.status == "succeeded"
+    [item] = stack.ledger().job(job.request_id).items
     assert (item.attempt, item.fence) == (1, 2)
     assert item.slot != slot
 
@@ -218,11 +217,11 @@ def test_a_lost_wake_up_is_sent_again(stack, client, wait_until):
     wait_until(lambda: len(redis.zrange(keys.LEASES, 0, -1)) == 2, 30, what="two running items")
     job = client.submit(request())
     wait_until(lambda: redis.delete(queue), 10, what="the wake-up to delete")
-    assert client.status(job["request_id"])["status"] == "in_queue"
+    assert client.status(job.request_id).status == "in_queue"
 
     for blocker in blockers:
-        client.cancel(blocker["request_id"])
-    assert client.wait(job["request_id"], timeout_s=JOB_S)["status"] == "succeeded"
+        client.cancel(blocker.request_id)
+    assert client.wait(job.request_id, timeout_s=JOB_S).status == "succeeded"
 
 
 def test_the_models_page_counts_the_live_workers(stack, client):

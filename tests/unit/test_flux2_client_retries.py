@@ -10,13 +10,17 @@ from types import SimpleNamespace
 import pytest
 
 from flux2_client import client as client_module
-from flux2_client import retries
+from flux2_client import protocol, retries
 from flux2_client.answers import parse_retry_after
 from flux2_client.client import Client
 from shared.errors import ApiError
 from shared.local.ports import pick_free_port
 
-STATUS = b'{"status": "succeeded", "progress": 1.0}'
+# With the fields of every answer that these tests read.
+STATUS = (
+    b'{"request_id": "1", "status": "succeeded", "model": "flux2", "progress": 1.0, "items": [], "created_at": "",'
+    b' "status_url": "", "result_url": "", "requests": [], "samples": []}'
+)
 PROBLEM = b'{"code": "ledger_unavailable", "detail": "Redis did not answer"}'
 
 
@@ -83,7 +87,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     made = Clock()
-    for module in (retries, client_module):
+    for module in (retries, protocol, client_module):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: made.now_s, sleep=made.sleep))
     return made
 
@@ -142,7 +146,7 @@ def test_a_wait_goes_on_through_errors_until_its_own_deadline(api, clock):
     with Client(api.url, retry_s=0) as client:
         status = client.wait("1", timeout_s=86_400)
 
-    assert status["status"] == "succeeded"
+    assert status.status == "succeeded"
     assert len(api.requests) == 8
 
 
@@ -186,7 +190,7 @@ def test_an_api_that_restarts_is_waited_for(api, clock):
 
         answer = client.status("1")
 
-    assert answer["status"] == "succeeded"
+    assert answer.status == "succeeded"
     started[0].close()
 
 

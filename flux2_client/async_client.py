@@ -1,0 +1,175 @@
+"""The asynchronous client of the HTTP API: the verbs of `Client`, which documents them, with `await`."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import anyio
+import httpx2
+from PIL import Image as PillowImage
+
+from flux2_client.client import DOWNLOAD_TIMEOUT_S, make_receiver
+from flux2_client.models import (
+    Adapter,
+    AdapterFile,
+    ImageInfo,
+    Job,
+    JobLine,
+    ModelList,
+    Replay,
+    Result,
+    Status,
+)
+from flux2_client.protocol import Protocol
+from flux2_client.receiver import holds_object, receive_into
+from flux2_client.steps import Call, Fetch, Pause, Steps
+from shared.errors import ApiError
+
+T = TypeVar("T")
+
+
+class AsyncImage(ImageInfo):
+    """A finished image of an `AsyncClient`; its methods download it when they are awaited."""
+
+    async def bytes(self) -> bytes:
+        client: AsyncClient = self._client
+        return await client.download(self)
+
+    async def save(self, path: str | Path) -> Path:
+        client: AsyncClient = self._client
+        return await client.save(self, path)
+
+    async def pil(self) -> PillowImage.Image:
+        picture = PillowImage.open(io.BytesIO(await self.bytes()))
+        picture.load()
+        return picture
+
+
+class AsyncClient:
+    """Talks to one API over one pool of connections; close it with an `async with` block. See `Client`."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        timeout_s: float = 30.0,
+        retry_s: float = 60.0,
+        on_failure: Callable[[ApiError], None] | None = None,
+    ) -> None:
+        # Reading the system's certificates takes longer than most calls, so both pools share them.
+        certificates = httpx2.create_ssl_context()
+        self._http = httpx2.AsyncClient(base_url=base_url, timeout=timeout_s, verify=certificates)
+        # Not with the API's connections: the store is another host and must not get the API's headers.
+        self._store = httpx2.AsyncClient(timeout=DOWNLOAD_TIMEOUT_S, verify=certificates)
+        self._protocol = Protocol(base_url, AsyncImage, owner=self, retry_s=retry_s, on_failure=on_failure)
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._http.aclose()
+        await self._store.aclose()
+
+    async def submit(self, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
+        return await self._run(self._protocol.submit(request, idempotency_key=idempotency_key))
+
+    async def submit_replay(
+        self, config: str, *, lora: str | None = None, idempotency_key: str | None = None
+    ) -> Replay:
+        return await self._run(self._protocol.submit_replay(config, lora=lora, idempotency_key=idempotency_key))
+
+    async def status(self, request_id: str) -> Status:
+        return await self._run(self._protocol.status(request_id))
+
+    async def result(self, request_id: str) -> Result[AsyncImage]:
+        return await self._run(self._protocol.result(request_id))
+
+    async def cancel(self, request_id: str) -> Status:
+        return await self._run(self._protocol.cancel(request_id))
+
+    async def requests(
+        self, *, status: str | None = None, model: str | None = None, page_size: int = 50
+    ) -> AsyncIterator[JobLine]:
+        cursor = None
+        while True:
+            page = await self._run(self._protocol.requests(status=status, model=model, limit=page_size, cursor=cursor))
+            for line in page.data:
+                yield line
+            cursor = page.next_cursor
+            if not page.has_more or cursor is None:
+                return
+
+    async def wait(
+        self,
+        request_id: str,
+        *,
+        timeout_s: float = math.inf,
+        poll_s: float | None = None,
+        on_status: Callable[[Status], None] | None = None,
+    ) -> Status:
+        return await self._run(self._protocol.wait(request_id, timeout_s=timeout_s, poll_s=poll_s, on_status=on_status))
+
+    async def download(self, image: ImageInfo | str) -> bytes:
+        file = io.BytesIO()
+        await self._run(self._protocol.download(image, make_receiver(file, image)))
+        return file.getvalue()
+
+    async def save(self, image: ImageInfo, path: str | Path) -> Path:
+        path = Path(path)
+        if not holds_object(path, size_bytes=image.size_bytes, sha256=image.sha256):
+            with receive_into(path, size_bytes=image.size_bytes, sha256=image.sha256) as receiver:
+                await self._run(self._protocol.download(image, receiver))
+        return path
+
+    async def models(self) -> ModelList:
+        return await self._run(self._protocol.models())
+
+    async def adapter(self, path: str, *, model: str = "flux2") -> Adapter:
+        return await self._run(self._protocol.adapter(path, model=model))
+
+    async def adapters(self, *, page_size: int = 200) -> AsyncIterator[AdapterFile]:
+        cursor = None
+        while True:
+            page = await self._run(self._protocol.adapters(limit=page_size, cursor=cursor))
+            for line in page.data:
+                yield line
+            cursor = page.next_cursor
+            if not page.has_more or cursor is None:
+                return
+
+    async def _run(self, steps: Steps[T]) -> T:
+        go_on = partial(next, steps)
+        while True:
+            try:
+                step = go_on()
+            except StopIteration as stop:
+                value: T = stop.value
+                return value
+            try:
+                go_on = partial(steps.send, await self._perform(step))
+            except httpx2.RequestError as error:
+                go_on = partial(steps.throw, error)
+
+    async def _perform(self, step: Call | Fetch | Pause) -> httpx2.Response | None:
+        if isinstance(step, Pause):
+            await anyio.sleep(step.seconds)
+            return None
+        if isinstance(step, Call):
+            return await self._http.request(
+                step.method, step.path, json=step.json, params=step.params, headers=step.headers
+            )
+        async with self._store.stream("GET", step.url, headers=step.headers) as answer:
+            if answer.is_success:
+                step.receiver.begin(answer)
+                async for piece in answer.aiter_bytes():
+                    if not step.receiver.write(piece):
+                        break
+            return answer

@@ -1,0 +1,269 @@
+"""The API's answers as typed, frozen objects.
+
+Fields have the names of the HTTP API, whose reference describes them. A field that this version does not know is kept
+and does no harm, so that an older client works with a newer API.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+#: A job or an image in one of these states never changes again.
+FINAL_STATES = frozenset({"succeeded", "failed", "canceled"})
+
+
+class Answer(BaseModel):
+    """A part of an answer's body."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+
+class Job(Answer):
+    """An accepted job."""
+
+    request_id: str
+    status: str = "queued"
+    status_url: str
+    result_url: str
+    created_at: str
+    warnings: tuple[str, ...] = ()
+
+
+class ReplaySample(Answer):
+    """The image that reproduces one sample of a training config."""
+
+    request_id: str
+    index: int
+
+
+class Replay(Answer):
+    """The accepted jobs of a training config: one for each adapter strength."""
+
+    requests: tuple[Job, ...]
+    samples: tuple[ReplaySample, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class Progress(Answer):
+    """How far a running image is."""
+
+    stage: str
+    step: int
+    steps: int
+
+
+class ImageError(Answer):
+    """Why an image failed."""
+
+    code: str
+    message: str
+    retryable: bool = False
+
+
+class ItemStatus(Answer):
+    """The state of one image."""
+
+    index: int
+    status: str
+    attempt: int = 0
+    progress: Progress | None = None
+    error: ImageError | None = None
+
+
+class Status(Answer):
+    """The state of a job and of each of its images."""
+
+    request_id: str
+    status: str
+    model: str
+    cancel_requested: bool = False
+    queue_position: int | None = None
+    eta_s: float | None = None
+    progress: float
+    items: tuple[ItemStatus, ...]
+    created_at: str
+    started_at: str | None = None
+    finished_at: str | None = None
+    error: str | None = None
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in FINAL_STATES
+
+    def count(self, status: str) -> int:
+        """Return the number of images in a state."""
+        return sum(item.status == status for item in self.items)
+
+
+class JobLine(Answer):
+    """One job in the listing; `items` counts its images by state."""
+
+    request_id: str
+    status: str
+    model: str
+    items: dict[str, int]
+    created_at: str
+    started_at: str | None = None
+    finished_at: str | None = None
+
+
+class JobPage(Answer):
+    """One page of the listing; it may be short or empty although more follow."""
+
+    data: tuple[JobLine, ...]
+    has_more: bool
+    next_cursor: str | None
+
+
+class AdapterReport(Answer):
+    """What one adapter changed in the base model."""
+
+    path: str
+    sha256: str
+    multiplier: float
+    ranks: tuple[int, ...] = ()
+    layers_touched: int
+    layers_total: int
+
+
+class PipelineReport(Answer):
+    """The software and the device that rendered an image."""
+
+    engine: str
+    precision: str
+    device: str
+    change: str
+
+
+class ImageInfo(Answer):
+    """One finished image and the parameters that made it."""
+
+    index: int
+    format: str
+    width: int
+    height: int
+    requested_width: int | None = None
+    requested_height: int | None = None
+    seed: int | None = None
+    prompt: str | None = None
+    sample_steps: int | None = None
+    guidance_scale: float | None = None
+    url: str
+    url_expires_at: str
+    sha256: str
+    size_bytes: int
+    adapters: tuple[AdapterReport, ...] = ()
+    pipeline: PipelineReport
+    timings: dict[str, float] = {}
+
+    _client: Any = PrivateAttr(None)
+    _request_id: str = PrivateAttr("")
+
+    @property
+    def request_id(self) -> str:
+        """The job that rendered the image."""
+        return self._request_id
+
+    def bind(self, client: object, *, request_id: str) -> None:
+        """Name the client that downloads the image, and its job."""
+        self._client, self._request_id = client, request_id
+
+
+ImageT = TypeVar("ImageT", bound=ImageInfo)
+
+
+class Outputs(Answer, Generic[ImageT]):
+    images: tuple[ImageT, ...]
+
+
+class ItemFailure(ImageError):
+    """Why one image is missing."""
+
+    index: int
+
+
+class Result(Answer, Generic[ImageT]):
+    """A job's images. A failed or canceled job keeps the images that it finished."""
+
+    request_id: str
+    status: str
+    outputs: Outputs[ImageT] | None = None
+    error: str | None = None
+    errors: tuple[ItemFailure, ...] = ()
+    created_at: str
+    finished_at: str | None = None
+    metadata: dict[str, Any] = {}
+
+    @property
+    def images(self) -> tuple[ImageT, ...]:
+        """The images that are finished so far, in the order of their index."""
+        return self.outputs.images if self.outputs else ()
+
+
+class Model(Answer):
+    """One model, its defaults and the live workers that serve it."""
+
+    id: str
+    title: str
+    base_model: str
+    default_steps: int
+    default_guidance_scale: float
+    default_seed: int
+    default_width: int
+    default_height: int
+    license: str
+    slots: int
+    engines: dict[str, int] = {}
+
+
+class Limits(Answer):
+    """Limits of one submit, which the API's operator sets."""
+
+    max_prompts: int = 1000
+    max_body_bytes: int = 4 * 1024**2
+
+
+class ModelList(Answer):
+    """All models that jobs can name."""
+
+    models: tuple[Model, ...]
+    limits: Limits = Limits()
+
+
+class Adapter(Answer):
+    """One adapter file, as its header describes it; `refused` says why a job cannot use it."""
+
+    path: str
+    model: str
+    sha256: str
+    size_bytes: int
+    refused: str | None = None
+    kind: str | None = None
+    ranks: tuple[int, ...] = ()
+    dtypes: dict[str, int] = {}
+    layers: int
+    matched: int | None = None
+    unmatched: tuple[str, ...] = ()
+    base_model_version: str | None = None
+    name: str | None = None
+    step: int | None = None
+    trigger: str | None = None
+
+
+class AdapterFile(Answer):
+    """One file under the adapter root, which has not been read."""
+
+    path: str
+    size_bytes: int
+    modified_at: str
+
+
+class AdapterPage(Answer):
+    """One page of the adapter files."""
+
+    data: tuple[AdapterFile, ...]
+    has_more: bool
+    next_cursor: str | None

@@ -1,0 +1,206 @@
+"""The API's verbs as generators of steps: which request to send, how to read its answer, when to try again.
+
+Nothing here opens a connection or sleeps: `Client` and `AsyncClient` perform the steps.
+
+Every call can be repeated safely: reads change nothing, a second cancel changes nothing, and a submit carries an
+Idempotency-Key. A call whose answer was lost, or that the API could not serve yet, is therefore repeated.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from http import HTTPStatus
+from typing import Any, Generic, TypeVar
+from urllib.parse import quote
+
+import httpx2
+from pydantic import BaseModel
+
+from flux2_client.answers import connection_failure, parse_answer, parse_retry_after, raise_refusal
+from flux2_client.models import (
+    Adapter,
+    AdapterPage,
+    ImageInfo,
+    ImageT,
+    Job,
+    JobPage,
+    ModelList,
+    Replay,
+    Result,
+    Status,
+)
+from flux2_client.receiver import Receiver
+from flux2_client.retries import repeat_call
+from flux2_client.steps import Call, Fetch, Pause, Steps
+from shared.errors import ApiError
+
+T = TypeVar("T")
+AnswerT = TypeVar("AnswerT", bound=BaseModel)
+
+# Polls begin often, because a small job ends soon, and become as rare as the API's Retry-After asks for.
+_FIRST_POLL_S = 0.25
+_LONGEST_POLL_S = 30.0
+# What stores answer to a URL whose signature has expired.
+_EXPIRED = frozenset({400, 401, 403})
+
+
+class Protocol(Generic[ImageT]):
+    """The verbs of one API; see `Client` for the arguments."""
+
+    def __init__(
+        self,
+        base_url: str,
+        image_type: type[ImageT],
+        *,
+        owner: object,
+        retry_s: float,
+        on_failure: Callable[[ApiError], None] | None,
+    ) -> None:
+        self._base_url = base_url
+        self._image_type = image_type
+        self._owner = owner
+        self._retry_s = retry_s
+        self._on_failure = on_failure
+        self._was_reached = False
+        # Fresh URLs of the job that was last asked for them: its images expire together.
+        self._fresh: tuple[str, dict[int, str]] = ("", {})
+
+    def submit(self, request: Mapping[str, Any], *, idempotency_key: str | None) -> Steps[Job]:
+        return self._submit(Job, "/v1/inference", request, idempotency_key=idempotency_key)
+
+    def submit_replay(self, config: str, *, lora: str | None, idempotency_key: str | None) -> Steps[Replay]:
+        body = {"config": config, "lora": lora}
+        return self._submit(Replay, "/v1/replays", body, idempotency_key=idempotency_key)
+
+    def status(self, request_id: str) -> Steps[Status]:
+        return self._call(Status, Call("GET", _request_path(request_id, "status")))
+
+    def result(self, request_id: str) -> Steps[Result[ImageT]]:
+        kind: Any = self._image_type
+        result = yield from self._call(Result[kind], Call("GET", _request_path(request_id, "result")))
+        for image in result.images:
+            image.bind(self._owner, request_id=result.request_id)
+        return result
+
+    def cancel(self, request_id: str) -> Steps[Status]:
+        return self._call(Status, Call("POST", _request_path(request_id, "cancel")))
+
+    def requests(self, *, status: str | None, model: str | None, limit: int, cursor: str | None) -> Steps[JobPage]:
+        return self._call(
+            JobPage, Call("GET", "/v1/requests", params=_params(status=status, model=model, limit=limit, cursor=cursor))
+        )
+
+    def models(self) -> Steps[ModelList]:
+        return self._call(ModelList, Call("GET", "/v1/models"))
+
+    def adapter(self, path: str, *, model: str) -> Steps[Adapter]:
+        return self._call(Adapter, Call("GET", "/v1/adapters", params=_params(path=path, model=model)))
+
+    def adapters(self, *, limit: int, cursor: str | None) -> Steps[AdapterPage]:
+        return self._call(AdapterPage, Call("GET", "/v1/adapters", params=_params(limit=limit, cursor=cursor)))
+
+    def wait(
+        self, request_id: str, *, timeout_s: float, poll_s: float | None, on_status: Callable[[Status], None] | None
+    ) -> Steps[Status]:
+        deadline = time.monotonic() + timeout_s
+        call = Call("GET", _request_path(request_id, "status"))
+        pause_s = _FIRST_POLL_S if poll_s is None else poll_s
+        while True:
+            answer = yield from self._repeat(lambda: self._send(call), deadline_s=deadline)
+            status = parse_answer(answer, Status)
+            if on_status is not None:
+                on_status(status)
+            if status.has_ended:
+                return status
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise ApiError(
+                    f"request {request_id} is still {status.status} after {timeout_s:.0f} s; wait longer or cancel"
+                )
+            yield Pause(min(pause_s, left_s))
+            if poll_s is None:
+                longest_s = parse_retry_after(answer.headers.get("retry-after", "")) or _LONGEST_POLL_S
+                pause_s = min(2 * pause_s, longest_s)
+
+    def download(self, image: ImageInfo | str, receiver: Receiver) -> Steps[None]:
+        """Receive an image; `image` is a presigned URL, or an image whose URL is renewed if it has expired."""
+        url, renewed = (image, True) if isinstance(image, str) else (image.url, False)
+        while not receiver.is_complete:
+            try:
+                return (yield from self._repeat(lambda url=url: self._fetch(url, receiver)))  # type: ignore[misc]
+            except ApiError as error:
+                if error.status not in _EXPIRED or renewed or isinstance(image, str):
+                    raise
+                url = yield from self._renew(image, url)
+                renewed = True
+        return None
+
+    def _renew(self, image: ImageInfo, expired: str) -> Steps[str]:
+        """Return a fresh URL of an image."""
+        request_id, urls = self._fresh
+        if request_id != image.request_id or urls.get(image.index, expired) == expired:
+            result = yield from self.result(image.request_id)
+            urls = {found.index: found.url for found in result.images}
+            self._fresh = (image.request_id, urls)
+        if image.index not in urls:
+            raise ApiError(f"request {image.request_id} has no image {image.index} any more")
+        return urls[image.index]
+
+    def _fetch(self, url: str, receiver: Receiver) -> Steps[None]:
+        # The query string is the signature: anyone who reads it in a log can fetch the image.
+        name = url.partition("?")[0]
+        while True:
+            # Ranges count the bytes of the object, which a compressed answer does not have.
+            headers = {"Accept-Encoding": "identity"}
+            if receiver.size_bytes:
+                headers["Range"] = f"bytes={receiver.size_bytes}-"
+            try:
+                answer = yield Fetch(url, headers, receiver)
+            except httpx2.RequestError as error:
+                raise connection_failure(error, f"{name}: {error}", was_reached=True) from error
+            is_beyond = answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and "Range" in headers
+            if not is_beyond:
+                raise_refusal(answer, name=name)
+            fault = receiver.find_fault()
+            if fault is None and not is_beyond:
+                return
+            was_resumed = is_beyond or receiver.resumed
+            receiver.restart()
+            if not was_resumed:
+                raise ApiError(f"{name}: {fault}; the object or a proxy in front of the store is damaged")
+
+    def _submit(
+        self, kind: type[AnswerT], path: str, body: Mapping[str, Any], *, idempotency_key: str | None
+    ) -> Steps[AnswerT]:
+        # One key for all attempts: the job of an attempt whose answer was lost is found again.
+        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
+        return self._call(kind, Call("POST", path, json=body, headers=headers))
+
+    def _call(self, kind: type[AnswerT], call: Call) -> Steps[AnswerT]:
+        answer = yield from self._repeat(lambda: self._send(call))
+        return parse_answer(answer, kind)
+
+    def _repeat(self, call: Callable[[], Steps[T]], *, deadline_s: float | None = None) -> Steps[T]:
+        last_s = time.monotonic() + self._retry_s if deadline_s is None else deadline_s
+        return repeat_call(call, deadline_s=last_s, on_failure=self._on_failure)
+
+    def _send(self, call: Call) -> Steps[httpx2.Response]:
+        try:
+            answer: httpx2.Response = yield call
+        except httpx2.RequestError as error:
+            message = f"{self._base_url} cannot be reached: {error}; check the URL and the API"
+            raise connection_failure(error, message, was_reached=self._was_reached) from error
+        self._was_reached = True
+        raise_refusal(answer)
+        return answer
+
+
+def _request_path(request_id: str, verb: str) -> str:
+    # Quoted, so that no id can name another path.
+    return f"/v1/requests/{quote(request_id, safe='')}/{verb}"
+
+
+def _params(**values: str | int | None) -> dict[str, str | int]:
+    return {name: value for name, value in values.items() if value is not None}

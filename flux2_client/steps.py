@@ -1,0 +1,46 @@
+"""The steps of a call: the protocol yields them, and a client performs them with or without `await`.
+
+A generator of steps holds a call's whole logic. It receives the answer to each step, and a failed connection as an
+exception, so that the synchronous and the asynchronous client differ only in how they perform one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypeVar
+
+from flux2_client.receiver import Receiver
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Call:
+    """Send a request to the API; its answer is a response that has been read."""
+
+    method: str
+    path: str
+    json: Mapping[str, Any] | None = None
+    params: Mapping[str, str | int] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """GET an object; `receiver` gets a successful answer's body, piece by piece."""
+
+    url: str
+    headers: Mapping[str, str]
+    receiver: Receiver
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Wait; it has no answer."""
+
+    seconds: float
+
+
+#: Performs `Step`s and returns a value of type T.
+Steps: TypeAlias = Generator[Call | Fetch | Pause, Any, T]
