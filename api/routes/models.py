@@ -8,7 +8,7 @@ from dataclasses import asdict
 from fastapi import APIRouter
 
 from api.deps import ServicesDep
-from api.schemas.inventory import ModelLine, ModelList
+from api.schemas.inventory import Limits, ModelLine, ModelList
 from shared.catalog import MODELS
 from shared.job import ENGINES
 
@@ -34,4 +34,5 @@ def list_models(services: ServicesDep) -> ModelList:
                 base_revision=base.revision if base else None,
             )
         )
-    return ModelList(models=lines)
+    limits = services.settings.api
+    return ModelList(models=lines, limits=Limits(max_prompts=limits.max_prompts, max_body_bytes=limits.max_body_bytes))

@@ -34,6 +34,7 @@ def _job(services: Services, request_id: str) -> JobView:
     return job
 
 
+@router.get("/{request_id}", summary="Poll a job by its own URL", responses=_UNKNOWN, response_model=Status)
 @router.get("/{request_id}/status", summary="Poll a job", responses=_UNKNOWN, response_model=Status)
 def get_status(request_id: RequestIdPath, services: ServicesDep) -> Response:
     """Return the state and progress of a job and of each of its images.

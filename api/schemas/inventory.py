@@ -33,6 +33,24 @@ class AdapterLine(BaseModel):
     )
 
 
+class AdapterFile(BaseModel):
+    """One file under the adapter root, which has not been read."""
+
+    path: str = Field(description="Path relative to the adapter root, as in `loras[].path`.")
+    size_bytes: int
+    modified_at: str = Field(description="When the file was last written; RFC 3339, UTC.")
+
+
+class AdapterList(BaseModel):
+    """One page of the adapter files, in the order of their paths."""
+
+    data: list[AdapterFile]
+    has_more: bool = Field(
+        description="Whether more files follow. A page may be short, or empty, although more follow."
+    )
+    next_cursor: str | None = Field(description="Pass it as `cursor` to get the next page; null on the last page.")
+
+
 class ModelLine(BaseModel):
     """One model, its defaults and the workers that serve it now."""
 
@@ -57,7 +75,15 @@ class ModelLine(BaseModel):
     )
 
 
+class Limits(BaseModel):
+    """Limits of one request, which the operator sets."""
+
+    max_prompts: int = Field(description="Prompts that one request may have.")
+    max_body_bytes: int = Field(description="Size of a request body in bytes.")
+
+
 class ModelList(BaseModel):
     """All models that jobs can name; one without live workers accepts jobs, which wait."""
 
     models: list[ModelLine]
+    limits: Limits = Field(description="Limits of one request; a client splits what is larger.")

@@ -18,6 +18,7 @@ from fastapi import BackgroundTasks
 from api.submission import prepare_job, store_jobs
 from api.training_config.plan import plan_replay
 from shared.adapters import validate
+from shared.adapters.listing import list_adapter_files
 from shared.errors import QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, PipelineReport, Progress
 from shared.ledger import keys
@@ -1134,6 +1135,56 @@ def test_an_adapter_can_be_inspected_before_it_is_used(api, adapter):
     assert with_base["matched"] == 0
     assert "matches no layer" in with_base["refused"]
     problem(api.http.get("/v1/adapters", params={"path": "../x.safetensors"}), 422, "INVALID_LORA")
+
+
+def test_the_adapter_files_under_the_root_are_listed_page_by_page(api, adapter_root, tmp_path):
+    for path in ("a/10.safetensors", "a/9.safetensors", "a.safetensors", "b/c/d.safetensors", ".hidden/x.safetensors"):
+        (adapter_root / path).parent.mkdir(parents=True, exist_ok=True)
+        (adapter_root / path).write_bytes(b"12345")
+    (adapter_root / "notes.txt").touch()
+    (tmp_path / "outside.safetensors").touch()
+    (adapter_root / "leak.safetensors").symlink_to(tmp_path / "outside.safetensors")
+    (adapter_root / "loop").symlink_to(adapter_root)
+
+    pages = [api.http.get("/v1/adapters", params={"limit": 3}).json()]
+    while pages[-1]["has_more"]:
+        pages.append(api.http.get("/v1/adapters", params={"limit": 3, "cursor": pages[-1]["next_cursor"]}).json())
+
+    found = [file for page in pages for file in page["data"]]
+    assert [file["path"] for file in found] == [
+        "a/10.safetensors",
+        "a/9.safetensors",
+        "a.safetensors",
+        "b/c/d.safetensors",
+    ]
+    assert {file["size_bytes"] for file in found} == {5}
+    assert len(pages) == 2
+
+
+def test_a_list_of_adapter_files_looks_at_a_bounded_number_of_entries(adapter_root):
+    for number in range(10):
+        (adapter_root / f"{number}.txt").touch()
+    (adapter_root / "last.safetensors").touch()
+
+    first = list_adapter_files(adapter_root, limit=5, max_entries=6)
+    second = list_adapter_files(adapter_root, after=first.next_after, limit=5, max_entries=6)
+
+    assert (first.files, first.next_after) == ([], "5.txt")
+    assert [file.path for file in second.files] == ["last.safetensors"]
+    assert second.next_after is None
+
+
+def test_a_jobs_own_url_answers_as_its_status_does(api):
+    path = f"/v1/requests/{accepted(api, request())}"
+
+    assert api.http.get(path).json() == api.http.get(f"{path}/status").json()
+    problem(api.http.get("/v1/requests/unknown"), 404, "REQUEST_NOT_FOUND")
+
+
+def test_the_models_page_states_the_limits_of_a_request(api):
+    limits = api.http.get("/v1/models").json()["limits"]
+
+    assert limits == {"max_prompts": 1000, "max_body_bytes": 64 * 1024}
 
 
 def test_the_openapi_document_states_the_installed_version(api):
