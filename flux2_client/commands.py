@@ -7,7 +7,19 @@ from typing import Annotated
 
 import typer
 
+from flux2_client import job_commands
+from flux2_client.options import Profile, Url
+from flux2_client.submit_command import submit
+
 app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(submit)
+app.command()(job_commands.wait)
+app.command()(job_commands.status)
+app.command()(job_commands.result)
+app.command()(job_commands.download)
+app.command()(job_commands.cancel)
+app.command("list")(job_commands.list_jobs)
+app.command()(job_commands.adapters)
 
 # Each command imports its modules when it runs: a base installation has neither httpx2 nor Pillow.
 
@@ -40,13 +52,15 @@ def replay(
     output: Annotated[Path, typer.Option(file_okay=False, help="Folder to save the images in.")] = Path(
         "replay-output"
     ),
-    url: Annotated[str, typer.Option(help="Address of the API.")] = "http://127.0.0.1:8000",
+    url: Url = None,
+    profile: Profile = None,
 ) -> None:
     """Render the sample previews of a training config and compare them with the trainer's pictures."""
     from rich.console import Console
 
+    from flux2_client.profiles import find_url
     from flux2_client.replay import replay_client, run_replay
 
     console = Console()
-    with replay_client(console, url) as client:
+    with replay_client(console, find_url(url, profile)) as client:
         run_replay(console, client, config, lora=lora, samples=samples, output=output)

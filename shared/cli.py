@@ -18,7 +18,6 @@ from shared.extras import report_missing_modules
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="Render FLUX.2 LoRAs in bulk on your own GPUs.",
 )

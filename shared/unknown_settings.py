@@ -13,6 +13,8 @@ from shared.settings import DOTENV, Settings
 _PREFIX = "FLUX2_"
 # Other programs have variables with this prefix too, so one counts as misspelt only if it resembles a setting.
 _CUT_PREFIX = "FLUX_"
+# The client's commands read these: a client has no other settings.
+_CLIENT_VARIABLES = ["FLUX2_CLIENT_URL", "FLUX2_CLIENT_PROFILE"]
 
 
 def find_unknown_settings() -> dict[str, str | None]:
@@ -25,7 +27,7 @@ def find_unknown_settings() -> dict[str, str | None]:
         for section, info in Settings.model_fields.items()
         if isinstance(info.default, BaseModel)
         for name in type(info.default).model_fields
-    ]
+    ] + _CLIENT_VARIABLES
     # Settings holds only the variables that it knows, so the environment itself is read here.
     names = {name.upper() for name in (*os.environ, *dotenv_values(DOTENV))}
     unknown = {name: _most_similar(name, known) for name in sorted(names - {*known}) if name.startswith(_PREFIX)}

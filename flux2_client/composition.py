@@ -1,0 +1,134 @@
+"""Compose requests from the options of `flux2 submit`, and split what is larger than the API takes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from flux2_client.models import Limits
+
+#: Images that one command may ask for: `--seed 1..1000000000` is a mistake.
+MAX_IMAGES = 100_000
+
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_SIZE = re.compile(r"(\d+)(?:x(\d+))?")
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds of e.g. `1..8`, `1,2,3` or `1..3,7`.
+
+    Raises:
+        ValueError: the text holds something else, or too many seeds.
+    """
+    seeds: list[int] = []
+    for part in text.split(","):
+        match = _RANGE.fullmatch(part.strip())
+        first, last = (int(match[1]), int(match[2])) if match else (_integer(part), _integer(part))
+        if last < first:
+            raise ValueError(f"{part} counts down; write {last}..{first}")
+        if last - first + len(seeds) >= MAX_IMAGES:
+            raise ValueError(f"{text} has more than {MAX_IMAGES:,} seeds")
+        seeds.extend(range(first, last + 1))
+    return seeds
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """Return width and height of `WxH` or of the side `N` of a square.
+
+    Raises:
+        ValueError: the text is neither.
+    """
+    match = _SIZE.fullmatch(text.strip().lower())
+    if not match:
+        raise ValueError(f"{text!r} is not a size; write WIDTHxHEIGHT, e.g. 1024x768, or one number for a square")
+    return int(match[1]), int(match[2] or match[1])
+
+
+def parse_lora(text: str) -> dict[str, Any]:
+    """Return the request's entry of `PATH` or `PATH@MULTIPLIER`."""
+    path, at, multiplier = text.rpartition("@")
+    try:
+        return {"path": path, "network_multiplier": float(multiplier)} if at and path else {"path": text}
+    except ValueError:
+        # A file may have an @ in its name.
+        return {"path": text}
+
+
+def read_prompts(text: str) -> list[dict[str, Any]]:
+    """Return the prompts of a file: one on each line, as text or as a JSON object with a prompt's fields.
+
+    Raises:
+        ValueError: a line begins like JSON but is not an object with a prompt.
+    """
+    prompts: list[dict[str, Any]] = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        line = line.strip()
+        if not line:
+            continue
+        if not line.startswith("{"):
+            prompts.append({"prompt": line})
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"line {number} is not JSON: {error}") from error
+        if "prompt" not in entry:
+            raise ValueError(f'line {number} has no "prompt"')
+        prompts.append(entry)
+    return prompts
+
+
+def compose_prompts(
+    prompts: Sequence[Mapping[str, Any]], *, seeds: Sequence[int], fields: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return one entry for each prompt and seed; a prompt's own fields win over `fields` and `seeds`.
+
+    Raises:
+        ValueError: there are more than `MAX_IMAGES`.
+    """
+    if len(prompts) * max(1, len(seeds)) > MAX_IMAGES:
+        raise ValueError(f"{len(prompts):,} prompts with {len(seeds):,} seeds are more than {MAX_IMAGES:,} images")
+    return [
+        {**fields, **seed, **prompt}
+        for prompt in prompts
+        for seed in ([{}] if "seed" in prompt or not seeds else [{"seed": seed} for seed in seeds])
+    ]
+
+
+def fill_seeds(request: Mapping[str, Any], *, first: int) -> dict[str, Any]:
+    """Return the request with the seeds that the API would choose: `first` plus the index of each prompt."""
+    prompts = [{"seed": first + index, **prompt} for index, prompt in enumerate(request["prompts"])]
+    return {**request, "prompts": prompts}
+
+
+def split_request(request: Mapping[str, Any], limits: Limits) -> Iterator[dict[str, Any]]:
+    """Yield requests that the API takes: the same but for their prompts, which keep their order.
+
+    The API chooses a prompt's default seed by its place in the request; `fill_seeds` makes it independent of the split.
+    """
+    rest = {name: value for name, value in request.items() if name != "prompts"}
+    # A trigger word can be longer than `[trigger]`, and the bound also counts the prompts with it filled in.
+    room = limits.max_body_bytes // 2 - _size(rest)
+    batch: list[Any] = []
+    used = 0
+    for prompt in request["prompts"]:
+        size = _size(prompt) + 1
+        if batch and (len(batch) == limits.max_prompts or used + size > room):
+            yield {**rest, "prompts": batch}
+            batch, used = [], 0
+        batch.append(prompt)
+        used += size
+    yield {**rest, "prompts": batch}
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value).encode())
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a seed; write e.g. 7, 1..8 or 1,2,3") from None

@@ -1,0 +1,79 @@
+"""Name the files of images by a template; no value of an answer can lead out of the folder."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, TypeVar
+
+from shared.errors import OutputRefused
+
+if TYPE_CHECKING:
+    from flux2_client.models import ImageInfo
+
+ImageT = TypeVar("ImageT", bound="ImageInfo")
+
+DEFAULT_TEMPLATE = "{request_id}-{index}-{seed}.{format}"
+FIELDS = ("request_id", "index", "seed", "format", "width", "height", "sha256", "prompt")
+
+# Characters that a file system or a shell takes for something else.
+_UNSAFE = re.compile(r"[^\w.,+=@-]+")
+_LONGEST_VALUE = 80
+
+
+def check_template(template: str) -> str:
+    """Return the template if it can name files.
+
+    Raises:
+        ValueError: it has an unknown field, or leads out of the folder.
+    """
+    try:
+        fields = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise ValueError(f"{template!r} is not a template: {error}") from error
+    for name in fields:
+        if name not in FIELDS:
+            raise ValueError(f"{{{name}}} is unknown; use " + ", ".join(f"{{{field}}}" for field in FIELDS))
+    path = PurePosixPath(template)
+    if not fields or path.is_absolute() or ".." in path.parts or "\\" in template or "\0" in template:
+        raise ValueError(f"{template!r} must name a file below the output folder, by at least one {{field}}")
+    return template
+
+
+def name_image(image: ImageInfo, template: str) -> Path:
+    """Return an image's path relative to the output folder.
+
+    Raises:
+        OutputRefused: a value has no such format, e.g. `{prompt:04d}`.
+    """
+    # An answer's values come from another machine: none may hold a separator or be `..`.
+    values = {name: getattr(image, name) for name in FIELDS}
+    safe = {name: value if isinstance(value, int) else _clean(str(value or "")) for name, value in values.items()}
+    try:
+        path = Path(template.format_map(safe))
+    except ValueError as error:
+        raise OutputRefused(f"--name {template} cannot name image {image.index}: {error}") from error
+    if path.is_absolute() or ".." in path.parts:
+        raise OutputRefused(f"--name {template} leads out of the output folder")
+    return path
+
+
+def name_images(images: Sequence[ImageT], template: str) -> dict[Path, ImageT]:
+    """Return images by their paths.
+
+    Raises:
+        OutputRefused: two images have the same name.
+    """
+    named: dict[Path, ImageT] = {}
+    for image in images:
+        path = name_image(image, template)
+        if path in named:
+            raise OutputRefused(f"--name {template} gives two images the name {path}; add {{index}} or {{request_id}}")
+        named[path] = image
+    return named
+
+
+def _clean(value: str) -> str:
+    return _UNSAFE.sub("_", value).lstrip(".")[:_LONGEST_VALUE].strip("_") or "none"

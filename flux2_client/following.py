@@ -1,0 +1,111 @@
+"""Follow jobs until they end, and download their images as they are finished."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flux2_client.async_client import AsyncClient, AsyncImage
+from flux2_client.file_names import name_images
+from flux2_client.models import Result, Status
+from flux2_client.receiver import holds_object
+from flux2_client.report import Report, print_message
+from shared.errors import CommandError, OutputRefused
+
+# Jobs that are polled at the same time; the others wait for their turn.
+_JOBS = 16
+# A result lists all finished images, so it is fetched for a tenth of a job's images at a time.
+_SHARE = 10
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where images are saved.
+
+    Attributes:
+        name: template of a file's name; see `file_names`.
+        parallel: downloads at the same time.
+    """
+
+    folder: Path
+    name: str
+    parallel: int
+    overwrite: bool = False
+
+
+class Downloader:
+    """Saves images of any number of jobs, some at a time.
+
+    Attributes:
+        faults: messages of images that could not be saved.
+    """
+
+    def __init__(self, to: Destination, report: Report) -> None:
+        self._to = to
+        self._report = report
+        self._free = asyncio.Semaphore(to.parallel)
+        self.faults: list[str] = []
+        self._done: set[tuple[str, int]] = set()
+
+    async def save_all(self, result: Result[AsyncImage]) -> None:
+        """Save the images that are not saved yet; a failure is reported and leaves the others alone."""
+        named = name_images(result.images, self._to.name)
+        new = {path: image for path, image in named.items() if (image.request_id, image.index) not in self._done}
+        self._done.update((image.request_id, image.index) for image in new.values())
+        await asyncio.gather(*(self._save(image, self._to.folder / path) for path, image in new.items()))
+
+    async def _save(self, image: AsyncImage, path: Path) -> None:
+        async with self._free:
+            try:
+                if not self._to.overwrite and path.exists():
+                    self._check_same(image, path)
+                await image.save(path)
+            except CommandError as error:
+                self.faults.append(str(error))
+                print_message(str(error))
+                return
+        self._report.saved(image, path)
+
+    def _check_same(self, image: AsyncImage, path: Path) -> None:
+        if not holds_object(path, size_bytes=image.size_bytes, sha256=image.sha256):
+            raise OutputRefused(f"{path} holds something else; choose another --name or --output, or --overwrite it")
+
+
+async def follow_jobs(
+    client: AsyncClient, request_ids: Sequence[str], *, report: Report, downloader: Downloader | None
+) -> list[Status]:
+    """Wait until all jobs have ended; return their last states in the given order."""
+    turns = asyncio.Semaphore(_JOBS)
+
+    async def follow_one(request_id: str) -> Status:
+        async with turns:
+            return await _follow(client, request_id, report=report, downloader=downloader)
+
+    return await asyncio.gather(*map(follow_one, request_ids))
+
+
+async def _follow(client: AsyncClient, request_id: str, *, report: Report, downloader: Downloader | None) -> Status:
+    fetching: asyncio.Task[None] | None = None
+    fetched = 0
+
+    async def fetch() -> None:
+        assert downloader is not None
+        await downloader.save_all(await client.result(request_id))
+
+    def notice(status: Status) -> None:
+        nonlocal fetching, fetched
+        report.progressed(status)
+        finished = status.count("succeeded")
+        is_busy = fetching is not None and not fetching.done()
+        if downloader and not status.has_ended and not is_busy and finished - fetched > len(status.items) // _SHARE:
+            fetched, fetching = finished, asyncio.create_task(fetch())
+
+    status = await client.wait(request_id, on_status=notice)
+    if fetching is not None:
+        await fetching
+    if downloader is not None:
+        await fetch()
+    report.ended(status)
+    return status

@@ -1,0 +1,42 @@
+"""Options that several of the client's commands have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flux2_client.file_names import DEFAULT_TEMPLATE, FIELDS, check_template
+
+
+def _checked_template(template: str) -> str:
+    try:
+        return check_template(template)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+Url = Annotated[
+    str | None,
+    typer.Option(help="Address of the API; default: FLUX2_CLIENT_URL, the profile's, or http://127.0.0.1:8000."),
+]
+Profile = Annotated[
+    str | None,
+    typer.Option(help="Profile of ~/.config/flux2/config.toml that has the address; default: FLUX2_CLIENT_PROFILE."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line; messages go to stderr.")]
+RequestIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of jobs.")]
+Output = Annotated[Path | None, typer.Option(file_okay=False, help="Wait, and save the images in this folder.")]
+Name = Annotated[
+    str,
+    typer.Option(
+        callback=_checked_template,
+        help="Template of a file's name, from " + ", ".join(f"{{{name}}}" for name in FIELDS),
+    ),
+]
+Parallel = Annotated[int, typer.Option(min=1, max=64, help="Images to download at the same time.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that hold something else.")]
+
+DEFAULT_NAME = DEFAULT_TEMPLATE
+DEFAULT_PARALLEL = 8

@@ -1,0 +1,166 @@
+"""Report what happens to jobs: JSON lines, lines for a pipe, or a progress bar on a terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from flux2_client.models import ImageInfo, Job, Status
+
+
+def print_message(text: str) -> None:
+    """Print a message for people; stdout holds only the command's output."""
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_json(values: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(values) + "\n")
+    sys.stdout.flush()
+
+
+class Report(Protocol):
+    """What a command says while jobs run."""
+
+    def submitted(self, job: Job, *, images: int) -> None: ...
+
+    def progressed(self, status: Status) -> None: ...
+
+    def saved(self, image: ImageInfo, path: Path) -> None: ...
+
+    def ended(self, status: Status) -> None: ...
+
+
+class JsonReport:
+    """One JSON object per event."""
+
+    def __init__(self) -> None:
+        self._changes = _Changes()
+
+    def submitted(self, job: Job, *, images: int) -> None:
+        print_json({"event": "submitted", "images": images, **job.model_dump(mode="json")})
+
+    def progressed(self, status: Status) -> None:
+        if self._changes.is_new(status):
+            print_json({"event": "progress", **_summary(status), "progress": status.progress, "eta_s": status.eta_s})
+
+    def saved(self, image: ImageInfo, path: Path) -> None:
+        names = ("index", "seed", "prompt", "width", "height", "sha256", "size_bytes")
+        values = {name: getattr(image, name) for name in names}
+        print_json({"event": "image", "request_id": image.request_id, "file": str(path), **values})
+
+    def ended(self, status: Status) -> None:
+        print_json({"event": "ended", **_summary(status), "error": status.error})
+
+
+class LineReport:
+    """One line of text per event."""
+
+    def __init__(self) -> None:
+        self._changes = _Changes()
+
+    def submitted(self, job: Job, *, images: int) -> None:
+        _print_line(f"submitted {job.request_id}: {images} images")
+
+    def progressed(self, status: Status) -> None:
+        if self._changes.is_new(status) and not status.has_ended:
+            eta = "" if status.eta_s is None else f", about {status.eta_s:.0f} s left"
+            _print_line(f"{status.status} {status.request_id}: {_counts(status)}{eta}")
+
+    def saved(self, image: ImageInfo, path: Path) -> None:
+        _print_line(f"saved {path}")
+
+    def ended(self, status: Status) -> None:
+        reason = f": {status.error}" if status.error else ""
+        _print_line(f"{status.status} {status.request_id}: {_counts(status)}{reason}")
+
+
+class BarReport:
+    """One bar for all images of all jobs, and a line for each job that did not succeed."""
+
+    def __init__(self, console: Console, bar: Progress, task: TaskID) -> None:
+        self._console, self._bar, self._task = console, bar, task
+        self._images: dict[str, int] = {}
+        self._rendered: dict[str, int] = {}
+        self._steps: dict[str, float] = {}
+        self._saved = 0
+
+    def submitted(self, job: Job, *, images: int) -> None:
+        self._images[job.request_id] = images
+        self._console.print(f"request {job.request_id}: {images} images", markup=False, highlight=False)
+        self._draw()
+
+    def progressed(self, status: Status) -> None:
+        self._images[status.request_id] = len(status.items)
+        self._rendered[status.request_id] = status.count("succeeded")
+        self._steps[status.request_id] = status.progress * len(status.items)
+        self._draw()
+
+    def saved(self, image: ImageInfo, path: Path) -> None:
+        self._saved += 1
+        self._draw()
+
+    def ended(self, status: Status) -> None:
+        if status.status != "succeeded":
+            reason = f": {status.error}" if status.error else ""
+            text = f"request {status.request_id} {status.status}: {_counts(status)}{reason}"
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _draw(self) -> None:
+        saved = f", {self._saved} saved" if self._saved else ""
+        text = f"{sum(self._rendered.values())} of {sum(self._images.values())} images{saved}"
+        self._bar.update(
+            self._task, description=text, completed=sum(self._steps.values()), total=sum(self._images.values())
+        )
+
+
+@contextmanager
+def open_report(*, as_json: bool) -> Iterator[Report]:
+    """Choose the report for stdout."""
+    if as_json:
+        yield JsonReport()
+        return
+    console = Console()
+    if not console.is_terminal:
+        yield LineReport()
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    with Progress(*columns, TimeElapsedColumn(), console=console) as bar:
+        yield BarReport(console, bar, bar.add_task("in_queue", total=None))
+
+
+class _Changes:
+    """Notices polls that say something new: another state, or another finished image."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[str, int]] = {}
+
+    def is_new(self, status: Status) -> bool:
+        now = (status.status, sum(item.status in ("succeeded", "failed", "canceled") for item in status.items))
+        return self._last.get(status.request_id) != now and not self._last.update({status.request_id: now})
+
+
+def _summary(status: Status) -> dict[str, Any]:
+    return {
+        "request_id": status.request_id,
+        "status": status.status,
+        "images": len(status.items),
+        **{state: status.count(state) for state in ("succeeded", "failed", "canceled")},
+    }
+
+
+def _counts(status: Status) -> str:
+    parts = [f"{status.count('succeeded')} of {len(status.items)} images"]
+    parts += [f"{status.count(state)} {state}" for state in ("failed", "canceled") if status.count(state)]
+    return ", ".join(parts)
+
+
+def _print_line(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,151 @@
+"""`flux2 submit`: from prompts, or a request file, to jobs and to images on this disk."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flux2_client.options import DEFAULT_NAME, DEFAULT_PARALLEL, Json, Name, Output, Overwrite, Parallel, Profile, Url
+
+if TYPE_CHECKING:
+    from flux2_client.async_client import AsyncClient
+    from flux2_client.report import Report
+    from flux2_client.terminal import Session
+
+# The heavy modules are imported when a command runs: `--help` must not wait for them.
+
+
+def submit(
+    file: Annotated[str | None, typer.Argument(help="Request file with the API's JSON; - reads stdin.")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="Text of an image; may be repeated.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, allow_dash=True, help="File with a prompt, or a JSON object, on each line."
+        ),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATH[@MULTIPLIER]", help="Adapter under the adapter root; may be repeated."),
+    ] = None,
+    seed: Annotated[
+        str | None, typer.Option(help="Seeds of each prompt: 7, 1..8 or 1,2,3. Default: 42 plus the prompt's index.")
+    ] = None,
+    size: Annotated[str | None, typer.Option(metavar="WxH|N", help="Size in pixels. Default: 1024.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the model's.")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the model's.")] = None,
+    model: Annotated[str | None, typer.Option(help="Id of the model. Default: flux2.")] = None,
+    engine: Annotated[str | None, typer.Option(help="exact, ai-toolkit or fast. Default: exact.")] = None,
+    trigger: Annotated[str | None, typer.Option(help="Replaces [trigger] in every prompt.")] = None,
+    image_format: Annotated[str | None, typer.Option("--format", help="png, jpeg or webp. Default: png.")] = None,
+    priority: Annotated[int | None, typer.Option(min=0, max=9, help="0 is rendered first, 9 last. Default: 5.")] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until all images are rendered.")] = False,
+    output: Output = None,
+    name: Name = DEFAULT_NAME,
+    parallel: Parallel = DEFAULT_PARALLEL,
+    overwrite: Overwrite = False,
+    idempotency_key: Annotated[
+        str | None, typer.Option(help="Repeating the command with this key and the same request starts nothing new.")
+    ] = None,
+    as_json: Json = False,
+    url: Url = None,
+    profile: Profile = None,
+) -> None:
+    """Submit images, and with --output wait for them and save them. Exit code 3 if only some images succeeded."""
+    from flux2_client.composition import compose_prompts, parse_lora, parse_seeds, parse_size, read_prompts
+    from flux2_client.following import Destination, Downloader, follow_jobs
+    from flux2_client.report import open_report
+    from flux2_client.terminal import SUCCEEDED, Session, exit_code
+    from shared.outputs import make_output_folder
+
+    options = {
+        "model": model,
+        "engine": engine,
+        "trigger_word": trigger,
+        "output_format": image_format,
+        "priority": priority,
+    }
+    fields = {"sample_steps": steps, "guidance_scale": guidance}
+    try:
+        if file is not None:
+            composing = [prompt, prompts, lora, seed, size, *options.values(), *fields.values()]
+            if any(value is not None for value in composing):
+                raise ValueError("a request file holds the whole request; leave out the options that describe one")
+            request = _read_request(file)
+        else:
+            texts: list[dict[str, Any]] = [{"prompt": text} for text in prompt or []]
+            texts += read_prompts(_read_text(str(prompts))) if prompts else []
+            if not texts:
+                raise ValueError("nothing to render; give a request file, -p PROMPT or --prompts FILE")
+            if size is not None:
+                fields["width"], fields["height"] = parse_size(size)
+            entries = compose_prompts(texts, seeds=parse_seeds(seed) if seed else [], fields=_given(fields))
+            loras = [parse_lora(text) for text in lora or []]
+            request = {"model": "flux2", "prompts": entries, "loras": loras, **_given(options)}
+    except (ValueError, OSError) as error:
+        raise typer.BadParameter(str(error)) from error
+    if output is not None:
+        # Before anything is submitted, so that a mistyped path costs no GPU time.
+        make_output_folder(output)
+    session = Session(url, profile, patient=True)
+    session.folder = output
+
+    async def run(client: AsyncClient) -> int:
+        with open_report(as_json=as_json) as report:
+            await _submit_all(client, request, session=session, report=report, key=idempotency_key)
+            if not (wait or output):
+                return SUCCEEDED
+            to = Destination(output, name, parallel, overwrite) if output else None
+            downloader = Downloader(to, report) if to else None
+            statuses = await follow_jobs(client, session.jobs, report=report, downloader=downloader)
+        return exit_code(statuses, downloader.faults if downloader else ())
+
+    session.run(run)
+
+
+async def _submit_all(
+    client: AsyncClient, request: dict[str, Any], *, session: Session, report: Report, key: str | None
+) -> None:
+    from flux2_client.composition import fill_seeds, split_request
+    from flux2_client.report import print_message
+
+    known = await client.models()
+    parts = list(split_request(request, known.limits))
+    if len(parts) > 1:
+        first = next((model.default_seed for model in known.models if model.id == request.get("model")), 42)
+        parts = list(split_request(fill_seeds(request, first=first), known.limits))
+    printed: set[str] = set()
+    for number, part in enumerate(parts):
+        # A key for each part, and the plain one if there is one part.
+        part_key = key if key is None or len(parts) == 1 else f"{key}#{number}"
+        job = await client.submit(part, idempotency_key=part_key)
+        session.jobs.append(job.request_id)
+        report.submitted(job, images=len(part["prompts"]))
+        for warning in job.warnings:
+            if warning not in printed:
+                print_message(f"warning: {warning}")
+        printed.update(job.warnings)
+
+
+def _read_request(file: str) -> dict[str, Any]:
+    try:
+        request = json.loads(_read_text(file))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(request, dict) or not isinstance(request.get("prompts"), list):
+        raise ValueError(f'{file} holds no request: a JSON object with "model", "prompts" and "loras"')  # noqa: TRY004
+    return request
+
+
+def _read_text(file: str) -> str:
+    return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}

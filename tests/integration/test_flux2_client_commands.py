@@ -1,0 +1,277 @@
+"""The client's commands against a served API whose jobs a thread finishes as workers do."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from flux2_client.commands import app
+from shared.job import ItemError, ItemResult, PipelineReport
+from shared.local.ports import pick_free_port
+
+REPORT = PipelineReport(
+    engine="exact", precision="bf16", base_revision="r", device="cpu", adapter_mode="merged", change="none", versions={}
+)
+
+
+class Renderer(threading.Thread):
+    """Finishes queued items; an item whose prompt contains "fail" fails."""
+
+    def __init__(self, api):
+        super().__init__()
+        self._api = api
+        self._stopped = threading.Event()
+
+    def run(self):
+        while not self._stopped.is_set():
+            claim = self._api.ledger.claim_next(["flux2"], slot="test", boot="test", warm="base")
+            if claim is None:
+                self._stopped.wait(0.02)
+            elif "fail" in claim.spec.prompt:
+                self._api.ledger.commit(claim, ItemError(code="run_failed", message="it broke", retryable=False))
+            else:
+                self._finish(claim)
+
+    def _finish(self, claim):
+        file = io.BytesIO()
+        Image.new("RGB", (64, 64), (claim.spec.seed % 256, claim.index, 0)).save(file, format="PNG")
+        key = f"results/{claim.job_id}/{claim.index}/{claim.fence}/image.png"
+        self._api.store.put(key, file.getvalue(), content_type="image/png")
+        made = ItemResult(
+            key=key,
+            format="png",
+            content_type="image/png",
+            width=64,
+            height=64,
+            sha256=hashlib.sha256(file.getvalue()).hexdigest(),
+            size_bytes=len(file.getvalue()),
+            timings={},
+            adapters=(),
+            pipeline=REPORT,
+        )
+        assert self._api.ledger.commit(claim, made) == "committed"
+
+    def stop(self):
+        self._stopped.set()
+        self.join()
+
+
+@pytest.fixture
+def renderer(api):
+    thread = Renderer(api)
+    thread.start()
+    yield thread
+    thread.stop()
+
+
+@pytest.fixture
+def flux2(api):
+    """Run a command in this process; the result has `exit_code`, `stdout` and `stderr`."""
+
+    def run(*arguments, stdin=None, url=api.url):
+        return CliRunner().invoke(app, [*map(str, arguments), "--url", url], input=stdin)
+
+    return run
+
+
+def events(done):
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_one_command_submits_waits_and_saves_the_images(flux2, renderer, tmp_path):
+    done = flux2(
+        "submit", "-p", "a", "-p", "b", "--seed", "1..3", "--size", "64", "--output", tmp_path / "out", "--json"
+    )
+
+    assert done.exit_code == 0, done.stderr
+    found = events(done)
+    assert [found[0]["event"], found[-1]["event"]] == ["submitted", "ended"]
+    saved = [event for event in found if event["event"] == "image"]
+    assert sorted((event["prompt"], event["seed"]) for event in saved) == [(p, s) for p in "ab" for s in (1, 2, 3)]
+    assert {event["file"] for event in saved} == {str(file) for file in (tmp_path / "out").iterdir()}
+    for event in saved:
+        data = Path(event["file"]).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == event["sha256"]
+
+
+def test_a_pipe_gets_one_line_for_each_event(flux2, renderer, tmp_path):
+    done = flux2("submit", "-p", "a", "--size", "64", "--output", tmp_path / "out", "--name", "{prompt}.{format}")
+
+    words = [line.split()[0] for line in done.stdout.splitlines()]
+    assert words[0] == "submitted"
+    assert words[-1] == "succeeded"
+    assert f"saved {tmp_path}/out/a.png" in done.stdout.splitlines()
+
+
+def test_prompts_beyond_the_apis_limit_become_several_jobs_with_the_same_seeds(serve_api, api, flux2, tmp_path):
+    small = api.settings.model_copy(update={"api": api.settings.api.model_copy(update={"max_prompts": 4})})
+    (tmp_path / "prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(10)))
+    with serve_api(small) as served:
+        thread = Renderer(served)
+        thread.start()
+        done = flux2(
+            *("submit", "--prompts", tmp_path / "prompts.txt", "--size", "64", "--output", tmp_path / "out", "--json"),
+            url=served.url,
+        )
+        thread.stop()
+
+    assert done.exit_code == 0, done.stderr
+    found = events(done)
+    assert [event["images"] for event in found if event["event"] == "submitted"] == [4, 4, 2]
+    seeds = {event["prompt"]: event["seed"] for event in found if event["event"] == "image"}
+    assert seeds == {f"prompt {number}": 42 + number for number in range(10)}
+
+
+@pytest.mark.parametrize(("prompts", "code"), [(["a", "fail"], 3), (["fail"], 1), (["a"], 0)])
+def test_the_exit_code_says_whether_all_some_or_no_images_succeeded(flux2, renderer, prompts, code):
+    options = [part for prompt in prompts for part in ("-p", prompt)]
+
+    done = flux2("submit", *options, "--size", "64", "--wait")
+
+    assert done.exit_code == code
+    assert ("it broke" in done.stdout) == ("fail" in prompts)
+
+
+def test_a_request_file_and_stdin_are_submitted_as_they_are(flux2, api, tmp_path):
+    body = {"model": "flux2", "prompts": [{"prompt": "a", "width": 64, "height": 64}], "loras": []}
+    (tmp_path / "request.json").write_text(json.dumps(body))
+
+    jobs = [
+        events(flux2("submit", tmp_path / "request.json", "--json", "--idempotency-key", "k"))[0],
+        events(flux2("submit", "-", "--json", "--idempotency-key", "k", stdin=json.dumps(body)))[0],
+    ]
+
+    assert jobs[0]["request_id"] == jobs[1]["request_id"]
+    assert len(api.ledger.jobs(before=None, limit=9).jobs) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["submit"], "nothing to render"),
+        (["submit", "-p", "a", "--size", "64x"], "is not a size"),
+        (["submit", "-p", "a", "--seed", "x"], "is not a seed"),
+        (["submit", "missing.json"], "No such file"),
+        (["submit", "request.json", "--seed", "1"], "a request file holds the whole request"),
+        (["download", "1", "--name", "../{index}"], "must name a file below"),
+        (["status"], "Missing argument"),
+    ],
+)
+def test_a_mistake_in_the_command_line_is_exit_code_2(flux2, arguments, message):
+    done = flux2(*arguments)
+
+    assert done.exit_code == 2
+    # The box around the message folds it.
+    assert message in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_refusal_is_exit_code_1_and_an_address_without_an_api_4(flux2):
+    refused = flux2("submit", "-p", "a", "--lora", "missing.safetensors")
+    unknown = flux2("status", "../unknown")
+    away = flux2("list", url=f"http://127.0.0.1:{pick_free_port()}")
+
+    assert (refused.exit_code, unknown.exit_code, away.exit_code) == (1, 1, 4)
+    assert "LORA_NOT_FOUND" in refused.stderr
+    assert "not found" in unknown.stderr.lower()
+    assert "cannot be reached" in away.stderr
+    assert refused.stdout == unknown.stdout == away.stdout == ""
+
+
+def test_jobs_are_listed_shown_downloaded_and_canceled(flux2, api, tmp_path):
+    jobs = [events(flux2("submit", "-p", "a", "-p", "b", "--size", "64", "--json"))[0]["request_id"] for _ in "ab"]
+    canceled = flux2("cancel", jobs[1])
+    thread = Renderer(api)
+    thread.start()
+    waited = flux2("wait", jobs[0], "--json")
+    thread.stop()
+
+    first = flux2("download", jobs[0], "--output", tmp_path, "--json")
+    (tmp_path / f"{jobs[0]}-0-42.png").write_bytes(b"something else")
+    second = flux2("download", jobs[0], "--output", tmp_path)
+    third = flux2("download", jobs[0], "--output", tmp_path, "--overwrite")
+
+    assert [done.exit_code for done in (canceled, waited, first, second, third)] == [0, 0, 0, 3, 0]
+    assert len([event for event in events(first) if event["event"] == "image"]) == 2
+    assert "holds something else" in second.stderr
+    listed = {event["request_id"]: event for event in events(flux2("list", "--json"))}
+    assert list(listed) == jobs[::-1]
+    assert events(flux2("list", "--json", "--status", "succeeded"))[0]["request_id"] == jobs[0]
+    assert listed[jobs[1]]["status"] == "canceled"
+    assert events(flux2("status", jobs[0], "--json"))[0]["items"][0]["status"] == "succeeded"
+    [result] = events(flux2("result", jobs[0], "--json"))
+    assert result["outputs"]["images"][0]["url"].startswith("http")
+    assert "2 of 2" in flux2("wait", jobs[0]).stdout
+    assert flux2("result", jobs[0]).stdout.count("http") == 2
+    assert jobs[0] in flux2("list").stdout
+    assert "image 1" in flux2("status", jobs[0]).stdout
+
+
+def test_adapters_are_listed_and_described(flux2, adapter_root, goldens):
+    data = (goldens / "adapters" / "lora_r4_bf16.safetensors").read_bytes()
+    (adapter_root / "a.safetensors").write_bytes(data)
+    (adapter_root / "b.safetensors").write_bytes(b"no adapter")
+
+    assert [event["path"] for event in events(flux2("adapters", "--json"))] == ["a.safetensors", "b.safetensors"]
+    assert "a.safetensors" in flux2("adapters").stdout
+    good, bad = flux2("adapters", "a.safetensors"), flux2("adapters", "b.safetensors", "--json")
+
+    assert (good.exit_code, bad.exit_code) == (0, 1)
+    assert "lora" in good.stdout
+    assert "INVALID_LORA" in bad.stderr
+
+
+def test_an_interrupted_command_leaves_its_jobs_running_and_says_how_to_go_on(api, tmp_path):
+    command = [sys.executable, "-m", "shared.cli", "submit", "-p", "a", "--size", "64", "--output", "out"]
+    with subprocess.Popen(
+        [*command, "--url", api.url],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        submitted, polled = process.stdout.readline(), process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, messages = process.communicate(timeout=30)
+
+    request_id = submitted.split()[1].rstrip(":")
+    assert polled.startswith("in_queue")
+    assert process.returncode == 130
+    assert f"flux2 wait {request_id} --output out --url {api.url}" in messages
+    assert f"flux2 cancel {request_id}" in messages
+    assert "Traceback" not in messages
+    assert api.ledger.job(request_id).state == "queued"
+
+
+def blocks(language):
+    text = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_the_documented_python_examples_run(api, renderer, tmp_path, monkeypatch, capsys, code):
+    monkeypatch.chdir(tmp_path)
+
+    exec(compile(code.replace("http://127.0.0.1:8000", api.url), "client.md", "exec"), {"__name__": "example"})
+
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("line", [line for block in blocks("console") for line in block.splitlines()])
+def test_the_documented_commands_run(flux2, renderer, tmp_path, monkeypatch, line):
+    monkeypatch.chdir(tmp_path)
+    dollar, name, *arguments = shlex.split(line)
+
+    assert (dollar, name) == ("$", "flux2")
+    assert flux2(*arguments).exit_code == 0

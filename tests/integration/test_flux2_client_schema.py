@@ -1,0 +1,112 @@
+"""The client's verbs and models agree with the OpenAPI document that the API serves."""
+
+import re
+import types
+import typing
+
+import pytest
+from pydantic import BaseModel
+
+from flux2_client import models
+from flux2_client.models import ImageInfo, Result
+from flux2_client.protocol import Protocol
+
+# Verb, its arguments, the path in the document, and the model that reads the answer.
+VERBS = [
+    ("submit", ({},), {"idempotency_key": None}, "/v1/inference", models.Job),
+    ("submit_replay", ("",), {"lora": None, "idempotency_key": None}, "/v1/replays", models.Replay),
+    ("status", ("1",), {}, "/v1/requests/{request_id}/status", models.Status),
+    ("result", ("1",), {}, "/v1/requests/{request_id}/result", Result[ImageInfo]),
+    ("cancel", ("1",), {}, "/v1/requests/{request_id}/cancel", models.Status),
+    (
+        "requests",
+        (),
+        {"status": "failed", "model": "flux2", "limit": 5, "cursor": "a"},
+        "/v1/requests",
+        models.JobPage,
+    ),
+    ("models", (), {}, "/v1/models", models.ModelList),
+    ("adapter", ("a",), {"model": "flux2"}, "/v1/adapters", models.Adapter),
+    ("adapters", (), {"limit": 5, "cursor": "a"}, "/v1/adapters", models.AdapterPage),
+    ("wait", ("1",), {"timeout_s": 1, "poll_s": None, "on_status": None}, "/v1/requests/{request_id}/status", None),
+]
+
+
+@pytest.fixture
+def document(api):
+    return api.http.get("/openapi.json").json()
+
+
+@pytest.fixture
+def protocol():
+    return Protocol("http://x", ImageInfo, owner=None, retry_s=0, on_failure=None)
+
+
+def test_every_verb_of_the_protocol_is_checked_here():
+    verbs = {name for name in vars(Protocol) if not name.startswith("_")}
+
+    assert verbs - {"download"} == {name for name, *_ in VERBS}
+
+
+@pytest.mark.parametrize(("name", "arguments", "options", "path", "model"), VERBS)
+def test_a_verbs_request_and_the_fields_that_it_reads_are_in_the_document(
+    document, protocol, name, arguments, options, path, model
+):
+    call = next(getattr(protocol, name)(*arguments, **options))
+
+    assert re.fullmatch(re.sub(r"\\{.*?\\}", "[^/]+", re.escape(path)), call.path)
+    operation = document["paths"][path][call.method.lower()]
+    known = {(parameter["in"], parameter["name"].lower()) for parameter in operation.get("parameters", [])}
+    assert {("query", key) for key in call.params} <= known
+    assert {("header", key.lower()) for key in call.headers} <= known
+    if model is not None:
+        answer = next(answer for code, answer in operation["responses"].items() if code.startswith("2"))
+        schemas = variants(document, answer["content"]["application/json"]["schema"])
+        faults = [find_faults(document, schema, model) for schema in schemas]
+        assert [] in faults, faults
+
+
+def test_a_field_that_the_api_does_not_have_is_noticed(document):
+    class Newer(ImageInfo):
+        quality: float
+
+    class NewerResult(Result[Newer]):
+        pass
+
+    [schema] = variants(document, {"$ref": "#/components/schemas/Result"})
+
+    assert find_faults(document, schema, NewerResult) == ["Newer.quality is unknown"]
+
+
+def variants(document, schema):
+    """Yield the object schemas that a schema refers to."""
+    for option in schema.get("anyOf", [schema]):
+        name = option.get("$ref", "").rpartition("/")[2]
+        yield document["components"]["schemas"][name] if name else option
+
+
+def find_faults(document, schema, model):
+    """Return the fields of a model that the schema lacks, or that the model needs and the schema does not promise."""
+    faults = []
+    for name, field in model.model_fields.items():
+        if name not in schema.get("properties", {}):
+            faults.append(f"{model.__name__}.{name} is unknown")
+            continue
+        if field.is_required() and name not in schema["required"] and "const" not in schema["properties"][name]:
+            faults.append(f"{model.__name__}.{name} may be missing")
+        for nested in nested_models(field.annotation):
+            part = schema["properties"][name]
+            part = next((option for option in part.get("anyOf", []) if option.get("type") != "null"), part)
+            for inner in variants(document, part.get("items", part)):
+                faults += find_faults(document, inner, nested)
+    return faults
+
+
+def nested_models(annotation):
+    """Yield the models inside an annotation."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        if issubclass(annotation, BaseModel):
+            yield annotation
+        return
+    for part in typing.get_args(annotation):
+        yield from nested_models(part)
