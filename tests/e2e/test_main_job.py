@@ -157,6 +157,7 @@ def test_an_adapter_file_replaced_after_submission_fails_the_item(stack, client)
     blockers = [client.submit(request(LONG)) for _ in range(2)]
     job = client.submit(request(loras=[{"path": path.name}]))
 
+    path.unlink()
     write_tiny_adapter(path, STYLES[1])
     for blocker in blockers:
         client.cancel(blocker.request_id)
