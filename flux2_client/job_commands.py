@@ -130,7 +130,7 @@ def result(request_id: RequestId, as_json: Json = False, url: Url = None, profil
 def cancel(request_ids: RequestIds, as_json: Json = False, url: Url = None, profile: Profile = None) -> None:
     """Cancel the unfinished images of jobs; finished images stay."""
     from flux2_client.report import print_json
-    from flux2_client.tables import print_job_lines
+    from flux2_client.tables import print_lines
     from flux2_client.terminal import SUCCEEDED, Session
 
     async def run(client: AsyncClient) -> int:
@@ -139,7 +139,7 @@ def cancel(request_ids: RequestIds, as_json: Json = False, url: Url = None, prof
             if as_json:
                 print_json(found.model_dump(mode="json"))
             else:
-                print_job_lines([(found.request_id, found.status, f"{found.count('succeeded')} images stay")])
+                print_lines([(found.request_id, found.status, f"{found.count('succeeded')} images stay")])
         return SUCCEEDED
 
     Session(url, profile).run(run)

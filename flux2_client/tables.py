@@ -1,4 +1,4 @@
-"""Print answers as tables: in columns on a terminal, one line for each row when piped."""
+"""Print answers in columns."""
 
 from __future__ import annotations
 
@@ -9,8 +9,12 @@ from flux2_client.models import Adapter, AdapterFile, JobLine, Result, Status
 from shared.console import LineConsole
 
 
-def print_job_lines(rows: Sequence[Sequence[str]]) -> None:
-    LineConsole().print_rows(rows)
+def print_lines(rows: Sequence[Sequence[str]]) -> None:
+    """Print one line for each row, in columns and never folded, so that ids and paths can be copied."""
+    console = LineConsole()
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    for row in rows:
+        console.print_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def print_status(status: Status) -> None:
@@ -45,11 +49,11 @@ def print_result(result: Result[AsyncImage]) -> None:
 
 
 def print_jobs(jobs: Sequence[JobLine]) -> None:
-    LineConsole().print_rows([(job.request_id, job.status, job.model, job.created_at, _counts(job)) for job in jobs])
+    print_lines([(job.request_id, job.status, job.model, job.created_at, _counts(job)) for job in jobs])
 
 
 def print_adapter_files(files: Sequence[AdapterFile]) -> None:
-    LineConsole().print_rows([(file.path, f"{file.size_bytes:,} bytes", file.modified_at) for file in files])
+    print_lines([(file.path, f"{file.size_bytes:,} bytes", file.modified_at) for file in files])
 
 
 def print_adapter(adapter: Adapter) -> None:
