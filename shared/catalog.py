@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from shared.errors import ModelNotFound
 from shared.job import ENGINES, FEATURES, pools
 
 
@@ -95,6 +96,18 @@ FLUX2_KLEIN_9B = replace(
 )
 
 MODELS: dict[str, Model] = {model.id: model for model in (FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B)}
+
+
+def find_model_id(model_id: str) -> Model:
+    """Return the entry of a command's option.
+
+    Raises:
+        ModelNotFound: the message lists the ids.
+    """
+    if model_id not in MODELS:
+        raise ModelNotFound(f"unknown model id {model_id!r}; choose one of {', '.join(MODELS)}")
+    return MODELS[model_id]
+
 
 #: Every pool of workers that a job can wait for.
 POOLS = tuple(name for model in MODELS for name in pools(model, ENGINES, FEATURES))

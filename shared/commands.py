@@ -31,6 +31,12 @@ def up(
     ] = None,
     s3_port: Annotated[int | None, typer.Option(min=1, max=65_535, help="Port of S3; default: a free one.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Number of worker processes; with CUDA, one per GPU.")] = 1,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Model id to serve, e.g. flux2_klein_4b: its demonstration model, or the weights in FLUX2_MODEL_PATH."
+        ),
+    ] = None,
 ) -> None:
     """Start Redis, S3, the API and workers on this host, and run them until Ctrl-C."""
     from shared import logs
@@ -45,6 +51,7 @@ def up(
             data,
             settings,
             workers=workers,
+            model=model,
             api_port=settings.api.port if port is None else port,
             redis_port=redis_port,
             s3_port=s3_port,

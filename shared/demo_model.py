@@ -32,3 +32,20 @@ DEMO_ADAPTER = "my_lora_job/my_lora.safetensors"
 
 #: Folder of the demonstration styles under the adapter root.
 DEMO_STYLES = "tiny"
+
+_DEFAULT_MODEL = "flux2"
+
+
+def demo_checkpoint(model: str) -> str:
+    """Return the folder of a model's demonstration checkpoint, under a stack's data folder."""
+    return "tiny" if model == _DEFAULT_MODEL else f"tiny_{model}"
+
+
+def demo_adapter(model: str) -> str:
+    """Return the path of a model's demonstration adapter under the adapter root."""
+    return DEMO_ADAPTER if model == _DEFAULT_MODEL else f"my_lora_job/{model}.safetensors"
+
+
+def demo_styles(model: str) -> str:
+    """Return the folder of a model's demonstration styles under the adapter root."""
+    return DEMO_STYLES if model == _DEFAULT_MODEL else f"tiny_{model}"

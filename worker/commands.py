@@ -31,9 +31,11 @@ def worker(
     """Render items from the queue on one device until SIGTERM. Start one process per GPU."""
     settings = _configure(device=device, name=name)
     from shared.model_places import require_model_folders
+    from worker.checkpoint.hub_cache import require_cached_model
 
     # Before torch, which takes seconds to import.
     require_model_folders(settings.model)
+    require_cached_model(settings.model)
     from worker.serve import serve
 
     serve(settings)
@@ -60,16 +62,19 @@ def tiny(
     styles: Annotated[
         Path | None, typer.Option(file_okay=False, help="Also write the style adapters into this folder.")
     ] = None,
+    model: Annotated[str, typer.Option(help="Model id of the files, e.g. flux2_klein_4b.")] = "flux2",
 ) -> None:
     """Write the demonstration model: files laid out as the real ones, small enough for a CPU."""
+    from shared.catalog import find_model_id
     from worker.model.demo_model import STYLES, write_tiny_adapter, write_tiny_checkpoint
 
-    write_tiny_checkpoint(folder)
+    entry = find_model_id(model)
+    write_tiny_checkpoint(folder, entry)
     if adapter is not None:
-        write_tiny_adapter(adapter)
+        write_tiny_adapter(adapter, model=entry)
     if styles is not None:
         for name in STYLES:
-            write_tiny_adapter(styles / f"{name}.safetensors", name)
+            write_tiny_adapter(styles / f"{name}.safetensors", name, entry)
 
 
 @app.command()

@@ -23,6 +23,7 @@ from shared.outputs import make_output_folder
 from shared.request import InferenceRequest
 from shared.resolve import check_prompts, collect_warnings, find_model, reject_unsupported_fields, resolve_items
 from shared.settings import Settings
+from worker.checkpoint.hub_cache import require_cached_model
 from worker.consumer import image_file
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
     refs = validate_adapters(request.loras, model, layers=None, settings=settings.adapters)
     check_prompts(resolve_items(request, model, refs))
     require_model_folders(settings.model)
+    require_cached_model(settings.model)
     make_output_folder(output)
     renderer, layers = _load(settings, request.engine)
     # Against the layers of the loaded model, as the API does with the layers that a worker reports.

@@ -53,15 +53,17 @@ def overridden_names(inherited: Mapping[str, str], owned: Mapping[str, str]) -> 
     return sorted(name for name, value in owned.items() if given.get(name, value) != value)
 
 
-def configured_model_variables(settings: Settings) -> dict[str, str]:
-    """Return the variables that name the configured model's folders; repository ids are left out."""
+def configured_model_variables(settings: Settings, model: str) -> dict[str, str]:
+    """Return the variables that name the model and its configured folders; repository ids are left out."""
     places = {"FLUX2_MODEL_PATH": settings.model.path, "FLUX2_MODEL_TEXT_ENCODER": settings.model.text_encoder}
-    return {name: str(Path(place).absolute()) for name, place in places.items() if place and Path(place).exists()}
+    folders = {name: str(Path(place).absolute()) for name, place in places.items() if place and Path(place).exists()}
+    return {"FLUX2_MODEL_ID": model, **folders}
 
 
-def demo_model_variables(settings: Settings, checkpoint: Path) -> dict[str, str]:
+def demo_model_variables(settings: Settings, model: str, checkpoint: Path) -> dict[str, str]:
     """Return the variables that make workers serve the demonstration model in `checkpoint`."""
     variables = {
+        "FLUX2_MODEL_ID": model,
         "FLUX2_MODEL_PATH": str(checkpoint),
         "FLUX2_MODEL_TEXT_ENCODER": str(checkpoint / "text_encoder"),
         "FLUX2_MODEL_REVISION": "",

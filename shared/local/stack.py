@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from shared.demo_model import DEMO_ADAPTER, DEMO_STYLES
+from shared.catalog import find_model_id
+from shared.demo_model import demo_adapter, demo_checkpoint, demo_styles
 from shared.errors import LedgerUnavailable, ServerFailed
 from shared.extras import require_extras
 from shared.ledger import Ledger
@@ -48,6 +49,7 @@ _WORKER_START_TIMEOUT_S = 900.0
 _STOP_GRACE_S = 10.0
 # An API that listens on every address is reached on this one.
 _REACHED_AT = {"0.0.0.0": LOOPBACK, "::": "::1"}
+_MODEL_FOLDERS = ("FLUX2_MODEL_PATH", "FLUX2_MODEL_TEXT_ENCODER")
 
 #: Called with what the start waits for, and with the last line that the awaited process logged.
 OnProgress = Callable[[str, str], None]
@@ -61,6 +63,11 @@ class Stack:
         settings: the settings of the processes; the stack replaces the addresses of the servers.
         inherit: whether the processes see the caller's environment and `.env`; False gives them the defaults.
         workers: number of worker processes; with CUDA each takes one device, in order.
+        model: id of the model to serve, as the demonstration model unless the settings name weights; None serves the
+            model of the settings.
+
+    Raises:
+        ModelNotFound: the catalogue has no such model.
     """
 
     def __init__(
@@ -70,6 +77,7 @@ class Stack:
         *,
         inherit: bool = True,
         workers: int = 1,
+        model: str | None = None,
         api_port: int | None = None,
         redis_port: int | None = None,
         s3_port: int | None = None,
@@ -82,7 +90,9 @@ class Stack:
         self._workers = workers
         self._processes: dict[str, ChildProcess] = {}
         self._backoffs: dict[str, Backoff] = {}
-        self.serves_demo_model = not settings.model.model_fields_set & {"id", "path"}
+        self.model = find_model_id(settings.model.id if model is None else model).id
+        configured = {"path"} if model else {"id", "path"}
+        self.serves_demo_model = not settings.model.model_fields_set & configured
         #: Whether the adapters are in the stack's own folder, which the start fills with the demonstration adapters.
         self.owns_adapters = "root" not in settings.adapters.model_fields_set
         self.adapter_root = self.data / "adapters" if self.owns_adapters else settings.adapters.root.absolute()
@@ -111,7 +121,12 @@ class Stack:
     @property
     def demo_checkpoint(self) -> Path:
         """Folder of the demonstration model's copy."""
-        return self.data / "tiny"
+        return self.data / demo_checkpoint(self.model)
+
+    @property
+    def demo_adapter(self) -> Path:
+        """Path of the demonstration adapter."""
+        return self.adapter_root / demo_adapter(self.model)
 
     def ledger(self) -> Ledger:
         """Open the ledger in this stack's Redis."""
@@ -133,7 +148,7 @@ class Stack:
         owned = self._owned_variables()
         if not self.serves_demo_model:
             # Relative folders were only made absolute.
-            owned = {name: value for name, value in owned.items() if not name.startswith("FLUX2_MODEL_")}
+            owned = {name: value for name, value in owned.items() if name not in _MODEL_FOLDERS}
         owned = {name: value for name, value in owned.items() if name not in ("FLUX2_API_PORT", "FLUX2_ADAPTERS_ROOT")}
         return overridden_names(configured_variables(), {**owned, "FLUX2_WORKER_NAME": ""})
 
@@ -217,9 +232,9 @@ class Stack:
     def _owned_variables(self) -> dict[str, str]:
         """Return the settings that only the stack can know."""
         model = (
-            demo_model_variables(self._settings, self.demo_checkpoint)
+            demo_model_variables(self._settings, self.model, self.demo_checkpoint)
             if self.serves_demo_model
-            else configured_model_variables(self._settings)
+            else configured_model_variables(self._settings, self.model)
         )
         return {
             **model,
@@ -243,15 +258,15 @@ class Stack:
 
     def _copy_demo_model(self) -> subprocess.Popen[str] | None:
         """Begin to copy the demonstration model into the data folder, and its adapters unless the caller has a root."""
-        adapter = self.adapter_root / DEMO_ADAPTER
-        if not self.serves_demo_model or (
-            self.demo_checkpoint.exists() and (not self.owns_adapters or adapter.exists())
-        ):
+        styles = self.adapter_root / demo_styles(self.model)
+        # What is there may be the caller's own file under the same name.
+        absent = [path for path in (self.demo_adapter, styles) if self.owns_adapters and not path.exists()]
+        if not self.serves_demo_model or (self.demo_checkpoint.exists() and not absent):
             return None
         # A command of the worker's side, which owns the model's files.
-        command = [*_flux2("tiny"), str(self.demo_checkpoint)]
-        if self.owns_adapters:
-            command += ["--adapter", str(adapter), "--styles", str(self.adapter_root / DEMO_STYLES)]
+        command = [*_flux2("tiny"), str(self.demo_checkpoint), "--model", self.model]
+        for option, path in (("--adapter", self.demo_adapter), ("--styles", styles)):
+            command += [option, str(path)] if path in absent else []
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def _remove_slot(self, name: str) -> None:

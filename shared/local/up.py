@@ -6,7 +6,7 @@ import signal
 import threading
 
 from shared.console import LineConsole
-from shared.demo_model import DEMO_ADAPTER, DRAWN_PX, LABEL, PROMPTS
+from shared.demo_model import DRAWN_PX, LABEL, PROMPTS, demo_adapter
 from shared.local.stack import Stack
 from shared.local.start_display import StartDisplay
 
@@ -44,12 +44,15 @@ def _describe(console: LineConsole, stack: Stack) -> None:
         ("API", f"{stack.url}  (documentation: {stack.url}/docs)"),
         ("Redis", stack.servers.redis.url),
         ("S3", f"{stack.servers.s3.url}  bucket {stack.servers.s3.bucket}"),
-        ("adapters", f"{stack.adapter_root}{f'  (with {DEMO_ADAPTER})' if stack.has_demo_adapters else ''}"),
+        (
+            "adapters",
+            f"{stack.adapter_root}{f'  (with {demo_adapter(stack.model)})' if stack.has_demo_adapters else ''}",
+        ),
         ("settings", f"{stack.settings_file}  (for `flux2 doctor --data {stack.data}` and `flux2 render --data`)"),
         *(("log", str(log)) for log in stack.logs),
     ]
     if stack.serves_demo_model:
-        rows += [("model", f"the {LABEL}; set FLUX2_MODEL_PATH to serve real weights")]
+        rows += [("model", f"{stack.model}, the {LABEL}; set FLUX2_MODEL_PATH to serve real weights")]
         rows += [("", f"It draws best at {DRAWN_PX}x{DRAWN_PX}, for example:"), *(("", prompt) for prompt in PROMPTS)]
     for label, text in rows:
         console.print_line(f"{label:<10}{text}")

@@ -67,11 +67,13 @@ def test_a_wrong_setting_is_one_line_that_names_the_variable(command):
         ),
         (("tiny", "{folder}/binary/x"), {}, "binary/x/flux2-dev.safetensors: Not a directory; choose another folder"),
         (("worker",), {"FLUX2_MODEL_PATH": "~/nothing"}, "FLUX2_MODEL_PATH /"),
+        (("worker",), {"HF_HUB_OFFLINE": "1", "HF_HOME": "{folder}"}, "not in the hub's cache, while HF_HUB_OFFLINE"),
     ],
 )
 def test_an_error_that_a_person_can_fix_is_one_line(arguments, variables, said, tmp_path):
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\xd8bad")
 
+    variables = {name: value.format(folder=tmp_path) for name, value in variables.items()}
     done = flux2(*(part.format(folder=tmp_path) for part in arguments), **variables)
 
     assert done.returncode == 1

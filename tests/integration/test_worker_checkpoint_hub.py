@@ -10,6 +10,7 @@ from huggingface_hub import constants
 from shared.errors import CheckpointError
 from shared.settings import ModelSettings
 from worker.checkpoint import download_log
+from worker.checkpoint.hub_cache import require_cached_model
 from worker.checkpoint.locate import locate_checkpoint
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -74,6 +75,19 @@ def test_a_download_logs_how_far_it_is(hub, text_encoder, caplog, monkeypatch):
     assert found.transformer.weights[0].stat().st_size == 24_000_000
     states = [(line.done_gb, line.total_gb) for line in lines if line.file == "flux2-dev.safetensors"]
     assert states == [(0.01, 0.02), (0.02, 0.02), (0.02, 0.02)]
+
+
+def test_an_offline_host_needs_every_file_of_a_repository_in_its_cache(hub, text_encoder, monkeypatch):
+    settings = ModelSettings(path="owner/name", text_encoder=text_encoder)
+    require_cached_model(ModelSettings(path="owner/missing"))
+    locate_checkpoint(settings, hf_token=None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    require_cached_model(settings)
+    with pytest.raises(CheckpointError, match=r"'owner/missing' .* flux2-dev.safetensors .* HF_HUB_OFFLINE forbids"):
+        require_cached_model(ModelSettings(path="owner/missing", text_encoder=text_encoder))
+    with pytest.raises(CheckpointError, match=r"'owner/encoder' .* config.json .* HF_HUB_OFFLINE forbids"):
+        require_cached_model(ModelSettings(path="owner/name", text_encoder="owner/encoder"))
 
 
 def test_an_offline_host_says_what_is_missing_and_which_variable_forbids_it(hub, text_encoder, monkeypatch):

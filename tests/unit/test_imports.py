@@ -35,6 +35,15 @@ def top_levels(code):
     return {name.partition(".")[0] for name in done.stderr.split()}
 
 
+def test_the_demonstration_model_is_written_without_a_tensor_library(tmp_path):
+    arguments = ["tiny", str(tmp_path / "klein"), "--model", "flux2_klein_4b"]
+
+    packages = top_levels(f"sys.argv[1:] = {arguments}; from shared.cli import main; main()")
+
+    assert (tmp_path / "klein" / "flux-2-klein-base-4b.safetensors").is_file()
+    assert not packages & TENSOR_LIBRARIES
+
+
 def imported(*modules):
     return top_levels(f"import {', '.join(modules)}")
 

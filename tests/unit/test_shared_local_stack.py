@@ -103,6 +103,21 @@ def test_demonstration_adapters_go_only_into_the_stacks_own_folder(monkeypatch, 
     assert not Stack(tmp_path / "data", Settings()).has_demo_adapters
 
 
+def test_a_chosen_model_is_its_demonstration_model_unless_weights_are_configured(monkeypatch, tmp_path):
+    demo = Stack(tmp_path, Settings(), model="flux2_klein_4b")
+    monkeypatch.setenv("FLUX2_MODEL_PATH", str(tmp_path))
+    real = Stack(tmp_path, Settings(), model="flux2_klein_4b")
+    monkeypatch.setenv("FLUX2_MODEL_PATH", "")
+    monkeypatch.setenv("FLUX2_MODEL_ID", "flux2_klein_4b")
+    from_the_hub = Stack(tmp_path, Settings())
+
+    assert (demo.serves_demo_model, real.serves_demo_model, from_the_hub.serves_demo_model) == (True, False, False)
+    assert demo.environment()["FLUX2_MODEL_ID"] == real.environment()["FLUX2_MODEL_ID"] == "flux2_klein_4b"
+    # Next to the files of [dev], which a stack with another model may have written.
+    assert demo.environment()["FLUX2_MODEL_PATH"] == f"{tmp_path}/tiny_flux2_klein_4b"
+    assert demo.demo_adapter == tmp_path / "adapters/my_lora_job/flux2_klein_4b.safetensors"
+
+
 def test_a_stacks_settings_win_over_the_environment_and_the_dotenv_file_of_another_service(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     Path(".env").write_text("FLUX2_S3_SSE=aws:kms\nHF_TOKEN=hf_x\n")

@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load, save
 
 from benchmarks.pictures import figures
 from shared.adapters.header import read_header
 from shared.adapters.layout import check_fits_base, parse_layout
+from shared.catalog import FLUX2_KLEIN_4B
 from shared.errors import OutputRefused
 from shared.settings import ModelSettings
+from worker.checkpoint.tensor_edit import edit_tensors
 from worker.model.demo_model import STYLES, SUBJECT, write_tiny_adapter, write_tiny_checkpoint
 from worker.model.load import load_components
+from worker.model.text_encoder import QWEN, family_of
 from worker.rendering.prompt_encoder import embed, tokenize
 from worker.rendering.renderer import Renderer
 
@@ -155,6 +159,73 @@ def test_the_subject_grows_with_the_multiplier_and_zero_gives_the_base_picture(d
     assert draw(prompt, (SUBJECT, 0.0), **few).tobytes() == base.tobytes()
     assert distances == sorted(distances)
     assert distances[0] > 0.5
+
+
+@pytest.fixture(scope="module")
+def klein_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "klein"
+    write_tiny_checkpoint(folder, FLUX2_KLEIN_4B)
+    write_tiny_adapter(folder / "adapters" / "robot.safetensors", model=FLUX2_KLEIN_4B)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def klein(klein_folder):
+    text_encoder = str(klein_folder / "text_encoder")
+    settings = ModelSettings(id=FLUX2_KLEIN_4B.id, path=str(klein_folder), text_encoder=text_encoder, precision="fp32")
+    return load_components(settings, device=torch.device("cpu"), hf_token=None)
+
+
+def test_klein_has_the_names_of_its_files_a_qwen_and_no_guidance_embedder(klein_folder, klein):
+    with safe_open(klein_folder / "flux-2-klein-base-4b.safetensors", framework="pt") as file:
+        assert not [name for name in file.keys() if "guidance" in name]  # noqa: SIM118
+    assert family_of(klein.text_encoder.config) is QWEN
+    assert not klein.is_distilled
+
+
+def test_kleins_qwen_gives_the_embeddings_of_the_mistral(tiny_components, klein):
+    prompt = "a white hexagon on a purple background"
+    ids, mask = tokenize(tiny_components.tokenizer, prompt)
+    klein_ids, _ = tokenize(klein.tokenizer, prompt, family=QWEN)
+
+    wanted, found = embed(tiny_components.text_encoder, ids, mask), embed(klein.text_encoder, klein_ids, mask)
+
+    assert torch.equal(klein_ids, ids)
+    assert (found - wanted).square().mean() < 0.01 * wanted.square().mean()
+
+
+def test_klein_draws_its_prompt_and_takes_the_subject(klein_folder, klein, item, adapter_ref):
+    renderer = Renderer(klein, prompt_cache=4)
+    adapter = klein_folder / "adapters" / "robot.safetensors"
+
+    def draw(prompt, *paths):
+        spec = item(model=FLUX2_KLEIN_4B.id, prompt=prompt, width=128, height=128, num_inference_steps=10, seed=3)
+        spec = spec.model_copy(update={"adapters": tuple(adapter_ref(path, 1.0) for path in paths)})
+        return renderer.render(spec, list(paths), on_progress=lambda _: None)
+
+    found = figures(draw("a yellow square to the left of a blue triangle").image)
+    robot = draw("sks a photo of a person", adapter)
+
+    assert [figure.colour for figure in found] == ["yellow", "blue"]
+    assert robot.adapters[0].layers_touched == 22
+    assert distance(draw("sks a photo of a person").image, robot.image) > 1
+
+
+def test_edited_tensors_are_a_sound_file_with_the_kept_and_the_replaced_ones(tmp_path):
+    original = save({"kept": torch.ones(3), "replaced": torch.zeros(2, 2), "dropped": torch.ones(5)}, {"a": "1"})
+    replacements = save({"replaced": torch.full((2, 2), 7.0)})
+
+    edited = edit_tensors(
+        original, keep=lambda name: name != "dropped", replacements=replacements, metadata={"a": "2", "b": "3"}
+    )
+
+    tensors = load(edited)
+    assert set(tensors) == {"kept", "replaced"}
+    assert torch.equal(tensors["kept"], torch.ones(3))
+    assert torch.equal(tensors["replaced"], torch.full((2, 2), 7.0))
+    (tmp_path / "edited").write_bytes(edited)
+    with safe_open(tmp_path / "edited", framework="pt") as file:
+        assert file.metadata() == {"a": "2", "b": "3"}
 
 
 def test_the_demonstration_model_never_replaces_another_file(tmp_path):

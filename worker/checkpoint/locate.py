@@ -20,6 +20,7 @@ from shared.errors import CheckpointError
 from shared.model_places import require_model_folders
 from shared.settings import ModelSettings
 from worker.checkpoint.download_log import DownloadLog
+from worker.checkpoint.hub_cache import offline_problem
 from worker.checkpoint.revision import revision_of
 from worker.checkpoint.tensor_files import TensorFiles, Tensors
 
@@ -244,8 +245,5 @@ def _download(repository: str, file: str, revision: str | None, hf_token: str | 
 
 def _download_problem(name: str, what: str, error: Exception) -> str:
     if is_offline_mode():
-        return (
-            f"{name!r} is not a folder on this host, and {what} is not in the hub's cache, while HF_HUB_OFFLINE "
-            "forbids downloads; unset it, or correct FLUX2_MODEL_PATH and FLUX2_MODEL_TEXT_ENCODER"
-        )
+        return offline_problem(name, what)
     return f"{name!r} is not a folder on this host, and {what} could not be downloaded from the hub: {error}"
