@@ -48,16 +48,22 @@ def parse_answer(answer: httpx2.Response, kind: type[AnswerT]) -> AnswerT:
         ) from error
 
 
-def raise_refusal(answer: httpx2.Response, *, name: str = "") -> None:
-    """Raise `ApiError` if a server refuses a call; `name` is the public address of an object of the store."""
+def raise_if_refused(answer: httpx2.Response) -> None:
+    """Raise `ApiError` if the API refuses a call."""
     if answer.is_error:
-        message = f"{name}: {answer.status_code} {answer.reason_phrase}" if name else _problem(answer)
-        raise ApiError(
-            message,
-            retryable=answer.status_code in _TRANSIENT,
-            retry_after_s=parse_retry_after(answer.headers.get("retry-after", "").strip()),
-            status=answer.status_code,
-        )
+        raise _refusal(answer, _problem(answer), is_transient=answer.status_code in _TRANSIENT)
+
+
+def raise_if_withheld(answer: httpx2.Response, *, name: str) -> None:
+    """Raise `ApiError` if an object's store does not give the object.
+
+    The message shows `name`, because the URL may hold a signature.
+    """
+    # A redirect, as to the region of a bucket, has a body that is not the object.
+    if not answer.is_success:
+        # S3 asks for a repeat after a 500; of the API it is a defect.
+        is_transient = answer.status_code in _TRANSIENT | {HTTPStatus.INTERNAL_SERVER_ERROR}
+        raise _refusal(answer, f"{name}: {answer.status_code} {answer.reason_phrase}", is_transient=is_transient)
 
 
 def connection_failure(error: httpx2.RequestError, message: str, *, was_reached: bool) -> ApiUnreachable:
@@ -77,9 +83,19 @@ def parse_retry_after(value: str) -> float | None:
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    # A year beyond any date overflows.
+    except (ValueError, OverflowError):
         return None
     return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+
+
+def _refusal(answer: httpx2.Response, message: str, *, is_transient: bool) -> ApiError:
+    return ApiError(
+        message,
+        retryable=is_transient,
+        retry_after_s=parse_retry_after(answer.headers.get("retry-after", "").strip()),
+        status=answer.status_code,
+    )
 
 
 def _problem(answer: httpx2.Response) -> str:

@@ -18,7 +18,13 @@ from urllib.parse import quote
 import httpx2
 from pydantic import BaseModel
 
-from flux2_client.answers import connection_failure, parse_answer, parse_retry_after, raise_refusal
+from flux2_client.answers import (
+    connection_failure,
+    parse_answer,
+    parse_retry_after,
+    raise_if_refused,
+    raise_if_withheld,
+)
 from flux2_client.models import (
     Adapter,
     AdapterPage,
@@ -162,7 +168,7 @@ class Protocol(Generic[ImageT]):
                 raise connection_failure(error, f"{name}: {error}", was_reached=True) from error
             is_beyond = answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and "Range" in headers
             if not is_beyond:
-                raise_refusal(answer, name=name)
+                raise_if_withheld(answer, name=name)
             fault = receiver.find_fault()
             if fault is None and not is_beyond:
                 return
@@ -193,7 +199,7 @@ class Protocol(Generic[ImageT]):
             message = f"{self._base_url} cannot be reached: {error}; check the URL and the API"
             raise connection_failure(error, message, was_reached=self._was_reached) from error
         self._was_reached = True
-        raise_refusal(answer)
+        raise_if_refused(answer)
         return answer
 
 
