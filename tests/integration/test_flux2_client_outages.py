@@ -128,11 +128,11 @@ def test_a_replay_signs_urls_again_that_expired_before_their_download(api, tmp_p
     expired = []
 
     class SlowClient(Client):
-        def download(self, url):
+        def download(self, image):
             if not expired:
-                wait_until(lambda: httpx2.get(url).status_code == 403, what="the end of the URL")
-                expired.append(url)
-            return super().download(url)
+                wait_until(lambda: httpx2.get(image.url).status_code == 403, what="the end of the URL")
+                expired.append(image.url)
+            return super().download(image)
 
     with ThreadPoolExecutor(1) as pool, SlowClient(api.url) as client:
         console = Console(file=io.StringIO())
