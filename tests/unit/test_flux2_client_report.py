@@ -1,0 +1,62 @@
+"""What a person sees on a terminal, and what the shell completes."""
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+
+from flux2_client.models import Job, Status
+from flux2_client.report import BarReport
+
+
+def status(state, *items, **fields):
+    body = {
+        "request_id": "job-1",
+        "status": state,
+        "model": "flux2",
+        "progress": 0.5,
+        "created_at": "",
+        "items": [{"index": index, "status": item} for index, item in enumerate(items)],
+        **fields,
+    }
+    return Status.model_validate(body)
+
+
+def test_a_terminal_shows_one_bar_for_all_jobs_and_the_reason_of_a_failure():
+    text = io.StringIO()
+    console = Console(file=text, force_terminal=True, width=120)
+    job = Job(request_id="job-1", status_url="", result_url="", created_at="")
+
+    with Progress(TextColumn("{task.description}"), TextColumn("{task.percentage:>3.0f} %"), console=console) as bar:
+        report = BarReport(console, bar, bar.add_task("in_queue", total=None))
+        report.submitted(job, images=2)
+        report.progressed(status("in_progress", "succeeded", "in_progress"))
+        report.saved(None, Path("a.png"))
+        report.ended(status("failed", "succeeded", "failed", error="it [broke]"))
+
+    shown = text.getvalue()
+    assert "request job-1: 2 images" in shown
+    assert "1 of 2 images, 1 saved" in shown
+    assert " 50 %" in shown
+    assert "request job-1 failed: 1 of 2 images, 1 failed: it [broke]" in shown
+
+
+def test_the_shell_completes_commands_and_options():
+    flux2 = Path(sys.executable).with_name("flux2")
+
+    def complete(words):
+        environment = {
+            **os.environ,
+            "_FLUX2_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        }
+        done = subprocess.run([flux2], env=environment, capture_output=True, text=True, check=False)
+        return done.stdout.split()
+
+    assert complete("flux2 sub") == ["submit"]
+    assert "--prompts" in complete("flux2 submit --pro")
