@@ -5,8 +5,11 @@ from __future__ import annotations
 from functools import cache
 from importlib import resources
 
-# Parts that several scripts share, and the scripts that begin with them; the prelude begins them all.
+# Parts that begin every script, in this order.
+_COMMON_PARTS = ("prelude", "item_texts", "queue", "moves")
+# Parts that some scripts share, and these scripts.
 _PARTS = {
+    "slots": ("beat", "remove_slot", "claim_next", "peek_next"),
     "choose": ("claim_next", "peek_next"),
     "routes": ("outbox_reserve", "outbox_record"),
 }
@@ -14,12 +17,13 @@ _PARTS = {
 
 @cache
 def scripts() -> dict[str, str]:
-    """Return each script's whole text by its name: the prelude, the shared parts that it needs, then its own file."""
+    """Return each script's whole text by its name: the common parts, the shared parts it needs, then its own file."""
     folder = resources.files("shared.ledger") / "scripts"
     files = (path for path in folder.iterdir() if path.name.endswith(".lua"))
     texts = {path.name.removesuffix(".lua"): path.read_text() for path in files}
-    prelude, parts = texts.pop("prelude"), {part: texts.pop(part) for part in _PARTS}
+    common = "".join(texts.pop(part) for part in _COMMON_PARTS)
+    parts = {part: texts.pop(part) for part in _PARTS}
     return {
-        name: "".join([prelude, *(parts[part] for part, users in _PARTS.items() if name in users), text])
+        name: "".join([common, *(parts[part] for part, users in _PARTS.items() if name in users), text])
         for name, text in texts.items()
     }

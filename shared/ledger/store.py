@@ -11,23 +11,21 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
-from pydantic import ValidationError
-
-from shared.errors import IdempotencyKeyReused, QueueFull, StorageOutageReported
+from shared.errors import IdempotencyKeyReused, QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, Progress
 from shared.ledger import durability, job_reader, keys, listing
 from shared.ledger.acceptance import AcceptedJob, Submission
 from shared.ledger.claim import Claim, ReapResult
-from shared.ledger.claim_numbers import ClaimNumbers
+from shared.ledger.claims import Claims
 from shared.ledger.compact_form import CompactForm
 from shared.ledger.connection import Client, connect
 from shared.ledger.outbox import Outbox
+from shared.ledger.outcome import CommitAnswer, end_item
 from shared.ledger.session import Session, to_ms
 from shared.ledger.slot_claims import find_unlisted_claims
-from shared.ledger.spec_parts import RESULT_COMMON, join_texts
 from shared.ledger.views import JobPage, JobView
 from shared.ledger.wakeups import WakeupQueues
-from shared.ledger.workers import SLOT_TTL_MS, WorkerRegistry
+from shared.ledger.workers import WorkerRegistry
 from shared.redis_url import RedisUrl
 from shared.settings import QueueSettings
 
@@ -56,7 +54,7 @@ class Ledger:
     ) -> None:
         self._session = Session(client, clock_ms=clock_ms, pause_s=pause_s)
         self._settings = settings
-        self._numbers = ClaimNumbers()
+        self._claims = Claims(self._session, settings)
         self._compact_form = CompactForm(self._session)
         self.workers = WorkerRegistry(self._session)
         self.outbox = Outbox(self._session)
@@ -166,12 +164,7 @@ class Ledger:
     def peek_next(self, pools: Sequence[str], *, slot: str, warm: str) -> ItemSpec | None:
         """Return the item that `claim_next` would claim now, without claiming it."""
         # Only a guess: other slots claim items too, and new items arrive.
-        texts = self._session.run("peek_next", **self._preference(pools, slot, warm))
-        try:
-            return None if texts is None else ItemSpec.model_validate_json(join_texts(texts))
-        except ValidationError:
-            # Another version stored the spec; the claim will end the item and state the reason.
-            return None
+        return self._claims.peek(pools, slot=slot, warm=warm)
 
     def claim_next(
         self, pools: Sequence[str], *, slot: str, boot: str, warm: str, probed_outage: str = ""
@@ -190,26 +183,7 @@ class Ledger:
         Raises:
             StorageOutageReported: another worker reports an outage of the storage; nothing was claimed.
         """
-        arguments = self._preference(pools, slot, warm)
-        arguments |= {
-            "boot": boot,
-            "lease_ttl_ms": to_ms(self._settings.lease_ttl_s),
-            "probed_outage": probed_outage,
-        }
-        numbers = self._numbers
-        # In a loop: a newer version may have stored a thousand specs that this one cannot read.
-        while (reply := self._session.run("claim_next", **arguments, number=numbers.current(slot, boot))) is not None:
-            if isinstance(reply, int):
-                # The item of this number ended, or went back to the queue, before its reply could be repeated.
-                numbers.advance(slot, boot, past=reply)
-                continue
-            if reply[0] == "storage_outage":
-                raise StorageOutageReported(reply[1])
-            claim = self._read_claim(reply)
-            numbers.advance(slot, boot)
-            if claim is not None:
-                return claim
-        return None
+        return self._claims.claim(pools, slot=slot, boot=boot, warm=warm, probed_outage=probed_outage)
 
     def renew(self, claim: Claim, progress: Progress) -> Literal["ok", "cancel", "lost"]:
         """Extend the lease; the answer carries the caller's cancel, or that another worker owns the item."""
@@ -222,16 +196,14 @@ class Ledger:
         )
         return answer
 
-    def commit(
-        self, claim: Claim, outcome: ItemResult | ItemError | None
-    ) -> Literal["committed", "repeated", "canceled", "stale"]:
+    def commit(self, claim: Claim, outcome: ItemResult | ItemError | None) -> CommitAnswer:
         """End the item as succeeded (a result), failed (an error) or canceled (None).
 
         Returns:
             `canceled` when an acknowledged cancel overrode the outcome; `stale` when another claim owns the item, so
             nothing was written; `repeated` when this same commit had taken effect already.
         """
-        return self._end(claim.item_id, claim.fence, outcome)
+        return end_item(self._session, claim.item_id, claim.fence, outcome=outcome)
 
     def release(
         self, claim: Claim, reason: Literal["drain", "outage", "retry"], error: ItemError = WORKER_LOST
@@ -309,53 +281,6 @@ class Ledger:
         """Count the items of a pool that wait for a worker."""
         with self._session.commands():
             return int(self.redis.zcard(keys.pending(pool)))
-
-    def _preference(self, pools: Sequence[str], slot: str, warm: str) -> dict[str, Any]:
-        """Return the arguments by which `choose.lua` picks an item for a slot."""
-        return {
-            "pools": list(pools),
-            "slot": slot,
-            "warm": warm,
-            "wait_bound_ms": to_ms(self._settings.wait_bound_s),
-            "slot_ttl_ms": SLOT_TTL_MS,
-        }
-
-    def _read_claim(self, reply: Sequence[Any]) -> Claim | None:
-        """Read the claim from the script's reply; if its spec cannot be read, end the item and return None."""
-        item_id, fence, attempt, texts, queued_ms, now_ms = reply
-        try:
-            spec = ItemSpec.model_validate_json(join_texts(texts))
-        except ValidationError as error:
-            # Another version stored the spec. Ending the item now saves three leases and states the reason.
-            why = ItemError(code="unreadable_spec", message=f"this worker cannot read it: {error}", retryable=False)
-            self._end(item_id, int(fence), why)
-            return None
-        return Claim(
-            item_id=item_id,
-            fence=int(fence),
-            attempt=int(attempt),
-            spec=spec,
-            queued_s=(int(now_ms) - int(queued_ms)) / 1000,
-        )
-
-    def _end(
-        self, item_id: str, fence: int, outcome: ItemResult | ItemError | None
-    ) -> Literal["committed", "repeated", "canceled", "stale"]:
-        own, common = None, None
-        if isinstance(outcome, ItemResult):
-            own = outcome.model_dump_json(exclude=RESULT_COMMON)
-            common = outcome.model_dump_json(include=RESULT_COMMON)
-        elif outcome is not None:
-            common = outcome.model_dump_json()
-        answer: Literal["committed", "repeated", "canceled", "stale"] = self._session.run(
-            "commit",
-            item_id=item_id,
-            fence=fence,
-            outcome="canceled" if outcome is None else "failed" if own is None else "succeeded",
-            own_json=own,
-            common_json=common,
-        )
-        return answer
 
 
 def _reused(idempotency_key: str) -> IdempotencyKeyReused:

@@ -244,7 +244,7 @@ def test_a_copy_of_a_claim_that_arrives_late_claims_nothing(ledger, spec):
     late = Ledger(ledger.redis, QueueSettings(), clock_ms=ledger.now_ms)
     done = claim(ledger)
     ledger.commit(done, None)
-    arguments = late._preference([POOL], "gpu-0", "base") | {"boot": "boot", "lease_ttl_ms": to_ms(15)}
+    arguments = late._claims.preference([POOL], "gpu-0", "base") | {"boot": "boot", "lease_ttl_ms": to_ms(15)}
 
     # The network sends the first call once more, after its item has ended.
     assert late._session.run("claim_next", **arguments, number=1) == 1

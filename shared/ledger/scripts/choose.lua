@@ -1,4 +1,4 @@
--- The choice of an item for a slot; follows the prelude in the scripts that claim or peek.
+-- The choice of an item for a slot; part of the scripts that claim or peek.
 --
 -- Arguments of those scripts that are read here:
 --   pools          pools whose items this slot claims

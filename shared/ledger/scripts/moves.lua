@@ -1,0 +1,77 @@
+-- The moves of items between states, and the end of jobs; part of every script.
+
+local function end_lease(id, pool, tenant)
+  redis.call('ZREM', LEASES, id)
+  redis.call('HDEL', item_key(id), 'lease_ttl_ms')
+  local slot = redis.call('HGET', item_key(id), 'slot')
+  if slot then redis.call('HDEL', claims_key(slot), id) end
+  if redis.call('HINCRBY', busy_key(pool), tenant, -1) == 0 then
+    redis.call('HDEL', busy_key(pool), tenant)
+  end
+  update_turns(pool, tenant)
+end
+
+-- Set the state of a job whose items have all ended.
+local function end_job(job, now)
+  local key = job_key(job)
+  local canceled, failed, items = fields(key, 'canceled', 'failed', 'items')
+  local state = 'succeeded'
+  if tonumber(canceled) > 0 then state = 'canceled' elseif tonumber(failed) > 0 then state = 'failed' end
+  redis.call('HSET', key, 'state', state, 'finished_ms', now)
+  redis.call('ZADD', DONE, now, job)
+  keep_parameters(job, 0, canceled == items and 'canceled' or 'succeeded')
+  -- In the step that ends the job: its webhook is sent even if every process dies right after.
+  if redis.call('HEXISTS', key, 'webhook') == 1 then redis.call('ZADD', OUTBOX, now, job) end
+end
+
+-- Move an item from one state to another and derive its job's state from the counts.
+local function move(id, job, from, to, now)
+  local key = job_key(job)
+  redis.call('HSET', item_key(id), 'state', to)
+  redis.call('HINCRBY', key, from, -1)
+  redis.call('HINCRBY', key, to, 1)
+  if to == 'running' then
+    redis.call('HSET', key, 'state', 'running')
+    redis.call('HSETNX', key, 'started_ms', now)
+  elseif to ~= 'queued' then
+    redis.call('HSET', item_key(id), 'finished_ms', now)
+    shrink_ended_item(id, to)
+    local queued, running = fields(key, 'queued', 'running')
+    if tonumber(queued) + tonumber(running) == 0 then end_job(job, now) end
+  end
+end
+
+local function end_item(id, job, pool, tenant, to, now)
+  end_lease(id, pool, tenant)
+  redis.call('HINCRBY', item_key(id), 'commits', 1)
+  move(id, job, 'running', to, now)
+end
+
+-- Requeue a running item, or end it: first because its job is canceled, then because it has no attempts left.
+-- Returns the item's new state and its pool.
+local function requeue_or_end(id, now, max_attempts, error_json)
+  local job, pool, tenant, lane, order, attempt =
+    fields(item_key(id), 'job', 'pool', 'tenant', 'lane', 'seq', 'attempt')
+  if redis.call('HGET', job_key(job), 'cancel') == '1' then
+    end_item(id, job, pool, tenant, 'canceled', now)
+    return 'canceled', pool
+  end
+  if tonumber(attempt) >= max_attempts then
+    store_outcome(id, 'error', '{}', error_json)
+    end_item(id, job, pool, tenant, 'failed', now)
+    return 'failed', pool
+  end
+  end_lease(id, pool, tenant)
+  redis.call('HDEL', item_key(id), 'progress', 'slot', 'boot', 'nonce')
+  redis.call('HSET', item_key(id), 'queued_ms', now)
+  move(id, job, 'running', 'queued', now)
+  enqueue(id, pool, lane, order)
+  return 'queued', pool
+end
+
+-- Whether the claim with this fence still owns the item.
+local function is_owned(id, fence)
+  local state, current = fields(item_key(id), 'state', 'fence')
+  return state == 'running' and tonumber(current) == fence
+end
+
