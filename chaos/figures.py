@@ -40,7 +40,7 @@ def redis_to_start(events: Sequence[Event]) -> list[float]:
 
 
 def _outages(events: Sequence[Event], ttl_s: float) -> list[tuple[float, float]]:
-    """Spans in which Redis was away, or every lease had its term of grace."""
+    """Spans in which Redis was away, or leases had their time of grace."""
     downs = [float(event["t"]) for event in events if event["kind"] == "redis down"]
     ups = [float(event["t"]) for event in events if event["kind"] == "redis up"]
     return [(down - _AROUND_S, up + ttl_s + _AROUND_S) for down, up in zip(downs, ups, strict=False)]

@@ -42,7 +42,7 @@ class ReapResult:
     Attributes:
         requeued: number of requeued items, by pool.
         ended: ids of the items that were canceled or had no attempts left.
-        grace: whether leases got a full term first, because no worker could renew them before this pass.
+        grace: whether leases were extended first, because no worker could renew them before this pass.
     """
 
     requeued: Mapping[str, int]

@@ -230,8 +230,8 @@ class Ledger:
     def reap(self) -> ReapResult:
         """Requeue or end the items whose lease expired.
 
-        If Redis restarted, stalled or could not be reached since the last pass of any process, or if its clock was set,
-        every lease first gets a full term of grace.
+        If Redis stalled or could not be reached since the last pass of any process, that time does not count against a
+        lease. If it restarted or its clock went back, every lease first gets a full term.
         """
         reply = json.loads(
             self._session.run(

@@ -299,16 +299,20 @@ class LedgerMachine(RuleBasedStateMachine):
             self.pass_once()
         assert all(item.state is State.RUNNING and item.fence == fence for item, fence in running)
         left_ms = [deadline - self.now for _, deadline in self.client.zrange(keys.LEASES, 0, -1, withscores=True)]
-        assert all(TTL_S * 1000 <= left <= TTL_S * 1000 + STALL_MS for left in left_ms)
+        least_ms = TTL_S * 1000 if step_ms < 0 else 0
+        assert all(least_ms <= left <= TTL_S * 1000 + STALL_MS for left in left_ms)
 
     def pass_once(self):
-        """Reap, and expect what the deadlines say; after a stall every lease has a full term or what it had left."""
+        """Reap, and expect what the deadlines say; after a stall every lease has what it had left at the last pass."""
         running, gap_ms = self.in_state(State.RUNNING), self.now - self.passed
         stalled = abs(gap_ms) > STALL_MS
         if stalled:
-            before = max(self.now, self.passed)
             for item in running:
-                item.deadline = self.now + max(item.deadline - before, TTL_S * 1000)
+                left_ms = item.deadline - self.passed
+                if gap_ms > 0:
+                    item.deadline = max(item.deadline, self.now + min(left_ms, TTL_S * 1000))
+                else:
+                    item.deadline = self.now + max(left_ms, TTL_S * 1000)
         if abs(gap_ms) >= PASS_MS:
             self.passed = self.now
         expired = [item for item in running if item.deadline < self.now]

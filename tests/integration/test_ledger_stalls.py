@@ -87,6 +87,21 @@ def test_a_dead_workers_item_is_requeued_one_term_after_the_stall(ledger, clock,
     assert pass_steadily(ledger, clock, 1) == 1
 
 
+@pytest.mark.parametrize(("stall_s", "steady_s"), [(12, 4), (40, 1), (11, 10)])
+def test_stalls_that_come_again_and_again_do_not_keep_a_dead_workers_item(ledger, clock, claim, stall_s, steady_s):
+    living, _ = claim(), claim(slot="gpu-1")
+    steady, requeued = 0, 0
+    while not requeued and steady <= 40:
+        clock.ms += stall_s * 1000
+        assert ledger.reap().requeued == {}
+        assert ledger.renew(living, STEP) == "ok"
+        requeued = pass_steadily(ledger, clock, steady_s)
+        steady += steady_s
+
+    assert requeued == 1
+    assert 30 <= steady <= 30 + 2 * steady_s
+
+
 def test_passes_that_come_at_their_period_grant_no_grace(ledger, clock, claim):
     claim()
 

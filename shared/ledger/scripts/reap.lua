@@ -36,10 +36,13 @@ if known_run_id ~= run_id then redis.call('SET', RUN_ID, run_id) end
 local restarted = known_run_id and known_run_id ~= run_id
 local reply = {requeued = {}, ended = {}, grace = restarted}
 
--- Give a lease a full term from now, or the time that it has left if that is longer. After a step back of the clock,
--- the time left counts from the last pass by the old clock.
+-- Extend a lease, and never shorten it. After a stall it has the time that it had left at the last pass, a full term at
+-- most: a full term after each stall would keep the item of a dead worker for as long as stalls come again and again. A
+-- restart, and a clock that went back, give a full term, or what the lease has left by the clock of the last pass.
 local function grant_grace(id, deadline, ttl_ms)
-  redis.call('ZADD', LEASES, now + math.max(deadline - math.max(now, last), ttl_ms), id)
+  local left_ms = math.max(deadline - math.max(now, last), ttl_ms)
+  if gap_ms > 0 and not restarted then left_ms = math.max(deadline - now, math.min(deadline - last, ttl_ms)) end
+  redis.call('ZADD', LEASES, now + left_ms, id)
   reply.grace = true
 end
 
