@@ -933,8 +933,9 @@ def test_the_choice_costs_the_same_with_thousands_of_adapters_queued(ledger):
     assert claim(wide, warm=spec("2999").adapter_key).index == 2999
     calls = ledger.redis.info("commandstats")
 
-    # Commands inside the script are counted; with a look at each lane there would be thousands.
-    assert sum(command["calls"] for command in calls.values()) < 60
+    # Commands inside the script are counted, some 60, and those that load it; with a look at each lane there would be
+    # thousands.
+    assert sum(command["calls"] for command in calls.values()) < 100
 
 
 def test_redis_holds_the_whole_spec_of_an_item(ledger):
