@@ -33,7 +33,7 @@ def main(
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
     guidance: Annotated[float, typer.Option(help="Guidance scale.")] = 4.0,
     sheet: Annotated[Path | None, typer.Option(help="Save all pictures on one sheet.")] = None,
-    model: Annotated[Path | None, typer.Option(help="Checkpoint to score. [default: the embedded one]")] = None,
+    model: Annotated[Path | None, typer.Option(help="Checkpoint to score. Default: the embedded one.")] = None,
 ) -> None:
     """Render every prompt, print the mistakes in each picture, and print the score."""
     cases = json.loads(PROMPTS.read_text())

@@ -42,7 +42,7 @@ def submit(
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the model's.")] = None,
     model: Annotated[str | None, typer.Option(help="Id of the model. Default: flux2.")] = None,
     engine: Annotated[str | None, typer.Option(help="exact, ai-toolkit or fast. Default: exact.")] = None,
-    trigger: Annotated[str | None, typer.Option(help="Replaces [trigger] in every prompt.")] = None,
+    trigger: Annotated[str | None, typer.Option(help=r"Replaces \[trigger] in every prompt.")] = None,
     image_format: Annotated[str | None, typer.Option("--format", help="png, jpeg or webp. Default: png.")] = None,
     priority: Annotated[int | None, typer.Option(min=0, max=9, help="0 is rendered first, 9 last. Default: 5.")] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until all images are rendered.")] = False,

@@ -69,10 +69,10 @@ def main(
     model: Annotated[
         Literal["flux2", "flux2_klein_4b", "flux2_klein_9b"], typer.Option(help="The FLUX.2 model to build.")
     ] = "flux2",
-    device: Annotated[str | None, typer.Option(help="Device as torch names it. [default: cuda if available]")] = None,
+    device: Annotated[str | None, typer.Option(help="Device as torch names it. Default: cuda if available.")] = None,
     size: Annotated[
         list[int] | None,
-        typer.Option(min=16, help="Width and height in pixels; may be repeated. [default: 1024, or 64 with --tiny]"),
+        typer.Option(min=16, help="Width and height in pixels; may be repeated. Default: 1024, or 64 with --tiny."),
     ] = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of an image.")] = 25,
     repeat: Annotated[int, typer.Option(min=1, help="Repetitions behind each median.")] = 10,
@@ -81,11 +81,11 @@ def main(
     engine: Annotated[list[EngineName] | None, typer.Option(help="Measure this engine; may be repeated.")] = None,
     text_encoder_place: Annotated[
         Literal["resident", "streamed"] | None,
-        typer.Option(help="Where to put the text encoder. [default: wherever it fits]"),
+        typer.Option(help="Where to put the text encoder. Default: wherever it fits."),
     ] = None,
     clean_weights: Annotated[
         Literal["device", "host", "file"] | None,
-        typer.Option(help="Where to restore base weights from. [default: by free memory]"),
+        typer.Option(help="Where to restore base weights from. Default: by free memory."),
     ] = None,
     memory_gb: Annotated[
         float | None, typer.Option(min=1, help="Place the model as on a card with this much free memory.")
