@@ -15,6 +15,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from shared.errors import ServerFailed
+from shared.ledger.connection import connect
 from shared.local.binaries import find_redis, find_weed
 from shared.local.child import ChildProcess
 from shared.local.ports import pick_free_port
@@ -187,7 +188,7 @@ def test_the_servers_environment_is_all_that_the_settings_need(servers, monkeypa
     settings = Settings()
 
     open_store(settings).check()
-    with redis.Redis.from_url(settings.redis.url) as client:
+    with connect(settings.redis.url, timeout_s=5) as client:
         assert client.ping()
 
 

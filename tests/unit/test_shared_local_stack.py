@@ -138,7 +138,7 @@ def test_a_stacks_settings_win_over_the_environment_and_the_dotenv_file_of_anoth
 
     settings = read_settings(tmp_path)
 
-    assert settings.redis.url == "redis://127.0.0.1:1/0"
+    assert str(settings.redis.url) == "redis://127.0.0.1:1/0"
     assert settings.s3.sse is None
     assert str(settings.adapters.root) == "/it's $HOME/a \\ ${B}"
     assert settings.aws_credentials()["aws_secret_access_key"] == "secret"
