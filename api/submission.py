@@ -14,12 +14,12 @@ from api.deps import Services
 from api.submit_cache import SubmitCache
 from api.webhook_url import check_webhook_url
 from api.worker_check import check_workers
-from shared.catalog import Model
+from shared.catalog import Model, find_model
 from shared.celery_app import send_wakeups
 from shared.errors import InvalidRequest
 from shared.ledger import AcceptedJob, Submission
 from shared.request import InferenceRequest
-from shared.resolve import check_prompts, collect_warnings, find_model, reject_unsupported_fields, resolve_items
+from shared.resolve import check_prompts, collect_warnings, reject_unsupported_fields, resolve_items
 from shared.resolved_size import check_resolved_size
 from shared.settings import Settings
 

@@ -5,6 +5,7 @@ The worker reads facts about the weights (widths, depths) from the checkpoint's 
 
 from __future__ import annotations
 
+import reprlib
 from dataclasses import dataclass, replace
 
 from shared.errors import ModelNotFound
@@ -98,15 +99,18 @@ FLUX2_KLEIN_9B = replace(
 MODELS: dict[str, Model] = {model.id: model for model in (FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B)}
 
 
-def find_model_id(model_id: str) -> Model:
-    """Return the entry of a command's option.
+def find_model(model_id: str) -> Model:
+    """Return the model with this id.
 
     Raises:
-        ModelNotFound: the message lists the ids.
+        ModelNotFound: names the models that exist.
     """
-    if model_id not in MODELS:
-        raise ModelNotFound(f"unknown model id {model_id!r}; choose one of {', '.join(MODELS)}")
-    return MODELS[model_id]
+    try:
+        return MODELS[model_id]
+    except KeyError:
+        raise ModelNotFound(
+            f"Model {reprlib.repr(model_id)} is not supported; use one of: {', '.join(MODELS)}", field="model"
+        ) from None
 
 
 #: Every pool of workers that a job can wait for.

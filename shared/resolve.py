@@ -5,13 +5,12 @@ An item then determines its image's pixels completely, so an item that runs twic
 
 from __future__ import annotations
 
-import reprlib
 import secrets
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 from shared.catalog import MODELS, Model
-from shared.errors import InvalidRequest, ModelNotFound
+from shared.errors import InvalidRequest
 from shared.job import AdapterRef, ItemSpec
 from shared.prompt import check_prompt
 from shared.request import MAX_TEXT, InferenceRequest, PromptItem
@@ -23,20 +22,6 @@ TRIGGER = "[trigger]"
 
 #: Random seeds are drawn below this, as ai-toolkit's own are.
 MAX_RANDOM_SEED = 2**32
-
-
-def find_model(model_id: str) -> Model:
-    """Return the catalogue's model with this id.
-
-    Raises:
-        ModelNotFound: names the models that exist.
-    """
-    try:
-        return MODELS[model_id]
-    except KeyError:
-        raise ModelNotFound(
-            f"Model {reprlib.repr(model_id)} is not supported; use one of: {', '.join(MODELS)}", field="model"
-        ) from None
 
 
 def reject_unsupported_fields(request: InferenceRequest) -> None:

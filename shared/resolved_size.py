@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 
-from shared.catalog import Model
+from shared.catalog import Model, find_model
 from shared.errors import InvalidRequest
 from shared.request import InferenceRequest
-from shared.resolve import TRIGGER, find_model
+from shared.resolve import TRIGGER
 
 
 def check_resolved_size(requests: Sequence[InferenceRequest], *, max_bytes: int, field: str | None = None) -> None:

@@ -65,10 +65,10 @@ def tiny(
     model: Annotated[str, typer.Option(help="Model id of the files, e.g. flux2_klein_4b.")] = "flux2",
 ) -> None:
     """Write the demonstration model: files laid out as the real ones, small enough for a CPU."""
-    from shared.catalog import find_model_id
+    from shared.catalog import find_model
     from worker.model.demo_model import STYLES, write_tiny_adapter, write_tiny_checkpoint
 
-    entry = find_model_id(model)
+    entry = find_model(model)
     write_tiny_checkpoint(folder, entry)
     if adapter is not None:
         write_tiny_adapter(adapter, model=entry)

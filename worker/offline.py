@@ -15,13 +15,13 @@ from pydantic import ValidationError
 
 from shared.adapters.locate import locate_adapter
 from shared.adapters.validate import validate_adapters
-from shared.catalog import Model
+from shared.catalog import Model, find_model
 from shared.errors import InvalidRequest
 from shared.job import Engine, ItemSpec
 from shared.model_places import require_model_folders
 from shared.outputs import make_output_folder
 from shared.request import InferenceRequest
-from shared.resolve import check_prompts, collect_warnings, find_model, reject_unsupported_fields, resolve_items
+from shared.resolve import check_prompts, collect_warnings, reject_unsupported_fields, resolve_items
 from shared.settings import Settings
 from worker.checkpoint.hub_cache import require_cached_model
 from worker.consumer import image_file

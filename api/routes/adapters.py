@@ -15,7 +15,7 @@ from api.timestamps import format_time
 from shared.adapters.inspection import inspect_adapter
 from shared.adapters.listing import list_adapter_files
 from shared.adapters.locate import locate_adapter
-from shared.resolve import find_model
+from shared.catalog import find_model
 
 router = APIRouter(prefix="/v1", tags=["adapters"])
 

@@ -14,10 +14,10 @@ from api.schemas.job_result import Result
 from api.schemas.job_status import JobList, JobStatus, Status
 from api.schemas.problems import Problem
 from api.status_view import LEDGER_STATE, job_line_view, status_view
+from shared.catalog import find_model
 from shared.errors import RequestNotFound
 from shared.job import TERMINAL
 from shared.ledger import JobView
-from shared.resolve import find_model
 
 _INVALID: dict[int | str, dict[str, object]] = {422: {"model": Problem, "description": "A parameter is invalid."}}
 _UNKNOWN = {**_INVALID, 404: {"model": Problem, "description": "No job has this id, or its record has expired."}}

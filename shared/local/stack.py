@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from shared.catalog import find_model_id
+from shared.catalog import find_model
 from shared.demo_model import demo_adapter, demo_checkpoint, demo_styles
 from shared.errors import LedgerUnavailable, ServerFailed
 from shared.extras import require_extras
@@ -90,7 +90,7 @@ class Stack:
         self._workers = workers
         self._processes: dict[str, ChildProcess] = {}
         self._backoffs: dict[str, Backoff] = {}
-        self.model = find_model_id(settings.model.id if model is None else model).id
+        self.model = find_model(settings.model.id if model is None else model).id
         configured = {"path"} if model else {"id", "path"}
         self.serves_demo_model = not settings.model.model_fields_set & configured
         #: Whether the adapters are in the stack's own folder, which the start fills with the demonstration adapters.

@@ -22,13 +22,6 @@ local function claim_of(id)
   return {id, fence, attempt, spec_texts(id, whole), queued_ms, now}
 end
 
--- Return the slot's record of claims as a table.
-local function read_claims()
-  local record, flat = {}, redis.call('HGETALL', claims)
-  for position = 1, #flat, 2 do record[flat[position]] = flat[position + 1] end
-  return record
-end
-
 -- Record the slot's claim, and drop the claims that a process of an earlier version ended.
 local function record_claim(id, record)
   for field in pairs(record) do
@@ -75,7 +68,7 @@ local function check_warm()
   end
 end
 
-local record = read_claims()
+local record = read_hash(claims)
 if record.boot == args.boot and tonumber(record.number) >= args.number then
   local last = record.last
   local state, owner = fields(item_key(last), 'state', 'nonce')

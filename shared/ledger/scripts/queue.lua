@@ -3,7 +3,7 @@
 -- A pool is a model, an engine and features, which a worker must offer to claim an item. Each pool has its own queue and
 -- pace.
 -- A share is a priority and a tenant; a lane holds the queued items of one share that want the same adapters. A lane
--- is scored by its oldest item, so that choosing costs by the number of shares and slots, not of lanes or items.
+-- is scored by its oldest item, and the shares take turns, so that choosing costs the same however many there are.
 local function share_of(lane) return lane:match('^%d+|[^|]*') end
 
 local function rescore_lane(pool, lane)
