@@ -10,6 +10,7 @@ from anyio import CapacityLimiter
 from celery import Celery
 from fastapi import Depends, Header, Request
 
+from api.json_body import require_json
 from api.probe import StorageProbe
 from shared.ledger import Ledger
 from shared.settings import Settings
@@ -42,6 +43,9 @@ def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
+
+#: A dependency of each endpoint that reads a body.
+JSON_BODY = Depends(require_json)
 
 ServicesDep = Annotated[Services, Depends(_services)]
 

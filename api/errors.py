@@ -11,6 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from api.json_body import describe_json_fault, describe_unreadable_body
 from api.schemas.problems import FieldProblem, Problem
 from shared import errors
 
@@ -20,6 +21,7 @@ logger = logging.getLogger("flux2.api")
 #: this project has are 422.
 _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
     errors.RequestNotFound: HTTPStatus.NOT_FOUND,
+    errors.ContentTypeRefused: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.AdapterRefused: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NoSuitableWorker: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.IdempotencyKeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -74,18 +76,20 @@ def _answer_validation_error(request: Request, error: Exception) -> JSONResponse
     assert isinstance(error, RequestValidationError)
     found = error.errors()
     fields = [FieldProblem(path=_json_path(e["loc"]), message=e["msg"]) for e in found[:_MAX_FIELDS]]
-    if any(e["type"] == "json_invalid" for e in found):
-        return problem_response(HTTPStatus.BAD_REQUEST, "BAD_REQUEST", f"the body is not JSON: {fields[0].message}")
+    if found[0]["type"] == "json_invalid":
+        detail = describe_json_fault(error.body, found[0]["loc"][-1], found[0]["ctx"]["error"])
+        return problem_response(HTTPStatus.BAD_REQUEST, "BAD_REQUEST", detail)
     first = f"{fields[0].path}: {fields[0].message}"
     more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
     return problem_response(HTTPStatus.UNPROCESSABLE_ENTITY, "VALIDATION_ERROR", first + more, fields=fields)
 
 
 def _answer_http_error(request: Request, error: Exception) -> JSONResponse:
-    """Answer an error that FastAPI raises itself: an unknown path, or a method that a path does not have."""
+    """Answer an error that FastAPI raises itself: an unknown path, a wrong method, or a body that it cannot parse."""
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
-    return problem_response(status, status.name, str(error.detail), headers=error.headers or {})
+    detail = describe_unreadable_body(error.__cause__) or str(error.detail)
+    return problem_response(status, status.name, detail, headers=error.headers or {})
 
 
 def _answer_defect(request: Request, error: Exception) -> JSONResponse:

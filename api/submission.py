@@ -31,7 +31,7 @@ def accept_job(
 
     Raises:
         RequestError: the request cannot be served; nothing was stored.
-        QueueFull, LedgerUnavailable: see `Ledger.accept_all`.
+        QueueFull, LedgerUnavailable: see `Ledger.accept_all`; it may also raise a RequestError.
     """
     job = prepare_job(services, body, idempotency_key=idempotency_key, body_hash=hash_body(body), tenant=tenant)
     return store_jobs(services, [job], background)[0]
@@ -108,7 +108,7 @@ def store_jobs(
     """Store the jobs of one call, all of them or none, and wake workers after the answer has been sent.
 
     Raises:
-        IdempotencyKeyReused, QueueFull, LedgerUnavailable: see `Ledger.accept_all`.
+        IdempotencyKeyReused, JobTooLarge, QueueFull, LedgerUnavailable: see `Ledger.accept_all`.
     """
     new = [job for job in jobs if isinstance(job, Submission)]
     stored = dict(zip((job.job_id for job in new), services.ledger.accept_all(new), strict=True)) if new else {}

@@ -4,6 +4,7 @@
   + RequestError                 the caller must change the request; never retried
     - InvalidRequest             a field has a value that cannot be served
     - ModelNotFound              the catalogue has no model with this id
+    - ContentTypeRefused         the body is not declared as JSON
     - RequestNotFound            the ledger has no job with this id
     - AdapterNotFound            no file exists at the adapter's path
     - AdapterRefused             the file is not an adapter that this model can use
@@ -11,6 +12,7 @@
     - NoSuitableWorker           live workers serve the model, but none can do what the job requires
     - IdempotencyKeyReused       the key was used before with another body
     - ConfigRefused              the training config cannot be replayed
+    - JobTooLarge                the job has more items than the queue ever holds
   + QueueFull                    too many items are queued; try again later
   + LedgerUnavailable            Redis did not answer; the job may or may not have been accepted
   + RunError                     the request was fine; this attempt failed
@@ -88,6 +90,12 @@ class ModelNotFound(RequestError):
     code = "MODEL_NOT_FOUND"
 
 
+class ContentTypeRefused(RequestError):
+    """The body is not declared as JSON, so it is not read."""
+
+    code = "UNSUPPORTED_MEDIA_TYPE"
+
+
 class RequestNotFound(RequestError):
     """The ledger has no job with this id: it was never accepted here, or its retention is over."""
 
@@ -133,14 +141,28 @@ class ConfigRefused(RequestError):
     code = "INVALID_CONFIG"
 
 
+class JobTooLarge(RequestError):
+    """The job has more items than the queue ever holds, so that waiting does not help."""
+
+    code = "JOB_TOO_LARGE"
+
+    def __init__(self, asked: int, *, pending: int, cap: int) -> None:
+        super().__init__(
+            f"{asked} items were asked for, {pending} items are queued and the cap is {cap}, so they can never fit; "
+            f"submit at most {cap} at once, or ask the operator to raise FLUX2_QUEUE_CAP"
+        )
+
+
 class QueueFull(Flux2Error):
-    """The queue has no room for more items."""
+    """The queue has no room for more items now."""
 
     code = "queue_full"
     retryable = True
 
-    def __init__(self, pending: int, cap: int) -> None:
-        super().__init__(f"{pending} items are queued and the cap is {cap}; try again later")
+    def __init__(self, asked: int, *, pending: int, cap: int) -> None:
+        super().__init__(
+            f"{asked} items were asked for, {pending} items are queued and the cap is {cap}; try again later"
+        )
 
 
 class LedgerUnavailable(Flux2Error):

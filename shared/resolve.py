@@ -90,6 +90,12 @@ def collect_warnings(request: InferenceRequest, items: Sequence[ItemSpec], model
             if item.neg and item.guidance_scale <= 1
         ),
         *_first(
+            # Not refused: the trainer renders it, and it shows the effect of an adapter by itself.
+            f"prompts[{index}].prompt is empty: the image shows what the model and its adapters draw without a prompt"
+            for index, item in enumerate(items)
+            if not item.prompt.strip()
+        ),
+        *_first(
             f"prompts[{index}].prompt contains [trigger], but the request has no trigger_word: it stays as written"
             for index, item in enumerate(items)
             if TRIGGER in item.prompt

@@ -60,7 +60,9 @@ class RedisSettings(_Section):
 class QueueSettings(_Section):
     """The queueing, leases and retries of items."""
 
-    cap: Count = Field(100_000, description="Number of queued items at which new jobs are answered 429.")
+    cap: Count = Field(
+        100_000, description="Queued items at which new jobs are answered 429; a job with more is answered 400."
+    )
     lease_ttl_s: Seconds = Field(15.0, description="Seconds without a renewal after which a running item is requeued.")
     renew_s: Seconds = Field(
         3.0,

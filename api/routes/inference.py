@@ -6,7 +6,7 @@ from http import HTTPStatus
 
 from fastapi import APIRouter, BackgroundTasks, Response
 
-from api.deps import BaseUrlDep, IdempotencyKeyDep, ServicesDep, TenantDep
+from api.deps import JSON_BODY, BaseUrlDep, IdempotencyKeyDep, ServicesDep, TenantDep
 from api.schemas.accepted import Submitted
 from api.schemas.problems import Problem
 from api.status_view import submitted_view
@@ -19,8 +19,10 @@ router = APIRouter(prefix="/v1", tags=["inference"])
 SUBMIT_PROBLEMS: dict[int | str, dict[str, object]] = {
     status: {"model": Problem, "description": text}
     for status, text in {
-        400: "The model or an adapter does not exist, or a field has a value that the model cannot use.",
+        400: "The model or an adapter does not exist, a field has a value that the model cannot use, the body is not "
+        "JSON, or the job has more images than the queue ever holds.",
         413: "The body is too large.",
+        415: "The content type of the body is not `application/json`.",
         422: "A field is invalid, an adapter does not fit, no live worker can do what the job requires, or the "
         "Idempotency-Key was used with another body.",
         429: "The queue is full; try again after `Retry-After` seconds.",
@@ -29,7 +31,13 @@ SUBMIT_PROBLEMS: dict[int | str, dict[str, object]] = {
 }
 
 
-@router.post("/inference", summary="Submit a job", status_code=HTTPStatus.ACCEPTED, responses=SUBMIT_PROBLEMS)
+@router.post(
+    "/inference",
+    summary="Submit a job",
+    status_code=HTTPStatus.ACCEPTED,
+    responses=SUBMIT_PROBLEMS,
+    dependencies=[JSON_BODY],
+)
 def submit(
     body: InferenceRequest,
     services: ServicesDep,

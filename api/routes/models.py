@@ -35,4 +35,6 @@ def list_models(services: ServicesDep) -> ModelList:
             )
         )
     limits = services.settings.api
-    return ModelList(models=lines, limits=Limits(max_prompts=limits.max_prompts, max_body_bytes=limits.max_body_bytes))
+    # A client splits by this number; a job that exceeds the cap of the queue is refused too.
+    max_prompts = min(limits.max_prompts, services.settings.queue.cap)
+    return ModelList(models=lines, limits=Limits(max_prompts=max_prompts, max_body_bytes=limits.max_body_bytes))

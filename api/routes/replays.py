@@ -12,7 +12,7 @@ from fastapi import APIRouter, BackgroundTasks, Depends, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 
-from api.deps import BaseUrlDep, IdempotencyKeyDep, Services, ServicesDep, TenantDep
+from api.deps import JSON_BODY, BaseUrlDep, IdempotencyKeyDep, Services, ServicesDep, TenantDep
 from api.routes.inference import SUBMIT_PROBLEMS
 from api.schemas.accepted import ReplayRequest, ReplaySample, ReplaySubmitted
 from api.status_view import submitted_view
@@ -55,7 +55,13 @@ def _plan_now(body: ReplayRequest, services: Services) -> _CheckedPlan:
     return _CheckedPlan(plan, requests, hash_body(body))
 
 
-@router.post("/replays", summary="Replay a training config", status_code=HTTPStatus.ACCEPTED, responses=SUBMIT_PROBLEMS)
+@router.post(
+    "/replays",
+    summary="Replay a training config",
+    status_code=HTTPStatus.ACCEPTED,
+    responses=SUBMIT_PROBLEMS,
+    dependencies=[JSON_BODY],
+)
 def submit_replay(
     # Not the body as well: FastAPI would validate it twice, and report each error twice.
     checked: Annotated[_CheckedPlan, Depends(_plan)],

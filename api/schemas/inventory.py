@@ -78,7 +78,7 @@ class ModelLine(BaseModel):
 class Limits(BaseModel):
     """Limits of one request, which the operator sets."""
 
-    max_prompts: int = Field(description="Prompts that one request may have.")
+    max_prompts: int = Field(description="Prompts that one request may have; no more than the queue ever holds.")
     max_body_bytes: int = Field(description="Size of a request body in bytes.")
 
 

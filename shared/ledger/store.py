@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
-from shared.errors import IdempotencyKeyReused, QueueFull
+from shared.errors import IdempotencyKeyReused, JobTooLarge, QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, Progress
 from shared.ledger import durability, job_reader, keys, listing
 from shared.ledger.acceptance import AcceptedJob, Submission
@@ -122,7 +122,8 @@ class Ledger:
 
         Raises:
             IdempotencyKeyReused: a key was used with another body before; nothing was stored.
-            QueueFull: a pool has no room for all new items; nothing was stored.
+            JobTooLarge: the new items of a pool exceed the cap by themselves; nothing was stored.
+            QueueFull: a pool has no room for all new items now; nothing was stored.
         """
         # The script checks every job before it stores the first one: Redis does not undo a script that ends early.
         is_due = self._compact_form.is_due()
@@ -136,7 +137,8 @@ class Ledger:
         if outcome == "conflict":
             raise _reused(values[0])
         if outcome == "full":
-            raise QueueFull(int(values[0]), self._settings.cap)
+            pending, asked, cap = int(values[0]), int(values[1]), self._settings.cap
+            raise (JobTooLarge if asked > cap else QueueFull)(asked, pending=pending, cap=cap)
         return [
             AcceptedJob.from_stored(job_id, is_repeat=state == "repeat", accepted_ms=accepted_ms, record=record)
             for state, job_id, accepted_ms, record in values

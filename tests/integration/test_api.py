@@ -382,8 +382,20 @@ def test_a_full_queue_answers_429_with_retry_after(api):
 
     answer = post(api, request())
 
-    problem(answer, 429, "queue_full")
+    found = problem(answer, 429, "queue_full")
+    assert found["detail"].startswith("1 items were asked for, 50 items are queued and the cap is 50")
     assert int(answer.headers["Retry-After"]) > 0
+
+
+def test_a_job_that_can_never_fit_into_the_queue_is_refused_for_good(api):
+    accepted(api, request())
+
+    answer = post(api, request(*[{"prompt": "a"}] * 51))
+
+    found = problem(answer, 400, "JOB_TOO_LARGE")
+    assert found["detail"].startswith("51 items were asked for, 1 items are queued and the cap is 50")
+    assert "Retry-After" not in answer.headers
+    assert api.ledger.queue_length("flux2") == 1
 
 
 @pytest.mark.parametrize(
@@ -468,6 +480,81 @@ def test_malformed_json_is_a_problem_and_not_a_crash(api, text):
 
     assert answer.status_code in (400, 422)
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("path", ["/v1/inference", "/v1/replays"])
+@pytest.mark.parametrize(
+    "content_type",
+    # What `curl -d` and any web page can send without a preflight, and a body without a type.
+    [
+        "application/x-www-form-urlencoded",
+        "text/plain; charset=utf-8",
+        "multipart/form-data",
+        "application/jsonx",
+        None,
+    ],
+)
+def test_a_body_that_is_not_declared_as_json_is_refused_with_the_option_of_curl(api, redis_client, path, content_type):
+    body = json.dumps(request() if path == "/v1/inference" else {"config": "a: 1"}).encode()
+
+    answer = api.http.post(path, content=body, headers={"content-type": content_type} if content_type else {})
+
+    detail = problem(answer, 415, "UNSUPPORTED_MEDIA_TYPE")["detail"]
+    assert (content_type or "has no content type") in detail
+    assert "send content-type: application/json (with curl: -H 'content-type: application/json'" in detail
+    assert redis_client.keys(f"{keys.PREFIX}job:*") == []
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/json", "Application/JSON; charset=utf-8", "application/vnd.flux2+json"]
+)
+def test_a_body_that_is_declared_as_json_is_accepted(api, content_type):
+    answer = api.http.post(
+        "/v1/inference", content=json.dumps(request()).encode(), headers={"content-type": content_type}
+    )
+
+    assert answer.status_code == 202
+
+
+def test_a_very_long_content_type_is_not_repeated(api):
+    answer = api.http.post("/v1/inference", content=b"{}", headers={"content-type": "text/" + "x" * 5_000})
+
+    assert len(problem(answer, 415, "UNSUPPORTED_MEDIA_TYPE")["detail"]) < 400
+
+
+def test_calls_without_a_body_need_no_content_type(api):
+    request_id = accepted(api, request())
+
+    assert api.http.post(f"/v1/requests/{request_id}/cancel").status_code == 200
+    assert problem(api.http.post("/v1/inference"), 422, "VALIDATION_ERROR")["detail"] == "body: Field required"
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        (b'{"model": "flux2",\n  "prompts": [}', "not JSON: line 2, column 15: expected a value, found '}'"),
+        (b"{'model': 'flux2'}", 'not JSON: line 1, column 2: expected a name in double quotes, found "\'"'),
+        (b'{"model" "flux2"}', "not JSON: line 1, column 10: expected ':', found '\"'"),
+        (
+            b'{"model": "flux2"',
+            "not JSON: line 1, column 18: expected ',' or a closing bracket, found the end of the body",
+        ),
+        (b"{} {}", "not JSON: line 1, column 4: expected the end of the body, found '{'"),
+        (b'{"hf_token": "hf_secret', "not JSON: line 1, column 14: unterminated string"),
+        (b'{"prompt": "a\nb"}', "not JSON: line 1, column 14: invalid control character"),
+        (
+            '{"prompt":\n "\N{SNOWMAN}'.encode() + b'\xff"}',
+            "not UTF-8: line 2, column 4 has the invalid byte 0xff (offset 16)",
+        ),
+        (b"[" * 30_000, "too many levels of lists and objects"),
+    ],
+)
+def test_a_broken_body_is_answered_with_the_place_of_its_fault(api, body, detail):
+    answer = api.http.post("/v1/inference", content=body, headers={"content-type": "application/json"})
+
+    found = problem(answer, 400, "BAD_REQUEST")["detail"]
+    assert detail in found
+    assert "secret" not in found
 
 
 def test_a_body_over_the_cap_is_413_even_when_its_length_is_not_announced(api):
@@ -787,6 +874,8 @@ def test_the_openapi_document_names_every_endpoint_and_the_example(api):
         "/ready",
     } <= set(document["paths"])
     assert document["components"]["schemas"]["InferenceRequest"]["examples"] == [json.loads(SEED_REQUEST)]
+    for path in ("/v1/inference", "/v1/replays"):
+        assert {"400", "413", "415", "422", "429", "503"} <= set(document["paths"][path]["post"]["responses"])
     assert api.http.get("/docs").status_code == 200
 
 
@@ -928,9 +1017,22 @@ def test_a_replay_with_one_job_that_cannot_be_served_stores_nothing(api, adapter
 
 
 def test_a_replay_that_does_not_fit_into_the_queue_stores_nothing(api, adapter, redis_client):
-    problem(replay(api, *["a"] * 30, *["b --m 0.5"] * 30), 429, "queue_full")
-
+    problem(replay(api, *["a"] * 30, *["b --m 0.5"] * 30), 400, "JOB_TOO_LARGE")
     assert redis_client.keys(f"{keys.PREFIX}job:*") == []
+
+    accepted(api, request())
+    found = problem(replay(api, *["a"] * 25, *["b --m 0.5"] * 25), 429, "queue_full")
+    assert found["detail"].startswith("50 items were asked for, 1 items are queued")
+    assert len(redis_client.keys(f"{keys.PREFIX}job:*")) == 1
+
+
+def test_an_empty_prompt_is_accepted_with_a_warning(api):
+    answer = post(api, request({"prompt": "a cat"}, {"prompt": " \n"}, {"prompt": ""}))
+
+    assert answer.status_code == 202
+    assert [text for text in answer.json()["warnings"] if "empty" in text] == [
+        "prompts[1].prompt is empty: the image shows what the model and its adapters draw without a prompt"
+    ]
 
 
 def test_repeating_a_replay_with_its_idempotency_key_returns_the_same_jobs(api, adapter):
@@ -1184,7 +1286,8 @@ def test_a_jobs_own_url_answers_as_its_status_does(api):
 def test_the_models_page_states_the_limits_of_a_request(api):
     limits = api.http.get("/v1/models").json()["limits"]
 
-    assert limits == {"max_prompts": 1000, "max_body_bytes": 64 * 1024}
+    # The queue of `api` holds 50 items: a client that splits at more would be refused.
+    assert limits == {"max_prompts": 50, "max_body_bytes": 64 * 1024}
 
 
 def test_the_openapi_document_states_the_installed_version(api):

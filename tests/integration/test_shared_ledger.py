@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from shared.errors import IdempotencyKeyReused, LedgerUnavailable, QueueFull, StorageOutageReported
+from shared.errors import IdempotencyKeyReused, JobTooLarge, LedgerUnavailable, QueueFull, StorageOutageReported
 from shared.job import AdapterRef, ItemError, ItemResult, ItemSpec, PipelineReport, Progress, State
 from shared.ledger import Ledger, Submission, keys
 from shared.settings import QueueSettings
@@ -320,7 +320,7 @@ def test_accepting_the_same_job_twice_queues_it_once(ledger):
 def test_a_job_for_which_the_queue_has_no_room_is_refused_as_a_whole(ledger):
     accept(ledger, *[spec()] * 15)
 
-    with pytest.raises(QueueFull, match="15 items are queued and the cap is 20"):
+    with pytest.raises(QueueFull, match="6 items were asked for, 15 items are queued and the cap is 20"):
         accept(ledger, *[spec()] * 6)
 
     assert ledger.queue_length("flux2") == 15
@@ -360,10 +360,27 @@ def test_jobs_of_one_call_are_stored_together(ledger):
 def test_no_job_of_a_call_is_stored_when_one_pool_has_no_room_for_all(ledger):
     jobs = [submission("other", spec(engine="ai-toolkit")), *parts(items=7, key="k")]
 
-    with pytest.raises(QueueFull, match="0 items are queued and the cap is 20"):
+    with pytest.raises(JobTooLarge, match="21 items were asked for, 0 items are queued and the cap is 20"):
         ledger.accept_all(jobs)  # 3 * 7 items of one pool
 
     assert stored_keys(ledger) == set()
+
+
+def test_a_call_that_can_never_fit_is_refused_for_good_even_if_another_pool_is_only_full_now(ledger):
+    engines = ("exact", "ai-toolkit", "fast")
+    for engine in engines[:2]:
+        ledger.accept(f"before {engine}", [spec(engine=engine)] * 20, record={})
+    before = stored_keys(ledger)
+
+    with pytest.raises(JobTooLarge, match="21 items were asked for, 0 items are queued"):
+        ledger.accept_all(
+            [
+                submission(engine, *[spec(engine=engine)] * count)
+                for engine, count in zip(engines, (1, 1, 21), strict=True)
+            ]
+        )
+
+    assert stored_keys(ledger) == before
 
 
 def test_no_job_of_a_call_is_stored_when_one_key_belongs_to_another_body(ledger):

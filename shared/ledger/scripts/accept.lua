@@ -16,7 +16,8 @@
 --   idempotency_ttl_s  how long a key is remembered
 -- Keys: compact_from, job, item, specs, idem, jobs, seq, pending, shares, lanes, lane
 -- Returns {'stored', {'accepted' | 'repeat', id, accepted ms, record} for each job}, or, with nothing stored,
---   {'conflict', idempotency key seen with another body} | {'full', queued items of the pool without room}
+--   {'conflict', idempotency key seen with another body} | {'full', queued items of the pool without room,
+--   items that the call asks of it}; a pool that can never have room for them comes first
 local now = now_ms()
 
 -- Jobs and keys that this call will store: a second job of the call with the same id or key cannot find them in Redis.
@@ -93,10 +94,12 @@ for position, job in ipairs(args.jobs) do
   end
   answers[position] = {outcome, id}
 end
+local full
 for pool, count in pairs(needed) do
   local queued = redis.call('ZCARD', pending_key(pool))
-  if queued + count > args.cap then return {'full', queued} end
+  if queued + count > args.cap and not (full and full[3] > args.cap) then full = {'full', queued, count} end
 end
+if full then return full end
 
 redis.call('SET', COMPACT_FROM, args.compact_from_ms, 'NX')
 for _, job in ipairs(new_jobs) do store(job) end
