@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-fast lint format bench bench-gpu chaos lock score-tiny clean
+.PHONY: help install demo up test test-fast fuzz-headers lint format bench bench-gpu chaos lock score-tiny clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -34,6 +34,11 @@ test: install ## run all tests on real Redis and S3
 
 test-fast: install ## run the unit and integration tests, but not those that start the whole service
 	$(PYTEST) tests/unit tests/integration
+
+EXAMPLES ?= 20000
+
+fuzz-headers: install ## compare the check of adapter headers with the safetensors library's; EXAMPLES=200000 is the long run
+	FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 3600 tests/unit/test_shared_adapters_header_fuzz.py
 
 lint: install ## run ruff, mypy --strict and the import contracts
 	$(BIN)/ruff format --check .

@@ -45,7 +45,7 @@ class HeaderFrame:
     """The sizes around a header, which are known before the header is read.
 
     Attributes:
-        start: the file's first bytes, 512 at most.
+        start: the header's length and its first byte, or less if the file is shorter.
         file_bytes: size of the file.
         header_bytes: size of the header, as the file states it.
     """
@@ -73,8 +73,16 @@ class HeaderFrame:
 def read_frame(file: BinaryIO, *, file_bytes: int) -> HeaderFrame:
     """Read the frame at the start of an open file of this size."""
     file.seek(0)
-    start = file.read(_START_BYTES)
-    return HeaderFrame(start, file_bytes, int.from_bytes(start[:LENGTH_BYTES], "little"))
+    start = file.read(LENGTH_BYTES)
+    header_bytes = int.from_bytes(start, "little")
+    # Not more: a tensor's bytes follow a short header.
+    return HeaderFrame(start + file.read(min(1, header_bytes)), file_bytes, header_bytes)
+
+
+def read_start(file: BinaryIO, frame: HeaderFrame) -> bytes:
+    """Return up to 512 bytes from the start of a file without a plausible header, to recognise its format."""
+    file.seek(0)
+    return file.read(min(_START_BYTES, frame.data_start))
 
 
 def read_header_bytes(file: BinaryIO, frame: HeaderFrame) -> bytes:
@@ -115,7 +123,10 @@ def check_tiling(tensors: Mapping[str, TensorInfo], data_bytes: int) -> None:
                 f"tensor {name!r} starts at {info.start}, after a gap; the tensor before it ends at {position}"
             )
         if info.end > data_bytes:
-            raise HeaderFault(f"tensor {name!r} ends at {info.end}, but the data is cut off at {data_bytes}")
+            raise HeaderFault(
+                f"tensor {name!r} ends at {info.end}, but the data is cut off at {data_bytes}; copy or download the "
+                "file again"
+            )
         position = info.end
     if position < data_bytes:
         raise HeaderFault(f"{data_bytes - position} bytes follow the last tensor")

@@ -1,24 +1,35 @@
 """Read the header of an adapter file that may be malicious.
 
 Adapter files come from strangers, so these checks run before any library opens the file. They are pure Python and read
-only the header. `shared.safetensors_header` knows the file format, `shared.adapters.header_json` parses the JSON, and
-`shared.adapters.layout` decides what the tensors mean.
+the header, a piece at a time, and no byte after it. `shared.safetensors_header` knows the file format,
+`shared.adapters.header_json` parses the JSON, and `shared.adapters.layout` decides what the tensors mean.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 
-from shared.adapters.header_json import Header, parse_header
+from shared.adapters.header_json import MAX_VALUE_CHARS, Header, parse_header
+from shared.adapters.header_text import HeaderText
 from shared.adapters.opened import open_adapter
 from shared.adapters.signature import identify_format
 from shared.errors import AdapterRefused, HeaderFault
-from shared.safetensors_header import LENGTH_BYTES, HeaderFrame, check_tiling, read_frame, read_header_bytes
+from shared.safetensors_header import HeaderFrame, check_tiling, read_frame, read_start
 
-# A LoRA on every linear layer of FLUX.2 [dev] has a header of about 0.1 MB.
-MAX_HEADER_BYTES = 8 * 1024**2
+# A LoRA on every linear layer of FLUX.2 [dev] has a header of about 0.1 MB, plus what the trainer or an editor of
+# images adds to `__metadata__`. The safetensors library refuses 100 MB.
+MAX_HEADER_BYTES = 64 * 1024**2
+
+# Entries of `__metadata__` that decide how an adapter is applied, so none of them may be skipped.
+_DECISIVE = frozenset({"lora_adapter_metadata", "lora_alpha", "ss_base_model_version", "modelspec.architecture"})
+
+# Larger headers are parsed one at a time: Python threads would not parse two faster, and each takes up to 50 MB.
+_LARGE_HEADER_BYTES = 1024**2
+_large_header = Lock()
 
 
 def read_header(path: Path, *, max_bytes: int) -> Header:
@@ -38,37 +49,37 @@ def read_header(path: Path, *, max_bytes: int) -> Header:
 def read_open_header(file: BinaryIO, *, max_bytes: int) -> Header:
     """Parse and check the header of an open file; see `read_header`."""
     name = Path(file.name).name
-    text, data_bytes = _read_text(file, name, max_bytes)
+    frame = _read_frame(file, name, max_bytes)
+    is_large = frame.header_bytes > _LARGE_HEADER_BYTES
     try:
-        header = parse_header(text)
-        check_tiling(header.tensors, data_bytes)
+        with _large_header if is_large else nullcontext():
+            header = parse_header(HeaderText(file, frame))
+            check_tiling(header.tensors, frame.data_bytes)
+        _check_metadata(header)
     except HeaderFault as fault:
         raise AdapterRefused(f"{name}: {fault}") from fault
     return header
 
 
-def _read_text(file: BinaryIO, name: str, max_bytes: int) -> tuple[str, int]:
-    """Return the header's text and the number of data bytes that follow it."""
+def _check_metadata(header: Header) -> None:
+    for name in sorted(header.omitted & _DECISIVE):
+        raise HeaderFault(f"__metadata__ {name!r} is too long to be read; the limit is {MAX_VALUE_CHARS} characters")
+
+
+def _read_frame(file: BinaryIO, name: str, max_bytes: int) -> HeaderFrame:
     size = os.fstat(file.fileno()).st_size
     if size > max_bytes:
         raise AdapterRefused(f"{name} has {size} bytes, and the limit is {max_bytes}")
     frame = read_frame(file, file_bytes=size)
     if not frame.is_plausible(max_header_bytes=MAX_HEADER_BYTES):
-        raise AdapterRefused(f"{name}: {_frame_problem(frame)}")
-    raw = read_header_bytes(file, frame)
-    if len(raw) < frame.header_bytes:
-        raise AdapterRefused(f"{name}: the file shrank while it was read; submit again when it is complete")
-    try:
-        return raw.decode("utf-8"), frame.data_bytes
-    except UnicodeDecodeError as error:
-        where = LENGTH_BYTES + error.start
-        raise AdapterRefused(f"{name}: the header is not UTF-8 at byte {where}") from error
+        raise AdapterRefused(f"{name}: {_frame_problem(frame, read_start(file, frame))}")
+    return frame
 
 
-def _frame_problem(frame: HeaderFrame) -> str:
+def _frame_problem(frame: HeaderFrame, start: bytes) -> str:
     """Return the reason why the file has no header."""
     # Naming the format that the file looks like helps people most.
-    start, size, length = frame.start, frame.file_bytes, frame.header_bytes
+    size, length = frame.file_bytes, frame.header_bytes
     # A header that begins properly belongs to a safetensors file, even if the stated length is wrong.
     if start[8:10] != b'{"' and (kind := identify_format(start)):
         return f"not a safetensors file; this is {kind}"
@@ -77,7 +88,7 @@ def _frame_problem(frame: HeaderFrame) -> str:
     if length > size - 8:
         return (
             f"the header should have {length} bytes, but only {size - 8} follow its length; the file is cut off or not "
-            "safetensors"
+            "safetensors; copy or download it again"
         )
     if length > MAX_HEADER_BYTES:
         return f"the header has {length} bytes, and the limit is {MAX_HEADER_BYTES}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import time
 from dataclasses import dataclass, field
-from io import BufferedReader
+from io import FileIO
 from pathlib import Path
 from threading import Lock
 
@@ -63,7 +63,7 @@ def sha256_of(path: Path) -> str:
         return identify(file).sha256
 
 
-def identify(file: BufferedReader) -> Identity:
+def identify(file: FileIO) -> Identity:
     """Return the identity of an open adapter file, which is read only if it is new or has changed.
 
     Raises:
@@ -78,7 +78,7 @@ def identify(file: BufferedReader) -> Identity:
     return Identity(digest, stamp.size_bytes)
 
 
-def _hash(file: BufferedReader, stamp: Stamp, known: _KnownFile) -> str:
+def _hash(file: FileIO, stamp: Stamp, known: _KnownFile) -> str:
     is_final = _await_tick(stamp, known.first_seen_s)
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").hexdigest()

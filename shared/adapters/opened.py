@@ -10,7 +10,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedReader
+from io import FileIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ class Stamp(NamedTuple):
 
 
 @contextmanager
-def open_adapter(path: Path) -> Iterator[BufferedReader]:
+def open_adapter(path: Path) -> Iterator[FileIO]:
     """Open the file at `path` for the block.
 
     Raises:
@@ -37,7 +37,8 @@ def open_adapter(path: Path) -> Iterator[BufferedReader]:
         AdapterRefused: the file cannot be read, is not a regular file, or changed during the block.
     """
     try:
-        with open(path, "rb", opener=_open_without_waiting) as file:
+        # Unbuffered: a buffer would read tensors behind the header.
+        with open(path, "rb", buffering=0, opener=_open_without_waiting) as file:
             before = stamp_of(file)
             yield file
             if stamp_of(file) != before:
@@ -48,14 +49,14 @@ def open_adapter(path: Path) -> Iterator[BufferedReader]:
         raise AdapterRefused(f"{path.name}: cannot be read: {error.strerror or error}") from error
 
 
-def stamp_of(file: BufferedReader) -> Stamp:
+def stamp_of(file: FileIO) -> Stamp:
     """Return the present stamp of an open file."""
     # Of the open file: a network file system may answer a stat of the path from its cache, but not after an open.
     info = os.fstat(file.fileno())
     return Stamp(str(file.name), info.st_dev, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns)
 
 
-def raise_changed(file: BufferedReader) -> None:
+def raise_changed(file: FileIO) -> None:
     """Raise the error of a file that changed while it was open: `AdapterRefused`, or `FileNotFoundError` if deleted."""
     path = Path(file.name)
     path.stat()

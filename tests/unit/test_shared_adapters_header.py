@@ -1,7 +1,6 @@
 """Headers of strangers' files: what is sound is read exactly, everything else is refused with its reason."""
 
 import json
-import math
 import os
 import pickle
 import struct
@@ -10,19 +9,13 @@ import tracemalloc
 import zipfile
 
 import pytest
-import safetensors
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from shared.adapters.header import MAX_HEADER_BYTES, read_header
-from shared.adapters.header_json import MAX_TENSORS, Header
+from shared.adapters.header_json import MAX_TENSORS, MAX_VALUE_CHARS, Header
 from shared.errors import AdapterNotFound, AdapterRefused
-from shared.safetensors_header import DTYPE_BITS, TensorInfo
+from shared.safetensors_header import TensorInfo
 
 LIMIT = 1 << 30
-FUZZ = settings(
-    max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True
-)
 
 # Two tensors of 8 and 4 bytes.
 ENTRIES = {
@@ -96,7 +89,11 @@ def test_an_empty_file_of_the_format_has_no_tensors(path):
         (b'{"\xff": 1}', b"", "not UTF-8 at byte 10"),
         ('["a", "b"]', b"", "not a JSON object"),
         (" {}", b"", "not a JSON object"),
-        (json.dumps({"n" * 2000: ENTRIES["a.lora_B.weight"]}), DATA, "2000 characters"),
+        (
+            json.dumps({"n" * 2000: ENTRIES["a.lora_B.weight"]}),
+            DATA,
+            "a name in the header has more than 256 characters",
+        ),
         ('{"a": ' + "[" * 100_000, b"", "not described by an object"),
         ('{"a": {"b": ' * 100_000, b"", "its entry is not valid JSON|not described by an object"),
         ('{"a": {"dtype": "F32", "shape": ' + "[" * 900 + "}", b"", "its entry is not valid JSON"),
@@ -145,6 +142,23 @@ def test_an_unsound_header_is_refused_and_the_message_says_where(path, header, d
         read_header(path, max_bytes=LIMIT)
 
 
+def test_long_values_of_metadata_are_left_out_and_short_ones_kept(path):
+    values = {"thumbnail": "x" * (MAX_VALUE_CHARS + 1), "a": "\\\n狐" * 9, **{f"b{n}": "y" * 10**6 for n in range(5)}}
+    file_of(path, {"__metadata__": values}, b"")
+
+    header = read_header(path, max_bytes=LIMIT)
+
+    assert header.omitted == {"thumbnail", "b4"}  # in all, 4 MiB are kept
+    assert header.metadata == {name: value for name, value in values.items() if name not in header.omitted}
+
+
+def test_a_long_value_that_decides_the_strength_is_refused(path):
+    file_of(path, {"__metadata__": {"lora_adapter_metadata": "x" * (MAX_VALUE_CHARS + 1)}}, b"")
+
+    with pytest.raises(AdapterRefused, match="'lora_adapter_metadata' is too long to be read"):
+        read_header(path, max_bytes=LIMIT)
+
+
 @pytest.mark.parametrize(
     ("length", "reason"),
     [
@@ -167,7 +181,7 @@ def test_a_header_over_the_cap_is_refused_unread(path):
     file_of(path, "{}", b"", length=100 * 1024**2 + 1)
     os.truncate(path, 200 * 1024**2)  # a hole: takes no room on disk
 
-    with pytest.raises(AdapterRefused, match="has 104857601 bytes, and the limit is 8388608"):
+    with pytest.raises(AdapterRefused, match="has 104857601 bytes, and the limit is 67108864"):
         read_header(path, max_bytes=LIMIT)
 
 
@@ -237,7 +251,7 @@ def many(count):
     [
         (many(MAX_TENSORS), None),
         (many(MAX_TENSORS + 1), "more than 20000 tensors"),
-        (many(1_000_000), "and the limit is 8388608"),
+        (many(1_000_000), "more than 20000 tensors"),
         ('{"a": [' + "0," * 4_000_000, "not described by an object"),
         ('{"__metadata__": {"a": "' + "\U0001f98a" * 2_000_000 + '"}}', None),
     ],
@@ -271,100 +285,3 @@ def reason_of(path):
     except AdapterRefused as error:
         return str(error)
     return None
-
-
-# Fuzzing. The oracle is the format's own library: whatever is accepted here, it must accept too, and read the same.
-
-
-@st.composite
-def sound_files(draw):
-    """(entries, data) of a file with 1 to 4 tensors."""
-    entries = {}
-    position = 0
-    for name in draw(st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=4, unique=True)):
-        dtype = draw(st.sampled_from(["F32", "F16", "BF16", "I8", "F64"]))
-        shape = draw(st.lists(st.integers(0, 4), max_size=3))
-        size = math.prod(shape) * DTYPE_BITS[dtype] // 8
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [position, position + size]}
-        position += size
-    return entries, bytes(position)
-
-
-ODD = st.one_of(
-    st.integers(-(2**70), 2**70),
-    st.floats(allow_nan=True),
-    st.none(),
-    st.booleans(),
-    st.text(max_size=5),
-    st.lists(st.integers(-2, 20), max_size=3),
-    st.just({}),
-)
-
-
-@st.composite
-def corrupted_files(draw):
-    """Bytes of a file that was sound before one thing was changed."""
-    entries, data = draw(sound_files())
-    name = draw(st.sampled_from(sorted(entries)))
-    how = draw(st.sampled_from(["field", "offset", "bytes", "cut", "tail", "length", "drop"]))
-    if how == "field":
-        entries[name][draw(st.sampled_from(["dtype", "shape", "data_offsets", "new"]))] = draw(ODD)
-    if how == "offset":
-        side = draw(st.integers(0, 1))
-        entries[name]["data_offsets"][side] += draw(st.sampled_from([-8, -1, 1, 2, 8, 2**31, 2**63]))
-    if how == "drop":
-        del entries[name]
-    raw = json.dumps(entries).encode()
-    file = bytearray(struct.pack("<Q", len(raw)) + raw + data)
-    if how == "bytes":
-        for _ in range(draw(st.integers(1, 4))):
-            file[draw(st.integers(0, len(file) - 1))] = draw(st.integers(0, 255))
-    if how == "cut":
-        del file[draw(st.integers(0, len(file) - 1)) :]
-    if how == "tail":
-        file += draw(st.binary(min_size=1, max_size=20))
-    if how == "length":
-        file[:8] = struct.pack("<Q", draw(st.integers(0, 2**64 - 1) | st.integers(0, 300)))
-    return bytes(file)
-
-
-def theirs(content):
-    return {
-        name: (tensor["dtype"], tuple(tensor["shape"]), len(tensor["data"]))
-        for name, tensor in safetensors.deserialize(content)
-    }
-
-
-def ours(path):
-    tensors = read_header(path, max_bytes=LIMIT).tensors
-    return {name: (info.dtype, info.shape, info.end - info.start) for name, info in tensors.items()}
-
-
-@FUZZ
-@given(sound_files())
-def test_every_sound_file_is_read_as_the_library_reads_it(path, file):
-    entries, data = file
-    file_of(path, entries, data)
-
-    assert ours(path) == theirs(path.read_bytes())
-
-
-@FUZZ
-@given(corrupted_files())
-def test_a_corrupted_file_is_refused_or_is_one_that_the_library_reads_the_same(path, content):
-    path.write_bytes(content)
-
-    if (reason := reason_of(path)) is None:
-        assert ours(path) == theirs(content)
-    else:
-        assert reason.startswith("x.safetensors: ")
-        assert len(reason) < 4000
-
-
-@FUZZ
-@given(st.binary(max_size=200), st.booleans())
-def test_noise_is_refused(path, noise, framed):
-    path.write_bytes(struct.pack("<Q", len(noise)) + noise if framed else noise)
-
-    with pytest.raises(AdapterRefused):
-        read_header(path, max_bytes=LIMIT)
