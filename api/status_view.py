@@ -18,7 +18,10 @@ WIRE_STATUS: dict[State, JobStatus] = {
     State.CANCELED: "canceled",
 }
 
-LEDGER_STATE: dict[JobStatus, State] = {status: state for state, status in WIRE_STATUS.items()}
+#: States by the words of the wire and of the ledger.
+LEDGER_STATE: dict[str, State] = {status: state for state, status in WIRE_STATUS.items()} | {
+    state.value: state for state in State
+}
 
 
 def result_url(job_id: str, *, base_url: str) -> str:
@@ -82,15 +85,16 @@ def _item_status(item: ItemView) -> ItemStatus:
 
 
 def _progress(job: JobView) -> float:
-    """Return the share of all denoising steps that are done; failed and canceled items count as done."""
+    """Return the share of all denoising steps that led to an image, or belong to an image that is being rendered."""
     total = done = 0
     for item in job.items:
         steps = _step_count(item)
         total += steps
-        if item.finished_ms is not None:
+        if item.state is State.SUCCEEDED:
             done += steps
-        elif item.progress is not None:
+        elif item.state is State.RUNNING and item.progress is not None:
             done += item.progress.step
+        # The steps of failed, canceled and requeued items are lost.
     return round(done / total, 4)
 
 

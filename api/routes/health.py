@@ -25,17 +25,21 @@ def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
     """Answer 200 when jobs can be accepted, else 503.
 
     `checks` states `ok` or the fault for Redis, the object store and each of the process's own threads. `slots` lists
-    the live workers; if there is no live worker, jobs are accepted and wait. `warnings` lists risks that do not block
-    jobs: a Redis that may lose accepted jobs, or a worker whose device keeps failing.
+    the live workers, and `workers` is their number, null while Redis does not answer. `warnings` lists risks that do
+    not block jobs: no live worker, so that accepted jobs wait; a Redis that may lose accepted jobs; a worker whose
+    device keeps failing.
     """
     checks = {"storage": services.storage_probe.state()}
     slots: list[dict[str, str]] = []
     warnings: list[str] = []
+    workers = services.ledger.workers
     try:
         slots = [
             {"name": slot.name, "model": slot.model, "state": slot.state, "device": slot.device}
-            for slot in services.ledger.workers.live_slots()
+            for slot in workers.live_slots()
         ]
+        if not slots:
+            warnings.append(_no_worker_warning(may_be_missing=workers.slots_may_be_missing()))
         warnings += [f"redis: {issue.detail}; {issue.remedy}" for issue in services.ledger.durability_issues()]
         checks["redis"] = "ok"
     except LedgerUnavailable as error:
@@ -51,4 +55,16 @@ def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
     is_ready = all(state == "ok" for state in checks.values())
     if not is_ready:
         response.status_code = HTTPStatus.SERVICE_UNAVAILABLE
-    return {"status": "ready" if is_ready else "not_ready", "checks": checks, "warnings": warnings, "slots": slots}
+    return {
+        "status": "ready" if is_ready else "not_ready",
+        "checks": checks,
+        "warnings": warnings,
+        "workers": len(slots) if checks.get("redis") == "ok" else None,
+        "slots": slots,
+    }
+
+
+def _no_worker_warning(*, may_be_missing: bool) -> str:
+    if may_be_missing:
+        return "no worker has reported since Redis stalled; ask again in a few seconds"
+    return "no worker is running: jobs are accepted and wait; start one with flux2 worker"

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Query, Response
 from api.deps import Services, ServicesDep
 from api.result_view import result_view
 from api.schemas.job_result import Result
-from api.schemas.job_status import JobList, JobStatus, Status
+from api.schemas.job_status import JobList, Status, StatusFilter
 from api.schemas.problems import Problem
 from api.status_view import LEDGER_STATE, job_line_view, status_view
 from shared.catalog import find_model
@@ -78,7 +78,10 @@ async def list_requests(
     cursor: Annotated[
         str | None, Query(description="`next_cursor` of the previous page.", pattern="^[0-9a-f]{1,13}$")
     ] = None,
-    status: Annotated[JobStatus | None, Query(description="Only jobs in this state.")] = None,
+    status: Annotated[
+        StatusFilter | None,
+        Query(description="Only jobs in this state. `queued` means `in_queue`, and `running` means `in_progress`."),
+    ] = None,
     model: Annotated[str | None, Query(description="Only jobs of this model.")] = None,
 ) -> JobList:
     """Return jobs, newest first, one page at a time.

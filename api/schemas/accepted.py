@@ -13,7 +13,9 @@ class Submitted(BaseModel):
     """An accepted job. It is stored durably: it survives a restart of every process."""
 
     request_id: str = Field(description="Id of the job.")
-    status: Literal["queued"] = "queued"
+    status: Literal["queued"] = Field(
+        "queued", description="The reference API's word in this answer; the job's status calls it `in_queue`."
+    )
     status_url: str = Field(description="URL to poll for the job's progress.")
     result_url: str = Field(description="URL of the job's images.")
     created_at: str = Field(description="When the job was accepted; RFC 3339, UTC.")

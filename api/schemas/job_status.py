@@ -10,6 +10,9 @@ from shared.job import ItemError, Progress
 
 JobStatus = Literal["in_queue", "in_progress", "succeeded", "failed", "canceled"]
 
+#: What the listing filters by: the answer to a submit says `queued`, so people ask for it.
+StatusFilter = Literal[JobStatus, "queued", "running"]
+
 
 class ItemStatus(BaseModel):
     """The state of one image."""
@@ -47,7 +50,10 @@ class Status(BaseModel):
         description="Queued images that were accepted earlier; null when none of this job's images is queued."
     )
     eta_s: float | None = Field(description="Estimated seconds until the job ends; null while unknown.")
-    progress: float = Field(description="Share of the job's denoising steps that are done, 0 to 1.")
+    progress: float = Field(
+        description="Share of the job's denoising steps that are done, 0 to 1. Steps of failed and canceled images do "
+        "not count, so it ends at 1 only if every image succeeded."
+    )
     items: list[ItemStatus] = Field(description="One entry for each prompt.")
     created_at: str = Field(description="When the job was accepted; RFC 3339 in UTC, like all times.")
     started_at: str | None = Field(description="When the first image started.")

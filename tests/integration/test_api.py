@@ -315,6 +315,34 @@ def test_canceling_a_queued_job_ends_it_and_repeating_the_call_changes_nothing(a
     assert claim(api) is None
 
 
+def test_the_progress_of_a_job_is_the_share_of_steps_that_gave_images(api):
+    queued = accepted(api, request())
+    canceled = api.http.post(f"/v1/requests/{queued}/cancel").json()
+    request_id = accepted(api, request(*[{"prompt": str(number), "sample_steps": 10} for number in range(4)]))
+
+    def progress():
+        return api.http.get(f"/v1/requests/{request_id}/status").json()["progress"]
+
+    finish(api, claim(api))
+    one_of_four = progress()
+    running = claim(api)
+    api.ledger.renew(running, Progress(stage="denoise", step=4, steps=10))
+    and_four_steps = progress()
+    # A worker that stops gives its item back, and the steps are lost.
+    api.ledger.release(running, "drain")
+    given_back = progress()
+    error = ItemError(code="not_finite", message="NaN", retryable=False)
+    running = claim(api)
+    api.ledger.renew(running, Progress(stage="decode", step=10, steps=10))
+    api.ledger.commit(running, error)
+    one_failed = progress()
+    last = api.http.post(f"/v1/requests/{request_id}/cancel").json()
+
+    assert (canceled["status"], canceled["progress"]) == ("canceled", 0.0)
+    assert [one_of_four, and_four_steps, given_back, one_failed] == [0.25, 0.35, 0.25, 0.25]
+    assert (last["status"], last["progress"]) == ("canceled", 0.25)
+
+
 def test_canceling_a_running_job_is_shown_until_the_worker_learns_of_it(api):
     request_id = accepted(api, request())
     claimed = claim(api)
@@ -645,6 +673,36 @@ def test_requests_are_listed_newest_first_in_pages(api):
     assert first["data"][0]["items"]["in_queue"] == 1
 
 
+def test_the_listing_understands_the_words_of_status_and_of_submit(api):
+    made = {}
+    made["in_progress"] = accepted(api, request())
+    claim(api)
+    made["succeeded"] = accepted(api, request())
+    finish(api, claim(api))
+    made["failed"] = accepted(api, request())
+    api.ledger.commit(claim(api), ItemError(code="not_finite", message="NaN", retryable=False))
+    made["canceled"] = accepted(api, request())
+    api.http.post(f"/v1/requests/{made['canceled']}/cancel")
+    made["in_queue"] = accepted(api, request())
+    # The words of the submit and of the ledger.
+    made |= {"queued": made["in_queue"], "running": made["in_progress"]}
+
+    found = {word: api.http.get("/v1/requests", params={"status": word}).json()["data"] for word in made}
+
+    assert {word: [line["request_id"] for line in lines] for word, lines in found.items()} == {
+        word: [request_id] for word, request_id in made.items()
+    }
+    assert [found[word][0]["status"] for word in ("queued", "running")] == ["in_queue", "in_progress"]
+
+
+def test_an_unknown_status_is_refused_with_the_words_that_are_known(api):
+    answer = api.http.get("/v1/requests", params={"status": "cancelled"})
+
+    detail = problem(answer, 422, "VALIDATION_ERROR")["detail"]
+    words = ("in_queue", "in_progress", "succeeded", "failed", "canceled", "queued", "running")
+    assert all(f"'{word}'" in detail for word in words)
+
+
 def test_a_page_with_a_filter_may_be_empty_while_more_jobs_follow(api, monkeypatch):
     monkeypatch.setattr("shared.ledger.listing._JOBS_PER_STEP", 1)
     monkeypatch.setattr("shared.ledger.listing._STEPS_PER_PAGE", 2)
@@ -731,7 +789,24 @@ def test_health_covers_the_process_and_ready_covers_what_it_depends_on(api):
 
     assert ready.status_code == 200
     assert ready.json()["checks"] == {"redis": "ok", "storage": "ok", "caretaker": "ok", "courier": "ok"}
-    assert ready.json()["warnings"] == []
+
+
+def test_ready_warns_while_no_worker_is_running(api):
+    without = api.http.get("/ready")
+    api.ledger.workers.beat("gpu-0", SLOT)
+    with_worker = api.http.get("/ready")
+    api.ledger.workers.remove("gpu-0")
+    api.ledger.redis.set(keys.SLOTS_MISSING, 1)
+    after_stall = api.http.get("/ready")
+
+    assert [answer.status_code for answer in (without, with_worker, after_stall)] == [200, 200, 200]
+    assert [answer.json()["status"] for answer in (without, with_worker, after_stall)] == ["ready"] * 3
+    assert [answer.json()["workers"] for answer in (without, with_worker, after_stall)] == [0, 1, 0]
+    assert without.json()["warnings"] == [
+        "no worker is running: jobs are accepted and wait; start one with flux2 worker"
+    ]
+    assert with_worker.json()["warnings"] == []
+    assert after_stall.json()["warnings"] == ["no worker has reported since Redis stalled; ask again in a few seconds"]
 
 
 def test_ready_warns_of_a_redis_that_may_lose_jobs_and_of_a_failing_device(api):
@@ -770,7 +845,8 @@ def test_the_code_of_a_spec_that_no_worker_can_read_reaches_the_client(api):
 
     assert (status.status_code, result.status_code) == (200, 200)
     assert [item["error"] and item["error"]["code"] for item in status.json()["items"]] == ["unreadable_spec", None]
-    assert (status.json()["status"], status.json()["progress"]) == ("failed", 1.0)
+    # 25 steps of the dog, and one that stands for the unknown number of the cat's.
+    assert (status.json()["status"], status.json()["progress"]) == ("failed", round(25 / 26, 4))
     assert [failure["code"] for failure in result.json()["errors"]] == ["unreadable_spec"]
     assert [image["prompt"] for image in result.json()["outputs"]["images"]] == ["a dog"]
     assert result.json()["metadata"]["warnings"] == status.json()["warnings"]
