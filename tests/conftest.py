@@ -130,6 +130,26 @@ def wait_until() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def slot_report() -> Callable[..., dict[str, str]]:
+    """The heartbeat of an idle worker with the base weights; keywords change it."""
+
+    def make(**changes: str) -> dict[str, str]:
+        return {
+            "model": "flux2",
+            "state": "ready",
+            "device": "cpu",
+            "revision": "r",
+            "precision": "bf16",
+            "engines": "exact",
+            "warm": "base",
+            "item": "",
+            "base_drift": "0",
+        } | changes
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def item() -> Callable[..., ItemSpec]:
     """An accepted item of 64x64 in two steps; keywords change it."""
 

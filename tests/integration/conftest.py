@@ -1,6 +1,7 @@
 """The real application on a real socket, over the session's Redis and S3."""
 
 import base64
+import hashlib
 import threading
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -10,7 +11,10 @@ import pytest
 import uvicorn
 
 from api.app import create_app
+from shared.celery_app import make_celery
+from shared.job import ItemResult, PipelineReport
 from shared.local.ports import pick_free_port
+from shared.storage import open_store
 
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 
@@ -88,3 +92,70 @@ def serve(made, wait_until):
 def serve_api(wait_until):
     """A function for `with`: it serves an API with the given settings, and its value is as that of `api`."""
     return lambda made: serve(made, wait_until)
+
+
+@pytest.fixture
+def store_image():
+    """Store the image of a claim and describe it, as a worker does before it commits the result."""
+
+    def store(api, claim, data):
+        key = f"results/{claim.job_id}/{claim.index}/{claim.fence}/image.png"
+        api.store.put(key, data, content_type="image/png")
+        return ItemResult(
+            key=key,
+            format="png",
+            content_type="image/png",
+            width=claim.spec.width,
+            height=claim.spec.height,
+            sha256=hashlib.sha256(data).hexdigest(),
+            size_bytes=len(data),
+            timings={"denoise": 1.5},
+            adapters=(),
+            pipeline=PipelineReport(
+                engine="exact",
+                precision="bf16",
+                base_revision="r",
+                device="cpu",
+                adapter_mode="merged",
+                change="none",
+                versions={},
+            ),
+        )
+
+    return store
+
+
+@pytest.fixture
+def finish(store_image):
+    """Finish the item of a claim with an image."""
+
+    def commit(api, claim, data=b"picture"):
+        assert api.ledger.commit(claim, store_image(api, claim, data)) == "committed"
+
+    return commit
+
+
+@pytest.fixture
+def make_worker(redis_url):
+    """Assemble a worker that is named `test` from its settings, ledger and renderer; no thread of it is started."""
+    # Torch takes seconds to import, and most tests need none.
+    from worker.consumer.heartbeat import Heartbeat
+    from worker.consumer.slot import Slot
+    from worker.consumer.worker import Worker
+    from worker.consumer.worker_state import WorkerState
+
+    def make(settings, ledger, renderer):
+        slot = Slot(name="test", model="flux2", device="cpu", revision="r", precision="fp32", engines=("exact",))
+        state = WorkerState()
+        return Worker(
+            settings=settings,
+            ledger=ledger,
+            store=open_store(settings),
+            celery=make_celery(redis_url, side="worker", timeout_s=2),
+            renderer=renderer,
+            slot=slot,
+            state=state,
+            heartbeat=Heartbeat(ledger, slot, state, renderer),
+        )
+
+    return make

@@ -20,7 +20,7 @@ from api.training_config.plan import plan_replay
 from shared.adapters import validate
 from shared.adapters.listing import list_adapter_files
 from shared.errors import QueueFull
-from shared.job import ItemError, ItemResult, ItemSpec, PipelineReport, Progress
+from shared.job import ItemError, ItemSpec, Progress
 from shared.ledger import keys
 from shared.ledger.spec_parts import join_texts
 from shared.ledger.workers import WorkerRegistry
@@ -102,32 +102,6 @@ def claim(api):
     return api.ledger.claim_next(["flux2"], slot="test", boot="test", warm="base")
 
 
-def finish(api, claimed, data=b"picture"):
-    key = f"results/{claimed.job_id}/{claimed.index}/{claimed.fence}/image.png"
-    api.store.put(key, data, content_type="image/png")
-    made = ItemResult(
-        key=key,
-        format="png",
-        content_type="image/png",
-        width=claimed.spec.width,
-        height=claimed.spec.height,
-        sha256=hashlib.sha256(data).hexdigest(),
-        size_bytes=len(data),
-        timings={"denoise": 1.5},
-        adapters=(),
-        pipeline=PipelineReport(
-            engine="exact",
-            precision="bf16",
-            base_revision="r",
-            device="cpu",
-            adapter_mode="merged",
-            change="none",
-            versions={},
-        ),
-    )
-    assert api.ledger.commit(claimed, made) == "committed"
-
-
 def test_the_references_example_request_is_accepted_verbatim(api, adapter):
     answer = api.http.post("/v1/inference", content=SEED_REQUEST, headers={"Content-Type": "application/json"})
 
@@ -163,7 +137,7 @@ def test_fields_missing_in_a_request_get_the_models_defaults(api):
     assert first.output_format == "png"
 
 
-def test_a_seed_of_minus_one_is_drawn_when_the_job_is_accepted_and_never_again(api):
+def test_a_seed_of_minus_one_is_drawn_when_the_job_is_accepted_and_never_again(api, finish):
     request_id = accepted(api, request({"prompt": "a", "seed": -1}, {"prompt": "b", "seed": -1}))
 
     first, second = [spec.seed for spec in specs(api, request_id)]
@@ -193,7 +167,7 @@ def test_a_trigger_placeholder_without_a_trigger_word_stays_with_a_warning(api):
     assert any("[trigger]" in warning for warning in answer["warnings"])
 
 
-def test_sizes_are_rounded_down_to_the_divisor_and_both_sizes_are_reported(api):
+def test_sizes_are_rounded_down_to_the_divisor_and_both_sizes_are_reported(api, finish):
     answer = post(api, request({"prompt": "a", "width": 1000, "height": 65})).json()
     finish(api, claim(api))
 
@@ -250,7 +224,7 @@ def test_an_hf_token_is_accepted_and_leaves_no_trace(api, redis_client):
         assert "hf_verysecret" not in json.dumps(value)
 
 
-def test_a_job_is_polled_from_queue_to_images_that_can_be_fetched(api):
+def test_a_job_is_polled_from_queue_to_images_that_can_be_fetched(api, finish):
     request_id = accepted(api, request({"prompt": "a"}, {"prompt": "b"}))
     url = f"/v1/requests/{request_id}/status"
     waiting = api.http.get(url).json()
@@ -283,7 +257,7 @@ def test_a_job_is_polled_from_queue_to_images_that_can_be_fetched(api):
     assert result["metadata"]["timings"]["prompts"][0] == {"index": 0, "denoise": 1.5}
 
 
-def test_a_failed_image_is_reported_with_its_reason_and_finished_ones_are_kept(api):
+def test_a_failed_image_is_reported_with_its_reason_and_finished_ones_are_kept(api, finish):
     request_id = accepted(api, request({"prompt": "a"}, {"prompt": "b"}))
     finish(api, claim(api))
     api.ledger.commit(claim(api), ItemError(code="out_of_memory", message="64x64 does not fit", retryable=False))
@@ -626,14 +600,8 @@ def test_a_file_that_is_not_an_adapter_is_refused_with_the_reason(api, adapter_r
     assert "HTML" in body["detail"]
 
 
-SLOT = {
-    "model": "flux2", "state": "ready", "device": "cpu", "revision": "r", "precision": "bf16", "engines": "exact",
-    "warm": "base", "item": "", "base_drift": "0",
-}  # fmt: skip
-
-
-def test_an_adapter_is_checked_against_the_base_model_that_workers_loaded(api, adapter):
-    api.ledger.workers.beat("gpu-0", SLOT)
+def test_an_adapter_is_checked_against_the_base_model_that_workers_loaded(api, adapter, slot_report):
+    api.ledger.workers.beat("gpu-0", slot_report())
     body = request(loras=[{"path": "my_lora_job/my_lora.safetensors"}])
     unchecked = post(api, body).json()
     assert any("form only" in warning for warning in unchecked["warnings"])
@@ -834,7 +802,7 @@ def rewrite(api, request_id, field, **changes):
     api.ledger.redis.hset(keys.item(f"{request_id}:0"), field, json.dumps({**stored, **changes}))
 
 
-def test_the_code_of_a_spec_that_no_worker_can_read_reaches_the_client(api):
+def test_the_code_of_a_spec_that_no_worker_can_read_reaches_the_client(api, finish):
     request_id = accepted(api, request({"prompt": "a cat"}, {"prompt": "a dog"}))
     api.ledger.redis.hset(keys.item(f"{request_id}:0"), "spec", '{"model": "flux2", "future": 1}')
     # The worker cannot read the first image's spec, says so, and takes the second.
@@ -852,7 +820,7 @@ def test_the_code_of_a_spec_that_no_worker_can_read_reaches_the_client(api):
     assert result.json()["metadata"]["warnings"] == status.json()["warnings"]
 
 
-def test_an_image_made_from_a_newer_versions_spec_is_reported_with_its_parameters(api):
+def test_an_image_made_from_a_newer_versions_spec_is_reported_with_its_parameters(api, finish):
     request_id = accepted(api, request({"prompt": "a cat", "seed": 7}))
     finish(api, claim(api))
     rewrite(api, request_id, "spec", future=1, engine="turbo")
@@ -862,7 +830,7 @@ def test_an_image_made_from_a_newer_versions_spec_is_reported_with_its_parameter
     assert (image["prompt"], image["seed"]) == ("a cat", 7)
 
 
-def test_an_image_whose_spec_cannot_be_read_has_no_parameters_and_a_warning(api):
+def test_an_image_whose_spec_cannot_be_read_has_no_parameters_and_a_warning(api, finish):
     request_id = accepted(api, request({"prompt": "a cat"}))
     finish(api, claim(api))
     rewrite(api, request_id, "spec", seed={"of": "another version"})
@@ -876,7 +844,7 @@ def test_an_image_whose_spec_cannot_be_read_has_no_parameters_and_a_warning(api)
     assert body["metadata"]["warnings"][-1] == warning
 
 
-def test_a_result_that_cannot_be_read_gives_a_warning_and_no_image(api):
+def test_a_result_that_cannot_be_read_gives_a_warning_and_no_image(api, finish):
     request_id = accepted(api, request())
     finish(api, claim(api))
     rewrite(api, request_id, "result", format="of another version")
@@ -897,9 +865,8 @@ def test_progress_counts_the_steps_that_the_worker_reports_if_the_spec_cannot_be
     assert api.http.get(f"/v1/requests/{request_id}/status").json()["progress"] == 0.1
 
 
-def test_jobs_keep_the_form_that_every_live_worker_reads(api):
-    report = {"model": "flux2", "state": "ready", "device": "cpu", "revision": "r", "precision": "bf16"}
-    report |= {"engines": "exact", "warm": "base", "item": "", "base_drift": "0"}
+def test_jobs_keep_the_form_that_every_live_worker_reads(api, slot_report):
+    report = slot_report()
 
     def is_compact():
         request_id = accepted(api, request())
@@ -916,11 +883,8 @@ def test_jobs_keep_the_form_that_every_live_worker_reads(api):
     assert [with_new_worker, with_old_worker, is_compact()] == [True, False, True]
 
 
-def test_a_worker_with_an_engine_of_another_version_is_listed_with_the_engines_that_are_known(api):
-    report = {"model": "flux2", "state": "ready", "device": "cpu", "revision": "r", "precision": "bf16"}
-    api.ledger.workers.beat(
-        "gpu-0", {**report, "engines": "exact,turbo", "warm": "base", "item": "", "base_drift": "0"}
-    )
+def test_a_worker_with_an_engine_of_another_version_is_listed_with_the_engines_that_are_known(api, slot_report):
+    api.ledger.workers.beat("gpu-0", slot_report(engines="exact,turbo"))
 
     ready, models, metrics = (api.http.get(path) for path in ("/ready", "/v1/models", "/metrics"))
 
@@ -1184,13 +1148,13 @@ def test_a_replay_with_one_stored_job_gets_the_other_when_repeated(api):
     assert api.ledger.queue_length("flux2") == 40
 
 
-def test_a_job_for_an_engine_is_refused_while_live_workers_offer_only_others(api):
+def test_a_job_for_an_engine_is_refused_while_live_workers_offer_only_others(api, slot_report):
     body = request(engine="ai-toolkit")
 
     without = post(api, body).json()
-    api.ledger.workers.beat("gpu-0", SLOT)
+    api.ledger.workers.beat("gpu-0", slot_report())
     refused = problem(post(api, body), 422, "NO_SUITABLE_WORKER")
-    api.ledger.workers.beat("gpu-1", {**SLOT, "engines": "exact,ai-toolkit"})
+    api.ledger.workers.beat("gpu-1", slot_report(engines="exact,ai-toolkit"))
     with_one = post(api, body).json()
     (model,) = [model for model in api.http.get("/v1/models").json()["models"] if model["id"] == "flux2"]
 
@@ -1203,13 +1167,23 @@ def test_a_job_for_an_engine_is_refused_while_live_workers_offer_only_others(api
     assert api.http.get(f"/v1/requests/{with_one['request_id']}/status").json()["queue_position"] == 1
 
 
-QFLOAT8 = {**SLOT, "precision": "qfloat8", "engines": "exact", "features": ""}
-BF16 = {**SLOT, "precision": "bf16", "engines": "exact", "features": "merged"}
+@pytest.fixture
+def qfloat8(slot_report):
+    """The heartbeat of a worker that cannot merge adapters."""
+    return slot_report(precision="qfloat8", features="")
+
+
+@pytest.fixture
+def bf16(slot_report):
+    """The heartbeat of a worker that can."""
+    return slot_report(features="merged")
+
+
 MERGED = {"adapter_mode": "merged", "loras": [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": 1.0}]}
 
 
-def test_merged_adapters_are_refused_while_no_live_worker_can_merge(api, adapter):
-    api.ledger.workers.beat("gpu-0", QFLOAT8)
+def test_merged_adapters_are_refused_while_no_live_worker_can_merge(api, adapter, qfloat8):
+    api.ledger.workers.beat("gpu-0", qfloat8)
 
     refused = problem(post(api, request(**MERGED)), 422, "NO_SUITABLE_WORKER")
 
@@ -1224,8 +1198,8 @@ def test_merged_adapters_are_refused_while_no_live_worker_can_merge(api, adapter
     assert post(api, request(adapter_mode="merged")).json()["warnings"] == []
 
 
-def test_in_a_mixed_fleet_only_a_worker_that_can_merge_claims_merged_adapters(api, adapter):
-    for name, report in (("gpu-0", QFLOAT8), ("gpu-1", BF16)):
+def test_in_a_mixed_fleet_only_a_worker_that_can_merge_claims_merged_adapters(api, adapter, qfloat8, bf16):
+    for name, report in (("gpu-0", qfloat8), ("gpu-1", bf16)):
         api.ledger.workers.beat(name, report)
     by_name = {slot.name: slot for slot in api.ledger.workers.live_slots()}
 
@@ -1240,14 +1214,14 @@ def test_in_a_mixed_fleet_only_a_worker_that_can_merge_claims_merged_adapters(ap
     assert claimed_by("gpu-1") == [job]
 
 
-def test_merged_adapters_wait_while_live_workers_have_sent_no_heartbeat_since_a_stall(api, adapter):
-    api.ledger.workers.beat("gpu-0", QFLOAT8)
-    api.ledger.workers.beat("gpu-1", BF16)
+def test_merged_adapters_wait_while_live_workers_have_sent_no_heartbeat_since_a_stall(api, adapter, qfloat8, bf16):
+    api.ledger.workers.beat("gpu-0", qfloat8)
+    api.ledger.workers.beat("gpu-1", bf16)
     # As after a stall of 20 s: both reports have expired, and gpu-0 is the first to send another.
     for slot in ("gpu-0", "gpu-1"):
         api.ledger.redis.zadd(keys.SLOTS, {slot: api.ledger.now_ms() - 20_000})
         api.ledger.redis.delete(keys.slot(slot))
-    api.ledger.workers.beat("gpu-0", QFLOAT8)
+    api.ledger.workers.beat("gpu-0", qfloat8)
 
     during = post(api, request(**MERGED))
     api.ledger.redis.delete(keys.SLOTS_MISSING)
@@ -1259,11 +1233,11 @@ def test_merged_adapters_wait_while_live_workers_have_sent_no_heartbeat_since_a_
     assert afterwards.status_code == 422
 
 
-def test_merged_adapters_wait_while_a_worker_of_an_earlier_version_may_be_replaced(api, adapter):
+def test_merged_adapters_wait_while_a_worker_of_an_earlier_version_may_be_replaced(api, adapter, bf16):
     expected = "no live worker offers the engine 'exact' with adapter_mode 'merged' for flux2; the job waits for one"
 
     without = post(api, request(**MERGED)).json()
-    api.ledger.workers.beat("gpu-0", {name: value for name, value in BF16.items() if name != "features"})
+    api.ledger.workers.beat("gpu-0", {name: value for name, value in bf16.items() if name != "features"})
     with_one = post(api, request(**MERGED)).json()
 
     assert expected in without["warnings"]
@@ -1279,17 +1253,9 @@ def test_the_engine_and_adapter_mode_of_a_request_reach_the_item(api):
     problem(post(api, request(engine="comfy")), 422, "VALIDATION_ERROR")
 
 
-def test_metrics_report_the_queue_the_workers_and_their_corrupted_parameters(api):
+def test_metrics_report_the_queue_the_workers_and_their_corrupted_parameters(api, slot_report):
     accepted(api, request({"prompt": "a"}, {"prompt": "b"}))
-    report = {
-        "model": "flux2",
-        "state": "busy",
-        "device": "cpu",
-        "revision": "r",
-        "precision": "bf16",
-        "engines": "exact",
-    }
-    api.ledger.workers.beat("gpu-0", {**report, "warm": "base", "item": "", "base_drift": "0"})
+    api.ledger.workers.beat("gpu-0", slot_report(state="busy"))
 
     answer = api.http.get("/metrics")
 
@@ -1301,11 +1267,11 @@ def test_metrics_report_the_queue_the_workers_and_their_corrupted_parameters(api
     } <= set(answer.text.splitlines())
 
 
-def test_an_adapter_can_be_inspected_before_it_is_used(api, adapter):
+def test_an_adapter_can_be_inspected_before_it_is_used(api, adapter, slot_report):
     path = {"path": "my_lora_job/my_lora.safetensors"}
 
     alone = api.http.get("/v1/adapters", params=path).json()
-    api.ledger.workers.beat("gpu-0", SLOT)
+    api.ledger.workers.beat("gpu-0", slot_report())
     api.ledger.workers.publish_base_model("flux2", revision="r", layers={"img_in": (64, 128)})
     with_base = api.http.get("/v1/adapters", params=path).json()
 

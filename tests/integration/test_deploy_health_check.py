@@ -24,12 +24,8 @@ def exit_code(redis_url, worker):
     return done.returncode
 
 
-def test_a_worker_is_healthy_while_its_heartbeat_is_fresh(redis_client, redis_url):
-    report = {
-        "model": "flux2", "state": "ready", "device": "cuda", "revision": "abc", "precision": "bf16",
-        "engines": "exact", "warm": "base", "item": "", "base_drift": "0",
-    }  # fmt: skip
-    Ledger(redis_client, Settings().queue).workers.beat("gpu-0", report)
+def test_a_worker_is_healthy_while_its_heartbeat_is_fresh(redis_client, redis_url, slot_report):
+    Ledger(redis_client, Settings().queue).workers.beat("gpu-0", slot_report())
 
     assert exit_code(redis_url, "gpu-0") == 0
     assert exit_code(redis_url, "gpu-1") == 1

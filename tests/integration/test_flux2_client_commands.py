@@ -17,20 +17,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from flux2_client.commands import app
-from shared.job import ItemError, ItemResult, PipelineReport
+from shared.job import ItemError
 from shared.local.ports import pick_free_port
-
-REPORT = PipelineReport(
-    engine="exact", precision="bf16", base_revision="r", device="cpu", adapter_mode="merged", change="none", versions={}
-)
 
 
 class Renderer(threading.Thread):
     """Finishes queued items; an item whose prompt contains "fail" fails."""
 
-    def __init__(self, api):
+    def __init__(self, api, finish):
         super().__init__()
         self._api = api
+        self._finish = finish
         self._stopped = threading.Event()
 
     def run(self):
@@ -41,26 +38,9 @@ class Renderer(threading.Thread):
             elif "fail" in claim.spec.prompt:
                 self._api.ledger.commit(claim, ItemError(code="run_failed", message="it broke", retryable=False))
             else:
-                self._finish(claim)
-
-    def _finish(self, claim):
-        file = io.BytesIO()
-        Image.new("RGB", (64, 64), (claim.spec.seed % 256, claim.index, 0)).save(file, format="PNG")
-        key = f"results/{claim.job_id}/{claim.index}/{claim.fence}/image.png"
-        self._api.store.put(key, file.getvalue(), content_type="image/png")
-        made = ItemResult(
-            key=key,
-            format="png",
-            content_type="image/png",
-            width=64,
-            height=64,
-            sha256=hashlib.sha256(file.getvalue()).hexdigest(),
-            size_bytes=len(file.getvalue()),
-            timings={},
-            adapters=(),
-            pipeline=REPORT,
-        )
-        assert self._api.ledger.commit(claim, made) == "committed"
+                file = io.BytesIO()
+                Image.new("RGB", (64, 64), (claim.spec.seed % 256, claim.index, 0)).save(file, format="PNG")
+                self._finish(self._api, claim, file.getvalue())
 
     def stop(self):
         self._stopped.set()
@@ -68,8 +48,8 @@ class Renderer(threading.Thread):
 
 
 @pytest.fixture
-def renderer(api):
-    thread = Renderer(api)
+def renderer(api, finish):
+    thread = Renderer(api, finish)
     thread.start()
     yield thread
     thread.stop()
@@ -114,11 +94,11 @@ def test_a_pipe_gets_one_line_for_each_event(flux2, renderer, tmp_path):
     assert f"saved {tmp_path}/out/a.png" in done.stdout.splitlines()
 
 
-def test_prompts_beyond_the_apis_limit_become_several_jobs_with_the_same_seeds(serve_api, api, flux2, tmp_path):
+def test_prompts_beyond_the_apis_limit_become_several_jobs_with_the_same_seeds(serve_api, api, flux2, tmp_path, finish):
     small = api.settings.model_copy(update={"api": api.settings.api.model_copy(update={"max_prompts": 4})})
     (tmp_path / "prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(10)))
     with serve_api(small) as served:
-        thread = Renderer(served)
+        thread = Renderer(served, finish)
         thread.start()
         done = flux2(
             *("submit", "--prompts", tmp_path / "prompts.txt", "--size", "64", "--output", tmp_path / "out", "--json"),
@@ -188,10 +168,10 @@ def test_a_refusal_is_exit_code_1_and_an_address_without_an_api_4(flux2):
     assert refused.stdout == unknown.stdout == away.stdout == ""
 
 
-def test_jobs_are_listed_shown_downloaded_and_canceled(flux2, api, tmp_path):
+def test_jobs_are_listed_shown_downloaded_and_canceled(flux2, api, tmp_path, finish):
     jobs = [events(flux2("submit", "-p", "a", "-p", "b", "--size", "64", "--json"))[0]["request_id"] for _ in "ab"]
     canceled = flux2("cancel", jobs[1])
-    thread = Renderer(api)
+    thread = Renderer(api, finish)
     thread.start()
     waited = flux2("wait", jobs[0], "--json")
     thread.stop()

@@ -1,6 +1,5 @@
 """`flux2 replay` waits for an API whose Redis is away, and starts no job twice."""
 
-import hashlib
 import io
 import os
 import shutil
@@ -15,7 +14,6 @@ from rich.console import Console
 from flux2_client.client import Client
 from flux2_client.replay import replay_client, run_replay
 from shared.errors import LedgerUnavailable
-from shared.job import ItemResult, PipelineReport
 from shared.local.ports import pick_free_port
 from shared.local.redis_server import RedisServer
 
@@ -26,9 +24,6 @@ config:
     - model: {arch: flux2}
       sample: {format: png, width: 64, height: 64, sample_steps: 2, prompts: ["a", "b --m 0.5"]}
 """
-REPORT = PipelineReport(
-    engine="exact", precision="bf16", base_revision="r", device="cpu", adapter_mode="merged", change="none", versions={}
-)
 
 
 def png():
@@ -57,30 +52,20 @@ def api(redis_of_its_own, serve_api, s3, settings, adapter_root, goldens):
         yield served
 
 
-def finish_next(api):
+@pytest.fixture
+def finish_next(api, store_image):
     """Render the next item as a worker would; return False if nothing is queued, or if Redis is away."""
-    try:
-        claim = api.ledger.claim_next(["flux2"], slot="test", boot="test", warm="base")
-        if claim is None:
+
+    def finish():
+        try:
+            claim = api.ledger.claim_next(["flux2"], slot="test", boot="test", warm="base")
+            if claim is None:
+                return False
+            return api.ledger.commit(claim, store_image(api, claim, png())) == "committed"
+        except LedgerUnavailable:
             return False
-        data = png()
-        key = f"results/{claim.job_id}/{claim.index}/{claim.fence}/image.png"
-        api.store.put(key, data, content_type="image/png")
-        made = ItemResult(
-            key=key,
-            format="png",
-            content_type="image/png",
-            width=64,
-            height=64,
-            sha256=hashlib.sha256(data).hexdigest(),
-            size_bytes=len(data),
-            timings={},
-            adapters=(),
-            pipeline=REPORT,
-        )
-        return api.ledger.commit(claim, made) == "committed"
-    except LedgerUnavailable:
-        return False
+
+    return finish
 
 
 def jobs(api):
@@ -90,7 +75,9 @@ def jobs(api):
         return []
 
 
-def test_a_replay_survives_a_frozen_and_a_stopped_redis(api, redis_of_its_own, tmp_path, wait_until, monkeypatch):
+def test_a_replay_survives_a_frozen_and_a_stopped_redis(
+    api, redis_of_its_own, tmp_path, wait_until, monkeypatch, finish_next
+):
     monkeypatch.setattr("flux2_client.replay._POLL_S", 0.05)
     monkeypatch.setattr("flux2_client.replay.JOB_TIMEOUT_S", 40)
     config, output = tmp_path / "config.yaml", tmp_path / "images"
@@ -113,15 +100,17 @@ def test_a_replay_survives_a_frozen_and_a_stopped_redis(api, redis_of_its_own, t
         redis_of_its_own.stop()
         wait_until(lambda: running.done() or text.getvalue().count("trying again") == 2, what="the failure of a poll")
         redis_of_its_own.start()
-        wait_until(lambda: finish_next(api), what="the first image")
-        wait_until(lambda: finish_next(api), what="the second image")
+        wait_until(finish_next, what="the first image")
+        wait_until(finish_next, what="the second image")
         running.result(timeout=20)
 
     assert sorted(file.name for file in output.iterdir()) == ["sample-0.png", "sample-1.png"]
     assert len(jobs(api)) == 2
 
 
-def test_a_replay_signs_urls_again_that_expired_before_their_download(api, tmp_path, wait_until, monkeypatch):
+def test_a_replay_signs_urls_again_that_expired_before_their_download(
+    api, tmp_path, wait_until, monkeypatch, finish_next
+):
     monkeypatch.setattr("flux2_client.replay._POLL_S", 0.05)
     config, output = tmp_path / "config.yaml", tmp_path / "images"
     config.write_text(CONFIG.replace("b --m 0.5", "b"))
@@ -138,7 +127,7 @@ def test_a_replay_signs_urls_again_that_expired_before_their_download(api, tmp_p
         console = Console(file=io.StringIO())
         running = pool.submit(run_replay, console, client, config, lora=None, samples=None, output=output)
         for what in ("the first image", "the second image"):
-            wait_until(lambda: running.done() or finish_next(api), what=what)
+            wait_until(lambda: running.done() or finish_next(), what=what)
         running.result(timeout=20)
 
     assert expired

@@ -203,11 +203,8 @@ def test_a_worker_prefers_its_merged_adapters_in_both_forms(ledger):
     assert claimed == ["adapter-True", "adapter-False", "base-True", "base-False"]
 
 
-def test_adapters_that_another_worker_has_merged_are_left_to_it_in_both_forms(ledger):
-    report = {"model": "flux2", "state": "ready", "device": "cpu", "revision": "r", "precision": "bf16"}
-    ledger.workers.beat(
-        "host/other", {**report, "engines": "exact", "warm": spec().adapter_key, "item": "", "base_drift": "0"}
-    )
+def test_adapters_that_another_worker_has_merged_are_left_to_it_in_both_forms(ledger, slot_report):
+    ledger.workers.beat("host/other", slot_report(warm=spec().adapter_key))
     for form in (True, False):
         ledger.accept(f"adapter-{form}", [spec()], record={}, compact=form)
     ledger.accept("base", [spec(adapters=())], record={})

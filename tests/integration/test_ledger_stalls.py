@@ -15,17 +15,6 @@ from shared.settings import QueueSettings
 STEP = Progress(stage="denoise", step=3, steps=25)
 HOUR_MS = 3_600_000
 TTL_MS = 30_000
-REPORT = {
-    "model": "flux2",
-    "state": "ready",
-    "device": "cpu",
-    "revision": "r",
-    "precision": "fp32",
-    "engines": "exact",
-    "warm": "base",
-    "item": "",
-    "base_drift": "0",
-}
 
 
 @pytest.fixture
@@ -286,12 +275,12 @@ def test_an_audit_is_led_again_although_its_dead_leaders_term_ends_in_an_hour(le
     assert ledger.wakeups.try_lead_audit("alive")
 
 
-def test_a_slot_that_died_before_the_clock_went_back_counts_as_dead(ledger, clock):
-    ledger.workers.beat("dead", REPORT)
+def test_a_slot_that_died_before_the_clock_went_back_counts_as_dead(ledger, clock, slot_report):
+    ledger.workers.beat("dead", slot_report())
     clock.ms -= HOUR_MS
 
     assert ledger.workers.live_slots() == []
-    ledger.workers.beat("alive", REPORT)
+    ledger.workers.beat("alive", slot_report())
     assert ledger.redis.zrange(keys.SLOTS, 0, -1) == ["alive"]
     assert [slot.name for slot in ledger.workers.live_slots()] == ["alive"]
 
@@ -325,31 +314,33 @@ def test_a_tenant_that_was_served_before_the_clock_went_back_gets_its_turn(ledge
 
 
 @pytest.mark.parametrize("step_ms", [20_000, HOUR_MS, -HOUR_MS])
-def test_live_slots_may_be_missing_after_a_gap_in_all_heartbeats(ledger, clock, step_ms):
+def test_live_slots_may_be_missing_after_a_gap_in_all_heartbeats(ledger, clock, step_ms, slot_report):
     for _ in range(3):
         clock.ms += 3000
-        ledger.workers.beat("gpu-0", REPORT)
-        ledger.workers.beat("gpu-1", REPORT)
+        ledger.workers.beat("gpu-0", slot_report())
+        ledger.workers.beat("gpu-1", slot_report())
     assert not ledger.workers.slots_may_be_missing()
     clock.ms += step_ms
 
-    ledger.workers.beat("gpu-0", REPORT)
+    ledger.workers.beat("gpu-0", slot_report())
 
     assert ledger.workers.slots_may_be_missing()
     # Until each living slot has had the time for another heartbeat.
     assert 10_000 < ledger.redis.pttl(keys.SLOTS_MISSING) <= 15_000
 
 
-def test_live_slots_may_be_missing_even_if_a_claim_forgot_them_before_the_first_heartbeat(ledger, clock, item):
+def test_live_slots_may_be_missing_even_if_a_claim_forgot_them_before_the_first_heartbeat(
+    ledger, clock, item, slot_report
+):
     for slot in ("gpu-0", "gpu-1"):
-        ledger.workers.beat(slot, REPORT)
+        ledger.workers.beat(slot, slot_report())
     ref = AdapterRef(path="a.safetensors", sha256="aa", size_bytes=1, multiplier=1.0)
     ledger.accept("job", [item(adapters=(ref,))], record={})
     clock.ms += 20_000
 
     # It compares the adapters of live slots.
     ledger.claim_next(["flux2"], slot="gpu-0", boot="b", warm="base")
-    ledger.workers.beat("gpu-0", REPORT)
+    ledger.workers.beat("gpu-0", slot_report())
 
     assert [slot.name for slot in ledger.workers.live_slots()] == ["gpu-0"]
     assert ledger.workers.slots_may_be_missing()

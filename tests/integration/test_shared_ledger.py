@@ -787,12 +787,7 @@ def test_a_job_outlives_a_shorter_retention_while_its_idempotency_key_is_remembe
     assert hasty.sweep() == 1
 
 
-def test_the_registry_returns_the_base_model_that_all_live_slots_have_loaded(ledger):
-    report = {
-        "model": "flux2", "state": "ready", "device": "cpu", "precision": "bf16", "engines": "exact", "warm": "base",
-        "item": "", "base_drift": "0",
-    }  # fmt: skip
-
+def test_the_registry_returns_the_base_model_that_all_live_slots_have_loaded(ledger, slot_report):
     def base():
         return ledger.workers.base_model("flux2", ledger.workers.live_slots())
 
@@ -801,29 +796,18 @@ def test_the_registry_returns_the_base_model_that_all_live_slots_have_loaded(led
     ledger.workers.publish_base_model("flux2", revision="abc", layers={"img_in": (64, 128)})
     assert base() is None  # of a worker that has ended since
 
-    ledger.workers.beat("gpu-0", {**report, "revision": "abc"})
+    ledger.workers.beat("gpu-0", slot_report(revision="abc"))
     assert (base().revision, dict(base().layers)) == ("abc", {"img_in": (64, 128)})
 
-    ledger.workers.beat("gpu-1", {**report, "revision": "def"})
+    ledger.workers.beat("gpu-1", slot_report(revision="def"))
     assert base() is None  # which of the two will render is not known
 
 
-def test_a_slot_is_listed_from_its_heartbeat_until_it_is_removed(ledger):
-    report = {
-        "model": "flux2",
-        "state": "ready",
-        "device": "cpu",
-        "revision": "r",
-        "precision": "fp32",
-        "engines": "exact",
-        "warm": "base",
-        "item": "",
-        "base_drift": "0",
-    }
-    ledger.workers.beat("gpu-0", report)
+def test_a_slot_is_listed_from_its_heartbeat_until_it_is_removed(ledger, slot_report):
+    ledger.workers.beat("gpu-0", slot_report())
     assert [(slot.name, slot.state) for slot in ledger.workers.live_slots()] == [("gpu-0", "ready")]
 
-    ledger.workers.beat("gpu-0", {**report, "engines": "turbo,fast,exact"})
+    ledger.workers.beat("gpu-0", slot_report(engines="turbo,fast,exact"))
     assert [slot.engines for slot in ledger.workers.live_slots()] == [("exact", "fast")]
 
     ledger.workers.remove("gpu-0")

@@ -15,17 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from shared.adapters.identity import sha256_of
-from shared.celery_app import make_celery
 from shared.errors import DeviceFault, LedgerUnavailable, StorageUnavailable, WeightsLost
 from shared.job import AdapterRef, ItemSpec, State
 from shared.ledger import Ledger, keys
 from shared.ledger.workers import OUTAGE_REPORT_MS
 from shared.settings import ModelSettings
-from shared.storage import open_store
 from worker.consumer import device_faults
 from worker.consumer.background import BackgroundUploader
 from worker.consumer.heartbeat import Heartbeat
-from worker.consumer.slot import Slot
 from worker.consumer.wakeup import run_next
 from worker.consumer.worker import Worker
 from worker.consumer.worker_state import WorkerState
@@ -48,7 +45,7 @@ def renderer(checkpoint):
 
 
 @pytest.fixture
-def worker(redis_client, redis_url, s3, settings, adapter_root, renderer):
+def worker(redis_client, redis_url, s3, settings, adapter_root, renderer, make_worker):
     made = settings(
         redis={"url": redis_url},
         storage=s3.storage.model_dump(),
@@ -56,19 +53,7 @@ def worker(redis_client, redis_url, s3, settings, adapter_root, renderer):
         adapters={"root": adapter_root},
         queue={"renew_s": 0.05, "lease_ttl_s": 5, "max_attempts": 2},
     )
-    ledger = Ledger(redis_client, made.queue)
-    slot = Slot(name="test", model="flux2", device="cpu", revision="r", precision="fp32", engines=("exact",))
-    state = WorkerState()
-    return Worker(
-        settings=made,
-        ledger=ledger,
-        store=open_store(made),
-        celery=make_celery(redis_url, side="worker", timeout_s=2),
-        renderer=renderer,
-        slot=slot,
-        state=state,
-        heartbeat=Heartbeat(ledger, slot, state, renderer),
-    )
+    return make_worker(made, Ledger(redis_client, made.queue), renderer)
 
 
 @pytest.fixture

@@ -8,17 +8,11 @@ import pytest
 
 from chaos.stub import StubRenderer
 from chaos.tcp import Wire
-from shared.celery_app import make_celery
 from shared.job import State
 from shared.ledger import Ledger, keys
 from shared.settings import QueueSettings
-from shared.storage import open_store
 from worker.consumer import wakeup
-from worker.consumer.heartbeat import Heartbeat
-from worker.consumer.slot import Slot
 from worker.consumer.wakeup import run_next
-from worker.consumer.worker import Worker
-from worker.consumer.worker_state import WorkerState
 
 TIMEOUT_S = 0.1
 
@@ -30,7 +24,7 @@ def wire(redis_server):
 
 
 @pytest.fixture
-def worker(wire, redis_client, redis_url, settings, tmp_path, monkeypatch):
+def worker(wire, redis_client, redis_url, settings, tmp_path, monkeypatch, make_worker):
     """A worker that reaches Redis over a wire, and waits briefly for each reply."""
     monkeypatch.setattr(wakeup, "_REPEAT_S", 0.02)
     made = settings(
@@ -39,18 +33,7 @@ def worker(wire, redis_client, redis_url, settings, tmp_path, monkeypatch):
         queue={"lease_ttl_s": 30, "max_attempts": 3},
     )
     ledger = Ledger.connect(f"redis://127.0.0.1:{wire.port}/0", made.queue, timeout_s=TIMEOUT_S)
-    slot = Slot(name="test", model="flux2", device="cpu", revision="r", precision="fp32", engines=("exact",))
-    state, renderer = WorkerState(), StubRenderer(0.0)
-    return Worker(
-        settings=made,
-        ledger=ledger,
-        store=open_store(made),
-        celery=make_celery(redis_url, side="worker", timeout_s=2),
-        renderer=renderer,
-        slot=slot,
-        state=state,
-        heartbeat=Heartbeat(ledger, slot, state, renderer),
-    )
+    return make_worker(made, ledger, StubRenderer(0.0))
 
 
 @pytest.fixture
