@@ -50,11 +50,12 @@ format: install ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install ## measure the queue on this host: accept, status, queue to start, adapter swap, memory, 200 pollers, claims
+bench: install ## measure the queue on this host: accept, status, queue to start, adapter swap, memory, 200 pollers, claims, adapter files
 	$(BIN)/python -m benchmarks.queue
 	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.claims
+	$(BIN)/python -m benchmarks.adapters
 
 bench-gpu: install ## measure full-size FLUX.2 with random weights on the GPU, and AI Toolkit if AI_TOOLKIT_PATH is set
 	$(BIN)/python -m benchmarks.gpu --full $(BENCH_ARGS)

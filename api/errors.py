@@ -27,6 +27,7 @@ _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
     errors.IdempotencyKeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.RequestError: HTTPStatus.BAD_REQUEST,
     errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.AdapterCheckBusy: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.LedgerUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StorageUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }

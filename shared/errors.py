@@ -14,6 +14,7 @@
     - ConfigRefused              the training config cannot be replayed
     - JobTooLarge                the job has more items than the queue ever holds
   + QueueFull                    too many items are queued; try again later
+  + AdapterCheckBusy             other adapter files with large headers are being checked; try again later
   + LedgerUnavailable            Redis did not answer; the job may or may not have been accepted
   + RunError                     the request was fine; this attempt failed
     - LeaseLost                  another worker owns the item now; write nothing
@@ -163,6 +164,16 @@ class QueueFull(Flux2Error):
         super().__init__(
             f"{asked} items were asked for, {pending} items are queued and the cap is {cap}; try again later"
         )
+
+
+class AdapterCheckBusy(Flux2Error):
+    """A process checks adapter files with large headers one at a time, and others were first."""
+
+    code = "adapter_check_busy"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("other adapter files with large headers are being checked; try again later")
 
 
 class LedgerUnavailable(Flux2Error):

@@ -8,7 +8,8 @@ the header, a piece at a time, and no byte after it. `shared.safetensors_header`
 from __future__ import annotations
 
 import os
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
@@ -17,7 +18,7 @@ from shared.adapters.header_json import MAX_VALUE_CHARS, Header, parse_header
 from shared.adapters.header_text import HeaderText
 from shared.adapters.opened import open_adapter
 from shared.adapters.signature import identify_format
-from shared.errors import AdapterRefused, HeaderFault
+from shared.errors import AdapterCheckBusy, AdapterRefused, HeaderFault
 from shared.safetensors_header import HeaderFrame, check_tiling, read_frame, read_start
 
 # A LoRA on every linear layer of FLUX.2 [dev] has a header of about 0.1 MB, plus what the trainer or an editor of
@@ -30,6 +31,8 @@ _DECISIVE = frozenset({"lora_adapter_metadata", "lora_alpha", "ss_base_model_ver
 # Larger headers are parsed one at a time: Python threads would not parse two faster, and each takes up to 50 MB.
 _LARGE_HEADER_BYTES = 1024**2
 _large_header = Lock()
+# A caller that waits holds one of the API's 40 threads, which also answer polls.
+_MAX_WAIT_S = 5.0
 
 
 def read_header(path: Path, *, max_bytes: int) -> Header:
@@ -41,6 +44,7 @@ def read_header(path: Path, *, max_bytes: int) -> Header:
     Raises:
         AdapterNotFound, AdapterRefused: see `open_adapter`.
         AdapterRefused: the file is not valid safetensors; the message says what is wrong and where.
+        AdapterCheckBusy: other large headers were parsed for the last 5 s.
     """
     with open_adapter(path) as file:
         return read_open_header(file, max_bytes=max_bytes)
@@ -50,15 +54,28 @@ def read_open_header(file: BinaryIO, *, max_bytes: int) -> Header:
     """Parse and check the header of an open file; see `read_header`."""
     name = Path(file.name).name
     frame = _read_frame(file, name, max_bytes)
-    is_large = frame.header_bytes > _LARGE_HEADER_BYTES
     try:
-        with _large_header if is_large else nullcontext():
+        with _turn(frame):
             header = parse_header(HeaderText(file, frame))
             check_tiling(header.tensors, frame.data_bytes)
         _check_metadata(header)
     except HeaderFault as fault:
         raise AdapterRefused(f"{name}: {fault}") from fault
     return header
+
+
+@contextmanager
+def _turn(frame: HeaderFrame) -> Iterator[None]:
+    """Let a large header wait until no other is parsed."""
+    if frame.header_bytes <= _LARGE_HEADER_BYTES:
+        yield
+        return
+    if not _large_header.acquire(timeout=_MAX_WAIT_S):
+        raise AdapterCheckBusy
+    try:
+        yield
+    finally:
+        _large_header.release()
 
 
 def _check_metadata(header: Header) -> None:

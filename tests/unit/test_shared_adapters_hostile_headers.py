@@ -12,11 +12,11 @@ import time
 
 import pytest
 
-from shared.adapters import opened
+from shared.adapters import header, opened
 from shared.adapters.header import MAX_HEADER_BYTES
 from shared.adapters.validate import validate_adapters
 from shared.catalog import MODELS
-from shared.errors import AdapterRefused
+from shared.errors import AdapterCheckBusy, AdapterRefused
 from shared.request import LoraItem
 from shared.settings import AdaptersSettings
 
@@ -33,8 +33,8 @@ DATA = b"secret data that nothing may see"
 EMPTY = '{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
 
 
-def frame(header, data=DATA, *, length=None):
-    raw = header if isinstance(header, bytes) else header.encode("utf-8", "surrogatepass")
+def frame(text, data=DATA, *, length=None):
+    raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
     return struct.pack("<Q", len(raw) if length is None else length) + raw + data
 
 
@@ -380,8 +380,9 @@ WORST = """
     import sys, threading, time
     from pathlib import Path
 
-    from shared.adapters.header import MAX_HEADER_BYTES, read_header
-    from shared.errors import AdapterRefused
+    from shared.adapters import header
+    from shared.adapters.header import read_header
+    from shared.errors import AdapterCheckBusy, AdapterRefused
 
     def peak_mib():
         lines = Path("/proc/self/status").read_text().splitlines()
@@ -394,6 +395,7 @@ WORST = """
             pass
 
     before = peak_mib()
+    header._MAX_WAIT_S = 60.0  # all of them, however slow this machine is
     threads = [threading.Thread(target=read) for _ in range(int(sys.argv[2]))]
     for thread in threads:
         thread.start()
@@ -434,10 +436,10 @@ LARGEST = {
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="peak memory is read from /proc")
 @pytest.mark.parametrize(("name", "threads"), [*((name, 1) for name in LARGEST), ("many tensors", 4)])
 def test_the_largest_headers_take_little_memory_and_time_also_at_once(name, threads, tmp_path):
-    header = LARGEST[name]().encode()
-    assert 0.9 * MAX_HEADER_BYTES < len(header) <= MAX_HEADER_BYTES
+    text = LARGEST[name]().encode()
+    assert 0.9 * MAX_HEADER_BYTES < len(text) <= MAX_HEADER_BYTES
     file = tmp_path / "x.safetensors"
-    file.write_bytes(frame(header, b""))
+    file.write_bytes(frame(text, b""))
 
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(WORST), str(file), str(threads)],
@@ -447,3 +449,18 @@ def test_the_largest_headers_take_little_memory_and_time_also_at_once(name, thre
     peak_mib, took_s = map(float, done.stdout.split())
     assert peak_mib < 50 * (1 if threads == 1 else 1.5)  # 1 to 48; of the file's JSON alone, 576
     assert took_s < 5 * threads  # 0.2 to 1.0 s
+
+
+def test_a_large_header_that_waits_too_long_for_another_one_is_refused_for_now(tmp_path, monkeypatch):
+    file = tmp_path / "x.safetensors"
+    file.write_bytes(frame(f'{{"__metadata__":{{"a":"{"x" * 2**20}"}}}}', b""))
+    small = tmp_path / "small.safetensors"
+    small.write_bytes(frame(TEXT))
+    monkeypatch.setattr(header, "_MAX_WAIT_S", 0.01)
+
+    with header._large_header:
+        with pytest.raises(AdapterCheckBusy, match="try again later"):
+            header.read_header(file, max_bytes=2**30)
+        assert header.read_header(small, max_bytes=2**30).tensors
+
+    assert header.read_header(file, max_bytes=2**30).omitted == set()
