@@ -20,15 +20,17 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from shared.job import AdapterRef, ItemSpec
+from shared.job import AdapterRef, ItemError, ItemSpec, pools
 from shared.ledger import Claim, Ledger, keys
 from shared.ledger.acceptance import Submission
 from shared.ledger.connection import connect
 from shared.local.redis_server import RedisServer
 from shared.settings import QueueSettings
 
-_POOL, _BOOT = "flux2", "boot"
-_ITEMS_PER_JOB, _JOBS_PER_CALL = 5, 20
+_BOOT = "boot"
+_POOLS = pools("flux2", ["exact"], ["merged", "large"])
+_GIB, _MORE_GIB = 80, 141
+_ITEMS_PER_JOB, _JOBS_PER_CALL, _LARGE_ITEMS = 5, 20, 10
 
 Row = dict[str, Any]
 
@@ -103,8 +105,10 @@ class _Fleet:
         self._running = {slot: _claim(ledger, slot, warm="base") for slot in range(slots)}
         for slot, claim in self._running.items():
             _beat(ledger, slot, claim)
-            # Redis' own clock would forget the report.
-            ledger.redis.persist(keys.slot(_slot_name(slot)))
+        _queue_large_items(ledger)
+        # Redis' own clock would forget the reports.
+        for name in ledger.redis.zrange(keys.SLOTS, 0, -1):
+            ledger.redis.persist(keys.slot(name))
         self._cpu_s_before = self._cpu_s()
 
     def _cpu_s(self) -> float:
@@ -134,6 +138,18 @@ class _Fleet:
         # A commit, a claim and a heartbeat each.
         cpu_ms = (self._cpu_s() - self._cpu_s_before) * 1000 / len(self._redis_ms)
         return self._size | percentiles | {"cpu_ms_an_item": cpu_ms}
+
+
+def _queue_large_items(ledger: Ledger) -> None:
+    """Queue items that only a slot with more memory may claim, so that each claim has to find out that it may not."""
+    report = {"model": "flux2", "engines": "exact", "features": "merged,large"}
+    ledger.workers.beat("larger", {**report, "warm": "base", "memory_bytes": str(_MORE_GIB * 2**30)})
+    error = ItemError(code="out_of_memory", message="it does not fit", retryable=False)
+    for number in range(_LARGE_ITEMS):
+        slot = f"full-{number}"
+        claim = ledger.claim_next(_POOLS, slot=slot, boot=_BOOT, warm="base")
+        assert claim is not None
+        ledger.release_too_large(claim, memory_bytes=_GIB * 2**30, error=error, too_large=error)
 
 
 def _fill(ledger: Ledger, chance: random.Random, *, tenants: int, items: int) -> None:
@@ -166,7 +182,7 @@ def _spec(adapter: int) -> ItemSpec:
 
 
 def _claim(ledger: Ledger, slot: int, *, warm: str) -> Claim:
-    claim = ledger.claim_next([_POOL], slot=_slot_name(slot), boot=_BOOT, warm=warm)
+    claim = ledger.claim_next(_POOLS, slot=_slot_name(slot), boot=_BOOT, warm=warm)
     assert claim is not None
     return claim
 
@@ -179,6 +195,8 @@ def _beat(ledger: Ledger, slot: int, claim: Claim) -> None:
         "revision": "r",
         "precision": "bf16",
         "engines": "exact",
+        "features": "merged,large",
+        "memory_bytes": str(_GIB * 2**30),
         "warm": claim.spec.adapter_key,
         "item": claim.item_id,
         "base_drift": "0",

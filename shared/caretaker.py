@@ -42,7 +42,7 @@ class Caretaker(threading.Thread):
         # A caretaker's identity in the election of the leader.
         self._holder = uuid.uuid4().hex
         self._stopped = threading.Event()
-        # Surplus of each pool at the previous audit.
+        # Surplus of each queue of wake-ups at the previous audit.
         self._surplus: dict[str, int] = {}
 
     def run(self) -> None:
@@ -86,7 +86,9 @@ class Caretaker(threading.Thread):
             logger.warning("leases extended: Redis restarted, stalled or was unreachable, or its clock was set")
         for pool, count in reaped.requeued.items():
             logger.warning("leases expired", extra={"pool": pool, "requeued": count})
-            send_wakeups(self._celery, pool, count=count)
+            name = self._ledger.wakeups.name(pool)
+            if name is not None:
+                send_wakeups(self._celery, name, count=count)
         # These were canceled or out of attempts, and no worker is left that could report it.
         if reaped.ended:
             logger.error("items ended without a worker", extra={"items": list(reaped.ended)})
@@ -94,18 +96,22 @@ class Caretaker(threading.Thread):
     def audit(self) -> None:
         """Send missing wake-ups and drop surplus ones that two consecutive audits see."""
         for pool in POOLS:
-            surplus, before = self._ledger.wakeups.surplus(pool), self._surplus.get(pool, 0)
+            # The largest live slots of a pool of large items change, and their queue of wake-ups with them.
+            name = self._ledger.wakeups.name(pool)
+            if name is None:
+                continue
+            surplus, before = self._ledger.wakeups.surplus(pool, name), self._surplus.get(name, 0)
             # Two audits must agree: a single one may see a claim half way, its wake-up consumed and its item queued.
             missing = min(-surplus, -before, _RESENDS_PER_AUDIT)
             excess = min(surplus, before) - _SURPLUS_KEPT
             if missing > 0:
                 logger.warning("wake-ups sent again", extra={"pool": pool, "count": missing})
-                send_wakeups(self._celery, pool, count=missing)
+                send_wakeups(self._celery, name, count=missing)
                 surplus += missing
             elif excess > 0:
                 dropped = self._ledger.wakeups.drop_surplus(
-                    pool, keep=_SURPLUS_KEPT, limit=min(excess, _DROPS_PER_AUDIT)
+                    pool, name, keep=_SURPLUS_KEPT, limit=min(excess, _DROPS_PER_AUDIT)
                 )
                 logger.info("surplus wake-ups dropped", extra={"pool": pool, "count": dropped})
                 surplus -= dropped
-            self._surplus[pool] = surplus
+            self._surplus[name] = surplus

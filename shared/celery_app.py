@@ -113,14 +113,18 @@ def check_broker(app: Celery) -> None:
         raise LedgerUnavailable(f"Redis did not answer Celery: {error}") from error
 
 
-def send_wakeups(app: Celery, pool: str, *, count: int) -> int:
-    """Send `count` wake-ups until Redis fails to answer; return how many were sent. The audit sends the rest."""
+def send_wakeups(app: Celery, name: str, *, count: int) -> int:
+    """Send `count` wake-ups until Redis fails to answer; return how many were sent. The audit sends the rest.
+
+    Args:
+        name: the queue's: the pool's, except for large items; see `shared.job.wake_name`.
+    """
     sent = 0
     try:
         with app.producer_or_acquire() as producer:
             for _ in range(count):
-                app.send_task(WAKE_TASK, queue=keys.wake_queue(pool), producer=producer)
+                app.send_task(WAKE_TASK, queue=keys.wake_queue(name), producer=producer)
                 sent += 1
     except OperationalError as error:
-        logger.warning("wake-ups not sent", extra={"pool": pool, "missing": count - sent, "error": str(error)})
+        logger.warning("wake-ups not sent", extra={"queue": name, "missing": count - sent, "error": str(error)})
     return sent

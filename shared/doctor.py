@@ -140,7 +140,8 @@ def _queues(ledger: Ledger) -> Iterator[Finding]:
                 "queue",
                 "failed",
                 f"{queued} items of {name} are queued, but no worker serves it",
-                "start a worker for that model and engine; with `+merged`, one whose precision is not qfloat8",
+                "start a worker for that model and engine; with `+merged`, one whose precision is not qfloat8; with "
+                "`+large`, one of this version, because earlier ones leave images that did not fit on a device",
             )
 
 

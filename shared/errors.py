@@ -210,7 +210,8 @@ class OutOfMemory(RunError):
     """The device could not hold the item."""
 
     code = "out_of_memory"
-    # The renderer has already tried again in tiles, if the engine supports them.
+    # The renderer has already tried again in tiles, if the engine supports them. A live worker with more memory
+    # gets the item nevertheless; see `Ledger.release_too_large`.
     retryable = False
     implicates_device = False
 

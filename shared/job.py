@@ -28,8 +28,11 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 AdapterMode = Literal["merged", "live"]
 
 #: What an item may require of a worker beyond its model and engine. `merged`: adapters can be merged into its weights.
-Feature = Literal["merged"]
+#: `large`: no live worker that offers the rest has more memory; the ledger requires it for an item that did not fit.
+Feature = Literal["merged", "large"]
 FEATURES: tuple[Feature, ...] = get_args(Feature)
+# `large` is the last feature, so it ends the name of a pool.
+_LARGE_SUFFIX = "+large"
 # An item that requires only what every worker with its engine can do waits in the engine's plain pool, from which
 # workers of earlier versions claim too. `exact` also runs on qfloat8 weights, into which nothing can be merged.
 ENGINE_FEATURES: Mapping[Engine, frozenset[Feature]] = MappingProxyType(
@@ -141,6 +144,27 @@ def pools(model: str, engines: Iterable[Engine], features: Sequence[Feature]) ->
     )
     # Features that every worker with the engine has give no pool.
     return tuple(dict.fromkeys(names))
+
+
+def is_large(pool_name: str) -> bool:
+    """Return whether a pool holds items that did not fit on a device, which the slots with the most memory claim."""
+    return pool_name.endswith(_LARGE_SUFFIX)
+
+
+def large_pool(pool_name: str) -> str:
+    """Return the pool in which an item of this pool waits after it did not fit on a device."""
+    return pool_name if is_large(pool_name) else pool_name + _LARGE_SUFFIX
+
+
+def memory_gib(memory_bytes: int) -> int:
+    """Round a device's memory to whole GiB, by which devices are compared: drivers differ in the last few MB."""
+    return round(memory_bytes / 2**30)
+
+
+def wake_name(pool_name: str, memory: int) -> str:
+    """Return the name under which the slots of a pool with this much memory, in GiB, get their wake-ups."""
+    # A smaller slot may not claim a large item, so it must not consume the wake-up for it.
+    return f"{pool_name}@{memory}" if is_large(pool_name) else pool_name
 
 
 def adapter_key(adapters: Iterable[AdapterRef], mode: AdapterMode | None = None) -> str:

@@ -20,6 +20,11 @@ def device_id(device: torch.device) -> str:
     return f"gpu-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else str(device)
 
 
+def memory_bytes(device: torch.device) -> int:
+    """Return the memory of a GPU; 0 for a CPU, whose memory the host's processes share."""
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else 0
+
+
 def pick_device(name: str) -> torch.device:
     """Resolve `auto`, `auto:N` (the Nth CUDA device where there is CUDA), `cuda`, `cuda:N` or `cpu`.
 

@@ -19,7 +19,7 @@ from worker.consumer.host_locks import gpu_lock, slot_lock
 from worker.consumer.slot import Slot, slot_name
 from worker.consumer.worker import Worker, redis_retries
 from worker.consumer.worker_state import WorkerState
-from worker.device import device_id, pick_device, probe
+from worker.device import device_id, memory_bytes, pick_device, probe
 
 if TYPE_CHECKING:
     from worker.rendering.renderer import Renderer
@@ -95,6 +95,7 @@ def _load(settings: Settings, name: str, device: torch.device, ledger: Ledger) -
         revision=components.revision,
         precision=components.precision.name,
         engines=renderer.engines,
-        features=components.precision.features,
+        features=(*components.precision.features, "large"),
+        memory_bytes=memory_bytes(device),
     )
     return renderer, slot

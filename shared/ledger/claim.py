@@ -17,6 +17,7 @@ class Claim:
         fence: claim count of the item; every write states it.
         attempt: number of attempts so far, including this one.
         queued_s: seconds since the item was last queued.
+        pool: where the item waited; another pool than its spec's after it did not fit on a device.
     """
 
     item_id: str
@@ -24,6 +25,7 @@ class Claim:
     attempt: int
     spec: ItemSpec
     queued_s: float
+    pool: str
 
     @property
     def job_id(self) -> str:

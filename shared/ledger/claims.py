@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from shared.errors import StorageOutageReported
-from shared.job import ItemError, ItemSpec
+from shared.job import ItemError, ItemSpec, is_large
 from shared.ledger.claim import Claim
 from shared.ledger.claim_numbers import ClaimNumbers
 from shared.ledger.outcome import end_item
@@ -61,7 +61,8 @@ class Claims:
     def preference(self, pools: Sequence[str], slot: str, warm: str) -> dict[str, Any]:
         """Return the arguments by which `choose.lua` picks an item for a slot."""
         return {
-            "pools": list(pools),
+            "pools": [pool for pool in pools if not is_large(pool)],
+            "large_pools": [pool for pool in pools if is_large(pool)],
             "slot": slot,
             "warm": warm,
             "wait_bound_ms": to_ms(self._settings.wait_bound_s),
@@ -70,7 +71,7 @@ class Claims:
 
     def _read(self, reply: Sequence[Any]) -> Claim | None:
         """Read the claim from the script's reply; if its spec cannot be read, end the item and return None."""
-        item_id, fence, attempt, texts, queued_ms, now_ms = reply
+        item_id, fence, attempt, texts, queued_ms, now_ms, pool = reply
         try:
             spec = ItemSpec.model_validate_json(join_texts(texts))
         except ValidationError as error:
@@ -84,4 +85,5 @@ class Claims:
             attempt=int(attempt),
             spec=spec,
             queued_s=(int(now_ms) - int(queued_ms)) / 1000,
+            pool=pool,
         )

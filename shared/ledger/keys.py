@@ -67,11 +67,11 @@ def idempotency(tenant: str, key: str) -> str:
     return f"{PREFIX}idem:{tenant}:{key}"
 
 
-def wake_queue(pool: str) -> str:
-    """Return Celery's name of a pool's queue; Celery puts PREFIX before it in Redis."""
-    return f"wake.{pool}"
+def wake_queue(name: str) -> str:
+    """Return Celery's name of a queue of wake-ups; Celery puts PREFIX before it in Redis."""
+    return f"wake.{name}"
 
 
-def wake_list(pool: str) -> str:
-    """Return the Redis key of a pool's queue."""
-    return PREFIX + wake_queue(pool)
+def wake_list(name: str) -> str:
+    """Return the Redis key of a queue of wake-ups."""
+    return PREFIX + wake_queue(name)

@@ -9,7 +9,7 @@ from importlib import resources
 _COMMON_PARTS = ("prelude", "item_texts", "queue", "moves")
 # Parts that some scripts share, and these scripts.
 _PARTS = {
-    "slots": ("beat", "remove_slot", "claim_next", "peek_next"),
+    "slots": ("beat", "remove_slot", "claim_next", "peek_next", "release", "largest"),
     "choose": ("claim_next", "peek_next"),
     "routes": ("outbox_reserve", "outbox_record"),
 }

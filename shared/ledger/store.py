@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from shared.errors import IdempotencyKeyReused, JobTooLarge, QueueFull
-from shared.job import ItemError, ItemResult, ItemSpec, Progress
+from shared.job import ItemError, ItemResult, ItemSpec, Progress, large_pool, memory_gib
 from shared.ledger import durability, job_reader, keys, listing
 from shared.ledger.acceptance import AcceptedJob, Submission
 from shared.ledger.claim import Claim, ReapResult
@@ -25,7 +25,7 @@ from shared.ledger.session import Session, to_ms
 from shared.ledger.slot_claims import find_unlisted_claims
 from shared.ledger.views import JobPage, JobView
 from shared.ledger.wakeups import WakeupQueues
-from shared.ledger.workers import WorkerRegistry
+from shared.ledger.workers import SLOT_TTL_MS, WorkerRegistry
 from shared.redis_url import RedisUrl
 from shared.settings import QueueSettings
 
@@ -222,6 +222,30 @@ class Ledger:
             reason=reason,
             max_attempts=self._settings.max_attempts,
             error_json=error.model_dump_json(),
+        )
+        return answer
+
+    def release_too_large(
+        self, claim: Claim, *, memory_bytes: int, error: ItemError, too_large: ItemError
+    ) -> Literal["queued", "failed", "canceled", "stale"]:
+        """Queue an item that did not fit on a device for the live slots with the most memory; the attempt counts.
+
+        Args:
+            memory_bytes: memory of the device; 0 if it is unknown.
+            error: the item's error, if this was the last attempt.
+            too_large: the item's error, if no live slot that offers the item's pool reports more memory.
+        """
+        answer: Literal["queued", "failed", "canceled", "stale"] = self._session.run(
+            "release",
+            item_id=claim.item_id,
+            fence=claim.fence,
+            reason="memory",
+            max_attempts=self._settings.max_attempts,
+            error_json=error.model_dump_json(),
+            large_pool=large_pool(claim.pool),
+            memory_gib=memory_gib(memory_bytes),
+            too_large_json=too_large.model_dump_json(),
+            slot_ttl_ms=SLOT_TTL_MS,
         )
         return answer
 

@@ -5,35 +5,52 @@ Celery sends and consumes the messages; the ledger only compares their number wi
 
 from __future__ import annotations
 
+from shared.job import is_large, wake_name
 from shared.ledger import keys
 from shared.ledger.session import Session, to_ms
+from shared.ledger.workers import SLOT_TTL_MS
 
 
 class WakeupQueues:
-    """The queues of wake-up messages in one Redis, one for each pool."""
+    """The queues of wake-up messages in one Redis.
+
+    Each pool has one, which the pool names. A pool of large items has one for each size of memory, and the queue of the
+    largest live slots is in use.
+    """
 
     def __init__(self, session: Session, *, audit_s: float) -> None:
         self._session = session
         # Two periods, so that a leader that is a little late stays the leader.
         self._leadership_ms = to_ms(2 * audit_s)
 
-    def count(self, pool: str) -> int:
-        """Count the wake-ups that no worker has consumed yet."""
-        with self._session.commands():
-            return int(self._session.redis.llen(keys.wake_list(pool)))
+    def name(self, pool: str) -> str | None:
+        """Return the name of the queue whose slots may claim a pool's items now; None if no live slot may."""
+        if not is_large(pool):
+            return pool
+        largest = self._session.run("largest", pool=pool, slot_ttl_ms=SLOT_TTL_MS)
+        return None if largest is None else wake_name(pool, int(largest))
 
-    def surplus(self, pool: str) -> int:
-        """Return how many more wake-ups than queued items there are; below 0 when some are missing."""
+    def count(self, name: str) -> int:
+        """Count the wake-ups of a queue that no worker has consumed yet."""
+        with self._session.commands():
+            return int(self._session.redis.llen(keys.wake_list(name)))
+
+    def surplus(self, pool: str, name: str | None = None) -> int:
+        """Return how many more wake-ups than queued items there are; below 0 when some are missing.
+
+        Args:
+            name: of the pool's queue, if it is another than the pool's.
+        """
         # One transaction, so that an accept between the two reads cannot distort the difference.
         with self._session.commands(), self._session.redis.pipeline(transaction=True) as pipe:
             pipe.zcard(keys.pending(pool))
-            pipe.llen(keys.wake_list(pool))
+            pipe.llen(keys.wake_list(name or pool))
             queued, messages = pipe.execute()
         return int(messages) - int(queued)
 
-    def drop_surplus(self, pool: str, *, keep: int, limit: int) -> int:
+    def drop_surplus(self, pool: str, name: str | None = None, *, keep: int, limit: int) -> int:
         """Drop wake-ups beyond the queued items, all but `keep` of them and at most `limit`; return how many."""
-        return int(self._session.run("drop_wakeups", pool=pool, keep=keep, limit=limit))
+        return int(self._session.run("drop_wakeups", pool=pool, name=name or pool, keep=keep, limit=limit))
 
     def try_lead_audit(self, holder: str) -> bool:
         """Try to become or stay the leader; return whether `holder` leads for the next two audit periods."""

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from shared.job import ENGINES, FEATURES, Engine, Feature, pools
+from shared.job import ENGINES, FEATURES, Engine, Feature, is_large, memory_gib, pools
 from shared.ledger import keys
 from shared.ledger.connection import Client
 from shared.ledger.session import Session, to_ms
@@ -20,6 +20,9 @@ OUTAGE_REPORT_MS = 300_000
 
 #: A slot whose last heartbeat is older counts as dead, in ms.
 SLOT_TTL_MS = 15_000
+
+#: State of a slot that lives and takes no work, because its device keeps failing.
+FAULTY = "faulty"
 
 # Field of a heartbeat that versions before the compact form do not send.
 _READS_COMPACT = "reads_compact"
@@ -36,6 +39,7 @@ class SlotView:
         item: id of the item that it renders; empty if it renders nothing.
         corrupted: number of restored parameters that differ from the checkpoint's; any but 0 is a defect.
         reads_compact: whether it reads jobs in the compact form; see `shared.ledger.compact_form`.
+        memory_bytes: memory of its device; 0 for a CPU, or if its version does not report it.
     """
 
     name: str
@@ -50,6 +54,7 @@ class SlotView:
     item: str
     corrupted: int
     reads_compact: bool
+    memory_bytes: int = 0
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -73,7 +78,14 @@ class WorkerRegistry:
 
     def beat(self, slot: str, report: Mapping[str, str]) -> None:
         """Store one heartbeat of a slot, with its report; it counts as dead `SLOT_TTL_MS` after the last one."""
-        self._session.run("beat", slot=slot, report={**report, _READS_COMPACT: "1"}, slot_ttl_ms=SLOT_TTL_MS)
+        self._session.run(
+            "beat",
+            slot=slot,
+            report={**report, _READS_COMPACT: "1"},
+            slot_ttl_ms=SLOT_TTL_MS,
+            large_pools=_large_pools(report),
+            memory_gib=memory_gib(int(report.get("memory_bytes", 0))),
+        )
 
     def remove(self, slot: str) -> None:
         """Remove a slot that stops from the list, before its last heartbeat expires."""
@@ -162,7 +174,17 @@ def _slot(name: str, raw: Mapping[str, str]) -> SlotView:
         # The stored field keeps its first name: workers and APIs of several versions share one Redis.
         corrupted=int(raw["base_drift"]),
         reads_compact=_READS_COMPACT in raw,
+        memory_bytes=int(raw.get("memory_bytes", 0)),
     )
+
+
+def _large_pools(report: Mapping[str, str]) -> list[str]:
+    """Return the pools of large items that a slot serves if no live slot has more memory."""
+    # A slot that takes no work must not keep others from these items.
+    if "model" not in report or report.get("state") == FAULTY:
+        return []
+    engines, features = _known(ENGINES, report.get("engines", "")), _known(FEATURES, report.get("features", ""))
+    return [name for name in pools(report["model"], engines, features) if is_large(name)]
 
 
 def _known(names: Sequence[_Name], reported: str) -> tuple[_Name, ...]:

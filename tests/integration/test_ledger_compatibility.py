@@ -23,7 +23,7 @@ FLOATS = (0.1, -1.7, 1e-07)
 BIG_SEED = 2**63 - 1
 NEW_JOB_FIELDS = {"key_until_ms"}
 NEW_ITEM_FIELDS = {"lease_ttl_ms"}
-NEW_SLOT_FIELDS = {"reads_compact"}
+NEW_SLOT_FIELDS = {"reads_compact", "large_pools"}
 NEW_KEYS = ("compact_from", "reaped_ms", "turns:", "turn_entries:", "claims:", "warm", "outbox:")
 # An item that has ended keeps only what is shown of it.
 DROPPED = {"job", "pool", "tenant", "lane", "seq", "accepted_ms", "boot", "nonce", "progress"}
@@ -166,6 +166,7 @@ def claim_of(ledger: Ledger, job: str, index: int = 0) -> Claim:
         attempt=int(stored["attempt"]),
         spec=ItemSpec.model_validate_json(stored["spec"]),
         queued_s=0.0,
+        pool=stored.get("pool", "flux2"),
     )
 
 

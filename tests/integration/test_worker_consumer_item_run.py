@@ -1,5 +1,6 @@
 """One item from its wake-up to its end: real ledger, real S3, the tiny model in this process."""
 
+import contextlib
 import io
 import itertools
 import queue
@@ -109,6 +110,95 @@ def test_an_item_is_rendered_stored_and_committed(worker, adapter):
 
 def test_a_wake_up_without_work_does_nothing(worker):
     assert not run_next(worker)
+
+
+@pytest.fixture
+def full_device(renderer):
+    """A function for `with`: inside the block, the transformer finds no memory, as on a device that is too small."""
+
+    @contextlib.contextmanager
+    def full_device():
+        def fail(*_):
+            raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 23.64 GiB")
+
+        handle = renderer._components.transformer.register_forward_pre_hook(fail)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    return full_device
+
+
+def with_memory(worker, name, gib):
+    """Return the worker under another name, on a device of this size, after it has sent a heartbeat."""
+    slot = replace(worker.slot, name=name, features=("merged", "large"), memory_bytes=gib * 2**30)
+    made = replace(worker, slot=slot, heartbeat=Heartbeat(worker.ledger, slot, worker.state, worker.renderer))
+    made.heartbeat.send()
+    return made
+
+
+def test_an_item_that_runs_out_of_device_memory_is_rendered_by_a_worker_with_more(worker, full_device, caplog):
+    small, big = with_memory(worker, "small", 24), with_memory(worker, "big", 80)
+    job_id = accept(worker)
+
+    with full_device():
+        assert run_next(small)
+
+    waiting = item(worker, job_id)
+    assert (waiting.state, waiting.attempt) == (State.QUEUED, 1)
+    [warning] = [record for record in caplog.records if "does not fit on this device" in record.message]
+    assert (warning.levelname, warning.slot, warning.item) == ("WARNING", "small", f"{job_id}:0")
+    # The wake-up goes to the big worker only, and the small one claims nothing.
+    redis = worker.ledger.redis
+    assert [redis.llen(keys.wake_list(name)) for name in ("flux2", "flux2+large@24", "flux2+large@80")] == [0, 0, 1]
+    assert not run_next(small)
+    assert run_next(big)
+    done = item(worker, job_id)
+    assert (done.state, done.attempt, done.slot) == (State.SUCCEEDED, 2, "big")
+
+
+def test_an_item_that_runs_out_of_device_memory_fails_if_no_worker_has_more_and_says_what_to_do(worker, full_device):
+    small = with_memory(worker, "small", 24)
+    job_id = accept(worker)
+
+    with full_device():
+        assert run_next(small)
+
+    failed = item(worker, job_id)
+    assert (failed.state, failed.attempt, failed.error.code) == (State.FAILED, 1, "out_of_memory")
+    assert failed.error.message == (
+        "64x64 does not fit on cpu: Tried to allocate 20.00 GiB; request a smaller size, or start a worker with more "
+        "memory: this device has 24.0 GiB, and no live worker of flux2 that offers what the image requires has more"
+    )
+    assert not failed.error.retryable
+
+
+def test_an_item_that_fits_on_no_device_fails_on_the_biggest(worker, full_device):
+    small, big = with_memory(worker, "small", 24), with_memory(worker, "big", 80)
+    job_id = accept(worker)
+
+    with full_device():
+        assert run_next(small)
+        assert run_next(big)
+
+    failed = item(worker, job_id)
+    assert (failed.state, failed.attempt) == (State.FAILED, 2)
+    assert "this device has 80.0 GiB, and no live worker" in failed.error.message
+
+
+def test_a_drained_worker_hands_a_large_item_to_one_of_the_same_size(worker, full_device):
+    small, big = with_memory(worker, "small", 24), with_memory(worker, "big", 80)
+    accept(worker)
+    with full_device():
+        run_next(small)
+    worker.ledger.redis.delete(keys.wake_list("flux2+large@80"))
+    claim = worker.ledger.claim_next(big.slot.pools, slot="big", boot=big.slot.boot, warm="base")
+
+    big.requeue(claim)
+
+    assert worker.ledger.queue_length("flux2+large") == 1
+    assert worker.ledger.redis.llen(keys.wake_list("flux2+large@80")) == 1
 
 
 def test_an_adapter_whose_values_are_not_finite_fails_the_item_at_once_naming_the_key(worker, adapter_root):

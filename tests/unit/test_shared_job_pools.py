@@ -3,7 +3,17 @@
 import pytest
 
 from shared.catalog import MODELS, POOLS
-from shared.job import ENGINE_FEATURES, ENGINES, FEATURES, AdapterRef, pools
+from shared.job import (
+    ENGINE_FEATURES,
+    ENGINES,
+    FEATURES,
+    AdapterRef,
+    is_large,
+    large_pool,
+    memory_gib,
+    pools,
+    wake_name,
+)
 
 REF = AdapterRef(path="a.safetensors", sha256="aa", size_bytes=1, multiplier=1.0)
 
@@ -32,10 +42,44 @@ def test_a_worker_claims_from_the_pools_of_all_that_it_can_do():
     assert pools("flux2", ["exact", "ai-toolkit"], ["merged"]) == ("flux2", "flux2+merged", "flux2+ai-toolkit")
 
 
+def test_a_worker_that_reports_its_memory_also_claims_what_did_not_fit_elsewhere():
+    assert pools("flux2", ["exact"], ["large"]) == ("flux2", "flux2+large")
+    assert pools("flux2", ["exact", "ai-toolkit"], ["merged", "large"]) == (
+        "flux2",
+        "flux2+merged",
+        "flux2+large",
+        "flux2+merged+large",
+        "flux2+ai-toolkit",
+        "flux2+ai-toolkit+large",
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in POOLS if not is_large(name)])
+def test_each_pool_has_one_for_the_items_that_did_not_fit(name):
+    assert large_pool(name) in POOLS
+    assert is_large(large_pool(name))
+    # An item that does not fit on the next device either stays there.
+    assert large_pool(large_pool(name)) == large_pool(name)
+
+
+def test_no_request_asks_for_the_pool_of_large_items(item):
+    changes = [{}, {"adapters": (REF,), "adapter_mode": "merged"}, {"engine": "fast"}, {"engine": "ai-toolkit"}]
+
+    assert not any(is_large(item(**change).pool) for change in changes)
+
+
+def test_the_wake_up_for_a_large_item_goes_to_the_slots_of_one_size():
+    # Two H100, one with an older driver, and an RTX 4090.
+    sizes = [memory_gib(size) for size in (85_029_158_912, 85_017_624_576, 25_386_352_640)]
+
+    assert [wake_name("flux2+large", size) for size in sizes] == ["flux2+large@79", "flux2+large@79", "flux2+large@24"]
+    assert [wake_name("flux2", size) for size in sizes] == ["flux2"] * 3
+
+
 def test_the_caretaker_looks_at_every_pool_that_an_item_can_have():
     assert set(POOLS) == {name for model in MODELS for engine in ENGINES for name in pools(model, [engine], FEATURES)}
     assert {"flux2", "flux2+merged", "flux2+ai-toolkit", "flux2+fast"} <= set(POOLS)
-    assert len(set(POOLS)) == len(POOLS) == 4 * len(MODELS)
+    assert len(set(POOLS)) == len(POOLS) == 8 * len(MODELS)
 
 
 def test_each_engine_states_what_all_its_workers_can_do():

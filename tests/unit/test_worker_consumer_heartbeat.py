@@ -64,6 +64,7 @@ def test_a_heartbeat_holds_every_field_of_a_slots_report(beating):
                 "precision": "fp32",
                 "engines": "exact,ai-toolkit",
                 "features": "merged",
+                "memory_bytes": "0",
                 "state": "ready",
                 "warm": "base",
                 "item": "",

@@ -45,8 +45,8 @@ def _reclaim_items(worker: Worker) -> None:
     reclaimed = redis_retries(pause_s=START_RETRY_S)(worker.ledger.reclaim, slot=slot.name, boot=slot.boot)
     if reclaimed:
         logger.warning("items of an earlier process requeued", extra={"slot": slot.name, "count": reclaimed})
-        for pool in slot.pools:
-            send_wakeups(worker.celery, pool, count=reclaimed)
+        for name in slot.wake_names:
+            send_wakeups(worker.celery, name, count=reclaimed)
 
 
 def _wait_until_trusted(worker: Worker) -> bool:
@@ -88,7 +88,7 @@ def _celery_arguments(worker: Worker) -> list[str]:
         "worker",
         # One item at a time in this very process: CUDA cannot be used in a forked child.
         "--pool=solo",
-        f"--queues={','.join(keys.wake_queue(pool) for pool in worker.slot.pools)}",
+        f"--queues={','.join(keys.wake_queue(name) for name in worker.slot.wake_names)}",
         f"--hostname={worker.slot.name}",
         # The ledger knows all workers, and the solo pool answers no other worker while it renders.
         "--without-gossip",

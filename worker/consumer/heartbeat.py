@@ -55,6 +55,7 @@ class Heartbeat:
             "precision": slot.precision,
             "engines": ",".join(slot.engines),
             "features": ",".join(slot.features),
+            "memory_bytes": str(slot.memory_bytes),
         }
         self._sending = threading.Lock()
         self._stopped = threading.Event()

@@ -20,6 +20,7 @@ from shared.errors import (
     Flux2Error,
     ItemCanceled,
     LeaseLost,
+    OutOfMemory,
     RunError,
     Stalled,
     StorageUnavailable,
@@ -111,6 +112,9 @@ class ItemRun:
             case ItemCanceled():
                 self._commit(None)
                 self._discard(self._claim.fence)
+            case OutOfMemory():
+                self._log_failure(outcome)
+                self._retry_with_more_memory(outcome)
             case Flux2Error():
                 self._log_failure(outcome)
                 if isinstance(outcome, StorageUnavailable) and storage_outage.detect(self._worker):
@@ -124,6 +128,11 @@ class ItemRun:
                     redis_retries(pause_s=_REDIS_PAUSE_S)(self._worker.retry, self._claim, outcome)
                 else:
                     self._commit(item_error(outcome))
+
+    def _retry_with_more_memory(self, error: OutOfMemory) -> None:
+        answer = redis_retries(pause_s=_REDIS_PAUSE_S)(self._worker.retry_with_more_memory, self._claim, error)
+        if answer in ("failed", "canceled"):
+            self._discard_earlier()
 
     def _log_failure(self, error: Flux2Error) -> None:
         where = {"item": self._claim.item_id, "attempt": self._claim.attempt}
@@ -216,9 +225,12 @@ class ItemRun:
         if isinstance(outcome, ItemResult) and answer in ("canceled", "stale"):
             self._discard(claim.fence)
         elif answer != "stale":
-            # A worker of an earlier claim may have stored an image before it died.
-            for fence in range(1, claim.fence):
-                self._discard(fence)
+            self._discard_earlier()
+
+    def _discard_earlier(self) -> None:
+        # A worker of an earlier claim may have stored an image before it died.
+        for fence in range(1, self._claim.fence):
+            self._discard(fence)
 
     def _discard(self, fence: int) -> None:
         """Remove the image that a claim of this item may have stored; the store's lifecycle rule removes leftovers."""

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from shared.job import Engine, Feature, pools
+from shared.job import Engine, Feature, memory_gib, pools, wake_name
 
 
 def slot_name(configured: str | None, device: str) -> str:
@@ -24,6 +24,7 @@ class Slot:
         name: stays the same when the process on this device is restarted.
         revision: identity of the base model's files.
         features: what the process can do beyond its engines.
+        memory_bytes: memory of the device; 0 for a CPU.
         boot: random identity of this process.
     """
 
@@ -34,6 +35,7 @@ class Slot:
     precision: str
     engines: Sequence[Engine]
     features: Sequence[Feature] = ()
+    memory_bytes: int = 0
     # A restarted process has the same name: only this separates its claims from its predecessor's.
     boot: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -41,3 +43,8 @@ class Slot:
     def pools(self) -> tuple[str, ...]:
         """Pools whose items this slot claims."""
         return pools(self.model, self.engines, self.features)
+
+    @property
+    def wake_names(self) -> tuple[str, ...]:
+        """Names of the queues from which this slot gets its wake-ups."""
+        return tuple(wake_name(pool, memory_gib(self.memory_bytes)) for pool in self.pools)

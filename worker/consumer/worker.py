@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,8 +12,8 @@ import tenacity
 from celery import Celery
 
 from shared.celery_app import send_wakeups
-from shared.errors import Flux2Error, LedgerUnavailable
-from shared.job import ItemError
+from shared.errors import Flux2Error, LedgerUnavailable, OutOfMemory
+from shared.job import ItemError, large_pool
 from shared.ledger import Claim, Ledger
 from shared.settings import Settings
 from shared.storage import ObjectStore
@@ -21,6 +22,8 @@ from worker.consumer.heartbeat import Heartbeat
 from worker.consumer.interfaces import ItemRenderer
 from worker.consumer.slot import Slot
 from worker.consumer.worker_state import WorkerState
+
+logger = logging.getLogger("flux2.worker.consumer")
 
 
 def _no_fault() -> None:
@@ -56,17 +59,44 @@ class Worker:
     def requeue(self, claim: Claim, reason: Literal["drain", "outage"] = "drain") -> None:
         """Return an item to the queue without counting the attempt, and wake another worker for it."""
         if self.ledger.release(claim, reason) == "queued":
-            send_wakeups(self.celery, claim.spec.pool, count=1)
+            self._wake(claim.pool)
 
     def retry(self, claim: Claim, error: Flux2Error) -> None:
         """Return an item to the queue for another attempt; the ledger fails it with `error` if this was its last."""
         if self.ledger.release(claim, "retry", item_error(error)) == "queued":
-            send_wakeups(self.celery, claim.spec.pool, count=1)
+            self._wake(claim.pool)
+
+    def retry_with_more_memory(
+        self, claim: Claim, error: OutOfMemory
+    ) -> Literal["queued", "failed", "canceled", "stale"]:
+        """Queue an item that did not fit for a device with more memory; it fails if no live worker has more."""
+        slot = self.slot
+        size = f"has {slot.memory_bytes / 2**30:.1f} GiB" if slot.memory_bytes else "reports no size of its memory"
+        answer = self.ledger.release_too_large(
+            claim,
+            memory_bytes=slot.memory_bytes,
+            error=item_error(error, f"{error}; a worker has more memory, but this was the item's last attempt"),
+            too_large=item_error(
+                error,
+                f"{error}, or start a worker with more memory: this device {size}, and no live worker of "
+                f"{slot.model} that offers what the image requires has more",
+            ),
+        )
+        if answer == "queued":
+            where = {"item": claim.item_id, "slot": slot.name, "memory_bytes": slot.memory_bytes}
+            logger.warning("item does not fit on this device; it waits for one with more memory", extra=where)
+            self._wake(large_pool(claim.pool))
+        return answer
+
+    def _wake(self, pool: str) -> None:
+        name = self.ledger.wakeups.name(pool)
+        if name is not None:
+            send_wakeups(self.celery, name, count=1)
 
 
-def item_error(error: Flux2Error) -> ItemError:
-    """Convert an error to the form that the ledger stores."""
-    return ItemError(code=error.code, message=str(error), retryable=error.retryable)
+def item_error(error: Flux2Error, message: str | None = None) -> ItemError:
+    """Convert an error to the form that the ledger stores, with another message if one is given."""
+    return ItemError(code=error.code, message=message or str(error), retryable=error.retryable)
 
 
 def redis_retries(*, pause_s: float) -> tenacity.Retrying:

@@ -6,14 +6,15 @@
 local now = now_ms()
 local job = args.job_id
 local key = job_key(job)
-local pool, items, finished_ms = fields(key, 'pool', 'items', 'finished_ms')
-if not pool then return 0 end
+local items, finished_ms = fields(key, 'items', 'finished_ms')
+if not items then return 0 end
 if finished_ms then return 1 end
 
 redis.call('HSET', key, 'cancel', 1)
 for index = 0, tonumber(items) - 1 do
   local id = job .. ':' .. index
-  local state, lane = fields(item_key(id), 'state', 'lane')
+  -- The item's pool, and not its job's: it changes if the item does not fit on a device.
+  local state, lane, pool = fields(item_key(id), 'state', 'lane', 'pool')
   if state == 'queued' then
     dequeue(id, pool, lane)
     move(id, job, 'queued', 'canceled', now)

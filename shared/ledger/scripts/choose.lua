@@ -2,11 +2,14 @@
 --
 -- Arguments of those scripts that are read here:
 --   pools          pools whose items this slot claims
+--   large_pools    pools whose items it claims while no live slot has more memory
 --   slot, warm     the slot's name, and the key of the adapters that it has merged
 --   wait_bound_ms  an item accepted longer ago goes before everything else
 --   slot_ttl_ms    a slot whose last heartbeat is older counts as dead
--- Keys: pending, item, shares, turns, turn_entries, busy, served, lanes, lane, slots, slots_missing, warm, warm_counts
--- Queues and leases are only read; the indexes (turns, turn_entries, warm, warm_counts) are corrected on the way.
+-- Keys: pending, item, shares, turns, turn_entries, busy, served, lanes, lane, slots, slot, slots_missing, warm,
+--   warm_counts, memory
+-- Queues and leases are only read, except for entries that a process of an earlier version left in a queue; the indexes
+-- (turns, turn_entries, warm, warm_counts, memory) are corrected on the way.
 
 -- How many lanes of a share are compared at most. Beyond that the oldest lane is chosen, warm elsewhere or not.
 local LANES_COMPARED = 64
@@ -108,7 +111,8 @@ local function best_of_pool(pool, now)
   local head = redis.call('ZRANGE', pending_key(pool), 0, 0, 'WITHSCORES')
   if not head[1] then return nil end
   -- From the accept, not from the last requeue: an item whose workers keep dying must not start over.
-  if now - tonumber(redis.call('HGET', item_key(head[1]), 'accepted_ms')) > args.wait_bound_ms then
+  -- An entry that a process of an earlier version left has no time; see best_of_large_pool.
+  if now - tonumber(redis.call('HGET', item_key(head[1]), 'accepted_ms') or now) > args.wait_bound_ms then
     return head[1], {0, 0, tonumber(head[2])}
   end
   local share, priority = next_share(pool)
@@ -118,16 +122,31 @@ local function best_of_pool(pool, now)
   return item[1], {1, priority, tonumber(item[2])}
 end
 
+-- Return the best item of one pool of large items, and its rank; nil if the pool is empty or another live slot has more
+-- memory.
+local function best_of_large_pool(pool, now)
+  if redis.call('ZCARD', pending_key(pool)) == 0 then return nil end
+  local own_gib = redis.call('ZSCORE', memory_key(pool), args.slot)
+  if not own_gib or tonumber(own_gib) ~= largest_memory(pool, now) then return nil end
+  while true do
+    local id, rank = best_of_pool(pool, now)
+    if not id or redis.call('HGET', item_key(id), 'state') == 'queued' then return id, rank end
+    -- A process of an earlier version canceled it, and looked for it in the pool of its job only.
+    remove_lost(id, pool)
+  end
+end
+
 -- Return the best queued item for the slot, and its pool; nil when all its pools are empty.
 -- Order: an item that waited past the bound; then priority; then, in its pool, the tenant with fewest running items,
 -- longest unserved; then the adapter this slot has warm; then the oldest adapter that no other slot has warm; then the
 -- oldest.
 local function choose(now)
   local best_rank, best_id, best_pool
-  for _, pool in ipairs(args.pools) do
-    local id, rank = best_of_pool(pool, now)
+  local function compare(pool, id, rank)
     if id and (not best_rank or precedes(rank, best_rank)) then best_rank, best_id, best_pool = rank, id, pool end
   end
+  for _, pool in ipairs(args.pools) do compare(pool, best_of_pool(pool, now)) end
+  for _, pool in ipairs(args.large_pools) do compare(pool, best_of_large_pool(pool, now)) end
   return best_id, best_pool
 end
 

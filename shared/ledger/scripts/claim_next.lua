@@ -7,7 +7,8 @@
 --   lease_ttl_ms  length of the lease
 --   probed_outage id of the last reported outage of the storage after which this worker reached it
 -- Keys: those of choose.lua, and leases, job, claims, storage_outage
--- Returns {item id, fence, attempt, texts that make up the spec, queued since ms, now ms}, or nil if nothing is queued, or
+-- Returns {item id, fence, attempt, texts that make up the spec, queued since ms, now ms, pool}, or nil if nothing is
+--   queued for the slot, or
 --   the highest number that was given an item, if this number was given one that the slot does not own any more, or
 --   {'storage_outage', id} if another worker reported an outage and this one has to probe the storage first
 local now = now_ms()
@@ -18,8 +19,8 @@ local claims = claims_key(args.slot)
 local CLAIMS_TTL_S = 86400
 
 local function claim_of(id)
-  local fence, attempt, queued_ms, whole = fields(item_key(id), 'fence', 'attempt', 'queued_ms', 'spec')
-  return {id, fence, attempt, spec_texts(id, whole), queued_ms, now}
+  local fence, attempt, queued_ms, whole, pool = fields(item_key(id), 'fence', 'attempt', 'queued_ms', 'spec', 'pool')
+  return {id, fence, attempt, spec_texts(id, whole), queued_ms, now, pool}
 end
 
 -- Record the slot's claim, and drop the claims that a process of an earlier version ended.
@@ -101,4 +102,4 @@ check_turns(pool, share_of(lane))
 -- Less often: with thousands of slots it takes a tenth of the claim.
 if args.number % 4 == 1 then check_warm() end
 move(id, job, 'queued', 'running', now)
-return {id, fence + 1, attempt + 1, spec_texts(id, whole), queued_ms, now}
+return {id, fence + 1, attempt + 1, spec_texts(id, whole), queued_ms, now, pool}

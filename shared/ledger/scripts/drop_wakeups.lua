@@ -2,11 +2,12 @@
 --
 -- Arguments:
 --   pool
+--   name  of its queue of wake-ups
 --   keep   how many messages beyond the queued items stay
 --   limit  most messages to drop
 -- Keys: wake, pending
 -- Returns the number of messages dropped
-local list = wake_list_key(args.pool)
+local list = wake_list_key(args.name)
 local surplus = redis.call('LLEN', list) - redis.call('ZCARD', pending_key(args.pool)) - args.keep
 local count = math.min(surplus, args.limit)
 if count <= 0 then return 0 end

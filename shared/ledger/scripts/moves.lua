@@ -47,9 +47,9 @@ local function end_item(id, job, pool, tenant, to, now)
   move(id, job, 'running', to, now)
 end
 
--- Requeue a running item, or end it: first because its job is canceled, then because it has no attempts left.
--- Returns the item's new state and its pool.
-local function requeue_or_end(id, now, max_attempts, error_json)
+-- Requeue a running item, in its pool or in `next_pool`, or end it: first because its job is canceled, then because it has
+-- no attempts left. Returns the item's new state and its pool.
+local function requeue_or_end(id, now, max_attempts, error_json, next_pool)
   local job, pool, tenant, lane, order, attempt =
     fields(item_key(id), 'job', 'pool', 'tenant', 'lane', 'seq', 'attempt')
   if redis.call('HGET', job_key(job), 'cancel') == '1' then
@@ -63,7 +63,8 @@ local function requeue_or_end(id, now, max_attempts, error_json)
   end
   end_lease(id, pool, tenant)
   redis.call('HDEL', item_key(id), 'progress', 'slot', 'boot', 'nonce')
-  redis.call('HSET', item_key(id), 'queued_ms', now)
+  pool = next_pool or pool
+  redis.call('HSET', item_key(id), 'queued_ms', now, 'pool', pool)
   move(id, job, 'running', 'queued', now)
   enqueue(id, pool, lane, order)
   return 'queued', pool

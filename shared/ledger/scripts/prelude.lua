@@ -44,8 +44,9 @@ local function busy_key(pool) return PREFIX .. 'busy:' .. pool end
 local function served_key(pool) return PREFIX .. 'served:' .. pool end
 local function turns_key(pool) return PREFIX .. 'turns:' .. pool end
 local function turn_entries_key(pool) return PREFIX .. 'turn_entries:' .. pool end
+local function memory_key(pool) return PREFIX .. 'memory:' .. pool end
 local function pace_key(pool) return PREFIX .. 'pace:' .. pool end
-local function wake_list_key(pool) return PREFIX .. 'wake.' .. pool end
+local function wake_list_key(name) return PREFIX .. 'wake.' .. name end
 
 -- Return the time in ms since the epoch, by Redis' clock, so that differences between hosts do not matter. Tests pass
 -- a time instead.

@@ -81,3 +81,12 @@ local function dequeue(id, pool, lane)
   rescore_lane(pool, lane)
 end
 
+-- Remove an item whose lane nobody knows any more. This reads all lanes of the pool.
+local function remove_lost(id, pool)
+  for _, share in ipairs(redis.call('HKEYS', shares_key(pool))) do
+    for _, lane in ipairs(redis.call('ZRANGE', lanes_key(pool, share), 0, -1)) do
+      if redis.call('ZSCORE', lane_key(pool, lane), id) then return dequeue(id, pool, lane) end
+    end
+  end
+  redis.call('ZREM', pending_key(pool), id)
+end

@@ -37,3 +37,36 @@ local function forget_dead_slots(now, slot_ttl_ms)
   forget_slots(string.format('(%.0f', now + slot_ttl_ms), '+inf')
 end
 
+-- A pool of large items is for the live slots with the most memory. `memory:{pool}` orders its slots by memory; the field
+-- `large_pools` of a slot's report has the time of the report, and the pools that it serves. An entry of `memory` counts
+-- while the last report lists the pool: a process of an earlier version that takes over the name of a slot reports none.
+local function record_memory(slot, pools, memory_gib, now)
+  local reported = string.format('%.0f %s ', now, table.concat(pools, ' '))
+  redis.call('HSET', slot_key(slot), 'large_pools', reported)
+  for _, pool in ipairs(pools) do
+    if tonumber(redis.call('ZSCORE', memory_key(pool), slot) or -1) ~= memory_gib then
+      redis.call('ZADD', memory_key(pool), memory_gib, slot)
+    end
+  end
+end
+
+local function serves_large_pool(slot, pool, now)
+  local beat_ms = tonumber(redis.call('ZSCORE', SLOTS, slot) or nil)
+  local reported = redis.call('HGET', slot_key(slot), 'large_pools')
+  if not beat_ms or not reported or math.abs(now - beat_ms) > args.slot_ttl_ms then return false end
+  local reported_ms, pools = reported:match('^(%d+)( .*)$')
+  return tonumber(reported_ms) == beat_ms and pools:find(' ' .. pool .. ' ', 1, true) ~= nil
+end
+
+-- Return the memory, in GiB, of the largest live slot that serves a pool of large items; nil if no live slot does.
+-- Entries of dead slots are dropped on the way, each of them once.
+local function largest_memory(pool, now)
+  forget_dead_slots(now, args.slot_ttl_ms)
+  local may_be_missing = redis.call('EXISTS', SLOTS_MISSING) == 1
+  while true do
+    local slot, memory_gib = unpack(redis.call('ZRANGE', memory_key(pool), -1, -1, 'WITHSCORES'))
+    if not slot then return nil end
+    if may_be_missing or serves_large_pool(slot, pool, now) then return tonumber(memory_gib) end
+    redis.call('ZREM', memory_key(pool), slot)
+  end
+end
