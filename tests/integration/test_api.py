@@ -289,7 +289,7 @@ def test_canceling_a_queued_job_ends_it_and_repeating_the_call_changes_nothing(a
     assert claim(api) is None
 
 
-def test_the_progress_of_a_job_is_the_share_of_steps_that_gave_images(api):
+def test_the_progress_of_a_job_is_the_share_of_steps_that_gave_images(api, finish):
     queued = accepted(api, request())
     canceled = api.http.post(f"/v1/requests/{queued}/cancel").json()
     request_id = accepted(api, request(*[{"prompt": str(number), "sample_steps": 10} for number in range(4)]))
@@ -641,7 +641,7 @@ def test_requests_are_listed_newest_first_in_pages(api):
     assert first["data"][0]["items"]["in_queue"] == 1
 
 
-def test_the_listing_understands_the_words_of_status_and_of_submit(api):
+def test_the_listing_understands_the_words_of_status_and_of_submit(api, finish):
     made = {}
     made["in_progress"] = accepted(api, request())
     claim(api)
@@ -759,9 +759,9 @@ def test_health_covers_the_process_and_ready_covers_what_it_depends_on(api):
     assert ready.json()["checks"] == {"redis": "ok", "storage": "ok", "caretaker": "ok", "courier": "ok"}
 
 
-def test_ready_warns_while_no_worker_is_running(api):
+def test_ready_warns_while_no_worker_is_running(api, slot_report):
     without = api.http.get("/ready")
-    api.ledger.workers.beat("gpu-0", SLOT)
+    api.ledger.workers.beat("gpu-0", slot_report())
     with_worker = api.http.get("/ready")
     api.ledger.workers.remove("gpu-0")
     api.ledger.redis.set(keys.SLOTS_MISSING, 1)
