@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from api.schemas.job_result import Image, ItemFailure, Outputs, Result
+from api.schemas.job_result import Image, ImageAdapter, ItemFailure, Outputs, Result
 from api.status_view import WIRE_STATUS, first_error
 from api.timestamps import format_ms, format_ms_or_none, format_time
 from shared.job import SpecReport, State
@@ -51,7 +51,9 @@ def _image(item: ItemView, store: ObjectStore, *, url_ttl_s: int) -> Image:
         url_expires_at=format_time(datetime.now(UTC) + timedelta(seconds=url_ttl_s)),
         sha256=result.sha256,
         size_bytes=result.size_bytes,
-        adapters=list(result.adapters),
+        adapters=[
+            ImageAdapter(**adapter.model_dump(), network_multiplier=adapter.multiplier) for adapter in result.adapters
+        ],
         pipeline=result.pipeline,
         timings=result.timings,
     )

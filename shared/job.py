@@ -183,6 +183,8 @@ class SpecReport(_Report):
     seed: int
     num_inference_steps: int
     guidance_scale: float
+    # Earlier versions dropped it when the item ended.
+    neg: str | None = None
 
 
 class StepsReport(_Report):

@@ -115,11 +115,7 @@ def _check_model(request: InferenceRequest, settings: Settings) -> Model:
 
 def _save(rendered: RenderedImage, spec: ItemSpec, index: int, output: Path) -> SavedImage:
     # The same parameters as in an image that a worker stores.
-    report = {
-        **spec.model_dump(mode="json"),
-        "index": index,
-        "pipeline": rendered.pipeline.model_dump(mode="json"),
-    }
+    report = image_file.image_parameters(spec, rendered.pipeline, index=index)
     file = output / f"{index}.{spec.output_format}"
     file.write_bytes(image_file.encode(rendered.image, spec.output_format, report))
     adapters = [adapter.model_dump(mode="json") for adapter in rendered.adapters]

@@ -10,10 +10,16 @@ from api.schemas.job_status import JobStatus
 from shared.job import AdapterReport, ImageFormat, ItemError, PipelineReport
 
 
+class ImageAdapter(AdapterReport):
+    """The effect of one adapter on the transformer; it proves that an image is not the base model's."""
+
+    network_multiplier: float = Field(description="The same as `multiplier`, by the name of the request.")
+
+
 class Image(BaseModel):
     """One finished image and the parameters that made it.
 
-    Parameters of the request (`requested_width`, `requested_height`, `seed`, `prompt`, `sample_steps` and
+    Parameters of the request (`requested_width`, `requested_height`, `seed`, `prompt`, `neg`, `sample_steps` and
     `guidance_scale`) are null if another version of this service stored them in a form that this one cannot read.
     """
 
@@ -25,13 +31,14 @@ class Image(BaseModel):
     requested_height: int | None = Field(description="Height as in the request.")
     seed: int | None = Field(description="The seed of the noise, even if it was drawn at random.")
     prompt: str | None = Field(description="The prompt with its trigger word filled in.")
+    neg: str | None = Field(description="The negative prompt; empty if none was used.")
     sample_steps: int | None
     guidance_scale: float | None
     url: str = Field(description="Presigned URL of the file; anyone who has it can fetch the image.")
     url_expires_at: str = Field(description="When `url` stops working; fetch the result again for a new one.")
     sha256: str = Field(description="SHA-256 of the file.")
     size_bytes: int = Field(description="Size of the file.")
-    adapters: list[AdapterReport] = Field(description="What each adapter changed in the base model.")
+    adapters: list[ImageAdapter] = Field(description="What each adapter changed in the base model.")
     pipeline: PipelineReport = Field(description="The software, precision and device that rendered the image.")
     timings: dict[str, float] = Field(description="Seconds spent in each stage.")
 

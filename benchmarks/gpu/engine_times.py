@@ -99,7 +99,7 @@ class EngineTimes:
             ("denoise", lambda: session.denoise(engine, size, session.plan.steps)[0]),
             ("decode", lambda: engine.decode(done["denoise"])),
             ("pixels", lambda: engine.image(done["decode"][0])),
-            ("encode", lambda: image_file.encode(done["pixels"], "png", {"num_inference_steps": session.plan.steps})),
+            ("encode", lambda: image_file.encode(done["pixels"], "png", {"sample_steps": session.plan.steps})),
         ):
             seconds[stage] = session.clock.seconds(lambda: done.update({stage: call()}))  # noqa: B023 - called at once
         total = sum(seconds.values())

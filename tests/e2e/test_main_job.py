@@ -89,7 +89,7 @@ def test_an_image_is_what_its_result_says_and_carries_its_parameters(client):
     assert report["ranks"]
     assert set(image["timings"]) == {"adapter", "encode_prompt", "denoise", "decode", "encode_image", "upload"}
     inside = read_parameters(data)
-    assert (inside["prompt"], inside["seed"], inside["num_inference_steps"]) == ("sks a photo of a person", 7, 4)
+    assert (inside["prompt"], inside["seed"], inside["sample_steps"]) == ("sks a photo of a person", 7, 4)
     assert inside["adapters"][0]["sha256"] == report["sha256"]
     assert inside["pipeline"]["base_revision"] == image["pipeline"]["base_revision"]
 

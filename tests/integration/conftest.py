@@ -98,7 +98,7 @@ def serve_api(wait_until):
 def store_image():
     """Store the image of a claim and describe it, as a worker does before it commits the result."""
 
-    def store(api, claim, data):
+    def store(api, claim, data, adapters=()):
         key = f"results/{claim.job_id}/{claim.index}/{claim.fence}/image.png"
         api.store.put(key, data, content_type="image/png")
         return ItemResult(
@@ -110,7 +110,7 @@ def store_image():
             sha256=hashlib.sha256(data).hexdigest(),
             size_bytes=len(data),
             timings={"denoise": 1.5},
-            adapters=(),
+            adapters=adapters,
             pipeline=PipelineReport(
                 engine="exact",
                 precision="bf16",
@@ -129,8 +129,8 @@ def store_image():
 def finish(store_image):
     """Finish the item of a claim with an image."""
 
-    def commit(api, claim, data=b"picture"):
-        assert api.ledger.commit(claim, store_image(api, claim, data)) == "committed"
+    def commit(api, claim, data=b"picture", adapters=()):
+        assert api.ledger.commit(claim, store_image(api, claim, data, adapters)) == "committed"
 
     return commit
 

@@ -20,11 +20,11 @@ from api.training_config.plan import plan_replay
 from shared.adapters import validate
 from shared.adapters.listing import list_adapter_files
 from shared.errors import QueueFull
-from shared.job import ItemError, ItemSpec, Progress
+from shared.job import AdapterReport, ItemError, ItemSpec, Progress
 from shared.ledger import keys
 from shared.ledger.spec_parts import join_texts
 from shared.ledger.workers import WorkerRegistry
-from shared.request import InferenceRequest
+from shared.request import InferenceRequest, PromptItem
 from worker.consumer.heartbeat import Heartbeat
 from worker.consumer.slot import Slot
 from worker.consumer.worker_state import WorkerState
@@ -270,6 +270,37 @@ def test_a_failed_image_is_reported_with_its_reason_and_finished_ones_are_kept(a
         {"index": 1, "code": "out_of_memory", "message": "64x64 does not fit", "retryable": False}
     ]
     assert len(result["outputs"]["images"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "loras"),
+    [
+        ("flux2", [{"path": "my_lora_job/my_lora.safetensors", "network_multiplier": 0.8}]),
+        # This one has negative prompts.
+        ("flux2_klein_4b", []),
+    ],
+)
+def test_an_image_of_a_result_has_the_names_of_a_request(api, adapter, finish, model, loras):
+    prompt = {"prompt": "[trigger] a cat", "neg": "blurry", "width": 1000, "seed": -1, "sample_steps": 7}
+    first = accepted(api, request(prompt, model=model, trigger_word="sks", loras=loras))
+    claimed = api.ledger.claim_next([model], slot="test", boot="test", warm="base")
+    effect = {"kind": "lora", "ranks": (4,), "layers_touched": 1, "layers_total": 2}
+    reports = tuple(
+        AdapterReport(path=ref.path, sha256=ref.sha256, multiplier=ref.multiplier, **effect)
+        for ref in claimed.spec.adapters
+    )
+    finish(api, claimed, adapters=reports)
+
+    [image] = api.http.get(f"/v1/requests/{first}/result").json()["outputs"]["images"]
+    again = {name: image[name] for name in PromptItem.model_fields if name in image}
+    loras_again = [{name: entry[name] for name in ("path", "network_multiplier")} for entry in image["adapters"]]
+    second = accepted(api, request(again, model=model, loras=loras_again))
+
+    assert set(again) == {"prompt", "neg", "width", "height", "seed", "sample_steps", "guidance_scale"}
+    assert loras_again == loras
+    assert [entry["multiplier"] for entry in image["adapters"]] == [lora["network_multiplier"] for lora in loras]
+    [remade] = specs(api, second)
+    assert remade == claimed.spec.model_copy(update={"requested_width": claimed.spec.width})
 
 
 def test_before_the_first_image_the_outputs_are_null(api):

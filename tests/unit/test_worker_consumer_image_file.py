@@ -22,7 +22,7 @@ PARAMETERS = {
     "width": 1024,
     "height": 768,
     "seed": 42,
-    "num_inference_steps": 25,
+    "sample_steps": 25,
     "guidance_scale": 4.0,
     "adapters": [{"path": "people/ann.safetensors", "sha256": "ab12cd34ef" + "0" * 54, "multiplier": 0.8}],
 }

@@ -1,7 +1,7 @@
 """Write images as files that contain their parameters, so that any one of them can be rendered again.
 
-Each file holds the parameters twice: as JSON, which `read_parameters` reads, and in the text format of AUTOMATIC1111's
-web UI. PNG stores them in text chunks, JPEG and WebP in EXIF.
+Each file holds the parameters twice: as JSON with the names of a request, which `read_parameters` reads, and in the
+text format of AUTOMATIC1111's web UI. PNG stores them in text chunks, JPEG and WebP in EXIF.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any
 
 from PIL import ExifTags, Image, PngImagePlugin
 
-from shared.job import ImageFormat
+from shared.job import ImageFormat, ItemSpec, PipelineReport
+from shared.recipe import request_fields
 
 _JSON_CHUNK = "flux2"
 _TEXT_CHUNK = "parameters"
@@ -29,7 +30,7 @@ _CONTENT_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpe
 
 # Labels of the readable text, in the web UI's order, with the parameters that they show.
 _LABELS = (
-    ("Steps", "num_inference_steps"),
+    ("Steps", "sample_steps"),
     ("CFG scale", "guidance_scale"),
     ("Seed", "seed"),
     ("Model", "model"),
@@ -41,6 +42,26 @@ def content_type(fmt: ImageFormat) -> str:
     return _CONTENT_TYPES[fmt]
 
 
+def image_parameters(
+    spec: ItemSpec, pipeline: PipelineReport, *, index: int, request_id: str | None = None
+) -> dict[str, Any]:
+    """Return what an image file says of itself: the request's fields, then facts about its origin.
+
+    Args:
+        index: index of the image in its request.
+        request_id: job of the image; None if no queue was involved.
+    """
+    return {
+        **request_fields(spec),
+        "requested_width": spec.requested_width,
+        "requested_height": spec.requested_height,
+        "adapters": [ref.model_dump(mode="json") for ref in spec.adapters],
+        **({"request_id": request_id} if request_id else {}),
+        "index": index,
+        "pipeline": pipeline.model_dump(mode="json"),
+    }
+
+
 def encode(image: Image.Image, fmt: ImageFormat, parameters: Mapping[str, object]) -> bytes:
     """Return the bytes of an image file that contains `parameters`.
 
@@ -48,8 +69,8 @@ def encode(image: Image.Image, fmt: ImageFormat, parameters: Mapping[str, object
 
     Args:
         image: RGB, 8 bits a channel.
-        parameters: values that JSON can hold; the readable text shows those that are fields of `shared.job.ItemSpec`.
-            A JPEG has 64 kB for both copies. If they do not fit, long values are left out and `"truncated": true` is
+        parameters: values that JSON can hold; the readable text shows some of those that `image_parameters` returns. A
+            JPEG has 64 kB for both copies. If they do not fit, long values are left out and `"truncated": true` is
             added.
 
     Raises:

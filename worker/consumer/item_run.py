@@ -186,12 +186,7 @@ class ItemRun:
         """Store an image under this claim's own prefix."""
         claim, spec = self._claim, self._claim.spec
         started = time.perf_counter()
-        parameters = {
-            **spec.model_dump(mode="json"),
-            "request_id": claim.job_id,
-            "index": claim.index,
-            "pipeline": rendered.pipeline.model_dump(mode="json"),
-        }
+        parameters = image_file.image_parameters(spec, rendered.pipeline, index=claim.index, request_id=claim.job_id)
         data = image_file.encode(rendered.image, spec.output_format, parameters)
         encoded = time.perf_counter()
 

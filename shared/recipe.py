@@ -1,0 +1,29 @@
+"""Write an item as the fields of a request that renders it again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from shared.job import ItemSpec
+
+
+def request_fields(spec: ItemSpec) -> dict[str, Any]:
+    """Return an item's values by the names of a request: those of a prompt, then those of the request itself.
+
+    Sizes, seed and trigger words are those that were resolved, so a request with them gives the same item while the
+    files of its adapters are the same.
+    """
+    return {
+        "prompt": spec.prompt,
+        "neg": spec.neg,
+        "width": spec.width,
+        "height": spec.height,
+        "seed": spec.seed,
+        "sample_steps": spec.num_inference_steps,
+        "guidance_scale": spec.guidance_scale,
+        "model": spec.model,
+        "loras": [{"path": ref.path, "network_multiplier": ref.multiplier} for ref in spec.adapters],
+        "engine": spec.engine,
+        "adapter_mode": spec.adapter_mode,
+        "output_format": spec.output_format,
+    }

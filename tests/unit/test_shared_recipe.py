@@ -1,0 +1,47 @@
+"""The names under which an image states its parameters are those of a request."""
+
+import pytest
+from PIL import Image
+
+from shared.catalog import find_model
+from shared.job import AdapterRef, PipelineReport
+from shared.request import InferenceRequest, PromptItem
+from shared.resolve import resolve_items
+from worker.consumer.image_file import encode, image_parameters, read_parameters
+
+ADAPTERS = tuple(
+    AdapterRef(path=f"{name}.safetensors", sha256=name * 64, size_bytes=10, multiplier=multiplier)
+    for name, multiplier in (("a", 0.8), ("b", -1.5))
+)
+PIPELINE = PipelineReport(
+    engine="exact", precision="bf16", base_revision="r", device="cpu", adapter_mode="live", change="none", versions={}
+)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"model": "flux2_klein_4b", "neg": "blurry", "guidance_scale": 0.0, "output_format": "webp"},
+        {"adapters": ADAPTERS, "adapter_mode": "live", "seed": 2**63 - 1, "width": 1008, "requested_width": 1010},
+        {"engine": "ai-toolkit", "num_inference_steps": 150, "output_format": "jpeg"},
+    ],
+)
+def test_a_request_with_the_names_and_values_in_an_image_gives_the_same_item(item, changes):
+    spec = item(**changes)
+    file = encode(
+        Image.new("RGB", (64, 64), "red"), spec.output_format, image_parameters(spec, PIPELINE, index=3, request_id="j")
+    )
+
+    found = read_parameters(file)
+    prompt = {name: found[name] for name in PromptItem.model_fields if name in found}
+    fields = {name: found[name] for name in InferenceRequest.model_fields if name in found}
+    request = InferenceRequest.model_validate({**fields, "prompts": [prompt]})
+
+    [again] = resolve_items(request, find_model(spec.model), list(spec.adapters))
+    assert again.model_copy(update={"requested_width": spec.requested_width}) == spec
+    assert [(lora.path, lora.multiplier) for lora in request.loras] == [
+        (ref.path, ref.multiplier) for ref in spec.adapters
+    ]
+    assert (found["request_id"], found["index"], found["requested_width"]) == ("j", 3, spec.requested_width)
+    assert [adapter["sha256"] for adapter in found["adapters"]] == [ref.sha256 for ref in spec.adapters]
