@@ -15,12 +15,14 @@ import httpx2
 from PIL import Image as PillowImage
 
 from flux2_client.client import DOWNLOAD_TIMEOUT_S, make_receiver
+from flux2_client.listing import Listing
 from flux2_client.models import (
     Adapter,
     AdapterFile,
     ImageInfo,
     Job,
     JobLine,
+    LineT,
     ModelList,
     Replay,
     Result,
@@ -95,17 +97,10 @@ class AsyncClient:
     async def cancel(self, request_id: str) -> Status:
         return await self._run(self._protocol.cancel(request_id))
 
-    async def requests(
+    def requests(
         self, *, status: str | None = None, model: str | None = None, page_size: int = 50
     ) -> AsyncIterator[JobLine]:
-        cursor = None
-        while True:
-            page = await self._run(self._protocol.requests(status=status, model=model, limit=page_size, cursor=cursor))
-            for line in page.data:
-                yield line
-            cursor = page.next_cursor
-            if not page.has_more or cursor is None:
-                return
+        return self._iterate(self._protocol.requests(status=status, model=model, page_size=page_size))
 
     async def wait(
         self,
@@ -135,15 +130,13 @@ class AsyncClient:
     async def adapter(self, path: str, *, model: str = "flux2") -> Adapter:
         return await self._run(self._protocol.adapter(path, model=model))
 
-    async def adapters(self, *, page_size: int = 200) -> AsyncIterator[AdapterFile]:
-        cursor = None
-        while True:
-            page = await self._run(self._protocol.adapters(limit=page_size, cursor=cursor))
-            for line in page.data:
+    def adapters(self, *, page_size: int = 200) -> AsyncIterator[AdapterFile]:
+        return self._iterate(self._protocol.adapters(page_size=page_size))
+
+    async def _iterate(self, listing: Listing[LineT]) -> AsyncIterator[LineT]:
+        while not listing.is_complete:
+            for line in await self._run(listing.next_page()):
                 yield line
-            cursor = page.next_cursor
-            if not page.has_more or cursor is None:
-                return
 
     async def _run(self, steps: Steps[T]) -> T:
         go_on = partial(next, steps)

@@ -14,12 +14,14 @@ from typing import Any, TypeVar
 import httpx2
 from PIL import Image as PillowImage
 
+from flux2_client.listing import Listing
 from flux2_client.models import (
     Adapter,
     AdapterFile,
     ImageInfo,
     Job,
     JobLine,
+    LineT,
     ModelList,
     Replay,
     Result,
@@ -134,13 +136,7 @@ class Client:
             status: only jobs in this state.
             model: only jobs of this model.
         """
-        cursor = None
-        while True:
-            page = self._run(self._protocol.requests(status=status, model=model, limit=page_size, cursor=cursor))
-            yield from page.data
-            cursor = page.next_cursor
-            if not page.has_more or cursor is None:
-                return
+        return self._iterate(self._protocol.requests(status=status, model=model, page_size=page_size))
 
     def wait(
         self,
@@ -200,13 +196,11 @@ class Client:
 
     def adapters(self, *, page_size: int = 200) -> Iterator[AdapterFile]:
         """Iterate over the adapter files that jobs can name, in the order of their paths."""
-        cursor = None
-        while True:
-            page = self._run(self._protocol.adapters(limit=page_size, cursor=cursor))
-            yield from page.data
-            cursor = page.next_cursor
-            if not page.has_more or cursor is None:
-                return
+        return self._iterate(self._protocol.adapters(page_size=page_size))
+
+    def _iterate(self, listing: Listing[LineT]) -> Iterator[LineT]:
+        while not listing.is_complete:
+            yield from self._run(listing.next_page())
 
     def _run(self, steps: Steps[T]) -> T:
         """Perform the steps of a call; return its value."""

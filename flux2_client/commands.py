@@ -32,11 +32,10 @@ def demo(
     ] = 1024,
 ) -> None:
     """Render the example request at two multipliers on this host, and stop everything afterwards."""
-    from rich.console import Console
-
     from flux2_client.demo import run_demo
+    from shared.console import LineConsole
 
-    run_demo(Console(), output, size_px=size)
+    run_demo(LineConsole(), output, size_px=size)
 
 
 @app.command()
@@ -56,11 +55,10 @@ def replay(
     profile: Profile = None,
 ) -> None:
     """Render the sample previews of a training config and compare them with the trainer's pictures."""
-    from rich.console import Console
-
     from flux2_client.profiles import find_url
     from flux2_client.replay import replay_client, run_replay
+    from shared.console import LineConsole
 
-    console = Console()
+    console = LineConsole()
     with replay_client(console, find_url(url, profile)) as client:
         run_replay(console, client, config, lora=lora, samples=samples, output=output)

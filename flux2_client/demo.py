@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flux2_client.client import Client, Image
 from flux2_client.models import Status
+from shared.console import LineConsole
 from shared.demo_model import ABOUT, DEMO_ADAPTER, DRAWN_PX, PROMPTS
 from shared.errors import DemoFailed
 from shared.local.stack import Stack
@@ -38,7 +38,7 @@ def demo_request(multiplier: float, *, size_px: int = EXAMPLE_PX) -> dict[str, A
     return {**request, "loras": [{"path": DEMO_ADAPTER, "network_multiplier": multiplier}]}
 
 
-def run_demo(console: Console, output: Path, *, size_px: int = EXAMPLE_PX) -> None:
+def run_demo(console: LineConsole, output: Path, *, size_px: int = EXAMPLE_PX) -> None:
     """Start the whole service in a temporary folder, render three jobs, save their images and stop everything.
 
     Args:
@@ -59,7 +59,7 @@ def run_demo(console: Console, output: Path, *, size_px: int = EXAMPLE_PX) -> No
             stack.start()
         try:
             console.print(ABOUT)
-            console.print(f"API {stack.url}, Redis {stack.servers.redis.url}, S3 {stack.servers.s3.url}")
+            console.print_line(f"API {stack.url}, Redis {stack.servers.redis.url}, S3 {stack.servers.s3.url}")
             # An API that ended does not come back, so its calls are not repeated.
             with Client(stack.url, on_failure=lambda _: stack.raise_if_ended()) as client:
                 for name, body in _jobs(size_px):
@@ -67,7 +67,9 @@ def run_demo(console: Console, output: Path, *, size_px: int = EXAMPLE_PX) -> No
         finally:
             with console.status("stopping"):
                 stack.stop()
-    console.print(f"Done in {time.monotonic() - started:.0f} s; the images are in {output}/. Nothing is left running.")
+    console.print_line(
+        f"Done in {time.monotonic() - started:.0f} s; the images are in {output}/. Nothing is left running."
+    )
 
 
 def _jobs(size_px: int) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -79,11 +81,13 @@ def _jobs(size_px: int) -> Iterator[tuple[str, dict[str, Any]]]:
         yield f"multiplier-{multiplier:g}", demo_request(multiplier, size_px=size_px)
 
 
-def _render(console: Console, stack: Stack, client: Client, *, output: Path, name: str, body: dict[str, Any]) -> None:
+def _render(
+    console: LineConsole, stack: Stack, client: Client, *, output: Path, name: str, body: dict[str, Any]
+) -> None:
     job = client.submit(body)
     console.rule(f"{name}: request {job.request_id}")
     for warning in job.warnings:
-        console.print(f"warning: {warning}")
+        console.print_line(f"warning: {warning}")
     status = _wait(console, stack, client, job.request_id)
     if status.status != "succeeded":
         raise DemoFailed(f"request {job.request_id} {status.status}: {status.error}")
@@ -91,11 +95,11 @@ def _render(console: Console, stack: Stack, client: Client, *, output: Path, nam
     for image in images:
         file = image.save(output / f"{name}-{image.index}.{image.format}")
         size = f"{image.width}x{image.height} {image.format}, {image.size_bytes:,} bytes"
-        console.print(f"image    {file}: {size}: {image.prompt}", highlight=False)
+        console.print_line(f"image    {file}: {size}: {image.prompt}")
     _print_report(console, images[-1])
 
 
-def _wait(console: Console, stack: Stack, client: Client, request_id: str) -> Status:
+def _wait(console: LineConsole, stack: Stack, client: Client, request_id: str) -> Status:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -118,14 +122,13 @@ def _stage(status: Status) -> str:
     return f"{status.status} {running.stage}" if running else status.status
 
 
-def _print_report(console: Console, image: Image) -> None:
+def _print_report(console: LineConsole, image: Image) -> None:
     """Print an image's URL, timings, pipeline and adapters."""
-    # Unwrapped, so that the URL can be copied.
-    console.print(f"url      {image.url}", soft_wrap=True)
-    console.print("timings  " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in image.timings.items()))
-    console.print(f"pipeline {image.pipeline.engine}, {image.pipeline.precision}, adapter {image.pipeline.change}")
+    console.print_line(f"url      {image.url}")
+    console.print_line("timings  " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in image.timings.items()))
+    console.print_line(f"pipeline {image.pipeline.engine}, {image.pipeline.precision}, adapter {image.pipeline.change}")
     for adapter in image.adapters:
-        console.print(
+        console.print_line(
             f"adapter  {adapter.path} x {adapter.multiplier:g}: {adapter.layers_touched} of "
             f"{adapter.layers_total} layers, ranks {list(adapter.ranks)}, sha256 {adapter.sha256[:12]}"
         )

@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from flux2_client.async_client import AsyncClient, AsyncImage
+from flux2_client.destination import Destination
 from flux2_client.file_names import name_images
 from flux2_client.models import Result, Status
 from flux2_client.receiver import holds_object
 from flux2_client.report import Report, print_message
+from flux2_client.terminal import exit_code
 from shared.errors import CommandError, OutputRefused
 
 # Jobs that are polled at the same time; the others wait for their turn.
 _JOBS = 16
 # A result lists all finished images, so it is fetched for a tenth of a job's images at a time.
 _SHARE = 10
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where images are saved.
-
-    Attributes:
-        name: template of a file's name; see `file_names`.
-        parallel: downloads at the same time.
-    """
-
-    folder: Path
-    name: str
-    parallel: int
-    overwrite: bool = False
 
 
 class Downloader:
@@ -74,16 +60,18 @@ class Downloader:
 
 
 async def follow_jobs(
-    client: AsyncClient, request_ids: Sequence[str], *, report: Report, downloader: Downloader | None
-) -> list[Status]:
-    """Wait until all jobs have ended; return their last states in the given order."""
+    client: AsyncClient, request_ids: Sequence[str], *, report: Report, to: Destination | None
+) -> int:
+    """Wait until all jobs have ended, and save their images `to` a folder; return the command's exit code."""
+    downloader = Downloader(to, report) if to else None
     turns = asyncio.Semaphore(_JOBS)
 
     async def follow_one(request_id: str) -> Status:
         async with turns:
             return await _follow(client, request_id, report=report, downloader=downloader)
 
-    return await asyncio.gather(*map(follow_one, request_ids))
+    statuses = await asyncio.gather(*map(follow_one, request_ids))
+    return exit_code(statuses, downloader.faults if downloader else ())
 
 
 async def _follow(client: AsyncClient, request_id: str, *, report: Report, downloader: Downloader | None) -> Status:

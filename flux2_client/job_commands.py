@@ -37,21 +37,18 @@ def wait(
     profile: Profile = None,
 ) -> None:
     """Wait until jobs have ended. Exit code 3 if only some images succeeded, 1 if none."""
-    from flux2_client.following import Destination, Downloader, follow_jobs
+    from flux2_client.destination import open_destination
+    from flux2_client.following import follow_jobs
     from flux2_client.report import open_report
-    from flux2_client.terminal import Session, exit_code
-    from shared.outputs import make_output_folder
+    from flux2_client.terminal import Session
 
-    if output is not None:
-        make_output_folder(output)
+    to = open_destination(output, name, parallel, overwrite) if output else None
     session = Session(url, profile, patient=True)
-    session.jobs, session.folder = list(dict.fromkeys(request_ids)), output
+    session.jobs, session.to = list(dict.fromkeys(request_ids)), to
 
     async def run(client: AsyncClient) -> int:
         with open_report(as_json=as_json) as report:
-            downloader = Downloader(Destination(output, name, parallel, overwrite), report) if output else None
-            statuses = await follow_jobs(client, session.jobs, report=report, downloader=downloader)
-        return exit_code(statuses, downloader.faults if downloader else ())
+            return await follow_jobs(client, session.jobs, report=report, to=to)
 
     session.run(run)
 
@@ -67,17 +64,19 @@ def download(
     profile: Profile = None,
 ) -> None:
     """Save the images that jobs have finished so far; files that are there already are checked and kept."""
-    from flux2_client.following import Destination, Downloader
+    from flux2_client.destination import open_destination
+    from flux2_client.following import Downloader
     from flux2_client.report import open_report, print_message
     from flux2_client.terminal import Session, exit_code
-    from shared.outputs import make_output_folder
 
-    make_output_folder(output)
+    to = open_destination(output, name, parallel, overwrite)
+    session = Session(url, profile, patient=True)
+    session.to = to
 
     async def run(client: AsyncClient) -> int:
         statuses = []
         with open_report(as_json=as_json) as report:
-            downloader = Downloader(Destination(output, name, parallel, overwrite), report)
+            downloader = Downloader(to, report)
             for request_id in dict.fromkeys(request_ids):
                 # The status first: the result then has at least the images that the status counts.
                 status = await client.status(request_id)
@@ -86,25 +85,21 @@ def download(
                 statuses.append(status)
                 if not status.has_ended:
                     print_message(
-                        f"request {request_id} is {status.status}; wait for its other images with: flux2 wait --output"
+                        f"request {request_id} is {status.status}; to wait for its other images:  "
+                        f"{session.wait_command(request_id)}"
                     )
         return exit_code(statuses, downloader.faults)
 
-    Session(url, profile, patient=True).run(run)
+    session.run(run)
 
 
 def status(request_id: RequestId, as_json: Json = False, url: Url = None, profile: Profile = None) -> None:
     """Show the state of a job and of each of its images."""
-    from flux2_client.report import print_json
-    from flux2_client.tables import print_status
+    from flux2_client.tables import print_answer, print_status
     from flux2_client.terminal import SUCCEEDED, Session
 
     async def run(client: AsyncClient) -> int:
-        found = await client.status(request_id)
-        if as_json:
-            print_json(found.model_dump(mode="json"))
-        else:
-            print_status(found)
+        print_answer(await client.status(request_id), print_status, as_json=as_json)
         return SUCCEEDED
 
     Session(url, profile).run(run)
@@ -112,16 +107,11 @@ def status(request_id: RequestId, as_json: Json = False, url: Url = None, profil
 
 def result(request_id: RequestId, as_json: Json = False, url: Url = None, profile: Profile = None) -> None:
     """Show the finished images of a job, with fresh URLs, and why others failed."""
-    from flux2_client.report import print_json
-    from flux2_client.tables import print_result
+    from flux2_client.tables import print_answer, print_result
     from flux2_client.terminal import SUCCEEDED, Session
 
     async def run(client: AsyncClient) -> int:
-        found = await client.result(request_id)
-        if as_json:
-            print_json(found.model_dump(mode="json"))
-        else:
-            print_result(found)
+        print_answer(await client.result(request_id), print_result, as_json=as_json)
         return SUCCEEDED
 
     Session(url, profile).run(run)
@@ -129,17 +119,12 @@ def result(request_id: RequestId, as_json: Json = False, url: Url = None, profil
 
 def cancel(request_ids: RequestIds, as_json: Json = False, url: Url = None, profile: Profile = None) -> None:
     """Cancel the unfinished images of jobs; finished images stay."""
-    from flux2_client.report import print_json
-    from flux2_client.tables import print_lines
+    from flux2_client.tables import print_answer, print_canceled
     from flux2_client.terminal import SUCCEEDED, Session
 
     async def run(client: AsyncClient) -> int:
         for request_id in request_ids:
-            found = await client.cancel(request_id)
-            if as_json:
-                print_json(found.model_dump(mode="json"))
-            else:
-                print_lines([(found.request_id, found.status, f"{found.count('succeeded')} images stay")])
+            print_answer(await client.cancel(request_id), print_canceled, as_json=as_json)
         return SUCCEEDED
 
     Session(url, profile).run(run)
@@ -156,21 +141,11 @@ def list_jobs(
     profile: Profile = None,
 ) -> None:
     """List jobs, newest first."""
-    from flux2_client.models import JobLine
-    from flux2_client.report import print_json
-    from flux2_client.tables import print_jobs
+    from flux2_client.tables import print_jobs, print_listing
     from flux2_client.terminal import SUCCEEDED, Session
 
     async def run(client: AsyncClient) -> int:
-        found: list[JobLine] = []
-        async for job in client.requests(status=state, model=model):
-            if as_json:
-                print_json(job.model_dump(mode="json"))
-            found.append(job)
-            if len(found) == limit:
-                break
-        if not as_json:
-            print_jobs(found)
+        await print_listing(client.requests(status=state, model=model), print_jobs, limit=limit, as_json=as_json)
         return SUCCEEDED
 
     Session(url, profile).run(run)
@@ -184,27 +159,15 @@ def adapters(
     profile: Profile = None,
 ) -> None:
     """List the adapter files under the API's adapter root, or describe one. Exit code 1 if jobs cannot use it."""
-    from flux2_client.models import AdapterFile
-    from flux2_client.report import print_json
-    from flux2_client.tables import print_adapter, print_adapter_files
+    from flux2_client.tables import print_adapter, print_adapter_files, print_answer, print_listing
     from flux2_client.terminal import REFUSED, SUCCEEDED, Session
 
     async def run(client: AsyncClient) -> int:
         if path is not None:
             found = await client.adapter(path, model=model)
-            if as_json:
-                print_json(found.model_dump(mode="json"))
-            else:
-                print_adapter(found)
+            print_answer(found, print_adapter, as_json=as_json)
             return REFUSED if found.refused else SUCCEEDED
-        files: list[AdapterFile] = []
-        async for file in client.adapters():
-            if as_json:
-                print_json(file.model_dump(mode="json"))
-            else:
-                files.append(file)
-        if not as_json:
-            print_adapter_files(files)
+        await print_listing(client.adapters(), print_adapter_files, as_json=as_json)
         return SUCCEEDED
 
     Session(url, profile).run(run)

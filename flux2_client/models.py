@@ -110,10 +110,13 @@ class JobLine(Answer):
     finished_at: str | None = None
 
 
-class JobPage(Answer):
-    """One page of the listing; it may be short or empty although more follow."""
+LineT = TypeVar("LineT", bound=Answer)
 
-    data: tuple[JobLine, ...]
+
+class Page(Answer, Generic[LineT]):
+    """One page of a listing; it may be short or empty although more follow."""
+
+    data: tuple[LineT, ...]
     has_more: bool
     next_cursor: str | None
 
@@ -259,11 +262,3 @@ class AdapterFile(Answer):
     path: str
     size_bytes: int
     modified_at: str
-
-
-class AdapterPage(Answer):
-    """One page of the adapter files."""
-
-    data: tuple[AdapterFile, ...]
-    has_more: bool
-    next_cursor: str | None

@@ -25,14 +25,17 @@ from flux2_client.answers import (
     raise_if_refused,
     raise_if_withheld,
 )
+from flux2_client.listing import Listing
 from flux2_client.models import (
     Adapter,
-    AdapterPage,
+    AdapterFile,
     ImageInfo,
     ImageT,
     Job,
-    JobPage,
+    JobLine,
+    LineT,
     ModelList,
+    Page,
     Replay,
     Result,
     Status,
@@ -93,10 +96,8 @@ class Protocol(Generic[ImageT]):
     def cancel(self, request_id: str) -> Steps[Status]:
         return self._call(Status, Call("POST", _request_path(request_id, "cancel")))
 
-    def requests(self, *, status: str | None, model: str | None, limit: int, cursor: str | None) -> Steps[JobPage]:
-        return self._call(
-            JobPage, Call("GET", "/v1/requests", params=_params(status=status, model=model, limit=limit, cursor=cursor))
-        )
+    def requests(self, *, status: str | None, model: str | None, page_size: int) -> Listing[JobLine]:
+        return self._list(Page[JobLine], "/v1/requests", status=status, model=model, limit=page_size)
 
     def models(self) -> Steps[ModelList]:
         return self._call(ModelList, Call("GET", "/v1/models"))
@@ -104,8 +105,8 @@ class Protocol(Generic[ImageT]):
     def adapter(self, path: str, *, model: str) -> Steps[Adapter]:
         return self._call(Adapter, Call("GET", "/v1/adapters", params=_params(path=path, model=model)))
 
-    def adapters(self, *, limit: int, cursor: str | None) -> Steps[AdapterPage]:
-        return self._call(AdapterPage, Call("GET", "/v1/adapters", params=_params(limit=limit, cursor=cursor)))
+    def adapters(self, *, page_size: int) -> Listing[AdapterFile]:
+        return self._list(Page[AdapterFile], "/v1/adapters", limit=page_size)
 
     def wait(
         self, request_id: str, *, timeout_s: float, poll_s: float | None, on_status: Callable[[Status], None] | None
@@ -183,6 +184,9 @@ class Protocol(Generic[ImageT]):
         # One key for all attempts: the job of an attempt whose answer was lost is found again.
         headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
         return self._call(kind, Call("POST", path, json=body, headers=headers))
+
+    def _list(self, kind: type[Page[LineT]], path: str, **query: str | int | None) -> Listing[LineT]:
+        return Listing(lambda cursor: self._call(kind, Call("GET", path, params=_params(**query, cursor=cursor))))
 
     def _call(self, kind: type[AnswerT], call: Call) -> Steps[AnswerT]:
         answer = yield from self._repeat(lambda: self._send(call))

@@ -8,37 +8,26 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from flux2_client.client import Client
 from flux2_client.models import Replay, Status
+from flux2_client.outages import PATIENCE_S, RetryMessages
 from flux2_client.similarity import Similarity, compare_images, draw_contact_sheet, find_trainer_samples
-from shared.errors import ApiError, ConfigRefused, ReplayFailed
+from shared.console import LineConsole
+from shared.errors import ConfigRefused, ReplayFailed
 from shared.outputs import make_output_folder
 
-#: A day: a config may hold hundreds of samples, and the queue may be long.
-JOB_TIMEOUT_S = 86_400.0
 _POLL_S = 1.0
 
 
-def replay_client(console: Console, url: str) -> Client:
+def replay_client(console: LineConsole, url: str) -> Client:
     """Open a client that waits for the API as long as for a job, and prints why."""
-    printed = ""
-
-    def report(error: ApiError) -> None:
-        nonlocal printed
-        # An outage gives the same error at each attempt.
-        if str(error) != printed:
-            printed = str(error)
-            console.print(f"trying again: {error}", markup=False, highlight=False)
-
-    return Client(url, retry_s=JOB_TIMEOUT_S, on_failure=report)
+    return Client(url, retry_s=PATIENCE_S, on_failure=RetryMessages(console.print_line))
 
 
 def run_replay(
-    console: Console, client: Client, config: Path, *, lora: str | None, samples: Path | None, output: Path
+    console: LineConsole, client: Client, config: Path, *, lora: str | None, samples: Path | None, output: Path
 ) -> list[Similarity]:
     """Submit the config's samples, save the images, and compare them with the trainer's pictures.
 
@@ -65,15 +54,15 @@ def run_replay(
     make_output_folder(output)
     replay = client.submit_replay(text, lora=lora)
     for warning in replay.warnings:
-        console.print(f"warning: {warning}")
+        console.print_line(f"warning: {warning}")
     images = _render(console, client, replay)
     for index, data in enumerate(images):
         (output / f"sample-{index}.png").write_bytes(data)
-    console.print(f"{len(images)} images are in {output}/")
+    console.print_line(f"{len(images)} images are in {output}/")
     return _compare(console, images, trainer_files, output=output) if trainer_files else []
 
 
-def _render(console: Console, client: Client, replay: Replay) -> list[bytes]:
+def _render(console: LineConsole, client: Client, replay: Replay) -> list[bytes]:
     """Wait for every job of the replay; return the images' bytes in the order of the config's samples."""
     jobs = replay.requests
     images: dict[str, list[bytes]] = {}
@@ -85,7 +74,7 @@ def _render(console: Console, client: Client, replay: Replay) -> list[bytes]:
             def show_progress(status: Status, task: Any = task) -> None:
                 bar.update(task, completed=status.progress)
 
-            status = client.wait(job.request_id, timeout_s=JOB_TIMEOUT_S, poll_s=_POLL_S, on_status=show_progress)
+            status = client.wait(job.request_id, timeout_s=PATIENCE_S, poll_s=_POLL_S, on_status=show_progress)
             if status.status != "succeeded":
                 raise ReplayFailed(f"request {job.request_id} {status.status}: {status.error}")
             # Now, because the URLs are valid for an hour and the other jobs may take longer.
@@ -94,9 +83,9 @@ def _render(console: Console, client: Client, replay: Replay) -> list[bytes]:
 
 
 def _compare(
-    console: Console, images: Sequence[bytes], trainer_files: Mapping[int, Path], *, output: Path
+    console: LineConsole, images: Sequence[bytes], trainer_files: Mapping[int, Path], *, output: Path
 ) -> list[Similarity]:
-    table = Table("sample", "mean", "max", "PSNR dB", "file")
+    rows = [("sample", "mean", "max", "PSNR dB", "file")]
     pairs, similarities = [], []
     for index, path in sorted(trainer_files.items()):
         # The folder may hold pictures of an earlier, longer config.
@@ -105,15 +94,15 @@ def _compare(
         with Image.open(path) as opened:
             ours, theirs = Image.open(io.BytesIO(images[index])).convert("RGB"), opened.convert("RGB")
         if ours.size != theirs.size:
-            table.add_row(str(index), f"sizes differ: {ours.size} and {theirs.size}", "", "", path.name)
+            rows.append((str(index), f"sizes differ: {ours.size} and {theirs.size}", "", "", path.name))
             continue
         similarity = compare_images(ours, theirs)
-        row = (f"{similarity.mean:.2f}", str(similarity.maximum), f"{similarity.psnr_db:.1f}")
-        table.add_row(str(index), *row, path.name)
+        numbers = (f"{similarity.mean:.2f}", str(similarity.maximum), f"{similarity.psnr_db:.1f}")
+        rows.append((str(index), *numbers, path.name))
         pairs.append((ours, theirs))
         similarities.append(similarity)
-    console.print(table)
+    console.print_rows(rows)
     if pairs:
         draw_contact_sheet(pairs).save(output / "contact-sheet.png")
-        console.print(f"contact sheet (trainer's, ours, difference): {output / 'contact-sheet.png'}")
+        console.print_line(f"contact sheet (trainer's, ours, difference): {output / 'contact-sheet.png'}")
     return similarities

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from flux2_client.models import ImageInfo, Job, Status
+from flux2_client.models import FINAL_STATES, ImageInfo, Job, Status
+from shared.console import LineConsole
 
 
 def print_message(text: str) -> None:
     """Print a message for people; stdout holds only the command's output."""
-    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+    LineConsole(stderr=True).print_line(text)
 
 
 def print_json(values: dict[str, Any]) -> None:
@@ -84,7 +84,7 @@ class LineReport:
 class BarReport:
     """One bar for all images of all jobs, and a line for each job that did not succeed."""
 
-    def __init__(self, console: Console, bar: Progress, task: TaskID) -> None:
+    def __init__(self, console: LineConsole, bar: Progress, task: TaskID) -> None:
         self._console, self._bar, self._task = console, bar, task
         self._images: dict[str, int] = {}
         self._rendered: dict[str, int] = {}
@@ -93,7 +93,7 @@ class BarReport:
 
     def submitted(self, job: Job, *, images: int) -> None:
         self._images[job.request_id] = images
-        self._console.print(f"request {job.request_id}: {_images(images)}", markup=False, highlight=False)
+        self._console.print_line(f"request {job.request_id}: {_images(images)}")
         self._draw()
 
     def progressed(self, status: Status) -> None:
@@ -110,7 +110,7 @@ class BarReport:
         if status.status != "succeeded":
             reason = f": {status.error}" if status.error else ""
             text = f"request {status.request_id} {status.status}: {_counts(status)}{reason}"
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print_line(text)
 
     def _draw(self) -> None:
         saved = f", {self._saved} saved" if self._saved else ""
@@ -126,7 +126,7 @@ def open_report(*, as_json: bool) -> Iterator[Report]:
     if as_json:
         yield JsonReport()
         return
-    console = Console()
+    console = LineConsole()
     if not console.is_terminal:
         yield LineReport()
         return
@@ -142,8 +142,10 @@ class _Changes:
         self._last: dict[str, tuple[str, int]] = {}
 
     def is_new(self, status: Status) -> bool:
-        now = (status.status, sum(item.status in ("succeeded", "failed", "canceled") for item in status.items))
-        return self._last.get(status.request_id) != now and not self._last.update({status.request_id: now})
+        now = (status.status, sum(item.status in FINAL_STATES for item in status.items))
+        last = self._last.get(status.request_id)
+        self._last[status.request_id] = now
+        return now != last
 
 
 def _summary(status: Status) -> dict[str, Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,53 +56,41 @@ def submit(
     profile: Profile = None,
 ) -> None:
     """Submit images, and with --output wait for them and save them. Exit code 3 if only some images succeeded."""
-    from flux2_client.composition import compose_prompts, parse_lora, parse_seeds, parse_size, read_prompts
-    from flux2_client.following import Destination, Downloader, follow_jobs
+    from flux2_client.destination import open_destination
+    from flux2_client.following import follow_jobs
     from flux2_client.report import open_report
-    from flux2_client.terminal import SUCCEEDED, Session, exit_code
-    from shared.outputs import make_output_folder
+    from flux2_client.request_source import Description, load_request
+    from flux2_client.terminal import SUCCEEDED, Session
 
-    options = {
-        "model": model,
-        "engine": engine,
-        "trigger_word": trigger,
-        "output_format": image_format,
-        "priority": priority,
-    }
-    fields = {"sample_steps": steps, "guidance_scale": guidance}
+    described = Description(
+        prompts=prompt,
+        prompts_file=prompts,
+        loras=lora,
+        seeds=seed,
+        size=size,
+        prompt_fields={"sample_steps": steps, "guidance_scale": guidance},
+        request_fields={
+            "model": model,
+            "engine": engine,
+            "trigger_word": trigger,
+            "output_format": image_format,
+            "priority": priority,
+        },
+    )
     try:
-        if file is not None:
-            composing = [prompt, prompts, lora, seed, size, *options.values(), *fields.values()]
-            if any(value is not None for value in composing):
-                raise ValueError("a request file holds the whole request; leave out the options that describe one")
-            request = _read_request(file)
-        else:
-            texts: list[dict[str, Any]] = [{"prompt": text} for text in prompt or []]
-            texts += read_prompts(_read_text(str(prompts))) if prompts else []
-            if not texts:
-                raise ValueError("nothing to render; give a request file, -p PROMPT or --prompts FILE")
-            if size is not None:
-                fields["width"], fields["height"] = parse_size(size)
-            entries = compose_prompts(texts, seeds=parse_seeds(seed) if seed else [], fields=_given(fields))
-            loras = [parse_lora(text) for text in lora or []]
-            request = {"model": "flux2", "prompts": entries, "loras": loras, **_given(options)}
+        request = load_request(file, described)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
-    if output is not None:
-        # Before anything is submitted, so that a mistyped path costs no GPU time.
-        make_output_folder(output)
+    to = open_destination(output, name, parallel, overwrite) if output else None
     session = Session(url, profile, patient=True)
-    session.folder = output
+    session.to = to
 
     async def run(client: AsyncClient) -> int:
         with open_report(as_json=as_json) as report:
             await _submit_all(client, request, session=session, report=report, key=idempotency_key)
-            if not (wait or output):
+            if not (wait or to):
                 return SUCCEEDED
-            to = Destination(output, name, parallel, overwrite) if output else None
-            downloader = Downloader(to, report) if to else None
-            statuses = await follow_jobs(client, session.jobs, report=report, downloader=downloader)
-        return exit_code(statuses, downloader.faults if downloader else ())
+            return await follow_jobs(client, session.jobs, report=report, to=to)
 
     session.run(run)
 
@@ -131,21 +117,3 @@ async def _submit_all(
             if warning not in printed:
                 print_message(f"warning: {warning}")
         printed.update(job.warnings)
-
-
-def _read_request(file: str) -> dict[str, Any]:
-    try:
-        request = json.loads(_read_text(file))
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(request, dict) or not isinstance(request.get("prompts"), list):
-        raise ValueError(f'{file} holds no request: a JSON object with "model", "prompts" and "loras"')  # noqa: TRY004
-    return request
-
-
-def _read_text(file: str) -> str:
-    return sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
-
-
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}

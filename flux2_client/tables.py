@@ -2,19 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterable, Callable, Sequence
+from typing import TypeVar
 
 from flux2_client.async_client import AsyncImage
-from flux2_client.models import Adapter, AdapterFile, JobLine, Result, Status
+from flux2_client.models import Adapter, AdapterFile, Answer, JobLine, Result, Status
+from flux2_client.report import print_json
 from shared.console import LineConsole
 
+AnswerT = TypeVar("AnswerT", bound=Answer)
 
-def print_lines(rows: Sequence[Sequence[str]]) -> None:
-    """Print one line for each row, in columns and never folded, so that ids and paths can be copied."""
-    console = LineConsole()
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    for row in rows:
-        console.print_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+def print_answer(answer: AnswerT, print_for_people: Callable[[AnswerT], None], *, as_json: bool) -> None:
+    """Print an answer as JSON, or in the form for people."""
+    if as_json:
+        print_json(answer.model_dump(mode="json"))
+    else:
+        print_for_people(answer)
+
+
+async def print_listing(
+    lines: AsyncIterable[AnswerT],
+    print_for_people: Callable[[Sequence[AnswerT]], None],
+    *,
+    limit: int = 0,
+    as_json: bool,
+) -> None:
+    """Print at most `limit` lines, all if it is 0: each JSON line as soon as it is known, columns at the end."""
+    # Columns are as wide as their widest cell, which may be the last one.
+    rows: list[AnswerT] = []
+    count = 0
+    async for line in lines:
+        if as_json:
+            print_json(line.model_dump(mode="json"))
+        else:
+            rows.append(line)
+        count += 1
+        if count == limit:
+            break
+    if rows:
+        print_for_people(rows)
 
 
 def print_status(status: Status) -> None:
@@ -49,11 +76,15 @@ def print_result(result: Result[AsyncImage]) -> None:
 
 
 def print_jobs(jobs: Sequence[JobLine]) -> None:
-    print_lines([(job.request_id, job.status, job.model, job.created_at, _counts(job)) for job in jobs])
+    LineConsole().print_aligned([(job.request_id, job.status, job.model, job.created_at, _counts(job)) for job in jobs])
+
+
+def print_canceled(status: Status) -> None:
+    LineConsole().print_aligned([(status.request_id, status.status, f"{status.count('succeeded')} images stay")])
 
 
 def print_adapter_files(files: Sequence[AdapterFile]) -> None:
-    print_lines([(file.path, f"{file.size_bytes:,} bytes", file.modified_at) for file in files])
+    LineConsole().print_aligned([(file.path, f"{file.size_bytes:,} bytes", file.modified_at) for file in files])
 
 
 def print_adapter(adapter: Adapter) -> None:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import Awaitable, Callable, Iterable
-from pathlib import Path
 from typing import NoReturn
 
 import typer
 
 from flux2_client.async_client import AsyncClient
+from flux2_client.destination import Destination
 from flux2_client.models import Status
+from flux2_client.outages import PATIENCE_S, RetryMessages
 from flux2_client.profiles import DEFAULT_URL, find_url
 from flux2_client.report import print_message
-from shared.errors import ApiError, ApiUnreachable, CommandError
+from shared.errors import ApiUnreachable, CommandError
 
 SUCCEEDED = 0
 REFUSED = 1
@@ -22,8 +23,7 @@ INCOMPLETE = 3
 UNREACHABLE = 4
 INTERRUPTED = 130
 
-#: A day: as long as `flux2 replay` waits for an API that is away.
-PATIENT_S = 86_400.0
+# For commands that ask once: longer than a restart of the API takes.
 _SHORT_S = 60.0
 
 
@@ -33,12 +33,11 @@ class Session:
     def __init__(self, url: str | None, profile: str | None, *, patient: bool = False) -> None:
         self.url = find_url(url, profile)
         self.jobs: list[str] = []
-        self.folder: Path | None = None
-        self._retry_s = PATIENT_S if patient else _SHORT_S
-        self._printed = ""
+        self.to: Destination | None = None
+        self._retry_s = PATIENCE_S if patient else _SHORT_S
 
     def connect(self) -> AsyncClient:
-        return AsyncClient(self.url, retry_s=self._retry_s, on_failure=self._report_failure)
+        return AsyncClient(self.url, retry_s=self._retry_s, on_failure=RetryMessages(print_message))
 
     def run(self, main: Callable[[AsyncClient], Awaitable[int]]) -> NoReturn:
         """Run `main` with a client; end the command with its exit code, or with that of its error."""
@@ -62,18 +61,18 @@ class Session:
             self._say_how_to_go_on()
         raise typer.Exit(code)
 
-    def _report_failure(self, error: ApiError) -> None:
-        # An outage gives the same error at each attempt.
-        if str(error) != self._printed:
-            self._printed = str(error)
-            print_message(f"trying again: {error}")
+    def wait_command(self, *request_ids: str) -> str:
+        """Return the command that waits for these jobs and saves their images as this one does."""
+        saving = self.to.options() if self.to else ""
+        return f"flux2 wait {' '.join(request_ids)}{saving}{self._url_option}"
+
+    @property
+    def _url_option(self) -> str:
+        return "" if self.url == DEFAULT_URL else f" --url {shlex.quote(self.url)}"
 
     def _say_how_to_go_on(self) -> None:
-        ids = " ".join(self.jobs)
-        url = "" if self.url == DEFAULT_URL else f" --url {shlex.quote(self.url)}"
-        folder = f" --output {shlex.quote(str(self.folder))}" if self.folder else ""
-        print_message(f"jobs that were accepted go on. To wait for them:  flux2 wait {ids}{folder}{url}")
-        print_message(f"To cancel them:  flux2 cancel {ids}{url}")
+        print_message(f"jobs that were accepted go on. To wait for them:  {self.wait_command(*self.jobs)}")
+        print_message(f"To cancel them:  flux2 cancel {' '.join(self.jobs)}{self._url_option}")
 
 
 def exit_code(statuses: Iterable[Status], faults: Iterable[str] = ()) -> int:

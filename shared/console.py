@@ -18,6 +18,13 @@ class LineConsole(Console):
         """Print text as it is: without markup or colours, and never folded, so that paths and URLs can be copied."""
         self.print(text, markup=False, highlight=False, soft_wrap=True)
 
+    def print_aligned(self, rows: Sequence[Sequence[str]]) -> None:
+        """Print one line for each row, in columns and never folded."""
+        # One long cell must not move the cells behind it out of sight in all rows.
+        widths = [min(max(map(len, cells)), _WIDEST) for cells in zip(*rows, strict=True)]
+        for row in rows:
+            self.print_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
     def print_rows(self, rows: Sequence[Sequence[str]], *, styles: Sequence[str] = ()) -> None:
         """Print rows in columns. A terminal folds long cells inside their column; a pipe gets one line for each row.
 
@@ -25,10 +32,7 @@ class LineConsole(Console):
             styles: Rich style of the first cell of each row; empty for none.
         """
         if not self.is_terminal:
-            # One long cell must not move the cells behind it out of sight in all rows.
-            widths = [min(max(map(len, cells)), _WIDEST) for cells in zip(*rows, strict=True)]
-            for row in rows:
-                self.print_line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+            self.print_aligned(rows)
             return
         table = Table(show_header=False, box=None)
         for _ in rows[0] if rows else ():

@@ -3,10 +3,10 @@
 import io
 
 import pytest
-from rich.console import Console
 
 from flux2_client.client import Client
 from flux2_client.replay import run_replay
+from shared.console import LineConsole
 from shared.demo_model import DEMO_ADAPTER
 from shared.errors import ApiError
 
@@ -26,7 +26,7 @@ def test_comparing_a_replay_with_its_own_images_finds_no_difference(client, tmp_
     config, samples = tmp_path / "config.yaml", tmp_path / "samples"
     config.write_text(CONFIG)
     samples.mkdir()
-    console = Console(file=io.StringIO(), width=120)
+    console = LineConsole(file=io.StringIO(), width=120)
     run_replay(console, client, config, lora=DEMO_ADAPTER, samples=None, output=tmp_path / "first")
     for index in range(2):
         (tmp_path / "first" / f"sample-{index}.png").rename(samples / f"17__000000500_{index}.png")
@@ -42,4 +42,4 @@ def test_an_unreachable_api_is_reported_as_one_error(tmp_path):
     config.write_text(CONFIG)
 
     with Client("http://127.0.0.1:1") as client, pytest.raises(ApiError, match="cannot be reached"):
-        run_replay(Console(file=io.StringIO()), client, config, lora=DEMO_ADAPTER, samples=None, output=tmp_path)
+        run_replay(LineConsole(file=io.StringIO()), client, config, lora=DEMO_ADAPTER, samples=None, output=tmp_path)

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 from PIL import Image
-from rich.console import Console
 
 from flux2_client.client import Client
 from flux2_client.replay import replay_client, run_replay
+from shared.console import LineConsole
 from shared.errors import LedgerUnavailable
 from shared.local.ports import pick_free_port
 from shared.local.redis_server import RedisServer
@@ -79,11 +79,11 @@ def test_a_replay_survives_a_frozen_and_a_stopped_redis(
     api, redis_of_its_own, tmp_path, wait_until, monkeypatch, finish_next
 ):
     monkeypatch.setattr("flux2_client.replay._POLL_S", 0.05)
-    monkeypatch.setattr("flux2_client.replay.JOB_TIMEOUT_S", 40)
+    monkeypatch.setattr("flux2_client.replay.PATIENCE_S", 40)
     config, output = tmp_path / "config.yaml", tmp_path / "images"
     config.write_text(CONFIG)
     text = io.StringIO()
-    console = Console(file=text, width=200)
+    console = LineConsole(file=text, width=200)
 
     def replay():
         with replay_client(console, api.url) as client:
@@ -124,7 +124,7 @@ def test_a_replay_signs_urls_again_that_expired_before_their_download(
             return super().download(image)
 
     with ThreadPoolExecutor(1) as pool, SlowClient(api.url) as client:
-        console = Console(file=io.StringIO())
+        console = LineConsole(file=io.StringIO())
         running = pool.submit(run_replay, console, client, config, lora=None, samples=None, output=output)
         for what in ("the first image", "the second image"):
             wait_until(lambda: running.done() or finish_next(), what=what)

@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import Progress, TextColumn
 
 from flux2_client.models import Job, Status
 from flux2_client.report import BarReport
+from shared.console import LineConsole
 
 
 def status(state, *items, **fields):
@@ -28,7 +28,7 @@ def status(state, *items, **fields):
 
 def test_a_terminal_shows_one_bar_for_all_jobs_and_the_reason_of_a_failure():
     text = io.StringIO()
-    console = Console(file=text, force_terminal=True, width=120)
+    console = LineConsole(file=text, force_terminal=True, width=120)
     job = Job(request_id="job-1", status_url="", result_url="", created_at="")
 
     with Progress(TextColumn("{task.description}"), TextColumn("{task.percentage:>3.0f} %"), console=console) as bar:

@@ -1,0 +1,90 @@
+"""Where `flux2 submit` takes its request from: a file, stdin, or the options that describe one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flux2_client.composition import compose_prompts, parse_lora, parse_seeds, parse_size, read_prompts
+
+_STDIN = "-"
+
+
+@dataclass(frozen=True)
+class Description:
+    """A request as options describe it; None stands for an option that was not given.
+
+    Attributes:
+        prompt_fields: fields that every prompt gets, besides its size and seed.
+        request_fields: fields of the request itself.
+    """
+
+    prompts: Sequence[str] | None
+    prompts_file: Path | None
+    loras: Sequence[str] | None
+    seeds: str | None
+    size: str | None
+    prompt_fields: Mapping[str, Any]
+    request_fields: Mapping[str, Any]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no option was given."""
+        options = (self.prompts, self.prompts_file, self.loras, self.seeds, self.size)
+        values = [*options, *self.prompt_fields.values(), *self.request_fields.values()]
+        return all(value is None for value in values)
+
+    def compose(self) -> dict[str, Any]:
+        """Return the request.
+
+        Raises:
+            ValueError: an option is unsound, or no prompt was given.
+            OSError: the file of prompts cannot be read.
+        """
+        prompts: list[dict[str, Any]] = [{"prompt": text} for text in self.prompts or []]
+        if self.prompts_file is not None:
+            prompts += read_prompts(_read_text(str(self.prompts_file)))
+        if not prompts:
+            raise ValueError("nothing to render; give a request file, -p PROMPT or --prompts FILE")
+        fields = _given(self.prompt_fields)
+        if self.size is not None:
+            fields["width"], fields["height"] = parse_size(self.size)
+        seeds = parse_seeds(self.seeds) if self.seeds is not None else []
+        return {
+            "model": "flux2",
+            "prompts": compose_prompts(prompts, seeds=seeds, fields=fields),
+            "loras": [parse_lora(text) for text in self.loras or []],
+            **_given(self.request_fields),
+        }
+
+
+def load_request(file: str | None, description: Description) -> dict[str, Any]:
+    """Return the request of a file, or the one that is described; `-` is stdin.
+
+    Raises:
+        ValueError: both were given, or the request is unsound.
+        OSError: a file cannot be read.
+    """
+    if file is None:
+        return description.compose()
+    if not description.is_empty:
+        raise ValueError("a request file holds the whole request; leave out the options that describe one")
+    try:
+        request = json.loads(_read_text(file))
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(request, dict) or not isinstance(request.get("prompts"), list):
+        raise ValueError(f'{file} holds no request: a JSON object with "model", "prompts" and "loras"')  # noqa: TRY004
+    return request
+
+
+def _read_text(file: str) -> str:
+    return sys.stdin.read() if file == _STDIN else Path(file).read_text(encoding="utf-8")
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
