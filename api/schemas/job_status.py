@@ -47,9 +47,12 @@ class Status(BaseModel):
         description="Whether a cancel was requested; a running image stops at its next step."
     )
     queue_position: int | None = Field(
-        description="Queued images that were accepted earlier; null when none of this job's images is queued."
+        description="Estimated number of queued images that start before this job's next one, by priority and by the "
+        "turns of the tenants; null when none of this job's images is queued."
     )
-    eta_s: float | None = Field(description="Estimated seconds until the job ends; null while unknown.")
+    eta_s: float | None = Field(
+        description="Estimated seconds until the job's last image ends, if no other job comes; null while unknown."
+    )
     progress: float = Field(
         description="Share of the job's denoising steps that are done, 0 to 1. Steps of failed and canceled images do "
         "not count, so it ends at 1 only if every image succeeded."

@@ -12,16 +12,17 @@ from shared.job import ItemError, ItemResult, Progress, SpecReport, State, Steps
 from shared.ledger import keys
 from shared.ledger.connection import Client
 from shared.ledger.job_texts import JobTexts
+from shared.ledger.outlook import Forecaster, Outlook
 from shared.ledger.views import ItemView, JobView, WebhookView
-from shared.ledger.workers import read_slots
 
 _Report = TypeVar("_Report", bound=BaseModel)
 
 
-def read_job(client: Client, job_id: str, *, now_ms: int | None = None) -> JobView | None:
+def read_job(client: Client, job_id: str, *, forecaster: Forecaster, now_ms: int | None = None) -> JobView | None:
     """Read a job with all its items; None if it does not exist or is being forgotten.
 
     Args:
+        forecaster: estimates when the job gets its turn and when it ends.
         now_ms: replaces Redis' clock.
     """
     with client.pipeline(transaction=False) as pipe:
@@ -41,9 +42,7 @@ def read_job(client: Client, job_id: str, *, now_ms: int | None = None) -> JobVi
         return None
     texts = JobTexts.read([specs, results, parts])
     items = tuple(_item(record, texts) for record in records)
-    position, eta_s = None, None
-    if "finished_ms" not in job:
-        position, eta_s = _outlook(client, job["pool"], job_id, items, now_ms)
+    outlook = Outlook() if "finished_ms" in job else forecaster.forecast(records, now_ms=now_ms)
     return JobView(
         job_id=job_id,
         model=job["model"],
@@ -53,8 +52,8 @@ def read_job(client: Client, job_id: str, *, now_ms: int | None = None) -> JobVi
         accepted_ms=int(job["accepted_ms"]),
         started_ms=_int_or_none(job.get("started_ms")),
         finished_ms=_int_or_none(job.get("finished_ms")),
-        queue_position=position,
-        eta_s=eta_s,
+        queue_position=outlook.queue_position,
+        eta_s=outlook.eta_s,
         items=items,
         webhook=_webhook(job),
     )
@@ -96,29 +95,6 @@ def _parse_or_none(kind: type[_Report], text: str | None) -> _Report | None:
         return None if text is None else kind.model_validate_json(text)
     except ValidationError:
         return None
-
-
-def _outlook(
-    client: Client, pool: str, job_id: str, items: tuple[ItemView, ...], now_ms: int
-) -> tuple[int | None, float | None]:
-    """Return an unfinished job's position in the queue and the seconds until it ends; None if unknown."""
-    first = next((item.index for item in items if item.state is State.QUEUED), "none")
-    with client.pipeline(transaction=False) as pipe:
-        # The rank is also None if the item was claimed between the two reads.
-        pipe.zrank(keys.pending(pool), f"{job_id}:{first}").get(keys.pace(pool))
-        position, pace_ms = pipe.execute()
-    if pace_ms is None:
-        return position, None
-    # Without a live slot the estimate assumes one slot.
-    slots = max(1, sum(pool in slot.pools for slot in read_slots(client, now_ms=now_ms)))
-    queued = sum(item.state is State.QUEUED for item in items)
-    running_ms = [
-        max(0, int(pace_ms) - max(0, now_ms - item.started_ms))
-        for item in items
-        if item.state is State.RUNNING and item.started_ms is not None
-    ]
-    queue_ms = ((position or 0) + queued) * int(pace_ms) / slots
-    return position, round((queue_ms + max(running_ms, default=0)) / 1000, 1)
 
 
 def _int_or_none(value: str | None) -> int | None:

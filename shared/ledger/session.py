@@ -49,13 +49,18 @@ class Session:
 
     def run(self, script: str, **arguments: Any) -> Any:
         """Run one script of `scripts/` as one atomic step; an argument that is None is left out."""
+        with self.commands():
+            return self.run_in_commands(script, **arguments)
+
+    def run_in_commands(self, script: str, **arguments: Any) -> Any:
+        """Run one script as `run` does, for a caller that is inside of `commands` already."""
+        # A second `commands` would be refused while the first one tries again after a failure.
         arguments["now_ms"] = self.clock_override_ms()
         # cjson decodes null to a value that Lua treats as true.
         present = {name: value for name, value in arguments.items() if value is not None}
         # Not escaped: text that has no encoding (a lone surrogate) fails here, and not inside the script.
         text = json.dumps(present, ensure_ascii=False, allow_nan=False)
-        with self.commands():
-            return self._scripts[script](args=[text])
+        return self._scripts[script](args=[text])
 
 
 def to_ms(seconds: float) -> int:

@@ -21,6 +21,7 @@ from shared.ledger.compact_form import CompactForm
 from shared.ledger.connection import Client, connect
 from shared.ledger.outbox import Outbox
 from shared.ledger.outcome import CommitAnswer, end_item
+from shared.ledger.outlook import Forecaster
 from shared.ledger.session import Session, to_ms
 from shared.ledger.slot_claims import find_unlisted_claims
 from shared.ledger.views import JobPage, JobView
@@ -56,6 +57,7 @@ class Ledger:
         self._settings = settings
         self._claims = Claims(self._session, settings)
         self._compact_form = CompactForm(self._session)
+        self._forecaster = Forecaster(self._session, wait_bound_s=settings.wait_bound_s)
         self.workers = WorkerRegistry(self._session)
         self.outbox = Outbox(self._session)
         self.wakeups = WakeupQueues(self._session, audit_s=settings.audit_s)
@@ -297,7 +299,9 @@ class Ledger:
         """Read a job with all its items; None if no such job exists."""
         # The first read also returns Redis' time, which saves a round trip.
         with self._session.commands():
-            return job_reader.read_job(self.redis, job_id, now_ms=self._session.clock_override_ms())
+            return job_reader.read_job(
+                self.redis, job_id, forecaster=self._forecaster, now_ms=self._session.clock_override_ms()
+            )
 
     def jobs(self, *, before: int | None, limit: int, state: str | None = None, model: str | None = None) -> JobPage:
         """List jobs, newest first, from the cursor `before` (an accept order, exclusive); see `listing.read_page`."""

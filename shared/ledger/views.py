@@ -55,8 +55,9 @@ class JobView:
 
     Attributes:
         record: JSON that the API stored when it accepted the job.
-        queue_position: queued items ahead of the job's first queued one, in accept order; None when no item is queued.
-        eta_s: rough seconds until the last item ends, from the pace of recent items; None while unknown or ended.
+        queue_position: estimated claims before that of the job's first queued item; None when no item is queued.
+        eta_s: rough seconds until the last item ends, from the pace of recent items and the slots that serve the
+            item's pool; None while unknown or ended.
     """
 
     job_id: str

@@ -21,8 +21,8 @@ OUTAGE_REPORT_MS = 300_000
 #: A slot whose last heartbeat is older counts as dead, in ms.
 SLOT_TTL_MS = 15_000
 
-#: State of a slot that lives and takes no work, because its device keeps failing.
-FAULTY = "faulty"
+#: States of a slot that lives and takes no work: because its device keeps failing, or because its process stops.
+FAULTY, DRAINING = "faulty", "draining"
 
 # Field of a heartbeat that versions before the compact form do not send.
 _READS_COMPACT = "reads_compact"

@@ -1,0 +1,233 @@
+"""The estimated position of a job is the number of claims before its own, and the slots that serve it set its end."""
+
+import random
+from collections import deque
+
+import pytest
+
+from shared.job import AdapterRef, ItemError, State
+from shared.ledger import Ledger, keys
+from shared.settings import QueueSettings
+
+WAIT_BOUND_S, PACE_MS = 1000, 10_000
+
+
+@pytest.fixture
+def ledger(redis_client, clock):
+    return Ledger(redis_client, QueueSettings(cap=10_000, wait_bound_s=WAIT_BOUND_S), clock_ms=clock)
+
+
+def adapter(name):
+    return (AdapterRef(path=f"{name}.safetensors", sha256=name, size_bytes=1, multiplier=1.0),)
+
+
+class Fleet:
+    """Slots that are always busy: the oldest item ends, and its slot claims the next one."""
+
+    def __init__(self, ledger, clock, slots):
+        self._ledger, self._clock, self._slots = ledger, clock, slots
+        self.running = deque()
+        self.claims = []
+
+    def step(self):
+        """Let a slot claim an item, after the end of its last one; return whether there was one."""
+        if len(self.running) == self._slots:
+            self._ledger.commit(self.running.popleft(), None)
+        # Each claim has its own time, by which tenants take turns.
+        self._clock.advance(0.01)
+        slot = f"gpu-{len(self.claims) % self._slots}"
+        claim = self._ledger.claim_next(["flux2"], slot=slot, boot="boot", warm="base")
+        if claim is None:
+            return False
+        self.running.append(claim)
+        self.claims.append((claim.job_id, claim.index))
+        return True
+
+    def drain(self):
+        while self.step():
+            pass
+
+
+def predict(ledger, jobs):
+    """Return the estimated position of the first queued item of each job that has one."""
+    positions = {}
+    for job_id in jobs:
+        view = ledger.job(job_id)
+        if view.queue_position is not None:
+            first = next(item.index for item in view.items if item.state is State.QUEUED)
+            positions[job_id, first] = view.queue_position
+    return positions
+
+
+def play(ledger, clock, item, slot_report, *, seed, slots, tenants, one_priority_each=False, ages_s=(0,)):
+    """Fill a queue at random while a fleet runs; return pairs of the estimated and the real position of each job."""
+    chance = random.Random(seed)
+    names = [f"tenant-{number}" for number in range(tenants)]
+    priority_of = {name: chance.choice([0, 3, 5]) for name in names}
+    fleet, jobs = Fleet(ledger, clock, slots), []
+
+    def beat():
+        for number in range(slots):
+            ledger.workers.beat(f"gpu-{number}", slot_report(state="busy"))
+
+    def accept():
+        tenant = chance.choice(names)
+        specs = [item(adapters=adapter(chance.choice("abc"))) for _ in range(chance.choice([1, 1, 2, 3, 8]))]
+        priority = priority_of[tenant] if one_priority_each else chance.choice([0, 3, 5])
+        jobs.append(f"job-{len(jobs)}")
+        ledger.accept(jobs[-1], specs, record={}, tenant=tenant, priority=priority)
+        clock.advance(chance.choice(ages_s))
+
+    beat()
+    for _ in range(chance.randrange(1, 8)):
+        accept()
+    for _ in range(chance.randrange(12)):
+        fleet.step()
+    for _ in range(chance.randrange(1, 25)):
+        accept()
+    beat()
+    positions, done = predict(ledger, jobs), len(fleet.claims)
+    fleet.drain()
+    real = {claimed: order for order, claimed in enumerate(fleet.claims[done:])}
+    return [(position, real[claimed]) for claimed, position in positions.items()]
+
+
+@pytest.mark.parametrize("slots", [1, 2])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_position_is_exact_while_each_tenant_has_one_priority_and_few_slots(
+    ledger, clock, item, slot_report, seed, slots
+):
+    pairs = play(ledger, clock, item, slot_report, seed=seed, slots=slots, tenants=6, one_priority_each=True)
+
+    assert pairs
+    assert [estimated for estimated, _ in pairs] == [real for _, real in pairs]
+
+
+@pytest.mark.parametrize("ages_s", [(0,), (0, 10, 100)], ids=["young", "some overdue"])
+@pytest.mark.parametrize("slots", [1, 3, 8])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_position_of_any_job_differs_by_the_slots_and_tenants_at_most(
+    ledger, clock, item, slot_report, seed, slots, ages_s
+):
+    tenants = 5
+    pairs = play(ledger, clock, item, slot_report, seed=seed, slots=slots, tenants=tenants, ages_s=ages_s)
+
+    assert pairs
+    assert [pair for pair in pairs if abs(pair[0] - pair[1]) > slots + tenants] == []
+
+
+def test_a_job_of_the_first_priority_is_next_and_its_eta_says_so(ledger, clock, item, slot_report):
+    ledger.workers.beat("gpu-0", slot_report())
+    ledger.redis.set(keys.pace("flux2"), PACE_MS)
+    ledger.accept("batch", [item()] * 17, record={})
+    ledger.accept("urgent", [item()], record={}, priority=0)
+
+    urgent, batch = ledger.job("urgent"), ledger.job("batch")
+
+    assert (urgent.queue_position, urgent.eta_s) == (0, 10.0)
+    assert (batch.queue_position, batch.eta_s) == (1, 180.0)
+
+
+def test_a_small_job_beside_another_tenants_batch_waits_for_its_turn_only(ledger, item, slot_report):
+    ledger.workers.beat("gpu-0", slot_report())
+    ledger.redis.set(keys.pace("flux2"), PACE_MS)
+    ledger.accept("batch", [item()] * 100, record={}, tenant="a")
+    ledger.accept("small", [item()] * 3, record={}, tenant="b")
+
+    small, batch = ledger.job("small"), ledger.job("batch")
+
+    # By name, then in turns: a b a b a b a a ...
+    assert (small.queue_position, small.eta_s) == (1, 60.0)
+    assert (batch.queue_position, batch.eta_s) == (0, 1030.0)
+
+
+def test_a_job_that_is_overdue_goes_before_other_priorities(ledger, clock, item):
+    ledger.accept("patient", [item()], record={}, priority=9)
+    clock.advance(WAIT_BOUND_S - 1)
+    ledger.accept("urgent", [item()] * 5, record={}, priority=0)
+    assert (ledger.job("patient").queue_position, ledger.job("urgent").queue_position) == (5, 0)
+    clock.advance(2)
+
+    assert (ledger.job("patient").queue_position, ledger.job("urgent").queue_position) == (0, 1)
+
+
+def test_a_job_waits_no_longer_than_until_it_is_overdue(ledger, clock, item, slot_report):
+    ledger.workers.beat("gpu-0", slot_report())
+    ledger.redis.set(keys.pace("flux2"), PACE_MS)
+    ledger.accept("patient", [item()], record={}, priority=9)
+    ledger.accept("flood", [item()] * 5000, record={}, priority=0)
+    clock.advance(WAIT_BOUND_S / 2)
+
+    # Fifty items of 10 s each until then, and none was accepted earlier.
+    assert ledger.job("patient").queue_position == 50
+
+
+def test_only_the_slots_that_take_items_of_the_pool_count_for_the_eta(ledger, clock, item, slot_report):
+    ledger.redis.set(keys.pace("flux2"), PACE_MS)
+    ledger.redis.set(keys.pace("flux2+fast"), PACE_MS)
+    for slot in ("gpu-0", "gpu-1"):
+        ledger.workers.beat(slot, slot_report())
+    ledger.workers.beat("gpu-2", slot_report(engines="exact,fast"))
+    ledger.workers.beat("gpu-3", slot_report(state="faulty"))
+    ledger.workers.beat("gpu-4", slot_report(state="draining"))
+    ledger.workers.beat("gpu-5", slot_report(model="flux2_klein_4b"))
+    ledger.accept("exact", [item()] * 6, record={})
+    ledger.accept("fast", [item(engine="fast")] * 6, record={})
+
+    assert (ledger.job("exact").eta_s, ledger.job("fast").eta_s) == (20.0, 60.0)
+    # The reports of the fleet are read once a second at most.
+    ledger.workers.remove("gpu-1")
+    assert ledger.job("exact").eta_s == 20.0
+    clock.advance(1.1)
+    assert ledger.job("exact").eta_s == 30.0
+
+
+def test_an_item_needs_a_whole_slot_however_many_there_are(ledger, item, slot_report):
+    ledger.redis.set(keys.pace("flux2"), PACE_MS)
+    for number in range(8):
+        ledger.workers.beat(f"gpu-{number}", slot_report())
+    ledger.accept("job", [item()], record={})
+
+    assert ledger.job("job").eta_s == 10.0
+
+
+def test_a_job_with_items_in_two_pools_has_the_outlook_of_both(ledger, clock, item, slot_report):
+    features = {"features": "merged,large"}
+    ledger.workers.beat("small", slot_report(**features, memory_bytes=str(24 * 2**30)))
+    ledger.workers.beat("big", slot_report(**features, memory_bytes=str(80 * 2**30)))
+    for pool in ("flux2", "flux2+large"):
+        ledger.redis.set(keys.pace(pool), PACE_MS)
+    ledger.accept("mixed", [item(seed=seed) for seed in range(5)], record={})
+    error = ItemError(code="out_of_memory", message="full", retryable=False)
+    for _ in range(4):
+        claim = ledger.claim_next(["flux2"], slot="small", boot="boot", warm="base")
+        sizes = {"memory_bytes": 24 * 2**30, "error": error, "too_large": error}
+        assert ledger.release_too_large(claim, **sizes) == "queued"
+    ledger.accept("next", [item()] * 3, record={})
+
+    mixed, following = ledger.job("mixed"), ledger.job("next")
+
+    # Four large items on the one big slot; two slots share the others.
+    assert (mixed.queue_position, mixed.eta_s) == (0, 40.0)
+    assert (following.queue_position, following.eta_s) == (1, 20.0)
+
+
+def test_without_the_turns_of_this_version_the_position_counts_in_accept_order(ledger, item):
+    ledger.accept("first", [item()] * 2, record={})
+    ledger.accept("urgent", [item()], record={}, priority=0)
+    # A process of an earlier version fills the queue and does not know the index.
+    ledger.redis.delete(f"{keys.PREFIX}turns:flux2", f"{keys.PREFIX}turn_entries:flux2")
+
+    assert ledger.job("urgent").queue_position == 2
+
+
+def test_many_tenants_and_adapters_are_estimated_from_samples(ledger, item):
+    for number in range(300):
+        ledger.accept(f"job-{number}", [item()] * 2, record={}, tenant=f"tenant-{number:03}", priority=number % 2)
+    specs = [item(adapters=adapter(f"{number:064x}")) for number in range(200)]
+    ledger.accept("adapters", specs, record={}, tenant="z", priority=9)
+
+    # All items of priority 0, then the turns of 110 tenants.
+    assert ledger.job("job-221").queue_position == pytest.approx(300 + 110, abs=1)
+    view = ledger.job("adapters")
+    assert (view.queue_position, view.eta_s) == (600, None)
