@@ -17,12 +17,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from shared.adapters.header import MAX_HEADER_BYTES
 from shared.adapters.validate import validate_adapters
 from shared.catalog import FLUX2_DEV
+from shared.console import LineConsole
 from shared.errors import AdapterRefused
 from shared.request import LoraItem
 from shared.settings import AdaptersSettings
@@ -52,17 +51,19 @@ def main(
     if as_json:
         typer.echo("\n".join(json.dumps(row) for row in rows))
         return
-    table = Table("file", "size in MB", "header in kB", "checks", "p50 ms", "p99 ms")
+    table = [("file", "size in MB", "header in kB", "checks", "p50 ms", "p99 ms")]
     for row in rows:
-        table.add_row(
-            row["file"],
-            f"{row['size_bytes'] / 1e6:.0f}",
-            f"{row['header_bytes'] / 1000:.0f}",
-            str(row["checks"]),
-            f"{row['p50_ms']:.1f}",
-            f"{row['p99_ms']:.1f}",
+        table.append(
+            (
+                row["file"],
+                f"{row['size_bytes'] / 1e6:.0f}",
+                f"{row['header_bytes'] / 1000:.0f}",
+                str(row["checks"]),
+                f"{row['p50_ms']:.1f}",
+                f"{row['p99_ms']:.1f}",
+            )
         )
-    Console().print(table)
+    LineConsole().print_rows(table)
 
 
 def _measure(root: Path, *, rank: int, submits: int, new_files: int, large: int, at_once: int) -> Iterator[Row]:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from shared.console import LineConsole
 from shared.job import AdapterRef, ItemError, ItemSpec, pools
 from shared.ledger import Claim, Ledger, keys
 from shared.ledger.acceptance import Submission
@@ -53,10 +52,10 @@ def main(
     if as_json:
         typer.echo("\n".join(json.dumps(row) for row in rows))
         return
-    table = Table(*rows[0])
+    table = [tuple(rows[0])]
     for row in rows:
-        table.add_row(*(f"{value:.2f}" if isinstance(value, float) else f"{value:,}" for value in row.values()))
-    Console().print(table)
+        table.append(tuple(f"{value:.2f}" if isinstance(value, float) else f"{value:,}" for value in row.values()))
+    LineConsole().print_rows(table)
 
 
 def _compare(sizes: Sequence[tuple[int, int]], *, items: int, claims: int) -> list[Row]:

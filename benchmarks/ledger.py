@@ -17,10 +17,9 @@ from typing import Annotated, Any
 
 import redis
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from shared.catalog import FLUX2_DEV
+from shared.console import LineConsole
 from shared.job import AdapterRef, AdapterReport, ItemResult, PipelineReport, Progress
 from shared.ledger import Claim, Ledger
 from shared.local.redis_server import RedisServer
@@ -46,17 +45,19 @@ def main(
     if as_json:
         typer.echo("\n".join(json.dumps(row) for row in rows))
         return
-    table = Table("job", "items are", "bytes per item", "job in kB", "Redis blocked ms", "read of the job ms")
+    table = [("job", "items are", "bytes per item", "job in kB", "Redis blocked ms", "read of the job ms")]
     for row in rows:
-        table.add_row(
-            row["job"],
-            row["state"],
-            f"{row['bytes_per_item']:.0f}",
-            f"{row['bytes_per_item'] * items / 1000:.0f}",
-            f"{row['blocked_ms']:.1f}",
-            f"{row['read_ms']:.1f}",
+        table.append(
+            (
+                row["job"],
+                row["state"],
+                f"{row['bytes_per_item']:.0f}",
+                f"{row['bytes_per_item'] * items / 1000:.0f}",
+                f"{row['blocked_ms']:.1f}",
+                f"{row['read_ms']:.1f}",
+            )
         )
-    Console().print(table)
+    LineConsole().print_rows(table)
 
 
 def _plain(url: str, items: int) -> Iterator[Row]:

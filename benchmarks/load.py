@@ -19,9 +19,8 @@ from typing import Annotated, Any
 import httpx2
 import typer
 import uvloop
-from rich.console import Console
-from rich.table import Table
 
+from shared.console import LineConsole
 from shared.local.stack import Stack
 from shared.settings import Settings
 
@@ -49,11 +48,11 @@ def main(
     if as_json:
         typer.echo("\n".join(json.dumps(row) for row in rows))
         return
-    table = Table("what", "p50 ms", "p99 ms", "slowest ms", "n", "answers")
+    table = [("what", "p50 ms", "p99 ms", "slowest ms", "n", "answers")]
     for row in rows:
         times = [f"{row[name]:.1f}" for name in ("p50_ms", "p99_ms", "max_ms")]
-        table.add_row(row["what"], *times, str(row["n"]), row["answers"])
-    Console().print(table)
+        table.append((row["what"], *times, str(row["n"]), row["answers"]))
+    LineConsole().print_rows(table)
 
 
 async def _run(stack: Stack, pollers: int, seconds: float, submits_per_s: float) -> list[Row]:

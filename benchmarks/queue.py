@@ -16,11 +16,10 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from flux2_client.client import Client
 from flux2_client.demo import demo_request
+from shared.console import LineConsole
 from shared.local.stack import Stack
 from shared.settings import ModelSettings, Settings
 from worker.model.load import load_components
@@ -45,10 +44,10 @@ def main(
     if as_json:
         typer.echo("\n".join(json.dumps(row) for row in rows))
         return
-    table = Table("what", "p50 ms", "p99 ms", "ratio", "n")
+    table = [("what", "p50 ms", "p99 ms", "ratio", "n")]
     for row in rows:
-        table.add_row(row["what"], f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}", row["ratio"], str(row["n"]))
-    Console().print(table)
+        table.append((row["what"], f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}", row["ratio"], str(row["n"])))
+    LineConsole().print_rows(table)
 
 
 def _accepting(stack: Stack, client: Client, posts: int) -> list[Row]:

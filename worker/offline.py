@@ -85,9 +85,8 @@ def _load(settings: Settings, engine: Engine) -> tuple[Renderer, Mapping[str, tu
     from worker.rendering.renderer import ENGINE_REQUIREMENTS, Renderer
     from worker.rendering.toolkit_checkout import load_toolkit
 
-    policy = PRECISIONS[settings.model.precision]
-    offers_toolkit = settings.ai_toolkit_path is not None and policy.fits_toolkit
-    if engine != policy.engine and not (engine == "ai-toolkit" and offers_toolkit):
+    offered = PRECISIONS[settings.model.precision].engines(has_toolkit=settings.ai_toolkit_path is not None)
+    if engine not in offered:
         raise InvalidRequest(f"the engine {engine!r} cannot run: {ENGINE_REQUIREMENTS[engine]}", field="engine")
     device = pick_device(settings.worker.device)
     toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None

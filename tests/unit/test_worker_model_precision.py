@@ -8,9 +8,7 @@ from worker.model.precision import PRECISIONS
 
 @pytest.mark.parametrize("policy", PRECISIONS.values(), ids=PRECISIONS)
 def test_every_worker_with_an_engine_can_do_what_its_plain_pool_requires(policy):
-    engines = [policy.engine, *(["ai-toolkit"] if policy.fits_toolkit else [])]
-
-    for engine in engines:
+    for engine in policy.engines(has_toolkit=True):
         assert ENGINE_FEATURES[engine] <= set(policy.features)
         # An explicit `live` is refused for `fast` at the door, so every other worker must run adapters unmerged.
         assert policy.can_run_unmerged or engine == "fast"

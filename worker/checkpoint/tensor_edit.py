@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from shared.safetensors_header import LENGTH_BYTES, METADATA
+from shared.safetensors_header import LENGTH_BYTES, METADATA, read_frame, read_header_bytes
 
 # As the safetensors library does, so that the data is aligned.
 _ALIGNMENT = 8
@@ -44,8 +45,10 @@ def edit_tensors(
 
 def _parse(content: bytes) -> tuple[dict[str, tuple[dict[str, Any], bytes]], dict[str, str]]:
     """Return each tensor's entry and bytes, in the order of the data, and the metadata."""
-    start = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")
-    header = json.loads(content[LENGTH_BYTES:start])
+    file = io.BytesIO(content)
+    frame = read_frame(file, file_bytes=len(content))
+    header = json.loads(read_header_bytes(file, frame))
+    start = frame.data_start
     metadata = header.pop(METADATA, {})
     ordered = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
     return {

@@ -53,6 +53,10 @@ class PrecisionPolicy:
     compiles_by_default: bool = False
     text_encoder: str | None = None
 
+    def engines(self, *, has_toolkit: bool) -> tuple[Engine, ...]:
+        """Return the engines that a worker with these weights offers: its own, and AI Toolkit's from a checkout."""
+        return (self.engine, "ai-toolkit") if has_toolkit and self.fits_toolkit else (self.engine,)
+
     @property
     def features(self) -> tuple[Feature, ...]:
         """What a worker with these weights can do beyond its engines; see `shared.job.ENGINE_FEATURES`."""

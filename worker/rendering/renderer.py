@@ -74,7 +74,7 @@ class Renderer:
         self._runs_compiled = True
         ours = native_engine(components)
         self._engines: dict[EngineName, Engine] = {ours.name: ours}
-        if toolkit is not None and components.precision.fits_toolkit:
+        if toolkit is not None and ToolkitEngine.name in components.precision.engines(has_toolkit=True):
             theirs = ToolkitEngine.from_components(components, toolkit)
             self._engines[theirs.name] = theirs
             self.swapper.unmerged.add_toolkit_transformer(theirs.transformer)
