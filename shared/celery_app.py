@@ -17,6 +17,7 @@ from kombu.exceptions import OperationalError
 
 from shared.errors import LedgerUnavailable
 from shared.ledger import keys
+from shared.ledger.connection import raise_if_forbidden
 from shared.redis_url import RedisUrl
 
 logger = logging.getLogger("flux2.wake")
@@ -110,6 +111,7 @@ def check_broker(app: Celery) -> None:
         with app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1)
     except OperationalError as error:
+        raise_if_forbidden(error)
         raise LedgerUnavailable(f"Redis did not answer Celery: {error}") from error
 
 

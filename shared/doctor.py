@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from shared.catalog import POOLS
-from shared.errors import LedgerUnavailable, StorageUnavailable
+from shared.errors import LedgerForbidden, LedgerUnavailable, StorageUnavailable
 from shared.ledger import Ledger, keys
-from shared.ledger.connection import MIN_REDIS
+from shared.ledger.connection import ACL_REMEDY, MIN_REDIS, mapped_errors
 from shared.settings import Settings
 from shared.storage import open_store
 
@@ -39,24 +40,39 @@ class Finding:
 def run_checks(settings: Settings) -> Iterator[Finding]:
     """Check Redis, its durability, the clock, workers, queues, leases, webhooks, wake-ups, storage and adapters."""
     ledger = Ledger.connect(settings.redis.url, settings.queue, timeout_s=settings.redis.timeout_s)
+    checks: tuple[tuple[str, Callable[[], Iterable[Finding]]], ...] = (
+        ("redis", partial(_redis, ledger)),
+        ("redis is durable", partial(_durability, ledger)),
+        ("clock", partial(_clock, ledger)),
+        ("workers", partial(_workers, ledger)),
+        ("queue", partial(_queues, ledger)),
+        ("leases", partial(_leases, ledger)),
+        ("webhooks", partial(_webhooks, ledger, settings)),
+        ("wake-ups", partial(_wakeups, settings)),
+    )
     try:
-        yield from _redis(ledger)
-        yield from _durability(ledger)
-        yield _clock(ledger)
-        yield from _workers(ledger)
-        yield from _queues(ledger)
-        yield _leases(ledger)
-        yield from _webhooks(ledger, settings)
+        for name, check in checks:
+            yield from _run_check(name, check)
     except LedgerUnavailable as error:
         yield Finding("redis", "failed", str(error), _redis_remedy(error))
-    else:
-        yield _wakeups(settings)
     yield _storage(settings)
     yield _adapters(settings)
 
 
+def _run_check(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Return a check's findings; if Redis refuses one of its calls, that is the finding, and other checks may pass."""
+    try:
+        # Some checks read Redis without the ledger.
+        with mapped_errors():
+            return list(check())
+    except LedgerForbidden as error:
+        detail = str(error).removesuffix(f"; {ACL_REMEDY}")
+        return [Finding(name, "failed", detail, ACL_REMEDY)]
+
+
 def _redis(ledger: Ledger) -> Iterator[Finding]:
     ledger.ping()
+    ledger.check_permissions()
     version = str(ledger.redis.info("server")["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < MIN_REDIS:
         required = ".".join(str(part) for part in MIN_REDIS)
@@ -73,7 +89,7 @@ def _redis_remedy(error: LedgerUnavailable) -> str:
     return "start Redis, or correct FLUX2_REDIS_URL"
 
 
-def _wakeups(settings: Settings) -> Finding:
+def _wakeups(settings: Settings) -> Iterator[Finding]:
     # Celery takes 0.1 s to import, which the other commands should not wait for.
     from shared.celery_app import check_broker, make_celery
 
@@ -81,9 +97,12 @@ def _wakeups(settings: Settings) -> Finding:
     with make_celery(settings.redis.url, side="api", timeout_s=settings.redis.timeout_s) as celery:
         try:
             check_broker(celery)
+        except LedgerForbidden:
+            raise
         except LedgerUnavailable as error:
-            return Finding("wake-ups", "failed", str(error), _redis_remedy(error))
-    return Finding("wake-ups", "ok", "Celery reaches the same Redis")
+            yield Finding("wake-ups", "failed", str(error), _redis_remedy(error))
+            return
+    yield Finding("wake-ups", "ok", "Celery reaches the same Redis")
 
 
 def _durability(ledger: Ledger) -> Iterator[Finding]:
@@ -94,17 +113,18 @@ def _durability(ledger: Ledger) -> Iterator[Finding]:
         yield Finding("redis is durable", "ok", "appendonly yes, appendfsync always, maxmemory-policy noeviction")
 
 
-def _clock(ledger: Ledger) -> Finding:
+def _clock(ledger: Ledger) -> Iterator[Finding]:
     before_s = time.time()
     redis_s = ledger.now_ms() / 1000
     # The middle of the call is the best estimate of the moment at which Redis read its clock.
     offset_s = abs(redis_s - (before_s + time.time()) / 2)
     detail = f"{offset_s:.2f} s from the clock of Redis' host"
     if offset_s > _MAX_CLOCK_OFFSET_S:
-        return Finding(
+        yield Finding(
             "clock", "warning", detail, "run NTP on both hosts; signed URLs and S3 requests need the right time"
         )
-    return Finding("clock", "ok", detail)
+    else:
+        yield Finding("clock", "ok", detail)
 
 
 def _workers(ledger: Ledger) -> Iterator[Finding]:
@@ -145,17 +165,18 @@ def _queues(ledger: Ledger) -> Iterator[Finding]:
             )
 
 
-def _leases(ledger: Ledger) -> Finding:
+def _leases(ledger: Ledger) -> Iterator[Finding]:
     oldest = ledger.redis.zrange(keys.LEASES, 0, 0, withscores=True)
     late_s = (ledger.now_ms() - oldest[0][1]) / 1000 if oldest else 0.0
     if late_s > _MAX_REAP_DELAY_S:
-        return Finding(
+        yield Finding(
             "leases",
             "failed",
             f"{oldest[0][0]} expired {late_s:.0f} s ago and was not requeued",
             "restart the API, which requeues expired items",
         )
-    return Finding("leases", "ok", f"{ledger.redis.zcard(keys.LEASES)} items are running")
+    else:
+        yield Finding("leases", "ok", f"{ledger.redis.zcard(keys.LEASES)} items are running")
 
 
 def _webhooks(ledger: Ledger, settings: Settings) -> Iterator[Finding]:

@@ -16,6 +16,7 @@
   + QueueFull                    too many items are queued; try again later
   + AdapterCheckBusy             other adapter files with large headers are being checked; try again later
   + LedgerUnavailable            Redis did not answer; the job may or may not have been accepted
+    - LedgerForbidden            Redis does not let this user run a command or access a key
   + RunError                     the request was fine; this attempt failed
     - LeaseLost                  another worker owns the item now; write nothing
     - ItemCanceled               the caller canceled the job while the item ran
@@ -182,6 +183,10 @@ class LedgerUnavailable(Flux2Error):
     code = "ledger_unavailable"
     retryable = True
     implicates_device = False
+
+
+class LedgerForbidden(LedgerUnavailable):
+    """Redis does not let this user run a command or access a key; calls succeed again once its ACL allows them."""
 
 
 class RunError(Flux2Error):

@@ -33,7 +33,8 @@ def serve(settings: Settings) -> None:
 
     Raises:
         ServerFailed: another worker on this host has the slot's name.
-        LedgerUnavailable, StorageUnavailable: Redis or the object store does not answer at the start.
+        LedgerUnavailable, StorageUnavailable: Redis or the object store does not answer at the start, or refuses this
+            user.
         CheckpointError: the base model cannot be loaded.
     """
     device = pick_device(settings.worker.device)
@@ -53,6 +54,7 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
     store = open_store(settings)
     # Checked before minutes of loading, and before any item could fail because of them.
     ledger.ping()
+    ledger.check_permissions()
     store.check()
     renderer, slot = _load(settings, name, device, ledger)
     state = WorkerState()

@@ -12,11 +12,14 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from shared.errors import LedgerUnavailable
+from shared.errors import LedgerForbidden, LedgerUnavailable
 from shared.redis_url import RedisUrl
 
 #: Oldest Redis that has every command the scripts use; HRANDFIELD came with 6.2.
 MIN_REDIS = (6, 2)
+
+#: What to do about `LedgerForbidden`.
+ACL_REMEDY = "allow it with ACL SETUSER, as docs/operations.md describes"
 
 # A redis.Redis with decode_responses=True. redis-py's types allow bytes in replies even with that flag.
 Client: TypeAlias = Any
@@ -32,6 +35,12 @@ _NOT_NOW_ERRORS = (
     redis.exceptions.TryAgainError,
 )
 _NOT_NOW = re.compile(r"\b(LOADING|OOM|MISCONF|READONLY|MASTERDOWN|CLUSTERDOWN|BUSY|NOREPLICAS)\b|used memory >")
+
+# Redis' ACL refuses a command or a key of this user. In the error of a script, Redis 6.2 has the second text and later
+# versions have the third.
+_FORBIDDEN = re.compile(r"no permissions to|user executing the script can't|ACL failure in script")
+
+_PLACE_IN_SCRIPT = re.compile(r"^.*@user_script: ?\d+: ")
 
 
 def connect(url: RedisUrl | str, *, timeout_s: float) -> Client:
@@ -53,15 +62,23 @@ def connect(url: RedisUrl | str, *, timeout_s: float) -> Client:
 
 @contextmanager
 def mapped_errors() -> Iterator[None]:
-    """Raise `LedgerUnavailable` if Redis does not answer or cannot take writes; do not change other errors."""
+    """Raise `LedgerUnavailable` if Redis does not answer, refuses this user or takes no writes; keep other errors."""
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise LedgerUnavailable(f"Redis did not answer: {error}") from error
     except redis.ResponseError as error:
+        raise_if_forbidden(error)
         if isinstance(error, _NOT_NOW_ERRORS) or _NOT_NOW.search(str(error)):
             raise LedgerUnavailable(f"Redis cannot take writes now: {error}") from error
         raise
+
+
+def raise_if_forbidden(error: Exception) -> None:
+    """Raise `LedgerForbidden` if an error of Redis, or one that quotes it, says that the ACL refuses a call."""
+    if _FORBIDDEN.search(str(error)):
+        reason = _PLACE_IN_SCRIPT.sub("", str(error))
+        raise LedgerForbidden(f"Redis refuses this user: {reason}; {ACL_REMEDY}") from error
 
 
 class Breaker:
@@ -92,6 +109,10 @@ class Breaker:
         try:
             with mapped_errors():
                 yield
+        except LedgerForbidden:
+            # Redis answered, and may allow other calls.
+            self._reason, self._open_until = "", 0.0
+            raise
         except LedgerUnavailable as error:
             self._reason = str(error)
             self._open_until = time.monotonic() + self._pause_s

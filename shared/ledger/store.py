@@ -77,6 +77,14 @@ class Ledger:
         with self._session.commands():
             self.redis.ping()
 
+    def check_permissions(self) -> None:
+        """Raise `LedgerForbidden` if this user of Redis may not run scripts or the commands that they need first."""
+        self.now_ms()
+        with self._session.commands():
+            self.redis.info("server")
+        # No such job exists, so nothing is written.
+        self.cancel("")
+
     def check_writable(self) -> None:
         """Raise `LedgerUnavailable` unless Redis takes writes: a replica and a full disk still answer reads."""
         with self._session.commands():

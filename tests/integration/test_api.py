@@ -24,6 +24,7 @@ from shared.job import AdapterReport, ItemError, ItemSpec, Progress
 from shared.ledger import keys
 from shared.ledger.spec_parts import join_texts
 from shared.ledger.workers import WorkerRegistry
+from shared.redis_url import RedisUrl
 from shared.request import InferenceRequest, PromptItem
 from worker.consumer.heartbeat import Heartbeat
 from worker.consumer.slot import Slot
@@ -806,6 +807,31 @@ def test_ready_warns_while_no_worker_is_running(api, slot_report):
     ]
     assert with_worker.json()["warnings"] == []
     assert after_stall.json()["warnings"] == ["no worker has reported since Redis stalled; ask again in a few seconds"]
+
+
+def test_a_redis_that_refuses_the_apis_user_is_named(api, redis_client, redis_url, serve_api, caplog):
+    redis_client.acl_setuser(
+        "limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", "-zadd", "-info"]
+    )
+    limited = api.settings.redis.model_copy(
+        update={"url": RedisUrl.parse(redis_url.replace("redis://", "redis://limited:pw@"))}
+    )
+    try:
+        with serve_api(api.settings.model_copy(update={"redis": limited})) as served:
+            refused = post(served, request())
+            ready = served.http.get("/ready")
+            polled = served.http.get("/v1/requests/unknown")
+    finally:
+        redis_client.acl_deluser("limited")
+
+    detail = problem(refused, 503, "ledger_unavailable")["detail"]
+    assert detail.startswith("Redis refuses this user: The user executing the script can't run this command")
+    assert "allow it with ACL SETUSER" in detail
+    assert (ready.status_code, ready.json()["workers"]) == (503, None)
+    assert "Redis refuses this user" in ready.json()["checks"]["redis"]
+    # A refused call does not stop those that are allowed.
+    problem(polled, 404, "REQUEST_NOT_FOUND")
+    assert not [record for record in caplog.records if record.exc_info]
 
 
 def test_ready_warns_of_a_redis_that_may_lose_jobs_and_of_a_failing_device(api):

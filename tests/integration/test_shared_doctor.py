@@ -1,7 +1,9 @@
 """The doctor names each fault, and only those."""
 
 import json
+import re
 import uuid
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -96,6 +98,48 @@ def test_a_redis_that_hides_its_configuration_is_named(sound, redis_client, redi
         redis_client.acl_deluser("hidden")
 
     assert "cannot be read" in found["redis is durable"].detail
+
+
+@pytest.fixture
+def url_of_user(redis_client, redis_url):
+    """Make a user of Redis by the rules of its ACL; return the URL with its login."""
+
+    def make(rules):
+        redis_client.execute_command("ACL", "SETUSER", "limited", "reset", "on", ">pw", *rules.split())
+        return redis_url.replace("redis://", "redis://limited:pw@")
+
+    yield make
+
+    redis_client.acl_deluser("limited")
+
+
+@pytest.mark.parametrize(
+    ("rules", "failed", "words"),
+    [
+        ("~* +@all -ping", {"redis", "wake-ups"}, "'ping'"),
+        ("~* +@all -info", {"redis", "redis is durable"}, "'info'"),
+        ("~* +@all -time", {"redis", "clock", "workers", "queue"}, "'time'"),
+        ("~* +@all -evalsha", {"redis"}, "'evalsha'"),
+        ("~other:* +@all", {"redis", "workers", "queue", "leases", "webhooks"}, "keys"),
+    ],
+)
+def test_what_redis_forbids_is_named_and_the_other_checks_run(sound, url_of_user, rules, failed, words):
+    found = report(sound(redis={"url": url_of_user(rules)}, webhook={"secret": f"whsec_{'a' * 32}"}))
+
+    assert {name for name, finding in found.items() if finding.state == "failed"} == failed
+    assert words in found["redis"].detail
+    assert "script:" not in found["redis"].detail
+    assert {found[name].remedy for name in failed} == {"allow it with ACL SETUSER, as docs/operations.md describes"}
+    assert found["storage"].state == "ok"
+
+
+def test_the_documented_permissions_suffice(sound, url_of_user):
+    text = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
+    [rules] = re.findall(r"^ *ACL SETUSER flux2 on >password (.*)$", text, re.MULTILINE)
+
+    found = report(sound(redis={"url": url_of_user(rules)}))
+
+    assert {finding.name for finding in found.values() if finding.state != "ok"} == {"workers"}
 
 
 def test_the_other_checks_run_while_redis_is_away(sound):
