@@ -26,6 +26,7 @@ from flux2_client.answers import (
     raise_if_withheld,
 )
 from flux2_client.listing import Listing
+from flux2_client.local_objects import is_file_url, receive_file
 from flux2_client.models import (
     Adapter,
     AdapterFile,
@@ -132,8 +133,13 @@ class Protocol(Generic[ImageT]):
                 pause_s = min(2 * pause_s, longest_s)
 
     def download(self, image: ImageInfo | str, receiver: Receiver) -> Steps[None]:
-        """Receive an image; `image` is a presigned URL, or an image whose URL is renewed if it has expired."""
+        """Receive an image; `image` is a presigned URL, or an image whose URL is renewed if it has expired.
+
+        A file of this host is read at once: no connection is involved.
+        """
         url, renewed = (image, True) if isinstance(image, str) else (image.url, False)
+        if is_file_url(url) and not receiver.is_complete:
+            return receive_file(url, receiver, base_url=self._base_url)
         while not receiver.is_complete:
             try:
                 return (yield from self._repeat(lambda url=url: self._fetch(url, receiver)))  # type: ignore[misc]

@@ -67,6 +67,11 @@ class Receiver:
         self.size_bytes = 0
 
     @property
+    def checks_object(self) -> bool:
+        """Whether size and sha256 of the object are known."""
+        return self._expected_bytes is not None and bool(self._expected_sha256)
+
+    @property
     def is_complete(self) -> bool:
         """Whether the whole object is there already, so that no request is needed."""
         return bool(self._expected_sha256) and self.find_fault() is None
@@ -80,7 +85,7 @@ class Receiver:
         """Return how the received bytes differ from the object, or None if they are the object."""
         if self._expected_bytes is not None and self.size_bytes != self._expected_bytes:
             more = "more" if self.size_bytes > self._expected_bytes else "fewer"
-            return f"the store sent {more} bytes than the {self._expected_bytes} of the image"
+            return f"the object has {more} bytes than the {self._expected_bytes} of the image"
         if self._expected_sha256 and self._digest.hexdigest() != self._expected_sha256:
             return f"the bytes have another sha256 than the image, {self._expected_sha256}"
         return None

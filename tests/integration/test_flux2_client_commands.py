@@ -113,6 +113,19 @@ def test_prompts_beyond_the_apis_limit_become_several_jobs_with_the_same_seeds(s
     assert seeds == {f"prompt {number}": 42 + number for number in range(10)}
 
 
+def test_images_that_the_api_stores_in_a_folder_of_this_host_are_saved(serve_api, api, flux2, finish, tmp_path):
+    storage = api.settings.storage.model_copy(update={"backend": "directory", "directory": tmp_path / "objects"})
+    with serve_api(api.settings.model_copy(update={"storage": storage})) as served:
+        thread = Renderer(served, finish)
+        thread.start()
+        done = flux2("submit", "-p", "a", "--size", "64", "--output", tmp_path / "out", url=served.url)
+        thread.stop()
+
+    assert done.exit_code == 0, done.stderr
+    [stored], [saved] = (tmp_path / "objects").rglob("*.png"), (tmp_path / "out").iterdir()
+    assert saved.read_bytes() == stored.read_bytes()
+
+
 @pytest.mark.parametrize(("prompts", "code"), [(["a", "fail"], 3), (["fail"], 1), (["a"], 0)])
 def test_the_exit_code_says_whether_all_some_or_no_images_succeeded(flux2, renderer, prompts, code):
     options = [part for prompt in prompts for part in ("-p", prompt)]
