@@ -1324,6 +1324,24 @@ def test_metrics_report_the_queue_the_workers_and_their_corrupted_parameters(api
     } <= set(answer.text.splitlines())
 
 
+def test_an_image_that_waits_for_a_device_with_more_memory_counts_as_queued(api, slot_report):
+    job = accepted(api, request({"prompt": "a"}, {"prompt": "b"}))
+    claimed = claim(api)
+    larger = slot_report(features="merged,large", memory_bytes=str(80 * 2**30))
+    api.ledger.workers.beat("gpu-0", larger)
+    full = ItemError(code="out_of_memory", message="full", retryable=False)
+    api.ledger.release_too_large(claimed, memory_bytes=24 * 2**30, error=full, too_large=full)
+
+    status = api.http.get(f"/v1/requests/{job}/status").json()
+
+    assert (status["status"], status["queue_position"], status["error"]) == ("in_progress", 0, None)
+    assert [image["status"] for image in status["items"]] == ["in_queue", "in_queue"]
+    assert 'flux2_items_queued{engine="exact",model="flux2"} 2.0' in api.http.get("/metrics").text.splitlines()
+    api.http.post(f"/v1/requests/{job}/cancel")
+    assert api.http.get(f"/v1/requests/{job}/status").json()["status"] == "canceled"
+    assert 'flux2_items_queued{engine="exact",model="flux2"} 0.0' in api.http.get("/metrics").text.splitlines()
+
+
 def test_an_adapter_can_be_inspected_before_it_is_used(api, adapter, slot_report):
     path = {"path": "my_lora_job/my_lora.safetensors"}
 

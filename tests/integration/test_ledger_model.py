@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 )
 
 from shared.errors import QueueFull
-from shared.job import TERMINAL, ItemError, ItemResult, ItemSpec, PipelineReport, Progress, State
+from shared.job import TERMINAL, ItemError, ItemResult, ItemSpec, PipelineReport, Progress, State, pools
 from shared.ledger import Ledger, Submission, keys
 from shared.ledger.claim import Claim
 from shared.ledger.spec_parts import join_texts
@@ -34,7 +34,10 @@ TTL_S, CAP, MAX_ATTEMPTS = 30, 12, 3
 # A longer gap between two passes, a third of a lease, counts as a stall. The time of a pass that comes sooner after
 # another is not stored.
 STALL_MS, PASS_MS = 10_000, 500
-WORKERS = ("gpu-0", "gpu-1")
+WORKERS = SMALL, BIG = ("gpu-0", "gpu-1")
+GIB = {SMALL: 24, BIG: 80}
+POOLS = pools("flux2", ["exact"], ["merged", "large"])
+LARGE = "flux2+large"
 STEP = Progress(stage="denoise", step=1, steps=2)
 BROKEN = ItemError(code="run_failed", message="it broke", retryable=True)
 
@@ -90,6 +93,8 @@ class Item:
         self.deadline = 0
         self.slot = ""
         self.winner = 0
+        # Whether it did not fit on the small worker's device.
+        self.large = False
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -122,7 +127,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.steps["accept"] += 1
         job, key = f"job-{next(self.numbers)}", f"key-{next(self.numbers)}"
         options = {"record": {}, "priority": priority, "idempotency_key": key, "body_hash": "h"}
-        queued = self.in_state(State.QUEUED)
+        queued = self.queued()
         try:
             accepted = self.ledger.accept(job, [spec()] * count, **options)
         except QueueFull:
@@ -143,7 +148,7 @@ class LedgerMachine(RuleBasedStateMachine):
         """A replay: several jobs in one call, all of them or none."""
         self.steps["accept_together"] += 1
         names = [f"job-{next(self.numbers)}" for _ in counts]
-        room = len(self.in_state(State.QUEUED)) + sum(counts) <= CAP
+        room = len(self.queued()) + sum(counts) <= CAP
         parts = [
             Submission(name, [spec()] * count, record={}, idempotency_key=f"key of {name}", body_hash="h")
             for name, count in zip(names, counts, strict=True)
@@ -180,11 +185,17 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(target=claims, slot=st.sampled_from(WORKERS))
     def claim(self, slot):
         self.steps["claim"] += 1
-        expected = self.ledger.peek_next(["flux2"], slot=slot, warm="base")
-        claim = self.ledger.claim_next(["flux2"], slot=slot, boot=self.boot[slot], warm="base")
+        self.beat()
+        expected = self.ledger.peek_next(POOLS, slot=slot, warm="base")
+        claim = self.ledger.claim_next(POOLS, slot=slot, boot=self.boot[slot], warm="base")
         assert expected == (claim and claim.spec)
-        assert claim is not None
+        if claim is None:
+            # The other worker has more memory.
+            assert slot == SMALL
+            assert not self.queued()
+            return multiple()
         item = self.items[claim.item_id]
+        assert claim.pool == (LARGE if item.large else "flux2")
         assert item.state is State.QUEUED
         assert (claim.fence, claim.attempt) == (item.fence + 1, item.attempt + 1)
         item.state, item.fence, item.attempt = State.RUNNING, claim.fence, claim.attempt
@@ -232,6 +243,21 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         item.attempt -= reason != "retry"
         self.requeue_or_end(item)
+        assert answer == item.state
+
+    @rule(claim=claims)
+    def overflow(self, claim):
+        """The item does not fit on the worker's device."""
+        self.steps["overflow"] += 1
+        self.beat()
+        item, owned = self.items[claim.item_id], self.owns(claim)
+        memory_bytes = GIB[item.slot] * 2**30
+        answer = self.ledger.release_too_large(claim, memory_bytes=memory_bytes, error=BROKEN, too_large=BROKEN)
+        if not owned:
+            assert answer == "stale"
+            return
+        self.requeue_or_end(item, may_retry=item.slot == SMALL)
+        item.large = item.large or item.state is State.QUEUED
         assert answer == item.state
 
     @precondition(lambda self: self.in_state(State.RUNNING))
@@ -348,14 +374,16 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @invariant()
     def queues_and_leases_hold_exactly_the_living(self):
-        queued = {name for name, item in self.items.items() if item.state is State.QUEUED}
         running = {name for name, item in self.items.items() if item.state is State.RUNNING}
-        assert set(self.client.zrange(keys.pending("flux2"), 0, -1)) == queued
         assert set(self.client.zrange(keys.LEASES, 0, -1)) == running
-        shares = self.client.hvals(f"{keys.PREFIX}shares:flux2")
-        assert sum(int(count) for count in shares) == len(queued)
-        busy = self.client.hvals(f"{keys.PREFIX}busy:flux2")
-        assert sum(int(count) for count in busy) == len(running)
+        for pool, large in (("flux2", False), (LARGE, True)):
+            members = {name: item.state for name, item in self.items.items() if item.large == large}
+            queued = {name for name, state in members.items() if state is State.QUEUED}
+            assert set(self.client.zrange(keys.pending(pool), 0, -1)) == queued
+            shares = self.client.hvals(f"{keys.PREFIX}shares:{pool}")
+            assert sum(int(count) for count in shares) == len(queued)
+            busy = self.client.hvals(f"{keys.PREFIX}busy:{pool}")
+            assert sum(int(count) for count in busy) == len(members.keys() & running)
 
     @invariant()
     def a_job_is_what_its_items_are(self):
@@ -368,11 +396,21 @@ class LedgerMachine(RuleBasedStateMachine):
             if ended and job in self.canceled:
                 assert stored["state"] == State.CANCELED
 
-    def requeue_or_end(self, item):
+    def requeue_or_end(self, item, *, may_retry=True):
         if item.job in self.canceled:
             item.state = State.CANCELED
         else:
-            item.state = State.FAILED if item.attempt >= MAX_ATTEMPTS else State.QUEUED
+            item.state = State.QUEUED if may_retry and item.attempt < MAX_ATTEMPTS else State.FAILED
+
+    def beat(self):
+        """Both workers live."""
+        for slot in WORKERS:
+            report = {"model": "flux2", "engines": "exact", "features": "merged,large", "warm": "base"}
+            self.ledger.workers.beat(slot, {**report, "memory_bytes": str(GIB[slot] * 2**30)})
+
+    def queued(self):
+        """Return the queued items of the pool that jobs are accepted into."""
+        return [item for item in self.in_state(State.QUEUED) if not item.large]
 
     def results(self):
         """Return each stored result by its item's id."""
@@ -427,6 +465,7 @@ def test_two_workers_a_reaper_and_a_client_never_break_the_ledgers_promises(redi
         "commit",
         "renew",
         "release",
+        "overflow",
         "reap",
         "reap_steadily",
         "stall",

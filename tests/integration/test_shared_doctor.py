@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from shared.cli import app
 from shared.doctor import run_checks
+from shared.job import ItemError
 from shared.ledger import Ledger, keys
 from shared.redis_url import RedisUrl
 
@@ -182,6 +183,25 @@ def test_items_without_a_worker_and_leases_without_a_caretaker_are_named(sound, 
 
     assert found["queue"].detail.startswith("1 items of flux2 are queued, but no worker serves it")
     assert claim.item_id in found["leases"].detail
+
+
+def test_images_that_did_not_fit_and_have_no_worker_of_this_version_are_named(sound, redis_client, item, slot_report):
+    made = sound()
+    ledger = Ledger(redis_client, made.queue)
+    ledger.accept("job", [item()], record={})
+    claim = ledger.claim_next(["flux2"], slot="small", boot="b", warm="base")
+    ledger.workers.beat("big", slot_report(features="large", memory_bytes=str(80 * 2**30)))
+    full = ItemError(code="out_of_memory", message="full", retryable=False)
+    ledger.release_too_large(claim, memory_bytes=24 * 2**30, error=full, too_large=full)
+    assert "queue" not in report(made)
+    # It stops, and a worker of an earlier version is left.
+    ledger.workers.remove("big")
+    ledger.workers.beat("old", slot_report())
+
+    found = report(made)["queue"]
+
+    assert found.detail == "1 items of flux2+large are queued, but no worker serves it"
+    assert "with `+large`, one of this version" in found.remedy
 
 
 def test_webhooks_that_cannot_be_signed_are_named(sound, redis_client):

@@ -1,12 +1,13 @@
 """A worker picks its device by name, on a host without CUDA too, and probes it."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from shared.errors import CheckpointError
-from worker.device import device_id, pick_device, probe
+from worker.device import device_id, memory_bytes, pick_device, probe
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this host has CUDA")
 
@@ -23,6 +24,15 @@ def test_without_cuda_every_automatic_choice_is_the_cpu(name):
 def test_a_missing_cuda_device_is_an_error(name):
     with pytest.raises(CheckpointError, match="this process sees 0 CUDA devices"):
         pick_device(name)
+
+
+def test_a_gpu_reports_its_whole_memory_and_a_cpu_none(monkeypatch):
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=85_029_158_912)
+    )
+
+    assert memory_bytes(torch.device("cuda", 0)) == 85_029_158_912
+    assert memory_bytes(torch.device("cpu")) == 0
 
 
 def test_the_probe_finds_nothing_wrong_with_a_working_device():
