@@ -78,10 +78,12 @@ class Ledger:
             self.redis.ping()
 
     def check_permissions(self) -> None:
-        """Raise `LedgerForbidden` if this user of Redis may not run scripts or the commands that they need first."""
+        """Raise `LedgerForbidden` if this user of Redis may not run scripts or the commands that workers begin with."""
         self.now_ms()
         with self._session.commands():
             self.redis.info("server")
+            # As Celery waits for a wake-up. No such key exists, so this waits for the 10 ms only.
+            self.redis.brpop([keys.WRITE_PROBE], timeout=0.01)
         # No such job exists, so nothing is written.
         self.cancel("")
 

@@ -121,6 +121,7 @@ def url_of_user(redis_client, redis_url):
         ("~* +@all -info", {"redis", "redis is durable"}, "'info'"),
         ("~* +@all -time", {"redis", "clock", "workers", "queue"}, "'time'"),
         ("~* +@all -evalsha", {"redis"}, "'evalsha'"),
+        ("~* +@all -brpop", {"redis"}, "'brpop'"),
         ("~other:* +@all", {"redis", "workers", "queue", "leases", "webhooks"}, "keys"),
     ],
 )
