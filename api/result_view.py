@@ -56,6 +56,7 @@ def _image(item: ItemView, store: ObjectStore, *, url_ttl_s: int) -> Image:
         ],
         pipeline=result.pipeline,
         timings=result.timings,
+        warnings=list(result.warnings),
     )
 
 

@@ -38,6 +38,7 @@ class StubImage:
     pipeline: PipelineReport
     timings: dict[str, float] = field(default_factory=dict)
     adapters: tuple[AdapterReport, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
 class StubRenderer:

@@ -161,6 +161,7 @@ class ImageInfo(Answer):
     adapters: tuple[AdapterReport, ...] = ()
     pipeline: PipelineReport
     timings: dict[str, float] = {}
+    warnings: tuple[str, ...] = ()
 
     _client: Any = PrivateAttr(None)
     _request_id: str = PrivateAttr("")

@@ -241,6 +241,7 @@ class ItemResult(_Report):
     Attributes:
         sha256: of the stored file; `size_bytes` is its size.
         timings: seconds by stage: encode_prompt, adapter, denoise, decode, encode_image, upload.
+        warnings: what the worker found out about the image that may surprise, as sentences.
     """
 
     key: str
@@ -253,6 +254,8 @@ class ItemResult(_Report):
     timings: dict[str, float]
     adapters: tuple[AdapterReport, ...]
     pipeline: PipelineReport
+    # Workers of earlier versions store none.
+    warnings: tuple[str, ...] = ()
 
 
 class ItemError(_Report):

@@ -118,4 +118,6 @@ def _save(rendered: RenderedImage, spec: ItemSpec, index: int, output: Path) -> 
     file = output / f"{index}.{spec.output_format}"
     file.write_bytes(image_file.encode(rendered.image, spec.output_format, report))
     adapters = [adapter.model_dump(mode="json") for adapter in rendered.adapters]
-    return SavedImage(file, {**report, "adapters": adapters, "timings": rendered.timings})
+    return SavedImage(
+        file, {**report, "adapters": adapters, "timings": rendered.timings, "warnings": list(rendered.warnings)}
+    )

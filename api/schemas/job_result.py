@@ -41,6 +41,9 @@ class Image(BaseModel):
     adapters: list[ImageAdapter] = Field(description="What each adapter changed in the base model.")
     pipeline: PipelineReport = Field(description="The software, precision and device that rendered the image.")
     timings: dict[str, float] = Field(description="Seconds spent in each stage.")
+    warnings: list[str] = Field(
+        [], description="What the worker found out about this image; `metadata.warnings` has those of the request."
+    )
 
 
 class Outputs(BaseModel):

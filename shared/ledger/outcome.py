@@ -15,7 +15,9 @@ def end_item(session: Session, item_id: str, fence: int, *, outcome: ItemResult 
     """End an item as succeeded (a result), failed (an error) or canceled (None); see `Ledger.commit`."""
     own, common = None, None
     if isinstance(outcome, ItemResult):
-        own = outcome.model_dump_json(exclude=RESULT_COMMON)
+        # Almost no image has warnings, and a large job stores this text for each image.
+        absent = set() if outcome.warnings else {"warnings"}
+        own = outcome.model_dump_json(exclude=RESULT_COMMON | absent)
         common = outcome.model_dump_json(include=RESULT_COMMON)
     elif outcome is not None:
         common = outcome.model_dump_json()

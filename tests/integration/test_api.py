@@ -913,6 +913,21 @@ def test_a_result_that_cannot_be_read_gives_a_warning_and_no_image(api, finish):
     assert body["metadata"]["warnings"][-1] == warning
 
 
+def test_an_image_has_the_warnings_of_its_worker_and_those_of_earlier_workers_have_none(api, store_image):
+    request_id = accepted(api, request({"prompt": "a cat"}, {"prompt": "a dog"}))
+    warned, plain = claim(api), claim(api)
+    stored = store_image(api, warned, b"cat").model_copy(update={"warnings": ("the prompt was cut",)})
+    api.ledger.commit(warned, stored)
+    api.ledger.commit(plain, store_image(api, plain, b"dog"))
+    texts = api.ledger.redis.lrange(keys.results(request_id), 0, -1)
+
+    images = api.http.get(f"/v1/requests/{request_id}/result").json()["outputs"]["images"]
+
+    assert [image["warnings"] for image in images] == [["the prompt was cut"], []]
+    # As earlier versions store it.
+    assert ["warnings" in text for text in texts] == [True, False]
+
+
 def test_progress_counts_the_steps_that_the_worker_reports_if_the_spec_cannot_be_read(api):
     request_id = accepted(api, request({"prompt": "a cat"}, {"prompt": "a dog", "sample_steps": 10}))
     api.ledger.renew(claim(api), Progress(stage="denoise", step=3, steps=20))

@@ -210,6 +210,7 @@ class ItemRun:
             timings={stage: round(seconds, 4) for stage, seconds in timings.items()},
             adapters=rendered.adapters,
             pipeline=rendered.pipeline,
+            warnings=rendered.warnings,
         )
 
     def _commit(self, outcome: ItemResult | ItemError | None) -> None:

@@ -46,12 +46,14 @@ class RenderedImage:
     Attributes:
         timings: seconds by stage: encode_prompt, adapter, denoise, decode.
         adapters: the effect of each adapter, in merge order.
+        warnings: see `ItemResult`.
     """
 
     image: Image.Image
     timings: dict[str, float]
     adapters: tuple[AdapterReport, ...]
     pipeline: PipelineReport
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
