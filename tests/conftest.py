@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import redis
@@ -23,6 +25,8 @@ GOLDENS = Path(__file__).parent / "goldens"
 _POLL_S = 0.01
 _SETTING_PREFIXES = ("FLUX2_", "AWS_")
 _OTHER_SETTINGS = ("HF_TOKEN", "AI_TOOLKIT_PATH")
+
+_Server = TypeVar("_Server", bound=ThreadingHTTPServer)
 
 
 class _FileScheduling(LoadScopeScheduling):
@@ -112,6 +116,30 @@ def settings() -> Callable[..., Settings]:
         return Settings(**sections)
 
     return make
+
+
+@pytest.fixture
+def serve_http() -> Iterator[Callable[[_Server], _Server]]:
+    """Serve an HTTP server of `http.server` in a thread and return it; all of them stop when the test ends.
+
+    If a server has an event `closing`, it is set first: a handler that waits for it ends its answer.
+    """
+    started: list[tuple[ThreadingHTTPServer, threading.Thread]] = []
+
+    def serve(server: _Server) -> _Server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": _POLL_S})
+        thread.start()
+        started.append((server, thread))
+        return server
+
+    yield serve
+
+    for server, thread in started:
+        if closing := getattr(server, "closing", None):
+            closing.set()
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 @pytest.fixture(scope="session")

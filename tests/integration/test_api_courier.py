@@ -46,21 +46,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def receiver():
-    started = []
-
-    def start(**options):
-        server = Receiver(**options)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        started.append((server, thread))
-        return server
-
-    yield start
-    for server, thread in started:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def receiver(serve_http):
+    return lambda **options: serve_http(Receiver(**options))
 
 
 @pytest.fixture

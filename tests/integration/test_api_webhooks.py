@@ -61,23 +61,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def receiver():
-    started = []
-
-    def start(*script):
-        server = Receiver(*script)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        started.append((server, thread))
-        return server
-
-    yield start
-
-    for server, thread in started:
-        server.closing.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def receiver(serve_http):
+    return lambda *script: serve_http(Receiver(*script))
 
 
 def submit(api, **fields):

@@ -72,24 +72,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def endpoint():
-    """Start endpoints by script; stop them all in the end."""
-    started = []
-
-    def start(*script):
-        server = Endpoint(script)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        started.append((server, thread))
-        return server
-
-    yield start
-
-    for server, thread in started:
-        server.closing.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def endpoint(serve_http):
+    """Start endpoints by script."""
+    return lambda *script: serve_http(Endpoint(script))
 
 
 @pytest.fixture
@@ -152,7 +137,7 @@ def test_a_put_that_cannot_succeed_is_tried_once(endpoint, store_at, answer):
     assert len(server.requests) == 1
 
 
-def test_a_put_waits_for_an_endpoint_that_starts_late(store_at, wait_until):
+def test_a_put_waits_for_an_endpoint_that_starts_late(store_at, serve_http):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -165,12 +150,8 @@ def test_a_put_waits_for_an_endpoint_that_starts_late(store_at, wait_until):
         put(store_at(f"http://127.0.0.1:{port}", budget_s=0))
     server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     server.script, server.requests, server.answer = [OK], [], lambda: OK
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
+    serve_http(server)
     client.join(20)
-    server.shutdown()
-    server.server_close()
-    thread.join()
 
     assert outcome == [None]
 

@@ -82,21 +82,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def canary():
-    started = []
-
-    def start(address="127.0.0.1", *, tls=None):
-        server = Canary(address, tls=tls)
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        started.append((server, thread))
-        return server
-
-    yield start
-    for server, thread in started:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+def canary(serve_http):
+    return lambda *address, **options: serve_http(Canary(*address, **options))
 
 
 class Detour(httpcore2.NetworkBackend):
