@@ -84,7 +84,9 @@ class _PoolPart:
         return cls(
             pool,
             queued=[f"{item['job']}:{item['index']}" for item in items if item["state"] == State.QUEUED],
-            started_ms=[int(item["started_ms"]) for item in items if item["state"] == State.RUNNING],
+            started_ms=[
+                int(item["started_ms"]) for item in items if item["state"] == State.RUNNING and "started_ms" in item
+            ],
             slots=max(1, _count_serving(pool, slots)),
         )
 
