@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from celery import Celery
 
 from shared.catalog import POOLS
 from shared.celery_app import send_wakeups
 from shared.errors import LedgerUnavailable
+from shared.job import is_large
 from shared.ledger import Ledger
 from shared.settings import QueueSettings
 
@@ -77,6 +78,9 @@ class Caretaker(threading.Thread):
         # One leader: two audits at once would both send the wake-ups that are missing.
         if self._ledger.wakeups.try_lead_audit(self._holder):
             self._perform(self.audit, self._ledger.sweep)
+        # Led apart: a leader of an earlier version does not know these pools.
+        if self._ledger.wakeups.try_lead_audit(self._holder, of_large=True):
+            self._perform(self.audit_large)
 
     def reap(self) -> None:
         """Requeue the items whose lease expired and wake workers for them."""
@@ -95,7 +99,14 @@ class Caretaker(threading.Thread):
 
     def audit(self) -> None:
         """Send missing wake-ups and drop surplus ones that two consecutive audits see."""
-        for pool in POOLS:
+        self._audit(pool for pool in POOLS if not is_large(pool))
+
+    def audit_large(self) -> None:
+        """Do the same as `audit` for the pools of items that did not fit on a device."""
+        self._audit(pool for pool in POOLS if is_large(pool))
+
+    def _audit(self, pools: Iterable[str]) -> None:
+        for pool in pools:
             # The largest live slots of a pool of large items change, and their queue of wake-ups with them.
             name = self._ledger.wakeups.name(pool)
             if name is None:

@@ -15,6 +15,7 @@ STORAGE_OUTAGE = f"{PREFIX}storage_outage"
 SEQUENCE = f"{PREFIX}seq"
 COMPACT_FROM = f"{PREFIX}compact_from"
 AUDIT_LEADER = f"{PREFIX}audit"
+LARGE_AUDIT_LEADER = f"{PREFIX}large_audit"
 # Never stored: deleting it shows whether Redis takes writes.
 WRITE_PROBE = f"{PREFIX}probe"
 

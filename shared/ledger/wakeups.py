@@ -52,14 +52,18 @@ class WakeupQueues:
         """Drop wake-ups beyond the queued items, all but `keep` of them and at most `limit`; return how many."""
         return int(self._session.run("drop_wakeups", pool=pool, name=name or pool, keep=keep, limit=limit))
 
-    def try_lead_audit(self, holder: str) -> bool:
-        """Try to become or stay the leader; return whether `holder` leads for the next two audit periods."""
-        redis = self._session.redis
+    def try_lead_audit(self, holder: str, *, of_large: bool = False) -> bool:
+        """Try to become or stay the leader; return whether `holder` leads for the next two audit periods.
+
+        Args:
+            of_large: whether to lead the audit of the pools of large items, which earlier versions do not know.
+        """
+        redis, key = self._session.redis, keys.LARGE_AUDIT_LEADER if of_large else keys.AUDIT_LEADER
         with self._session.commands():
-            if redis.set(keys.AUDIT_LEADER, holder, nx=True, px=self._leadership_ms):
+            if redis.set(key, holder, nx=True, px=self._leadership_ms):
                 return True
             # A leader extends its term by calling again; another holder must wait until the term expires.
-            if redis.get(keys.AUDIT_LEADER) != holder:
+            if redis.get(key) != holder:
                 return False
-            redis.pexpire(keys.AUDIT_LEADER, self._leadership_ms)
+            redis.pexpire(key, self._leadership_ms)
             return True

@@ -393,17 +393,17 @@ def test_the_wake_ups_for_large_items_follow_the_largest_live_slots(ledger, acce
     big, small = keys.wake_list(f"{LARGE}@80"), keys.wake_list(f"{LARGE}@24")
 
     for _ in range(3):
-        caretaker.audit()
+        caretaker.audit_large()
     assert (ledger.redis.llen(big), ledger.redis.llen(small)) == (1, 0)
 
     ledger.workers.remove(BIG)
     for _ in range(3):
-        caretaker.audit()
+        caretaker.audit_large()
     assert (ledger.redis.llen(big), ledger.redis.llen(small)) == (1, 1)
 
     ledger.workers.remove(SMALL)
     for _ in range(3):
-        caretaker.audit()
+        caretaker.audit_large()
     assert ledger.redis.llen(keys.wake_list(LARGE)) == 0
 
 
@@ -420,3 +420,23 @@ def test_an_expired_lease_of_a_large_item_wakes_the_largest_slots(ledger, accept
 
     assert [record.pool for record in caplog.records] == [LARGE]
     assert ledger.redis.llen(keys.wake_list(f"{LARGE}@80")) == 1
+
+
+def test_large_items_are_audited_while_a_process_of_an_earlier_version_leads(
+    redis_client, redis_url, item, slot_report, wait_until
+):
+    options = QueueSettings(reap_s=0.01, audit_s=0.01)
+    ledger = Ledger(redis_client, options)
+    larger = slot_report(features="merged,large", memory_bytes=str(80 * 2**30))
+    ledger.workers.beat(BIG, larger)
+    ledger.accept("job", [item()], record={})
+    overflow(ledger, ledger.claim_next(["flux2"], slot=SMALL, boot="boot", warm="base"), SMALL)
+    redis_client.set(keys.AUDIT_LEADER, "a process of an earlier version")
+    celery = make_celery(redis_url, side="api", timeout_s=2)
+    caretaker = Caretaker(ledger, celery, options)
+
+    caretaker.start()
+
+    wait_until(lambda: redis_client.llen(keys.wake_list(f"{LARGE}@80")) == 1, what="the wake-up")
+    caretaker.stop()
+    celery.close()

@@ -27,6 +27,7 @@ local COMPACT_FROM = PREFIX .. 'compact_from'
 local RUN_ID = PREFIX .. 'run_id'
 local REAPED_MS = PREFIX .. 'reaped_ms'
 local AUDIT_LEADER = PREFIX .. 'audit'
+local LARGE_AUDIT_LEADER = PREFIX .. 'large_audit'
 
 local function job_key(job) return PREFIX .. 'job:' .. job end
 local function item_key(id) return PREFIX .. 'item:' .. id end
