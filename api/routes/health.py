@@ -32,14 +32,16 @@ def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
     checks = {"storage": services.storage_probe.state()}
     slots: list[dict[str, str]] = []
     warnings: list[str] = []
-    workers = services.ledger.workers
+    workers: int | None = None
+    registry = services.ledger.workers
     try:
         slots = [
             {"name": slot.name, "model": slot.model, "state": slot.state, "device": slot.device}
-            for slot in workers.live_slots()
+            for slot in registry.live_slots()
         ]
+        workers = len(slots)
         if not slots:
-            warnings.append(_no_worker_warning(may_be_missing=workers.slots_may_be_missing()))
+            warnings.append(_no_worker_warning(may_be_missing=registry.slots_may_be_missing()))
         warnings += [f"redis: {issue.detail}; {issue.remedy}" for issue in services.ledger.durability_issues()]
         checks["redis"] = "ok"
     except LedgerUnavailable as error:
@@ -59,7 +61,7 @@ def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
         "status": "ready" if is_ready else "not_ready",
         "checks": checks,
         "warnings": warnings,
-        "workers": len(slots) if checks.get("redis") == "ok" else None,
+        "workers": workers,
         "slots": slots,
     }
 

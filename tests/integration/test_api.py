@@ -827,7 +827,7 @@ def test_a_redis_that_refuses_the_apis_user_is_named(api, redis_client, redis_ur
     detail = problem(refused, 503, "ledger_unavailable")["detail"]
     assert detail.startswith("Redis refuses this user: The user executing the script can't run this command")
     assert "allow it with ACL SETUSER" in detail
-    assert (ready.status_code, ready.json()["workers"]) == (503, None)
+    assert (ready.status_code, ready.json()["workers"]) == (503, 0)
     assert "Redis refuses this user" in ready.json()["checks"]["redis"]
     # A refused call does not stop those that are allowed.
     problem(polled, 404, "REQUEST_NOT_FOUND")
