@@ -791,6 +791,16 @@ def test_health_covers_the_process_and_ready_covers_what_it_depends_on(api):
     assert ready.json()["checks"] == {"redis": "ok", "storage": "ok", "caretaker": "ok", "courier": "ok"}
 
 
+def test_the_number_of_workers_is_unknown_while_redis_is_away(api, serve_api):
+    away = api.settings.redis.model_copy(update={"url": RedisUrl.parse("redis://127.0.0.1:1/0"), "timeout_s": 0.3})
+
+    with serve_api(api.settings.model_copy(update={"redis": away})) as served:
+        ready = served.http.get("/ready")
+
+    assert (ready.status_code, ready.json()["status"]) == (503, "not_ready")
+    assert (ready.json()["workers"], ready.json()["warnings"]) == (None, [])
+
+
 def test_ready_warns_while_no_worker_is_running(api, slot_report):
     without = api.http.get("/ready")
     api.ledger.workers.beat("gpu-0", slot_report())
