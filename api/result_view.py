@@ -54,6 +54,7 @@ def _image(item: ItemView, store: ObjectStore, *, url_ttl_s: int) -> Image:
         adapters=[
             ImageAdapter(**adapter.model_dump(), network_multiplier=adapter.multiplier) for adapter in result.adapters
         ],
+        tokens=result.tokens,
         pipeline=result.pipeline,
         timings=result.timings,
         warnings=list(result.warnings),

@@ -18,7 +18,7 @@ from typing import Literal
 from PIL import Image
 
 from chaos.history import History
-from shared.job import AdapterReport, ItemError, ItemResult, ItemSpec, PipelineReport, Progress
+from shared.job import AdapterReport, ItemError, ItemResult, ItemSpec, PipelineReport, Progress, TokenReport
 from shared.ledger import Claim, Ledger
 from shared.storage import ObjectStore
 from worker.consumer.worker_state import WorkerState
@@ -38,6 +38,7 @@ class StubImage:
     pipeline: PipelineReport
     timings: dict[str, float] = field(default_factory=dict)
     adapters: tuple[AdapterReport, ...] = ()
+    tokens: TokenReport | None = None
     warnings: tuple[str, ...] = ()
 
 

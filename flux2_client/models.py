@@ -141,6 +141,14 @@ class PipelineReport(Answer):
     change: str
 
 
+class TokenReport(Answer):
+    """Lengths of an image's prompts in tokens; the model reads the first `limit`."""
+
+    prompt: int
+    neg: int | None = None
+    limit: int
+
+
 class ImageInfo(Answer):
     """One finished image and the parameters that made it."""
 
@@ -159,6 +167,7 @@ class ImageInfo(Answer):
     sha256: str
     size_bytes: int
     adapters: tuple[AdapterReport, ...] = ()
+    tokens: TokenReport | None = None
     pipeline: PipelineReport
     timings: dict[str, float] = {}
     warnings: tuple[str, ...] = ()
@@ -228,6 +237,8 @@ class Limits(Answer):
 
     max_prompts: int = 1000
     max_body_bytes: int = 4 * 1024**2
+    max_prompt_characters: int = 10_000
+    max_prompt_tokens: int = 512
 
 
 class ModelList(Answer):

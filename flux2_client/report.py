@@ -51,7 +51,7 @@ class JsonReport:
             print_json({"event": "progress", **_summary(status), "progress": status.progress, "eta_s": status.eta_s})
 
     def saved(self, image: ImageInfo, path: Path) -> None:
-        names = ("index", "seed", "prompt", "width", "height", "sha256", "size_bytes")
+        names = ("index", "seed", "prompt", "width", "height", "sha256", "size_bytes", "warnings")
         values = {name: getattr(image, name) for name in names}
         print_json({"event": "image", "request_id": image.request_id, "file": str(path), **values})
 
@@ -75,6 +75,8 @@ class LineReport:
 
     def saved(self, image: ImageInfo, path: Path) -> None:
         _print_line(f"saved {path}")
+        for warning in image.warnings:
+            print_message(f"warning: image {image.index}: {warning}")
 
     def ended(self, status: Status) -> None:
         reason = f": {status.error}" if status.error else ""
@@ -104,6 +106,9 @@ class BarReport:
 
     def saved(self, image: ImageInfo, path: Path) -> None:
         self._saved += 1
+        for warning in image.warnings:
+            text = f"warning: image {image.index}: {warning}"
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
         self._draw()
 
     def ended(self, status: Status) -> None:

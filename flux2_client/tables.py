@@ -71,6 +71,8 @@ def print_result(result: Result[AsyncImage]) -> None:
     for image in result.images:
         console.print_line(f"image {image.index}  {image.width}x{image.height}  seed {image.seed}  {image.prompt}")
         console.print_line(f"  {image.url}")
+        for warning in image.warnings:
+            console.print_line(f"  warning: {warning}")
     for failure in result.errors:
         console.print_line(f"image {failure.index}  failed  {failure.code}: {failure.message}")
 

@@ -235,10 +235,24 @@ class PipelineReport(_Report):
     versions: dict[str, str]
 
 
+class TokenReport(_Report):
+    """The lengths of an item's prompts in tokens, counted with the model's chat template and before the cut.
+
+    Attributes:
+        neg: None if the negative prompt was not used.
+        limit: number of tokens that the model reads; later ones are cut.
+    """
+
+    prompt: int
+    neg: int | None = None
+    limit: int
+
+
 class ItemResult(_Report):
     """The result of one item, as a worker commits it; `key` names the object that holds the image.
 
     Attributes:
+        tokens: None in results of earlier versions.
         sha256: of the stored file; `size_bytes` is its size.
         timings: seconds by stage: encode_prompt, adapter, denoise, decode, encode_image, upload.
         warnings: what the worker found out about the image that may surprise, as sentences.
@@ -252,10 +266,12 @@ class ItemResult(_Report):
     sha256: str
     size_bytes: int
     timings: dict[str, float]
-    adapters: tuple[AdapterReport, ...]
-    pipeline: PipelineReport
+    # Before `adapters`, the first of the fields that the ledger stores once per job.
+    tokens: TokenReport | None = None
     # Workers of earlier versions store none.
     warnings: tuple[str, ...] = ()
+    adapters: tuple[AdapterReport, ...]
+    pipeline: PipelineReport
 
 
 class ItemError(_Report):

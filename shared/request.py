@@ -12,9 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 from shared.job import AdapterMode, Engine, ImageFormat
-
-#: Longest prompt in characters, both as written and with its trigger words filled in.
-MAX_TEXT = 10_000
+from shared.prompt import MAX_TEXT
 
 
 def _refuse_nul(text: str) -> str:

@@ -12,8 +12,8 @@ from typing import TypeVar
 from shared.catalog import MODELS, Model
 from shared.errors import InvalidRequest
 from shared.job import AdapterRef, ItemSpec
-from shared.prompt import check_prompt
-from shared.request import MAX_TEXT, InferenceRequest, PromptItem
+from shared.prompt import MAX_TEXT, check_prompt, find_flags
+from shared.request import InferenceRequest, PromptItem
 
 T = TypeVar("T", int, float)
 
@@ -99,6 +99,12 @@ def collect_warnings(request: InferenceRequest, items: Sequence[ItemSpec], model
             f"prompts[{index}].prompt contains [trigger], but the request has no trigger_word: it stays as written"
             for index, item in enumerate(items)
             if TRIGGER in item.prompt
+        ),
+        *_first(
+            f"prompts[{index}].prompt is rendered with {flags.text!r} as words: the trainer's sample prompts may end "
+            f"with flags, but a request has fields; remove them from the prompt{flags.advice}"
+            for index, item in enumerate(items)
+            if (flags := find_flags(item.prompt)) is not None
         ),
     ]
 

@@ -73,6 +73,8 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
     paths = [locate_adapter(ref.path, root=settings.adapters.root) for ref in adapters]
     for index, spec in enumerate(items):
         rendered = renderer.render(spec, paths, on_progress=lambda progress: None)
+        for warning in rendered.warnings:
+            logger.warning("the image has a warning", extra={"index": index, "warning": warning})
         yield _save(rendered, spec, index, output)
 
 
@@ -118,6 +120,6 @@ def _save(rendered: RenderedImage, spec: ItemSpec, index: int, output: Path) -> 
     file = output / f"{index}.{spec.output_format}"
     file.write_bytes(image_file.encode(rendered.image, spec.output_format, report))
     adapters = [adapter.model_dump(mode="json") for adapter in rendered.adapters]
-    return SavedImage(
-        file, {**report, "adapters": adapters, "timings": rendered.timings, "warnings": list(rendered.warnings)}
-    )
+    tokens = rendered.tokens.model_dump(mode="json")
+    about = {"adapters": adapters, "timings": rendered.timings, "tokens": tokens, "warnings": list(rendered.warnings)}
+    return SavedImage(file, {**report, **about})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import BaseModel, Field
 
 from shared.job import Engine
+from shared.prompt import MAX_TEXT, MAX_TOKENS
 
 
 class AdapterLine(BaseModel):
@@ -76,10 +77,18 @@ class ModelLine(BaseModel):
 
 
 class Limits(BaseModel):
-    """Limits of one request, which the operator sets."""
+    """Limits of one request; the operator sets the first two."""
 
     max_prompts: int = Field(description="Prompts that one request may have; no more than the queue ever holds.")
     max_body_bytes: int = Field(description="Size of a request body in bytes.")
+    max_prompt_characters: int = Field(
+        MAX_TEXT, description="Characters of a prompt, also with its trigger word filled in; more are refused."
+    )
+    max_prompt_tokens: int = Field(
+        MAX_TOKENS,
+        description="Tokens that a model reads of a prompt, together with its chat template; more are cut, and the "
+        "image has a warning.",
+    )
 
 
 class ModelList(BaseModel):

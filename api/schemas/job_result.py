@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, Field
 
 from api.schemas.job_status import JobStatus
-from shared.job import AdapterReport, ImageFormat, ItemError, PipelineReport
+from shared.job import AdapterReport, ImageFormat, ItemError, PipelineReport, TokenReport
 
 
 class ImageAdapter(AdapterReport):
@@ -39,10 +39,17 @@ class Image(BaseModel):
     sha256: str = Field(description="SHA-256 of the file.")
     size_bytes: int = Field(description="Size of the file.")
     adapters: list[ImageAdapter] = Field(description="What each adapter changed in the base model.")
+    tokens: TokenReport | None = Field(
+        None,
+        description="Lengths of the prompt and of the negative prompt in tokens, with the model's chat template. The "
+        "model reads the first `limit` of them. Null if an earlier version rendered the image.",
+    )
     pipeline: PipelineReport = Field(description="The software, precision and device that rendered the image.")
     timings: dict[str, float] = Field(description="Seconds spent in each stage.")
     warnings: list[str] = Field(
-        [], description="What the worker found out about this image; `metadata.warnings` has those of the request."
+        [],
+        description="What the worker found out about this image, such as a prompt whose end was cut; "
+        "`metadata.warnings` has those of the request.",
     )
 
 

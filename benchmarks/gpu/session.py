@@ -20,13 +20,14 @@ from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.models import write_adapter
 from benchmarks.gpu.report import Report
 from shared.job import AdapterRef, ItemSpec
+from shared.prompt import MAX_TOKENS
 from shared.settings import WorkerSettings
 from worker.model.compile import compile_blocks
 from worker.model.components import Components
 from worker.rendering.engine import DenoisingInputs, Engine
 from worker.rendering.latents import noise
 from worker.rendering.native_engine import ExactEngine
-from worker.rendering.prompt_encoder import MAX_TOKENS, embed
+from worker.rendering.prompt_encoder import embed
 from worker.rendering.renderer import Renderer
 from worker.verify.golden_models import adapter_ref
 

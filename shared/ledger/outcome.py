@@ -16,7 +16,7 @@ def end_item(session: Session, item_id: str, fence: int, *, outcome: ItemResult 
     own, common = None, None
     if isinstance(outcome, ItemResult):
         # Almost no image has warnings, and a large job stores this text for each image.
-        absent = set() if outcome.warnings else {"warnings"}
+        absent = {name for name in ("tokens", "warnings") if not getattr(outcome, name)}
         own = outcome.model_dump_json(exclude=RESULT_COMMON | absent)
         common = outcome.model_dump_json(include=RESULT_COMMON)
     elif outcome is not None:

@@ -20,7 +20,7 @@ from api.training_config.plan import plan_replay
 from shared.adapters import validate
 from shared.adapters.listing import list_adapter_files
 from shared.errors import QueueFull
-from shared.job import AdapterReport, ItemError, ItemSpec, Progress
+from shared.job import AdapterReport, ItemError, ItemSpec, Progress, TokenReport
 from shared.ledger import keys
 from shared.ledger.spec_parts import join_texts
 from shared.ledger.workers import WorkerRegistry
@@ -1418,6 +1418,56 @@ def test_a_list_of_adapter_files_looks_at_a_bounded_number_of_entries(adapter_ro
     assert second.next_after is None
 
 
+def test_flags_in_a_prompt_give_a_warning_and_stay_in_it(api):
+    answer = post(api, request({"prompt": "a fox --width 512 --seed 7"}, {"prompt": "b --m 0.5"})).json()
+
+    assert specs(api, answer["request_id"])[0].prompt == "a fox --width 512 --seed 7"
+    assert [text for text in answer["warnings"] if "flags" in text] == [
+        "prompts[0].prompt is rendered with '--width 512 --seed 7' as words: the trainer's sample prompts may end with "
+        "flags, but a request has fields; remove them from the prompt, and set width, seed"
+    ]
+
+
+def test_the_flags_of_a_training_configs_prompts_give_no_warning(api, adapter):
+    config = """
+config:
+  name: my_lora
+  process:
+    - model: {arch: flux2}
+      sample: {format: png, width: 64, height: 64, prompts: ["a --seed 7 --w 128", "b --ar 3"]}
+"""
+
+    answer = api.http.post("/v1/replays", json={"config": config, "lora": "my_lora_job/my_lora.safetensors"}).json()
+
+    assert not any("flags" in warning for job in [answer, *answer["requests"]] for warning in job["warnings"])
+    found = [specs(api, sample["request_id"])[sample["index"]] for sample in answer["samples"]]
+    assert [(spec.prompt, spec.width) for spec in found] == [("a", 128), ("b", 64)]
+
+
+def test_the_result_says_that_a_prompt_was_cut(api, store_image):
+    request_id = accepted(api, request())
+    item = claim(api)
+    report = {"tokens": TokenReport(prompt=600, neg=None, limit=512), "warnings": ("its end has no effect",)}
+    api.ledger.commit(item, store_image(api, item, b"picture").model_copy(update=report))
+
+    (image,) = api.http.get(f"/v1/requests/{request_id}/result").json()["outputs"]["images"]
+
+    assert image["tokens"] == {"prompt": 600, "neg": None, "limit": 512}
+    assert image["warnings"] == ["its end has no effect"]
+
+
+def test_a_result_that_an_earlier_version_stored_has_no_count_of_tokens(api, finish):
+    request_id = accepted(api, request())
+    finish(api, claim(api))
+    [item, *_] = api.ledger.job(request_id).items
+    old = item.result.model_dump(mode="json", exclude={"tokens", "warnings"})
+    api.ledger.redis.hset(keys.item(f"{request_id}:0"), "result", json.dumps(old))
+
+    (image,) = api.http.get(f"/v1/requests/{request_id}/result").json()["outputs"]["images"]
+
+    assert (image["tokens"], image["warnings"]) == (None, [])
+
+
 def test_a_jobs_own_url_answers_as_its_status_does(api):
     path = f"/v1/requests/{accepted(api, request())}"
 
@@ -1429,7 +1479,8 @@ def test_the_models_page_states_the_limits_of_a_request(api):
     limits = api.http.get("/v1/models").json()["limits"]
 
     # The queue of `api` holds 50 items: a client that splits at more would be refused.
-    assert limits == {"max_prompts": 50, "max_body_bytes": 64 * 1024}
+    assert (limits.pop("max_prompts"), limits.pop("max_body_bytes")) == (50, 64 * 1024)
+    assert limits == {"max_prompt_characters": 10_000, "max_prompt_tokens": 512}
 
 
 def test_the_openapi_document_states_the_installed_version(api):

@@ -922,3 +922,17 @@ def watched(worker, look, *, renew_s=None):
         else worker.settings.model_copy(update={"queue": worker.settings.queue.model_copy(update={"renew_s": renew_s})})
     )
     return Worker(**{**vars(worker), "renderer": Watched(worker.renderer), "settings": changed})
+
+
+def test_the_result_of_a_prompt_that_was_cut_says_so(worker):
+    job_id = accept(worker, prompt="a red fox " * 300, count=2)
+
+    # The second image's prompt comes from the cache.
+    assert run_next(worker)
+    assert run_next(worker)
+
+    for done in worker.ledger.job(job_id).items:
+        assert done.result.tokens.prompt > 600
+        assert (done.result.tokens.neg, done.result.tokens.limit) == (None, 512)
+        [warning] = done.result.warnings
+        assert "its end has no effect on the image, from '" in warning

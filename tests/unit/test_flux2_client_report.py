@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.progress import Progress, TextColumn
 
-from flux2_client.models import Job, Status
+from flux2_client.models import ImageInfo, Job, Status
 from flux2_client.report import BarReport
 from shared.console import LineConsole
 
@@ -26,6 +26,23 @@ def status(state, *items, **fields):
     return Status.model_validate(body)
 
 
+def image(**fields):
+    pipeline = {"engine": "exact", "precision": "fp32", "device": "cpu", "change": "none"}
+    body = {
+        "index": 0,
+        "format": "png",
+        "width": 64,
+        "height": 64,
+        "url": "",
+        "url_expires_at": "",
+        "sha256": "",
+        "size_bytes": 1,
+        "pipeline": pipeline,
+        **fields,
+    }
+    return ImageInfo.model_validate(body)
+
+
 def test_a_terminal_shows_one_bar_for_all_jobs_and_the_reason_of_a_failure():
     text = io.StringIO()
     console = LineConsole(file=text, force_terminal=True, width=120)
@@ -35,12 +52,13 @@ def test_a_terminal_shows_one_bar_for_all_jobs_and_the_reason_of_a_failure():
         report = BarReport(console, bar, bar.add_task("in_queue", total=None))
         report.submitted(job, images=2)
         report.progressed(status("in_progress", "succeeded", "in_progress"))
-        report.saved(None, Path("a.png"))
+        report.saved(image(warnings=["its end has [no] effect"]), Path("a.png"))
         report.ended(status("failed", "succeeded", "failed", error="it [broke]"))
 
     shown = text.getvalue()
     assert "request job-1: 2 images" in shown
     assert "1 of 2 images, 1 saved" in shown
+    assert "warning: image 0: its end has [no] effect" in shown
     assert " 50 %" in shown
     assert "request job-1 failed: 1 of 2 images, 1 failed: it [broke]" in shown
 

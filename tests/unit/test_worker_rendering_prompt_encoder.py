@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 
 from shared.errors import CheckpointError, InvalidRequest
 from worker.checkpoint.locate import TextEncoderFiles
-from worker.model.text_encoder import load_text_encoder
+from worker.model.text_encoder import MISTRAL, QWEN, load_text_encoder
 from worker.model.tokenizer import load_tokenizer
-from worker.rendering.prompt_encoder import PromptEncoder, embed, tokenize
+from worker.rendering.prompt_encoder import PromptEncoder, embed, measure_cut, tokenize
 
 CPU = torch.device("cpu")
 
@@ -60,8 +60,8 @@ def test_a_known_prompt_is_not_encoded_again(encoder, text_encoder):
     runs = []
     handle = text_encoder.register_forward_hook(lambda *_: runs.append(1))
     with torch.no_grad():
-        first = encoder.encode("a cat")
-        again = encoder.encode("a cat")
+        first = encoder.encode("a cat").embeds
+        again = encoder.encode("a cat").embeds
     handle.remove()
 
     assert len(runs) == 1
@@ -77,6 +77,56 @@ def test_the_prompt_used_longest_ago_is_forgotten_first(encoder, text_encoder):
     handle.remove()
 
     assert len(runs) == 4
+
+
+def test_a_prompt_that_is_cut_says_how_many_tokens_it_has_and_which_text_is_lost_also_from_the_cache(encoder):
+    long = "a red fox " * 300 + "the end"
+    with torch.no_grad():
+        fits = encoder.encode("a red fox")
+        first, again = encoder.encode(long), encoder.encode(long)
+        other = encoder.encode(long + " is another one")
+
+    assert not fits.is_cut
+    assert fits.tokens < 512
+    assert first.is_cut
+    assert (first.tokens, first.unused) == (again.tokens, again.unused)
+    assert first.unused.endswith("fox the end")
+    # The tokens after the cut, and no others, are missing from the embeddings.
+    assert torch.equal(first.embeds, other.embeds)
+    kept = long[: len(long) - len(first.unused)].strip()
+    with torch.no_grad():
+        assert torch.equal(encoder.encode(f"{kept} {'x' * 2000}").embeds[:, :505], first.embeds[:, :505])
+
+
+@pytest.mark.parametrize(
+    ("text", "family"),
+    [("mistral_processor_pad_left", MISTRAL), ("mistral_processor_pad_right", MISTRAL), ("qwen3_tiny", QWEN)],
+)
+def test_the_count_is_exact_around_the_limit(text, family, goldens):
+    tokenizer = load_tokenizer(goldens / "text" / text, family=family)
+    seen = set()
+
+    for words in range(1, 700):
+        prompt = "a " * words
+        tokens, unused = measure_cut(tokenizer, prompt, family=family)
+        if not 505 <= tokens <= 560:
+            continue
+        ids, mask = tokenize(tokenizer, prompt, family=family)
+        longer, _ = tokenize(tokenizer, prompt + "a a a", family=family)
+        seen.add((tokens > 512, unused == ""))
+        assert int(mask.sum()) == min(tokens, 512)
+        # Where text is lost, more of it changes nothing.
+        assert (unused != "") <= torch.equal(ids, longer)
+
+    assert (False, True) in seen
+    assert (True, False) in seen
+
+
+def test_a_cut_that_removes_only_the_end_of_the_template_loses_no_text(goldens):
+    tokenizer = load_tokenizer(goldens / "text/mistral_processor_pad_left")
+    fitting = next(prompt for words in range(700) if measure_cut(tokenizer, prompt := "a" + " a" * words)[0] == 513)
+
+    assert measure_cut(tokenizer, fitting) == (513, "")
 
 
 def test_the_chat_template_of_an_older_processor_is_found(goldens, tmp_path):

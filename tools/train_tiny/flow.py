@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
+from shared.prompt import MAX_TOKENS
 from tools.train_tiny.feed import CAPTION_TOKENS, quick_tokenizer
 from tools.train_tiny.models import LIVE_CHANNELS, save_transformer
 from tools.train_tiny.optimizer import Optimizer
@@ -22,7 +23,6 @@ from tools.train_tiny.text_encoder import TextEncoder, save_text_encoder
 from worker.rendering.decode import decode
 from worker.rendering.denoise import denoise, distilled_velocity
 from worker.rendering.latents import PIXELS, image_ids, noise, pack, text_ids, unpack
-from worker.rendering.prompt_encoder import MAX_TOKENS
 from worker.rendering.sigmas import shift, sigmas
 
 #: Prompts of the sample sheets, for a look at the training; none of them is scored.

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from shared.job import AdapterReport, ItemSpec, PipelineReport, Progress
+from shared.job import AdapterReport, ItemSpec, PipelineReport, Progress, TokenReport
 
 # Protocols rather than classes keep torch out of the consumer: `make chaos` runs it with a renderer that only sleeps.
 
@@ -24,6 +24,8 @@ class RenderedImage(Protocol):
     def adapters(self) -> tuple[AdapterReport, ...]: ...
     @property
     def pipeline(self) -> PipelineReport: ...
+    @property
+    def tokens(self) -> TokenReport | None: ...
     @property
     def warnings(self) -> tuple[str, ...]: ...
 

@@ -208,9 +208,10 @@ class ItemRun:
             sha256=sha256(data).hexdigest(),
             size_bytes=len(data),
             timings={stage: round(seconds, 4) for stage, seconds in timings.items()},
+            tokens=rendered.tokens,
+            warnings=rendered.warnings,
             adapters=rendered.adapters,
             pipeline=rendered.pipeline,
-            warnings=rendered.warnings,
         )
 
     def _commit(self, outcome: ItemResult | ItemError | None) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from shared.job import AdapterRef, AdapterReport, ItemSpec, PipelineReport, Progress
+from shared.job import AdapterRef, AdapterReport, ItemSpec, PipelineReport, Progress, TokenReport
 from worker.rendering.engine import Engine
 
 OnProgress = Callable[[Progress], None]
@@ -53,6 +53,7 @@ class RenderedImage:
     timings: dict[str, float]
     adapters: tuple[AdapterReport, ...]
     pipeline: PipelineReport
+    tokens: TokenReport
     warnings: tuple[str, ...] = ()
 
 

@@ -9,24 +9,28 @@ import torch
 from torch import Tensor
 
 from shared.errors import InvalidRequest
-from shared.job import ItemSpec
+from shared.job import ItemSpec, TokenReport
+from shared.prompt import MAX_TOKENS, cut_warning
 from worker.model.components import Components
 from worker.rendering.denoise import TransformerInputs
 from worker.rendering.latents import PIXELS, image_ids, noise, pack, text_ids
-from worker.rendering.prompt_encoder import PromptEncoder
+from worker.rendering.prompt_encoder import EncodedPrompt, PromptEncoder
 
 
 class ItemInputs(NamedTuple):
-    """An item's inputs, on the device.
+    """An item's inputs, on the device, and what is to be reported about its prompts.
 
     Attributes:
         negative_embeds: None if each step has only one pass.
         start: noise, (1, channels, height / 16, width / 16).
+        warnings: one for each prompt that was cut.
     """
 
     prompt_embeds: Tensor
     negative_embeds: Tensor | None
     start: Tensor
+    tokens: TokenReport
+    warnings: tuple[str, ...]
 
 
 class InputBuilder:
@@ -68,15 +72,26 @@ class InputBuilder:
 
     def build(self, spec: ItemSpec) -> ItemInputs:
         """Encode an item's prompts and draw its noise."""
-        negative_embeds = self._encode(spec.neg) if self._has_guidance(spec) else None
+        negative = self._encode(spec.neg) if self._has_guidance(spec) else None
         start = self._noise(spec.seed, height=spec.height, width=spec.width)
-        return ItemInputs(self._encode(spec.prompt), negative_embeds, start)
+        prompt = self._encode(spec.prompt)
+        return ItemInputs(
+            prompt.embeds,
+            None if negative is None else negative.embeds,
+            start,
+            TokenReport(prompt=prompt.tokens, neg=None if negative is None else negative.tokens, limit=MAX_TOKENS),
+            tuple(
+                cut_warning(name, encoded.tokens, encoded.unused)
+                for name, encoded in (("prompt", prompt), ("negative prompt", negative))
+                if encoded is not None and encoded.is_cut
+            ),
+        )
 
     def typical_call(self) -> TransformerInputs:
         """Return the inputs of a step half way through an image: 1024x1024 on a GPU, 128x128 on a CPU."""
         device = self._components.device
         side = 1024 if device.type == "cuda" else 128
-        prompt_embeds = self._encode("a photograph")
+        prompt_embeds = self._encode("a photograph").embeds
         timestep = torch.full((1,), 0.5, dtype=prompt_embeds.dtype, device=device)
         return TransformerInputs(
             pack(self._noise(0, height=side, width=side)),
@@ -87,9 +102,10 @@ class InputBuilder:
             torch.full_like(timestep, 4.0),
         )
 
-    def _encode(self, prompt: str) -> Tensor:
+    def _encode(self, prompt: str) -> EncodedPrompt:
+        encoded = self._prompts.encode(prompt)
         # The text encoder may have another dtype than the transformer.
-        return self._prompts.encode(prompt).to(self._components.dtype)
+        return encoded._replace(embeds=encoded.embeds.to(self._components.dtype))
 
     def _has_guidance(self, spec: ItemSpec) -> bool:
         """Whether each step needs a second pass with the negative prompt."""

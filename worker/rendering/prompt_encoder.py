@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from cachetools import LRUCache
@@ -12,10 +12,27 @@ from diffusers.pipelines.flux2.pipeline_flux2 import format_input
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from shared.prompt import check_prompt
+from shared.prompt import IMAGE_TOKEN, MAX_TOKENS, check_prompt
 from worker.model.text_encoder import MISTRAL, QWEN, TextEncoderFamily, family_of
 
-MAX_TOKENS = 512
+
+class EncodedPrompt(NamedTuple):
+    """A prompt's embeddings, (1, 512, width), and its length.
+
+    Attributes:
+        tokens: number of tokens with the chat template, before the cut.
+        unused: the end of the prompt, which was cut; empty if all of it is among the first 512 tokens, None if the
+            template changed the prompt, so that the place of the cut is unknown.
+    """
+
+    embeds: Tensor
+    tokens: int
+    unused: str | None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether tokens were cut: the prompt's, or only those that end the template."""
+        return self.tokens > MAX_TOKENS
 
 
 def tokenize(
@@ -29,8 +46,7 @@ def tokenize(
     text = _CHATS[family](tokenizer, prompt)
     encoded = tokenizer(
         text,
-        # As the processor does: templates write the first token themselves, and it must not occur twice.
-        add_special_tokens=not (tokenizer.bos_token and text.startswith(tokenizer.bos_token)),
+        add_special_tokens=_lacks_first_token(tokenizer, text),
         # Pad tokens keep their rows, and the transformer attends to them: FLUX.2 was trained that way.
         padding="max_length",
         truncation=True,
@@ -38,6 +54,35 @@ def tokenize(
         return_tensors="pt",
     )
     return encoded["input_ids"], encoded["attention_mask"]
+
+
+def measure_cut(
+    tokenizer: PreTrainedTokenizerFast, prompt: str, *, family: TextEncoderFamily = MISTRAL
+) -> tuple[int, str | None]:
+    """Return `tokens` and `unused` of a prompt; see `EncodedPrompt`."""
+    text = _CHATS[family](tokenizer, prompt)
+    encoded: Any = tokenizer(
+        text,
+        add_special_tokens=_lacks_first_token(tokenizer, text),
+        return_offsets_mapping=True,
+        # Otherwise transformers warns that the text is too long.
+        verbose=False,
+    )
+    tokens = len(encoded["input_ids"])
+    # The template may strip the prompt, and image tokens are removed from it.
+    words = prompt.replace(IMAGE_TOKEN, "").strip()
+    begin = text.rfind(words)
+    if tokens <= MAX_TOKENS:
+        return tokens, ""
+    if begin < 0:
+        return tokens, None
+    kept_chars = encoded["offset_mapping"][MAX_TOKENS - 1][1]
+    return tokens, text[max(begin, kept_chars) : begin + len(words)].strip()
+
+
+def _lacks_first_token(tokenizer: PreTrainedTokenizerFast, text: str) -> bool:
+    # As the processor does: templates write the first token themselves, and it must not occur twice.
+    return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
 
 
 def embed(text_encoder: Any, ids: Tensor, mask: Tensor) -> Tensor:
@@ -85,7 +130,7 @@ class PromptEncoder:
         self._family = family_of(text_encoder.config)
         self._device = device
         # A job's items often differ in their seeds only.
-        self._cache: LRUCache[str, Tensor] = LRUCache(cache_size)
+        self._cache: LRUCache[str, EncodedPrompt] = LRUCache(cache_size)
         # One pass at a time: a streamed text encoder cannot interleave two (`worker.model.layer_streaming`).
         self._lock = threading.Lock()
 
@@ -98,20 +143,26 @@ class PromptEncoder:
         if self._family is MISTRAL:  # Qwen3 has no image token that a prompt could contain
             check_prompt(prompt)
 
-    def encode(self, prompt: str) -> Tensor:
-        """Return the prompt's embeddings, (1, 512, width), on the device.
+    def encode(self, prompt: str) -> EncodedPrompt:
+        """Return the prompt with its embeddings on the device.
 
         Raises:
             InvalidRequest: see `shared.prompt.check_prompt`.
         """
         with self._lock:
-            embeds: Tensor | None = self._cache.get(prompt)
-            if embeds is None:
-                embeds = self._encode(prompt)
+            encoded: EncodedPrompt | None = self._cache.get(prompt)
+            if encoded is None:
+                encoded = self._encode(prompt)
                 if self._cache.maxsize > 0:
-                    self._cache[prompt] = embeds
-        return embeds.to(self._device)
+                    self._cache[prompt] = encoded
+        return encoded._replace(embeds=encoded.embeds.to(self._device))
 
-    def _encode(self, prompt: str) -> Tensor:
+    def _encode(self, prompt: str) -> EncodedPrompt:
         ids, mask = tokenize(self._tokenizer, prompt, family=self._family)
-        return embed(self._text_encoder, ids.to(self._device), mask.to(self._device)).cpu()
+        embeds = embed(self._text_encoder, ids.to(self._device), mask.to(self._device)).cpu()
+        tokens: int = int(mask.sum())
+        unused: str | None = ""
+        # Without a pad token the prompt may have been longer.
+        if tokens == MAX_TOKENS:
+            tokens, unused = measure_cut(self._tokenizer, prompt, family=self._family)
+        return EncodedPrompt(embeds, tokens, unused)

@@ -180,7 +180,8 @@ class Renderer:
                 raise NotFinite(f"the decoded image of seed {spec.seed} is not finite")
             image = engine.image(decoded)
         decode: Decode = "tiled" if attempt.tiled and engine.supports_tiling else "whole"
-        return RenderedImage(image, item.timings, reports, self._report(item, kind, decode))
+        pipeline = self._report(item, kind, decode)
+        return RenderedImage(image, item.timings, reports, pipeline, inputs.tokens, inputs.warnings)
 
     def _denoise(self, item: RenderingItem, inputs: ItemInputs, *, exclusive: bool) -> Tensor:
         """Return the final latents, (1, channels, height / 16, width / 16)."""

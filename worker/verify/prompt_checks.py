@@ -59,9 +59,9 @@ def check_prompt_to_image(case: Case, models: GoldenModels) -> Iterator[Measure]
         )
     components = models.with_stated_transformer(components, entry["model"])
     encoder = PromptEncoder(components.text_encoder, components.tokenizer, device=models.device, cache_size=2)
-    embeds = encoder.encode(entry["prompt"])
+    embeds = encoder.encode(entry["prompt"]).embeds
     guided = not components.is_distilled and entry["guidance_scale"] > 1
-    negative = encoder.encode(entry.get("negative_prompt", "")) if guided else None
+    negative = encoder.encode(entry.get("negative_prompt", "")).embeds if guided else None
     yield from measure("prompt_embeds", embeds, golden[f"prompt_embeds_{dtype}"], {})
     latents = sample(models.engine(components), components, entry, embeds, negative_prompt_embeds=negative)
     yield from measure("latents", latents, golden[f"latents_{dtype}"], entry["tolerance"][f"latents_{dtype}"])
