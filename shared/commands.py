@@ -79,11 +79,11 @@ def inspect(
     from shared.errors import AdapterNotFound
     from shared.settings import Settings
 
-    limit = Settings().adapters.max_bytes
+    settings = Settings().adapters
     if not file.is_file():
-        raise AdapterNotFound(f"{file}: no such file")
+        raise AdapterNotFound(_describe_missing(file, settings.root))
     layers = None if base is None else read_linear_layers(base, max_bytes=_ANY_SIZE)
-    found = asdict(inspect_adapter(file, max_bytes=limit, layers=layers, model=model if base else None))
+    found = asdict(inspect_adapter(file, max_bytes=settings.max_bytes, layers=layers, model=model if base else None))
     if as_json:
         typer.echo(json.dumps(found))
     else:
@@ -125,6 +125,21 @@ def doctor(
         )
     if any(finding.state == "failed" for finding in findings):
         raise typer.Exit(1)
+
+
+def _describe_missing(file: Path, root: Path) -> str:
+    """Say why `flux2 inspect` finds no file, and which adapter may be meant."""
+    from shared.adapters.nearest import find_nearest
+
+    if file.is_dir():
+        found = sorted(path.name for path in file.glob("*.safetensors"))[:3]
+        held = f"; it holds {', '.join(found)}" if found else ""
+        return f"{file} is a folder; name a .safetensors file{held}"
+    if not file.is_absolute() and (root / file).is_file():
+        return f"{file}: no such file; did you mean {root / file}, under the adapter root?"
+    near = find_nearest(file.name, base=file.parent, follow_symlinks=False) if file.parent.is_dir() else []
+    hint = f"; did you mean {' or '.join(str(file.parent / name) for name in near)}?" if near else ""
+    return f"{file}: no such file{hint or f'; the adapter root is {root.absolute()}'}"
 
 
 def _text(value: object) -> str:

@@ -166,6 +166,11 @@ class AdaptersSettings(_Section):
         Path("adapters"), description="Folder that `loras[].path` is relative to; files outside it are refused."
     )
     max_bytes: Bytes = Field(8 * 1024**3, description="Size in bytes above which an adapter file is refused.")
+    allow_symlinks: bool = Field(
+        False,
+        description="Follow symbolic links in `FLUX2_ADAPTERS_ROOT` that lead out of it. Set it for the workers first, "
+        "then for the API.",
+    )
 
 
 class ModelSettings(_Section):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from shared.adapters.locate import locate_adapter
+from shared.adapters.locate import locate_adapter, naming_root
 from shared.adapters.validate import validate_adapters
 from shared.catalog import Model, find_model
 from shared.errors import InvalidRequest
@@ -57,6 +57,10 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
     request = _parse(text)
     model = _check_model(request, settings)
     reject_unsupported_fields(request)
+    root, allow_symlinks = settings.adapters.root, settings.adapters.allow_symlinks
+    with naming_root(root):
+        for lora in request.loras:
+            locate_adapter(lora.path, root=root, allow_symlinks=allow_symlinks)
     # The adapters' headers alone, until the model's layers are known.
     refs = validate_adapters(request.loras, model, layers=None, settings=settings.adapters)
     check_prompts(resolve_items(request, model, refs))
@@ -70,7 +74,7 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
     for warning in collect_warnings(request, items, model):
         logger.warning("the request has a warning", extra={"warning": warning})
     renderer.warm_up()
-    paths = [locate_adapter(ref.path, root=settings.adapters.root) for ref in adapters]
+    paths = [locate_adapter(ref.path, root=root, allow_symlinks=allow_symlinks) for ref in adapters]
     for index, spec in enumerate(items):
         rendered = renderer.render(spec, paths, on_progress=lambda progress: None)
         for warning in rendered.warnings:

@@ -52,7 +52,7 @@ def get_adapter(
     workers = services.ledger.workers
     base = workers.base_model(find_model(model).id, workers.live_slots())
     found = inspect_adapter(
-        locate_adapter(path, root=settings.root),
+        locate_adapter(path, root=settings.root, allow_symlinks=settings.allow_symlinks),
         max_bytes=settings.max_bytes,
         layers=None if base is None else base.layers,
         model=model,
@@ -61,7 +61,8 @@ def get_adapter(
 
 
 def _list_files(services: Services, *, limit: int, cursor: str | None) -> AdapterList:
-    page = list_adapter_files(services.settings.adapters.root, after=cursor or "", limit=limit)
+    settings = services.settings.adapters
+    page = list_adapter_files(settings.root, after=cursor or "", limit=limit, allow_symlinks=settings.allow_symlinks)
     return AdapterList(
         data=[
             AdapterFile(

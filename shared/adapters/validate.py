@@ -43,15 +43,14 @@ def validate_adapters(
 def _validate(
     lora: LoraItem, model: Model, *, layers: Mapping[str, tuple[int, int]] | None, settings: AdaptersSettings
 ) -> AdapterRef:
-    root = settings.root.resolve()
-    path = locate_adapter(lora.path, root=root)
+    path = locate_adapter(lora.path, root=settings.root, allow_symlinks=settings.allow_symlinks)
     with open_adapter(path) as file:
         layout = parse_layout(read_open_header(file, max_bytes=settings.max_bytes))
         check_fits_base(layout, layers, model=model.id)
         identity = identify(file)
     return AdapterRef(
         # Relative, because a worker's adapter root may be mounted elsewhere.
-        path=str(path.relative_to(root)),
+        path=str(path.relative_to(settings.root.resolve())),
         sha256=identity.sha256,
         size_bytes=identity.size_bytes,
         multiplier=lora.multiplier,

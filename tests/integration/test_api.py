@@ -1418,6 +1418,35 @@ def test_a_list_of_adapter_files_looks_at_a_bounded_number_of_entries(adapter_ro
     assert second.next_after is None
 
 
+def test_linked_folders_are_served_and_listed_if_the_operator_allows_it(
+    serve_api, api, adapter, adapter_root, tmp_path
+):
+    output = tmp_path / "output"
+    output.mkdir()
+    shutil.copy(adapter_root / "my_lora_job" / "my_lora.safetensors", output / "linked.safetensors")
+    (adapter_root / "output").symlink_to(output)
+    body = request(loras=[{"path": "output/linked.safetensors"}])
+
+    refused = problem(post(api, body), 422, "INVALID_LORA")
+    settings = api.settings.adapters.model_copy(update={"allow_symlinks": True})
+    with serve_api(api.settings.model_copy(update={"adapters": settings})) as allowing:
+        accepted_there = post(allowing, body)
+        found = allowing.http.get("/v1/adapters").json()["data"]
+        described = allowing.http.get("/v1/adapters", params={"path": "output/linked.safetensors"}).json()
+
+    assert "'output' is a link that leaves it" in refused["detail"]
+    assert str(tmp_path) not in refused["detail"]
+    assert accepted_there.status_code == 202, accepted_there.text
+    assert [file["path"] for file in found] == ["my_lora_job/my_lora.safetensors", "output/linked.safetensors"]
+    assert described["refused"] is None
+
+
+def test_a_missing_adapter_is_answered_with_the_nearest_name(api, adapter):
+    body = problem(post(api, request(loras=[{"path": "my_lora.safetensors"}])), 400, "LORA_NOT_FOUND")
+
+    assert "did you mean 'my_lora_job/my_lora.safetensors'?" in body["detail"]
+
+
 def test_flags_in_a_prompt_give_a_warning_and_stay_in_it(api):
     answer = post(api, request({"prompt": "a fox --width 512 --seed 7"}, {"prompt": "b --m 0.5"})).json()
 

@@ -1,12 +1,14 @@
 """Paths of callers: only files under the root are found, and errors reveal nothing else."""
 
 import os
+from contextlib import contextmanager
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from shared.adapters.locate import locate_adapter
+from shared.adapters.locate import locate_adapter, naming_root
+from shared.adapters.nearest import find_nearest
 from shared.errors import AdapterNotFound, AdapterRefused
 
 FUZZ = settings(
@@ -72,7 +74,8 @@ def test_a_missing_file_is_not_found_under_the_name_that_the_caller_wrote(root, 
     with pytest.raises(AdapterNotFound) as missing:
         locate_adapter(path, root=root)
 
-    assert str(missing.value) == f"no adapter at {path!r} under the adapter root"
+    assert str(missing.value).startswith(f"no adapter at {path!r} under the adapter root (FLUX2_ADAPTERS_ROOT)")
+    assert str(root) not in str(missing.value)
     assert missing.value.field == "path"
 
 
@@ -128,6 +131,117 @@ def test_a_symlink_that_leads_outside_is_refused_even_if_its_target_does_not_exi
     for path in ("out.safetensors", "lost.safetensors", "outside/secret.safetensors"):
         with pytest.raises(AdapterRefused, match="leads outside the adapter root; only files under it are served"):
             locate_adapter(path, root=root)
+
+
+def test_the_refusal_of_a_link_names_the_link_and_the_setting_and_not_its_target(root, tmp_path):
+    (root / "people" / "output").symlink_to(tmp_path / "srv")
+
+    with pytest.raises(AdapterRefused) as refused:
+        locate_adapter("people/output/secret.safetensors", root=root)
+
+    assert str(refused.value) == (
+        "'people/output/secret.safetensors' leads outside the adapter root; only files under it are served, and "
+        "'people/output' is a link that leaves it. Copy the file into the adapter root, or set "
+        "FLUX2_ADAPTERS_ALLOW_SYMLINKS=true for the workers and the API"
+    )
+
+
+def test_a_link_that_leaves_the_root_is_followed_if_the_operator_allows_it(root, tmp_path):
+    (root / "output").symlink_to(tmp_path / "srv")
+    (root / "one.safetensors").symlink_to("../secret.safetensors")
+    (tmp_path / "srv" / "again").symlink_to(tmp_path)
+    (tmp_path / "link").symlink_to(root)
+
+    for path in (
+        "output/secret.safetensors",
+        "one.safetensors",
+        "output/again/srv/secret.safetensors",
+        f"{root}/output/secret.safetensors",
+        f"{tmp_path}/link/one.safetensors",
+    ):
+        found = locate_adapter(path, root=tmp_path / "link", allow_symlinks=True)
+        assert found.read_bytes() == b"secret"
+        # Located again by a worker, from the path below the root.
+        assert locate_adapter(str(found.relative_to(root)), root=root, allow_symlinks=True) == found
+
+
+def test_only_links_below_the_root_are_followed(root, tmp_path):
+    (root / "output").symlink_to(tmp_path / "srv")
+
+    for path in (f"{tmp_path}/srv/secret.safetensors", "output/../secret.safetensors", "/etc/passwd", "output"):
+        with pytest.raises(AdapterRefused):
+            locate_adapter(path, root=root, allow_symlinks=True)
+
+
+def test_a_link_to_nothing_is_named(root):
+    (root / "lost").symlink_to("/nowhere")
+
+    with pytest.raises(AdapterNotFound, match="the target of the link 'lost' does not exist; correct the link"):
+        locate_adapter("lost/x.safetensors", root=root, allow_symlinks=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("people/anne.safetensors", "; did you mean 'people/ann.safetensors'?"),
+        ("people/ann", "; did you mean 'people/ann.safetensors'?"),
+        ("ann.safetensors", "; did you mean 'people/ann.safetensors'?"),
+        ("People/Ann.safetensors", "; did you mean 'people/ann.safetensors'?"),
+        ("peple/ann.safetensors", "; did you mean 'people/ann.safetensors'?"),
+        ("nothing-like-it.safetensors", "; `flux2 adapters` and GET /v1/adapters list what is there"),
+        ("ann/" * 60, "; `flux2 adapters` and GET /v1/adapters list what is there"),
+    ],
+)
+def test_a_missing_adapter_is_answered_with_the_nearest_names(root, path, hint):
+    with pytest.raises(AdapterNotFound) as missing:
+        locate_adapter(path, root=root)
+
+    assert str(missing.value).endswith(f"(FLUX2_ADAPTERS_ROOT){hint}")
+
+
+def test_at_most_three_names_are_suggested_the_most_similar_ones_first(root):
+    for name in ("step_1000", "step_1500", "step_2000", "step_2500", "other"):
+        (root / f"{name}.safetensors").touch()
+    (root / ".step_1001.safetensors").touch()
+
+    assert find_nearest("step_1001.safetensors", base=root, follow_symlinks=False) == [
+        "step_1000.safetensors",
+        "step_1500.safetensors",
+        "step_2000.safetensors",
+    ]
+
+
+def test_suggestions_look_at_a_bounded_number_of_entries_and_survive_loops(root, monkeypatch):
+    looked = []
+    scandir = os.scandir
+
+    @contextmanager
+    def counting(folder):
+        with scandir(folder) as found:
+            yield (looked.append(entry.name) or entry for entry in found)
+
+    (root / "round").symlink_to(root)
+    (root / "loop").symlink_to("loop")
+    for number in range(6000):
+        (root / f"note {number}.txt").touch()
+    monkeypatch.setattr("shared.adapters.nearest.os.scandir", counting)
+
+    find_nearest("people/anne.safetensors", base=root, follow_symlinks=True)
+
+    assert 1000 < len(looked) <= 4000
+
+
+def test_a_missing_root_is_named_by_its_setting(tmp_path):
+    with pytest.raises(AdapterNotFound, match=r"\(FLUX2_ADAPTERS_ROOT\): the root does not exist; create it"):
+        locate_adapter("a.safetensors", root=tmp_path / "nothing")
+
+
+def test_a_command_on_the_host_names_the_root(root):
+    with pytest.raises(AdapterNotFound) as missing, naming_root(root):
+        locate_adapter("ann.safetensors", root=root)
+
+    assert str(missing.value).endswith(f"; the adapter root is {root}")
+    assert missing.value.field == "path"
 
 
 def test_a_folder_whose_name_only_begins_like_the_root_is_outside(root):

@@ -180,7 +180,11 @@ class ItemRun:
             self._worker.renderer.prepare(spec, self._files(spec))
 
     def _files(self, spec: ItemSpec) -> list[Path]:
-        return [locate_adapter(ref.path, root=self._worker.settings.adapters.root) for ref in spec.adapters]
+        adapters = self._worker.settings.adapters
+        return [
+            locate_adapter(ref.path, root=adapters.root, allow_symlinks=adapters.allow_symlinks)
+            for ref in spec.adapters
+        ]
 
     def _store(self, rendered: RenderedImage) -> ItemResult:
         """Store an image under this claim's own prefix."""
