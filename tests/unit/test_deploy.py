@@ -7,6 +7,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,3 +65,43 @@ def test_compose_passes_every_setting_on():
         "AI_TOOLKIT_PATH",
     }
     assert [name for name in variables() if name not in inside and f"{name}:" not in text] == []
+
+
+@pytest.mark.parametrize("image", ["api", "worker"])
+def test_each_image_runs_as_a_user_that_exists_and_is_not_root(image):
+    text = (ROOT / "deploy" / f"{image}.Dockerfile").read_text()
+
+    commands = re.findall(r"^(USER|CMD) (.+)$", text, re.MULTILINE)
+    assert [name for name, _ in commands] == ["USER", "CMD"]
+    assert commands[0][1] == "1000:1000"
+    # Without an entry for the group, Celery warns.
+    assert "groupadd --gid 1000 flux2 && useradd --uid 1000 --gid 1000" in text
+
+
+def test_every_volume_of_a_worker_is_writable_by_its_user_or_read_only():
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+    text = (ROOT / "deploy" / "worker.Dockerfile").read_text()
+    (owned,) = re.findall(r"install --directory --owner 1000 --group 1000 (.+)$", text, re.MULTILINE)
+    (set_in_image,) = re.findall(r"^ENV (.+)$", text, re.MULTILINE)
+
+    for name in ("worker", "worker-cpu"):
+        assert "user" not in services[name]
+        mounts = [volume.rsplit(":", 2) for volume in services[name]["volumes"]]
+        writable = {mount[-1] for mount in mounts if mount[-1] != "ro"}
+        assert writable
+        # A new volume takes the owner of the image's folder.
+        assert writable <= set(owned.split())
+    # The folders in which libraries write by default belong to nobody's home.
+    places = dict(entry.split("=") for entry in set_in_image.split())
+    places["FLUX2_WORKER_LOCK_DIR"] = services["worker"]["environment"]["FLUX2_WORKER_LOCK_DIR"]
+    mounted = {volume.rsplit(":", 1)[-1] for volume in services["worker"]["volumes"]}
+    assert set(places) == {"HF_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "FLUX2_WORKER_LOCK_DIR"}
+    assert {"/" + place.split("/")[1] for place in places.values()} <= mounted
+
+
+def test_only_the_service_that_writes_the_demonstration_model_runs_as_root():
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
+    assert [name for name, service in services.items() if "user" in service] == ["tiny"]
+    assert services["worker-cpu"]["depends_on"]["tiny"] == {"condition": "service_completed_successfully"}
+    assert "restart" not in services["tiny"]

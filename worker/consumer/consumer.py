@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import queue
 import signal
+import warnings
 
+from celery.platforms import SecurityWarning
 from celery.signals import worker_ready, worker_shutting_down
 
 from shared.caretaker import Caretaker
@@ -73,6 +75,7 @@ def _run_celery(worker: Worker) -> None:
     worker_ready.connect(lambda **_: worker.heartbeat.start(), weak=False)
     worker_ready.connect(lambda **_: watchdog.start(), weak=False)
     worker_shutting_down.connect(lambda **_: drain.begin(), weak=False)
+    _accept_root()
     try:
         worker.celery.worker_main(_celery_arguments(worker))
     finally:
@@ -80,6 +83,12 @@ def _run_celery(worker: Worker) -> None:
         worker.prefetcher.wait()
         watchdog.stop()
         drain.stop()
+
+
+def _accept_root() -> None:
+    """Suppress Celery's warning about a worker that runs as root, and no other warning."""
+    # Celery warns because messages in pickle run code. This worker accepts JSON only, and its task has no arguments.
+    warnings.filterwarnings("ignore", "You're running the worker with superuser privileges", SecurityWarning)
 
 
 def _celery_arguments(worker: Worker) -> list[str]:
