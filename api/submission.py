@@ -68,9 +68,11 @@ def prepare_job(
     cache = cache or SubmitCache(ledger, settings.adapters)
     slots = cache.slots
     base = cache.base_model(model)
-    items = resolve_items(body, model, cache.adapters(body.loras, model))
+    adapters = cache.adapters(body.loras, model)
+    items = resolve_items(body, model, [adapter.ref for adapter in adapters])
     check_prompts(items)
     warnings = collect_warnings(body, items, model)
+    warnings += dict.fromkeys(warning for adapter in adapters for warning in adapter.warnings)
     if base is None and body.loras:
         # The worker that renders the job checks the layers, and fails its items if they do not fit.
         warnings.append(f"adapters were checked for their form only: no live worker has loaded {model.id}")

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
-from shared.adapters.validate import validate_adapters
+from shared.adapters.validate import ValidAdapter, validate_adapters
 from shared.catalog import Model
-from shared.job import AdapterRef
 from shared.ledger import Ledger
 from shared.ledger.workers import BaseModelInfo, SlotView
 from shared.request import LoraItem
@@ -25,7 +24,7 @@ class SubmitCache:
         self._ledger = ledger
         self._settings = settings
         self._bases: dict[str, BaseModelInfo | None] = {}
-        self._adapters: dict[tuple[str, ...], list[AdapterRef]] = {}
+        self._adapters: dict[tuple[str, ...], list[ValidAdapter]] = {}
 
     @cached_property
     def slots(self) -> list[SlotView]:
@@ -36,7 +35,7 @@ class SubmitCache:
             self._bases[model.id] = self._ledger.workers.base_model(model.id, self.slots)
         return self._bases[model.id]
 
-    def adapters(self, loras: Sequence[LoraItem], model: Model) -> list[AdapterRef]:
+    def adapters(self, loras: Sequence[LoraItem], model: Model) -> list[ValidAdapter]:
         """Validate the adapter files of a job; see `validate_adapters` for its errors."""
         key = (model.id, *(lora.path for lora in loras))
         if key not in self._adapters:
@@ -45,6 +44,6 @@ class SubmitCache:
             self._adapters[key] = validate_adapters(loras, model, layers=layers, settings=self._settings)
         # The files are the same, the multipliers may differ.
         return [
-            ref.model_copy(update={"multiplier": lora.multiplier})
-            for ref, lora in zip(self._adapters[key], loras, strict=True)
+            ValidAdapter(adapter.ref.model_copy(update={"multiplier": lora.multiplier}), adapter.warnings)
+            for adapter, lora in zip(self._adapters[key], loras, strict=True)
         ]

@@ -227,6 +227,7 @@ class Model(Answer):
     default_seed: int
     default_width: int
     default_height: int
+    distilled_from: str | None = None
     license: str
     slots: int
     engines: dict[str, int] = {}

@@ -22,6 +22,8 @@ class Model:
         autoencoder_repository: repository of the autoencoder if the weights' folder has none; None means `base_model`.
         resolution_divisor: width and height are rounded down to a multiple of this, in pixels.
         uses_negative_prompt: False for guidance-distilled models, where `neg` has no effect.
+        distilled_from: id of the model from which this one was distilled to few steps; None if it was not. Both have
+            the same layers, so adapters of that model run on this one too.
         strips_image_token: whether AI Toolkit removes `[IMG]` from prompts before it encodes them.
     """
 
@@ -42,6 +44,12 @@ class Model:
     strips_image_token: bool
     license: str
     license_url: str
+    distilled_from: str | None = None
+
+    def runs_adapters_of(self, trained_on: str) -> bool:
+        """Return whether an adapter that was trained on the model with this id may be requested with this model."""
+        # Not the reverse: an adapter of a distilled model was trained for few steps without guidance.
+        return trained_on in (self.id, self.distilled_from)
 
 
 FLUX2_DEV = Model(
@@ -96,7 +104,35 @@ FLUX2_KLEIN_9B = replace(
     license_url="https://huggingface.co/black-forest-labs/FLUX.2-klein-base-9B",
 )
 
-MODELS: dict[str, Model] = {model.id: model for model in (FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B)}
+FLUX2_KLEIN_4B_DISTILLED = replace(
+    FLUX2_KLEIN_4B,
+    id="flux2_klein_4b_distilled",
+    title="FLUX.2 [klein] 4B, distilled to 4 steps",
+    base_model="black-forest-labs/FLUX.2-klein-4B",
+    transformer_file="flux-2-klein-4b.safetensors",
+    default_steps=4,
+    # One pass for each step: classifier-free guidance begins above 1.
+    default_guidance_scale=1.0,
+    license_url="https://huggingface.co/black-forest-labs/FLUX.2-klein-4B",
+    distilled_from=FLUX2_KLEIN_4B.id,
+)
+
+FLUX2_KLEIN_9B_DISTILLED = replace(
+    FLUX2_KLEIN_9B,
+    id="flux2_klein_9b_distilled",
+    title="FLUX.2 [klein] 9B, distilled to 4 steps",
+    base_model="black-forest-labs/FLUX.2-klein-9B",
+    transformer_file="flux-2-klein-9b.safetensors",
+    default_steps=4,
+    default_guidance_scale=1.0,
+    license_url="https://huggingface.co/black-forest-labs/FLUX.2-klein-9B",
+    distilled_from=FLUX2_KLEIN_9B.id,
+)
+
+MODELS: dict[str, Model] = {
+    model.id: model
+    for model in (FLUX2_DEV, FLUX2_KLEIN_4B, FLUX2_KLEIN_9B, FLUX2_KLEIN_4B_DISTILLED, FLUX2_KLEIN_9B_DISTILLED)
+}
 
 
 def find_model(model_id: str) -> Model:

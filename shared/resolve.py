@@ -84,8 +84,10 @@ def collect_warnings(request: InferenceRequest, items: Sequence[ItemSpec], model
             for index, item in enumerate(items)
             if (item.width, item.height) != (item.requested_width, item.requested_height)
         ),
+        *_distilled_settings(items, model),
         *_first(
-            f"prompts[{index}].neg has no effect at a guidance_scale of {item.guidance_scale:g}; use more than 1"
+            f"prompts[{index}].neg has no effect at a guidance_scale of {item.guidance_scale:g}; "
+            f"{f'request {model.distilled_from}' if model.distilled_from else 'use more than 1'}"
             for index, item in enumerate(items)
             if item.neg and item.guidance_scale <= 1
         ),
@@ -175,6 +177,28 @@ def _ignored_fields(request: InferenceRequest, model: Model) -> list[str]:
             if prompt.neg
         )
     return warnings
+
+
+def _distilled_settings(items: Sequence[ItemSpec], model: Model) -> list[str]:
+    """Describe steps and guidance for which a step-distilled model was not made."""
+    if model.distilled_from is None:
+        return []
+    # Rendered as asked, as the trainer does: some adapters look better with a few steps more.
+    return [
+        *_first(
+            f"prompts[{index}].sample_steps is {item.num_inference_steps}, but {model.id} is distilled to "
+            f"{model.default_steps}: more take time and rarely help; leave it out, or request {model.distilled_from}"
+            for index, item in enumerate(items)
+            if item.num_inference_steps > model.default_steps
+        ),
+        *_first(
+            f"prompts[{index}].guidance_scale is {item.guidance_scale:g}, but {model.id} is distilled to work without "
+            f"guidance: more than 1 doubles the time and oversaturates images; leave it out, or request "
+            f"{model.distilled_from}"
+            for index, item in enumerate(items)
+            if item.guidance_scale > 1
+        ),
+    ]
 
 
 def _first(warnings: Iterable[str]) -> list[str]:

@@ -176,7 +176,11 @@ class AdaptersSettings(_Section):
 class ModelSettings(_Section):
     """The base model that a worker serves. Defaults come from the catalogue's entry for `FLUX2_MODEL_ID`."""
 
-    id: ModelId = Field("flux2", description="Model id from the catalogue.")
+    id: ModelId = Field(
+        "flux2",
+        description="Model id: flux2, flux2_klein_4b, flux2_klein_9b, flux2_klein_4b_distilled or "
+        "flux2_klein_9b_distilled.",
+    )
     path: FolderOrRepository | None = Field(
         None,
         description="Folder with the weights in BFL's or diffusers' layout, or a Hugging Face repository id. "

@@ -30,11 +30,11 @@ def worker(
 ) -> None:
     """Render items from the queue on one device until SIGTERM. Start one process per GPU."""
     settings = _configure(device=device, name=name)
-    from shared.model_places import require_model_folders
+    from shared.model_places import check_model_places
     from worker.checkpoint.hub_cache import require_cached_model
 
     # Before torch, which takes seconds to import.
-    require_model_folders(settings.model)
+    check_model_places(settings.model)
     require_cached_model(settings.model)
     from worker.serve import serve
 

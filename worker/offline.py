@@ -18,7 +18,7 @@ from shared.adapters.validate import validate_adapters
 from shared.catalog import Model, find_model
 from shared.errors import InvalidRequest
 from shared.job import Engine, ItemSpec
-from shared.model_places import require_model_folders
+from shared.model_places import check_model_places
 from shared.outputs import make_output_folder
 from shared.request import InferenceRequest
 from shared.resolve import check_prompts, collect_warnings, reject_unsupported_fields, resolve_items
@@ -62,19 +62,20 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
         for lora in request.loras:
             locate_adapter(lora.path, root=root, allow_symlinks=allow_symlinks)
     # The adapters' headers alone, until the model's layers are known.
-    refs = validate_adapters(request.loras, model, layers=None, settings=settings.adapters)
-    check_prompts(resolve_items(request, model, refs))
-    require_model_folders(settings.model)
+    checked = validate_adapters(request.loras, model, layers=None, settings=settings.adapters)
+    check_prompts(resolve_items(request, model, [adapter.ref for adapter in checked]))
+    check_model_places(settings.model)
     require_cached_model(settings.model)
     make_output_folder(output)
     renderer, layers = _load(settings, request.engine)
     # Against the layers of the loaded model, as the API does with the layers that a worker reports.
     adapters = validate_adapters(request.loras, model, layers=layers, settings=settings.adapters)
-    items = resolve_items(request, model, adapters)
-    for warning in collect_warnings(request, items, model):
+    items = resolve_items(request, model, [adapter.ref for adapter in adapters])
+    of_adapters = (warning for adapter in adapters for warning in adapter.warnings)
+    for warning in (*collect_warnings(request, items, model), *of_adapters):
         logger.warning("the request has a warning", extra={"warning": warning})
     renderer.warm_up()
-    paths = [locate_adapter(ref.path, root=root, allow_symlinks=allow_symlinks) for ref in adapters]
+    paths = [locate_adapter(ref.path, root=root, allow_symlinks=allow_symlinks) for ref, _ in adapters]
     for index, spec in enumerate(items):
         rendered = renderer.render(spec, paths, on_progress=lambda progress: None)
         for warning in rendered.warnings:

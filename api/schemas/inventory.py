@@ -65,6 +65,9 @@ class ModelLine(BaseModel):
     default_width: int
     default_height: int
     uses_negative_prompt: bool
+    distilled_from: str | None = Field(
+        description="Model from which this one was distilled to few steps, and whose adapters run here too; else null."
+    )
     requires_control_image: bool = False
     is_video_model: bool = False
     license: str

@@ -67,10 +67,12 @@ def plan_replay(text: str, *, max_samples: int, max_text_bytes: int, lora: str |
 
 def _model(process: Mapping[str, Any]) -> str:
     arch = expect_mapping(process.get("model"), "config.process[0].model").get("arch")
-    if not isinstance(arch, str) or arch not in MODELS:
+    # The trainer trains no distilled model.
+    trained = [model.id for model in MODELS.values() if model.distilled_from is None]
+    if not isinstance(arch, str) or arch not in trained:
         raise ConfigRefused(
             f"config.process[0].model.arch is {reprlib.repr(arch)}, which is not served; use one of: "
-            f"{', '.join(MODELS)}"
+            f"{', '.join(trained)}"
         )
     return arch
 

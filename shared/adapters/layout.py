@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from shared.adapters.header_json import Header
 from shared.adapters.kinds import ROLES, LayerUpdate, TensorGroup, describe_missing_half, parse_update
 from shared.adapters.names import PREFIX, parse_target, strip_prefix
+from shared.catalog import find_model
 from shared.errors import AdapterMismatch, AdapterRefused
 from shared.layer_names import Rows, Target
 
@@ -80,7 +81,7 @@ def check_fits_base(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]]
     """
     # FLUX.2 models share layer names, so this message explains a wrong base better than the first wrong shape would.
     trained_on = layout.metadata.get("ss_base_model_version")
-    if trained_on and trained_on != model:
+    if trained_on and not find_model(model).runs_adapters_of(trained_on):
         raise AdapterRefused(
             f"the adapter was trained on {trained_on!r} (ss_base_model_version), not on {model!r}; "
             "request the model that it was trained on"

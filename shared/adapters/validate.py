@@ -5,11 +5,12 @@ The worker finds the faults that only the tensors' values show, such as a non-fi
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from shared.adapters.header import read_open_header
 from shared.adapters.identity import identify
-from shared.adapters.layout import check_fits_base, parse_layout
+from shared.adapters.layout import AdapterLayout, check_fits_base, parse_layout
 from shared.adapters.locate import locate_adapter
 from shared.adapters.opened import open_adapter
 from shared.catalog import Model
@@ -19,10 +20,22 @@ from shared.request import LoraItem
 from shared.settings import AdaptersSettings
 
 
+class ValidAdapter(NamedTuple):
+    """An adapter that a job can use.
+
+    Attributes:
+        ref: names the file, with the sha256 of its bytes.
+        warnings: what may surprise about it, as sentences.
+    """
+
+    ref: AdapterRef
+    warnings: tuple[str, ...] = ()
+
+
 def validate_adapters(
     loras: Sequence[LoraItem], model: Model, *, layers: Mapping[str, tuple[int, int]] | None, settings: AdaptersSettings
-) -> list[AdapterRef]:
-    """Return a reference, with the sha256 of the file's bytes, for each adapter of a request.
+) -> list[ValidAdapter]:
+    """Return each adapter of a request with what the job's caller should know about it.
 
     Args:
         layers: (out, in) of the base model's linear layers; None checks each file without comparing layers.
@@ -30,28 +43,38 @@ def validate_adapters(
     Raises:
         AdapterNotFound, AdapterRefused: `field` names the entry of `loras`, the message the key at fault.
     """
-    refs = []
+    adapters = []
     for index, lora in enumerate(loras):
         try:
-            refs.append(_validate(lora, model, layers=layers, settings=settings))
+            adapters.append(_validate(lora, model, layers=layers, settings=settings))
         except RequestError as error:
             error.field = f"loras[{index}].path"
             raise
-    return refs
+    return adapters
 
 
 def _validate(
     lora: LoraItem, model: Model, *, layers: Mapping[str, tuple[int, int]] | None, settings: AdaptersSettings
-) -> AdapterRef:
+) -> ValidAdapter:
     path = locate_adapter(lora.path, root=settings.root, allow_symlinks=settings.allow_symlinks)
     with open_adapter(path) as file:
         layout = parse_layout(read_open_header(file, max_bytes=settings.max_bytes))
         check_fits_base(layout, layers, model=model.id)
         identity = identify(file)
-    return AdapterRef(
+    ref = AdapterRef(
         # Relative, because a worker's adapter root may be mounted elsewhere.
         path=str(path.relative_to(settings.root.resolve())),
         sha256=identity.sha256,
         size_bytes=identity.size_bytes,
         multiplier=lora.multiplier,
     )
+    return ValidAdapter(ref, tuple(_warnings(layout, model, path=ref.path)))
+
+
+def _warnings(layout: AdapterLayout, model: Model, *, path: str) -> Iterator[str]:
+    trained_on = layout.metadata.get("ss_base_model_version")
+    if trained_on and trained_on != model.id:
+        yield (
+            f"{path} was trained on {trained_on} and runs on {model.id}, where its effect may be weaker or stronger; "
+            f"request {trained_on} for images as in training"
+        )

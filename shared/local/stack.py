@@ -37,7 +37,7 @@ from shared.local.environment import (
 )
 from shared.local.ports import LOOPBACK, pick_free_port, require_free_port
 from shared.local.servers import EmbeddedServers
-from shared.model_places import require_model_folders
+from shared.model_places import check_model_places
 from shared.settings import Settings
 
 logger = logging.getLogger("flux2.stack")
@@ -160,7 +160,7 @@ class Stack:
 
         Raises:
             MissingExtra: the API's or the worker's libraries are not installed.
-            CheckpointError: a folder of the model does not exist.
+            CheckpointError: a folder of the model does not exist, or holds another model.
             ServerFailed: the message names the part and quotes its log; nothing is left running.
         """
         self._check_before_start()
@@ -246,7 +246,7 @@ class Stack:
     def _check_before_start(self) -> None:
         """Find what would end the start later, while nothing runs yet."""
         require_extras({"uvicorn": "api", **({"torch": "worker"} if self._workers else {})})
-        require_model_folders(self._settings.model)
+        check_model_places(self._settings.model.model_copy(update={"id": self.model}))
         if not self.owns_adapters and not self.adapter_root.is_dir():
             raise ServerFailed(
                 f"FLUX2_ADAPTERS_ROOT {self.adapter_root}: no such folder; create it or correct the path"

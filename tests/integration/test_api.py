@@ -771,15 +771,111 @@ def test_the_models_are_listed_with_their_defaults_and_licences(api):
         "flux2": "black-forest-labs/FLUX.2-dev",
         "flux2_klein_4b": "black-forest-labs/FLUX.2-klein-base-4B",
         "flux2_klein_9b": "black-forest-labs/FLUX.2-klein-base-9B",
+        "flux2_klein_4b_distilled": "black-forest-labs/FLUX.2-klein-4B",
+        "flux2_klein_9b_distilled": "black-forest-labs/FLUX.2-klein-9B",
     }
-    for model in models.values():
-        assert (model["default_steps"], model["default_guidance_scale"], model["default_seed"]) == (25, 4.0, 42)
+    for name, model in models.items():
+        distilled = name.endswith("_distilled")
+        assert (model["default_steps"], model["default_guidance_scale"]) == ((4, 1.0) if distilled else (25, 4.0))
+        assert model["default_seed"] == 42
+        assert model["distilled_from"] == (name.removesuffix("_distilled") if distilled else None)
         assert (model["resolution_divisor"], model["requires_control_image"]) == (16, False)
         assert (model["slots"], model["base_revision"]) == (0, None)
-    assert [model["uses_negative_prompt"] for model in models.values()] == [False, True, True]
+    assert [model["uses_negative_prompt"] for model in models.values()] == [False, True, True, True, True]
     assert "Non-Commercial" in models["flux2"]["license"]
-    assert "Apache" in models["flux2_klein_4b"]["license"]
-    assert "Non-Commercial" in models["flux2_klein_9b"]["license"]
+    for name in ("flux2_klein_4b", "flux2_klein_4b_distilled"):
+        assert "Apache" in models[name]["license"]
+    for name in ("flux2_klein_9b", "flux2_klein_9b_distilled"):
+        assert "Non-Commercial" in models[name]["license"]
+
+
+def test_a_distilled_model_renders_four_steps_without_guidance_by_default_and_other_values_with_warnings(
+    api, slot_report
+):
+    model = "flux2_klein_4b_distilled"
+    api.ledger.workers.beat("gpu-0", slot_report(model=model))
+    prompts = [
+        {"prompt": "a"},
+        {"prompt": "b", "sample_steps": 25, "guidance_scale": 4, "neg": "blurry"},
+        {"prompt": "c", "sample_steps": 30, "guidance_scale": 5},
+        {"prompt": "d", "neg": "blurry"},
+    ]
+
+    plain, unusual = (post(api, request(*chosen, model=model)).json() for chosen in (prompts[:1], prompts))
+
+    rendered = [(spec.num_inference_steps, spec.guidance_scale, spec.neg) for spec in specs(api, unusual["request_id"])]
+    assert rendered == [(4, 1.0, ""), (25, 4.0, "blurry"), (30, 5.0, ""), (4, 1.0, "blurry")]
+    assert plain["warnings"] == []
+    assert unusual["warnings"] == [
+        "prompts[1].sample_steps is 25, but flux2_klein_4b_distilled is distilled to 4: more take time and rarely "
+        "help; leave it out, or request flux2_klein_4b",
+        "prompts[1].guidance_scale is 4, but flux2_klein_4b_distilled is distilled to work without guidance: more than "
+        "1 doubles the time and oversaturates images; leave it out, or request flux2_klein_4b",
+        "prompts[3].neg has no effect at a guidance_scale of 1; request flux2_klein_4b",
+    ]
+
+
+def write_adapter(adapter_root, trained_on):
+    metadata = {} if trained_on is None else {"ss_base_model_version": trained_on}
+    header = {
+        "__metadata__": metadata,
+        "diffusion_model.img_in.lora_A.weight": {"dtype": "F32", "shape": [1, 128], "data_offsets": [0, 512]},
+        "diffusion_model.img_in.lora_B.weight": {"dtype": "F32", "shape": [64, 1], "data_offsets": [512, 768]},
+    }
+    text = json.dumps(header).encode()
+    (adapter_root / "klein.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(768))
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "requested"),
+    [
+        ("flux2_klein_4b", "flux2_klein_4b_distilled"),
+        ("flux2_klein_9b", "flux2_klein_9b_distilled"),
+    ],
+)
+def test_an_adapter_of_a_base_model_runs_on_the_distilled_one_with_a_warning_at_submit_and_in_the_result(
+    api, adapter_root, trained_on, requested
+):
+    write_adapter(adapter_root, trained_on)
+
+    answer = post(api, request(model=requested, loras=[{"path": "klein.safetensors"}] * 2)).json()
+
+    warning = (
+        f"klein.safetensors was trained on {trained_on} and runs on {requested}, where its effect may be weaker or "
+    )
+    (found,) = [text for text in answer["warnings"] if "trained on" in text]
+    assert found == f"{warning}stronger; request {trained_on} for images as in training"
+    result = api.http.get(f"/v1/requests/{answer['request_id']}/result").json()
+    assert found in result["metadata"]["warnings"]
+
+
+@pytest.mark.parametrize("trained_on", ["flux2_klein_4b_distilled", None])
+def test_an_adapter_of_the_distilled_model_or_of_an_unnamed_one_runs_on_it_without_a_warning(
+    api, adapter_root, trained_on
+):
+    write_adapter(adapter_root, trained_on)
+
+    answer = post(api, request(model="flux2_klein_4b_distilled", loras=[{"path": "klein.safetensors"}])).json()
+
+    assert [text for text in answer["warnings"] if "trained on" in text] == []
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "requested"),
+    [
+        ("flux2_klein_4b_distilled", "flux2_klein_4b"),
+        ("flux2_klein_9b", "flux2_klein_4b_distilled"),
+        ("flux2_klein_9b_distilled", "flux2_klein_4b_distilled"),
+        ("flux2", "flux2_klein_9b_distilled"),
+    ],
+)
+def test_an_adapter_of_another_model_is_refused_with_the_model_to_request(api, adapter_root, trained_on, requested):
+    write_adapter(adapter_root, trained_on)
+
+    body = problem(post(api, request(model=requested, loras=[{"path": "klein.safetensors"}])), 422, "INVALID_LORA")
+
+    assert f"trained on {trained_on!r}" in body["detail"]
+    assert "request the model that it was trained on" in body["detail"]
 
 
 def test_health_covers_the_process_and_ready_covers_what_it_depends_on(api):

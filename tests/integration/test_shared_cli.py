@@ -1,12 +1,15 @@
 """The command line as a person uses it."""
 
 import hashlib
+import json
 import subprocess
 import sys
 
 import pytest
 
+from shared.catalog import MODELS
 from shared.local.redis_server import RedisServer
+from worker.model.demo_model import write_tiny_checkpoint
 
 
 def flux2(*arguments, **environment):
@@ -79,6 +82,35 @@ def test_an_error_that_a_person_can_fix_is_one_line(arguments, variables, said, 
     assert done.returncode == 1
     assert said in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "served", "found"),
+    [
+        (("worker", "--device", "cpu"), "flux2_klein_4b", "flux2_klein_4b_distilled"),
+        (("worker", "--device", "cpu"), "flux2_klein_4b_distilled", "flux2_klein_4b"),
+        (("render", "{folder}/request.json", "--output", "{folder}/out"), "flux2_klein_4b", "flux2_klein_4b_distilled"),
+        (("render", "{folder}/request.json", "--output", "{folder}/out"), "flux2_klein_4b_distilled", "flux2_klein_4b"),
+        (("up", "--data", "{folder}/data", "--model", "{served}"), "flux2_klein_4b", "flux2_klein_4b_distilled"),
+        (("up", "--data", "{folder}/data"), "flux2_klein_4b_distilled", "flux2_klein_4b"),
+    ],
+)
+def test_the_checkpoint_of_another_model_ends_the_start_with_one_line(arguments, served, found, tmp_path):
+    write_tiny_checkpoint(tmp_path / "klein", MODELS[found])
+    body = {"model": served, "prompts": [{"prompt": "x", "width": 64, "height": 64}], "loras": []}
+    (tmp_path / "request.json").write_text(json.dumps(body))
+
+    done = flux2(
+        *(part.format(folder=tmp_path, served=served) for part in arguments),
+        FLUX2_MODEL_PATH=str(tmp_path / "klein"),
+        FLUX2_MODEL_TEXT_ENCODER=str(tmp_path / "klein" / "text_encoder"),
+        **({} if "--model" in arguments else {"FLUX2_MODEL_ID": served}),
+    )
+
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    file = MODELS[found].transformer_file
+    assert f"FLUX2_MODEL_PATH {tmp_path}/klein holds {file}, so it is {found}, not {served}; set FLUX2_MODEL_ID" in line
 
 
 def test_a_port_in_use_is_one_line_that_names_the_option(redis_server):

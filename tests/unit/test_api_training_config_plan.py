@@ -159,6 +159,11 @@ def test_settings_that_prevent_an_equal_replay_give_a_warning():
         (config({"samples": [None]}), r"samples\[0\] is missing or not a mapping"),
         (config({"prompts": ["a"]}, trigger=5), r"trigger_word is 5, not text"),
         (config({"prompts": ["a"]}, trigger="x" * 1001), r"trigger_word has 1001 characters; use at most 1000"),
+        # No model of the trainer's.
+        (
+            config({"prompts": ["a"]}, arch="flux2_klein_4b_distilled"),
+            "flux2_klein_4b_distilled', which is not served; use one of: flux2, flux2_klein_4b, flux2_klein_9b$",
+        ),
         (config({"prompts": ["a"]}, arch=["flux2"]), r"arch is \['flux2'\], which is not served; use one of"),
         (config({"prompts": ["a"], "width": float("inf")}), r"sample\.width is inf, not a whole number"),
         (config({"prompts": ["a"], "guidance_scale": float("nan")}), r"sample\.guidance_scale is nan, not a finite"),

@@ -370,7 +370,7 @@ def test_an_honest_file_is_read_beyond_its_header_only_for_its_digest(tmp_path, 
     file = tmp_path / "x.safetensors"
     file.write_bytes(frame(TEXT))
 
-    [ref] = submit(file)
+    [(ref, _)] = submit(file)
 
     assert ref.size_bytes == len(frame(TEXT))
     assert watched.end == len(frame(TEXT))

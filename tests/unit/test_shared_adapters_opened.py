@@ -151,7 +151,7 @@ def test_a_file_that_a_file_server_has_leased_is_read_when_the_lease_ends(adapte
 
 
 def test_header_size_and_sha256_are_those_of_one_file(adapter):
-    found = validate(adapter)[0]
+    found = validate(adapter)[0].ref
 
     assert found.size_bytes == adapter.stat().st_size
     assert found.sha256 == hashlib.sha256(adapter.read_bytes()).hexdigest()

@@ -1,6 +1,8 @@
 """FLUX.2 [klein]: Qwen3 prompts and classifier-free guidance, compared with the results of ai-toolkit's own code."""
 
 import hashlib
+import itertools
+import json
 import shutil
 
 import numpy as np
@@ -196,6 +198,77 @@ def test_guidance_takes_a_second_pass_each_step_and_one_report(guidance_scale, p
 
     assert len(runs) == passes
     assert [progress.step for progress in seen if progress.stage == "denoise"] == [0, 1, 2, 3]
+
+
+@pytest.fixture
+def distilled(folder, tmp_path):
+    """Settings of the distilled 4B: the same weights in diffusers' layout, as its repository's folder has them."""
+
+    def write(**index):
+        model = load_components(
+            ModelSettings(
+                id="flux2_klein_4b", path=str(folder), text_encoder=str(folder / "text_encoder"), precision="fp32"
+            ),
+            device=CPU,
+            hf_token=None,
+        )
+        model.transformer.save_pretrained(tmp_path / "transformer")
+        model.autoencoder.save_pretrained(tmp_path / "vae")
+        (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "Flux2KleinPipeline", **index}))
+        return ModelSettings(
+            id="flux2_klein_4b_distilled",
+            path=str(tmp_path),
+            text_encoder=str(folder / "text_encoder"),
+            precision="fp32",
+        )
+
+    return write
+
+
+@pytest.mark.parametrize("index", [{"is_distilled": True}, {}])
+def test_a_distilled_items_defaults_take_one_pass_a_step_and_follow_the_trainers_formula(
+    index, distilled, item, goldens
+):
+    settings = distilled(**index)
+    model, runs = load_components(settings, device=CPU, hf_token=None), []
+    entry = MODELS[settings.id]
+    spec = item(
+        model=entry.id, num_inference_steps=entry.default_steps, guidance_scale=entry.default_guidance_scale, neg="dull"
+    )
+    prompt_embeds = load_file(goldens / "text/qwen.safetensors")["prompt_embeds_0"]  # the item's prompt
+    with torch.no_grad():
+        # The trainer's loop without its second pass.
+        latents = pack(noise(spec.seed, channels=128, height=64, width=64, dtype=torch.float32))
+        for sigma, following in itertools.pairwise(sigmas(4, 16)):
+            prediction = model.transformer(
+                hidden_states=latents,
+                encoder_hidden_states=prompt_embeds,
+                timestep=torch.full((1,), sigma),
+                img_ids=image_ids(4, 4),
+                txt_ids=text_ids(prompt_embeds.shape[1]),
+                guidance=None,
+                return_dict=False,
+            )[0]
+            latents = latents + (following - sigma) * prediction
+        expected = pixels(to_image(decode(model.autoencoder, unpack(latents, rows=4, columns=4))[0]))
+
+    with model.transformer.register_forward_hook(lambda *_: runs.append(1)):
+        rendered = Renderer(model, prompt_cache=4).render(spec, [], on_progress=ignore)
+
+    assert len(runs) == 4
+    assert np.abs(pixels(rendered.image) - expected).max() <= 1
+
+
+def test_a_distilled_folder_is_not_loaded_as_the_base_model_nor_a_base_folder_as_the_distilled_one(distilled):
+    as_base = distilled(is_distilled=True).model_copy(update={"id": "flux2_klein_4b"})
+    with pytest.raises(
+        CheckpointError, match=r"is_distilled true, so it is flux2_klein_4b_distilled, not flux2_klein_4b"
+    ):
+        load_components(as_base, device=CPU, hf_token=None)
+
+    as_distilled = distilled(is_distilled=False)
+    with pytest.raises(CheckpointError, match=r"is_distilled false, so it is flux2_klein_4b, not"):
+        load_components(as_distilled, device=CPU, hf_token=None)
 
 
 def test_an_image_token_is_plain_text_to_qwen(klein, klein_item):

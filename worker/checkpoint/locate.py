@@ -17,7 +17,7 @@ from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
 
 from shared.catalog import MODELS, Model
 from shared.errors import CheckpointError
-from shared.model_places import require_model_folders
+from shared.model_places import check_model_places
 from shared.settings import ModelSettings
 from worker.checkpoint.download_log import DownloadLog
 from worker.checkpoint.hub_cache import offline_problem
@@ -139,11 +139,11 @@ def locate_checkpoint(settings: ModelSettings, *, hf_token: str | None) -> Check
     """Locate the files that `settings` names; download those that are not on this host.
 
     Raises:
-        CheckpointError: a folder or repository lacks a file, or cannot be reached.
+        CheckpointError: a folder or repository lacks a file, cannot be reached, or holds another model.
     """
     if settings.id not in MODELS:
         raise CheckpointError(f"unknown model id {settings.id!r}; set FLUX2_MODEL_ID to one of {sorted(MODELS)}")
-    require_model_folders(settings)
+    check_model_places(settings)
     model = MODELS[settings.id]
     path = settings.path or model.base_model
     text_encoder = settings.text_encoder or model.text_encoder
