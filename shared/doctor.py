@@ -15,9 +15,10 @@ from functools import partial
 from typing import Literal
 
 from shared.catalog import POOLS
-from shared.errors import LedgerForbidden, LedgerUnavailable, StorageUnavailable
+from shared.errors import CheckpointError, LedgerForbidden, LedgerUnavailable, StorageUnavailable
 from shared.ledger import Ledger, keys
 from shared.ledger.connection import ACL_REMEDY, MIN_REDIS, mapped_errors
+from shared.model_places import require_model
 from shared.settings import Settings
 from shared.storage import open_store
 
@@ -38,7 +39,7 @@ class Finding:
 
 
 def run_checks(settings: Settings) -> Iterator[Finding]:
-    """Check Redis, its durability, the clock, workers, queues, leases, webhooks, wake-ups, storage and adapters."""
+    """Check Redis, the clock, workers, queues, leases, webhooks, wake-ups, storage, adapters and the weights."""
     ledger = Ledger.connect(settings.redis.url, settings.queue, timeout_s=settings.redis.timeout_s)
     checks: tuple[tuple[str, Callable[[], Iterable[Finding]]], ...] = (
         ("redis", partial(_redis, ledger)),
@@ -57,6 +58,7 @@ def run_checks(settings: Settings) -> Iterator[Finding]:
         yield Finding("redis", "failed", str(error), _redis_remedy(error))
     yield _storage(settings)
     yield _adapters(settings)
+    yield from _model(settings)
 
 
 def _run_check(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
@@ -198,6 +200,19 @@ def _storage(settings: Settings) -> Finding:
             "create the bucket if it is missing; allow the key to put, get, delete and list",
         )
     return Finding("storage", "ok", "a probe was written, read and deleted")
+
+
+def _model(settings: Settings) -> Iterator[Finding]:
+    # Only if the weights are configured and here: the doctor may run on a host without workers.
+    if settings.model.path is None:
+        return
+    try:
+        require_model(settings.model)
+    except CheckpointError as error:
+        detail, _, remedy = str(error).partition("; ")
+        yield Finding("model", "failed", detail, remedy)
+    else:
+        yield Finding("model", "ok", f"nothing in {settings.model.path} contradicts {settings.model.id}")
 
 
 def _adapters(settings: Settings) -> Finding:

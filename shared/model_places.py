@@ -21,8 +21,24 @@ def check_model_places(settings: ModelSettings) -> None:
         CheckpointError: a folder does not exist, or `FLUX2_MODEL_PATH` holds another model of the catalogue.
     """
     _require_folders(settings)
+    require_model(settings)
+
+
+def require_model(settings: ModelSettings) -> None:
+    """Check that the weights are not known to be another model's; a place that does not exist passes.
+
+    Raises:
+        CheckpointError: names what was found, the model that it is, and the settings to change.
+    """
     model = MODELS[settings.id]
-    _require_model(settings.path or model.base_model, model)
+    place = settings.path or model.base_model
+    found = _model_of_folder(Path(place), model) if Path(place).is_dir() else _model_of_repository(place)
+    if found is not None and found[0] is not model:
+        other, evidence = found
+        raise CheckpointError(
+            f"FLUX2_MODEL_PATH {place} {evidence}, so it is {other.id}, not {model.id}; set FLUX2_MODEL_ID (or --model "
+            f"of flux2 up) to {other.id}, or FLUX2_MODEL_PATH to the files of {model.id}"
+        )
 
 
 def _require_folders(model: ModelSettings) -> None:
@@ -36,17 +52,6 @@ def _require_folders(model: ModelSettings) -> None:
 def _is_path(place: str) -> bool:
     # A repository's id is `name` or `owner/name`.
     return Path(place).is_absolute() or place.startswith(".") or place.count("/") > 1
-
-
-def _require_model(place: str, model: Model) -> None:
-    """Refuse a place that says by itself that it holds another model; a place that says nothing passes."""
-    found = _model_of_folder(Path(place), model) if Path(place).is_dir() else _model_of_repository(place)
-    if found is not None and found[0] is not model:
-        other, evidence = found
-        raise CheckpointError(
-            f"FLUX2_MODEL_PATH {place} {evidence}, so it is {other.id}, not {model.id}; set FLUX2_MODEL_ID (or --model "
-            f"of flux2 up) to {other.id}, or FLUX2_MODEL_PATH to the files of {model.id}"
-        )
 
 
 def _model_of_repository(name: str) -> tuple[Model, str] | None:

@@ -73,8 +73,9 @@ def _validate(
 
 def _warnings(layout: AdapterLayout, model: Model, *, path: str) -> Iterator[str]:
     trained_on = layout.metadata.get("ss_base_model_version")
-    if trained_on and trained_on != model.id:
+    # Of the adapters that fit a distilled model, the others were trained on the model from which it was distilled.
+    if trained_on and model.distilled_from and trained_on != model.id:
         yield (
             f"{path} was trained on {trained_on} and runs on {model.id}, where its effect may be weaker or stronger; "
-            f"request {trained_on} for images as in training"
+            f"request {model.distilled_from} for images as in training"
         )

@@ -67,6 +67,23 @@ def test_a_sound_service_without_workers_has_one_warning(sound):
     }
 
 
+def test_weights_of_another_model_are_named_with_the_settings_to_change(sound, tmp_path):
+    (tmp_path / "flux-2-klein-4b.safetensors").touch()
+
+    found, right, elsewhere = (
+        report(sound(model={"id": model, "path": path}))["model"]
+        for model, path in [
+            ("flux2_klein_4b", str(tmp_path)),
+            ("flux2_klein_4b_distilled", str(tmp_path)),
+            ("flux2_klein_4b", "/a/folder/of/another/host"),
+        ]
+    )
+
+    assert (found.state, right.state, elsewhere.state) == ("failed", "ok", "ok")
+    assert "holds flux-2-klein-4b.safetensors, so it is flux2_klein_4b_distilled" in found.detail
+    assert found.remedy.startswith("set FLUX2_MODEL_ID")
+
+
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
