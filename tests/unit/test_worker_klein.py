@@ -4,6 +4,7 @@ import hashlib
 import itertools
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shared.catalog import MODELS
-from shared.errors import CheckpointError
+from shared.errors import AdapterRefused, CheckpointError
 from shared.settings import ModelSettings, Settings
 from worker.checkpoint.locate import TextEncoderFiles, locate_checkpoint
 from worker.model.load import load_components
@@ -303,6 +304,25 @@ def test_an_adapter_is_merged_into_klein_as_into_dev(klein, klein_item, adapter,
     assert changed.adapters[0].layers_touched == 1
     assert changed.image.tobytes() != base.image.tobytes()
     assert again.image.tobytes() == base.image.tobytes()
+
+
+def test_a_worker_merges_an_adapter_of_the_base_model_into_the_distilled_one_and_not_the_reverse(
+    klein, item, adapter, adapter_ref
+):
+    changes = {"model": "flux2_klein_4b_distilled", "num_inference_steps": 4, "guidance_scale": 1.0}
+    distilled = Renderer(replace(klein("bf16"), model="flux2_klein_4b_distilled"), prompt_cache=4)
+    plain = distilled.render(item(**changes), [], on_progress=ignore)
+
+    changed = distilled.render(item(**changes, adapters=(adapter_ref(adapter),)), [adapter], on_progress=ignore)
+    distilled.render(item(**changes), [], on_progress=ignore)  # restores the weights, which other tests share
+
+    assert changed.adapters[0].layers_touched == 1
+    assert changed.image.tobytes() != plain.image.tobytes()
+
+    save_file(load_file(adapter), adapter, metadata={"ss_base_model_version": "flux2_klein_4b_distilled"})
+    on_base = item(model="flux2_klein_4b", adapters=(adapter_ref(adapter),))
+    with pytest.raises(AdapterRefused, match=r"trained on 'flux2_klein_4b_distilled' .* request the model"):
+        Renderer(klein("bf16"), prompt_cache=4).render(on_base, [adapter], on_progress=ignore)
 
 
 def test_both_passes_of_the_last_step_come_before_the_next_adapter(klein, klein_item, adapter, adapter_ref):
