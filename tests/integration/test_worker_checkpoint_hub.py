@@ -30,6 +30,8 @@ class Hub(BaseHTTPRequestHandler):
         """Send the headers; return the body."""
         body = FILES.get(self.path.rpartition("/")[2])
         self.send_response(404 if body is None else 200)
+        if body is None:
+            self.send_header("X-Error-Code", "EntryNotFound")
         self.send_header("ETag", f'"{len(body or b"")}"')
         self.send_header("X-Repo-Commit", COMMIT)
         self.send_header("Content-Length", str(len(body or b"")))
@@ -75,6 +77,18 @@ def test_a_download_logs_how_far_it_is(hub, text_encoder, caplog, monkeypatch):
     assert found.transformer.weights[0].stat().st_size == 24_000_000
     states = [(line.done_gb, line.total_gb) for line in lines if line.file == "flux2-dev.safetensors"]
     assert states == [(0.01, 0.02), (0.02, 0.02), (0.02, 0.02)]
+
+
+def test_a_repository_without_the_models_file_is_named_with_the_settings_to_change(hub, text_encoder):
+    settings = ModelSettings(id="flux2_klein_4b", path="owner/copy", text_encoder=text_encoder)
+
+    with pytest.raises(CheckpointError) as refused:
+        locate_checkpoint(settings, hf_token=None)
+
+    assert str(refused.value) == (
+        "the repository 'owner/copy' has no flux-2-klein-base-4b.safetensors; set FLUX2_MODEL_ID to the model that it "
+        "holds, or correct FLUX2_MODEL_PATH or FLUX2_MODEL_REVISION"
+    )
 
 
 def test_an_offline_host_needs_every_file_of_a_repository_in_its_cache(hub, text_encoder, monkeypatch):

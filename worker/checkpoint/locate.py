@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from shared.catalog import MODELS, Model
 from shared.errors import CheckpointError
@@ -239,6 +240,11 @@ def _text_encoder(name: str, hf_token: str | None) -> TextEncoderFiles:
 def _download(repository: str, file: str, revision: str | None, hf_token: str | None) -> Path:
     try:
         return Path(hf_hub_download(repository, file, revision=revision, token=hf_token, tqdm_class=DownloadLog))
+    except RemoteEntryNotFoundError as error:
+        raise CheckpointError(
+            f"the repository {repository!r} has no {file}; set FLUX2_MODEL_ID to the model that it holds, or correct "
+            "FLUX2_MODEL_PATH or FLUX2_MODEL_REVISION"
+        ) from error
     except (OSError, ValueError) as error:  # network and repository errors; malformed repository ids
         raise CheckpointError(_download_problem(repository, file, error)) from error
 
