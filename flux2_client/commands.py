@@ -46,7 +46,13 @@ def replay(
         typer.Option(help="Adapter, relative to the adapter root; default: NAME/NAME.safetensors of the config."),
     ] = None,
     samples: Annotated[
-        Path | None, typer.Option(help="Folder of the trainer's samples to compare with.", exists=True, file_okay=False)
+        Path | None,
+        typer.Option(
+            help="Folder of the trainer's samples to compare with, named like 17__000000250_0.jpg: the step in 9 "
+            "digits, and the sample's number from 0. Those of the last step are compared.",
+            exists=True,
+            file_okay=False,
+        ),
     ] = None,
     output: Annotated[Path, typer.Option(file_okay=False, help="Folder to save the images in.")] = Path(
         "replay-output"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from flux2_client.client import Client
 from flux2_client.models import Replay, Status
 from flux2_client.outages import PATIENCE_S, RetryMessages
-from flux2_client.similarity import Similarity, compare_images, draw_contact_sheet, find_trainer_samples
+from flux2_client.similarity import (
+    SAMPLE_NAMES,
+    Similarity,
+    compare_images,
+    draw_contact_sheet,
+    find_trainer_samples,
+)
 from shared.console import LineConsole
 from shared.errors import ConfigRefused, ReplayFailed
 from shared.outputs import make_output_folder
 
 _POLL_S = 1.0
+# Names of a message's list.
+_SHOWN = 3
 
 
 def replay_client(console: LineConsole, url: str) -> Client:
@@ -78,17 +86,22 @@ def _render(console: LineConsole, client: Client, replay: Replay) -> list[bytes]
             if status.status != "succeeded":
                 raise ReplayFailed(f"request {job.request_id} {status.status}: {status.error}")
             # Now, because the URLs are valid for an hour and the other jobs may take longer.
-            images[job.request_id] = [image.bytes() for image in client.result(job.request_id).images]
+            found = client.result(job.request_id).images
+            images[job.request_id] = [image.bytes() for image in found]
+            for image in found:
+                for warning in image.warnings:
+                    console.print_line(f"warning: request {number + 1}, image {image.index}: {warning}")
     return [images[sample.request_id][sample.index] for sample in replay.samples]
 
 
 def _compare(
     console: LineConsole, images: Sequence[bytes], trainer_files: Mapping[int, Path], *, output: Path
 ) -> list[Similarity]:
+    for line in _describe_unpaired(len(images), trainer_files):
+        console.print_line(line)
     rows = [("sample", "mean", "max", "PSNR dB", "file")]
     pairs, similarities = [], []
     for index, path in sorted(trainer_files.items()):
-        # The folder may hold pictures of an earlier, longer config.
         if index >= len(images):
             continue
         with Image.open(path) as opened:
@@ -106,3 +119,25 @@ def _compare(
         draw_contact_sheet(pairs).save(output / "contact-sheet.png")
         console.print_line(f"contact sheet (trainer's, ours, difference): {output / 'contact-sheet.png'}")
     return similarities
+
+
+def _describe_unpaired(count: int, trainer_files: Mapping[int, Path]) -> Iterator[str]:
+    """Say which of the config's samples have no picture by the trainer, and which pictures have no sample."""
+    # The folder may hold pictures of an earlier, longer config.
+    beyond = [path.name for index, path in sorted(trainer_files.items()) if index >= count]
+    missing = [index for index in range(count) if index not in trainer_files]
+    if beyond:
+        yield (
+            f"{len(beyond)} of the trainer's pictures are not compared, because the config has {count} samples, from 0 "
+            f"to {count - 1}: {_shorten(beyond)}"
+        )
+    if missing:
+        step = next(iter(trainer_files.values())).stem.split("_")[-2]
+        yield (
+            f"{len(missing)} of the config's {count} samples have no picture at the trainer's last step: "
+            f"{_shorten([f'*_{step}_{index}.*' for index in missing])}; {SAMPLE_NAMES}"
+        )
+
+
+def _shorten(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from shared.errors import NoSamples
 
 # The trainer names samples [time]__[step, 9 digits]_[count].[ext].
 _SAMPLE_NAME = re.compile(r"_(\d{9})_(\d+)\.(?:jpe?g|png|webp)$", re.IGNORECASE)
+#: What `find_trainer_samples` looks for, in words for messages.
+SAMPLE_NAMES = (
+    "names are [time]__[step, 9 digits]_[number of the sample, from 0].jpg, .png or .webp, e.g. 17__000000250_0.jpg"
+)
+_SHOWN = 3
 _GAP_PX = 8
 # A difference of a few steps in 255 is invisible; the contact sheet shows it this many times brighter.
 _DIFFERENCE_GAIN = 4
@@ -66,8 +72,20 @@ def find_trainer_samples(folder: Path) -> dict[int, Path]:
         if match:
             by_step.setdefault(int(match[1]), {})[int(match[2])] = path
     if not by_step:
-        raise NoSamples(f"{folder} has no sample images; their names must be like the trainer's 17__000000250_0.jpg")
+        raise NoSamples(f"{folder} has no sample images of the trainer, whose {SAMPLE_NAMES}; {_describe(folder)}")
     return by_step[max(by_step)]
+
+
+def _describe(folder: Path) -> str:
+    """Say what a folder holds instead of samples, and where they may be."""
+    names = sorted(path.name for path in folder.iterdir())
+    # The trainer writes them into a folder of the job's folder.
+    for below in (folder / "samples", *(folder / name / "samples" for name in names)):
+        with suppress(OSError):
+            if any(_SAMPLE_NAME.search(path.name) for path in below.iterdir()):
+                return f"did you mean --samples {below}?"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"it holds {', '.join(names[:_SHOWN])}{more}" if names else "it is empty"
 
 
 def draw_contact_sheet(pairs: Sequence[tuple[Image.Image, Image.Image]]) -> Image.Image:

@@ -56,6 +56,24 @@ def test_a_folder_without_samples_is_named_in_the_error(tmp_path):
         find_trainer_samples(tmp_path)
 
 
+def test_the_error_says_how_samples_are_named_and_what_the_folder_holds(tmp_path):
+    with pytest.raises(NoSamples, match=r"e\.g\. 17__000000250_0\.jpg; it is empty"):
+        find_trainer_samples(tmp_path)
+    for number in range(5):
+        (tmp_path / f"sample-{number}.png").touch()
+    with pytest.raises(NoSamples, match=r"it holds sample-0\.png, sample-1\.png, sample-2\.png and 2 more"):
+        find_trainer_samples(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["samples", "my_lora/samples"])
+def test_the_error_names_the_folder_below_that_has_samples(tmp_path, folder):
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / folder / "17__000000250_0.jpg").touch()
+
+    with pytest.raises(NoSamples, match=f"did you mean --samples {tmp_path / folder}"):
+        find_trainer_samples(tmp_path)
+
+
 def test_the_contact_sheet_has_a_row_for_each_pair_and_brightens_the_difference():
     sheet = draw_contact_sheet([(flat(10), flat(15)), (flat(0), flat(0))])
 
