@@ -8,6 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from shared.catalog import MODELS as CATALOGUE
 from shared.errors import ItemCanceled
 from shared.job import AdapterRef, ItemSpec
 from shared.settings import ModelSettings
@@ -25,6 +26,7 @@ pytestmark = pytest.mark.skipif(not ROOT, reason="AI_TOOLKIT_PATH names no check
 MODELS = {
     "flux2": ("flux2_dev_tiny", "flux2-dev", "mistral_tiny", "mistral_processor_pad_left"),
     "flux2_klein_4b": ("flux2_klein_tiny", "flux-2-klein-base-4b", "qwen3_tiny", "qwen3_tiny"),
+    "flux2_klein_4b_distilled": ("flux2_klein_tiny", "flux-2-klein-4b", "qwen3_tiny", "qwen3_tiny"),
 }
 
 
@@ -87,6 +89,20 @@ def test_both_engines_give_the_same_pixels(renderer, model, precision):
 
     assert used.engines == ("exact", "ai-toolkit")
     assert exact == theirs
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_both_engines_make_one_pass_a_step_at_the_defaults_of_a_distilled_model(renderer, precision):
+    model = CATALOGUE["flux2_klein_4b_distilled"]
+    used = renderer(model.id, precision)
+    values = {"num_inference_steps": model.default_steps, "guidance_scale": model.default_guidance_scale}
+
+    exact, theirs = both(used, item(model.id, **values))
+    guided, _ = both(used, item(model.id, **values | {"guidance_scale": 1.01}))
+
+    assert exact == theirs
+    assert exact == both(used, item(model.id, **values, neg=""))[1]
+    assert exact != guided
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
