@@ -3,12 +3,15 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from shared.adapters.inspection import inspect_adapter, read_linear_layers
+from shared.commands import inspect
+from shared.errors import AdapterNotFound
 
 MAX = 2**30
 
@@ -98,3 +101,27 @@ def test_the_command_fails_on_a_file_that_cannot_be_used(goldens, tmp_path):
     missing = flux2_inspect(tmp_path / "nothing.safetensors")
     assert missing.returncode == 1
     assert len(missing.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("job", "job is a folder; name a .safetensors file; it holds step_250.safetensors, step_500.safetensors"),
+        ("job/step_25.safetensors", "did you mean job/step_250.safetensors or job/step_500.safetensors?"),
+        ("inside.safetensors", "did you mean {root}/inside.safetensors, under the adapter root?"),
+        ("nothing/like.safetensors", "no such file; the adapter root is {root}"),
+    ],
+)
+def test_a_file_that_is_not_found_is_answered_with_what_may_be_meant(tmp_path, monkeypatch, file, message):
+    root = tmp_path / "root"
+    for made in ("job/step_250", "job/step_500", "root/inside"):
+        path = tmp_path / f"{made}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLUX2_ADAPTERS_ROOT", str(root))
+
+    with pytest.raises(AdapterNotFound) as missing:
+        inspect(Path(file), base=None)
+
+    assert message.format(root=root) in str(missing.value)
