@@ -121,8 +121,8 @@ class AdapterMismatch(AdapterRefused):
 
     code = "LORA_MISMATCH"
 
-    def __init__(self, layer: str, *, expected: tuple[int, ...], got: tuple[int, ...]) -> None:
-        super().__init__(f"{layer}: expected a {expected} update, the adapter gives {got}")
+    def __init__(self, layer: str, *, expected: tuple[int, ...], got: tuple[int, ...], hint: str = "") -> None:
+        super().__init__(f"{layer}: expected a {expected} update, the adapter gives {got}{hint}")
 
 
 class NoSuitableWorker(RequestError):

@@ -1,7 +1,8 @@
 """Map FLUX.2's linear layers from diffusers' parameters to the rows of Black Forest Labs' layers.
 
 Adapter files may use either set of names; checkpoints use Black Forest Labs', and the modules that run use diffusers'.
-`shared.adapters.names` and `worker.checkpoint.tensor_names` both read this table.
+`shared.adapters.names` and `worker.checkpoint.tensor_names` both read this table. The trainer's parts of a layer are
+only in adapter files.
 
 Source:
     The pairs of convert_flux2_transformer_checkpoint_to_diffusers in diffusers' loaders/single_file_utils.py.
@@ -17,6 +18,10 @@ class Rows(NamedTuple):
 
     parts: tuple[int, ...] = (0,)
     part_count: int = 1
+
+    def of(self, row_count: int) -> int:
+        """Return how many rows these are of a layer with `row_count` rows."""
+        return row_count * len(self.parts) // self.part_count
 
     def overlaps(self, other: Rows) -> bool:
         """Return whether both have a row in common."""
@@ -68,3 +73,17 @@ DOUBLE_BLOCK_LAYERS = {
 
 #: Layers inside of a single-stream block (image and text as one sequence).
 SINGLE_BLOCK_LAYERS = {"attn.to_qkv_mlp_proj": Target("linear1"), "attn.to_out": Target("linear2")}
+
+#: Parts of layers that OneTrainer trains as layers apart, by the path that it gives them: query, key and value have a
+#: third of qkv each. In linear1, with 9 times the model's width, they have a ninth each, and the MLP has the rest.
+SPLIT_LAYERS = {
+    "double": {
+        f"{layer}.{part}": Target(layer, Rows((part,), 3))
+        for layer in ("img_attn.qkv", "txt_attn.qkv")
+        for part in range(3)
+    },
+    "single": {
+        **{f"linear1.{part}": Target("linear1", Rows((part,), 9)) for part in range(3)},
+        "linear1.3": Target("linear1", Rows(tuple(range(3, 9)), 9)),
+    },
+}

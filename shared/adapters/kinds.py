@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from shared.adapters.header_json import Header
+from shared.adapters.strength import Strength
+from shared.adapters.suffixes import describe_missing_half
 from shared.errors import AdapterRefused
 from shared.layer_names import WHOLE, Rows, Target
 
@@ -17,30 +19,9 @@ FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 # More than any layer of FLUX.2 [dev] can use: its hidden size is 6144.
 MAX_RANK = 16_384
 
-# Role of a tensor in its layer's update, by the suffix of its key.
-ROLES = {
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
-    ".alpha": "alpha",
-    ".magnitude": "magnitude",
-    ".lokr_w1": "w1",
-    ".lokr_w1_a": "w1_a",
-    ".lokr_w1_b": "w1_b",
-    ".lokr_w2": "w2",
-    ".lokr_w2_a": "w2_a",
-    ".lokr_w2_b": "w2_b",
-    ".diff": "diff",
-}
 _LORA = {"down", "up", "magnitude"}
+_LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 _LOKR = {"w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"}
-_OTHER_HALVES = {
-    ".lora_A.weight": "lora_B",
-    ".lora_B.weight": "lora_A",
-    ".lora_down.weight": "lora_up",
-    ".lora_up.weight": "lora_down",
-}
 
 
 @dataclass(frozen=True)
@@ -51,7 +32,9 @@ class LayerUpdate:
         layer: Black Forest Labs' module path without `.weight`, e.g. `double_blocks.0.img_attn.qkv`.
         kind: determines the roles in `tensors`, for an update of shape (out, in):
             `lora`: `down` (rank, in), `up` (out, rank); optional scalar `alpha`.
-            `dora`: the roles of `lora`, and `magnitude` (out,).
+            `dora`: the roles of `lora`, and `magnitude` (out,) or (out, 1).
+            `loha`: `hada_w1_a` (out, rank), `hada_w1_b` (rank, in), and `hada_w2_a`, `hada_w2_b` of the same shapes;
+            optional scalar `alpha`.
             `lokr`: `w1` (a, b) and `w2` (c, d) with a*c = out and b*d = in, each either whole or a product of `_a` and
             `_b` through a rank; optional scalar `alpha` if there is a rank.
             `fullrank`: `down` (out, in), as AI Toolkit's network of that name stores it. `diff`: `diff` (out, in).
@@ -60,6 +43,7 @@ class LayerUpdate:
         rank: None if the kind has no rank.
         rows: rows of the layer that change; a diffusers name may cover only a third of qkv.
         ignored: keys without effect: LoKr's alpha between two full factors.
+        strength: the factor of the update; from an alpha tensor or the file's metadata.
     """
 
     layer: str
@@ -69,13 +53,19 @@ class LayerUpdate:
     rank: int | None
     rows: Rows = WHOLE
     ignored: tuple[str, ...] = ()
+    strength: Strength = Strength()  # noqa: RUF009 - frozen
 
 
 @dataclass
 class TensorGroup:
-    """The tensors under one module name, by role."""
+    """The tensors under one module name, by role.
+
+    Attributes:
+        module: the layer's name as the file's tool knows it, without its prefix; PEFT's patterns match it.
+    """
 
     target: Target
+    module: str = ""
     tensors: dict[str, str] = field(default_factory=dict)
 
     def shape(self, role: str, header: Header) -> tuple[int, int]:
@@ -107,15 +97,9 @@ def parse_update(group: TensorGroup, header: Header) -> LayerUpdate:
     return _parser_for(group)(group, header)
 
 
-def describe_missing_half(key: str) -> str:
-    """Return a sentence that names the missing half of the LoRA to which `key` belongs."""
-    suffix = next(suffix for suffix in _OTHER_HALVES if key.endswith(suffix))
-    return f"{key!r} is a {suffix.split('.')[1]} without its {_OTHER_HALVES[suffix]}"
-
-
 def _parser_for(group: TensorGroup) -> Callable[[TensorGroup, Header], LayerUpdate]:
     roles = group.tensors.keys() - {"alpha"}
-    families = [family for family in (_LORA, _LOKR, {"diff"}) if roles & family]
+    families = [family for family in (_LORA, _LOKR, _LOHA, {"diff"}) if roles & family]
     if not families:
         raise AdapterRefused(
             f"{group.tensors['alpha']!r} scales nothing: its layer has no lora_A and lora_B, nor another update"
@@ -125,6 +109,8 @@ def _parser_for(group: TensorGroup) -> Callable[[TensorGroup, Header], LayerUpda
         raise AdapterRefused(f"{first!r} and {second!r} are of two kinds; a layer takes updates of one kind")
     if families[0] is _LOKR:
         return _lokr
+    if families[0] is _LOHA:
+        return _loha
     if "diff" in roles:
         return _diff
     # AI Toolkit's full-rank network stores the whole update as lora_A.
@@ -145,8 +131,14 @@ def _lora(group: TensorGroup, header: Header) -> LayerUpdate:
             f"ranks {up[1]} and {down[0]} differ"
         )
     key = group.tensors.get("magnitude")
-    if key is not None and header.tensors[key].shape != (up[0],):
-        raise AdapterRefused(f"{key!r} has shape {list(header.tensors[key].shape)}, not one number for each of {up[0]}")
+    if key is not None and header.tensors[key].shape not in ((up[0],), (up[0], 1)):
+        shape = list(header.tensors[key].shape)
+        reason = (
+            "a length for each column, and only DoRAs with a length for each row are supported"
+            if shape == [1, down[1]]
+            else f"not one number for each of {up[0]} rows"
+        )
+        raise AdapterRefused(f"{key!r} has shape {shape}, {reason}")
     return group.update("lora" if key is None else "dora", (up[0], down[1]), rank=down[0])
 
 
@@ -185,6 +177,23 @@ def _lokr(group: TensorGroup, header: Header) -> LayerUpdate:
     # Without a rank there is nothing to divide alpha by. Trainers write 1e10 or infinity, which would ruin the image.
     used = {role: key for role, key in update.tensors.items() if role != "alpha"}
     return replace(update, tensors=used, ignored=(alpha,))
+
+
+def _loha(group: TensorGroup, header: Header) -> LayerUpdate:
+    for role in sorted(_LOHA):
+        if role not in group.tensors:
+            other = next(iter(group.tensors.values()))
+            raise AdapterRefused(f"{other!r}: its layer has no {role}; a LoHa has {', '.join(sorted(_LOHA))}")
+    products = [(group.shape(f"{name}_a", header), group.shape(f"{name}_b", header)) for name in ("hada_w1", "hada_w2")]
+    ranks = {left[1] for left, _ in products} | {right[0] for _, right in products}
+    shapes = {(left[0], right[1]) for left, right in products}
+    if len(ranks) > 1 or len(shapes) > 1:
+        shown = ", ".join(f"{role} {list(group.shape(role, header))}" for role in sorted(_LOHA))
+        raise AdapterRefused(
+            f"{group.tensors['hada_w1_a']!r}: the LoHa's four factors do not fit each other: {shown}; they have one "
+            "rank, and both products have the layer's shape"
+        )
+    return group.update("loha", shapes.pop(), rank=ranks.pop())
 
 
 def _factor(name: str, group: TensorGroup, header: Header) -> tuple[tuple[int, int], int | None]:

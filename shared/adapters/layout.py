@@ -1,22 +1,26 @@
-"""List the layers that an adapter file updates, and how, from its header alone.
+"""List the layers that an adapter file updates, and how, from its header.
 
-A file with a tensor that is not understood is refused: if the tensor were skipped, the image could be the base model's
-and still look like a result. `shared.adapters.names` knows the layers, `shared.adapters.kinds` the kinds of update; the
-`_FOREIGN` tables only describe refused tensors in messages.
+Every layout goes through the same steps: each key is split (`shared.adapters.suffixes`), its module is translated to a
+layer of Black Forest Labs (`names`), tensors are grouped by layer and recognised as an update (`kinds`), and the scale
+of each update is found (`strength`). A file with a tensor that is not understood is refused (`foreign`): if the tensor
+were skipped, the image could be the base model's and still look like a result.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from shared.adapters.base_model import stated_base
+from shared.adapters.base_sizes import describe_fitting_base
+from shared.adapters.foreign import foreign_tensors, is_flux1_key, is_text_encoder, text_encoder_tensors
 from shared.adapters.header_json import Header
-from shared.adapters.kinds import ROLES, LayerUpdate, TensorGroup, describe_missing_half, parse_update
+from shared.adapters.kinds import LayerUpdate, TensorGroup, parse_update
 from shared.adapters.names import PREFIX, parse_target, strip_prefix
+from shared.adapters.strength import Source, StatedAlpha, resolve_strengths, stated_alphas
+from shared.adapters.suffixes import describe_missing_half, split_key
 from shared.catalog import find_model
 from shared.errors import AdapterMismatch, AdapterRefused
-from shared.layer_names import Rows, Target
 
 __all__ = ["PREFIX", "AdapterLayout", "LayerUpdate", "check_fits_base", "parse_layout"]
 
@@ -29,11 +33,13 @@ class AdapterLayout:
         kind: kind of the updates, e.g. `lora`; several kinds are joined, as in `diff+lora`.
         updates: ordered by the first key of each layer in the file.
         metadata: the file's `__metadata__`.
+        scale_range: smallest and largest scale of the updates; None if an alpha tensor has not been read.
     """
 
     kind: str
     updates: tuple[LayerUpdate, ...]
     metadata: dict[str, str]
+    scale_range: tuple[float, float] | None = None
 
     @property
     def layers(self) -> frozenset[str]:
@@ -45,27 +51,34 @@ class AdapterLayout:
         """Distinct ranks, ascending; empty if no update has a rank."""
         return tuple(sorted({update.rank for update in self.updates if update.rank is not None}))
 
+    @property
+    def scale_sources(self) -> tuple[Source, ...]:
+        """Where alpha was found; `none` for updates at scale 1 without one."""
+        return tuple(sorted({update.strength.source for update in self.updates}))
 
-def parse_layout(header: Header) -> AdapterLayout:
+
+def parse_layout(header: Header, *, alphas: Mapping[str, float] | None = None) -> AdapterLayout:
     """Group the file's tensors into updates of layers.
 
+    Args:
+        alphas: values of alpha tensors, by key, to compare them with other sources of alpha.
+
     Raises:
-        AdapterRefused: a tensor does not belong to a supported update of a FLUX.2 layer; the message names its key.
+        AdapterRefused: a tensor does not belong to a supported update of a FLUX.2 layer, or sources of alpha
+            contradict each other; the message names a key.
     """
     if not header.tensors:
         raise AdapterRefused("the file holds no tensors, so it matches no layer")
-    groups: dict[str, TensorGroup] = {}
-    for key in header.tensors:
-        module, suffix = _split(key)
-        group = groups.setdefault(module, TensorGroup(_target(key, module)))
-        twin = group.tensors.setdefault(ROLES[suffix], key)
-        if twin != key:
-            raise AdapterRefused(f"{twin!r} and {key!r} are the same tensor of one layer under two names")
-    _check_overlaps(groups.values())
-    updates = tuple(parse_update(group, header) for group in groups.values())
+    text_encoder = [key for key in header.tensors if is_text_encoder(key)]
+    if text_encoder:
+        raise text_encoder_tensors(text_encoder, only=len(text_encoder) == len(header.tensors))
+    groups = _group(header)
+    _check_overlaps(groups)
+    updates = tuple(parse_update(group, header) for group in groups)
     _check_lone_halves(updates)
+    updates, scale_range = _resolve(groups, updates, stated_alphas(header.metadata), alphas or {})
     kinds = sorted({update.kind for update in updates})
-    return AdapterLayout("+".join(kinds), updates, dict(header.metadata))
+    return AdapterLayout("+".join(kinds), updates, dict(header.metadata), scale_range)
 
 
 def check_fits_base(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]] | None, *, model: str) -> None:
@@ -80,73 +93,121 @@ def check_fits_base(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]]
         AdapterMismatch: an update has another shape than its layer.
     """
     # FLUX.2 models share layer names, so this message explains a wrong base better than the first wrong shape would.
-    trained_on = layout.metadata.get("ss_base_model_version")
-    if trained_on and not find_model(model).runs_adapters_of(trained_on):
+    trained_on = stated_base(layout.metadata)
+    if trained_on is not None and not any(map(find_model(model).runs_adapters_of, trained_on.models)):
+        remedy = (
+            "that is FLUX.1, and only FLUX.2 runs here; train the adapter on a FLUX.2 model"
+            if trained_on.is_flux1
+            else "request the model that it was trained on"
+        )
         raise AdapterRefused(
-            f"the adapter was trained on {trained_on!r} (ss_base_model_version), not on {model!r}; "
-            "request the model that it was trained on"
+            f"the adapter was trained on {trained_on.spelling!r} ({trained_on.key}), not on {model!r}; {remedy}"
         )
     if layers is not None:
         _check_layers(layout, layers, model=model)
-        _check_shapes(layout, layers)
+        _check_shapes(layout, layers, model=model)
 
 
 def _check_layers(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]], *, model: str) -> None:
     missing = [update for update in layout.updates if update.layer not in layers]
+    if not missing:
+        return
+    hint = describe_fitting_base(layout.updates, model=model)
     if len(missing) == len(layout.updates):
-        raise AdapterRefused(f"the adapter matches no layer of {model}; the first key is {_first_key(missing[0])!r}")
-    if missing:
         raise AdapterRefused(
-            f"{_first_key(missing[0])!r} names a layer that {model} does not have; "
-            f"it lacks {len({update.layer for update in missing})} of the adapter's {len(layout.layers)} layers"
+            f"the adapter matches no layer of {model}; the first key is {_first_key(missing[0])!r}{hint}"
         )
+    raise AdapterRefused(
+        f"{_first_key(missing[0])!r} names a layer that {model} does not have; "
+        f"it lacks {len({update.layer for update in missing})} of the adapter's {len(layout.layers)} layers{hint}"
+    )
 
 
-def _check_shapes(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]]) -> None:
+def _check_shapes(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]], *, model: str) -> None:
     for update in layout.updates:
-        expected = _expected(update.rows, layers[update.layer])
-        if update.kind == "fullrank" and update.shape != expected:
+        out, features = layers[update.layer]
+        expected = (update.rows.of(out), features)
+        if update.shape == expected:
+            continue
+        if update.kind == "fullrank":
             raise AdapterRefused(
                 f"{describe_missing_half(_first_key(update))}; by itself it would update the whole layer, "
                 f"but it is {update.shape} and the layer {expected}"
             )
-        if update.shape != expected:
-            raise AdapterMismatch(update.layer, expected=expected, got=update.shape)
+        hint = describe_fitting_base(layout.updates, model=model)
+        raise AdapterMismatch(update.layer, expected=expected, got=update.shape, hint=hint)
 
 
-def _expected(rows: Rows, shape: tuple[int, int]) -> tuple[int, int]:
-    return (shape[0] * len(rows.parts) // rows.part_count, shape[1])
+def _group(header: Header) -> list[TensorGroup]:
+    """Group the tensors by the layer that their keys name; refuse a file with any other tensor."""
+    groups: dict[str, TensorGroup] = {}
+    foreign: list[str] = []
+    adapters: dict[str, str] = {}
+    for key in header.tensors:
+        split = split_key(key)
+        target = None if split is None else parse_target(split.module)
+        if split is None or target is None:
+            foreign.append(key)
+            continue
+        if split.role != "alpha":
+            adapters.setdefault(split.adapter, key)
+        group = groups.setdefault(split.module, TensorGroup(target, strip_prefix(split.module)))
+        twin = group.tensors.setdefault(split.role, key)
+        if twin != key:
+            raise AdapterRefused(f"{twin!r} and {key!r} are the same tensor of one layer under two names")
+    if foreign:
+        _refuse(foreign, header)
+    if len(adapters) > 1:
+        first, second = list(adapters.values())[:2]
+        raise AdapterRefused(f"{first!r} and {second!r} belong to two adapters; save each adapter to its own file")
+    return list(groups.values())
+
+
+def _refuse(foreign: list[str], header: Header) -> None:
+    stated = stated_base(header.metadata)
+    if stated is not None and stated.is_flux1 and not any(map(is_flux1_key, foreign)):
+        raise AdapterRefused(
+            f"{foreign[0]!r} matches no layer of FLUX.2; the adapter was trained on FLUX.1 ({stated.key} "
+            f"{stated.spelling!r}), and only FLUX.2 runs here; train it on a FLUX.2 model"
+        )
+    split = split_key(foreign[0])
+    raise foreign_tensors(foreign, None if split is None else strip_prefix(split.module))
+
+
+def _resolve(
+    groups: Iterable[TensorGroup],
+    updates: Iterable[LayerUpdate],
+    stated: list[StatedAlpha],
+    alphas: Mapping[str, float],
+) -> tuple[tuple[LayerUpdate, ...], tuple[float, float] | None]:
+    """Return the updates with their strengths, and the range of their scales where every alpha is known."""
+    named = {group.module: update for group, update in zip(groups, updates, strict=True)}
+    ranks = {module: update.rank for module, update in named.items() if update.rank is not None}
+    keys = {module: _first_key(named[module]) for module in ranks}
+    tensor_alphas = {
+        module: alphas.get(named[module].tensors["alpha"]) for module in ranks if "alpha" in named[module].tensors
+    }
+    strengths = resolve_strengths(
+        ranks,
+        keys=keys,
+        tensor_alphas=tensor_alphas,
+        stated=stated,
+    )
+    if any(each.uses_dora for each in stated) and not any("magnitude" in each.tensors for each in named.values()):
+        raise AdapterRefused("the file's config says use_dora, but no layer has a magnitude; export the adapter again")
+    scales = [strength.scale for strength in strengths.values() if strength.scale is not None]
+    scales += [alpha / ranks[module] for module, alpha in tensor_alphas.items() if alpha is not None]
+    # Kinds without a rank have the scale 1.
+    scales += [1.0] * (len(named) - len(ranks))
+    resolved = tuple(
+        replace(update, strength=strengths[module]) if module in strengths else update
+        for module, update in named.items()
+    )
+    return resolved, (min(scales), max(scales)) if len(scales) == len(named) else None
 
 
 def _first_key(update: LayerUpdate) -> str:
     return next(iter(update.tensors.values()))
-
-
-def _split(key: str) -> tuple[str, str]:
-    """Split a key into module and suffix, or refuse it."""
-    suffix = next((known for known in ROLES if key.endswith(known)), None)
-    if suffix is None:
-        raise _foreign(key, (*_FOREIGN_MODULES, *_FOREIGN_TENSORS))
-    return key.removesuffix(suffix), suffix
-
-
-def _target(key: str, module: str) -> Target:
-    target = parse_target(module)
-    if target is not None:
-        return target
-    if any(re.search(pattern, key) for pattern, _ in _FOREIGN_MODULES):
-        raise _foreign(key, _FOREIGN_MODULES)
-    raise AdapterRefused(
-        f"{key!r} matches no layer of FLUX.2: {strip_prefix(module)!r} is not one of its linear layers"
-    )
-
-
-def _foreign(key: str, table: Iterable[tuple[str, str]]) -> AdapterRefused:
-    what = next((name for pattern, name in table if re.search(pattern, key)), "not a tensor of an adapter")
-    return AdapterRefused(
-        f"{key!r} is {what}; only LoRA, DoRA, LoKr, full-rank and diff updates of linear layers are supported, under "
-        "the names of Black Forest Labs, diffusers or LyCORIS"
-    )
 
 
 def _check_overlaps(groups: Iterable[TensorGroup]) -> None:
@@ -171,19 +232,3 @@ def _check_lone_halves(updates: Iterable[LayerUpdate]) -> None:
         raise AdapterRefused(
             f"{describe_missing_half(_first_key(kinds['fullrank']))}, which other layers of the file have"
         )
-
-
-# Patterns of keys that are refused, with the words that explain them; the first match counts.
-_FOREIGN_MODULES = (
-    (r"^(text_encoder|te\d?|lora_te\d?|text_model|conditioner|clip)[._]", "a text-encoder tensor"),
-    (r"^(lora_unet|lora_transformer)_", "named in kohya's style"),
-    (r"^(base_model|unet|model)\.", "a tensor under another prefix"),
-)
-_FOREIGN_TENSORS = (
-    (r"\.diff_b$", "a change of a bias, and FLUX.2's linear layers have none"),
-    (r"\.lokr_t[12]$", "a LoKr tensor in Tucker form"),
-    (r"\.(hada|oft|boft|ia3|glora)_", "a LyCORIS tensor"),
-    (r"\.(dora_scale|lora_magnitude_vector)(\.weight)?$", "a DoRA magnitude in another convention"),
-    (r"\.lora_[AB]\.[^.]+\.weight$", "a PEFT tensor with an adapter name"),
-    (r"\.(weight|bias|scale)$", "a whole weight, as in a model checkpoint"),
-)

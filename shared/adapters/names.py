@@ -1,59 +1,78 @@
 """Recognise the linear layer of FLUX.2 that a key of an adapter file names.
 
-Files use Black Forest Labs' name of a layer (like AI Toolkit, with or without a prefix), that name with LyCORIS's
-underscores, or the diffusers parameter, which may hold only some of the layer's rows. This module maps all three to the
-same target; `shared.layer_names` has the table.
+Each trainer puts a prefix before a layer's name, and some write underscores for dots. The name is Black Forest Labs'
+(as in AI Toolkit), a part of such a layer (as in OneTrainer), or the diffusers parameter, which may hold only some of
+the layer's rows. `_PREFIXES` and `_BLOCKS` have an entry for each; `shared.layer_names` has the layers.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import NamedTuple
 
-from shared.layer_names import DOUBLE_BLOCK_LAYERS, LAYERS, SINGLE_BLOCK_LAYERS, Target
+from shared.layer_names import DOUBLE_BLOCK_LAYERS, LAYERS, SINGLE_BLOCK_LAYERS, SPLIT_LAYERS, Target
 
 PREFIX = "diffusion_model."
-PREFIXES = (PREFIX, "transformer.", "")
-UNDERSCORED_PREFIX = "lycoris_"
+# The longest that fits counts, so that `transformer.base_model.model.` is not taken for `transformer.`.
+_PREFIXES = sorted(
+    (
+        "",
+        PREFIX,  # AI Toolkit
+        "model.diffusion_model.",  # checkpoints of ComfyUI
+        "transformer.",  # diffusers, SimpleTuner, OneTrainer
+        "base_model.model.",  # PEFT
+        "transformer.base_model.model.",
+        "diffusion_model.base_model.model.",
+        "base_model.model.transformer.",
+        "base_model.model.diffusion_model.",
+        "lora_unet_",  # kohya, musubi-tuner
+        "lora_transformer_",  # OneTrainer
+        "lycoris_",  # LyCORIS
+    ),
+    key=len,
+    reverse=True,
+)
+
+
+class _Block(NamedTuple):
+    """Blocks of one kind: the path of their list with underscores, and their layers by path in the block, likewise."""
+
+    kind: str
+    layers: Mapping[str, Target]
 
 
 def parse_target(module: str) -> Target | None:
     """Return the target that a key without its suffix names; None if no FLUX.2 has such a linear layer."""
-    if module.startswith(UNDERSCORED_PREFIX):
-        return _underscored(module.removeprefix(UNDERSCORED_PREFIX))
-    name = strip_prefix(module)
-    return _bfl(name) or _diffusers(name)
+    # musubi-tuner's converter writes dots between modules but underscores inside of the attention's names. Layers
+    # differ without their separators too, so the mixture names one layer.
+    name = strip_prefix(module).replace(".", "_")
+    match = re.fullmatch(r"((?:double|single)_blocks|(?:single_)?transformer_blocks)_([0-9]+)_(.+)", name)
+    if match is None:
+        return _OTHERS.get(name)
+    block = _BLOCKS[match[1]]
+    found = block.layers.get(match[3])
+    return None if found is None else Target(f"{block.kind}_blocks.{match[2]}.{found.layer}", found.rows)
 
 
 def strip_prefix(module: str) -> str:
     """Return the module path without the prefix that the file puts before it."""
-    return module.removeprefix(next(prefix for prefix in PREFIXES if module.startswith(prefix)))
+    return module.removeprefix(next(prefix for prefix in _PREFIXES if module.startswith(prefix)))
 
 
-def _bfl(name: str) -> Target | None:
-    match = re.fullmatch(r"(double|single)_blocks\.[0-9]+\.(.+)", name)
-    known = name in _OTHERS if match is None else match[2] in _BLOCKS[match[1]]
-    return Target(name) if known else None
+def _underscored(layers: Mapping[str, Target]) -> dict[str, Target]:
+    return {path.replace(".", "_"): target for path, target in layers.items()}
 
 
-def _underscored(name: str) -> Target | None:
-    match = re.fullmatch(r"((?:double|single)_blocks)_([0-9]+)_(.+)", name)
-    block, path = (f"{match[1]}.{match[2]}.", match[3]) if match else ("", name)
-    layers = _BLOCKS[match[1].removesuffix("_blocks")] if match else _OTHERS
-    found = next((layer for layer in layers if layer.replace(".", "_") == path), None)
-    return None if found is None else Target(block + found)
+def _whole(layers: Mapping[str, Target]) -> dict[str, Target]:
+    """Return Black Forest Labs' own names of the layers."""
+    return {target.layer: Target(target.layer) for target in layers.values()}
 
 
-def _diffusers(name: str) -> Target | None:
-    match = re.fullmatch(r"(single_)?transformer_blocks\.([0-9]+)\.(.+)", name)
-    if match is None:
-        return LAYERS.get(name)
-    kind = "single" if match[1] else "double"
-    found = _DIFFUSERS_BLOCKS[kind].get(match[3])
-    return None if found is None else Target(f"{kind}_blocks.{match[2]}.{found.layer}", found.rows)
-
-
-_DIFFUSERS_BLOCKS = {"double": DOUBLE_BLOCK_LAYERS, "single": SINGLE_BLOCK_LAYERS}
-
-# Black Forest Labs' module paths of every linear layer: those in blocks, then the rest.
-_BLOCKS = {kind: {target.layer for target in layers.values()} for kind, layers in _DIFFUSERS_BLOCKS.items()}
-_OTHERS = {target.layer for target in LAYERS.values()}
+_BLOCKS = {
+    "double_blocks": _Block("double", _underscored(_whole(DOUBLE_BLOCK_LAYERS) | SPLIT_LAYERS["double"])),
+    "single_blocks": _Block("single", _underscored(_whole(SINGLE_BLOCK_LAYERS) | SPLIT_LAYERS["single"])),
+    "transformer_blocks": _Block("double", _underscored(DOUBLE_BLOCK_LAYERS)),
+    "single_transformer_blocks": _Block("single", _underscored(SINGLE_BLOCK_LAYERS)),
+}
+_OTHERS = _underscored(_whole(LAYERS) | LAYERS)

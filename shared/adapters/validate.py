@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from shared.adapters.base_model import stated_base
 from shared.adapters.header import read_open_header
 from shared.adapters.identity import identify
 from shared.adapters.layout import AdapterLayout, check_fits_base, parse_layout
@@ -72,10 +73,10 @@ def _validate(
 
 
 def _warnings(layout: AdapterLayout, model: Model, *, path: str) -> Iterator[str]:
-    trained_on = layout.metadata.get("ss_base_model_version")
+    trained_on = stated_base(layout.metadata)
     # Of the adapters that fit a distilled model, the others were trained on the model from which it was distilled.
-    if trained_on and model.distilled_from and trained_on != model.id:
+    if trained_on is not None and model.distilled_from and model.id not in trained_on.models:
         yield (
-            f"{path} was trained on {trained_on} and runs on {model.id}, where its effect may be weaker or stronger; "
-            f"request {model.distilled_from} for images as in training"
+            f"{path} was trained on {trained_on.spelling} and runs on {model.id}, where its effect may be weaker or "
+            f"stronger; request {model.distilled_from} for images as in training"
         )

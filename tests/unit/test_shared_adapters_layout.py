@@ -1,4 +1,4 @@
-"""A file updates layers in five kinds, under several names; any other tensor is refused by its key."""
+"""A file updates layers in six kinds, under several names; any other tensor is refused by its key."""
 
 import re
 
@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from shared.adapters.header import read_header
 from shared.adapters.header_json import Header
-from shared.adapters.kinds import ROLES
 from shared.adapters.layout import AdapterLayout, LayerUpdate, check_fits_base, parse_layout
+from shared.adapters.strength import Strength
+from shared.adapters.suffixes import ROLES
 from shared.errors import AdapterMismatch, AdapterRefused
 from shared.safetensors_header import DTYPE_BITS, TensorInfo
 
@@ -40,6 +41,12 @@ def lora(layer, out, features, rank):
     return {f"{layer}.lora_A.weight": (rank, features), f"{layer}.lora_B.weight": (out, rank)}
 
 
+def loha(layer, out, features, rank, **changed):
+    shapes = {"hada_w1_a": (out, rank), "hada_w1_b": (rank, features)}
+    shapes |= {"hada_w2_a": (out, rank), "hada_w2_b": (rank, features)}
+    return {f"{layer}.{role}": shape for role, shape in (shapes | changed).items()}
+
+
 def lokr(layer, **factors):
     return {f"{layer}.lokr_{name}": shape for name, shape in factors.items()}
 
@@ -62,6 +69,7 @@ def test_each_layer_has_its_own_shape_rank_and_keys():
                 },
                 shape=(192, 64),
                 rank=4,
+                strength=Strength(None, "tensor"),
             ),
             LayerUpdate(
                 layer="double_blocks.0.img_attn.proj",
@@ -102,28 +110,28 @@ def test_every_linear_layer_of_flux2_can_be_updated(layer):
 @pytest.mark.parametrize(
     ("key", "what"),
     [
-        (f"{QKV}.lokr_t2", "is a LoKr tensor in Tucker form"),
-        (f"{QKV}.hada_w1_a", "is a LyCORIS tensor"),
-        (f"{QKV}.dora_scale", "is a DoRA magnitude in another convention"),
-        (f"{QKV}.lora_magnitude_vector", "is a DoRA magnitude in another convention"),
-        (f"{QKV}.diff_b", "is a change of a bias, and FLUX.2's linear layers have none"),
-        ("lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight", "is named in kohya's style"),
-        ("lora_te1_text_model_encoder.lora_up.weight", "is a text-encoder tensor"),
-        ("text_encoder.layers.0.q.lora_A.weight", "is a text-encoder tensor"),
-        ("base_model.model.double_blocks.0.img_attn.qkv.lora_A.weight", "is a tensor under another prefix"),
-        (f"{QKV}.lora_A.default.weight", "is a PEFT tensor with an adapter name"),
-        ("double_blocks.0.img_attn.qkv.weight", "is a whole weight"),
-        ("emb", "is not a tensor of an adapter"),
+        (f"{QKV}.lokr_t2", "is a tensor in Tucker form, for convolutions; only LoRA, DoRA, LoKr, LoHa"),
+        (f"{QKV}.oft_blocks", "is a LyCORIS tensor; only LoRA, DoRA, LoKr, LoHa"),
+        (f"{QKV}.hada_t1", "is a tensor in Tucker form, for convolutions; only LoRA, DoRA, LoKr, LoHa"),
+        (f"{QKV}.diff_b", "is a change of a bias; FLUX.2's linear layers have none; export the adapter without biases"),
+        (f"{QKV}.lora_B.bias", "is the bias of a LoRA; FLUX.2's linear layers have none; export the adapter without"),
+        ("lora_te1_text_model_encoder.lora_up.weight", "is a text-encoder tensor, the only such tensor in the file;"),
+        ("text_encoder.layers.0.q.lora_A.weight", "is a text-encoder tensor, the only such tensor in the file;"),
+        ("text_encoders.qwen3_8b.transformer.layers.0.q.lora_B.weight", "is a text-encoder tensor, the only such"),
+        ("bundle_emb.me.string_to_param", "is a trained embedding; prompts here use no trained embeddings; export"),
+        ("emb_params", "is a trained embedding; prompts here use no trained embeddings; export the adapter without"),
+        ("double_blocks.0.img_attn.qkv.weight", "is a whole weight, as in a model checkpoint; only LoRA, DoRA"),
+        ("double_blocks.0.img_mod.lin.lora_A.weight", "matches no layer of FLUX.2, but FLUX.1 has it"),
+        ("emb", "is not a tensor of an adapter; only LoRA, DoRA, LoKr, LoHa, full-rank and diff updates of linear"),
     ],
 )
-def test_any_other_tensor_is_refused_by_its_key_and_its_origin(key, what):
+def test_any_other_tensor_is_refused_by_its_key_and_the_reason(key, what):
     header = header_of({**lora(PROJ, 64, 64, 4), key: (2, 2)})
 
     with pytest.raises(AdapterRefused) as refused:
         parse_layout(header)
 
     assert f"{key!r} {what}" in str(refused.value)
-    assert "only LoRA, DoRA, LoKr, full-rank and diff updates of linear layers are supported" in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +148,7 @@ def test_any_other_tensor_is_refused_by_its_key_and_its_origin(key, what):
         "transformer.transformer_blocks.0.attn.norm_q",
         "transformer.single_transformer_blocks.0.norm.linear",
         "lycoris_double_blocks_0_img_attn_k",
-        "lycoris_single_transformer_blocks_0_attn_to_out",
+        "lycoris_single_transformer_blocks_0_attn_to_o",
         "lycoris_diffusion_model.img_in",
     ],
 )
@@ -164,7 +172,10 @@ def test_a_layer_that_flux2_cannot_have_is_refused_by_its_key(module):
         ({f"{QKV}.lora_A.weight": (4, 64), f"{QKV}.magnitude": (192,)}, "is a lora_A without its lora_B"),
         ({f"{QKV}.lora_B.weight": (192, 4), f"{QKV}.magnitude": (192,)}, "is a lora_B without its lora_A"),
         ({**lora(QKV, 192, 64, 4), f"{QKV}.magnitude": (64,)}, r"magnitude' has shape \[64\], not one number for each"),
-        ({**lora(QKV, 192, 64, 4), f"{QKV}.magnitude": (192, 1)}, r"magnitude' has shape \[192, 1\]"),
+        ({**lora(QKV, 192, 64, 4), f"{QKV}.dora_scale": (1, 64)}, r"\[1, 64\], a length for each column, and only"),
+        (loha(QKV, 192, 64, 4, hada_w2_b=(8, 64)), "hada_w1_a': the LoHa's four factors do not fit each other"),
+        (loha(QKV, 192, 64, 4, hada_w2_a=(96, 4)), "hada_w1_a': the LoHa's four factors do not fit each other"),
+        ({f"{QKV}.hada_w1_a": (192, 4)}, "hada_w1_a': its layer has no hada_w1_b; a LoHa has hada_w1_a, hada_w1_b"),
         ({f"{QKV}.diff": (192, 64), f"{QKV}.alpha": ()}, "qkv.diff' has no rank, so '.*alpha' scales nothing"),
         ({f"{QKV}.diff": (192, 0)}, r"qkv.diff' has shape \[192, 0\]"),
         (lokr(QKV, w1=(8, 8)), "lokr_w1': its layer has no lokr_w2; it takes lokr_w2, or lokr_w2_a and lokr_w2_b"),
@@ -388,6 +399,11 @@ OUTCOMES = {
     "adapters_hand/lokr_lowrank_no_alpha": ("lokr", (3, 6), 2),
     "adapters_hand/lokr_w1ab_w2ab_alpha": ("lokr", (3, 4, 6), 3),
     "adapters_hand/partly_unmatched": ("lora", (3, 6), 3),
+    "adapters_hand/wild_dora_magnitude_vector": ("dora", (4,), 20),
+    "adapters_hand/wild_kohya_lora_unet": ("lora", (4,), 20),
+    "adapters_hand/wild_loha": ("loha", (2, 4), 4),
+    "adapters_hand/wild_metadata_lora_adapter": ("lora", (4,), 10),
+    "adapters_hand/wild_peft_base_model": ("lora", (4,), 10),
     "adapters_hand/wholly_unmatched": "blocks_x.double_blocks.0.img_attn.proj.lora_A.weight' matches no layer",
 }
 

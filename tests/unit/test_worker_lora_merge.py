@@ -179,6 +179,11 @@ def test_merged_weights_and_images_are_the_trainers(
         ("diffusers_names_AB", "lora", (3, 4), 3),
         ("lokr_w1ab_w2ab_alpha", "lokr", (3, 4, 6), 3),
         ("lokr_lowrank_no_alpha", "lokr", (3, 6), 2),
+        ("wild_peft_base_model", "lora", (4,), 10),
+        ("wild_kohya_lora_unet", "lora", (4,), 20),
+        ("wild_metadata_lora_adapter", "lora", (4,), 10),
+        ("wild_dora_magnitude_vector", "dora", (4,), 20),
+        ("wild_loha", "loha", (2, 4), 4),
     ],
 )
 def test_layouts_other_than_the_trainers_give_their_images(
@@ -252,6 +257,79 @@ def merge_file(components, adapter_ref, tmp_path):
 
 
 QKV = "double_blocks.0.img_attn.qkv"
+
+
+def test_the_parts_of_linear1_change_their_own_rows(merge_file):
+    # One part has the rows of a third of qkv in 9 parts, the last the 6 parts of the MLP; the model's width is 64.
+    prefix = "transformer.single_blocks.0.linear1"
+    parts = {0: 64, 1: 64, 2: 64, 3: 384}
+    tensors = {f"{prefix}.{part}.diff": torch.full((rows, 64), 1.0 + part) for part, rows in parts.items()}
+
+    _, before, after = merge_file(tensors)
+
+    expected = torch.cat([torch.full((rows, 64), 1.0 + part) for part, rows in parts.items()])
+    assert torch.equal(after["single_blocks.0.linear1.weight"], before["single_blocks.0.linear1.weight"] + expected)
+
+
+@pytest.mark.parametrize("part", [1, 3])
+def test_one_part_of_linear1_leaves_the_other_rows(merge_file, part):
+    rows = {1: slice(64, 128), 3: slice(192, 576)}[part]
+    change = torch.full((rows.stop - rows.start, 64), 0.25)
+
+    _, before, after = merge_file({f"transformer.single_blocks.0.linear1.{part}.diff": change})
+
+    old, new = (weights["single_blocks.0.linear1.weight"] for weights in (before, after))
+    expected = old.clone()
+    expected[rows] += change
+    assert torch.equal(new, expected)
+
+
+def random_loha(prefix, *, out, features, rank, alpha):
+    draw = torch.Generator().manual_seed(5)
+    shapes = {"w1_a": (out, rank), "w1_b": (rank, features), "w2_a": (out, rank), "w2_b": (rank, features)}
+    tensors = {f"{prefix}.hada_{name}": torch.randn(shape, generator=draw) * 0.3 for name, shape in shapes.items()}
+    return {**tensors, f"{prefix}.alpha": torch.tensor(alpha)}
+
+
+def test_a_loha_adds_the_elementwise_product_of_its_two_products(merge_file):
+    layer = "double_blocks.0.img_attn.proj"
+    tensors = random_loha(f"lycoris_{layer.replace('.', '_')}", out=64, features=64, rank=4, alpha=2.0)
+    w1_a, w1_b, w2_a, w2_b = (tensor.double() for key, tensor in tensors.items() if "hada" in key)
+
+    report, before, after = merge_file(tensors, multiplier=0.5)
+
+    change = after[f"{layer}.weight"].double() - before[f"{layer}.weight"].double()
+    torch.testing.assert_close(change, (w1_a @ w1_b) * (w2_a @ w2_b) * (2.0 / 4) * 0.5, rtol=1e-5, atol=1e-6)
+    assert (report.kind, report.ranks) == ("loha", (4,))
+
+
+@pytest.mark.parametrize("suffix", [".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight"])
+@pytest.mark.parametrize("shape", [(64,), (64, 1)])
+def test_a_dora_scales_each_row_to_its_magnitude_under_every_name(merge_file, suffix, shape):
+    layer, draw = "double_blocks.0.img_attn.proj", torch.Generator().manual_seed(5)
+    down, up = torch.randn(4, 64, generator=draw), torch.randn(64, 4, generator=draw)
+    magnitude = torch.rand(64, generator=draw) + 0.5
+
+    _, before, after = merge_file(
+        {
+            f"{layer}.lora_A.weight": down,
+            f"{layer}.lora_B.weight": up,
+            f"{layer}{suffix}": magnitude.view(shape).contiguous(),
+        }
+    )
+
+    turned = before[f"{layer}.weight"].double() + up.double() @ down.double()
+    expected = turned * (magnitude.double() / turned.norm(dim=1)).unsqueeze(1)
+    torch.testing.assert_close(after[f"{layer}.weight"].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_alpha_tensor_that_contradicts_the_header_is_refused_with_both_scales(components, adapter_ref, tmp_path):
+    path, layer = tmp_path / "made.safetensors", "double_blocks.0.img_attn.proj"
+    tensors = {f"{layer}.lora_A.weight": torch.ones(4, 64), f"{layer}.lora_B.weight": torch.ones(64, 4)}
+    save_file({**tensors, f"{layer}.alpha": torch.tensor(2.0)}, path, metadata={"lora_alpha": "8"})
+
+    with pytest.raises(AdapterRefused, match=r"its alpha tensor gives the scale 0\.5, but lora_alpha gives 2; remove"):
+        AdapterSwapper(components("fp32")).activate([(adapter_ref(path), path)])
 
 
 def test_an_update_of_one_diffusers_parameter_changes_its_third_of_qkv_only(merge_file):

@@ -33,6 +33,23 @@ def patch_of(kind, tensors, *, rank=None, multiplier=0.5):
     )
 
 
+def test_a_loha_matches_a_hand_worked_example():
+    patch = patch_of(
+        "loha",
+        {
+            "hada_w1_a": torch.tensor([[1.0], [2.0]]),
+            "hada_w1_b": torch.tensor([[1.0, 3.0]]),
+            "hada_w2_a": torch.tensor([[2.0], [1.0]]),
+            "hada_w2_b": torch.tensor([[1.0, 1.0]]),
+            "alpha": torch.tensor(2.0),
+        },
+        rank=1,
+    )
+
+    # (1 3; 2 6) times (2 2; 1 1), elementwise, gives (2 6; 2 6), times alpha / rank = 2, times 0.5
+    assert patch(X, BASE).tolist() == [[1 + 8.0, 2 + 8.0]]
+
+
 def test_a_lora_matches_a_hand_worked_example():
     patch = patch_of(
         "lora",

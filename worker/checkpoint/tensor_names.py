@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shared.layer_names import DOUBLE_BLOCK_LAYERS, LAYERS, SINGLE_BLOCK_LAYERS, Target
+from shared.layer_names import DOUBLE_BLOCK_LAYERS, LAYERS, SINGLE_BLOCK_LAYERS, WHOLE, Rows, Target
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,26 @@ class LayerPart(NamedTuple):
 
     parameter: str
     origin: Origin
+
+
+class WrittenRows(NamedTuple):
+    """The rows of a diffusers parameter that an update of its BFL layer changes.
+
+    Attributes:
+        source: picks the parameter's rows of the update.
+        part: the parameter's rows that change, adjacent; `WHOLE` for all of them.
+    """
+
+    parameter: str
+    source: Origin
+    part: Rows = WHOLE
+
+    def select(self, tensor: Tensor) -> Tensor:
+        """Return a view of the rows that change, of the parameter or of a tensor with as many rows."""
+        if self.part == WHOLE:
+            return tensor
+        start = len(tensor) * self.part.parts[0] // self.part.part_count
+        return tensor[start : start + self.part.of(len(tensor))]
 
 
 def _origins(layers: Mapping[str, Target]) -> dict[str, Origin]:
@@ -121,6 +141,23 @@ def layer_parts(transformer: nn.Module) -> dict[str, tuple[LayerPart, ...]]:
             layer = origin.tensor.removesuffix(".weight")
             parts[layer] = (*parts.get(layer, ()), LayerPart(name, origin))
     return parts
+
+
+def written_rows(parts: Sequence[LayerPart], rows: Rows) -> tuple[WrittenRows, ...]:
+    """Return the parameters that an update of some rows of a BFL layer writes.
+
+    Args:
+        parts: the layer's parameters.
+    """
+    if rows == WHOLE:
+        return tuple(WrittenRows(part.parameter, part.origin) for part in parts)
+    for part in parts:
+        # An update of exactly one parameter's rows has them in the parameter's order.
+        if (part.origin.parts, part.origin.part_count) == rows:
+            return (WrittenRows(part.parameter, Origin(part.origin.tensor)),)
+    # Otherwise one parameter holds the layer: OneTrainer's parts of linear1 are rows of diffusers' one parameter.
+    (part,) = parts
+    return (WrittenRows(part.parameter, Origin(part.origin.tensor), rows),)
 
 
 def layer_shapes(transformer: nn.Module) -> dict[str, tuple[int, int]]:

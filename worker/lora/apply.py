@@ -20,7 +20,7 @@ from shared.adapters.kinds import LayerUpdate
 from shared.errors import AdapterRefused, WeightsLost
 from shared.layer_names import WHOLE
 from worker.checkpoint.reader import Reader, already_complete
-from worker.checkpoint.tensor_names import LayerPart, Origin, layer_parts
+from worker.checkpoint.tensor_names import WrittenRows, layer_parts, written_rows
 from worker.kernels.checksum import checksum
 from worker.kernels.distance import rel_l2
 from worker.kernels.low_rank import can_add_low_rank
@@ -40,7 +40,7 @@ class Merge(NamedTuple):
 
     adapter: Adapter
     update: LayerUpdate
-    targets: tuple[LayerPart, ...]
+    targets: tuple[WrittenRows, ...]
 
 
 class WeightWriter:
@@ -79,14 +79,9 @@ class WeightWriter:
         """Whether no parameter carries an adapter."""
         return not self._changed
 
-    def targets(self, update: LayerUpdate) -> tuple[LayerPart, ...]:
+    def targets(self, update: LayerUpdate) -> tuple[WrittenRows, ...]:
         """Return the parameters that an update writes, each with its rows of the update."""
-        parts = self._parts[update.layer]
-        if update.rows == WHOLE:
-            return parts
-        # The file names one parameter by its diffusers name, so the update's rows are already that parameter's.
-        (named,) = (part for part in parts if (part.origin.parts, part.origin.part_count) == update.rows)
-        return (LayerPart(named.parameter, Origin(named.origin.tensor)),)
+        return written_rows(self._parts[update.layer], update.rows)
 
     def write(self, merges: Sequence[Merge]) -> None:
         """Restore all changed parameters and merge these updates, one block after the other.
@@ -248,16 +243,25 @@ class WeightWriter:
             non_finite: see `worker.lora.merge.write_merged`.
         """
         adapter, update, targets = merge
-        olds = [values.get(name, self._weights[name]) for name, _ in targets]
-        factored = all(can_add_low_rank(old) for old in olds)
+        olds = [values.get(target.parameter, self._weights[target.parameter]) for target in targets]
+        factored = all(can_add_low_rank(target.select(old)) for target, old in zip(targets, olds, strict=True))
         delta = weight_delta(update, adapter.tensors, multiplier=adapter.ref.multiplier, factored=factored)
-        for (name, origin), old in zip(targets, olds, strict=True):
+        for target, old in zip(targets, olds, strict=True):
+            name = target.parameter
             self._back_up(name, old)
             weight = self._weights[name]
             if name in self._fp8:
                 # A copy on the device is the backup and must not change.
                 weight = torch.empty_like(old) if old is self._base.copy_on_device(name) else old
-            write_merged(weight, delta.select_rows(origin.select_rows), old=old, non_finite=non_finite)
+            if target.part != WHOLE and old is not weight:
+                # The merge writes its own rows only.
+                weight.copy_(old)
+            write_merged(
+                target.select(weight),
+                delta.select_rows(target.source.select_rows),
+                old=target.select(old),
+                non_finite=non_finite,
+            )
             values[name] = weight
 
     def _back_up(self, name: str, base: Tensor) -> None:

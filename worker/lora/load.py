@@ -144,9 +144,11 @@ def read_adapter(ref: AdapterRef, path: Path, *, model: str, layers: Mapping[str
         AdapterMismatch: an update has another shape than its layer.
     """
     _check_identity(ref, path)
-    layout = parse_layout(read_header(path, max_bytes=ref.size_bytes))
-    check_fits_base(layout, layers, model=model)
+    header = read_header(path, max_bytes=ref.size_bytes)
+    # Before the tensors are read, since most faults show here.
+    check_fits_base(parse_layout(header), layers, model=model)
     tensors = _tensors(path)
+    layout = parse_layout(header, alphas=_alphas(tensors))
     # Again, because the file may have changed while it was read.
     _check_identity(ref, path)
     ignored = {key for update in layout.updates for key in update.ignored}
@@ -158,6 +160,10 @@ def read_adapter(ref: AdapterRef, path: Path, *, model: str, layers: Mapping[str
     # Merging zeros would still change the sign of weights that are -0.0, so updates without effect are left out.
     effective = tuple(update for update in layout.updates if _has_effect(update, tensors))
     return Adapter(ref, layout, tensors, effective)
+
+
+def _alphas(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    return {key: tensor.item() for key, tensor in tensors.items() if key.endswith(".alpha") and tensor.numel() == 1}
 
 
 def _has_effect(update: LayerUpdate, tensors: Mapping[str, Tensor]) -> bool:

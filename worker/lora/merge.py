@@ -16,6 +16,9 @@ from torch import Tensor
 from shared.adapters.kinds import LayerUpdate
 from worker.kernels.low_rank import add_low_rank
 
+#: Roles of a LoHa's factors, in the order of `loha_delta`.
+LOHA_FACTORS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+
 
 @dataclass(frozen=True)
 class DenseDelta:
@@ -87,6 +90,24 @@ def lokr_delta(w1: Tensor, w2: Tensor, *, scale: float, multiplier: float) -> Te
     return torch.kron(w1, w2).mul_(scale).mul_(multiplier)
 
 
+def loha_delta(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor, *, scale: float, multiplier: float) -> Tensor:
+    """Return ``(w1_a @ w1_b) * (w2_a @ w2_b) * scale * multiplier``, multiplied in this order as LyCORIS does.
+
+    Args:
+        w1_a: (out, rank); `w2_a` likewise.
+        w1_b: (rank, in); `w2_b` likewise.
+        scale: alpha / rank; 1 when the file has no alpha.
+
+    Returns:
+        (out, in), float32; its rank is up to the square of the factors'.
+
+    Source:
+        Hyeon-Woo et al. 2021, "FedPara", equation 2, https://arxiv.org/abs/2108.06098
+    """
+    product = (w1_a.float() @ w1_b.float()).mul_(w2_a.float() @ w2_b.float())
+    return product.mul_(scale).mul_(multiplier)
+
+
 def weight_delta(
     update: LayerUpdate, tensors: Mapping[str, Tensor], *, multiplier: float, factored: bool = False
 ) -> DenseDelta | LowRankDelta:
@@ -102,7 +123,9 @@ def weight_delta(
         return LowRankDelta(down, up, scale_of(update, tensors), multiplier)
     magnitude = update.tensors.get("magnitude")
     return DenseDelta(
-        _DELTAS[update.kind](update, tensors, multiplier), None if magnitude is None else tensors[magnitude].float()
+        _DELTAS[update.kind](update, tensors, multiplier),
+        # Some trainers store a column.
+        None if magnitude is None else tensors[magnitude].float().flatten(),
     )
 
 
@@ -142,9 +165,14 @@ def row_scales(weight: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def scale_of(update: LayerUpdate, tensors: Mapping[str, Tensor]) -> float:
-    """Return alpha / rank, or 1 without an alpha; two full LoKr factors have none (see `LayerUpdate.ignored`)."""
+    """Return alpha / rank from the update's alpha tensor, or the scale that the file's metadata gives.
+
+    Two full LoKr factors have no alpha (see `LayerUpdate.ignored`).
+    """
     alpha = update.tensors.get("alpha")
-    return 1.0 if alpha is None or update.rank is None else tensors[alpha].item() / update.rank
+    if alpha is not None and update.rank is not None:
+        return tensors[alpha].item() / update.rank
+    return 1.0 if update.strength.scale is None else update.strength.scale
 
 
 def lokr_factor(name: str, update: LayerUpdate, tensors: Mapping[str, Tensor]) -> Tensor:
@@ -165,6 +193,11 @@ def _lokr(update: LayerUpdate, tensors: Mapping[str, Tensor], multiplier: float)
     return lokr_delta(w1, w2, scale=scale_of(update, tensors), multiplier=multiplier)
 
 
+def _loha(update: LayerUpdate, tensors: Mapping[str, Tensor], multiplier: float) -> Tensor:
+    factors = (tensors[update.tensors[role]] for role in LOHA_FACTORS)
+    return loha_delta(*factors, scale=scale_of(update, tensors), multiplier=multiplier)
+
+
 def _full(update: LayerUpdate, tensors: Mapping[str, Tensor], multiplier: float) -> Tensor:
     (key,) = update.tensors.values()
     return tensors[key].float() * multiplier
@@ -173,6 +206,7 @@ def _full(update: LayerUpdate, tensors: Mapping[str, Tensor], multiplier: float)
 _DELTAS: dict[str, Callable[[LayerUpdate, Mapping[str, Tensor], float], Tensor]] = {
     "lora": _lora,
     "dora": _lora,
+    "loha": _loha,
     "lokr": _lokr,
     "fullrank": _full,
     "diff": _full,

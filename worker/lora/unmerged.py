@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 
 from shared.adapters.kinds import LayerUpdate
 from shared.layer_names import WHOLE
-from worker.checkpoint.tensor_names import LayerPart, Origin
+from worker.checkpoint.tensor_names import Origin, WrittenRows
 from worker.lora.load import Adapter
 from worker.lora.unmerged_update import ForwardPatch, UnmergedUpdate, forward_patch
 from worker.model.qfloat8 import dense_weight
@@ -64,7 +64,7 @@ class UnmergedAdapters:
         while self._hooks:
             self._hooks.pop().remove()
 
-    def add(self, adapter: Adapter, update: LayerUpdate, *, targets: Sequence[LayerPart]) -> None:
+    def add(self, adapter: Adapter, update: LayerUpdate, *, targets: Sequence[WrittenRows]) -> None:
         """Attach one update of an adapter to the layers whose parameters are its targets."""
         if self._toolkit is not None:
             self._patch_bfl_layer(adapter, update, layer=self._toolkit.get_submodule(update.layer))
@@ -75,9 +75,12 @@ class UnmergedAdapters:
             return
         for target in targets:
             layer = self._transformer.get_submodule(target.parameter.removesuffix(".weight"))
+            if target.part != WHOLE:
+                self._patch_bfl_layer(adapter, update, layer=layer)
+                continue
             weight = partial(dense_weight, layer)
             self._hook(
-                layer, forward_patch(_unmerged(adapter, update, weight=weight, select_rows=target.origin.select_rows))
+                layer, forward_patch(_unmerged(adapter, update, weight=weight, select_rows=target.source.select_rows))
             )
 
     def _patch_bfl_layer(self, adapter: Adapter, update: LayerUpdate, *, layer: nn.Module) -> None:

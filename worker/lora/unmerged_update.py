@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from shared.adapters.kinds import LayerUpdate
-from worker.lora.merge import lokr_factor, scale_of
+from worker.lora.merge import LOHA_FACTORS, loha_delta, lokr_factor, scale_of
 
 #: Maps a layer's input (..., in) and output (..., rows) to the output with the adapter.
 ForwardPatch = Callable[[Tensor, Tensor], Tensor]
@@ -65,7 +65,7 @@ def _lora(unmerged: UnmergedUpdate) -> ForwardPatch:
 
 def _dora(unmerged: UnmergedUpdate) -> ForwardPatch:
     down, up = unmerged.tensor("down"), unmerged.select_rows(unmerged.tensor("up"))
-    magnitude = unmerged.select_rows(unmerged.tensor("magnitude"))
+    magnitude = unmerged.select_rows(unmerged.tensor("magnitude").flatten())
     scale, multiplier = scale_of(unmerged.update, unmerged.tensors), unmerged.multiplier
 
     def patch(inputs: Tensor, output: Tensor) -> Tensor:
@@ -76,6 +76,19 @@ def _dora(unmerged: UnmergedUpdate) -> ForwardPatch:
         turned = stretch * functional.linear(wide, adapted)
         total: Tensor = output + (update.to(output.dtype) + turned.to(output.dtype))
         return total
+
+    return patch
+
+
+def _loha(unmerged: UnmergedUpdate) -> ForwardPatch:
+    w1_a, w1_b, w2_a, w2_b = (unmerged.tensor(role) for role in LOHA_FACTORS)
+    w1_a, w2_a = unmerged.select_rows(w1_a), unmerged.select_rows(w2_a)
+    scale, multiplier = scale_of(unmerged.update, unmerged.tensors), unmerged.multiplier
+
+    def patch(inputs: Tensor, output: Tensor) -> Tensor:
+        # Multiplied out in each pass: the updates of all layers in float32 would take twice the model's memory.
+        delta = loha_delta(w1_a, w1_b, w2_a, w2_b, scale=scale, multiplier=multiplier)
+        return output + functional.linear(inputs.float(), delta).to(output.dtype)
 
     return patch
 
@@ -123,6 +136,7 @@ def _lokr(unmerged: UnmergedUpdate) -> ForwardPatch:
 _PATCHES: dict[str, Callable[[UnmergedUpdate], ForwardPatch]] = {
     "lora": _lora,
     "dora": _dora,
+    "loha": _loha,
     "lokr": _lokr,
     "fullrank": _fullrank,
     "diff": _diff,
