@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import httpx2
 from pydantic import BaseModel, ValidationError
@@ -27,6 +28,19 @@ _TRANSIENT = frozenset(
 _NOT_CONNECTED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)
 # Another attempt would fail in the same way.
 _PERMANENT = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
+
+
+def require_address(base_url: str) -> None:
+    """Raise `ApiUnreachable` unless the text can be the address of an API."""
+    try:
+        parts = urlsplit(base_url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+        # An unsound port raises when it is read.
+        is_address = is_address and parts.port != 0
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise ApiUnreachable(f"{base_url!r} is no address of an API; write it like http://127.0.0.1:8000")
 
 
 def parse_answer(answer: httpx2.Response, kind: type[AnswerT]) -> AnswerT:
@@ -104,5 +118,6 @@ def _problem(answer: httpx2.Response) -> str:
         problem = answer.json()
         return f"{problem['code']}: {problem['detail']}"
     except (ValueError, KeyError, TypeError):
-        # A proxy in front of the API answers in its own format.
-        return f"{answer.status_code}: {answer.text[:200]}"
+        # A proxy in front of the API, or another server, answers in its own format.
+        text = " ".join(answer.text[:200].split())
+        return f"{answer.url} answered {answer.status_code}, not in the format of this API; check the URL: {text}"

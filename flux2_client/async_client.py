@@ -14,6 +14,7 @@ import anyio
 import httpx2
 from PIL import Image as PillowImage
 
+from flux2_client.answers import require_address
 from flux2_client.client import DOWNLOAD_TIMEOUT_S, make_receiver
 from flux2_client.listing import Listing
 from flux2_client.models import (
@@ -64,6 +65,7 @@ class AsyncClient:
         retry_s: float = 60.0,
         on_failure: Callable[[ApiError], None] | None = None,
     ) -> None:
+        require_address(base_url)
         # Reading the system's certificates takes longer than most calls, so both pools share them.
         certificates = httpx2.create_ssl_context()
         self._http = httpx2.AsyncClient(base_url=base_url, timeout=timeout_s, verify=certificates)

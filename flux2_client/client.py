@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import httpx2
 from PIL import Image as PillowImage
 
+from flux2_client.answers import require_address
 from flux2_client.listing import Listing
 from flux2_client.models import (
     Adapter,
@@ -70,6 +71,9 @@ class Client:
         retry_s: seconds for which a call is repeated while the API is away or the queue is full; 0 makes each call
             once. The waits between attempts grow to half a minute, or are as long as the API's `Retry-After`.
         on_failure: called with the error before each repeat; an exception that it raises ends the call.
+
+    Raises:
+        ApiUnreachable: `base_url` is no http or https address.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Client:
         retry_s: float = 60.0,
         on_failure: Callable[[ApiError], None] | None = None,
     ) -> None:
+        require_address(base_url)
         # Reading the system's certificates takes longer than most calls, so both pools share them.
         certificates = httpx2.create_ssl_context()
         self._http = httpx2.Client(base_url=base_url, timeout=timeout_s, verify=certificates)

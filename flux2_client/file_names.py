@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import string
+import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, TypeVar
@@ -17,6 +18,7 @@ ImageT = TypeVar("ImageT", bound="ImageInfo")
 
 DEFAULT_TEMPLATE = "{request_id}-{index}-{seed}.{format}"
 FIELDS = ("request_id", "index", "seed", "format", "width", "height", "sha256", "prompt")
+_NUMBERS = ("index", "seed", "width", "height")
 
 # Characters that a file system or a shell takes for something else.
 _UNSAFE = re.compile(r"[^\w.,+=@-]+")
@@ -39,6 +41,10 @@ def check_template(template: str) -> str:
     path = PurePosixPath(template)
     if not fields or path.is_absolute() or ".." in path.parts or "\\" in template or "\0" in template:
         raise ValueError(f"{template!r} must name a file below the output folder, by at least one {{field}}")
+    try:
+        template.format_map({name: 0 if name in _NUMBERS else "a" for name in FIELDS})
+    except ValueError as error:
+        raise ValueError(f"{template!r} is not a template: {error}") from error
     return template
 
 
@@ -76,4 +82,7 @@ def name_images(images: Sequence[ImageT], template: str) -> dict[Path, ImageT]:
 
 
 def _clean(value: str) -> str:
+    # In a locale without UTF-8 a file's name cannot have every letter; a question mark is unsafe anyway.
+    encoding = sys.getfilesystemencoding()
+    value = value.encode(encoding, errors="replace").decode(encoding)
     return _UNSAFE.sub("_", value).lstrip(".")[:_LONGEST_VALUE].strip("_") or "none"

@@ -145,7 +145,9 @@ def list_jobs(
     from flux2_client.terminal import SUCCEEDED, Session
 
     async def run(client: AsyncClient) -> int:
-        await print_listing(client.requests(status=state, model=model), print_jobs, limit=limit, as_json=as_json)
+        await print_listing(
+            client.requests(status=state, model=model), print_jobs, limit=limit, as_json=as_json, empty="no such jobs"
+        )
         return SUCCEEDED
 
     Session(url, profile).run(run)
@@ -167,7 +169,12 @@ def adapters(
             found = await client.adapter(path, model=model)
             print_answer(found, print_adapter, as_json=as_json)
             return REFUSED if found.refused else SUCCEEDED
-        await print_listing(client.adapters(), print_adapter_files, as_json=as_json)
+        await print_listing(
+            client.adapters(),
+            print_adapter_files,
+            as_json=as_json,
+            empty="no adapter files are under the API's FLUX2_ADAPTERS_ROOT",
+        )
         return SUCCEEDED
 
     Session(url, profile).run(run)

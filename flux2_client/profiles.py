@@ -26,7 +26,7 @@ def find_url(url: str | None, profile: str | None) -> str:
     file = config_file()
     config = _read(file)
     name = profile or config.get("default")
-    return DEFAULT_URL if name is None else _profile_url(config, name, file)
+    return DEFAULT_URL if name is None else _profile_url(config, str(name), file)
 
 
 def config_file() -> Path:

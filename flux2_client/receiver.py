@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import BinaryIO
 
 import httpx2
 
+from flux2_client.part_file import open_part
 from shared.errors import OutputRefused
 
 _BLOCK_BYTES = 1024 * 1024
@@ -100,12 +100,10 @@ def receive_into(path: Path, *, size_bytes: int | None, sha256: str) -> Iterator
     Raises:
         OutputRefused: a file cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(part, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b") as file:
+        with open_part(path) as file:
             yield Receiver(file, size_bytes=size_bytes, sha256=sha256)
-        part.replace(path)
     except OSError as error:
         raise OutputRefused(f"cannot write {path}: {error.strerror}; choose another folder") from error
 

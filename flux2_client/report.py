@@ -66,7 +66,7 @@ class LineReport:
         self._changes = _Changes()
 
     def submitted(self, job: Job, *, images: int) -> None:
-        _print_line(f"submitted {job.request_id}: {_images(images)}")
+        _print_line(f"submitted {job.request_id}: {count_images(images)}")
 
     def progressed(self, status: Status) -> None:
         if self._changes.is_new(status) and not status.has_ended:
@@ -95,7 +95,7 @@ class BarReport:
 
     def submitted(self, job: Job, *, images: int) -> None:
         self._images[job.request_id] = images
-        self._console.print_line(f"request {job.request_id}: {_images(images)}")
+        self._console.print_line(f"request {job.request_id}: {count_images(images)}")
         self._draw()
 
     def progressed(self, status: Status) -> None:
@@ -119,7 +119,7 @@ class BarReport:
 
     def _draw(self) -> None:
         saved = f", {self._saved} saved" if self._saved else ""
-        text = f"{sum(self._rendered.values())} of {_images(sum(self._images.values()))}{saved}"
+        text = f"{sum(self._rendered.values())} of {count_images(sum(self._images.values()))}{saved}"
         self._bar.update(
             self._task, description=text, completed=sum(self._steps.values()), total=sum(self._images.values())
         )
@@ -163,12 +163,13 @@ def _summary(status: Status) -> dict[str, Any]:
 
 
 def _counts(status: Status) -> str:
-    parts = [f"{status.count('succeeded')} of {_images(len(status.items))}"]
+    parts = [f"{status.count('succeeded')} of {count_images(len(status.items))}"]
     parts += [f"{status.count(state)} {state}" for state in ("failed", "canceled") if status.count(state)]
     return ", ".join(parts)
 
 
-def _images(count: int) -> str:
+def count_images(count: int) -> str:
+    """Return e.g. "2 images"."""
     return f"{count} image" if count == 1 else f"{count} images"
 
 

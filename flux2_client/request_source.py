@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class Description:
             ValueError: an option is unsound, or no prompt was given.
             OSError: the file of prompts cannot be read.
         """
-        prompts: list[dict[str, Any]] = [{"prompt": text} for text in self.prompts or []]
+        prompts: list[dict[str, Any]] = [{"prompt": _text(prompt)} for prompt in self.prompts or []]
         if self.prompts_file is not None:
             prompts += read_prompts(_read_text(str(self.prompts_file)))
         if not prompts:
@@ -57,8 +58,8 @@ class Description:
         return {
             "model": "flux2",
             "prompts": compose_prompts(prompts, seeds=seeds, fields=fields),
-            "loras": [parse_lora(text) for text in self.loras or []],
-            **_given(self.request_fields),
+            "loras": [parse_lora(_text(lora)) for lora in self.loras or []],
+            **{name: _text(value) for name, value in _given(self.request_fields).items()},
         }
 
 
@@ -83,7 +84,21 @@ def load_request(file: str | None, description: Description) -> dict[str, Any]:
 
 
 def _read_text(file: str) -> str:
-    return sys.stdin.read() if file == _STDIN else Path(file).read_text(encoding="utf-8")
+    try:
+        data = sys.stdin.buffer.read() if file == _STDIN else Path(file).read_bytes()
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file} is not text in UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def _text(value: Any) -> Any:
+    """Return the text of an option, which a terminal with a locale without UTF-8 gives in pieces."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return os.fsencode(value).decode()
+    except UnicodeError as error:
+        raise ValueError(f"{value!r} is not text in UTF-8; set a locale with UTF-8, e.g. LC_ALL=C.UTF-8") from error
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def submit(
         raise typer.BadParameter(str(error)) from error
     to = open_destination(output, name, parallel, overwrite) if output else None
     session = Session(url, profile, patient=True)
-    session.to = to
+    session.to, session.submits = to, True
 
     async def run(client: AsyncClient) -> int:
         with open_report(as_json=as_json) as report:

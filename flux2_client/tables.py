@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from flux2_client.async_client import AsyncImage
 from flux2_client.models import Adapter, AdapterFile, Answer, JobLine, Result, Status
-from flux2_client.report import print_json
+from flux2_client.report import count_images, print_json, print_message
 from shared.console import LineConsole
 
 AnswerT = TypeVar("AnswerT", bound=Answer)
@@ -27,8 +27,13 @@ async def print_listing(
     *,
     limit: int = 0,
     as_json: bool,
+    empty: str,
 ) -> None:
-    """Print at most `limit` lines, all if it is 0: each JSON line as soon as it is known, columns at the end."""
+    """Print at most `limit` lines, all if it is 0: each JSON line as soon as it is known, columns at the end.
+
+    Args:
+        empty: message for people if there is no line.
+    """
     # Columns are as wide as their widest cell, which may be the last one.
     rows: list[AnswerT] = []
     count = 0
@@ -42,6 +47,8 @@ async def print_listing(
             break
     if rows:
         print_for_people(rows)
+    elif not count:
+        print_message(empty)
 
 
 def print_status(status: Status) -> None:
@@ -82,7 +89,9 @@ def print_jobs(jobs: Sequence[JobLine]) -> None:
 
 
 def print_canceled(status: Status) -> None:
-    LineConsole().print_aligned([(status.request_id, status.status, f"{status.count('succeeded')} images stay")])
+    LineConsole().print_aligned(
+        [(status.request_id, status.status, f"{count_images(status.count('succeeded'))} finished")]
+    )
 
 
 def print_adapter_files(files: Sequence[AdapterFile]) -> None:

@@ -33,6 +33,8 @@ class Session:
     def __init__(self, url: str | None, profile: str | None, *, patient: bool = False) -> None:
         self.url = find_url(url, profile)
         self.jobs: list[str] = []
+        #: Whether the command submits: a refusal then leaves the jobs that it submitted before.
+        self.submits = False
         self.to: Destination | None = None
         self._retry_s = PATIENCE_S if patient else _SHORT_S
 
@@ -57,7 +59,7 @@ class Session:
         except CommandError as error:
             print_message(str(error))
             code = REFUSED
-        if self.jobs:
+        if self.jobs and (code != REFUSED or self.submits):
             self._say_how_to_go_on()
         raise typer.Exit(code)
 

@@ -6,6 +6,7 @@ command imports what it needs when it runs: `flux2 COMMAND --help` must not wait
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib.metadata import entry_points, version
 from typing import Annotated
@@ -41,6 +42,9 @@ def _options(
 
 def main() -> None:
     """Run the command; print an error that the caller can fix as one line, without a traceback."""
+    # A prompt may hold characters that the terminal cannot show; they must not end the command.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         # Settings take 0.1 s to import, and these options use none.
         if not {"--help", "--version"} & set(sys.argv):

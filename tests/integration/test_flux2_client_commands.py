@@ -158,10 +158,15 @@ def test_a_request_file_and_stdin_are_submitted_as_they_are(flux2, api, tmp_path
         (["submit", "missing.json"], "No such file"),
         (["submit", "request.json", "--seed", "1"], "a request file holds the whole request"),
         (["download", "1", "--name", "../{index}"], "must name a file below"),
+        (["download", "1", "--name", "{prompt:04d}"], "is not a template"),
+        (["submit", "--prompts", "latin.txt"], "latin.txt is not text in UTF-8"),
         (["status"], "Missing argument"),
     ],
 )
-def test_a_mistake_in_the_command_line_is_exit_code_2(flux2, arguments, message):
+def test_a_mistake_in_the_command_line_is_exit_code_2(flux2, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "latin.txt").write_bytes(b"B\xe4r")
+
     done = flux2(*arguments)
 
     assert done.exit_code == 2
@@ -197,6 +202,7 @@ def test_jobs_are_listed_shown_downloaded_and_canceled(flux2, api, tmp_path, fin
     assert [done.exit_code for done in (canceled, waited, first, second, third)] == [0, 0, 0, 3, 0]
     assert len([event for event in events(first) if event["event"] == "image"]) == 2
     assert "holds something else" in second.stderr
+    assert "0 images finished" in canceled.stdout
     listed = {event["request_id"]: event for event in events(flux2("list", "--json"))}
     assert list(listed) == jobs[::-1]
     assert events(flux2("list", "--json", "--status", "succeeded"))[0]["request_id"] == jobs[0]
@@ -208,6 +214,43 @@ def test_jobs_are_listed_shown_downloaded_and_canceled(flux2, api, tmp_path, fin
     assert flux2("result", jobs[0]).stdout.count("http") == 2
     assert jobs[0] in flux2("list").stdout
     assert "image 1" in flux2("status", jobs[0]).stdout
+
+
+def test_a_listing_without_lines_says_so_and_prints_no_json(flux2, api):
+    jobs, adapters, as_json = flux2("list"), flux2("adapters"), flux2("list", "--json")
+
+    assert [done.exit_code for done in (jobs, adapters, as_json)] == [0, 0, 0]
+    assert [done.stdout for done in (jobs, adapters, as_json)] == ["", "", ""]
+    assert jobs.stderr == "no such jobs\n"
+    assert adapters.stderr == "no adapter files are under the API's FLUX2_ADAPTERS_ROOT\n"
+
+
+def test_a_command_whose_job_does_not_exist_does_not_say_how_to_go_on(flux2):
+    unknown = flux2("wait", "unknown")
+
+    assert unknown.exit_code == 1
+    assert "flux2 wait" not in unknown.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_prompts_of_any_language_work_in_a_terminal_of_any_encoding(api, renderer, tmp_path, encoding):
+    command = [sys.executable, "-m", "shared.cli", "submit", "-p", "ein B\N{LATIN SMALL LETTER A WITH DIAERESIS}r"]
+    options = ["--size", "64", "--output", "out", "--name", "{prompt}.png", "--url", api.url]
+    environment = {
+        **os.environ,
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONIOENCODING": encoding,
+    }
+
+    done = subprocess.run([*command, *options], cwd=tmp_path, env=environment, capture_output=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    [job] = api.ledger.jobs(before=None, limit=9).jobs
+    [item] = api.ledger.job(job.job_id).items
+    assert item.spec.prompt == "ein B\N{LATIN SMALL LETTER A WITH DIAERESIS}r"
+    assert len(list((tmp_path / "out").iterdir())) == 1
 
 
 def test_adapters_are_listed_and_described(flux2, adapter_root, goldens):

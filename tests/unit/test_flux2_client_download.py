@@ -14,6 +14,7 @@ from PIL import Image
 from flux2_client.async_client import AsyncClient
 from flux2_client.client import Client
 from flux2_client.models import ImageInfo
+from flux2_client.receiver import receive_into
 from shared.errors import ApiError, OutputRefused
 
 
@@ -173,6 +174,32 @@ def test_an_interrupted_file_is_resumed_by_a_later_call(use, store, tmp_path):
 
     assert store.ranges == ["bytes=5000-"]
     assert (tmp_path / "image.png").read_bytes() == PNG
+
+
+def test_two_downloads_of_one_file_at_the_same_time_both_end_with_it(use, tmp_path):
+    path = tmp_path / "image.png"
+
+    with receive_into(path, size_bytes=None, sha256="") as first:
+        first.write(PNG[:5000])
+        use(lambda image: image.save(path))
+        between = path.read_bytes()
+        first.write(PNG[5000:])
+
+    assert between == path.read_bytes() == PNG
+    assert [file.name for file in tmp_path.iterdir()] == ["image.png"]
+
+
+def test_a_download_that_fails_next_to_another_one_leaves_nothing(use, store, tmp_path):
+    path = tmp_path / "image.png"
+    store.stored = PNG[:-1] + b"x"
+
+    with receive_into(path, size_bytes=None, sha256="") as first:
+        with pytest.raises(ApiError, match="have another sha256"):
+            use(lambda image: image.save(path))
+        first.write(PNG)
+
+    assert path.read_bytes() == PNG
+    assert [file.name for file in tmp_path.iterdir()] == ["image.png"]
 
 
 @pytest.mark.parametrize("left", [b"other bytes", PNG + b"more", b"x" * len(PNG)], ids=["short", "long", "same size"])

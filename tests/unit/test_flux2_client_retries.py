@@ -12,8 +12,9 @@ import pytest
 from flux2_client import client as client_module
 from flux2_client import protocol, retries
 from flux2_client.answers import parse_retry_after
+from flux2_client.async_client import AsyncClient
 from flux2_client.client import Client
-from shared.errors import ApiError
+from shared.errors import ApiError, ApiUnreachable
 from shared.local.ports import pick_free_port
 
 # With the fields of every answer that these tests read.
@@ -174,10 +175,17 @@ def test_an_error_of_the_caller_ends_the_repeats(api, clock):
 def test_an_address_that_never_answered_is_reported_at_once(clock):
     with Client(f"http://127.0.0.1:{pick_free_port()}") as client, pytest.raises(ApiError, match="cannot be reached"):
         client.submit({})
-    with Client("no-scheme:1") as client, pytest.raises(ApiError, match="cannot be reached"):
-        client.submit({})
 
     assert clock.slept_s == []
+
+
+@pytest.mark.parametrize(
+    "url", ["", "no-scheme:1", "ftp://a", "http://", "http://a:99999", "http://[::1", "http://a:x"]
+)
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_what_cannot_be_an_address_is_refused_before_a_call(kind, url):
+    with pytest.raises(ApiUnreachable, match="is no address of an API; write it like http://"):
+        kind(url)
 
 
 def test_an_api_that_restarts_is_waited_for(api, clock):
