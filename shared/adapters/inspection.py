@@ -17,6 +17,7 @@ from shared.adapters.header_json import Header
 from shared.adapters.identity import identify
 from shared.adapters.layout import check_fits_base, parse_layout
 from shared.adapters.opened import open_adapter
+from shared.adapters.peft_folder import read_peft_config
 from shared.errors import RequestError
 
 # In BFL's single files the key of a linear layer's weight is its module path with this suffix.
@@ -76,7 +77,7 @@ def inspect_adapter(
     ranks: tuple[int, ...] = ()
     named: frozenset[str] = frozenset()
     try:
-        layout = parse_layout(header)
+        layout = parse_layout(header, config=read_peft_config(path))
         kind, ranks, named = layout.kind, layout.ranks, layout.layers
         if model is not None:
             check_fits_base(layout, layers, model=model)

@@ -57,10 +57,13 @@ class AdapterLayout:
         return tuple(sorted({update.strength.source for update in self.updates}))
 
 
-def parse_layout(header: Header, *, alphas: Mapping[str, float] | None = None) -> AdapterLayout:
+def parse_layout(
+    header: Header, *, config: str | None = None, alphas: Mapping[str, float] | None = None
+) -> AdapterLayout:
     """Group the file's tensors into updates of layers.
 
     Args:
+        config: text of PEFT's `adapter_config.json` beside the file.
         alphas: values of alpha tensors, by key, to compare them with other sources of alpha.
 
     Raises:
@@ -76,7 +79,7 @@ def parse_layout(header: Header, *, alphas: Mapping[str, float] | None = None) -
     _check_overlaps(groups)
     updates = tuple(parse_update(group, header) for group in groups)
     _check_lone_halves(updates)
-    updates, scale_range = _resolve(groups, updates, stated_alphas(header.metadata), alphas or {})
+    updates, scale_range = _resolve(groups, updates, stated_alphas(header.metadata, config), alphas or {})
     kinds = sorted({update.kind for update in updates})
     return AdapterLayout("+".join(kinds), updates, dict(header.metadata), scale_range)
 

@@ -16,8 +16,11 @@ from typing import Any, Literal
 from shared.adapters.name_patterns import NamePatterns
 from shared.errors import AdapterRefused
 
-Source = Literal["tensor", "lora_adapter_metadata", "lora_alpha", "none"]
+Source = Literal["tensor", "lora_adapter_metadata", "lora_alpha", "adapter_config.json", "none"]
 
+#: PEFT stores an adapter as two files in one folder.
+PEFT_FILE = "adapter_model.safetensors"
+CONFIG_NAME: Literal["adapter_config.json"] = "adapter_config.json"
 HEADER_CONFIG: Literal["lora_adapter_metadata"] = "lora_adapter_metadata"
 # Entries of `__metadata__` that state alpha as a number; some writers put the component's name before it.
 _PLAIN_KEYS = ("lora_alpha", "transformer.lora_alpha", "network_alpha", "alpha")
@@ -82,8 +85,11 @@ class StatedAlpha:
         }
 
 
-def stated_alphas(metadata: Mapping[str, str]) -> list[StatedAlpha]:
+def stated_alphas(metadata: Mapping[str, str], config: str | None = None) -> list[StatedAlpha]:
     """Return every statement of alpha outside of the tensors.
+
+    Args:
+        config: text of `adapter_config.json`; None without one.
 
     Raises:
         AdapterRefused: a statement cannot be read.
@@ -91,6 +97,7 @@ def stated_alphas(metadata: Mapping[str, str]) -> list[StatedAlpha]:
     found = [
         _peft_config(metadata[HEADER_CONFIG], HEADER_CONFIG) if metadata.get(HEADER_CONFIG) else None,
         _plain_alpha(metadata),
+        _peft_config(config, CONFIG_NAME) if config is not None else None,
     ]
     return [stated for stated in found if stated is not None]
 
@@ -125,6 +132,12 @@ def resolve_strengths(
                 raise AdapterRefused(
                     f"{keys[name]!r}: {_describe(source)} gives the scale {other:.6g}, but {statement.source} gives "
                     f"{scale:.6g}; remove the wrong one from the file"
+                )
+            if statement.source == CONFIG_NAME and source == CONFIG_NAME and scale != 1:
+                # A worker reads one file, whose sha256 the job names.
+                raise AdapterRefused(
+                    f"{CONFIG_NAME} beside the file gives the scale {scale:.6g}, which the file itself does not state; "
+                    "save the adapter with its config in the header, as diffusers' save_lora_adapter does"
                 )
             if strengths[name].source == "none":
                 strengths[name] = Strength(scale, statement.source)

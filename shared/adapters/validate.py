@@ -14,6 +14,7 @@ from shared.adapters.identity import identify
 from shared.adapters.layout import AdapterLayout, check_fits_base, parse_layout
 from shared.adapters.locate import locate_adapter
 from shared.adapters.opened import open_adapter
+from shared.adapters.peft_folder import read_peft_config
 from shared.catalog import Model
 from shared.errors import RequestError
 from shared.job import AdapterRef
@@ -59,7 +60,8 @@ def _validate(
 ) -> ValidAdapter:
     path = locate_adapter(lora.path, root=settings.root, allow_symlinks=settings.allow_symlinks)
     with open_adapter(path) as file:
-        layout = parse_layout(read_open_header(file, max_bytes=settings.max_bytes))
+        header = read_open_header(file, max_bytes=settings.max_bytes)
+        layout = parse_layout(header, config=read_peft_config(path))
         check_fits_base(layout, layers, model=model.id)
         identity = identify(file)
     ref = AdapterRef(

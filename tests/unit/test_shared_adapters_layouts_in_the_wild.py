@@ -8,6 +8,7 @@ from shared.adapters.base_model import canonical_base
 from shared.adapters.base_sizes import linear_layers
 from shared.adapters.header_json import Header
 from shared.adapters.layout import check_fits_base, parse_layout
+from shared.adapters.peft_folder import read_peft_config
 from shared.errors import AdapterMismatch, AdapterRefused
 from shared.layer_names import WHOLE, Rows
 from shared.safetensors_header import TensorInfo
@@ -168,6 +169,39 @@ def test_a_pattern_changes_the_layers_that_it_names_only():
 def test_sources_of_alpha_that_contradict_or_cannot_be_read_are_refused(metadata, reason):
     with pytest.raises(AdapterRefused, match=reason):
         parse_layout(header_of(proj(), **metadata))
+
+
+@pytest.mark.parametrize("metadata", [{}, {"lora_alpha": "16"}])
+def test_a_config_beside_the_file_that_changes_nothing_is_accepted(metadata):
+    layout = parse_layout(header_of(proj(), **metadata), config=json.dumps({"r": 16, "lora_alpha": 16}))
+
+    assert [update.strength.scale for update in layout.updates] == [1.0]
+
+
+def test_a_config_beside_the_file_that_the_header_repeats_is_accepted():
+    layout = parse_layout(header_of(proj(), lora_alpha="8"), config=json.dumps({"r": 16, "lora_alpha": 8}))
+
+    assert [update.strength.scale for update in layout.updates] == [0.5]
+
+
+def test_a_config_beside_the_file_that_would_change_its_strength_is_refused():
+    with pytest.raises(AdapterRefused, match=r"adapter_config.json beside the file gives the scale 2, which the file"):
+        parse_layout(header_of(proj()), config=json.dumps({"r": 16, "lora_alpha": 32}))
+
+
+@pytest.mark.parametrize(("name", "found"), [("adapter_model.safetensors", "{}"), ("other.safetensors", None)])
+def test_only_the_config_of_pefts_own_file_is_read(tmp_path, name, found):
+    (tmp_path / "adapter_config.json").write_text("{}")
+
+    assert read_peft_config(tmp_path / name) == found
+
+
+@pytest.mark.parametrize("data", [b"\xff", b" " * (1024**2 + 1)])
+def test_a_config_that_is_too_large_or_no_text_is_refused(tmp_path, data):
+    (tmp_path / "adapter_config.json").write_bytes(data)
+
+    with pytest.raises(AdapterRefused, match=r"adapter_config.json .*; export the adapter again"):
+        read_peft_config(tmp_path / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize(
