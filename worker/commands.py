@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from worker.conversion.target import TargetLayout
 from worker.verify.outcome import CaseType, Precision, VerifiedEngine, format_json, format_line, format_summary
 
 if TYPE_CHECKING:
@@ -96,6 +97,24 @@ def render(
 
     for saved in render_request(request.read_bytes(), output, settings):
         typer.echo(json.dumps({"file": str(saved.file), **saved.report}))
+
+
+@app.command()
+def convert(
+    file: Annotated[Path, typer.Argument(help="Adapter file in any layout that jobs can use.")],
+    out: Annotated[Path, typer.Argument(help="File to write.")],
+    to: Annotated[TargetLayout, typer.Option(help="Layout of the tool that reads the file.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write an adapter in the layout of another tool, with the same update of every layer to the bit."""
+    from dataclasses import asdict
+
+    from shared.settings import Settings
+    from worker.conversion.convert import convert_adapter
+
+    done = convert_adapter(file, out, to, max_bytes=Settings().adapters.max_bytes, overwrite=force)
+    typer.echo(json.dumps({"file": str(out), **asdict(done)}) if as_json else f"{out}: {done.describe()}")
 
 
 @app.command()

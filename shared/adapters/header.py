@@ -14,10 +14,12 @@ from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
 
+from shared.adapters.base_model import BASE_KEYS
 from shared.adapters.header_json import MAX_VALUE_CHARS, Header, parse_header
 from shared.adapters.header_text import HeaderText
 from shared.adapters.opened import open_adapter
 from shared.adapters.signature import identify_format
+from shared.adapters.strength import HEADER_CONFIG, PLAIN_ALPHAS
 from shared.errors import AdapterCheckBusy, AdapterRefused, HeaderFault
 from shared.safetensors_header import HeaderFrame, check_tiling, read_frame, read_start
 
@@ -26,7 +28,7 @@ from shared.safetensors_header import HeaderFrame, check_tiling, read_frame, rea
 MAX_HEADER_BYTES = 64 * 1024**2
 
 # Entries of `__metadata__` that decide how an adapter is applied, so none of them may be skipped.
-_DECISIVE = frozenset({"lora_adapter_metadata", "lora_alpha", "ss_base_model_version", "modelspec.architecture"})
+_DECISIVE = frozenset({HEADER_CONFIG, *PLAIN_ALPHAS, *BASE_KEYS})
 
 # Larger headers are parsed one at a time: Python threads would not parse two faster, and each takes up to 50 MB.
 _LARGE_HEADER_BYTES = 1024**2

@@ -22,8 +22,8 @@ Source = Literal["tensor", "lora_adapter_metadata", "lora_alpha", "adapter_confi
 PEFT_FILE = "adapter_model.safetensors"
 CONFIG_NAME: Literal["adapter_config.json"] = "adapter_config.json"
 HEADER_CONFIG: Literal["lora_adapter_metadata"] = "lora_adapter_metadata"
-# Entries of `__metadata__` that state alpha as a number; some writers put the component's name before it.
-_PLAIN_KEYS = ("lora_alpha", "transformer.lora_alpha", "network_alpha", "alpha")
+#: Entries of `__metadata__` that state alpha as a number; some writers put the component's name before it.
+PLAIN_ALPHAS = ("lora_alpha", "transformer.lora_alpha", "network_alpha", "alpha")
 _PLAIN_RANKS = ("r", "transformer.r", "lora_rank")
 # An alpha of bfloat16 has three digits.
 _SAME = 0.005
@@ -150,7 +150,7 @@ def _describe(source: Source) -> str:
 
 def _plain_alpha(metadata: Mapping[str, str]) -> StatedAlpha | None:
     """Read the entries that state one number."""
-    found = {key: _parse_number(metadata[key], key) for key in _PLAIN_KEYS if metadata.get(key)}
+    found = {key: _parse_number(metadata[key], key) for key in PLAIN_ALPHAS if metadata.get(key)}
     if len(set(found.values())) > 1:
         shown = " and ".join(f"{key} {value:g}" for key, value in found.items())
         raise AdapterRefused(f"the header's metadata contradicts itself: {shown}; remove the wrong one from the file")
