@@ -12,8 +12,6 @@ app = typer.Typer(pretty_exceptions_enable=False)
 
 # Each command imports its modules when it runs: together they take 0.5 s, and `--help` needs none of them.
 
-# No limit: only the header of a base checkpoint is read.
-_ANY_SIZE = 2**62
 _MARKS = {"ok": ("ok", "green"), "warning": ("warning", "yellow"), "failed": ("FAILED", "red")}
 
 
@@ -63,18 +61,23 @@ def up(
 def inspect(
     file: Annotated[Path, typer.Argument(help="Adapter file to inspect.")],
     base: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Transformer file in BFL's layout, e.g. flux2-dev.safetensors, to compare the adapter's layers with."
+            help="Say what a submit for this base would say: a model id, e.g. flux2_klein_4b, or a transformer file in "
+            "BFL's layout, e.g. flux2-dev.safetensors."
         ),
     ] = None,
-    model: Annotated[str, typer.Option(help="Model id of that transformer.")] = "flux2",
+    model: Annotated[
+        str | None, typer.Option(help="Model id of a transformer file; default: the one with its layers, else flux2.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show an adapter file's kind, ranks, layers, training step and sha256. Exit code 1 if it cannot be used."""
+    """Show an adapter's trainer, kind, scale, layers and base. Exit code 1 if it cannot be used."""
     from dataclasses import asdict
 
-    from shared.adapters.inspection import inspect_adapter, read_linear_layers
+    from shared.adapters.inspection import inspect_adapter
+    from shared.adapters.inspection_base import find_base
+    from shared.adapters.inspection_text import describe_rows
     from shared.console import LineConsole
     from shared.errors import AdapterNotFound
     from shared.settings import Settings
@@ -82,13 +85,18 @@ def inspect(
     settings = Settings().adapters
     if not file.is_file():
         raise AdapterNotFound(_describe_missing(file, settings.root))
-    layers = None if base is None else read_linear_layers(base, max_bytes=_ANY_SIZE)
-    found = asdict(inspect_adapter(file, max_bytes=settings.max_bytes, layers=layers, model=model if base else None))
+    compared = None if base is None else find_base(base, model=model)
+    found = inspect_adapter(
+        file,
+        max_bytes=settings.max_bytes,
+        layers=None if compared is None else compared.layers,
+        model=None if compared is None else compared.model,
+    )
     if as_json:
-        typer.echo(json.dumps(found))
+        typer.echo(json.dumps(asdict(found)))
     else:
-        LineConsole().print_rows([(name.replace("_", " "), _text(value)) for name, value in found.items()])
-    if found["refused"]:
+        LineConsole().print_rows(describe_rows(found))
+    if found.refused:
         raise typer.Exit(1)
 
 
@@ -140,11 +148,3 @@ def _describe_missing(file: Path, root: Path) -> str:
     near = find_nearest(file.name, base=file.parent, follow_symlinks=False) if file.parent.is_dir() else []
     hint = f"; did you mean {' or '.join(str(file.parent / name) for name in near)}?" if near else ""
     return f"{file}: no such file{hint or f'; the adapter root is {root.absolute()}'}"
-
-
-def _text(value: object) -> str:
-    if value is None or value == () or value == {}:
-        return "-"
-    if isinstance(value, dict):
-        return ", ".join(f"{count} {name}" for name, count in value.items())
-    return ", ".join(str(entry) for entry in value) if isinstance(value, tuple) else str(value)

@@ -8,6 +8,15 @@ from shared.job import Engine
 from shared.prompt import MAX_TEXT, MAX_TOKENS
 
 
+class BlockLayers(BaseModel):
+    """Layers of one type of block."""
+
+    layers: int = Field(description="Layers that the adapter updates.")
+    matched: int | None = Field(
+        description="Number of `layers` that the base model has; null while no live worker has loaded the model."
+    )
+
+
 class AdapterLine(BaseModel):
     """One adapter file, as its header describes it. `flux2 inspect` prints the same."""
 
@@ -18,9 +27,20 @@ class AdapterLine(BaseModel):
     refused: str | None = Field(
         description="Why a job with this adapter would be refused; null if it would be accepted."
     )
+    warnings: list[str] = Field(description="What a job with this adapter would be warned about.")
+    trainer: str | None = Field(
+        description="The tool that probably wrote the file, guessed from its metadata and keys."
+    )
     kind: str | None = Field(description="E.g. `lora`, `lokr` or `diff`; null if unknown.")
     ranks: list[int] = Field(description="Distinct ranks, ascending.")
+    scale_range: list[float] | None = Field(
+        description="Lowest and highest scale of the layers, usually alpha / rank; null if unknown."
+    )
+    scale_sources: list[str] = Field(
+        description="Where they were found: `tensor` (alpha tensors), an entry of the header, or `none` (no alpha: 1)."
+    )
     dtypes: dict[str, int] = Field(description="Number of tensors by data type.")
+    blocks: dict[str, BlockLayers] = Field(description="Layers by type of block: `double`, `single` and `other`.")
     layers: int = Field(description="Layers that the adapter updates.")
     matched: int | None = Field(
         description="Number of `layers` that the base model has; null while no live worker has loaded the model."

@@ -1,27 +1,44 @@
 """Describe an adapter file: its kind, its layers, the base that it was trained on, and why it is refused.
 
-The description comes from the file's header; the tensors' bytes are read only for the sha256.
+The description comes from the file's header and its alpha tensors; the other tensors are read only for the sha256.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.adapters.alphas import read_alphas
+from shared.adapters.base_model import stated_base
 from shared.adapters.header import read_header, read_open_header
 from shared.adapters.header_json import Header
 from shared.adapters.identity import identify
-from shared.adapters.layout import check_fits_base, parse_layout
+from shared.adapters.layout import AdapterLayout, check_fits_base, parse_layout
 from shared.adapters.opened import open_adapter
 from shared.adapters.peft_folder import read_peft_config
+from shared.adapters.trainer import guess_trainer
+from shared.adapters.validate import adapter_warnings
+from shared.catalog import find_model
 from shared.errors import RequestError
 
 # In BFL's single files the key of a linear layer's weight is its module path with this suffix.
 _WEIGHT = ".weight"
+
+
+@dataclass(frozen=True)
+class BlockLayers:
+    """How many layers of one type of block a file updates.
+
+    Attributes:
+        matched: number of `layers` that the base has; None without a base to compare with.
+    """
+
+    layers: int
+    matched: int | None
 
 
 @dataclass(frozen=True)
@@ -32,11 +49,16 @@ class Inspection:
         refused: why the file cannot be used, or None. For a refused file, the other fields contain all known facts.
         kind: kind of the updates, e.g. `lora`; None if the layout is not understood.
         ranks: distinct ranks, ascending.
+        warnings: what a submit for the base would warn about.
+        trainer: the tool that probably wrote the file; a guess.
+        scale_range: lowest and highest scale of the layers; None if an alpha tensor is in a dtype that is not read.
+        scale_sources: where the scales were found; `none` for layers at scale 1 without an alpha.
         dtypes: number of tensors by dtype.
+        blocks: layers by type of block: `double`, `single` and `other`.
         layers: number of layers that the file updates.
         matched: number of these layers that the base has; None without a base to compare with.
         unmatched: names of the layers that the base does not have.
-        base_model_version: the base that the trainer wrote into the file.
+        base_model_version: the base that the trainer wrote into the file, in its spelling.
         name: the trainer's name for the adapter.
         step: training step.
         trigger: the tag that the trainer counted most often.
@@ -45,9 +67,14 @@ class Inspection:
     sha256: str
     size_bytes: int
     refused: str | None
+    warnings: tuple[str, ...]
+    trainer: str | None
     kind: str | None
     ranks: tuple[int, ...]
+    scale_range: tuple[float, float] | None
+    scale_sources: tuple[str, ...]
     dtypes: Mapping[str, int]
+    blocks: Mapping[str, BlockLayers]
     layers: int
     matched: int | None
     unmatched: tuple[str, ...]
@@ -71,33 +98,51 @@ def inspect_adapter(
     """
     with open_adapter(path) as file:
         header = read_open_header(file, max_bytes=max_bytes)
+        alphas = read_alphas(file, header)
         identity = identify(file)
-    kind: str | None = None
+    layout: AdapterLayout | None = None
     refused: str | None = None
-    ranks: tuple[int, ...] = ()
-    named: frozenset[str] = frozenset()
+    warnings: tuple[str, ...] = ()
     try:
-        layout = parse_layout(header, config=read_peft_config(path))
-        kind, ranks, named = layout.kind, layout.ranks, layout.layers
+        layout = parse_layout(header, config=read_peft_config(path), alphas=alphas)
         if model is not None:
             check_fits_base(layout, layers, model=model)
+            warnings = tuple(adapter_warnings(layout, find_model(model), path=path.name))
     except RequestError as error:
         refused = str(error)
+    named = frozenset[str]() if layout is None else layout.layers
+    trained_on = stated_base(header.metadata)
     return Inspection(
         sha256=identity.sha256,
         size_bytes=identity.size_bytes,
         refused=refused,
-        kind=kind,
-        ranks=ranks,
+        warnings=warnings,
+        trainer=guess_trainer(header),
+        kind=None if layout is None else layout.kind,
+        ranks=() if layout is None else layout.ranks,
+        scale_range=None if layout is None else layout.scale_range,
+        scale_sources=() if layout is None else layout.scale_sources,
         dtypes=dict(Counter(tensor.dtype for tensor in header.tensors.values())),
+        blocks=_by_block(named, layers),
         layers=len(named),
         matched=None if layers is None else len(named & layers.keys()),
         unmatched=() if layers is None else tuple(sorted(named - layers.keys())),
-        base_model_version=header.metadata.get("ss_base_model_version"),
+        base_model_version=None if trained_on is None else trained_on.spelling,
         name=header.metadata.get("ss_output_name") or header.metadata.get("name"),
         step=_step(header),
         trigger=_trigger(header),
     )
+
+
+def _by_block(named: Iterable[str], layers: Container[str] | None) -> dict[str, BlockLayers]:
+    kinds: dict[str, list[str]] = {kind: [] for kind in ("double", "single", "other")}
+    for layer in named:
+        kind, found, _ = layer.partition("_blocks.")
+        kinds[kind if found else "other"].append(layer)
+    return {
+        kind: BlockLayers(len(group), None if layers is None else sum(layer in layers for layer in group))
+        for kind, group in kinds.items()
+    }
 
 
 def read_linear_layers(checkpoint: Path, *, max_bytes: int) -> dict[str, tuple[int, int]]:

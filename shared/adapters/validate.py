@@ -71,10 +71,11 @@ def _validate(
         size_bytes=identity.size_bytes,
         multiplier=lora.multiplier,
     )
-    return ValidAdapter(ref, tuple(_warnings(layout, model, path=ref.path)))
+    return ValidAdapter(ref, tuple(adapter_warnings(layout, model, path=ref.path)))
 
 
-def _warnings(layout: AdapterLayout, model: Model, *, path: str) -> Iterator[str]:
+def adapter_warnings(layout: AdapterLayout, model: Model, *, path: str) -> Iterator[str]:
+    """Yield what the caller of a job should know about an adapter that fits its model."""
     trained_on = stated_base(layout.metadata)
     # Of the adapters that fit a distilled model, the others were trained on the model from which it was distilled.
     if trained_on is not None and model.distilled_from and model.id not in trained_on.models:

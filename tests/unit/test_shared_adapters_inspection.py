@@ -9,9 +9,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shared.adapters.inspection import inspect_adapter, read_linear_layers
+from shared.adapters.inspection import BlockLayers, inspect_adapter, read_linear_layers
+from shared.adapters.inspection_base import find_base
+from shared.adapters.inspection_text import describe_rows
+from shared.adapters.validate import validate_adapters
+from shared.catalog import MODELS
 from shared.commands import inspect
-from shared.errors import AdapterNotFound
+from shared.errors import AdapterNotFound, AdapterRefused
+from shared.request import LoraItem
+from shared.settings import AdaptersSettings
 
 MAX = 2**30
 
@@ -70,6 +76,129 @@ def test_a_file_that_is_not_understood_still_has_a_hash_and_a_reason(goldens):
 
     assert len(found.sha256) == 64
     assert found.refused
+
+
+LAYER = "double_blocks.0.img_attn.proj."
+
+
+def pair(module, down="lora_A.weight", up="lora_B.weight"):
+    return {f"{module}{down}": torch.zeros(4, 64), f"{module}{up}": torch.ones(64, 4)}
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(tensors, metadata=None):
+        file = tmp_path / "x.safetensors"
+        save_file(tensors, file, metadata)
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_the_scale_is_read_from_the_alpha_tensors(dtype, written):
+    module = f"diffusion_model.{LAYER}"
+    file = written(pair(module) | {f"{module}alpha": torch.tensor(6.0, dtype=dtype)})
+
+    found = inspect_adapter(file, max_bytes=MAX)
+
+    assert (found.scale_range, found.scale_sources) == ((1.5, 1.5), ("tensor",))
+
+
+def test_different_scales_are_a_range_and_no_alpha_is_said(written, goldens):
+    mixed = inspect_adapter(goldens / "adapters_hand/AB_alpha_mixedrank.safetensors", max_bytes=MAX)
+    without = inspect_adapter(goldens / "adapters/lora_r4_bf16.safetensors", max_bytes=MAX)
+    header = inspect_adapter(written(pair(f"transformer.{DIFFUSERS}"), {"lora_alpha": "2"}), max_bytes=MAX)
+
+    assert mixed.scale_range == (0.25, 2.0)
+    assert dict(describe_rows(mixed))["scale"] == "0.25 to 2 (alpha tensors)"
+    assert dict(describe_rows(without))["scale"] == "1 (no alpha stored)"
+    assert dict(describe_rows(header))["scale"] == "0.5 (lora_alpha in the header)"
+
+
+DIFFUSERS = "transformer_blocks.0.attn.to_out.0."
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata", "trainer"),
+    [
+        (
+            pair(f"diffusion_model.{LAYER}"),
+            {"software": '{"name": "ai-toolkit", "version": "0.7.1"}'},
+            "AI Toolkit 0.7.1",
+        ),
+        (pair(f"diffusion_model.{LAYER}"), {"software": "[" * 100_000}, "AI Toolkit"),
+        (pair(f"diffusion_model.{LAYER}"), {"ss_network_module": "networks.lora_flux_2"}, "musubi-tuner"),
+        (pair(f"diffusion_model.{LAYER}"), {"ot_branch": "master"}, "OneTrainer"),
+        (
+            pair("lora_unet_double_blocks_0_img_attn_proj.", "lora_down.weight", "lora_up.weight"),
+            {},
+            "musubi-tuner or kohya's scripts",
+        ),
+        (pair("diffusion_model.double_blocks.0.img_attn_proj."), {}, "musubi-tuner, converted"),
+        (pair(f"base_model.model.{LAYER}"), {}, "PEFT, as fal uses it"),
+        (pair(f"transformer.{DIFFUSERS}"), {}, "diffusers or SimpleTuner"),
+        (pair(f"transformer.{DIFFUSERS}", "lora_down.weight", "lora_up.weight"), {}, "OneTrainer"),
+        (pair(DIFFUSERS, "lora_A.default.weight", "lora_B.default.weight"), {}, "DiffSynth-Studio"),
+        (pair(f"model.diffusion_model.{LAYER}"), {}, "ComfyUI"),
+        ({"something": torch.zeros(1)}, {}, None),
+    ],
+)
+def test_the_trainer_is_guessed(tensors, metadata, trainer, written):
+    assert inspect_adapter(written(tensors, metadata), max_bytes=MAX).trainer == trainer
+
+
+def test_layers_are_counted_by_type_of_block(goldens, base):
+    fewer = {name: shape for name, shape in base.items() if not name.startswith("single_blocks.1")}
+    file = goldens / "adapters/lora_alllinear_bf16.safetensors"
+
+    found = inspect_adapter(file, max_bytes=MAX, layers=fewer, model="flux2")
+
+    assert found.blocks == {"double": BlockLayers(16, 16), "single": BlockLayers(4, 2), "other": BlockLayers(11, 11)}
+    assert dict(describe_rows(found))["blocks"] == "16 of 16 double, 2 of 4 single, 11 of 11 other"
+
+
+def test_a_base_is_a_model_or_a_file(goldens, written):
+    klein = find_base("flux2_klein_9b_distilled")
+    tiny = find_base(str(goldens / "weights/flux2_dev_tiny.safetensors"))
+    other = written({"img_in.weight": torch.zeros(2, 2)})
+
+    assert klein.layers["single_blocks.23.linear1"] == (36_864, 4096)
+    assert (tiny.model, tiny.layers["img_in"]) == ("flux2", (64, 128))
+    assert find_base(str(other), model="flux2_klein_4b").model == "flux2_klein_4b"
+    with pytest.raises(AdapterNotFound, match="no such file, nor one of the models flux2, flux2_klein_4b"):
+        find_base("flux3")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_inspect_says_what_a_submit_says(model, goldens):
+    for file in sorted(goldens.glob("adapters*/*.safetensors")):
+        base = find_base(model)
+        lora, settings = LoraItem(path=file.name), AdaptersSettings(root=file.parent)
+        try:
+            [valid] = validate_adapters([lora], MODELS[model], layers=base.layers, settings=settings)
+            expected = (None, valid.warnings)
+        except AdapterRefused as error:
+            expected = (str(error), ())
+
+        found = inspect_adapter(file, max_bytes=MAX, layers=base.layers, model=model)
+        assert (found.refused, found.warnings) == expected
+
+
+def test_a_lora_of_the_base_model_is_accepted_by_the_distilled_one_with_the_submits_warning(written):
+    layer = "diffusion_model.single_blocks.19.linear2."
+    tensors = {f"{layer}lora_A.weight": torch.zeros(4, 4 * 3072), f"{layer}lora_B.weight": torch.ones(3072, 4)}
+    base = find_base("flux2_klein_4b_distilled")
+
+    found = inspect_adapter(
+        written(tensors, {"ss_base_model_version": "flux_2_klein_4b"}),
+        max_bytes=MAX,
+        layers=base.layers,
+        model=base.model,
+    )
+
+    assert found.refused is None
+    assert "runs on flux2_klein_4b_distilled" in found.warnings[0]
 
 
 def flux2_inspect(*arguments):

@@ -320,6 +320,18 @@ def test_a_scale_in_the_header_is_kept(target, use_rslora, scale, written, out):
         assert opened.metadata() == {"format": "pt"}
 
 
+def test_pefts_two_files_become_one(written, out, tmp_path):
+    file = written(lora("base_model.model.transformer_blocks.0.attn.to_q.")).rename(
+        tmp_path / "adapter_model.safetensors"
+    )
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 6}')
+
+    done = convert_adapter(file, out, DIFFUSERS, max_bytes=MAX)
+
+    assert (done.scales, done.stored) == ((1.5,), (1.5,))
+    assert parse_layout(read_header(out, max_bytes=MAX)).scale_range == (1.5, 1.5)
+
+
 @pytest.mark.parametrize("target", TargetLayout)
 def test_a_loha_is_refused(target, written, out):
     shapes = {"w1_a": (64, 2), "w1_b": (2, 64), "w2_a": (64, 2), "w2_b": (2, 64)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,8 +13,10 @@ import safetensors.torch
 from torch import Tensor
 
 from shared.adapters.header import read_open_header
+from shared.adapters.header_json import Header
 from shared.adapters.layout import AdapterLayout, parse_layout
 from shared.adapters.opened import open_adapter
+from shared.adapters.peft_folder import read_peft_config
 from shared.adapters.strength import HEADER_CONFIG, PLAIN_ALPHAS
 from shared.errors import OutputRefused
 from shared.safetensors_header import LENGTH_BYTES, METADATA
@@ -104,12 +106,20 @@ def _exists(file: Path) -> OutputRefused:
 def _read(file: Path, *, max_bytes: int) -> tuple[AdapterLayout, dict[str, Tensor], dict[str, str]]:
     """Return the layout, the tensors and the complete metadata of one state of the file."""
     with open_adapter(file) as opened:
-        layout = parse_layout(read_open_header(opened, max_bytes=max_bytes))
+        layout = _parse(file, read_open_header(opened, max_bytes=max_bytes))
         opened.seek(0)
         content = opened.read()
     header_end = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")
     metadata = json.loads(content[LENGTH_BYTES:header_end]).get(METADATA, {})
     return layout, safetensors.torch.load(content), metadata
+
+
+def _parse(file: Path, header: Header) -> AdapterLayout:
+    config = read_peft_config(file)
+    if config is not None and HEADER_CONFIG not in header.metadata:
+        # Unlike a job, which names one file, a conversion can bring PEFT's two files together.
+        return parse_layout(replace(header, metadata={**header.metadata, HEADER_CONFIG: config}))
+    return parse_layout(header, config=config)
 
 
 def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str], *, overwrite: bool) -> None:
