@@ -387,6 +387,15 @@ def test_another_file_is_replaced_only_with_force(written, out):
     assert_same_update(source, out)
 
 
+def test_others_can_read_the_new_file_as_they_can_any_new_file(written, out, tmp_path):
+    usual = tmp_path / "usual"
+    usual.touch()
+
+    convert_adapter(written(lora(Q)), out, BFL, max_bytes=MAX)
+
+    assert out.stat().st_mode == usual.stat().st_mode
+
+
 def test_a_file_can_be_converted_in_place(written, goldens, tmp_path):
     file = tmp_path / "mine.safetensors"
     original = goldens / "adapters/lora_r4_bf16.safetensors"

@@ -126,7 +126,11 @@ def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str], *, 
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         try:
+            part.touch()
+            mode = part.stat().st_mode
             safetensors.torch.save_file(tensors, part, metadata)
+            # The library makes files that only their owner can read; workers may run as another user.
+            part.chmod(mode)
             with part.open("rb") as opened:
                 os.fsync(opened.fileno())
             if overwrite:
