@@ -18,19 +18,15 @@ from typing import Annotated, Any
 
 import typer
 
+from shared.adapters.base_sizes import linear_layers
 from shared.adapters.header import MAX_HEADER_BYTES
+from shared.adapters.names import PREFIX
 from shared.adapters.validate import validate_adapters
 from shared.catalog import FLUX2_DEV
 from shared.console import LineConsole
 from shared.errors import AdapterRefused
 from shared.request import LoraItem
 from shared.settings import AdaptersSettings
-
-# FLUX.2 [dev]: hidden size, double-stream and single-stream blocks, and (out, in) in hidden sizes of their layers.
-_HIDDEN, _DOUBLE, _SINGLE = 6144, 8, 48
-_DOUBLE_LAYERS = {"attn.qkv": (3, 1), "attn.proj": (1, 1), "mlp.0": (6, 1), "mlp.2": (1, 3)}
-_SINGLE_LAYERS = {"linear1": (9, 1), "linear2": (1, 4)}
-_PREFIX = "diffusion_model."
 
 Row = dict[str, Any]
 
@@ -67,7 +63,8 @@ def main(
 
 
 def _measure(root: Path, *, rank: int, submits: int, new_files: int, large: int, at_once: int) -> Iterator[Row]:
-    layers = dict(_layers())
+    # Trainers adapt the layers in the blocks.
+    layers = {name: shape for name, shape in linear_layers(FLUX2_DEV.id).items() if "_blocks." in name}
     lora = _write_lora(root / "lora.safetensors", layers, rank=rank)
     new = [root / f"new-{number}.safetensors" for number in range(new_files)]
     for file in new:
@@ -96,17 +93,6 @@ def _measure(root: Path, *, rank: int, submits: int, new_files: int, large: int,
     yield _row(f"escapes, {at_once} at once", escapes, times)
 
 
-def _layers() -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield (out, in) of the linear layers that trainers adapt, by Black Forest Labs' path."""
-    for block in range(_DOUBLE):
-        for stream in ("img", "txt"):
-            for name, (rows, columns) in _DOUBLE_LAYERS.items():
-                yield f"double_blocks.{block}.{stream}_{name}", (rows * _HIDDEN, columns * _HIDDEN)
-    for block in range(_SINGLE):
-        for name, (rows, columns) in _SINGLE_LAYERS.items():
-            yield f"single_blocks.{block}.{name}", (rows * _HIDDEN, columns * _HIDDEN)
-
-
 def _write_lora(file: Path, layers: dict[str, tuple[int, int]], *, rank: int) -> Path:
     entries: dict[str, Any] = {
         "__metadata__": {
@@ -120,7 +106,7 @@ def _write_lora(file: Path, layers: dict[str, tuple[int, int]], *, rank: int) ->
     for layer, (rows, columns) in layers.items():
         for half, shape in (("A", [rank, columns]), ("B", [rows, rank])):
             start, end = end, end + 2 * shape[0] * shape[1]
-            name = f"{_PREFIX}{layer}.lora_{half}.weight"
+            name = f"{PREFIX}{layer}.lora_{half}.weight"
             entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
     return _write(file, json.dumps(entries).encode(), data_bytes=end)
 

@@ -18,12 +18,10 @@ _QUOTED_CHARS = 60
 
 # A dash in running text, as in `a fox -- in snow` or `well--known`, is no flag.
 _FLAG = re.compile(r"(?:^|(?<=\s))--([A-Za-z][\w-]*)")
-# The flags of AI Toolkit's sample prompts that have an effect on FLUX.2, and spellings that people expect.
-_FLAG_FIELDS = {
+#: The flags of AI Toolkit's sample prompts that have an effect on FLUX.2, with the request's fields for them.
+TRAINER_FLAGS = {
     "w": "width",
-    "width": "width",
     "h": "height",
-    "height": "height",
     "d": "seed",
     "seed": "seed",
     "s": "sample_steps",
@@ -34,6 +32,8 @@ _FLAG_FIELDS = {
     "network_multiplier": "network_multiplier",
     "n": "neg",
 }
+# With spellings that people expect.
+_FLAG_FIELDS = {**TRAINER_FLAGS, "width": "width", "height": "height"}
 
 
 class PromptFlags(NamedTuple):

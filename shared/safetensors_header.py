@@ -16,6 +16,8 @@ from typing import BinaryIO, NamedTuple
 
 from shared.errors import HeaderFault
 
+#: End of the name of a safetensors file.
+SUFFIX = ".safetensors"
 #: Bytes before the header, which hold its length.
 LENGTH_BYTES = 8
 #: The entry of a header that describes no tensor.

@@ -16,6 +16,7 @@ from typing import Any
 
 from api.training_config.config_file import expect_list, expect_mapping, expect_number, expect_text
 from shared.errors import ConfigRefused
+from shared.prompt import TRAINER_FLAGS
 from shared.resolve import TRIGGER
 from shared.resolved_size import filled_bytes
 
@@ -33,20 +34,6 @@ _DEFAULTS: dict[str, Any] = {
     "guidance_scale": 7.0,
     "sample_steps": 20,
     "network_multiplier": 1.0,
-}
-# The trainer's other flags have no effect on FLUX.2, and it ignores unknown flags; all are cut from the prompt.
-_FLAGS = {
-    "w": "width",
-    "h": "height",
-    "d": "seed",
-    "seed": "seed",
-    "s": "sample_steps",
-    "steps": "sample_steps",
-    "l": "guidance_scale",
-    "cfg": "guidance_scale",
-    "m": "network_multiplier",
-    "network_multiplier": "network_multiplier",
-    "n": "neg",
 }
 
 
@@ -121,7 +108,10 @@ def _split_flags(prompt: str) -> tuple[str, dict[str, str]]:
     """Split a prompt from its flags; of a repeated flag the last one counts."""
     words, *flags = prompt.strip().split("--")
     pairs = (flag.partition(" ") for flag in flags)
-    return words.strip(), {_FLAGS[name.strip()]: value.strip() for name, _, value in pairs if name.strip() in _FLAGS}
+    # The trainer's other flags have no effect on FLUX.2, and it ignores unknown flags; all are cut from the prompt.
+    return words.strip(), {
+        TRAINER_FLAGS[name.strip()]: value.strip() for name, _, value in pairs if name.strip() in TRAINER_FLAGS
+    }
 
 
 def _read_fields(given: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from typing import BinaryIO
 
 from shared.adapters.header_json import Header
-from shared.safetensors_header import LENGTH_BYTES
+from shared.safetensors_header import read_frame
 
 _FORMATS = {"F64": "<d", "F32": "<f", "F16": "<e"}
 
 
 def read_alphas(file: BinaryIO, header: Header) -> dict[str, float]:
     """Return the values of the alpha tensors in an open file, by key; a value of another dtype is left out."""
-    file.seek(0)
-    data_start = LENGTH_BYTES + int.from_bytes(file.read(LENGTH_BYTES), "little")
+    data_start = read_frame(file, file_bytes=os.fstat(file.fileno()).st_size).data_start
     alphas = {}
     for key, info in header.tensors.items():
         if key.endswith(".alpha") and info.shape in ((), (1,)):

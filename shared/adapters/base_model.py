@@ -41,17 +41,7 @@ class StatedBase:
 
     @property
     def is_flux1(self) -> bool:
-        return is_flux1(self.spelling)
-
-
-def canonical_base(spelling: str) -> str:
-    """Return the catalogue's id of a base model; a spelling that is not known is returned unchanged."""
-    return _SPELLINGS.get(_plain(spelling), spelling)
-
-
-def is_flux1(spelling: str) -> bool:
-    """Return whether a base model's name stands for FLUX.1."""
-    return re.match(r"flux(1|dev$|schnell$|$)", _plain(spelling)) is not None
+        return re.match(r"flux(1|dev$|schnell$|$)", _plain(self.spelling)) is not None
 
 
 def stated_base(metadata: Mapping[str, str]) -> StatedBase | None:

@@ -25,9 +25,12 @@ _SUPPORTED = (
 _NO_BIAS = "FLUX.2's linear layers have none; export the adapter without biases (PEFT: lora_bias=False, bias='none')"
 
 # Patterns of keys with what they are, and what to do; the first match counts.
+_EMBEDDING = (
+    r"(^|\.)(bundle_emb|emb_params|string_to_param|learned_embeds)\b", "a trained embedding",
+    "prompts here use no trained embeddings; export the adapter without the embedding",
+)  # fmt: skip
 _KINDS = (
-    (r"(^|\.)(bundle_emb|emb_params|string_to_param|learned_embeds)\b", "a trained embedding",
-     "prompts here use no trained embeddings; export the adapter without the embedding"),
+    _EMBEDDING,
     (r"\.diff_b$", "a change of a bias", _NO_BIAS),
     (r"\.lora_(B|A|up|down)(\.[^.]+)?\.bias$", "the bias of a LoRA", _NO_BIAS),
     (r"\.lokr_t[12]$|\.hada_t[12]$|\.lora_mid\.weight$", "a tensor in Tucker form, for convolutions", _SUPPORTED),
@@ -60,7 +63,7 @@ def foreign_tensors(keys: Sequence[str], module: str | None) -> AdapterRefused:
             f"{flux1!r} matches no layer of FLUX.2, but FLUX.1 has it: the adapter was made for FLUX.1, and only "
             "FLUX.2 runs here; train it on a FLUX.2 model" + _others(len(keys) - 1)
         )
-    for pattern, what, remedy in _KINDS if module is None else _KINDS[:1]:
+    for pattern, what, remedy in _KINDS if module is None else (_EMBEDDING,):
         if re.search(pattern, key):
             return AdapterRefused(f"{key!r} is {what}; {remedy}{_others(len(keys) - 1)}")
     if module is not None:

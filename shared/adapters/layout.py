@@ -33,13 +33,11 @@ class AdapterLayout:
         kind: kind of the updates, e.g. `lora`; several kinds are joined, as in `diff+lora`.
         updates: ordered by the first key of each layer in the file.
         metadata: the file's `__metadata__`.
-        scale_range: smallest and largest scale of the updates; None if an alpha tensor has not been read.
     """
 
     kind: str
     updates: tuple[LayerUpdate, ...]
     metadata: dict[str, str]
-    scale_range: tuple[float, float] | None = None
 
     @property
     def layers(self) -> frozenset[str]:
@@ -50,6 +48,13 @@ class AdapterLayout:
     def ranks(self) -> tuple[int, ...]:
         """Distinct ranks, ascending; empty if no update has a rank."""
         return tuple(sorted({update.rank for update in self.updates if update.rank is not None}))
+
+    @property
+    def scale_range(self) -> tuple[float, float] | None:
+        """The smallest and the largest scale of the updates; None if an alpha tensor has not been read."""
+        scales = [update.strength.scale for update in self.updates]
+        known = [scale for scale in scales if scale is not None]
+        return (min(known), max(known)) if len(known) == len(scales) else None
 
     @property
     def scale_sources(self) -> tuple[Source, ...]:
@@ -63,7 +68,7 @@ def parse_layout(
     """Group the file's tensors into updates of layers.
 
     Args:
-        config: text of PEFT's `adapter_config.json` beside the file.
+        config: text of PEFT's `adapter_config.json` from the file's folder.
         alphas: values of alpha tensors, by key, to compare them with other sources of alpha.
 
     Raises:
@@ -79,9 +84,9 @@ def parse_layout(
     _check_overlaps(groups)
     updates = tuple(parse_update(group, header) for group in groups)
     _check_lone_halves(updates)
-    updates, scale_range = _resolve(groups, updates, stated_alphas(header.metadata, config), alphas or {})
+    updates = _with_strengths(groups, updates, stated_alphas(header.metadata, config), alphas or {})
     kinds = sorted({update.kind for update in updates})
-    return AdapterLayout("+".join(kinds), updates, dict(header.metadata), scale_range)
+    return AdapterLayout("+".join(kinds), updates, dict(header.metadata))
 
 
 def check_fits_base(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]] | None, *, model: str) -> None:
@@ -177,36 +182,26 @@ def _refuse(foreign: list[str], header: Header) -> None:
     raise foreign_tensors(foreign, None if split is None else strip_prefix(split.module))
 
 
-def _resolve(
+def _with_strengths(
     groups: Iterable[TensorGroup],
     updates: Iterable[LayerUpdate],
     stated: list[StatedAlpha],
     alphas: Mapping[str, float],
-) -> tuple[tuple[LayerUpdate, ...], tuple[float, float] | None]:
-    """Return the updates with their strengths, and the range of their scales where every alpha is known."""
+) -> tuple[LayerUpdate, ...]:
     named = {group.module: update for group, update in zip(groups, updates, strict=True)}
     ranks = {module: update.rank for module, update in named.items() if update.rank is not None}
     keys = {module: _first_key(named[module]) for module in ranks}
     tensor_alphas = {
         module: alphas.get(named[module].tensors["alpha"]) for module in ranks if "alpha" in named[module].tensors
     }
-    strengths = resolve_strengths(
-        ranks,
-        keys=keys,
-        tensor_alphas=tensor_alphas,
-        stated=stated,
-    )
+    strengths = resolve_strengths(ranks, keys=keys, tensor_alphas=tensor_alphas, stated=stated)
     if any(each.uses_dora for each in stated) and not any("magnitude" in each.tensors for each in named.values()):
         raise AdapterRefused("the file's config says use_dora, but no layer has a magnitude; export the adapter again")
-    scales = [strength.scale for strength in strengths.values() if strength.scale is not None]
-    scales += [alpha / ranks[module] for module, alpha in tensor_alphas.items() if alpha is not None]
-    # Kinds without a rank have the scale 1.
-    scales += [1.0] * (len(named) - len(ranks))
-    resolved = tuple(
+    # Kinds without a rank keep the scale 1.
+    return tuple(
         replace(update, strength=strengths[module]) if module in strengths else update
         for module, update in named.items()
     )
-    return resolved, (min(scales), max(scales)) if len(scales) == len(named) else None
 
 
 def _first_key(update: LayerUpdate) -> str:

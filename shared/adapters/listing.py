@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_SUFFIX = ".safetensors"
+from shared.safetensors_header import SUFFIX
+
 # Entries of folders that one page looks at: a root may hold many other files, and a call must not take seconds.
 _MAX_ENTRIES = 20_000
 # Folders below each other; the walk is recursive.
@@ -58,7 +59,7 @@ def list_adapter_files(
     files: list[ListedFile] = []
     walk = _Walk(base, tuple(after.split("/")) if after else (), allow_symlinks)
     for count, path in enumerate(walk.entries(), start=1):
-        file = _describe(base, path, allow_symlinks=allow_symlinks) if path.endswith(_SUFFIX) else None
+        file = _describe(base, path, allow_symlinks=allow_symlinks) if path.endswith(SUFFIX) else None
         if file is not None:
             files.append(file)
         if len(files) == limit or count == max_entries:

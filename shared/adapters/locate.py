@@ -16,6 +16,7 @@ from pathlib import Path
 
 from shared.adapters.nearest import find_nearest
 from shared.errors import AdapterNotFound, AdapterRefused, RequestError
+from shared.safetensors_header import SUFFIX
 
 FIELD = "path"
 _MAX_CHARS = 4096
@@ -137,7 +138,7 @@ def _check_file(path: str, target: Path) -> None:
     if stat.S_ISDIR(mode):
         raise _refused(path, "is a directory, not a .safetensors file")
     # The caller's name, because in a Hugging Face cache the link's target has no suffix.
-    if not path.lower().endswith(".safetensors"):
+    if not path.lower().endswith(SUFFIX):
         raise _refused(path, "does not end in .safetensors")
     if not stat.S_ISREG(mode):
         raise _refused(path, "is not a regular file")

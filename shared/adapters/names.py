@@ -36,7 +36,7 @@ _PREFIXES = sorted(
 
 
 class _Block(NamedTuple):
-    """Blocks of one kind: the path of their list with underscores, and their layers by path in the block, likewise."""
+    """Blocks of one kind, `double` or `single`, and their layers by path in the block, with underscores for dots."""
 
     kind: str
     layers: Mapping[str, Target]

@@ -14,7 +14,8 @@ from difflib import SequenceMatcher
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-_SUFFIX = ".safetensors"
+from shared.safetensors_header import SUFFIX
+
 _MAX_NAMES = 3
 _MAX_ENTRIES = 4000
 _MAX_FOLDERS = 200
@@ -74,7 +75,7 @@ def _candidates(base: Path, near: Path, *, follow_symlinks: bool) -> Iterator[st
                     if entry.name.startswith("."):
                         continue
                     path = folder / entry.name
-                    if entry.name.lower().endswith(_SUFFIX):
+                    if entry.name.lower().endswith(SUFFIX):
                         yield path.relative_to(base).as_posix()
                     elif entry.is_dir(follow_symlinks=follow_symlinks) and path not in seen:
                         seen.add(path)
@@ -98,5 +99,5 @@ def _compare_with(whole: SequenceMatcher[str], last: SequenceMatcher[str], name:
 
 def _comparable(name: str) -> tuple[str, str]:
     # Without the suffix: all names share it, so that short ones would look alike.
-    text = name.lower().removesuffix(_SUFFIX)[:_MAX_CHARS]
+    text = name.lower().removesuffix(SUFFIX)[:_MAX_CHARS]
     return text, PurePosixPath(text).name

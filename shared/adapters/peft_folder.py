@@ -1,4 +1,4 @@
-"""Read the config that PEFT stores beside an adapter."""
+"""Read the config that PEFT stores in an adapter's folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _MAX_BYTES = 1024**2
 
 
 def read_peft_config(path: Path) -> str | None:
-    """Return the text of `adapter_config.json` beside PEFT's `adapter_model.safetensors`; None without one.
+    """Return the text of `adapter_config.json` from the folder of PEFT's `adapter_model.safetensors`, or None.
 
     Raises:
         AdapterRefused: the config has more than 1 MiB or is not UTF-8.

@@ -24,7 +24,7 @@ CONFIG_NAME: Literal["adapter_config.json"] = "adapter_config.json"
 HEADER_CONFIG: Literal["lora_adapter_metadata"] = "lora_adapter_metadata"
 #: Entries of `__metadata__` that state alpha as a number; some writers put the component's name before it.
 PLAIN_ALPHAS = ("lora_alpha", "transformer.lora_alpha", "network_alpha", "alpha")
-_PLAIN_RANKS = ("r", "transformer.r", "lora_rank")
+PLAIN_RANKS = ("r", "transformer.r", "lora_rank")
 # An alpha of bfloat16 has three digits.
 _SAME = 0.005
 _KINDS = ("LORA", "LOHA")
@@ -35,7 +35,7 @@ class Strength:
     """The factor of an update, apart from the job's multiplier.
 
     Attributes:
-        scale: None if it stands in the layer's alpha tensor, which the worker divides by the rank.
+        scale: None if it depends on the layer's alpha tensor, whose value has not been read.
         source: where alpha was found; `none` for an update at scale 1 without an alpha.
     """
 
@@ -119,11 +119,13 @@ def resolve_strengths(
     Raises:
         AdapterRefused: two sources give different scales.
     """
-    strengths: dict[str, Strength] = {
-        name: Strength(None, "tensor") if name in tensor_alphas else Strength() for name in ranks
-    }
+    strengths = dict.fromkeys(ranks, Strength())
+    for name, alpha in tensor_alphas.items():
+        strengths[name] = Strength(None if alpha is None else alpha / ranks[name], "tensor")
     known: dict[str, tuple[Source, float]] = {
-        name: ("tensor", alpha / ranks[name]) for name, alpha in tensor_alphas.items() if alpha is not None
+        name: (strength.source, strength.scale)
+        for name, strength in strengths.items()
+        if strength.source == "tensor" and strength.scale is not None
     }
     for statement in stated:
         for name, scale in statement.scales(ranks, keys).items():
@@ -136,8 +138,8 @@ def resolve_strengths(
             if statement.source == CONFIG_NAME and source == CONFIG_NAME and scale != 1:
                 # A worker reads one file, whose sha256 the job names.
                 raise AdapterRefused(
-                    f"{CONFIG_NAME} beside the file gives the scale {scale:.6g}, which the file itself does not state; "
-                    "save the adapter with its config in the header, as diffusers' save_lora_adapter does"
+                    f"{CONFIG_NAME} next to the file gives the scale {scale:.6g}, which the file itself does not "
+                    "state; save the adapter with its config in the header, as diffusers' save_lora_adapter does"
                 )
             if strengths[name].source == "none":
                 strengths[name] = Strength(scale, statement.source)
@@ -156,7 +158,7 @@ def _plain_alpha(metadata: Mapping[str, str]) -> StatedAlpha | None:
         raise AdapterRefused(f"the header's metadata contradicts itself: {shown}; remove the wrong one from the file")
     if not found:
         return None
-    rank = next((_parse_number(metadata[key], key) for key in _PLAIN_RANKS if metadata.get(key)), None)
+    rank = next((_parse_number(metadata[key], key) for key in PLAIN_RANKS if metadata.get(key)), None)
     return StatedAlpha("lora_alpha", next(iter(found.values())), rank, _none("alpha"), _none("rank"))
 
 

@@ -164,3 +164,16 @@ def adapter_ref() -> Callable[..., AdapterRef]:
         return AdapterRef(path=path.name, sha256=sha256_of(path), size_bytes=size, multiplier=multiplier)
 
     return make
+
+
+@pytest.fixture
+def written(tmp_path: Path) -> Callable[..., Path]:
+    """A function that writes tensors, and metadata if given, to a file `source.safetensors`, and returns its path."""
+    from safetensors.torch import save_file
+
+    def write(tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> Path:
+        file = tmp_path / "source.safetensors"
+        save_file(tensors, file, metadata)
+        return file
+
+    return write

@@ -85,16 +85,6 @@ def pair(module, down="lora_A.weight", up="lora_B.weight"):
     return {f"{module}{down}": torch.zeros(4, 64), f"{module}{up}": torch.ones(64, 4)}
 
 
-@pytest.fixture
-def written(tmp_path):
-    def write(tensors, metadata=None):
-        file = tmp_path / "x.safetensors"
-        save_file(tensors, file, metadata)
-        return file
-
-    return write
-
-
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_the_scale_is_read_from_the_alpha_tensors(dtype, written):
     module = f"diffusion_model.{LAYER}"

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from shared.adapters.header import read_header
 from shared.adapters.layout import parse_layout
@@ -63,16 +63,6 @@ def lora(module, *, rank=4, rows=64, columns=64, seed=0, dtype=torch.bfloat16):
 @pytest.fixture
 def out(tmp_path):
     return tmp_path / "out.safetensors"
-
-
-@pytest.fixture
-def written(tmp_path):
-    def write(tensors, metadata=None):
-        file = tmp_path / "source.safetensors"
-        save_file(tensors, file, metadata)
-        return file
-
-    return write
 
 
 FILES = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -17,18 +18,17 @@ from shared.adapters.header_json import Header
 from shared.adapters.layout import AdapterLayout, parse_layout
 from shared.adapters.opened import open_adapter
 from shared.adapters.peft_folder import read_peft_config
-from shared.adapters.strength import HEADER_CONFIG, PLAIN_ALPHAS
+from shared.adapters.strength import HEADER_CONFIG, PLAIN_ALPHAS, PLAIN_RANKS
 from shared.errors import OutputRefused
-from shared.safetensors_header import LENGTH_BYTES, METADATA
+from shared.safetensors_header import METADATA, SUFFIX, read_frame, read_header_bytes
 from worker.conversion.factors import Factors, read_factors
 from worker.conversion.layouts import write_layout
 from worker.conversion.target import TargetLayout
 
 _Number = TypeVar("_Number", int, float)
 
-_SUFFIX = ".safetensors"
 # What tools read the scale from; the converted file has its scale in the form of its layout.
-_SCALE_ENTRIES = (HEADER_CONFIG, *PLAIN_ALPHAS, "r", "transformer.r", "lora_rank")
+_SCALE_ENTRIES = (HEADER_CONFIG, *PLAIN_ALPHAS, *PLAIN_RANKS)
 
 
 @dataclass(frozen=True)
@@ -91,8 +91,8 @@ def _sorted(values: Iterable[_Number]) -> tuple[_Number, ...]:
 
 
 def _check_destination(file: Path, *, overwrite: bool) -> None:
-    if file.suffix.lower() != _SUFFIX:
-        raise OutputRefused(f"{file} does not end in {_SUFFIX}, so no job could name it; choose another name")
+    if file.suffix.lower() != SUFFIX:
+        raise OutputRefused(f"{file} does not end in {SUFFIX}, so no job could name it; choose another name")
     if not file.parent.is_dir():
         raise OutputRefused(f"the folder {file.parent} does not exist; create it first")
     if file.exists() and not overwrite:
@@ -109,8 +109,9 @@ def _read(file: Path, *, max_bytes: int) -> tuple[AdapterLayout, dict[str, Tenso
         layout = _parse(file, read_open_header(opened, max_bytes=max_bytes))
         opened.seek(0)
         content = opened.read()
-    header_end = LENGTH_BYTES + int.from_bytes(content[:LENGTH_BYTES], "little")
-    metadata = json.loads(content[LENGTH_BYTES:header_end]).get(METADATA, {})
+    copy = io.BytesIO(content)
+    header = read_header_bytes(copy, read_frame(copy, file_bytes=len(content)))
+    metadata = json.loads(header).get(METADATA, {})
     return layout, safetensors.torch.load(content), metadata
 
 
