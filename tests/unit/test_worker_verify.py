@@ -212,6 +212,22 @@ def test_an_accepted_adapter_fails_if_it_must_be_refused(damaged):
     assert "weights afterwards" in done.stdout
 
 
+def test_a_converted_adapter_whose_strength_is_lost_fails_by_its_latents_and_its_weights(damaged):
+    name = "wild_metadata_lora_adapter"
+    # The test's copy of the file has no header, where its alpha stands.
+    folder = damaged(f"adapters_hand/{name}.safetensors", lambda tensors: None)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["cases"] = [case for case in manifest["cases"] if case.get("name") in (name, "lora_subset_bf16")]
+    replace(folder / "manifest.json", json.dumps(manifest).encode())
+
+    done = verify(folder, "--only", "adapter_hand", "--json")
+
+    (failed,) = json.loads(done.stdout)["outcomes"]
+    assert done.exit_code == 1
+    assert "latents_fp32_m1.0 max_abs" in failed["detail"]
+    assert "merged_fp32_m1.0/double_blocks" in failed["detail"]
+
+
 def test_a_tolerance_with_an_unknown_metric_fails(damaged):
     folder = damaged(type="forward", model="dev", dtype="fp32")
     manifest = json.loads((folder / "manifest.json").read_text())

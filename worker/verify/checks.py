@@ -10,12 +10,16 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
+from shared.adapters.names import parse_target, strip_prefix
+from shared.adapters.suffixes import split_key
 from shared.errors import RequestError
 from shared.job import AdapterMode
 from worker.lora.hot_swap import AdapterSwapper
@@ -31,7 +35,6 @@ from worker.verify.outcome import CaseType, VerifiedEngine
 from worker.verify.prompt_checks import check_prompt_to_image, check_text
 from worker.verify.sampling import TransformerCalls, record_calls, sample, starting_noise
 
-_ROLE = re.compile(r"\.(lora_A|lora_B|lora_down|lora_up|lokr_\w+|alpha|diff|diff_b|magnitude)(\.weight)?$")
 # A step on another CPU used 0.7 of the latents' limit; a wrong schedule or noise exceeds the limit 200 times or more.
 _STEP_SLACK = 5
 # The goldens' README.md says "Expect equality to 1e-7".
@@ -162,10 +165,13 @@ def _adapter(case: Case, models: GoldenModels) -> Iterator[Measure]:
 def _merged_rows(
     entry: Mapping[str, Any], merged: Mapping[str, Tensor], golden: Mapping[str, Tensor], suffix: str
 ) -> Iterator[Measure]:
-    # The goldens store only every `stride`-th row, to keep the files small.
-    rows = slice(entry["merged_rows"]["start"], None, entry["merged_rows"]["stride"])
     for key in entry["changed_weights"]:
-        yield equal(f"merged_{suffix}/{key}", merged[key][rows], golden[f"merged_{suffix}/{key}"])
+        yield equal(f"merged_{suffix}/{key}", _stored_rows(entry, merged[key]), golden[f"merged_{suffix}/{key}"])
+
+
+def _stored_rows(entry: Mapping[str, Any], weight: Tensor) -> Tensor:
+    # The goldens store only every `stride`-th row, to keep the files small.
+    return weight[entry["merged_rows"]["start"] :: entry["merged_rows"]["stride"]]
 
 
 def _adapter_hand(case: Case, models: GoldenModels) -> Iterator[Measure]:
@@ -186,28 +192,52 @@ def _hand_latents(
     entry, path = case.entry, models.goldens.folder / case.entry["file"]
     golden, embeds = models.goldens.tensors(entry["expected"]), load_embeds(models.goldens, entry["run"])
     engine = models.engine(components)
+    original = models.goldens.adapter_case(entry.get("same_as"))
     for multiplier in entry["multipliers"]:
         swapper.activate([(adapter_ref(path, multiplier), path)])
         what = f"latents_{case.dtype}_m{multiplier}"
         latents = sample(engine, components, entry["run"], **embeds)
         yield from measure(what, latents, golden[f"{case.name}/{what}"], entry["tolerance"][f"latents_{case.dtype}"])
+        if original is not None:
+            yield from _same_weights(case, original, models, bfl_weights(components.transformer), multiplier)
+
+
+def _same_weights(
+    case: Case, original: Mapping[str, Any], models: GoldenModels, merged: Mapping[str, Tensor], multiplier: float
+) -> Iterator[Measure]:
+    """Compare merged weights with those of the adapter that the case's file was converted from."""
+    golden, suffix = models.goldens.tensors(original["expected"]), f"{case.dtype}_m{multiplier}"
+    # Not equal in general: the file's factors may be rescaled by a number that is no power of two.
+    tolerance = case.entry["tolerance"][f"latents_{case.dtype}"]
+    for key in original["changed_weights"]:
+        rows, name = _stored_rows(original, merged[key]), f"merged_{suffix}/{key}"
+        yield from measure(name, rows, golden[name], tolerance)
 
 
 def _refused(swapper: AdapterSwapper, models: GoldenModels, file: str) -> Measure:
-    """Return a measure that passes if the adapter is refused and the message names one of its keys or layers."""
+    """Return a measure that passes if the adapter is refused and the message names a part of the file."""
     path = models.goldens.folder / file
     try:
         swapper.activate([(adapter_ref(path, 1.0), path)])
     except RequestError as error:
-        named = any(name in str(error) for key in models.goldens.tensors(file) for name in (key, _layer(key)))
+        named = any(name in str(error) for name in _names_in(path))
         what = "refusal" if named else f"the refusal names no key of the file ({error}):"
         return Measure(what, "wrong", float(not named), 0.0)
     return Measure("the adapter was accepted but must be refused:", "wrong", 1.0, 0.0)
 
 
-def _layer(key: str) -> str:
-    """Return the layer that a key updates: a message about two keys may name their layer instead."""
-    return _ROLE.sub("", key).removeprefix("diffusion_model.").removeprefix("transformer.")
+def _names_in(path: Path) -> Iterator[str]:
+    """Yield what a refusal may name: keys, their modules and layers, and the entries of the metadata."""
+    with safe_open(path, framework="pt") as file:
+        yield from file.metadata() or ()
+        for key in file.keys():  # noqa: SIM118 - not a mapping
+            yield key
+            split = split_key(key)
+            if split is not None:
+                # A message about two keys may name their layer instead.
+                yield strip_prefix(split.module)
+                target = parse_target(split.module)
+                yield from () if target is None else (target.layer,)
 
 
 def _preview(case: Case, models: GoldenModels) -> Iterator[Measure]:
