@@ -19,7 +19,7 @@ FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
 # More than any layer of FLUX.2 [dev] can use: its hidden size is 6144.
 MAX_RANK = 16_384
 
-_LORA = {"down", "up", "magnitude"}
+_LORA = {"down", "up"}
 _LOHA = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 _LOKR = {"w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b"}
 
@@ -32,11 +32,13 @@ class LayerUpdate:
         layer: Black Forest Labs' module path without `.weight`, e.g. `double_blocks.0.img_attn.qkv`.
         kind: determines the roles in `tensors`, for an update of shape (out, in):
             `lora`: `down` (rank, in), `up` (out, rank); optional scalar `alpha`.
-            `dora`: the roles of `lora`, and `magnitude` (out,) or (out, 1).
+            `dora`: the roles of `lora`, and `magnitude`.
             `loha`: `hada_w1_a` (out, rank), `hada_w1_b` (rank, in), and `hada_w2_a`, `hada_w2_b` of the same shapes;
-            optional scalar `alpha`.
+            optional scalar `alpha` and `magnitude`.
             `lokr`: `w1` (a, b) and `w2` (c, d) with a*c = out and b*d = in, each either whole or a product of `_a` and
-            `_b` through a rank; optional scalar `alpha` if there is a rank.
+            `_b` through a rank; optional scalar `alpha` if there is a rank, optional `magnitude`.
+            A `magnitude` of shape (out,) or (out, 1) is the length of each row, one of shape (1, in) that of each
+            column.
             `fullrank`: `down` (out, in), as AI Toolkit's network of that name stores it. `diff`: `diff` (out, in).
         tensors: key in the file, by role.
         shape: (out, in) of the rows that the update fits.
@@ -94,12 +96,16 @@ def parse_update(group: TensorGroup, header: Header) -> LayerUpdate:
     # Trainers store alpha as a scalar or as a list of one number.
     if alpha is not None and header.tensors[alpha].shape not in ((), (1,)):
         raise AdapterRefused(f"{alpha!r} has shape {list(header.tensors[alpha].shape)}, not a single number")
-    return _parser_for(group)(group, header)
+    update = _parser_for(group)(group, header)
+    _check_magnitude(update, header)
+    return update
 
 
 def _parser_for(group: TensorGroup) -> Callable[[TensorGroup, Header], LayerUpdate]:
-    roles = group.tensors.keys() - {"alpha"}
+    roles = group.tensors.keys() - {"alpha", "magnitude"}
     families = [family for family in (_LORA, _LOKR, _LOHA, {"diff"}) if roles & family]
+    if "magnitude" in group.tensors and families in ([], [{"diff"}]):
+        raise AdapterRefused(f"{group.tensors['magnitude']!r} is a DoRA magnitude without its LoRA")
     if not families:
         raise AdapterRefused(
             f"{group.tensors['alpha']!r} scales nothing: its layer has no lora_A and lora_B, nor another update"
@@ -114,15 +120,13 @@ def _parser_for(group: TensorGroup) -> Callable[[TensorGroup, Header], LayerUpda
     if "diff" in roles:
         return _diff
     # AI Toolkit's full-rank network stores the whole update as lora_A.
-    return _fullrank if roles == {"down"} else _lora
+    return _fullrank if roles == {"down"} and "magnitude" not in group.tensors else _lora
 
 
 def _lora(group: TensorGroup, header: Header) -> LayerUpdate:
     """Read a LoRA, or a DoRA if there is a magnitude."""
     for role, other in (("down", "up"), ("up", "down")):
         if role not in group.tensors:
-            if other not in group.tensors:
-                raise AdapterRefused(f"{group.tensors['magnitude']!r} is a DoRA magnitude without its LoRA")
             raise AdapterRefused(describe_missing_half(group.tensors[other]))
     down, up = group.shape("down", header), group.shape("up", header)
     if down[0] != up[1]:
@@ -130,16 +134,20 @@ def _lora(group: TensorGroup, header: Header) -> LayerUpdate:
             f"{group.tensors['up']!r} has shape {list(up)} and {group.tensors['down']!r} has {list(down)}: "
             f"ranks {up[1]} and {down[0]} differ"
         )
-    key = group.tensors.get("magnitude")
-    if key is not None and header.tensors[key].shape not in ((up[0],), (up[0], 1)):
-        shape = list(header.tensors[key].shape)
-        reason = (
-            "a length for each column, and only DoRAs with a length for each row are supported"
-            if shape == [1, down[1]]
-            else f"not one number for each of {up[0]} rows"
-        )
-        raise AdapterRefused(f"{key!r} has shape {shape}, {reason}")
-    return group.update("lora" if key is None else "dora", (up[0], down[1]), rank=down[0])
+    return group.update("dora" if "magnitude" in group.tensors else "lora", (up[0], down[1]), rank=down[0])
+
+
+def _check_magnitude(update: LayerUpdate, header: Header) -> None:
+    """Refuse a magnitude that is not one number for each row or column of the update."""
+    key = update.tensors.get("magnitude")
+    if key is None:
+        return
+    (out, features), shape = update.shape, header.tensors[key].shape
+    # OneTrainer's default is a length for each column, and LyCORIS' with `wd_on_out=False`. Other tools have none.
+    columns = ((1, features),) if key.endswith(".dora_scale") else ()
+    if shape not in ((out,), (out, 1), *columns):
+        wanted = f"{out} rows" + (f" or {features} columns" if columns else "")
+        raise AdapterRefused(f"{key!r} has shape {list(shape)}, not one number for each of {wanted}")
 
 
 def _fullrank(group: TensorGroup, header: Header) -> LayerUpdate:

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from shared.job import ItemSpec
@@ -22,7 +23,15 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-KINDS = ["lora_alllinear_bf16", "lokr_full_bf16", "dora_bf16", "fullrank_bf16", "lora_plus_diff_bf16"]
+KINDS = [
+    "adapters/lora_alllinear_bf16",
+    "adapters/lokr_full_bf16",
+    "adapters/dora_bf16",
+    "adapters/fullrank_bf16",
+    "adapters/lora_plus_diff_bf16",
+    "adapters_hand/wild_loha",
+    "adapters_hand/wild_dora_magnitude_vector",
+]
 
 
 @pytest.fixture(scope="module", params=["fp32", "bf16", "qfloat8"])
@@ -57,13 +66,55 @@ def render(renderer, path=None, *, mode=None, **changes):
     return renderer.render(spec, [path] if path else [], on_progress=lambda _: None).image.tobytes()
 
 
+def as_onetrainer(source, path, layers):
+    """Write the trainer's DoRA with OneTrainer's names, and DoRAs that scale columns, alone and with a LoKr."""
+    tensors = load_file(source)
+    rows = {
+        key.replace(".magnitude", ".dora_scale"): tensor.view(-1, 1) if key.endswith(".magnitude") else tensor
+        for key, tensor in tensors.items()
+    }
+    columns, lokr = {}, {}
+    for key, tensor in tensors.items():
+        module = key.removesuffix(".magnitude")
+        if module == key:
+            columns[key] = tensor
+            continue
+        out, features = layers[module.removeprefix("diffusion_model.")]
+        lengths = torch.linspace(0.5, 2.0, features, dtype=tensor.dtype).view(1, -1)
+        columns[f"{module}.dora_scale"] = lengths
+        lokr[f"{module}.lokr_w1"] = torch.full((2, 2), 0.1, dtype=tensor.dtype)
+        lokr[f"{module}.lokr_w2"] = torch.full((out // 2, features // 2), 0.1, dtype=tensor.dtype)
+        lokr[f"{module}.dora_scale"] = lengths.clone()
+    files = {"rows": rows, "columns": columns, "lokr": lokr}
+    for name, content in files.items():
+        save_file({key: tensor.contiguous() for key, tensor in content.items()}, path / f"{name}.safetensors")
+    return {name: path / f"{name}.safetensors" for name in files}
+
+
+def test_doras_of_onetrainer_are_merged_as_the_trainers_and_removed_to_the_bit(renderer, goldens, tmp_path):
+    base, trainers = render(renderer), goldens / "adapters/dora_bf16.safetensors"
+    components = renderer.swapper.components
+    files = as_onetrainer(trainers, tmp_path, components.layers)
+
+    for mode in ["merged", "live"] if components.precision.can_merge else ["live"]:
+        expected = render(renderer, trainers, mode=mode)
+        pictures = {name: render(renderer, path, mode=mode) for name, path in files.items()}
+
+        assert pictures["rows"] == expected
+        assert len({base, *pictures.values()}) == 4
+        assert {name: render(renderer, path, mode=mode) for name, path in files.items()} == pictures
+
+    assert render(renderer) == base
+    assert renderer.swapper.count_corrupted() == 0
+
+
 def test_every_kind_changes_the_picture_and_is_removed_to_the_bit(renderer, goldens):
     base = render(renderer)
     modes = ["merged", "live"] if renderer.swapper.components.precision.can_merge else ["live"]
 
     for name in KINDS:
         for mode in modes:
-            path = goldens / f"adapters/{name}.safetensors"
+            path = goldens / f"{name}.safetensors"
             first = render(renderer, path, mode=mode)
             render(renderer, seed=8)
             assert render(renderer, path, mode=mode) == first, (name, mode)

@@ -55,6 +55,22 @@ def test_a_lora_is_added_with_the_bits_of_torchs_operations(shape, rank, dtype, 
     assert int((weight != expected).sum()) == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("part", [slice(3072, 6144), slice(9216, 27648)])
+def test_a_lora_of_a_part_of_linear1_is_added_with_the_bits_of_torchs_operations(part, dtype, draw):
+    weight = draw(27648, 3072, std=0.02).to(dtype)
+    down, up = draw(16, 3072, std=0.02), draw(part.stop - part.start, 16, std=0.02)
+    scale = 3 / 16**0.5
+    expected = weight.clone()
+    expected[part] = (weight[part] + lora_delta(down, up, scale=scale, multiplier=0.7)).to(dtype)
+
+    non_finite = torch.zeros((), dtype=torch.int32, device="cuda")
+    assert can_add_low_rank(weight[part])
+    add_low_rank(weight[part], down, up, old=weight[part], multiplier=0.7, scale=scale, non_finite=non_finite)
+
+    assert torch.equal(weight, expected)
+
+
 def test_a_sum_that_overflows_is_marked_as_not_finite(draw):
     weight, down, up = draw(64, 128).bfloat16(), torch.ones(1, 128).cuda(), torch.full((64, 1), 3.4e38).cuda()
 

@@ -116,6 +116,8 @@ def test_adapters_are_added_to_and_removed_from_both_engines(renderer, goldens, 
         "adapters/dora_bf16",
         "adapters/lora_plus_diff_bf16",
         "adapters_hand/diffusers_names_AB",
+        "adapters_hand/wild_loha",
+        "adapters_hand/wild_dora_magnitude_vector",
     ):
         path = goldens / f"{file}.safetensors"
 

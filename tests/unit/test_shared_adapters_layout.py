@@ -172,7 +172,16 @@ def test_a_layer_that_flux2_cannot_have_is_refused_by_its_key(module):
         ({f"{QKV}.lora_A.weight": (4, 64), f"{QKV}.magnitude": (192,)}, "is a lora_A without its lora_B"),
         ({f"{QKV}.lora_B.weight": (192, 4), f"{QKV}.magnitude": (192,)}, "is a lora_B without its lora_A"),
         ({**lora(QKV, 192, 64, 4), f"{QKV}.magnitude": (64,)}, r"magnitude' has shape \[64\], not one number for each"),
-        ({**lora(QKV, 192, 64, 4), f"{QKV}.dora_scale": (1, 64)}, r"\[1, 64\], a length for each column, and only"),
+        (
+            {**lora(QKV, 192, 64, 4), f"{QKV}.dora_scale": (1, 192)},
+            r"dora_scale' has shape \[1, 192\], not one number for each of 192 rows or 64 columns",
+        ),
+        (
+            {**lora(QKV, 192, 64, 4), f"{QKV}.lora_magnitude_vector": (1, 64)},
+            r"vector' has shape \[1, 64\], not one number for each of 192 rows$",
+        ),
+        ({**lokr(QKV, w1=(8, 8), w2=(24, 8)), f"{QKV}.dora_scale": (64, 1)}, r"has shape \[64, 1\], not one number"),
+        ({f"{QKV}.diff": (192, 64), f"{QKV}.dora_scale": (192, 1)}, "dora_scale' is a DoRA magnitude without its LoRA"),
         (loha(QKV, 192, 64, 4, hada_w2_b=(8, 64)), "hada_w1_a': the LoHa's four factors do not fit each other"),
         (loha(QKV, 192, 64, 4, hada_w2_a=(96, 4)), "hada_w1_a': the LoHa's four factors do not fit each other"),
         ({f"{QKV}.hada_w1_a": (192, 4)}, "hada_w1_a': its layer has no hada_w1_b; a LoHa has hada_w1_a, hada_w1_b"),
@@ -241,6 +250,10 @@ def test_integers_are_not_weights():
     [
         (lora(QKV, 192, 64, 4), "lora", (192, 64), 4),
         ({f"{QKV}.lora_down.weight": (4, 64), f"{QKV}.lora_up.weight": (192, 4)}, "lora", (192, 64), 4),
+        ({**lora(QKV, 192, 64, 4), f"{QKV}.dora_scale": (192, 1)}, "dora", (192, 64), 4),
+        ({**lora(QKV, 192, 64, 4), f"{QKV}.dora_scale": (1, 64)}, "dora", (192, 64), 4),
+        ({**loha(QKV, 192, 64, 4), f"{QKV}.dora_scale": (1, 64)}, "loha", (192, 64), 4),
+        ({**lokr(QKV, w1=(8, 8), w2=(24, 8)), f"{QKV}.dora_scale": (192, 1)}, "lokr", (192, 64), None),
         ({**lora(QKV, 192, 64, 4), f"{QKV}.magnitude": (192,)}, "dora", (192, 64), 4),
         ({f"{QKV}.lora_A.weight": (192, 64)}, "fullrank", (192, 64), None),
         ({f"{QKV}.diff": (192, 64)}, "diff", (192, 64), None),

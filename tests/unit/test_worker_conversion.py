@@ -105,6 +105,23 @@ def test_diffusers_and_back_gives_the_trainers_own_tensors(goldens, out, tmp_pat
     assert {key.split(".")[0] for key in keys} == {"transformer"}
 
 
+@pytest.mark.parametrize("target", TargetLayout)
+def test_a_dora_that_scales_columns_is_refused(target, written, out):
+    tensors = lora(QKV, rows=192) | {f"{QKV}dora_scale": torch.ones(1, 64)}
+
+    with pytest.raises(AdapterRefused, match="an update with a length for each column, and AI Toolkit and diffusers"):
+        convert_adapter(written(tensors), out, target, max_bytes=MAX)
+
+    assert not out.exists()
+
+
+def test_a_lokr_with_magnitudes_is_refused(written, out):
+    tensors = {f"{QKV}lokr_w1": values(8, 8), f"{QKV}lokr_w2": values(24, 8), f"{QKV}dora_scale": torch.ones(192, 1)}
+
+    with pytest.raises(AdapterRefused, match="a length for each row of a lokr"):
+        convert_adapter(written(tensors), out, BFL, max_bytes=MAX)
+
+
 @pytest.mark.parametrize(
     "name",
     [

@@ -128,6 +128,27 @@ def test_selected_rows_keep_their_magnitudes():
     assert (last.values.tolist(), last.magnitude.tolist()) == ([[3.0]], [6.0])
 
 
+def test_a_dora_of_columns_scales_each_column_to_its_magnitude():
+    weight = torch.tensor([[3.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    delta = torch.tensor([[0.0, 0.0, 0.0], [4.0, 0.0, 0.0]])  # the columns become (3, 4), (0, 1) and zeros
+
+    (whole,) = DenseDelta(delta, torch.tensor([[10.0, 3.0, 2.0]])).split([lambda rows: rows], olds=[weight])
+    put(weight, whole)
+
+    torch.testing.assert_close(weight, torch.tensor([[6.0, 0.0, 0.0], [8.0, 3.0, 0.0]]))
+
+
+def test_a_columns_length_is_that_of_all_parts_of_the_layer():
+    weight = torch.tensor([[3.0], [4.0]])
+    selects = [lambda rows: rows[:1], lambda rows: rows[1:]]
+
+    parts = DenseDelta(torch.zeros(2, 1), torch.tensor([[10.0]])).split(selects, olds=list(weight.split(1)))
+    for rows, part in zip(weight.split(1), parts, strict=True):
+        put(rows, part)
+
+    torch.testing.assert_close(weight, torch.tensor([[6.0], [8.0]]))
+
+
 def test_the_sum_is_rounded_once():
     # bfloat16 has steps of 2**-7 above 1. A delta of just over half a step goes up; rounded to bfloat16 by itself it
     # would be exactly half a step, a tie that goes down to the even 1.0.
@@ -199,6 +220,29 @@ def test_layouts_other_than_the_trainers_give_their_images(
     latents = sample(model.transformer, prompt_embeds, case["run"])
     assert_close(latents, golden[f"{name}/latents_fp32_m{multiplier}"], case["tolerance"]["latents_fp32"])
     assert (report.kind, report.ranks, report.layers_touched) == (kind, ranks, layers)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("multiplier", [1.0, 0.5, -1.0])
+@pytest.mark.parametrize(
+    "name",
+    ["wild_peft_base_model", "wild_kohya_lora_unet", "wild_metadata_lora_adapter", "wild_dora_magnitude_vector"],
+)
+def test_a_converted_adapter_gives_the_weights_of_the_one_that_it_was_made_from(
+    name, multiplier, precision, components, goldens, cases, adapter_ref
+):
+    (case,) = cases(type="adapter_hand", name=name)
+    (original,) = cases(type="adapter", name=case["same_as"])
+    model = components(precision)
+    swapper = AdapterSwapper(model)
+
+    def merged(file):
+        swapper.activate([(adapter_ref(goldens / file, multiplier), goldens / file)])
+        return {key: weight.clone() for key, weight in bfl_weights(model.transformer).items()}
+
+    expected, found = merged(original["file"]), merged(case["file"])
+
+    assert [key for key in expected if not same_bits(expected[key], found[key])] == []
 
 
 @pytest.mark.parametrize(

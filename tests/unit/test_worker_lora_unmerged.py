@@ -6,7 +6,7 @@ from safetensors.torch import load_file, save_file
 
 from shared.adapters.kinds import LayerUpdate
 from worker.lora.hot_swap import AdapterSwapper
-from worker.lora.unmerged_update import UnmergedUpdate, forward_patch
+from worker.lora.unmerged_update import UnmergedUpdate, UpdatedRows, forward_patch
 from worker.rendering.renderer import Renderer
 
 KINDS = [
@@ -28,9 +28,7 @@ BASE = X @ WEIGHT.T  # 1, 2
 
 def patch_of(kind, tensors, *, rank=None, multiplier=0.5):
     update = LayerUpdate("layer", kind, {role: role for role in tensors}, (2, 2), rank)
-    return forward_patch(
-        UnmergedUpdate(update, tensors, multiplier, weight=lambda: WEIGHT, select_rows=lambda tensor: tensor)
-    )
+    return forward_patch(UnmergedUpdate(update, tensors, multiplier, UpdatedRows(lambda: WEIGHT)))
 
 
 def test_a_loha_matches_a_hand_worked_example():
@@ -70,6 +68,29 @@ def test_a_dora_matches_a_hand_worked_example():
 
     # W + 0.5 * [[4, 0], [0, 0]] = [[3, 0], [0, 2]]; its rows of length 3 and 2 are scaled to 6 and 2
     assert patch(X, BASE).tolist() == [[6.0, 2.0]]
+
+
+def test_a_dora_of_columns_matches_a_hand_worked_example():
+    tensors = {
+        "down": torch.tensor([[2.0, 0.0]]),
+        "up": torch.tensor([[0.0], [2.0]]),
+        "magnitude": torch.tensor([[5.0, 6.0]]),
+        "alpha": torch.tensor(0.5),
+    }
+    patch = patch_of("dora", tensors, rank=1, multiplier=1.0)
+
+    # W + 0.5 * [[0, 0], [4, 0]] = [[1, 0], [2, 2]]; its columns of length sqrt(5) and 2 are scaled to 5 and 6
+    torch.testing.assert_close(patch(X, BASE), torch.tensor([[5**0.5, 2 * 5**0.5 + 6.0]]))
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+def test_a_lokr_with_magnitudes_matches_a_hand_worked_example(shape):
+    tensors = {"w1": torch.tensor([[1.0, 2.0]]), "w2": torch.tensor([[2.0], [0.0]])}
+
+    patch = patch_of("lokr", {**tensors, "magnitude": torch.tensor([4.0, 6.0]).view(shape)}, multiplier=1.0)
+
+    # kron = [[2, 4], [0, 0]], so W becomes [[3, 4], [0, 2]]; its rows of length 5 and 2 are scaled to 4 and 6
+    torch.testing.assert_close(patch(X, BASE), torch.tensor([[7 * 4 / 5, 6.0]]))
 
 
 def test_a_lokr_matches_a_hand_worked_example():

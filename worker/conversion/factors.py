@@ -48,6 +48,12 @@ class Factors:
         """Whether the update can be cut by rows."""
         return self.kind in _BY_ROWS
 
+    @property
+    def scales_columns(self) -> bool:
+        """Whether the update has a length for each column of the layer."""
+        magnitude = self.tensors.get("magnitude")
+        return magnitude is not None and magnitude.ndim == 2 and magnitude.shape[0] == 1
+
 
 def read_factors(update: LayerUpdate, stored: Mapping[str, Tensor]) -> Factors:
     """Return the factors of one update of a file with these tensors."""

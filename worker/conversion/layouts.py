@@ -105,6 +105,12 @@ _WRITERS: dict[TargetLayout, Callable[[Mapping[str, Sequence[Factors]]], Written
 def _check_kind(part: Factors, kinds: Sequence[str], reason: str) -> None:
     if part.kind not in kinds:
         raise AdapterRefused(f"{part.key!r} belongs to an update of the kind {part.kind!r}: {reason}")
+    if "magnitude" in part.tensors and (part.kind != "dora" or part.scales_columns):
+        what = "each column" if part.scales_columns else f"each row of a {part.kind}"
+        raise AdapterRefused(
+            f"{part.key!r} belongs to an update with a length for {what}, and AI Toolkit and diffusers know only a "
+            "length for each row of a LoRA; keep the file as it is, since it can be used here without a conversion"
+        )
 
 
 def _named(module: str, part: Factors, suffixes: Mapping[str, str]) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from worker.kernels.low_rank import can_add_low_rank
 from worker.lora.base_weights import BaseWeights
 from worker.lora.block_gate import BlockGate
 from worker.lora.load import Adapter
-from worker.lora.merge import weight_delta, write_merged
+from worker.lora.merge import DenseDelta, LowRankDelta, weight_delta, write_merged
 from worker.model.compile import uncompiled
 from worker.model.components import Components
 from worker.model.fp8 import dense_weights, fp8_layers
@@ -245,8 +245,12 @@ class WeightWriter:
         adapter, update, targets = merge
         olds = [values.get(target.parameter, self._weights[target.parameter]) for target in targets]
         factored = all(can_add_low_rank(target.select(old)) for target, old in zip(targets, olds, strict=True))
-        delta = weight_delta(update, adapter.tensors, multiplier=adapter.ref.multiplier, factored=factored)
-        for target, old in zip(targets, olds, strict=True):
+        whole = weight_delta(update, adapter.tensors, multiplier=adapter.ref.multiplier, factored=factored)
+        deltas: Sequence[DenseDelta | LowRankDelta] = whole.split(
+            [target.source.select_rows for target in targets],
+            olds=[target.select(old) for target, old in zip(targets, olds, strict=True)],
+        )
+        for target, old, delta in zip(targets, olds, deltas, strict=True):
             name = target.parameter
             self._back_up(name, old)
             weight = self._weights[name]
@@ -256,12 +260,7 @@ class WeightWriter:
             if target.part != WHOLE and old is not weight:
                 # The merge writes its own rows only.
                 weight.copy_(old)
-            write_merged(
-                target.select(weight),
-                delta.select_rows(target.source.select_rows),
-                old=target.select(old),
-                non_finite=non_finite,
-            )
+            write_merged(target.select(weight), delta, old=target.select(old), non_finite=non_finite)
             values[name] = weight
 
     def _back_up(self, name: str, base: Tensor) -> None:

@@ -50,8 +50,10 @@ class _HostAdapter:
     """
 
     def __init__(self, adapter: Adapter, *, pinned_for: torch.device | None) -> None:
-        # Scalars are alphas: the host computes with them, so they never go to the device.
-        self._scalars = {key: tensor for key, tensor in adapter.tensors.items() if tensor.ndim == 0}
+        # Alphas, as scalars or lists of one number: the host computes with them, so they never go to the device.
+        self._scalars = {
+            key: tensor for key, tensor in adapter.tensors.items() if tensor.ndim < 2 and tensor.numel() == 1
+        }
         self._keys = [key for key in adapter.tensors if key not in self._scalars]
         # One block, so that one copy moves all matrices to a GPU, in milliseconds.
         self._places, size = pack_layout(adapter.tensors[key] for key in self._keys)

@@ -7,7 +7,7 @@ operations, so that merged weights equal the trainer's to the bit. Each kind of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,9 @@ from torch import Tensor
 
 from shared.adapters.kinds import LayerUpdate
 from worker.kernels.low_rank import add_low_rank
+
+#: Picks rows of a tensor whose first dimension is the rows of an update.
+RowSelection = Callable[[Tensor], Tensor]
 
 #: Roles of a LoHa's factors, in the order of `loha_delta`.
 LOHA_FACTORS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
@@ -26,16 +29,44 @@ class DenseDelta:
 
     Attributes:
         values: (rows, in). Without a magnitude, W becomes W + values.
-        magnitude: (rows,), only for a DoRA: each row of W + values is scaled to this length.
+        magnitude: (rows,), only for a DoRA: each row of W + values is scaled to this length. Or (1, in): each column
+            is scaled to this length.
+        column_lengths: (1, in), the lengths of the columns of W + values over all rows of the update; `split` measures
+            them if the magnitudes are of columns.
     """
 
     values: Tensor
     magnitude: Tensor | None = None
+    column_lengths: Tensor | None = None
 
-    def select_rows(self, select: Callable[[Tensor], Tensor]) -> DenseDelta:
+    def split(self, selects: Sequence[RowSelection], *, olds: Sequence[Tensor]) -> list[DenseDelta]:
+        """Return the update of each part of the rows.
+
+        Args:
+            selects: pick the parts; together they pick all rows.
+            olds: the weight of each part before the merge.
+        """
+        parts = [self.select_rows(select) for select in selects]
+        if self.magnitude is None or self.magnitude.ndim == 1:
+            return parts
+        columns = [torch.linalg.norm(old + part.values, dim=0) for part, old in zip(parts, olds, strict=True)]
+        lengths = torch.linalg.norm(torch.stack(columns), dim=0, keepdim=True)
+        return [replace(part, column_lengths=lengths) for part in parts]
+
+    def select_rows(self, select: RowSelection) -> DenseDelta:
         """Return the update of the rows that `select` picks."""
-        # Exact, because no row depends on another: a DoRA scales each row by its own length.
-        return DenseDelta(select(self.values), None if self.magnitude is None else select(self.magnitude))
+        if self.magnitude is None or self.magnitude.ndim == 2:
+            return replace(self, values=select(self.values))
+        # Exact, because no row depends on another: each is scaled by its own length.
+        return replace(self, values=select(self.values), magnitude=select(self.magnitude))
+
+    def stretch(self, merged: Tensor) -> Tensor:
+        """Return the factors that scale W + values, `merged`, to the magnitudes: (rows, 1), or (1, in) for columns."""
+        assert self.magnitude is not None
+        if self.column_lengths is None:
+            return row_scales(merged, self.magnitude)
+        # The trainers that scale columns add this number, so that a column of zeros stays zero.
+        return self.magnitude / (self.column_lengths + torch.finfo(torch.float32).eps)
 
 
 @dataclass(frozen=True)
@@ -50,9 +81,9 @@ class LowRankDelta:
     scale: float
     multiplier: float
 
-    def select_rows(self, select: Callable[[Tensor], Tensor]) -> LowRankDelta:
-        """Return the update of the rows that `select` picks."""
-        return replace(self, up=select(self.up))
+    def split(self, selects: Sequence[RowSelection], *, olds: Sequence[Tensor]) -> list[LowRankDelta]:
+        """Return the update of each part of the rows; see `DenseDelta.split`."""
+        return [replace(self, up=select(self.up)) for select in selects]
 
 
 def lora_delta(down: Tensor, up: Tensor, *, scale: float, multiplier: float) -> Tensor:
@@ -121,12 +152,23 @@ def weight_delta(
     if update.kind == "lora" and factored:
         down, up = (tensors[update.tensors[role]] for role in ("down", "up"))
         return LowRankDelta(down, up, scale_of(update, tensors), multiplier)
+    return dense_delta(update, tensors, multiplier=multiplier)
+
+
+def dense_delta(update: LayerUpdate, tensors: Mapping[str, Tensor], *, multiplier: float) -> DenseDelta:
+    """Return the change of a layer's rows, multiplied out; see `weight_delta`."""
+    values = _DELTAS[update.kind](update, tensors, multiplier)
+    if "magnitude" not in update.tensors:
+        return DenseDelta(values)
+    magnitude = tensors[update.tensors["magnitude"]].float()
+    # Some trainers store the rows' lengths as a column.
+    return DenseDelta(values, magnitude if scales_columns(update, tensors) else magnitude.flatten())
+
+
+def scales_columns(update: LayerUpdate, tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether the update has a length for each column, (1, in), instead of one for each row."""
     magnitude = update.tensors.get("magnitude")
-    return DenseDelta(
-        _DELTAS[update.kind](update, tensors, multiplier),
-        # Some trainers store a column.
-        None if magnitude is None else tensors[magnitude].float().flatten(),
-    )
+    return magnitude is not None and tensors[magnitude].shape == (1, update.shape[1])
 
 
 @torch.no_grad()
@@ -146,7 +188,7 @@ def write_merged(weight: Tensor, delta: DenseDelta | LowRankDelta, *, old: Tenso
     # The update is float32, so the sum is rounded only once, by the copy into the weight.
     merged = old + delta.values  # promoted to float32 without a float32 copy of the weight
     if delta.magnitude is not None:
-        merged *= row_scales(merged, delta.magnitude)
+        merged *= delta.stretch(merged)
     weight.copy_(merged)
     # The verdict stays on the device: the caller reads those of all layers with one transfer.
     non_finite |= ~weight.isfinite().all()

@@ -6,7 +6,7 @@ arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,25 +18,16 @@ from shared.adapters.kinds import LayerUpdate
 from shared.layer_names import WHOLE
 from worker.checkpoint.tensor_names import Origin, WrittenRows
 from worker.lora.load import Adapter
-from worker.lora.unmerged_update import ForwardPatch, UnmergedUpdate, forward_patch
+from worker.lora.merge import scales_columns
+from worker.lora.unmerged_update import ForwardPatch, UnmergedUpdate, UpdatedRows, forward_patch
 from worker.model.qfloat8 import dense_weight
 from worker.model.rounding import fused_product
 
 
-def _all_rows(tensor: Tensor) -> Tensor:
-    return tensor
-
-
 def _unmerged(
-    adapter: Adapter,
-    update: LayerUpdate,
-    *,
-    weight: Callable[[], Tensor],
-    select_rows: Callable[[Tensor], Tensor] = _all_rows,
+    adapter: Adapter, update: LayerUpdate, rows: UpdatedRows, *, others: Sequence[UpdatedRows] = ()
 ) -> UnmergedUpdate:
-    return UnmergedUpdate(
-        update, adapter.tensors, multiplier=adapter.ref.multiplier, weight=weight, select_rows=select_rows
-    )
+    return UnmergedUpdate(update, adapter.tensors, adapter.ref.multiplier, rows, others)
 
 
 class UnmergedAdapters:
@@ -78,19 +69,24 @@ class UnmergedAdapters:
             if target.part != WHOLE:
                 self._patch_bfl_layer(adapter, update, layer=layer)
                 continue
-            weight = partial(dense_weight, layer)
-            self._hook(
-                layer, forward_patch(_unmerged(adapter, update, weight=weight, select_rows=target.source.select_rows))
-            )
+            others = [self._rows(other) for other in targets if other is not target]
+            needed = others if scales_columns(update, adapter.tensors) else ()
+            self._hook(layer, forward_patch(_unmerged(adapter, update, self._rows(target), others=needed)))
+
+    def _rows(self, target: WrittenRows) -> UpdatedRows:
+        """Return the rows of a whole parameter."""
+        layer = self._transformer.get_submodule(target.parameter.removesuffix(".weight"))
+        return UpdatedRows(partial(dense_weight, layer), target.source.select_rows)
 
     def _patch_bfl_layer(self, adapter: Adapter, update: LayerUpdate, *, layer: nn.Module) -> None:
         """Attach an update to a layer that has BFL's rows: to all of them, or to those of a diffusers parameter."""
         weight = partial(dense_weight, layer)
         if update.rows == WHOLE:
-            self._hook(layer, forward_patch(_unmerged(adapter, update, weight=weight)))
+            self._hook(layer, forward_patch(_unmerged(adapter, update, UpdatedRows(weight))))
             return
         picked = Origin(update.layer, *update.rows)
-        patch = forward_patch(_unmerged(adapter, update, weight=lambda: picked.select_rows(weight())))
+        rows = UpdatedRows(lambda: picked.select_rows(weight()))
+        patch = forward_patch(_unmerged(adapter, update, rows))
         self._hook(layer, _patch_rows(patch, picked))
 
     def _hook(self, layer: nn.Module, patch: ForwardPatch) -> None:

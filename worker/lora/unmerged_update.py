@@ -7,18 +7,43 @@ order of operations. Each kind is one function in `_PATCHES`; `worker.lora.unmer
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from shared.adapters.kinds import LayerUpdate
-from worker.lora.merge import LOHA_FACTORS, loha_delta, lokr_factor, scale_of
+from worker.lora.merge import (
+    LOHA_FACTORS,
+    RowSelection,
+    dense_delta,
+    loha_delta,
+    lokr_factor,
+    scale_of,
+    scales_columns,
+)
 
 #: Maps a layer's input (..., in) and output (..., rows) to the output with the adapter.
 ForwardPatch = Callable[[Tensor, Tensor], Tensor]
+
+
+def _all_rows(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+class UpdatedRows(NamedTuple):
+    """Rows of an update, and the layer that holds them.
+
+    Attributes:
+        weight: returns the dense weight of the layer, (rows, in); called in each pass.
+        select: picks the layer's rows of a tensor whose first dimension is the update's rows.
+    """
+
+    weight: Callable[[], Tensor]
+    select: RowSelection = _all_rows
 
 
 @dataclass(frozen=True)
@@ -27,15 +52,15 @@ class UnmergedUpdate:
 
     Attributes:
         tensors: the adapter file's tensors, by key, on the layer's device.
-        weight: returns the dense weight of the layer, (rows, in); called in each pass.
-        select_rows: picks the layer's rows of a tensor whose first dimension is the update's rows.
+        rows: the rows of this layer.
+        others: the rows that other layers hold; needed only if the update scales columns.
     """
 
     update: LayerUpdate
     tensors: Mapping[str, Tensor]
     multiplier: float
-    weight: Callable[[], Tensor]
-    select_rows: Callable[[Tensor], Tensor]
+    rows: UpdatedRows
+    others: Sequence[UpdatedRows] = ()
 
     def tensor(self, role: str) -> Tensor:
         return self.tensors[self.update.tensors[role]].float()
@@ -48,11 +73,15 @@ def forward_patch(unmerged: UnmergedUpdate) -> ForwardPatch:
         forward of ToolkitModuleMixin, DoRAModule, LokrModule and FullModule in ai-toolkit's toolkit/network_mixins.py,
         toolkit/models/ and toolkit/lora_special.py
     """
-    return _PATCHES[unmerged.update.kind](unmerged)
+    update = unmerged.update
+    # AI Toolkit has no other DoRA than one that scales the rows of a LoRA.
+    if "magnitude" in update.tensors and (update.kind != "dora" or scales_columns(update, unmerged.tensors)):
+        return _stretched(unmerged)
+    return _PATCHES[update.kind](unmerged)
 
 
 def _lora(unmerged: UnmergedUpdate) -> ForwardPatch:
-    down, up = unmerged.tensor("down"), unmerged.select_rows(unmerged.tensor("up"))
+    down, up = unmerged.tensor("down"), unmerged.rows.select(unmerged.tensor("up"))
     scale, multiplier = scale_of(unmerged.update, unmerged.tensors), unmerged.multiplier
 
     def patch(inputs: Tensor, output: Tensor) -> Tensor:
@@ -64,14 +93,14 @@ def _lora(unmerged: UnmergedUpdate) -> ForwardPatch:
 
 
 def _dora(unmerged: UnmergedUpdate) -> ForwardPatch:
-    down, up = unmerged.tensor("down"), unmerged.select_rows(unmerged.tensor("up"))
-    magnitude = unmerged.select_rows(unmerged.tensor("magnitude").flatten())
+    down, up = unmerged.tensor("down"), unmerged.rows.select(unmerged.tensor("up"))
+    magnitude = unmerged.rows.select(unmerged.tensor("magnitude").flatten())
     scale, multiplier = scale_of(unmerged.update, unmerged.tensors), unmerged.multiplier
 
     def patch(inputs: Tensor, output: Tensor) -> Tensor:
         wide = inputs.float()
         update = functional.linear(functional.linear(wide, down), up) * scale * multiplier
-        adapted = unmerged.weight().float() + (up @ down) * scale * multiplier
+        adapted = unmerged.rows.weight().float() + (up @ down) * scale * multiplier
         stretch = magnitude / torch.linalg.norm(adapted, dim=1) - 1
         turned = stretch * functional.linear(wide, adapted)
         total: Tensor = output + (update.to(output.dtype) + turned.to(output.dtype))
@@ -80,9 +109,24 @@ def _dora(unmerged: UnmergedUpdate) -> ForwardPatch:
     return patch
 
 
+def _stretched(unmerged: UnmergedUpdate) -> ForwardPatch:
+    """Scale rows or columns of the sum of weight and update to their magnitudes."""
+    update, held = unmerged.update, (unmerged.rows, *unmerged.others)
+
+    def patch(inputs: Tensor, output: Tensor) -> Tensor:
+        weights = [rows.weight() for rows in held]
+        whole = dense_delta(update, unmerged.tensors, multiplier=unmerged.multiplier)
+        delta = whole.split([rows.select for rows in held], olds=weights)[0]
+        adapted = weights[0] + delta.values  # promoted to float32
+        change = adapted.mul_(delta.stretch(adapted)).sub_(weights[0])
+        return output + functional.linear(inputs.float(), change).to(output.dtype)
+
+    return patch
+
+
 def _loha(unmerged: UnmergedUpdate) -> ForwardPatch:
     w1_a, w1_b, w2_a, w2_b = (unmerged.tensor(role) for role in LOHA_FACTORS)
-    w1_a, w2_a = unmerged.select_rows(w1_a), unmerged.select_rows(w2_a)
+    w1_a, w2_a = unmerged.rows.select(w1_a), unmerged.rows.select(w2_a)
     scale, multiplier = scale_of(unmerged.update, unmerged.tensors), unmerged.multiplier
 
     def patch(inputs: Tensor, output: Tensor) -> Tensor:
@@ -94,7 +138,7 @@ def _loha(unmerged: UnmergedUpdate) -> ForwardPatch:
 
 
 def _fullrank(unmerged: UnmergedUpdate) -> ForwardPatch:
-    delta, multiplier = unmerged.select_rows(unmerged.tensor("down")), unmerged.multiplier
+    delta, multiplier = unmerged.rows.select(unmerged.tensor("down")), unmerged.multiplier
 
     def patch(inputs: Tensor, output: Tensor) -> Tensor:
         return output + (functional.linear(inputs.float(), delta) * multiplier).to(output.dtype)
@@ -103,11 +147,11 @@ def _fullrank(unmerged: UnmergedUpdate) -> ForwardPatch:
 
 
 def _diff(unmerged: UnmergedUpdate) -> ForwardPatch:
-    delta = unmerged.select_rows(unmerged.tensor("diff")) * unmerged.multiplier
+    delta = unmerged.rows.select(unmerged.tensor("diff")) * unmerged.multiplier
 
     def patch(inputs: Tensor, output: Tensor) -> Tensor:
         # The whole layer runs again: the trainer rounds the sum of weight and update before it multiplies.
-        weight = unmerged.weight()
+        weight = unmerged.rows.weight()
         return functional.linear(inputs, weight + delta.to(weight.dtype))
 
     return patch
@@ -127,7 +171,7 @@ def _lokr(unmerged: UnmergedUpdate) -> ForwardPatch:
         for matrix in second:
             turned = torch.einsum("...qs,os->...qo", turned, matrix.to(dtype))
         delta = torch.einsum("...qo,pq->...po", turned, first.to(dtype) * scale).flatten(-2, -1)
-        rows = unmerged.select_rows(delta.movedim(-1, 0)).movedim(0, -1)
+        rows = unmerged.rows.select(delta.movedim(-1, 0)).movedim(0, -1)
         return output + rows * torch.tensor(unmerged.multiplier, dtype=dtype)
 
     return patch
