@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from shared.settings import ModelSettings
 from worker.lora.hot_swap import AdapterSwapper
@@ -176,7 +176,7 @@ class Drawn:
         self._delta = up @ down
 
     def _loha(self, out, columns, _):
-        self.rank = self._draw.choice([1, 2, 3, 5])
+        self.rank = self._draw.choice([1, 2, 3, 5, 9])
         products = []
         for number in (1, 2):
             left = self._keep(f"hada_w{number}_a", self._matrix(out, self.rank) * 0.3 / math.sqrt(self.rank))
@@ -323,3 +323,23 @@ def test_each_layer_multiplies_by_the_weight_of_its_kinds_formula(precision, mod
     assert all(torch.equal(weight, dense[layer]) for layer, weight in restored.items())
     assert swapper.count_corrupted() == 0
     assert worst > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_unmerged_adapter_gives_the_latents_of_the_merged_one(kind, load, sample, goldens, adapter_ref, tmp_path):
+    components = load("fp32")
+    swapper, path = AdapterSwapper(components), tmp_path / "made.safetensors"
+    embeds = load_file(goldens / "adapter_expected/_base.safetensors")["prompt_embeds"]
+    run = {"width": 64, "height": 48, "num_inference_steps": 2, "guidance_scale": 4.0, "seed": 1}
+    base, without = effective_weights(components), sample(components.transformer, embeds, run)
+
+    for seed, layout in enumerate(["diffusers", "onetrainer", "kohya"]):
+        draw = random.Random(seed)
+        write_file(path, layout=layout, kind=kind, alpha="tensor", base=base, draw=draw)
+        latents = {}
+        for mode in ("merged", "live"):
+            swapper.activate([(adapter_ref(path, 0.7), path)], mode=mode)
+            latents[mode] = sample(components.transformer, embeds, run)
+
+        assert distance(latents["live"], latents["merged"].double()) < 1e-4, layout
+        assert distance(latents["merged"], without.double()) > 1e-2, layout

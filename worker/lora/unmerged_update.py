@@ -128,13 +128,23 @@ def _loha(unmerged: UnmergedUpdate) -> ForwardPatch:
     w1_a, w1_b, w2_a, w2_b = (unmerged.tensor(role) for role in LOHA_FACTORS)
     w1_a, w2_a = unmerged.rows.select(w1_a), unmerged.rows.select(w2_a)
     scale, multiplier = scale_of(unmerged.update, unmerged.tensors), unmerged.multiplier
+    rows, rank = w1_a.shape
 
-    def patch(inputs: Tensor, output: Tensor) -> Tensor:
-        # Multiplied out in each pass: the updates of all layers in float32 would take twice the model's memory.
+    # Both are multiplied out in each pass: kept for all layers they would take gigabytes.
+    def patch_with_factors(inputs: Tensor, output: Tensor) -> Tensor:
+        # The elementwise product of two products is one product through every pair of their ranks.
+        up = (w1_a.unsqueeze(2) * w2_a.unsqueeze(1)).flatten(1)
+        down = (w1_b.unsqueeze(1) * w2_b.unsqueeze(0)).flatten(0, 1)
+        update = functional.linear(functional.linear(inputs.float(), down), up) * scale * multiplier
+        return output + update.to(output.dtype)
+
+    def patch_with_product(inputs: Tensor, output: Tensor) -> Tensor:
         delta = loha_delta(w1_a, w1_b, w2_a, w2_b, scale=scale, multiplier=multiplier)
         return output + functional.linear(inputs.float(), delta).to(output.dtype)
 
-    return patch
+    # For linear1 of FLUX.2 [dev] and rank 8: 1.2 % of the operations, and 16 MB instead of 2.7 GB.
+    is_smaller = rank * rank * (rows + w1_b.shape[1]) < rows * w1_b.shape[1]
+    return patch_with_factors if is_smaller else patch_with_product
 
 
 def _fullrank(unmerged: UnmergedUpdate) -> ForwardPatch:
