@@ -17,10 +17,10 @@ from http import HTTPStatus
 import httpcore2
 from standardwebhooks.webhooks import Webhook
 
-from api.addresses import GuardedBackend, host_header
 from api.status_view import WIRE_STATUS, first_error, result_url
 from api.timestamps import format_ms
 from shared.ledger import JobView
+from shared.network.addresses import GuardedBackend, host_header
 from shared.settings import WebhookSettings
 
 # Errors are stored with the job in Redis and shown in its status; a library's message may be of any length.

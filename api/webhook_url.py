@@ -5,8 +5,8 @@ from __future__ import annotations
 from ipaddress import ip_address
 from urllib.parse import urlsplit
 
-from api.address_ranges import is_public
 from shared.errors import InvalidRequest
+from shared.network.address_ranges import is_public
 from shared.settings import WebhookSettings
 
 

@@ -11,14 +11,14 @@ import httpcore2
 import pytest
 from standardwebhooks.webhooks import Webhook
 
-from api.address_ranges import is_public
-from api.addresses import resolve_host
 from api.webhook_message import Delivery, post_message
 from api.webhook_url import check_webhook_url
 from api.webhooks import RETRY_WAITS_S, Courier
 from shared.errors import InvalidRequest
 from shared.ledger import Ledger, keys
 from shared.ledger.outbox import WebhookMessage
+from shared.network.address_ranges import is_public
+from shared.network.addresses import resolve_host
 from shared.settings import WebhookSettings
 
 BODY = {"model": "flux2", "loras": [], "prompts": [{"prompt": "a cat", "width": 64, "height": 64}]}
@@ -350,7 +350,9 @@ def test_a_name_is_resolved_once_and_the_connection_uses_the_checked_address(mon
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", rebind)
-    monkeypatch.setattr("api.addresses.is_public", lambda address: address != ipaddress.ip_address("127.0.0.1"))
+    monkeypatch.setattr(
+        "shared.network.addresses.is_public", lambda address: address != ipaddress.ip_address("127.0.0.1")
+    )
     made = settings(webhook={"secret": "whsec_" + "A" * 32, "timeout_s": 0.5})
     url = f"http://rebinding.example:{canary.server_port}/"
 

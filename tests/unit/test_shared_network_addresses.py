@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 import httpcore2
 import pytest
 
-from api import addresses
-from api.address_ranges import is_public
-from api.addresses import GuardedBackend, host_header, resolve_host
+from shared.network import addresses
+from shared.network.address_ranges import is_public
+from shared.network.addresses import GuardedBackend, host_header, resolve_host
 
 
 def words(text):
@@ -155,7 +155,9 @@ def test_no_request_leaves_for_a_special_address_in_any_spelling(canary):
 
 def test_a_host_that_refuses_at_its_first_address_is_reached_at_its_second(canary, monkeypatch):
     server = canary("127.0.0.1")
-    monkeypatch.setattr("api.addresses._look_up", lambda *_: [ipaddress.ip_address(a) for a in ("::1", "127.0.0.1")])
+    monkeypatch.setattr(
+        "shared.network.addresses._look_up", lambda *_: [ipaddress.ip_address(a) for a in ("::1", "127.0.0.1")]
+    )
 
     assert get(f"http://two.example:{server.server_port}/", GuardedBackend(allow_private=True, timeout_s=5)) == 204
 
@@ -185,7 +187,7 @@ def test_an_address_that_does_not_answer_leaves_time_for_the_next(canary, monkey
 
 def test_a_host_fails_when_none_of_its_addresses_accepts(monkeypatch):
     monkeypatch.setattr(
-        "api.addresses._look_up", lambda *_: [ipaddress.ip_address(f"127.0.0.{n}") for n in range(1, 99)]
+        "shared.network.addresses._look_up", lambda *_: [ipaddress.ip_address(f"127.0.0.{n}") for n in range(1, 99)]
     )
     backend = GuardedBackend(allow_private=True, timeout_s=5)
     backend._plain = tried = Detour(closed_port())
@@ -208,7 +210,7 @@ def dead_resolver(monkeypatch):
     """A resolver that does not answer before the test ends."""
     release, lookups = threading.Event(), threading.BoundedSemaphore(2)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: release.wait(30) and [])
-    monkeypatch.setattr("api.addresses._lookups", lookups)
+    monkeypatch.setattr("shared.network.addresses._lookups", lookups)
     yield
     release.set()
     # Each lookup has left once both places are free.

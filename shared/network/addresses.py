@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import httpcore2
 
-from api.address_ranges import Address, is_public
+from shared.network.address_ranges import Address, is_public
 
 # A name may have hundreds of addresses: trying all of them would make this service a scanner of ports.
 _MAX_TRIED: Final = 8
@@ -36,7 +36,7 @@ def resolve_host(host: str, port: int, *, allow_private: bool, timeout_s: float 
         httpcore2.ConnectTimeout: the resolver took too long.
     """
     addresses = _look_up(host, port, timeout_s)
-    # One private address refuses the whole host: no honest receiver mixes them.
+    # One private address refuses the whole host: no honest host mixes them.
     refused = [address for address in addresses if not allow_private and not is_public(address)]
     if refused:
         raise httpcore2.ConnectError(f"{host!r} has the address {refused[0]}, which is not public")
@@ -125,7 +125,7 @@ class _DeadlineStream(httpcore2.NetworkStream):
     """A stream with one deadline for all its reads and writes."""
 
     def __init__(self, stream: httpcore2.NetworkStream, deadline: float) -> None:
-        # httpcore2's own timeouts restart with every read, so a receiver that drips bytes could block a sender forever.
+        # httpcore2's own timeouts restart with every read, so a host that drips bytes could block this side forever.
         self._stream = stream
         self._deadline = deadline
 
@@ -151,5 +151,5 @@ class _DeadlineStream(httpcore2.NetworkStream):
     def _remaining_s(self, timeout_error: type[Exception]) -> float:
         remaining_s = self._deadline - time.monotonic()
         if remaining_s <= 0:
-            raise timeout_error("the receiver took too long")
+            raise timeout_error("the host took too long to answer")
         return remaining_s
