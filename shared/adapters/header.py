@@ -86,7 +86,7 @@ def _check_metadata(header: Header) -> None:
 
 
 def _read_frame(file: BinaryIO, name: str, max_bytes: int) -> HeaderFrame:
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
     if size > max_bytes:
         raise AdapterRefused(f"{name} has {size} bytes, and the limit is {max_bytes}")
     frame = read_frame(file, file_bytes=size)
