@@ -15,9 +15,15 @@ from collections.abc import Iterable, Mapping
 from shared.errors import AdapterRefused
 
 MAX_PATTERNS = 2_000
+# Of the patterns, those that are not plain names; to compile this many of the longest takes 0.3 s.
+MAX_EXPRESSIONS = 100
 MAX_PATTERN_CHARS = 256
-# Estimated steps: an unbounded repeat tries up to as many lengths as a name of FLUX.2 has characters.
+# Estimated steps: an unbounded repeat tries up to as many lengths as a name of FLUX.2 has characters. An optional part
+# doubles the steps, and 3 stands for their higher cost. Each try costs something for every character of the expression.
+# With these weights, 10**8 steps of the worst expressions took 1 s.
 _REPEAT_STEPS = 64
+_OPTIONAL_STEPS = 3
+_CHARACTER_STEPS = 300
 _MAX_STEPS = _REPEAT_STEPS**3
 _MAX_TOTAL_STEPS = 10**8
 
@@ -48,7 +54,7 @@ class NamePatterns:
         """Return the number of each name that a pattern matches."""
         names = list(names)
         if self._steps * len(names) > _MAX_TOTAL_STEPS:
-            raise AdapterRefused(f"{self._where} has too many regular expressions; export it with plain module names")
+            raise self._too_many()
         found = {name: self._find(name) for name in names}
         return {name: self._numbers[index] for name, index in found.items() if index is not None}
 
@@ -58,17 +64,22 @@ class NamePatterns:
         if re.fullmatch(r"[\w.]+", plain):
             (self._anchored if pattern.startswith("^") else self._literals).setdefault(plain, index)
             return
+        if len(self._expressions) == MAX_EXPRESSIONS:
+            raise self._too_many()
         steps = _steps(pattern)
         if steps is None or steps > _MAX_STEPS:
             raise AdapterRefused(
                 f"{self._where}: the pattern {pattern[:80]!r} is not supported; export the adapter with plain module "
                 "names"
             )
-        self._steps += steps
+        self._steps += steps + _CHARACTER_STEPS * len(pattern)
         try:
             self._expressions.append((index, re.compile(pattern)))
         except (re.error, OverflowError, RecursionError) as error:
             raise AdapterRefused(f"{self._where}: the pattern {pattern[:80]!r} is no regular expression") from error
+
+    def _too_many(self) -> AdapterRefused:
+        return AdapterRefused(f"{self._where} has too many regular expressions; export it with plain module names")
 
     def _find(self, name: str) -> int | None:
         starts = [0, *(match.end() for match in re.finditer(r"\.", name))]
@@ -93,5 +104,5 @@ def _steps(pattern: str) -> int | None:
     if re.search(r"\)[*+{]|[\[\]\\]", plain):
         return None
     repeats, optional = len(re.findall(r"[*+{]", plain)), plain.count("?")
-    steps: int = _REPEAT_STEPS**repeats * 2**optional * (1 + plain.count("|")) ** max(1, plain.count("("))
+    steps: int = _REPEAT_STEPS**repeats * _OPTIONAL_STEPS**optional * (1 + plain.count("|")) ** max(1, plain.count("("))
     return steps

@@ -35,6 +35,10 @@ _PREFIXES = sorted(
 )
 
 
+# No trainer writes leading zeros, and the patterns of a hostile config would take minutes on long names.
+_IN_BLOCK = re.compile(r"((?:double|single)_blocks|(?:single_)?transformer_blocks)_(0|[1-9][0-9]{0,2})_(.+)")
+
+
 class _Block(NamedTuple):
     """Blocks of one kind, `double` or `single`, and their layers by path in the block, with underscores for dots."""
 
@@ -47,7 +51,7 @@ def parse_target(module: str) -> Target | None:
     # musubi-tuner's converter writes dots between modules but underscores inside of the attention's names. Layers
     # differ without their separators too, so the mixture names one layer.
     name = strip_prefix(module).replace(".", "_")
-    match = re.fullmatch(r"((?:double|single)_blocks|(?:single_)?transformer_blocks)_([0-9]+)_(.+)", name)
+    match = _IN_BLOCK.fullmatch(name)
     if match is None:
         return _OTHERS.get(name)
     block = _BLOCKS[match[1]]

@@ -52,3 +52,8 @@ def test_underscores_of_lycoris_become_the_layers_dots(module, layer):
 def test_rows_overlap_when_they_share_any(one, other, shared):
     assert one.overlaps(other) is shared
     assert other.overlaps(one) is shared
+
+
+@pytest.mark.parametrize("number", ["007", "0" * 200 + "7", "1000", "٣"])
+def test_a_blocks_number_is_written_as_trainers_write_it(number):
+    assert parse_target(f"transformer_blocks.{number}.attn.to_k") is None
