@@ -23,6 +23,7 @@ _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
     errors.RequestNotFound: HTTPStatus.NOT_FOUND,
     errors.ContentTypeRefused: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.AdapterRefused: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.SourceChanged: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NoSuitableWorker: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.IdempotencyKeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.RequestError: HTTPStatus.BAD_REQUEST,
@@ -30,6 +31,7 @@ _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
     errors.AdapterCheckBusy: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.LedgerUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StorageUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.SourceUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
 }
 
 # Seconds: a full queue takes longer to drain than Redis or the storage takes to come back.

@@ -9,6 +9,7 @@
     - AdapterNotFound            no file exists at the adapter's path
     - AdapterRefused             the file is not an adapter that this model can use
       . AdapterMismatch          a tensor does not fit the layer it names
+    - SourceChanged              the file at a source is not the one that was accepted
     - NoSuitableWorker           live workers serve the model, but none can do what the job requires
     - IdempotencyKeyReused       the key was used before with another body
     - ConfigRefused              the training config cannot be replayed
@@ -28,6 +29,7 @@
     - Stalled                    the item made no progress: a kernel hangs; the process must end
     - StorageUnavailable         the result could not be written
       . StorageOutageReported    another worker could not reach the storage; probe it before the next claim
+    - SourceUnavailable          the host of a file did not answer, or asks to come back later
   + ServerFailed                 a process that this host needs is missing, did not start or ended
   + HeaderFault                  a safetensors header is unsound; its readers name the file and refuse it
   + NotPinned                    a file's pages cannot be pinned; its reader copies them another way
@@ -123,6 +125,12 @@ class AdapterMismatch(AdapterRefused):
 
     def __init__(self, layer: str, *, expected: tuple[int, ...], got: tuple[int, ...], hint: str = "") -> None:
         super().__init__(f"{layer}: expected a {expected} update, the adapter gives {got}{hint}")
+
+
+class SourceChanged(RequestError):
+    """The file at a source is not the one that was accepted; other bytes are never rendered in its place."""
+
+    code = "SOURCE_CHANGED"
 
 
 class NoSuitableWorker(RequestError):
@@ -279,6 +287,13 @@ class StorageOutageReported(StorageUnavailable):
     def __init__(self, outage_id: str) -> None:
         super().__init__("a worker could not reach the storage; probe it before the next claim")
         self.outage_id = outage_id
+
+
+class SourceUnavailable(RunError):
+    """The host of a file did not answer in time, failed, or asks to come back later."""
+
+    code = "source_unavailable"
+    implicates_device = False
 
 
 class ServerFailed(Flux2Error):

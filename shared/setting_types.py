@@ -16,6 +16,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, Sec
 from pydantic_settings import NoDecode
 
 from shared.catalog import MODELS
+from shared.network.hosts import HostHeaders, HostPatterns, PrivateHosts
 from shared.redis_url import RedisUrl
 
 # People write 999999999 s or a billion for "never".
@@ -95,6 +96,9 @@ FolderOrRepository = Annotated[str, AfterValidator(_expand_home)]
 KeyPrefix = Annotated[str, AfterValidator(_check_key_prefix)]
 # The environment's text is no JSON, which pydantic-settings expects for a dataclass.
 RedisUrlSetting = Annotated[RedisUrl, NoDecode, PlainValidator(RedisUrl.parse), PlainSerializer(str)]
+HostPatternsSetting = Annotated[HostPatterns, NoDecode, PlainValidator(HostPatterns.parse), PlainSerializer(str)]
+PrivateHostsSetting = Annotated[PrivateHosts, NoDecode, PlainValidator(PrivateHosts.parse), PlainSerializer(str)]
+HostHeadersSetting = Annotated[HostHeaders, NoDecode, PlainValidator(HostHeaders.parse), PlainSerializer(str)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 ModelId = Annotated[str, AfterValidator(_check_model_id)]
 WebhookSecret = Annotated[SecretStr, AfterValidator(_check_webhook_secret)]

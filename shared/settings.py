@@ -13,6 +13,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from shared.network.hosts import HostHeaders, HostPatterns, PrivateHosts
 from shared.redis_url import RedisUrl
 from shared.setting_types import (
     Bytes,
@@ -22,9 +23,12 @@ from shared.setting_types import (
     FolderOrRepository,
     Gigabytes,
     GigabytesOrZero,
+    HostHeadersSetting,
+    HostPatternsSetting,
     HttpUrl,
     KeyPrefix,
     ModelId,
+    PrivateHostsSetting,
     RedisUrlSetting,
     Seconds,
     SecondsOrZero,
@@ -173,6 +177,43 @@ class AdaptersSettings(_Section):
     )
 
 
+# The hub's own are those of huggingface.co/.well-known/meta.json. Civitai redirects downloads to b2.civitai.com or to
+# its own account of R2.
+_HTTPS_HOSTS = (
+    "huggingface.co,*.huggingface.co,*.hf.co,civitai.com,*.civitai.com,"
+    "*.5ac0637cfd0766c97916cefa3764fbdf.r2.cloudflarestorage.com"
+)
+
+
+class SourcesSettings(_Section):
+    """Files that requests name by a link. The API reads their headers, and the workers download them."""
+
+    local_only: bool = Field(
+        False, description="Refuse every link: only files under `FLUX2_ADAPTERS_ROOT` are used, as in an air gap."
+    )
+    https_hosts: HostPatternsSetting = Field(
+        HostPatterns.parse(_HTTPS_HOSTS),
+        description="Hosts from which files may come over https, also after a redirect: names with commas between "
+        "them; `*.hf.co` stands for every name that ends with `.hf.co`. Private addresses are refused.",
+    )
+    private_hosts: PrivateHostsSetting = Field(
+        PrivateHosts(),
+        description="Your own hosts, such as `mirror.lan:8080`, with commas between them: they may have private "
+        "addresses and serve http. Whoever can submit a job can make the service read from them.",
+    )
+    https_headers: HostHeadersSetting = Field(
+        HostHeaders(),
+        description='Header for each host, usually its token: `{"civitai.com": "Authorization: Bearer TOKEN"}`. A host '
+        "with another port than 443 is written with it. No other host gets the header, also not after a redirect.",
+    )
+    timeout_s: Timeout = Field(
+        15.0,
+        description="Seconds that a host has for one read of a file's header, with all redirects, and between two "
+        "pieces of a download.",
+    )
+    download_s: Timeout = Field(3600.0, description="Seconds that the download of one file may take.")
+
+
 class ModelSettings(_Section):
     """The base model that a worker serves. Defaults come from the catalogue's entry for `FLUX2_MODEL_ID`."""
 
@@ -319,6 +360,7 @@ class Settings(BaseSettings):
     storage: StorageSettings = StorageSettings()
     s3: S3Settings = S3Settings()
     adapters: AdaptersSettings = AdaptersSettings()
+    sources: SourcesSettings = SourcesSettings()
     model: ModelSettings = ModelSettings()
     api: ApiSettings = ApiSettings()
     worker: WorkerSettings = WorkerSettings()

@@ -25,7 +25,7 @@ def test_a_callers_mistake_is_neither_retried_nor_blamed_on_the_device(kind):
 
 
 @pytest.mark.parametrize(
-    "name", ["StorageUnavailable", "OutOfMemory", "LedgerUnavailable", "LeaseLost", "ItemCanceled"]
+    "name", ["StorageUnavailable", "SourceUnavailable", "OutOfMemory", "LedgerUnavailable", "LeaseLost", "ItemCanceled"]
 )
 def test_an_error_with_another_known_cause_is_not_blamed_on_the_device(name):
     assert not getattr(errors, name).implicates_device
