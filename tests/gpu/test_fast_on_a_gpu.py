@@ -56,11 +56,15 @@ def test_a_lora_is_added_with_the_bits_of_torchs_operations(shape, rank, dtype, 
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("part", [slice(3072, 6144), slice(9216, 27648)])
-def test_a_lora_of_a_part_of_linear1_is_added_with_the_bits_of_torchs_operations(part, dtype, draw):
-    weight = draw(27648, 3072, std=0.02).to(dtype)
-    down, up = draw(16, 3072, std=0.02), draw(part.stop - part.start, 16, std=0.02)
-    scale = 3 / 16**0.5
+@pytest.mark.parametrize("rank", [1, 16, 32])
+# Of klein 4B, klein 9B and [dev].
+@pytest.mark.parametrize("width", [3072, 4096, 6144])
+# OneTrainer's four parts: query, key, value, and the rest.
+@pytest.mark.parametrize(("first", "last"), [(0, 1), (1, 2), (2, 3), (3, 9)])
+def test_a_lora_of_a_part_of_linear1_is_added_with_the_bits_of_torchs_operations(first, last, width, rank, dtype, draw):
+    weight, part = draw(9 * width, width, std=0.02).to(dtype), slice(first * width, last * width)
+    down, up = draw(rank, width, std=0.02), draw((last - first) * width, rank, std=0.02)
+    scale = 3 / rank**0.5
     expected = weight.clone()
     expected[part] = (weight[part] + lora_delta(down, up, scale=scale, multiplier=0.7)).to(dtype)
 
@@ -68,6 +72,8 @@ def test_a_lora_of_a_part_of_linear1_is_added_with_the_bits_of_torchs_operations
     assert can_add_low_rank(weight[part])
     add_low_rank(weight[part], down, up, old=weight[part], multiplier=0.7, scale=scale, non_finite=non_finite)
 
+    assert not non_finite
+    # The other parts too: the kernel writes its own rows only.
     assert torch.equal(weight, expected)
 
 
