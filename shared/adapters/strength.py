@@ -28,6 +28,9 @@ PLAIN_RANKS = ("r", "transformer.r", "lora_rank")
 # An alpha of bfloat16 has three digits.
 _SAME = 0.005
 _KINDS = ("LORA", "LOHA")
+# Ways to begin a training that leave the base weights as they are. Others, such as PiSSA, OLoRA and LoftQ, take a part out
+# of them, so the adapter contains that part too.
+_INITIALISATIONS = (None, True, False, "default", "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,12 @@ def _peft_config(text: str, source: Source) -> StatedAlpha | None:
     kind = read("peft_type")
     if kind is not None and kind not in _KINDS:
         raise AdapterRefused(f"{source} describes a PEFT adapter of type {str(kind)[:40]!r}; use {' or '.join(_KINDS)}")
+    if read("init_lora_weights") not in _INITIALISATIONS:
+        raise AdapterRefused(
+            f"{source} says init_lora_weights {str(read('init_lora_weights'))[:40]!r}: the adapter was trained on base "
+            "weights that this method had changed; convert it to a LoRA of the original weights (PEFT: save_pretrained "
+            "with path_initial_model_for_weight_conversion)"
+        )
     alpha = read("lora_alpha") if read("lora_alpha") is not None else read("alpha")
     if alpha is None:
         return None
