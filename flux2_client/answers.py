@@ -25,6 +25,8 @@ _TRANSIENT = frozenset(
         HTTPStatus.GATEWAY_TIMEOUT,
     }
 )
+# The API's code for a path that it does not have; what a path names has codes of its own.
+_NO_SUCH_PATH = "NOT_FOUND"
 _NOT_CONNECTED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)
 # Another attempt would fail in the same way.
 _PERMANENT = (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError)
@@ -63,7 +65,12 @@ def parse_answer(answer: httpx2.Response, kind: type[AnswerT]) -> AnswerT:
 
 
 def raise_if_refused(answer: httpx2.Response) -> None:
-    """Raise `ApiError` if the API refuses a call."""
+    """Raise `ApiError` if the API refuses a call, or if another server answers."""
+    if answer.has_redirect_location:
+        # Not followed: the request may hold what its sender meant for this address only.
+        raise ApiError(
+            f"{answer.url} redirects to {answer.headers['location']}; use the address that does not redirect"
+        )
     if answer.is_error:
         raise _refusal(answer, _problem(answer), is_transient=answer.status_code in _TRANSIENT)
 
@@ -112,11 +119,18 @@ def _refusal(answer: httpx2.Response, message: str, *, is_transient: bool) -> Ap
     )
 
 
+def _address_hint(url: httpx2.URL) -> str:
+    """Say how to write the address of the API, which has no such path."""
+    path, origin = url.copy_with(query=None), url.copy_with(raw_path=b"")
+    return f"; {path} is no path of the API, so check its address, which is written like {origin}, without /v1"
+
+
 def _problem(answer: httpx2.Response) -> str:
     """Return the code and the detail of an answer that is an error."""
     try:
         problem = answer.json()
-        return f"{problem['code']}: {problem['detail']}"
+        hint = _address_hint(answer.url) if problem["code"] == _NO_SUCH_PATH else ""
+        return f"{problem['code']}: {problem['detail']}{hint}"
     except (ValueError, KeyError, TypeError):
         # A proxy in front of the API, or another server, answers in its own format.
         text = " ".join(answer.text[:200].split())

@@ -159,7 +159,7 @@ class AsyncClient:
             return None
         if isinstance(step, Call):
             return await self._http.request(
-                step.method, step.path, json=step.json, params=step.params, headers=step.headers
+                step.method, step.path, content=step.body, params=step.params, headers=step.headers
             )
         async with self._store.stream("GET", step.url, headers=step.headers) as answer:
             if answer.is_success:

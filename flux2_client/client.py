@@ -226,7 +226,9 @@ class Client:
             time.sleep(step.seconds)
             return None
         if isinstance(step, Call):
-            return self._http.request(step.method, step.path, json=step.json, params=step.params, headers=step.headers)
+            return self._http.request(
+                step.method, step.path, content=step.body, params=step.params, headers=step.headers
+            )
         with self._store.stream("GET", step.url, headers=step.headers) as answer:
             if answer.is_success:
                 step.receiver.begin(answer)

@@ -63,7 +63,8 @@ def read_prompts(text: str) -> list[dict[str, Any]]:
         ValueError: a line begins like JSON but is not an object with a prompt.
     """
     prompts: list[dict[str, Any]] = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Other characters at which `splitlines` breaks may be part of a prompt.
+    for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip()
         if not line:
             continue
@@ -99,7 +100,12 @@ def compose_prompts(
 
 def fill_seeds(request: Mapping[str, Any], *, first: int) -> dict[str, Any]:
     """Return the request with the seeds that the API would choose: `first` plus the index of each prompt."""
-    prompts = [{"seed": first + index, **prompt} for index, prompt in enumerate(request["prompts"])]
+    # A prompt may have `"seed": null`, for which the API chooses too.
+    seeds = [prompt.get("seed") for prompt in request["prompts"]]
+    prompts = [
+        {**prompt, "seed": first + index if seed is None else seed}
+        for index, (prompt, seed) in enumerate(zip(request["prompts"], seeds, strict=True))
+    ]
     return {**request, "prompts": prompts}
 
 

@@ -28,7 +28,8 @@ class Destination:
     def options(self) -> str:
         """Return the options of a command that saves the same files in the same place."""
         name = "" if self.name == DEFAULT_TEMPLATE else f" --name {shlex.quote(self.name)}"
-        return f" --output {shlex.quote(str(self.folder))}{name}"
+        overwrite = " --overwrite" if self.overwrite else ""
+        return f" --output {shlex.quote(str(self.folder))}{name}{overwrite}"
 
 
 def open_destination(folder: Path, name: str, parallel: int, overwrite: bool) -> Destination:

@@ -22,7 +22,8 @@ _NUMBERS = ("index", "seed", "width", "height")
 
 # Characters that a file system or a shell takes for something else.
 _UNSAFE = re.compile(r"[^\w.,+=@-]+")
-_LONGEST_VALUE = 80
+# Of the 255 bytes that most file systems allow to a name; a letter may take four.
+_LONGEST_VALUE_BYTES = 120
 
 
 def check_template(template: str) -> str:
@@ -85,4 +86,7 @@ def _clean(value: str) -> str:
     # In a locale without UTF-8 a file's name cannot have every letter; a question mark is unsafe anyway.
     encoding = sys.getfilesystemencoding()
     value = value.encode(encoding, errors="replace").decode(encoding)
-    return _UNSAFE.sub("_", value).lstrip(".")[:_LONGEST_VALUE].strip("_") or "none"
+    value = (
+        _UNSAFE.sub("_", value).lstrip(".").encode(encoding)[:_LONGEST_VALUE_BYTES].decode(encoding, errors="ignore")
+    )
+    return value.strip("_") or "none"

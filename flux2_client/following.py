@@ -45,7 +45,7 @@ class Downloader:
     async def _save(self, image: AsyncImage, path: Path) -> None:
         async with self._free:
             try:
-                if not self._to.overwrite and path.exists():
+                if not self._to.overwrite:
                     self._check_same(image, path)
                 await image.save(path)
             except CommandError as error:
@@ -55,6 +55,11 @@ class Downloader:
         self._report.saved(image, path)
 
     def _check_same(self, image: AsyncImage, path: Path) -> None:
+        try:
+            path.stat()
+        except OSError:
+            # Nothing is there, or the download says why it cannot be written.
+            return
         if not holds_object(path, size_bytes=image.size_bytes, sha256=image.sha256):
             raise OutputRefused(f"{path} holds something else; choose another --name or --output, or --overwrite it")
 

@@ -118,14 +118,24 @@ def result(request_id: RequestId, as_json: Json = False, url: Url = None, profil
 
 
 def cancel(request_ids: RequestIds, as_json: Json = False, url: Url = None, profile: Profile = None) -> None:
-    """Cancel the unfinished images of jobs; finished images stay."""
+    """Cancel the unfinished images of jobs; finished images stay. Exit code 1 if a job could not be canceled."""
+    from flux2_client.report import print_message
     from flux2_client.tables import print_answer, print_canceled
-    from flux2_client.terminal import SUCCEEDED, Session
+    from flux2_client.terminal import REFUSED, SUCCEEDED, Session
+    from shared.errors import ApiError, ApiUnreachable
 
     async def run(client: AsyncClient) -> int:
+        code = SUCCEEDED
         for request_id in request_ids:
-            print_answer(await client.cancel(request_id), print_canceled, as_json=as_json)
-        return SUCCEEDED
+            try:
+                print_answer(await client.cancel(request_id), print_canceled, as_json=as_json)
+            except ApiUnreachable:
+                raise
+            except ApiError as error:
+                # A mistyped id must not keep the other jobs running.
+                print_message(str(error))
+                code = REFUSED
+        return code
 
     Session(url, profile).run(run)
 

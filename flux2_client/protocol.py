@@ -8,6 +8,7 @@ Idempotency-Key. A call whose answer was lost, or that the API could not serve y
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -137,29 +138,29 @@ class Protocol(Generic[ImageT]):
 
         A file of this host is read at once: no connection is involved.
         """
-        url, renewed = (image, True) if isinstance(image, str) else (image.url, False)
+        url, is_fresh = (image, True) if isinstance(image, str) else (image.url, False)
         if is_file_url(url) and not receiver.is_complete:
             return receive_file(url, receiver, base_url=self._base_url)
         while not receiver.is_complete:
             try:
                 return (yield from self._repeat(lambda url=url: self._fetch(url, receiver)))  # type: ignore[misc]
             except ApiError as error:
-                if error.status not in _EXPIRED or renewed or isinstance(image, str):
+                if error.status not in _EXPIRED or is_fresh or isinstance(image, str):
                     raise
-                url = yield from self._renew(image, url)
-                renewed = True
+                url, is_fresh = yield from self._renew(image, url)
         return None
 
-    def _renew(self, image: ImageInfo, expired: str) -> Steps[str]:
-        """Return a fresh URL of an image."""
+    def _renew(self, image: ImageInfo, expired: str) -> Steps[tuple[str, bool]]:
+        """Return another URL of an image, and whether it is fresh; one that was fetched before may have expired too."""
         request_id, urls = self._fresh
-        if request_id != image.request_id or urls.get(image.index, expired) == expired:
+        is_fresh = request_id != image.request_id or urls.get(image.index, expired) == expired
+        if is_fresh:
             result = yield from self.result(image.request_id)
             urls = {found.index: found.url for found in result.images}
             self._fresh = (image.request_id, urls)
         if image.index not in urls:
             raise ApiError(f"request {image.request_id} has no image {image.index} any more")
-        return urls[image.index]
+        return urls[image.index], is_fresh
 
     def _fetch(self, url: str, receiver: Receiver) -> Steps[None]:
         # The query string is the signature: anyone who reads it in a log can fetch the image.
@@ -172,7 +173,13 @@ class Protocol(Generic[ImageT]):
             try:
                 answer = yield Fetch(url, headers, receiver)
             except httpx2.RequestError as error:
-                raise connection_failure(error, f"{name}: {error}", was_reached=True) from error
+                # Without the object's name: an outage of the store gives the same message for each image.
+                store = name.partition("://")[2].partition("/")[0]
+                message = (
+                    f"the store at {store} cannot be reached: {error}; check the network, and whether the API's "
+                    "FLUX2_S3_PUBLIC_ENDPOINT_URL is an address that this host reaches"
+                )
+                raise connection_failure(error, message, was_reached=True) from error
             is_beyond = answer.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and "Range" in headers
             if not is_beyond:
                 raise_if_withheld(answer, name=name)
@@ -188,8 +195,11 @@ class Protocol(Generic[ImageT]):
         self, kind: type[AnswerT], path: str, body: Mapping[str, Any], *, idempotency_key: str | None
     ) -> Steps[AnswerT]:
         # One key for all attempts: the job of an attempt whose answer was lost is found again.
-        headers = {"Idempotency-Key": idempotency_key or uuid.uuid4().hex}
-        return self._call(kind, Call("POST", path, json=body, headers=headers))
+        key = idempotency_key or uuid.uuid4().hex
+        if not (key.isascii() and key.isprintable()):
+            raise ApiError(f"the idempotency key {key!r} cannot be sent; use ASCII letters, digits and punctuation")
+        headers = {"Idempotency-Key": key, "Content-Type": "application/json"}
+        return self._call(kind, Call("POST", path, body=_encode(body), headers=headers))
 
     def _list(self, kind: type[Page[LineT]], path: str, **query: str | int | None) -> Listing[LineT]:
         return Listing(lambda cursor: self._call(kind, Call("GET", path, params=_params(**query, cursor=cursor))))
@@ -213,9 +223,19 @@ class Protocol(Generic[ImageT]):
         return answer
 
 
+def _encode(body: Mapping[str, Any]) -> bytes:
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError as error:
+        raise ApiError(f"the request cannot be sent as JSON: {error}") from error
+
+
 def _request_path(request_id: str, verb: str) -> str:
+    # An empty variable of a shell, or a folder of the URL, would name another path.
+    if not request_id.strip("."):
+        raise ApiError(f"{request_id!r} is no id of a job; `flux2 list` shows the ids")
     # Quoted, so that no id can name another path.
-    return f"/v1/requests/{quote(request_id, safe='')}/{verb}"
+    return f"/v1/requests/{quote(request_id, safe='', errors='replace')}/{verb}"
 
 
 def _params(**values: str | int | None) -> dict[str, str | int]:

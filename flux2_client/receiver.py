@@ -105,7 +105,7 @@ def receive_into(path: Path, *, size_bytes: int | None, sha256: str) -> Iterator
         with open_part(path) as file:
             yield Receiver(file, size_bytes=size_bytes, sha256=sha256)
     except OSError as error:
-        raise OutputRefused(f"cannot write {path}: {error.strerror}; choose another folder") from error
+        raise OutputRefused(f"cannot write {path}: {error.strerror}; choose another folder or name") from error
 
 
 def holds_object(path: Path, *, size_bytes: int, sha256: str) -> bool:

@@ -80,13 +80,16 @@ def load_request(file: str | None, description: Description) -> dict[str, Any]:
         raise ValueError(f"{file} is not JSON: {error}") from error
     if not isinstance(request, dict) or not isinstance(request.get("prompts"), list):
         raise ValueError(f'{file} holds no request: a JSON object with "model", "prompts" and "loras"')  # noqa: TRY004
+    if not all(isinstance(prompt, dict) for prompt in request["prompts"]):
+        raise ValueError(f'{file} has a prompt that is no JSON object; write {{"prompt": "a cat"}}')
     return request
 
 
 def _read_text(file: str) -> str:
     try:
         data = sys.stdin.buffer.read() if file == _STDIN else Path(file).read_bytes()
-        return data.decode()
+        # Some editors of Windows begin a file with a byte order mark.
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not text in UTF-8: {error.reason} at byte {error.start}") from error
 

@@ -21,7 +21,7 @@ class Call:
 
     method: str
     path: str
-    json: Mapping[str, Any] | None = None
+    body: bytes | None = None
     params: Mapping[str, str | int] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
 

@@ -140,12 +140,15 @@ def test_a_request_file_and_stdin_are_submitted_as_they_are(flux2, api, tmp_path
     body = {"model": "flux2", "prompts": [{"prompt": "a", "width": 64, "height": 64}], "loras": []}
     (tmp_path / "request.json").write_text(json.dumps(body))
 
+    (tmp_path / "windows.json").write_text(json.dumps(body), encoding="utf-8-sig")
+
     jobs = [
         events(flux2("submit", tmp_path / "request.json", "--json", "--idempotency-key", "k"))[0],
+        events(flux2("submit", tmp_path / "windows.json", "--json", "--idempotency-key", "k"))[0],
         events(flux2("submit", "-", "--json", "--idempotency-key", "k", stdin=json.dumps(body)))[0],
     ]
 
-    assert jobs[0]["request_id"] == jobs[1]["request_id"]
+    assert len({job["request_id"] for job in jobs}) == 1
     assert len(api.ledger.jobs(before=None, limit=9).jobs) == 1
 
 
@@ -156,6 +159,7 @@ def test_a_request_file_and_stdin_are_submitted_as_they_are(flux2, api, tmp_path
         (["submit", "-p", "a", "--size", "64x"], "is not a size"),
         (["submit", "-p", "a", "--seed", "x"], "is not a seed"),
         (["submit", "missing.json"], "No such file"),
+        (["submit", "texts.json"], "has a prompt that is no JSON object"),
         (["submit", "request.json", "--seed", "1"], "a request file holds the whole request"),
         (["download", "1", "--name", "../{index}"], "must name a file below"),
         (["download", "1", "--name", "{prompt:04d}"], "is not a template"),
@@ -166,6 +170,7 @@ def test_a_request_file_and_stdin_are_submitted_as_they_are(flux2, api, tmp_path
 def test_a_mistake_in_the_command_line_is_exit_code_2(flux2, arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "latin.txt").write_bytes(b"B\xe4r")
+    (tmp_path / "texts.json").write_text('{"model": "flux2", "prompts": ["a"], "loras": []}')
 
     done = flux2(*arguments)
 
@@ -214,6 +219,30 @@ def test_jobs_are_listed_shown_downloaded_and_canceled(flux2, api, tmp_path, fin
     assert flux2("result", jobs[0]).stdout.count("http") == 2
     assert jobs[0] in flux2("list").stdout
     assert "image 1" in flux2("status", jobs[0]).stdout
+
+
+def test_a_name_that_is_too_long_is_an_error_of_its_image(flux2, renderer, tmp_path):
+    done = flux2("submit", "-p", "a", "--size", "64", "--output", tmp_path, "--name", "{request_id}" * 8)
+
+    assert done.exit_code == 3
+    assert "File name too long; choose another folder or name" in done.stderr
+
+
+def test_an_unknown_id_does_not_keep_the_other_jobs_from_being_canceled(flux2, api):
+    [job] = events(flux2("submit", "-p", "a", "--size", "64", "--json"))
+
+    done = flux2("cancel", "unknown", job["request_id"])
+
+    assert done.exit_code == 1
+    assert "REQUEST_NOT_FOUND" in done.stderr
+    assert api.ledger.job(job["request_id"]).state == "canceled"
+
+
+def test_what_json_cannot_hold_is_refused_without_a_traceback(flux2):
+    done = flux2("submit", "-p", "a", "--lora", "a.safetensors@nan")
+
+    assert done.exit_code == 1
+    assert "the request cannot be sent as JSON" in done.stderr
 
 
 def test_a_listing_without_lines_says_so_and_prints_no_json(flux2, api):

@@ -1,5 +1,8 @@
 """Options become requests, requests are split to the API's limits, and names stay inside their folder."""
 
+import os
+from pathlib import Path
+
 import pytest
 
 from flux2_client.composition import (
@@ -11,6 +14,7 @@ from flux2_client.composition import (
     read_prompts,
     split_request,
 )
+from flux2_client.destination import Destination
 from flux2_client.file_names import DEFAULT_TEMPLATE, check_template, name_image, name_images
 from flux2_client.models import ImageInfo, Limits
 from flux2_client.profiles import find_url
@@ -52,6 +56,10 @@ def test_a_prompts_file_holds_text_and_json_objects():
         read_prompts('{"text": "a"}')
 
 
+def test_only_the_end_of_a_line_ends_a_prompt():
+    assert read_prompts('a\u2028b\r\n{"prompt": "c\x85d"}\r\n') == [{"prompt": "a\u2028b"}, {"prompt": "c\x85d"}]
+
+
 def test_each_prompt_gets_each_seed_and_keeps_its_own_fields():
     prompts = [{"prompt": "a"}, {"prompt": "b", "seed": 9, "width": 64}]
 
@@ -80,9 +88,11 @@ def test_a_large_request_is_split_by_count_and_by_size_in_order():
 
 
 def test_seeds_that_the_api_would_choose_do_not_depend_on_the_split():
-    filled = fill_seeds({"prompts": [{"prompt": "a"}, {"prompt": "b", "seed": 7}, {"prompt": "c"}]}, first=42)
+    prompts = [{"prompt": "a"}, {"prompt": "b", "seed": 7}, {"prompt": "c"}, {"prompt": "d", "seed": None}]
 
-    assert [prompt["seed"] for prompt in filled["prompts"]] == [42, 7, 44]
+    filled = fill_seeds({"prompts": prompts}, first=42)
+
+    assert [prompt["seed"] for prompt in filled["prompts"]] == [42, 7, 44, 45]
 
 
 def image(**changes):
@@ -110,6 +120,14 @@ def test_a_template_names_files_by_the_images_values():
     assert str(name_image(image(seed=None), DEFAULT_TEMPLATE)) == "job-1-3-none.png"
 
 
+@pytest.mark.parametrize("letter", ["a", "\N{CYRILLIC SMALL LETTER ZHE}", "\N{CJK UNIFIED IDEOGRAPH-732B}"])
+def test_a_long_prompt_of_any_language_gives_a_name_that_file_systems_take(letter):
+    path = name_image(image(prompt=f"{letter * 1000}"), "{prompt}-{request_id}.{format}")
+
+    assert 100 < len(os.fsencode(path)) < 140
+    assert path.name.startswith(letter * 40)
+
+
 @pytest.mark.parametrize("value", ["../../etc/passwd", "/etc/passwd", "..", "a/../../b", "\\..\\x", "\0", ""])
 def test_no_value_of_an_answer_leads_out_of_the_folder(value):
     path = name_image(image(prompt=value, format=value), "{prompt}.{format}")
@@ -135,6 +153,12 @@ def test_a_template_that_gives_two_images_one_name_is_refused():
         name_image(image(), "{prompt:04d}")
 
 
+def test_a_destination_names_the_options_that_save_the_same_files():
+    assert Destination(Path("a b"), DEFAULT_TEMPLATE, 8).options() == " --output 'a b'"
+    kept = Destination(Path("out"), "{seed}.png", 8, overwrite=True).options()
+    assert kept == " --output out --name '{seed}.png' --overwrite"
+
+
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
@@ -146,6 +170,8 @@ def config(tmp_path, monkeypatch):
 def test_the_address_comes_from_options_then_environment_then_the_default_profile(config, monkeypatch):
     assert find_url(None, None) == "http://127.0.0.1:8000"
     config.write_text('default = "a"\n[profiles.a]\nurl = "http://a"\n[profiles.b]\nurl = "http://b"\n')
+    assert find_url(None, None) == "http://a"
+    config.write_text(config.read_text(), encoding="utf-8-sig")
     assert find_url(None, None) == "http://a"
     monkeypatch.setenv("FLUX2_CLIENT_PROFILE", "b")
     assert find_url(None, None) == "http://b"

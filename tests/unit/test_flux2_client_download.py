@@ -11,7 +11,7 @@ import anyio
 import pytest
 from PIL import Image
 
-from flux2_client.async_client import AsyncClient
+from flux2_client.async_client import AsyncClient, AsyncImage
 from flux2_client.client import Client
 from flux2_client.models import ImageInfo
 from flux2_client.receiver import receive_into
@@ -236,6 +236,25 @@ def test_an_expired_url_is_renewed_once(use, store):
 
     assert use(expire) == PNG
     assert store.results == 2
+
+
+def test_a_url_that_was_renewed_for_another_image_and_expired_since_is_renewed_again(use, store):
+    async def both_async(image):
+        store.valid = 2
+        first = await image.bytes()
+        store.valid = 3
+        return first, await image.bytes()
+
+    def both(image):
+        if isinstance(image, AsyncImage):
+            return both_async(image)
+        store.valid = 2
+        first = image.bytes()
+        store.valid = 3
+        return first, image.bytes()
+
+    assert use(both) == (PNG, PNG)
+    assert store.results == 3
 
 
 def test_an_image_that_the_store_refuses_for_another_reason_is_an_error(use, store):

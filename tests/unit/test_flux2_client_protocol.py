@@ -1,6 +1,7 @@
 """The protocol decides without a connection: its steps are performed here by hand."""
 
 import json
+import math
 
 import httpx2
 import pytest
@@ -49,6 +50,54 @@ def test_a_wait_ends_with_the_first_final_status(protocol):
 
 def test_an_id_cannot_name_another_path(protocol):
     assert next(protocol.status("../../models?x")).path == "/v1/requests/..%2F..%2Fmodels%3Fx/status"
+
+
+@pytest.mark.parametrize("request_id", ["", ".", ".."])
+def test_an_id_that_would_vanish_from_the_path_is_refused(protocol, request_id):
+    with pytest.raises(ApiError, match=r"is no id of a job; `flux2 list` shows the ids"):
+        protocol.status(request_id)
+
+
+def test_a_request_that_cannot_be_sent_is_refused_without_a_traceback(protocol):
+    for body, key, message in (
+        ({"loras": [{"network_multiplier": math.nan}]}, None, "cannot be sent as JSON: Out of range float"),
+        ({"prompts": [{"prompt": "\udcff"}]}, None, "cannot be sent as JSON: .*surrogates not allowed"),
+        ({}, "ключ", "the idempotency key 'ключ' cannot be sent"),
+        ({}, "a\nb", "the idempotency key .* cannot be sent"),
+    ):
+        with pytest.raises(ApiError, match=message):
+            protocol.submit(body, idempotency_key=key)
+    # Bytes of a command line that are not text.
+    assert next(protocol.status("\udcff")).path == "/v1/requests/%3F/status"
+
+
+def test_a_path_that_the_api_lacks_says_how_its_address_is_written(protocol):
+    steps = protocol.status("1")
+    next(steps)
+    request = httpx2.Request("GET", "http://api:8000/v1/v1/requests/1/status?a=b")
+    problem = {"code": "NOT_FOUND", "detail": "Not Found"}
+
+    with pytest.raises(ApiError, match=r"which is written like http://api:8000, without /v1$") as raised:
+        steps.send(httpx2.Response(404, json=problem, request=request))
+
+    assert "http://api:8000/v1/v1/requests/1/status is no path of the API" in str(raised.value)
+    assert raised.value.status == 404
+
+
+def test_a_job_that_does_not_exist_says_nothing_of_the_address(protocol):
+    steps = protocol.status("1")
+    next(steps)
+
+    with pytest.raises(ApiError, match=r"^REQUEST_NOT_FOUND: no such job$"):
+        steps.send(answer({"code": "REQUEST_NOT_FOUND", "detail": "no such job"}, status=404))
+
+
+def test_an_address_that_redirects_is_named_with_its_target(protocol):
+    steps = protocol.status("1")
+    next(steps)
+
+    with pytest.raises(ApiError, match=r"http://api/path redirects to https://api/path; use the address"):
+        steps.send(answer({}, status=308, Location="https://api/path"))
 
 
 def test_an_address_counts_as_mistyped_until_it_has_answered(protocol):

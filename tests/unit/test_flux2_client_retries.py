@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from flux2_client import client as client_module
-from flux2_client import protocol, retries
+from flux2_client import outages, protocol, retries
 from flux2_client.answers import parse_retry_after
 from flux2_client.async_client import AsyncClient
 from flux2_client.client import Client
+from flux2_client.outages import RetryMessages
 from shared.errors import ApiError, ApiUnreachable
 from shared.local.ports import pick_free_port
 
@@ -210,6 +211,24 @@ def test_a_download_is_repeated_while_the_store_is_away(api, clock):
 
     assert data == STATUS
     assert len(api.requests) == 4
+
+
+def test_an_outage_of_the_store_is_said_once_for_all_images(clock, monkeypatch):
+    said = []
+    monkeypatch.setattr(outages.time, "monotonic", lambda: clock.now_s)
+    url = f"http://127.0.0.1:{pick_free_port()}"
+
+    with Client("http://127.0.0.1:1", retry_s=60, on_failure=RetryMessages(said.append)) as client:
+        for name in ("a", "b"):
+            with pytest.raises(ApiUnreachable, match="FLUX2_S3_PUBLIC_ENDPOINT_URL"):
+                client.download(f"{url}/{name}.png?signature")
+        clock.now_s += 3600
+        with pytest.raises(ApiUnreachable):
+            client.download(f"{url}/a.png?signature")
+
+    assert len(said) == 2
+    assert said[0].startswith(f"trying again: the store at {url.removeprefix('http://')} cannot be reached")
+    assert "signature" not in said[0]
 
 
 def test_the_body_of_a_redirect_is_not_an_image(api):
