@@ -28,8 +28,8 @@ PLAIN_RANKS = ("r", "transformer.r", "lora_rank")
 # An alpha of bfloat16 has three digits.
 _SAME = 0.005
 _KINDS = ("LORA", "LOHA")
-# Ways to begin a training that leave the base weights as they are. Others, such as PiSSA, OLoRA and LoftQ, take a part out
-# of them, so the adapter contains that part too.
+# Ways to begin a training that leave the base weights as they are. Others, such as PiSSA, OLoRA and LoftQ, take a part
+# out of them, so the adapter contains that part too.
 _INITIALISATIONS = (None, True, False, "default", "gaussian", "eva", "orthogonal")
 
 
