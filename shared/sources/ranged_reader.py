@@ -4,22 +4,13 @@ from __future__ import annotations
 
 import io
 import os
-from typing import Protocol
+
+from shared.sources.remote_file import RemoteFile
 
 # The header of a LoRA on every linear layer of FLUX.2 [dev] has 0.1 MB, so most headers take one request.
 _FIRST_BYTES = 128 * 1024
 # A longer header takes few requests, and less memory than its parser.
 _MOST_BYTES = 4 * 1024**2
-
-
-class Ranges(Protocol):
-    """What is read from: a part of `shared.sources.remote_file.RemoteFile`."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def size_bytes(self) -> int: ...
-    def read(self, start: int, end: int) -> bytes: ...
 
 
 class RangedReader(io.RawIOBase):
@@ -32,7 +23,7 @@ class RangedReader(io.RawIOBase):
         fetched_bytes: number of bytes that were requested so far.
     """
 
-    def __init__(self, remote: Ranges) -> None:
+    def __init__(self, remote: RemoteFile) -> None:
         super().__init__()
         self._remote = remote
         self._position = 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,8 +14,10 @@ from safetensors.torch import save
 from shared.adapters.header import read_open_header
 from shared.errors import AdapterRefused
 from shared.sources.ranged_reader import RangedReader
+from shared.sources.remote_file import Pin
 
 _KIB = 1024
+_PIN = Pin("commit", "0123456789abcdef0123456789abcdef01234567")
 
 
 @dataclass
@@ -23,6 +26,8 @@ class _Remote:
 
     data: bytes
     name: str = "hf://ann/robots/robot.safetensors@main"
+    pin: Pin = _PIN
+    sha256: str | None = None
     ranges: list[tuple[int, int]] = field(default_factory=list)
 
     @property
@@ -33,6 +38,9 @@ class _Remote:
         assert 0 <= start < end <= len(self.data)
         self.ranges.append((start, end))
         return self.data[start:end]
+
+    def stream(self, start: int) -> Iterator[bytes]:
+        raise AssertionError("a header is not streamed")
 
 
 def test_random_reads_give_the_bytes_of_the_file() -> None:
