@@ -40,6 +40,11 @@ class StatedBase:
     models: tuple[str, ...]
 
     @property
+    def is_other_family(self) -> bool:
+        """Whether it is no FLUX.2; a FLUX.2 with an unknown spelling is one."""
+        return not self.models and not _plain(self.spelling).startswith("flux2")
+
+    @property
     def is_flux1(self) -> bool:
         return re.match(r"flux(1|dev$|schnell$|$)", _plain(self.spelling)) is not None
 

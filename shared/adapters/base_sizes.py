@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from shared.adapters.kinds import LayerUpdate
 from shared.catalog import MODELS
+from shared.layer_names import WHOLE
 
 
 class _Size(NamedTuple):
@@ -25,6 +26,13 @@ _SIZES = {
 }
 #: Numbers of double and single blocks of FLUX.1.
 FLUX1_BLOCKS = (19, 38)
+_MOST_DOUBLE_BLOCKS = max(size.double_blocks for size in _SIZES.values())
+# (out, in) of FLUX.1's layers, by name outside of its block, where no FLUX.2 has the same.
+_FLUX1_SHAPES = {
+    "img_mlp.0": (12288, 3072), "img_mlp.2": (3072, 12288), "txt_mlp.0": (12288, 3072), "txt_mlp.2": (3072, 12288),
+    "linear1": (21504, 3072), "linear2": (3072, 15360), "img_in": (3072, 64), "txt_in": (3072, 4096),
+    "final_layer.linear": (64, 3072),
+}  # fmt: skip
 
 _BLOCK_LAYERS = {
     "img_attn.qkv": (3, 1), "img_attn.proj": (1, 1), "img_mlp.0": (6, 1), "img_mlp.2": (1, 3),
@@ -60,8 +68,6 @@ def linear_layers(model: str) -> dict[str, tuple[int, int]]:
 def describe_fitting_base(updates: Iterable[LayerUpdate], *, model: str) -> str:
     """Return a clause that names the model that the updates fit, or nothing if none does."""
     updates = tuple(updates)
-    if _has_flux1_blocks(updates):
-        return f"; its blocks are numbered as those of FLUX.1, and {model} is a FLUX.2"
     for other in _SIZES:
         layers = linear_layers(other)
         if other != model and all(
@@ -77,12 +83,23 @@ def _title(model: str) -> str:
     return f"{MODELS[model].title} ({model})" if model in MODELS else model
 
 
-def _has_flux1_blocks(updates: Iterable[LayerUpdate]) -> bool:
-    """Return whether the last blocks are FLUX.1's; no FLUX.2 has as many double blocks and as few single blocks."""
-    last = {"double": -1, "single": -1}
+def find_flux1_update(updates: Iterable[LayerUpdate]) -> LayerUpdate | None:
+    """Return the first update that only FLUX.1 has a layer for, by its shape or its block's number; None without one.
+
+    FLUX.1 and klein 4B are equally wide, so most of their shapes differ only in some of the layers.
+    """
+    updates = tuple(updates)
+    numbers: dict[str, dict[int, LayerUpdate]] = {"double": {}, "single": {}}
     for update in updates:
         kind, _, path = update.layer.partition("_blocks.")
+        number, _, name = path.partition(".")
+        if _FLUX1_SHAPES.get(name or update.layer) == update.shape and update.rows == WHOLE:
+            return update
         if path:
-            last[kind] = max(last[kind], int(path.partition(".")[0]))
-    double, single = FLUX1_BLOCKS
-    return last["double"] == double - 1 or (last["single"] == single - 1 and last["double"] < 0)
+            numbers[kind].setdefault(int(number), update)
+    last = {kind: max(found, default=-1) for kind, found in numbers.items()}
+    double, single = (count - 1 for count in FLUX1_BLOCKS)
+    # No FLUX.2 has as many double blocks, nor as few single blocks.
+    if last["double"] == double:
+        return next(update for number, update in numbers["double"].items() if number >= _MOST_DOUBLE_BLOCKS)
+    return numbers["single"][single] if last["single"] == single and last["double"] < 0 else None

@@ -8,12 +8,18 @@ were skipped, the image could be the base model's and still look like a result.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from shared.adapters.base_model import stated_base
-from shared.adapters.base_sizes import describe_fitting_base
-from shared.adapters.foreign import foreign_tensors, is_flux1_key, is_text_encoder, text_encoder_tensors
+from shared.adapters.base_sizes import describe_fitting_base, find_flux1_update
+from shared.adapters.foreign import (
+    describe_other_base,
+    foreign_tensors,
+    is_text_encoder,
+    made_for_flux1,
+    text_encoder_tensors,
+)
 from shared.adapters.header_json import Header
 from shared.adapters.kinds import LayerUpdate, TensorGroup, parse_update
 from shared.adapters.names import PREFIX, parse_target, strip_prefix
@@ -78,13 +84,20 @@ def parse_layout(
     if not header.tensors:
         raise AdapterRefused("the file holds no tensors, so it matches no layer")
     text_encoder = [key for key in header.tensors if is_text_encoder(key)]
-    if text_encoder:
-        raise text_encoder_tensors(text_encoder, only=len(text_encoder) == len(header.tensors))
-    groups = _group(header)
+    groups = _group(header, skipped=frozenset(text_encoder))
     _check_overlaps(groups)
     updates = tuple(parse_update(group, header) for group in groups)
+    flux1 = find_flux1_update(updates)
+    if flux1 is not None:
+        raise made_for_flux1(_first_key(flux1))
     _check_lone_halves(updates)
     updates = _with_strengths(groups, updates, stated_alphas(header.metadata, config), alphas or {})
+    # Last: for a file with another fault, leaving the text encoder out would not help.
+    if text_encoder:
+        stated = stated_base(header.metadata)
+        if stated is not None and stated.is_other_family:
+            raise AdapterRefused(f"{text_encoder[0]!r} is a text-encoder tensor; {describe_other_base(stated)}")
+        raise text_encoder_tensors(text_encoder, only=not groups)
     kinds = sorted({update.kind for update in updates})
     return AdapterLayout("+".join(kinds), updates, dict(header.metadata))
 
@@ -102,11 +115,13 @@ def check_fits_base(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]]
     """
     # FLUX.2 models share layer names, so this message explains a wrong base better than the first wrong shape would.
     trained_on = stated_base(layout.metadata)
+    if trained_on is not None and trained_on.is_other_family:
+        raise AdapterRefused(describe_other_base(trained_on))
     if trained_on is not None and not any(map(find_model(model).runs_adapters_of, trained_on.models)):
         remedy = (
-            "that is FLUX.1, and only FLUX.2 runs here; train the adapter on a FLUX.2 model"
-            if trained_on.is_flux1
-            else "request the model that it was trained on"
+            "request the model that it was trained on"
+            if trained_on.models
+            else f"no model has that name here; if it means {model}, write that into the file's header"
         )
         raise AdapterRefused(
             f"the adapter was trained on {trained_on.spelling!r} ({trained_on.key}), not on {model!r}; {remedy}"
@@ -146,12 +161,18 @@ def _check_shapes(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]], 
         raise AdapterMismatch(update.layer, expected=expected, got=update.shape, hint=hint)
 
 
-def _group(header: Header) -> list[TensorGroup]:
-    """Group the tensors by the layer that their keys name; refuse a file with any other tensor."""
+def _group(header: Header, *, skipped: Container[str]) -> list[TensorGroup]:
+    """Group the tensors by the layer that their keys name; refuse a file with any other tensor.
+
+    Args:
+        skipped: keys that are left out.
+    """
     groups: dict[str, TensorGroup] = {}
     foreign: list[str] = []
     adapters: dict[str, str] = {}
     for key in header.tensors:
+        if key in skipped:
+            continue
         split = split_key(key)
         target = None if split is None else parse_target(split.module)
         if split is None or target is None:
@@ -164,22 +185,13 @@ def _group(header: Header) -> list[TensorGroup]:
         if twin != key:
             raise AdapterRefused(f"{twin!r} and {key!r} are the same tensor of one layer under two names")
     if foreign:
-        _refuse(foreign, header)
+        split = split_key(foreign[0])
+        module = None if split is None else strip_prefix(split.module)
+        raise foreign_tensors(foreign, module, stated_base(header.metadata))
     if len(adapters) > 1:
         first, second = list(adapters.values())[:2]
         raise AdapterRefused(f"{first!r} and {second!r} belong to two adapters; save each adapter to its own file")
     return list(groups.values())
-
-
-def _refuse(foreign: list[str], header: Header) -> None:
-    stated = stated_base(header.metadata)
-    if stated is not None and stated.is_flux1 and not any(map(is_flux1_key, foreign)):
-        raise AdapterRefused(
-            f"{foreign[0]!r} matches no layer of FLUX.2; the adapter was trained on FLUX.1 ({stated.key} "
-            f"{stated.spelling!r}), and only FLUX.2 runs here; train it on a FLUX.2 model"
-        )
-    split = split_key(foreign[0])
-    raise foreign_tensors(foreign, None if split is None else strip_prefix(split.module))
 
 
 def _with_strengths(
