@@ -178,12 +178,15 @@ def _group(header: Header, *, skipped: Container[str]) -> list[TensorGroup]:
         if split is None or target is None:
             foreign.append(key)
             continue
-        if split.role != "alpha":
+        # A layer has one of each, so some tools leave the adapter's name out there.
+        if split.adapter or split.role not in ("alpha", "magnitude"):
             adapters.setdefault(split.adapter, key)
         group = groups.setdefault(split.module, TensorGroup(target, strip_prefix(split.module)))
         twin = group.tensors.setdefault(split.role, key)
-        if twin != key:
-            raise AdapterRefused(f"{twin!r} and {key!r} are the same tensor of one layer under two names")
+        if twin != key and len(adapters) < 2:
+            raise AdapterRefused(
+                f"{twin!r} and {key!r} are the same tensor of one layer under two names; remove one of them"
+            )
     if foreign:
         split = split_key(foreign[0])
         module = None if split is None else strip_prefix(split.module)

@@ -41,8 +41,11 @@ ROLES = {
     ".hada_w2_b": "hada_w2_b",
     ".diff": "diff",
 }
-# PEFT puts the name of an adapter into the keys of a model that has several: `lora_A.default.weight`.
-_NAMED = re.compile(r"(\.lora_(?:A|B|magnitude_vector))\.(?!(?:weight|bias)$)([A-Za-z0-9_-]+)((?:\.weight)?)$")
+# PEFT puts the name of an adapter, without dots, into the keys of a model that has several: `lora_A.default.weight`.
+_NAMED = re.compile(
+    r"(\.(?:lora_(?:A|B|down|up|magnitude_vector)|hada_w[12]_[ab]))\.(?!(?:weight|bias)$)([\w-]+)((?:\.weight)?)$",
+    re.ASCII,
+)
 _HALVES = {"lora_A": "lora_B", "lora_down": "lora_up", "down": "up"}
 _OTHER_HALF = _HALVES | {other: half for half, other in _HALVES.items()}
 

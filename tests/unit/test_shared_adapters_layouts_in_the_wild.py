@@ -252,6 +252,48 @@ def test_two_adapters_in_one_file_are_refused():
         parse_layout(header_of(shapes))
 
 
+MAGNITUDES = [
+    "magnitude",
+    "dora_scale",
+    "lora_magnitude_vector",
+    "lora_magnitude_vector.weight",
+    "lora_magnitude_vector.{}",
+    "lora_magnitude_vector.{}.weight",
+]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("name", ["default", "my_name", "style-2"])
+@pytest.mark.parametrize("magnitude", MAGNITUDES)
+def test_the_magnitudes_of_an_adapter_with_a_name_may_leave_the_name_out(magnitude, name, model):
+    layers = linear_layers(model)
+    out, features = layers[PROJ_BFL]
+    halves = (f".lora_A.{name}.weight", f".lora_B.{name}.weight")
+    shapes = factors(f"base_model.model.{PROJ_BFL}", (out, features), halves)
+
+    layout = parse_layout(header_of(shapes | {f"base_model.model.{PROJ_BFL}.{magnitude.format(name)}": (out,)}))
+    check_fits_base(layout, layers, model=model)
+
+    assert [(update.kind, update.rank) for update in layout.updates] == [("dora", RANK)]
+
+
+def test_the_factors_of_a_loha_may_have_an_adapters_name():
+    out = {f"{PROJ}.hada_w{number}_a.me": (3072, 4) for number in (1, 2)}
+    inner = {f"{PROJ}.hada_w{number}_b.me": (4, 3072) for number in (1, 2)}
+
+    assert parse_layout(header_of(out | inner)).kind == "loha"
+
+
+@pytest.mark.parametrize("second", [PROJ, PROJ.replace("blocks.0", "blocks.1")])
+@pytest.mark.parametrize("names", [("a", "b"), ("", "b"), ("a", "")])
+def test_the_factors_of_two_adapters_are_refused_as_two_adapters(names, second):
+    pairs = [tuple(f".lora_{half}.{name}.weight".replace("..", ".") for half in "AB") for name in names]
+    shapes = factors(PROJ, (3072, 3072), pairs[0]) | factors(second, (3072, 3072), pairs[1])
+
+    with pytest.raises(AdapterRefused, match="belong to two adapters; save each adapter to its own file"):
+        parse_layout(header_of(shapes))
+
+
 def test_a_text_encoder_is_named_with_the_number_of_its_tensors():
     text = {f"text_encoders.qwen3_8b.transformer.layers.{index}.q.lora_A.weight": (4, 4) for index in range(6)}
 
