@@ -9,7 +9,7 @@ from typing import BinaryIO
 from shared.adapters.header_json import Header
 from shared.safetensors_header import read_frame
 
-_FORMATS = {"F64": "<d", "F32": "<f", "F16": "<e"}
+_FORMATS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i"}
 
 
 def read_alphas(file: BinaryIO, header: Header) -> dict[str, float]:

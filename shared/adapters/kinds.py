@@ -16,6 +16,7 @@ from shared.errors import AdapterRefused
 from shared.layer_names import WHOLE, Rows, Target
 
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+_INTEGER_DTYPES = frozenset({"I64", "I32"})
 # More than any layer of FLUX.2 [dev] can use: its hidden size is 6144.
 MAX_RANK = 16_384
 
@@ -89,8 +90,10 @@ def parse_update(group: TensorGroup, header: Header) -> LayerUpdate:
     Raises:
         AdapterRefused: the tensors are incomplete, contradict each other or mix kinds; the message names a key.
     """
-    for key in group.tensors.values():
-        if header.tensors[key].dtype not in FLOAT_DTYPES:
+    for role, key in group.tensors.items():
+        # Tools that take alpha for the rank store it as they count the rank.
+        allowed = FLOAT_DTYPES | _INTEGER_DTYPES if role == "alpha" else FLOAT_DTYPES
+        if header.tensors[key].dtype not in allowed:
             raise AdapterRefused(f"{key!r} holds {header.tensors[key].dtype} values, not floating point")
     alpha = group.tensors.get("alpha")
     # Trainers store alpha as a scalar or as a list of one number.

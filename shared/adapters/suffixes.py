@@ -46,8 +46,9 @@ _NAMED = re.compile(
     r"(\.(?:lora_(?:A|B|down|up|magnitude_vector)|hada_w[12]_[ab]))\.(?!(?:weight|bias)$)([\w-]+)((?:\.weight)?)$",
     re.ASCII,
 )
-_HALVES = {"lora_A": "lora_B", "lora_down": "lora_up", "down": "up"}
-_OTHER_HALF = _HALVES | {other: half for half, other in _HALVES.items()}
+_DOWN, _UP = ([suffix for suffix, role in ROLES.items() if role == half] for half in ("down", "up"))
+# Each spelling of a LoRA has both halves, in the same order.
+_OTHER_HALF = dict([*zip(_DOWN, _UP, strict=True), *zip(_UP, _DOWN, strict=True)])
 
 
 class SplitKey(NamedTuple):
@@ -81,6 +82,9 @@ def split_key(key: str) -> SplitKey | None:
 def describe_missing_half(key: str) -> str:
     """Return a sentence that names the missing half of the LoRA to which `key` belongs."""
     split = split_key(key)
-    path = "" if split is None else split.suffix.lstrip("._").removesuffix(".weight")
-    *outer, name = path.split(".")
-    return f"{key!r} is a {path} without its {'.'.join([*outer, _OTHER_HALF[name]])}"
+    assert split is not None
+    return f"{key!r} is a {_plain(split.suffix)} without its {_plain(_OTHER_HALF[split.suffix])}"
+
+
+def _plain(suffix: str) -> str:
+    return suffix.lstrip("._").removesuffix(".weight")

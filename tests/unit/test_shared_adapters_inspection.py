@@ -85,10 +85,12 @@ def pair(module, down="lora_A.weight", up="lora_B.weight"):
     return {f"{module}{down}": torch.zeros(4, 64), f"{module}{up}": torch.ones(64, 4)}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64, torch.int64, torch.int32]
+)
 def test_the_scale_is_read_from_the_alpha_tensors(dtype, written):
     module = f"diffusion_model.{LAYER}"
-    file = written(pair(module) | {f"{module}alpha": torch.tensor(6.0, dtype=dtype)})
+    file = written(pair(module) | {f"{module}alpha": torch.tensor(6, dtype=dtype)})
 
     found = inspect_adapter(file, max_bytes=MAX)
 

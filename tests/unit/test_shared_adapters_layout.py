@@ -461,3 +461,12 @@ def test_an_accepted_golden_is_compared_with_the_model_that_it_was_made_for(gold
             check_fits_base(layout, layers, model="flux2")
     else:
         check_fits_base(layout, layers, model="flux2")
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix, role in ROLES.items() if role in ("down", "up")])
+def test_half_a_lora_is_refused_in_every_spelling(suffix):
+    pair = {f"{QKV}{other}": (4, 64) for other in (".lora_A.weight", ".lora_B.weight")}
+    half = f"double_blocks.0.img_attn.proj{suffix}"
+
+    with pytest.raises(AdapterRefused, match=rf"proj{suffix}' is a \S+ without its \S+"):
+        parse_layout(header_of({**pair, f"{QKV}.lora_B.weight": (192, 4), half: (4, 64)}))

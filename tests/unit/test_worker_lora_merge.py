@@ -367,6 +367,24 @@ def test_a_dora_scales_each_row_to_its_magnitude_under_every_name(merge_file, su
     torch.testing.assert_close(after[f"{layer}.weight"].double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float64, torch.bfloat16])
+def test_an_alpha_scales_alike_in_every_dtype_that_tools_write(merge_file, dtype):
+    layer, draw = "double_blocks.0.img_attn.proj", torch.Generator().manual_seed(6)
+    down, up = torch.randn(4, 64, generator=draw), torch.randn(64, 4, generator=draw)
+    module = f"lora_unet_{layer.replace('.', '_')}"
+
+    _, before, after = merge_file(
+        {
+            f"{module}.lora_down.weight": down,
+            f"{module}.lora_up.weight": up,
+            f"{module}.alpha": torch.tensor(6, dtype=dtype),
+        }
+    )
+
+    change = after[f"{layer}.weight"].double() - before[f"{layer}.weight"].double()
+    torch.testing.assert_close(change, up.double() @ down.double() * 1.5, rtol=1e-5, atol=1e-6)
+
+
 def test_an_alpha_tensor_that_contradicts_the_header_is_refused_with_both_scales(components, adapter_ref, tmp_path):
     path, layer = tmp_path / "made.safetensors", "double_blocks.0.img_attn.proj"
     tensors = {f"{layer}.lora_A.weight": torch.ones(4, 64), f"{layer}.lora_B.weight": torch.ones(64, 4)}
