@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from shared.catalog import MODELS
+
 # Spellings without separators and in lower case. AI Toolkit writes `flux2_klein_9b`, musubi-tuner `flux_2_klein_9b`,
 # a `modelspec.architecture` is like `flux-2-klein-9b/lora`.
 _SPELLINGS = {
@@ -20,6 +22,9 @@ _SPELLINGS = {
 }
 # OneTrainer writes the family alone, whatever the size: `Flux.2-klein/lora`.
 _FAMILIES = {"flux2klein": ("flux2_klein_4b", "flux2_klein_9b")}
+
+# The file of the weights that were trained on. musubi-tuner names a distilled klein like its base model, but not its file.
+_WEIGHTS_KEY = "ss_sd_model_name"
 
 #: Entries of `__metadata__` that name the base. The first is for one trainer's models, so it counts if both exist.
 BASE_KEYS = ("ss_base_model_version", "modelspec.architecture")
@@ -53,13 +58,22 @@ def stated_base(metadata: Mapping[str, str]) -> StatedBase | None:
     """Return the base model that the metadata names; None if it names none, or no more than some FLUX.2."""
     version = metadata.get(BASE_KEYS[0])
     if version:
-        return StatedBase(BASE_KEYS[0], version, _models(version))
+        return _distilled_base(metadata, version) or StatedBase(BASE_KEYS[0], version, _models(version))
     architecture = metadata.get(BASE_KEYS[1])
     if not architecture:
         return None
     stated = StatedBase(BASE_KEYS[1], architecture, _models(architecture))
     # Architectures are free text; only those that are understood can contradict a request.
     return stated if stated.models or stated.is_flux1 else None
+
+
+def _distilled_base(metadata: Mapping[str, str], version: str) -> StatedBase | None:
+    """Return the distilled model of the stated base if the adapter was trained on that model's file."""
+    file = metadata.get(_WEIGHTS_KEY)
+    for model in MODELS.values():
+        if model.distilled_from in _models(version) and file == model.transformer_file:
+            return StatedBase(_WEIGHTS_KEY, file, (model.id,))
+    return None
 
 
 def _models(spelling: str) -> tuple[str, ...]:

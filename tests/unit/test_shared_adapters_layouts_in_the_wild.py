@@ -14,6 +14,7 @@ from shared.layer_names import WHOLE, Rows
 from shared.safetensors_header import TensorInfo
 
 MODELS = ["flux2", "flux2_klein_4b", "flux2_klein_9b"]
+MODELS_OF_4B = ["flux2_klein_4b", "flux2_klein_4b_distilled"]
 RANK = 16
 
 # Layers of one double and one single block that every layout can name.
@@ -219,6 +220,32 @@ def test_a_config_that_is_too_large_or_no_text_is_refused(tmp_path, data):
 )
 def test_known_spellings_of_a_base_model_count_as_equal(spelling, models):
     assert stated_base({"ss_base_model_version": spelling}).models == models
+
+
+@pytest.mark.parametrize(
+    ("file", "models"),
+    [
+        ("flux-2-klein-4b.safetensors", ["flux2_klein_4b_distilled"]),
+        ("flux-2-klein-base-4b.safetensors", ["flux2_klein_4b", "flux2_klein_4b_distilled"]),
+        # Another tool's copy of the weights says nothing, nor does a file that contradicts the version.
+        ("model.safetensors", ["flux2_klein_4b", "flux2_klein_4b_distilled"]),
+        ("flux-2-klein-9b.safetensors", ["flux2_klein_4b", "flux2_klein_4b_distilled"]),
+    ],
+)
+def test_musubis_file_of_a_distilled_model_is_known_by_the_weights_that_it_names(file, models):
+    # The trainer writes this version for both.
+    metadata = {"ss_base_model_version": "flux_2_klein_4b", "ss_sd_model_name": file}
+    layout = parse_layout(header_of(proj(), **metadata))
+
+    def runs_on(model):
+        try:
+            check_fits_base(layout, linear_layers("flux2_klein_4b"), model=model)
+        except AdapterRefused as error:
+            assert "trained on 'flux-2-klein-4b.safetensors' (ss_sd_model_name)" in str(error)
+            return False
+        return True
+
+    assert [model for model in MODELS_OF_4B if runs_on(model)] == models
 
 
 @pytest.mark.parametrize("key", ["ss_base_model_version", "modelspec.architecture"])
