@@ -23,7 +23,7 @@ _SPELLINGS = {
 # OneTrainer writes the family alone, whatever the size: `Flux.2-klein/lora`.
 _FAMILIES = {"flux2klein": ("flux2_klein_4b", "flux2_klein_9b")}
 
-# The file of the weights that were trained on. musubi-tuner names a distilled klein like its base model, but not its file.
+# The file of the weights. musubi-tuner states the same version for a distilled klein and its base model, but not this.
 _WEIGHTS_KEY = "ss_sd_model_name"
 
 #: Entries of `__metadata__` that name the base. The first is for one trainer's models, so it counts if both exist.
