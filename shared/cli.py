@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from shared import commands
+from shared import cache_commands, commands
 from shared.errors import Flux2Error
 from shared.extras import report_missing_modules
 
@@ -23,6 +23,7 @@ app = typer.Typer(
     help="Render FLUX.2 LoRAs in bulk on your own GPUs.",
 )
 app.add_typer(commands.app)
+app.add_typer(cache_commands.app, name="cache")
 
 
 def _print_version(wanted: bool) -> None:

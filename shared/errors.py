@@ -30,6 +30,7 @@
     - StorageUnavailable         the result could not be written
       . StorageOutageReported    another worker could not reach the storage; probe it before the next claim
     - SourceUnavailable          the host of a file did not answer, or asks to come back later
+    - CacheUnavailable           this host's file cache cannot hold a file: its disk is full or its folder unusable
   + ServerFailed                 a process that this host needs is missing, did not start or ended
   + HeaderFault                  a safetensors header is unsound; its readers name the file and refuse it
   + NotPinned                    a file's pages cannot be pinned; its reader copies them another way
@@ -293,6 +294,13 @@ class SourceUnavailable(RunError):
     """The host of a file did not answer in time, failed, or asks to come back later."""
 
     code = "source_unavailable"
+    implicates_device = False
+
+
+class CacheUnavailable(RunError):
+    """The file cache of this host cannot hold a file: its disk is full, or its folder cannot be used."""
+
+    code = "cache_unavailable"
     implicates_device = False
 
 

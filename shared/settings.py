@@ -212,6 +212,20 @@ class SourcesSettings(_Section):
         "pieces of a download.",
     )
     download_s: Timeout = Field(3600.0, description="Seconds that the download of one file may take.")
+    retry_budget_s: SecondsOrZero = Field(
+        60.0, description="Seconds without a new byte for which a download is retried before the attempt ends."
+    )
+    cache_dir: Folder = Field(
+        Path("~/.cache/flux2-queue"),
+        validate_default=True,
+        description="Folder on a local disk for downloaded files, which all workers of a host share. It is created for "
+        "this user alone.",
+    )
+    cache_max_bytes: Bytes = Field(
+        64 * 1024**3,
+        description="Size in bytes of all downloaded files; the least recently used ones make room for others. A "
+        "larger file is refused.",
+    )
 
 
 class ModelSettings(_Section):
