@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from shared.adapters.name_patterns import NamePatterns
+from shared.adapters.peft_methods import refuse_other_methods
 from shared.errors import AdapterRefused
 
 Source = Literal["tensor", "lora_adapter_metadata", "lora_alpha", "adapter_config.json", "none"]
@@ -28,9 +29,6 @@ PLAIN_RANKS = ("r", "transformer.r", "lora_rank")
 # An alpha of bfloat16 has three digits.
 _SAME = 0.005
 _KINDS = ("LORA", "LOHA")
-# Ways to begin a training that leave the base weights as they are. Others, such as PiSSA, OLoRA and LoftQ, take a part
-# out of them, so the adapter contains that part too.
-_INITIALISATIONS = (None, True, False, "default", "gaussian", "eva", "orthogonal")
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def resolve_strengths(
             if not math.isclose(scale, other, rel_tol=_SAME):
                 raise AdapterRefused(
                     f"{keys[name]!r}: {_describe(source)} gives the scale {other:.6g}, but {statement.source} gives "
-                    f"{scale:.6g}; remove the wrong one from the file"
+                    f"{scale:.6g}; {_remedy(statement.source)}"
                 )
             if statement.source == CONFIG_NAME and source == CONFIG_NAME and scale != 1:
                 # A worker reads one file, whose sha256 the job names.
@@ -147,6 +145,12 @@ def resolve_strengths(
             if strengths[name].source == "none":
                 strengths[name] = Strength(scale, statement.source)
     return strengths
+
+
+def _remedy(source: Source) -> str:
+    if source == CONFIG_NAME:
+        return "remove the wrong one: delete adapter_config.json if it belongs to another file, or export both again"
+    return "remove the wrong one from the file"
 
 
 def _describe(source: Source) -> str:
@@ -183,6 +187,7 @@ def _peft_config(text: str, source: Source) -> StatedAlpha | None:
         raise AdapterRefused(f"{source} is not valid JSON; export the adapter again") from error
     if not isinstance(config, dict):
         raise AdapterRefused(f"{source} is not a JSON object; export the adapter again")
+    refuse_other_methods(config, source)
 
     def read(name: str) -> Any:
         return config.get(f"transformer.{name}", config.get(name))
@@ -190,12 +195,6 @@ def _peft_config(text: str, source: Source) -> StatedAlpha | None:
     kind = read("peft_type")
     if kind is not None and kind not in _KINDS:
         raise AdapterRefused(f"{source} describes a PEFT adapter of type {str(kind)[:40]!r}; use {' or '.join(_KINDS)}")
-    if read("init_lora_weights") not in _INITIALISATIONS:
-        raise AdapterRefused(
-            f"{source} says init_lora_weights {str(read('init_lora_weights'))[:40]!r}: the adapter was trained on base "
-            "weights that this method had changed; convert it to a LoRA of the original weights (PEFT: save_pretrained "
-            "with path_initial_model_for_weight_conversion)"
-        )
     alpha = read("lora_alpha") if read("lora_alpha") is not None else read("alpha")
     if alpha is None:
         return None

@@ -1,5 +1,6 @@
 """A file that cannot be used is refused for its real reason, with what to do, at the sizes of the published models."""
 
+import json
 import re
 
 import pytest
@@ -30,10 +31,11 @@ def whole_file(model):
     return shapes
 
 
-def refusal(shapes, metadata=None, *, model="flux2"):
+def refusal(shapes, metadata=None, *, model="flux2", config=None, alphas=None):
     header = Header({key: TensorInfo("BF16", shape, 0, 0) for key, shape in shapes.items()}, metadata or {})
+    layers = linear_layers(model)
     with pytest.raises(AdapterRefused) as refused:
-        check_fits_base(parse_layout(header), linear_layers(model), model=model)
+        check_fits_base(parse_layout(header, config=config, alphas=alphas), layers, model=model)
     return str(refused.value)
 
 
@@ -171,3 +173,59 @@ def test_a_layer_behind_an_unknown_prefix_is_refused_with_the_name_to_give_it(mo
 
     assert "the prefix 'my.prefix.' is unknown; rename its keys to begin with 'diffusion_model.'" in message
     assert f"({len(renamed) - 1} other tensors are refused too)" in message
+
+
+CHANGED_BASE = (
+    "the adapter was trained on base weights that this method had changed; convert it to a LoRA of the original"
+)
+METHODS = [
+    *(
+        ("init_lora_weights", method, CHANGED_BASE)
+        for method in ("pissa", "pissa_niter_16", "olora", "OLoRA", "corda", "lora_ga")
+    ),
+    (
+        "init_lora_weights",
+        "loftq",
+        "was trained on quantised base weights .*; train it again with init_lora_weights=True",
+    ),
+    (
+        "init_lora_weights",
+        ["pissa"],
+        "which is unknown here and may have changed the base weights; train the adapter with",
+    ),
+    ("use_qalora", True, "is made with QA-LoRA, whose factors take averages .*; train a plain LoRA or DoRA"),
+    ("use_bdlora", {"nblocks": 2}, "is made with BD-LoRA"),
+    ("alora_invocation_tokens", [1], "is made with Activated LoRA"),
+    ("arrow_config", {"top_k": 3}, "is made with Arrow"),
+    ("kasa_config", {"beta": 1e-4}, "is made with KaSA, which changes the base weights"),
+    ("layer_replication", [[0, 4]], "is made with layer_replication"),
+]
+
+
+@pytest.mark.parametrize("place", ["lora_adapter_metadata", "adapter_config.json"])
+@pytest.mark.parametrize(("entry", "value", "reason"), METHODS)
+def test_a_peft_adapter_that_is_more_than_factors_on_the_published_weights_is_refused(entry, value, reason, place):
+    peft = {"r": 16, "lora_alpha": 16, "peft_type": "LORA", entry: value}
+    if place == "adapter_config.json":
+        message = refusal(whole_file("flux2"), config=json.dumps(peft))
+    else:
+        stored = json.dumps({f"transformer.{key}": value for key, value in peft.items()})
+        message = refusal(whole_file("flux2"), {place: stored})
+
+    assert re.match(f"{place} says {entry}.*: the adapter |{place} says {entry}.*, which is unknown", message)
+    assert re.search(reason, message)
+
+
+def test_a_peft_adapter_of_an_unknown_method_is_refused_even_without_an_alpha():
+    assert CHANGED_BASE in refusal(whole_file("flux2"), config=json.dumps({"init_lora_weights": "pissa"}))
+
+
+def test_alpha_tensors_that_contradict_the_folders_config_are_refused_with_both_scales():
+    layer = "diffusion_model.double_blocks.0.img_attn.proj"
+    shapes = factors(layer, (6144, 6144)) | {f"{layer}.alpha": ()}
+
+    message = refusal(shapes, config=json.dumps({"r": 16, "lora_alpha": 32}), alphas={f"{layer}.alpha": 8.0})
+
+    assert (
+        "its alpha tensor gives the scale 0.5, but adapter_config.json gives 2; remove the wrong one: delete" in message
+    )
