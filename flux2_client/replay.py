@@ -23,6 +23,7 @@ from flux2_client.similarity import (
 from shared.console import LineConsole
 from shared.errors import ConfigRefused, ReplayFailed
 from shared.outputs import make_output_folder
+from shared.plurals import counted
 
 _POLL_S = 1.0
 # Names of a message's list.
@@ -66,7 +67,7 @@ def run_replay(
     images = _render(console, client, replay)
     for index, data in enumerate(images):
         (output / f"sample-{index}.png").write_bytes(data)
-    console.print_line(f"{len(images)} images are in {output}/")
+    console.print_line(f"{counted(len(images), 'image is', 'images are')} in {output}/")
     return _compare(console, images, trainer_files, output=output) if trainer_files else []
 
 

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from flux2_client.models import FINAL_STATES, ImageInfo, Job, Status
 from shared.console import LineConsole
+from shared.plurals import counted
 
 
 def print_message(text: str) -> None:
@@ -170,7 +171,7 @@ def _counts(status: Status) -> str:
 
 def count_images(count: int) -> str:
     """Return e.g. "2 images"."""
-    return f"{count} image" if count == 1 else f"{count} images"
+    return counted(count, "image", "images")
 
 
 def _print_line(text: str) -> None:

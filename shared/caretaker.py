@@ -43,6 +43,9 @@ class Caretaker(threading.Thread):
         # A caretaker's identity in the election of the leader.
         self._holder = uuid.uuid4().hex
         self._stopped = threading.Event()
+        # Why Redis could not be used in the current pass, and whether that has been logged.
+        self._outage: LedgerUnavailable | None = None
+        self._is_waiting = False
         # Surplus of each queue of wake-ups at the previous audit.
         self._surplus: dict[str, int] = {}
 
@@ -53,7 +56,9 @@ class Caretaker(threading.Thread):
         passes = 0
         while not self._stopped.wait(period_s):
             passes += 1
+            self._outage = None
             self._perform(self.reap, *([self._lead] if passes % passes_per_audit == 0 else []))
+            self._log_outage()
 
     def stop(self) -> None:
         """End the loop and wait for it."""
@@ -69,10 +74,18 @@ class Caretaker(threading.Thread):
                 duty()
             except LedgerUnavailable as error:
                 # The other duties would only wait for the same timeout.
-                logger.warning("caretaker waits for Redis", extra={"error": str(error)})
+                self._outage = error
                 return
             except Exception:
                 logger.exception("caretaker failed", extra={"duty": duty.__name__})
+
+    def _log_outage(self) -> None:
+        """Log the beginning and the end of an outage of Redis, which many passes see."""
+        if self._outage is not None and not self._is_waiting:
+            logger.warning("caretaker waits for Redis", extra={"error": str(self._outage)})
+        elif self._outage is None and self._is_waiting:
+            logger.info("caretaker reaches Redis again")
+        self._is_waiting = self._outage is not None
 
     def _lead(self) -> None:
         # One leader: two audits at once would both send the wake-ups that are missing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -118,7 +119,7 @@ def doctor(
     findings = []
     for finding in run_checks(read_settings(data) if data else Settings()):
         if data and (finding.name, finding.state) == ("redis", "failed"):
-            finding = replace(finding, remedy=f"start it: flux2 up --data {data}")
+            finding = replace(finding, remedy=f"start it: flux2 up --data {shlex.quote(str(data))}")
         findings.append(finding)
         if as_json:
             typer.echo(json.dumps(asdict(finding)))

@@ -19,6 +19,7 @@ from shared.errors import CheckpointError, LedgerForbidden, LedgerUnavailable, S
 from shared.ledger import Ledger, keys
 from shared.ledger.connection import ACL_REMEDY, MIN_REDIS, mapped_errors
 from shared.model_places import require_model
+from shared.plurals import counted
 from shared.settings import Settings
 from shared.storage import open_store
 
@@ -161,7 +162,7 @@ def _queues(ledger: Ledger) -> Iterator[Finding]:
             yield Finding(
                 "queue",
                 "failed",
-                f"{queued} items of {name} are queued, but no worker serves it",
+                f"{counted(queued, f'item of {name} is', f'items of {name} are')} queued, but no worker serves it",
                 "start a worker for that model and engine; with `+merged`, one whose precision is not qfloat8; with "
                 "`+large`, one of this version, because earlier ones leave images that did not fit on a device",
             )
@@ -178,7 +179,7 @@ def _leases(ledger: Ledger) -> Iterator[Finding]:
             "restart the API, which requeues expired items",
         )
     else:
-        yield Finding("leases", "ok", f"{ledger.redis.zcard(keys.LEASES)} items are running")
+        yield Finding("leases", "ok", f"{counted(ledger.redis.zcard(keys.LEASES), 'item is', 'items are')} running")
 
 
 def _webhooks(ledger: Ledger, settings: Settings) -> Iterator[Finding]:

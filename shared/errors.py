@@ -53,6 +53,8 @@ Codes in capitals mean an error in the request and use the reference API's words
 
 from __future__ import annotations
 
+from shared.plurals import counted
+
 
 class Flux2Error(Exception):
     """Base of all the project's errors.
@@ -152,6 +154,11 @@ class ConfigRefused(RequestError):
     code = "INVALID_CONFIG"
 
 
+def _describe_load(asked: int, *, pending: int, cap: int) -> str:
+    wanted, queued = counted(asked, "item was", "items were"), counted(pending, "item is", "items are")
+    return f"{wanted} asked for, {queued} queued and the cap is {cap}"
+
+
 class JobTooLarge(RequestError):
     """The job has more items than the queue ever holds, so that waiting does not help."""
 
@@ -159,7 +166,7 @@ class JobTooLarge(RequestError):
 
     def __init__(self, asked: int, *, pending: int, cap: int) -> None:
         super().__init__(
-            f"{asked} items were asked for, {pending} items are queued and the cap is {cap}, so they can never fit; "
+            f"{_describe_load(asked, pending=pending, cap=cap)}, so they can never fit; "
             f"submit at most {cap} at once, or ask the operator to raise FLUX2_QUEUE_CAP"
         )
 
@@ -171,9 +178,7 @@ class QueueFull(Flux2Error):
     retryable = True
 
     def __init__(self, asked: int, *, pending: int, cap: int) -> None:
-        super().__init__(
-            f"{asked} items were asked for, {pending} items are queued and the cap is {cap}; try again later"
-        )
+        super().__init__(f"{_describe_load(asked, pending=pending, cap=cap)}; try again later")
 
 
 class AdapterCheckBusy(Flux2Error):

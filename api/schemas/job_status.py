@@ -41,7 +41,10 @@ class Status(BaseModel):
     """The state of a job and of each of its images."""
 
     request_id: str
-    status: JobStatus
+    status: JobStatus = Field(
+        description="`in_progress` once an image has been started, also while its images wait to be started again; a "
+        "status never goes back to `in_queue`, but that of an image does."
+    )
     model: str
     cancel_requested: bool = Field(
         description="Whether a cancel was requested; a running image stops at its next step."

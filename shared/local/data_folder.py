@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def read_settings(data: Path) -> Settings:
     """
     file = settings_file(data.expanduser())
     if not file.is_file():
-        raise NoStack(f"{file} does not exist; `flux2 up --data {data}` writes it")
+        raise NoStack(f"{file} does not exist; `flux2 up --data {shlex.quote(str(data))}` writes it")
     stored = {name: value or "" for name, value in dotenv_values(file, interpolate=False).items()}
     for name in [name for name in os.environ if name.upper() in stored]:
         del os.environ[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
 
@@ -48,7 +49,11 @@ def _describe(console: LineConsole, stack: Stack) -> None:
             "adapters",
             f"{stack.adapter_root}{f'  (with {demo_adapter(stack.model)})' if stack.has_demo_adapters else ''}",
         ),
-        ("settings", f"{stack.settings_file}  (for `flux2 doctor --data {stack.data}` and `flux2 render --data`)"),
+        (
+            "settings",
+            f"{stack.settings_file}  (for `flux2 doctor --data {shlex.quote(str(stack.data))}` and "
+            "`flux2 render --data`)",
+        ),
         *(("log", str(log)) for log in stack.logs),
     ]
     if stack.serves_demo_model:

@@ -417,7 +417,7 @@ def test_a_full_queue_answers_429_with_retry_after(api):
     answer = post(api, request())
 
     found = problem(answer, 429, "queue_full")
-    assert found["detail"].startswith("1 items were asked for, 50 items are queued and the cap is 50")
+    assert found["detail"].startswith("1 item was asked for, 50 items are queued and the cap is 50")
     assert int(answer.headers["Retry-After"]) > 0
 
 
@@ -427,7 +427,7 @@ def test_a_job_that_can_never_fit_into_the_queue_is_refused_for_good(api):
     answer = post(api, request(*[{"prompt": "a"}] * 51))
 
     found = problem(answer, 400, "JOB_TOO_LARGE")
-    assert found["detail"].startswith("51 items were asked for, 1 items are queued and the cap is 50")
+    assert found["detail"].startswith("51 items were asked for, 1 item is queued and the cap is 50")
     assert "Retry-After" not in answer.headers
     assert api.ledger.queue_length("flux2") == 1
 
@@ -1240,7 +1240,7 @@ def test_a_replay_that_does_not_fit_into_the_queue_stores_nothing(api, adapter, 
 
     accepted(api, request())
     found = problem(replay(api, *["a"] * 25, *["b --m 0.5"] * 25), 429, "queue_full")
-    assert found["detail"].startswith("50 items were asked for, 1 items are queued")
+    assert found["detail"].startswith("50 items were asked for, 1 item is queued")
     assert len(redis_client.keys(f"{keys.PREFIX}job:*")) == 1
 
 

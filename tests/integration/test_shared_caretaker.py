@@ -106,14 +106,24 @@ def test_an_error_in_one_duty_stops_neither_the_caretaker_nor_its_other_duties(
 
 def test_each_pass_calls_redis_once_while_it_is_away(caretaker, monkeypatch, wait_until, caplog):
     def away():
-        raise LedgerUnavailable("Redis did not answer")
+        calls.append("reap")
+        if is_away:
+            raise LedgerUnavailable("Redis did not answer")
 
-    asked = []
+    calls, is_away = [], True
     monkeypatch.setattr(caretaker, "reap", away)
-    monkeypatch.setattr(caretaker._ledger.wakeups, "try_lead_audit", asked.append)
+    monkeypatch.setattr(caretaker._ledger.wakeups, "try_lead_audit", lambda *_, **__: calls.append("audit"))
+    caplog.set_level("INFO")
     caretaker.start()
+    wait_until(lambda: len(calls) > 2, what="three passes")
 
-    wait_until(lambda: caplog.text.count("caretaker waits for Redis") > 2, what="three passes")
+    assert set(calls) == {"reap"}
+    # Not once for each pass: an outage of an hour would fill the log.
+    assert caplog.text.count("caretaker waits for Redis") == 1
+    assert "reaches Redis again" not in caplog.text
 
+    is_away = False
+    wait_until(lambda: calls.count("audit") > 2, what="passes after the outage")
     assert caretaker.is_alive()
-    assert asked == []
+    assert caplog.text.count("caretaker waits for Redis") == 1
+    assert caplog.text.count("caretaker reaches Redis again") == 1

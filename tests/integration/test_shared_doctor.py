@@ -199,7 +199,7 @@ def test_items_without_a_worker_and_leases_without_a_caretaker_are_named(sound, 
 
     found = report(made)
 
-    assert found["queue"].detail.startswith("1 items of flux2 are queued, but no worker serves it")
+    assert found["queue"].detail.startswith("1 item of flux2 is queued, but no worker serves it")
     assert claim.item_id in found["leases"].detail
 
 
@@ -218,7 +218,7 @@ def test_images_that_did_not_fit_and_have_no_worker_of_this_version_are_named(so
 
     found = report(made)["queue"]
 
-    assert found.detail == "1 items of flux2+large are queued, but no worker serves it"
+    assert found.detail == "1 item of flux2+large is queued, but no worker serves it"
     assert "with `+large`, one of this version" in found.remedy
 
 
