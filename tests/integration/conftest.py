@@ -95,6 +95,35 @@ def serve_api(wait_until):
 
 
 @pytest.fixture
+def make_result():
+    """Describe a finished image that no store has."""
+
+    def make(key="results/x/1/0.png"):
+        return ItemResult(
+            key=key,
+            format="png",
+            content_type="image/png",
+            width=64,
+            height=64,
+            sha256="00",
+            size_bytes=10,
+            timings={"denoise": 1.0},
+            adapters=(),
+            pipeline=PipelineReport(
+                engine="exact",
+                precision="fp32",
+                base_revision="r",
+                device="cpu",
+                adapter_mode="merged",
+                change="none",
+                versions={},
+            ),
+        )
+
+    return make
+
+
+@pytest.fixture
 def store_image():
     """Store the image of a claim and describe it, as a worker does before it commits the result."""
 

@@ -7,7 +7,7 @@ import pytest
 
 from shared.caretaker import Caretaker
 from shared.celery_app import make_celery
-from shared.job import ItemError, ItemResult, PipelineReport, State, pools
+from shared.job import ItemError, State, pools
 from shared.ledger import Ledger, keys, lua
 from shared.ledger.workers import SLOT_TTL_MS
 from shared.settings import QueueSettings
@@ -61,30 +61,6 @@ def overflow(ledger, claimed, slot, *, gib=None):
     return ledger.release_too_large(claimed, memory_bytes=memory * 2**30, error=FULL, too_large=ALONE)
 
 
-def result():
-    pipeline = PipelineReport(
-        engine="exact",
-        precision="bf16",
-        base_revision="r",
-        device="cuda",
-        adapter_mode="merged",
-        change="none",
-        versions={},
-    )
-    return ItemResult(
-        key="k",
-        format="png",
-        content_type="image/png",
-        width=64,
-        height=64,
-        sha256="00",
-        size_bytes=10,
-        timings={},
-        adapters=(),
-        pipeline=pipeline,
-    )
-
-
 def moved(ledger, accept, **settings):
     """Queue an item, let the small slot find that it does not fit, and return its job."""
     job_id = accept(**settings)
@@ -109,7 +85,7 @@ def fleet(ledger):
     beat(ledger, BIG)
 
 
-def test_an_item_that_does_not_fit_on_the_small_slot_is_rendered_by_the_big_one(ledger, accept, fleet):
+def test_an_item_that_does_not_fit_on_the_small_slot_is_rendered_by_the_big_one(ledger, accept, fleet, make_result):
     job_id = accept()
     first = claim(ledger, SMALL)
 
@@ -119,8 +95,8 @@ def test_an_item_that_does_not_fit_on_the_small_slot_is_rendered_by_the_big_one(
     assert claim(ledger, SMALL) is None
     second = claim(ledger, BIG)
     assert (second.item_id, second.pool, second.fence, second.attempt) == (first.item_id, LARGE, 2, 2)
-    assert ledger.commit(first, result()) == "stale"
-    assert ledger.commit(second, result()) == "committed"
+    assert ledger.commit(first, make_result()) == "stale"
+    assert ledger.commit(second, make_result()) == "committed"
     job = ledger.job(job_id)
     assert (job.state, job.items[0].attempt, job.items[0].error) == (State.SUCCEEDED, 2, None)
     assert queue_keys(ledger) == set()
@@ -163,14 +139,14 @@ def test_the_last_attempt_fails_although_a_bigger_slot_lives(redis_client, clock
     assert ledger.job("job").items[0].error == FULL
 
 
-def test_an_old_claim_moves_nothing(ledger, accept, fleet, clock):
+def test_an_old_claim_moves_nothing(ledger, accept, fleet, clock, make_result):
     accept()
     late = claim(ledger, SMALL)
     ledger.release(late, "drain")
     current = claim(ledger, BIG)
 
     assert overflow(ledger, late, SMALL) == "stale"
-    assert ledger.commit(current, result()) == "committed"
+    assert ledger.commit(current, make_result()) == "committed"
 
 
 @pytest.mark.parametrize("death", ["silent", "stopped", "faulty", "earlier version"])
@@ -320,7 +296,7 @@ def test_a_worker_of_an_earlier_version_claims_no_large_item(ledger, accept, fle
     assert claim(ledger, BIG).attempt == 2
 
 
-def test_the_counts_of_a_job_stay_right_while_some_of_its_items_are_large(ledger, item, accept, fleet):
+def test_the_counts_of_a_job_stay_right_while_some_of_its_items_are_large(ledger, item, accept, fleet, make_result):
     job_id = accept(*[item(seed=seed) for seed in range(3)])
     first = claim(ledger, SMALL)
 
@@ -333,9 +309,9 @@ def test_the_counts_of_a_job_stay_right_while_some_of_its_items_are_large(ledger
     # The large item was accepted before the others.
     big, small = claim(ledger, BIG), claim(ledger, SMALL)
     assert (big.index, small.index, counts()) == (0, 1, {State.QUEUED: 1, State.RUNNING: 2})
-    ledger.commit(big, result())
-    ledger.commit(small, result())
-    ledger.commit(claim(ledger, SMALL), result())
+    ledger.commit(big, make_result())
+    ledger.commit(small, make_result())
+    ledger.commit(claim(ledger, SMALL), make_result())
     assert counts() == {State.SUCCEEDED: 3}
     assert ledger.job(job_id).state is State.SUCCEEDED
 

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from shared.errors import IdempotencyKeyReused, JobTooLarge, LedgerUnavailable, QueueFull, StorageOutageReported
-from shared.job import AdapterRef, ItemError, ItemResult, ItemSpec, PipelineReport, Progress, State
+from shared.job import AdapterRef, ItemError, ItemSpec, Progress, State
 from shared.ledger import Ledger, Submission, keys
 from shared.settings import QueueSettings
 
@@ -35,29 +35,6 @@ def spec(adapter: str = "aa", *, multiplier: float = 1.0, model: str = "flux2", 
         adapters=(ref,),
         output_format="png",
         engine=engine,
-    )
-
-
-def result(key: str = "results/x/1/0.png") -> ItemResult:
-    return ItemResult(
-        key=key,
-        format="png",
-        content_type="image/png",
-        width=64,
-        height=64,
-        sha256="00",
-        size_bytes=10,
-        timings={"denoise": 1.0},
-        adapters=(),
-        pipeline=PipelineReport(
-            engine="exact",
-            precision="fp32",
-            base_revision="r",
-            device="cpu",
-            adapter_mode="merged",
-            change="none",
-            versions={},
-        ),
     )
 
 
@@ -97,7 +74,7 @@ def leftovers(client):
     }
 
 
-def test_an_accepted_job_is_claimed_renewed_and_committed(ledger, clock):
+def test_an_accepted_job_is_claimed_renewed_and_committed(ledger, clock, make_result):
     job_id = accept(ledger)
     assert ledger.job(job_id).state is State.QUEUED
 
@@ -110,11 +87,11 @@ def test_an_accepted_job_is_claimed_renewed_and_committed(ledger, clock):
     assert running.state is State.RUNNING
     assert running.items[0].progress == STEP
 
-    assert ledger.commit(claimed, result()) == "committed"
+    assert ledger.commit(claimed, make_result()) == "committed"
 
     done = ledger.job(job_id)
     assert done.state is State.SUCCEEDED
-    assert done.items[0].result == result()
+    assert done.items[0].result == make_result()
     assert done.finished_ms - done.accepted_ms == 2000
     assert leftovers(ledger.redis) == {}
 
@@ -131,7 +108,7 @@ def test_an_item_is_claimed_once_however_many_wake_ups_arrive(ledger):
     assert [c is not None for c in claims] == [True, False, False]
 
 
-def test_a_worker_whose_lease_ran_out_cannot_overwrite_the_result(ledger, clock):
+def test_a_worker_whose_lease_ran_out_cannot_overwrite_the_result(ledger, clock, make_result):
     job_id = accept(ledger)
     late = claim(ledger, "gpu-0")
     clock.advance(31)
@@ -140,19 +117,19 @@ def test_a_worker_whose_lease_ran_out_cannot_overwrite_the_result(ledger, clock)
     assert current.fence == late.fence + 1
 
     assert ledger.renew(late, STEP) == "lost"
-    assert ledger.commit(late, result("late.png")) == "stale"
+    assert ledger.commit(late, make_result("late.png")) == "stale"
     assert ledger.release(late, "drain") == "stale"
-    assert ledger.commit(current, result("current.png")) == "committed"
+    assert ledger.commit(current, make_result("current.png")) == "committed"
 
     assert ledger.job(job_id).items[0].result.key == "current.png"
 
 
-def test_a_commit_whose_reply_was_lost_can_be_repeated_but_not_changed(ledger):
+def test_a_commit_whose_reply_was_lost_can_be_repeated_but_not_changed(ledger, make_result):
     accept(ledger)
     claimed = claim(ledger)
-    ledger.commit(claimed, result())
+    ledger.commit(claimed, make_result())
 
-    assert ledger.commit(claimed, result()) == "repeated"
+    assert ledger.commit(claimed, make_result()) == "repeated"
     assert ledger.commit(claimed, BROKEN) == "stale"
     assert ledger.job(claimed.job_id).state is State.SUCCEEDED
     assert ledger.redis.hget(keys.item(claimed.item_id), "commits") == "1"
@@ -245,7 +222,7 @@ def test_canceling_a_queued_job_ends_it_at_once(ledger):
     assert leftovers(ledger.redis) == {}
 
 
-def test_a_cancel_reaches_the_running_item_at_its_renewal_and_wins_over_its_success(ledger):
+def test_a_cancel_reaches_the_running_item_at_its_renewal_and_wins_over_its_success(ledger, make_result):
     job_id = accept(ledger, spec(), spec())
     claimed = claim(ledger)
 
@@ -254,7 +231,7 @@ def test_a_cancel_reaches_the_running_item_at_its_renewal_and_wins_over_its_succ
     assert states(ledger, job_id) == [State.RUNNING, State.CANCELED]
     assert ledger.job(job_id).cancel_requested
     assert ledger.renew(claimed, STEP) == "cancel"
-    assert ledger.commit(claimed, result()) == "canceled"
+    assert ledger.commit(claimed, make_result()) == "canceled"
     assert ledger.job(job_id).state is State.CANCELED
 
 
@@ -273,10 +250,10 @@ def test_a_cancel_also_wins_when_the_worker_dies_or_releases_the_item(ledger, cl
     assert ledger.job(gave_up).state is State.CANCELED
 
 
-def test_canceling_a_finished_job_changes_nothing(ledger):
+def test_canceling_a_finished_job_changes_nothing(ledger, make_result):
     accept(ledger)
     claimed = claim(ledger)
-    ledger.commit(claimed, result())
+    ledger.commit(claimed, make_result())
 
     assert ledger.cancel(claimed.job_id)
 
@@ -287,9 +264,9 @@ def test_canceling_an_unknown_job_answers_false(ledger):
     assert not ledger.cancel("nobody")
 
 
-def test_one_failed_item_fails_the_job_but_keeps_the_other_images(ledger):
+def test_one_failed_item_fails_the_job_but_keeps_the_other_images(ledger, make_result):
     job_id = accept(ledger, spec(), spec())
-    ledger.commit(claim(ledger), result())
+    ledger.commit(claim(ledger), make_result())
     ledger.commit(claim(ledger), BROKEN)
 
     job = ledger.job(job_id)
@@ -467,7 +444,7 @@ def test_an_item_that_waited_past_the_bound_goes_before_priority(redis_client, c
     assert claim(ledger).job_id == old
 
 
-def test_tenants_take_turns_however_much_one_of_them_queued(ledger, clock):
+def test_tenants_take_turns_however_much_one_of_them_queued(ledger, clock, make_result):
     big = accept(ledger, *[spec()] * 4, tenant="big")
     small = accept(ledger, *[spec("bb")] * 2, tenant="small")
 
@@ -476,7 +453,7 @@ def test_tenants_take_turns_however_much_one_of_them_queued(ledger, clock):
         claimed = claim(ledger, warm=spec().adapter_key)
         order.append(claimed.job_id)
         clock.advance(1)
-        ledger.commit(claimed, result())
+        ledger.commit(claimed, make_result())
 
     assert order == [big, small, big, small, big, big]
 
@@ -629,22 +606,22 @@ def test_the_queue_position_counts_the_items_ahead(ledger):
     assert ledger.job(second).queue_position == 1
 
 
-def test_an_item_that_ends_before_it_began_because_the_clock_was_set_has_no_pace(ledger, clock):
+def test_an_item_that_ends_before_it_began_because_the_clock_was_set_has_no_pace(ledger, clock, make_result):
     accept(ledger)
     claimed = claim(ledger)
     clock.advance(-3600)
 
-    ledger.commit(claimed, result())
+    ledger.commit(claimed, make_result())
 
     assert ledger.redis.get(keys.pace("flux2")) is None
 
 
-def test_the_eta_comes_from_the_pace_of_finished_items(ledger, clock):
+def test_the_eta_comes_from_the_pace_of_finished_items(ledger, clock, make_result):
     job_id = accept(ledger, spec(), spec(), spec())
     assert ledger.job(job_id).eta_s is None
     first = claim(ledger)
     clock.advance(10)
-    ledger.commit(first, result())
+    ledger.commit(first, make_result())
 
     # Two items left at 10 s each, one slot.
     assert ledger.job(job_id).eta_s == 20.0

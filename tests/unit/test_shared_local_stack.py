@@ -150,6 +150,8 @@ def test_a_stacks_settings_win_over_the_environment_and_the_dotenv_file_of_anoth
 
 
 def test_a_folder_without_a_stack_is_named_with_the_command_that_makes_one(tmp_path):
+    with pytest.raises(NoStack, match=f"`flux2 up --data '{tmp_path}/my data'` writes it"):
+        read_settings(tmp_path / "my data")
     with pytest.raises(NoStack, match=f"`flux2 up --data {tmp_path}` writes it"):
         read_settings(tmp_path)
 
