@@ -28,18 +28,27 @@ _lookups = threading.BoundedSemaphore(_MAX_LOOKUPS)
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
+class _NotPublic(httpcore2.ConnectError):
+    """The host has an address that is not public."""
+
+
+def is_refusal(error: Exception) -> bool:
+    """Return whether a connection failed because this module refused it: nothing was sent, and nothing will be."""
+    return isinstance(error, _NotPublic)
+
+
 def resolve_host(host: str, port: int, *, allow_private: bool, timeout_s: float | None = None) -> Sequence[str]:
     """Return the addresses of a host as text, in the resolver's order.
 
     Raises:
-        httpcore2.ConnectError: the host has no address, or one that is not public.
+        httpcore2.ConnectError: the host has no address, or one that is not public; `is_refusal` says which.
         httpcore2.ConnectTimeout: the resolver took too long.
     """
     addresses = _look_up(host, port, timeout_s)
     # One private address refuses the whole host: no honest host mixes them.
     refused = [address for address in addresses if not allow_private and not is_public(address)]
     if refused:
-        raise httpcore2.ConnectError(f"{host!r} has the address {refused[0]}, which is not public")
+        raise _NotPublic(f"{host!r} has the address {refused[0]}, which is not public")
     return [str(address) for address in addresses]
 
 
@@ -89,7 +98,10 @@ def _look_up(host: str, port: int, timeout_s: float | None) -> Sequence[Address]
 
 
 class GuardedBackend(httpcore2.NetworkBackend):
-    """Connects only to addresses that `resolve_host` allows, and ends each connection `timeout_s` after its start."""
+    """Connects only to addresses that `resolve_host` allows, and ends each connection `timeout_s` after its start.
+
+    A request's own timeouts shorten single steps.
+    """
 
     def __init__(self, *, allow_private: bool, timeout_s: float) -> None:
         self._allow_private = allow_private
@@ -105,12 +117,14 @@ class GuardedBackend(httpcore2.NetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
         deadline = time.monotonic() + self._timeout_s
+        connect_s = self._timeout_s if timeout is None else min(timeout, self._timeout_s)
+        connected_by = time.monotonic() + connect_s
         # By address: connecting by name would resolve the name again.
-        addresses = resolve_host(host, port, allow_private=self._allow_private, timeout_s=self._timeout_s)[:_MAX_TRIED]
+        addresses = resolve_host(host, port, allow_private=self._allow_private, timeout_s=connect_s)[:_MAX_TRIED]
         failure: Exception = httpcore2.ConnectTimeout(f"{host!r} took too long to connect")
         for position, address in enumerate(addresses):
             # Each address gets its share of what is left, so that one without an answer leaves time for the next.
-            share_s = (deadline - time.monotonic()) / (len(addresses) - position)
+            share_s = (connected_by - time.monotonic()) / (len(addresses) - position)
             if share_s <= 0:
                 break
             try:
@@ -130,10 +144,10 @@ class _DeadlineStream(httpcore2.NetworkStream):
         self._deadline = deadline
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._stream.read(max_bytes, self._remaining_s(httpcore2.ReadTimeout))
+        return self._stream.read(max_bytes, self._remaining_s(timeout, httpcore2.ReadTimeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._stream.write(buffer, self._remaining_s(httpcore2.WriteTimeout))
+        self._stream.write(buffer, self._remaining_s(timeout, httpcore2.WriteTimeout))
 
     def close(self) -> None:
         self._stream.close()
@@ -142,14 +156,14 @@ class _DeadlineStream(httpcore2.NetworkStream):
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore2.NetworkStream:
         # The certificate is checked for the name, although the connection goes to the address.
-        remaining_s = self._remaining_s(httpcore2.ConnectTimeout)
+        remaining_s = self._remaining_s(timeout, httpcore2.ConnectTimeout)
         return _DeadlineStream(self._stream.start_tls(ssl_context, server_hostname, remaining_s), self._deadline)
 
     def get_extra_info(self, info: str) -> Any:
         return self._stream.get_extra_info(info)
 
-    def _remaining_s(self, timeout_error: type[Exception]) -> float:
+    def _remaining_s(self, timeout: float | None, timeout_error: type[Exception]) -> float:
         remaining_s = self._deadline - time.monotonic()
         if remaining_s <= 0:
             raise timeout_error("the host took too long to answer")
-        return remaining_s
+        return remaining_s if timeout is None else min(timeout, remaining_s)

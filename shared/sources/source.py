@@ -4,7 +4,7 @@
     hf://owner/repo/folder/file.safetensors@revision   a file in a Hugging Face repository; without @, its main branch
     https://huggingface.co/owner/repo/blob/main/file   the same, as a browser's address line shows it
     s3://bucket/key                                    an object in S3-compatible storage
-    https://host/file                                  a file on a host that the operator allows
+    https://host/file                                  a file on a host that the operator allows; http:// too, for some
     upload:name@sha256                                 a file that was uploaded to this service
 
 `str` of a source gives its one spelling, which `parse_source` reads back.
@@ -130,12 +130,11 @@ def parse_source(text: str) -> Source:
             return _hub(text, rest)
         case "s3":
             return _s3(text, rest)
-        case "https":
-            return _https(text)
+        case "https" | "http":
+            # Whether http may be used depends on the host: an operator may list one that serves nothing else.
+            return _https(text, name)
         case "upload":
             return _upload(text, rest)
-        case "http":
-            raise _refused(text, "is not encrypted; use https://")
         case _:
             raise _refused(text, f"is a {name} address; use a path under the adapter root, {_SCHEMES}")
 
@@ -196,7 +195,7 @@ def _s3(text: str, rest: str) -> S3Object:
     return S3Object(bucket, key)
 
 
-def _https(text: str) -> HubFile | HttpsFile:
+def _https(text: str, scheme: str) -> HubFile | HttpsFile:
     try:
         parts = urlsplit(text)
         host, port = parts.hostname or "", parts.port
@@ -218,7 +217,7 @@ def _https(text: str) -> HubFile | HttpsFile:
     if host in _HUB_HOSTS and port in (None, 443):
         return _hub_page(text, parts.path)
     # The fragment is never sent; without it, two links to one file are the same text.
-    return HttpsFile(parts._replace(scheme="https", netloc=parts.netloc.lower(), fragment="").geturl())
+    return HttpsFile(parts._replace(scheme=scheme, netloc=parts.netloc.lower(), fragment="").geturl())
 
 
 def _upload(text: str, rest: str) -> UploadedFile:

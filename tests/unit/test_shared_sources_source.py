@@ -46,6 +46,8 @@ _SHA256 = "0123456789abcdef" * 4
             HttpsFile("https://civitai.com/api/download/models/123?type=Model&format=SafeTensor"),
         ),
         ("HTTPS://Example.COM/a.safetensors#top", HttpsFile("https://example.com/a.safetensors")),
+        ("http://Mirror.lan:8080/a.safetensors", HttpsFile("http://mirror.lan:8080/a.safetensors")),
+        ("http://huggingface.co/ann/robots/blob/main/a.safetensors", HubFile("ann/robots", "a.safetensors", "main")),
         ("upload:robot.safetensors", UploadedFile("robot.safetensors")),
         (f"upload:robot@{_SHA256}", UploadedFile("robot", _SHA256)),
     ],
@@ -58,7 +60,6 @@ def test_a_text_names_a_source_whose_spelling_names_it_again(text: str, source: 
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("http://example.com/a.safetensors", "is not encrypted; use https://"),
         ("ftp://example.com/a.safetensors", "is a ftp address; use a path under the adapter root, hf://"),
         ("file:///etc/passwd", "is a file address"),
         ("s3:my-bucket/key", "needs two slashes: s3://"),
