@@ -91,7 +91,7 @@ def _pin(head: Mapping[str, Any]) -> Pin:
     return Pin("version", version) if version and version != "null" else Pin("etag", head["ETag"])
 
 
-def _condition(pin: Pin) -> dict[str, str]:
+def _condition(pin: Pin) -> dict[str, Any]:
     """Return the parameters of a request that the store answers only with the pinned version."""
     return {"VersionId": pin.value} if pin.kind == "version" else {"IfMatch": pin.value}
 
