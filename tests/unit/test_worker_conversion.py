@@ -345,7 +345,7 @@ def test_a_loha_is_refused(target, written, out):
     module = "diffusion_model.single_blocks.0.linear2."
     source = written({f"{module}hada_{name}": values(*shape) for name, shape in shapes.items()})
 
-    with pytest.raises(AdapterRefused, match="kind 'loha'"):
+    with pytest.raises(AdapterRefused, match="kind 'loha': .*; keep the file as it is"):
         convert_adapter(source, out, target, max_bytes=MAX)
 
 
@@ -424,6 +424,22 @@ def test_a_file_that_appears_meanwhile_is_kept(written, out, monkeypatch):
     assert sorted(file.name for file in out.parent.iterdir()) == ["out.safetensors", "source.safetensors"]
 
 
+@pytest.mark.parametrize("has_links", [True, False])
+def test_a_link_that_leads_nowhere_is_kept(has_links, written, out, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    source = written(lora(Q))
+    out.symlink_to("nowhere")
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+
+    with pytest.raises(OutputRefused, match="exists"):
+        convert_adapter(source, out, BFL, max_bytes=MAX)
+
+    assert out.readlink().name == "nowhere"
+
+
 def test_a_file_system_without_hard_links_gets_the_file_too(written, out, monkeypatch):
     def refuse(*_):
         raise PermissionError(1, "Operation not permitted")
@@ -452,7 +468,13 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(written, out, m
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("out.bin", "does not end in .safetensors"), ("no/out.safetensors", "does not exist")]
+    ("name", "reason"),
+    [
+        ("out.bin", "does not end in .safetensors"),
+        ("no/out.safetensors", "does not exist"),
+        (f"{'n' * 300}.safetensors", "File name too long; choose another place"),
+        (f"{'n' * 300}/out.safetensors", "does not exist"),
+    ],
 )
 def test_a_place_where_no_adapter_can_be_is_refused(name, reason, written, tmp_path):
     with pytest.raises(OutputRefused, match=reason):

@@ -93,9 +93,10 @@ def _sorted(values: Iterable[_Number]) -> tuple[_Number, ...]:
 def _check_destination(file: Path, *, overwrite: bool) -> None:
     if file.suffix.lower() != SUFFIX:
         raise OutputRefused(f"{file} does not end in {SUFFIX}, so no job could name it; choose another name")
-    if not file.parent.is_dir():
+    # Unlike pathlib's tests, those of os.path raise no error for a name that is too long.
+    if not os.path.isdir(file.parent):
         raise OutputRefused(f"the folder {file.parent} does not exist; create it first")
-    if file.exists() and not overwrite:
+    if os.path.lexists(file) and not overwrite:
         raise _exists(file)
 
 
@@ -156,6 +157,6 @@ def _rename_to_new(part: Path, file: Path) -> None:
         raise
     except OSError:
         # The file system has no hard links.
-        if file.exists():
+        if os.path.lexists(file):
             raise FileExistsError from None
         part.replace(file)

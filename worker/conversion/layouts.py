@@ -32,6 +32,8 @@ _AI_TOOLKIT_KINDS = ("lora", "dora", "lokr", "fullrank", "diff")
 _DIFFUSERS_SUFFIXES = {**_FACTORS, "magnitude": ".lora_magnitude_vector"}
 _DIFFUSERS_KINDS = ("lora", "dora")
 
+_KEEP = "keep the file as it is, since it can be used here without a conversion"
+
 
 @dataclass(frozen=True)
 class Written:
@@ -65,7 +67,7 @@ def _ai_toolkit(layers: Mapping[str, Sequence[Factors]]) -> Written:
     scales: set[float] = set()
     for layer, parts in layers.items():
         for part in parts:
-            _check_kind(part, _AI_TOOLKIT_KINDS, "AI Toolkit has no module for it")
+            _check_kind(part, _AI_TOOLKIT_KINDS, f"AI Toolkit has no module for it; {_KEEP}")
         whole = fuse_rows(parts)
         if whole.kind == "lokr" and whole.rank is not None:
             tensors[f"{PREFIX}{layer}.alpha"] = torch.tensor(_alpha(whole))
@@ -84,7 +86,8 @@ def _diffusers(layers: Mapping[str, Sequence[Factors]]) -> Written:
     modules: dict[str, Factors] = {}
     for layer, parts in layers.items():
         for part in parts:
-            _check_kind(part, _DIFFUSERS_KINDS, "diffusers' layout has only LoRA and DoRA; use --to ai-toolkit")
+            remedy = "use --to ai-toolkit" if part.kind in _AI_TOOLKIT_KINDS else _KEEP
+            _check_kind(part, _DIFFUSERS_KINDS, f"diffusers' layout has only LoRA and DoRA; {remedy}")
         modules |= _by_module(layer, parts)
     for module, part in modules.items():
         tensors |= _named(f"{_COMPONENT}{module}", part, _DIFFUSERS_SUFFIXES)
@@ -109,7 +112,7 @@ def _check_kind(part: Factors, kinds: Sequence[str], reason: str) -> None:
         what = "each column" if part.scales_columns else f"each row of a {part.kind}"
         raise AdapterRefused(
             f"{part.key!r} belongs to an update with a length for {what}, and AI Toolkit and diffusers know only a "
-            "length for each row of a LoRA; keep the file as it is, since it can be used here without a conversion"
+            f"length for each row of a LoRA; {_KEEP}"
         )
 
 
