@@ -345,7 +345,7 @@ def test_a_loha_is_refused(target, written, out):
     module = "diffusion_model.single_blocks.0.linear2."
     source = written({f"{module}hada_{name}": values(*shape) for name, shape in shapes.items()})
 
-    with pytest.raises(AdapterRefused, match="kind 'loha': .*; keep the file as it is"):
+    with pytest.raises(AdapterRefused, match=r"kind 'loha': .*; keep the file as it is"):
         convert_adapter(source, out, target, max_bytes=MAX)
 
 
