@@ -24,7 +24,7 @@ class SubmitCache:
         self._ledger = ledger
         self._settings = settings
         self._bases: dict[str, BaseModelInfo | None] = {}
-        self._adapters: dict[tuple[str, ...], list[ValidAdapter]] = {}
+        self._adapters: dict[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], list[ValidAdapter]] = {}
 
     @cached_property
     def slots(self) -> list[SlotView]:
@@ -37,7 +37,7 @@ class SubmitCache:
 
     def adapters(self, loras: Sequence[LoraItem], model: Model) -> list[ValidAdapter]:
         """Validate the adapter files of a job; see `validate_adapters` for its errors."""
-        key = (model.id, *(lora.path for lora in loras))
+        key = model.id, tuple((lora.path, lora.ignored_parts) for lora in loras)
         if key not in self._adapters:
             base = self.base_model(model)
             layers = base.layers if base else None

@@ -130,6 +130,7 @@ class AdapterReport(Answer):
     ranks: tuple[int, ...] = ()
     layers_touched: int
     layers_total: int
+    ignored: dict[str, int] = {}
 
 
 class PipelineReport(Answer):
@@ -257,6 +258,7 @@ class Adapter(Answer):
     sha256: str
     size_bytes: int
     refused: str | None = None
+    must_ignore: tuple[str, ...] = ()
     kind: str | None = None
     ranks: tuple[int, ...] = ()
     dtypes: dict[str, int] = {}

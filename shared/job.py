@@ -6,13 +6,14 @@ values that affect an item's pixels are fixed when the job is accepted, so a re-
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from enum import StrEnum
 from itertools import combinations
 from types import MappingProxyType
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 ImageFormat = Literal["png", "jpeg", "webp"]
 Decode = Literal["whole", "tiled"]
@@ -26,6 +27,10 @@ ENGINES: tuple[Engine, ...] = get_args(Engine)
 
 #: `merged` adds adapters to the weights; `live` runs them unmerged, as AI Toolkit does for some previews.
 AdapterMode = Literal["merged", "live"]
+
+#: A part of an adapter file, other than the transformer's, that a request may leave out.
+AdapterPart = Literal["text_encoder"]
+ADAPTER_PARTS: tuple[AdapterPart, ...] = get_args(AdapterPart)
 
 #: What an item may require of a worker beyond its model and engine. `merged`: adapters can be merged into its weights.
 #: `large`: no live worker that offers the rest has more memory; the ledger requires it for an item that did not fit.
@@ -75,12 +80,24 @@ class AdapterRef(_Record):
         path: path relative to the adapter root; the file there may change.
         sha256: sha256 of the file's bytes when the job was accepted; the adapter's identity.
         multiplier: the caller's strength, -2 to 2; 0 is the base model, 1 as trained.
+        ignore: parts of the file that are left out.
+        peft_config: what PEFT's config next to the file stated when the job was accepted, as
+            `shared.adapters.peft_folder.compact_config` writes it; empty if it decides nothing.
     """
 
     path: str
     sha256: str
     size_bytes: int
     multiplier: float
+    # Workers of earlier versions run jobs without these fields, which are left out of the JSON, and refuse the others.
+    ignore: tuple[AdapterPart, ...] = Field((), exclude_if=lambda parts: not parts)
+    peft_config: str = Field("", exclude_if=lambda text: not text)
+
+    @property
+    def update_key(self) -> str:
+        """Identity of the update that the file gives at a multiplier of 1: its bytes, and how they are read."""
+        config = f"+{hashlib.sha256(self.peft_config.encode()).hexdigest()[:16]}" if self.peft_config else ""
+        return "".join([self.sha256, *(f"-{part}" for part in self.ignore), config])
 
 
 class ItemSpec(_Record):
@@ -168,9 +185,9 @@ def wake_name(pool_name: str, memory: int) -> str:
 
 
 def adapter_key(adapters: Iterable[AdapterRef], mode: AdapterMode | None = None) -> str:
-    """Return the key of an ordered list of adapters, by sha256 and multiplier; the empty list gives `base`."""
+    """Return the key of an ordered list of adapters, by update and multiplier; the empty list gives `base`."""
     # repr is the shortest text that parses back to the same float, so equal keys mean equal multipliers.
-    names = ",".join(f"{ref.sha256}@{ref.multiplier!r}" for ref in adapters)
+    names = ",".join(f"{ref.update_key}@{ref.multiplier!r}" for ref in adapters)
     return f"live:{names}" if names and mode == "live" else names or "base"
 
 
@@ -201,6 +218,7 @@ class AdapterReport(_Report):
         ranks: distinct ranks, ascending; empty for kinds without one.
         layers_touched: linear layers whose weight the file updates.
         layers_total: linear layers of the base that an adapter of this kind can touch.
+        ignored: number of the file's layers that were left out, by part, as the request's `ignore` says.
     """
 
     path: str
@@ -210,6 +228,7 @@ class AdapterReport(_Report):
     ranks: tuple[int, ...]
     layers_touched: int
     layers_total: int
+    ignored: dict[str, int] = Field({}, exclude_if=lambda parts: not parts)
 
 
 class PipelineReport(_Report):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from shared.job import ItemSpec
+from shared.job import AdapterRef, ItemSpec
 
 
 def request_fields(spec: ItemSpec) -> dict[str, Any]:
@@ -22,8 +22,13 @@ def request_fields(spec: ItemSpec) -> dict[str, Any]:
         "sample_steps": spec.num_inference_steps,
         "guidance_scale": spec.guidance_scale,
         "model": spec.model,
-        "loras": [{"path": ref.path, "network_multiplier": ref.multiplier} for ref in spec.adapters],
+        "loras": [_lora(ref) for ref in spec.adapters],
         "engine": spec.engine,
         "adapter_mode": spec.adapter_mode,
         "output_format": spec.output_format,
     }
+
+
+def _lora(ref: AdapterRef) -> dict[str, Any]:
+    fields = {"path": ref.path, "network_multiplier": ref.multiplier}
+    return {**fields, "ignore": list(ref.ignore)} if ref.ignore else fields

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
-from shared.job import AdapterMode, Engine, ImageFormat
+from shared.job import AdapterMode, AdapterPart, Engine, ImageFormat
 from shared.prompt import MAX_TEXT
 
 
@@ -64,10 +64,23 @@ class LoraItem(StrictModel):
         None, description="Refused: only mixture-of-experts models have two transformers."
     )
 
+    # Left out of a dump by default: the identity of a body must not change for requests without it.
+    ignore: list[AdapterPart] | None = Field(
+        None,
+        description='Parts of the file to leave out: `["text_encoder"]` for a file that also updates a text encoder, '
+        "which no adapter changes here. The result says how many layers were left out.",
+        exclude_if=lambda parts: not parts,
+    )
+
     @property
     def multiplier(self) -> float:
         """The strength to render with; 1 if the caller gave none."""
         return 1.0 if self.network_multiplier is None else self.network_multiplier
+
+    @property
+    def ignored_parts(self) -> tuple[AdapterPart, ...]:
+        """Each part to leave out, once."""
+        return tuple(sorted(set(self.ignore or ())))
 
 
 class PromptItem(StrictModel):

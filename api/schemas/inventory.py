@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
-from shared.job import Engine
+from shared.job import AdapterPart, Engine
 from shared.prompt import MAX_TEXT, MAX_TOKENS
 
 
@@ -26,6 +26,9 @@ class AdapterLine(BaseModel):
     size_bytes: int
     refused: str | None = Field(
         description="Why a job with this adapter would be refused; null if it would be accepted."
+    )
+    must_ignore: list[AdapterPart] = Field(
+        description="Parts that a job must name in `loras[].ignore` to use the file, which is refused otherwise."
     )
     warnings: list[str] = Field(description="What a job with this adapter would be warned about.")
     trainer: str | None = Field(

@@ -117,7 +117,8 @@ def text_encoder_tensors(keys: Sequence[str], *, only: bool) -> AdapterRefused:
     remedy = (
         "the file updates no layer of the transformer, so it cannot be used here"
         if only
-        else "adapters change only the transformer here; export the adapter without its text-encoder layers"
+        else "adapters change only the transformer here; to use the rest of the file, add "
+        '"ignore": ["text_encoder"] to its entry of loras'
     )
     count = "the only such tensor" if len(keys) == 1 else f"one of {len(keys)} such tensors"
     return AdapterRefused(f"{keys[0]!r} is a text-encoder tensor, {count} in the file; {remedy}")

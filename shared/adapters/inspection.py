@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from shared.adapters.alphas import read_alphas
 from shared.adapters.base_model import stated_base
+from shared.adapters.foreign import is_text_encoder
 from shared.adapters.header import read_header, read_open_header
 from shared.adapters.header_json import Header
 from shared.adapters.identity import identify
@@ -21,9 +23,10 @@ from shared.adapters.layout import AdapterLayout, check_fits_base, parse_layout
 from shared.adapters.opened import open_adapter
 from shared.adapters.peft_folder import read_peft_config
 from shared.adapters.trainer import guess_trainer
-from shared.adapters.validate import adapter_warnings
+from shared.adapters.validate import adapter_warnings, deciding_config
 from shared.catalog import find_model
 from shared.errors import RequestError
+from shared.job import ADAPTER_PARTS, AdapterPart
 
 # In BFL's single files the key of a linear layer's weight is its module path with this suffix.
 _WEIGHT = ".weight"
@@ -49,6 +52,8 @@ class Inspection:
         refused: why the file cannot be used, or None. For a refused file, the other fields contain all known facts.
         kind: kind of the updates, e.g. `lora`; None if the layout is not understood.
         ranks: distinct ranks, ascending.
+        must_ignore: parts that a request must ignore to use the file, which is refused otherwise. The other fields
+            then describe the rest of it.
         warnings: what a submit for the base would warn about.
         trainer: the tool that probably wrote the file; a guess.
         scale_range: lowest and highest scale of the layers; None if an alpha tensor is in a dtype that is not read.
@@ -67,6 +72,7 @@ class Inspection:
     sha256: str
     size_bytes: int
     refused: str | None
+    must_ignore: tuple[AdapterPart, ...]
     warnings: tuple[str, ...]
     trainer: str | None
     kind: str | None
@@ -100,22 +106,20 @@ def inspect_adapter(
         header = read_open_header(file, max_bytes=max_bytes)
         alphas = read_alphas(file, header)
         identity = identify(file)
-    layout: AdapterLayout | None = None
-    refused: str | None = None
-    warnings: tuple[str, ...] = ()
-    try:
-        layout = parse_layout(header, config=read_peft_config(path), alphas=alphas)
-        if model is not None:
-            check_fits_base(layout, layers, model=model)
-            warnings = tuple(adapter_warnings(layout, find_model(model), path=path.name))
-    except RequestError as error:
-        refused = str(error)
+    judge = partial(_judge, path, header, alphas=alphas, layers=layers, model=model)
+    layout, refused, warnings = judge()
+    must_ignore: tuple[AdapterPart, ...] = ()
+    if refused is not None and any(map(is_text_encoder, header.tensors)):
+        rest = judge(ignore=ADAPTER_PARTS)
+        if rest.refused is None:
+            layout, must_ignore = rest.layout, ADAPTER_PARTS
     named = frozenset[str]() if layout is None else layout.layers
     trained_on = stated_base(header.metadata)
     return Inspection(
         sha256=identity.sha256,
         size_bytes=identity.size_bytes,
         refused=refused,
+        must_ignore=must_ignore,
         warnings=warnings,
         trainer=guess_trainer(header),
         kind=None if layout is None else layout.kind,
@@ -132,6 +136,35 @@ def inspect_adapter(
         step=_step(header),
         trigger=_trigger(header),
     )
+
+
+class _Judgement(NamedTuple):
+    layout: AdapterLayout | None
+    refused: str | None
+    warnings: tuple[str, ...]
+
+
+def _judge(
+    path: Path,
+    header: Header,
+    *,
+    alphas: Mapping[str, float],
+    layers: Mapping[str, tuple[int, int]] | None,
+    model: str | None,
+    ignore: Collection[AdapterPart] = (),
+) -> _Judgement:
+    """Return what a submit says about a file; without a model, whether its layout is understood."""
+    layout = None
+    try:
+        config = read_peft_config(path)
+        layout = parse_layout(header, config=config, alphas=alphas, ignore=ignore)
+        deciding_config(layout, config)
+        if model is None:
+            return _Judgement(layout, None, ())
+        check_fits_base(layout, layers, model=model)
+        return _Judgement(layout, None, tuple(adapter_warnings(layout, find_model(model), path=path.name)))
+    except RequestError as error:
+        return _Judgement(layout, str(error), ())
 
 
 def _by_block(named: Iterable[str], layers: Container[str] | None) -> dict[str, BlockLayers]:

@@ -10,6 +10,7 @@ _SOURCES = {
     "tensor": "alpha tensors",
     "lora_adapter_metadata": "lora_adapter_metadata in the header",
     "lora_alpha": "lora_alpha in the header",
+    "adapter_config.json": "adapter_config.json next to the file",
     "none": "no alpha stored",
 }
 
@@ -18,6 +19,8 @@ def describe_rows(found: Inspection) -> list[tuple[str, str]]:
     """Return (name, text) for each fact, in the order of the fields."""
     rows = {field.name: _text(getattr(found, field.name)) for field in fields(found)}
     del rows["scale_sources"]
+    if not found.must_ignore:
+        del rows["must_ignore"]
     rows["scale_range"] = _scale(found)
     rows["blocks"] = ", ".join(_block(name, block) for name, block in found.blocks.items())
     names = {"trainer": "trainer (guess)", "scale_range": "scale"}

@@ -8,8 +8,8 @@ were skipped, the image could be the base model's and still look like a result.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from shared.adapters.base_model import stated_base
 from shared.adapters.base_sizes import describe_fitting_base, find_flux1_update
@@ -27,6 +27,7 @@ from shared.adapters.strength import Source, StatedAlpha, resolve_strengths, sta
 from shared.adapters.suffixes import describe_missing_half, split_key
 from shared.catalog import find_model
 from shared.errors import AdapterMismatch, AdapterRefused
+from shared.job import AdapterPart
 
 __all__ = ["PREFIX", "AdapterLayout", "LayerUpdate", "check_fits_base", "parse_layout"]
 
@@ -39,11 +40,13 @@ class AdapterLayout:
         kind: kind of the updates, e.g. `lora`; several kinds are joined, as in `diff+lora`.
         updates: ordered by the first key of each layer in the file.
         metadata: the file's `__metadata__`.
+        ignored: number of layers that were left out, by part.
     """
 
     kind: str
     updates: tuple[LayerUpdate, ...]
     metadata: dict[str, str]
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def layers(self) -> frozenset[str]:
@@ -54,6 +57,11 @@ class AdapterLayout:
     def ranks(self) -> tuple[int, ...]:
         """Distinct ranks, ascending; empty if no update has a rank."""
         return tuple(sorted({update.rank for update in self.updates if update.rank is not None}))
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Keys of the tensors that belong to the updates."""
+        return frozenset(key for update in self.updates for key in (*update.tensors.values(), *update.ignored))
 
     @property
     def scale_range(self) -> tuple[float, float] | None:
@@ -69,13 +77,18 @@ class AdapterLayout:
 
 
 def parse_layout(
-    header: Header, *, config: str | None = None, alphas: Mapping[str, float] | None = None
+    header: Header,
+    *,
+    config: str | None = None,
+    alphas: Mapping[str, float] | None = None,
+    ignore: Collection[AdapterPart] = (),
 ) -> AdapterLayout:
     """Group the file's tensors into updates of layers.
 
     Args:
         config: text of PEFT's `adapter_config.json` from the file's folder.
         alphas: values of alpha tensors, by key, to compare them with other sources of alpha.
+        ignore: parts of the file to leave out.
 
     Raises:
         AdapterRefused: a tensor does not belong to a supported update of a FLUX.2 layer, or sources of alpha
@@ -93,13 +106,14 @@ def parse_layout(
     _check_lone_halves(updates)
     updates = _with_strengths(groups, updates, stated_alphas(header.metadata, config), alphas or {})
     # Last: for a file with another fault, leaving the text encoder out would not help.
-    if text_encoder:
+    if text_encoder and (not groups or "text_encoder" not in ignore):
         stated = stated_base(header.metadata)
         if stated is not None and stated.is_other_family:
             raise AdapterRefused(f"{text_encoder[0]!r} is a text-encoder tensor; {describe_other_base(stated)}")
         raise text_encoder_tensors(text_encoder, only=not groups)
     kinds = sorted({update.kind for update in updates})
-    return AdapterLayout("+".join(kinds), updates, dict(header.metadata))
+    ignored = {"text_encoder": _count_layers(text_encoder)} if text_encoder else {}
+    return AdapterLayout("+".join(kinds), updates, dict(header.metadata), ignored)
 
 
 def check_fits_base(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]] | None, *, model: str) -> None:
@@ -217,6 +231,11 @@ def _with_strengths(
         replace(update, strength=strengths[module]) if module in strengths else update
         for module, update in named.items()
     )
+
+
+def _count_layers(keys: Iterable[str]) -> int:
+    splits = {key: split_key(key) for key in keys}
+    return len({key if split is None else split.module for key, split in splits.items()})
 
 
 def _first_key(update: LayerUpdate) -> str:

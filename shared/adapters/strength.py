@@ -29,6 +29,9 @@ PLAIN_RANKS = ("r", "transformer.r", "lora_rank")
 # An alpha of bfloat16 has three digits.
 _SAME = 0.005
 _KINDS = ("LORA", "LOHA")
+_CONFIG_ENTRIES = (
+    "peft_type", "r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -136,12 +139,6 @@ def resolve_strengths(
                     f"{keys[name]!r}: {_describe(source)} gives the scale {other:.6g}, but {statement.source} gives "
                     f"{scale:.6g}; {_remedy(statement.source)}"
                 )
-            if statement.source == CONFIG_NAME and source == CONFIG_NAME and scale != 1:
-                # A worker reads one file, whose sha256 the job names.
-                raise AdapterRefused(
-                    f"{CONFIG_NAME} next to the file gives the scale {scale:.6g}, which the file itself does not "
-                    "state; save the adapter with its config in the header, as diffusers' save_lora_adapter does"
-                )
             if strengths[name].source == "none":
                 strengths[name] = Strength(scale, statement.source)
     return strengths
@@ -179,8 +176,17 @@ def _parse_number(text: str, key: str) -> float:
         ) from error
 
 
-def _peft_config(text: str, source: Source) -> StatedAlpha | None:
-    """Read a PEFT config, whose keys may have the component's name before them."""
+def states_alpha(metadata: Mapping[str, str], config: str | None) -> bool:
+    """Return whether anything outside of the tensors may state alpha; see `stated_alphas`."""
+    return config is not None or any(metadata.get(key) for key in (HEADER_CONFIG, *PLAIN_ALPHAS))
+
+
+def read_config(text: str, source: Source) -> dict[str, Any]:
+    """Return the entries of a PEFT config that decide the scales, without those that say nothing.
+
+    Raises:
+        AdapterRefused: the text is no config.
+    """
     try:
         config = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -189,9 +195,13 @@ def _peft_config(text: str, source: Source) -> StatedAlpha | None:
         raise AdapterRefused(f"{source} is not a JSON object; export the adapter again")
     refuse_other_methods(config, source)
 
-    def read(name: str) -> Any:
-        return config.get(f"transformer.{name}", config.get(name))
+    # Some writers put the component's name before a key.
+    found = {name: config.get(f"transformer.{name}", config.get(name)) for name in _CONFIG_ENTRIES}
+    return {name: value for name, value in found.items() if value is not None and value is not False and value != {}}
 
+
+def _peft_config(text: str, source: Source) -> StatedAlpha | None:
+    read = read_config(text, source).get
     kind = read("peft_type")
     if kind is not None and kind not in _KINDS:
         raise AdapterRefused(f"{source} describes a PEFT adapter of type {str(kind)[:40]!r}; use {' or '.join(_KINDS)}")

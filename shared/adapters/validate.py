@@ -5,19 +5,21 @@ The worker finds the faults that only the tensors' values show, such as a non-fi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import NamedTuple
 
+from shared.adapters.alphas import read_alphas
 from shared.adapters.base_model import stated_base
 from shared.adapters.header import read_open_header
 from shared.adapters.identity import identify
 from shared.adapters.layout import AdapterLayout, check_fits_base, parse_layout
 from shared.adapters.locate import locate_adapter
 from shared.adapters.opened import open_adapter
-from shared.adapters.peft_folder import read_peft_config
+from shared.adapters.peft_folder import compact_config, read_peft_config
+from shared.adapters.strength import CONFIG_NAME, states_alpha
 from shared.catalog import Model
 from shared.errors import RequestError
-from shared.job import AdapterRef
+from shared.job import AdapterPart, AdapterRef
 from shared.request import LoraItem
 from shared.settings import AdaptersSettings
 
@@ -61,7 +63,10 @@ def _validate(
     path = locate_adapter(lora.path, root=settings.root, allow_symlinks=settings.allow_symlinks)
     with open_adapter(path) as file:
         header = read_open_header(file, max_bytes=settings.max_bytes)
-        layout = parse_layout(header, config=read_peft_config(path))
+        config = read_peft_config(path)
+        # Alpha tensors alone contradict nothing; in a remote file, each would cost a request.
+        alphas = read_alphas(file, header) if states_alpha(header.metadata, config) else {}
+        layout = parse_layout(header, config=config, alphas=alphas, ignore=lora.ignored_parts)
         check_fits_base(layout, layers, model=model.id)
         identity = identify(file)
     ref = AdapterRef(
@@ -70,12 +75,43 @@ def _validate(
         sha256=identity.sha256,
         size_bytes=identity.size_bytes,
         multiplier=lora.multiplier,
+        ignore=lora.ignored_parts,
+        peft_config=deciding_config(layout, config),
     )
-    return ValidAdapter(ref, tuple(adapter_warnings(layout, model, path=ref.path)))
+    warnings = adapter_warnings(layout, model, path=ref.path, ignore=frozenset(ref.ignore))
+    return ValidAdapter(ref, tuple(warnings))
 
 
-def adapter_warnings(layout: AdapterLayout, model: Model, *, path: str) -> Iterator[str]:
-    """Yield what the caller of a job should know about an adapter that fits its model."""
+def deciding_config(layout: AdapterLayout, config: str | None) -> str:
+    """Return the part of PEFT's config that a job must keep; empty if the file alone gives the same scales.
+
+    Raises:
+        AdapterRefused: see `compact_config`.
+    """
+    decides = any(
+        # An alpha tensor that was not read: the worker reads it, and compares.
+        update.strength.scale is None or (update.strength.source == CONFIG_NAME and update.strength.scale != 1)
+        for update in layout.updates
+    )
+    return compact_config(config) if config is not None and decides else ""
+
+
+def adapter_warnings(
+    layout: AdapterLayout, model: Model, *, path: str, ignore: Set[AdapterPart] = frozenset()
+) -> Iterator[str]:
+    """Yield what the caller of a job should know about an adapter that fits its model.
+
+    Args:
+        ignore: parts of the file that the caller leaves out.
+    """
+    if layout.ignored:
+        count = layout.ignored["text_encoder"]
+        yield (
+            f"{path}: {count} text-encoder layer{'s are' if count > 1 else ' is'} left out, as its ignore says; images "
+            "may differ from those of a program that applies them"
+        )
+    elif ignore:
+        yield f"{path} has no text-encoder layers, so its ignore has no effect; leave it out"
     trained_on = stated_base(layout.metadata)
     # Of the adapters that fit a distilled model, the others were trained on the model from which it was distilled.
     if trained_on is not None and model.distilled_from and model.id not in trained_on.models:

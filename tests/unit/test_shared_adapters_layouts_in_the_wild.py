@@ -185,9 +185,15 @@ def test_a_config_next_to_the_file_that_the_header_repeats_is_accepted():
     assert [update.strength.scale for update in layout.updates] == [0.5]
 
 
-def test_a_config_next_to_the_file_that_would_change_its_strength_is_refused():
-    with pytest.raises(AdapterRefused, match=r"adapter_config.json next to the file gives the scale 2, which the file"):
-        parse_layout(header_of(proj()), config=json.dumps({"r": 16, "lora_alpha": 32}))
+def test_a_config_next_to_the_file_gives_its_strength():
+    layout = parse_layout(header_of(proj()), config=json.dumps({"r": 16, "lora_alpha": 32}))
+
+    assert (layout.scale_range, layout.scale_sources) == ((2.0, 2.0), ("adapter_config.json",))
+
+
+def test_a_config_next_to_the_file_that_contradicts_the_header_is_refused():
+    with pytest.raises(AdapterRefused, match=r"lora_alpha gives the scale 0.5, but adapter_config.json gives 2"):
+        parse_layout(header_of(proj(), lora_alpha="8"), config=json.dumps({"r": 16, "lora_alpha": 32}))
 
 
 @pytest.mark.parametrize(("name", "found"), [("adapter_model.safetensors", "{}"), ("other.safetensors", None)])

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from shared.errors import AdapterRefused, WeightsLost
 from shared.settings import ModelSettings
@@ -930,3 +930,41 @@ def test_a_checkpoint_that_is_cut_off_renders_no_image(from_files, adapters):
     for _ in range(2):
         with pytest.raises(WeightsLost, match=r"cannot be read again: .*flux2-dev\.safetensors: ends at byte"):
             swapper.activate([])
+
+
+def test_a_config_of_the_job_gives_the_bits_of_the_same_file_with_its_strength(swapper, goldens, adapter_ref, tmp_path):
+    source = goldens / "adapters/lora_r4_bf16.safetensors"
+    tensors = load_file(source)
+    halved = {key: value / 2 if "lora_B" in key else value for key, value in tensors.items()}
+    file = tmp_path / "adapter_model.safetensors"
+    save_file(halved, file)
+    ref = adapter_ref(file).model_copy(update={"peft_config": '{"r":4,"lora_alpha":8}'})
+    # What the folder says now does not count: the job has what it said when it was accepted.
+    (tmp_path / "adapter_config.json").write_text('{"r": 4, "lora_alpha": 400}')
+
+    for mode in ("merged", "live"):
+        swapper.activate([(adapter_ref(source), source)], mode=mode)
+        expected = weights(swapper)
+        changes = [swapper.activate([(each, file)], mode=mode)[0] for each in (ref, ref, adapter_ref(file), ref)]
+
+        assert changes == ["swapped", "none", "swapped", "swapped"]
+        assert equal(weights(swapper), expected)
+
+
+def test_a_text_encoder_that_the_job_ignores_changes_nothing_and_is_reported(swapper, goldens, adapter_ref, tmp_path):
+    source = goldens / "adapters/lora_r4_bf16.safetensors"
+    nan = {f"lora_te_layers_{n}_mlp.{half}.weight": torch.full((4, 4), torch.nan)
+           for n in range(3) for half in ("lora_down", "lora_up")}  # fmt: skip
+    file = tmp_path / "with_text_encoder.safetensors"
+    save_file(load_file(source) | nan, file)
+    swapper.activate([(adapter_ref(source), source)])
+    expected = weights(swapper)
+
+    with pytest.raises(AdapterRefused, match=r'add "ignore": \["text_encoder"\]'):
+        swapper.activate([(adapter_ref(file), file)])
+    ref = adapter_ref(file).model_copy(update={"ignore": ("text_encoder",)})
+    change, (report,) = swapper.activate([(ref, file)])
+
+    assert (change, report.ignored) == ("swapped", {"text_encoder": 3})
+    assert report.layers_touched == 20
+    assert equal(weights(swapper), expected)

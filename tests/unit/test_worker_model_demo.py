@@ -4,6 +4,7 @@ Prompts here are neither those it is scored on (`make score-tiny`) nor those it 
 """
 
 import hashlib
+import json
 
 import numpy as np
 import pytest
@@ -14,9 +15,12 @@ from safetensors.torch import load, save
 from benchmarks.pictures import figures
 from shared.adapters.header import read_header
 from shared.adapters.layout import check_fits_base, parse_layout
-from shared.catalog import FLUX2_KLEIN_4B
+from shared.adapters.strength import CONFIG_NAME, PEFT_FILE
+from shared.adapters.validate import validate_adapters
+from shared.catalog import FLUX2_KLEIN_4B, MODELS
 from shared.errors import OutputRefused
-from shared.settings import ModelSettings
+from shared.request import LoraItem
+from shared.settings import AdaptersSettings, ModelSettings
 from worker.checkpoint.tensor_edit import edit_tensors
 from worker.model.demo_model import STYLES, SUBJECT, write_tiny_adapter, write_tiny_checkpoint
 from worker.model.load import load_components
@@ -95,6 +99,34 @@ def test_an_adapter_is_one_that_ai_toolkit_could_have_written(tiny, tiny_compone
     # Two double blocks of two streams with four layers, three single blocks with two.
     assert len(layout.updates) == 22
     assert path.stat().st_size <= 2 * MB
+
+
+def test_pefts_two_files_draw_the_pixels_of_the_same_adapter_in_one(
+    tiny, tiny_components, renderer, item, adapter_ref, tmp_path
+):
+    whole = tiny / "adapters" / f"{SUBJECT}.safetensors"
+    tensors = load(whole.read_bytes())
+    rank = next(tensor.shape[0] for key, tensor in tensors.items() if "lora_A" in key)
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    file, config = folder / PEFT_FILE, folder / CONFIG_NAME
+    file.write_bytes(save({key: value / 2 if "lora_B" in key else value for key, value in tensors.items()}))
+    config.write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": 2 * rank}))
+    settings = AdaptersSettings(root=tmp_path)
+    request = [LoraItem(path=f"peft/{PEFT_FILE}", network_multiplier=0.7)]
+
+    def draw(path, ref):
+        spec = item(prompt="a red zorblax", width=64, height=64, num_inference_steps=2, adapters=(ref,))
+        return renderer.render(spec, [path], on_progress=lambda _: None).image.tobytes()
+
+    [accepted] = validate_adapters(request, MODELS["flux2"], layers=tiny_components.layers, settings=settings)
+    expected = draw(whole, adapter_ref(whole, 0.7))
+    config.write_text(json.dumps({"peft_type": "LORA", "r": rank, "lora_alpha": 20 * rank}))
+    [later] = validate_adapters(request, MODELS["flux2"], layers=tiny_components.layers, settings=settings)
+
+    assert draw(file, accepted.ref) == expected
+    assert draw(file, later.ref) != expected
+    assert draw(file, accepted.ref) == expected
 
 
 def test_pads_are_zeros_as_in_training(tiny_components):

@@ -6,7 +6,7 @@ import io
 import json
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,7 +14,6 @@ import safetensors.torch
 from torch import Tensor
 
 from shared.adapters.header import read_open_header
-from shared.adapters.header_json import Header
 from shared.adapters.layout import AdapterLayout, parse_layout
 from shared.adapters.opened import open_adapter
 from shared.adapters.peft_folder import read_peft_config
@@ -107,21 +106,13 @@ def _exists(file: Path) -> OutputRefused:
 def _read(file: Path, *, max_bytes: int) -> tuple[AdapterLayout, dict[str, Tensor], dict[str, str]]:
     """Return the layout, the tensors and the complete metadata of one state of the file."""
     with open_adapter(file) as opened:
-        layout = _parse(file, read_open_header(opened, max_bytes=max_bytes))
+        layout = parse_layout(read_open_header(opened, max_bytes=max_bytes), config=read_peft_config(file))
         opened.seek(0)
         content = opened.read()
     copy = io.BytesIO(content)
     header = read_header_bytes(copy, read_frame(copy, file_bytes=len(content)))
     metadata = json.loads(header).get(METADATA, {})
     return layout, safetensors.torch.load(content), metadata
-
-
-def _parse(file: Path, header: Header) -> AdapterLayout:
-    config = read_peft_config(file)
-    if config is not None and HEADER_CONFIG not in header.metadata:
-        # Unlike a job, which names one file, a conversion can bring PEFT's two files together.
-        return parse_layout(replace(header, metadata={**header.metadata, HEADER_CONFIG: config}))
-    return parse_layout(header, config=config)
 
 
 def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str], *, overwrite: bool) -> None:

@@ -272,12 +272,13 @@ class AdapterSwapper:
             layers_touched=len(adapter.layout.layers),
             # An adapter may name every linear layer of the transformer; AI Toolkit's default trains those in blocks.
             layers_total=len(self.components.layers),
+            ignored=dict(adapter.layout.ignored),
         )
 
 
 def _renamed(reports: Sequence[AdapterReport], refs: Sequence[AdapterRef]) -> tuple[AdapterReport, ...]:
     """Return the reports with this request's paths."""
-    # A swap is reused by the files' sha256, and files at several paths may have the same bytes.
+    # A swap is reused by `adapter_key`, and files at several paths may have the same bytes.
     return tuple(report.model_copy(update={"path": ref.path}) for report, ref in zip(reports, refs, strict=True))
 
 

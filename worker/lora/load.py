@@ -17,10 +17,12 @@ from cachetools import LRUCache
 from safetensors import SafetensorError
 from torch import Tensor
 
-from shared.adapters.header import read_header
+from shared.adapters.alphas import read_alphas
+from shared.adapters.header import read_open_header
 from shared.adapters.identity import sha256_of
 from shared.adapters.kinds import LayerUpdate
 from shared.adapters.layout import AdapterLayout, check_fits_base, parse_layout
+from shared.adapters.opened import open_adapter
 from shared.errors import AdapterNotFound, AdapterRefused
 from shared.job import AdapterRef
 from worker.checkpoint.packing import pack_layout
@@ -32,7 +34,7 @@ class Adapter:
     """A checked adapter.
 
     Attributes:
-        tensors: the file's tensors, by key. `AdapterReader` moves matrices to the device that merges them.
+        tensors: the tensors of the updates, by key. `AdapterReader` moves matrices to the device that merges them.
         effective_updates: the updates that change a weight.
     """
 
@@ -93,7 +95,7 @@ class AdapterReader:
         self._device = device
         # An adapter of rank 32 for every layer has 390 MB, and reading and checking it takes longer than merging it.
         # Items that alternate between adapters, or between multipliers of one adapter, pay for that once.
-        self._cache: LRUCache[str, _HostAdapter] = LRUCache(  # by sha256
+        self._cache: LRUCache[str, _HostAdapter] = LRUCache(  # by `AdapterRef.update_key`
             cache_bytes, getsizeof=lambda adapter: adapter.file_bytes
         )
         self._lock = threading.Lock()  # one file at a time: two threads may want the same one
@@ -122,13 +124,13 @@ class AdapterReader:
         return ref.size_bytes <= self._cache.maxsize
 
     def _load(self, ref: AdapterRef, path: Path) -> _HostAdapter:
-        if ref.sha256 in self._cache:
+        if ref.update_key in self._cache:
             _check_identity(ref, path)
-            return self._cache[ref.sha256]
+            return self._cache[ref.update_key]
         adapter = read_adapter(ref, path, model=self._model, layers=self._layers)
         if not self._fits_cache(ref):
             return _HostAdapter(adapter, pinned_for=None)
-        kept = self._cache[ref.sha256] = _HostAdapter(adapter, pinned_for=self._device)
+        kept = self._cache[ref.update_key] = _HostAdapter(adapter, pinned_for=self._device)
         return kept
 
 
@@ -146,11 +148,14 @@ def read_adapter(ref: AdapterRef, path: Path, *, model: str, layers: Mapping[str
         AdapterMismatch: an update has another shape than its layer.
     """
     _check_identity(ref, path)
-    header = read_header(path, max_bytes=ref.size_bytes)
-    # Before the tensors are read, since most faults show here.
-    check_fits_base(parse_layout(header), layers, model=model)
-    tensors = _tensors(path)
-    layout = parse_layout(header, alphas=_alphas(tensors))
+    with open_adapter(path) as file:
+        header = read_open_header(file, max_bytes=ref.size_bytes)
+        alphas = read_alphas(file, header)
+    # Before the other tensors are read, since most faults show here.
+    layout = parse_layout(header, config=ref.peft_config or None, alphas=alphas, ignore=ref.ignore)
+    check_fits_base(layout, layers, model=model)
+    used = layout.keys
+    tensors = {key: tensor for key, tensor in _tensors(path).items() if key in used}
     # Again, because the file may have changed while it was read.
     _check_identity(ref, path)
     ignored = {key for update in layout.updates for key in update.ignored}
@@ -162,10 +167,6 @@ def read_adapter(ref: AdapterRef, path: Path, *, model: str, layers: Mapping[str
     # Merging zeros would still change the sign of weights that are -0.0, so updates without effect are left out.
     effective = tuple(update for update in layout.updates if _has_effect(update, tensors))
     return Adapter(ref, layout, tensors, effective)
-
-
-def _alphas(tensors: Mapping[str, Tensor]) -> dict[str, float]:
-    return {key: tensor.item() for key, tensor in tensors.items() if key.endswith(".alpha") and tensor.numel() == 1}
 
 
 def _has_effect(update: LayerUpdate, tensors: Mapping[str, Tensor]) -> bool:

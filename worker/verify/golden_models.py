@@ -19,6 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from shared.adapters.identity import sha256_of
+from shared.adapters.peft_folder import compact_config, read_peft_config
 from shared.catalog import MODELS
 from shared.job import AdapterRef
 from worker.checkpoint.locate import ModuleFiles
@@ -180,7 +181,14 @@ def _config(stated: Mapping[str, Any], head_dim: int) -> dict[str, Any]:
 def adapter_ref(path: Path, multiplier: float) -> AdapterRef:
     """Return the reference that the API would store for an adapter file when it accepts a job."""
     size = path.stat().st_size
-    return AdapterRef(path=path.name, sha256=sha256_of(path), size_bytes=size, multiplier=multiplier)
+    config = read_peft_config(path)
+    return AdapterRef(
+        path=path.name,
+        sha256=sha256_of(path),
+        size_bytes=size,
+        multiplier=multiplier,
+        peft_config="" if config is None else compact_config(config),
+    )
 
 
 def bfl_weights(transformer: nn.Module) -> dict[str, Tensor]:
