@@ -133,7 +133,7 @@ class AdapterMismatch(AdapterRefused):
 class SourceChanged(RequestError):
     """The file at a source is not the one that was accepted; other bytes are never rendered in its place."""
 
-    code = "SOURCE_CHANGED"
+    code = "source_changed"
 
 
 class NoSuitableWorker(RequestError):

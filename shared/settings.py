@@ -206,6 +206,11 @@ class SourcesSettings(_Section):
         description='Header for each host, usually its token: `{"civitai.com": "Authorization: Bearer TOKEN"}`. A host '
         "with another port than 443 is written with it. No other host gets the header, also not after a redirect.",
     )
+    s3_buckets: str = Field(
+        "*",
+        description="Buckets from which `s3://` files may come, with commas between them; `*` stands for any text. "
+        "The store and the credentials are those of the images.",
+    )
     timeout_s: Timeout = Field(
         15.0,
         description="Seconds that a host has for one read of a file's header, with all redirects, and between two "

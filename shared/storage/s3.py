@@ -67,9 +67,11 @@ class S3Store:
         self._retry_budget_s = retry_budget_s
         self._where = f"bucket {settings.bucket!r} at {settings.endpoint_url or 'AWS S3'}"
         self._encryption = _encryption(settings)
-        self._client = _client(settings, endpoint_url=settings.endpoint_url, credentials=credentials or {})
+        self._client = make_client(settings, endpoint_url=settings.endpoint_url, credentials=credentials or {})
         public = settings.public_endpoint_url
-        self._signer = _client(settings, endpoint_url=public, credentials=credentials or {}) if public else self._client
+        self._signer = (
+            make_client(settings, endpoint_url=public, credentials=credentials or {}) if public else self._client
+        )
 
     def put(self, key: str, data: bytes, *, content_type: str) -> None:
         name = self._name(key)
@@ -157,7 +159,8 @@ class S3Store:
             raise StorageUnavailable(f"{verb} {key}: {self._where}: {_reason(error)}") from error
 
 
-def _client(settings: S3Settings, *, endpoint_url: str | None, credentials: Mapping[str, str | None]) -> S3Client:
+def make_client(settings: S3Settings, *, endpoint_url: str | None, credentials: Mapping[str, str | None]) -> S3Client:
+    """Make a boto3 client without sending anything; see `S3Store` for the credentials."""
     config = Config(
         # By default presigned URLs would be SigV2, which most stores refuse.
         signature_version="s3v4",
