@@ -38,9 +38,9 @@ class LayerUpdate:
             optional scalar `alpha` and `magnitude`.
             `lokr`: `w1` (a, b) and `w2` (c, d) with a*c = out and b*d = in, each either whole or a product of `_a` and
             `_b` through a rank; optional scalar `alpha` if there is a rank, optional `magnitude`.
+            `fullrank`: `down` (out, in), as AI Toolkit's network of that name stores it. `diff`: `diff` (out, in).
             A `magnitude` of shape (out,) or (out, 1) is the length of each row, one of shape (1, in) that of each
             column.
-            `fullrank`: `down` (out, in), as AI Toolkit's network of that name stores it. `diff`: `diff` (out, in).
         tensors: key in the file, by role.
         shape: (out, in) of the rows that the update fits.
         rank: None if the kind has no rank.

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from shared.errors import CheckpointError, GoldensError
+from shared.errors import AdapterRefused, CheckpointError, GoldensError
 from worker.commands import app
 from worker.rendering.toolkit_checkout import load_toolkit
 from worker.verify.golden_models import GoldenModels, bfl_weights
@@ -226,6 +226,34 @@ def test_a_converted_adapter_whose_strength_is_lost_fails_by_its_latents_and_its
     assert done.exit_code == 1
     assert "latents_fp32_m1.0 max_abs" in failed["detail"]
     assert "merged_fp32_m1.0/double_blocks" in failed["detail"]
+
+
+def test_a_converted_adapter_whose_original_is_missing_fails(damaged):
+    folder = damaged(name="wild_kohya_lora_unet")
+
+    done = verify(folder, "--only", "adapter_hand", "--json")
+
+    (failed,) = json.loads(done.stdout)["outcomes"]
+    assert done.exit_code == 1
+    assert "manifest.json has no case of type adapter named 'lora_r4_bf16'" in failed["detail"]
+
+
+def test_a_refusal_that_names_no_part_of_the_file_fails(damaged, monkeypatch):
+    folder = damaged(name="missing_B")
+    file = folder / "adapters_hand/missing_B.safetensors"
+    tensors = load_file(file)
+    file.unlink()
+    save_file(tensors, file, {"format": "pt"})
+
+    def refuse(*_, **__):
+        raise AdapterRefused("this format is unknown")
+
+    monkeypatch.setattr("worker.verify.checks.AdapterSwapper.activate", refuse)
+    done = verify(folder, "--only", "adapter_hand", "--json")
+
+    (failed,) = json.loads(done.stdout)["outcomes"]
+    assert done.exit_code == 1
+    assert "the refusal names no key of the file (this format is unknown)" in failed["detail"]
 
 
 def test_a_tolerance_with_an_unknown_metric_fails(damaged):

@@ -4,8 +4,8 @@ Only parameters that an adapter has changed are restored. A checksum shows wheth
 that were loaded; if it has not, the process renders nothing more.
 
 Several adapters are merged in the order of the request, each in float32 and rounded once to the model's dtype, so
-merging [a, b] equals merging b into a model that has a merged. A DoRA scales the rows that it finds, so it belongs
-first: it does not scale an adapter that is merged after it.
+merging [a, b] equals merging b into a model that has a merged. A DoRA scales the rows or columns that it finds, so it
+belongs first: it does not scale an adapter that is merged after it.
 """
 
 from __future__ import annotations

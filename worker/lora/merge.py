@@ -29,10 +29,9 @@ class DenseDelta:
 
     Attributes:
         values: (rows, in). Without a magnitude, W becomes W + values.
-        magnitude: (rows,), only for a DoRA: each row of W + values is scaled to this length. Or (1, in): each column
-            is scaled to this length.
-        column_lengths: (1, in), the lengths of the columns of W + values over all rows of the update; `split` measures
-            them if the magnitudes are of columns.
+        magnitude: (rows,), the length that each row of W + values is scaled to; or (1, in), that of each column.
+        column_lengths: (1, in), the lengths of the columns of W + values over all rows of the update; measured by
+            `split` if the magnitudes are of columns.
     """
 
     values: Tensor
@@ -47,7 +46,7 @@ class DenseDelta:
             olds: the weight of each part before the merge.
         """
         parts = [self.select_rows(select) for select in selects]
-        if self.magnitude is None or self.magnitude.ndim == 1:
+        if not self.scales_columns:
             return parts
         columns = [torch.linalg.norm(old + part.values, dim=0) for part, old in zip(parts, olds, strict=True)]
         lengths = torch.linalg.norm(torch.stack(columns), dim=0, keepdim=True)
@@ -55,17 +54,28 @@ class DenseDelta:
 
     def select_rows(self, select: RowSelection) -> DenseDelta:
         """Return the update of the rows that `select` picks."""
-        if self.magnitude is None or self.magnitude.ndim == 2:
+        if self.magnitude is None or self.scales_columns:
             return replace(self, values=select(self.values))
         # Exact, because no row depends on another: each is scaled by its own length.
         return replace(self, values=select(self.values), magnitude=select(self.magnitude))
 
+    @property
+    def scales_columns(self) -> bool:
+        """Whether the magnitudes are of columns."""
+        return self.magnitude is not None and self.magnitude.ndim == 2
+
     def stretch(self, merged: Tensor) -> Tensor:
-        """Return the factors that scale W + values, `merged`, to the magnitudes: (rows, 1), or (1, in) for columns."""
+        """Return the factors that scale W + values, `merged`, to the magnitudes: (rows, 1), or (1, in) for columns.
+
+        Source:
+            apply_weight_decompose in LyCORIS' lycoris/modules/; DoRAModule and LoKrModule in OneTrainer's
+            modules/module/LoRAModule.py
+        """
         assert self.magnitude is not None
-        if self.column_lengths is None:
+        if not self.scales_columns:
             return row_scales(merged, self.magnitude)
-        # The trainers that scale columns add this number, so that a column of zeros stays zero.
+        assert self.column_lengths is not None
+        # LyCORIS adds this number, and so does OneTrainer for a LoKr: a column of zeros stays zero.
         return self.magnitude / (self.column_lengths + torch.finfo(torch.float32).eps)
 
 

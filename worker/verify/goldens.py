@@ -67,14 +67,17 @@ class Goldens:
             raise GoldensError(f"{self.folder} has no case of type {only or 'any'} and precision {dtype or 'any'}")
         return found
 
-    def adapter_case(self, name: str | None) -> dict[str, Any] | None:
-        """Return the manifest's entry of an adapter that AI Toolkit wrote; None if it has none of that name."""
-        named: Iterator[dict[str, Any]] = (
-            entry
-            for entry in self.manifest["cases"]
-            if entry.get("type") == CaseType.ADAPTER and name is not None and entry.get("name") == name
-        )
-        return next(named, None)
+    def adapter_case(self, name: str) -> dict[str, Any]:
+        """Return the manifest's entry of an adapter that AI Toolkit wrote.
+
+        Raises:
+            GoldensError: the manifest has no adapter of that name.
+        """
+        for entry in self.manifest["cases"]:
+            if (entry.get("type"), entry.get("name")) == (CaseType.ADAPTER, name):
+                found: dict[str, Any] = entry
+                return found
+        raise GoldensError(f"{self.folder / 'manifest.json'} has no case of type {CaseType.ADAPTER} named {name!r}")
 
     def tensors(self, file: str) -> dict[str, Tensor]:
         """Load a tensor file that the manifest names, relative to the folder."""
