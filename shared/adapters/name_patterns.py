@@ -50,6 +50,9 @@ class NamePatterns:
         for index, pattern in enumerate(numbers):
             self._add(index, pattern)
 
+    def __len__(self) -> int:
+        return len(self._numbers)
+
     def numbers_of(self, names: Iterable[str]) -> dict[str, float]:
         """Return the number of each name that a pattern matches."""
         names = list(names)

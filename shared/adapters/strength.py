@@ -73,9 +73,15 @@ class StatedAlpha:
             keys: a key of each module, for messages.
 
         Raises:
-            AdapterRefused: the stated rank is not the tensors'.
+            AdapterRefused: the stated rank is not the tensors', or alpha_pattern has other names than the file.
         """
         alphas, stated = self.alphas.numbers_of(ranks), self.ranks.numbers_of(ranks)
+        if self.alphas and ranks and not alphas:
+            # A tool renamed the layers and kept the config; the layers that the patterns mean are unknown.
+            raise AdapterRefused(
+                f"alpha_pattern in {self.source} names none of the file's layers, such as {next(iter(ranks))!r}; "
+                "export the adapter again with its own config"
+            )
         for name, rank in ranks.items():
             says = stated.get(name, self.rank)
             if says is not None and says != rank:
@@ -207,6 +213,11 @@ def _peft_config(text: str, source: Source) -> StatedAlpha | None:
         raise AdapterRefused(f"{source} describes a PEFT adapter of type {str(kind)[:40]!r}; use {' or '.join(_KINDS)}")
     alpha = read("lora_alpha") if read("lora_alpha") is not None else read("alpha")
     if alpha is None:
+        if read("r") is not None:
+            raise AdapterRefused(
+                f"{source} states the rank, but no lora_alpha, so the strength is unknown; export the adapter again "
+                "with its whole config"
+            )
         return None
     return StatedAlpha(
         source,

@@ -128,7 +128,7 @@ def proj(index=0, *, rank=RANK):
         ({"lora_adapter_metadata": config(r=4, lora_alpha=4, rank_pattern={"attn.to_out.0": 16})}, 0.25),
         ({"lora_adapter_metadata": config(r=16, lora_alpha=4, alpha_pattern={"to_out.0": 16})}, 1.0),
         ({"lora_adapter_metadata": config(r=16, lora_alpha=4, alpha_pattern={r"^.*\.to_out\.\d": 16})}, 1.0),
-        ({"lora_adapter_metadata": config(r=16, lora_alpha=4, alpha_pattern={"out.0": 16})}, 0.25),
+        ({"lora_adapter_metadata": config(r=16, lora_alpha=4, alpha_pattern={"out.0": 16, "to_out.0": 4})}, 0.25),
         ({"lora_adapter_metadata": config(r=16, lora_alpha=8), "lora_alpha": "8"}, 0.5),
         ({"lora_adapter_metadata": config(r=16, lora_alpha=8, init_lora_weights=True)}, 0.5),
         *(
@@ -157,6 +157,12 @@ def test_a_pattern_changes_the_layers_that_it_names_only():
     [
         ({"lora_alpha": "8", "lora_adapter_metadata": config(r=16, lora_alpha=16)}, "gives the scale 1, but .* 0.5"),
         ({"lora_adapter_metadata": config(r=8, lora_alpha=8)}, "has rank 16, but lora_adapter_metadata says 8"),
+        ({"lora_adapter_metadata": config(r=16)}, "states the rank, but no lora_alpha, so the strength is unknown"),
+        (
+            # Black Forest Labs' name of the layer, and the end of a name inside of a word.
+            {"lora_adapter_metadata": config(r=16, lora_alpha=4, alpha_pattern={"img_attn.proj": 8, "out.0": 8})},
+            "names none of the file's layers, such as 'transformer_blocks.0.attn.to_out.0'",
+        ),
         ({"lora_alpha": "many"}, "lora_alpha 'many', which is not a number"),
         ({"lora_alpha": "nan"}, "is 'nan', not a finite number"),
         ({"lora_adapter_metadata": "{"}, "is not valid JSON"),
