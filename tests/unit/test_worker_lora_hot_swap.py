@@ -515,6 +515,27 @@ def test_a_swap_begun_early_ends_even_if_a_lost_device_cannot_record_that_the_pa
     assert wait_for_end(swapper) is SwapState.FAILED  # the thread that writes needs events too, but it does not hang
 
 
+def test_a_dora_row_of_zeros_is_refused_for_its_zeros_and_leaves_the_base(swapper, adapter_ref, tmp_path):
+    layer = "double_blocks.0.img_attn.proj"
+    weight = swapper._weights._weights["transformer_blocks.0.attn.to_out.0.weight"]
+    # The update takes row 3 away.
+    up = torch.zeros(weight.shape[0], 1)
+    up[3] = -1
+    path = tmp_path / "dora.safetensors"
+    tensors = {
+        f"{layer}.lora_A.weight": weight[3:4].detach().float(),
+        f"{layer}.lora_B.weight": up,
+        f"{layer}.dora_scale": torch.ones_like(up),
+    }
+    save_file(tensors, path)
+    base = weights(swapper)
+
+    with pytest.raises(AdapterRefused, match=rf"^{layer}: .* is all zeros .* length in '{layer}.dora_scale'; change"):
+        swapper.activate([(adapter_ref(path, 1.0), path)])
+
+    assert equal(weights(swapper), base)
+
+
 def test_a_swap_begun_early_that_fails_is_the_next_items_failure(swapper, adapters, extreme, run_once):
     wanted = extreme("double_blocks.0.img_attn.proj", 3.4e38)
 

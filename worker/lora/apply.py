@@ -27,7 +27,7 @@ from worker.kernels.low_rank import can_add_low_rank
 from worker.lora.base_weights import BaseWeights
 from worker.lora.block_gate import BlockGate
 from worker.lora.load import Adapter
-from worker.lora.merge import DenseDelta, LowRankDelta, weight_delta, write_merged
+from worker.lora.merge import NO_DIRECTION, DenseDelta, LowRankDelta, weight_delta, write_merged
 from worker.model.compile import uncompiled
 from worker.model.components import Components
 from worker.model.fp8 import dense_weights, fp8_layers
@@ -289,8 +289,14 @@ class WeightWriter:
 
 
 def _refuse_non_finite(merges: Sequence[Merge], non_finite: Tensor) -> None:
-    for merge, is_broken in zip(merges, non_finite.tolist(), strict=True):
-        if is_broken:
+    for merge, verdict in zip(merges, non_finite.tolist(), strict=True):
+        if verdict & NO_DIRECTION:
+            raise AdapterRefused(
+                f"{merge.update.layer}: the merged weight is not finite, because a row of weight plus update is all "
+                f"zeros and cannot be scaled to its length in {merge.update.tensors['magnitude']!r}; change the "
+                "multiplier, or export the adapter without this layer"
+            )
+        if verdict:
             raise AdapterRefused(
                 f"{merge.update.layer}: the adapter's values are so large that the merged weight is not finite; lower "
                 "its multiplier"

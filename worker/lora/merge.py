@@ -19,6 +19,9 @@ from worker.kernels.low_rank import add_low_rank
 #: Picks rows of a tensor whose first dimension is the rows of an update.
 RowSelection = Callable[[Tensor], Tensor]
 
+#: Bit of a verdict on merged weights: a row of a DoRA has no length that could be scaled to its magnitude.
+NO_DIRECTION = 2
+
 #: Roles of a LoHa's factors, in the order of `loha_delta`.
 LOHA_FACTORS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 
@@ -187,7 +190,8 @@ def write_merged(weight: Tensor, delta: DenseDelta | LowRankDelta, *, old: Tenso
 
     Args:
         old: same shape and dtype as `weight`; may be `weight` itself.
-        non_finite: int32, one value on the weight's device; set to 1 if any written value is not finite.
+        non_finite: int32, one value on the weight's device; set to 1 if any written value is not finite,
+            plus `NO_DIRECTION` if the reason is a row of zeros.
     """
     if isinstance(delta, LowRankDelta):
         add_low_rank(
@@ -198,7 +202,9 @@ def write_merged(weight: Tensor, delta: DenseDelta | LowRankDelta, *, old: Tenso
     # The update is float32, so the sum is rounded only once, by the copy into the weight.
     merged = old + delta.values  # promoted to float32 without a float32 copy of the weight
     if delta.magnitude is not None:
-        merged *= delta.stretch(merged)
+        stretch = delta.stretch(merged)
+        non_finite |= NO_DIRECTION * (~stretch.isfinite().all()).int()
+        merged *= stretch
     weight.copy_(merged)
     # The verdict stays on the device: the caller reads those of all layers with one transfer.
     non_finite |= ~weight.isfinite().all()
