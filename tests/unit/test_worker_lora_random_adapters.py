@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from worker.lora.hot_swap import AdapterSwapper
 from worker.model.load import load_components
 from worker.model.placement import Placement
+from worker.model.qfloat8 import dense_weight
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +30,51 @@ def test_each_layer_multiplies_by_the_weight_of_its_kinds_formula(precision, mod
 
     files = random_files(len(precision) + len(mode))
     hold_to_formulas(swapper, files, base=base, mode=mode, limit=limit, folder=tmp_path)
+
+
+def test_float8_products_multiply_by_the_weight_of_the_formula(load, adapter_ref, tmp_path):
+    components, base = load("fp8"), effective_weights(load("bf16"))
+    swapper, path, layer = AdapterSwapper(components), tmp_path / "made.safetensors", "single_blocks.0.linear1"
+    linear1 = components.transformer.single_transformer_blocks[0].attn.to_qkv_mlp_proj
+    inputs = Draw(9).normal(1, 32, 64).bfloat16()
+
+    for seed, kind in enumerate(KINDS):
+        draw = Draw(seed)
+        updates = write_file(path, layout="onetrainer", kind=kind, alpha="tensor", base=base, draw=draw, whole=True)
+        swapper.activate([(adapter_ref(path, 0.7), path)])
+        expected = base[layer].double()
+        for of, rows, update, scale in updates:
+            if of == layer:
+                expected[rows] = update.merged(scale=scale, multiplier=0.7)
+
+        # Both factors are rounded to float8, in steps of up to 1/8.
+        assert distance(linear1(inputs), inputs.double() @ expected.T) < 6e-2, kind
+
+
+def test_qfloat8_weights_with_a_live_adapter_give_the_latents_of_their_dense_values_with_the_merged_one(
+    load, sample, goldens, adapter_ref, tmp_path
+):
+    quantized, dense = load("qfloat8"), load("bf16")
+    with torch.no_grad():
+        for name, weight in dense.transformer.named_parameters():
+            if weight.ndim == 2:
+                weight.copy_(dense_weight(quantized.transformer.get_submodule(name.removesuffix(".weight"))))
+    # Restored from copies, since these weights are not those of the file.
+    merged = AdapterSwapper(replace(dense, placement=Placement("resident", "host", 0)))
+    live, path = AdapterSwapper(quantized), tmp_path / "made.safetensors"
+    embeds = load_file(goldens / "adapter_expected/_base.safetensors")["prompt_embeds"].bfloat16()
+    run = {"width": 64, "height": 48, "num_inference_steps": 2, "guidance_scale": 4.0, "seed": 1}
+    base, without = effective_weights(dense), sample(dense.transformer, embeds, run)
+    assert distance(sample(quantized.transformer, embeds, run), without.double()) < 1e-2
+
+    for seed, kind in enumerate(KINDS):
+        write_file(path, layout="onetrainer", kind=kind, alpha="tensor", base=base, draw=Draw(seed))
+        for swapper in (live, merged):
+            swapper.activate([(adapter_ref(path, 0.5), path)])
+        expected = sample(dense.transformer, embeds, run).double()
+        error = distance(sample(quantized.transformer, embeds, run), expected)
+
+        assert error < 0.5 * distance(without, expected), kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
