@@ -94,6 +94,8 @@ class HttpRanges:
         if size_bytes not in (None, size) or etag not in (None, found):
             raise self._changed(answer)
         wanted_last = size - 1 if end is None else min(end, size) - 1
+        if answer.status == HTTPStatus.OK and last > wanted_last:
+            raise self._no_ranges(answer)
         if (first, last) != (start, wanted_last):
             raise self._refused(f"{answer.place} answered with other bytes than it was asked for")
         return Part(size, found, self._exactly(answer, first, last))

@@ -458,7 +458,7 @@ def read(ranges, *, into):
         ("headers_without_end", SourceUnavailable, "does not speak HTTP"),
         ("early_answers_without_end", SourceUnavailable, "took too long to answer"),
         ("other_range", AdapterRefused, "other bytes than it was asked for"),
-        ("whole_file", AdapterRefused, "other bytes than it was asked for"),
+        ("whole_file", AdapterRefused, "serves no parts of files"),
         ("page", AdapterRefused, "answered with a web page; use the link that starts the download"),
         ("hidden_page", AdapterRefused, "answered with a web page"),
         ("nonsense", SourceUnavailable, "does not speak HTTP"),
