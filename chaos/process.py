@@ -16,6 +16,7 @@ from shared.celery_app import make_celery
 from shared.ledger.connection import connect
 from shared.settings import Settings
 from shared.storage import open_store
+from worker.consumer.adapter_files import AdapterFiles
 from worker.consumer.background import BackgroundUploader
 from worker.consumer.consumer import consume
 from worker.consumer.heartbeat import Heartbeat
@@ -75,6 +76,7 @@ def _open(settings: Settings, name: str, history: History, step_s: float) -> Wor
         slot=slot,
         state=state,
         heartbeat=Heartbeat(ledger, slot, state, renderer),
+        adapter_files=AdapterFiles(settings.adapters, cache=None),
         probe=renderer.probe,
         uploader=BackgroundUploader(),
     )

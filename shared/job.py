@@ -273,7 +273,8 @@ class ItemResult(_Report):
     Attributes:
         tokens: None in results of earlier versions.
         sha256: of the stored file; `size_bytes` is its size.
-        timings: seconds by stage: encode_prompt, adapter, denoise, decode, encode_image, upload.
+        timings: seconds by stage: encode_prompt, adapter, denoise, decode, encode_image, upload; and fetch, if an
+            adapter came from a remote source.
         warnings: what the worker found out about the image that may surprise, as sentences.
     """
 
@@ -305,7 +306,7 @@ class Progress(_Report):
     """The progress of a running item.
 
     Attributes:
-        stage: `encode`, `adapter`, `denoise`, `decode` or `upload`.
+        stage: `fetch`, `encode`, `adapter`, `denoise`, `decode` or `upload`.
         step: denoising steps done, of `steps`.
     """
 

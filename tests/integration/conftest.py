@@ -168,6 +168,7 @@ def finish(store_image):
 def make_worker(redis_url):
     """Assemble a worker that is named `test` from its settings, ledger and renderer; no thread of it is started."""
     # Torch takes seconds to import, and most tests need none.
+    from worker.consumer.adapter_files import AdapterFiles
     from worker.consumer.heartbeat import Heartbeat
     from worker.consumer.slot import Slot
     from worker.consumer.worker import Worker
@@ -185,6 +186,7 @@ def make_worker(redis_url):
             slot=slot,
             state=state,
             heartbeat=Heartbeat(ledger, slot, state, renderer),
+            adapter_files=AdapterFiles(settings.adapters, cache=None),
         )
 
     return make

@@ -16,12 +16,15 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from shared.adapters.identity import sha256_of
-from shared.errors import DeviceFault, LedgerUnavailable, StorageUnavailable, WeightsLost
+from shared.errors import DeviceFault, LedgerUnavailable, SourceUnavailable, StorageUnavailable, WeightsLost
 from shared.job import AdapterRef, ItemSpec, State
 from shared.ledger import Ledger, keys
 from shared.ledger.workers import OUTAGE_REPORT_MS
 from shared.settings import ModelSettings
-from worker.consumer import device_faults
+from shared.sources.cache import FileCache
+from shared.sources.remote_file import Pin
+from worker.consumer import adapter_files, device_faults
+from worker.consumer.adapter_files import AdapterFiles
 from worker.consumer.background import BackgroundUploader
 from worker.consumer.heartbeat import Heartbeat
 from worker.consumer.wakeup import run_next
@@ -224,6 +227,70 @@ def test_a_missing_adapter_fails_the_item_and_leaves_the_pipeline_usable(worker,
 
     assert item(worker, job_id).error.code == "LORA_NOT_FOUND"
     assert item(worker, after).state is State.SUCCEEDED
+
+
+@pytest.fixture
+def remote(worker, adapter, adapter_root, tmp_path, monkeypatch):
+    """A worker with a file cache, the reference of an adapter at a link, and its source, which counts and can fail."""
+    monkeypatch.setattr(adapter_files, "pin_of", lambda ref: "commit:1" if ref.path.startswith("hf://") else "")
+    link = adapter.model_copy(update={"path": "hf://owner/repo/style.safetensors@main"})
+
+    class Source:
+        name, size_bytes, sha256, pin = link.path, link.size_bytes, link.sha256, Pin("commit", "1")
+        error, starts = None, []
+
+        def stream(self, start):
+            self.starts.append(start)
+            if self.error:
+                raise self.error
+            yield (adapter_root / adapter.path).read_bytes()[start:]
+
+    source = Source()
+    cache = FileCache(tmp_path / "cache", max_bytes=2**30, open_file=lambda name, pin: source, retry_budget_s=0.0)
+    files = AdapterFiles(worker.settings.adapters, cache)
+    return replace(worker, adapter_files=files), link, source
+
+
+def test_an_adapter_at_a_link_is_downloaded_once_and_renders_the_same_image(remote, adapter):
+    worker, link, source = remote
+    jobs = [accept(worker, adapters=[ref]) for ref in (adapter, link, link)]
+
+    while run_next(worker):
+        pass
+
+    results = [item(worker, job_id).result for job_id in jobs]
+    pictures = [Image.open(io.BytesIO(worker.store.get(result.key))).tobytes() for result in results]
+    assert pictures[0] == pictures[1] == pictures[2]
+    assert ["fetch" in result.timings for result in results] == [False, True, True]
+    assert [result.adapters[0].path for result in results] == [adapter.path, link.path, link.path]
+    assert source.starts == [0]
+
+
+def test_an_item_whose_source_does_not_answer_gets_another_attempt_and_then_fails(remote):
+    worker, link, source = remote
+    source.error = SourceUnavailable("huggingface.co did not answer; try again later")
+    job_id = accept(worker, adapters=[link])
+
+    while run_next(worker):
+        pass
+
+    failed = item(worker, job_id)
+    assert (failed.state, failed.error.code, failed.attempt) == (State.FAILED, "source_unavailable", 2)
+    assert source.starts == [0, 0]
+
+
+def test_the_adapters_of_the_next_item_are_downloaded_while_this_one_renders(remote):
+    worker, link, source = remote
+    accept(worker, steps=3)
+    job_id = accept(worker, adapters=[link])
+
+    run_next(worker)
+    worker.prefetcher.wait()
+    assert source.starts == [0]
+    run_next(worker)
+
+    assert item(worker, job_id).state is State.SUCCEEDED
+    assert source.starts == [0]
 
 
 def broken_adapter(adapter_root):

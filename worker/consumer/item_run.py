@@ -10,10 +10,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
-from pathlib import Path
 from typing import TypeVar
 
-from shared.adapters.locate import locate_adapter
 from shared.errors import (
     BlankImage,
     DeviceFault,
@@ -25,9 +23,10 @@ from shared.errors import (
     Stalled,
     StorageUnavailable,
 )
-from shared.job import ItemError, ItemResult, ItemSpec, Progress
+from shared.job import ItemError, ItemResult, Progress
 from shared.ledger import Claim
 from worker.consumer import device_faults, image_file, storage_outage
+from worker.consumer.adapter_files import ItemFiles
 from worker.consumer.background import STEP_TO_PREPARE
 from worker.consumer.custody import Custody, Owner
 from worker.consumer.interfaces import RenderedImage
@@ -51,6 +50,7 @@ class ItemRun:
         self._claim = claim
         self._lease = Lease(worker.ledger, claim, worker.settings, on_stall=self._end_stalled_process)
         self._custody = Custody(claim, lease=self._lease, state=worker.state)
+        self._files = ItemFiles(claim.spec, ())
 
     def run(self) -> None:
         """Render the item and pass the image to the storing thread; return when the next item may be claimed."""
@@ -153,17 +153,18 @@ class ItemRun:
     def _end_stalled_process(self, progress: Progress) -> None:
         at = f"{progress.stage}, step {progress.step} of {progress.steps}"
         message = f"no progress for {self._worker.settings.worker.stall_s:g} s at {at}"
-        # A stalled upload waits for the store, not for the device.
-        self._end_process(Stalled(message, implicates_device=progress.stage != "upload"))
+        # A stalled upload waits for the store, and a stalled download for its source: not for the device.
+        self._end_process(Stalled(message, implicates_device=progress.stage not in ("fetch", "upload")))
 
     def _render(self) -> RenderedImage:
         """Do the part that needs the GPU."""
-        spec = self._claim.spec
-        rendered = self._worker.renderer.render(spec, self._files(spec), on_progress=self._on_progress)
+        with self._worker.adapter_files.open(self._claim.spec, on_fetch=self._report_fetch) as files:
+            self._files = files
+            rendered = self._worker.renderer.render(files.spec, files.paths, on_progress=self._on_progress)
         self._worker.state.record_corrupted(self._worker.renderer.corrupted)
         # A failed kernel can leave zeros without an error; getbbox() is None only if every pixel is 0.
         if rendered.image.getbbox() is None:
-            raise BlankImage(f"every pixel of seed {spec.seed} is black")
+            raise BlankImage(f"every pixel of seed {self._claim.spec.seed} is black")
         return rendered
 
     def _on_progress(self, progress: Progress) -> None:
@@ -176,19 +177,23 @@ class ItemRun:
         # Only a guess: another slot may claim it, or a better item may arrive.
         slot = self._worker.slot
         spec = self._worker.ledger.peek_next(slot.pools, slot=slot.name, warm=self._claim.spec.adapter_key)
-        if spec is not None:
-            self._worker.renderer.prepare(spec, self._files(spec))
+        if spec is None:
+            return
+        files = self._worker.adapter_files.prefetch(spec, on_fetch=self._check_drain)
+        if files is not None:
+            self._worker.renderer.prepare(files.spec, files.paths)
 
-    def _files(self, spec: ItemSpec) -> list[Path]:
-        adapters = self._worker.settings.adapters
-        return [
-            locate_adapter(ref.path, root=adapters.root, allow_symlinks=adapters.allow_symlinks)
-            for ref in spec.adapters
-        ]
+    def _report_fetch(self) -> None:
+        self._lease.report(Progress(stage="fetch", step=0, steps=self._claim.spec.num_inference_steps))
+
+    def _check_drain(self) -> None:
+        # What has arrived stays on the disk for the worker that renders the item.
+        if self._worker.state.is_draining:
+            raise ItemCanceled("the download of the next item's adapters ends: this worker drains")
 
     def _store(self, rendered: RenderedImage) -> ItemResult:
         """Store an image under this claim's own prefix."""
-        claim, spec = self._claim, self._claim.spec
+        claim, spec = self._claim, self._files.spec
         started = time.perf_counter()
         parameters = image_file.image_parameters(spec, rendered.pipeline, index=claim.index, request_id=claim.job_id)
         data = image_file.encode(rendered.image, spec.output_format, parameters)
@@ -202,7 +207,8 @@ class ItemRun:
         # A cancel or a lost lease during the upload ends the attempt here, before the commit.
         self._lease.check()
 
-        timings = {**rendered.timings, "encode_image": encoded - started, "upload": uploaded - encoded}
+        timings = {**self._files.timings, **rendered.timings}
+        timings |= {"encode_image": encoded - started, "upload": uploaded - encoded}
         return ItemResult(
             key=key,
             format=spec.output_format,

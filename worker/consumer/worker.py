@@ -17,6 +17,7 @@ from shared.job import ItemError, large_pool
 from shared.ledger import Claim, Ledger
 from shared.settings import Settings
 from shared.storage import ObjectStore
+from worker.consumer.adapter_files import AdapterFiles
 from worker.consumer.background import BackgroundUploader, InlineRunner, Prefetcher
 from worker.consumer.heartbeat import Heartbeat
 from worker.consumer.interfaces import ItemRenderer
@@ -38,6 +39,7 @@ class Worker:
         probe: runs a small calculation on the device; returns a description of the fault, or None.
         uploader: encodes and stores images.
         prefetcher: prepares the next item.
+        adapter_files: finds or downloads the adapters of items.
         exit_process: exits without waiting for other threads; only `process_end.end_process` calls it.
     """
 
@@ -49,6 +51,7 @@ class Worker:
     slot: Slot
     state: WorkerState
     heartbeat: Heartbeat
+    adapter_files: AdapterFiles
     probe: Callable[[], str | None] = _no_fault
     uploader: BackgroundUploader | InlineRunner = field(default_factory=InlineRunner)
     prefetcher: Prefetcher = field(default_factory=Prefetcher)

@@ -1,0 +1,132 @@
+"""Find the adapter files of an item on this host, download those of remote sources, and keep them while they are used.
+
+The files of the item that is expected next stay too, until an item begins. If that is another item, they no longer take
+room in the cache that it may need.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from shared.adapters.locate import locate_adapter
+from shared.errors import AdapterRefused
+from shared.job import AdapterRef, ItemSpec
+from shared.settings import AdaptersSettings
+from shared.sources.cache import FileCache
+
+#: Called often while a file arrives; an error that it raises ends the download.
+OnFetch = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class ItemFiles:
+    """The adapters of an item as files of this host.
+
+    Attributes:
+        spec: the item, with the sha256 that each file has; a remote one may have been accepted without it.
+        paths: in the order of `spec.adapters`.
+        fetch_s: seconds until all files were here; None if none of them came from a remote source.
+    """
+
+    spec: ItemSpec
+    paths: tuple[Path, ...]
+    fetch_s: float | None = None
+
+    @property
+    def timings(self) -> dict[str, float]:
+        """Seconds by stage, as in `ItemResult`; empty without remote files."""
+        return {} if self.fetch_s is None else {"fetch": self.fetch_s}
+
+
+class AdapterFiles:
+    """Gives items their adapter files. One thread opens items, and another one prefetches the next item's.
+
+    Args:
+        cache: None refuses every remote source.
+    """
+
+    def __init__(self, settings: AdaptersSettings, cache: FileCache | None) -> None:
+        self._settings = settings
+        self._cache = cache
+        # Guards the two below.
+        self._lock = threading.Lock()
+        self._opened_items = 0
+        self._prefetched = _Prefetched((), ExitStack())
+
+    @contextmanager
+    def open(self, spec: ItemSpec, *, on_fetch: OnFetch) -> Iterator[ItemFiles]:
+        """Give an item its files; none of them is removed from the cache inside the block.
+
+        Raises:
+            AdapterNotFound, AdapterRefused, SourceChanged, SourceUnavailable, CacheUnavailable: a file cannot be had;
+                see `locate_adapter` and `FileCache.fetch`.
+        """
+        with self._lock:
+            self._opened_items += 1
+            prefetched, self._prefetched = self._prefetched, _Prefetched((), ExitStack())
+        with ExitStack() as used:
+            used.callback(prefetched.files.close)
+            if prefetched.adapters != spec.adapters:
+                prefetched.files.close()
+            yield self._find(spec, used, on_fetch)
+
+    def prefetch(self, spec: ItemSpec, *, on_fetch: OnFetch) -> ItemFiles | None:
+        """Give the files of the item that is expected next; return None if another item began in the meantime.
+
+        The files stay in the cache until an item is opened, or another one is prefetched.
+
+        Raises:
+            AdapterNotFound, AdapterRefused, SourceChanged, SourceUnavailable, CacheUnavailable: as in `open`.
+        """
+        with self._lock:
+            turn = self._opened_items
+        with ExitStack() as used:
+            files = self._find(spec, used, on_fetch)
+            with self._lock:
+                if turn != self._opened_items:
+                    return None
+                self._prefetched.files.close()
+                self._prefetched = _Prefetched(spec.adapters, used.pop_all())
+        return files
+
+    def _find(self, spec: ItemSpec, used: ExitStack, on_fetch: OnFetch) -> ItemFiles:
+        started = time.perf_counter()
+        found = [self._find_one(ref, used, on_fetch) for ref in spec.adapters]
+        fetch_s = time.perf_counter() - started if any(map(pin_of, spec.adapters)) else None
+        adapters = tuple(ref for ref, _ in found)
+        return ItemFiles(spec.model_copy(update={"adapters": adapters}), tuple(path for _, path in found), fetch_s)
+
+    def _find_one(self, ref: AdapterRef, used: ExitStack, on_fetch: OnFetch) -> tuple[AdapterRef, Path]:
+        pin = pin_of(ref)
+        if not pin:
+            settings = self._settings
+            return ref, locate_adapter(ref.path, root=settings.root, allow_symlinks=settings.allow_symlinks)
+        if self._cache is None:
+            raise AdapterRefused(f"{ref.path} is a link, and this worker uses local files only; name one of those")
+        file = self._cache.fetch(
+            ref.path,
+            pin=pin,
+            size_bytes=ref.size_bytes,
+            sha256=ref.sha256 or None,
+            on_progress=lambda present, size: on_fetch(),
+        )
+        used.enter_context(file)
+        return ref.model_copy(update={"sha256": file.sha256}), file.path
+
+
+class _Prefetched(NamedTuple):
+    """The locks on files that were prefetched for some adapters."""
+
+    adapters: tuple[AdapterRef, ...]
+    files: ExitStack
+
+
+def pin_of(ref: AdapterRef) -> str:
+    """Return the pin of an adapter from a remote source; empty for a file under the adapter root."""
+    return getattr(ref, "pin", "")
