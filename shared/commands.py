@@ -64,12 +64,12 @@ def inspect(
     base: Annotated[
         str | None,
         typer.Option(
-            help="Say what a submit for this base would say: a model id, e.g. flux2_klein_4b, or a transformer file in "
-            "BFL's layout, e.g. flux2-dev.safetensors."
+            help="Say what a submit for this base would say: a model id, e.g. flux2_klein_4b, a transformer's file, a "
+            "model's folder, or its repository in the hub's cache."
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model id of a transformer file; default: the one with its layers, else flux2.")
+        str | None, typer.Option(help="Model id of a file or folder; default: the one with its layers, else flux2.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

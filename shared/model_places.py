@@ -69,8 +69,8 @@ def _model_of_folder(folder: Path, model: Model) -> tuple[Model, str] | None:
     """
     if (folder / model.transformer_file).is_file():
         return None
-    stated = _stated_distilled(folder / "model_index.json")
-    relatives = _relatives(model)
+    stated = stated_distilled(folder / "model_index.json")
+    relatives = relatives_of(model)
     if stated is not None and len(relatives) > 1:
         named = next(each for each in relatives if (each.distilled_from is not None) == stated)
         return named, f"has a model_index.json with is_distilled {str(stated).lower()}"
@@ -80,13 +80,13 @@ def _model_of_folder(folder: Path, model: Model) -> tuple[Model, str] | None:
     return next(((each, f"holds {file}") for file, each in file_of.items()), None)
 
 
-def _relatives(model: Model) -> list[Model]:
+def relatives_of(model: Model) -> list[Model]:
     """Return a model and those that differ from it only by distillation."""
     origin = model.distilled_from or model.id
     return [each for each in MODELS.values() if origin in (each.id, each.distilled_from)]
 
 
-def _stated_distilled(index: Path) -> bool | None:
+def stated_distilled(index: Path) -> bool | None:
     """Return what the index of a diffusers pipeline says about distillation; None if it says nothing."""
     try:
         stated = json.loads(index.read_text()).get("is_distilled")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from shared.adapters.alphas import read_alphas
 from shared.adapters.base_model import stated_base
 from shared.adapters.foreign import is_text_encoder
-from shared.adapters.header import read_header, read_open_header
+from shared.adapters.header import read_open_header
 from shared.adapters.header_json import Header
 from shared.adapters.identity import identify
 from shared.adapters.layout import AdapterLayout, check_fits_base, parse_layout
@@ -27,9 +27,6 @@ from shared.adapters.validate import adapter_warnings, deciding_config
 from shared.catalog import find_model
 from shared.errors import RequestError
 from shared.job import ADAPTER_PARTS, AdapterPart
-
-# In BFL's single files the key of a linear layer's weight is its module path with this suffix.
-_WEIGHT = ".weight"
 
 
 @dataclass(frozen=True)
@@ -175,20 +172,6 @@ def _by_block(named: Iterable[str], layers: Container[str] | None) -> dict[str, 
     return {
         kind: BlockLayers(len(group), None if layers is None else sum(layer in layers for layer in group))
         for kind, group in kinds.items()
-    }
-
-
-def read_linear_layers(checkpoint: Path, *, max_bytes: int) -> dict[str, tuple[int, int]]:
-    """Return (out, in) of each linear layer of a transformer in BFL's single-file layout, from its header.
-
-    Raises:
-        AdapterRefused: the file is not a safetensors file.
-    """
-    tensors = read_header(checkpoint, max_bytes=max_bytes).tensors
-    return {
-        name.removesuffix(_WEIGHT): (tensor.shape[0], tensor.shape[1])
-        for name, tensor in tensors.items()
-        if name.endswith(_WEIGHT) and len(tensor.shape) == 2
     }
 
 

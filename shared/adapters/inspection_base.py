@@ -6,13 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from shared.adapters.base_files import find_base_files, narrow_model, read_linear_layers
 from shared.adapters.base_sizes import linear_layers
-from shared.adapters.inspection import read_linear_layers
 from shared.catalog import FLUX2_DEV, MODELS, find_model
 from shared.errors import AdapterNotFound
-
-# No limit: only the header of a checkpoint is read.
-_ANY_SIZE = 2**62
 
 
 @dataclass(frozen=True)
@@ -24,24 +21,26 @@ class ComparedBase:
 
 
 def find_base(name: str, *, model: str | None = None) -> ComparedBase:
-    """Return the base of a model id or of a transformer file.
+    """Return the base of a model id, or of a place that `shared.adapters.base_files` reads.
 
     Args:
-        model: id of a file's model; None finds the published model with the same layers.
+        model: id of the place's model; None finds the published model with the same layers.
 
     Raises:
         ModelNotFound: no model has the id `model`.
-        AdapterNotFound: `name` is neither a model nor a file.
-        AdapterRefused: the file is not a safetensors file.
+        AdapterNotFound: `name` is neither a model nor a place with all files of a transformer.
+        AdapterRefused: a file is not a safetensors file, or holds no layer of FLUX.2.
     """
     if name in MODELS:
         return ComparedBase(name, _published_layers(name))
-    file = Path(name).expanduser()
-    if not file.is_file():
-        raise AdapterNotFound(f"--base {name}: no such file, nor one of the models {', '.join(MODELS)}")
-    layers = read_linear_layers(file, max_bytes=_ANY_SIZE)
+    place = Path(name).expanduser()
+    if not place.exists():
+        raise AdapterNotFound(f"--base {name}: no such file or folder, nor one of the models {', '.join(MODELS)}")
+    files = find_base_files(place)
+    layers = read_linear_layers(files)
     if model is None:
-        model = next((known for known in MODELS if _published_layers(known) == layers), FLUX2_DEV.id)
+        fitting = next((known for known in MODELS if _published_layers(known) == layers), FLUX2_DEV.id)
+        return ComparedBase(narrow_model(MODELS[fitting], files).id, layers)
     return ComparedBase(find_model(model).id, layers)
 
 

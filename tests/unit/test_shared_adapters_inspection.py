@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shared.adapters.inspection import BlockLayers, inspect_adapter, read_linear_layers
+from shared.adapters.base_files import narrow_model, read_linear_layers
+from shared.adapters.inspection import BlockLayers, inspect_adapter
 from shared.adapters.inspection_base import find_base
 from shared.adapters.inspection_text import describe_rows
 from shared.adapters.validate import validate_adapters
@@ -24,7 +25,7 @@ MAX = 2**30
 
 @pytest.fixture
 def base(goldens):
-    return read_linear_layers(goldens / "weights" / "flux2_dev_tiny.safetensors", max_bytes=MAX)
+    return read_linear_layers([goldens / "weights" / "flux2_dev_tiny.safetensors"])
 
 
 def test_the_trainers_file_is_described_and_compared_with_its_base(goldens, base):
@@ -158,8 +159,88 @@ def test_a_base_is_a_model_or_a_file(goldens, written):
     assert klein.layers["single_blocks.23.linear1"] == (36_864, 4096)
     assert (tiny.model, tiny.layers["img_in"]) == ("flux2", (64, 128))
     assert find_base(str(other), model="flux2_klein_4b").model == "flux2_klein_4b"
-    with pytest.raises(AdapterNotFound, match="no such file, nor one of the models flux2, flux2_klein_4b"):
+    with pytest.raises(AdapterNotFound, match="no such file or folder, nor one of the models flux2, flux2_klein_4b"):
         find_base("flux3")
+
+
+QKV_NAMES = [f"transformer_blocks.0.attn.{name}" for name in ("to_q", "to_k", "to_v")]
+DIFFUSERS_BASE = {f"{name}.weight": torch.zeros(64, 64) for name in (*QKV_NAMES, "transformer_blocks.0.attn.to_out.0")}
+NORM_OUT = {"norm_out.linear.weight": torch.zeros(128, 64), "transformer_blocks.0.attn.norm_q.weight": torch.zeros(8)}
+
+
+def write_diffusers(folder, *, distilled=None):
+    """Write a transformer in two shards, as diffusers does, and return the model's folder."""
+    weights = folder / "transformer"
+    weights.mkdir(parents=True)
+    shards = {
+        "diffusion_pytorch_model-00001.safetensors": DIFFUSERS_BASE,
+        "diffusion_pytorch_model-00002.safetensors": NORM_OUT,
+    }
+    for name, tensors in shards.items():
+        save_file(tensors, weights / name)
+    weight_map = {key: name for name, tensors in shards.items() for key in tensors}
+    (weights / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    if distilled is not None:
+        (folder / "model_index.json").write_text(json.dumps({"is_distilled": distilled}))
+    return folder
+
+
+EXPECTED_LAYERS = {
+    "double_blocks.0.img_attn.qkv": (192, 64),
+    "double_blocks.0.img_attn.proj": (64, 64),
+    "final_layer.adaLN_modulation.1": (128, 64),
+}
+
+
+def test_a_base_is_a_folder_of_diffusers_or_of_black_forest_labs_or_of_the_hubs_cache(tmp_path):
+    model = write_diffusers(tmp_path / "model")
+    cached = tmp_path / "models--black-forest-labs--FLUX.2-dev"
+    snapshot = write_diffusers(cached / "snapshots/abc")
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("abc")
+    single = tmp_path / "single"
+    single.mkdir()
+    save_file({"double_blocks.0.img_attn.qkv.weight": torch.zeros(192, 64)}, single / "flux2-dev.safetensors")
+
+    for place in (model, model / "transformer", cached, snapshot):
+        assert find_base(str(place)).layers == EXPECTED_LAYERS
+    assert find_base(str(single)).layers == {"double_blocks.0.img_attn.qkv": (192, 64)}
+
+
+def test_a_base_that_lacks_files_is_refused_with_what_is_missing(tmp_path):
+    model = write_diffusers(tmp_path / "model")
+    (model / "transformer/diffusion_pytorch_model-00002.safetensors").unlink()
+    empty, cached = tmp_path / "empty", tmp_path / "models--a--b"
+    for folder in (empty, cached / "snapshots/one", cached / "snapshots/two"):
+        folder.mkdir(parents=True)
+    other = tmp_path / "other.safetensors"
+    save_file({"decoder.conv_in.weight": torch.zeros(2, 2)}, other)
+
+    with pytest.raises(AdapterNotFound, match=r"model-00002.safetensors of .* is missing; download the folder again"):
+        find_base(str(model))
+    with pytest.raises(AdapterNotFound, match="name a model's folder or a transformer's file"):
+        find_base(str(empty))
+    with pytest.raises(AdapterNotFound, match="which snapshot is meant"):
+        find_base(str(cached))
+    with pytest.raises(AdapterRefused, match=r"holds no linear layer of FLUX\.2; name the file of a transformer"):
+        find_base(str(other))
+
+
+@pytest.mark.parametrize(
+    ("place", "distilled", "model"),
+    [
+        ("model", True, "flux2_klein_4b_distilled"),
+        ("model", False, "flux2_klein_4b"),
+        ("model", None, "flux2_klein_4b"),
+        ("models--black-forest-labs--FLUX.2-klein-4B/snapshots/abc", None, "flux2_klein_4b_distilled"),
+        ("models--black-forest-labs--FLUX.2-klein-base-4B/snapshots/abc", None, "flux2_klein_4b"),
+    ],
+)
+def test_a_distilled_base_is_recognised_by_its_index_or_its_repository(tmp_path, place, distilled, model):
+    folder = write_diffusers(tmp_path / place, distilled=distilled)
+    shards = sorted((folder / "transformer").glob("*.safetensors"))
+
+    assert narrow_model(MODELS["flux2_klein_4b"], shards).id == model
 
 
 @pytest.mark.parametrize("model", MODELS)
