@@ -166,7 +166,10 @@ class HttpRanges:
         )
 
     def _web_page(self, answer: Answer) -> AdapterRefused:
-        return self._refused(f"{answer.place} answered with a web page; use the link that starts the download")
+        return self._refused(
+            f"{answer.place} answered with a web page; use the link that starts the download, or if that asks for a "
+            f"login, the operator sets {self.token_hint}"
+        )
 
     def _refused(self, reason: str) -> AdapterRefused:
         return AdapterRefused(f"{self.name}: {reason}", field="path")

@@ -33,7 +33,7 @@ class HttpRemoteFile:
         return self.ranges.name
 
     def read(self, start: int, end: int) -> bytes:
-        if end <= len(self.beginning):
+        if end <= max(start, len(self.beginning)):
             return self.beginning[start:end]
         total_s = self.ranges.client.timeout_s
         with self.ranges.open(start, end, total_s=total_s, size_bytes=self.size_bytes, etag=self.etag) as part:

@@ -103,6 +103,7 @@ def test_a_read_and_a_stream_give_exactly_the_bytes_of_the_pinned_file(shelf, op
     file = opened(Pin("etag", '"v1"'))
 
     assert file.read(200_000, 200_007) == DATA[200_000:200_007]
+    assert file.read(200_000, 200_000) == b""
     assert b"".join(file.stream(0)) == DATA
     assert b"".join(file.stream(999_999)) == DATA[999_999:]
     assert b"".join(file.stream(len(DATA))) == b""
