@@ -57,3 +57,23 @@ def test_rows_overlap_when_they_share_any(one, other, shared):
 @pytest.mark.parametrize("number", ["007", "0" * 200 + "7", "1000", "٣"])
 def test_a_blocks_number_is_written_as_trainers_write_it(number):
     assert parse_target(f"transformer_blocks.{number}.attn.to_k") is None
+
+
+# From the conversion script of diffusers, by part of a double block: the layer, and which third of its rows.
+DOUBLE_BLOCK = {
+    "attn.to_q": ("img_attn.qkv", 0), "attn.to_k": ("img_attn.qkv", 1), "attn.to_v": ("img_attn.qkv", 2),
+    "attn.add_q_proj": ("txt_attn.qkv", 0), "attn.add_k_proj": ("txt_attn.qkv", 1),
+    "attn.add_v_proj": ("txt_attn.qkv", 2), "attn.to_out.0": ("img_attn.proj", None),
+    "attn.to_add_out": ("txt_attn.proj", None), "ff.linear_in": ("img_mlp.0", None),
+    "ff.linear_out": ("img_mlp.2", None), "ff_context.linear_in": ("txt_mlp.0", None),
+    "ff_context.linear_out": ("txt_mlp.2", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", DOUBLE_BLOCK)
+def test_every_part_of_a_double_block_is_image_or_text_as_in_diffusers(path):
+    layer, third = DOUBLE_BLOCK[path]
+
+    target = parse_target(f"transformer_blocks.6.{path}")
+
+    assert target == Target(f"double_blocks.6.{layer}", WHOLE if third is None else Rows((third,), 3))

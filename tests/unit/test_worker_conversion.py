@@ -171,6 +171,17 @@ def test_a_power_of_two_becomes_part_of_the_factors(target, written, out):
         assert "lora_adapter_metadata" not in opened.metadata()
 
 
+def test_another_scale_stays_alpha_even_where_a_factor_could_hold_it(written, out):
+    # Small integers times 0.75 are exact in float32, but a sum of such products rounds elsewhere.
+    tensors = {key: (tensor * 100).round().float() for key, tensor in lora(Q).items()}
+    source = written({**tensors, f"{Q}alpha": torch.tensor(3.0)})
+
+    done = convert_adapter(source, out, DIFFUSERS, max_bytes=MAX)
+
+    assert done.stored == (0.75,)
+    assert_same_update(source, out)
+
+
 def test_a_power_of_two_that_float16_cannot_hold_in_one_factor_goes_into_the_other(written, out):
     tensors = lora(QKV, rows=192, dtype=torch.float16)
     tensors[f"{QKV}lora_B.weight"][0, 0] = 6e-8  # the smallest that float16 has
