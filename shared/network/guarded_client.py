@@ -181,7 +181,12 @@ def _described_failures(url: CheckedUrl) -> Generator[None]:
                 "of a private network in FLUX2_SOURCES_PRIVATE_HOSTS",
                 field="path",
             ) from error
-        # Written by `shared.network.addresses`, by the operating system, or about the certificate.
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            raise SourceUnavailable(
+                f"{url.place} shows a certificate that is not trusted or not for this name; the operator names the "
+                "authority of an own host in SSL_CERT_FILE"
+            ) from error
+        # Written by `shared.network.addresses` or by the operating system.
         raise SourceUnavailable(f"{url.place} cannot be connected to: {str(error)[:200]}") from error
     except (httpcore2.NetworkError, httpcore2.ProtocolError):
         # Without the cause: it quotes the other side's bytes, which may be the signature of a redirect.

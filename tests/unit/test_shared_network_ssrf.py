@@ -429,6 +429,15 @@ def test_a_name_that_changes_its_address_is_connected_to_where_it_was_checked(cl
     assert canary.connections == 0
 
 
+def test_a_certificate_must_be_for_the_name_that_was_asked_for(client, public, canary, monkeypatch):
+    monkeypatch.setitem(NAMES, "impostor.example", [[PUBLIC]])
+
+    with pytest.raises(SourceUnavailable, match="a certificate that is not trusted or not for this name"):
+        fetch(client(), "https://impostor.example/x")
+
+    assert (public.requests, canary.connections) == ([], 0)
+
+
 def test_a_host_of_the_operator_may_be_private_and_plain_on_the_listed_port_alone(client, canary):
     own = client(private="loopback.example:8080")
 
