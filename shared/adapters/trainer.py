@@ -18,27 +18,38 @@ _NETWORK_MODULES = (
     (r"lycoris\.", "kohya's scripts with LyCORIS"),
     (r"networks\.", "kohya's scripts"),
 )
-# Styles of keys; the first that fits any key counts.
+_ANY = r""
+_TOOLKIT = r"\.(lora_[AB]\.weight|lokr_w[12](_[ab])?|alpha|magnitude|diff)$"
+_DIFFUSERS = (
+    r"(\.lora_[AB](\.[\w-]+)?\.weight|\.lora_magnitude_vector(\.[\w-]+)?(\.weight)?|[._]lora\.(down|up)\.weight)$"
+)
+_LYCORIS = r"\.(lokr_|hada_|lora_(up|down|mid)\.|alpha$|dora_scale$|diff$|oft_)"
+# Styles of keys, with the ends of all keys that the tool writes in this style. The first that fits counts.
 _KEYS = (
-    (r"^lora_unet_", "musubi-tuner or kohya's scripts"),
-    (r"^lycoris_(single_)?transformer_blocks_", "SimpleTuner with LyCORIS"),
-    (r"^lycoris_", "AI Toolkit, old LoKr"),
-    (r"\.(qkv|linear1)\.[0-3]\.lora_", "OneTrainer"),
-    (r"^(transformer\.|double_|single_).*\.lora_(down|up)\.weight$", "OneTrainer"),
-    (r"^base_model\.model\.", "PEFT, as fal uses it"),
-    (r"^transformer\.", "diffusers or SimpleTuner"),
-    (r"\.lora_[AB]\.default\.weight$", "DiffSynth-Studio"),
-    (r"^model\.diffusion_model\.", "ComfyUI"),
-    (r"^diffusion_model\..*(img|txt)_(attn|mlp)_", "musubi-tuner, converted"),
-    (r"^diffusion_model\.", "AI Toolkit"),
+    (r"^lora_unet_", "musubi-tuner or kohya's scripts", _ANY),
+    (r"^lycoris_(single_)?transformer_blocks_", "SimpleTuner with LyCORIS", _LYCORIS),
+    (r"^lycoris_(double|single)_blocks_", "AI Toolkit, old LoKr", r"\.(lokr_w[12](_[ab])?|alpha)$"),
+    (r"\.(qkv|linear1)\.[0-3]\.lora_", "OneTrainer", _ANY),
+    (r"^(transformer\.|double_|single_).*\.lora_(down|up)\.weight$", "OneTrainer", _ANY),
+    (r"^base_model\.model\.", "PEFT, as fal uses it", _ANY),
+    (r"^transformer\.", "diffusers or SimpleTuner", _DIFFUSERS),
+    (r"\.lora_[AB]\.default\.weight$", "DiffSynth-Studio", _ANY),
+    (r"^model\.diffusion_model\.", "ComfyUI", _ANY),
+    (r"^diffusion_model\..*(img|txt)_(attn|mlp)_", "musubi-tuner, converted", r"\.(lora_[AB]\.weight|alpha)$"),
+    (r"^diffusion_model\.(double|single)_blocks\.", "AI Toolkit", _TOOLKIT),
 )
 
 
 def guess_trainer(header: Header) -> str | None:
     """Return the name of the tool that probably wrote the file; None without a hint."""
     return _from_metadata(header.metadata) or next(
-        (name for pattern, name in _KEYS if any(re.search(pattern, key) for key in header.tensors)), None
+        (name for pattern, name, ends in _KEYS if _fits(header, pattern, ends)), None
     )
+
+
+def _fits(header: Header, pattern: str, ends: str) -> bool:
+    keys = header.tensors
+    return any(re.search(pattern, key) for key in keys) and all(re.search(ends, key) for key in keys)
 
 
 def _from_metadata(metadata: dict[str, str]) -> str | None:

@@ -112,6 +112,11 @@ def test_different_scales_are_a_range_and_no_alpha_is_said(written, goldens):
 DIFFUSERS = "transformer_blocks.0.attn.to_out.0."
 
 
+def loha(module):
+    factors = {f"{module}hada_w{number}_a": torch.ones(64, 4) for number in (1, 2)}
+    return factors | {f"{module}hada_w{number}_b": torch.ones(4, 64) for number in (1, 2)}
+
+
 @pytest.mark.parametrize(
     ("tensors", "metadata", "trainer"),
     [
@@ -135,6 +140,12 @@ DIFFUSERS = "transformer_blocks.0.attn.to_out.0."
         (pair(DIFFUSERS, "lora_A.default.weight", "lora_B.default.weight"), {}, "DiffSynth-Studio"),
         (pair(f"model.diffusion_model.{LAYER}"), {}, "ComfyUI"),
         ({"something": torch.zeros(1)}, {}, None),
+        # No tool is known to write these combinations.
+        (loha(f"diffusion_model.{LAYER}"), {}, None),
+        (loha(f"transformer.{DIFFUSERS}"), {}, None),
+        (loha("lycoris_transformer_blocks_0_attn_to_out_0."), {}, "SimpleTuner with LyCORIS"),
+        (pair(f"diffusion_model.{LAYER}", "lora_down.weight", "lora_up.weight"), {}, None),
+        (pair(f"diffusion_model.{LAYER}") | {f"diffusion_model.{LAYER}dora_scale": torch.ones(64, 1)}, {}, None),
     ],
 )
 def test_the_trainer_is_guessed(tensors, metadata, trainer, written):
