@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flux2_client.client import Client, Image
 from flux2_client.models import Status
+from flux2_client.tables import describe_adapter
 from shared.console import LineConsole
 from shared.demo_model import ABOUT, DEMO_ADAPTER, DRAWN_PX, PROMPTS
 from shared.errors import DemoFailed
@@ -128,7 +129,4 @@ def _print_report(console: LineConsole, image: Image) -> None:
     console.print_line("timings  " + ", ".join(f"{stage} {seconds:.2f} s" for stage, seconds in image.timings.items()))
     console.print_line(f"pipeline {image.pipeline.engine}, {image.pipeline.precision}, adapter {image.pipeline.change}")
     for adapter in image.adapters:
-        console.print_line(
-            f"adapter  {adapter.path} x {adapter.multiplier:g}: {adapter.layers_touched} of "
-            f"{adapter.layers_total} layers, ranks {list(adapter.ranks)}, sha256 {adapter.sha256[:12]}"
-        )
+        console.print_line(f"adapter  {describe_adapter(adapter)}")

@@ -128,6 +128,8 @@ class AdapterReport(Answer):
     sha256: str
     multiplier: float
     ranks: tuple[int, ...] = ()
+    scale_range: tuple[float, float] | None = None
+    scale_sources: tuple[str, ...] = ()
     layers_touched: int
     layers_total: int
     ignored: dict[str, int] = {}
@@ -250,6 +252,13 @@ class ModelList(Answer):
     limits: Limits = Limits()
 
 
+class BlockLayers(Answer):
+    """Layers of one type of block that an adapter updates; `matched` of them are in the base model."""
+
+    layers: int
+    matched: int | None = None
+
+
 class Adapter(Answer):
     """One adapter file, as its header describes it; `refused` says why a job cannot use it."""
 
@@ -259,9 +268,14 @@ class Adapter(Answer):
     size_bytes: int
     refused: str | None = None
     must_ignore: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    trainer: str | None = None
     kind: str | None = None
     ranks: tuple[int, ...] = ()
+    scale_range: tuple[float, float] | None = None
+    scale_sources: tuple[str, ...] = ()
     dtypes: dict[str, int] = {}
+    blocks: dict[str, BlockLayers] = {}
     layers: int
     matched: int | None = None
     unmatched: tuple[str, ...] = ()

@@ -6,8 +6,9 @@ from collections.abc import AsyncIterable, Callable, Sequence
 from typing import TypeVar
 
 from flux2_client.async_client import AsyncImage
-from flux2_client.models import Adapter, AdapterFile, Answer, JobLine, Result, Status
+from flux2_client.models import Adapter, AdapterFile, AdapterReport, Answer, JobLine, Result, Status
 from flux2_client.report import count_images, print_json, print_message
+from shared.adapters.inspection_text import describe_rows, describe_scale
 from shared.console import LineConsole
 
 AnswerT = TypeVar("AnswerT", bound=Answer)
@@ -78,6 +79,8 @@ def print_result(result: Result[AsyncImage]) -> None:
     for image in result.images:
         console.print_line(f"image {image.index}  {image.width}x{image.height}  seed {image.seed}  {image.prompt}")
         console.print_line(f"  {image.url}")
+        for adapter in image.adapters:
+            console.print_line(f"  adapter: {describe_adapter(adapter)}")
         for warning in image.warnings:
             console.print_line(f"  warning: {warning}")
     for failure in result.errors:
@@ -99,12 +102,19 @@ def print_adapter_files(files: Sequence[AdapterFile]) -> None:
 
 
 def print_adapter(adapter: Adapter) -> None:
-    rows = []
-    for name, value in adapter.model_dump(mode="json").items():
-        text = ", ".join(f"{count} {key}" for key, count in value.items()) if isinstance(value, dict) else value
-        text = ", ".join(map(str, text)) if isinstance(text, list) else text
-        rows.append((name.replace("_", " "), "-" if text in (None, "") else str(text)))
-    LineConsole().print_rows(rows)
+    """Print the facts as `flux2 inspect` does."""
+    LineConsole().print_rows(describe_rows(adapter.model_dump(mode="json")))
+
+
+def describe_adapter(adapter: AdapterReport) -> str:
+    """Return one line about an adapter of an image."""
+    # An API of an earlier version states no scale.
+    known = bool(adapter.scale_sources) or adapter.scale_range is not None
+    scale = f"scale {describe_scale(adapter.scale_range, adapter.scale_sources)}, " if known else ""
+    return (
+        f"{adapter.path} x {adapter.multiplier:g}: {adapter.layers_touched} of {adapter.layers_total} layers, "
+        f"ranks {', '.join(map(str, adapter.ranks)) or '-'}, {scale}sha256 {adapter.sha256[:12]}"
+    )
 
 
 def _counts(job: JobLine) -> str:

@@ -96,7 +96,7 @@ def inspect(
     if as_json:
         typer.echo(json.dumps(asdict(found)))
     else:
-        LineConsole().print_rows(describe_rows(found))
+        LineConsole().print_rows(describe_rows(asdict(found)))
     if found.refused:
         raise typer.Exit(1)
 

@@ -216,6 +216,9 @@ class AdapterReport(_Report):
     Attributes:
         kind: e.g. `lora`; several kinds in one file are joined, as in `diff+lora`.
         ranks: distinct ranks, ascending; empty for kinds without one.
+        scale_range: lowest and highest scale of the layers, which multiplied each update in addition to `multiplier`;
+            None in results of earlier versions.
+        scale_sources: where the scales were found, as in `shared.adapters.strength.Source`.
         layers_touched: linear layers whose weight the file updates.
         layers_total: linear layers of the base that an adapter of this kind can touch.
         ignored: number of the file's layers that were left out, by part, as the request's `ignore` says.
@@ -226,6 +229,8 @@ class AdapterReport(_Report):
     multiplier: float
     kind: str
     ranks: tuple[int, ...]
+    scale_range: tuple[float, float] | None = None
+    scale_sources: tuple[str, ...] = ()
     layers_touched: int
     layers_total: int
     ignored: dict[str, int] = Field({}, exclude_if=lambda parts: not parts)

@@ -121,7 +121,7 @@ def _check_model(request: InferenceRequest, settings: Settings) -> Model:
 
 def _save(rendered: RenderedImage, spec: ItemSpec, index: int, output: Path) -> SavedImage:
     # The same parameters as in an image that a worker stores.
-    report = image_file.image_parameters(spec, rendered.pipeline, index=index)
+    report = image_file.image_parameters(spec, rendered.pipeline, adapters=rendered.adapters, index=index)
     file = output / f"{index}.{spec.output_format}"
     file.write_bytes(image_file.encode(rendered.image, spec.output_format, report))
     adapters = [adapter.model_dump(mode="json") for adapter in rendered.adapters]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import BaseModel, Field
 
+from api.schemas.adapter_scale import ScaleRange, ScaleSources
 from shared.job import AdapterPart, Engine
 from shared.prompt import MAX_TEXT, MAX_TOKENS
 
@@ -36,12 +37,8 @@ class AdapterLine(BaseModel):
     )
     kind: str | None = Field(description="E.g. `lora`, `lokr` or `diff`; null if unknown.")
     ranks: list[int] = Field(description="Distinct ranks, ascending.")
-    scale_range: list[float] | None = Field(
-        description="Lowest and highest scale of the layers, usually alpha / rank; null if unknown."
-    )
-    scale_sources: list[str] = Field(
-        description="Where they were found: `tensor` (alpha tensors), an entry of the header, or `none` (no alpha: 1)."
-    )
+    scale_range: ScaleRange
+    scale_sources: ScaleSources
     dtypes: dict[str, int] = Field(description="Number of tensors by data type.")
     blocks: dict[str, BlockLayers] = Field(description="Layers by type of block: `double`, `single` and `other`.")
     layers: int = Field(description="Layers that the adapter updates.")

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from api.schemas.adapter_scale import ScaleRange, ScaleSources
 from api.schemas.job_status import JobStatus
 from shared.job import AdapterReport, ImageFormat, ItemError, PipelineReport, TokenReport
 
@@ -13,6 +14,8 @@ from shared.job import AdapterReport, ImageFormat, ItemError, PipelineReport, To
 class ImageAdapter(AdapterReport):
     """The effect of one adapter on the transformer; it proves that an image is not the base model's."""
 
+    scale_range: ScaleRange = None
+    scale_sources: ScaleSources = ()
     network_multiplier: float = Field(description="The same as `multiplier`, by the name of the request.")
 
 

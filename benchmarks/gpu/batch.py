@@ -73,7 +73,7 @@ def _render(
 
     rendered = session.renderer.render(spec, [adapter[1]], on_progress=on_progress)
 
-    parameters = image_file.image_parameters(spec, rendered.pipeline, index=0)
+    parameters = image_file.image_parameters(spec, rendered.pipeline, adapters=rendered.adapters, index=0)
 
     def encode() -> None:
         image_file.encode(rendered.image, spec.output_format, parameters)

@@ -54,7 +54,7 @@ class Inspection:
         warnings: what a submit for the base would warn about.
         trainer: the tool that probably wrote the file; a guess.
         scale_range: lowest and highest scale of the layers; None if an alpha tensor is in a dtype that is not read.
-        scale_sources: where the scales were found; `none` for layers at scale 1 without an alpha.
+        scale_sources: where the scales were found, as in `shared.adapters.strength.Source`.
         dtypes: number of tensors by dtype.
         blocks: layers by type of block: `double`, `single` and `other`.
         layers: number of layers that the file updates.

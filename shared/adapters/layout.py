@@ -23,7 +23,7 @@ from shared.adapters.foreign import (
 from shared.adapters.header_json import Header
 from shared.adapters.kinds import LayerUpdate, TensorGroup, parse_update
 from shared.adapters.names import PREFIX, parse_target, strip_prefix
-from shared.adapters.strength import Source, StatedAlpha, resolve_strengths, stated_alphas
+from shared.adapters.strength import Source, StatedAlpha, Strength, resolve_strengths, stated_alphas
 from shared.adapters.suffixes import describe_missing_half, split_key
 from shared.catalog import find_model
 from shared.errors import AdapterMismatch, AdapterRefused
@@ -72,7 +72,7 @@ class AdapterLayout:
 
     @property
     def scale_sources(self) -> tuple[Source, ...]:
-        """Where alpha was found; `none` for updates at scale 1 without one."""
+        """Where the scales were found."""
         return tuple(sorted({update.strength.source for update in self.updates}))
 
 
@@ -226,9 +226,8 @@ def _with_strengths(
     strengths = resolve_strengths(ranks, keys=keys, tensor_alphas=tensor_alphas, stated=stated)
     if any(each.uses_dora for each in stated) and not any("magnitude" in each.tensors for each in named.values()):
         raise AdapterRefused("the file's config says use_dora, but no layer has a magnitude; export the adapter again")
-    # Kinds without a rank keep the scale 1.
     return tuple(
-        replace(update, strength=strengths[module]) if module in strengths else update
+        replace(update, strength=strengths.get(module, _strength_without_rank(update, stated)))
         for module, update in named.items()
     )
 
@@ -236,6 +235,10 @@ def _with_strengths(
 def _count_layers(keys: Iterable[str]) -> int:
     splits = {key: split_key(key) for key in keys}
     return len({key if split is None else split.module for key, split in splits.items()})
+
+
+def _strength_without_rank(update: LayerUpdate, stated: list[StatedAlpha]) -> Strength:
+    return Strength(source="unused" if stated or update.ignored else "none")
 
 
 def _first_key(update: LayerUpdate) -> str:

@@ -17,7 +17,9 @@ from shared.adapters.name_patterns import NamePatterns
 from shared.adapters.peft_methods import refuse_other_methods
 from shared.errors import AdapterRefused
 
-Source = Literal["tensor", "lora_adapter_metadata", "lora_alpha", "adapter_config.json", "none"]
+#: Where alpha was found. `none`: nowhere, so the scale is 1. `unused`: the scale is 1 although an alpha is stored,
+#: because the update has no rank, by which alpha would be divided.
+Source = Literal["tensor", "lora_adapter_metadata", "lora_alpha", "adapter_config.json", "none", "unused"]
 
 #: PEFT stores an adapter as two files in one folder.
 PEFT_FILE = "adapter_model.safetensors"
@@ -40,7 +42,6 @@ class Strength:
 
     Attributes:
         scale: None if it depends on the layer's alpha tensor, whose value has not been read.
-        source: where alpha was found; `none` for an update at scale 1 without an alpha.
     """
 
     scale: float | None = 1.0
@@ -127,10 +128,12 @@ def resolve_strengths(
         tensor_alphas: modules with an alpha tensor, and its value where it is known.
 
     Raises:
-        AdapterRefused: two sources give different scales.
+        AdapterRefused: two sources give different scales, or an alpha is not finite.
     """
     strengths = dict.fromkeys(ranks, Strength())
     for name, alpha in tensor_alphas.items():
+        if alpha is not None and not math.isfinite(alpha):
+            raise AdapterRefused(f"the alpha of {keys[name]!r} is {alpha}, which is not finite; the file is damaged")
         strengths[name] = Strength(None if alpha is None else alpha / ranks[name], "tensor")
     known: dict[str, tuple[Source, float]] = {
         name: (strength.source, strength.scale)

@@ -286,8 +286,9 @@ def test_an_image_of_a_result_has_the_names_of_a_request(api, adapter, finish, m
     first = accepted(api, request(prompt, model=model, trigger_word="sks", loras=loras))
     claimed = api.ledger.claim_next([model], slot="test", boot="test", warm="base")
     effect = {"kind": "lora", "ranks": (4,), "layers_touched": 1, "layers_total": 2}
+    scale = {"scale_range": (0.5, 2.0), "scale_sources": ("tensor",)}
     reports = tuple(
-        AdapterReport(path=ref.path, sha256=ref.sha256, multiplier=ref.multiplier, **effect)
+        AdapterReport(path=ref.path, sha256=ref.sha256, multiplier=ref.multiplier, **effect, **scale)
         for ref in claimed.spec.adapters
     )
     finish(api, claimed, adapters=reports)
@@ -300,6 +301,9 @@ def test_an_image_of_a_result_has_the_names_of_a_request(api, adapter, finish, m
     assert set(again) == {"prompt", "neg", "width", "height", "seed", "sample_steps", "guidance_scale"}
     assert loras_again == loras
     assert [entry["multiplier"] for entry in image["adapters"]] == [lora["network_multiplier"] for lora in loras]
+    assert all(
+        (entry["scale_range"], entry["scale_sources"]) == ([0.5, 2.0], ["tensor"]) for entry in image["adapters"]
+    )
     [remade] = specs(api, second)
     assert remade == claimed.spec.model_copy(update={"requested_width": claimed.spec.width})
 

@@ -112,7 +112,7 @@ def find_faults(document, schema, model):
         for nested in nested_models(field.annotation):
             part = schema["properties"][name]
             part = next((option for option in part.get("anyOf", []) if option.get("type") != "null"), part)
-            for inner in variants(document, part.get("items", part)):
+            for inner in variants(document, part.get("items") or part.get("additionalProperties", part)):
                 faults += find_faults(document, inner, nested)
     return faults
 

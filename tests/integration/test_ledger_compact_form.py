@@ -63,6 +63,8 @@ def result(claim) -> ItemResult:
                 multiplier=0.1,
                 kind="lora",
                 ranks=(16,),
+                scale_range=(0.25, 1 / 3),
+                scale_sources=("lora_adapter_metadata", "none"),
                 layers_touched=128,
                 layers_total=160,
             ),

@@ -1,15 +1,22 @@
 """What a person sees on a terminal, and what the shell completes."""
 
 import io
+import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
+import pytest
 from rich.progress import Progress, TextColumn
 
-from flux2_client.models import ImageInfo, Job, Status
+from flux2_client.models import Adapter, ImageInfo, Job, Outputs, Result, Status
 from flux2_client.report import BarReport
+from flux2_client.tables import print_adapter, print_result
+from shared.adapters.inspection import inspect_adapter
+from shared.adapters.inspection_text import describe_rows
 from shared.console import LineConsole
 
 
@@ -61,6 +68,46 @@ def test_a_terminal_shows_one_bar_for_all_jobs_and_the_reason_of_a_failure():
     assert "warning: image 0: its end has [no] effect" in shown
     assert " 50 %" in shown
     assert "request job-1 failed: 1 of 2 images, 1 failed: it [broke]" in shown
+
+
+ADAPTER = {
+    "path": "a.safetensors",
+    "sha256": "ab12cd34ef56" + "0" * 52,
+    "multiplier": 0.8,
+    "ranks": [4],
+    "layers_touched": 10,
+    "layers_total": 31,
+}
+
+
+@pytest.mark.parametrize(
+    ("scale", "text"),
+    [
+        ({"scale_range": [0.25, 2], "scale_sources": ["tensor"]}, "scale 0.25 to 2 (alpha tensors), "),
+        ({"scale_range": [1, 1], "scale_sources": ["none"]}, "scale 1 (no alpha stored), "),
+        ({"scale_range": None, "scale_sources": []}, ""),
+        # An API of an earlier version.
+        ({}, ""),
+    ],
+)
+def test_a_result_names_each_adapter_with_its_scale(scale, text, capsys):
+    shown = image(adapters=[ADAPTER | scale])
+
+    print_result(Result(request_id="job-1", status="succeeded", outputs=Outputs(images=[shown]), created_at=""))
+
+    expected = f"  adapter: a.safetensors x 0.8: 10 of 31 layers, ranks 4, {text}sha256 ab12cd34ef56"
+    assert expected in capsys.readouterr().out.splitlines()
+
+
+def test_an_adapter_file_is_described_in_the_words_of_flux2_inspect(goldens, capsys):
+    found = inspect_adapter(goldens / "adapters_hand/AB_alpha_mixedrank.safetensors", max_bytes=2**30)
+    answer = {"path": "a", "model": "flux2", **json.loads(json.dumps(asdict(found)))}
+
+    print_adapter(Adapter.model_validate(answer))
+
+    shown = dict(re.split(r"  +", line, maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert shown == {"path": "a", "model": "flux2", **dict(describe_rows(asdict(found)))}
+    assert (shown["scale"], shown["blocks"]) == ("0.25 to 2 (alpha tensors)", "3 double, 2 single, 0 other")
 
 
 def test_the_shell_completes_commands_and_options():

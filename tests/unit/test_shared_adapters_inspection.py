@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -104,9 +105,9 @@ def test_different_scales_are_a_range_and_no_alpha_is_said(written, goldens):
     header = inspect_adapter(written(pair(f"transformer.{DIFFUSERS}"), {"lora_alpha": "2"}), max_bytes=MAX)
 
     assert mixed.scale_range == (0.25, 2.0)
-    assert dict(describe_rows(mixed))["scale"] == "0.25 to 2 (alpha tensors)"
-    assert dict(describe_rows(without))["scale"] == "1 (no alpha stored)"
-    assert dict(describe_rows(header))["scale"] == "0.5 (lora_alpha in the header)"
+    assert dict(describe_rows(asdict(mixed)))["scale"] == "0.25 to 2 (alpha tensors)"
+    assert dict(describe_rows(asdict(without)))["scale"] == "1 (no alpha stored)"
+    assert dict(describe_rows(asdict(header)))["scale"] == "0.5 (lora_alpha in the header)"
 
 
 DIFFUSERS = "transformer_blocks.0.attn.to_out.0."
@@ -159,7 +160,7 @@ def test_layers_are_counted_by_type_of_block(goldens, base):
     found = inspect_adapter(file, max_bytes=MAX, layers=fewer, model="flux2")
 
     assert found.blocks == {"double": BlockLayers(16, 16), "single": BlockLayers(4, 2), "other": BlockLayers(11, 11)}
-    assert dict(describe_rows(found))["blocks"] == "16 of 16 double, 2 of 4 single, 11 of 11 other"
+    assert dict(describe_rows(asdict(found)))["blocks"] == "16 of 16 double, 2 of 4 single, 11 of 11 other"
 
 
 def test_a_base_is_a_model_or_a_file(goldens, written):

@@ -284,6 +284,30 @@ def test_the_alpha_between_two_full_lokr_factors_is_ignored_and_any_other_is_use
     assert second.tensors["alpha"] == f"{PROJ}.alpha"
 
 
+@pytest.mark.parametrize(
+    ("shapes", "metadata", "sources"),
+    [
+        (lokr(QKV, w1=(8, 4), w2=(24, 16)), {}, ("none",)),
+        ({**lokr(QKV, w1=(8, 4), w2=(24, 16)), f"{QKV}.alpha": ()}, {}, ("unused",)),
+        ({f"{PROJ}.diff": (64, 64)}, {}, ("none",)),
+        ({f"{PROJ}.diff": (64, 64)}, {"lora_alpha": "8"}, ("unused",)),
+        ({f"{PROJ}.lora_A.weight": (64, 64)}, {"lora_alpha": "8"}, ("unused",)),
+    ],
+)
+def test_a_kind_without_a_rank_has_scale_1_and_says_whether_an_alpha_is_stored(shapes, metadata, sources):
+    layout = parse_layout(header_of(shapes, metadata=metadata))
+
+    assert (layout.scale_range, layout.scale_sources) == ((1.0, 1.0), sources)
+
+
+@pytest.mark.parametrize("alpha", [float("inf"), float("nan")])
+def test_an_alpha_that_is_not_finite_is_refused(alpha):
+    shapes = {**lora(PROJ, 64, 64, 4), f"{PROJ}.alpha": ()}
+
+    with pytest.raises(AdapterRefused, match=rf"{re.escape(PROJ)}.* is {alpha}, which is not finite; the file is dam"):
+        parse_layout(header_of(shapes), alphas={f"{PROJ}.alpha": alpha})
+
+
 def test_a_file_may_mix_kinds_by_layer():
     shapes = {**lora(QKV, 192, 64, 4), f"{PROJ}.diff": (64, 64), **lokr(LINEAR1, w1=(8, 8), w2=(72, 8))}
 

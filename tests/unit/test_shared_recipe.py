@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from shared.catalog import find_model
-from shared.job import AdapterRef, PipelineReport
+from shared.job import AdapterRef, AdapterReport, PipelineReport
 from shared.request import InferenceRequest, PromptItem
 from shared.resolve import resolve_items
 from worker.consumer.image_file import encode, image_parameters, read_parameters
@@ -12,6 +12,22 @@ from worker.consumer.image_file import encode, image_parameters, read_parameters
 ADAPTERS = tuple(
     AdapterRef(path=f"{name}.safetensors", sha256=name * 64, size_bytes=10, multiplier=multiplier)
     for name, multiplier in (("a", 0.8), ("b", -1.5))
+)
+REPORTS = tuple(
+    AdapterReport(
+        path=ref.path,
+        sha256=ref.sha256,
+        multiplier=ref.multiplier,
+        kind="lora",
+        ranks=(4,),
+        scale_range=scale_range,
+        scale_sources=sources,
+        layers_touched=1,
+        layers_total=2,
+    )
+    for ref, scale_range, sources in zip(
+        ADAPTERS, ((0.5, 2.0), (1.0, 1.0)), (("lora_alpha", "tensor"), ("none",)), strict=True
+    )
 )
 PIPELINE = PipelineReport(
     engine="exact", precision="bf16", base_revision="r", device="cpu", adapter_mode="live", change="none", versions={}
@@ -29,11 +45,9 @@ PIPELINE = PipelineReport(
 )
 def test_a_request_with_the_names_and_values_in_an_image_gives_the_same_item(item, changes):
     spec = item(**changes)
-    file = encode(
-        Image.new("RGB", (64, 64), "red"), spec.output_format, image_parameters(spec, PIPELINE, index=3, request_id="j")
-    )
+    parameters = image_parameters(spec, PIPELINE, adapters=REPORTS, index=3, request_id="j")
 
-    found = read_parameters(file)
+    found = read_parameters(encode(Image.new("RGB", (64, 64), "red"), spec.output_format, parameters))
     prompt = {name: found[name] for name in PromptItem.model_fields if name in found}
     fields = {name: found[name] for name in InferenceRequest.model_fields if name in found}
     request = InferenceRequest.model_validate({**fields, "prompts": [prompt]})
@@ -45,3 +59,5 @@ def test_a_request_with_the_names_and_values_in_an_image_gives_the_same_item(ite
     ]
     assert (found["request_id"], found["index"], found["requested_width"]) == ("j", 3, spec.requested_width)
     assert [adapter["sha256"] for adapter in found["adapters"]] == [ref.sha256 for ref in spec.adapters]
+    scales = [(adapter["scale_range"], adapter["scale_sources"]) for adapter in found["adapters"]]
+    assert scales == ([([0.5, 2.0], ["lora_alpha", "tensor"]), ([1.0, 1.0], ["none"])] if spec.adapters else [])

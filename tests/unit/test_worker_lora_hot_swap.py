@@ -14,11 +14,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from shared.adapters.inspection import inspect_adapter
+from shared.adapters.inspection_text import describe_scale
 from shared.errors import AdapterRefused, WeightsLost
 from shared.settings import ModelSettings
 from worker.kernels.checksum import checksum
 from worker.lora import load as module
-from worker.lora import merge
+from worker.lora import merge, unmerged_update
 from worker.lora.adapter_swap import SwapState
 from worker.lora.hot_swap import AdapterSwapper
 from worker.model.load import load_components
@@ -302,6 +304,41 @@ def test_reports_name_every_kind_and_only_real_ranks(swapper, adapters):
     _, reports = swapper.activate(wanted)
 
     assert [(report.kind, report.ranks) for report in reports] == [("diff+lora", (4,)), ("lokr", ()), ("dora", (4,))]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("lora_r4_bf16", "1 (no alpha stored)"),
+        ("AB_alpha_mixedrank", "0.25 to 2 (alpha tensors)"),
+        ("wild_kohya_lora_unet", "0.5 (alpha tensors)"),
+        ("wild_metadata_lora_adapter", "2 (lora_adapter_metadata in the header)"),
+        ("lokr_full_f4_fp16", "1 (the stored alpha has no effect without a rank)"),
+        ("fullrank_bf16", "1 (no alpha stored)"),
+        ("lora_plus_diff_bf16", "1 (no alpha stored)"),
+    ],
+)
+@pytest.mark.parametrize("mode", ["merged", "live"])
+def test_a_report_states_the_scales_by_which_the_updates_are_multiplied_as_inspect_does(
+    mode, name, text, swapper, adapters, monkeypatch
+):
+    applied = []
+
+    def scale_of(update, tensors, original=merge.scale_of):
+        applied.append(original(update, tensors))
+        return applied[-1]
+
+    monkeypatch.setattr(merge, "scale_of", scale_of)
+    monkeypatch.setattr(unmerged_update, "scale_of", scale_of)
+    [(ref, path)] = wanted = adapters((name, 1.0))
+
+    _, (report,) = swapper.activate(wanted, mode=mode)
+
+    found = inspect_adapter(path, max_bytes=ref.size_bytes)
+    assert (report.scale_range, report.scale_sources) == (found.scale_range, found.scale_sources)
+    assert describe_scale(report.scale_range, report.scale_sources) == text
+    # Full-rank updates are not multiplied.
+    assert name == "fullrank_bf16" or (min(applied), max(applied)) == report.scale_range
 
 
 @pytest.mark.parametrize("before", [[], [("lora_r4_bf16", 1.0)], [("dora_bf16", 1.0), ("lora_subset_bf16", 0.5)]])

@@ -9,13 +9,13 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
 from PIL import ExifTags, Image, PngImagePlugin
 
-from shared.job import ImageFormat, ItemSpec, PipelineReport
+from shared.job import AdapterReport, ImageFormat, ItemSpec, PipelineReport
 from shared.recipe import request_fields
 
 _JSON_CHUNK = "flux2"
@@ -43,19 +43,28 @@ def content_type(fmt: ImageFormat) -> str:
 
 
 def image_parameters(
-    spec: ItemSpec, pipeline: PipelineReport, *, index: int, request_id: str | None = None
+    spec: ItemSpec,
+    pipeline: PipelineReport,
+    *,
+    adapters: Iterable[AdapterReport],
+    index: int,
+    request_id: str | None = None,
 ) -> dict[str, Any]:
     """Return what an image file says of itself: the request's fields, then facts about its origin.
 
     Args:
+        adapters: effects of the item's adapters, of which the scales are written.
         index: index of the image in its request.
         request_id: job of the image; None if no queue was involved.
     """
+    scales = {
+        report.sha256: report.model_dump(mode="json", include={"scale_range", "scale_sources"}) for report in adapters
+    }
     return {
         **request_fields(spec),
         "requested_width": spec.requested_width,
         "requested_height": spec.requested_height,
-        "adapters": [ref.model_dump(mode="json") for ref in spec.adapters],
+        "adapters": [{**ref.model_dump(mode="json"), **scales.get(ref.sha256, {})} for ref in spec.adapters],
         **({"request_id": request_id} if request_id else {}),
         "index": index,
         "pipeline": pipeline.model_dump(mode="json"),

@@ -195,7 +195,9 @@ class ItemRun:
         """Store an image under this claim's own prefix."""
         claim, spec = self._claim, self._files.spec
         started = time.perf_counter()
-        parameters = image_file.image_parameters(spec, rendered.pipeline, index=claim.index, request_id=claim.job_id)
+        parameters = image_file.image_parameters(
+            spec, rendered.pipeline, adapters=rendered.adapters, index=claim.index, request_id=claim.job_id
+        )
         data = image_file.encode(rendered.image, spec.output_format, parameters)
         encoded = time.perf_counter()
 

@@ -269,6 +269,8 @@ class AdapterSwapper:
             multiplier=ref.multiplier,
             kind=adapter.layout.kind,
             ranks=adapter.layout.ranks,
+            scale_range=adapter.layout.scale_range,
+            scale_sources=adapter.layout.scale_sources,
             layers_touched=len(adapter.layout.layers),
             # An adapter may name every linear layer of the transformer; AI Toolkit's default trains those in blocks.
             layers_total=len(self.components.layers),
