@@ -83,6 +83,10 @@ def _measure(root: Path, *, rank: int, submits: int, new_files: int, large: int,
 
     check(lora)
     yield _row("LoRA, unchanged", lora, _times(check, [lora] * submits))
+    # Alpha stands in tensors and in the header, so a submit reads the tensors and compares.
+    alphas = _write_lora(root / "alphas.safetensors", layers, rank=rank, stated_alpha=0)
+    check(alphas)
+    yield _row("alphas, unchanged", alphas, _times(check, [alphas] * submits))
     yield _row("LoRA, new", lora, _times(check, new))
     tags = _write_long_header(root / "tags.safetensors", '\\"a photo of a fox, sitting\\": 12, ')
     yield _row("tags", tags, _times(refuse, [tags] * large))
@@ -93,7 +97,9 @@ def _measure(root: Path, *, rank: int, submits: int, new_files: int, large: int,
     yield _row(f"escapes, {at_once} at once", escapes, times)
 
 
-def _write_lora(file: Path, layers: dict[str, tuple[int, int]], *, rank: int) -> Path:
+def _write_lora(
+    file: Path, layers: dict[str, tuple[int, int]], *, rank: int, stated_alpha: float | None = None
+) -> Path:
     entries: dict[str, Any] = {
         "__metadata__": {
             "format": "pt",
@@ -102,12 +108,17 @@ def _write_lora(file: Path, layers: dict[str, tuple[int, int]], *, rank: int) ->
             "training_info": json.dumps({"step": 2000, "epoch": 99}),
         }
     }
+    if stated_alpha is not None:
+        entries["__metadata__"]["lora_alpha"] = str(stated_alpha)
     end = 0
     for layer, (rows, columns) in layers.items():
         for half, shape in (("A", [rank, columns]), ("B", [rows, rank])):
             start, end = end, end + 2 * shape[0] * shape[1]
             name = f"{PREFIX}{layer}.lora_{half}.weight"
             entries[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+        if stated_alpha is not None:
+            start, end = end, end + 4
+            entries[f"{PREFIX}{layer}.alpha"] = {"dtype": "F32", "shape": [], "data_offsets": [start, end]}
     return _write(file, json.dumps(entries).encode(), data_bytes=end)
 
 
