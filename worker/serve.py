@@ -12,7 +12,7 @@ from shared.celery_app import make_celery
 from shared.ledger import Ledger
 from shared.settings import Settings
 from shared.storage import open_store
-from worker.consumer.adapter_files import AdapterFiles
+from worker.consumer.adapter_files import open_adapter_files
 from worker.consumer.background import BackgroundUploader
 from worker.consumer.consumer import START_RETRY_S, consume
 from worker.consumer.heartbeat import Heartbeat
@@ -68,7 +68,7 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
         slot=slot,
         state=state,
         heartbeat=Heartbeat(ledger, slot, state, renderer),
-        adapter_files=AdapterFiles(settings.adapters, cache=None),
+        adapter_files=open_adapter_files(settings),
         probe=partial(probe, device),
         uploader=BackgroundUploader(),
     )

@@ -11,7 +11,8 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -148,13 +149,13 @@ class Download:
             return self._wanted.sha256  # complete, but its process ended before it was verified
         remote = self._open_file()
         self._check(remote)
-        for chunk in remote.stream(self._size) if self._size < remote.size_bytes else ():
-            if self._size + len(chunk) > remote.size_bytes:
-                self._start_over()
-                raise SourceChanged(
-                    f"{self._wanted.source} sends more than the {remote.size_bytes} bytes that it stated; submit again"
-                )
-            self._write(chunk)
+        with ExitStack() as opened:
+            chunks = remote.stream(self._size) if self._size < remote.size_bytes else ()
+            # A canceled download ends its connection now, not when the generator is collected.
+            if isinstance(chunks, Generator):
+                opened.enter_context(closing(chunks))
+            for chunk in chunks:
+                self._write(chunk, limit=remote.size_bytes)
         if self._size < remote.size_bytes:
             raise SourceUnavailable(
                 f"{self._wanted.source} ended after {self._size} of {remote.size_bytes} bytes; try again later"
@@ -170,7 +171,10 @@ class Download:
                 f"{wanted.source} has changed since the job was accepted; submit again to use the present file"
             )
 
-    def _write(self, chunk: bytes) -> None:
+    def _write(self, chunk: bytes, *, limit: int) -> None:
+        if self._size + len(chunk) > limit:
+            self._start_over()
+            raise SourceChanged(f"{self._wanted.source} sends more than the {limit} bytes that it stated; submit again")
         with self._folder.naming_failures():
             left = memoryview(chunk)
             while left:

@@ -11,7 +11,7 @@ from shared.sources.cache import FileCache
 from shared.sources.inventory import CacheInventory
 from shared.sources.remote_file import Pin
 from worker.consumer import adapter_files
-from worker.consumer.adapter_files import AdapterFiles
+from worker.consumer.adapter_files import AdapterFiles, open_adapter_files
 
 SIZE = 1000
 
@@ -148,11 +148,11 @@ def test_what_the_callback_raises_ends_the_fetch(make_files, item):
         pass
 
 
-def test_a_worker_without_a_cache_refuses_links(item, tmp_path):
-    files = AdapterFiles(AdaptersSettings(root=tmp_path), cache=None)
+def test_a_worker_with_local_files_only_refuses_links(item, settings):
+    files = open_adapter_files(settings(sources={"local_only": True}))
 
     with (
-        pytest.raises(AdapterRefused, match="is a link, and this worker uses local files only"),
+        pytest.raises(AdapterRefused, match="FLUX2_SOURCES_LOCAL_ONLY allows this worker no other files"),
         files.open(item(adapters=(remote("a"),)), on_fetch=nothing),
     ):
         pass

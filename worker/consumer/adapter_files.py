@@ -17,8 +17,11 @@ from typing import NamedTuple
 from shared.adapters.locate import locate_adapter
 from shared.errors import AdapterRefused
 from shared.job import AdapterRef, ItemSpec
-from shared.settings import AdaptersSettings
+from shared.settings import AdaptersSettings, Settings
 from shared.sources.cache import FileCache
+from shared.sources.remote_file import Pin
+from shared.sources.source import parse_source
+from shared.sources.sources import Sources
 
 #: Called often while a file arrives; an error that it raises ends the download.
 OnFetch = Callable[[], None]
@@ -108,7 +111,10 @@ class AdapterFiles:
             settings = self._settings
             return ref, locate_adapter(ref.path, root=settings.root, allow_symlinks=settings.allow_symlinks)
         if self._cache is None:
-            raise AdapterRefused(f"{ref.path} is a link, and this worker uses local files only; name one of those")
+            raise AdapterRefused(
+                f"{ref.path} is not on this host, and FLUX2_SOURCES_LOCAL_ONLY allows this worker no other files; name "
+                "a path under the adapter root"
+            )
         file = self._cache.fetch(
             ref.path,
             pin=pin,
@@ -125,6 +131,20 @@ class _Prefetched(NamedTuple):
 
     adapters: tuple[AdapterRef, ...]
     files: ExitStack
+
+
+def open_adapter_files(settings: Settings) -> AdapterFiles:
+    """Return the adapter files of a worker with these settings."""
+    if settings.sources.local_only:
+        return AdapterFiles(settings.adapters, cache=None)
+    sources = Sources(settings)
+    cache = FileCache(
+        settings.sources.cache_dir,
+        max_bytes=settings.sources.cache_max_bytes,
+        open_file=lambda source, pin: sources.open(parse_source(source), pin=Pin.parse(pin)),
+        retry_budget_s=settings.sources.retry_budget_s,
+    )
+    return AdapterFiles(settings.adapters, cache)
 
 
 def pin_of(ref: AdapterRef) -> str:
