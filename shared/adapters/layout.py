@@ -160,18 +160,29 @@ def _check_layers(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]], 
     )
 
 
+def _fits(update: LayerUpdate, layers: Mapping[str, tuple[int, int]]) -> bool:
+    out, features = layers[update.layer]
+    return update.shape == (update.rows.of(out), features)
+
+
 def _check_shapes(layout: AdapterLayout, layers: Mapping[str, tuple[int, int]], *, model: str) -> None:
     for update in layout.updates:
+        if _fits(update, layers):
+            continue
         out, features = layers[update.layer]
         expected = (update.rows.of(out), features)
-        if update.shape == expected:
-            continue
         if update.kind == "fullrank":
             raise AdapterRefused(
                 f"{describe_missing_half(_first_key(update))}; by itself it would update the whole layer, "
-                f"but it is {update.shape} and the layer {expected}"
+                f"but it is {update.shape} and the layer {expected}; "
+                "export or copy the file again"
             )
         hint = describe_fitting_base(layout.updates, model=model)
+        if not hint:
+            others = sum(not _fits(each, layers) for each in layout.updates) - 1
+            hint = "; export the adapter again, with whole layers of that size" + (
+                f" ({others} other {'update does' if others == 1 else 'updates do'} not fit either)" if others else ""
+            )
         raise AdapterMismatch(update.layer, expected=expected, got=update.shape, hint=hint)
 
 
@@ -254,7 +265,9 @@ def _check_overlaps(groups: Iterable[TensorGroup]) -> None:
         for other in others:
             if group.target.rows.overlaps(other.target.rows):
                 first, second = (next(iter(each.tensors.values())) for each in (other, group))
-                raise AdapterRefused(f"{first!r} and {second!r} update the same rows of {group.target.layer}")
+                raise AdapterRefused(
+                    f"{first!r} and {second!r} update the same rows of {group.target.layer}; remove one of them"
+                )
         others.append(group)
 
 
@@ -265,5 +278,6 @@ def _check_lone_halves(updates: Iterable[LayerUpdate]) -> None:
         kinds.setdefault(update.kind, update)
     if "fullrank" in kinds and not kinds.keys().isdisjoint({"lora", "dora"}):
         raise AdapterRefused(
-            f"{describe_missing_half(_first_key(kinds['fullrank']))}, which other layers of the file have"
+            f"{describe_missing_half(_first_key(kinds['fullrank']))}, which other layers of the file have; export "
+            "or copy the file again"
         )

@@ -229,3 +229,16 @@ def test_alpha_tensors_that_contradict_the_folders_config_are_refused_with_both_
     assert (
         "its alpha tensor gives the scale 0.5, but adapter_config.json gives 2; remove the wrong one: delete" in message
     )
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_updates_of_a_third_of_a_layer_are_refused_with_what_to_do_and_their_number(model):
+    width = linear_layers(model)["double_blocks.0.img_attn.proj"][0]
+    halves = [f"diffusion_model.double_blocks.{number}.txt_attn.qkv.lora_B.weight" for number in (0, 3)]
+
+    message = refusal(whole_file(model) | dict.fromkeys(halves, (width, 16)), model=model)
+
+    assert "expected a" in message
+    assert message.endswith(
+        "; export the adapter again, with whole layers of that size (1 other update does not fit either)"
+    )
