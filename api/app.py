@@ -15,11 +15,13 @@ from api.limits import BodyLimit
 from api.probe import StorageProbe
 from api.routes import adapters, health, inference, metrics, models, replays, requests
 from api.webhooks import Courier
+from shared.adapters.remote import RemoteAdapters
 from shared.caretaker import Caretaker
 from shared.celery_app import make_celery
 from shared.ledger import Ledger
 from shared.request import PromptItem
 from shared.settings import Settings
+from shared.sources.sources import Sources
 from shared.storage import open_store
 
 _DESCRIPTION = """Render FLUX.2 LoRAs trained with ostris/ai-toolkit, in bulk, on your own GPUs.
@@ -49,6 +51,7 @@ def create_app(settings: Settings) -> FastAPI:
         store=store,
         storage_probe=StorageProbe(store),
         celery=make_celery(settings.redis.url, side="api", timeout_s=timeout_s),
+        remote_adapters=RemoteAdapters(Sources(settings), max_bytes=settings.adapters.max_bytes),
     )
 
     @asynccontextmanager

@@ -12,6 +12,7 @@ from fastapi import Depends, Header, Request
 
 from api.json_body import require_json
 from api.probe import StorageProbe
+from shared.adapters.remote import RemoteAdapters
 from shared.ledger import Ledger
 from shared.settings import Settings
 from shared.storage import ObjectStore
@@ -32,6 +33,7 @@ class Services:
     store: ObjectStore
     storage_probe: StorageProbe
     celery: Celery
+    remote_adapters: RemoteAdapters
     threads: list[Thread] = field(default_factory=list)
     # One: a second thread of pure Python gains nothing under the GIL, and delays every poll by its 5 ms switches.
     config_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))

@@ -65,7 +65,7 @@ def prepare_job(
     if repeat is not None:
         return repeat
     model = _check_fields(body, settings)
-    cache = cache or SubmitCache(ledger, settings.adapters)
+    cache = cache or SubmitCache(ledger, settings.adapters, services.remote_adapters)
     slots = cache.slots
     base = cache.base_model(model)
     adapters = cache.adapters(body.loras, model)

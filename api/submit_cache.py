@@ -6,9 +6,10 @@ A replay makes one job for each adapter strength: 1,000 of them read workers and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 
+from shared.adapters.remote import RemoteAdapters
 from shared.adapters.validate import ValidAdapter, validate_adapters
 from shared.catalog import Model
 from shared.ledger import Ledger
@@ -20,11 +21,12 @@ from shared.settings import AdaptersSettings
 class SubmitCache:
     """The live slots, loaded base models and adapter files of one call, read when its first job needs them."""
 
-    def __init__(self, ledger: Ledger, settings: AdaptersSettings) -> None:
+    def __init__(self, ledger: Ledger, settings: AdaptersSettings, remote: RemoteAdapters) -> None:
         self._ledger = ledger
         self._settings = settings
+        self._remote = remote
         self._bases: dict[str, BaseModelInfo | None] = {}
-        self._adapters: dict[tuple[str, tuple[tuple[str, tuple[str, ...]], ...]], list[ValidAdapter]] = {}
+        self._adapters: dict[tuple[Hashable, ...], list[ValidAdapter]] = {}
 
     @cached_property
     def slots(self) -> list[SlotView]:
@@ -37,11 +39,13 @@ class SubmitCache:
 
     def adapters(self, loras: Sequence[LoraItem], model: Model) -> list[ValidAdapter]:
         """Validate the adapter files of a job; see `validate_adapters` for its errors."""
-        key = model.id, tuple((lora.path, lora.ignored_parts) for lora in loras)
+        key = model.id, *((lora.path, lora.sha256, lora.ignored_parts) for lora in loras)
         if key not in self._adapters:
             base = self.base_model(model)
             layers = base.layers if base else None
-            self._adapters[key] = validate_adapters(loras, model, layers=layers, settings=self._settings)
+            self._adapters[key] = validate_adapters(
+                loras, model, layers=layers, settings=self._settings, remote=self._remote
+            )
         # The files are the same, the multipliers may differ.
         return [
             ValidAdapter(adapter.ref.model_copy(update={"multiplier": lora.multiplier}), adapter.warnings)

@@ -264,7 +264,7 @@ class Adapter(Answer):
 
     path: str
     model: str
-    sha256: str
+    sha256: str | None
     size_bytes: int
     refused: str | None = None
     must_ignore: tuple[str, ...] = ()

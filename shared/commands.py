@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from shared.adapters.inspection import Inspection
 
 app = typer.Typer(pretty_exceptions_enable=False)
 
@@ -60,7 +64,9 @@ def up(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Adapter file to inspect.")],
+    file: Annotated[
+        str, typer.Argument(help="Adapter file to inspect: a path, or a link as in loras[].path, e.g. hf://...")
+    ],
     base: Annotated[
         str | None,
         typer.Option(
@@ -76,20 +82,13 @@ def inspect(
     """Show an adapter's trainer, kind, scale, layers and base. Exit code 1 if it cannot be used."""
     from dataclasses import asdict
 
-    from shared.adapters.inspection import inspect_adapter
     from shared.adapters.inspection_base import find_base
     from shared.adapters.inspection_text import describe_rows
     from shared.console import LineConsole
-    from shared.errors import AdapterNotFound
-    from shared.settings import Settings
 
-    settings = Settings().adapters
-    if not file.is_file():
-        raise AdapterNotFound(_describe_missing(file, settings.root))
     compared = None if base is None else find_base(base, model=model)
-    found = inspect_adapter(
+    found = _inspect(
         file,
-        max_bytes=settings.max_bytes,
         layers=None if compared is None else compared.layers,
         model=None if compared is None else compared.model,
     )
@@ -134,6 +133,26 @@ def doctor(
         )
     if any(finding.state == "failed" for finding in findings):
         raise typer.Exit(1)
+
+
+def _inspect(file: str, *, layers: Mapping[str, tuple[int, int]] | None, model: str | None) -> Inspection:
+    from shared.adapters.inspection import inspect_adapter, inspect_remote
+    from shared.adapters.remote import RemoteAdapters
+    from shared.errors import AdapterNotFound
+    from shared.settings import Settings
+    from shared.sources.source import LocalFile, parse_source
+    from shared.sources.sources import Sources
+
+    settings = Settings()
+    max_bytes = settings.adapters.max_bytes
+    path = Path(file)
+    source = LocalFile(file) if path.is_file() else parse_source(file)
+    if not isinstance(source, LocalFile):
+        remote = RemoteAdapters(Sources(settings), max_bytes=max_bytes)
+        return inspect_remote(source, remote, layers=layers, model=model)
+    if not path.is_file():
+        raise AdapterNotFound(_describe_missing(path, settings.adapters.root))
+    return inspect_adapter(path, max_bytes=max_bytes, layers=layers, model=model)
 
 
 def _describe_missing(file: Path, root: Path) -> str:

@@ -15,7 +15,7 @@
     - ConfigRefused              the training config cannot be replayed
     - JobTooLarge                the job has more items than the queue ever holds
   + QueueFull                    too many items are queued; try again later
-  + AdapterCheckBusy             other adapter files with large headers are being checked; try again later
+  + AdapterCheckBusy             other adapter files are being checked; try again later
   + LedgerUnavailable            Redis did not answer; the job may or may not have been accepted
     - LedgerForbidden            Redis does not let this user run a command or access a key
   + RunError                     the request was fine; this attempt failed
@@ -182,13 +182,13 @@ class QueueFull(Flux2Error):
 
 
 class AdapterCheckBusy(Flux2Error):
-    """A process checks adapter files with large headers one at a time, and others were first."""
+    """A process checks few remote adapter files and few large headers at a time, and others were first."""
 
     code = "adapter_check_busy"
     retryable = True
 
     def __init__(self) -> None:
-        super().__init__("other adapter files with large headers are being checked; try again later")
+        super().__init__("other adapter files are being checked; try again later")
 
 
 class LedgerUnavailable(Flux2Error):

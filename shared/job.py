@@ -77,9 +77,10 @@ class AdapterRef(_Record):
     """One adapter of an item, in merge order.
 
     Attributes:
-        path: path relative to the adapter root; the file there may change.
-        sha256: sha256 of the file's bytes when the job was accepted; the adapter's identity.
+        path: path relative to the adapter root, or the address of a remote file; the file there may change.
+        sha256: sha256 of the file's bytes when the job was accepted; empty for a remote file that states none.
         multiplier: the caller's strength, -2 to 2; 0 is the base model, 1 as trained.
+        pin: for a remote file, the text of the `shared.sources.remote_file.Pin` under which it had these bytes.
         ignore: parts of the file that are left out.
         peft_config: what PEFT's config next to the file stated when the job was accepted, as
             `shared.adapters.peft_folder.compact_config` writes it; empty if it decides nothing.
@@ -90,6 +91,7 @@ class AdapterRef(_Record):
     size_bytes: int
     multiplier: float
     # Workers of earlier versions run jobs without these fields, which are left out of the JSON, and refuse the others.
+    pin: str = Field("", exclude_if=lambda text: not text)
     ignore: tuple[AdapterPart, ...] = Field((), exclude_if=lambda parts: not parts)
     peft_config: str = Field("", exclude_if=lambda text: not text)
 
@@ -97,7 +99,8 @@ class AdapterRef(_Record):
     def update_key(self) -> str:
         """Identity of the update that the file gives at a multiplier of 1: its bytes, and how they are read."""
         config = f"+{hashlib.sha256(self.peft_config.encode()).hexdigest()[:16]}" if self.peft_config else ""
-        return "".join([self.sha256, *(f"-{part}" for part in self.ignore), config])
+        file = self.sha256 or "pin-" + hashlib.sha256(f"{self.path}\n{self.pin}".encode()).hexdigest()
+        return "".join([file, *(f"-{part}" for part in self.ignore), config])
 
 
 class ItemSpec(_Record):

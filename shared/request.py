@@ -55,7 +55,9 @@ class LoraItem(StrictModel):
     """One adapter. Several adapters are merged in order."""
 
     path: Annotated[Text, Field(min_length=1)] = Field(
-        description="File, relative to the adapter root.", examples=["my_lora_job/my_lora.safetensors"]
+        description="File: relative to the adapter root, or `hf://OWNER/REPO/FILE@REVISION`, `s3://BUCKET/KEY`, an "
+        "`https://` link, or `upload:NAME@SHA256`.",
+        examples=["my_lora_job/my_lora.safetensors"],
     )
     network_multiplier: Annotated[FiniteFloat, Field(ge=-2, le=2)] | None = Field(
         None, description="Strength of the adapter: 0 is the base model, 1 is as trained. Default: 1."
@@ -64,7 +66,13 @@ class LoraItem(StrictModel):
         None, description="Refused: only mixture-of-experts models have two transformers."
     )
 
-    # Left out of a dump by default: the identity of a body must not change for requests without it.
+    # Left out of a dump by default: the identity of a body must not change for requests without them.
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None,
+        description="sha256 of the file, in lower-case hexadecimal; a file with other bytes is refused. Needed for a "
+        "link whose host states no strong ETag.",
+        exclude_if=lambda digest: digest is None,
+    )
     ignore: list[AdapterPart] | None = Field(
         None,
         description='Parts of the file to leave out: `["text_encoder"]` for a file that also updates a text encoder, '

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated
@@ -12,10 +13,11 @@ from api.deps import Services, ServicesDep
 from api.schemas.inventory import AdapterFile, AdapterLine, AdapterList
 from api.schemas.problems import Problem
 from api.timestamps import format_time
-from shared.adapters.inspection import inspect_adapter
+from shared.adapters.inspection import Inspection, inspect_adapter, inspect_remote
 from shared.adapters.listing import list_adapter_files
 from shared.adapters.locate import locate_adapter
 from shared.catalog import find_model
+from shared.sources.source import LocalFile, parse_source
 
 router = APIRouter(prefix="/v1", tags=["adapters"])
 
@@ -31,7 +33,7 @@ def get_adapter(
     path: Annotated[
         str | None,
         Query(
-            description="File relative to the adapter root, as in `loras[].path`. Without it, the files are listed.",
+            description="File as in `loras[].path`: a path under the adapter root, or a link. Without it, the list.",
             max_length=4096,
         ),
     ] = None,
@@ -48,16 +50,19 @@ def get_adapter(
     """
     if path is None:
         return _list_files(services, limit=limit, cursor=cursor)
-    settings = services.settings.adapters
     workers = services.ledger.workers
     base = workers.base_model(find_model(model).id, workers.live_slots())
-    found = inspect_adapter(
-        locate_adapter(path, root=settings.root, allow_symlinks=settings.allow_symlinks),
-        max_bytes=settings.max_bytes,
-        layers=None if base is None else base.layers,
-        model=model,
-    )
+    found = _inspect(services, path, layers=None if base is None else base.layers, model=model)
     return AdapterLine(path=path, model=model, **asdict(found))
+
+
+def _inspect(services: Services, path: str, *, layers: Mapping[str, tuple[int, int]] | None, model: str) -> Inspection:
+    source = parse_source(path)
+    if not isinstance(source, LocalFile):
+        return inspect_remote(source, services.remote_adapters, layers=layers, model=model)
+    settings = services.settings.adapters
+    place = locate_adapter(path, root=settings.root, allow_symlinks=settings.allow_symlinks)
+    return inspect_adapter(place, max_bytes=settings.max_bytes, layers=layers, model=model)
 
 
 def _list_files(services: Services, *, limit: int, cursor: str | None) -> AdapterList:

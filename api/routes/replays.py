@@ -76,7 +76,7 @@ def submit_replay(
 
     Each adapter strength in the samples becomes one job. Either all jobs are accepted or none.
     """
-    cache = SubmitCache(services.ledger, services.settings.adapters)
+    cache = SubmitCache(services.ledger, services.settings.adapters, services.remote_adapters)
     jobs = [
         prepare_job(
             services,

@@ -23,7 +23,9 @@ class AdapterLine(BaseModel):
 
     path: str
     model: str = Field(description="The model that the adapter was checked against.")
-    sha256: str = Field(description="SHA-256 of the file: the adapter's identity in results.")
+    sha256: str | None = Field(
+        description="SHA-256 of the file: the adapter's identity in results. Null for a link whose host states none."
+    )
     size_bytes: int
     refused: str | None = Field(
         description="Why a job with this adapter would be refused; null if it would be accepted."

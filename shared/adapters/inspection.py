@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,11 +22,13 @@ from shared.adapters.identity import identify
 from shared.adapters.layout import AdapterLayout, check_fits_base, parse_layout
 from shared.adapters.opened import open_adapter
 from shared.adapters.peft_folder import read_peft_config
+from shared.adapters.remote import RemoteAdapters
 from shared.adapters.trainer import guess_trainer
 from shared.adapters.validate import adapter_warnings, deciding_config
 from shared.catalog import find_model
 from shared.errors import RequestError
 from shared.job import ADAPTER_PARTS, AdapterPart
+from shared.sources.source import Source
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Inspection:
     """The description of one file.
 
     Attributes:
+        sha256: None for a remote file whose source states none.
         refused: why the file cannot be used, or None. For a refused file, the other fields contain all known facts.
         kind: kind of the updates, e.g. `lora`; None if the layout is not understood.
         ranks: distinct ranks, ascending.
@@ -66,7 +69,7 @@ class Inspection:
         trigger: the tag that the trainer counted most often.
     """
 
-    sha256: str
+    sha256: str | None
     size_bytes: int
     refused: str | None
     must_ignore: tuple[AdapterPart, ...]
@@ -103,7 +106,46 @@ def inspect_adapter(
         header = read_open_header(file, max_bytes=max_bytes)
         alphas = read_alphas(file, header)
         identity = identify(file)
-    judge = partial(_judge, path, header, alphas=alphas, layers=layers, model=model)
+    subject = _Subject(path.name, header, alphas, partial(read_peft_config, path), identity.sha256, identity.size_bytes)
+    return _describe(subject, layers=layers, model=model)
+
+
+def inspect_remote(
+    source: Source,
+    remote: RemoteAdapters,
+    *,
+    layers: Mapping[str, tuple[int, int]] | None = None,
+    model: str | None = None,
+) -> Inspection:
+    """Describe a remote file; of its data, nothing is read, so alpha tensors are unknown. See `inspect_adapter`.
+
+    Raises:
+        AdapterNotFound, AdapterRefused, SourceUnavailable, AdapterCheckBusy: see `RemoteAdapters.read`.
+    """
+    found = remote.read(source)
+    subject = _Subject(str(source), found.header, {}, lambda: found.config, found.sha256, found.size_bytes)
+    return _describe(subject, layers=layers, model=model)
+
+
+class _Subject(NamedTuple):
+    """What is described, as it was read.
+
+    Attributes:
+        name: the file in messages.
+        read_config: returns the text of PEFT's config next to the file, or None.
+    """
+
+    name: str
+    header: Header
+    alphas: Mapping[str, float]
+    read_config: Callable[[], str | None]
+    sha256: str | None
+    size_bytes: int
+
+
+def _describe(subject: _Subject, *, layers: Mapping[str, tuple[int, int]] | None, model: str | None) -> Inspection:
+    header = subject.header
+    judge = partial(_judge, subject, layers=layers, model=model)
     layout, refused, warnings = judge()
     must_ignore: tuple[AdapterPart, ...] = ()
     if refused is not None and any(map(is_text_encoder, header.tensors)):
@@ -113,8 +155,8 @@ def inspect_adapter(
     named = frozenset[str]() if layout is None else layout.layers
     trained_on = stated_base(header.metadata)
     return Inspection(
-        sha256=identity.sha256,
-        size_bytes=identity.size_bytes,
+        sha256=subject.sha256,
+        size_bytes=subject.size_bytes,
         refused=refused,
         must_ignore=must_ignore,
         warnings=warnings,
@@ -142,10 +184,8 @@ class _Judgement(NamedTuple):
 
 
 def _judge(
-    path: Path,
-    header: Header,
+    subject: _Subject,
     *,
-    alphas: Mapping[str, float],
     layers: Mapping[str, tuple[int, int]] | None,
     model: str | None,
     ignore: Collection[AdapterPart] = (),
@@ -153,13 +193,13 @@ def _judge(
     """Return what a submit says about a file; without a model, whether its layout is understood."""
     layout = None
     try:
-        config = read_peft_config(path)
-        layout = parse_layout(header, config=config, alphas=alphas, ignore=ignore)
+        config = subject.read_config()
+        layout = parse_layout(subject.header, config=config, alphas=subject.alphas, ignore=ignore)
         deciding_config(layout, config)
         if model is None:
             return _Judgement(layout, None, ())
         check_fits_base(layout, layers, model=model)
-        return _Judgement(layout, None, tuple(adapter_warnings(layout, find_model(model), path=path.name)))
+        return _Judgement(layout, None, tuple(adapter_warnings(layout, find_model(model), path=subject.name)))
     except RequestError as error:
         return _Judgement(layout, str(error), ())
 

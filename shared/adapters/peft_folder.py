@@ -11,8 +11,8 @@ from pathlib import Path
 from shared.adapters.strength import CONFIG_NAME, PEFT_FILE, read_config
 from shared.errors import AdapterRefused
 
-# PEFT's own configs have about 1 kB, with patterns for every layer of FLUX.2 [dev] 30 kB.
-_MAX_BYTES = 1024**2
+#: PEFT's own configs have about 1 kB, with patterns for every layer of FLUX.2 [dev] 30 kB.
+MAX_CONFIG_BYTES = 1024**2
 # A job's record holds it, and so does each of its images.
 _MAX_COMPACT_BYTES = 64 * 1024
 
@@ -28,11 +28,22 @@ def read_peft_config(path: Path) -> str | None:
         return None
     try:
         with config.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-        if len(data) > _MAX_BYTES:
-            raise AdapterRefused(f"{CONFIG_NAME} has more than {_MAX_BYTES} bytes; export the adapter again")
+            return decode_config(file.read(MAX_CONFIG_BYTES + 1))
+    except OSError as error:
+        raise AdapterRefused(f"{CONFIG_NAME} cannot be read: {error}; export the adapter again") from error
+
+
+def decode_config(data: bytes) -> str:
+    """Return the text of a config from its first `MAX_CONFIG_BYTES` + 1 bytes.
+
+    Raises:
+        AdapterRefused: the config has more than 1 MiB or is not UTF-8.
+    """
+    if len(data) > MAX_CONFIG_BYTES:
+        raise AdapterRefused(f"{CONFIG_NAME} has more than {MAX_CONFIG_BYTES} bytes; export the adapter again")
+    try:
         return data.decode()
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise AdapterRefused(f"{CONFIG_NAME} cannot be read: {error}; export the adapter again") from error
 
 

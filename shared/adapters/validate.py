@@ -6,22 +6,26 @@ The worker finds the faults that only the tensors' values show, such as a non-fi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
+from types import MappingProxyType
 from typing import NamedTuple
 
 from shared.adapters.alphas import read_alphas
 from shared.adapters.base_model import stated_base
 from shared.adapters.header import read_open_header
+from shared.adapters.header_json import Header
 from shared.adapters.identity import identify
 from shared.adapters.layout import AdapterLayout, check_fits_base, parse_layout
 from shared.adapters.locate import locate_adapter
 from shared.adapters.opened import open_adapter
 from shared.adapters.peft_folder import compact_config, read_peft_config
+from shared.adapters.remote import RemoteAdapters
 from shared.adapters.strength import CONFIG_NAME, states_alpha
 from shared.catalog import Model
-from shared.errors import RequestError
+from shared.errors import AdapterRefused, RequestError
 from shared.job import AdapterPart, AdapterRef
 from shared.request import LoraItem
 from shared.settings import AdaptersSettings
+from shared.sources.source import LocalFile, parse_source
 
 
 class ValidAdapter(NamedTuple):
@@ -37,38 +41,87 @@ class ValidAdapter(NamedTuple):
 
 
 def validate_adapters(
-    loras: Sequence[LoraItem], model: Model, *, layers: Mapping[str, tuple[int, int]] | None, settings: AdaptersSettings
+    loras: Sequence[LoraItem],
+    model: Model,
+    *,
+    layers: Mapping[str, tuple[int, int]] | None,
+    settings: AdaptersSettings,
+    remote: RemoteAdapters | None = None,
 ) -> list[ValidAdapter]:
     """Return each adapter of a request with what the job's caller should know about it.
 
     Args:
         layers: (out, in) of the base model's linear layers; None checks each file without comparing layers.
+        remote: reads files of remote sources; None refuses them.
 
     Raises:
         AdapterNotFound, AdapterRefused: `field` names the entry of `loras`, the message the key at fault.
+        SourceUnavailable, AdapterCheckBusy: see `RemoteAdapters.read`.
     """
     adapters = []
     for index, lora in enumerate(loras):
         try:
-            adapters.append(_validate(lora, model, layers=layers, settings=settings))
+            found = _find(lora, settings, remote)
+            layout = parse_layout(found.header, config=found.config, alphas=found.alphas, ignore=lora.ignored_parts)
+            check_fits_base(layout, layers, model=model.id)
+            ref = found.ref.model_copy(update={"peft_config": deciding_config(layout, found.config)})
+            warnings = adapter_warnings(layout, model, path=ref.path, ignore=frozenset(ref.ignore))
+            adapters.append(ValidAdapter(ref, tuple(warnings)))
         except RequestError as error:
             error.field = f"loras[{index}].path"
             raise
     return adapters
 
 
-def _validate(
-    lora: LoraItem, model: Model, *, layers: Mapping[str, tuple[int, int]] | None, settings: AdaptersSettings
-) -> ValidAdapter:
+class _Found(NamedTuple):
+    """What one file says, before its layout is understood.
+
+    Attributes:
+        ref: names the file; how it is read is still missing.
+        config: text of PEFT's config next to the file, or None.
+        alphas: values of the alpha tensors that were read.
+    """
+
+    ref: AdapterRef
+    header: Header
+    config: str | None
+    alphas: Mapping[str, float] = MappingProxyType({})
+
+
+def _find(lora: LoraItem, settings: AdaptersSettings, remote: RemoteAdapters | None) -> _Found:
+    source = parse_source(lora.path)
+    if isinstance(source, LocalFile):
+        return _find_local(lora, settings)
+    if remote is None:
+        raise AdapterRefused(
+            f"{source} is a link, and only files under the adapter root are used here; name one of those"
+        )
+    found = remote.read(source, sha256=lora.sha256)
+    ref = AdapterRef(
+        path=str(source),
+        sha256=found.sha256 or "",
+        size_bytes=found.size_bytes,
+        multiplier=lora.multiplier,
+        pin=found.pin,
+        ignore=lora.ignored_parts,
+    )
+    # Its alpha tensors are not read: each would cost a request. The worker compares them with the header.
+    return _Found(ref, found.header, found.config)
+
+
+def _find_local(lora: LoraItem, settings: AdaptersSettings) -> _Found:
     path = locate_adapter(lora.path, root=settings.root, allow_symlinks=settings.allow_symlinks)
     with open_adapter(path) as file:
         header = read_open_header(file, max_bytes=settings.max_bytes)
         config = read_peft_config(path)
-        # Alpha tensors alone contradict nothing; in a remote file, each would cost a request.
+        # Alpha tensors alone contradict nothing.
         alphas = read_alphas(file, header) if states_alpha(header.metadata, config) else {}
-        layout = parse_layout(header, config=config, alphas=alphas, ignore=lora.ignored_parts)
-        check_fits_base(layout, layers, model=model.id)
         identity = identify(file)
+    if lora.sha256 not in (None, identity.sha256):
+        raise AdapterRefused(
+            f"{lora.path[:200]!r} has the sha256 {identity.sha256}, and the request states {lora.sha256}; "
+            "correct one of them"
+        )
     ref = AdapterRef(
         # Relative, because a worker's adapter root may be mounted elsewhere.
         path=str(path.relative_to(settings.root.resolve())),
@@ -76,10 +129,8 @@ def _validate(
         size_bytes=identity.size_bytes,
         multiplier=lora.multiplier,
         ignore=lora.ignored_parts,
-        peft_config=deciding_config(layout, config),
     )
-    warnings = adapter_warnings(layout, model, path=ref.path, ignore=frozenset(ref.ignore))
-    return ValidAdapter(ref, tuple(warnings))
+    return _Found(ref, header, config, alphas)
 
 
 def deciding_config(layout: AdapterLayout, config: str | None) -> str:

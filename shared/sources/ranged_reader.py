@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from typing import BinaryIO, cast
 
 from shared.sources.remote_file import RemoteFile
 
@@ -11,6 +12,12 @@ from shared.sources.remote_file import RemoteFile
 _FIRST_BYTES = 128 * 1024
 # A longer header takes few requests, and less memory than its parser.
 _MOST_BYTES = 4 * 1024**2
+
+
+def open_remote(remote: RemoteFile) -> BinaryIO:
+    """Return a remote file as an open one."""
+    # `io.RawIOBase` has all that `BinaryIO` asks of a file that is only read, but is no subclass of it.
+    return cast(BinaryIO, RangedReader(remote))
 
 
 class RangedReader(io.RawIOBase):

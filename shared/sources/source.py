@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from shared.errors import AdapterRefused
@@ -137,6 +137,25 @@ def parse_source(text: str) -> Source:
             return _upload(text, rest)
         case _:
             raise _refused(text, f"is a {name} address; use a path under the adapter root, {_SCHEMES}")
+
+
+def sibling(source: Source, *, of: str, name: str) -> Source | None:
+    """Return the file `name` in the folder of a remote file that is called `of`; None if it is not called so.
+
+    Uploads are single files, and a link with a query names no folder.
+    """
+    match source:
+        case HubFile() if _last_part(source.path) == of:
+            return replace(source, path=source.path.removesuffix(of) + name)
+        case S3Object() if _last_part(source.key) == of:
+            return replace(source, key=source.key.removesuffix(of) + name)
+        case HttpsFile() if _last_part(source.url) == of:
+            return replace(source, url=source.url.removesuffix(of) + name)
+    return None
+
+
+def _last_part(path: str) -> str:
+    return path.rpartition("/")[2]
 
 
 def _hub(text: str, rest: str) -> HubFile:

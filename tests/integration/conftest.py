@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import httpx2
 import pytest
 import uvicorn
+from hub_server import HubServer
+from huggingface_hub import constants
 
 from api.app import create_app
 from shared.celery_app import make_celery
@@ -63,6 +65,16 @@ def api(redis_client, redis_url, s3, settings, adapter_root, wait_until):
     )
     with serve(made, wait_until) as served:
         yield served
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A Hugging Face hub on this host, which the hub's library uses in this process; a test fills it."""
+    with HubServer() as hub:
+        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield hub
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from hub_server import FIRST, SECOND, HubServer
@@ -20,17 +20,8 @@ _ROBOT = HubFile("ann/robots", "v2/my robot.safetensors")
 
 
 @pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    with HubServer() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        hub.push("ann/robots", {_ROBOT.path: _DATA})
-        yield hub
-
-
-@pytest.fixture
 def sources(hub: HubServer, settings: Callable[..., Settings]) -> Sources:
+    hub.push("ann/robots", {_ROBOT.path: _DATA})
     return Sources(settings(sources={"private_hosts": hub.store_place}))
 
 
@@ -59,6 +50,7 @@ def test_a_branch_that_moves_on_leaves_the_pinned_file_as_it_was(hub: HubServer,
 
 
 def test_the_token_goes_to_the_hub_alone(hub: HubServer, settings: Callable[..., Settings]) -> None:
+    hub.push("ann/robots", {_ROBOT.path: _DATA})
     hub.private.add("ann/robots")
     known = Sources(settings(hf_token=hub.token, sources={"private_hosts": hub.store_place}))
 
@@ -98,6 +90,7 @@ def test_a_hub_that_is_away_can_be_asked_again(
 
 
 def test_a_store_that_the_operator_did_not_list_is_not_asked(hub: HubServer, settings: Callable[..., Settings]) -> None:
+    hub.push("ann/robots", {_ROBOT.path: _DATA})
     file = Sources(settings()).open(_ROBOT)
     with pytest.raises(AdapterRefused):
         file.read(0, 8)
