@@ -8,6 +8,7 @@ restarts, and heals itself: a damaged file is detected at its next use and fetch
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ from shared.sources.room import Room
 logger = logging.getLogger("flux2.sources")
 
 _POLL_S = 0.1
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 # A process that downloads may also hash what it has, at about 1 GB/s, before the file grows again.
 _SILENT_S = 60.0
 
@@ -82,9 +84,12 @@ class FileCache:
             AdapterRefused: the file is larger than the whole cache, or the source refuses it.
             AdapterNotFound: the source has no such file.
         """
+        if sha256 is not None and not _SHA256.fullmatch(sha256):
+            raise AdapterRefused(
+                f"{source}: {sha256[:80]!r} is not a sha256; write 64 hexadecimal digits in lower case"
+            )
         self.folder.prepare()
-        record = self._pins.find(source, pin)
-        wanted = WantedFile(source, pin, size_bytes, sha256 or (record.sha256 if record else None))
+        wanted = WantedFile(source, pin, size_bytes, sha256)
         if (cached := self._find(wanted)) is not None:
             return cached
         if size_bytes > self._max_bytes:
@@ -100,12 +105,13 @@ class FileCache:
                 lock.remove()
 
     def _find(self, wanted: WantedFile) -> CachedFile | None:
-        sha256 = wanted.sha256
-        if sha256 is None:
-            # A process that downloaded the file in the meantime has recorded its digest.
-            record = self._pins.find(wanted.source, wanted.pin)
-            sha256 = record.sha256 if record else None
-        return None if sha256 is None else self._files.find(sha256, size_bytes=wanted.size_bytes)
+        known = self._known_sha256(wanted)
+        return None if known is None else self._files.find(known, size_bytes=wanted.size_bytes)
+
+    def _known_sha256(self, wanted: WantedFile) -> str | None:
+        """Return the digest that was stated, or that an earlier download under the pin had."""
+        record = None if wanted.sha256 else self._pins.find(wanted.source, wanted.pin)
+        return record.sha256 if record else wanted.sha256
 
     def _lock_key(self, wanted: WantedFile, on_progress: OnProgress) -> LockedFile:
         """Wait until no other process downloads the file."""
@@ -128,11 +134,8 @@ class FileCache:
             time.sleep(_POLL_S)
 
     def _present(self, wanted: WantedFile) -> int:
-        """Return the bytes of the file that have arrived so far."""
-        try:
-            return (self.folder.partials / wanted.partial_name).stat().st_size
-        except FileNotFoundError:
-            return 0
+        """Return the bytes of the file that have arrived so far, from whichever source."""
+        return sum(entry.size_bytes for entry in self.folder.entries() if entry.key == wanted.key)
 
     def _download(self, wanted: WantedFile, lock: LockedFile, on_progress: OnProgress) -> CachedFile:
         started = time.monotonic()
@@ -142,6 +145,7 @@ class FileCache:
             download = Download(
                 wanted,
                 partial,
+                known_sha256=self._known_sha256(wanted),
                 folder=self.folder,
                 open_file=lambda: self._open_file(wanted.source, wanted.pin),
                 on_progress=on_progress,
@@ -153,13 +157,11 @@ class FileCache:
                 # Its bytes would keep the disk full.
                 partial.remove()
                 raise
+            # First the record: if the process is killed now, the next fetch publishes the same bytes.
+            self._pins.add(PinRecord(wanted.source, wanted.pin, digest, wanted.size_bytes))
             cached = self._files.publish(partial, digest, fetched_bytes=download.received_bytes)
             # The result has the lock from here on.
             opened.pop_all()
-        with ExitStack() as failed:
-            failed.push(cached)
-            self._pins.add(PinRecord(wanted.source, wanted.pin, digest, wanted.size_bytes))
-            failed.pop_all()
         about = {"file": wanted.source, "sha256": digest, "size_bytes": wanted.size_bytes}
         seconds = round(time.monotonic() - started, 3)
         logger.info("file fetched", extra={**about, "fetched_bytes": cached.fetched_bytes, "seconds": seconds})

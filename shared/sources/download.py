@@ -70,6 +70,7 @@ class Download:
 
     Args:
         partial: the beginning of the file, locked by the caller.
+        known_sha256: the digest that the file must have, stated or recorded under its pin.
         open_file: opens the source; called again for each attempt.
         retry_budget_s: seconds without a new byte for which the source is tried again.
     """
@@ -79,6 +80,7 @@ class Download:
         wanted: WantedFile,
         partial: LockedFile,
         *,
+        known_sha256: str | None,
         folder: CacheFolder,
         open_file: Callable[[], RemoteFile],
         on_progress: OnProgress,
@@ -86,6 +88,7 @@ class Download:
     ) -> None:
         self._wanted = wanted
         self._file = partial.file
+        self._known_sha256 = known_sha256
         self._folder = folder
         self._open_file = open_file
         self._on_progress = on_progress
@@ -145,8 +148,8 @@ class Download:
         return retrying(self._receive)
 
     def _receive(self) -> str | None:
-        if self._size == self._wanted.size_bytes and self._wanted.sha256:
-            return self._wanted.sha256  # complete, but its process ended before it was verified
+        if self._size == self._wanted.size_bytes and self._known_sha256:
+            return self._known_sha256  # complete, but its process ended before it was verified
         remote = self._open_file()
         self._check(remote)
         with ExitStack() as opened:
@@ -160,7 +163,7 @@ class Download:
             raise SourceUnavailable(
                 f"{self._wanted.source} ended after {self._size} of {remote.size_bytes} bytes; try again later"
             )
-        return self._wanted.sha256 or remote.sha256
+        return self._known_sha256 or remote.sha256
 
     def _check(self, remote: RemoteFile) -> None:
         """Refuse a file that is not the accepted one, before any byte of it is received."""

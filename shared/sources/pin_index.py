@@ -54,15 +54,14 @@ class PinIndex:
         places = self._folder.pins.iterdir() if self._folder.pins.is_dir() else ()
         return [record for place in places if place.suffix != _NEW and (record := _read(place)) is not None]
 
-    def remove_orphans(self, *, older_than_s: float = _KEPT_S) -> None:
-        """Delete the records of files that are no longer in the cache, once they are old enough."""
+    def remove_orphans(self) -> None:
+        """Delete the old records of files that are no longer in the cache."""
         for place in self._folder.pins.iterdir():
             record = _read(place)
             is_needed = record is not None and (self._folder.blobs / record.sha256).exists()
+            # Another process may do the same at this moment.
             with suppress(FileNotFoundError):
-                age_s = time.time() - place.lstat().st_mtime
-                # A new record gets its name within moments, unless its process was killed.
-                if age_s >= (_KEPT_S if place.suffix == _NEW else older_than_s) and not is_needed:
+                if time.time() - place.lstat().st_mtime >= _KEPT_S and not is_needed:
                     place.unlink()
 
     def _place(self, source: str, pin: str) -> Path:

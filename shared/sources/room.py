@@ -73,13 +73,15 @@ class Room:
         old = [entry for entry in self._folder.entries() if age_s(entry) >= older_than_s]
         removed = [entry for entry in old if self._remove(entry)]
         kept = [entry for entry in old if entry not in removed and entry.path.exists()]
-        PinIndex(self._folder).remove_orphans(older_than_s=older_than_s)
         return Cleared(len(removed), _total(removed), len(kept), _total(kept))
 
     def _evict(self, entries: Iterable[CacheEntry], wanted_bytes: int) -> int:
         """Remove entries, in order, until their sizes reach a number; return the bytes that were removed."""
+        unused = [entry for entry in entries if not is_locked(entry.path)] if wanted_bytes > 0 else []
+        if _total(unused) < wanted_bytes:
+            return 0  # it would not be enough
         freed = 0
-        for entry in entries:
+        for entry in unused:
             if freed >= wanted_bytes:
                 break
             if self._remove(entry):

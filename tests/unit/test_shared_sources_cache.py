@@ -472,6 +472,59 @@ def test_a_caller_that_waits_for_another_process_reports_its_progress_and_can_be
     assert reports == [(SIZE // 2, SIZE)] * 3
 
 
+def test_a_caller_sees_the_progress_of_a_download_of_the_same_bytes_from_another_source(
+    server, start, make_cache, tmp_path, wait_until
+):
+    first, second = (server.add(name, random_bytes(23)) for name in "ab")
+    server.pause_at = SIZE // 2
+    start(first)
+    wait_until(lambda: partial_size(tmp_path / "cache") == SIZE // 2)
+
+    def cancel(present, size):
+        raise ItemCanceled(f"{present} of {size}")
+
+    with pytest.raises(ItemCanceled, match=f"{SIZE // 2} of {SIZE}"):
+        make_cache().fetch(**second, on_progress=cancel)
+
+
+def test_a_process_that_is_killed_before_its_file_becomes_visible_costs_no_second_download(server, make_cache):
+    server.states_digest = False
+    wanted = server.add("a", random_bytes(24))
+    cache = make_cache()
+
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    cache._files.publish = die
+    with pytest.raises(KeyboardInterrupt):
+        cache.fetch(**wanted)
+
+    with make_cache().fetch(**wanted) as file:
+        assert file.path.read_bytes() == random_bytes(24)
+
+    assert server.starts == [0]
+
+
+def test_files_stay_if_removing_them_would_not_make_enough_room(server, start, make_cache):
+    kept, used = (server.add(name, random_bytes(name)) for name in "ab")
+    large = server.add("c", random_bytes("c", size=2 * SIZE))
+    make_cache().fetch(**kept).close()
+    outcome(start(used, max_bytes=2 * SIZE))
+
+    with pytest.raises(CacheUnavailable, match=f"by {2 * SIZE} or more"):
+        make_cache(max_bytes=2 * SIZE, retry_budget_s=0.2).fetch(**large)
+
+    assert {entry.name for entry in make_cache().folder.entries()} == {kept["sha256"], used["sha256"]}
+
+
+@pytest.mark.parametrize("sha256", ["../../etc/passwd", "", "A" * 64, "0" * 63])
+def test_a_text_that_is_no_digest_names_no_file(sha256, server, make_cache, tmp_path):
+    with pytest.raises(AdapterRefused, match="is not a sha256; write 64 hexadecimal digits"):
+        make_cache().fetch(**{**server.add("a", b"x"), "sha256": sha256})
+
+    assert not (tmp_path / "cache").exists()
+
+
 def test_a_full_disk_is_named_and_leaves_nothing_behind(server, make_cache, monkeypatch, tmp_path):
     cache = make_cache()
     wanted = server.add("a", random_bytes(20))
