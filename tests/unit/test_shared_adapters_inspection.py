@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
@@ -336,6 +335,6 @@ def test_a_file_that_is_not_found_is_answered_with_what_may_be_meant(tmp_path, m
     monkeypatch.setenv("FLUX2_ADAPTERS_ROOT", str(root))
 
     with pytest.raises(AdapterNotFound) as missing:
-        inspect(Path(file), base=None)
+        inspect(file, base=None)
 
     assert message.format(root=root) in str(missing.value)
