@@ -164,7 +164,7 @@ class S3Settings(_Section):
 
 
 class AdaptersSettings(_Section):
-    """The adapter files. The API and the workers must see the same files."""
+    """The adapter files on this host. If jobs name some, the API and the workers must see the same files."""
 
     root: Folder = Field(
         Path("adapters"), description="Folder that `loras[].path` is relative to; files outside it are refused."

@@ -4,12 +4,14 @@ import hashlib
 import json
 import re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from hub_server import FIRST, SECOND
 
 from shared.storage.s3 import make_client
 
+ROOT = Path(__file__).parents[2]
 LORA = "lora_r4_bf16.safetensors"
 HUB_PATH = "hf://ann/robots/robot.safetensors"
 
@@ -225,3 +227,31 @@ def test_a_token_in_a_link_is_never_stored(redis_client, serve_remote):
     assert answer.status_code == 422
     assert "carries a secret in 'token'" in answer.json()["detail"]
     assert "very-secret" not in answer.text
+
+
+def _documented_entries():
+    """Return the entries of `loras` that docs/adapters.md shows, one for each kind of source."""
+    text = (ROOT / "docs" / "adapters.md").read_text()
+    section = text.partition("## Where adapters are kept")[2].partition("\n## ")[0]
+    return [json.loads(block) for block in re.findall(r"```json\n(.*?)```", section, re.DOTALL)]
+
+
+def test_the_documents_examples_name_files_that_jobs_can_use(api, hub, serve_http, serve_remote, adapter_root, data):
+    hub.push("ann/robots", {"v2/robot.safetensors": data})
+    client = make_client(api.settings.s3, endpoint_url=api.settings.s3.endpoint_url, credentials={})
+    client.create_bucket(Bucket="my-loras")
+    client.put_object(Bucket="my-loras", Key="robots/robot.safetensors", Body=data)
+    (adapter_root / "my_lora_job").mkdir()
+    (adapter_root / "my_lora_job" / "my_lora.safetensors").write_bytes(data)
+    shelf = serve_http(Shelf(data, etag=None))
+
+    entries = _documented_entries()
+    assert len(entries) == 4
+    with serve_remote(shelf.place) as remote:
+        for entry in entries:
+            # This host plays Civitai.
+            path = entry.pop("path").replace("https://civitai.com/", f"http://{shelf.place}/")
+            if "sha256" in entry:
+                entry["sha256"] = hashlib.sha256(data).hexdigest()
+            answer = submit(remote, path, **entry)
+            assert answer.status_code == 202, answer.text
