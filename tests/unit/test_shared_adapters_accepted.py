@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -109,9 +110,9 @@ def test_inspect_says_that_a_file_can_be_used_without_its_text_encoder(written):
 
     assert '"ignore": ["text_encoder"]' in found.refused
     assert (found.must_ignore, found.kind, found.layers) == (("text_encoder",), "lora", 1)
-    assert dict(describe_rows(found))["must ignore"] == "text_encoder"
+    assert dict(describe_rows(asdict(found)))["must ignore"] == "text_encoder"
     assert (unusable.must_ignore, unusable.kind) == ((), None)
-    assert "must ignore" not in dict(describe_rows(unusable))
+    assert "must ignore" not in dict(describe_rows(asdict(unusable)))
 
 
 @pytest.mark.parametrize(
