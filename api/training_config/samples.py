@@ -25,6 +25,11 @@ _WHERE = "config.process[0].sample"
 # The trainer raises smaller sizes to this size.
 _MIN_PX = 64
 
+# Keys of a sample that name an input image. `ctrl_img` is also a flag of prompts.
+_IMAGES = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
+
+_FLAGS = {**TRAINER_FLAGS, "ctrl_img": "ctrl_img"}
+
 # The trainer's own defaults, which differ from the API's. A value in the config is read as the type of its default.
 _DEFAULTS: dict[str, Any] = {
     "width": 512,
@@ -99,6 +104,12 @@ def read_samples(section: Mapping[str, Any], entries: Sequence[Any], *, trigger:
         seed = own.get("seed", seed)
         prompt = expect_text(given.get("prompt"), f"{place}.prompt")
         words, flags = _split_flags(prompt if trigger is None else prompt.replace(TRIGGER, trigger))
+        for name in _IMAGES:
+            if given.get(name) is not None or name in flags:
+                raise ConfigRefused(
+                    f"{place}.{name} is a control image, and images are rendered from text alone here, so the preview "
+                    "would come out as another picture; remove this sample from the config"
+                )
         fields = {**defaults, **own, "seed": seed, **_read_fields(flags, place)}
         sizes = {side: max(_MIN_PX, fields[side]) for side in ("width", "height")}
         yield Sample(words, **{**fields, **sizes})
@@ -109,9 +120,7 @@ def _split_flags(prompt: str) -> tuple[str, dict[str, str]]:
     words, *flags = prompt.strip().split("--")
     pairs = (flag.partition(" ") for flag in flags)
     # The trainer's other flags have no effect on FLUX.2, and it ignores unknown flags; all are cut from the prompt.
-    return words.strip(), {
-        TRAINER_FLAGS[name.strip()]: value.strip() for name, _, value in pairs if name.strip() in TRAINER_FLAGS
-    }
+    return words.strip(), {_FLAGS[name.strip()]: value.strip() for name, _, value in pairs if name.strip() in _FLAGS}
 
 
 def _read_fields(given: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -152,6 +152,14 @@ def test_settings_that_prevent_an_equal_replay_give_a_warning():
         (config({}), "no prompts and no samples"),
         (config({"samples": [{"prompt": 5}]}), r"samples\[0\]\.prompt is 5"),
         (config({"prompts": ["a", "b --w wide"]}), r"samples\[1\]\.width is 'wide', not a whole number"),
+        (
+            config({"samples": [{"prompt": "a"}, {"prompt": "b", "ctrl_img_2": "in.png"}]}),
+            r"samples\[1\]\.ctrl_img_2 is a control image, and images are rendered from text alone here",
+        ),
+        (
+            config({"prompts": ["a robot --w 512 --ctrl_img /data/in.png"]}),
+            r"samples\[0\]\.ctrl_img is a control image",
+        ),
         (config({"prompts": 5}), r"sample\.prompts is 5, not a list"),
         (config({"prompts": "a cat"}), r"sample\.prompts is 'a cat', not a list"),
         (config({"prompts": [None]}), r"samples\[0\]\.prompt is None, not text"),
