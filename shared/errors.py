@@ -29,6 +29,7 @@
     - Stalled                    the item made no progress: a kernel hangs; the process must end
     - StorageUnavailable         the result could not be written
       . StorageOutageReported    another worker could not reach the storage; probe it before the next claim
+      . ObjectMissing            the store has no object at a key
     - SourceUnavailable          the host of a file did not answer, or asks to come back later
     - CacheUnavailable           this host's file cache cannot hold a file: its disk is full or its folder unusable
   + ServerFailed                 a process that this host needs is missing, did not start or ended
@@ -293,6 +294,10 @@ class StorageOutageReported(StorageUnavailable):
     def __init__(self, outage_id: str) -> None:
         super().__init__("a worker could not reach the storage; probe it before the next claim")
         self.outage_id = outage_id
+
+
+class ObjectMissing(StorageUnavailable):
+    """The store has no object at a key. Its readers catch this and name what the key stands for."""
 
 
 class SourceUnavailable(RunError):

@@ -3,7 +3,48 @@
 from __future__ import annotations
 
 import uuid
-from typing import Protocol
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+#: Smallest piece that `ObjectWriter.write` may get, except for the last one.
+MIN_PIECE: Final = 5 * 1024**2
+#: Largest number of pieces of one object.
+MAX_PIECES: Final = 10_000
+#: Bytes of the largest chunk that `ObjectStore.stream` yields.
+MAX_CHUNK: Final = 1024**2
+
+
+@dataclass(frozen=True)
+class StoredObject:
+    """An object as a listing describes it.
+
+    Attributes:
+        modified_s: when it was stored, in seconds since the epoch, by the store's clock.
+    """
+
+    key: str
+    size_bytes: int
+    modified_s: float
+
+
+class ObjectWriter(Protocol):
+    """An object that is being written in pieces, of which nobody sees anything before `finish`.
+
+    Its methods raise `StorageUnavailable`. Whoever opened it calls `finish` or `abort` at the end.
+    """
+
+    def write(self, piece: bytes) -> None:
+        """Append a piece of at least `MIN_PIECE` bytes; the last one may be shorter."""
+
+    def finish(self, key: str) -> None:
+        """Make the object visible at `key` and replace the one there. At least one piece was written.
+
+        If this raises, `abort` removes what is left, unless the store lost its answer.
+        """
+
+    def abort(self) -> None:
+        """Remove what was written; after `finish` this does nothing."""
 
 
 class ObjectStore(Protocol):
@@ -28,6 +69,40 @@ class ObjectStore(Protocol):
 
     def exists(self, key: str) -> bool:
         """Return whether there is an object at `key`."""
+
+    def stat(self, key: str) -> StoredObject | None:
+        """Return the size and time of an object, or None if there is none."""
+
+    def read(self, key: str, start: int, end: int) -> bytes:
+        """Return the bytes from `start` up to, not including, `end`; fewer if the object ends before.
+
+        Raises:
+            ObjectMissing: there is no object at `key`.
+        """
+
+    def stream(self, key: str, start: int) -> Iterator[bytes]:
+        """Yield the bytes from `start` to the end, in chunks of at most `MAX_CHUNK`, without retries.
+
+        Raises:
+            ObjectMissing: there is no object at `key`.
+        """
+
+    def open_writer(self, key: str, *, content_type: str) -> ObjectWriter:
+        """Begin an object that does not fit into memory.
+
+        Args:
+            key: where it will be, if that is known; finishing it at another key costs a copy inside of the store.
+        """
+
+    def list_objects(self, prefix: str, *, after: str = "", limit: int) -> list[StoredObject]:
+        """Return up to `limit` objects, at most 1,000, below the folder `prefix`, in the store's order of keys.
+
+        Args:
+            after: the last key of the page before.
+        """
+
+    def delete(self, key: str) -> None:
+        """Delete the object at `key`, if there is one."""
 
     def delete_prefix(self, prefix: str) -> int:
         """Delete every object below the folder `prefix`, a key of one or more parts; return how many there were."""

@@ -9,7 +9,7 @@ import base64
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,9 +19,10 @@ from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
-from shared.errors import StorageUnavailable
+from shared.errors import ObjectMissing, StorageUnavailable
 from shared.settings import S3_ATTEMPTS, S3Settings
-from shared.storage.protocol import new_probe_key, validate_key
+from shared.storage.protocol import MAX_CHUNK, StoredObject, new_probe_key, validate_key
+from shared.storage.s3_writer import S3Writer
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -43,6 +44,7 @@ _TRANSIENT_ERRORS = (
     exceptions.IncompleteReadError,
     ResponseParserError,
 )
+_MISSING = frozenset({"NoSuchKey", "NoSuchUpload"})
 _ERRORS = (exceptions.BotoCoreError, exceptions.ClientError, ResponseParserError)
 
 
@@ -93,8 +95,49 @@ class S3Store:
         return self._retrying("GET", key, lambda: self._get(name))
 
     def exists(self, key: str) -> bool:
+        return self.stat(key) is not None
+
+    def stat(self, key: str) -> StoredObject | None:
         name = self._name(key)
-        return self._retrying("HEAD", key, lambda: self._head(name))
+        return self._retrying("HEAD", key, lambda: self._stat(key, name))
+
+    def read(self, key: str, start: int, end: int) -> bytes:
+        name = self._name(key)
+        return self._retrying("GET", key, lambda: self._get(name, f"bytes={start}-{end - 1}"))
+
+    def stream(self, key: str, start: int) -> Iterator[bytes]:
+        name = self._name(key)
+        body = self._once("GET", key, lambda: self._open(name, f"bytes={start}-"))
+        with body:
+            while chunk := self._once("GET", key, lambda: body.read(MAX_CHUNK)):
+                yield chunk
+
+    def open_writer(self, key: str, *, content_type: str) -> S3Writer:
+        return S3Writer(
+            self._client,
+            self._bucket,
+            key,
+            find_name=self._name,
+            parameters={"ContentType": content_type, **self._encryption},
+            call=self._retrying,
+        )
+
+    def list_objects(self, prefix: str, *, after: str = "", limit: int) -> list[StoredObject]:
+        folder = f"{self._name(prefix)}/"
+        start: dict[str, Any] = {"StartAfter": self._name(after)} if after else {}
+        page = self._retrying(
+            "LIST",
+            prefix,
+            lambda: self._client.list_objects_v2(Bucket=self._bucket, Prefix=folder, MaxKeys=limit, **start),
+        )
+        return [
+            StoredObject(entry["Key"].removeprefix(self._prefix), entry["Size"], entry["LastModified"].timestamp())
+            for entry in page.get("Contents", ())
+        ]
+
+    def delete(self, key: str) -> None:
+        name = self._name(key)
+        self._retrying("DELETE", key, lambda: self._delete(name))
 
     def delete_prefix(self, prefix: str) -> int:
         folder = f"{self._name(prefix)}/"
@@ -122,18 +165,24 @@ class S3Store:
             Bucket=self._bucket, Key=name, Body=data, ContentType=content_type, ContentMD5=digest, **self._encryption
         )
 
-    def _get(self, name: str) -> bytes:
-        with self._client.get_object(Bucket=self._bucket, Key=name)["Body"] as body:
-            return body.read()
+    def _get(self, name: str, wanted: str | None = None) -> bytes:
+        with self._open(name, wanted) as body:
+            data: bytes = body.read()
+            return data
 
-    def _head(self, name: str) -> bool:
+    def _open(self, name: str, wanted: str | None) -> Any:
+        """Request an object, or the bytes of it that a Range header names."""
+        part: dict[str, Any] = {"Range": wanted} if wanted else {}
+        return self._client.get_object(Bucket=self._bucket, Key=name, **part)["Body"]
+
+    def _stat(self, key: str, name: str) -> StoredObject | None:
         try:
-            self._client.head_object(Bucket=self._bucket, Key=name)
+            head = self._client.head_object(Bucket=self._bucket, Key=name)
         except exceptions.ClientError as error:
             if _status(error) == 404:
-                return False
+                return None
             raise
-        return True
+        return StoredObject(key, head["ContentLength"], head["LastModified"].timestamp())
 
     def _list(self, folder: str) -> list[str]:
         pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=folder)
@@ -156,7 +205,8 @@ class S3Store:
         try:
             return request()
         except _ERRORS as error:
-            raise StorageUnavailable(f"{verb} {key}: {self._where}: {_reason(error)}") from error
+            kind = ObjectMissing if _code(error) in _MISSING else StorageUnavailable
+            raise kind(f"{verb} {key}: {self._where}: {_reason(error)}") from error
 
 
 def make_client(settings: S3Settings, *, endpoint_url: str | None, credentials: Mapping[str, str | None]) -> S3Client:
@@ -196,12 +246,16 @@ def _status(error: exceptions.ClientError) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
+def _code(error: Exception) -> str:
+    """Return the store's word for a failure; empty if the store did not answer."""
+    return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, exceptions.ClientError) else ""
+
+
 def _is_transient(error: BaseException) -> bool:
     """Return whether the same request may succeed a moment later."""
     if isinstance(error, exceptions.ClientError):
         status = _status(error)
-        code = error.response.get("Error", {}).get("Code")
-        return code in _TRANSIENT_CODES or status == 429 or (status >= 500 and status != 501)
+        return _code(error) in _TRANSIENT_CODES or status == 429 or (status >= 500 and status != 501)
     return isinstance(error, _TRANSIENT_ERRORS) and not isinstance(error, exceptions.SSLError)
 
 

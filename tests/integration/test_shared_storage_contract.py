@@ -8,9 +8,10 @@ import urllib.request
 import pytest
 from pydantic import SecretStr
 
-from shared.errors import StorageUnavailable
+from shared.errors import ObjectMissing, StorageUnavailable
 from shared.settings import Settings
-from shared.storage import open_store
+from shared.storage import open_store, s3_writer
+from shared.storage.protocol import MAX_CHUNK, MIN_PIECE
 
 KEY = "results/job-1/1/0.png"
 
@@ -123,7 +124,145 @@ def test_no_prefix_leads_out_of_the_folder_or_to_another_key(options, tmp_path, 
     assert not list(tmp_path.rglob("*.png"))
 
 
+def write(store, key, data, *, opened_at=None):
+    writer = store.open_writer(opened_at or key, content_type="application/octet-stream")
+    for start in range(0, len(data), MIN_PIECE):
+        writer.write(data[start : start + MIN_PIECE])
+    writer.finish(key)
+    # As a caller's `finally` does.
+    writer.abort()
+
+
+@pytest.mark.parametrize("size", [1, MIN_PIECE, 2 * MIN_PIECE + 1])
+@pytest.mark.parametrize("opened_at", [None, "unfinished/a.bin"], ids=["in place", "moved"])
+def test_an_object_that_is_written_in_pieces_is_read_back(store, size, opened_at):
+    data = os.urandom(size)
+
+    write(store, "uploads/a.bin", data, opened_at=opened_at)
+
+    assert store.get("uploads/a.bin") == data
+    assert store.list_objects("unfinished", limit=10) == []
+    assert [entry.key for entry in store.list_objects("uploads", limit=10)] == ["uploads/a.bin"]
+
+
+def test_an_object_is_not_visible_before_it_is_finished_nor_after_it_is_aborted(store):
+    write(store, "uploads/a.bin", b"old")
+    writer = store.open_writer("uploads/a.bin", content_type="application/octet-stream")
+    writer.write(b"new")
+
+    assert store.get("uploads/a.bin") == b"old"
+    assert [entry.key for entry in store.list_objects("uploads", limit=10)] == ["uploads/a.bin"]
+    writer.abort()
+    writer.abort()
+
+    assert store.get("uploads/a.bin") == b"old"
+
+
+def test_two_writers_of_one_object_do_not_disturb_each_other(store):
+    first, second = (store.open_writer("uploads/a.bin", content_type="application/octet-stream") for _ in range(2))
+
+    first.write(b"same")
+    second.write(b"same")
+    first.finish("uploads/a.bin")
+    second.finish("uploads/a.bin")
+
+    assert store.get("uploads/a.bin") == b"same"
+
+
+def test_a_copy_in_several_parts_gives_the_same_object(store, monkeypatch):
+    monkeypatch.setattr(s3_writer, "_COPY_PART_BYTES", MIN_PIECE)
+    data = os.urandom(2 * MIN_PIECE + 1)
+
+    write(store, "uploads/a.bin", data, opened_at="unfinished/a.bin")
+
+    assert store.get("uploads/a.bin") == data
+
+
+def test_ranges_of_an_object_are_read(store):
+    data = os.urandom(2 * MAX_CHUNK + 7)
+    store.put("uploads/a.bin", data, content_type="application/octet-stream")
+
+    chunks = list(store.stream("uploads/a.bin", 3))
+
+    assert store.read("uploads/a.bin", 5, 1000) == data[5:1000]
+    assert store.read("uploads/a.bin", len(data) - 2, len(data) + 9) == data[-2:]
+    assert b"".join(chunks) == data[3:]
+    assert max(map(len, chunks)) <= MAX_CHUNK
+
+
+def test_the_size_and_the_time_of_an_object_are_known(store):
+    before_s = time.time()
+    store.put("uploads/a.bin", b"12345", content_type="application/octet-stream")
+
+    found = store.stat("uploads/a.bin")
+
+    assert (found.key, found.size_bytes) == ("uploads/a.bin", 5)
+    # Stores keep whole seconds.
+    assert before_s - 2 <= found.modified_s <= time.time() + 2
+
+
+def test_a_missing_object_is_told_apart_from_a_store_that_fails(store):
+    assert store.stat("uploads/none.bin") is None
+    for read in (lambda: store.read("uploads/none.bin", 0, 1), lambda: next(store.stream("uploads/none.bin", 0))):
+        with pytest.raises(ObjectMissing, match=r"uploads/none\.bin"):
+            read()
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+def test_objects_are_listed_page_by_page(store, limit):
+    keys = ["uploads/a-b/1.bin", "uploads/a/1.bin", "uploads/a/2.bin", "uploads/b/1.bin", "uploads/a.c/1.bin"]
+    for key in (*reversed(keys), "uploads-of-others/1.bin", "z.bin"):
+        store.put(key, key.encode(), content_type="application/octet-stream")
+
+    found = store.list_objects("uploads", limit=limit)
+    while page := store.list_objects("uploads", after=found[-1].key, limit=limit):
+        assert len(page) <= limit
+        found += page
+
+    # AWS orders whole keys, and SeaweedFS the parts of keys.
+    assert sorted(entry.key for entry in found) == sorted(keys)
+    assert all(entry.size_bytes == len(entry.key) for entry in found)
+    assert [entry.key for entry in store.list_objects("uploads/a", limit=9)] == keys[1:3]
+    assert store.list_objects("uploads/none", limit=3) == []
+
+
+def test_one_object_is_deleted_and_a_repeat_changes_nothing(store):
+    for key in ("uploads/a.bin", "uploads/a.bin2"):
+        store.put(key, b"x", content_type="application/octet-stream")
+
+    store.delete("uploads/a.bin")
+    store.delete("uploads/a.bin")
+
+    assert [entry.key for entry in store.list_objects("uploads", limit=9)] == ["uploads/a.bin2"]
+
+
 # What only S3 has.
+
+
+def list_unfinished(options):
+    client = open_store(options)._client
+    found = client.list_multipart_uploads(Bucket=options.s3.bucket).get("Uploads", ())
+    return [each["Key"] for each in found if each["Key"].startswith(options.storage.prefix)]
+
+
+def test_an_aborted_upload_leaves_no_parts(s3_store, s3):
+    writer = s3_store.open_writer("uploads/a.bin", content_type="application/octet-stream")
+    writer.write(bytes(MIN_PIECE))
+    assert list_unfinished(s3) == [f"{s3.storage.prefix}uploads/a.bin"]
+
+    writer.abort()
+
+    assert list_unfinished(s3) == []
+
+
+def test_an_upload_whose_completion_was_answered_to_nobody_is_complete(s3_store, s3):
+    writer = s3_store.open_writer("uploads/a.bin", content_type="application/octet-stream")
+    writer.write(b"all of it")
+    writer._complete()
+
+    writer.finish("uploads/a.bin")
+
+    assert s3_store.get("uploads/a.bin") == b"all of it"
 
 
 def test_a_presigned_url_names_the_file_and_has_a_signature_of_version_4(s3_store):
