@@ -77,6 +77,14 @@ def _check_webhook_secret(secret: SecretStr) -> SecretStr:
     return secret
 
 
+def _check_token(token: SecretStr) -> SecretStr:
+    text = token.get_secret_value()
+    # A request's header holds it.
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError("holds a space, a line break or a character beyond ASCII; copy the token again")
+    return token
+
+
 Seconds = Annotated[float, Field(ge=_SHORTEST_S, le=_CENTURY_S)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=_CENTURY_S)]
 WholeSeconds = Annotated[int, Field(ge=1, le=_CENTURY_S)]
@@ -101,4 +109,5 @@ PrivateHostsSetting = Annotated[PrivateHosts, NoDecode, PlainValidator(PrivateHo
 HostHeadersSetting = Annotated[HostHeaders, NoDecode, PlainValidator(HostHeaders.parse), PlainSerializer(str)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 ModelId = Annotated[str, AfterValidator(_check_model_id)]
+Token = Annotated[SecretStr, AfterValidator(_check_token)]
 WebhookSecret = Annotated[SecretStr, AfterValidator(_check_webhook_secret)]

@@ -33,6 +33,7 @@ from shared.setting_types import (
     Seconds,
     SecondsOrZero,
     Timeout,
+    Token,
     WebhookSecret,
     WholeSeconds,
 )
@@ -385,8 +386,10 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     webhook: WebhookSettings = WebhookSettings()
     log: LogSettings = LogSettings()
-    hf_token: SecretStr | None = Field(
-        None, validation_alias="HF_TOKEN", description="Hugging Face token for downloading gated weights."
+    hf_token: Token | None = Field(
+        None,
+        validation_alias="HF_TOKEN",
+        description="Hugging Face token for gated weights, and for adapters in gated and private repositories.",
     )
     ai_toolkit_path: Folder | None = Field(
         None,

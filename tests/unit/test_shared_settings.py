@@ -264,3 +264,11 @@ def test_settings_cannot_be_changed_after_they_were_read():
 
 def test_without_credentials_boto3_searches_its_usual_places():
     assert Settings().aws_credentials() == {}
+
+
+@pytest.mark.parametrize("token", ["hf_a\nb", "hf_a b", "hf_ä"])
+def test_a_token_that_no_header_can_hold_is_refused_without_being_shown(monkeypatch, token):
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(ValidationError, match="holds a space, a line break or a character beyond ASCII") as refused:
+        Settings()
+    assert token not in str(refused.value)
