@@ -1,15 +1,15 @@
-"""The storage of images: one interface, two backends."""
+"""The storage of images and uploaded adapters: one interface, two backends."""
 
 from __future__ import annotations
 
 from shared.settings import Settings
 from shared.storage.directory import DirectoryStore
-from shared.storage.protocol import ObjectStore
+from shared.storage.protocol import FileStore, ObjectStore
 
-__all__ = ["ObjectStore", "open_store"]
+__all__ = ["FileStore", "ObjectStore", "open_store"]
 
 
-def open_store(settings: Settings) -> ObjectStore:
+def open_store(settings: Settings) -> FileStore:
     """Return the configured store, without contacting it; `ObjectStore.check` does that."""
     if settings.storage.backend == "directory":
         return DirectoryStore(settings.storage.directory, prefix=settings.storage.prefix)

@@ -16,7 +16,7 @@ _UNFINISHED = ".unfinished-"
 
 
 class DirectoryStore:
-    """An `ObjectStore` in a folder, which the first write creates."""
+    """A `FileStore` in a folder, which the first write creates."""
 
     def __init__(self, root: Path, *, prefix: str = "") -> None:
         self._root = root.absolute()
@@ -61,7 +61,7 @@ class DirectoryStore:
                 yield chunk
 
     def open_writer(self, key: str, *, content_type: str) -> DirectoryWriter:
-        """See `ObjectStore.open_writer`; the content type is not stored, because the file's name shows it."""
+        """See `FileStore.open_writer`; the content type is not stored, because the file's name shows it."""
         return DirectoryWriter(self._path(key), self._path)
 
     def list_objects(self, prefix: str, *, after: str = "", limit: int) -> list[StoredObject]:

@@ -11,7 +11,7 @@ from typing import Final, Protocol
 MIN_PIECE: Final = 5 * 1024**2
 #: Largest number of pieces of one object.
 MAX_PIECES: Final = 10_000
-#: Bytes of the largest chunk that `ObjectStore.stream` yields.
+#: Bytes of the largest chunk that `FileStore.stream` yields.
 MAX_CHUNK: Final = 1024**2
 
 
@@ -70,6 +70,20 @@ class ObjectStore(Protocol):
     def exists(self, key: str) -> bool:
         """Return whether there is an object at `key`."""
 
+    def delete_prefix(self, prefix: str) -> int:
+        """Delete every object below the folder `prefix`, a key of one or more parts; return how many there were."""
+
+    def check(self) -> None:
+        """Write, read and delete a probe, without retries.
+
+        Raises:
+            StorageUnavailable: one of the three failed; the message says which and why.
+        """
+
+
+class FileStore(ObjectStore, Protocol):
+    """An `ObjectStore` that also holds files which do not fit into memory, and lists its keys."""
+
     def stat(self, key: str) -> StoredObject | None:
         """Return the size and time of an object, or None if there is none."""
 
@@ -103,16 +117,6 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Delete the object at `key`, if there is one."""
-
-    def delete_prefix(self, prefix: str) -> int:
-        """Delete every object below the folder `prefix`, a key of one or more parts; return how many there were."""
-
-    def check(self) -> None:
-        """Write, read and delete a probe, without retries.
-
-        Raises:
-            StorageUnavailable: one of the three failed; the message says which and why.
-        """
 
 
 def new_probe_key() -> str:

@@ -49,7 +49,7 @@ _ERRORS = (exceptions.BotoCoreError, exceptions.ClientError, ResponseParserError
 
 
 class S3Store:
-    """An `ObjectStore` in one bucket; safe to share between threads."""
+    """A `FileStore` in one bucket; safe to share between threads."""
 
     def __init__(
         self,
