@@ -14,17 +14,21 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from shared.adapters.locate import locate_adapter, naming_root
+from shared.adapters.remote import RemoteAdapters
 from shared.adapters.validate import validate_adapters
 from shared.catalog import Model, find_model
 from shared.errors import InvalidRequest
-from shared.job import Engine, ItemSpec
+from shared.job import Engine
 from shared.model_places import check_model_places
 from shared.outputs import make_output_folder
 from shared.request import InferenceRequest
 from shared.resolve import check_prompts, collect_warnings, reject_unsupported_fields, resolve_items
 from shared.settings import Settings
+from shared.sources.source import LocalFile, parse_source
+from shared.sources.sources import Sources
 from worker.checkpoint.hub_cache import require_cached_model
 from worker.consumer import image_file
+from worker.consumer.adapter_files import ItemFiles, open_adapter_files
 
 if TYPE_CHECKING:
     from worker.rendering.attempt import RenderedImage
@@ -60,27 +64,30 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
     root, allow_symlinks = settings.adapters.root, settings.adapters.allow_symlinks
     with naming_root(root):
         for lora in request.loras:
-            locate_adapter(lora.path, root=root, allow_symlinks=allow_symlinks)
+            if isinstance(parse_source(lora.path), LocalFile):
+                locate_adapter(lora.path, root=root, allow_symlinks=allow_symlinks)
+    remote = RemoteAdapters(Sources(settings), max_bytes=settings.adapters.max_bytes)
     # The adapters' headers alone, until the model's layers are known.
-    checked = validate_adapters(request.loras, model, layers=None, settings=settings.adapters)
+    checked = validate_adapters(request.loras, model, layers=None, settings=settings.adapters, remote=remote)
     check_prompts(resolve_items(request, model, [adapter.ref for adapter in checked]))
     check_model_places(settings.model)
     require_cached_model(settings.model)
     make_output_folder(output)
     renderer, layers = _load(settings, request.engine)
     # Against the layers of the loaded model, as the API does with the layers that a worker reports.
-    adapters = validate_adapters(request.loras, model, layers=layers, settings=settings.adapters)
+    adapters = validate_adapters(request.loras, model, layers=layers, settings=settings.adapters, remote=remote)
     items = resolve_items(request, model, [adapter.ref for adapter in adapters])
     of_adapters = (warning for adapter in adapters for warning in adapter.warnings)
     for warning in (*collect_warnings(request, items, model), *of_adapters):
         logger.warning("the request has a warning", extra={"warning": warning})
     renderer.warm_up()
-    paths = [locate_adapter(ref.path, root=root, allow_symlinks=allow_symlinks) for ref, _ in adapters]
-    for index, spec in enumerate(items):
-        rendered = renderer.render(spec, paths, on_progress=lambda progress: None)
+    adapter_files = open_adapter_files(settings)
+    for index, accepted in enumerate(items):
+        with adapter_files.open(accepted, on_fetch=lambda: None) as files:
+            rendered = renderer.render(files.spec, files.paths, on_progress=lambda progress: None)
         for warning in rendered.warnings:
             logger.warning("the image has a warning", extra={"index": index, "warning": warning})
-        yield _save(rendered, spec, index, output)
+        yield _save(rendered, files, index, output)
 
 
 def _load(settings: Settings, engine: Engine) -> tuple[Renderer, Mapping[str, tuple[int, int]]]:
@@ -119,12 +126,14 @@ def _check_model(request: InferenceRequest, settings: Settings) -> Model:
     return model
 
 
-def _save(rendered: RenderedImage, spec: ItemSpec, index: int, output: Path) -> SavedImage:
+def _save(rendered: RenderedImage, files: ItemFiles, index: int, output: Path) -> SavedImage:
+    spec = files.spec
+    timings = {**files.timings, **rendered.timings}
     # The same parameters as in an image that a worker stores.
     report = image_file.image_parameters(spec, rendered.pipeline, adapters=rendered.adapters, index=index)
     file = output / f"{index}.{spec.output_format}"
     file.write_bytes(image_file.encode(rendered.image, spec.output_format, report))
     adapters = [adapter.model_dump(mode="json") for adapter in rendered.adapters]
     tokens = rendered.tokens.model_dump(mode="json")
-    about = {"adapters": adapters, "timings": rendered.timings, "tokens": tokens, "warnings": list(rendered.warnings)}
+    about = {"adapters": adapters, "timings": timings, "tokens": tokens, "warnings": list(rendered.warnings)}
     return SavedImage(file, {**report, **about})

@@ -17,13 +17,13 @@ from safetensors.torch import load_file, save_file
 
 from shared.adapters.identity import sha256_of
 from shared.errors import DeviceFault, LedgerUnavailable, SourceUnavailable, StorageUnavailable, WeightsLost
-from shared.job import AdapterRef, ItemSpec, State
+from shared.job import AdapterRef, ItemSpec, State, adapter_key
 from shared.ledger import Ledger, keys
 from shared.ledger.workers import OUTAGE_REPORT_MS
 from shared.settings import ModelSettings
 from shared.sources.cache import FileCache
 from shared.sources.remote_file import Pin
-from worker.consumer import adapter_files, device_faults
+from worker.consumer import device_faults
 from worker.consumer.adapter_files import AdapterFiles
 from worker.consumer.background import BackgroundUploader
 from worker.consumer.heartbeat import Heartbeat
@@ -230,13 +230,14 @@ def test_a_missing_adapter_fails_the_item_and_leaves_the_pipeline_usable(worker,
 
 
 @pytest.fixture
-def remote(worker, adapter, adapter_root, tmp_path, monkeypatch):
+def remote(worker, adapter, adapter_root, tmp_path):
     """A worker with a file cache, the reference of an adapter at a link, and its source, which counts and can fail."""
-    monkeypatch.setattr(adapter_files, "pin_of", lambda ref: "commit:1" if ref.path.startswith("hf://") else "")
-    link = adapter.model_copy(update={"path": "hf://owner/repo/style.safetensors@main"})
+    link = adapter.model_copy(
+        update={"path": "hf://owner/repo/style.safetensors@main", "pin": "commit:1", "sha256": ""}
+    )
 
     class Source:
-        name, size_bytes, sha256, pin = link.path, link.size_bytes, link.sha256, Pin("commit", "1")
+        name, size_bytes, sha256, pin = link.path, link.size_bytes, None, Pin("commit", "1")
         error, starts = None, []
 
         def stream(self, start):
@@ -263,6 +264,8 @@ def test_an_adapter_at_a_link_is_downloaded_once_and_renders_the_same_image(remo
     assert pictures[0] == pictures[1] == pictures[2]
     assert ["fetch" in result.timings for result in results] == [False, True, True]
     assert [result.adapters[0].path for result in results] == [adapter.path, link.path, link.path]
+    assert results[2].adapters[0].sha256 == adapter.sha256
+    assert worker.renderer.warm_key == adapter_key([link])
     assert source.starts == [0]
 
 

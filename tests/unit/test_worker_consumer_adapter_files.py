@@ -10,7 +10,6 @@ from shared.settings import AdaptersSettings
 from shared.sources.cache import FileCache
 from shared.sources.inventory import CacheInventory
 from shared.sources.remote_file import Pin
-from worker.consumer import adapter_files
 from worker.consumer.adapter_files import AdapterFiles, open_adapter_files
 
 SIZE = 1000
@@ -28,11 +27,6 @@ class MemoryFile:
 
 def content(name):
     return (hashlib.sha256(name.encode()).digest() * 32)[:SIZE]
-
-
-@pytest.fixture(autouse=True)
-def pins(monkeypatch):
-    monkeypatch.setattr(adapter_files, "pin_of", lambda ref: "commit:1" if ref.path.startswith("hf://") else "")
 
 
 @pytest.fixture
@@ -66,7 +60,7 @@ def in_use(tmp_path):
 
 
 def remote(name, *, sha256=""):
-    return AdapterRef(path=f"hf://o/r/{name}@main", sha256=sha256, size_bytes=SIZE, multiplier=0.5)
+    return AdapterRef(path=f"hf://o/r/{name}@main", sha256=sha256, size_bytes=SIZE, multiplier=0.5, pin="commit:1")
 
 
 def nothing():
@@ -91,9 +85,13 @@ def test_a_remote_file_is_downloaded_and_the_item_gets_its_real_digest(make_file
 
     with files.open(item(adapters=(ref,)), on_fetch=nothing) as found:
         assert found.paths[0].read_bytes() == content(ref.path)
-        assert found.spec.adapters == (
-            ref.model_copy(update={"sha256": hashlib.sha256(content(ref.path)).hexdigest()}),
-        )
+        (resolved,) = found.spec.adapters
+        assert resolved.model_dump() == {
+            **ref.model_dump(),
+            "sha256": hashlib.sha256(content(ref.path)).hexdigest(),
+        }
+        # The ledger and the other workers know the item's adapters by this key.
+        assert found.spec.adapter_key == item(adapters=(ref,)).adapter_key
         assert found.timings["fetch"] > 0
         assert in_use() == [ref.path]
 

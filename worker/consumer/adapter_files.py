@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import Field
+
 from shared.adapters.locate import locate_adapter
 from shared.errors import AdapterRefused
 from shared.job import AdapterRef, ItemSpec
@@ -101,13 +103,12 @@ class AdapterFiles:
     def _find(self, spec: ItemSpec, used: ExitStack, on_fetch: OnFetch) -> ItemFiles:
         started = time.perf_counter()
         found = [self._find_one(ref, used, on_fetch) for ref in spec.adapters]
-        fetch_s = time.perf_counter() - started if any(map(pin_of, spec.adapters)) else None
+        fetch_s = time.perf_counter() - started if any(ref.pin for ref in spec.adapters) else None
         adapters = tuple(ref for ref, _ in found)
         return ItemFiles(spec.model_copy(update={"adapters": adapters}), tuple(path for _, path in found), fetch_s)
 
     def _find_one(self, ref: AdapterRef, used: ExitStack, on_fetch: OnFetch) -> tuple[AdapterRef, Path]:
-        pin = pin_of(ref)
-        if not pin:
+        if not ref.pin:
             settings = self._settings
             return ref, locate_adapter(ref.path, root=settings.root, allow_symlinks=settings.allow_symlinks)
         if self._cache is None:
@@ -117,13 +118,28 @@ class AdapterFiles:
             )
         file = self._cache.fetch(
             ref.path,
-            pin=pin,
+            pin=ref.pin,
             size_bytes=ref.size_bytes,
             sha256=ref.sha256 or None,
             on_progress=lambda present, size: on_fetch(),
         )
         used.enter_context(file)
-        return ref.model_copy(update={"sha256": file.sha256}), file.path
+        # The ledger knows the item's adapters by this key, which must stay the same for affinity.
+        return _Fetched(**{**dict(ref), "sha256": file.sha256}, accepted_key=ref.update_key), file.path
+
+
+class _Fetched(AdapterRef):
+    """A reference with the digest of the file that was fetched for it.
+
+    Attributes:
+        accepted_key: the reference's `update_key` when the job was accepted, perhaps without a digest.
+    """
+
+    accepted_key: str = Field(exclude=True)
+
+    @property
+    def update_key(self) -> str:
+        return self.accepted_key
 
 
 class _Prefetched(NamedTuple):
@@ -145,8 +161,3 @@ def open_adapter_files(settings: Settings) -> AdapterFiles:
         retry_budget_s=settings.sources.retry_budget_s,
     )
     return AdapterFiles(settings.adapters, cache)
-
-
-def pin_of(ref: AdapterRef) -> str:
-    """Return the pin of an adapter from a remote source; empty for a file under the adapter root."""
-    return getattr(ref, "pin", "")
