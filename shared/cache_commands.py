@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,17 +17,22 @@ app = typer.Typer(
 
 _DAY_S = 86_400.0
 
+_Data = Annotated[
+    Path | None, typer.Option(help="Folder of a `flux2 up`: its workers' files, not those of the environment's.")
+]
+
 
 @app.command("list")
 def list_files(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
+    data: _Data = None,
 ) -> None:
     """List the downloaded files of this host, the least recently used first."""
     from dataclasses import asdict
 
     from shared.console import LineConsole
 
-    inventory = _open()
+    inventory = _open(data)
     lines = inventory.lines()
     if as_json:
         for line in lines:
@@ -58,11 +64,12 @@ def clear_files(
         float, typer.Option(min=0, help="Keep the files that were used within this number of days.")
     ] = 0.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    data: _Data = None,
 ) -> None:
     """Remove the downloaded files of this host, except those in use; workers fetch them again when they need them."""
     from dataclasses import asdict
 
-    cleared = _open().clear(older_than_s=older_than * _DAY_S)
+    cleared = _open(data).clear(older_than_s=older_than * _DAY_S)
     if as_json:
         typer.echo(json.dumps(asdict(cleared)))
         return
@@ -82,10 +89,11 @@ def format_bytes(size: int) -> str:
     return f"{size} B"
 
 
-def _open() -> CacheInventory:
+def _open(data: Path | None) -> CacheInventory:
     # Imported here, as in each command: `--help` must not wait for libraries.
+    from shared.local.data_folder import read_settings
     from shared.settings import Settings
     from shared.sources.inventory import CacheInventory
 
-    settings = Settings().sources
+    settings = (read_settings(data) if data else Settings()).sources
     return CacheInventory(settings.cache_dir, max_bytes=settings.cache_max_bytes)

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -79,3 +81,16 @@ def test_a_cache_that_was_never_used_is_empty_and_is_not_created(cache, flux2):
     assert flux2("cache", "list", "--json") == ""
     assert flux2("cache", "clear") == "removed 0 files, 0 B\n"
     assert not cache.folder.root.exists()
+
+
+def test_the_files_of_a_stack_are_found_by_its_folder(cache, tmp_path):
+    fetch(cache).close()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/flux2.env").write_text(f"FLUX2_SOURCES_CACHE_DIR={cache.folder.root}\n")
+    command = [sys.executable, "-m", "shared.cli", "cache", "list", "--json", "--data", str(tmp_path / "data")]
+
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env={**os.environ, "FLUX2_SOURCES_CACHE_DIR": "/nowhere"}
+    )
+
+    assert json.loads(done.stdout)["sources"] == ["hf://o/r/a@main"]
