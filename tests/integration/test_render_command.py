@@ -6,9 +6,11 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from worker.consumer.image_file import read_parameters
 from worker.model.demo_model import write_tiny_adapter, write_tiny_checkpoint
+from worker.offline import render_request
 
 
 @pytest.fixture
@@ -48,6 +50,31 @@ def test_each_prompt_becomes_a_picture_with_a_report(flux2_render, tmp_path):
     assert [report["pipeline"]["change"] for report in reports] == ["merged", "none"]
     assert reports[0]["adapters"][0]["layers_touched"] > 0
     assert read_parameters((tmp_path / "out" / "1.png").read_bytes())["prompt"] == "cat 1"
+
+
+def test_an_adapter_of_the_hub_gives_the_same_pictures_as_its_file(hub, settings, tmp_path):
+    write_tiny_checkpoint(tmp_path / "tiny")
+    write_tiny_adapter(tmp_path / "adapters" / "style.safetensors")
+    hub.push("ann/styles", {"style.safetensors": (tmp_path / "adapters" / "style.safetensors").read_bytes()})
+    folders = {"path": str(tmp_path / "tiny"), "text_encoder": str(tmp_path / "tiny" / "text_encoder")}
+    made = settings(
+        model={**folders, "precision": "fp32"},
+        adapters={"root": tmp_path / "adapters"},
+        sources={"private_hosts": hub.store_place, "cache_dir": tmp_path / "cache"},
+        worker={"device": "cpu"},
+    )
+
+    local, linked = (
+        list(render_request(json.dumps(request(loras=[{"path": path}])).encode(), tmp_path / name, made))
+        for name, path in (("local", "style.safetensors"), ("linked", "hf://ann/styles/style.safetensors"))
+    )
+
+    for one, other in zip(local, linked, strict=True):
+        assert Image.open(one.file).tobytes() == Image.open(other.file).tobytes()
+        assert one.report["adapters"][0]["sha256"] == other.report["adapters"][0]["sha256"]
+        assert "fetch" not in one.report["timings"]
+        assert "fetch" in other.report["timings"]
+    assert linked[0].report["adapters"][0]["path"] == "hf://ann/styles/style.safetensors@main"
 
 
 @pytest.mark.parametrize(
