@@ -104,16 +104,21 @@ def convert(
     file: Annotated[Path, typer.Argument(help="Adapter file in any layout that jobs can use.")],
     out: Annotated[Path, typer.Argument(help="File to write.")],
     to: Annotated[TargetLayout, typer.Option(help="Layout of the tool that reads the file.")],
+    ignore_text_encoder: Annotated[
+        bool, typer.Option("--ignore-text-encoder", help="Leave out the layers of a text encoder.")
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Write an adapter in the layout of another tool, with the same update of every layer to the bit."""
     from dataclasses import asdict
 
+    from shared.job import ADAPTER_PARTS
     from shared.settings import Settings
     from worker.conversion.convert import convert_adapter
 
-    done = convert_adapter(file, out, to, max_bytes=Settings().adapters.max_bytes, overwrite=force)
+    ignore = ADAPTER_PARTS if ignore_text_encoder else ()
+    done = convert_adapter(file, out, to, max_bytes=Settings().adapters.max_bytes, overwrite=force, ignore=ignore)
     typer.echo(json.dumps({"file": str(out), **asdict(done)}) if as_json else f"{out}: {done.describe()}")
 
 

@@ -118,7 +118,7 @@ def text_encoder_tensors(keys: Sequence[str], *, only: bool) -> AdapterRefused:
         "the file updates no layer of the transformer, so it cannot be used here"
         if only
         else "adapters change only the transformer here; to use the rest of the file, add "
-        '"ignore": ["text_encoder"] to its entry of loras'
+        '"ignore": ["text_encoder"] to its entry of loras (flux2 convert: --ignore-text-encoder)'
     )
     count = "the only such tensor" if len(keys) == 1 else f"one of {len(keys)} such tensors"
     return AdapterRefused(f"{keys[0]!r} is a text-encoder tensor, {count} in the file; {remedy}")

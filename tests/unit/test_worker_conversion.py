@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from shared.adapters.header import read_header
 from shared.adapters.layout import parse_layout
@@ -376,6 +376,18 @@ def test_the_config_for_diffusers_names_each_module_whose_rank_or_alpha_differs(
     assert config["transformer.alpha_pattern"] == {"single_transformer_blocks.1.attn.to_out": 1.0}
     assert "transformer_blocks.0.attn.to_k" in config["transformer.target_modules"]
     assert_same_update(source, out)
+
+
+def test_text_encoder_layers_are_left_out_on_request(written, out, tmp_path):
+    text_encoder = {f"text_encoder.layers.0.q.{key}": tensor for key, tensor in lora("").items()}
+    file = written(lora(Q) | text_encoder)
+
+    with pytest.raises(AdapterRefused, match=r"\(flux2 convert: --ignore-text-encoder\)$"):
+        convert_adapter(file, out, DIFFUSERS, max_bytes=MAX)
+    convert_adapter(file, out, DIFFUSERS, max_bytes=MAX, ignore=("text_encoder",))
+
+    save_file(lora(Q), tmp_path / "transformer.safetensors")
+    assert_same_update(tmp_path / "transformer.safetensors", out)
 
 
 def test_metadata_is_kept_however_long_except_for_the_scale(written, out):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -19,6 +19,7 @@ from shared.adapters.opened import open_adapter
 from shared.adapters.peft_folder import read_peft_config
 from shared.adapters.strength import HEADER_CONFIG, PLAIN_ALPHAS, PLAIN_RANKS
 from shared.errors import OutputRefused
+from shared.job import AdapterPart
 from shared.safetensors_header import METADATA, SUFFIX, read_frame, read_header_bytes
 from worker.conversion.factors import Factors, read_factors
 from worker.conversion.layouts import write_layout
@@ -64,16 +65,25 @@ def _listed(scales: Sequence[float]) -> str:
 
 
 def convert_adapter(
-    source: Path, destination: Path, target: TargetLayout, *, max_bytes: int, overwrite: bool = False
+    source: Path,
+    destination: Path,
+    target: TargetLayout,
+    *,
+    max_bytes: int,
+    overwrite: bool = False,
+    ignore: Collection[AdapterPart] = (),
 ) -> Conversion:
     """Write the adapter at `source` to `destination` in another layout, with the same update.
+
+    Args:
+        ignore: parts of the file to leave out.
 
     Raises:
         AdapterNotFound, AdapterRefused: the source is no usable adapter, or the layout cannot hold its update.
         OutputRefused: the destination exists, or cannot be written.
     """
     _check_destination(destination, overwrite=overwrite)
-    layout, stored, metadata = _read(source, max_bytes=max_bytes)
+    layout, stored, metadata = _read(source, max_bytes=max_bytes, ignore=ignore)
     layers: dict[str, list[Factors]] = {}
     for update in layout.updates:
         layers.setdefault(update.layer, []).append(read_factors(update, stored))
@@ -103,15 +113,18 @@ def _exists(file: Path) -> OutputRefused:
     return OutputRefused(f"{file} exists; choose another name, or replace it with --force")
 
 
-def _read(file: Path, *, max_bytes: int) -> tuple[AdapterLayout, dict[str, Tensor], dict[str, str]]:
+def _read(
+    file: Path, *, max_bytes: int, ignore: Collection[AdapterPart]
+) -> tuple[AdapterLayout, dict[str, Tensor], dict[str, str]]:
     """Return the layout, the tensors and the complete metadata of one state of the file."""
     with open_adapter(file) as opened:
-        layout = parse_layout(read_open_header(opened, max_bytes=max_bytes), config=read_peft_config(file))
+        header = read_open_header(opened, max_bytes=max_bytes)
+        layout = parse_layout(header, config=read_peft_config(file), ignore=ignore)
         opened.seek(0)
         content = opened.read()
     copy = io.BytesIO(content)
-    header = read_header_bytes(copy, read_frame(copy, file_bytes=len(content)))
-    metadata = json.loads(header).get(METADATA, {})
+    text = read_header_bytes(copy, read_frame(copy, file_bytes=len(content)))
+    metadata = json.loads(text).get(METADATA, {})
     return layout, safetensors.torch.load(content), metadata
 
 
