@@ -282,6 +282,31 @@ def test_an_item_whose_source_does_not_answer_gets_another_attempt_and_then_fail
     assert source.starts == [0, 0]
 
 
+def test_a_cancel_ends_a_download_and_the_next_job_fetches_only_the_rest(remote):
+    worker, link, source = remote
+    whole = source.stream
+    first = accept(worker, adapters=[link])
+
+    def slowly(start):
+        data = b"".join(whole(start))
+        yield data[:1000]
+        worker.ledger.cancel(first)
+        for place in range(1000, len(data)):
+            time.sleep(0.01)  # a slow host
+            yield data[place : place + 1]
+
+    source.stream = slowly
+    run_next(worker)
+    source.stream = whole
+    second = accept(worker, adapters=[link])
+    run_next(worker)
+
+    assert item(worker, first).state is State.CANCELED
+    assert item(worker, second).state is State.SUCCEEDED
+    assert source.starts[0] == 0
+    assert source.starts[1] >= 1000
+
+
 def test_the_adapters_of_the_next_item_are_downloaded_while_this_one_renders(remote):
     worker, link, source = remote
     accept(worker, steps=3)
