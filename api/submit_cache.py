@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from functools import cached_property
 
-from shared.adapters.remote import RemoteAdapters
+from shared.adapters.remote import RemoteAdapters, call_deadline
 from shared.adapters.validate import ValidAdapter, validate_adapters
 from shared.catalog import Model
 from shared.ledger import Ledger
@@ -25,6 +25,7 @@ class SubmitCache:
         self._ledger = ledger
         self._settings = settings
         self._remote = remote
+        self._remote_until = call_deadline()
         self._bases: dict[str, BaseModelInfo | None] = {}
         self._adapters: dict[tuple[Hashable, ...], list[ValidAdapter]] = {}
 
@@ -44,7 +45,12 @@ class SubmitCache:
             base = self.base_model(model)
             layers = base.layers if base else None
             self._adapters[key] = validate_adapters(
-                loras, model, layers=layers, settings=self._settings, remote=self._remote
+                loras,
+                model,
+                layers=layers,
+                settings=self._settings,
+                remote=self._remote,
+                deadline=self._remote_until,
             )
         # The files are the same, the multipliers may differ.
         return [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from threading import BoundedSemaphore, Lock
 
 from cachetools import LRUCache
@@ -14,16 +16,20 @@ from shared.adapters.header_json import Header
 from shared.adapters.peft_folder import MAX_CONFIG_BYTES, decode_config
 from shared.adapters.strength import CONFIG_NAME, PEFT_FILE
 from shared.errors import AdapterCheckBusy, AdapterNotFound
-from shared.sources.ranged_reader import open_remote
+from shared.sources.ranged_reader import check_deadline, open_remote
 from shared.sources.remote_file import RemoteFile
 from shared.sources.source import HubFile, Source, sibling
 from shared.sources.sources import Sources
 
 # A source may take seconds to answer. The API has 40 threads, which answer polls too.
 _MAX_CHECKS = 12
+_MAX_WAITING = 12
 _MAX_WAIT_S = 5.0
-# A header takes a few hundred kB as Python objects.
-_CACHED_HEADERS = 64
+# Clients and balancers give up after 60 s or so, and then nobody learns of the job.
+_MAX_CALL_S = 30.0
+# The header of a LoRA for every layer of FLUX.2 [dev] takes 0.3 MB as Python objects, a hostile one 20 MB.
+_CACHED_BYTES = 32 * 1024**2
+_TENSOR_BYTES = 400
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,26 @@ class RemoteAdapter:
     config: str | None
 
 
+@dataclass(frozen=True)
+class _Read:
+    """What a pinned file and PEFT's config of the same pin say."""
+
+    header: Header
+    config: str | None
+
+    @property
+    def size_bytes(self) -> int:
+        """The memory that this takes, roughly."""
+        header = self.header
+        texts = (*header.tensors, *header.metadata, *header.metadata.values(), self.config or "")
+        return _TENSOR_BYTES * len(header.tensors) + sum(map(sys.getsizeof, texts))
+
+
+def call_deadline() -> float:
+    """Return the time on the monotonic clock until which one call may wait for all of its remote files."""
+    return time.monotonic() + _MAX_CALL_S
+
+
 class RemoteAdapters:
     """Reads headers of remote adapters, of a few at a time; threads share one."""
 
@@ -55,55 +81,70 @@ class RemoteAdapters:
         self._sources = sources
         self._max_bytes = max_bytes
         self._checks = BoundedSemaphore(_MAX_CHECKS)
+        self._callers = BoundedSemaphore(_MAX_CHECKS + _MAX_WAITING)
         self._lock = Lock()
-        # The bytes under a pin never change, so neither does what they say.
-        self._read: LRUCache[tuple[str, str], RemoteAdapter] = LRUCache(_CACHED_HEADERS)
+        self._read: LRUCache[tuple[str, str], _Read] = LRUCache(_CACHED_BYTES, getsizeof=lambda read: read.size_bytes)
 
-    def read(self, source: Source, *, sha256: str | None = None) -> RemoteAdapter:
+    def read(self, source: Source, *, sha256: str | None = None, deadline: float | None = None) -> RemoteAdapter:
         """Return what the header of a remote file says, after asking for the file's present identity.
 
         Args:
             sha256: the digest that the file must have; the worker that downloads it checks the bytes.
+            deadline: time on the monotonic clock after which no further request is sent. Default: see `call_deadline`.
 
         Raises:
             AdapterNotFound, AdapterRefused, SourceChanged, SourceUnavailable: see `Sources.open`.
             AdapterRefused: the file is not a sound safetensors file.
-            AdapterCheckBusy: other remote files were checked for the last 5 s.
+            SourceUnavailable: the deadline is over.
+            AdapterCheckBusy: other remote files were checked for the last 5 s, or many wait for it.
         """
+        deadline = call_deadline() if deadline is None else deadline
         with self._turn():
+            check_deadline(str(source), deadline)
             file = self._sources.open(source, sha256=sha256)
-            key = str(source), str(file.pin)
-            with self._lock:
-                known = self._read.get(key)
-            if known is None:
-                known = self._read_header(source, file)
-                with self._lock:
-                    self._read[key] = known
-        return replace(known, sha256=sha256 or file.sha256)
+            found = self._read_pinned(source, file, deadline)
+            # The pin fixes a file next to it only if both are of one commit.
+            config = found.config if isinstance(source, HubFile) else self._read_config(source, file)
+        return RemoteAdapter(file.size_bytes, sha256 or file.sha256, str(file.pin), found.header, config)
 
-    def _read_header(self, source: Source, file: RemoteFile) -> RemoteAdapter:
-        header = read_open_header(open_remote(file), max_bytes=self._max_bytes)
-        return RemoteAdapter(file.size_bytes, file.sha256, str(file.pin), header, self._read_config(source, file))
+    def _read_pinned(self, source: Source, file: RemoteFile, deadline: float) -> _Read:
+        """Read what cannot change under the file's pin, unless that was read before."""
+        key = str(source), str(file.pin)
+        with self._lock:
+            known = self._read.get(key)
+        if known is not None:
+            return known
+        header = read_open_header(open_remote(file, deadline=deadline), max_bytes=self._max_bytes)
+        read = _Read(header, self._read_config(source, file) if isinstance(source, HubFile) else None)
+        # A stated digest says what the file should be: what it is may be another file, until the next request.
+        if file.pin.kind != "sha256":
+            # One that is larger than the whole cache is not kept.
+            with self._lock, suppress(ValueError):
+                self._read[key] = read
+        return read
 
     def _read_config(self, source: Source, file: RemoteFile) -> str | None:
         """Read PEFT's config from the folder of `adapter_model.safetensors`: it may decide the strength."""
         place = sibling(source, of=PEFT_FILE, name=CONFIG_NAME)
         if place is None:
             return None
-        # Of the same commit; other sources have no common version of two files.
-        pin = file.pin if isinstance(place, HubFile) else None
         try:
-            config = self._sources.open(place, pin=pin)
+            config = self._sources.open(place, pin=file.pin if isinstance(place, HubFile) else None)
         except AdapterNotFound:
             return None
         return decode_config(config.read(0, min(config.size_bytes, MAX_CONFIG_BYTES + 1)))
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
-        """Wait until fewer than `_MAX_CHECKS` remote files are being checked."""
-        if not self._checks.acquire(timeout=_MAX_WAIT_S):
+        """Wait until fewer than `_MAX_CHECKS` remote files are being checked, unless many others wait."""
+        if not self._callers.acquire(blocking=False):
             raise AdapterCheckBusy
         try:
-            yield
+            if not self._checks.acquire(timeout=_MAX_WAIT_S):
+                raise AdapterCheckBusy
+            try:
+                yield
+            finally:
+                self._checks.release()
         finally:
-            self._checks.release()
+            self._callers.release()

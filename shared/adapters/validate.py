@@ -18,7 +18,7 @@ from shared.adapters.layout import AdapterLayout, check_fits_base, parse_layout
 from shared.adapters.locate import locate_adapter
 from shared.adapters.opened import open_adapter
 from shared.adapters.peft_folder import compact_config, read_peft_config
-from shared.adapters.remote import RemoteAdapters
+from shared.adapters.remote import RemoteAdapters, call_deadline
 from shared.adapters.strength import CONFIG_NAME, states_alpha
 from shared.catalog import Model
 from shared.errors import AdapterRefused, RequestError
@@ -47,21 +47,24 @@ def validate_adapters(
     layers: Mapping[str, tuple[int, int]] | None,
     settings: AdaptersSettings,
     remote: RemoteAdapters | None = None,
+    deadline: float | None = None,
 ) -> list[ValidAdapter]:
     """Return each adapter of a request with what the job's caller should know about it.
 
     Args:
         layers: (out, in) of the base model's linear layers; None checks each file without comparing layers.
         remote: reads files of remote sources; None refuses them.
+        deadline: time on the monotonic clock until which remote sources may answer. Default: see `call_deadline`.
 
     Raises:
         AdapterNotFound, AdapterRefused: `field` names the entry of `loras`, the message the key at fault.
         SourceUnavailable, AdapterCheckBusy: see `RemoteAdapters.read`.
     """
     adapters = []
+    deadline = call_deadline() if deadline is None else deadline
     for index, lora in enumerate(loras):
         try:
-            found = _find(lora, settings, remote)
+            found = _find(lora, settings, remote, deadline)
             layout = parse_layout(found.header, config=found.config, alphas=found.alphas, ignore=lora.ignored_parts)
             check_fits_base(layout, layers, model=model.id)
             ref = found.ref.model_copy(update={"peft_config": deciding_config(layout, found.config)})
@@ -88,7 +91,7 @@ class _Found(NamedTuple):
     alphas: Mapping[str, float] = MappingProxyType({})
 
 
-def _find(lora: LoraItem, settings: AdaptersSettings, remote: RemoteAdapters | None) -> _Found:
+def _find(lora: LoraItem, settings: AdaptersSettings, remote: RemoteAdapters | None, deadline: float) -> _Found:
     source = parse_source(lora.path)
     if isinstance(source, LocalFile):
         return _find_local(lora, settings)
@@ -96,7 +99,7 @@ def _find(lora: LoraItem, settings: AdaptersSettings, remote: RemoteAdapters | N
         raise AdapterRefused(
             f"{source} is a link, and only files under the adapter root are used here; name one of those"
         )
-    found = remote.read(source, sha256=lora.sha256)
+    found = remote.read(source, sha256=lora.sha256, deadline=deadline)
     ref = AdapterRef(
         path=str(source),
         sha256=found.sha256 or "",

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import math
 import os
+import time
 from typing import BinaryIO, cast
 
+from shared.errors import SourceUnavailable
 from shared.sources.remote_file import RemoteFile
 
 # The header of a LoRA on every linear layer of FLUX.2 [dev] has 0.1 MB, so most headers take one request.
@@ -14,25 +17,36 @@ _FIRST_BYTES = 128 * 1024
 _MOST_BYTES = 4 * 1024**2
 
 
-def open_remote(remote: RemoteFile) -> BinaryIO:
-    """Return a remote file as an open one."""
+def open_remote(remote: RemoteFile, *, deadline: float = math.inf) -> BinaryIO:
+    """Return a remote file as an open one; see `RangedReader`."""
     # `io.RawIOBase` has all that `BinaryIO` asks of a file that is only read, but is no subclass of it.
-    return cast(BinaryIO, RangedReader(remote))
+    return cast(BinaryIO, RangedReader(remote, deadline=deadline))
+
+
+def check_deadline(name: str, deadline: float) -> None:
+    """Raise `SourceUnavailable` if a time on the monotonic clock is over."""
+    if time.monotonic() > deadline:
+        raise SourceUnavailable(
+            f"{name}: the hosts of the request's files take too long to answer; try again later, name fewer files, or "
+            "upload them"
+        )
 
 
 class RangedReader(io.RawIOBase):
     """A readable, seekable binary file over a remote one. One thread may use it.
 
     Reads that follow one another cost one request for a block of 128 kB, and later blocks are twice as large as the
-    one before, up to 4 MB.
+    one before, up to 4 MB. After the deadline, a time on the monotonic clock, a read that needs a request raises
+    `SourceUnavailable`.
 
     Attributes:
         fetched_bytes: number of bytes that were requested so far.
     """
 
-    def __init__(self, remote: RemoteFile) -> None:
+    def __init__(self, remote: RemoteFile, *, deadline: float = math.inf) -> None:
         super().__init__()
         self._remote = remote
+        self._deadline = deadline
         self._position = 0
         self._block_bytes = _FIRST_BYTES
         self._block_start = 0
@@ -72,6 +86,7 @@ class RangedReader(io.RawIOBase):
         return done
 
     def _fetch(self, wanted: int) -> None:
+        check_deadline(self.name, self._deadline)
         end = min(self._remote.size_bytes, self._position + max(wanted, self._block_bytes))
         self._block = self._remote.read(self._position, end)
         self._block_start = self._position

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import struct
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -255,3 +256,38 @@ def test_the_documents_examples_name_files_that_jobs_can_use(api, hub, serve_htt
                 entry["sha256"] = hashlib.sha256(data).hexdigest()
             answer = submit(remote, path, **entry)
             assert answer.status_code == 202, answer.text
+
+
+def _with_note(data):
+    """Return an adapter with the same tensors and a longer header."""
+    (count,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + count])
+    header.setdefault("__metadata__", {})["note"] = "x" * 1000
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data[8 + count :]
+
+
+def test_another_file_under_a_stated_digest_is_not_remembered_as_that_file(serve_http, serve_remote, data):
+    # The host still has the version before the stated one.
+    shelf = serve_http(Shelf(_with_note(data), etag=None))
+    url, digest = f"http://{shelf.place}/robot.safetensors", hashlib.sha256(data).hexdigest()
+    with serve_remote(shelf.place) as api:
+        early = claimed_adapter(api, submit(api, url, sha256=digest))
+        shelf.data = data
+        ref = claimed_adapter(api, submit(api, url, sha256=digest))
+    # The worker that downloads the first one finds that out.
+    assert early.size_bytes != len(data)
+    assert (ref.sha256, ref.size_bytes) == (digest, len(data))
+
+
+def test_a_peft_config_in_s3_counts_as_it_is_at_each_submit(api, serve_remote, data):
+    client = make_client(api.settings.s3, endpoint_url=api.settings.s3.endpoint_url, credentials={})
+    bucket, alphas = api.settings.s3.bucket, []
+    client.put_object(Bucket=bucket, Key="peft/adapter_model.safetensors", Body=data)
+    with serve_remote() as remote:
+        for alpha in (8, 2):
+            config = json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": alpha})
+            client.put_object(Bucket=bucket, Key="peft/adapter_config.json", Body=config.encode())
+            ref = claimed_adapter(remote, submit(remote, f"s3://{bucket}/peft/adapter_model.safetensors"))
+            alphas.append(json.loads(ref.peft_config)["lora_alpha"])
+    assert alphas == [8, 2]
