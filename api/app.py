@@ -13,7 +13,7 @@ from api.deps import Services
 from api.errors import install_error_handlers
 from api.limits import BodyLimit
 from api.probe import StorageProbe
-from api.routes import adapters, health, inference, metrics, models, replays, requests
+from api.routes import adapters, health, inference, metrics, models, replays, requests, uploads
 from api.webhooks import Courier
 from shared.adapters.remote import RemoteAdapters
 from shared.caretaker import Caretaker
@@ -33,7 +33,7 @@ _TAGS: list[dict[str, Any]] = [
     {"name": "inference", "description": "Submit a job: prompts, adapters and parameters."},
     {"name": "replays", "description": "Submit the jobs that reproduce a training run's sample previews."},
     {"name": "requests", "description": "Follow, fetch, cancel and list jobs."},
-    {"name": "adapters", "description": "Inspect an adapter file before using it."},
+    {"name": "adapters", "description": "Inspect an adapter file before using it; upload, list and delete files."},
     {"name": "models", "description": "The models that jobs can name, and the workers that serve them."},
     {"name": "health", "description": "Probes for load balancers and orchestrators."},
     {"name": "metrics", "description": "Figures for Prometheus."},
@@ -42,7 +42,7 @@ _TAGS: list[dict[str, Any]] = [
 
 def create_app(settings: Settings) -> FastAPI:
     """Build the application. Neither Redis nor the object store needs to be reachable yet."""
-    store = open_store(settings)
+    store, sources = open_store(settings), Sources(settings)
     timeout_s = settings.redis.timeout_s
     services = Services(
         settings=settings,
@@ -51,7 +51,8 @@ def create_app(settings: Settings) -> FastAPI:
         store=store,
         storage_probe=StorageProbe(store),
         celery=make_celery(settings.redis.url, side="api", timeout_s=timeout_s),
-        remote_adapters=RemoteAdapters(Sources(settings), max_bytes=settings.adapters.max_bytes),
+        remote_adapters=RemoteAdapters(sources, max_bytes=settings.adapters.max_bytes),
+        uploads=sources.uploads,
     )
 
     @asynccontextmanager
@@ -78,6 +79,6 @@ def create_app(settings: Settings) -> FastAPI:
     max_values = settings.api.max_prompts * len(PromptItem.model_fields) + 1000
     app.add_middleware(BodyLimit, max_bytes=settings.api.max_body_bytes, max_values=max_values)
     install_error_handlers(app)
-    for routes in (inference, requests, replays, adapters, models, health, metrics):
+    for routes in (inference, requests, replays, adapters, uploads, models, health, metrics):
         app.include_router(routes.router)
     return app

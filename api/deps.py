@@ -12,9 +12,11 @@ from fastapi import Depends, Header, Request
 
 from api.json_body import require_json
 from api.probe import StorageProbe
+from api.upload_slots import UploadSlots
 from shared.adapters.remote import RemoteAdapters
 from shared.ledger import Ledger
 from shared.settings import Settings
+from shared.sources.uploads import Uploads
 from shared.storage import ObjectStore
 
 
@@ -26,6 +28,8 @@ class Services:
         threads: threads that run as long as the application; `/ready` reports those that have ended.
         config_limiter: lets one training config be read at a time.
         listing_limiter: lets two listings be read at a time.
+        upload_slots: lets four files be received at a time.
+        deletion_limiter: lets one upload be deleted at a time.
     """
 
     settings: Settings
@@ -34,11 +38,15 @@ class Services:
     storage_probe: StorageProbe
     celery: Celery
     remote_adapters: RemoteAdapters
+    uploads: Uploads
     threads: list[Thread] = field(default_factory=list)
     # One: a second thread of pure Python gains nothing under the GIL, and delays every poll by its 5 ms switches.
     config_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     # A filtered page keeps Redis busy for 2 ms at a time; 40 at once would delay each poll and claim by 80 ms.
     listing_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    upload_slots: UploadSlots = field(default_factory=lambda: UploadSlots(4))
+    # Before it, all jobs that have not ended are read.
+    deletion_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 
 
 def _services(request: Request) -> Services:

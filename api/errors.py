@@ -21,6 +21,12 @@ logger = logging.getLogger("flux2.api")
 #: this project has are 422.
 _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
     errors.RequestNotFound: HTTPStatus.NOT_FOUND,
+    errors.UploadNotFound: HTTPStatus.NOT_FOUND,
+    errors.UploadInUse: HTTPStatus.CONFLICT,
+    errors.UploadTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.UploadIncomplete: HTTPStatus.REQUEST_TIMEOUT,
+    errors.LengthRequired: HTTPStatus.LENGTH_REQUIRED,
+    errors.DigestMismatch: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.ContentTypeRefused: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.AdapterRefused: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.SourceChanged: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -28,6 +34,7 @@ _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
     errors.IdempotencyKeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.RequestError: HTTPStatus.BAD_REQUEST,
     errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.UploadsBusy: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.AdapterCheckBusy: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.LedgerUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StorageUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 
@@ -11,9 +12,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.errors import problem_response
 from api.json_size import has_more_values
 
+# An upload's own route limits its body while it arrives.
+_UPLOAD = re.compile(r"/v1/adapters/[^/]+")
+
 
 class BodyLimit:
     """Reads a body before the application sees the request; answers 413 to one that is too large.
+
+    The body of an upload is not read here.
 
     Args:
         max_bytes: size of the largest body.
@@ -26,7 +32,7 @@ class BodyLimit:
         self._max_values = max_values
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or (scope["method"] == "PUT" and _UPLOAD.fullmatch(scope["path"])):
             await self._app(scope, receive, send)
             return
         messages: list[Message] = []

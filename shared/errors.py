@@ -6,6 +6,12 @@
     - ModelNotFound              the catalogue has no model with this id
     - ContentTypeRefused         the body is not declared as JSON
     - RequestNotFound            the ledger has no job with this id
+    - UploadNotFound             no file was uploaded under this name
+    - UploadInUse                jobs that have not ended name the uploaded file
+    - UploadTooLarge             the uploaded file is larger than an adapter may be
+    - UploadIncomplete           the connection ended, or stalled, before the whole file had arrived
+    - LengthRequired             the upload does not state its size
+    - DigestMismatch             the uploaded bytes have another sha256 than the caller states
     - AdapterNotFound            no file exists at the adapter's path
     - AdapterRefused             the file is not an adapter that this model can use
       . AdapterMismatch          a tensor does not fit the layer it names
@@ -15,6 +21,7 @@
     - ConfigRefused              the training config cannot be replayed
     - JobTooLarge                the job has more items than the queue ever holds
   + QueueFull                    too many items are queued; try again later
+  + UploadsBusy                  this process receives as many files as it may; try again later
   + AdapterCheckBusy             other adapter files are being checked; try again later
   + LedgerUnavailable            Redis did not answer; the job may or may not have been accepted
     - LedgerForbidden            Redis does not let this user run a command or access a key
@@ -110,6 +117,42 @@ class RequestNotFound(RequestError):
     code = "REQUEST_NOT_FOUND"
 
 
+class UploadNotFound(RequestError):
+    """No file was uploaded under this name, or it was deleted."""
+
+    code = "UPLOAD_NOT_FOUND"
+
+
+class UploadInUse(RequestError):
+    """Jobs that have not ended name the uploaded file, so it is not deleted."""
+
+    code = "UPLOAD_IN_USE"
+
+
+class UploadTooLarge(RequestError):
+    """The uploaded file is larger than an adapter may be."""
+
+    code = "BODY_TOO_LARGE"
+
+
+class UploadIncomplete(RequestError):
+    """The connection ended, or stalled, before the whole file had arrived; nothing was stored."""
+
+    code = "UPLOAD_INCOMPLETE"
+
+
+class LengthRequired(RequestError):
+    """The upload does not state its size, which the check of its header needs before the rest arrives."""
+
+    code = "LENGTH_REQUIRED"
+
+
+class DigestMismatch(RequestError):
+    """The uploaded bytes have another sha256 than the caller states; nothing was stored."""
+
+    code = "DIGEST_MISMATCH"
+
+
 class AdapterNotFound(RequestError):
     """No file exists at the adapter's path."""
 
@@ -180,6 +223,16 @@ class QueueFull(Flux2Error):
 
     def __init__(self, asked: int, *, pending: int, cap: int) -> None:
         super().__init__(f"{_describe_load(asked, pending=pending, cap=cap)}; try again later")
+
+
+class UploadsBusy(Flux2Error):
+    """This process receives as many files at once as it may."""
+
+    code = "uploads_busy"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("other adapter files are being uploaded; try again later")
 
 
 class AdapterCheckBusy(Flux2Error):

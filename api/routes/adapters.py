@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 
+from api.adapter_list import list_adapters
 from api.deps import Services, ServicesDep
-from api.schemas.inventory import AdapterFile, AdapterLine, AdapterList
+from api.schemas.inventory import AdapterLine, AdapterList
 from api.schemas.problems import Problem
-from api.timestamps import format_time
 from shared.adapters.inspection import Inspection, inspect_adapter, inspect_remote
-from shared.adapters.listing import list_adapter_files
 from shared.adapters.locate import locate_adapter
 from shared.catalog import find_model
 from shared.sources.source import LocalFile, parse_source
@@ -46,10 +44,10 @@ def get_adapter(
     """Describe an adapter file by its header: kind, ranks, layers, training step, sha256.
 
     A file that jobs cannot use is described as far as possible; `refused` states the reason. Without `path`, list the
-    `.safetensors` files under the adapter root, one page at a time; their headers are not read.
+    `.safetensors` files under the adapter root and then the uploaded ones, one page at a time; they are not read.
     """
     if path is None:
-        return _list_files(services, limit=limit, cursor=cursor)
+        return list_adapters(services, limit=limit, cursor=cursor or "")
     workers = services.ledger.workers
     base = workers.base_model(find_model(model).id, workers.live_slots())
     found = _inspect(services, path, layers=None if base is None else base.layers, model=model)
@@ -63,20 +61,3 @@ def _inspect(services: Services, path: str, *, layers: Mapping[str, tuple[int, i
     settings = services.settings.adapters
     place = locate_adapter(path, root=settings.root, allow_symlinks=settings.allow_symlinks)
     return inspect_adapter(place, max_bytes=settings.max_bytes, layers=layers, model=model)
-
-
-def _list_files(services: Services, *, limit: int, cursor: str | None) -> AdapterList:
-    settings = services.settings.adapters
-    page = list_adapter_files(settings.root, after=cursor or "", limit=limit, allow_symlinks=settings.allow_symlinks)
-    return AdapterList(
-        data=[
-            AdapterFile(
-                path=file.path,
-                size_bytes=file.size_bytes,
-                modified_at=format_time(datetime.fromtimestamp(file.modified_s, UTC)),
-            )
-            for file in page.files
-        ],
-        has_more=page.next_after is not None,
-        next_cursor=page.next_after,
-    )

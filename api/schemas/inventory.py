@@ -57,15 +57,18 @@ class AdapterLine(BaseModel):
 
 
 class AdapterFile(BaseModel):
-    """One file under the adapter root, which has not been read."""
+    """One file under the adapter root, or one that was uploaded; it has not been read."""
 
-    path: str = Field(description="Path relative to the adapter root, as in `loras[].path`.")
+    path: str = Field(
+        description="Use it as `loras[].path`: a path relative to the adapter root, or `upload:NAME@SHA256`."
+    )
     size_bytes: int
-    modified_at: str = Field(description="When the file was last written; RFC 3339, UTC.")
+    modified_at: str = Field(description="When the file was last written or uploaded; RFC 3339, UTC.")
+    sha256: str | None = Field(None, description="SHA-256 of an uploaded file; null for others, which are not read.")
 
 
 class AdapterList(BaseModel):
-    """One page of the adapter files, in the order of their paths."""
+    """One page of the adapter files in the order of their paths, followed by the uploaded ones."""
 
     data: list[AdapterFile]
     has_more: bool = Field(

@@ -8,7 +8,7 @@ scripts, each with its arguments and keys; docs/reference/ledger.md lists states
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from shared.errors import IdempotencyKeyReused, JobTooLarge, QueueFull
@@ -24,6 +24,7 @@ from shared.ledger.outcome import CommitAnswer, end_item
 from shared.ledger.outlook import Forecaster
 from shared.ledger.session import Session, to_ms
 from shared.ledger.slot_claims import find_unlisted_claims
+from shared.ledger.upload_users import count_users
 from shared.ledger.views import JobPage, JobView
 from shared.ledger.wakeups import WakeupQueues
 from shared.ledger.workers import SLOT_TTL_MS, WorkerRegistry
@@ -316,6 +317,11 @@ class Ledger:
     def jobs(self, *, before: int | None, limit: int, state: str | None = None, model: str | None = None) -> JobPage:
         """List jobs, newest first, from the cursor `before` (an accept order, exclusive); see `listing.read_page`."""
         return listing.read_page(self._session, before=before, limit=limit, state=state, model=model)
+
+    def upload_users(self, name: str, digests: Collection[str]) -> int:
+        """Count the jobs that have not ended and need one of these versions of an upload."""
+        with self._session.commands():
+            return count_users(self.redis, name, digests)
 
     def queue_length(self, pool: str) -> int:
         """Count the items of a pool that wait for a worker."""

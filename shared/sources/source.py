@@ -45,7 +45,8 @@ _SECRET_PARAMETERS = frozenset(
     )
 )
 
-_UPLOAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+#: Names of uploads.
+UPLOAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -241,7 +242,7 @@ def _https(text: str, scheme: str) -> HubFile | HttpsFile:
 
 def _upload(text: str, rest: str) -> UploadedFile:
     name, at, sha256 = rest.partition("@")
-    if not _UPLOAD_NAME.fullmatch(name):
+    if not UPLOAD_NAME.fullmatch(name):
         raise _refused(
             text, "names no upload; write upload:NAME or upload:NAME@SHA256, as `flux2 adapters list` shows it"
         )

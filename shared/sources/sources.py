@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from shared.network.guarded_client import GuardedClient
     from shared.settings import Settings
+    from shared.sources.uploads import Uploads
 
 
 class Sources:
@@ -50,7 +51,9 @@ class Sources:
             case HttpsFile():
                 file = self._open_https(source, pin, sha256)
             case UploadedFile():
-                raise AdapterRefused(f"{source} names no upload", field=FIELD)
+                from shared.sources.upload import open_upload
+
+                file = open_upload(self.uploads, source, pin=pin)
             case LocalFile():
                 raise ValueError(f"{source} is a local file: `shared.adapters.locate` finds it")
         if sha256 is not None and file.sha256 not in (None, sha256):
@@ -81,6 +84,17 @@ class Sources:
 
         stated = Pin("sha256", sha256) if sha256 else None
         return open_https(self._https_client, source, download_s=self._settings.download_s, pin=pin or stated)
+
+    @cached_property
+    def uploads(self) -> Uploads:
+        """The files that callers uploaded to this service."""
+        from shared.sources.uploads import Uploads
+        from shared.storage import open_store
+
+        # Callers wait for an answer, and whoever downloads tries again itself.
+        retry_budget_s = min(self._all.storage.retry_budget_s, self._settings.timeout_s)
+        storage = self._all.storage.model_copy(update={"retry_budget_s": retry_budget_s})
+        return Uploads(open_store(self._all.model_copy(update={"storage": storage})))
 
     @cached_property
     def _https_client(self) -> GuardedClient:

@@ -1,0 +1,111 @@
+"""PUT and DELETE /v1/adapters/{name}: keep adapter files in the service's own object store."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from functools import partial
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from anyio import to_thread
+from fastapi import APIRouter, Header, Path, Query, Request, Response
+
+from api.deps import ServicesDep
+from api.schemas.problems import Problem
+from api.schemas.uploads import DeletedUploads, UploadedAdapter
+from api.timestamps import format_time
+from api.upload_deletion import delete_uploads
+from api.uploading import receive_upload
+
+router = APIRouter(prefix="/v1", tags=["adapters"])
+
+UploadName = Annotated[
+    str,
+    Path(description="Up to 128 letters, digits, `.`, `_` and `-`; the first is a letter or a digit."),
+]
+
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    200: {"model": UploadedAdapter, "description": "The same bytes were stored under this name before."},
+    400: {"model": Problem, "description": "The name or a digest has no sound form."},
+    408: {"model": Problem, "description": "The connection stalled before the whole file had arrived."},
+    411: {"model": Problem, "description": "The upload has no `Content-Length`."},
+    413: {"model": Problem, "description": "The file is larger than `FLUX2_ADAPTERS_MAX_BYTES`."},
+    415: {"model": Problem, "description": "The body is not the file itself."},
+    422: {"model": Problem, "description": "No job could use the file, or its bytes have another sha256 than stated."},
+    503: {"model": Problem, "description": "The object store is away, or too many files are being uploaded."},
+}
+
+
+@router.put(
+    "/adapters/{name}",
+    status_code=HTTPStatus.CREATED,
+    summary="Upload an adapter file",
+    responses=_PROBLEMS,
+    openapi_extra=_BODY,
+)
+async def put_adapter(
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    name: UploadName,
+    _sha256: Annotated[
+        str | None,
+        Header(alias="X-Content-SHA256", description="SHA-256 of the file, in hexadecimal; it is checked."),
+    ] = None,
+    _digest: Annotated[
+        str | None,
+        Header(alias="Content-Digest", description="The same as RFC 9530 writes it: `sha-256=:BASE64:`."),
+    ] = None,
+) -> UploadedAdapter:
+    """Store the body, a `.safetensors` file, and return the path under which jobs can name it.
+
+    The file's header is checked as that of a submit, before the rest is stored. A file is stored completely or not
+    at all. Repeating the call with the same bytes changes nothing and answers 200. Other bytes under the same name
+    are another version: `upload:NAME` names the last one, `upload:NAME@SHA256` always the same.
+    """
+    stored = await receive_upload(request, name, services)
+    if not stored.is_new:
+        response.status_code = HTTPStatus.OK
+    upload, layout = stored.upload, stored.checked.layout
+    return UploadedAdapter(
+        name=upload.name,
+        path=upload.path,
+        sha256=upload.sha256,
+        size_bytes=upload.size_bytes,
+        uploaded_at=format_time(datetime.fromtimestamp(upload.uploaded_s, UTC)),
+        kind=layout.kind,
+        ranks=list(layout.ranks),
+        layers=len(layout.layers),
+        must_ignore=list(stored.checked.must_ignore),
+    )
+
+
+@router.delete(
+    "/adapters/{name}",
+    summary="Delete an uploaded adapter file",
+    responses={
+        400: {"model": Problem, "description": "The name has no sound form."},
+        404: {"model": Problem, "description": "No file was uploaded under this name."},
+        409: {"model": Problem, "description": "Jobs that have not ended use the file."},
+    },
+)
+async def delete_adapter(
+    services: ServicesDep,
+    name: UploadName,
+    sha256: Annotated[
+        str | None,
+        Query(description="Delete only the version with this sha256. Default: all.", pattern="^[0-9a-f]{64}$"),
+    ] = None,
+) -> DeletedUploads:
+    """Delete the versions of an upload, all of them or none; those that queued or running jobs use stay."""
+    uploads = await to_thread.run_sync(
+        partial(delete_uploads, services, name, sha256=sha256), limiter=services.deletion_limiter
+    )
+    return DeletedUploads(deleted=[upload.path for upload in uploads])

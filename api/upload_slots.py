@@ -1,0 +1,37 @@
+"""Bound how many uploads one process receives at the same time: each has a piece of a file in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from anyio import CapacityLimiter
+
+from shared.errors import UploadsBusy
+
+
+class UploadSlots:
+    """Places for uploads, which the event loop alone gives out.
+
+    Attributes:
+        limiter: for the threads that work for the uploads, so that these take none from polls.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self.limiter = CapacityLimiter(count)
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Hold a place during the block.
+
+        Raises:
+            UploadsBusy: every place is taken. The caller does not wait: a body that is not read would time out.
+        """
+        if not self._free:
+            raise UploadsBusy
+        self._free -= 1
+        try:
+            yield
+        finally:
+            self._free += 1

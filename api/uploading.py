@@ -1,0 +1,109 @@
+"""Receive an adapter file, check its header, and store it piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+import anyio
+from anyio import to_thread
+from starlette.requests import ClientDisconnect, Request
+
+from api.deps import Services
+from api.upload_body import FileHead, UploadBody
+from api.upload_headers import read_upload_headers
+from shared.adapters.foreign import is_text_encoder
+from shared.adapters.header import read_open_header
+from shared.adapters.layout import AdapterLayout, parse_layout
+from shared.errors import AdapterRefused, DigestMismatch, UploadIncomplete
+from shared.job import ADAPTER_PARTS, AdapterPart
+from shared.sources.uploads import Upload, UploadWriter
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class CheckedLayout:
+    """What the header of an uploaded file says.
+
+    Attributes:
+        must_ignore: parts that a job must ignore to use the file.
+    """
+
+    layout: AdapterLayout
+    must_ignore: tuple[AdapterPart, ...]
+
+
+@dataclass(frozen=True)
+class StoredUpload:
+    """A file that was stored; `is_new` is False if the same bytes were there under the same name."""
+
+    upload: Upload
+    checked: CheckedLayout
+    is_new: bool
+
+
+async def receive_upload(request: Request, name: str, services: Services) -> StoredUpload:
+    """Store the body of a request as an upload; nothing stays if this fails.
+
+    Raises:
+        RequestError: the request, or the file, is not sound.
+        UploadsBusy, AdapterCheckBusy, StorageUnavailable: a later try may succeed.
+    """
+    size_bytes, sha256 = read_upload_headers(request.headers, name, max_bytes=services.settings.adapters.max_bytes)
+    with services.upload_slots.take():
+        body = UploadBody(_chunks(request), size_bytes=size_bytes)
+        run = partial(_run, services)
+        head = await body.read_head(name)
+        checked = await run(partial(check_head, head, max_bytes=services.settings.adapters.max_bytes))
+        writer = await run(partial(services.uploads.begin, name, expected_bytes=size_bytes, sha256=sha256))
+        try:
+            while piece := await body.take(writer.piece_bytes):
+                await run(partial(writer.write, piece))
+            _check_digest(writer, sha256)
+            upload, is_new = await run(writer.finish)
+        finally:
+            # Also when the server stops and cancels this request.
+            with anyio.CancelScope(shield=True):
+                await run(writer.abort)
+    return StoredUpload(upload, checked, is_new)
+
+
+async def _run(services: Services, call: Callable[[], T]) -> T:
+    return await to_thread.run_sync(call, limiter=services.upload_slots.limiter)
+
+
+def check_head(head: FileHead, *, max_bytes: int) -> CheckedLayout:
+    """Check a header as a submit does, without comparing it with a base model.
+
+    Raises:
+        AdapterRefused: no job could use the file; the message says why.
+        AdapterCheckBusy: other large headers were parsed for the last 5 s.
+    """
+    header = read_open_header(head, max_bytes=max_bytes)  # type: ignore[arg-type]
+    try:
+        return CheckedLayout(parse_layout(header), ())
+    except AdapterRefused:
+        if not any(map(is_text_encoder, header.tensors)):
+            raise
+        # A job may leave these layers out; if that does not help, the first refusal is the one to show.
+        return CheckedLayout(parse_layout(header, ignore=ADAPTER_PARTS), ADAPTER_PARTS)
+
+
+def _check_digest(writer: UploadWriter, sha256: str | None) -> None:
+    if sha256 not in (None, writer.sha256):
+        raise DigestMismatch(
+            f"the bytes that arrived have the sha256 {writer.sha256}, and the request states {sha256}; nothing was "
+            "stored, so send the file again"
+        )
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.stream():
+            if chunk:
+                yield chunk
+    except ClientDisconnect as error:
+        raise UploadIncomplete("the connection ended before the whole file had arrived; send it again") from error
