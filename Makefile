@@ -50,12 +50,13 @@ format: install ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install ## measure the queue on this host: accept, status, queue to start, adapter swap, memory, 200 pollers, claims, adapter files
+bench: install ## measure the queue on this host: accept, status, queue to start, adapter swap, memory, 200 pollers, claims, adapter files and their sources
 	$(BIN)/python -m benchmarks.queue
 	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.claims
 	$(BIN)/python -m benchmarks.adapters
+	$(BIN)/python -m benchmarks.sources
 
 bench-gpu: install ## measure full-size FLUX.2 with random weights on the GPU, and AI Toolkit if AI_TOOLKIT_PATH is set
 	$(BIN)/python -m benchmarks.gpu --full $(BENCH_ARGS)

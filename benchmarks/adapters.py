@@ -65,7 +65,7 @@ def main(
 def _measure(root: Path, *, rank: int, submits: int, new_files: int, large: int, at_once: int) -> Iterator[Row]:
     # Trainers adapt the layers in the blocks.
     layers = {name: shape for name, shape in linear_layers(FLUX2_DEV.id).items() if "_blocks." in name}
-    lora = _write_lora(root / "lora.safetensors", layers, rank=rank)
+    lora = write_lora(root / "lora.safetensors", layers, rank=rank)
     new = [root / f"new-{number}.safetensors" for number in range(new_files)]
     for file in new:
         os.link(lora, file)  # another path counts as another file
@@ -84,7 +84,7 @@ def _measure(root: Path, *, rank: int, submits: int, new_files: int, large: int,
     check(lora)
     yield _row("LoRA, unchanged", lora, _times(check, [lora] * submits))
     # Alpha stands in tensors and in the header, so a submit reads the tensors and compares.
-    alphas = _write_lora(root / "alphas.safetensors", layers, rank=rank, stated_alpha=0)
+    alphas = write_lora(root / "alphas.safetensors", layers, rank=rank, stated_alpha=0)
     check(alphas)
     yield _row("alphas, unchanged", alphas, _times(check, [alphas] * submits))
     yield _row("LoRA, new", lora, _times(check, new))
@@ -97,9 +97,8 @@ def _measure(root: Path, *, rank: int, submits: int, new_files: int, large: int,
     yield _row(f"escapes, {at_once} at once", escapes, times)
 
 
-def _write_lora(
-    file: Path, layers: dict[str, tuple[int, int]], *, rank: int, stated_alpha: float | None = None
-) -> Path:
+def write_lora(file: Path, layers: dict[str, tuple[int, int]], *, rank: int, stated_alpha: float | None = None) -> Path:
+    """Write a LoRA of these layers as a sparse file: its header is real, and its tensors are zeros."""
     entries: dict[str, Any] = {
         "__metadata__": {
             "format": "pt",

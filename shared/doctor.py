@@ -7,6 +7,7 @@ others, so one run shows all problems.
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ from shared.ledger.connection import ACL_REMEDY, MIN_REDIS, mapped_errors
 from shared.model_places import require_model
 from shared.plurals import counted
 from shared.settings import Settings
+from shared.sources.cache_folder import CacheFolder
 from shared.storage import open_store
 
 # S3 refuses signed requests when clocks differ by 15 minutes. Leases use Redis' clock alone, so they are not affected.
@@ -40,7 +42,7 @@ class Finding:
 
 
 def run_checks(settings: Settings) -> Iterator[Finding]:
-    """Check Redis, the clock, workers, queues, leases, webhooks, wake-ups, storage, adapters and the weights."""
+    """Check Redis, the clock, workers, queues, leases, webhooks, wake-ups, storage, adapter sources and weights."""
     ledger = Ledger.connect(settings.redis.url, settings.queue, timeout_s=settings.redis.timeout_s)
     checks: tuple[tuple[str, Callable[[], Iterable[Finding]]], ...] = (
         ("redis", partial(_redis, ledger)),
@@ -59,6 +61,7 @@ def run_checks(settings: Settings) -> Iterator[Finding]:
         yield Finding("redis", "failed", str(error), _redis_remedy(error))
     yield _storage(settings)
     yield _adapters(settings)
+    yield _sources(settings)
     yield from _model(settings)
 
 
@@ -226,3 +229,34 @@ def _adapters(settings: Settings) -> Finding:
             "create it or set FLUX2_ADAPTERS_ROOT; the API and the workers must see the same files",
         )
     return Finding("adapters", "ok", str(root))
+
+
+def _sources(settings: Settings) -> Finding:
+    """Report where adapters may come from; what only workers need is a warning, because this host may have none."""
+    if settings.sources.local_only:
+        return Finding("sources", "ok", "FLUX2_SOURCES_LOCAL_ONLY: only files under the adapter root are used")
+    # The hub's library takes 0.1 s to import.
+    from shared.sources.hub_file import hub_place
+
+    host, port = hub_place()
+    cache = CacheFolder(settings.sources.cache_dir)
+    existing = next(folder for folder in (cache.root, *cache.root.parents) if folder.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return Finding(
+            "sources",
+            "warning",
+            f"a worker of this user on this host cannot download: {cache.root} cannot be written",
+            "set FLUX2_SOURCES_CACHE_DIR to a folder that it can write, or ignore this on a host without workers",
+        )
+    free_bytes = shutil.disk_usage(existing).free
+    # Files in the cache make room for others.
+    room_bytes = free_bytes + (sum(entry.size_bytes for entry in cache.entries()) if cache.exists() else 0)
+    largest = min(settings.adapters.max_bytes, settings.sources.cache_max_bytes)
+    if room_bytes < largest:
+        return Finding(
+            "sources",
+            "warning",
+            f"{cache.root} has room for {room_bytes / 1e9:.1f} GB, and an adapter may have {largest / 1e9:.1f} GB",
+            "free space, or set FLUX2_SOURCES_CACHE_DIR to a folder on another disk",
+        )
+    return Finding("sources", "ok", f"hub {host}:{port}, cache {cache.root} with {room_bytes / 1e9:.1f} GB of room")

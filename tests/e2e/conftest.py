@@ -3,6 +3,8 @@
 import os
 
 import pytest
+from file_server import FileServer
+from hub_server import HubServer
 
 from flux2_client.client import Client
 from shared.local.stack import Stack
@@ -22,11 +24,37 @@ ENVIRONMENT = {
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory):
+def hub():
+    """The Hugging Face hub of the processes; a test fills it."""
+    with HubServer() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="session")
+def web():
+    """A web server on this host, from which the processes may fetch files; a test fills it."""
+    with FileServer() as web:
+        yield web
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory):
+    """The file cache of the workers."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory, hub, web, cache_folder):
     before = dict(os.environ)
-    os.environ.update(ENVIRONMENT)
+    sources = {
+        "FLUX2_SOURCES_PRIVATE_HOSTS": f"{hub.store_place},{web.place}",
+        "FLUX2_SOURCES_CACHE_DIR": str(cache_folder),
+    }
+    os.environ.update({**ENVIRONMENT, **sources, "HF_ENDPOINT": hub.url})
     try:
         with Stack(tmp_path_factory.mktemp("stack"), Settings(_env_file=None), workers=2) as running:
+            # The processes have it. The hub's library reads it at its import, perhaps in a later test of this process.
+            del os.environ["HF_ENDPOINT"]
             yield running
     finally:
         os.environ.clear()

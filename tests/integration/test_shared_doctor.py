@@ -26,6 +26,7 @@ def sound(redis_url, redis_client, s3, settings, tmp_path):
                 "storage": s3.storage.model_dump(),
                 "s3": s3.s3.model_dump(),
                 "adapters": {"root": tmp_path},
+                "sources": {"cache_dir": tmp_path / "cache"},
                 **sections,
             }
         )
@@ -64,6 +65,7 @@ def test_a_sound_service_without_workers_has_one_warning(sound):
         "wake-ups": "ok",
         "storage": "ok",
         "adapters": "ok",
+        "sources": "ok",
     }
 
 
@@ -187,6 +189,28 @@ def test_a_missing_bucket_and_a_missing_folder_are_named(sound, s3, tmp_path):
 
     assert "no-such-bucket" in found["storage"].detail
     assert "nowhere" in found["adapters"].detail
+
+
+def test_a_cache_without_a_folder_or_without_room_is_named_and_an_air_gap_is_stated(sound, tmp_path):
+    (tmp_path / "file").touch()
+    huge = 2**50
+
+    no_folder, no_room, air_gap, sound_one = (
+        report(sound(sources=sources, adapters={"root": tmp_path, "max_bytes": huge}))["sources"]
+        for sources in (
+            {"cache_dir": tmp_path / "file" / "cache"},
+            {"cache_dir": tmp_path / "cache", "cache_max_bytes": huge},
+            {"cache_dir": tmp_path / "file" / "cache", "local_only": True},
+            {"cache_dir": tmp_path / "cache", "cache_max_bytes": 1000},
+        )
+    )
+
+    assert [no_folder.state, no_room.state, air_gap.state, sound_one.state] == ["warning", "warning", "ok", "ok"]
+    assert "file/cache cannot be written" in no_folder.detail
+    assert "an adapter may have" in no_room.detail
+    assert "FLUX2_SOURCES_LOCAL_ONLY" in air_gap.detail
+    assert "hub huggingface.co:443" in sound_one.detail
+    assert not (tmp_path / "cache").exists()
 
 
 def test_items_without_a_worker_and_leases_without_a_caretaker_are_named(sound, redis_client, item):

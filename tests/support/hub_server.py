@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import re
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -29,6 +29,7 @@ class HubServer:
         bytes_sent: bytes of files by their digest.
         tokens_at_store: values of `Authorization` that arrived at the store: there must be none.
         broken_after: number of bytes after which the next answer of the store breaks off.
+        downloads: first byte of each answer that went to the end of a file, by the file's digest.
     """
 
     def __init__(self) -> None:
@@ -42,6 +43,8 @@ class HubServer:
         self.store_requests = 0
         self.tokens_at_store: list[str] = []
         self.broken_after: int | None = None
+        self._holding: tuple[int, threading.Event] | None = None
+        self.downloads: defaultdict[str, list[int]] = defaultdict(list)
         self._servers = [_Server(self, _HubHandler), _Server(self, _StoreHandler)]
         self._threads = [threading.Thread(target=server.serve_forever, args=[0.02]) for server in self._servers]
 
@@ -64,6 +67,17 @@ class HubServer:
         for thread in self._threads:
             thread.start()
         return self
+
+    def hold_next_download(self, *, after_bytes: int) -> threading.Event:
+        """Make the next download wait after so many bytes until the returned event is set."""
+        release = threading.Event()
+        self._holding = after_bytes, release
+        return release
+
+    def pass_hold(self) -> tuple[int, threading.Event] | None:
+        """Return what the next download waits for, once."""
+        holding, self._holding = self._holding, None
+        return holding
 
     def __exit__(self, *_: object) -> None:
         for server, thread in zip(self._servers, self._threads, strict=True):
@@ -142,18 +156,29 @@ class _StoreHandler(_Handler):
         first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"]).groups()  # type: ignore[union-attr]
         part = data[int(first) : int(last) + 1 if last else len(data)]
         extent = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
+        if not last:
+            hub.downloads[digest].append(int(first))
         if hub.broken_after is not None:
             sent, hub.broken_after = part[: hub.broken_after], None
         else:
             sent = part
-        hub.bytes_sent[digest] += len(sent)
         self.send_response(206)
         self.send_header("Content-Length", str(len(part)))
         self.send_header("Content-Range", extent)
         self.end_headers()
         with contextlib.suppress(OSError):
-            self.wfile.write(sent)
+            if not last and (holding := hub.pass_hold()):
+                size, release = holding
+                self.send_part(digest, sent[:size])
+                release.wait()
+                sent = sent[size:]
+            self.send_part(digest, sent)
         self.close_connection = True
+
+    def send_part(self, digest: str, data: bytes) -> None:
+        # Before they are sent: whoever has received them finds them counted.
+        self.server.hub.bytes_sent[digest] += len(data)
+        self.wfile.write(data)
 
     def files(self) -> Iterator[bytes]:
         for files in self.server.hub.commits.values():
