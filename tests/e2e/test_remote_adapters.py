@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import requests
 from PIL import Image
 from safetensors.torch import load_file, save
 
@@ -81,12 +82,15 @@ def block_workers(stack, client, wait_until):
     return jobs
 
 
-def test_a_lora_gives_the_same_pixels_wherever_it_is_kept(client, hub, web, make_lora, put_object):
+def test_a_lora_gives_the_same_pixels_wherever_it_is_kept(stack, client, hub, web, make_lora, put_object):
     [(local, picture)] = render(client, DEMO_ADAPTER)
-    files = {name: make_lora(name) for name in ("hub", "s3", "web")}
+    files = {name: make_lora(name) for name in ("hub", "s3", "web", "upload")}
     hub.push("ann/robots", {"robot.safetensors": files["hub"]})
     web.files["/robot.safetensors"] = files["web"]
+    uploaded = requests.put(f"{stack.url}/v1/adapters/robot", data=files["upload"], timeout=30)
+    uploaded.raise_for_status()
     places = {
+        "upload": uploaded.json()["path"],
         "hub": "hf://ann/robots/robot.safetensors",
         "s3": put_object("loras/robot.safetensors", files["s3"]),
         "web": f"http://{web.place}/robot.safetensors",

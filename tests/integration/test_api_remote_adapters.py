@@ -170,7 +170,7 @@ def test_a_branch_that_moved_on_is_another_adapter(hub, serve_remote, data):
         ("https://example.com/a.safetensors", 422, "example.com"),
         ("https://127.0.0.1/a.safetensors", 422, "127.0.0.1"),
         ("hf://ann/robots/page.safetensors", 422, "answered with a web page; use the link that starts the download"),
-        ("upload:none@" + "0" * 64, 422, "names no upload"),
+        ("upload:none@" + "0" * 64, 400, "no such upload is here"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_a_gpu_is_booked(hub, serve_remote, data, path, status, reason):
