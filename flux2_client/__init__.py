@@ -10,7 +10,18 @@ from shared.errors import ApiError, ApiUnreachable
 if TYPE_CHECKING:
     from flux2_client.async_client import AsyncClient, AsyncImage
     from flux2_client.client import Client, Image
-    from flux2_client.models import Adapter, AdapterFile, Job, JobLine, Model, Replay, Result, Status
+    from flux2_client.models import (
+        Adapter,
+        AdapterFile,
+        DeletedUploads,
+        Job,
+        JobLine,
+        Model,
+        Replay,
+        Result,
+        Status,
+        UploadedAdapter,
+    )
 
 # Imported on first use: every start of the `flux2` command imports this package, httpx2 takes 0.14 s to import, and a
 # base installation does not have it.
@@ -21,12 +32,14 @@ _MODULES = {
     "Image": "client",
     "Adapter": "models",
     "AdapterFile": "models",
+    "DeletedUploads": "models",
     "Job": "models",
     "JobLine": "models",
     "Model": "models",
     "Replay": "models",
     "Result": "models",
     "Status": "models",
+    "UploadedAdapter": "models",
 }
 
 __all__ = [
@@ -37,6 +50,7 @@ __all__ = [
     "AsyncClient",
     "AsyncImage",
     "Client",
+    "DeletedUploads",
     "Image",
     "Job",
     "JobLine",
@@ -44,6 +58,7 @@ __all__ = [
     "Replay",
     "Result",
     "Status",
+    "UploadedAdapter",
 ]
 
 

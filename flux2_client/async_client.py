@@ -11,15 +11,18 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import anyio
+import anyio.to_thread
 import httpx2
 from PIL import Image as PillowImage
 
 from flux2_client.answers import require_address
 from flux2_client.client import DOWNLOAD_TIMEOUT_S, make_receiver
+from flux2_client.file_body import FileBody, open_adapter_body
 from flux2_client.listing import Listing
 from flux2_client.models import (
     Adapter,
     AdapterFile,
+    DeletedUploads,
     ImageInfo,
     Job,
     JobLine,
@@ -28,6 +31,7 @@ from flux2_client.models import (
     Replay,
     Result,
     Status,
+    UploadedAdapter,
 )
 from flux2_client.protocol import Protocol
 from flux2_client.receiver import holds_object, receive_into
@@ -135,6 +139,13 @@ class AsyncClient:
     def adapters(self, *, page_size: int = 200) -> AsyncIterator[AdapterFile]:
         return self._iterate(self._protocol.adapters(page_size=page_size))
 
+    async def upload_adapter(self, file: str | Path | FileBody, *, name: str) -> UploadedAdapter:
+        body = file if isinstance(file, FileBody) else await anyio.to_thread.run_sync(open_adapter_body, Path(file))
+        return await self._run(self._protocol.upload_adapter(body, name=name))
+
+    async def delete_adapter(self, name: str, *, sha256: str | None = None) -> DeletedUploads:
+        return await self._run(self._protocol.delete_adapter(name, sha256=sha256))
+
     async def _iterate(self, listing: Listing[LineT]) -> AsyncIterator[LineT]:
         while not listing.is_complete:
             for line in await self._run(listing.next_page()):
@@ -159,7 +170,12 @@ class AsyncClient:
             return None
         if isinstance(step, Call):
             return await self._http.request(
-                step.method, step.path, content=step.body, params=step.params, headers=step.headers
+                step.method,
+                step.path,
+                content=step.body.pieces_async() if isinstance(step.body, FileBody) else step.body,
+                params=step.params,
+                headers=step.sent_headers,
+                timeout=httpx2.USE_CLIENT_DEFAULT if step.timeout_s is None else step.timeout_s,
             )
         async with self._store.stream("GET", step.url, headers=step.headers) as answer:
             if answer.is_success:

@@ -15,10 +15,12 @@ import httpx2
 from PIL import Image as PillowImage
 
 from flux2_client.answers import require_address
+from flux2_client.file_body import FileBody, open_adapter_body
 from flux2_client.listing import Listing
 from flux2_client.models import (
     Adapter,
     AdapterFile,
+    DeletedUploads,
     ImageInfo,
     Job,
     JobLine,
@@ -27,6 +29,7 @@ from flux2_client.models import (
     Replay,
     Result,
     Status,
+    UploadedAdapter,
 )
 from flux2_client.protocol import Protocol
 from flux2_client.receiver import Receiver, holds_object, receive_into
@@ -203,6 +206,27 @@ class Client:
         """Iterate over the adapter files that jobs can name, in the order of their paths."""
         return self._iterate(self._protocol.adapters(page_size=page_size))
 
+    def upload_adapter(self, file: str | Path | FileBody, *, name: str) -> UploadedAdapter:
+        """Upload an adapter file; a repeat changes nothing.
+
+        Args:
+            file: a path, or what `open_adapter_body` returns, which also reports progress.
+            name: up to 128 letters, digits, `.`, `_` and `-`. Other bytes under the same name are another version.
+
+        Raises:
+            UploadRefused: the file cannot be read, or a config next to it decides its strength.
+        """
+        body = file if isinstance(file, FileBody) else open_adapter_body(Path(file))
+        return self._run(self._protocol.upload_adapter(body, name=name))
+
+    def delete_adapter(self, name: str, *, sha256: str | None = None) -> DeletedUploads:
+        """Delete all versions of an upload, or the one with a sha256; return what was deleted.
+
+        Raises:
+            ApiError: there is no such upload, or jobs that have not ended use it.
+        """
+        return self._run(self._protocol.delete_adapter(name, sha256=sha256))
+
     def _iterate(self, listing: Listing[LineT]) -> Iterator[LineT]:
         while not listing.is_complete:
             yield from self._run(listing.next_page())
@@ -227,7 +251,12 @@ class Client:
             return None
         if isinstance(step, Call):
             return self._http.request(
-                step.method, step.path, content=step.body, params=step.params, headers=step.headers
+                step.method,
+                step.path,
+                content=step.body.pieces() if isinstance(step.body, FileBody) else step.body,
+                params=step.params,
+                headers=step.sent_headers,
+                timeout=httpx2.USE_CLIENT_DEFAULT if step.timeout_s is None else step.timeout_s,
             )
         with self._store.stream("GET", step.url, headers=step.headers) as answer:
             if answer.is_success:

@@ -161,30 +161,3 @@ def list_jobs(
         return SUCCEEDED
 
     Session(url, profile).run(run)
-
-
-def adapters(
-    path: Annotated[str | None, typer.Argument(help="Adapter to describe; without it, all are listed.")] = None,
-    model: Annotated[str, typer.Option(help="Id of the model to check the adapter against.")] = "flux2",
-    as_json: Json = False,
-    url: Url = None,
-    profile: Profile = None,
-) -> None:
-    """List the adapter files under the API's adapter root, or describe one. Exit code 1 if jobs cannot use it."""
-    from flux2_client.tables import print_adapter, print_adapter_files, print_answer, print_listing
-    from flux2_client.terminal import REFUSED, SUCCEEDED, Session
-
-    async def run(client: AsyncClient) -> int:
-        if path is not None:
-            found = await client.adapter(path, model=model)
-            print_answer(found, print_adapter, as_json=as_json)
-            return REFUSED if found.refused else SUCCEEDED
-        await print_listing(
-            client.adapters(),
-            print_adapter_files,
-            as_json=as_json,
-            empty="no adapter files are under the API's FLUX2_ADAPTERS_ROOT",
-        )
-        return SUCCEEDED
-
-    Session(url, profile).run(run)

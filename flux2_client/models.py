@@ -286,8 +286,29 @@ class Adapter(Answer):
 
 
 class AdapterFile(Answer):
-    """One file under the adapter root, which has not been read."""
+    """One file under the adapter root, or one that was uploaded; it has not been read."""
 
     path: str
     size_bytes: int
     modified_at: str
+    sha256: str | None = None
+
+
+class UploadedAdapter(Answer):
+    """A file that was uploaded; `path` names it in a request."""
+
+    name: str
+    path: str
+    sha256: str
+    size_bytes: int
+    uploaded_at: str
+    kind: str
+    ranks: tuple[int, ...]
+    layers: int
+    must_ignore: tuple[str, ...]
+
+
+class DeletedUploads(Answer):
+    """The paths of the files that a call deleted."""
+
+    deleted: tuple[str, ...]

@@ -26,11 +26,13 @@ from flux2_client.answers import (
     raise_if_refused,
     raise_if_withheld,
 )
+from flux2_client.file_body import FileBody
 from flux2_client.listing import Listing
 from flux2_client.local_objects import is_file_url, receive_file
 from flux2_client.models import (
     Adapter,
     AdapterFile,
+    DeletedUploads,
     ImageInfo,
     ImageT,
     Job,
@@ -41,6 +43,7 @@ from flux2_client.models import (
     Replay,
     Result,
     Status,
+    UploadedAdapter,
 )
 from flux2_client.receiver import Receiver
 from flux2_client.retries import repeat_call
@@ -109,6 +112,17 @@ class Protocol(Generic[ImageT]):
 
     def adapters(self, *, page_size: int) -> Listing[AdapterFile]:
         return self._list(Page[AdapterFile], "/v1/adapters", limit=page_size)
+
+    def upload_adapter(self, body: FileBody, *, name: str) -> Steps[UploadedAdapter]:
+        # With the digest, an attempt whose bytes were damaged on the way is refused, and not stored.
+        headers = {"Content-Type": "application/octet-stream", "X-Content-SHA256": body.sha256}
+        stored = yield from self._call(UploadedAdapter, Call("PUT", _upload_path(name), body=body, headers=headers))
+        if (stored.sha256, stored.size_bytes) != (body.sha256, body.size_bytes):
+            raise ApiError(f"{body.path} was stored with other bytes, as {stored.path}; delete that, and push it again")
+        return stored
+
+    def delete_adapter(self, name: str, *, sha256: str | None) -> Steps[DeletedUploads]:
+        return self._call(DeletedUploads, Call("DELETE", _upload_path(name), params=_params(sha256=sha256)))
 
     def wait(
         self, request_id: str, *, timeout_s: float, poll_s: float | None, on_status: Callable[[Status], None] | None
@@ -236,6 +250,12 @@ def _request_path(request_id: str, verb: str) -> str:
         raise ApiError(f"{request_id!r} is no id of a job; `flux2 list` shows the ids")
     # Quoted, so that no id can name another path.
     return f"/v1/requests/{quote(request_id, safe='', errors='replace')}/{verb}"
+
+
+def _upload_path(name: str) -> str:
+    if not name.strip("."):
+        raise ApiError(f"{name!r} is no name of an upload; use letters, digits, '.', '_' and '-'")
+    return f"/v1/adapters/{quote(name, safe='', errors='replace')}"
 
 
 def _params(**values: str | int | None) -> dict[str, str | int]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from flux2_client.options import DEFAULT_NAME, DEFAULT_PARALLEL, Json, Name, Output, Overwrite, Parallel, Profile, Url
+from shared.errors import ApiError
 
 if TYPE_CHECKING:
     from flux2_client.async_client import AsyncClient
@@ -95,6 +97,21 @@ def submit(
     session.run(run)
 
 
+def _explain_local_file(error: ApiError, request: dict[str, Any]) -> ApiError | None:
+    """Return an error that says how to upload a file, if the API does not know a file that is on this host."""
+    if not str(error).startswith(("LORA_NOT_FOUND", "INVALID_LORA")):
+        return None
+    for lora in request.get("loras") or []:
+        path = lora.get("path") if isinstance(lora, dict) else None
+        if isinstance(path, str) and path in str(error) and Path(path).is_file():
+            return ApiError(
+                f"{error}. This host has {path}: upload it with `flux2 adapters push {shlex.quote(path)}`, and give "
+                "what that prints to --lora",
+                status=error.status,
+            )
+    return None
+
+
 async def _submit_all(
     client: AsyncClient, request: dict[str, Any], *, session: Session, report: Report, key: str | None
 ) -> None:
@@ -110,7 +127,13 @@ async def _submit_all(
     for number, part in enumerate(parts):
         # A key for each part, and the plain one if there is one part.
         part_key = key if key is None or len(parts) == 1 else f"{key}#{number}"
-        job = await client.submit(part, idempotency_key=part_key)
+        try:
+            job = await client.submit(part, idempotency_key=part_key)
+        except ApiError as error:
+            explained = _explain_local_file(error, request)
+            if explained is None:
+                raise
+            raise explained from error
         session.jobs.append(job.request_id)
         report.submitted(job, images=len(part["prompts"]))
         for warning in job.warnings:

@@ -6,7 +6,17 @@ from collections.abc import AsyncIterable, Callable, Sequence
 from typing import TypeVar
 
 from flux2_client.async_client import AsyncImage
-from flux2_client.models import Adapter, AdapterFile, AdapterReport, Answer, JobLine, Result, Status
+from flux2_client.models import (
+    Adapter,
+    AdapterFile,
+    AdapterReport,
+    Answer,
+    DeletedUploads,
+    JobLine,
+    Result,
+    Status,
+    UploadedAdapter,
+)
 from flux2_client.report import count_images, print_json, print_message
 from shared.adapters.inspection_text import describe_rows, describe_scale
 from shared.console import LineConsole
@@ -99,6 +109,16 @@ def print_canceled(status: Status) -> None:
 
 def print_adapter_files(files: Sequence[AdapterFile]) -> None:
     LineConsole().print_aligned([(file.path, f"{file.size_bytes:,} bytes", file.modified_at) for file in files])
+
+
+def print_upload(upload: UploadedAdapter) -> None:
+    # Only the path, so that a shell's variable can take it.
+    LineConsole().print_line(upload.path)
+
+
+def print_deleted(uploads: DeletedUploads) -> None:
+    for path in uploads.deleted:
+        LineConsole().print_line(f"deleted {path}")
 
 
 def print_adapter(adapter: Adapter) -> None:

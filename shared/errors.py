@@ -49,6 +49,7 @@
     - DemoFailed                 a demonstration job did not succeed
     - ReplayFailed               a job of the replay did not succeed
     - NoSamples                  the folder holds no sample images by the trainer
+    - UploadRefused              a file of this host cannot be uploaded
     - OutputRefused              a command's files cannot be written where it should
     - NoStack                    the folder holds no settings of a stack
     - MissingExtra               a library is not installed; an extra of this package brings it
@@ -446,6 +447,12 @@ class NoSamples(CommandError):
     """The folder holds no sample images under the names that the trainer gives them."""
 
     code = "no_samples"
+
+
+class UploadRefused(CommandError):
+    """A file of this host cannot be uploaded: it cannot be read, changes, or would lose what is next to it."""
+
+    code = "upload_refused"
 
 
 class OutputRefused(CommandError):

@@ -29,6 +29,9 @@ def report_missing_modules(side: typer.Typer, *, extra: str) -> typer.Typer:
     for command in side.registered_commands:
         if command.callback is not None:
             command.callback = _reporting(command.callback, extra)
+    for group in side.registered_groups:
+        if group.typer_instance is not None:
+            report_missing_modules(group.typer_instance, extra=extra)
     return side
 
 

@@ -251,7 +251,7 @@ def test_a_listing_without_lines_says_so_and_prints_no_json(flux2, api):
     assert [done.exit_code for done in (jobs, adapters, as_json)] == [0, 0, 0]
     assert [done.stdout for done in (jobs, adapters, as_json)] == ["", "", ""]
     assert jobs.stderr == "no such jobs\n"
-    assert adapters.stderr == "no adapter files are under the API's FLUX2_ADAPTERS_ROOT\n"
+    assert adapters.stderr == "no adapter files are under the API's FLUX2_ADAPTERS_ROOT, and none was uploaded\n"
 
 
 def test_a_command_whose_job_does_not_exist_does_not_say_how_to_go_on(flux2):

@@ -3,12 +3,14 @@
 import re
 import types
 import typing
+from pathlib import Path
 
 import httpx2
 import pytest
 from pydantic import BaseModel
 
 from flux2_client import models
+from flux2_client.file_body import FileBody
 from flux2_client.listing import Listing
 from flux2_client.models import ImageInfo, Result
 from flux2_client.protocol import Protocol
@@ -30,6 +32,14 @@ VERBS = [
     ("models", (), {}, "/v1/models", models.ModelList),
     ("adapter", ("a",), {"model": "flux2"}, "/v1/adapters", models.Adapter),
     ("adapters", (), {"page_size": 5}, "/v1/adapters", models.Page[models.AdapterFile]),
+    (
+        "upload_adapter",
+        (FileBody(Path("a"), 1, "0" * 64),),
+        {"name": "a"},
+        "/v1/adapters/{name}",
+        models.UploadedAdapter,
+    ),
+    ("delete_adapter", ("a",), {"sha256": "0" * 64}, "/v1/adapters/{name}", models.DeletedUploads),
     ("wait", ("1",), {"timeout_s": 1, "poll_s": None, "on_status": None}, "/v1/requests/{request_id}/status", None),
 ]
 

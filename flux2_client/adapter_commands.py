@@ -1,0 +1,145 @@
+"""`flux2 adapters`: list and describe the files that jobs can name, upload files of this host, and delete them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from flux2_client.options import Json, Profile, Url
+
+if TYPE_CHECKING:
+    from flux2_client.async_client import AsyncClient
+
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
+_DEFAULT = "show"
+
+
+class DefaultGroup(TyperGroup):
+    """Runs `show` if the first word is no subcommand, so that `flux2 adapters [PATH]` lists and describes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] != "--help"):
+            args = [_DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=DefaultGroup,
+    pretty_exceptions_enable=False,
+    help="List the adapter files that jobs can name, or describe one (PATH); push files of this host, and remove them.",
+)
+
+
+@app.command(_DEFAULT)
+def show(
+    path: Annotated[str | None, typer.Argument(help="Adapter to describe; without it, all are listed.")] = None,
+    model: Annotated[str, typer.Option(help="Id of the model to check the adapter against.")] = "flux2",
+    as_json: Json = False,
+    url: Url = None,
+    profile: Profile = None,
+) -> None:
+    """List the adapter files that jobs can name, or describe one. Exit code 1 if jobs cannot use it."""
+    from flux2_client.tables import print_adapter, print_adapter_files, print_answer, print_listing
+    from flux2_client.terminal import REFUSED, SUCCEEDED, Session
+
+    async def run(client: AsyncClient) -> int:
+        if path is not None:
+            found = await client.adapter(path, model=model)
+            print_answer(found, print_adapter, as_json=as_json)
+            return REFUSED if found.refused else SUCCEEDED
+        await print_listing(
+            client.adapters(),
+            print_adapter_files,
+            as_json=as_json,
+            empty="no adapter files are under the API's FLUX2_ADAPTERS_ROOT, and none was uploaded",
+        )
+        return SUCCEEDED
+
+    Session(url, profile).run(run)
+
+
+@app.command("list")
+def list_adapters(as_json: Json = False, url: Url = None, profile: Profile = None) -> None:
+    """List the adapter files that jobs can name, uploaded ones last."""
+    show(None, as_json=as_json, url=url, profile=profile)
+
+
+@app.command()
+def push(
+    file: Annotated[Path, typer.Argument(help="Adapter file on this host.")],
+    name: Annotated[
+        str | None, typer.Option(help="Name of the upload. Default: the file's, or the folder's of a PEFT adapter.")
+    ] = None,
+    as_json: Json = False,
+    url: Url = None,
+    profile: Profile = None,
+) -> None:
+    """Upload an adapter file, and print the path with which jobs name it. A repeat changes nothing."""
+    from flux2_client.file_body import open_adapter_body
+    from flux2_client.report import print_message
+    from flux2_client.tables import print_answer, print_upload
+    from flux2_client.terminal import SUCCEEDED, Session
+
+    async def run(client: AsyncClient) -> int:
+        with _open_bar(file, as_json=as_json) as on_progress:
+            body = open_adapter_body(file, on_progress=on_progress)
+            stored = await client.upload_adapter(body, name=name or upload_name(file))
+        print_answer(stored, print_upload, as_json=as_json)
+        if stored.must_ignore:
+            print_message(f'jobs must leave out a part of this file: {{"ignore": {list(stored.must_ignore)}}}')
+        return SUCCEEDED
+
+    Session(url, profile).run(run)
+
+
+@app.command()
+def rm(
+    names: Annotated[list[str], typer.Argument(metavar="NAME[@SHA256]...", help="Uploads to delete.")],
+    as_json: Json = False,
+    url: Url = None,
+    profile: Profile = None,
+) -> None:
+    """Delete uploaded files: all versions of a name, or the one with a sha256. Files that jobs still need stay."""
+    from flux2_client.tables import print_answer, print_deleted
+    from flux2_client.terminal import SUCCEEDED, Session
+
+    async def run(client: AsyncClient) -> int:
+        for text in names:
+            name, _, sha256 = text.removeprefix("upload:").partition("@")
+            print_answer(await client.delete_adapter(name, sha256=sha256 or None), print_deleted, as_json=as_json)
+        return SUCCEEDED
+
+    Session(url, profile).run(run)
+
+
+def upload_name(file: Path) -> str:
+    """Return the name under which a file is uploaded: its own without the suffix, in the characters of names."""
+    # PEFT gives all files the same name.
+    own = file.absolute().parent.name if file.name == "adapter_model.safetensors" else file.name
+    name = _NOT_IN_NAMES.sub("-", own.removesuffix(".safetensors")).lstrip("._-")[:128]
+    if not name:
+        raise typer.BadParameter(f"{file.name!r} gives no name for the upload; choose one with --name")
+    return name
+
+
+@contextmanager
+def _open_bar(file: Path, *, as_json: bool) -> Iterator[Callable[[int], None] | None]:
+    """Show on a terminal how much of a file was sent."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    from shared.console import LineConsole
+
+    console = LineConsole(stderr=True)
+    if as_json or not console.is_terminal or not file.is_file():
+        yield None
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(file.name, total=file.stat().st_size)
+        yield lambda done: bar.update(task, completed=done)
