@@ -97,12 +97,15 @@ class FileCache:
                 f"{source} has {size_bytes} bytes, and this worker's cache holds {self._max_bytes}; use a smaller "
                 "file, or ask the operator to raise FLUX2_SOURCES_CACHE_MAX_BYTES"
             )
-        with self._lock_key(wanted, on_progress) as lock:
-            try:
-                # Another process may have downloaded it during the wait.
-                return self._find(wanted) or self._download(wanted, lock, on_progress)
-            finally:
-                lock.remove()
+        while True:
+            with self._lock_key(wanted, on_progress) as lock:
+                try:
+                    # Another process may have downloaded it during the wait.
+                    cached = self._find(wanted) or self._download(wanted, lock, on_progress)
+                finally:
+                    lock.remove()
+            if cached is not None:
+                return cached
 
     def _find(self, wanted: WantedFile) -> CachedFile | None:
         known = self._known_sha256(wanted)
@@ -137,7 +140,8 @@ class FileCache:
         """Return the bytes of the file that have arrived so far, from whichever source."""
         return sum(entry.size_bytes for entry in self.folder.entries() if entry.key == wanted.key)
 
-    def _download(self, wanted: WantedFile, lock: LockedFile, on_progress: OnProgress) -> CachedFile:
+    def _download(self, wanted: WantedFile, lock: LockedFile, on_progress: OnProgress) -> CachedFile | None:
+        """Download the file; return None if it was removed again before this call could lock it."""
         started = time.monotonic()
         self._wait_for_room(wanted, lock, on_progress)
         with ExitStack() as opened:
@@ -160,6 +164,8 @@ class FileCache:
             # First the record: if the process is killed now, the next fetch publishes the same bytes.
             self._pins.add(PinRecord(wanted.source, wanted.pin, digest, wanted.size_bytes))
             cached = self._files.publish(partial, digest, fetched_bytes=download.received_bytes)
+            if cached is None:
+                return None
             # The result has the lock from here on.
             opened.pop_all()
         about = {"file": wanted.source, "sha256": digest, "size_bytes": wanted.size_bytes}

@@ -65,8 +65,12 @@ class CompleteFiles:
             opened.pop_all()
         return CachedFile(locked.path, sha256, size_bytes, fetched_bytes, locked)
 
-    def publish(self, partial: LockedFile, sha256: str, *, fetched_bytes: int) -> CachedFile:
-        """Make a verified file visible under its digest; its lock becomes the lock of the result."""
+    def publish(self, partial: LockedFile, sha256: str, *, fetched_bytes: int) -> CachedFile | None:
+        """Make a verified file visible under its digest; its lock becomes the lock of the result.
+
+        Returns:
+            None if another process removed the file before the result had its lock.
+        """
         size_bytes = os.fstat(partial.file.fileno()).st_size
         # Another source may have the same bytes, and a process may use that file: it must stay where it is.
         if (present := self.find(sha256, size_bytes=size_bytes, fetched_bytes=fetched_bytes)) is not None:
@@ -79,8 +83,12 @@ class CompleteFiles:
             for place in (self._folder.blobs, self._folder.partials):
                 _sync_folder(place)
             fcntl.flock(partial.file, fcntl.LOCK_SH)
+        published = LockedFile(blob, partial.file)
+        # flock(2) changes a lock in two steps, and between them someone who looks for unused files may get it.
+        if not published.is_current():
+            return None
         self._folder.touch(sha256)
-        return CachedFile(blob, sha256, size_bytes, fetched_bytes, LockedFile(blob, partial.file))
+        return CachedFile(blob, sha256, size_bytes, fetched_bytes, published)
 
 
 def _is_sound(locked: LockedFile, sha256: str, size_bytes: int) -> bool:

@@ -1,6 +1,7 @@
 """The file cache of a host, with real processes, a real HTTP server that counts, and a real disk."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -13,13 +14,15 @@ import time
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from shared.errors import AdapterRefused, CacheUnavailable, ItemCanceled, SourceChanged, SourceUnavailable
-from shared.sources import cache_folder
+from shared.sources import cache_folder, cached_file
 from shared.sources.cache import FileCache
 from shared.sources.inventory import CacheInventory
+from shared.sources.locked_file import remove_unused
 
 SCRIPT = Path(__file__).with_name("http_file.py")
 HTTP = runpy.run_path(str(SCRIPT))
@@ -503,6 +506,28 @@ def test_a_process_that_is_killed_before_its_file_becomes_visible_costs_no_secon
         assert file.path.read_bytes() == random_bytes(24)
 
     assert server.starts == [0]
+
+
+def test_a_file_that_is_removed_before_its_user_has_the_lock_is_fetched_again(
+    server, make_cache, monkeypatch, tmp_path
+):
+    wanted = server.add("a", random_bytes(1))
+    blob, removed = tmp_path / "cache" / "blobs" / wanted["sha256"], []
+
+    def flock(file, operation):
+        # What flock(2) allows: the old lock ends before the new one begins.
+        fcntl.flock(file, fcntl.LOCK_UN)
+        if not removed:
+            removed.append(remove_unused(blob))
+        fcntl.flock(file, operation)
+
+    monkeypatch.setattr(cached_file, "fcntl", SimpleNamespace(flock=flock, LOCK_SH=fcntl.LOCK_SH))
+
+    with make_cache().fetch(**wanted) as file:
+        assert file.path.read_bytes() == random_bytes(1)
+
+    assert removed == [True]
+    assert server.starts == [0, 0]
 
 
 def test_files_stay_if_removing_them_would_not_make_enough_room(server, start, make_cache):
