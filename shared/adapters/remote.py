@@ -18,7 +18,7 @@ from shared.adapters.strength import CONFIG_NAME, PEFT_FILE
 from shared.errors import AdapterCheckBusy, AdapterNotFound
 from shared.sources.ranged_reader import check_deadline, open_remote
 from shared.sources.remote_file import RemoteFile
-from shared.sources.source import HubFile, Source, sibling
+from shared.sources.source import HttpsFile, HubFile, Source, sibling
 from shared.sources.sources import Sources
 
 # A source may take seconds to answer. The API has 40 threads, which answer polls too.
@@ -116,8 +116,8 @@ class RemoteAdapters:
             return known
         header = read_open_header(open_remote(file, deadline=deadline), max_bytes=self._max_bytes)
         read = _Read(header, self._read_config(source, file) if isinstance(source, HubFile) else None)
-        # A stated digest says what the file should be: what it is may be another file, until the next request.
-        if file.pin.kind != "sha256":
+        # The digest that a request states for a link says what the file should be: what was read may be another file.
+        if not (isinstance(source, HttpsFile) and file.pin.kind == "sha256"):
             # One that is larger than the whole cache is not kept.
             with self._lock, suppress(ValueError):
                 self._read[key] = read

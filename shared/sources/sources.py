@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
     from shared.network.guarded_client import GuardedClient
-    from shared.settings import Settings
+    from shared.settings import S3Settings, Settings
     from shared.sources.uploads import Uploads
 
 
@@ -94,7 +94,7 @@ class Sources:
         # Callers wait for an answer, and whoever downloads tries again itself.
         retry_budget_s = min(self._all.storage.retry_budget_s, self._settings.timeout_s)
         storage = self._all.storage.model_copy(update={"retry_budget_s": retry_budget_s})
-        return Uploads(open_store(self._all.model_copy(update={"storage": storage})))
+        return Uploads(open_store(self._all.model_copy(update={"storage": storage, "s3": self._s3_settings})))
 
     @cached_property
     def _https_client(self) -> GuardedClient:
@@ -119,7 +119,8 @@ class Sources:
         headers = HostHeaders().adding(host, port, "Authorization", f"Bearer {token}") if token else HostHeaders()
         private = self._settings.private_hosts
         return GuardedClient(
-            allowed_hosts=HostPatterns((HUB_HOST, *CONTENT_HOSTS)),
+            # Also the hosts to which a mirror redirects, as the refusal of such a host says.
+            allowed_hosts=HostPatterns((HUB_HOST, *CONTENT_HOSTS, *self._settings.https_hosts.patterns)),
             # A mirror is the operator's own host, and usually has a private address.
             private_hosts=private if host == HUB_HOST else private.adding(host, port),
             headers=headers,
@@ -127,8 +128,14 @@ class Sources:
         )
 
     @cached_property
+    def _s3_settings(self) -> S3Settings:
+        # The upload of an image may wait longer for the store than a caller, or a canceled item, for a file.
+        s3 = self._all.s3
+        return s3.model_copy(update={"timeout_s": min(s3.timeout_s, self._settings.timeout_s)})
+
+    @cached_property
     def _s3_client(self) -> S3Client:
         from shared.storage.s3 import make_client
 
-        s3 = self._all.s3
+        s3 = self._s3_settings
         return make_client(s3, endpoint_url=s3.endpoint_url, credentials=self._all.aws_credentials())
