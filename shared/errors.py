@@ -72,6 +72,7 @@ class Flux2Error(Exception):
         retryable: whether the same request may succeed later, or on another worker.
         implicates_device: whether a broken GPU may be the cause; a worker then probes its GPU.
         ends_process: whether the worker process cannot render after this error and must be restarted.
+        needs_time: whether another attempt should wait until the other items of the queue had theirs.
     """
 
     code = "internal"
@@ -79,6 +80,7 @@ class Flux2Error(Exception):
     # An error of unknown origin may come from the device: only classes with another known cause set False.
     implicates_device = True
     ends_process = False
+    needs_time = False
 
 
 class RequestError(Flux2Error):
@@ -359,6 +361,8 @@ class SourceUnavailable(RunError):
 
     code = "source_unavailable"
     implicates_device = False
+    # Otherwise an outage of ten minutes would spend all attempts of one item after the other.
+    needs_time = True
 
 
 class CacheUnavailable(RunError):

@@ -221,11 +221,13 @@ class Ledger:
         return end_item(self._session, claim.item_id, claim.fence, outcome=outcome)
 
     def release(
-        self, claim: Claim, reason: Literal["drain", "outage", "retry"], error: ItemError = WORKER_LOST
+        self, claim: Claim, reason: Literal["drain", "outage", "retry", "later"], error: ItemError = WORKER_LOST
     ) -> Literal["queued", "failed", "canceled", "stale"]:
-        """Hand a running item back to the head of the queue; only `retry` counts the attempt.
+        """Hand a running item back to the queue.
 
         Args:
+            reason: `retry` and `later` count the attempt. `later` puts the item behind all others, instead of at the
+                head of the queue.
             error: the item's error, if this was the last attempt and the item ends as failed.
         """
         answer: Literal["queued", "failed", "canceled", "stale"] = self._session.run(

@@ -233,7 +233,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert answer == ("committed" if item.state == outcome else "canceled")
         item.winner = claim.fence if item.state is State.SUCCEEDED else 0
 
-    @rule(claim=claims, reason=st.sampled_from(["drain", "outage", "retry"]))
+    @rule(claim=claims, reason=st.sampled_from(["drain", "outage", "retry", "later"]))
     def release(self, claim, reason):
         self.steps["release"] += 1
         item, owned = self.items[claim.item_id], self.owns(claim)
@@ -241,7 +241,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if not owned:
             assert answer == "stale"
             return
-        item.attempt -= reason != "retry"
+        item.attempt -= reason in ("drain", "outage")
         self.requeue_or_end(item)
         assert answer == item.state
 

@@ -212,6 +212,17 @@ def test_a_retry_counts_as_an_attempt_and_the_last_one_stores_its_error(ledger):
     assert ledger.job(job_id).items[0].error == BROKEN
 
 
+def test_an_item_that_needs_time_waits_behind_all_others_and_its_attempts_count(ledger):
+    jobs = [accept(ledger) for _ in range(3)]
+
+    assert ledger.release(claim(ledger), "later", BROKEN) == "queued"
+    order = [claim(ledger) for _ in jobs]
+
+    assert [taken.job_id for taken in order] == [jobs[1], jobs[2], jobs[0]]
+    assert ledger.release(order[2], "later", BROKEN) == "failed"
+    assert claim(ledger) is None
+
+
 def test_canceling_a_queued_job_ends_it_at_once(ledger):
     job_id = accept(ledger, spec(), spec())
 

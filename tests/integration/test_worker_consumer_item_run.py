@@ -282,6 +282,24 @@ def test_an_item_whose_source_does_not_answer_gets_another_attempt_and_then_fail
     assert source.starts == [0, 0]
 
 
+def test_an_outage_of_a_source_costs_each_item_one_attempt_before_any_is_tried_again(remote):
+    worker, link, source = remote
+    source.error = SourceUnavailable("huggingface.co did not answer; try again later")
+    jobs = [accept(worker, adapters=[link]) for _ in range(3)]
+    local = accept(worker)
+
+    for _ in (*jobs, local):
+        run_next(worker)
+    attempts = [item(worker, job_id).attempt for job_id in jobs]
+    assert item(worker, local).state is State.SUCCEEDED
+    source.error = None
+    while run_next(worker):
+        pass
+
+    assert attempts == [1, 1, 1]
+    assert [item(worker, job_id).state for job_id in jobs] == [State.SUCCEEDED] * 3
+
+
 def test_a_cancel_ends_a_download_and_the_next_job_fetches_only_the_rest(remote):
     worker, link, source = remote
     whole = source.stream

@@ -66,7 +66,7 @@ class Worker:
 
     def retry(self, claim: Claim, error: Flux2Error) -> None:
         """Return an item to the queue for another attempt; the ledger fails it with `error` if this was its last."""
-        if self.ledger.release(claim, "retry", item_error(error)) == "queued":
+        if self.ledger.release(claim, "later" if error.needs_time else "retry", item_error(error)) == "queued":
             self._wake(claim.pool)
 
     def retry_with_more_memory(

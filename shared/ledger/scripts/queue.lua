@@ -63,7 +63,7 @@ local function update_turns(pool, tenant)
   end
 end
 
--- Queue an item at its accept order, so that one that was requeued goes to the head.
+-- Queue an item at its accept order, so that one that was requeued goes to the head; release.lua can give it a new order.
 local function enqueue(id, pool, lane, order)
   redis.call('ZADD', pending_key(pool), order, id)
   redis.call('ZADD', lane_key(pool, lane), order, id)
