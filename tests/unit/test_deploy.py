@@ -99,9 +99,22 @@ def test_every_volume_of_a_worker_is_writable_by_its_user_or_read_only():
     assert {"/" + place.split("/")[1] for place in places.values()} <= mounted
 
 
-def test_only_the_service_that_writes_the_demonstration_model_runs_as_root():
+def test_no_service_shares_a_folder_of_the_host_or_runs_as_root():
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 
-    assert [name for name, service in services.items() if "user" in service] == ["tiny"]
+    assert [name for name, service in services.items() if "user" in service] == []
+    mounts = [(name, volume) for name, service in services.items() for volume in service.get("volumes", ())]
+    # The base model's files, which only workers read.
+    assert [name for name, volume in mounts if volume.startswith((".", "/", "$"))] == ["worker"]
+
+
+def test_the_demonstration_adapter_is_uploaded_when_it_is_written_and_the_api_is_ready():
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
+    assert services["tiny-upload"]["depends_on"] == {
+        "api": {"condition": "service_healthy"},
+        "tiny": {"condition": "service_completed_successfully"},
+    }
     assert services["worker-cpu"]["depends_on"]["tiny"] == {"condition": "service_completed_successfully"}
+    assert "restart" not in services["tiny-upload"]
     assert "restart" not in services["tiny"]
