@@ -31,12 +31,16 @@ EXAMPLE_PX = 1024
 _JOB_TIMEOUT_S = 600.0
 
 
-def demo_request(multiplier: float, *, size_px: int = EXAMPLE_PX) -> dict[str, Any]:
-    """Return the reference API's example request with the demonstration adapter at this multiplier."""
+def demo_request(multiplier: float, *, adapter: str = DEMO_ADAPTER, size_px: int = EXAMPLE_PX) -> dict[str, Any]:
+    """Return the reference API's example request with the demonstration adapter at this multiplier.
+
+    Args:
+        adapter: its address; by default, its path under the adapter root.
+    """
     request = copy.deepcopy(EXAMPLE_REQUEST)
     for prompt in request["prompts"]:
         prompt |= {"width": size_px, "height": size_px}
-    return {**request, "loras": [{"path": DEMO_ADAPTER, "network_multiplier": multiplier}]}
+    return {**request, "loras": [{"path": adapter, "network_multiplier": multiplier}]}
 
 
 def run_demo(console: LineConsole, output: Path, *, size_px: int = EXAMPLE_PX) -> None:
@@ -63,7 +67,10 @@ def run_demo(console: LineConsole, output: Path, *, size_px: int = EXAMPLE_PX) -
             console.print_line(f"API {stack.url}, Redis {stack.servers.redis.url}, S3 {stack.servers.s3.url}")
             # An API that ended does not come back, so its calls are not repeated.
             with Client(stack.url, on_failure=lambda _: stack.raise_if_ended()) as client:
-                for name, body in _jobs(size_px):
+                # As from another computer: API and worker share no folder with whoever has the file.
+                uploaded = client.upload_adapter(stack.demo_adapter, name=stack.demo_adapter.name)
+                console.print_line(f"uploaded {stack.demo_adapter.name}: {uploaded.path}")
+                for name, body in _jobs(uploaded.path, size_px):
                     _render(console, stack, client, output=output, name=name, body=body)
         finally:
             with console.status("stopping"):
@@ -73,13 +80,13 @@ def run_demo(console: LineConsole, output: Path, *, size_px: int = EXAMPLE_PX) -
     )
 
 
-def _jobs(size_px: int) -> Iterator[tuple[str, dict[str, Any]]]:
+def _jobs(adapter: str, size_px: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield name and request of each job: a batch at the size that the model draws best, then the example twice."""
     prompts = [{"prompt": prompt, "width": DRAWN_PX, "height": DRAWN_PX} for prompt in PROMPTS]
     yield "batch", {"model": EXAMPLE_REQUEST["model"], "prompts": prompts, "loras": []}
     # Two multipliers of one adapter: the second job shows a swap in a warm worker.
     for multiplier in (1.0, 0.5):
-        yield f"multiplier-{multiplier:g}", demo_request(multiplier, size_px=size_px)
+        yield f"multiplier-{multiplier:g}", demo_request(multiplier, adapter=adapter, size_px=size_px)
 
 
 def _render(
