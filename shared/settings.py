@@ -208,8 +208,9 @@ class SourcesSettings(_Section):
         "with another port than 443 is written with it. No other host gets the header, also not after a redirect.",
     )
     s3_buckets: str = Field(
-        "*",
+        "",
         description="Buckets from which `s3://` files may come, with commas between them; `*` stands for any text. "
+        "Default: the bucket of the images alone, because the service may read more than its callers. "
         "The store and the credentials are those of the images.",
     )
     timeout_s: Timeout = Field(

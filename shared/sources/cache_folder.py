@@ -135,7 +135,7 @@ class CacheFolder:
                 ) from error
             raise CacheUnavailable(
                 f"{SETTING} {self.root} cannot be used: {error.strerror or error}; choose a folder that this user can "
-                "write"
+                "write, or run the command as the user of the workers"
             ) from error
 
 

@@ -39,11 +39,16 @@ class CacheInventory:
         self._room = Room(self.folder, max_bytes=max_bytes)
 
     def lines(self) -> list[CacheLine]:
-        """Return the files, the least recently used first."""
+        """Return the files, the least recently used first.
+
+        Raises:
+            CacheUnavailable: the folder belongs to another user.
+        """
         sources: dict[str, set[str]] = {}
-        for record in self._pins.records():
-            sources.setdefault(record.sha256, set()).add(record.source)
-        return [_line(entry, sources) for entry in self.folder.entries()]
+        with self.folder.naming_failures():
+            for record in self._pins.records():
+                sources.setdefault(record.sha256, set()).add(record.source)
+            return [_line(entry, sources) for entry in self.folder.entries()]
 
     def clear(self, *, older_than_s: float = 0.0) -> Cleared:
         """Remove the files that were not used for some time, except those in use.
@@ -51,10 +56,11 @@ class CacheInventory:
         Raises:
             CacheUnavailable: the folder belongs to another user.
         """
-        if not self.folder.exists():
-            return Cleared(0, 0, 0, 0)
-        self.folder.prepare()
-        return self._room.clear(older_than_s=older_than_s)
+        with self.folder.naming_failures():
+            if not self.folder.exists():
+                return Cleared(0, 0, 0, 0)
+            self.folder.prepare()
+            return self._room.clear(older_than_s=older_than_s)
 
 
 def _line(entry: CacheEntry, sources: dict[str, set[str]]) -> CacheLine:

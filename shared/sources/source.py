@@ -40,7 +40,8 @@ _MAX_KEY_BYTES = 1024
 # Parameters with which links carry a secret: tokens, and the signatures of S3, GCS, Azure and CDNs.
 _SECRET_PARAMETERS = frozenset(
     (
-        *("token", "access_token", "api_key", "apikey", "key", "auth", "signature", "sig"),
+        *("token", "access_token", "auth_token", "private_token", "job_token", "jwt", "api_key", "apikey", "key"),
+        *("auth", "authorization", "password", "passwd", "secret", "client_secret", "signature", "sig"),
         *("x-amz-signature", "x-amz-security-token", "x-goog-signature"),
     )
 )

@@ -70,7 +70,7 @@ class Sources:
     def _open_s3(self, source: S3Object, pin: Pin | None) -> RemoteFile:
         from shared.sources.s3_object import open_s3_object
 
-        allowed = self._settings.s3_buckets.split(",")
+        allowed = (self._settings.s3_buckets or self._all.s3.bucket).split(",")
         if not any(fnmatch.fnmatchcase(source.bucket, pattern.strip()) for pattern in allowed):
             raise AdapterRefused(
                 f"{source}: files are not read from the bucket {source.bucket!r}; the operator lists buckets in "

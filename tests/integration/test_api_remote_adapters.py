@@ -126,6 +126,13 @@ def test_a_bucket_that_the_operator_does_not_list_is_refused(api, serve_remote):
     assert answer.json()["errors"][0]["path"] == "loras[0].path"
 
 
+def test_only_the_bucket_of_the_images_is_read_unless_the_operator_lists_others(serve_remote):
+    with serve_remote() as remote:
+        answer = submit(remote, "s3://private/robot.safetensors")
+    assert answer.status_code == 422
+    assert "files are not read from the bucket 'private'" in answer.json()["detail"]
+
+
 def test_a_file_on_a_web_server_is_fixed_by_its_etag(serve_http, serve_remote, data):
     shelf = serve_http(Shelf(data))
     with serve_remote(shelf.place) as api:
@@ -248,7 +255,7 @@ def test_the_documents_examples_name_files_that_jobs_can_use(api, hub, serve_htt
 
     entries = _documented_entries()
     assert len(entries) == 4
-    with serve_remote(shelf.place) as remote:
+    with serve_remote(shelf.place, s3_buckets="my-loras") as remote:
         for entry in entries:
             # This host plays Civitai.
             path = entry.pop("path").replace("https://civitai.com/", f"http://{shelf.place}/")

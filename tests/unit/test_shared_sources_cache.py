@@ -601,6 +601,22 @@ def test_the_folder_is_private_and_a_planted_link_is_not_followed(server, make_c
     assert victim.read_bytes() == b"precious"
 
 
+def test_a_folder_of_another_user_is_named_by_the_commands(tmp_path, monkeypatch):
+    inventory = CacheInventory(tmp_path, max_bytes=1)
+    inventory.folder.prepare()
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", refuse)
+
+    for command in (inventory.lines, inventory.clear):
+        with pytest.raises(
+            CacheUnavailable, match="Permission denied; choose a folder that this user can write, or run"
+        ):
+            command()
+
+
 def test_a_folder_that_others_can_change_is_refused(make_cache, server, tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(0o777)

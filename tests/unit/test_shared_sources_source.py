@@ -86,6 +86,8 @@ def test_a_text_names_a_source_whose_spelling_names_it_again(text: str, source: 
         ("https://example.com/" + "a" * 4096, "has 4116 characters, and the limit is 4096"),
         ("https://example.com/a\n.safetensors", "holds a character that no address can have"),
         ("https://civitai.com/api/download/models/1?token=secret", "carries a secret in 'token'"),
+        ("https://git.example.com/a?private_token=secret", "carries a secret in 'private_token'"),
+        ("https://example.com/a?Password=secret", "carries a secret in 'Password'"),
         ("https://b.s3.amazonaws.com/a?X-Amz-Signature=secret", "carries a secret in 'X-Amz-Signature'"),
         ("upload:", "names no upload; write upload:NAME"),
         ("upload:../a", "names no upload"),

@@ -28,7 +28,7 @@ def test_a_store_that_does_not_answer_has_the_time_of_a_source_not_of_an_upload(
     began = time.monotonic()
 
     with pytest.raises(SourceUnavailable, match="the store does not answer"):
-        sources.open(S3Object("loras", "robot.safetensors"))
+        sources.open(S3Object("flux2", "robot.safetensors"))
 
     # Two attempts, a pause of at most a second between them.
     assert time.monotonic() - began < 10
