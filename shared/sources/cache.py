@@ -26,6 +26,8 @@ from shared.sources.room import Room
 logger = logging.getLogger("flux2.sources")
 
 _POLL_S = 0.1
+# A look for room reads the whole folder, and one process does so at a time.
+_ROOM_POLL_S = 0.5
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # A process that downloads may also hash what it has, at about 1 GB/s, before the file grows again.
 _SILENT_S = 60.0
@@ -138,7 +140,8 @@ class FileCache:
 
     def _present(self, wanted: WantedFile) -> int:
         """Return the bytes of the file that have arrived so far, from whichever source."""
-        return sum(entry.size_bytes for entry in self.folder.entries() if entry.key == wanted.key)
+        # Not of all files: with 2,000 of them, each slot that waits would spend 70 ms of each 100 ms.
+        return sum(entry.size_bytes for entry in self.folder.partial_entries() if entry.key == wanted.key)
 
     def _download(self, wanted: WantedFile, lock: LockedFile, on_progress: OnProgress) -> CachedFile | None:
         """Download the file; return None if it was removed again before this call could lock it."""
@@ -181,7 +184,7 @@ class FileCache:
                     f"no room in the cache for the {wanted.size_bytes} bytes of {wanted.source}: {reason}"
                 )
             on_progress(self._present(wanted), wanted.size_bytes)
-            time.sleep(_POLL_S)
+            time.sleep(_ROOM_POLL_S)
 
     def _open_partial(self, wanted: WantedFile) -> LockedFile:
         with self.folder.naming_failures():

@@ -113,8 +113,11 @@ class CacheFolder:
         files = [
             CacheEntry(path, "file", path.name, size, self._used_at(path, at)) for path, size, at in _scan(self.blobs)
         ]
-        partials = [CacheEntry(path, "partial", path.name, size, at) for path, size, at in _scan(self.partials)]
-        return sorted((*files, *partials), key=lambda entry: (entry.used_at, entry.name))
+        return sorted((*files, *self.partial_entries()), key=lambda entry: (entry.used_at, entry.name))
+
+    def partial_entries(self) -> list[CacheEntry]:
+        """Return the files that are not complete."""
+        return [CacheEntry(path, "partial", path.name, size, at) for path, size, at in _scan(self.partials)]
 
     def _used_at(self, blob: Path, fallback: float) -> float:
         try:
