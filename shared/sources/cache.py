@@ -44,6 +44,7 @@ class FileCache:
         max_bytes: total size of the files, and of those on their way into the cache.
         open_file: opens a source by its canonical text under a pin.
         retry_budget_s: seconds without a new byte for which a source is tried again.
+        download_s: seconds that one download may take.
     """
 
     def __init__(
@@ -53,11 +54,13 @@ class FileCache:
         max_bytes: int,
         open_file: Callable[[str, str], RemoteFile],
         retry_budget_s: float = 60.0,
+        download_s: float = 3600.0,
     ) -> None:
         self.folder = CacheFolder(folder)
         self._max_bytes = max_bytes
         self._open_file = open_file
         self._retry_budget_s = retry_budget_s
+        self._download_s = download_s
         self._files = CompleteFiles(self.folder)
         self._pins = PinIndex(self.folder)
         self._room = Room(self.folder, max_bytes=max_bytes)
@@ -157,6 +160,7 @@ class FileCache:
                 open_file=lambda: self._open_file(wanted.source, wanted.pin),
                 on_progress=on_progress,
                 retry_budget_s=self._retry_budget_s,
+                download_s=self._download_s,
             )
             try:
                 digest = download.run()

@@ -73,6 +73,7 @@ class Download:
         known_sha256: the digest that the file must have, stated or recorded under its pin.
         open_file: opens the source; called again for each attempt.
         retry_budget_s: seconds without a new byte for which the source is tried again.
+        download_s: seconds for all attempts together; a host that sends a byte now and then must not hold a worker.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Download:
         open_file: Callable[[], RemoteFile],
         on_progress: OnProgress,
         retry_budget_s: float,
+        download_s: float,
     ) -> None:
         self._wanted = wanted
         self._file = partial.file
@@ -96,6 +98,7 @@ class Download:
         self._digest = hashlib.sha256()
         self._size = 0
         self._received_at = time.monotonic()
+        self._ends_at = self._received_at + download_s
         self.received_bytes = 0
 
     def run(self) -> str:
@@ -175,6 +178,11 @@ class Download:
             )
 
     def _write(self, chunk: bytes, *, limit: int) -> None:
+        if time.monotonic() > self._ends_at:
+            raise SourceUnavailable(
+                f"{self._wanted.source} is sent too slowly: {self._size} of {limit} bytes are here; what is missing is "
+                "fetched by the next attempt, or raise FLUX2_SOURCES_DOWNLOAD_S"
+            )
         if self._size + len(chunk) > limit:
             self._start_over()
             raise SourceChanged(f"{self._wanted.source} sends more than the {limit} bytes that it stated; submit again")
@@ -199,7 +207,7 @@ class Download:
         self._size = 0
 
     def _is_over(self, state: RetryCallState) -> bool:
-        return time.monotonic() + state.upcoming_sleep > self._received_at + self._retry_budget_s
+        return time.monotonic() + state.upcoming_sleep > min(self._received_at + self._retry_budget_s, self._ends_at)
 
     def _pause(self, seconds: float) -> None:
         until = time.monotonic() + seconds

@@ -25,9 +25,16 @@ _UNAVAILABLE = (
     exceptions.HTTPClientError,
     exceptions.IncompleteReadError,
     ResponseParserError,
+    # The host's role: its service answers the next request.
+    exceptions.CredentialRetrievalError,
+    exceptions.MetadataRetrievalError,
 )
 _GONE = frozenset({"404", "NoSuchKey", "NoSuchBucket", "NoSuchVersion", "NotFound"})
 _FORBIDDEN = frozenset({"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden"})
+# Answers below 500 after which the same request may succeed.
+_LATER = frozenset(
+    {"408", "409", "425", "429", "RequestTimeout", "RequestTimeTooSkewed", "ExpiredToken", "SlowDown", "Throttling"}
+)
 _CHANGED = frozenset({"412", "416", "PreconditionFailed", "InvalidRange"})
 
 
@@ -138,7 +145,13 @@ def _refusal(source: S3Object, pin: Pin | None, error: exceptions.ClientError) -
         return _gone(source, pin)
     if said & _FORBIDDEN:
         return _forbidden(source)
-    return SourceUnavailable(f"{source}: the store answers {status} {code[:80]!r}")
+    if 0 < status < 500 and not said & _LATER:
+        return AdapterRefused(
+            f"{source}: the store answers {status} {code[:80]!r}; check the bucket, FLUX2_S3_REGION and "
+            "FLUX2_S3_ENDPOINT_URL",
+            field=FIELD,
+        )
+    return SourceUnavailable(f"{source}: the store answers {status} {code[:80]!r}; try again later")
 
 
 def _changed(source: S3Object) -> SourceChanged:

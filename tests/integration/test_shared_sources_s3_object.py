@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import boto3
 import pytest
 from botocore.config import Config
+from botocore.exceptions import ClientError
 from botocore.stub import Stubber
 from mypy_boto3_s3 import S3Client
 
@@ -113,6 +114,29 @@ def test_wrong_credentials_are_named(s3_server: S3Server, source: S3Object) -> N
     with pytest.raises(AdapterRefused, match="the service's AWS credentials may not read it") as caught:
         open_s3_object(stranger, source)
     assert caught.value.field == "path"
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "error"),
+    [
+        (301, "PermanentRedirect", AdapterRefused),
+        (400, "InvalidBucketName", AdapterRefused),
+        (400, "RequestTimeout", SourceUnavailable),
+        (400, "ExpiredToken", SourceUnavailable),
+        (429, "TooManyRequests", SourceUnavailable),
+        (503, "SlowDown", SourceUnavailable),
+    ],
+)
+def test_only_answers_that_may_change_are_asked_for_again(
+    source: S3Object, status: int, code: str, error: type[Exception]
+) -> None:
+    class Answering:
+        def head_object(self, **_: object) -> None:
+            facts = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+            raise ClientError(facts, "HeadObject")  # type: ignore[arg-type]
+
+    with pytest.raises(error, match=f"the store answers {status} '{code}'"):
+        open_s3_object(Answering(), source)  # type: ignore[arg-type]
 
 
 def test_a_store_that_is_away_can_be_asked_again(source: S3Object) -> None:

@@ -23,6 +23,7 @@ from shared.sources import cache_folder, cached_file
 from shared.sources.cache import FileCache
 from shared.sources.inventory import CacheInventory
 from shared.sources.locked_file import remove_unused
+from shared.sources.remote_file import Pin
 
 SCRIPT = Path(__file__).with_name("http_file.py")
 HTTP = runpy.run_path(str(SCRIPT))
@@ -252,6 +253,32 @@ def test_two_sources_with_the_same_bytes_share_one_file(server, make_cache):
 
     assert server.starts == [0, 0]
     assert [entry.kind for entry in make_cache().folder.entries()] == ["file"]
+
+
+@pytest.mark.parametrize(("pieces", "message"), [(10, "broke off"), (10**6, "is sent too slowly: [0-9]+ of 1000000")])
+def test_a_host_that_sends_a_byte_now_and_then_holds_no_worker_longer_than_a_download_may_take(
+    pieces, message, tmp_path
+):
+    starts = []
+
+    class Dripping:
+        name, size_bytes, sha256, pin = "https://example.com/a", 10**6, None, Pin("etag", '"v1"')
+
+        def stream(self, start):
+            starts.append(start)
+            for _ in range(pieces):
+                time.sleep(0.02)  # a slow host
+                yield b"x"
+            raise SourceUnavailable("broke off")
+
+    cache = FileCache(tmp_path, max_bytes=10**9, open_file=lambda source, pin: Dripping(), download_s=1.0)
+    began = time.monotonic()
+
+    with pytest.raises(SourceUnavailable, match=message):
+        cache.fetch(Dripping.name, pin=str(Dripping.pin), size_bytes=10**6)
+
+    assert time.monotonic() - began < 10
+    assert starts == sorted(set(starts))  # continued, not begun again
 
 
 def test_the_least_recently_used_files_make_room_and_one_in_use_stays(server, start, make_cache, tmp_path):

@@ -159,5 +159,6 @@ def open_adapter_files(settings: Settings) -> AdapterFiles:
         max_bytes=settings.sources.cache_max_bytes,
         open_file=lambda source, pin: sources.open(parse_source(source), pin=Pin.parse(pin)),
         retry_budget_s=settings.sources.retry_budget_s,
+        download_s=settings.sources.download_s,
     )
     return AdapterFiles(settings.adapters, cache)
