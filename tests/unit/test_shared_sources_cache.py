@@ -255,7 +255,11 @@ def test_two_sources_with_the_same_bytes_share_one_file(server, make_cache):
     assert [entry.kind for entry in make_cache().folder.entries()] == ["file"]
 
 
-@pytest.mark.parametrize(("pieces", "message"), [(10, "broke off"), (10**6, "is sent too slowly: [0-9]+ of 1000000")])
+@pytest.mark.parametrize(
+    # In several attempts, the time may be over within one or between two of them.
+    ("pieces", "message"),
+    [(10, "broke off|is sent too slowly"), (10**6, "is sent too slowly: [0-9]+ of 1000000 bytes")],
+)
 def test_a_host_that_sends_a_byte_now_and_then_holds_no_worker_longer_than_a_download_may_take(
     pieces, message, tmp_path
 ):
