@@ -52,12 +52,16 @@ def read_header(path: Path, *, max_bytes: int) -> Header:
         return read_open_header(file, max_bytes=max_bytes)
 
 
-def read_open_header(file: BinaryIO, *, max_bytes: int) -> Header:
-    """Parse and check the header of an open file; see `read_header`."""
+def read_open_header(file: BinaryIO, *, max_bytes: int, large: Lock = _large_header) -> Header:
+    """Parse and check the header of an open file; see `read_header`.
+
+    Args:
+        large: held while a large header is read and parsed. Files that may be read slowly have one of their own.
+    """
     name = Path(file.name).name
     frame = _read_frame(file, name, max_bytes)
     try:
-        with _turn(frame):
+        with _turn(frame, large):
             header = parse_header(HeaderText(file, frame))
             check_tiling(header.tensors, frame.data_bytes)
         _check_metadata(header)
@@ -67,17 +71,17 @@ def read_open_header(file: BinaryIO, *, max_bytes: int) -> Header:
 
 
 @contextmanager
-def _turn(frame: HeaderFrame) -> Iterator[None]:
+def _turn(frame: HeaderFrame, large: Lock) -> Iterator[None]:
     """Let a large header wait until no other is parsed."""
     if frame.header_bytes <= _LARGE_HEADER_BYTES:
         yield
         return
-    if not _large_header.acquire(timeout=_MAX_WAIT_S):
+    if not large.acquire(timeout=_MAX_WAIT_S):
         raise AdapterCheckBusy
     try:
         yield
     finally:
-        _large_header.release()
+        large.release()
 
 
 def _check_metadata(header: Header) -> None:

@@ -82,6 +82,8 @@ class RemoteAdapters:
         self._max_bytes = max_bytes
         self._checks = BoundedSemaphore(_MAX_CHECKS)
         self._callers = BoundedSemaphore(_MAX_CHECKS + _MAX_WAITING)
+        # Apart from that of local files: it is held while a host sends the header.
+        self._large_header = Lock()
         self._lock = Lock()
         self._read: LRUCache[tuple[str, str], _Read] = LRUCache(_CACHED_BYTES, getsizeof=lambda read: read.size_bytes)
 
@@ -114,7 +116,8 @@ class RemoteAdapters:
             known = self._read.get(key)
         if known is not None:
             return known
-        header = read_open_header(open_remote(file, deadline=deadline), max_bytes=self._max_bytes)
+        opened = open_remote(file, deadline=deadline)
+        header = read_open_header(opened, max_bytes=self._max_bytes, large=self._large_header)
         read = _Read(header, self._read_config(source, file) if isinstance(source, HubFile) else None)
         # The digest that a request states for a link says what the file should be: what was read may be another file.
         if not (isinstance(source, HttpsFile) and file.pin.kind == "sha256"):

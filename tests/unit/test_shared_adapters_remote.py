@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from shared.adapters import remote as module
+from shared.adapters.header import read_header
 from shared.adapters.remote import RemoteAdapters
 from shared.errors import AdapterCheckBusy, SourceUnavailable
 from shared.sources.remote_file import Pin
@@ -103,6 +104,32 @@ def test_callers_beyond_those_that_may_wait_are_sent_away_at_once(monkeypatch):
         thread.join(30)
 
     assert (len(held), len(refused)) == (2, 1)
+
+
+def test_a_host_that_sends_a_large_header_slowly_delays_no_local_file(tmp_path):
+    data = _adapter(tensors=6000)
+    assert len(data) > 1024**2
+    local = tmp_path / "local.safetensors"
+    local.write_bytes(data)
+    asked, resume = threading.Event(), threading.Event()
+
+    class Slow(_File):
+        def read(self, start, end):
+            if start:
+                asked.set()
+                resume.wait(20)
+            return super().read(start, end)
+
+    adapters = RemoteAdapters(_Sources(Slow(data)), max_bytes=10**9)
+    thread = threading.Thread(target=adapters.read, args=(HttpsFile(URL),))
+    thread.start()
+    assert asked.wait(20)
+
+    header = read_header(local, max_bytes=10**9)
+
+    resume.set()
+    thread.join(30)
+    assert len(header.tensors) == 6000
 
 
 def test_headers_that_are_kept_take_a_bounded_amount_of_memory(monkeypatch):
