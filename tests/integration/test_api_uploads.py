@@ -12,11 +12,14 @@ import pytest
 
 from api.upload_body import UploadBody
 from api.upload_slots import UploadSlots
-from shared.errors import UploadIncomplete, UploadsBusy
+from shared.errors import AdapterNotFound, UploadIncomplete, UploadsBusy
 from shared.job import ItemSpec
+from shared.ledger import keys
 from shared.ledger.spec_parts import join_texts
+from shared.sources.remote_file import Pin
 from shared.sources.source import parse_source
 from shared.sources.sources import Sources
+from worker.consumer.adapter_files import open_adapter_files
 
 LORA = "lora_r4_bf16.safetensors"
 
@@ -323,8 +326,6 @@ def test_the_body_of_other_routes_is_limited_as_before(api):
 
 
 def spec_of(api, request_id):
-    from shared.ledger import keys
-
     texts = api.ledger.redis.lrange(keys.specs(request_id), 0, -1)
     return ItemSpec.model_validate_json(join_texts(texts[:2]))
 
@@ -357,9 +358,19 @@ def test_the_bytes_of_a_job_are_those_of_its_accept_although_the_name_got_others
 
 
 def sources_pin(ref):
-    from shared.sources.remote_file import Pin
-
     return Pin.parse(ref.pin)
+
+
+@pytest.mark.parametrize("versioned", [True, False])
+def test_a_worker_of_another_host_gets_the_bytes_of_the_upload(api, data, tmp_path, versioned):
+    path = uploaded(api, "robot", data)
+    spec = spec_of(api, accepted(api, path if versioned else "upload:robot"))
+    sources = api.settings.sources.model_copy(update={"cache_dir": tmp_path / "cache"})
+    adapters = api.settings.adapters.model_copy(update={"root": tmp_path / "nothing"})
+    worker = api.settings.model_copy(update={"sources": sources, "adapters": adapters})
+
+    with open_adapter_files(worker).open(spec, on_fetch=lambda: None) as files:
+        assert files.paths[0].read_bytes() == data
 
 
 @pytest.mark.parametrize("path", ["upload:none", "upload:none@" + "0" * 64])
@@ -490,8 +501,6 @@ def test_a_job_whose_upload_is_deleted_finds_nothing_and_says_so(api, data):
     # As if the deletion had looked for jobs just before the accept.
     for upload in api.services.uploads.versions("robot"):
         api.services.uploads.delete(upload)
-
-    from shared.errors import AdapterNotFound
 
     with pytest.raises(AdapterNotFound, match=r"upload:robot.* no such upload is here any more"):
         Sources(api.settings).open(parse_source(ref.path), pin=sources_pin(ref))
