@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -334,8 +335,9 @@ def test_the_documented_python_examples_run(api, renderer, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("line", [line for block in blocks("console") for line in block.splitlines()])
-def test_the_documented_commands_run(flux2, renderer, tmp_path, monkeypatch, line):
+def test_the_documented_commands_run(flux2, renderer, goldens, tmp_path, monkeypatch, line):
     monkeypatch.chdir(tmp_path)
+    shutil.copy(goldens / "adapters" / "lora_r4_bf16.safetensors", "robot.safetensors")
     dollar, name, *arguments = shlex.split(line)
 
     assert (dollar, name) == ("$", "flux2")
