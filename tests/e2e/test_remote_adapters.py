@@ -76,7 +76,7 @@ def block_workers(stack, client, wait_until):
 
     def past_the_prefetch(job):
         progress = stack.ledger().job(job.request_id).items[0].progress
-        return progress is not None and progress.step > 2 * STEP_TO_PREPARE
+        return progress is not None and progress.step > 10 * STEP_TO_PREPARE
 
     wait_until(lambda: all(map(past_the_prefetch, jobs)), 60, what="two running items")
     return jobs
@@ -155,7 +155,7 @@ def test_a_worker_that_is_killed_in_mid_download_leaves_what_it_received_to_the_
 
     # A worker that starts finds what the host has.
     wait_until(lambda: len(stack.ledger().workers.live_slots()) == 2, 60, what="the killed worker's new start")
-    later = client.submit(request("hf://ann/killed/killed.safetensors", count=6))
+    later = client.submit(request("hf://ann/killed/killed.safetensors", count=8))
     finished(client, later)
     assert {item.slot for item in stack.ledger().job(later.request_id).items} == {"worker-0", "worker-1"}
     assert hub.downloads[digest] == [0, half]
