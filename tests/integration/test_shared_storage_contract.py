@@ -201,7 +201,7 @@ def test_the_size_and_the_time_of_an_object_are_known(store):
     assert before_s - 2 <= found.modified_s <= time.time() + 2
 
 
-def test_a_missing_object_is_told_apart_from_a_store_that_fails(store):
+def test_a_missing_object_is_distinguished_from_a_store_that_fails(store):
     assert store.stat("uploads/none.bin") is None
     for read in (lambda: store.read("uploads/none.bin", 0, 1), lambda: next(store.stream("uploads/none.bin", 0))):
         with pytest.raises(ObjectMissing, match=r"uploads/none\.bin"):
