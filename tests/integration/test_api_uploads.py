@@ -154,6 +154,13 @@ def test_another_digest_than_stated_is_refused_and_nothing_is_stored(api, data, 
     assert stored(api) == []
 
 
+def test_an_air_gap_takes_no_uploads(api, serve_api, data):
+    sources = api.settings.sources.model_copy(update={"local_only": True})
+    with serve_api(api.settings.model_copy(update={"sources": sources})) as gapped:
+        problem(put(gapped, "robot.safetensors", data), 422, "INVALID_LORA")
+    assert stored(api) == []
+
+
 def test_the_digest_of_rfc_9530_is_accepted(api, data):
     digest = base64.b64encode(hashlib.sha256(data).digest()).decode()
 
