@@ -54,7 +54,8 @@ async def receive_upload(request: Request, name: str, services: Services) -> Sto
     """
     if services.settings.sources.local_only:
         raise AdapterRefused(
-            "FLUX2_SOURCES_LOCAL_ONLY allows no uploads, because no job could name one; copy the file into the adapter root"
+            "FLUX2_SOURCES_LOCAL_ONLY allows no uploads, because no job could name them; put the file into the "
+            "adapter root"
         )
     size_bytes, sha256 = read_upload_headers(request.headers, name, max_bytes=services.settings.adapters.max_bytes)
     with services.upload_slots.take():
