@@ -27,6 +27,7 @@ from worker.consumer import device_faults
 from worker.consumer.adapter_files import AdapterFiles
 from worker.consumer.background import BackgroundUploader
 from worker.consumer.heartbeat import Heartbeat
+from worker.consumer.lease import Lease
 from worker.consumer.wakeup import run_next
 from worker.consumer.worker import Worker
 from worker.consumer.worker_state import WorkerState
@@ -286,18 +287,41 @@ def test_an_outage_of_a_source_costs_each_item_one_attempt_before_any_is_tried_a
     worker, link, source = remote
     source.error = SourceUnavailable("huggingface.co did not answer; try again later")
     jobs = [accept(worker, adapters=[link]) for _ in range(3)]
-    local = accept(worker)
 
-    for _ in (*jobs, local):
+    for _ in jobs:
         run_next(worker)
     attempts = [item(worker, job_id).attempt for job_id in jobs]
-    assert item(worker, local).state is State.SUCCEEDED
     source.error = None
     while run_next(worker):
         pass
 
     assert attempts == [1, 1, 1]
     assert [item(worker, job_id).state for job_id in jobs] == [State.SUCCEEDED] * 3
+
+
+def test_a_download_is_reported_before_its_first_byte_and_its_end_before_the_render(remote, monkeypatch):
+    worker, link, source = remote
+    stages, whole = [], source.stream
+    report = Lease.report
+
+    def listen(lease, progress):
+        stages.append(progress.stage)
+        report(lease, progress)
+
+    def stream(start):
+        stages.append("first byte")
+        yield from whole(start)
+
+    monkeypatch.setattr(Lease, "report", listen)
+    source.stream = stream
+    job_id = accept(worker, adapters=[link])
+
+    run_next(worker)
+
+    assert item(worker, job_id).state is State.SUCCEEDED
+    assert stages[0] == "fetch"
+    # Until the kernel of a render is watched again.
+    assert stages.index("first byte") < stages.index("adapter") < stages.index("denoise")
 
 
 def test_a_cancel_ends_a_download_and_the_next_job_fetches_only_the_rest(remote):

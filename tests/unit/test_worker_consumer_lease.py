@@ -115,6 +115,17 @@ def test_an_upload_counts_as_stalled_only_after_its_retry_budget_and_its_last_re
     assert stalls == []
 
 
+def test_a_download_from_a_silent_host_is_no_stall_but_the_kernel_after_it_may_be(lease, wait_until):
+    ledger, stalls = ScriptedLedger("ok"), []
+
+    with lease(ledger, ttl_s=5, stall_s=0.1, on_stall=stalls.append) as held, held.expect_progress():
+        held.report(Progress(stage="fetch", step=0, steps=2))
+        wait_until(lambda: ledger.renewals > 15, what="more renewals than a stall takes")
+        assert stalls == []
+        held.report(Progress(stage="adapter", step=0, steps=2))
+        wait_until(lambda: stalls, what="the stall")
+
+
 def test_an_upload_that_hangs_for_longer_is_a_stall(lease, wait_until):
     stalls, upload = [], Progress(stage="upload", step=2, steps=2)
 

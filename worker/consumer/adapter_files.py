@@ -116,6 +116,8 @@ class AdapterFiles:
                 f"{ref.path} is not on this host, and FLUX2_SOURCES_LOCAL_ONLY allows this worker no other files; name "
                 "a path under the adapter root"
             )
+        # A host may be silent for long before its first byte.
+        on_fetch()
         file = self._cache.fetch(
             ref.path,
             pin=ref.pin,

@@ -160,6 +160,9 @@ class ItemRun:
         """Do the part that needs the GPU."""
         with self._worker.adapter_files.open(self._claim.spec, on_fetch=self._report_fetch) as files:
             self._files = files
+            if files.fetch_s is not None:
+                # From here on, missing progress is a hung kernel again.
+                self._report("adapter")
             rendered = self._worker.renderer.render(files.spec, files.paths, on_progress=self._on_progress)
         self._worker.state.record_corrupted(self._worker.renderer.corrupted)
         # A failed kernel can leave zeros without an error; getbbox() is None only if every pixel is 0.
@@ -184,7 +187,11 @@ class ItemRun:
             self._worker.renderer.prepare(files.spec, files.paths)
 
     def _report_fetch(self) -> None:
-        self._lease.report(Progress(stage="fetch", step=0, steps=self._claim.spec.num_inference_steps))
+        self._report("fetch")
+
+    def _report(self, stage: str) -> None:
+        """Report a stage before the first denoising step."""
+        self._lease.report(Progress(stage=stage, step=0, steps=self._claim.spec.num_inference_steps))
 
     def _check_drain(self) -> None:
         # What has arrived stays on the disk for the worker that renders the item.

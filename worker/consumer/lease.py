@@ -46,8 +46,9 @@ class Lease:
         self._queue = settings.queue
         self._repeat_s = min(_REPEAT_SHARE * settings.queue.renew_s, _REPEAT_S)
         self._stall_s = settings.worker.stall_s
-        # An upload reports nothing while it retries. A store that is away must not end the process and cost an attempt.
-        self._upload_s = settings.longest_upload_s
+        # An upload reports nothing while it retries, and a download nothing while its host is silent. A store or a host
+        # that is away must not end the process and cost an attempt; both have limits of their own.
+        self._more_s = {"upload": settings.longest_upload_s, "fetch": settings.sources.download_s}
         self._on_stall = on_stall
         self._wake = threading.Event()
         # A separate thread, so that neither a long kernel nor a slow upload loses the lease.
@@ -180,7 +181,7 @@ class Lease:
         with self._changed:
             if not self._expects_progress:
                 return float("inf")
-            limit_s = self._stall_s + (self._upload_s if self._progress.stage == "upload" else 0)
+            limit_s = self._stall_s + self._more_s.get(self._progress.stage, 0)
             return self._progressed_at + limit_s - time.monotonic()
 
     def _renew(self, progress: Progress) -> bool:
