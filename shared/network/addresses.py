@@ -13,6 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -97,6 +98,13 @@ def _look_up(host: str, port: int, timeout_s: float | None) -> Sequence[Address]
     return answer
 
 
+@dataclass
+class _Deadline:
+    """A time on the monotonic clock."""
+
+    at: float
+
+
 class GuardedBackend(httpcore2.NetworkBackend):
     """Connects only to addresses that `resolve_host` allows, and ends each connection `timeout_s` after its start.
 
@@ -106,7 +114,12 @@ class GuardedBackend(httpcore2.NetworkBackend):
     def __init__(self, *, allow_private: bool, timeout_s: float) -> None:
         self._allow_private = allow_private
         self._timeout_s = timeout_s
+        self._deadline = _Deadline(0.0)
         self._plain: httpcore2.NetworkBackend = httpcore2.SyncBackend()
+
+    def extend(self, timeout_s: float) -> None:
+        """Let the last connection end `timeout_s` from now instead."""
+        self._deadline.at = time.monotonic() + timeout_s
 
     def connect_tcp(
         self,
@@ -116,7 +129,7 @@ class GuardedBackend(httpcore2.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore2.NetworkStream:
-        deadline = time.monotonic() + self._timeout_s
+        deadline = self._deadline = _Deadline(time.monotonic() + self._timeout_s)
         connect_s = self._timeout_s if timeout is None else min(timeout, self._timeout_s)
         connected_by = time.monotonic() + connect_s
         # By address: connecting by name would resolve the name again.
@@ -138,7 +151,7 @@ class GuardedBackend(httpcore2.NetworkBackend):
 class _DeadlineStream(httpcore2.NetworkStream):
     """A stream with one deadline for all its reads and writes."""
 
-    def __init__(self, stream: httpcore2.NetworkStream, deadline: float) -> None:
+    def __init__(self, stream: httpcore2.NetworkStream, deadline: _Deadline) -> None:
         # httpcore2's own timeouts restart with every read, so a host that drips bytes could block this side forever.
         self._stream = stream
         self._deadline = deadline
@@ -163,7 +176,7 @@ class _DeadlineStream(httpcore2.NetworkStream):
         return self._stream.get_extra_info(info)
 
     def _remaining_s(self, timeout: float | None, timeout_error: type[Exception]) -> float:
-        remaining_s = self._deadline - time.monotonic()
+        remaining_s = self._deadline.at - time.monotonic()
         if remaining_s <= 0:
             raise timeout_error("the host took too long to answer")
         return remaining_s if timeout is None else min(timeout, remaining_s)

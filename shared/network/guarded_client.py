@@ -113,8 +113,10 @@ class GuardedClient:
         remaining_s = deadline - time.monotonic()
         if remaining_s <= 0:
             raise _too_slow(url)
-        backend = GuardedBackend(allow_private=url.may_be_private, timeout_s=remaining_s)
-        timeouts = dict.fromkeys(("connect", "read", "write"), min(self._timeout_s, remaining_s))
+        # Of the answer's head all together: a host that drips it would hold a download that nothing can cancel.
+        head_s = min(self._timeout_s, remaining_s)
+        backend = GuardedBackend(allow_private=url.may_be_private, timeout_s=head_s)
+        timeouts = dict.fromkeys(("connect", "read", "write"), head_s)
         with (
             _described_failures(url),
             httpcore2.ConnectionPool(ssl_context=self._tls, network_backend=backend) as pool,
@@ -125,6 +127,7 @@ class GuardedClient:
                 extensions={"timeout": timeouts},
             ) as response,
         ):
+            backend.extend(deadline - time.monotonic())
             found = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
             yield Answer(url.place, response.status, found, _described_chunks(url, response.iter_stream()))
 
