@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import AsyncIterator
 
 import anyio
@@ -14,8 +15,10 @@ from shared.safetensors_header import LENGTH_BYTES
 
 # Enough to recognise what a file without a header is.
 _START_BYTES = 512
-# A caller that sends nothing for so long has gone, and holds one of few places.
-_SILENT_S = 60.0
+# How far a caller may fall behind the slowest pace, in seconds: one that has gone holds one of few places.
+_PATIENCE_S = 60.0
+# The slowest pace, half a megabit per second: a file of 1.3 GB takes 6 hours.
+_SLOWEST_BYTES_S = 64 * 1024
 
 
 class UploadBody:
@@ -31,6 +34,7 @@ class UploadBody:
         self._chunks = chunks
         self._waiting = bytearray()
         self._received = 0
+        self._patience_s = _PATIENCE_S
 
     async def read_head(self, name: str) -> FileHead:
         """Receive the header of the file, or the start of a file that has none.
@@ -47,7 +51,7 @@ class UploadBody:
         """Receive and return the next `count` bytes, fewer at the end; nothing after it.
 
         Raises:
-            UploadIncomplete: the body ended early, or nothing came for a minute.
+            UploadIncomplete: the body ended early, or comes too slowly.
         """
         count = min(count, self.size_bytes - self._received + len(self._waiting))
         await self._receive(count)
@@ -58,18 +62,26 @@ class UploadBody:
 
     async def _receive(self, count: int) -> None:
         while len(self._waiting) < count:
-            try:
-                with anyio.fail_after(_SILENT_S):
-                    chunk = await anext(self._chunks, None)
-            except TimeoutError as error:
-                raise UploadIncomplete(
-                    f"{self._received} of {self.size_bytes} bytes arrived, and none for {_SILENT_S:.0f} s; send the "
-                    "file again"
-                ) from error
+            chunk = await self._next_chunk()
             if chunk is None:
                 raise UploadIncomplete(f"{self._received} of {self.size_bytes} bytes arrived; send the file again")
             self._received += len(chunk)
             self._waiting += chunk
+
+    async def _next_chunk(self) -> bytes | None:
+        began_s = time.monotonic()
+        try:
+            with anyio.fail_after(self._patience_s):
+                chunk = await anext(self._chunks, None)
+        except TimeoutError as error:
+            raise UploadIncomplete(
+                f"{self._received} of {self.size_bytes} bytes arrived, {_PATIENCE_S:.0f} s behind a pace of "
+                f"{_SLOWEST_BYTES_S // 1024} KiB/s; send the file again over a faster connection"
+            ) from error
+        # Only the time of waiting for the caller counts, not that of the store.
+        earned_s = len(chunk or b"") / _SLOWEST_BYTES_S
+        self._patience_s = min(_PATIENCE_S, self._patience_s - (time.monotonic() - began_s) + earned_s)
+        return chunk
 
 
 class FileHead(io.RawIOBase):

@@ -13,14 +13,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from shared.safetensors_header import SUFFIX
-from shared.sources.source import UploadedFile
+from shared.sources.source import UPLOAD_NAME, UploadedFile
 from shared.storage import FileStore
 from shared.storage.protocol import MAX_PIECES, MIN_PIECE, StoredObject
 
 _FOLDER = "uploads"
 # Objects that wait for their content address; only an upload that does not state its sha256 needs one.
 _UNFINISHED = "unfinished_uploads"
-_KEY = re.compile(rf"{_FOLDER}/([^/]+)/([0-9a-f]{{64}}){re.escape(SUFFIX)}")
+_KEY = re.compile(rf"{_FOLDER}/({UPLOAD_NAME.pattern})/([0-9a-f]{{64}}){re.escape(SUFFIX)}")
 _CONTENT_TYPE = "application/octet-stream"
 # Fewer requests than with S3's minimum, and still little memory.
 _PIECE_BYTES = 8 * 1024**2
@@ -135,9 +135,13 @@ class Uploads:
         """
         name, _, sha256 = after.removeprefix("upload:").partition("@")
         place = _key(name, sha256) if _KEY.fullmatch(_key(name, sha256)) else ""
-        objects = self._store.list_objects(_FOLDER, after=place, limit=limit)
-        uploads = list(_parse_all(objects))
-        return UploadPage(uploads, uploads[-1].path if uploads and len(objects) == limit else None)
+        while objects := self._store.list_objects(_FOLDER, after=place, limit=limit):
+            uploads = list(_parse_all(objects))
+            if uploads:
+                return UploadPage(uploads, uploads[-1].path if len(objects) == limit else None)
+            # Something else put these objects there; the uploads may follow.
+            place = objects[-1].key
+        return UploadPage([], None)
 
     def delete(self, upload: Upload) -> None:
         """Delete a file; a repeat changes nothing."""

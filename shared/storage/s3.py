@@ -124,7 +124,8 @@ class S3Store:
 
     def list_objects(self, prefix: str, *, after: str = "", limit: int) -> list[StoredObject]:
         folder = f"{self._name(prefix)}/"
-        start: dict[str, Any] = {"StartAfter": self._name(after)} if after else {}
+        # Not checked as a key: consoles show a folder by an object whose name ends in a slash.
+        start: dict[str, Any] = {"StartAfter": f"{self._prefix}{after}"} if after else {}
         page = self._retrying(
             "LIST",
             prefix,

@@ -8,8 +8,10 @@ import socket
 import struct
 from concurrent.futures import ThreadPoolExecutor
 
+import anyio
 import pytest
 
+from api import upload_body
 from api.upload_body import UploadBody
 from api.upload_slots import UploadSlots
 from shared.errors import AdapterNotFound, UploadIncomplete, UploadsBusy
@@ -428,6 +430,29 @@ def test_the_list_has_the_files_under_the_root_and_then_the_uploads(api, adapter
     assert all(line["size_bytes"] in map(len, files.values()) and line["modified_at"] > "2020" for line in lines)
 
 
+@pytest.mark.parametrize("name", ["..", ".", "", "a/../b", "a b", "\x00"])
+def test_a_cursor_that_names_no_upload_lists_from_the_first_one(api, data, name):
+    path = uploaded(api, "robot", data)
+
+    answer = api.http.get("/v1/adapters", params={"cursor": f"upload:{name}@{'0' * 64}"})
+
+    assert answer.status_code == 200, answer.text
+    assert [each["path"] for each in answer.json()["data"]] == [path]
+
+
+def test_objects_that_are_no_uploads_hide_none(api, data):
+    store = api.store
+    # Consoles show a folder by an empty object whose name ends in a slash.
+    for key in ("uploads/", "uploads/.other/file", "uploads/robot/", "uploads/robot/notes.txt"):
+        store._client.put_object(Bucket=store._bucket, Key=f"{store._prefix}{key}", Body=b"")
+    path = uploaded(api, "robot", data)
+
+    page = api.http.get("/v1/adapters", params={"limit": 1, "cursor": "upload:"}).json()
+
+    assert [each["path"] for each in page["data"]] == [path]
+    accepted(api, "upload:robot")
+
+
 def test_files_under_the_root_are_listed_although_the_store_is_away(api, serve_api, adapter_root, data):
     (adapter_root / LORA).write_bytes(data)
     storage = api.settings.storage.model_copy(update={"retry_budget_s": 0})
@@ -528,6 +553,30 @@ async def test_a_body_that_ends_early_is_incomplete():
     assert await body.take(4) == b"abcd"
     with pytest.raises(UploadIncomplete, match="5 of 6 bytes"):
         await body.take(4)
+
+
+@pytest.mark.anyio
+async def test_a_caller_that_sends_too_slowly_loses_its_place_although_it_is_never_silent(monkeypatch):
+    monkeypatch.setattr(upload_body, "_PATIENCE_S", 0.2)
+
+    async def trickle():
+        while True:
+            await anyio.sleep(0.01)
+            yield b"x"
+
+    with anyio.fail_after(10), pytest.raises(UploadIncomplete, match=r"of 1000000 bytes arrived, .* behind a pace"):
+        await UploadBody(trickle(), size_bytes=1_000_000).take(1_000_000)
+
+
+@pytest.mark.anyio
+async def test_the_time_that_the_store_takes_is_not_the_callers(monkeypatch):
+    monkeypatch.setattr(upload_body, "_PATIENCE_S", 0.1)
+    body = UploadBody(_pieces(b"ab", b"cd"), size_bytes=4)
+
+    first = await body.take(2)
+    await anyio.sleep(0.15)
+
+    assert first + await body.take(2) == b"abcd"
 
 
 def test_places_for_uploads_are_given_back():
