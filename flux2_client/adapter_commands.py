@@ -15,6 +15,7 @@ from flux2_client.options import Json, Profile, Url
 
 if TYPE_CHECKING:
     from flux2_client.async_client import AsyncClient
+    from shared.sources.source import UploadedFile
 
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _DEFAULT = "show"
@@ -72,27 +73,34 @@ def list_adapters(as_json: Json = False, url: Url = None, profile: Profile = Non
 
 @app.command()
 def push(
-    file: Annotated[Path, typer.Argument(help="Adapter file on this host.")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Adapter files on this host.")],
     name: Annotated[
-        str | None, typer.Option(help="Name of the upload. Default: the file's, or the folder's of a PEFT adapter.")
+        str | None,
+        typer.Option(help="Name of the upload of one file. Default: the file's, or the folder's of a PEFT adapter."),
     ] = None,
     as_json: Json = False,
     url: Url = None,
     profile: Profile = None,
 ) -> None:
-    """Upload an adapter file, and print the path with which jobs name it. A repeat changes nothing."""
+    """Upload adapter files, and print the path with which jobs name each. A repeat changes nothing."""
     from flux2_client.file_body import open_adapter_body
     from flux2_client.report import print_message
     from flux2_client.tables import print_answer, print_upload
     from flux2_client.terminal import SUCCEEDED, Session
 
+    if name and len(files) > 1:
+        raise typer.BadParameter("--name names one upload; push the files one by one, or leave it out")
+    # Before the first is sent: all names are sound, or nothing is uploaded.
+    names = {file: name or upload_name(file) for file in files}
+
     async def run(client: AsyncClient) -> int:
-        with _open_bar(file, as_json=as_json) as on_progress:
-            body = open_adapter_body(file, on_progress=on_progress)
-            stored = await client.upload_adapter(body, name=name or upload_name(file))
-        print_answer(stored, print_upload, as_json=as_json)
-        if stored.must_ignore:
-            print_message(f'jobs must leave out a part of this file: {{"ignore": {list(stored.must_ignore)}}}')
+        for file in files:
+            with _open_bar(file, as_json=as_json) as on_progress:
+                body = open_adapter_body(file, on_progress=on_progress)
+                stored = await client.upload_adapter(body, name=names[file])
+            print_answer(stored, print_upload, as_json=as_json)
+            if stored.must_ignore:
+                print_message(f'jobs must leave out a part of {file}: {{"ignore": {list(stored.must_ignore)}}}')
         return SUCCEEDED
 
     Session(url, profile).run(run)
@@ -109,10 +117,13 @@ def rm(
     from flux2_client.tables import print_answer, print_deleted
     from flux2_client.terminal import SUCCEEDED, Session
 
+    # Before the first is deleted. An empty variable behind the @ must not stand for all versions.
+    uploads = [_parse_upload(text) for text in names]
+
     async def run(client: AsyncClient) -> int:
-        for text in names:
-            name, _, sha256 = text.removeprefix("upload:").partition("@")
-            print_answer(await client.delete_adapter(name, sha256=sha256 or None), print_deleted, as_json=as_json)
+        for each in uploads:
+            deleted = await client.delete_adapter(each.name, sha256=each.sha256)
+            print_answer(deleted, print_deleted, as_json=as_json)
         return SUCCEEDED
 
     Session(url, profile).run(run)
@@ -126,6 +137,18 @@ def upload_name(file: Path) -> str:
     if not name:
         raise typer.BadParameter(f"{file.name!r} gives no name for the upload; choose one with --name")
     return name
+
+
+def _parse_upload(text: str) -> UploadedFile:
+    from shared.errors import AdapterRefused
+    from shared.sources.source import UploadedFile, parse_source
+
+    try:
+        source = parse_source(f"upload:{text.removeprefix('upload:')}")
+    except AdapterRefused as error:
+        raise typer.BadParameter(str(error)) from error
+    assert isinstance(source, UploadedFile)
+    return source
 
 
 @contextmanager

@@ -49,6 +49,7 @@ from flux2_client.receiver import Receiver
 from flux2_client.retries import repeat_call
 from flux2_client.steps import Call, Fetch, Pause, Steps
 from shared.errors import ApiError
+from shared.sources.source import UPLOAD_NAME
 
 T = TypeVar("T")
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
@@ -253,9 +254,12 @@ def _request_path(request_id: str, verb: str) -> str:
 
 
 def _upload_path(name: str) -> str:
-    if not name.strip("."):
-        raise ApiError(f"{name!r} is no name of an upload; use letters, digits, '.', '_' and '-'")
-    return f"/v1/adapters/{quote(name, safe='', errors='replace')}"
+    if not UPLOAD_NAME.fullmatch(name):
+        raise ApiError(
+            f"{name!r} cannot name an upload; use up to 128 letters, digits, '.', '_' and '-', and begin with a letter "
+            "or a digit"
+        )
+    return f"/v1/adapters/{name}"
 
 
 def _params(**values: str | int | None) -> dict[str, str | int]:

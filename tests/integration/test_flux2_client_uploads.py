@@ -69,6 +69,37 @@ def test_an_upload_that_a_job_needs_is_not_removed(flux2, lora):
     assert unknown.stderr.startswith("UPLOAD_NOT_FOUND: no upload is named 'none'")
 
 
+def test_an_empty_version_deletes_nothing_nor_do_the_names_before_it(flux2, lora):
+    path = flux2("adapters", "push", lora, "--name", "robot").stdout.strip()
+    flux2("adapters", "push", lora, "--name", "other")
+
+    refused = flux2("adapters", "rm", "other", "robot@")
+
+    assert refused.exit_code == 2
+    assert "'upload:robot@' must have the 64 hexadecimal digits" in " ".join(refused.stderr.replace("│", " ").split())
+    assert len(flux2("adapters", "list", "--json").stdout.splitlines()) == 2
+    assert flux2("adapters", "rm", path, "other").stdout.count("deleted upload:") == 2
+    assert flux2("adapters", "list", "--json").stdout == ""
+
+
+def test_several_files_are_pushed_under_their_own_names(flux2, lora, tmp_path):
+    second = shutil.copy(lora, tmp_path / "second.safetensors")
+
+    pushed = flux2("adapters", "push", lora, second)
+    one_name = flux2("adapters", "push", lora, second, "--name", "robot")
+
+    assert pushed.stdout.split() == [f"upload:my-robot@{sha256(lora)}", f"upload:second@{sha256(lora)}"], pushed.stderr
+    assert (one_name.exit_code, one_name.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a b/c", "-x", "x" * 129, "x\n"])
+def test_a_name_that_no_upload_can_have_is_refused_before_anything_is_sent(lora, name):
+    with Client("http://127.0.0.1:1") as client:
+        for call in (lambda: client.upload_adapter(lora, name=name), lambda: client.delete_adapter(name)):
+            with pytest.raises(ApiError, match="cannot name an upload"):
+                call()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
