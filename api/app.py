@@ -29,6 +29,9 @@ _DESCRIPTION = """Render FLUX.2 LoRAs trained with ostris/ai-toolkit, in bulk, o
 Submit a job, poll its status (or register a webhook), then fetch its images from your S3 storage. Names and words are
 those of ai-toolkit-inference. Every error is an RFC 9457 problem (`application/problem+json`) with a stable `code`."""
 
+# Seconds that a stopping process waits for uploads to remove their parts: one request each.
+_ABORTS_S = 5.0
+
 _TAGS: list[dict[str, Any]] = [
     {"name": "inference", "description": "Submit a job: prompts, adapters and parameters."},
     {"name": "replays", "description": "Submit the jobs that reproduce a training run's sample previews."},
@@ -64,6 +67,8 @@ def create_app(settings: Settings) -> FastAPI:
         for thread in services.threads:
             thread.start()
         yield
+        # The process ends right after this block: uploads that the server canceled still remove their parts.
+        await services.upload_slots.join(timeout_s=_ABORTS_S)
         courier.stop()
         caretaker.stop()
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import anyio
 from anyio import CapacityLimiter
 
 from shared.errors import UploadsBusy
+
+_STEP_S = 0.02
 
 
 class UploadSlots:
@@ -18,6 +21,7 @@ class UploadSlots:
     """
 
     def __init__(self, count: int) -> None:
+        self._count = count
         self._free = count
         self.limiter = CapacityLimiter(count)
 
@@ -35,3 +39,9 @@ class UploadSlots:
             yield
         finally:
             self._free += 1
+
+    async def join(self, *, timeout_s: float) -> None:
+        """Wait until every place is free again, at most `timeout_s`."""
+        with anyio.move_on_after(timeout_s):
+            while self._free < self._count:
+                await anyio.sleep(_STEP_S)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -74,6 +75,8 @@ class UploadWriter:
         self._store = store
         self._writer = store.open_writer(place, content_type=_CONTENT_TYPE)
         self._digest = hashlib.sha256()
+        # A server that stops abandons the thread of a call, which goes on while another one aborts.
+        self._lock = threading.Lock()
         self.piece_bytes = max(_PIECE_BYTES, MIN_PIECE, -(-expected_bytes // MAX_PIECES))
         self.size_bytes = 0
 
@@ -83,23 +86,26 @@ class UploadWriter:
         return self._digest.hexdigest()
 
     def write(self, piece: bytes) -> None:
-        self._digest.update(piece)
-        self._writer.write(piece)
-        self.size_bytes += len(piece)
+        with self._lock:
+            self._digest.update(piece)
+            self._writer.write(piece)
+            self.size_bytes += len(piece)
 
     def finish(self) -> tuple[Upload, bool]:
         """Make the file visible; return it, and whether it is new: the same bytes may be there already."""
         key = _key(self._name, self.sha256)
         is_new = self._store.stat(key) is None
-        self._writer.finish(key)
+        with self._lock:
+            self._writer.finish(key)
         stored = self._store.stat(key)
         # Deleted in this moment: the caller sees what was stored, and a job that names it finds nothing.
         uploaded_s = stored.modified_s if stored else 0.0
         return Upload(self._name, self.sha256, self.size_bytes, uploaded_s), is_new
 
     def abort(self) -> None:
-        """Remove what was written; after `finish` this does nothing."""
-        self._writer.abort()
+        """Remove what was written, once a call in another thread has ended; after `finish` this does nothing."""
+        with self._lock:
+            self._writer.abort()
 
 
 class Uploads:

@@ -1,17 +1,22 @@
 """Adapter files that callers upload: over real HTTP into real S3, and back into jobs."""
 
+import asyncio
 import base64
 import hashlib
 import json
 import os
 import socket
 import struct
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 import pytest
+from httpx2 import ASGITransport, AsyncClient
 
 from api import upload_body
+from api.app import create_app
 from api.upload_body import UploadBody
 from api.upload_slots import UploadSlots
 from shared.errors import AdapterNotFound, UploadIncomplete, UploadsBusy
@@ -21,6 +26,7 @@ from shared.ledger.spec_parts import join_texts
 from shared.sources.remote_file import Pin
 from shared.sources.source import parse_source
 from shared.sources.sources import Sources
+from shared.storage.s3_writer import S3Writer
 from worker.consumer.adapter_files import open_adapter_files
 
 LORA = "lora_r4_bf16.safetensors"
@@ -290,6 +296,46 @@ def test_a_connection_that_ends_in_mid_upload_leaves_nothing(api, wait_until, de
     wait_until(lambda: not stored(api), what="the end of the upload")
     # The place is free again.
     assert put(api, "robot", data).status_code == 201
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("moment", ["receiving", "storing"])
+async def test_an_api_that_stops_removes_the_parts_of_an_upload_that_it_cancels(api, monkeypatch, moment):
+    begin, write, abort = S3Writer._begin, S3Writer.write, S3Writer.abort
+    is_reached = threading.Event()
+
+    def slow_begin(self):
+        is_reached.set()
+        time.sleep(0.3)
+        return begin(self)
+
+    def noted_write(self, piece):
+        write(self, piece)
+        is_reached.set()
+
+    def slow_abort(self):
+        time.sleep(0.3)
+        abort(self)
+
+    slowed = ("_begin", slow_begin) if moment == "storing" else ("write", noted_write)
+    monkeypatch.setattr(S3Writer, *slowed)
+    monkeypatch.setattr(S3Writer, "abort", slow_abort)
+    data = large_lora(20)
+
+    async def body():
+        yield data[: 9 * 2**20]
+        await anyio.sleep_forever()
+
+    app = create_app(api.settings)
+    async with app.router.lifespan_context(app), AsyncClient(transport=ASGITransport(app), base_url="http://x") as http:
+        headers = {"Content-Length": str(len(data))}
+        upload = asyncio.create_task(http.put("/v1/adapters/robot", content=body(), headers=headers))
+        while not is_reached.is_set():
+            await anyio.sleep(0.01)
+        # As the server does it at the end of its patience.
+        upload.cancel()
+
+    assert stored(api) == []
 
 
 def test_a_fifth_upload_at_once_is_asked_to_come_back(api, data, wait_until):
