@@ -96,6 +96,8 @@ class Stack:
         #: Whether the adapters are in the stack's own folder, which the start fills with the demonstration adapters.
         self.owns_adapters = "root" not in settings.adapters.model_fields_set
         self.adapter_root = self.data / "adapters" if self.owns_adapters else settings.adapters.root.absolute()
+        has_own_cache = "cache_dir" not in settings.sources.model_fields_set
+        self.cache_dir = self.data / "cache" if has_own_cache else settings.sources.cache_dir.absolute()
 
     @property
     def url(self) -> str:
@@ -146,10 +148,11 @@ class Stack:
         if not self._inherit:
             return []
         owned = self._owned_variables()
+        # Relative folders were only made absolute.
+        absolute = {"FLUX2_ADAPTERS_ROOT", "FLUX2_SOURCES_CACHE_DIR"}
         if not self.serves_demo_model:
-            # Relative folders were only made absolute.
-            owned = {name: value for name, value in owned.items() if name not in _MODEL_FOLDERS}
-        owned = {name: value for name, value in owned.items() if name not in ("FLUX2_API_PORT", "FLUX2_ADAPTERS_ROOT")}
+            absolute.update(_MODEL_FOLDERS)
+        owned = {name: value for name, value in owned.items() if name not in absolute | {"FLUX2_API_PORT"}}
         return overridden_names(configured_variables(), {**owned, "FLUX2_WORKER_NAME": ""})
 
     def start(self, on_progress: OnProgress = lambda stage, detail: None) -> Self:
@@ -241,6 +244,7 @@ class Stack:
             **self.servers.environment(),
             "FLUX2_API_PORT": str(self.api_port),
             "FLUX2_ADAPTERS_ROOT": str(self.adapter_root),
+            "FLUX2_SOURCES_CACHE_DIR": str(self.cache_dir),
         }
 
     def _check_before_start(self) -> None:

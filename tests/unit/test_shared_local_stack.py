@@ -103,6 +103,17 @@ def test_demonstration_adapters_go_only_into_the_stacks_own_folder(monkeypatch, 
     assert not Stack(tmp_path / "data", Settings()).has_demo_adapters
 
 
+def test_downloaded_files_are_kept_in_the_stacks_folder_unless_another_is_configured(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    own = Stack(tmp_path / "data", Settings())
+    monkeypatch.setenv("FLUX2_SOURCES_CACHE_DIR", "cache")
+    configured = Stack(tmp_path / "data", Settings())
+
+    places = [stack.environment()["FLUX2_SOURCES_CACHE_DIR"] for stack in (own, configured)]
+    assert places == [f"{tmp_path}/data/cache", f"{tmp_path}/cache"]
+    assert configured.overridden_settings() == []
+
+
 def test_a_chosen_model_is_its_demonstration_model_unless_weights_are_configured(monkeypatch, tmp_path):
     demo = Stack(tmp_path, Settings(), model="flux2_klein_4b")
     monkeypatch.setenv("FLUX2_MODEL_PATH", str(tmp_path))
