@@ -29,6 +29,7 @@ _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
     errors.DigestMismatch: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.ContentTypeRefused: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.AdapterRefused: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.ReferenceRefused: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.SourceChanged: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NoSuitableWorker: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.IdempotencyKeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,

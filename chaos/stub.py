@@ -18,7 +18,16 @@ from typing import Literal
 from PIL import Image
 
 from chaos.history import History
-from shared.job import AdapterReport, ItemError, ItemResult, ItemSpec, PipelineReport, Progress, TokenReport
+from shared.job import (
+    AdapterReport,
+    ItemError,
+    ItemResult,
+    ItemSpec,
+    PipelineReport,
+    Progress,
+    ReferenceReport,
+    TokenReport,
+)
 from shared.ledger import Claim, Ledger
 from shared.storage import ObjectStore
 from worker.consumer.worker_state import WorkerState
@@ -40,6 +49,7 @@ class StubImage:
     adapters: tuple[AdapterReport, ...] = ()
     tokens: TokenReport | None = None
     warnings: tuple[str, ...] = ()
+    references: tuple[ReferenceReport, ...] = ()
 
 
 class StubRenderer:

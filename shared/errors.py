@@ -15,6 +15,7 @@
     - AdapterNotFound            no file exists at the adapter's path
     - AdapterRefused             the file is not an adapter that this model can use
       . AdapterMismatch          a tensor does not fit the layer it names
+    - ReferenceRefused           a reference image cannot be used: its format, its size or its shape
     - SourceChanged              the file at a source is not the one that was accepted
     - NoSuitableWorker           live workers serve the model, but none can do what the job requires
     - IdempotencyKeyReused       the key was used before with another body
@@ -175,6 +176,12 @@ class AdapterMismatch(AdapterRefused):
 
     def __init__(self, layer: str, *, expected: tuple[int, ...], got: tuple[int, ...], hint: str = "") -> None:
         super().__init__(f"{layer}: expected a {expected} update, the adapter gives {got}{hint}")
+
+
+class ReferenceRefused(RequestError):
+    """A reference image cannot be used: it is no image, too small, too narrow, or its bytes are not those accepted."""
+
+    code = "invalid_reference"
 
 
 class SourceChanged(RequestError):

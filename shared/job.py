@@ -103,6 +103,18 @@ class AdapterRef(_Record):
         return "".join([file, *(f"-{part}" for part in self.ignore), config])
 
 
+class ReferenceRef(_Record):
+    """One reference image of an item, AI Toolkit's control image.
+
+    Attributes:
+        slot: 1 to 3; the images are used in the order of their slots.
+        sha256: sha256 of the file's bytes, which the object store holds under `shared.references.reference_key`.
+    """
+
+    slot: int = Field(ge=1, le=3)
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+
+
 class ItemSpec(_Record):
     """All values that determine one image.
 
@@ -112,6 +124,7 @@ class ItemSpec(_Record):
         seed: resolved seed, 0 or more.
         neg: negative prompt; only models with classifier-free guidance use it.
         adapter_mode: None selects the mode by the worker's precision: merged, or live on float8 weights.
+        references: in the order of their slots, which differ.
     """
 
     model: str
@@ -129,6 +142,8 @@ class ItemSpec(_Record):
     # Fields of later versions have defaults, so that specs that an earlier version queued still run.
     engine: Engine = DEFAULT_ENGINE
     adapter_mode: AdapterMode | None = None
+    # Workers of earlier versions run items without references, which are left out of the JSON, and refuse the others.
+    references: tuple[ReferenceRef, ...] = Field((), exclude_if=lambda references: not references)
 
     @property
     def features(self) -> tuple[Feature, ...]:
@@ -239,6 +254,19 @@ class AdapterReport(_Report):
     ignored: dict[str, int] = Field({}, exclude_if=lambda parts: not parts)
 
 
+class ReferenceReport(_Report):
+    """One reference image as an item used it.
+
+    Attributes:
+        width: in pixels, after the image was scaled and cropped (`shared.references.prepared_size`).
+    """
+
+    slot: int
+    sha256: str
+    width: int
+    height: int
+
+
 class PipelineReport(_Report):
     """The pipeline that rendered an item, and the adapter swap before it.
 
@@ -281,9 +309,10 @@ class ItemResult(_Report):
     Attributes:
         tokens: None in results of earlier versions.
         sha256: of the stored file; `size_bytes` is its size.
-        timings: seconds by stage: encode_prompt, adapter, denoise, decode, encode_image, upload; and fetch, if an
-            adapter came from a remote source.
+        timings: seconds by stage: encode_prompt, adapter, denoise, decode, encode_image, upload; fetch, if an adapter
+            came from a remote source; fetch_references and encode_references, if the item has references.
         warnings: what the worker found out about the image that may surprise, as sentences.
+        references: the reference images, in the order of their slots.
     """
 
     key: str
@@ -298,6 +327,7 @@ class ItemResult(_Report):
     tokens: TokenReport | None = None
     # Workers of earlier versions store none.
     warnings: tuple[str, ...] = ()
+    references: tuple[ReferenceReport, ...] = Field((), exclude_if=lambda references: not references)
     adapters: tuple[AdapterReport, ...]
     pipeline: PipelineReport
 

@@ -130,7 +130,9 @@ def _save(rendered: RenderedImage, files: ItemFiles, index: int, output: Path) -
     spec = files.spec
     timings = {**files.timings, **rendered.timings}
     # The same parameters as in an image that a worker stores.
-    report = image_file.image_parameters(spec, rendered.pipeline, adapters=rendered.adapters, index=index)
+    report = image_file.image_parameters(
+        spec, rendered.pipeline, adapters=rendered.adapters, references=rendered.references, index=index
+    )
     file = output / f"{index}.{spec.output_format}"
     file.write_bytes(image_file.encode(rendered.image, spec.output_format, report))
     adapters = [adapter.model_dump(mode="json") for adapter in rendered.adapters]

@@ -11,12 +11,13 @@ import torch
 from shared.celery_app import make_celery
 from shared.ledger import Ledger
 from shared.settings import Settings
-from shared.storage import open_store
+from shared.storage import ObjectStore, open_store
 from worker.consumer.adapter_files import open_adapter_files
 from worker.consumer.background import BackgroundUploader
 from worker.consumer.consumer import START_RETRY_S, consume
 from worker.consumer.heartbeat import Heartbeat
 from worker.consumer.host_locks import gpu_lock, slot_lock
+from worker.consumer.reference_files import reference_loader
 from worker.consumer.slot import Slot, slot_name
 from worker.consumer.worker import Worker, redis_retries
 from worker.consumer.worker_state import WorkerState
@@ -57,7 +58,7 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
     ledger.ping()
     ledger.check_permissions()
     store.check()
-    renderer, slot = _load(settings, name, device, ledger)
+    renderer, slot = _load(settings, name, device, ledger, store)
     state = WorkerState()
     return Worker(
         settings=settings,
@@ -74,7 +75,9 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
     )
 
 
-def _load(settings: Settings, name: str, device: torch.device, ledger: Ledger) -> tuple[Renderer, Slot]:
+def _load(
+    settings: Settings, name: str, device: torch.device, ledger: Ledger, store: ObjectStore
+) -> tuple[Renderer, Slot]:
     # Imported here: diffusers takes 4 s, and an error of Redis, storage or a lock must not wait for it.
     from worker.model.load import load_components
     from worker.rendering.renderer import Renderer
@@ -90,6 +93,7 @@ def _load(settings: Settings, name: str, device: torch.device, ledger: Ledger) -
         prompt_cache=settings.worker.prompt_cache,
         adapter_cache_bytes=int(settings.worker.adapter_cache_gb * 1_000_000_000),
         toolkit=toolkit,
+        load_reference=reference_loader(store),
     )
     renderer.warm_up()
     slot = Slot(

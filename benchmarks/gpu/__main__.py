@@ -24,6 +24,7 @@ from benchmarks.gpu.prompt_encoding import measure_prompt
 from benchmarks.gpu.report import BASELINES, Report
 from benchmarks.gpu.session import Plan, Session
 from shared.errors import CheckpointError
+from shared.references import MAX_REFERENCES
 from shared.settings import Settings
 from worker.device import pick_device
 from worker.model.components import Components
@@ -77,6 +78,9 @@ def main(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps of an image.")] = 25,
     repeat: Annotated[int, typer.Option(min=1, help="Repetitions behind each median.")] = 10,
     items: Annotated[int, typer.Option(min=2, help="Images in the batch.")] = 20,
+    references: Annotated[
+        int, typer.Option(min=0, max=MAX_REFERENCES, help="Reference images of 1024x1024, or 128x128 with --tiny.")
+    ] = 0,
     only: Annotated[list[Part] | None, typer.Option(help="Measure this part; may be repeated.")] = None,
     engine: Annotated[list[EngineName] | None, typer.Option(help="Measure this engine; may be repeated.")] = None,
     text_encoder_place: Annotated[
@@ -98,8 +102,12 @@ def main(
     """Write a FLUX.2 checkpoint with random weights, load it as a worker does, and measure it on this device."""
     clock = Clock(pick_device(device or "auto"))
     report = Report(device=clock.name, as_json=as_json, out=out)
-    plan = Plan(tuple(size or [64 if tiny else 1024]), steps, repeat, items)
-    run = _Run(set(only or Part), list(engine or EngineName), _toolkit(engine), plan, report, clock)
+    plan = Plan(tuple(size or [64 if tiny else 1024]), steps, repeat, items, references, 128 if tiny else 1024)
+    if references and set(only or Part) - {Part.CEILINGS, Part.COLD, Part.STEPS, Part.IMAGE}:
+        raise typer.BadParameter("--references needs --only steps or --only image", param_hint="--references")
+    # Diffusers' pipelines prepare and encode references in another way.
+    possible = [name for name in EngineName if not references or name is not EngineName.DIFFUSERS]
+    run = _Run(set(only or Part), list(engine or possible), _toolkit(engine), plan, report, clock)
     settings = {"text_encoder_place": text_encoder_place, "clean_weights": clean_weights, "memory_gb": memory_gb}
     _measure(run, model, tiny=tiny, settings=settings)
     report.print_table()

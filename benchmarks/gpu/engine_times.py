@@ -51,6 +51,8 @@ class EngineTimes:
                 drift["drift"] = renderer.swapper.fp8_error(partial(engine.predict, renderer.inputs.typical_call()))
             # At the first size the first step includes compiling, if the engine is compiled.
             notes: Row = {"first_s": first_s, **drift}
+            if session.plan.references:
+                notes["references"] = session.plan.references
             if step:
                 self._measure_step(name, engine, size, notes)
             if image:
@@ -72,16 +74,17 @@ class EngineTimes:
             **session.report.against(STEP, size=size, engine=name, time=median_ms),
             peak_gb=session.clock.peak_gb(),
             n=len(times),
-            **self._rate(name, engine, size, median_ms),
+            **self._rate(name, size, median_ms),
             **notes,
             **self._equality(STEP, name, size, latents, steps=repeat + 1),
         )
 
-    def _rate(self, name: str, engine: Engine, size: int, median_ms: float) -> Row:
+    def _rate(self, name: str, size: int, median_ms: float) -> Row:
         """Return the TFLOP/s of a step's products and attention, and their share of the ceiling if it was measured."""
         if size not in self._flops:
             with uncompiled(), FlopCounterMode(display=False) as counter:
-                self._session.denoise(engine, size, 1)
+                # Of this project's engine: AI Toolkit's encodes reference images in each run.
+                self._session.denoise(self._session.exact, size, 1)
             self._flops[size] = counter.get_total_flops()
         tflops = self._flops[size] / median_ms / 1e9
         rows = self._session.report.rows

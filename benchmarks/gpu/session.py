@@ -7,19 +7,23 @@ its own weights, in float8.
 
 from __future__ import annotations
 
+import io
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.models import write_adapter
 from benchmarks.gpu.report import Report
-from shared.job import AdapterRef, ItemSpec
+from shared.job import AdapterRef, ItemSpec, ReferenceRef
 from shared.prompt import MAX_TOKENS
 from shared.settings import WorkerSettings
 from worker.model.compile import compile_blocks
@@ -28,6 +32,7 @@ from worker.rendering.engine import DenoisingInputs, Engine
 from worker.rendering.latents import noise
 from worker.rendering.native_engine import ExactEngine
 from worker.rendering.prompt_encoder import embed
+from worker.rendering.reference_encoder import ReferenceEncoder, References
 from worker.rendering.renderer import Renderer
 from worker.verify.golden_models import adapter_ref
 
@@ -47,12 +52,16 @@ class Plan:
         steps: denoising steps of an image.
         repeat: number of repetitions behind each median.
         items: images of the batch.
+        references: number of reference images behind each image.
+        reference_side: their width and height, in pixels.
     """
 
     sizes: tuple[int, ...]
     steps: int
     repeat: int
     items: int
+    references: int = 0
+    reference_side: int = 1024
 
 
 class Session:
@@ -79,6 +88,9 @@ class Session:
         cache_bytes = int(WorkerSettings.model_fields["adapter_cache_gb"].default * 1_000_000_000)
         self.renderer = Renderer(components, prompt_cache=4, adapter_cache_bytes=cache_bytes)
         self._others = others
+        self._references = {
+            encodes: self._encode_references(encodes=encodes) for encodes in (False, True) if plan.references
+        }
         self._prompt, self._negative = (self.encode_random_prompt(seed) for seed in (1, 2))
 
     def engine(self, name: str) -> Engine:
@@ -106,7 +118,13 @@ class Session:
         marks: list[Any] = []
         latents = engine.denoise(
             self.starting_noise(size, seeds) if start is None else start,
-            DenoisingInputs(steps, _GUIDANCE, prompt, None if self.components.is_distilled else negative),
+            DenoisingInputs(
+                steps,
+                _GUIDANCE,
+                prompt,
+                None if self.components.is_distilled else negative,
+                self._references.get(engine.encodes_references),
+            ),
             on_step=lambda *_: marks.append(self.clock.mark()),
         )
         return latents, self.clock.between(marks)
@@ -146,6 +164,24 @@ class Session:
         ids = torch.randint(encoder.config.vocab_size, (1, MAX_TOKENS), generator=generator).to(self.clock.device)
         return embed(encoder, ids, torch.ones_like(ids)).to(self.components.dtype)
 
+    def _encode_references(self, *, encodes: bool) -> References:
+        """Encode random images; report the time of one, unless the engine encodes them itself."""
+        files = [_random_image(seed, self.plan.reference_side) for seed in range(self.plan.references)]
+        by_hash = {sha256(data).hexdigest(): data for data in files}
+        encoder = ReferenceEncoder(self.components, load=by_hash.__getitem__)
+        found = encoder.fetch([ReferenceRef(slot=slot, sha256=hash_) for slot, hash_ in enumerate(by_hash, start=1)])
+        if not encodes:
+
+            def encode_one() -> None:
+                encoder.forget()
+                encoder.encode(found[:1])
+
+            self.clock.reset_peak()
+            seconds = self.clock.median_s(encode_one, self.plan.repeat)
+            side, peak_gb = self.plan.reference_side, self.clock.peak_gb()
+            self.report.add("reference: prepare and encode", size=side, seconds=seconds, peak_gb=peak_gb)
+        return encoder.encode(found, for_engine_that_encodes=encodes)
+
     def adapter(self, folder: Path, name: str) -> tuple[AdapterRef, Path]:
         """Return a random LoRA at multiplier 1, written to `folder` on the first call for its name."""
         path = folder / f"{name}.safetensors"
@@ -171,3 +207,11 @@ class Session:
             output_format="png",
             engine="fast" if self.engine_name == "fast" else "exact",
         )
+
+
+def _random_image(seed: int, side: int) -> bytes:
+    """Return a file of random pixels."""
+    file = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()

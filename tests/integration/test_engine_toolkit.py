@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
+from shared.adapters.identity import sha256_of
 from shared.catalog import MODELS as CATALOGUE
 from shared.errors import ItemCanceled
-from shared.job import AdapterRef, ItemSpec
+from shared.job import AdapterRef, ItemSpec, ReferenceRef
 from shared.settings import ModelSettings
 from worker.commands import app
 from worker.model.load import load_components
@@ -47,7 +49,13 @@ def renderer(goldens, tmp_path_factory):
                 id=model, path=str(folder), text_encoder=str(folder / "text_encoder"), precision=precision
             )
             components = load_components(settings, device=torch.device("cpu"), hf_token=None)
-            made[model, precision] = Renderer(components, prompt_cache=4, toolkit=load_toolkit(Path(ROOT)))
+            files = {sha256_of(path): path for path in (goldens / "reference/images").iterdir()}
+            made[model, precision] = Renderer(
+                components,
+                prompt_cache=4,
+                toolkit=load_toolkit(Path(ROOT)),
+                load_reference=lambda sha256: files[sha256].read_bytes(),
+            )
         return made[model, precision]
 
     return make
@@ -127,6 +135,44 @@ def test_adapters_are_added_to_and_removed_from_both_engines(renderer, goldens, 
             assert exact == theirs
             assert exact != base[0]
     assert both(used, item()) == base
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("model", ["flux2", "flux2_klein_4b"])
+def test_both_engines_give_the_same_pixels_with_reference_images(renderer, goldens, model, precision):
+    used, images = renderer(model, precision), goldens / "reference/images"
+    references = tuple(
+        ReferenceRef(slot=slot, sha256=sha256_of(images / name))
+        for slot, name in ((1, "rgba_80x112.png"), (3, "exif6_120x80.jpg"))
+    )
+
+    exact, theirs = both(used, item(model, references=references))
+
+    assert exact == theirs
+    assert exact != both(used, item(model))[0]
+
+
+@pytest.mark.parametrize("mode", ["merged", "live"])
+def test_both_engines_give_the_same_pixels_with_a_reference_image_and_an_adapter(renderer, goldens, mode):
+    used, path = renderer("flux2", "bf16"), goldens / "adapters/lora_r4_bf16.safetensors"
+    references = (ReferenceRef(slot=1, sha256=sha256_of(goldens / "reference/images/rgb_101x87.png")),)
+    spec = item(adapters=(adapter_ref(path, 0.7),), adapter_mode=mode, references=references)
+
+    exact, theirs = both(used, spec, [path])
+
+    assert exact == theirs
+    assert exact != both(used, item(references=references))[0]
+
+
+def test_a_shape_that_is_accepted_as_a_file_is_accepted_after_its_crop(renderer, tmp_path, monkeypatch):
+    # 632x79 has exactly 8:1, and its crop to 624x64 has 9.75:1.
+    Image.new("RGB", (632, 79), "red").save(tmp_path / "wide.png")
+    used, digest = renderer("flux2", "bf16"), sha256_of(tmp_path / "wide.png")
+    monkeypatch.setattr(used.references, "_load", lambda sha256: (tmp_path / "wide.png").read_bytes())
+
+    exact, theirs = both(used, item(references=(ReferenceRef(slot=1, sha256=digest),)))
+
+    assert exact == theirs
 
 
 def test_both_engines_share_one_copy_of_the_weights(renderer):

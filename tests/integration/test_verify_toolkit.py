@@ -117,7 +117,7 @@ def test_the_goldens_inputs_give_equal_results_in_both_precisions(goldens):
     count, different = differing(goldens)
 
     assert different == []
-    assert count == 2 * (4 + 14 + 12 + 3)  # forward, sampling, adapters, text
+    assert count == 2 * (4 + 14 + 10 + 12 + 3)  # forward, sampling, reference, adapters, text
 
 
 def test_other_widths_and_head_splits_give_equal_results(other_widths):

@@ -6,13 +6,21 @@ import pytest
 from fastapi import FastAPI
 
 from api.errors import install_error_handlers
-from shared.errors import AdapterNotFound, AdapterRefused, Flux2Error, SourceChanged, SourceUnavailable
+from shared.errors import (
+    AdapterNotFound,
+    AdapterRefused,
+    Flux2Error,
+    ReferenceRefused,
+    SourceChanged,
+    SourceUnavailable,
+)
 
 
 @pytest.mark.parametrize(
     ("error", "status", "code", "retry_after"),
     [
         (SourceChanged("another file", field="loras[0].path"), 422, "source_changed", None),
+        (ReferenceRefused("too narrow", field="prompts[0].ctrl_img_2"), 422, "invalid_reference", None),
         (SourceUnavailable("try again later"), 503, "source_unavailable", "2"),
         (AdapterRefused("a web page", field="loras[0].path"), 422, "INVALID_LORA", None),
         (AdapterNotFound("answered 404", field="loras[0].path"), 400, "LORA_NOT_FOUND", None),

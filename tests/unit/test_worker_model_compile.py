@@ -64,17 +64,20 @@ def compiled(load):
 
 
 @torch.no_grad()
-def predict(components, rows, columns):
+def predict(components, rows, columns, *references):
+    """Run the transformer once; `references` are the rows and columns of reference images."""
     transformer = components.transformer
     random = torch.Generator().manual_seed(2)
-    tokens = torch.randn(1, rows * columns, transformer.config.in_channels, generator=random)
+    grids = [image_ids(rows, columns), *(image_ids(*grid, time=10 * at) for at, grid in enumerate(references, start=1))]
+    ids = torch.cat(grids)
+    tokens = torch.randn(1, len(ids), transformer.config.in_channels, generator=random)
     prompt = torch.randn(1, 512, transformer.config.joint_attention_dim, generator=random)
     return transformer(
         hidden_states=tokens.bfloat16(),
         encoder_hidden_states=prompt.bfloat16(),
         timestep=torch.tensor([0.7]).bfloat16(),
         guidance=torch.tensor([4.0]).bfloat16(),
-        img_ids=image_ids(rows, columns),
+        img_ids=ids,
         txt_ids=text_ids(512),
         return_dict=False,
     )[0]
@@ -100,6 +103,17 @@ def test_every_size_gives_the_same_bits_from_one_compilation(written, compiled):
     with no_recompilation():
         for rows, columns in ((4, 6), (4, 4), (8, 8), (3, 10)):
             assert different(predict(compiled, rows, columns), predict(written, rows, columns)) < 0.01
+
+
+def test_reference_tokens_give_the_same_bits_without_another_compilation(written, compiled):
+    predict(compiled, 8, 8)
+
+    with no_recompilation():
+        for references in ([(4, 6)], [(5, 4), (4, 4), (8, 32)]):
+            found, expected = predict(compiled, 4, 6, *references), predict(written, 4, 6, *references)
+            assert different(found, expected) < 0.01
+            # The references reach the image's rows.
+            assert different(expected[:, :24], predict(written, 4, 6)) > 0.1
 
 
 def test_without_emulated_roundings_the_bits_are_different(written, load):

@@ -5,10 +5,12 @@ import math
 import os
 import shutil
 import sys
+from importlib.util import find_spec
 from types import ModuleType
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -385,7 +387,8 @@ def checkout(tmp_path):
             "model": "class Flux2: pass\nclass Flux2Params: pass\n",
             "autoencoder": "class AutoEncoder: pass\nclass AutoEncoderParams: pass\n"
             "class AutoEncoderSmallDecoderParams: pass\n",
-            "sampling": "import torchvision\nfrom .model import Flux2\ndef get_schedule(): pass\n",
+            "sampling": "import torchvision\nfrom .model import Flux2\ndef get_schedule(): pass\n"
+            "def encode_image_refs(images): return torchvision.transforms.ToTensor()(images)\n",
             "pipeline": "from .sampling import get_schedule\nclass Flux2Pipeline: pass\n",
             "custom_flowmatch_sampler": "from toolkit.weights import weights\n"
             "class CustomFlowMatchEulerDiscreteScheduler: pass\n",
@@ -418,6 +421,18 @@ def test_only_the_needed_files_are_imported_and_no_stub_module_remains(checkout,
     assert ("torchvision" in sys.modules) == before
     assert sys.modules["toolkit"] is somebodys
     assert not [name for name in sys.modules if name.startswith("toolkit.")]
+
+
+@pytest.mark.skipif(find_spec("torchvision") is not None, reason="the checkout then uses torchvision itself")
+def test_without_torchvision_a_checkout_converts_reference_images_as_torchvision_does(checkout):
+    toolkit = load_toolkit(checkout())
+
+    found = toolkit.encode_references(Image.new("RGB", (3, 2), (255, 0, 51)))
+
+    # Channels first, then rows, then columns; 51 / 255 is 0.2.
+    assert found.shape == (3, 2, 3)
+    assert found.dtype == torch.float32
+    assert found[:, 1, 2].tolist() == pytest.approx([1.0, 0.0, 0.2])
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 
 from PIL import ExifTags, Image, PngImagePlugin
 
-from shared.job import AdapterReport, ImageFormat, ItemSpec, PipelineReport
+from shared.job import AdapterReport, ImageFormat, ItemSpec, PipelineReport, ReferenceReport
 from shared.recipe import request_fields
 
 _JSON_CHUNK = "flux2"
@@ -47,6 +47,7 @@ def image_parameters(
     pipeline: PipelineReport,
     *,
     adapters: Iterable[AdapterReport],
+    references: Iterable[ReferenceReport] = (),
     index: int,
     request_id: str | None = None,
 ) -> dict[str, Any]:
@@ -54,9 +55,11 @@ def image_parameters(
 
     Args:
         adapters: effects of the item's adapters, of which the scales are written.
+        references: the reference images that the item used.
         index: index of the image in its request.
         request_id: job of the image; None if no queue was involved.
     """
+    used = [reference.model_dump(mode="json") for reference in references]
     scales = {
         report.sha256: report.model_dump(mode="json", include={"scale_range", "scale_sources"}) for report in adapters
     }
@@ -65,6 +68,7 @@ def image_parameters(
         "requested_width": spec.requested_width,
         "requested_height": spec.requested_height,
         "adapters": [{**ref.model_dump(mode="json"), **scales.get(ref.sha256, {})} for ref in spec.adapters],
+        **({"references": used} if used else {}),
         **({"request_id": request_id} if request_id else {}),
         "index": index,
         "pipeline": pipeline.model_dump(mode="json"),

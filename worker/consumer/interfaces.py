@@ -8,7 +8,7 @@ from typing import Protocol
 
 from PIL import Image
 
-from shared.job import AdapterReport, ItemSpec, PipelineReport, Progress, TokenReport
+from shared.job import AdapterReport, ItemSpec, PipelineReport, Progress, ReferenceReport, TokenReport
 
 # Protocols rather than classes keep torch out of the consumer: `make chaos` runs it with a renderer that only sleeps.
 
@@ -28,6 +28,8 @@ class RenderedImage(Protocol):
     def tokens(self) -> TokenReport | None: ...
     @property
     def warnings(self) -> tuple[str, ...]: ...
+    @property
+    def references(self) -> tuple[ReferenceReport, ...]: ...
 
 
 class ItemRenderer(Protocol):

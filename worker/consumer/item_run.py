@@ -203,7 +203,12 @@ class ItemRun:
         claim, spec = self._claim, self._files.spec
         started = time.perf_counter()
         parameters = image_file.image_parameters(
-            spec, rendered.pipeline, adapters=rendered.adapters, index=claim.index, request_id=claim.job_id
+            spec,
+            rendered.pipeline,
+            adapters=rendered.adapters,
+            references=rendered.references,
+            index=claim.index,
+            request_id=claim.job_id,
         )
         data = image_file.encode(rendered.image, spec.output_format, parameters)
         encoded = time.perf_counter()
@@ -229,6 +234,7 @@ class ItemRun:
             timings={stage: round(seconds, 4) for stage, seconds in timings.items()},
             tokens=rendered.tokens,
             warnings=rendered.warnings,
+            references=rendered.references,
             adapters=rendered.adapters,
             pipeline=rendered.pipeline,
         )

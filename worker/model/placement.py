@@ -22,10 +22,14 @@ BaseWeightsPlace = Literal["device", "host", "file"]
 
 # One step and one decode of 1024x1024 at full size take 1.6 and 2.3 GB.
 _WORK_BYTES = 4_000_000_000
-# Additional memory of 2048x2048. Backups of base weights leave it free: an image that must be decoded in tiles has
-# different pixels.
+# Additional memory of 2048x2048, with three references of one megapixel too: 29,184 tokens, of which each takes 0.19 MB
+# in a compiled step and 0.32 MB in an uncompiled one. Backups of base weights leave it free: an image that must be
+# decoded in tiles has different pixels.
 _LARGE_WORK_BYTES = 8_000_000_000
 _GB = 1_000_000_000
+# A step keeps at least this many values for each token and channel at once: 14.5 in float8, 15.2 in bfloat16, both
+# compiled, on an H200.
+_VALUES_A_CHANNEL = 14
 
 # A byte of a streamed text encoder costs half as much as a byte of base weights. A new prompt's layers are copied while
 # the item before renders; base weights are copied during the last step before a swap and the first step after it.
@@ -66,12 +70,14 @@ class Placement:
         base_weights: where an adapter swap restores base weights from.
         gigabytes: device memory that this placement takes, with room for one image of 1024x1024.
         device_backup_bytes: additional device memory for some of the backups, if not all of them are on the device.
+        work_bytes: device memory that is left for steps and decodes if the backups take none; None on a CPU.
     """
 
     text_encoder: TextEncoderPlace
     base_weights: BaseWeightsPlace
     gigabytes: float
     device_backup_bytes: int = 0
+    work_bytes: int | None = None
 
     def __str__(self) -> str:
         text = f"text encoder {self.text_encoder}, base weights from {self.base_weights}, {self.gigabytes:.1f} GB"
@@ -112,6 +118,7 @@ def _with_backups(candidate: Placement, sizes: WeightSizes, free: int, *, is_set
     spare = int(free - candidate.gigabytes * _GB)
     if spare < 0:
         return None
+    candidate = replace(candidate, work_bytes=spare + _WORK_BYTES)
     if is_set or not sizes.adaptable:
         return candidate
     room = spare - _LARGE_WORK_BYTES
@@ -155,6 +162,18 @@ def placement_error(
     elif fitting := smaller and choose_placement(smaller, free=free):
         hint = f"FLUX2_MODEL_PRECISION=qfloat8 needs {fitting.gigabytes:.1f} GB"
     return CheckpointError(f"{problem}; {hint}")
+
+
+def lacking_step_bytes(placement: Placement, *, tokens: int, channels: int, dtype: torch.dtype) -> int:
+    """Return the device memory that a step lacks for certain; 0 if it may fit.
+
+    Args:
+        tokens: number of tokens of the image, its references and its prompt.
+        channels: width of the transformer.
+    """
+    if placement.work_bytes is None:
+        return 0
+    return max(0, tokens * channels * dtype.itemsize * _VALUES_A_CHANNEL - placement.work_bytes)
 
 
 def weight_bytes(shapes: Iterable[tuple[int, ...]], *, dtype: torch.dtype, float8: bool) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from shared.job import AdapterRef, AdapterReport, ItemSpec, PipelineReport, Progress, TokenReport
+from shared.errors import OutOfMemory
+from shared.job import AdapterRef, AdapterReport, ItemSpec, PipelineReport, Progress, ReferenceReport, TokenReport
 from worker.rendering.engine import Engine
+from worker.rendering.latents import PIXELS
 
 OnProgress = Callable[[Progress], None]
 
@@ -44,9 +46,10 @@ class RenderedImage:
     """One finished image and how it was made.
 
     Attributes:
-        timings: seconds by stage: encode_prompt, adapter, denoise, decode.
+        timings: seconds by stage: encode_prompt, adapter, denoise, decode; fetch_references and encode_references, if
+            the item has references.
         adapters: the effect of each adapter, in merge order.
-        warnings: see `ItemResult`.
+        warnings, references: see `ItemResult`.
     """
 
     image: Image.Image
@@ -55,6 +58,7 @@ class RenderedImage:
     pipeline: PipelineReport
     tokens: TokenReport
     warnings: tuple[str, ...] = ()
+    references: tuple[ReferenceReport, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -65,6 +69,7 @@ class RenderingItem:
         files: the adapters' files, in merge order.
         shares_memory: whether a swap for another item has used memory during this one.
         timings: seconds of the last attempt by stage; see `RenderedImage`.
+        references: the reference images, once they are loaded.
     """
 
     spec: ItemSpec
@@ -74,12 +79,26 @@ class RenderingItem:
     device: torch.device
     shares_memory: bool = False
     timings: dict[str, float] = field(default_factory=dict)
+    references: Sequence[ReferenceReport] = ()
+
+    @property
+    def tokens_of_image(self) -> int:
+        """Number of tokens of the image that is denoised."""
+        return (self.spec.width // PIXELS) * (self.spec.height // PIXELS)
 
     @property
     def device_name(self) -> str:
         """The device and, for a GPU, its model."""
         name = str(self.device)
         return f"{name} {torch.cuda.get_device_name(self.device)}" if self.device.type == "cuda" else name
+
+    def too_large(self, reason: str) -> OutOfMemory:
+        """Return the error that says that the item does not fit on the device."""
+        size, remedy = f"{self.spec.width}x{self.spec.height}", "request a smaller size"
+        if self.references:
+            sizes = ", ".join(f"{reference.width}x{reference.height}" for reference in self.references)
+            size, remedy = f"{size} with references of {sizes}", f"{remedy}, or fewer or smaller references"
+        return OutOfMemory(f"{size} does not fit on {self.device_name}: {reason}; {remedy}")
 
     def report(self, stage: str, step: int = 0) -> None:
         """Report progress; an error that `on_progress` raises ends the attempt."""

@@ -85,6 +85,21 @@ def guided_velocity(conditional: Velocity, unconditional: Velocity, *, guidance_
     return velocity
 
 
+def velocity_with_references(velocity: Velocity, references: Tensor) -> Velocity:
+    """Return a velocity of the image's latents from one whose transformer also reads reference tokens.
+
+    Args:
+        velocity: of the image's tokens followed by those of the references.
+        references: (1, reference tokens, channels); the same in every step.
+    """
+
+    def of_image(latents: Tensor, timestep: Tensor) -> Tensor:
+        whole = torch.cat([latents, references.to(latents.dtype)], dim=1)
+        return velocity(whole, timestep)[:, : latents.shape[1]]
+
+    return of_image
+
+
 def denoise(velocity: Velocity, latents: Tensor, sigmas: Sequence[float], *, on_step: OnStep) -> Tensor:
     """Follow the velocity from noise to an image by Euler's method.
 

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from worker.rendering.denoise import OnStep, TransformerInputs
+from worker.rendering.reference_encoder import References
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class DenoisingInputs:
         steps: 1 or more.
         prompt_embeds: (batch, text tokens, width), in the transformer's dtype.
         negative_prompt_embeds: for classifier-free guidance with two passes a step; None for one pass.
+        references: reference images, for one image only; None without them.
     """
 
     steps: int
     guidance_scale: float
     prompt_embeds: Tensor
     negative_prompt_embeds: Tensor | None = None
+    references: References | None = None
 
 
 def package_versions() -> dict[str, str]:
@@ -57,6 +60,10 @@ class Engine(Protocol):
     @property
     def measures_fp8_error(self) -> bool:
         """Whether each result states the distance of a step from the same step with bfloat16 weights."""
+
+    @property
+    def encodes_references(self) -> bool:
+        """Whether it encodes reference images from their files; otherwise it takes their tokens."""
 
     @property
     def versions(self) -> dict[str, str]:

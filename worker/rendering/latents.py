@@ -35,9 +35,15 @@ def unpack(tokens: Tensor, *, rows: int, columns: int) -> Tensor:
     return channels_first.view(*channels_first.shape[:2], rows, columns)
 
 
-def image_ids(rows: int, columns: int, *, device: torch.device | None = None) -> Tensor:
-    """Return the coordinates (time, row, column, text) of image tokens: (rows * columns, 4), int64."""
-    return _grid(1, rows, columns, 1, device=device)
+def image_ids(rows: int, columns: int, *, time: int = 0, device: torch.device | None = None) -> Tensor:
+    """Return the coordinates (time, row, column, text) of image tokens: (rows * columns, 4), int64.
+
+    Args:
+        time: 0 for the image that is denoised; reference images have others.
+    """
+    ids = _grid(1, rows, columns, 1, device=device)
+    ids[:, 0] = time
+    return ids
 
 
 def text_ids(tokens: int, *, device: torch.device | None = None) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -18,6 +19,7 @@ from worker.rendering.denoise import (
     distilled_velocity,
     guided_velocity,
     predict,
+    velocity_with_references,
 )
 from worker.rendering.engine import DenoisingInputs, package_versions
 from worker.rendering.latents import image_ids, pack, text_ids, unpack
@@ -32,6 +34,7 @@ class ExactEngine:
     supports_tiling: ClassVar[bool] = True
     waits_for_blocks: ClassVar[bool] = True
     measures_fp8_error: ClassVar[bool] = False
+    encodes_references: ClassVar[bool] = False
 
     def __init__(self, components: Components) -> None:
         self.transformer = components.transformer
@@ -43,11 +46,18 @@ class ExactEngine:
 
     def denoise(self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep) -> Tensor:
         rows, columns = noise.shape[2:]
-        velocity = self._velocity(run.prompt_embeds, rows, columns, run.guidance_scale)
+        ids = image_ids(rows, columns, device=noise.device)
+        if run.references is not None:
+            ids = torch.cat([ids, run.references.ids])
+        velocity = self._velocity(run.prompt_embeds, ids, run.guidance_scale)
         # [klein] has no guidance input, so its guidance needs a second pass with the negative prompt.
         if run.negative_prompt_embeds is not None:
-            away = self._velocity(run.negative_prompt_embeds, rows, columns, run.guidance_scale)
+            away = self._velocity(run.negative_prompt_embeds, ids, run.guidance_scale)
             velocity = guided_velocity(velocity, away, guidance_scale=run.guidance_scale)
+        if run.references is not None:
+            assert run.references.tokens is not None
+            velocity = velocity_with_references(velocity, run.references.tokens)
+        # The schedule counts the tokens of the image alone.
         tokens = denoise(velocity, pack(noise), sigmas(run.steps, rows * columns), on_step=on_step)
         return unpack(tokens, rows=rows, columns=columns)
 
@@ -57,11 +67,11 @@ class ExactEngine:
     def image(self, decoded: Tensor) -> Image.Image:
         return decode.to_image(decoded)
 
-    def _velocity(self, embeds: Tensor, rows: int, columns: int, guidance_scale: float) -> Velocity:
+    def _velocity(self, embeds: Tensor, img_ids: Tensor, guidance_scale: float) -> Velocity:
         return distilled_velocity(
             self.transformer,
             prompt_embeds=embeds,
-            img_ids=image_ids(rows, columns, device=embeds.device),
+            img_ids=img_ids,
             txt_ids=text_ids(embeds.shape[1], device=embeds.device),
             guidance_scale=guidance_scale,
         )

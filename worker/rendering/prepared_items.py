@@ -14,6 +14,7 @@ from shared.job import AdapterRef, ItemSpec
 from worker.checkpoint.pinned import side_stream
 from worker.lora.hot_swap import AdapterSwapper
 from worker.rendering.item_inputs import InputBuilder, ItemInputs
+from worker.rendering.reference_encoder import ReferenceEncoder
 
 # The current item may be tried again after the next one is prepared, so the inputs of both are kept.
 _KEPT = 2
@@ -39,9 +40,10 @@ class PreparedItems:
     A turn is one item's denoising. An item that was prepared in an earlier turn is no longer the next one.
     """
 
-    def __init__(self, swapper: AdapterSwapper, inputs: InputBuilder) -> None:
+    def __init__(self, swapper: AdapterSwapper, inputs: InputBuilder, references: ReferenceEncoder) -> None:
         self._swapper = swapper
         self._inputs = inputs
+        self._references = references
         self._device = swapper.components.device
         self._stream = side_stream(self._device)
         self._lock = threading.Lock()
@@ -49,16 +51,19 @@ class PreparedItems:
         self._turn = 0
 
     def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
-        """Preload an item's adapters and build its inputs.
+        """Preload an item's adapters and reference images and build its inputs.
 
         Raises:
-            InvalidRequest, AdapterNotFound, AdapterRefused, AdapterMismatch: as rendering the item will.
+            InvalidRequest, AdapterNotFound, AdapterRefused, AdapterMismatch, ReferenceRefused, StorageUnavailable: as
+                rendering the item will.
         """
         with self._lock:
             turn = self._turn
         files = tuple(zip(spec.adapters, adapters, strict=True))
         for ref, path in files:
             self._swapper.preload(ref, path)
+        # Only the files: images are encoded in the thread that decodes, which keeps the algorithms of its convolutions.
+        self._references.fetch(spec.references)
         # A new thread's current device is the first GPU; synchronising a stream would open a context there.
         device = torch.cuda.device(self._device) if self._stream is not None else nullcontext()
         with torch.no_grad(), device, torch.cuda.stream(self._stream):

@@ -17,23 +17,33 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shared.errors import InvalidRequest, NotFinite, OutOfMemory
+from shared.errors import InvalidRequest, NotFinite, ReferenceRefused
 from shared.job import Decode, ItemSpec, PipelineReport
 from shared.job import Engine as EngineName
+from shared.prompt import MAX_TOKENS
+from shared.references import LoadReference
 from worker.lora.adapter_swap import SwapKind
 from worker.lora.hot_swap import AdapterSwapper
 from worker.model.compile import uncompiled
 from worker.model.components import Components
+from worker.model.placement import lacking_step_bytes
 from worker.rendering.attempt import ATTEMPTS, Attempt, OnProgress, RenderedImage, RenderingItem
 from worker.rendering.decode import tiled_decoding
 from worker.rendering.engine import DenoisingInputs, Engine
 from worker.rendering.item_inputs import InputBuilder, ItemInputs
 from worker.rendering.native_engine import ExactEngine, FastEngine, native_engine
 from worker.rendering.prepared_items import PreparedItems
+from worker.rendering.reference_encoder import ReferenceEncoder, References
 from worker.rendering.toolkit_checkout import Toolkit
 from worker.rendering.toolkit_engine import ToolkitEngine
 
 logger = logging.getLogger("flux2.worker.render")
+
+
+def _refuse_references(sha256: str) -> bytes:
+    """Refuse every reference image."""
+    raise ReferenceRefused("this renderer has no store of reference images; submit the request to a queue")
+
 
 _decode_thread = partial(ThreadPoolExecutor, 1, thread_name_prefix="flux2-decode")
 
@@ -48,6 +58,7 @@ class Renderer:
         prompt_cache: number of encoded prompts to cache in memory.
         adapter_cache_bytes: total size of the adapter files to cache in memory.
         toolkit: AI Toolkit's classes; with them, the renderer also offers AI Toolkit's engine.
+        load_reference: see `LoadReference`; without it, items with reference images are refused.
 
     Raises:
         CheckpointError: AI Toolkit's classes cannot hold the weights.
@@ -55,6 +66,7 @@ class Renderer:
     Attributes:
         swapper: keeps an item's adapters current in the model.
         inputs: builds the inputs of an item's first step.
+        references: encodes reference images.
     """
 
     def __init__(
@@ -64,11 +76,13 @@ class Renderer:
         prompt_cache: int,
         adapter_cache_bytes: int = 0,
         toolkit: Toolkit | None = None,
+        load_reference: LoadReference = _refuse_references,
     ) -> None:
         self.swapper = AdapterSwapper(components, adapter_cache_bytes=adapter_cache_bytes)
         self.inputs = InputBuilder(components, prompt_cache=prompt_cache)
         self._components = components
-        self._prepared = PreparedItems(self.swapper, self.inputs)
+        self.references = ReferenceEncoder(components, load=load_reference)
+        self._prepared = PreparedItems(self.swapper, self.inputs, self.references)
         self._decoder = _decode_thread()
         self._fp8_error: float | None = None
         self._runs_compiled = True
@@ -119,7 +133,7 @@ class Renderer:
             logger.error("compiled code is not used: it gives other bits", extra={"values_differing": differing})
 
     def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
-        """Preload the next item's adapters and build its inputs; raise the errors that `render` would raise.
+        """Preload the next item's adapters and files and build its inputs; raise the errors that `render` would raise.
 
         Another thread may call this while an item renders.
         """
@@ -134,6 +148,8 @@ class Renderer:
         Raises:
             InvalidRequest: a value cannot give a meaningful image, or this worker does not offer the engine.
             AdapterNotFound, AdapterRefused, AdapterMismatch: an adapter file cannot be used.
+            ReferenceRefused: a reference image cannot be used.
+            StorageUnavailable: the store did not answer for a reference image.
             OutOfMemory: the device could not hold the item, even in tiles; its memory is free again.
             NotFinite: the latents or the decoded image hold NaN or infinity.
         """
@@ -160,20 +176,19 @@ class Renderer:
             # Outside of the handler: the error's traceback would keep every tensor of the failed attempt alive.
             self._free_memory()
             logger.warning("out of memory", extra={"seed": spec.seed, "reason": reason, "attempt": attempt.name})
-        raise OutOfMemory(
-            f"{spec.width}x{spec.height} does not fit on {item.device_name}: {reason}; request a smaller size"
-        )
+        raise item.too_large(reason)
 
     @torch.no_grad()
     def _render(self, item: RenderingItem, attempt: Attempt) -> RenderedImage:
         spec, engine = item.spec, item.engine
+        references = self._encode_references(item)
         # Inputs are copied to the device before the weights: a copy that is queued after them waits for all of them.
         with item.stage("encode", timing="encode_prompt"):
             inputs = self._prepared.inputs_of(spec)
         with item.stage("adapter", timing="adapter"):
             kind, reports = self.swapper.activate(item.files, mode=spec.adapter_mode, wait=not engine.waits_for_blocks)
         with item.stage("denoise", timing="denoise"):
-            latents = self._denoise(item, inputs, exclusive=attempt.exclusive)
+            latents = self._denoise(item, inputs, references, exclusive=attempt.exclusive)
         with item.stage("decode", timing="decode", step=spec.num_inference_steps):
             decoded = self._decoder.submit(torch.no_grad()(engine.decode), latents).result()[0]
             if not decoded.isfinite().all():
@@ -181,13 +196,45 @@ class Renderer:
             image = engine.image(decoded)
         decode: Decode = "tiled" if attempt.tiled and engine.supports_tiling else "whole"
         pipeline = self._report(item, kind, decode)
-        return RenderedImage(image, item.timings, reports, pipeline, inputs.tokens, inputs.warnings)
+        return RenderedImage(
+            image, item.timings, reports, pipeline, inputs.tokens, inputs.warnings, tuple(item.references)
+        )
 
-    def _denoise(self, item: RenderingItem, inputs: ItemInputs, *, exclusive: bool) -> Tensor:
+    def _encode_references(self, item: RenderingItem) -> References | None:
+        """Load and encode the item's reference images, unless an earlier item had the same.
+
+        Raises:
+            OutOfMemory: not even the first step would fit.
+        """
+        if not item.spec.references:
+            return None
+        # The store's delays are not the device's.
+        with item.stage("fetch", timing="fetch_references"):
+            files = self.references.fetch(item.spec.references)
+        item.references = [file.report for file in files]
+        tokens = item.tokens_of_image + MAX_TOKENS + sum(file.size.tokens for file in files)
+        components = self._components
+        config = components.transformer.config
+        lacking = lacking_step_bytes(
+            components.placement,
+            tokens=tokens,
+            channels=config.num_attention_heads * config.attention_head_dim,
+            dtype=components.dtype,
+        )
+        if lacking:
+            raise item.too_large(f"a step needs at least {lacking / 1e9:.1f} GB more than the weights leave free")
+        with item.stage("encode", timing="encode_references"):
+            # In the thread that decodes, for the same reason: see `_free_memory`.
+            encode = partial(self.references.encode, for_engine_that_encodes=item.engine.encodes_references)
+            return self._decoder.submit(encode, files).result()
+
+    def _denoise(
+        self, item: RenderingItem, inputs: ItemInputs, references: References | None, *, exclusive: bool
+    ) -> Tensor:
         """Return the final latents, (1, channels, height / 16, width / 16)."""
         spec, engine = item.spec, item.engine
         run = DenoisingInputs(
-            spec.num_inference_steps, spec.guidance_scale, inputs.prompt_embeds, inputs.negative_embeds
+            spec.num_inference_steps, spec.guidance_scale, inputs.prompt_embeds, inputs.negative_embeds, references
         )
 
         def on_step(step: int, steps: int) -> None:
@@ -245,6 +292,7 @@ class Renderer:
         # each thread and shape. In the old thread, later images would differ in their last bits from earlier ones.
         self._decoder.shutdown()
         self._decoder = _decode_thread()
+        self.references.forget()
         gc.collect()
         torch.cuda.empty_cache()
 

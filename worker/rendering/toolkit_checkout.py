@@ -15,12 +15,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import transformers
 
 from shared.errors import CheckpointError
+from worker.rendering.reference_images import to_unit_tensor
 
 _FLUX2 = Path("extensions_built_in/diffusion_models/flux2")
 # The classes to import, by file; a file follows the files that it imports. Their packages are not imported, because
@@ -28,7 +29,7 @@ _FLUX2 = Path("extensions_built_in/diffusion_models/flux2")
 _CLASSES = {
     _FLUX2 / "src/model.py": ("Flux2", "Flux2Params"),
     _FLUX2 / "src/autoencoder.py": ("AutoEncoder", "AutoEncoderParams", "AutoEncoderSmallDecoderParams"),
-    _FLUX2 / "src/sampling.py": ("get_schedule",),
+    _FLUX2 / "src/sampling.py": ("get_schedule", "encode_image_refs"),
     _FLUX2 / "src/pipeline.py": ("Flux2Pipeline",),
     Path("toolkit/samplers/custom_flowmatch_sampler.py"): ("CustomFlowMatchEulerDiscreteScheduler",),
 }
@@ -46,6 +47,7 @@ class Toolkit:
         transformer: Flux2(Flux2Params); its weights have BFL's names.
         autoencoder: AutoEncoder(AutoEncoderParams).
         small_decoder_params: AutoEncoderSmallDecoderParams, for a decoder narrower than the encoder.
+        encode_references: encode_image_refs(autoencoder, images), which the pipeline calls for reference images.
         pipeline: Flux2Pipeline, the loop that previews run.
         scheduler: CustomFlowMatchEulerDiscreteScheduler; the pipeline takes one but does not call it.
         scheduler_config: the scheduler's keyword arguments.
@@ -58,6 +60,7 @@ class Toolkit:
     autoencoder_params: Any
     small_decoder_params: Any
     get_schedule: Any
+    encode_references: Any
     pipeline: Any
     scheduler: Any
     scheduler_config: Mapping[str, Any]
@@ -86,6 +89,7 @@ def load_toolkit(root: Path) -> Toolkit:
         autoencoder_params=found["AutoEncoderParams"],
         small_decoder_params=found["AutoEncoderSmallDecoderParams"],
         get_schedule=found["get_schedule"],
+        encode_references=found["encode_image_refs"],
         pipeline=found["Flux2Pipeline"],
         scheduler=found["CustomFlowMatchEulerDiscreteScheduler"],
         scheduler_config=_constant(root / _MODEL, "scheduler_config"),
@@ -130,17 +134,20 @@ def _empty_package(name: str, folder: Path | None) -> ModuleType:
 
 
 def _torchvision_for(file: Path) -> Any:
-    """Replace torchvision by an empty package if it is not installed."""
-    # `sampling.py` imports it for control images only.
+    """Replace torchvision by the part of it that `sampling.py` uses, if it is not installed."""
     installed = "torchvision" in sys.modules or importlib.util.find_spec("torchvision")
-    return nullcontext() if installed or file.name != "sampling.py" else _stand_in("torchvision", None)
+    if installed or file.name != "sampling.py":
+        return nullcontext()
+    # For reference images: `ToTensor` is all that the file calls, and the file keeps this package.
+    return _stand_in("torchvision", None, transforms=SimpleNamespace(ToTensor=lambda: to_unit_tensor))
 
 
 @contextmanager
-def _stand_in(name: str, folder: Path | None) -> Iterator[None]:
-    """Replace the package of this name, installed or not, by an empty one inside the `with` block."""
+def _stand_in(name: str, folder: Path | None, **members: Any) -> Iterator[None]:
+    """Replace the package of this name, installed or not, by one with these members alone inside the `with` block."""
     aside = _take_out(name)
     sys.modules[name] = _empty_package(name, folder)
+    vars(sys.modules[name]).update(members)
     try:
         yield
     finally:

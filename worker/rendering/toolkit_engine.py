@@ -23,6 +23,7 @@ from worker.model.components import Components
 from worker.rendering.denoise import OnStep, TransformerInputs
 from worker.rendering.engine import DenoisingInputs, package_versions
 from worker.rendering.latents import PIXELS
+from worker.rendering.reference_images import read_rgb
 from worker.rendering.toolkit_checkout import Toolkit
 
 
@@ -41,6 +42,7 @@ class ToolkitEngine:
     # AI Toolkit's modules share our weights but not the hooks that wait for them.
     waits_for_blocks: ClassVar[bool] = False
     measures_fp8_error: ClassVar[bool] = False
+    encodes_references: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -73,12 +75,25 @@ class ToolkitEngine:
         ours = components.transformer
         with torch.device("meta"):
             transformer = toolkit.transformer(toolkit.transformer_params(**_transformer_params(ours)))
-            autoencoder = toolkit.autoencoder(toolkit.autoencoder_params(**_decoder_params(components.autoencoder)))
-        # Nothing encodes an image here, and the class cannot express an encoder and a decoder of different widths.
-        autoencoder.encoder = nn.Identity()
+            config = components.autoencoder.config
+            decoder, encoder = (
+                toolkit.autoencoder(toolkit.autoencoder_params(**_autoencoder_params(config, widths)))
+                for widths in (
+                    config.decoder_block_out_channels or config.block_out_channels,
+                    config.block_out_channels,
+                )
+            )
+        # From two objects, because one cannot express every encoder and decoder of different widths.
+        autoencoder = decoder
+        autoencoder.encoder = encoder.encoder
         copies = _share(transformer, ours, transformer_origins(ours))
-        _share(autoencoder, components.autoencoder, autoencoder_origins(components.autoencoder), skip="encoder.")
+        _share(autoencoder, components.autoencoder, autoencoder_origins(components.autoencoder))
         return cls(toolkit, transformer, autoencoder, copies=copies)
+
+    @property
+    def autoencoder(self) -> Any:
+        """AI Toolkit's `AutoEncoder`, with the encoder."""
+        return self._pipeline.vae
 
     def predict(self, call: TransformerInputs) -> Tensor:
         self._refresh()
@@ -106,6 +121,7 @@ class ToolkitEngine:
                 latents=noise,
                 output_type="latent",
                 return_dict=False,
+                **({} if run.references is None else {"control_img_list": list(map(read_rgb, run.references.files))}),
             )[0]
         return latents
 
@@ -161,16 +177,9 @@ def assign_weights(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     module.requires_grad_(False).eval()
 
 
-def _share(
-    theirs: nn.Module, ours: nn.Module, origins: Mapping[str, Origin], *, skip: str | None = None
-) -> list[tuple[Tensor, Sequence[Tensor]]]:
-    """Assign our module's tensors to AI Toolkit's module; return the tensors that are copies, each with its parts.
-
-    Args:
-        skip: prefix of tensors to leave out.
-    """
-    found = tensor_parts(ours, origins)
-    parts = {name: tensors for name, tensors in found.items() if skip is None or not name.startswith(skip)}
+def _share(theirs: nn.Module, ours: nn.Module, origins: Mapping[str, Origin]) -> list[tuple[Tensor, Sequence[Tensor]]]:
+    """Assign our module's tensors to AI Toolkit's module; return the tensors that are copies, each with its parts."""
+    parts = tensor_parts(ours, origins)
     state = {name: join_rows(tensors) for name, tensors in parts.items()}
     shapes = {name: tensor.shape for name, tensor in theirs.state_dict().items()}
     for name, tensor in state.items():
@@ -202,10 +211,8 @@ def _transformer_params(transformer: Any) -> dict[str, Any]:
     }
 
 
-def _decoder_params(autoencoder: Any) -> dict[str, Any]:
-    """Return an AutoencoderKLFlux2's decoder sizes under AI Toolkit's parameter names; widths are multiples of `ch`."""
-    config = autoencoder.config
-    widths = config.decoder_block_out_channels or config.block_out_channels
+def _autoencoder_params(config: Any, widths: Sequence[int]) -> dict[str, Any]:
+    """Return an AutoencoderKLFlux2's sizes under AI Toolkit's parameter names, with the same widths on both sides."""
     # The class takes one base width and integer multiples of it.
     unit = math.gcd(*widths)
     return {

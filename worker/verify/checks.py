@@ -8,12 +8,10 @@ because kernels differ between machines (docs/verify.md).
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -27,18 +25,15 @@ from worker.model.components import Components
 from worker.model.precision import PRECISIONS
 from worker.rendering.denoise import TransformerInputs
 from worker.rendering.engine import Engine
-from worker.rendering.latents import PIXELS, image_ids, noise, text_ids
+from worker.rendering.latents import PIXELS, noise
 from worker.verify.golden_models import GoldenModels, adapter_ref, bfl_weights
 from worker.verify.goldens import Case, load_embeds
 from worker.verify.measures import Measure, equal, measure, same_bits
-from worker.verify.outcome import CaseType, VerifiedEngine
+from worker.verify.outcome import CaseType
 from worker.verify.prompt_checks import check_prompt_to_image, check_text
-from worker.verify.sampling import TransformerCalls, record_calls, sample, starting_noise
-
-# A step on another CPU used 0.7 of the latents' limit; a wrong schedule or noise exceeds the limit 200 times or more.
-_STEP_SLACK = 5
-# The goldens' README.md says "Expect equality to 1e-7".
-_SCHEDULE = {"max_abs": 1e-7}
+from worker.verify.reference_checks import check_references
+from worker.verify.sampling import sample
+from worker.verify.sampling_checks import SCHEDULE_TOLERANCE, check_sampling, pixels
 
 
 def check(case: Case, models: GoldenModels) -> list[Measure]:
@@ -51,7 +46,9 @@ def _schedule(case: Case, models: GoldenModels) -> Iterator[Measure]:
     entry = case.entry
     got = models.noise_levels(entry["num_steps"], entry["image_seq_len"])
     # In float64: float32 would round the levels by about as much as the tolerance.
-    yield from measure("timesteps", torch.tensor(got, dtype=torch.float64), _float64(entry["timesteps"]), _SCHEDULE)
+    yield from measure(
+        "timesteps", torch.tensor(got, dtype=torch.float64), _float64(entry["timesteps"]), SCHEDULE_TOLERANCE
+    )
 
 
 def _noise(case: Case, models: GoldenModels) -> Iterator[Measure]:
@@ -81,62 +78,6 @@ def forward(engine: Engine, components: Components, inputs: Mapping[str, Tensor]
         guidance=inputs["guidance"].to(device, dtype),
     )
     return engine.predict(call)
-
-
-def _sampling(case: Case, models: GoldenModels) -> Iterator[Measure]:
-    entry, golden = case.entry, models.goldens.tensors(case.entry["file"])
-    components = models.components(entry["model"], case.dtype)
-    engine = models.engine(components)
-    yield from _inputs(entry, golden, components, models)
-    with record_calls(engine) as calls:
-        latents = sample(
-            engine,
-            components,
-            entry,
-            golden["prompt_embeds"],
-            negative_prompt_embeds=golden.get("negative_prompt_embeds") if entry["true_cfg"] else None,
-            start=golden["initial_latents"],
-        )
-    tolerance = entry["tolerance"]
-    # Diffusers steps through another schedule, so only the end of its run can be compared.
-    if models.engine_name is not VerifiedEngine.DIFFUSERS:
-        yield equal("timesteps_model", torch.stack(calls.timesteps), golden["timesteps_model"])
-        yield from _steps(calls, golden, 1 + entry["true_cfg"], _for_steps(tolerance["latents"]))
-    yield from measure("latents", latents, golden["latents"], tolerance["latents"])
-    decoded = engine.decode(latents)
-    if "decoded" in golden:
-        yield from measure("decoded", decoded, golden["decoded"].float(), tolerance["decoded"])
-    yield from measure("image_u8", _pixels(engine, decoded[0]), golden["image_u8"], tolerance["image_u8"])
-
-
-def _inputs(
-    entry: Mapping[str, Any], golden: Mapping[str, Tensor], components: Components, models: GoldenModels
-) -> Iterator[Measure]:
-    """Compare everything that is fixed before the first step: noise, positions and schedule."""
-    batch, _, rows, columns = golden["initial_latents"].shape
-    if batch == 1:  # AI Toolkit draws a whole batch with one generator; here each image has its own
-        drawn = starting_noise(components, entry, dtype=golden["initial_latents"].dtype)
-        yield equal("initial_latents", drawn, golden["initial_latents"])
-    yield equal("img_ids", image_ids(rows, columns).expand_as(golden["img_ids"]), golden["img_ids"])
-    yield equal("txt_ids", text_ids(golden["txt_ids"].shape[1]).expand_as(golden["txt_ids"]), golden["txt_ids"])
-    schedule = models.noise_levels(entry["num_inference_steps"], rows * columns)
-    yield from measure("timesteps", torch.tensor(schedule), golden["timesteps"], _SCHEDULE)
-
-
-def _steps(
-    calls: TransformerCalls, golden: Mapping[str, Tensor], calls_a_step: int, tolerance: Mapping[str, float]
-) -> Iterator[Measure]:
-    """Compare the stored steps: `x_NNN` is a step's input, `pred_NNN` and `pred_uncond_NNN` are its outputs."""
-    for name, expected in sorted(golden.items()):
-        if kept := re.fullmatch(r"(x|pred|pred_uncond)_(\d+)", name):
-            # Guidance by two passes calls the transformer with the prompt first, then with the negative prompt.
-            call = int(kept[2]) * calls_a_step + (kept[1] == "pred_uncond")
-            yield from measure(name, (calls.inputs if kept[1] == "x" else calls.outputs)[call], expected, tolerance)
-
-
-def _for_steps(tolerance: Mapping[str, float]) -> dict[str, float]:
-    """Return the tolerance for single steps: the manifest limits the final latents, and one step may be worse."""
-    return {metric: _STEP_SLACK * limit for metric, limit in tolerance.items()}
 
 
 def _adapter(case: Case, models: GoldenModels) -> Iterator[Measure]:
@@ -253,12 +194,8 @@ def _preview(case: Case, models: GoldenModels) -> Iterator[Measure]:
         latents = sample(engine, components, {**shown, **size}, golden["prompt_embeds"])
         # The manifest limits only the pixels of a preview; the latents' error is reported.
         yield from measure(f"latents_{index}", latents, golden[f"latents_{index}"], {})
-        image = _pixels(engine, engine.decode(latents)[0])
+        image = pixels(engine, engine.decode(latents)[0])
         yield from measure(f"image_{index}", image, golden[f"image_{index}"], entry["tolerance"]["image_u8"])
-
-
-def _pixels(engine: Engine, decoded: Tensor) -> Tensor:
-    return torch.from_numpy(np.array(engine.image(decoded)))
 
 
 def _float64(values: list[float]) -> Tensor:
@@ -269,7 +206,8 @@ _CHECKS: dict[CaseType, Callable[[Case, GoldenModels], Iterator[Measure]]] = {
     CaseType.SCHEDULE: _schedule,
     CaseType.NOISE: _noise,
     CaseType.FORWARD: _forward,
-    CaseType.SAMPLING: _sampling,
+    CaseType.SAMPLING: check_sampling,
+    CaseType.REFERENCE: check_references,
     CaseType.ADAPTER: _adapter,
     CaseType.ADAPTER_HAND: _adapter_hand,
     CaseType.PREVIEW: _preview,

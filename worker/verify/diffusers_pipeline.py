@@ -19,6 +19,7 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
+from shared.errors import GoldensError
 from worker.model.components import Components
 from worker.rendering import decode
 from worker.rendering.denoise import OnStep, TransformerInputs, predict
@@ -45,6 +46,7 @@ class DiffusersEngine:
     supports_tiling: ClassVar[bool] = True
     waits_for_blocks: ClassVar[bool] = False
     measures_fp8_error: ClassVar[bool] = False
+    encodes_references: ClassVar[bool] = True
 
     def __init__(self, components: Components) -> None:
         self.versions = package_versions()
@@ -60,6 +62,8 @@ class DiffusersEngine:
         return predict(self.transformer, call)
 
     def denoise(self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep) -> Tensor:
+        if run.references is not None:
+            raise GoldensError("diffusers' pipelines are not compared with reference images; choose another engine")
         rows, columns = noise.shape[2:]
         tokens: list[Tensor] = []
 

@@ -124,7 +124,7 @@ def sidecar(weights: Path) -> dict[str, Any]:
     return content
 
 
-def load_embeds(goldens: Goldens, run: Mapping[str, Any]) -> dict[str, Tensor]:
+def load_embeds(goldens: Goldens, run: Mapping[str, Any]) -> dict[str, Any]:
     """Load the embeddings that a run names as FILE:TENSOR: `prompt_embeds` and, if named, `negative_prompt_embeds`."""
     named = {role: run[role].partition(":") for role in ("prompt_embeds", "negative_prompt_embeds") if role in run}
     return {role: goldens.tensors(file)[name] for role, (file, _, name) in named.items()}

@@ -20,6 +20,7 @@ class CaseType(StrEnum):
     NOISE = "noise"
     FORWARD = "forward"
     SAMPLING = "sampling"
+    REFERENCE = "reference"
     ADAPTER = "adapter"
     ADAPTER_HAND = "adapter_hand"
     PREVIEW = "preview"

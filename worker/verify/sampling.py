@@ -13,22 +13,28 @@ from torch import Tensor, nn
 from worker.model.components import Components
 from worker.rendering.engine import DenoisingInputs, Engine
 from worker.rendering.latents import noise
+from worker.rendering.reference_encoder import References
 from worker.verify.outcome import VerifiedEngine
 
-# The argument names of the timestep and the latents in each engine's transformer.
+# The argument names of the timestep, the latents and their coordinates in each engine's transformer.
 _ARGUMENTS = {
-    VerifiedEngine.EXACT: ("timestep", "hidden_states"),
-    VerifiedEngine.TOOLKIT: ("timesteps", "x"),
-    VerifiedEngine.DIFFUSERS: ("timestep", "hidden_states"),
+    VerifiedEngine.EXACT: ("timestep", "hidden_states", "img_ids"),
+    VerifiedEngine.TOOLKIT: ("timesteps", "x", "x_ids"),
+    VerifiedEngine.DIFFUSERS: ("timestep", "hidden_states", "img_ids"),
 }
 
 
 @dataclass
 class TransformerCalls:
-    """The inputs and outputs of a transformer, one element for each call."""
+    """The inputs and outputs of a transformer, one element for each call.
+
+    Attributes:
+        ids: the coordinates of the inputs' tokens.
+    """
 
     timesteps: list[Tensor] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
+    ids: list[Tensor] = field(default_factory=list)
     outputs: list[Tensor] = field(default_factory=list)
 
 
@@ -47,6 +53,7 @@ def sample(
     *,
     negative_prompt_embeds: Tensor | None = None,
     start: Tensor | None = None,
+    references: References | None = None,
 ) -> Tensor:
     """Denoise and return latents (batch, channels, rows, columns).
 
@@ -54,6 +61,7 @@ def sample(
         run: `width`, `height`, `num_inference_steps`, `guidance_scale` and `seed`, as the manifest names them.
         negative_prompt_embeds: embeddings that classifier-free guidance steers away from; None for one pass a step.
         start: the starting noise; None draws it from the run's seed.
+        references: the reference images of the run.
     """
     start = starting_noise(components, run, dtype=components.dtype) if start is None else start
     latents, prompt, negative = (
@@ -62,18 +70,19 @@ def sample(
     )
     assert latents is not None
     assert prompt is not None
-    settings = DenoisingInputs(run["num_inference_steps"], run["guidance_scale"], prompt, negative)
+    settings = DenoisingInputs(run["num_inference_steps"], run["guidance_scale"], prompt, negative, references)
     return engine.denoise(latents, settings, on_step=lambda *_: None)
 
 
 @contextmanager
 def record_calls(engine: Engine) -> Iterator[TransformerCalls]:
     """Record each call of the engine's transformer until the context ends."""
-    calls, (timestep, latents) = TransformerCalls(), _ARGUMENTS[VerifiedEngine(engine.name)]
+    calls, (timestep, latents, ids) = TransformerCalls(), _ARGUMENTS[VerifiedEngine(engine.name)]
 
     def record(_: nn.Module, __: Any, arguments: dict[str, Any], output: Any) -> None:
         calls.timesteps.append(arguments[timestep])
         calls.inputs.append(arguments[latents])
+        calls.ids.append(arguments[ids])
         # diffusers' transformer returns a tuple, AI Toolkit's a tensor.
         calls.outputs.append(output[0] if isinstance(output, tuple) else output)
 

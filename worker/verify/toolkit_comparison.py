@@ -26,6 +26,7 @@ from worker.model.precision import PRECISIONS
 from worker.model.text_encoder import MISTRAL, family_of, load_text_encoder
 from worker.model.tokenizer import load_tokenizer, quiet_transformers
 from worker.rendering.prompt_encoder import embed, tokenize
+from worker.rendering.reference_images import read_rgb
 from worker.rendering.toolkit_checkout import Toolkit
 from worker.rendering.toolkit_engine import ToolkitEngine, assign_weights
 from worker.verify.checks import forward
@@ -33,6 +34,7 @@ from worker.verify.golden_models import GoldenModels, adapter_ref, bfl_weights
 from worker.verify.goldens import Case, Goldens, load_embeds, sidecar
 from worker.verify.measures import Measure, equal
 from worker.verify.outcome import CaseType, Precision
+from worker.verify.reference_checks import engine_for, load_references, refusal
 from worker.verify.sampling import sample
 
 
@@ -107,6 +109,43 @@ def _sampling(case: Case, comparison: ToolkitComparison) -> Iterator[Measure]:
     yield equal("decoded", ours.decode(latents), theirs.decode(latents))
 
 
+def _references(case: Case, comparison: ToolkitComparison) -> Iterator[Measure]:
+    """Compare runs with reference images, which each side prepares and encodes itself."""
+    entry, models = case.entry, comparison.models
+    if entry.get("expected_error"):
+        yield refusal(models.goldens, entry)
+        yield _toolkit_refusal(case, comparison)
+        return
+    golden, (components, ours) = models.goldens.tensors(entry["file"]), engine_for(case, models)
+    theirs = comparison.toolkit_engine(entry["model"], case.dtype)
+    if "adapter" in entry:
+        assign_weights(theirs.transformer, bfl_weights(components.transformer))
+    given: dict[str, Any] = {
+        "prompt_embeds": golden["prompt_embeds"],
+        "negative_prompt_embeds": golden.get("negative_prompt_embeds") if entry["true_cfg"] else None,
+    }
+    latents, expected = (
+        sample(
+            engine, components, entry, **given, references=load_references(models.goldens, entry, components, engine)
+        )
+        for engine in (ours, theirs)
+    )
+    yield equal("latents", latents, expected)
+    yield equal("decoded", ours.decode(latents), theirs.decode(expected))
+
+
+def _toolkit_refusal(case: Case, comparison: ToolkitComparison) -> Measure:
+    """Return a measure that passes if AI Toolkit raises the error that the case names."""
+    entry = case.entry
+    images = [read_rgb((comparison.models.goldens.folder / name).read_bytes()) for name in entry["references"]]
+    try:
+        comparison.toolkit.encode_references(comparison.toolkit_engine(entry["model"], case.dtype).autoencoder, images)
+    except ValueError as error:
+        wrong = type(error).__name__ != entry["toolkit_error"]
+        return Measure(f"AI Toolkit's refusal ({error}):" if wrong else "AI Toolkit's refusal", "wrong", wrong, 0.0)
+    return Measure("AI Toolkit accepted the references but must refuse them:", "wrong", 1.0, 0.0)
+
+
 def _adapter(case: Case, comparison: ToolkitComparison) -> Iterator[Measure]:
     entry, run, goldens = case.entry, case.entry["run"], comparison.models.goldens
     path = goldens.folder / entry["file"]
@@ -161,6 +200,7 @@ def _stated(weights: Path) -> dict[str, Any]:
 _CHECKS: dict[CaseType, Callable[[Case, ToolkitComparison], Iterator[Measure]]] = {
     CaseType.FORWARD: _forward,
     CaseType.SAMPLING: _sampling,
+    CaseType.REFERENCE: _references,
     CaseType.ADAPTER: _adapter,
     CaseType.TEXT: _text,
 }
