@@ -180,7 +180,7 @@ class Session:
             seconds = self.clock.median_s(encode_one, self.plan.repeat)
             side, peak_gb = self.plan.reference_side, self.clock.peak_gb()
             self.report.add("reference: prepare and encode", size=side, seconds=seconds, peak_gb=peak_gb)
-        return encoder.encode(found, for_engine_that_encodes=encodes)
+        return encoder.encode(found, files_only=encodes)
 
     def adapter(self, folder: Path, name: str) -> tuple[AdapterRef, Path]:
         """Return a random LoRA at multiplier 1, written to `folder` on the first call for its name."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKLFlux2
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -15,7 +16,10 @@ from shared.errors import ItemCanceled
 from shared.job import AdapterRef, ItemSpec, ReferenceRef
 from shared.settings import ModelSettings
 from worker.commands import app
+from worker.model import rounding
 from worker.model.load import load_components
+from worker.rendering import toolkit_engine
+from worker.rendering.reference_encoder import encode
 from worker.rendering.renderer import Renderer
 from worker.rendering.toolkit_checkout import load_toolkit
 from worker.rendering.toolkit_engine import ToolkitEngine
@@ -173,6 +177,23 @@ def test_a_shape_that_is_accepted_as_a_file_is_accepted_after_its_crop(renderer,
     exact, theirs = both(used, item(references=(ReferenceRef(slot=1, sha256=digest),)))
 
     assert exact == theirs
+
+
+@pytest.mark.filterwarnings("ignore:There are modules in AutoencoderKLFlux2")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("decoder", [None, (32, 64, 64, 32), (32, 32, 64, 64)])
+def test_autoencoders_with_a_narrower_decoder_encode_the_same_latents(decoder, dtype):
+    torch.manual_seed(0)
+    ours = AutoencoderKLFlux2(
+        block_out_channels=(64, 64, 128, 128), decoder_block_out_channels=decoder, layers_per_block=1
+    )
+    rounding.match_autoencoder_rounding(ours.requires_grad_(False).eval())
+    ours.to(dtype)
+    theirs = toolkit_engine.share_autoencoder(load_toolkit(Path(ROOT)), ours)
+    pixels = torch.rand(1, 3, 80, 96) * 2 - 1
+
+    with torch.no_grad():
+        assert torch.equal(encode(ours, pixels), theirs.encode(pixels.to(dtype)))
 
 
 def test_both_engines_share_one_copy_of_the_weights(renderer):

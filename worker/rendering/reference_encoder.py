@@ -98,18 +98,18 @@ class ReferenceEncoder:
         return tuple(self._fetch(ref) for ref in sorted(refs, key=lambda ref: ref.slot))
 
     @torch.no_grad()
-    def encode(self, files: Sequence[ReferenceFile], *, for_engine_that_encodes: bool = False) -> References:
+    def encode(self, files: Sequence[ReferenceFile], *, files_only: bool = False) -> References:
         """Return the references of an item on the device.
 
         Args:
-            for_engine_that_encodes: leave the tokens out.
+            files_only: leave the tokens out, for an engine that encodes the files itself.
         """
         device = self._components.device
         ids = [
             image_ids(file.size.rows, file.size.columns, time=_TIME_STEP * position, device=device)
             for position, file in enumerate(files, start=1)
         ]
-        tokens = None if for_engine_that_encodes else torch.cat([self._encode(file) for file in files], dim=1)
+        tokens = None if files_only else torch.cat([self._encode(file) for file in files], dim=1)
         return References(tuple(file.data for file in files), tokens, torch.cat(ids))
 
     def forget(self) -> None:

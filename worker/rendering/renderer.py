@@ -212,21 +212,23 @@ class Renderer:
         with item.stage("fetch", timing="fetch_references"):
             files = self.references.fetch(item.spec.references)
         item.references = [file.report for file in files]
-        tokens = item.tokens_of_image + MAX_TOKENS + sum(file.size.tokens for file in files)
-        components = self._components
-        config = components.transformer.config
+        self._check_room(item, reference_tokens=sum(file.size.tokens for file in files))
+        with item.stage("encode", timing="encode_references"):
+            # In the thread that decodes, for the same reason: see `_free_memory`.
+            encode = partial(self.references.encode, files_only=item.engine.encodes_references)
+            return self._decoder.submit(encode, files).result()
+
+    def _check_room(self, item: RenderingItem, *, reference_tokens: int) -> None:
+        """Refuse an item whose step certainly needs more memory than the weights leave free."""
+        components, config = self._components, self._components.transformer.config
         lacking = lacking_step_bytes(
             components.placement,
-            tokens=tokens,
+            tokens=item.tokens_of_image + MAX_TOKENS + reference_tokens,
             channels=config.num_attention_heads * config.attention_head_dim,
             dtype=components.dtype,
         )
         if lacking:
             raise item.too_large(f"a step needs at least {lacking / 1e9:.1f} GB more than the weights leave free")
-        with item.stage("encode", timing="encode_references"):
-            # In the thread that decodes, for the same reason: see `_free_memory`.
-            encode = partial(self.references.encode, for_engine_that_encodes=item.engine.encodes_references)
-            return self._decoder.submit(encode, files).result()
 
     def _denoise(
         self, item: RenderingItem, inputs: ItemInputs, references: References | None, *, exclusive: bool

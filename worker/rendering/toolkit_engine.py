@@ -75,20 +75,8 @@ class ToolkitEngine:
         ours = components.transformer
         with torch.device("meta"):
             transformer = toolkit.transformer(toolkit.transformer_params(**_transformer_params(ours)))
-            config = components.autoencoder.config
-            decoder, encoder = (
-                toolkit.autoencoder(toolkit.autoencoder_params(**_autoencoder_params(config, widths)))
-                for widths in (
-                    config.decoder_block_out_channels or config.block_out_channels,
-                    config.block_out_channels,
-                )
-            )
-        # From two objects, because one cannot express every encoder and decoder of different widths.
-        autoencoder = decoder
-        autoencoder.encoder = encoder.encoder
         copies = _share(transformer, ours, transformer_origins(ours))
-        _share(autoencoder, components.autoencoder, autoencoder_origins(components.autoencoder))
-        return cls(toolkit, transformer, autoencoder, copies=copies)
+        return cls(toolkit, transformer, share_autoencoder(toolkit, components.autoencoder), copies=copies)
 
     @property
     def autoencoder(self) -> Any:
@@ -121,7 +109,7 @@ class ToolkitEngine:
                 latents=noise,
                 output_type="latent",
                 return_dict=False,
-                **({} if run.references is None else {"control_img_list": list(map(read_rgb, run.references.files))}),
+                control_img_list=None if run.references is None else list(map(read_rgb, run.references.files)),
             )[0]
         return latents
 
@@ -209,6 +197,24 @@ def _transformer_params(transformer: Any) -> dict[str, Any]:
         "mlp_ratio": config.mlp_ratio,
         "use_guidance_embed": config.guidance_embeds,
     }
+
+
+def share_autoencoder(toolkit: Toolkit, ours: Any) -> Any:
+    """Return an `AutoEncoder` over the weights of an AutoencoderKLFlux2.
+
+    Raises:
+        CheckpointError: the class cannot hold them.
+    """
+    encoder_widths = ours.config.block_out_channels
+    decoder_widths = ours.config.decoder_block_out_channels or encoder_widths
+    with torch.device("meta"):
+        theirs = toolkit.autoencoder(toolkit.autoencoder_params(**_autoencoder_params(ours.config, decoder_widths)))
+        # One call cannot express every pair of an encoder and a decoder of different widths.
+        if encoder_widths != decoder_widths:
+            wide = toolkit.autoencoder(toolkit.autoencoder_params(**_autoencoder_params(ours.config, encoder_widths)))
+            theirs.encoder = wide.encoder
+    _share(theirs, ours, autoencoder_origins(ours))
+    return theirs
 
 
 def _autoencoder_params(config: Any, widths: Sequence[int]) -> dict[str, Any]:
