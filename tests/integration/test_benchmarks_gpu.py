@@ -89,6 +89,21 @@ def test_one_measurement_at_two_sizes_with_a_chosen_placement(measured):
     assert [(row["what"], row["size"]) for row in steps] == [("step", 64), ("step", 96)]
 
 
+def test_steps_with_reference_images_are_measured_and_so_is_encoding_one(measured):
+    _, encoding, step = measured("--only", "steps", "--engine", "exact", "--references", "2")
+
+    assert (encoding["what"], encoding["size"]) == ("reference: prepare and encode", 128)
+    assert encoding["seconds"] > 0
+    assert (step["what"], step["references"], step["finite"]) == ("step", 2, True)
+
+
+def test_reference_images_are_measured_with_steps_and_images_only(tmp_path):
+    result = run(tmp_path / "rows.jsonl", "--references", "1")
+
+    assert result.exit_code == 2
+    assert "--references needs --only steps or --only image" in result.output
+
+
 def test_without_json_a_table_shows_each_row(tmp_path):
     result = run(tmp_path / "rows.jsonl", "--only", "prompt", "--engine", "exact")
 

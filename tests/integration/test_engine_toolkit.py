@@ -237,4 +237,4 @@ def test_ai_toolkits_engine_meets_the_goldens(goldens):
     done = CliRunner().invoke(app, ["verify", str(goldens), "--engine", "ai-toolkit", "--toolkit", ROOT])
 
     assert done.exit_code == 0
-    assert done.stdout.splitlines()[-1] == "82 passed, 0 failed"
+    assert done.stdout.splitlines()[-1] == "97 passed, 0 failed"
