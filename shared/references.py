@@ -29,6 +29,8 @@ PREPARATION: Final = 1
 # default_prep in extensions_built_in/diffusion_models/flux2/src/sampling.py of AI Toolkit at 27a03a91.
 _MAX_PIXELS = 1024 * 1024
 _MIN_SIDE = 64
+# A decoded image of this size takes 201 MB.
+_MAX_FILE_PIXELS = 2**26
 _MAX_ASPECT = 8
 _MULTIPLE = 16
 
@@ -89,6 +91,18 @@ def prepared_size(width: int, height: int) -> PreparedSize:
         factor = math.sqrt(_MAX_PIXELS / (width * height))
         scaled = (int(width * factor), int(height * factor))  # AI Toolkit truncates both sides
     return PreparedSize(scaled, *(side // _MULTIPLE * _MULTIPLE for side in scaled))
+
+
+def check_pixels(width: int, height: int) -> None:
+    """Refuse an image that takes too much memory to decode.
+
+    Raises:
+        ReferenceRefused: it has more than 67,108,864 pixels.
+    """
+    if width * height > _MAX_FILE_PIXELS:
+        raise ReferenceRefused(
+            f"the image has {width}x{height} pixels; a reference may have {_MAX_FILE_PIXELS:,} at most: scale it down"
+        )
 
 
 def reference_key(sha256: str) -> str:

@@ -11,13 +11,14 @@ from PIL import Image
 
 from shared.errors import ObjectMissing, OutOfMemory, ReferenceRefused
 from shared.job import ReferenceRef, ReferenceReport
+from shared.reference_image import prepare, read_rgb, read_size
 from shared.references import reference_key
 from shared.storage.directory import DirectoryStore
 from worker.consumer.reference_files import reference_loader
 from worker.model.placement import Placement, lacking_step_bytes
 from worker.rendering import reference_encoder
 from worker.rendering.reference_encoder import ReferenceEncoder
-from worker.rendering.reference_images import prepare, read_rgb, read_size, to_pixels
+from worker.rendering.reference_images import to_pixels
 from worker.rendering.renderer import Renderer
 
 
@@ -94,6 +95,14 @@ def test_pixels_are_scaled_to_minus_one_to_one_with_channels_first():
 def test_a_file_that_is_no_complete_image_is_refused(data):
     with pytest.raises(ReferenceRefused, match="not a complete image of the formats PNG, JPEG, WEBP, BMP"):
         read_rgb(data)
+
+
+def test_an_image_that_would_take_too_much_memory_is_refused_by_its_header():
+    # A file of 9 kB with one bit for each pixel.
+    data = encoded(Image.new("1", (8300, 8300)))
+
+    with pytest.raises(ReferenceRefused, match="8300x8300 pixels; a reference may have 67,108,864 at most: scale it"):
+        read_size(data)
 
 
 def test_coordinates_count_the_given_images_not_the_slots(components):

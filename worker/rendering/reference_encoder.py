@@ -14,10 +14,11 @@ from torch.nn import functional
 
 from shared.errors import ReferenceRefused
 from shared.job import ReferenceRef, ReferenceReport
+from shared.reference_image import prepare, read_rgb, read_size
 from shared.references import PREPARATION, LoadReference, PreparedSize
 from worker.model.components import Components
 from worker.rendering.latents import image_ids, pack
-from worker.rendering.reference_images import prepare, read_rgb, read_size, to_pixels
+from worker.rendering.reference_images import to_pixels
 
 # The time coordinate of the first reference, and the distance to the next one's; the denoised image has time 0.
 _TIME_STEP = 10

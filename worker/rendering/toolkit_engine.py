@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from shared.errors import CheckpointError
 from shared.job import Engine as EngineName
+from shared.reference_image import read_rgb
 from worker.checkpoint.tensor_files import OPTIONAL
 from worker.checkpoint.tensor_names import Origin, autoencoder_origins, join_rows, tensor_parts, transformer_origins
 from worker.model.components import Components
 from worker.rendering.denoise import OnStep, TransformerInputs
 from worker.rendering.engine import DenoisingInputs, package_versions
 from worker.rendering.latents import PIXELS
-from worker.rendering.reference_images import read_rgb
 from worker.rendering.toolkit_checkout import Toolkit
 
 

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from shared.errors import ReferenceRefused
 from shared.job import ReferenceRef
+from shared.reference_image import prepare, read_rgb
 from worker.model.components import Components
 from worker.rendering.engine import Engine
 from worker.rendering.reference_encoder import ReferenceEncoder, References
-from worker.rendering.reference_images import prepare, read_rgb
 from worker.verify.golden_models import GoldenModels, adapter_ref
 from worker.verify.goldens import Case, Goldens
 from worker.verify.measures import Measure, equal, measure

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from transformers import Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
 from shared.errors import GoldensError
+from shared.reference_image import read_rgb
 from worker.checkpoint.locate import TextEncoderFiles
 from worker.lora.hot_swap import AdapterSwapper
 from worker.model.precision import PRECISIONS
 from worker.model.text_encoder import MISTRAL, family_of, load_text_encoder
 from worker.model.tokenizer import load_tokenizer, quiet_transformers
 from worker.rendering.prompt_encoder import embed, tokenize
-from worker.rendering.reference_images import read_rgb
 from worker.rendering.toolkit_checkout import Toolkit
 from worker.rendering.toolkit_engine import ToolkitEngine, assign_weights
 from worker.verify.checks import forward
