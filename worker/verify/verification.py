@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import diffusers
+import PIL
 import torch
 import transformers
 from safetensors import SafetensorError
@@ -103,7 +104,7 @@ def _about(models: GoldenModels) -> dict[str, str]:
         "made_with": f"{goldens.manifest.get('source')} {goldens.manifest.get('commit')}, "
         f"torch {goldens.manifest.get('torch')} on {goldens.manifest.get('device')}",
         "here": f"torch {torch.__version__}, diffusers {diffusers.__version__}, "
-        f"transformers {transformers.__version__} on {_device_name(models.device)}",
+        f"transformers {transformers.__version__}, Pillow {PIL.__version__} on {_device_name(models.device)}",
     }
 
 
