@@ -119,6 +119,20 @@ DAMAGES = {
         "dev_s64_1st_fp32",
         "pred_000 max_abs 0.01 > 0.0005",
     ),
+    "the time of a reference": (
+        "reference/dev_ref1_crop_fp32.safetensors",
+        add_to("ref_ids", 1),
+        "reference",
+        "dev_ref1_crop_fp32",
+        "ref_ids of 120, by 1 at most: elements differ 1 > 0",
+    ),
+    "a token of a reference": (
+        "reference/dev_ref1_crop_fp32.safetensors",
+        add_to("ref_tokens", 10),
+        "reference",
+        "dev_ref1_crop_fp32",
+        "ref_tokens rel_l2",
+    ),
     "a merged weight": (
         "adapter_expected/lora_subset_bf16.safetensors",
         add_to("merged_fp32_m0.5/double_blocks.0.img_attn.qkv.weight", 1e-6),
@@ -375,6 +389,22 @@ def test_a_path_without_ai_toolkit_is_refused_with_the_path_and_the_missing_file
     assert isinstance(done.exception, CheckpointError)
     assert str(tmp_path) in str(done.exception)
     assert "flux2/src/model.py" in str(done.exception)
+
+
+def test_other_prepared_pixels_and_an_accepted_reference_fail_the_reference_cases(damaged):
+    folder = damaged(type="reference", name="dev_ref1_crop_fp32")
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (case,) = manifest["cases"]
+    case["references_prepared"][0]["rgb_sha256"] = "0" * 64
+    refused = {**case, "name": "refused", "file": None, "expected_error": "raise", "toolkit_error": "ValueError"}
+    manifest["cases"].append(refused)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    done = verify(folder, "--only", "reference")
+
+    assert done.exit_code == 1
+    assert "reference 0 rgb_sha256 differs 1 > 0" in done.stdout
+    assert "the references were accepted but must be refused" in done.stdout
 
 
 @pytest.fixture
