@@ -90,11 +90,11 @@ def test_one_measurement_at_two_sizes_with_a_chosen_placement(measured):
 
 
 def test_steps_with_reference_images_are_measured_and_so_is_encoding_one(measured):
-    _, encoding, step = measured("--only", "steps", "--engine", "exact", "--references", "2")
+    rows = {row["what"]: row for row in measured("--only", "steps", "--engine", "exact", "--references", "2")}
 
-    assert (encoding["what"], encoding["size"]) == ("reference: prepare and encode", 128)
-    assert encoding["seconds"] > 0
-    assert (step["what"], step["references"], step["finite"]) == ("step", 2, True)
+    assert rows["reference: prepare and encode"]["size"] == 128
+    assert rows["reference: prepare and encode"]["seconds"] > 0
+    assert (rows["step"]["references"], rows["step"]["finite"]) == (2, True)
 
 
 def test_reference_images_are_measured_with_steps_and_images_only(tmp_path):

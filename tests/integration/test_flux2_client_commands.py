@@ -306,6 +306,8 @@ def test_an_interrupted_command_leaves_its_jobs_running_and_says_how_to_go_on(ap
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell starts what it runs in the background without this signal, and the tests may run there.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         submitted, polled = process.stdout.readline(), process.stdout.readline()
         process.send_signal(signal.SIGINT)

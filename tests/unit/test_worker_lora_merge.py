@@ -473,8 +473,11 @@ def broken_tensors():
     low_rank = {f"{key}.lokr_w1": ones(8, 8), f"{key}.lokr_w2_a": ones(24, 2), f"{key}.lokr_w2_b": ones(2, 8)}
     infinite, nan = torch.tensor(float("inf")), torch.tensor(float("nan"))
     return {
-        "alpha of a low-rank LoKr": ({**low_rank, f"{key}.alpha": infinite}, rf"{QKV}\.alpha' holds a value"),
-        "alpha of a LoRA": ({**pair, f"{key}.alpha": infinite}, rf"{QKV}\.alpha' holds a value"),
+        "alpha of a low-rank LoKr": (
+            {**low_rank, f"{key}.alpha": infinite},
+            rf"{QKV}\.alpha' is inf, which is not finite",
+        ),
+        "alpha of a LoRA": ({**pair, f"{key}.alpha": infinite}, rf"{QKV}\.alpha' is inf, which is not finite"),
         "ignored alpha that is damaged": (
             {f"{key}.lokr_w1": ones(8, 8), f"{key}.lokr_w2": ones(24, 8), f"{key}.alpha": nan},
             rf"{QKV}\.alpha' holds a value",
