@@ -23,8 +23,8 @@ from worker.rendering.reference_encoder import ReferenceEncoder, References
 from worker.verify.golden_models import GoldenModels, adapter_ref
 from worker.verify.goldens import Case, Goldens
 from worker.verify.measures import Measure, equal, measure
-from worker.verify.sampling import TransformerCalls, record_calls, sample
-from worker.verify.sampling_checks import compare_image, compare_inputs, compare_steps
+from worker.verify.sampling import TransformerCalls
+from worker.verify.sampling_checks import compare_image, compare_inputs, compare_steps, run_recorded
 
 
 def check_references(case: Case, models: GoldenModels) -> Iterator[Measure]:
@@ -36,16 +36,8 @@ def check_references(case: Case, models: GoldenModels) -> Iterator[Measure]:
     golden, (components, engine) = models.goldens.tensors(entry["file"]), engine_for(case, models)
     yield from _prepared(models.goldens, entry)
     yield from compare_inputs(entry, golden, components, models)
-    with record_calls(engine) as calls:
-        latents = sample(
-            engine,
-            components,
-            entry,
-            golden["prompt_embeds"],
-            negative_prompt_embeds=golden.get("negative_prompt_embeds") if entry["true_cfg"] else None,
-            start=golden["initial_latents"],
-            references=load_references(models.goldens, entry, components, engine),
-        )
+    references = load_references(models.goldens, entry, components, engine)
+    latents, calls = run_recorded(entry, golden, components, engine, references=references)
     image_tokens = golden["img_ids"].shape[1]
     yield from _reference_rows(calls, golden, image_tokens, entry["tolerance"]["ref_tokens"])
     calls.inputs[:], calls.outputs[:] = (

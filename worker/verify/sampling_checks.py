@@ -13,6 +13,7 @@ from torch import Tensor
 from worker.model.components import Components
 from worker.rendering.engine import Engine
 from worker.rendering.latents import image_ids, text_ids
+from worker.rendering.reference_encoder import References
 from worker.verify.golden_models import GoldenModels
 from worker.verify.goldens import Case
 from worker.verify.measures import Measure, equal, measure
@@ -30,6 +31,22 @@ def check_sampling(case: Case, models: GoldenModels) -> Iterator[Measure]:
     components = models.components(entry["model"], case.dtype)
     engine = models.engine(components)
     yield from compare_inputs(entry, golden, components, models)
+    latents, calls = run_recorded(entry, golden, components, engine)
+    # Diffusers steps through another schedule, so only the end of its run can be compared.
+    if models.engine_name is not VerifiedEngine.DIFFUSERS:
+        yield from compare_steps(calls, golden, 1 + entry["true_cfg"], entry["tolerance"]["latents"])
+    yield from compare_image(entry, golden, engine, latents)
+
+
+def run_recorded(
+    entry: Mapping[str, Any],
+    golden: Mapping[str, Tensor],
+    components: Components,
+    engine: Engine,
+    *,
+    references: References | None = None,
+) -> tuple[Tensor, TransformerCalls]:
+    """Denoise from a golden's stored noise and embeddings; return the final latents and the transformer's calls."""
     with record_calls(engine) as calls:
         latents = sample(
             engine,
@@ -38,11 +55,9 @@ def check_sampling(case: Case, models: GoldenModels) -> Iterator[Measure]:
             golden["prompt_embeds"],
             negative_prompt_embeds=golden.get("negative_prompt_embeds") if entry["true_cfg"] else None,
             start=golden["initial_latents"],
+            references=references,
         )
-    # Diffusers steps through another schedule, so only the end of its run can be compared.
-    if models.engine_name is not VerifiedEngine.DIFFUSERS:
-        yield from compare_steps(calls, golden, 1 + entry["true_cfg"], entry["tolerance"]["latents"])
-    yield from compare_image(entry, golden, engine, latents)
+    return latents, calls
 
 
 def compare_image(
