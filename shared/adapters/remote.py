@@ -119,7 +119,7 @@ class RemoteAdapters:
         opened = open_remote(file, deadline=deadline)
         header = read_open_header(opened, max_bytes=self._max_bytes, large=self._large_header)
         read = _Read(header, self._read_config(source, file) if isinstance(source, HubFile) else None)
-        # The digest that a request states for a link says what the file should be: what was read may be another file.
+        # A sha256 that a request states for a link is a claim: the host may have sent another file's header.
         if not (isinstance(source, HttpsFile) and file.pin.kind == "sha256"):
             # One that is larger than the whole cache is not kept.
             with self._lock, suppress(ValueError):

@@ -119,7 +119,11 @@ class Uploads:
         return UploadWriter(self._store, name, expected_bytes=expected_bytes, sha256=sha256)
 
     def find(self, name: str, sha256: str | None = None) -> Upload | None:
-        """Return a file of a name, without `sha256` the one that was uploaded last; None if there is none."""
+        """Return the upload with this name and sha256, or None.
+
+        Args:
+            sha256: None returns the last upload with the name.
+        """
         if sha256:
             found = self._store.stat(_key(name, sha256))
             return None if found is None else _parse(found)
@@ -137,7 +141,7 @@ class Uploads:
         """Return up to `limit` uploads that follow the path `after`.
 
         Args:
-            after: `next_after` of the page before; a text that is none begins with the first upload.
+            after: `next_after` of the previous page; any other text starts at the first upload.
         """
         name, _, sha256 = after.removeprefix("upload:").partition("@")
         place = _key(name, sha256) if _KEY.fullmatch(_key(name, sha256)) else ""

@@ -85,7 +85,7 @@ class FileStore(ObjectStore, Protocol):
     """An `ObjectStore` that also holds files which do not fit into memory, and lists its keys."""
 
     def stat(self, key: str) -> StoredObject | None:
-        """Return the size and time of an object, or None if there is none."""
+        """Return the size and time of the object at `key`; None if it does not exist."""
 
     def read(self, key: str, start: int, end: int) -> bytes:
         """Return the bytes from `start` up to, not including, `end`; fewer if the object ends before.

@@ -198,20 +198,30 @@ def test_processes_and_threads_that_ask_for_one_file_download_it_once(server, st
     assert server.sent == SIZE
 
 
+@pytest.fixture
+def kill_at_half(server, start, tmp_path, wait_until):
+    """Start a process that fetches a file, and kill it when half of the file is on the disk."""
+
+    def kill(wanted):
+        server.pause_at = SIZE // 2
+        victim = start(wanted)
+        wait_until(lambda: partial_size(tmp_path / "cache") == SIZE // 2)
+        victim.kill()
+        victim.wait()
+        server.pause_at = float("inf")
+        server.resume.set()
+
+    return kill
+
+
 @pytest.mark.parametrize("states_digest", [True, False])
 def test_a_download_whose_process_was_killed_is_continued_without_fetching_anything_twice(
-    states_digest, server, start, tmp_path, wait_until
+    states_digest, server, start, kill_at_half
 ):
     server.states_digest = states_digest
     data = random_bytes(2)
     wanted = server.add("a", data)
-    server.pause_at = SIZE // 2
-    victim = start(wanted)
-    wait_until(lambda: partial_size(tmp_path / "cache") == SIZE // 2)
-    victim.kill()
-    victim.wait()
-    server.pause_at = float("inf")
-    server.resume.set()
+    kill_at_half(wanted)
 
     found = outcome(start(wanted))
 
@@ -376,15 +386,9 @@ def test_clearing_while_processes_fetch_gives_every_process_the_right_bytes(serv
     assert wrong == []
 
 
-def test_a_source_that_changed_gives_no_other_bytes(server, start, make_cache, tmp_path, wait_until):
+def test_a_source_that_changed_gives_no_other_bytes(server, make_cache, kill_at_half):
     wanted = server.add("a", random_bytes(10))
-    server.pause_at = SIZE // 2
-    victim = start(wanted)
-    wait_until(lambda: partial_size(tmp_path / "cache") == SIZE // 2)
-    victim.kill()
-    victim.wait()
-    server.pause_at = float("inf")
-    server.resume.set()
+    kill_at_half(wanted)
     server.files["/a"] = random_bytes(11)
 
     with pytest.raises(SourceChanged, match="has changed"):
@@ -438,15 +442,9 @@ class Liar:
         yield from (self._sent[at : at + CHUNK] for at in range(start, len(self._sent), CHUNK))
 
 
-def test_the_beginning_that_another_process_spoilt_is_fetched_again(server, start, make_cache, tmp_path, wait_until):
+def test_the_beginning_that_another_process_spoilt_is_fetched_again(server, make_cache, tmp_path, kill_at_half):
     wanted = server.add("a", random_bytes(16))
-    server.pause_at = SIZE // 2
-    victim = start(wanted)
-    wait_until(lambda: partial_size(tmp_path / "cache") == SIZE // 2)
-    victim.kill()
-    victim.wait()
-    server.pause_at = float("inf")
-    server.resume.set()
+    kill_at_half(wanted)
     (partial,) = (tmp_path / "cache/partial").iterdir()
     partial.write_bytes(bytes(SIZE // 2))
 
