@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import os
 import time
 from collections.abc import AsyncIterator
 
@@ -12,6 +10,7 @@ import anyio
 from shared.adapters.header import MAX_HEADER_BYTES
 from shared.errors import UploadIncomplete
 from shared.safetensors_header import LENGTH_BYTES
+from shared.seekable_file import SeekableFile
 
 # Enough to recognise what a file without a header is.
 _START_BYTES = 512
@@ -84,8 +83,8 @@ class UploadBody:
         return chunk
 
 
-class FileHead(io.RawIOBase):
-    """The beginning of a file that is still arriving, as a readable, seekable file.
+class FileHead(SeekableFile):
+    """The beginning of a file that is still arriving, as an open file.
 
     Args:
         start: the bytes that arrived; they are not copied.
@@ -93,25 +92,8 @@ class FileHead(io.RawIOBase):
     """
 
     def __init__(self, name: str, start: bytearray, *, file_bytes: int) -> None:
-        super().__init__()
-        self.name = name
+        super().__init__(name, file_bytes=file_bytes)
         self._start = start
-        self._file_bytes = file_bytes
-        self._position = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._file_bytes}[whence]
-        self._position = max(0, base + offset)
-        return self._position
 
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
         # Behind the beginning there is nothing yet: whoever reads there gets the end of the file.

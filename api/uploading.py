@@ -87,7 +87,7 @@ def check_head(head: FileHead, *, max_bytes: int) -> CheckedLayout:
         AdapterRefused: no job could use the file; the message says why.
         AdapterCheckBusy: other large headers were parsed for the last 5 s.
     """
-    header = read_open_header(head, max_bytes=max_bytes)  # type: ignore[arg-type]
+    header = read_open_header(head.as_binary(), max_bytes=max_bytes)
     try:
         return CheckedLayout(parse_layout(header), ())
     except AdapterRefused:

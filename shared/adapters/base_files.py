@@ -5,7 +5,6 @@ A place is a transformer's file, a folder of diffusers' weights, a model's folde
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,13 +12,13 @@ from pathlib import Path
 from shared.adapters.header import read_header
 from shared.adapters.names import parse_target
 from shared.catalog import MODELS, Model
+from shared.diffusers_files import INDEX_SUFFIX, WEIGHTS, read_index
 from shared.errors import AdapterNotFound, AdapterRefused
 from shared.model_places import relatives_of, stated_distilled
 
 # No limit: only the header of a checkpoint is read.
 _ANY_SIZE = 2**62
 _WEIGHT = ".weight"
-_DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def find_base_files(place: Path) -> tuple[Path, ...]:
@@ -36,13 +35,13 @@ def find_base_files(place: Path) -> tuple[Path, ...]:
         # As for a worker, Black Forest Labs' file comes first.
         return (single[0],)
     folder = place / "transformer" if (place / "transformer").is_dir() else place
-    if (folder / _DIFFUSERS_WEIGHTS).is_file():
-        return (folder / _DIFFUSERS_WEIGHTS,)
-    index = folder / f"{_DIFFUSERS_WEIGHTS}.index.json"
+    if (folder / WEIGHTS).is_file():
+        return (folder / WEIGHTS,)
+    index = folder / (WEIGHTS + INDEX_SUFFIX)
     if not index.is_file():
         raise AdapterNotFound(
             f"--base {place}: the folder holds neither {MODELS['flux2'].transformer_file} or another model's file, nor "
-            f"transformer/{_DIFFUSERS_WEIGHTS} or its index; name a model's folder or a transformer's file"
+            f"transformer/{WEIGHTS} or its index; name a model's folder or a transformer's file"
         )
     shards = [folder / name for name in _shards(index)]
     absent = [shard.name for shard in shards if not shard.is_file()]
@@ -100,8 +99,8 @@ def _snapshot(place: Path) -> Path:
 
 def _shards(index: Path) -> list[str]:
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        names = read_index(index)
+    except (OSError, ValueError) as error:
         raise AdapterNotFound(f"--base {index}: not an index of weights; download it again") from error
     if not names:
         raise AdapterNotFound(f"--base {index}: lists no file; download it again")

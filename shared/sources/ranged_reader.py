@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import time
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from shared.errors import SourceUnavailable
+from shared.seekable_file import SeekableFile
 from shared.sources.remote_file import RemoteFile
 
 # The header of a LoRA on every linear layer of FLUX.2 [dev] has 0.1 MB, so most headers take one request.
@@ -19,8 +18,7 @@ _MOST_BYTES = 4 * 1024**2
 
 def open_remote(remote: RemoteFile, *, deadline: float = math.inf) -> BinaryIO:
     """Return a remote file as an open one; see `RangedReader`."""
-    # `io.RawIOBase` has all that `BinaryIO` asks of a file that is only read, but is no subclass of it.
-    return cast(BinaryIO, RangedReader(remote, deadline=deadline))
+    return RangedReader(remote, deadline=deadline).as_binary()
 
 
 def check_deadline(name: str, deadline: float) -> None:
@@ -32,8 +30,8 @@ def check_deadline(name: str, deadline: float) -> None:
         )
 
 
-class RangedReader(io.RawIOBase):
-    """A readable, seekable binary file over a remote one. One thread may use it.
+class RangedReader(SeekableFile):
+    """A remote file as an open one. One thread may use it.
 
     Reads that follow one another cost one request for a block of 128 kB, and later blocks are twice as large as the
     one before, up to 4 MB. After the deadline, a time on the monotonic clock, a read that needs a request raises
@@ -44,36 +42,16 @@ class RangedReader(io.RawIOBase):
     """
 
     def __init__(self, remote: RemoteFile, *, deadline: float = math.inf) -> None:
-        super().__init__()
+        super().__init__(remote.name, file_bytes=remote.size_bytes)
         self._remote = remote
         self._deadline = deadline
-        self._position = 0
         self._block_bytes = _FIRST_BYTES
         self._block_start = 0
         self._block = b""
         self.fetched_bytes = 0
 
-    @property
-    def name(self) -> str:
-        """The name of the remote file, for messages."""
-        return self._remote.name
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._remote.size_bytes}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
     def readinto(self, buffer: memoryview, /) -> int:  # type: ignore[override]
-        wanted = max(0, min(len(buffer), self._remote.size_bytes - self._position))
+        wanted = max(0, min(len(buffer), self._file_bytes - self._position))
         done = 0
         # All that is wanted, although a raw file may return less: the header's reader asks once for each piece.
         while done < wanted:
@@ -86,8 +64,8 @@ class RangedReader(io.RawIOBase):
         return done
 
     def _fetch(self, wanted: int) -> None:
-        check_deadline(self.name, self._deadline)
-        end = min(self._remote.size_bytes, self._position + max(wanted, self._block_bytes))
+        check_deadline(self._remote.name, self._deadline)
+        end = min(self._file_bytes, self._position + max(wanted, self._block_bytes))
         self._block = self._remote.read(self._position, end)
         self._block_start = self._position
         self._block_bytes = min(2 * self._block_bytes, _MOST_BYTES)

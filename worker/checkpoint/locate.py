@@ -6,7 +6,6 @@ win if a folder holds both, or diffusers' folders. Nothing here reads a tensor.
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from huggingface_hub import hf_hub_download, is_offline_mode, snapshot_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from shared.catalog import MODELS, Model
+from shared.diffusers_files import INDEX_SUFFIX, WEIGHTS, read_index
 from shared.errors import CheckpointError
 from shared.model_places import check_model_places
 from shared.settings import ModelSettings
@@ -28,7 +28,6 @@ from worker.checkpoint.tensor_files import TensorFiles, Tensors
 # The hub's library prints its messages itself, and this project's handler would print them again.
 logging.getLogger("huggingface_hub").handlers.clear()
 
-_DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Mistral's repositories hold the weights twice; `consolidated*` is the copy that transformers does not read.
 _TEXT_ENCODER_FILES = ("*.json", "*.jinja", "model*.safetensors")
 
@@ -196,11 +195,11 @@ def _in_folder(folder: Path, module: str, single_file: str) -> ModuleFiles:
 
 
 def _diffusers_weights(folder: Path) -> tuple[Path, ...]:
-    if (folder / _DIFFUSERS_WEIGHTS).is_file():
-        return (folder / _DIFFUSERS_WEIGHTS,)
-    index = folder / f"{_DIFFUSERS_WEIGHTS}.index.json"
+    if (folder / WEIGHTS).is_file():
+        return (folder / WEIGHTS,)
+    index = folder / (WEIGHTS + INDEX_SUFFIX)
     if not index.is_file():
-        raise CheckpointError(f"{folder} has neither {_DIFFUSERS_WEIGHTS} nor {index.name}; download the folder again")
+        raise CheckpointError(f"{folder} has neither {WEIGHTS} nor {index.name}; download the folder again")
     shards = _shards(index)
     absent = [shard for shard in shards if not (folder / shard).is_file()]
     if absent or not shards:
@@ -213,8 +212,8 @@ def _diffusers_weights(folder: Path) -> tuple[Path, ...]:
 def _shards(index: Path) -> list[str]:
     """Return the names of the files that an index lists."""
     try:
-        return sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (ValueError, KeyError, AttributeError) as error:
+        return read_index(index)
+    except ValueError as error:
         raise CheckpointError(f"{index} is not an index of weights; download it again") from error
 
 
