@@ -62,14 +62,20 @@ def stack(tmp_path_factory, hub, web, cache_folder):
 
 
 @pytest.fixture
-def client(stack, wait_until):
-    """A client of a stack in which every worker is alive."""
+def wait_for_workers(stack, wait_until):
+    """Restart the workers that ended, and wait until each one has reported."""
 
     def all_alive():
         stack.restart_dead()
         return len(stack.ledger().workers.live_slots()) == 2
 
-    wait_until(all_alive, 60, what="both workers' start")
+    return lambda: wait_until(all_alive, 60, what="both workers' start")
+
+
+@pytest.fixture
+def client(stack, wait_for_workers):
+    """A client of a stack in which every worker is alive."""
+    wait_for_workers()
     with Client(stack.url) as made:
         yield made
 

@@ -130,7 +130,7 @@ def test_two_workers_that_need_one_file_download_it_once(stack, client, hub, mak
 
 
 def test_a_worker_that_is_killed_in_mid_download_leaves_what_it_received_to_the_next(
-    stack, client, hub, make_lora, cache_folder, wait_until, wait_for_takeover
+    stack, client, hub, make_lora, cache_folder, wait_until, wait_for_takeover, wait_for_workers
 ):
     [(_, picture)] = render(client, DEMO_ADAPTER)
     data = make_lora("killed")
@@ -154,7 +154,7 @@ def test_a_worker_that_is_killed_in_mid_download_leaves_what_it_received_to_the_
     assert pixels(rendered) == pixels(picture)
 
     # A worker that starts finds what the host has.
-    wait_until(lambda: len(stack.ledger().workers.live_slots()) == 2, 60, what="the killed worker's new start")
+    wait_for_workers()
     later = client.submit(request("hf://ann/killed/killed.safetensors", count=8))
     finished(client, later)
     assert {item.slot for item in stack.ledger().job(later.request_id).items} == {"worker-0", "worker-1"}
