@@ -15,6 +15,8 @@ from shared.errors import ReferenceRefused
 MAX_REFERENCES: Final = 3
 #: The file formats that a reference may have, by Pillow's names.
 FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP")
+#: Largest size of the file of a reference, in bytes.
+MAX_FILE_BYTES: Final = 32 * 1024**2
 
 #: Returns the bytes of the reference image with this sha256.
 #:
