@@ -1,20 +1,51 @@
-"""Keep the files of reference images in the object store, by their content."""
+"""Keep reference images in the object store, by the sha256 of their bytes.
+
+The API stores an image before it accepts the job that names it. Nothing deletes images: the store's own rules do, by
+age. So an image that a job names again becomes young again.
+"""
 
 from __future__ import annotations
 
+import time
+from typing import Final
+
+from shared.reference_image import CheckedImage, check_image
 from shared.references import reference_key
-from shared.storage import ObjectStore
+from shared.storage import FileStore
+
+# Younger images are not stored again. A rule that deletes images should leave them for several days.
+_FRESH_S: Final = 86_400.0
 
 
-def put_reference(store: ObjectStore, data: bytes, *, sha256: str, content_type: str) -> bool:
-    """Store an image file that was checked; return whether it is new.
+class ReferenceStore:
+    """The reference images in one store; every method may raise `StorageUnavailable`. Threads may share it."""
 
-    A file that is there is stored again: rules that delete old objects then count from now.
+    def __init__(self, store: FileStore) -> None:
+        self._store = store
 
-    Raises:
-        StorageUnavailable: the store did not answer.
-    """
-    key = reference_key(sha256)
-    is_new = not store.exists(key)
-    store.put(key, data, content_type=content_type)
-    return is_new
+    def put(self, image: CheckedImage, data: bytes) -> bool:
+        """Store the bytes of an image unless they are there and fresh; return whether they are new."""
+        age_s = self._age_s(image.sha256)
+        if age_s is None or age_s > _FRESH_S:
+            self._store.put(reference_key(image.sha256), data, content_type=image.content_type)
+        return age_s is None
+
+    def renew(self, sha256: str) -> bool:
+        """Make a stored image young again; return whether there is one.
+
+        Raises:
+            ReferenceRefused: the stored bytes are no image.
+        """
+        age_s = self._age_s(sha256)
+        if age_s is not None and age_s > _FRESH_S:
+            data = self.get(sha256)
+            self._store.put(reference_key(sha256), data, content_type=check_image(data).content_type)
+        return age_s is not None
+
+    def get(self, sha256: str) -> bytes:
+        """Return the bytes of an image; raises `ObjectMissing` if there is none."""
+        return self._store.get(reference_key(sha256))
+
+    def _age_s(self, sha256: str) -> float | None:
+        found = self._store.stat(reference_key(sha256))
+        return None if found is None else time.time() - found.modified_s
