@@ -30,6 +30,7 @@ _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
     errors.ContentTypeRefused: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.AdapterRefused: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.ReferenceRefused: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.ReferencesNeeded: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.SourceChanged: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.NoSuitableWorker: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.IdempotencyKeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,
@@ -52,7 +53,13 @@ MEDIA_TYPE = "application/problem+json"
 
 
 def problem_response(
-    status: HTTPStatus, code: str, detail: str, *, fields: Sequence[FieldProblem] = (), headers: Mapping[str, str] = {}
+    status: HTTPStatus,
+    code: str,
+    detail: str,
+    *,
+    fields: Sequence[FieldProblem] = (),
+    images: Sequence[str] = (),
+    headers: Mapping[str, str] = {},
 ) -> JSONResponse:
     """Build the answer for one problem; 429 and 503 get a `Retry-After`."""
     body = Problem(
@@ -62,6 +69,7 @@ def problem_response(
         detail=detail,
         code=code,
         errors=list(fields),
+        images=list(images),
     )
     retry = {"Retry-After": str(_RETRY_AFTER_S[status])} if status in _RETRY_AFTER_S else {}
     return JSONResponse(body.model_dump(), status, headers={**retry, **headers}, media_type=MEDIA_TYPE)
@@ -80,7 +88,8 @@ def _answer_project_error(request: Request, error: Exception) -> JSONResponse:
     status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), HTTPStatus.INTERNAL_SERVER_ERROR)
     field = getattr(error, "field", None)
     fields = [FieldProblem(path=field, message=str(error))] if field else []
-    return problem_response(status, error.code, str(error), fields=fields)
+    images = error.images if isinstance(error, errors.ReferencesNeeded) else ()
+    return problem_response(status, error.code, str(error), fields=fields, images=images)
 
 
 def _answer_validation_error(request: Request, error: Exception) -> JSONResponse:

@@ -20,6 +20,7 @@
     - NoSuitableWorker           live workers serve the model, but none can do what the job requires
     - IdempotencyKeyReused       the key was used before with another body
     - ConfigRefused              the training config cannot be replayed
+    - ReferencesNeeded           the training config names reference images of another host
     - JobTooLarge                the job has more items than the queue ever holds
   + QueueFull                    too many items are queued; try again later
   + UploadsBusy                  this process receives as many files as it may; try again later
@@ -63,7 +64,16 @@ Codes in capitals mean an error in the request and use the reference API's words
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from shared.plurals import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+# Names that a message lists, and characters of each; the end of a path says most.
+_SHOWN = 3
+_SHOWN_CHARS = 100
 
 
 class Flux2Error(Exception):
@@ -206,6 +216,31 @@ class ConfigRefused(RequestError):
     """The training config cannot be replayed; the message names the key."""
 
     code = "INVALID_CONFIG"
+
+
+def _end_of(name: str) -> str:
+    return repr(name if len(name) <= _SHOWN_CHARS else f"...{name[-_SHOWN_CHARS:]}")
+
+
+class ReferencesNeeded(RequestError):
+    """The training config names reference images on the trainer's host, which the caller must upload first.
+
+    Attributes:
+        images: the config's names for them, each once.
+    """
+
+    code = "REFERENCE_IMAGES_NEEDED"
+
+    def __init__(self, images: Sequence[str]) -> None:
+        shown = ", ".join(_end_of(image) for image in images[:_SHOWN])
+        more = f" and {len(images) - _SHOWN} more" if len(images) > _SHOWN else ""
+        super().__init__(
+            f"the config's samples have {counted(len(images), 'reference image', 'reference images')} on the host of "
+            f"the trainer: {shown}{more}; upload each file with POST /v1/uploads, and submit again with images, which "
+            "maps each of these names to the upload's path (flux2 replay does both)",
+            field="images",
+        )
+        self.images = tuple(images)
 
 
 def _describe_load(asked: int, *, pending: int, cap: int) -> str:

@@ -44,7 +44,11 @@ async def _plan(body: ReplayRequest, services: ServicesDep) -> _CheckedPlan:
 def _plan_now(body: ReplayRequest, services: Services) -> _CheckedPlan:
     limits = services.settings.api
     plan = plan_replay(
-        body.config, max_samples=limits.max_prompts, max_text_bytes=limits.max_body_bytes, lora=body.lora
+        body.config,
+        max_samples=limits.max_prompts,
+        max_text_bytes=limits.max_body_bytes,
+        lora=body.lora,
+        images=body.images,
     )
     # A sample beyond the limits gets the same answer as a field of a request: 422 with the field's path.
     try:
@@ -74,7 +78,8 @@ def submit_replay(
 ) -> ReplaySubmitted:
     """Read an AI Toolkit config and submit jobs that render its sample previews again.
 
-    Each adapter strength in the samples becomes one job. Either all jobs are accepted or none.
+    Each adapter strength in the samples becomes one job. Either all jobs are accepted or none. Reference images
+    (`ctrl_img`) are files of the trainer's host: upload them first, and name them in `images`.
     """
     cache = SubmitCache(services.ledger, services.settings.adapters, services.remote_adapters)
     jobs = [

@@ -24,6 +24,11 @@ class Submitted(BaseModel):
     )
 
 
+# Short, because every sample may name the same image.
+ImageName = Annotated[str, Field(min_length=1, max_length=4096)]
+ImageValue = Annotated[Text, Field(min_length=1, max_length=2048)]
+
+
 class ReplayRequest(StrictModel):
     """A training config whose sample previews are rendered again."""
 
@@ -34,6 +39,15 @@ class ReplayRequest(StrictModel):
         None,
         description="Adapter file, relative to the adapter root. Default: `{name}/{name}.safetensors`, with the "
         "config's name.",
+    )
+    # Left out of a dump by default: the identity of a body must not change for configs without images.
+    images: Annotated[dict[ImageName, ImageValue], Field(max_length=3000)] = Field(
+        {},
+        description="Reference images of the samples. Maps the config's name for an image, e.g. its path on the "
+        "trainer's host, to what `ctrl_img` of a prompt takes, except for the image's bytes: the `path` of "
+        "`POST /v1/uploads`, or a link. Without it, a config with reference images is answered 422 with the code "
+        "`REFERENCE_IMAGES_NEEDED` and their names in `images`.",
+        exclude_if=lambda images: not images,
     )
 
 

@@ -21,3 +21,8 @@ class Problem(BaseModel):
     detail: str = Field(description="What is wrong, for people.")
     code: str = Field(description="What is wrong, for programs; codes do not change between versions.")
     errors: list[FieldProblem] = Field([], description="The fields at fault.")
+    images: list[str] = Field(
+        [],
+        description="With the code `REFERENCE_IMAGES_NEEDED` only: the config's names for the images to upload.",
+        exclude_if=lambda images: not images,
+    )

@@ -8,9 +8,11 @@ from __future__ import annotations
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from api.training_config.config_file import expect_mapping, read_process
+from api.training_config.sample_references import name_images, unused_images
 from api.training_config.samples import Sample, filled_prompt_bytes, read_entries, read_samples, read_trigger_word
 from shared.catalog import MODELS
 from shared.errors import ConfigRefused, InvalidRequest
@@ -33,7 +35,14 @@ class ReplayPlan:
     warnings: tuple[str, ...]
 
 
-def plan_replay(text: str, *, max_samples: int, max_text_bytes: int, lora: str | None = None) -> ReplayPlan:
+def plan_replay(
+    text: str,
+    *,
+    max_samples: int,
+    max_text_bytes: int,
+    lora: str | None = None,
+    images: Mapping[str, str] = MappingProxyType({}),
+) -> ReplayPlan:
     """Plan the replay of a config.
 
     Args:
@@ -41,10 +50,12 @@ def plan_replay(text: str, *, max_samples: int, max_text_bytes: int, lora: str |
         max_samples: most samples that a config may have.
         max_text_bytes: most bytes of UTF-8 that its prompts may have together, with names and trigger words filled in.
         lora: adapter path for the requests; None takes the trainer's `{name}/{name}.safetensors`.
+        images: values of the requests' fields for reference images, by the config's names for them.
 
     Raises:
         ConfigRefused: the text is not a config with a FLUX.2 model and samples; the message names the key at fault.
         InvalidRequest: the config has too many samples, or too much text in its prompts.
+        ReferencesNeeded: samples have reference images that are not in `images`.
     """
     name, process = read_process(text, max_bytes=max_text_bytes)
     model = _model(process)
@@ -58,11 +69,15 @@ def plan_replay(text: str, *, max_samples: int, max_text_bytes: int, lora: str |
     # From lengths, before any prompt is built: aliases and trigger words multiply their sizes.
     check_sizes([filled_prompt_bytes(entry, trigger) for entry in entries], max_bytes=max_text_bytes, field="config")
     samples = tuple(read_samples(section, entries, trigger=trigger))
-    requests, positions = _group_by_multiplier(samples, model=model, lora=lora or f"{name}/{name}.safetensors")
+    values = name_images((found.image for sample in samples for found in sample.references), images)
+    requests, positions = _group_by_multiplier(
+        samples, model=model, lora=lora or f"{name}/{name}.safetensors", images=values
+    )
     # The trainer merges the adapter only if all samples have the same multiplier, and never a DoRA.
     if len(requests) > 1 or _is_dora(process):
         requests = tuple({**request, "adapter_mode": "live"} for request in requests)
-    return ReplayPlan(samples, requests, positions, tuple(_warnings(process, section)))
+    unused = unused_images(section, entries, [sample.references for sample in samples])
+    return ReplayPlan(samples, requests, positions, (*_warnings(process, section), *unused))
 
 
 def _model(process: Mapping[str, Any]) -> str:
@@ -78,7 +93,7 @@ def _model(process: Mapping[str, Any]) -> str:
 
 
 def _group_by_multiplier(
-    samples: Sequence[Sample], *, model: str, lora: str
+    samples: Sequence[Sample], *, model: str, lora: str, images: Mapping[str, str]
 ) -> tuple[tuple[dict[str, Any], ...], tuple[tuple[int, int], ...]]:
     requests: dict[float, dict[str, Any]] = {}
     numbers: dict[float, int] = {}
@@ -100,6 +115,7 @@ def _group_by_multiplier(
                 "seed": sample.seed,
                 "sample_steps": sample.sample_steps,
                 "guidance_scale": sample.guidance_scale,
+                **{found.field: images[found.image] for found in sample.references},
             }
         )
     return tuple(requests.values()), tuple(positions)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.training_config.config_file import expect_list, expect_mapping, expect_number, expect_text
+from api.training_config.sample_references import FLAG, SampleReference, read_references
 from shared.errors import ConfigRefused
 from shared.prompt import TRAINER_FLAGS
 from shared.resolve import TRIGGER
@@ -25,10 +26,7 @@ _WHERE = "config.process[0].sample"
 # The trainer raises smaller sizes to this size.
 _MIN_PX = 64
 
-# Keys of a sample that name an input image. `ctrl_img` is also a flag of prompts.
-_IMAGES = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
-
-_FLAGS = {**TRAINER_FLAGS, "ctrl_img": "ctrl_img"}
+_FLAGS = {**TRAINER_FLAGS, FLAG: FLAG}
 
 # The trainer's own defaults, which differ from the API's. A value in the config is read as the type of its default.
 _DEFAULTS: dict[str, Any] = {
@@ -54,6 +52,7 @@ class Sample:
     sample_steps: int
     guidance_scale: float
     network_multiplier: float
+    references: tuple[SampleReference, ...]
 
 
 def read_trigger_word(process: Mapping[str, Any]) -> str | None:
@@ -104,15 +103,9 @@ def read_samples(section: Mapping[str, Any], entries: Sequence[Any], *, trigger:
         seed = own.get("seed", seed)
         prompt = expect_text(given.get("prompt"), f"{place}.prompt")
         words, flags = _split_flags(prompt if trigger is None else prompt.replace(TRIGGER, trigger))
-        for name in _IMAGES:
-            if given.get(name) is not None or name in flags:
-                raise ConfigRefused(
-                    f"{place}.{name} is a control image, and images are rendered from text alone here, so the preview "
-                    "would come out as another picture; remove this sample from the config"
-                )
         fields = {**defaults, **own, "seed": seed, **_read_fields(flags, place)}
         sizes = {side: max(_MIN_PX, fields[side]) for side in ("width", "height")}
-        yield Sample(words, **{**fields, **sizes})
+        yield Sample(words, **{**fields, **sizes}, references=tuple(read_references(given, flags, place)))
 
 
 def _split_flags(prompt: str) -> tuple[str, dict[str, str]]:

@@ -15,7 +15,8 @@ import httpx2
 import pytest
 from fastapi import BackgroundTasks
 
-from api.submission import prepare_job, store_jobs
+from api.schemas.accepted import ReplayRequest
+from api.submission import hash_body, prepare_job, store_jobs
 from api.training_config.plan import plan_replay
 from shared.adapters import validate
 from shared.adapters.listing import list_adapter_files
@@ -1161,6 +1162,60 @@ def test_a_config_whose_samples_exceed_the_apis_limits_is_a_problem(api):
     body = problem(api.http.post("/v1/replays", json={"config": config}), 422, "VALIDATION_ERROR")
 
     assert "sample_steps" in body["detail"]
+
+
+IMAGE_CONFIG = """
+config:
+  name: x
+  process:
+    - model: {arch: flux2}
+      sample:
+        {width: 64, height: 64, samples: [
+          {prompt: "a --ctrl_img /data/a.png"}, {prompt: b, ctrl_img_1: /data/a.png, ctrl_img_3: C:/b.png}]}
+"""
+
+
+def test_a_config_with_reference_images_is_answered_with_the_names_of_those_to_upload(api, adapter, redis_client):
+    answer = api.http.post("/v1/replays", json={"config": IMAGE_CONFIG, "lora": "my_lora_job/my_lora.safetensors"})
+
+    body = problem(answer, 422, "REFERENCE_IMAGES_NEEDED")
+    assert body["images"] == ["/data/a.png", "C:/b.png"]
+    assert [field["path"] for field in body["errors"]] == ["images"]
+    assert "POST /v1/uploads" in body["detail"]
+    assert redis_client.keys(f"{keys.PREFIX}job:*") == []
+
+
+def test_other_problems_have_no_list_of_images(api):
+    assert "images" not in problem(api.http.post("/v1/replays", json={"config": "config: {}"}), 400, "INVALID_CONFIG")
+
+
+@pytest.mark.parametrize(
+    "images",
+    [{"": "upload:x"}, {"a": ""}, {"a": "x" * 2049}, {"a" * 4097: "upload:x"}, {"a": None}, []],
+)
+def test_images_of_a_replay_that_are_no_names_are_refused(api, images):
+    found = problem(
+        api.http.post("/v1/replays", json={"config": IMAGE_CONFIG, "images": images}), 422, "VALIDATION_ERROR"
+    )
+
+    assert [field["path"].startswith("images") for field in found["errors"]] == [True]
+
+
+def test_an_image_that_the_config_does_not_have_is_refused(api):
+    images = {"/data/a.png": "upload:a", "C:/b.png": "upload:b", "/data/c.png": "upload:c"}
+
+    found = problem(
+        api.http.post("/v1/replays", json={"config": IMAGE_CONFIG, "images": images}), 400, "INVALID_REQUEST"
+    )
+
+    assert "no sample of the config has the reference image '/data/c.png'" in found["detail"]
+
+
+def test_a_replay_without_images_has_the_same_identity_as_before_there_were_any():
+    # The sha256 that the version without `images` computed: a repeat across an upgrade returns its jobs.
+    assert hash_body(ReplayRequest(config="a: 1", lora=None)) == (
+        "21351debfb1526e263f8ffc61dfed1446b56b819418d465e231490911e555678"
+    )
 
 
 def test_a_config_whose_trigger_word_makes_its_prompts_too_large_is_a_problem(api):

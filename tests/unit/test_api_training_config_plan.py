@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from api.training_config import plan
-from shared.errors import ConfigRefused, InvalidRequest
+from shared.errors import ConfigRefused, InvalidRequest, ReferencesNeeded
 from shared.request import InferenceRequest
 
 
@@ -19,8 +19,8 @@ def config(sample, *, trigger="ohwx", arch="flux2", **model):
     return yaml.safe_dump({"job": "extension", "config": {"name": "my_lora", "process": [process]}})
 
 
-def plan_replay(text, *, max_samples=1000, max_text_bytes=4 * 1024**2, lora=None):
-    return plan.plan_replay(text, max_samples=max_samples, max_text_bytes=max_text_bytes, lora=lora)
+def plan_replay(text, *, max_samples=1000, max_text_bytes=4 * 1024**2, **options):
+    return plan.plan_replay(text, max_samples=max_samples, max_text_bytes=max_text_bytes, **options)
 
 
 def prompts(text):
@@ -129,6 +129,102 @@ def test_a_negative_prompt_of_false_is_empty():
     assert prompt["neg"] == ""
 
 
+A, B, C, D = "/data/a.png", "images/b.jpg", "C:\\c.webp", "d.bmp"
+
+
+@pytest.mark.parametrize(
+    ("sample", "found"),
+    [
+        ({"ctrl_img": A}, {"ctrl_img": A}),
+        ({"ctrl_img_1": A}, {"ctrl_img": A}),
+        ({"ctrl_img_2": A}, {"ctrl_img_2": A}),
+        ({"ctrl_img_3": A}, {"ctrl_img_3": A}),
+        ({"ctrl_img_1": A, "ctrl_img_2": B, "ctrl_img_3": C}, {"ctrl_img": A, "ctrl_img_2": B, "ctrl_img_3": C}),
+        ({"ctrl_img": A, "ctrl_img_2": A}, {"ctrl_img": A, "ctrl_img_2": A}),
+        # ctrl_img takes the place of ctrl_img_1.
+        ({"ctrl_img": A, "ctrl_img_1": B}, {"ctrl_img": A}),
+        ({"ctrl_img": None, "ctrl_img_1": B}, {"ctrl_img": B}),
+        ({"ctrl_img": A, "ctrl_img_1": None}, {"ctrl_img": A}),
+        # The flag takes the place of both; the last one counts.
+        ({"prompt": f"p --ctrl_img {A}"}, {"ctrl_img": A}),
+        ({"prompt": f"p --ctrl_img {A}", "ctrl_img": B, "ctrl_img_2": C}, {"ctrl_img": A, "ctrl_img_2": C}),
+        ({"prompt": f"p --ctrl_img {A}", "ctrl_img_1": B}, {"ctrl_img": A}),
+        ({"prompt": f"p --ctrl_img {A} --ctrl_img  {B} "}, {"ctrl_img": B}),
+        ({"prompt": "p --ctrl_img /a file.png --w 64"}, {"ctrl_img": "/a file.png"}),
+        # Two dashes in a path begin another flag.
+        ({"prompt": "p --ctrl_img /a--b.png"}, {"ctrl_img": "/a"}),
+        # Slots 2 and 3 have no flag.
+        ({"prompt": f"p --ctrl_img_2 {A} --ctrl_idx 1"}, {}),
+        # Placeholders are filled in before flags are read; in a key, [trigger] stays.
+        ({"prompt": "p --ctrl_img /[name]/[trigger].png"}, {"ctrl_img": "/my_lora/ohwx.png"}),
+        ({"ctrl_img": "/[name]/[trigger].png"}, {"ctrl_img": "/my_lora/[trigger].png"}),
+    ],
+)
+def test_a_samples_reference_images_are_those_that_the_trainer_opens(sample, found):
+    text = config({"samples": [{"prompt": "p", **sample}]})
+
+    [prompt] = plan_replay(text, images={image: f"upload:{image}" for image in found.values()}).requests[0]["prompts"]
+
+    assert prompt["prompt"] == "p"
+    fields = {field: value for field, value in prompt.items() if field.startswith("ctrl")}
+    assert fields == {field: f"upload:{image}" for field, image in found.items()}
+
+
+def test_the_images_that_a_replay_needs_are_named_once_each():
+    samples = [{"prompt": "a", "ctrl_img": A, "ctrl_img_2": B}, {"prompt": f"b --ctrl_img {B}"}, {"prompt": "c"}]
+
+    with pytest.raises(ReferencesNeeded, match=r"have 2 reference images on the host of the trainer") as refused:
+        plan_replay(config({"samples": samples}))
+    with pytest.raises(ReferencesNeeded) as still_refused:
+        plan_replay(config({"samples": samples}), images={B: "upload:b"})
+
+    assert refused.value.images == (A, B)
+    assert still_refused.value.images == (A,)
+
+
+def test_many_needed_images_are_named_in_full_for_programs_and_shortened_for_people():
+    images = [f"/{'x' * 200}/{number}.png" for number in range(5)]
+
+    with pytest.raises(ReferencesNeeded) as refused:
+        plan_replay(config({"samples": [{"prompt": "a", "ctrl_img": image} for image in images]}))
+
+    assert refused.value.images == tuple(images)
+    assert "xxx/2.png' and 2 more; upload each" in str(refused.value)
+    assert len(str(refused.value)) < 700
+
+
+def test_links_in_a_config_need_no_upload():
+    samples = [{"prompt": "a", "ctrl_img": "https://example.com/a.png", "ctrl_img_2": f"upload:{'0' * 64}"}]
+
+    [prompt] = prompts(config({"samples": samples}))
+
+    assert (prompt["ctrl_img"], prompt["ctrl_img_2"]) == ("https://example.com/a.png", f"upload:{'0' * 64}")
+
+
+def test_an_image_that_no_sample_has_is_refused():
+    samples = [{"prompt": "a", "ctrl_img": A}]
+
+    with pytest.raises(InvalidRequest, match=r"no sample of the config has the reference image 'other\.png'"):
+        plan_replay(config({"samples": samples}), images={A: "upload:a", "other.png": "upload:b"})
+
+
+def test_images_that_the_trainer_never_opens_give_a_warning_of_each_kind():
+    samples = [{"prompt": "a", "ctrl_img": A, "ctrl_img_1": B}, {"prompt": f"a --ctrl_img {B}", "ctrl_img": A}]
+    section = {"format": "png", "ctrl_img": C, "ctrl_img_2": C, "samples": samples}
+    flagged = {"format": "png", "samples": samples[1:]}
+    same = {"format": "png", "samples": [{"prompt": "a", "ctrl_img": A, "ctrl_img_1": A}, {"prompt": "b"}]}
+
+    found = plan_replay(config(section), images={A: "upload:a", B: "upload:b"}).warnings
+
+    assert [warning.split(",")[0] for warning in found] == [
+        "sample.ctrl_img has no effect",
+        "sample.samples[0].ctrl_img_1 has no effect",
+    ]
+    [warning] = plan_replay(config(flagged), images={B: "upload:b"}).warnings
+    assert warning == "sample.samples[0].ctrl_img has no effect, as in the trainer: --ctrl_img takes its place"
+    assert plan_replay(config(same), images={A: "upload:a"}).warnings == ()
+
+
 def test_settings_that_prevent_an_equal_replay_give_a_warning():
     quantised = plan_replay(config({"prompts": ["a"], "seed": -1}, quantize=True))
     plain = plan_replay(config({"prompts": ["a"], "format": "png"}))
@@ -152,14 +248,20 @@ def test_settings_that_prevent_an_equal_replay_give_a_warning():
         (config({}), "no prompts and no samples"),
         (config({"samples": [{"prompt": 5}]}), r"samples\[0\]\.prompt is 5"),
         (config({"prompts": ["a", "b --w wide"]}), r"samples\[1\]\.width is 'wide', not a whole number"),
+        (config({"samples": [{"prompt": "a", "ctrl_img_2": 5}]}), r"samples\[0\]\.ctrl_img_2 is 5, not text"),
         (
-            config({"samples": [{"prompt": "a"}, {"prompt": "b", "ctrl_img_2": "in.png"}]}),
-            r"samples\[1\]\.ctrl_img_2 is a control image, and images are rendered from text alone here",
+            config({"samples": [{"prompt": "a", "ctrl_img": ["b.png"]}]}),
+            r"samples\[0\]\.ctrl_img is \['b\.png'\], not text",
         ),
         (
-            config({"prompts": ["a robot --w 512 --ctrl_img /data/in.png"]}),
-            r"samples\[0\]\.ctrl_img is a control image",
+            config({"samples": [{"prompt": "a", "ctrl_img": ""}]}),
+            r"samples\[0\]\.ctrl_img is empty, and the trainer fails",
         ),
+        (
+            config({"prompts": ["a --ctrl_img"]}),
+            r"--ctrl_img in config\.process\[0\]\.sample\.samples\[0\]\.prompt is empty",
+        ),
+        (config({"samples": [{"prompt": "a", "ctrl_img": "x" * 4097}]}), r"ctrl_img is 'x+\.\.\.x+', which is no path"),
         (config({"prompts": 5}), r"sample\.prompts is 5, not a list"),
         (config({"prompts": "a cat"}), r"sample\.prompts is 'a cat', not a list"),
         (config({"prompts": [None]}), r"samples\[0\]\.prompt is None, not text"),
@@ -259,7 +361,18 @@ JUNK = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS | NUMBERS, inner, max_size=3),
     max_leaves=5,
 )
-KEYS = ("prompts", "samples", "seed", "walk_seed", "width", "sample_steps", "guidance_scale", "neg", "format")
+KEYS = (
+    *("prompts", "samples", "seed", "walk_seed", "width", "sample_steps", "guidance_scale", "neg", "format"),
+    *("ctrl_img", "ctrl_img_1", "ctrl_img_2"),
+)
+
+
+def _plan_with_images(text):
+    try:
+        return plan_replay(text)
+    except ReferencesNeeded as error:
+        f"{error}{error.images}".encode()
+        return plan_replay(text, images=dict.fromkeys(error.images, "upload:x"))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -274,7 +387,7 @@ def test_any_values_become_requests_or_are_refused(section, entry, process):
     text = yaml.safe_dump({"config": {"name": "x", "process": [process]}}, allow_unicode=False)
 
     try:
-        requests = plan_replay(text).requests
+        requests = _plan_with_images(text).requests
     except ConfigRefused as error:
         str(error).encode()
         return
