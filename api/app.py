@@ -11,14 +11,17 @@ from fastapi import FastAPI
 
 from api.deps import Services
 from api.errors import install_error_handlers
+from api.image_uploading import MAX_RECEIVED_BYTES
 from api.limits import BodyLimit
 from api.probe import StorageProbe
-from api.routes import adapters, health, inference, metrics, models, replays, requests, uploads
+from api.routes import adapters, health, images, inference, metrics, models, replays, requests, uploads
+from api.upload_slots import UploadSlots
 from api.webhooks import Courier
 from shared.adapters.remote import RemoteAdapters
 from shared.caretaker import Caretaker
 from shared.celery_app import make_celery
 from shared.ledger import Ledger
+from shared.reference_store import ReferenceStore
 from shared.request import PromptItem
 from shared.settings import Settings
 from shared.sources.sources import Sources
@@ -37,6 +40,7 @@ _TAGS: list[dict[str, Any]] = [
     {"name": "replays", "description": "Submit the jobs that reproduce a training run's sample previews."},
     {"name": "requests", "description": "Follow, fetch, cancel and list jobs."},
     {"name": "adapters", "description": "Inspect an adapter file before using it; upload, list and delete files."},
+    {"name": "references", "description": "Upload reference images, which prompts then name."},
     {"name": "models", "description": "The models that jobs can name, and the workers that serve them."},
     {"name": "health", "description": "Probes for load balancers and orchestrators."},
     {"name": "metrics", "description": "Figures for Prometheus."},
@@ -56,6 +60,8 @@ def create_app(settings: Settings) -> FastAPI:
         celery=make_celery(settings.redis.url, side="api", timeout_s=timeout_s),
         remote_adapters=RemoteAdapters(sources, max_bytes=settings.adapters.max_bytes),
         uploads=sources.uploads,
+        references=ReferenceStore(store),
+        image_slots=UploadSlots(MAX_RECEIVED_BYTES),
     )
 
     @asynccontextmanager
@@ -84,6 +90,6 @@ def create_app(settings: Settings) -> FastAPI:
     max_values = settings.api.max_prompts * len(PromptItem.model_fields) + 1000
     app.add_middleware(BodyLimit, max_bytes=settings.api.max_body_bytes, max_values=max_values)
     install_error_handlers(app)
-    for routes in (inference, requests, replays, adapters, uploads, models, health, metrics):
+    for routes in (inference, requests, replays, adapters, uploads, images, models, health, metrics):
         app.include_router(routes.router)
     return app

@@ -15,6 +15,7 @@ from api.probe import StorageProbe
 from api.upload_slots import UploadSlots
 from shared.adapters.remote import RemoteAdapters
 from shared.ledger import Ledger
+from shared.reference_store import ReferenceStore
 from shared.settings import Settings
 from shared.sources.uploads import Uploads
 from shared.storage import ObjectStore
@@ -29,6 +30,7 @@ class Services:
         config_limiter: lets one training config be read at a time.
         listing_limiter: lets two listings be read at a time.
         upload_slots: lets four files be received at a time.
+        image_slots: a place for each byte of the images that are received at a time.
         deletion_limiter: lets one upload be deleted at a time.
     """
 
@@ -39,6 +41,8 @@ class Services:
     celery: Celery
     remote_adapters: RemoteAdapters
     uploads: Uploads
+    references: ReferenceStore
+    image_slots: UploadSlots
     threads: list[Thread] = field(default_factory=list)
     # One: a second thread of pure Python gains nothing under the GIL, and delays every poll by its 5 ms switches.
     config_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))

@@ -13,7 +13,7 @@ from api.errors import problem_response
 from api.json_size import has_more_values
 
 # An upload's own route limits its body while it arrives.
-_UPLOAD = re.compile(r"/v1/adapters/[^/]+")
+_UPLOADS = re.compile(r"PUT /v1/adapters/[^/]+|POST /v1/uploads")
 
 
 class BodyLimit:
@@ -32,7 +32,7 @@ class BodyLimit:
         self._max_values = max_values
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or (scope["method"] == "PUT" and _UPLOAD.fullmatch(scope["path"])):
+        if scope["type"] != "http" or _UPLOADS.fullmatch(f"{scope['method']} {scope['path']}"):
             await self._app(scope, receive, send)
             return
         messages: list[Message] = []

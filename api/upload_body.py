@@ -1,4 +1,4 @@
-"""Receive the body of an upload in pieces, and check the header of its adapter file before the rest arrives."""
+"""Receive the body of an upload at the pace of its sender, in pieces or whole."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator
 
 import anyio
+from starlette.requests import ClientDisconnect, Request
 
 from shared.adapters.header import MAX_HEADER_BYTES
 from shared.errors import UploadIncomplete
@@ -81,6 +82,20 @@ class UploadBody:
         earned_s = len(chunk or b"") / _SLOWEST_BYTES_S
         self._patience_s = min(_PATIENCE_S, self._patience_s - (time.monotonic() - began_s) + earned_s)
         return chunk
+
+
+def open_body(request: Request, *, size_bytes: int) -> UploadBody:
+    """Return the body of a request, which states that it has `size_bytes`."""
+    return UploadBody(_chunks(request), size_bytes=size_bytes)
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    try:
+        async for chunk in request.stream():
+            if chunk:
+                yield chunk
+    except ClientDisconnect as error:
+        raise UploadIncomplete("the connection ended before the whole file had arrived; send it again") from error
 
 
 class FileHead(SeekableFile):

@@ -6,11 +6,17 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 
-from shared.errors import ContentTypeRefused, InvalidRequest, LengthRequired, UploadTooLarge
+from shared.errors import (
+    ContentTypeRefused,
+    DigestMismatch,
+    InvalidRequest,
+    LengthRequired,
+    UploadTooLarge,
+)
 from shared.sources.source import UPLOAD_NAME
 
-_TYPE = "application/octet-stream"
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # RFC 9530; a sender may give digests of several algorithms.
@@ -19,29 +25,59 @@ _CONTENT_DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([^:]*):")
 _SHOWN_CHARS = 100
 
 
-def read_upload_headers(headers: Mapping[str, str], name: str, *, max_bytes: int) -> tuple[int, str | None]:
-    """Return the size of the file that a request states, and the sha256 if it states one.
+@dataclass(frozen=True)
+class FileRules:
+    """What a route takes as the file of an upload.
+
+    Attributes:
+        content_types: matches each type that a body may have, in lower case; an empty text stands for no type.
+        how: how to send the file, as the end of a message.
+        limit: the name of the setting that is `max_bytes`.
+    """
+
+    content_types: re.Pattern[str]
+    how: str
+    max_bytes: int
+    limit: str
+
+
+@dataclass(frozen=True)
+class StatedFile:
+    """The file of an upload, as its sender describes it; `sha256` is None if the sender states none."""
+
+    size_bytes: int
+    sha256: str | None
+
+    def check_digest(self, sha256: str) -> None:
+        """Raise `DigestMismatch` if the bytes that arrived are not those that were stated."""
+        if self.sha256 not in (None, sha256):
+            raise DigestMismatch(
+                f"the bytes that arrived have the sha256 {sha256}, and the request states {self.sha256}; nothing was "
+                "stored, so send the file again"
+            )
+
+
+def read_upload_headers(headers: Mapping[str, str], rules: FileRules) -> StatedFile:
+    """Return what a request states about its file.
 
     Raises:
-        InvalidRequest: the name, or a digest, has no sound form.
+        InvalidRequest: a digest has no sound form.
         ContentTypeRefused: the body is not the file itself.
-        LengthRequired, UploadTooLarge: the size is missing, or above `max_bytes`.
+        LengthRequired, UploadTooLarge: the size is missing, or above `rules.max_bytes`.
     """
-    check_upload_name(name)
-    content_type = headers.get("content-type", _TYPE).partition(";")[0].strip().lower()
-    if content_type != _TYPE or headers.get("content-encoding", "identity") != "identity":
-        raise ContentTypeRefused(
-            f"send the file itself as the body, with content-type: {_TYPE} and no content-encoding (with curl: -T FILE)"
-        )
+    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    is_encoded = headers.get("content-encoding", "identity") != "identity"
+    if is_encoded or not rules.content_types.fullmatch(content_type):
+        raise ContentTypeRefused(f"send the file itself as the body, {rules.how}")
     length = headers.get("content-length", "")
     if not _LENGTH.fullmatch(length):
-        raise LengthRequired("the upload has no Content-Length; send the size of the file (curl -T FILE does)")
-    if int(length) > max_bytes:
+        raise LengthRequired("the upload has no Content-Length; send the size of the file, as curl does")
+    if int(length) > rules.max_bytes:
         raise UploadTooLarge(
-            f"the file has {length} bytes, and the limit is {max_bytes}; use a smaller file, or ask the "
-            "operator to raise FLUX2_ADAPTERS_MAX_BYTES"
+            f"the file has {length} bytes, and the limit is {rules.max_bytes}; use a smaller file, or ask the operator "
+            f"to raise {rules.limit}"
         )
-    return int(length), _stated_sha256(headers)
+    return StatedFile(int(length), _stated_sha256(headers))
 
 
 def _stated_sha256(headers: Mapping[str, str]) -> str | None:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 import anyio
 from anyio import to_thread
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from api.deps import Services
-from api.upload_body import FileHead, UploadBody
-from api.upload_headers import read_upload_headers
+from api.upload_body import FileHead, open_body
+from api.upload_headers import FileRules, check_upload_name, read_upload_headers
 from shared.adapters.foreign import is_text_encoder
 from shared.adapters.header import read_open_header
 from shared.adapters.layout import AdapterLayout, parse_layout
-from shared.errors import AdapterRefused, DigestMismatch, UploadIncomplete
+from shared.errors import AdapterRefused
 from shared.job import ADAPTER_PARTS, AdapterPart
-from shared.sources.uploads import Upload, UploadWriter
+from shared.sources.uploads import Upload
 
 T = TypeVar("T")
+
+_TYPE = "application/octet-stream"
+# curl -T states no type. No web page can send a PUT to an API on loopback unasked, whatever its type.
+_TYPES = re.compile(f"(?:{_TYPE})?")
 
 
 @dataclass(frozen=True)
@@ -57,23 +62,31 @@ async def receive_upload(request: Request, name: str, services: Services) -> Sto
             "FLUX2_SOURCES_LOCAL_ONLY allows no uploads, because no job could name them; put the file into the "
             "adapter root"
         )
-    size_bytes, sha256 = read_upload_headers(request.headers, name, max_bytes=services.settings.adapters.max_bytes)
+    check_upload_name(name)
+    max_bytes = services.settings.adapters.max_bytes
+    stated = read_upload_headers(request.headers, _rules(max_bytes))
     with services.upload_slots.take():
-        body = UploadBody(_chunks(request), size_bytes=size_bytes)
+        body = open_body(request, size_bytes=stated.size_bytes)
         run = partial(_run, services)
         head = await body.read_head(name)
-        checked = await run(partial(check_head, head, max_bytes=services.settings.adapters.max_bytes))
-        writer = await run(partial(services.uploads.begin, name, expected_bytes=size_bytes, sha256=sha256))
+        checked = await run(partial(check_head, head, max_bytes=max_bytes))
+        begin = partial(services.uploads.begin, name, expected_bytes=stated.size_bytes, sha256=stated.sha256)
+        writer = await run(begin)
         try:
             while piece := await body.take(writer.piece_bytes):
                 await run(partial(writer.write, piece))
-            _check_digest(writer, sha256)
+            stated.check_digest(writer.sha256)
             upload, is_new = await run(writer.finish)
         finally:
             # Also when the server stops and cancels this request.
             with anyio.CancelScope(shield=True):
                 await run(writer.abort)
     return StoredUpload(upload, checked, is_new)
+
+
+def _rules(max_bytes: int) -> FileRules:
+    how = f"with content-type: {_TYPE} and no content-encoding (with curl: -T FILE)"
+    return FileRules(_TYPES, how, max_bytes, "FLUX2_ADAPTERS_MAX_BYTES")
 
 
 async def _run(services: Services, call: Callable[[], T]) -> T:
@@ -95,20 +108,3 @@ def check_head(head: FileHead, *, max_bytes: int) -> CheckedLayout:
             raise
         # A job may leave these layers out; if that does not help, the first refusal is the one to show.
         return CheckedLayout(parse_layout(header, ignore=ADAPTER_PARTS), ADAPTER_PARTS)
-
-
-def _check_digest(writer: UploadWriter, sha256: str | None) -> None:
-    if sha256 not in (None, writer.sha256):
-        raise DigestMismatch(
-            f"the bytes that arrived have the sha256 {writer.sha256}, and the request states {sha256}; nothing was "
-            "stored, so send the file again"
-        )
-
-
-async def _chunks(request: Request) -> AsyncIterator[bytes]:
-    try:
-        async for chunk in request.stream():
-            if chunk:
-                yield chunk
-    except ClientDisconnect as error:
-        raise UploadIncomplete("the connection ended before the whole file had arrived; send it again") from error

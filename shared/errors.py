@@ -8,7 +8,7 @@
     - RequestNotFound            the ledger has no job with this id
     - UploadNotFound             no file was uploaded under this name
     - UploadInUse                jobs that have not ended name the uploaded file
-    - UploadTooLarge             the uploaded file is larger than an adapter may be
+    - UploadTooLarge             the uploaded file is larger than its kind may be
     - UploadIncomplete           the connection ended, or stalled, before the whole file had arrived
     - LengthRequired             the upload does not state its size
     - DigestMismatch             the uploaded bytes have another sha256 than the caller states
@@ -144,7 +144,7 @@ class UploadInUse(RequestError):
 
 
 class UploadTooLarge(RequestError):
-    """The uploaded file is larger than an adapter may be."""
+    """The uploaded file is larger than an adapter, or an image, may be."""
 
     code = "BODY_TOO_LARGE"
 
@@ -156,7 +156,7 @@ class UploadIncomplete(RequestError):
 
 
 class LengthRequired(RequestError):
-    """The upload does not state its size, which the check of its header needs before the rest arrives."""
+    """The upload does not state its size, which is checked before any of it is received."""
 
     code = "LENGTH_REQUIRED"
 
@@ -277,7 +277,7 @@ class UploadsBusy(Flux2Error):
     retryable = True
 
     def __init__(self) -> None:
-        super().__init__("other adapter files are being uploaded; try again later")
+        super().__init__("other files are being uploaded; try again later")
 
 
 class AdapterCheckBusy(Flux2Error):

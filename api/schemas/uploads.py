@@ -1,4 +1,4 @@
-"""The bodies that describe uploaded adapter files."""
+"""The bodies that describe uploaded adapter files and reference images."""
 
 from __future__ import annotations
 
@@ -39,6 +39,37 @@ class UploadedAdapter(BaseModel):
     must_ignore: list[AdapterPart] = Field(
         description="Parts that a job must name in `loras[].ignore` to use the file, which is refused otherwise."
     )
+
+
+class UploadedImage(BaseModel):
+    """A reference image that was stored."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "example": {
+                "path": f"upload:{_DIGEST}",
+                "sha256": _DIGEST,
+                "size_bytes": 812345,
+                "width": 1400,
+                "height": 900,
+                "effective_width": 1264,
+                "effective_height": 816,
+                "warnings": [],
+            }
+        }
+    )
+
+    path: str = Field(description="Use it as `prompts[].ctrl_img`, `ctrl_img_2` or `ctrl_img_3`.")
+    sha256: str = Field(description="SHA-256 of the bytes that arrived.")
+    size_bytes: int
+    width: int = Field(description="Width of the file in pixels.")
+    height: int = Field(description="Height of the file in pixels.")
+    effective_width: int = Field(
+        description="Width that the model gets: above 1,048,576 pixels the image is scaled down, and both sides are "
+        "cropped to multiples of 16."
+    )
+    effective_height: int = Field(description="Height that the model gets.")
+    warnings: list[str] = Field(description="What may surprise, such as a rotation that previews do not apply.")
 
 
 class DeletedUploads(BaseModel):

@@ -1,0 +1,59 @@
+"""Receive the file of a reference image whole, check it, and store it by its content."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+
+from anyio import to_thread
+from starlette.requests import Request
+
+from api.deps import Services
+from api.upload_body import open_body
+from api.upload_headers import FileRules, StatedFile, read_upload_headers
+from shared.reference_image import CheckedImage, check_image
+from shared.reference_store import ReferenceStore
+from shared.references import MAX_FILE_BYTES
+
+#: Bytes of images that one process receives at the same time.
+MAX_RECEIVED_BYTES = 4 * MAX_FILE_BYTES
+
+# Not none: a web page could send a body without a type to an API on loopback, without asking it first. What the file
+# is, its bytes decide.
+_TYPES = re.compile(r"image/[a-z0-9.+-]+|application/octet-stream")
+_HOW = (
+    "with content-type: image/png or another image type, and no content-encoding (with curl: --data-binary @FILE -H "
+    "'content-type: image/png')"
+)
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image that was stored; `is_new` is False if the same bytes were there."""
+
+    image: CheckedImage
+    is_new: bool
+
+
+async def receive_image(request: Request, services: Services) -> StoredImage:
+    """Store the body of a request as a reference image; nothing stays if this fails.
+
+    Raises:
+        RequestError: the request, or the image, is not sound.
+        UploadsBusy, StorageUnavailable: a later try may succeed.
+    """
+    stated = read_upload_headers(request.headers, FileRules(_TYPES, _HOW, MAX_FILE_BYTES, "FLUX2_REFERENCES_MAX_BYTES"))
+    with services.image_slots.take(stated.size_bytes):
+        data = await open_body(request, size_bytes=stated.size_bytes).take(stated.size_bytes)
+        store = partial(_check_and_store, services.references, data, stated)
+        return await to_thread.run_sync(store, limiter=services.image_slots.limiter)
+
+
+def _check_and_store(references: ReferenceStore, data: bytes, stated: StatedFile) -> StoredImage:
+    # First: what was damaged on its way should be sent again, not be replaced by another image.
+    if stated.sha256 is not None:
+        stated.check_digest(sha256(data).hexdigest())
+    image = check_image(data)
+    return StoredImage(image, references.put(image, data))

@@ -1,0 +1,71 @@
+"""POST /v1/uploads: keep the reference images of jobs in the service's own object store."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Request, Response
+
+from api.deps import ServicesDep
+from api.image_uploading import receive_image
+from api.schemas.problems import Problem
+from api.schemas.uploads import UploadedImage
+
+router = APIRouter(prefix="/v1", tags=["references"])
+
+_FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", "application/octet-stream")
+_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": dict.fromkeys(_TYPES, _FILE)}}
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    200: {"model": UploadedImage, "description": "The same image was stored before."},
+    400: {"model": Problem, "description": "A digest has no sound form."},
+    408: {"model": Problem, "description": "The connection stalled before the whole file had arrived."},
+    411: {"model": Problem, "description": "The upload has no `Content-Length`."},
+    413: {"model": Problem, "description": "The file is larger than `FLUX2_REFERENCES_MAX_BYTES`."},
+    415: {"model": Problem, "description": "The body is not declared as an image."},
+    422: {"model": Problem, "description": "No job could use the image, or its bytes have another sha256 than stated."},
+    503: {"model": Problem, "description": "The object store is away, or too many images are being uploaded."},
+}
+
+
+@router.post(
+    "/uploads",
+    status_code=HTTPStatus.CREATED,
+    summary="Upload a reference image",
+    responses=_PROBLEMS,
+    openapi_extra=_BODY,
+)
+async def post_upload(
+    request: Request,
+    response: Response,
+    services: ServicesDep,
+    _sha256: Annotated[
+        str | None,
+        Header(alias="X-Content-SHA256", description="SHA-256 of the file, in hexadecimal; it is checked."),
+    ] = None,
+    _digest: Annotated[
+        str | None,
+        Header(alias="Content-Digest", description="The same as RFC 9530 writes it: `sha-256=:BASE64:`."),
+    ] = None,
+) -> UploadedImage:
+    """Store the body, a PNG, JPEG, WebP or BMP file, and return the text with which prompts name it.
+
+    The image is checked as that of a submit. Nothing is stored of an image that no job could use. An image is known by
+    its bytes alone, so a repeat answers 200 and the same text.
+    """
+    stored = await receive_image(request, services)
+    if not stored.is_new:
+        response.status_code = HTTPStatus.OK
+    image = stored.image
+    return UploadedImage(
+        path=f"upload:{image.sha256}",
+        sha256=image.sha256,
+        size_bytes=image.size_bytes,
+        width=image.width,
+        height=image.height,
+        effective_width=image.prepared.width,
+        effective_height=image.prepared.height,
+        warnings=[f"the image {note}" for note in image.notes],
+    )
