@@ -11,9 +11,10 @@ from fastapi import FastAPI
 
 from api.deps import Services
 from api.errors import install_error_handlers
-from api.image_uploading import MAX_RECEIVED_BYTES
+from api.image_uploading import PARALLEL_IMAGES
 from api.limits import BodyLimit
 from api.probe import StorageProbe
+from api.reference_intake import ReferenceIntake
 from api.routes import adapters, health, images, inference, metrics, models, replays, requests, uploads
 from api.upload_slots import UploadSlots
 from api.webhooks import Courier
@@ -50,6 +51,7 @@ _TAGS: list[dict[str, Any]] = [
 def create_app(settings: Settings) -> FastAPI:
     """Build the application. Neither Redis nor the object store needs to be reachable yet."""
     store, sources = open_store(settings), Sources(settings)
+    references = ReferenceStore(sources.open_own_store())
     timeout_s = settings.redis.timeout_s
     services = Services(
         settings=settings,
@@ -60,8 +62,9 @@ def create_app(settings: Settings) -> FastAPI:
         celery=make_celery(settings.redis.url, side="api", timeout_s=timeout_s),
         remote_adapters=RemoteAdapters(sources, max_bytes=settings.adapters.max_bytes),
         uploads=sources.uploads,
-        references=ReferenceStore(store),
-        image_slots=UploadSlots(MAX_RECEIVED_BYTES),
+        references=references,
+        reference_intake=ReferenceIntake(references, settings.references),
+        image_slots=UploadSlots(PARALLEL_IMAGES * settings.references.max_bytes),
     )
 
     @asynccontextmanager

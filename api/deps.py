@@ -12,6 +12,7 @@ from fastapi import Depends, Header, Request
 
 from api.json_body import require_json
 from api.probe import StorageProbe
+from api.reference_intake import ReferenceIntake
 from api.upload_slots import UploadSlots
 from shared.adapters.remote import RemoteAdapters
 from shared.ledger import Ledger
@@ -42,6 +43,7 @@ class Services:
     remote_adapters: RemoteAdapters
     uploads: Uploads
     references: ReferenceStore
+    reference_intake: ReferenceIntake
     image_slots: UploadSlots
     threads: list[Thread] = field(default_factory=list)
     # One: a second thread of pure Python gains nothing under the GIL, and delays every poll by its 5 ms switches.

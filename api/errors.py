@@ -38,6 +38,7 @@ _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
     errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
     errors.UploadsBusy: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.AdapterCheckBusy: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.ReferenceCheckBusy: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.LedgerUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StorageUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.SourceUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,

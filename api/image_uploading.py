@@ -15,10 +15,9 @@ from api.upload_body import open_body
 from api.upload_headers import FileRules, StatedFile, read_upload_headers
 from shared.reference_image import CheckedImage, check_image
 from shared.reference_store import ReferenceStore
-from shared.references import MAX_FILE_BYTES
 
-#: Bytes of images that one process receives at the same time.
-MAX_RECEIVED_BYTES = 4 * MAX_FILE_BYTES
+#: Number of images of the largest size that one process receives at the same time; of smaller ones it receives more.
+PARALLEL_IMAGES = 4
 
 # Not none: a web page could send a body without a type to an API on loopback, without asking it first. What the file
 # is, its bytes decide.
@@ -44,7 +43,8 @@ async def receive_image(request: Request, services: Services) -> StoredImage:
         RequestError: the request, or the image, is not sound.
         UploadsBusy, StorageUnavailable: a later try may succeed.
     """
-    stated = read_upload_headers(request.headers, FileRules(_TYPES, _HOW, MAX_FILE_BYTES, "FLUX2_REFERENCES_MAX_BYTES"))
+    max_bytes = services.settings.references.max_bytes
+    stated = read_upload_headers(request.headers, FileRules(_TYPES, _HOW, max_bytes, "FLUX2_REFERENCES_MAX_BYTES"))
     with services.image_slots.take(stated.size_bytes):
         data = await open_body(request, size_bytes=stated.size_bytes).take(stated.size_bytes)
         store = partial(_check_and_store, services.references, data, stated)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from api.schemas.job_result import Image, ImageAdapter, ItemFailure, Outputs, Result
+from api.schemas.job_result import Image, ImageAdapter, ImageReference, ItemFailure, Outputs, Result
 from api.status_view import WIRE_STATUS, first_error
 from api.timestamps import format_ms, format_ms_or_none, format_time
 from shared.job import SpecReport, State
@@ -54,6 +54,7 @@ def _image(item: ItemView, store: ObjectStore, *, url_ttl_s: int) -> Image:
         adapters=[
             ImageAdapter(**adapter.model_dump(), network_multiplier=adapter.multiplier) for adapter in result.adapters
         ],
+        references=[ImageReference(**reference.model_dump()) for reference in result.references],
         tokens=result.tokens,
         pipeline=result.pipeline,
         timings=result.timings,

@@ -37,6 +37,16 @@ def accept_job(
     return store_jobs(services, [job], background)[0]
 
 
+def open_cache(services: Services) -> SubmitCache:
+    """Return an empty cache for the jobs of one call."""
+    return SubmitCache(
+        services.ledger,
+        services.settings.adapters,
+        services.remote_adapters,
+        intake=services.reference_intake,
+    )
+
+
 def prepare_job(
     services: Services,
     body: InferenceRequest,
@@ -65,7 +75,7 @@ def prepare_job(
     if repeat is not None:
         return repeat
     model = _check_fields(body, settings)
-    cache = cache or SubmitCache(ledger, settings.adapters, services.remote_adapters)
+    cache = cache or open_cache(services)
     slots = cache.slots
     base = cache.base_model(model)
     adapters = cache.adapters(body.loras, model)
@@ -76,7 +86,15 @@ def prepare_job(
     if base is None and body.loras:
         # The worker that renders the job checks the layers, and fails its items if they do not fit.
         warnings.append(f"adapters were checked for their form only: no live worker has loaded {model.id}")
-    warnings += check_workers(items[0], slots, may_be_missing=ledger.workers.slots_may_be_missing)
+    texts = [prompt.reference_texts for prompt in body.prompts]
+    warnings += check_workers(
+        items[0], slots, has_references=any(texts), may_be_missing=ledger.workers.slots_may_be_missing
+    )
+    if any(texts):
+        # Last: it may take seconds and stores the images, so everything else must be in order.
+        references, about_images = cache.references.take(body.prompts)
+        items = [item.model_copy(update={"references": refs}) for item, refs in zip(items, references, strict=True)]
+        warnings += about_images
     return Submission(
         job_id=str(uuid.uuid4()),
         items=items,

@@ -1,4 +1,4 @@
-"""Read workers, base models and adapter files once for a call, however many jobs it has.
+"""Read workers, base models, adapter files and reference images once for a call, however many jobs it has.
 
 A replay makes one job for each adapter strength: 1,000 of them read workers and adapter headers 1,000 times, which took
 1.8 s of CPU for a small adapter.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from functools import cached_property
 
+from api.reference_intake import CallReferences, ReferenceIntake
 from shared.adapters.remote import RemoteAdapters, call_deadline
 from shared.adapters.validate import ValidAdapter, validate_adapters
 from shared.catalog import Model
@@ -19,9 +20,16 @@ from shared.settings import AdaptersSettings
 
 
 class SubmitCache:
-    """The live slots, loaded base models and adapter files of one call, read when its first job needs them."""
+    """The live slots, loaded base models and files of one call, read when its first job needs them.
 
-    def __init__(self, ledger: Ledger, settings: AdaptersSettings, remote: RemoteAdapters) -> None:
+    Attributes:
+        references: the reference images of the call.
+    """
+
+    def __init__(
+        self, ledger: Ledger, settings: AdaptersSettings, remote: RemoteAdapters, *, intake: ReferenceIntake
+    ) -> None:
+        self.references = CallReferences(intake)
         self._ledger = ledger
         self._settings = settings
         self._remote = remote

@@ -10,20 +10,33 @@ from shared.ledger.workers import SlotView
 
 # The request's field that requires a feature, and its value.
 _FIELDS: Mapping[Feature, tuple[str, str]] = {"merged": ("adapter_mode", "merged")}
+# Every worker of this version has it, whatever its weights.
+_REFERENCES: Feature = "references"
 
 
-def check_workers(spec: ItemSpec, slots: Sequence[SlotView], *, may_be_missing: Callable[[], bool]) -> list[str]:
+def check_workers(
+    spec: ItemSpec, slots: Sequence[SlotView], *, has_references: bool = False, may_be_missing: Callable[[], bool]
+) -> list[str]:
     """Return a warning if the job waits for a worker that can run it; empty if a live one can.
 
     Args:
+        spec: one of the job's items, without references.
+        has_references: whether an item of the job has reference images.
         may_be_missing: returns whether live workers may be missing from `slots`; then nothing is refused.
 
     Raises:
         NoSuitableWorker: live workers serve the model, and none of them can run the job.
     """
     serving = [slot for slot in slots if slot.model == spec.model]
-    if any(spec.pool in slot.pools for slot in serving):
+    able = [slot for slot in serving if spec.pool in slot.pools]
+    if any(not has_references or _REFERENCES in (slot.features or ()) for slot in able):
         return []
+    if able:
+        # Not refused: an upgrade may replace these workers at any time.
+        return [
+            f"the live workers of {spec.model} are of an earlier version, which renders no reference images; the job "
+            "waits for one of this version"
+        ]
     # An upgrade may replace a worker of an earlier version at any time by one that reports and has the feature.
     upgrading = any(slot.features is None and spec.engine in slot.engines for slot in serving)
     if serving and not upgrading and not may_be_missing():

@@ -27,7 +27,8 @@ from shared.local.redis_server import RedisServer
 from shared.settings import QueueSettings
 
 _BOOT = "boot"
-_POOLS = pools("flux2", ["exact"], ["merged", "large"])
+_FEATURES = ("merged", "references", "large")
+_POOLS = pools("flux2", ["exact"], _FEATURES)
 _GIB, _MORE_GIB = 80, 141
 _ITEMS_PER_JOB, _JOBS_PER_CALL, _LARGE_ITEMS = 5, 20, 10
 
@@ -141,7 +142,7 @@ class _Fleet:
 
 def _queue_large_items(ledger: Ledger) -> None:
     """Queue items that only a slot with more memory may claim, so that each claim has to find out that it may not."""
-    report = {"model": "flux2", "engines": "exact", "features": "merged,large"}
+    report = {"model": "flux2", "engines": "exact", "features": ",".join(_FEATURES)}
     ledger.workers.beat("larger", {**report, "warm": "base", "memory_bytes": str(_MORE_GIB * 2**30)})
     error = ItemError(code="out_of_memory", message="it does not fit", retryable=False)
     for number in range(_LARGE_ITEMS):
@@ -194,7 +195,7 @@ def _beat(ledger: Ledger, slot: int, claim: Claim) -> None:
         "revision": "r",
         "precision": "bf16",
         "engines": "exact",
-        "features": "merged,large",
+        "features": ",".join(_FEATURES),
         "memory_bytes": str(_GIB * 2**30),
         "warm": claim.spec.adapter_key,
         "item": claim.item_id,

@@ -15,7 +15,7 @@ from celery import Celery
 from shared.catalog import POOLS
 from shared.celery_app import send_wakeups
 from shared.errors import LedgerUnavailable
-from shared.job import is_large
+from shared.job import is_large, needs_references
 from shared.ledger import Ledger
 from shared.settings import QueueSettings
 
@@ -92,8 +92,10 @@ class Caretaker(threading.Thread):
         if self._ledger.wakeups.try_lead_audit(self._holder):
             self._perform(self.audit, self._ledger.sweep)
         # Led apart: a leader of an earlier version does not know these pools.
-        if self._ledger.wakeups.try_lead_audit(self._holder, of_large=True):
+        if self._ledger.wakeups.try_lead_audit(self._holder, "large"):
             self._perform(self.audit_large)
+        if self._ledger.wakeups.try_lead_audit(self._holder, "references"):
+            self._perform(self.audit_references)
 
     def reap(self) -> None:
         """Requeue the items whose lease expired and wake workers for them."""
@@ -112,11 +114,15 @@ class Caretaker(threading.Thread):
 
     def audit(self) -> None:
         """Send missing wake-ups and drop surplus ones that two consecutive audits see."""
-        self._audit(pool for pool in POOLS if not is_large(pool))
+        self._audit(pool for pool in POOLS if not (is_large(pool) or needs_references(pool)))
 
     def audit_large(self) -> None:
         """Do the same as `audit` for the pools of items that did not fit on a device."""
-        self._audit(pool for pool in POOLS if is_large(pool))
+        self._audit(pool for pool in POOLS if is_large(pool) and not needs_references(pool))
+
+    def audit_references(self) -> None:
+        """Do the same as `audit` for the pools of jobs with reference images."""
+        self._audit(pool for pool in POOLS if needs_references(pool))
 
     def _audit(self, pools: Iterable[str]) -> None:
         for pool in pools:

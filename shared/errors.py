@@ -25,6 +25,7 @@
   + QueueFull                    too many items are queued; try again later
   + UploadsBusy                  this process receives as many files as it may; try again later
   + AdapterCheckBusy             other adapter files are being checked; try again later
+  + ReferenceCheckBusy           other reference images are being checked; try again later
   + LedgerUnavailable            Redis did not answer; the job may or may not have been accepted
     - LedgerForbidden            Redis does not let this user run a command or access a key
   + RunError                     the request was fine; this attempt failed
@@ -290,6 +291,16 @@ class AdapterCheckBusy(Flux2Error):
         super().__init__("other adapter files are being checked; try again later")
 
 
+class ReferenceCheckBusy(Flux2Error):
+    """A process checks few reference images at a time, and others were first."""
+
+    code = "reference_check_busy"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("other reference images are being checked; try again later")
+
+
 class LedgerUnavailable(Flux2Error):
     """Redis did not answer, so it is unknown whether a write took effect: repeat it with the same Idempotency-Key."""
 
@@ -399,12 +410,20 @@ class ObjectMissing(StorageUnavailable):
 
 
 class SourceUnavailable(RunError):
-    """The host of a file did not answer in time, failed, or asks to come back later."""
+    """The host of a file did not answer in time, failed, or asks to come back later.
+
+    Attributes:
+        field: JSON path of the field that names the file, if a request does.
+    """
 
     code = "source_unavailable"
     implicates_device = False
     # Otherwise an outage of ten minutes would spend all attempts of one item after the other.
     needs_time = True
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
 
 
 class CacheUnavailable(RunError):

@@ -33,9 +33,11 @@ AdapterPart = Literal["text_encoder"]
 ADAPTER_PARTS: tuple[AdapterPart, ...] = get_args(AdapterPart)
 
 #: What an item may require of a worker beyond its model and engine. `merged`: adapters can be merged into its weights.
-#: `large`: no live worker that offers the rest has more memory; the ledger requires it for an item that did not fit.
-Feature = Literal["merged", "large"]
+#: `references`: reference images can be rendered, which earlier versions refuse. `large`: no live worker that offers
+#: the rest has more memory; the ledger requires it for an item that did not fit.
+Feature = Literal["merged", "references", "large"]
 FEATURES: tuple[Feature, ...] = get_args(Feature)
+_REFERENCES: Feature = "references"
 # `large` is the last feature, so it ends the name of a pool.
 _LARGE_SUFFIX = "+large"
 # An item that requires only what every worker with its engine can do waits in the engine's plain pool, from which
@@ -148,11 +150,12 @@ class ItemSpec(_Record):
     @property
     def features(self) -> tuple[Feature, ...]:
         """What the item requires of a worker beyond its model and engine."""
-        return ("merged",) if self.adapters and self.adapter_mode == "merged" else ()
+        merged: tuple[Feature, ...] = ("merged",) if self.adapters and self.adapter_mode == "merged" else ()
+        return (*merged, *(("references",) if self.references else ()))
 
     @property
     def pool(self) -> str:
-        """The pool in which the item waits for a worker that can run it."""
+        """The pool of a job with this item alone."""
         return pool(self.model, self.engine, self.features)
 
     @property
@@ -169,6 +172,12 @@ def pool(model: str, engine: Engine, features: Iterable[Feature] = ()) -> str:
     return "+".join(parts)
 
 
+def features_of(items: Iterable[ItemSpec]) -> tuple[Feature, ...]:
+    """Return what a worker must offer to run each of these items."""
+    required = {feature for item in items for feature in item.features}
+    return tuple(name for name in FEATURES if name in required)
+
+
 def pools(model: str, engines: Iterable[Engine], features: Sequence[Feature]) -> tuple[str, ...]:
     """Return all pools whose items a worker with these engines and features can run."""
     names = (
@@ -179,6 +188,11 @@ def pools(model: str, engines: Iterable[Engine], features: Sequence[Feature]) ->
     )
     # Features that every worker with the engine has give no pool.
     return tuple(dict.fromkeys(names))
+
+
+def needs_references(pool_name: str) -> bool:
+    """Return whether a pool holds items of jobs with reference images, which earlier versions do not know."""
+    return _REFERENCES in pool_name.split("+")
 
 
 def is_large(pool_name: str) -> bool:

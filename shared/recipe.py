@@ -5,16 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from shared.job import AdapterRef, ItemSpec
+from shared.request import REFERENCE_FIELDS
 
 
 def request_fields(spec: ItemSpec) -> dict[str, Any]:
     """Return an item's values by the names of a request: those of a prompt, then those of the request itself.
 
     Sizes, seed and trigger words are those that were resolved, so a request with them gives the same item while the
-    files of its adapters are the same.
+    files of its adapters are the same. Reference images are named as uploads, which the service that accepted them
+    keeps.
     """
     return {
         "prompt": spec.prompt,
+        **{REFERENCE_FIELDS[ref.slot][0]: f"upload:{ref.sha256}" for ref in spec.references},
         "neg": spec.neg,
         "width": spec.width,
         "height": spec.height,

@@ -1,13 +1,14 @@
 """The request body of a job, with the names of ai-toolkit-inference's API.
 
 The API receives it over HTTP, and `flux2 render` reads it from a file. It includes the fields that only other models of
-that API use (video, control images), so that any request JSON of that API can be parsed; `shared.resolve` refuses or
+that API use (video), so that any request JSON of that API can be parsed; `shared.resolve` refuses or
 ignores them by name.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
@@ -91,6 +92,27 @@ class LoraItem(StrictModel):
         return tuple(sorted(set(self.ignore or ())))
 
 
+#: The fields that may give each reference image, by slot; of several, the first that is given counts.
+REFERENCE_FIELDS: Final[Mapping[int, tuple[str, ...]]] = {
+    1: ("ctrl_img", "ctrl_img_1"),
+    2: ("ctrl_img_2",),
+    3: ("ctrl_img_3",),
+}
+
+_REFERENCE: Final = (
+    "an `https://`, `s3://` or `hf://` address, `upload:SHA256` from `POST /v1/uploads`, or the file in base64, also "
+    "as a data URL"
+)
+
+
+class ReferenceText(NamedTuple):
+    """The text that gives a reference image, and the field that holds it."""
+
+    slot: int
+    field: str
+    text: str
+
+
 class PromptItem(StrictModel):
     """One image."""
 
@@ -120,10 +142,25 @@ class PromptItem(StrictModel):
     resolution: Literal["Default", "High"] | None = Field(
         None, description="Ignored with a warning: for video models only."
     )
-    ctrl_img: str | None = Field(None, description="Refused: these models render from text only.")
-    ctrl_img_1: str | None = Field(None, description="Refused, as `ctrl_img`.")
-    ctrl_img_2: str | None = Field(None, description="Refused, as `ctrl_img`.")
-    ctrl_img_3: str | None = Field(None, description="Refused, as `ctrl_img`.")
+    ctrl_img: str | None = Field(
+        None,
+        description=f"First reference image, which the model edits or takes its subject from: {_REFERENCE}. PNG, JPEG, "
+        "WebP or BMP, each side at least 64 pixels and at most 8 times the other. More than one megapixel is scaled "
+        "down, as AI Toolkit's previews do.",
+    )
+    ctrl_img_1: str | None = Field(None, description="The same as `ctrl_img`, which takes its place if both are given.")
+    ctrl_img_2: str | None = Field(None, description="Second reference image, as `ctrl_img`.")
+    ctrl_img_3: str | None = Field(None, description="Third reference image, as `ctrl_img`.")
+
+    @property
+    def reference_texts(self) -> list[ReferenceText]:
+        """The reference images that count, in the order of their slots."""
+        # An empty text gives no image, as in the reference API.
+        given = {
+            slot: [(name, text) for name in names if (text := getattr(self, name))]
+            for slot, names in REFERENCE_FIELDS.items()
+        }
+        return [ReferenceText(slot, *texts[0]) for slot, texts in given.items() if texts]
 
 
 class InferenceRequest(StrictModel):

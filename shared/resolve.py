@@ -41,14 +41,6 @@ def reject_unsupported_fields(request: InferenceRequest) -> None:
             )
     if (request.engine, request.adapter_mode) == ("fast", "live"):
         raise InvalidRequest("the engine 'fast' only merges adapters; leave adapter_mode out", field="adapter_mode")
-    for index, prompt in enumerate(request.prompts):
-        for name in ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3"):
-            if getattr(prompt, name):
-                raise InvalidRequest(
-                    f"Model {request.model!r} renders from text; control images are not supported",
-                    code="CONTROL_IMAGE_NOT_SUPPORTED",
-                    field=f"prompts[{index}].{name}",
-                )
 
 
 def check_prompts(items: Sequence[ItemSpec]) -> None:
@@ -83,6 +75,12 @@ def collect_warnings(request: InferenceRequest, items: Sequence[ItemSpec], model
             f"{item.width}x{item.height}: sizes are rounded down to a multiple of {model.resolution_divisor}"
             for index, item in enumerate(items)
             if (item.width, item.height) != (item.requested_width, item.requested_height)
+        ),
+        *_first(
+            f"prompts[{index}].ctrl_img_1 has no effect: ctrl_img takes its place; for two images, use ctrl_img and "
+            "ctrl_img_2"
+            for index, prompt in enumerate(request.prompts)
+            if prompt.ctrl_img and prompt.ctrl_img_1 and prompt.ctrl_img != prompt.ctrl_img_1
         ),
         *_distilled_settings(items, model),
         *_first(

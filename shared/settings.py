@@ -15,6 +15,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.network.hosts import HostHeaders, HostPatterns, PrivateHosts
 from shared.redis_url import RedisUrl
+from shared.references import MAX_FILE_BYTES
 from shared.setting_types import (
     Bytes,
     Count,
@@ -235,6 +236,15 @@ class SourcesSettings(_Section):
     )
 
 
+class ReferencesSettings(_Section):
+    """Reference images (`ctrl_img` of a prompt), which the API checks and stores when it accepts a job."""
+
+    max_bytes: int = Field(
+        MAX_FILE_BYTES, ge=1024, le=2**30, description="Size in bytes above which the file of an image is refused."
+    )
+    max_images: Count = Field(100, description="Number of different images that one request, or one replay, may name.")
+
+
 class ModelSettings(_Section):
     """The base model that a worker serves. Defaults come from the catalogue's entry for `FLUX2_MODEL_ID`."""
 
@@ -382,6 +392,7 @@ class Settings(BaseSettings):
     s3: S3Settings = S3Settings()
     adapters: AdaptersSettings = AdaptersSettings()
     sources: SourcesSettings = SourcesSettings()
+    references: ReferencesSettings = ReferencesSettings()
     model: ModelSettings = ModelSettings()
     api: ApiSettings = ApiSettings()
     worker: WorkerSettings = WorkerSettings()

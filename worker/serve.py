@@ -103,7 +103,7 @@ def _load(
         revision=components.revision,
         precision=components.precision.name,
         engines=renderer.engines,
-        features=(*components.precision.features, "large"),
+        features=(*components.precision.features, "references", "large"),
         memory_bytes=memory_bytes(device),
     )
     return renderer, slot

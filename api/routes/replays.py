@@ -16,8 +16,7 @@ from api.deps import JSON_BODY, BaseUrlDep, IdempotencyKeyDep, Services, Service
 from api.routes.inference import SUBMIT_PROBLEMS
 from api.schemas.accepted import ReplayRequest, ReplaySample, ReplaySubmitted
 from api.status_view import submitted_view
-from api.submission import hash_body, prepare_job, store_jobs
-from api.submit_cache import SubmitCache
+from api.submission import hash_body, open_cache, prepare_job, store_jobs
 from api.training_config.plan import ReplayPlan, plan_replay
 from shared.request import InferenceRequest
 from shared.resolved_size import check_resolved_size
@@ -81,7 +80,7 @@ def submit_replay(
     Each adapter strength in the samples becomes one job. Either all jobs are accepted or none. Reference images
     (`ctrl_img`) are files of the trainer's host: upload them first, and name them in `images`.
     """
-    cache = SubmitCache(services.ledger, services.settings.adapters, services.remote_adapters)
+    cache = open_cache(services)
     jobs = [
         prepare_job(
             services,

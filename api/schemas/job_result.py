@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 from api.schemas.adapter_scale import ScaleRange, ScaleSources
 from api.schemas.job_status import JobStatus
-from shared.job import AdapterReport, ImageFormat, ItemError, PipelineReport, TokenReport
+from shared.job import AdapterReport, ImageFormat, ItemError, PipelineReport, ReferenceReport, TokenReport
 
 
 class ImageAdapter(AdapterReport):
@@ -17,6 +17,15 @@ class ImageAdapter(AdapterReport):
     scale_range: ScaleRange = None
     scale_sources: ScaleSources = ()
     network_multiplier: float = Field(description="The same as `multiplier`, by the name of the request.")
+
+
+class ImageReference(ReferenceReport):
+    """A reference image as it was used; a request can name it again as `upload:` and its `sha256`."""
+
+    slot: int = Field(description="1 for `ctrl_img` and `ctrl_img_1`, 2 for `ctrl_img_2`, 3 for `ctrl_img_3`.")
+    sha256: str = Field(description="SHA-256 of the image's file.")
+    width: int = Field(description="Width in pixels after the image was scaled down and cropped.")
+    height: int = Field(description="Height in pixels after the image was scaled down and cropped.")
 
 
 class Image(BaseModel):
@@ -42,6 +51,9 @@ class Image(BaseModel):
     sha256: str = Field(description="SHA-256 of the file.")
     size_bytes: int = Field(description="Size of the file.")
     adapters: list[ImageAdapter] = Field(description="What each adapter changed in the base model.")
+    references: list[ImageReference] = Field(
+        [], description="The reference images that were used, in their order; empty for an image made from text alone."
+    )
     tokens: TokenReport | None = Field(
         None,
         description="Lengths of the prompt and of the negative prompt in tokens, with the model's chat template. The "

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from shared.job import ItemSpec
+from shared.job import ItemSpec, features_of, pool
 from shared.ledger.spec_parts import split_specs
 
 
@@ -16,7 +16,7 @@ class Submission:
     """A job that can be stored.
 
     Attributes:
-        items: at least one, all of one pool.
+        items: at least one, all of one model and engine.
         record: facts about the job that the API reads later; must be JSON.
         priority: 0 (first) to 9.
         idempotency_key: empty if the caller sent no key.
@@ -37,8 +37,9 @@ class Submission:
 
     @property
     def pool(self) -> str:
-        """The pool in which all items wait."""
-        return self.items[0].pool
+        """The pool in which all items wait, for workers that can run each of them."""
+        first = self.items[0]
+        return pool(first.model, first.engine, features_of(self.items))
 
     def arguments(self, *, compact: bool) -> dict[str, Any]:
         """Return the job as `accept.lua` reads it.

@@ -16,6 +16,7 @@ SEQUENCE = f"{PREFIX}seq"
 COMPACT_FROM = f"{PREFIX}compact_from"
 AUDIT_LEADER = f"{PREFIX}audit"
 LARGE_AUDIT_LEADER = f"{PREFIX}large_audit"
+REFERENCES_AUDIT_LEADER = f"{PREFIX}references_audit"
 # Never stored: deleting it shows whether Redis takes writes.
 WRITE_PROBE = f"{PREFIX}probe"
 

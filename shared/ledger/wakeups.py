@@ -5,10 +5,20 @@ Celery sends and consumes the messages; the ledger only compares their number wi
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 from shared.job import is_large, wake_name
 from shared.ledger import keys
 from shared.ledger.session import Session, to_ms
 from shared.ledger.workers import SLOT_TTL_MS
+
+#: The pools of one audit: those that every version knows, those of large items, and those of jobs with references.
+AuditKind = Literal["plain", "large", "references"]
+_LEADERS: Final[dict[AuditKind, str]] = {
+    "plain": keys.AUDIT_LEADER,
+    "large": keys.LARGE_AUDIT_LEADER,
+    "references": keys.REFERENCES_AUDIT_LEADER,
+}
 
 
 class WakeupQueues:
@@ -52,13 +62,13 @@ class WakeupQueues:
         """Drop wake-ups beyond the queued items, all but `keep` of them and at most `limit`; return how many."""
         return int(self._session.run("drop_wakeups", pool=pool, name=name or pool, keep=keep, limit=limit))
 
-    def try_lead_audit(self, holder: str, *, of_large: bool = False) -> bool:
+    def try_lead_audit(self, holder: str, kind: AuditKind = "plain") -> bool:
         """Try to become or stay the leader; return whether `holder` leads for the next two audit periods.
 
         Args:
-            of_large: whether to lead the audit of the pools of large items, which earlier versions do not know.
+            kind: the pools to audit. Each kind is led apart, because a leader of an earlier version knows fewer.
         """
-        redis, key = self._session.redis, keys.LARGE_AUDIT_LEADER if of_large else keys.AUDIT_LEADER
+        redis, key = self._session.redis, _LEADERS[kind]
         with self._session.commands():
             if redis.set(key, holder, nx=True, px=self._leadership_ms):
                 return True

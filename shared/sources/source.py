@@ -110,8 +110,11 @@ class UploadedFile:
 Source = LocalFile | HubFile | S3Object | HttpsFile | UploadedFile
 
 
-def parse_source(text: str) -> Source:
+def parse_source(text: str, *, may_hold_secret: bool = False) -> Source:
     """Return the source that a text names, without accessing it.
+
+    Args:
+        may_hold_secret: whether a link may carry a token or a signature: only if nothing stores it.
 
     Raises:
         AdapterRefused: no source has this form; the message says what is wrong. `field` is "path".
@@ -134,7 +137,7 @@ def parse_source(text: str) -> Source:
             return _s3(text, rest)
         case "https" | "http":
             # Whether http may be used depends on the host: an operator may list one that serves nothing else.
-            return _https(text, name)
+            return _https(text, name, may_hold_secret=may_hold_secret)
         case "upload":
             return _upload(text, rest)
         case _:
@@ -216,7 +219,7 @@ def _s3(text: str, rest: str) -> S3Object:
     return S3Object(bucket, key)
 
 
-def _https(text: str, scheme: str) -> HubFile | HttpsFile:
+def _https(text: str, scheme: str, *, may_hold_secret: bool) -> HubFile | HttpsFile:
     try:
         parts = urlsplit(text)
         host, port = parts.hostname or "", parts.port
@@ -229,7 +232,7 @@ def _https(text: str, scheme: str) -> HubFile | HttpsFile:
     if not host:
         raise _refused(text, "names no host; write https://HOST/FILE")
     for name, _ in parse_qsl(parts.query, keep_blank_values=True):
-        if name.lower() in _SECRET_PARAMETERS:
+        if name.lower() in _SECRET_PARAMETERS and not may_hold_secret:
             raise _refused(
                 text,
                 f"carries a secret in {name[:40]!r}, which would be stored with the job; name the file without it (the "

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from shared.network.guarded_client import GuardedClient
     from shared.settings import S3Settings, Settings
     from shared.sources.uploads import Uploads
+    from shared.storage import FileStore
 
 
 class Sources:
@@ -89,12 +90,17 @@ class Sources:
     def uploads(self) -> Uploads:
         """The files that callers uploaded to this service."""
         from shared.sources.uploads import Uploads
+
+        return Uploads(self.open_own_store())
+
+    def open_own_store(self) -> FileStore:
+        """Return the service's own object store, which gives up as early as other sources do."""
         from shared.storage import open_store
 
         # Callers wait for an answer, and whoever downloads tries again itself.
         retry_budget_s = min(self._all.storage.retry_budget_s, self._settings.timeout_s)
         storage = self._all.storage.model_copy(update={"retry_budget_s": retry_budget_s})
-        return Uploads(open_store(self._all.model_copy(update={"storage": storage, "s3": self._s3_settings})))
+        return open_store(self._all.model_copy(update={"storage": storage, "s3": self._s3_settings}))
 
     @cached_property
     def _https_client(self) -> GuardedClient:

@@ -451,12 +451,6 @@ def test_a_job_that_can_never_fit_into_the_queue_is_refused_for_good(api):
             "MOE_FORMAT_NOT_SUPPORTED",
             "loras[0].transformer",
         ),
-        (
-            request({"prompt": "a", "ctrl_img": "https://x.org/a.png"}),
-            400,
-            "CONTROL_IMAGE_NOT_SUPPORTED",
-            "prompts[0].ctrl_img",
-        ),
         (request({"prompt": "a", "width": 63}), 422, "VALIDATION_ERROR", "prompts[0].width"),
         (request({"prompt": "a", "height": 4097}), 422, "VALIDATION_ERROR", "prompts[0].height"),
         (request({"prompt": "a", "sample_steps": 0}), 422, "VALIDATION_ERROR", "prompts[0].sample_steps"),

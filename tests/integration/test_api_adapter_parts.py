@@ -51,7 +51,7 @@ def test_a_file_with_a_text_encoder_is_used_if_the_request_ignores_it(api, both,
 
 
 def test_jobs_of_one_replay_that_ignore_different_parts_are_checked_apart(api, both):
-    cache = SubmitCache(api.ledger, AdaptersSettings(root=both.parent), remote=None)
+    cache = SubmitCache(api.ledger, AdaptersSettings(root=both.parent), remote=None, intake=None)
     whole, without = (LoraItem(path="both.safetensors", ignore=parts) for parts in ([], ["text_encoder"]))
 
     [valid] = cache.adapters([without], MODELS["flux2"])

@@ -35,4 +35,4 @@ def test_an_error_of_a_source_has_its_status_its_code_and_its_field(error, statu
     problem = json.loads(answer.body)
     assert (answer.status_code, problem["code"], problem["detail"]) == (status, code, str(error))
     assert answer.headers.get("Retry-After") == retry_after
-    assert [field["path"] for field in problem["errors"]] == ([error.field] if hasattr(error, "field") else [])
+    assert [field["path"] for field in problem["errors"]] == ([error.field] if error.field else [])

@@ -8,12 +8,15 @@ from shared.job import (
     ENGINES,
     FEATURES,
     AdapterRef,
+    ReferenceRef,
     is_large,
     large_pool,
     memory_gib,
+    needs_references,
     pools,
     wake_name,
 )
+from shared.ledger.acceptance import Submission
 
 REF = AdapterRef(path="a.safetensors", sha256="aa", size_bytes=1, multiplier=1.0)
 
@@ -40,6 +43,20 @@ def test_an_item_waits_in_the_pool_of_what_it_requires(item, changes, expected):
 def test_a_worker_claims_from_the_pools_of_all_that_it_can_do():
     assert pools("flux2", ["exact"], []) == ("flux2",)
     assert pools("flux2", ["exact", "ai-toolkit"], ["merged"]) == ("flux2", "flux2+merged", "flux2+ai-toolkit")
+
+
+def test_a_job_with_one_reference_image_waits_for_a_worker_that_renders_them(item):
+    plain, edit = item(), item(references=(ReferenceRef(slot=3, sha256="ab" * 32),))
+
+    assert plain.pool == "flux2"
+    assert edit.pool == "flux2+references"
+    assert Submission("job", [plain, edit], record={}).pool == "flux2+references"
+    merged = {"adapters": (REF,), "adapter_mode": "merged"}
+    job = Submission("job", [item(**merged), item(**merged, references=edit.references)], record={})
+    assert job.pool == "flux2+merged+references"
+    assert job.pool in pools("flux2", ["exact"], FEATURES)
+    assert needs_references(large_pool(job.pool))
+    assert not needs_references(large_pool(plain.pool))
 
 
 def test_a_worker_that_reports_its_memory_also_claims_what_did_not_fit_elsewhere():
@@ -79,7 +96,7 @@ def test_the_wake_up_for_a_large_item_goes_to_the_slots_of_one_size():
 def test_the_caretaker_looks_at_every_pool_that_an_item_can_have():
     assert set(POOLS) == {name for model in MODELS for engine in ENGINES for name in pools(model, [engine], FEATURES)}
     assert {"flux2", "flux2+merged", "flux2+ai-toolkit", "flux2+fast"} <= set(POOLS)
-    assert len(set(POOLS)) == len(POOLS) == 8 * len(MODELS)
+    assert len(set(POOLS)) == len(POOLS) == 16 * len(MODELS)
 
 
 def test_each_engine_states_what_all_its_workers_can_do():

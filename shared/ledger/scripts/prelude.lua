@@ -28,6 +28,7 @@ local RUN_ID = PREFIX .. 'run_id'
 local REAPED_MS = PREFIX .. 'reaped_ms'
 local AUDIT_LEADER = PREFIX .. 'audit'
 local LARGE_AUDIT_LEADER = PREFIX .. 'large_audit'
+local REFERENCES_AUDIT_LEADER = PREFIX .. 'references_audit'
 
 local function job_key(job) return PREFIX .. 'job:' .. job end
 local function item_key(id) return PREFIX .. 'item:' .. id end

@@ -5,7 +5,7 @@
 --   reap_ms       period of the caller's passes
 --   max_attempts  claims after which an item fails
 --   error_json    the error of an item that fails: its workers were lost
--- Keys: run_id, reaped_ms, leases, audit, large_audit, and those of requeue_or_end
+-- Keys: run_id, reaped_ms, leases, audit, large_audit, references_audit, and those of requeue_or_end
 -- Returns JSON {requeued: {pool: count}, ended: [item ids], grace: bool}; cjson writes an empty list as {}
 local now = now_ms()
 
@@ -56,7 +56,9 @@ if restarted or math.abs(gap_ms) > STALL_PERIODS * args.reap_ms then
 end
 
 -- After a step back, a dead leader of the audit would lead for as long as the step. The outbox has its own time.
-if gap_ms < 0 and is_stall(args.lease_ttl_ms) then redis.call('DEL', AUDIT_LEADER, LARGE_AUDIT_LEADER) end
+if gap_ms < 0 and is_stall(args.lease_ttl_ms) then
+  redis.call('DEL', AUDIT_LEADER, LARGE_AUDIT_LEADER, REFERENCES_AUDIT_LEADER)
+end
 
 local expired = redis.call('ZRANGEBYSCORE', LEASES, '-inf', string.format('(%.0f', now), 'LIMIT', 0, EXPIRED_AT_ONCE)
 for _, id in ipairs(expired) do
