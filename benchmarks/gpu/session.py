@@ -169,18 +169,18 @@ class Session:
         files = [_random_image(seed, self.plan.reference_side) for seed in range(self.plan.references)]
         by_hash = {sha256(data).hexdigest(): data for data in files}
         encoder = ReferenceEncoder(self.components, load=by_hash.__getitem__)
-        found = encoder.fetch([ReferenceRef(slot=slot, sha256=hash_) for slot, hash_ in enumerate(by_hash, start=1)])
+        refs = [ReferenceRef(slot=slot, sha256=hash_) for slot, hash_ in enumerate(by_hash, start=1)]
         if not encodes:
 
             def encode_one() -> None:
-                encoder.forget()
-                encoder.encode(found[:1])
+                encoder = ReferenceEncoder(self.components, load=by_hash.__getitem__)
+                encoder.encode(encoder.load(refs[:1]))
 
             self.clock.reset_peak()
             seconds = self.clock.median_s(encode_one, self.plan.repeat)
             side, peak_gb = self.plan.reference_side, self.clock.peak_gb()
             self.report.add("reference: prepare and encode", size=side, seconds=seconds, peak_gb=peak_gb)
-        return encoder.encode(found, files_only=encodes)
+        return encoder.encode(encoder.load(refs, files_only=encodes))
 
     def adapter(self, folder: Path, name: str) -> tuple[AdapterRef, Path]:
         """Return a random LoRA at multiplier 1, written to `folder` on the first call for its name."""

@@ -201,9 +201,9 @@ def test_compiled_and_uncompiled_blocks_give_the_same_image(renderer):
 
 def test_an_image_of_one_megapixel_is_encoded_to_the_same_bits_in_each_thread(renderer):
     encoder = ReferenceEncoder(renderer.swapper.components, load=FILES.__getitem__)
-    here = encoder.encode(encoder.fetch(REFERENCES)).tokens
+    here = encoder.encode(encoder.load(REFERENCES)).tokens
 
-    inside = renderer._decoder.submit(renderer.references.encode, renderer.references.fetch(REFERENCES)).result().tokens
+    inside = renderer._decoder.submit(renderer.references.encode, renderer.references.load(REFERENCES)).result().tokens
 
     assert int((here != inside).sum()) == 0
 

@@ -2,6 +2,7 @@
 
 import io
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 
@@ -9,16 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.errors import ObjectMissing, OutOfMemory, ReferenceRefused
+from shared.errors import ItemCanceled, ObjectMissing, OutOfMemory, ReferenceRefused, StorageUnavailable
 from shared.job import ReferenceRef, ReferenceReport
 from shared.reference_image import prepare, read_rgb, read_size
 from shared.references import reference_key
 from shared.storage.directory import DirectoryStore
 from worker.consumer.reference_files import reference_loader
 from worker.model.placement import Placement, lacking_step_bytes
-from worker.rendering import reference_encoder
+from worker.rendering import reference_encoder, reference_images
 from worker.rendering.reference_encoder import ReferenceEncoder
-from worker.rendering.reference_images import to_pixels
+from worker.rendering.reference_images import ReferenceImages, to_pixels
 from worker.rendering.renderer import Renderer
 
 
@@ -109,7 +110,7 @@ def test_coordinates_count_the_given_images_not_the_slots(components):
     encoder = ReferenceEncoder(components("fp32"), load=Files(RED, BLUE))
     one, three = ReferenceRef(slot=1, sha256=refs(RED)[0].sha256), ReferenceRef(slot=3, sha256=refs(BLUE)[0].sha256)
 
-    references = encoder.encode(encoder.fetch((three, one)))
+    references = encoder.encode(encoder.load((three, one)))
 
     # 5x4 tokens of slot 1 at time 10, then 4x6 tokens of slot 3 at time 20; rows and columns begin at 0 again.
     assert references.ids.shape == (20 + 24, 4)
@@ -126,8 +127,8 @@ def test_an_image_is_loaded_and_encoded_once(components, monkeypatch):
     monkeypatch.setattr(reference_encoder, "encode", lambda *given: runs.append(1) or torch.ones(1, 128, 5, 4))
     encoder = ReferenceEncoder(components("bf16"), load=(files := Files(RED)))
 
-    first = encoder.encode(encoder.fetch(refs(RED)))
-    again = encoder.encode(encoder.fetch(refs(RED, first=2)))
+    first = encoder.encode(encoder.load(refs(RED)))
+    again = encoder.encode(encoder.load(refs(RED, first=2)))
 
     assert (files.loads, len(runs)) == (1, 1)
     assert torch.equal(first.tokens, again.tokens)
@@ -137,10 +138,10 @@ def test_encoded_images_are_forgotten_after_memory_ran_out(components, monkeypat
     runs = []
     monkeypatch.setattr(reference_encoder, "encode", lambda *given: runs.append(1) or torch.ones(1, 128, 5, 4))
     encoder = ReferenceEncoder(components("bf16"), load=Files(RED))
-    encoder.encode(encoder.fetch(refs(RED)))
+    encoder.encode(encoder.load(refs(RED)))
 
     encoder.forget()
-    encoder.encode(encoder.fetch(refs(RED)))
+    encoder.encode(encoder.load(refs(RED)))
 
     assert len(runs) == 2
 
@@ -149,11 +150,11 @@ def test_tiled_decoding_does_not_encode_references_in_tiles(components):
     from worker.rendering.decode import tiled_decoding
 
     encoder, model = ReferenceEncoder(components("fp32"), load=Files(RED)), components("fp32")
-    whole = encoder.encode(encoder.fetch(refs(RED))).tokens
+    whole = encoder.encode(encoder.load(refs(RED))).tokens
     encoder.forget()
 
     with tiled_decoding(model.autoencoder, pixels=32):
-        tiled = encoder.encode(encoder.fetch(refs(RED))).tokens
+        tiled = encoder.encode(encoder.load(refs(RED))).tokens
 
     assert torch.equal(whole, tiled)
 
@@ -172,7 +173,7 @@ def test_a_reference_changes_the_image_and_is_reported(renderer, item):
         ReferenceReport(slot=1, sha256=refs(RED)[0].sha256, width=64, height=80),
         ReferenceReport(slot=2, sha256=refs(BLUE)[0].sha256, width=96, height=64),
     )
-    assert stages[:4] == ["fetch", "encode", "encode", "adapter"]
+    assert stages[:5] == ["fetch", "fetch", "encode", "encode", "adapter"]
     assert {"fetch_references", "encode_references"} <= rendered.timings.keys()
     assert plain.references == ()
     assert not {"fetch_references", "encode_references"} & plain.timings.keys()
@@ -197,20 +198,120 @@ def test_an_item_without_references_renders_as_before_after_one_with_them(render
     assert used.render(item(), [], on_progress=ignore).image.tobytes() == before
 
 
-def test_the_next_items_reference_is_loaded_in_advance_but_not_encoded(renderer, item, monkeypatch):
+def test_the_next_items_reference_is_prepared_in_advance_but_not_encoded(renderer, item, monkeypatch):
     used, files = renderer(RED)
-    threads = []
-    encode = reference_encoder.encode
-    monkeypatch.setattr(
-        reference_encoder, "encode", lambda *given: threads.append(threading.current_thread().name) or encode(*given)
-    )
+    calls, encode, read, pixels = [], reference_encoder.encode, reference_images.read_rgb, reference_encoder.to_pixels
+
+    def record(name, function):
+        return lambda *given: calls.append((name, threading.current_thread().name)) or function(*given)
+
+    monkeypatch.setattr(reference_encoder, "encode", record("encode", encode))
+    monkeypatch.setattr(reference_images, "read_rgb", record("read", read))
+    monkeypatch.setattr(reference_encoder, "to_pixels", record("pixels", pixels))
 
     used.prepare(item(references=refs(RED)), [])
-    assert (files.loads, threads) == (1, [])
-    used.render(item(references=refs(RED)), [], on_progress=ignore)
+    assert (files.loads, [name for name, _ in calls]) == (1, ["read", "pixels"])
+    prepared = used.render(item(references=refs(RED)), [], on_progress=ignore).image.tobytes()
+
+    assert (files.loads, [name for name, _ in calls]) == (1, ["read", "pixels", "encode"])
+    assert calls[-1][1].rpartition("_")[0] == "flux2-decode"
+    fresh, _ = renderer(RED)
+    assert fresh.render(item(references=refs(RED)), [], on_progress=ignore).image.tobytes() == prepared
+
+
+def test_an_item_is_prepared_before_its_reference_is_loaded(components, item):
+    def fail(digest):
+        raise StorageUnavailable("the store is away")
+
+    used = Renderer(components("bf16"), prompt_cache=4, load_reference=fail)
+
+    with pytest.raises(StorageUnavailable):
+        used.prepare(item(references=refs(RED)), [])
+
+    assert used._prepared.next_item().spec == item(references=refs(RED))
+
+
+def test_an_encoded_image_is_not_loaded_again_however_many_follow(components):
+    images = [drawn((shade, 0, 0)) for shade in range(80)]
+    encoder = ReferenceEncoder(components("bf16"), load=(files := Files(*images)))
+
+    for _ in range(2):
+        for image in images:
+            encoder.encode(encoder.load(refs(image)))
+
+    assert files.loads == 80
+
+
+def test_a_slow_store_has_the_watchdogs_patience_for_each_image(components, item):
+    events, files = [], Files(RED, BLUE)
+    used = Renderer(
+        components("bf16"), prompt_cache=4, load_reference=lambda digest: events.append("load") or files(digest)
+    )
+
+    used.render(item(references=refs(RED, BLUE)), [], on_progress=lambda progress: events.append(progress.stage))
+
+    assert events[:4] == ["fetch", "load", "fetch", "load"]
+
+
+def test_a_cancel_ends_the_loading_between_two_images(renderer, item):
+    used, files = renderer(RED, BLUE)
+    stages = []
+
+    def cancel(progress):
+        stages.append(progress.stage)
+        if stages == ["fetch", "fetch"]:
+            raise ItemCanceled("canceled")
+
+    with pytest.raises(ItemCanceled):
+        used.render(item(references=refs(RED, BLUE)), [], on_progress=cancel)
 
     assert files.loads == 1
-    assert [name.rpartition("_")[0] for name in threads] == ["flux2-decode"]
+
+
+def test_threads_decode_one_image_at_a_time_and_each_image_once(monkeypatch):
+    meet, reads = threading.Barrier(2), []
+
+    def load(digest):
+        meet.wait(timeout=30)  # both threads have found the cache empty
+        return RED
+
+    monkeypatch.setattr(reference_images, "read_rgb", lambda data: reads.append(1) or read_rgb(data))
+    images = ReferenceImages(load)
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(images.prepared, [refs(RED)[0].sha256] * 2)
+
+    assert len(reads) == 1
+    assert first.image.tobytes() == second.image.tobytes()
+
+
+@pytest.mark.parametrize("files_only", [False, True])
+def test_a_truncated_image_is_refused_by_its_slot_in_every_engine(components, files_only):
+    cut = RED[:-30]
+    encoder = ReferenceEncoder(components("bf16"), load=Files(BLUE, cut))
+    both = (*refs(BLUE), *refs(cut, first=3))
+
+    with pytest.raises(ReferenceRefused, match="reference image 3: the file is not a complete image") as refusal:
+        encoder.encode(encoder.load(both, files_only=files_only))
+
+    assert refusal.value.field == "ctrl_img_3"
+
+
+def test_an_image_whose_crop_is_longer_than_eight_to_one_is_encoded(components):
+    image = drawn("white", (79, 632))  # exactly 8:1, and 64x624 after the crop
+    encoder = ReferenceEncoder(components("bf16"), load=Files(image))
+
+    references = encoder.encode(encoder.load(refs(image)))
+
+    assert references.tokens.shape == (1, 4 * 39, 128)
+
+
+def test_a_palette_with_transparency_gives_its_colours_without_a_warning():
+    image = Image.new("RGB", (64, 64), (10, 200, 30)).quantize(4)
+
+    data = encoded(image, transparency=bytes([0, 128, 255, 255]))
+
+    assert read_rgb(data).getpixel((5, 5)) == (10, 200, 30)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +330,7 @@ def test_an_unusable_reference_is_refused_by_its_slot_before_anything_is_encoded
         used.render(item(references=refs(*contents)), [], on_progress=lambda progress: stages.append(progress.stage))
 
     assert refusal.value.field == f"ctrl_img_{words.split()[2].rstrip(':')}"
-    assert stages == ["fetch"]
+    assert set(stages) == {"fetch"}
 
 
 def test_a_renderer_without_a_store_refuses_references(components, item):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,8 +50,11 @@ class PreparedItems:
         self._items: tuple[PreparedItem, ...] = ()
         self._turn = 0
 
-    def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
-        """Preload an item's adapters and reference images and build its inputs.
+    def prepare(self, spec: ItemSpec, adapters: Sequence[Path], *, files_only: bool = False) -> None:
+        """Preload an item's adapters, build its inputs, and prepare its reference images.
+
+        Args:
+            files_only: see `ReferenceEncoder.load`.
 
         Raises:
             InvalidRequest, AdapterNotFound, AdapterRefused, AdapterMismatch, ReferenceRefused, StorageUnavailable: as
@@ -62,16 +65,16 @@ class PreparedItems:
         files = tuple(zip(spec.adapters, adapters, strict=True))
         for ref, path in files:
             self._swapper.preload(ref, path)
-        # Only the files: images are encoded in the thread that decodes, which keeps the algorithms of its convolutions.
-        self._references.fetch(spec.references)
-        # A new thread's current device is the first GPU; synchronising a stream would open a context there.
-        device = torch.cuda.device(self._device) if self._stream is not None else nullcontext()
-        with torch.no_grad(), device, torch.cuda.stream(self._stream):
+        with self._on_side_stream():
             inputs = self._inputs.build(spec)
-            if self._stream is not None:
-                self._stream.synchronize()
         with self._lock:
             self._items = (*self._items, PreparedItem(spec, files, inputs, turn))[-_KEPT:]
+        if spec.references:
+            # Last, because the store may be slow. Not encoded: that happens in the thread that decodes, which keeps the
+            # algorithms of its convolutions, and while no step uses memory.
+            loaded = self._references.load(spec.references, files_only=files_only)
+            with self._on_side_stream():
+                self._references.upload(loaded)
 
     def inputs_of(self, spec: ItemSpec) -> ItemInputs:
         """Return an item's inputs, prepared or built now."""
@@ -89,3 +92,13 @@ class PreparedItems:
         """Record that an item's denoising has ended, with or without success."""
         with self._lock:
             self._turn += 1
+
+    @contextmanager
+    def _on_side_stream(self) -> Iterator[None]:
+        """Run the block on the side stream, and wait until the device has done its work."""
+        # A new thread's current device is the first GPU; synchronising a stream would open a context there.
+        device = torch.cuda.device(self._device) if self._stream is not None else nullcontext()
+        with torch.no_grad(), device, torch.cuda.stream(self._stream):
+            yield
+            if self._stream is not None:
+                self._stream.synchronize()

@@ -3,43 +3,55 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import torch
 from cachetools import LRUCache
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from shared.errors import ReferenceRefused
 from shared.job import ReferenceRef, ReferenceReport
-from shared.reference_image import prepare, read_rgb, read_size
-from shared.references import PREPARATION, LoadReference, PreparedSize
+from shared.reference_image import read_rgb, read_size
+from shared.references import MAX_REFERENCES, PREPARATION, LoadReference, PreparedSize
 from worker.model.components import Components
 from worker.rendering.latents import image_ids, pack
-from worker.rendering.reference_images import to_pixels
+from worker.rendering.reference_images import ReferenceImages, to_pixels
 
 # The time coordinate of the first reference, and the distance to the next one's; the denoised image has time 0.
-_TIME_STEP = 10
+_TIME_STEP: Final = 10
 # AI Toolkit casts the tokens to it, in float32 runs too.
-_DTYPE = torch.bfloat16
+_DTYPE: Final = torch.bfloat16
 
-# Both caches are in host memory. A reference of one megapixel has 1 MB of tokens.
-_CACHED_BYTES = 256_000_000
-_CACHED_ENCODINGS = 64
+# In host memory: 250 references of one megapixel. A job may render hundreds of images with several prompts each.
+_CACHED_BYTES: Final = 256_000_000
+# On the device: what this item and the next one need.
+_UPLOADED: Final = 2 * MAX_REFERENCES
 
 
-class ReferenceFile(NamedTuple):
-    """The file of a reference image.
+def _ignore() -> None:
+    """Do nothing between two images."""
+
+
+class LoadedReference(NamedTuple):
+    """A reference image in host memory: as the one of its three forms from which an item continues.
 
     Attributes:
         size: the size that the image has when it is encoded.
+        tokens: (1, tokens, channels), bfloat16, of an image that was encoded before.
+        image: the prepared image, if it was not.
+        file: for an engine that encodes the file itself.
     """
 
     ref: ReferenceRef
-    data: bytes
     size: PreparedSize
+    tokens: Tensor | None = None
+    image: Image.Image | None = None
+    file: bytes | None = None
 
     @property
     def report(self) -> ReferenceReport:
@@ -54,14 +66,14 @@ class References:
     """The reference images of one item, in the order of their slots.
 
     Attributes:
-        files: the images' files, for an engine that encodes them itself.
         tokens: (1, tokens, channels), bfloat16, of all images; None for an engine that encodes them itself.
         ids: the tokens' coordinates (time, row, column, text), (tokens, 4), int64.
+        images: RGB, in the files' sizes, for an engine that encodes them itself; otherwise empty.
     """
 
-    files: tuple[bytes, ...]
     tokens: Tensor | None
     ids: Tensor
+    images: tuple[Image.Image, ...] = ()
 
 
 class _Key(NamedTuple):
@@ -72,10 +84,15 @@ class _Key(NamedTuple):
     revision: str
 
 
+class _Encoding(NamedTuple):
+    size: PreparedSize
+    tokens: Tensor
+
+
 class ReferenceEncoder:
     """Loads reference images, and encodes them with the autoencoder of one base model.
 
-    Threads may fetch at the same time; one of them encodes.
+    Threads may load and upload at the same time; one of them encodes.
 
     Args:
         load: see `LoadReference`.
@@ -83,68 +100,134 @@ class ReferenceEncoder:
 
     def __init__(self, components: Components, *, load: LoadReference) -> None:
         self._components = components
-        self._load = load
-        # Guards the two caches.
+        self._images = ReferenceImages(load)
+        # Guards the three caches.
         self._lock = threading.Lock()
-        self._files: LRUCache[str, bytes] = LRUCache(_CACHED_BYTES, getsizeof=len)
-        self._encodings: LRUCache[_Key, Tensor] = LRUCache(_CACHED_ENCODINGS)
+        self._encodings: LRUCache[_Key, _Encoding] = LRUCache(_CACHED_BYTES, getsizeof=lambda made: made.tokens.nbytes)
+        self._uploaded_tokens: LRUCache[_Key, Tensor] = LRUCache(_UPLOADED)
+        self._uploaded_pixels: LRUCache[_Key, Tensor] = LRUCache(_UPLOADED)
 
-    def fetch(self, refs: Sequence[ReferenceRef]) -> tuple[ReferenceFile, ...]:
-        """Load the files of an item's references, and check all of them.
-
-        Raises:
-            ReferenceRefused: a file is missing, is no image, or has a size that AI Toolkit refuses.
-            StorageUnavailable: the store did not answer.
-        """
-        return tuple(self._fetch(ref) for ref in sorted(refs, key=lambda ref: ref.slot))
-
-    @torch.no_grad()
-    def encode(self, files: Sequence[ReferenceFile], *, files_only: bool = False) -> References:
-        """Return the references of an item on the device.
+    def load(
+        self, refs: Sequence[ReferenceRef], *, files_only: bool = False, between: Callable[[], None] = _ignore
+    ) -> tuple[LoadedReference, ...]:
+        """Load an item's references, in the order of their slots, and prepare those that are not encoded yet.
 
         Args:
-            files_only: leave the tokens out, for an engine that encodes the files itself.
+            files_only: load the files, for an engine that encodes them itself.
+            between: called between two images; an error that it raises ends the loading.
+
+        Raises:
+            ReferenceRefused: an image is missing, is no complete image, or has a size that AI Toolkit refuses.
+            StorageUnavailable: the store did not answer.
+        """
+        load = self._load_file if files_only else self._load_image
+        loaded: list[LoadedReference] = []
+        for ref in sorted(refs, key=lambda ref: ref.slot):
+            if loaded:
+                between()
+            with _naming(ref):
+                loaded.append(load(ref))
+        return tuple(loaded)
+
+    def upload(self, loaded: Sequence[LoadedReference]) -> None:
+        """Copy to the device what `encode` will need there, on the current stream.
+
+        The caller synchronises the stream. A copy that `encode` would begin waits for base weights that are being
+        copied to the device for the same item.
+        """
+        for reference in loaded:
+            key = self._key(reference)
+            with self._lock:
+                is_there = key in self._uploaded_tokens or key in self._uploaded_pixels
+            if is_there or reference.file is not None:
+                continue
+            if reference.tokens is not None:
+                tokens = reference.tokens.to(self._components.device)
+                with self._lock:
+                    self._uploaded_tokens[key] = tokens
+            else:
+                pixels = self._pixels(reference)
+                with self._lock:
+                    self._uploaded_pixels[key] = pixels
+
+    @torch.no_grad()
+    def encode(self, loaded: Sequence[LoadedReference]) -> References:
+        """Return the references of an item on the device.
+
+        Raises:
+            ReferenceRefused: a file is no complete image.
         """
         device = self._components.device
-        ids = [
-            image_ids(file.size.rows, file.size.columns, time=_TIME_STEP * position, device=device)
-            for position, file in enumerate(files, start=1)
-        ]
-        tokens = None if files_only else torch.cat([self._encode(file) for file in files], dim=1)
-        return References(tuple(file.data for file in files), tokens, torch.cat(ids))
+        ids = torch.cat([
+            image_ids(reference.size.rows, reference.size.columns, time=_TIME_STEP * position, device=device)
+            for position, reference in enumerate(loaded, start=1)
+        ])  # fmt: skip
+        files = [(reference.ref, reference.file) for reference in loaded if reference.file is not None]
+        if files:
+            return References(None, ids, tuple(_decode(ref, file) for ref, file in files))
+        return References(torch.cat([self._encode(reference) for reference in loaded], dim=1), ids)
 
     def forget(self) -> None:
         """Drop the encoded images, because they may have been encoded while memory was short."""
         with self._lock:
             self._encodings.clear()
+            self._uploaded_tokens.clear()
+            self._uploaded_pixels.clear()
 
-    def _fetch(self, ref: ReferenceRef) -> ReferenceFile:
+    def _load_image(self, ref: ReferenceRef) -> LoadedReference:
         with self._lock:
-            data: bytes | None = self._files.get(ref.sha256)
-        try:
-            if data is None:
-                data = self._load(ref.sha256)
-            size = read_size(data)
-        except ReferenceRefused as error:
-            raise ReferenceRefused(f"reference image {ref.slot}: {error}", field=f"ctrl_img_{ref.slot}") from error
-        with self._lock:
-            if len(data) <= self._files.maxsize:
-                self._files[ref.sha256] = data
-        return ReferenceFile(ref, data, size)
+            encoding: _Encoding | None = self._encodings.get(self._key_of(ref))
+        if encoding is not None:
+            return LoadedReference(ref, encoding.size, tokens=encoding.tokens)
+        size, image = self._images.prepared(ref.sha256)
+        return LoadedReference(ref, size, image=image)
 
-    def _encode(self, file: ReferenceFile) -> Tensor:
+    def _load_file(self, ref: ReferenceRef) -> LoadedReference:
+        file = self._images.file(ref.sha256)
+        return LoadedReference(ref, read_size(file), file=file)
+
+    def _encode(self, reference: LoadedReference) -> Tensor:
         """Return (1, tokens, channels)."""
-        components = self._components
-        key = _Key(file.ref.sha256, PREPARATION, components.revision)
+        key = self._key(reference)
         with self._lock:
-            found: Tensor | None = self._encodings.get(key)
-        if found is not None:
-            return found.to(components.device)
-        pixels = to_pixels(prepare(read_rgb(file.data)))
-        tokens = pack(encode(components.autoencoder, pixels.to(components.device))).to(_DTYPE)
+            tokens: Tensor | None = self._uploaded_tokens.get(key)
+            pixels: Tensor | None = self._uploaded_pixels.pop(key, None)
+        if tokens is None and reference.tokens is not None:
+            tokens = reference.tokens.to(self._components.device)
+        if tokens is None:
+            pixels = self._pixels(reference) if pixels is None else pixels
+            tokens = pack(encode(self._components.autoencoder, pixels)).to(_DTYPE)
+            # Waits for the device too, which may still read pixels that another stream's memory held.
+            encoding = _Encoding(reference.size, tokens.cpu())
+            with self._lock:
+                self._encodings[key] = encoding
         with self._lock:
-            self._encodings[key] = tokens.cpu()
+            self._uploaded_tokens[key] = tokens
         return tokens
+
+    def _pixels(self, reference: LoadedReference) -> Tensor:
+        assert reference.image is not None
+        return to_pixels(reference.image).to(self._components.device, self._components.autoencoder.dtype)
+
+    def _key(self, reference: LoadedReference) -> _Key:
+        return self._key_of(reference.ref)
+
+    def _key_of(self, ref: ReferenceRef) -> _Key:
+        return _Key(ref.sha256, PREPARATION, self._components.revision)
+
+
+@contextmanager
+def _naming(ref: ReferenceRef) -> Iterator[None]:
+    """Name the slot in errors of its image."""
+    try:
+        yield
+    except ReferenceRefused as error:
+        raise ReferenceRefused(f"reference image {ref.slot}: {error}", field=f"ctrl_img_{ref.slot}") from error
+
+
+def _decode(ref: ReferenceRef, file: bytes) -> Image.Image:
+    with _naming(ref):
+        return read_rgb(file)
 
 
 def encode(autoencoder: Any, pixels: Tensor) -> Tensor:

@@ -133,11 +133,13 @@ class Renderer:
             logger.error("compiled code is not used: it gives other bits", extra={"values_differing": differing})
 
     def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
-        """Preload the next item's adapters and files and build its inputs; raise the errors that `render` would raise.
+        """Preload the next item's adapters and images and build its inputs; raise the errors that `render` would raise.
 
         Another thread may call this while an item renders.
         """
-        self._prepared.prepare(spec, adapters)
+        engine = self._engines.get(spec.engine)
+        files_only = engine is not None and engine.encodes_references
+        self._prepared.prepare(spec, adapters, files_only=files_only)
 
     def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: OnProgress) -> RenderedImage:
         """Render `spec` with its adapters' files, in the order of `spec.adapters`.
@@ -210,13 +212,17 @@ class Renderer:
             return None
         # The store's delays are not the device's.
         with item.stage("fetch", timing="fetch_references"):
-            files = self.references.fetch(item.spec.references)
-        item.references = [file.report for file in files]
-        self._check_room(item, reference_tokens=sum(file.size.tokens for file in files))
+            loaded = self.references.load(
+                item.spec.references,
+                files_only=item.engine.encodes_references,
+                # The watchdog allows a silent store this long for each image.
+                between=partial(item.report, "fetch"),
+            )
+        item.references = [reference.report for reference in loaded]
+        self._check_room(item, reference_tokens=sum(reference.size.tokens for reference in loaded))
         with item.stage("encode", timing="encode_references"):
             # In the thread that decodes, for the same reason: see `_free_memory`.
-            encode = partial(self.references.encode, files_only=item.engine.encodes_references)
-            return self._decoder.submit(encode, files).result()
+            return self._decoder.submit(self.references.encode, loaded).result()
 
     def _check_room(self, item: RenderingItem, *, reference_tokens: int) -> None:
         """Refuse an item whose step certainly needs more memory than the weights leave free."""

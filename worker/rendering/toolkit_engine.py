@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from shared.errors import CheckpointError
 from shared.job import Engine as EngineName
-from shared.reference_image import read_rgb
 from worker.checkpoint.tensor_files import OPTIONAL
 from worker.checkpoint.tensor_names import Origin, autoencoder_origins, join_rows, tensor_parts, transformer_origins
 from worker.model.components import Components
@@ -109,7 +108,7 @@ class ToolkitEngine:
                 latents=noise,
                 output_type="latent",
                 return_dict=False,
-                control_img_list=None if run.references is None else list(map(read_rgb, run.references.files)),
+                control_img_list=None if run.references is None else list(run.references.images),
             )[0]
         return latents
 

@@ -72,7 +72,7 @@ def load_references(goldens: Goldens, entry: Mapping[str, Any], components: Comp
     refs = [
         ReferenceRef(slot=slot, sha256=hashlib.sha256(data).hexdigest()) for slot, data in enumerate(files, start=1)
     ]
-    return encoder.encode(encoder.fetch(refs), files_only=engine.encodes_references)
+    return encoder.encode(encoder.load(refs, files_only=engine.encodes_references))
 
 
 def refusal(goldens: Goldens, entry: Mapping[str, Any]) -> Measure:
