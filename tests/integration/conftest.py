@@ -186,8 +186,16 @@ def make_worker(redis_url):
     from worker.consumer.worker import Worker
     from worker.consumer.worker_state import WorkerState
 
-    def make(settings, ledger, renderer):
-        slot = Slot(name="test", model="flux2", device="cpu", revision="r", precision="fp32", engines=("exact",))
+    def make(settings, ledger, renderer, features=()):
+        slot = Slot(
+            name="test",
+            model="flux2",
+            device="cpu",
+            revision="r",
+            precision="fp32",
+            engines=("exact",),
+            features=features,
+        )
         state = WorkerState()
         return Worker(
             settings=settings,

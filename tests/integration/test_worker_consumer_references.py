@@ -40,7 +40,7 @@ def worker(redis_client, redis_url, s3, settings, adapter_root, components, make
         queue={"renew_s": 0.05, "lease_ttl_s": 5, "max_attempts": 2},
     )
     renderer = Renderer(components, prompt_cache=4, load_reference=reference_loader(open_store(made)))
-    return make_worker(made, Ledger(redis_client, made.queue), renderer)
+    return make_worker(made, Ledger(redis_client, made.queue), renderer, features=("references",))
 
 
 def drawn(color):
