@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Result,
         Status,
         UploadedAdapter,
+        UploadedImage,
     )
 
 # Imported on first use: every start of the `flux2` command imports this package, httpx2 takes 0.14 s to import, and a
@@ -40,6 +41,7 @@ _MODULES = {
     "Result": "models",
     "Status": "models",
     "UploadedAdapter": "models",
+    "UploadedImage": "models",
 }
 
 __all__ = [
@@ -59,6 +61,7 @@ __all__ = [
     "Result",
     "Status",
     "UploadedAdapter",
+    "UploadedImage",
 ]
 
 

@@ -18,6 +18,7 @@ from PIL import Image as PillowImage
 from flux2_client.answers import require_address
 from flux2_client.client import DOWNLOAD_TIMEOUT_S, make_receiver
 from flux2_client.file_body import FileBody, open_adapter_body
+from flux2_client.image_file import check_data, read_image
 from flux2_client.listing import Listing
 from flux2_client.models import (
     Adapter,
@@ -32,6 +33,7 @@ from flux2_client.models import (
     Result,
     Status,
     UploadedAdapter,
+    UploadedImage,
 )
 from flux2_client.protocol import Protocol
 from flux2_client.receiver import holds_object, receive_into
@@ -142,6 +144,10 @@ class AsyncClient:
     async def upload_adapter(self, file: str | Path | FileBody, *, name: str) -> UploadedAdapter:
         body = file if isinstance(file, FileBody) else await anyio.to_thread.run_sync(open_adapter_body, Path(file))
         return await self._run(self._protocol.upload_adapter(body, name=name))
+
+    async def upload_image(self, image: str | Path | bytes) -> UploadedImage:
+        call = partial(check_data, image) if isinstance(image, bytes) else partial(read_image, Path(image))
+        return await self._run(self._protocol.upload_image(await anyio.to_thread.run_sync(call)))
 
     async def delete_adapter(self, name: str, *, sha256: str | None = None) -> DeletedUploads:
         return await self._run(self._protocol.delete_adapter(name, sha256=sha256))

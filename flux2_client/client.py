@@ -16,6 +16,7 @@ from PIL import Image as PillowImage
 
 from flux2_client.answers import require_address
 from flux2_client.file_body import FileBody, open_adapter_body
+from flux2_client.image_file import check_data, read_image
 from flux2_client.listing import Listing
 from flux2_client.models import (
     Adapter,
@@ -30,6 +31,7 @@ from flux2_client.models import (
     Result,
     Status,
     UploadedAdapter,
+    UploadedImage,
 )
 from flux2_client.protocol import Protocol
 from flux2_client.receiver import Receiver, holds_object, receive_into
@@ -218,6 +220,18 @@ class Client:
         """
         body = file if isinstance(file, FileBody) else open_adapter_body(Path(file))
         return self._run(self._protocol.upload_adapter(body, name=name))
+
+    def upload_image(self, image: str | Path | bytes) -> UploadedImage:
+        """Upload a reference image; its `path` goes into `ctrl_img` of a prompt. A repeat changes nothing.
+
+        Args:
+            image: the path of a PNG, JPEG, WebP or BMP file, or the bytes of one.
+
+        Raises:
+            UploadRefused: the file cannot be read, or no job could use it.
+        """
+        file = check_data(image) if isinstance(image, bytes) else read_image(Path(image))
+        return self._run(self._protocol.upload_image(file))
 
     def delete_adapter(self, name: str, *, sha256: str | None = None) -> DeletedUploads:
         """Delete all versions of an upload, or the one with a sha256; return what was deleted.

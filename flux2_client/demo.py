@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flux2_client.client import Client, Image
 from flux2_client.models import Status
+from flux2_client.report import describe_reference
 from flux2_client.tables import describe_adapter
 from shared.console import LineConsole
 from shared.demo_model import ABOUT, DEMO_ADAPTER, DRAWN_PX, PROMPTS
@@ -137,3 +138,5 @@ def _print_report(console: LineConsole, image: Image) -> None:
     console.print_line(f"pipeline {image.pipeline.engine}, {image.pipeline.precision}, adapter {image.pipeline.change}")
     for adapter in image.adapters:
         console.print_line(f"adapter  {describe_adapter(adapter)}")
+    for reference in image.references:
+        console.print_line(describe_reference(reference))

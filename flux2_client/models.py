@@ -135,6 +135,20 @@ class AdapterReport(Answer):
     ignored: dict[str, int] = {}
 
 
+class ReferenceReport(Answer):
+    """One reference image of an image, with the size that the model got."""
+
+    slot: int
+    sha256: str
+    width: int
+    height: int
+
+    @property
+    def path(self) -> str:
+        """The text that names it in a request: in `ctrl_img`, or `ctrl_img_2` and `_3` for these slots."""
+        return f"upload:{self.sha256}"
+
+
 class PipelineReport(Answer):
     """The software and the device that rendered an image."""
 
@@ -170,6 +184,7 @@ class ImageInfo(Answer):
     sha256: str
     size_bytes: int
     adapters: tuple[AdapterReport, ...] = ()
+    references: tuple[ReferenceReport, ...] = ()
     tokens: TokenReport | None = None
     pipeline: PipelineReport
     timings: dict[str, float] = {}
@@ -306,6 +321,19 @@ class UploadedAdapter(Answer):
     ranks: tuple[int, ...]
     layers: int
     must_ignore: tuple[str, ...]
+
+
+class UploadedImage(Answer):
+    """A reference image that was uploaded; `path` names it in a request."""
+
+    path: str
+    sha256: str
+    size_bytes: int
+    width: int
+    height: int
+    effective_width: int
+    effective_height: int
+    warnings: tuple[str, ...] = ()
 
 
 class DeletedUploads(Answer):

@@ -27,6 +27,7 @@ from flux2_client.answers import (
     raise_if_withheld,
 )
 from flux2_client.file_body import FileBody
+from flux2_client.image_file import ImageFile
 from flux2_client.listing import Listing
 from flux2_client.local_objects import is_file_url, receive_file
 from flux2_client.models import (
@@ -44,11 +45,12 @@ from flux2_client.models import (
     Result,
     Status,
     UploadedAdapter,
+    UploadedImage,
 )
 from flux2_client.receiver import Receiver
 from flux2_client.retries import repeat_call
-from flux2_client.steps import Call, Fetch, Pause, Steps
-from shared.errors import ApiError
+from flux2_client.steps import UPLOAD_TIMEOUT_S, Call, Fetch, Pause, Steps
+from shared.errors import ApiError, ApiUnreachable
 from shared.sources.source import UPLOAD_NAME
 
 T = TypeVar("T")
@@ -117,10 +119,23 @@ class Protocol(Generic[ImageT]):
     def upload_adapter(self, body: FileBody, *, name: str) -> Steps[UploadedAdapter]:
         # With the digest, an attempt whose bytes were damaged on the way is refused, and not stored.
         headers = {"Content-Type": "application/octet-stream", "X-Content-SHA256": body.sha256}
-        stored = yield from self._call(UploadedAdapter, Call("PUT", _upload_path(name), body=body, headers=headers))
+        call = Call("PUT", _upload_path(name), body=body, headers=headers, timeout_s=UPLOAD_TIMEOUT_S)
+        stored = yield from self._call(UploadedAdapter, call)
         if (stored.sha256, stored.size_bytes) != (body.sha256, body.size_bytes):
             raise ApiError(f"{body.path} was stored with other bytes, as {stored.path}; delete that, and push it again")
         return stored
+
+    def upload_image(self, file: ImageFile) -> Steps[UploadedImage]:
+        headers = {"Content-Type": file.image.content_type, "X-Content-SHA256": file.image.sha256}
+        call = Call("POST", "/v1/uploads", body=file.data, headers=headers, timeout_s=UPLOAD_TIMEOUT_S)
+        try:
+            return (yield from self._call(UploadedImage, call))
+        except ApiUnreachable:
+            raise
+        except ApiError as error:
+            # The API does not know the file's name.
+            error.args = (f"{file.name}: {error}",)
+            raise
 
     def delete_adapter(self, name: str, *, sha256: str | None) -> Steps[DeletedUploads]:
         return self._call(DeletedUploads, Call("DELETE", _upload_path(name), params=_params(sha256=sha256)))

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from flux2_client.models import FINAL_STATES, ImageInfo, Job, Status
+from flux2_client.models import FINAL_STATES, ImageInfo, Job, ReferenceReport, Status, UploadedImage
 from shared.console import LineConsole
 from shared.plurals import counted
 
@@ -29,6 +29,8 @@ def print_json(values: dict[str, Any]) -> None:
 class Report(Protocol):
     """What a command says while jobs run."""
 
+    def uploaded(self, image: UploadedImage, path: Path) -> None: ...
+
     def submitted(self, job: Job, *, images: int) -> None: ...
 
     def progressed(self, status: Status) -> None: ...
@@ -44,6 +46,9 @@ class JsonReport:
     def __init__(self) -> None:
         self._changes = _Changes()
 
+    def uploaded(self, image: UploadedImage, path: Path) -> None:
+        print_json({"event": "uploaded", "file": str(path), **image.model_dump(mode="json")})
+
     def submitted(self, job: Job, *, images: int) -> None:
         print_json({"event": "submitted", "images": images, **job.model_dump(mode="json")})
 
@@ -54,6 +59,7 @@ class JsonReport:
     def saved(self, image: ImageInfo, path: Path) -> None:
         names = ("index", "seed", "prompt", "width", "height", "sha256", "size_bytes", "warnings")
         values = {name: getattr(image, name) for name in names}
+        values["references"] = [reference.model_dump(mode="json") for reference in image.references]
         print_json({"event": "image", "request_id": image.request_id, "file": str(path), **values})
 
     def ended(self, status: Status) -> None:
@@ -66,6 +72,11 @@ class LineReport:
     def __init__(self) -> None:
         self._changes = _Changes()
 
+    def uploaded(self, image: UploadedImage, path: Path) -> None:
+        _print_line(describe_upload(image, path))
+        for warning in image.warnings:
+            print_message(f"warning: {path}: {warning}")
+
     def submitted(self, job: Job, *, images: int) -> None:
         _print_line(f"submitted {job.request_id}: {count_images(images)}")
 
@@ -76,6 +87,8 @@ class LineReport:
 
     def saved(self, image: ImageInfo, path: Path) -> None:
         _print_line(f"saved {path}")
+        for reference in image.references:
+            _print_line(f"  {describe_reference(reference)}")
         for warning in image.warnings:
             print_message(f"warning: image {image.index}: {warning}")
 
@@ -93,6 +106,12 @@ class BarReport:
         self._rendered: dict[str, int] = {}
         self._steps: dict[str, float] = {}
         self._saved = 0
+        self._references: set[str] = set()
+
+    def uploaded(self, image: UploadedImage, path: Path) -> None:
+        self._console.print_line(describe_upload(image, path))
+        for warning in image.warnings:
+            self._console.print_line(f"warning: {path}: {warning}")
 
     def submitted(self, job: Job, *, images: int) -> None:
         self._images[job.request_id] = images
@@ -107,6 +126,11 @@ class BarReport:
 
     def saved(self, image: ImageInfo, path: Path) -> None:
         self._saved += 1
+        for reference in image.references:
+            # Each once: the images of a batch often share them.
+            if (text := describe_reference(reference)) not in self._references:
+                self._references.add(text)
+                self._console.print_line(f"image {image.index} of {image.request_id}: {text}")
         for warning in image.warnings:
             text = f"warning: image {image.index}: {warning}"
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -167,6 +191,17 @@ def _counts(status: Status) -> str:
     parts = [f"{status.count('succeeded')} of {count_images(len(status.items))}"]
     parts += [f"{status.count(state)} {state}" for state in ("failed", "canceled") if status.count(state)]
     return ", ".join(parts)
+
+
+def describe_upload(image: UploadedImage, path: Path) -> str:
+    """Return one line about a file that was uploaded."""
+    size, used = f"{image.width}x{image.height}", f"{image.effective_width}x{image.effective_height}"
+    return f"uploaded {path}: {image.path}, {size}" + (f", used at {used}" if used != size else "")
+
+
+def describe_reference(reference: ReferenceReport) -> str:
+    """Return one line about a reference image of an image."""
+    return f"reference {reference.slot}: {reference.path}, used at {reference.width}x{reference.height}"
 
 
 def count_images(count: int) -> str:

@@ -51,7 +51,9 @@ class Description:
             prompts += read_prompts(_read_text(str(self.prompts_file)))
         if not prompts:
             raise ValueError("nothing to render; give a request file, -p PROMPT or --prompts FILE")
-        fields = _given(self.prompt_fields)
+        fields = {name: _text(value) for name, value in _given(self.prompt_fields).items()}
+        if "ctrl_img" in fields:
+            prompts = [_with_first_reference(prompt) for prompt in prompts]
         if self.size is not None:
             fields["width"], fields["height"] = parse_size(self.size)
         seeds = parse_seeds(self.seeds) if self.seeds is not None else []
@@ -102,6 +104,11 @@ def _text(value: Any) -> Any:
         return os.fsencode(value).decode()
     except UnicodeError as error:
         raise ValueError(f"{value!r} is not text in UTF-8; set a locale with UTF-8, e.g. LC_ALL=C.UTF-8") from error
+
+
+def _with_first_reference(prompt: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a prompt with its first reference under one of its two names, so that it wins over the option's."""
+    return {"ctrl_img": prompt["ctrl_img_1"], **prompt} if prompt.get("ctrl_img_1") else dict(prompt)
 
 
 def _given(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,37 +8,38 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from flux2_client.file_body import FileBody
 from flux2_client.receiver import Receiver
 
 T = TypeVar("T")
 
-# The API reads nothing while it stores a piece, and answers when the store has put all pieces together.
-_UPLOAD_TIMEOUT_S = 300.0
+#: Limit for each read and write of an upload: the API reads nothing while it stores a piece, and answers when the store
+#: has put all pieces together.
+UPLOAD_TIMEOUT_S: Final = 300.0
 
 
 @dataclass(frozen=True)
 class Call:
-    """Send a request to the API; its answer is a response that has been read."""
+    """Send a request to the API; its answer is a response that has been read.
+
+    Attributes:
+        timeout_s: limit for each read and write; None is the client's.
+    """
 
     method: str
     path: str
     body: bytes | FileBody | None = None
     params: Mapping[str, str | int] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
+    timeout_s: float | None = None
 
     @property
     def sent_headers(self) -> dict[str, str]:
         """The headers with the size of a file, which would be sent in chunks of unknown number otherwise."""
         size = {"Content-Length": str(self.body.size_bytes)} if isinstance(self.body, FileBody) else {}
         return {**self.headers, **size}
-
-    @property
-    def timeout_s(self) -> float | None:
-        """Limit for each read and write, if it is not the client's: the store may take its time to take a file."""
-        return _UPLOAD_TIMEOUT_S if isinstance(self.body, FileBody) else None
 
 
 @dataclass(frozen=True)

@@ -24,15 +24,34 @@ def submit(
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="Text of an image; may be repeated.")
     ] = None,
+    # A text: typer does not know the dash of an option that is a path.
     prompts: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            exists=True, dir_okay=False, allow_dash=True, help="File with a prompt, or a JSON object, on each line."
+            exists=True,
+            dir_okay=False,
+            allow_dash=True,
+            metavar="FILE",
+            help="File with a prompt, or a JSON object, on each line; - reads stdin.",
         ),
     ] = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(metavar="PATH[@MULTIPLIER]", help="Adapter under the adapter root; may be repeated."),
+    ] = None,
+    ctrl_img: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|ADDRESS",
+            help="Reference image of every prompt: a file of this host, which is uploaded, or https://, s3:// or "
+            "upload:SHA256.",
+        ),
+    ] = None,
+    ctrl_img_2: Annotated[
+        str | None, typer.Option("--ctrl-img-2", metavar="FILE|ADDRESS", help="Second reference image.")
+    ] = None,
+    ctrl_img_3: Annotated[
+        str | None, typer.Option("--ctrl-img-3", metavar="FILE|ADDRESS", help="Third reference image.")
     ] = None,
     seed: Annotated[
         str | None, typer.Option(help="Seeds of each prompt: 7, 1..8 or 1,2,3. Default: 42 plus the prompt's index.")
@@ -66,11 +85,17 @@ def submit(
 
     described = Description(
         prompts=prompt,
-        prompts_file=prompts,
+        prompts_file=Path(prompts) if prompts else None,
         loras=lora,
         seeds=seed,
         size=size,
-        prompt_fields={"sample_steps": steps, "guidance_scale": guidance},
+        prompt_fields={
+            "sample_steps": steps,
+            "guidance_scale": guidance,
+            "ctrl_img": ctrl_img,
+            "ctrl_img_2": ctrl_img_2,
+            "ctrl_img_3": ctrl_img_3,
+        },
         request_fields={
             "model": model,
             "engine": engine,
@@ -116,9 +141,13 @@ async def _submit_all(
     client: AsyncClient, request: dict[str, Any], *, session: Session, report: Report, key: str | None
 ) -> None:
     from flux2_client.composition import fill_seeds, split_request
+    from flux2_client.local_images import find_local_images, upload_local_images
     from flux2_client.report import print_message
 
+    # Before anything is sent: all files are sound, or nothing is uploaded.
+    images = find_local_images(request)
     known = await client.models()
+    request = await upload_local_images(client, request, images, report)
     parts = list(split_request(request, known.limits))
     if len(parts) > 1:
         first = next((model.default_seed for model in known.models if model.id == request.get("model")), 42)

@@ -17,7 +17,7 @@ from flux2_client.models import (
     Status,
     UploadedAdapter,
 )
-from flux2_client.report import count_images, print_json, print_message
+from flux2_client.report import count_images, describe_reference, print_json, print_message
 from shared.adapters.inspection_text import describe_rows, describe_scale
 from shared.console import LineConsole
 
@@ -91,6 +91,8 @@ def print_result(result: Result[AsyncImage]) -> None:
         console.print_line(f"  {image.url}")
         for adapter in image.adapters:
             console.print_line(f"  adapter: {describe_adapter(adapter)}")
+        for reference in image.references:
+            console.print_line(f"  {describe_reference(reference)}")
         for warning in image.warnings:
             console.print_line(f"  warning: {warning}")
     for failure in result.errors:

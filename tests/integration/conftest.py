@@ -14,7 +14,7 @@ from huggingface_hub import constants
 
 from api.app import create_app
 from shared.celery_app import make_celery
-from shared.job import ItemResult, PipelineReport
+from shared.job import ItemResult, PipelineReport, ReferenceReport
 from shared.local.ports import pick_free_port
 from shared.storage import open_store
 
@@ -152,6 +152,9 @@ def store_image():
             size_bytes=len(data),
             timings={"denoise": 1.5},
             adapters=adapters,
+            references=tuple(
+                ReferenceReport(slot=ref.slot, sha256=ref.sha256, width=64, height=80) for ref in claim.spec.references
+            ),
             pipeline=PipelineReport(
                 engine="exact",
                 precision="bf16",

@@ -18,8 +18,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from flux2_client.commands import app
-from shared.job import ItemError
+from shared.job import FEATURES, ItemError, pools
 from shared.local.ports import pick_free_port
+
+POOLS = pools("flux2", ["exact"], FEATURES)
 
 
 class Renderer(threading.Thread):
@@ -33,7 +35,7 @@ class Renderer(threading.Thread):
 
     def run(self):
         while not self._stopped.is_set():
-            claim = self._api.ledger.claim_next(["flux2"], slot="test", boot="test", warm="base")
+            claim = self._api.ledger.claim_next(POOLS, slot="test", boot="test", warm="base")
             if claim is None:
                 self._stopped.wait(0.02)
             elif "fail" in claim.spec.prompt:
@@ -330,6 +332,7 @@ def blocks(language):
 @pytest.mark.parametrize("code", blocks("python"))
 def test_the_documented_python_examples_run(api, renderer, tmp_path, monkeypatch, capsys, code):
     monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (1400, 900)).save("photo.jpg")
 
     exec(compile(code.replace("http://127.0.0.1:8000", api.url), "client.md", "exec"), {"__name__": "example"})
 
@@ -340,6 +343,7 @@ def test_the_documented_python_examples_run(api, renderer, tmp_path, monkeypatch
 def test_the_documented_commands_run(flux2, renderer, goldens, tmp_path, monkeypatch, line):
     monkeypatch.chdir(tmp_path)
     shutil.copy(goldens / "adapters" / "lora_r4_bf16.safetensors", "robot.safetensors")
+    Image.new("RGB", (1400, 900)).save("photo.jpg")
     dollar, name, *arguments = shlex.split(line)
 
     assert (dollar, name) == ("$", "flux2")

@@ -1,5 +1,6 @@
 """The client's verbs and models agree with the OpenAPI document that the API serves."""
 
+import io
 import re
 import types
 import typing
@@ -7,13 +8,19 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from PIL import Image
 from pydantic import BaseModel
 
 from flux2_client import models
 from flux2_client.file_body import FileBody
+from flux2_client.image_file import check_data
 from flux2_client.listing import Listing
 from flux2_client.models import ImageInfo, Result
 from flux2_client.protocol import Protocol
+
+_file = io.BytesIO()
+Image.new("RGB", (64, 64)).save(_file, "PNG")
+PNG = _file.getvalue()
 
 # Verb, its arguments, the path in the document, and the model that reads the answer.
 VERBS = [
@@ -39,6 +46,7 @@ VERBS = [
         "/v1/adapters/{name}",
         models.UploadedAdapter,
     ),
+    ("upload_image", (check_data(PNG),), {}, "/v1/uploads", models.UploadedImage),
     ("delete_adapter", ("a",), {"sha256": "0" * 64}, "/v1/adapters/{name}", models.DeletedUploads),
     ("wait", ("1",), {"timeout_s": 1, "poll_s": None, "on_status": None}, "/v1/requests/{request_id}/status", None),
 ]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.progress import Progress, TextColumn
 
-from flux2_client.models import Adapter, ImageInfo, Job, Outputs, Result, Status
+from flux2_client.models import Adapter, ImageInfo, Job, Outputs, Result, Status, UploadedImage
 from flux2_client.report import BarReport
 from flux2_client.tables import print_adapter, print_result
 from shared.adapters.inspection import inspect_adapter
@@ -125,3 +125,35 @@ def test_the_shell_completes_commands_and_options():
 
     assert complete("flux2 sub") == ["submit"]
     assert "--prompts" in complete("flux2 submit --pro")
+
+
+def test_a_terminal_shows_each_reference_once():
+    text = io.StringIO()
+    console = LineConsole(file=text, force_terminal=True, width=200)
+    used = [{"slot": 1, "sha256": "ab" * 32, "width": 64, "height": 80}]
+    photo = UploadedImage.model_validate(
+        {
+            "path": f"upload:{'ab' * 32}",
+            "sha256": "ab" * 32,
+            "size_bytes": 1,
+            "width": 70,
+            "height": 80,
+            "effective_width": 64,
+            "effective_height": 80,
+            "warnings": ["the image is animated: its first frame is used"],
+        }
+    )
+
+    with Progress(TextColumn("{task.description}"), console=console) as bar:
+        report = BarReport(console, bar, bar.add_task("in_queue", total=None))
+        report.uploaded(photo, Path("photo.png"))
+        for index in range(3):
+            report.saved(image(index=index, references=used), Path(f"{index}.png"))
+
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text.getvalue()).splitlines()
+    found = [line.strip() for line in lines if "upload:" in line or "warning" in line]
+    assert found == [
+        f"uploaded photo.png: upload:{'ab' * 32}, 70x80, used at 64x80",
+        "warning: photo.png: the image is animated: its first frame is used",
+        f"image 0 of : reference 1: upload:{'ab' * 32}, used at 64x80",
+    ]

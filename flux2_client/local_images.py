@@ -1,0 +1,118 @@
+"""Reference images of a request that are files of this host: find them, upload each once, and name the uploads."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from flux2_client.image_file import read_image
+from shared.errors import UploadRefused
+
+if TYPE_CHECKING:
+    from flux2_client.async_client import AsyncClient
+    from flux2_client.report import Report
+
+#: The fields of a prompt that give reference images.
+REFERENCE_FIELDS: Final = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
+
+# A letter alone is a drive of Windows.
+_ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
+# The smallest images have more characters in base64, and few paths have as many without a dot.
+_BASE64: Final = re.compile(r"[A-Za-z0-9+/_=\s-]{100,}")
+# Uploads at the same time: one alone would wait for its answer most of the time.
+_PARALLEL: Final = 4
+
+
+@dataclass(frozen=True)
+class LocalImages:
+    """The files that a request names.
+
+    Attributes:
+        paths: one file of each content, by its sha256.
+        digests: the sha256 of the file that a text of the request names.
+    """
+
+    paths: Mapping[str, Path]
+    digests: Mapping[str, str]
+
+
+def find_local_images(request: Mapping[str, Any]) -> LocalImages:
+    """Check the files of this host that the prompts of a request name as references.
+
+    Raises:
+        UploadRefused: a text is neither a file of this host nor an address nor an image in base64; or a file cannot be
+            read, or no job could use it.
+    """
+    paths: dict[str, Path] = {}
+    digests: dict[str, str] = {}
+    for text in dict.fromkeys(_texts(request)):
+        if _is_elsewhere(text):
+            continue
+        path = Path(text)
+        if not _is_file(path):
+            if _BASE64.fullmatch(text):
+                continue
+            raise UploadRefused(
+                f"{text[:100]!r} is no file of this host; give an image file, an https:// or s3:// address, or "
+                "upload:SHA256"
+            )
+        digests[text] = read_image(path).image.sha256
+        paths.setdefault(digests[text], path)
+    return LocalImages(paths, digests)
+
+
+async def upload_local_images(
+    client: AsyncClient, request: Mapping[str, Any], images: LocalImages, report: Report
+) -> dict[str, Any]:
+    """Upload each file once; return the request with the uploads in place of the files.
+
+    Raises:
+        UploadRefused: a file cannot be read any more.
+        ApiError: the API refuses an image, or cannot be reached.
+    """
+    turns = asyncio.Semaphore(_PARALLEL)
+
+    async def upload(path: Path) -> str:
+        async with turns:
+            stored = await client.upload_image(path)
+        report.uploaded(stored, path)
+        return stored.path
+
+    names = await asyncio.gather(*map(upload, images.paths.values()))
+    uploads = dict(zip(images.paths, names, strict=True))
+    return _replace(request, {text: uploads[sha256] for text, sha256 in images.digests.items()})
+
+
+def _replace(request: Mapping[str, Any], uploads: Mapping[str, str]) -> dict[str, Any]:
+    prompts = [
+        {
+            name: uploads.get(value, value) if name in REFERENCE_FIELDS and isinstance(value, str) else value
+            for name, value in prompt.items()
+        }
+        for prompt in request["prompts"]
+    ]
+    return {**request, "prompts": prompts}
+
+
+def _texts(request: Mapping[str, Any]) -> Iterator[str]:
+    for prompt in request["prompts"]:
+        for name in REFERENCE_FIELDS:
+            # The API refuses other values, and an empty text gives no image.
+            if isinstance(value := prompt.get(name), str) and value:
+                yield value
+
+
+def _is_elsewhere(text: str) -> bool:
+    return bool(_ADDRESS.match(text)) and not _is_file(Path(text))
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    # An image in base64 is longer than a path may be.
+    except (OSError, ValueError):
+        return False
