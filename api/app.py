@@ -22,6 +22,7 @@ from shared.adapters.remote import RemoteAdapters
 from shared.caretaker import Caretaker
 from shared.celery_app import make_celery
 from shared.ledger import Ledger
+from shared.reference_fetch import ReferenceFetcher
 from shared.reference_store import ReferenceStore
 from shared.request import PromptItem
 from shared.settings import Settings
@@ -63,7 +64,7 @@ def create_app(settings: Settings) -> FastAPI:
         remote_adapters=RemoteAdapters(sources, max_bytes=settings.adapters.max_bytes),
         uploads=sources.uploads,
         references=references,
-        reference_intake=ReferenceIntake(references, settings.references),
+        reference_intake=ReferenceIntake(references, ReferenceFetcher(settings, sources), settings.references),
         image_slots=UploadSlots(PARALLEL_IMAGES * settings.references.max_bytes),
     )
 

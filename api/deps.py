@@ -13,6 +13,7 @@ from fastapi import Depends, Header, Request
 from api.json_body import require_json
 from api.probe import StorageProbe
 from api.reference_intake import ReferenceIntake
+from api.reference_turns import ReferenceTurns
 from api.upload_slots import UploadSlots
 from shared.adapters.remote import RemoteAdapters
 from shared.ledger import Ledger
@@ -30,6 +31,7 @@ class Services:
         threads: threads that run as long as the application; `/ready` reports those that have ended.
         config_limiter: lets one training config be read at a time.
         listing_limiter: lets two listings be read at a time.
+        reference_turns: gives turns to submits with reference images.
         upload_slots: lets four files be received at a time.
         image_slots: a place for each byte of the images that are received at a time.
         deletion_limiter: lets one upload be deleted at a time.
@@ -50,6 +52,7 @@ class Services:
     config_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
     # A filtered page keeps Redis busy for 2 ms at a time; 40 at once would delay each poll and claim by 80 ms.
     listing_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
+    reference_turns: ReferenceTurns = field(default_factory=ReferenceTurns)
     upload_slots: UploadSlots = field(default_factory=lambda: UploadSlots(4))
     # Before it, all jobs that have not ended are read.
     deletion_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))

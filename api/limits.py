@@ -63,6 +63,6 @@ def _refusal(problem: str, *, headers: Mapping[str, str] = {}) -> JSONResponse:
     return problem_response(
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "BODY_TOO_LARGE",
-        f"The request body {problem}; split it into several jobs",
+        f"The request body {problem}; split it into several jobs, and upload its images with POST /v1/uploads",
         headers=headers,
     )

@@ -29,11 +29,11 @@ class SubmitCache:
     def __init__(
         self, ledger: Ledger, settings: AdaptersSettings, remote: RemoteAdapters, *, intake: ReferenceIntake
     ) -> None:
-        self.references = CallReferences(intake)
         self._ledger = ledger
         self._settings = settings
         self._remote = remote
         self._remote_until = call_deadline()
+        self.references = CallReferences(intake, deadline=self._remote_until)
         self._bases: dict[str, BaseModelInfo | None] = {}
         self._adapters: dict[tuple[Hashable, ...], list[ValidAdapter]] = {}
 

@@ -105,6 +105,9 @@ KeyPrefix = Annotated[str, AfterValidator(_check_key_prefix)]
 # The environment's text is no JSON, which pydantic-settings expects for a dataclass.
 RedisUrlSetting = Annotated[RedisUrl, NoDecode, PlainValidator(RedisUrl.parse), PlainSerializer(str)]
 HostPatternsSetting = Annotated[HostPatterns, NoDecode, PlainValidator(HostPatterns.parse), PlainSerializer(str)]
+AnyHostPatternsSetting = Annotated[
+    HostPatterns, NoDecode, PlainValidator(HostPatterns.parse_or_any), PlainSerializer(str)
+]
 PrivateHostsSetting = Annotated[PrivateHosts, NoDecode, PlainValidator(PrivateHosts.parse), PlainSerializer(str)]
 HostHeadersSetting = Annotated[HostHeaders, NoDecode, PlainValidator(HostHeaders.parse), PlainSerializer(str)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]

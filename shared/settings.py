@@ -17,6 +17,7 @@ from shared.network.hosts import HostHeaders, HostPatterns, PrivateHosts
 from shared.redis_url import RedisUrl
 from shared.references import MAX_FILE_BYTES
 from shared.setting_types import (
+    AnyHostPatternsSetting,
     Bytes,
     Count,
     CountOrZero,
@@ -243,6 +244,11 @@ class ReferencesSettings(_Section):
         MAX_FILE_BYTES, ge=1024, le=2**30, description="Size in bytes above which the file of an image is refused."
     )
     max_images: Count = Field(100, description="Number of different images that one request, or one replay, may name.")
+    https_hosts: AnyHostPatternsSetting = Field(
+        HostPatterns(()),
+        description="Hosts from which images may come over https, in addition to those of `FLUX2_SOURCES_HTTPS_HOSTS`; "
+        "`*` alone stands for every host with a public address.",
+    )
 
 
 class ModelSettings(_Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from http import HTTPStatus
 
 from fastapi import APIRouter, BackgroundTasks, Response
@@ -26,7 +27,8 @@ SUBMIT_PROBLEMS: dict[int | str, dict[str, object]] = {
         422: "A field is invalid, an adapter does not fit, no live worker can do what the job requires, or the "
         "Idempotency-Key was used with another body.",
         429: "The queue is full; try again after `Retry-After` seconds.",
-        503: "Redis does not answer, so the job may or may not be stored; repeat with the same Idempotency-Key.",
+        503: "Redis, the object store or the host of a file does not answer, so the job may or may not be stored; "
+        "repeat with the same Idempotency-Key.",
     }.items()
 }
 
@@ -38,7 +40,7 @@ SUBMIT_PROBLEMS: dict[int | str, dict[str, object]] = {
     responses=SUBMIT_PROBLEMS,
     dependencies=[JSON_BODY],
 )
-def submit(
+async def submit(
     body: InferenceRequest,
     services: ServicesDep,
     base_url: BaseUrlDep,
@@ -52,7 +54,8 @@ def submit(
     Sizes, seeds and trigger words are fixed now, so that a repeated attempt gives the same images. To repeat the call
     safely, send an `Idempotency-Key`; the answer to a repeat has the header `Idempotency-Replayed: true`.
     """
-    accepted = accept_job(services, body, background, idempotency_key=idempotency_key, tenant=x_tenant)
+    accept = partial(accept_job, services, body, background, idempotency_key=idempotency_key, tenant=x_tenant)
+    accepted = await services.reference_turns.run(body.prompts, accept)
     if accepted.is_repeat:
         response.headers["Idempotency-Replayed"] = "true"
     answer = submitted_view(accepted, base_url=base_url)

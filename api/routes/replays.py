@@ -18,6 +18,7 @@ from api.schemas.accepted import ReplayRequest, ReplaySample, ReplaySubmitted
 from api.status_view import submitted_view
 from api.submission import hash_body, open_cache, prepare_job, store_jobs
 from api.training_config.plan import ReplayPlan, plan_replay
+from shared.ledger import AcceptedJob
 from shared.request import InferenceRequest
 from shared.resolved_size import check_resolved_size
 
@@ -65,7 +66,7 @@ def _plan_now(body: ReplayRequest, services: Services) -> _CheckedPlan:
     responses=SUBMIT_PROBLEMS,
     dependencies=[JSON_BODY],
 )
-def submit_replay(
+async def submit_replay(
     # Not the body as well: FastAPI would validate it twice, and report each error twice.
     checked: Annotated[_CheckedPlan, Depends(_plan)],
     services: ServicesDep,
@@ -80,20 +81,9 @@ def submit_replay(
     Each adapter strength in the samples becomes one job. Either all jobs are accepted or none. Reference images
     (`ctrl_img`) are files of the trainer's host: upload them first, and name them in `images`.
     """
-    cache = open_cache(services)
-    jobs = [
-        prepare_job(
-            services,
-            request,
-            # A key for each job, but one hash for the whole config: another config conflicts with the first job's key.
-            idempotency_key=f"{idempotency_key}#{number}" if idempotency_key else "",
-            body_hash=checked.body_hash,
-            tenant=x_tenant,
-            cache=cache,
-        )
-        for number, request in enumerate(checked.requests)
-    ]
-    accepted = store_jobs(services, jobs, background)
+    prompts = [prompt for request in checked.requests for prompt in request.prompts]
+    accept = partial(_accept, services, checked, background, idempotency_key=idempotency_key, tenant=x_tenant)
+    accepted = await services.reference_turns.run(prompts, accept)
     if all(job.is_repeat for job in accepted):
         response.headers["Idempotency-Replayed"] = "true"
     return ReplaySubmitted(
@@ -103,3 +93,23 @@ def submit_replay(
         ],
         warnings=list(checked.plan.warnings),
     )
+
+
+def _accept(
+    services: Services, checked: _CheckedPlan, background: BackgroundTasks, *, idempotency_key: str, tenant: str
+) -> list[AcceptedJob]:
+    """Store the jobs of a plan, all of them or none."""
+    cache = open_cache(services)
+    jobs = [
+        prepare_job(
+            services,
+            request,
+            # A key for each job, but one hash for the whole config: another config conflicts with the first job's key.
+            idempotency_key=f"{idempotency_key}#{number}" if idempotency_key else "",
+            body_hash=checked.body_hash,
+            tenant=tenant,
+            cache=cache,
+        )
+        for number, request in enumerate(checked.requests)
+    ]
+    return store_jobs(services, jobs, background)

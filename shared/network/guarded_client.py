@@ -21,7 +21,7 @@ import httpcore2
 from shared.errors import AdapterRefused, SourceUnavailable
 from shared.network.addresses import GuardedBackend, host_header, is_refusal
 from shared.network.hosts import HostHeaders, HostPatterns, PrivateHosts
-from shared.network.url_guard import CheckedUrl, UrlGuard
+from shared.network.url_guard import HOSTS_SETTING, CheckedUrl, UrlGuard
 
 _MAX_REDIRECTS: Final = 5
 _REDIRECTS: Final = frozenset(
@@ -62,6 +62,7 @@ class GuardedClient:
         headers: HostHeaders,
         timeout_s: float,
         ssl_context: ssl.SSLContext | None = None,
+        hosts_setting: str = HOSTS_SETTING,
     ) -> None:
         """Make the client.
 
@@ -71,8 +72,9 @@ class GuardedClient:
             headers: a header for each of some hosts.
             timeout_s: seconds that one connection, and one piece of a body, may take.
             ssl_context: decides which certificates are trusted. Default: those of this host.
+            hosts_setting: the setting that a refusal of another host names.
         """
-        self._guard = UrlGuard(allowed_hosts, private_hosts)
+        self._guard = UrlGuard(allowed_hosts, private_hosts, hosts_setting)
         self._headers = headers
         self._timeout_s = timeout_s
         self._given_tls = ssl_context

@@ -34,6 +34,9 @@ _HEADERS_FORM: Final = 'a JSON object such as {"civitai.com": "Authorization: Be
 _HTTPS_PORT: Final = 443
 
 
+_ANY: Final = "*"
+
+
 @dataclass(frozen=True)
 class HostPatterns:
     """Names of hosts; `*.example.com` stands for every name that ends with `.example.com`, but not for that itself."""
@@ -49,7 +52,7 @@ class HostPatterns:
         """
         if isinstance(text, HostPatterns):
             return text
-        patterns = tuple(part.strip().lower() for part in text.split(",") if part.strip())
+        patterns = _split(text)
         for pattern in patterns:
             if not _NAME.fullmatch(pattern.removeprefix("*.")) or (pattern.startswith("*.") and "." not in pattern[2:]):
                 raise ValueError(
@@ -58,14 +61,28 @@ class HostPatterns:
                 )
         return cls(patterns)
 
+    @classmethod
+    def parse_or_any(cls, text: HostPatterns | str) -> HostPatterns:
+        """Do the same as `parse`; a single `*` stands for every name.
+
+        Raises:
+            ValueError: a part is not a host name.
+        """
+        is_any = isinstance(text, str) and _split(text) == (_ANY,)
+        return cls((_ANY,)) if is_any else cls.parse(text)
+
     def matches(self, host: str) -> bool:
         """Return whether a host, in lower case, has one of the names."""
-        return any(
+        return _ANY in self.patterns or any(
             host.endswith(pattern[1:]) if pattern.startswith("*.") else host == pattern for pattern in self.patterns
         )
 
     def __str__(self) -> str:
         return ",".join(self.patterns)
+
+
+def _split(text: str) -> tuple[str, ...]:
+    return tuple(part.strip().lower() for part in text.split(",") if part.strip())
 
 
 @dataclass(frozen=True)

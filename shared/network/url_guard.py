@@ -10,6 +10,9 @@ from urllib.parse import urlsplit
 from shared.errors import AdapterRefused
 from shared.network.hosts import HostPatterns, PrivateHosts
 
+#: The setting that allows hosts for most files.
+HOSTS_SETTING: Final = "FLUX2_SOURCES_HTTPS_HOSTS"
+
 _MAX_CHARS: Final = 8192
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _PORTS: Final = frozenset(_DEFAULT_PORTS.values())
@@ -44,10 +47,11 @@ class CheckedUrl:
 
 @dataclass(frozen=True)
 class UrlGuard:
-    """Checks URLs against the hosts that an operator allows."""
+    """Checks URLs against the hosts that an operator allows; a refusal names `hosts_setting`."""
 
     allowed: HostPatterns
     private: PrivateHosts
+    hosts_setting: str = HOSTS_SETTING
 
     def check(self, url: str, *, came_from: str = "") -> CheckedUrl:
         """Return the parts of a URL that may be fetched.
@@ -89,7 +93,7 @@ class UrlGuard:
         if not self.allowed.matches(url.host):
             raise _refused(
                 f"{subject} is on {url.host[:255]}, from which this service takes no files; the operator allows hosts "
-                "with FLUX2_SOURCES_HTTPS_HOSTS"
+                f"with {self.hosts_setting}"
             )
         if url.port not in _PORTS:
             raise _refused(f"{subject} has the port {url.port}; only 443 and 80 are connected to")

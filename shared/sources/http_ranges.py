@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -72,14 +72,45 @@ class HttpRanges:
             SourceChanged: the file has another size or ETag.
             SourceUnavailable, AdapterNotFound, AdapterRefused: the host gave no such part.
         """
-        deadline = time.monotonic() + total_s
         headers = {"Range": f"bytes={start}-{'' if end is None else end - 1}"}
         if etag is not None:
             headers["If-Match"] = etag
+        with self._ask(headers, total_s=total_s) as answer:
+            yield self._check(answer, start, end, size_bytes=size_bytes, etag=etag)
+
+    def read_whole(self, *, total_s: float, check: Callable[[int], None]) -> Iterator[bytes]:
+        """Yield the whole file as it arrives, also from a host that knows no ranges and states no size.
+
+        Args:
+            total_s: seconds for the whole answer, its body too.
+            check: is called with the stated size, if there is one, and with the number of bytes so far; it raises if
+                they are too many.
+
+        Raises:
+            SourceUnavailable, AdapterNotFound, AdapterRefused: the host gave no such file.
+        """
+        with self._ask({}, total_s=total_s) as answer:
+            self._check_status(answer)
+            self._check_kind(answer)
+            if answer.status != HTTPStatus.OK:
+                raise self._refused(f"{answer.place} answered with a part of the file; use another host")
+            length = answer.headers.get("content-length", "")
+            if length.isascii() and length.isdecimal() and len(length) < 20:
+                check(int(length))
+            size = 0
+            for chunk in answer.chunks:
+                size += len(chunk)
+                check(size)
+                yield chunk
+
+    @contextmanager
+    def _ask(self, headers: Mapping[str, str], *, total_s: float) -> Generator[Answer]:
+        """Send a request, up to three times to a host that cannot answer now."""
+        deadline = time.monotonic() + total_s
         for pause_s in (*_PAUSES_S, None):
             with self.client.get(self.url, headers, total_s=deadline - time.monotonic()) as answer:
                 if not _asks_for_patience(answer.status):
-                    yield self._check(answer, start, end, size_bytes=size_bytes, etag=etag)
+                    yield answer
                     return
             if pause_s is None or time.monotonic() + pause_s >= deadline:
                 break

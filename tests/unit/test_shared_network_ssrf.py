@@ -17,10 +17,14 @@ from urllib.parse import parse_qs, urlsplit
 import httpcore2
 import pytest
 
-from shared.errors import AdapterRefused, SourceUnavailable
+from shared.errors import AdapterRefused, ReferenceRefused, SourceUnavailable
 from shared.network.guarded_client import GuardedClient
 from shared.network.hosts import HostHeaders, HostPatterns, PrivateHosts
+from shared.reference_fetch import ReferenceFetcher
+from shared.reference_image import check_image
+from shared.reference_source import InlineImage, parse_reference
 from shared.sources.http_ranges import HttpRanges
+from shared.sources.sources import Sources
 
 PUBLIC = "93.184.215.14"
 TOKEN = "Bearer t0p-secret"
@@ -390,6 +394,55 @@ def test_a_host_is_refused_for_its_address_even_if_its_name_is_allowed(client, p
 def test_a_redirect_is_checked_like_the_first_url(client, public, canary, status, to):
     with pytest.raises(AdapterRefused):
         fetch(client(), redirecting(status, to))
+
+    assert (len(public.requests), canary.connections) == (1, 0)
+
+
+@pytest.fixture
+def load_image(public, certificate, monkeypatch, settings):
+    """Load what a `ctrl_img` names, as a submit does, from hosts that the operator allows."""
+    monkeypatch.setattr(httpcore2, "default_ssl_context", lambda: certificate[1])
+
+    def load(text, *, hosts=None):
+        hosts = hosts or HostPatterns(("*.example",))
+        made = settings(references={"https_hosts": hosts}, sources={"timeout_s": 5})
+        source = parse_reference(text)
+        if isinstance(source, InlineImage):
+            return check_image(source.decode(max_bytes=10_000))
+        return ReferenceFetcher(made, Sources(made)).fetch(source, deadline=time.monotonic() + 5)
+
+    return load
+
+
+def test_a_reference_image_is_fetched_from_any_public_host_if_the_operator_allows_that(load_image, public, canary):
+    assert load_image("https://cdn.example/x?X-Amz-Signature=y", hosts="*") == b"hello"
+    with pytest.raises(AdapterRefused, match="the operator allows hosts with FLUX2_REFERENCES_HTTPS_HOSTS"):
+        load_image("https://cdn.example/x", hosts="files.example")
+
+    assert ([path for path, _ in public.requests], canary.connections) == (["/x?X-Amz-Signature=y"], 0)
+
+
+# The fragment of an address is dropped when a request is read.
+@pytest.mark.parametrize("url", [url for url in REFUSED_URLS if url != "https://files.example/#x"])
+def test_no_reference_image_is_fetched_from_a_url_that_is_refused(load_image, public, canary, url):
+    with pytest.raises((AdapterRefused, ReferenceRefused)):
+        load_image(url)
+
+    assert (socket.getaddrinfo.lookups, public.connections, canary.connections) == ([], 0, 0)
+
+
+@pytest.mark.parametrize("host", PRIVATE_HOSTS)
+def test_no_reference_image_is_fetched_from_a_private_address(load_image, public, canary, host):
+    with pytest.raises(AdapterRefused, match="is not public"):
+        load_image(f"https://{host}/x", hosts="*")
+
+    assert (public.connections, canary.connections) == (0, 0)
+
+
+@pytest.mark.parametrize("to", REDIRECTS)
+def test_no_reference_image_is_fetched_from_where_a_redirect_may_not_lead(load_image, public, canary, to):
+    with pytest.raises(AdapterRefused):
+        load_image(redirecting(302, to))
 
     assert (len(public.requests), canary.connections) == (1, 0)
 
