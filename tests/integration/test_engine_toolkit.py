@@ -172,7 +172,7 @@ def test_a_shape_that_is_accepted_as_a_file_is_accepted_after_its_crop(renderer,
     # 632x79 has exactly 8:1, and its crop to 624x64 has 9.75:1.
     Image.new("RGB", (632, 79), "red").save(tmp_path / "wide.png")
     used, digest = renderer("flux2", "bf16"), sha256_of(tmp_path / "wide.png")
-    monkeypatch.setattr(used.references, "_load", lambda sha256: (tmp_path / "wide.png").read_bytes())
+    monkeypatch.setattr(used.references._images, "_load", lambda sha256: (tmp_path / "wide.png").read_bytes())
 
     exact, theirs = both(used, item(references=(ReferenceRef(slot=1, sha256=digest),)))
 
