@@ -173,7 +173,7 @@ def test_a_reference_changes_the_image_and_is_reported(renderer, item):
         ReferenceReport(slot=1, sha256=refs(RED)[0].sha256, width=64, height=80),
         ReferenceReport(slot=2, sha256=refs(BLUE)[0].sha256, width=96, height=64),
     )
-    assert stages[:5] == ["fetch", "fetch", "encode", "encode", "adapter"]
+    assert stages[:6] == ["fetch", "fetch", "encode", "encode", "encode", "adapter"]
     assert {"fetch_references", "encode_references"} <= rendered.timings.keys()
     assert plain.references == ()
     assert not {"fetch_references", "encode_references"} & plain.timings.keys()
@@ -266,6 +266,46 @@ def test_a_cancel_ends_the_loading_between_two_images(renderer, item):
         used.render(item(references=refs(RED, BLUE)), [], on_progress=cancel)
 
     assert files.loads == 1
+
+
+def test_a_cancel_ends_the_encoding_between_two_images(renderer, item, monkeypatch):
+    used, _ = renderer(RED, BLUE)
+    stages, runs, encode = [], [], reference_encoder.encode
+    monkeypatch.setattr(reference_encoder, "encode", lambda *given: runs.append(1) or encode(*given))
+
+    def cancel(progress):
+        stages.append(progress.stage)
+        if stages.count("encode") == 2:
+            raise ItemCanceled("canceled")
+
+    with pytest.raises(ItemCanceled):
+        used.render(item(references=refs(RED, BLUE)), [], on_progress=cancel)
+    assert len(runs) == 1
+
+    # What was encoded is used when the item comes again.
+    used.render(item(references=refs(RED, BLUE)), [], on_progress=ignore)
+    assert len(runs) == 2
+
+
+def test_an_item_that_runs_out_of_memory_while_it_encodes_is_encoded_again(renderer, item, monkeypatch):
+    used, files = renderer(RED, BLUE)
+    expected = used.render(item(references=refs(RED, BLUE)), [], on_progress=ignore).image.tobytes()
+    used.references.forget()
+    runs, encode = [], reference_encoder.encode
+
+    def run_out_once(autoencoder, pixels):
+        runs.append(pixels.shape[-1])
+        if len(runs) == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")
+        return encode(autoencoder, pixels)
+
+    monkeypatch.setattr(reference_encoder, "encode", run_out_once)
+    rendered = used.render(item(references=refs(RED, BLUE)), [], on_progress=ignore)
+
+    # The first image too: it may have been encoded while memory was short.
+    assert runs == [64, 96, 64, 96]
+    assert files.loads == 2
+    assert rendered.image.tobytes() == expected
 
 
 def test_threads_decode_one_image_at_a_time_and_each_image_once(monkeypatch):

@@ -20,7 +20,7 @@ from worker.model.layer_streaming import BUFFERS
 TextEncoderPlace = Literal["resident", "streamed"]
 BaseWeightsPlace = Literal["device", "host", "file"]
 
-# One step and one decode of 1024x1024 at full size take 1.6 and 2.3 GB.
+# One step and one decode of 1024x1024 at full size take 1.6 and 2.3 GB, and encoding a reference of one megapixel 1.6.
 _WORK_BYTES = 4_000_000_000
 # Additional memory of 2048x2048, with three references of one megapixel too: 29,184 tokens, of which each takes 0.19 MB
 # in a compiled step and 0.32 MB in an uncompiled one. Backups of base weights leave it free: an image that must be

@@ -151,8 +151,11 @@ class ReferenceEncoder:
                     self._uploaded_pixels[key] = pixels
 
     @torch.no_grad()
-    def encode(self, loaded: Sequence[LoadedReference]) -> References:
+    def encode(self, loaded: Sequence[LoadedReference], *, between: Callable[[], None] = _ignore) -> References:
         """Return the references of an item on the device.
+
+        Args:
+            between: see `load`.
 
         Raises:
             ReferenceRefused: a file is no complete image.
@@ -165,7 +168,12 @@ class ReferenceEncoder:
         files = [(reference.ref, reference.file) for reference in loaded if reference.file is not None]
         if files:
             return References(None, ids, tuple(_decode(ref, file) for ref, file in files))
-        return References(torch.cat([self._encode(reference) for reference in loaded], dim=1), ids)
+        tokens: list[Tensor] = []
+        for reference in loaded:
+            if tokens:
+                between()
+            tokens.append(self._encode(reference))
+        return References(torch.cat(tokens, dim=1), ids)
 
     def forget(self) -> None:
         """Drop the encoded images, because they may have been encoded while memory was short."""

@@ -222,7 +222,8 @@ class Renderer:
         self._check_room(item, reference_tokens=sum(reference.size.tokens for reference in loaded))
         with item.stage("encode", timing="encode_references"):
             # In the thread that decodes, for the same reason: see `_free_memory`.
-            return self._decoder.submit(self.references.encode, loaded).result()
+            encode = partial(self.references.encode, loaded, between=partial(item.report, "encode"))
+            return self._decoder.submit(encode).result()
 
     def _check_room(self, item: RenderingItem, *, reference_tokens: int) -> None:
         """Refuse an item whose step certainly needs more memory than the weights leave free."""
