@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx2
@@ -72,7 +73,8 @@ def raise_if_refused(answer: httpx2.Response) -> None:
             f"{answer.url} redirects to {answer.headers['location']}; use the address that does not redirect"
         )
     if answer.is_error:
-        raise _refusal(answer, _problem(answer), is_transient=answer.status_code in _TRANSIENT)
+        message, problem = _read_problem(answer)
+        raise _refusal(answer, message, is_transient=answer.status_code in _TRANSIENT, problem=problem)
 
 
 def raise_if_withheld(answer: httpx2.Response, *, name: str) -> None:
@@ -110,12 +112,15 @@ def parse_retry_after(value: str) -> float | None:
     return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
-def _refusal(answer: httpx2.Response, message: str, *, is_transient: bool) -> ApiError:
+def _refusal(
+    answer: httpx2.Response, message: str, *, is_transient: bool, problem: Mapping[str, Any] | None = None
+) -> ApiError:
     return ApiError(
         message,
         retryable=is_transient,
         retry_after_s=parse_retry_after(answer.headers.get("retry-after", "").strip()),
         status=answer.status_code,
+        problem=problem,
     )
 
 
@@ -125,13 +130,13 @@ def _address_hint(url: httpx2.URL) -> str:
     return f"; {path} is no path of the API, so check its address, which is written like {origin}, without /v1"
 
 
-def _problem(answer: httpx2.Response) -> str:
-    """Return the code and the detail of an answer that is an error."""
+def _read_problem(answer: httpx2.Response) -> tuple[str, Mapping[str, Any]]:
+    """Return a message of the code and the detail of an answer that is an error, and its whole body."""
     try:
         problem = answer.json()
         hint = _address_hint(answer.url) if problem["code"] == _NO_SUCH_PATH else ""
-        return f"{problem['code']}: {problem['detail']}{hint}"
+        return f"{problem['code']}: {problem['detail']}{hint}", problem
     except (ValueError, KeyError, TypeError):
         # A proxy in front of the API, or another server, answers in its own format.
         text = " ".join(answer.text[:200].split())
-        return f"{answer.url} answered {answer.status_code}, not in the format of this API; check the URL: {text}"
+        return f"{answer.url} answered {answer.status_code}, not in the format of this API; check the URL: {text}", {}

@@ -7,7 +7,7 @@ import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar
 
 import anyio
@@ -92,9 +92,16 @@ class AsyncClient:
         return await self._run(self._protocol.submit(request, idempotency_key=idempotency_key))
 
     async def submit_replay(
-        self, config: str, *, lora: str | None = None, idempotency_key: str | None = None
+        self,
+        config: str,
+        *,
+        lora: str | None = None,
+        images: Mapping[str, str] = MappingProxyType({}),
+        idempotency_key: str | None = None,
     ) -> Replay:
-        return await self._run(self._protocol.submit_replay(config, lora=lora, idempotency_key=idempotency_key))
+        return await self._run(
+            self._protocol.submit_replay(config, lora=lora, images=images, idempotency_key=idempotency_key)
+        )
 
     async def status(self, request_id: str) -> Status:
         return await self._run(self._protocol.status(request_id))

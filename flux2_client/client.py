@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar
 
 import httpx2
@@ -116,15 +116,29 @@ class Client:
         """
         return self._run(self._protocol.submit(request, idempotency_key=idempotency_key))
 
-    def submit_replay(self, config: str, *, lora: str | None = None, idempotency_key: str | None = None) -> Replay:
+    def submit_replay(
+        self,
+        config: str,
+        *,
+        lora: str | None = None,
+        images: Mapping[str, str] = MappingProxyType({}),
+        idempotency_key: str | None = None,
+    ) -> Replay:
         """Submit the jobs that reproduce the sample previews of a training config.
 
         Args:
             config: the config file's text, YAML or JSON.
             lora: adapter under the adapter root; None selects `{name}/{name}.safetensors` with the config's name.
+            images: the `path` of an upload, or a link, for each reference image by the config's name for it.
             idempotency_key: as in `submit`.
+
+        Raises:
+            ApiError: also if images are missing; its `problem` then has the code `REFERENCE_IMAGES_NEEDED`, and their
+                names in `images`.
         """
-        return self._run(self._protocol.submit_replay(config, lora=lora, idempotency_key=idempotency_key))
+        return self._run(
+            self._protocol.submit_replay(config, lora=lora, images=images, idempotency_key=idempotency_key)
+        )
 
     def status(self, request_id: str) -> Status:
         return self._run(self._protocol.status(request_id))

@@ -54,6 +54,16 @@ def replay(
             file_okay=False,
         ),
     ] = None,
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Folder with the samples' reference images (ctrl_img), if they are not at the config's paths on this "
+            "host; files are found by the end of their path. May be repeated.",
+            exists=True,
+            file_okay=False,
+        ),
+    ] = None,
     output: Annotated[Path, typer.Option(file_okay=False, help="Folder to save the images in.")] = Path(
         "replay-output"
     ),
@@ -67,4 +77,6 @@ def replay(
 
     console = LineConsole()
     with replay_client(console, find_url(url, profile)) as client:
-        run_replay(console, client, config, lora=lora, samples=samples, output=output)
+        run_replay(
+            console, client, config, lora=lora, samples=samples, output=output, image_folders=tuple(images or ())
+        )

@@ -87,8 +87,10 @@ class Protocol(Generic[ImageT]):
     def submit(self, request: Mapping[str, Any], *, idempotency_key: str | None) -> Steps[Job]:
         return self._submit(Job, "/v1/inference", request, idempotency_key=idempotency_key)
 
-    def submit_replay(self, config: str, *, lora: str | None, idempotency_key: str | None) -> Steps[Replay]:
-        body = {"config": config, "lora": lora}
+    def submit_replay(
+        self, config: str, *, lora: str | None, images: Mapping[str, str], idempotency_key: str | None
+    ) -> Steps[Replay]:
+        body = {"config": config, "lora": lora, **({"images": images} if images else {})}
         return self._submit(Replay, "/v1/replays", body, idempotency_key=idempotency_key)
 
     def status(self, request_id: str) -> Steps[Status]:

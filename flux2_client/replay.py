@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +12,21 @@ from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flux2_client.client import Client
+from flux2_client.contact_sheet import SheetRow, draw_contact_sheet
 from flux2_client.models import Replay, Status
 from flux2_client.outages import PATIENCE_S, RetryMessages
-from flux2_client.similarity import (
-    SAMPLE_NAMES,
-    Similarity,
-    compare_images,
-    draw_contact_sheet,
-    find_trainer_samples,
-)
+from flux2_client.replay_submission import submit_config
+from flux2_client.similarity import SAMPLE_NAMES, Similarity, compare_images, find_trainer_samples
 from shared.console import LineConsole
-from shared.errors import ConfigRefused, ReplayFailed
+from shared.errors import ReplayFailed
 from shared.outputs import make_output_folder
 from shared.plurals import counted
+from shared.reference_image import prepare, read_rgb
 
 _POLL_S = 1.0
 # Names of a message's list.
 _SHOWN = 3
+_SHEET = "contact-sheet.png"
 
 
 def replay_client(console: LineConsole, url: str) -> Client:
@@ -35,46 +34,69 @@ def replay_client(console: LineConsole, url: str) -> Client:
     return Client(url, retry_s=PATIENCE_S, on_failure=RetryMessages(console.print_line))
 
 
+@dataclass(frozen=True)
+class _Rendering:
+    """The image that reproduces one sample, and the sha256 of its reference images in the order of their slots."""
+
+    data: bytes
+    references: tuple[str, ...]
+
+    @property
+    def picture(self) -> Image.Image:
+        return Image.open(io.BytesIO(self.data)).convert("RGB")
+
+
 def run_replay(
-    console: LineConsole, client: Client, config: Path, *, lora: str | None, samples: Path | None, output: Path
+    console: LineConsole,
+    client: Client,
+    config: Path,
+    *,
+    lora: str | None,
+    samples: Path | None,
+    output: Path,
+    image_folders: Sequence[Path] = (),
 ) -> list[Similarity]:
     """Submit the config's samples, save the images, and compare them with the trainer's pictures.
 
     Args:
         lora: adapter under the adapter root; None selects the trainer's `{name}/{name}.safetensors`.
         samples: folder of the trainer's sample images; those of the last step are compared. None compares nothing.
+        image_folders: where to look for reference images, see `find_images`.
 
     Returns:
         One comparison for each of the trainer's pictures that has the same size as its rendering.
 
     Raises:
-        ConfigRefused: the file is not text in UTF-8.
+        ConfigRefused, ConfigImagesNotFound: see `submit_config`.
         ApiError: the API refuses the config, or cannot be reached for longer than the client allows.
         ReplayFailed: a job failed or was canceled.
         NoSamples: `samples` holds no picture by the trainer.
         OutputRefused: `output` cannot be created.
     """
-    try:
-        text = config.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigRefused(f"{config} is not text in UTF-8: {error.reason} at byte {error.start}") from error
     # Both folders are checked before anything is rendered: a mistake then costs no GPU time.
     trainer_files = find_trainer_samples(samples) if samples else {}
     make_output_folder(output)
-    replay = client.submit_replay(text, lora=lora)
-    for warning in replay.warnings:
+    submitted = submit_config(console, client, config, lora=lora, folders=image_folders)
+    for warning in submitted.replay.warnings:
         console.print_line(f"warning: {warning}")
-    images = _render(console, client, replay)
-    for index, data in enumerate(images):
-        (output / f"sample-{index}.png").write_bytes(data)
-    console.print_line(f"{counted(len(images), 'image is', 'images are')} in {output}/")
-    return _compare(console, images, trainer_files, output=output) if trainer_files else []
+    renderings = _render(console, client, submitted.replay)
+    for index, rendering in enumerate(renderings):
+        (output / f"sample-{index}.png").write_bytes(rendering.data)
+    console.print_line(f"{counted(len(renderings), 'image is', 'images are')} in {output}/")
+    references = _read_references(submitted.images)
+    if trainer_files:
+        return _compare(console, renderings, trainer_files, references=references, output=output)
+    if any(rendering.references for rendering in renderings):
+        rows = [_sheet_row(rendering, references) for rendering in renderings]
+        draw_contact_sheet(rows).save(output / _SHEET)
+        console.print_line(f"contact sheet (reference images, ours): {output / _SHEET}")
+    return []
 
 
-def _render(console: LineConsole, client: Client, replay: Replay) -> list[bytes]:
-    """Wait for every job of the replay; return the images' bytes in the order of the config's samples."""
+def _render(console: LineConsole, client: Client, replay: Replay) -> list[_Rendering]:
+    """Wait for every job of the replay; return the images in the order of the config's samples."""
     jobs = replay.requests
-    images: dict[str, list[bytes]] = {}
+    images: dict[str, list[_Rendering]] = {}
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
         for number, job in enumerate(jobs):
             task = bar.add_task(f"request {number + 1} of {len(jobs)}", total=1.0)
@@ -88,7 +110,9 @@ def _render(console: LineConsole, client: Client, replay: Replay) -> list[bytes]
                 raise ReplayFailed(f"request {job.request_id} {status.status}: {status.error}")
             # Now, because the URLs are valid for an hour and the other jobs may take longer.
             found = client.result(job.request_id).images
-            images[job.request_id] = [image.bytes() for image in found]
+            images[job.request_id] = [
+                _Rendering(image.bytes(), tuple(reference.sha256 for reference in image.references)) for image in found
+            ]
             for image in found:
                 for warning in image.warnings:
                     console.print_line(f"warning: request {number + 1}, image {image.index}: {warning}")
@@ -96,30 +120,48 @@ def _render(console: LineConsole, client: Client, replay: Replay) -> list[bytes]
 
 
 def _compare(
-    console: LineConsole, images: Sequence[bytes], trainer_files: Mapping[int, Path], *, output: Path
+    console: LineConsole,
+    renderings: Sequence[_Rendering],
+    trainer_files: Mapping[int, Path],
+    *,
+    references: Mapping[str, Image.Image],
+    output: Path,
 ) -> list[Similarity]:
-    for line in _describe_unpaired(len(images), trainer_files):
+    for line in _describe_unpaired(len(renderings), trainer_files):
         console.print_line(line)
     rows = [("sample", "mean", "max", "PSNR dB", "file")]
-    pairs, similarities = [], []
+    sheet, similarities = [], []
     for index, path in sorted(trainer_files.items()):
-        if index >= len(images):
+        if index >= len(renderings):
             continue
+        ours = renderings[index].picture
         with Image.open(path) as opened:
-            ours, theirs = Image.open(io.BytesIO(images[index])).convert("RGB"), opened.convert("RGB")
+            theirs = opened.convert("RGB")
         if ours.size != theirs.size:
             rows.append((str(index), f"sizes differ: {ours.size} and {theirs.size}", "", "", path.name))
             continue
         similarity = compare_images(ours, theirs)
         numbers = (f"{similarity.mean:.2f}", str(similarity.maximum), f"{similarity.psnr_db:.1f}")
         rows.append((str(index), *numbers, path.name))
-        pairs.append((ours, theirs))
+        sheet.append(_sheet_row(renderings[index], references, theirs=theirs))
         similarities.append(similarity)
     console.print_rows(rows)
-    if pairs:
-        draw_contact_sheet(pairs).save(output / "contact-sheet.png")
-        console.print_line(f"contact sheet (trainer's, ours, difference): {output / 'contact-sheet.png'}")
+    if sheet:
+        draw_contact_sheet(sheet).save(output / _SHEET)
+        columns = "reference images, " if any(row.references for row in sheet) else ""
+        console.print_line(f"contact sheet ({columns}trainer's, ours, difference): {output / _SHEET}")
     return similarities
+
+
+def _read_references(files: Mapping[str, Path]) -> dict[str, Image.Image]:
+    """Return the reference images as the model reads them, by their files' sha256."""
+    return {sha256: prepare(read_rgb(path.read_bytes())) for sha256, path in files.items()}
+
+
+def _sheet_row(
+    rendering: _Rendering, references: Mapping[str, Image.Image], theirs: Image.Image | None = None
+) -> SheetRow:
+    return SheetRow(rendering.picture, theirs, [references.get(sha256) for sha256 in rendering.references])
 
 
 def _describe_unpaired(count: int, trainer_files: Mapping[int, Path]) -> Iterator[str]:

@@ -1,10 +1,9 @@
-"""Compare rendered images with the trainer's samples, in numbers and in a contact sheet."""
+"""Compare rendered images with the trainer's samples, in numbers."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,6 @@ SAMPLE_NAMES = (
     "names are [time]__[step, 9 digits]_[number of the sample, from 0].jpg, .png or .webp, e.g. 17__000000250_0.jpg"
 )
 _SHOWN = 3
-_GAP_PX = 8
-# A difference of a few steps in 255 is invisible; the contact sheet shows it this many times brighter.
-_DIFFERENCE_GAIN = 4
 
 
 @dataclass(frozen=True)
@@ -86,19 +82,3 @@ def _describe(folder: Path) -> str:
                 return f"did you mean --samples {below}?"
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return f"it holds {', '.join(names[:_SHOWN])}{more}" if names else "it is empty"
-
-
-def draw_contact_sheet(pairs: Sequence[tuple[Image.Image, Image.Image]]) -> Image.Image:
-    """Draw one row for each (ours, theirs) pair: theirs, ours, and their brightened difference."""
-    rows = [(theirs.convert("RGB"), ours.convert("RGB")) for ours, theirs in pairs]
-    width = max(theirs.width for theirs, _ in rows) * 3 + 2 * _GAP_PX
-    height = sum(theirs.height + _GAP_PX for theirs, _ in rows) - _GAP_PX
-    sheet = Image.new("RGB", (width, height), "white")
-    brighter = [min(255, step * _DIFFERENCE_GAIN) for step in range(256)] * 3
-    top = 0
-    for theirs, ours in rows:
-        difference = ImageChops.difference(ours, theirs).point(brighter)
-        for column, picture in enumerate((theirs, ours, difference)):
-            sheet.paste(picture, (column * (theirs.width + _GAP_PX), top))
-        top += theirs.height + _GAP_PX
-    return sheet

@@ -52,6 +52,7 @@
     - DemoFailed                 a demonstration job did not succeed
     - ReplayFailed               a job of the replay did not succeed
     - NoSamples                  the folder holds no sample images by the trainer
+    - ConfigImagesNotFound       reference images of a training config are not on this host
     - UploadRefused              a file of this host cannot be uploaded
     - OutputRefused              a command's files cannot be written where it should
     - NoStack                    the folder holds no settings of a stack
@@ -70,7 +71,8 @@ from typing import TYPE_CHECKING
 from shared.plurals import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+    from typing import Any
 
 # Names that a message lists, and characters of each; the end of a path says most.
 _SHOWN = 3
@@ -476,6 +478,7 @@ class ApiError(CommandError):
         retryable: bool = False,
         retry_after_s: float | None = None,
         status: int | None = None,
+        problem: Mapping[str, Any] | None = None,
     ) -> None:
         """Make the error.
 
@@ -483,11 +486,13 @@ class ApiError(CommandError):
             retryable: whether the same call may succeed later: the API, or something that it needs, was away.
             retry_after_s: seconds that the server asks to wait before the next attempt.
             status: the answer's HTTP status; None without an answer.
+            problem: the answer's body; None if it has none in the API's format.
         """
         super().__init__(message)
         self.retryable = retryable
         self.retry_after_s = retry_after_s
         self.status = status
+        self.problem: Mapping[str, Any] = problem or {}
 
 
 class ApiUnreachable(ApiError):
@@ -506,6 +511,12 @@ class ReplayFailed(CommandError):
     """A job of the replay did not succeed."""
 
     code = "replay_failed"
+
+
+class ConfigImagesNotFound(CommandError):
+    """Reference images that a training config names are not on this host, or are no images; the message names them."""
+
+    code = "config_images_not_found"
 
 
 class NoSamples(CommandError):

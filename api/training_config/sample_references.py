@@ -18,11 +18,10 @@ from urllib.parse import urlsplit
 
 from api.training_config.config_file import expect_text
 from shared.errors import ConfigRefused, InvalidRequest, ReferencesNeeded
+from shared.request import REFERENCE_FIELDS
 
 #: The flag of a prompt that names the image of slot 1.
 FLAG = "ctrl_img"
-# The keys of each slot, the one with precedence first; also the names of the request's fields.
-_SLOTS = {1: ("ctrl_img", "ctrl_img_1"), 2: ("ctrl_img_2",), 3: ("ctrl_img_3",)}
 # Longest path of a file on Linux, in bytes.
 _MAX_LENGTH = 4096
 # What the request's fields take as it is; anything else is a file of the trainer's host.
@@ -45,7 +44,7 @@ class SampleReference(NamedTuple):
     @property
     def field(self) -> str:
         """The request's field for the slot."""
-        return _SLOTS[self.slot][0]
+        return REFERENCE_FIELDS[self.slot][0]
 
 
 def read_references(given: Mapping[str, Any], flags: Mapping[str, str], where: str) -> Iterator[SampleReference]:
@@ -59,7 +58,8 @@ def read_references(given: Mapping[str, Any], flags: Mapping[str, str], where: s
     Raises:
         ConfigRefused: an image's name is no text, is empty or is too long for a path.
     """
-    for slot, keys in _SLOTS.items():
+    # A request has the keys of a sample, with the same precedence.
+    for slot, keys in REFERENCE_FIELDS.items():
         if slot == 1 and FLAG in flags:
             yield SampleReference(slot, _check(flags[FLAG], f"--{FLAG} in {where}.prompt"), f"--{FLAG}")
             continue
@@ -78,7 +78,7 @@ def unused_images(
     Args:
         references: those of each entry, see `read_references`.
     """
-    for key in (key for keys in _SLOTS.values() for key in keys if section.get(key) is not None):
+    for key in (key for keys in REFERENCE_FIELDS.values() for key in keys if section.get(key) is not None):
         yield (
             f"sample.{key} has no effect, as in the trainer, which reads reference images from single samples; to "
             "render with it, move it into each of sample.samples"
@@ -88,7 +88,7 @@ def unused_images(
         if not found or found[0].slot != 1:
             continue
         first = found[0]
-        unused = next((key for key in _SLOTS[1] if entry.get(key) not in (None, first.image)), None)
+        unused = next((key for key in REFERENCE_FIELDS[1] if entry.get(key) not in (None, first.image)), None)
         if unused is not None:
             yield f"sample.samples[{index}].{unused} has no effect, as in the trainer: {first.key} takes its place"
             break

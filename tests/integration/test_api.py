@@ -1,6 +1,7 @@
 """The API over real HTTP; the tests act as the worker on the ledger."""
 
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import httpx2
 import pytest
 from fastapi import BackgroundTasks
+from PIL import Image
 
 from api.schemas.accepted import ReplayRequest
 from api.submission import hash_body, prepare_job, store_jobs
@@ -1158,6 +1160,13 @@ def test_a_config_whose_samples_exceed_the_apis_limits_is_a_problem(api):
     assert "sample_steps" in body["detail"]
 
 
+def drawn(color):
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64), color).save(file, "PNG")
+    return file.getvalue()
+
+
+IMAGES = drawn("red"), drawn("blue")
 IMAGE_CONFIG = """
 config:
   name: x
@@ -1203,6 +1212,36 @@ def test_an_image_that_the_config_does_not_have_is_refused(api):
     )
 
     assert "no sample of the config has the reference image '/data/c.png'" in found["detail"]
+
+
+def test_the_items_of_a_replay_have_the_images_of_their_samples(api, adapter):
+    red, blue = (
+        api.http.post("/v1/uploads", content=data, headers={"content-type": "image/png"}).json() for data in IMAGES
+    )
+    images = {"/data/a.png": red["path"], "C:/b.png": blue["path"]}
+
+    answer = api.http.post(
+        "/v1/replays", json={"config": IMAGE_CONFIG, "lora": "my_lora_job/my_lora.safetensors", "images": images}
+    )
+
+    assert answer.status_code == 202, answer.text
+    found = [specs(api, sample["request_id"])[sample["index"]] for sample in answer.json()["samples"]]
+    assert [[(ref.slot, ref.sha256) for ref in spec.references] for spec in found] == [
+        [(1, red["sha256"])],
+        [(1, red["sha256"]), (3, blue["sha256"])],
+    ]
+    assert [spec.prompt for spec in found] == ["a", "b"]
+
+
+def test_an_image_of_a_replay_that_was_never_uploaded_is_refused(api, adapter, redis_client):
+    images = {"/data/a.png": f"upload:{'0' * 64}", "C:/b.png": f"upload:{'1' * 64}"}
+
+    answer = api.http.post(
+        "/v1/replays", json={"config": IMAGE_CONFIG, "lora": "my_lora_job/my_lora.safetensors", "images": images}
+    )
+
+    assert "no image was uploaded as upload:000" in problem(answer, 422, "invalid_reference")["detail"]
+    assert redis_client.keys(f"{keys.PREFIX}job:*") == []
 
 
 def test_a_replay_without_images_has_the_same_identity_as_before_there_were_any():

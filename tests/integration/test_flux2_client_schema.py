@@ -25,7 +25,13 @@ PNG = _file.getvalue()
 # Verb, its arguments, the path in the document, and the model that reads the answer.
 VERBS = [
     ("submit", ({},), {"idempotency_key": None}, "/v1/inference", models.Job),
-    ("submit_replay", ("",), {"lora": None, "idempotency_key": None}, "/v1/replays", models.Replay),
+    (
+        "submit_replay",
+        ("",),
+        {"lora": None, "images": {"a": "b"}, "idempotency_key": None},
+        "/v1/replays",
+        models.Replay,
+    ),
     ("status", ("1",), {}, "/v1/requests/{request_id}/status", models.Status),
     ("result", ("1",), {}, "/v1/requests/{request_id}/result", Result[ImageInfo]),
     ("cancel", ("1",), {}, "/v1/requests/{request_id}/cancel", models.Status),

@@ -5,7 +5,7 @@ import math
 import pytest
 from PIL import Image
 
-from flux2_client.similarity import compare_images, draw_contact_sheet, find_trainer_samples
+from flux2_client.similarity import compare_images, find_trainer_samples
 from shared.errors import NoSamples
 
 
@@ -72,12 +72,3 @@ def test_the_error_names_the_folder_below_that_has_samples(tmp_path, folder):
 
     with pytest.raises(NoSamples, match=f"did you mean --samples {tmp_path / folder}"):
         find_trainer_samples(tmp_path)
-
-
-def test_the_contact_sheet_has_a_row_for_each_pair_and_brightens_the_difference():
-    sheet = draw_contact_sheet([(flat(10), flat(15)), (flat(0), flat(0))])
-
-    assert sheet.size == (3 * 4 + 2 * 8, 2 * 2 + 8)
-    assert sheet.getpixel((0, 0)) == (15, 15, 15)
-    assert sheet.getpixel((12, 0)) == (10, 10, 10)
-    assert sheet.getpixel((24, 0)) == (20, 20, 20)
