@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from flux2_client.models import Limits
 
 #: Images that one command may ask for: `--seed 1..1000000000` is a mistake.
 MAX_IMAGES = 100_000
+
+#: The fields of a prompt that give reference images.
+REFERENCE_FIELDS: Final = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _SIZE = re.compile(r"(\d+)(?:x(\d+))?")
@@ -119,14 +122,23 @@ def split_request(request: Mapping[str, Any], limits: Limits) -> Iterator[dict[s
     room = limits.max_body_bytes // 2 - _size(rest)
     batch: list[Any] = []
     used = 0
+    images: set[str] = set()
     for prompt in request["prompts"]:
-        size = _size(prompt) + 1
-        if batch and (len(batch) == limits.max_prompts or used + size > room):
+        size, more = _size(prompt) + 1, set(reference_texts(prompt))
+        is_full = len(batch) == limits.max_prompts or len(images | more) > limits.max_reference_images
+        if batch and (is_full or used + size > room):
             yield {**rest, "prompts": batch}
-            batch, used = [], 0
+            batch, used, images = [], 0, set()
         batch.append(prompt)
         used += size
+        images |= more
     yield {**rest, "prompts": batch}
+
+
+def reference_texts(prompt: Mapping[str, Any]) -> list[str]:
+    """Return the texts of a prompt that give reference images."""
+    # The API refuses other values, and an empty text gives no image.
+    return [text for name in REFERENCE_FIELDS if isinstance(text := prompt.get(name), str) and text]
 
 
 def _size(value: Any) -> int:

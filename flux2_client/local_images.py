@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from flux2_client.composition import REFERENCE_FIELDS, reference_texts
 from flux2_client.image_file import read_image
 from shared.errors import UploadRefused
 
 if TYPE_CHECKING:
     from flux2_client.async_client import AsyncClient
     from flux2_client.report import Report
-
-#: The fields of a prompt that give reference images.
-REFERENCE_FIELDS: Final = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
 
 # A letter alone is a drive of Windows.
 _ADDRESS: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -49,7 +47,7 @@ def find_local_images(request: Mapping[str, Any]) -> LocalImages:
     """
     paths: dict[str, Path] = {}
     digests: dict[str, str] = {}
-    for text in dict.fromkeys(_texts(request)):
+    for text in dict.fromkeys(text for prompt in request["prompts"] for text in reference_texts(prompt)):
         if _is_elsewhere(text):
             continue
         path = Path(text)
@@ -96,14 +94,6 @@ def _replace(request: Mapping[str, Any], uploads: Mapping[str, str]) -> dict[str
         for prompt in request["prompts"]
     ]
     return {**request, "prompts": prompts}
-
-
-def _texts(request: Mapping[str, Any]) -> Iterator[str]:
-    for prompt in request["prompts"]:
-        for name in REFERENCE_FIELDS:
-            # The API refuses other values, and an empty text gives no image.
-            if isinstance(value := prompt.get(name), str) and value:
-                yield value
 
 
 def _is_elsewhere(text: str) -> bool:

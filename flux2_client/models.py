@@ -256,6 +256,8 @@ class Limits(Answer):
 
     max_prompts: int = 1000
     max_body_bytes: int = 4 * 1024**2
+    max_reference_images: int = 100
+    max_reference_bytes: int = 32 * 1024**2
     max_prompt_characters: int = 10_000
     max_prompt_tokens: int = 512
 

@@ -34,7 +34,15 @@ def list_models(services: ServicesDep) -> ModelList:
                 base_revision=base.revision if base else None,
             )
         )
-    limits = services.settings.api
+    limits, references = services.settings.api, services.settings.references
     # A client splits by this number; a job that exceeds the cap of the queue is refused too.
     max_prompts = min(limits.max_prompts, services.settings.queue.cap)
-    return ModelList(models=lines, limits=Limits(max_prompts=max_prompts, max_body_bytes=limits.max_body_bytes))
+    return ModelList(
+        models=lines,
+        limits=Limits(
+            max_prompts=max_prompts,
+            max_body_bytes=limits.max_body_bytes,
+            max_reference_images=references.max_images,
+            max_reference_bytes=references.max_bytes,
+        ),
+    )

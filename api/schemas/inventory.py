@@ -105,10 +105,12 @@ class ModelLine(BaseModel):
 
 
 class Limits(BaseModel):
-    """Limits of one request; the operator sets the first two."""
+    """Limits of one request; the operator sets those of prompts, bodies and images."""
 
     max_prompts: int = Field(description="Prompts that one request may have; no more than the queue ever holds.")
     max_body_bytes: int = Field(description="Size of a request body in bytes.")
+    max_reference_images: int = Field(description="Different reference images that one request may name.")
+    max_reference_bytes: int = Field(description="Size in bytes of the file of a reference image.")
     max_prompt_characters: int = Field(
         MAX_TEXT, description="Characters of a prompt, also with its trigger word filled in; more are refused."
     )

@@ -1697,6 +1697,7 @@ def test_the_models_page_states_the_limits_of_a_request(api):
 
     # The queue of `api` holds 50 items: a client that splits at more would be refused.
     assert (limits.pop("max_prompts"), limits.pop("max_body_bytes")) == (50, 64 * 1024)
+    assert (limits.pop("max_reference_images"), limits.pop("max_reference_bytes")) == (100, 32 * 1024**2)
     assert limits == {"max_prompt_characters": 10_000, "max_prompt_tokens": 512}
 
 

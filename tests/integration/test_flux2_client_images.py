@@ -204,6 +204,20 @@ def test_a_request_file_may_name_files_of_this_host_too(flux2, picture, tmp_path
     assert sent == [[{"prompt": "a", "ctrl_img_1": upload(path)}]]
 
 
+def test_more_images_than_one_request_may_name_become_several_jobs(serve_api, api, picture, tmp_path):
+    files = [picture(f"{index}.png", (index, 0, 0)) for index in range(5)]
+    (tmp_path / "prompts").write_text("\n".join(json.dumps({"prompt": "a", "ctrl_img": str(path)}) for path in files))
+    references = api.settings.references.model_copy(update={"max_images": 2})
+
+    with serve_api(api.settings.model_copy(update={"references": references})) as small:
+        done = CliRunner().invoke(app, ["submit", "--prompts", str(tmp_path / "prompts"), "--json", "--url", small.url])
+
+    assert done.exit_code == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["images"] for event in events if event["event"] == "submitted"] == [2, 2, 1]
+    assert sorted(event["file"] for event in events if event["event"] == "uploaded") == sorted(map(str, files))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -87,6 +87,18 @@ def test_a_large_request_is_split_by_count_and_by_size_in_order():
         assert all(part["model"] == "flux2" for part in parts)
 
 
+def test_a_request_is_split_by_the_number_of_different_reference_images():
+    texts = ["a", "b", "a", "c", None, "d", "d", "c"]
+    prompts = [{"prompt": f"{n}", "ctrl_img": text, "ctrl_img_2": "b"} for n, text in enumerate(texts)]
+
+    parts = list(split_request({"prompts": prompts}, Limits(max_reference_images=3)))
+
+    assert [[prompt["ctrl_img"] for prompt in part["prompts"]] for part in parts] == [
+        ["a", "b", "a", "c", None],
+        ["d", "d", "c"],
+    ]
+
+
 def test_seeds_that_the_api_would_choose_do_not_depend_on_the_split():
     prompts = [{"prompt": "a"}, {"prompt": "b", "seed": 7}, {"prompt": "c"}, {"prompt": "d", "seed": None}]
 
