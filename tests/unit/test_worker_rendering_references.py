@@ -146,6 +146,20 @@ def test_encoded_images_are_forgotten_after_memory_ran_out(components, monkeypat
     assert len(runs) == 2
 
 
+def test_tokens_that_are_forgotten_during_their_upload_are_not_used(components, monkeypatch):
+    runs = []
+    monkeypatch.setattr(reference_encoder, "encode", lambda *given: runs.append(1) or torch.ones(1, 128, 5, 4))
+    encoder = ReferenceEncoder(components("bf16"), load=Files(RED))
+    encoder.encode(encoder.load(refs(RED)))
+    loaded = encoder.load(refs(RED))
+
+    encoder.forget()
+    encoder.upload(loaded)
+    encoder.encode(encoder.load(refs(RED)))
+
+    assert len(runs) == 2
+
+
 def test_tiled_decoding_does_not_encode_references_in_tiles(components):
     from worker.rendering.decode import tiled_decoding
 

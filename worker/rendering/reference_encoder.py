@@ -144,7 +144,10 @@ class ReferenceEncoder:
             if reference.tokens is not None:
                 tokens = reference.tokens.to(self._components.device)
                 with self._lock:
-                    self._uploaded_tokens[key] = tokens
+                    # Another thread may have called `forget` since they were loaded.
+                    found: _Encoding | None = self._encodings.get(key)
+                    if found is not None and found.tokens is reference.tokens:
+                        self._uploaded_tokens[key] = tokens
             else:
                 pixels = self._pixels(reference)
                 with self._lock:
