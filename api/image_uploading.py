@@ -13,6 +13,7 @@ from starlette.requests import Request
 from api.deps import Services
 from api.upload_body import open_body
 from api.upload_headers import FileRules, StatedFile, read_upload_headers
+from shared.errors import ObjectMissing, ReferenceRefused, UploadNotFound
 from shared.reference_image import CheckedImage, check_image
 from shared.reference_store import ReferenceStore
 
@@ -49,6 +50,38 @@ async def receive_image(request: Request, services: Services) -> StoredImage:
         data = await open_body(request, size_bytes=stated.size_bytes).take(stated.size_bytes)
         store = partial(_check_and_store, services.references, data, stated)
         return await to_thread.run_sync(store, limiter=services.image_slots.limiter)
+
+
+async def describe_image(sha256: str, services: Services) -> CheckedImage:
+    """Describe a stored image, which becomes young again.
+
+    Raises:
+        UploadNotFound: there is none, or its bytes are not those that were uploaded.
+        UploadsBusy, StorageUnavailable: a later try may succeed.
+    """
+    run = partial(to_thread.run_sync, limiter=services.image_slots.limiter)
+    size_bytes = await run(partial(services.references.size_bytes, sha256))
+    if size_bytes is None:
+        raise _not_found(sha256)
+    with services.image_slots.take(min(size_bytes, services.settings.references.max_bytes)):
+        return await run(partial(_read_and_check, services.references, sha256))
+
+
+def _read_and_check(references: ReferenceStore, digest: str) -> CheckedImage:
+    try:
+        references.renew(digest)
+        image = check_image(references.get(digest))
+    except (ObjectMissing, ReferenceRefused) as error:
+        raise _not_found(digest) from error
+    if image.sha256 != digest:
+        raise _not_found(digest)
+    return image
+
+
+def _not_found(sha256: str) -> UploadNotFound:
+    return UploadNotFound(
+        f"no image was uploaded as upload:{sha256}, or it was deleted; upload it with POST /v1/uploads"
+    )
 
 
 def _check_and_store(references: ReferenceStore, data: bytes, stated: StatedFile) -> StoredImage:

@@ -236,7 +236,7 @@ class Client:
         return self._run(self._protocol.upload_adapter(body, name=name))
 
     def upload_image(self, image: str | Path | bytes) -> UploadedImage:
-        """Upload a reference image; its `path` goes into `ctrl_img` of a prompt. A repeat changes nothing.
+        """Upload a reference image; its `path` goes into `ctrl_img` of a prompt. A large one that is there is not sent.
 
         Args:
             image: the path of a PNG, JPEG, WebP or BMP file, or the bytes of one.

@@ -59,6 +59,8 @@ AnswerT = TypeVar("AnswerT", bound=BaseModel)
 # Polls begin often, because a small job ends soon, and become as rare as the API's Retry-After asks for.
 _FIRST_POLL_S = 0.25
 _LONGEST_POLL_S = 30.0
+# Of an image of this size, a question costs less than sending what the service has already.
+_WORTH_ASKING_BYTES = 256 * 1024
 # What stores answer to a URL whose signature has expired.
 _EXPIRED = frozenset({400, 401, 403})
 
@@ -128,7 +130,14 @@ class Protocol(Generic[ImageT]):
         return stored
 
     def upload_image(self, file: ImageFile) -> Steps[UploadedImage]:
-        headers = {"Content-Type": file.image.content_type, "X-Content-SHA256": file.image.sha256}
+        sha256 = file.image.sha256
+        if len(file.data) >= _WORTH_ASKING_BYTES:
+            try:
+                return (yield from self._call(UploadedImage, Call("GET", f"/v1/uploads/{sha256}")))
+            except ApiError as error:
+                if error.status != HTTPStatus.NOT_FOUND:
+                    raise
+        headers = {"Content-Type": file.image.content_type, "X-Content-SHA256": sha256}
         call = Call("POST", "/v1/uploads", body=file.data, headers=headers, timeout_s=UPLOAD_TIMEOUT_S)
         try:
             return (yield from self._call(UploadedImage, call))
@@ -136,8 +145,13 @@ class Protocol(Generic[ImageT]):
             raise
         except ApiError as error:
             # The API does not know the file's name.
-            error.args = (f"{file.name}: {error}",)
-            raise
+            raise ApiError(
+                f"{file.name}: {error}",
+                retryable=error.retryable,
+                retry_after_s=error.retry_after_s,
+                status=error.status,
+                problem=error.problem,
+            ) from error
 
     def delete_adapter(self, name: str, *, sha256: str | None) -> Steps[DeletedUploads]:
         return self._call(DeletedUploads, Call("DELETE", _upload_path(name), params=_params(sha256=sha256)))

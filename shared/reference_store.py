@@ -12,6 +12,7 @@ from typing import Final
 from shared.reference_image import CheckedImage, check_image
 from shared.references import reference_key
 from shared.storage import FileStore
+from shared.storage.protocol import StoredObject
 
 # Younger images are not stored again. A rule that deletes images should leave them for several days.
 _FRESH_S: Final = 86_400.0
@@ -25,10 +26,11 @@ class ReferenceStore:
 
     def put(self, image: CheckedImage, data: bytes) -> bool:
         """Store the bytes of an image unless they are there and fresh; return whether they are new."""
-        age_s = self._age_s(image.sha256)
-        if age_s is None or age_s > _FRESH_S:
+        found = self._store.stat(reference_key(image.sha256))
+        # Another size: something damaged the object, and people are asked to send the image again.
+        if found is None or _age_s(found) > _FRESH_S or found.size_bytes != image.size_bytes:
             self._store.put(reference_key(image.sha256), data, content_type=image.content_type)
-        return age_s is None
+        return found is None
 
     def renew(self, sha256: str) -> bool:
         """Make a stored image young again; return whether there is one.
@@ -36,16 +38,21 @@ class ReferenceStore:
         Raises:
             ReferenceRefused: the stored bytes are no image.
         """
-        age_s = self._age_s(sha256)
-        if age_s is not None and age_s > _FRESH_S:
+        found = self._store.stat(reference_key(sha256))
+        if found is not None and _age_s(found) > _FRESH_S:
             data = self.get(sha256)
             self._store.put(reference_key(sha256), data, content_type=check_image(data).content_type)
-        return age_s is not None
+        return found is not None
+
+    def size_bytes(self, sha256: str) -> int | None:
+        """Return the size of an image; None if there is none."""
+        found = self._store.stat(reference_key(sha256))
+        return None if found is None else found.size_bytes
 
     def get(self, sha256: str) -> bytes:
         """Return the bytes of an image; raises `ObjectMissing` if there is none."""
         return self._store.get(reference_key(sha256))
 
-    def _age_s(self, sha256: str) -> float | None:
-        found = self._store.stat(reference_key(sha256))
-        return None if found is None else time.time() - found.modified_s
+
+def _age_s(found: StoredObject) -> float:
+    return time.time() - found.modified_s

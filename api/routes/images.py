@@ -1,16 +1,17 @@
-"""POST /v1/uploads: keep the reference images of jobs in the service's own object store."""
+"""POST and GET /v1/uploads: keep the reference images of jobs in the service's own object store."""
 
 from __future__ import annotations
 
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Path, Request, Response
 
 from api.deps import ServicesDep
-from api.image_uploading import receive_image
+from api.image_uploading import describe_image, receive_image
 from api.schemas.problems import Problem
 from api.schemas.uploads import UploadedImage
+from shared.reference_image import CheckedImage
 
 router = APIRouter(prefix="/v1", tags=["references"])
 
@@ -58,7 +59,29 @@ async def post_upload(
     stored = await receive_image(request, services)
     if not stored.is_new:
         response.status_code = HTTPStatus.OK
-    image = stored.image
+    return _describe(stored.image)
+
+
+@router.get(
+    "/uploads/{sha256}",
+    summary="Describe an uploaded image",
+    responses={
+        404: {"model": Problem, "description": "No such image is stored."},
+        503: {"model": Problem, "description": "The object store is away, or too many images are being read."},
+    },
+)
+async def get_upload(
+    services: ServicesDep,
+    sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image's file.")],
+) -> UploadedImage:
+    """Say what `POST /v1/uploads` said about an image, so that a large one need not be sent again.
+
+    The image counts as stored now for rules that delete old ones.
+    """
+    return _describe(await describe_image(sha256, services))
+
+
+def _describe(image: CheckedImage) -> UploadedImage:
     return UploadedImage(
         path=f"upload:{image.sha256}",
         sha256=image.sha256,

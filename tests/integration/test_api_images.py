@@ -318,6 +318,37 @@ def test_an_air_gap_takes_images_because_nothing_is_fetched_for_them(api, serve_
         assert post(gapped, data).status_code == 201
 
 
+def test_a_stored_image_is_described_as_by_its_upload(api):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded("JPEG", (1400, 900), exif=exif)
+    uploaded = post(api, data).json()
+
+    found = api.http.get(f"/v1/uploads/{sha256(data)}")
+
+    assert (found.status_code, found.json()) == (200, uploaded)
+
+
+def test_an_image_that_is_not_there_is_not_described(api):
+    detail = problem(api.http.get(f"/v1/uploads/{'0' * 64}"), 404, "UPLOAD_NOT_FOUND")
+
+    assert "upload it with POST /v1/uploads" in detail
+    assert api.http.get("/v1/uploads/photo.png").status_code == 422
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:-50], lambda data: encoded(), lambda data: b"x" * len(data)])
+def test_an_object_with_other_bytes_is_not_described_and_an_upload_repairs_one_that_was_cut(api, data, damage):
+    post(api, data)
+    damaged = damage(data)
+    api.store.put(reference_key(sha256(data)), damaged, content_type="image/png")
+
+    problem(api.http.get(f"/v1/uploads/{sha256(data)}"), 404, "UPLOAD_NOT_FOUND")
+    assert post(api, data).status_code == 200
+
+    repaired = api.store.get(reference_key(sha256(data))) == data
+    assert repaired == (len(damaged) != len(data))
+
+
 def test_an_api_that_is_killed_leaves_nothing(tmp_path, redis_client, redis_url, data, wait_until):
     port, folder = pick_free_port(), tmp_path / "objects"
     environment = {

@@ -112,6 +112,24 @@ def test_a_refusal_of_the_api_names_the_file(api, serve_api, picture):
     assert error.value.status == 413
 
 
+def test_a_large_image_that_the_service_has_is_not_sent_again(api, picture, monkeypatch):
+    path = picture("photo.bmp", size=(400, 300))
+    sent = []
+    send = Client._perform
+
+    def noted(self, step):
+        sent.append((step.method, step.path.split("/")[2], len(step.body or b"")))
+        return send(self, step)
+
+    monkeypatch.setattr(Client, "_perform", noted)
+    with Client(api.url) as client:
+        first, second = client.upload_image(path), client.upload_image(path)
+
+    assert first == second
+    get, post = ("GET", "uploads", 0), ("POST", "uploads", path.stat().st_size)
+    assert sent == [get, post, get]
+
+
 def test_an_upload_is_repeated_when_the_api_is_busy(api, picture):
     path = picture("photo.png")
     slots, errors = api.services.image_slots, []
