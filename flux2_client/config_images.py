@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from flux2_client.image_file import read_image
 from shared.errors import ConfigImagesNotFound, UploadRefused
+from shared.plurals import counted
 
 _SHOWN = 5
 
@@ -36,32 +37,40 @@ def find_images(names: Sequence[str], *, config: Path, folders: Sequence[Path] =
     Raises:
         ConfigImagesNotFound: a file is missing, cannot be read or is no image that a job can use, or several files fit.
     """
-    found, faults = {}, []
+    found, missing, faults = {}, [], []
     for name in names:
         try:
-            found[name] = _find(name, config=config, folders=folders)
+            image = _find(name, config=config, folders=folders)
         except ConfigImagesNotFound as error:
             faults.append(str(error))
+            continue
+        if image is None:
+            missing.append(name)
+        else:
+            found[name] = image
     faults += _confused({name: image for name, image in found.items() if _in_folders(name, folders)})
-    if faults:
-        more = [f"and {len(faults) - _SHOWN} more"] if len(faults) > _SHOWN else []
-        raise ConfigImagesNotFound(
-            "\n".join(
-                [
-                    f"{len(faults)} of the config's {len(names)} reference images cannot be used; give the folder that "
-                    "holds them with --images FOLDER:",
-                    *faults[:_SHOWN],
-                    *more,
-                ]
-            )
-        )
+    if missing or faults:
+        raise ConfigImagesNotFound("\n".join(_describe(missing, faults, count=len(names))))
     return list(found.values())
 
 
-def _find(name: str, *, config: Path, folders: Sequence[Path]) -> ConfigImage:
+def _describe(missing: Sequence[str], faults: Sequence[str], *, count: int) -> Iterator[str]:
+    images = counted(count, "reference image", "reference images")
+    yield f"{len(missing) + len(faults)} of the config's {images} cannot be used"
+    if missing:
+        yield "not on this host; give their folder with --images FOLDER:"
+        yield from _shorten([f"  {name}" for name in missing])
+    yield from _shorten(faults)
+
+
+def _shorten(lines: Sequence[str]) -> list[str]:
+    return [*lines[:_SHOWN], *([f"  and {len(lines) - _SHOWN} more"] if len(lines) > _SHOWN else [])]
+
+
+def _find(name: str, *, config: Path, folders: Sequence[Path]) -> ConfigImage | None:
     paths = _in_folders(name, folders) or _on_this_host(name, config)
     if not paths:
-        raise ConfigImagesNotFound(f"{name}: no such file")
+        return None
     images = [_read(name, path) for path in paths]
     if len({image.sha256 for image in images}) > 1:
         raise ConfigImagesNotFound(

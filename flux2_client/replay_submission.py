@@ -32,7 +32,7 @@ def submit_config(
     """Submit the config's samples, and upload each of their reference images once.
 
     Raises:
-        ConfigRefused: the file is not text in UTF-8.
+        ConfigRefused: the file is not text in UTF-8, or names more images than the API takes.
         ConfigImagesNotFound: see `find_images`.
         ApiError: the API refuses the config or an image, or cannot be reached for longer than the client allows.
     """
@@ -50,6 +50,11 @@ def submit_config(
     # All files are found before the first one is uploaded.
     found = find_images(names, config=config, folders=folders)
     files = {image.sha256: image.path for image in found}
+    if len(files) > (limit := client.models().limits.max_reference_images):
+        raise ConfigRefused(
+            f"{config} names {len(files)} different reference images, and one replay may name {limit}; split the "
+            "config, or ask the operator to raise FLUX2_REFERENCES_MAX_IMAGES"
+        )
     uploads = {sha256: client.upload_image(path).path for sha256, path in files.items()}
     console.print_line(f"{counted(len(files), 'reference image was', 'reference images were')} uploaded")
     images = {image.name: uploads[image.sha256] for image in found}

@@ -230,5 +230,5 @@ def test_reference_images_that_are_not_on_this_host_are_named_and_nothing_is_ren
             image_folders=[tmp_path],
         )
 
-    assert "/workspace/sets/in/palette_112x97.png: no such file" in str(refused.value)
+    assert "give their folder with --images FOLDER:\n  /workspace/sets/in/rgba_80x112.png" in str(refused.value)
     assert len(list(client.requests())) == jobs

@@ -10,7 +10,7 @@ from PIL import Image
 from flux2_client.client import Client
 from flux2_client.replay_submission import submit_config
 from shared.console import LineConsole
-from shared.errors import ApiError, ConfigImagesNotFound
+from shared.errors import ApiError, ConfigImagesNotFound, ConfigRefused
 from shared.job import ItemSpec
 from shared.ledger import keys
 from shared.ledger.spec_parts import join_texts
@@ -86,6 +86,16 @@ def test_nothing_is_uploaded_if_one_image_is_missing(api, submit, tmp_path):
         submit({"prompt": "one", "ctrl_img": red, "ctrl_img_2": "/workspace/b.png"})
 
     assert api.store.list_objects("references", limit=10) == []
+
+
+def test_nothing_is_uploaded_if_a_config_names_more_images_than_the_api_takes(api, submit, tmp_path):
+    limit = api.services.settings.references.max_images
+    images = [draw(tmp_path / f"{number}.bmp", (number, 0, 0)) for number in range(limit + 1)]
+
+    with pytest.raises(ConfigRefused, match=f"names {limit + 1} different reference images, and one replay may name"):
+        submit(*({"prompt": "one", "ctrl_img": image} for image in images))
+
+    assert list(api.store.list_objects("references", limit=10)) == []
 
 
 def test_other_refusals_of_a_config_are_reported_as_they_are(submit):
