@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from functools import cached_property
 
-from api.reference_intake import CallReferences, ReferenceIntake
 from shared.adapters.remote import RemoteAdapters, call_deadline
 from shared.adapters.validate import ValidAdapter, validate_adapters
 from shared.catalog import Model
 from shared.ledger import Ledger
 from shared.ledger.workers import BaseModelInfo, SlotView
 from shared.request import LoraItem
+from shared.request_references import Intake, RequestReferences
 from shared.settings import AdaptersSettings
 
 
@@ -26,14 +26,12 @@ class SubmitCache:
         references: the reference images of the call.
     """
 
-    def __init__(
-        self, ledger: Ledger, settings: AdaptersSettings, remote: RemoteAdapters, *, intake: ReferenceIntake
-    ) -> None:
+    def __init__(self, ledger: Ledger, settings: AdaptersSettings, remote: RemoteAdapters, *, intake: Intake) -> None:
         self._ledger = ledger
         self._settings = settings
         self._remote = remote
         self._remote_until = call_deadline()
-        self.references = CallReferences(intake, deadline=self._remote_until)
+        self.references = RequestReferences(intake, deadline=self._remote_until)
         self._bases: dict[str, BaseModelInfo | None] = {}
         self._adapters: dict[tuple[Hashable, ...], list[ValidAdapter]] = {}
 

@@ -20,6 +20,8 @@ from shared.errors import AdapterRefused, ReferenceRefused
 from shared.sources.source import HttpsFile, HubFile, LocalFile, S3Object, UploadedFile, parse_source
 
 _DATA_URL: Final = re.compile(r"data:[^,;]{0,100}(;[^,;]{1,100}){0,4};base64,", re.IGNORECASE)
+# Addresses that `parse_source` would refuse with advice for adapters.
+_OTHER_SCHEME: Final = re.compile(r"(?!(?:https?|s3|hf)://)([a-z][a-z0-9+.-]*)://|(file|ftp|gopher):", re.IGNORECASE)
 _UPLOAD: Final = re.compile(r"upload:([0-9a-fA-F]{64})")
 # Python and JavaScript write base64 for URLs with these two.
 _URL_SAFE: Final = str.maketrans("-_", "+/")
@@ -61,8 +63,18 @@ class UploadedImage:
         return f"upload:{self.sha256}"
 
 
+@dataclass(frozen=True)
+class LocalImage:
+    """A file of this host, which only a request that is read on this host may name."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
 RemoteImage = HubFile | S3Object | HttpsFile
-ReferenceSource = InlineImage | UploadedImage | RemoteImage
+ReferenceSource = InlineImage | UploadedImage | LocalImage | RemoteImage
 
 
 def parse_reference(text: str) -> ReferenceSource:
@@ -78,6 +90,8 @@ def parse_reference(text: str) -> ReferenceSource:
         return InlineImage(text[match.end() :])
     if upload := _UPLOAD.fullmatch(text):
         return UploadedImage(upload[1].lower())
+    if other := _OTHER_SCHEME.match(text):
+        raise ReferenceRefused(f"the text is a {(other[1] or other[2])[:20].lower()} address; give {_FORMS}")
     try:
         # The address is not stored with the job, so it may carry a signature.
         source = parse_source(text, may_hold_secret=True)

@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from shared.adapters.locate import locate_adapter, naming_root
-from shared.adapters.remote import RemoteAdapters
+from shared.adapters.remote import RemoteAdapters, call_deadline
 from shared.adapters.validate import validate_adapters
 from shared.catalog import Model, find_model
 from shared.errors import InvalidRequest
 from shared.job import Engine
 from shared.model_places import check_model_places
 from shared.outputs import make_output_folder
+from shared.references import LoadReference
 from shared.request import InferenceRequest
+from shared.request_references import RequestReferences
 from shared.resolve import check_prompts, collect_warnings, reject_unsupported_fields, resolve_items
 from shared.settings import Settings
 from shared.sources.source import LocalFile, parse_source
@@ -29,6 +31,7 @@ from shared.sources.sources import Sources
 from worker.checkpoint.hub_cache import require_cached_model
 from worker.consumer import image_file
 from worker.consumer.adapter_files import ItemFiles, open_adapter_files
+from worker.offline_references import OfflineIntake
 
 if TYPE_CHECKING:
     from worker.rendering.attempt import RenderedImage
@@ -66,19 +69,23 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
         for lora in request.loras:
             if isinstance(parse_source(lora.path), LocalFile):
                 locate_adapter(lora.path, root=root, allow_symlinks=allow_symlinks)
-    remote = RemoteAdapters(Sources(settings), max_bytes=settings.adapters.max_bytes)
+    sources, deadline = Sources(settings), call_deadline()
+    remote = RemoteAdapters(sources, max_bytes=settings.adapters.max_bytes)
     # The adapters' headers alone, until the model's layers are known.
     checked = validate_adapters(request.loras, model, layers=None, settings=settings.adapters, remote=remote)
     check_prompts(resolve_items(request, model, [adapter.ref for adapter in checked]))
+    intake = OfflineIntake(settings, sources)
+    references, of_references = RequestReferences(intake, deadline=deadline).take(request.prompts)
     check_model_places(settings.model)
     require_cached_model(settings.model)
     make_output_folder(output)
-    renderer, layers = _load(settings, request.engine)
+    renderer, layers = _load(settings, request.engine, intake.load)
     # Against the layers of the loaded model, as the API does with the layers that a worker reports.
     adapters = validate_adapters(request.loras, model, layers=layers, settings=settings.adapters, remote=remote)
     items = resolve_items(request, model, [adapter.ref for adapter in adapters])
+    items = [item.model_copy(update={"references": refs}) for item, refs in zip(items, references, strict=True)]
     of_adapters = (warning for adapter in adapters for warning in adapter.warnings)
-    for warning in (*collect_warnings(request, items, model), *of_adapters):
+    for warning in (*collect_warnings(request, items, model), *of_adapters, *of_references):
         logger.warning("the request has a warning", extra={"warning": warning})
     renderer.warm_up()
     adapter_files = open_adapter_files(settings)
@@ -90,7 +97,9 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
         yield _save(rendered, files, index, output)
 
 
-def _load(settings: Settings, engine: Engine) -> tuple[Renderer, Mapping[str, tuple[int, int]]]:
+def _load(
+    settings: Settings, engine: Engine, load_reference: LoadReference
+) -> tuple[Renderer, Mapping[str, tuple[int, int]]]:
     """Load the model; return its renderer, and (out, in) of its linear layers."""
     # Imported here: torch and diffusers take 5 s, and most refusals need neither.
     from worker.device import pick_device
@@ -105,7 +114,10 @@ def _load(settings: Settings, engine: Engine) -> tuple[Renderer, Mapping[str, tu
     device = pick_device(settings.worker.device)
     toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None
     components = load_components(settings.model, device=device, hf_token=settings.hub_token())
-    return Renderer(components, prompt_cache=settings.worker.prompt_cache, toolkit=toolkit), components.layers
+    renderer = Renderer(
+        components, prompt_cache=settings.worker.prompt_cache, toolkit=toolkit, load_reference=load_reference
+    )
+    return renderer, components.layers
 
 
 def _parse(text: bytes) -> InferenceRequest:

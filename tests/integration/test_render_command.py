@@ -1,5 +1,7 @@
 """`flux2 render`: a request file to pictures, as a worker would make them."""
 
+import base64
+import hashlib
 import json
 import os
 import subprocess
@@ -75,6 +77,64 @@ def test_an_adapter_of_the_hub_gives_the_same_pictures_as_its_file(hub, settings
         assert "fetch" not in one.report["timings"]
         assert "fetch" in other.report["timings"]
     assert linked[0].report["adapters"][0]["path"] == "hf://ann/styles/style.safetensors@main"
+
+
+def drawn(path, color):
+    Image.new("RGB", (101, 87), color).save(path)
+    return path.read_bytes()
+
+
+def test_reference_images_may_be_files_of_this_host_links_and_text(hub, settings, tmp_path, monkeypatch):
+    write_tiny_checkpoint(tmp_path / "tiny")
+    data = drawn(tmp_path / "in.png", "red")
+    hub.push("ann/robots", {"in.png": data})
+    folders = {"path": str(tmp_path / "tiny"), "text_encoder": str(tmp_path / "tiny" / "text_encoder")}
+    made = settings(
+        model={**folders, "precision": "fp32"},
+        sources={"private_hosts": hub.store_place},
+        storage={"backend": "directory", "directory": tmp_path / "objects"},
+        worker={"device": "cpu"},
+    )
+    sha256 = hashlib.sha256(data).hexdigest()
+    stored = tmp_path / "objects" / "references" / sha256
+    stored.parent.mkdir(parents=True)
+    stored.write_bytes(data)
+    monkeypatch.chdir(tmp_path)
+    size = {"prompt": "cat", "width": 64, "height": 64, "sample_steps": 2, "seed": 1}
+    texts = ["in.png", base64.b64encode(data).decode(), "hf://ann/robots/in.png", f"upload:{sha256}"]
+    prompts = [size, *({**size, "ctrl_img_2": text} for text in texts)]
+
+    plain, *edits = render_request(json.dumps(request(prompts=prompts, loras=[])).encode(), tmp_path / "out", made)
+
+    used = [{"slot": 2, "sha256": sha256, "width": 96, "height": 80}]
+    assert [edit.report["references"] for edit in edits] == [used] * 4
+    assert [edit.report["ctrl_img_2"] for edit in edits] == [f"upload:{sha256}"] * 4
+    [pixels] = {Image.open(edit.file).tobytes() for edit in edits}
+    assert pixels != Image.open(plain.file).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gone.png", "there is no file 'gone.png', and the text is neither base64 nor an address"),
+        (".", "there is no file '.', and"),
+        ("narrow.png", "at most 8 times as long as the other"),
+        ("ftp://host/in.png", "is a ftp address"),
+    ],
+)
+def test_a_reference_image_that_cannot_be_used_is_refused_before_the_model_is_loaded(
+    flux2_render, tmp_path, text, message
+):
+    Image.new("RGB", (1000, 100)).save(tmp_path / "narrow.png")
+    text = str(tmp_path / text) if text == "narrow.png" else text
+
+    done = flux2_render(
+        request(prompts=[{"prompt": "a"}, {"prompt": "b", "ctrl_img_3": text}]), FLUX2_MODEL_PATH="nowhere"
+    )
+
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("prompts[1].ctrl_img_3: ")
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize(
