@@ -1,4 +1,4 @@
-"""A web server on this host that serves ranges of files, with a strong ETag for their present bytes."""
+"""A web server on this host that serves files and ranges of them, with a strong ETag for their present bytes."""
 
 from __future__ import annotations
 
@@ -43,10 +43,15 @@ class _Handler(BaseHTTPRequestHandler):
     server: FileServer
 
     def do_GET(self) -> None:
-        data = self.server.files[self.path]
+        data = self.server.files.get(self.path)
+        if data is None:
+            return self.answer(404)
         etag = f'"{hashlib.sha256(data).hexdigest()}"'
         if self.headers["If-Match"] not in (None, etag):
             return self.answer(412)
+        if self.headers["Range"] is None:
+            self.server.downloads.append(self.path)
+            return self.answer(200, data, {"ETag": etag})
         first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers["Range"]).groups()  # type: ignore[union-attr]
         if not last:
             self.server.downloads.append(self.path)
