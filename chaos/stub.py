@@ -68,7 +68,7 @@ class StubRenderer:
             on_progress(Progress(stage="denoise", step=step, steps=spec.num_inference_steps))
         return StubImage(picture(spec.seed), _REPORT)
 
-    def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
+    def prepare(self, spec: ItemSpec, adapters: Sequence[Path], *, between: Callable[[], None]) -> None:
         """Prepare nothing: the stub needs no adapter."""
 
     def probe(self) -> str | None:

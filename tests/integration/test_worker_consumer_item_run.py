@@ -989,7 +989,7 @@ class PreparingRenderer(WrappedRenderer):
         self.prepared = []
         self._fails = fails
 
-    def prepare(self, spec, adapters):
+    def prepare(self, spec, adapters, *, between):
         self.prepared.append((spec.prompt, [path.name for path in adapters]))
         if self._fails:
             raise RuntimeError("CUDA out of memory")

@@ -245,6 +245,19 @@ def test_an_item_is_prepared_before_its_reference_is_loaded(components, item):
     assert used._prepared.next_item().spec == item(references=refs(RED))
 
 
+def test_the_preparation_of_the_next_item_ends_between_two_images_when_a_worker_drains(renderer, item):
+    used, files = renderer(RED, BLUE)
+
+    def drain():
+        if files.loads == 1:
+            raise ItemCanceled("this worker drains")
+
+    with pytest.raises(ItemCanceled):
+        used.prepare(item(references=refs(RED, BLUE)), [], between=drain)
+
+    assert files.loads == 1
+
+
 def test_an_encoded_image_is_not_loaded_again_however_many_follow(components):
     images = [drawn((shade, 0, 0)) for shade in range(80)]
     encoder = ReferenceEncoder(components("bf16"), load=(files := Files(*images)))

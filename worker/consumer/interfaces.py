@@ -47,5 +47,9 @@ class ItemRenderer(Protocol):
         self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: Callable[[Progress], None]
     ) -> RenderedImage: ...
 
-    def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
-        """Prepare the next item while another one renders; the prefetching thread calls this."""
+    def prepare(self, spec: ItemSpec, adapters: Sequence[Path], *, between: Callable[[], None]) -> None:
+        """Prepare the next item while another one renders; the prefetching thread calls this.
+
+        Args:
+            between: called between two parts of the work; an error that it raises ends it.
+        """

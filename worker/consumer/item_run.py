@@ -184,7 +184,7 @@ class ItemRun:
             return
         files = self._worker.adapter_files.prefetch(spec, on_fetch=self._check_drain)
         if files is not None:
-            self._worker.renderer.prepare(files.spec, files.paths)
+            self._worker.renderer.prepare(files.spec, files.paths, between=self._check_drain)
 
     def _report_fetch(self) -> None:
         self._report("fetch")
@@ -196,7 +196,7 @@ class ItemRun:
     def _check_drain(self) -> None:
         # What has arrived stays on the disk for the worker that renders the item.
         if self._worker.state.is_draining:
-            raise ItemCanceled("the download of the next item's adapters ends: this worker drains")
+            raise ItemCanceled("the preparation of the next item ends: this worker drains")
 
     def _store(self, rendered: RenderedImage) -> ItemResult:
         """Store an image under this claim's own prefix."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
@@ -50,11 +50,14 @@ class PreparedItems:
         self._items: tuple[PreparedItem, ...] = ()
         self._turn = 0
 
-    def prepare(self, spec: ItemSpec, adapters: Sequence[Path], *, files_only: bool = False) -> None:
+    def prepare(
+        self, spec: ItemSpec, adapters: Sequence[Path], *, files_only: bool, between: Callable[[], None]
+    ) -> None:
         """Preload an item's adapters, build its inputs, and prepare its reference images.
 
         Args:
             files_only: see `ReferenceEncoder.load`.
+            between: called before each reference image; an error that it raises ends the preparation.
 
         Raises:
             InvalidRequest, AdapterNotFound, AdapterRefused, AdapterMismatch, ReferenceRefused, StorageUnavailable: as
@@ -72,7 +75,8 @@ class PreparedItems:
         if spec.references:
             # Last, because the store may be slow. Not encoded: that happens in the thread that decodes, which keeps the
             # algorithms of its convolutions, and while no step uses memory.
-            loaded = self._references.load(spec.references, files_only=files_only)
+            between()
+            loaded = self._references.load(spec.references, files_only=files_only, between=between)
             with self._on_side_stream():
                 self._references.upload(loaded)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -132,14 +132,17 @@ class Renderer:
         if not self._runs_compiled:
             logger.error("compiled code is not used: it gives other bits", extra={"values_differing": differing})
 
-    def prepare(self, spec: ItemSpec, adapters: Sequence[Path]) -> None:
+    def prepare(self, spec: ItemSpec, adapters: Sequence[Path], *, between: Callable[[], None] = lambda: None) -> None:
         """Preload the next item's adapters and images and build its inputs; raise the errors that `render` would raise.
 
         Another thread may call this while an item renders.
+
+        Args:
+            between: called before each reference image; an error that it raises ends the preparation.
         """
         engine = self._engines.get(spec.engine)
         files_only = engine is not None and engine.encodes_references
-        self._prepared.prepare(spec, adapters, files_only=files_only)
+        self._prepared.prepare(spec, adapters, files_only=files_only, between=between)
 
     def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: OnProgress) -> RenderedImage:
         """Render `spec` with its adapters' files, in the order of `spec.adapters`.
