@@ -18,6 +18,7 @@ from typing import Final
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from shared.errors import ReferenceRefused
+from shared.image_parts import check_parts
 from shared.references import FORMATS, PreparedSize, check_pixels, prepared_size
 
 # Pillow's name of a JPEG with a second image, such as those of phones.
@@ -123,6 +124,7 @@ def prepare(image: Image.Image) -> Image.Image:
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
+    check_parts(data)
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             check_pixels(*image.size)

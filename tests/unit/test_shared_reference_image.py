@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import time
 import zlib
 
 import pytest
@@ -19,6 +20,10 @@ def encoded(fmt, size=(96, 80), mode="RGB", **options):
     file = io.BytesIO()
     Image.effect_noise(size, 60).convert(mode).save(file, fmt, **options)
     return file.getvalue()
+
+
+def chunk(name, body=b""):
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
 
 @pytest.mark.parametrize(
@@ -76,9 +81,6 @@ def test_other_formats_are_refused(data):
 
 
 def test_an_image_with_too_many_pixels_is_refused_before_they_are_decoded():
-    def chunk(name, body):
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
     # It would take 10 GB; no row of it is there.
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
@@ -103,6 +105,63 @@ def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded(read):
     read(few)
     with pytest.raises(ReferenceRefused, match="more than 100 scans"):
         read(many)
+
+
+def with_chunks(data, before, *chunks):
+    at = data.index(before) - 4
+    return data[:at] + b"".join(chunks) + data[at:]
+
+
+@pytest.mark.parametrize("read", [check_image, read_rgb])
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_chunks(encoded("PNG"), b"IDAT", *[chunk(b"prVt")] * 300_000),
+        with_chunks(encoded("PNG"), b"IDAT", *[chunk(b"IDAT")] * 300_000),
+        with_chunks(encoded("PNG"), b"IEND", *[chunk(b"prVt")] * 300_000),
+        # Each inflates to a megabyte.
+        with_chunks(encoded("PNG"), b"IDAT", *[chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(10**6), 9))] * 3000),
+        encoded("JPEG").replace(b"\xff\xdb", b"\xff\xfe\0\2" * 1_000_000 + b"\xff\xdb", 1),
+        encoded("JPEG").replace(b"\xff\xdb", b"\xff\xe1\0\x08Exif\0\0" * 300_000 + b"\xff\xdb", 1),
+        encoded("JPEG").replace(b"\xff\xdb", b"\xff" * 4_000_000 + b"\xff\xdb", 1),
+        encoded("JPEG").replace(b"\xff\xdb", bytes(4_000_000) + b"\xff\xdb", 1),
+        encoded("JPEG").replace(b"\xff\xdb", b"\xff\0" * 2_000_000 + b"\xff\xdb", 1),
+        encoded("JPEG").replace(b"\xff\xdb", b"\xff\xd0" * 2_000_000 + b"\xff\xdb", 1),
+    ],
+    ids=["before", "pixels", "behind", "profiles", "comments", "exif", "fill", "zeros", "escaped", "restarts"],
+)
+def test_a_file_of_many_small_parts_is_refused_before_it_is_read(data, read):
+    began_s = time.process_time()
+
+    with pytest.raises(ReferenceRefused, match=r"has too many .* save it again without its metadata"):
+        read(data)
+
+    # Pillow alone takes seconds.
+    assert time.process_time() - began_s < 0.5
+
+
+def test_files_with_as_many_parts_as_real_encoders_write_are_taken():
+    png = encoded("PNG", (1024, 1024))
+    at, end = png.index(b"IDAT") - 4, png.index(b"IEND") - 4
+    # As libpng writes it, and with comments by a proud program.
+    pixels = zlib.compress(zlib.decompress(b"".join(pixel_chunks(png))), 0)
+    pieces = [chunk(b"IDAT", pixels[start : start + 1024]) for start in range(0, len(pixels), 1024)]
+    assert len(pieces) > 3000
+    png = png[:at] + chunk(b"tEXt", b"a\0b") * 500 + b"".join(pieces) + png[end:]
+    jpeg = encoded("JPEG", icc_profile=bytes(255 * 60_000), comment=b"x" * 60_000)
+
+    assert check_image(png).width == 1024
+    assert read_rgb(png).size == (1024, 1024)
+    assert check_image(jpeg).width == 96
+
+
+def pixel_chunks(png):
+    at = 8
+    while at < len(png):
+        length = int.from_bytes(png[at : at + 4])
+        if png[at + 4 : at + 8] == b"IDAT":
+            yield png[at + 8 : at + 8 + length]
+        at += 12 + length
 
 
 def test_the_bytes_of_a_jpegs_scan_in_a_png_mean_nothing():
