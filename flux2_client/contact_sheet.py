@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from PIL import Image, ImageChops, ImageOps
 
@@ -12,66 +12,71 @@ _GAP_PX = 8
 _DIFFERENCE_GAIN = 4
 # In place of a reference image that is not on this host.
 _MISSING = "lightgrey"
+# The trainer's picture, ours and the difference.
+_PICTURES = 3
+# A sheet of this many pixels takes 400 MB; pictures of many samples are shrunk.
+_MAX_PIXELS = 2**27
 
 
-@dataclass(frozen=True)
-class SheetRow:
-    """The pictures of one sample.
+class ContactSheet:
+    """Rows of a sample's references, the trainer's picture, ours, and their brightened difference.
 
-    Attributes:
-        theirs: the trainer's, of the same size as ours; None if there is none.
-        references: the reference images, in the order of their slots, as the model reads them; None for one that is not
-            on this host.
+    Args:
+        samples: number of rows.
+        references: number of references of the sample that has the most.
     """
 
-    ours: Image.Image
-    theirs: Image.Image | None = None
-    references: Sequence[Image.Image | None] = ()
+    def __init__(self, *, samples: int, references: int) -> None:
+        self._references = references
+        self._side = math.isqrt(_MAX_PIXELS // (samples * (references + _PICTURES)))
+        self._rows: list[list[Image.Image | None]] = []
+
+    def add(
+        self, ours: Image.Image, theirs: Image.Image | None = None, references: Sequence[Image.Image | None] = ()
+    ) -> None:
+        """Add a row.
+
+        Args:
+            theirs: the trainer's picture, of the same size as ours; None leaves it and the difference out.
+            references: as the model reads them, in the order of their slots; None for one that is not on this host.
+        """
+        cells = [*(_reference_cell(reference, ours.size) for reference in references), *_picture_cells(ours, theirs)]
+        for cell in cells:
+            cell.thumbnail((self._side, self._side))
+        # A row with fewer references than others keeps its pictures below theirs.
+        blanks = [None] * (self._references - len(references))
+        self._rows.append([*cells[: len(references)], *blanks, *cells[len(references) :]])
+
+    def draw(self) -> Image.Image:
+        """Return the sheet, RGB."""
+        heights = [max(cell.height for cell in row if cell) for row in self._rows]
+        widths = [max((cell.width for cell in column if cell), default=0) for column in zip(*self._rows, strict=True)]
+        sheet = Image.new("RGB", (_offset(widths) - _GAP_PX, _offset(heights) - _GAP_PX), "white")
+        for number, row in enumerate(self._rows):
+            for column, cell in enumerate(row):
+                if cell is not None:
+                    sheet.paste(cell, (_offset(widths[:column]), _offset(heights[:number])))
+        return sheet
 
 
-def draw_contact_sheet(rows: Sequence[SheetRow]) -> Image.Image:
-    """Draw one row for each sample: its references, the trainer's picture, ours, and their brightened difference.
-
-    References are scaled into the size of the sample's picture.
-    """
-    reference_columns = max(len(row.references) for row in rows)
-    cells = [[*_reference_cells(row, reference_columns), *_picture_cells(row)] for row in rows]
-    columns = max(len(row) for row in cells)
-    widths = [
-        max(cell.width for row in cells for cell in row[column : column + 1] if cell) for column in range(columns)
-    ]
-    heights = [row.ours.height for row in rows]
-    sheet = Image.new("RGB", (_total(widths), _total(heights)), "white")
-    for number, row in enumerate(cells):
-        for column, cell in enumerate(row):
-            if cell is not None:
-                sheet.paste(cell, (_offset(widths, column), _offset(heights, number)))
-    return sheet
+def _reference_cell(reference: Image.Image | None, size: tuple[int, int]) -> Image.Image:
+    """Return a reference, scaled into the size of the sample's picture."""
+    if reference is None:
+        return Image.new("RGB", size, _MISSING)
+    return ImageOps.contain(reference.convert("RGB"), size)
 
 
-def _reference_cells(row: SheetRow, columns: int) -> Iterator[Image.Image | None]:
-    for reference in row.references:
-        if reference is None:
-            yield Image.new("RGB", row.ours.size, _MISSING)
-        else:
-            yield ImageOps.contain(reference.convert("RGB"), row.ours.size)
-    # A row with fewer references than others keeps its pictures below theirs.
-    yield from [None] * (columns - len(row.references))
-
-
-def _picture_cells(row: SheetRow) -> Iterator[Image.Image]:
-    ours = row.ours.convert("RGB")
-    if row.theirs is None:
+def _picture_cells(ours: Image.Image, theirs: Image.Image | None) -> Iterator[Image.Image]:
+    ours = ours.convert("RGB")
+    if theirs is None:
         yield ours
         return
-    theirs = row.theirs.convert("RGB")
+    theirs = theirs.convert("RGB")
     brighter = [min(255, step * _DIFFERENCE_GAIN) for step in range(256)] * 3
-    yield from (theirs, ours, ImageChops.difference(ours, theirs).point(brighter))
+    # Before any of them is shrunk, and of the pixels themselves.
+    difference = ImageChops.difference(ours, theirs).point(brighter)
+    yield from (theirs, ours, difference)
 
 
-def _total(lengths: Sequence[int]) -> int:
-    return _offset(lengths, len(lengths)) - _GAP_PX
-
-
-def _offset(lengths: Sequence[int], index: int) -> int:
-    return sum(lengths[:index]) + index * _GAP_PX
+def _offset(lengths: Sequence[int]) -> int:
+    return sum(lengths) + len(lengths) * _GAP_PX

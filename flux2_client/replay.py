@@ -12,7 +12,7 @@ from PIL import Image
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flux2_client.client import Client
-from flux2_client.contact_sheet import SheetRow, draw_contact_sheet
+from flux2_client.contact_sheet import ContactSheet
 from flux2_client.models import Replay, Status
 from flux2_client.outages import PATIENCE_S, RetryMessages
 from flux2_client.replay_submission import submit_config
@@ -44,6 +44,9 @@ class _Rendering:
     @property
     def picture(self) -> Image.Image:
         return Image.open(io.BytesIO(self.data)).convert("RGB")
+
+    def find_references(self, images: Mapping[str, Image.Image]) -> list[Image.Image | None]:
+        return [images.get(sha256) for sha256 in self.references]
 
 
 def run_replay(
@@ -87,8 +90,10 @@ def run_replay(
     if trainer_files:
         return _compare(console, renderings, trainer_files, references=references, output=output)
     if any(rendering.references for rendering in renderings):
-        rows = [_sheet_row(rendering, references) for rendering in renderings]
-        draw_contact_sheet(rows).save(output / _SHEET)
+        sheet = _open_sheet(renderings, samples=len(renderings))
+        for rendering in renderings:
+            sheet.add(rendering.picture, references=rendering.find_references(references))
+        sheet.draw().save(output / _SHEET)
         console.print_line(f"contact sheet (reference images, ours): {output / _SHEET}")
     return []
 
@@ -130,7 +135,7 @@ def _compare(
     for line in _describe_unpaired(len(renderings), trainer_files):
         console.print_line(line)
     rows = [("sample", "mean", "max", "PSNR dB", "file")]
-    sheet, similarities = [], []
+    sheet, similarities = _open_sheet(renderings, samples=len(trainer_files)), []
     for index, path in sorted(trainer_files.items()):
         if index >= len(renderings):
             continue
@@ -143,12 +148,12 @@ def _compare(
         similarity = compare_images(ours, theirs)
         numbers = (f"{similarity.mean:.2f}", str(similarity.maximum), f"{similarity.psnr_db:.1f}")
         rows.append((str(index), *numbers, path.name))
-        sheet.append(_sheet_row(renderings[index], references, theirs=theirs))
+        sheet.add(ours, theirs, renderings[index].find_references(references))
         similarities.append(similarity)
     console.print_rows(rows)
-    if sheet:
-        draw_contact_sheet(sheet).save(output / _SHEET)
-        columns = "reference images, " if any(row.references for row in sheet) else ""
+    if similarities:
+        sheet.draw().save(output / _SHEET)
+        columns = "reference images, " if any(rendering.references for rendering in renderings) else ""
         console.print_line(f"contact sheet ({columns}trainer's, ours, difference): {output / _SHEET}")
     return similarities
 
@@ -158,10 +163,9 @@ def _read_references(files: Mapping[str, Path]) -> dict[str, Image.Image]:
     return {sha256: prepare(read_rgb(path.read_bytes())) for sha256, path in files.items()}
 
 
-def _sheet_row(
-    rendering: _Rendering, references: Mapping[str, Image.Image], theirs: Image.Image | None = None
-) -> SheetRow:
-    return SheetRow(rendering.picture, theirs, [references.get(sha256) for sha256 in rendering.references])
+def _open_sheet(renderings: Sequence[_Rendering], *, samples: int) -> ContactSheet:
+    most = max(len(rendering.references) for rendering in renderings)
+    return ContactSheet(samples=samples, references=most)
 
 
 def _describe_unpaired(count: int, trainer_files: Mapping[int, Path]) -> Iterator[str]:

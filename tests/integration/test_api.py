@@ -1233,6 +1233,23 @@ def test_the_items_of_a_replay_have_the_images_of_their_samples(api, adapter):
     assert [spec.prompt for spec in found] == ["a", "b"]
 
 
+def test_a_repeated_replay_returns_its_jobs_even_if_an_image_is_gone(api, adapter):
+    red = api.http.post("/v1/uploads", content=IMAGES[0], headers={"content-type": "image/png"}).json()
+    body = {
+        "config": IMAGE_CONFIG,
+        "lora": "my_lora_job/my_lora.safetensors",
+        "images": {"/data/a.png": red["path"], "C:/b.png": red["path"]},
+    }
+    first = api.http.post("/v1/replays", json=body, headers={"Idempotency-Key": "once"})
+    assert api.store.delete_prefix("references") == 1
+
+    again = api.http.post("/v1/replays", json=body, headers={"Idempotency-Key": "once"})
+
+    assert (first.status_code, again.status_code) == (202, 202), again.text
+    assert again.headers["idempotency-replayed"] == "true"
+    assert again.json()["samples"] == first.json()["samples"]
+
+
 def test_an_image_of_a_replay_that_was_never_uploaded_is_refused(api, adapter, redis_client):
     images = {"/data/a.png": f"upload:{'0' * 64}", "C:/b.png": f"upload:{'1' * 64}"}
 

@@ -354,7 +354,9 @@ config:
     assert found == [("x a", 64, 512), ("x a", 64, 96), ("x a", 64, 512)]
 
 
-WORDS = st.sampled_from(["flux2", "a --w 9", "a --m", "--d 1e9", "[trigger]", "12", "-3.5", "", "\0", "\ud800", "狐"])
+WORDS = st.sampled_from(
+    ["flux2", "a --w 9", "a --ctrl_img b", "a --m", "--d 1e9", "[trigger]", "12", "-3.5", "", "\0", "\ud800", "狐"]
+)
 NUMBERS = st.integers() | st.floats() | st.sampled_from([10**400, -(10**90), 2**63])
 JUNK = st.recursive(
     st.none() | st.booleans() | NUMBERS | WORDS | st.text(max_size=5) | st.dates(),
