@@ -4,6 +4,7 @@ import io
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 
@@ -144,8 +145,8 @@ def adapter(tmp_path_factory):
     return path
 
 
-def render(renderer, path=None, *, references=REFERENCES, mode=None):
-    spec = ItemSpec(
+def item(renderer, path=None, *, references=REFERENCES, mode=None):
+    return ItemSpec(
         model="flux2",
         prompt="a red circle",
         neg="",
@@ -162,8 +163,12 @@ def render(renderer, path=None, *, references=REFERENCES, mode=None):
         adapter_mode=mode,
         references=references,
     )
+
+
+def render(renderer, path=None, **changes):
+    spec = item(renderer, path, **changes)
     rendered = renderer.render(spec, [path] if path else [], on_progress=lambda _: None)
-    assert len(rendered.references) == len(references)
+    assert len(rendered.references) == len(spec.references)
     return rendered.image.tobytes()
 
 
@@ -174,6 +179,21 @@ def test_references_change_images_and_repeat_to_the_bit(renderer):
     renderer.references.forget()  # encoded again, to the same bits
     assert render(renderer) == three
     assert render(renderer, references=()) == plain
+
+
+def test_references_that_are_prepared_on_another_stream_give_the_same_bits(renderer):
+    base = render(renderer)
+
+    for _ in range(3):
+        renderer.references.forget()
+        with ThreadPoolExecutor(1) as prefetcher:
+            prefetcher.submit(renderer.prepare, item(renderer), []).result()
+        assert render(renderer) == base
+        # Tokens from host memory.
+        renderer.references._uploaded_tokens.clear()
+        with ThreadPoolExecutor(1) as prefetcher:
+            prefetcher.submit(renderer.prepare, item(renderer), []).result()
+        assert render(renderer) == base
 
 
 @pytest.mark.parametrize("mode", ["merged", "live"])

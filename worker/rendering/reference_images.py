@@ -57,8 +57,8 @@ class ReferenceImages:
         with self._decoding:
             # Another thread may have prepared it in the meantime.
             made = self._prepared(sha256) or PreparedImage(read_size(data), prepare(read_rgb(data)))
-        with self._lock:
-            self._images[sha256] = made
+            with self._lock:
+                self._images[sha256] = made
         return made
 
     def file(self, sha256: str) -> bytes:
