@@ -145,8 +145,9 @@ class Protocol(Generic[ImageT]):
             raise
         except ApiError as error:
             # The API does not know the file's name.
+            hint = "; or it is older than this client" if error.status == HTTPStatus.NOT_FOUND else ""
             raise ApiError(
-                f"{file.name}: {error}",
+                f"{file.name}: {error}{hint}",
                 retryable=error.retryable,
                 retry_after_s=error.retry_after_s,
                 status=error.status,
