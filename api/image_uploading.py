@@ -56,7 +56,7 @@ async def describe_image(sha256: str, services: Services) -> CheckedImage:
     """Describe a stored image, which becomes young again.
 
     Raises:
-        UploadNotFound: there is none, or its bytes are not those that were uploaded.
+        UploadNotFound: no such image is stored, or its bytes are not those that were uploaded.
         UploadsBusy, StorageUnavailable: a later try may succeed.
     """
     run = partial(to_thread.run_sync, limiter=services.image_slots.limiter)

@@ -45,7 +45,7 @@ class ReferenceStore:
         return found is not None
 
     def size_bytes(self, sha256: str) -> int | None:
-        """Return the size of an image; None if there is none."""
+        """Return the size of an image; None if it is not stored."""
         found = self._store.stat(reference_key(sha256))
         return None if found is None else found.size_bytes
 
