@@ -14,8 +14,11 @@ from shared.request import PromptItem
 
 T = TypeVar("T")
 
-# Calls at a time; each holds an image of up to FLUX2_REFERENCES_MAX_BYTES, or four that are being fetched.
-_CALLS: Final = 8
+# Calls at a time that hold their images in their bodies: decoding them takes the processor, which polls need too. With
+# 16 callers of 3.4 MB bodies, a poll takes 240 ms at eight calls, 160 ms at four and 190 ms if the images are not read.
+_NEAR_CALLS: Final = 4
+# Calls at a time that wait for other hosts.
+_FETCHING_CALLS: Final = 8
 _MAX_WAIT_S: Final = 5.0
 _ADDRESS: Final = re.compile(r"(https?|s3|hf)://", re.IGNORECASE)
 
@@ -27,9 +30,9 @@ class ReferenceTurns:
     """
 
     def __init__(self) -> None:
-        self._near = CapacityLimiter(_CALLS)
-        self._fetching = CapacityLimiter(_CALLS)
-        self._threads = CapacityLimiter(2 * _CALLS)
+        self._near = CapacityLimiter(_NEAR_CALLS)
+        self._fetching = CapacityLimiter(_FETCHING_CALLS)
+        self._threads = CapacityLimiter(_NEAR_CALLS + _FETCHING_CALLS)
 
     async def run(self, prompts: Iterable[PromptItem], call: Callable[[], T]) -> T:
         """Call a function in a thread, after a turn if the prompts have reference images.

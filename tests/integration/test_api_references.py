@@ -158,12 +158,14 @@ def test_a_repeat_with_the_same_key_is_the_same_job_even_if_the_image_is_gone(ap
     assert other.json()["code"] == "IDEMPOTENCY_KEY_REUSED"
 
 
-def png_of(width, height):
+def png_of(width, height, rows=b""):
     def chunk(name, body):
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows or zlib.compress(b"")) + chunk(b"IEND", b"")
+    )
 
 
 @pytest.mark.parametrize(
@@ -260,3 +262,33 @@ def test_a_store_that_does_not_answer_refuses_a_job_with_images_for_now(redis_ur
 
     assert (answer.status_code, answer.json()["code"]) == (503, "storage_unavailable")
     assert text_only.status_code == 202
+
+
+def test_a_small_file_with_many_pixels_costs_the_service_no_memory(redis_url, s3, settings, redis_client, serve_api):
+    def rows(side):
+        # 67 megapixels in 200 kB, compressed row by row.
+        pack = zlib.compressobj(9)
+        return b"".join([*(pack.compress(bytes(1 + 3 * side)) for _ in range(side)), pack.flush()])
+
+    data = png_of(8192, 8192, rows(8192))
+    made = settings(redis={"url": redis_url}, storage=s3.storage.model_dump(), s3=s3.s3.model_dump())
+
+    with serve_api(made) as api:
+        accepted(api, {"ctrl_img": base64_of(drawn())})
+        peak_bytes()
+        before = peak_bytes()
+        accepted(api, {"ctrl_img": base64_of(data)})
+        grown = peak_bytes() - before
+
+    assert len(data) < 250_000
+    # Decoded, it takes 268 MB.
+    assert grown < 60_000_000
+
+
+def peak_bytes():
+    """Return the most memory that this process has used since the last call."""
+    with open("/proc/self/status") as status:
+        fields = dict(line.split(":", 1) for line in status)
+    with open("/proc/self/clear_refs", "w") as control:
+        control.write("5")
+    return int(fields["VmHWM"].split()[0]) * 1024

@@ -5,6 +5,7 @@ import pytest
 from shared.caretaker import Caretaker
 from shared.celery_app import make_celery
 from shared.errors import LedgerUnavailable
+from shared.job import ReferenceRef
 from shared.ledger import Ledger, keys
 from shared.settings import QueueSettings
 
@@ -81,6 +82,27 @@ def test_wake_ups_that_were_missing_in_two_audits_are_sent_again(caretaker, acce
     caretaker.audit()
 
     assert redis_client.llen(WAKES) == 3
+
+
+def test_the_wake_ups_of_jobs_with_references_are_audited_apart_from_those_that_earlier_versions_know(
+    caretaker, item, redis_client
+):
+    edit = item(references=(ReferenceRef(slot=1, sha256="ab" * 32),))
+    caretaker._ledger.accept("job", [item(), edit], record={})
+    wakes = keys.wake_list("flux2+references")
+    # An earlier version leads, which knows no such pool.
+    caretaker._ledger.wakeups.try_lead_audit("old")
+    caretaker._ledger.wakeups.try_lead_audit("old", "large")
+
+    for _ in range(3):
+        caretaker.audit()
+        caretaker.audit_large()
+    assert redis_client.llen(wakes) == 0
+    for _ in range(2):
+        caretaker._lead()
+
+    assert redis_client.llen(wakes) == 2
+    assert redis_client.llen(WAKES) == 0
 
 
 def test_an_error_in_one_duty_stops_neither_the_caretaker_nor_its_other_duties(

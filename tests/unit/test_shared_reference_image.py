@@ -183,3 +183,19 @@ def test_a_file_is_stored_by_its_content_and_becomes_young_again_when_it_is_old(
     assert (first, again) == (True, False)
     assert path.read_bytes() == data
     assert path.stat().st_mtime > 1
+
+
+def test_a_named_image_becomes_young_again_when_it_is_old(tmp_path):
+    data = encoded("PNG")
+    store, image = ReferenceStore(DirectoryStore(tmp_path)), check_image(data)
+    store.put(image, data)
+    path = tmp_path / reference_key(image.sha256)
+    young = path.stat().st_mtime_ns
+
+    assert store.renew(image.sha256)
+    assert path.stat().st_mtime_ns == young
+    os.utime(path, (1, 1))
+    assert store.renew(image.sha256)
+    assert path.read_bytes() == data
+    assert path.stat().st_mtime > 1
+    assert not store.renew("0" * 64)
