@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -18,12 +21,14 @@ from api.schemas.accepted import ReplayRequest, ReplaySample, ReplaySubmitted
 from api.status_view import submitted_view
 from api.submission import hash_body, open_cache, prepare_job, store_jobs
 from api.training_config.plan import ReplayPlan, plan_replay
+from shared.errors import ReferenceRefused, SourceUnavailable
 from shared.ledger import AcceptedJob
 from shared.request import InferenceRequest
 from shared.resolved_size import check_resolved_size
 
 router = APIRouter(prefix="/v1", tags=["replays"])
 
+_FIELD = re.compile(r"prompts\[(\d+)\]\.(ctrl_img\w*)")
 _REQUESTS = TypeAdapter(list[InferenceRequest])
 
 
@@ -100,16 +105,33 @@ def _accept(
 ) -> list[AcceptedJob]:
     """Store the jobs of a plan, all of them or none."""
     cache = open_cache(services)
-    jobs = [
-        prepare_job(
-            services,
-            request,
-            # A key for each job, but one hash for the whole config: another config conflicts with the first job's key.
-            idempotency_key=f"{idempotency_key}#{number}" if idempotency_key else "",
-            body_hash=checked.body_hash,
-            tenant=tenant,
-            cache=cache,
-        )
-        for number, request in enumerate(checked.requests)
-    ]
+    jobs = []
+    for number, request in enumerate(checked.requests):
+        with _naming_images(request, checked.plan.images):
+            job = prepare_job(
+                services,
+                request,
+                # A key for each job, but one hash for the whole config: another one conflicts with the first job's key.
+                idempotency_key=f"{idempotency_key}#{number}" if idempotency_key else "",
+                body_hash=checked.body_hash,
+                tenant=tenant,
+                cache=cache,
+            )
+        jobs.append(job)
     return store_jobs(services, jobs, background)
+
+
+@contextmanager
+def _naming_images(request: InferenceRequest, images: Mapping[str, str]) -> Iterator[None]:
+    """Name a reference image at fault as the config does, because the caller did not write the request."""
+    try:
+        yield
+    except (ReferenceRefused, SourceUnavailable) as error:
+        place = _FIELD.fullmatch(error.field or "")
+        if place is None:
+            raise
+        value = getattr(request.prompts[int(place[1])], place[2])
+        name = next(name for name, given in images.items() if given == value)
+        # The cause has no field in its words. A name that is its own value is a link in the config.
+        field = "config" if name == value else "images"
+        raise type(error)(f"{name}: {error.__cause__ or error}", field=field) from error

@@ -26,12 +26,14 @@ class ReplayPlan:
     Attributes:
         requests: bodies for `POST /v1/inference`, one for each multiplier, because a request has only one.
         positions: for each sample, in the config's order, the indices of its request and of its prompt in the request.
+        images: the values of the requests' fields for reference images, by the config's names for them.
         warnings: reasons why images may differ from the trainer's.
     """
 
     samples: tuple[Sample, ...]
     requests: tuple[dict[str, Any], ...]
     positions: tuple[tuple[int, int], ...]
+    images: Mapping[str, str]
     warnings: tuple[str, ...]
 
 
@@ -77,7 +79,7 @@ def plan_replay(
     if len(requests) > 1 or _is_dora(process):
         requests = tuple({**request, "adapter_mode": "live"} for request in requests)
     unused = unused_images(section, entries, [sample.references for sample in samples])
-    return ReplayPlan(samples, requests, positions, (*_warnings(process, section), *unused))
+    return ReplayPlan(samples, requests, positions, values, (*_warnings(process, section), *unused))
 
 
 def _model(process: Mapping[str, Any]) -> str:

@@ -1257,8 +1257,22 @@ def test_an_image_of_a_replay_that_was_never_uploaded_is_refused(api, adapter, r
         "/v1/replays", json={"config": IMAGE_CONFIG, "lora": "my_lora_job/my_lora.safetensors", "images": images}
     )
 
-    assert "no image was uploaded as upload:000" in problem(answer, 422, "invalid_reference")["detail"]
+    found = problem(answer, 422, "invalid_reference")
+    assert found["detail"].startswith("/data/a.png: no image was uploaded as upload:000")
+    assert [field["path"] for field in found["errors"]] == ["images"]
     assert redis_client.keys(f"{keys.PREFIX}job:*") == []
+
+
+def test_a_link_in_a_config_that_cannot_be_used_is_named(api, adapter):
+    sample = {"samples": [{"prompt": "a --m 0.5"}, {"prompt": "b", "ctrl_img_2": "https://example.org/a.png"}]}
+    process = {"model": {"arch": "flux2"}, "sample": {"width": 64, "height": 64, **sample}}
+    config = json.dumps({"config": {"name": "x", "process": [process]}})
+
+    answer = api.http.post("/v1/replays", json={"config": config, "lora": "my_lora_job/my_lora.safetensors"})
+
+    found = problem(answer, 422, "invalid_reference")
+    assert found["detail"].startswith("https://example.org/a.png: the link is on example.org")
+    assert [field["path"] for field in found["errors"]] == ["config"]
 
 
 def test_a_replay_without_images_has_the_same_identity_as_before_there_were_any():
