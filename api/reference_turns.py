@@ -24,7 +24,7 @@ _ADDRESS: Final = re.compile(r"(https?|s3|hf)://", re.IGNORECASE)
 
 
 class ReferenceTurns:
-    """Turns for calls, which wait for them on the event loop and take no thread from polls meanwhile.
+    """Turns for calls, which wait for them on the event loop, where they take no thread from polls.
 
     Calls that fetch images of other hosts have their own turns, so a host that does not answer holds no others up.
     """

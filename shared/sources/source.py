@@ -178,7 +178,7 @@ def _hub_page(text: str, path: str) -> HubFile:
     """Read the path of a link from the hub's web pages: `/owner/repo/blob/revision/path`."""
     parts = path.removeprefix("/").split("/")
     if parts[0] in ("datasets", "spaces"):
-        raise _refused(text, f"is in a repository of {parts[0]}; adapters are read from model repositories")
+        raise _refused(text, f"is in a repository of {parts[0]}; files are read from model repositories")
     if len(parts) < 5 or parts[2] not in _HUB_PAGES:
         raise _refused(
             text,

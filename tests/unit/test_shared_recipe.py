@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from shared.catalog import find_model
-from shared.job import AdapterRef, AdapterReport, PipelineReport
+from shared.job import AdapterRef, AdapterReport, PipelineReport, ReferenceRef
 from shared.request import InferenceRequest, PromptItem
 from shared.resolve import resolve_items
 from worker.consumer.image_file import encode, image_parameters, read_parameters
@@ -13,6 +13,7 @@ ADAPTERS = tuple(
     AdapterRef(path=f"{name}.safetensors", sha256=name * 64, size_bytes=10, multiplier=multiplier)
     for name, multiplier in (("a", 0.8), ("b", -1.5))
 )
+REFERENCES = tuple(ReferenceRef(slot=slot, sha256=f"{slot:064x}") for slot in (1, 2, 3))
 REPORTS = tuple(
     AdapterReport(
         path=ref.path,
@@ -41,6 +42,8 @@ PIPELINE = PipelineReport(
         {"model": "flux2_klein_4b", "neg": "blurry", "guidance_scale": 0.0, "output_format": "webp"},
         {"adapters": ADAPTERS, "adapter_mode": "live", "seed": 2**63 - 1, "width": 1008, "requested_width": 1010},
         {"engine": "ai-toolkit", "num_inference_steps": 150, "output_format": "jpeg"},
+        {"references": REFERENCES},
+        {"references": REFERENCES[1:], "output_format": "jpeg"},
     ],
 )
 def test_a_request_with_the_names_and_values_in_an_image_gives_the_same_item(item, changes):
@@ -53,6 +56,9 @@ def test_a_request_with_the_names_and_values_in_an_image_gives_the_same_item(ite
     request = InferenceRequest.model_validate({**fields, "prompts": [prompt]})
 
     [again] = resolve_items(request, find_model(spec.model), list(spec.adapters))
+    named = [(slot, text) for slot, _, text in request.prompts[0].reference_texts]
+    assert named == [(ref.slot, f"upload:{ref.sha256}") for ref in spec.references]
+    again = again.model_copy(update={"references": spec.references})
     assert again.model_copy(update={"requested_width": spec.requested_width}) == spec
     assert [(lora.path, lora.multiplier) for lora in request.loras] == [
         (ref.path, ref.multiplier) for ref in spec.adapters
