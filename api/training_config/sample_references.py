@@ -102,7 +102,7 @@ def name_images(images: Iterable[str], given: Mapping[str, str]) -> dict[str, st
 
     Raises:
         ReferencesNeeded: images are neither given nor links.
-        InvalidRequest: a given image is none of the config's.
+        InvalidRequest: the config does not name a given image.
     """
     known = dict.fromkeys(images)
     needed = [image for image in known if image not in given and not _is_source(image)]
