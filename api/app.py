@@ -13,9 +13,10 @@ from api.deps import Services
 from api.errors import install_error_handlers
 from api.image_uploading import PARALLEL_IMAGES
 from api.limits import BodyLimit
+from api.openapi import ANY_PROBLEM, Application
 from api.probe import StorageProbe
 from api.reference_intake import ReferenceIntake
-from api.routes import adapters, health, images, inference, metrics, models, replays, requests, uploads
+from api.routes import adapters, health, images, inference, metrics, models, pages, replays, requests, uploads
 from api.upload_slots import UploadSlots
 from api.webhooks import Courier
 from shared.adapters.remote import RemoteAdapters
@@ -37,6 +38,10 @@ those of ai-toolkit-inference. Every error is an RFC 9457 problem (`application/
 # Seconds that a stopping process waits for uploads to remove their parts: one request each.
 _ABORTS_S = 5.0
 
+# Seconds for which the ledger refuses calls after Redis did not answer one: waiting calls would fill the thread pool.
+# Short enough for `/ready` to see within a second that Redis is back.
+_PAUSE_S = 0.5
+
 _TAGS: list[dict[str, Any]] = [
     {"name": "inference", "description": "Submit a job: prompts, adapters and parameters."},
     {"name": "replays", "description": "Submit the jobs that reproduce a training run's sample previews."},
@@ -56,8 +61,7 @@ def create_app(settings: Settings) -> FastAPI:
     timeout_s = settings.redis.timeout_s
     services = Services(
         settings=settings,
-        # After a failed call the ledger refuses calls for one timeout: waiting calls would fill the thread pool.
-        ledger=Ledger.connect(settings.redis.url, settings.queue, timeout_s=timeout_s, pause_s=timeout_s),
+        ledger=Ledger.connect(settings.redis.url, settings.queue, timeout_s=timeout_s, pause_s=_PAUSE_S),
         store=store,
         storage_probe=StorageProbe(store),
         celery=make_celery(settings.redis.url, side="api", timeout_s=timeout_s),
@@ -82,11 +86,15 @@ def create_app(settings: Settings) -> FastAPI:
         courier.stop()
         caretaker.stop()
 
-    app = FastAPI(
+    app = Application(
         title="flux2-queue",
         version=version("flux2-queue"),
         description=_DESCRIPTION,
         openapi_tags=_TAGS,
+        responses=ANY_PROBLEM,
+        # `serve_pages` has the pages without another host's files.
+        docs_url=None,
+        redoc_url=None,
         lifespan=lifespan,
     )
     app.state.services = services
@@ -96,4 +104,5 @@ def create_app(settings: Settings) -> FastAPI:
     install_error_handlers(app)
     for routes in (inference, requests, replays, adapters, uploads, images, models, health, metrics):
         app.include_router(routes.router)
+    pages.serve_pages(app)
     return app

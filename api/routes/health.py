@@ -20,7 +20,7 @@ async def health() -> dict[str, str]:
     return {"status": "healthy"}
 
 
-@router.get("/ready", summary="Readiness")
+@router.get("/ready", summary="Readiness", responses={503: {"model": dict[str, Any], "description": "Not ready."}})
 def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
     """Answer 200 when jobs can be accepted, else 503.
 
@@ -43,6 +43,8 @@ def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
         if not slots:
             warnings.append(_no_worker_warning(may_be_missing=registry.slots_may_be_missing()))
         warnings += [f"redis: {issue.detail}; {issue.remedy}" for issue in services.ledger.durability_issues()]
+        # The last call: a Redis that only reads has shown the rest by then.
+        services.ledger.check_writable()
         checks["redis"] = "ok"
     except LedgerUnavailable as error:
         checks["redis"] = str(error)

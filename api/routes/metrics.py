@@ -50,7 +50,12 @@ class _LedgerCollector:
         yield corrupted
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={200: {"content": {CONTENT_TYPE_LATEST.partition(";")[0]: {"schema": {"type": "string"}}}}},
+)
 def metrics(services: ServicesDep) -> Response:
     """Return queue lengths, live workers and corrupted base parameters in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
