@@ -29,8 +29,10 @@ def api(
     logs.configure(settings.log)
     host, port = host or settings.api.host, settings.api.port if port is None else port
     require_free_port(port, owner="the API", option="--port or FLUX2_API_PORT", host=host)
+    app = create_app(settings)
+    app.state.services.ledger.refuse_cluster()
     uvicorn.run(
-        create_app(settings),
+        app,
         host=host,
         port=port,
         log_config=None,

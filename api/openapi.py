@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from api.errors import MEDIA_TYPE
 from api.schemas.problems import Problem
 
-#: Every operation can answer so: 405, 500, 503 while Redis is away, and whatever else has no entry of its own.
+#: Every operation can answer so: 405, 500, 503 while Redis is away, and other statuses without an entry.
 ANY_PROBLEM: dict[int | str, dict[str, Any]] = {"default": {"model": Problem, "description": "Any other error."}}
 
 _PROBLEM_SCHEMA = {"$ref": f"#/components/schemas/{Problem.__name__}"}

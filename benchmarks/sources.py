@@ -31,7 +31,7 @@ from shared.local.environment import unconfigured_environment
 from shared.local.ports import pick_free_port
 from shared.local.servers import EmbeddedServers
 from shared.settings import S3Settings
-from shared.storage.s3 import make_client
+from shared.storage.s3_client import make_client
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

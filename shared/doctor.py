@@ -1,7 +1,7 @@
 """`flux2 doctor`: check everything that a running service needs; each finding states the problem and its remedy.
 
-The checks write nothing except one probe object in the store, which they delete. A failed check does not hide the
-others, so one run shows all problems.
+The checks write nothing except probe objects in the store, which they delete. A failed check does not hide the others,
+so one run shows all problems.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
-from typing import Literal
 
 from shared.catalog import POOLS
-from shared.errors import CheckpointError, LedgerForbidden, LedgerUnavailable, StorageUnavailable
+from shared.errors import CheckpointError, LedgerForbidden, LedgerUnavailable
+from shared.finding import Finding, explain_redis, run_check
 from shared.ledger import Ledger, keys
-from shared.ledger.connection import ACL_REMEDY, MIN_REDIS, mapped_errors
+from shared.ledger.connection import MIN_REDIS
+from shared.ledger.server import read_server
 from shared.model_places import require_model
 from shared.plurals import counted
 from shared.settings import Settings
 from shared.sources.cache_folder import CacheFolder
-from shared.storage import open_store
+from shared.storage_check import check_storage
 
 # S3 refuses signed requests when clocks differ by 15 minutes. Leases use Redis' clock alone, so they are not affected.
 _MAX_CLOCK_OFFSET_S = 5.0
@@ -31,20 +31,21 @@ _MAX_CLOCK_OFFSET_S = 5.0
 _MAX_REAP_DELAY_S = 10.0
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report; `remedy` is empty if there is nothing to do."""
-
-    name: str
-    state: Literal["ok", "warning", "failed"]
-    detail: str
-    remedy: str = ""
-
-
 def run_checks(settings: Settings) -> Iterator[Finding]:
     """Check Redis, the clock, workers, queues, leases, webhooks, wake-ups, storage, adapter sources and weights."""
+    yield from _ledger(settings)
+    for name, check in (
+        ("storage", partial(check_storage, settings)),
+        ("adapters", partial(_adapters, settings)),
+        ("sources", lambda: [_sources(settings)]),
+        ("model", partial(_model, settings)),
+    ):
+        yield from run_check(name, check)
+
+
+def _ledger(settings: Settings) -> Iterator[Finding]:
     ledger = Ledger.connect(settings.redis.url, settings.queue, timeout_s=settings.redis.timeout_s)
-    checks: tuple[tuple[str, Callable[[], Iterable[Finding]]], ...] = (
+    for name, check in (
         ("redis", partial(_redis, ledger)),
         ("redis is durable", partial(_durability, ledger)),
         ("clock", partial(_clock, ledger)),
@@ -53,46 +54,25 @@ def run_checks(settings: Settings) -> Iterator[Finding]:
         ("leases", partial(_leases, ledger)),
         ("webhooks", partial(_webhooks, ledger, settings)),
         ("wake-ups", partial(_wakeups, settings)),
-    )
-    try:
-        for name, check in checks:
-            yield from _run_check(name, check)
-    except LedgerUnavailable as error:
-        yield Finding("redis", "failed", str(error), _redis_remedy(error))
-    yield _storage(settings)
-    yield _adapters(settings)
-    yield _sources(settings)
-    yield from _model(settings)
-
-
-def _run_check(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
-    """Return a check's findings; if Redis refuses one of its calls, that is the finding, and other checks may pass."""
-    try:
-        # Some checks read Redis without the ledger.
-        with mapped_errors():
-            return list(check())
-    except LedgerForbidden as error:
-        detail = str(error).removesuffix(f"; {ACL_REMEDY}")
-        return [Finding(name, "failed", detail, ACL_REMEDY)]
+    ):
+        try:
+            yield from run_check(name, check)
+        except LedgerUnavailable as error:
+            # The other checks would only wait for the same timeout.
+            yield Finding("redis", "failed", *explain_redis(error))
+            return
 
 
 def _redis(ledger: Ledger) -> Iterator[Finding]:
     ledger.ping()
-    ledger.check_permissions()
-    version = str(ledger.redis.info("server")["redis_version"])
-    if tuple(int(part) for part in version.split(".")[:2]) < MIN_REDIS:
+    server = read_server(ledger.redis)
+    if server.is_too_old:
         required = ".".join(str(part) for part in MIN_REDIS)
-        yield Finding("redis", "failed", f"version {version} is too old", f"install Redis {required} or later")
-    else:
-        yield Finding("redis", "ok", f"version {version}")
-
-
-def _redis_remedy(error: LedgerUnavailable) -> str:
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return (
-            "in FLUX2_REDIS_URL, set ssl_ca_certs to the file of Redis' CA and the host to the name in its certificate"
-        )
-    return "start Redis, or correct FLUX2_REDIS_URL"
+        yield Finding("redis", "failed", f"{server} is too old", f"install Redis {required} or later")
+        return
+    ledger.check_permissions()
+    ledger.check_writable()
+    yield Finding("redis", "ok", f"{server} allows every command and takes writes")
 
 
 def _wakeups(settings: Settings) -> Iterator[Finding]:
@@ -106,7 +86,7 @@ def _wakeups(settings: Settings) -> Iterator[Finding]:
         except LedgerForbidden:
             raise
         except LedgerUnavailable as error:
-            yield Finding("wake-ups", "failed", str(error), _redis_remedy(error))
+            yield Finding("wake-ups", "failed", *explain_redis(error))
             return
     yield Finding("wake-ups", "ok", "Celery reaches the same Redis")
 
@@ -114,7 +94,7 @@ def _wakeups(settings: Settings) -> Iterator[Finding]:
 def _durability(ledger: Ledger) -> Iterator[Finding]:
     issues = ledger.durability_issues()
     for issue in issues:
-        yield Finding("redis is durable", "failed", issue.detail, issue.remedy)
+        yield Finding("redis is durable", "failed" if issue.is_certain else "warning", issue.detail, issue.remedy)
     if not issues:
         yield Finding("redis is durable", "ok", "appendonly yes, appendfsync always, maxmemory-policy noeviction")
 
@@ -194,19 +174,6 @@ def _webhooks(ledger: Ledger, settings: Settings) -> Iterator[Finding]:
         yield Finding("webhooks", "ok", f"{unsent} webhooks are waiting to be delivered")
 
 
-def _storage(settings: Settings) -> Finding:
-    try:
-        open_store(settings).check()
-    except StorageUnavailable as error:
-        return Finding(
-            "storage",
-            "failed",
-            str(error),
-            "create the bucket if it is missing; allow the key to put, get, delete and list",
-        )
-    return Finding("storage", "ok", "a probe was written, read and deleted")
-
-
 def _model(settings: Settings) -> Iterator[Finding]:
     # Only if the weights are configured and here: the doctor may run on a host without workers.
     if settings.model.path is None:
@@ -220,16 +187,17 @@ def _model(settings: Settings) -> Iterator[Finding]:
         yield Finding("model", "ok", f"nothing in {settings.model.path} contradicts {settings.model.id}")
 
 
-def _adapters(settings: Settings) -> Finding:
+def _adapters(settings: Settings) -> Iterator[Finding]:
     root = settings.adapters.root.absolute()
     if not root.is_dir() or not os.access(root, os.R_OK | os.X_OK):
-        return Finding(
+        yield Finding(
             "adapters",
             "failed",
             f"{root} cannot be read",
             "create it or set FLUX2_ADAPTERS_ROOT; the API and the workers must see the same files",
         )
-    return Finding("adapters", "ok", str(root))
+    else:
+        yield Finding("adapters", "ok", str(root))
 
 
 def _sources(settings: Settings) -> Finding:

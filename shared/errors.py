@@ -311,8 +311,16 @@ class LedgerUnavailable(Flux2Error):
     implicates_device = False
 
 
-class LedgerForbidden(LedgerUnavailable):
+class LedgerRefused(LedgerUnavailable):
+    """Redis answered at once that it does not do this now: it is full, busy, a replica, or its disk fails."""
+
+
+class LedgerForbidden(LedgerRefused):
     """Redis does not let this user run a command or access a key; calls succeed again once its ACL allows them."""
+
+
+class LedgerInCluster(LedgerRefused):
+    """Redis spreads keys over the nodes of a cluster, and the ledger needs all of its keys on one node."""
 
 
 class RunError(Flux2Error):

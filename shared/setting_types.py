@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -64,6 +65,13 @@ def _expand_home(value: str) -> str:
     return os.path.expanduser(value)
 
 
+def _check_region(value: str) -> str:
+    # As botocore, which writes the region into the name of a host.
+    if not re.fullmatch(r"(?![0-9]+$)(?!-)[A-Za-z0-9-]{1,63}(?<!-)", value):
+        raise ValueError(f"{value!r} is not the code of a region; write for example eu-central-1")
+    return value
+
+
 def _check_webhook_secret(secret: SecretStr) -> SecretStr:
     prefix, _, key = secret.get_secret_value().partition("_")
     try:
@@ -112,5 +120,6 @@ PrivateHostsSetting = Annotated[PrivateHosts, NoDecode, PlainValidator(PrivateHo
 HostHeadersSetting = Annotated[HostHeaders, NoDecode, PlainValidator(HostHeaders.parse), PlainSerializer(str)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 ModelId = Annotated[str, AfterValidator(_check_model_id)]
+Region = Annotated[str, AfterValidator(_check_region)]
 Token = Annotated[SecretStr, AfterValidator(_check_token)]
 WebhookSecret = Annotated[SecretStr, AfterValidator(_check_webhook_secret)]

@@ -32,6 +32,7 @@ from shared.setting_types import (
     ModelId,
     PrivateHostsSetting,
     RedisUrlSetting,
+    Region,
     Seconds,
     SecondsOrZero,
     Timeout,
@@ -152,7 +153,11 @@ class S3Settings(_Section):
         description="URL of the store in presigned URLs. Default: `FLUX2_S3_ENDPOINT_URL`; set it if clients reach the "
         "store under another host than workers do.",
     )
-    region: str = Field("us-east-1", description="Region for which requests are signed.")
+    region: Region | None = Field(
+        None,
+        description="Region for which requests are signed, e.g. `eu-central-1`. Default: on AWS `AWS_REGION`, "
+        "`AWS_DEFAULT_REGION` or that of the profile, otherwise `us-east-1`.",
+    )
     addressing_style: Literal["auto", "path", "virtual"] = Field(
         "auto", description="How requests name the bucket: `auto`, `path` or `virtual`."
     )
@@ -425,6 +430,12 @@ class Settings(BaseSettings):
     aws_session_token: SecretStr | None = Field(
         None, validation_alias="AWS_SESSION_TOKEN", description="Session token of temporary S3 credentials."
     )
+    aws_region: str | None = Field(
+        None, validation_alias="AWS_REGION", description="Region of AWS, unless `FLUX2_S3_REGION` names one."
+    )
+    aws_default_region: str | None = Field(
+        None, validation_alias="AWS_DEFAULT_REGION", description="Region of AWS, unless `AWS_REGION` names one."
+    )
 
     @property
     def longest_upload_s(self) -> float:
@@ -437,11 +448,13 @@ class Settings(BaseSettings):
         return self.hf_token.get_secret_value() if self.hf_token else None
 
     def aws_credentials(self) -> dict[str, str | None]:
-        """Return a boto3 session's keyword arguments; empty to let boto3 search its usual places."""
+        """Return a boto3 session's keyword arguments; boto3 searches its usual places for what they leave out."""
+        region = self.aws_region or self.aws_default_region
+        arguments: dict[str, str | None] = {"region_name": region} if region else {}
         if self.aws_access_key_id is None or self.aws_secret_access_key is None:
-            return {}
+            return arguments
         token = self.aws_session_token
-        return {
+        return arguments | {
             "aws_access_key_id": self.aws_access_key_id,
             "aws_secret_access_key": self.aws_secret_access_key.get_secret_value(),
             "aws_session_token": token.get_secret_value() if token else None,

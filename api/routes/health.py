@@ -43,7 +43,8 @@ def ready(services: ServicesDep, response: Response) -> dict[str, Any]:
         if not slots:
             warnings.append(_no_worker_warning(may_be_missing=registry.slots_may_be_missing()))
         warnings += [f"redis: {issue.detail}; {issue.remedy}" for issue in services.ledger.durability_issues()]
-        # The last call: a Redis that only reads has shown the rest by then.
+        # The last calls: a Redis that only reads, or forbids a command, has shown the rest by then.
+        services.ledger.check_permissions()
         services.ledger.check_writable()
         checks["redis"] = "ok"
     except LedgerUnavailable as error:

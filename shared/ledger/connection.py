@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 from collections.abc import Iterator
@@ -12,7 +13,8 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from shared.errors import LedgerForbidden, LedgerUnavailable
+from shared.errors import LedgerForbidden, LedgerInCluster, LedgerRefused, LedgerUnavailable
+from shared.ledger import keys
 from shared.redis_url import RedisUrl
 
 #: Oldest Redis that has every command the scripts use; HRANDFIELD came with 6.2.
@@ -20,6 +22,12 @@ MIN_REDIS = (6, 2)
 
 #: What to do about `LedgerForbidden`.
 ACL_REMEDY = "allow it with ACL SETUSER, as docs/operations.md describes"
+
+#: Why a Redis in cluster mode is refused, and what to do about it.
+IN_CLUSTER = (
+    "Redis runs in cluster mode, which spreads keys over nodes, and the service needs all of its keys on one; "
+    "set FLUX2_REDIS_URL to a Redis with `cluster-enabled no`"
+)
 
 # A redis.Redis with decode_responses=True. redis-py's types allow bytes in replies even with that flag.
 Client: TypeAlias = Any
@@ -31,14 +39,21 @@ _NOT_NOW_ERRORS = (
     redis.exceptions.OutOfMemoryError,
     redis.exceptions.ReadOnlyError,
     redis.exceptions.MasterDownError,
+)
+_NOT_NOW = re.compile(r"\b(LOADING|OOM|MISCONF|READONLY|MASTERDOWN|BUSY|NOREPLICAS)\b|used memory >")
+
+# Only a node of a cluster answers so. A master that is down, whose class redis-py derives from the first, is matched
+# before these.
+_CLUSTER_ERRORS = (
     redis.exceptions.ClusterDownError,
+    redis.exceptions.ClusterCrossSlotError,
+    redis.exceptions.AskError,
     redis.exceptions.TryAgainError,
 )
-_NOT_NOW = re.compile(r"\b(LOADING|OOM|MISCONF|READONLY|MASTERDOWN|CLUSTERDOWN|BUSY|NOREPLICAS)\b|used memory >")
 
 # Redis' ACL refuses a command or a key of this user. In the error of a script, Redis 6.2 has the second text and later
 # versions have the third.
-_FORBIDDEN = re.compile(r"no permissions to|user executing the script can't|ACL failure in script")
+_FORBIDDEN = re.compile(r"[Nn]o permissions to|user executing the script can't|ACL failure in script")
 
 _PLACE_IN_SCRIPT = re.compile(r"^.*@user_script: ?\d+: ")
 
@@ -54,29 +69,57 @@ def connect(url: RedisUrl | str, *, timeout_s: float) -> Client:
         decode_responses=True,
         socket_timeout=timeout_s,
         health_check_interval=15,
+        redis_connect_func=_log_in,
         # One retry, at once: a pooled connection may have died while nobody used it.
         retry=Retry(NoBackoff(), 1, supported_errors=(redis.ConnectionError,)),
     )
     return redis.Redis.from_pool(pool)
 
 
+def _log_in(connection: Any) -> None:
+    """Do what redis-py does on a new connection, and raise one of `_CLUSTER_ERRORS` if this is a node of a cluster."""
+    # A new connection needs no check of its health, which would connect again if Redis refuses the login. Each answer
+    # sets the time of the next one.
+    connection.next_health_check = math.inf
+    connection.on_connect()
+    # Two keys of different slots, read so that a replica passes. A cluster of one node would accept jobs and only lose
+    # their wake-ups, and Redis may be away when a process starts, so each connection is checked.
+    connection.send_command("EXISTS", *keys.SLOT_PROBES)
+    try:
+        connection.read_response()
+    except _CLUSTER_ERRORS:
+        raise
+    except redis.ResponseError:
+        # An ACL, for example. Whoever needs the connection meets the error again, and reports it.
+        return
+
+
 @contextmanager
 def mapped_errors() -> Iterator[None]:
-    """Raise `LedgerUnavailable` if Redis does not answer, refuses this user or takes no writes; keep other errors."""
+    """Raise `LedgerUnavailable` if Redis does not answer, or one of its kinds if it refuses; keep other errors."""
     try:
         yield
+    except redis.AuthenticationError as error:
+        raise LedgerUnavailable(f"Redis refuses the login of FLUX2_REDIS_URL: {error}") from error
     except (redis.ConnectionError, redis.TimeoutError) as error:
         raise LedgerUnavailable(f"Redis did not answer: {error}") from error
     except redis.ResponseError as error:
         raise_if_forbidden(error)
         if isinstance(error, _NOT_NOW_ERRORS) or _NOT_NOW.search(str(error)):
-            raise LedgerUnavailable(f"Redis cannot take writes now: {error}") from error
+            raise LedgerRefused(f"Redis cannot take writes now: {error}") from error
+        if isinstance(error, _CLUSTER_ERRORS):
+            raise LedgerInCluster(IN_CLUSTER) from error
         raise
 
 
+def is_forbidden(error: Exception) -> bool:
+    """Return whether an error of Redis, or one that quotes it, says that the ACL refuses a call."""
+    return _FORBIDDEN.search(str(error)) is not None
+
+
 def raise_if_forbidden(error: Exception) -> None:
-    """Raise `LedgerForbidden` if an error of Redis, or one that quotes it, says that the ACL refuses a call."""
-    if _FORBIDDEN.search(str(error)):
+    """Raise `LedgerForbidden` if `is_forbidden`."""
+    if is_forbidden(error):
         reason = _PLACE_IN_SCRIPT.sub("", str(error))
         raise LedgerForbidden(f"Redis refuses this user: {reason}; {ACL_REMEDY}") from error
 
@@ -109,8 +152,8 @@ class Breaker:
         try:
             with mapped_errors():
                 yield
-        except LedgerForbidden:
-            # Redis answered, and may allow other calls.
+        except LedgerRefused:
+            # Redis answered, so no call waits for a timeout, and others may succeed: a full Redis still serves reads.
             self._reason, self._open_until = "", 0.0
             raise
         except LedgerUnavailable as error:

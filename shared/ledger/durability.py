@@ -8,24 +8,41 @@ from typing import Any
 
 import redis
 
-from shared.ledger.connection import Client
+from shared.ledger.connection import Client, is_forbidden
 
 # Share of `maxmemory` above which a Redis counts as nearly full.
 _NEARLY_FULL = 0.9
 
 
+_UNKNOWN = "whether Redis keeps accepted jobs cannot be read here: {} is not allowed or not there"
+_ASK = (
+    "allow it with ACL SETUSER, as docs/operations.md describes, or ask whoever runs Redis: it needs `appendonly yes`, "
+    "`appendfsync always` and `maxmemory-policy noeviction`"
+)
+
+
 @dataclass(frozen=True)
 class DurabilityIssue:
-    """A way in which this Redis may lose jobs, and what to do about it."""
+    """A way in which this Redis may lose jobs, and what to do about it.
+
+    Attributes:
+        is_certain: False if Redis does not let this user find out.
+    """
 
     detail: str
     remedy: str
+    is_certain: bool = True
 
 
 def find_issues(client: Client) -> list[DurabilityIssue]:
-    """Return the ways in which this Redis may lose jobs; a forbidden `CONFIG` command counts as one."""
+    """Return the ways in which this Redis may lose jobs; one that this user cannot find out about counts too."""
     # INFO is one round trip and allowed almost everywhere; only appendfsync needs CONFIG.
-    info = client.info("everything")
+    try:
+        info = client.info("everything")
+    except redis.ResponseError as error:
+        if not is_forbidden(error):
+            raise
+        return [DurabilityIssue(_UNKNOWN.format("INFO"), _ASK, is_certain=False)]
     return [*_persistence(info, _fsync(client)), *_memory(info), *_role(info)]
 
 
@@ -37,14 +54,15 @@ def _fsync(client: Client) -> str | None:
 
 
 def _persistence(info: Mapping[str, Any], fsync: str | None) -> Iterator[DurabilityIssue]:
-    if not info["aof_enabled"]:
+    enabled = info.get("aof_enabled")
+    if enabled is None:
+        yield DurabilityIssue(_UNKNOWN.format("that part of INFO"), _ASK, is_certain=False)
+    elif not enabled:
         yield DurabilityIssue(
             "appendonly is no: a restart of Redis loses every job", "CONFIG SET appendonly yes, and in redis.conf"
         )
     elif fsync is None:
-        yield DurabilityIssue(
-            "appendfsync cannot be read here: CONFIG is forbidden", "ask your provider: it should be always"
-        )
+        yield DurabilityIssue(_UNKNOWN.format("CONFIG"), _ASK, is_certain=False)
     elif fsync != "always":
         yield DurabilityIssue(
             f"appendfsync is {fsync}: a crash of its host loses accepted jobs",
@@ -58,12 +76,13 @@ def _persistence(info: Mapping[str, Any], fsync: str | None) -> Iterator[Durabil
 
 def _memory(info: Mapping[str, Any]) -> Iterator[DurabilityIssue]:
     # Any other policy lets Redis delete keys of the ledger to make room.
-    if info["maxmemory_policy"] != "noeviction":
+    policy = info.get("maxmemory_policy", "noeviction")
+    if policy != "noeviction":
         yield DurabilityIssue(
-            f"maxmemory-policy is {info['maxmemory_policy']}: a full Redis deletes jobs",
+            f"maxmemory-policy is {policy}: a full Redis deletes jobs",
             "CONFIG SET maxmemory-policy noeviction, and in redis.conf",
         )
-    limit = info["maxmemory"]
+    limit = info.get("maxmemory")
     if limit and info["used_memory"] > _NEARLY_FULL * limit:
         yield DurabilityIssue(
             f"{info['used_memory']:,} of {limit:,} bytes are used: Redis is nearly full",
@@ -72,7 +91,6 @@ def _memory(info: Mapping[str, Any]) -> Iterator[DurabilityIssue]:
 
 
 def _role(info: Mapping[str, Any]) -> Iterator[DurabilityIssue]:
-    if info["role"] != "master":
-        yield DurabilityIssue(
-            f"this Redis is a {info['role']}, which takes no writes", "point FLUX2_REDIS_URL at the master"
-        )
+    role = info.get("role", "master")
+    if role != "master":
+        yield DurabilityIssue(f"this Redis is a {role}, which takes no writes", "point FLUX2_REDIS_URL at the master")

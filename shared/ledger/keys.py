@@ -17,8 +17,10 @@ COMPACT_FROM = f"{PREFIX}compact_from"
 AUDIT_LEADER = f"{PREFIX}audit"
 LARGE_AUDIT_LEADER = f"{PREFIX}large_audit"
 REFERENCES_AUDIT_LEADER = f"{PREFIX}references_audit"
-# Never stored: deleting it shows whether Redis takes writes.
+# Never stored: adding to a list that does not exist shows whether Redis takes writes.
 WRITE_PROBE = f"{PREFIX}probe"
+# Never stored: they have different slots, so that a cluster refuses a command that names both.
+SLOT_PROBES = (WRITE_PROBE, f"{PREFIX}probe2")
 
 
 def job(job_id: str) -> str:

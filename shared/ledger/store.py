@@ -11,9 +11,9 @@ import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal, Self
 
-from shared.errors import IdempotencyKeyReused, JobTooLarge, QueueFull
+from shared.errors import IdempotencyKeyReused, JobTooLarge, LedgerInCluster, LedgerUnavailable, QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, Progress, large_pool, memory_gib
-from shared.ledger import durability, job_reader, keys, listing
+from shared.ledger import durability, job_reader, keys, listing, permissions
 from shared.ledger.acceptance import AcceptedJob, Submission
 from shared.ledger.claim import Claim, ReapResult
 from shared.ledger.claims import Claims
@@ -78,21 +78,25 @@ class Ledger:
         with self._session.commands():
             self.redis.ping()
 
+    def refuse_cluster(self) -> None:
+        """Raise `LedgerInCluster` if this Redis can never hold the ledger; one that is away now may come back."""
+        try:
+            self.ping()
+        except LedgerInCluster:
+            raise
+        except LedgerUnavailable:
+            return
+
     def check_permissions(self) -> None:
-        """Raise `LedgerForbidden` if this user of Redis may not run scripts or the commands that workers begin with."""
-        self.now_ms()
+        """Raise `LedgerForbidden` if this user of Redis may not run a command of the service; nothing is written."""
         with self._session.commands():
-            self.redis.info("server")
-            # As Celery waits for a wake-up. No such key exists, so this waits for the 10 ms only.
-            self.redis.brpop([keys.WRITE_PROBE], timeout=0.01)
-        # No such job exists, so nothing is written.
-        self.cancel("")
+            permissions.check_permissions(self.redis)
 
     def check_writable(self) -> None:
-        """Raise `LedgerUnavailable` unless Redis takes writes: a replica and a full disk still answer reads."""
+        """Raise `LedgerRefused` if Redis takes no writes: a replica, or a full memory or disk, still serves reads."""
         with self._session.commands():
-            # No such key exists, so nothing is written.
-            self.redis.delete(keys.WRITE_PROBE)
+            # No such list exists, so nothing is written. Unlike deleting, a full Redis refuses it.
+            self.redis.lpushx(keys.WRITE_PROBE, "")
 
     def now_ms(self) -> int:
         """Return the ledger's time in ms since the epoch."""

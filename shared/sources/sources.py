@@ -141,7 +141,7 @@ class Sources:
 
     @cached_property
     def _s3_client(self) -> S3Client:
-        from shared.storage.s3 import make_client
+        from shared.storage.s3_client import make_client
 
         s3 = self._s3_settings
         return make_client(s3, endpoint_url=s3.endpoint_url, credentials=self._all.aws_credentials())

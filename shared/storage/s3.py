@@ -11,21 +11,17 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-import boto3
 from botocore import exceptions
-from botocore.config import Config
 from botocore.parsers import ResponseParserError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from shared.errors import ObjectMissing, StorageUnavailable
-from shared.settings import S3_ATTEMPTS, S3Settings
+from shared.settings import S3Settings
 from shared.storage.protocol import MAX_CHUNK, StoredObject, new_probe_key, validate_key
+from shared.storage.s3_client import make_client
 from shared.storage.s3_writer import S3Writer
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
 
 logger = logging.getLogger("flux2.storage")
 
@@ -208,29 +204,6 @@ class S3Store:
         except _ERRORS as error:
             kind = ObjectMissing if _code(error) in _MISSING else StorageUnavailable
             raise kind(f"{verb} {key}: {self._where}: {_reason(error)}") from error
-
-
-def make_client(settings: S3Settings, *, endpoint_url: str | None, credentials: Mapping[str, str | None]) -> S3Client:
-    """Make a boto3 client without sending anything; see `S3Store` for the credentials."""
-    config = Config(
-        # By default presigned URLs would be SigV2, which most stores refuse.
-        signature_version="s3v4",
-        s3={"addressing_style": settings.addressing_style},
-        retries={"mode": "standard", "total_max_attempts": S3_ATTEMPTS},
-        connect_timeout=settings.timeout_s,
-        read_timeout=settings.timeout_s,
-        # botocore's default since 1.36 sends trailing checksums, which older MinIO, R2 and others refuse.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-    )
-    # boto3's shared session is not safe to make clients from in several threads.
-    session = boto3.session.Session(
-        aws_access_key_id=credentials.get("aws_access_key_id"),
-        aws_secret_access_key=credentials.get("aws_secret_access_key"),
-        aws_session_token=credentials.get("aws_session_token"),
-        region_name=settings.region,
-    )
-    return session.client("s3", endpoint_url=endpoint_url, config=config)
 
 
 def _encryption(settings: S3Settings) -> dict[str, Any]:

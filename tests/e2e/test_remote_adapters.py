@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 
 from shared.demo_model import DEMO_ADAPTER
 from shared.settings import Settings
-from shared.storage.s3 import make_client
+from shared.storage.s3_client import make_client
 from worker.consumer.background import STEP_TO_PREPARE
 
 JOB_S = 120.0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hub_server import FIRST, SECOND
 
-from shared.storage.s3 import make_client
+from shared.storage.s3_client import make_client
 
 ROOT = Path(__file__).parents[2]
 LORA = "lora_r4_bf16.safetensors"

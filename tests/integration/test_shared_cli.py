@@ -158,16 +158,24 @@ def test_a_worker_without_redis_says_so_before_it_loads_anything():
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("rule", "command"), [("-ping", "ping"), ("-info", "info"), ("-evalsha", "evalsha")])
-def test_a_worker_that_redis_refuses_says_what_it_may_not_do(redis_client, redis_url, rule, command):
-    redis_client.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", rule])
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        (["-ping"], "has no permissions to run the 'ping' command"),
+        (["-evalsha"], "it may not run 'evalsha'"),
+        (["-zadd", "-hset"], "it may not run 'hset', 'zadd'"),
+    ],
+)
+def test_a_worker_that_redis_refuses_says_what_it_may_not_do(redis_client, redis_url, rules, words):
+    redis_client.acl_setuser("limited", enabled=True, passwords=["+pw"], keys=["*"], commands=["+@all", *rules])
     try:
         done = flux2("worker", "--device", "cpu", FLUX2_REDIS_URL=redis_url.replace("redis://", "redis://limited:pw@"))
     finally:
         redis_client.acl_deluser("limited")
 
     assert done.returncode == 1
-    assert f"Redis refuses this user: this user has no permissions to run the '{command}' command" in done.stderr
+    assert "Redis refuses this user: " in done.stderr
+    assert words in done.stderr
     assert "allow it with ACL SETUSER" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 

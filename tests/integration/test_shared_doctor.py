@@ -64,6 +64,7 @@ def test_a_sound_service_without_workers_has_one_warning(sound):
         "leases": "ok",
         "wake-ups": "ok",
         "storage": "ok",
+        "links": "ok",
         "adapters": "ok",
         "sources": "ok",
     }
@@ -137,7 +138,6 @@ def url_of_user(redis_client, redis_url):
     ("rules", "failed", "words"),
     [
         ("~* +@all -ping", {"redis", "wake-ups"}, "'ping'"),
-        ("~* +@all -info", {"redis", "redis is durable"}, "'info'"),
         ("~* +@all -time", {"redis", "clock", "workers", "queue"}, "'time'"),
         ("~* +@all -evalsha", {"redis"}, "'evalsha'"),
         ("~* +@all -brpop", {"redis"}, "'brpop'"),
@@ -161,6 +161,19 @@ def test_the_documented_permissions_suffice(sound, url_of_user):
     found = report(sound(redis={"url": url_of_user(rules)}))
 
     assert {finding.name for finding in found.values() if finding.state != "ok"} == {"workers"}
+
+
+def test_a_check_that_breaks_is_one_line_and_the_other_checks_run(sound, monkeypatch):
+    def break_down(client):
+        raise RuntimeError("two\n lines")
+
+    monkeypatch.setattr("shared.doctor.read_server", break_down)
+
+    found = report(sound())
+
+    assert (found["redis"].state, found["redis"].detail) == ("failed", "RuntimeError: two lines")
+    assert "bug" in found["redis"].remedy
+    assert found["leases"].state == found["storage"].state == "ok"
 
 
 def test_the_other_checks_run_while_redis_is_away(sound):

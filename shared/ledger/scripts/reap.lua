@@ -29,9 +29,11 @@ end
 -- disk flush, and every process reaps, so a pass soon after another leaves it out.
 if gap_ms == 0 or math.abs(gap_ms) >= args.reap_ms / 2 then redis.call('SET', REAPED_MS, now) end
 
--- Another run id means that Redis was away. On the first start there is no earlier run id, and nothing to grant.
-local run_id = redis.call('INFO', 'server'):match('run_id:(%w+)')
-local known_run_id = redis.call('GET', RUN_ID)
+-- Another run id means that Redis was away. On the first start there is no earlier run id, and nothing to grant. Where
+-- the ACL forbids INFO there is no run id, and a restart counts as the stall that it is too.
+local info = redis.pcall('INFO', 'server')
+local run_id = type(info) == 'string' and info:match('run_id:(%w+)')
+local known_run_id = run_id and redis.call('GET', RUN_ID)
 if known_run_id ~= run_id then redis.call('SET', RUN_ID, run_id) end
 local restarted = known_run_id and known_run_id ~= run_id
 local reply = {requeued = {}, ended = {}, grace = restarted}

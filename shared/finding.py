@@ -1,0 +1,66 @@
+"""What a check of `flux2 doctor` found, and how a check that fails itself becomes a finding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from shared.errors import LedgerInCluster, LedgerRefused, LedgerUnavailable
+from shared.ledger.connection import ACL_REMEDY, mapped_errors
+
+# The first one whose words an error has; each names the remedy.
+_REDIS_REMEDIES = {
+    ACL_REMEDY: ACL_REMEDY,
+    "CERTIFICATE_VERIFY_FAILED": (
+        "in FLUX2_REDIS_URL, set ssl_ca_certs to the file of Redis' CA and the host to the name in its certificate"
+    ),
+    "refuses the login": "correct the user and the password in FLUX2_REDIS_URL",
+    "read only replica": "point FLUX2_REDIS_URL at the master",
+    "maxmemory": "raise maxmemory, or lower FLUX2_QUEUE_RETENTION_S",
+    "MISCONF": "check the disk of Redis and its log: is the disk full or broken?",
+    "NOREPLICAS": "start the replicas of Redis, or lower its min-replicas-to-write",
+    "": "start Redis, or correct FLUX2_REDIS_URL",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `remedy` is empty if there is nothing to do."""
+
+    name: str
+    state: Literal["ok", "warning", "failed"]
+    detail: str
+    remedy: str = ""
+
+
+def run_check(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding]:
+    """Return a check's findings; an error that it does not report itself becomes one, and other checks may pass.
+
+    Raises:
+        LedgerUnavailable: Redis does not answer, or no call can succeed.
+    """
+    try:
+        # Some checks read Redis without the ledger.
+        with mapped_errors():
+            return list(check())
+    except LedgerInCluster:
+        raise
+    except LedgerRefused as error:
+        return [Finding(name, "failed", *explain_redis(error))]
+    except LedgerUnavailable:
+        raise
+    except Exception as error:  # noqa: BLE001 - the report of all checks is worth more than a traceback of one.
+        detail = " ".join(f"{type(error).__name__}: {error}".split())
+        return [Finding(name, "failed", detail, "report this line as a bug of flux2-queue")]
+
+
+def explain_redis(error: LedgerUnavailable) -> tuple[str, str]:
+    """Return the fault of Redis and its remedy, each in one line."""
+    text = " ".join(str(error).split())
+    if isinstance(error, LedgerInCluster):
+        detail, _, remedy = text.partition("; ")
+        return detail, remedy
+    return text.removesuffix(f"; {ACL_REMEDY}"), next(
+        remedy for words, remedy in _REDIS_REMEDIES.items() if words in text
+    )
