@@ -250,7 +250,7 @@ class ReferencesSettings(_Section):
     )
     max_images: Count = Field(100, description="Number of different images that one request, or one replay, may name.")
     https_hosts: AnyHostPatternsSetting = Field(
-        HostPatterns(()),
+        HostPatterns(("*",)),
         description="Hosts from which images may come over https, in addition to those of `FLUX2_SOURCES_HTTPS_HOSTS`; "
         "`*` alone stands for every host with a public address.",
     )

@@ -253,10 +253,17 @@ def test_what_a_host_answers_instead_of_an_image_is_said_with_the_field(api_with
     ],
 )
 def test_a_place_that_the_operator_does_not_allow_is_refused(api_with, url, message):
-    with api_with() as api:
+    with api_with(https_hosts="files.example") as api:
         body = problem(post(api, {"ctrl_img": url}), 422, "invalid_reference")
 
     assert message in body["detail"]
+
+
+@pytest.mark.parametrize("url", ["https://127.0.0.1/a.png", "https://10.0.0.1/a.png", "https://localhost/a.png"])
+def test_without_a_list_of_hosts_every_public_address_is_allowed_and_no_other(api_with, url):
+    with api_with() as api:
+        assert str(api.settings.references.https_hosts) == "*"
+        problem(post(api, {"ctrl_img": url}), 422, "invalid_reference")
 
 
 def test_an_air_gapped_service_takes_images_from_the_request_alone(api_with, gallery):
