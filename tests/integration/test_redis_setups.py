@@ -116,6 +116,7 @@ def test_cluster_mode_is_refused_with_its_reason_by_the_doctor_ready_and_each_ca
             assert CLUSTER in answer.text
 
 
+@pytest.mark.parametrize("cluster", ["owns all slots"], indirect=True)
 def test_the_api_and_a_worker_do_not_start_in_cluster_mode(cluster, at, tmp_path):
     from worker.serve import serve
 
