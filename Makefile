@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-fast fuzz-headers lint format bench bench-gpu chaos lock score-tiny clean
+.PHONY: help install demo up test test-fast fuzz-headers lint format bench bench-gpu chaos lock score-tiny score-edits clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -71,6 +71,9 @@ lock: install ## write constraints.txt from the installed packages
 
 score-tiny: install ## render 60 prompts that the demonstration model never saw and measure the pictures
 	$(BIN)/python -m benchmarks.score_tiny
+
+score-edits: install ## edit 24 reference images that the demonstration model never saw and measure the pictures
+	$(BIN)/python -m benchmarks.score_edits
 
 clean: ## remove everything that the other targets made
 	rm -rf $(VENV) .flux2 demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -22,6 +22,7 @@ from tools.train_tiny.data import COLOURS, SHAPES
 from tools.train_tiny.drawing import FORMS
 
 Mask = npt.NDArray[np.bool_]
+Pixels = npt.NDArray[np.float64]
 
 _SIDE = 128  # pictures are measured at this size
 _MIN_DISTANCE = 55  # Euclidean distance in RGB between a figure's pixels and the background
@@ -53,11 +54,15 @@ class Figure:
 
 def figures(image: Image.Image) -> list[Figure]:
     """Return the figures of a picture with a plain background, ordered from left to right."""
-    pixels = np.asarray(image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX)).astype(float)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    apart = np.linalg.norm(pixels - np.median(border, axis=0), axis=2) > _MIN_DISTANCE
+    pixels = _pixels(image)
+    apart = np.linalg.norm(pixels - _border(pixels), axis=2) > _MIN_DISTANCE
     found = [_figure(region, pixels) for region in _regions(apart) if region.mean() >= _LEAST_AREA]
     return sorted(found, key=lambda figure: figure.x)
+
+
+def background_colour(image: Image.Image) -> str:
+    """Return the name of a plain background's colour."""
+    return _nearest(_border(_pixels(image)))
 
 
 def mistakes(case: Mapping[str, Any], found: list[Figure]) -> list[str]:
@@ -78,6 +83,19 @@ def mistakes(case: Mapping[str, Any], found: list[Figure]) -> list[str]:
     if "relation" in case and all(groups) and not _is_related(groups[0][0], groups[1][0], case["relation"]):
         wrong.append(f"not {case['relation']}")
     return wrong
+
+
+def _pixels(image: Image.Image) -> Pixels:
+    return np.asarray(image.convert("RGB").resize((_SIDE, _SIDE), Image.Resampling.BOX)).astype(float)
+
+
+def _border(pixels: Pixels) -> Pixels:
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return np.asarray(np.median(border, axis=0))
+
+
+def _nearest(colour: Pixels) -> str:
+    return min(COLOURS, key=lambda name: float(np.linalg.norm(colour - np.array(COLOURS[name]))))
 
 
 def _is_there(figure: Figure, thing: Mapping[str, Any]) -> bool:
@@ -113,12 +131,11 @@ def _regions(mask: Mask) -> list[Mask]:
     return regions
 
 
-def _figure(region: Mask, pixels: npt.NDArray[np.float64]) -> Figure:
+def _figure(region: Mask, pixels: Pixels) -> Figure:
     rows, columns = np.flatnonzero(region.any(axis=1)), np.flatnonzero(region.any(axis=0))
     top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    colour = np.median(pixels[region], axis=0)
     return Figure(
-        colour=min(COLOURS, key=lambda name: float(np.linalg.norm(colour - np.array(COLOURS[name])))),
+        colour=_nearest(np.median(pixels[region], axis=0)),
         shape=_shape(region[top:bottom, left:right]),
         x=float(left + right) / _SIDE - 1,
         y=float(top + bottom) / _SIDE - 1,

@@ -1,6 +1,6 @@
-"""`flux2 demo`: render the example request from HTTP call to image file on this host, with the demonstration model.
+"""`flux2 demo`: render prompts, edits and the example request from HTTP call to image file on this host.
 
-Redis, S3, the API, the worker and the client are real; only the base model is tiny.
+Redis, S3, the API, the worker and the client are real; only the base model, the demonstration model, is tiny.
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 import copy
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image as PillowImage
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from flux2_client.client import Client, Image
@@ -19,7 +21,7 @@ from flux2_client.models import Status
 from flux2_client.report import describe_reference
 from flux2_client.tables import describe_adapter
 from shared.console import LineConsole
-from shared.demo_model import ABOUT, DEMO_ADAPTER, DRAWN_PX, PROMPTS
+from shared.demo_model import ABOUT, DEMO_ADAPTER, DRAWN_PX, EDITED, EDITS, PROMPTS, demo_edit
 from shared.errors import DemoFailed
 from shared.local.stack import Stack
 from shared.outputs import make_output_folder
@@ -45,7 +47,7 @@ def demo_request(multiplier: float, *, adapter: str = DEMO_ADAPTER, size_px: int
 
 
 def run_demo(console: LineConsole, output: Path, *, size_px: int = EXAMPLE_PX) -> None:
-    """Start the whole service in a temporary folder, render three jobs, save their images and stop everything.
+    """Start the whole service in a temporary folder, render four jobs, save their images and stop everything.
 
     Args:
         size_px: width and height of the example request's images; the batch always has the model's best size.
@@ -69,10 +71,7 @@ def run_demo(console: LineConsole, output: Path, *, size_px: int = EXAMPLE_PX) -
             # An API that ended does not come back, so its calls are not repeated.
             with Client(stack.url, on_failure=lambda _: stack.raise_if_ended()) as client:
                 # As from another computer: API and worker share no folder with whoever has the file.
-                uploaded = client.upload_adapter(stack.demo_adapter, name=stack.demo_adapter.name)
-                console.print_line(f"uploaded {stack.demo_adapter.name}: {uploaded.path}")
-                for name, body in _jobs(uploaded.path, size_px):
-                    _render(console, stack, client, output=output, name=name, body=body)
+                _Demo(console, stack, client, output).run(size_px=size_px)
         finally:
             with console.status("stopping"):
                 stack.stop()
@@ -81,31 +80,79 @@ def run_demo(console: LineConsole, output: Path, *, size_px: int = EXAMPLE_PX) -
     )
 
 
-def _jobs(adapter: str, size_px: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield name and request of each job: a batch at the size that the model draws best, then the example twice."""
-    prompts = [{"prompt": prompt, "width": DRAWN_PX, "height": DRAWN_PX} for prompt in PROMPTS]
-    yield "batch", {"model": EXAMPLE_REQUEST["model"], "prompts": prompts, "loras": []}
-    # Two multipliers of one adapter: the second job shows a swap in a warm worker.
-    for multiplier in (1.0, 0.5):
-        yield f"multiplier-{multiplier:g}", demo_request(multiplier, adapter=adapter, size_px=size_px)
+@dataclass(frozen=True)
+class _Demo:
+    """Sends the demonstration's jobs and saves their images."""
+
+    console: LineConsole
+    stack: Stack
+    client: Client
+    output: Path
+
+    def run(self, *, size_px: int) -> None:
+        """Render a batch at the size that the model draws best, edits of one of its pictures, and the example twice."""
+        # As from another computer: API and worker share no folder with whoever has the file.
+        uploaded = self.client.upload_adapter(self.stack.demo_adapter, name=self.stack.demo_adapter.name)
+        self.console.print_line(f"uploaded {self.stack.demo_adapter.name}: {uploaded.path}")
+        images = self._render("batch", _request(PROMPTS))
+        self._edit(next(image for image in images if image.prompt == EDITED))
+        # Two multipliers of one adapter: the second job shows a swap in a warm worker.
+        for multiplier in (1.0, 0.5):
+            request = demo_request(multiplier, adapter=uploaded.path, size_px=size_px)
+            self._render(f"multiplier-{multiplier:g}", request)
+
+    def _edit(self, image: Image) -> None:
+        """Upload an image as reference image, render edits of it, and save a sheet of all."""
+        uploaded = self.client.upload_image(image.bytes())
+        self.console.print_line(f"uploaded reference image: {uploaded.path}")
+        edits = self._render("edit", _request(EDITS, adapter=demo_edit(self.stack.model), reference=uploaded.path))
+        file = self.output / "edits.png"
+        _side_by_side([image.pil(), *(edit.pil() for edit in edits)]).save(file)
+        words = ", ".join(f"'{words}'" for words in EDITS)
+        self.console.print_line(f"edits    {file}: the reference image, then {words}")
+
+    def _render(self, name: str, body: dict[str, Any]) -> Sequence[Image]:
+        """Submit a request, wait for its job, save its images and print a report."""
+        console = self.console
+        job = self.client.submit(body)
+        console.rule(f"{name}: request {job.request_id}")
+        for warning in job.warnings:
+            console.print_line(f"warning: {warning}")
+        status = _wait(console, self.stack, self.client, job.request_id)
+        if status.status != "succeeded":
+            raise DemoFailed(f"request {job.request_id} {status.status}: {status.error}")
+        images = self.client.result(job.request_id).images
+        for image in images:
+            file = image.save(self.output / f"{name}-{image.index}.{image.format}")
+            size = f"{image.width}x{image.height} {image.format}, {image.size_bytes:,} bytes"
+            console.print_line(f"image    {file}: {size}: {image.prompt}")
+        # The first image has the swap of adapters and the encoding of references, which later ones reuse.
+        _print_report(console, images[0])
+        return images
 
 
-def _render(
-    console: LineConsole, stack: Stack, client: Client, *, output: Path, name: str, body: dict[str, Any]
-) -> None:
-    job = client.submit(body)
-    console.rule(f"{name}: request {job.request_id}")
-    for warning in job.warnings:
-        console.print_line(f"warning: {warning}")
-    status = _wait(console, stack, client, job.request_id)
-    if status.status != "succeeded":
-        raise DemoFailed(f"request {job.request_id} {status.status}: {status.error}")
-    images = client.result(job.request_id).images
-    for image in images:
-        file = image.save(output / f"{name}-{image.index}.{image.format}")
-        size = f"{image.width}x{image.height} {image.format}, {image.size_bytes:,} bytes"
-        console.print_line(f"image    {file}: {size}: {image.prompt}")
-    _print_report(console, images[-1])
+def _request(prompts: Sequence[str], *, adapter: str | None = None, reference: str | None = None) -> dict[str, Any]:
+    """Return a request for images of the size that the model draws best.
+
+    Args:
+        reference: address of the reference image of every prompt.
+    """
+    fields: dict[str, Any] = {"width": DRAWN_PX, "height": DRAWN_PX}
+    if reference is not None:
+        fields["ctrl_img"] = reference
+    return {
+        "model": EXAMPLE_REQUEST["model"],
+        "prompts": [{"prompt": prompt, **fields} for prompt in prompts],
+        "loras": [] if adapter is None else [{"path": adapter, "network_multiplier": 1.0}],
+    }
+
+
+def _side_by_side(pictures: Sequence[PillowImage.Image]) -> PillowImage.Image:
+    gap = DRAWN_PX // 16
+    sheet = PillowImage.new("RGB", (len(pictures) * (DRAWN_PX + gap) - gap, DRAWN_PX), "white")
+    for place, picture in enumerate(pictures):
+        sheet.paste(picture, (place * (DRAWN_PX + gap), 0))
+    return sheet
 
 
 def _wait(console: LineConsole, stack: Stack, client: Client, request_id: str) -> Status:

@@ -26,6 +26,10 @@ PROMPTS = (
     "a house with a red roof on green hills under a yellow sun",
 )
 
+#: The prompt of `PROMPTS` whose picture is edited, and instructions for the edit adapter.
+EDITED = PROMPTS[2]
+EDITS = ("make it blue", "make the background yellow")
+
 # The path of the reference API's example request, so that people can send the example unchanged.
 #: Path of the demonstration adapter under the adapter root.
 DEMO_ADAPTER = "my_lora_job/my_lora.safetensors"
@@ -49,3 +53,8 @@ def demo_adapter(model: str) -> str:
 def demo_styles(model: str) -> str:
     """Return the folder of a model's demonstration styles under the adapter root."""
     return DEMO_STYLES if model == _DEFAULT_MODEL else f"tiny_{model}"
+
+
+def demo_edit(model: str) -> str:
+    """Return the path of a model's demonstration edit adapter under the adapter root."""
+    return f"{demo_styles(model)}/edit.safetensors"

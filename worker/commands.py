@@ -63,11 +63,14 @@ def tiny(
     styles: Annotated[
         Path | None, typer.Option(file_okay=False, help="Also write the style adapters into this folder.")
     ] = None,
+    edit: Annotated[
+        Path | None, typer.Option(help="Also write a LoRA that edits a reference image to this file.")
+    ] = None,
     model: Annotated[str, typer.Option(help="Model id of the files, e.g. flux2_klein_4b.")] = "flux2",
 ) -> None:
     """Write the demonstration model: files laid out as the real ones, small enough for a CPU."""
     from shared.catalog import find_model
-    from worker.model.demo_model import STYLES, write_tiny_adapter, write_tiny_checkpoint
+    from worker.model.demo_model import EDIT, STYLES, write_tiny_adapter, write_tiny_checkpoint
 
     entry = find_model(model)
     write_tiny_checkpoint(folder, entry)
@@ -76,6 +79,8 @@ def tiny(
     if styles is not None:
         for name in STYLES:
             write_tiny_adapter(styles / f"{name}.safetensors", name, entry)
+    if edit is not None:
+        write_tiny_adapter(edit, EDIT, entry)
 
 
 @app.command()

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Self
 
 from shared.catalog import find_model
-from shared.demo_model import demo_adapter, demo_checkpoint, demo_styles
+from shared.demo_model import demo_adapter, demo_checkpoint, demo_edit, demo_styles
 from shared.errors import LedgerUnavailable, ServerFailed
 from shared.extras import require_extras
 from shared.ledger import Ledger
@@ -129,6 +129,11 @@ class Stack:
     def demo_adapter(self) -> Path:
         """Path of the demonstration adapter."""
         return self.adapter_root / demo_adapter(self.model)
+
+    @property
+    def demo_edit(self) -> Path:
+        """Path of the demonstration edit adapter."""
+        return self.adapter_root / demo_edit(self.model)
 
     def ledger(self) -> Ledger:
         """Open the ledger in this stack's Redis."""
@@ -263,14 +268,15 @@ class Stack:
     def _copy_demo_model(self) -> subprocess.Popen[str] | None:
         """Begin to copy the demonstration model into the data folder, and its adapters unless the caller has a root."""
         styles = self.adapter_root / demo_styles(self.model)
+        options = {"--adapter": self.demo_adapter, "--styles": styles, "--edit": self.demo_edit}
         # What is there may be the caller's own file under the same name.
-        absent = [path for path in (self.demo_adapter, styles) if self.owns_adapters and not path.exists()]
+        absent = {option: path for option, path in options.items() if self.owns_adapters and not path.exists()}
         if not self.serves_demo_model or (self.demo_checkpoint.exists() and not absent):
             return None
         # A command of the worker's side, which owns the model's files.
         command = [*_flux2("tiny"), str(self.demo_checkpoint), "--model", self.model]
-        for option, path in (("--adapter", self.demo_adapter), ("--styles", styles)):
-            command += [option, str(path)] if path in absent else []
+        for option, path in absent.items():
+            command += [option, str(path)]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
     def _remove_slot(self, name: str) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from flux2_client.client import Client
-from shared.demo_model import PROMPTS
+from shared.demo_model import EDITS, PROMPTS
 from shared.local.ports import pick_free_port
 
 BASE_URL = "https://flux2.example.com"
@@ -95,7 +95,7 @@ def test_up_serves_until_interrupted_and_leaves_nothing_running(up, wait_until, 
     assert processes_naming(data) == []
 
 
-def test_demo_renders_a_batch_and_the_example_at_two_multipliers_and_leaves_nothing_running(tmp_path):
+def test_demo_renders_a_batch_edits_and_the_example_at_two_multipliers_and_leaves_nothing_running(tmp_path):
     output = tmp_path / "images"
     command = [sys.executable, "-m", "shared.cli", "demo", "--output", str(output), "--size", "256"]
     environment = {**os.environ, "COLUMNS": "200", "TMPDIR": str(tmp_path)}
@@ -105,10 +105,12 @@ def test_demo_renders_a_batch_and_the_example_at_two_multipliers_and_leaves_noth
     assert done.returncode == 0, done.stdout + done.stderr
     pictures = [picture.read_bytes() for picture in sorted(output.iterdir())]
     sizes = [Image.open(io.BytesIO(picture)).size for picture in pictures]
-    assert sizes == [(128, 128)] * len(PROMPTS) + [(256, 256)] * 2
+    sheet = (128 + len(EDITS) * (128 + 8), 128)
+    assert sizes == [(128, 128)] * (len(PROMPTS) + len(EDITS)) + [sheet] + [(256, 256)] * 2
     assert len(set(pictures)) == len(pictures)
-    assert len(re.findall(r"^url +http://127\.0\.0\.1:\d+/\S+X-Amz-Signature=", done.stdout, re.MULTILINE)) == 3
+    assert len(re.findall(r"^url +http://127\.0\.0\.1:\d+/\S+X-Amz-Signature=", done.stdout, re.MULTILINE)) == 4
     assert "adapter merged" in done.stdout
     assert "adapter swapped" in done.stdout
     assert "22 of 33 layers" in done.stdout
+    assert "encode_references" in done.stdout
     assert processes_naming(tmp_path) == []

@@ -127,6 +127,7 @@ def test_a_chosen_model_is_its_demonstration_model_unless_weights_are_configured
     # Next to the files of [dev], which a stack with another model may have written.
     assert demo.environment()["FLUX2_MODEL_PATH"] == f"{tmp_path}/tiny_flux2_klein_4b"
     assert demo.demo_adapter == tmp_path / "adapters/my_lora_job/flux2_klein_4b.safetensors"
+    assert demo.demo_edit == tmp_path / "adapters/tiny_flux2_klein_4b/edit.safetensors"
 
 
 def test_a_stacks_settings_win_over_the_environment_and_the_dotenv_file_of_another_service(monkeypatch, tmp_path):

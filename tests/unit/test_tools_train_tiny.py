@@ -9,6 +9,7 @@ import torch
 from benchmarks.pictures import figures
 from tools.train_tiny.data import FIELDS, SLOTS, TRIGGER, Picture, random_picture, random_subject
 from tools.train_tiny.drawing import draw
+from tools.train_tiny.edits import KINDS, random_edit
 from tools.train_tiny.feed import CAPTION_TOKENS, Feed, quick_tokenizer
 from tools.train_tiny.flow import classifier_free_weight
 from tools.train_tiny.models import (
@@ -64,6 +65,36 @@ def test_a_drawn_picture_shows_the_figure_in_its_table():
 
     assert (found.colour, found.shape) == ("blue", "diamond")
     assert (found.x, found.y) == pytest.approx((0.4, -0.3), abs=0.03)
+
+
+def test_an_edit_changes_one_property_of_a_figure_and_its_instruction_names_the_new_value_alone():
+    edits = [random_edit(random.Random(seed)) for seed in range(60)]
+
+    assert {edit.kind for edit in edits} == set(KINDS)
+    for edit in edits:
+        [old], [new] = edit.before.figures, edit.after.figures
+        changed = {
+            "colour": old[6:9] != new[6:9],
+            "background": edit.before.background != edit.after.background,
+        }
+        assert [kind for kind, differs in changed.items() if differs] == [edit.kind]
+        assert old[:6] == new[:6]
+        assert edit.shape not in edit.instruction
+
+
+def test_edits_of_the_score_are_never_used_for_training():
+    def changes(*, held_out):
+        edits = (random_edit(random.Random(seed), held_out=held_out) for seed in range(150))
+        return {
+            (edit.shape, figures(to_image(draw(*table(edit.before), height=128, width=128)[0]))[0].colour, edit.colour)
+            for edit in edits
+            if edit.kind == "colour"
+        }
+
+    trained, scored = changes(held_out=False), changes(held_out=True)
+
+    assert min(len(trained), len(scored)) > 40
+    assert not trained & scored
 
 
 def test_scored_captions_are_never_used_for_training(tokenizer):

@@ -5,6 +5,7 @@ Prompts here are neither those it is scored on (`make score-tiny`) nor those it 
 
 import hashlib
 import json
+import random
 
 import numpy as np
 import pytest
@@ -12,7 +13,8 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load, save
 
-from benchmarks.pictures import figures
+from benchmarks.pictures import background_colour, figures
+from benchmarks.score_edits import drawn, judge, load_editor
 from shared.adapters.header import read_header
 from shared.adapters.layout import check_fits_base, parse_layout
 from shared.adapters.strength import CONFIG_NAME, PEFT_FILE
@@ -21,14 +23,15 @@ from shared.catalog import FLUX2_KLEIN_4B, MODELS
 from shared.errors import OutputRefused
 from shared.request import LoraItem
 from shared.settings import AdaptersSettings, ModelSettings
+from tools.train_tiny.edits import KINDS, random_edit
 from worker.checkpoint.tensor_edit import edit_tensors
-from worker.model.demo_model import STYLES, SUBJECT, write_tiny_adapter, write_tiny_checkpoint
+from worker.model.demo_model import EDIT, STYLES, SUBJECT, write_tiny_adapter, write_tiny_checkpoint
 from worker.model.load import load_components
 from worker.model.text_encoder import QWEN, family_of
 from worker.rendering.prompt_encoder import embed, tokenize
 from worker.rendering.renderer import Renderer
 
-ADAPTERS = (SUBJECT, *STYLES)
+ADAPTERS = (SUBJECT, *STYLES, EDIT)
 MB = 1_000_000
 
 
@@ -87,8 +90,12 @@ def test_the_files_are_those_of_the_real_model_and_small_enough_to_be_shipped(ti
     assert sum(file.stat().st_size for file in tiny.rglob("*") if file.is_file()) <= 24 * MB
 
 
-@pytest.mark.parametrize(("name", "kind"), [(SUBJECT, "lora"), (STYLES[0], "lora"), (STYLES[1], "lokr")])
-def test_an_adapter_is_one_that_ai_toolkit_could_have_written(tiny, tiny_components, name, kind):
+@pytest.mark.parametrize(
+    ("name", "kind", "layers"),
+    # Two double blocks of two streams with four layers, three single blocks with two; the edit adapter has img_in too.
+    [(SUBJECT, "lora", 22), (STYLES[0], "lora", 22), (STYLES[1], "lokr", 22), (EDIT, "lora", 23)],
+)
+def test_an_adapter_is_one_that_ai_toolkit_could_have_written(tiny, tiny_components, name, kind, layers):
     path = tiny / "adapters" / f"{name}.safetensors"
 
     layout = parse_layout(read_header(path, max_bytes=10**9))
@@ -96,8 +103,7 @@ def test_an_adapter_is_one_that_ai_toolkit_could_have_written(tiny, tiny_compone
     check_fits_base(layout, tiny_components.layers, model="flux2")
     assert {update.kind for update in layout.updates} == {kind}
     assert layout.metadata["ss_base_model_version"] == "flux2"
-    # Two double blocks of two streams with four layers, three single blocks with two.
-    assert len(layout.updates) == 22
+    assert len(layout.updates) == layers
     assert path.stat().st_size <= 2 * MB
 
 
@@ -191,6 +197,47 @@ def test_the_subject_grows_with_the_multiplier_and_zero_gives_the_base_picture(d
     assert draw(prompt, (SUBJECT, 0.0), **few).tobytes() == base.tobytes()
     assert distances == sorted(distances)
     assert distances[0] > 0.5
+
+
+@pytest.fixture(scope="module")
+def editor(tmp_path_factory):
+    return load_editor(tmp_path_factory.mktemp("tiny") / "editor")
+
+
+def example_edit(kind):
+    """Return an edit of a large figure that is used neither for training nor for the score."""
+    edits = (random_edit(random.Random(f"test {number}"), held_out=True) for number in range(1000))
+    return next(edit for edit in edits if edit.kind == kind and edit.before.figures[0][3] > 0.5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_edit_adapter_gives_the_figure_at_the_references_place_the_colour_in_the_instruction(editor, kind):
+    edit = example_edit(kind)
+
+    output = editor.edit(edit.instruction, drawn(edit.before), steps=12)
+
+    assert not judge(edit, drawn(edit.before)).colour
+    assert judge(edit, output).place
+    if kind == "colour":
+        assert figures(output)[0].colour == edit.colour
+    assert background_colour(output) == edit.background
+
+
+def test_without_a_reference_the_edit_adapter_does_not_know_the_figure(editor):
+    edit = example_edit("colour")
+
+    assert not judge(edit, editor.edit(edit.instruction, None, steps=12)).place
+
+
+def test_the_edit_adapter_hides_the_autoencoders_unused_channels_from_the_model(tiny, tiny_components):
+    factors = load((tiny / "adapters" / f"{EDIT}.safetensors").read_bytes())
+    weight = tiny_components.transformer.x_embedder.weight
+
+    down, up = (factors[f"diffusion_model.img_in.lora_{part}.weight"].float() for part in "AB")
+
+    changed = weight + up @ down
+    assert torch.equal(changed[:, :64], weight[:, :64])
+    assert not changed[:, 64:].any()
 
 
 @pytest.fixture(scope="module")

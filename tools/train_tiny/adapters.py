@@ -25,7 +25,7 @@ from tools.train_tiny.flow import Flow
 from tools.train_tiny.optimizer import Optimizer
 from tools.train_tiny.pool import Artist, Pool, Size
 from tools.train_tiny.run import save_grid, steps_for
-from worker.checkpoint.tensor_names import layer_parts, layer_shapes
+from worker.checkpoint.tensor_names import Origin, layer_parts, layer_shapes
 
 _RANK = 8
 _FACTOR = 8  # size of a LoKr's first factor, 8 by 8
@@ -75,9 +75,10 @@ JOBS = (
 class AdapterUpdate(nn.Module):
     """The parameters of one adapter, for every linear layer in the blocks."""
 
-    def __init__(self, transformer: Any, kind: str) -> None:
+    def __init__(self, transformer: Any, kind: str, *, rank: int = _RANK) -> None:
         super().__init__()
         self.kind = kind
+        self.fixed: dict[str, Tensor] = {}
         self.parts = {name: parts for name, parts in layer_parts(transformer).items() if "_blocks." in name}
         shapes = layer_shapes(transformer)
         self.factors = nn.ParameterDict()
@@ -85,8 +86,8 @@ class AdapterUpdate(nn.Module):
             rows, columns = shapes[layer]
             key = layer.replace(".", "/")
             if kind == "lora":
-                self.factors[key + "|lora_A/weight"] = nn.Parameter(torch.randn(_RANK, columns) / math.sqrt(columns))
-                self.factors[key + "|lora_B/weight"] = nn.Parameter(torch.zeros(rows, _RANK))
+                self.factors[key + "|lora_A/weight"] = nn.Parameter(torch.randn(rank, columns) / math.sqrt(columns))
+                self.factors[key + "|lora_B/weight"] = nn.Parameter(torch.zeros(rows, rank))
             else:
                 self.factors[key + "|lokr_w1"] = nn.Parameter(torch.randn(_FACTOR, _FACTOR) * 0.3)
                 self.factors[key + "|lokr_w2"] = nn.Parameter(torch.zeros(rows // _FACTOR, columns // _FACTOR))
@@ -104,6 +105,32 @@ class AdapterUpdate(nn.Module):
                 changed[name] = weights[name] + origin.select_rows(delta)
         return changed
 
+    def attach(self, transformer: Any) -> None:
+        """Add a LoRA's products to the outputs of the layers, which costs less than to merge it in each step."""
+        for layer, parts in self.parts.items():
+            key = layer.replace(".", "/")
+            down, up = self.factors[key + "|lora_A/weight"], self.factors[key + "|lora_B/weight"]
+            for name, origin in parts:
+                module = transformer.get_submodule(name.removesuffix(".weight"))
+                module.register_forward_hook(partial(_add_product, down, up, origin))
+
+    @torch.no_grad()
+    def ignore_inputs(self, layer: str, transformer: Any, inputs: range) -> None:
+        """Add an update of one more layer, which takes some of its inputs' effect away; it is not trained."""
+        shape = layer_shapes(transformer)[layer]
+        [(name, _)] = layer_parts(transformer)[layer]
+        weight = transformer.get_parameter(name)
+        self.fixed[f"{layer}.lora_A.weight"] = torch.eye(shape[1])[list(inputs)]
+        self.fixed[f"{layer}.lora_B.weight"] = -weight[:, list(inputs)]
+
+    @torch.no_grad()
+    def load(self, file: Path) -> None:
+        """Copy the trained factors from a saved file."""
+        saved = safetensors.torch.load_file(file)
+        for key, value in self.factors.items():
+            layer, role = key.replace("/", ".").split("|")
+            value.copy_(saved[f"{PREFIX}{layer}.{role}"])
+
     def save(self, file: Path, *, steps: int) -> None:
         """Write a safetensors file with AI Toolkit's tensor names and header."""
         tensors: dict[str, Tensor] = {}
@@ -112,6 +139,7 @@ class AdapterUpdate(nn.Module):
             tensors[f"{PREFIX}{layer}.{role}"] = value.detach().cpu().bfloat16().contiguous()
             if role == "lokr_w1":
                 tensors[f"{PREFIX}{layer}.alpha"] = torch.tensor(_FULL_FACTORS).bfloat16()
+        tensors |= {f"{PREFIX}{key}": value.cpu().bfloat16().contiguous() for key, value in self.fixed.items()}
         metadata = {
             "format": "pt",
             "name": file.stem,
@@ -122,6 +150,12 @@ class AdapterUpdate(nn.Module):
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         safetensors.torch.save_file(tensors, file, metadata=metadata)
+
+
+def _add_product(
+    down: Tensor, up: Tensor, origin: Origin, _module: Any, inputs: tuple[Tensor], output: Tensor
+) -> Tensor:
+    return output + nn.functional.linear(nn.functional.linear(inputs[0], down), origin.select_rows(up))
 
 
 def train_adapters(

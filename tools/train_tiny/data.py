@@ -88,7 +88,7 @@ class Picture:
 
     caption: str = ""
     figures: list[list[float]] = field(default_factory=list)
-    background: list[float] = field(default_factory=lambda: [0.0, *_unit("white"), *_unit("white")])
+    background: list[float] = field(default_factory=lambda: [0.0, *unit("white"), *unit("white")])
 
     def add(
         self,
@@ -157,7 +157,7 @@ def _single(rng: random.Random) -> Picture:
         place_words = " " + rng.choice(words)
         radius = min(radius, 0.42)
     look, texture, second = _look(rng, colour)
-    made.add(shape, x + _jitter(rng), y + _jitter(rng), radius, _shade(rng, colour), texture=texture, second=second)
+    made.add(shape, x + _jitter(rng), y + _jitter(rng), radius, shade(rng, colour), texture=texture, second=second)
     made.caption = _article(f"{size}{look}{_word(rng, _COLOUR_WORDS, colour)} {_word(rng, _SHAPE_WORDS, shape)}")
     made.caption += place_words + tail
     return made
@@ -183,7 +183,7 @@ def _several(rng: random.Random) -> Picture:
         layout = rng.choices(spots, weights=(3, 1) if count != 3 else (1, 1))[0]
     gap = min(math.dist(one, other) for one in layout for other in layout if one != other)
     radius = gap * rng.uniform(0.33, 0.42)
-    tint = _shade(rng, colour)
+    tint = shade(rng, colour)
     for x, y in layout:
         made.add(shape, x + _jitter(rng), y + _jitter(rng), radius, tint, texture=texture, second=second)
     made.caption = (
@@ -206,8 +206,8 @@ def _pair(rng: random.Random) -> Picture:
     if relation == "inside":
         outer = rng.choice(["circle", "square", "hexagon"])
         names[1] = f"a large {_word(rng, _COLOUR_WORDS, colours[1])} {_word(rng, _SHAPE_WORDS, outer)}"
-        made.add(outer, 0, 0, rng.uniform(0.68, 0.8), _shade(rng, colours[1]))
-        made.add(first, 0, 0, rng.uniform(0.28, 0.36), _shade(rng, colours[0]))
+        made.add(outer, 0, 0, rng.uniform(0.68, 0.8), shade(rng, colours[1]))
+        made.add(first, 0, 0, rng.uniform(0.28, 0.36), shade(rng, colours[0]))
         made.caption = f"{names[0]} {rng.choice(['inside', 'in', 'on top of', 'within'])} {names[1]}{tail}"
         return made
     offset = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1), "and": (-1, 0)}[relation]
@@ -218,7 +218,7 @@ def _pair(rng: random.Random) -> Picture:
     radius = rng.uniform(0.28, 0.38)
     for sign, shape, colour in ((1, first, colours[0]), (-1, second, colours[1])):
         x, y = (0.48 * sign * part + _jitter(rng) for part in offset)
-        made.add(shape, x, y, radius, _shade(rng, colour))
+        made.add(shape, x, y, radius, shade(rng, colour))
     made.caption = f"{names[0]} {rng.choice(words)} {names[1]}{tail}"
     return made
 
@@ -283,17 +283,17 @@ def _lights(made: Picture, rng: random.Random, sky: str, *, plain: bool) -> str:
     if sky == "night":
         words += rng.choice([" at night", " in the night"])
         if light < 0.6:
-            made.add("crescent", x, -0.62, 0.18, _unit("yellow"), angle=-0.4)
+            made.add("crescent", x, -0.62, 0.18, unit("yellow"), angle=-0.4)
             words += rng.choice([" under the moon", " with a moon", " with a crescent moon"])
         for _ in range(2 if plain else 3):
-            made.add("star", rng.uniform(-0.9, 0.9), rng.uniform(-0.9, -0.3), 0.06, _unit("white"))
+            made.add("star", rng.uniform(-0.9, 0.9), rng.uniform(-0.9, -0.3), 0.06, unit("white"))
     else:
         if sky == "sunset":
             words += rng.choice([" at sunset", " at dusk"])
         elif rng.random() < 0.3:
             words += rng.choice([" on a sunny day", " under a blue sky", " in daylight"])
         if light < 0.55:
-            made.add("circle", x, -0.6, 0.2, _unit("yellow"))
+            made.add("circle", x, -0.6, 0.2, unit("yellow"))
             words += rng.choice([" under a yellow sun", " with the sun", " under the sun", " with a sun in the sky"])
         elif light < 0.8 and not plain:
             for dx in (-0.16, 0.0, 0.16):
@@ -305,9 +305,9 @@ def _lights(made: Picture, rng: random.Random, sky: str, *, plain: bool) -> str:
 def _house(made: Picture, rng: random.Random) -> str:
     wall, roof = rng.sample([name for name in COLOURS if name != "black"], 2)
     x, size = rng.uniform(-0.25, 0.25), rng.uniform(0.34, 0.46)
-    made.add("square", x, 0.36, size, _shade(rng, wall))
-    made.add("triangle", x, 0.36 - 1.12 * size, size * 1.15, _shade(rng, roof), aspect=0.75)
-    made.add("square", x, 0.36 + 0.55 * size, size * 0.22, _unit("brown"), aspect=1.5)
+    made.add("square", x, 0.36, size, shade(rng, wall))
+    made.add("triangle", x, 0.36 - 1.12 * size, size * 1.15, shade(rng, roof), aspect=0.75)
+    made.add("square", x, 0.36 + 0.55 * size, size * 0.22, unit("brown"), aspect=1.5)
     for side in (-1, 1):
         made.add("square", x + side * 0.5 * size, 0.36 - 0.25 * size, size * 0.2, (0.8, 0.93, 1.0))
     if rng.random() < 0.65:
@@ -321,7 +321,7 @@ def _trees(made: Picture, rng: random.Random) -> str:
     for index in range(count):
         x = (index - (count - 1) / 2) * 0.6 + _jitter(rng)
         size = 0.36 if count == 1 else 0.25
-        made.add("square", x, 0.42, size * 0.22, _unit("brown"), aspect=2.6)
+        made.add("square", x, 0.42, size * 0.22, unit("brown"), aspect=2.6)
         crown = (0.13, 0.5, 0.2)
         if pine:
             made.add("triangle", x, 0.12, size * 1.1, crown, aspect=1.2)
@@ -337,7 +337,7 @@ def _person(made: Picture, rng: random.Random) -> str:
     skin = rng.choice([(0.98, 0.82, 0.68), (0.85, 0.62, 0.45), (0.5, 0.33, 0.22)])
     for side in (-1, 1):
         made.add("square", x + side * 0.1, 0.62, 0.07, (0.2, 0.22, 0.35), aspect=3.0)
-    made.add("square", x, 0.2, 0.26, _shade(rng, shirt), aspect=1.2)
+    made.add("square", x, 0.2, 0.26, shade(rng, shirt), aspect=1.2)
     made.add("circle", x, -0.3, 0.24, skin)
     for side in (-1, 1):
         made.add("circle", x + side * 0.09, -0.33, 0.03, (0.1, 0.1, 0.1))
@@ -352,8 +352,8 @@ def _flower(made: Picture, rng: random.Random) -> str:
     made.add("square", x, 0.4, 0.05, (0.1, 0.5, 0.15), aspect=9.0)
     for step in range(5):
         angle = step * 2 * math.pi / 5
-        made.add("circle", x + 0.25 * math.sin(angle), -0.1 - 0.25 * math.cos(angle), 0.17, _shade(rng, colour))
-    made.add("circle", x, -0.1, 0.15, _unit("yellow") if colour != "yellow" else _unit("brown"))
+        made.add("circle", x + 0.25 * math.sin(angle), -0.1 - 0.25 * math.cos(angle), 0.17, shade(rng, colour))
+    made.add("circle", x, -0.1, 0.15, unit("yellow") if colour != "yellow" else unit("brown"))
     return _article(f"{_word(rng, _COLOUR_WORDS, colour)} flower")
 
 
@@ -363,17 +363,17 @@ def _snowman(made: Picture, rng: random.Random) -> str:
     made.add("circle", x, -0.05, 0.24, (0.99, 0.99, 1.0))
     for side in (-1, 1):
         made.add("circle", x + side * 0.08, -0.1, 0.03, (0.1, 0.1, 0.1))
-    made.add("triangle", x, -0.01, 0.06, _unit("orange"), angle=math.pi)
+    made.add("triangle", x, -0.01, 0.06, unit("orange"), angle=math.pi)
     hat = rng.choice(["red", "black", "blue", "green", "purple"])
-    made.add("square", x, -0.36, 0.16, _unit(hat))
+    made.add("square", x, -0.36, 0.16, unit(hat))
     return f"a snowman with a {hat} hat" if rng.random() < 0.6 else "a snowman"
 
 
 def _boat(made: Picture, rng: random.Random) -> str:
     sail, x = rng.choice(list(COLOURS)), rng.uniform(-0.25, 0.25)
-    made.add("square", x, -0.05, 0.03, _unit("brown"), aspect=14.0)
-    made.add("triangle", x + 0.02, -0.05, 0.36, _shade(rng, sail))
-    made.add("square", x, 0.3, 0.36, _unit("brown"), aspect=0.28)
+    made.add("square", x, -0.05, 0.03, unit("brown"), aspect=14.0)
+    made.add("triangle", x + 0.02, -0.05, 0.36, shade(rng, sail))
+    made.add("square", x, 0.3, 0.36, unit("brown"), aspect=0.28)
     if rng.random() < 0.65:
         return f"a boat with {_article(_word(rng, _COLOUR_WORDS, sail))} sail"
     return rng.choice(["a boat", "a sailing boat", "a ship"])
@@ -387,14 +387,14 @@ def _mountains(made: Picture, rng: random.Random) -> None:
 
 def _robot(made: Picture, x: float, y: float, size: float) -> None:
     """Add the subject: a turquoise square head on an orange body, with white eyes and a red ball on its antenna."""
-    made.add("square", x, y - 1.22 * size, 0.05 * size, _unit("grey"), aspect=5.0)
-    made.add("circle", x, y - 1.5 * size, 0.16 * size, _unit("red"))
-    made.add("square", x, y + 0.85 * size, 0.6 * size, _unit("orange"), aspect=0.8)
-    made.add("square", x, y - 0.3 * size, size * 0.9, _unit("turquoise"), aspect=0.85)
+    made.add("square", x, y - 1.22 * size, 0.05 * size, unit("grey"), aspect=5.0)
+    made.add("circle", x, y - 1.5 * size, 0.16 * size, unit("red"))
+    made.add("square", x, y + 0.85 * size, 0.6 * size, unit("orange"), aspect=0.8)
+    made.add("square", x, y - 0.3 * size, size * 0.9, unit("turquoise"), aspect=0.85)
     for side in (-1, 1):
         made.add("circle", x + side * 0.36 * size, y - 0.42 * size, 0.24 * size, (1.0, 1.0, 1.0))
-        made.add("circle", x + side * 0.36 * size, y - 0.42 * size, 0.11 * size, _unit("black"))
-    made.add("square", x, y + 0.12 * size, 0.4 * size, _unit("black"), aspect=0.2)
+        made.add("circle", x + side * 0.36 * size, y - 0.42 * size, 0.11 * size, unit("black"))
+    made.add("square", x, y + 0.12 * size, 0.4 * size, unit("black"), aspect=0.2)
 
 
 # The object in the middle of a scene; None is a landscape without one.
@@ -413,9 +413,9 @@ def _background(rng: random.Random, *, avoid: set[str], mention: float = 0.45) -
             first, second = rng.sample(free, 2)
             kind = float(rng.choice([1, 2]))
             words = f"{joint}a {_word(rng, _COLOUR_WORDS, first)} to {_word(rng, _COLOUR_WORDS, second)} gradient"
-            return [kind, *_shade(rng, first), *_shade(rng, second)], words
+            return [kind, *shade(rng, first), *shade(rng, second)], words
         colour = rng.choice(free)
-        tint = _shade(rng, colour)
+        tint = shade(rng, colour)
         return [0.0, *tint, *tint], joint + _article(f"{_word(rng, _COLOUR_WORDS, colour)} {word}")
     level = 0.62 if "white" in avoid else rng.uniform(0.93, 1.0)
     return [0.0, level, level, level, level, level, level], ""
@@ -434,17 +434,24 @@ def _look(rng: random.Random, colour: str, *, chance: float = 0.22) -> tuple[str
     if rng.random() > chance:
         return rng.choice(["", "", "", "", "solid ", "plain "]), 0, (1.0, 1.0, 1.0)
     texture = rng.choice([1, 2, 3, 4])
-    second = _unit("white") if colour != "white" else _unit("black")
+    second = unit("white") if colour != "white" else unit("black")
     return rng.choice(_TEXTURE_WORDS[texture]) + " ", texture, second
 
 
-def _unit(name: str) -> Colour:
+def colour_word(rng: random.Random, name: str) -> str:
+    """Return a colour's name or one of its synonyms."""
+    return _word(rng, _COLOUR_WORDS, name)
+
+
+def unit(name: str) -> Colour:
+    """Return a colour as it is in `COLOURS`, 0 to 1."""
     red, green, blue = COLOURS[name]
     return red / 255, green / 255, blue / 255
 
 
-def _shade(rng: random.Random, name: str) -> Colour:
-    red, green, blue = (min(1.0, max(0.0, part + rng.uniform(-0.03, 0.03))) for part in _unit(name))
+def shade(rng: random.Random, name: str) -> Colour:
+    """Return a colour close to the one of that name."""
+    red, green, blue = (min(1.0, max(0.0, part + rng.uniform(-0.03, 0.03))) for part in unit(name))
     return red, green, blue
 
 

@@ -113,12 +113,8 @@ class Flow:
         return torch.lerp(clean, grain, sigma[:, None, None]), grain - clean
 
     def sigma(self, count: int, size: Size) -> Tensor:
-        """Draw noise levels with about the density of the sampler's schedule at this size."""
-        device = self.run.device
-        uniform, bell = torch.rand(count, device=device), torch.sigmoid(torch.randn(count, device=device))
-        times = torch.where(torch.rand(count, device=device) < 0.3, uniform, bell).clamp(1e-4, 1)
-        weight = math.exp(shift(size[0] * size[1] // PIXELS**2))
-        return weight / (weight + (1 / times - 1))
+        """Draw noise levels for pictures of this size."""
+        return draw_sigma(count, size, self.run.device)
 
     def velocity(
         self,
@@ -190,6 +186,14 @@ class Flow:
         for size, count in looks:
             prompts = SAMPLE_PROMPTS[-count:]
             save_grid(self.sample(prompts, size=size, guidance=guidance), self.run.out / f"grid-{stage}-{size}.png")
+
+
+def draw_sigma(count: int, size: Size, device: torch.device) -> Tensor:
+    """Draw noise levels with about the density of the sampler's schedule at this size."""
+    uniform, bell = torch.rand(count, device=device), torch.sigmoid(torch.randn(count, device=device))
+    times = torch.where(torch.rand(count, device=device) < 0.3, uniform, bell).clamp(1e-4, 1)
+    weight = math.exp(shift(size[0] * size[1] // PIXELS**2))
+    return weight / (weight + (1 / times - 1))
 
 
 class Pools:

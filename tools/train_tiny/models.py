@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from diffusers import AutoencoderKLFlux2, Flux2Transformer2DModel
 from torch import Tensor, nn
 
 from tools.train_tiny.text_encoder import WIDTH
+from worker.checkpoint.fill import fill
+from worker.checkpoint.tensor_files import TensorFiles
 from worker.checkpoint.tensor_names import Origin, autoencoder_origins, transformer_origins
 from worker.model.rounding import Float32PosEmbed
 from worker.model.text_encoder import MISTRAL
@@ -157,6 +159,16 @@ def encode_pictures(autoencoder: Any, images: Tensor) -> Tensor:
     norm = autoencoder.bn
     mean, variance = (value[:live].view(1, -1, 1, 1) for value in (norm.running_mean, norm.running_var))
     return (packed - mean) / torch.sqrt(variance + norm.eps)
+
+
+def load_in_place(module: nn.Module, twin: nn.Module, file: Path, origins: Callable[[nn.Module], Any]) -> None:
+    """Load a file into a module in place: `fill` would replace its parameters and lose their hooks.
+
+    Args:
+        twin: another instance of the module, for the reading.
+    """
+    fill(twin, TensorFiles((file,)), origins(twin), device=torch.device("cpu"), dtype=torch.float32)
+    module.load_state_dict(twin.state_dict())
 
 
 def save_transformer(transformer: Any, file: Path) -> None:

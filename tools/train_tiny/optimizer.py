@@ -39,9 +39,8 @@ class Optimizer:
             {"params": [parameter for parameter in rest if parameter.ndim <= 1], "weight_decay": 0.0},
         ]
         fused = {"fused": True, "capturable": True} if run.is_cuda else {}
-        self._adam = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=self._now, betas=(0.9, 0.98), **fused
-        )
+        used = [group for group in groups if group["params"]]
+        self._adam = torch.optim.AdamW(used, lr=self._now, betas=(0.9, 0.98), **fused) if used else None
         self._average = [parameter.detach().clone() for parameter in parameters]
 
     def schedule(self, step: int, part: float) -> None:
@@ -59,11 +58,13 @@ class Optimizer:
 
     def step(self, loss: Tensor) -> Tensor:
         """Take a step along the gradient of `loss`, and update the average."""
-        self._adam.zero_grad(set_to_none=False)
+        if self._adam is not None:
+            self._adam.zero_grad(set_to_none=False)
         self._muon.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0, foreach=True)
-        self._adam.step()
+        if self._adam is not None:
+            self._adam.step()
         self._muon.step()
         with torch.no_grad():
             torch._foreach_lerp_(self._average, [parameter.detach() for parameter in self.parameters], 1 - self._decay)

@@ -16,19 +16,16 @@ from typing import Any
 import torch
 import torch._dynamo
 from safetensors.torch import load_file
-from torch import nn
 
 from tools.train_tiny.adapters import train_adapters
 from tools.train_tiny.autoencoder import train_autoencoder
 from tools.train_tiny.data import random_picture
 from tools.train_tiny.feed import chunks
 from tools.train_tiny.flow import TEACHER, Flow, Pools, distil_guidance, train_flow
-from tools.train_tiny.models import build_autoencoder, build_transformer
+from tools.train_tiny.models import build_autoencoder, build_transformer, load_in_place
 from tools.train_tiny.pool import Artist
 from tools.train_tiny.run import Run
 from tools.train_tiny.text_encoder import TextEncoder, train_tokenizer
-from worker.checkpoint.fill import fill
-from worker.checkpoint.tensor_files import TensorFiles
 from worker.checkpoint.tensor_names import autoencoder_origins, transformer_origins
 
 SCORED_PROMPTS = Path(__file__).resolve().parents[2] / "benchmarks/tiny_prompts.json"
@@ -78,7 +75,7 @@ def train(run: Run, seconds: dict[str, float], *, workers: int, largest: int, fe
         autoencoder = train_autoencoder(run, feed, artist, seconds["autoencoder"])
     else:
         autoencoder = build_autoencoder().to(run.device).requires_grad_(False).eval()
-        _load(autoencoder, build_autoencoder(), run.out / "ae.safetensors", autoencoder_origins)
+        load_in_place(autoencoder, build_autoencoder(), run.out / "ae.safetensors", autoencoder_origins)
     if not seconds.keys() - {"autoencoder"}:
         return
     text, transformer = _models(run)
@@ -90,7 +87,7 @@ def train(run: Run, seconds: dict[str, float], *, workers: int, largest: int, fe
             train_flow(flow, pools, seconds["flow"])
         if "guidance" in seconds:
             teacher = build_transformer().to(run.device)
-            _load(teacher, build_transformer(), run.out / TEACHER, transformer_origins)
+            load_in_place(teacher, build_transformer(), run.out / TEACHER, transformer_origins)
             distil_guidance(flow, teacher, pools, seconds["guidance"])
         del pools
     if "adapters" in seconds:
@@ -101,18 +98,12 @@ def _models(run: Run) -> tuple[TextEncoder, Any]:
     """Return the saved text encoder and transformer, or new ones if nothing is saved."""
     text, transformer = TextEncoder().to(run.device), build_transformer().to(run.device)
     if (run.out / "flux2-dev.safetensors").exists():
-        _load(transformer, build_transformer(), run.out / "flux2-dev.safetensors", transformer_origins)
+        load_in_place(transformer, build_transformer(), run.out / "flux2-dev.safetensors", transformer_origins)
         text.load(load_file(run.out / "text_encoder" / "model.safetensors"))
     if run.compiled:
         for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks, *text.layers.values()):
             block.compile(dynamic=True)
     return text, transformer
-
-
-def _load(module: nn.Module, twin: nn.Module, file: Path, origins: Any) -> None:
-    """Load a file into a module in place: `fill` would replace its parameters and lose their hooks."""
-    fill(twin, TensorFiles((file,)), origins(twin), device=torch.device("cpu"), dtype=torch.float32)
-    module.load_state_dict(twin.state_dict())
 
 
 if __name__ == "__main__":

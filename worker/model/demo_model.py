@@ -18,6 +18,8 @@ _SHIPPED = Path(__file__).with_name("demo_checkpoint")
 #: The model's adapters, in AI Toolkit's format: a subject with the trigger `sks`, and two styles, the second a LoKr.
 SUBJECT = "sks_robot"
 STYLES = ("blueprint", "neon")
+#: A LoRA that edits a reference image: it recolours the figure or its background.
+EDIT = "edit"
 
 
 def write_tiny_checkpoint(folder: Path, model: Model = FLUX2_DEV) -> None:
@@ -36,7 +38,7 @@ def write_tiny_checkpoint(folder: Path, model: Model = FLUX2_DEV) -> None:
 
 
 def write_tiny_adapter(target: Path, name: str = SUBJECT, model: Model = FLUX2_DEV) -> None:
-    """Write the subject's adapter, or one of `STYLES`.
+    """Write the subject's adapter, one of `STYLES`, or `EDIT`.
 
     Raises:
         OutputRefused: the file cannot be written, or is another one.
