@@ -69,18 +69,21 @@ async def upload_local_images(
     """Upload each file once; return the request with the uploads in place of the files.
 
     Raises:
-        UploadRefused: a file cannot be read any more.
+        UploadRefused: a file cannot be read any more, or has changed since it was found.
         ApiError: the API refuses an image, or cannot be reached.
     """
     turns = asyncio.Semaphore(_PARALLEL)
 
-    async def upload(path: Path) -> str:
+    async def upload(sha256: str, path: Path) -> str:
         async with turns:
             stored = await client.upload_image(path)
+        # Other paths had the same content then, and may have it still.
+        if stored.sha256 != sha256:
+            raise UploadRefused(f"{path} has changed while the command ran; run it again when nothing writes the file")
         report.uploaded(stored, path)
         return stored.path
 
-    names = await asyncio.gather(*map(upload, images.paths.values()))
+    names = await asyncio.gather(*(upload(sha256, path) for sha256, path in images.paths.items()))
     uploads = dict(zip(images.paths, names, strict=True))
     return _replace(request, {text: uploads[sha256] for text, sha256 in images.digests.items()})
 

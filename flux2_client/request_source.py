@@ -52,6 +52,9 @@ class Description:
         if not prompts:
             raise ValueError("nothing to render; give a request file, -p PROMPT or --prompts FILE")
         fields = {name: _text(value) for name, value in _given(self.prompt_fields).items()}
+        # A script whose variable is empty: without its image, the prompt gives another picture.
+        if empty := next((name for name, value in fields.items() if value == ""), None):
+            raise ValueError(f"--{empty.replace('_', '-')} is empty; give an image, or leave the option out")
         if "ctrl_img" in fields:
             prompts = [_with_first_reference(prompt) for prompt in prompts]
         if self.size is not None:

@@ -13,7 +13,7 @@ from shared.catalog import MODELS, Model
 from shared.errors import InvalidRequest
 from shared.job import AdapterRef, ItemSpec
 from shared.prompt import MAX_TEXT, check_prompt, find_flags
-from shared.request import InferenceRequest, PromptItem
+from shared.request import REFERENCE_FIELDS, InferenceRequest, PromptItem
 
 T = TypeVar("T", int, float)
 
@@ -81,6 +81,14 @@ def collect_warnings(request: InferenceRequest, items: Sequence[ItemSpec], model
             "ctrl_img_2"
             for index, prompt in enumerate(request.prompts)
             if prompt.ctrl_img and prompt.ctrl_img_1 and prompt.ctrl_img != prompt.ctrl_img_1
+        ),
+        *_first(
+            # The reference API takes it for no image; a caller may have meant one.
+            f"prompts[{index}].{name} is empty, so it gives no reference image; give one, or leave the field out"
+            for index, prompt in enumerate(request.prompts)
+            for names in REFERENCE_FIELDS.values()
+            for name in names
+            if getattr(prompt, name) == ""
         ),
         *_distilled_settings(items, model),
         *_first(

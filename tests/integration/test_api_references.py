@@ -91,14 +91,17 @@ def test_the_reference_apis_request_with_a_control_image_works_verbatim(api):
 def test_each_field_fills_its_slot_and_prompts_may_share_an_image(api):
     red, blue = drawn("red"), drawn("blue", kind="JPEG")
 
-    accepted(
+    warnings = accepted(
         api,
         {"ctrl_img": base64_of(red), "ctrl_img_2": base64_of(blue)},
         {"ctrl_img_3": base64_of(red)},
         {"ctrl_img_1": base64_of(blue), "ctrl_img_2": ""},
         {},
-    )
+    )["warnings"]
 
+    assert [warning for warning in warnings if "ctrl_img" in warning] == [
+        "prompts[2].ctrl_img_2 is empty, so it gives no reference image; give one, or leave the field out"
+    ]
     first, second, third, fourth = (claim(api).spec.references for _ in range(4))
     assert first == (ReferenceRef(slot=1, sha256=digest(red)), ReferenceRef(slot=2, sha256=digest(blue)))
     assert second == (ReferenceRef(slot=3, sha256=digest(red)),)

@@ -258,6 +258,28 @@ def test_a_text_that_names_no_image_is_refused_before_anything_is_sent(
     assert stored(api) == []
 
 
+def test_an_option_without_an_image_is_refused(flux2, sent):
+    refused = flux2("submit", "-p", "a", "--ctrl-img-2", "")
+
+    assert (refused.exit_code, refused.stdout, sent) == (2, "", [])
+    assert "--ctrl-img-2 is empty; give an image, or leave the option out" in refused.stderr
+
+
+def test_a_file_that_changes_while_it_is_uploaded_starts_no_job(flux2, api, picture, sent, monkeypatch):
+    path, copy = picture("photo.png"), picture("copy.png")
+    upload_image = AsyncClient.upload_image
+
+    async def changed(self, image):
+        picture("photo.png", "blue")
+        return await upload_image(self, image)
+
+    monkeypatch.setattr(AsyncClient, "upload_image", changed)
+    refused = flux2("submit", "-p", "a", "--ctrl-img", path, "--ctrl-img-2", copy)
+
+    assert (refused.exit_code, refused.stdout, sent) == (1, "", [])
+    assert refused.stderr.startswith(f"{path} has changed while the command ran; run it again")
+
+
 def test_the_same_key_starts_nothing_new_although_the_image_is_sent_again(flux2, picture):
     path = picture("photo.png")
 
