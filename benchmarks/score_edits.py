@@ -35,7 +35,7 @@ from worker.rendering.decode import to_image
 from worker.rendering.renderer import Renderer
 
 CASES = 24
-# Shares of the cases, about what the shipped adapter reaches.
+# Shares of the cases.
 PASSING = 0.25
 CONTROL_PASSING = 0.1
 SIDE = 128
