@@ -48,3 +48,8 @@ def check_data(data: bytes, *, name: str = "the image") -> ImageFile:
         return ImageFile(name, data, check_image(data))
     except ReferenceRefused as error:
         raise UploadRefused(f"{name}: {error}") from error
+
+
+def image_has_changed(path: Path) -> UploadRefused:
+    """Return the refusal of a file that was uploaded with other bytes than it was checked with."""
+    return UploadRefused(f"{path} has changed while the command ran; run it again when nothing writes the file")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from flux2_client.composition import REFERENCE_FIELDS, reference_texts
-from flux2_client.image_file import read_image
+from flux2_client.image_file import image_has_changed, read_image
 from shared.errors import UploadRefused
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ async def upload_local_images(
             stored = await client.upload_image(path)
         # Other paths had the same content then, and may have it still.
         if stored.sha256 != sha256:
-            raise UploadRefused(f"{path} has changed while the command ran; run it again when nothing writes the file")
+            raise image_has_changed(path)
         report.uploaded(stored, path)
         return stored.path
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +88,7 @@ def run_replay(
     for index, rendering in enumerate(renderings):
         (output / f"sample-{index}.png").write_bytes(rendering.data)
     console.print_line(f"{counted(len(renderings), 'image is', 'images are')} in {output}/")
-    references = _read_references(submitted.images)
+    references = read_references(submitted.images)
     if trainer_files:
         return _compare(console, renderings, trainer_files, references=references, output=output)
     if any(rendering.references for rendering in renderings):
@@ -158,9 +160,18 @@ def _compare(
     return similarities
 
 
-def _read_references(files: Mapping[str, Path]) -> dict[str, Image.Image]:
-    """Return the reference images as the model reads them, by their files' sha256."""
-    return {sha256: prepare(read_rgb(path.read_bytes())) for sha256, path in files.items()}
+def read_references(files: Mapping[str, Path]) -> dict[str, Image.Image]:
+    """Return the reference images as the model reads them, by their files' sha256.
+
+    A file that was removed or changed while its sample was rendered is left out.
+    """
+    found = {}
+    for sha256, path in files.items():
+        with suppress(OSError):
+            data = path.read_bytes()
+            if hashlib.sha256(data).hexdigest() == sha256:
+                found[sha256] = prepare(read_rgb(data))
+    return found
 
 
 def _open_sheet(renderings: Sequence[_Rendering], *, samples: int) -> ContactSheet:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flux2_client.client import Client
 from flux2_client.config_images import find_images
+from flux2_client.image_file import image_has_changed
 from flux2_client.models import Replay
 from shared.console import LineConsole
 from shared.errors import ApiError, ConfigRefused, ReferencesNeeded
@@ -34,6 +35,7 @@ def submit_config(
     Raises:
         ConfigRefused: the file is not text in UTF-8, or names more images than the API takes.
         ConfigImagesNotFound: see `find_images`.
+        UploadRefused: an image cannot be read any more, or has changed since it was found.
         ApiError: the API refuses the config or an image, or cannot be reached for longer than the client allows.
     """
     try:
@@ -55,7 +57,15 @@ def submit_config(
             f"{config} names {len(files)} different reference images, and one replay may name {limit}; split the "
             "config, or ask the operator to raise FLUX2_REFERENCES_MAX_IMAGES"
         )
-    uploads = {sha256: client.upload_image(path).path for sha256, path in files.items()}
+    uploads = {sha256: _upload(client, path, sha256) for sha256, path in files.items()}
     console.print_line(f"{counted(len(files), 'reference image was', 'reference images were')} uploaded")
     images = {image.name: uploads[image.sha256] for image in found}
     return SubmittedReplay(client.submit_replay(text, lora=lora, images=images), files)
+
+
+def _upload(client: Client, path: Path, sha256: str) -> str:
+    stored = client.upload_image(path)
+    # The samples of other files with the same content name this upload too.
+    if stored.sha256 != sha256:
+        raise image_has_changed(path)
+    return stored.path

@@ -26,6 +26,8 @@ _UPLOAD: Final = re.compile(r"upload:([0-9a-fA-F]{64})")
 # Python and JavaScript write base64 for URLs with these two.
 _URL_SAFE: Final = str.maketrans("-_", "+/")
 _WHITE_SPACE: Final = re.compile(r"[ \t\r\n]+")
+# A WebP of one colour has 40. A path without a dot is base64 too, of fewer bytes.
+_SMALLEST_BYTES: Final = 26
 _FORMS: Final = (
     "an https://, s3:// or hf:// address, `upload:SHA256`, or the image in base64; upload a file of your own with "
     "POST /v1/uploads"
@@ -47,10 +49,13 @@ class InlineImage:
         text = _WHITE_SPACE.sub("", self.text).rstrip("=").translate(_URL_SAFE)
         check_size(len(text) * 3 // 4, max_bytes=max_bytes)
         try:
-            return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+            data = base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
         except (binascii.Error, ValueError) as error:
             # Without the decoder's words: they say nothing to somebody who wrote the name of a file.
-            raise ReferenceRefused(f"the text is neither base64 nor an address; give {_FORMS}") from error
+            raise _neither() from error
+        if len(data) < _SMALLEST_BYTES:
+            raise _neither()
+        return data
 
 
 @dataclass(frozen=True)
@@ -103,6 +108,10 @@ def parse_reference(text: str) -> ReferenceSource:
         case UploadedFile():
             raise ReferenceRefused("an uploaded image is named by its sha256 alone: upload:SHA256")
     return source
+
+
+def _neither() -> ReferenceRefused:
+    return ReferenceRefused(f"the text is neither an image in base64 nor an address; give {_FORMS}")
 
 
 def check_size(size_bytes: int, *, max_bytes: int) -> None:

@@ -114,7 +114,7 @@ class RequestReferences:
                 for text, future in futures.items():
                     self._taken[text] = future.result()
             except BaseException:
-                # Those that run end by the deadline.
+                # The block waits for those that run, which end by the deadline: the call must keep its turn until then.
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 

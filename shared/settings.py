@@ -252,7 +252,8 @@ class ReferencesSettings(_Section):
     https_hosts: AnyHostPatternsSetting = Field(
         HostPatterns(("*",)),
         description="Hosts from which images may come over https, in addition to those of `FLUX2_SOURCES_HTTPS_HOSTS`; "
-        "`*` alone stands for every host with a public address.",
+        "`*` alone stands for every host with a public address. To allow no others, write the name of one that "
+        "does not exist, such as `none`.",
     )
 
 

@@ -29,6 +29,7 @@ from shared.resolved_size import check_resolved_size
 router = APIRouter(prefix="/v1", tags=["replays"])
 
 _FIELD = re.compile(r"prompts\[(\d+)\]\.(ctrl_img\w*)")
+_SHOWN_CHARS = 300
 _REQUESTS = TypeAdapter(list[InferenceRequest])
 
 
@@ -133,5 +134,9 @@ def _naming_images(request: InferenceRequest, images: Mapping[str, str]) -> Iter
         value = getattr(request.prompts[int(place[1])], place[2])
         name = next(name for name, given in images.items() if given == value)
         # The cause has no field in its words. A name that is its own value is a link in the config.
-        field = "config" if name == value else "images"
-        raise type(error)(f"{name}: {error.__cause__ or error}", field=field) from error
+        field, shown = ("config", _without_secret(name)) if name == value else ("images", name)
+        raise type(error)(f"{shown}: {error.__cause__ or error}", field=field) from error
+
+
+def _without_secret(link: str) -> str:
+    return link.partition("?")[0][:_SHOWN_CHARS]

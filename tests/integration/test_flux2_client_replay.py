@@ -1,5 +1,6 @@
 """A training config with reference images is submitted to an API that serves HTTP."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -8,9 +9,10 @@ import pytest
 from PIL import Image
 
 from flux2_client.client import Client
+from flux2_client.replay import read_references
 from flux2_client.replay_submission import submit_config
 from shared.console import LineConsole
-from shared.errors import ApiError, ConfigImagesNotFound, ConfigRefused
+from shared.errors import ApiError, ConfigImagesNotFound, ConfigRefused, UploadRefused
 from shared.job import ItemSpec
 from shared.ledger import keys
 from shared.ledger.spec_parts import join_texts
@@ -96,6 +98,34 @@ def test_nothing_is_uploaded_if_a_config_names_more_images_than_the_api_takes(ap
         submit(*({"prompt": "one", "ctrl_img": image} for image in images))
 
     assert list(api.store.list_objects("references", limit=10)) == []
+
+
+def test_a_file_that_changes_while_it_is_uploaded_starts_no_job(api, submit, tmp_path, monkeypatch):
+    red, copy = draw(tmp_path / "a.png", "red"), draw(tmp_path / "b.png", "red")
+    upload_image = Client.upload_image
+
+    def changed(self, image):
+        draw(image, "blue")
+        return upload_image(self, image)
+
+    monkeypatch.setattr(Client, "upload_image", changed)
+    with pytest.raises(UploadRefused, match=r"b\.png has changed while the command ran; run it again"):
+        submit({"prompt": "one", "ctrl_img": red, "ctrl_img_2": copy})
+
+    assert api.ledger.redis.keys(f"{keys.PREFIX}job:*") == []
+
+
+def test_the_contact_sheet_leaves_out_files_that_changed_or_were_removed(tmp_path):
+    same, changed, removed = (tmp_path / name for name in ("same.png", "changed.png", "removed.png"))
+    for path in (same, changed, removed):
+        draw(path, "red")
+    digest = hashlib.sha256(same.read_bytes()).hexdigest()
+    draw(changed, "blue")
+    removed.unlink()
+
+    assert list(read_references({digest: same})) == [digest]
+    assert read_references({digest: changed}) == {}
+    assert read_references({digest: removed}) == {}
 
 
 def test_other_refusals_of_a_config_are_reported_as_they_are(submit):

@@ -116,7 +116,7 @@ def test_reference_images_may_be_files_of_this_host_links_and_text(hub, settings
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("gone.png", "there is no file 'gone.png', and the text is neither base64 nor an address"),
+        ("gone.png", "there is no file 'gone.png', and the text is neither an image in base64 nor an address"),
         (".", "there is no file '.', and"),
         ("narrow.png", "at most 8 times as long as the other"),
         ("ftp://host/in.png", "is a ftp address"),

@@ -53,7 +53,7 @@ def test_an_address_names_the_file_at_its_source(text, expected):
     [
         ("data:image/png,abc", "a data URL must hold an image in base64"),
         ("data:" + ";x" * 50 + ";base64,abc", "a data URL must hold an image in base64"),
-        ("upload:abc", "must have the 64 hexadecimal digits|names no upload|sha256 alone"),
+        ("upload:abc", "an uploaded image is named by its sha256 alone"),
         (f"upload:my.safetensors@{DIGEST}", "named by its sha256 alone: upload:SHA256"),
         ("ftp://host/in.png", "is a ftp address"),
         ("file:///etc/passwd", "is a file address"),
@@ -67,9 +67,11 @@ def test_a_text_that_names_no_image_is_refused(text, message):
     assert "password@" not in str(refused.value)
 
 
-@pytest.mark.parametrize("text", ["in.png", "folder/in.png", "C:\\in.png", "\ud800", "abc!", "é" * 40, "A"])
+@pytest.mark.parametrize(
+    "text", ["in.png", "folder/in.png", "C:\\in.png", "\ud800", "abc!", "é" * 40, "A", "/etc/passwd", "photo"]
+)
 def test_what_is_not_base64_is_refused_without_repeating_it(text):
-    with pytest.raises(ReferenceRefused, match="neither base64 nor an address") as refused:
+    with pytest.raises(ReferenceRefused, match="neither an image in base64 nor an address") as refused:
         parse_reference(text).decode(max_bytes=10_000)
 
     assert text not in str(refused.value).split("; give ")[0]
