@@ -21,7 +21,7 @@ from api.schemas.accepted import ReplayRequest, ReplaySample, ReplaySubmitted
 from api.status_view import submitted_view
 from api.submission import hash_body, open_cache, prepare_job, store_jobs
 from api.training_config.plan import ReplayPlan, plan_replay
-from shared.errors import ReferenceRefused, SourceUnavailable
+from shared.errors import InvalidRequest, ReferenceRefused, SourceUnavailable
 from shared.ledger import AcceptedJob
 from shared.request import InferenceRequest
 from shared.resolved_size import check_resolved_size
@@ -127,7 +127,7 @@ def _naming_images(request: InferenceRequest, images: Mapping[str, str]) -> Iter
     """Name a reference image at fault as the config does, because the caller did not write the request."""
     try:
         yield
-    except (ReferenceRefused, SourceUnavailable) as error:
+    except (InvalidRequest, ReferenceRefused, SourceUnavailable) as error:
         place = _FIELD.fullmatch(error.field or "")
         if place is None:
             raise

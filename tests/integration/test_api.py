@@ -1263,6 +1263,18 @@ def test_an_image_of_a_replay_that_was_never_uploaded_is_refused(api, adapter, r
     assert redis_client.keys(f"{keys.PREFIX}job:*") == []
 
 
+def test_a_replay_with_too_many_images_names_the_first_one_beyond_the_limit(api, serve_api, adapter):
+    references = api.settings.references.model_copy(update={"max_images": 1})
+    images = {"/data/a.png": f"upload:{'0' * 64}", "C:/b.png": f"upload:{'1' * 64}"}
+    body = {"config": IMAGE_CONFIG, "lora": "my_lora_job/my_lora.safetensors", "images": images}
+
+    with serve_api(api.settings.model_copy(update={"references": references})) as small:
+        found = problem(small.http.post("/v1/replays", json=body), 400, "INVALID_REQUEST")
+
+    assert found["detail"].startswith("C:/b.png: the call has more than 1 different reference images")
+    assert [field["path"] for field in found["errors"]] == ["images"]
+
+
 def test_a_link_in_a_config_that_cannot_be_used_is_named(api, adapter):
     sample = {"samples": [{"prompt": "a --m 0.5"}, {"prompt": "b", "ctrl_img_2": "https://127.0.0.1/a.png?sig=s3cret"}]}
     process = {"model": {"arch": "flux2"}, "sample": {"width": 64, "height": 64, **sample}}
