@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from api.deps import Services
+from api.doors.adapters import allows_adapter
+from api.doors.caller import Caller
 from api.schemas.inventory import AdapterFile, AdapterList
 from api.timestamps import format_time
 from shared.adapters.listing import list_adapter_files
@@ -14,8 +16,8 @@ from shared.errors import StorageUnavailable
 _UPLOADS = "upload:"
 
 
-def list_adapters(services: Services, *, limit: int, cursor: str) -> AdapterList:
-    """Return one page of the list.
+def list_adapters(services: Services, caller: Caller, *, limit: int, cursor: str) -> AdapterList:
+    """Return one page of the files that a caller can name; a page may be short if its key allows only some.
 
     Args:
         cursor: `next_cursor` of the page before; empty for the first page.
@@ -24,18 +26,19 @@ def list_adapters(services: Services, *, limit: int, cursor: str) -> AdapterList
         StorageUnavailable: the page has uploaded files only, and their store does not answer.
     """
     if cursor.startswith(_UPLOADS):
-        return _list_uploads(services, limit=limit, after=cursor)
+        return _list_uploads(services, caller, limit=limit, after=cursor)
     settings = services.settings.adapters
     page = list_adapter_files(settings.root, after=cursor, limit=limit, allow_symlinks=settings.allow_symlinks)
     files = [
         AdapterFile(path=file.path, size_bytes=file.size_bytes, modified_at=_time(file.modified_s))
         for file in page.files
+        if allows_adapter(caller, file.path)
     ]
     if page.next_after is not None:
         return AdapterList(data=files, has_more=True, next_cursor=page.next_after)
     try:
         # At least one: only the store knows whether an upload follows.
-        rest = _list_uploads(services, limit=max(1, limit - len(files)), after=_UPLOADS)
+        rest = _list_uploads(services, caller, limit=max(1, limit - len(files)), after=_UPLOADS)
     except StorageUnavailable:
         if not files:
             raise
@@ -46,8 +49,8 @@ def list_adapters(services: Services, *, limit: int, cursor: str) -> AdapterList
     return AdapterList(data=files + rest.data, has_more=rest.has_more, next_cursor=rest.next_cursor)
 
 
-def _list_uploads(services: Services, *, limit: int, after: str) -> AdapterList:
-    page = services.uploads.page(after=after, limit=limit)
+def _list_uploads(services: Services, caller: Caller, *, limit: int, after: str) -> AdapterList:
+    page = services.uploads.page(after=after, limit=limit, tenant=caller.upload_tenant)
     return AdapterList(
         data=[
             AdapterFile(
@@ -57,6 +60,7 @@ def _list_uploads(services: Services, *, limit: int, after: str) -> AdapterList:
                 sha256=upload.sha256,
             )
             for upload in page.uploads
+            if allows_adapter(caller, upload.path)
         ],
         has_more=page.next_after is not None,
         next_cursor=page.next_after,

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from api.deps import Services
+from api.doors.setup import DOOR_PROBLEMS, add_doors
 from api.errors import install_error_handlers
 from api.image_uploading import PARALLEL_IMAGES
 from api.limits import BodyLimit
@@ -86,7 +87,9 @@ def create_app(settings: Settings) -> FastAPI:
         courier.stop()
         caretaker.stop()
 
+    api = settings.api
     app = Application(
+        openapi_url="/openapi.json" if api.docs else None,
         title="flux2-queue",
         version=version("flux2-queue"),
         description=_DESCRIPTION,
@@ -99,10 +102,15 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.services = services
     # Every field of every prompt, and room for the fields of the request and its adapters.
-    max_values = settings.api.max_prompts * len(PromptItem.model_fields) + 1000
-    app.add_middleware(BodyLimit, max_bytes=settings.api.max_body_bytes, max_values=max_values)
+    max_values = api.max_prompts * len(PromptItem.model_fields) + 1000
+    app.add_middleware(BodyLimit, max_bytes=api.max_body_bytes, max_values=max_values)
+    add_doors(app, settings, services.ledger)
     install_error_handlers(app)
-    for routes in (inference, requests, replays, adapters, uploads, images, models, health, metrics):
-        app.include_router(routes.router)
-    pages.serve_pages(app)
+    for routes in (inference, requests, replays, adapters, uploads, images, models):
+        app.include_router(routes.router, responses=DOOR_PROBLEMS)
+    app.include_router(health.router)
+    if api.metrics != "off":
+        app.include_router(metrics.router)
+    if api.docs:
+        pages.serve_pages(app)
     return app

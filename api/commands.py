@@ -15,26 +15,39 @@ def api(
     port: Annotated[
         int | None, typer.Option(min=0, max=65_535, help="Port to listen on; default: FLUX2_API_PORT.")
     ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Listen for other hosts although there is no API key; also: FLUX2_API_INSECURE."
+        ),
+    ] = False,
 ) -> None:
     """Serve the HTTP API until interrupted."""
     # Imported here, since every `flux2` command imports this module, also on hosts without FastAPI.
     import uvicorn
 
     from api.app import create_app
+    from api.doors.address import require_safe_address
     from shared import logs
     from shared.local.ports import require_free_port
     from shared.settings import Settings
 
     settings = Settings()
     logs.configure(settings.log)
-    host, port = host or settings.api.host, settings.api.port if port is None else port
-    require_free_port(port, owner="the API", option="--port or FLUX2_API_PORT", host=host)
+    given = {"host": host or None, "port": port, "insecure": insecure or None}
+    update = {name: value for name, value in given.items() if value is not None}
+    settings = settings.model_copy(update={"api": settings.api.model_copy(update=update)})
+    require_free_port(settings.api.port, owner="the API", option="--port or FLUX2_API_PORT", host=settings.api.host)
+    require_safe_address(settings)
     app = create_app(settings)
     app.state.services.ledger.refuse_cluster()
     uvicorn.run(
         app,
-        host=host,
-        port=port,
+        host=settings.api.host,
+        port=settings.api.port,
+        # The application reads them itself, because it also needs the address of the proxy.
+        proxy_headers=False,
+        server_header=False,
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=10,

@@ -87,7 +87,9 @@ IdempotencyKeyDep = Annotated[
 TenantDep = Annotated[
     str,
     Header(
+        alias="x-tenant",
         pattern=r"^[A-Za-z0-9._-]{1,64}$",
-        description="Owner of the job; tenants take turns. Set it in the gateway that authenticates callers.",
+        description="Owner of the job; tenants take turns. Read from a trusted proxy, and on loopback while there are "
+        "no API keys; a key has its own tenant.",
     ),
 ]

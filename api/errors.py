@@ -20,6 +20,11 @@ logger = logging.getLogger("flux2.api")
 #: An error has the status of its nearest ancestor here. The reference API answers 400 for its codes; codes that only
 #: this project has are 422.
 _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
+    errors.KeyMissing: HTTPStatus.UNAUTHORIZED,
+    errors.KeyInvalid: HTTPStatus.UNAUTHORIZED,
+    errors.TooManyFailures: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.KeyLimitReached: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.AccessRefused: HTTPStatus.FORBIDDEN,
     errors.RequestNotFound: HTTPStatus.NOT_FOUND,
     errors.UploadNotFound: HTTPStatus.NOT_FOUND,
     errors.UploadInUse: HTTPStatus.CONFLICT,
@@ -86,11 +91,21 @@ def install_error_handlers(app: FastAPI) -> None:
 
 def _answer_project_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, errors.Flux2Error)
+    return problem_of(error)
+
+
+def problem_of(error: errors.Flux2Error) -> JSONResponse:
+    """Build the answer for one of the project's errors."""
     status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), HTTPStatus.INTERNAL_SERVER_ERROR)
     field = getattr(error, "field", None)
     fields = [FieldProblem(path=field, message=str(error))] if field else []
     images = error.images if isinstance(error, errors.ReferencesNeeded) else ()
-    return problem_response(status, error.code, str(error), fields=fields, images=images)
+    headers = {}
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers["WWW-Authenticate"] = "Bearer"
+    if (retry_after_s := getattr(error, "retry_after_s", None)) is not None:
+        headers["Retry-After"] = str(retry_after_s)
+    return problem_response(status, error.code, str(error), fields=fields, images=images, headers=headers)
 
 
 def _answer_validation_error(request: Request, error: Exception) -> JSONResponse:

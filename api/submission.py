@@ -11,6 +11,9 @@ from fastapi import BackgroundTasks
 from pydantic import BaseModel
 
 from api.deps import Services
+from api.doors.adapters import permitted_loras
+from api.doors.allowances import check_kind, check_sizes, key_use
+from api.doors.caller import Caller
 from api.submit_cache import SubmitCache
 from api.webhook_url import check_webhook_url
 from api.worker_check import check_workers
@@ -25,16 +28,17 @@ from shared.settings import Settings
 
 
 def accept_job(
-    services: Services, body: InferenceRequest, background: BackgroundTasks, *, idempotency_key: str, tenant: str
+    services: Services, body: InferenceRequest, background: BackgroundTasks, *, idempotency_key: str, caller: Caller
 ) -> AcceptedJob:
     """Store a job durably, and wake workers after the answer has been sent.
 
     Raises:
         RequestError: the request cannot be served; nothing was stored.
+        AccessRefused: the caller's key does not allow the request, or not now.
         QueueFull, LedgerUnavailable: see `Ledger.accept_all`; it may also raise a RequestError.
     """
-    job = prepare_job(services, body, idempotency_key=idempotency_key, body_hash=hash_body(body), tenant=tenant)
-    return store_jobs(services, [job], background)[0]
+    job = prepare_job(services, body, idempotency_key=idempotency_key, body_hash=hash_body(body), caller=caller)
+    return store_jobs(services, [job], background, caller=caller)[0]
 
 
 def open_cache(services: Services) -> SubmitCache:
@@ -53,7 +57,7 @@ def prepare_job(
     *,
     idempotency_key: str,
     body_hash: str,
-    tenant: str,
+    caller: Caller,
     cache: SubmitCache | None = None,
 ) -> Submission | AcceptedJob:
     """Validate and resolve a request without storing it.
@@ -67,19 +71,23 @@ def prepare_job(
 
     Raises:
         RequestError: the request cannot be served.
+        KeyForbids: the caller's key does not allow it.
         LedgerUnavailable: Redis does not answer.
     """
     settings, ledger = services.settings, services.ledger
     # First: a repeat must return its job even if an adapter file has been deleted or a worker has stopped since.
-    repeat = ledger.find_repeat(idempotency_key, tenant=tenant, body_hash=body_hash) if idempotency_key else None
+    repeat = ledger.find_repeat(idempotency_key, tenant=caller.tenant, body_hash=body_hash) if idempotency_key else None
     if repeat is not None:
         return repeat
     model = _check_fields(body, settings)
+    check_kind(caller, model, body.engine)
+    body = body.model_copy(update={"loras": permitted_loras(body.loras, caller, settings.adapters)})
     cache = cache or open_cache(services)
     slots = cache.slots
     base = cache.base_model(model)
     adapters = cache.adapters(body.loras, model)
     items = resolve_items(body, model, [adapter.ref for adapter in adapters])
+    check_sizes(caller, items)
     check_prompts(items)
     warnings = collect_warnings(body, items, model)
     warnings += dict.fromkeys(warning for adapter in adapters for warning in adapter.warnings)
@@ -99,7 +107,7 @@ def prepare_job(
         job_id=str(uuid.uuid4()),
         items=items,
         record={"warnings": warnings},
-        tenant=tenant,
+        tenant=caller.tenant,
         priority=body.priority,
         idempotency_key=idempotency_key,
         body_hash=body_hash,
@@ -123,15 +131,17 @@ def _check_fields(body: InferenceRequest, settings: Settings) -> Model:
 
 
 def store_jobs(
-    services: Services, jobs: Sequence[Submission | AcceptedJob], background: BackgroundTasks
+    services: Services, jobs: Sequence[Submission | AcceptedJob], background: BackgroundTasks, *, caller: Caller
 ) -> list[AcceptedJob]:
     """Store the jobs of one call, all of them or none, and wake workers after the answer has been sent.
 
     Raises:
         IdempotencyKeyReused, JobTooLarge, QueueFull, LedgerUnavailable: see `Ledger.accept_all`.
+        KeyForbids, KeyLimitReached: see there; the caller's key is counted.
     """
     new = [job for job in jobs if isinstance(job, Submission)]
-    stored = dict(zip((job.job_id for job in new), services.ledger.accept_all(new), strict=True)) if new else {}
+    accepted = services.ledger.accept_all(new, key=key_use(caller)) if new else []
+    stored = dict(zip((job.job_id for job in new), accepted, strict=True))
     for job in new:
         # A call with the same key at the same time may have stored the job first, and woken its workers.
         if not stored[job.job_id].is_repeat:

@@ -50,8 +50,8 @@ class StoredUpload:
     is_new: bool
 
 
-async def receive_upload(request: Request, name: str, services: Services) -> StoredUpload:
-    """Store the body of a request as an upload; nothing stays if this fails.
+async def receive_upload(request: Request, name: str, services: Services, *, tenant: str | None) -> StoredUpload:
+    """Store the body of a request as an upload of a tenant; nothing stays if this fails.
 
     Raises:
         RequestError: the request, or the file, is not sound.
@@ -70,7 +70,9 @@ async def receive_upload(request: Request, name: str, services: Services) -> Sto
         run = partial(_run, services)
         head = await body.read_head(name)
         checked = await run(partial(check_head, head, max_bytes=max_bytes))
-        begin = partial(services.uploads.begin, name, expected_bytes=stated.size_bytes, sha256=stated.sha256)
+        begin = partial(
+            services.uploads.begin, name, expected_bytes=stated.size_bytes, sha256=stated.sha256, tenant=tenant
+        )
         writer = await run(begin)
         try:
             while piece := await body.take(writer.piece_bytes):

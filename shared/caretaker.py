@@ -90,7 +90,7 @@ class Caretaker(threading.Thread):
     def _lead(self) -> None:
         # One leader: two audits at once would both send the wake-ups that are missing.
         if self._ledger.wakeups.try_lead_audit(self._holder):
-            self._perform(self.audit, self._ledger.sweep)
+            self._perform(self.audit, self._ledger.sweep, self._ledger.index_tenants)
         # Led apart: a leader of an earlier version does not know these pools.
         if self._ledger.wakeups.try_lead_audit(self._holder, "large"):
             self._perform(self.audit_large)

@@ -1,6 +1,14 @@
 """All errors that this project raises on purpose.
 
 * Flux2Error                     .code (stable, in JSON bodies), .retryable, .implicates_device, .ends_process
+  + AccessRefused                the caller may not make this call
+    - KeyMissing                 the call has no API key, and one is needed
+    - KeyInvalid                 nobody has this API key, or it was revoked or has expired
+    - TooManyFailures            too many wrong API keys came from this address; try again later
+    - RoleMissing                the API key has not the role that the call needs
+    - KeyForbids                 the limits of the API key never allow this request
+    - KeyLimitReached            the API key has used up one of its limits; try again later
+    - SenderRefused              a web page of another site may have sent the call, or to a name that is not this API's
   + RequestError                 the caller must change the request; never retried
     - InvalidRequest             a field has a value that cannot be served
     - ModelNotFound              the catalogue has no model with this id
@@ -58,6 +66,8 @@
     - NoStack                    the folder holds no settings of a stack
     - MissingExtra               a library is not installed; an extra of this package brings it
     - ClientConfigRefused        the client's config file cannot be used
+    - KeyRefused                 no API key has this id, or it is not active
+    - UnsafeAddress              the API would listen for other hosts, and nobody would need a key
     - GoldensError               the folder holds no usable golden files
 
 Codes in capitals mean an error in the request and use the reference API's words; codes in lower case are ours.
@@ -95,6 +105,75 @@ class Flux2Error(Exception):
     implicates_device = True
     ends_process = False
     needs_time = False
+
+
+class AccessRefused(Flux2Error):
+    """The caller may not make this call."""
+
+    code = "FORBIDDEN"
+    implicates_device = False
+
+
+class KeyMissing(AccessRefused):
+    """The call has no API key, and one is needed."""
+
+    code = "UNAUTHORIZED"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this API needs a key; send the header Authorization: Bearer flux2_... (the operator makes keys with "
+            "`flux2 keys create`)"
+        )
+
+
+class KeyInvalid(AccessRefused):
+    """Nobody has this API key, or it was revoked or has expired."""
+
+    code = "UNAUTHORIZED"
+
+
+class TooManyFailures(AccessRefused):
+    """Too many wrong API keys came from this address."""
+
+    code = "too_many_failures"
+    retryable = True
+
+    def __init__(self, retry_after_s: int) -> None:
+        super().__init__(
+            f"too many wrong API keys came from this address; correct the key, and try again in {retry_after_s} s"
+        )
+        self.retry_after_s = retry_after_s
+
+
+class RoleMissing(AccessRefused):
+    """The API key has not the role that the call needs."""
+
+
+class KeyForbids(AccessRefused):
+    """The limits of the API key never allow this request."""
+
+    code = "KEY_LIMIT"
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class KeyLimitReached(AccessRefused):
+    """The API key has used up one of its limits for now."""
+
+    code = "key_limit_reached"
+    retryable = True
+
+    def __init__(self, message: str, *, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class SenderRefused(AccessRefused):
+    """A web page of another site may have sent the call, or it names a host that is not this API's."""
+
+    code = "SENDER_REFUSED"
 
 
 class RequestError(Flux2Error):
@@ -567,6 +646,18 @@ class ClientConfigRefused(CommandError):
     """The client's config file is unsound, or has no profile of the name that was asked for."""
 
     code = "client_config_refused"
+
+
+class KeyRefused(CommandError):
+    """No API key has the id that was named, or it is not active any more."""
+
+    code = "key_refused"
+
+
+class UnsafeAddress(CommandError):
+    """The API would listen for other hosts, and nobody would need a key."""
+
+    code = "unsafe_address"
 
 
 class GoldensError(CommandError):

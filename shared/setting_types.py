@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, PlainSerializer, PlainValidator, Sec
 from pydantic_settings import NoDecode
 
 from shared.catalog import MODELS
+from shared.network.callers import Networks, Origins
 from shared.network.hosts import HostHeaders, HostPatterns, PrivateHosts
 from shared.redis_url import RedisUrl
 
@@ -117,6 +118,8 @@ AnyHostPatternsSetting = Annotated[
     HostPatterns, NoDecode, PlainValidator(HostPatterns.parse_or_any), PlainSerializer(str)
 ]
 PrivateHostsSetting = Annotated[PrivateHosts, NoDecode, PlainValidator(PrivateHosts.parse), PlainSerializer(str)]
+NetworksSetting = Annotated[Networks, NoDecode, PlainValidator(Networks.parse), PlainSerializer(str)]
+OriginsSetting = Annotated[Origins, NoDecode, PlainValidator(Origins.parse), PlainSerializer(str)]
 HostHeadersSetting = Annotated[HostHeaders, NoDecode, PlainValidator(HostHeaders.parse), PlainSerializer(str)]
 HttpUrl = Annotated[str, AfterValidator(_check_http_url)]
 ModelId = Annotated[str, AfterValidator(_check_model_id)]

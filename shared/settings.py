@@ -13,6 +13,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from shared.network.callers import Networks, Origins
 from shared.network.hosts import HostHeaders, HostPatterns, PrivateHosts
 from shared.redis_url import RedisUrl
 from shared.references import MAX_FILE_BYTES
@@ -30,6 +31,8 @@ from shared.setting_types import (
     HttpUrl,
     KeyPrefix,
     ModelId,
+    NetworksSetting,
+    OriginsSetting,
     PrivateHostsSetting,
     RedisUrlSetting,
     Region,
@@ -312,6 +315,34 @@ class ApiSettings(_Section):
 
     host: str = Field("127.0.0.1", description="Address on which the API listens.")
     port: int = Field(8000, ge=0, le=65_535, description="Port on which the API listens.")
+    insecure: bool = Field(
+        False,
+        description="Listen for other hosts although there is no API key: whoever reaches the port sees, creates and "
+        "cancels everybody's jobs. Without it, the API refuses to start then.",
+    )
+    trusted_proxies: NetworksSetting = Field(
+        Networks(),
+        description="Addresses and networks of the proxies in front of the API, with commas between them. Their "
+        "`X-Forwarded-For` names the caller, and their `X-Tenant` its tenant: they must authenticate callers, and "
+        "replace both headers. Default: `X-Forwarded-For` and `X-Forwarded-Proto` of this host's own proxy.",
+    )
+    allowed_hosts: HostPatternsSetting = Field(
+        HostPatterns(()),
+        description="Names by which the API is called, with commas between them; `*.example.com` stands for every name "
+        "that ends with `.example.com`. Calls to other names are refused. Default: `localhost`, the names in "
+        "`FLUX2_API_HOST` and `FLUX2_API_BASE_URL`, and addresses; with API keys, every name.",
+    )
+    cors_origins: OriginsSetting = Field(
+        Origins(),
+        description="Web pages that may call the API from a browser, such as `https://console.example.com`, with "
+        "commas between them. Default: pages of no other site.",
+    )
+    metrics: Literal["key", "open", "off"] = Field(
+        "key",
+        description="`/metrics`: `key` needs an API key with the role `admin`, if there are keys; `open` answers "
+        "everybody; `off` removes it.",
+    )
+    docs: bool = Field(True, description="Serve `/docs`, `/redoc` and `/openapi.json`, to callers without a key too.")
     base_url: HttpUrl | None = Field(
         None,
         description="Public URL of the API, used in `status_url`, `result_url` and webhooks. Default: the URL of the "

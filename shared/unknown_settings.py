@@ -14,7 +14,7 @@ _PREFIX = "FLUX2_"
 # Other programs have variables with this prefix too, so one counts as misspelt only if it resembles a setting.
 _CUT_PREFIX = "FLUX_"
 # The client's commands read these: a client has no other settings.
-_CLIENT_VARIABLES = ["FLUX2_CLIENT_URL", "FLUX2_CLIENT_PROFILE"]
+_CLIENT_VARIABLES = ["FLUX2_CLIENT_URL", "FLUX2_CLIENT_PROFILE", "FLUX2_API_KEY"]
 
 
 def find_unknown_settings() -> dict[str, str | None]:

@@ -10,12 +10,15 @@ from fastapi import APIRouter, Query
 
 from api.adapter_list import list_adapters
 from api.deps import Services, ServicesDep
+from api.doors.adapters import permitted_source
+from api.doors.caller import Caller
+from api.doors.roles import Reader
 from api.schemas.inventory import AdapterLine, AdapterList
 from api.schemas.problems import Problem
 from shared.adapters.inspection import Inspection, inspect_adapter, inspect_remote
 from shared.adapters.locate import locate_adapter
 from shared.catalog import find_model
-from shared.sources.source import LocalFile, parse_source
+from shared.sources.source import LocalFile
 
 router = APIRouter(prefix="/v1", tags=["adapters"])
 
@@ -28,6 +31,7 @@ _PROBLEMS: dict[int | str, dict[str, object]] = {
 @router.get("/adapters", summary="Inspect an adapter file, or list all", responses=_PROBLEMS)
 def get_adapter(
     services: ServicesDep,
+    caller: Reader,
     path: Annotated[
         str | None,
         Query(
@@ -47,15 +51,17 @@ def get_adapter(
     `.safetensors` files under the adapter root and then the uploaded ones, one page at a time; they are not read.
     """
     if path is None:
-        return list_adapters(services, limit=limit, cursor=cursor or "")
+        return list_adapters(services, caller, limit=limit, cursor=cursor or "")
     workers = services.ledger.workers
     base = workers.base_model(find_model(model).id, workers.live_slots())
-    found = _inspect(services, path, layers=None if base is None else base.layers, model=model)
+    found = _inspect(services, caller, path, layers=None if base is None else base.layers, model=model)
     return AdapterLine(path=path, model=model, **asdict(found))
 
 
-def _inspect(services: Services, path: str, *, layers: Mapping[str, tuple[int, int]] | None, model: str) -> Inspection:
-    source = parse_source(path)
+def _inspect(
+    services: Services, caller: Caller, path: str, *, layers: Mapping[str, tuple[int, int]] | None, model: str
+) -> Inspection:
+    source = permitted_source(path, caller, services.settings.adapters)
     if not isinstance(source, LocalFile):
         return inspect_remote(source, services.remote_adapters, layers=layers, model=model)
     settings = services.settings.adapters

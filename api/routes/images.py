@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Path, Request, Response
 
 from api.deps import ServicesDep
+from api.doors.roles import Reader, Submitter
 from api.image_uploading import describe_image, receive_image
 from api.schemas.problems import Problem
 from api.schemas.uploads import UploadedImage
@@ -42,6 +43,7 @@ async def post_upload(
     request: Request,
     response: Response,
     services: ServicesDep,
+    _caller: Submitter,
     _sha256: Annotated[
         str | None,
         Header(alias="X-Content-SHA256", description="SHA-256 of the file, in hexadecimal; it is checked."),
@@ -72,6 +74,7 @@ async def post_upload(
 )
 async def get_upload(
     services: ServicesDep,
+    _caller: Reader,
     sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image's file.")],
 ) -> UploadedImage:
     """Say what `POST /v1/uploads` said about an image, so that a large one need not be sent again.

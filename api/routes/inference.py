@@ -8,6 +8,7 @@ from http import HTTPStatus
 from fastapi import APIRouter, BackgroundTasks, Response
 
 from api.deps import JSON_BODY, BaseUrlDep, IdempotencyKeyDep, ServicesDep, TenantDep
+from api.doors.roles import Submitter
 from api.schemas.accepted import Submitted
 from api.schemas.problems import Problem
 from api.status_view import submitted_view
@@ -42,19 +43,20 @@ SUBMIT_PROBLEMS: dict[int | str, dict[str, object]] = {
 )
 async def submit(
     body: InferenceRequest,
+    caller: Submitter,
     services: ServicesDep,
     base_url: BaseUrlDep,
     response: Response,
     background: BackgroundTasks,
     idempotency_key: IdempotencyKeyDep = "",
-    x_tenant: TenantDep = "default",
+    _tenant: TenantDep = "default",
 ) -> Submitted:
     """Accept a job and answer with the URLs to poll.
 
     Sizes, seeds and trigger words are fixed now, so that a repeated attempt gives the same images. To repeat the call
     safely, send an `Idempotency-Key`; the answer to a repeat has the header `Idempotency-Replayed: true`.
     """
-    accept = partial(accept_job, services, body, background, idempotency_key=idempotency_key, tenant=x_tenant)
+    accept = partial(accept_job, services, body, background, idempotency_key=idempotency_key, caller=caller)
     accepted = await services.reference_turns.run(body.prompts, accept)
     if accepted.is_repeat:
         response.headers["Idempotency-Replayed"] = "true"

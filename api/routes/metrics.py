@@ -12,6 +12,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from api.deps import ServicesDep
+from api.doors.roles import MetricsReader
 from shared.catalog import MODELS
 from shared.job import ENGINES, FEATURES, pools
 from shared.ledger import Ledger
@@ -56,7 +57,7 @@ class _LedgerCollector:
     response_class=Response,
     responses={200: {"content": {CONTENT_TYPE_LATEST.partition(";")[0]: {"schema": {"type": "string"}}}}},
 )
-def metrics(services: ServicesDep) -> Response:
+def metrics(services: ServicesDep, _caller: MetricsReader) -> Response:
     """Return queue lengths, live workers and corrupted base parameters in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_LedgerCollector(services.ledger))

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from fastapi import APIRouter
 
 from api.deps import ServicesDep
+from api.doors.roles import Reader
 from api.schemas.inventory import Limits, ModelLine, ModelList
 from shared.catalog import MODELS
 from shared.job import ENGINES
@@ -16,7 +17,7 @@ router = APIRouter(prefix="/v1", tags=["models"])
 
 
 @router.get("/models", summary="List the models")
-def list_models(services: ServicesDep) -> ModelList:
+def list_models(services: ServicesDep, _caller: Reader) -> ModelList:
     """Return every model with its defaults, licence and number of live workers."""
     workers = services.ledger.workers
     slots = workers.live_slots()

@@ -16,6 +16,8 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter, ValidationError
 
 from api.deps import JSON_BODY, BaseUrlDep, IdempotencyKeyDep, Services, ServicesDep, TenantDep
+from api.doors.caller import Caller
+from api.doors.roles import Submitter
 from api.routes.inference import SUBMIT_PROBLEMS
 from api.schemas.accepted import ReplayRequest, ReplaySample, ReplaySubmitted
 from api.status_view import submitted_view
@@ -75,12 +77,13 @@ def _plan_now(body: ReplayRequest, services: Services) -> _CheckedPlan:
 async def submit_replay(
     # Not the body as well: FastAPI would validate it twice, and report each error twice.
     checked: Annotated[_CheckedPlan, Depends(_plan)],
+    caller: Submitter,
     services: ServicesDep,
     base_url: BaseUrlDep,
     response: Response,
     background: BackgroundTasks,
     idempotency_key: IdempotencyKeyDep = "",
-    x_tenant: TenantDep = "default",
+    _tenant: TenantDep = "default",
 ) -> ReplaySubmitted:
     """Read an AI Toolkit config and submit jobs that render its sample previews again.
 
@@ -88,7 +91,7 @@ async def submit_replay(
     (`ctrl_img`) are files of the trainer's host: upload them first, and name them in `images`.
     """
     prompts = [prompt for request in checked.requests for prompt in request.prompts]
-    accept = partial(_accept, services, checked, background, idempotency_key=idempotency_key, tenant=x_tenant)
+    accept = partial(_accept, services, checked, background, idempotency_key=idempotency_key, caller=caller)
     accepted = await services.reference_turns.run(prompts, accept)
     if all(job.is_repeat for job in accepted):
         response.headers["Idempotency-Replayed"] = "true"
@@ -102,7 +105,7 @@ async def submit_replay(
 
 
 def _accept(
-    services: Services, checked: _CheckedPlan, background: BackgroundTasks, *, idempotency_key: str, tenant: str
+    services: Services, checked: _CheckedPlan, background: BackgroundTasks, *, idempotency_key: str, caller: Caller
 ) -> list[AcceptedJob]:
     """Store the jobs of a plan, all of them or none."""
     cache = open_cache(services)
@@ -115,11 +118,11 @@ def _accept(
                 # A key for each job, but one hash for the whole config: another one conflicts with the first job's key.
                 idempotency_key=f"{idempotency_key}#{number}" if idempotency_key else "",
                 body_hash=checked.body_hash,
-                tenant=tenant,
+                caller=caller,
                 cache=cache,
             )
         jobs.append(job)
-    return store_jobs(services, jobs, background)
+    return store_jobs(services, jobs, background, caller=caller)
 
 
 @contextmanager

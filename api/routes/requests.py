@@ -9,6 +9,8 @@ from anyio import to_thread
 from fastapi import APIRouter, Path, Query, Response
 
 from api.deps import Services, ServicesDep
+from api.doors.caller import Caller
+from api.doors.roles import Reader, Submitter
 from api.result_view import result_view
 from api.schemas.job_result import Result
 from api.schemas.job_status import JobList, Status, StatusFilter
@@ -27,8 +29,9 @@ router = APIRouter(prefix="/v1/requests", tags=["requests"])
 RequestIdPath = Annotated[str, Path(description="The `request_id` that the submit returned.")]
 
 
-def _job(services: Services, request_id: str) -> JobView:
-    job = services.ledger.job(request_id)
+def _job(services: Services, request_id: str, caller: Caller) -> JobView:
+    # The same answer for another tenant's job: an id must not show whether there is one.
+    job = services.ledger.job(request_id, tenant=caller.visible_tenant)
     if job is None:
         raise RequestNotFound(f"Request not found: {request_id}")
     return job
@@ -36,12 +39,12 @@ def _job(services: Services, request_id: str) -> JobView:
 
 @router.get("/{request_id}", summary="Poll a job by its own URL", responses=_UNKNOWN, response_model=Status)
 @router.get("/{request_id}/status", summary="Poll a job", responses=_UNKNOWN, response_model=Status)
-def get_status(request_id: RequestIdPath, services: ServicesDep) -> Response:
+def get_status(request_id: RequestIdPath, services: ServicesDep, caller: Reader) -> Response:
     """Return the state and progress of a job and of each of its images.
 
     While the job runs, `Retry-After` states the seconds until the next poll.
     """
-    job = _job(services, request_id)
+    job = _job(services, request_id, caller)
     # Serialised here: FastAPI would validate every field of the model a second time, on each of many polls.
     return Response(
         status_view(job).model_dump_json(),
@@ -51,20 +54,20 @@ def get_status(request_id: RequestIdPath, services: ServicesDep) -> Response:
 
 
 @router.get("/{request_id}/result", summary="Fetch a job's images", responses=_UNKNOWN)
-def get_result(request_id: RequestIdPath, services: ServicesDep) -> Result:
+def get_result(request_id: RequestIdPath, services: ServicesDep, caller: Reader) -> Result:
     """Return the images that are finished so far, with freshly signed URLs, and the errors of failed ones."""
-    job = _job(services, request_id)
+    job = _job(services, request_id, caller)
     return result_view(job, services.store, url_ttl_s=services.settings.storage.url_ttl_s)
 
 
 @router.post("/{request_id}/cancel", summary="Cancel a job", responses=_UNKNOWN)
-def cancel(request_id: RequestIdPath, services: ServicesDep) -> Status:
+def cancel(request_id: RequestIdPath, services: ServicesDep, caller: Submitter) -> Status:
     """Cancel the unfinished images of a job; finished images stay.
 
     Repeating the call, or canceling a job that has ended, changes nothing.
     """
-    services.ledger.cancel(request_id)
-    return status_view(_job(services, request_id))
+    services.ledger.cancel(request_id, tenant=caller.visible_tenant)
+    return status_view(_job(services, request_id, caller))
 
 
 @router.get(
@@ -74,6 +77,7 @@ def cancel(request_id: RequestIdPath, services: ServicesDep) -> Status:
 )
 async def list_requests(
     services: ServicesDep,
+    caller: Reader,
     limit: Annotated[int, Query(ge=1, le=200, description="Number of jobs on a page, at most.")] = 50,
     cursor: Annotated[
         str | None, Query(description="`next_cursor` of the previous page.", pattern="^[0-9a-f]{1,13}$")
@@ -84,7 +88,7 @@ async def list_requests(
     ] = None,
     model: Annotated[str | None, Query(description="Only jobs of this model.")] = None,
 ) -> JobList:
-    """Return jobs, newest first, one page at a time.
+    """Return the caller's jobs, newest first, one page at a time.
 
     With a filter a page may be short, or empty, while `has_more` is true: follow `next_cursor` until it is false.
     """
@@ -95,6 +99,7 @@ async def list_requests(
         state=None if status is None else LEDGER_STATE[status],
         # An empty parameter has always meant every model.
         model=find_model(model).id if model else None,
+        tenant=caller.visible_tenant,
     )
     # Waits on the event loop: listings that wait for their turn must not take the threads that answer polls.
     page = await to_thread.run_sync(read, limiter=services.listing_limiter)

@@ -11,6 +11,7 @@ from anyio import to_thread
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from api.deps import ServicesDep
+from api.doors.roles import Submitter
 from api.schemas.problems import Problem
 from api.schemas.uploads import DeletedUploads, UploadedAdapter
 from api.timestamps import format_time
@@ -54,6 +55,7 @@ async def put_adapter(
     request: Request,
     response: Response,
     services: ServicesDep,
+    caller: Submitter,
     name: UploadName,
     _sha256: Annotated[
         str | None,
@@ -70,7 +72,7 @@ async def put_adapter(
     at all. Repeating the call with the same bytes changes nothing and answers 200. Other bytes under the same name
     are another version: `upload:NAME` names the last one, `upload:NAME@SHA256` always the same.
     """
-    stored = await receive_upload(request, name, services)
+    stored = await receive_upload(request, name, services, tenant=caller.upload_tenant)
     if not stored.is_new:
         response.status_code = HTTPStatus.OK
     upload, layout = stored.upload, stored.checked.layout
@@ -98,6 +100,7 @@ async def put_adapter(
 )
 async def delete_adapter(
     services: ServicesDep,
+    caller: Submitter,
     name: UploadName,
     sha256: Annotated[
         str | None,
@@ -105,7 +108,6 @@ async def delete_adapter(
     ] = None,
 ) -> DeletedUploads:
     """Delete the versions of an upload, all of them or none; those that queued or running jobs use stay."""
-    uploads = await to_thread.run_sync(
-        partial(delete_uploads, services, name, sha256=sha256), limiter=services.deletion_limiter
-    )
+    delete = partial(delete_uploads, services, name, sha256=sha256, tenant=caller.upload_tenant)
+    uploads = await to_thread.run_sync(delete, limiter=services.deletion_limiter)
     return DeletedUploads(deleted=[upload.path for upload in uploads])

@@ -55,6 +55,7 @@ class Submission:
             "model": self.items[0].model,
             "tenant": self.tenant,
             "priority": self.priority,
+            "pixel_steps": sum(spec.width * spec.height * spec.num_inference_steps for spec in self.items),
             # Text inside the JSON, so that Redis stores these bytes; see the top of prelude.lua.
             "record": json.dumps(self.record),
             **(self._parts() if compact else self._whole_specs()),

@@ -18,17 +18,21 @@ from shared.ledger.views import ItemView, JobView, WebhookView
 _Report = TypeVar("_Report", bound=BaseModel)
 
 
-def read_job(client: Client, job_id: str, *, forecaster: Forecaster, now_ms: int | None = None) -> JobView | None:
+def read_job(
+    client: Client, job_id: str, *, forecaster: Forecaster, now_ms: int | None = None, tenant: str | None = None
+) -> JobView | None:
     """Read a job with all its items; None if it does not exist or is being forgotten.
 
     Args:
         forecaster: estimates when the job gets its turn and when it ends.
         now_ms: replaces Redis' clock.
+        tenant: a job of another tenant does not exist for the caller; None reads that of any.
     """
     with client.pipeline(transaction=False) as pipe:
         pipe.hgetall(keys.job(job_id)).time()
         job, (seconds, micros) = pipe.execute()
-    if not job:
+    # Before its items are read: another tenant's job takes as long as one that does not exist.
+    if not job or tenant not in (None, job.get("tenant")):
         return None
     if now_ms is None:
         now_ms = int(seconds) * 1000 + int(micros) // 1000

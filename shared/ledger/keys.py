@@ -17,6 +17,7 @@ COMPACT_FROM = f"{PREFIX}compact_from"
 AUDIT_LEADER = f"{PREFIX}audit"
 LARGE_AUDIT_LEADER = f"{PREFIX}large_audit"
 REFERENCES_AUDIT_LEADER = f"{PREFIX}references_audit"
+API_KEYS = f"{PREFIX}keys"
 # Never stored: adding to a list that does not exist shows whether Redis takes writes.
 WRITE_PROBE = f"{PREFIX}probe"
 # Never stored: they have different slots, so that a cluster refuses a command that names both.
@@ -69,6 +70,10 @@ def base(model: str) -> str:
 
 def idempotency(tenant: str, key: str) -> str:
     return f"{PREFIX}idem:{tenant}:{key}"
+
+
+def api_key(key_id: str) -> str:
+    return f"{PREFIX}key:{key_id}"
 
 
 def wake_queue(name: str) -> str:

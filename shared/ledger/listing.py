@@ -20,18 +20,29 @@ _STEPS_PER_PAGE = 5
 _COUNTS = (State.QUEUED, State.RUNNING, State.SUCCEEDED, State.FAILED, State.CANCELED)
 
 
-def read_page(session: Session, *, before: int | None, limit: int, state: str | None, model: str | None) -> JobPage:
+def read_page(
+    session: Session,
+    *,
+    before: int | None,
+    limit: int,
+    state: str | None,
+    model: str | None,
+    tenant: str | None = None,
+) -> JobPage:
     """Read the newest jobs that match, older than the cursor `before` (exclusive).
+
+    A tenant's jobs have an index of their own. While a process of an earlier version accepts jobs, which it does not
+    put into that index, the page looks at the jobs of all tenants.
 
     The page is short, or even empty, if too few of the jobs that it looks at match; `next_before` still leads on.
     """
     found: list[JobSummary] = []
     # One more than the page holds, to learn whether there is a next page.
     wanted = limit + 1
-    scan = _JOBS_PER_STEP if state or model else wanted
+    scan = _JOBS_PER_STEP if state or model or tenant else wanted
     for _ in range(_STEPS_PER_PAGE):
         last_seen, rows = session.run(
-            "list_jobs", before=before, limit=wanted - len(found), scan=scan, state=state, model=model
+            "list_jobs", before=before, limit=wanted - len(found), scan=scan, state=state, model=model, tenant=tenant
         )
         found += (_summary(row) for row in rows)
         if len(found) == wanted:

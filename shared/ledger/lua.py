@@ -11,6 +11,8 @@ _COMMON_PARTS = ("prelude", "item_texts", "queue", "moves")
 _PARTS = {
     "slots": ("beat", "remove_slot", "claim_next", "peek_next", "release", "largest"),
     "choose": ("claim_next", "peek_next"),
+    "tenants": ("accept", "list_jobs", "index_tenants", "sweep"),
+    "key_use": ("accept",),
     "routes": ("outbox_reserve", "outbox_record"),
 }
 

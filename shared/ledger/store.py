@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Literal, Self
 
 from shared.errors import IdempotencyKeyReused, JobTooLarge, LedgerInCluster, LedgerUnavailable, QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, Progress, large_pool, memory_gib
 from shared.ledger import durability, job_reader, keys, listing, permissions
 from shared.ledger.acceptance import AcceptedJob, Submission
+from shared.ledger.api_keys import ApiKeys
 from shared.ledger.claim import Claim, ReapResult
 from shared.ledger.claims import Claims
 from shared.ledger.compact_form import CompactForm
 from shared.ledger.connection import Client, connect
+from shared.ledger.key_use import KeyUse
 from shared.ledger.outbox import Outbox
 from shared.ledger.outcome import CommitAnswer, end_item
 from shared.ledger.outlook import Forecaster
@@ -36,12 +39,15 @@ WORKER_LOST = ItemError(
     code="worker_lost", message="every worker that tried this item died or lost its lease", retryable=True
 )
 
+_INDEX_STEPS = 20
+
 
 class Ledger:
     """Jobs and items in one Redis; see `Session` for the arguments and for the error that every call may raise.
 
     Attributes:
         workers: the live slots and the models that they have loaded.
+        api_keys: the keys that callers of the API have.
         outbox: webhook messages that are still to be sent.
         wakeups: the wake-up messages that no worker has consumed.
     """
@@ -60,6 +66,7 @@ class Ledger:
         self._compact_form = CompactForm(self._session)
         self._forecaster = Forecaster(self._session, wait_bound_s=settings.wait_bound_s)
         self.workers = WorkerRegistry(self._session)
+        self.api_keys = ApiKeys(self._session)
         self.outbox = Outbox(self._session)
         self.wakeups = WakeupQueues(self._session, audit_s=settings.audit_s)
 
@@ -72,6 +79,10 @@ class Ledger:
     def redis(self) -> Client:
         """The Redis client, for reads without a method in the ledger; it raises redis-py's own errors."""
         return self._session.redis
+
+    def commands(self) -> AbstractContextManager[None]:
+        """Run calls of `redis` in this context; raises `LedgerUnavailable` as the ledger's own calls do."""
+        return self._session.commands()
 
     def ping(self) -> None:
         """Raise `LedgerUnavailable` unless Redis answers."""
@@ -134,10 +145,14 @@ class Ledger:
         )
         return self.accept_all([submission])[0]
 
-    def accept_all(self, submissions: Sequence[Submission]) -> list[AcceptedJob]:
+    def accept_all(self, submissions: Sequence[Submission], *, key: KeyUse | None = None) -> list[AcceptedJob]:
         """Store and queue jobs durably, all of them or none; return a repeat for each job that is stored already.
 
+        Args:
+            key: what the caller's API key may have queued and submit; a repeat and a refused job count as nothing.
+
         Raises:
+            KeyForbids, KeyLimitReached: the new items exceed a limit of the key; nothing was stored.
             IdempotencyKeyReused: a key was used with another body before; nothing was stored.
             JobTooLarge: the new items of a pool exceed the cap by themselves; nothing was stored.
             QueueFull: a pool has no room for all new items now; nothing was stored.
@@ -150,7 +165,11 @@ class Ledger:
             compact_from_ms=self._compact_form.start_ms(),
             cap=self._settings.cap,
             idempotency_ttl_s=self._settings.idempotency_ttl_s,
+            key=None if key is None else key.arguments(),
         )
+        if outcome == "limit" and key is not None:
+            name, used, asked, left_ms = values
+            raise key.refusal(name, used=int(used), asked=int(asked), left_ms=int(left_ms))
         if outcome == "conflict":
             raise _reused(values[0])
         if outcome == "full":
@@ -268,9 +287,13 @@ class Ledger:
         )
         return answer
 
-    def cancel(self, job_id: str) -> bool:
-        """Cancel the unfinished items of a job; return False if no such job exists. An ended job does not change."""
-        return bool(self._session.run("cancel", job_id=job_id))
+    def cancel(self, job_id: str, *, tenant: str | None = None) -> bool:
+        """Cancel the unfinished items of a job; return False if no such job exists. An ended job does not change.
+
+        Args:
+            tenant: a job of another tenant does not exist for the caller; None cancels that of any.
+        """
+        return bool(self._session.run("cancel", job_id=job_id, tenant=tenant))
 
     def reap(self) -> ReapResult:
         """Requeue or end the items whose lease expired.
@@ -312,22 +335,41 @@ class Ledger:
         """Forget some of the jobs that ended longer ago than the retention; return how many."""
         return int(self._session.run("sweep", retention_ms=to_ms(self._settings.retention_s)))
 
-    def job(self, job_id: str) -> JobView | None:
-        """Read a job with all its items; None if no such job exists."""
+    def job(self, job_id: str, *, tenant: str | None = None) -> JobView | None:
+        """Read a job with all its items; None if no such job exists, or not for this tenant."""
         # The first read also returns Redis' time, which saves a round trip.
         with self._session.commands():
             return job_reader.read_job(
-                self.redis, job_id, forecaster=self._forecaster, now_ms=self._session.clock_override_ms()
+                self.redis, job_id, forecaster=self._forecaster, now_ms=self._session.clock_override_ms(), tenant=tenant
             )
 
-    def jobs(self, *, before: int | None, limit: int, state: str | None = None, model: str | None = None) -> JobPage:
+    def jobs(
+        self,
+        *,
+        before: int | None,
+        limit: int,
+        state: str | None = None,
+        model: str | None = None,
+        tenant: str | None = None,
+    ) -> JobPage:
         """List jobs, newest first, from the cursor `before` (an accept order, exclusive); see `listing.read_page`."""
-        return listing.read_page(self._session, before=before, limit=limit, state=state, model=model)
+        return listing.read_page(self._session, before=before, limit=limit, state=state, model=model, tenant=tenant)
 
-    def upload_users(self, name: str, digests: Collection[str]) -> int:
+    def index_tenants(self) -> int:
+        """Put jobs that a process of an earlier version accepted into their tenants' listings; return how many."""
+        # Redis serves others between the steps; a Redis with a million jobs is done within minutes.
+        total = 0
+        for _ in range(_INDEX_STEPS):
+            count = int(self._session.run("index_tenants"))
+            total += count
+            if not count:
+                break
+        return total
+
+    def upload_users(self, name: str, digests: Collection[str], *, tenant: str | None = None) -> int:
         """Count the jobs that have not ended and need one of these versions of an upload."""
         with self._session.commands():
-            return count_users(self.redis, name, digests)
+            return count_users(self.redis, name, digests, tenant=tenant)
 
     def queue_length(self, pool: str) -> int:
         """Count the items of a pool that wait for a worker."""

@@ -20,19 +20,21 @@ from shared.sources.source import UploadedFile, parse_source
 _STEP = 500
 
 
-def count_users(client: Client, name: str, digests: Collection[str]) -> int:
+def count_users(client: Client, name: str, digests: Collection[str], *, tenant: str | None = None) -> int:
     """Count the jobs with an item that is queued or running and needs an upload.
 
     Args:
         digests: sha256 of the versions of the upload.
+        tenant: whose upload it is.
     """
+    upload = UploadedFile(name, tenant=tenant)
     # One item of each job says it: all of them have the same adapters.
     open_items = list({item_id.rpartition(":")[0]: item_id for item_id in _open_items(client)}.values())
     count = 0
     for start in range(0, len(open_items), _STEP):
         for spec in _read_specs(client, open_items[start : start + _STEP]):
             # Parsing all specs would take most of the time.
-            if f'"upload:{name}' in spec and _needs(json.loads(spec), name, digests):
+            if f'"{upload}' in spec and _needs(json.loads(spec), upload, digests):
                 count += 1
     return count
 
@@ -69,12 +71,14 @@ def _read_specs(client: Client, item_ids: Sequence[str]) -> Iterator[str]:
             yield whole or join_texts(texts)
 
 
-def _needs(spec: dict[str, Any], name: str, digests: Collection[str]) -> bool:
+def _needs(spec: dict[str, Any], upload: UploadedFile, digests: Collection[str]) -> bool:
     for adapter in spec.get("adapters", ()):
         try:
             source = parse_source(adapter["path"])
         except AdapterRefused:  # a later version knows more kinds
             continue
-        if isinstance(source, UploadedFile) and source.name == name and (source.sha256 or adapter["sha256"]) in digests:
+        if not isinstance(source, UploadedFile) or (source.name, source.tenant) != (upload.name, upload.tenant):
+            continue
+        if (source.sha256 or adapter["sha256"]) in digests:
             return True
     return False

@@ -6,6 +6,7 @@
     s3://bucket/key                                    an object in S3-compatible storage
     https://host/file                                  a file on a host that the operator allows; http:// too, for some
     upload:name@sha256                                 a file that was uploaded to this service
+    upload:tenant/name@sha256                          the same, of a tenant
 
 `str` of a source gives its one spelling, which `parse_source` reads back.
 """
@@ -17,6 +18,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from shared.errors import AdapterRefused
+from shared.keys.record import TENANT
 
 FIELD = "path"
 _MAX_CHARS = 4096
@@ -98,13 +100,19 @@ class HttpsFile:
 
 @dataclass(frozen=True)
 class UploadedFile:
-    """A file that was uploaded to this service; without `sha256`, the last one of its name."""
+    """A file that was uploaded to this service; without `sha256`, the last one of its name.
+
+    Attributes:
+        tenant: whose it is; None for an upload without an owner.
+    """
 
     name: str
     sha256: str | None = None
+    tenant: str | None = None
 
     def __str__(self) -> str:
-        return f"upload:{self.name}" + (f"@{self.sha256}" if self.sha256 else "")
+        owner = f"{self.tenant}/" if self.tenant else ""
+        return f"upload:{owner}{self.name}" + (f"@{self.sha256}" if self.sha256 else "")
 
 
 Source = LocalFile | HubFile | S3Object | HttpsFile | UploadedFile
@@ -245,14 +253,15 @@ def _https(text: str, scheme: str, *, may_hold_secret: bool) -> HubFile | HttpsF
 
 
 def _upload(text: str, rest: str) -> UploadedFile:
-    name, at, sha256 = rest.partition("@")
-    if not UPLOAD_NAME.fullmatch(name):
+    place, at, sha256 = rest.partition("@")
+    tenant, slash, name = place.rpartition("/")
+    if not UPLOAD_NAME.fullmatch(name) or (slash and not TENANT.fullmatch(tenant)):
         raise _refused(
             text, "names no upload; write upload:NAME or upload:NAME@SHA256, as `flux2 adapters list` shows it"
         )
     if at and not _SHA256.fullmatch(sha256):
         raise _refused(text, "must have the 64 hexadecimal digits of a sha256 after its @")
-    return UploadedFile(name, sha256 or None)
+    return UploadedFile(name, sha256 or None, tenant or None)
 
 
 def _check_parts(text: str, path: str) -> None:

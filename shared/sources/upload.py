@@ -68,7 +68,7 @@ def open_upload(uploads: Uploads, source: UploadedFile, *, pin: Pin | None = Non
     if pin is not None and (pin.kind != "sha256" or source.sha256 not in (None, pin.value)):
         raise SourceChanged(f"{source} is not the file that the job named; submit the job again")
     with _errors(str(source)):
-        found = uploads.find(source.name, pin.value if pin else source.sha256)
+        found = uploads.find(source.name, pin.value if pin else source.sha256, tenant=source.tenant)
     if found is None:
         was_there = " any more" if pin else ""
         raise AdapterNotFound(

@@ -13,9 +13,14 @@ from hub_server import HubServer
 from huggingface_hub import constants
 
 from api.app import create_app
+from api.doors import keyring
 from shared.celery_app import make_celery
 from shared.job import ItemResult, PipelineReport, ReferenceReport
+from shared.keys.record import KeyLimits, KeyRecord
+from shared.keys.secret import KeyText, SecretHash
+from shared.ledger import Ledger
 from shared.local.ports import pick_free_port
+from shared.settings import QueueSettings
 from shared.storage import open_store
 
 WEBHOOK_SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
@@ -82,7 +87,7 @@ def serve(made, wait_until):
     """Serve the API with these settings; see `api`."""
     app = create_app(made)
     port = pick_free_port()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, proxy_headers=False))
     thread = threading.Thread(target=server.run)
     thread.start()
     wait_until(lambda: server.started, what="the API's start")
@@ -211,5 +216,30 @@ def make_worker(redis_url):
             heartbeat=Heartbeat(ledger, slot, state, renderer),
             adapter_files=AdapterFiles(settings.adapters, cache=None),
         )
+
+    return make
+
+
+@pytest.fixture
+def make_key(redis_client, redis_url, monkeypatch):
+    """Make a key and return the headers that send it; the API reads its record for each call."""
+    monkeypatch.setattr(keyring, "FRESH_S", 0.0)
+    ledger = Ledger.connect(redis_url, QueueSettings(), timeout_s=5)
+
+    def make(*, tenant="default", roles=("submit", "read"), expires_in_ms=None, **limits):
+        text, now_ms = KeyText.make(), ledger.now_ms()
+        ledger.api_keys.add(
+            KeyRecord(
+                key_id=text.key_id,
+                name="test",
+                tenant=tenant,
+                roles=frozenset(roles),
+                secret=SecretHash.of(text.secret),
+                created_ms=now_ms,
+                limits=KeyLimits(**limits),
+                expires_ms=None if expires_in_ms is None else now_ms + expires_in_ms,
+            )
+        )
+        return {"Authorization": f"Bearer {text}"}
 
     return make

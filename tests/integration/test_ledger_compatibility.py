@@ -26,7 +26,17 @@ NEW_ITEM_FIELDS = {"lease_ttl_ms"}
 # In the text of an adapter whose worker states no scale.
 NEW_REPORT_FIELDS = '"scale_range":null,"scale_sources":[],'
 NEW_SLOT_FIELDS = {"reads_compact", "large_pools"}
-NEW_KEYS = ("compact_from", "reaped_ms", "turns:", "turn_entries:", "claims:", "warm", "outbox:")
+NEW_KEYS = (
+    "compact_from",
+    "reaped_ms",
+    "turns:",
+    "turn_entries:",
+    "claims:",
+    "warm",
+    "outbox:",
+    "tenant_jobs:",
+    "tenants_until",
+)
 # An item that has ended keeps only what is shown of it.
 DROPPED = {"job", "pool", "tenant", "lane", "seq", "accepted_ms", "boot", "nonce", "progress"}
 

@@ -11,13 +11,17 @@
 --     idempotency_key  absent if the caller sent none
 --     body_hash        identity of the request body, compared when the key is seen again
 --     webhook_url      absent if the caller wants no webhook
+--     pixel_steps      the sum of width, height and steps multiplied, over the items
+--   key                {id, queued_items, items_per_day, pixel_steps_per_day}: the limits of the caller's key; absent if
+--                      it has none, and each limit that it has not
 --   cap                queued items that one pool may have
 --   compact_from_ms    time from which jobs are stored in the compact form
 --   idempotency_ttl_s  how long a key is remembered
--- Keys: compact_from, job, item, specs, idem, jobs, seq, pending, shares, lanes, lane
+-- Keys: compact_from, job, item, specs, idem, jobs, tenant_jobs, tenants_until, seq, pending, shares, lanes, lane, key_day, key_jobs, key_load
 -- Returns {'stored', {'accepted' | 'repeat', id, accepted ms, record} for each job}, or, with nothing stored,
 --   {'conflict', idempotency key seen with another body} | {'full', queued items of the pool without room,
 --   items that the call asks of it}; a pool that can never have room for them comes first
+--   | {'limit', name of a limit of the key, used, asked, ms until the day ends}
 local now = now_ms()
 
 -- Jobs and keys that this call will store: a second job of the call with the same id or key cannot find them in Redis.
@@ -71,7 +75,9 @@ local function store(job)
   redis.call('HSET', key, 'state', 'queued', 'cancel', 0, 'model', job.model, 'pool', job.pool,
     'tenant', job.tenant, 'priority', job.priority, 'record', job.record, 'items', #job.items,
     'queued', #job.items, 'running', 0, 'succeeded', 0, 'failed', 0, 'canceled', 0, 'accepted_ms', now)
-  redis.call('ZADD', JOBS, redis.call('GET', SEQUENCE), job.id)
+  local order = redis.call('GET', SEQUENCE)
+  redis.call('ZADD', JOBS, order, job.id)
+  redis.call('ZADD', tenant_jobs_key(job.tenant), order, job.id)
   if job.webhook_url then redis.call('HSET', key, 'webhook', job.webhook_url, 'webhook_state', 'waiting') end
   if job.idempotency_key then
     redis.call('SET', idempotency_key(job.tenant, job.idempotency_key), job.body_hash .. ' ' .. job.id,
@@ -101,8 +107,21 @@ for pool, count in pairs(needed) do
 end
 if full then return full end
 
+local new_items, new_pixel_steps = 0, 0
+for _, job in ipairs(new_jobs) do
+  new_items, new_pixel_steps = new_items + #job.items, new_pixel_steps + job.pixel_steps
+end
+if args.key and new_items > 0 then
+  local exceeded = exceeded_limit(args.key, new_items, new_pixel_steps, now)
+  if exceeded then return {'limit', unpack(exceeded)} end
+  count_use(args.key, new_jobs, new_items, new_pixel_steps, now)
+end
+
 redis.call('SET', COMPACT_FROM, args.compact_from_ms, 'NX')
+-- Before the new jobs, which are in both indexes.
+local were_indexed = #new_jobs > 0 and are_tenants_indexed()
 for _, job in ipairs(new_jobs) do store(job) end
+if were_indexed then redis.call('SET', TENANTS_UNTIL, redis.call('GET', SEQUENCE)) end
 
 local reply = {'stored'}
 for _, answer in ipairs(answers) do

@@ -1,13 +1,15 @@
 -- Cancel a job: queued items end at once, running ones at the next renewal of their lease. An ended job does not change.
 --
--- Arguments: job_id
+-- Arguments:
+--   job_id
+--   tenant   a job of another tenant does not exist for the caller; absent for one that may cancel every job
 -- Keys: job, item, specs, pending, shares, lanes, lane, done, outbox
 -- Returns 1, or 0 if no such job exists
 local now = now_ms()
 local job = args.job_id
 local key = job_key(job)
-local items, finished_ms = fields(key, 'items', 'finished_ms')
-if not items then return 0 end
+local items, finished_ms, tenant = fields(key, 'items', 'finished_ms', 'tenant')
+if not items or (args.tenant and tenant ~= args.tenant) then return 0 end
 if finished_ms then return 1 end
 
 redis.call('HSET', key, 'cancel', 1)

@@ -24,6 +24,7 @@ local WARM_COUNTS = PREFIX .. 'warm_counts'
 local OUTBOX = PREFIX .. 'outbox'
 local STORAGE_OUTAGE = PREFIX .. 'storage_outage'
 local COMPACT_FROM = PREFIX .. 'compact_from'
+local TENANTS_UNTIL = PREFIX .. 'tenants_until'
 local RUN_ID = PREFIX .. 'run_id'
 local REAPED_MS = PREFIX .. 'reaped_ms'
 local AUDIT_LEADER = PREFIX .. 'audit'
@@ -35,6 +36,7 @@ local function item_key(id) return PREFIX .. 'item:' .. id end
 local function specs_key(job) return PREFIX .. 'specs:' .. job end
 local function results_key(job) return PREFIX .. 'results:' .. job end
 local function result_parts_key(job) return PREFIX .. 'result_parts:' .. job end
+local function tenant_jobs_key(tenant) return PREFIX .. 'tenant_jobs:' .. tenant end
 local function slot_key(slot) return PREFIX .. 'slot:' .. slot end
 local function claims_key(slot) return PREFIX .. 'claims:' .. slot end
 local function idempotency_key(tenant, key) return PREFIX .. 'idem:' .. tenant .. ':' .. key end

@@ -1,7 +1,7 @@
 -- Forget jobs that ended longer ago than the retention, and that nobody waits for any more.
 --
 -- Arguments: retention_ms
--- Keys: done, job, item, specs, results, result_parts, jobs, outbox
+-- Keys: done, job, item, specs, results, result_parts, jobs, tenant_jobs, outbox
 -- Returns the number of jobs forgotten
 local now = now_ms()
 
@@ -21,10 +21,12 @@ end
 
 -- Forget a job and return the number of its items.
 local function forget(job)
-  local items = tonumber(redis.call('HGET', job_key(job), 'items'))
+  local items, tenant = fields(job_key(job), 'items', 'tenant')
+  items = tonumber(items)
   for index = 0, items - 1 do redis.call('DEL', item_key(job .. ':' .. index)) end
   redis.call('DEL', job_key(job), specs_key(job), results_key(job), result_parts_key(job))
   redis.call('ZREM', JOBS, job)
+  redis.call('ZREM', tenant_jobs_key(tenant), job)
   redis.call('ZREM', DONE, job)
   return items
 end

@@ -1,0 +1,43 @@
+"""Put the doors around the application, in the order in which a request meets them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
+
+from api.doors.door import Door, Peer
+from api.doors.failures import Failures
+from api.doors.headers import SecureHeaders
+from api.doors.keyring import Keyring
+from api.schemas.problems import Problem
+from shared.ledger import Ledger
+from shared.local.ports import LOOPBACK
+from shared.settings import Settings
+
+#: What each endpoint under /v1 may answer because of its caller.
+DOOR_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    401: {"model": Problem, "description": "The API key is missing, wrong, revoked or expired."},
+    403: {"model": Problem, "description": "The API key does not allow this call, or another site's page sent it."},
+}
+
+_METHODS = ("GET", "POST", "PUT", "DELETE")
+_SENT = ("Authorization", "Content-Type", "Idempotency-Key", "X-Content-SHA256", "Content-Digest")
+_SHOWN = ("Location", "Retry-After", "Idempotency-Replayed")
+
+
+def add_doors(app: FastAPI, settings: Settings, ledger: Ledger) -> None:
+    """Add the middleware that every request passes before its body is read."""
+    # Starlette calls the last one first.
+    keyring = Keyring(ledger.api_keys, Failures(ledger))
+    app.add_middleware(Door, settings=settings.api, keyring=keyring)
+    if origins := settings.api.cors_origins.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=_METHODS, allow_headers=_SENT, expose_headers=_SHOWN
+        )
+    app.add_middleware(SecureHeaders)
+    proxies = [str(network) for network in settings.api.trusted_proxies.networks]
+    app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=proxies or LOOPBACK)
+    app.add_middleware(Peer)

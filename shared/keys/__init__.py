@@ -1,0 +1,1 @@
+"""API keys: their text, their record, and what they allow."""

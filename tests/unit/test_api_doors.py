@@ -1,0 +1,164 @@
+"""Every endpoint says who may call it; the door and its guard decide by headers alone."""
+
+import pytest
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+
+from api.app import create_app
+from api.doors.origin_guard import OriginGuard
+from api.doors.roles import ROLE_OF
+from shared.errors import ContentTypeRefused, SenderRefused
+from shared.settings import Settings
+
+ROLES = {
+    ("POST", "/v1/inference"): "submit",
+    ("POST", "/v1/replays"): "submit",
+    ("POST", "/v1/requests/{request_id}/cancel"): "submit",
+    ("GET", "/v1/requests/{request_id}"): "read",
+    ("GET", "/v1/requests/{request_id}/status"): "read",
+    ("GET", "/v1/requests/{request_id}/result"): "read",
+    ("GET", "/v1/requests"): "read",
+    ("GET", "/v1/adapters"): "read",
+    ("PUT", "/v1/adapters/{name}"): "submit",
+    ("DELETE", "/v1/adapters/{name}"): "submit",
+    ("GET", "/v1/models"): "read",
+    ("GET", "/metrics"): "admin",
+    ("GET", "/health"): None,
+    ("GET", "/ready"): None,
+}
+# Those of FastAPI, which have no data of anybody.
+PAGES = {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
+
+
+def make_app(**api):
+    return create_app(Settings(storage={"backend": "directory"}, api=api))
+
+
+def walk(routes):
+    """Every route, also those of included routers, which FastAPI does not copy."""
+    for route in routes:
+        router = getattr(route, "original_router", None)
+        yield from walk(router.routes) if router else [route]
+
+
+def calls(dependant):
+    yield dependant.call
+    for inner in dependant.dependencies:
+        yield from calls(inner)
+
+
+def test_every_route_declares_the_role_that_it_needs():
+    found = {}
+    for route in walk(make_app().routes):
+        if not isinstance(route, APIRoute):
+            assert route.path in PAGES
+            continue
+        declared = [ROLE_OF[call] for call in calls(route.dependant) if call in ROLE_OF]
+        assert len(declared) == 1, f"{route.path} declares no role; add one of api.doors.roles to its signature"
+        found |= {(method, route.path): declared[0] for method in route.methods}
+
+    assert found == ROLES
+
+
+def test_the_pages_and_the_metrics_can_be_switched_off():
+    paths = {route.path for route in walk(make_app(docs=False, metrics="off").routes)}
+
+    assert not paths & (PAGES | {"/metrics"})
+
+
+def guard(**api):
+    return OriginGuard(Settings(api=api).api)
+
+
+@pytest.mark.parametrize(
+    "host",
+    ["127.0.0.1:8000", "localhost", "LOCALHOST:8000", "localhost.:80", "[::1]:8000", "10.0.0.7", "flux.example:443"],
+)
+def test_addresses_and_the_names_of_the_api_are_its_hosts(host):
+    guard(base_url="https://flux.example/").check_host(Headers({"host": host}))
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        "127.0.0.1.evil.example",
+        "localhost.evil.example",
+        "evil.example:8000",
+        "",
+        "[::1",
+        "user@localhost@x",
+    ],
+)
+def test_another_name_is_refused(host):
+    with pytest.raises(SenderRefused, match="FLUX2_API_ALLOWED_HOSTS"):
+        guard(base_url="https://flux.example/").check_host(Headers({"host": host}))
+
+
+def test_the_operator_can_list_names():
+    listed = guard(allowed_hosts="api,*.gpu.lan")
+
+    for host in ("api:8000", "a.gpu.lan"):
+        listed.check_host(Headers({"host": host}))
+    with pytest.raises(SenderRefused):
+        listed.check_host(Headers({"host": "gpu.lan"}))
+
+
+def test_two_hosts_are_refused():
+    with pytest.raises(SenderRefused):
+        guard().check_host(Headers(raw=[(b"host", b"localhost"), (b"host", b"evil.example")]))
+
+
+def test_a_program_without_browser_headers_comes_in():
+    for method in ("GET", "POST", "PUT", "DELETE"):
+        guard().check_sender(method, Headers({"host": "localhost:8000"}))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "same-origin", "origin": "http://localhost:8000"},
+        {"sec-fetch-site": "none"},
+        {"origin": "https://localhost:8000"},
+        {"sec-fetch-site": "cross-site", "origin": "https://console.example"},
+    ],
+)
+def test_pages_of_the_api_and_listed_ones_come_in(headers):
+    guard(cors_origins="https://console.example").check_sender("POST", Headers({"host": "localhost:8000", **headers}))
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"sec-fetch-site": "cross-site"},
+        # Another port of this host is of the same site.
+        {"sec-fetch-site": "same-site", "sec-fetch-mode": "cors"},
+        {"origin": "https://evil.example"},
+        {"origin": "http://localhost:3000"},
+        {"origin": "http://localhost:8000.evil.example"},
+        {"origin": "null"},
+        {"origin": ""},
+        {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"},
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
+def test_a_page_of_another_site_is_refused(headers, method):
+    with pytest.raises(SenderRefused, match="web page of another site"):
+        guard().check_sender(method, Headers({"host": "localhost:8000", **headers}))
+
+
+def test_a_person_may_follow_a_link_but_a_page_may_not_post_a_form():
+    link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+
+    guard().check_sender("GET", Headers({"host": "localhost:8000", **link}))
+    with pytest.raises(SenderRefused):
+        guard().check_sender("POST", Headers({"host": "localhost:8000", **link}))
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_what_a_form_can_send_is_refused(kind):
+    headers = Headers({"host": "localhost:8000", "content-type": kind})
+
+    with pytest.raises(ContentTypeRefused, match="application/json"):
+        guard().check_sender("POST", headers)
+    guard().check_sender("GET", headers)
