@@ -35,8 +35,13 @@ async def require_json(request: Request) -> None:
     content_type = request.headers.get("content-type", "")
     if _is_json(content_type) or not (content_type or await request.body()):
         return
+    raise type_refused(content_type)
+
+
+def type_refused(content_type: str) -> ContentTypeRefused:
+    """Return the error about a body that is not declared as JSON."""
     found = f"is declared as {content_type[:_SHOWN_CHARS]!r}" if content_type else "has no content type"
-    raise ContentTypeRefused(
+    return ContentTypeRefused(
         f"the body {found}; send content-type: application/json (with curl: -H 'content-type: application/json', or "
         "--json instead of -d)"
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from flux2_client.options import Json, Profile, Url
+from flux2_client.options import ApiKey, Json, Profile, Url
 
 if TYPE_CHECKING:
     from flux2_client.async_client import AsyncClient
@@ -44,6 +44,7 @@ def show(
     as_json: Json = False,
     url: Url = None,
     profile: Profile = None,
+    api_key: ApiKey = None,
 ) -> None:
     """List the adapter files that jobs can name, or describe one. Exit code 1 if jobs cannot use it."""
     from flux2_client.tables import print_adapter, print_adapter_files, print_answer, print_listing
@@ -62,13 +63,13 @@ def show(
         )
         return SUCCEEDED
 
-    Session(url, profile).run(run)
+    Session(url, profile, api_key).run(run)
 
 
 @app.command("list")
-def list_adapters(as_json: Json = False, url: Url = None, profile: Profile = None) -> None:
+def list_adapters(as_json: Json = False, url: Url = None, profile: Profile = None, api_key: ApiKey = None) -> None:
     """List the adapter files that jobs can name, uploaded ones last."""
-    show(None, as_json=as_json, url=url, profile=profile)
+    show(None, as_json=as_json, url=url, profile=profile, api_key=api_key)
 
 
 @app.command()
@@ -81,6 +82,7 @@ def push(
     as_json: Json = False,
     url: Url = None,
     profile: Profile = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Upload adapter files, and print the path with which jobs name each. A repeat changes nothing."""
     from flux2_client.file_body import open_adapter_body
@@ -103,7 +105,7 @@ def push(
                 print_message(f'jobs must leave out a part of {file}: {{"ignore": {list(stored.must_ignore)}}}')
         return SUCCEEDED
 
-    Session(url, profile).run(run)
+    Session(url, profile, api_key).run(run)
 
 
 @app.command()
@@ -112,6 +114,7 @@ def rm(
     as_json: Json = False,
     url: Url = None,
     profile: Profile = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Delete uploaded files: all versions of a name, or the one with a sha256. Files that jobs still need stay."""
     from flux2_client.tables import print_answer, print_deleted
@@ -126,7 +129,7 @@ def rm(
             print_answer(deleted, print_deleted, as_json=as_json)
         return SUCCEEDED
 
-    Session(url, profile).run(run)
+    Session(url, profile, api_key).run(run)
 
 
 def upload_name(file: Path) -> str:

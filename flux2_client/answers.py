@@ -26,6 +26,8 @@ _TRANSIENT = frozenset(
         HTTPStatus.GATEWAY_TIMEOUT,
     }
 )
+# A limit of a key that ends with the day; a person should know now.
+_LONGEST_WAIT_S = 900.0
 # The API's code for a path that it does not have; what a path names has codes of its own.
 _NO_SUCH_PATH = "NOT_FOUND"
 _NOT_CONNECTED = (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError)
@@ -44,6 +46,11 @@ def require_address(base_url: str) -> None:
         is_address = False
     if not is_address:
         raise ApiUnreachable(f"{base_url!r} is no address of an API; write it like http://127.0.0.1:8000")
+
+
+def bearer(api_key: str | None) -> dict[str, str]:
+    """Return the headers that send an API key."""
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
 def parse_answer(answer: httpx2.Response, kind: type[AnswerT]) -> AnswerT:
@@ -74,7 +81,9 @@ def raise_if_refused(answer: httpx2.Response) -> None:
         )
     if answer.is_error:
         message, problem = _read_problem(answer)
-        raise _refusal(answer, message, is_transient=answer.status_code in _TRANSIENT, problem=problem)
+        wait_s = parse_retry_after(answer.headers.get("retry-after", "").strip()) or 0.0
+        is_transient = answer.status_code in _TRANSIENT and wait_s <= _LONGEST_WAIT_S
+        raise _refusal(answer, message + _key_hint(answer), is_transient=is_transient, problem=problem)
 
 
 def raise_if_withheld(answer: httpx2.Response, *, name: str) -> None:
@@ -128,6 +137,16 @@ def _address_hint(url: httpx2.URL) -> str:
     """Say how to write the address of the API, which has no such path."""
     path, origin = url.copy_with(query=None), url.copy_with(raw_path=b"")
     return f"; {path} is no path of the API, so check its address, which is written like {origin}, without /v1"
+
+
+def _key_hint(answer: httpx2.Response) -> str:
+    if answer.status_code != HTTPStatus.UNAUTHORIZED:
+        return ""
+    if "authorization" in answer.request.headers:
+        return "; this key came from --api-key, FLUX2_API_KEY, the profile's api_key, or the api_key of Client"
+    return (
+        "; set FLUX2_API_KEY, write api_key into the profile in ~/.config/flux2/config.toml, or pass api_key to Client"
+    )
 
 
 def _read_problem(answer: httpx2.Response) -> tuple[str, Mapping[str, Any]]:

@@ -15,7 +15,7 @@ import anyio.to_thread
 import httpx2
 from PIL import Image as PillowImage
 
-from flux2_client.answers import require_address
+from flux2_client.answers import bearer, require_address
 from flux2_client.client import DOWNLOAD_TIMEOUT_S, make_receiver
 from flux2_client.file_body import FileBody, open_adapter_body
 from flux2_client.image_file import check_data, read_image
@@ -67,6 +67,7 @@ class AsyncClient:
         self,
         base_url: str,
         *,
+        api_key: str | None = None,
         timeout_s: float = 30.0,
         retry_s: float = 60.0,
         on_failure: Callable[[ApiError], None] | None = None,
@@ -74,7 +75,9 @@ class AsyncClient:
         require_address(base_url)
         # Reading the system's certificates takes longer than most calls, so both pools share them.
         certificates = httpx2.create_ssl_context()
-        self._http = httpx2.AsyncClient(base_url=base_url, timeout=timeout_s, verify=certificates)
+        self._http = httpx2.AsyncClient(
+            base_url=base_url, headers=bearer(api_key), timeout=timeout_s, verify=certificates
+        )
         # Not with the API's connections: the store is another host and must not get the API's headers.
         self._store = httpx2.AsyncClient(timeout=DOWNLOAD_TIMEOUT_S, verify=certificates)
         self._protocol = Protocol(base_url, AsyncImage, owner=self, retry_s=retry_s, on_failure=on_failure)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import httpx2
 from PIL import Image as PillowImage
 
-from flux2_client.answers import require_address
+from flux2_client.answers import bearer, require_address
 from flux2_client.file_body import FileBody, open_adapter_body
 from flux2_client.image_file import check_data, read_image
 from flux2_client.listing import Listing
@@ -72,6 +72,7 @@ class Client:
 
     Args:
         base_url: e.g. `http://127.0.0.1:8000`.
+        api_key: for an API that needs one; it is sent to `base_url` alone.
         timeout_s: limit for connecting, and for each read and write.
         retry_s: seconds for which a call is repeated while the API is away or the queue is full; 0 makes each call
             once. The waits between attempts grow to half a minute, or are as long as the API's `Retry-After`.
@@ -85,6 +86,7 @@ class Client:
         self,
         base_url: str,
         *,
+        api_key: str | None = None,
         timeout_s: float = 30.0,
         retry_s: float = 60.0,
         on_failure: Callable[[ApiError], None] | None = None,
@@ -92,7 +94,7 @@ class Client:
         require_address(base_url)
         # Reading the system's certificates takes longer than most calls, so both pools share them.
         certificates = httpx2.create_ssl_context()
-        self._http = httpx2.Client(base_url=base_url, timeout=timeout_s, verify=certificates)
+        self._http = httpx2.Client(base_url=base_url, headers=bearer(api_key), timeout=timeout_s, verify=certificates)
         # Not with the API's connections: the store is another host and must not get the API's headers.
         self._store = httpx2.Client(timeout=DOWNLOAD_TIMEOUT_S, verify=certificates)
         self._protocol = Protocol(base_url, Image, owner=self, retry_s=retry_s, on_failure=on_failure)

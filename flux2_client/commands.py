@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flux2_client import adapter_commands, job_commands
-from flux2_client.options import Profile, Url
+from flux2_client.options import ApiKey, Profile, Url
 from flux2_client.submit_command import submit
 
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -69,14 +69,15 @@ def replay(
     ),
     url: Url = None,
     profile: Profile = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Render the sample previews of a training config and compare them with the trainer's pictures."""
-    from flux2_client.profiles import find_url
+    from flux2_client.profiles import find_target
     from flux2_client.replay import replay_client, run_replay
     from shared.console import LineConsole
 
     console = LineConsole()
-    with replay_client(console, find_url(url, profile)) as client:
+    with replay_client(console, find_target(url, profile, api_key)) as client:
         run_replay(
             console, client, config, lora=lora, samples=samples, output=output, image_folders=tuple(images or ())
         )

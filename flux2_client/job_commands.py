@@ -10,6 +10,7 @@ import typer
 from flux2_client.options import (
     DEFAULT_NAME,
     DEFAULT_PARALLEL,
+    ApiKey,
     Json,
     Name,
     Output,
@@ -35,6 +36,7 @@ def wait(
     as_json: Json = False,
     url: Url = None,
     profile: Profile = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Wait until jobs have ended. Exit code 3 if only some images succeeded, 1 if none."""
     from flux2_client.destination import open_destination
@@ -43,7 +45,7 @@ def wait(
     from flux2_client.terminal import Session
 
     to = open_destination(output, name, parallel, overwrite) if output else None
-    session = Session(url, profile, patient=True)
+    session = Session(url, profile, api_key, patient=True)
     session.jobs, session.to = list(dict.fromkeys(request_ids)), to
 
     async def run(client: AsyncClient) -> int:
@@ -62,6 +64,7 @@ def download(
     as_json: Json = False,
     url: Url = None,
     profile: Profile = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Save the images that jobs have finished so far; files that are there already are checked and kept."""
     from flux2_client.destination import open_destination
@@ -70,7 +73,7 @@ def download(
     from flux2_client.terminal import Session, exit_code
 
     to = open_destination(output, name, parallel, overwrite)
-    session = Session(url, profile, patient=True)
+    session = Session(url, profile, api_key, patient=True)
     session.to = to
 
     async def run(client: AsyncClient) -> int:
@@ -93,7 +96,9 @@ def download(
     session.run(run)
 
 
-def status(request_id: RequestId, as_json: Json = False, url: Url = None, profile: Profile = None) -> None:
+def status(
+    request_id: RequestId, as_json: Json = False, url: Url = None, profile: Profile = None, api_key: ApiKey = None
+) -> None:
     """Show the state of a job and of each of its images."""
     from flux2_client.tables import print_answer, print_status
     from flux2_client.terminal import SUCCEEDED, Session
@@ -102,10 +107,12 @@ def status(request_id: RequestId, as_json: Json = False, url: Url = None, profil
         print_answer(await client.status(request_id), print_status, as_json=as_json)
         return SUCCEEDED
 
-    Session(url, profile).run(run)
+    Session(url, profile, api_key).run(run)
 
 
-def result(request_id: RequestId, as_json: Json = False, url: Url = None, profile: Profile = None) -> None:
+def result(
+    request_id: RequestId, as_json: Json = False, url: Url = None, profile: Profile = None, api_key: ApiKey = None
+) -> None:
     """Show the finished images of a job, with fresh URLs, and why others failed."""
     from flux2_client.tables import print_answer, print_result
     from flux2_client.terminal import SUCCEEDED, Session
@@ -114,10 +121,12 @@ def result(request_id: RequestId, as_json: Json = False, url: Url = None, profil
         print_answer(await client.result(request_id), print_result, as_json=as_json)
         return SUCCEEDED
 
-    Session(url, profile).run(run)
+    Session(url, profile, api_key).run(run)
 
 
-def cancel(request_ids: RequestIds, as_json: Json = False, url: Url = None, profile: Profile = None) -> None:
+def cancel(
+    request_ids: RequestIds, as_json: Json = False, url: Url = None, profile: Profile = None, api_key: ApiKey = None
+) -> None:
     """Cancel the unfinished images of jobs; finished images stay. Exit code 1 if a job could not be canceled."""
     from flux2_client.report import print_message
     from flux2_client.tables import print_answer, print_canceled
@@ -137,7 +146,7 @@ def cancel(request_ids: RequestIds, as_json: Json = False, url: Url = None, prof
                 code = REFUSED
         return code
 
-    Session(url, profile).run(run)
+    Session(url, profile, api_key).run(run)
 
 
 def list_jobs(
@@ -149,6 +158,7 @@ def list_jobs(
     as_json: Json = False,
     url: Url = None,
     profile: Profile = None,
+    api_key: ApiKey = None,
 ) -> None:
     """List jobs, newest first."""
     from flux2_client.tables import print_jobs, print_listing
@@ -160,4 +170,4 @@ def list_jobs(
         )
         return SUCCEEDED
 
-    Session(url, profile).run(run)
+    Session(url, profile, api_key).run(run)

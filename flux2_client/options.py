@@ -25,6 +25,13 @@ Profile = Annotated[
     str | None,
     typer.Option(help="Profile of ~/.config/flux2/config.toml that has the address; default: FLUX2_CLIENT_PROFILE."),
 ]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        help="API key; default: FLUX2_API_KEY, or the profile's api_key. Other users of this host may see options.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line; messages go to stderr.")]
 RequestIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of jobs.")]
 Output = Annotated[Path | None, typer.Option(file_okay=False, help="Wait, and save the images in this folder.")]

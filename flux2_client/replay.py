@@ -17,6 +17,7 @@ from flux2_client.client import Client
 from flux2_client.contact_sheet import ContactSheet
 from flux2_client.models import Replay, Status
 from flux2_client.outages import PATIENCE_S, RetryMessages
+from flux2_client.profiles import Target
 from flux2_client.replay_submission import submit_config
 from flux2_client.similarity import SAMPLE_NAMES, Similarity, compare_images, find_trainer_samples
 from shared.console import LineConsole
@@ -31,9 +32,10 @@ _SHOWN = 3
 _SHEET = "contact-sheet.png"
 
 
-def replay_client(console: LineConsole, url: str) -> Client:
+def replay_client(console: LineConsole, target: Target) -> Client:
     """Open a client that waits for the API as long as for a job, and prints why."""
-    return Client(url, retry_s=PATIENCE_S, on_failure=RetryMessages(console.print_line))
+    report = RetryMessages(console.print_line)
+    return Client(target.url, api_key=target.api_key, retry_s=PATIENCE_S, on_failure=report)
 
 
 @dataclass(frozen=True)

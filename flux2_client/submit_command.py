@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flux2_client.options import DEFAULT_NAME, DEFAULT_PARALLEL, Json, Name, Output, Overwrite, Parallel, Profile, Url
+from flux2_client.options import (
+    DEFAULT_NAME,
+    DEFAULT_PARALLEL,
+    ApiKey,
+    Json,
+    Name,
+    Output,
+    Overwrite,
+    Parallel,
+    Profile,
+    Url,
+)
 from shared.errors import ApiError
 
 if TYPE_CHECKING:
@@ -75,6 +86,7 @@ def submit(
     as_json: Json = False,
     url: Url = None,
     profile: Profile = None,
+    api_key: ApiKey = None,
 ) -> None:
     """Submit images, and with --output wait for them and save them. Exit code 3 if only some images succeeded."""
     from flux2_client.destination import open_destination
@@ -109,7 +121,7 @@ def submit(
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
     to = open_destination(output, name, parallel, overwrite) if output else None
-    session = Session(url, profile, patient=True)
+    session = Session(url, profile, api_key, patient=True)
     session.to, session.submits = to, True
 
     async def run(client: AsyncClient) -> int:

@@ -13,7 +13,7 @@ from flux2_client.async_client import AsyncClient
 from flux2_client.destination import Destination
 from flux2_client.models import Status
 from flux2_client.outages import PATIENCE_S, RetryMessages
-from flux2_client.profiles import DEFAULT_URL, find_url
+from flux2_client.profiles import DEFAULT_URL, find_target
 from flux2_client.report import print_message
 from shared.errors import ApiUnreachable, CommandError
 
@@ -30,8 +30,11 @@ _SHORT_S = 60.0
 class Session:
     """One command's connection, and the jobs that go on if the command ends early."""
 
-    def __init__(self, url: str | None, profile: str | None, *, patient: bool = False) -> None:
-        self.url = find_url(url, profile)
+    def __init__(
+        self, url: str | None, profile: str | None, api_key: str | None = None, *, patient: bool = False
+    ) -> None:
+        self._target = find_target(url, profile, api_key)
+        self.url = self._target.url
         self.jobs: list[str] = []
         #: Whether the command submits: a refusal then leaves the jobs that it submitted before.
         self.submits = False
@@ -39,7 +42,9 @@ class Session:
         self._retry_s = PATIENCE_S if patient else _SHORT_S
 
     def connect(self) -> AsyncClient:
-        return AsyncClient(self.url, retry_s=self._retry_s, on_failure=RetryMessages(print_message))
+        return AsyncClient(
+            self.url, api_key=self._target.api_key, retry_s=self._retry_s, on_failure=RetryMessages(print_message)
+        )
 
     def run(self, main: Callable[[AsyncClient], Awaitable[int]]) -> NoReturn:
         """Run `main` with a client; end the command with its exit code, or with that of its error."""
@@ -70,6 +75,9 @@ class Session:
 
     @property
     def _url_option(self) -> str:
+        # A key from a profile goes with its address alone.
+        if self._target.keyed_profile:
+            return f" --profile {shlex.quote(self._target.keyed_profile)}"
         return "" if self.url == DEFAULT_URL else f" --url {shlex.quote(self.url)}"
 
     def _say_how_to_go_on(self) -> None:

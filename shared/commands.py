@@ -40,6 +40,12 @@ def up(
             help="Model id to serve, e.g. flux2_klein_4b: its demonstration model, or the weights in FLUX2_MODEL_PATH."
         ),
     ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure", help="Listen on FLUX2_API_HOST although there is no API key; also: FLUX2_API_INSECURE."
+        ),
+    ] = False,
 ) -> None:
     """Start Redis, S3, the API and workers on this host, and run them until Ctrl-C."""
     from shared import logs
@@ -58,6 +64,7 @@ def up(
             api_port=settings.api.port if port is None else port,
             redis_port=redis_port,
             s3_port=s3_port,
+            insecure=insecure,
         )
     )
 

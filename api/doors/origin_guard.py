@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
 
-from shared.errors import ContentTypeRefused, SenderRefused
+from api.json_body import type_refused
+from shared.errors import SenderRefused
 from shared.settings import ApiSettings
 
 # What a form, or a script without the other site's consent, can declare.
@@ -59,13 +60,10 @@ class OriginGuard:
         """Refuse a request that a web page of another site may have sent."""
         self._check_site(method, headers)
         self._check_origin(headers)
-        content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if method not in _SAFE_METHODS and content_type in _FORM_TYPES:
-            raise ContentTypeRefused(
-                f"the body is declared as {content_type!r}, which any web page can send; send content-type: "
-                "application/json (with curl: -H 'content-type: application/json', or --json instead of -d), and "
-                "no content type without a body"
-            )
+        content_type = headers.get("content-type", "")
+        # A form has no other method that changes something.
+        if method == "POST" and content_type.partition(";")[0].strip().lower() in _FORM_TYPES:
+            raise type_refused(content_type)
 
     def _check_site(self, method: str, headers: Headers) -> None:
         site = headers.get("sec-fetch-site", "none").lower()

@@ -63,6 +63,7 @@ class Stack:
         settings: the settings of the processes; the stack replaces the addresses of the servers.
         inherit: whether the processes see the caller's environment and `.env`; False gives them the defaults.
         workers: number of worker processes; with CUDA each takes one device, in order.
+        insecure: whether the API listens for other hosts although there is no API key.
         model: id of the model to serve, as the demonstration model unless the settings name weights; None serves the
             model of the settings.
 
@@ -81,6 +82,7 @@ class Stack:
         api_port: int | None = None,
         redis_port: int | None = None,
         s3_port: int | None = None,
+        insecure: bool = False,
     ) -> None:
         self.data = data.expanduser().absolute()
         self.servers = EmbeddedServers(self.data, redis_port=redis_port, s3_port=s3_port, bucket=settings.s3.bucket)
@@ -88,6 +90,7 @@ class Stack:
         self._settings = settings
         self._inherit = inherit
         self._workers = workers
+        self._insecure = insecure
         self._processes: dict[str, ChildProcess] = {}
         self._backoffs: dict[str, Backoff] = {}
         self.model = find_model(settings.model.id if model is None else model).id
@@ -250,6 +253,7 @@ class Stack:
             "FLUX2_API_PORT": str(self.api_port),
             "FLUX2_ADAPTERS_ROOT": str(self.adapter_root),
             "FLUX2_SOURCES_CACHE_DIR": str(self.cache_dir),
+            **({"FLUX2_API_INSECURE": "true"} if self._insecure else {}),
         }
 
     def _check_before_start(self) -> None:

@@ -17,6 +17,7 @@ import pytest
 from fastapi import BackgroundTasks
 from PIL import Image
 
+from api.doors.caller import Caller
 from api.schemas.accepted import ReplayRequest
 from api.submission import hash_body, prepare_job, store_jobs
 from api.training_config.plan import plan_replay
@@ -32,6 +33,8 @@ from shared.request import InferenceRequest, PromptItem
 from worker.consumer.heartbeat import Heartbeat
 from worker.consumer.slot import Slot
 from worker.consumer.worker_state import WorkerState
+
+ANYBODY = Caller(tenant="default", roles=frozenset({"admin"}), is_anonymous=True)
 
 # The request of the reference API's flux2 page, letter for letter.
 SEED_REQUEST = """{
@@ -1412,7 +1415,7 @@ def parts(services, key):
     """Two requests of 20 images each, prepared together."""
     body = InferenceRequest.model_validate(request(*[{"prompt": "a"}] * 20))
     keys_of_parts = [key and f"{key}#{number}" for number in range(2)]
-    return [prepare_job(services, body, idempotency_key=k, body_hash="h", tenant="default") for k in keys_of_parts]
+    return [prepare_job(services, body, idempotency_key=k, body_hash="h", caller=ANYBODY) for k in keys_of_parts]
 
 
 @pytest.fixture
@@ -1427,7 +1430,7 @@ def test_no_job_of_a_replay_is_stored_if_the_queue_has_no_room_for_all(api, crow
     first, second = parts(crowded, key)
 
     with pytest.raises(QueueFull, match="20 items are queued and the cap is 50"):
-        store_jobs(crowded, [first, second], BackgroundTasks())
+        store_jobs(crowded, [first, second], BackgroundTasks(), caller=ANYBODY)
 
     assert api.ledger.job(first.job_id) is None
     assert api.ledger.job(second.job_id) is None
@@ -1436,13 +1439,13 @@ def test_no_job_of_a_replay_is_stored_if_the_queue_has_no_room_for_all(api, crow
 
 def test_a_replay_that_a_full_queue_refused_is_stored_as_a_whole_when_repeated(api, crowded):
     with pytest.raises(QueueFull):
-        store_jobs(crowded, parts(crowded, "k"), BackgroundTasks())
+        store_jobs(crowded, parts(crowded, "k"), BackgroundTasks(), caller=ANYBODY)
     while claimed := claim(api):
         api.ledger.commit(claimed, None)
 
     background = BackgroundTasks()
-    stored = store_jobs(crowded, parts(crowded, "k"), background)
-    again = store_jobs(crowded, parts(crowded, "k"), background)
+    stored = store_jobs(crowded, parts(crowded, "k"), background, caller=ANYBODY)
+    again = store_jobs(crowded, parts(crowded, "k"), background, caller=ANYBODY)
 
     assert [accepted.is_repeat for accepted in stored] == [False, False]
     assert [(accepted.job_id, accepted.is_repeat) for accepted in again] == [
@@ -1454,9 +1457,9 @@ def test_a_replay_that_a_full_queue_refused_is_stored_as_a_whole_when_repeated(a
 
 def test_a_replay_with_one_stored_job_gets_the_other_when_repeated(api):
     first, second = parts(api.services, "k")
-    [stored] = store_jobs(api.services, [first], BackgroundTasks())
+    [stored] = store_jobs(api.services, [first], BackgroundTasks(), caller=ANYBODY)
 
-    again = store_jobs(api.services, [first, second], BackgroundTasks())
+    again = store_jobs(api.services, [first, second], BackgroundTasks(), caller=ANYBODY)
 
     assert [accepted.job_id for accepted in again] == [stored.job_id, second.job_id]
     assert api.ledger.queue_length("flux2") == 40

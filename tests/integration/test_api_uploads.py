@@ -278,7 +278,7 @@ def test_a_body_that_is_not_the_file_itself_is_refused(api, data, headers):
 
 
 def head(name, size, *, extra=""):
-    return f"PUT /v1/adapters/{name} HTTP/1.1\r\nHost: x\r\nContent-Length: {size}\r\n{extra}\r\n".encode()
+    return f"PUT /v1/adapters/{name} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n{extra}\r\n".encode()
 
 
 def connect(api):
@@ -327,7 +327,8 @@ async def test_an_api_that_stops_removes_the_parts_of_an_upload_that_it_cancels(
         await anyio.sleep_forever()
 
     app = create_app(api.settings)
-    async with app.router.lifespan_context(app), AsyncClient(transport=ASGITransport(app), base_url="http://x") as http:
+    transport = ASGITransport(app)
+    async with app.router.lifespan_context(app), AsyncClient(transport=transport, base_url="http://localhost") as http:
         headers = {"Content-Length": str(len(data))}
         upload = asyncio.create_task(http.put("/v1/adapters/robot", content=body(), headers=headers))
         while not is_reached.is_set():

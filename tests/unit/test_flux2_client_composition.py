@@ -17,7 +17,7 @@ from flux2_client.composition import (
 from flux2_client.destination import Destination
 from flux2_client.file_names import DEFAULT_TEMPLATE, check_template, name_image, name_images
 from flux2_client.models import ImageInfo, Limits
-from flux2_client.profiles import find_url
+from flux2_client.profiles import Target, find_target
 from shared.errors import ClientConfigRefused, OutputRefused
 
 
@@ -180,23 +180,50 @@ def config(tmp_path, monkeypatch):
 
 
 def test_the_address_comes_from_options_then_environment_then_the_default_profile(config, monkeypatch):
-    assert find_url(None, None) == "http://127.0.0.1:8000"
+    assert find_target(None, None).url == "http://127.0.0.1:8000"
     config.write_text('default = "a"\n[profiles.a]\nurl = "http://a"\n[profiles.b]\nurl = "http://b"\n')
-    assert find_url(None, None) == "http://a"
+    assert find_target(None, None).url == "http://a"
     config.write_text(config.read_text(), encoding="utf-8-sig")
-    assert find_url(None, None) == "http://a"
+    assert find_target(None, None).url == "http://a"
     monkeypatch.setenv("FLUX2_CLIENT_PROFILE", "b")
-    assert find_url(None, None) == "http://b"
+    assert find_target(None, None).url == "http://b"
     monkeypatch.setenv("FLUX2_CLIENT_URL", "http://c")
-    assert find_url(None, None) == "http://c"
-    assert find_url(None, "a") == "http://a"
-    assert find_url("http://d", "a") == "http://d"
+    assert find_target(None, None).url == "http://c"
+    assert find_target(None, "a").url == "http://a"
+    assert find_target("http://d", "a").url == "http://d"
+
+
+def test_the_key_goes_with_the_address_that_it_is_for(config, monkeypatch):
+    config.write_text(
+        'default = "a"\n[profiles.a]\nurl = "http://a"\napi_key = "key-a"\n[profiles.b]\nurl = "http://b"\n'
+    )
+
+    assert find_target(None, None) == Target("http://a", "key-a", "a")
+    assert find_target(None, "b") == Target("http://b", None)
+    assert find_target("http://c", "a") == Target("http://c", None)
+    assert find_target("http://c", None, "given") == Target("http://c", "given")
+    monkeypatch.setenv("FLUX2_API_KEY", "from-env")
+    assert find_target(None, None) == Target("http://a", "from-env")
+    # The profile that a person names has its own key.
+    assert find_target(None, "a") == Target("http://a", "key-a", "a")
+    assert find_target(None, "b") == Target("http://b", "from-env")
+    assert find_target(None, "a", "given") == Target("http://a", "given")
+    assert "key-a" not in repr(Target("http://a", "key-a"))
+
+
+def test_a_key_that_no_header_can_hold_is_refused(config, monkeypatch):
+    monkeypatch.setenv("FLUX2_API_KEY", "flux2_a\n")
+    with pytest.raises(ClientConfigRefused, match="copy it again"):
+        find_target(None, None)
+    config.write_text('[profiles.a]\nurl = "http://a"\napi_key = 1\n')
+    with pytest.raises(ClientConfigRefused, match="api_key of the profile 'a'"):
+        find_target(None, "a")
 
 
 def test_an_unknown_profile_and_an_unsound_file_are_named(config):
     config.write_text("[profiles.a]\nurl = 1\n")
     with pytest.raises(ClientConfigRefused, match=r"config\.toml has no url for the profile 'a'"):
-        find_url(None, "a")
+        find_target(None, "a")
     config.write_text("[[[")
     with pytest.raises(ClientConfigRefused, match="cannot be read"):
-        find_url(None, None)
+        find_target(None, None)
