@@ -112,6 +112,7 @@ def prepare_job(
         idempotency_key=idempotency_key,
         body_hash=body_hash,
         webhook_url=body.webhook_url or "",
+        key_id=caller.key_id,
         compact=all(slot.reads_compact for slot in slots),
     )
 

@@ -75,9 +75,10 @@ def _plan_now(body: ReplayRequest, services: Services) -> _CheckedPlan:
     dependencies=[JSON_BODY],
 )
 async def submit_replay(
+    # First: nobody without the role makes the API read a config.
+    caller: Submitter,
     # Not the body as well: FastAPI would validate it twice, and report each error twice.
     checked: Annotated[_CheckedPlan, Depends(_plan)],
-    caller: Submitter,
     services: ServicesDep,
     base_url: BaseUrlDep,
     response: Response,

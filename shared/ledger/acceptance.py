@@ -22,6 +22,7 @@ class Submission:
         idempotency_key: empty if the caller sent no key.
         body_hash: identity of the request body, compared when the key occurs again; without white space.
         webhook_url: receives a message when the job ends; empty for none.
+        key_id: the API key of the caller; empty without one.
         compact: whether every live worker reads the compact form; see `shared.ledger.spec_parts`.
     """
 
@@ -33,6 +34,7 @@ class Submission:
     idempotency_key: str = ""
     body_hash: str = ""
     webhook_url: str = ""
+    key_id: str = ""
     compact: bool = True
 
     @property
@@ -48,7 +50,11 @@ class Submission:
             compact: whether the job is stored in the compact form.
         """
         # Empty options are left out: the script tests for their absence.
-        options = {"idempotency_key": self.idempotency_key, "webhook_url": self.webhook_url}
+        options = {
+            "idempotency_key": self.idempotency_key,
+            "webhook_url": self.webhook_url,
+            "key_id": self.key_id,
+        }
         return {
             "id": self.job_id,
             "pool": self.pool,

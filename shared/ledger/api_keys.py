@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from shared.errors import KeyRefused
 from shared.keys.record import KeyRecord
 from shared.keys.secret import SecretHash
 from shared.ledger import keys
@@ -41,7 +42,7 @@ class ApiKeys:
     def find(self, key_id: str) -> KeyRecord | None:
         """Return a key; None if there is no such key."""
         fields, _ = self.read(key_id)
-        return KeyRecord.read(key_id, fields) if fields else None
+        return _parse(key_id, fields) if fields else None
 
     def all(self) -> list[KeyRecord]:
         """Return every key, the oldest first."""
@@ -52,7 +53,7 @@ class ApiKeys:
                 for key_id in ids:
                     pipe.hgetall(keys.api_key(key_id))
                 found = pipe.execute()
-        return [KeyRecord.read(key_id, fields) for key_id, fields in zip(ids, found, strict=True)]
+        return [_parse(key_id, fields) for key_id, fields in zip(ids, found, strict=True)]
 
     def revoke(self, key_id: str) -> bool:
         """Revoke a key for good; return False if there is no such key. A second revoke changes nothing."""
@@ -74,3 +75,13 @@ class ApiKeys:
         """Remember that a key was used on a day."""
         with self._session.commands():
             self._session.redis.hset(keys.api_key(key_id), "used_on", day)
+
+
+def _parse(key_id: str, fields: Mapping[str, str]) -> KeyRecord:
+    try:
+        return KeyRecord.read(key_id, fields)
+    except ValueError as error:
+        raise KeyRefused(
+            f"the key {key_id} has a limit of a later version, so no API of this version accepts it; use the `flux2` "
+            "of that version, or revoke the key"
+        ) from error

@@ -16,6 +16,8 @@ from shared.settings import DOTENV, Settings
 
 # Variables that configure this project's processes begin with one of these.
 _PREFIXES = ("FLUX2_", "HF_TOKEN", "AI_TOOLKIT_PATH", "AWS_")
+# The caller's own key is for its client: no process of the service needs it, and no file of settings should hold it.
+_CLIENT_KEY = "FLUX2_API_KEY"
 
 
 def configured_variables() -> dict[str, str]:
@@ -29,9 +31,10 @@ def configured_variables() -> dict[str, str]:
 
 def inherited_environment(settings: Settings) -> dict[str, str]:
     """Return the variables of `.env` and of the caller, with absolute folders; the caller's variables win."""
+    variables = {name: value for name, value in configured_variables().items() if name.upper() != _CLIENT_KEY}
     folders = {"FLUX2_WORKER_LOCK_DIR": settings.worker.lock_dir, "AI_TOOLKIT_PATH": settings.ai_toolkit_path}
     return {
-        **configured_variables(),
+        **variables,
         **{name: str(path.absolute()) for name, path in folders.items() if path},
     }
 

@@ -255,7 +255,7 @@ def test_a_key_has_its_own_tenant_whatever_the_header_says(api, make_key):
 
     job = api.http.post("/v1/inference", json=REQUEST, headers={**key, "X-Tenant": "other"}).json()["request_id"]
 
-    assert api.ledger.redis.hget(f"flux2:job:{job}", "tenant") == "acme"
+    assert api.ledger.redis.hmget(f"flux2:job:{job}", "tenant", "key") == ["acme", key_id(key)]
 
 
 def test_web_pages_of_other_sites_cannot_use_an_api_without_keys(api, make_key):

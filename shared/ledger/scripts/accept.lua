@@ -11,6 +11,7 @@
 --     idempotency_key  absent if the caller sent none
 --     body_hash        identity of the request body, compared when the key is seen again
 --     webhook_url      absent if the caller wants no webhook
+--     key_id           absent if the caller has no API key
 --     pixel_steps      the sum of width, height and steps multiplied, over the items
 --   key                {id, queued_items, items_per_day, pixel_steps_per_day}: the limits of the caller's key; absent if
 --                      it has none, and each limit that it has not
@@ -78,6 +79,7 @@ local function store(job)
   local order = redis.call('GET', SEQUENCE)
   redis.call('ZADD', JOBS, order, job.id)
   redis.call('ZADD', tenant_jobs_key(job.tenant), order, job.id)
+  if job.key_id then redis.call('HSET', key, 'key', job.key_id) end
   if job.webhook_url then redis.call('HSET', key, 'webhook', job.webhook_url, 'webhook_state', 'waiting') end
   if job.idempotency_key then
     redis.call('SET', idempotency_key(job.tenant, job.idempotency_key), job.body_hash .. ' ' .. job.id,
