@@ -37,8 +37,8 @@ class StoredImage:
     is_new: bool
 
 
-async def receive_image(request: Request, services: Services) -> StoredImage:
-    """Store the body of a request as a reference image; nothing stays if this fails.
+async def receive_image(request: Request, services: Services, *, tenant: str | None) -> StoredImage:
+    """Store the body of a request as a reference image of a tenant; nothing stays if this fails.
 
     Raises:
         RequestError: the request, or the image, is not sound.
@@ -48,23 +48,24 @@ async def receive_image(request: Request, services: Services) -> StoredImage:
     stated = read_upload_headers(request.headers, FileRules(_TYPES, _HOW, max_bytes, "FLUX2_REFERENCES_MAX_BYTES"))
     with services.image_slots.take(stated.size_bytes):
         data = await open_body(request, size_bytes=stated.size_bytes).take(stated.size_bytes)
-        store = partial(_check_and_store, services.references, data, stated)
+        store = partial(_check_and_store, services.references.of(tenant), data, stated)
         return await to_thread.run_sync(store, limiter=services.image_slots.limiter)
 
 
-async def describe_image(sha256: str, services: Services) -> CheckedImage:
-    """Describe a stored image, which becomes young again.
+async def describe_image(sha256: str, services: Services, *, tenant: str | None) -> CheckedImage:
+    """Describe a stored image of a tenant, which becomes young again.
 
     Raises:
         UploadNotFound: no such image is stored, or its bytes are not those that were uploaded.
         UploadsBusy, StorageUnavailable: a later try may succeed.
     """
     run = partial(to_thread.run_sync, limiter=services.image_slots.limiter)
-    size_bytes = await run(partial(services.references.size_bytes, sha256))
+    references = services.references.of(tenant)
+    size_bytes = await run(partial(references.size_bytes, sha256))
     if size_bytes is None:
         raise _not_found(sha256)
     with services.image_slots.take(min(size_bytes, services.settings.references.max_bytes)):
-        return await run(partial(_read_and_check, services.references, sha256))
+        return await run(partial(_read_and_check, references, sha256))
 
 
 def _read_and_check(references: ReferenceStore, digest: str) -> CheckedImage:

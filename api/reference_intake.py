@@ -19,6 +19,10 @@ class ReferenceIntake:
         self._fetcher = fetcher
         self._settings = settings
 
+    def of(self, tenant: str | None) -> ReferenceIntake:
+        """Return the intake of a tenant, for which uploads of others do not exist."""
+        return ReferenceIntake(self._store.of(tenant), self._fetcher, self._settings)
+
     @property
     def max_images(self) -> int:
         return self._settings.max_images

@@ -41,13 +41,13 @@ def accept_job(
     return store_jobs(services, [job], background, caller=caller)[0]
 
 
-def open_cache(services: Services) -> SubmitCache:
-    """Return an empty cache for the jobs of one call."""
+def open_cache(services: Services, caller: Caller) -> SubmitCache:
+    """Return an empty cache for the jobs of one call of a caller."""
     return SubmitCache(
         services.ledger,
         services.settings.adapters,
         services.remote_adapters,
-        intake=services.reference_intake,
+        intake=services.reference_intake.of(caller.upload_tenant),
     )
 
 
@@ -82,7 +82,7 @@ def prepare_job(
     model = _check_fields(body, settings)
     check_kind(caller, model, body.engine)
     body = body.model_copy(update={"loras": permitted_loras(body.loras, caller, settings.adapters)})
-    cache = cache or open_cache(services)
+    cache = cache or open_cache(services, caller)
     slots = cache.slots
     base = cache.base_model(model)
     adapters = cache.adapters(body.loras, model)

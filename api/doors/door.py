@@ -68,7 +68,7 @@ class Door:
             self._guard.check_host(headers)
         if self._may_be_keyless and not await self._has_keys(is_open=is_open):
             self._guard.check_host(headers)
-            self._guard.check_sender(scope["method"], headers)
+            self._guard.check_sender(scope["method"], scope["path"], headers)
             return self._proxied(scope, headers) or _anonymous(headers, is_known=self._may_name_tenant(scope))
         if authorization := headers.get("authorization"):
             scheme, _, text = authorization.partition(" ")

@@ -43,7 +43,7 @@ async def post_upload(
     request: Request,
     response: Response,
     services: ServicesDep,
-    _caller: Submitter,
+    caller: Submitter,
     _sha256: Annotated[
         str | None,
         Header(alias="X-Content-SHA256", description="SHA-256 of the file, in hexadecimal; it is checked."),
@@ -58,7 +58,7 @@ async def post_upload(
     The image is checked as that of a submit. Nothing is stored of an image that no job could use. An image is known by
     its bytes alone, so a repeat answers 200 and the same text.
     """
-    stored = await receive_image(request, services)
+    stored = await receive_image(request, services, tenant=caller.upload_tenant)
     if not stored.is_new:
         response.status_code = HTTPStatus.OK
     return _describe(stored.image)
@@ -74,14 +74,14 @@ async def post_upload(
 )
 async def get_upload(
     services: ServicesDep,
-    _caller: Reader,
+    caller: Reader,
     sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$", description="SHA-256 of the image's file.")],
 ) -> UploadedImage:
     """Say what `POST /v1/uploads` said about an image, so that a large one need not be sent again.
 
     The image counts as stored now for rules that delete old ones.
     """
-    return _describe(await describe_image(sha256, services))
+    return _describe(await describe_image(sha256, services, tenant=caller.upload_tenant))
 
 
 def _describe(image: CheckedImage) -> UploadedImage:

@@ -109,7 +109,7 @@ def _accept(
     services: Services, checked: _CheckedPlan, background: BackgroundTasks, *, idempotency_key: str, caller: Caller
 ) -> list[AcceptedJob]:
     """Store the jobs of a plan, all of them or none."""
-    cache = open_cache(services)
+    cache = open_cache(services, caller)
     jobs = []
     for number, request in enumerate(checked.requests):
         with _naming_images(request, checked.plan.images):

@@ -319,6 +319,7 @@ def run(monkeypatch, capsys, *arguments):
 
 def test_the_commands_make_list_rotate_and_revoke_keys(api, redis_url, monkeypatch, capsys, redis_client):
     monkeypatch.setenv("FLUX2_REDIS_URL", redis_url)
+    monkeypatch.setattr(keyring, "FRESH_S", 0.0)
 
     def flux2(*arguments):
         return run(monkeypatch, capsys, "keys", *arguments)

@@ -1,6 +1,9 @@
 """A tenant sees, cancels and lists its own jobs and uploads alone; all others do not exist for it."""
 
+import io
+
 import pytest
+from PIL import Image
 
 from shared.job import ItemSpec
 from shared.ledger import Ledger, keys, store
@@ -117,6 +120,28 @@ def test_a_deletion_counts_the_jobs_of_its_own_tenant_alone(api, acme, other, go
 
     assert api.http.delete("/v1/adapters/same.safetensors", headers=other).status_code == 200
     assert api.http.delete("/v1/adapters/same.safetensors", headers=acme).status_code == 409
+
+
+def test_reference_images_belong_to_a_tenant(api, acme, other):
+    data = io.BytesIO()
+    Image.new("RGB", (64, 64), "red").save(data, "PNG")
+
+    def upload(key):
+        return api.http.post("/v1/uploads", content=data.getvalue(), headers={**key, "Content-Type": "image/png"})
+
+    first = upload(acme)
+    path, digest = first.json()["path"], first.json()["sha256"]
+    prompts = [{"prompt": "a cat", "width": 64, "height": 64, "ctrl_img": path}]
+    foreign = api.http.post("/v1/inference", json=request(prompts=prompts), headers=other)
+
+    assert first.status_code == 201
+    assert (foreign.status_code, foreign.json()["code"]) == (422, "invalid_reference")
+    assert api.http.get(f"/v1/uploads/{digest}", headers=other).status_code == 404
+    assert api.http.get(f"/v1/uploads/{digest}", headers=acme).status_code == 200
+    submit(api, acme, prompts=prompts)
+    # Who sends the bytes has the image, and does not learn that somebody else has it too.
+    assert [upload(key).status_code for key in (other, other, acme)] == [201, 200, 200]
+    submit(api, other, prompts=prompts)
 
 
 # The index of each tenant's jobs, next to processes of an earlier version, which do not know it.

@@ -21,11 +21,14 @@ ROLES = {
     ("GET", "/v1/adapters"): "read",
     ("PUT", "/v1/adapters/{name}"): "submit",
     ("DELETE", "/v1/adapters/{name}"): "submit",
+    ("POST", "/v1/uploads"): "submit",
+    ("GET", "/v1/uploads/{sha256}"): "read",
     ("GET", "/v1/models"): "read",
     ("GET", "/metrics"): "admin",
     ("GET", "/health"): None,
     ("GET", "/ready"): None,
 }
+PATH = "/v1/requests/x/cancel"
 # Those of FastAPI, which have no data of anybody.
 PAGES = {"/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 
@@ -111,7 +114,7 @@ def test_two_hosts_are_refused():
 
 def test_a_program_without_browser_headers_comes_in():
     for method in ("GET", "POST", "PUT", "DELETE"):
-        guard().check_sender(method, Headers({"host": "localhost:8000"}))
+        guard().check_sender(method, PATH, Headers({"host": "localhost:8000"}))
 
 
 @pytest.mark.parametrize(
@@ -124,7 +127,9 @@ def test_a_program_without_browser_headers_comes_in():
     ],
 )
 def test_pages_of_the_api_and_listed_ones_come_in(headers):
-    guard(cors_origins="https://console.example").check_sender("POST", Headers({"host": "localhost:8000", **headers}))
+    guard(cors_origins="https://console.example").check_sender(
+        "POST", PATH, Headers({"host": "localhost:8000", **headers})
+    )
 
 
 @pytest.mark.parametrize(
@@ -144,15 +149,15 @@ def test_pages_of_the_api_and_listed_ones_come_in(headers):
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT"])
 def test_a_page_of_another_site_is_refused(headers, method):
     with pytest.raises(SenderRefused, match="web page of another site"):
-        guard().check_sender(method, Headers({"host": "localhost:8000", **headers}))
+        guard().check_sender(method, PATH, Headers({"host": "localhost:8000", **headers}))
 
 
 def test_a_person_may_follow_a_link_but_a_page_may_not_post_a_form():
     link = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
 
-    guard().check_sender("GET", Headers({"host": "localhost:8000", **link}))
+    guard().check_sender("GET", PATH, Headers({"host": "localhost:8000", **link}))
     with pytest.raises(SenderRefused):
-        guard().check_sender("POST", Headers({"host": "localhost:8000", **link}))
+        guard().check_sender("POST", PATH, Headers({"host": "localhost:8000", **link}))
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
@@ -160,5 +165,5 @@ def test_what_a_form_can_send_is_refused(kind):
     headers = Headers({"host": "localhost:8000", "content-type": kind})
 
     with pytest.raises(ContentTypeRefused, match="application/json"):
-        guard().check_sender("POST", headers)
-    guard().check_sender("GET", headers)
+        guard().check_sender("POST", PATH, headers)
+    guard().check_sender("GET", PATH, headers)
