@@ -24,7 +24,8 @@ from shared.settings import ApiSettings
 # Answered without any other check: a store that hangs must not make a process look dead.
 _LIVENESS: Final = "/health"
 # Answered to callers without a key too.
-_OPEN: Final = frozenset({"/ready", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+_OPEN: Final = frozenset({"/ready", "/docs", "/redoc", "/openapi.json"})
+_PAGE_FILES: Final = "/docs/"
 #: The address of the other end of the connection, before a proxy's headers replace it.
 PEER: Final = "flux2.peer"
 
@@ -63,7 +64,7 @@ class Door:
     async def _admit(self, scope: Scope) -> Caller | None:
         """Return the caller; None on a path that is open to everybody."""
         headers = Headers(scope=scope)
-        is_open = scope["path"] in self._open
+        is_open = scope["path"] in self._open or scope["path"].startswith(_PAGE_FILES)
         if self._guard.has_host_list:
             self._guard.check_host(headers)
         if self._may_be_keyless and not await self._has_keys(is_open=is_open):

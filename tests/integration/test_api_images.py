@@ -61,7 +61,8 @@ def connect(api):
 
 def head(size, *, content_type="image/png", extra=""):
     return (
-        f"POST /v1/uploads HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\nContent-Length: {size}\r\n{extra}\r\n"
+        f"POST /v1/uploads HTTP/1.1\r\nHost: localhost\r\nContent-Type: {content_type}\r\n"
+        f"Content-Length: {size}\r\n{extra}\r\n"
     ).encode()
 
 
