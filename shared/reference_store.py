@@ -68,7 +68,7 @@ class ReferenceStore:
         return None if found is None else found.size_bytes
 
     def get(self, sha256: str) -> bytes:
-        """Return the bytes of an image; raises `ObjectMissing` if there is none."""
+        """Return the bytes of an image; raises `ObjectMissing` if it is not stored."""
         return self._store.get(reference_key(sha256))
 
     def _find(self, sha256: str) -> StoredObject | None:

@@ -1,1 +1,1 @@
-"""The doors of the API: who calls, from where, and what they may do."""
+"""The doors of the API: the callers, where they come from, and what their keys allow."""

@@ -1,4 +1,4 @@
-"""Refuse requests that the limits of the caller's key never allow; `accept.lua` counts what is limited by amount."""
+"""Refuse requests that the limits of the caller's key never allow; `accept.lua` counts the amounts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Find out who calls before anything of a request's body is read, and refuse whom nobody knows.
+"""Identify the caller of a request before anything of its body is read, and refuse an unknown one.
 
 Three kinds of callers come in: one with an API key, one whom a trusted proxy names by `X-Tenant`, and anybody while no
 key exists and the API listens on loopback (or `FLUX2_API_INSECURE` says so).

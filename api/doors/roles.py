@@ -1,6 +1,6 @@
 """The role that an endpoint needs, as a dependency in its signature.
 
-`api.doors.door` finds out who calls, before the body is read. A test walks all routes and fails for one without a role.
+`api.doors.door` identifies the caller before the body is read. A test walks all routes and fails for one without a role.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _role_missing(caller: Caller, role: Role) -> RoleMissing:
 
 Submitter = Annotated[Caller, Depends(_require("submit"))]
 Reader = Annotated[Caller, Depends(_require("read"))]
-#: A caller who may read the metrics of all tenants.
+#: Lets in the readers of the metrics of all tenants.
 MetricsReader = Annotated[None, Depends(_check_metrics)]
 #: None if the caller has not said who it is.
 Anybody = Annotated[Caller | None, Depends(_let_everybody_in)]

@@ -27,7 +27,7 @@ SUBMIT_PROBLEMS: dict[int | str, dict[str, object]] = {
         415: "The content type of the body is not `application/json`.",
         422: "A field is invalid, an adapter does not fit, no live worker can do what the job requires, or the "
         "Idempotency-Key was used with another body.",
-        429: "The queue is full; try again after `Retry-After` seconds.",
+        429: "The queue is full, or the API key has used up a limit; try again after `Retry-After` seconds.",
         503: "Redis, the object store or the host of a file does not answer, so the job may or may not be stored; "
         "repeat with the same Idempotency-Key.",
     }.items()

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from shared.keys.secret import SecretHash
 
-#: `submit` creates and cancels jobs and uploads, `read` follows jobs and lists what is there, `admin` does both for
+#: `submit` creates and cancels jobs and uploads, `read` follows and lists jobs and adapters, `admin` does both for
 #: every tenant and reads the metrics.
 Role = Literal["submit", "read", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
