@@ -1,6 +1,7 @@
 """The role that an endpoint needs, as a dependency in its signature.
 
-`api.doors.door` identifies the caller before the body is read. A test walks all routes and fails for one without a role.
+`api.doors.door` identifies the caller before the body is read. A test walks all routes and fails for one without a
+role.
 """
 
 from __future__ import annotations
