@@ -18,6 +18,7 @@ from api.doors.roles import CALLER
 from api.errors import problem_of
 from shared.errors import Flux2Error, InvalidRequest, KeyInvalid, KeyMissing, LedgerUnavailable
 from shared.keys.record import DEFAULT_TENANT, ROLES, TENANT
+from shared.keys.secret import KEY_PREFIX
 from shared.network.callers import is_loopback
 from shared.settings import ApiSettings
 
@@ -71,12 +72,14 @@ class Door:
             self._guard.check_host(headers)
             self._guard.check_sender(scope["method"], scope["path"], headers)
             return self._proxied(scope, headers) or _anonymous(headers, is_known=self._may_name_tenant(scope))
-        if authorization := headers.get("authorization"):
-            scheme, _, text = authorization.partition(" ")
-            if scheme.lower() != "bearer":
-                raise KeyInvalid(f"the scheme {scheme[:20]!r} is unknown here; send Authorization: Bearer flux2_...")
-            return await self._keyring.identify(text.strip(), address=_address(scope))
         caller = self._proxied(scope, headers)
+        scheme, _, text = headers.get("authorization", "").partition(" ")
+        # What is no key of this API may be what the caller showed to the proxy, which passes it on.
+        if scheme and (caller is None or text.strip().startswith(KEY_PREFIX)):
+            if scheme.lower() != "bearer":
+                # Without what was sent: it may be a key that lacks the scheme.
+                raise KeyInvalid("the header Authorization has another scheme; send Authorization: Bearer flux2_...")
+            return await self._keyring.identify(text.strip(), address=_address(scope))
         if caller is None and not is_open:
             raise KeyMissing
         return caller
@@ -92,9 +95,14 @@ class Door:
 
     def _proxied(self, scope: Scope, headers: Headers) -> Caller | None:
         """Return the caller whom a trusted proxy names."""
-        tenant = headers.get("x-tenant")
-        if tenant is None or not self._settings.trusted_proxies.contains(scope[PEER]):
+        tenants = headers.getlist("x-tenant")
+        if not tenants or not self._settings.trusted_proxies.contains(scope[PEER]):
             return None
+        if len(tenants) > 1:
+            raise InvalidRequest(
+                "the call has several headers X-Tenant; configure the proxy to replace the one that a caller sends"
+            )
+        [tenant] = tenants
         if not TENANT.fullmatch(tenant):
             raise InvalidRequest(
                 f"X-Tenant {tenant[:64]!r} is no tenant; use up to 64 letters, digits, '.', '_' and '-', and begin "

@@ -6,12 +6,13 @@ import ipaddress
 import logging
 import math
 import time
+from contextlib import suppress
 
 from limits import RateLimitItemPerMinute
 from limits.storage import RedisStorage
 from limits.strategies import FixedWindowRateLimiter
 
-from shared.errors import TooManyFailures
+from shared.errors import LedgerRefused, TooManyFailures
 from shared.ledger import Ledger
 from shared.ledger.keys import PREFIX
 
@@ -45,7 +46,8 @@ class Failures:
     def record(self, address: str) -> None:
         """Count a wrong key."""
         place = _place(address)
-        with self._ledger.commands():
+        # A full Redis counts nothing, and the caller is refused all the same.
+        with suppress(LedgerRefused), self._ledger.commands():
             self._limiter.hit(self._limit, place)
         # At most as often as they are counted, so nobody can fill the log.
         logger.warning("a wrong API key was refused", extra={"address": place})

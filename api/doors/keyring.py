@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -133,7 +134,9 @@ class Keyring:
             return None
         today = datetime.fromtimestamp(time_ms / 1000, UTC).date().isoformat()
         if record.used_on != today and record.state(now_ms=time_ms) == "active":
-            self._keys.mark_used(key_id, today)
+            # A Redis that is full, or a replica, still serves reads to callers with keys.
+            with suppress(LedgerUnavailable):
+                self._keys.mark_used(key_id, today)
         return _Reading(record, time_ms, read_s)
 
 

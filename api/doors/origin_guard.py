@@ -82,6 +82,9 @@ class OriginGuard:
         origin = headers.get("origin")
         if origin is None or self._is_listed(origin):
             return
+        # The browser has compared them already; a proxy may have replaced the host since.
+        if headers.get("sec-fetch-site", "").lower() == "same-origin":
+            return
         # The scheme is not compared: behind a proxy it is the proxy's. The host is one of this API's names.
         own = urlsplit(origin).netloc.lower()
         if not own or own != headers.get("host", "").lower():

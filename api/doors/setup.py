@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from fastapi import FastAPI
@@ -39,5 +40,7 @@ def add_doors(app: FastAPI, settings: Settings, ledger: Ledger) -> None:
         )
     app.add_middleware(SecureHeaders)
     proxies = [str(network) for network in settings.api.trusted_proxies.networks]
-    app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=proxies or LOOPBACK)
+    # As uvicorn itself does: a proxy that only ends TLS names addresses, but no tenants.
+    forwarders = proxies or os.environ.get("FORWARDED_ALLOW_IPS", LOOPBACK)
+    app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=forwarders)
     app.add_middleware(Peer)

@@ -14,11 +14,13 @@ import secrets
 from dataclasses import dataclass
 from typing import Self
 
+#: Every key begins with it.
+KEY_PREFIX = "flux2_"
 _ID_BYTES = 6
 _SECRET_BYTES = 32
 _SALT_BYTES = 16
 # Hexadecimal: a double click selects all of it, and scanners for leaked secrets recognise it.
-_TEXT = re.compile(rf"flux2_([0-9a-f]{{{2 * _ID_BYTES}}})_([0-9a-f]{{{2 * _SECRET_BYTES}}})")
+_TEXT = re.compile(rf"{KEY_PREFIX}([0-9a-f]{{{2 * _ID_BYTES}}})_([0-9a-f]{{{2 * _SECRET_BYTES}}})")
 
 
 @dataclass(frozen=True, repr=False)
@@ -40,7 +42,7 @@ class KeyText:
         return match and cls(match[1], match[2])
 
     def __str__(self) -> str:
-        return f"flux2_{self.key_id}_{self.secret}"
+        return f"{KEY_PREFIX}{self.key_id}_{self.secret}"
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,15 @@ class Sources:
 
     def _open_s3(self, source: S3Object, pin: Pin | None) -> RemoteFile:
         from shared.sources.s3_object import open_s3_object
+        from shared.sources.uploads import TENANTS_FOLDER
 
+        # Whichever prefix it is below, and however the store reads an address with dots.
+        if source.bucket == self._all.s3.bucket and TENANTS_FOLDER in source.key.split("/"):
+            raise AdapterRefused(
+                f"{source}: uploads of tenants are not read by their place in the bucket; write upload:NAME, as "
+                "`flux2 adapters list` shows it",
+                field=FIELD,
+            )
         allowed = (self._settings.s3_buckets or self._all.s3.bucket).split(",")
         if not any(fnmatch.fnmatchcase(source.bucket, pattern.strip()) for pattern in allowed):
             raise AdapterRefused(

@@ -21,12 +21,12 @@ from shared.storage import FileStore
 from shared.storage.protocol import MAX_PIECES, MIN_PIECE, StoredObject
 
 _FOLDER = "uploads"
-# Not in the same folder: a listing would walk through the uploads of others.
-_TENANTS_FOLDER = "tenant_uploads"
+#: Not in the same folder: a listing would walk through the uploads of others.
+TENANTS_FOLDER = "tenant_uploads"
 # Objects that wait for their content address; only an upload that does not state its sha256 needs one.
 _UNFINISHED = "unfinished_uploads"
 _KEY = re.compile(
-    rf"(?:{_FOLDER}|{_TENANTS_FOLDER}/({TENANT.pattern}))/({UPLOAD_NAME.pattern})/([0-9a-f]{{64}}){re.escape(SUFFIX)}"
+    rf"(?:{_FOLDER}|{TENANTS_FOLDER}/({TENANT.pattern}))/({UPLOAD_NAME.pattern})/([0-9a-f]{{64}}){re.escape(SUFFIX)}"
 )
 _CONTENT_TYPE = "application/octet-stream"
 # Fewer requests than with S3's minimum, and still little memory.
@@ -183,7 +183,7 @@ class Uploads:
 
 
 def _folder(tenant: str | None) -> str:
-    return f"{_TENANTS_FOLDER}/{tenant}" if tenant else _FOLDER
+    return f"{TENANTS_FOLDER}/{tenant}" if tenant else _FOLDER
 
 
 def _key(name: str, sha256: str, tenant: str | None) -> str:

@@ -251,6 +251,47 @@ def test_a_proxy_that_is_trusted_names_the_tenant(api, serve_api, make_key, sett
     assert metrics.status_code == 403
 
 
+def test_a_trusted_proxy_may_pass_on_what_the_caller_showed_to_it(api, serve_api, make_key, settings):
+    key = make_key(tenant="other")
+    trusting = api.settings.model_copy(update={"api": settings(api={"trusted_proxies": "127.0.0.0/8"}).api})
+    name = {"X-Tenant": "acme"}
+
+    with serve_api(trusting) as proxied:
+        job = proxied.http.post("/v1/inference", json=REQUEST, headers=name).json()["request_id"]
+        for passed_on in ("Basic dTpw", "Bearer eyJhbGciOiJIUzI1NiJ9.e30.x"):
+            headers = {**name, "Authorization": passed_on}
+            assert proxied.http.get(f"/v1/requests/{job}", headers=headers).status_code == 200
+            assert proxied.http.get("/v1/requests", headers={"Authorization": passed_on}).status_code == 401
+        # A key is never ignored, right or wrong.
+        assert proxied.http.get(f"/v1/requests/{job}", headers={**name, **key}).status_code == 404
+        wrong = {"Authorization": key["Authorization"][:-4] + "zzzz"}
+        assert proxied.http.get(f"/v1/requests/{job}", headers={**name, **wrong}).status_code == 401
+        two = [("X-Tenant", "acme"), ("X-Tenant", "other")]
+        assert proxied.http.get("/v1/requests", headers=two).status_code == 400
+
+
+def test_a_full_redis_still_serves_reads_to_a_caller_with_a_key(api, make_key, redis_client):
+    job = api.http.post("/v1/inference", json=REQUEST).json()["request_id"]
+    key = make_key()
+    redis_client.config_set("maxmemory", 1)
+    try:
+        answer = api.http.get(f"/v1/requests/{job}", headers=key)
+        refused = api.http.get(f"/v1/requests/{job}", headers={"Authorization": "Bearer flux2_x"})
+    finally:
+        redis_client.config_set("maxmemory", 0)
+
+    assert (answer.status_code, refused.status_code) == (200, 401)
+
+
+def test_a_key_without_its_scheme_is_not_repeated(api, make_key):
+    key = make_key()["Authorization"].removeprefix("Bearer ")
+
+    answer = api.http.get("/v1/requests", headers={"Authorization": key})
+
+    assert answer.status_code == 401
+    assert key[:19] not in answer.text
+
+
 def test_a_key_has_its_own_tenant_whatever_the_header_says(api, make_key):
     key = make_key(tenant="acme")
 

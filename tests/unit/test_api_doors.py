@@ -123,6 +123,8 @@ def test_a_program_without_browser_headers_comes_in():
         {"sec-fetch-site": "same-origin", "origin": "http://localhost:8000"},
         {"sec-fetch-site": "none"},
         {"origin": "https://localhost:8000"},
+        # A proxy replaced the host after the browser had compared it.
+        {"sec-fetch-site": "same-origin", "origin": "https://flux.example"},
         {"sec-fetch-site": "cross-site", "origin": "https://console.example"},
     ],
 )
