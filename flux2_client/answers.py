@@ -27,6 +27,7 @@ _TRANSIENT = frozenset(
     }
 )
 # A limit of a key that ends with the day; a person should know now.
+_LIMIT_REACHED = "key_limit_reached"
 _LONGEST_WAIT_S = 900.0
 # The API's code for a path that it does not have; what a path names has codes of its own.
 _NO_SUCH_PATH = "NOT_FOUND"
@@ -82,7 +83,9 @@ def raise_if_refused(answer: httpx2.Response) -> None:
     if answer.is_error:
         message, problem = _read_problem(answer)
         wait_s = parse_retry_after(answer.headers.get("retry-after", "").strip()) or 0.0
-        is_transient = answer.status_code in _TRANSIENT and wait_s <= _LONGEST_WAIT_S
+        # Only of a key: a proxy may announce hours of maintenance to a command that waits for days.
+        is_used_up = problem.get("code") == _LIMIT_REACHED and wait_s > _LONGEST_WAIT_S
+        is_transient = answer.status_code in _TRANSIENT and not is_used_up
         raise _refusal(answer, message + _key_hint(answer), is_transient=is_transient, problem=problem)
 
 

@@ -70,7 +70,8 @@ def allows_adapter(caller: Caller, text: str) -> bool:
 
 def _path_below(path: str, settings: AdaptersSettings) -> str:
     """Return the path of a local file relative to the adapter root; `locate_adapter` refuses one with `..`."""
-    named = posixpath.normpath(path)
+    # Two slashes at the start are another root to `normpath`, and the same to the system.
+    named = posixpath.normpath(path).replace("//", "/", 1)
     for root in (os.path.abspath(settings.root), str(settings.root.resolve())):
         if named.startswith(f"{root}/"):
             return named.removeprefix(f"{root}/")

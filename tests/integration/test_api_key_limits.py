@@ -56,7 +56,8 @@ def test_the_adapters_of_a_key_are_patterns_of_their_whole_names(api, make_key, 
         answer = post(api, key, loras=[{"path": path}])
         return answer.json().get("code", answer.status_code)
 
-    for path in ("team/a.safetensors", "./team//a.safetensors", str(adapter_root / "team/a.safetensors")):
+    whole = str(adapter_root / "team/a.safetensors")
+    for path in ("team/a.safetensors", "./team//a.safetensors", whole, f"/{whole}"):
         assert code(path) == 202, path
     refused = [
         "secret/a.safetensors",

@@ -126,6 +126,15 @@ def test_a_bucket_that_the_operator_does_not_list_is_refused(api, serve_remote):
     assert answer.json()["errors"][0]["path"] == "loras[0].path"
 
 
+def test_the_uploads_of_tenants_are_not_read_by_their_place_in_the_bucket(api, serve_remote):
+    with serve_remote() as remote:
+        for prefix in ("", "any/prefix/"):
+            path = f"s3://{api.settings.s3.bucket}/{prefix}tenant_uploads/acme/robot.safetensors/{64 * 'a'}.safetensors"
+            answer = submit(remote, path)
+            assert answer.status_code == 422
+            assert "write upload:NAME" in answer.json()["detail"]
+
+
 def test_only_the_bucket_of_the_images_is_read_unless_the_operator_lists_others(serve_remote):
     with serve_remote() as remote:
         answer = submit(remote, "s3://private/robot.safetensors")
