@@ -329,8 +329,8 @@ class ApiSettings(_Section):
     allowed_hosts: HostPatternsSetting = Field(
         HostPatterns(()),
         description="Names by which the API is called, with commas between them; `*.example.com` stands for every name "
-        "that ends with `.example.com`. Calls to other names are refused. Default: `localhost`, the names in "
-        "`FLUX2_API_HOST` and `FLUX2_API_BASE_URL`, and addresses; with API keys, every name.",
+        "that ends with `.example.com`. Calls to other names are refused. Default: `localhost`, this host's own name, "
+        "the names in `FLUX2_API_HOST` and `FLUX2_API_BASE_URL`, and addresses; with API keys, every name.",
     )
     cors_origins: OriginsSetting = Field(
         Origins(),

@@ -46,7 +46,7 @@ class Failures:
     def record(self, address: str) -> None:
         """Count a wrong key."""
         place = _place(address)
-        # A full Redis counts nothing, and the caller is refused all the same.
+        # A full Redis counts nothing; the caller is refused either way.
         with suppress(LedgerRefused), self._ledger.commands():
             self._limiter.hit(self._limit, place)
         # At most as often as they are counted, so nobody can fill the log.

@@ -14,6 +14,7 @@ With API keys none of this is needed: a page has no key, and no browser adds one
 from __future__ import annotations
 
 import ipaddress
+import socket
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -39,7 +40,12 @@ class OriginGuard:
 
     def __init__(self, settings: ApiSettings) -> None:
         base_host = urlsplit(settings.base_url or "").hostname
-        self._names = {"localhost", settings.host.lower(), *([base_host] if base_host else [])}
+        # Nobody outside the network of this host can point its own name to it.
+        own = socket.gethostname().lower()
+        short = own.partition(".")[0]
+        self._names = {"localhost", own, short, f"{short}.local", settings.host.lower()}
+        if base_host:
+            self._names.add(base_host)
         self._allowed = settings.allowed_hosts
         self._origins = frozenset(settings.cors_origins.origins)
 

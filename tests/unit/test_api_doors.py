@@ -98,6 +98,16 @@ def test_another_name_is_refused(host):
         guard(base_url="https://flux.example/").check_host(Headers({"host": host}))
 
 
+@pytest.mark.parametrize("hostname", ["GPU-Box", "gpu-box.lan.example"])
+def test_the_own_name_of_the_host_is_its_host(hostname, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: hostname)
+
+    for host in (f"{hostname}:8000", "gpu-box:8000", "gpu-box.local"):
+        guard().check_host(Headers({"host": host}))
+    with pytest.raises(SenderRefused):
+        guard().check_host(Headers({"host": "gpu-box.evil.example"}))
+
+
 def test_the_operator_can_list_names():
     listed = guard(allowed_hosts="api,*.gpu.lan")
 
