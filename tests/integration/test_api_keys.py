@@ -270,6 +270,19 @@ def test_a_trusted_proxy_may_pass_on_what_the_caller_showed_to_it(api, serve_api
         assert proxied.http.get("/v1/requests", headers=two).status_code == 400
 
 
+def test_a_proxy_that_only_ends_tls_states_the_scheme_and_no_tenant(api, serve_api, make_key, monkeypatch):
+    key = make_key()
+    sent = {**key, "X-Forwarded-Proto": "https", "X-Tenant": "acme"}
+    urls = [api.http.post("/v1/inference", json=REQUEST, headers=sent).json()["status_url"]]
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "10.9.9.9")
+    with serve_api(api.settings) as other:
+        urls.append(other.http.post("/v1/inference", json=REQUEST, headers=sent).json()["status_url"])
+        nameless = other.http.get("/v1/requests", headers={"X-Tenant": "acme"})
+
+    assert [url.partition(":")[0] for url in urls] == ["https", "http"]
+    assert nameless.status_code == 401
+
+
 def test_a_full_redis_still_serves_reads_to_a_caller_with_a_key(api, make_key, redis_client):
     job = api.http.post("/v1/inference", json=REQUEST).json()["request_id"]
     key = make_key()
