@@ -42,9 +42,9 @@ _ROWS = SIDE // PIXELS
 _LIVE = 4 * LIVE_CHANNELS
 _RANK = 16
 _RATE = 1e-3
-_POOL = 512
-_RENEWED = 16  # pairs of the pool, after every `_RENEW_EVERY` steps
-_RENEW_EVERY = 8
+_BATCHES = 32  # in the pool
+_RENEWED = 16  # pairs of the pool at a time; one pair for eight that are drawn
+_REUSES = 8
 # Without an instruction the target is the reference: klein's guidance then leads from the reference to the edit.
 _EMPTY_SHARE = 0.06
 _REFERENCE_TIME = 10
@@ -62,6 +62,7 @@ def main() -> None:
     options.add_argument("--batch", type=int, default=16)
     options.add_argument("--device", default="cpu")
     options.add_argument("--rate", type=float, default=_RATE)
+    options.add_argument("--seed", type=int, default=11, help="of the pairs; another one for a run that continues")
     options.add_argument("--start", type=Path, help="adapter of an earlier run, whose training continues")
     args = options.parse_args()
     torch.manual_seed(3)
@@ -70,7 +71,9 @@ def main() -> None:
     update = AdapterUpdate(editor.transformer, "lora", rank=_RANK)
     if args.start is not None:
         update.load(args.start)
-    steps = train(run, editor, update.to(run.device), seconds=args.seconds, batch=args.batch, rate=args.rate)
+    steps = train(
+        run, editor, update.to(run.device), seconds=args.seconds, batch=args.batch, rate=args.rate, seed=args.seed
+    )
     update.save(args.out / f"{EDIT}.safetensors", steps=steps)
 
 
@@ -136,13 +139,13 @@ class Editor:
 class Pairs:
     """A pool of encoded pairs with their instructions; the oldest ones are replaced little by little."""
 
-    def __init__(self, editor: Editor, *, seed: int) -> None:
-        self._editor, self._rng, self._next = editor, random.Random(seed), 0
+    def __init__(self, editor: Editor, *, size: int, seed: int) -> None:
+        self._editor, self._rng, self._next, self._size = editor, random.Random(seed), 0, size
         tokens, device = _ROWS * _ROWS, editor.run.device
-        self._before = torch.zeros(_POOL, tokens, _LIVE, dtype=torch.bfloat16, device=device)
+        self._before = torch.zeros(size, tokens, _LIVE, dtype=torch.bfloat16, device=device)
         self._after = torch.zeros_like(self._before)
-        self._prompts = editor.prompt("").repeat(_POOL, 1, 1)
-        for _ in range(_POOL // _RENEWED):
+        self._prompts = editor.prompt("").repeat(size, 1, 1)
+        for _ in range(size // _RENEWED):
             self.renew()
 
     def renew(self) -> None:
@@ -152,20 +155,23 @@ class Pairs:
         self._before[rows] = self._editor.latents([edit.before for edit in edits])
         self._after[rows] = self._editor.latents([edit.after for edit in edits])
         self._prompts[rows] = torch.stack([self._editor.prompt(edit.instruction) for edit in edits])
-        self._next = (self._next + _RENEWED) % _POOL
+        self._next = (self._next + _RENEWED) % self._size
 
     def draw(self, count: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return latents before and after the edit, and prompts, of `count` randomly chosen pairs."""
-        chosen = torch.randint(0, _POOL, (count,), device=self._before.device)
+        chosen = torch.randint(0, self._size, (count,), device=self._before.device)
         empty = (torch.rand(count, device=chosen.device) < _EMPTY_SHARE)[:, None, None]
         before = self._before[chosen]
         after = torch.where(empty, before, self._after[chosen])
         return before, after, torch.where(empty, self._editor.prompt(""), self._prompts[chosen])
 
 
-def train(run: Run, editor: Editor, update: AdapterUpdate, *, seconds: float, batch: int, rate: float) -> int:
+def train(
+    run: Run, editor: Editor, update: AdapterUpdate, *, seconds: float, batch: int, rate: float, seed: int
+) -> int:
     """Train an adapter; return the number of steps."""
-    pairs = Pairs(editor, seed=11)
+    pairs = Pairs(editor, size=_BATCHES * batch, seed=seed)
+    renew_every = max(1, _RENEWED * _REUSES // batch)
     update.ignore_inputs("img_in", editor.transformer, range(_LIVE, 2 * _LIVE))
     update.attach(editor.transformer)
     parameters = list(update.parameters())
@@ -181,7 +187,7 @@ def train(run: Run, editor: Editor, update: AdapterUpdate, *, seconds: float, ba
         guidance = torch.empty_like(sigma).uniform_(1, 6)
         found = editor.velocity(torch.lerp(clean, grain, sigma[:, None, None]), before, prompt, sigma, guidance)
         total += optimizer.step((found - (grain - clean)).square().mean()).item()
-        if step % _RENEW_EVERY == 0:
+        if step % renew_every == 0:
             pairs.renew()
         if step % 50 == 0:
             run.note(EDIT, step, loss=total / 50, per_step_s=(time.monotonic() - begun) / step)
