@@ -36,7 +36,7 @@ from worker.rendering.renderer import Renderer
 
 CASES = 24
 # Shares of the cases.
-PASSING = 0.25
+PASSING = 0.5
 CONTROL_PASSING = 0.1
 SIDE = 128
 _SEED = 42
