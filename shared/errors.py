@@ -35,7 +35,9 @@
   + AdapterCheckBusy             other adapter files are being checked; try again later
   + ReferenceCheckBusy           other reference images are being checked; try again later
   + LedgerUnavailable            Redis did not answer; the job may or may not have been accepted
-    - LedgerForbidden            Redis does not let this user run a command or access a key
+    - LedgerRefused              Redis answered at once that it does not do this now
+      . LedgerForbidden          Redis does not let this user run a command or access a key
+      . LedgerInCluster          Redis is part of a cluster, which spreads the ledger's keys over its nodes
   + RunError                     the request was fine; this attempt failed
     - LeaseLost                  another worker owns the item now; write nothing
     - ItemCanceled               the caller canceled the job while the item ran

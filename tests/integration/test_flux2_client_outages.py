@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from flux2_client.client import Client
+from flux2_client.profiles import Target
 from flux2_client.replay import replay_client, run_replay
 from shared.console import LineConsole
 from shared.errors import LedgerUnavailable
@@ -88,14 +89,15 @@ def test_a_replay_survives_a_frozen_and_a_stopped_redis(
     console = LineConsole(file=text, width=200)
 
     def replay():
-        with replay_client(console, api.url) as client:
+        with replay_client(console, Target(api.url)) as client:
             run_replay(console, client, config, lora=None, samples=None, output=output)
 
     # Frozen, so that the submit may take effect although its answer is lost.
     os.kill(redis_of_its_own.pid, signal.SIGSTOP)
     with ThreadPoolExecutor(1) as pool:
         running = pool.submit(replay)
-        wait_until(lambda: "trying again" in text.getvalue(), what="the failure of the submit")
+        wait_until(lambda: running.done() or "trying again" in text.getvalue(), what="the failure of the submit")
+        assert not running.done(), running.exception()
         os.kill(redis_of_its_own.pid, signal.SIGCONT)
         wait_until(lambda: len(jobs(api)) == 2, what="both jobs")
 
