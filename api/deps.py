@@ -93,3 +93,12 @@ TenantDep = Annotated[
         "no API keys; a key has its own tenant.",
     ),
 ]
+# Read by `api.upload_headers`, before the endpoint receives the file; here they are named for `/docs`.
+FileSha256Dep = Annotated[
+    str | None,
+    Header(alias="X-Content-SHA256", description="SHA-256 of the file, in hexadecimal; it is checked."),
+]
+FileDigestDep = Annotated[
+    str | None,
+    Header(alias="Content-Digest", description="The same as RFC 9530 writes it: `sha-256=:BASE64:`."),
+]

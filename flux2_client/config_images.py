@@ -105,7 +105,7 @@ def _parts(name: str) -> tuple[str, ...]:
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
-    # Some characters or lengths of the trainer's paths are none of this host's.
+    # A path of the trainer's host may be too long for this one, or hold characters that it does not allow.
     except (OSError, ValueError):
         return False
 

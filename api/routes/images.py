@@ -5,9 +5,9 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
-from api.deps import ServicesDep
+from api.deps import FileDigestDep, FileSha256Dep, ServicesDep
 from api.doors.roles import Reader, Submitter
 from api.image_uploading import describe_image, receive_image
 from api.schemas.problems import Problem
@@ -44,14 +44,8 @@ async def post_upload(
     response: Response,
     services: ServicesDep,
     caller: Submitter,
-    _sha256: Annotated[
-        str | None,
-        Header(alias="X-Content-SHA256", description="SHA-256 of the file, in hexadecimal; it is checked."),
-    ] = None,
-    _digest: Annotated[
-        str | None,
-        Header(alias="Content-Digest", description="The same as RFC 9530 writes it: `sha-256=:BASE64:`."),
-    ] = None,
+    _sha256: FileSha256Dep = None,
+    _digest: FileDigestDep = None,
 ) -> UploadedImage:
     """Store the body, a PNG, JPEG, WebP or BMP file, and return the text with which prompts name it.
 

@@ -8,9 +8,9 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from anyio import to_thread
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
-from api.deps import ServicesDep
+from api.deps import FileDigestDep, FileSha256Dep, ServicesDep
 from api.doors.roles import Submitter
 from api.schemas.problems import Problem
 from api.schemas.uploads import DeletedUploads, UploadedAdapter
@@ -57,14 +57,8 @@ async def put_adapter(
     services: ServicesDep,
     caller: Submitter,
     name: UploadName,
-    _sha256: Annotated[
-        str | None,
-        Header(alias="X-Content-SHA256", description="SHA-256 of the file, in hexadecimal; it is checked."),
-    ] = None,
-    _digest: Annotated[
-        str | None,
-        Header(alias="Content-Digest", description="The same as RFC 9530 writes it: `sha-256=:BASE64:`."),
-    ] = None,
+    _sha256: FileSha256Dep = None,
+    _digest: FileDigestDep = None,
 ) -> UploadedAdapter:
     """Store the body, a `.safetensors` file, and return the path under which jobs can name it.
 

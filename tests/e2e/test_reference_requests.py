@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from shared.errors import ApiError
-from shared.job import ItemSpec, ReferenceRef
+from shared.job import ReferenceRef
 from shared.settings import ModelSettings
 from worker.model.load import load_components
 from worker.rendering.renderer import Renderer
@@ -34,7 +34,7 @@ BLUE = drawn((20, 40, 220), (1400, 900), "WEBP")
 
 
 @pytest.fixture(scope="module")
-def render(stack):
+def render(stack, item):
     """Render an item with the stack's model in this process, on as many threads as its workers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -45,23 +45,10 @@ def render(stack):
     renderer = Renderer(components, prompt_cache=4, load_reference=files.__getitem__)
 
     def render(images):
-        spec = ItemSpec(
-            model="flux2",
-            prompt="a robot",
-            neg="",
-            output_format="png",
-            width=64,
-            height=64,
-            requested_width=64,
-            requested_height=64,
-            seed=7,
-            num_inference_steps=2,
-            guidance_scale=GUIDANCE,
-            adapters=(),
-            references=tuple(
-                ReferenceRef(slot=slot, sha256=hashlib.sha256(data).hexdigest()) for slot, data in images.items()
-            ),
+        references = tuple(
+            ReferenceRef(slot=slot, sha256=hashlib.sha256(data).hexdigest()) for slot, data in images.items()
         )
+        spec = item(prompt="a robot", seed=7, guidance_scale=GUIDANCE, references=references)
         return renderer.render(spec, [], on_progress=lambda progress: None).image.tobytes()
 
     yield render

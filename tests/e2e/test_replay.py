@@ -14,7 +14,7 @@ from flux2_client.replay import run_replay
 from shared.console import LineConsole
 from shared.demo_model import DEMO_ADAPTER
 from shared.errors import ApiError, ConfigImagesNotFound
-from shared.job import AdapterRef, ItemSpec, ReferenceRef
+from shared.job import AdapterRef, ReferenceRef
 from shared.settings import ModelSettings
 from worker.model.load import load_components
 from worker.rendering.renderer import Renderer
@@ -120,7 +120,7 @@ def config(tmp_path):
 
 
 @pytest.fixture
-def render(stack, goldens):
+def render(stack, goldens, item):
     """Render an item with the stack's model in this process, on as many threads as its workers."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -139,18 +139,13 @@ def render(stack, goldens):
 
     def render(prompt, seed, images):
         digests = {path.name: sha256 for sha256, path in files.items()}
-        spec = ItemSpec(
-            model="flux2",
+        spec = item(
             prompt=prompt,
-            neg="",
-            output_format="png",
+            seed=seed,
             width=128,
             height=96,
             requested_width=128,
             requested_height=96,
-            seed=seed,
-            num_inference_steps=2,
-            guidance_scale=4,
             adapters=(AdapterRef(path=DEMO_ADAPTER, **identity, multiplier=1.0),),
             # AI Toolkit's own code prepares and encodes the images, if there is a checkout.
             engine="ai-toolkit" if TOOLKIT else "exact",
