@@ -51,6 +51,7 @@ def status_view(job: JobView) -> Status:
         created_at=format_ms(job.accepted_ms),
         started_at=format_ms_or_none(job.started_ms),
         finished_at=format_ms_or_none(job.finished_ms),
+        deadline_at=format_ms_or_none(job.deadline_ms),
         error=first_error(job),
         warnings=job.record["warnings"],
         webhook=WebhookStatus(**vars(job.webhook)) if job.webhook else None,

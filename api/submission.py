@@ -113,6 +113,7 @@ def prepare_job(
         body_hash=body_hash,
         webhook_url=body.webhook_url or "",
         key_id=caller.key_id,
+        deadline_s=body.deadline_s,
         compact=all(slot.reads_compact for slot in slots),
     )
 

@@ -12,11 +12,13 @@
 | I8 | nothing is queued, leased or counted as running at the end |
 | I9 | refused requests left no trace |
 | I10 | starts of items do not exceed items + disturbances + 5 % |
+| I11 | no item starts past its job's deadline, and it is canceled by that, or by a cancel, or not |
 """
 
 from __future__ import annotations
 
 import io
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ from chaos.stub import picture
 from shared.errors import StorageUnavailable
 from shared.job import TERMINAL, State
 from shared.ledger import ItemView, JobView, Ledger, keys
+from shared.ledger.job_reader import DEADLINE_EXCEEDED
 from shared.storage import ObjectStore
 
 _WASTE = 0.05
@@ -100,6 +103,7 @@ def check(events: Sequence[Event], final: FinalState, store: ObjectStore, *, out
         *_empty(final),
         *_traces(events, accepted, final),
         *_waste(events, final, outages),
+        *_deadlines(final),
     ]
 
 
@@ -206,3 +210,17 @@ def _waste(events: Sequence[Event], final: FinalState, outages: int) -> Iterator
     items = sum(len(job.items) for job in final.jobs.values())
     if starts > items * (1 + _WASTE) + disturbed:
         yield Violation("I10", "all items", f"{starts} starts of {items} items, {disturbed} disturbances")
+
+
+def _deadlines(final: FinalState) -> Iterator[Violation]:
+    # All times are of Redis' clock.
+    for name, item in _items(final):
+        job = final.jobs[name.rpartition(":")[0]]
+        deadline_ms = math.inf if job.deadline_ms is None else job.deadline_ms
+        is_late = item.error is not None and item.error.code == DEADLINE_EXCEEDED.code
+        if item.started_ms is not None and item.started_ms >= deadline_ms:
+            yield Violation("I11", name, f"started {item.started_ms - deadline_ms} ms after its deadline")
+        if is_late and (item.state is not State.CANCELED or (item.finished_ms or 0) < deadline_ms):
+            yield Violation("I11", name, f"{item.state.value} by a deadline that had not passed")
+        if item.state is State.CANCELED and not is_late and not job.cancel_requested:
+            yield Violation("I11", name, "canceled by nobody")

@@ -45,10 +45,14 @@ class Load:
         self._poller.join()
         self._http.close()
 
-    def submit(self, prompts: list[dict[str, Any]], *, twice: bool = False) -> str:
-        """Submit with one key until the API answers, as a careful client does; return the job's id."""
+    def submit(self, prompts: list[dict[str, Any]], *, twice: bool = False, **fields: Any) -> str:
+        """Submit with one key until the API answers, as a careful client does; return the job's id.
+
+        Args:
+            fields: of the request, beyond its model, adapters and prompts.
+        """
         key = uuid.UUID(int=self._rng.getrandbits(128)).hex
-        body = {"model": "flux2", "loras": [], "prompts": prompts}
+        body = {"model": "flux2", "loras": [], "prompts": prompts, **fields}
         self._fleet.history.add("submit", key=key, items=len(prompts))
         while True:
             answer = self._request("POST", "/v1/inference", json=body, headers={"Idempotency-Key": key})

@@ -22,6 +22,8 @@ _FREEZE = 0.3
 _GONE = 0.3
 _CANCEL = 0.1
 _DROP = 0.02
+# Share of jobs with a deadline, some of which pass while their items wait.
+_WITH_DEADLINE, _DEADLINE_S = 0.15, (0.2, 10.0)
 # If no job ends for this long, the remaining ones never will.
 _IDLE_S = 60.0
 
@@ -114,7 +116,9 @@ def _load(running: Trial, jobs: int) -> int:
     for number in range(jobs):
         time_left = began + number / _JOBS_PER_S - time.monotonic()
         threading.Event().wait(max(0.0, time_left))
-        job = running.load.submit([prompt(rng) for _ in range(_ITEMS[number % len(_ITEMS)])], twice=number % 10 == 0)
+        prompts = [prompt(rng) for _ in range(_ITEMS[number % len(_ITEMS)])]
+        deadline = {"deadline_s": rng.uniform(*_DEADLINE_S)} if rng.random() < _WITH_DEADLINE else {}
+        job = running.load.submit(prompts, twice=number % 10 == 0, **deadline)
         if number % 50 == 0:
             running.load.submit_invalid()
         if rng.random() < _CANCEL:
@@ -141,6 +145,10 @@ def _report(running: Trial, outcome: Outcome, dropped: int) -> None:
     running.add_figure("wake-ups dropped", dropped)
     running.add_figure("S3 faults", sum(n for kind, n in running.fleet.s3.counts.items() if kind != "pass"))
     running.add_figure("stale commits refused", sum(e["kind"] == "commit" and e["answer"] == "stale" for e in events))
+    running.add_figure(
+        "items past their deadline",
+        sum(item.state.value == "canceled" and item.error is not None for item in running.items()),
+    )
     running.add_figure("recoveries", len(times))
     running.demand_at_most("kill to start p50 s", figures.p50(times), ttl_s + 1)
     running.demand_at_most("kill to start p99 s", figures.p99(times), ttl_s + 3)

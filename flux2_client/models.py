@@ -86,6 +86,7 @@ class Status(Answer):
     created_at: str
     started_at: str | None = None
     finished_at: str | None = None
+    deadline_at: str | None = None
     error: str | None = None
     warnings: tuple[str, ...] = ()
 

@@ -75,6 +75,10 @@ def submit(
     trigger: Annotated[str | None, typer.Option(help=r"Replaces \[trigger] in every prompt.")] = None,
     image_format: Annotated[str | None, typer.Option("--format", help="png, jpeg or webp. Default: png.")] = None,
     priority: Annotated[int | None, typer.Option(min=0, max=9, help="0 is rendered first, 9 last. Default: 5.")] = None,
+    deadline: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Cancel the images that no worker has started by then."),
+    ] = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until all images are rendered.")] = False,
     output: Output = None,
     name: Name = DEFAULT_NAME,
@@ -114,6 +118,7 @@ def submit(
             "trigger_word": trigger,
             "output_format": image_format,
             "priority": priority,
+            "deadline_s": deadline,
         },
     )
     try:

@@ -30,7 +30,7 @@ _DROPS_PER_AUDIT = 50_000
 
 
 class Caretaker(threading.Thread):
-    """Reaps each `reap_s`; audits and sweeps each `audit_s` while it leads.
+    """Reaps and looks at deadlines each `reap_s`; audits and sweeps each `audit_s` while it leads.
 
     The leader audits every pool, also those that no worker serves.
     """
@@ -57,7 +57,7 @@ class Caretaker(threading.Thread):
         while not self._stopped.wait(period_s):
             passes += 1
             self._outage = None
-            self._perform(self.reap, *([self._lead] if passes % passes_per_audit == 0 else []))
+            self._perform(self.reap, self.expire_deadlines, *([self._lead] if passes % passes_per_audit == 0 else []))
             self._log_outage()
 
     def stop(self) -> None:
@@ -111,6 +111,14 @@ class Caretaker(threading.Thread):
         # These were canceled or out of attempts, and no worker is left that could report it.
         if reaped.ended:
             logger.error("items ended without a worker", extra={"items": list(reaped.ended)})
+
+    def expire_deadlines(self) -> None:
+        """Cancel the items that have not started before their job's deadline."""
+        canceled = self._ledger.expire_deadlines()
+        if canceled:
+            logger.warning(
+                "items canceled: their deadline passed before a worker started them", extra={"items": canceled}
+            )
 
     def audit(self) -> None:
         """Send missing wake-ups and drop surplus ones that two consecutive audits see."""

@@ -23,6 +23,9 @@ def _refuse_nul(text: str) -> str:
 
 
 Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_refuse_nul)]
+#: The longest deadline of a job: 30 days.
+MAX_DEADLINE_S: Final = 30 * 86_400
+
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -197,5 +200,12 @@ class InferenceRequest(StrictModel):
         None, description="URL that receives a signed webhook when the job ends. Must be public https."
     )
     priority: Annotated[int, Field(ge=0, le=9)] = Field(5, description="0 is rendered first, 9 last.")
+    # Left out of a dump by default: the identity of a body must not change for requests without it.
+    deadline_s: Annotated[FiniteFloat, Field(gt=0, le=MAX_DEADLINE_S)] | None = Field(
+        None,
+        description="Seconds after the accept from which no image of the job is started: those that wait for a worker "
+        "then are canceled with the error `DEADLINE_EXCEEDED`, and running ones finish. At most 30 days.",
+        exclude_if=lambda seconds: seconds is None,
+    )
     kv_cache: bool | None = Field(None, description="Ignored with a warning: for other models only.")
     match_target_res: bool | None = Field(None, description="Ignored with a warning: for other models only.")

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from itertools import product
 
 from fastapi import APIRouter, Response
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client import CollectorRegistry, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from api.deps import ServicesDep
@@ -29,12 +29,17 @@ class _LedgerCollector:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[Metric]:
         queued = GaugeMetricFamily("flux2_items_queued", "Images that wait for a worker.", labels=["model", "engine"])
         for model, engine in product(MODELS, ENGINES):
             waiting = sum(self._ledger.queue_length(name) for name in pools(model, [engine], FEATURES))
             queued.add_metric([model, engine], waiting)
         yield queued
+        late = CounterMetricFamily(
+            "flux2_items_deadline_exceeded", "Images that were canceled because `deadline_s` of their job had passed."
+        )
+        late.add_metric([], self._ledger.deadlines_exceeded())
+        yield late
         slots = self._ledger.workers.live_slots()
         alive = GaugeMetricFamily("flux2_slots", "Live workers.", labels=["model", "state"])
         for (model, state), count in Counter((slot.model, slot.state) for slot in slots).items():

@@ -76,7 +76,7 @@ class Outputs(BaseModel):
 
 
 class ItemFailure(ItemError):
-    """The reason why one image is missing."""
+    """The reason why one image is missing: it failed, or was canceled because `deadline_s` had passed."""
 
     index: int = Field(description="Index of its prompt in the request.")
 
@@ -87,8 +87,10 @@ class Result(BaseModel):
     request_id: str
     status: JobStatus
     outputs: Outputs | None = Field(description="Null until the first image is finished.")
-    error: str | None = Field(description="Message of the first failed image.")
-    errors: list[ItemFailure] = Field(description="One entry for each failed image.")
+    error: str | None = Field(description="Message of the first image with an error.")
+    errors: list[ItemFailure] = Field(
+        description="One entry for each image that failed, or was canceled because `deadline_s` had passed."
+    )
     created_at: str
     finished_at: str | None = Field(description="Null while the job runs; more images may follow.")
     metadata: dict[str, Any] = Field(description="Model, warnings and timings.")

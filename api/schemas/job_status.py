@@ -24,7 +24,9 @@ class ItemStatus(BaseModel):
         "count."
     )
     progress: Progress | None = Field(description="Null unless the image is being rendered.")
-    error: ItemError | None = Field(description="Null unless the image failed.")
+    error: ItemError | None = Field(
+        description="Null unless the image failed, or its deadline canceled it: `DEADLINE_EXCEEDED`."
+    )
 
 
 class WebhookStatus(BaseModel):
@@ -64,7 +66,12 @@ class Status(BaseModel):
     created_at: str = Field(description="When the job was accepted; RFC 3339 in UTC, like all times.")
     started_at: str | None = Field(description="When the first image started.")
     finished_at: str | None = Field(description="When the job ended.")
-    error: str | None = Field(description="Message of the first failed image; each image has its own in `items`.")
+    deadline_at: str | None = Field(
+        None, description="Time from which no image is started; null if the request has no `deadline_s`."
+    )
+    error: str | None = Field(
+        description="Message of the first image with an error; each image has its own in `items`."
+    )
     warnings: list[str] = Field(description="The warnings of the answer to the submit.")
     webhook: WebhookStatus | None = Field(None, description="Null if the request has no `webhook_url`.")
 

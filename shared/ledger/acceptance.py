@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from shared.job import ItemSpec, features_of, pool
+from shared.ledger.session import to_ms
 from shared.ledger.spec_parts import split_specs
 
 
@@ -23,6 +24,7 @@ class Submission:
         body_hash: identity of the request body, compared when the key occurs again; without white space.
         webhook_url: receives a message when the job ends; empty for none.
         key_id: the API key of the caller; empty without one.
+        deadline_s: seconds after the accept at which the items that wait for a worker are canceled; None for never.
         compact: whether every live worker reads the compact form; see `shared.ledger.spec_parts`.
     """
 
@@ -35,6 +37,7 @@ class Submission:
     body_hash: str = ""
     webhook_url: str = ""
     key_id: str = ""
+    deadline_s: float | None = None
     compact: bool = True
 
     @property
@@ -54,6 +57,8 @@ class Submission:
             "idempotency_key": self.idempotency_key,
             "webhook_url": self.webhook_url,
             "key_id": self.key_id,
+            # Not 0, which would be left out.
+            "deadline_ms": None if self.deadline_s is None else max(1, to_ms(self.deadline_s)),
         }
         return {
             "id": self.job_id,

@@ -50,6 +50,9 @@ class Claims:
                 # The item of this number ended, or went back to the queue, before its reply could be repeated.
                 numbers.advance(slot, boot, past=reply)
                 continue
+            if reply[0] == "late":
+                # It canceled items whose deadline has passed, and there may be more before one that may start.
+                continue
             if reply[0] == "storage_outage":
                 raise StorageOutageReported(reply[1])
             claim = self._read(reply)

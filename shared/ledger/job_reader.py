@@ -17,6 +17,13 @@ from shared.ledger.views import ItemView, JobView, WebhookView
 
 _Report = TypeVar("_Report", bound=BaseModel)
 
+#: The error of an item that its job's deadline canceled. Not stored, since it is the same for each of them.
+DEADLINE_EXCEEDED = ItemError(
+    code="DEADLINE_EXCEEDED",
+    message="deadline_s passed before a worker started this image; submit it again with more time",
+    retryable=True,
+)
+
 
 def read_job(
     client: Client, job_id: str, *, forecaster: Forecaster, now_ms: int | None = None, tenant: str | None = None
@@ -60,6 +67,7 @@ def read_job(
         eta_s=outlook.eta_s,
         items=items,
         webhook=_webhook(job),
+        deadline_ms=_int_or_none(job.get("deadline_ms")),
     )
 
 
@@ -84,12 +92,16 @@ def _item(item: Mapping[str, str], texts: JobTexts) -> ItemView:
         steps=steps.num_inference_steps if steps else None,
         progress=_parse_or_none(Progress, item.get("progress")),
         result=_parse_or_none(ItemResult, outcome) if state is State.SUCCEEDED else None,
-        error=_parse_or_none(ItemError, outcome) if state is State.FAILED else None,
+        error=_late(item) or (_parse_or_none(ItemError, outcome) if state is State.FAILED else None),
         queued_ms=int(item["queued_ms"]),
         started_ms=_int_or_none(item.get("started_ms")),
         finished_ms=_int_or_none(item.get("finished_ms")),
         slot=item.get("slot"),
     )
+
+
+def _late(item: Mapping[str, str]) -> ItemError | None:
+    return DEADLINE_EXCEEDED if "late" in item else None
 
 
 def _parse_or_none(kind: type[_Report], text: str | None) -> _Report | None:

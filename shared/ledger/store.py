@@ -40,6 +40,7 @@ WORKER_LOST = ItemError(
 )
 
 _INDEX_STEPS = 20
+_EXPIRE_STEPS = 20
 
 
 class Ledger:
@@ -129,6 +130,7 @@ class Ledger:
         idempotency_key: str = "",
         body_hash: str = "",
         webhook_url: str = "",
+        deadline_s: float | None = None,
         compact: bool = True,
     ) -> AcceptedJob:
         """Store and queue one job durably; see `Submission` for the arguments and `accept_all` for the errors."""
@@ -141,6 +143,7 @@ class Ledger:
             idempotency_key=idempotency_key,
             body_hash=body_hash,
             webhook_url=webhook_url,
+            deadline_s=deadline_s,
             compact=compact,
         )
         return self.accept_all([submission])[0]
@@ -312,6 +315,22 @@ class Ledger:
         )
         # cjson writes every empty Lua table as an object, even an empty list.
         return ReapResult(requeued=dict(reply["requeued"]), ended=list(reply["ended"]), grace=reply["grace"])
+
+    def expire_deadlines(self) -> int:
+        """Cancel the queued items of jobs whose deadline has passed; return how many."""
+        # Redis serves others between the steps; claims start none of these items in any case.
+        total = 0
+        for _ in range(_EXPIRE_STEPS):
+            canceled, needs_more = self._session.run("expire_deadlines")
+            total += int(canceled)
+            if not needs_more:
+                break
+        return total
+
+    def deadlines_exceeded(self) -> int:
+        """Count the items that were ever canceled because the deadline of their job had passed."""
+        with self._session.commands():
+            return int(self.redis.hget(keys.TOTALS, "deadline_exceeded") or 0)
 
     def reclaim(self, *, slot: str, boot: str) -> int:
         """Requeue the items that an earlier process of this slot was running; return how many.

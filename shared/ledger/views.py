@@ -17,6 +17,7 @@ class ItemView:
     a form that this version cannot read. A canceled item has no `spec` any more.
 
     Attributes:
+        error: why it failed, or that it was canceled because its job's deadline had passed.
         steps: denoising steps that the item asks for, also of a canceled one; None if unknown.
     """
 
@@ -58,6 +59,7 @@ class JobView:
         queue_position: estimated claims before that of the job's first queued item; None when no item is queued.
         eta_s: rough seconds until the last item ends, from the pace of recent items and the slots that serve the
             item's pool; None while unknown or ended.
+        deadline_ms: time from which no item of the job starts; None if it has no deadline.
     """
 
     job_id: str
@@ -72,6 +74,7 @@ class JobView:
     eta_s: float | None
     items: tuple[ItemView, ...]
     webhook: WebhookView | None = None
+    deadline_ms: int | None = None
 
 
 @dataclass(frozen=True)

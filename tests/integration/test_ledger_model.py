@@ -95,6 +95,8 @@ class Item:
         self.winner = 0
         # Whether it did not fit on the small worker's device.
         self.large = False
+        # Whether the deadline of its job canceled it.
+        self.late = False
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -114,6 +116,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger = Ledger(self.client, options, clock_ms=lambda: self.now)
         self.items: dict[str, Item] = {}
         self.canceled: set[str] = set()
+        # Times in ms, by job.
+        self.deadlines: dict[str, int] = {}
         self.numbers = itertools.count()
         self.boots = itertools.count()
         self.boot = dict.fromkeys(WORKERS, "boot")
@@ -122,20 +126,28 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # The client.
 
-    @rule(target=jobs, count=st.integers(1, 3), priority=st.integers(0, 9), repeat=st.booleans())
-    def accept(self, count, priority, repeat):
+    @rule(
+        target=jobs,
+        count=st.integers(1, 3),
+        priority=st.integers(0, 9),
+        repeat=st.booleans(),
+        deadline_s=st.none() | st.integers(1, 3 * TTL_S),
+    )
+    def accept(self, count, priority, repeat, deadline_s):
         self.steps["accept"] += 1
         job, key = f"job-{next(self.numbers)}", f"key-{next(self.numbers)}"
         options = {"record": {}, "priority": priority, "idempotency_key": key, "body_hash": "h"}
         queued = self.queued()
         try:
-            accepted = self.ledger.accept(job, [spec()] * count, **options)
+            accepted = self.ledger.accept(job, [spec()] * count, deadline_s=deadline_s, **options)
         except QueueFull:
             assert len(queued) + count > CAP
             return multiple()
         assert len(queued) + count <= CAP
         assert (accepted.job_id, accepted.is_repeat) == (job, False)
         self.items |= {f"{job}:{index}": Item(job) for index in range(count)}
+        if deadline_s is not None:
+            self.deadlines[job] = self.now + deadline_s * 1000
         if repeat:
             again = self.ledger.accept("another", [spec()] * count, **options)
             assert (again.job_id, again.is_repeat) == (job, True)
@@ -188,13 +200,14 @@ class LedgerMachine(RuleBasedStateMachine):
         self.beat()
         expected = self.ledger.peek_next(POOLS, slot=slot, warm="base")
         claim = self.ledger.claim_next(POOLS, slot=slot, boot=self.boot[slot], warm="base")
-        assert expected == (claim and claim.spec)
+        if not self.notice_late():
+            assert expected == (claim and claim.spec)
         if claim is None:
-            # The other worker has more memory.
-            assert slot == SMALL
-            assert not self.queued()
+            # The others were late, or the other worker has more memory.
+            assert not (self.queued() if slot == SMALL else self.in_state(State.QUEUED))
             return multiple()
         item = self.items[claim.item_id]
+        assert not self.is_late(item)
         assert claim.pool == (LARGE if item.large else "flux2")
         assert item.state is State.QUEUED
         assert (claim.fence, claim.attempt) == (item.fence + 1, item.attempt + 1)
@@ -277,6 +290,16 @@ class LedgerMachine(RuleBasedStateMachine):
         self.steps["vanish"] += 1
 
     # Time and the caretaker.
+
+    @precondition(lambda self: any(self.is_late(item) for item in self.in_state(State.QUEUED)))
+    @rule()
+    def expire_deadlines(self):
+        """The late items are canceled before anyone claims them."""
+        self.steps["expire_deadlines"] += 1
+        late = [item for item in self.in_state(State.QUEUED) if self.is_late(item)]
+        assert self.ledger.expire_deadlines() == len(late)
+        assert self.notice_late() == late
+        assert all(item.state is State.CANCELED for item in late)
 
     @precondition(lambda self: self.in_state(State.RUNNING))
     @rule(seconds=st.integers(1, 2 * TTL_S))
@@ -365,8 +388,9 @@ class LedgerMachine(RuleBasedStateMachine):
     def the_ledger_agrees_with_the_model(self):
         results = self.results()
         for name, item in self.items.items():
-            *stored, commits = self.client.hmget(keys.item(name), "state", "fence", "attempt", "commits")
+            *stored, commits, late = self.client.hmget(keys.item(name), "state", "fence", "attempt", "commits", "late")
             assert stored == [item.state.value, str(item.fence), str(item.attempt)]
+            assert (late == "1") == item.late
             assert int(commits) <= 1
             assert (name in results) == (item.state is State.SUCCEEDED)
             if name in results:
@@ -393,14 +417,34 @@ class LedgerMachine(RuleBasedStateMachine):
             assert {state: int(stored[state]) for state in State} == {state: counts[state] for state in State}
             ended = not counts[State.QUEUED] and not counts[State.RUNNING]
             assert (State(stored["state"]) in TERMINAL) == ended
+            is_watched = self.client.zscore(f"{keys.PREFIX}deadlines", job) is not None
+            assert is_watched == (job in self.deadlines and not ended)
             if ended and job in self.canceled:
                 assert stored["state"] == State.CANCELED
 
     def requeue_or_end(self, item, *, may_retry=True):
         if item.job in self.canceled:
             item.state = State.CANCELED
+        elif not may_retry or item.attempt >= MAX_ATTEMPTS:
+            item.state = State.FAILED
+        elif self.is_late(item):
+            item.state, item.late = State.CANCELED, True
         else:
-            item.state = State.QUEUED if may_retry and item.attempt < MAX_ATTEMPTS else State.FAILED
+            item.state = State.QUEUED
+
+    def is_late(self, item):
+        return self.now >= self.deadlines.get(item.job, self.now + 1)
+
+    def notice_late(self):
+        """Read which late items have been canceled, as a claim may do with some of them; return them."""
+        canceled = []
+        for name, item in self.items.items():
+            if item.state is State.QUEUED and self.is_late(item):
+                item.state = State(self.client.hget(keys.item(name), "state"))
+                assert item.state in (State.QUEUED, State.CANCELED)
+                item.late = item.state is State.CANCELED
+                canceled += [item] if item.late else []
+        return canceled
 
     def beat(self):
         """Both workers live."""
@@ -470,6 +514,7 @@ def test_two_workers_a_reaper_and_a_client_never_break_the_ledgers_promises(redi
         "reap_steadily",
         "stall",
         "set_clock",
+        "expire_deadlines",
         "grace",
         "cancel",
     }

@@ -11,6 +11,7 @@ from chaos.figures import kill_to_start, redis_to_start
 from chaos.stub import picture
 from shared.job import ItemResult, PipelineReport, SpecReport, State
 from shared.ledger import ItemView, JobView
+from shared.ledger.job_reader import DEADLINE_EXCEEDED
 from shared.storage.directory import DirectoryStore
 
 SEED = 7
@@ -58,7 +59,7 @@ def item(**changes):
     return replace(view, **changes)
 
 
-def final_state(view=None, *, state=State.SUCCEEDED, commits=1, queues=(), listed=1):
+def final_state(view=None, *, state=State.SUCCEEDED, commits=1, queues=(), listed=1, deadline_ms=None):
     job = JobView(
         job_id="job",
         model="flux2",
@@ -71,10 +72,13 @@ def final_state(view=None, *, state=State.SUCCEEDED, commits=1, queues=(), liste
         queue_position=None,
         eta_s=None,
         items=(view or item(),),
+        deadline_ms=deadline_ms,
     )
     return FinalState(jobs={"job": job}, commits={"job:0": commits}, queues=queues, listed=listed)
 
 
+# Canceled by a deadline.
+LATE = item(state=State.CANCELED, result=None, error=DEADLINE_EXCEEDED, started_ms=None)
 GOOD = [
     {"t": 1, "kind": "accepted", "key": "k", "job": "job", "items": 1},
     {"t": 2, "kind": "claim", "item": "job:0", "fence": 1, "attempt": 1, "slot": "worker-0"},
@@ -129,6 +133,10 @@ TWICE = {"t": 1.5, "kind": "accepted", "key": "k", "job": "other", "items": 1}
         ("I9", GOOD, final_state(listed=2)),
         ("I9", [*GOOD, {"t": 7, "kind": "refused", "status": 202}], final_state()),
         ("I10", [*GOOD, claim(2)], final_state()),
+        ("I11", GOOD, final_state(deadline_ms=1)),
+        ("I11", GOOD, final_state(item(error=DEADLINE_EXCEEDED), deadline_ms=2)),
+        ("I11", GOOD, final_state(LATE, state=State.CANCELED, deadline_ms=3)),
+        ("I11", GOOD, final_state(replace(LATE, error=None), state=State.CANCELED)),
     ],
 )
 def test_the_checker_finds_each_kind_of_breach(invariant, events, found, store):

@@ -12,13 +12,14 @@
 --     body_hash        identity of the request body, compared when the key is seen again
 --     webhook_url      absent if the caller wants no webhook
 --     key_id           absent if the caller has no API key
+--     deadline_ms      time after the accept at which queued items are canceled; absent for none
 --     pixel_steps      the sum of width, height and steps multiplied, over the items
 --   key                {id, queued_items, items_per_day, pixel_steps_per_day}: the limits of the caller's key; absent if
 --                      it has none, and each limit that it has not
 --   cap                queued items that one pool may have
 --   compact_from_ms    time from which jobs are stored in the compact form
 --   idempotency_ttl_s  how long a key is remembered
--- Keys: compact_from, job, item, specs, idem, jobs, tenant_jobs, tenants_until, seq, pending, shares, lanes, lane, key_day, key_jobs, key_load
+-- Keys: compact_from, job, item, specs, idem, jobs, tenant_jobs, tenants_until, seq, pending, shares, lanes, lane, deadlines, key_day, key_jobs, key_load
 -- Returns {'stored', {'accepted' | 'repeat', id, accepted ms, record} for each job}, or, with nothing stored,
 --   {'conflict', idempotency key seen with another body} | {'full', queued items of the pool without room,
 --   items that the call asks of it}; a pool that can never have room for them comes first
@@ -81,6 +82,10 @@ local function store(job)
   redis.call('ZADD', tenant_jobs_key(job.tenant), order, job.id)
   if job.key_id then redis.call('HSET', key, 'key', job.key_id) end
   if job.webhook_url then redis.call('HSET', key, 'webhook', job.webhook_url, 'webhook_state', 'waiting') end
+  if job.deadline_ms then
+    redis.call('HSET', key, 'deadline_ms', now + job.deadline_ms)
+    redis.call('ZADD', DEADLINES, now + job.deadline_ms, job.id)
+  end
   if job.idempotency_key then
     redis.call('SET', idempotency_key(job.tenant, job.idempotency_key), job.body_hash .. ' ' .. job.id,
       'EX', args.idempotency_ttl_s)

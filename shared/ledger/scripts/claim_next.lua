@@ -6,10 +6,11 @@
 --                 with the same number, until a reply has brought an item
 --   lease_ttl_ms  length of the lease
 --   probed_outage id of the last reported outage of the storage after which this worker reached it
--- Keys: those of choose.lua, and leases, job, claims, storage_outage
+-- Keys: those of choose.lua, and leases, job, claims, storage_outage, deadlines, totals
 -- Returns {item id, fence, attempt, texts that make up the spec, queued since ms, now ms, pool}, or nil if nothing is
 --   queued for the slot, or
 --   the highest number that was given an item, if this number was given one that the slot does not own any more, or
+--   {'late'} if it canceled many items whose deadline has passed, and there may be more: claim again with the same number
 --   {'storage_outage', id} if another worker reported an outage and this one has to probe the storage first
 local now = now_ms()
 local nonce = args.boot .. ':' .. args.number
@@ -81,8 +82,24 @@ if record.boot == args.boot and tonumber(record.number) >= args.number then
   return tonumber(record.number)
 end
 
-local id, pool = choose(now)
+-- The caretakers cancel such items too. Here no more than these in one step, so that a claim costs the same for any number.
+local LATE_AT_ONCE = 20
+
+-- Return the best item that may still start, and its pool.
+local function choose_in_time()
+  for _ = 1, LATE_AT_ONCE do
+    local id, pool = choose(now)
+    if not id then return nil end
+    local job, lane = fields(item_key(id), 'job', 'lane')
+    if not is_too_late(job, now) then return id, pool end
+    cancel_late(id, job, pool, lane, now)
+  end
+  return 'late'
+end
+
+local id, pool = choose_in_time()
 if not id then return nil end
+if id == 'late' then return {'late'} end
 -- No GPU time is spent on an image that perhaps cannot be stored.
 local outage = redis.call('GET', STORAGE_OUTAGE)
 if outage and outage ~= args.probed_outage then return {'storage_outage', outage} end

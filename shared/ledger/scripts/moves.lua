@@ -14,11 +14,12 @@ end
 -- Set the state of a job whose items have all ended.
 local function end_job(job, now)
   local key = job_key(job)
-  local canceled, failed, items = fields(key, 'canceled', 'failed', 'items')
+  local canceled, failed, items, deadline_ms = fields(key, 'canceled', 'failed', 'items', 'deadline_ms')
   local state = 'succeeded'
   if tonumber(canceled) > 0 then state = 'canceled' elseif tonumber(failed) > 0 then state = 'failed' end
   redis.call('HSET', key, 'state', state, 'finished_ms', now)
   redis.call('ZADD', DONE, now, job)
+  if deadline_ms then redis.call('ZREM', DEADLINES, job) end
   keep_parameters(job, 0, canceled == items and 'canceled' or 'succeeded')
   -- In the step that ends the job: its webhook is sent even if every process dies right after.
   if redis.call('HEXISTS', key, 'webhook') == 1 then redis.call('ZADD', OUTBOX, now, job) end
@@ -47,8 +48,27 @@ local function end_item(id, job, pool, tenant, to, now)
   move(id, job, 'running', to, now)
 end
 
+-- Whether the items of a job may not start any more, because its deadline has passed.
+local function is_too_late(job, now)
+  local deadline_ms = redis.call('HGET', job_key(job), 'deadline_ms')
+  return deadline_ms and now >= tonumber(deadline_ms)
+end
+
+-- Record that an item is canceled because its job's deadline has passed.
+local function mark_late(id)
+  redis.call('HSET', item_key(id), 'late', 1)
+  redis.call('HINCRBY', TOTALS, 'deadline_exceeded', 1)
+end
+
+-- Cancel a queued item whose job's deadline has passed.
+local function cancel_late(id, job, pool, lane, now)
+  dequeue(id, pool, lane)
+  mark_late(id)
+  move(id, job, 'queued', 'canceled', now)
+end
+
 -- Requeue a running item, in its pool or in `next_pool`, or end it: first because its job is canceled, then because it has
--- no attempts left. Returns the item's new state and its pool.
+-- no attempts left, then because it is too late for another one. Returns the item's new state and its pool.
 local function requeue_or_end(id, now, max_attempts, error_json, next_pool)
   local job, pool, tenant, lane, order, attempt =
     fields(item_key(id), 'job', 'pool', 'tenant', 'lane', 'seq', 'attempt')
@@ -60,6 +80,11 @@ local function requeue_or_end(id, now, max_attempts, error_json, next_pool)
     store_outcome(id, 'error', '{}', error_json)
     end_item(id, job, pool, tenant, 'failed', now)
     return 'failed', pool
+  end
+  if is_too_late(job, now) then
+    mark_late(id)
+    end_item(id, job, pool, tenant, 'canceled', now)
+    return 'canceled', pool
   end
   end_lease(id, pool, tenant)
   redis.call('HDEL', item_key(id), 'progress', 'slot', 'boot', 'nonce')
