@@ -40,7 +40,7 @@ def api(
     require_free_port(settings.api.port, owner="the API", option="--port or FLUX2_API_PORT", host=settings.api.host)
     require_safe_address(settings)
     app = create_app(settings)
-    app.state.services.ledger.refuse_cluster()
+    app.state.services.ledger.refuse_unusable()
     uvicorn.run(
         app,
         host=settings.api.host,

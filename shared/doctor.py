@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from shared.catalog import POOLS
-from shared.errors import CheckpointError, LedgerForbidden, LedgerUnavailable
+from shared.errors import CheckpointError, LedgerForbidden, LedgerUnavailable, LedgerUnusable
 from shared.finding import Finding, explain_redis, run_check
 from shared.ledger import Ledger, keys
 from shared.ledger.connection import MIN_REDIS
@@ -68,8 +68,8 @@ def _redis(ledger: Ledger) -> Iterator[Finding]:
     server = read_server(ledger.redis)
     if server.is_too_old:
         required = ".".join(str(part) for part in MIN_REDIS)
-        yield Finding("redis", "failed", f"{server} is too old", f"install Redis {required} or later")
-        return
+        # The other checks would fail at the first command that it does not know.
+        raise LedgerUnusable(f"{server} is too old; install Redis {required} or later, or Valkey")
     ledger.check_permissions()
     ledger.check_writable()
     yield Finding("redis", "ok", f"{server} allows every command and takes writes")

@@ -37,7 +37,7 @@
   + LedgerUnavailable            Redis did not answer; the job may or may not have been accepted
     - LedgerRefused              Redis answered at once that it does not do this now
       . LedgerForbidden          Redis does not let this user run a command or access a key
-      . LedgerInCluster          Redis is part of a cluster, which spreads the ledger's keys over its nodes
+      . LedgerUnusable           what answers cannot hold the ledger: a cluster, a Sentinel, another program
   + RunError                     the request was fine; this attempt failed
     - LeaseLost                  another worker owns the item now; write nothing
     - ItemCanceled               the caller canceled the job while the item ran
@@ -400,8 +400,11 @@ class LedgerForbidden(LedgerRefused):
     """Redis does not let this user run a command or access a key; calls succeed again once its ACL allows them."""
 
 
-class LedgerInCluster(LedgerRefused):
-    """Redis spreads keys over the nodes of a cluster, and the ledger needs all of its keys on one node."""
+class LedgerUnusable(LedgerRefused):
+    """What answers at the address of Redis cannot hold the ledger before somebody changes the set-up.
+
+    For example a node of a cluster, a Sentinel, or another program. After a semicolon, the message has the remedy.
+    """
 
 
 class RunError(Flux2Error):

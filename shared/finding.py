@@ -6,8 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from shared.errors import LedgerInCluster, LedgerRefused, LedgerUnavailable
+from shared.errors import LedgerRefused, LedgerUnavailable, LedgerUnusable
 from shared.ledger.connection import ACL_REMEDY, mapped_errors
+
+_MAYBE_TLS = "look whether Redis runs, and whether the port needs TLS: then write rediss:// in FLUX2_REDIS_URL"
+_MAYBE_CERTIFICATE = (
+    "if Redis demands a certificate, set ssl_certfile and ssl_keyfile in FLUX2_REDIS_URL; "
+    "otherwise read the log of Redis"
+)
 
 # The first one whose words an error has; each names the remedy.
 _REDIS_REMEDIES = {
@@ -15,6 +21,15 @@ _REDIS_REMEDIES = {
     "CERTIFICATE_VERIFY_FAILED": (
         "in FLUX2_REDIS_URL, set ssl_ca_certs to the file of Redis' CA and the host to the name in its certificate"
     ),
+    "WRONG_VERSION_NUMBER": "this port of Redis has no TLS: name its tls-port, or write redis:// in FLUX2_REDIS_URL",
+    # Redis closes a connection without TLS, and one without the certificate that it demands.
+    "reset by peer": _MAYBE_TLS,
+    "closed by server": _MAYBE_TLS,
+    "EOF occurred": _MAYBE_CERTIFICATE,
+    "certificate required": _MAYBE_CERTIFICATE,
+    "max number of clients": "raise maxclients in redis.conf, or stop other clients of this Redis",
+    "loading the dataset": "wait until Redis has read its data; its log shows how far it is",
+    "Permission denied": "let this user write to the socket (unixsocketperm and unixsocketgroup in redis.conf)",
     "refuses the login": "correct the user and the password in FLUX2_REDIS_URL",
     "read only replica": "point FLUX2_REDIS_URL at the master",
     "maxmemory": "raise maxmemory, or lower FLUX2_QUEUE_RETENTION_S",
@@ -44,7 +59,7 @@ def run_check(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding
         # Some checks read Redis without the ledger.
         with mapped_errors():
             return list(check())
-    except LedgerInCluster:
+    except LedgerUnusable:
         raise
     except LedgerRefused as error:
         return [Finding(name, "failed", *explain_redis(error))]
@@ -58,7 +73,7 @@ def run_check(name: str, check: Callable[[], Iterable[Finding]]) -> list[Finding
 def explain_redis(error: LedgerUnavailable) -> tuple[str, str]:
     """Return the fault of Redis and its remedy, each in one line."""
     text = " ".join(str(error).split())
-    if isinstance(error, LedgerInCluster):
+    if isinstance(error, LedgerUnusable):
         detail, _, remedy = text.partition("; ")
         return detail, remedy
     return text.removesuffix(f"; {ACL_REMEDY}"), next(

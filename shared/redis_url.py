@@ -54,7 +54,7 @@ class RedisUrl:
                 f"Redis URL must specify one of the schemes {', '.join(_SCHEMES)}; Sentinel is not supported"
             )
         _check_form(url)
-        return cls(url, _complete(parse_url(url)))  # type: ignore[no-untyped-call]
+        return cls(url, _complete(_read_options(url)))
 
     @property
     def is_unix_socket(self) -> bool:
@@ -125,6 +125,16 @@ def _check_options(parts: SplitResult) -> None:
         if not value or name in seen:
             raise ValueError(f"the option {name} needs one value; write {name}=... once, or remove it")
         seen.add(name)
+
+
+def _read_options(url: str) -> Mapping[str, Any]:
+    try:
+        return parse_url(url)  # type: ignore[no-untyped-call, no-any-return]
+    except ValueError as error:
+        # redis-py's message names the option, and not its value.
+        raise ValueError(
+            f"{str(error).removesuffix('.')}; correct or remove the option, see docs/operations.md"
+        ) from error
 
 
 def _shown(name: str, parts: SplitResult) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -13,7 +13,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from shared.errors import LedgerForbidden, LedgerInCluster, LedgerRefused, LedgerUnavailable
+from shared.errors import LedgerForbidden, LedgerRefused, LedgerUnavailable, LedgerUnusable
 from shared.ledger import keys
 from shared.redis_url import RedisUrl
 
@@ -23,8 +23,8 @@ MIN_REDIS = (6, 2)
 #: What to do about `LedgerForbidden`.
 ACL_REMEDY = "allow it with ACL SETUSER, as docs/operations.md describes"
 
-#: Why a Redis in cluster mode is refused, and what to do about it.
-IN_CLUSTER = (
+# Why a Redis in cluster mode is refused, and what to do about it.
+_IN_CLUSTER = (
     "Redis runs in cluster mode, which spreads keys over nodes, and the service needs all of its keys on one; "
     "set FLUX2_REDIS_URL to a Redis with `cluster-enabled no`"
 )
@@ -50,6 +50,22 @@ _CLUSTER_ERRORS = (
     redis.exceptions.AskError,
     redis.exceptions.TryAgainError,
 )
+
+# The words of other refusals that only a change of the set-up ends, and what is wrong and what to do. None quotes
+# Redis: after these words come a page of advice, or the arguments of a call, which may hold a prompt.
+_UNUSABLE = {
+    "running in protected mode": (
+        "Redis runs in protected mode, in which it serves no other host as long as it has no password; set "
+        "`requirepass` in redis.conf, and write the password into FLUX2_REDIS_URL"
+    ),
+    "DB index": (
+        "Redis has no database of the number in FLUX2_REDIS_URL; write a smaller one, or raise `databases` in "
+        "redis.conf"
+    ),
+}
+
+# A Sentinel, or a Redis that is too old or renames commands. In a script, the error names no command.
+_UNKNOWN_COMMAND = re.compile(r"[Uu]nknown (?:Redis )?command(?: ['`](\w+)['`])?")
 
 # Redis' ACL refuses a command or a key of this user. In the error of a script, Redis 6.2 has the second text and later
 # versions have the third.
@@ -77,7 +93,7 @@ def connect(url: RedisUrl | str, *, timeout_s: float) -> Client:
 
 
 def _log_in(connection: Any) -> None:
-    """Do what redis-py does on a new connection, and raise one of `_CLUSTER_ERRORS` if this is a node of a cluster."""
+    """Do what redis-py does on a new connection, and raise an error if this is a node of a cluster, or a Sentinel."""
     # A new connection needs no check of its health, which would connect again if Redis refuses the login. Each answer
     # sets the time of the next one.
     connection.next_health_check = math.inf
@@ -89,7 +105,9 @@ def _log_in(connection: Any) -> None:
         connection.read_response()
     except _CLUSTER_ERRORS:
         raise
-    except redis.ResponseError:
+    except redis.ResponseError as error:
+        if find_unknown_command(error):
+            raise
         # An ACL, for example. Whoever needs the connection meets the error again, and reports it.
         return
 
@@ -107,9 +125,12 @@ def mapped_errors() -> Iterator[None]:
         raise_if_forbidden(error)
         if isinstance(error, _NOT_NOW_ERRORS) or _NOT_NOW.search(str(error)):
             raise LedgerRefused(f"Redis cannot take writes now: {error}") from error
-        if isinstance(error, _CLUSTER_ERRORS):
-            raise LedgerInCluster(IN_CLUSTER) from error
+        raise_if_unusable(error)
         raise
+    except redis.InvalidResponse as error:
+        raise LedgerUnusable(
+            f"the server at FLUX2_REDIS_URL is not Redis ({error}); correct the host and the port"
+        ) from error
 
 
 def is_forbidden(error: Exception) -> bool:
@@ -122,6 +143,32 @@ def raise_if_forbidden(error: Exception) -> None:
     if is_forbidden(error):
         reason = _PLACE_IN_SCRIPT.sub("", str(error))
         raise LedgerForbidden(f"Redis refuses this user: {reason}; {ACL_REMEDY}") from error
+
+
+def raise_if_unusable(error: redis.ResponseError) -> None:
+    """Raise `LedgerUnusable` if an error says that this Redis cannot hold the ledger as it is set up."""
+    if isinstance(error, _CLUSTER_ERRORS):
+        raise LedgerUnusable(_IN_CLUSTER) from error
+    text = str(error)
+    for words, reason in _UNUSABLE.items():
+        if words in text:
+            raise LedgerUnusable(reason) from error
+    if unknown := find_unknown_command(error):
+        raise LedgerUnusable(describe_unknown_commands([unknown])) from error
+
+
+def find_unknown_command(error: redis.ResponseError) -> str | None:
+    """Return the command that the server does not know, if that is what an error says."""
+    found = _UNKNOWN_COMMAND.search(str(error))
+    return None if found is None else (found[1] or "one of a script").upper()
+
+
+def describe_unknown_commands(names: Sequence[str]) -> str:
+    required = ".".join(str(part) for part in MIN_REDIS)
+    return (
+        f"the server at FLUX2_REDIS_URL does not know {', '.join(names)}; set it to a Redis {required} or later, or a "
+        "Valkey, that is not a Sentinel and whose commands have their own names"
+    )
 
 
 class Breaker:

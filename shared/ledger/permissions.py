@@ -7,11 +7,19 @@ from typing import Any, Final
 
 import redis
 
-from shared.errors import LedgerForbidden
+from shared.errors import LedgerForbidden, LedgerUnusable
 from shared.ledger import keys
-from shared.ledger.connection import ACL_REMEDY, Client, is_forbidden
+from shared.ledger.connection import (
+    ACL_REMEDY,
+    Client,
+    describe_unknown_commands,
+    find_unknown_command,
+    is_forbidden,
+)
 
 _KEY: Final = keys.WRITE_PROBE
+# Of a refusal that is about a command and not about a key. The name of a command, and of a user, may hold "key".
+_FORBIDDEN_COMMAND: Final = "permissions to run the"
 
 #: Each command of the ledger's scripts, of its other calls and of Celery, with arguments of the right number. They are
 #: only queued, in a transaction that is discarded, so the arguments need no meaning.
@@ -79,40 +87,48 @@ COMMANDS: Final[tuple[tuple[str, ...], ...]] = (
 
 
 def check_permissions(client: Client) -> None:
-    """Raise `LedgerForbidden` if this user of Redis may not run some command of the service, or not with its keys.
+    """Check every command of the service, and its keys, without running any; a Redis that takes no writes passes.
 
-    The message names all of them. Nothing is written, and a Redis that takes no writes is checked too.
+    Raises:
+        LedgerForbidden: this user of Redis may not run some commands, all of which the message names, or not with the
+            service's keys.
+        LedgerUnusable: the server does not know some commands; the message names them.
     """
     with client.client() as single:
-        refused = _find_refused(single.connection)
-    commands = sorted({name for name, reason in refused if "key" not in reason})
-    if commands:
-        names = ", ".join(f"'{name}'" for name in commands)
-        raise LedgerForbidden(f"Redis refuses this user: it may not run {names}; {ACL_REMEDY}")
-    if refused:
+        refusals = _find_refusals(single.connection)
+    unknown = sorted({name.upper() for name, error in refusals if find_unknown_command(error)})
+    if unknown:
+        raise LedgerUnusable(describe_unknown_commands(unknown))
+    forbidden = [(name, str(error)) for name, error in refusals if is_forbidden(error)]
+    names = sorted({f"'{name}'" for name, reason in forbidden if _FORBIDDEN_COMMAND in reason})
+    if names:
+        raise LedgerForbidden(f"Redis refuses this user: it may not run {', '.join(names)}; {ACL_REMEDY}")
+    if forbidden:
         raise LedgerForbidden(f"Redis refuses this user: it may not use the keys {keys.PREFIX}*; {ACL_REMEDY}")
+    # All other errors are about the arguments, or the state that Redis is in.
 
 
-def _find_refused(connection: Any) -> list[tuple[str, str]]:
-    """Return each refused command, in lower case, with the words of Redis."""
+def _find_refusals(connection: Any) -> list[tuple[str, redis.ResponseError]]:
+    """Return each command that Redis answers with an error, in lower case, with the error."""
     # An empty transaction is the only one that runs.
     opening = _ask(connection, (("MULTI",), ("EXEC",), ("MULTI",), ("DISCARD",)))
-    if opening:
-        # Outside of a transaction, the commands would be performed. Redis forgets an open one with its connection.
-        connection.disconnect()
-        return opening
-    return _ask(connection, (("MULTI",), *COMMANDS, ("DISCARD",)))
+    if not opening:
+        return _ask(connection, (("MULTI",), *COMMANDS, ("DISCARD",)))
+    # Outside of a transaction, the commands would be performed. Redis forgets an open one with its connection.
+    connection.disconnect()
+    explained = [(name, error) for name, error in opening if is_forbidden(error) or find_unknown_command(error)]
+    if not explained:
+        raise opening[0][1]
+    return explained
 
 
-def _ask(connection: Any, commands: Sequence[tuple[str, ...]]) -> list[tuple[str, str]]:
+def _ask(connection: Any, commands: Sequence[tuple[str, ...]]) -> list[tuple[str, redis.ResponseError]]:
     # All at once: `/ready` asks too, and each round trip delays its answer.
     connection.send_packed_command(connection.pack_commands(commands))
-    refused = []
+    refusals = []
     for command in commands:
         try:
             connection.read_response()
         except redis.ResponseError as error:
-            # All other errors are about the arguments, or the state that Redis is in.
-            if is_forbidden(error):
-                refused.append((command[0].lower(), str(error).lower()))
-    return refused
+            refusals.append((command[0].lower(), error))
+    return refusals

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,8 @@ class Server:
 
     @property
     def is_too_old(self) -> bool:
-        return self.version != "" and tuple(int(part) for part in self.version.split(".")[:2]) < MIN_REDIS
+        numbers = re.match(r"(\d+)\.(\d+)", self.version)
+        return numbers is not None and (int(numbers[1]), int(numbers[2])) < MIN_REDIS
 
     def __str__(self) -> str:
         return f"{self.name} {self.version or 'of an unknown version'}"
@@ -37,7 +39,7 @@ def read_server(client: Client) -> Server:
     try:
         # Every user may call it, unlike INFO. Before 6.2 it needs an argument, and proxies may not know it.
         return _describe(client.execute_command("HELLO"))
-    except redis.ResponseError:
+    except (redis.ResponseError, KeyError):
         pass
     try:
         return Server("Redis", str(client.info("server")["redis_version"]))

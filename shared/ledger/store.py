@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Self
 
-from shared.errors import IdempotencyKeyReused, JobTooLarge, LedgerInCluster, LedgerUnavailable, QueueFull
+from shared.errors import IdempotencyKeyReused, JobTooLarge, LedgerUnavailable, LedgerUnusable, QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, Progress, large_pool, memory_gib
 from shared.ledger import durability, job_reader, keys, listing, permissions
 from shared.ledger.acceptance import AcceptedJob, Submission
@@ -90,11 +90,11 @@ class Ledger:
         with self._session.commands():
             self.redis.ping()
 
-    def refuse_cluster(self) -> None:
-        """Raise `LedgerInCluster` if this Redis can never hold the ledger; one that is away now may come back."""
+    def refuse_unusable(self) -> None:
+        """Raise `LedgerUnusable` if this Redis cannot hold the ledger; one that is away now may come back."""
         try:
             self.ping()
-        except LedgerInCluster:
+        except LedgerUnusable:
             raise
         except LedgerUnavailable:
             return

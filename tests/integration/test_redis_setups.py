@@ -3,8 +3,10 @@
 import contextlib
 import os
 import re
+import socketserver
 import subprocess
 import sys
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -14,7 +16,7 @@ import redis
 
 from shared.celery_app import make_celery, send_wakeups
 from shared.doctor import run_checks
-from shared.errors import LedgerForbidden, LedgerInCluster, LedgerRefused
+from shared.errors import LedgerForbidden, LedgerRefused, LedgerUnusable
 from shared.ledger import Ledger, keys, lua
 from shared.ledger.permissions import COMMANDS
 from shared.local.redis_server import RedisServer
@@ -35,6 +37,25 @@ class ConfiguredRedis(RedisServer):
 
     def _command(self):
         return [*super()._command(), *self._options]
+
+
+class Sentinel(RedisServer):
+    """A Sentinel that watches nothing."""
+
+    def _command(self):
+        program, *_ = super()._command()
+        file = self.folder / "sentinel.conf"
+        file.write_text(f"port {self.port}\nbind 127.0.0.1\ndir {self.folder}\n")
+        return [program, str(file), "--sentinel"]
+
+
+class NotRedis(socketserver.StreamRequestHandler):
+    """Answers each connection as a web server does, or with the line that its server holds."""
+
+    def handle(self):
+        with contextlib.suppress(OSError):
+            while self.rfile.readline():
+                self.wfile.write(self.server.line)
 
 
 @pytest.fixture
@@ -129,7 +150,7 @@ def test_the_api_and_a_worker_do_not_start_in_cluster_mode(cluster, at, tmp_path
     assert ended.returncode == 1
     [line] = ended.stderr.splitlines()
     assert CLUSTER in line
-    with pytest.raises(LedgerInCluster, match="cluster-enabled no"):
+    with pytest.raises(LedgerUnusable, match="cluster-enabled no"):
         serve(at(cluster.url, worker={"device": "cpu", "lock_dir": tmp_path}))
 
 
@@ -139,6 +160,87 @@ def test_the_probes_of_cluster_mode_have_different_slots(redis_client):
 
     assert (first, second) == (0, 0)
     assert len(slots) == 2
+
+
+# ---- other servers that cannot hold the ledger
+
+
+@pytest.fixture
+def answering():
+    """Serve one line to each line that a client sends; return the URL."""
+    with contextlib.ExitStack() as started:
+
+        def serve(line):
+            server = started.enter_context(socketserver.ThreadingTCPServer(("127.0.0.1", 0), NotRedis))
+            server.daemon_threads, server.line = True, line
+            threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+            started.callback(server.shutdown)
+            return f"redis://127.0.0.1:{server.server_address[1]}/0"
+
+        yield serve
+
+
+PROTECTED = b"-DENIED Redis is running in protected mode because no password is set. 1) Just disable it\r\n"
+UNUSABLE = {
+    "a database that Redis has not": ("no database of the number", "raise `databases`"),
+    "a Sentinel": ("does not know EXISTS", "not a Sentinel"),
+    "protected mode": ("Redis runs in protected mode", "set `requirepass`"),
+    "a web server": ("is not Redis", "correct the host and the port"),
+}
+
+
+@pytest.mark.parametrize("what", UNUSABLE)
+def test_a_server_that_cannot_hold_the_ledger_is_one_line_of_the_doctor_and_503_of_each_call(
+    what, redis_url, answering, tmp_path, at, serve_api
+):
+    reason, remedy = UNUSABLE[what]
+    with contextlib.ExitStack() as started:
+        if what == "a database that Redis has not":
+            url = re.sub(r"/\d*$", "/999", redis_url)
+        elif what == "a Sentinel":
+            url = started.enter_context(Sentinel(tmp_path)).url
+        else:
+            url = answering(PROTECTED if what == "protected mode" else b"HTTP/1.1 400 Bad Request\r\n")
+
+        found = report(at(url))
+
+        assert failed(found) == {"redis"}
+        assert reason in found["redis"].detail
+        assert remedy in found["redis"].remedy
+        assert found["storage"].state == "ok"
+        assert "wake-ups" not in found
+        with pytest.raises(LedgerUnusable, match="; "):
+            Ledger.connect(url, QueueSettings(), timeout_s=2).refuse_unusable()
+        with serve_api(at(url)) as api:
+            for answer in (api.http.get("/ready"), submit(api), api.http.get("/v1/requests")):
+                assert answer.status_code == 503
+                assert reason in answer.text
+
+
+def test_commands_that_have_no_name_are_named_and_none_is_performed(start_redis):
+    renamed = start_redis('--rename-command ZPOPMIN "" --rename-command HKEYS hidden')
+    without = start_redis("--rename-command MULTI multiple")
+    for server, names in ((renamed, "HKEYS, ZPOPMIN"), (without, "MULTI")):
+        ledger = Ledger.connect(server.url, QueueSettings(), timeout_s=2)
+
+        with pytest.raises(LedgerUnusable, match=f"does not know {names}; set it to a Redis 6.2 or later"):
+            ledger.check_permissions()
+
+        assert ledger.redis.keys() == []
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        ("max number of clients reached", "raise maxclients"),
+        ("LOADING Redis is loading the dataset in memory", "wait until Redis has read its data"),
+    ],
+)
+def test_a_redis_that_answers_no_call_for_now_has_its_own_remedy(error, remedy, answering, at):
+    found = report(at(answering(f"-{'ERR ' * error.startswith('max')}{error}\r\n".encode())))
+
+    assert failed(found) == {"redis"}
+    assert remedy in found["redis"].remedy
 
 
 # ---- ACL users
@@ -215,6 +317,16 @@ def test_the_doctor_tries_each_command_of_each_script_and_each_call():
     assert len(calls) > 15
     # `info` is only shown, and the others are redis-py's own.
     assert calls <= tried | {"info", "client", "pipeline", "execute"}
+
+
+def test_a_command_and_a_user_whose_names_hold_key_are_not_taken_for_keys(redis_client, redis_url, at):
+    redis_client.execute_command("ACL", "SETUSER", "monkey", "reset", "on", ">pw", "~flux2:*", "&*", "+@all", "-hkeys")
+    try:
+        found = report(at(redis_url.replace("redis://", "redis://monkey:pw@")))["redis"]
+    finally:
+        redis_client.acl_deluser("monkey")
+
+    assert found.detail == "Redis refuses this user: it may not run 'hkeys'"
 
 
 @pytest.mark.parametrize("rules", ["~* &* +@all -multi", "~* &* +@all -exec", "~* &* +@all -discard"])
