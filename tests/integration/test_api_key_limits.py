@@ -200,6 +200,23 @@ def test_a_key_far_below_its_limit_costs_no_count_of_its_jobs(ledger):
     assert "cmdstat_smembers" not in ledger.redis.info("commandstats")
 
 
+def test_items_that_return_to_the_queue_count_against_the_limit(ledger, clock):
+    use = KeyUse("k", queued_items=5)
+    ledger.accept_all([job("a", 3)], key=use)
+    claims = [ledger.claim_next(["flux2"], slot=slot, boot="b", warm="base") for slot in ("gpu-0", "gpu-1", "gpu-2")]
+    # The last of these counts the queue, while three items run.
+    for name in ("b", "c", "d"):
+        clock.advance(1)
+        ledger.accept_all([job(name)], key=use)
+
+    for claim in claims:
+        ledger.release(claim, "drain")
+    clock.advance(1)
+
+    with pytest.raises(KeyLimitReached, match="it has 6"):
+        ledger.accept_all([job("e")], key=use)
+
+
 def test_a_full_key_is_not_counted_again_at_once(ledger, clock):
     use = KeyUse("k", queued_items=100)
     for number in range(100):

@@ -2,7 +2,8 @@
 --
 -- `key_day:{key}:{day}` counts what was accepted in a day of Redis' clock, by UTC. The queued items of a key are counted
 -- from its jobs, because a worker of an earlier version would not maintain a counter: `key_jobs:{key}` holds the jobs that
--- may have queued items, and `key_load:{key}` an upper bound, so that most calls count nothing.
+-- may have queued items, and `key_load:{key}` an upper bound, so that most calls count nothing. The bound includes running
+-- items, which may return to the queue.
 local DAY_MS = 86400000
 -- A day's counts stay until nobody asks for them.
 local DAY_KEPT_S = 2 * 86400
@@ -14,26 +15,30 @@ local function key_load_key(id) return PREFIX .. 'key_load:' .. id end
 local function key_day_key(id, now) return PREFIX .. 'key_day:' .. id .. ':' .. string.format('%.0f', math.floor(now / DAY_MS)) end
 
 local function count_queued(id, now)
-  local queued, jobs = 0, redis.call('SMEMBERS', key_jobs_key(id))
+  local queued, started, jobs = 0, 0, redis.call('SMEMBERS', key_jobs_key(id))
   for _, job in ipairs(jobs) do
-    local waiting, finished_ms = fields(job_key(job), 'queued', 'finished_ms')
+    local waiting, running, finished_ms = fields(job_key(job), 'queued', 'running', 'finished_ms')
     if not waiting or finished_ms then
       redis.call('SREM', key_jobs_key(id), job)
     else
-      queued = queued + tonumber(waiting)
+      queued, started = queued + tonumber(waiting), started + tonumber(running)
     end
   end
-  redis.call('HSET', key_load_key(id), 'bound', queued, 'recount_ms', now + math.floor(#jobs / JOBS_PER_MS))
+  local recount_ms = now + math.floor(#jobs / JOBS_PER_MS)
+  redis.call('HSET', key_load_key(id), 'bound', queued + started, 'queued', queued, 'recount_ms', recount_ms)
   return queued
 end
 
 -- Return the queued items of a key: exactly, unless there is room in any case or they were counted a moment ago.
 local function queued_by_key(key, asked, now)
-  local bound, recount_ms = fields(key_load_key(key.id), 'bound', 'recount_ms')
+  local bound, queued, recount_ms = fields(key_load_key(key.id), 'bound', 'queued', 'recount_ms')
   bound, recount_ms = tonumber(bound or 0), tonumber(recount_ms or 0)
   if bound + asked <= key.queued_items then return bound end
   -- Far in the future if the clock went back.
-  if now < recount_ms and recount_ms - now < LONGEST_PAUSE_MS then return bound end
+  if now < recount_ms and recount_ms - now < LONGEST_PAUSE_MS then
+    -- An earlier version counts without the field.
+    return tonumber(queued or bound)
+  end
   return count_queued(key.id, now)
 end
 
@@ -59,7 +64,9 @@ local function count_use(key, jobs, items, pixel_steps, now)
   redis.call('HINCRBY', day, 'pixel_steps', string.format('%.0f', pixel_steps))
   redis.call('EXPIRE', day, DAY_KEPT_S)
   if not key.queued_items then return end
-  redis.call('HINCRBY', key_load_key(key.id), 'bound', items)
+  local load = key_load_key(key.id)
+  redis.call('HINCRBY', load, 'bound', items)
+  if redis.call('HEXISTS', load, 'queued') == 1 then redis.call('HINCRBY', load, 'queued', items) end
   for _, job in ipairs(jobs) do redis.call('SADD', key_jobs_key(key.id), job.id) end
 end
 
