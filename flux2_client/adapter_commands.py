@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -124,6 +124,7 @@ def rm(
     uploads = [_parse_upload(text) for text in names]
 
     async def run(client: AsyncClient) -> int:
+        await _require_own(client, uploads)
         for each in uploads:
             deleted = await client.delete_adapter(each.name, sha256=each.sha256)
             print_answer(deleted, print_deleted, as_json=as_json)
@@ -152,6 +153,20 @@ def _parse_upload(text: str) -> UploadedFile:
         raise typer.BadParameter(str(error)) from error
     assert isinstance(source, UploadedFile)
     return source
+
+
+async def _require_own(client: AsyncClient, uploads: Sequence[UploadedFile]) -> None:
+    """Raise `UploadNotFound` if an upload names a tenant that is not the caller's: the API deletes by name alone."""
+    from shared.errors import UploadNotFound
+
+    # Without the version: the API says which versions there are not.
+    foreign = {f"upload:{each.tenant}/{each.name}" for each in uploads if each.tenant}
+    if foreign:
+        foreign -= {file.path.partition("@")[0] async for file in client.adapters()}
+    if foreign:
+        raise UploadNotFound(
+            f"no upload of yours is named {min(foreign)}, so nothing was deleted; `flux2 adapters list` shows all"
+        )
 
 
 @contextmanager

@@ -87,3 +87,16 @@ def test_the_commands_take_a_key_from_an_option_the_environment_and_a_profile(
     code, output = flux2(monkeypatch, capsys, "list", "--url", api.url)
     assert code == 0
     assert "unknown setting" not in output
+
+
+def test_rm_of_another_tenants_upload_deletes_none_of_the_callers(api, make_key, goldens, monkeypatch, capsys):
+    monkeypatch.setenv("FLUX2_API_KEY", text(make_key(tenant="studio")))
+    file = str(goldens / "adapters/lora_r4_bf16.safetensors")
+    path = flux2(monkeypatch, capsys, "adapters", "push", file, "--name", "robot", "--url", api.url)[1].strip()
+
+    code, output = flux2(monkeypatch, capsys, "adapters", "rm", path, "upload:other/robot", "--url", api.url)
+
+    assert (code, "no upload of yours is named upload:other/robot" in output) == (1, True), output
+    assert path.startswith("upload:studio/robot@")
+    assert path in flux2(monkeypatch, capsys, "adapters", "list", "--url", api.url)[1]
+    assert flux2(monkeypatch, capsys, "adapters", "rm", path, "--url", api.url) == (0, f"deleted {path}\n")
