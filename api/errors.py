@@ -86,7 +86,7 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(errors.Flux2Error, _answer_project_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)
     app.add_exception_handler(HTTPException, _answer_http_error)
-    app.add_exception_handler(Exception, _answer_defect)
+    app.add_exception_handler(Exception, answer_defect)
 
 
 def _answer_project_error(request: Request, error: Exception) -> JSONResponse:
@@ -128,7 +128,8 @@ def _answer_http_error(request: Request, error: Exception) -> JSONResponse:
     return problem_response(status, status.name, detail, headers=error.headers or {})
 
 
-def _answer_defect(request: Request, error: Exception) -> JSONResponse:
+def answer_defect(request: Request, error: Exception) -> JSONResponse:
+    """Log an unexpected error, and build its answer."""
     logger.error("unexpected error", exc_info=error, extra={"method": request.method, "path": request.url.path})
     # No more than this: a traceback may hold paths and secrets.
     detail = "An unexpected error occurred. The server's log has the details; report it if it happens again."

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from api.doors.defects import Defects
 from api.doors.door import Door, Peer
 from api.doors.failures import Failures
 from api.doors.headers import SecureHeaders
@@ -34,6 +35,7 @@ def add_doors(app: FastAPI, settings: Settings, ledger: Ledger) -> None:
     # Starlette calls the last one first.
     keyring = Keyring(ledger.api_keys, Failures(ledger))
     app.add_middleware(Door, settings=settings.api, keyring=keyring)
+    app.add_middleware(Defects)
     if origins := settings.api.cors_origins.origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=_METHODS, allow_headers=_SENT, expose_headers=_SHOWN

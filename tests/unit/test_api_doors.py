@@ -1,10 +1,13 @@
 """Every endpoint says who may call it; the door and its guard decide by headers alone."""
 
+import anyio
+import httpx2
 import pytest
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
 
 from api.app import create_app
+from api.doors.keyring import Keyring
 from api.doors.origin_guard import OriginGuard
 from api.doors.roles import ROLE_OF
 from shared.errors import ContentTypeRefused, SenderRefused
@@ -179,3 +182,23 @@ def test_what_a_form_can_send_is_refused(kind):
     with pytest.raises(ContentTypeRefused, match="application/json"):
         guard().check_sender("POST", PATH, headers)
     guard().check_sender("GET", PATH, headers)
+
+
+def test_a_defect_is_answered_with_the_headers_of_every_answer(monkeypatch):
+    async def fail(keyring):
+        raise RuntimeError("a secret path")
+
+    async def get(app):
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as http:
+            return await http.get("/v1/models", headers={"Origin": "https://page.example"})
+
+    monkeypatch.setattr(Keyring, "has_keys", fail)
+    answer = anyio.run(get, make_app(cors_origins="https://page.example"))
+
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert "secret" not in answer.text
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["access-control-allow-origin"] == "https://page.example"
+    assert {"x-content-type-options", "x-frame-options", "content-security-policy", "cache-control"} <= {
+        *answer.headers
+    }
