@@ -90,19 +90,22 @@ def serve(made, wait_until):
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, proxy_headers=False))
     thread = threading.Thread(target=server.run)
     thread.start()
-    wait_until(lambda: server.started, what="the API's start")
-    services = app.state.services
-    with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-        yield SimpleNamespace(
-            http=client,
-            url=f"http://127.0.0.1:{port}",
-            ledger=services.ledger,
-            store=services.store,
-            settings=made,
-            services=services,
-        )
-    server.should_exit = True
-    thread.join()
+    try:
+        wait_until(lambda: server.started, what="the API's start")
+        services = app.state.services
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            yield SimpleNamespace(
+                http=client,
+                url=f"http://127.0.0.1:{port}",
+                ledger=services.ledger,
+                store=services.store,
+                settings=made,
+                services=services,
+            )
+    finally:
+        # Also when the test fails: the threads of an API that goes on hold up the end of the run.
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture
