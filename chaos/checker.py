@@ -21,7 +21,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 from PIL import Image
@@ -63,12 +63,14 @@ class FinalState:
         commits: number of commits by item id.
         queues: names of keys that must not exist any more.
         listed: number of jobs in the listing.
+        names: jobs by Idempotency-Key.
     """
 
     jobs: dict[str, JobView]
     commits: dict[str, int]
     queues: tuple[str, ...]
     listed: int
+    names: dict[str, str] = field(default_factory=dict)
 
 
 def collect(ledger: Ledger) -> FinalState:
@@ -82,7 +84,14 @@ def collect(ledger: Ledger) -> FinalState:
         commits = {item: int(count or 0) for item, count in zip(items, pipe.execute(), strict=True)}
     names = ledger.redis.scan_iter(f"{keys.PREFIX}*")
     queues = tuple(name for name in names if name.removeprefix(keys.PREFIX).split(":")[0] in _QUEUES)
-    return FinalState(jobs=jobs, commits=commits, queues=queues, listed=len(ids))
+    return FinalState(jobs=jobs, commits=commits, queues=queues, listed=len(ids), names=_names(ledger))
+
+
+def _names(ledger: Ledger) -> dict[str, str]:
+    """Read the job of each Idempotency-Key, which is a UUID in all runs, so that tenants share none."""
+    stored = list(ledger.redis.scan_iter(keys.idempotency("*", "*")))
+    values = ledger.redis.mget(stored) if stored else []
+    return {key.rpartition(":")[2]: str(value).split()[-1] for key, value in zip(stored, values, strict=True) if value}
 
 
 def check(events: Sequence[Event], final: FinalState, store: ObjectStore, *, outages: int = 0) -> list[Violation]:
@@ -92,6 +101,12 @@ def check(events: Sequence[Event], final: FinalState, store: ObjectStore, *, out
         outages: starts of items that a Redis outage may have cost.
     """
     accepted = {event["job"]: event for event in events if event["kind"] == "accepted"}
+    # The answer to an earlier call with the same Idempotency-Key was lost.
+    accepted |= {
+        final.names[event["key"]]: event
+        for event in events
+        if event["kind"] == "denied" and event["unsure"] and event["key"] in final.names
+    }
     return [
         *_terminal(accepted, final),
         *_committed_once(final),
@@ -200,6 +215,10 @@ def _traces(events: Sequence[Event], accepted: dict[str, Event], final: FinalSta
     for event in events:
         if event["kind"] == "refused" and event["status"] != 422:
             yield Violation("I9", "a bad request", f"was answered {event['status']}")
+        if event["kind"] == "denied" and not event["unsure"] and event["key"] in final.names:
+            yield Violation(
+                "I9", event["key"], f"was refused ({event['code']}), and is job {final.names[event['key']]}"
+            )
     if final.listed != len(accepted):
         yield Violation("I9", "jobs", f"{final.listed} are stored, {len(accepted)} were accepted")
 

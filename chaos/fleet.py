@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -20,11 +21,13 @@ from typing import Self, TypeVar
 import redis
 
 from chaos import clock
+from chaos.disk import RedisOnSmallDisk, SmallDisk
 from chaos.history import History
 from chaos.mutate import Mutation
 from chaos.s3 import S3Proxy
 from chaos.tcp import Wire
 from shared.celery_app import make_celery, send_wakeups
+from shared.errors import ServerFailed
 from shared.ledger import Ledger, keys
 from shared.ledger.connection import connect
 from shared.local.child import ChildProcess
@@ -39,7 +42,7 @@ T = TypeVar("T")
 
 _POLL_S = 0.02
 _SUPERVISE_S = 0.1
-_START_S = 30.0
+_START_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,16 @@ class Plan:
     """The set-up of one scenario's fleet; times are short, so that recovery takes seconds.
 
     Attributes:
+        apis: API processes; callers reach them under one address.
         step_s: length of one denoising step of the stub renderer.
         renewals: renewals in the length of a lease.
         budget_s: how long an upload is retried.
         clock_moves: the scenario sets the clock of Redis by `chaos.clock.shift`.
+        small_disk: Redis has a disk of a few MiB, which the scenario fills.
     """
 
     workers: int = 3
+    apis: int = 1
     step_s: float = 0.02
     ttl_s: float = 4.0
     reap_s: float = 0.25
@@ -64,6 +70,7 @@ class Plan:
     budget_s: float = 10.0
     s3_timeout_s: float = 1.0
     clock_moves: bool = False
+    small_disk: bool = False
     mutation: Mutation = Mutation.NONE
 
     @property
@@ -79,19 +86,25 @@ class Fleet:
     Attributes:
         kept_down: names of processes that the supervisor leaves dead.
         wires: wires by process name; each process reaches Redis through its own wire, which can be cut.
+        disk: the disk of Redis, if the scenario fills it.
+        balancer: forwards the calls to `url` to the API processes.
     """
 
     def __init__(self, folder: Path, plan: Plan, s3: S3Server, rng: random.Random) -> None:
         self.plan = plan
         self.folder = folder
         self.history = History(folder / "history.jsonl")
-        self.redis = RedisServer(folder, port=pick_free_port())
+        self.disk = SmallDisk(folder / "redis") if plan.small_disk else None
+        port = pick_free_port()
+        self.redis = RedisOnSmallDisk(folder, self.disk, port=port) if self.disk else RedisServer(folder, port=port)
         self.s3 = S3Proxy(s3.port, rng=rng, silence_s=1.5 * plan.s3_timeout_s)
         self.wires: dict[str, Wire] = {}
         self.kept_down: set[str] = set()
         self._s3 = s3
         self._prefix = f"{folder.name}/"
-        self._api_port = pick_free_port()
+        names = ["api", *(f"api-{number}" for number in range(2, plan.apis + 1))]
+        self._api_ports = {name: pick_free_port() for name in names}
+        self.balancer = Wire(*self._api_ports.values())
         self._children: dict[str, ChildProcess] = {}
         self._undo = ExitStack()
         # Held while a process is signalled or restarted: its id may belong to another process after a restart.
@@ -102,10 +115,13 @@ class Fleet:
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:
+            if self.disk:
+                undo.enter_context(self.disk)
             undo.enter_context(self.redis)
             undo.enter_context(self.s3)
+            undo.enter_context(self.balancer)
             undo.callback(self._stop_children)
-            for name in ("api", *(f"worker-{number}" for number in range(self.plan.workers))):
+            for name in (*self.apis, *(f"worker-{number}" for number in range(self.plan.workers))):
                 self.wires[name] = undo.enter_context(Wire(self.redis.port))
                 self._start(name)
             self._supervisor.start()
@@ -120,7 +136,16 @@ class Fleet:
 
     @property
     def url(self) -> str:
-        return f"http://{LOOPBACK}:{self._api_port}"
+        """The address of the API; with several processes, each connection goes to the next one that listens."""
+        return f"http://{LOOPBACK}:{self.balancer.port}" if self.plan.apis > 1 else self.url_of("api")
+
+    def url_of(self, api: str) -> str:
+        """Return the address of one API process."""
+        return f"http://{LOOPBACK}:{self._api_ports[api]}"
+
+    @property
+    def apis(self) -> list[str]:
+        return list(self._api_ports)
 
     @property
     def workers(self) -> list[str]:
@@ -188,6 +213,14 @@ class Fleet:
         """Send wake-ups beyond those that the API sends."""
         send_wakeups(make_celery(self.redis.url, side="api", timeout_s=2), "flux2", count=count)
 
+    def flux2(self, *words: str) -> str:
+        """Run the command `flux2` as an operator of the service does; return its output."""
+        command = [sys.executable, "-m", "shared.cli", *words]
+        done = subprocess.run(command, env=self.environment("operator"), capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ServerFailed(f"flux2 {' '.join(words)}: {done.stderr}")
+        return done.stdout.strip()
+
     def restore(self) -> None:
         """Thaw and restart every process, and wait until all are up."""
         self.kept_down.clear()
@@ -229,14 +262,18 @@ class Fleet:
             "FLUX2_WORKER_DRAIN_S": str(plan.drain_s),
             "FLUX2_WORKER_STALL_S": str(plan.stall_s),
             "FLUX2_WORKER_LOCK_DIR": str(self.folder / "locks"),
-            "FLUX2_API_PORT": str(self._api_port),
+            "FLUX2_API_PORT": str(self._api_ports.get(name, 0)),
             "FLUX2_LOG_LEVEL": "WARNING",
         }
 
-    def _is_up(self) -> bool:
-        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url}/health", timeout=1):
-            return len(self.ledger().workers.live_slots()) == self.plan.workers
+    def answers(self, api: str) -> bool:
+        """Return whether an API process takes calls."""
+        with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url_of(api)}/health", timeout=1):
+            return True
         return False
+
+    def _is_up(self) -> bool:
+        return all(map(self.answers, self.apis)) and len(self.ledger().workers.live_slots()) == self.plan.workers
 
     def _start(self, name: str) -> None:
         folder = self.folder / name
@@ -247,7 +284,7 @@ class Fleet:
 
     def _command(self, name: str) -> list[str]:
         changes = ["--mutation", self.plan.mutation.value, *(["--clock-moves"] if self.plan.clock_moves else [])]
-        if name == "api":
+        if name in self._api_ports:
             return [sys.executable, "-m", "chaos.process", "api", *changes]
         own = ["--history", str(self.history.path), "--step-s", str(self.plan.step_s)]
         return [sys.executable, "-m", "chaos.process", "worker", name, *own, *changes]

@@ -6,6 +6,8 @@ import random
 import threading
 import time
 import uuid
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import httpx2
@@ -24,11 +26,15 @@ class Load:
     Attributes:
         jobs: accepted jobs, each with its Idempotency-Key.
         ended: jobs that have ended according to a poll.
+        statuses: answers by status code; 0 stands for none.
+        key: API key of the polls and cancels, and of submits that name no other.
     """
 
     def __init__(self, fleet: Fleet, rng: random.Random) -> None:
         self.jobs: dict[str, str] = {}
         self.ended: set[str] = set()
+        self.statuses: Counter[int] = Counter()
+        self.key = ""
         self._fleet = fleet
         self._rng = rng
         self._stopped = threading.Event()
@@ -46,27 +52,51 @@ class Load:
         self._http.close()
 
     def submit(self, prompts: list[dict[str, Any]], *, twice: bool = False, **fields: Any) -> str:
-        """Submit with one key until the API answers, as a careful client does; return the job's id.
+        """Submit with one Idempotency-Key until the API answers, as a careful client does; return the job's id.
 
         Args:
             fields: of the request, beyond its model, adapters and prompts.
         """
-        key = uuid.UUID(int=self._rng.getrandbits(128)).hex
+        job, code = self.attempt(prompts, twice=twice, **fields)
+        if code:
+            raise ValueError(f"the API refused a valid job: {code}")
+        return job
+
+    def attempt(
+        self, prompts: list[dict[str, Any]], *, twice: bool = False, key: str = "", name: str = "", **fields: Any
+    ) -> tuple[str, str]:
+        """Submit as `submit` does; return the job's id, or an empty one and the code of the refusal.
+
+        Args:
+            key: API key of the caller.
+            name: Idempotency-Key; a new one if empty.
+        """
+        name = name or self.new_name()
         body = {"model": "flux2", "loras": [], "prompts": prompts, **fields}
-        self._fleet.history.add("submit", key=key, items=len(prompts))
+        self._fleet.history.add("submit", key=name, items=len(prompts))
+        is_unsure = False
         while True:
-            answer = self._request("POST", "/v1/inference", json=body, headers={"Idempotency-Key": key})
+            answer = self._request("POST", "/v1/inference", key=key, json=body, headers={"Idempotency-Key": name})
             if answer is not None and answer.status_code == httpx2.codes.ACCEPTED:
                 job = str(answer.json()["request_id"])
-                self._fleet.history.add("accepted", key=key, job=job, items=len(prompts))
-                self.jobs[job] = key
+                self._fleet.history.add("accepted", key=name, job=job, items=len(prompts))
+                self.jobs[job] = name
                 # The second submit is a repeat, which must give the same job.
                 if not twice:
-                    return job
+                    return job, ""
                 twice = False
             elif answer is not None and answer.status_code < httpx2.codes.INTERNAL_SERVER_ERROR:
-                raise ValueError(f"the API refused a valid job: {answer.text}")
+                code = str(answer.json()["code"])
+                self._fleet.history.add("denied", key=name, status=answer.status_code, code=code, unsure=is_unsure)
+                return "", code
+            else:
+                # The job may be stored, although no answer says so.
+                is_unsure = True
             self._stopped.wait(_REPEAT_S if answer is None or answer.is_error else 0)
+
+    def new_name(self) -> str:
+        """Return an Idempotency-Key that no other call has."""
+        return uuid.UUID(int=self._rng.getrandbits(128)).hex
 
     def submit_invalid(self) -> None:
         """Submit a request that the API must refuse, and that must leave no trace."""
@@ -105,12 +135,18 @@ class Load:
             self._stopped.wait(_POLL_S / 5)
         return True
 
-    def _request(self, method: str, path: str, **options: Any) -> httpx2.Response | None:
+    def _request(
+        self, method: str, path: str, *, key: str = "", headers: Mapping[str, str] | None = None, **options: Any
+    ) -> httpx2.Response | None:
         """Send one request; return None without an answer: the request may or may not have taken effect."""
+        login = {"Authorization": f"Bearer {key or self.key}"} if key or self.key else {}
         try:
-            return self._http.request(method, path, **options)
+            answer = self._http.request(method, path, headers={**(headers or {}), **login}, **options)
         except httpx2.TransportError:
+            self.statuses[0] += 1
             return None
+        self.statuses[answer.status_code] += 1
+        return answer
 
     def _poll_until_stopped(self) -> None:
         while not self._stopped.wait(_POLL_S):

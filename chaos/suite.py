@@ -14,6 +14,9 @@ from chaos.checker import Violation
 from chaos.mutate import Mutation
 from chaos.scenarios import deaths, redis_trouble, stalls, storage_and_cancels
 from chaos.scenarios.control import control
+from chaos.scenarios.full_disk import full_disk
+from chaos.scenarios.key_storm import key_storm
+from chaos.scenarios.two_apis import two_apis
 from chaos.stall_storm import stall_storm
 from chaos.storm import storm
 from chaos.trial import Lab, Outcome
@@ -54,6 +57,9 @@ def _scenarios(jobs: int) -> dict[str, Callable[[Lab], Outcome]]:
         "F16": stalls.set_clock,
         "F17": stalls.cut,
         "F18": stalls.replica,
+        "F19": full_disk,
+        "F20": partial(two_apis, rounds=5 if jobs >= 1000 else 2),
+        "F21": key_storm,
         "control": control,
         "no fence": partial(deaths.zombies, mutation=Mutation.FENCE),
         "no audit": partial(deaths.lost_message, mutation=Mutation.AUDIT),

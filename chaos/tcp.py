@@ -1,8 +1,9 @@
-"""A TCP proxy between one process and Redis, whose connections can be cut."""
+"""A TCP proxy between one process and Redis, whose connections can be cut, or between callers and all API processes."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import select
 import socket
 import threading
@@ -15,19 +16,24 @@ _POLL_S = 0.05
 
 
 class Wire:
-    """Listens on a free loopback port and forwards every connection to `port`.
+    """Listens on a free loopback port and forwards each connection to one of `ports`, in turn.
+
+    A port on which nothing listens is passed over, as a load balancer does.
 
     Attributes:
         open: clear it to stop bytes in both directions, as on a network that drops every packet.
         replies: clear it to drop every byte that the target sends: commands take effect, and nobody learns of it.
+        refused: connections that no target took.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, *ports: int) -> None:
         self.open = threading.Event()
         self.open.set()
         self.replies = threading.Event()
         self.replies.set()
-        self._target = port
+        self.refused = 0
+        self._targets = list(ports)
+        self._turns = itertools.count()
         self._stopped = threading.Event()
         self._listener = socket.create_server((LOOPBACK, 0))
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
@@ -70,14 +76,21 @@ class Wire:
     def _join(self, near: socket.socket) -> None:
         # On a cut network no new connection can be made either.
         self._wait_until_open()
-        try:
-            far = socket.create_connection((LOOPBACK, self._target))
-        except OSError:
+        far = self._connect()
+        if far is None:
+            self.refused += 1
             near.close()
             return
         self._pairs.append((near, far))
         threading.Thread(target=self._pass, args=[near, far], daemon=True, name="chaos-wire").start()
         self._pass(far, near, passes=self.replies)
+
+    def _connect(self) -> socket.socket | None:
+        first = next(self._turns) % len(self._targets)
+        for port in self._targets[first:] + self._targets[:first]:
+            with contextlib.suppress(OSError):
+                return socket.create_connection((LOOPBACK, port))
+        return None
 
     def _pass(self, source: socket.socket, target: socket.socket, *, passes: threading.Event | None = None) -> None:
         with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ from chaos.fleet import Fleet, Plan
 from chaos.load import Load
 from chaos.mutate import Mutation
 from shared.job import State
-from shared.ledger import ItemView
+from shared.ledger import ItemView, JobView, keys
 from shared.local.s3_server import S3Server
 
 Figure = str | float | int
@@ -107,6 +107,11 @@ class Trial:
     def items(self) -> list[ItemView]:
         """Read every item."""
         return [item for job in collect(self.ledger).jobs.values() for item in job.items]
+
+    def jobs_of(self, key_id: str) -> list[JobView]:
+        """Read every job of an API key."""
+        jobs = collect(self.ledger).jobs
+        return [view for job, view in jobs.items() if self.ledger.redis.hget(keys.job(job), "key") == key_id]
 
     def item(self, job: str, index: int = 0) -> ItemView:
         view = self.ledger.job(job)

@@ -114,6 +114,7 @@ def claim(fence, t=2.5):
 KILL = {"t": 2.2, "kind": "kill", "target": "worker-0"}
 CANCEL = {"t": 3.5, "kind": "cancel", "job": "job", "status": "in_progress", "acknowledged": True}
 CHANGED = {"t": 7, "kind": "seen", "job": "job", "states": ["failed", "failed"]}
+DENIED = {"t": 7, "kind": "denied", "key": "other", "status": 429, "code": "key_limit_reached", "unsure": False}
 TWICE = {"t": 1.5, "kind": "accepted", "key": "k", "job": "other", "items": 1}
 
 
@@ -132,6 +133,7 @@ TWICE = {"t": 1.5, "kind": "accepted", "key": "k", "job": "other", "items": 1}
         ("I8", GOOD, final_state(queues=("flux2:leases",))),
         ("I9", GOOD, final_state(listed=2)),
         ("I9", [*GOOD, {"t": 7, "kind": "refused", "status": 202}], final_state()),
+        ("I9", [*GOOD, DENIED], replace(final_state(), names={"other": "job"})),
         ("I10", [*GOOD, claim(2)], final_state()),
         ("I11", GOOD, final_state(deadline_ms=1)),
         ("I11", GOOD, final_state(item(error=DEADLINE_EXCEEDED), deadline_ms=2)),
@@ -153,6 +155,13 @@ def test_fences_must_rise_but_their_lines_in_the_history_may_be_out_of_order(sto
 
     assert check([*GOOD, *kills, claim(3, t=2.7), frozen], found, store) == []
     assert broken([*GOOD, *kills, claim(3, t=2.7), early], found, store) == {"I4"}
+
+
+def test_a_job_is_accepted_if_the_answer_was_lost_and_its_repeat_was_refused(store):
+    events = [{**DENIED, "unsure": True}, *GOOD[1:]]
+
+    assert check(events, replace(final_state(), names={"other": "job"}), store) == []
+    assert broken(events, replace(final_state(state=State.RUNNING), names={"other": "job"}), store) == {"I1"}
 
 
 def test_a_missing_and_a_wrong_picture_are_found(store, tmp_path):
