@@ -58,7 +58,7 @@ _TAGS: list[dict[str, Any]] = [
 def create_app(settings: Settings) -> FastAPI:
     """Build the application. Neither Redis nor the object store needs to be reachable yet."""
     store, sources = open_store(settings), Sources(settings)
-    references = ReferenceStore(sources.open_own_store())
+    references = ReferenceStore(sources.own_store)
     timeout_s = settings.redis.timeout_s
     services = Services(
         settings=settings,

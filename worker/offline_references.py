@@ -79,7 +79,7 @@ class OfflineIntake:
 
     @cached_property
     def _store(self) -> ReferenceStore:
-        return ReferenceStore(self._sources.open_own_store())
+        return ReferenceStore(self._sources.own_store)
 
 
 def _decode(image: InlineImage, max_bytes: int) -> bytes:

@@ -99,10 +99,11 @@ class Sources:
         """The files that callers uploaded to this service."""
         from shared.sources.uploads import Uploads
 
-        return Uploads(self.open_own_store())
+        return Uploads(self.own_store)
 
-    def open_own_store(self) -> FileStore:
-        """Return the service's own object store, which gives up as early as other sources do."""
+    @cached_property
+    def own_store(self) -> FileStore:
+        """The service's own object store, which gives up as early as other sources do."""
         from shared.storage import open_store
 
         # Callers wait for an answer, and whoever downloads tries again itself.
