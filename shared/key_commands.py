@@ -1,12 +1,29 @@
-"""The commands `flux2 keys create`, `list`, `revoke` and `rotate`, for people who reach the service's Redis."""
+"""`flux2 keys`: make, list, change, rotate and revoke keys, for people who reach the service's Redis."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from shared.key_options import (
+    LIMIT_FIELDS,
+    Adapters,
+    Days,
+    Engines,
+    ItemsPerDay,
+    MaxMegapixels,
+    MaxSteps,
+    MegapixelSteps,
+    Models,
+    QueuedItems,
+    Roles,
+    Unlimited,
+)
 
 if TYPE_CHECKING:
     from shared.keys.record import KeyLimits, KeyRecord, Role
@@ -14,7 +31,9 @@ if TYPE_CHECKING:
     from shared.ledger import Ledger
 
 app = typer.Typer(
-    no_args_is_help=True, pretty_exceptions_enable=False, help="Make and revoke the keys that callers of the API send."
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Make, change and revoke the keys that callers of the API send.",
 )
 
 _DAY_MS = 86_400_000
@@ -34,27 +53,16 @@ def create(
         str,
         typer.Option(help="Tenant whose jobs and uploads the key creates and sees. Those from before keys: default."),
     ] = "default",
-    role: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="submit, read or admin; repeat it for several. Default: submit and read. admin sees the jobs of every "
-            "tenant."
-        ),
-    ] = None,
-    days: Annotated[float | None, typer.Option(min=0.001, max=36_500, help="Days until the key expires.")] = None,
-    queued_items: Annotated[int | None, typer.Option(min=1, help="Images that may wait for a worker.")] = None,
-    items_per_day: Annotated[int | None, typer.Option(min=1, help="Images accepted in one day, by UTC.")] = None,
-    megapixel_steps_per_day: Annotated[
-        float | None, typer.Option(min=0.001, help="Megapixels times denoising steps accepted in one day.")
-    ] = None,
-    max_megapixels: Annotated[float | None, typer.Option(min=0.001, help="Size of the largest image.")] = None,
-    max_steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps of one image.")] = None,
-    model: Annotated[list[str] | None, typer.Option(help="Model id that jobs may name; repeat it for several.")] = None,
-    engine: Annotated[list[str] | None, typer.Option(help="Engine that jobs may name; repeat it for several.")] = None,
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(help="Pattern of adapters that jobs may name, e.g. 'team/*' or 'hf://acme/*'; repeat it."),
-    ] = None,
+    role: Roles = None,
+    days: Days = None,
+    queued_items: QueuedItems = None,
+    items_per_day: ItemsPerDay = None,
+    megapixel_steps_per_day: MegapixelSteps = None,
+    max_megapixels: MaxMegapixels = None,
+    max_steps: MaxSteps = None,
+    model: Models = None,
+    engine: Engines = None,
+    adapter: Adapters = None,
     as_json: _Json = False,
     data: _Data = None,
 ) -> None:
@@ -72,7 +80,8 @@ def create(
         engines=tuple(engine or ()),
         adapters=tuple(adapter or ()),
     )
-    _check(name, tenant, limits)
+    _check_names(name, tenant)
+    _check_limits(limits)
     roles = _roles(role or ["submit", "read"])
     ledger = _open(data)
     text, now_ms = KeyText.make(), ledger.now_ms()
@@ -118,6 +127,61 @@ def revoke(key_id: _KeyId, data: _Data = None) -> None:
 
 
 @app.command()
+def update(
+    key_id: _KeyId,
+    role: Roles = None,
+    days: Days = None,
+    no_expiry: Annotated[bool, typer.Option("--no-expiry", help="Let the key expire no more.")] = False,
+    queued_items: QueuedItems = None,
+    items_per_day: ItemsPerDay = None,
+    megapixel_steps_per_day: MegapixelSteps = None,
+    max_megapixels: MaxMegapixels = None,
+    max_steps: MaxSteps = None,
+    model: Models = None,
+    engine: Engines = None,
+    adapter: Adapters = None,
+    unlimited: Unlimited = None,
+    as_json: _Json = False,
+    data: _Data = None,
+) -> None:
+    """Change what a key allows; what no option names stays. Every API process follows within three seconds."""
+    given = {
+        "queued_items": queued_items,
+        "items_per_day": items_per_day,
+        "megapixel_steps_per_day": megapixel_steps_per_day,
+        "max_megapixels": max_megapixels,
+        "max_steps": max_steps,
+        "models": tuple(model or ()),
+        "engines": tuple(engine or ()),
+        "adapters": tuple(adapter or ()),
+    }
+    changes = {field: value for field, value in given.items() if value}
+    removed = _limit_fields(unlimited or [], changes)
+    if days is not None and no_expiry:
+        raise typer.BadParameter("give either --days or --no-expiry", param_hint="--no-expiry")
+    if not (role or days or no_expiry or changes or removed):
+        raise typer.BadParameter("name what to change, e.g. --days 90 or --max-steps 30; see --help", param_hint="ID")
+    roles = _roles(role) if role else None
+    ledger = _open(data)
+    record, now_ms = ledger.api_keys.find(key_id), ledger.now_ms()
+    if record is None:
+        raise _unknown(key_id)
+    limits = record.limits.changed(changes, removed=removed)
+    _check_limits(limits)
+    expires_ms = None if no_expiry else record.expires_ms if days is None else now_ms + round(days * _DAY_MS)
+    updated = replace(record, roles=roles or record.roles, limits=limits, expires_ms=expires_ms)
+    if updated.state(now_ms=now_ms) == "revoked":
+        raise _revoked(key_id)
+    ledger.api_keys.update(updated)
+    if as_json:
+        typer.echo(json.dumps(updated.public(now_ms=now_ms)))
+        return
+    typer.echo(f"updated {key_id}")
+    if (state := updated.state(now_ms=now_ms)) != "active":
+        typer.echo(f"The key is {state}: no API accepts it. Add --days.", err=True)
+
+
+@app.command()
 def rotate(
     key_id: _KeyId,
     keep_hours: Annotated[
@@ -134,12 +198,26 @@ def rotate(
     record, now_ms = ledger.api_keys.find(key_id), ledger.now_ms()
     if record is None:
         raise _unknown(key_id)
-    if (state := record.state(now_ms=now_ms)) != "active":
-        raise KeyRefused(f"the key {key_id} is {state}; make a new one with `flux2 keys create`")
+    state = record.state(now_ms=now_ms)
+    if state == "revoked":
+        raise _revoked(key_id)
+    if state == "expired":
+        raise KeyRefused(f"the key {key_id} is expired; `flux2 keys update {key_id} --days 90` gives it a new expiry")
     text = KeyText.make(key_id)
     until_ms = now_ms + round(keep_hours * _HOUR_MS)
     ledger.api_keys.rotate(record, SecretHash.of(text.secret), previous_until_ms=until_ms)
     _print_secret(text, record, as_json=as_json, now_ms=now_ms)
+
+
+def _limit_fields(options: list[str], changes: Mapping[str, object]) -> list[str]:
+    """Return the fields of the limits that `--unlimited` removes."""
+    hint = "--unlimited"
+    for option in options:
+        if option not in LIMIT_FIELDS:
+            raise typer.BadParameter(f"{option!r} is no limit; choose from {', '.join(LIMIT_FIELDS)}", param_hint=hint)
+        if LIMIT_FIELDS[option] in changes:
+            raise typer.BadParameter(f"--{option} sets that limit; give one of the two", param_hint=hint)
+    return [LIMIT_FIELDS[option] for option in options]
 
 
 def _roles(names: list[str]) -> frozenset[Role]:
@@ -152,9 +230,7 @@ def _roles(names: list[str]) -> frozenset[Role]:
     return frozenset(known[name] for name in names)
 
 
-def _check(name: str, tenant: str, limits: KeyLimits) -> None:
-    from shared.catalog import MODELS
-    from shared.job import ENGINES
+def _check_names(name: str, tenant: str) -> None:
     from shared.keys.record import TENANT
 
     if not name.strip() or not name.isprintable() or len(name) > 100:
@@ -165,6 +241,12 @@ def _check(name: str, tenant: str, limits: KeyLimits) -> None:
             "or a digit",
             param_hint="--tenant",
         )
+
+
+def _check_limits(limits: KeyLimits) -> None:
+    from shared.catalog import MODELS
+    from shared.job import ENGINES
+
     for option, values, known in (("--model", limits.models, (*MODELS,)), ("--engine", limits.engines, ENGINES)):
         for value in values:
             if value not in known:
@@ -184,6 +266,12 @@ def _unknown(key_id: str) -> Exception:
     from shared.errors import KeyRefused
 
     return KeyRefused(f"no key has the id {key_id!r}; `flux2 keys list` shows the ids")
+
+
+def _revoked(key_id: str) -> Exception:
+    from shared.errors import KeyRefused
+
+    return KeyRefused(f"the key {key_id} is revoked for good; make a new one with `flux2 keys create`")
 
 
 def _print_secret(text: KeyText, record: KeyRecord, *, as_json: bool, now_ms: int) -> None:

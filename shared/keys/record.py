@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -51,6 +51,15 @@ class KeyLimits(BaseModel):
     models: tuple[str, ...] = ()
     engines: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
+
+    def changed(self, changes: Mapping[str, object], *, removed: Iterable[str]) -> Self:
+        """Return the limits with other values for some fields, and without those in `removed`.
+
+        Raises:
+            ValueError: a value is not allowed for its limit.
+        """
+        kept = self.model_dump(exclude_defaults=True, exclude=set(removed))
+        return self.model_validate({**kept, **changes})
 
     @property
     def pixel_steps_per_day(self) -> int | None:

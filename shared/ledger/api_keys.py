@@ -55,6 +55,17 @@ class ApiKeys:
                 found = pipe.execute()
         return [_parse(key_id, fields) for key_id, fields in zip(ids, found, strict=True)]
 
+    def update(self, record: KeyRecord) -> None:
+        """Store the roles, the limits and the expiry of a key; a rotation or a revocation at the same time stays."""
+        fields = record.fields()
+        changed = {name: fields[name] for name in ("roles", "limits", "expires_ms") if name in fields}
+        name = keys.api_key(record.key_id)
+        with self._session.commands(), self._session.redis.pipeline() as pipe:
+            pipe.hset(name, mapping=changed)
+            if record.expires_ms is None:
+                pipe.hdel(name, "expires_ms")
+            pipe.execute()
+
     def revoke(self, key_id: str) -> bool:
         """Revoke a key for good; return False if there is no such key. A second revoke changes nothing."""
         now_ms = self._session.now_ms()

@@ -372,7 +372,7 @@ def run(monkeypatch, capsys, *arguments):
     return ended.value.code, captured.out, captured.err
 
 
-def test_the_commands_make_list_rotate_and_revoke_keys(api, redis_url, monkeypatch, capsys, redis_client):
+def test_the_commands_make_list_change_rotate_and_revoke_keys(api, redis_url, monkeypatch, capsys, redis_client):
     monkeypatch.setenv("FLUX2_REDIS_URL", redis_url)
     monkeypatch.setattr(keyring, "FRESH_S", 0.0)
 
@@ -403,6 +403,28 @@ def test_the_commands_make_list_rotate_and_revoke_keys(api, redis_url, monkeypat
     assert listed["limits"] == {"max_steps": 30, "adapters": ["a/*"]}
     assert listed["used_on"] is not None
 
+    updated = json.loads(
+        flux2(
+            "update",
+            made,
+            "--days",
+            "0.001",
+            "--max-steps",
+            "20",
+            "--model",
+            "flux2",
+            "--unlimited",
+            "adapter",
+            "--json",
+        )[1]
+    )
+    assert updated["limits"] == {"max_steps": 20, "models": ["flux2"]}
+    assert (updated["expires_ms"] < listed["expires_ms"], updated["roles"]) == (True, ["read", "submit"])
+    assert flux2("update", made, "--role", "submit", "--no-expiry") == (0, f"updated {made}\n", "")
+    assert status(key) == 403
+    assert flux2("update", made, "--role", "read")[0] == 0
+    assert json.loads(flux2("list", "--json")[1]) == {**updated, "roles": ["read"], "expires_ms": None}
+
     rotated = json.loads(flux2("rotate", made, "--json")[1])["key"]
     assert (status(key), status(rotated)) == (401, 200)
     assert flux2("revoke", made)[0] == 0
@@ -410,7 +432,15 @@ def test_the_commands_make_list_rotate_and_revoke_keys(api, redis_url, monkeypat
     assert "revoked" in flux2("list")[1]
 
     assert flux2("revoke", "000000000000")[0] == 1
-    assert "is revoked" in flux2("rotate", made)[2]
+    assert "is revoked for good" in flux2("rotate", made)[2]
+    assert "is revoked for good" in flux2("update", made, "--days", "9")[2]
+    for wrong in (
+        [],
+        ["--unlimited", "speed"],
+        ["--max-steps", "9", "--unlimited", "max-steps"],
+        ["--days", "1", "--no-expiry"],
+    ):
+        assert flux2("update", made, *wrong)[0] == 2, wrong
     assert flux2("create", "x", "--role", "king")[0] == 2
     assert flux2("create", "x", "--tenant", "../x")[0] == 2
     assert flux2("create", "x", "--model", "flux9")[0] == 2
