@@ -16,6 +16,7 @@ from functools import partial
 from shared.catalog import POOLS
 from shared.errors import CheckpointError, LedgerForbidden, LedgerUnavailable, LedgerUnusable
 from shared.finding import Finding, explain_redis, run_check
+from shared.key_check import check_keys
 from shared.ledger import Ledger, keys
 from shared.ledger.connection import MIN_REDIS
 from shared.ledger.server import read_server
@@ -54,6 +55,7 @@ def _ledger(settings: Settings) -> Iterator[Finding]:
         ("leases", partial(_leases, ledger)),
         ("webhooks", partial(_webhooks, ledger, settings)),
         ("wake-ups", partial(_wakeups, settings)),
+        ("keys", partial(check_keys, ledger, settings.api)),
     ):
         try:
             yield from run_check(name, check)

@@ -11,6 +11,9 @@ from typer.testing import CliRunner
 from shared.cli import app
 from shared.doctor import run_checks
 from shared.job import ItemError
+from shared.key_check import check_keys
+from shared.keys.record import KeyRecord
+from shared.keys.secret import KeyText, SecretHash
 from shared.ledger import Ledger, keys
 from shared.redis_url import RedisUrl
 
@@ -63,6 +66,7 @@ def test_a_sound_service_without_workers_has_one_warning(sound):
         "workers": "warning",
         "leases": "ok",
         "wake-ups": "ok",
+        "keys": "ok",
         "storage": "ok",
         "links": "ok",
         "adapters": "ok",
@@ -141,7 +145,7 @@ def url_of_user(redis_client, redis_url):
         ("~* +@all -time", {"redis", "clock", "workers", "queue"}, "'time'"),
         ("~* +@all -evalsha", {"redis"}, "'evalsha'"),
         ("~* +@all -brpop", {"redis"}, "'brpop'"),
-        ("~other:* +@all", {"redis", "workers", "queue", "leases", "webhooks"}, "keys"),
+        ("~other:* +@all", {"redis", "workers", "queue", "leases", "webhooks", "keys"}, "keys"),
     ],
 )
 def test_what_redis_forbids_is_named_and_the_other_checks_run(sound, url_of_user, rules, failed, words):
@@ -275,3 +279,60 @@ def test_the_command_prints_a_table_or_json_and_exits_by_the_worst(monkeypatch, 
     assert table.exit_code == lines.exit_code == 1
     assert "FAILED" in table.output
     assert {json.loads(line)["state"] for line in lines.output.splitlines()} >= {"ok", "failed"}
+
+
+@pytest.mark.parametrize(
+    ("api", "state", "words"),
+    [
+        ({}, "ok", "only this host reaches 127.0.0.1"),
+        ({"host": "0.0.0.0"}, "failed", "does not start on 0.0.0.0 without an API key"),
+        ({"host": "0.0.0.0", "insecure": True}, "warning", "whoever reaches 0.0.0.0 may do everything"),
+        ({"host": "0.0.0.0", "trusted_proxies": "10.0.0.1"}, "ok", "that a trusted proxy names"),
+    ],
+)
+def test_an_api_without_keys_is_judged_by_its_address(redis_client, sound, api, state, words):
+    made = sound(api=api)
+
+    [found] = check_keys(Ledger(redis_client, made.queue), made.api)
+
+    assert found.state == state
+    assert words in found.detail
+
+
+def test_keys_that_end_and_the_lack_of_an_admin_are_named(redis_client, sound, clock):
+    made = sound(api={"host": "0.0.0.0"})
+    ledger = Ledger(redis_client, made.queue, clock_ms=clock)
+
+    def findings():
+        return [(found.state, found.detail) for found in check_keys(ledger, made.api)]
+
+    def add(name, *, days=None, role="submit"):
+        text, now_ms = KeyText.make(), ledger.now_ms()
+        expires_ms = None if days is None else now_ms + days * 86_400_000
+        ledger.api_keys.add(
+            KeyRecord(
+                text.key_id,
+                name,
+                "default",
+                frozenset([role]),
+                SecretHash.of(text.secret),
+                now_ms,
+                expires_ms=expires_ms,
+            )
+        )
+        return text.key_id
+
+    alice = add("alice", days=8)
+    assert findings() == [("warning", "1 active, and none has the role admin: nobody sees the jobs of every tenant")]
+    operator = add("operator", role="admin")
+    assert findings() == [("ok", "2 active")]
+    clock.advance(2 * 86_400)
+    assert findings() == [("warning", f"{alice} (alice) expires in 6.0 days"), ("ok", "2 active")]
+    clock.advance(7 * 86_400)
+    ledger.api_keys.revoke(operator)
+    assert findings() == [
+        ("warning", f"{alice} (alice) expired 1.0 days ago"),
+        ("failed", "1 expired, 1 revoked: every caller is refused"),
+    ]
+    clock.advance(7 * 86_400)
+    assert findings() == [("failed", "1 expired, 1 revoked: every caller is refused")]
