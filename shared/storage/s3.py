@@ -10,6 +10,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeVar
 
@@ -148,8 +149,14 @@ class S3Store:
         key = new_probe_key()
         name = self._name(key)
         self._once("PUT", key, lambda: self._put(name, b"flux2", content_type="application/octet-stream"))
-        if self._once("GET", key, lambda: self._get(name)) != b"flux2":
-            raise StorageUnavailable(f"GET {key}: {self._where} returned other bytes than were written")
+        try:
+            if self._once("GET", key, lambda: self._get(name)) != b"flux2":
+                raise StorageUnavailable(f"GET {key}: {self._where} returned other bytes than were written")
+        except StorageUnavailable:
+            # `/ready` checks each second: a bucket that cannot be read would fill up with probes.
+            with suppress(StorageUnavailable):
+                self._once("DELETE", key, lambda: self._delete(name))
+            raise
         self._once("DELETE", key, lambda: self._delete(name))
 
     def _name(self, key: str) -> str:

@@ -19,6 +19,7 @@ from shared.errors import StorageUnavailable
 from shared.setting_problems import describe_problem
 from shared.settings import Settings
 from shared.storage import open_store
+from shared.storage_check import check_storage
 
 BUCKET = "pictures"
 SECRET = "secret"
@@ -302,6 +303,123 @@ def test_the_doctor_opens_a_link_of_the_embedded_store_and_leaves_nothing(s3, se
     assert found["links"].state == "ok"
     assert s3.s3.endpoint_url in found["links"].detail
     assert open_store(s3).list_objects(".flux2-check", limit=10) == []
+
+
+class Store(BaseHTTPRequestHandler):
+    """A store that keeps objects for anybody, and answers requests in `server.refused` with an error."""
+
+    def _serve(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        kind = self.command
+        if "list-type" in self.path:
+            kind = "LIST"
+        elif "X-Amz-Signature" in self.path:
+            kind = "LINK"
+        if kind in self.server.refused:
+            status, body = self.server.refused[kind]
+        elif kind == "LIST":
+            status, body = 200, b"<ListBucketResult></ListBucketResult>"
+        else:
+            name = urlsplit(self.path).path
+            if kind == "PUT":
+                self.server.objects[name] = body
+            if kind == "DELETE":
+                self.server.objects.pop(name, None)
+            status, body = 200, self.server.objects[name] if kind in ("GET", "LINK") else b""
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_PUT = do_DELETE = _serve
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def store_that_refuses(serve_http, monkeypatch, settings):
+    """Make settings of a store that refuses some requests; its objects are the second value."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+
+    def make(**refused):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), Store)
+        server.refused, server.objects = refused, {}
+        url = f"http://127.0.0.1:{serve_http(server).server_port}"
+        return settings(
+            storage={"backend": "s3", "retry_budget_s": 1}, s3={"endpoint_url": url, "addressing_style": "path"},
+            redis={"url": "redis://127.0.0.1:1/0"},
+        ), server.objects  # fmt: skip
+
+    return make
+
+
+def refusal(status, code, message="no"):
+    return status, f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+
+
+def checked(made):
+    return {finding.name: finding for finding in check_storage(made)}
+
+
+@pytest.mark.parametrize(
+    ("answer", "remedy"),
+    [
+        (refusal(403, "AccessDenied"), "allow the key to put"),
+        (refusal(404, "NoSuchBucket"), "create the bucket, or correct FLUX2_S3_BUCKET"),
+        (refusal(400, "ExpiredToken"), "renew the temporary credentials"),
+        (refusal(403, "RequestTimeTooSkewed"), "run NTP on this host"),
+        (refusal(500, "InternalError"), "read the log of the store"),
+        ((404, b"<html>nothing here</html>"), "correct FLUX2_S3_ENDPOINT_URL"),
+        ((400, b"Client sent an HTTP request to an HTTPS server."), "correct FLUX2_S3_ENDPOINT_URL"),
+    ],
+)
+def test_each_refusal_of_a_write_has_its_own_remedy(answer, remedy, store_that_refuses):
+    made, _ = store_that_refuses(PUT=answer)
+
+    found = checked(made)
+
+    assert found["storage"].state == "failed"
+    assert found["storage"].remedy.startswith(remedy)
+    assert "links" not in found
+
+
+def test_a_bucket_that_can_be_written_and_not_read_keeps_no_probe(store_that_refuses):
+    made, objects = store_that_refuses(GET=refusal(403, "AccessDenied"))
+
+    with pytest.raises(StorageUnavailable, match=r"GET .* 403 'AccessDenied'"):
+        open_store(made).check()
+
+    assert objects == {}
+
+
+@pytest.mark.parametrize(
+    ("answer", "remedy"),
+    [
+        (refusal(403, "AccessDenied"), "allow the key to list"),
+        (refusal(404, "NoSuchKey"), "remove the name of the bucket"),
+    ],
+)
+def test_a_key_that_may_not_list_is_a_warning_and_the_links_are_checked(answer, remedy, store_that_refuses):
+    made, objects = store_that_refuses(LIST=answer)
+
+    found = checked(made)
+
+    assert found["storage"].state == "warning"
+    assert found["storage"].remedy.startswith(remedy)
+    assert found["links"].state == "ok"
+    assert objects == {}
+
+
+def test_a_link_that_has_ended_when_it_is_made_points_at_the_clock(store_that_refuses):
+    made, objects = store_that_refuses(LINK=refusal(403, "AccessDenied", "Request has expired"))
+
+    found = checked(made)["links"]
+
+    assert (found.state, found.detail.rpartition(" with ")[2]) == ("failed", "403 AccessDenied")
+    assert found.remedy.startswith("run NTP on this host")
+    assert objects == {}
 
 
 @pytest.mark.parametrize(("status", "words"), [(403, "403 SignatureDoesNotMatch"), (200, "other bytes")])
