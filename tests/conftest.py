@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import threading
 import time
@@ -42,6 +43,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FileSchedul
     """Distribute the tests of `pytest -n`, in the order of their folders: e2e, the longest group, comes first."""
     config.option.loadscopereorder = False
     return _FileScheduling(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Leave what the imports and the collection made to itself: each look through it for garbage takes 0.4 s."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,5 +1,6 @@
 """The real application on a real socket, over the session's Redis and S3."""
 
+import asyncio
 import base64
 import hashlib
 import threading
@@ -82,18 +83,46 @@ def hub(monkeypatch):
         yield hub
 
 
+class _Server(uvicorn.Server):
+    """Ends at once: uvicorn sleeps 0.1 s between two looks at `should_exit`, and again while it ends."""
+
+    _ending = None
+
+    async def main_loop(self):
+        self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
+        ticks = asyncio.create_task(super().main_loop())
+        await self._ending.wait()
+        ticks.cancel()
+
+    async def shutdown(self, sockets=None):
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        while self.server_state.connections or self.server_state.tasks:
+            await asyncio.sleep(0.005)
+        await self.lifespan.shutdown()
+
+    def end(self):
+        # Before the loop runs, it is what `startup` looks at.
+        self.should_exit = True
+        if self._ending is not None:
+            self._loop.call_soon_threadsafe(self._ending.set)
+
+
 @contextmanager
 def serve(made, wait_until):
     """Serve the API with these settings; see `api`."""
     app = create_app(made)
     port = pick_free_port()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, proxy_headers=False))
+    server = _Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, proxy_headers=False))
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
         wait_until(lambda: server.started, what="the API's start")
         services = app.state.services
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+        # Reading the system's certificates would take 35 ms.
+        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10, verify=False) as client:
             yield SimpleNamespace(
                 http=client,
                 url=f"http://127.0.0.1:{port}",
@@ -104,7 +133,7 @@ def serve(made, wait_until):
             )
     finally:
         # Also when the test fails: the threads of an API that goes on hold up the end of the run.
-        server.should_exit = True
+        server.end()
         thread.join()
 
 
