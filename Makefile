@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-fast fuzz-headers lint format bench bench-gpu chaos lock score-tiny score-edits clean
+.PHONY: help install demo up test test-fast fuzz fuzz-headers lint format bench bench-gpu chaos lock score-tiny score-edits clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -36,6 +36,10 @@ test-fast: install ## run the unit and integration tests, but not those that sta
 	$(PYTEST) tests/unit tests/integration
 
 EXAMPLES ?= 20000
+FUZZ_SECONDS ?= 300
+
+fuzz: install ## send sound and broken calls to a live API as five callers, for FUZZ_SECONDS=300
+	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
 
 fuzz-headers: install ## compare the check of adapter headers with the safetensors library's; EXAMPLES=200000 is the long run
 	FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 3600 tests/unit/test_shared_adapters_header_fuzz.py

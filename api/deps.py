@@ -14,6 +14,7 @@ from api.json_body import require_json
 from api.probe import StorageProbe
 from api.reference_intake import ReferenceIntake
 from api.reference_turns import ReferenceTurns
+from api.upload_headers import SHA256_PATTERN
 from api.upload_slots import UploadSlots
 from shared.adapters.remote import RemoteAdapters
 from shared.ledger import Ledger
@@ -96,7 +97,11 @@ TenantDep = Annotated[
 # Read by `api.upload_headers`, before the endpoint receives the file; here they are named for `/docs`.
 FileSha256Dep = Annotated[
     str | None,
-    Header(alias="X-Content-SHA256", description="SHA-256 of the file, in hexadecimal; it is checked."),
+    Header(
+        alias="X-Content-SHA256",
+        description="SHA-256 of the file, in hexadecimal; it is checked.",
+        json_schema_extra={"pattern": SHA256_PATTERN},
+    ),
 ]
 FileDigestDep = Annotated[
     str | None,

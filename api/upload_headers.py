@@ -21,6 +21,14 @@ _LENGTH = re.compile(r"[0-9]{1,18}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # RFC 9530; a sender may give digests of several algorithms.
 _CONTENT_DIGEST = re.compile(r"(?:^|,)\s*sha-256=:([^:]*):")
+#: What `X-Content-SHA256` may be, for the API's document; the code below reads it.
+SHA256_PATTERN = "^([0-9A-Fa-f]{64})?$"
+DIGEST_RULES = {
+    "INVALID_REQUEST": "A digest is one of 32 bytes, and both headers state the same.",
+    "DIGEST_MISMATCH": "The body has the digest that a header states.",
+    "UPLOAD_INCOMPLETE": "The whole body arrives, at 64 KiB/s or faster.",
+    "LENGTH_REQUIRED": "`Content-Length` states the size of the body.",
+}
 # Characters of a caller's header that a message repeats.
 _SHOWN_CHARS = 100
 

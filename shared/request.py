@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic.config import JsonDict
 
+from shared.catalog import MODELS
 from shared.job import AdapterMode, AdapterPart, Engine, ImageFormat
+from shared.json_schema import WITHOUT_NUL
 from shared.prompt import MAX_TEXT
 
 
@@ -22,10 +25,9 @@ def _refuse_nul(text: str) -> str:
     return text
 
 
-Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_refuse_nul)]
+Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_refuse_nul), WITHOUT_NUL]
 #: The longest deadline of a job: 30 days.
 MAX_DEADLINE_S: Final = 30 * 86_400
-
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -166,12 +168,23 @@ class PromptItem(StrictModel):
         return [ReferenceText(slot, *texts[0]) for slot, texts in given.items() if texts]
 
 
+# `reject_unsupported_fields` refuses them with its own code.
+_FAST_AND_LIVE: Final[JsonDict] = {
+    "properties": {"engine": {"const": "fast"}, "adapter_mode": {"const": "live"}},
+    "required": ["engine", "adapter_mode"],
+}
+
+
 class InferenceRequest(StrictModel):
     """A job: one base model, one list of adapters, and one image for each prompt."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE_REQUEST]})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE_REQUEST], "not": _FAST_AND_LIVE})
 
-    model: str = Field(description="Id of the model, from `GET /v1/models`.", examples=["flux2"])
+    model: str = Field(
+        description="Id of the model, from `GET /v1/models`.",
+        examples=["flux2"],
+        json_schema_extra={"enum": list(MODELS)},
+    )
     prompts: Annotated[list[PromptItem], Field(min_length=1)] = Field(description="The images to render.")
     loras: Annotated[list[LoraItem], Field(max_length=16)] = Field(
         description="Adapters, merged in order. Pass an empty list to render with the base model."

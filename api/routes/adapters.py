@@ -13,6 +13,7 @@ from api.deps import Services, ServicesDep
 from api.doors.adapters import permitted_source
 from api.doors.caller import Caller
 from api.doors.roles import Reader
+from api.openapi import link, with_rules
 from api.schemas.inventory import AdapterLine, AdapterList
 from api.schemas.problems import Problem
 from shared.adapters.inspection import Inspection, inspect_adapter, inspect_remote
@@ -28,7 +29,25 @@ _PROBLEMS: dict[int | str, dict[str, object]] = {
 }
 
 
-@router.get("/adapters", summary="Inspect an adapter file, or list all", responses=_PROBLEMS)
+_RULES = {
+    # Not in the schema: without `path`, the parameter has no effect.
+    "MODEL_NOT_FOUND": "With `path`, `model` is one of `GET /v1/models`.",
+    "LORA_NOT_FOUND": "The file exists.",
+    "INVALID_LORA": "`path` is under the adapter root, or a link to a place that is allowed.",
+    "INVALID_REQUEST": "`path` is the name of a file or a link.",
+}
+
+_LINKS = {
+    "next": link("GET", "/v1/adapters", "Read the next page of the list.", cursor="$response.body#/next_cursor"),
+}
+
+
+@router.get(
+    "/adapters",
+    summary="Inspect an adapter file, or list all",
+    responses={**_PROBLEMS, 200: {"links": _LINKS}},
+    openapi_extra=with_rules(_RULES),
+)
 def get_adapter(
     services: ServicesDep,
     caller: Reader,

@@ -10,18 +10,30 @@ from fastapi import APIRouter, Path, Request, Response
 from api.deps import FileDigestDep, FileSha256Dep, ServicesDep
 from api.doors.roles import Reader, Submitter
 from api.image_uploading import describe_image, receive_image
+from api.openapi import link, with_rules
 from api.schemas.problems import Problem
 from api.schemas.uploads import UploadedImage
+from api.upload_headers import DIGEST_RULES
 from shared.reference_image import CheckedImage
 
 router = APIRouter(prefix="/v1", tags=["references"])
+
+_RULES = {
+    "invalid_reference": "The body is an image whose size and shape prompts can use.",
+    "BODY_TOO_LARGE": "The body has at most `limits.max_reference_bytes` of `GET /v1/models`.",
+}
+
+_LINKS: dict[str, Any] = {
+    "describe": link("GET", "/v1/uploads/{sha256}", "Describe the image again.", sha256="$response.body#/sha256")
+}
 
 _FILE: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", "application/octet-stream")
 _BODY: dict[str, Any] = {"requestBody": {"required": True, "content": dict.fromkeys(_TYPES, _FILE)}}
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    200: {"model": UploadedImage, "description": "The same image was stored before."},
+    200: {"model": UploadedImage, "description": "The same image was stored before.", "links": _LINKS},
+    201: {"links": _LINKS},
     400: {"model": Problem, "description": "A digest has no sound form."},
     408: {"model": Problem, "description": "The connection stalled before the whole file had arrived."},
     411: {"model": Problem, "description": "The upload has no `Content-Length`."},
@@ -37,7 +49,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status_code=HTTPStatus.CREATED,
     summary="Upload a reference image",
     responses=_PROBLEMS,
-    openapi_extra=_BODY,
+    openapi_extra=_BODY | with_rules(_RULES, DIGEST_RULES),
 )
 async def post_upload(
     request: Request,
@@ -63,6 +75,7 @@ async def post_upload(
     summary="Describe an uploaded image",
     responses={
         404: {"model": Problem, "description": "No such image is stored."},
+        422: {"model": Problem, "description": "The sha256 has no sound form."},
         503: {"model": Problem, "description": "The object store is away, or too many images are being read."},
     },
 )

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import APIRouter, BackgroundTasks, Response
 
 from api.deps import JSON_BODY, BaseUrlDep, IdempotencyKeyDep, ServicesDep, TenantDep
 from api.doors.roles import Submitter
+from api.openapi import BODY_RULES, link, with_rules
 from api.schemas.accepted import Submitted
 from api.schemas.problems import Problem
 from api.status_view import submitted_view
@@ -33,12 +35,40 @@ SUBMIT_PROBLEMS: dict[int | str, dict[str, object]] = {
     }.items()
 }
 
+#: The rules of a submit that its schema cannot state.
+SUBMIT_RULES = {
+    "INVALID_REQUEST": "A request keeps `limits` of `GET /v1/models`, also with its trigger words filled in. A prompt "
+    "for a model that strips `[IMG]` has none.",
+    "LORA_NOT_FOUND": "Each adapter file exists.",
+    "INVALID_LORA": "Each adapter file is one that the model can use, and comes from a place that is allowed.",
+    "LORA_MISMATCH": "The layers of each adapter have the base model's shapes.",
+    "MOE_FORMAT_NOT_SUPPORTED": "`loras[].transformer` is absent or null, because no model here has two transformers.",
+    "invalid_reference": "Each reference image exists, and has a size and a shape that prompts can use.",
+    "source_changed": "A file behind a link does not change while it is read.",
+    "INVALID_WEBHOOK_URL": "`webhook_url` is a public https address, and the server sends webhooks.",
+    "NO_SUITABLE_WORKER": "If workers serve the model, one of them can do what the job requires.",
+    "JOB_TOO_LARGE": "A job has no more images than the queue ever holds.",
+    "IDEMPOTENCY_KEY_REUSED": "An `Idempotency-Key` comes with one body.",
+}
+
+
+def job_links(request_id: str) -> dict[str, Any]:
+    """Describe the calls about a job whose id is at a place of an answer, such as `$response.body#/request_id`."""
+    job = "/v1/requests/{request_id}"
+    return {
+        "status": link("GET", f"{job}/status", "Poll the job.", request_id=request_id),
+        "poll": link("GET", job, "Poll the job by its own URL.", request_id=request_id),
+        "result": link("GET", f"{job}/result", "Fetch the job's images.", request_id=request_id),
+        "cancel": link("POST", f"{job}/cancel", "Cancel the job.", request_id=request_id),
+    }
+
 
 @router.post(
     "/inference",
     summary="Submit a job",
     status_code=HTTPStatus.ACCEPTED,
-    responses=SUBMIT_PROBLEMS,
+    responses={**SUBMIT_PROBLEMS, 202: {"links": job_links("$response.body#/request_id")}},
+    openapi_extra=with_rules(SUBMIT_RULES, BODY_RULES),
     dependencies=[JSON_BODY],
 )
 async def submit(

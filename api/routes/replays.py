@@ -18,7 +18,8 @@ from pydantic import TypeAdapter, ValidationError
 from api.deps import JSON_BODY, BaseUrlDep, IdempotencyKeyDep, Services, ServicesDep, TenantDep
 from api.doors.caller import Caller
 from api.doors.roles import Submitter
-from api.routes.inference import SUBMIT_PROBLEMS
+from api.openapi import BODY_RULES, with_rules
+from api.routes.inference import SUBMIT_PROBLEMS, SUBMIT_RULES, job_links
 from api.schemas.accepted import ReplayRequest, ReplaySample, ReplaySubmitted
 from api.status_view import submitted_view
 from api.submission import hash_body, open_cache, prepare_job, store_jobs
@@ -32,6 +33,12 @@ router = APIRouter(prefix="/v1", tags=["replays"])
 
 _FIELD = re.compile(r"prompts\[(\d+)\]\.(ctrl_img\w*)")
 _SHOWN_CHARS = 300
+_RULES = {
+    "INVALID_CONFIG": "`config` is an AI Toolkit config with samples that can be replayed.",
+    "MODEL_NOT_FOUND": "The config names a model of `GET /v1/models`.",
+    "REFERENCE_IMAGES_NEEDED": "`images` has each reference image that the config names.",
+    "VALIDATION_ERROR": "Each sample of the config keeps the limits of a prompt.",
+}
 _REQUESTS = TypeAdapter(list[InferenceRequest])
 
 
@@ -71,7 +78,8 @@ def _plan_now(body: ReplayRequest, services: Services) -> _CheckedPlan:
     "/replays",
     summary="Replay a training config",
     status_code=HTTPStatus.ACCEPTED,
-    responses=SUBMIT_PROBLEMS,
+    responses={**SUBMIT_PROBLEMS, 202: {"links": job_links("$response.body#/requests/0/request_id")}},
+    openapi_extra=with_rules(SUBMIT_RULES, _RULES, BODY_RULES),
     dependencies=[JSON_BODY],
 )
 async def submit_replay(

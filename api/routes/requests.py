@@ -11,12 +11,13 @@ from fastapi import APIRouter, Path, Query, Response
 from api.deps import Services, ServicesDep
 from api.doors.caller import Caller
 from api.doors.roles import Reader, Submitter
+from api.openapi import link
 from api.result_view import result_view
 from api.schemas.job_result import Result
 from api.schemas.job_status import JobList, Status, StatusFilter
 from api.schemas.problems import Problem
 from api.status_view import LEDGER_STATE, job_line_view, status_view
-from shared.catalog import find_model
+from shared.catalog import MODELS, find_model
 from shared.errors import RequestNotFound
 from shared.job import TERMINAL
 from shared.ledger import JobView
@@ -73,7 +74,13 @@ def cancel(request_id: RequestIdPath, services: ServicesDep, caller: Submitter) 
 @router.get(
     "",
     summary="List jobs",
-    responses={**_INVALID, 400: {"model": Problem, "description": "The model is unknown."}},
+    responses={
+        **_INVALID,
+        200: {
+            "links": {"next": link("GET", "/v1/requests", "Read the next page.", cursor="$response.body#/next_cursor")}
+        },
+        400: {"model": Problem, "description": "The model is unknown."},
+    },
 )
 async def list_requests(
     services: ServicesDep,
@@ -86,7 +93,10 @@ async def list_requests(
         StatusFilter | None,
         Query(description="Only jobs in this state. `queued` means `in_queue`, and `running` means `in_progress`."),
     ] = None,
-    model: Annotated[str | None, Query(description="Only jobs of this model.")] = None,
+    model: Annotated[
+        # An empty parameter has always meant every model.
+        str | None, Query(description="Only jobs of this model.", json_schema_extra={"enum": ["", *MODELS]})
+    ] = None,
 ) -> JobList:
     """Return the caller's jobs, newest first, one page at a time.
 
@@ -97,7 +107,6 @@ async def list_requests(
         before=None if cursor is None else int(cursor, 16),
         limit=limit,
         state=None if status is None else LEDGER_STATE[status],
-        # An empty parameter has always meant every model.
         model=find_model(model).id if model else None,
         tenant=caller.visible_tenant,
     )

@@ -12,18 +12,34 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from api.deps import FileDigestDep, FileSha256Dep, ServicesDep
 from api.doors.roles import Submitter
+from api.openapi import link, with_rules
 from api.schemas.problems import Problem
 from api.schemas.uploads import DeletedUploads, UploadedAdapter
 from api.timestamps import format_time
 from api.upload_deletion import delete_uploads
+from api.upload_headers import DIGEST_RULES
 from api.uploading import receive_upload
+from shared.sources.source import UPLOAD_NAME
 
 router = APIRouter(prefix="/v1", tags=["adapters"])
 
 UploadName = Annotated[
     str,
-    Path(description="Up to 128 letters, digits, `.`, `_` and `-`; the first is a letter or a digit."),
+    Path(
+        description="Up to 128 letters, digits, `.`, `_` and `-`; the first is a letter or a digit.",
+        json_schema_extra={"pattern": f"^{UPLOAD_NAME.pattern}$"},
+    ),
 ]
+
+_RULES = {
+    "INVALID_LORA": "The body is a `.safetensors` file with an adapter.",
+    "BODY_TOO_LARGE": "The body has at most `FLUX2_ADAPTERS_MAX_BYTES`.",
+}
+
+_LINKS: dict[str, dict[str, Any]] = {
+    "describe": link("GET", "/v1/adapters", "Describe the file.", path="$response.body#/path"),
+    "delete": link("DELETE", "/v1/adapters/{name}", "Delete the file.", name="$response.body#/name"),
+}
 
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -33,7 +49,12 @@ _BODY: dict[str, Any] = {
 }
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    200: {"model": UploadedAdapter, "description": "The same bytes were stored under this name before."},
+    200: {
+        "model": UploadedAdapter,
+        "description": "The same bytes were stored under this name before.",
+        "links": _LINKS,
+    },
+    201: {"links": _LINKS},
     400: {"model": Problem, "description": "The name or a digest has no sound form."},
     408: {"model": Problem, "description": "The connection stalled before the whole file had arrived."},
     411: {"model": Problem, "description": "The upload has no `Content-Length`."},
@@ -49,7 +70,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status_code=HTTPStatus.CREATED,
     summary="Upload an adapter file",
     responses=_PROBLEMS,
-    openapi_extra=_BODY,
+    openapi_extra=_BODY | with_rules(_RULES, DIGEST_RULES),
 )
 async def put_adapter(
     request: Request,
@@ -90,6 +111,7 @@ async def put_adapter(
         400: {"model": Problem, "description": "The name has no sound form."},
         404: {"model": Problem, "description": "No file was uploaded under this name."},
         409: {"model": Problem, "description": "Jobs that have not ended use the file."},
+        422: {"model": Problem, "description": "A parameter is invalid."},
     },
 )
 async def delete_adapter(

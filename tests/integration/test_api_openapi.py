@@ -1,17 +1,22 @@
 """The reference that the API serves is as its answers are, and needs no other host."""
 
 import re
-from urllib.parse import urljoin
+from pathlib import Path
+from urllib.parse import unquote, urljoin
 
+import jsonschema_rs
 import pytest
+
+from api.app import create_app
+from shared.settings import Settings
 
 PROBLEM = {"$ref": "#/components/schemas/Problem"}
 PROBLEM_TYPE = "application/problem+json"
 
 
-@pytest.fixture
-def document(api):
-    return api.http.get("/openapi.json").json()
+@pytest.fixture(scope="module")
+def document():
+    return create_app(Settings(_env_file=None)).openapi()
 
 
 def operations(document):
@@ -95,3 +100,66 @@ def test_a_missing_file_of_the_pages_is_a_problem_like_any_other(api):
 
     assert answer.status_code == 404
     assert answer.headers["Content-Type"] == PROBLEM_TYPE
+
+
+def test_a_refused_method_names_all_methods_of_the_path(api, document):
+    for path, methods in document["paths"].items():
+        answer = api.http.request("PATCH", path.replace("{", "").replace("}", ""))
+
+        assert answer.status_code == 405, path
+        documented = {method.upper() for method in methods}
+        assert set(answer.headers["Allow"].split(", ")) - {"HEAD"} == documented, path
+
+
+def test_each_link_names_an_operation_and_its_parameters(document):
+    links = [
+        (link, name)
+        for name, operation in operations(document).items()
+        for response in operation["responses"].values()
+        for link in response.get("links", {}).values()
+    ]
+
+    assert len(links) >= 12
+    for link, name in links:
+        _, paths, place, method = link["operationRef"].split("/")
+        path = unquote(place).replace("~1", "/").replace("~0", "~")
+        target = operations(document)[method.upper(), path]
+        assert paths == "paths"
+        assert set(link["parameters"]) <= {parameter["name"] for parameter in target["parameters"]}, name
+
+
+def test_no_parameter_can_be_null(document):
+    for name, operation in operations(document).items():
+        for parameter in operation.get("parameters", []):
+            assert "null" not in str(parameter["schema"]), (name, parameter["name"])
+
+
+def test_the_rules_that_no_schema_states_have_codes_of_the_reference(document):
+    reference = Path("docs/reference/http.md").read_text(encoding="utf-8").partition("## Errors")[2]
+    rules = [rule for operation in operations(document).values() for rule in operation.get("x-rules", {}).items()]
+
+    assert len(rules) >= 20
+    for code, sentence in rules:
+        assert f"`{code}`" in reference
+        assert sentence.endswith(".")
+
+
+def test_the_schema_of_a_request_allows_what_the_api_accepts(api, document):
+    schema = {"$ref": "#/components/schemas/InferenceRequest", "components": document["components"]}
+    validator = jsonschema_rs.validator_for(schema)
+    cases = [
+        ({}, 202),
+        ({"prompts": [{"prompt": "a", "seed": 2**63 - 1}]}, 202),
+        ({"prompts": [{"prompt": "a", "seed": 2**63}]}, 422),
+        ({"engine": "fast"}, 202),
+        ({"engine": "fast", "adapter_mode": None}, 202),
+        ({"engine": "fast", "adapter_mode": "live"}, 400),
+        ({"model": "sd15"}, 400),
+        ({"trigger_word": "a\0"}, 422),
+        ({"loras": [{"path": "a\0"}]}, 422),
+    ]
+
+    for change, status in cases:
+        body = {"model": "flux2", "prompts": [{"prompt": "a"}], "loras": []} | change
+        assert validator.is_valid(body) == (status == 202), change
+        assert api.http.post("/v1/inference", json=body).status_code == status, change
