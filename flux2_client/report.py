@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from flux2_client.models import FINAL_STATES, ImageInfo, Job, ReferenceReport, Status, UploadedImage
 from shared.console import LineConsole
 from shared.plurals import counted
+from shared.visible_text import escape_controls
 
 
 def print_message(text: str) -> None:
@@ -132,8 +133,7 @@ class BarReport:
                 self._references.add(text)
                 self._console.print_line(f"image {image.index} of {image.request_id}: {text}")
         for warning in image.warnings:
-            text = f"warning: image {image.index}: {warning}"
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print_line(f"warning: image {image.index}: {warning}")
         self._draw()
 
     def ended(self, status: Status) -> None:
@@ -210,5 +210,5 @@ def count_images(count: int) -> str:
 
 
 def _print_line(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(escape_controls(text) + "\n")
     sys.stdout.flush()

@@ -81,8 +81,12 @@ def _exit_with(message: str) -> None:
 def _print_error(message: str, *, style: str) -> None:
     from rich.console import Console
 
+    from shared.visible_text import escape_block
+
     # Messages hold paths and keys from files; Rich must neither style nor wrap them.
-    Console(stderr=True).print(message, style=style, markup=False, highlight=False, soft_wrap=True)
+    # The end of a process' log has lines, which stay.
+    text = escape_block(message, indent="  ")
+    Console(stderr=True).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 for _side in entry_points(group="flux2.commands"):

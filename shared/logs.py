@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
+from types import TracebackType
 
 import structlog
 
 from shared.settings import LogSettings
+from shared.visible_text import escape_block, escape_controls
+
+logger = logging.getLogger("flux2")
+
+# No record of a log begins with a space, so no line of a traceback passes for one.
+_INDENT = "    "
 
 
 def configure(settings: LogSettings) -> None:
     """Send the project's logs and its libraries' warnings to one handler; call this once, when the process starts."""
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
+    renderers: list[structlog.typing.Processor] = (
+        # It writes control characters and everything beyond ASCII with a backslash.
+        [structlog.processors.JSONRenderer()]
         if settings.format == "json"
         # No padding: messages are sentences, not columns.
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+        else [_escape, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)]
     )
     formatter = structlog.stdlib.ProcessorFormatter(
         # Every record is foreign to structlog, since the project logs through the standard library.
@@ -29,7 +38,7 @@ def configure(settings: LogSettings) -> None:
         processors=[
             structlog.stdlib.ProcessorFormatter.remove_processors_meta,
             structlog.processors.format_exc_info,
-            renderer,
+            *renderers,
         ],
     )
     handler = logging.StreamHandler()
@@ -39,3 +48,33 @@ def configure(settings: LogSettings) -> None:
     # Of libraries only warnings; FLUX2_LOG_LEVEL sets the level of the project's own loggers.
     root.setLevel(logging.WARNING)
     logging.getLogger("flux2").setLevel(settings.level)
+    sys.excepthook = _log_uncaught
+    threading.excepthook = _log_uncaught_of_thread
+
+
+def _escape(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Escape the message and the traceback; the renderer writes every other value as `repr` does."""
+    event["event"] = escape_controls(str(event["event"]))
+    for name in ("exception", "stack"):
+        if text := event.get(name):
+            event[name] = _INDENT + escape_block(str(text), indent=_INDENT)
+    return event
+
+
+def _log_uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Log an error that ends the process: Python itself would print its message as it is, and not as JSON."""
+    if not isinstance(error, Exception):
+        sys.__excepthook__(kind, error, trace)
+        return
+    logger.critical("the process ends with an unexpected error", exc_info=(kind, error, trace))
+
+
+def _log_uncaught_of_thread(ended: threading.ExceptHookArgs) -> None:
+    if ended.exc_value is None or issubclass(ended.exc_type, SystemExit):
+        return
+    name = ended.thread.name if ended.thread else "?"
+    logger.critical(
+        "a thread ends with an unexpected error",
+        exc_info=(ended.exc_type, ended.exc_value, ended.exc_traceback),
+        extra={"ended_thread": name},
+    )

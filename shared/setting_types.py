@@ -45,6 +45,9 @@ def _check_key_prefix(value: str) -> str:
 
 
 def _check_http_url(value: str) -> str:
+    # Logs, answers and presigned URLs repeat an address.
+    if "@" in value:
+        raise ValueError("holds an @, so perhaps a password; write the address without a login")
     parts = urlsplit(value)
     try:
         _ = parts.port

@@ -74,7 +74,7 @@ def _read_specs(client: Client, item_ids: Sequence[str]) -> Iterator[str]:
 def _needs(spec: dict[str, Any], upload: UploadedFile, digests: Collection[str]) -> bool:
     for adapter in spec.get("adapters", ()):
         try:
-            source = parse_source(adapter["path"])
+            source = parse_source(adapter["path"], may_hold_secret=True)
         except AdapterRefused:  # a later version knows more kinds
             continue
         if not isinstance(source, UploadedFile) or (source.name, source.tenant) != (upload.name, upload.tenant):

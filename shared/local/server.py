@@ -42,7 +42,8 @@ class LoopbackServer:
         if self._requested_port:
             require_free_port(self._requested_port, owner=self.name, option=self.port_option)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            # Prompts and images of everybody are in it.
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError as error:
             raise ServerFailed(f"{self.name}: {self.folder}: {error.strerror}") from error
         for attempt in range(1, _ATTEMPTS + 1):

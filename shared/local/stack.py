@@ -304,7 +304,8 @@ class Stack:
 
     def _spawn(self, name: str, arguments: list[str]) -> None:
         folder = self.data / name
-        folder.mkdir(parents=True, exist_ok=True)
+        # Logs may quote prompts.
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         process = ChildProcess(name, _flux2(*arguments), folder=folder, environment=self.environment())
         self._processes[name] = process
         process.spawn()

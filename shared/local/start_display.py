@@ -11,6 +11,7 @@ from typing import Self
 from rich.text import Text
 
 from shared.console import LineConsole
+from shared.visible_text import escape_controls
 
 # Long enough that a download of 112 GB does not fill a log, short enough that nobody thinks that it hangs.
 _LINE_EVERY_S = 10.0
@@ -36,7 +37,7 @@ class StartDisplay:
         waited_s = now_s - self._stage_s
         text = f"{stage} ({waited_s:.0f} s)" if waited_s >= 1 else stage
         if self._console.is_terminal:
-            line = Text(f"{text}  {_message(detail)}", no_wrap=True, overflow="ellipsis")
+            line = Text(escape_controls(f"{text}  {_message(detail)}"), no_wrap=True, overflow="ellipsis")
             line.truncate(max(self._console.width - 4, 1), overflow="ellipsis")
             self._status.update(line)
         elif is_new or now_s - self._line_s >= _LINE_EVERY_S:

@@ -73,7 +73,9 @@ def open_hub_file(
     except (_HTTP_ERROR, OfflineModeIsEnabled, OSError) as error:
         raise _refusal(source, pin, error) from error
     if found.size is None or not _COMMIT.fullmatch(found.commit_hash or ""):
-        raise AdapterRefused(f"{source}: {constants.ENDPOINT} does not answer as a hub does; check HF_ENDPOINT")
+        # Not the endpoint itself, which may hold a login.
+        host, port = hub_place()
+        raise AdapterRefused(f"{source}: {host}:{port} does not answer as a hub does; check HF_ENDPOINT")
     commit = found.commit_hash or ""
     return HttpRemoteFile(
         HttpRanges(client, hf_hub_url(source.repo, source.path, revision=commit), str(source), TOKEN_HINT),

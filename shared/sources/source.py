@@ -39,14 +39,19 @@ MAIN = "main"
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,62}")
 _MAX_KEY_BYTES = 1024
 
-# Parameters with which links carry a secret: tokens, and the signatures of S3, GCS, Azure and CDNs.
-_SECRET_PARAMETERS = frozenset(
+# Words in the names of parameters with which links carry a secret: tokens, and signatures as of S3 and Azure.
+_SECRET_WORDS = frozenset(
     (
-        *("token", "access_token", "auth_token", "private_token", "job_token", "jwt", "api_key", "apikey", "key"),
-        *("auth", "authorization", "password", "passwd", "secret", "client_secret", "signature", "sig"),
-        *("x-amz-signature", "x-amz-security-token", "x-goog-signature"),
+        *("token", "jwt", "apikey", "authkey", "auth", "authorization", "credential", "credentials", "session"),
+        *("password", "passwd", "pwd", "secret", "signature", "sig", "sign", "hmac"),
     )
 )
+# Names that hold no such word: Dropbox, OneDrive, Google Drive, Akamai, CloudFront, Cloudflare.
+_SECRET_NAMES = frozenset(
+    ("key", "api_key", "rlkey", "resourcekey", "hdnea", "hdnts", "hdntl", "policy", "verify", "awsaccesskeyid")
+)
+# The beginning of each word in names such as `accessToken`.
+_CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
 #: Names of uploads.
 UPLOAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -240,7 +245,7 @@ def _https(text: str, scheme: str, *, may_hold_secret: bool) -> HubFile | HttpsF
     if not host:
         raise _refused(text, "names no host; write https://HOST/FILE")
     for name, _ in parse_qsl(parts.query, keep_blank_values=True):
-        if name.lower() in _SECRET_PARAMETERS and not may_hold_secret:
+        if _may_be_secret(name) and not may_hold_secret:
             raise _refused(
                 text,
                 f"carries a secret in {name[:40]!r}, which would be stored with the job; name the file without it (the "
@@ -250,6 +255,12 @@ def _https(text: str, scheme: str, *, may_hold_secret: bool) -> HubFile | HttpsF
         return _hub_page(text, parts.path)
     # The fragment is never sent; without it, two links to one file are the same text.
     return HttpsFile(parts._replace(scheme=scheme, netloc=parts.netloc.lower(), fragment="").geturl())
+
+
+def _may_be_secret(parameter: str) -> bool:
+    """Return whether the value of a link's parameter may be a secret, by the parameter's name."""
+    words = re.split(r"[^a-z0-9]+", _CAPITAL.sub("_", parameter).lower())
+    return parameter.lower() in _SECRET_NAMES or not _SECRET_WORDS.isdisjoint(words)
 
 
 def _upload(text: str, rest: str) -> UploadedFile:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from shared.cli import main
 from shared.ledger.session import to_ms
+from shared.setting_problems import describe_problem
 from shared.settings import QueueSettings, Settings, StorageSettings
 from shared.unknown_settings import find_unknown_settings
 
@@ -272,3 +273,17 @@ def test_a_token_that_no_header_can_hold_is_refused_without_being_shown(monkeypa
     with pytest.raises(ValidationError, match="holds a space, a line break or a character beyond ASCII") as refused:
         Settings()
     assert token not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["FLUX2_S3_ENDPOINT_URL", "FLUX2_S3_PUBLIC_ENDPOINT_URL", "FLUX2_API_BASE_URL", "FLUX2_REDIS_URL"]
+)
+@pytest.mark.parametrize("address", ["https://user:CANARY@s3.example.com", "https://user:CANARY/x@s3.example.com"])
+def test_an_address_with_a_login_is_refused_without_being_shown(monkeypatch, name, address):
+    monkeypatch.setenv(name, address)
+
+    with pytest.raises(ValidationError) as refused:
+        Settings()
+
+    assert "CANARY" not in str(refused.value)
+    assert "CANARY" not in str(describe_problem(refused.value))

@@ -159,7 +159,8 @@ def open_adapter_files(settings: Settings) -> AdapterFiles:
     cache = FileCache(
         settings.sources.cache_dir,
         max_bytes=settings.sources.cache_max_bytes,
-        open_file=lambda source, pin: sources.open(parse_source(source), pin=Pin.parse(pin)),
+        # What a link may hold was decided when the job was accepted, perhaps by an API of another version.
+        open_file=lambda source, pin: sources.open(parse_source(source, may_hold_secret=True), pin=Pin.parse(pin)),
         retry_budget_s=settings.sources.retry_budget_s,
         download_s=settings.sources.download_s,
     )
