@@ -1,12 +1,17 @@
 """The whole service as processes, once for the session: two CPU workers on the tiny model."""
 
+import base64
 import os
+import secrets
 
 import pytest
+import redis
+from canaries import Canaries
 from file_server import FileServer
 from hub_server import HubServer
 
 from flux2_client.client import Client
+from shared.local.redis_server import RedisServer
 from shared.local.stack import Stack
 from shared.settings import Settings
 
@@ -23,10 +28,36 @@ ENVIRONMENT = {
 }
 
 
+class _LockedRedis(RedisServer):
+    """Redis with a password, of which no argument and no file knows."""
+
+    def __init__(self, data, *, password):
+        super().__init__(data)
+        self._password = password
+
+    @property
+    def url(self):
+        return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
+
+    def start(self):
+        super().start()
+        with redis.Redis(port=self.port) as client:
+            client.config_set("requirepass", self._password)
+        return self
+
+
 @pytest.fixture(scope="session")
-def hub():
+def canaries():
+    """The secrets that the processes have."""
+    return Canaries()
+
+
+@pytest.fixture(scope="session")
+def hub(canaries):
     """The Hugging Face hub of the processes; a test fills it."""
     with HubServer() as hub:
+        hub.token = canaries.plant("hub token", f"hf_{secrets.token_hex(16)}")
+        hub.signature = canaries.plant("signature of a redirect", secrets.token_hex(16))
         yield hub
 
 
@@ -44,15 +75,27 @@ def cache_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory, hub, web, cache_folder):
+def stack(tmp_path_factory, hub, web, cache_folder, canaries):
     before = dict(os.environ)
     sources = {
         "FLUX2_SOURCES_PRIVATE_HOSTS": f"{hub.store_place},{web.place}",
         "FLUX2_SOURCES_CACHE_DIR": str(cache_folder),
     }
-    os.environ.update({**ENVIRONMENT, **sources, "HF_ENDPOINT": hub.url})
+    header = canaries.plant("header of a host", secrets.token_hex(16))
+    key = canaries.plant("webhook secret", secrets.token_hex(16))
+    secret = {
+        "HF_TOKEN": hub.token,
+        "FLUX2_SOURCES_HTTPS_HEADERS": f'{{"{web.place}": "Authorization: Bearer {header}"}}',
+        "FLUX2_WEBHOOK_SECRET": "whsec_" + base64.b64encode(key.encode()).decode(),
+        "FLUX2_WEBHOOK_ALLOW_PRIVATE": "true",
+    }
+    os.environ.update({**ENVIRONMENT, **sources, **secret, "HF_ENDPOINT": hub.url})
     try:
-        with Stack(tmp_path_factory.mktemp("stack"), Settings(_env_file=None), workers=2) as running:
+        started = Stack(tmp_path_factory.mktemp("stack"), Settings(_env_file=None), workers=2)
+        password = canaries.plant("password of Redis", secrets.token_hex(16))
+        started.servers.redis = _LockedRedis(started.data, password=password)
+        with started as running:
+            canaries.plant("secret key of S3", running.servers.s3.secret_key)
             # The processes have it. The hub's library reads it at its import, perhaps in a later test of this process.
             del os.environ["HF_ENDPOINT"]
             yield running

@@ -15,6 +15,7 @@ class FileServer(ThreadingHTTPServer):
     Attributes:
         files: bytes by path, such as `/a.safetensors`.
         downloads: path of each answer that went to the end of a file.
+        authorizations: values of `Authorization` that arrived.
     """
 
     daemon_threads = True
@@ -23,6 +24,7 @@ class FileServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, bytes] = {}
         self.downloads: list[str] = []
+        self.authorizations: list[str] = []
         self._thread = threading.Thread(target=self.serve_forever, args=[0.02])
 
     @property
@@ -43,6 +45,8 @@ class _Handler(BaseHTTPRequestHandler):
     server: FileServer
 
     def do_GET(self) -> None:
+        if token := self.headers["Authorization"]:
+            self.server.authorizations.append(token)
         data = self.server.files.get(self.path)
         if data is None:
             return self.answer(404)

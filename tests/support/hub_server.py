@@ -24,6 +24,7 @@ class HubServer:
         commits: files by (repository, commit); the branches are in `branches`.
         branches: commit by (repository, name of a branch).
         token: what private repositories ask for.
+        signature: what the addresses at the store are signed with.
         private: names of private repositories.
         heads: number of questions about a file.
         bytes_sent: bytes of files by their digest.
@@ -38,6 +39,7 @@ class HubServer:
         self.private: set[str] = set()
         self.gated: set[str] = set()
         self.token = "hf_secret"
+        self.signature = "secret"
         self.heads = 0
         self.bytes_sent: Counter[str] = Counter()
         self.store_requests = 0
@@ -138,7 +140,7 @@ class _HubHandler(_Handler):
         digest = hashlib.sha256(data).hexdigest()
         return self.answer(
             302,
-            Location=f"http://{hub.store_place}/{repository}/{commit}/{digest}?signature=secret",
+            Location=f"http://{hub.store_place}/{repository}/{commit}/{digest}?signature={hub.signature}",
             X_Repo_Commit=commit,
             X_Linked_Etag=f'"{digest}"',
             X_Linked_Size=len(data),
