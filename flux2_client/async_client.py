@@ -116,9 +116,14 @@ class AsyncClient:
         return await self._run(self._protocol.cancel(request_id))
 
     def requests(
-        self, *, status: str | None = None, model: str | None = None, page_size: int = 50
+        self,
+        *,
+        status: str | None = None,
+        model: str | None = None,
+        tenant: str | None = None,
+        page_size: int = 50,
     ) -> AsyncIterator[JobLine]:
-        return self._iterate(self._protocol.requests(status=status, model=model, page_size=page_size))
+        return self._iterate(self._protocol.requests(status=status, model=model, tenant=tenant, page_size=page_size))
 
     async def wait(
         self,

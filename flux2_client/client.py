@@ -154,15 +154,21 @@ class Client:
         return self._run(self._protocol.cancel(request_id))
 
     def requests(
-        self, *, status: str | None = None, model: str | None = None, page_size: int = 50
+        self,
+        *,
+        status: str | None = None,
+        model: str | None = None,
+        tenant: str | None = None,
+        page_size: int = 50,
     ) -> Iterator[JobLine]:
         """Iterate over the jobs, newest first; pages are fetched when they are needed.
 
         Args:
             status: only jobs in this state.
             model: only jobs of this model.
+            tenant: only jobs of this tenant; a key without the role admin may name its own alone.
         """
-        return self._iterate(self._protocol.requests(status=status, model=model, page_size=page_size))
+        return self._iterate(self._protocol.requests(status=status, model=model, tenant=tenant, page_size=page_size))
 
     def wait(
         self,

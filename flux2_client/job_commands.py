@@ -154,6 +154,7 @@ def list_jobs(
         str | None, typer.Option("--status", help="Only in_queue, in_progress, succeeded, failed or canceled jobs.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Only jobs of this model.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="Only jobs of this tenant; for keys with the role admin.")] = None,
     limit: Annotated[int, typer.Option(min=0, help="Number of jobs; 0 lists all.")] = 50,
     as_json: Json = False,
     url: Url = None,
@@ -165,9 +166,8 @@ def list_jobs(
     from flux2_client.terminal import SUCCEEDED, Session
 
     async def run(client: AsyncClient) -> int:
-        await print_listing(
-            client.requests(status=state, model=model), print_jobs, limit=limit, as_json=as_json, empty="no such jobs"
-        )
+        jobs = client.requests(status=state, model=model, tenant=tenant)
+        await print_listing(jobs, print_jobs, limit=limit, as_json=as_json, empty="no such jobs")
         return SUCCEEDED
 
     Session(url, profile, api_key).run(run)

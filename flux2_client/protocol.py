@@ -108,8 +108,10 @@ class Protocol(Generic[ImageT]):
     def cancel(self, request_id: str) -> Steps[Status]:
         return self._call(Status, Call("POST", _request_path(request_id, "cancel")))
 
-    def requests(self, *, status: str | None, model: str | None, page_size: int) -> Listing[JobLine]:
-        return self._list(Page[JobLine], "/v1/requests", status=status, model=model, limit=page_size)
+    def requests(
+        self, *, status: str | None, model: str | None, tenant: str | None, page_size: int
+    ) -> Listing[JobLine]:
+        return self._list(Page[JobLine], "/v1/requests", status=status, model=model, tenant=tenant, limit=page_size)
 
     def models(self) -> Steps[ModelList]:
         return self._call(ModelList, Call("GET", "/v1/models"))

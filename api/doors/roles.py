@@ -54,6 +54,17 @@ ROLE_OF[_let_everybody_in] = None
 ROLE_OF[_check_metrics] = "admin"
 
 
+def listed_tenant(caller: Caller, asked: str | None) -> str | None:
+    """Return the tenant whose jobs a call lists; None for those of every tenant.
+
+    Raises:
+        RoleMissing: the caller asks for the jobs of a tenant that is not its own, and is no admin.
+    """
+    if asked is None or caller.visible_tenant in (None, asked):
+        return asked or caller.visible_tenant
+    raise _role_missing(caller, "admin")
+
+
 def _role_missing(caller: Caller, role: Role) -> RoleMissing:
     who = f"the key {caller.key_id}" if caller.key_id else f"the tenant {caller.tenant}"
     has = ", ".join(sorted(caller.roles)) or "none"

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Query, Response
 
 from api.deps import Services, ServicesDep
 from api.doors.caller import Caller
-from api.doors.roles import Reader, Submitter
+from api.doors.roles import Reader, Submitter, listed_tenant
 from api.openapi import link
 from api.result_view import result_view
 from api.schemas.job_result import Result
@@ -20,6 +20,7 @@ from api.status_view import LEDGER_STATE, job_line_view, status_view
 from shared.catalog import MODELS, find_model
 from shared.errors import RequestNotFound
 from shared.job import TERMINAL
+from shared.keys.record import TENANT
 from shared.ledger import JobView
 
 _INVALID: dict[int | str, dict[str, object]] = {422: {"model": Problem, "description": "A parameter is invalid."}}
@@ -97,6 +98,14 @@ async def list_requests(
         # An empty parameter has always meant every model.
         str | None, Query(description="Only jobs of this model.", json_schema_extra={"enum": ["", *MODELS]})
     ] = None,
+    tenant: Annotated[
+        str | None,
+        Query(
+            description="Only jobs of this tenant. Keys with the role `admin` list those of every tenant without it; "
+            "others may name their own.",
+            pattern=f"^{TENANT.pattern}$",
+        ),
+    ] = None,
 ) -> JobList:
     """Return the caller's jobs, newest first, one page at a time.
 
@@ -108,7 +117,7 @@ async def list_requests(
         limit=limit,
         state=None if status is None else LEDGER_STATE[status],
         model=find_model(model).id if model else None,
-        tenant=caller.visible_tenant,
+        tenant=listed_tenant(caller, tenant),
     )
     # Waits on the event loop: listings that wait for their turn must not take the threads that answer polls.
     page = await to_thread.run_sync(read, limiter=services.listing_limiter)

@@ -5,6 +5,7 @@ import io
 import pytest
 from PIL import Image
 
+from flux2_client import Client
 from shared.job import ItemSpec
 from shared.ledger import Ledger, keys, store
 from shared.settings import QueueSettings
@@ -60,7 +61,16 @@ def test_a_tenant_lists_its_own_jobs_and_an_admin_those_of_all(api, acme, other,
     assert listed(api, acme, limit=1) == [second]
     assert listed(api, acme, status="queued", model="flux2") == [second, first]
     assert listed(api, acme, status="failed") == []
-    assert listed(api, make_key(tenant="ops", roles=["admin"])) == [second, foreign, first]
+    admin = make_key(tenant="ops", roles=["admin"])
+    assert listed(api, admin) == [second, foreign, first]
+    assert listed(api, admin, tenant="acme", limit=1) == [second]
+    assert listed(api, admin, tenant="ops") == []
+    assert listed(api, acme, tenant="acme") == [second, first]
+    refused = api.http.get("/v1/requests", params={"tenant": "other"}, headers=acme)
+    assert (refused.status_code, refused.json()["code"]) == (403, "FORBIDDEN")
+    assert api.http.get("/v1/requests", params={"tenant": "../x"}, headers=admin).status_code == 422
+    with Client(api.url, api_key=admin["Authorization"].removeprefix("Bearer ")) as client:
+        assert [job.request_id for job in client.requests(tenant="other")] == [foreign]
     assert listed(api, make_key(tenant="ops")) == []
 
 

@@ -38,7 +38,7 @@ VERBS = [
     (
         "requests",
         (),
-        {"status": "failed", "model": "flux2", "page_size": 5},
+        {"status": "failed", "model": "flux2", "tenant": "acme", "page_size": 5},
         "/v1/requests",
         models.Page[models.JobLine],
     ),
