@@ -13,6 +13,7 @@ from api.deps import Services
 from api.doors.setup import DOOR_PROBLEMS, add_doors
 from api.errors import install_error_handlers
 from api.image_uploading import PARALLEL_IMAGES
+from api.job_waits import JobWaits
 from api.limits import BodyLimit
 from api.openapi import ANY_PROBLEM, Application
 from api.probe import StorageProbe
@@ -60,9 +61,10 @@ def create_app(settings: Settings) -> FastAPI:
     store, sources = open_store(settings), Sources(settings)
     references = ReferenceStore(sources.own_store)
     timeout_s = settings.redis.timeout_s
+    ledger = Ledger.connect(settings.redis.url, settings.queue, timeout_s=timeout_s, pause_s=_PAUSE_S)
     services = Services(
         settings=settings,
-        ledger=Ledger.connect(settings.redis.url, settings.queue, timeout_s=timeout_s, pause_s=_PAUSE_S),
+        ledger=ledger,
         store=store,
         storage_probe=StorageProbe(store),
         celery=make_celery(settings.redis.url, side="api", timeout_s=timeout_s),
@@ -71,6 +73,7 @@ def create_app(settings: Settings) -> FastAPI:
         references=references,
         reference_intake=ReferenceIntake(references, ReferenceFetcher(settings, sources), settings.references),
         image_slots=UploadSlots(PARALLEL_IMAGES * settings.references.max_bytes),
+        job_waits=JobWaits(ledger),
     )
 
     @asynccontextmanager

@@ -6,6 +6,9 @@ from typing import Annotated
 
 import typer
 
+# uvicorn's own exit code, which its `run` uses.
+_STARTUP_FAILURE = 3
+
 app = typer.Typer(pretty_exceptions_enable=False)
 
 
@@ -24,6 +27,8 @@ def api(
 ) -> None:
     """Serve the HTTP API until interrupted."""
     # Imported here, since every `flux2` command imports this module, also on hosts without FastAPI.
+    import contextlib
+
     import uvicorn
 
     from api.app import create_app
@@ -41,7 +46,7 @@ def api(
     require_safe_address(settings)
     app = create_app(settings)
     app.state.services.ledger.refuse_unusable()
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=settings.api.host,
         port=settings.api.port,
@@ -54,3 +59,10 @@ def api(
         # Longer than balancers (60 s) and pollers keep an idle connection: closing first would lose their requests.
         timeout_keep_alive=75,
     )
+    server = uvicorn.Server(config)
+    # Calls that wait for jobs would otherwise delay the end until they are cut off.
+    app.state.services.job_waits.is_stopping = lambda: server.should_exit
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        raise typer.Exit(_STARTUP_FAILURE)

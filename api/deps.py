@@ -10,6 +10,7 @@ from anyio import CapacityLimiter
 from celery import Celery
 from fastapi import Depends, Header, Request
 
+from api.job_waits import JobWaits
 from api.json_body import require_json
 from api.probe import StorageProbe
 from api.reference_intake import ReferenceIntake
@@ -35,6 +36,7 @@ class Services:
         reference_turns: gives turns to submits with reference images.
         upload_slots: lets four files be received at a time.
         image_slots: a place for each byte of the images that are received at a time.
+        job_waits: the calls that wait for jobs.
         deletion_limiter: lets one upload be deleted at a time.
     """
 
@@ -48,6 +50,7 @@ class Services:
     references: ReferenceStore
     reference_intake: ReferenceIntake
     image_slots: UploadSlots
+    job_waits: JobWaits
     threads: list[Thread] = field(default_factory=list)
     # One: a second thread of pure Python gains nothing under the GIL, and delays every poll by its 5 ms switches.
     config_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))

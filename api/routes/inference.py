@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Response
+from anyio import to_thread
+from fastapi import APIRouter, BackgroundTasks, Header, Request, Response
+from fastapi.responses import JSONResponse
 
-from api.deps import JSON_BODY, BaseUrlDep, IdempotencyKeyDep, ServicesDep, TenantDep
+from api.deps import JSON_BODY, BaseUrlDep, IdempotencyKeyDep, Services, ServicesDep, TenantDep
 from api.doors.roles import Submitter
 from api.openapi import BODY_RULES, link, with_rules
+from api.preferences import preferred_wait_s
+from api.result_view import result_view
 from api.schemas.accepted import Submitted
+from api.schemas.job_result import Result
 from api.schemas.problems import Problem
 from api.status_view import submitted_view
 from api.submission import accept_job
+from shared.errors import LedgerUnavailable
 from shared.request import InferenceRequest
 
 router = APIRouter(prefix="/v1", tags=["inference"])
@@ -63,11 +69,26 @@ def job_links(request_id: str) -> dict[str, Any]:
     }
 
 
+PreferDep = Annotated[
+    list[str] | None,
+    Header(
+        description="`wait=N` answers with the result if the job ends in N seconds, at most `FLUX2_API_MAX_WAIT_S`; "
+        "`Preference-Applied` says how long the call waited at most. Needs the role `read` too, and is ignored without "
+        "it. RFC 7240.",
+    ),
+]
+
+
 @router.post(
     "/inference",
     summary="Submit a job",
     status_code=HTTPStatus.ACCEPTED,
-    responses={**SUBMIT_PROBLEMS, 202: {"links": job_links("$response.body#/request_id")}},
+    response_model=Submitted,
+    responses={
+        **SUBMIT_PROBLEMS,
+        200: {"model": Result, "description": "With `Prefer: wait`: the job has ended, and this is its result."},
+        202: {"links": job_links("$response.body#/request_id")},
+    },
     openapi_extra=with_rules(SUBMIT_RULES, BODY_RULES),
     dependencies=[JSON_BODY],
 )
@@ -76,21 +97,48 @@ async def submit(
     caller: Submitter,
     services: ServicesDep,
     base_url: BaseUrlDep,
+    request: Request,
     response: Response,
     background: BackgroundTasks,
     idempotency_key: IdempotencyKeyDep = "",
+    prefer: PreferDep = None,
     _tenant: TenantDep = "default",
-) -> Submitted:
+) -> Submitted | JSONResponse:
     """Accept a job and answer with the URLs to poll.
 
     Sizes, seeds and trigger words are fixed now, so that a repeated attempt gives the same images. To repeat the call
     safely, send an `Idempotency-Key`; the answer to a repeat has the header `Idempotency-Replayed: true`.
+
+    With `Prefer: wait=N`, the answer is the job's result (200) if the job ends within N seconds, else the usual one.
     """
-    accept = partial(accept_job, services, body, background, idempotency_key=idempotency_key, caller=caller)
+    # The result has links to images, which need their own role.
+    longest_s = services.settings.api.max_wait_s if caller.may("read") else 0
+    wait_s = preferred_wait_s(prefer or (), longest_s=longest_s)
+    # After the answer, unless the job should end before it.
+    wakeups = BackgroundTasks() if wait_s else background
+    accept = partial(accept_job, services, body, wakeups, idempotency_key=idempotency_key, caller=caller)
     accepted = await services.reference_turns.run(body.prompts, accept)
     if accepted.is_repeat:
         response.headers["Idempotency-Replayed"] = "true"
     answer = submitted_view(accepted, base_url=base_url)
     response.headers["Location"] = answer.status_url
     response.headers["Retry-After"] = "1"
+    if wait_s:
+        await wakeups()
+        response.headers["Preference-Applied"] = f"wait={wait_s}"
+        ended = await services.job_waits.wait(accepted.job_id, timeout_s=wait_s, has_left=request.is_disconnected)
+        result = await to_thread.run_sync(_read_result, services, accepted.job_id) if ended else None
+        if result is not None:
+            del response.headers["Retry-After"]
+            response.headers["Content-Location"] = answer.result_url
+            return JSONResponse(result.model_dump(), HTTPStatus.OK, headers=dict(response.headers))
     return answer
+
+
+def _read_result(services: Services, job_id: str) -> Result | None:
+    """Return the result of a job; None if Redis does not answer: the job is accepted in any case."""
+    try:
+        job = services.ledger.job(job_id)
+    except LedgerUnavailable:
+        return None
+    return None if job is None else result_view(job, services.store, url_ttl_s=services.settings.storage.url_ttl_s)

@@ -362,6 +362,13 @@ class Ledger:
                 self.redis, job_id, forecaster=self._forecaster, now_ms=self._session.clock_override_ms(), tenant=tenant
             )
 
+    def find_ended(self, job_ids: Sequence[str]) -> set[str]:
+        """Return which of these jobs have ended: one small read for each, in one round trip."""
+        with self._session.commands(), self.redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hexists(keys.job(job_id), "finished_ms")
+            return {job_id for job_id, has_ended in zip(job_ids, pipe.execute(), strict=True) if has_ended}
+
     def jobs(
         self,
         *,
