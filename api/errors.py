@@ -29,6 +29,7 @@ _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
     errors.RequestNotFound: HTTPStatus.NOT_FOUND,
     errors.UploadNotFound: HTTPStatus.NOT_FOUND,
     errors.UploadInUse: HTTPStatus.CONFLICT,
+    errors.WebhookWaiting: HTTPStatus.CONFLICT,
     errors.UploadTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.UploadIncomplete: HTTPStatus.REQUEST_TIMEOUT,
     errors.LengthRequired: HTTPStatus.LENGTH_REQUIRED,

@@ -115,6 +115,9 @@ class AsyncClient:
     async def cancel(self, request_id: str) -> Status:
         return await self._run(self._protocol.cancel(request_id))
 
+    async def resend_webhook(self, request_id: str) -> Status:
+        return await self._run(self._protocol.resend_webhook(request_id))
+
     def requests(
         self,
         *,

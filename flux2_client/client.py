@@ -153,6 +153,10 @@ class Client:
         """Cancel the unfinished images of a job; return the job's status."""
         return self._run(self._protocol.cancel(request_id))
 
+    def resend_webhook(self, request_id: str) -> Status:
+        """Send the webhook of an ended job again, whether it was delivered or given up; return the job's status."""
+        return self._run(self._protocol.resend_webhook(request_id))
+
     def requests(
         self,
         *,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flux2_client import adapter_commands, job_commands
+from flux2_client import adapter_commands, job_commands, webhook_commands
 from flux2_client.options import ApiKey, Profile, Url
 from flux2_client.submit_command import submit
 
@@ -20,6 +20,7 @@ app.command()(job_commands.download)
 app.command()(job_commands.cancel)
 app.command("list")(job_commands.list_jobs)
 app.add_typer(adapter_commands.app, name="adapters")
+app.add_typer(webhook_commands.app, name="webhooks")
 
 # Each command imports its modules when it runs: a base installation has neither httpx2 nor Pillow.
 

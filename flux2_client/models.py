@@ -72,6 +72,14 @@ class ItemStatus(Answer):
     error: ImageError | None = None
 
 
+class WebhookStatus(Answer):
+    """Delivery of the message to the request's `webhook_url`; `error` says why the last attempt failed."""
+
+    state: str
+    attempts: int = 0
+    error: str = ""
+
+
 class Status(Answer):
     """The state of a job and of each of its images."""
 
@@ -89,6 +97,7 @@ class Status(Answer):
     deadline_at: str | None = None
     error: str | None = None
     warnings: tuple[str, ...] = ()
+    webhook: WebhookStatus | None = None
 
     @property
     def has_ended(self) -> bool:

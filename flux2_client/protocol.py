@@ -108,6 +108,9 @@ class Protocol(Generic[ImageT]):
     def cancel(self, request_id: str) -> Steps[Status]:
         return self._call(Status, Call("POST", _request_path(request_id, "cancel")))
 
+    def resend_webhook(self, request_id: str) -> Steps[Status]:
+        return self._call(Status, Call("POST", _request_path(request_id, "webhook/resend")))
+
     def requests(
         self, *, status: str | None, model: str | None, tenant: str | None, page_size: int
     ) -> Listing[JobLine]:

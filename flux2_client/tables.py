@@ -109,6 +109,11 @@ def print_canceled(status: Status) -> None:
     )
 
 
+def print_webhook(status: Status) -> None:
+    state = "no webhook" if status.webhook is None else f"webhook {status.webhook.state}"
+    LineConsole().print_aligned([(status.request_id, status.status, state)])
+
+
 def print_adapter_files(files: Sequence[AdapterFile]) -> None:
     LineConsole().print_aligned([(file.path, f"{file.size_bytes:,} bytes", file.modified_at) for file in files])
 

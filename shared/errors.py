@@ -14,6 +14,7 @@
     - ModelNotFound              the catalogue has no model with this id
     - ContentTypeRefused         the body is not declared as JSON
     - RequestNotFound            the ledger has no job with this id
+    - WebhookWaiting             the job's webhook has been neither delivered nor given up yet
     - UploadNotFound             no file was uploaded under this name
     - UploadInUse                jobs that have not ended name the uploaded file
     - UploadTooLarge             the uploaded file is larger than its kind may be
@@ -213,6 +214,12 @@ class RequestNotFound(RequestError):
     """The ledger has no job with this id: it was never accepted here, or its retention is over."""
 
     code = "REQUEST_NOT_FOUND"
+
+
+class WebhookWaiting(RequestError):
+    """The webhook of the job has been neither delivered nor given up, so it is not sent again."""
+
+    code = "WEBHOOK_WAITING"
 
 
 class UploadNotFound(RequestError):

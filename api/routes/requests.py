@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from http import HTTPStatus
 from typing import Annotated
 
 from anyio import to_thread
@@ -11,20 +12,23 @@ from fastapi import APIRouter, Path, Query, Response
 from api.deps import Services, ServicesDep
 from api.doors.caller import Caller
 from api.doors.roles import Reader, Submitter, listed_tenant
-from api.openapi import link
+from api.openapi import link, with_rules
 from api.result_view import result_view
 from api.schemas.job_result import Result
 from api.schemas.job_status import JobList, Status, StatusFilter
 from api.schemas.problems import Problem
 from api.status_view import LEDGER_STATE, job_line_view, status_view
 from shared.catalog import MODELS, find_model
-from shared.errors import RequestNotFound
+from shared.errors import InvalidRequest, RequestNotFound, WebhookWaiting
 from shared.job import TERMINAL
 from shared.keys.record import TENANT
 from shared.ledger import JobView
 
 _INVALID: dict[int | str, dict[str, object]] = {422: {"model": Problem, "description": "A parameter is invalid."}}
 _UNKNOWN = {**_INVALID, 404: {"model": Problem, "description": "No job has this id, or its record has expired."}}
+
+# The code of a job whose webhook cannot be sent.
+_NONE = "NO_WEBHOOK"
 
 router = APIRouter(prefix="/v1/requests", tags=["requests"])
 
@@ -69,6 +73,40 @@ def cancel(request_id: RequestIdPath, services: ServicesDep, caller: Submitter) 
     Repeating the call, or canceling a job that has ended, changes nothing.
     """
     services.ledger.cancel(request_id, tenant=caller.visible_tenant)
+    return status_view(_job(services, request_id, caller))
+
+
+@router.post(
+    "/{request_id}/webhook/resend",
+    summary="Send a job's webhook again",
+    status_code=HTTPStatus.ACCEPTED,
+    responses={
+        **_UNKNOWN,
+        400: {"model": Problem, "description": "The job has no webhook, or webhooks are disabled on this server."},
+        409: {"model": Problem, "description": "The webhook has been neither delivered nor given up yet."},
+    },
+    openapi_extra=with_rules(
+        {"NO_WEBHOOK": "The job was submitted with a `webhook_url`, and the server sends webhooks."},
+        {"WEBHOOK_WAITING": "The job has ended, and its webhook was delivered or given up."},
+    ),
+)
+def resend_webhook(request_id: RequestIdPath, services: ServicesDep, caller: Submitter) -> Status:
+    """Send the webhook of an ended job again, whether it was delivered or given up.
+
+    The message has the same id and body as before, and all its attempts.
+    """
+    _job(services, request_id, caller)
+    if services.settings.webhook.secret is None:
+        raise InvalidRequest(
+            "webhooks are disabled on this server; set FLUX2_WEBHOOK_SECRET to enable them", code=_NONE
+        )
+    answer = services.ledger.outbox.resend(request_id, tenant=caller.visible_tenant)
+    if answer == "none":
+        raise InvalidRequest(f"request {request_id} was submitted without a webhook_url: nothing is sent", code=_NONE)
+    if answer == "waiting":
+        raise WebhookWaiting(
+            f"the webhook of request {request_id} has been neither delivered nor given up; its status says when it is"
+        )
     return status_view(_job(services, request_id, caller))
 
 

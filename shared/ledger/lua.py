@@ -13,7 +13,7 @@ _PARTS = {
     "choose": ("claim_next", "peek_next"),
     "tenants": ("accept", "list_jobs", "index_tenants", "sweep"),
     "key_use": ("accept",),
-    "routes": ("outbox_reserve", "outbox_record"),
+    "routes": ("outbox_reserve", "outbox_record", "outbox_resend"),
 }
 
 

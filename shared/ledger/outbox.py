@@ -89,6 +89,21 @@ class Outbox:
         """Remove a message that will not be sent again; `reached` as in `postpone`."""
         self._record(message, "failed", error=error, reached=reached)
 
+    def resend(self, job_id: str, *, tenant: str | None = None) -> Literal["queued", "unknown", "none", "waiting"]:
+        """Make the message of an ended job due again, with all its attempts.
+
+        Args:
+            tenant: a job of another tenant is unknown to the caller; None for one that sees every job.
+
+        Returns:
+            `unknown` if there is no such job, `none` if it has no webhook, and `waiting` if it has not ended or its
+            message is still being sent; nothing changes then.
+        """
+        answer: Literal["queued", "unknown", "none", "waiting"] = self._session.run(
+            "outbox_resend", job_id=job_id, tenant=tenant
+        )
+        return answer
+
     def count_undelivered(self) -> int:
         """Count the messages that are neither delivered nor failed."""
         with self._session.commands():

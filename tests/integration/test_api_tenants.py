@@ -41,7 +41,7 @@ def other(make_key):
 
 def test_the_job_of_another_tenant_answers_as_one_that_does_not_exist(api, acme, other):
     job = submit(api, acme)
-    calls = [("GET", ""), ("GET", "/status"), ("GET", "/result"), ("POST", "/cancel")]
+    calls = [("GET", ""), ("GET", "/status"), ("GET", "/result"), ("POST", "/cancel"), ("POST", "/webhook/resend")]
 
     for method, verb in calls:
         foreign = api.http.request(method, f"/v1/requests/{job}{verb}", headers=other)

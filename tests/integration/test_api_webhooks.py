@@ -378,3 +378,30 @@ def test_messages_hold_only_facts_that_do_not_change_later(api, receiver, wait_u
     data = json.loads(hook.messages[0][2])["data"]
     assert set(data) == {"request_id", "status", "model", "items", "error", "result_url"}
     assert data["result_url"].endswith(f"/v1/requests/{job_id}/result")
+
+
+def test_a_webhook_is_sent_again_when_the_caller_asks_for_it(api, receiver, wait_until):
+    def resend(job):
+        return api.http.post(f"/v1/requests/{job}/webhook/resend")
+
+    hook = receiver(410, 204)
+    job_id = submit(api, webhook_url=hook.url)
+    assert (resend(job_id).status_code, resend(job_id).json()["code"]) == (409, "WEBHOOK_WAITING")
+    end(api)
+    wait_until(lambda: webhook(api, job_id)["state"] == "failed", what="the end of the attempts")
+
+    # A message that was given up, and then one that was delivered.
+    for _ in range(2):
+        sent = len(hook.messages)
+        answer = resend(job_id)
+        assert answer.status_code == 202
+        assert answer.json()["webhook"] == {"state": "waiting", "attempts": 0, "error": ""}
+        wait_until(lambda sent=sent: len(hook.messages) > sent, what="the message")
+        wait_until(
+            lambda: webhook(api, job_id) == {"state": "delivered", "attempts": 1, "error": ""}, what="its delivery"
+        )
+
+    assert len({(headers["webhook-id"], body) for _, headers, body in hook.messages}) == 1
+    without = submit(api)
+    assert (resend(without).status_code, resend(without).json()["code"]) == (400, "NO_WEBHOOK")
+    assert resend("unknown").status_code == 404

@@ -35,6 +35,7 @@ VERBS = [
     ("status", ("1",), {}, "/v1/requests/{request_id}/status", models.Status),
     ("result", ("1",), {}, "/v1/requests/{request_id}/result", Result[ImageInfo]),
     ("cancel", ("1",), {}, "/v1/requests/{request_id}/cancel", models.Status),
+    ("resend_webhook", ("1",), {}, "/v1/requests/{request_id}/webhook/resend", models.Status),
     (
         "requests",
         (),

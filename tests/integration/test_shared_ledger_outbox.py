@@ -362,3 +362,21 @@ def test_an_idle_outbox_leaves_no_keys(ledger, redis_client):
             ledger.outbox.mark_delivered(message)
 
     assert sorted(redis_client.scan_iter(f"{keys.OUTBOX}*")) == [f"{keys.OUTBOX}:clock"]
+
+
+def test_a_message_that_is_sent_again_has_three_days_more(ledger, clock, steady):
+    end(ledger, "old")
+    clock.advance(GIVE_UP_AFTER_S)
+    # The host has not answered for as long, so messages of this age would be given up untried.
+    end(ledger, "new")
+    key = f"{keys.OUTBOX}:pause:a|a.example:443"
+    ledger.redis.hset(key, mapping={"failures": 9, "since_ms": clock.ms - GIVE_UP_AFTER_S * 1000, "until_ms": clock.ms})
+    ledger.redis.hset(keys.job("old"), mapping={"items": 1, "webhook_attempts": 11, "webhook_state": "failed"})
+    ledger.redis.zrem(keys.OUTBOX, "old")
+
+    assert ledger.outbox.resend("old", tenant="b") == "unknown"
+    assert ledger.outbox.resend("old", tenant="a") == "queued"
+    assert ledger.outbox.resend("old", tenant="a") == "waiting"
+
+    ledger.redis.zrem(keys.OUTBOX, "new")
+    assert [(message.job_id, message.attempt) for message in reserve(ledger)] == [("old", 1)]

@@ -17,6 +17,7 @@ ROLES = {
     ("POST", "/v1/inference"): "submit",
     ("POST", "/v1/replays"): "submit",
     ("POST", "/v1/requests/{request_id}/cancel"): "submit",
+    ("POST", "/v1/requests/{request_id}/webhook/resend"): "submit",
     ("GET", "/v1/requests/{request_id}"): "read",
     ("GET", "/v1/requests/{request_id}/status"): "read",
     ("GET", "/v1/requests/{request_id}/result"): "read",

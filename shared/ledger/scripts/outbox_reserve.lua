@@ -40,7 +40,8 @@ end
 local function must_give_up(job, tenant, host)
   local since_ms = tonumber(redis.call('HGET', pause_key(tenant, host), 'since_ms') or now)
   if now - since_ms < args.give_up_ms then return false end
-  return clock - tonumber(redis.call('HGET', job_key(job), 'finished_ms') or clock) >= args.give_up_ms
+  local finished_ms, resent_ms = fields(job_key(job), 'finished_ms', 'webhook_resent_ms')
+  return clock - tonumber(resent_ms or finished_ms or clock) >= args.give_up_ms
 end
 
 local given_up = {}
