@@ -22,6 +22,7 @@ from api.timestamps import format_ms
 from shared.ledger import JobView
 from shared.network.addresses import GuardedBackend, host_header
 from shared.settings import WebhookSettings
+from shared.webhook_secrets import signing_secrets
 
 # Errors are stored with the job in Redis and shown in its status; a library's message may be of any length.
 _MAX_ERROR_LENGTH = 300
@@ -63,9 +64,8 @@ def message_body(job: JobView, *, base_url: str) -> str:
     return json.dumps({"type": f"request.{status}", "timestamp": format_ms(job.finished_ms), "data": data})
 
 
-def post_message(url: str, *, message_id: str, body: str, settings: WebhookSettings) -> Delivery:
-    """Sign a message and post it to a URL; `GuardedBackend` resolves and checks the host."""
-    assert settings.secret is not None
+def post_message(url: str, *, message_id: str, body: str, tenant: str, settings: WebhookSettings) -> Delivery:
+    """Sign a tenant's message and post it to a URL; `GuardedBackend` resolves and checks the host."""
     now = datetime.now(UTC)
     headers: dict[bytes | str, bytes | str] = {
         "Host": host_header(url),
@@ -74,7 +74,10 @@ def post_message(url: str, *, message_id: str, body: str, settings: WebhookSetti
         "Connection": "close",
         "webhook-id": message_id,
         "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": Webhook(settings.secret.get_secret_value()).sign(message_id, now, body),
+        # A receiver accepts a message if one of the signatures is right.
+        "webhook-signature": " ".join(
+            Webhook(secret).sign(message_id, now, body) for secret in signing_secrets(settings, tenant)
+        ),
     }
     backend = GuardedBackend(allow_private=settings.allow_private, timeout_s=settings.timeout_s)
     try:

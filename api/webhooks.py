@@ -100,7 +100,9 @@ class Courier(threading.Thread):
                 # The process stood still: another sender may have the message before this attempt would end.
                 logger.warning("message reserved too long ago; it is sent later", extra={"job": message.job_id})
                 return None
-            return post_message(message.url, message_id=message_id(job), body=body, settings=self._settings)
+            return post_message(
+                message.url, message_id=message_id(job), body=body, tenant=job.tenant, settings=self._settings
+            )
         except LedgerUnavailable:
             raise
         except Exception as error:

@@ -70,6 +70,7 @@
     - MissingExtra               a library is not installed; an extra of this package brings it
     - ClientConfigRefused        the client's config file cannot be used
     - KeyRefused                 no API key has this id, or it is not active
+    - WebhooksDisabled           no secret is set, so no webhooks are sent
     - UnsafeAddress              the API would listen for other hosts, and nobody would need a key
     - GoldensError               the folder holds no usable golden files
 
@@ -664,6 +665,18 @@ class KeyRefused(CommandError):
     """No API key has the id that was named, or it is not active any more."""
 
     code = "key_refused"
+
+
+class WebhooksDisabled(CommandError):
+    """No secret is set, so no webhooks are sent."""
+
+    code = "webhooks_disabled"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "FLUX2_WEBHOOK_SECRET is not set, so no webhooks are sent; make one with: "
+            "echo whsec_$(openssl rand -base64 32)"
+        )
 
 
 class UnsafeAddress(CommandError):

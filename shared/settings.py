@@ -399,6 +399,11 @@ class WebhookSettings(_Section):
         description="Key that signs webhooks: `whsec_` and base64 of 24 to 64 random bytes. Without it, requests with "
         "a `webhook_url` are refused.",
     )
+    shared_signature: bool = Field(
+        True,
+        description="Sign the webhooks of every tenant with `FLUX2_WEBHOOK_SECRET` too, next to the tenant's own "
+        "secret (`flux2 webhooks secret TENANT`). Turn it off once their receivers verify with that.",
+    )
     allow_private: bool = Field(
         False, description="Also deliver over http and to private addresses, such as those of your own network."
     )

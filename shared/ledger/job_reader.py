@@ -9,6 +9,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from shared.job import ItemError, ItemResult, Progress, SpecReport, State, StepsReport
+from shared.keys.record import DEFAULT_TENANT
 from shared.ledger import keys
 from shared.ledger.connection import Client
 from shared.ledger.job_texts import JobTexts
@@ -67,6 +68,7 @@ def read_job(
         eta_s=outlook.eta_s,
         items=items,
         webhook=_webhook(job),
+        tenant=job.get("tenant", DEFAULT_TENANT),
         deadline_ms=_int_or_none(job.get("deadline_ms")),
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from shared.job import ItemError, ItemResult, Progress, SpecReport, State
+from shared.keys.record import DEFAULT_TENANT
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class JobView:
     items: tuple[ItemView, ...]
     webhook: WebhookView | None = None
     deadline_ms: int | None = None
+    tenant: str = DEFAULT_TENANT
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from shared.ledger.outbox import WebhookMessage
 from shared.network.address_ranges import is_public
 from shared.network.addresses import resolve_host
 from shared.settings import WebhookSettings
+from shared.webhook_secrets import tenant_secret
 
 BODY = {"model": "flux2", "loras": [], "prompts": [{"prompt": "a cat", "width": 64, "height": 64}]}
 
@@ -356,7 +357,7 @@ def test_a_name_is_resolved_once_and_the_connection_uses_the_checked_address(mon
     made = settings(webhook={"secret": "whsec_" + "A" * 32, "timeout_s": 0.5})
     url = f"http://rebinding.example:{canary.server_port}/"
 
-    delivery = post_message(url, message_id="id", body="{}", settings=made.webhook)
+    delivery = post_message(url, message_id="id", body="{}", tenant="default", settings=made.webhook)
 
     assert delivery.may_retry
     assert delivery.error
@@ -380,12 +381,13 @@ def test_messages_hold_only_facts_that_do_not_change_later(api, receiver, wait_u
     assert data["result_url"].endswith(f"/v1/requests/{job_id}/result")
 
 
-def test_a_webhook_is_sent_again_when_the_caller_asks_for_it(api, receiver, wait_until):
+def test_a_webhook_is_sent_again_when_the_caller_asks_for_it(api, receiver, wait_until, webhook_secret):
     def resend(job):
         return api.http.post(f"/v1/requests/{job}/webhook/resend")
 
     hook = receiver(410, 204)
-    job_id = submit(api, webhook_url=hook.url)
+    answer = api.http.post("/v1/inference", json={**BODY, "webhook_url": hook.url}, headers={"X-Tenant": "acme"})
+    job_id = answer.json()["request_id"]
     assert (resend(job_id).status_code, resend(job_id).json()["code"]) == (409, "WEBHOOK_WAITING")
     end(api)
     wait_until(lambda: webhook(api, job_id)["state"] == "failed", what="the end of the attempts")
@@ -402,6 +404,9 @@ def test_a_webhook_is_sent_again_when_the_caller_asks_for_it(api, receiver, wait
         )
 
     assert len({(headers["webhook-id"], body) for _, headers, body in hook.messages}) == 1
+    # Signed with the tenant's own secret, and with the one that its receivers have had so far.
+    for secret in (tenant_secret(webhook_secret, "acme"), webhook_secret):
+        assert Webhook(secret).verify(hook.messages[0][2], hook.messages[0][1])["data"]["request_id"] == job_id
     without = submit(api)
     assert (resend(without).status_code, resend(without).json()["code"]) == (400, "NO_WEBHOOK")
     assert resend("unknown").status_code == 404
