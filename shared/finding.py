@@ -22,6 +22,11 @@ _REDIS_REMEDIES = {
         "in FLUX2_REDIS_URL, set ssl_ca_certs to the file of Redis' CA and the host to the name in its certificate"
     ),
     "WRONG_VERSION_NUMBER": "this port of Redis has no TLS: name its tls-port, or write redis:// in FLUX2_REDIS_URL",
+    # A Redis without TLS waits for the rest of the handshake, which looks to it like an unfinished command.
+    "Timeout connecting": (
+        "look whether Redis runs and a firewall drops packets; if this port has no TLS, write redis:// in "
+        "FLUX2_REDIS_URL"
+    ),
     # Redis closes a connection without TLS, and one without the certificate that it demands.
     "reset by peer": _MAYBE_TLS,
     "closed by server": _MAYBE_TLS,

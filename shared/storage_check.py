@@ -1,4 +1,4 @@
-"""The part of `flux2 doctor` that checks the store of images, as the service and as a client that opens a link."""
+"""Check the store of images, as the service and as a client that opens a link, and name the remedy of each fault."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from shared.errors import ObjectMissing, StorageUnavailable
 from shared.finding import Finding
 from shared.settings import Settings
-from shared.storage import FileStore, open_store
+from shared.storage import FileStore, ObjectStore, open_store
 from shared.storage.protocol import new_probe_key
 
 _LONGEST_DETAIL = 200
@@ -74,7 +74,20 @@ def check_storage(settings: Settings) -> Iterator[Finding]:
             yield _check_links(settings, store)
     except StorageUnavailable as error:
         detail = _in_one_line(error)
-        yield Finding("storage", "failed", detail, next(text for word, text in _REMEDIES.items() if word in detail))
+        yield Finding("storage", "failed", detail, _find_remedy(detail))
+
+
+def require_storage(store: ObjectStore) -> None:
+    """Check the store at a start; the message of a `StorageUnavailable` ends with the remedy."""
+    try:
+        store.check()
+    except StorageUnavailable as error:
+        detail = _in_one_line(error)
+        raise StorageUnavailable(f"{detail}; {_find_remedy(detail)}") from error
+
+
+def _find_remedy(detail: str) -> str:
+    return next(text for word, text in _REMEDIES.items() if word in detail)
 
 
 def _check_listing(store: FileStore) -> Iterator[Finding]:

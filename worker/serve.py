@@ -12,6 +12,7 @@ from shared.celery_app import make_celery
 from shared.ledger import Ledger
 from shared.settings import Settings
 from shared.storage import ObjectStore, open_store
+from shared.storage_check import require_storage
 from worker.consumer.adapter_files import open_adapter_files
 from worker.consumer.background import BackgroundUploader
 from worker.consumer.consumer import START_RETRY_S, consume
@@ -57,7 +58,7 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
     # Checked before minutes of loading, and before any item could fail because of them.
     ledger.ping()
     ledger.check_permissions()
-    store.check()
+    require_storage(store)
     renderer, slot = _load(settings, name, device, ledger, store)
     state = WorkerState()
     return Worker(

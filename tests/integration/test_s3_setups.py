@@ -19,7 +19,7 @@ from shared.errors import StorageUnavailable
 from shared.setting_problems import describe_problem
 from shared.settings import Settings
 from shared.storage import open_store
-from shared.storage_check import check_storage
+from shared.storage_check import check_storage, require_storage
 
 BUCKET = "pictures"
 SECRET = "secret"
@@ -388,8 +388,8 @@ def test_each_refusal_of_a_write_has_its_own_remedy(answer, remedy, store_that_r
 def test_a_bucket_that_can_be_written_and_not_read_keeps_no_probe(store_that_refuses):
     made, objects = store_that_refuses(GET=refusal(403, "AccessDenied"))
 
-    with pytest.raises(StorageUnavailable, match=r"GET .* 403 'AccessDenied'"):
-        open_store(made).check()
+    with pytest.raises(StorageUnavailable, match=r"GET .* 403 'AccessDenied' 'no'; allow the key to put, get"):
+        require_storage(open_store(made))
 
     assert objects == {}
 
