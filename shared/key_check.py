@@ -17,6 +17,12 @@ _DAY_MS = 86_400_000
 _NOTICE_MS = 7 * _DAY_MS
 
 
+def needs_key(settings: ApiSettings) -> bool:
+    """Return whether the API does not start before there is an API key."""
+    # A proxy that names its callers lets in nobody else.
+    return not (is_loopback(settings.host) or settings.insecure or settings.trusted_proxies.networks)
+
+
 def check_keys(ledger: Ledger, settings: ApiSettings) -> Iterator[Finding]:
     """Report an API that is open to other hosts, keys that end, and the lack of one that may do everything."""
     try:

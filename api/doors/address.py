@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from shared.errors import LedgerUnavailable, UnsafeAddress
+from shared.key_check import needs_key
 from shared.ledger import Ledger
 from shared.network.callers import is_loopback
 from shared.settings import Settings
@@ -18,15 +19,11 @@ def require_safe_address(settings: Settings) -> None:
     Without an answer from Redis the API starts: on such an address it lets nobody in without a key in any case.
     """
     api = settings.api
-    if is_loopback(api.host):
-        return
-    if api.insecure:
+    if api.insecure and not is_loopback(api.host):
         logger.warning(
             "whoever reaches this address may do everything unless there are API keys", extra={"host": api.host}
         )
-        return
-    # A proxy that names its callers lets in nobody else.
-    if api.trusted_proxies.networks:
+    if not needs_key(api):
         return
     ledger = Ledger.connect(settings.redis.url, settings.queue, timeout_s=settings.redis.timeout_s)
     try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import subprocess
 import sys
 import time
@@ -20,8 +21,9 @@ from typing import Self
 
 from shared.catalog import find_model
 from shared.demo_model import demo_adapter, demo_checkpoint, demo_edit, demo_styles
-from shared.errors import LedgerUnavailable, ServerFailed
+from shared.errors import LedgerUnavailable, ServerFailed, UnsafeAddress
 from shared.extras import require_extras
+from shared.key_check import needs_key
 from shared.ledger import Ledger
 from shared.local.backoff import Backoff
 from shared.local.child import ChildProcess
@@ -172,6 +174,7 @@ class Stack:
         Raises:
             MissingExtra: the API's or the worker's libraries are not installed.
             CheckpointError: a folder of the model does not exist, or holds another model.
+            UnsafeAddress: the API would listen for other hosts, and there is no API key.
             ServerFailed: the message names the part and quotes its log; nothing is left running.
         """
         self._check_before_start()
@@ -182,6 +185,7 @@ class Stack:
             if copying is not None:
                 undo.enter_context(copying)
             self.servers.start()
+            self._require_safe_address()
             if copying is not None:
                 _require_success(copying)
             write_settings(self.data, self.environment())
@@ -267,6 +271,19 @@ class Stack:
         # Otherwise a foreign server on this port would be mistaken for the API.
         require_free_port(
             self.api_port, owner="the API", option="--port or FLUX2_API_PORT", host=self._settings.api.host
+        )
+
+    def _require_safe_address(self) -> None:
+        """Raise `UnsafeAddress` as the API itself would, with a way to the first key: it is in this stack's Redis."""
+        api = self._settings.api
+        if self._insecure or not self._inherit or not needs_key(api) or self.ledger().api_keys.any():
+            return
+        data = shlex.quote(str(self.data))
+        raise UnsafeAddress(
+            f"the API would listen on {api.host} without any API key, so that whoever reaches it sees and cancels "
+            f"everybody's jobs; run `FLUX2_API_HOST=127.0.0.1 flux2 up --data {data}`, make the first key in another "
+            f"terminal with `flux2 keys create NAME --data {data}`, and start again; or add --insecure if only trusted "
+            "people reach it"
         )
 
     def _copy_demo_model(self) -> subprocess.Popen[str] | None:

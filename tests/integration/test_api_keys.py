@@ -8,9 +8,13 @@ import pytest
 
 from api.doors import failures, keyring
 from shared.cli import main
+from shared.errors import UnsafeAddress
 from shared.keys.secret import KeyText, SecretHash
+from shared.ledger import Ledger
 from shared.local.ports import pick_free_port
+from shared.local.stack import Stack
 from shared.redis_url import RedisUrl
+from shared.settings import QueueSettings
 
 REQUEST = {"model": "flux2", "prompts": [{"prompt": "a cat", "width": 64, "height": 64}], "loras": []}
 CALLS = [
@@ -453,6 +457,22 @@ def test_an_api_for_other_hosts_does_not_start_without_a_key(redis_client, redis
 
     with pytest.raises(UnsafeAddress, match="flux2 keys create"):
         require_safe_address(settings(redis={"url": redis_url}, api={"host": host}))
+
+
+def test_a_stack_for_other_hosts_says_how_its_first_key_is_made(
+    redis_client, redis_url, settings, make_key, monkeypatch, tmp_path
+):
+    ledger = Ledger.connect(redis_url, QueueSettings(), timeout_s=5)
+    monkeypatch.setattr(Stack, "ledger", lambda stack: ledger)
+    made = settings(api={"host": "0.0.0.0"})
+
+    with pytest.raises(UnsafeAddress, match=f"flux2 keys create NAME --data {tmp_path}`"):
+        Stack(tmp_path, made)._require_safe_address()
+
+    Stack(tmp_path, made, insecure=True)._require_safe_address()
+    Stack(tmp_path, settings())._require_safe_address()
+    make_key()
+    Stack(tmp_path, made)._require_safe_address()
 
 
 @pytest.mark.parametrize(
