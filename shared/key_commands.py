@@ -160,7 +160,9 @@ def update(
     if days is not None and no_expiry:
         raise typer.BadParameter("give either --days or --no-expiry", param_hint="--no-expiry")
     if not (role or days or no_expiry or changes or removed):
-        raise typer.BadParameter("name what to change, e.g. --days 90 or --max-steps 30; see --help", param_hint="OPTIONS")
+        raise typer.BadParameter(
+            "name what to change, e.g. --days 90 or --max-steps 30; see --help", param_hint="OPTIONS"
+        )
     roles = _roles(role) if role else None
     ledger = _open(data)
     record, now_ms = ledger.api_keys.find(key_id), ledger.now_ms()
