@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-fast fuzz fuzz-headers lint format bench bench-gpu chaos lock score-tiny score-edits clean
+.PHONY: help install demo up test test-fast fuzz fuzz-headers lint format bench bench-gpu chaos lock lock-images audit sbom score-tiny score-edits clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -73,6 +73,23 @@ chaos: install ## kill, freeze, cut off and fill everything, and check every pro
 lock: install ## write constraints.txt from the installed packages
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
+lock-images: install ## write the locks of the container images, with hashes, from constraints.txt and PyPI
+	$(BIN)/python -m tools.supply_chain.lock
+
+PIP_AUDIT := pip-audit==2.10.1
+
+audit: install ## look for known vulnerabilities in everything that is locked, and with pip-audit where PyPI answers
+	$(BIN)/python -m tools.supply_chain.audit $(AUDIT_ARGS)
+	@$(PYTHON) -m venv $(VENV)/audit
+	@if $(VENV)/audit/bin/python -m pip install --quiet $(PIP_AUDIT); then \
+		for lock in constraints.txt deploy/api.lock deploy/worker.lock; do \
+			$(VENV)/audit/bin/pip-audit --disable-pip --no-deps --requirement $$lock || exit 1; \
+		done; \
+	else echo "pip-audit cannot be installed here: only the advisories above were looked at"; fi
+
+sbom: install ## write the bill of materials of each container image (CycloneDX) and the licences into sbom/
+	$(BIN)/python -m tools.supply_chain.sbom sbom
+
 score-tiny: install ## render 60 prompts that the demonstration model never saw and measure the pictures
 	$(BIN)/python -m benchmarks.score_tiny
 
@@ -80,4 +97,4 @@ score-edits: install ## edit 24 reference images that the demonstration model ne
 	$(BIN)/python -m benchmarks.score_edits
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) .flux2 demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .flux2 demo-output sbom .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tools.supply_chain import lock
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -37,11 +39,54 @@ def test_the_compose_file_is_valid(profile):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(("image", "extra"), [("api", "[api]"), ("worker", "[worker]")])
-def test_each_image_installs_its_own_side_only(image, extra):
+@pytest.mark.parametrize("image", ["api", "worker"])
+def test_each_image_installs_its_own_side_only_and_nothing_whose_hash_is_not_locked(image):
     text = (ROOT / "deploy" / f"{image}.Dockerfile").read_text()
 
-    assert f"'.{extra}'" in text
+    installs = re.findall(r"pip install (.+)$", text, re.MULTILINE)
+    assert installs == [
+        f"--no-cache-dir --require-hashes --only-binary :all: --requirement {image}.lock",
+        "--no-cache-dir --no-deps --no-build-isolation .",
+    ]
+    assert f"COPY deploy/{image}.lock ./" in text
+    ignored = (ROOT / ".dockerignore").read_text().split()
+    assert not {"deploy", "deploy/*.lock"} & set(ignored)
+
+
+@pytest.mark.parametrize("image", ["api", "worker"])
+def test_the_base_of_each_image_can_be_fixed_to_a_digest(image):
+    text = (ROOT / "deploy" / f"{image}.Dockerfile").read_text()
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
+    [base] = re.findall(r"^ARG PYTHON_IMAGE=(\S+)\nFROM \$\{PYTHON_IMAGE\}$", text, re.MULTILINE)
+    assert services[image]["build"]["args"] == {"PYTHON_IMAGE": f"${{PYTHON_IMAGE:-{base}}}"}
+    assert base == f"python:{lock.PYTHON}-slim"
+    # Of the images of others, the exact version.
+    others = [service["image"] for service in services.values() if "image" in service]
+    assert all(re.fullmatch(r"\$\{[A-Z0-9]+_IMAGE:-\S+:\d+\.\d+\S*\}", image) for image in others), others
+
+
+def test_no_container_can_write_to_itself_or_gain_rights():
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
+    for name, service in services.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        # Only memory can be written, and volumes.
+        assert [place.partition(":")[0] for place in service["tmpfs"]] == ["/tmp"], name
+        assert not {"privileged", "network_mode", "pid", "ipc"} & set(service), name
+    added = {name: service["cap_add"] for name, service in services.items() if "cap_add" in service}
+    # Its entry point needs them to become another user.
+    assert added == {"s3": ["CHOWN", "DAC_OVERRIDE", "SETGID", "SETUID"]}
+
+
+def test_ports_are_published_on_this_host_alone():
+    services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+
+    ports = [port for service in services.values() for port in service.get("ports", ())]
+    assert ports
+    assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
 @pytest.mark.parametrize("image", ["api", "worker"])
@@ -95,14 +140,16 @@ def test_every_volume_of_a_worker_is_writable_by_its_user_or_read_only():
     places = dict(entry.split("=") for entry in set_in_image.split())
     places["FLUX2_WORKER_LOCK_DIR"] = services["worker"]["environment"]["FLUX2_WORKER_LOCK_DIR"]
     mounted = {volume.rsplit(":", 1)[-1] for volume in services["worker"]["volumes"]}
-    assert set(places) == {"HF_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "FLUX2_WORKER_LOCK_DIR"}
+    caches = {"TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH"}
+    assert set(places) == {"HF_HOME", "FLUX2_WORKER_LOCK_DIR", *caches}
     assert {"/" + place.split("/")[1] for place in places.values()} <= mounted
 
 
 def test_no_service_shares_a_folder_of_the_host_or_runs_as_root():
     services = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 
-    assert [name for name, service in services.items() if "user" in service] == []
+    # The images of this project name their user; SeaweedFS' entry point changes to its own.
+    assert {name: service["user"] for name, service in services.items() if "user" in service} == {"redis": "redis"}
     mounts = [(name, volume) for name, service in services.items() for volume in service.get("volumes", ())]
     # The base model's files, which only workers read.
     assert [name for name, volume in mounts if volume.startswith((".", "/", "$"))] == ["worker"]
