@@ -13,6 +13,7 @@
 | I9 | refused requests left no trace |
 | I10 | starts of items do not exceed items + disturbances + 5 % |
 | I11 | no item starts past its job's deadline, and it is canceled by that, or by a cancel, or not |
+| I12 | the usage is that of the items that succeeded, and no more GPU time than the workers had |
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from itertools import pairwise
 
 from PIL import Image
@@ -32,6 +34,7 @@ from shared.errors import StorageUnavailable
 from shared.job import TERMINAL, State
 from shared.ledger import ItemView, JobView, Ledger, keys
 from shared.ledger.job_reader import DEADLINE_EXCEEDED
+from shared.ledger.usage_rows import Usage
 from shared.storage import ObjectStore
 
 _WASTE = 0.05
@@ -64,6 +67,8 @@ class FinalState:
         queues: names of keys that must not exist any more.
         listed: number of jobs in the listing.
         names: jobs by Idempotency-Key.
+        usage: what the ledger counted, over all days; None for a system that counts none.
+        totals: the same, as `/metrics` states it.
     """
 
     jobs: dict[str, JobView]
@@ -71,6 +76,8 @@ class FinalState:
     queues: tuple[str, ...]
     listed: int
     names: dict[str, str] = field(default_factory=dict)
+    usage: Usage | None = None
+    totals: Usage | None = None
 
 
 def collect(ledger: Ledger) -> FinalState:
@@ -84,7 +91,18 @@ def collect(ledger: Ledger) -> FinalState:
         commits = {item: int(count or 0) for item, count in zip(items, pipe.execute(), strict=True)}
     names = ledger.redis.scan_iter(f"{keys.PREFIX}*")
     queues = tuple(name for name in names if name.removeprefix(keys.PREFIX).split(":")[0] in _QUEUES)
-    return FinalState(jobs=jobs, commits=commits, queues=queues, listed=len(ids), names=_names(ledger))
+    # A scenario may have set the clock by an hour, over midnight.
+    today = ledger.usage.today()
+    rows = ledger.usage.rows(today - timedelta(days=1), today + timedelta(days=1))
+    return FinalState(
+        jobs=jobs,
+        commits=commits,
+        queues=queues,
+        listed=len(ids),
+        names=_names(ledger),
+        usage=sum((row.usage for row in rows), Usage()),
+        totals=sum(ledger.usage.totals().values(), Usage()),
+    )
 
 
 def _names(ledger: Ledger) -> dict[str, str]:
@@ -94,11 +112,19 @@ def _names(ledger: Ledger) -> dict[str, str]:
     return {key.rpartition(":")[2]: str(value).split()[-1] for key, value in zip(stored, values, strict=True) if value}
 
 
-def check(events: Sequence[Event], final: FinalState, store: ObjectStore, *, outages: int = 0) -> list[Violation]:
+def check(
+    events: Sequence[Event],
+    final: FinalState,
+    store: ObjectStore,
+    *,
+    outages: int = 0,
+    worker_s: float = math.inf,
+) -> list[Violation]:
     """Return every violation of an invariant.
 
     Args:
         outages: starts of items that a Redis outage may have cost.
+        worker_s: length of the run in seconds, for each worker, in sum.
     """
     accepted = {event["job"]: event for event in events if event["kind"] == "accepted"}
     # The answer to an earlier call with the same Idempotency-Key was lost.
@@ -119,6 +145,7 @@ def check(events: Sequence[Event], final: FinalState, store: ObjectStore, *, out
         *_traces(events, accepted, final),
         *_waste(events, final, outages),
         *_deadlines(final),
+        *_usage(final, worker_s),
     ]
 
 
@@ -243,3 +270,19 @@ def _deadlines(final: FinalState) -> Iterator[Violation]:
             yield Violation("I11", name, f"{item.state.value} by a deadline that had not passed")
         if item.state is State.CANCELED and not is_late and not job.cancel_requested:
             yield Violation("I11", name, "canceled by nobody")
+
+
+def _usage(final: FinalState, worker_s: float) -> Iterator[Violation]:
+    if final.usage is None:
+        return
+    specs = [item.spec for _, item in _items(final) if item.state is State.SUCCEEDED and item.spec]
+    # The sizes of the runs' requests are rendered as they are.
+    steps = [spec.requested_width * spec.requested_height * spec.num_inference_steps for spec in specs]
+    expected, counted = (len(specs), sum(steps)), (final.usage.images, final.usage.pixel_steps)
+    if counted != expected:
+        yield Violation("I12", "usage", f"{counted} images and pixel-steps, but {expected} were committed")
+    used_s, wasted_s = final.usage.gpu_ms / 1000, final.usage.wasted_gpu_ms / 1000
+    if min(used_s, wasted_s) < 0 or used_s + wasted_s > worker_s:
+        yield Violation("I12", "GPU time", f"{used_s} s and {wasted_s} s without an image, of {worker_s:.1f} s")
+    if final.totals != final.usage:
+        yield Violation("I12", "totals", f"{final.totals} differ from the sum of the days, {final.usage}")

@@ -19,12 +19,21 @@ class Mutation(StrEnum):
     AUDIT = "no audit"
     GRACE = "no grace"
     RECONNECT = "no reconnect"
+    COUNT_STALE = "usage counted for stale commits"
+    COUNT_FIRST = "usage counted for first claims only"
 
 
 # Lines of the scripts, word for word: `_rewrite` fails when a script changes, instead of mutating nothing.
 _FENCE = "if tonumber(fence or 0) ~= args.fence then return 'stale' end"
 _OWNED = "return state == 'running' and tonumber(current) == fence"
 _GRACE = "if restarted or is_stall(ttl_ms) then"
+_COUNT = "count_attempt(id, job, tenant, to == 'succeeded', now)"
+# The fields of an ended item name neither its job nor its tenant.
+_STALE_COUNT = """if tonumber(fence or 0) ~= args.fence then
+  local stale_job = job_and_index(id)
+  count_attempt(id, stale_job, redis.call('HGET', job_key(stale_job), 'tenant'), outcome == 'succeeded', now)
+  return 'stale'
+end"""
 
 
 def apply_mutation(mutation: Mutation) -> None:
@@ -35,6 +44,10 @@ def apply_mutation(mutation: Mutation) -> None:
             _rewrite("renew", _OWNED, "return state == 'running'")
         case Mutation.GRACE:
             _rewrite("reap", _GRACE, "if false then")
+        case Mutation.COUNT_STALE:
+            _rewrite("commit", _FENCE, _STALE_COUNT)
+        case Mutation.COUNT_FIRST:
+            _rewrite("commit", _COUNT, f"if args.fence == 1 then {_COUNT} end")
         case Mutation.RECONNECT:
             # Celery sends this signal before it reads its settings.
             celeryd_init.connect(lambda conf, **_: conf.update(broker_channel_error_retry=False), weak=False)

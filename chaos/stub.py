@@ -109,11 +109,11 @@ class RecordingLedger(Ledger):
         return claim
 
     def commit(
-        self, claim: Claim, outcome: ItemResult | ItemError | None
+        self, claim: Claim, outcome: ItemResult | ItemError | None, *, gpu_s: float | None = None
     ) -> Literal["committed", "repeated", "canceled", "stale"]:
         if claim.spec.prompt == FREEZE_BEFORE_COMMIT and claim.fence == 1:
             freeze(self.history, claim)
-        answer = super().commit(claim, outcome)
+        answer = super().commit(claim, outcome, gpu_s=gpu_s)
         self.history.add("commit", item=claim.item_id, fence=claim.fence, answer=answer)
         return answer
 

@@ -62,6 +62,8 @@ def _scenarios(jobs: int) -> dict[str, Callable[[Lab], Outcome]]:
         "F21": key_storm,
         "control": control,
         "no fence": partial(deaths.zombies, mutation=Mutation.FENCE),
+        "stale usage": partial(deaths.zombies, mutation=Mutation.COUNT_STALE),
+        "lost usage": partial(deaths.zombies, mutation=Mutation.COUNT_FIRST),
         "no audit": partial(deaths.lost_message, mutation=Mutation.AUDIT),
         "no grace": partial(redis_trouble.grace, mutation=Mutation.GRACE),
         "no grace, F2 frozen": partial(stalls.frozen, mutation=Mutation.GRACE),

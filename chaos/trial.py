@@ -153,7 +153,12 @@ def trial(lab: Lab, outcome: Outcome, plan: Plan) -> Iterator[Trial]:
         fleet.restore()
         events = history.read(fleet.history.path)
         final = collect(running.ledger)
-        outcome.violations += check(events, final, fleet.store(), outages=running.outages)
+        worker_s = (time.monotonic() - began) * plan.workers
+        outcome.violations += check(events, final, fleet.store(), outages=running.outages, worker_s=worker_s)
+        if final.usage is not None:
+            running.add_figure("images counted", final.usage.images)
+            running.add_figure("GPU s", final.usage.gpu_ms / 1000)
+            running.add_figure("GPU s without an image", final.usage.wasted_gpu_ms / 1000)
         items = [item for job in final.jobs.values() for item in job.items]
         running.add_figure("items", len(items))
         for state in State:

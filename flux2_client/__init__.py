@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         Status,
         UploadedAdapter,
         UploadedImage,
+        Usage,
     )
 
 # Imported on first use: every start of the `flux2` command imports this package, httpx2 takes 0.14 s to import, and a
@@ -42,6 +43,7 @@ _MODULES = {
     "Status": "models",
     "UploadedAdapter": "models",
     "UploadedImage": "models",
+    "Usage": "models",
 }
 
 __all__ = [
@@ -62,6 +64,7 @@ __all__ = [
     "Status",
     "UploadedAdapter",
     "UploadedImage",
+    "Usage",
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -34,6 +34,7 @@ from flux2_client.models import (
     Status,
     UploadedAdapter,
     UploadedImage,
+    Usage,
 )
 from flux2_client.protocol import Protocol
 from flux2_client.receiver import holds_object, receive_into
@@ -169,6 +170,30 @@ class AsyncClient:
 
     async def delete_adapter(self, name: str, *, sha256: str | None = None) -> DeletedUploads:
         return await self._run(self._protocol.delete_adapter(name, sha256=sha256))
+
+    async def usage(
+        self,
+        *,
+        first_day: str | None = None,
+        last_day: str | None = None,
+        group_by: Sequence[str] = ("day",),
+        tenant: str | None = None,
+    ) -> Usage:
+        return await self._run(
+            self._protocol.usage(first_day=first_day, last_day=last_day, group_by=group_by, tenant=tenant)
+        )
+
+    async def usage_csv(
+        self,
+        *,
+        first_day: str | None = None,
+        last_day: str | None = None,
+        group_by: Sequence[str] = ("day",),
+        tenant: str | None = None,
+    ) -> str:
+        return await self._run(
+            self._protocol.usage_csv(first_day=first_day, last_day=last_day, group_by=group_by, tenant=tenant)
+        )
 
     async def _iterate(self, listing: Listing[LineT]) -> AsyncIterator[LineT]:
         while not listing.is_complete:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType, TracebackType
@@ -32,6 +32,7 @@ from flux2_client.models import (
     Status,
     UploadedAdapter,
     UploadedImage,
+    Usage,
 )
 from flux2_client.protocol import Protocol
 from flux2_client.receiver import Receiver, holds_object, receive_into
@@ -266,6 +267,37 @@ class Client:
             ApiError: there is no such upload, or jobs that have not ended use it.
         """
         return self._run(self._protocol.delete_adapter(name, sha256=sha256))
+
+    def usage(
+        self,
+        *,
+        first_day: str | None = None,
+        last_day: str | None = None,
+        group_by: Sequence[str] = ("day",),
+        tenant: str | None = None,
+    ) -> Usage:
+        """Return what the caller's tenant used; with a key of the role `admin`, what all tenants used.
+
+        Args:
+            first_day: like `2026-01-31`, in UTC; None is the first day of the month of `last_day`.
+            last_day: is included; None is today.
+            group_by: columns of the rows: `day`, `tenant`, `key`, `model`, `adapter`.
+            tenant: only this tenant.
+        """
+        return self._run(self._protocol.usage(first_day=first_day, last_day=last_day, group_by=group_by, tenant=tenant))
+
+    def usage_csv(
+        self,
+        *,
+        first_day: str | None = None,
+        last_day: str | None = None,
+        group_by: Sequence[str] = ("day",),
+        tenant: str | None = None,
+    ) -> str:
+        """Return the rows of `usage` as CSV with a header."""
+        return self._run(
+            self._protocol.usage_csv(first_day=first_day, last_day=last_day, group_by=group_by, tenant=tenant)
+        )
 
     def _iterate(self, listing: Listing[LineT]) -> Iterator[LineT]:
         while not listing.is_complete:

@@ -348,6 +348,37 @@ class UploadedImage(Answer):
     warnings: tuple[str, ...] = ()
 
 
+class UsageAmounts(Answer):
+    """What was used; `cost` is a decimal number, if the operator has set prices."""
+
+    images: int
+    megapixel_steps: float
+    gpu_s: float
+    wasted_gpu_s: float
+    cost: str | None = None
+
+
+class UsageLine(UsageAmounts):
+    """What one group used; the others of its five columns are None."""
+
+    day: str | None = None
+    tenant: str | None = None
+    key: str | None = None
+    model: str | None = None
+    adapter: str | None = None
+
+
+class Usage(Answer):
+    """What was used from the first to the last day."""
+
+    first_day: str
+    last_day: str
+    group_by: tuple[str, ...]
+    currency: str | None = None
+    data: tuple[UsageLine, ...]
+    total: UsageAmounts
+
+
 class DeletedUploads(Answer):
     """The paths of the files that a call deleted."""
 

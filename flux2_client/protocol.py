@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
@@ -46,6 +46,7 @@ from flux2_client.models import (
     Status,
     UploadedAdapter,
     UploadedImage,
+    Usage,
 )
 from flux2_client.receiver import Receiver
 from flux2_client.retries import repeat_call
@@ -161,6 +162,18 @@ class Protocol(Generic[ImageT]):
 
     def delete_adapter(self, name: str, *, sha256: str | None) -> Steps[DeletedUploads]:
         return self._call(DeletedUploads, Call("DELETE", _upload_path(name), params=_params(sha256=sha256)))
+
+    def usage(
+        self, *, first_day: str | None, last_day: str | None, group_by: Sequence[str], tenant: str | None
+    ) -> Steps[Usage]:
+        return self._call(Usage, _usage_call(first_day, last_day, group_by, tenant))
+
+    def usage_csv(
+        self, *, first_day: str | None, last_day: str | None, group_by: Sequence[str], tenant: str | None
+    ) -> Steps[str]:
+        call = _usage_call(first_day, last_day, group_by, tenant, format="csv")
+        answer = yield from self._repeat(lambda: self._send(call))
+        return answer.text
 
     def wait(
         self, request_id: str, *, timeout_s: float, poll_s: float | None, on_status: Callable[[Status], None] | None
@@ -297,6 +310,13 @@ def _upload_path(name: str) -> str:
             "or a digit"
         )
     return f"/v1/adapters/{name}"
+
+
+def _usage_call(
+    first_day: str | None, last_day: str | None, group_by: Sequence[str], tenant: str | None, **options: str
+) -> Call:
+    days = {"from": first_day, "to": last_day}
+    return Call("GET", "/v1/usage", params=_params(**days, group_by=",".join(group_by), tenant=tenant, **options))
 
 
 def _params(**values: str | int | None) -> dict[str, str | int]:

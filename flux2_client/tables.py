@@ -16,6 +16,8 @@ from flux2_client.models import (
     Result,
     Status,
     UploadedAdapter,
+    Usage,
+    UsageAmounts,
 )
 from flux2_client.report import count_images, describe_reference, print_json, print_message
 from shared.adapters.inspection_text import describe_rows, describe_scale
@@ -131,6 +133,24 @@ def print_deleted(uploads: DeletedUploads) -> None:
 def print_adapter(adapter: Adapter) -> None:
     """Print the facts as `flux2 inspect` does."""
     LineConsole().print_rows(describe_rows(adapter.model_dump(mode="json")))
+
+
+def print_usage(usage: Usage) -> None:
+    """Print a line for each group under a header, and a last line with the sum."""
+    amounts = ["images", "megapixel-steps", "GPU s", "wasted GPU s"]
+    if usage.currency:
+        amounts.append(usage.currency)
+    rows = [(*usage.group_by, *amounts)]
+    for line in usage.data:
+        rows.append((*(str(getattr(line, column)) for column in usage.group_by), *_amounts(line, usage.currency)))
+    rows.append((*["total", *[""] * (len(usage.group_by) - 1)], *_amounts(usage.total, usage.currency)))
+    LineConsole().print_rows(rows)
+    print_message(f"{usage.first_day} to {usage.last_day}, days in UTC")
+
+
+def _amounts(used: UsageAmounts, currency: str | None) -> list[str]:
+    cells = [f"{used.images:,}", *(f"{value:,.3f}" for value in (used.megapixel_steps, used.gpu_s, used.wasted_gpu_s))]
+    return [*cells, used.cost or "-"] if currency else cells
 
 
 def describe_adapter(adapter: AdapterReport) -> str:

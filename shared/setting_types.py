@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -97,6 +98,8 @@ def _check_token(token: SecretStr) -> SecretStr:
     return token
 
 
+#: An amount of money, in the currency of the settings.
+Price = Annotated[Decimal, Field(ge=0, le=10**9, decimal_places=12)]
 Seconds = Annotated[float, Field(ge=_SHORTEST_S, le=_CENTURY_S)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=_CENTURY_S)]
 WholeSeconds = Annotated[int, Field(ge=1, le=_CENTURY_S)]
@@ -104,6 +107,8 @@ WholeSeconds = Annotated[int, Field(ge=1, le=_CENTURY_S)]
 Timeout = Annotated[float, Field(ge=_SHORTEST_S, le=_LONGEST_TIMEOUT_S)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
 CountOrZero = Annotated[int, Field(ge=0, le=10**9)]
+#: Up to a century.
+Days = Annotated[int, Field(ge=1, le=36_500)]
 Bytes = Annotated[int, Field(ge=1, le=2**50)]
 #: Memory in 10^9 bytes, up to a petabyte.
 Gigabytes = Annotated[float, Field(gt=0, le=10**6)]

@@ -22,6 +22,7 @@ from shared.setting_types import (
     Bytes,
     Count,
     CountOrZero,
+    Days,
     Folder,
     FolderOrRepository,
     Gigabytes,
@@ -33,6 +34,7 @@ from shared.setting_types import (
     ModelId,
     NetworksSetting,
     OriginsSetting,
+    Price,
     PrivateHostsSetting,
     RedisUrlSetting,
     Region,
@@ -96,6 +98,7 @@ class QueueSettings(_Section):
     idempotency_ttl_s: WholeSeconds = Field(
         86_400, description="Seconds that an Idempotency-Key is remembered; at most `FLUX2_QUEUE_RETENTION_S`."
     )
+    usage_days: Days = Field(400, description="Days for which the usage of each day is kept.")
 
     @property
     def reap_period_s(self) -> float:
@@ -410,6 +413,32 @@ class WebhookSettings(_Section):
     timeout_s: Timeout = Field(15.0, description="Seconds that a receiver has to answer.")
 
 
+class PriceSettings(_Section):
+    """Prices of what was used, which `GET /v1/usage` multiplies; those of today hold for every day."""
+
+    currency: str = Field(
+        "", pattern="^[A-Za-z]{0,12}$", description="Currency of the prices, e.g. `EUR`: up to 12 letters."
+    )
+    gpu_hour: Price | None = Field(
+        None, description="Price of an hour of a GPU, of which the time that gave images counts."
+    )
+    image: Price | None = Field(None, description="Price of an image.")
+    megapixel_step: Price | None = Field(
+        None, description="Price of one denoising step of an image of 1,000,000 pixels."
+    )
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a price."""
+        return any(price is not None for price in (self.gpu_hour, self.image, self.megapixel_step))
+
+    @model_validator(mode="after")
+    def _prices_have_a_currency(self) -> Self:
+        if self.is_set and not self.currency:
+            raise ValueError("a price is set without a currency; set FLUX2_PRICE_CURRENCY, for example to EUR")
+        return self
+
+
 class LogSettings(_Section):
     """Logs on standard error."""
 
@@ -450,6 +479,7 @@ class Settings(BaseSettings):
     api: ApiSettings = ApiSettings()
     worker: WorkerSettings = WorkerSettings()
     webhook: WebhookSettings = WebhookSettings()
+    price: PriceSettings = PriceSettings()
     log: LogSettings = LogSettings()
     hf_token: Token | None = Field(
         None,

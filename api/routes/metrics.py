@@ -21,7 +21,7 @@ router = APIRouter(tags=["metrics"])
 
 
 class _LedgerCollector:
-    """Reads the gauges when they are scraped.
+    """Reads the figures when they are scraped.
 
     Every API process gives the same figures, since the ledger is shared: scrape one, or take the maximum.
     """
@@ -54,6 +54,24 @@ class _LedgerCollector:
         for slot in slots:
             corrupted.add_metric([slot.name], slot.corrupted)
         yield corrupted
+        yield from self._collect_usage()
+
+    def _collect_usage(self) -> Iterator[CounterMetricFamily]:
+        labels = ["tenant", "model"]
+        images = CounterMetricFamily("flux2_images", "Images that were finished.", labels=labels)
+        steps = CounterMetricFamily(
+            "flux2_megapixel_steps", "Width, height and steps of finished images, divided by 1,000,000.", labels=labels
+        )
+        gpu_s = CounterMetricFamily("flux2_gpu_seconds", "GPU time of attempts that gave an image.", labels=labels)
+        wasted_s = CounterMetricFamily(
+            "flux2_wasted_gpu_seconds", "GPU time of attempts that ended without an image.", labels=labels
+        )
+        for names, usage in self._ledger.usage.totals().items():
+            images.add_metric(names, usage.images)
+            steps.add_metric(names, usage.pixel_steps / 1e6)
+            gpu_s.add_metric(names, usage.gpu_ms / 1000)
+            wasted_s.add_metric(names, usage.wasted_gpu_ms / 1000)
+        yield from (images, steps, gpu_s, wasted_s)
 
 
 @router.get(
@@ -63,7 +81,7 @@ class _LedgerCollector:
     responses={200: {"content": {CONTENT_TYPE_LATEST.partition(";")[0]: {"schema": {"type": "string"}}}}},
 )
 def metrics(services: ServicesDep, _caller: MetricsReader) -> Response:
-    """Return queue lengths, live workers and corrupted base parameters in Prometheus' text format."""
+    """Return queue lengths, live workers, corrupted base parameters and what was used, in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_LedgerCollector(services.ledger))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -10,6 +10,7 @@ from typing import Any, Self
 from shared.job import ItemSpec, features_of, pool
 from shared.ledger.session import to_ms
 from shared.ledger.spec_parts import split_specs
+from shared.ledger.usage_rows import name_adapters, pixel_steps
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Submission:
             "model": self.items[0].model,
             "tenant": self.tenant,
             "priority": self.priority,
-            "pixel_steps": sum(spec.width * spec.height * spec.num_inference_steps for spec in self.items),
+            "adapters": name_adapters(self.items[0].adapters),
+            "pixel_steps": sum(map(pixel_steps, self.items)),
             # Text inside the JSON, so that Redis stores these bytes; see the top of prelude.lua.
             "record": json.dumps(self.record),
             **(self._parts() if compact else self._whole_specs()),

@@ -80,7 +80,7 @@ class Claims:
         except ValidationError as error:
             # Another version stored the spec. Ending the item now saves three leases and states the reason.
             why = ItemError(code="unreadable_spec", message=f"this worker cannot read it: {error}", retryable=False)
-            end_item(self._session, item_id, int(fence), outcome=why)
+            end_item(self._session, self._settings, item_id, int(fence), outcome=why)
             return None
         return Claim(
             item_id=item_id,

@@ -19,6 +19,7 @@ AUDIT_LEADER = f"{PREFIX}audit"
 LARGE_AUDIT_LEADER = f"{PREFIX}large_audit"
 REFERENCES_AUDIT_LEADER = f"{PREFIX}references_audit"
 API_KEYS = f"{PREFIX}keys"
+USAGE_TOTALS = f"{PREFIX}usage_totals"
 # Never stored: adding to a list that does not exist shows whether Redis takes writes.
 WRITE_PROBE = f"{PREFIX}probe"
 # Never stored: they have different slots, so that a cluster refuses a command that names both.
@@ -75,6 +76,15 @@ def idempotency(tenant: str, key: str) -> str:
 
 def api_key(key_id: str) -> str:
     return f"{PREFIX}key:{key_id}"
+
+
+def usage(day: int, tenant: str) -> str:
+    """Return the key of a tenant's usage of a day, which counts from the epoch."""
+    return f"{PREFIX}usage:{day}:{tenant}"
+
+
+def usage_tenants(day: int) -> str:
+    return f"{PREFIX}usage_tenants:{day}"
 
 
 def wake_queue(name: str) -> str:

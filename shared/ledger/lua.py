@@ -6,7 +6,7 @@ from functools import cache
 from importlib import resources
 
 # Parts that begin every script, in this order.
-_COMMON_PARTS = ("prelude", "item_texts", "queue", "moves")
+_COMMON_PARTS = ("prelude", "item_texts", "queue", "usage", "moves")
 # Parts that some scripts share, and these scripts.
 _PARTS = {
     "slots": ("beat", "remove_slot", "claim_next", "peek_next", "release", "largest"),

@@ -28,6 +28,8 @@ from shared.ledger.outlook import Forecaster
 from shared.ledger.session import Session, to_ms
 from shared.ledger.slot_claims import find_unlisted_claims
 from shared.ledger.upload_users import count_users
+from shared.ledger.usage_reader import UsageReader
+from shared.ledger.usage_rows import usage_ttl_s
 from shared.ledger.views import JobPage, JobView
 from shared.ledger.wakeups import WakeupQueues
 from shared.ledger.workers import SLOT_TTL_MS, WorkerRegistry
@@ -50,6 +52,7 @@ class Ledger:
         workers: the live slots and the models that they have loaded.
         api_keys: the keys that callers of the API have.
         outbox: webhook messages that are still to be sent.
+        usage: what attempts used.
         wakeups: the wake-up messages that no worker has consumed.
     """
 
@@ -69,6 +72,7 @@ class Ledger:
         self.workers = WorkerRegistry(self._session)
         self.api_keys = ApiKeys(self._session)
         self.outbox = Outbox(self._session)
+        self.usage = UsageReader(self._session)
         self.wakeups = WakeupQueues(self._session, audit_s=settings.audit_s)
 
     @classmethod
@@ -226,28 +230,45 @@ class Ledger:
         """
         return self._claims.claim(pools, slot=slot, boot=boot, warm=warm, probed_outage=probed_outage)
 
-    def renew(self, claim: Claim, progress: Progress) -> Literal["ok", "cancel", "lost"]:
-        """Extend the lease; the answer carries the caller's cancel, or that another worker owns the item."""
+    def renew(self, claim: Claim, progress: Progress, *, gpu_s: float = 0.0) -> Literal["ok", "cancel", "lost"]:
+        """Extend the lease; the answer carries the caller's cancel, or that another worker owns the item.
+
+        Args:
+            gpu_s: seconds for which the attempt has occupied its device so far; they count if its worker dies.
+        """
         answer: Literal["ok", "cancel", "lost"] = self._session.run(
             "renew",
             item_id=claim.item_id,
             fence=claim.fence,
             lease_ttl_ms=to_ms(self._settings.lease_ttl_s),
             progress_json=progress.model_dump_json(),
+            gpu_ms=round(1000 * gpu_s),
         )
         return answer
 
-    def commit(self, claim: Claim, outcome: ItemResult | ItemError | None) -> CommitAnswer:
-        """End the item as succeeded (a result), failed (an error) or canceled (None).
+    def commit(
+        self, claim: Claim, outcome: ItemResult | ItemError | None, *, gpu_s: float | None = None
+    ) -> CommitAnswer:
+        """End the item as succeeded (a result), failed (an error) or canceled (None), and count what it used.
+
+        Args:
+            gpu_s: seconds for which the attempt occupied its device; None for those of its last renewal.
 
         Returns:
             `canceled` when an acknowledged cancel overrode the outcome; `stale` when another claim owns the item, so
             nothing was written; `repeated` when this same commit had taken effect already.
         """
-        return end_item(self._session, claim.item_id, claim.fence, outcome=outcome)
+        return end_item(
+            self._session, self._settings, claim.item_id, claim.fence, outcome=outcome, gpu_s=gpu_s, spec=claim.spec
+        )
 
     def release(
-        self, claim: Claim, reason: Literal["drain", "outage", "retry", "later"], error: ItemError = WORKER_LOST
+        self,
+        claim: Claim,
+        reason: Literal["drain", "outage", "retry", "later"],
+        error: ItemError = WORKER_LOST,
+        *,
+        gpu_s: float | None = None,
     ) -> Literal["queued", "failed", "canceled", "stale"]:
         """Hand a running item back to the queue.
 
@@ -255,6 +276,7 @@ class Ledger:
             reason: `retry` and `later` count the attempt. `later` puts the item behind all others, instead of at the
                 head of the queue.
             error: the item's error, if this was the last attempt and the item ends as failed.
+            gpu_s: as in `commit`.
         """
         answer: Literal["queued", "failed", "canceled", "stale"] = self._session.run(
             "release",
@@ -263,11 +285,12 @@ class Ledger:
             reason=reason,
             max_attempts=self._settings.max_attempts,
             error_json=error.model_dump_json(),
+            **self._usage_arguments(gpu_s),
         )
         return answer
 
     def release_too_large(
-        self, claim: Claim, *, memory_bytes: int, error: ItemError, too_large: ItemError
+        self, claim: Claim, *, memory_bytes: int, error: ItemError, too_large: ItemError, gpu_s: float | None = None
     ) -> Literal["queued", "failed", "canceled", "stale"]:
         """Queue an item that did not fit on a device for the live slots with the most memory; the attempt counts.
 
@@ -275,6 +298,7 @@ class Ledger:
             memory_bytes: memory of the device; 0 if it is unknown.
             error: the item's error, if this was the last attempt.
             too_large: the item's error, if no live slot that offers the item's pool reports more memory.
+            gpu_s: as in `commit`.
         """
         answer: Literal["queued", "failed", "canceled", "stale"] = self._session.run(
             "release",
@@ -287,8 +311,13 @@ class Ledger:
             memory_gib=memory_gib(memory_bytes),
             too_large_json=too_large.model_dump_json(),
             slot_ttl_ms=SLOT_TTL_MS,
+            **self._usage_arguments(gpu_s),
         )
         return answer
+
+    def _usage_arguments(self, gpu_s: float | None = None) -> dict[str, int | None]:
+        """Return what a script needs that ends an attempt."""
+        return {"gpu_ms": None if gpu_s is None else round(1000 * gpu_s), "usage_ttl_s": usage_ttl_s(self._settings)}
 
     def cancel(self, job_id: str, *, tenant: str | None = None) -> bool:
         """Cancel the unfinished items of a job; return False if no such job exists. An ended job does not change.
@@ -311,6 +340,7 @@ class Ledger:
                 reap_ms=to_ms(self._settings.reap_period_s),
                 max_attempts=self._settings.max_attempts,
                 error_json=WORKER_LOST.model_dump_json(),
+                **self._usage_arguments(),
             )
         )
         # cjson writes every empty Lua table as an object, even an empty list.
@@ -347,6 +377,7 @@ class Ledger:
             candidates=candidates,
             max_attempts=self._settings.max_attempts,
             error_json=WORKER_LOST.model_dump_json(),
+            **self._usage_arguments(),
         )
         return int(requeued)
 

@@ -29,9 +29,12 @@ CALLS = [
     ("PUT", "/v1/adapters/x"),
     ("DELETE", "/v1/adapters/x"),
     ("GET", "/v1/models"),
+    ("GET", "/v1/usage"),
     ("GET", "/metrics"),
     ("GET", "/v1/unknown"),
 ]
+
+READS = {"GET /v1/requests", "GET /v1/adapters", "GET /v1/models", "GET /v1/usage"}
 
 
 def key_id(headers):
@@ -92,9 +95,9 @@ def test_a_body_is_not_read_before_its_sender_is_known(api, make_key):
 @pytest.mark.parametrize(
     ("roles", "allowed"),
     [
-        (["read"], {"GET /v1/requests", "GET /v1/adapters", "GET /v1/models"}),
+        (["read"], READS),
         (["submit"], {"POST /v1/inference"}),
-        (["admin"], {"GET /v1/requests", "GET /v1/adapters", "GET /v1/models", "POST /v1/inference", "GET /metrics"}),
+        (["admin"], {*READS, "POST /v1/inference", "GET /metrics"}),
         ([], set()),
     ],
 )

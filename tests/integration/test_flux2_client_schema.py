@@ -22,6 +22,8 @@ _file = io.BytesIO()
 Image.new("RGB", (64, 64)).save(_file, "PNG")
 PNG = _file.getvalue()
 
+USAGE = {"first_day": "2026-01-01", "last_day": "2026-01-31", "group_by": ["day", "key"], "tenant": "a"}
+
 # Verb, its arguments, the path in the document, and the model that reads the answer.
 VERBS = [
     ("submit", ({},), {"idempotency_key": None}, "/v1/inference", models.Job),
@@ -44,6 +46,8 @@ VERBS = [
         models.Page[models.JobLine],
     ),
     ("models", (), {}, "/v1/models", models.ModelList),
+    ("usage", (), USAGE, "/v1/usage", models.Usage),
+    ("usage_csv", (), USAGE, "/v1/usage", None),
     ("adapter", ("a",), {"model": "flux2"}, "/v1/adapters", models.Adapter),
     ("adapters", (), {"page_size": 5}, "/v1/adapters", models.Page[models.AdapterFile]),
     (

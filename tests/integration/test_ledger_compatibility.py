@@ -21,8 +21,8 @@ URL = "https://example.com/hook?a=1&b=\N{SNOWMAN}"
 # Two lists of adapters and a seed that a double cannot hold.
 FLOATS = (0.1, -1.7, 1e-07)
 BIG_SEED = 2**63 - 1
-NEW_JOB_FIELDS = {"key_until_ms"}
-NEW_ITEM_FIELDS = {"lease_ttl_ms"}
+NEW_JOB_FIELDS = {"key_until_ms", "adapters"}
+NEW_ITEM_FIELDS = {"lease_ttl_ms", "gpu_ms"}
 # In the text of an adapter whose worker states no scale.
 NEW_REPORT_FIELDS = '"scale_range":null,"scale_sources":[],'
 NEW_SLOT_FIELDS = {"reads_compact", "large_pools"}
@@ -36,6 +36,7 @@ NEW_KEYS = (
     "outbox:",
     "tenant_jobs:",
     "tenants_until",
+    "usage",
 )
 # An item that has ended keeps only what is shown of it.
 DROPPED = {"job", "pool", "tenant", "lane", "seq", "accepted_ms", "boot", "nonce", "progress"}
@@ -186,6 +187,7 @@ def read_all(client) -> dict[str, object]:
     """Return every key of the ledger with its value; the ids that Redis and each call make up are left out."""
     read = {
         "string": client.get,
+        "set": lambda key: sorted(client.smembers(key)),
         "hash": client.hgetall,
         "zset": lambda key: client.zrange(key, 0, -1, withscores=True),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from dataclasses import replace
+from datetime import date, timedelta
 from typing import ClassVar
 
 import pytest
@@ -27,6 +28,7 @@ from shared.job import TERMINAL, ItemError, ItemResult, ItemSpec, PipelineReport
 from shared.ledger import Ledger, Submission, keys
 from shared.ledger.claim import Claim
 from shared.ledger.spec_parts import join_texts
+from shared.ledger.usage_rows import Usage
 from shared.settings import QueueSettings
 
 STEPS_A_RUN, RUNS = 50, 75
@@ -39,7 +41,13 @@ GIB = {SMALL: 24, BIG: 80}
 POOLS = pools("flux2", ["exact"], ["merged", "large"])
 LARGE = "flux2+large"
 STEP = Progress(stage="denoise", step=1, steps=2)
+# Device time that a worker states at the end of an attempt; without it, that of the last renewal counts.
+GPU_MS = st.none() | st.integers(0, 9000)
 BROKEN = ItemError(code="run_failed", message="it broke", retryable=True)
+
+
+def seconds(ms: int | None) -> float | None:
+    return None if ms is None else ms / 1000
 
 
 def spec() -> ItemSpec:
@@ -93,6 +101,8 @@ class Item:
         self.deadline = 0
         self.slot = ""
         self.winner = 0
+        # Device time that the last renewal of the running attempt stated.
+        self.gpu_ms = 0
         # Whether it did not fit on the small worker's device.
         self.large = False
         # Whether the deadline of its job canceled it.
@@ -122,6 +132,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.boots = itertools.count()
         self.boot = dict.fromkeys(WORKERS, "boot")
         self.passed = self.now
+        self.used = Usage()
         self.ledger.reap()
 
     # The client.
@@ -212,27 +223,27 @@ class LedgerMachine(RuleBasedStateMachine):
         assert item.state is State.QUEUED
         assert (claim.fence, claim.attempt) == (item.fence + 1, item.attempt + 1)
         item.state, item.fence, item.attempt = State.RUNNING, claim.fence, claim.attempt
-        item.deadline, item.slot = self.now + TTL_S * 1000, slot
+        item.deadline, item.slot, item.gpu_ms = self.now + TTL_S * 1000, slot, 0
         return claim
 
-    @rule(claim=claims)
-    def renew(self, claim):
+    @rule(claim=claims, gpu_ms=st.integers(0, 9000))
+    def renew(self, claim, gpu_ms):
         self.steps["renew"] += 1
-        answer = self.ledger.renew(claim, STEP)
+        answer = self.ledger.renew(claim, STEP, gpu_s=gpu_ms / 1000)
         item = self.items[claim.item_id]
         if not self.owns(claim):
             assert answer == "lost"
             return
         assert answer == ("cancel" if item.job in self.canceled else "ok")
-        item.deadline = self.now + TTL_S * 1000
+        item.deadline, item.gpu_ms = self.now + TTL_S * 1000, gpu_ms
 
-    @rule(claim=claims, outcome=st.sampled_from(["succeeded", "failed", "canceled"]))
-    def commit(self, claim, outcome):
+    @rule(claim=claims, outcome=st.sampled_from(["succeeded", "failed", "canceled"]), gpu_ms=GPU_MS)
+    def commit(self, claim, outcome, gpu_ms):
         self.steps["commit"] += 1
         values = {"succeeded": result(claim), "failed": BROKEN, "canceled": None}
         item = self.items[claim.item_id]
         owned, before = self.owns(claim), item.state
-        answer = self.ledger.commit(claim, values[outcome])
+        answer = self.ledger.commit(claim, values[outcome], gpu_s=seconds(gpu_ms))
         if not owned:
             same = item.fence == claim.fence and before in TERMINAL
             expected = "stale"
@@ -244,17 +255,23 @@ class LedgerMachine(RuleBasedStateMachine):
             return
         item.state = State.CANCELED if item.job in self.canceled else State(outcome)
         assert answer == ("committed" if item.state == outcome else "canceled")
+        item.gpu_ms = item.gpu_ms if gpu_ms is None else gpu_ms
+        if item.state is State.SUCCEEDED:
+            self.used += Usage(images=1, pixel_steps=64 * 64 * 2, gpu_ms=item.gpu_ms)
+        else:
+            self.waste(item)
         item.winner = claim.fence if item.state is State.SUCCEEDED else 0
 
-    @rule(claim=claims, reason=st.sampled_from(["drain", "outage", "retry", "later"]))
-    def release(self, claim, reason):
+    @rule(claim=claims, reason=st.sampled_from(["drain", "outage", "retry", "later"]), gpu_ms=GPU_MS)
+    def release(self, claim, reason, gpu_ms):
         self.steps["release"] += 1
         item, owned = self.items[claim.item_id], self.owns(claim)
-        answer = self.ledger.release(claim, reason, BROKEN)
+        answer = self.ledger.release(claim, reason, BROKEN, gpu_s=seconds(gpu_ms))
         if not owned:
             assert answer == "stale"
             return
         item.attempt -= reason in ("drain", "outage")
+        item.gpu_ms = item.gpu_ms if gpu_ms is None else gpu_ms
         self.requeue_or_end(item)
         assert answer == item.state
 
@@ -422,7 +439,22 @@ class LedgerMachine(RuleBasedStateMachine):
             if ended and job in self.canceled:
                 assert stored["state"] == State.CANCELED
 
+    @invariant()
+    def what_attempts_used_is_counted_once(self):
+        assert sum(self.ledger.usage.totals().values(), Usage()) == self.used
+
+    def teardown(self):
+        """The days have the same sum as the totals."""
+        days = [int(name.split(":")[2]) for name in self.client.scan_iter(keys.usage("*", "default"))]
+        first, last = (date(1970, 1, 1) + timedelta(days=day) for day in (min(days, default=0), max(days, default=0)))
+        assert sum((row.usage for row in self.ledger.usage.rows(first, last)), Usage()) == self.used
+
+    def waste(self, item):
+        self.used += Usage(wasted_gpu_ms=item.gpu_ms)
+        item.gpu_ms = 0
+
     def requeue_or_end(self, item, *, may_retry=True):
+        self.waste(item)
         if item.job in self.canceled:
             item.state = State.CANCELED
         elif not may_retry or item.attempt >= MAX_ATTEMPTS:

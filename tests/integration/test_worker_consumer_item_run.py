@@ -1031,11 +1031,11 @@ def with_ledger(worker, *, failing_commits):
     class Flaky(Ledger):
         left = failing_commits
 
-        def commit(self, claim, outcome):
+        def commit(self, claim, outcome, **options):
             if self.left:
                 self.left -= 1
                 raise LedgerUnavailable("Redis did not answer: reset by peer")
-            return super().commit(claim, outcome)
+            return super().commit(claim, outcome, **options)
 
     return Worker(**{**vars(worker), "ledger": Flaky(worker.ledger.redis, worker.settings.queue)})
 

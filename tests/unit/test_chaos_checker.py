@@ -12,6 +12,7 @@ from chaos.stub import picture
 from shared.job import ItemResult, PipelineReport, SpecReport, State
 from shared.ledger import ItemView, JobView
 from shared.ledger.job_reader import DEADLINE_EXCEEDED
+from shared.ledger.usage_rows import Usage
 from shared.storage.directory import DirectoryStore
 
 SEED = 7
@@ -59,7 +60,12 @@ def item(**changes):
     return replace(view, **changes)
 
 
-def final_state(view=None, *, state=State.SUCCEEDED, commits=1, queues=(), listed=1, deadline_ms=None):
+USED = Usage(images=1, pixel_steps=64 * 64, gpu_ms=500, wasted_gpu_ms=100)
+
+
+def final_state(
+    view=None, *, state=State.SUCCEEDED, commits=1, queues=(), listed=1, deadline_ms=None, usage=USED, totals=None
+):
     job = JobView(
         job_id="job",
         model="flux2",
@@ -74,7 +80,14 @@ def final_state(view=None, *, state=State.SUCCEEDED, commits=1, queues=(), liste
         items=(view or item(),),
         deadline_ms=deadline_ms,
     )
-    return FinalState(jobs={"job": job}, commits={"job:0": commits}, queues=queues, listed=listed)
+    return FinalState(
+        jobs={"job": job},
+        commits={"job:0": commits},
+        queues=queues,
+        listed=listed,
+        usage=usage,
+        totals=totals or usage,
+    )
 
 
 # Canceled by a deadline.
@@ -100,11 +113,11 @@ def store(tmp_path):
 
 
 def broken(events, found, store):
-    return {violation.invariant for violation in check(events, found, store)}
+    return {violation.invariant for violation in check(events, found, store, worker_s=1.0)}
 
 
 def test_a_good_run_has_no_violation(store):
-    assert check(GOOD, final_state(), store) == []
+    assert check(GOOD, final_state(), store, worker_s=1.0) == []
 
 
 def claim(fence, t=2.5):
@@ -139,6 +152,12 @@ TWICE = {"t": 1.5, "kind": "accepted", "key": "k", "job": "other", "items": 1}
         ("I11", GOOD, final_state(item(error=DEADLINE_EXCEEDED), deadline_ms=2)),
         ("I11", GOOD, final_state(LATE, state=State.CANCELED, deadline_ms=3)),
         ("I11", GOOD, final_state(replace(LATE, error=None), state=State.CANCELED)),
+        ("I12", GOOD, final_state(usage=Usage())),
+        ("I12", GOOD, final_state(usage=USED + Usage(images=1))),
+        ("I12", GOOD, final_state(usage=USED + Usage(pixel_steps=1))),
+        ("I12", GOOD, final_state(usage=USED + Usage(wasted_gpu_ms=500))),
+        ("I12", GOOD, final_state(usage=USED + Usage(gpu_ms=-600))),
+        ("I12", GOOD, final_state(totals=USED + USED)),
     ],
 )
 def test_the_checker_finds_each_kind_of_breach(invariant, events, found, store):

@@ -20,7 +20,7 @@ class ScriptedLedger:
         self.answers = list(answers)
         self.renewals = 0
 
-    def renew(self, claim, progress):
+    def renew(self, claim, progress, *, gpu_s):
         self.renewals += 1
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if answer == "away":

@@ -29,6 +29,7 @@ from worker.consumer import device_faults, image_file, storage_outage
 from worker.consumer.adapter_files import ItemFiles
 from worker.consumer.background import STEP_TO_PREPARE
 from worker.consumer.custody import Custody, Owner
+from worker.consumer.device_time import DeviceTime
 from worker.consumer.interfaces import RenderedImage
 from worker.consumer.lease import Lease
 from worker.consumer.process_end import EXIT_FAULT, end_process
@@ -48,7 +49,14 @@ class ItemRun:
     def __init__(self, worker: Worker, claim: Claim) -> None:
         self._worker = worker
         self._claim = claim
-        self._lease = Lease(worker.ledger, claim, worker.settings, on_stall=self._end_stalled_process)
+        self._device_time = DeviceTime()
+        self._lease = Lease(
+            worker.ledger,
+            claim,
+            worker.settings,
+            on_stall=self._end_stalled_process,
+            gpu_s=lambda: self._device_time.seconds,
+        )
         self._custody = Custody(claim, lease=self._lease, state=worker.state)
         self._files = ItemFiles(claim.spec, ())
 
@@ -102,6 +110,7 @@ class ItemRun:
 
     def _conclude(self, outcome: ItemResult | Flux2Error, *, may_probe: bool = False) -> None:
         """Decide what follows an outcome: commit, retry, abandon, or end the process."""
+        gpu_s = self._device_time.seconds
         match outcome:
             case ItemResult():
                 self._commit(outcome)
@@ -118,19 +127,20 @@ class ItemRun:
             case Flux2Error():
                 self._log_failure(outcome)
                 if isinstance(outcome, StorageUnavailable) and storage_outage.detect(self._worker):
-                    redis_retries(pause_s=_REDIS_PAUSE_S)(self._worker.requeue, self._claim, "outage")
+                    redis_retries(pause_s=_REDIS_PAUSE_S)(self._worker.requeue, self._claim, "outage", gpu_s=gpu_s)
                     return
                 if may_probe and outcome.implicates_device and not outcome.ends_process:
                     outcome = self._probe_device() or outcome
                 if outcome.ends_process:
                     self._end_process(outcome)
                 elif outcome.retryable:
-                    redis_retries(pause_s=_REDIS_PAUSE_S)(self._worker.retry, self._claim, outcome)
+                    redis_retries(pause_s=_REDIS_PAUSE_S)(self._worker.retry, self._claim, outcome, gpu_s=gpu_s)
                 else:
                     self._commit(item_error(outcome))
 
     def _retry_with_more_memory(self, error: OutOfMemory) -> None:
-        answer = redis_retries(pause_s=_REDIS_PAUSE_S)(self._worker.retry_with_more_memory, self._claim, error)
+        retry, gpu_s = self._worker.retry_with_more_memory, self._device_time.seconds
+        answer = redis_retries(pause_s=_REDIS_PAUSE_S)(retry, self._claim, error, gpu_s=gpu_s)
         if answer in ("failed", "canceled"):
             self._discard_earlier()
 
@@ -163,7 +173,11 @@ class ItemRun:
             if files.fetch_s is not None:
                 # From here on, missing progress is a hung kernel again.
                 self._report("adapter")
-            rendered = self._worker.renderer.render(files.spec, files.paths, on_progress=self._on_progress)
+            self._device_time.start()
+            try:
+                rendered = self._worker.renderer.render(files.spec, files.paths, on_progress=self._on_progress)
+            finally:
+                self._device_time.stop()
         self._worker.state.record_corrupted(self._worker.renderer.corrupted)
         # A failed kernel can leave zeros without an error; getbbox() is None only if every pixel is 0.
         if rendered.image.getbbox() is None:
@@ -171,7 +185,12 @@ class ItemRun:
         return rendered
 
     def _on_progress(self, progress: Progress) -> None:
+        # While Redis is away, the lease makes the render wait.
+        self._device_time.stop()
         self._lease.report(progress)
+        # Reference images come from the store.
+        if progress.stage != "fetch":
+            self._device_time.start()
         if progress.stage == "denoise" and progress.step == STEP_TO_PREPARE:
             self._worker.prefetcher.submit(self._prepare_next)
 
@@ -242,7 +261,8 @@ class ItemRun:
     def _commit(self, outcome: ItemResult | ItemError | None) -> None:
         """End the item; None means canceled. Remove images that no result names."""
         claim = self._claim
-        answer = redis_retries(pause_s=_REDIS_PAUSE_S)(self._worker.ledger.commit, claim, outcome)
+        commit, gpu_s = self._worker.ledger.commit, self._device_time.seconds
+        answer = redis_retries(pause_s=_REDIS_PAUSE_S)(commit, claim, outcome, gpu_s=gpu_s)
         logger.info("item ended", extra={"item": claim.item_id, "fence": claim.fence, "commit": answer})
         if isinstance(outcome, ItemResult) and answer in ("canceled", "stale"):
             self._discard(claim.fence)

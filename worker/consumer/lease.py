@@ -36,10 +36,17 @@ class Lease:
     Args:
         on_stall: called once, from the renewing thread, when the item has made no progress for `stall_s`. It must end
             the process, because nothing else ends a hung kernel.
+        gpu_s: returns the seconds for which the attempt has occupied its device, which each renewal states.
     """
 
     def __init__(
-        self, ledger: Ledger, claim: Claim, settings: Settings, *, on_stall: Callable[[Progress], object]
+        self,
+        ledger: Ledger,
+        claim: Claim,
+        settings: Settings,
+        *,
+        on_stall: Callable[[Progress], object],
+        gpu_s: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.claim = claim
         self._ledger = ledger
@@ -50,6 +57,7 @@ class Lease:
         # that is away must not end the process and cost an attempt; both have limits of their own.
         self._more_s = {"upload": settings.longest_upload_s, "fetch": settings.sources.download_s}
         self._on_stall = on_stall
+        self._gpu_s = gpu_s
         self._wake = threading.Event()
         # A separate thread, so that neither a long kernel nor a slow upload loses the lease.
         self._thread = threading.Thread(target=self._renew_until_closed, name="flux2-lease", daemon=True)
@@ -189,7 +197,7 @@ class Lease:
         asked_at = time.monotonic()
         # Outside the lock: a silent Redis takes seconds to time out, and steps continue until the lease is overdue.
         try:
-            answer = self._ledger.renew(self.claim, progress)
+            answer = self._ledger.renew(self.claim, progress, gpu_s=self._gpu_s())
         except LedgerUnavailable as error:
             logger.warning("lease not renewed", extra={"item": self.claim.item_id, "error": str(error)})
             return False

@@ -59,18 +59,23 @@ class Worker:
 
     # A lost wake-up costs time only: the audit sends it again.
 
-    def requeue(self, claim: Claim, reason: Literal["drain", "outage"] = "drain") -> None:
+    # `gpu_s` is as in `Ledger.commit`.
+
+    def requeue(
+        self, claim: Claim, reason: Literal["drain", "outage"] = "drain", *, gpu_s: float | None = None
+    ) -> None:
         """Return an item to the queue without counting the attempt, and wake another worker for it."""
-        if self.ledger.release(claim, reason) == "queued":
+        if self.ledger.release(claim, reason, gpu_s=gpu_s) == "queued":
             self._wake(claim.pool)
 
-    def retry(self, claim: Claim, error: Flux2Error) -> None:
+    def retry(self, claim: Claim, error: Flux2Error, *, gpu_s: float | None = None) -> None:
         """Return an item to the queue for another attempt; the ledger fails it with `error` if this was its last."""
-        if self.ledger.release(claim, "later" if error.needs_time else "retry", item_error(error)) == "queued":
+        reason: Literal["later", "retry"] = "later" if error.needs_time else "retry"
+        if self.ledger.release(claim, reason, item_error(error), gpu_s=gpu_s) == "queued":
             self._wake(claim.pool)
 
     def retry_with_more_memory(
-        self, claim: Claim, error: OutOfMemory
+        self, claim: Claim, error: OutOfMemory, *, gpu_s: float | None = None
     ) -> Literal["queued", "failed", "canceled", "stale"]:
         """Queue an item that did not fit for a device with more memory; it fails if no live worker has more."""
         slot = self.slot
@@ -84,6 +89,7 @@ class Worker:
                 f"{error}, or start a worker with more memory: this device {size}, and no live worker of "
                 f"{slot.model} that offers what the image requires has more",
             ),
+            gpu_s=gpu_s,
         )
         if answer == "queued":
             where = {"item": claim.item_id, "slot": slot.name, "memory_bytes": slot.memory_bytes}

@@ -13,6 +13,7 @@
 --     webhook_url      absent if the caller wants no webhook
 --     key_id           absent if the caller has no API key
 --     deadline_ms      time after the accept at which queued items are canceled; absent for none
+--     adapters         names of the adapters of the first item, as the rows of `usage` have them
 --     pixel_steps      the sum of width, height and steps multiplied, over the items
 --   key                {id, queued_items, items_per_day, pixel_steps_per_day}: the limits of the caller's key; absent if
 --                      it has none, and each limit that it has not
@@ -75,7 +76,7 @@ local function store(job)
   for _, text in ipairs(job.specs or {}) do redis.call('RPUSH', specs_key(job.id), text) end
   local key = job_key(job.id)
   redis.call('HSET', key, 'state', 'queued', 'cancel', 0, 'model', job.model, 'pool', job.pool,
-    'tenant', job.tenant, 'priority', job.priority, 'record', job.record, 'items', #job.items,
+    'tenant', job.tenant, 'priority', job.priority, 'record', job.record, 'items', #job.items, 'adapters', job.adapters,
     'queued', #job.items, 'running', 0, 'succeeded', 0, 'failed', 0, 'canceled', 0, 'accepted_ms', now)
   local order = redis.call('GET', SEQUENCE)
   redis.call('ZADD', JOBS, order, job.id)

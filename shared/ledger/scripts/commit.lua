@@ -5,7 +5,11 @@
 --   outcome         'succeeded' | 'failed' | 'canceled'
 --   own_json        what only this item's result contains; absent for a failure and a cancel
 --   common_json     the rest of the result of a success, the error of a failure; absent for a cancel
--- Keys: item, specs, results, result_parts, job, leases, busy, pace, done, outbox
+--   gpu_ms          ms for which the attempt occupied its device; absent if only its renewals stated them
+--   pixel_steps     width, height and steps of the item multiplied; absent if they are unknown
+--   adapters        names of the item's adapters, as the rows of `usage` have them; absent if they are unknown
+--   usage_ttl_s     how long the usage of a day is kept
+-- Keys: item, specs, results, result_parts, job, leases, busy, pace, done, outbox, usage, usage_tenants, usage_totals
 -- Returns 'committed' | 'canceled' | 'repeated' (this same commit took effect before) | 'stale' (another claim owns it)
 local now = now_ms()
 local id, outcome = args.item_id, args.outcome

@@ -4,7 +4,6 @@
 -- from its jobs, because a worker of an earlier version would not maintain a counter: `key_jobs:{key}` holds the jobs that
 -- may have queued items, and `key_load:{key}` an upper bound, so that most calls count nothing. The bound includes running
 -- items, which may return to the queue.
-local DAY_MS = 86400000
 -- A day's counts stay until nobody asks for them.
 local DAY_KEPT_S = 2 * 86400
 -- Reading a job takes 4 us; counts of one key take at most a fiftieth of Redis' time.
@@ -12,7 +11,7 @@ local JOBS_PER_MS, LONGEST_PAUSE_MS = 5, 5000
 
 local function key_jobs_key(id) return PREFIX .. 'key_jobs:' .. id end
 local function key_load_key(id) return PREFIX .. 'key_load:' .. id end
-local function key_day_key(id, now) return PREFIX .. 'key_day:' .. id .. ':' .. string.format('%.0f', math.floor(now / DAY_MS)) end
+local function key_day_key(id, now) return PREFIX .. 'key_day:' .. id .. ':' .. day_of(now) end
 
 local function count_queued(id, now)
   local queued, started, jobs = 0, 0, redis.call('SMEMBERS', key_jobs_key(id))

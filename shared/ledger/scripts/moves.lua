@@ -44,6 +44,7 @@ end
 
 local function end_item(id, job, pool, tenant, to, now)
   end_lease(id, pool, tenant)
+  count_attempt(id, job, tenant, to == 'succeeded', now)
   redis.call('HINCRBY', item_key(id), 'commits', 1)
   move(id, job, 'running', to, now)
 end
@@ -87,7 +88,8 @@ local function requeue_or_end(id, now, max_attempts, error_json, next_pool)
     return 'canceled', pool
   end
   end_lease(id, pool, tenant)
-  redis.call('HDEL', item_key(id), 'progress', 'slot', 'boot', 'nonce')
+  count_attempt(id, job, tenant, false, now)
+  redis.call('HDEL', item_key(id), 'progress', 'slot', 'boot', 'nonce', 'gpu_ms')
   pool = next_pool or pool
   redis.call('HSET', item_key(id), 'queued_ms', now, 'pool', pool)
   move(id, job, 'running', 'queued', now)

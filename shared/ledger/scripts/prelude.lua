@@ -25,6 +25,7 @@ local OUTBOX = PREFIX .. 'outbox'
 local STORAGE_OUTAGE = PREFIX .. 'storage_outage'
 local COMPACT_FROM = PREFIX .. 'compact_from'
 local TENANTS_UNTIL = PREFIX .. 'tenants_until'
+local USAGE_TOTALS = PREFIX .. 'usage_totals'
 local RUN_ID = PREFIX .. 'run_id'
 local REAPED_MS = PREFIX .. 'reaped_ms'
 local DEADLINES = PREFIX .. 'deadlines'
@@ -39,6 +40,8 @@ local function specs_key(job) return PREFIX .. 'specs:' .. job end
 local function results_key(job) return PREFIX .. 'results:' .. job end
 local function result_parts_key(job) return PREFIX .. 'result_parts:' .. job end
 local function tenant_jobs_key(tenant) return PREFIX .. 'tenant_jobs:' .. tenant end
+local function usage_key(day, tenant) return PREFIX .. 'usage:' .. day .. ':' .. tenant end
+local function usage_tenants_key(day) return PREFIX .. 'usage_tenants:' .. day end
 local function slot_key(slot) return PREFIX .. 'slot:' .. slot end
 local function claims_key(slot) return PREFIX .. 'claims:' .. slot end
 local function idempotency_key(tenant, key) return PREFIX .. 'idem:' .. tenant .. ':' .. key end

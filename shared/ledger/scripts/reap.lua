@@ -5,6 +5,7 @@
 --   reap_ms       period of the caller's passes
 --   max_attempts  claims after which an item fails
 --   error_json    the error of an item that fails: its workers were lost
+--   usage_ttl_s   how long the usage of a day is kept
 -- Keys: run_id, reaped_ms, leases, audit, large_audit, references_audit, and those of requeue_or_end
 -- Returns JSON {requeued: {pool: count}, ended: [item ids], grace: bool}; cjson writes an empty list as {}
 local now = now_ms()

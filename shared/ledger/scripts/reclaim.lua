@@ -6,6 +6,7 @@
 --   candidates    items that may be the slot's although `claims` does not list them
 --   max_attempts  claims after which an item fails
 --   error_json    the error of an item that fails: its workers were lost
+--   usage_ttl_s   how long the usage of a day is kept
 -- Keys: claims, and those of requeue_or_end
 -- Returns the number of items requeued
 local now = now_ms()
