@@ -13,7 +13,6 @@ local SENDING = OUTBOX .. ':sending'
 -- Attempts that one host gets at a time, from all processes.
 local ATTEMPTS_PER_HOST = 2
 -- Keys of hosts that no message goes to any more expire.
-local DAY_MS = 86400000
 
 local function route_name(tenant, host) return tenant .. '|' .. host end
 local function messages_key(tenant, host) return OUTBOX .. ':messages:' .. route_name(tenant, host) end
