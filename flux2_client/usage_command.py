@@ -37,6 +37,7 @@ def usage(
     from flux2_client.report import print_json
     from flux2_client.tables import print_usage
     from flux2_client.terminal import SUCCEEDED, Session
+    from shared.visible_text import escape_controls
 
     if as_csv and as_json:
         raise typer.BadParameter("use one of --csv and --json")
@@ -45,8 +46,9 @@ def usage(
     async def run(client: AsyncClient) -> int:
         if as_csv:
             text = await client.usage_csv(first_day=first_day, last_day=last_day, group_by=columns, tenant=tenant)
-            # The answer's lines end as CSV's do, which Windows would write once more.
-            sys.stdout.write(text.replace("\r\n", "\n"))
+            # The lines of CSV end with CR and LF.
+            lines = (escape_controls(line.removesuffix("\r")) for line in text.split("\n"))
+            sys.stdout.write("\n".join(lines))
             sys.stdout.flush()
         else:
             used = await client.usage(first_day=first_day, last_day=last_day, group_by=columns, tenant=tenant)

@@ -14,6 +14,7 @@ from typing import Final, Self
 
 from shared.job import AdapterRef, ItemSpec
 from shared.settings import QueueSettings
+from shared.visible_text import escape_controls
 
 #: Name of the combination without adapters.
 BASE: Final = "base"
@@ -99,16 +100,12 @@ def _name(path: str) -> str:
     address, _, query = path.partition("?")
     if query:
         # A query may name the file, or identify its reader: it is kept for as long as people keep tables.
-        return _printable(f"{address}?{_digest(query)}")
+        return escape_controls(f"{address}?{_digest(query)}")
+    # Escaped: line breaks and escape sequences would reach terminals and tables.
     # Of the version of an upload, as many digits as people compare.
     place, _, version = address.rpartition("@")
-    return _printable(f"{place}@{version[:_DIGEST_CHARS]}" if _SHA256.fullmatch(version) else address)
+    return escape_controls(f"{place}@{version[:_DIGEST_CHARS]}" if _SHA256.fullmatch(version) else address)
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:_DIGEST_CHARS]
-
-
-def _printable(text: str) -> str:
-    # Line breaks and escape sequences would reach terminals and tables.
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -20,7 +20,7 @@ def refs(*paths):
         (["a.safetensors", "a.safetensors"], "a.safetensors"),
         (["hf://o/r/f.safetensors@main"], "hf://o/r/f.safetensors@main"),
         (["upload:studio/style@" + "0123456789ab" + 52 * "f"], "upload:studio/style@0123456789ab"),
-        (["a\nb\x1b[31m\udc80.safetensors"], "a\ufffdb\ufffd[31m\ufffd.safetensors"),
+        (["a\nb\x1b[31m\udc80.safetensors"], "a\\nb\\x1b[31m\\udc80.safetensors"),
         # The first 12 digits of `printf %s id=7 | sha256sum`.
         (["https://h/download?id=7"], "https://h/download?f422c82d6db7"),
     ],
