@@ -112,6 +112,7 @@ def prepare_job(
         idempotency_key=idempotency_key,
         body_hash=body_hash,
         webhook_url=body.webhook_url or "",
+        webhook_events=body.webhook_events or (),
         key_id=caller.key_id,
         deadline_s=body.deadline_s,
         compact=all(slot.reads_compact for slot in slots),
@@ -127,6 +128,8 @@ def _check_fields(body: InferenceRequest, settings: Settings) -> Model:
     model = find_model(body.model)
     reject_unsupported_fields(body)
     check_resolved_size([body], max_bytes=settings.api.max_body_bytes)
+    if body.webhook_events is not None and body.webhook_url is None:
+        raise InvalidRequest("events are sent to a webhook_url, and the request has none", field="webhook_events")
     if body.webhook_url is not None:
         check_webhook_url(body.webhook_url, settings.webhook)
     return model

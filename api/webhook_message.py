@@ -20,6 +20,7 @@ from standardwebhooks.webhooks import Webhook
 from api.status_view import WIRE_STATUS, first_error, result_url
 from api.timestamps import format_ms
 from shared.ledger import JobView
+from shared.ledger.views import EndedItem
 from shared.network.addresses import GuardedBackend, host_header
 from shared.settings import WebhookSettings
 from shared.webhook_secrets import signing_secrets
@@ -62,6 +63,26 @@ def message_body(job: JobView, *, base_url: str) -> str:
         "result_url": result_url(job.job_id, base_url=base_url),
     }
     return json.dumps({"type": f"request.{status}", "timestamp": format_ms(job.finished_ms), "data": data})
+
+
+def item_message_id(ended: EndedItem) -> str:
+    return f"{ended.job_id}:{ended.item.index}:{WIRE_STATUS[ended.item.state]}"
+
+
+def item_message_body(ended: EndedItem, *, base_url: str) -> str:
+    """Return the message about an item that has ended; the text is the same at each attempt."""
+    item = ended.item
+    assert item.finished_ms is not None
+    status = WIRE_STATUS[item.state]
+    data = {
+        "request_id": ended.job_id,
+        "index": item.index,
+        "status": status,
+        "model": ended.model,
+        "error": item.error.message if item.error else None,
+        "result_url": result_url(ended.job_id, base_url=base_url),
+    }
+    return json.dumps({"type": f"item.{status}", "timestamp": format_ms(item.finished_ms), "data": data})
 
 
 def post_message(url: str, *, message_id: str, body: str, tenant: str, settings: WebhookSettings) -> Delivery:

@@ -12,7 +12,14 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
-from api.webhook_message import Delivery, message_body, message_id, post_message
+from api.webhook_message import (
+    Delivery,
+    item_message_body,
+    item_message_id,
+    message_body,
+    message_id,
+    post_message,
+)
 from shared.errors import LedgerUnavailable
 from shared.ledger import Ledger
 from shared.ledger.outbox import WebhookMessage
@@ -92,23 +99,31 @@ class Courier(threading.Thread):
     def _attempt(self, message: WebhookMessage, reserved_at: float) -> Delivery | None:
         """Send one message; return None if its job's record has expired, or if it is too late to send it."""
         try:
-            job = self._ledger.job(message.job_id)
-            if job is None:
+            written = self._write(message)
+            if written is None:
                 return None
-            body = message_body(job, base_url=self._base_url)
+            name, body, tenant = written
             if time.monotonic() - reserved_at > _RESERVE_MARGIN_S:
                 # The process stood still: another sender may have the message before this attempt would end.
                 logger.warning("message reserved too long ago; it is sent later", extra={"job": message.job_id})
                 return None
-            return post_message(
-                message.url, message_id=message_id(job), body=body, tenant=job.tenant, settings=self._settings
-            )
+            return post_message(message.url, message_id=name, body=body, tenant=tenant, settings=self._settings)
         except LedgerUnavailable:
             raise
         except Exception as error:
             # An unreadable record or a defect counts as an attempt: a process of another version may succeed later.
             logger.exception("message not sent", extra={"job": message.job_id, "attempt": message.attempt})
             return Delivery(error=f"not sent: {type(error).__name__}", reached=None)
+
+    def _write(self, message: WebhookMessage) -> tuple[str, str, str] | None:
+        """Return id, body and tenant of a message; None if its job's record has expired."""
+        if message.index is not None:
+            ended = self._ledger.ended_item(message.job_id, message.index)
+            if ended is None:
+                return None
+            return item_message_id(ended), item_message_body(ended, base_url=self._base_url), ended.tenant
+        job = self._ledger.job(message.job_id)
+        return None if job is None else (message_id(job), message_body(job, base_url=self._base_url), job.tenant)
 
     def _record(self, message: WebhookMessage, delivery: Delivery) -> None:
         extra = {"job": message.job_id, "attempt": message.attempt, "error": delivery.error}

@@ -78,6 +78,9 @@ class WebhookStatus(Answer):
     state: str
     attempts: int = 0
     error: str = ""
+    items_waiting: int = 0
+    items_failed: int = 0
+    items_error: str = ""
 
 
 class Status(Answer):

@@ -61,6 +61,12 @@ class State(StrEnum):
 TERMINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELED})
 
 
+#: The messages that a webhook may receive; `request.*` stands for those about the end of the job.
+WebhookEvent = Literal[
+    "request.*", "request.succeeded", "request.failed", "request.canceled", "item.succeeded", "item.failed"
+]
+
+
 class _Record(BaseModel):
     """A value that is stored in Redis as JSON; a field that this version does not know makes it unreadable."""
 

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from pydantic.config import JsonDict
 
 from shared.catalog import MODELS
-from shared.job import AdapterMode, AdapterPart, Engine, ImageFormat
+from shared.job import AdapterMode, AdapterPart, Engine, ImageFormat, WebhookEvent
 from shared.json_schema import WITHOUT_NUL
 from shared.prompt import MAX_TEXT
 
@@ -211,6 +211,13 @@ class InferenceRequest(StrictModel):
     )
     webhook_url: Annotated[Text, Field(max_length=2048)] | None = Field(
         None, description="URL that receives a signed webhook when the job ends. Must be public https."
+    )
+    # Left out of a dump by default, as `deadline_s`.
+    webhook_events: Annotated[list[WebhookEvent], Field(min_length=1, max_length=6)] | None = Field(
+        None,
+        description="Messages that `webhook_url` receives; `request.*` stands for all about the end of the job. "
+        "`item.succeeded` and `item.failed` are about each image. Default: `request.*`.",
+        exclude_if=lambda events: events is None,
     )
     priority: Annotated[int, Field(ge=0, le=9)] = Field(5, description="0 is rendered first, 9 last.")
     # Left out of a dump by default: the identity of a body must not change for requests without it.

@@ -43,7 +43,8 @@ SUBMIT_PROBLEMS: dict[int | str, dict[str, object]] = {
 
 #: The rules of a submit that its schema cannot state.
 SUBMIT_RULES = {
-    "INVALID_REQUEST": "A request keeps `limits` of `GET /v1/models`, also with its trigger words filled in. A prompt "
+    "INVALID_REQUEST": "`webhook_events` comes with a `webhook_url`. "
+    "A request keeps `limits` of `GET /v1/models`, also with its trigger words filled in. A prompt "
     "for a model that strips `[IMG]` has none.",
     "LORA_NOT_FOUND": "Each adapter file exists.",
     "INVALID_LORA": "Each adapter file is one that the model can use, and comes from a place that is allowed.",

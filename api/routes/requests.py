@@ -102,7 +102,10 @@ def resend_webhook(request_id: RequestIdPath, services: ServicesDep, caller: Sub
         )
     answer = services.ledger.outbox.resend(request_id, tenant=caller.visible_tenant)
     if answer == "none":
-        raise InvalidRequest(f"request {request_id} was submitted without a webhook_url: nothing is sent", code=_NONE)
+        raise InvalidRequest(
+            f"nothing is sent about the end of request {request_id}: it has no webhook_url, or other webhook_events",
+            code=_NONE,
+        )
     if answer == "waiting":
         raise WebhookWaiting(
             f"the webhook of request {request_id} has been neither delivered nor given up; its status says when it is"

@@ -30,13 +30,17 @@ class ItemStatus(BaseModel):
 
 
 class WebhookStatus(BaseModel):
-    """Delivery of the message to `webhook_url`."""
+    """Delivery of the messages to `webhook_url`."""
 
-    state: Literal["waiting", "delivered", "failed"] = Field(
-        description="`waiting` until the job ends and between attempts; `failed` after the last attempt."
+    state: Literal["waiting", "delivered", "failed", "skipped"] = Field(
+        description="Of the message about the job's end. `waiting` until the job ends and between attempts; `failed` "
+        "after the last attempt; `skipped` if `webhook_events` leaves it out."
     )
     attempts: int = Field(description="Attempts so far.")
     error: str = Field(description="Why the last attempt failed; empty if none did.")
+    items_waiting: int = Field(0, description="Messages about images that have been neither delivered nor given up.")
+    items_failed: int = Field(0, description="Messages about images that were given up.")
+    items_error: str = Field("", description="Why an attempt to send a message about an image failed last.")
 
 
 class Status(BaseModel):

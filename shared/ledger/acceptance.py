@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from shared.job import ItemSpec, features_of, pool
+from shared.job import ItemSpec, State, WebhookEvent, features_of, pool
 from shared.ledger.session import to_ms
 from shared.ledger.spec_parts import split_specs
 from shared.ledger.usage_rows import name_adapters, pixel_steps
+
+_JOB_ENDS = (State.SUCCEEDED, State.FAILED, State.CANCELED)
+_ITEM_ENDS = (State.SUCCEEDED, State.FAILED)
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class Submission:
         priority: 0 (first) to 9.
         idempotency_key: empty if the caller sent no key.
         body_hash: identity of the request body, compared when the key occurs again; without white space.
-        webhook_url: receives a message when the job ends; empty for none.
+        webhook_url: receives messages about the job; empty for none.
+        webhook_events: the messages that it receives; empty for one when the job ends, however it ends.
         key_id: the API key of the caller; empty without one.
         deadline_s: seconds after the accept at which the items that wait for a worker are canceled; None for never.
         compact: whether every live worker reads the compact form; see `shared.ledger.spec_parts`.
@@ -37,6 +41,7 @@ class Submission:
     idempotency_key: str = ""
     body_hash: str = ""
     webhook_url: str = ""
+    webhook_events: Collection[WebhookEvent] = ()
     key_id: str = ""
     deadline_s: float | None = None
     compact: bool = True
@@ -56,7 +61,7 @@ class Submission:
         # Empty options are left out: the script tests for their absence.
         options = {
             "idempotency_key": self.idempotency_key,
-            "webhook_url": self.webhook_url,
+            **self._webhook(),
             "key_id": self.key_id,
             # Not 0, which would be left out.
             "deadline_ms": None if self.deadline_s is None else max(1, to_ms(self.deadline_s)),
@@ -74,6 +79,18 @@ class Submission:
             **(self._parts() if compact else self._whole_specs()),
             "body_hash": self.body_hash,
             **{name: value for name, value in options.items() if value},
+        }
+
+    def _webhook(self) -> dict[str, str]:
+        chosen = set(self.webhook_events or ("request.*",))
+        states = [state for state in _JOB_ENDS if chosen & {"request.*", f"request.{state}"}]
+        item_states = [state for state in _ITEM_ENDS if f"item.{state}" in chosen]
+        return {
+            "webhook_url": self.webhook_url if states else "",
+            # Without it, any end counts, as for a process of an earlier version.
+            "webhook_states": ",".join(states) if len(states) < len(_JOB_ENDS) else "",
+            "item_webhook_url": self.webhook_url if item_states else "",
+            "item_states": ",".join(item_states),
         }
 
     def _parts(self) -> dict[str, Any]:

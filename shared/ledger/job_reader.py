@@ -14,7 +14,7 @@ from shared.ledger import keys
 from shared.ledger.connection import Client
 from shared.ledger.job_texts import JobTexts
 from shared.ledger.outlook import Forecaster, Outlook
-from shared.ledger.views import ItemView, JobView, WebhookView
+from shared.ledger.views import EndedItem, ItemView, JobView, WebhookView
 
 _Report = TypeVar("_Report", bound=BaseModel)
 
@@ -74,9 +74,34 @@ def read_job(
 
 
 def _webhook(job: Mapping[str, str]) -> WebhookView | None:
-    if "webhook" not in job:
+    if "webhook" not in job and "item_webhook" not in job:
         return None
-    return WebhookView(job["webhook_state"], int(job.get("webhook_attempts", 0)), job.get("webhook_error", ""))
+    state = job.get("webhook_state", "skipped")
+    # Not stored: an API of an earlier version could not show such a state.
+    if "finished_ms" in job and "webhook_states" in job and job["state"] not in job["webhook_states"].split(","):
+        state = "skipped"
+    return WebhookView(
+        state,
+        int(job.get("webhook_attempts", 0)),
+        job.get("webhook_error", ""),
+        items_waiting=int(job.get("item_messages", 0)),
+        items_failed=int(job.get("item_messages_failed", 0)),
+        items_error=job.get("item_webhook_error", ""),
+    )
+
+
+def read_ended_item(client: Client, job_id: str, index: int) -> EndedItem | None:
+    """Read one item that succeeded or failed, without the other items of its job; None if it does not exist."""
+    with client.pipeline(transaction=False) as pipe:
+        pipe.hmget(keys.job(job_id), "model", "tenant").hgetall(keys.item(f"{job_id}:{index}"))
+        (model, tenant), record = pipe.execute()
+        if model is None or not record:
+            return None
+        texts = JobTexts([], {})
+        if record["state"] == State.FAILED:
+            JobTexts.request(pipe, job_id)
+            texts = JobTexts.read(pipe.execute())
+    return EndedItem(job_id, model, tenant or DEFAULT_TENANT, _item(record, texts))
 
 
 def _item(item: Mapping[str, str], texts: JobTexts) -> ItemView:

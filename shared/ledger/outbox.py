@@ -1,4 +1,4 @@
-"""The outbox of undelivered webhook messages. The script that ends a job adds its message in the same step.
+"""The outbox of undelivered webhook messages. The script that ends a job or an item adds its message in the same step.
 
 Tenants take turns, and a host gets two messages at a time. The messages of one tenant to one host share a route. If the
 host does not answer, the route is paused: its messages wait without spending their attempts.
@@ -10,7 +10,7 @@ import logging
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, Self
 
 from shared.ledger import keys
 from shared.ledger.session import Session, to_ms
@@ -30,11 +30,29 @@ _MAX_STEPS: Final = 20
 
 @dataclass(frozen=True)
 class WebhookMessage:
-    """One message that is due; `attempt` is 1 the first time."""
+    """One message that is due.
+
+    Attributes:
+        attempt: 1 the first time.
+        index: the item that the message is about; None if it is about the end of the job.
+    """
 
     job_id: str
     url: str
     attempt: int
+    index: int | None = None
+
+    @classmethod
+    def of(cls, name: str, url: str, attempt: str) -> Self:
+        """Build the message from the outbox's name for it: the id of the job, or `#` and that of the item."""
+        if not name.startswith("#"):
+            return cls(name, url, int(attempt))
+        job_id, _, index = name[1:].rpartition(":")
+        return cls(job_id, url, int(attempt), int(index))
+
+    @property
+    def name(self) -> str:
+        return self.job_id if self.index is None else f"#{self.job_id}:{self.index}"
 
 
 class Outbox:
@@ -63,9 +81,9 @@ class Outbox:
                 is_last_step=step == _MAX_STEPS,
             )
             # Redis replies with one flat list: three values for each message.
-            messages += [WebhookMessage(job, url, int(n)) for job, url, n in zip(*[iter(flat)] * 3, strict=True)]
-            for job_id in given_up:
-                logger.error("webhook given up: its host does not answer", extra={"job": job_id})
+            messages += [WebhookMessage.of(name, url, n) for name, url, n in zip(*[iter(flat)] * 3, strict=True)]
+            for name in given_up:
+                logger.error("webhook given up: its host does not answer", extra={"job": name.removeprefix("#")})
             if not needs_more or (messages and len(messages) == limit):
                 break
         return messages
@@ -96,8 +114,8 @@ class Outbox:
             tenant: a job of another tenant is unknown to the caller; None for one that sees every job.
 
         Returns:
-            `unknown` if there is no such job, `none` if it has no webhook, and `waiting` if it has not ended or its
-            message is still being sent; nothing changes then.
+            `unknown` if there is no such job, `none` if no message is sent about its end, and `waiting` if it has not
+            ended or its message is still being sent; nothing changes then.
         """
         answer: Literal["queued", "unknown", "none", "waiting"] = self._session.run(
             "outbox_resend", job_id=job_id, tenant=tenant
@@ -107,7 +125,8 @@ class Outbox:
     def count_undelivered(self) -> int:
         """Count the messages that are neither delivered nor failed."""
         with self._session.commands():
-            return int(self._session.redis.zcard(keys.OUTBOX))
+            redis = self._session.redis
+            return int(redis.zcard(keys.OUTBOX)) + int(redis.zcard(keys.ITEM_OUTBOX))
 
     def _record(
         self,
@@ -120,7 +139,7 @@ class Outbox:
     ) -> None:
         self._session.run(
             "outbox_record",
-            job_id=message.job_id,
+            message=message.name,
             attempt=message.attempt,
             state=state,
             wait_ms=to_ms(wait_s),

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal, Self
 
 from shared.errors import IdempotencyKeyReused, JobTooLarge, LedgerUnavailable, LedgerUnusable, QueueFull
-from shared.job import ItemError, ItemResult, ItemSpec, Progress, large_pool, memory_gib
+from shared.job import ItemError, ItemResult, ItemSpec, Progress, WebhookEvent, large_pool, memory_gib
 from shared.ledger import durability, job_reader, keys, listing, permissions
 from shared.ledger.acceptance import AcceptedJob, Submission
 from shared.ledger.api_keys import ApiKeys
@@ -30,7 +30,7 @@ from shared.ledger.slot_claims import find_unlisted_claims
 from shared.ledger.upload_users import count_users
 from shared.ledger.usage_reader import UsageReader
 from shared.ledger.usage_rows import usage_ttl_s
-from shared.ledger.views import JobPage, JobView
+from shared.ledger.views import EndedItem, JobPage, JobView
 from shared.ledger.wakeups import WakeupQueues
 from shared.ledger.workers import SLOT_TTL_MS, WorkerRegistry
 from shared.redis_url import RedisUrl
@@ -134,6 +134,7 @@ class Ledger:
         idempotency_key: str = "",
         body_hash: str = "",
         webhook_url: str = "",
+        webhook_events: Collection[WebhookEvent] = (),
         deadline_s: float | None = None,
         compact: bool = True,
     ) -> AcceptedJob:
@@ -147,6 +148,7 @@ class Ledger:
             idempotency_key=idempotency_key,
             body_hash=body_hash,
             webhook_url=webhook_url,
+            webhook_events=webhook_events,
             deadline_s=deadline_s,
             compact=compact,
         )
@@ -392,6 +394,11 @@ class Ledger:
             return job_reader.read_job(
                 self.redis, job_id, forecaster=self._forecaster, now_ms=self._session.clock_override_ms(), tenant=tenant
             )
+
+    def ended_item(self, job_id: str, index: int) -> EndedItem | None:
+        """Read one item that succeeded or failed; None if no such item exists any more."""
+        with self._session.commands():
+            return job_reader.read_ended_item(self.redis, job_id, index)
 
     def find_ended(self, job_ids: Sequence[str]) -> set[str]:
         """Return which of these jobs have ended: one small read for each, in one round trip."""

@@ -39,16 +39,32 @@ class ItemView:
 
 @dataclass(frozen=True)
 class WebhookView:
-    """The delivery of the message about a job's end.
+    """The delivery of a job's messages.
 
     Attributes:
-        state: `waiting`, `delivered` or `failed`.
+        state: of the message about the job's end: `waiting`, `delivered`, `failed`, or `skipped` if none is sent.
         error: why the last attempt failed; empty if no attempt failed.
+        items_waiting: number of messages about items that are being sent.
+        items_failed: number of those that were given up.
+        items_error: why the last attempt of any of them that failed did; empty if none failed.
     """
 
     state: str
     attempts: int
     error: str
+    items_waiting: int = 0
+    items_failed: int = 0
+    items_error: str = ""
+
+
+@dataclass(frozen=True)
+class EndedItem:
+    """One item that succeeded or failed, and what its job's messages state."""
+
+    job_id: str
+    model: str
+    tenant: str
+    item: ItemView
 
 
 @dataclass(frozen=True)

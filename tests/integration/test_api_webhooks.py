@@ -15,6 +15,7 @@ from api.webhook_message import Delivery, post_message
 from api.webhook_url import check_webhook_url
 from api.webhooks import RETRY_WAITS_S, Courier
 from shared.errors import InvalidRequest
+from shared.job import ItemError
 from shared.ledger import Ledger, keys
 from shared.ledger.outbox import WebhookMessage
 from shared.network.address_ranges import is_public
@@ -23,6 +24,7 @@ from shared.settings import WebhookSettings
 from shared.webhook_secrets import tenant_secret
 
 BODY = {"model": "flux2", "loras": [], "prompts": [{"prompt": "a cat", "width": 64, "height": 64}]}
+WAITING = {"state": "waiting", "attempts": 0, "error": "", "items_waiting": 0, "items_failed": 0, "items_error": ""}
 
 
 class Receiver(ThreadingHTTPServer):
@@ -90,7 +92,7 @@ def make_due(api, job_id):
 def test_a_receiver_gets_one_message_about_an_ended_job_and_can_verify_it(api, receiver, wait_until, webhook_secret):
     hook = receiver(204)
     job_id = submit(api, webhook_url=hook.url)
-    assert webhook(api, job_id) == {"state": "waiting", "attempts": 0, "error": ""}
+    assert webhook(api, job_id) == WAITING
 
     end(api)
     wait_until(lambda: webhook(api, job_id)["state"] == "delivered", what="the delivery")
@@ -118,7 +120,7 @@ def test_a_failed_delivery_is_repeated_with_the_same_id_and_body(api, receiver, 
     (_, first, first_body), (_, second, second_body) = hook.messages
     assert first["webhook-id"] == second["webhook-id"]
     assert first_body == second_body
-    assert webhook(api, job_id) == {"state": "delivered", "attempts": 2, "error": ""}
+    assert webhook(api, job_id) == WAITING | {"state": "delivered", "attempts": 2}
 
 
 def test_a_receiver_that_answers_410_gets_no_second_attempt(api, receiver, wait_until):
@@ -397,11 +399,9 @@ def test_a_webhook_is_sent_again_when_the_caller_asks_for_it(api, receiver, wait
         sent = len(hook.messages)
         answer = resend(job_id)
         assert answer.status_code == 202
-        assert answer.json()["webhook"] == {"state": "waiting", "attempts": 0, "error": ""}
+        assert answer.json()["webhook"] == WAITING
         wait_until(lambda sent=sent: len(hook.messages) > sent, what="the message")
-        wait_until(
-            lambda: webhook(api, job_id) == {"state": "delivered", "attempts": 1, "error": ""}, what="its delivery"
-        )
+        wait_until(lambda: webhook(api, job_id) == WAITING | {"state": "delivered", "attempts": 1}, what="its delivery")
 
     assert len({(headers["webhook-id"], body) for _, headers, body in hook.messages}) == 1
     # Signed with the tenant's own secret, and with the one that its receivers have had so far.
@@ -410,3 +410,39 @@ def test_a_webhook_is_sent_again_when_the_caller_asks_for_it(api, receiver, wait
     without = submit(api)
     assert (resend(without).status_code, resend(without).json()["code"]) == (400, "NO_WEBHOOK")
     assert resend("unknown").status_code == 404
+
+
+def test_a_receiver_gets_the_chosen_events_of_images_and_can_verify_them(
+    api, receiver, wait_until, webhook_secret, make_result
+):
+    hook = receiver(204)
+    job_id = submit(
+        api,
+        prompts=BODY["prompts"] * 2,
+        webhook_url=hook.url,
+        webhook_events=["item.succeeded", "item.failed", "request.succeeded"],
+    )
+    for outcome in (make_result(), ItemError(code="run_failed", message="it broke", retryable=True)):
+        claim = api.ledger.claim_next(["flux2"], slot="test", boot="test", warm="base")
+        api.ledger.commit(claim, outcome)
+    wait_until(lambda: webhook(api, job_id)["items_waiting"] == 0, what="the deliveries")
+
+    verify = Webhook(webhook_secret).verify
+    messages = {headers["webhook-id"]: verify(body, headers) for _, headers, body in hook.messages}
+    assert set(messages) == {f"{job_id}:0:succeeded", f"{job_id}:1:failed"}
+    failed = messages[f"{job_id}:1:failed"]
+    assert failed["type"] == "item.failed"
+    assert failed["data"].pop("result_url").endswith(f"/v1/requests/{job_id}/result")
+    assert failed["data"] == {
+        "request_id": job_id,
+        "index": 1,
+        "status": "failed",
+        "model": "flux2",
+        "error": "it broke",
+    }
+    # The job failed, and the caller left that out.
+    assert webhook(api, job_id)["state"] == "skipped"
+
+    refused = api.http.post("/v1/inference", json={**BODY, "webhook_events": ["item.failed"]})
+    assert (refused.status_code, refused.json()["errors"][0]["path"]) == (400, "webhook_events")
+    assert api.http.post("/v1/inference", json={**BODY, "webhook_events": []}).status_code == 422

@@ -10,7 +10,10 @@
 --                      shared/ledger/spec_parts.py
 --     idempotency_key  absent if the caller sent none
 --     body_hash        identity of the request body, compared when the key is seen again
---     webhook_url      absent if the caller wants no webhook
+--     webhook_url      receives the message about the job's end; absent for none
+--     webhook_states   states in which the job must end for that, with commas between them; absent for any
+--     item_webhook_url, item_states
+--                      the same for messages about items that end as succeeded or failed
 --     key_id           absent if the caller has no API key
 --     deadline_ms      time after the accept at which queued items are canceled; absent for none
 --     adapters         names of the adapters of the first item, as the rows of `usage` have them
@@ -83,6 +86,11 @@ local function store(job)
   redis.call('ZADD', tenant_jobs_key(job.tenant), order, job.id)
   if job.key_id then redis.call('HSET', key, 'key', job.key_id) end
   if job.webhook_url then redis.call('HSET', key, 'webhook', job.webhook_url, 'webhook_state', 'waiting') end
+  if job.webhook_states then redis.call('HSET', key, 'webhook_states', job.webhook_states) end
+  -- Apart from `webhook`, for which a process of an earlier version would send the message about the job's end.
+  if job.item_webhook_url then
+    redis.call('HSET', key, 'item_webhook', job.item_webhook_url, 'item_states', job.item_states)
+  end
   if job.deadline_ms then
     redis.call('HSET', key, 'deadline_ms', now + job.deadline_ms)
     redis.call('ZADD', DEADLINES, now + job.deadline_ms, job.id)

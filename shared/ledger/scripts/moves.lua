@@ -11,6 +11,9 @@ local function end_lease(id, pool, tenant)
   update_turns(pool, tenant)
 end
 
+-- Whether a list of states with commas between them, or false for all, has a state; no state's name is a part of another's.
+local function names_state(states, state) return not states or states:find(state, 1, true) ~= nil end
+
 -- Set the state of a job whose items have all ended.
 local function end_job(job, now)
   local key = job_key(job)
@@ -22,7 +25,8 @@ local function end_job(job, now)
   if deadline_ms then redis.call('ZREM', DEADLINES, job) end
   keep_parameters(job, 0, canceled == items and 'canceled' or 'succeeded')
   -- In the step that ends the job: its webhook is sent even if every process dies right after.
-  if redis.call('HEXISTS', key, 'webhook') == 1 then redis.call('ZADD', OUTBOX, now, job) end
+  local webhook, states = fields(key, 'webhook', 'webhook_states')
+  if webhook and names_state(states, state) then redis.call('ZADD', OUTBOX, now, job) end
 end
 
 -- Move an item from one state to another and derive its job's state from the counts.
@@ -37,7 +41,12 @@ local function move(id, job, from, to, now)
   elseif to ~= 'queued' then
     redis.call('HSET', item_key(id), 'finished_ms', now)
     shrink_ended_item(id, to)
-    local queued, running = fields(key, 'queued', 'running')
+    local queued, running, item_states = fields(key, 'queued', 'running', 'item_states')
+    if item_states and names_state(item_states, to) then
+      -- '#' distinguishes the item from a job, in the routes that the messages of both share.
+      redis.call('ZADD', ITEM_OUTBOX, now, '#' .. id)
+      redis.call('HINCRBY', key, 'item_messages', 1)
+    end
     if tonumber(queued) + tonumber(running) == 0 then end_job(job, now) end
   end
 end

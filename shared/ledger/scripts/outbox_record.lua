@@ -1,7 +1,7 @@
 -- Record the outcome of an attempt to deliver a webhook message.
 --
 -- Arguments:
---   job_id
+--   message  id of the job, or '#' and that of the item
 --   attempt  number of this attempt
 --   state    'delivered' | 'waiting' | 'failed'
 --   wait_ms  time until a waiting message is due again
@@ -12,16 +12,16 @@
 -- Keys: outbox with all its parts, job
 -- Returns 1, or 0 if nothing changes: the message has gone, or another sender has it now
 local now = outbox_now()
-local job = args.job_id
-local url, tenant, attempts = fields(job_key(job), 'webhook', 'tenant', 'webhook_attempts')
-tenant = tenant or ''
+local message = args.message
+local job, url, tenant, record = read_message(message)
+local attempts = redis.call('HGET', record, 'webhook_attempts')
 
 -- Pause a tenant's route to a host. Only this tenant's: its URL may hang at a host that answers everyone else.
 local function pause(host)
   local key = pause_key(tenant, host)
   local failures, probe, until_ms = fields(key, 'failures', 'probe', 'until_ms')
   -- An attempt that began before the pause did adds nothing to it.
-  if failures and probe ~= job and tonumber(until_ms) > now then return end
+  if failures and probe ~= message and tonumber(until_ms) > now then return end
   failures = tonumber(failures or 0) + 1
   local pause_ms = math.min(args.pause_ms * 2 ^ math.min(failures - 1, 30), args.longest_pause_ms)
   until_ms = now + math.floor(pause_ms * args.jitter)
@@ -36,10 +36,10 @@ end
 -- Another sender has the message if this one's reservation ended before its attempt did.
 local is_current = not attempts or tonumber(attempts) == args.attempt
 if not url then
-  redis.call('ZREM', SENDING, job)
+  redis.call('ZREM', SENDING, message)
 elseif is_current then
   local host = host_of(url)
-  end_attempt(job, host, now)
+  end_attempt(message, host, now)
   if args.reached == false then
     pause(host)
   elseif args.reached and redis.call('DEL', pause_key(tenant, host)) == 1 then
@@ -47,12 +47,14 @@ elseif is_current then
   end
 end
 
-if not redis.call('ZSCORE', OUTBOX, job) then return 0 end
+if not redis.call('ZSCORE', due_key(message), message) then return 0 end
 if not is_current and args.state ~= 'delivered' then return 0 end
 if args.state == 'waiting' then
-  redis.call('ZADD', OUTBOX, now + args.wait_ms, job)
+  redis.call('ZADD', due_key(message), now + args.wait_ms, message)
 else
-  redis.call('ZREM', OUTBOX, job)
+  remove_message(message, job)
+  -- An item's hash stays small.
+  if is_item(message) then redis.call('HDEL', record, 'webhook_attempts') end
 end
-redis.call('HSET', job_key(job), 'webhook_state', args.state, 'webhook_error', args.error)
+record_delivery(message, job, args.state, args.error)
 return 1

@@ -7,8 +7,8 @@
 --   give_up_ms   time after which the messages of a host that never answered are given up
 --   is_last_step choose messages even if some that are due are not on their routes yet
 -- Keys: outbox with all its parts, job
--- Returns {1 if another step is needed, else 0; a flat list: job id, URL, attempts including this one, job id, ...;
---   jobs whose messages were given up}
+-- Returns {1 if another step is needed, else 0; a flat list: message (the id of a job, or '#' and that of an item),
+--   URL, attempts including this one, message, ...; jobs whose messages were given up}
 local now, gap_ms, clock = outbox_now()
 
 -- Each step examines at most so many messages, tenants and routes; Redis serves no other client during it.
@@ -24,49 +24,55 @@ local longest_reserve_ms = math.max(args.reserve_ms, tonumber(redis.call('HGET',
 -- After a step of the clock, attempts that are under way would seem to be over: their reservations start again.
 local function extend_reservations()
   local until_ms = now + longest_reserve_ms
-  for _, job in ipairs(redis.call('ZRANGE', SENDING, 0, 999)) do
-    local due_ms, url = redis.call('ZSCORE', OUTBOX, job), redis.call('HGET', job_key(job), 'webhook')
+  for _, message in ipairs(redis.call('ZRANGE', SENDING, 0, 999)) do
+    local due_ms = redis.call('ZSCORE', due_key(message), message)
+    local _, url = read_message(message)
     if not due_ms or not url then
-      redis.call('ZREM', SENDING, job)
+      redis.call('ZREM', SENDING, message)
     elseif tonumber(due_ms) < until_ms then
-      redis.call('ZADD', OUTBOX, until_ms, job)
-      redis.call('ZADD', SENDING, until_ms, job)
-      redis.call('ZADD', attempts_key(host_of(url)), until_ms, job)
+      redis.call('ZADD', due_key(message), until_ms, message)
+      redis.call('ZADD', SENDING, until_ms, message)
+      redis.call('ZADD', attempts_key(host_of(url)), until_ms, message)
     end
   end
 end
 
 -- A paused host gets too few attempts for each message to spend its own, so its messages end by age.
-local function must_give_up(job, tenant, host)
+local function must_give_up(record, tenant, host)
   local since_ms = tonumber(redis.call('HGET', pause_key(tenant, host), 'since_ms') or now)
   if now - since_ms < args.give_up_ms then return false end
-  local finished_ms, resent_ms = fields(job_key(job), 'finished_ms', 'webhook_resent_ms')
+  local finished_ms, resent_ms = fields(record, 'finished_ms', 'webhook_resent_ms')
   return clock - tonumber(resent_ms or finished_ms or clock) >= args.give_up_ms
 end
 
 local given_up = {}
 
 -- Put a due message on its tenant's route to its host, or give it up.
-local function put_on_route(job, position)
-  local url, tenant = fields(job_key(job), 'webhook', 'tenant')
+local function put_on_route(message, position)
+  local job, url, tenant, record = read_message(message)
   if not url then
-    redis.call('ZREM', OUTBOX, job)
-    redis.call('ZREM', SENDING, job)
+    redis.call('ZREM', due_key(message), message)
+    redis.call('ZREM', SENDING, message)
     return
   end
-  tenant = tenant or ''
   local host = host_of(url)
   -- The message is due, so a reservation that it had is over.
-  end_attempt(job, host, now)
-  if must_give_up(job, tenant, host) then
-    redis.call('ZREM', OUTBOX, job)
-    redis.call('HSET', job_key(job), 'webhook_state', 'failed', 'webhook_error', 'given up: its host does not answer')
+  end_attempt(message, host, now)
+  local states, state = fields(record, 'webhook_states', 'state')
+  if not is_item(message) and not names_state(states, state or '') then
+    -- A process of an earlier version ended the job, and does not know that the caller chose its events.
+    remove_message(message, job)
+    return
+  end
+  if must_give_up(record, tenant, host) then
+    remove_message(message, job)
+    record_delivery(message, job, 'failed', 'given up: its host does not answer')
     given_up[#given_up + 1] = job
     return
   end
   local time = now + ON_ROUTE_MS + position
-  redis.call('ZADD', OUTBOX, time, job)
-  redis.call('ZADD', messages_key(tenant, host), time, job)
+  redis.call('ZADD', due_key(message), time, message)
+  redis.call('ZADD', messages_key(tenant, host), time, message)
   local paused_until_ms = tonumber(redis.call('HGET', pause_key(tenant, host), 'until_ms') or 0)
   redis.call('ZADD', hosts_key(tenant), 'NX', math.max(now, paused_until_ms), host)
   schedule_tenant(tenant, now)
@@ -85,9 +91,9 @@ local function reserve_first(tenant, host)
   end
   redis.call('ZREM', waiters_key(host), tenant)
   local messages = messages_key(tenant, host)
-  local job, time = unpack(redis.call('ZRANGE', messages, 0, 0, 'WITHSCORES'))
-  if job then redis.call('ZREM', messages, job) end
-  local is_due = job and redis.call('ZSCORE', OUTBOX, job) == time
+  local message, time = unpack(redis.call('ZRANGE', messages, 0, 0, 'WITHSCORES'))
+  if message then redis.call('ZREM', messages, message) end
+  local is_due = message and redis.call('ZSCORE', due_key(message), message) == time
   if redis.call('EXISTS', messages) == 0 then
     redis.call('ZREM', hosts_key(tenant), host)
   elseif is_due and redis.call('EXISTS', pause_key(tenant, host)) == 1 then
@@ -98,13 +104,13 @@ local function reserve_first(tenant, host)
   end
   if not is_due then return end
   if redis.call('EXISTS', pause_key(tenant, host)) == 1 then
-    redis.call('HSET', pause_key(tenant, host), 'probe', job, 'until_ms', until_ms)
+    redis.call('HSET', pause_key(tenant, host), 'probe', message, 'until_ms', until_ms)
   end
-  redis.call('ZADD', OUTBOX, until_ms, job)
-  redis.call('ZADD', SENDING, until_ms, job)
-  redis.call('ZADD', attempts_key(host), until_ms, job)
+  redis.call('ZADD', due_key(message), until_ms, message)
+  redis.call('ZADD', SENDING, until_ms, message)
+  redis.call('ZADD', attempts_key(host), until_ms, message)
   redis.call('PEXPIRE', attempts_key(host), DAY_MS)
-  return job
+  return message
 end
 
 -- Return the next message in turn, looking at no more routes than are left.
@@ -115,32 +121,38 @@ local function next_message()
     if not tenant then return end
     routes_left = routes_left - 1
     local host = redis.call('ZRANGEBYSCORE', hosts_key(tenant), '-inf', now, 'LIMIT', 0, 1)[1]
-    local job = host and reserve_first(tenant, host)
-    schedule_tenant(tenant, now, job)
-    if job then return job end
+    local message = host and reserve_first(tenant, host)
+    schedule_tenant(tenant, now, message)
+    if message then return message end
   end
 end
 
 if gap_ms > GAP_MS then extend_reservations() end
 -- Not for an empty outbox: an idle API writes nothing.
-if redis.call('EXISTS', OUTBOX) == 1 then
+if redis.call('EXISTS', OUTBOX) + redis.call('EXISTS', ITEM_OUTBOX) > 0 then
   redis.call('HSET', CLOCK, 'seen_ms', clock, 'reserve_ms', longest_reserve_ms)
 end
 
-local due = redis.call('ZRANGEBYSCORE', OUTBOX, '-inf', now, 'LIMIT', 0, AT_ONCE)
-for position, job in ipairs(due) do put_on_route(job, position) end
+-- Items first: their messages go before the one about the end of their job, if nothing delays them.
+local is_rest = false
+for number, outbox in ipairs({ITEM_OUTBOX, OUTBOX}) do
+  local due = redis.call('ZRANGEBYSCORE', outbox, '-inf', now, 'LIMIT', 0, AT_ONCE)
+  for position, message in ipairs(due) do put_on_route(message, (number - 1) * AT_ONCE + position) end
+  is_rest = is_rest or #due == AT_ONCE
+end
 local ready = redis.call('ZRANGEBYSCORE', DELAYED, '-inf', now, 'LIMIT', 0, AT_ONCE)
 for _, tenant in ipairs(ready) do schedule_tenant(tenant, now) end
 
-local needs_more = #due == AT_ONCE or #ready == AT_ONCE
+local needs_more = is_rest or #ready == AT_ONCE
 local messages = {}
 if not needs_more or args.is_last_step then
   for _ = 1, args.limit do
-    local job = next_message()
-    if not job then break end
-    messages[#messages + 1] = job
-    messages[#messages + 1] = redis.call('HGET', job_key(job), 'webhook')
-    messages[#messages + 1] = redis.call('HINCRBY', job_key(job), 'webhook_attempts', 1)
+    local message = next_message()
+    if not message then break end
+    local _, url, _, record = read_message(message)
+    messages[#messages + 1] = message
+    messages[#messages + 1] = url
+    messages[#messages + 1] = redis.call('HINCRBY', record, 'webhook_attempts', 1)
   end
 end
 return {(needs_more or routes_left == 0) and 1 or 0, messages, given_up}

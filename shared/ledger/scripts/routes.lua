@@ -1,6 +1,8 @@
 -- The routes on which due webhooks wait; a part of the scripts that reserve messages and record their outcomes.
 --
--- OUTBOX alone says which messages exist and when each is due. The other keys are an index over those that are due: the
+-- OUTBOX and ITEM_OUTBOX alone say which messages exist and when each is due: those about jobs, by the id of the job, and
+-- those about items, by '#' and the id of the item. The first has only what a process of an earlier version can send. The
+-- other keys are an index over those that are due: the
 -- messages of one tenant to one host (with its port) share a route, and tenants take turns. An index that is lost or
 -- wrong heals: a message that goes on its route gets a later time in OUTBOX, and goes on the route again when that time
 -- comes. A route's entry counts only while OUTBOX has the same time, because a process of an earlier version takes
@@ -13,6 +15,40 @@ local SENDING = OUTBOX .. ':sending'
 -- Attempts that one host gets at a time, from all processes.
 local ATTEMPTS_PER_HOST = 2
 -- Keys of hosts that no message goes to any more expire.
+
+local function is_item(message) return message:sub(1, 1) == '#' end
+local function due_key(message) return is_item(message) and ITEM_OUTBOX or OUTBOX end
+
+-- Return the job of a message, its URL, its tenant, and the key of the hash that counts its attempts; no URL if the job or
+-- the item has gone.
+local function read_message(message)
+  if not is_item(message) then
+    local url, tenant = fields(job_key(message), 'webhook', 'tenant')
+    return message, url, tenant or '', job_key(message)
+  end
+  local id = message:sub(2)
+  local job = job_and_index(id)
+  local url, tenant = fields(job_key(job), 'item_webhook', 'tenant')
+  if redis.call('EXISTS', item_key(id)) == 0 then url = false end
+  return job, url, tenant or '', item_key(id)
+end
+
+-- Remove a message that will not be sent again; return whether it was there.
+local function remove_message(message, job)
+  if redis.call('ZREM', due_key(message), message) == 0 then return false end
+  if is_item(message) then redis.call('HINCRBY', job_key(job), 'item_messages', -1) end
+  return true
+end
+
+-- Record how the delivery of a message stands.
+local function record_delivery(message, job, state, text)
+  if not is_item(message) then
+    redis.call('HSET', job_key(job), 'webhook_state', state, 'webhook_error', text)
+    return
+  end
+  if state == 'failed' then redis.call('HINCRBY', job_key(job), 'item_messages_failed', 1) end
+  if text ~= '' then redis.call('HSET', job_key(job), 'item_webhook_error', text) end
+end
 
 local function route_name(tenant, host) return tenant .. '|' .. host end
 local function messages_key(tenant, host) return OUTBOX .. ':messages:' .. route_name(tenant, host) end

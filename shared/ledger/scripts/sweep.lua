@@ -15,7 +15,9 @@ local LATE_WEBHOOK_MS = 60000
 local function needed_until(job)
   local due_ms = redis.call('ZSCORE', OUTBOX, job)
   if due_ms then return math.max(tonumber(due_ms), now + LATE_WEBHOOK_MS) end
-  local key_until_ms = tonumber(redis.call('HGET', job_key(job), 'key_until_ms') or 0)
+  local key_until_ms, item_messages = fields(job_key(job), 'key_until_ms', 'item_messages')
+  if tonumber(item_messages or 0) > 0 then return now + LATE_WEBHOOK_MS end
+  key_until_ms = tonumber(key_until_ms or 0)
   if key_until_ms > now then return key_until_ms end
 end
 
