@@ -19,6 +19,7 @@ class Mutation(StrEnum):
     AUDIT = "no audit"
     GRACE = "no grace"
     RECONNECT = "no reconnect"
+    IDEMPOTENCY = "no idempotency"
     COUNT_STALE = "usage counted for stale commits"
     COUNT_FIRST = "usage counted for first claims only"
 
@@ -27,6 +28,7 @@ class Mutation(StrEnum):
 _FENCE = "if tonumber(fence or 0) ~= args.fence then return 'stale' end"
 _OWNED = "return state == 'running' and tonumber(current) == fence"
 _GRACE = "if restarted or is_stall(ttl_ms) then"
+_REPEATED = "if seen then"
 _COUNT = "count_attempt(id, job, tenant, to == 'succeeded', now)"
 # The fields of an ended item name neither its job nor its tenant.
 _STALE_COUNT = """if tonumber(fence or 0) ~= args.fence then
@@ -48,6 +50,8 @@ def apply_mutation(mutation: Mutation) -> None:
             _rewrite("commit", _FENCE, _STALE_COUNT)
         case Mutation.COUNT_FIRST:
             _rewrite("commit", _COUNT, f"if args.fence == 1 then {_COUNT} end")
+        case Mutation.IDEMPOTENCY:
+            _rewrite("accept", _REPEATED, "if false then")
         case Mutation.RECONNECT:
             # Celery sends this signal before it reads its settings.
             celeryd_init.connect(lambda conf, **_: conf.update(broker_channel_error_retry=False), weak=False)

@@ -70,6 +70,7 @@ def _scenarios(jobs: int) -> dict[str, Callable[[Lab], Outcome]]:
         "no grace, F16": partial(stalls.set_clock, mutation=Mutation.GRACE),
         "no audit, F17": partial(stalls.cut, mutation=Mutation.AUDIT),
         "no reconnect": partial(stalls.replica, mutation=Mutation.RECONNECT),
+        "no idempotency": partial(two_apis, rounds=1, mutation=Mutation.IDEMPOTENCY),
         "no grace, storm of stalls": partial(stall_storm, mutation=Mutation.GRACE),
     }
 

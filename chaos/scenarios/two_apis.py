@@ -12,6 +12,7 @@ from typing import Self
 from chaos import figures, history
 from chaos.fleet import Fleet, Plan
 from chaos.load import prompt
+from chaos.mutate import Mutation
 from chaos.trial import Lab, Outcome, Trial, trial
 
 _TTL_S = 3.0
@@ -72,10 +73,13 @@ class RestartInTurn(threading.Thread):
         )
 
 
-def two_apis(lab: Lab, *, rounds: int = 2) -> Outcome:
+def two_apis(lab: Lab, *, rounds: int = 2, mutation: Mutation = Mutation.NONE) -> Outcome:
     """Restart two API processes in turn; nothing may be lost or doubled, and callers see no server error."""
-    outcome = Outcome("F20", f"two APIs behind one address end in turn, {2 * rounds} times, under load")
-    with trial(lab, outcome, Plan(workers=3, apis=2, ttl_s=_TTL_S, max_attempts=10)) as running:
+    outcome = Outcome.for_mutation(
+        "F20", f"two APIs behind one address end in turn, {2 * rounds} times, under load", mutation
+    )
+    plan = Plan(workers=3, apis=2, ttl_s=_TTL_S, max_attempts=10, mutation=mutation)
+    with trial(lab, outcome, plan) as running:
         running.load.statuses.clear()
         times: list[float] = []
         restarts = RestartInTurn(running.fleet, running.rng, rounds=rounds)
