@@ -53,6 +53,9 @@ _SECRET_NAMES = frozenset(
 # The beginning of each word in names such as `accessToken`.
 _CAPITAL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
+# Also where a slash is missing. What stands before the @ of an upload is its name.
+_LOGIN = re.compile(r"^((?!upload:)[a-z][a-z0-9+.-]*:/*)[^/?#]*@", re.IGNORECASE)
+
 #: Names of uploads.
 UPLOAD_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -208,13 +211,15 @@ def _hub_page(text: str, path: str) -> HubFile:
 def _hub_file(text: str, owner: str, repo: str, path: str, revision: str) -> HubFile:
     for part in (owner, repo):
         if not _REPO_PART.fullmatch(part) or ".." in part:
-            raise _refused(text, f"has {part[:100]!r} for an owner or repository; write hf://OWNER/REPO/FILE@REVISION")
+            raise _refused(
+                text, f"has {_shown_part(part)} for an owner or repository; write hf://OWNER/REPO/FILE@REVISION"
+            )
     if not path:
         raise _refused(text, f"names a repository; name one of its files: hf://{owner}/{repo}/FILE.safetensors")
     _check_parts(text, path)
     if not _REVISION.fullmatch(revision) or ".." in revision:
         raise _refused(
-            text, f"has the revision {revision[:100]!r}; use a branch, a tag or a commit (an @ in a name is %40)"
+            text, f"has the revision {_shown_part(revision)}; use a branch, a tag or a commit (an @ in a name is %40)"
         )
     return HubFile(f"{owner}/{repo}", path, revision)
 
@@ -222,7 +227,7 @@ def _hub_file(text: str, owner: str, repo: str, path: str, revision: str) -> Hub
 def _s3(text: str, rest: str) -> S3Object:
     bucket, _, key = rest.partition("/")
     if not _BUCKET.fullmatch(bucket):
-        raise _refused(text, f"has {bucket[:100]!r} for a bucket; write s3://BUCKET/KEY")
+        raise _refused(text, f"has {_shown_part(bucket)} for a bucket; write s3://BUCKET/KEY")
     if not key or key.endswith("/"):
         raise _refused(text, "names no object; write s3://BUCKET/KEY")
     if len(key.encode()) > _MAX_KEY_BYTES:
@@ -286,5 +291,10 @@ def _refused(text: str, reason: str) -> AdapterRefused:
 
 def _shown(text: str) -> str:
     """Return a text as messages repeat it, without what may be a password or a signature."""
-    text = re.sub(r"(?<=://)[^/?#]*@", "", text)
+    text = _LOGIN.sub(r"\1", re.sub(r"(?<=://)[^/?#]*@", "", text))
     return repr(text.partition("?")[0][:200])
+
+
+def _shown_part(part: str) -> str:
+    # Some tools write logins into these addresses too: s3://KEY:SECRET@BUCKET.
+    return repr(part.rpartition("@")[2][:100])
