@@ -37,9 +37,11 @@ test-fast: install ## run the unit and integration tests, but not those that sta
 
 EXAMPLES ?= 20000
 FUZZ_SECONDS ?= 300
+FUZZ_EXAMPLES ?= 2000
 
-fuzz: install ## send sound and broken calls to a live API as five callers, for FUZZ_SECONDS=300
+fuzz: install ## send sound and broken calls to a live API as five callers for FUZZ_SECONDS=300, and try FUZZ_EXAMPLES=2000 texts in each place
 	$(BIN)/python -m fuzz --seconds $(FUZZ_SECONDS)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PYTEST) --timeout 3600 tests/unit/test_fuzz_addresses.py tests/unit/test_fuzz_texts.py tests/integration/test_fuzz_headers.py
 
 fuzz-headers: install ## compare the check of adapter headers with the safetensors library's; EXAMPLES=200000 is the long run
 	FUZZ_EXAMPLES=$(EXAMPLES) $(PYTEST) --timeout 3600 tests/unit/test_shared_adapters_header_fuzz.py

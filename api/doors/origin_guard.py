@@ -92,7 +92,10 @@ class OriginGuard:
         if headers.get("sec-fetch-site", "").lower() == "same-origin":
             return
         # The scheme is not compared: behind a proxy it is the proxy's. The host is one of this API's names.
-        own = urlsplit(origin).netloc.lower()
+        try:
+            own = urlsplit(origin).netloc.lower()
+        except ValueError:
+            own = ""
         if not own or own != headers.get("host", "").lower():
             raise _foreign_page(origin)
 
