@@ -67,6 +67,7 @@ def job_links(request_id: str) -> dict[str, Any]:
         "poll": link("GET", job, "Poll the job by its own URL.", request_id=request_id),
         "result": link("GET", f"{job}/result", "Fetch the job's images.", request_id=request_id),
         "cancel": link("POST", f"{job}/cancel", "Cancel the job.", request_id=request_id),
+        "resend": link("POST", f"{job}/webhook/resend", "Send the job's webhook again.", request_id=request_id),
     }
 
 

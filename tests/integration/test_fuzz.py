@@ -8,8 +8,8 @@ from fuzz import hooks
 from fuzz.run import fuzz
 from fuzz.samples import ADAPTER_PATH, make_adapter
 
-# With the tool's start, the run takes 20 s.
-SHORT_S = 12
+# With the tool's start, the run takes 20 s. A busy host may need more to come to the first case.
+SHORT_S = (12, 60, 240)
 RULES = {"LORA_NOT_FOUND": "The file exists.", "VALIDATION_ERROR": "Samples keep the limits of a prompt."}
 
 
@@ -55,7 +55,10 @@ def test_schemathesis_finds_nothing_in_the_live_api(api, make_key, adapter_root)
     adapter.write_bytes(make_adapter(0))
     key = make_key(roles=("submit", "read", "admin"))
 
-    run = fuzz(api.url, key, seconds=SHORT_S, options=["--seed", "1", "--max-examples", "5"])
+    for seconds in SHORT_S:
+        run = fuzz(api.url, key, seconds=seconds, options=["--seed", "1", "--max-examples", "5"])
+        if run.cases:
+            break
 
     assert run.is_sound, run.output
     assert run.cases > 0
