@@ -28,6 +28,7 @@ ROLES = {
     ("POST", "/v1/uploads"): "submit",
     ("GET", "/v1/uploads/{sha256}"): "read",
     ("GET", "/v1/models"): "read",
+    ("GET", "/v1/usage"): "read",
     ("GET", "/metrics"): "admin",
     ("GET", "/health"): None,
     ("GET", "/ready"): None,
