@@ -41,6 +41,8 @@ def main(
         defects = _count_defects(target)
     console.print(_table(runs))
     if defects or not all(run.is_sound for run in runs.values()):
+        if not all(run.cases for run in runs.values()):
+            console.print("a caller's time was over before its first case: raise --seconds (FUZZ_SECONDS)")
         console.print(f"{defects} defects in the API's log; all files are in {folder}")
         raise typer.Exit(1)
     shutil.rmtree(folder)
