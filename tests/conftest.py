@@ -25,6 +25,7 @@ from shared.settings import Settings
 GOLDENS = Path(__file__).parent / "goldens"
 _POLL_S = 0.01
 _SETTING_PREFIXES = ("FLUX2_", "AWS_")
+_LONG = ("tests/e2e/", "tests/unit/test_worker_")
 _OTHER_SETTINGS = ("HF_TOKEN", "AI_TOOLKIT_PATH")
 
 _Server = TypeVar("_Server", bound=ThreadingHTTPServer)
@@ -40,9 +41,14 @@ class _FileScheduling(LoadScopeScheduling):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _FileScheduling:
-    """Distribute the tests of `pytest -n`, in the order of their folders: e2e, the longest group, comes first."""
+    """Distribute the tests of `pytest -n`, in their order: e2e, the longest group, comes first."""
     config.option.loadscopereorder = False
     return _FileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take long before the others: a process must not be left with one while the other has none."""
+    items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
 
 
 def pytest_collection_finish() -> None:
