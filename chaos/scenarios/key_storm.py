@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
+from datetime import timedelta
 from typing import Self
 
 from api.doors.keyring import FRESH_S
@@ -105,6 +106,7 @@ def key_storm(lab: Lab) -> Outcome:
         code = running.load.attempt([prompt(running.rng)], key=narrow)[1]
         running.demand("an empty queue has room again", not code, code)
         running.wait_for_jobs(_FINISH_S)
+        _demand_usage(running, callers)
         left = [item.state.value for view in running.jobs_of(_id(leaver)) for item in view.items]
         running.demand("accepted jobs of a revoked key succeed", set(left) == {State.SUCCEEDED.value}, Counter(left))
     return outcome
@@ -170,6 +172,18 @@ def _demand_queued(running: Trial, key: str, callers: Sequence[Caller]) -> None:
     running.add_figure("items of the key with a limited queue", queued)
     running.demand("the limit of queued items is exact", queued == _QUEUED, f"{queued} of {_QUEUED}")
     running.fleet.kept_down.clear()
+
+
+def _demand_usage(running: Trial, used: Iterable[str]) -> None:
+    """Demand that each key is charged for exactly its images; I12 checks their sum."""
+    usage = running.ledger.usage
+    today, counted = usage.today(), Counter[str]()
+    for row in usage.rows(today - timedelta(days=1), today):
+        counted[row.key_id] += row.usage.images
+    for key_id in {_id(key) for key in used}:
+        items = [item for view in running.jobs_of(key_id) for item in view.items]
+        images = sum(item.state is State.SUCCEEDED for item in items)
+        running.demand("each key is charged for its images", counted[key_id] == images, f"{counted[key_id]}, {images}")
 
 
 def _submit(running: Trial, key: str, *, steps: tuple[int, int] = _SHORT) -> str:
