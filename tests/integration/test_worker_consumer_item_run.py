@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,16 +17,27 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from shared.adapters.identity import sha256_of
-from shared.errors import DeviceFault, LedgerUnavailable, SourceUnavailable, StorageUnavailable, WeightsLost
-from shared.job import AdapterRef, ItemSpec, State, adapter_key
+from shared.errors import (
+    DeviceFault,
+    ItemCanceled,
+    LedgerUnavailable,
+    OutOfMemory,
+    RunError,
+    SourceUnavailable,
+    StorageUnavailable,
+    WeightsLost,
+)
+from shared.job import AdapterRef, ItemSpec, Progress, State, adapter_key
 from shared.ledger import Ledger, keys
+from shared.ledger.usage_rows import Usage
 from shared.ledger.workers import OUTAGE_REPORT_MS
 from shared.settings import ModelSettings
 from shared.sources.cache import FileCache
 from shared.sources.remote_file import Pin
-from worker.consumer import device_faults
+from worker.consumer import device_faults, item_run
 from worker.consumer.adapter_files import AdapterFiles
 from worker.consumer.background import BackgroundUploader
+from worker.consumer.device_time import DeviceTime
 from worker.consumer.heartbeat import Heartbeat
 from worker.consumer.lease import Lease
 from worker.consumer.wakeup import run_next
@@ -110,6 +122,49 @@ def test_an_item_is_rendered_stored_and_committed(worker, adapter):
     assert Image.open(io.BytesIO(worker.store.get(done.result.key))).size == (64, 64)
     assert done.result.adapters[0].sha256 == adapter.sha256
     assert done.result.adapters[0].layers_touched > 0
+
+
+class TimedRenderer:
+    """Renders for 3.5 s of a device by a clock that the test moves, after 40 s in which reference images arrive."""
+
+    warm_key = "base"
+    corrupted = 0
+
+    def __init__(self, clock, pipeline, error):
+        self.clock, self.pipeline, self.error = clock, pipeline, error
+
+    def render(self, spec, adapters, *, on_progress):
+        for stage, seconds in (("fetch", 40), ("encode", 1), ("denoise", 2), ("decode", 0.5)):
+            on_progress(Progress(stage=stage, step=0, steps=2))
+            self.clock.advance(seconds)
+        if self.error:
+            raise self.error
+        image = Image.new("RGB", (64, 64), "red")
+        empty = dict.fromkeys(("adapters", "warnings", "references"), ())
+        return SimpleNamespace(image=image, timings={}, pipeline=self.pipeline, tokens=None, **empty)
+
+
+@pytest.mark.parametrize(
+    ("error", "used"),
+    [
+        (None, Usage(images=1, pixel_steps=64 * 64 * 2, gpu_ms=3500)),
+        (RunError("it broke"), Usage(wasted_gpu_ms=3500)),
+        (OutOfMemory("it does not fit"), Usage(wasted_gpu_ms=3500)),
+        (ItemCanceled("by the caller"), Usage(wasted_gpu_ms=3500)),
+    ],
+)
+def test_the_time_on_the_device_is_counted_and_no_time_of_stores(worker, clock, make_result, monkeypatch, error, used):
+    monkeypatch.setattr(item_run, "DeviceTime", lambda: DeviceTime(lambda: clock.ms / 1000))
+    renderer = TimedRenderer(clock, make_result().pipeline, error)
+    put = worker.store.put
+    monkeypatch.setattr(
+        worker.store, "put", lambda *arguments, **options: (clock.advance(100), put(*arguments, **options))
+    )
+    accept(worker)
+
+    run_next(replace(worker, renderer=renderer))
+
+    assert sum(worker.ledger.usage.totals().values(), Usage()) == used
 
 
 def test_a_wake_up_without_work_does_nothing(worker):
@@ -702,6 +757,8 @@ def test_a_kernel_that_hangs_ends_the_process_and_the_item_goes_to_another_attem
     assert ended.is_set()
     again = item(worker, job_id)
     assert (again.state, again.attempt) == (State.QUEUED, 1)
+    # As the last renewal stated it: nothing else ends a hung kernel.
+    assert worker.ledger.usage.totals()["default", "flux2"].wasted_gpu_ms > 100
 
 
 def test_a_commit_outlasts_a_redis_that_is_away_for_longer_than_the_lease(worker):
