@@ -9,7 +9,7 @@ from typing import Annotated, Any, Final, Literal, cast
 
 from anyio import to_thread
 from fastapi import APIRouter, Header, Query, Response
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from api.deps import Services, ServicesDep
 from api.doors.roles import Reader, listed_tenant
@@ -44,6 +44,15 @@ def _plain_date(text: Any) -> Any:
     return text
 
 
+def _known_columns(text: str) -> str:
+    unknown = [name for name in text.split(",") if name not in GROUPS]
+    if unknown:
+        raise ValueError(
+            f"there is no column {unknown[0]!r}; use some of {', '.join(GROUPS)}, with commas between them"
+        )
+    return text
+
+
 DayDep = Annotated[date | None, BeforeValidator(_plain_date)]
 
 
@@ -66,8 +75,9 @@ async def get_usage(
     ] = None,
     group_by: Annotated[
         str,
+        AfterValidator(_known_columns),
         Query(
-            pattern=f"^{_GROUP}(,{_GROUP})*$",
+            json_schema_extra={"pattern": f"^{_GROUP}(,{_GROUP})*$"},
             description="Columns of the rows, with commas between them: `day`, `tenant`, `key`, `model`, `adapter`.",
         ),
     ] = "day",
