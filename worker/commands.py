@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from shared.visible_text import escape_controls
 from worker.conversion.target import TargetLayout
 from worker.verify.outcome import CaseType, Precision, VerifiedEngine, format_json, format_line, format_summary
 
@@ -175,7 +176,8 @@ def verify(
     for outcome in started.outcomes:
         outcomes.append(outcome)
         if not as_one_json:
-            typer.echo(format_line(outcome, widths=started.widths))
+            # Names and errors of cases come from the folder's files.
+            typer.echo(escape_controls(format_line(outcome, widths=started.widths)))
     typer.echo(format_json(outcomes, started.about) if as_one_json else f"\n{format_summary(outcomes)}")
     if not all(outcome.passed for outcome in outcomes):
         raise typer.Exit(1)
