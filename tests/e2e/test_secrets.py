@@ -141,11 +141,16 @@ def run_commands(stack, wrong, api_key, request_id):
         "result": start_flux2(stack, "result", request_id, api_key=api_key),
         "list with a wrong key": start_flux2(stack, "list", api_key=f"flux2_{'0' * 12}_{wrong}"),
     }  # fmt: skip
-    yield from process_places()
-    for name, command in started.items():
-        output, _ = command.communicate(timeout=120)
-        assert output, name
-        yield f"output of flux2 {name}", output
+    try:
+        yield from process_places()
+        for name, command in started.items():
+            output, _ = command.communicate(timeout=120)
+            assert output, name
+            yield f"output of flux2 {name}", output
+    finally:
+        for command in started.values():
+            command.kill()
+            command.communicate()
 
 
 def refused_bodies(place, leaked):
