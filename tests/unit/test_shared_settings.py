@@ -231,6 +231,17 @@ def test_a_lease_shorter_than_three_renewals_is_refused(monkeypatch):
         Settings()
 
 
+def test_prices_are_exact_and_need_a_currency(monkeypatch):
+    monkeypatch.setenv("FLUX2_PRICE_IMAGE", "0.1")
+
+    with pytest.raises(ValidationError, match="set FLUX2_PRICE_CURRENCY, for example to EUR"):
+        Settings()
+    monkeypatch.setenv("FLUX2_PRICE_CURRENCY", "EUR")
+
+    assert str(Settings().price.image) == "0.1"
+    assert Settings().price.gpu_hour is None
+
+
 def test_a_retention_shorter_than_the_memory_of_a_key_is_refused_with_the_variable_to_lower(monkeypatch):
     monkeypatch.setenv("FLUX2_QUEUE_RETENTION_S", "3600")
 
