@@ -29,15 +29,40 @@ def worker(
         str | None,
         typer.Option(help="Slot name, unique on this host; default: FLUX2_WORKER_NAME, else host and device."),
     ] = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(help="One slot on each of these GPUs: all, a number N for the first N, or indices as in 0,2."),
+    ] = None,
+    simulate: Annotated[
+        int | None, typer.Option(min=1, help="Run N slots that draw labelled pictures without a model, for trials.")
+    ] = None,
+    simulated_step_s: Annotated[
+        float, typer.Option(min=0.0, help="Seconds that a step of a simulated slot takes at 1024x1024.")
+    ] = 0.05,
 ) -> None:
-    """Render items from the queue on one device until SIGTERM. Start one process per GPU."""
+    """Render items from the queue until SIGTERM: on one device, or with one process on each of several GPUs."""
+    if sum(option is not None for option in (device, gpus, simulate)) > 1:
+        raise typer.BadParameter("--device, --gpus and --simulate exclude each other")
     settings = _configure(device=device, name=name)
+    if simulate == 1:
+        from worker.simulation.serve import serve_simulated
+
+        serve_simulated(settings, step_s=simulated_step_s)
+        return
+    if simulate:
+        from worker.fleet.run import run_simulated_slots
+
+        raise typer.Exit(run_simulated_slots(settings, simulate, step_s=simulated_step_s))
     from shared.model_places import check_model_places
     from worker.checkpoint.hub_cache import require_cached_model
 
     # Before torch, which takes seconds to import.
     check_model_places(settings.model)
     require_cached_model(settings.model)
+    if gpus is not None:
+        from worker.fleet.run import run_gpu_slots
+
+        raise typer.Exit(run_gpu_slots(settings, gpus))
     from worker.serve import serve
 
     serve(settings)

@@ -23,6 +23,7 @@ from worker.consumer.slot import Slot, slot_name
 from worker.consumer.worker import Worker, redis_retries
 from worker.consumer.worker_state import WorkerState
 from worker.device import device_id, memory_bytes, pick_device, probe
+from worker.simulation.company import refuse_simulated_slots
 
 if TYPE_CHECKING:
     from worker.rendering.renderer import Renderer
@@ -35,7 +36,7 @@ def serve(settings: Settings) -> None:
     """Load the base model, then run items until SIGTERM.
 
     Raises:
-        ServerFailed: another worker on this host has the slot's name.
+        ServerFailed: another worker on this host has the slot's name, or this Redis has simulated slots.
         LedgerUnavailable, StorageUnavailable: Redis or the object store does not answer at the start, or refuses this
             user.
         CheckpointError: the base model cannot be loaded.
@@ -59,6 +60,7 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
     ledger.ping()
     ledger.check_permissions()
     require_storage(store)
+    refuse_simulated_slots(ledger)
     renderer, slot = _load(settings, name, device, ledger, store)
     state = WorkerState()
     return Worker(

@@ -9,22 +9,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from shared.errors import ServerFailed
+from shared.local.guarded_process import GuardedProcess
 
 _POLL_S = 0.02
 _LOCK_WAIT_S = 2.0
 _TAIL_BYTES = 16_384
-
-# Kills the server's process group unless this process writes "stopped" first. `read` also returns when this process
-# dies, even by SIGKILL, because the kernel then closes the pipe. PR_SET_PDEATHSIG would fire when the thread that
-# started the server ends, and macOS lacks it.
-_GUARD = 'read -r word; [ "$word" = stopped ] || kill -KILL "-$1"'
 
 
 class ChildProcess:
@@ -46,25 +40,27 @@ class ChildProcess:
         self._folder = folder
         # Foreign servers must not receive this process' credentials and settings.
         self._environment = environment or {"PATH": os.defpath, "HOME": str(folder), "LC_ALL": "C"}
-        #: When the process was last started, by the monotonic clock.
-        self.started_s = 0.0
         # Where this run's output begins in the log; runs before it are above.
         self._log_start = 0
-        self._process: subprocess.Popen[bytes] | None = None
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._process: GuardedProcess | None = None
 
     @property
     def pid(self) -> int | None:
         """Process id; None before the start and after `stop`."""
         return self._process.pid if self._process else None
 
+    @property
+    def started_s(self) -> float:
+        """When the process was last started, by the monotonic clock; 0 before the start and after `stop`."""
+        return self._process.started_s if self._process else 0.0
+
     def is_alive(self) -> bool:
         """Return whether the process was started and has not ended."""
-        return self._process is not None and _exit_status(self._process) is None
+        return self._process is not None and self._process.status is None
 
     def raise_if_ended(self) -> None:
         """Raise `ServerFailed`, with the end of this run's log, if the process has ended by itself."""
-        status = _exit_status(self._process) if self._process else None
+        status = self._process.status if self._process else None
         if status is not None:
             raise ServerFailed(f"{self.name} ended with status {status}:\n{self._log_tail()}\nlog: {self.log}")
 
@@ -100,24 +96,13 @@ class ChildProcess:
     def terminate(self) -> None:
         """Send SIGTERM and return at once; `stop` waits for the end."""
         if self._process is not None:
-            _signal_group(self._process, signal.SIGTERM)
+            self._process.terminate()
 
     def stop(self, *, grace_s: float = 3.0) -> None:
         """Send SIGTERM, and SIGKILL after `grace_s` seconds; safe to repeat."""
-        self.terminate()
         process, self._process = self._process, None
-        guard, self._guard = self._guard, None
         if process is not None:
-            deadline_s = time.monotonic() + grace_s
-            while _exit_status(process) is None and time.monotonic() < deadline_s:
-                time.sleep(_POLL_S)
-            # The group may hold processes that the server started and left behind.
-            _signal_group(process, signal.SIGKILL)
-        # Reaped last: until then no other process group can have the id that this method and the guard signal.
-        if guard is not None:
-            guard.communicate(b"stopped\n")
-        if process is not None:
-            process.wait()
+            process.stop(grace_s=grace_s)
 
     def restart(self) -> None:
         """Start the process again without waiting for readiness; kill it first if it still runs."""
@@ -130,27 +115,16 @@ class ChildProcess:
         Raises:
             ServerFailed: another process uses the folder.
         """
-        self.started_s = time.monotonic()
         with _locked(self._folder, name=self.name) as lock, self.log.open("ab") as log:
             self._log_start = log.tell()
-            self._process = subprocess.Popen(
+            self._process = GuardedProcess(
                 self._command,
-                cwd=self._folder,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
+                folder=self._folder,
+                environment=self._environment,
+                output=log,
                 # The server inherits the lock, so the folder stays locked until the server ends, even by SIGKILL.
                 pass_fds=(lock,),
             )
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "flux2-guard", str(self._process.pid)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
 
     def last_line(self) -> str:
         """Return the last line of this run's log, or an empty text."""
@@ -166,28 +140,6 @@ class ChildProcess:
             log.seek(max(self._log_start, size - _TAIL_BYTES))
             text = log.read().decode(errors="replace")
         return [line for line in text.splitlines() if line.strip()][-count:]
-
-
-def _exit_status(process: subprocess.Popen[bytes]) -> int | None:
-    """Return the status of an ended process as `Popen.returncode` would, without reaping it; None while it runs."""
-    # `poll` would reap it. Its id could then become that of a foreign process group, which `stop` would kill.
-    if not hasattr(os, "waitid"):  # macOS with Python before 3.13
-        return process.poll()
-    try:
-        info = os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return process.poll()
-    if info is None:
-        return None
-    return info.si_status if info.si_code == os.CLD_EXITED else -info.si_status
-
-
-def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    """Send a signal to a process and to all that it started, unless it was reaped."""
-    if process.returncode is None:
-        # macOS refuses to signal a group whose processes have all ended.
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, number)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,62 @@
+"""`flux2 worker --simulate 2` as processes on the session's Redis and S3."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from shared.errors import ServerFailed
+from shared.ledger import Ledger
+from shared.settings import QueueSettings
+from worker.simulation.company import refuse_rendering_slots, refuse_simulated_slots
+
+
+@pytest.fixture
+def ledger(redis_client, redis_url):
+    return Ledger.connect(redis_url, QueueSettings(), timeout_s=5)
+
+
+@pytest.fixture
+def fleet(ledger, redis_url, s3, s3_server, wait_until, tmp_path):
+    """Two simulated slots, both ready."""
+    environment = {
+        **os.environ,
+        **s3_server.environment(),
+        "FLUX2_REDIS_URL": redis_url,
+        "FLUX2_STORAGE_PREFIX": s3.storage.prefix,
+        "FLUX2_ADAPTERS_ROOT": str(tmp_path),
+        "FLUX2_WORKER_NAME": "host",
+        "FLUX2_WORKER_LOCK_DIR": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "shared.cli", "worker", "--simulate", "2", "--simulated-step-s", "0.2"]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: len(ledger.workers.live_slots()) == 2, 60, what="the start of both slots")
+    yield process
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 0, log
+    assert not ledger.workers.live_slots()
+
+
+def test_simulated_slots_finish_jobs_with_pictures_that_say_so(fleet, ledger, item, wait_until):
+    job = ledger.accept("job", [item(seed=seed) for seed in range(4)], record={}).job_id
+    wait_until(lambda: ledger.job(job).state == "succeeded", 60, what="the job's end")
+    view = ledger.job(job)
+    assert {item.slot for item in view.items} == {"host-0", "host-1"}
+    for item in view.items:
+        assert item.result.pipeline.device == "simulated"
+        assert item.result.warnings == ("simulated: no model drew this image",)
+
+
+def test_slots_that_render_and_simulated_ones_refuse_each_other(ledger, slot_report):
+    ledger.workers.beat("real", slot_report())
+    refuse_simulated_slots(ledger)
+    with pytest.raises(ServerFailed, match="slot real of this Redis renders"):
+        refuse_rendering_slots(ledger)
+    ledger.workers.remove("real")
+    ledger.workers.beat("made-up", slot_report(device="simulated"))
+    refuse_rendering_slots(ledger)
+    with pytest.raises(ServerFailed, match="slot made-up of this Redis is simulated"):
+        refuse_simulated_slots(ledger)

@@ -1,0 +1,133 @@
+"""The supervisor with processes of the shell in place of workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+# Runs slots `a`, `b` ... with the scripts that it is given, as `flux2 worker --gpus` does.
+_PROGRAM = """
+import sys
+from shared import logs
+from shared.local import backoff
+from shared.settings import LogSettings
+from worker.fleet.slot_process import SlotProcess
+from worker.fleet.supervisor import Supervisor
+
+log_format, *scripts = sys.argv[1:]
+logs.configure(LogSettings(format=log_format))
+backoff.FIRST_WAIT_S = 0.05
+slots = [SlotProcess(label, ["/bin/sh", "-c", script], log_format=log_format) for label, script in zip("abc", scripts)]
+sys.exit(Supervisor(slots, drain_s=5).run())
+"""
+_WAITS = 'trap "exit 0" TERM; echo up; while :; do sleep 0.05; done'
+
+
+@pytest.fixture
+def supervise(wait_until):
+    """Start a supervisor of these scripts; `.wait_for(text)` waits for its output, which `.lines` holds."""
+    running = []
+
+    class Run:
+        def __init__(self, *scripts, log_format="console"):
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, log_format, *scripts], stderr=subprocess.PIPE, text=True
+            )
+            self.lines = []
+            self._reader = threading.Thread(target=lambda: self.lines.extend(self._read()))
+            self._reader.start()
+
+        def _read(self):
+            for line in self.process.stderr:
+                self.lines.append(line.rstrip("\n"))
+            return []
+
+        def wait_for(self, text, count=1):
+            wait_until(lambda: sum(text in line for line in self.lines) >= count, 60, what=f"the line {text!r}")
+
+        def wait(self):
+            status = self.process.wait(timeout=60)
+            self._reader.join()
+            return status
+
+    def start(*scripts, **options):
+        running.append(Run(*scripts, **options))
+        return running[-1]
+
+    yield start
+
+    for run in running:
+        run.process.kill()
+        run.wait()
+        run.process.stderr.close()
+
+
+def test_each_line_has_its_slots_label_and_a_signal_drains_every_slot(supervise):
+    run = supervise(_WAITS, _WAITS)
+    run.wait_for("] up", count=2)
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait() == 0
+    assert {"[a] up", "[b] up"} <= set(run.lines)
+
+
+def test_a_slot_that_dies_starts_again_while_the_others_run(supervise, tmp_path):
+    once = f"[ -e {tmp_path}/died ] || {{ touch {tmp_path}/died; exit 70; }}; {_WAITS.replace('up', 'back')}"
+    run = supervise(once, _WAITS)
+    run.wait_for("[a] back")
+    assert sum("[b] up" in line for line in run.lines) == 1
+    assert any("slot's process ended" in line and "status=70" in line for line in run.lines)
+    assert run.process.poll() is None
+
+
+def test_a_slot_that_is_drained_alone_stays_down_and_the_last_one_ends_the_supervisor(supervise):
+    run = supervise("echo done; exit 0", "echo done; exit 0")
+    assert run.wait() == 0
+    assert sum("] done" in line for line in run.lines) == 2
+
+
+def test_a_supervisor_of_which_no_slot_can_start_ends_with_an_error(supervise):
+    run = supervise("echo no model here; exit 1", "echo no model here; exit 1")
+    assert run.wait() == 1
+    assert "[a] no model here" in run.lines
+    assert "no slot could start" in run.lines[-1]
+
+
+def test_a_slot_that_cannot_start_is_tried_again_if_another_one_runs(supervise):
+    run = supervise("echo in use; exit 1", _WAITS)
+    run.wait_for("[a] in use", count=3)
+    assert run.process.poll() is None
+
+
+def test_slots_end_with_a_supervisor_that_is_killed(supervise, wait_until):
+    run = supervise(f"echo pid $$; {_WAITS}")
+    run.wait_for("[a] pid")
+    pid = int(next(line for line in run.lines if "[a] pid" in line).split()[-1])
+    run.process.kill()
+    wait_until(lambda: not os.path.exists(f"/proc/{pid}") or _is_zombie(pid), what="the slot's end")
+
+
+def test_a_second_signal_kills_a_slot_that_does_not_drain(supervise):
+    run = supervise('trap "echo busy" TERM; echo up; while :; do sleep 0.05; done')
+    run.wait_for("[a] up")
+    run.process.send_signal(signal.SIGTERM)
+    run.wait_for("[a] busy")
+    run.process.send_signal(signal.SIGTERM)
+    assert run.wait() == 0
+    assert any("killed" in line for line in run.lines)
+
+
+def test_a_log_of_json_stays_one(supervise):
+    run = supervise("""echo '{"event": "mine"}'; echo 'Segmentation "fault"'; exit 0""", log_format="json")
+    run.wait()
+    records = [json.loads(line) for line in run.lines]
+    assert {"event": "mine"} in records
+    assert any(record["event"] == 'Segmentation "fault"' and record["slot"] == "a" for record in records)
+
+
+def _is_zombie(pid):
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0] == "Z"

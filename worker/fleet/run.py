@@ -1,0 +1,41 @@
+"""Supervise the slots that `flux2 worker --gpus` and `flux2 worker --simulate` ask for."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from shared.settings import Settings
+from worker.fleet.gpus import choose_gpus, count_gpus
+from worker.fleet.slot_process import SlotProcess
+from worker.fleet.supervisor import Supervisor
+
+
+def run_gpu_slots(settings: Settings, gpus: str) -> int:
+    """Run a slot on each GPU that `gpus` names until SIGTERM; return the exit status.
+
+    Raises:
+        CheckpointError: see `choose_gpus`.
+    """
+    name = settings.worker.name
+    slots = []
+    for index in choose_gpus(gpus, count=count_gpus()):
+        # Without a name, a slot is named after its GPU's UUID, whatever its index is after the next start.
+        named = ["--name", f"{name}-{index}"] if name else []
+        slots.append(_slot(settings, f"cuda:{index}", ["--device", f"cuda:{index}", *named]))
+    return Supervisor(slots, drain_s=settings.worker.drain_s).run()
+
+
+def run_simulated_slots(settings: Settings, count: int, *, step_s: float) -> int:
+    """Run simulated slots until SIGTERM; return the exit status."""
+    name = settings.worker.name or f"{socket.gethostname()}/simulated"
+    options = ["--simulate", "1", "--simulated-step-s", repr(step_s)]
+    slots = [
+        _slot(settings, f"simulated-{number}", [*options, "--name", f"{name}-{number}"]) for number in range(count)
+    ]
+    return Supervisor(slots, drain_s=settings.worker.drain_s).run()
+
+
+def _slot(settings: Settings, label: str, options: list[str]) -> SlotProcess:
+    command = [sys.executable, "-m", "shared.cli", "worker", *options]
+    return SlotProcess(label, command, log_format=settings.log.format)

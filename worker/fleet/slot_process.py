@@ -1,0 +1,95 @@
+"""The process of one slot, whose output goes to this process' standard error under the slot's label."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from typing import IO, Literal
+
+from shared.local.guarded_process import GuardedProcess
+
+_JOIN_S = 5.0
+
+
+class SlotProcess:
+    """Runs the command of one slot.
+
+    Args:
+        label: names the slot in every line of its output, e.g. `cuda:1`.
+        command: program and arguments.
+        log_format: of the lines that the process writes.
+    """
+
+    def __init__(self, label: str, command: Sequence[str], *, log_format: Literal["console", "json"]) -> None:
+        self.label = label
+        self.restarts = 0
+        self._command = command
+        self._log_format = log_format
+        self._process: GuardedProcess | None = None
+        self._copier: threading.Thread | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    @property
+    def status(self) -> int | None:
+        """Exit status of the process; None while it runs and before its start."""
+        return self._process.status if self._process else None
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.status is None
+
+    @property
+    def started_s(self) -> float:
+        """When the process was last started, by the monotonic clock."""
+        return self._process.started_s if self._process else 0.0
+
+    def start(self) -> None:
+        self._process = GuardedProcess(self._command, environment=os.environ)
+        assert self._process.output is not None
+        self._copier = threading.Thread(target=self._copy_output, args=(self._process.output,), daemon=True)
+        self._copier.start()
+
+    def restart(self) -> None:
+        """Start the process again; what is left of it is killed first."""
+        self.stop(grace_s=0)
+        self.restarts += 1
+        self.start()
+
+    def terminate(self) -> None:
+        """Ask the process to drain."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def stop(self, *, grace_s: float) -> None:
+        """Drain the process, and kill it after `grace_s` seconds; safe to repeat."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop(grace_s=grace_s)
+            assert self._copier is not None
+            assert process.output is not None
+            # The last lines say why the process ended.
+            self._copier.join(_JOIN_S)
+            process.output.close()
+
+    def _copy_output(self, output: IO[bytes]) -> None:
+        for line in filter(bytes.strip, output):
+            # In one write, so that lines of several slots do not mix.
+            os.write(sys.stderr.fileno(), self._labelled(line))
+
+    def _labelled(self, line: bytes) -> bytes:
+        if self._log_format == "console":
+            return f"[{self.label}] ".encode() + line.rstrip(b"\n") + b"\n"
+        if line.startswith(b"{"):
+            return line
+        # Words of Python or CUDA between the records: they become one too, for programs that read the log.
+        text = line.decode(errors="replace").rstrip("\n")
+        return (
+            json.dumps({"event": text, "level": "error", "logger": "flux2.worker.output", "slot": self.label}).encode()
+            + b"\n"
+        )

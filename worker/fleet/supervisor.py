@@ -1,0 +1,132 @@
+"""Keep one process for each slot running, restart those that die, and drain all of them at SIGTERM."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from shared.local.backoff import STABLE_AFTER_S, Backoff
+from worker.fleet.slot_process import SlotProcess
+
+logger = logging.getLogger("flux2.worker.fleet")
+
+_POLL_S = 0.2
+# After the drain itself, a process stores its last image and leaves the ledger.
+_GRACE_S = 20.0
+
+# What a process reports that cannot start because of its settings, its files or its servers.
+_CANNOT_START = 1
+
+
+@dataclass
+class _Kept:
+    """A slot whose process is kept alive.
+
+    Attributes:
+        is_done: whether its process was drained by a signal of its own, and stays down.
+        never_started: whether each of its processes ended before it was stable.
+    """
+
+    process: SlotProcess
+    backoff: Backoff
+    is_done: bool = False
+    never_started: bool = False
+
+
+class Supervisor:
+    """Runs slots until SIGTERM or SIGINT, or until every one of them has ended.
+
+    Args:
+        drain_s: seconds that a slot's running item has after the signal.
+    """
+
+    def __init__(self, slots: Sequence[SlotProcess], *, drain_s: float) -> None:
+        self._slots = [_Kept(slot, Backoff()) for slot in slots]
+        self._grace_s = drain_s + _GRACE_S
+
+    def run(self) -> int:
+        """Start every slot, and return the exit status when none runs any more.
+
+        It is 0 after a drain, and 1 if no slot could start.
+        """
+        with _stop_signals() as signals:
+            try:
+                for slot in self._slots:
+                    slot.process.start()
+                while not _next_signal(signals, timeout_s=_POLL_S):
+                    if (status := self._look_after()) is not None:
+                        return status
+                self._drain(signals)
+                return 0
+            finally:
+                for slot in self._slots:
+                    slot.process.stop(grace_s=0)
+
+    def _look_after(self) -> int | None:
+        """Restart the processes that died; return an exit status if the supervisor's work is over."""
+        for slot in self._slots:
+            if not slot.is_done and (status := slot.process.status) is not None:
+                self._restart(slot, status)
+        if all(slot.is_done for slot in self._slots):
+            logger.warning("every slot was drained")
+            return 0
+        if all(slot.never_started for slot in self._slots):
+            logger.error("no slot could start; the lines above say why")
+            return 1
+        return None
+
+    def _restart(self, slot: _Kept, status: int) -> None:
+        process, now = slot.process, time.monotonic()
+        if status == 0:
+            slot.is_done = True
+            logger.warning("slot was drained; it stays down", extra={"slot": process.label})
+            return
+        # Measured once: the time until a restart is due does not count as life.
+        if slot.backoff.due_s is None:
+            lived_s = now - process.started_s
+            slot.never_started = status == _CANNOT_START and lived_s < STABLE_AFTER_S and not process.restarts
+            logger.error(
+                "slot's process ended", extra={"slot": process.label, "status": status, "lived_s": int(lived_s)}
+            )
+        if slot.backoff.is_due(started_s=process.started_s, now_s=now):
+            slot.never_started = False
+            process.restart()
+            logger.warning("slot's process restarted", extra={"slot": process.label, "pid": process.pid})
+
+    def _drain(self, signals: queue.SimpleQueue[int]) -> None:
+        """Let all slots finish or hand over their items; a second signal ends the wait."""
+        logger.warning("draining every slot", extra={"grace_s": self._grace_s})
+        for slot in self._slots:
+            slot.process.terminate()
+        deadline_s = time.monotonic() + self._grace_s
+        while any(slot.process.is_running for slot in self._slots):
+            if time.monotonic() > deadline_s or _next_signal(signals, timeout_s=_POLL_S):
+                logger.error("slots that still run are killed; their items return to the queue")
+                return
+
+
+@contextmanager
+def _stop_signals() -> Iterator[queue.SimpleQueue[int]]:
+    """Collect SIGTERM and SIGINT in a queue instead of ending this process."""
+    # Signal handlers may use a SimpleQueue; the thread that one interrupts could hold the lock of an Event.
+    signals: queue.SimpleQueue[int] = queue.SimpleQueue()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in before:
+        signal.signal(number, lambda number, _: signals.put(number))
+    try:
+        yield signals
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _next_signal(signals: queue.SimpleQueue[int], *, timeout_s: float) -> int | None:
+    try:
+        return signals.get(timeout=timeout_s)
+    except queue.Empty:
+        return None
