@@ -124,11 +124,17 @@ class Checkpoint:
         Raises:
             CheckpointError: the device is too small.
         """
-        model_settings = ModelSettings.model_validate(
-            {"id": self.model, "path": str(self._folder), "text_encoder": str(self._folder / "text_encoder"),
-             "precision": precision, **settings}
-        )  # fmt: skip
+        model_settings = ModelSettings.model_validate({**self._places, "precision": precision, **settings})
         return load_components(model_settings, device=self._device, hf_token=None)
+
+    def environment(self) -> dict[str, str]:
+        """Return the settings of worker processes that load this checkpoint while this process runs."""
+        return {f"FLUX2_MODEL_{name.upper()}": value for name, value in self._places.items()}
+
+    @property
+    def _places(self) -> dict[str, str]:
+        folder = self._folder
+        return {"id": self.model, "path": str(folder), "text_encoder": str(folder / "text_encoder")}
 
     def _write_text_encoder(self, config: Any) -> None:
         folder = self._folder / "text_encoder"
