@@ -1,6 +1,6 @@
 """Measure what a fleet saves: the same images with one slot and with one slot per GPU, adapters interleaved.
 
-Real worker processes under `flux2 worker --gpus`, on a full-size model with random weights. Each image has a new prompt.
+Real worker processes under `flux2 worker --gpus`, on a full-size model with random weights; each image has a new prompt.
 Times hold for one run on one machine; only the ratio carries over. Prints a table, or JSON lines with `--json`.
 """
 
@@ -20,9 +20,11 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from celery import Celery
 
 from benchmarks.gpu.models import Checkpoint, write_adapter
 from shared.adapters.identity import sha256_of
+from shared.celery_app import make_celery, send_wakeups
 from shared.console import LineConsole
 from shared.errors import ServerFailed
 from shared.job import AdapterRef, ItemSpec
@@ -83,8 +85,9 @@ def _measure(url: str, environment: Mapping[str, str], specs: Sequence[ItemSpec]
     ledger = Ledger.connect(url, QueueSettings(), timeout_s=5)
     with _workers(environment, slots, tiny=tiny, ledger=ledger):
         # Each slot has rendered once before the clock starts.
-        _run_job(ledger, "warm-up", [specs[0]] * slots)
-        seconds, swaps = _run_job(ledger, "measured", specs)
+        celery = make_celery(url, side="api", timeout_s=5)
+        _run_job(ledger, celery, "warm-up", [specs[0]] * slots)
+        seconds, swaps = _run_job(ledger, celery, "measured", specs)
     keys = [spec.adapter_key for spec in specs]
     return {
         "slots": slots,
@@ -121,9 +124,10 @@ def _workers(environment: Mapping[str, str], slots: int, *, tiny: bool, ledger: 
             process.wait()
 
 
-def _run_job(ledger: Ledger, name: str, specs: Sequence[ItemSpec]) -> tuple[float, int]:
+def _run_job(ledger: Ledger, celery: Celery, name: str, specs: Sequence[ItemSpec]) -> tuple[float, int]:
     """Return the seconds from the acceptance of a job to its end, and how many of its images needed a swap."""
     ledger.accept(name, specs, record={})
+    send_wakeups(celery, specs[0].model, count=len(specs))
     deadline_s = time.monotonic() + _JOB_S
     while (job := ledger.job(name)) is None or job.finished_ms is None:
         if time.monotonic() > deadline_s:
