@@ -1,7 +1,7 @@
 """Measure what a fleet saves: the same images with one slot and with one slot per GPU, adapters interleaved.
 
-Real worker processes under `flux2 worker --gpus`, on a full-size model with random weights; each image has a new prompt.
-Times hold for one run on one machine; only the ratio carries over. Prints a table, or JSON lines with `--json`.
+Real worker processes under `flux2 worker --gpus`, on a full-size model with random weights; each image has a new
+prompt. Times hold for one run on one machine; only the ratio carries over. Prints a table, or JSON lines with `--json`.
 """
 
 from __future__ import annotations
