@@ -25,10 +25,10 @@ demo: install ## render the example request on this host and show the pictures
 up: install ## start the whole service on this host, until Ctrl-C
 	$(BIN)/flux2 up
 
-# Two processes share the files. Each computes with one thread, and a thread that waits sleeps: threads that spin
-# starve each other where they outnumber the cores (a test took 500 s instead of 70). The processes that the tests start
-# keep what they compile, although the environment may say otherwise.
-PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2
+# Three processes share the files, because many tests wait. Each computes with one thread, and a thread that waits sleeps:
+# threads that spin starve each other where they outnumber the cores (a test took 500 s instead of 70). The processes that
+# the tests start keep what they compile, although the environment may say otherwise.
+PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 3
 
 test: install ## run all tests on real Redis and S3
 	$(PYTEST)

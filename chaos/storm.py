@@ -150,7 +150,7 @@ def _report(running: Trial, outcome: Outcome, dropped: int) -> None:
         sum(item.state.value == "canceled" and item.error is not None for item in running.items()),
     )
     running.add_figure("recoveries", len(times))
-    running.demand_at_most("kill to start p50 s", figures.p50(times), ttl_s + 1)
-    running.demand_at_most("kill to start p99 s", figures.p99(times), ttl_s + 3)
-    running.demand_at_most("Redis back to start, slowest s", max(figures.redis_to_start(events), default=0.0), 3)
+    running.demand_within("kill to start p50 s", figures.p50(times), ttl_s + 1)
+    running.demand_within("kill to start p99 s", figures.p99(times), ttl_s + 3)
+    running.demand_within("Redis back to start, slowest s", max(figures.redis_to_start(events), default=0.0), 3)
     running.demand("no FAILED", "failed" not in {item.state.value for item in running.items()}, "an item failed")

@@ -51,11 +51,16 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Lab:
-    """The folder, S3 server and seed that all scenarios of one run share."""
+    """What all scenarios of one run share.
+
+    Attributes:
+        patience: factor of every limit of time, for a host that does other things as well.
+    """
 
     folder: Path
     s3: S3Server
     seed: int
+    patience: float = 1.0
 
     def rng(self, name: str) -> random.Random:
         """Return the scenario's random generator; the same seed gives the same choices."""
@@ -69,13 +74,16 @@ class Trial:
         outages: starts of items that outages may have cost, for the checker.
     """
 
-    def __init__(self, fleet: Fleet, load: Load, rng: random.Random, outcome: Outcome) -> None:
+    def __init__(
+        self, fleet: Fleet, load: Load, rng: random.Random, outcome: Outcome, *, patience: float = 1.0
+    ) -> None:
         self.fleet = fleet
         self.load = load
         self.rng = rng
         self.ledger = fleet.ledger()
         self.outages = 0
         self._outcome = outcome
+        self._patience = patience
 
     def add_figure(self, name: str, value: Figure) -> None:
         """Put a number into the report."""
@@ -90,6 +98,10 @@ class Trial:
         """Put a number into the report, and add a violation if it exceeds the limit."""
         self.add_figure(f"{name} (<= {limit:g})", value)
         self.demand(name, value <= limit, f"{value:.3f} > {limit:g}")
+
+    def demand_within(self, name: str, seconds: float, limit_s: float) -> None:
+        """Put a time into the report, and add a violation if it exceeds the limit, with the patience of the run."""
+        self.demand_at_most(name, seconds, limit_s * self._patience)
 
     def time_until(self, condition: Callable[[], Any], limit_s: float, *, what: str) -> float:
         """Return the seconds until the condition holds; add a violation when that takes longer than the limit."""
@@ -145,7 +157,7 @@ def trial(lab: Lab, outcome: Outcome, plan: Plan) -> Iterator[Trial]:
     began = time.monotonic()
     with Fleet(folder, plan, lab.s3, rng) as fleet:
         with Load(fleet, rng) as load:
-            running = Trial(fleet, load, rng, outcome)
+            running = Trial(fleet, load, rng, outcome, patience=lab.patience)
             try:
                 yield running
             except TimeoutError as error:

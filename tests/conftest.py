@@ -26,17 +26,20 @@ GOLDENS = Path(__file__).parent / "goldens"
 _POLL_S = 0.01
 _SETTING_PREFIXES = ("FLUX2_", "AWS_")
 _LONG = ("tests/e2e/", "tests/unit/test_worker_")
+# End-to-end tests that start services of their own.
+_OWN_SERVICES = ("tests/e2e/test_chaos.py", "tests/e2e/test_commands.py")
 _OTHER_SETTINGS = ("HF_TOKEN", "AI_TOOLKIT_PATH")
 
 _Server = TypeVar("_Server", bound=ThreadingHTTPServer)
 
 
 class _FileScheduling(LoadScopeScheduling):
-    """Runs the tests of a file in one process; all end-to-end tests in one, and all GPU tests in one."""
+    """Runs the tests of a file in one process; those that share the end-to-end service in one, as do GPU tests."""
 
     def _split_scope(self, nodeid: str) -> str:
-        _, folder, *_ = nodeid.split("/")
-        return folder if folder in ("e2e", "gpu") else nodeid.partition("::")[0]
+        file, _, _ = nodeid.partition("::")
+        _, folder, *_ = file.split("/")
+        return folder if folder in ("e2e", "gpu") and file not in _OWN_SERVICES else file
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -27,7 +27,7 @@ def lost_message(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
         fleet.kill("worker-0")
         fleet.kept_down.clear()
         took = running.time_until(lambda: running.item(job).state is not State.QUEUED, 15, what="the item's start")
-        running.demand_at_most("killed to started s", took, 10)
+        running.demand_within("killed to started s", took, 10)
         running.wait_for_jobs(20)
     return outcome
 
@@ -104,7 +104,7 @@ def rolling_restart(lab: Lab) -> Outcome:
             running.load.submit([prompt(running.rng, steps=(5, 40)) for _ in range(3)])
         slowest = max(_replace(running, name) for name in running.fleet.workers * 2)
         running.wait_for_jobs(_FINISH_S)
-        running.demand_at_most("SIGTERM to end s", slowest, plan.drain_s + 1)
+        running.demand_within("SIGTERM to end s", slowest, plan.drain_s + 1)
         counted = [item.attempt for item in running.items() if item.attempt != 1]
         running.demand("no attempt is consumed", not counted, counted)
         running.add_figure("attempts consumed", len(counted))
@@ -152,7 +152,7 @@ def hung_kernel(lab: Lab) -> Outcome:
             running.load.submit([prompt(running.rng)])
         claim = running.fleet.wait(lambda: running.events("claim", item=f"{job}:0"), 20, what="its claim")[0]
         ended = running.time_until(lambda: not _alive(claim["pid"]), 20, what="the end of the process")
-        running.demand_at_most("hung to ended s", time.monotonic() - claim["t"], plan.stall_s + 3)
+        running.demand_within("hung to ended s", time.monotonic() - claim["t"], plan.stall_s + 3)
         running.add_figure("seen after s", ended)
         running.wait_for_jobs(_FINISH_S)
         item = running.item(job)

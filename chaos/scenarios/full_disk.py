@@ -97,9 +97,9 @@ def _fill(running: Trial, disk: SmallDisk, policy: str) -> None:
         running.demand(f"the API says 503 while full, {policy}", refused > 0, running.load.statuses)
         running.demand(f"no other error, {policy}", _unexpected(running) == set(), running.load.statuses)
         disk.clear()
-        running.demand_at_most(f"room to /ready 200 s, {policy}", _time_to_ready(running), 5)
+        running.demand_within(f"room to /ready 200 s, {policy}", _time_to_ready(running), 5)
     took = running.time_until(lambda: running.load.wait(0.1), _FINISH_S, what="the end of all jobs")
-    running.demand_at_most(f"room to the end of all jobs s, {policy}", took, 15)
+    running.demand_within(f"room to the end of all jobs s, {policy}", took, 15)
 
 
 @contextlib.contextmanager

@@ -48,7 +48,7 @@ def stopped(lab: Lab, *, down_s: float) -> Outcome:
         killer.join()
         _report_answers(running, "stopped", refused)
         back = running.time_until(lambda: running.load.wait(0.1), 60, what="the end of all jobs")
-        running.demand_at_most("all ended after Redis s", back, 30)
+        running.demand_within("all ended after Redis s", back, 30)
         running.outages = running.fleet.plan.workers
     return outcome
 
@@ -84,7 +84,7 @@ def _long_cut(running: Trial, long_s: float) -> None:
     running.fleet.wires[slot].open.clear()
     cut = time.monotonic()
     took = running.time_until(lambda: running.item(job).fence == 2, long_s + 20, what="the peer's claim")
-    running.demand_at_most("cut to the peer's start s", took, running.fleet.plan.ttl_s + 3)
+    running.demand_within("cut to the peer's start s", took, running.fleet.plan.ttl_s + 3)
     running.fleet.wait(lambda: time.monotonic() - cut > long_s, long_s + 5, what="the end of the cut")
     running.fleet.wires[slot].open.set()
     healed = time.monotonic()
@@ -151,4 +151,4 @@ def _report_answers(running: Trial, what: str, answers: list[tuple[int, float]])
     unavailable = [seconds for status, seconds in answers if status == httpx2.codes.SERVICE_UNAVAILABLE]
     running.add_figure(f"503s while {what}", len(unavailable))
     running.demand(f"the API says 503 while {what}", bool(unavailable), sorted({status for status, _ in answers}))
-    running.demand_at_most(f"slowest answer while {what} s", max(seconds for _, seconds in answers), 3)
+    running.demand_within(f"slowest answer while {what} s", max(seconds for _, seconds in answers), 3)

@@ -55,7 +55,7 @@ def set_clock(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
         clock.shift(running.ledger.redis, -clock.HOUR_MS)
         running.fleet.kill(victim)
         took = running.time_until(lambda: running.item(orphaned).fence == 2, 20, what="the start on another worker")
-        running.demand_at_most("killed to started s", took, 2 * _TTL_S)
+        running.demand_within("killed to started s", took, 2 * _TTL_S)
         running.fleet.kept_down.clear()
         if mutation is Mutation.NONE:
             running.wait_for_jobs(_FINISH_S)
@@ -115,7 +115,7 @@ def replica(lab: Lab, mutation: Mutation = Mutation.NONE) -> Outcome:
         _wait_for_steps(running, jobs)
         later = running.load.submit([prompt(running.rng)])
         took = running.time_until(lambda: running.item(later).state is not State.QUEUED, 20, what="a claim afterwards")
-        running.demand_at_most("accepted to started s", took, 5)
+        running.demand_within("accepted to started s", took, 5)
         if mutation is Mutation.NONE:
             running.wait_for_jobs(_FINISH_S)
         _demand_survival(running)

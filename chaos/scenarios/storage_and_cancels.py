@@ -91,13 +91,13 @@ def cancels(lab: Lab) -> Outcome:
         running.slot_of(blocker)
         queued = [running.load.submit([prompt(running.rng)]) for _ in range(30)]
         slowest = max(_cancel(running, job) for job in queued)
-        running.demand_at_most("cancel of a queued job s", slowest, 0.1)
+        running.demand_within("cancel of a queued job s", slowest, 0.1)
         began = time.monotonic()
         running.load.cancel(blocker)
         running.load.cancel(blocker)
         running.time_until(lambda: running.item(blocker).state is State.CANCELED, 20, what="the running item's end")
         limit_s = plan.queue.renew_s + plan.step_s + 0.3
-        running.demand_at_most("cancel of a running job s", time.monotonic() - began, limit_s)
+        running.demand_within("cancel of a running job s", time.monotonic() - began, limit_s)
         running.wait_for_jobs(_FINISH_S)
     return outcome
 
