@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import date, timedelta
 from functools import partial
 from typing import Annotated, Any, Final, Literal, cast
@@ -94,19 +95,23 @@ async def get_usage(
 
     An attempt counts on the day on which it ends. Attempts without an image are stated apart, and cost nothing.
     """
-    report = await to_thread.run_sync(
-        partial(
-            _report,
-            services,
-            first,
-            last,
-            columns=[cast(Group, name) for name in group_by.split(",")],
-            tenant=listed_tenant(caller, tenant),
-        ),
-        # Waits on the event loop: reports that wait for their turn must not take the threads that answer polls.
-        limiter=services.listing_limiter,
+    read = partial(
+        _report,
+        services,
+        first,
+        last,
+        columns=[cast(Group, name) for name in group_by.split(",")],
+        tenant=listed_tenant(caller, tenant),
     )
-    if format == "csv" or (format is None and _prefers_csv(accept)):
+    as_csv = format == "csv" or (format is None and _prefers_csv(accept))
+    # Waits on the event loop: reports that wait for their turn must not take the threads that answer polls.
+    return await to_thread.run_sync(partial(_answer, read, as_csv=as_csv), limiter=services.listing_limiter)
+
+
+def _answer(read: Callable[[], UsageReport], *, as_csv: bool) -> Response:
+    """Read a report and write it; 100,000 rows take seconds, for which the event loop must not wait."""
+    report = read()
+    if as_csv:
         name = f"usage-{report.first_day}-{report.last_day}.csv"
         disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
         return Response(write_csv(report), media_type=_CSV, headers=disposition)

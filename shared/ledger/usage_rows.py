@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import date
 from typing import Final, Self
 
@@ -50,7 +50,13 @@ class Usage:
         return cls(*(int(number) for number in text.split()[:4]))
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+        # Named one by one: `astuple` copies deeply, which takes 3 s for the 100,000 rows of a report.
+        return Usage(
+            images=self.images + other.images,
+            pixel_steps=self.pixel_steps + other.pixel_steps,
+            gpu_ms=self.gpu_ms + other.gpu_ms,
+            wasted_gpu_ms=self.wasted_gpu_ms + other.wasted_gpu_ms,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """GET /v1/usage, the metrics and the command over real HTTP: who sees what, in which form, at which price."""
 
+import asyncio
 import csv
 import io
 import json
@@ -7,6 +8,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from api.routes import usage as route
 from flux2_client import Client
 from flux2_client.commands import app
 from shared.job import AdapterRef
@@ -121,6 +123,34 @@ def test_csv_has_the_same_rows_and_no_cell_that_a_spreadsheet_runs(api, use, pri
         ["tenant", "adapter", "images", "megapixel_steps", "gpu_s", "wasted_gpu_s", "cost", "currency"],
         ["studio", "'=HYPERLINK(1),x.safetensors", "1", str(STEPS / 1e6), "1.5", "1.5", "1.000000", "EUR"],
     ]
+
+
+def runs_in_event_loop():
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
+
+
+def test_a_long_report_is_written_while_the_api_answers_others(api, use, monkeypatch):
+    use("studio")
+    is_in_loop = []
+
+    def watched(write):
+        def call(report):
+            is_in_loop.append(runs_in_event_loop())
+            return write(report)
+
+        return call
+
+    monkeypatch.setattr(route, "write_csv", watched(route.write_csv))
+    monkeypatch.setattr(route.UsageReport, "model_dump_json", watched(route.UsageReport.model_dump_json))
+
+    for form in ("csv", "json"):
+        assert api.http.get(f"/v1/usage?format={form}").status_code == 200
+
+    assert is_in_loop == [False, False]
 
 
 ACCEPTS = {
