@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 from datetime import date
 from decimal import Context, Decimal
@@ -21,8 +22,9 @@ _AMOUNTS: Final = ("images", "megapixel_steps", "gpu_s", "wasted_gpu_s")
 _SMALLEST: Final = Decimal("0.000001")
 # The default of 28 digits refuses an absurd price times a year of a fleet.
 _MONEY: Final = Context(prec=60)
-# Spreadsheets run a cell that begins so as a formula, with the rights of whoever opens the file.
-_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r")
+# Spreadsheets run a cell that begins so as a formula, with the rights of whoever opens the file. Where the comma is the
+# decimal sign, a semicolon ends a cell. The last four signs are the wide forms of the others, which some take for them.
+_FORMULA_START: Final = re.compile("(^|;)(?=\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20]|[\t\r])")
 
 
 def report_usage(
@@ -97,4 +99,4 @@ def _text(amount: Decimal) -> str:
 
 
 def _harmless(cell: str) -> str:
-    return f"'{cell}" if cell.startswith(_FORMULA_STARTS) else cell
+    return _FORMULA_START.sub(r"\1'", cell)
