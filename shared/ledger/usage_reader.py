@@ -16,6 +16,10 @@ _EPOCH: Final = date(1970, 1, 1)
 _MOST_ROWS: Final = 100_000
 # Redis serves nobody else while it answers one command, but others between two commands.
 _COMMANDS_AT_ONCE: Final = 200
+# Days whose tenants one round trip reads: where a proxy names each user as a tenant, a day has thousands.
+_DAYS_AT_ONCE: Final = 20
+
+_FEWER: Final = "ask for fewer days, or for one tenant"
 
 T = TypeVar("T")
 
@@ -42,11 +46,7 @@ class UsageReader:
         days = range((first - _EPOCH).days, (last - _EPOCH).days + 1)
         owners = [(day, tenant) for day in days] if tenant is not None else self._find_tenants(days)
         counts = self._ask("hlen", [keys.usage(*owner) for owner in owners])
-        if sum(counts) > _MOST_ROWS:
-            raise InvalidRequest(
-                f"{sum(counts):,} rows are stored for these days, and a call reads {_MOST_ROWS:,}; ask for fewer days, "
-                "or for one tenant"
-            )
+        _check_rows(sum(counts), "ask for fewer days" if tenant is not None else _FEWER)
         stored = [owner for owner, count in zip(owners, counts, strict=True) if count]
         for part in _parts(stored):
             hashes = self._ask("hgetall", [keys.usage(*owner) for owner in part])
@@ -65,8 +65,13 @@ class UsageReader:
         return totals
 
     def _find_tenants(self, days: Sequence[int]) -> list[tuple[int, str]]:
-        found = self._ask("smembers", [keys.usage_tenants(day) for day in days])
-        return [(day, tenant) for day, tenants in zip(days, found, strict=True) for tenant in sorted(tenants)]
+        owners: list[tuple[int, str]] = []
+        for part in _parts(days, _DAYS_AT_ONCE):
+            found = self._ask("smembers", [keys.usage_tenants(day) for day in part])
+            owners += [(day, tenant) for day, tenants in zip(part, found, strict=True) for tenant in sorted(tenants)]
+            # Each of them has a row. Before the next days are read: a year of ten thousand tenants takes 400 MB.
+            _check_rows(len(owners), _FEWER)
+        return owners
 
     def _ask(self, command: str, names: Sequence[str]) -> list[Any]:
         """Return the reply to a read of each key."""
@@ -79,7 +84,14 @@ class UsageReader:
         return replies
 
 
-def _parts(values: Sequence[T]) -> Iterator[Sequence[T]]:
+def _check_rows(count: int, remedy: str) -> None:
+    if count > _MOST_ROWS:
+        raise InvalidRequest(
+            f"at least {count:,} rows are stored for these days, and a call reads {_MOST_ROWS:,}; {remedy}"
+        )
+
+
+def _parts(values: Sequence[T], size: int = _COMMANDS_AT_ONCE) -> Iterator[Sequence[T]]:
     """Split values into parts for which one round trip is enough."""
-    for start in range(0, len(values), _COMMANDS_AT_ONCE):
-        yield values[start : start + _COMMANDS_AT_ONCE]
+    for start in range(0, len(values), size):
+        yield values[start : start + size]

@@ -199,3 +199,21 @@ def test_more_rows_than_a_call_reads_are_refused(ledger, claim, make_result, mon
 
     with pytest.raises(InvalidRequest, match=r"2 rows .* ask for fewer days, or for one tenant"):
         rows(ledger)
+
+
+def test_more_tenants_than_a_call_reads_rows_are_refused_before_their_rows_are_looked_for(
+    ledger, redis_client, monkeypatch
+):
+    monkeypatch.setattr(usage_reader, "_MOST_ROWS", 1)
+    redis_client.sadd(keys.usage_tenants(DAYS), "lab", "studio")
+
+    with pytest.raises(InvalidRequest, match=r"at least 2 rows .* ask for fewer days, or for one tenant"):
+        rows(ledger)
+
+
+def test_a_call_for_one_tenant_is_not_sent_to_one_tenant(ledger, redis_client, monkeypatch):
+    monkeypatch.setattr(usage_reader, "_MOST_ROWS", 1)
+    redis_client.hset(keys.usage(DAYS, "lab"), mapping={"|flux2|a": "1 1 1 1", "|flux2|b": "1 1 1 1"})
+
+    with pytest.raises(InvalidRequest, match=r"ask for fewer days$"):
+        rows(ledger, tenant="lab")
