@@ -25,7 +25,7 @@ def usage(
         str, typer.Option(help="Columns with commas between them: day, tenant, key, model, adapter.")
     ] = "day",
     tenant: Annotated[
-        str | None, typer.Option(help="Only this tenant; another one needs a key with the role admin.")
+        str | None, typer.Option(help="Only this tenant's usage; another tenant's needs a key with the role admin.")
     ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV with a header, for a spreadsheet.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object; messages go to stderr.")] = False,

@@ -117,7 +117,7 @@ class Caretaker(threading.Thread):
         canceled = self._ledger.expire_deadlines()
         if canceled:
             logger.warning(
-                "items canceled: their deadline passed before a worker started them", extra={"items": canceled}
+                "items canceled: their deadline passed while they waited for a worker", extra={"items": canceled}
             )
 
     def audit(self) -> None:

@@ -419,9 +419,7 @@ class PriceSettings(_Section):
     currency: str = Field(
         "", pattern="^[A-Za-z]{0,12}$", description="Currency of the prices, e.g. `EUR`: up to 12 letters."
     )
-    gpu_hour: Price | None = Field(
-        None, description="Price of an hour of a GPU, of which the time that gave images counts."
-    )
+    gpu_hour: Price | None = Field(None, description="Price of an hour of a GPU; only time that gave images counts.")
     image: Price | None = Field(None, description="Price of an image.")
     megapixel_step: Price | None = Field(
         None, description="Price of one denoising step of an image of 1,000,000 pixels."

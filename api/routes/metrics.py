@@ -60,7 +60,9 @@ class _LedgerCollector:
         labels = ["tenant", "model"]
         images = CounterMetricFamily("flux2_images", "Images that were finished.", labels=labels)
         steps = CounterMetricFamily(
-            "flux2_megapixel_steps", "Width, height and steps of finished images, divided by 1,000,000.", labels=labels
+            "flux2_megapixel_steps",
+            "Width times height times steps of finished images, divided by 1,000,000.",
+            labels=labels,
         )
         gpu_s = CounterMetricFamily("flux2_gpu_seconds", "GPU time of attempts that gave an image.", labels=labels)
         wasted_s = CounterMetricFamily(

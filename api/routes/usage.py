@@ -33,7 +33,7 @@ _RULES: Final = {
 }
 _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {"content": {_CSV: {"schema": {"type": "string"}}}},
-    400: {"model": Problem, "description": "The days are in the wrong order or too many, or there are too many rows."},
+    400: {"model": Problem, "description": "`from` is after `to`, or there are too many days or rows."},
     422: {"model": Problem, "description": "A parameter is invalid."},
 }
 
@@ -84,7 +84,10 @@ async def get_usage(
     ] = "day",
     tenant: Annotated[
         str | None,
-        Query(pattern=f"^{TENANT.pattern}$", description="Only this tenant; another one needs the role `admin`."),
+        Query(
+            pattern=f"^{TENANT.pattern}$",
+            description="Only this tenant's usage; another tenant's needs the role `admin`.",
+        ),
     ] = None,
     format: Annotated[  # as the URL names it
         Literal["json", "csv"] | None, Query(description="Default: by the header `Accept`, else `json`.")
@@ -126,7 +129,7 @@ def _report(
     first = first or last.replace(day=1)
     if first > last:
         raise InvalidRequest(
-            f"the first day, {first}, is after the last one, {last}; exchange from and to", field="from"
+            f"the first day, {first}, is after the last one, {last}; choose an earlier from or a later to", field="from"
         )
     if last - first >= timedelta(days=_MOST_DAYS):
         raise InvalidRequest(f"{first} to {last} are more than {_MOST_DAYS} days; ask for fewer", field="from")

@@ -21,7 +21,7 @@ _Report = TypeVar("_Report", bound=BaseModel)
 #: The error of an item that its job's deadline canceled. Not stored, since it is the same for each of them.
 DEADLINE_EXCEEDED = ItemError(
     code="DEADLINE_EXCEEDED",
-    message="deadline_s passed before a worker started this image; submit it again with more time",
+    message="deadline_s passed while this image waited for a worker; submit it again with more time",
     retryable=True,
 )
 

@@ -5,7 +5,7 @@
 -- numbers: images, pixel-steps, ms of devices for images, ms of devices for attempts that ended without an image. A
 -- number that a later version adds behind them stays as it is.
 local DAY_MS = 86400000
--- A row takes 200 bytes. Beyond this number, a new combination of adapters counts in the row `other` of its key and
+-- A row takes about 150 bytes. Beyond this number, a new combination of adapters counts in the row `other` of its key and
 -- model; and beyond the second number, a new key and model in one row for all of them.
 local MOST_ROWS, MOST_OTHER_ROWS = 1000, 2000
 local MOST_TOTALS = 1000
