@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import threading
+from dataclasses import dataclass
 from types import TracebackType
 
 import structlog
@@ -52,12 +53,24 @@ def configure(settings: LogSettings) -> None:
     threading.excepthook = _log_uncaught_of_thread
 
 
+@dataclass(frozen=True)
+class _Quoted:
+    """A text that the renderer quotes: it writes one without spaces as it is, and all other values as `repr` does."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return repr(self.text)
+
+
 def _escape(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Escape the message and the traceback; the renderer writes every other value as `repr` does."""
+    """Escape the message, the traceback and every other value."""
     event["event"] = escape_controls(str(event["event"]))
-    for name in ("exception", "stack"):
-        if text := event.get(name):
-            event[name] = _INDENT + escape_block(str(text), indent=_INDENT)
+    for name, value in event.items():
+        if name in ("exception", "stack") and value:
+            event[name] = _INDENT + escape_block(str(value), indent=_INDENT)
+        elif isinstance(value, str) and escape_controls(value) != value:
+            event[name] = _Quoted(value)
     return event
 
 

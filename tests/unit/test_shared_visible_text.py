@@ -21,6 +21,8 @@ FORGED = "2026-01-01T00:00:00Z [error    ] all keys were revoked"
 HOSTILE = f"a\r\n{FORGED}\x1b[2J\x1b]0;title\x07\x9b31m\u202egnp.exe\u2066\u2028\x7f\ud800\u200b\U000e0041"
 #: Every kind of character that must not reach a terminal as it is; a line break is looked at apart.
 COMMANDS = set(HOSTILE) - set(map(chr, range(32, 127))) - {"\n"}
+#: A text with none of the characters because of which the log puts a value into quotes.
+BARE = "".join(sorted(COMMANDS - {"\r"}))
 
 
 def is_command(char):
@@ -94,7 +96,7 @@ def configured(capsys):
 
 def log_everywhere(logger):
     """Log the hostile text as a value, in values, in a message, and in an error with a cause."""
-    logger.warning("a value", extra={"prompt": HOSTILE, "paths": [HOSTILE], "names": {HOSTILE: 1}})
+    logger.warning("a value", extra={"prompt": HOSTILE, "paths": [HOSTILE], "names": {HOSTILE: 1}, "file": BARE})
     logging.getLogger("library").warning("text of a library: %s", HOSTILE)
     try:
         try:
@@ -111,6 +113,7 @@ def test_a_log_for_people_holds_no_control_character_and_no_forged_line(configur
     assert not COMMANDS & set(written)
     records = [line for line in written.split("\n") if line and not line.startswith(" ")]
     assert len(records) == 3
+    assert f"file={BARE!r}" in records[0]
     assert all(line.startswith("20") and FORGED not in line.partition("] ")[0] for line in records)
     # The traceback is whole, with the error's own lines below it.
     assert "    Traceback (most recent call last):\n" in written
@@ -122,7 +125,7 @@ def test_a_json_log_is_one_object_per_line_with_the_text_as_it_was(configured):
 
     assert not COMMANDS & set(written)
     value, library, error = (json.loads(line) for line in written.splitlines())
-    assert value["prompt"] == HOSTILE
+    assert (value["prompt"], value["file"]) == (HOSTILE, BARE)
     assert library["event"].endswith(HOSTILE)
     assert HOSTILE in error["exception"]
 
