@@ -51,13 +51,19 @@ class GuardedProcess:
             start_new_session=True,
             pass_fds=pass_fds,
         )
-        self._guard = subprocess.Popen(
-            ["/bin/sh", "-c", _GUARD, "flux2-guard", str(self._process.pid)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        try:
+            self._guard = subprocess.Popen(
+                ["/bin/sh", "-c", _GUARD, "flux2-guard", str(self._process.pid)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except OSError:
+            # Closes its output, and waits for its end.
+            with self._process:
+                self._signal(signal.SIGKILL)
+            raise
 
     @property
     def pid(self) -> int:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -33,21 +34,23 @@ def supervise(wait_until):
     running = []
 
     class Run:
-        def __init__(self, *scripts, log_format="console"):
+        def __init__(self, *scripts, log_format="console", is_read=True):
             self.process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, log_format, *scripts], stderr=subprocess.PIPE, text=True
             )
             self.lines = []
-            self._reader = threading.Thread(target=lambda: self.lines.extend(self._read()))
+            self._reader = threading.Thread(target=self._read if is_read else lambda: None)
             self._reader.start()
 
         def _read(self):
             for line in self.process.stderr:
                 self.lines.append(line.rstrip("\n"))
-            return []
 
         def wait_for(self, text, count=1):
             wait_until(lambda: sum(text in line for line in self.lines) >= count, 60, what=f"the line {text!r}")
+
+        def close_log(self):
+            self.process.stderr.close()
 
         def wait(self):
             status = self.process.wait(timeout=60)
@@ -78,6 +81,7 @@ def test_a_slot_that_dies_starts_again_while_the_others_run(supervise, tmp_path)
     once = f"[ -e {tmp_path}/died ] || {{ touch {tmp_path}/died; exit 70; }}; {_WAITS.replace('up', 'back')}"
     run = supervise(once, _WAITS)
     run.wait_for("[a] back")
+    run.wait_for("[b] up")
     assert sum("[b] up" in line for line in run.lines) == 1
     assert any("slot's process ended" in line and "status=70" in line for line in run.lines)
     assert run.process.poll() is None
@@ -96,6 +100,33 @@ def test_a_supervisor_of_which_no_slot_can_start_ends_with_an_error(supervise):
     assert "no slot could start" in run.lines[-1]
 
 
+def test_a_slot_that_fails_late_does_not_keep_a_supervisor_up_of_which_no_slot_can_start(supervise, tmp_path):
+    # The second slot fails when the first one has been tried again.
+    quick = f"[ ! -e {tmp_path}/tried ] || touch {tmp_path}/again; touch {tmp_path}/tried; exit 1"
+    late = f"until [ -e {tmp_path}/again ]; do sleep 0.05; done; exit 1"
+    run = supervise(quick, late)
+    assert run.wait() == 1
+    assert "no slot could start" in run.lines[-1]
+
+
+def test_a_slot_that_is_drained_while_it_starts_stays_down(supervise):
+    run = supervise("echo pid $$; exec sleep 60")
+    run.wait_for("[a] pid")
+    os.kill(pid_of(run, "a"), signal.SIGTERM)
+    assert run.wait() == 0
+    assert not any("restarted" in line for line in run.lines)
+
+
+def test_slots_run_on_when_nobody_reads_the_log_any_more(supervise, tmp_path, wait_until):
+    # More than a pipe holds, then a file that shows that the slot did not block.
+    writes = f"echo up; read -r _ < {tmp_path}/go; i=0; while [ $i -lt 3000 ]; do i=$((i+1)); echo {'x' * 50}; done"
+    os.mkfifo(tmp_path / "go")
+    run = supervise(f"{writes}; touch {tmp_path}/written; {_WAITS}", is_read=False)
+    run.close_log()
+    (tmp_path / "go").write_text("\n")
+    wait_until(lambda: (tmp_path / "written").exists(), 60, what="the end of the slot's output")
+
+
 def test_a_slot_that_cannot_start_is_tried_again_if_another_one_runs(supervise):
     run = supervise("echo in use; exit 1", _WAITS)
     run.wait_for("[a] in use", count=3)
@@ -105,9 +136,9 @@ def test_a_slot_that_cannot_start_is_tried_again_if_another_one_runs(supervise):
 def test_slots_end_with_a_supervisor_that_is_killed(supervise, wait_until):
     run = supervise(f"echo pid $$; {_WAITS}")
     run.wait_for("[a] pid")
-    pid = int(next(line for line in run.lines if "[a] pid" in line).split()[-1])
+    pid = pid_of(run, "a")
     run.process.kill()
-    wait_until(lambda: not os.path.exists(f"/proc/{pid}") or _is_zombie(pid), what="the slot's end")
+    wait_until(lambda: has_ended(pid), what="the slot's end")
 
 
 def test_a_second_signal_kills_a_slot_that_does_not_drain(supervise):
@@ -128,6 +159,12 @@ def test_a_log_of_json_stays_one(supervise):
     assert any(record["event"] == 'Segmentation "fault"' and record["slot"] == "a" for record in records)
 
 
-def _is_zombie(pid):
-    with open(f"/proc/{pid}/stat") as stat:
-        return stat.read().rpartition(")")[2].split()[0] == "Z"
+def pid_of(run, label):
+    return int(next(line for line in run.lines if f"[{label}] pid" in line).split()[-1])
+
+
+def has_ended(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True

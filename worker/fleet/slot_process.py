@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -72,24 +73,23 @@ class SlotProcess:
         if process is not None:
             process.stop(grace_s=grace_s)
             assert self._copier is not None
-            assert process.output is not None
-            # The last lines say why the process ended.
+            # The last lines say why the process ended. A process that left the group may hold the output open.
             self._copier.join(_JOIN_S)
-            process.output.close()
 
     def _copy_output(self, output: IO[bytes]) -> None:
-        for line in filter(bytes.strip, output):
-            # In one write, so that lines of several slots do not mix.
-            os.write(sys.stderr.fileno(), self._labelled(line))
+        with output:
+            for line in filter(bytes.strip, output):
+                # If nobody reads the log any more, its lines are lost: a process whose output nobody takes would block.
+                with contextlib.suppress(OSError):
+                    # In one write, so that lines of several slots do not mix.
+                    os.write(sys.stderr.fileno(), self._labelled(line.rstrip(b"\n")) + b"\n")
 
     def _labelled(self, line: bytes) -> bytes:
         if self._log_format == "console":
-            return f"[{self.label}] ".encode() + line.rstrip(b"\n") + b"\n"
+            return f"[{self.label}] ".encode() + line
         if line.startswith(b"{"):
             return line
         # Words of Python or CUDA between the records: they become one too, for programs that read the log.
-        text = line.decode(errors="replace").rstrip("\n")
-        return (
-            json.dumps({"event": text, "level": "error", "logger": "flux2.worker.output", "slot": self.label}).encode()
-            + b"\n"
-        )
+        text = line.decode(errors="replace")
+        record = {"event": text, "level": "error", "logger": "flux2.worker.output", "slot": self.label}
+        return json.dumps(record).encode()

@@ -28,14 +28,14 @@ class _Kept:
     """A slot whose process is kept alive.
 
     Attributes:
-        is_done: whether its process was drained by a signal of its own, and stays down.
-        never_started: whether each of its processes ended before it was stable.
+        is_done: whether a signal to its process alone drained it; it stays down.
+        cannot_start: whether each of its processes said so, soon after its start.
     """
 
     process: SlotProcess
     backoff: Backoff
     is_done: bool = False
-    never_started: bool = False
+    cannot_start: bool = False
 
 
 class Supervisor:
@@ -75,26 +75,28 @@ class Supervisor:
         if all(slot.is_done for slot in self._slots):
             logger.warning("every slot was drained")
             return 0
-        if all(slot.never_started for slot in self._slots):
+        # Some of them may need longer to fail than the first wait takes; the waits grow until all are down at once.
+        if all(slot.cannot_start and not slot.process.is_running for slot in self._slots):
             logger.error("no slot could start; the lines above say why")
             return 1
         return None
 
     def _restart(self, slot: _Kept, status: int) -> None:
         process, now = slot.process, time.monotonic()
-        if status == 0:
+        # A process that has not set its handlers yet dies of the signal.
+        if status in (0, -signal.SIGTERM):
             slot.is_done = True
             logger.warning("slot was drained; it stays down", extra={"slot": process.label})
             return
         # Measured once: the time until a restart is due does not count as life.
         if slot.backoff.due_s is None:
             lived_s = now - process.started_s
-            slot.never_started = status == _CANNOT_START and lived_s < STABLE_AFTER_S and not process.restarts
+            is_first = not process.restarts
+            slot.cannot_start = status == _CANNOT_START and lived_s < STABLE_AFTER_S and (is_first or slot.cannot_start)
             logger.error(
                 "slot's process ended", extra={"slot": process.label, "status": status, "lived_s": int(lived_s)}
             )
         if slot.backoff.is_due(started_s=process.started_s, now_s=now):
-            slot.never_started = False
             process.restart()
             logger.warning("slot's process restarted", extra={"slot": process.label, "pid": process.pid})
 
