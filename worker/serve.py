@@ -62,6 +62,8 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
     require_storage(store)
     refuse_simulated_slots(ledger)
     renderer, slot = _load(settings, name, device, ledger, store)
+    # Loading takes minutes, in which a simulated slot may have come: this one was not announced yet.
+    refuse_simulated_slots(ledger)
     state = WorkerState()
     return Worker(
         settings=settings,

@@ -10,6 +10,7 @@ import pytest
 from shared.errors import ServerFailed
 from shared.ledger import Ledger
 from shared.settings import QueueSettings
+from worker import serve
 from worker.simulation.company import refuse_rendering_slots, refuse_simulated_slots
 
 
@@ -60,3 +61,15 @@ def test_slots_that_render_and_simulated_ones_refuse_each_other(ledger, slot_rep
     refuse_rendering_slots(ledger)
     with pytest.raises(ServerFailed, match="slot made-up of this Redis is simulated"):
         refuse_simulated_slots(ledger)
+
+
+def test_a_slot_that_renders_looks_for_simulated_ones_again_when_its_model_is_loaded(
+    monkeypatch, ledger, s3, redis_url, settings, slot_report
+):
+    def load(*_):
+        ledger.workers.beat("made-up", slot_report(device="simulated"))
+        return None, None
+
+    monkeypatch.setattr(serve, "_load", load)
+    with pytest.raises(ServerFailed, match="slot made-up of this Redis is simulated"):
+        serve._open(s3.model_copy(update={"redis": settings(redis={"url": redis_url}).redis}), "real", None)

@@ -1,4 +1,4 @@
-"""Stand in for a renderer: take the time of one, and draw a picture that says that it is none."""
+"""Stand in for a renderer: take as long as one, and draw a picture that says that it is simulated."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class SimulatedRenderer:
         return SimulatedImage(_draw(spec), _report(spec, is_warm=is_warm), timings, references)
 
     def prepare(self, spec: ItemSpec, adapters: Sequence[Path], *, between: Callable[[], None]) -> None:
-        """Prepare nothing: a picture of no model needs no adapter."""
+        """Prepare nothing: the picture needs no adapter."""
 
     def _report_reference(self, slot: int, digest: str) -> ReferenceReport:
         with Image.open(io.BytesIO(self._load_reference(digest))) as image:
