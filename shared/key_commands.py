@@ -174,7 +174,7 @@ def update(
     updated = replace(record, roles=roles or record.roles, limits=limits, expires_ms=expires_ms)
     if updated.state(now_ms=now_ms) == "revoked":
         raise _revoked(key_id)
-    ledger.api_keys.update(updated)
+    ledger.api_keys.update(record, updated)
     if as_json:
         typer.echo(json.dumps(updated.public(now_ms=now_ms)))
         return

@@ -55,15 +55,20 @@ class ApiKeys:
                 found = pipe.execute()
         return [_parse(key_id, fields) for key_id, fields in zip(ids, found, strict=True)]
 
-    def update(self, record: KeyRecord) -> None:
-        """Store the roles, the limits and the expiry of a key; a rotation or a revocation at the same time stays."""
-        fields = record.fields()
-        changed = {name: fields[name] for name in ("roles", "limits", "expires_ms") if name in fields}
-        name = keys.api_key(record.key_id)
+    def update(self, before: KeyRecord, after: KeyRecord) -> None:
+        """Store which fields differ of the roles, the limits and the expiry of a key.
+
+        Every other field stays as it is by now: another command may have changed it, or rotated or revoked the key.
+        """
+        old, new = before.fields(), after.fields()
+        changed = {name: new.get(name) for name in ("roles", "limits", "expires_ms") if new.get(name) != old.get(name)}
+        name = keys.api_key(after.key_id)
         with self._session.commands(), self._session.redis.pipeline() as pipe:
-            pipe.hset(name, mapping=changed)
-            if record.expires_ms is None:
-                pipe.hdel(name, "expires_ms")
+            for field, value in changed.items():
+                if value is None:
+                    pipe.hdel(name, field)
+                else:
+                    pipe.hset(name, field, value)
             pipe.execute()
 
     def revoke(self, key_id: str) -> bool:

@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -344,7 +345,10 @@ def test_web_pages_of_other_sites_cannot_use_an_api_without_keys(api, make_key):
 
 def test_pages_of_listed_origins_may_call_and_no_others(api, serve_api, settings):
     listing = api.settings.model_copy(update={"api": settings(api={"cors_origins": "https://console.example"}).api})
-    ask = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,content-type"}
+    ask = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type,prefer",
+    }
 
     plain = api.http.options("/v1/inference", headers={"Origin": "https://console.example", **ask})
     with serve_api(listing) as listed:
@@ -356,6 +360,7 @@ def test_pages_of_listed_origins_may_call_and_no_others(api, serve_api, settings
     assert granted.status_code == answer.status_code == 200
     assert granted.headers["access-control-allow-origin"] == "https://console.example"
     assert answer.headers["access-control-allow-origin"] == "https://console.example"
+    assert "Preference-Applied" in answer.headers["access-control-expose-headers"]
     assert "access-control-allow-origin" not in denied.headers
 
 
@@ -460,6 +465,21 @@ def test_an_api_for_other_hosts_does_not_start_without_a_key(redis_client, redis
 
     with pytest.raises(UnsafeAddress, match="flux2 keys create"):
         require_safe_address(settings(redis={"url": redis_url}, api={"host": host}))
+
+
+def test_an_update_leaves_what_another_command_changed_since(redis_url, make_key):
+    api_keys = Ledger.connect(redis_url, QueueSettings(), timeout_s=5).api_keys
+    key_id = make_key(roles=["submit", "admin"])["Authorization"].split("_")[1]
+    before = api_keys.find(key_id)
+
+    api_keys.update(before, replace(before, roles=frozenset(["read"])))
+    api_keys.revoke(key_id)
+    api_keys.update(before, replace(before, expires_ms=5))
+
+    after = api_keys.find(key_id)
+    assert (after.roles, after.expires_ms, after.revoked_ms is None) == ({"read"}, 5, False)
+    api_keys.update(after, replace(after, expires_ms=None))
+    assert api_keys.find(key_id) == replace(after, expires_ms=None)
 
 
 def test_a_stack_for_other_hosts_says_how_its_first_key_is_made(
