@@ -29,6 +29,8 @@ def main(
     """Fuzz the API; the folder with its log stays if something was found."""
     console = Console()
     callers = only or list(CALLERS)
+    if unknown := sorted({*callers} - {*CALLERS}):
+        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(CALLERS)}", param_hint="--only")
     options = [] if seed is None else ["--seed", str(seed)]
     folder = Path(tempfile.mkdtemp(prefix="flux2-fuzz-"))
     runs: dict[str, Run] = {}

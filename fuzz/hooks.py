@@ -15,7 +15,7 @@ from schemathesis.openapi.checks import RejectedPositiveData
 
 from fuzz.samples import make_adapter, make_image
 
-# Every operation documents these, or their absence is no lie: they come before an endpoint, or instead of one.
+# No fault where the document of an operation leaves them out: they come before its endpoint, or instead of it.
 _UNLISTED: Final = frozenset({401, 403, 404, 405, 413, 429, 503})
 _IMAGE_FORMATS: Final = ("PNG", "JPEG", "WEBP", "BMP")
 _SEEDS: Final = st.integers(0, 20)

@@ -209,7 +209,7 @@ def _count(running: Trial, key: str, state: State) -> int:
 
 
 def _wait_for_midnight(running: Trial) -> None:
-    """Wait until less of the day than a minute has passed away, if it ends soon: limits of a day begin again then."""
+    """Wait for the next day if this one ends within two minutes: limits of a day begin again then."""
     left_ms = _DAY_MS - running.ledger.now_ms() % _DAY_MS
     if left_ms < 2 * _MINUTE_MS:
         threading.Event().wait(left_ms / 1000 + 1)

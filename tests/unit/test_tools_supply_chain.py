@@ -186,6 +186,15 @@ def test_a_version_inside_a_range_is_reported_with_what_fixes_it(checkout, versi
     assert (found in lines) is is_vulnerable
 
 
+def test_an_advisory_without_ranges_of_versions_is_about_those_that_it_lists():
+    commits = {"type": "GIT", "events": [{"introduced": "0"}]}
+    advisory = {"affected": [{"package": {"name": "torch"}, "ranges": [commits], "versions": ["2.1.0", "2.1.1"]}]}
+
+    ranges = audit._ranges(advisory, "torch")
+
+    assert [audit.is_affected(version, ranges) for version in ("2.0", "2.1.0", "2.1.1", "2.2")] == [0, 1, 1, 0]
+
+
 def test_old_advisories_and_packages_that_nobody_looked_up_are_named():
     record = {"date": "2024-10-10", "packages": ["a"], "advisories": []}
 

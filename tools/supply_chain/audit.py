@@ -107,13 +107,19 @@ def _find(record: dict[str, Any], locked: dict[str, set[str]]) -> Iterator[str]:
 
 
 def _ranges(advisory: dict[str, Any], name: str) -> list[dict[str, str]]:
-    """Return each range as its `introduced` with the `fixed` or `last_affected` that follows."""
+    """Return each range as its `introduced` with the `fixed` or `last_affected` that follows.
+
+    An advisory may have ranges of commits alone; then each version that it lists is a range.
+    """
     ranges: list[dict[str, str]] = []
     for affected in advisory["affected"]:
         if canonicalize_name(affected["package"]["name"]) != name:
             continue
-        for kind in affected.get("ranges", ()):
-            for event in kind["events"] if kind["type"] == "ECOSYSTEM" else ():
+        kinds = [kind for kind in affected.get("ranges", ()) if kind["type"] == "ECOSYSTEM"]
+        if not kinds:
+            ranges += [{"introduced": str(one), "last_affected": str(one)} for one in affected.get("versions", ())]
+        for kind in kinds:
+            for event in kind["events"]:
                 if "introduced" in event:
                     ranges.append({"introduced": str(event["introduced"])})
                 elif ranges:
