@@ -115,7 +115,11 @@ def problem_of(error: errors.Flux2Error) -> JSONResponse:
 def _answer_validation_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     found = error.errors()
-    fields = [FieldProblem(path=_json_path(e["loc"]), message=e["msg"]) for e in found[:_MAX_FIELDS]]
+    # pydantic puts these words before the message of a rule that is a function.
+    fields = [
+        FieldProblem(path=_json_path(e["loc"]), message=e["msg"].removeprefix("Value error, "))
+        for e in found[:_MAX_FIELDS]
+    ]
     if found[0]["type"] == "json_invalid":
         detail = describe_json_fault(error.body, found[0]["loc"][-1], found[0]["ctx"]["error"])
         return problem_response(HTTPStatus.BAD_REQUEST, "BAD_REQUEST", detail)
