@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -17,10 +18,18 @@ logger = logging.getLogger("flux2.api.waits")
 
 # 500 waiting jobs cost Redis 0.5 ms for each read.
 _POLL_S = 0.2
-#: Calls that wait in one process. Each holds a connection; others are answered at once.
-MOST_WAITS: Final = 500
+#: Places for calls that wait in one process, and those of one tenant; calls without a place are answered at once.
+PLACES: Final = 500
+PLACES_OF_TENANT: Final = 250
+# A waiting call holds a connection, and its body until it is answered: as text, as JSON and as a request.
+_BYTES_PER_PLACE: Final = 256 * 1024
 # How soon a caller that has gone, or the end of the process, is noticed.
 _LOOK_S = 1.0
+
+
+def places_for(body_bytes: int) -> int:
+    """Return the number of places that a call with a body of this size takes."""
+    return 1 + body_bytes // _BYTES_PER_PLACE
 
 
 class JobWaits:
@@ -34,22 +43,28 @@ class JobWaits:
         self._ledger = ledger
         # Events of the waiting calls, by job.
         self._waiting: dict[str, set[asyncio.Event]] = {}
-        self._count = 0
+        # Places that are taken, by tenant.
+        self._taken: Counter[str] = Counter()
         self._poller: asyncio.Task[None] | None = None
         # Reads must not wait for one of the threads that answer other calls.
         self._limiter = CapacityLimiter(1)
         self.is_stopping: Callable[[], bool] = lambda: False
 
-    async def wait(self, job_id: str, *, timeout_s: float, has_left: Callable[[], Awaitable[bool]]) -> bool:
+    def has_room(self, tenant: str, *, places: int) -> bool:
+        """Return whether a call of a tenant may wait."""
+        return self._taken.total() + places <= PLACES and self._taken[tenant] + places <= PLACES_OF_TENANT
+
+    async def wait(
+        self, job_id: str, *, tenant: str, places: int, timeout_s: float, has_left: Callable[[], Awaitable[bool]]
+    ) -> bool:
         """Return True when the job has ended; False after `timeout_s`, or if nobody waits for the answer any more.
 
         Args:
+            tenant: of the call, for which `has_room` was true just before.
             has_left: whether the caller has closed its connection.
         """
-        if self._count >= MOST_WAITS:
-            return False
         ended = asyncio.Event()
-        self._count += 1
+        self._taken[tenant] += places
         self._waiting.setdefault(job_id, set()).add(ended)
         if self._poller is None or self._poller.done():
             self._poller = asyncio.create_task(self._poll())
@@ -63,7 +78,9 @@ class JobWaits:
                         return False
             return ended.is_set()
         finally:
-            self._count -= 1
+            self._taken[tenant] -= places
+            if not self._taken[tenant]:
+                del self._taken[tenant]
             self._waiting[job_id].discard(ended)
             if not self._waiting[job_id]:
                 del self._waiting[job_id]

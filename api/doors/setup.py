@@ -27,7 +27,7 @@ DOOR_PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 _METHODS = ("GET", "POST", "PUT", "DELETE")
 _SENT = ("Authorization", "Content-Type", "Idempotency-Key", "Prefer", "X-Content-SHA256", "Content-Digest")
-_SHOWN = ("Location", "Retry-After", "Idempotency-Replayed", "Preference-Applied")
+_SHOWN = ("Location", "Content-Location", "Retry-After", "Idempotency-Replayed", "Preference-Applied")
 
 
 def add_doors(app: FastAPI, settings: Settings, ledger: Ledger) -> None:

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 
 from api.deps import JSON_BODY, BaseUrlDep, IdempotencyKeyDep, Services, ServicesDep, TenantDep
 from api.doors.roles import Submitter
+from api.job_waits import places_for
 from api.openapi import BODY_RULES, link, with_rules
 from api.preferences import preferred_wait_s
 from api.result_view import result_view
@@ -127,8 +128,17 @@ async def submit(
     response.headers["Retry-After"] = "1"
     if wait_s:
         await wakeups()
+        waits, places = services.job_waits, places_for(len(await request.body()))
+        if not waits.has_room(caller.tenant, places=places):
+            return answer
         response.headers["Preference-Applied"] = f"wait={wait_s}"
-        ended = await services.job_waits.wait(accepted.job_id, timeout_s=wait_s, has_left=request.is_disconnected)
+        ended = await waits.wait(
+            accepted.job_id,
+            tenant=caller.tenant,
+            places=places,
+            timeout_s=wait_s,
+            has_left=request.is_disconnected,
+        )
         result = await to_thread.run_sync(_read_result, services, accepted.job_id) if ended else None
         if result is not None:
             del response.headers["Retry-After"]

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import pytest
 
+from api import job_waits
 from shared.ledger import keys
 
 
@@ -51,7 +52,7 @@ def test_a_call_that_waits_is_answered_with_the_images(api, post, claim, finish,
     assert answers[1].headers["Idempotency-Replayed"] == "true"
 
 
-def test_a_call_that_need_not_wait_or_waited_in_vain_is_answered_as_always(api, post, make_key):
+def test_a_call_that_need_not_wait_or_waited_in_vain_is_answered_as_always(api, post, make_key, monkeypatch):
     for prefer in (None, "wait=0", "wait=soon", "respond-async"):
         answer = post(prefer)
         assert answer.status_code == 202
@@ -65,6 +66,11 @@ def test_a_call_that_need_not_wait_or_waited_in_vain_is_answered_as_always(api, 
     blind = post("wait=5", **make_key(roles=("submit",)))
     assert blind.status_code == 202
     assert "Preference-Applied" not in blind.headers
+
+    monkeypatch.setattr(job_waits, "PLACES_OF_TENANT", 0)
+    crowded = post("wait=5", **make_key(roles=("submit", "read")))
+    assert crowded.status_code == 202
+    assert "Preference-Applied" not in crowded.headers
 
 
 def test_many_waiting_calls_share_the_reads_and_a_caller_that_leaves_only_leaves(
@@ -80,7 +86,7 @@ def test_many_waiting_calls_share_the_reads_and_a_caller_that_leaves_only_leaves
         wait_until(lambda: 10 in reads, what="a read for all calls")
         with pytest.raises(httpx2.ReadTimeout):
             post("wait=30", timeout_s=0.5)
-        wait_until(lambda: waits._count == 10, what="the end of the wait of a caller that left")
+        wait_until(lambda: waits._taken.total() == 10, what="the end of the wait of a caller that left")
         items = [claim() for _ in range(11)]
         for item in items:
             finish(api, item)

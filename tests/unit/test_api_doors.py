@@ -186,6 +186,25 @@ def test_what_a_form_can_send_is_refused(kind):
     guard().check_sender("GET", PATH, headers)
 
 
+def test_pages_of_listed_origins_may_send_every_header_that_the_calls_take():
+    app = make_app(cors_origins="https://page.example")
+    calls = [call for path in app.openapi()["paths"].values() for call in path.values()]
+    taken = {field["name"] for call in calls for field in call.get("parameters", ()) if field["in"] == "header"}
+    # Only a proxy names tenants.
+    asked = {
+        "Origin": "https://page.example",
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": ", ".join(taken - {"x-tenant"}),
+    }
+
+    async def ask():
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://localhost") as http:
+            return await http.options("/v1/inference", headers=asked)
+
+    assert "prefer" in taken
+    assert anyio.run(ask).status_code == 200
+
+
 def test_a_defect_is_answered_with_the_headers_of_every_answer(monkeypatch):
     async def fail(keyring):
         raise RuntimeError("a secret path")
