@@ -91,10 +91,10 @@ class Courier(threading.Thread):
                 self._record(message, delivery)
         except LedgerUnavailable as error:
             # The message is due again when its reservation ends; receivers recognise the repeat by its id.
-            extra = {"job": message.job_id, "error": str(error)}
+            extra = _about(message) | {"error": str(error)}
             logger.warning("outcome not recorded; the message is sent again", extra=extra)
         except Exception:
-            logger.exception("outcome not recorded; the message is sent again", extra={"job": message.job_id})
+            logger.exception("outcome not recorded; the message is sent again", extra=_about(message))
 
     def _attempt(self, message: WebhookMessage, reserved_at: float) -> Delivery | None:
         """Send one message; return None if its job's record has expired, or if it is too late to send it."""
@@ -105,14 +105,14 @@ class Courier(threading.Thread):
             name, body, tenant = written
             if time.monotonic() - reserved_at > _RESERVE_MARGIN_S:
                 # The process stood still: another sender may have the message before this attempt would end.
-                logger.warning("message reserved too long ago; it is sent later", extra={"job": message.job_id})
+                logger.warning("message reserved too long ago; it is sent later", extra=_about(message))
                 return None
             return post_message(message.url, message_id=name, body=body, tenant=tenant, settings=self._settings)
         except LedgerUnavailable:
             raise
         except Exception as error:
             # An unreadable record or a defect counts as an attempt: a process of another version may succeed later.
-            logger.exception("message not sent", extra={"job": message.job_id, "attempt": message.attempt})
+            logger.exception("message not sent", extra=_about(message))
             return Delivery(error=f"not sent: {type(error).__name__}", reached=None)
 
     def _write(self, message: WebhookMessage) -> tuple[str, str, str] | None:
@@ -126,7 +126,7 @@ class Courier(threading.Thread):
         return None if job is None else (message_id(job), message_body(job, base_url=self._base_url), job.tenant)
 
     def _record(self, message: WebhookMessage, delivery: Delivery) -> None:
-        extra = {"job": message.job_id, "attempt": message.attempt, "error": delivery.error}
+        extra = _about(message) | {"error": delivery.error}
         if not delivery.error:
             logger.info("webhook delivered", extra=extra)
             self._ledger.outbox.mark_delivered(message)
@@ -141,3 +141,9 @@ class Courier(threading.Thread):
         else:
             logger.error("webhook given up", extra=extra)
             self._ledger.outbox.mark_failed(message, error=delivery.error, reached=delivery.reached)
+
+
+def _about(message: WebhookMessage) -> dict[str, object]:
+    """Return what identifies a message in a record of the log."""
+    item = {} if message.index is None else {"item": f"{message.job_id}:{message.index}"}
+    return {"job": message.job_id, **item, "attempt": message.attempt}

@@ -99,8 +99,9 @@ def read_ended_item(client: Client, job_id: str, index: int) -> EndedItem | None
             return None
         texts = JobTexts([], {})
         if record["state"] == State.FAILED:
-            JobTexts.request(pipe, job_id)
-            texts = JobTexts.read(pipe.execute())
+            # Without the prompts, which no message states: each of 1,000 messages would read all of them.
+            JobTexts.request_outcomes(pipe, job_id)
+            texts = JobTexts.read([[], *pipe.execute()])
     return EndedItem(job_id, model, tenant or DEFAULT_TENANT, _item(record, texts))
 
 

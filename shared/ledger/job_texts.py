@@ -28,6 +28,11 @@ class JobTexts:
         """Add the commands that read a job's texts to a pipeline, after those that read its items."""
         # In this order: what an item or a line of `results` refers to was stored before it.
         pipe.lrange(keys.specs(job_id), 0, -1)
+        JobTexts.request_outcomes(pipe, job_id)
+
+    @staticmethod
+    def request_outcomes(pipe: Any, job_id: str) -> None:
+        """Add the commands that read only a job's results and errors."""
         pipe.lrange(keys.results(job_id), 0, -1)
         pipe.lrange(keys.result_parts(job_id), 0, -1)
 

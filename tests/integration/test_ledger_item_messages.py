@@ -134,6 +134,22 @@ def test_an_end_that_an_earlier_version_put_into_the_outbox_against_the_callers_
     assert ledger.outbox.count_undelivered() == 0
 
 
+def test_messages_of_a_job_that_an_earlier_version_forgot_leave_nothing(ledger, clock, run, redis_client):
+    run("job", "succeeded", "failed", events=("item.succeeded", "item.failed"))
+    [sent] = reserve(ledger, 1)
+    # Its sweep knows no messages about items: one of these is being sent, and the other waits on its route.
+    records = (keys.job("job"), keys.item("job:0"), keys.item("job:1"))
+    redis_client.delete(*records)
+
+    ledger.outbox.mark_failed(sent, error="answered 410", reached=True)
+    assert reserve(ledger) == []
+    clock.advance(26)
+    assert reserve(ledger) == []
+
+    assert ledger.outbox.count_undelivered() == 0
+    assert not redis_client.exists(*records)
+
+
 def test_a_message_about_an_item_that_was_forgotten_is_dropped(ledger, run, redis_client):
     run("job", "succeeded", events=("item.succeeded",))
     redis_client.delete(keys.item("job:0"))

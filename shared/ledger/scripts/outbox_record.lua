@@ -9,7 +9,7 @@
 --   reached  whether its host answered; absent if nothing was sent
 --   pause_ms, longest_pause_ms  first and longest pause of a host that did not answer
 --   jitter   factor for that pause, around 1
--- Keys: outbox with all its parts, job
+-- Keys: outbox with all its parts, item_outbox, job, item
 -- Returns 1, or 0 if nothing changes: the message has gone, or another sender has it now
 local now = outbox_now()
 local message = args.message
@@ -48,6 +48,11 @@ elseif is_current then
 end
 
 if not redis.call('ZSCORE', due_key(message), message) then return 0 end
+if is_item(message) and not url then
+  -- Nothing is left in which an outcome could be recorded.
+  redis.call('ZREM', ITEM_OUTBOX, message)
+  return 0
+end
 if not is_current and args.state ~= 'delivered' then return 0 end
 if args.state == 'waiting' then
   redis.call('ZADD', due_key(message), now + args.wait_ms, message)

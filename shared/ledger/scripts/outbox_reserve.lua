@@ -6,9 +6,9 @@
 --   limit        most messages to return
 --   give_up_ms   time after which the messages of a host that never answered are given up
 --   is_last_step choose messages even if some that are due are not on their routes yet
--- Keys: outbox with all its parts, job
+-- Keys: outbox with all its parts, item_outbox, job, item
 -- Returns {1 if another step is needed, else 0; a flat list: message (the id of a job, or '#' and that of an item),
---   URL, attempts including this one, message, ...; jobs whose messages were given up}
+--   URL, attempts including this one, message, ...; messages that were given up}
 local now, gap_ms, clock = outbox_now()
 
 -- Each step examines at most so many messages, tenants and routes; Redis serves no other client during it.
@@ -67,7 +67,7 @@ local function put_on_route(message, position)
   if must_give_up(record, tenant, host) then
     remove_message(message, job)
     record_delivery(message, job, 'failed', 'given up: its host does not answer')
-    given_up[#given_up + 1] = job
+    given_up[#given_up + 1] = message
     return
   end
   local time = now + ON_ROUTE_MS + position
@@ -150,9 +150,13 @@ if not needs_more or args.is_last_step then
     local message = next_message()
     if not message then break end
     local _, url, _, record = read_message(message)
-    messages[#messages + 1] = message
-    messages[#messages + 1] = url
-    messages[#messages + 1] = redis.call('HINCRBY', record, 'webhook_attempts', 1)
+    -- A process of an earlier version may have forgotten the job: it knows no messages about items. Then the message is
+    -- dropped when its reservation ends.
+    if url then
+      messages[#messages + 1] = message
+      messages[#messages + 1] = url
+      messages[#messages + 1] = redis.call('HINCRBY', record, 'webhook_attempts', 1)
+    end
   end
 end
 return {(needs_more or routes_left == 0) and 1 or 0, messages, given_up}
