@@ -55,7 +55,9 @@ def secret(
     data: Annotated[Path | None, typer.Option(help="Folder of a `flux2 up` whose settings count.")] = None,
 ) -> None:
     """Print the secret that signs a tenant's webhooks, on a host with the API's FLUX2_WEBHOOK_SECRET."""
+    from flux2_client.report import print_message
     from shared.errors import WebhooksDisabled
+    from shared.keys.record import DEFAULT_TENANT
     from shared.local.data_folder import read_settings
     from shared.settings import Settings
     from shared.webhook_secrets import tenant_secret
@@ -65,4 +67,9 @@ def secret(
     settings = (read_settings(data) if data else Settings()).webhook
     if settings.secret is None:
         raise WebhooksDisabled
+    if tenant == DEFAULT_TENANT:
+        print_message(
+            "this is FLUX2_WEBHOOK_SECRET, from which the secrets of all tenants can be computed; give it only to "
+            "receivers that you run yourself"
+        )
     typer.echo(tenant_secret(settings.secret.get_secret_value(), tenant))

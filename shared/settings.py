@@ -362,9 +362,9 @@ class ApiSettings(_Section):
         1000, description="Number of prompts that one request, or samples that one replay, may have."
     )
     max_wait_s: SecondsOrZero = Field(
-        60.0,
+        50.0,
         description="Longest time in seconds that a submit with `Prefer: wait` waits for images; 0 answers at once. "
-        "Less than the time after which a proxy in front of the API gives up.",
+        "Less than the time after which a proxy in front of the API gives up, often 60 s.",
     )
 
 

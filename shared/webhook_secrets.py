@@ -18,7 +18,7 @@ _PURPOSE: Final = b"flux2-queue webhooks of tenant "
 def tenant_secret(secret: str, tenant: str) -> str:
     """Return the secret of a tenant, in the form of Standard Webhooks; that of `default` is `secret` itself.
 
-    Nobody can compute `secret`, or the secret of another tenant, from it.
+    Nobody can compute `secret`, or the secret of another tenant, from that of a tenant other than `default`.
     """
     if tenant == DEFAULT_TENANT:
         return secret

@@ -28,7 +28,7 @@ _INVALID: dict[int | str, dict[str, object]] = {422: {"model": Problem, "descrip
 _UNKNOWN = {**_INVALID, 404: {"model": Problem, "description": "No job has this id, or its record has expired."}}
 
 # The code of a job whose webhook cannot be sent.
-_NONE = "NO_WEBHOOK"
+_NO_WEBHOOK = "NO_WEBHOOK"
 
 router = APIRouter(prefix="/v1/requests", tags=["requests"])
 
@@ -93,22 +93,23 @@ def cancel(request_id: RequestIdPath, services: ServicesDep, caller: Submitter) 
 def resend_webhook(request_id: RequestIdPath, services: ServicesDep, caller: Submitter) -> Status:
     """Send the webhook of an ended job again, whether it was delivered or given up.
 
-    The message has the same id and body as before, and all its attempts.
+    The message has the same id and body as before. It is tried for three days again.
     """
-    _job(services, request_id, caller)
     if services.settings.webhook.secret is None:
         raise InvalidRequest(
-            "webhooks are disabled on this server; set FLUX2_WEBHOOK_SECRET to enable them", code=_NONE
+            "webhooks are disabled on this server; set FLUX2_WEBHOOK_SECRET to enable them", code=_NO_WEBHOOK
         )
     answer = services.ledger.outbox.resend(request_id, tenant=caller.visible_tenant)
     if answer == "none":
         raise InvalidRequest(
-            f"nothing is sent about the end of request {request_id}: it has no webhook_url, or other webhook_events",
-            code=_NONE,
+            f"request {request_id} has no webhook_url, or its webhook_events leave this end of the job out; fetch its "
+            "status instead",
+            code=_NO_WEBHOOK,
         )
     if answer == "waiting":
         raise WebhookWaiting(
-            f"the webhook of request {request_id} has been neither delivered nor given up; its status says when it is"
+            f"the webhook of request {request_id} has been neither delivered nor given up; repeat the call when "
+            "`webhook.state` in its status is `delivered` or `failed`"
         )
     return status_view(_job(services, request_id, caller))
 

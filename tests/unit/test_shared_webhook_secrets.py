@@ -56,6 +56,9 @@ def test_the_command_prints_a_tenants_secret(monkeypatch):
     monkeypatch.setenv("FLUX2_WEBHOOK_SECRET", SHARED)
 
     assert CliRunner().invoke(app, ["secret", "acme"]).output == tenant_secret(SHARED, "acme") + "\n"
+    shared = CliRunner().invoke(app, ["secret", "default"])
+    assert shared.stdout == SHARED + "\n"
+    assert "give it only to receivers that you run yourself" in shared.stderr
     refused = CliRunner().invoke(app, ["secret", "a/b"])
     assert (refused.exit_code, "no name of a tenant" in refused.output) == (2, True)
 
