@@ -30,7 +30,7 @@ def main(
     console = Console()
     callers = only or list(CALLERS)
     if unknown := sorted({*callers} - {*CALLERS}):
-        raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(CALLERS)}", param_hint="--only")
+        raise typer.BadParameter(f"{unknown[0]!r} is no caller; write one of {', '.join(CALLERS)}", param_hint="--only")
     options = [] if seed is None else ["--seed", str(seed)]
     folder = Path(tempfile.mkdtemp(prefix="flux2-fuzz-"))
     runs: dict[str, Run] = {}

@@ -35,7 +35,7 @@ def choose_gpus(wanted: str, *, count: int) -> Sequence[int]:
         count: how many this host has.
 
     Raises:
-        CheckpointError: the text is none of these, or names GPUs that are not there.
+        CheckpointError: the text has another form, or names GPUs that are not there.
     """
     if count == 0:
         raise CheckpointError(

@@ -57,7 +57,7 @@ class SlotProcess:
         self._copier.start()
 
     def restart(self) -> None:
-        """Start the process again; what is left of it is killed first."""
+        """Start the process again; processes that it left behind are killed first."""
         self.stop(grace_s=0)
         self.restarts += 1
         self.start()
