@@ -128,23 +128,12 @@ def cancel(
     request_ids: RequestIds, as_json: Json = False, url: Url = None, profile: Profile = None, api_key: ApiKey = None
 ) -> None:
     """Cancel the unfinished images of jobs; finished images stay. Exit code 1 if a job could not be canceled."""
-    from flux2_client.report import print_message
-    from flux2_client.tables import print_answer, print_canceled
+    from flux2_client.tables import print_canceled, print_each
     from flux2_client.terminal import REFUSED, SUCCEEDED, Session
-    from shared.errors import ApiError, ApiUnreachable
 
     async def run(client: AsyncClient) -> int:
-        code = SUCCEEDED
-        for request_id in request_ids:
-            try:
-                print_answer(await client.cancel(request_id), print_canceled, as_json=as_json)
-            except ApiUnreachable:
-                raise
-            except ApiError as error:
-                # A mistyped id must not keep the other jobs running.
-                print_message(str(error))
-                code = REFUSED
-        return code
+        done = await print_each(request_ids, client.cancel, print_canceled, as_json=as_json)
+        return SUCCEEDED if done else REFUSED
 
     Session(url, profile, api_key).run(run)
 

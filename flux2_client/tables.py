@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Callable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
 from typing import TypeVar
 
 from flux2_client.async_client import AsyncImage
@@ -22,6 +22,7 @@ from flux2_client.models import (
 from flux2_client.report import count_images, describe_reference, print_json, print_message
 from shared.adapters.inspection_text import describe_rows, describe_scale
 from shared.console import LineConsole
+from shared.errors import ApiError, ApiUnreachable
 
 AnswerT = TypeVar("AnswerT", bound=Answer)
 
@@ -32,6 +33,32 @@ def print_answer(answer: AnswerT, print_for_people: Callable[[AnswerT], None], *
         print_json(answer.model_dump(mode="json"))
     else:
         print_for_people(answer)
+
+
+async def print_each(
+    request_ids: Iterable[str],
+    ask: Callable[[str], Awaitable[AnswerT]],
+    print_for_people: Callable[[AnswerT], None],
+    *,
+    as_json: bool,
+) -> bool:
+    """Print the answer about each job; return whether none was refused.
+
+    A refused job, such as a mistyped id, does not keep the others from being asked for.
+
+    Raises:
+        ApiUnreachable: the API does not answer; the other jobs are not asked for.
+    """
+    all_answered = True
+    for request_id in request_ids:
+        try:
+            print_answer(await ask(request_id), print_for_people, as_json=as_json)
+        except ApiUnreachable:
+            raise
+        except ApiError as error:
+            print_message(str(error))
+            all_answered = False
+    return all_answered
 
 
 async def print_listing(

@@ -28,23 +28,12 @@ def resend(
     request_ids: RequestIds, as_json: Json = False, url: Url = None, profile: Profile = None, api_key: ApiKey = None
 ) -> None:
     """Send the webhooks of ended jobs again, delivered or given up. Exit code 1 if one could not be sent again."""
-    from flux2_client.report import print_message
-    from flux2_client.tables import print_answer, print_webhook
+    from flux2_client.tables import print_each, print_webhook
     from flux2_client.terminal import REFUSED, SUCCEEDED, Session
-    from shared.errors import ApiError, ApiUnreachable
 
     async def run(client: AsyncClient) -> int:
-        code = SUCCEEDED
-        for request_id in dict.fromkeys(request_ids):
-            try:
-                print_answer(await client.resend_webhook(request_id), print_webhook, as_json=as_json)
-            except ApiUnreachable:
-                raise
-            except ApiError as error:
-                # One job without a webhook must not keep the others from being sent.
-                print_message(str(error))
-                code = REFUSED
-        return code
+        done = await print_each(dict.fromkeys(request_ids), client.resend_webhook, print_webhook, as_json=as_json)
+        return SUCCEEDED if done else REFUSED
 
     Session(url, profile, api_key).run(run)
 
