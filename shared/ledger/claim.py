@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from shared.job import ItemSpec
+
+#: Why an item was claimed instead of the oldest one of its pool: the first of these that applies.
+#:
+#: - `overdue`: it waited longer than the wait bound.
+#: - `priority`: the oldest item has a lower priority.
+#: - `share`: the oldest item belongs to another tenant, whose turn it is not.
+#: - `warm`: the slot has its adapters merged.
+#: - `cold`: the slot has to swap adapters for it.
+ClaimReason = Literal["overdue", "priority", "share", "warm", "cold"]
 
 
 @dataclass(frozen=True)
@@ -18,6 +28,7 @@ class Claim:
         attempt: number of attempts so far, including this one.
         queued_s: seconds since the item was last queued.
         pool: where the item waited; another pool than its spec's after it did not fit on a device.
+        why: the reason of the choice.
     """
 
     item_id: str
@@ -26,6 +37,7 @@ class Claim:
     spec: ItemSpec
     queued_s: float
     pool: str
+    why: ClaimReason
 
     @property
     def job_id(self) -> str:

@@ -74,13 +74,13 @@ class Claims:
 
     def _read(self, reply: Sequence[Any]) -> Claim | None:
         """Read the claim from the script's reply; if its spec cannot be read, end the item and return None."""
-        item_id, fence, attempt, texts, queued_ms, now_ms, pool = reply
+        item_id, fence, attempt, texts, queued_ms, now_ms, pool, why = reply
         try:
             spec = ItemSpec.model_validate_json(join_texts(texts))
         except ValidationError as error:
             # Another version stored the spec. Ending the item now saves three leases and states the reason.
-            why = ItemError(code="unreadable_spec", message=f"this worker cannot read it: {error}", retryable=False)
-            end_item(self._session, self._settings, item_id, int(fence), outcome=why)
+            outcome = ItemError(code="unreadable_spec", message=f"this worker cannot read it: {error}", retryable=False)
+            end_item(self._session, self._settings, item_id, int(fence), outcome=outcome)
             return None
         return Claim(
             item_id=item_id,
@@ -89,4 +89,5 @@ class Claims:
             spec=spec,
             queued_s=(int(now_ms) - int(queued_ms)) / 1000,
             pool=pool,
+            why=why,
         )

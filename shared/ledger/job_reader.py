@@ -125,6 +125,7 @@ def _item(item: Mapping[str, str], texts: JobTexts) -> ItemView:
         started_ms=_int_or_none(item.get("started_ms")),
         finished_ms=_int_or_none(item.get("finished_ms")),
         slot=item.get("slot"),
+        why=item.get("why"),
     )
 
 

@@ -20,6 +20,7 @@ class ItemView:
     Attributes:
         error: why it failed, or that it was canceled because its job's deadline had passed.
         steps: denoising steps that the item asks for, also of a canceled one; None if unknown.
+        why: reason of its last claim; None before the first one, or if a worker of an earlier version claimed it.
     """
 
     index: int
@@ -35,6 +36,7 @@ class ItemView:
     started_ms: int | None
     finished_ms: int | None
     slot: str | None
+    why: str | None = None
 
 
 @dataclass(frozen=True)

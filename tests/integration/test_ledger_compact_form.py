@@ -175,7 +175,7 @@ def test_an_ended_item_keeps_only_what_is_shown_of_it(ledger, redis_client):
         [],
         ['{"width":544}'],
     ]
-    shown = {"index", "state", "fence", "attempt", "commits", "queued_ms", "started_ms", "finished_ms", "slot"}
+    shown = {"index", "state", "fence", "attempt", "commits", "queued_ms", "started_ms", "finished_ms", "slot", "why"}
     assert set(redis_client.hgetall(keys.item(done.item_id))) == shown
     assert [item.spec.seed for item in ledger.job(JOB).items] == [spec(n).seed for n in range(3)]
     last = claim(ledger)

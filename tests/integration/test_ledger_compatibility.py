@@ -22,13 +22,14 @@ URL = "https://example.com/hook?a=1&b=\N{SNOWMAN}"
 FLOATS = (0.1, -1.7, 1e-07)
 BIG_SEED = 2**63 - 1
 NEW_JOB_FIELDS = {"key_until_ms", "adapters"}
-NEW_ITEM_FIELDS = {"lease_ttl_ms", "gpu_ms"}
+NEW_ITEM_FIELDS = {"lease_ttl_ms", "gpu_ms", "why"}
 # In the text of an adapter whose worker states no scale.
 NEW_REPORT_FIELDS = '"scale_range":null,"scale_sources":[],'
 NEW_SLOT_FIELDS = {"reads_compact", "large_pools"}
 NEW_KEYS = (
     "compact_from",
     "reaped_ms",
+    "totals",
     "turns:",
     "turn_entries:",
     "claims:",
@@ -180,6 +181,7 @@ def claim_of(ledger: Ledger, job: str, index: int = 0) -> Claim:
         spec=ItemSpec.model_validate_json(stored["spec"]),
         queued_s=0.0,
         pool=stored.get("pool", "flux2"),
+        why=stored.get("why", "cold"),
     )
 
 

@@ -39,6 +39,8 @@ STALL_MS, PASS_MS = 10_000, 500
 WORKERS = SMALL, BIG = ("gpu-0", "gpu-1")
 GIB = {SMALL: 24, BIG: 80}
 POOLS = pools("flux2", ["exact"], ["merged", "large"])
+TENANTS = ("default", "other")
+WAIT_BOUND_S = 3600
 LARGE = "flux2+large"
 STEP = Progress(stage="denoise", step=1, steps=2)
 # Device time that a worker states at the end of an attempt; without it, that of the last renewal counts.
@@ -93,8 +95,13 @@ def result(claim: Claim) -> ItemResult:
 class Item:
     """The expected state of one item, kept apart from the ledger by the simplest means."""
 
-    def __init__(self, job: str) -> None:
+    def __init__(self, job: str, *, tenant: str, priority: int, order: int, accepted_ms: int) -> None:
         self.job = job
+        self.tenant = tenant
+        self.priority = priority
+        # Position in the order of the accepts.
+        self.order = order
+        self.accepted_ms = accepted_ms
         self.state = State.QUEUED
         self.fence = 0
         self.attempt = 0
@@ -122,7 +129,9 @@ class LedgerMachine(RuleBasedStateMachine):
         super().__init__()
         self.client.flushall()
         self.now = 1_700_000_000_000
-        options = QueueSettings(lease_ttl_s=TTL_S, max_attempts=MAX_ATTEMPTS, cap=CAP, retention_s=10**6)
+        options = QueueSettings(
+            lease_ttl_s=TTL_S, max_attempts=MAX_ATTEMPTS, cap=CAP, retention_s=10**6, wait_bound_s=WAIT_BOUND_S
+        )
         self.ledger = Ledger(self.client, options, clock_ms=lambda: self.now)
         self.items: dict[str, Item] = {}
         self.canceled: set[str] = set()
@@ -130,9 +139,11 @@ class LedgerMachine(RuleBasedStateMachine):
         self.deadlines: dict[str, int] = {}
         self.numbers = itertools.count()
         self.boots = itertools.count()
+        self.orders = itertools.count()
         self.boot = dict.fromkeys(WORKERS, "boot")
         self.passed = self.now
         self.used = Usage()
+        self.reasons: Counter[str] = Counter()
         self.ledger.reap()
 
     # The client.
@@ -141,13 +152,14 @@ class LedgerMachine(RuleBasedStateMachine):
         target=jobs,
         count=st.integers(1, 3),
         priority=st.integers(0, 9),
+        tenant=st.sampled_from(TENANTS),
         repeat=st.booleans(),
         deadline_s=st.none() | st.integers(1, 3 * TTL_S),
     )
-    def accept(self, count, priority, repeat, deadline_s):
+    def accept(self, count, priority, tenant, repeat, deadline_s):
         self.steps["accept"] += 1
         job, key = f"job-{next(self.numbers)}", f"key-{next(self.numbers)}"
-        options = {"record": {}, "priority": priority, "idempotency_key": key, "body_hash": "h"}
+        options = {"record": {}, "priority": priority, "tenant": tenant, "idempotency_key": key, "body_hash": "h"}
         queued = self.queued()
         try:
             accepted = self.ledger.accept(job, [spec()] * count, deadline_s=deadline_s, **options)
@@ -156,7 +168,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return multiple()
         assert len(queued) + count <= CAP
         assert (accepted.job_id, accepted.is_repeat) == (job, False)
-        self.items |= {f"{job}:{index}": Item(job) for index in range(count)}
+        self.add_items(job, count, tenant=tenant, priority=priority)
         if deadline_s is not None:
             self.deadlines[job] = self.now + deadline_s * 1000
         if repeat:
@@ -185,7 +197,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert room
         assert [(job.job_id, job.is_repeat) for job in accepted] == [(name, False) for name in names]
         for name, count in zip(names, counts, strict=True):
-            self.items |= {f"{name}:{index}": Item(name) for index in range(count)}
+            self.add_items(name, count, tenant="default", priority=5)
         if repeat:
             again = self.ledger.accept_all([replace(part, job_id="another") for part in parts])
             assert [(job.job_id, job.is_repeat) for job in again] == [(name, True) for name in names]
@@ -205,12 +217,12 @@ class LedgerMachine(RuleBasedStateMachine):
     # The workers.
 
     @precondition(lambda self: self.in_state(State.QUEUED))
-    @rule(target=claims, slot=st.sampled_from(WORKERS))
-    def claim(self, slot):
+    @rule(target=claims, slot=st.sampled_from(WORKERS), warm=st.sampled_from(["base", "other"]))
+    def claim(self, slot, warm):
         self.steps["claim"] += 1
         self.beat()
-        expected = self.ledger.peek_next(POOLS, slot=slot, warm="base")
-        claim = self.ledger.claim_next(POOLS, slot=slot, boot=self.boot[slot], warm="base")
+        expected = self.ledger.peek_next(POOLS, slot=slot, warm=warm)
+        claim = self.ledger.claim_next(POOLS, slot=slot, boot=self.boot[slot], warm=warm)
         if not self.notice_late():
             assert expected == (claim and claim.spec)
         if claim is None:
@@ -222,6 +234,8 @@ class LedgerMachine(RuleBasedStateMachine):
         assert claim.pool == (LARGE if item.large else "flux2")
         assert item.state is State.QUEUED
         assert (claim.fence, claim.attempt) == (item.fence + 1, item.attempt + 1)
+        assert claim.why == self.reason_of(item, warm)
+        self.reasons[claim.why] += 1
         item.state, item.fence, item.attempt = State.RUNNING, claim.fence, claim.attempt
         item.deadline, item.slot, item.gpu_ms = self.now + TTL_S * 1000, slot, 0
         return claim
@@ -271,6 +285,8 @@ class LedgerMachine(RuleBasedStateMachine):
             assert answer == "stale"
             return
         item.attempt -= reason in ("drain", "outage")
+        if reason == "later":
+            item.order = next(self.orders)
         item.gpu_ms = item.gpu_ms if gpu_ms is None else gpu_ms
         self.requeue_or_end(item)
         assert answer == item.state
@@ -440,14 +456,38 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert stored["state"] == State.CANCELED
 
     @invariant()
+    def each_claim_counts_by_its_reason(self):
+        assert Counter(self.ledger.claims_by_reason()) == self.reasons
+
+    @invariant()
     def what_attempts_used_is_counted_once(self):
         assert sum(self.ledger.usage.totals().values(), Usage()) == self.used
 
     def teardown(self):
         """The days have the same sum as the totals."""
-        days = [int(name.split(":")[2]) for name in self.client.scan_iter(keys.usage("*", "default"))]
+        days = [int(name.split(":")[2]) for name in self.client.scan_iter(keys.usage("*", "*"))]
         first, last = (date(1970, 1, 1) + timedelta(days=day) for day in (min(days, default=0), max(days, default=0)))
         assert sum((row.usage for row in self.ledger.usage.rows(first, last)), Usage()) == self.used
+
+    def add_items(self, job, count, *, tenant, priority):
+        for index in range(count):
+            order = next(self.orders)
+            item = Item(job, tenant=tenant, priority=priority, order=order, accepted_ms=self.now)
+            self.items[f"{job}:{index}"] = item
+
+    def reason_of(self, item, warm):
+        """Say why a queued item is claimed before the oldest one of its pool."""
+        pool = [other for other in self.in_state(State.QUEUED) if other.large == item.large]
+        oldest = min(pool, key=lambda other: other.order)
+        if self.now - oldest.accepted_ms > WAIT_BOUND_S * 1000:
+            assert item is oldest
+            return "overdue"
+        if oldest.priority > item.priority:
+            return "priority"
+        if oldest.tenant != item.tenant:
+            return "share"
+        # No item has adapters.
+        return "warm" if warm == "base" else "cold"
 
     def waste(self, item):
         self.used += Usage(wasted_gpu_ms=item.gpu_ms)

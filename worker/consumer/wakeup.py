@@ -52,7 +52,7 @@ def _claim(worker: Worker) -> Claim | None:
         return _claim(worker) if storage_outage.probe_after_report(worker, outage.outage_id) else None
     if claim is not None:
         where = {"item": claim.item_id, "fence": claim.fence, "attempt": claim.attempt}
-        logger.info("item claimed", extra={**where, "queued_s": claim.queued_s})
+        logger.info("item claimed", extra={**where, "queued_s": claim.queued_s, "why": claim.why})
     return claim
 
 

@@ -11,6 +11,9 @@
 -- Queues and leases are only read, except for entries that a process of an earlier version left in a queue; the indexes
 -- (turns, turn_entries, warm, warm_counts, memory) are corrected on the way.
 
+-- The name in a lane of the adapters that the slot has merged.
+local OWN_ADAPTERS = short_adapters(args.warm)
+
 -- How many lanes of a share are compared at most. Beyond that the oldest lane is chosen, warm elsewhere or not.
 local LANES_COMPARED = 64
 
@@ -93,7 +96,7 @@ end
 
 local function next_lane(pool, share, now)
   local lanes = lanes_key(pool, share)
-  local warm_lane = share .. '|' .. short_adapters(args.warm)
+  local warm_lane = share .. '|' .. OWN_ADAPTERS
   if redis.call('ZSCORE', lanes, warm_lane) then return warm_lane end
   local whole_lane = share .. '|' .. args.warm
   if whole_lane ~= warm_lane and redis.call('ZSCORE', lanes, whole_lane) then return whole_lane end
@@ -106,47 +109,62 @@ local function next_lane(pool, share, now)
   return oldest[1]
 end
 
--- Return the best item of one pool, and its rank among those of other pools: overdue, priority, accept order.
+-- Return why an item of a lane is claimed; `head_lane` is the lane of the pool's oldest item. See ClaimReason in claim.py.
+local function reason_of(lane, head_lane)
+  local share, head_share = share_of(lane), share_of(head_lane)
+  if head_share ~= share then
+    return head_share:match('^%d+') > share:match('^%d+') and 'priority' or 'share'
+  end
+  local adapters = lane:sub(#share + 2)
+  return (adapters == OWN_ADAPTERS or adapters == args.warm) and 'warm' or 'cold'
+end
+
+-- Return the best item of one pool, its rank among those of other pools (overdue, priority, accept order), and the reason
+-- of its claim.
 local function best_of_pool(pool, now)
   local head = redis.call('ZRANGE', pending_key(pool), 0, 0, 'WITHSCORES')
   if not head[1] then return nil end
   -- From the accept, not from the last requeue: an item whose workers keep dying must not start over.
   -- An entry that a process of an earlier version left has no time; see best_of_large_pool.
-  if now - tonumber(redis.call('HGET', item_key(head[1]), 'accepted_ms') or now) > args.wait_bound_ms then
-    return head[1], {0, 0, tonumber(head[2])}
-  end
+  local accepted_ms, head_lane = fields(item_key(head[1]), 'accepted_ms', 'lane')
+  if now - tonumber(accepted_ms or now) > args.wait_bound_ms then return head[1], {0, 0, tonumber(head[2])}, 'overdue' end
   local share, priority = next_share(pool)
   -- Shares that are lost, as by an eviction, count again with the next accepts.
-  if not share then return head[1], {1, LAST_PRIORITY, tonumber(head[2])} end
-  local item = redis.call('ZRANGE', lane_key(pool, next_lane(pool, share, now)), 0, 0, 'WITHSCORES')
-  return item[1], {1, priority, tonumber(item[2])}
+  if not share then
+    return head[1], {1, LAST_PRIORITY, tonumber(head[2])}, head_lane and reason_of(head_lane, head_lane)
+  end
+  local lane = next_lane(pool, share, now)
+  local item = redis.call('ZRANGE', lane_key(pool, lane), 0, 0, 'WITHSCORES')
+  return item[1], {1, priority, tonumber(item[2])}, reason_of(lane, head_lane or lane)
 end
 
--- Return the best item of one pool of large items, and its rank; nil if the pool is empty or another live slot has more
+-- Return the best item of one pool of large items as `best_of_pool` does; nil if the pool is empty or another live slot has more
 -- memory.
 local function best_of_large_pool(pool, now)
   if redis.call('ZCARD', pending_key(pool)) == 0 then return nil end
   local own_gib = redis.call('ZSCORE', memory_key(pool), args.slot)
   if not own_gib or tonumber(own_gib) ~= largest_memory(pool, now) then return nil end
   while true do
-    local id, rank = best_of_pool(pool, now)
-    if not id or redis.call('HGET', item_key(id), 'state') == 'queued' then return id, rank end
+    local id, rank, why = best_of_pool(pool, now)
+    if not id or redis.call('HGET', item_key(id), 'state') == 'queued' then return id, rank, why end
     -- A process of an earlier version canceled it, and looked for it in the pool of its job only.
     remove_lost(id, pool)
   end
 end
 
--- Return the best queued item for the slot, and its pool; nil when all its pools are empty.
+-- Return the best queued item for the slot, its pool and the reason of its claim; nil when all its pools are empty.
 -- Order: an item that waited past the bound; then priority; then, in its pool, the tenant with fewest running items,
 -- longest unserved; then the adapter this slot has warm; then the oldest adapter that no other slot has warm; then the
 -- oldest.
 local function choose(now)
-  local best_rank, best_id, best_pool
-  local function compare(pool, id, rank)
-    if id and (not best_rank or precedes(rank, best_rank)) then best_rank, best_id, best_pool = rank, id, pool end
+  local best_rank, best_id, best_pool, best_why
+  local function compare(pool, id, rank, why)
+    if id and (not best_rank or precedes(rank, best_rank)) then
+      best_rank, best_id, best_pool, best_why = rank, id, pool, why
+    end
   end
   for _, pool in ipairs(args.pools) do compare(pool, best_of_pool(pool, now)) end
   for _, pool in ipairs(args.large_pools) do compare(pool, best_of_large_pool(pool, now)) end
-  return best_id, best_pool
+  return best_id, best_pool, best_why
 end
 

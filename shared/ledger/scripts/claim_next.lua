@@ -7,7 +7,7 @@
 --   lease_ttl_ms  length of the lease
 --   probed_outage id of the last reported outage of the storage after which this worker reached it
 -- Keys: those of choose.lua, and leases, job, claims, storage_outage, deadlines, totals
--- Returns {item id, fence, attempt, texts that make up the spec, queued since ms, now ms, pool}, or nil if nothing is
+-- Returns {item id, fence, attempt, texts that make up the spec, queued since ms, now ms, pool, why}, or nil if nothing is
 --   queued for the slot, or
 --   the highest number that was given an item, if this number was given one that the slot does not own any more, or
 --   {'late'} if it canceled many items whose deadline has passed, and there may be more: claim again with the same number
@@ -20,8 +20,9 @@ local claims = claims_key(args.slot)
 local CLAIMS_TTL_S = 86400
 
 local function claim_of(id)
-  local fence, attempt, queued_ms, whole, pool = fields(item_key(id), 'fence', 'attempt', 'queued_ms', 'spec', 'pool')
-  return {id, fence, attempt, spec_texts(id, whole), queued_ms, now, pool}
+  local fence, attempt, queued_ms, whole, pool, why =
+    fields(item_key(id), 'fence', 'attempt', 'queued_ms', 'spec', 'pool', 'why')
+  return {id, fence, attempt, spec_texts(id, whole), queued_ms, now, pool, why}
 end
 
 -- Record the slot's claim, and drop the claims that a process of an earlier version ended.
@@ -85,19 +86,19 @@ end
 -- The caretakers cancel such items too. Here no more than these in one step, so that a claim costs the same for any number.
 local LATE_AT_ONCE = 20
 
--- Return the best item that may still start, and its pool.
+-- Return the best item that may still start, its pool and the reason of its claim.
 local function choose_in_time()
   for _ = 1, LATE_AT_ONCE do
-    local id, pool = choose(now)
+    local id, pool, why = choose(now)
     if not id then return nil end
     local job, lane = fields(item_key(id), 'job', 'lane')
-    if not is_too_late(job, now) then return id, pool end
+    if not is_too_late(job, now) then return id, pool, why end
     cancel_late(id, job, pool, lane, now)
   end
   return 'late'
 end
 
-local id, pool = choose_in_time()
+local id, pool, why = choose_in_time()
 if not id then return nil end
 if id == 'late' then return {'late'} end
 -- No GPU time is spent on an image that perhaps cannot be stored.
@@ -108,10 +109,11 @@ local job, tenant, lane, fence, attempt, queued_ms, whole =
   fields(key, 'job', 'tenant', 'lane', 'fence', 'attempt', 'queued_ms', 'spec')
 dequeue(id, pool, lane)
 redis.call('HSET', key, 'fence', fence + 1, 'attempt', attempt + 1, 'slot', args.slot, 'boot', args.boot,
-  'nonce', nonce, 'started_ms', now, 'lease_ttl_ms', args.lease_ttl_ms)
+  'nonce', nonce, 'started_ms', now, 'lease_ttl_ms', args.lease_ttl_ms, 'why', why)
 redis.call('ZADD', LEASES, now + args.lease_ttl_ms, id)
 redis.call('HINCRBY', busy_key(pool), tenant, 1)
 redis.call('HSET', served_key(pool), tenant, now)
+redis.call('HINCRBY', TOTALS, 'claims_' .. why, 1)
 update_turns(pool, tenant)
 record_claim(id, record)
 forget_served(pool)
@@ -119,4 +121,4 @@ check_turns(pool, share_of(lane))
 -- Less often: with thousands of slots it takes a tenth of the claim.
 if args.number % 4 == 1 then check_warm() end
 move(id, job, 'queued', 'running', now)
-return {id, fence + 1, attempt + 1, spec_texts(id, whole), queued_ms, now, pool}
+return {id, fence + 1, attempt + 1, spec_texts(id, whole), queued_ms, now, pool, why}

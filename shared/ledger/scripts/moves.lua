@@ -98,7 +98,7 @@ local function requeue_or_end(id, now, max_attempts, error_json, next_pool)
   end
   end_lease(id, pool, tenant)
   count_attempt(id, job, tenant, false, now)
-  redis.call('HDEL', item_key(id), 'progress', 'slot', 'boot', 'nonce', 'gpu_ms')
+  redis.call('HDEL', item_key(id), 'progress', 'slot', 'boot', 'nonce', 'gpu_ms', 'why')
   pool = next_pool or pool
   redis.call('HSET', item_key(id), 'queued_ms', now, 'pool', pool)
   move(id, job, 'running', 'queued', now)
