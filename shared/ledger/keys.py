@@ -51,6 +51,14 @@ def pending(pool: str) -> str:
     return f"{PREFIX}pending:{pool}"
 
 
+def shares(pool: str) -> str:
+    return f"{PREFIX}shares:{pool}"
+
+
+def busy(pool: str) -> str:
+    return f"{PREFIX}busy:{pool}"
+
+
 def pace(pool: str) -> str:
     return f"{PREFIX}pace:{pool}"
 

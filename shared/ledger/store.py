@@ -17,6 +17,7 @@ from shared.job import ItemError, ItemResult, ItemSpec, Progress, WebhookEvent, 
 from shared.ledger import durability, job_reader, keys, listing, permissions
 from shared.ledger.acceptance import AcceptedJob, Submission
 from shared.ledger.api_keys import ApiKeys
+from shared.ledger.backlog import Backlog
 from shared.ledger.claim import Claim, ClaimReason, ReapResult
 from shared.ledger.claims import Claims
 from shared.ledger.compact_form import CompactForm
@@ -53,6 +54,7 @@ class Ledger:
         api_keys: the keys that callers of the API have.
         outbox: webhook messages that are still to be sent.
         usage: what attempts used.
+        backlog: the items that wait and run.
         wakeups: the wake-up messages that no worker has consumed.
     """
 
@@ -73,6 +75,7 @@ class Ledger:
         self.api_keys = ApiKeys(self._session)
         self.outbox = Outbox(self._session)
         self.usage = UsageReader(self._session)
+        self.backlog = Backlog(self._session)
         self.wakeups = WakeupQueues(self._session, audit_s=settings.audit_s)
 
     @classmethod

@@ -1,0 +1,28 @@
+"""All figures of one scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import Metric
+
+from api.metrics.counters import collect_counters
+from api.metrics.items import collect_items
+from api.metrics.slots import collect_slots
+from api.metrics.usage import collect_usage
+from shared.ledger import Ledger
+
+
+class LedgerCollector:
+    """Reads the figures when they are scraped.
+
+    Every API process gives the same figures, since the ledger is shared: scrape one, or take the maximum.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield each metric with its samples."""
+        for collect in (collect_items, collect_counters, collect_slots, collect_usage):
+            yield from collect(self._ledger)
