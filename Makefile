@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-fast fuzz fuzz-headers lint format bench bench-gpu chaos lock lock-images audit sbom score-tiny score-edits clean
+.PHONY: help install demo up test test-fast fuzz fuzz-headers lint format bench bench-gpu sim chaos lock lock-images audit sbom score-tiny score-edits clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -67,6 +67,9 @@ bench: install ## measure the queue on this host: accept, status, queue to start
 
 bench-gpu: install ## measure full-size FLUX.2 with random weights on the GPU, and AI Toolkit if AI_TOOLKIT_PATH is set
 	$(BIN)/python -m benchmarks.gpu --full $(BENCH_ARGS)
+
+sim: install ## simulate the scheduling of fleets on a virtual clock, and fail if it misses a bar
+	$(BIN)/python -m benchmarks.scheduling $(SIM_ARGS)
 
 JOBS ?= 300
 

@@ -18,17 +18,17 @@ from typing import Annotated, Any
 import redis
 import typer
 
+from benchmarks.rendered_result import SHA256, describe_result
 from shared.catalog import FLUX2_DEV
 from shared.console import LineConsole
-from shared.job import AdapterRef, AdapterReport, ItemResult, PipelineReport, Progress
+from shared.job import AdapterRef, ItemResult, Progress
 from shared.ledger import Claim, Ledger
 from shared.local.redis_server import RedisServer
 from shared.request import InferenceRequest
 from shared.resolve import resolve_items
 from shared.settings import QueueSettings
 
-_SHA256 = "0123456789abcdef" * 4
-_ADAPTER = AdapterRef(path="my_lora_job/my_lora.safetensors", sha256=_SHA256, size_bytes=344_000_000, multiplier=1.0)
+_ADAPTER = AdapterRef(path="my_lora_job/my_lora.safetensors", sha256=SHA256, size_bytes=344_000_000, multiplier=1.0)
 _TIMEOUT_S = 10.0
 _SMALL_BUFFERS = 100_000
 
@@ -136,7 +136,7 @@ def _announce(ledger: Ledger) -> None:
 def _claim(ledger: Ledger, count: int) -> list[Claim]:
     claims = []
     for _ in range(count):
-        claim = ledger.claim_next(["flux2"], slot="host/cuda:0", boot=_SHA256[:32], warm="base")
+        claim = ledger.claim_next(["flux2"], slot="host/cuda:0", boot=SHA256[:32], warm="base")
         assert claim is not None
         ledger.renew(claim, Progress(stage="denoise", step=3, steps=25))
         claims.append(claim)
@@ -151,37 +151,8 @@ def _run(ledger: Ledger, count: int) -> None:
 def _result(claim: Claim) -> ItemResult:
     """Return a result as a worker with the full-size model reports it."""
     stages = ("encode_prompt", "adapter", "denoise", "decode", "encode_image", "upload")
-    return ItemResult(
-        key=f"results/{claim.job_id}/{claim.index}/{claim.fence}/image.png",
-        format="png",
-        content_type="image/png",
-        width=claim.spec.width,
-        height=claim.spec.height,
-        sha256=_SHA256,
-        size_bytes=1_482_133 + claim.index,
-        timings=dict.fromkeys(stages, 1.2345 + claim.index / 1000),
-        adapters=tuple(
-            AdapterReport(
-                path=ref.path,
-                sha256=ref.sha256,
-                multiplier=ref.multiplier,
-                kind="lora",
-                ranks=(16,),
-                layers_touched=128,
-                layers_total=160,
-            )
-            for ref in claim.spec.adapters
-        ),
-        pipeline=PipelineReport(
-            engine=claim.spec.engine,
-            precision="bf16",
-            base_revision=_SHA256[:40],
-            device="NVIDIA H200",
-            adapter_mode="merged",
-            change="none" if claim.index else "merged",
-            versions={"torch": "2.9.1+cu128", "diffusers": "0.36.0", "transformers": "4.57.3"},
-        ),
-    )
+    timings = dict.fromkeys(stages, 1.2345 + claim.index / 1000)
+    return describe_result(claim, timings=timings, change="none" if claim.index else "merged")
 
 
 @contextmanager
