@@ -1,19 +1,39 @@
-"""What the ledger counted since its first start, in the steps in which it happened."""
+"""What the ledger counted since its first start."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TypeVar
 
 from prometheus_client import Metric
-from prometheus_client.core import CounterMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
 from shared.ledger import Ledger
 
+_Name = TypeVar("_Name", bound=str)
+
 
 def collect_counters(ledger: Ledger) -> Iterator[Metric]:
-    """Yield one counter for each kind of event."""
-    late = CounterMetricFamily(
-        "flux2_items_deadline_exceeded", "Images that were canceled because `deadline_s` of their job had passed."
+    """Yield the counters of claims, lost leases, releases, ends and webhooks, and what waits outside of the queue."""
+    totals = ledger.totals()
+    late = "Images that were canceled because `deadline_s` of their job had passed."
+    yield CounterMetricFamily("flux2_items_deadline_exceeded", late, value=totals.deadline_exceeded)
+    yield _counter(
+        "flux2_claims", "Images that a worker claimed, by the reason of the choice.", "reason", totals.claims
     )
-    late.add_metric([], ledger.deadlines_exceeded())
-    yield late
+    yield _counter("flux2_lost_leases", "Attempts that ended without their worker.", "reason", totals.lost_leases)
+    handed_back = "Attempts at images that workers handed back to the queue."
+    yield _counter("flux2_releases", handed_back, "reason", totals.releases)
+    yield _counter("flux2_items_unsuccessful", "Images that ended without a result.", "state", totals.items)
+    yield _counter("flux2_webhooks", "Webhooks that are not sent any more.", "outcome", totals.webhooks)
+    undelivered = ledger.outbox.count_undelivered()
+    yield GaugeMetricFamily("flux2_webhooks_waiting", "Webhooks that are to be delivered.", value=undelivered)
+    outage = "1 if a worker could not reach the storage in the last five minutes, else 0."
+    yield GaugeMetricFamily("flux2_storage_outage", outage, value=ledger.workers.storage_outage_reported())
+
+
+def _counter(name: str, text: str, label: str, counts: Mapping[_Name, int]) -> Metric:
+    counter = CounterMetricFamily(name, text, labels=[label])
+    for value, count in counts.items():
+        counter.add_metric([value], count)
+    return counter

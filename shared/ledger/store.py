@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from shared.errors import IdempotencyKeyReused, JobTooLarge, LedgerUnavailable, LedgerUnusable, QueueFull
 from shared.job import ItemError, ItemResult, ItemSpec, Progress, WebhookEvent, large_pool, memory_gib
@@ -18,7 +18,7 @@ from shared.ledger import durability, job_reader, keys, listing, permissions
 from shared.ledger.acceptance import AcceptedJob, Submission
 from shared.ledger.api_keys import ApiKeys
 from shared.ledger.backlog import Backlog
-from shared.ledger.claim import Claim, ClaimReason, ReapResult
+from shared.ledger.claim import Claim, ReapResult
 from shared.ledger.claims import Claims
 from shared.ledger.compact_form import CompactForm
 from shared.ledger.connection import Client, connect
@@ -28,6 +28,7 @@ from shared.ledger.outcome import CommitAnswer, end_item
 from shared.ledger.outlook import Forecaster
 from shared.ledger.session import Session, to_ms
 from shared.ledger.slot_claims import find_unlisted_claims
+from shared.ledger.totals import Totals, read_totals
 from shared.ledger.upload_users import count_users
 from shared.ledger.usage_reader import UsageReader
 from shared.ledger.usage_rows import usage_ttl_s
@@ -362,17 +363,9 @@ class Ledger:
                 break
         return total
 
-    def deadlines_exceeded(self) -> int:
-        """Count the items that were ever canceled because the deadline of their job had passed."""
-        with self._session.commands():
-            return int(self.redis.hget(keys.TOTALS, "deadline_exceeded") or 0)
-
-    def claims_by_reason(self) -> dict[ClaimReason, int]:
-        """Count all claims that were ever made, by their reason; those of workers of an earlier version have none."""
-        reasons: tuple[ClaimReason, ...] = get_args(ClaimReason)
-        with self._session.commands():
-            counts = self.redis.hmget(keys.TOTALS, [f"claims_{reason}" for reason in reasons])
-        return {reason: int(count or 0) for reason, count in zip(reasons, counts, strict=True)}
+    def totals(self) -> Totals:
+        """Return what the ledger counted since its first start."""
+        return read_totals(self._session)
 
     def reclaim(self, *, slot: str, boot: str) -> int:
         """Requeue the items that an earlier process of this slot was running; return how many.

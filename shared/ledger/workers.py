@@ -129,6 +129,11 @@ class WorkerRegistry:
         with self._session.commands():
             self._session.redis.set(keys.STORAGE_OUTAGE, uuid.uuid4().hex, px=OUTAGE_REPORT_MS, nx=not is_new)
 
+    def storage_outage_reported(self) -> bool:
+        """Return whether a worker reported, at most `OUTAGE_REPORT_MS` ago, that it could not reach the storage."""
+        with self._session.commands():
+            return bool(self._session.redis.exists(keys.STORAGE_OUTAGE))
+
     def record_fault(self, slot: str, item_id: str, *, window_s: float) -> None:
         """Record that a slot's device failed on an item; the record expires after `window_s`."""
         now = self._session.now_ms()

@@ -104,7 +104,7 @@ def test_the_reason_stays_with_the_item_and_each_claim_counts_once(ledger, clock
 
     assert [ledger.job(job).items[0].why for job in reversed(jobs)] == ["priority", None]
     assert claim(ledger).why == "cold"
-    assert ledger.claims_by_reason() == {"overdue": 0, "priority": 1, "share": 0, "warm": 1, "cold": 1}
+    assert ledger.totals().claims == {"overdue": 0, "priority": 1, "share": 0, "warm": 1, "cold": 1}
 
 
 def test_a_claim_that_is_sent_twice_has_one_reason_and_counts_once(ledger, accept, monkeypatch):
@@ -118,7 +118,7 @@ def test_a_claim_that_is_sent_twice_has_one_reason_and_counts_once(ledger, accep
     monkeypatch.setattr(ledger._session, "run", sent_twice)
 
     assert claimed(ledger) == (job, "cold")
-    assert ledger.claims_by_reason()["cold"] == 1
+    assert ledger.totals().claims["cold"] == 1
 
 
 def test_a_queue_whose_shares_were_lost_is_claimed_from_its_head(ledger, accept, key_of):

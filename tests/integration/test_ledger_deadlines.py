@@ -49,7 +49,7 @@ def test_a_deadline_cancels_what_waits_and_leaves_what_runs(ledger, clock, accep
     assert not job.cancel_requested
     assert job.deadline_ms == job.accepted_ms + 60_000
     assert job.items[0].result is not None
-    assert ledger.deadlines_exceeded() == 2
+    assert ledger.totals().deadline_exceeded == 2
     # The message about the end is sent, and nothing is left to look at.
     assert redis_client.zrange(keys.OUTBOX, 0, -1) == ["job"]
     assert not redis_client.exists(DEADLINES)

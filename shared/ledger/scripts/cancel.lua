@@ -3,7 +3,7 @@
 -- Arguments:
 --   job_id
 --   tenant   a job of another tenant does not exist for the caller; absent for one that may cancel every job
--- Keys: job, item, specs, pending, shares, lanes, lane, done, outbox
+-- Keys: job, item, specs, pending, shares, lanes, lane, done, outbox, totals
 -- Returns 1, or 0 if no such job exists
 local now = now_ms()
 local job = args.job_id

@@ -40,6 +40,8 @@ local function move(id, job, from, to, now)
     redis.call('HSETNX', key, 'started_ms', now)
   elseif to ~= 'queued' then
     redis.call('HSET', item_key(id), 'finished_ms', now)
+    -- Those that succeeded count in `usage_totals`.
+    if to ~= 'succeeded' then redis.call('HINCRBY', TOTALS, 'items_' .. to, 1) end
     shrink_ended_item(id, to)
     local queued, running, item_states = fields(key, 'queued', 'running', 'item_states')
     if item_states and names_state(item_states, to) then

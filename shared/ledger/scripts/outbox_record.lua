@@ -9,7 +9,7 @@
 --   reached  whether its host answered; absent if nothing was sent
 --   pause_ms, longest_pause_ms  first and longest pause of a host that did not answer
 --   jitter   factor for that pause, around 1
--- Keys: outbox with all its parts, item_outbox, job, item
+-- Keys: outbox with all its parts, item_outbox, job, item, totals
 -- Returns 1, or 0 if nothing changes: the message has gone, or another sender has it now
 local now = outbox_now()
 local message = args.message

@@ -6,7 +6,7 @@
 --   limit        most messages to return
 --   give_up_ms   time after which the messages of a host that never answered are given up
 --   is_last_step choose messages even if some that are due are not on their routes yet
--- Keys: outbox with all its parts, item_outbox, job, item
+-- Keys: outbox with all its parts, item_outbox, job, item, totals
 -- Returns {1 if another step is needed, else 0; a flat list: message (the id of a job, or '#' and that of an item),
 --   URL, attempts including this one, message, ...; messages that were given up}
 local now, gap_ms, clock = outbox_now()

@@ -6,7 +6,7 @@
 --   max_attempts  claims after which an item fails
 --   error_json    the error of an item that fails: its workers were lost
 --   usage_ttl_s   how long the usage of a day is kept
--- Keys: run_id, reaped_ms, leases, audit, large_audit, references_audit, and those of requeue_or_end
+-- Keys: totals, run_id, reaped_ms, leases, audit, large_audit, references_audit, and those of requeue_or_end
 -- Returns JSON {requeued: {pool: count}, ended: [item ids], grace: bool}; cjson writes an empty list as {}
 local now = now_ms()
 
@@ -65,6 +65,7 @@ end
 
 local expired = redis.call('ZRANGEBYSCORE', LEASES, '-inf', string.format('(%.0f', now), 'LIMIT', 0, EXPIRED_AT_ONCE)
 for _, id in ipairs(expired) do
+  redis.call('HINCRBY', TOTALS, 'leases_expired', 1)
   local state, pool = requeue_or_end(id, now, args.max_attempts, args.error_json)
   if state == 'queued' then
     reply.requeued[pool] = (reply.requeued[pool] or 0) + 1

@@ -7,13 +7,14 @@
 --   max_attempts  claims after which an item fails
 --   error_json    the error of an item that fails: its workers were lost
 --   usage_ttl_s   how long the usage of a day is kept
--- Keys: claims, and those of requeue_or_end
+-- Keys: totals, claims, and those of requeue_or_end
 -- Returns the number of items requeued
 local now = now_ms()
 local requeued = 0
 local function reclaim(id)
   local state, slot, boot = fields(item_key(id), 'state', 'slot', 'boot')
   if state ~= 'running' or slot ~= args.slot or boot == args.boot then return end
+  redis.call('HINCRBY', TOTALS, 'leases_reclaimed', 1)
   if requeue_or_end(id, now, args.max_attempts, args.error_json) == 'queued' then requeued = requeued + 1 end
 end
 

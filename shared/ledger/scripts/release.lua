@@ -12,11 +12,12 @@
 --   slot_ttl_ms    with 'memory': a slot whose last heartbeat is older counts as dead
 --   gpu_ms         ms for which the attempt occupied its device; absent if only its renewals stated them
 --   usage_ttl_s    how long the usage of a day is kept
--- Keys: item, seq, and those of requeue_or_end; with 'memory' also slots, slot, slots_missing, memory, warm, warm_counts
+-- Keys: totals, item, seq, and those of requeue_or_end; with 'memory' also slots, slot, slots_missing, memory, warm, warm_counts
 -- Returns 'queued' | 'failed' | 'canceled' | 'stale' (another claim owns it)
 local now = now_ms()
 local id = args.item_id
 if not is_owned(id, args.fence) then return 'stale' end
+redis.call('HINCRBY', TOTALS, 'releases_' .. args.reason, 1)
 if args.reason == 'drain' or args.reason == 'outage' then
   redis.call('HINCRBY', item_key(id), 'attempt', -1)
 end

@@ -42,6 +42,7 @@ end
 
 -- Record how the delivery of a message stands.
 local function record_delivery(message, job, state, text)
+  if state ~= 'waiting' then redis.call('HINCRBY', TOTALS, 'webhooks_' .. state, 1) end
   if not is_item(message) then
     redis.call('HSET', job_key(job), 'webhook_state', state, 'webhook_error', text)
     return
