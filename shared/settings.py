@@ -385,6 +385,11 @@ class WorkerSettings(_Section):
         description="Folder for the locks on slots and GPUs, shared by all workers of a host. Default: the system's "
         "temporary folder.",
     )
+    health_dir: Folder | None = Field(
+        None,
+        description="Folder in which each slot notes its heartbeats, for the probes of containers and for `--gpus`, "
+        "which then ends slots that hang; not shared with other containers. Default: none.",
+    )
     prompt_cache: CountOrZero = Field(
         64, description="Number of encoded prompts kept in memory (15.7 MB each at full size)."
     )

@@ -73,7 +73,7 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
         renderer=renderer,
         slot=slot,
         state=state,
-        heartbeat=Heartbeat(ledger, slot, state, renderer),
+        heartbeat=Heartbeat(ledger, slot, state, renderer, health_dir=settings.worker.health_dir),
         adapter_files=open_adapter_files(settings),
         probe=partial(probe, device),
         uploader=BackgroundUploader(),

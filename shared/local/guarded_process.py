@@ -92,6 +92,10 @@ class GuardedProcess:
         """Send SIGTERM to the process and to all that it started, and return at once."""
         self._signal(signal.SIGTERM)
 
+    def kill(self) -> None:
+        """Send SIGKILL to the process and to all that it started, and return at once."""
+        self._signal(signal.SIGKILL)
+
     def stop(self, *, grace_s: float) -> None:
         """Send SIGTERM, and SIGKILL after `grace_s` seconds; safe to repeat."""
         self.terminate()

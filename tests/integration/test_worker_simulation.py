@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -11,6 +12,7 @@ from shared.errors import ServerFailed
 from shared.ledger import Ledger
 from shared.settings import QueueSettings
 from worker import serve
+from worker.consumer.slot_health import find_problem, read_health
 from worker.simulation.company import refuse_rendering_slots, refuse_simulated_slots
 
 
@@ -30,6 +32,7 @@ def fleet(ledger, redis_url, s3, s3_server, wait_until, tmp_path):
         "FLUX2_ADAPTERS_ROOT": str(tmp_path),
         "FLUX2_WORKER_NAME": "host",
         "FLUX2_WORKER_LOCK_DIR": str(tmp_path),
+        "FLUX2_WORKER_HEALTH_DIR": str(tmp_path / "health"),
     }
     command = [sys.executable, "-m", "shared.cli", "worker", "--simulate", "2", "--simulated-step-s", "0.2"]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
@@ -41,7 +44,7 @@ def fleet(ledger, redis_url, s3, s3_server, wait_until, tmp_path):
     assert not ledger.workers.live_slots()
 
 
-def test_simulated_slots_finish_jobs_with_pictures_that_say_so(fleet, ledger, item, wait_until):
+def test_simulated_slots_finish_jobs_with_pictures_that_say_so(fleet, ledger, item, wait_until, tmp_path):
     job = ledger.accept("job", [item(seed=seed) for seed in range(4)], record={}).job_id
     wait_until(lambda: ledger.job(job).state == "succeeded", 60, what="the job's end")
     view = ledger.job(job)
@@ -49,6 +52,10 @@ def test_simulated_slots_finish_jobs_with_pictures_that_say_so(fleet, ledger, it
     for item in view.items:
         assert item.result.pipeline.device == "simulated"
         assert item.result.warnings == ("simulated: no model drew this image",)
+    # What the probes of a container see.
+    health = tmp_path / "health"
+    wait_until(lambda: find_problem(health, "ready", slots=2, now_s=time.monotonic()) is None, what="the health files")
+    assert [found.slot for found in read_health(health)] == ["host-0", "host-1"]
 
 
 def test_slots_that_render_and_simulated_ones_refuse_each_other(ledger, slot_report):

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from shared.settings import WorkerSettings
 from tools.supply_chain import lock
+from worker.fleet import supervisor
 
 ROOT = Path(__file__).parents[2]
 
@@ -153,6 +155,24 @@ def test_no_service_shares_a_folder_of_the_host_or_runs_as_root():
     mounts = [(name, volume) for name, service in services.items() for volume in service.get("volumes", ())]
     # The base model's files, which only workers read.
     assert [name for name, volume in mounts if volume.startswith((".", "/", "$"))] == ["worker"]
+
+
+@pytest.mark.parametrize("name", ["worker", "worker-cpu"])
+def test_the_health_check_of_a_worker_reads_the_heartbeats_that_its_slots_note(name):
+    service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"][name]
+
+    program, *command, folder = service["healthcheck"]["test"]
+    assert (program, command) == ("CMD", ["python", "-m", "worker.consumer.slot_health", "ready"])
+    assert service["environment"]["FLUX2_WORKER_HEALTH_DIR"] == folder
+    # In memory and this container's own: the numbers of processes mean nothing in another one.
+    assert folder.startswith(service["tmpfs"][0].partition(":")[0])
+
+
+def test_compose_gives_a_worker_of_several_gpus_the_time_to_drain_all_of_them():
+    service = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]["worker"]
+
+    assert service["command"][:3] == ["flux2", "worker", "--gpus"]
+    assert int(service["stop_grace_period"].removesuffix("s")) > WorkerSettings().drain_s + supervisor._GRACE_S
 
 
 def test_the_demonstration_adapter_is_uploaded_when_it_is_written_and_the_api_is_ready():

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from shared.errors import LedgerUnavailable
+from shared.errors import LedgerUnavailable, ServerFailed
 from worker.consumer.heartbeat import Heartbeat
 from worker.consumer.slot import Slot
+from worker.consumer.slot_health import read_health
 from worker.consumer.worker_state import WorkerState
 
 SLOT = Slot(
@@ -138,3 +139,50 @@ def test_a_heartbeat_that_never_returns_does_not_keep_the_slot_from_being_withdr
     assert workers.removed == [("gpu-0", 0)]
     workers.go.set()
     sending.join(10)
+
+
+def test_each_heartbeat_is_noted_in_the_slots_health_file_until_it_stops(beating, tmp_path):
+    renderer = SimpleNamespace(warm_key="base")
+    heartbeat = Heartbeat(
+        SimpleNamespace(workers=beating.workers), SLOT, beating.state, renderer, health_dir=tmp_path / "health"
+    )
+
+    heartbeat.send()
+    [confirmed] = read_health(tmp_path / "health")
+    beating.workers.away = True
+    heartbeat.send()
+    [unconfirmed] = read_health(tmp_path / "health")
+    beating.workers.away = False
+    heartbeat.stop()
+
+    assert (confirmed.slot, confirmed.state) == ("gpu-0", "ready")
+    assert unconfirmed.confirmed_s == confirmed.confirmed_s
+    assert unconfirmed.sent_s > confirmed.sent_s
+    assert read_health(tmp_path / "health") == []
+
+
+def test_a_health_file_that_cannot_be_written_is_only_logged(beating, tmp_path, caplog):
+    renderer = SimpleNamespace(warm_key="base")
+    folder = tmp_path / "health"
+    heartbeat = Heartbeat(SimpleNamespace(workers=beating.workers), SLOT, beating.state, renderer, health_dir=folder)
+    folder.rmdir()
+
+    heartbeat.send()
+
+    assert [record.message for record in caplog.records] == ["health file not written"]
+    assert len(beating.workers.reports) == 1
+
+
+def test_a_folder_for_health_files_that_cannot_be_made_names_the_setting(beating, tmp_path):
+    (tmp_path / "file").touch()
+
+    with pytest.raises(
+        ServerFailed, match=r"FLUX2_WORKER_HEALTH_DIR .*/file/health cannot be created: Not a directory"
+    ):
+        Heartbeat(
+            SimpleNamespace(workers=beating.workers),
+            SLOT,
+            beating.state,
+            SimpleNamespace(warm_key="base"),
+            health_dir=tmp_path / "file" / "health",
+        )

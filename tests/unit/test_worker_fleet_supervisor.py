@@ -6,37 +6,44 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
+from worker.consumer import slot_health
+from worker.consumer.slot_health import HealthFile, read_health
+
 # Runs slots `a`, `b` ... with the scripts that it is given, as `flux2 worker --gpus` does.
 _PROGRAM = """
 import sys
+from pathlib import Path
 from shared import logs
 from shared.local import backoff
 from shared.settings import LogSettings
 from worker.fleet.slot_process import SlotProcess
 from worker.fleet.supervisor import Supervisor
 
-log_format, *scripts = sys.argv[1:]
+log_format, health_dir, *scripts = sys.argv[1:]
 logs.configure(LogSettings(format=log_format))
 backoff.FIRST_WAIT_S = 0.05
 slots = [SlotProcess(label, ["/bin/sh", "-c", script], log_format=log_format) for label, script in zip("abc", scripts)]
-sys.exit(Supervisor(slots, drain_s=5).run())
+sys.exit(Supervisor(slots, drain_s=5, health_dir=Path(health_dir)).run())
 """
 _WAITS = 'trap "exit 0" TERM; echo up; while :; do sleep 0.05; done'
 
 
 @pytest.fixture
-def supervise(wait_until):
+def supervise(tmp_path, wait_until):
     """Start a supervisor of these scripts; `.wait_for(text)` waits for its output, which `.lines` holds."""
     running = []
 
     class Run:
         def __init__(self, *scripts, log_format="console", is_read=True):
             self.process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, log_format, *scripts], stderr=subprocess.PIPE, text=True
+                [sys.executable, "-c", _PROGRAM, log_format, str(tmp_path / "health"), *scripts],
+                stderr=subprocess.PIPE,
+                text=True,
             )
             self.lines = []
             self._reader = threading.Thread(target=self._read if is_read else lambda: None)
@@ -85,6 +92,29 @@ def test_a_slot_that_dies_starts_again_while_the_others_run(supervise, tmp_path)
     assert sum("[b] up" in line for line in run.lines) == 1
     assert any("slot's process ended" in line and "status=70" in line for line in run.lines)
     assert run.process.poll() is None
+
+
+def test_a_slot_that_hangs_is_killed_and_starts_again_while_the_others_run(supervise, tmp_path):
+    once = f"echo pid $$; [ -e {tmp_path}/hung ] || {{ touch {tmp_path}/hung; exec sleep 600; }}; {_WAITS}"
+    run = supervise(once, _WAITS)
+    run.wait_for("[a] pid")
+    run.wait_for("[b] up")
+    HealthFile(tmp_path / "health", "a").write(state="ready", is_confirmed=True)
+    [health] = read_health(tmp_path / "health")
+    [file] = (tmp_path / "health").iterdir()
+    hung = replace(
+        health,
+        pid=pid_of(run, "a"),
+        process_start=slot_health._process_start(pid_of(run, "a")),
+        sent_s=health.sent_s - slot_health.HUNG_AFTER_S,
+    )
+
+    file.write_text(json.dumps(asdict(hung)))
+
+    run.wait_for("[a] up")
+    assert any("slot hangs" in line and "slot=a" in line for line in run.lines)
+    assert any("slot's process ended" in line and "status=-9" in line for line in run.lines)
+    assert sum("[b] up" in line for line in run.lines) == 1
 
 
 def test_a_slot_that_is_drained_alone_stays_down_and_the_last_one_ends_the_supervisor(supervise):

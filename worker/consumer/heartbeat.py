@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+from pathlib import Path
 from typing import Protocol
 
-from shared.errors import LedgerUnavailable
+from shared.errors import LedgerUnavailable, ServerFailed
 from shared.ledger import Ledger
 from worker.consumer.slot import Slot
+from worker.consumer.slot_health import HealthFile
 from worker.consumer.worker_state import WorkerState
 
 logger = logging.getLogger("flux2.worker.consumer.heartbeat")
@@ -31,7 +33,11 @@ class Heartbeat:
 
     Args:
         renderer: provides the key of the adapters that are merged now, at each heartbeat.
+        health_dir: folder for the slot's file of `slot_health`; None writes none.
         withdraw_s: how long `withdraw` waits for a heartbeat that is being sent.
+
+    Raises:
+        ServerFailed: `health_dir` cannot be created.
     """
 
     def __init__(
@@ -41,12 +47,14 @@ class Heartbeat:
         state: WorkerState,
         renderer: _HasWarmKey,
         *,
+        health_dir: Path | None = None,
         withdraw_s: float = _WITHDRAW_S,
     ) -> None:
         self._ledger = ledger
         self._slot = slot
         self._state = state
         self._renderer = renderer
+        self._health = _open_health(health_dir, slot.name)
         self._withdraw_s = withdraw_s
         self._facts = {
             "model": slot.model,
@@ -91,6 +99,8 @@ class Heartbeat:
         try:
             self._ledger.workers.remove(self._slot.name)
         finally:
+            if self._health is not None:
+                self._health.remove()
             if locked:
                 self._sending.release()
 
@@ -101,11 +111,32 @@ class Heartbeat:
                 return
             snapshot = self._state.snapshot()
             report = {**self._facts, **snapshot.report(merged_key=self._renderer.warm_key)}
+            is_confirmed = False
             try:
                 self._ledger.workers.beat(self._slot.name, report)
+                is_confirmed = True
             except LedgerUnavailable as error:
                 logger.warning("heartbeat not sent", extra={"slot": self._slot.name, "error": str(error)})
+            self._write_health(report["state"], is_confirmed)
 
     def _send_until_stopped(self) -> None:
         while not self._stopped.wait(_INTERVAL_S):
             self.send()
+
+    def _write_health(self, state: str, is_confirmed: bool) -> None:
+        if self._health is None:
+            return
+        try:
+            self._health.write(state=state, is_confirmed=is_confirmed)
+        except OSError as error:
+            logger.warning("health file not written", extra={"slot": self._slot.name, "error": str(error)})
+
+
+def _open_health(folder: Path | None, slot: str) -> HealthFile | None:
+    try:
+        return None if folder is None else HealthFile(folder, slot)
+    except OSError as error:
+        raise ServerFailed(
+            f"FLUX2_WORKER_HEALTH_DIR {folder} cannot be created: {error.strerror}; choose a folder that this user can "
+            "write"
+        ) from error

@@ -23,7 +23,7 @@ def run_gpu_slots(settings: Settings, gpus: str) -> int:
         # Without a name, a slot is named after its GPU's UUID, whatever its index is after the next start.
         named = ["--name", f"{name}-{index}"] if name else []
         slots.append(_slot(settings, f"cuda:{index}", ["--device", f"cuda:{index}", *named]))
-    return Supervisor(slots, drain_s=settings.worker.drain_s).run()
+    return _supervise(settings, slots)
 
 
 def run_simulated_slots(settings: Settings, count: int, *, step_s: float) -> int:
@@ -33,7 +33,11 @@ def run_simulated_slots(settings: Settings, count: int, *, step_s: float) -> int
     slots = [
         _slot(settings, f"simulated-{number}", [*options, "--name", f"{name}-{number}"]) for number in range(count)
     ]
-    return Supervisor(slots, drain_s=settings.worker.drain_s).run()
+    return _supervise(settings, slots)
+
+
+def _supervise(settings: Settings, slots: list[SlotProcess]) -> int:
+    return Supervisor(slots, drain_s=settings.worker.drain_s, health_dir=settings.worker.health_dir).run()
 
 
 def _slot(settings: Settings, label: str, options: list[str]) -> SlotProcess:

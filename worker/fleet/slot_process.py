@@ -67,6 +67,11 @@ class SlotProcess:
         if self._process is not None:
             self._process.terminate()
 
+    def kill(self) -> None:
+        """End the process at once; its `status` then says so."""
+        if self._process is not None:
+            self._process.kill()
+
     def stop(self, *, grace_s: float) -> None:
         """Drain the process, and kill it after `grace_s` seconds; safe to repeat."""
         process, self._process = self._process, None

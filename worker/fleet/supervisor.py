@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from shared.local.backoff import STABLE_AFTER_S, Backoff
+from worker.consumer.slot_health import read_health
 from worker.fleet.slot_process import SlotProcess
 
 logger = logging.getLogger("flux2.worker.fleet")
@@ -43,10 +45,12 @@ class Supervisor:
 
     Args:
         drain_s: seconds that a slot's running item has after the signal.
+        health_dir: where the slots note their heartbeats; None if they note none, and a slot that hangs stays.
     """
 
-    def __init__(self, slots: Sequence[SlotProcess], *, drain_s: float) -> None:
+    def __init__(self, slots: Sequence[SlotProcess], *, drain_s: float, health_dir: Path | None = None) -> None:
         self._slots = [_Kept(slot, Backoff()) for slot in slots]
+        self._health_dir = health_dir
         self._grace_s = drain_s + _GRACE_S
 
     def run(self) -> int:
@@ -69,6 +73,7 @@ class Supervisor:
 
     def _look_after(self) -> int | None:
         """Restart the processes that died; return an exit status if the supervisor's work is over."""
+        self._kill_hung()
         for slot in self._slots:
             if not slot.is_done and (status := slot.process.status) is not None:
                 self._restart(slot, status)
@@ -80,6 +85,17 @@ class Supervisor:
             logger.error("no slot could start; the lines above say why")
             return 1
         return None
+
+    def _kill_hung(self) -> None:
+        """Kill processes that run without heartbeats: nothing inside them can run, not even their own watchdogs."""
+        if self._health_dir is None:
+            return
+        now_s = time.monotonic()
+        hung = {health.pid for health in read_health(self._health_dir) if health.hangs(now_s=now_s)}
+        for slot in self._slots:
+            if slot.process.pid in hung:
+                logger.critical("slot hangs: no heartbeat; it is killed", extra={"slot": slot.process.label})
+                slot.process.kill()
 
     def _restart(self, slot: _Kept, status: int) -> None:
         process, now = slot.process, time.monotonic()
