@@ -18,7 +18,20 @@ from api.limits import BodyLimit
 from api.openapi import ANY_PROBLEM, Application
 from api.probe import StorageProbe
 from api.reference_intake import ReferenceIntake
-from api.routes import adapters, health, images, inference, metrics, models, pages, replays, requests, uploads, usage
+from api.routes import (
+    adapters,
+    fleet,
+    health,
+    images,
+    inference,
+    metrics,
+    models,
+    pages,
+    replays,
+    requests,
+    uploads,
+    usage,
+)
 from api.upload_slots import UploadSlots
 from api.webhooks import Courier
 from shared.adapters.remote import RemoteAdapters
@@ -51,6 +64,7 @@ _TAGS: list[dict[str, Any]] = [
     {"name": "adapters", "description": "Inspect an adapter file before using it; upload, list and delete files."},
     {"name": "references", "description": "Upload reference images, which prompts then name."},
     {"name": "models", "description": "The models that jobs can name, and the workers that serve them."},
+    {"name": "fleet", "description": "What each worker does, and what waits for them."},
     {
         "name": "usage",
         "description": "Images, megapixel-steps and GPU seconds, by day, tenant, API key, model and adapter.",
@@ -113,7 +127,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=api.max_body_bytes, max_values=max_values)
     add_doors(app, settings, services.ledger)
     install_error_handlers(app)
-    for routes in (inference, requests, replays, adapters, uploads, images, models, usage):
+    for routes in (inference, requests, replays, adapters, uploads, images, models, fleet, usage):
         app.include_router(routes.router, responses=DOOR_PROBLEMS)
     app.include_router(health.router)
     if api.metrics != "off":

@@ -18,6 +18,13 @@ from shared.job import ItemSpec
 ClaimReason = Literal["overdue", "priority", "share", "warm", "cold"]
 
 
+def split_item_id(item_id: str) -> tuple[str, int]:
+    """Return the job of an item, and the item's index in it."""
+    # The last colon separates the index: the job's id may contain colons.
+    job_id, _, index = item_id.rpartition(":")
+    return job_id, int(index)
+
+
 @dataclass(frozen=True)
 class Claim:
     """The right to run one item, until the lease ends.
@@ -41,12 +48,11 @@ class Claim:
 
     @property
     def job_id(self) -> str:
-        # The last colon separates the index: the job's id may contain colons.
-        return self.item_id.rpartition(":")[0]
+        return split_item_id(self.item_id)[0]
 
     @property
     def index(self) -> int:
-        return int(self.item_id.rpartition(":")[2])
+        return split_item_id(self.item_id)[1]
 
 
 @dataclass(frozen=True)

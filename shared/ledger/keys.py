@@ -9,6 +9,7 @@ PREFIX = "flux2:"
 JOBS = f"{PREFIX}jobs"
 LEASES = f"{PREFIX}leases"
 SLOTS = f"{PREFIX}slots"
+SLOT_NAMES = f"{PREFIX}slot_names"
 SLOTS_MISSING = f"{PREFIX}slots_missing"
 OUTBOX = f"{PREFIX}outbox"
 ITEM_OUTBOX = f"{PREFIX}item_outbox"
@@ -94,6 +95,19 @@ def usage(day: int, tenant: str) -> str:
 
 def usage_tenants(day: int) -> str:
     return f"{PREFIX}usage_tenants:{day}"
+
+
+def images(period: int) -> str:
+    """Return the key of the images that were finished in a period of 10 s, which counts from the epoch."""
+    return f"{PREFIX}images:{period}"
+
+
+def lanes(pool: str, share: str) -> str:
+    return f"{PREFIX}lanes:{pool}:{share}"
+
+
+def lane(pool: str, name: str) -> str:
+    return f"{PREFIX}lane:{pool}:{name}"
 
 
 def wake_queue(name: str) -> str:

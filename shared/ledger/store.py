@@ -26,8 +26,10 @@ from shared.ledger.key_use import KeyUse
 from shared.ledger.outbox import Outbox
 from shared.ledger.outcome import CommitAnswer, end_item
 from shared.ledger.outlook import Forecaster
+from shared.ledger.queue_reader import QueueReader
 from shared.ledger.session import Session, to_ms
 from shared.ledger.slot_claims import find_unlisted_claims
+from shared.ledger.slot_listing import SlotListing
 from shared.ledger.totals import Totals, read_totals
 from shared.ledger.upload_users import count_users
 from shared.ledger.usage_reader import UsageReader
@@ -56,6 +58,8 @@ class Ledger:
         outbox: webhook messages that are still to be sent.
         usage: what attempts used.
         backlog: the items that wait and run.
+        slots: the live slots, in pages, with the items that they run.
+        queue: how many items wait and run, by tenant and adapters.
         wakeups: the wake-up messages that no worker has consumed.
     """
 
@@ -77,6 +81,8 @@ class Ledger:
         self.outbox = Outbox(self._session)
         self.usage = UsageReader(self._session)
         self.backlog = Backlog(self._session)
+        self.slots = SlotListing(self._session)
+        self.queue = QueueReader(self._session)
         self.wakeups = WakeupQueues(self._session, audit_s=settings.audit_s)
 
     @classmethod

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import date, timedelta
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from shared.errors import InvalidRequest
 from shared.ledger import keys
+from shared.ledger.bulk_reads import in_parts, read_each
 from shared.ledger.session import Session
 from shared.ledger.usage_rows import DAY_S, Usage, UsageRow
 
 _EPOCH: Final = date(1970, 1, 1)
 # Rows that one call reads: 0.3 s and 60 MB of the reader.
 _MOST_ROWS: Final = 100_000
-# Redis serves nobody else while it answers one command, but others between two commands.
-_COMMANDS_AT_ONCE: Final = 200
 # Days whose tenants one round trip reads: where a proxy names each user as a tenant, a day has thousands.
 _DAYS_AT_ONCE: Final = 20
 
 _FEWER: Final = "ask for fewer days, or for one tenant"
-
-T = TypeVar("T")
 
 
 class UsageReader:
@@ -48,7 +45,7 @@ class UsageReader:
         counts = self._ask("hlen", [keys.usage(*owner) for owner in owners])
         _check_rows(sum(counts), "ask for fewer days" if tenant is not None else _FEWER)
         stored = [owner for owner, count in zip(owners, counts, strict=True) if count]
-        for part in _parts(stored):
+        for part in in_parts(stored):
             hashes = self._ask("hgetall", [keys.usage(*owner) for owner in part])
             for (day, name), rows in zip(part, hashes, strict=True):
                 for row, text in rows.items():
@@ -66,7 +63,7 @@ class UsageReader:
 
     def _find_tenants(self, days: Sequence[int]) -> list[tuple[int, str]]:
         owners: list[tuple[int, str]] = []
-        for part in _parts(days, _DAYS_AT_ONCE):
+        for part in in_parts(days, _DAYS_AT_ONCE):
             found = self._ask("smembers", [keys.usage_tenants(day) for day in part])
             owners += [(day, tenant) for day, tenants in zip(part, found, strict=True) for tenant in sorted(tenants)]
             # Each of them has a row. Before the next days are read: a year of ten thousand tenants takes 400 MB.
@@ -75,13 +72,8 @@ class UsageReader:
 
     def _ask(self, command: str, names: Sequence[str]) -> list[Any]:
         """Return the reply to a read of each key."""
-        replies: list[Any] = []
-        for part in _parts(names):
-            with self._session.commands(), self._session.redis.pipeline(transaction=False) as pipe:
-                for name in part:
-                    getattr(pipe, command)(name)
-                replies += pipe.execute()
-        return replies
+        with self._session.commands():
+            return read_each(self._session.redis, ((command, name) for name in names))
 
 
 def _check_rows(count: int, remedy: str) -> None:
@@ -89,9 +81,3 @@ def _check_rows(count: int, remedy: str) -> None:
         raise InvalidRequest(
             f"at least {count:,} rows are stored for these days, and a call reads {_MOST_ROWS:,}; {remedy}"
         )
-
-
-def _parts(values: Sequence[T], size: int = _COMMANDS_AT_ONCE) -> Iterator[Sequence[T]]:
-    """Split values into parts for which one round trip is enough."""
-    for start in range(0, len(values), size):
-        yield values[start : start + size]

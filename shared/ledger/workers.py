@@ -40,6 +40,7 @@ class SlotView:
         corrupted: number of restored parameters that differ from the checkpoint's; any but 0 is a defect.
         reads_compact: whether it reads jobs in the compact form; see `shared.ledger.compact_form`.
         memory_bytes: memory of its device; 0 for a CPU, or if its version does not report it.
+        adapters: names of the adapters that it has merged, as the rows of `usage` have them; empty if unknown.
     """
 
     name: str
@@ -55,6 +56,7 @@ class SlotView:
     corrupted: int
     reads_compact: bool
     memory_bytes: int = 0
+    adapters: str = ""
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -160,10 +162,11 @@ def read_slots(client: Client, *, now_ms: int) -> list[SlotView]:
             pipe.hgetall(keys.slot(name))
         reports = pipe.execute()
     # A report may expire between the two reads.
-    return [_slot(name, raw) for name, raw in zip(names, reports, strict=True) if raw]
+    return [parse_slot(name, raw) for name, raw in zip(names, reports, strict=True) if raw]
 
 
-def _slot(name: str, raw: Mapping[str, str]) -> SlotView:
+def parse_slot(name: str, raw: Mapping[str, str]) -> SlotView:
+    """Read the hash in which a slot's last report is stored."""
     return SlotView(
         name=name,
         model=raw["model"],
@@ -180,6 +183,7 @@ def _slot(name: str, raw: Mapping[str, str]) -> SlotView:
         corrupted=int(raw["base_drift"]),
         reads_compact=_READS_COMPACT in raw,
         memory_bytes=int(raw.get("memory_bytes", 0)),
+        adapters=raw.get("adapters", ""),
     )
 
 

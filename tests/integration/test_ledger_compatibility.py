@@ -27,6 +27,8 @@ NEW_ITEM_FIELDS = {"lease_ttl_ms", "gpu_ms", "why"}
 NEW_REPORT_FIELDS = '"scale_range":null,"scale_sources":[],'
 NEW_SLOT_FIELDS = {"reads_compact", "large_pools"}
 NEW_KEYS = (
+    "slot_names",
+    "images:",
     "compact_from",
     "reaped_ms",
     "totals",

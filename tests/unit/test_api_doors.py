@@ -29,6 +29,8 @@ ROLES = {
     ("GET", "/v1/uploads/{sha256}"): "read",
     ("GET", "/v1/models"): "read",
     ("GET", "/v1/usage"): "read",
+    ("GET", "/v1/slots"): "read",
+    ("GET", "/v1/queue"): "read",
     ("GET", "/metrics"): "admin",
     ("GET", "/health"): None,
     ("GET", "/ready"): None,

@@ -68,6 +68,7 @@ def test_a_heartbeat_holds_every_field_of_a_slots_report(beating):
                 "memory_bytes": "0",
                 "state": "ready",
                 "warm": "base",
+                "adapters": "base",
                 "item": "",
                 "base_drift": "0",
             },

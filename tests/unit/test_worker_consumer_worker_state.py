@@ -5,9 +5,12 @@ from types import SimpleNamespace
 
 from worker.consumer.worker_state import WorkerState
 
+FACTS = {"adapters": "", "base_drift": "0"}
+
 
 def claim(item_id, key="sha@1"):
-    return SimpleNamespace(item_id=item_id, spec=SimpleNamespace(adapter_key=key))
+    adapters = [SimpleNamespace(path=f"{key}.safetensors")]
+    return SimpleNamespace(item_id=item_id, spec=SimpleNamespace(adapter_key=key, adapters=adapters))
 
 
 def report(state, merged_key="merged"):
@@ -15,20 +18,36 @@ def report(state, merged_key="merged"):
 
 
 def test_an_idle_worker_advertises_what_is_merged():
-    assert report(WorkerState()) == {"state": "ready", "item": "", "warm": "merged", "base_drift": "0"}
+    assert report(WorkerState()) == {"state": "ready", "item": "", "warm": "merged", **FACTS}
 
 
 def test_an_items_adapters_are_advertised_from_its_claim_until_it_has_rendered():
     state, first = WorkerState(), claim("job:0")
 
     state.add_claim(first)
-    assert report(state) == {"state": "busy", "item": "job:0", "warm": "sha@1", "base_drift": "0"}
+    assert report(state) == {
+        "state": "busy",
+        "item": "job:0",
+        "warm": "sha@1",
+        **FACTS,
+        "adapters": "sha@1.safetensors",
+    }
 
     state.finish_rendering(first)
-    assert report(state) == {"state": "busy", "item": "job:0", "warm": "merged", "base_drift": "0"}
+    assert report(state) == {"state": "busy", "item": "job:0", "warm": "merged", **FACTS}
 
     state.remove_claim(first)
     assert report(state)["state"] == "ready"
+
+
+def test_merged_adapters_are_named_for_people_after_their_item_has_rendered_too():
+    state, first = WorkerState(), claim("job:0", "sha@1")
+    state.add_claim(first)
+    state.remove_claim(first)
+
+    assert report(state, "sha@1")["adapters"] == "sha@1.safetensors"
+    assert report(state, "base")["adapters"] == "base"
+    assert report(state, "other@1")["adapters"] == ""
 
 
 def test_the_newest_claim_is_the_one_that_is_reported():

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from shared.job import ItemSpec
 from shared.ledger import Claim
+from shared.ledger.usage_rows import BASE, name_adapters
 
 #: Whether the slot may take work; a slot whose device keeps failing is `faulty`.
 Condition = Literal["ready", "faulty"]
@@ -21,6 +23,7 @@ class WorkerSnapshot:
     Attributes:
         claims: items that this process owns, oldest first: at most one being stored and one rendering.
         rendering: the claim whose item renders now, else None.
+        last_spec: of the last item that was claimed; None before the first.
         draining: whether the process is stopping; it then claims nothing more.
         storage_failed: whether an item could not be stored and the store has not answered since.
         probed_outage: id of the last reported outage after which the storage answered this worker; empty for none.
@@ -32,6 +35,7 @@ class WorkerSnapshot:
     condition: Condition = "ready"
     claims: tuple[Claim, ...] = ()
     rendering: Claim | None = None
+    last_spec: ItemSpec | None = None
     draining: bool = False
     storage_failed: bool = False
     probed_outage: str = ""
@@ -52,9 +56,17 @@ class WorkerSnapshot:
             # From its claim on, an item's adapters count as warm here, so that other slots leave them to this one.
             # After rendering, only merged adapters count: a refused adapter is warm nowhere.
             "warm": self.rendering.spec.adapter_key if self.rendering else merged_key,
+            "adapters": self._name_adapters(merged_key),
             # The field keeps its first name: workers and APIs of several versions share one Redis.
             "base_drift": str(self.corrupted),
         }
+
+    def _name_adapters(self, merged_key: str) -> str:
+        """Return the names of the warm adapters, for people; empty if they are unknown."""
+        # Two items with one key may name the same file differently.
+        if self.last_spec is not None and (self.rendering or self.last_spec.adapter_key == merged_key):
+            return name_adapters(self.last_spec.adapters)
+        return BASE if merged_key == BASE else ""
 
 
 class WorkerState:
@@ -102,7 +114,7 @@ class WorkerState:
     def add_claim(self, claim: Claim) -> None:
         """Record an item that this process has claimed and will render."""
         with self._lock:
-            self._now = replace(self._now, claims=(*self._now.claims, claim), rendering=claim)
+            self._now = replace(self._now, claims=(*self._now.claims, claim), rendering=claim, last_spec=claim.spec)
         self._announce()
 
     def finish_rendering(self, claim: Claim) -> None:

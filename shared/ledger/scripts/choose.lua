@@ -6,8 +6,8 @@
 --   slot, warm     the slot's name, and the key of the adapters that it has merged
 --   wait_bound_ms  an item accepted longer ago goes before everything else
 --   slot_ttl_ms    a slot whose last heartbeat is older counts as dead
--- Keys: pending, item, shares, turns, turn_entries, busy, served, lanes, lane, slots, slot, slots_missing, warm,
---   warm_counts, memory
+-- Keys: pending, item, shares, turns, turn_entries, busy, served, lanes, lane, slots, slot, slot_names, slots_missing,
+--   warm, warm_counts, memory
 -- Queues and leases are only read, except for entries that a process of an earlier version left in a queue; the indexes
 -- (turns, turn_entries, warm, warm_counts, memory) are corrected on the way.
 

@@ -9,7 +9,8 @@
 --   pixel_steps     width, height and steps of the item multiplied; absent if they are unknown
 --   adapters        names of the item's adapters, as the rows of `usage` have them; absent if they are unknown
 --   usage_ttl_s     how long the usage of a day is kept
--- Keys: item, specs, results, result_parts, job, leases, busy, pace, done, outbox, usage, usage_tenants, usage_totals, totals
+-- Keys: item, specs, results, result_parts, job, leases, busy, pace, done, outbox, usage, usage_tenants, usage_totals,
+--   images, totals
 -- Returns 'committed' | 'canceled' | 'repeated' (this same commit took effect before) | 'stale' (another claim owns it)
 local now = now_ms()
 local id, outcome = args.item_id, args.outcome

@@ -3,5 +3,5 @@
 -- Arguments:
 --   pool
 --   slot_ttl_ms  a slot whose last heartbeat is older counts as dead
--- Keys: slots, slot, slots_missing, memory, warm, warm_counts
+-- Keys: slots, slot, slot_names, slots_missing, memory, warm, warm_counts
 return largest_memory(args.pool, now_ms())

@@ -18,6 +18,7 @@ local SEQUENCE = PREFIX .. 'seq'
 local LEASES = PREFIX .. 'leases'
 local DONE = PREFIX .. 'done'
 local SLOTS = PREFIX .. 'slots'
+local SLOT_NAMES = PREFIX .. 'slot_names'
 local SLOTS_MISSING = PREFIX .. 'slots_missing'
 local WARM = PREFIX .. 'warm'
 local WARM_COUNTS = PREFIX .. 'warm_counts'
@@ -43,6 +44,7 @@ local function result_parts_key(job) return PREFIX .. 'result_parts:' .. job end
 local function tenant_jobs_key(tenant) return PREFIX .. 'tenant_jobs:' .. tenant end
 local function usage_key(day, tenant) return PREFIX .. 'usage:' .. day .. ':' .. tenant end
 local function usage_tenants_key(day) return PREFIX .. 'usage_tenants:' .. day end
+local function images_key(period) return PREFIX .. 'images:' .. period end
 local function slot_key(slot) return PREFIX .. 'slot:' .. slot end
 local function claims_key(slot) return PREFIX .. 'claims:' .. slot end
 local function idempotency_key(tenant, key) return PREFIX .. 'idem:' .. tenant .. ':' .. key end

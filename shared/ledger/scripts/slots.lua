@@ -15,13 +15,19 @@ local function set_warm(slot, adapter_key)
   end
 end
 
+-- SLOT_NAMES has the slots in the order of their names, for the listing. Processes of an earlier version do not update it.
+local function forget_slot(slot)
+  redis.call('ZREM', SLOTS, slot)
+  redis.call('ZREM', SLOT_NAMES, slot)
+  set_warm(slot, nil)
+end
+
 -- Slots forgotten in one step; the next step forgets the rest.
 local DEAD_AT_ONCE = 20
 
 local function forget_slots(since, until_ms)
   for _, slot in ipairs(redis.call('ZRANGEBYSCORE', SLOTS, since, until_ms, 'LIMIT', 0, DEAD_AT_ONCE)) do
-    redis.call('ZREM', SLOTS, slot)
-    set_warm(slot, nil)
+    forget_slot(slot)
   end
 end
 

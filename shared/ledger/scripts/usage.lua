@@ -32,11 +32,21 @@ local function add_to_row(key, row, before, added)
   return redis.call('HSET', key, row, table.concat(sums, ' ')) == 1
 end
 
+-- Images finished in each period of 10 s, by tenant and of all ('*'), from which the rate of the last minute comes.
+local IMAGES_PERIOD_MS, IMAGES_TTL_S = 10000, 120
+
+local function count_image(tenant, now)
+  local key = images_key(string.format('%.0f', math.floor(now / IMAGES_PERIOD_MS)))
+  redis.call('HINCRBY', key, tenant, 1)
+  if redis.call('HINCRBY', key, '*', 1) == 1 then redis.call('EXPIRE', key, IMAGES_TTL_S) end
+end
+
 -- Count an attempt that ends now, before its item changes. The worker states its time on the device, at the end or with
 -- a renewal; one of an earlier version does not.
 local function count_attempt(id, job, tenant, has_image, now)
   local ms = tonumber(args.gpu_ms or redis.call('HGET', item_key(id), 'gpu_ms') or 0)
   if not has_image and ms == 0 then return end
+  if has_image then count_image(tenant, now) end
   local added = has_image and {1, args.pixel_steps or 0, ms, 0} or {0, 0, 0, ms}
   local key_id, model, adapters = fields(job_key(job), 'key', 'model', 'adapters')
   model = model or OTHER
