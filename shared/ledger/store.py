@@ -219,7 +219,10 @@ class Ledger:
         return AcceptedJob.from_stored(job_id, is_repeat=True, accepted_ms=accepted_ms, record=record)
 
     def peek_next(self, pools: Sequence[str], *, slot: str, warm: str) -> ItemSpec | None:
-        """Return the item that `claim_next` would claim now, without claiming it."""
+        """Return the item that `claim_next` would claim now, without claiming it.
+
+        Other slots leave its adapters to this one, until it claims an item.
+        """
         # Only a guess: other slots claim items too, and new items arrive.
         return self._claims.peek(pools, slot=slot, warm=warm)
 

@@ -36,6 +36,7 @@ NEW_KEYS = (
     "turn_entries:",
     "claims:",
     "warm",
+    "next_adapters",
     "outbox:",
     "tenant_jobs:",
     "tenants_until",

@@ -456,6 +456,12 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert stored["state"] == State.CANCELED
 
     @invariant()
+    def warm_adapters_are_counted(self):
+        indexes = [self.client.hvals(f"{keys.PREFIX}{name}") for name in ("warm", "next_adapters")]
+        counts = self.client.hgetall(f"{keys.PREFIX}warm_counts")
+        assert {name: int(count) for name, count in counts.items()} == Counter(itertools.chain(*indexes))
+
+    @invariant()
     def each_claim_counts_by_its_reason(self):
         assert Counter(self.ledger.totals().claims) == self.reasons
 

@@ -196,7 +196,8 @@ class ItemRun:
 
     def _prepare_next(self) -> None:
         """Prepare the item that this slot would claim next."""
-        # Only a guess: another slot may claim it, or a better item may arrive.
+        # Only a guess: another slot may claim it, or a better item may arrive. Slots that guess at the same time get
+        # different adapters.
         slot = self._worker.slot
         spec = self._worker.ledger.peek_next(slot.pools, slot=slot.name, warm=self._claim.spec.adapter_key)
         if spec is None:

@@ -6,7 +6,7 @@
 --   slot_ttl_ms  the slot counts as dead after this time without another heartbeat
 --   large_pools  pools of large items that the slot serves if it has the most memory
 --   memory_gib   memory of its device
--- Keys: slot, slots, slot_names, slots_missing, warm, warm_counts, memory
+-- Keys: slot, slots, slot_names, slots_missing, warm, next_adapters, warm_counts, memory
 local now = now_ms()
 
 -- Before this heartbeat counts as the newest.
@@ -16,7 +16,7 @@ record_memory(args.slot, args.large_pools, args.memory_gib, now)
 redis.call('PEXPIRE', slot_key(args.slot), args.slot_ttl_ms)
 redis.call('ZADD', SLOTS, now, args.slot)
 redis.call('ZADD', SLOT_NAMES, 0, args.slot)
-set_warm(args.slot, args.report.warm)
+set_adapters(WARM, args.slot, args.report.warm)
 
 -- One random entry for each heartbeat, so that slots that are gone do not fill the indexes.
 local listed = redis.call('ZRANDMEMBER', SLOT_NAMES)

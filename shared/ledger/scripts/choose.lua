@@ -7,9 +7,9 @@
 --   wait_bound_ms  an item accepted longer ago goes before everything else
 --   slot_ttl_ms    a slot whose last heartbeat is older counts as dead
 -- Keys: pending, item, shares, turns, turn_entries, busy, served, lanes, lane, slots, slot, slot_names, slots_missing,
---   warm, warm_counts, memory
+--   warm, next_adapters, warm_counts, memory
 -- Queues and leases are only read, except for entries that a process of an earlier version left in a queue; the indexes
--- (turns, turn_entries, warm, warm_counts, memory) are corrected on the way.
+-- (turns, turn_entries, warm, next_adapters, warm_counts, memory) are corrected on the way.
 
 -- The name in a lane of the adapters that the slot has merged.
 local OWN_ADAPTERS = short_adapters(args.warm)
@@ -17,13 +17,14 @@ local OWN_ADAPTERS = short_adapters(args.warm)
 -- How many lanes of a share are compared at most. Beyond that the oldest lane is chosen, warm elsewhere or not.
 local LANES_COMPARED = 64
 
--- Return which of these adapter keys other live slots have merged, as a list of booleans.
+-- Return which of these adapter keys other live slots have merged or merge next, as a list of booleans.
 local function warm_elsewhere(adapter_keys, now)
   forget_dead_slots(now, args.slot_ttl_ms)
-  local own = redis.call('HGET', WARM, args.slot)
+  local own_warm, own_next = redis.call('HGET', WARM, args.slot), redis.call('HGET', NEXT_ADAPTERS, args.slot)
   local warm = {}
   for position, count in ipairs(redis.call('HMGET', WARM_COUNTS, unpack(adapter_keys))) do
-    warm[position] = tonumber(count or 0) > (adapter_keys[position] == own and 1 or 0)
+    local key = adapter_keys[position]
+    warm[position] = tonumber(count or 0) > (key == own_warm and 1 or 0) + (key == own_next and 1 or 0)
   end
   return warm
 end
@@ -102,7 +103,7 @@ local function next_lane(pool, share, now)
   if whole_lane ~= warm_lane and redis.call('ZSCORE', lanes, whole_lane) then return whole_lane end
   local oldest = redis.call('ZRANGE', lanes, 0, LANES_COMPARED - 1)
   local adapter_keys = {}
-  for position, lane in ipairs(oldest) do adapter_keys[position] = short_adapters(lane:sub(#share + 2)) end
+  for position, lane in ipairs(oldest) do adapter_keys[position] = short_adapters(adapters_of(lane)) end
   for position, warm in ipairs(warm_elsewhere(adapter_keys, now)) do
     if not warm then return oldest[position] end
   end
@@ -115,7 +116,7 @@ local function reason_of(lane, head_lane)
   if head_share ~= share then
     return head_share:match('^%d+') > share:match('^%d+') and 'priority' or 'share'
   end
-  local adapters = lane:sub(#share + 2)
+  local adapters = adapters_of(lane)
   return (adapters == OWN_ADAPTERS or adapters == args.warm) and 'warm' or 'cold'
 end
 
@@ -154,8 +155,8 @@ end
 
 -- Return the best queued item for the slot, its pool and the reason of its claim; nil when all its pools are empty.
 -- Order: an item that waited past the bound; then priority; then, in its pool, the tenant with fewest running items,
--- longest unserved; then the adapter this slot has warm; then the oldest adapter that no other slot has warm; then the
--- oldest.
+-- longest unserved; then the adapter this slot has warm; then the oldest adapter that no other slot has warm or
+-- merges next; then the oldest.
 local function choose(now)
   local best_rank, best_id, best_pool, best_why
   local function compare(pool, id, rank, why)

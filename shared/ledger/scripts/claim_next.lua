@@ -62,12 +62,15 @@ local function check_turns(pool, claimed_share)
   end
 end
 
-local function check_warm()
+local function check_adapters()
   for _, slot in ipairs(redis.call('ZRANDMEMBER', SLOTS, 2)) do
-    set_warm(slot, redis.call('HGET', slot_key(slot), 'warm') or nil)
+    set_adapters(WARM, slot, redis.call('HGET', slot_key(slot), 'warm') or nil)
   end
   for _, slot in ipairs(redis.call('HRANDFIELD', WARM, 2)) do
-    if not redis.call('ZSCORE', SLOTS, slot) then set_warm(slot, nil) end
+    if not redis.call('ZSCORE', SLOTS, slot) then set_adapters(WARM, slot, nil) end
+  end
+  for _, slot in ipairs(redis.call('HRANDFIELD', NEXT_ADAPTERS, 2)) do
+    if not last_report(slot) then set_adapters(NEXT_ADAPTERS, slot, nil) end
   end
 end
 
@@ -119,6 +122,7 @@ record_claim(id, record)
 forget_served(pool)
 check_turns(pool, share_of(lane))
 -- Less often: with thousands of slots it takes a tenth of the claim.
-if args.number % 4 == 1 then check_warm() end
+if args.number % 4 == 1 then check_adapters() end
+set_adapters(NEXT_ADAPTERS, args.slot, adapters_of(lane))
 move(id, job, 'queued', 'running', now)
 return {id, fence + 1, attempt + 1, spec_texts(id, whole), queued_ms, now, pool, why}

@@ -5,6 +5,7 @@
 -- A share is a priority and a tenant; a lane holds the queued items of one share that want the same adapters. A lane
 -- is scored by its oldest item, and the shares take turns, so that choosing costs the same however many there are.
 local function share_of(lane) return lane:match('^%d+|[^|]*') end
+local function adapters_of(lane) return lane:sub(#share_of(lane) + 2) end
 
 local function rescore_lane(pool, lane)
   local head = redis.call('ZRANGE', lane_key(pool, lane), 0, 0, 'WITHSCORES')

@@ -1,17 +1,18 @@
--- Which slots are alive and what they have merged; part of the scripts that read or change it.
+-- Which slots are alive, what they have merged and what they merge next; part of the scripts that read or change it.
 
--- Record the adapter key that a slot has merged, or none (nil): by its name in a lane. WARM_COUNTS is the number of
--- slots in WARM by that name.
-local function set_warm(slot, adapter_key)
+-- Record the adapter key of a slot in one of two indexes, or none (nil): by its name in a lane. WARM has the adapters that
+-- the slot has merged, as its heartbeats report them. NEXT_ADAPTERS has those of the item that it claimed last or, since
+-- then, prepares: slots that choose before its next heartbeat leave them to it. WARM_COUNTS counts the entries of both.
+local function set_adapters(index, slot, adapter_key)
   adapter_key = adapter_key and short_adapters(adapter_key)
-  local before = redis.call('HGET', WARM, slot)
+  local before = redis.call('HGET', index, slot)
   if before == (adapter_key or false) then return end
   if before and redis.call('HINCRBY', WARM_COUNTS, before, -1) <= 0 then redis.call('HDEL', WARM_COUNTS, before) end
   if adapter_key then
-    redis.call('HSET', WARM, slot, adapter_key)
+    redis.call('HSET', index, slot, adapter_key)
     redis.call('HINCRBY', WARM_COUNTS, adapter_key, 1)
   else
-    redis.call('HDEL', WARM, slot)
+    redis.call('HDEL', index, slot)
   end
 end
 
@@ -19,7 +20,8 @@ end
 local function forget_slot(slot)
   redis.call('ZREM', SLOTS, slot)
   redis.call('ZREM', SLOT_NAMES, slot)
-  set_warm(slot, nil)
+  set_adapters(WARM, slot, nil)
+  set_adapters(NEXT_ADAPTERS, slot, nil)
 end
 
 -- Slots forgotten in one step; the next step forgets the rest.
@@ -56,12 +58,19 @@ local function record_memory(slot, pools, memory_gib, now)
   end
 end
 
-local function serves_large_pool(slot, pool, now)
+-- Return the time of a slot's last heartbeat, and the pools of large items that it reported then; nil without one, or if
+-- a process of an earlier version sent it.
+local function last_report(slot)
   local beat_ms = tonumber(redis.call('ZSCORE', SLOTS, slot) or nil)
   local reported = redis.call('HGET', slot_key(slot), 'large_pools')
-  if not beat_ms or not reported or math.abs(now - beat_ms) > args.slot_ttl_ms then return false end
+  if not beat_ms or not reported then return nil end
   local reported_ms, pools = reported:match('^(%d+)( .*)$')
-  return tonumber(reported_ms) == beat_ms and pools:find(' ' .. pool .. ' ', 1, true) ~= nil
+  if tonumber(reported_ms) == beat_ms then return beat_ms, pools end
+end
+
+local function serves_large_pool(slot, pool, now)
+  local beat_ms, pools = last_report(slot)
+  return beat_ms and math.abs(now - beat_ms) <= args.slot_ttl_ms and pools:find(' ' .. pool .. ' ', 1, true) ~= nil
 end
 
 -- Return the memory, in GiB, of the largest live slot that serves a pool of large items; nil if no live slot does.
