@@ -6,7 +6,7 @@ import heapq
 from collections.abc import Sequence
 
 from benchmarks.scheduling.history import History
-from benchmarks.scheduling.service_times import ServiceTimes
+from benchmarks.scheduling.service_times import ServiceTimes, Swap
 from benchmarks.scheduling.simulation import Arrival
 
 
@@ -26,10 +26,10 @@ def run_first_in_first_out(arrivals: Sequence[Arrival], *, slots: int, times: Se
     for item in history.items:
         free_s, slot = heapq.heappop(free)
         begins_s = max(free_s, item.accepted_s)
-        is_warm = warm[slot] == item.spec.adapter_key
-        stages = times.stages(item.item_id, item.spec, is_warm=is_warm, is_prepared=True)
+        swap: Swap = "none" if warm[slot] == item.spec.adapter_key else "begun"
+        stages = times.stages(item.item_id, item.spec, swap=swap, is_prepared=True)
         warm[slot] = item.spec.adapter_key
-        item.start(begins_s, is_warm=is_warm)
+        item.start(begins_s, has_swap=swap != "none")
         heapq.heappush(free, (begins_s + stages.render_s, slot))
         history.end(item.item_id, begins_s + stages.render_s + stages.store_s)
     return history

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from shared.job import ItemSpec
 from shared.ledger.acceptance import Submission
@@ -20,7 +20,6 @@ class ItemRecord:
         starts: number of claims.
         swaps: number of them that found other adapters in their slot.
         commits: number of commits that took effect.
-        reasons: why each claim chose this item.
     """
 
     item_id: str
@@ -34,7 +33,6 @@ class ItemRecord:
     starts: int = 0
     swaps: int = 0
     commits: int = 0
-    reasons: list[str] = field(default_factory=list)
 
     @property
     def wait_s(self) -> float:
@@ -42,11 +40,11 @@ class ItemRecord:
         assert self.started_s is not None
         return self.started_s - self.accepted_s
 
-    def start(self, now_s: float, *, is_warm: bool) -> None:
+    def start(self, now_s: float, *, has_swap: bool) -> None:
         """Record a claim."""
         self.started_s = now_s if self.started_s is None else self.started_s
         self.starts += 1
-        self.swaps += not is_warm
+        self.swaps += has_swap
 
     def end(self, now_s: float) -> None:
         """Record the commit."""

@@ -79,8 +79,8 @@ class Simulation:
     def plan(self, arrivals: Sequence[Arrival]) -> None:
         """Plan the accepts of jobs."""
         for arrival in arrivals:
-            self._to_arrive += len(arrival.jobs)
-            self.timeline.after(arrival.at_s, partial(self._accept, arrival.jobs))
+            self._to_arrive += 1
+            self.timeline.after(arrival.at_s, partial(self._arrive, arrival.jobs))
 
     def kill(self, name: str) -> None:
         """End a slot as a power cut does."""
@@ -98,13 +98,17 @@ class Simulation:
             raise ServerFailed(f"{self.history.unfinished} items of the simulation never ended; no slot was left")
         return self.history
 
-    def _accept(self, jobs: Sequence[Submission]) -> None:
+    def _arrive(self, jobs: Sequence[Submission]) -> None:
+        self._to_arrive -= 1
+        self.accept(jobs)
+
+    def accept(self, jobs: Sequence[Submission]) -> None:
+        """Accept jobs now, and wake idle slots for their items."""
         for first in range(0, len(jobs), _JOBS_PER_CALL):
             self.ledger.accept_all(jobs[first : first + _JOBS_PER_CALL])
         for job in jobs:
             self.history.accept(job, self.timeline.now_s())
             self._wake(len(job.items))
-        self._to_arrive -= len(jobs)
 
     def _wake(self, count: int) -> None:
         for _ in range(min(count, len(self._idle))):

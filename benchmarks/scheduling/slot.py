@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from benchmarks.rendered_result import describe_result
 from benchmarks.scheduling.history import History
-from benchmarks.scheduling.service_times import ServiceTimes, Stages
+from benchmarks.scheduling.service_times import ServiceTimes, Stages, Swap
 from benchmarks.scheduling.timeline import Action, Timeline
 from shared.job import FEATURES, ItemSpec, Progress, pools
 from shared.ledger import Claim, Ledger
@@ -52,7 +52,8 @@ class SimulatedSlot:
         self._claims: list[Claim] = []
         self._rendering: Claim | None = None
         self._prepared: ItemSpec | None = None
-        self._merged = "base"
+        # Adapters of the last image, and those that the slot has merged or began to merge since.
+        self._rendered = self._merged = "base"
         self._stored_s = 0.0
         self._is_draining = False
         self._is_gone = False
@@ -79,17 +80,21 @@ class SimulatedSlot:
         if claim is None:
             self._on_idle(self)
             return
-        is_warm = claim.spec.adapter_key == self._merged
-        self._history[claim.item_id].start(self._timeline.now_s(), is_warm=is_warm)
+        swap = self._swap_to(claim.spec.adapter_key)
+        self._history[claim.item_id].start(self._timeline.now_s(), has_swap=swap != "none")
         self._claims.append(claim)
         self._rendering = claim
-        is_prepared = self._prepared == claim.spec
+        stages = self._times.stages(claim.item_id, claim.spec, swap=swap, is_prepared=self._prepared == claim.spec)
         self._prepared = None
-        stages = self._times.stages(claim.item_id, claim.spec, is_warm=is_warm, is_prepared=is_prepared)
         self._after(_CALL_S, self._beat)
         steps = max(claim.spec.num_inference_steps, 1)
         self._after(stages.encode_s + stages.swap_s + stages.denoise_s * _STEP_TO_PREPARE / steps, self._prepare_next)
-        self._after(stages.render_s, lambda: self._finish_rendering(claim, stages, is_warm=is_warm))
+        self._after(stages.render_s, lambda: self._finish_rendering(claim, stages))
+
+    def _swap_to(self, adapter_key: str) -> Swap:
+        if adapter_key != self._merged:
+            return "whole"
+        return "none" if self._merged == self._rendered else "begun"
 
     def _prepare_next(self) -> None:
         if self._rendering is None or self._is_draining:
@@ -97,16 +102,19 @@ class SimulatedSlot:
         warm = self._rendering.spec.adapter_key
         self._prepared = self._ledger.peek_next(POOLS, slot=self.name, warm=warm)
 
-    def _finish_rendering(self, claim: Claim, stages: Stages, *, is_warm: bool) -> None:
-        self._merged = claim.spec.adapter_key
+    def _finish_rendering(self, claim: Claim, stages: Stages) -> None:
+        self._rendered = self._merged = claim.spec.adapter_key
+        if self._prepared is not None:
+            # As `Renderer` does during the last step: the next claim prefers these adapters.
+            self._merged = self._prepared.adapter_key
         self._rendering = None
         # One image is stored at a time.
         waits_s = max(0.0, self._stored_s - self._timeline.now_s())
         self._stored_s = self._timeline.now_s() + waits_s + stages.store_s
-        self._after(waits_s + stages.store_s, lambda: self._commit(claim, stages, is_warm=is_warm))
+        self._after(waits_s + stages.store_s, lambda: self._commit(claim, stages))
         self._after(waits_s, self.claim)
 
-    def _commit(self, claim: Claim, stages: Stages, *, is_warm: bool) -> None:
+    def _commit(self, claim: Claim, stages: Stages) -> None:
         timings = {
             "encode_prompt": stages.encode_s,
             "adapter": stages.swap_s,
@@ -115,7 +123,7 @@ class SimulatedSlot:
             "encode_image": stages.store_s / 2,
             "upload": stages.store_s / 2,
         }
-        result = describe_result(claim, timings=timings, change="none" if is_warm else "swapped")
+        result = describe_result(claim, timings=timings, change="swapped" if stages.swap_s else "none")
         if self._ledger.commit(claim, result, gpu_s=stages.render_s) == "committed":
             self._history.end(claim.item_id, self._timeline.now_s())
         self._claims.remove(claim)

@@ -57,7 +57,7 @@ def spread_out(
     chance: random.Random, jobs: Sequence[Submission], *, slots: int, times: ServiceTimes, load: float
 ) -> list[Arrival]:
     """Let jobs arrive independently, at a rate that keeps this part of the slots busy."""
-    work_s = sum(times.stages("", spec, is_warm=True, is_prepared=True).render_s for job in jobs for spec in job.items)
+    work_s = sum(times.stages("", spec, swap="none", is_prepared=True).render_s for job in jobs for spec in job.items)
     every_s = work_s / (len(jobs) * slots * load)
     return [
         Arrival(at_s, [job])
