@@ -29,8 +29,10 @@ from flux2_client.models import (
     JobLine,
     LineT,
     ModelList,
+    Queue,
     Replay,
     Result,
+    Slot,
     Status,
     UploadedAdapter,
     UploadedImage,
@@ -194,6 +196,12 @@ class AsyncClient:
         return await self._run(
             self._protocol.usage_csv(first_day=first_day, last_day=last_day, group_by=group_by, tenant=tenant)
         )
+
+    def slots(self, *, page_size: int = 200) -> AsyncIterator[Slot]:
+        return self._iterate(self._protocol.slots(page_size=page_size))
+
+    async def queue(self, *, limit: int = 100, tenant: str | None = None) -> Queue:
+        return await self._run(self._protocol.queue(limit=limit, tenant=tenant))
 
     async def _iterate(self, listing: Listing[LineT]) -> AsyncIterator[LineT]:
         while not listing.is_complete:

@@ -27,8 +27,10 @@ from flux2_client.models import (
     JobLine,
     LineT,
     ModelList,
+    Queue,
     Replay,
     Result,
+    Slot,
     Status,
     UploadedAdapter,
     UploadedImage,
@@ -298,6 +300,19 @@ class Client:
         return self._run(
             self._protocol.usage_csv(first_day=first_day, last_day=last_day, group_by=group_by, tenant=tenant)
         )
+
+    def slots(self, *, page_size: int = 200) -> Iterator[Slot]:
+        """Iterate over the live workers, in the order of their names; what they render is shown to its tenant alone."""
+        return self._iterate(self._protocol.slots(page_size=page_size))
+
+    def queue(self, *, limit: int = 100, tenant: str | None = None) -> Queue:
+        """Return how many images of the caller's tenant wait and run; with a key of the role `admin`, those of all.
+
+        Args:
+            limit: number of lines; the sums count all images.
+            tenant: only this tenant.
+        """
+        return self._run(self._protocol.queue(limit=limit, tenant=tenant))
 
     def _iterate(self, listing: Listing[LineT]) -> Iterator[LineT]:
         while not listing.is_complete:

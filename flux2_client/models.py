@@ -382,6 +382,57 @@ class Usage(Answer):
     total: UsageAmounts
 
 
+class SlotItem(Answer):
+    """The image that a slot renders, or stores if it renders none."""
+
+    request_id: str
+    index: int
+    tenant: str
+    adapters: str
+    attempt: int
+    stage: str | None = None
+    step: int = 0
+    steps: int | None = None
+    started_at: str
+
+
+class Slot(Answer):
+    """One live worker; the adapters that it has merged and its image are None if another tenant's."""
+
+    name: str
+    model: str
+    state: str
+    device: str
+    precision: str
+    engines: tuple[str, ...]
+    features: tuple[str, ...] = ()
+    memory_bytes: int | None = None
+    corrupted: int = 0
+    adapters: str | None = None
+    item: SlotItem | None = None
+
+
+class QueueLine(Answer):
+    """Images of one tenant; `adapters` is None in the line that sums up those whose adapters are not known."""
+
+    tenant: str
+    model: str
+    engine: str
+    adapters: str | None = None
+    queued: int
+    running: int
+
+
+class Queue(Answer):
+    """How many images wait and run; `data` has the lines with most waiting images first."""
+
+    queued: int
+    running: int
+    images_per_minute: float
+    slots: int
+    data: tuple[QueueLine, ...]
+
+
 class DeletedUploads(Answer):
     """The paths of the files that a call deleted."""
 

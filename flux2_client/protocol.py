@@ -41,8 +41,10 @@ from flux2_client.models import (
     LineT,
     ModelList,
     Page,
+    Queue,
     Replay,
     Result,
+    Slot,
     Status,
     UploadedAdapter,
     UploadedImage,
@@ -174,6 +176,12 @@ class Protocol(Generic[ImageT]):
         call = _usage_call(first_day, last_day, group_by, tenant, format="csv")
         answer = yield from self._repeat(lambda: self._send(call))
         return answer.text
+
+    def slots(self, *, page_size: int) -> Listing[Slot]:
+        return self._list(Page[Slot], "/v1/slots", limit=page_size)
+
+    def queue(self, *, limit: int, tenant: str | None) -> Steps[Queue]:
+        return self._call(Queue, Call("GET", "/v1/queue", params=_params(limit=limit, tenant=tenant)))
 
     def wait(
         self, request_id: str, *, timeout_s: float, poll_s: float | None, on_status: Callable[[Status], None] | None

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequen
 from typing import TypeVar
 
 from flux2_client.async_client import AsyncImage
+from flux2_client.fleet import Fleet
+from flux2_client.fleet_view import describe_fleet, queue_cells, slot_cells
 from flux2_client.models import (
     Adapter,
     AdapterFile,
@@ -173,6 +175,17 @@ def print_usage(usage: Usage) -> None:
     rows.append((*["total", *[""] * (len(usage.group_by) - 1)], *_amounts(usage.total, usage.currency)))
     LineConsole().print_rows(rows)
     print_message(f"{usage.first_day} to {usage.last_day}, days in UTC")
+
+
+def print_fleet(fleet: Fleet) -> None:
+    """Print a summary, a line for each slot, and the queue by tenant and adapters."""
+    console = LineConsole()
+    console.print_line(describe_fleet(fleet))
+    if fleet.slots:
+        heading = ("slot", "state", "adapters", "tenant", "image", "stage", "step")
+        console.print_rows([heading, *map(slot_cells, fleet.slots)])
+    if lines := fleet.lines_by_tenant():
+        console.print_rows([("tenant", "adapters", "model", "waiting", "running"), *map(queue_cells, lines)])
 
 
 def _amounts(used: UsageAmounts, currency: str | None) -> list[str]:

@@ -31,7 +31,13 @@ class Session:
     """One command's connection, and the jobs that go on if the command ends early."""
 
     def __init__(
-        self, url: str | None, profile: str | None, api_key: str | None = None, *, patient: bool = False
+        self,
+        url: str | None,
+        profile: str | None,
+        api_key: str | None = None,
+        *,
+        patient: bool = False,
+        repeats: bool = True,
     ) -> None:
         self._target = find_target(url, profile, api_key)
         self.url = self._target.url
@@ -39,7 +45,8 @@ class Session:
         #: Whether the command submits: a refusal then leaves the jobs that it submitted before.
         self.submits = False
         self.to: Destination | None = None
-        self._retry_s = PATIENCE_S if patient else _SHORT_S
+        # A screen that is drawn again and again shows the failure itself.
+        self._retry_s = (PATIENCE_S if patient else _SHORT_S) if repeats else 0.0
 
     def connect(self) -> AsyncClient:
         return AsyncClient(

@@ -1,7 +1,13 @@
 """GET /v1/slots and /v1/queue over real HTTP: an admin sees everything, a tenant what is its own."""
 
-import pytest
+import asyncio
+import json
 
+import pytest
+from typer.testing import CliRunner
+
+from flux2_client import AsyncClient, Client
+from flux2_client.commands import app
 from shared.job import AdapterRef, Progress
 from shared.ledger import Submission
 
@@ -87,3 +93,46 @@ def test_a_tenant_sees_its_own_queue_alone(api, fleet, make_key):
     assert [line["tenant"] for line in answer["data"]] == ["acme"]
     assert get(api, "/v1/queue?tenant=other", key, status=403)["code"] == "FORBIDDEN"
     assert get(api, "/v1/queue", make_key(tenant="empty"))["data"] == []
+
+
+def top(api, key, *options):
+    secret = key["Authorization"].removeprefix("Bearer ")
+    done = CliRunner().invoke(app, ["top", *options, "--url", api.url, "--api-key", secret])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def test_both_clients_read_slots_and_queue(api, fleet, admin):
+    key = admin["Authorization"].removeprefix("Bearer ")
+
+    async def read():
+        async with AsyncClient(api.url, api_key=key) as client:
+            return [slot async for slot in client.slots(page_size=2)], await client.queue(tenant="acme")
+
+    with Client(api.url, api_key=key) as client:
+        slots, queue = list(client.slots(page_size=2)), client.queue(tenant="acme")
+
+    assert asyncio.run(read()) == (slots, queue)
+    assert [slot.name for slot in slots] == ["gpu-0", "gpu-1", "gpu-2"]
+    assert [(line.tenant, line.queued, line.running) for line in queue.data] == [("acme", 1, 1)]
+
+
+def test_top_prints_the_fleet_once_where_there_is_no_terminal(api, fleet, admin, make_key):
+    summary, heading, *lines = top(api, admin).splitlines()
+
+    assert summary == "3 slots (2 busy, 1 ready)   2 waiting   2 running   0 images/min"
+    assert heading.split() == ["slot", "state", "adapters", "tenant", "image", "stage", "step"]
+    assert lines[2].split() == ["gpu-2", "ready", "secret", "-", "-", "-", "-"]
+    assert {line.split()[3] for line in lines[:2]} == {"acme", "other"}
+    assert lines[3].split() == ["tenant", "adapters", "model", "waiting", "running"]
+    assert [line.split() for line in lines[4:]] == [[name, name, "flux2", "1", "1"] for name in ("acme", "other")]
+    assert "other" not in top(api, make_key(tenant="acme"), "--once")
+
+
+def test_top_prints_what_the_api_answers_as_json(api, fleet, admin):
+    shown = json.loads(top(api, admin, "--json", "--tenant", "acme"))
+
+    assert shown == {
+        "slots": get(api, "/v1/slots", admin)["data"],
+        "queue": get(api, "/v1/queue?tenant=acme", admin),
+    }

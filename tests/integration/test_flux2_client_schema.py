@@ -48,6 +48,8 @@ VERBS = [
     ("models", (), {}, "/v1/models", models.ModelList),
     ("usage", (), USAGE, "/v1/usage", models.Usage),
     ("usage_csv", (), USAGE, "/v1/usage", None),
+    ("slots", (), {"page_size": 5}, "/v1/slots", models.Page[models.Slot]),
+    ("queue", (), {"limit": 5, "tenant": "acme"}, "/v1/queue", models.Queue),
     ("adapter", ("a",), {"model": "flux2"}, "/v1/adapters", models.Adapter),
     ("adapters", (), {"page_size": 5}, "/v1/adapters", models.Page[models.AdapterFile]),
     (
