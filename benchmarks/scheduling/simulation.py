@@ -54,11 +54,16 @@ class Simulation:
         self._slots: dict[str, SimulatedSlot] = {}
         self._idle: deque[SimulatedSlot] = deque()
         self._to_arrive = 0
+        self._is_started = False
         for observer in observers:
             observer.attach(self)
 
-    def add_slot(self, name: str, times: ServiceTimes, *, at_s: float = 0.0) -> None:
-        """Plan the start of a slot."""
+    def add_slot(self, name: str, times: ServiceTimes, *, at_s: float = 0.0, first_share: float = 1.0) -> None:
+        """Plan the start of a slot, `at_s` from now.
+
+        Args:
+            first_share: see `SimulatedSlot`.
+        """
         slot = SimulatedSlot(
             name,
             ledger=self.ledger,
@@ -66,7 +71,7 @@ class Simulation:
             times=times,
             history=self.history,
             on_idle=self._idle.append,
-            on_end=lambda ended: None,
+            first_share=first_share,
         )
         self._slots[name] = slot
         self.timeline.after(at_s, slot.start)
@@ -90,13 +95,33 @@ class Simulation:
         """End a slot as SIGTERM does."""
         self._slots[name].drain()
 
+    def drain_all(self) -> None:
+        """End all slots, and run until they have ended."""
+        for slot in self._slots.values():
+            slot.drain()
+        self.timeline.run(until=lambda: all(slot.is_gone for slot in self._slots.values()))
+        self._slots.clear()
+        self._idle.clear()
+
     def run(self) -> History:
         """Run until each item of each planned job has ended."""
-        self._reap_again()
+        self._start()
         self.timeline.run(until=lambda: not self._to_arrive and not self.history.unfinished)
         if self.history.unfinished or self._to_arrive:
             raise ServerFailed(f"{self.history.unfinished} items of the simulation never ended; no slot was left")
         return self.history
+
+    def run_for(self, seconds: float) -> None:
+        """Run for some virtual time."""
+        self._start()
+        ends: list[float] = []
+        self.timeline.after(seconds, lambda: ends.append(self.timeline.now_s()))
+        self.timeline.run(until=lambda: bool(ends))
+
+    def _start(self) -> None:
+        if not self._is_started:
+            self._is_started = True
+            self._reap_again()
 
     def _arrive(self, jobs: Sequence[Submission]) -> None:
         self._to_arrive -= 1

@@ -26,8 +26,8 @@ class SimulatedSlot:
     """One slot from its first heartbeat to its end: claims, prepares, renders, stores, commits.
 
     Args:
-        on_idle: called when a claim found nothing; the slot then waits for `wake`.
-        on_end: called when the slot has drained.
+        on_idle: called when a claim found nothing; the slot then waits until `claim` is called again.
+        first_share: the part of its first item that is left to render, so that a fleet begins as if it ran already.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class SimulatedSlot:
         times: ServiceTimes,
         history: History,
         on_idle: Callable[[SimulatedSlot], None],
-        on_end: Callable[[SimulatedSlot], None],
+        first_share: float = 1.0,
     ) -> None:
         self.name = name
         self._ledger = ledger
@@ -47,7 +47,7 @@ class SimulatedSlot:
         self._times = times
         self._history = history
         self._on_idle = on_idle
-        self._on_end = on_end
+        self._first_share = first_share
         # At most one that is stored and one that renders, oldest first.
         self._claims: list[Claim] = []
         self._rendering: Claim | None = None
@@ -57,6 +57,11 @@ class SimulatedSlot:
         self._stored_s = 0.0
         self._is_draining = False
         self._is_gone = False
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the slot has ended."""
+        return self._is_gone
 
     def start(self) -> None:
         """Report the slot as alive and claim."""
@@ -87,9 +92,11 @@ class SimulatedSlot:
         stages = self._times.stages(claim.item_id, claim.spec, swap=swap, is_prepared=self._prepared == claim.spec)
         self._prepared = None
         self._after(_CALL_S, self._beat)
+        share, self._first_share = self._first_share, 1.0
         steps = max(claim.spec.num_inference_steps, 1)
-        self._after(stages.encode_s + stages.swap_s + stages.denoise_s * _STEP_TO_PREPARE / steps, self._prepare_next)
-        self._after(stages.render_s, lambda: self._finish_rendering(claim, stages))
+        before_s = stages.encode_s + stages.swap_s + stages.denoise_s * _STEP_TO_PREPARE / steps
+        self._after(share * before_s, self._prepare_next)
+        self._after(share * stages.render_s, lambda: self._finish_rendering(claim, stages))
 
     def _swap_to(self, adapter_key: str) -> Swap:
         if adapter_key != self._merged:
@@ -134,7 +141,6 @@ class SimulatedSlot:
         if self._is_draining and not self._is_gone and not self._claims:
             self._ledger.workers.remove(self.name)
             self._is_gone = True
-            self._on_end(self)
 
     def _beat_again(self) -> None:
         self._beat()

@@ -146,3 +146,13 @@ def test_forecasts_are_compared_with_what_happened(client):
     outcome = SCENARIOS["mixed"](client, 1, jobs=8, slots=2)
 
     assert outcome.figures["forecasts"] >= outcome.figures["forecasts with an estimate"] > 2
+
+
+def test_fleets_of_several_sizes_are_measured_on_one_queue(client):
+    outcome = SCENARIOS["large-fleets"](client, 1, fleets=(4, 40), items=500, images=60)
+
+    # An image takes 3 s, so 40 slots render 13.3 a second. A slot sends a heartbeat each 3 s, and two for each image.
+    assert outcome.figures["40 slots: images a second"] == pytest.approx(40 / 3, rel=0.2)
+    assert outcome.figures["40 slots: heartbeats an image"] == pytest.approx(3, rel=0.15)
+    assert 100 < outcome.figures["bytes of a queued item"] < 2000
+    assert 0 < outcome.figures["4 slots: claim p50 ms"] <= outcome.figures["4 slots: claim p99 ms"]

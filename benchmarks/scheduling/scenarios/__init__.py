@@ -8,6 +8,7 @@ from types import MappingProxyType
 from benchmarks.scheduling.bars import Outcome
 from benchmarks.scheduling.scenarios.changing_fleet import run_changing_fleet
 from benchmarks.scheduling.scenarios.interleaved import run_interleaved
+from benchmarks.scheduling.scenarios.large_fleets import run_large_fleets
 from benchmarks.scheduling.scenarios.lockstep import run_lockstep
 from benchmarks.scheduling.scenarios.mixed import run_mixed
 from benchmarks.scheduling.scenarios.priorities import run_priorities
@@ -25,5 +26,6 @@ SCENARIOS: Mapping[str, Callable[[Client, int], Outcome]] = MappingProxyType(
         "changing-fleet": run_changing_fleet,
         "lockstep": run_lockstep,
         "mixed": run_mixed,
+        "large-fleets": run_large_fleets,
     }
 )
