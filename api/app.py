@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
 
@@ -15,6 +15,7 @@ from api.errors import install_error_handlers
 from api.image_uploading import PARALLEL_IMAGES
 from api.job_waits import JobWaits
 from api.limits import BodyLimit
+from api.metrics.sender import CountSender
 from api.openapi import ANY_PROBLEM, Application
 from api.probe import StorageProbe
 from api.reference_intake import ReferenceIntake
@@ -37,6 +38,7 @@ from api.webhooks import Courier
 from shared.adapters.remote import RemoteAdapters
 from shared.caretaker import Caretaker
 from shared.celery_app import make_celery
+from shared.errors import LedgerUnavailable
 from shared.ledger import Ledger
 from shared.reference_fetch import ReferenceFetcher
 from shared.reference_store import ReferenceStore
@@ -97,7 +99,8 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # Here and not above: threads run while the application is served, and building it must start nothing.
-        caretaker = Caretaker(services.ledger, services.celery, settings.queue)
+        counts = CountSender(services.ledger)
+        caretaker = Caretaker(services.ledger, services.celery, settings.queue, duties=[counts.send])
         courier = Courier(services.ledger, settings)
         services.threads[:] = [caretaker, *([courier] if settings.webhook.secret else [])]
         for thread in services.threads:
@@ -107,6 +110,8 @@ def create_app(settings: Settings) -> FastAPI:
         await services.upload_slots.join(timeout_s=_ABORTS_S)
         courier.stop()
         caretaker.stop()
+        with suppress(LedgerUnavailable):
+            counts.send()
 
     api = settings.api
     app = Application(

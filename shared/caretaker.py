@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from celery import Celery
 
@@ -33,13 +33,19 @@ class Caretaker(threading.Thread):
     """Reaps and looks at deadlines each `reap_s`; audits and sweeps each `audit_s` while it leads.
 
     The leader audits every pool, also those that no worker serves.
+
+    Args:
+        duties: what else this process does in each pass.
     """
 
-    def __init__(self, ledger: Ledger, celery: Celery, settings: QueueSettings) -> None:
+    def __init__(
+        self, ledger: Ledger, celery: Celery, settings: QueueSettings, *, duties: Sequence[Callable[[], object]] = ()
+    ) -> None:
         super().__init__(name="flux2-caretaker", daemon=True)
         self._ledger = ledger
         self._celery = celery
         self._settings = settings
+        self._duties = duties
         # A caretaker's identity in the election of the leader.
         self._holder = uuid.uuid4().hex
         self._stopped = threading.Event()
@@ -57,7 +63,8 @@ class Caretaker(threading.Thread):
         while not self._stopped.wait(period_s):
             passes += 1
             self._outage = None
-            self._perform(self.reap, self.expire_deadlines, *([self._lead] if passes % passes_per_audit == 0 else []))
+            leading = [self._lead] if passes % passes_per_audit == 0 else []
+            self._perform(self.reap, self.expire_deadlines, *leading, *self._duties)
             self._log_outage()
 
     def stop(self) -> None:

@@ -8,6 +8,7 @@ from prometheus_client import Metric
 
 from api.metrics.counters import collect_counters
 from api.metrics.items import collect_items
+from api.metrics.reported import collect_reported
 from api.metrics.slots import collect_slots
 from api.metrics.usage import collect_usage
 from shared.ledger import Ledger
@@ -24,5 +25,5 @@ class LedgerCollector:
 
     def collect(self) -> Iterator[Metric]:
         """Yield each metric with its samples."""
-        for collect in (collect_items, collect_counters, collect_slots, collect_usage):
+        for collect in (collect_items, collect_counters, collect_reported, collect_slots, collect_usage):
             yield from collect(self._ledger)

@@ -15,6 +15,8 @@ from redis.retry import Retry
 
 from shared.errors import LedgerForbidden, LedgerRefused, LedgerUnavailable, LedgerUnusable
 from shared.ledger import keys
+from shared.metrics.definitions import REDIS_ERRORS
+from shared.metrics.tally import PROCESS
 from shared.redis_url import RedisUrl
 
 #: Oldest Redis that has every command the scripts use; HRANDFIELD came with 6.2.
@@ -202,9 +204,11 @@ class Breaker:
         except LedgerRefused:
             # Redis answered, so no call waits for a timeout, and others may succeed: a full Redis still serves reads.
             self._reason, self._open_until = "", 0.0
+            PROCESS.count(REDIS_ERRORS, "refused")
             raise
         except LedgerUnavailable as error:
             self._reason = str(error)
             self._open_until = time.monotonic() + self._pause_s
+            PROCESS.count(REDIS_ERRORS, "unanswered")
             raise
         self._reason, self._open_until = "", 0.0

@@ -11,6 +11,7 @@ _COMMON_PARTS = ("prelude", "item_texts", "queue", "usage", "moves")
 _PARTS = {
     "slots": ("beat", "remove_slot", "claim_next", "peek_next", "release", "largest"),
     "choose": ("claim_next", "peek_next"),
+    "metrics": ("beat", "remove_slot", "add_metrics"),
     "tenants": ("accept", "list_jobs", "index_tenants", "sweep"),
     "key_use": ("accept",),
     "routes": ("outbox_reserve", "outbox_record", "outbox_resend"),

@@ -23,6 +23,7 @@ from shared.ledger.claims import Claims
 from shared.ledger.compact_form import CompactForm
 from shared.ledger.connection import Client, connect
 from shared.ledger.key_use import KeyUse
+from shared.ledger.metric_sums import MetricSums
 from shared.ledger.outbox import Outbox
 from shared.ledger.outcome import CommitAnswer, end_item
 from shared.ledger.outlook import Forecaster
@@ -60,6 +61,7 @@ class Ledger:
         backlog: the items that wait and run.
         slots: the live slots, in pages, with the items that they run.
         queue: how many items wait and run, by tenant and adapters.
+        metrics: what processes count by themselves.
         wakeups: the wake-up messages that no worker has consumed.
     """
 
@@ -83,6 +85,7 @@ class Ledger:
         self.backlog = Backlog(self._session)
         self.slots = SlotListing(self._session)
         self.queue = QueueReader(self._session)
+        self.metrics = MetricSums(self._session)
         self.wakeups = WakeupQueues(self._session, audit_s=settings.audit_s)
 
     @classmethod

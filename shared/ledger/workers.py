@@ -11,7 +11,9 @@ from typing import TypeVar
 from shared.job import ENGINES, FEATURES, Engine, Feature, is_large, memory_gib, pools
 from shared.ledger import keys
 from shared.ledger.connection import Client
+from shared.ledger.metric_sums import batch_arguments
 from shared.ledger.session import Session, to_ms
+from shared.metrics.batches import Batch
 
 _Name = TypeVar("_Name", bound=str)
 
@@ -78,8 +80,12 @@ class WorkerRegistry:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def beat(self, slot: str, report: Mapping[str, str]) -> None:
-        """Store one heartbeat of a slot, with its report; it counts as dead `SLOT_TTL_MS` after the last one."""
+    def beat(self, slot: str, report: Mapping[str, str], *, batch: Batch | None = None) -> None:
+        """Store one heartbeat of a slot, with its report; it counts as dead `SLOT_TTL_MS` after the last one.
+
+        Args:
+            batch: what the slot's process counted; see `MetricSums.add`.
+        """
         self._session.run(
             "beat",
             slot=slot,
@@ -87,11 +93,12 @@ class WorkerRegistry:
             slot_ttl_ms=SLOT_TTL_MS,
             large_pools=_large_pools(report),
             memory_gib=memory_gib(int(report.get("memory_bytes", 0))),
+            batch=batch_arguments(batch),
         )
 
-    def remove(self, slot: str) -> None:
-        """Remove a slot that stops from the list, before its last heartbeat expires."""
-        self._session.run("remove_slot", slot=slot)
+    def remove(self, slot: str, *, batch: Batch | None = None) -> None:
+        """Remove a slot that stops from the list, before its last heartbeat expires; `batch` as in `beat`."""
+        self._session.run("remove_slot", slot=slot, batch=batch_arguments(batch))
 
     def live_slots(self) -> list[SlotView]:
         """Return the slots whose heartbeat is fresh."""

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from shared.errors import ObjectMissing, StorageUnavailable
+from shared.metrics.definitions import STORAGE_ERRORS
+from shared.metrics.tally import PROCESS
 from shared.storage.protocol import MAX_CHUNK, StoredObject, new_probe_key, validate_key
 
 _UNFINISHED = ".unfinished-"
@@ -133,6 +135,7 @@ def _storage_errors(verb: str, key: str) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ObjectMissing(f"{verb} {key}: {error.strerror}") from error
     except OSError as error:
+        PROCESS.count(STORAGE_ERRORS, verb)
         raise StorageUnavailable(f"{verb} {key}: {error.strerror}") from error
 
 

@@ -19,6 +19,8 @@ from botocore.parsers import ResponseParserError
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_before_delay, wait_random_exponential
 
 from shared.errors import ObjectMissing, StorageUnavailable
+from shared.metrics.definitions import STORAGE_ERRORS
+from shared.metrics.tally import PROCESS
 from shared.settings import S3Settings
 from shared.storage.protocol import MAX_CHUNK, StoredObject, new_probe_key, validate_key
 from shared.storage.s3_client import make_client
@@ -200,7 +202,7 @@ class S3Store:
             retry=retry_if_exception(_is_transient),
             stop=stop_before_delay(self._retry_budget_s),
             wait=wait_random_exponential(multiplier=_FIRST_WAIT_S, max=_LONGEST_WAIT_S),
-            before_sleep=_log_retry,
+            before_sleep=partial(_log_retry, verb),
             reraise=True,
         )
         return self._once(verb, key, lambda: retrying(request))
@@ -210,6 +212,8 @@ class S3Store:
             return request()
         except _ERRORS as error:
             kind = ObjectMissing if _code(error) in _MISSING else StorageUnavailable
+            if kind is StorageUnavailable:
+                PROCESS.count(STORAGE_ERRORS, verb.lower())
             raise kind(f"{verb} {key}: {self._where}: {_reason(error)}") from error
 
 
@@ -249,7 +253,8 @@ def _reason(error: Exception) -> str:
     return f"{_status(error)} {details.get('Code', '')[:80]!r} {details.get('Message', '')[:300]!r}"
 
 
-def _log_retry(state: RetryCallState) -> None:
+def _log_retry(verb: str, state: RetryCallState) -> None:
+    PROCESS.count(STORAGE_ERRORS, verb.lower())
     error = state.outcome.exception() if state.outcome else None
     logger.warning(
         "storage request failed; retrying",

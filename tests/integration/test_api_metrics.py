@@ -6,6 +6,9 @@ from prometheus_client import CollectorRegistry
 from api.metrics.collector import LedgerCollector
 from shared.job import ItemError
 from shared.ledger import Ledger, Submission
+from shared.metrics.batches import Batches
+from shared.metrics.definitions import STEP_SECONDS, STORAGE_ERRORS
+from shared.metrics.tally import Tally
 from shared.settings import QueueSettings
 
 BROKEN = ItemError(code="run_failed", message="it broke", retryable=True)
@@ -112,3 +115,68 @@ def test_webhooks_and_an_outage_of_the_storage_are_counted(ledger, item, samples
     assert by(samples, "flux2_webhooks_total") == {"failed": 1}
     assert samples("flux2_webhooks_waiting") == {(): 1}
     assert samples("flux2_storage_outage") == {(): 1}
+
+
+@pytest.fixture
+def process():
+    """The counts of one process and their batches."""
+
+    class Process:
+        def __init__(self):
+            self.tally = Tally()
+            self.batches = Batches(self.tally)
+
+    return Process
+
+
+def test_a_heartbeat_that_is_repeated_counts_once(ledger, samples, process, slot_report):
+    first, second = process(), process()
+    for worker in (first, second):
+        worker.tally.observe(STEP_SECONDS, 0.5, "flux2", "exact", times=25)
+    ledger.workers.beat("gpu-0", slot_report(), batch=first.batches.next())
+    # Its answer was lost.
+    ledger.workers.beat("gpu-0", slot_report(), batch=first.batches.next())
+    ledger.workers.beat("gpu-1", slot_report(), batch=second.batches.next())
+
+    first.batches.confirm(first.batches.next())
+    first.tally.observe(STEP_SECONDS, 0.5, "flux2", "exact")
+    ledger.workers.remove("gpu-0", batch=first.batches.next())
+
+    image = (("engine", "exact"), ("model", "flux2"))
+    assert samples("flux2_step_seconds_count") == {image: 51}
+    assert samples("flux2_step_seconds_sum") == {image: 25.5}
+
+
+def test_a_new_process_of_a_slot_counts_from_one_again(ledger, samples, process, slot_report):
+    for _ in range(2):
+        worker = process()
+        worker.tally.count(STORAGE_ERRORS, "put")
+        ledger.workers.beat("gpu-0", slot_report(), batch=worker.batches.next())
+
+    assert by(samples, "flux2_storage_errors_total") == {"put": 2}
+
+
+def test_counts_of_the_api_are_added_without_a_slot(ledger, samples, process, redis_client):
+    api = process()
+    api.tally.count(STORAGE_ERRORS, "get", by=3)
+
+    for _ in range(2):
+        ledger.metrics.add("api/1", api.batches.next())
+
+    assert by(samples, "flux2_storage_errors_total") == {"get": 3}
+    assert ledger.workers.live_slots() == []
+    # The number of the batch is forgotten once nobody repeats it.
+    assert 0 < redis_client.ttl("flux2:metrics_batch:api/1") <= 86_400
+
+
+def test_fields_beyond_five_thousand_are_not_added(ledger, process, redis_client):
+    redis_client.hset("flux2:metrics", mapping={f"old|{number}": 1 for number in range(5000)})
+    worker = process()
+    worker.tally.count(STORAGE_ERRORS, "put")
+    redis_client.hset("flux2:metrics", "storage_errors|get", 1)
+    worker.tally.count(STORAGE_ERRORS, "get")
+
+    ledger.metrics.add("api/1", worker.batches.next())
+
+    assert redis_client.hget("flux2:metrics", "storage_errors|get") == "2"
+    assert not redis_client.hexists("flux2:metrics", "storage_errors|put")

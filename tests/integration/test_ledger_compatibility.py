@@ -32,6 +32,7 @@ NEW_KEYS = (
     "compact_from",
     "reaped_ms",
     "totals",
+    "metrics",
     "turns:",
     "turn_entries:",
     "claims:",

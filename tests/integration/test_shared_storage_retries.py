@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from shared.errors import StorageUnavailable
+from shared.metrics.tally import PROCESS
 from shared.storage import open_store
 
 ERROR = "<?xml version='1.0'?><Error><Code>{}</Code><Message>{}</Message></Error>"
@@ -109,6 +110,19 @@ def test_a_put_survives_transient_failures(endpoint, store_at, failure):
 
     assert len(server.requests) == 4
     assert {body for _, _, body in server.requests} == {b"image"}
+
+
+def test_failed_requests_count_by_operation_also_those_that_are_repeated(endpoint, store_at):
+    # The client repeats a request at once, and the store counts when both have failed.
+    server = endpoint(SLOW_DOWN, SLOW_DOWN, OK, DENIED)
+    store = store_at(server.url)
+    PROCESS.take()
+
+    put(store)
+    with pytest.raises(StorageUnavailable):
+        store.get(KEY)
+
+    assert PROCESS.take() == {"storage_errors|put": 1, "storage_errors|get": 1}
 
 
 def test_a_put_that_keeps_failing_gives_up_when_its_budget_is_spent(endpoint, store_at):

@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 import uuid
+from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -31,6 +32,7 @@ from shared.job import AdapterRef, ItemSpec, Progress, State, adapter_key
 from shared.ledger import Ledger, keys
 from shared.ledger.usage_rows import Usage
 from shared.ledger.workers import OUTAGE_REPORT_MS
+from shared.metrics.tally import PROCESS
 from shared.settings import ModelSettings
 from shared.sources.cache import FileCache
 from shared.sources.remote_file import Pin
@@ -122,6 +124,50 @@ def test_an_item_is_rendered_stored_and_committed(worker, adapter):
     assert Image.open(io.BytesIO(worker.store.get(done.result.key))).size == (64, 64)
     assert done.result.adapters[0].sha256 == adapter.sha256
     assert done.result.adapters[0].layers_touched > 0
+
+
+@pytest.fixture
+def counted(worker):
+    """A function that returns what the worker has counted in this test, from the ledger: fields end with labels."""
+    # What other tests of this process left.
+    PROCESS.take()
+
+    def read():
+        worker.heartbeat.send()
+        return worker.ledger.metrics.read()
+
+    return read
+
+
+def test_the_stages_of_an_image_reach_the_ledger_with_a_heartbeat(worker, adapter, counted):
+    # The renderer of this file may have the adapter merged at another strength.
+    accept(worker, adapters=[adapter.model_copy(update={"multiplier": 0.3})], steps=3)
+
+    run_next(worker)
+
+    observed = Counter()
+    for field, count in counted().items():
+        if "|le=" in field:
+            observed[field.partition("|flux2|exact|")[0]] += count
+    stages = ("wait", "encode", "decode", "upload", "swap")
+    assert observed == {"step_seconds": 3, **{f"{stage}_seconds": 1 for stage in stages}}
+    assert counted()["adapter_files|root"] == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "failures"),
+    [(RunError("it broke"), {"attempt_failures|run_failed": 1}), (ItemCanceled("by the caller"), {})],
+)
+def test_a_failed_attempt_counts_by_its_code_and_a_canceled_one_does_not(
+    worker, clock, make_result, counted, error, failures
+):
+    accept(worker)
+
+    run_next(replace(worker, renderer=TimedRenderer(clock, make_result().pipeline, error)))
+
+    counts = counted()
+    assert {field: count for field, count in counts.items() if field.startswith("attempt_failures")} == failures
+    assert not [field for field in counts if field.startswith("step_seconds")]
 
 
 class TimedRenderer:

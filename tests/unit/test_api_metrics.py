@@ -2,9 +2,16 @@
 
 from types import SimpleNamespace
 
+import pytest
+
 from api.metrics.items import collect_items
+from api.metrics.reported import collect_reported
+from api.metrics.sender import CountSender
 from shared.catalog import POOLS
+from shared.errors import LedgerUnavailable
 from shared.ledger.backlog import PoolLoad
+from shared.metrics.definitions import STORAGE_OUTAGES
+from shared.metrics.tally import Tally
 
 
 def ledger_with(**loads):
@@ -39,3 +46,61 @@ def test_a_tenant_that_is_called_other_keeps_its_items():
     queued = queued_of_flux2(ledger_with(flux2=PoolLoad({**large, "other": 5, "small": 1, "tiny": 1}, {})))
 
     assert queued["other"] == 7
+
+
+def reported(**sums):
+    """Return the samples that come from these sums by field, by name and labels."""
+    ledger = SimpleNamespace(metrics=SimpleNamespace(read=lambda: sums))
+    return {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in collect_reported(ledger)
+        for sample in family.samples
+    }
+
+
+def test_the_buckets_of_a_histogram_add_up_whatever_bounds_a_version_has():
+    samples = reported(
+        **{
+            "decode_seconds|flux2|exact|le=100000": 3,
+            # No bound of this version: between 0.2 and 0.3 s.
+            "decode_seconds|flux2|exact|le=220000": 2,
+            "decode_seconds|flux2|exact|le=inf": 1,
+            "decode_seconds|flux2|exact|sum": 40_500_000,
+            "metric_of_a_later_version|x|le=1": 7,
+        }
+    )
+
+    buckets = {le: samples["flux2_decode_seconds_bucket", "flux2", "exact", le] for le in ("0.05", "0.1", "0.2", "0.3")}
+    assert buckets == {"0.05": 0, "0.1": 3, "0.2": 3, "0.3": 5}
+    assert samples["flux2_decode_seconds_bucket", "flux2", "exact", "+Inf"] == 6
+    assert samples["flux2_decode_seconds_count", "flux2", "exact"] == 6
+    assert samples["flux2_decode_seconds_sum", "flux2", "exact"] == 40.5
+    assert not [name for name, *_ in samples if "later" in name]
+
+
+def test_a_counter_without_labels_is_there_before_anything_was_counted():
+    samples = reported(**{"attempt_failures|stalled": 2})
+
+    assert samples["flux2_attempt_failures_total", "stalled"] == 2
+    assert samples[("flux2_storage_outages_total",)] == 0
+
+
+def test_an_api_process_sends_its_counts_again_until_redis_answers():
+    sent, answers = [], iter([LedgerUnavailable("Redis did not answer"), None])
+
+    def add(source, batch):
+        sent.append((source, batch.number, dict(batch.counts)))
+        if error := next(answers):
+            raise error
+
+    tally = Tally()
+    sender = CountSender(SimpleNamespace(metrics=SimpleNamespace(add=add)), tally=tally)
+    tally.count(STORAGE_OUTAGES)
+
+    with pytest.raises(LedgerUnavailable):
+        sender.send()
+    sender.send()
+    sender.send()
+
+    assert len(sent) == 2
+    assert sent[0] == sent[1]

@@ -7,6 +7,7 @@ import redis
 
 from shared.errors import LedgerUnavailable
 from shared.ledger.connection import Breaker
+from shared.metrics.tally import PROCESS
 
 
 def ask(breaker, asked, error=None):
@@ -42,6 +43,18 @@ def test_after_the_pause_one_call_tries_again_and_the_others_are_refused(wait_un
 
     ask(breaker, asked)
     assert len(asked) == 2
+
+
+def test_each_call_that_was_tried_counts_as_unanswered_or_refused():
+    breaker = Breaker(pause_s=60)
+    PROCESS.take()
+
+    for error in (redis.ReadOnlyError("a replica"), redis.ConnectionError("no route"), redis.ConnectionError("again")):
+        with pytest.raises(LedgerUnavailable):
+            ask(breaker, [], error)
+
+    # The third one was not tried.
+    assert PROCESS.take() == {"redis_errors|refused": 1, "redis_errors|unanswered": 1}
 
 
 def test_other_errors_do_not_start_a_pause():

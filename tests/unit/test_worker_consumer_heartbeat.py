@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 
 from shared.errors import LedgerUnavailable, ServerFailed
+from shared.metrics.definitions import STORAGE_OUTAGES
+from shared.metrics.tally import Tally
 from worker.consumer.heartbeat import Heartbeat
 from worker.consumer.slot import Slot
 from worker.consumer.slot_health import read_health
@@ -26,18 +28,20 @@ class Registry:
     """Stands for `ledger.workers`: notes the reports, and fails while `away`."""
 
     def __init__(self):
-        self.reports, self.removed, self.away = [], [], False
+        self.reports, self.batches, self.removed, self.away = [], [], [], False
         self.asked, self.go = threading.Semaphore(0), None
 
-    def beat(self, slot, report):
+    def beat(self, slot, report, *, batch=None):
         self.asked.release()
         if self.go is not None:
             assert self.go.wait(10)
         self._answer()
         self.reports.append((slot, report))
+        self.batches.append(batch)
 
-    def remove(self, slot):
+    def remove(self, slot, *, batch=None):
         self._answer()
+        self.batches.append(batch)
         self.removed.append((slot, len(self.reports)))
 
     def _answer(self):
@@ -47,9 +51,9 @@ class Registry:
 
 @pytest.fixture
 def beating():
-    workers, state, renderer = Registry(), WorkerState(), SimpleNamespace(warm_key="base")
-    heartbeat = Heartbeat(SimpleNamespace(workers=workers), SLOT, state, renderer)
-    return SimpleNamespace(workers=workers, state=state, renderer=renderer, heartbeat=heartbeat)
+    workers, state, renderer, tally = Registry(), WorkerState(), SimpleNamespace(warm_key="base"), Tally()
+    heartbeat = Heartbeat(SimpleNamespace(workers=workers), SLOT, state, renderer, tally=tally)
+    return SimpleNamespace(workers=workers, state=state, renderer=renderer, heartbeat=heartbeat, tally=tally)
 
 
 def test_a_heartbeat_holds_every_field_of_a_slots_report(beating):
@@ -187,3 +191,19 @@ def test_a_folder_for_health_files_that_cannot_be_made_names_the_setting(beating
             SimpleNamespace(warm_key="base"),
             health_dir=tmp_path / "file" / "health",
         )
+
+
+def test_counts_travel_once_and_those_without_an_answer_again(beating):
+    beating.workers.away = True
+    beating.tally.count(STORAGE_OUTAGES)
+    beating.heartbeat.send()
+    beating.workers.away = False
+    beating.tally.count(STORAGE_OUTAGES, by=2)
+
+    for _ in range(3):
+        beating.heartbeat.send()
+    beating.tally.count(STORAGE_OUTAGES, by=4)
+    beating.heartbeat.withdraw()
+
+    sent = [batch and (batch.number, batch.counts["storage_outages"]) for batch in beating.workers.batches]
+    assert sent == [(1, 1), (2, 2), None, (3, 4)]

@@ -3,6 +3,7 @@
 import threading
 from types import SimpleNamespace
 
+from shared.metrics.tally import PROCESS
 from worker.consumer.worker_state import WorkerState
 
 FACTS = {"adapters": "", "base_drift": "0"}
@@ -73,6 +74,16 @@ def test_a_draining_worker_says_so_whatever_it_does():
 
     assert state.is_draining
     assert report(state)["state"] == "draining"
+
+
+def test_each_corrupted_weight_counts_once_although_the_renderer_states_their_sum():
+    state = WorkerState()
+    PROCESS.take()
+
+    for corrupted in (0, 3, 3, 5):
+        state.record_corrupted(corrupted)
+
+    assert PROCESS.take() == {"corrupted_parameters": 5}
 
 
 def test_corrupted_weights_are_reported_as_base_drift():

@@ -19,6 +19,8 @@ from pydantic import Field
 from shared.adapters.locate import locate_adapter
 from shared.errors import AdapterRefused
 from shared.job import AdapterRef, ItemSpec
+from shared.metrics.definitions import ADAPTER_FETCHED_BYTES, ADAPTER_FILES
+from shared.metrics.tally import PROCESS
 from shared.settings import AdaptersSettings, Settings
 from shared.sources.cache import FileCache
 from shared.sources.remote_file import Pin
@@ -110,6 +112,7 @@ class AdapterFiles:
     def _find_one(self, ref: AdapterRef, used: ExitStack, on_fetch: OnFetch) -> tuple[AdapterRef, Path]:
         if not ref.pin:
             settings = self._settings
+            PROCESS.count(ADAPTER_FILES, "root")
             return ref, locate_adapter(ref.path, root=settings.root, allow_symlinks=settings.allow_symlinks)
         if self._cache is None:
             raise AdapterRefused(
@@ -126,6 +129,8 @@ class AdapterFiles:
             on_progress=lambda present, size: on_fetch(),
         )
         used.enter_context(file)
+        PROCESS.count(ADAPTER_FILES, "source" if file.fetched_bytes else "cache")
+        PROCESS.count(ADAPTER_FETCHED_BYTES, by=file.fetched_bytes)
         # The ledger knows the item's adapters by this key, which must stay the same for affinity.
         return _Fetched(**{**dict(ref), "sha256": file.sha256}, accepted_key=ref.update_key), file.path
 

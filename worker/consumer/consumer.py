@@ -13,6 +13,8 @@ from celery.signals import worker_ready, worker_shutting_down
 from shared.caretaker import Caretaker
 from shared.celery_app import send_wakeups
 from shared.ledger import keys
+from shared.metrics.definitions import WORKER_ENDS
+from shared.metrics.tally import PROCESS
 from worker.consumer import device_faults
 from worker.consumer.drain import Drain
 from worker.consumer.wakeup import register_wakeup_task
@@ -35,6 +37,7 @@ def consume(worker: Worker) -> None:
         # The caretaker runs during this wait too: it serves all jobs and needs no device.
         if _wait_until_trusted(worker):
             _run_celery(worker)
+        PROCESS.count(WORKER_ENDS, "drained")
     finally:
         caretaker.stop()
         worker.heartbeat.stop()

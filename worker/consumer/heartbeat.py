@@ -1,4 +1,4 @@
-"""Report to the ledger that this worker is alive, with its state and the adapters that it has merged."""
+"""Report to the ledger that this worker is alive, with its state, its merged adapters and what it counted."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import Protocol
 
 from shared.errors import LedgerUnavailable, ServerFailed
 from shared.ledger import Ledger
+from shared.metrics.batches import Batches
+from shared.metrics.tally import PROCESS, Tally
 from worker.consumer.slot import Slot
 from worker.consumer.slot_health import HealthFile
 from worker.consumer.worker_state import WorkerState
@@ -35,6 +37,7 @@ class Heartbeat:
         renderer: provides the key of the adapters that are merged now, at each heartbeat.
         health_dir: folder for the slot's file of `slot_health`; None writes none.
         withdraw_s: how long `withdraw` waits for a heartbeat that is being sent.
+        tally: the counts that heartbeats carry.
 
     Raises:
         ServerFailed: `health_dir` cannot be created.
@@ -49,6 +52,7 @@ class Heartbeat:
         *,
         health_dir: Path | None = None,
         withdraw_s: float = _WITHDRAW_S,
+        tally: Tally = PROCESS,
     ) -> None:
         self._ledger = ledger
         self._slot = slot
@@ -65,7 +69,9 @@ class Heartbeat:
             "features": ",".join(slot.features),
             "memory_bytes": str(slot.memory_bytes),
         }
+        # Guards the batches too.
         self._sending = threading.Lock()
+        self._batches = Batches(tally)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._send_until_stopped, name="flux2-heartbeat", daemon=True)
         self._started = False
@@ -97,7 +103,11 @@ class Heartbeat:
         # A heartbeat that is being sent would add the slot again. One that hangs must not keep the process from ending.
         locked = self._sending.acquire(timeout=self._withdraw_s)
         try:
-            self._ledger.workers.remove(self._slot.name)
+            # The last counts: a heartbeat that hangs may be sending the batch before them.
+            batch = self._batches.next() if locked else None
+            self._ledger.workers.remove(self._slot.name, batch=batch)
+            if locked:
+                self._batches.confirm(batch)
         finally:
             if self._health is not None:
                 self._health.remove()
@@ -112,8 +122,10 @@ class Heartbeat:
             snapshot = self._state.snapshot()
             report = {**self._facts, **snapshot.report(merged_key=self._renderer.warm_key)}
             is_confirmed = False
+            batch = self._batches.next()
             try:
-                self._ledger.workers.beat(self._slot.name, report)
+                self._ledger.workers.beat(self._slot.name, report, batch=batch)
+                self._batches.confirm(batch)
                 is_confirmed = True
             except LedgerUnavailable as error:
                 logger.warning("heartbeat not sent", extra={"slot": self._slot.name, "error": str(error)})

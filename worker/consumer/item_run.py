@@ -31,6 +31,7 @@ from worker.consumer.background import STEP_TO_PREPARE
 from worker.consumer.custody import Custody, Owner
 from worker.consumer.device_time import DeviceTime
 from worker.consumer.interfaces import RenderedImage
+from worker.consumer.item_metrics import count_failure, observe_image
 from worker.consumer.lease import Lease
 from worker.consumer.process_end import EXIT_FAULT, end_process
 from worker.consumer.worker import Worker, item_error, redis_retries
@@ -101,8 +102,10 @@ class ItemRun:
             with self._lease.expect_progress():
                 return work()
         except Flux2Error as error:
+            count_failure(error)
             self._conclude(error, may_probe=may_probe)
         except Exception as error:
+            count_failure(error)
             # Concluded first: an accepted item must never disappear with an exception.
             self._conclude(RunError(f"{type(error).__name__}: {error}"), may_probe=may_probe)
             raise  # a bug: Celery logs it
@@ -164,7 +167,9 @@ class ItemRun:
         at = f"{progress.stage}, step {progress.step} of {progress.steps}"
         message = f"no progress for {self._worker.settings.worker.stall_s:g} s at {at}"
         # A stalled upload waits for the store, and a stalled download for its source: not for the device.
-        self._end_process(Stalled(message, implicates_device=progress.stage not in ("fetch", "upload")))
+        stalled = Stalled(message, implicates_device=progress.stage not in ("fetch", "upload"))
+        count_failure(stalled)
+        self._end_process(stalled)
 
     def _render(self) -> RenderedImage:
         """Do the part that needs the GPU."""
@@ -178,7 +183,8 @@ class ItemRun:
                 rendered = self._worker.renderer.render(files.spec, files.paths, on_progress=self._on_progress)
             finally:
                 self._device_time.stop()
-        self._worker.state.record_corrupted(self._worker.renderer.corrupted)
+                # Also if the render failed because of them.
+                self._worker.state.record_corrupted(self._worker.renderer.corrupted)
         # A failed kernel can leave zeros without an error; getbbox() is None only if every pixel is 0.
         if rendered.image.getbbox() is None:
             raise BlankImage(f"every pixel of seed {self._claim.spec.seed} is black")
@@ -265,6 +271,8 @@ class ItemRun:
         commit, gpu_s = self._worker.ledger.commit, self._device_time.seconds
         answer = redis_retries(pause_s=_REDIS_PAUSE_S)(commit, claim, outcome, gpu_s=gpu_s)
         logger.info("item ended", extra={"item": claim.item_id, "fence": claim.fence, "commit": answer})
+        if isinstance(outcome, ItemResult) and answer == "committed":
+            observe_image(claim.spec, outcome)
         if isinstance(outcome, ItemResult) and answer in ("canceled", "stale"):
             self._discard(claim.fence)
         elif answer != "stale":

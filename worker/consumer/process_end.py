@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from shared.errors import Flux2Error, LedgerUnavailable
 from shared.ledger import Claim
+from shared.metrics.definitions import WORKER_ENDS
+from shared.metrics.tally import PROCESS
 from worker.consumer.worker import Worker
 
 logger = logging.getLogger("flux2.worker.consumer")
@@ -30,6 +32,7 @@ def end_process(
     """
     level = logging.WARNING if status == EXIT_DRAINED else logging.CRITICAL
     logger.log(level, "process ends", extra={"slot": worker.slot.name, "status": status, "reason": reason})
+    PROCESS.count(WORKER_ENDS, "drain_timeout" if status == EXIT_DRAINED else "fault")
     # The main thread may be about to claim another item.
     worker.state.start_draining()
     try:

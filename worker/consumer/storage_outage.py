@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 
 from shared.errors import LedgerUnavailable, StorageUnavailable
+from shared.metrics.definitions import STORAGE_OUTAGES
+from shared.metrics.tally import PROCESS
 from worker.consumer.worker import Worker
 
 logger = logging.getLogger("flux2.worker.consumer")
@@ -53,6 +55,8 @@ def _answers(worker: Worker) -> bool:
 
 
 def _report(worker: Worker, *, is_new: bool) -> None:
+    if is_new:
+        PROCESS.count(STORAGE_OUTAGES)
     try:
         worker.ledger.workers.report_storage_outage(is_new=is_new)
     except LedgerUnavailable as error:

@@ -8,6 +8,7 @@ from shared.celery_app import WAKE_TASK
 from shared.errors import LedgerUnavailable, StorageOutageReported
 from shared.ledger import Claim
 from worker.consumer import storage_outage
+from worker.consumer.item_metrics import observe_claim
 from worker.consumer.item_run import ItemRun
 from worker.consumer.worker import Worker, redis_retries
 
@@ -51,6 +52,7 @@ def _claim(worker: Worker) -> Claim | None:
         # Only now, so that a claim costs neither a probe nor a further call while the store answers everyone.
         return _claim(worker) if storage_outage.probe_after_report(worker, outage.outage_id) else None
     if claim is not None:
+        observe_claim(claim)
         where = {"item": claim.item_id, "fence": claim.fence, "attempt": claim.attempt}
         logger.info("item claimed", extra={**where, "queued_s": claim.queued_s, "why": claim.why})
     return claim

@@ -11,6 +11,8 @@ from typing import Literal
 from shared.job import ItemSpec
 from shared.ledger import Claim
 from shared.ledger.usage_rows import BASE, name_adapters
+from shared.metrics.definitions import CORRUPTED_PARAMETERS
+from shared.metrics.tally import PROCESS
 
 #: Whether the slot may take work; a slot whose device keeps failing is `faulty`.
 Condition = Literal["ready", "faulty"]
@@ -157,7 +159,11 @@ class WorkerState:
 
     def record_corrupted(self, parameters: int) -> None:
         """Set the number of restored weights that differ from the loaded ones; the next heartbeat reports it."""
-        self._update(corrupted=parameters)
+        with self._lock:
+            new = parameters - self._now.corrupted
+            self._now = replace(self._now, corrupted=parameters)
+        if new > 0:
+            PROCESS.count(CORRUPTED_PARAMETERS, by=new)
 
     @contextmanager
     def handling_wakeup(self) -> Iterator[None]:

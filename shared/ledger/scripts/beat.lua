@@ -6,7 +6,8 @@
 --   slot_ttl_ms  the slot counts as dead after this time without another heartbeat
 --   large_pools  pools of large items that the slot serves if it has the most memory
 --   memory_gib   memory of its device
--- Keys: slot, slots, slot_names, slots_missing, warm, next_adapters, warm_counts, memory
+--   batch        what its process counted; see metrics.lua. Absent if it counted nothing
+-- Keys: metrics, batch, slot, slots, slot_names, slots_missing, warm, next_adapters, warm_counts, memory
 local now = now_ms()
 
 -- Before this heartbeat counts as the newest.
@@ -17,6 +18,7 @@ redis.call('PEXPIRE', slot_key(args.slot), args.slot_ttl_ms)
 redis.call('ZADD', SLOTS, now, args.slot)
 redis.call('ZADD', SLOT_NAMES, 0, args.slot)
 set_adapters(WARM, args.slot, args.report.warm)
+if args.batch then add_metrics(args.slot, args.batch) end
 
 -- One random entry for each heartbeat, so that slots that are gone do not fill the indexes.
 local listed = redis.call('ZRANDMEMBER', SLOT_NAMES)

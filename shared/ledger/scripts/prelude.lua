@@ -33,6 +33,7 @@ local RUN_ID = PREFIX .. 'run_id'
 local REAPED_MS = PREFIX .. 'reaped_ms'
 local DEADLINES = PREFIX .. 'deadlines'
 local TOTALS = PREFIX .. 'totals'
+local METRICS = PREFIX .. 'metrics'
 local AUDIT_LEADER = PREFIX .. 'audit'
 local LARGE_AUDIT_LEADER = PREFIX .. 'large_audit'
 local REFERENCES_AUDIT_LEADER = PREFIX .. 'references_audit'
@@ -48,6 +49,7 @@ local function usage_tenants_key(day) return PREFIX .. 'usage_tenants:' .. day e
 local function images_key(period) return PREFIX .. 'images:' .. period end
 local function slot_key(slot) return PREFIX .. 'slot:' .. slot end
 local function claims_key(slot) return PREFIX .. 'claims:' .. slot end
+local function batch_key(source) return PREFIX .. 'metrics_batch:' .. source end
 local function idempotency_key(tenant, key) return PREFIX .. 'idem:' .. tenant .. ':' .. key end
 local function pending_key(pool) return PREFIX .. 'pending:' .. pool end
 local function shares_key(pool) return PREFIX .. 'shares:' .. pool end
