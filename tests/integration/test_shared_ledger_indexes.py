@@ -275,3 +275,23 @@ def test_a_claim_runs_as_many_commands_in_a_large_fleet_as_in_a_small_one(redis_
     small = commands_of_a_claim(20)
     # An entry of an index that a claim checks may be right or wrong, which takes up to ten commands.
     assert commands_of_a_claim(200) <= small + 10
+
+
+def test_a_heartbeat_that_repeats_the_last_one_writes_little(ledger, clock, slot_report):
+    def writes(report):
+        clock.advance(3)
+        before = ledger.redis.info("persistence")["rdb_changes_since_last_save"]
+        ledger.workers.beat("gpu-0", report)
+        return ledger.redis.info("persistence")["rdb_changes_since_last_save"] - before
+
+    writes(slot_report(engines="exact", features="large"))
+    repeated = writes(slot_report(engines="exact", features="large"))
+    changed = writes(slot_report(engines="exact", features="large", state="busy", item="job:0"))
+
+    # Its time as a score, as the large pools' time and as the expiry of the report; then two fields more.
+    assert (repeated, changed) == (3, 5)
+    assert [ledger.redis.hget(keys.slot("gpu-0"), field) for field in ("state", "item", "model")] == [
+        "busy",
+        "job:0",
+        "flux2",
+    ]

@@ -10,9 +10,20 @@
 -- Keys: metrics, batch, slot, slots, slot_names, slots_missing, warm, next_adapters, warm_counts, memory
 local now = now_ms()
 
+-- Write the fields that changed: most heartbeats repeat the last one, and each write goes to the disk.
+local function store_report(key, report)
+  local names, changed = {}, {}
+  for field in pairs(report) do names[#names + 1] = field end
+  for position, stored in ipairs(redis.call('HMGET', key, unpack(names))) do
+    local field = names[position]
+    if stored ~= report[field] then changed[#changed + 1], changed[#changed + 2] = field, report[field] end
+  end
+  if #changed > 0 then redis.call('HSET', key, unpack(changed)) end
+end
+
 -- Before this heartbeat counts as the newest.
 forget_dead_slots(now, args.slot_ttl_ms)
-for field, value in pairs(args.report) do redis.call('HSET', slot_key(args.slot), field, value) end
+store_report(slot_key(args.slot), args.report)
 record_memory(args.slot, args.large_pools, args.memory_gib, now)
 redis.call('PEXPIRE', slot_key(args.slot), args.slot_ttl_ms)
 redis.call('ZADD', SLOTS, now, args.slot)
@@ -20,12 +31,14 @@ redis.call('ZADD', SLOT_NAMES, 0, args.slot)
 set_adapters(WARM, args.slot, args.report.warm)
 if args.batch then add_metrics(args.slot, args.batch) end
 
--- One random entry for each heartbeat, so that slots that are gone do not fill the indexes.
+-- One random entry of each index for each heartbeat, so that slots that are gone do not fill them. The pools of large
+-- items take turns.
 local listed = redis.call('ZRANDMEMBER', SLOT_NAMES)
 if not redis.call('ZSCORE', SLOTS, listed) then redis.call('ZREM', SLOT_NAMES, listed) end
-for _, pool in ipairs(args.large_pools) do
-  local other = redis.call('ZRANDMEMBER', memory_key(pool))
+if #args.large_pools > 0 then
+  local key = memory_key(args.large_pools[now % #args.large_pools + 1])
+  local other = redis.call('ZRANDMEMBER', key)
   if not redis.call('ZSCORE', SLOTS, other) and redis.call('EXISTS', SLOTS_MISSING) == 0 then
-    redis.call('ZREM', memory_key(pool), other)
+    redis.call('ZREM', key, other)
   end
 end
