@@ -345,6 +345,13 @@ class ApiSettings(_Section):
         description="`/metrics`: `key` needs an API key with the role `admin`, if there are keys; `open` answers "
         "everybody; `off` removes it.",
     )
+    metrics_slots: int = Field(
+        256,
+        ge=0,
+        le=100_000,
+        description="Largest fleet, in slots, whose `/metrics` have a series for each slot; larger ones have sums and "
+        "distributions only.",
+    )
     docs: bool = Field(True, description="Serve `/docs`, `/redoc` and `/openapi.json`, to callers without a key too.")
     base_url: HttpUrl | None = Field(
         None,

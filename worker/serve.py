@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from worker.consumer.slot import Slot, slot_name
 from worker.consumer.worker import Worker, redis_retries
 from worker.consumer.worker_state import WorkerState
 from worker.device import device_id, memory_bytes, pick_device, probe
+from worker.gpu_load import GpuLoadSampler, gpu_load_reader
 from worker.simulation.company import refuse_simulated_slots
 
 if TYPE_CHECKING:
@@ -45,15 +47,15 @@ def serve(settings: Settings) -> None:
     gpu = device_id(device)
     name = slot_name(settings.worker.name, gpu)
     folder = settings.worker.lock_dir
-    with ExitStack() as locks:
-        locks.enter_context(slot_lock(name, redis_url=settings.redis.url.text, folder=folder))
+    with ExitStack() as opened:
+        opened.enter_context(slot_lock(name, redis_url=settings.redis.url.text, folder=folder))
         if device.type == "cuda":
-            locks.enter_context(gpu_lock(gpu, folder=folder))
+            opened.enter_context(gpu_lock(gpu, folder=folder))
             torch.cuda.set_device(device)
-        consume(_open(settings, name, device))
+        consume(_open(settings, name, device, opened))
 
 
-def _open(settings: Settings, name: str, device: torch.device) -> Worker:
+def _open(settings: Settings, name: str, device: torch.device, opened: ExitStack) -> Worker:
     ledger = Ledger.connect(settings.redis.url, settings.queue, timeout_s=_LEDGER_TIMEOUT_S)
     store = open_store(settings)
     # Checked before minutes of loading, and before any item could fail because of them.
@@ -73,11 +75,25 @@ def _open(settings: Settings, name: str, device: torch.device) -> Worker:
         renderer=renderer,
         slot=slot,
         state=state,
-        heartbeat=Heartbeat(ledger, slot, state, renderer, health_dir=settings.worker.health_dir),
+        heartbeat=Heartbeat(
+            ledger,
+            slot,
+            state,
+            renderer,
+            health_dir=settings.worker.health_dir,
+            device_report=_start_sampling(device, settings.model.id, opened),
+        ),
         adapter_files=open_adapter_files(settings),
         probe=partial(probe, device),
         uploader=BackgroundUploader(),
     )
+
+
+def _start_sampling(device: torch.device, model: str, opened: ExitStack) -> Callable[[], Mapping[str, str]]:
+    """Sample a GPU until `opened` closes; return the function that gives its fields of a heartbeat."""
+    if device.type != "cuda":
+        return dict
+    return opened.enter_context(GpuLoadSampler(gpu_load_reader(device), model=model)).report
 
 
 def _load(

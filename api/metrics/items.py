@@ -12,14 +12,13 @@ from prometheus_client.core import GaugeMetricFamily
 
 from shared.catalog import MODELS, POOLS
 from shared.job import ENGINES, FEATURES, State, pools
+from shared.keys.record import DEFAULT_TENANT
 from shared.ledger import Ledger
 from shared.ledger.backlog import PoolLoad
 from shared.ledger.usage_rows import OTHER
 
 # Tenants with a series of their own, of each model, engine and state: those with the most items.
 _MOST_TENANTS: Final = 200
-# Always has a series, so that sums over all tenants exist, and an autoscaler can tell an empty queue from a lost one.
-_DEFAULT_TENANT: Final = "default"
 
 
 def collect_items(ledger: Ledger) -> Iterator[Metric]:
@@ -48,6 +47,7 @@ def _by_state(loads: list[PoolLoad]) -> dict[State, Counter[str]]:
 
 def _limited(counts: Counter[str]) -> Mapping[str, int]:
     """Return the counts of the tenants with the most items, and the sum of all others as that of `other`."""
-    limited = {_DEFAULT_TENANT: 0, **dict(counts.most_common(_MOST_TENANTS))}
+    # The default tenant always has a series, so sums exist: an autoscaler can tell an empty queue from a lost one.
+    limited = {DEFAULT_TENANT: 0, **dict(counts.most_common(_MOST_TENANTS))}
     rest = counts.total() - sum(limited.values())
     return {**limited, OTHER: limited.get(OTHER, 0) + rest} if rest else limited

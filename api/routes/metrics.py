@@ -22,5 +22,5 @@ router = APIRouter(tags=["metrics"])
 def metrics(services: ServicesDep, _caller: MetricsReader) -> Response:
     """Return queue lengths, live workers, corrupted base parameters and what was used, in Prometheus' text format."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(LedgerCollector(services.ledger))
+    registry.register(LedgerCollector(services.ledger, most_slots=services.settings.api.metrics_slots))
     return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -43,6 +43,8 @@ class SlotView:
         reads_compact: whether it reads jobs in the compact form; see `shared.ledger.compact_form`.
         memory_bytes: memory of its device; 0 for a CPU, or if its version does not report it.
         adapters: names of the adapters that it has merged, as the rows of `usage` have them; empty if unknown.
+        gpu_memory_used_bytes: memory of its GPU that is in use, by all processes; None if it reports none.
+        gpu_utilization: part of the time in which its GPU works, 0 to 1; None if it reports none.
     """
 
     name: str
@@ -59,6 +61,8 @@ class SlotView:
     reads_compact: bool
     memory_bytes: int = 0
     adapters: str = ""
+    gpu_memory_used_bytes: int | None = None
+    gpu_utilization: float | None = None
 
     @property
     def pools(self) -> tuple[str, ...]:
@@ -105,6 +109,12 @@ class WorkerRegistry:
         now = self._session.now_ms()
         with self._session.commands():
             return read_slots(self._session.redis, now_ms=now)
+
+    def count_live(self) -> int:
+        """Count the slots whose heartbeat is fresh."""
+        now = self._session.now_ms()
+        with self._session.commands():
+            return int(self._session.redis.zcount(keys.SLOTS, now - SLOT_TTL_MS, now + SLOT_TTL_MS))
 
     def slots_may_be_missing(self) -> bool:
         """Return whether an earlier call of `live_slots` may have missed living slots, because Redis had stalled."""
@@ -191,6 +201,9 @@ def parse_slot(name: str, raw: Mapping[str, str]) -> SlotView:
         reads_compact=_READS_COMPACT in raw,
         memory_bytes=int(raw.get("memory_bytes", 0)),
         adapters=raw.get("adapters", ""),
+        # Empty while the load is unknown.
+        gpu_memory_used_bytes=int(raw["gpu_memory_used_bytes"]) if raw.get("gpu_memory_used_bytes") else None,
+        gpu_utilization=float(raw["gpu_utilization"]) if raw.get("gpu_utilization") else None,
     )
 
 

@@ -23,7 +23,7 @@ def ledger(redis_client, clock):
 def samples(ledger):
     """A function that collects the figures and returns each value of a metric by its labels, as one sorted tuple."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(LedgerCollector(ledger))
+    registry.register(LedgerCollector(ledger, most_slots=2))
 
     def scrape(name):
         return {
@@ -180,3 +180,20 @@ def test_fields_beyond_five_thousand_are_not_added(ledger, process, redis_client
 
     assert redis_client.hget("flux2:metrics", "storage_errors|get") == "2"
     assert not redis_client.hexists("flux2:metrics", "storage_errors|put")
+
+
+def test_each_slot_of_a_small_fleet_has_series_and_of_a_larger_one_none(ledger, samples, slot_report):
+    load = {"gpu_memory_used_bytes": "70000000000", "gpu_utilization": "0.97", "memory_bytes": "80000000000"}
+    ledger.workers.beat("gpu-0", {**slot_report(base_drift="3"), **load})
+    # A CPU, and a GPU that does not answer.
+    ledger.workers.beat("gpu-1", {**slot_report(), **load, "gpu_memory_used_bytes": "", "gpu_utilization": ""})
+
+    assert samples("flux2_slot_gpu_memory_used_bytes") == {(("slot", "gpu-0"),): 70e9}
+    assert samples("flux2_slot_gpu_memory_bytes") == {(("slot", "gpu-0"),): 80e9}
+    assert samples("flux2_slot_gpu_utilization_ratio") == {(("slot", "gpu-0"),): 0.97}
+    assert samples("flux2_base_drift") == {(("slot", "gpu-0"),): 3, (("slot", "gpu-1"),): 0}
+
+    ledger.workers.beat("gpu-2", slot_report())
+
+    assert samples("flux2_base_drift") == {}
+    assert sum(samples("flux2_slots").values()) == 3

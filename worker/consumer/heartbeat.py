@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, Protocol
 
 from shared.errors import LedgerUnavailable, ServerFailed
 from shared.ledger import Ledger
@@ -21,6 +23,7 @@ logger = logging.getLogger("flux2.worker.consumer.heartbeat")
 _INTERVAL_S = 3.0
 # Longer than a call to Redis takes to time out.
 _WITHDRAW_S = 10.0
+_NO_FIELDS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class _HasWarmKey(Protocol):
@@ -38,6 +41,7 @@ class Heartbeat:
         health_dir: folder for the slot's file of `slot_health`; None writes none.
         withdraw_s: how long `withdraw` waits for a heartbeat that is being sent.
         tally: the counts that heartbeats carry.
+        device_report: returns fields about the device at each heartbeat; it must not wait for the device.
 
     Raises:
         ServerFailed: `health_dir` cannot be created.
@@ -53,6 +57,7 @@ class Heartbeat:
         health_dir: Path | None = None,
         withdraw_s: float = _WITHDRAW_S,
         tally: Tally = PROCESS,
+        device_report: Callable[[], Mapping[str, str]] = lambda: _NO_FIELDS,
     ) -> None:
         self._ledger = ledger
         self._slot = slot
@@ -60,6 +65,7 @@ class Heartbeat:
         self._renderer = renderer
         self._health = _open_health(health_dir, slot.name)
         self._withdraw_s = withdraw_s
+        self._device_report = device_report
         self._facts = {
             "model": slot.model,
             "device": slot.device,
@@ -120,7 +126,7 @@ class Heartbeat:
             if self._stopped.is_set():
                 return
             snapshot = self._state.snapshot()
-            report = {**self._facts, **snapshot.report(merged_key=self._renderer.warm_key)}
+            report = {**self._facts, **self._device_report(), **snapshot.report(merged_key=self._renderer.warm_key)}
             is_confirmed = False
             batch = self._batches.next()
             try:
