@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Final
 
 from api.webhook_message import (
@@ -23,6 +24,7 @@ from api.webhook_message import (
 from shared.errors import LedgerUnavailable
 from shared.ledger import Ledger
 from shared.ledger.outbox import WebhookMessage
+from shared.log_context import item_context, request_context
 from shared.settings import Settings
 
 logger = logging.getLogger("flux2.api.webhooks")
@@ -85,16 +87,18 @@ class Courier(threading.Thread):
     def _deliver(self, message: WebhookMessage, reserved_at: float) -> None:
         """Send one message and record the outcome; log every error."""
         # Never raises: an error in one message must not delay the others.
-        try:
-            delivery = self._attempt(message, reserved_at)
-            if delivery is not None:
-                self._record(message, delivery)
-        except LedgerUnavailable as error:
-            # The message is due again when its reservation ends; receivers recognise the repeat by its id.
-            extra = _about(message) | {"error": str(error)}
-            logger.warning("outcome not recorded; the message is sent again", extra=extra)
-        except Exception:
-            logger.exception("outcome not recorded; the message is sent again", extra=_about(message))
+        with _log_context(message):
+            try:
+                delivery = self._attempt(message, reserved_at)
+                if delivery is not None:
+                    self._record(message, delivery)
+            except LedgerUnavailable as error:
+                # The message is due again when its reservation ends; receivers recognise the repeat by its id.
+                extra = {"attempt": message.attempt, "error": str(error)}
+                logger.warning("outcome not recorded; the message is sent again", extra=extra)
+            except Exception:
+                extra = {"attempt": message.attempt}
+                logger.exception("outcome not recorded; the message is sent again", extra=extra)
 
     def _attempt(self, message: WebhookMessage, reserved_at: float) -> Delivery | None:
         """Send one message; return None if its job's record has expired, or if it is too late to send it."""
@@ -105,14 +109,14 @@ class Courier(threading.Thread):
             name, body, tenant = written
             if time.monotonic() - reserved_at > _RESERVE_MARGIN_S:
                 # The process stood still: another sender may have the message before this attempt would end.
-                logger.warning("message reserved too long ago; it is sent later", extra=_about(message))
+                logger.warning("message reserved too long ago; it is sent later", extra={"attempt": message.attempt})
                 return None
             return post_message(message.url, message_id=name, body=body, tenant=tenant, settings=self._settings)
         except LedgerUnavailable:
             raise
         except Exception as error:
             # An unreadable record or a defect counts as an attempt: a process of another version may succeed later.
-            logger.exception("message not sent", extra=_about(message))
+            logger.exception("message not sent", extra={"attempt": message.attempt})
             return Delivery(error=f"not sent: {type(error).__name__}", reached=None)
 
     def _write(self, message: WebhookMessage) -> tuple[str, str, str] | None:
@@ -126,7 +130,7 @@ class Courier(threading.Thread):
         return None if job is None else (message_id(job), message_body(job, base_url=self._base_url), job.tenant)
 
     def _record(self, message: WebhookMessage, delivery: Delivery) -> None:
-        extra = _about(message) | {"error": delivery.error}
+        extra = {"attempt": message.attempt, "error": delivery.error}
         if not delivery.error:
             logger.info("webhook delivered", extra=extra)
             self._ledger.outbox.mark_delivered(message)
@@ -143,7 +147,8 @@ class Courier(threading.Thread):
             self._ledger.outbox.mark_failed(message, error=delivery.error, reached=delivery.reached)
 
 
-def _about(message: WebhookMessage) -> dict[str, object]:
-    """Return what identifies a message in a record of the log."""
-    item = {} if message.index is None else {"item": f"{message.job_id}:{message.index}"}
-    return {"job": message.job_id, **item, "attempt": message.attempt}
+def _log_context(message: WebhookMessage) -> AbstractContextManager[None]:
+    """Name the request of a message, and its item if it is about one, in the lines of a block."""
+    if message.index is None:
+        return request_context(message.job_id)
+    return item_context(f"{message.job_id}:{message.index}")

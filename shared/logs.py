@@ -34,6 +34,8 @@ def configure(settings: LogSettings) -> None:
             structlog.stdlib.add_log_level,
             structlog.stdlib.add_logger_name,
             structlog.stdlib.ExtraAdder(),
+            # After a line's own values, which it leaves as they are.
+            structlog.contextvars.merge_contextvars,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
         ],
         processors=[

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Final, Protocol
 
 from shared.errors import (
@@ -18,6 +17,7 @@ from shared.errors import (
     SourceUnavailable,
 )
 from shared.job import ReferenceRef
+from shared.log_context import in_this_context
 from shared.reference_source import InlineImage, LocalImage, ReferenceSource
 from shared.request import PromptItem
 
@@ -109,7 +109,9 @@ class RequestReferences:
         if not sources:
             return
         with ThreadPoolExecutor(_PARALLEL_FETCHES, thread_name_prefix="flux2-references") as pool:
-            futures = {text: pool.submit(partial(self._take, source, fields[text])) for text, source in sources.items()}
+            futures = {
+                text: pool.submit(in_this_context(self._take), source, fields[text]) for text, source in sources.items()
+            }
             try:
                 for text, future in futures.items():
                     self._taken[text] = future.result()

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
+import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from http.server import ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import pytest
 import redis
 from xdist.scheduler import LoadScopeScheduling
 
+from shared import logs
 from shared.job import ItemSpec
 from shared.local import ports
 from shared.local.redis_server import RedisServer
 from shared.local.s3_server import S3Server
-from shared.settings import Settings
+from shared.settings import LogSettings, Settings
 
 GOLDENS = Path(__file__).parent / "goldens"
 _POLL_S = 0.01
@@ -132,6 +135,23 @@ def settings() -> Callable[..., Settings]:
         return Settings(**sections)
 
     return make
+
+
+@pytest.fixture
+def configured(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., str]]:
+    """A function that logs with a format and returns what was written; the logging of the tests comes back."""
+    root, project = logging.getLogger(), logging.getLogger("flux2")
+    before = root.handlers[:], root.level, project.level, sys.excepthook, threading.excepthook
+
+    def log(log_format: Literal["console", "json"], act: Callable[[logging.Logger], object]) -> str:
+        logs.configure(LogSettings(format=log_format))
+        act(logging.getLogger("flux2.test"))
+        return capsys.readouterr().err
+
+    yield log
+    root.handlers[:], level, project_level, sys.excepthook, threading.excepthook = before
+    root.setLevel(level)
+    project.setLevel(project_level)
 
 
 @pytest.fixture

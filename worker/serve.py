@@ -11,6 +11,7 @@ import torch
 
 from shared.celery_app import make_celery
 from shared.ledger import Ledger
+from shared.log_context import slot_context
 from shared.settings import Settings
 from shared.storage import ObjectStore, open_store
 from shared.storage_check import require_storage
@@ -47,7 +48,7 @@ def serve(settings: Settings) -> None:
     gpu = device_id(device)
     name = slot_name(settings.worker.name, gpu)
     folder = settings.worker.lock_dir
-    with ExitStack() as opened:
+    with ExitStack() as opened, slot_context(name):
         opened.enter_context(slot_lock(name, redis_url=settings.redis.url.text, folder=folder))
         if device.type == "cuda":
             opened.enter_context(gpu_lock(gpu, folder=folder))

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
+from api.doors.access_log import AccessLog
 from api.doors.defects import Defects
 from api.doors.door import Door, Peer
 from api.doors.failures import Failures
@@ -46,3 +47,4 @@ def add_doors(app: FastAPI, settings: Settings, ledger: Ledger) -> None:
     forwarders = proxies or os.environ.get("FORWARDED_ALLOW_IPS", LOOPBACK)
     app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=forwarders)
     app.add_middleware(Peer)
+    app.add_middleware(AccessLog)

@@ -22,6 +22,7 @@ from api.schemas.problems import Problem
 from api.status_view import submitted_view
 from api.submission import accept_job
 from shared.errors import LedgerUnavailable
+from shared.log_context import name_request
 from shared.request import InferenceRequest
 
 router = APIRouter(prefix="/v1", tags=["inference"])
@@ -121,6 +122,7 @@ async def submit(
     wakeups = BackgroundTasks() if wait_s else background
     accept = partial(accept_job, services, body, wakeups, idempotency_key=idempotency_key, caller=caller)
     accepted = await services.reference_turns.run(body.prompts, accept)
+    name_request(accepted.job_id)
     if accepted.is_repeat:
         response.headers["Idempotency-Replayed"] = "true"
     answer = submitted_view(accepted, base_url=base_url)

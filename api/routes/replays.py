@@ -26,6 +26,7 @@ from api.submission import hash_body, open_cache, prepare_job, store_jobs
 from api.training_config.plan import ReplayPlan, plan_replay
 from shared.errors import InvalidRequest, ReferenceRefused, SourceUnavailable
 from shared.ledger import AcceptedJob
+from shared.log_context import name_request
 from shared.request import InferenceRequest
 from shared.resolved_size import check_resolved_size
 
@@ -102,6 +103,7 @@ async def submit_replay(
     prompts = [prompt for request in checked.requests for prompt in request.prompts]
     accept = partial(_accept, services, checked, background, idempotency_key=idempotency_key, caller=caller)
     accepted = await services.reference_turns.run(prompts, accept)
+    name_request(*(job.job_id for job in accepted))
     if all(job.is_repeat for job in accepted):
         response.headers["Idempotency-Replayed"] = "true"
     return ReplaySubmitted(

@@ -83,7 +83,8 @@ class Outbox:
             # Redis replies with one flat list: three values for each message.
             messages += [WebhookMessage.of(name, url, n) for name, url, n in zip(*[iter(flat)] * 3, strict=True)]
             for name in given_up:
-                logger.error("webhook given up: its host does not answer", extra={"job": name.removeprefix("#")})
+                about = {"item": name[1:]} if name.startswith("#") else {"request_id": name}
+                logger.error("webhook given up: its host does not answer", extra=about)
             if not needs_more or (messages and len(messages) == limit):
                 break
         return messages

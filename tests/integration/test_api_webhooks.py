@@ -2,6 +2,7 @@
 
 import ipaddress
 import json
+import logging
 import socket
 import threading
 import time
@@ -10,6 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpcore2
 import pytest
 from standardwebhooks.webhooks import Webhook
+from structlog.contextvars import get_contextvars
 
 from api.webhook_message import Delivery, post_message
 from api.webhook_url import check_webhook_url
@@ -177,7 +179,23 @@ def test_a_job_with_an_unreadable_spec_is_reported_like_any_other(api, receiver,
     assert "cannot read it" in next(data["error"] for data in sent if data["request_id"] == unreadable)
 
 
-def test_a_message_about_an_unreadable_record_waits_and_does_not_delay_others(api, receiver, wait_until, caplog):
+@pytest.fixture
+def log_names():
+    """Keep in each line of the courier what its context names, as `names`."""
+
+    def keep(line):
+        line.names = get_contextvars()
+        return True
+
+    logger = logging.getLogger("flux2.api.webhooks")
+    logger.addFilter(keep)
+    yield
+    logger.removeFilter(keep)
+
+
+def test_a_message_about_an_unreadable_record_waits_and_does_not_delay_others(
+    api, receiver, wait_until, caplog, log_names
+):
     hook = receiver(200)
     broken, fine = submit(api, webhook_url=hook.url), submit(api, webhook_url=hook.url)
     api.ledger.redis.hset(keys.job(broken), "record", "no JSON")
@@ -192,7 +210,7 @@ def test_a_message_about_an_unreadable_record_waits_and_does_not_delay_others(ap
     assert api.ledger.redis.zscore(keys.OUTBOX, broken) > api.ledger.now_ms()
     assert len(hook.messages) == 1
     (logged,) = [line for line in caplog.records if line.message == "message not sent"]
-    assert (logged.job, bool(logged.exc_info)) == (broken, True)
+    assert (logged.names, bool(logged.exc_info)) == ({"request_id": broken}, True)
     assert api.http.get("/ready").json()["checks"]["courier"] == "ok"
 
     # It is sent as soon as its record can be read.

@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shared import cli, logs
+from shared import cli
 from shared.console import LineConsole
 from shared.local.start_display import StartDisplay
-from shared.settings import LogSettings
 from shared.visible_text import escape_block, escape_controls
 
 FORGED = "2026-01-01T00:00:00Z [error    ] all keys were revoked"
@@ -75,23 +74,6 @@ def test_an_escaped_text_is_one_line_and_is_not_escaped_again(text):
 
 def test_lines_of_a_block_are_indented_after_the_first():
     assert escape_block("one\ntwo\x1b\nthree", indent="  ") == "one\n  two\\x1b\n  three"
-
-
-@pytest.fixture
-def configured(capsys):
-    """A function that logs with a format and returns what was written; the logging of the tests comes back."""
-    root, project = logging.getLogger(), logging.getLogger("flux2")
-    before = root.handlers[:], root.level, project.level, sys.excepthook, threading.excepthook
-
-    def log(log_format, act):
-        logs.configure(LogSettings(format=log_format))
-        act(logging.getLogger("flux2.test"))
-        return capsys.readouterr().err
-
-    yield log
-    root.handlers[:], level, project_level, sys.excepthook, threading.excepthook = before
-    root.setLevel(level)
-    project.setLevel(project_level)
 
 
 def log_everywhere(logger):

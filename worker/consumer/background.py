@@ -6,6 +6,8 @@ import logging
 import threading
 from collections.abc import Callable
 
+from shared.log_context import in_this_context
+
 logger = logging.getLogger("flux2.worker.consumer")
 
 # Weights are still being merged during the first step; preparing at the same time would slow both down.
@@ -43,7 +45,7 @@ class _SingleThread:
         with self._lock:
             if self._thread is not None and self._thread.is_alive():
                 return False
-            thread = threading.Thread(target=self._run, args=[work], name=self._name, daemon=True)
+            thread = threading.Thread(target=in_this_context(self._run), args=[work], name=self._name, daemon=True)
             # Assigned only after the start: a thread that could not start must not be joined.
             thread.start()
             self._thread = thread

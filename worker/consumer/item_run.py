@@ -25,6 +25,7 @@ from shared.errors import (
 )
 from shared.job import ItemError, ItemResult, Progress
 from shared.ledger import Claim
+from shared.log_context import leave_item
 from worker.consumer import device_faults, image_file, storage_outage
 from worker.consumer.adapter_files import ItemFiles
 from worker.consumer.background import STEP_TO_PREPARE
@@ -204,6 +205,7 @@ class ItemRun:
         """Prepare the item that this slot would claim next."""
         # Only a guess: another slot may claim it, or a better item may arrive. Slots that guess at the same time get
         # different adapters.
+        leave_item()
         slot = self._worker.slot
         spec = self._worker.ledger.peek_next(slot.pools, slot=slot.name, warm=self._claim.spec.adapter_key)
         if spec is None:

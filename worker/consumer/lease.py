@@ -16,6 +16,7 @@ from types import TracebackType
 from shared.errors import ItemCanceled, LeaseLost, LedgerUnavailable
 from shared.job import Progress
 from shared.ledger import Claim, Ledger
+from shared.log_context import in_this_context
 from shared.settings import Settings
 
 logger = logging.getLogger("flux2.worker.consumer.lease")
@@ -60,7 +61,9 @@ class Lease:
         self._gpu_s = gpu_s
         self._wake = threading.Event()
         # A separate thread, so that neither a long kernel nor a slow upload loses the lease.
-        self._thread = threading.Thread(target=self._renew_until_closed, name="flux2-lease", daemon=True)
+        self._thread = threading.Thread(
+            target=in_this_context(self._renew_until_closed), name="flux2-lease", daemon=True
+        )
         # Guards everything below; notified after each answer from Redis and when the thread ends.
         self._changed = threading.Condition()
         self._progress = Progress(stage="adapter", step=0, steps=claim.spec.num_inference_steps)

@@ -7,6 +7,7 @@ import logging
 from shared.celery_app import WAKE_TASK
 from shared.errors import LedgerUnavailable, StorageOutageReported
 from shared.ledger import Claim
+from shared.log_context import item_context
 from worker.consumer import storage_outage
 from worker.consumer.item_metrics import observe_claim
 from worker.consumer.item_run import ItemRun
@@ -34,12 +35,21 @@ def run_next(worker: Worker) -> bool:
             return False
         if (claim := _claim(worker)) is None:
             return False
-        if worker.state.is_draining:
-            # SIGTERM came during the claim, which lasts as long as Redis is away.
-            redis_retries(pause_s=_REPEAT_S)(worker.requeue, claim)
-            return False
-        ItemRun(worker, claim).run()
-        return True
+        with item_context(claim.item_id):
+            return _run(worker, claim)
+
+
+def _run(worker: Worker, claim: Claim) -> bool:
+    """Run an item, unless the worker drains; return whether it did."""
+    observe_claim(claim)
+    where = {"fence": claim.fence, "attempt": claim.attempt}
+    logger.info("item claimed", extra={**where, "queued_s": claim.queued_s, "why": claim.why})
+    if worker.state.is_draining:
+        # SIGTERM came during the claim, which lasts as long as Redis is away.
+        redis_retries(pause_s=_REPEAT_S)(worker.requeue, claim)
+        return False
+    ItemRun(worker, claim).run()
+    return True
 
 
 def _claim(worker: Worker) -> Claim | None:
@@ -47,15 +57,10 @@ def _claim(worker: Worker) -> Claim | None:
     # Redis may have given the slot an item and lost the reply. Nobody else would run that item before its lease
     # expires, an attempt would be spent, and the wake-up that asked for it is used up.
     try:
-        claim: Claim | None = redis_retries(pause_s=_REPEAT_S)(_claim_once, worker)
+        return redis_retries(pause_s=_REPEAT_S)(_claim_once, worker)
     except StorageOutageReported as outage:
         # Only now, so that a claim costs neither a probe nor a further call while the store answers everyone.
         return _claim(worker) if storage_outage.probe_after_report(worker, outage.outage_id) else None
-    if claim is not None:
-        observe_claim(claim)
-        where = {"item": claim.item_id, "fence": claim.fence, "attempt": claim.attempt}
-        logger.info("item claimed", extra={**where, "queued_s": claim.queued_s, "why": claim.why})
-    return claim
 
 
 def _claim_once(worker: Worker) -> Claim | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from shared.celery_app import make_celery
 from shared.job import ENGINES, FEATURES
 from shared.ledger import Ledger
+from shared.log_context import slot_context
 from shared.settings import Settings
 from shared.storage import open_store
 from shared.storage_check import require_storage
@@ -36,7 +37,7 @@ def serve_simulated(settings: Settings, *, step_s: float) -> None:
             user.
     """
     name = slot_name(settings.worker.name, SIMULATED)
-    with slot_lock(name, redis_url=settings.redis.url.text, folder=settings.worker.lock_dir):
+    with slot_context(name), slot_lock(name, redis_url=settings.redis.url.text, folder=settings.worker.lock_dir):
         consume(_open(settings, name, step_s))
 
 
