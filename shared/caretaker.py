@@ -6,6 +6,7 @@ Every API process and every worker runs a caretaker, so no job depends on a sing
 from __future__ import annotations
 
 import logging
+import random
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -25,6 +26,10 @@ logger = logging.getLogger("flux2.caretaker")
 _RESENDS_PER_AUDIT = 1000
 # A surplus wake-up costs one look at the queue. Each pool keeps this many (93 kB), for claims and cancels in progress.
 _SURPLUS_KEPT = 100
+# So many caretakers pass in a period; in a larger fleet each worker's pauses for longer.
+_PASSES_PER_PERIOD = 32
+# Even if most of a fleet disappears at once, those that are left pass soon.
+_LONGEST_PAUSE_S = 60.0
 # Dropping this many blocks Redis for some 6 ms.
 _DROPS_PER_AUDIT = 50_000
 
@@ -36,16 +41,28 @@ class Caretaker(threading.Thread):
 
     Args:
         duties: what else this process does in each pass.
+        is_of_slot: whether each slot has one. In a large fleet it then passes less often while it does not lead:
+            10,000 that pass in every second would take three cores of Redis.
     """
 
     def __init__(
-        self, ledger: Ledger, celery: Celery, settings: QueueSettings, *, duties: Sequence[Callable[[], object]] = ()
+        self,
+        ledger: Ledger,
+        celery: Celery,
+        settings: QueueSettings,
+        *,
+        duties: Sequence[Callable[[], object]] = (),
+        is_of_slot: bool = False,
     ) -> None:
         super().__init__(name="flux2-caretaker", daemon=True)
         self._ledger = ledger
         self._celery = celery
         self._settings = settings
         self._duties = duties
+        self._is_of_slot = is_of_slot
+        # Slots of the fleet at the last pass, and whether this caretaker led at its last attempt.
+        self._slots = 0
+        self._leads = False
         # A caretaker's identity in the election of the leader.
         self._holder = uuid.uuid4().hex
         self._stopped = threading.Event()
@@ -57,14 +74,15 @@ class Caretaker(threading.Thread):
 
     def run(self) -> None:
         # One thread and one clock for both periods, so that a reap and an audit never run at once.
-        period_s = self._settings.reap_period_s
-        passes_per_audit = max(1, round(self._settings.audit_s / period_s))
-        passes = 0
-        while not self._stopped.wait(period_s):
-            passes += 1
+        period_s, unaudited_s = self._settings.reap_period_s, 0.0
+        while not self._stopped.wait(pause_s := self._pause_s(period_s)):
+            unaudited_s += pause_s
             self._outage = None
-            leading = [self._lead] if passes % passes_per_audit == 0 else []
-            self._perform(self.reap, self.expire_deadlines, *leading, *self._duties)
+            # Half a period for what the sum of many pauses rounds.
+            is_due = unaudited_s + period_s / 2 >= self._settings.audit_s
+            if is_due:
+                unaudited_s = 0.0
+            self._perform(self.reap, self.expire_deadlines, *([self._lead] if is_due else []), *self._duties)
             self._log_outage()
 
     def stop(self) -> None:
@@ -72,6 +90,13 @@ class Caretaker(threading.Thread):
         self._stopped.set()
         if self.is_alive():
             self.join()
+
+    def _pause_s(self, period_s: float) -> float:
+        """Return the seconds until the next pass."""
+        if self._leads or not self._is_of_slot or self._slots <= _PASSES_PER_PERIOD:
+            return period_s
+        # At random, so that workers that started together do not pass together.
+        return min(period_s * self._slots / _PASSES_PER_PERIOD, _LONGEST_PAUSE_S) * random.uniform(0.5, 1.5)
 
     def _perform(self, *duties: Callable[[], object]) -> None:
         """Perform each duty; log errors."""
@@ -96,18 +121,22 @@ class Caretaker(threading.Thread):
 
     def _lead(self) -> None:
         # One leader: two audits at once would both send the wake-ups that are missing.
-        if self._ledger.wakeups.try_lead_audit(self._holder):
+        self._leads = self._ledger.wakeups.try_lead_audit(self._holder)
+        if self._leads:
             self._perform(self.audit, self._ledger.sweep, self._ledger.index_tenants)
         # Led apart: a leader of an earlier version does not know these pools.
         if self._ledger.wakeups.try_lead_audit(self._holder, "large"):
+            self._leads = True
             self._perform(self.audit_large)
         if self._ledger.wakeups.try_lead_audit(self._holder, "references"):
+            self._leads = True
             self._perform(self.audit_references)
 
     def reap(self) -> None:
         """Requeue the items whose lease expired and wake workers for them."""
         # Without a leader: an item leaves the leases only once, even if many caretakers reap at the same time.
         reaped = self._ledger.reap()
+        self._slots = reaped.slots
         if reaped.grace:
             logger.warning("leases extended: Redis restarted, stalled or was unreachable, or its clock was set")
         for pool, count in reaped.requeued.items():

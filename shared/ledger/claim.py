@@ -63,8 +63,10 @@ class ReapResult:
         requeued: number of requeued items, by pool.
         ended: ids of the items that were canceled or had no attempts left.
         grace: whether leases were extended first, because no worker could renew them before this pass.
+        slots: number of slots of the fleet, with those that died in the last seconds.
     """
 
     requeued: Mapping[str, int]
     ended: Sequence[str]
     grace: bool
+    slots: int

@@ -362,7 +362,9 @@ class Ledger:
             )
         )
         # cjson writes every empty Lua table as an object, even an empty list.
-        return ReapResult(requeued=dict(reply["requeued"]), ended=list(reply["ended"]), grace=reply["grace"])
+        return ReapResult(
+            requeued=dict(reply["requeued"]), ended=list(reply["ended"]), grace=reply["grace"], slots=reply["slots"]
+        )
 
     def expire_deadlines(self) -> int:
         """Cancel the queued items of jobs whose deadline has passed; return how many."""

@@ -5,6 +5,7 @@ Celery sends and consumes the messages; the ledger only compares their number wi
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, Literal
 
 from shared.job import is_large, wake_name
@@ -44,6 +45,12 @@ class WakeupQueues:
         """Count the wake-ups of a queue that no worker has consumed yet."""
         with self._session.commands():
             return int(self._session.redis.llen(keys.wake_list(name)))
+
+    def any_waiting(self, names: Iterable[str]) -> bool:
+        """Return whether any of these queues has a wake-up that no worker has consumed yet."""
+        with self._session.commands():
+            # Redis has no empty lists. One command, because every idle worker asks.
+            return bool(self._session.redis.exists(*(keys.wake_list(name) for name in names)))
 
     def surplus(self, pool: str, name: str | None = None) -> int:
         """Return how many more wake-ups than queued items there are; below 0 when some are missing.

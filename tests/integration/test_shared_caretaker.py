@@ -105,6 +105,40 @@ def test_the_wake_ups_of_jobs_with_references_are_audited_apart_from_those_that_
     assert redis_client.llen(WAKES) == 0
 
 
+@pytest.fixture
+def caretaker_of_slot(caretaker):
+    """A worker's caretaker that passes in each second."""
+    return Caretaker(caretaker._ledger, caretaker._celery, caretaker._settings, is_of_slot=True)
+
+
+@pytest.mark.parametrize(
+    ("slots", "shortest_s", "longest_s"), [(32, 1, 1), (320, 5, 15), (1920, 30, 90), (10_000, 30, 90)]
+)
+def test_the_caretakers_of_a_large_fleet_pass_less_often(caretaker_of_slot, slots, shortest_s, longest_s, redis_client):
+    redis_client.zadd(keys.SLOTS, {f"slot-{number}": 1 for number in range(slots)})
+
+    caretaker_of_slot.reap()
+
+    pauses = [caretaker_of_slot._pause_s(1.0) for _ in range(200)]
+    assert shortest_s <= min(pauses) <= max(pauses) <= longest_s
+
+
+def test_the_leader_and_the_caretaker_of_an_api_never_pass_less_often(caretaker, caretaker_of_slot, redis_client):
+    redis_client.zadd(keys.SLOTS, {f"slot-{number}": 1 for number in range(10_000)})
+    caretaker.reap()
+    caretaker_of_slot.reap()
+    assert caretaker_of_slot._pause_s(1.0) > 1
+
+    caretaker_of_slot._lead()
+
+    assert caretaker._pause_s(1.0) == caretaker_of_slot._pause_s(1.0) == 1
+    # Another process leads now.
+    for leader in (keys.AUDIT_LEADER, keys.LARGE_AUDIT_LEADER, keys.REFERENCES_AUDIT_LEADER):
+        redis_client.set(leader, "another")
+    caretaker_of_slot._lead()
+    assert caretaker_of_slot._pause_s(1.0) > 1
+
+
 def test_an_error_in_one_duty_stops_neither_the_caretaker_nor_its_other_duties(
     caretaker, monkeypatch, wait_until, caplog
 ):

@@ -32,9 +32,9 @@ def watched(redis_client, settings):
 
 def wait_for_polls(watched, wait_until, count=30):
     """Wait until the watchdog has polled often enough to have ended a deaf worker."""
-    before = watched.redis.info("commandstats").get("cmdstat_llen", {"calls": 0})["calls"]
+    before = watched.redis.info("commandstats").get("cmdstat_exists", {"calls": 0})["calls"]
     wait_until(
-        lambda: watched.redis.info("commandstats").get("cmdstat_llen", {"calls": 0})["calls"] >= before + count,
+        lambda: watched.redis.info("commandstats").get("cmdstat_exists", {"calls": 0})["calls"] >= before + count,
         what=f"{count} polls",
     )
 

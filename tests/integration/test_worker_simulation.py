@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -78,5 +79,6 @@ def test_a_slot_that_renders_looks_for_simulated_ones_again_when_its_model_is_lo
         return None, None
 
     monkeypatch.setattr(serve, "_load", load)
-    with pytest.raises(ServerFailed, match="slot made-up of this Redis is simulated"):
-        serve._open(s3.model_copy(update={"redis": settings(redis={"url": redis_url}).redis}), "real", None)
+    made = s3.model_copy(update={"redis": settings(redis={"url": redis_url}).redis})
+    with ExitStack() as opened, pytest.raises(ServerFailed, match="slot made-up of this Redis is simulated"):
+        serve._open(made, "real", None, opened)

@@ -31,7 +31,7 @@ def consume(worker: Worker) -> None:
     """Run items until SIGTERM."""
     register_wakeup_task(worker)
     _reclaim_items(worker)
-    caretaker = Caretaker(worker.ledger, worker.celery, worker.settings.queue)
+    caretaker = Caretaker(worker.ledger, worker.celery, worker.settings.queue, is_of_slot=True)
     caretaker.start()
     try:
         # The caretaker runs during this wait too: it serves all jobs and needs no device.

@@ -51,7 +51,7 @@ class Watchdog(threading.Thread):
             return True
         ledger = self._worker.ledger
         try:
-            if not any(ledger.wakeups.count(name) for name in self._worker.slot.wake_names):
+            if not ledger.wakeups.any_waiting(self._worker.slot.wake_names):
                 return True
             ledger.check_writable()
         except LedgerUnavailable:

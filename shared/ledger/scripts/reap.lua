@@ -7,7 +7,7 @@
 --   error_json    the error of an item that fails: its workers were lost
 --   usage_ttl_s   how long the usage of a day is kept
 -- Keys: totals, run_id, reaped_ms, leases, audit, large_audit, references_audit, and those of requeue_or_end
--- Returns JSON {requeued: {pool: count}, ended: [item ids], grace: bool}; cjson writes an empty list as {}
+-- Returns JSON {requeued: {pool: count}, ended: [item ids], grace: bool, slots: number of slots}; cjson writes an empty list as {}
 local now = now_ms()
 
 -- Items handled in one step; Redis serves no other client during it.
@@ -37,7 +37,7 @@ local run_id = type(info) == 'string' and info:match('run_id:(%w+)')
 local known_run_id = run_id and redis.call('GET', RUN_ID)
 if known_run_id ~= run_id then redis.call('SET', RUN_ID, run_id) end
 local restarted = known_run_id and known_run_id ~= run_id
-local reply = {requeued = {}, ended = {}, grace = restarted}
+local reply = {requeued = {}, ended = {}, grace = restarted, slots = redis.call('ZCARD', SLOTS)}
 
 -- Extend a lease, and never shorten it. After a stall it has the time that it had left at the last pass, a full term at
 -- most: a full term after each stall would keep the item of a dead worker for as long as stalls come again and again. A
