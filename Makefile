@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-fast fuzz fuzz-headers lint format bench bench-gpu sim chaos lock lock-images audit sbom score-tiny score-edits clean
+.PHONY: help install demo up test test-fast promtool fuzz fuzz-headers lint format bench bench-gpu sim chaos lock lock-images audit sbom score-tiny score-edits clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -30,11 +30,18 @@ up: install ## start the whole service on this host, until Ctrl-C
 # the tests start keep what they compile, although the environment may say otherwise.
 PYTEST := PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 3
 
-test: install ## run all tests on real Redis and S3
+test: install promtool ## run all tests on real Redis and S3
 	$(PYTEST)
 
 test-fast: install ## run the unit and integration tests, but not those that start the whole service
 	$(PYTEST) tests/unit tests/integration
+
+promtool: $(VENV)/.promtool-tried ## fetch Prometheus' promtool on Debian and Ubuntu; without it, some tests are skipped
+
+# Tried once, because it waits for the network where there is one.
+$(VENV)/.promtool-tried: $(INSTALLED)
+	@tools/fetch_promtool.sh $(BIN)/promtool || echo "promtool cannot be had here: alerts and metrics are checked without it"
+	@touch $@
 
 EXAMPLES ?= 20000
 FUZZ_SECONDS ?= 300

@@ -34,8 +34,8 @@ def collect_reported(ledger: Ledger) -> Iterator[Metric]:
 
 def _counter(counter: Counter, sums: _Sums) -> Metric:
     family = CounterMetricFamily(f"flux2_{counter.name}", counter.text, labels=counter.labels)
-    # Without labels there is one series, also before anything was counted.
-    for labels, count in sums.items() or ([] if counter.labels else [((), 0)]):
+    present = [(value,) for value in counter.known] if counter.labels else [()]
+    for labels, count in {**dict.fromkeys(present, 0), **sums}.items():
         family.add_metric(labels, count)
     return family
 

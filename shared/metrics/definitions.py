@@ -17,11 +17,13 @@ class Counter:
 
     Attributes:
         labels: names; each of their values must come from a short list, because every combination is stored.
+        known: values of its only label that have a series from the start: Prometheus sees no rise to the first value.
     """
 
     name: str
     text: str
     labels: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ _IMAGE: Final = ("model", "engine")
 _WORK_S: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 _WAIT_S: Final = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14_400.0)
 _TRANSFER_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+_ENDS: Final = ("drained", "drain_timeout", "fault")
 _RATIOS: Final = (0.1, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
 
 WAIT_SECONDS: Final = Histogram("wait_seconds", "Time from an image's queueing to its claim.", _IMAGE, _WAIT_S)
@@ -76,11 +79,15 @@ ATTEMPT_FAILURES: Final = Counter("attempt_failures", "Attempts at images that e
 CORRUPTED_PARAMETERS: Final = Counter(
     "corrupted_parameters", "Base parameters that were not restored to the checkpoint's bits; must be 0."
 )
-WORKER_ENDS: Final = Counter("worker_ends", "Worker processes that ended, by the reason.", ("reason",))
+WORKER_ENDS: Final = Counter("worker_ends", "Worker processes that ended, by the reason.", ("reason",), _ENDS)
 STORAGE_OUTAGES: Final = Counter("storage_outages", "Times at which a worker could store no image and no probe.")
 STORAGE_ERRORS: Final = Counter("storage_errors", "Requests to the storage that failed.", ("operation",))
-REDIS_ERRORS: Final = Counter("redis_errors", "Calls of the ledger that Redis did not answer or refused.", ("kind",))
-ADAPTER_FILES: Final = Counter("adapter_files", "Adapter files of images, by where they were.", ("place",))
+REDIS_ERRORS: Final = Counter(
+    "redis_errors", "Calls of the ledger that Redis did not answer or refused.", ("kind",), ("unanswered", "refused")
+)
+ADAPTER_FILES: Final = Counter(
+    "adapter_files", "Adapter files of images, by where they were.", ("place",), ("root", "cache", "source")
+)
 ADAPTER_FETCHED_BYTES: Final = Counter("adapter_fetched_bytes", "Bytes of adapter files that were downloaded.")
 
 HISTOGRAMS: Final = (

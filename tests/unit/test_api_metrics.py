@@ -78,11 +78,16 @@ def test_the_buckets_of_a_histogram_add_up_whatever_bounds_a_version_has():
     assert not [name for name, *_ in samples if "later" in name]
 
 
-def test_a_counter_without_labels_is_there_before_anything_was_counted():
+def test_counters_of_known_events_are_there_before_anything_was_counted():
     samples = reported(**{"attempt_failures|stalled": 2})
 
     assert samples["flux2_attempt_failures_total", "stalled"] == 2
     assert samples[("flux2_storage_outages_total",)] == 0
+    assert {name[1] for name in samples if name[0] == "flux2_worker_ends_total"} == {
+        "drained",
+        "drain_timeout",
+        "fault",
+    }
 
 
 def test_an_api_process_sends_its_counts_again_until_redis_answers():
