@@ -83,7 +83,6 @@ def prepare_job(
     check_kind(caller, model, body.engine)
     body = body.model_copy(update={"loras": permitted_loras(body.loras, caller, settings.adapters)})
     cache = cache or open_cache(services, caller)
-    slots = cache.slots
     base = cache.base_model(model)
     adapters = cache.adapters(body.loras, model)
     items = resolve_items(body, model, [adapter.ref for adapter in adapters])
@@ -96,7 +95,7 @@ def prepare_job(
         warnings.append(f"adapters were checked for their form only: no live worker has loaded {model.id}")
     texts = [prompt.reference_texts for prompt in body.prompts]
     warnings += check_workers(
-        items[0], slots, has_references=any(texts), may_be_missing=ledger.workers.slots_may_be_missing
+        items[0], cache.slot_kinds, has_references=any(texts), may_be_missing=ledger.workers.slots_may_be_missing
     )
     if any(texts):
         # Last: it may take seconds and stores the images, so everything else must be in order.
@@ -115,7 +114,7 @@ def prepare_job(
         webhook_events=body.webhook_events or (),
         key_id=caller.key_id,
         deadline_s=body.deadline_s,
-        compact=all(slot.reads_compact for slot in slots),
+        compact=all(kind.reads_compact for kind in cache.slot_kinds),
     )
 
 

@@ -6,21 +6,22 @@ A replay makes one job for each adapter strength: 1,000 of them read workers and
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from functools import cached_property
 
 from shared.adapters.remote import RemoteAdapters, call_deadline
 from shared.adapters.validate import ValidAdapter, validate_adapters
 from shared.catalog import Model
 from shared.ledger import Ledger
-from shared.ledger.workers import BaseModelInfo, SlotView
+from shared.ledger.slot_kinds import SlotKind
+from shared.ledger.workers import BaseModelInfo
 from shared.request import LoraItem
 from shared.request_references import Intake, RequestReferences
 from shared.settings import AdaptersSettings
 
 
 class SubmitCache:
-    """The live slots, loaded base models and files of one call, read when its first job needs them.
+    """The kinds of live slots, loaded base models and files of one call, read when its first job needs them.
 
     Attributes:
         references: the reference images of the call.
@@ -36,12 +37,12 @@ class SubmitCache:
         self._adapters: dict[tuple[Hashable, ...], list[ValidAdapter]] = {}
 
     @cached_property
-    def slots(self) -> list[SlotView]:
-        return self._ledger.workers.live_slots()
+    def slot_kinds(self) -> Collection[SlotKind]:
+        return self._ledger.slot_kinds.count()
 
     def base_model(self, model: Model) -> BaseModelInfo | None:
         if model.id not in self._bases:
-            self._bases[model.id] = self._ledger.workers.base_model(model.id, self.slots)
+            self._bases[model.id] = self._ledger.workers.base_model(model.id, self.slot_kinds)
         return self._bases[model.id]
 
     def adapters(self, loras: Sequence[LoraItem], model: Model) -> list[ValidAdapter]:

@@ -116,8 +116,7 @@ def _clock(ledger: Ledger) -> Iterator[Finding]:
 
 
 def _workers(ledger: Ledger) -> Iterator[Finding]:
-    slots = ledger.workers.live_slots()
-    for slot in slots:
+    for slot in ledger.workers.unhealthy_slots():
         if slot.state == "faulty":
             yield Finding(
                 "worker",
@@ -132,18 +131,20 @@ def _workers(ledger: Ledger) -> Iterator[Finding]:
                 f"{slot.name}: {slot.corrupted} base weights are corrupted",
                 "restart the worker and report a bug",
             )
-    states = Counter(slot.state for slot in slots)
-    if slots:
+    states = Counter[str]()
+    for kind, count in ledger.slot_kinds.count().items():
+        states[kind.state] += count
+    if states:
         yield Finding("workers", "ok", ", ".join(f"{count} {state}" for state, count in states.items()))
     else:
         yield Finding("workers", "warning", "no worker is running", "start one: flux2 worker")
 
 
 def _queues(ledger: Ledger) -> Iterator[Finding]:
-    slots = ledger.workers.live_slots()
+    kinds = ledger.slot_kinds.count()
     for name in POOLS:
         queued = ledger.queue_length(name)
-        if queued and not any(name in slot.pools for slot in slots):
+        if queued and not any(name in kind.pools for kind in kinds):
             yield Finding(
                 "queue",
                 "failed",

@@ -14,14 +14,21 @@ from shared.ledger import Ledger
 def collect_slots(ledger: Ledger) -> Iterator[Metric]:
     """Yield `flux2_slots`."""
     alive = GaugeMetricFamily("flux2_slots", "Live workers.", labels=["model", "state"])
-    for (model, state), count in Counter((slot.model, slot.state) for slot in ledger.workers.live_slots()).items():
-        alive.add_metric([model, state], count)
+    counts = Counter[tuple[str, str]]()
+    for kind, count in ledger.slot_kinds.count().items():
+        counts[kind.model, kind.state] += count
+    for labels, count in counts.items():
+        alive.add_metric(labels, count)
     yield alive
 
 
 def collect_each_slot(ledger: Ledger, *, most_slots: int) -> Iterator[Metric]:
-    """Yield what each slot reports of itself, unless the fleet is larger than `most_slots`: it has too many series."""
-    slots = ledger.workers.live_slots() if ledger.workers.count_live() <= most_slots else []
+    """Yield what each slot reports of itself; in a fleet larger than `most_slots`, only what is wrong with some.
+
+    Otherwise a large fleet has too many series.
+    """
+    is_small = ledger.slots.count() <= most_slots
+    slots = ledger.workers.live_slots() if is_small else []
     # The metric keeps its name for existing dashboards; it counts corrupted parameters.
     corrupted = _gauge(
         "base_drift", "Base parameters that differ from the checkpoint after an adapter swap; must be 0."
@@ -29,8 +36,9 @@ def collect_each_slot(ledger: Ledger, *, most_slots: int) -> Iterator[Metric]:
     used = _gauge("slot_gpu_memory_used_bytes", "Memory of a GPU that is in use, by all processes.")
     size = _gauge("slot_gpu_memory_bytes", "Memory of a GPU.")
     works = _gauge("slot_gpu_utilization_ratio", "Part of the last second or so in which a GPU ran a kernel.")
-    for slot in slots:
+    for slot in slots if is_small else ledger.workers.unhealthy_slots():
         corrupted.add_metric([slot.name], slot.corrupted)
+    for slot in slots:
         if slot.gpu_memory_used_bytes is not None:
             used.add_metric([slot.name], slot.gpu_memory_used_bytes)
             size.add_metric([slot.name], slot.memory_bytes)

@@ -72,7 +72,7 @@ def get_adapter(
     if path is None:
         return list_adapters(services, caller, limit=limit, cursor=cursor or "")
     workers = services.ledger.workers
-    base = workers.base_model(find_model(model).id, workers.live_slots())
+    base = workers.base_model(find_model(model).id, services.ledger.slot_kinds.count())
     found = _inspect(services, caller, path, layers=None if base is None else base.layers, model=model)
     return AdapterLine(path=path, model=model, **asdict(found))
 

@@ -11,7 +11,7 @@ from api.deps import ServicesDep
 from api.doors.roles import Reader
 from api.schemas.inventory import Limits, ModelLine, ModelList
 from shared.catalog import MODELS
-from shared.job import ENGINES
+from shared.job import ENGINES, Engine
 
 router = APIRouter(prefix="/v1", tags=["models"])
 
@@ -20,17 +20,20 @@ router = APIRouter(prefix="/v1", tags=["models"])
 def list_models(services: ServicesDep, _caller: Reader) -> ModelList:
     """Return every model with its defaults, licence and number of live workers."""
     workers = services.ledger.workers
-    slots = workers.live_slots()
-    offered = Counter((slot.model, engine) for slot in slots for engine in slot.engines)
+    kinds = services.ledger.slot_kinds.count()
+    slots, offered = Counter[str](), Counter[tuple[str, Engine]]()
+    for kind, count in kinds.items():
+        slots[kind.model] += count
+        offered.update({(kind.model, engine): count for engine in kind.engines})
     lines = []
     for model in MODELS.values():
-        base = workers.base_model(model.id, slots)
+        base = workers.base_model(model.id, kinds)
         # The catalogue's other fields name the weights' files, which concern only workers.
         catalog_fields = {name: value for name, value in asdict(model).items() if name in ModelLine.model_fields}
         lines.append(
             ModelLine(
                 **catalog_fields,
-                slots=sum(slot.model == model.id for slot in slots),
+                slots=slots[model.id],
                 engines={engine: offered[model.id, engine] for engine in ENGINES},
                 base_revision=base.revision if base else None,
             )

@@ -7,9 +7,11 @@ from importlib import resources
 
 # Parts that begin every script, in this order.
 _COMMON_PARTS = ("prelude", "item_texts", "queue", "usage", "moves")
+_SLOT_SCRIPTS = ("beat", "remove_slot", "claim_next", "peek_next", "release", "largest", "check_slots")
 # Parts that some scripts share, and these scripts.
 _PARTS = {
-    "slots": ("beat", "remove_slot", "claim_next", "peek_next", "release", "largest"),
+    "slot_kinds": _SLOT_SCRIPTS,
+    "slots": _SLOT_SCRIPTS,
     "choose": ("claim_next", "peek_next"),
     "metrics": ("beat", "remove_slot", "add_metrics"),
     "tenants": ("accept", "list_jobs", "index_tenants", "sweep"),

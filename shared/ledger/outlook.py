@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from shared.job import State, is_large, memory_gib
+from shared.job import State, is_large
 from shared.ledger.session import Session, to_ms
-from shared.ledger.workers import DRAINING, FAULTY, SlotView, read_slots
+from shared.ledger.slot_kinds import SlotKind, SlotKinds
 
-# Each poll of a job would read the reports of the whole fleet.
+# Each poll of a job would count the fleet.
 _SLOTS_KEPT_MS = 1000
 
 
@@ -26,11 +26,12 @@ class Outlook:
 class Forecaster:
     """Estimates the outlook of jobs from the queue and the live slots."""
 
-    def __init__(self, session: Session, *, wait_bound_s: float) -> None:
+    def __init__(self, session: Session, slot_kinds: SlotKinds, *, wait_bound_s: float) -> None:
         self._session = session
+        self._slot_kinds = slot_kinds
         self._wait_bound_ms = to_ms(wait_bound_s)
         # With the time at which they were read.
-        self._slots: tuple[int, list[SlotView]] | None = None
+        self._slots: tuple[int, Mapping[SlotKind, int]] | None = None
 
     def forecast(self, items: Sequence[Mapping[str, str]], *, now_ms: int) -> Outlook:
         """Return the outlook of an unfinished job; the caller is inside of `Session.commands`.
@@ -58,9 +59,9 @@ class Forecaster:
             eta_s=max(times_s) if len(times_s) == len(parts) else None,
         )
 
-    def _live_slots(self, now_ms: int) -> list[SlotView]:
+    def _live_slots(self, now_ms: int) -> Mapping[SlotKind, int]:
         if self._slots is None or abs(now_ms - self._slots[0]) > _SLOTS_KEPT_MS:
-            self._slots = (now_ms, read_slots(self._session.redis, now_ms=now_ms))
+            self._slots = (now_ms, self._slot_kinds.count_in_commands(now_ms=now_ms))
         return self._slots[1]
 
 
@@ -80,7 +81,7 @@ class _PoolPart:
     slots: int
 
     @classmethod
-    def of(cls, pool: str, items: Sequence[Mapping[str, str]], slots: Sequence[SlotView]) -> _PoolPart:
+    def of(cls, pool: str, items: Sequence[Mapping[str, str]], slots: Mapping[SlotKind, int]) -> _PoolPart:
         return cls(
             pool,
             queued=[f"{item['job']}:{item['index']}" for item in items if item["state"] == State.QUEUED],
@@ -108,10 +109,8 @@ class _PoolPart:
         return Outlook(position, round(max(end_ms, *left_ms, 0) / 1000, 1))
 
 
-def _count_serving(pool: str, slots: Sequence[SlotView]) -> int:
+def _count_serving(pool: str, slots: Mapping[SlotKind, int]) -> int:
     """Count the slots that take items of a pool now."""
-    serving = [slot for slot in slots if pool in slot.pools and slot.state not in (FAULTY, DRAINING)]
-    if not is_large(pool):
-        return len(serving)
-    sizes = [memory_gib(slot.memory_bytes) for slot in serving]
-    return sizes.count(max(sizes, default=0))
+    serving = {kind: count for kind, count in slots.items() if pool in kind.pools and kind.takes_work}
+    largest_gib = max((kind.memory_gib for kind in serving), default=0)
+    return sum(count for kind, count in serving.items() if not is_large(pool) or kind.memory_gib == largest_gib)

@@ -14,7 +14,7 @@ from shared.ledger import keys
 from shared.ledger.claim import split_item_id
 from shared.ledger.session import Session
 from shared.ledger.usage_rows import OTHER
-from shared.ledger.workers import SLOT_TTL_MS, SlotView, parse_slot
+from shared.ledger.workers import SLOT_TTL_MS, SlotView, read_live
 
 # Names that one command adds to the index.
 _NAMES_AT_ONCE = 1000
@@ -79,7 +79,8 @@ class SlotListing:
         with self._session.commands():
             self._add_missing_names()
             names = self._names(after, limit + 1)
-            slots = self._read_live(names[:limit], now)
+            # A name may stay in the index for a while after its slot has died.
+            slots = read_live(self._session.redis, names[:limit], now_ms=now)
             items = self._read_items(slots)
         listed = tuple(ListedSlot(slot, item) for slot, item in zip(slots, items, strict=True))
         return SlotPage(listed, names[limit - 1] if len(names) > limit else None)
@@ -106,18 +107,6 @@ class SlotListing:
         names = redis.zrange(keys.SLOTS, 0, -1)
         for first in range(0, len(names), _NAMES_AT_ONCE):
             redis.zadd(keys.SLOT_NAMES, dict.fromkeys(names[first : first + _NAMES_AT_ONCE], 0))
-
-    def _read_live(self, names: Sequence[str], now_ms: int) -> list[SlotView]:
-        with self._session.redis.pipeline(transaction=False) as pipe:
-            for name in names:
-                pipe.zscore(keys.SLOTS, name).hgetall(keys.slot(name))
-            replies = pipe.execute()
-        # A name may stay in the index for a while after its slot has died.
-        return [
-            parse_slot(name, report)
-            for name, beat_ms, report in zip(names, replies[::2], replies[1::2], strict=True)
-            if report and beat_ms is not None and abs(now_ms - beat_ms) <= SLOT_TTL_MS
-        ]
 
     def _read_items(self, slots: Sequence[SlotView]) -> list[RunningItem | None]:
         busy = [slot for slot in slots if slot.item]

@@ -30,6 +30,7 @@ from shared.ledger.outlook import Forecaster
 from shared.ledger.queue_reader import QueueReader
 from shared.ledger.session import Session, to_ms
 from shared.ledger.slot_claims import find_unlisted_claims
+from shared.ledger.slot_kinds import SlotKinds
 from shared.ledger.slot_listing import SlotListing
 from shared.ledger.totals import Totals, read_totals
 from shared.ledger.upload_users import count_users
@@ -60,6 +61,7 @@ class Ledger:
         usage: what attempts used.
         backlog: the items that wait and run.
         slots: the live slots, in pages, with the items that they run.
+        slot_kinds: the live slots, counted by what they are.
         queue: how many items wait and run, by tenant and adapters.
         metrics: what processes count by themselves.
         wakeups: the wake-up messages that no worker has consumed.
@@ -77,7 +79,8 @@ class Ledger:
         self._settings = settings
         self._claims = Claims(self._session, settings)
         self._compact_form = CompactForm(self._session)
-        self._forecaster = Forecaster(self._session, wait_bound_s=settings.wait_bound_s)
+        self.slot_kinds = SlotKinds(self._session)
+        self._forecaster = Forecaster(self._session, self.slot_kinds, wait_bound_s=settings.wait_bound_s)
         self.workers = WorkerRegistry(self._session)
         self.api_keys = ApiKeys(self._session)
         self.outbox = Outbox(self._session)

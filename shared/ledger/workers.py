@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from shared.job import ENGINES, FEATURES, Engine, Feature, is_large, memory_gib, pools
 from shared.ledger import keys
@@ -25,6 +25,8 @@ SLOT_TTL_MS = 15_000
 
 #: States of a slot that lives and takes no work: because its device keeps failing, or because its process stops.
 FAULTY, DRAINING = "faulty", "draining"
+
+_UNHEALTHY_READ = 1000
 
 # Field of a heartbeat that versions before the compact form do not send.
 _READS_COMPACT = "reads_compact"
@@ -78,6 +80,15 @@ class BaseModelInfo:
     layers: Mapping[str, tuple[int, int]]
 
 
+class _HasRevision(Protocol):
+    """The part of a slot, or of a kind of slots, that says which base model it has loaded."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def revision(self) -> str: ...
+
+
 class WorkerRegistry:
     """The slots, base models and device faults that workers report to one Redis."""
 
@@ -105,19 +116,23 @@ class WorkerRegistry:
         self._session.run("remove_slot", slot=slot, batch=batch_arguments(batch))
 
     def live_slots(self) -> list[SlotView]:
-        """Return the slots whose heartbeat is fresh."""
+        """Return the slots whose heartbeat is fresh; for a large fleet, count them by kind or list them in pages."""
         now = self._session.now_ms()
         with self._session.commands():
-            return read_slots(self._session.redis, now_ms=now)
+            # A heartbeat far in the future came before the clock went back.
+            names = self._session.redis.zrangebyscore(keys.SLOTS, now - SLOT_TTL_MS, now + SLOT_TTL_MS)
+            return read_live(self._session.redis, names, now_ms=now)
 
-    def count_live(self) -> int:
-        """Count the slots whose heartbeat is fresh."""
+    def unhealthy_slots(self) -> list[SlotView]:
+        """Return the live slots whose device keeps failing or whose base weights are corrupted, a thousand at most."""
         now = self._session.now_ms()
         with self._session.commands():
-            return int(self._session.redis.zcount(keys.SLOTS, now - SLOT_TTL_MS, now + SLOT_TTL_MS))
+            names = self._session.redis.zrange(keys.UNHEALTHY_SLOTS, 0, _UNHEALTHY_READ - 1)
+            slots = read_live(self._session.redis, names, now_ms=now)
+        return [slot for slot in slots if slot.state == FAULTY or slot.corrupted]
 
     def slots_may_be_missing(self) -> bool:
-        """Return whether an earlier call of `live_slots` may have missed living slots, because Redis had stalled."""
+        """Return whether an earlier look at the slots may have missed living ones, because Redis had stalled."""
         with self._session.commands():
             return bool(self._session.redis.exists(keys.SLOTS_MISSING))
 
@@ -126,7 +141,7 @@ class WorkerRegistry:
         with self._session.commands():
             self._session.redis.set(keys.base(model), json.dumps({"revision": revision, "layers": layers}))
 
-    def base_model(self, model: str, slots: Iterable[SlotView]) -> BaseModelInfo | None:
+    def base_model(self, model: str, slots: Iterable[_HasRevision]) -> BaseModelInfo | None:
         """Return the base model that these slots have loaded; None if no slot has one, or if their revisions differ."""
         with self._session.commands():
             raw = self._session.redis.get(keys.base(model))
@@ -170,16 +185,18 @@ class WorkerRegistry:
             return int(self._session.redis.zcount(keys.faults(slot), now - window_ms, now + window_ms))
 
 
-def read_slots(client: Client, *, now_ms: int) -> list[SlotView]:
-    """Read the report of each slot whose last heartbeat is fresh at `now_ms`."""
-    # A heartbeat far in the future came before the clock went back.
-    names = client.zrangebyscore(keys.SLOTS, now_ms - SLOT_TTL_MS, now_ms + SLOT_TTL_MS)
+def read_live(client: Client, names: Collection[str], *, now_ms: int) -> list[SlotView]:
+    """Read the reports of those of these slots whose last heartbeat is fresh at `now_ms`."""
     with client.pipeline(transaction=False) as pipe:
         for name in names:
-            pipe.hgetall(keys.slot(name))
-        reports = pipe.execute()
-    # A report may expire between the two reads.
-    return [parse_slot(name, raw) for name, raw in zip(names, reports, strict=True) if raw]
+            pipe.zscore(keys.SLOTS, name).hgetall(keys.slot(name))
+        replies = pipe.execute()
+    # A report may expire between two reads.
+    return [
+        parse_slot(name, report)
+        for name, beat_ms, report in zip(names, replies[::2], replies[1::2], strict=True)
+        if report and beat_ms is not None and abs(now_ms - beat_ms) <= SLOT_TTL_MS
+    ]
 
 
 def parse_slot(name: str, raw: Mapping[str, str]) -> SlotView:
@@ -191,9 +208,9 @@ def parse_slot(name: str, raw: Mapping[str, str]) -> SlotView:
         device=raw["device"],
         revision=raw["revision"],
         precision=raw["precision"],
-        engines=_known(ENGINES, raw["engines"]),
+        engines=known_names(ENGINES, raw["engines"]),
         # Workers of earlier versions claim only from the plain pools of their engines.
-        features=_known(FEATURES, raw["features"]) if "features" in raw else None,
+        features=known_names(FEATURES, raw["features"]) if "features" in raw else None,
         warm=raw["warm"],
         item=raw["item"],
         # The stored field keeps its first name: workers and APIs of several versions share one Redis.
@@ -212,11 +229,14 @@ def _large_pools(report: Mapping[str, str]) -> list[str]:
     # A slot that takes no work must not keep others from these items.
     if "model" not in report or report.get("state") == FAULTY:
         return []
-    engines, features = _known(ENGINES, report.get("engines", "")), _known(FEATURES, report.get("features", ""))
+    engines, features = (
+        known_names(ENGINES, report.get("engines", "")),
+        known_names(FEATURES, report.get("features", "")),
+    )
     return [name for name in pools(report["model"], engines, features) if is_large(name)]
 
 
-def _known(names: Sequence[_Name], reported: str) -> tuple[_Name, ...]:
+def known_names(names: Sequence[_Name], reported: str) -> tuple[_Name, ...]:
     """Return the reported names that this version knows."""
     # A worker of a newer version may offer more; no job of this version can name them.
     offered = reported.split(",")

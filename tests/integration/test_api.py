@@ -26,6 +26,7 @@ from shared.adapters.listing import list_adapter_files
 from shared.errors import QueueFull
 from shared.job import AdapterReport, ItemError, ItemSpec, Progress, TokenReport
 from shared.ledger import keys
+from shared.ledger.slot_kinds import SlotKinds
 from shared.ledger.spec_parts import join_texts
 from shared.ledger.workers import WorkerRegistry
 from shared.redis_url import RedisUrl
@@ -1319,14 +1320,14 @@ def replay(api, *prompts, **headers):
 
 def test_a_replay_of_many_strengths_reads_workers_and_adapter_once(api, adapter, monkeypatch):
     reads = []
-    for owner, name in ((validate, "open_adapter"), (WorkerRegistry, "live_slots"), (WorkerRegistry, "base_model")):
+    for owner, name in ((validate, "open_adapter"), (SlotKinds, "count"), (WorkerRegistry, "base_model")):
         read = getattr(owner, name)
         monkeypatch.setattr(owner, name, lambda *args, name=name, read=read: reads.append(name) or read(*args))
     strengths = [index / 40 for index in range(40)]
 
     answer = replay(api, *(f"a --m {strength}" for strength in strengths)).json()
 
-    assert sorted(reads) == ["base_model", "live_slots", "open_adapter"]
+    assert sorted(reads) == ["base_model", "count", "open_adapter"]
     results = [api.http.get(f"/v1/requests/{job['request_id']}/status").json() for job in answer["requests"]]
     assert [job["status"] for job in results] == ["in_queue"] * 40
     claims = [api.ledger.claim_next(["flux2"], slot="s", boot="b", warm="base") for _ in strengths]
@@ -1573,14 +1574,16 @@ def test_the_engine_and_adapter_mode_of_a_request_reach_the_item(api):
 def test_metrics_report_the_queue_the_workers_and_their_corrupted_parameters(api, slot_report):
     accepted(api, request({"prompt": "a"}, {"prompt": "b"}))
     api.ledger.workers.beat("gpu-0", slot_report(state="busy"))
+    api.ledger.workers.beat("gpu-1", slot_report(state="busy", base_drift="7"))
 
     answer = api.http.get("/metrics")
 
     assert answer.headers["content-type"].startswith("text/plain")
     assert {
         'flux2_items_queued{engine="exact",model="flux2"} 2.0',
-        'flux2_slots{model="flux2",state="busy"} 1.0',
+        'flux2_slots{model="flux2",state="busy"} 2.0',
         'flux2_base_drift{slot="gpu-0"} 0.0',
+        'flux2_base_drift{slot="gpu-1"} 7.0',
     } <= set(answer.text.splitlines())
 
 

@@ -182,7 +182,9 @@ def test_fields_beyond_five_thousand_are_not_added(ledger, process, redis_client
     assert not redis_client.hexists("flux2:metrics", "storage_errors|put")
 
 
-def test_each_slot_of_a_small_fleet_has_series_and_of_a_larger_one_none(ledger, samples, slot_report):
+def test_each_slot_of_a_small_fleet_has_series_and_of_a_larger_one_those_that_are_corrupted(
+    ledger, samples, slot_report
+):
     load = {"gpu_memory_used_bytes": "70000000000", "gpu_utilization": "0.97", "memory_bytes": "80000000000"}
     ledger.workers.beat("gpu-0", {**slot_report(base_drift="3"), **load})
     # A CPU, and a GPU that does not answer.
@@ -195,5 +197,6 @@ def test_each_slot_of_a_small_fleet_has_series_and_of_a_larger_one_none(ledger, 
 
     ledger.workers.beat("gpu-2", slot_report())
 
-    assert samples("flux2_base_drift") == {}
+    assert samples("flux2_slot_gpu_memory_used_bytes") == {}
+    assert samples("flux2_base_drift") == {(("slot", "gpu-0"),): 3}
     assert sum(samples("flux2_slots").values()) == 3

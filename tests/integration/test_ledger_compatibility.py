@@ -25,7 +25,7 @@ NEW_JOB_FIELDS = {"key_until_ms", "adapters"}
 NEW_ITEM_FIELDS = {"lease_ttl_ms", "gpu_ms", "why"}
 # In the text of an adapter whose worker states no scale.
 NEW_REPORT_FIELDS = '"scale_range":null,"scale_sources":[],'
-NEW_SLOT_FIELDS = {"reads_compact", "large_pools"}
+NEW_SLOT_FIELDS = {"reads_compact", "large_pools", "indexed_ms"}
 NEW_KEYS = (
     "slot_names",
     "images:",
@@ -38,6 +38,8 @@ NEW_KEYS = (
     "claims:",
     "warm",
     "next_adapters",
+    "slot_kinds",
+    "kinds",
     "outbox:",
     "tenant_jobs:",
     "tenants_until",

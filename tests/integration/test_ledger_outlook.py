@@ -39,6 +39,8 @@ class Fleet:
         claim = self._ledger.claim_next(["flux2"], slot=slot, boot="boot", warm="base")
         if claim is None:
             return False
+        # The estimate ignores which adapters other slots have merged or merge next.
+        self._ledger.redis.delete(f"{keys.PREFIX}next_adapters", f"{keys.PREFIX}warm_counts")
         self.running.append(claim)
         self.claims.append((claim.job_id, claim.index))
         return True

@@ -288,8 +288,9 @@ def test_a_heartbeat_that_repeats_the_last_one_writes_little(ledger, clock, slot
     repeated = writes(slot_report(engines="exact", features="large"))
     changed = writes(slot_report(engines="exact", features="large", state="busy", item="job:0"))
 
-    # Its time as a score, as the large pools' time and as the expiry of the report; then two fields more.
-    assert (repeated, changed) == (3, 5)
+    # Its time as a score, as that of the large pools and of the indexes, and as the expiry of the report; then two
+    # fields more, and four of the count of kinds.
+    assert (repeated, changed) == (4, 10)
     assert [ledger.redis.hget(keys.slot("gpu-0"), field) for field in ("state", "item", "model")] == [
         "busy",
         "job:0",

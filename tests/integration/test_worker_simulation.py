@@ -62,12 +62,12 @@ def test_simulated_slots_finish_jobs_with_pictures_that_say_so(fleet, ledger, it
 def test_slots_that_render_and_simulated_ones_refuse_each_other(ledger, slot_report):
     ledger.workers.beat("real", slot_report())
     refuse_simulated_slots(ledger)
-    with pytest.raises(ServerFailed, match="slot real of this Redis renders"):
+    with pytest.raises(ServerFailed, match="workers of this Redis render"):
         refuse_rendering_slots(ledger)
     ledger.workers.remove("real")
-    ledger.workers.beat("made-up", slot_report(device="simulated"))
+    ledger.workers.beat("made-up", slot_report(precision="simulated"))
     refuse_rendering_slots(ledger)
-    with pytest.raises(ServerFailed, match="slot made-up of this Redis is simulated"):
+    with pytest.raises(ServerFailed, match="slots of this Redis are simulated"):
         refuse_simulated_slots(ledger)
 
 
@@ -75,10 +75,10 @@ def test_a_slot_that_renders_looks_for_simulated_ones_again_when_its_model_is_lo
     monkeypatch, ledger, s3, redis_url, settings, slot_report
 ):
     def load(*_):
-        ledger.workers.beat("made-up", slot_report(device="simulated"))
+        ledger.workers.beat("made-up", slot_report(precision="simulated"))
         return None, None
 
     monkeypatch.setattr(serve, "_load", load)
     made = s3.model_copy(update={"redis": settings(redis={"url": redis_url}).redis})
-    with ExitStack() as opened, pytest.raises(ServerFailed, match="slot made-up of this Redis is simulated"):
+    with ExitStack() as opened, pytest.raises(ServerFailed, match="slots of this Redis are simulated"):
         serve._open(made, "real", None, opened)

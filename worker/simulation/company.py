@@ -9,19 +9,17 @@ from worker.simulation import SIMULATED
 
 def refuse_rendering_slots(ledger: Ledger) -> None:
     """Raise `ServerFailed` if a slot of this Redis renders, before a simulated one takes its jobs."""
-    rendering = [slot.name for slot in ledger.workers.live_slots() if slot.device != SIMULATED]
-    if rendering:
+    if any(kind.precision != SIMULATED for kind in ledger.slot_kinds.count()):
         raise ServerFailed(
-            f"slot {rendering[0]} of this Redis renders, and a simulated slot would answer its jobs with pictures that "
-            "no model drew; set FLUX2_REDIS_URL to another Redis or database"
+            "workers of this Redis render, and a simulated slot would answer their jobs with pictures that no model "
+            "drew; set FLUX2_REDIS_URL to another Redis or database"
         )
 
 
 def refuse_simulated_slots(ledger: Ledger) -> None:
     """Raise `ServerFailed` if a slot of this Redis is simulated, before one that renders shares its jobs."""
-    simulated = [slot.name for slot in ledger.workers.live_slots() if slot.device == SIMULATED]
-    if simulated:
+    if any(kind.precision == SIMULATED for kind in ledger.slot_kinds.count()):
         raise ServerFailed(
-            f"slot {simulated[0]} of this Redis is simulated and would answer jobs with pictures that no model drew; "
-            "stop it, or set FLUX2_REDIS_URL to another Redis or database"
+            "slots of this Redis are simulated and would answer jobs with pictures that no model drew; stop them, or "
+            "set FLUX2_REDIS_URL to another Redis or database"
         )

@@ -7,7 +7,8 @@
 --   large_pools  pools of large items that the slot serves if it has the most memory
 --   memory_gib   memory of its device
 --   batch        what its process counted; see metrics.lua. Absent if it counted nothing
--- Keys: metrics, batch, slot, slots, slot_names, slots_missing, warm, next_adapters, warm_counts, memory
+-- Keys: metrics, batch, slot, slots, slot_names, slots_missing, slot_kinds, kinds, unhealthy_slots, warm, next_adapters,
+--   warm_counts, memory
 local now = now_ms()
 
 -- Write the fields that changed: most heartbeats repeat the last one, and each write goes to the disk.
@@ -29,12 +30,13 @@ redis.call('PEXPIRE', slot_key(args.slot), args.slot_ttl_ms)
 redis.call('ZADD', SLOTS, now, args.slot)
 redis.call('ZADD', SLOT_NAMES, 0, args.slot)
 set_adapters(WARM, args.slot, args.report.warm)
+record_kind(args.slot)
 if args.batch then add_metrics(args.slot, args.batch) end
 
--- One random entry of each index for each heartbeat, so that slots that are gone do not fill them. The pools of large
--- items take turns.
+-- One random entry of each index for each heartbeat, so that slots that are gone do not fill them, and those of an earlier
+-- version do not stay as they were. The pools of large items take turns.
 local listed = redis.call('ZRANDMEMBER', SLOT_NAMES)
-if not redis.call('ZSCORE', SLOTS, listed) then redis.call('ZREM', SLOT_NAMES, listed) end
+if redis.call('ZSCORE', SLOTS, listed) then record_kind(listed) else forget_slot(listed) end
 if #args.large_pools > 0 then
   local key = memory_key(args.large_pools[now % #args.large_pools + 1])
   local other = redis.call('ZRANDMEMBER', key)

@@ -37,13 +37,6 @@ local function precedes(one, other)
   return false
 end
 
--- Return a hash as a table.
-local function read_hash(key)
-  local values, flat = {}, redis.call('HGETALL', key)
-  for position = 1, #flat, 2 do values[flat[position]] = flat[position + 1] end
-  return values
-end
-
 -- Shares written by one call; Lua passes at most some 8,000 arguments.
 local SHARES_AT_ONCE = 1000
 

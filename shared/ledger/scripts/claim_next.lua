@@ -70,7 +70,7 @@ local function check_adapters()
     if not redis.call('ZSCORE', SLOTS, slot) then set_adapters(WARM, slot, nil) end
   end
   for _, slot in ipairs(redis.call('HRANDFIELD', NEXT_ADAPTERS, 2)) do
-    if not last_report(slot) then set_adapters(NEXT_ADAPTERS, slot, nil) end
+    if not keeps_indexes(slot) then set_adapters(NEXT_ADAPTERS, slot, nil) end
   end
 end
 

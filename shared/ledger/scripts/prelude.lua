@@ -20,6 +20,9 @@ local DONE = PREFIX .. 'done'
 local SLOTS = PREFIX .. 'slots'
 local SLOT_NAMES = PREFIX .. 'slot_names'
 local SLOTS_MISSING = PREFIX .. 'slots_missing'
+local SLOT_KINDS = PREFIX .. 'slot_kinds'
+local KINDS = PREFIX .. 'kinds'
+local UNHEALTHY_SLOTS = PREFIX .. 'unhealthy_slots'
 local WARM = PREFIX .. 'warm'
 local NEXT_ADAPTERS = PREFIX .. 'next_adapters'
 local WARM_COUNTS = PREFIX .. 'warm_counts'
@@ -74,5 +77,12 @@ end
 -- Return the named fields of a hash as multiple values.
 local function fields(key, ...)
   return unpack(redis.call('HMGET', key, ...))
+end
+
+-- Return a hash as a table.
+local function read_hash(key)
+  local values, flat = {}, redis.call('HGETALL', key)
+  for position = 1, #flat, 2 do values[flat[position]] = flat[position + 1] end
+  return values
 end
 

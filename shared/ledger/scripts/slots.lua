@@ -4,16 +4,7 @@
 -- the slot has merged, as its heartbeats report them. NEXT_ADAPTERS has those of the item that it claimed last or, since
 -- then, prepares: slots that choose before its next heartbeat leave them to it. WARM_COUNTS counts the entries of both.
 local function set_adapters(index, slot, adapter_key)
-  adapter_key = adapter_key and short_adapters(adapter_key)
-  local before = redis.call('HGET', index, slot)
-  if before == (adapter_key or false) then return end
-  if before and redis.call('HINCRBY', WARM_COUNTS, before, -1) <= 0 then redis.call('HDEL', WARM_COUNTS, before) end
-  if adapter_key then
-    redis.call('HSET', index, slot, adapter_key)
-    redis.call('HINCRBY', WARM_COUNTS, adapter_key, 1)
-  else
-    redis.call('HDEL', index, slot)
-  end
+  set_counted(index, WARM_COUNTS, slot, adapter_key and short_adapters(adapter_key))
 end
 
 -- SLOT_NAMES has the slots in the order of their names, for the listing. Processes of an earlier version do not update it.
@@ -22,6 +13,7 @@ local function forget_slot(slot)
   redis.call('ZREM', SLOT_NAMES, slot)
   set_adapters(WARM, slot, nil)
   set_adapters(NEXT_ADAPTERS, slot, nil)
+  forget_kind(slot)
 end
 
 -- Slots forgotten in one step; the next step forgets the rest.
@@ -50,7 +42,7 @@ end
 -- while the last report lists the pool: a process of an earlier version that takes over the name of a slot reports none.
 local function record_memory(slot, pools, memory_gib, now)
   local reported = string.format('%.0f %s ', now, table.concat(pools, ' '))
-  redis.call('HSET', slot_key(slot), 'large_pools', reported)
+  redis.call('HSET', slot_key(slot), 'large_pools', reported, 'indexed_ms', now)
   for _, pool in ipairs(pools) do
     if tonumber(redis.call('ZSCORE', memory_key(pool), slot) or -1) ~= memory_gib then
       redis.call('ZADD', memory_key(pool), memory_gib, slot)
@@ -58,19 +50,12 @@ local function record_memory(slot, pools, memory_gib, now)
   end
 end
 
--- Return the time of a slot's last heartbeat, and the pools of large items that it reported then; nil without one, or if
--- a process of an earlier version sent it.
-local function last_report(slot)
+local function serves_large_pool(slot, pool, now)
   local beat_ms = tonumber(redis.call('ZSCORE', SLOTS, slot) or nil)
   local reported = redis.call('HGET', slot_key(slot), 'large_pools')
-  if not beat_ms or not reported then return nil end
+  if not beat_ms or not reported or math.abs(now - beat_ms) > args.slot_ttl_ms then return false end
   local reported_ms, pools = reported:match('^(%d+)( .*)$')
-  if tonumber(reported_ms) == beat_ms then return beat_ms, pools end
-end
-
-local function serves_large_pool(slot, pool, now)
-  local beat_ms, pools = last_report(slot)
-  return beat_ms and math.abs(now - beat_ms) <= args.slot_ttl_ms and pools:find(' ' .. pool .. ' ', 1, true) ~= nil
+  return tonumber(reported_ms) == beat_ms and pools:find(' ' .. pool .. ' ', 1, true) ~= nil
 end
 
 -- Return the memory, in GiB, of the largest live slot that serves a pool of large items; nil if no live slot does.
