@@ -245,7 +245,7 @@ def make_worker(redis_url):
             renderer=renderer,
             slot=slot,
             state=state,
-            heartbeat=Heartbeat(ledger, slot, state, renderer),
+            heartbeat=Heartbeat(ledger, slot, state, renderer, counts_s=0),
             adapter_files=AdapterFiles(settings.adapters, cache=None),
         )
 

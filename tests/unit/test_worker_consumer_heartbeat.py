@@ -52,7 +52,7 @@ class Registry:
 @pytest.fixture
 def beating():
     workers, state, renderer, tally = Registry(), WorkerState(), SimpleNamespace(warm_key="base"), Tally()
-    heartbeat = Heartbeat(SimpleNamespace(workers=workers), SLOT, state, renderer, tally=tally)
+    heartbeat = Heartbeat(SimpleNamespace(workers=workers), SLOT, state, renderer, tally=tally, counts_s=0)
     return SimpleNamespace(workers=workers, state=state, renderer=renderer, heartbeat=heartbeat, tally=tally)
 
 
@@ -207,3 +207,17 @@ def test_counts_travel_once_and_those_without_an_answer_again(beating):
 
     sent = [batch and (batch.number, batch.counts["storage_outages"]) for batch in beating.workers.batches]
     assert sent == [(1, 1), (2, 2), None, (3, 4)]
+
+
+def test_only_some_heartbeats_carry_counts_and_the_end_carries_the_rest(beating):
+    renderer = SimpleNamespace(warm_key="base")
+    heartbeat = Heartbeat(
+        SimpleNamespace(workers=beating.workers), SLOT, WorkerState(), renderer, tally=beating.tally, counts_s=3600
+    )
+
+    for _ in range(3):
+        beating.tally.count(STORAGE_OUTAGES)
+        heartbeat.send()
+    heartbeat.withdraw()
+
+    assert [batch and batch.counts["storage_outages"] for batch in beating.workers.batches] == [1, None, None, 2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -23,6 +24,8 @@ logger = logging.getLogger("flux2.worker.consumer.heartbeat")
 _INTERVAL_S = 3.0
 # Longer than a call to Redis takes to time out.
 _WITHDRAW_S = 10.0
+# Each batch of counts is a write to Redis' disk, and an item changes the state several times.
+_COUNTS_S = 15.0
 _NO_FIELDS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -41,6 +44,7 @@ class Heartbeat:
         health_dir: folder for the slot's file of `slot_health`; None writes none.
         withdraw_s: how long `withdraw` waits for a heartbeat that is being sent.
         tally: the counts that heartbeats carry.
+        counts_s: seconds between two heartbeats that carry counts.
         device_report: returns fields about the device at each heartbeat; it must not wait for the device.
 
     Raises:
@@ -57,6 +61,7 @@ class Heartbeat:
         health_dir: Path | None = None,
         withdraw_s: float = _WITHDRAW_S,
         tally: Tally = PROCESS,
+        counts_s: float = _COUNTS_S,
         device_report: Callable[[], Mapping[str, str]] = lambda: _NO_FIELDS,
     ) -> None:
         self._ledger = ledger
@@ -78,6 +83,8 @@ class Heartbeat:
         # Guards the batches too.
         self._sending = threading.Lock()
         self._batches = Batches(tally)
+        self._counts_s = counts_s
+        self._counted_at = time.monotonic() - counts_s
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._send_until_stopped, name="flux2-heartbeat", daemon=True)
         self._started = False
@@ -128,11 +135,13 @@ class Heartbeat:
             snapshot = self._state.snapshot()
             report = {**self._facts, **self._device_report(), **snapshot.report(merged_key=self._renderer.warm_key)}
             is_confirmed = False
-            batch = self._batches.next()
+            batch = self._batches.next() if time.monotonic() - self._counted_at >= self._counts_s else None
             try:
                 self._ledger.workers.beat(self._slot.name, report, batch=batch)
-                self._batches.confirm(batch)
                 is_confirmed = True
+                if batch is not None:
+                    self._batches.confirm(batch)
+                    self._counted_at = time.monotonic()
             except LedgerUnavailable as error:
                 logger.warning("heartbeat not sent", extra={"slot": self._slot.name, "error": str(error)})
             self._write_health(report["state"], is_confirmed)

@@ -12,10 +12,17 @@ local function add_metrics(source, batch)
   local boot, number = (redis.call('GET', key) or ''):match('^(%S+) (%d+)$')
   if boot == batch.boot and tonumber(number) >= batch.number then return end
   redis.call('SET', key, batch.boot .. ' ' .. batch.number, 'EX', BATCH_TTL_S)
+  local names = {}
+  for field in pairs(batch.counts) do names[#names + 1] = field end
+  if #names == 0 then return end
   local is_full = redis.call('HLEN', METRICS) >= MOST_METRICS
-  for field, count in pairs(batch.counts) do
-    if not is_full or redis.call('HEXISTS', METRICS, field) == 1 then
-      redis.call('HINCRBY', METRICS, field, string.format('%.0f', count))
+  -- One command for all fields: each command that writes goes to the disk.
+  local sums = {}
+  for position, sum in ipairs(redis.call('HMGET', METRICS, unpack(names))) do
+    local field = names[position]
+    if sum or not is_full then
+      sums[#sums + 1], sums[#sums + 2] = field, string.format('%.0f', (sum or 0) + batch.counts[field])
     end
   end
+  if #sums > 0 then redis.call('HSET', METRICS, unpack(sums)) end
 end
