@@ -87,6 +87,8 @@ def make_celery(redis_url: RedisUrl | str, *, side: Literal["api", "worker"], ti
         worker_cancel_long_running_tasks_on_connection_loss=False,
         broker_transport_options={
             "global_keyprefix": keys.PREFIX,
+            # Wake-ups have no priorities: otherwise a waiting worker names each of its queues four times.
+            "priority_steps": [0],
             # Longer than any item. A redelivered wake-up is harmless, and recovery never waits for it.
             "visibility_timeout": 3600,
             # Workers wait longer: a short outage must not end them.

@@ -36,6 +36,7 @@ class Claim:
         queued_s: seconds since the item was last queued.
         pool: where the item waited; another pool than its spec's after it did not fit on a device.
         why: the reason of the choice.
+        slots: number of slots of the fleet.
     """
 
     item_id: str
@@ -45,6 +46,7 @@ class Claim:
     queued_s: float
     pool: str
     why: ClaimReason
+    slots: int = 0
 
     @property
     def job_id(self) -> str:

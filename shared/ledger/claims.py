@@ -74,7 +74,7 @@ class Claims:
 
     def _read(self, reply: Sequence[Any]) -> Claim | None:
         """Read the claim from the script's reply; if its spec cannot be read, end the item and return None."""
-        item_id, fence, attempt, texts, queued_ms, now_ms, pool, why = reply
+        item_id, fence, attempt, texts, queued_ms, now_ms, pool, why, slots = reply
         try:
             spec = ItemSpec.model_validate_json(join_texts(texts))
         except ValidationError as error:
@@ -90,4 +90,5 @@ class Claims:
             queued_s=(int(now_ms) - int(queued_ms)) / 1000,
             pool=pool,
             why=why,
+            slots=slots,
         )

@@ -859,6 +859,20 @@ def test_a_claim_that_is_sent_twice_gives_one_item(ledger, monkeypatch):
     assert ledger.queue_length("flux2") == 1
 
 
+def test_a_claim_and_its_repeat_state_the_size_of_the_fleet(ledger, slot_report, monkeypatch):
+    for name in ("gpu-0", "gpu-1", "gpu-2"):
+        ledger.workers.beat(name, slot_report())
+    accept(ledger, spec(), spec())
+    assert claim(ledger).slots == 3
+
+    run = ledger._session.run
+    monkeypatch.setattr(
+        ledger._session, "run", lambda *script, **arguments: [run(*script, **arguments) for _ in "ab"][1]
+    )
+
+    assert claim(ledger).slots == 3
+
+
 def test_an_accept_that_is_sent_twice_is_no_repeat(ledger, monkeypatch):
     run = ledger._session.run
 

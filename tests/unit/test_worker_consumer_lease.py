@@ -1,6 +1,7 @@
 """The lease decides when to wait, when to stop and when the process must end; Redis' answers are scripted."""
 
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ from shared.job import Progress
 from worker.consumer.lease import Lease
 
 STEP = Progress(stage="denoise", step=1, steps=2)
-CLAIM = SimpleNamespace(item_id="job:0", fence=1, spec=SimpleNamespace(num_inference_steps=2))
+CLAIM = SimpleNamespace(item_id="job:0", fence=1, spec=SimpleNamespace(num_inference_steps=2), slots=8)
 
 
 class ScriptedLedger:
@@ -30,14 +31,16 @@ class ScriptedLedger:
 
 @pytest.fixture
 def lease(settings):
-    def make(ledger, *, ttl_s=0.3, renew_s=0.02, stall_s=60.0, budget_s=0.0, s3_timeout_s=0.001, on_stall=None):
+    def make(
+        ledger, *, ttl_s=0.3, renew_s=0.02, stall_s=60.0, budget_s=0.0, s3_timeout_s=0.001, on_stall=None, claim=CLAIM
+    ):
         made = settings(
             queue={"lease_ttl_s": ttl_s, "renew_s": renew_s},
             worker={"stall_s": stall_s},
             storage={"retry_budget_s": budget_s},
             s3={"timeout_s": s3_timeout_s},
         )
-        return Lease(ledger, CLAIM, made, on_stall=on_stall or (lambda progress: None))
+        return Lease(ledger, claim, made, on_stall=on_stall or (lambda progress: None))
 
     return make
 
@@ -69,6 +72,18 @@ def test_work_that_waited_stops_when_another_worker_owns_the_item(lease, wait_un
         ledger.answers = ["lost"]
         with pytest.raises(LeaseLost):
             held.report(STEP)
+
+
+@pytest.mark.parametrize(("slots", "is_sent"), [(8, True), (250, True), (1000, False)])
+def test_progress_is_sent_twice_in_a_second_and_less_often_in_a_large_fleet(lease, slots, is_sent):
+    claim = SimpleNamespace(**{**vars(CLAIM), "slots": slots})
+    held = lease(ScriptedLedger("ok"), ttl_s=15, renew_s=3, claim=claim)
+    # Of 1,000 slots each sends progress every two seconds.
+    held._renewed_at = time.monotonic() - 1
+
+    held.report(STEP)
+
+    assert held._wake.is_set() == is_sent
 
 
 def test_a_cancel_arrives_with_a_renewal(lease, wait_until):
