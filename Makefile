@@ -64,12 +64,13 @@ format: install ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install ## measure the queue on this host: accept, status, queue to start, adapter swap, memory, 200 pollers, claims, what a slot costs Redis, adapter files and their sources
+bench: install ## measure the queue on this host: accept, status, queue to start, adapter swap, memory, 200 pollers, claims, what a slot and a scrape cost Redis, adapter files and their sources
 	$(BIN)/python -m benchmarks.queue
 	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.load
 	$(BIN)/python -m benchmarks.claims
 	$(BIN)/python -m benchmarks.background
+	$(BIN)/python -m benchmarks.scrape
 	$(BIN)/python -m benchmarks.adapters
 	$(BIN)/python -m benchmarks.sources
 
