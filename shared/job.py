@@ -196,6 +196,17 @@ def pools(model: str, engines: Iterable[Engine], features: Sequence[Feature]) ->
     return tuple(dict.fromkeys(names))
 
 
+def model_of(pool_name: str) -> str:
+    """Return the model of a pool's items."""
+    return pool_name.split("+")[0]
+
+
+def engine_of(pool_name: str) -> Engine:
+    """Return the engine of a pool's items."""
+    named = set(pool_name.split("+"))
+    return next((engine for engine in ENGINES if engine in named), DEFAULT_ENGINE)
+
+
 def needs_references(pool_name: str) -> bool:
     """Return whether a pool holds items of jobs with reference images, which earlier versions do not know."""
     return _REFERENCES in pool_name.split("+")

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from shared.job import ItemSpec, State, WebhookEvent, features_of, pool
 from shared.ledger.session import to_ms
+from shared.ledger.shape import Shape
 from shared.ledger.spec_parts import split_specs
 from shared.ledger.usage_rows import name_adapters, pixel_steps
 
@@ -94,12 +95,14 @@ class Submission:
         }
 
     def _parts(self) -> dict[str, Any]:
-        return {"items": [{"adapter_key": spec.adapter_key} for spec in self.items], "specs": split_specs(self.items)}
+        return {"items": [_item(spec) for spec in self.items], "specs": split_specs(self.items)}
 
     def _whole_specs(self) -> dict[str, Any]:
-        return {
-            "items": [{"spec": spec.model_dump_json(), "adapter_key": spec.adapter_key} for spec in self.items],
-        }
+        return {"items": [{"spec": spec.model_dump_json(), **_item(spec)} for spec in self.items]}
+
+
+def _item(spec: ItemSpec) -> dict[str, str]:
+    return {"adapter_key": spec.adapter_key, "shape": str(Shape.of(spec))}
 
 
 @dataclass(frozen=True)

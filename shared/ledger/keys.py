@@ -64,8 +64,24 @@ def busy(pool: str) -> str:
     return f"{PREFIX}busy:{pool}"
 
 
+def lane(pool: str, name: str) -> str:
+    return f"{PREFIX}lane:{pool}:{name}"
+
+
+def turns(pool: str) -> str:
+    return f"{PREFIX}turns:{pool}"
+
+
+def turn_entries(pool: str) -> str:
+    return f"{PREFIX}turn_entries:{pool}"
+
+
 def pace(pool: str) -> str:
     return f"{PREFIX}pace:{pool}"
+
+
+def times(model: str) -> str:
+    return f"{PREFIX}times:{model}"
 
 
 def slot(name: str) -> str:

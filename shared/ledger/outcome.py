@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, TypeAlias
 
 from shared.job import ItemError, ItemResult, ItemSpec
+from shared.ledger.render_times import measure
 from shared.ledger.session import Session
 from shared.ledger.spec_parts import RESULT_COMMON
 from shared.ledger.usage_rows import name_adapters, pixel_steps, usage_ttl_s
@@ -46,6 +47,7 @@ def end_item(
         gpu_ms=None if gpu_s is None else round(1000 * gpu_s),
         pixel_steps=None if spec is None else pixel_steps(spec),
         adapters=None if spec is None else name_adapters(spec.adapters),
+        times=measure(spec, outcome) if spec is not None and isinstance(outcome, ItemResult) else None,
         usage_ttl_s=usage_ttl_s(settings),
     )
     return answer

@@ -22,7 +22,7 @@ URL = "https://example.com/hook?a=1&b=\N{SNOWMAN}"
 FLOATS = (0.1, -1.7, 1e-07)
 BIG_SEED = 2**63 - 1
 NEW_JOB_FIELDS = {"key_until_ms", "adapters"}
-NEW_ITEM_FIELDS = {"lease_ttl_ms", "gpu_ms", "why"}
+NEW_ITEM_FIELDS = {"lease_ttl_ms", "gpu_ms", "why", "shape"}
 # In the text of an adapter whose worker states no scale.
 NEW_REPORT_FIELDS = '"scale_range":null,"scale_sources":[],'
 NEW_SLOT_FIELDS = {"reads_compact", "large_pools", "indexed_ms"}
@@ -44,6 +44,7 @@ NEW_KEYS = (
     "tenant_jobs:",
     "tenants_until",
     "usage",
+    "times:",
 )
 # An item that has ended keeps only what is shown of it.
 DROPPED = {"job", "pool", "tenant", "lane", "seq", "accepted_ms", "boot", "nonce", "progress"}
@@ -274,17 +275,14 @@ def test_this_version_writes_the_bytes_that_the_earlier_version_wrote(redis_clie
     assert written["ttls_s"] == pytest.approx(records["ttls_s"], abs=5)
 
 
-def test_jobs_in_the_compact_form_are_read_as_those_in_the_whole_form(redis_client, ledger, clock):
+def test_jobs_in_the_compact_form_are_read_as_those_in_the_whole_form(redis_client, clock):
     jobs = ["delivered", "failed", "lost", "canceled", "released", "running", "toolkit", "queued"]
 
     def views(*, compact):
         redis_client.flushall()
         clock.ms = Clock().ms
-        play(
-            Ledger(redis_client, QueueSettings(lease_ttl_s=30, max_attempts=2, cap=20), clock_ms=clock),
-            clock,
-            compact=compact,
-        )
+        ledger = Ledger(redis_client, QueueSettings(lease_ttl_s=30, max_attempts=2, cap=20), clock_ms=clock)
+        play(ledger, clock, compact=compact)
         return [ledger.job(job_id) for job_id in jobs]
 
     assert views(compact=True) == views(compact=False)

@@ -5,7 +5,8 @@
 --     id, pool, model, tenant
 --     priority         0 (first) to 9
 --     record           JSON text that the API reads back
---     items            list of {adapter_key, spec = JSON text, absent in the compact form}
+--     items            list of {adapter_key, shape, spec = JSON text, absent in the compact form}; see
+--                      shared/ledger/shape.py
 --     specs            compact form: texts of the values that items share, and then of each item; see
 --                      shared/ledger/spec_parts.py
 --     idempotency_key  absent if the caller sent none
@@ -69,7 +70,7 @@ local function store_item(job, index, item)
   local lane = job.priority .. '|' .. job.tenant .. '|' .. adapters
   redis.call('HSET', item_key(id), 'job', job.id, 'index', index, 'pool', job.pool, 'tenant', job.tenant,
     'lane', lane, 'seq', order, 'state', 'queued', 'fence', 0, 'attempt', 0, 'commits', 0,
-    'accepted_ms', now, 'queued_ms', now)
+    'accepted_ms', now, 'queued_ms', now, 'shape', item.shape)
   if item.spec then redis.call('HSET', item_key(id), 'spec', item.spec) end
   enqueue(id, job.pool, lane, order)
 end

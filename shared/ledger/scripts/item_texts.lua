@@ -61,7 +61,7 @@ end
 local function shrink_ended_item(id, state)
   local key, job, index = item_key(id), job_and_index(id)
   redis.call('HDEL', key, 'job', 'pool', 'tenant', 'lane', 'seq', 'accepted_ms', 'boot', 'nonce', 'progress',
-    'gpu_ms')
+    'gpu_ms', 'shape')
   keep_parameters(job, index + 1, state)
   local whole = state == 'canceled' and redis.call('HGET', key, 'spec')
   if whole then redis.call('HSET', key, 'spec', steps_only(whole)) end

@@ -64,6 +64,7 @@ local function turns_key(pool) return PREFIX .. 'turns:' .. pool end
 local function turn_entries_key(pool) return PREFIX .. 'turn_entries:' .. pool end
 local function memory_key(pool) return PREFIX .. 'memory:' .. pool end
 local function pace_key(pool) return PREFIX .. 'pace:' .. pool end
+local function times_key(model) return PREFIX .. 'times:' .. model end
 local function wake_list_key(name) return PREFIX .. 'wake.' .. name end
 
 -- Return the time in ms since the epoch, by Redis' clock, so that differences between hosts do not matter. Tests pass
