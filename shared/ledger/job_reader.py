@@ -66,6 +66,7 @@ def read_job(
         finished_ms=_int_or_none(job.get("finished_ms")),
         queue_position=outlook.queue_position,
         eta_s=outlook.eta_s,
+        eta_range_s=outlook.eta_range_s,
         items=items,
         webhook=_webhook(job),
         tenant=job.get("tenant", DEFAULT_TENANT),

@@ -64,10 +64,6 @@ def busy(pool: str) -> str:
     return f"{PREFIX}busy:{pool}"
 
 
-def lane(pool: str, name: str) -> str:
-    return f"{PREFIX}lane:{pool}:{name}"
-
-
 def turns(pool: str) -> str:
     return f"{PREFIX}turns:{pool}"
 

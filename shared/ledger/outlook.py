@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Self
 
-from shared.job import State, is_large
+from shared.job import is_large, model_of
+from shared.ledger import keys
+from shared.ledger.arrivals import ArrivalRate
+from shared.ledger.job_forecast import Ending, ModelForecast, Place, WaitingItem
+from shared.ledger.playback import SlotGroup
+from shared.ledger.queue_snapshot import QueueSnapshot
+from shared.ledger.render_times import RenderTimes
 from shared.ledger.session import Session, to_ms
 from shared.ledger.slot_kinds import SlotKind, SlotKinds
 
-# Each poll of a job would count the fleet.
-_SLOTS_KEPT_MS = 1000
+# Lanes of a job that are looked at: the one that ends last is among the last ones in accept order.
+_LANES_LOOKED_AT = 16
 
 
 @dataclass(frozen=True)
@@ -21,6 +28,21 @@ class Outlook:
 
     queue_position: int | None = None
     eta_s: float | None = None
+    eta_range_s: tuple[float, float] | None = None
+
+    @classmethod
+    def of(cls, positions: Collection[int], endings: Sequence[Ending | None]) -> Self:
+        """Return the outlook of a job from the positions and the ends of its items; None for an unknown end."""
+        position = min(positions, default=None)
+        known = [ending for ending in endings if ending is not None]
+        # An item without a known time says nothing about the job's end.
+        if len(known) < len(endings):
+            return cls(position)
+        seconds = (
+            round(max(getattr(end, name) for end in known) / 1000, 1) for name in ("left_ms", "low_ms", "high_ms")
+        )
+        eta_s, low_s, high_s = seconds
+        return cls(position, eta_s, (low_s, high_s))
 
 
 class Forecaster:
@@ -30,8 +52,10 @@ class Forecaster:
         self._session = session
         self._slot_kinds = slot_kinds
         self._wait_bound_ms = to_ms(wait_bound_s)
-        # With the time at which they were read.
-        self._slots: tuple[int, Mapping[SlotKind, int]] | None = None
+        # Each poll of a job would read the queue and the fleet.
+        self._lock = threading.Lock()
+        self._forecasts: dict[str, ModelForecast] = {}
+        self._arrivals = ArrivalRate()
 
     def forecast(self, items: Sequence[Mapping[str, str]], *, now_ms: int) -> Outlook:
         """Return the outlook of an unfinished job; the caller is inside of `Session.commands`.
@@ -39,78 +63,80 @@ class Forecaster:
         Args:
             items: the hashes of its items, by index.
         """
-        by_pool: dict[str, list[Mapping[str, str]]] = {}
-        for item in items:
-            # Ended items name no pool. An item that did not fit on a device is in another pool than the others.
-            if "finished_ms" not in item and "pool" in item:
-                by_pool.setdefault(item["pool"], []).append(item)
-        if not by_pool:
+        # Ended items name no pool.
+        waiting = [WaitingItem.of(item) for item in items if "finished_ms" not in item and "pool" in item]
+        if not waiting:
             return Outlook()
-        slots = self._live_slots(now_ms)
-        parts = [_PoolPart.of(pool, members, slots) for pool, members in by_pool.items()]
-        queries = [part.query() for part in parts]
-        replies = json.loads(self._session.run_in_commands("outlook", items=queries, wait_bound_ms=self._wait_bound_ms))
-        outlooks = [part.outlook(reply, now_ms=now_ms) for part, reply in zip(parts, replies, strict=True)]
-        positions = [outlook.queue_position for outlook in outlooks if outlook.queue_position is not None]
-        times_s = [outlook.eta_s for outlook in outlooks if outlook.eta_s is not None]
-        return Outlook(
-            queue_position=min(positions, default=None),
-            # A pool without a pace says nothing about the job's end.
-            eta_s=max(times_s) if len(times_s) == len(parts) else None,
+        forecast = self._forecast_of(waiting, now_ms=now_ms)
+        running = [item for item in waiting if item.started_ms is not None]
+        firsts, lasts = _ends_of_lanes(item for item in waiting if item.started_ms is None)
+        places = self._places({item.item_id: item for item in (*firsts, *lasts)}.values())
+        positions = [forecast.position_of(item, places[item.item_id]) for item in firsts]
+        endings = [
+            forecast.ending_of(item, places.get(item.item_id, Place()), now_ms=now_ms) for item in (*running, *lasts)
+        ]
+        return Outlook.of(positions, endings)
+
+    def _places(self, items: Collection[WaitingItem]) -> dict[str, Place]:
+        with self._session.redis.pipeline(transaction=False) as pipe:
+            for item in items:
+                pipe.zrank(keys.lane(item.pool, item.lane), item.item_id)
+                pipe.hget(keys.turn_entries(item.pool), item.share)
+            replies = pipe.execute()
+            for item, entry in zip(items, replies[1::2], strict=True):
+                pipe.zrank(keys.turns(item.pool), entry or "")
+            turns = pipe.execute()
+        # An item without a rank was claimed since its hash was read.
+        return {
+            item.item_id: Place(rank or 0, turn or 0)
+            for item, rank, turn in zip(items, replies[0::2], turns, strict=True)
+        }
+
+    def _forecast_of(self, items: Sequence[WaitingItem], *, now_ms: int) -> ModelForecast:
+        """Return the forecast for the model of some items; all callers share it for a while."""
+        model, pools = model_of(items[0].pool), {item.pool for item in items}
+        newest = max(item.order for item in items)
+        with self._lock:
+            forecast = self._forecasts.get(model)
+            if forecast is None or not forecast.covers(pools, newest=newest, now_ms=now_ms):
+                forecast = self._forecasts[model] = self._read(model, pools, now_ms=now_ms)
+            return forecast
+
+    def _read(self, model: str, pools: Collection[str], *, now_ms: int) -> ModelForecast:
+        kinds = self._slot_kinds.count_in_commands(now_ms=now_ms)
+        groups = _groups({kind: count for kind, count in kinds.items() if kind.model == model and kind.takes_work})
+        missing = frozenset(pools).difference(*(group.pools for group in groups))
+        if missing:
+            # As if one slot came.
+            groups.append(SlotGroup(missing, precision="", count=1))
+        served = sorted(frozenset().union(*(group.pools for group in groups)))
+        snapshot = QueueSnapshot.parse(self._session.run_in_commands("outlook", pools=served), now_ms=now_ms)
+        paces_ms = {pool.pool: pool.pace_ms for pool in snapshot.pools if pool.pace_ms is not None}
+        times = RenderTimes(self._session.redis.hgetall(keys.times(model)), paces_ms)
+        self._arrivals.note(now_ms, snapshot.sequence)
+        return ModelForecast(
+            snapshot, groups, times, wait_bound_ms=self._wait_bound_ms, arrivals_per_ms=self._arrivals.per_ms
         )
 
-    def _live_slots(self, now_ms: int) -> Mapping[SlotKind, int]:
-        if self._slots is None or abs(now_ms - self._slots[0]) > _SLOTS_KEPT_MS:
-            self._slots = (now_ms, self._slot_kinds.count_in_commands(now_ms=now_ms))
-        return self._slots[1]
+
+def _ends_of_lanes(items: Iterable[WaitingItem]) -> tuple[list[WaitingItem], list[WaitingItem]]:
+    """Return the first items of the oldest lanes, and the last items of the newest lanes."""
+    lanes: dict[tuple[str, str], list[WaitingItem]] = {}
+    for item in sorted(items, key=lambda item: item.order):
+        lanes.setdefault((item.pool, item.lane), []).append(item)
+    firsts = [lane[0] for lane in lanes.values()]
+    lasts = sorted((lane[-1] for lane in lanes.values()), key=lambda item: item.order)
+    return firsts[:_LANES_LOOKED_AT], lasts[-_LANES_LOOKED_AT:]
 
 
-@dataclass(frozen=True)
-class _PoolPart:
-    """A job's unfinished items of one pool.
-
-    Attributes:
-        queued: ids of the queued ones, in accept order.
-        started_ms: start of each running one.
-        slots: live slots that serve the pool; at least 1, as if one came.
-    """
-
-    pool: str
-    queued: Sequence[str]
-    started_ms: Sequence[int]
-    slots: int
-
-    @classmethod
-    def of(cls, pool: str, items: Sequence[Mapping[str, str]], slots: Mapping[SlotKind, int]) -> _PoolPart:
-        return cls(
-            pool,
-            queued=[f"{item['job']}:{item['index']}" for item in items if item["state"] == State.QUEUED],
-            started_ms=[
-                int(item["started_ms"]) for item in items if item["state"] == State.RUNNING and "started_ms" in item
-            ],
-            slots=max(1, _count_serving(pool, slots)),
-        )
-
-    def query(self) -> dict[str, Any]:
-        """Return the script's arguments; without a queued item, it has no positions to return."""
-        first, last = (self.queued[0], self.queued[-1]) if self.queued else ("", "")
-        return {"pool": self.pool, "first": first, "last": last, "slots": self.slots}
-
-    def outlook(self, reply: Mapping[str, int], *, now_ms: int) -> Outlook:
-        position, last = reply.get("first"), reply.get("last")
-        if "pace_ms" not in reply:
-            return Outlook(position)
-        pace_ms = reply["pace_ms"]
-        left_ms = [max(0, pace_ms - max(0, now_ms - started)) for started in self.started_ms]
-        # The slots share the work, and an item runs on one slot only.
-        end_ms = sum(left_ms) / self.slots
-        if last is not None:
-            end_ms += pace_ms * max(1.0, (last + 1) / self.slots)
-        return Outlook(position, round(max(end_ms, *left_ms, 0) / 1000, 1))
-
-
-def _count_serving(pool: str, slots: Mapping[SlotKind, int]) -> int:
-    """Count the slots that take items of a pool now."""
-    serving = {kind: count for kind, count in slots.items() if pool in kind.pools and kind.takes_work}
-    largest_gib = max((kind.memory_gib for kind in serving), default=0)
-    return sum(count for kind, count in serving.items() if not is_large(pool) or kind.memory_gib == largest_gib)
+def _groups(kinds: Mapping[SlotKind, int]) -> list[SlotGroup]:
+    """Return slots by the pools that they claim from: of those of large items, if no others have more memory."""
+    largest_gib: dict[str, int] = {}
+    for kind in kinds:
+        for pool in kind.pools:
+            largest_gib[pool] = max(largest_gib.get(pool, 0), kind.memory_gib)
+    counts: Counter[tuple[frozenset[str], str]] = Counter()
+    for kind, count in kinds.items():
+        pools = (pool for pool in kind.pools if not is_large(pool) or kind.memory_gib == largest_gib[pool])
+        counts[frozenset(pools), kind.precision] += count
+    return [SlotGroup(pools, precision, count) for (pools, precision), count in counts.items()]

@@ -92,6 +92,7 @@ class JobView:
     queue_position: int | None
     eta_s: float | None
     items: tuple[ItemView, ...]
+    eta_range_s: tuple[float, float] | None = None
     webhook: WebhookView | None = None
     deadline_ms: int | None = None
     tenant: str = DEFAULT_TENANT

@@ -1,161 +1,117 @@
--- Estimate how many queued items of their pools are claimed before some queued items; changes nothing.
+-- Read the queues of some pools, and the running items, so far as a forecast needs them; changes nothing.
 --
 -- Arguments:
---   items          list of {pool, first, last, slots}: two items of the pool, and the number of slots that serve it
---   wait_bound_ms  an item accepted longer ago goes before everything else
--- Keys: item, pending, shares, turns, busy, served, lanes, lane, pace
--- Returns JSON: a list of {first, last: items claimed before each, absent if it is not queued any more; pace_ms: absent
---   while no item of the pool has succeeded}
---
--- The estimate follows choose.lua: overdue items, then priorities, then turns of the shares, then accept order. It ignores
--- warm adapters. Shares get an equal number of slots as running items end, so a tenant that has more than its part of
--- them running waits until it has that part.
-local now = now_ms()
+--   pools  the pools that the slots of a model serve
+-- Keys: seq, pending, shares, turns, lanes, lane, item, leases, next_adapters, warm_counts, pace
+-- Returns JSON {sequence, leases: number of running items of all models, running, pools}. cjson writes an empty list as {}.
+--   running: {started ms, tenant, pool, adapters, adapters that its slot prepares, shape} of running items of these pools
+--   pools: {pool, pace_ms, queued, shares, sampled} of each that has queued items, or a pace; `shares` is their number, and
+--     `sampled` has {priority, tenant, running items, last claim ms, queued items, number of lanes, lanes} of some of them, in
+--     the order of their turns; `lanes` has {name, adapters, slots that have them merged, items, chunks} of the oldest, and `chunks`
+--     has {accept order, accepted ms, items, shape} for some items in their order, each of which stands for itself and for
+--     those that follow it
 
--- Shares, lanes or overdue items that are read for one sum. The others count as much as these do on average.
-local LOOKED_AT = 64
+-- Shares, lanes and items that one step looks at, over all pools: the same for any queue.
+local SHARES, LANES, ITEMS, LEASES_LOOKED_AT = 64, 128, 256, 64
 
--- Call `visit` with the shares whose turns are between two texts: their name, queued items, entry, and the number of
--- shares for which each of them stands.
-local function visit_turns(pool, from, to, visit)
-  local turns = turns_key(pool)
-  local entries = redis.call('ZRANGEBYLEX', turns, from, to, 'LIMIT', 0, LOOKED_AT)
-  if #entries == 0 then return end
-  local weight = 1
-  if #entries == LOOKED_AT then weight = redis.call('ZLEXCOUNT', turns, from, to) / #entries end
-  local shares = {}
-  for position, entry in ipairs(entries) do
+-- Visit some of `count` ranks, evenly spaced from 0: the rank, and the number of ranks for which it stands.
+local function visit_spread(count, most, visit)
+  local visited = math.max(math.min(count, most), 1)
+  for number = 0, visited - 1 do
+    local rank, next_rank = math.floor(number * count / visited), math.floor((number + 1) * count / visited)
+    if next_rank > rank then visit(rank, next_rank - rank) end
+  end
+end
+
+-- Return some shares of a pool: their names, and texts of priority, running items, last claim and tenant.
+local function read_turns(pool, most)
+  local shares, entries, turns = {}, {}, redis.call('ZCARD', turns_key(pool))
+  if turns ~= redis.call('HLEN', shares_key(pool)) then
+    -- Processes of an earlier version fill the queue, and do not know the turns.
+    shares = redis.call('HRANDFIELD', shares_key(pool), most)
+    for position, share in ipairs(shares) do entries[position] = turn_entry(pool, share) end
+    return shares, entries
+  end
+  visit_spread(turns, most, function(rank)
+    local entry = redis.call('ZRANGE', turns_key(pool), rank, rank)[1]
     local priority, tenant = entry:match('^(%d+)|%d+|%d+|(.*)$')
-    shares[position] = priority .. '|' .. tenant
-  end
-  for position, queued in ipairs(redis.call('HMGET', shares_key(pool), unpack(shares))) do
-    visit(shares[position], tonumber(queued or 0), entries[position], weight)
-  end
-end
-
--- Return how many items of a pool have waited past the bound: those at its head, in the order of their accepts.
-local function count_overdue(pool)
-  local none, all = 0, redis.call('ZCARD', pending_key(pool))
-  while none < all do
-    local middle = math.floor((none + all) / 2)
-    local id = redis.call('ZRANGE', pending_key(pool), middle, middle)[1]
-    if now - tonumber(redis.call('HGET', item_key(id), 'accepted_ms') or now) > args.wait_bound_ms then
-      none = middle + 1
-    else
-      all = middle
-    end
-  end
-  return none
-end
-
--- Return how many overdue items each share has.
-local function overdue_by_share(pool, overdue)
-  local counts = {}
-  if overdue == 0 then return counts end
-  local ids = redis.call('ZRANGE', pending_key(pool), 0, math.min(overdue, LOOKED_AT) - 1)
-  for _, id in ipairs(ids) do
-    local lane = redis.call('HGET', item_key(id), 'lane')
-    local share = lane and share_of(lane) or ''
-    counts[share] = (counts[share] or 0) + overdue / #ids
-  end
-  return counts
-end
-
--- Return how many items of a share were accepted before an order.
-local function count_older(pool, share, order)
-  local lanes, sum = lanes_key(pool, share), 0
-  local older = redis.call('ZRANGEBYSCORE', lanes, '-inf', '(' .. order, 'LIMIT', 0, LOOKED_AT)
-  for _, lane in ipairs(older) do sum = sum + redis.call('ZCOUNT', lane_key(pool, lane), '-inf', '(' .. order) end
-  if #older < LOOKED_AT then return sum end
-  return sum * redis.call('ZCOUNT', lanes, '-inf', '(' .. order) / #older
-end
-
-local function has_higher_priority(pool, priority, tenant)
-  for higher = 0, priority - 1 do
-    if redis.call('HEXISTS', shares_key(pool), higher .. '|' .. tenant) == 1 then return true end
-  end
-  return false
-end
-
--- Count the claims before some items of one share that are not overdue, by the turns of the shares: a list in their order.
--- `older` is how many items of the share go before each of them.
-local function count_by_turns(pool, share, older, slots, late)
-  local priority, tenant = share:match('^(%d+)|(.*)$')
-  local own_entry = turn_entry(pool, share)
-  local higher, served_first = 0, {[tenant] = has_higher_priority(pool, tonumber(priority), tenant)}
-  local function rest_of(other, queued) return math.max(queued - (late[other] or 0), 0) end
-
-  visit_turns(pool, '-', '(' .. priority .. '|', function(other, queued, _, weight)
-    served_first[other:match('^%d+|(.*)$')] = true
-    higher = higher + weight * rest_of(other, queued)
+    shares[#shares + 1], entries[#entries + 1] = priority .. '|' .. tenant, entry
   end)
-
-  -- '}' follows '|'.
-  local from, to = '[' .. priority .. '|', '(' .. priority .. '}'
-  local part = math.floor(slots / math.max(redis.call('ZLEXCOUNT', turns_key(pool), from, to), 1))
-  -- Return the running items of a share, and a text that orders those with as many.
-  local function parts_of(entry, other_tenant)
-    local running, last_claim = entry:match('^%d+|(%d+)|(.*)$')
-    -- A tenant whose items of higher priority go first is served later than the others.
-    return math.min(tonumber(running), part), (served_first[other_tenant] and '1' or '0') .. last_claim
-  end
-  local running, last_claim = parts_of(own_entry, tenant)
-
-  local counts = {}
-  for position, own in ipairs(older) do counts[position] = higher + own end
-  local function add(other, queued, entry, weight)
-    if other == share then return end
-    local other_running, other_claim = parts_of(entry, other:match('^%d+|(.*)$'))
-    local goes_first = other_running > running or (other_running == running and other_claim < last_claim)
-    local ahead, rest = running - other_running + (goes_first and 1 or 0), rest_of(other, queued)
-    for position, own in ipairs(older) do
-      counts[position] = counts[position] + weight * math.min(rest, math.max(own + ahead, 0))
-    end
-  end
-  -- Those that are before it now, and the others, so that each group is its own average.
-  visit_turns(pool, from, '(' .. own_entry, add)
-  visit_turns(pool, '(' .. own_entry, to, add)
-  return counts
+  return shares, entries
 end
 
--- Return the positions of some items of one share, in the order of their accepts; false for one that is not queued.
-local function positions_of(ids, pool, slots, pace_ms)
-  local positions, waiting, older = {}, {}, {}
-  local queued = redis.call('ZCARD', pending_key(pool))
-  local overdue = count_overdue(pool)
-  -- Without turns, processes of an earlier version fill the queue.
-  local has_turns = redis.call('ZCARD', turns_key(pool)) == redis.call('HLEN', shares_key(pool))
-  local late, share = has_turns and overdue_by_share(pool, overdue) or {}
-  for position, id in ipairs(ids) do
-    local rank = redis.call('ZRANK', pending_key(pool), id)
-    positions[position] = rank
-    -- Everything that was accepted before an overdue item is overdue too.
-    if rank and rank >= overdue and has_turns then
-      local lane, order = fields(item_key(id), 'lane', 'seq')
-      share = share_of(lane)
-      waiting[#waiting + 1] = position
-      older[#older + 1] = math.max(count_older(pool, share, order) - (late[share] or 0), 0)
-    end
+local function read_share(pool, share, entry, queued, most_lanes)
+  local priority, running, last_claim, tenant = entry:match('^(%d+)|(%d+)|(%d+)|(.*)$')
+  local lanes = {}
+  for position, lane in ipairs(redis.call('ZRANGE', lanes_key(pool, share), 0, most_lanes - 1)) do
+    local name = adapters_of(lane)
+    local warm = tonumber(redis.call('HGET', WARM_COUNTS, short_adapters(name)) or 0)
+    lanes[position] = {name, short_adapters(name), warm, redis.call('ZCARD', lane_key(pool, lane)), {}}
   end
-  if not share then return positions end
-  for index, count in ipairs(count_by_turns(pool, share, older, slots, late)) do
-    local position = waiting[index]
-    count = math.min(overdue + count, queued - 1)
-    if pace_ms then
-      -- Once it is overdue, only items that were accepted earlier go before it.
-      local accepted_ms = redis.call('HGET', item_key(ids[position]), 'accepted_ms')
-      local claims = math.max(accepted_ms + args.wait_bound_ms - now, 0) * slots / math.max(pace_ms, 1)
-      count = math.min(count, claims + positions[position])
-    end
-    positions[position] = math.floor(count + 0.5)
-  end
-  return positions
+  return {tonumber(priority), tenant, tonumber(running), tonumber(last_claim), queued,
+    redis.call('ZCARD', lanes_key(pool, share)), lanes}
 end
 
-local reply = {}
-for index, query in ipairs(args.items) do
-  local pace_ms = tonumber(redis.call('GET', pace_key(query.pool)) or nil)
-  local positions = positions_of({query.first, query.last}, query.pool, query.slots, pace_ms)
-  reply[index] = {first = positions[1] or nil, last = positions[2] or nil, pace_ms = pace_ms}
+local function read_chunks(pool, lane, count, most)
+  local chunks = {}
+  visit_spread(count, most, function(rank, items)
+    local id, order = unpack(redis.call('ZRANGE', lane_key(pool, lane), rank, rank, 'WITHSCORES'))
+    local accepted_ms, shape = fields(item_key(id), 'accepted_ms', 'shape')
+    chunks[#chunks + 1] = {tonumber(order), tonumber(accepted_ms or 0), items, shape or ''}
+  end)
+  return chunks
 end
-return cjson.encode(reply)
+
+local function read_pool(pool, parts)
+  local most = math.max(math.floor(SHARES / parts), 1)
+  local shares, entries = read_turns(pool, most)
+  local most_lanes = math.max(math.floor(LANES / parts / math.max(#shares, 1)), 1)
+  local sampled, lanes = {}, 0
+  local counts = #shares > 0 and redis.call('HMGET', shares_key(pool), unpack(shares)) or {}
+  for position, share in ipairs(shares) do
+    sampled[position] = read_share(pool, share, entries[position], tonumber(counts[position] or 0), most_lanes)
+    lanes = lanes + #sampled[position][7]
+  end
+  for _, share in ipairs(sampled) do
+    for _, lane in ipairs(share[7]) do
+      local key = share[1] .. '|' .. share[2] .. '|' .. lane[1]
+      lane[5] = read_chunks(pool, key, lane[4], math.max(math.floor(ITEMS / parts / lanes), 1))
+    end
+  end
+  return sampled
+end
+
+local function read_running(pools)
+  local running, slots = {}, {}
+  for _, id in ipairs(redis.call('ZRANDMEMBER', LEASES, LEASES_LOOKED_AT)) do
+    local started_ms, tenant, pool, lane, shape, slot =
+      fields(item_key(id), 'started_ms', 'tenant', 'pool', 'lane', 'shape', 'slot')
+    if pools[pool] and started_ms and lane and slot then
+      running[#running + 1] =
+        {tonumber(started_ms), tenant, pool, short_adapters(adapters_of(lane)), '', shape or ''}
+      slots[#slots + 1] = slot
+    end
+  end
+  local prepared = #slots > 0 and redis.call('HMGET', NEXT_ADAPTERS, unpack(slots)) or {}
+  for position, item in ipairs(running) do item[5] = prepared[position] or item[4] end
+  return running
+end
+
+local by_name, filled = {}, 0
+for _, pool in ipairs(args.pools) do
+  by_name[pool] = redis.call('ZCARD', pending_key(pool))
+  if by_name[pool] > 0 then filled = filled + 1 end
+end
+local pools = {}
+for _, pool in ipairs(args.pools) do
+  local pace_ms = tonumber(redis.call('GET', pace_key(pool)) or nil)
+  if by_name[pool] > 0 then
+    pools[#pools + 1] = {pool, pace_ms or -1, by_name[pool], redis.call('HLEN', shares_key(pool)), read_pool(pool, filled)}
+  elseif pace_ms then
+    pools[#pools + 1] = {pool, pace_ms, 0, 0, {}}
+  end
+end
+return cjson.encode({
+  sequence = tonumber(redis.call('GET', SEQUENCE) or 0), leases = redis.call('ZCARD', LEASES),
+  running = read_running(by_name), pools = pools,
+})

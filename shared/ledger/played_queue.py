@@ -1,0 +1,231 @@
+"""The queue of a pool while it is played forward: its lanes and shares, and the choice of the next lane.
+
+The choice follows `scripts/choose.lua`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from shared.ledger.queue_snapshot import Chunk, LaneSnapshot, PoolSnapshot, ShareSnapshot
+
+#: Rank of the best item of a pool among those of other pools: 0 if it is overdue, then priority, then accept order.
+Rank = tuple[int, int, int]
+
+
+class _Claims(NamedTuple):
+    """Claims one after the other; times in ms after the snapshot."""
+
+    claimed_before: float
+    position: float
+    start_ms: float
+    spacing_ms: float
+
+
+class ClaimCurve:
+    """When the items of a lane, a share or a pool are claimed, by the number of its items that are claimed before."""
+
+    def __init__(self) -> None:
+        self.claimed = 0.0
+        self._claims: list[_Claims] = []
+
+    def add(self, items: float, *, position: float, start_ms: float, spacing_ms: float) -> None:
+        """Add claims.
+
+        Args:
+            position: number of claims from the pool before the first of them.
+            spacing_ms: time between the starts of two of them.
+        """
+        self._claims.append(_Claims(self.claimed, position, start_ms, spacing_ms))
+        self.claimed += items
+
+    def at(self, rank: float) -> tuple[float, float]:
+        """Return the position of an item and its start in ms after the snapshot; (0, 0) if no claim was added."""
+        if not self._claims:
+            return 0.0, 0.0
+        claims = self._claims[max(0, bisect_right(self._claims, rank, key=lambda one: one.claimed_before) - 1)]
+        after = rank - claims.claimed_before
+        return claims.position + after, claims.start_ms + after * claims.spacing_ms
+
+
+class Lane:
+    """The items of one lane that are not claimed yet.
+
+    Args:
+        weight: number of lanes for which it stands.
+    """
+
+    def __init__(self, snapshot: LaneSnapshot, weight: float, refill: float) -> None:
+        self.adapters = snapshot.adapters
+        self.is_warm = snapshot.is_warm
+        self.curve = ClaimCurve()
+        self._weight = weight
+        self._chunks = deque(snapshot.chunks)
+        if refill:
+            items = sum(chunk.items for chunk in snapshot.chunks)
+            last = snapshot.chunks[-1]
+            self._chunks.append(Chunk(_NEWEST, _NEWEST, items * refill, last.shape, is_expected=True))
+        self._left = snapshot.chunks[0].items * weight
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._chunks
+
+    @property
+    def head(self) -> Chunk:
+        """The oldest items, which are alike."""
+        return self._chunks[0]
+
+    def claim(self, most: float) -> float:
+        """Claim up to `most` of the oldest items that are alike, at least one of each lane; return their number."""
+        items = min(self._left, max(most, self._weight))
+        self._left -= items
+        if self._left < _LEAST_ITEMS:
+            self._chunks.popleft()
+            self._left = self._chunks[0].items * self._weight if self._chunks else 0.0
+        return items
+
+
+# Accept order and time of items that have not come yet.
+_NEWEST = 2**53
+# Fractions of items come from weights.
+_LEAST_ITEMS = 1e-6
+
+
+@dataclass
+class Tenant:
+    """What decides about the turn of a tenant in a pool."""
+
+    name: str
+    running: float
+    last_claim_ms: float
+
+
+class Share:
+    """The lanes of one tenant and priority."""
+
+    def __init__(self, snapshot: ShareSnapshot, tenant: Tenant, weight: float, refill: float) -> None:
+        self.priority = snapshot.priority
+        self.tenant = tenant
+        self.curve = ClaimCurve()
+        self._by_name = {lane.name: Lane(lane, weight, refill) for lane in snapshot.lanes if lane.chunks}
+        if snapshot.rest and self._by_name:
+            last = snapshot.lanes[-1].chunks[0]
+            others = Chunk(last.order + 1, last.accepted_ms, snapshot.rest, last.shape)
+            self._by_name[OTHER_LANES] = Lane(LaneSnapshot(OTHER_LANES, OTHER_LANES, False, [others]), weight, refill)
+        self.lanes = list(self._by_name.values())
+        self._by_adapters = {lane.adapters: lane for lane in self.lanes}
+        self._weight = weight
+
+    @property
+    def turn(self) -> tuple[int, float, float, str]:
+        """Orders the shares of a pool."""
+        return self.priority, self.tenant.running, self.tenant.last_claim_ms, self.tenant.name
+
+    def next_lane(self, warm: str, is_warm_elsewhere: Callable[[str], bool]) -> Lane:
+        """Return the lane from which a slot with these adapters claims."""
+        own = self._by_adapters.get(warm)
+        if own is not None and not own.is_empty:
+            return own
+        lanes = sorted((lane for lane in self.lanes if not lane.is_empty), key=_order)
+        return next((lane for lane in lanes if not is_warm_elsewhere(lane.adapters)), lanes[0])
+
+    def start_of(self, lane_name: str, rank: int) -> tuple[float, float]:
+        """Return the position and the start of an item by the number of items of its lane before it."""
+        lane = self._by_name.get(lane_name)
+        if lane is not None:
+            return lane.curve.at(rank * self._weight)
+        # A lane that came since, or one of many: after the older ones.
+        others = self._by_name.get(OTHER_LANES)
+        return self.curve.at(self.curve.claimed) if others is None else others.curve.at(others.curve.claimed / 2)
+
+    def drop_empty(self) -> bool:
+        """Forget the empty lanes; return whether none is left."""
+        self.lanes = [lane for lane in self.lanes if not lane.is_empty]
+        return not self.lanes
+
+
+#: Stands for the adapters of all lanes that the snapshot leaves out.
+OTHER_LANES = "others"
+
+
+class PlayedQueue:
+    """The queue of one pool."""
+
+    def __init__(self, snapshot: PoolSnapshot, *, refill: float = 0.0) -> None:
+        self.pool = snapshot.pool
+        self.curve = ClaimCurve()
+        # Claims of items that are queued already.
+        self._position = 0.0
+        self.weight = snapshot.weight
+        self.tenants: dict[str, Tenant] = {}
+        self.all_shares: dict[str, Share] = {}
+        for share in snapshot.shares:
+            tenant = self.tenants.setdefault(share.tenant, Tenant(share.tenant, share.running, share.last_claim_ms))
+            self.all_shares[f"{share.priority}|{share.tenant}"] = Share(share, tenant, snapshot.weight, refill)
+        self._shares = [share for share in self.all_shares.values() if share.lanes]
+        # Not later than the accept of any item that is left.
+        self._oldest_ms = 0.0
+
+    @property
+    def lanes(self) -> Iterable[Lane]:
+        return (lane for share in self._shares for lane in share.lanes)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._shares
+
+    def best(
+        self, warm: str, is_warm_elsewhere: Callable[[str], bool], *, overdue_before_ms: float
+    ) -> tuple[Rank, Share, Lane]:
+        """Return the share and the lane from which a slot with these adapters claims, and the item's rank.
+
+        Args:
+            overdue_before_ms: items that were accepted before then are overdue.
+        """
+        if self._oldest_ms < overdue_before_ms:
+            share, lane = min(
+                ((share, lane) for share in self._shares for lane in share.lanes), key=lambda pair: _order(pair[1])
+            )
+            self._oldest_ms = lane.head.accepted_ms
+            if self._oldest_ms < overdue_before_ms:
+                return (0, 0, lane.head.order), share, lane
+        share = min(self._shares, key=lambda share: share.turn)
+        lane = share.next_lane(warm, is_warm_elsewhere)
+        return (1, share.priority, lane.head.order), share, lane
+
+    def claim(self, share: Share, lane: Lane, most: float, *, start_ms: float, spacing_ms: float) -> float:
+        """Claim items of a lane, at most so many; return their number."""
+        position, is_expected = self._position, lane.head.is_expected
+        items = lane.claim(most)
+        self._position += 0.0 if is_expected else items
+        for curve in (lane.curve, share.curve, self.curve):
+            curve.add(items, position=position, start_ms=start_ms, spacing_ms=spacing_ms)
+        if lane.is_empty and share.drop_empty():
+            self._shares.remove(share)
+        return items
+
+    def start_of(self, share_name: str, lane_name: str, *, rank: int, turn: int) -> tuple[float, float]:
+        """Return the position and the start of an item.
+
+        Args:
+            rank: number of items of its lane before it.
+            turn: number of shares before its own; one of many that the snapshot leaves out starts as its neighbor does.
+        """
+        share = self.all_shares.get(share_name)
+        if share is not None:
+            return share.start_of(lane_name, rank)
+        priority = int(share_name.partition("|")[0])
+        neighbors = list(self.all_shares.values())
+        neighbor = neighbors[min(int(turn / self.weight), len(neighbors) - 1)] if neighbors else None
+        if neighbor is not None and neighbor.priority == priority:
+            return neighbor.curve.at(rank * self.weight)
+        return self.curve.at(rank + sum(other.curve.claimed for other in neighbors if other.priority < priority))
+
+
+def _order(lane: Lane) -> int:
+    return lane.head.order
