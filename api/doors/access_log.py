@@ -1,4 +1,4 @@
-"""Log each call of the API with its answer, and name its request in all lines that are written for it."""
+"""Log and count each call of the API with its answer, and name its request in all lines that are written for it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.doors.caller import Caller
 from api.doors.roles import CALLER
+from api.metrics.answers import count_answer
 from shared.log_context import request_context
 
 logger = logging.getLogger("flux2.api.access")
@@ -44,7 +45,9 @@ class AccessLog:
             try:
                 await self._app(scope, receive, send_and_remember)
             finally:
-                _log(scope, status, seconds=time.perf_counter() - began)
+                seconds = time.perf_counter() - began
+                count_answer(scope, status, seconds=seconds)
+                _log(scope, status, seconds=seconds)
 
 
 def _request_id(path: str) -> str:

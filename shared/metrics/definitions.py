@@ -46,6 +46,8 @@ _IMAGE: Final = ("model", "engine")
 _WORK_S: Final = (0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0)
 _WAIT_S: Final = (0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0, 14_400.0)
 _TRANSFER_S: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+# Calls that wait for a job take up to a minute.
+_HTTP_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _ENDS: Final = ("drained", "drain_timeout", "fault")
 _RATIOS: Final = (0.1, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
 
@@ -74,6 +76,9 @@ GPU_UTILIZATION_RATIO: Final = Histogram(
     "gpu_utilization_ratio", "Part of the time in which a GPU ran a kernel, sampled.", ("model",), _RATIOS
 )
 GPU_MEMORY_RATIO: Final = Histogram("gpu_memory_ratio", "Used part of a GPU's memory, sampled.", ("model",), _RATIOS)
+HTTP_SECONDS: Final = Histogram(
+    "http_seconds", "Time from a call of the API to the end of its answer.", ("method", "route"), _HTTP_S
+)
 
 ATTEMPT_FAILURES: Final = Counter("attempt_failures", "Attempts at images that ended with an error.", ("code",))
 CORRUPTED_PARAMETERS: Final = Counter(
@@ -89,6 +94,7 @@ ADAPTER_FILES: Final = Counter(
     "adapter_files", "Adapter files of images, by where they were.", ("place",), ("root", "cache", "source")
 )
 ADAPTER_FETCHED_BYTES: Final = Counter("adapter_fetched_bytes", "Bytes of adapter files that were downloaded.")
+HTTP_ANSWERS: Final = Counter("http_answers", "Answers of the API.", ("method", "route", "status"))
 
 HISTOGRAMS: Final = (
     WAIT_SECONDS,
@@ -101,6 +107,7 @@ HISTOGRAMS: Final = (
     DRIFT_RATIO,
     GPU_UTILIZATION_RATIO,
     GPU_MEMORY_RATIO,
+    HTTP_SECONDS,
 )
 COUNTERS: Final = (
     ATTEMPT_FAILURES,
@@ -111,4 +118,5 @@ COUNTERS: Final = (
     REDIS_ERRORS,
     ADAPTER_FILES,
     ADAPTER_FETCHED_BYTES,
+    HTTP_ANSWERS,
 )

@@ -8,7 +8,7 @@ from shared.job import ItemError
 from shared.ledger import Ledger, Submission
 from shared.metrics.batches import Batches
 from shared.metrics.definitions import STEP_SECONDS, STORAGE_ERRORS
-from shared.metrics.tally import Tally
+from shared.metrics.tally import PROCESS, Tally
 from shared.settings import QueueSettings
 
 BROKEN = ItemError(code="run_failed", message="it broke", retryable=True)
@@ -200,3 +200,15 @@ def test_each_slot_of_a_small_fleet_has_series_and_of_a_larger_one_those_that_ar
     assert samples("flux2_slot_gpu_memory_used_bytes") == {}
     assert samples("flux2_base_drift") == {(("slot", "gpu-0"),): 3}
     assert sum(samples("flux2_slots").values()) == 3
+
+
+def test_an_api_counts_its_answers_and_sends_the_counts_at_its_end(settings, redis_url, ledger, serve_api, tmp_path):
+    made = settings(redis={"url": redis_url}, storage={"backend": "directory", "directory": tmp_path})
+    PROCESS.take()
+
+    with serve_api(made) as api:
+        assert api.http.get("/v1/requests/none/status").status_code == 404
+        assert api.http.get("/nothing").status_code == 404
+
+    counts = {field: count for field, count in ledger.metrics.read().items() if field.startswith("http_answers")}
+    assert counts == {"http_answers|GET|/v1/requests/{request_id}/status|404": 1, "http_answers|GET|other|404": 1}

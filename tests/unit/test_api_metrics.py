@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from api.metrics.answers import count_answer
 from api.metrics.items import collect_items
 from api.metrics.reported import collect_reported
 from api.metrics.sender import CountSender
@@ -109,3 +110,24 @@ def test_an_api_process_sends_its_counts_again_until_redis_answers():
 
     assert len(sent) == 2
     assert sent[0] == sent[1]
+
+
+def test_an_answer_counts_by_route_and_nothing_that_callers_invent_becomes_a_series():
+    tally = Tally()
+    known = {
+        "method": "GET",
+        "path": "/v1/requests/1/status",
+        "route": SimpleNamespace(path="/v1/requests/{id}/status"),
+    }
+
+    count_answer(known, 200, seconds=0.004, tally=tally)
+    count_answer({"method": "BREW", "path": "/secret"}, 404, seconds=0.5, tally=tally)
+
+    assert tally.take() == {
+        "http_answers|GET|/v1/requests/{id}/status|200": 1,
+        "http_seconds|GET|/v1/requests/{id}/status|le=5000": 1,
+        "http_seconds|GET|/v1/requests/{id}/status|sum": 4000,
+        "http_answers|other|other|404": 1,
+        "http_seconds|other|other|le=500000": 1,
+        "http_seconds|other|other|sum": 500_000,
+    }
