@@ -46,6 +46,7 @@ from shared.request import PromptItem
 from shared.settings import Settings
 from shared.sources.sources import Sources
 from shared.storage import open_store
+from shared.tracing import make_tracer
 
 _DESCRIPTION = """Render FLUX.2 LoRAs trained with ostris/ai-toolkit, in bulk, on your own GPUs.
 
@@ -94,6 +95,7 @@ def create_app(settings: Settings) -> FastAPI:
         reference_intake=ReferenceIntake(references, ReferenceFetcher(settings, sources), settings.references),
         image_slots=UploadSlots(PARALLEL_IMAGES * settings.references.max_bytes),
         job_waits=JobWaits(ledger),
+        tracer=make_tracer(settings.trace, service="flux2-api"),
     )
 
     @asynccontextmanager
@@ -101,7 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
         # Here and not above: threads run while the application is served, and building it must start nothing.
         counts = CountSender(services.ledger)
         caretaker = Caretaker(services.ledger, services.celery, settings.queue, duties=[counts.send])
-        courier = Courier(services.ledger, settings)
+        courier = Courier(services.ledger, settings, tracer=services.tracer)
         services.threads[:] = [caretaker, *([courier] if settings.webhook.secret else [])]
         for thread in services.threads:
             thread.start()
@@ -130,7 +132,7 @@ def create_app(settings: Settings) -> FastAPI:
     # Every field of every prompt, and room for the fields of the request and its adapters.
     max_values = api.max_prompts * len(PromptItem.model_fields) + 1000
     app.add_middleware(BodyLimit, max_bytes=api.max_body_bytes, max_values=max_values)
-    add_doors(app, settings, services.ledger)
+    add_doors(app, settings, services.ledger, tracer=services.tracer)
     install_error_handlers(app)
     for routes in (inference, requests, replays, adapters, uploads, images, models, fleet, usage):
         app.include_router(routes.router, responses=DOOR_PROBLEMS)

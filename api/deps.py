@@ -23,6 +23,7 @@ from shared.reference_store import ReferenceStore
 from shared.settings import Settings
 from shared.sources.uploads import Uploads
 from shared.storage import ObjectStore
+from shared.tracing import Tracer
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Services:
         upload_slots: lets four files be received at a time.
         image_slots: a place for each byte of the images that are received at a time.
         job_waits: the calls that wait for jobs.
+        tracer: traces submits and webhooks.
         deletion_limiter: lets one upload be deleted at a time.
     """
 
@@ -51,6 +53,7 @@ class Services:
     reference_intake: ReferenceIntake
     image_slots: UploadSlots
     job_waits: JobWaits
+    tracer: Tracer
     threads: list[Thread] = field(default_factory=list)
     # One: a second thread of pure Python gains nothing under the GIL, and delays every poll by its 5 ms switches.
     config_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))

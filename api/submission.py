@@ -115,6 +115,7 @@ def prepare_job(
         key_id=caller.key_id,
         deadline_s=body.deadline_s,
         compact=all(kind.reads_compact for kind in cache.slot_kinds),
+        trace=services.tracer.traceparent(),
     )
 
 
@@ -144,7 +145,8 @@ def store_jobs(
         KeyForbids, KeyLimitReached: see there; the caller's key is counted.
     """
     new = [job for job in jobs if isinstance(job, Submission)]
-    accepted = services.ledger.accept_all(new, key=key_use(caller)) if new else []
+    with services.tracer.span("accept", jobs=len(new), images=sum(len(job.items) for job in new)):
+        accepted = services.ledger.accept_all(new, key=key_use(caller)) if new else []
     stored = dict(zip((job.job_id for job in new), accepted, strict=True))
     for job in new:
         # A call with the same key at the same time may have stored the job first, and woken its workers.

@@ -26,6 +26,7 @@ from shared.ledger import Ledger
 from shared.ledger.outbox import WebhookMessage
 from shared.log_context import item_context, request_context
 from shared.settings import Settings
+from shared.tracing import NO_TRACER, Tracer
 
 logger = logging.getLogger("flux2.api.webhooks")
 
@@ -40,9 +41,10 @@ _RESERVE_MARGIN_S = 10
 class Courier(threading.Thread):
     """Sends due messages until it is stopped. The application starts it only if a secret is set."""
 
-    def __init__(self, ledger: Ledger, settings: Settings) -> None:
+    def __init__(self, ledger: Ledger, settings: Settings, *, tracer: Tracer = NO_TRACER) -> None:
         super().__init__(name="flux2-courier", daemon=True)
         self._ledger = ledger
+        self._tracer = tracer
         self._settings = settings.webhook
         self._base_url = (settings.api.base_url or "").rstrip("/")
         self._stopped = threading.Event()
@@ -106,12 +108,16 @@ class Courier(threading.Thread):
             written = self._write(message)
             if written is None:
                 return None
-            name, body, tenant = written
+            name, body, tenant, trace = written
             if time.monotonic() - reserved_at > _RESERVE_MARGIN_S:
                 # The process stood still: another sender may have the message before this attempt would end.
                 logger.warning("message reserved too long ago; it is sent later", extra={"attempt": message.attempt})
                 return None
-            return post_message(message.url, message_id=name, body=body, tenant=tenant, settings=self._settings)
+            with self._tracer.span("webhook", parent=trace, kind="client", attempt=message.attempt) as span:
+                delivery = post_message(message.url, message_id=name, body=body, tenant=tenant, settings=self._settings)
+                if delivery.error:
+                    span.fail(delivery.error)
+            return delivery
         except LedgerUnavailable:
             raise
         except Exception as error:
@@ -119,15 +125,18 @@ class Courier(threading.Thread):
             logger.exception("message not sent", extra={"attempt": message.attempt})
             return Delivery(error=f"not sent: {type(error).__name__}", reached=None)
 
-    def _write(self, message: WebhookMessage) -> tuple[str, str, str] | None:
-        """Return id, body and tenant of a message; None if its job's record has expired."""
+    def _write(self, message: WebhookMessage) -> tuple[str, str, str, str] | None:
+        """Return id, body, tenant and trace of a message; None if its job's record has expired."""
         if message.index is not None:
             ended = self._ledger.ended_item(message.job_id, message.index)
             if ended is None:
                 return None
-            return item_message_id(ended), item_message_body(ended, base_url=self._base_url), ended.tenant
+            body = item_message_body(ended, base_url=self._base_url)
+            return item_message_id(ended), body, ended.tenant, ended.trace
         job = self._ledger.job(message.job_id)
-        return None if job is None else (message_id(job), message_body(job, base_url=self._base_url), job.tenant)
+        if job is None:
+            return None
+        return message_id(job), message_body(job, base_url=self._base_url), job.tenant, job.trace
 
     def _record(self, message: WebhookMessage, delivery: Delivery) -> None:
         extra = {"attempt": message.attempt, "error": delivery.error}

@@ -17,7 +17,7 @@ from shared.ledger.claim import split_item_id
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_REQUEST, _ITEM, _SLOT = "request_id", "item", "slot"
+_REQUEST, _ITEM, _SLOT, _TRACE = "request_id", "item", "slot", "trace_id"
 
 
 def slot_context(slot: str) -> AbstractContextManager[None]:
@@ -25,14 +25,14 @@ def slot_context(slot: str) -> AbstractContextManager[None]:
     return bound_contextvars(**{_SLOT: slot})
 
 
-def item_context(item_id: str) -> AbstractContextManager[None]:
-    """Name an item, and the request that it belongs to, in the lines of a block."""
-    return bound_contextvars(**{_REQUEST: split_item_id(item_id)[0], _ITEM: item_id})
+def item_context(item_id: str, *, traceparent: str = "") -> AbstractContextManager[None]:
+    """Name an item, the request that it belongs to, and their trace in the lines of a block."""
+    return bound_contextvars(**{_REQUEST: split_item_id(item_id)[0], _ITEM: item_id}, **_trace(traceparent))
 
 
-def request_context(request_id: str) -> AbstractContextManager[None]:
-    """Name a request in the lines of a block; an empty id names none."""
-    return bound_contextvars(**({_REQUEST: request_id} if request_id else {}))
+def request_context(request_id: str, *, traceparent: str = "") -> AbstractContextManager[None]:
+    """Name a request and its trace in the lines of a block; what is empty is not named."""
+    return bound_contextvars(**({_REQUEST: request_id} if request_id else {}), **_trace(traceparent))
 
 
 def name_request(*request_ids: str) -> None:
@@ -42,7 +42,12 @@ def name_request(*request_ids: str) -> None:
 
 def leave_item() -> None:
     """Name no item and no request in the lines that follow in this thread, which works for another item now."""
-    unbind_contextvars(_REQUEST, _ITEM)
+    unbind_contextvars(_REQUEST, _ITEM, _TRACE)
+
+
+def _trace(traceparent: str) -> dict[str, str]:
+    # W3C: version, id of the trace, id of the span, flags.
+    return {_TRACE: traceparent.split("-")[1]} if traceparent.count("-") == 3 else {}
 
 
 def in_this_context(work: Callable[P, T]) -> Callable[P, T]:

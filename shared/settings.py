@@ -460,6 +460,17 @@ class LogSettings(_Section):
     )
 
 
+class TraceSettings(_Section):
+    """Traces of requests, with OpenTelemetry."""
+
+    exporter: Literal["none", "otlp", "console"] = Field(
+        "none",
+        description="`otlp` sends the spans of API and workers to the collector that OpenTelemetry's own variables "
+        "name, such as `OTEL_EXPORTER_OTLP_ENDPOINT`; `console` writes them to standard error as JSON. Both need the "
+        "extra `otel`.",
+    )
+
+
 class Settings(BaseSettings):
     """Every setting, by section."""
 
@@ -491,6 +502,7 @@ class Settings(BaseSettings):
     webhook: WebhookSettings = WebhookSettings()
     price: PriceSettings = PriceSettings()
     log: LogSettings = LogSettings()
+    trace: TraceSettings = TraceSettings()
     hf_token: Token | None = Field(
         None,
         validation_alias="HF_TOKEN",

@@ -15,6 +15,7 @@ from shared.log_context import slot_context
 from shared.settings import Settings
 from shared.storage import ObjectStore, open_store
 from shared.storage_check import require_storage
+from shared.tracing import make_tracer
 from worker.consumer.adapter_files import open_adapter_files
 from worker.consumer.background import BackgroundUploader
 from worker.consumer.consumer import START_RETRY_S, consume
@@ -87,6 +88,7 @@ def _open(settings: Settings, name: str, device: torch.device, opened: ExitStack
         adapter_files=open_adapter_files(settings),
         probe=partial(probe, device),
         uploader=BackgroundUploader(),
+        tracer=make_tracer(settings.trace, service="flux2-worker", instance=name),
     )
 
 

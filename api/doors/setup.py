@@ -15,10 +15,12 @@ from api.doors.door import Door, Peer
 from api.doors.failures import Failures
 from api.doors.headers import SecureHeaders
 from api.doors.keyring import Keyring
+from api.doors.traced_submits import TracedSubmits
 from api.schemas.problems import Problem
 from shared.ledger import Ledger
 from shared.local.ports import LOOPBACK
 from shared.settings import Settings
+from shared.tracing import Tracer
 
 #: What each endpoint under /v1 may answer because of its caller.
 DOOR_PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -31,7 +33,7 @@ _SENT = ("Authorization", "Content-Type", "Idempotency-Key", "Prefer", "X-Conten
 _SHOWN = ("Location", "Content-Location", "Retry-After", "Idempotency-Replayed", "Preference-Applied")
 
 
-def add_doors(app: FastAPI, settings: Settings, ledger: Ledger) -> None:
+def add_doors(app: FastAPI, settings: Settings, ledger: Ledger, *, tracer: Tracer) -> None:
     """Add the middleware that every request passes before its body is read."""
     # Starlette calls the last one first.
     keyring = Keyring(ledger.api_keys, Failures(ledger))
@@ -48,3 +50,5 @@ def add_doors(app: FastAPI, settings: Settings, ledger: Ledger) -> None:
     app.add_middleware(ProxyHeadersMiddleware, trusted_hosts=forwarders)
     app.add_middleware(Peer)
     app.add_middleware(AccessLog)
+    if tracer.is_on:
+        app.add_middleware(TracedSubmits, tracer=tracer)

@@ -32,6 +32,7 @@ class Submission:
         key_id: the API key of the caller; empty without one.
         deadline_s: seconds after the accept at which the items that wait for a worker are canceled; None for never.
         compact: whether every live worker reads the compact form; see `shared.ledger.spec_parts`.
+        trace: the `traceparent` of the submit, from which workers go on; empty if it is not traced.
     """
 
     job_id: str
@@ -46,6 +47,7 @@ class Submission:
     key_id: str = ""
     deadline_s: float | None = None
     compact: bool = True
+    trace: str = ""
 
     @property
     def pool(self) -> str:
@@ -64,6 +66,7 @@ class Submission:
             "idempotency_key": self.idempotency_key,
             **self._webhook(),
             "key_id": self.key_id,
+            "trace": self.trace,
             # Not 0, which would be left out.
             "deadline_ms": None if self.deadline_s is None else max(1, to_ms(self.deadline_s)),
         }

@@ -37,6 +37,7 @@ class Claim:
         pool: where the item waited; another pool than its spec's after it did not fit on a device.
         why: the reason of the choice.
         slots: number of slots of the fleet.
+        trace: the `traceparent` of the submit; empty if it is not traced.
     """
 
     item_id: str
@@ -47,6 +48,7 @@ class Claim:
     pool: str
     why: ClaimReason
     slots: int = 0
+    trace: str = ""
 
     @property
     def job_id(self) -> str:

@@ -74,7 +74,7 @@ class Claims:
 
     def _read(self, reply: Sequence[Any]) -> Claim | None:
         """Read the claim from the script's reply; if its spec cannot be read, end the item and return None."""
-        item_id, fence, attempt, texts, queued_ms, now_ms, pool, why, slots = reply
+        item_id, fence, attempt, texts, queued_ms, now_ms, pool, why, slots, trace = reply
         try:
             spec = ItemSpec.model_validate_json(join_texts(texts))
         except ValidationError as error:
@@ -91,4 +91,5 @@ class Claims:
             pool=pool,
             why=why,
             slots=slots,
+            trace=trace or "",
         )

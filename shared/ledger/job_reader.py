@@ -71,6 +71,7 @@ def read_job(
         webhook=_webhook(job),
         tenant=job.get("tenant", DEFAULT_TENANT),
         deadline_ms=_int_or_none(job.get("deadline_ms")),
+        trace=job.get("trace", ""),
     )
 
 
@@ -94,8 +95,8 @@ def _webhook(job: Mapping[str, str]) -> WebhookView | None:
 def read_ended_item(client: Client, job_id: str, index: int) -> EndedItem | None:
     """Read one item that succeeded or failed, without the other items of its job; None if it does not exist."""
     with client.pipeline(transaction=False) as pipe:
-        pipe.hmget(keys.job(job_id), "model", "tenant").hgetall(keys.item(f"{job_id}:{index}"))
-        (model, tenant), record = pipe.execute()
+        pipe.hmget(keys.job(job_id), "model", "tenant", "trace").hgetall(keys.item(f"{job_id}:{index}"))
+        (model, tenant, trace), record = pipe.execute()
         if model is None or not record:
             return None
         texts = JobTexts([], {})
@@ -103,7 +104,7 @@ def read_ended_item(client: Client, job_id: str, index: int) -> EndedItem | None
             # Without the prompts, which no message states: each of 1,000 messages would read all of them.
             JobTexts.request_outcomes(pipe, job_id)
             texts = JobTexts.read([[], *pipe.execute()])
-    return EndedItem(job_id, model, tenant or DEFAULT_TENANT, _item(record, texts))
+    return EndedItem(job_id, model, tenant or DEFAULT_TENANT, _item(record, texts), trace or "")
 
 
 def _item(item: Mapping[str, str], texts: JobTexts) -> ItemView:

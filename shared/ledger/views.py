@@ -61,12 +61,17 @@ class WebhookView:
 
 @dataclass(frozen=True)
 class EndedItem:
-    """One item that succeeded or failed, and what its job's messages state."""
+    """One item that succeeded or failed, and what its job's messages state.
+
+    Attributes:
+        trace: the `traceparent` of the submit; empty if it is not traced.
+    """
 
     job_id: str
     model: str
     tenant: str
     item: ItemView
+    trace: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,7 @@ class JobView:
         eta_s: rough seconds until the last item ends, from the pace of recent items and the slots that serve the
             item's pool; None while unknown or ended.
         deadline_ms: time from which no item of the job starts; None if it has no deadline.
+        trace: the `traceparent` of the submit; empty if it is not traced.
     """
 
     job_id: str
@@ -96,6 +102,7 @@ class JobView:
     webhook: WebhookView | None = None
     deadline_ms: int | None = None
     tenant: str = DEFAULT_TENANT
+    trace: str = ""
 
 
 @dataclass(frozen=True)

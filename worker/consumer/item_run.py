@@ -33,6 +33,7 @@ from worker.consumer.custody import Custody, Owner
 from worker.consumer.device_time import DeviceTime
 from worker.consumer.interfaces import RenderedImage
 from worker.consumer.item_metrics import count_failure, observe_image
+from worker.consumer.item_trace import ItemTrace
 from worker.consumer.lease import Lease
 from worker.consumer.process_end import EXIT_FAULT, end_process
 from worker.consumer.worker import Worker, item_error, redis_retries
@@ -48,9 +49,10 @@ _REDIS_PAUSE_S = 0.5
 class ItemRun:
     """The life of one claim: `run` renders in the calling thread, then the uploader's thread stores and commits."""
 
-    def __init__(self, worker: Worker, claim: Claim) -> None:
+    def __init__(self, worker: Worker, claim: Claim, *, claim_s: float = 0.0) -> None:
         self._worker = worker
         self._claim = claim
+        self._trace = ItemTrace(worker.tracer, claim, slot=worker.slot.name, claim_s=claim_s)
         self._device_time = DeviceTime()
         self._lease = Lease(
             worker.ledger,
@@ -113,6 +115,10 @@ class ItemRun:
         return None
 
     def _conclude(self, outcome: ItemResult | Flux2Error, *, may_probe: bool = False) -> None:
+        with self._trace.ending(outcome):
+            self._decide(outcome, may_probe=may_probe)
+
+    def _decide(self, outcome: ItemResult | Flux2Error, *, may_probe: bool) -> None:
         """Decide what follows an outcome: commit, retry, abandon, or end the process."""
         gpu_s = self._device_time.seconds
         match outcome:
@@ -186,6 +192,7 @@ class ItemRun:
                 self._device_time.stop()
                 # Also if the render failed because of them.
                 self._worker.state.record_corrupted(self._worker.renderer.corrupted)
+        self._trace.leave()
         # A failed kernel can leave zeros without an error; getbbox() is None only if every pixel is 0.
         if rendered.image.getbbox() is None:
             raise BlankImage(f"every pixel of seed {self._claim.spec.seed} is black")
@@ -194,6 +201,7 @@ class ItemRun:
     def _on_progress(self, progress: Progress) -> None:
         # While Redis is away, the lease makes the render wait.
         self._device_time.stop()
+        self._trace.enter(progress.stage)
         self._lease.report(progress)
         # Reference images come from the store.
         if progress.stage != "fetch":
@@ -219,6 +227,7 @@ class ItemRun:
 
     def _report(self, stage: str) -> None:
         """Report a stage before the first denoising step."""
+        self._trace.enter(stage)
         self._lease.report(Progress(stage=stage, step=0, steps=self._claim.spec.num_inference_steps))
 
     def _check_drain(self) -> None:
@@ -229,6 +238,7 @@ class ItemRun:
     def _store(self, rendered: RenderedImage) -> ItemResult:
         """Store an image under this claim's own prefix."""
         claim, spec = self._claim, self._files.spec
+        self._trace.enter("encode image")
         started = time.perf_counter()
         parameters = image_file.image_parameters(
             spec,
@@ -241,6 +251,7 @@ class ItemRun:
         data = image_file.encode(rendered.image, spec.output_format, parameters)
         encoded = time.perf_counter()
 
+        self._trace.enter("upload")
         self._lease.report(Progress(stage="upload", step=spec.num_inference_steps, steps=spec.num_inference_steps))
         key = f"{self._folder(claim.fence)}/image.{spec.output_format}"
         content_type = image_file.content_type(spec.output_format)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 
 from shared.celery_app import WAKE_TASK
 from shared.errors import LedgerUnavailable, StorageOutageReported
@@ -33,13 +34,14 @@ def run_next(worker: Worker) -> bool:
         # An item that is not claimed now is not lost: the audit sends a new wake-up for each queued item.
         if worker.state.is_draining or not storage_outage.may_claim(worker):
             return False
+        began = time.monotonic()
         if (claim := _claim(worker)) is None:
             return False
-        with item_context(claim.item_id):
-            return _run(worker, claim)
+        with item_context(claim.item_id, traceparent=claim.trace):
+            return _run(worker, claim, claim_s=time.monotonic() - began)
 
 
-def _run(worker: Worker, claim: Claim) -> bool:
+def _run(worker: Worker, claim: Claim, *, claim_s: float) -> bool:
     """Run an item, unless the worker drains; return whether it did."""
     observe_claim(claim)
     where = {"fence": claim.fence, "attempt": claim.attempt}
@@ -48,7 +50,7 @@ def _run(worker: Worker, claim: Claim) -> bool:
         # SIGTERM came during the claim, which lasts as long as Redis is away.
         redis_retries(pause_s=_REPEAT_S)(worker.requeue, claim)
         return False
-    ItemRun(worker, claim).run()
+    ItemRun(worker, claim, claim_s=claim_s).run()
     return True
 
 

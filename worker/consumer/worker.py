@@ -17,6 +17,7 @@ from shared.job import ItemError, large_pool
 from shared.ledger import Claim, Ledger
 from shared.settings import Settings
 from shared.storage import ObjectStore
+from shared.tracing import NO_TRACER, Tracer
 from worker.consumer.adapter_files import AdapterFiles
 from worker.consumer.background import BackgroundUploader, InlineRunner, Prefetcher
 from worker.consumer.heartbeat import Heartbeat
@@ -40,6 +41,7 @@ class Worker:
         uploader: encodes and stores images.
         prefetcher: prepares the next item.
         adapter_files: finds or downloads the adapters of items.
+        tracer: traces the items.
         exit_process: exits without waiting for other threads; only `process_end.end_process` calls it.
     """
 
@@ -56,6 +58,7 @@ class Worker:
     uploader: BackgroundUploader | InlineRunner = field(default_factory=InlineRunner)
     prefetcher: Prefetcher = field(default_factory=Prefetcher)
     exit_process: Callable[[int], NoReturn] = os._exit
+    tracer: Tracer = NO_TRACER
 
     # A lost wake-up costs time only: the audit sends it again.
 

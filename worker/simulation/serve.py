@@ -9,6 +9,7 @@ from shared.log_context import slot_context
 from shared.settings import Settings
 from shared.storage import open_store
 from shared.storage_check import require_storage
+from shared.tracing import make_tracer
 from worker.consumer.adapter_files import open_adapter_files
 from worker.consumer.background import BackgroundUploader
 from worker.consumer.consumer import consume
@@ -70,4 +71,5 @@ def _open(settings: Settings, name: str, step_s: float) -> Worker:
         heartbeat=Heartbeat(ledger, slot, state, renderer, health_dir=settings.worker.health_dir),
         adapter_files=open_adapter_files(settings),
         uploader=BackgroundUploader(),
+        tracer=make_tracer(settings.trace, service="flux2-worker", instance=name),
     )

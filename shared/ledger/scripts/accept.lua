@@ -19,6 +19,7 @@
 --     deadline_ms      time after the accept at which queued items are canceled; absent for none
 --     adapters         names of the adapters of the first item, as the rows of `usage` have them
 --     pixel_steps      the sum of width, height and steps multiplied, over the items
+--     trace            W3C's traceparent of the submit; absent if it is not traced
 --   key                {id, queued_items, items_per_day, pixel_steps_per_day}: the limits of the caller's key; absent if
 --                      it has none, and each limit that it has not
 --   cap                queued items that one pool may have
@@ -86,6 +87,7 @@ local function store(job)
   redis.call('ZADD', JOBS, order, job.id)
   redis.call('ZADD', tenant_jobs_key(job.tenant), order, job.id)
   if job.key_id then redis.call('HSET', key, 'key', job.key_id) end
+  if job.trace then redis.call('HSET', key, 'trace', job.trace) end
   if job.webhook_url then redis.call('HSET', key, 'webhook', job.webhook_url, 'webhook_state', 'waiting') end
   if job.webhook_states then redis.call('HSET', key, 'webhook_states', job.webhook_states) end
   -- Apart from `webhook`, for which a process of an earlier version would send the message about the job's end.

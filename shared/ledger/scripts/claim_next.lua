@@ -8,7 +8,7 @@
 --   probed_outage id of the last reported outage of the storage after which this worker reached it
 -- Keys: those of choose.lua, and leases, job, claims, slots, storage_outage, deadlines, totals
 -- Returns {item id, fence, attempt, texts that make up the spec, queued since ms, now ms, pool, why, number
---   of slots}, or nil if nothing is queued for the slot, or
+--   of slots, trace of the job or nil}, or nil if nothing is queued for the slot, or
 --   the highest number that was given an item, if this number was given one that the slot does not own any more, or
 --   {'late'} if it canceled many items whose deadline has passed, and there may be more: claim again with the same number
 --   {'storage_outage', id} if another worker reported an outage and this one has to probe the storage first
@@ -19,10 +19,13 @@ local claims = claims_key(args.slot)
 -- Long after the last claim of any slot that comes back under its name.
 local CLAIMS_TTL_S = 86400
 
+local function trace_of(job) return redis.call('HGET', job_key(job), 'trace') end
+
 local function claim_of(id)
   local fence, attempt, queued_ms, whole, pool, why =
     fields(item_key(id), 'fence', 'attempt', 'queued_ms', 'spec', 'pool', 'why')
-  return {id, fence, attempt, spec_texts(id, whole), queued_ms, now, pool, why, redis.call('ZCARD', SLOTS)}
+  return {id, fence, attempt, spec_texts(id, whole), queued_ms, now, pool, why, redis.call('ZCARD', SLOTS),
+    trace_of(job_and_index(id))}
 end
 
 -- Record the slot's claim, and drop the claims that a process of an earlier version ended.
@@ -125,4 +128,5 @@ check_turns(pool, share_of(lane))
 if args.number % 4 == 1 then check_adapters() end
 set_adapters(NEXT_ADAPTERS, args.slot, adapters_of(lane))
 move(id, job, 'queued', 'running', now)
-return {id, fence + 1, attempt + 1, spec_texts(id, whole), queued_ms, now, pool, why, redis.call('ZCARD', SLOTS)}
+return {id, fence + 1, attempt + 1, spec_texts(id, whole), queued_ms, now, pool, why, redis.call('ZCARD', SLOTS),
+  trace_of(job)}
