@@ -46,6 +46,7 @@ def status_view(job: JobView) -> Status:
         cancel_requested=job.cancel_requested,
         queue_position=job.queue_position,
         eta_s=job.eta_s,
+        eta_range_s=job.eta_range_s,
         progress=_progress(job),
         items=[_item_status(item) for item in job.items],
         created_at=format_ms(job.accepted_ms),

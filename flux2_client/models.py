@@ -92,6 +92,7 @@ class Status(Answer):
     cancel_requested: bool = False
     queue_position: int | None = None
     eta_s: float | None = None
+    eta_range_s: tuple[float, float] | None = None
     progress: float
     items: tuple[ItemStatus, ...]
     created_at: str

@@ -27,6 +27,15 @@ def print_json(values: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def describe_eta(status: Status) -> str:
+    """Return the time that a job has left, with its range if the API states one."""
+    about = f"about {status.eta_s:.0f} s"
+    if status.eta_range_s is None:
+        return about
+    low_s, high_s = status.eta_range_s
+    return f"{about} ({low_s:.0f} to {high_s:.0f})"
+
+
 class Report(Protocol):
     """What a command says while jobs run."""
 
@@ -55,7 +64,8 @@ class JsonReport:
 
     def progressed(self, status: Status) -> None:
         if self._changes.is_new(status):
-            print_json({"event": "progress", **_summary(status), "progress": status.progress, "eta_s": status.eta_s})
+            eta = {"eta_s": status.eta_s, "eta_range_s": status.eta_range_s}
+            print_json({"event": "progress", **_summary(status), "progress": status.progress, **eta})
 
     def saved(self, image: ImageInfo, path: Path) -> None:
         names = ("index", "seed", "prompt", "width", "height", "sha256", "size_bytes", "warnings")
@@ -83,7 +93,7 @@ class LineReport:
 
     def progressed(self, status: Status) -> None:
         if self._changes.is_new(status) and not status.has_ended:
-            eta = "" if status.eta_s is None else f", about {status.eta_s:.0f} s left"
+            eta = f", {describe_eta(status)} left" if status.eta_s is not None else ""
             _print_line(f"{status.status} {status.request_id}: {_counts(status)}{eta}")
 
     def saved(self, image: ImageInfo, path: Path) -> None:

@@ -21,7 +21,7 @@ from flux2_client.models import (
     Usage,
     UsageAmounts,
 )
-from flux2_client.report import count_images, describe_reference, print_json, print_message
+from flux2_client.report import count_images, describe_eta, describe_reference, print_json, print_message
 from shared.adapters.inspection_text import describe_rows, describe_scale
 from shared.console import LineConsole
 from shared.errors import ApiError, ApiUnreachable
@@ -105,7 +105,7 @@ def print_status(status: Status) -> None:
     if status.queue_position is not None:
         rows.append(("queued before it", str(status.queue_position)))
     if status.eta_s is not None and not status.has_ended:
-        rows.append(("seconds left", f"{status.eta_s:.0f}"))
+        rows.append(("time left", describe_eta(status)))
     rows += [("warning", warning) for warning in status.warnings]
     for item in status.items:
         stage = f" {item.progress.stage}, step {item.progress.step} of {item.progress.steps}" if item.progress else ""

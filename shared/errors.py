@@ -358,8 +358,10 @@ class QueueFull(Flux2Error):
     code = "queue_full"
     retryable = True
 
-    def __init__(self, asked: int, *, pending: int, cap: int) -> None:
+    def __init__(self, asked: int, *, pending: int, cap: int, retry_after_s: int | None = None) -> None:
+        """`retry_after_s`: time until there may be room; None if it is unknown."""
         super().__init__(f"{_describe_load(asked, pending=pending, cap=cap)}; try again later")
+        self.retry_after_s = retry_after_s
 
 
 class UploadsBusy(Flux2Error):

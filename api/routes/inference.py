@@ -14,6 +14,7 @@ from api.deps import JSON_BODY, BaseUrlDep, IdempotencyKeyDep, Services, Service
 from api.doors.roles import Submitter
 from api.job_waits import places_for
 from api.openapi import BODY_RULES, link, with_rules
+from api.poll_interval import first_poll_after_s
 from api.preferences import preferred_wait_s
 from api.result_view import result_view
 from api.schemas.accepted import Submitted
@@ -127,25 +128,25 @@ async def submit(
         response.headers["Idempotency-Replayed"] = "true"
     answer = submitted_view(accepted, base_url=base_url)
     response.headers["Location"] = answer.status_url
-    response.headers["Retry-After"] = "1"
     if wait_s:
         await wakeups()
         waits, places = services.job_waits, places_for(len(await request.body()))
-        if not waits.has_room(caller.tenant, places=places):
-            return answer
-        response.headers["Preference-Applied"] = f"wait={wait_s}"
-        ended = await waits.wait(
-            accepted.job_id,
-            tenant=caller.tenant,
-            places=places,
-            timeout_s=wait_s,
-            has_left=request.is_disconnected,
-        )
+        ended = False
+        if waits.has_room(caller.tenant, places=places):
+            response.headers["Preference-Applied"] = f"wait={wait_s}"
+            ended = await waits.wait(
+                accepted.job_id,
+                tenant=caller.tenant,
+                places=places,
+                timeout_s=wait_s,
+                has_left=request.is_disconnected,
+            )
         result = await to_thread.run_sync(_read_result, services, accepted.job_id) if ended else None
         if result is not None:
-            del response.headers["Retry-After"]
             response.headers["Content-Location"] = answer.result_url
             return JSONResponse(result.model_dump(), HTTPStatus.OK, headers=dict(response.headers))
+    poll_after_s = partial(first_poll_after_s, services.ledger, accepted.job_id, images=len(body.prompts))
+    response.headers["Retry-After"] = str(await to_thread.run_sync(poll_after_s))
     return answer
 
 

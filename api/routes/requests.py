@@ -13,6 +13,7 @@ from api.deps import Services, ServicesDep
 from api.doors.caller import Caller
 from api.doors.roles import Reader, Submitter, listed_tenant
 from api.openapi import link, with_rules
+from api.poll_interval import poll_after_s
 from api.result_view import result_view
 from api.schemas.job_result import Result
 from api.schemas.job_status import JobList, Status, StatusFilter
@@ -48,14 +49,14 @@ def _job(services: Services, request_id: str, caller: Caller) -> JobView:
 def get_status(request_id: RequestIdPath, services: ServicesDep, caller: Reader) -> Response:
     """Return the state and progress of a job and of each of its images.
 
-    While the job runs, `Retry-After` states the seconds until the next poll.
+    While the job runs, `Retry-After` states the seconds until the next poll: a tenth of `eta_s`, 1 to 30.
     """
     job = _job(services, request_id, caller)
     # Serialised here: FastAPI would validate every field of the model a second time, on each of many polls.
     return Response(
         status_view(job).model_dump_json(),
         media_type="application/json",
-        headers={} if job.state in TERMINAL else {"Retry-After": "1"},
+        headers={} if job.state in TERMINAL else {"Retry-After": str(poll_after_s(job.eta_s))},
     )
 
 

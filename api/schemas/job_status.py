@@ -60,7 +60,11 @@ class Status(BaseModel):
         "turns of the tenants; null when none of this job's images is queued."
     )
     eta_s: float | None = Field(
-        description="Estimated seconds until the job's last image ends, if no other job comes; null while unknown."
+        description="Estimated seconds until the job's last image ends, from the times of recent images and the queue; "
+        "null while unknown."
+    )
+    eta_range_s: tuple[float, float] | None = Field(
+        None, description="A low and a high estimate of the same: four of five jobs end between them."
     )
     progress: float = Field(
         description="Share of the job's denoising steps that are done, 0 to 1. Steps of failed and canceled images do "

@@ -99,8 +99,11 @@ class ModelForecast:
     def covers(self, pools: Iterable[str], *, newest: int, now_ms: int) -> bool:
         """Return whether this forecast is recent enough for items of these pools, the last with this accept order."""
         kept_ms = _KEPT_MS if newest <= self._snapshot.sequence else _KEPT_FOR_NEW_JOBS_MS
-        is_recent = abs(now_ms - self._snapshot.taken_ms) <= kept_ms
-        return is_recent and all(pool in self._precisions for pool in pools)
+        return abs(now_ms - self._snapshot.taken_ms) <= kept_ms and self.serves(pools)
+
+    def serves(self, pools: Iterable[str]) -> bool:
+        """Return whether the slots that play the queue claim from all of these pools."""
+        return all(pool in self._precisions for pool in pools)
 
     def position_of(self, item: WaitingItem, place: Place) -> int:
         """Return how many items of its pool are claimed before a queued item."""
@@ -121,6 +124,16 @@ class ModelForecast:
         own_ms = _DEVIATIONS * time.deviation_ms
         low_ms = max(0.0, left_ms - own_ms - _LESS_WAIT * wait_ms)
         return Ending(left_ms, low_ms, left_ms + own_ms + _MORE_WAIT * wait_ms)
+
+    def claims_after_s(self, pool: str, claims: int, *, tenant: str | None) -> float | None:
+        """Return in how many seconds a pool, or a tenant in it, has so many claims; None while that is unknown."""
+        queue = self._playback.queues.get(pool)
+        if queue is None or not self._times.are_known:
+            return None
+        if tenant is None:
+            return queue.curve.at(claims - 1)[1] / 1000
+        shares = [share for share in queue.all_shares.values() if share.tenant.name == tenant]
+        return min((share.curve.at(claims - 1)[1] / 1000 for share in shares), default=None)
 
     def _start_of(self, item: WaitingItem, place: Place) -> tuple[float, float]:
         queue = self._playback.queues.get(item.pool)

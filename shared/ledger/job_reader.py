@@ -75,6 +75,15 @@ def read_job(
     )
 
 
+def read_outlook(client: Client, job_id: str, *, items: int, forecaster: Forecaster, now_ms: int) -> Outlook:
+    """Return the outlook of a job by its first and its last item, without reading the others."""
+    with client.pipeline(transaction=False) as pipe:
+        for index in sorted({0, items - 1}):
+            pipe.hgetall(keys.item(f"{job_id}:{index}"))
+        records = [record for record in pipe.execute() if record]
+    return forecaster.forecast(records, now_ms=now_ms)
+
+
 def _webhook(job: Mapping[str, str]) -> WebhookView | None:
     if "webhook" not in job and "item_webhook" not in job:
         return None

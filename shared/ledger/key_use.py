@@ -36,11 +36,14 @@ class KeyUse:
         fields = asdict(self)
         return {"id": fields.pop("key_id"), **{name: value for name, value in fields.items() if value is not None}}
 
-    def refusal(self, name: str, *, used: int, asked: int, left_ms: int) -> AccessRefused:
+    def refusal(
+        self, name: str, *, used: int, asked: int, left_ms: int, room_after_s: int | None = None
+    ) -> AccessRefused:
         """Return the error of a call that would exceed a limit.
 
         Args:
             left_ms: time until the day ends.
+            room_after_s: time until fewer items of the key wait; None if it is unknown.
         """
         limit = asdict(self)[name]
         unit = 1e6 if name == "pixel_steps_per_day" else 1
@@ -50,7 +53,8 @@ class KeyUse:
             return KeyForbids(
                 f"{limited}, and {wanted} were asked for at once; ask for fewer, smaller or faster images"
             )
-        retry_after_s = _QUEUE_RETRY_S if name == "queued_items" else math.ceil(left_ms / 1000)
+        is_queue = name == "queued_items"
+        retry_after_s = (room_after_s or _QUEUE_RETRY_S) if is_queue else math.ceil(left_ms / 1000)
         return KeyLimitReached(
             f"{limited}; it has {had}, and {wanted} more were asked for. Try again in {retry_after_s} s, or ask for "
             "less",

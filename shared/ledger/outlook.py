@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -20,6 +21,8 @@ from shared.ledger.slot_kinds import SlotKind, SlotKinds
 
 # Lanes of a job that are looked at: the one that ends last is among the last ones in accept order.
 _LANES_LOOKED_AT = 16
+# A queue that is full for longer may have got more slots, or lost some.
+_LONGEST_RETRY_S = 300
 
 
 @dataclass(frozen=True)
@@ -94,13 +97,37 @@ class Forecaster:
 
     def _forecast_of(self, items: Sequence[WaitingItem], *, now_ms: int) -> ModelForecast:
         """Return the forecast for the model of some items; all callers share it for a while."""
-        model, pools = model_of(items[0].pool), {item.pool for item in items}
-        newest = max(item.order for item in items)
-        with self._lock:
-            forecast = self._forecasts.get(model)
-            if forecast is None or not forecast.covers(pools, newest=newest, now_ms=now_ms):
-                forecast = self._forecasts[model] = self._read(model, pools, now_ms=now_ms)
-            return forecast
+        pools, newest = {item.pool for item in items}, max(item.order for item in items)
+        return self._recent(model_of(items[0].pool), pools, newest=newest, now_ms=now_ms)
+
+    def _recent(self, model: str, pools: Collection[str], *, newest: int, now_ms: int) -> ModelForecast:
+        kept = self._forecasts.get(model)
+        if kept is not None and kept.covers(pools, newest=newest, now_ms=now_ms):
+            return kept
+        # While one thread reads, the others use the last forecast: if Redis hangs, they must not wait for it in turn.
+        can_wait = kept is None or not kept.serves(pools)
+        if not self._lock.acquire(blocking=can_wait):
+            assert kept is not None
+            return kept
+        try:
+            kept = self._forecasts.get(model)
+            if kept is None or not kept.covers(pools, newest=newest, now_ms=now_ms):
+                kept = self._forecasts[model] = self._read(model, pools, now_ms=now_ms)
+            return kept
+        finally:
+            self._lock.release()
+
+    def room_after_s(self, pool: str, items: int, *, tenant: str | None = None) -> int | None:
+        """Return in how many seconds there may be room for more items: 1 to 300, or None while that is unknown.
+
+        Args:
+            items: number of queued items of the pool, or of a tenant in it, that have to be claimed first.
+        """
+        now_ms = self._session.now_ms()
+        with self._session.commands():
+            forecast = self._recent(model_of(pool), {pool}, newest=0, now_ms=now_ms)
+        seconds = forecast.claims_after_s(pool, items, tenant=tenant)
+        return None if seconds is None else min(max(math.ceil(seconds), 1), _LONGEST_RETRY_S)
 
     def _read(self, model: str, pools: Collection[str], *, now_ms: int) -> ModelForecast:
         kinds = self._slot_kinds.count_in_commands(now_ms=now_ms)

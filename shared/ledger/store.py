@@ -26,7 +26,7 @@ from shared.ledger.key_use import KeyUse
 from shared.ledger.metric_sums import MetricSums
 from shared.ledger.outbox import Outbox
 from shared.ledger.outcome import CommitAnswer, end_item
-from shared.ledger.outlook import Forecaster
+from shared.ledger.outlook import Forecaster, Outlook
 from shared.ledger.queue_reader import QueueReader
 from shared.ledger.session import Session, to_ms
 from shared.ledger.slot_claims import find_unlisted_claims
@@ -193,13 +193,20 @@ class Ledger:
             key=None if key is None else key.arguments(),
         )
         if outcome == "limit" and key is not None:
-            name, used, asked, left_ms = values
-            raise key.refusal(name, used=int(used), asked=int(asked), left_ms=int(left_ms))
+            name, used, asked, left_ms = values[0], *map(int, values[1:])
+            room_after_s = None
+            if name == "queued_items" and key.queued_items is not None:
+                first, excess = submissions[0], used + asked - key.queued_items
+                room_after_s = self._forecaster.room_after_s(first.pool, excess, tenant=first.tenant)
+            raise key.refusal(name, used=used, asked=asked, left_ms=left_ms, room_after_s=room_after_s)
         if outcome == "conflict":
             raise _reused(values[0])
         if outcome == "full":
             pending, asked, cap = int(values[0]), int(values[1]), self._settings.cap
-            raise (JobTooLarge if asked > cap else QueueFull)(asked, pending=pending, cap=cap)
+            if asked > cap:
+                raise JobTooLarge(asked, pending=pending, cap=cap)
+            retry_after_s = self._forecaster.room_after_s(values[2], pending + asked - cap)
+            raise QueueFull(asked, pending=pending, cap=cap, retry_after_s=retry_after_s)
         return [
             AcceptedJob.from_stored(job_id, is_repeat=state == "repeat", accepted_ms=accepted_ms, record=record)
             for state, job_id, accepted_ms, record in values
@@ -414,6 +421,12 @@ class Ledger:
             return job_reader.read_job(
                 self.redis, job_id, forecaster=self._forecaster, now_ms=self._session.clock_override_ms(), tenant=tenant
             )
+
+    def outlook(self, job_id: str, *, items: int) -> Outlook:
+        """Return the outlook of a new job with this number of items; it costs less than `job`."""
+        now_ms = self._session.now_ms()
+        with self._session.commands():
+            return job_reader.read_outlook(self.redis, job_id, items=items, forecaster=self._forecaster, now_ms=now_ms)
 
     def ended_item(self, job_id: str, index: int) -> EndedItem | None:
         """Read one item that succeeded or failed; None if no such item exists any more."""

@@ -432,6 +432,28 @@ def test_a_full_queue_answers_429_with_retry_after(api):
     assert int(answer.headers["Retry-After"]) > 0
 
 
+def test_retry_after_and_the_range_follow_the_estimate(api):
+    api.ledger.redis.set(keys.pace("flux2"), 100_000)
+
+    answer = post(api, request(*[{"prompt": "a"}] * 2))
+
+    status = api.http.get(answer.headers["Location"])
+    # Two images of 100 s: the deviation of an unknown size is 50 s, counted thrice, and the wait is 50 % less or 70 % more.
+    assert (status.json()["eta_s"], status.json()["eta_range_s"]) == (200.0, [0.0, 420.0])
+    assert (answer.headers["Retry-After"], status.headers["Retry-After"]) == ("20", "20")
+
+
+def test_a_full_queue_says_when_it_may_have_room(api):
+    api.ledger.redis.set(keys.pace("flux2"), 10_000)
+    accepted(api, request(*[{"prompt": "a"}] * 48))
+
+    answer = post(api, request(*[{"prompt": "a"}] * 10))
+
+    problem(answer, 429, "queue_full")
+    # Eight images have to be claimed: one now, and one each 10 s.
+    assert answer.headers["Retry-After"] == "70"
+
+
 def test_a_job_that_can_never_fit_into_the_queue_is_refused_for_good(api):
     accepted(api, request())
 

@@ -28,7 +28,7 @@
 -- Keys: compact_from, job, item, specs, idem, jobs, tenant_jobs, tenants_until, seq, pending, shares, lanes, lane, deadlines, key_day, key_jobs, key_load
 -- Returns {'stored', {'accepted' | 'repeat', id, accepted ms, record} for each job}, or, with nothing stored,
 --   {'conflict', idempotency key seen with another body} | {'full', queued items of the pool without room,
---   items that the call asks of it}; a pool that can never have room for them comes first
+--   items that the call asks of it, pool}; a pool that can never have room for them comes first
 --   | {'limit', name of a limit of the key, used, asked, ms until the day ends}
 local now = now_ms()
 
@@ -122,7 +122,7 @@ end
 local full
 for pool, count in pairs(needed) do
   local queued = redis.call('ZCARD', pending_key(pool))
-  if queued + count > args.cap and not (full and full[3] > args.cap) then full = {'full', queued, count} end
+  if queued + count > args.cap and not (full and full[3] > args.cap) then full = {'full', queued, count, pool} end
 end
 if full then return full end
 
