@@ -95,13 +95,15 @@ class WorkerRegistry:
     def __init__(self, session: Session) -> None:
         self._session = session
 
-    def beat(self, slot: str, report: Mapping[str, str], *, batch: Batch | None = None) -> None:
+    def beat(self, slot: str, report: Mapping[str, str], *, batch: Batch | None = None) -> int:
         """Store one heartbeat of a slot, with its report; it counts as dead `SLOT_TTL_MS` after the last one.
+
+        Returns the number of slots.
 
         Args:
             batch: what the slot's process counted; see `MetricSums.add`.
         """
-        self._session.run(
+        slots: int = self._session.run(
             "beat",
             slot=slot,
             report={**report, _READS_COMPACT: "1"},
@@ -110,6 +112,7 @@ class WorkerRegistry:
             memory_gib=memory_gib(int(report.get("memory_bytes", 0))),
             batch=batch_arguments(batch),
         )
+        return slots
 
     def remove(self, slot: str, *, batch: Batch | None = None) -> None:
         """Remove a slot that stops from the list, before its last heartbeat expires; `batch` as in `beat`."""

@@ -8,6 +8,7 @@ import pytest
 from shared.errors import LedgerUnavailable, ServerFailed
 from shared.metrics.definitions import STORAGE_OUTAGES
 from shared.metrics.tally import Tally
+from worker.consumer import heartbeat as heartbeat_module
 from worker.consumer.heartbeat import Heartbeat
 from worker.consumer.slot import Slot
 from worker.consumer.slot_health import read_health
@@ -28,7 +29,7 @@ class Registry:
     """Stands for `ledger.workers`: notes the reports, and fails while `away`."""
 
     def __init__(self):
-        self.reports, self.batches, self.removed, self.away = [], [], [], False
+        self.reports, self.batches, self.removed, self.away, self.slots = [], [], [], False, 1
         self.asked, self.go = threading.Semaphore(0), None
 
     def beat(self, slot, report, *, batch=None):
@@ -38,6 +39,7 @@ class Registry:
         self._answer()
         self.reports.append((slot, report))
         self.batches.append(batch)
+        return self.slots
 
     def remove(self, slot, *, batch=None):
         self._answer()
@@ -207,6 +209,23 @@ def test_counts_travel_once_and_those_without_an_answer_again(beating):
 
     sent = [batch and (batch.number, batch.counts["storage_outages"]) for batch in beating.workers.batches]
     assert sent == [(1, 1), (2, 2), None, (3, 4)]
+
+
+@pytest.mark.parametrize(("slots", "pause_s"), [(1, 15), (1000, 15), (2000, 30), (10_000, 60)])
+def test_counts_travel_less_often_in_a_large_fleet(beating, monkeypatch, slots, pause_s):
+    now_s = [1000.0]
+    monkeypatch.setattr(heartbeat_module, "time", SimpleNamespace(monotonic=lambda: now_s[0]))
+    heartbeat = Heartbeat(
+        SimpleNamespace(workers=beating.workers), SLOT, WorkerState(), beating.renderer, tally=beating.tally
+    )
+    beating.workers.slots = slots
+
+    for later_s in (0, pause_s - 1, 1):
+        now_s[0] += later_s
+        beating.tally.count(STORAGE_OUTAGES)
+        heartbeat.send()
+
+    assert [batch and batch.counts["storage_outages"] for batch in beating.workers.batches] == [1, None, 2]
 
 
 def test_only_some_heartbeats_carry_counts_and_the_end_carries_the_rest(beating):

@@ -26,6 +26,9 @@ _INTERVAL_S = 3.0
 _WITHDRAW_S = 10.0
 # Each batch of counts is a write to Redis' disk, and an item changes the state several times.
 _COUNTS_S = 15.0
+# In a larger fleet, as much less often: 10,000 slots then take 3 % of a core of Redis for them instead of 13 %.
+_FREQUENT_SLOTS = 1000
+_LONGEST_COUNTS_S = 60.0
 _NO_FIELDS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -44,7 +47,7 @@ class Heartbeat:
         health_dir: folder for the slot's file of `slot_health`; None writes none.
         withdraw_s: how long `withdraw` waits for a heartbeat that is being sent.
         tally: the counts that heartbeats carry.
-        counts_s: seconds between two heartbeats that carry counts.
+        counts_s: seconds between two heartbeats that carry counts, in a fleet of at most 1,000 slots.
         device_report: returns fields about the device at each heartbeat; it must not wait for the device.
 
     Raises:
@@ -84,7 +87,7 @@ class Heartbeat:
         self._sending = threading.Lock()
         self._batches = Batches(tally)
         self._counts_s = counts_s
-        self._counted_at = time.monotonic() - counts_s
+        self._counts_due_at = time.monotonic()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._send_until_stopped, name="flux2-heartbeat", daemon=True)
         self._started = False
@@ -135,16 +138,20 @@ class Heartbeat:
             snapshot = self._state.snapshot()
             report = {**self._facts, **self._device_report(), **snapshot.report(merged_key=self._renderer.warm_key)}
             is_confirmed = False
-            batch = self._batches.next() if time.monotonic() - self._counted_at >= self._counts_s else None
+            batch = self._batches.next() if time.monotonic() >= self._counts_due_at else None
             try:
-                self._ledger.workers.beat(self._slot.name, report, batch=batch)
+                slots = self._ledger.workers.beat(self._slot.name, report, batch=batch)
                 is_confirmed = True
                 if batch is not None:
                     self._batches.confirm(batch)
-                    self._counted_at = time.monotonic()
+                    self._counts_due_at = time.monotonic() + self._counts_pause_s(slots)
             except LedgerUnavailable as error:
                 logger.warning("heartbeat not sent", extra={"slot": self._slot.name, "error": str(error)})
             self._write_health(report["state"], is_confirmed)
+
+    def _counts_pause_s(self, slots: int) -> float:
+        """Return the seconds until the next heartbeat with counts, in a fleet of this size."""
+        return max(self._counts_s, min(self._counts_s * slots / _FREQUENT_SLOTS, _LONGEST_COUNTS_S))
 
     def _send_until_stopped(self) -> None:
         while not self._stopped.wait(_INTERVAL_S):

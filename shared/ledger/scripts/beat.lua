@@ -9,6 +9,7 @@
 --   batch        what its process counted; see metrics.lua. Absent if it counted nothing
 -- Keys: metrics, batch, slot, slots, slot_names, slots_missing, slot_kinds, kinds, unhealthy_slots, warm, next_adapters,
 --   warm_counts, memory
+-- Returns the number of slots
 local now = now_ms()
 
 -- Write the fields that changed: most heartbeats repeat the last one, and each write goes to the disk.
@@ -44,3 +45,4 @@ if #args.large_pools > 0 then
     redis.call('ZREM', key, other)
   end
 end
+return redis.call('ZCARD', SLOTS)
