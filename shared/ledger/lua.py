@@ -1,7 +1,12 @@
-"""Assemble the text of the ledger's Lua scripts from the files in `scripts/`."""
+"""Assemble the text of the ledger's Lua scripts from the files in `scripts/`.
+
+Redis runs a script's whole text at each call, and defining the common parts took a fifth of a claim's time. So a script
+gets only the definitions that it uses.
+"""
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib import resources
 
@@ -19,6 +24,14 @@ _PARTS = {
     "routes": ("outbox_reserve", "outbox_record", "outbox_resend"),
 }
 
+_COMMENT = re.compile(r"^[ \t]*--.*\n", re.MULTILINE)
+_NAME = re.compile(r"[A-Za-z_]\w*")
+_DEFINITION = re.compile(
+    # A function in one line, a function up to an `end` without indentation, or the name of a key.
+    r"^local function (\w+)\(.*\) .* end\n|^local function (\w+)(?:.*\n)*?end\n|^local ([A-Z_]+) = PREFIX .*\n",
+    re.MULTILINE,
+)
+
 
 @cache
 def scripts() -> dict[str, str]:
@@ -29,6 +42,29 @@ def scripts() -> dict[str, str]:
     common = "".join(texts.pop(part) for part in _COMMON_PARTS)
     parts = {part: texts.pop(part) for part in _PARTS}
     return {
-        name: "".join([common, *(parts[part] for part, users in _PARTS.items() if name in users), text])
+        name: without_unused("".join([common, *(parts[part] for part, users in _PARTS.items() if name in users), text]))
         for name, text in texts.items()
     }
+
+
+def without_unused(text: str) -> str:
+    """Drop comments, and the functions and names of keys at the top level of a script that nothing in it uses."""
+    pieces = _split(_COMMENT.sub("", text))
+    defined: dict[str, set[str]] = {}
+    for name, piece in pieces:
+        defined.setdefault(name, set()).update(_NAME.findall(piece))
+    used, unseen = set[str](), {""}
+    while unseen:
+        used |= unseen
+        unseen = {name for user in unseen for name in defined[user] if name in defined} - used
+    return "".join(piece for name, piece in pieces if name in used)
+
+
+def _split(text: str) -> list[tuple[str, str]]:
+    """Split a script into its definitions, each with its name, and what is between them, with an empty name."""
+    pieces, position = [], 0
+    for found in _DEFINITION.finditer(text):
+        pieces.append(("", text[position : found.start()]))
+        pieces.append((next(name for name in found.groups() if name), found[0]))
+        position = found.end()
+    return [*pieces, ("", text[position:])]

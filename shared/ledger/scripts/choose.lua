@@ -14,8 +14,9 @@
 -- The name in a lane of the adapters that the slot has merged.
 local OWN_ADAPTERS = short_adapters(args.warm)
 
--- How many lanes of a share are compared at most. Beyond that the oldest lane is chosen, warm elsewhere or not.
-local LANES_COMPARED = 64
+-- How many lanes of a share are compared: some at first, because one of them suits a small fleet, and then the others.
+-- Beyond that the oldest lane is chosen, warm elsewhere or not.
+local LANES_AT_FIRST, LANES_COMPARED = 8, 64
 
 -- Return which of these adapter keys other live slots have merged or merge next, as a list of booleans.
 local function warm_elsewhere(adapter_keys, now)
@@ -88,19 +89,26 @@ local function next_share(pool)
   return share, priority
 end
 
+-- Return the first of some lanes of a share whose adapters no other slot has or merges next.
+local function first_not_warm(share, lanes, now)
+  if #lanes == 0 then return nil end
+  local adapter_keys = {}
+  for position, lane in ipairs(lanes) do adapter_keys[position] = short_adapters(lane:sub(#share + 2)) end
+  for position, warm in ipairs(warm_elsewhere(adapter_keys, now)) do
+    if not warm then return lanes[position] end
+  end
+end
+
 local function next_lane(pool, share, now)
   local lanes = lanes_key(pool, share)
   local warm_lane = share .. '|' .. OWN_ADAPTERS
   if redis.call('ZSCORE', lanes, warm_lane) then return warm_lane end
   local whole_lane = share .. '|' .. args.warm
   if whole_lane ~= warm_lane and redis.call('ZSCORE', lanes, whole_lane) then return whole_lane end
-  local oldest = redis.call('ZRANGE', lanes, 0, LANES_COMPARED - 1)
-  local adapter_keys = {}
-  for position, lane in ipairs(oldest) do adapter_keys[position] = short_adapters(adapters_of(lane)) end
-  for position, warm in ipairs(warm_elsewhere(adapter_keys, now)) do
-    if not warm then return oldest[position] end
-  end
-  return oldest[1]
+  local oldest = redis.call('ZRANGE', lanes, 0, LANES_AT_FIRST - 1)
+  local free = first_not_warm(share, oldest, now)
+  if free or #oldest < LANES_AT_FIRST then return free or oldest[1] end
+  return first_not_warm(share, redis.call('ZRANGE', lanes, LANES_AT_FIRST, LANES_COMPARED - 1), now) or oldest[1]
 end
 
 -- Return why an item of a lane is claimed; `head_lane` is the lane of the pool's oldest item. See ClaimReason in claim.py.

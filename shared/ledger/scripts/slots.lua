@@ -25,8 +25,12 @@ local function forget_slots(since, until_ms)
   end
 end
 
--- Forget the slots whose heartbeat is too old, and those that died before the clock went back.
+local has_forgotten = false
+
+-- Forget the slots whose heartbeat is too old, and those that died before the clock went back: once in a step.
 local function forget_dead_slots(now, slot_ttl_ms)
+  if has_forgotten then return end
+  has_forgotten = true
   -- No heartbeat of any slot came for long: Redis stalled, or its clock was set. Slots that live may look dead until each
   -- has sent its next heartbeat. Recorded here, because the slots that prove it are about to be forgotten.
   local newest_ms = redis.call('ZRANGE', SLOTS, -1, -1, 'WITHSCORES')[2]
