@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from api.doors.caller import Caller
 from api.schemas.fleet import QueueLine, QueueReport, SlotItem, SlotLine, SlotList
 from api.timestamps import format_ms
@@ -17,12 +19,13 @@ def slot_list_view(page: SlotPage, caller: Caller) -> SlotList:
     )
 
 
-def queue_view(overview: QueueOverview, *, slots: int, limit: int) -> QueueReport:
+def queue_view(overview: QueueOverview, *, slot_states: Mapping[str, int], limit: int) -> QueueReport:
     return QueueReport(
         queued=overview.queued,
         running=overview.running,
         images_per_minute=overview.images_per_minute,
-        slots=slots,
+        slots=sum(slot_states.values()),
+        slot_states=dict(sorted(slot_states.items())),
         data=[_queue_line(load) for load in overview.loads[:limit]],
     )
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flux2_client.async_client import AsyncClient
@@ -28,11 +27,6 @@ class Fleet:
 
     slots: tuple[Slot, ...]
     queue: Queue
-
-    @property
-    def states(self) -> Mapping[str, int]:
-        """Number of slots by state."""
-        return Counter(slot.state for slot in self.slots)
 
     @property
     def left_out(self) -> int:

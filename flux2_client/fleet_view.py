@@ -12,7 +12,6 @@ from rich.text import Text
 
 from flux2_client.fleet import Fleet
 from flux2_client.models import QueueLine, Slot, SlotItem
-from shared.plurals import counted
 from shared.visible_text import escape_controls
 
 Row = list[RenderableType]
@@ -77,11 +76,9 @@ _NUMBERS = frozenset({"step", "waiting", "running"})
 def describe_fleet(fleet: Fleet) -> str:
     """Return the summary: slots by state, waiting and running images, and the rate."""
     queue = fleet.queue
-    states = ", ".join(f"{count} {escape_controls(state)}" for state, count in sorted(fleet.states.items()))
-    slots = counted(queue.slots, "slot", "slots")
-    if states:
-        slots += f" (first {len(fleet.slots)}: {states})" if fleet.left_out else f" ({states})"
-    parts = [slots, f"{queue.queued:,} waiting", f"{queue.running:,} running"]
+    states = ", ".join(f"{count:,} {escape_controls(state)}" for state, count in queue.slot_states.items())
+    slots = f"{queue.slots:,} {'slot' if queue.slots == 1 else 'slots'}"
+    parts = [f"{slots} ({states})" if states else slots, f"{queue.queued:,} waiting", f"{queue.running:,} running"]
     parts.append(f"{queue.images_per_minute:g} images/min")
     if queue.queued and fleet.drain_s is not None:
         parts.append(f"queue empty in {describe_seconds(fleet.drain_s)}")

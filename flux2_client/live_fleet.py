@@ -55,7 +55,7 @@ class LiveFleet:
             while True:
                 self.screen.update(view, refresh=True)
                 event = await self._events.get()
-                if event in _QUIT:
+                if isinstance(event, str) and event in _QUIT:
                     return
                 view = _changed(view, event)
         finally:

@@ -431,6 +431,7 @@ class Queue(Answer):
     running: int
     images_per_minute: float
     slots: int
+    slot_states: dict[str, int]
     data: tuple[QueueLine, ...]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from typing import Annotated, Any, Final
 
@@ -67,5 +68,7 @@ async def get_queue(
 
 
 def _read_queue(services: Services, *, tenant: str | None, limit: int) -> QueueReport:
-    ledger = services.ledger
-    return queue_view(ledger.queue.overview(tenant=tenant), slots=ledger.slots.count(), limit=limit)
+    states: Counter[str] = Counter()
+    for kind, count in services.ledger.slot_kinds.count().items():
+        states[kind.state] += count
+    return queue_view(services.ledger.queue.overview(tenant=tenant), slot_states=states, limit=limit)

@@ -78,4 +78,5 @@ class QueueReport(BaseModel):
     running: int = Field(description="Images that are rendered or stored now.")
     images_per_minute: float = Field(description="Images that were finished in the last minute.")
     slots: int = Field(description="Live slots of the whole service.")
+    slot_states: dict[str, int] = Field(description="Number of them by state.")
     data: list[QueueLine] = Field(description="Lines with most queued images first.")

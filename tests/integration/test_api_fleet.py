@@ -76,7 +76,7 @@ def test_slots_come_in_pages(api, fleet, admin):
 def test_the_queue_is_shown_by_tenant_and_adapters(api, fleet, admin):
     line = {"model": "flux2", "engine": "exact", "queued": 1, "running": 1}
     lines = [{"tenant": name, "adapters": f"{name}.safetensors", **line} for name in ("acme", "other")]
-    sums = {"queued": 2, "running": 2, "images_per_minute": 0.0, "slots": 3}
+    sums = {"queued": 2, "running": 2, "images_per_minute": 0.0, "slots": 3, "slot_states": {"busy": 2, "ready": 1}}
 
     assert get(api, "/v1/queue", admin) == {**sums, "data": lines}
     assert get(api, "/v1/queue?limit=1", admin) == {**sums, "data": lines[:1]}
