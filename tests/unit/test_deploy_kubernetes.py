@@ -268,6 +268,17 @@ def test_every_setting_exists_and_none_in_a_config_map_is_secret(overlay):
     assert not [name for name in settings["data"] if "PASSWORD" in name or "SECRET" in name or "TOKEN" in name]
 
 
+def test_workers_see_no_secret_of_the_api():
+    secrets = {
+        container_of(one)["name"]: {source["secretRef"]["name"] for source in container_of(one)["envFrom"][1:]}
+        for one in workloads("production")
+        if "envFrom" in container_of(one)
+    }
+
+    assert secrets["worker"] == {"flux2-secrets"}
+    assert secrets["api"] == secrets["toolbox"] == {"flux2-secrets", "flux2-api-secrets"}
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_references_between_objects_hold(overlay):
     names = {name_of(one) for one in render(overlay)}
