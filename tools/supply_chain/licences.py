@@ -36,6 +36,7 @@ _TEXTS = {
     "bsd": "LicenseRef-BSD",
     "bsd license": "LicenseRef-BSD",
     "new bsd": "BSD-3-Clause",
+    "3-clause bsd license": "BSD-3-Clause",
     "bsd 2-clause license": "BSD-2-Clause",
     "mit license": "MIT",
     "isc license": "ISC",

@@ -57,10 +57,10 @@ def lock_file(image: str) -> Path:
 
 
 def wanted(image: str) -> list[str]:
-    """Return the requirements of an image: those of the project, of its side, and of the build of the project."""
+    """Return the requirements of an image: of the project, of its side, of traces, and of the build of the project."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    declared = project["project"]
-    return [*declared["dependencies"], *declared["optional-dependencies"][image], *project["build-system"]["requires"]]
+    declared, extras = project["project"], project["project"]["optional-dependencies"]
+    return [*declared["dependencies"], *extras[image], *extras["otel"], *project["build-system"]["requires"]]
 
 
 def _resolve(image: str, machine: str) -> list[dict[str, Any]]:
