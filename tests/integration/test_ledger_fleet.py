@@ -120,6 +120,17 @@ def test_the_queue_is_counted_by_tenant_and_adapters(ledger, accept):
     )
 
 
+def test_several_people_who_watch_the_queue_cost_one_reading_a_second(ledger, accept, clock):
+    accept("one", 1)
+    seen = ledger.queue.overview()
+    accept("two", 1, tenant="b")
+
+    assert ledger.queue.overview() is seen
+    assert ledger.queue.overview(tenant="b").queued == 1
+    clock.advance(1.5)
+    assert ledger.queue.overview().queued == 2
+
+
 def test_a_tenant_is_counted_alone(ledger, accept):
     accept("one", 3)
     accept("two", 2, tenant="b", adapter="x.safetensors")
