@@ -144,6 +144,8 @@ class LedgerMachine(RuleBasedStateMachine):
         self.passed = self.now
         self.used = Usage()
         self.reasons: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
+        self.released: Counter[str] = Counter()
         self.ledger.reap()
 
     # The client.
@@ -284,6 +286,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if not owned:
             assert answer == "stale"
             return
+        self.released[reason] += 1
         item.attempt -= reason in ("drain", "outage")
         if reason == "later":
             item.order = next(self.orders)
@@ -302,6 +305,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if not owned:
             assert answer == "stale"
             return
+        self.released["memory"] += 1
         self.requeue_or_end(item, may_retry=item.slot == SMALL)
         item.large = item.large or item.state is State.QUEUED
         assert answer == item.state
@@ -313,6 +317,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.boot[slot] = f"boot-{next(self.boots)}"
         held = [item for item in self.in_state(State.RUNNING) if item.slot == slot]
         requeued = self.ledger.reclaim(slot=slot, boot=self.boot[slot])
+        self.lost["reclaimed"] += len(held)
         for item in held:
             self.requeue_or_end(item)
         assert requeued == sum(item.state is State.QUEUED for item in held)
@@ -399,6 +404,7 @@ class LedgerMachine(RuleBasedStateMachine):
             self.passed = self.now
         expired = [item for item in running if item.deadline < self.now]
         reaped = self.ledger.reap()
+        self.lost["expired"] += len(expired)
         for item in expired:
             self.requeue_or_end(item)
         assert sum(reaped.requeued.values()) == sum(item.state is State.QUEUED for item in expired)
@@ -462,8 +468,12 @@ class LedgerMachine(RuleBasedStateMachine):
         assert {name: int(count) for name, count in counts.items()} == Counter(itertools.chain(*indexes))
 
     @invariant()
-    def each_claim_counts_by_its_reason(self):
-        assert Counter(self.ledger.totals().claims) == self.reasons
+    def each_event_counts_once(self):
+        totals = self.ledger.totals()
+        assert Counter(totals.claims) == self.reasons
+        assert Counter(totals.lost_leases) == self.lost
+        assert Counter(totals.releases) == self.released
+        assert totals.items == {state: len(self.in_state(state)) for state in (State.FAILED, State.CANCELED)}
 
     @invariant()
     def what_attempts_used_is_counted_once(self):
