@@ -46,6 +46,8 @@ def _slot_line(listed: ListedSlot, visible_tenant: str | None) -> SlotLine:
         engines=list(slot.engines),
         features=list(slot.features or ()),
         memory_bytes=slot.memory_bytes or None,
+        gpu_memory_used_bytes=slot.gpu_memory_used_bytes,
+        gpu_utilization=slot.gpu_utilization,
         corrupted=slot.corrupted,
         adapters=adapters,
         item=_slot_item(item) if item else None,

@@ -408,6 +408,8 @@ class Slot(Answer):
     engines: tuple[str, ...]
     features: tuple[str, ...] = ()
     memory_bytes: int | None = None
+    gpu_memory_used_bytes: int | None = None
+    gpu_utilization: float | None = None
     corrupted: int = 0
     adapters: str | None = None
     item: SlotItem | None = None

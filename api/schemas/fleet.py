@@ -38,6 +38,13 @@ class SlotLine(BaseModel):
     engines: list[Engine]
     features: list[Feature] = Field(description="What it can do beyond its engines.")
     memory_bytes: int | None = Field(description="Memory of its device; null for a CPU, or if it reports none.")
+    gpu_memory_used_bytes: int | None = Field(
+        description="Memory of its GPU that is in use, by all processes; null for a CPU, and until the first sample."
+    )
+    gpu_utilization: float | None = Field(
+        description="Part of the last second or so in which its GPU ran a kernel, 0 to 1; null if the driver does not "
+        "say."
+    )
     corrupted: int = Field(description="Base parameters that differ from the checkpoint; anything but 0 is a defect.")
     adapters: str | None = Field(
         description="Adapters that it has merged, named like those of `item`. Null if they are unknown, or if the "

@@ -55,6 +55,17 @@ def test_an_admin_sees_what_every_slot_renders_and_has_merged(api, fleet, admin)
     assert (slots["gpu-0"]["memory_bytes"], slots["gpu-2"]["memory_bytes"]) == (8, None)
 
 
+def test_a_slot_shows_how_busy_its_gpu_is_if_it_knows(api, slot_report):
+    load = {"gpu_memory_used_bytes": "7", "gpu_utilization": "0.97"}
+    api.ledger.workers.beat("gpu-0", {**slot_report(), **load})
+    api.ledger.workers.beat("cpu", slot_report())
+
+    cpu, gpu = api.http.get("/v1/slots").json()["data"]
+
+    assert (gpu["gpu_memory_used_bytes"], gpu["gpu_utilization"]) == (7, 0.97)
+    assert (cpu["gpu_memory_used_bytes"], cpu["gpu_utilization"]) == (None, None)
+
+
 def test_a_tenant_sees_all_slots_but_only_its_own_images_and_adapters(api, fleet, make_key):
     slots = get(api, "/v1/slots", make_key(tenant="acme"))["data"]
 
