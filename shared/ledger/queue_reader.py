@@ -81,8 +81,8 @@ class QueueReader:
         """Count the items of a tenant; None counts those of all.
 
         Of a thousand tenants, of the five hundred oldest combinations of adapters and of a thousand running items, the
-        groups are known. The others count in groups without adapters, or only in the sums. What all have may be a second
-        old.
+        groups are known. The others count in groups without adapters, or only in the sums. What all have may be a
+        second old.
         """
         now = self._session.now_ms()
         if tenant is None and self._kept is not None and 0 <= now - self._kept[0] <= _KEPT_MS:
