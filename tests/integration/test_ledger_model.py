@@ -236,7 +236,7 @@ class LedgerMachine(RuleBasedStateMachine):
         assert claim.pool == (LARGE if item.large else "flux2")
         assert item.state is State.QUEUED
         assert (claim.fence, claim.attempt) == (item.fence + 1, item.attempt + 1)
-        assert claim.why == self.reason_of(item, warm)
+        assert claim.why in self.reasons_of(item, warm)
         self.reasons[claim.why] += 1
         item.state, item.fence, item.attempt = State.RUNNING, claim.fence, claim.attempt
         item.deadline, item.slot, item.gpu_ms = self.now + TTL_S * 1000, slot, 0
@@ -491,19 +491,21 @@ class LedgerMachine(RuleBasedStateMachine):
             item = Item(job, tenant=tenant, priority=priority, order=order, accepted_ms=self.now)
             self.items[f"{job}:{index}"] = item
 
-    def reason_of(self, item, warm):
-        """Say why a queued item is claimed before the oldest one of its pool."""
+    def reasons_of(self, item, warm):
+        """Say why a queued item may be claimed before the oldest one of its pool."""
         pool = [other for other in self.in_state(State.QUEUED) if other.large == item.large]
         oldest = min(pool, key=lambda other: other.order)
         if self.now - oldest.accepted_ms > WAIT_BOUND_S * 1000:
             assert item is oldest
-            return "overdue"
+            return {"overdue"}
         if oldest.priority > item.priority:
-            return "priority"
-        if oldest.tenant != item.tenant:
-            return "share"
+            return {"priority"}
         # No item has adapters.
-        return "warm" if warm == "base" else "cold"
+        affinity = "warm" if warm == "base" else "cold"
+        if oldest.tenant != item.tenant:
+            # Either it is its turn, or the slot goes on with its adapters.
+            return {"share", affinity} - {"cold"}
+        return {affinity}
 
     def waste(self, item):
         self.used += Usage(wasted_gpu_ms=item.gpu_ms)

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from benchmarks.scheduling.bars import Outcome
 from benchmarks.scheduling.scenarios.changing_fleet import run_changing_fleet
-from benchmarks.scheduling.scenarios.interleaved import run_interleaved
+from benchmarks.scheduling.scenarios.interleaved import run_backlog, run_interleaved
 from benchmarks.scheduling.scenarios.large_fleets import run_large_fleets
 from benchmarks.scheduling.scenarios.lockstep import run_lockstep
 from benchmarks.scheduling.scenarios.mixed import run_mixed
@@ -20,6 +20,7 @@ from shared.ledger.connection import Client
 SCENARIOS: Mapping[str, Callable[[Client, int], Outcome]] = MappingProxyType(
     {
         "interleaved": run_interleaved,
+        "backlog": run_backlog,
         "starvation": run_starvation,
         "tenants": run_tenants,
         "priorities": run_priorities,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import statistics
 
-from benchmarks.scheduling.bars import Outcome
+from benchmarks.scheduling.bars import Bar, Outcome
 from benchmarks.scheduling.first_in_first_out import run_first_in_first_out
 from benchmarks.scheduling.forecasts import ForecastRecorder
 from benchmarks.scheduling.history import percentile
@@ -43,5 +43,5 @@ def run_mixed(client: Client, seed: int, *, jobs: int = 250, slots: int = 8, loa
             "forecasts with an estimate": len(errors),
             "median error of eta": statistics.median(errors),
         },
-        [],
+        [Bar("swaps, of those first in, first out", history.swaps / reference.swaps, at_most=1.0)],
     )

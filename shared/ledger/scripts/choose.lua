@@ -7,7 +7,7 @@
 --   wait_bound_ms  an item accepted longer ago goes before everything else
 --   slot_ttl_ms    a slot whose last heartbeat is older counts as dead
 -- Keys: pending, item, shares, turns, turn_entries, busy, served, lanes, lane, slots, slot, slot_names, slots_missing,
---   warm, next_adapters, warm_counts, memory
+--   warm, next_adapters, warm_counts, memory, claims
 -- Queues and leases are only read, except for entries that a process of an earlier version left in a queue; the indexes
 -- (turns, turn_entries, warm, next_adapters, warm_counts, memory) are corrected on the way.
 
@@ -99,6 +99,31 @@ local function first_not_warm(share, lanes, now)
   end
 end
 
+-- Where tenants have equal parts, a slot follows the turns once in so many claims, so that the part that is a slot larger
+-- than others moves on.
+local CLAIMS_KEPT = 8
+
+-- Return the share of the slot's last item if the slot goes on with its adapters although it is another tenant's turn, which
+-- has no items with these adapters; nil if it follows the turn.
+-- The last item does not count as running, because it is about to end. Otherwise its tenant would never be the one with
+-- fewest running items, and each image of a slot would need the adapters of another tenant.
+local function kept_share(pool, turn)
+  local last, number = fields(claims_key(args.slot), 'last', 'number')
+  if not last then return nil end
+  local state, slot, lane, last_pool = fields(item_key(last), 'state', 'slot', 'lane', 'pool')
+  if state ~= 'running' or slot ~= args.slot or last_pool ~= pool then return nil end
+  local share = share_of(lane)
+  local priority, tenant = share:match('^(%d+)|(.*)$')
+  local turn_priority, turn_tenant = turn:match('^(%d+)|(.*)$')
+  if tenant == turn_tenant or priority ~= turn_priority then return nil end
+  local running, turn_running = fields(busy_key(pool), tenant, turn_tenant)
+  -- A tenant with nothing running does not wait for anyone's adapters.
+  local ahead = tonumber(running) - 1 - tonumber(turn_running or 0)
+  if not turn_running or ahead > 0 or (ahead == 0 and number % CLAIMS_KEPT == 0) then return nil end
+  local function has_own_adapters(any) return redis.call('ZSCORE', lanes_key(pool, any), any .. '|' .. OWN_ADAPTERS) end
+  if has_own_adapters(share) and not has_own_adapters(turn) then return share end
+end
+
 local function next_lane(pool, share, now)
   local lanes = lanes_key(pool, share)
   local warm_lane = share .. '|' .. OWN_ADAPTERS
@@ -121,6 +146,20 @@ local function reason_of(lane, head_lane)
   return (adapters == OWN_ADAPTERS or adapters == args.warm) and 'warm' or 'cold'
 end
 
+-- The part of the wait bound within which accepts count as simultaneous once their items are overdue.
+local SIMULTANEOUS = 0.1
+
+-- Return an overdue item for which the slot has the adapters merged, if it was accepted soon after the oldest overdue one
+-- and by the same share; else nil. Without it, a queue longer than the wait bound is first in, first out, and an adapter
+-- swap for each image. The oldest item waits longer by the items of this time, and not by later ones.
+local function warm_overdue(pool, head_lane, head_accepted_ms, now)
+  if not head_lane or adapters_of(head_lane) == OWN_ADAPTERS then return nil end
+  local id = redis.call('ZRANGE', lane_key(pool, share_of(head_lane) .. '|' .. OWN_ADAPTERS), 0, 0)[1]
+  local accepted_ms = id and tonumber(redis.call('HGET', item_key(id), 'accepted_ms') or now)
+  if not id or now - accepted_ms <= args.wait_bound_ms then return nil end
+  if accepted_ms - head_accepted_ms <= SIMULTANEOUS * args.wait_bound_ms then return id end
+end
+
 -- Return the best item of one pool, its rank among those of other pools (overdue, priority, accept order), and the reason
 -- of its claim.
 local function best_of_pool(pool, now)
@@ -129,15 +168,21 @@ local function best_of_pool(pool, now)
   -- From the accept, not from the last requeue: an item whose workers keep dying must not start over.
   -- An entry that a process of an earlier version left has no time; see best_of_large_pool.
   local accepted_ms, head_lane = fields(item_key(head[1]), 'accepted_ms', 'lane')
-  if now - tonumber(accepted_ms or now) > args.wait_bound_ms then return head[1], {0, 0, tonumber(head[2])}, 'overdue' end
+  if now - tonumber(accepted_ms or now) > args.wait_bound_ms then
+    return warm_overdue(pool, head_lane, tonumber(accepted_ms), now) or head[1], {0, 0, tonumber(head[2])}, 'overdue'
+  end
   local share, priority = next_share(pool)
   -- Shares that are lost, as by an eviction, count again with the next accepts.
   if not share then
     return head[1], {1, LAST_PRIORITY, tonumber(head[2])}, head_lane and reason_of(head_lane, head_lane)
   end
-  local lane = next_lane(pool, share, now)
+  local kept = kept_share(pool, share)
+  local lane = next_lane(pool, kept or share, now)
   local item = redis.call('ZRANGE', lane_key(pool, lane), 0, 0, 'WITHSCORES')
-  return item[1], {1, priority, tonumber(item[2])}, reason_of(lane, head_lane or lane)
+  local why = reason_of(lane, head_lane or lane)
+  -- Not because of its turn.
+  if kept and why == 'share' then why = 'warm' end
+  return item[1], {1, priority, tonumber(item[2])}, why
 end
 
 -- Return the best item of one pool of large items as `best_of_pool` does; nil if the pool is empty or another live slot has more
@@ -156,8 +201,8 @@ end
 
 -- Return the best queued item for the slot, its pool and the reason of its claim; nil when all its pools are empty.
 -- Order: an item that waited past the bound; then priority; then, in its pool, the tenant with fewest running items,
--- longest unserved; then the adapter this slot has warm; then the oldest adapter that no other slot has warm or
--- merges next; then the oldest.
+-- longest unserved (the tenant of the slot's adapters among those with as many); then the adapter this slot has warm; then
+-- the oldest adapter that no other slot has warm or merges next; then the oldest.
 local function choose(now)
   local best_rank, best_id, best_pool, best_why
   local function compare(pool, id, rank, why)
