@@ -14,7 +14,7 @@ from functools import partial
 from itertools import count
 from typing import NamedTuple
 
-from shared.ledger.played_queue import Lane, PlayedQueue, Rank, Share, Tenant
+from shared.ledger.played_queue import Lane, LastClaim, PlayedQueue, Rank, Share, Tenant
 from shared.ledger.queue_snapshot import QueueSnapshot, RunningItem
 from shared.ledger.render_times import ItemTime, RenderTimes
 
@@ -29,6 +29,8 @@ _MOST_LOAD = 0.9
 _ENDS, _CLAIMS, _PREPARES = range(3)
 # The part of an item's time after which its slot prepares the next one.
 _PREPARES_AT = 0.1
+# As in `choose.lua`.
+_SIMULTANEOUS, _CLAIMS_KEPT = 0.1, 8
 # Where nothing is measured, only the order of the claims counts.
 UNKNOWN_TIME = ItemTime(1000.0, 0.0, 0.0)
 
@@ -50,12 +52,17 @@ class _Slot:
         width: number of slots for which it stands.
         merged: the adapters of the item that it renders, or rendered last.
         prepared: those of the item that it prepares; its next claim prefers them.
+        share: that of its last item, which ends at `ends_ms`.
+        claims: number of its claims so far.
     """
 
     group: SlotGroup
     width: int
     merged: str = ""
     prepared: str = ""
+    share: Share | None = None
+    ends_ms: float = 0.0
+    claims: int = 0
 
 
 class _Event(NamedTuple):
@@ -117,7 +124,8 @@ class Playback:
             if slot is not None:
                 free.remove(slot)
                 slot.merged, slot.prepared = item.adapters, item.prepared
-                left_ms, _ = self._left_ms(item, slot.group.precision, position)
+                left_ms, store_ms = self._left_ms(item, slot.group.precision, position)
+                slot.share, slot.ends_ms, slot.claims = self._share(item), left_ms + store_ms, 1
                 self._after(left_ms, _CLAIMS, partial(self._claim, slot))
         known = {adapters for slot in slots for adapters in (slot.merged, slot.prepared)}
         lanes = (lane for queue in self.queues.values() for lane in queue.lanes)
@@ -139,6 +147,10 @@ class Playback:
     def _tenant(self, item: RunningItem) -> Tenant | None:
         queue = self.queues.get(item.pool)
         return None if queue is None else queue.tenants.get(item.tenant)
+
+    def _share(self, item: RunningItem) -> Share | None:
+        queue = self.queues.get(item.pool)
+        return None if queue is None else queue.all_shares.get(item.share)
 
     def _left_ms(self, item: RunningItem, precision: str, position: int) -> tuple[float, float]:
         """Return for how long an item occupies its slot, and for how long it is stored then."""
@@ -164,11 +176,19 @@ class Playback:
             rank, share, lane = queue.best(
                 slot.prepared,
                 lambda adapters: self._warm[adapters] > own[adapters],
+                last=self._last_claim(slot),
                 overdue_before_ms=self._taken_ms + passed_ms - self._wait_bound_ms,
+                simultaneous_ms=_SIMULTANEOUS * self._wait_bound_ms,
             )
             if best is None or rank < best[0]:
                 best = rank, queue, share, lane
         return None if best is None else best[1:]
+
+    def _last_claim(self, slot: _Slot) -> LastClaim | None:
+        if slot.share is None or self._now_ms >= slot.ends_ms:
+            return None
+        follows_turns = slot.claims % _CLAIMS_KEPT == 0
+        return LastClaim(slot.share, slot.prepared, slot.width, follows_turns)
 
     def _prepare(self, slot: _Slot) -> None:
         best = self._best(slot)
@@ -210,6 +230,7 @@ class Playback:
         share.tenant.last_claim_ms = self._taken_ms + self._now_ms
         occupied_ms = (swap_ms * at_once + time.render_ms * items) / slot.width
         rendered_ms = max(occupied_ms, swap_ms + time.render_ms)
+        slot.share, slot.ends_ms, slot.claims = share, self._now_ms + rendered_ms + time.store_ms, slot.claims + 1
         self._after(rendered_ms + time.store_ms, _ENDS, partial(self._end, share.tenant, at_once))
         if batch == 1.0:
             self._after(_PREPARES_AT * occupied_ms, _PREPARES, partial(self._prepare, slot))

@@ -105,6 +105,22 @@ class Tenant:
     last_claim_ms: float
 
 
+@dataclass(frozen=True)
+class LastClaim:
+    """What a slot claimed last and has not stored yet.
+
+    Attributes:
+        adapters: those that the slot has merged, or prepared, since.
+        items: number of slots for which it stands.
+        follows_turns: whether the slot does not go on with its adapters where tenants have equal parts.
+    """
+
+    share: Share
+    adapters: str
+    items: float
+    follows_turns: bool
+
+
 class Share:
     """The lanes of one tenant and priority."""
 
@@ -128,11 +144,28 @@ class Share:
 
     def next_lane(self, warm: str, is_warm_elsewhere: Callable[[str], bool]) -> Lane:
         """Return the lane from which a slot with these adapters claims."""
-        own = self._by_adapters.get(warm)
-        if own is not None and not own.is_empty:
+        own = self.lane_of(warm)
+        if own is not None:
             return own
         lanes = sorted((lane for lane in self.lanes if not lane.is_empty), key=_order)
         return next((lane for lane in lanes if not is_warm_elsewhere(lane.adapters)), lanes[0])
+
+    def lane_of(self, adapters: str) -> Lane | None:
+        """Return the lane of the items with these adapters; None if there are none."""
+        lane = self._by_adapters.get(adapters)
+        return None if lane is None or lane.is_empty else lane
+
+    def goes_before(self, turn: Share, last: LastClaim) -> bool:
+        """Return whether the slot that claimed from this share last goes on with it, although it is another's turn."""
+        if turn.tenant is self.tenant or turn.priority != self.priority or turn.tenant.running < _LEAST_ITEMS:
+            return False
+        own = self.lane_of(last.adapters)
+        # Items that have not come yet may have any adapters.
+        if own is None or own.head.is_expected or turn.lane_of(last.adapters) is not None:
+            return False
+        # The items that the slot claimed last are about to end.
+        ahead = self.tenant.running - last.items - turn.tenant.running
+        return ahead < -_LEAST_ITEMS or (ahead < _LEAST_ITEMS and not last.follows_turns)
 
     def start_of(self, lane_name: str, rank: int) -> tuple[float, float]:
         """Return the position and the start of an item by the number of items of its lane before it."""
@@ -180,12 +213,20 @@ class PlayedQueue:
         return not self._shares
 
     def best(
-        self, warm: str, is_warm_elsewhere: Callable[[str], bool], *, overdue_before_ms: float
+        self,
+        warm: str,
+        is_warm_elsewhere: Callable[[str], bool],
+        *,
+        last: LastClaim | None = None,
+        overdue_before_ms: float,
+        simultaneous_ms: float = 0.0,
     ) -> tuple[Rank, Share, Lane]:
         """Return the share and the lane from which a slot with these adapters claims, and the item's rank.
 
         Args:
+            last: None if the slot's last items have ended.
             overdue_before_ms: items that were accepted before then are overdue.
+            simultaneous_ms: of overdue items, those accepted so soon after the oldest may go before it.
         """
         if self._oldest_ms < overdue_before_ms:
             share, lane = min(
@@ -193,8 +234,13 @@ class PlayedQueue:
             )
             self._oldest_ms = lane.head.accepted_ms
             if self._oldest_ms < overdue_before_ms:
-                return (0, 0, lane.head.order), share, lane
+                own = share.lane_of(warm)
+                latest_ms = min(overdue_before_ms, self._oldest_ms + simultaneous_ms)
+                chosen = own if own is not None and own.head.accepted_ms <= latest_ms else lane
+                return (0, 0, lane.head.order), share, chosen
         share = min(self._shares, key=lambda share: share.turn)
+        if last is not None and last.share in self._shares and last.share.goes_before(share, last):
+            share = last.share
         lane = share.next_lane(warm, is_warm_elsewhere)
         return (1, share.priority, lane.head.order), share, lane
 

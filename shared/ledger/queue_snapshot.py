@@ -83,15 +83,20 @@ class RunningItem:
     """An item that a slot renders or stores.
 
     Attributes:
+        share: its priority and its tenant.
         prepared: adapters of the item that the slot prepares, or those of the item that it claimed last.
     """
 
     started_ms: int
-    tenant: str
+    share: str
     pool: str
     adapters: str
     prepared: str
     shape: Shape | None
+
+    @property
+    def tenant(self) -> str:
+        return self.share.partition("|")[2]
 
 
 @dataclass(frozen=True)
@@ -155,8 +160,8 @@ def _chunk(order: int, accepted_ms: int, items: float, shape: str) -> Chunk:
     return Chunk(order, accepted_ms, items, Shape.parse(shape) if shape else None)
 
 
-def _running(started_ms: int, tenant: str, pool: str, adapters: str, prepared: str, shape: str) -> RunningItem:
-    return RunningItem(started_ms, tenant, pool, adapters, prepared, Shape.parse(shape) if shape else None)
+def _running(started_ms: int, share: str, pool: str, adapters: str, prepared: str, shape: str) -> RunningItem:
+    return RunningItem(started_ms, share, pool, adapters, prepared, Shape.parse(shape) if shape else None)
 
 
 def _list(value: Any) -> Any:

@@ -117,7 +117,7 @@ def test_the_position_is_exact_while_each_tenant_has_one_priority_and_few_slots(
 
 @pytest.mark.parametrize("ages_s", [(0,), (0, 10, 100)], ids=["young", "some overdue"])
 @pytest.mark.parametrize("slots", [1, 3, 8])
-def test_the_position_of_nineteen_in_twenty_jobs_differs_by_the_slots_and_tenants_at_most(
+def test_the_position_of_fourteen_in_fifteen_jobs_differs_by_the_slots_and_tenants_at_most(
     redis_client, ledger, clock, item, slot_report, slots, ages_s
 ):
     pairs, tenants = [], 5
@@ -128,8 +128,8 @@ def test_the_position_of_nineteen_in_twenty_jobs_differs_by_the_slots_and_tenant
 
     far = [pair for pair in pairs if abs(pair[0] - pair[1]) > slots + tenants]
     assert len(pairs) > 50
-    # Idle slots start in any order, so it is unknown which of them takes an item of the adapters that it has merged.
-    assert len(far) <= len(pairs) / 20
+    # The forecast does not know which claims of a slot follow the turns, and what idle slots have merged.
+    assert len(far) <= len(pairs) / 15
 
 
 def test_a_job_of_the_first_priority_is_next_and_its_eta_says_so(ledger, clock, item, slot_report):

@@ -4,7 +4,7 @@
 --   pools  the pools that the slots of a model serve
 -- Keys: seq, pending, shares, turns, lanes, lane, item, leases, next_adapters, warm_counts, pace
 -- Returns JSON {sequence, leases: number of running items of all models, running, pools}. cjson writes an empty list as {}.
---   running: {started ms, tenant, pool, adapters, adapters that its slot prepares, shape} of running items of these pools
+--   running: {started ms, share, pool, adapters, adapters that its slot prepares, shape} of running items of these pools
 --   pools: {pool, pace_ms, queued, shares, sampled} of each that has queued items, or a pace; `shares` is their number, and
 --     `sampled` has {priority, tenant, running items, last claim ms, queued items, number of lanes, lanes} of some of them, in
 --     the order of their turns; `lanes` has {name, adapters, slots that have them merged, items, chunks} of the oldest, and `chunks`
@@ -84,11 +84,11 @@ end
 local function read_running(pools)
   local running, slots = {}, {}
   for _, id in ipairs(redis.call('ZRANDMEMBER', LEASES, LEASES_LOOKED_AT)) do
-    local started_ms, tenant, pool, lane, shape, slot =
-      fields(item_key(id), 'started_ms', 'tenant', 'pool', 'lane', 'shape', 'slot')
+    local started_ms, pool, lane, shape, slot =
+      fields(item_key(id), 'started_ms', 'pool', 'lane', 'shape', 'slot')
     if pools[pool] and started_ms and lane and slot then
       running[#running + 1] =
-        {tonumber(started_ms), tenant, pool, short_adapters(adapters_of(lane)), '', shape or ''}
+        {tonumber(started_ms), share_of(lane), pool, short_adapters(adapters_of(lane)), '', shape or ''}
       slots[#slots + 1] = slot
     end
   end
