@@ -22,6 +22,9 @@ _FIXED_LINES = 7
 _LEAST_LINES = 3
 _ID_CHARACTERS = 8
 _BAR_WIDTH = 12
+# Narrower terminals show no bars.
+_WITH_BARS = 90
+_LEAST_ADAPTERS = 8
 _SUFFIX = ".safetensors"
 
 
@@ -53,9 +56,13 @@ class FleetView:
         slots = [_slot_row(slot) for slot in self.fleet.slots[self.first :]]
         slot_lines, queue_lines = self._share_lines(options.height, len(slots) + bool(self.fleet.left_out))
         yield ""
-        yield _table(_SLOT_COLUMNS, _fit(slots, slot_lines, left_out=self.fleet.left_out))
+        yield _table(_SLOT_COLUMNS, _fit(slots, slot_lines, left_out=self.fleet.left_out), width=options.max_width)
         yield ""
-        yield _table(_QUEUE_COLUMNS, _fit(list(_queue_rows(self.fleet.lines_by_tenant())), queue_lines))
+        yield _table(
+            _QUEUE_COLUMNS,
+            _fit(list(_queue_rows(self.fleet.lines_by_tenant())), queue_lines),
+            width=options.max_width,
+        )
         yield Text(self.hint, style="dim", no_wrap=True)
 
     def _share_lines(self, height: int | None, slots: int) -> tuple[int | None, int | None]:
@@ -117,7 +124,7 @@ def queue_cells(line: QueueLine) -> list[str]:
 
 
 def _slot_row(slot: Slot) -> Row:
-    cells: Row = [Text(cell) for cell in slot_cells(slot)]
+    cells: Row = [_cell(cell) for cell in slot_cells(slot)]
     style = "bold red" if slot.corrupted else _STYLES.get(slot.state, "")
     cells[1] = Text(slot_cells(slot)[1], style=style)
     item = slot.item
@@ -128,7 +135,7 @@ def _queue_rows(lines: Sequence[QueueLine]) -> Iterator[Row]:
     most = max((line.queued for line in lines), default=0)
     tenant = None
     for line in lines:
-        cells: Row = [Text(cell) for cell in queue_cells(line)]
+        cells: Row = [_cell(cell) for cell in queue_cells(line)]
         if line.tenant == tenant:
             cells[0] = ""
         tenant = line.tenant
@@ -139,12 +146,22 @@ def _bar(part: int, whole: int) -> ProgressBar:
     return ProgressBar(whole, part, width=_BAR_WIDTH, complete_style="cyan", finished_style="cyan")
 
 
-def _table(columns: Sequence[str], rows: Sequence[Row]) -> Table:
+def _table(columns: Sequence[str], rows: Sequence[Row], *, width: int) -> Table:
+    if width < _WITH_BARS:
+        columns = columns[:-1]
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
     for name in columns:
-        table.add_column(name, no_wrap=True, overflow="ellipsis", justify="right" if name in _NUMBERS else "left")
+        # Long names of adapters give way to the other cells, which Rich shortens last.
+        is_flexible = name == "adapters"
+        table.add_column(
+            name,
+            no_wrap=not is_flexible,
+            overflow="ellipsis",
+            min_width=_LEAST_ADAPTERS if is_flexible else None,
+            justify="right" if name in _NUMBERS else "left",
+        )
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*row[: len(columns)])
     return table
 
 
@@ -154,6 +171,11 @@ def _fit(rows: list[Row], lines: int | None, *, left_out: int = 0) -> list[Row]:
         return rows
     shown = rows if lines is None else rows[: lines - 1]
     return [*shown, [_more(len(rows) - len(shown) + left_out)]]
+
+
+def _cell(text: str) -> Text:
+    # Its own setting: the column of adapters would fold it otherwise.
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def _more(count: int) -> Text:

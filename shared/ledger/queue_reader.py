@@ -81,7 +81,7 @@ class QueueReader:
         """Count the items of a tenant; None counts those of all.
 
         Of a thousand tenants, of the five hundred oldest combinations of adapters and of a thousand running items, the
-        groups are known. The others count in groups without adapters, or only in the sums. What all have may be a
+        groups are known. The others count in groups without adapters, or only in the sums. The queue of all may be a
         second old.
         """
         now = self._session.now_ms()

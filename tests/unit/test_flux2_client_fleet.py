@@ -136,6 +136,26 @@ def test_slots_that_are_scrolled_out_leave_room_for_the_others():
     assert [cells[0] for cells in shown[:2]] == ["gpu-38", "gpu-39"]
 
 
+def test_a_narrow_terminal_shortens_the_adapters_and_leaves_out_the_bars():
+    busy = slot(
+        "node-1/cuda:0",
+        state="busy",
+        adapters="team/styles/neon_city_at_night.safetensors",
+        item=item(tenant="studio", stage="denoise", step=3, steps=25),
+    )
+    fleet = Fleet((busy,), queue(line("studio", "team/styles/neon_city_at_night", 7), slots=1))
+
+    shown = draw(fleet, width=80)
+
+    [cells] = [text.split() for text in shown if "cuda" in text]
+    assert cells[:2] + cells[3:] == ["node-1/cuda:0", "busy", "studio", "01234567:2", "denoise", "3/25"]
+    assert cells[2].startswith("team/")
+    assert cells[2].endswith("…")
+    assert max(map(len, shown)) <= 80
+    assert "━" not in "".join(shown)
+    assert "━" in "".join(draw(fleet, width=120))
+
+
 def test_texts_of_other_people_command_no_terminal():
     evil = slot("gpu\x1b[2J", adapters="[bold]x\n")
     shown = "\n".join(draw(Fleet((evil,), queue(line("[red]", "y\x1b", 1), slots=1))))
