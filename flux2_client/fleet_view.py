@@ -56,10 +56,10 @@ class FleetView:
         slots = [_slot_row(slot) for slot in self.fleet.slots[self.first :]]
         slot_lines, queue_lines = self._share_lines(options.height, len(slots) + bool(self.fleet.left_out))
         yield ""
-        yield _table(_SLOT_COLUMNS, _fit(slots, slot_lines, left_out=self.fleet.left_out), width=options.max_width)
+        yield _table(SLOT_COLUMNS, _fit(slots, slot_lines, left_out=self.fleet.left_out), width=options.max_width)
         yield ""
         yield _table(
-            _QUEUE_COLUMNS,
+            QUEUE_COLUMNS,
             _fit(list(_queue_rows(self.fleet.lines_by_tenant())), queue_lines),
             width=options.max_width,
         )
@@ -75,8 +75,10 @@ class FleetView:
         return max(_LEAST_LINES, free - for_queue), for_queue
 
 
-_SLOT_COLUMNS = ("slot", "state", "adapters", "tenant", "image", "stage", "step", "")
-_QUEUE_COLUMNS = ("tenant", "adapters", "model", "waiting", "running", "")
+#: Headings of `slot_cells`.
+SLOT_COLUMNS = ("slot", "state", "gpu", "adapters", "tenant", "image", "stage", "step")
+#: Headings of `queue_cells`.
+QUEUE_COLUMNS = ("tenant", "adapters", "model", "waiting", "running")
 _NUMBERS = frozenset({"step", "waiting", "running"})
 
 
@@ -104,16 +106,16 @@ def describe_seconds(seconds: float) -> str:
 
 
 def slot_cells(slot: Slot) -> list[str]:
-    """Return the cells of a slot as texts: name, state, adapters, tenant, image, stage, step."""
+    """Return the cells of a slot as texts; see `SLOT_COLUMNS`."""
     item = slot.item
     state = f"{slot.state}, {slot.corrupted} corrupted" if slot.corrupted else slot.state
-    cells = [slot.name, state, _short(slot.adapters or "-")]
+    cells = [slot.name, state, _gpu(slot), _short(slot.adapters or "-")]
     cells += ["-"] * 4 if item is None else [item.tenant, _image(item), item.stage or "claimed", _steps(item)]
     return [escape_controls(cell) for cell in cells]
 
 
 def queue_cells(line: QueueLine) -> list[str]:
-    """Return the cells of a line of the queue as texts: tenant, adapters, model, waiting, running."""
+    """Return the cells of a line of the queue as texts; see `QUEUE_COLUMNS`."""
     model = line.model if line.engine == "exact" else f"{line.model} {line.engine}"
     adapters = "(others)" if line.adapters is None else _short(line.adapters)
     return [
@@ -147,8 +149,8 @@ def _bar(part: int, whole: int) -> ProgressBar:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Row], *, width: int) -> Table:
-    if width < _WITH_BARS:
-        columns = columns[:-1]
+    if width >= _WITH_BARS:
+        columns = (*columns, "")
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
     for name in columns:
         # Long names of adapters give way to the other cells, which Rich shortens last.
@@ -184,6 +186,15 @@ def _more(count: int) -> Text:
 
 def _short(adapters: str) -> str:
     return " + ".join(name.removesuffix(_SUFFIX) for name in adapters.split(" + "))
+
+
+def _gpu(slot: Slot) -> str:
+    """Return how busy a GPU is, and its memory in use."""
+    used, memory = slot.gpu_memory_used_bytes, slot.memory_bytes
+    parts = ["" if slot.gpu_utilization is None else f"{slot.gpu_utilization:.0%}"]
+    if used is not None:
+        parts.append(f"{used / 1e9:.0f}/{memory / 1e9:.0f} GB" if memory else f"{used / 1e9:.0f} GB")
+    return " ".join(filter(None, parts)) or "-"
 
 
 def _image(item: SlotItem) -> str:

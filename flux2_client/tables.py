@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from flux2_client.async_client import AsyncImage
 from flux2_client.fleet import Fleet
-from flux2_client.fleet_view import describe_fleet, queue_cells, slot_cells
+from flux2_client.fleet_view import QUEUE_COLUMNS, SLOT_COLUMNS, describe_fleet, queue_cells, slot_cells
 from flux2_client.models import (
     Adapter,
     AdapterFile,
@@ -182,10 +182,9 @@ def print_fleet(fleet: Fleet) -> None:
     console = LineConsole()
     console.print_line(describe_fleet(fleet))
     if fleet.slots:
-        heading = ("slot", "state", "adapters", "tenant", "image", "stage", "step")
-        console.print_rows([heading, *map(slot_cells, fleet.slots)])
+        console.print_rows([SLOT_COLUMNS, *map(slot_cells, fleet.slots)])
     if lines := fleet.lines_by_tenant():
-        console.print_rows([("tenant", "adapters", "model", "waiting", "running"), *map(queue_cells, lines)])
+        console.print_rows([QUEUE_COLUMNS, *map(queue_cells, lines)])
 
 
 def _amounts(used: UsageAmounts, currency: str | None) -> list[str]:

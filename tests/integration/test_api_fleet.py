@@ -132,9 +132,9 @@ def test_top_prints_the_fleet_once_where_there_is_no_terminal(api, fleet, admin,
     summary, heading, *lines = top(api, admin).splitlines()
 
     assert summary == "3 slots (2 busy, 1 ready)   2 waiting   2 running   0 images/min"
-    assert heading.split() == ["slot", "state", "adapters", "tenant", "image", "stage", "step"]
-    assert lines[2].split() == ["gpu-2", "ready", "secret", "-", "-", "-", "-"]
-    assert {line.split()[3] for line in lines[:2]} == {"acme", "other"}
+    assert heading.split() == ["slot", "state", "gpu", "adapters", "tenant", "image", "stage", "step"]
+    assert lines[2].split() == ["gpu-2", "ready", "-", "secret", "-", "-", "-", "-"]
+    assert {line.split()[4] for line in lines[:2]} == {"acme", "other"}
     assert lines[3].split() == ["tenant", "adapters", "model", "waiting", "running"]
     assert [line.split() for line in lines[4:]] == [[name, name, "flux2", "1", "1"] for name in ("acme", "other")]
     assert "other" not in top(api, make_key(tenant="acme"), "--once")

@@ -105,12 +105,14 @@ def test_a_slot_shows_its_image_and_what_it_has_merged():
     busy = slot(
         "gpu-0", state="busy", adapters="a/x.safetensors + y.safetensors", item=item(stage="denoise", step=3, steps=25)
     )
-    fleet = Fleet((busy, slot("gpu-1", corrupted=2)), queue(slots=2))
+    memory = {"memory_bytes": 80 * 10**9, "gpu_memory_used_bytes": 61 * 10**9}
+    idle = slot("gpu-1", corrupted=2, gpu_utilization=0.83, **memory)
+    fleet = Fleet((busy, idle), queue(slots=2))
 
-    first, second, *_ = rows(draw(fleet), "slot")
+    first, second, *_ = rows(draw(fleet, width=120), "slot")
 
-    assert first[:9] == ["gpu-0", "busy", "a/x", "+", "y", "acme", "01234567:2", "denoise", "3/25"]
-    assert second[:5] == ["gpu-1", "ready,", "2", "corrupted", "-"]
+    assert first[:10] == ["gpu-0", "busy", "-", "a/x", "+", "y", "acme", "01234567:2", "denoise", "3/25"]
+    assert second[:8] == ["gpu-1", "ready,", "2", "corrupted", "83%", "61/80", "GB", "-"]
 
 
 def test_what_does_not_fit_the_screen_is_counted():
@@ -121,7 +123,7 @@ def test_what_does_not_fit_the_screen_is_counted():
 
     # 17 lines for both tables: 8 of the 50 slots, 7 of the 30 lines of the queue, and a line for the rest of each.
     assert len(shown) == 24
-    assert rows(shown, "slot")[7:9] == [["gpu-7", "ready", "-", "-", "-", "-", "-"], ["and", "42", "more"]]
+    assert rows(shown, "slot")[7:9] == [["gpu-7", "ready", "-", "-", "-", "-", "-", "-"], ["and", "42", "more"]]
     assert [cells[:5] for cells in rows(shown, "tenant ")[6:8]] == [
         ["tenant-6", "x", "flux2", "34", "0"],
         ["and", "23", "more"],
@@ -148,9 +150,9 @@ def test_a_narrow_terminal_shortens_the_adapters_and_leaves_out_the_bars():
     shown = draw(fleet, width=80)
 
     [cells] = [text.split() for text in shown if "cuda" in text]
-    assert cells[:2] + cells[3:] == ["node-1/cuda:0", "busy", "studio", "01234567:2", "denoise", "3/25"]
-    assert cells[2].startswith("team/")
-    assert cells[2].endswith("…")
+    assert cells[:3] + cells[4:] == ["node-1/cuda:0", "busy", "-", "studio", "01234567:2", "denoise", "3/25"]
+    assert cells[3].startswith("team/")
+    assert cells[3].endswith("…")
     assert max(map(len, shown)) <= 80
     assert "━" not in "".join(shown)
     assert "━" in "".join(draw(fleet, width=120))
