@@ -70,7 +70,7 @@ class OtelSpan(Span):
 
 
 class OtelTracer(Tracer):
-    """Makes spans of OpenTelemetry; what is not exported yet is exported when the process ends.
+    """Makes spans of OpenTelemetry; the end of the process exports the last ones.
 
     Args:
         processor: gets the spans that have ended.
@@ -111,7 +111,7 @@ class OtelTracer(Tracer):
         return _write(context.get_current())
 
     def shutdown(self) -> None:
-        """Export what is left, and make no more spans."""
+        """Export the remaining spans, and make no more."""
         self._provider.shutdown()
 
 
@@ -129,7 +129,7 @@ def _named(attributes: dict[str, Value]) -> dict[str, Value]:
 
 
 def _read(traceparent: str) -> Context:
-    """Return the context that a text names; an empty one if it is none of W3C's."""
+    """Return the context that a text names; an empty one if the text is not W3C's."""
     return _PROPAGATOR.extract({_HEADER: traceparent}, context=Context()) if traceparent else Context()
 
 

@@ -31,7 +31,7 @@ class AccessLog:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        # Of a call that its server cancels, there is none.
+        # Stays 0 if the server cancels the call before its answer.
         status = 0
         began = time.perf_counter()
 

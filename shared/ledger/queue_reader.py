@@ -56,7 +56,7 @@ class Load:
 
 @dataclass(frozen=True)
 class QueueOverview:
-    """The queue at one moment; its parts are read one after the other, so they may differ by what happens meanwhile.
+    """The queue at one moment; its parts are read one after the other, so they may contradict each other a little.
 
     Attributes:
         loads: the groups with most queued items first; those of a tenant add up to its items.

@@ -30,20 +30,13 @@ class RunningItem:
         progress: None before the first renewal of its lease.
     """
 
-    item_id: str
+    job_id: str
+    index: int
     tenant: str
     adapters: str
     attempt: int
     started_ms: int
     progress: Progress | None
-
-    @property
-    def job_id(self) -> str:
-        return split_item_id(self.item_id)[0]
-
-    @property
-    def index(self) -> int:
-        return split_item_id(self.item_id)[1]
 
 
 @dataclass(frozen=True)
@@ -126,8 +119,10 @@ def _running_item(slot: SlotView, item: Mapping[str, Any], adapters: str | None)
     # The item may have ended, or be another slot's, since the slot's last report.
     if item["state"] != State.RUNNING or item["slot"] != slot.name:
         return None
+    job_id, index = split_item_id(slot.item)
     return RunningItem(
-        item_id=slot.item,
+        job_id=job_id,
+        index=index,
         tenant=item["tenant"] or DEFAULT_TENANT,
         adapters=adapters or OTHER,
         attempt=int(item["attempt"]),

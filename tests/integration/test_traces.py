@@ -11,7 +11,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from PIL import Image
 
 from shared.errors import RunError
-from shared.job import PipelineReport, Progress
+from shared.job import Progress
 from shared.ledger import keys
 from shared.otel import OtelTracer
 from worker.consumer.wakeup import run_next
@@ -26,8 +26,8 @@ class Renderer:
 
     warm_key, corrupted = "base", 0
 
-    def __init__(self, error=None):
-        self._error = error
+    def __init__(self, pipeline, error=None):
+        self._pipeline, self._error = pipeline, error
 
     def render(self, spec, adapters, *, on_progress):
         for stage in STAGES:
@@ -35,18 +35,9 @@ class Renderer:
                 on_progress(Progress(stage=stage, step=step, steps=2))
         if self._error is not None:
             raise self._error
-        pipeline = PipelineReport(
-            engine="exact",
-            precision="fp32",
-            base_revision="r",
-            device="cpu",
-            adapter_mode="merged",
-            change="none",
-            versions={},
-        )
         picture = Image.new("RGB", (64, 64), "white")
         return SimpleNamespace(
-            image=picture, pipeline=pipeline, timings={}, references=(), adapters=(), tokens=None, warnings=()
+            image=picture, pipeline=self._pipeline, timings={}, references=(), adapters=(), tokens=None, warnings=()
         )
 
     def prepare(self, spec, adapters, *, between):
@@ -70,11 +61,11 @@ def traced_api(spans, monkeypatch, request):
 
 
 @pytest.fixture
-def work(traced_api, make_worker, spans):
-    """Run the next item with a renderer."""
+def work(traced_api, make_worker, make_result, spans):
+    """Run the next item; an error takes the place of its picture."""
 
-    def run(renderer):
-        worker = make_worker(traced_api.settings, traced_api.ledger, renderer)
+    def run(error=None):
+        worker = make_worker(traced_api.settings, traced_api.ledger, Renderer(make_result().pipeline, error))
         assert run_next(type(worker)(**{**vars(worker), "tracer": spans.tracer}))
 
     return run
@@ -127,7 +118,7 @@ def test_one_trace_leads_from_the_submit_to_the_webhook(traced_api, work, spans,
 
     job = submit(traced_api, traceparent=CALLER, webhook=f"http://127.0.0.1:{hook.server_port}/")
     answered()
-    work(Renderer())
+    work()
     wait_until(lambda: any(span.name == "webhook" for span in spans.ended()), what="the webhook")
 
     ended = spans.ended()
@@ -149,8 +140,8 @@ def test_one_trace_leads_from_the_submit_to_the_webhook(traced_api, work, spans,
 def test_an_attempt_that_fails_is_marked_and_the_next_one_is_of_the_same_trace(traced_api, work, spans):
     submit(traced_api)
 
-    work(Renderer(RunError("a secret prompt")))
-    work(Renderer())
+    work(RunError("a secret prompt"))
+    work()
 
     failed, succeeded = [span for span in spans.ended() if span.name == "item"]
     assert (failed.status.is_ok, failed.status.description) == (False, RunError.code)

@@ -97,7 +97,7 @@ def test_the_summary_states_the_rate_and_when_the_queue_is_empty():
     ("seconds", "text"),
     [(29, "less than a minute"), (90, "2 min"), (3600, "1 h 0 min"), (7500, "2 h 5 min"), (90_000, "1 d 1 h")],
 )
-def test_durations_are_told_in_two_units(seconds, text):
+def test_durations_are_written_in_two_units(seconds, text):
     assert describe_seconds(seconds) == text
 
 
