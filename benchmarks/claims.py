@@ -11,6 +11,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import count
 from pathlib import Path
@@ -18,6 +19,8 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.claim_rate import measure_rate, worker_processes
+from benchmarks.rendered_result import describe_result
 from shared.console import LineConsole
 from shared.job import AdapterRef, ItemError, ItemSpec, pools
 from shared.ledger import Claim, Ledger, keys
@@ -30,6 +33,7 @@ _BOOT = "boot"
 _FEATURES = ("merged", "references", "large")
 _POOLS = pools("flux2", ["exact"], _FEATURES)
 _GIB, _MORE_GIB = 80, 141
+_TIMINGS = {"denoise": 11.0, "decode": 0.2, "upload": 0.1}
 _ITEMS_PER_JOB, _JOBS_PER_CALL, _LARGE_ITEMS = 5, 20, 10
 
 Row = dict[str, Any]
@@ -44,12 +48,18 @@ def main(
     ] = "100,5000,20000",
     items: Annotated[int, typer.Option(min=100, help="Queued items.")] = 100_000,
     claims: Annotated[int, typer.Option(min=20, help="Claims that each row measures.")] = 1000,
+    rate_s: Annotated[float, typer.Option(min=0.1, help="Seconds of claims and commits from two processes.")] = 3.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON lines instead of a table.")] = False,
 ) -> None:
     """Fill a queue for each size, and measure claims, one of each size after the other."""
     by_slots = [(size, 200) for size in _numbers(slots)]
     by_tenants = [(8, size) for size in _numbers(tenants)]
-    rows = [row for sizes in (by_slots, by_tenants) for row in _compare(sizes, items=items, claims=claims)]
+    with worker_processes() as processes:
+        rows = [
+            row
+            for sizes in (by_slots, by_tenants)
+            for row in _compare(sizes, processes, items=items, claims=claims, rate_s=rate_s)
+        ]
     if as_json:
         typer.echo("\n".join(json.dumps(row) for row in rows))
         return
@@ -59,7 +69,9 @@ def main(
     LineConsole().print_rows(table)
 
 
-def _compare(sizes: Sequence[tuple[int, int]], *, items: int, claims: int) -> list[Row]:
+def _compare(
+    sizes: Sequence[tuple[int, int]], processes: ProcessPoolExecutor, *, items: int, claims: int, rate_s: float
+) -> list[Row]:
     """Measure fleets of (slots, tenants), each in its own Redis; the first is the base of the ratios."""
     with ExitStack() as stack:
         fleets = [stack.enter_context(_fleet(slots, tenants, items=items)) for slots, tenants in sizes]
@@ -67,7 +79,7 @@ def _compare(sizes: Sequence[tuple[int, int]], *, items: int, claims: int) -> li
         for _ in range(claims):
             for fleet in fleets:
                 fleet.run_item()
-        rows = [fleet.row() for fleet in fleets]
+        rows = [fleet.row() | {"claims_and_commits_a_second": fleet.rate(processes, rate_s)} for fleet in fleets]
     return [
         {
             **row,
@@ -88,20 +100,24 @@ def _fleet(slots: int, tenants: int, *, items: int) -> Iterator[_Fleet]:
         ledger = Ledger(client, QueueSettings(cap=10**7, lease_ttl_s=3600), clock_ms=lambda: next(calls) // 10)
         # Each write would wait for the disk, for the same time at every size.
         ledger.redis.config_set("appendfsync", "no")
-        ledger.redis.config_set("slowlog-log-slower-than", 0)
-        yield _Fleet(ledger, slots=slots, tenants=tenants, items=items)
+        # The log holds the claims, which take longer; writing down each command of a script would slow them down.
+        ledger.redis.config_set("slowlog-log-slower-than", 20)
+        yield _Fleet(ledger, server.url, slots=slots, tenants=tenants, items=items)
 
 
 class _Fleet:
     """Simulated slots that each run one item of a full queue."""
 
-    def __init__(self, ledger: Ledger, *, slots: int, tenants: int, items: int) -> None:
+    def __init__(self, ledger: Ledger, url: str, *, slots: int, tenants: int, items: int) -> None:
         self._ledger = ledger
+        self._url = url
         self._size = {"slots": slots, "tenants": tenants, "items": items}
         self._chance = random.Random(1)
         self._waited_ms: list[float] = []
         self._redis_ms: list[float] = []
+        bytes_before = self._used_bytes()
         _fill(ledger, self._chance, tenants=tenants, items=items)
+        self._item_bytes = (self._used_bytes() - bytes_before) / items
         self._running = {slot: _claim(ledger, slot, warm="base") for slot in range(slots)}
         for slot, claim in self._running.items():
             _beat(ledger, slot, claim)
@@ -120,12 +136,20 @@ class _Fleet:
         """End the item of a random slot, claim its next one, and measure the claim."""
         slot = self._chance.randrange(len(self._running))
         done = self._running[slot]
-        self._ledger.commit(done, None)
+        self._ledger.commit(done, describe_result(done, timings=_TIMINGS, change="none"), gpu_s=11.5)
         started = time.perf_counter()
         self._running[slot] = _claim(self._ledger, slot, warm=done.spec.adapter_key)
         self._waited_ms.append((time.perf_counter() - started) * 1000)
         self._redis_ms.append(self._ledger.redis.slowlog_get(1)[0]["duration"] / 1000)
         _beat(self._ledger, slot, self._running[slot])
+
+    def _used_bytes(self) -> int:
+        return int(self._ledger.redis.info("memory")["used_memory"])
+
+    def rate(self, processes: ProcessPoolExecutor, seconds: float) -> float:
+        """Return the claims and commits a second that slots in two processes make."""
+        slots = [_slot_name(slot) for slot in self._running]
+        return measure_rate(processes, self._url, slots, _POOLS, now_ms=self._ledger.now_ms(), seconds=seconds)
 
     def row(self) -> Row:
         """Return the times of the claims: as the client sees them, and as Redis counts them."""
@@ -137,7 +161,7 @@ class _Fleet:
         }
         # A commit, a claim and a heartbeat each.
         cpu_ms = (self._cpu_s() - self._cpu_s_before) * 1000 / len(self._redis_ms)
-        return self._size | percentiles | {"cpu_ms_an_item": cpu_ms}
+        return self._size | percentiles | {"cpu_ms_an_item": cpu_ms, "bytes_an_item": self._item_bytes}
 
 
 def _queue_large_items(ledger: Ledger) -> None:
