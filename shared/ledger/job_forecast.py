@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -14,7 +15,9 @@ from shared.ledger.render_times import RenderTimes
 from shared.ledger.shape import Shape
 
 # A job that came later needs a new forecast, but not each one does.
-_KEPT_MS, _KEPT_FOR_NEW_JOBS_MS = 1000, 100
+_KEPT_MS, _KEPT_FOR_NEW_JOBS_MS = 1000, 200
+# Making forecasts takes a tenth of a core and of Redis at most.
+_KEPT_FOR_ITS_COST = 10
 # The range of an estimate: parts of the wait, because jobs come or are canceled, and deviations of the item's own time.
 # Four of five jobs of the simulation end in it.
 _LESS_WAIT, _MORE_WAIT, _DEVIATIONS = 0.5, 0.7, 3.0
@@ -80,7 +83,11 @@ class Ending:
 
 
 class ModelForecast:
-    """The queue of one model, played forward once for all of its jobs."""
+    """The queue of one model, played forward once for all of its jobs.
+
+    Args:
+        reading_ms: time that it took to read the queue.
+    """
 
     def __init__(
         self,
@@ -90,20 +97,28 @@ class ModelForecast:
         *,
         wait_bound_ms: float,
         arrivals_per_ms: float,
+        reading_ms: float = 0.0,
     ) -> None:
+        began_s = time.perf_counter()
         self._snapshot = snapshot
         self._times = times
         self._playback = Playback(snapshot, groups, times, wait_bound_ms=wait_bound_ms, arrivals_per_ms=arrivals_per_ms)
         self._precisions = {pool: group.precision for group in groups for pool in group.pools}
+        self._kept_for_cost_ms = _KEPT_FOR_ITS_COST * (reading_ms + 1000 * (time.perf_counter() - began_s))
 
     def covers(self, pools: Iterable[str], *, newest: int, now_ms: int) -> bool:
         """Return whether this forecast is recent enough for items of these pools, the last with this accept order."""
         kept_ms = _KEPT_MS if newest <= self._snapshot.sequence else _KEPT_FOR_NEW_JOBS_MS
-        return abs(now_ms - self._snapshot.taken_ms) <= kept_ms and self.serves(pools)
+        return abs(now_ms - self._snapshot.taken_ms) <= max(kept_ms, self._kept_for_cost_ms) and self.serves(pools)
 
     def serves(self, pools: Iterable[str]) -> bool:
         """Return whether the slots that play the queue claim from all of these pools."""
         return all(pool in self._precisions for pool in pools)
+
+    def knows_share(self, item: WaitingItem) -> bool:
+        """Return whether the share of an item is one of those that were looked at, or has no neighbors among them."""
+        queue = self._playback.queues.get(item.pool)
+        return queue is None or item.share in queue.all_shares or not queue.all_shares
 
     def position_of(self, item: WaitingItem, place: Place) -> int:
         """Return how many items of its pool are claimed before a queued item."""
@@ -111,8 +126,8 @@ class ModelForecast:
 
     def ending_of(self, item: WaitingItem, place: Place, *, now_ms: int) -> Ending | None:
         """Return when an item ends; None if its time is unknown."""
-        time = self._times.of(item.shape, pool=item.pool, precision=self._precisions[item.pool])
-        if time is None:
+        expected = self._times.of(item.shape, pool=item.pool, precision=self._precisions[item.pool])
+        if expected is None:
             return None
         wait_ms, passed_ms = 0.0, 0.0
         if item.started_ms is None:
@@ -120,8 +135,8 @@ class ModelForecast:
             wait_ms = max(0.0, self._start_of(item, place)[1] - (now_ms - self._snapshot.taken_ms))
         else:
             passed_ms = max(0, now_ms - item.started_ms)
-        left_ms = wait_ms + max(0.0, time.render_ms + time.store_ms - passed_ms)
-        own_ms = _DEVIATIONS * time.deviation_ms
+        left_ms = wait_ms + max(0.0, expected.render_ms + expected.store_ms - passed_ms)
+        own_ms = _DEVIATIONS * expected.deviation_ms
         low_ms = max(0.0, left_ms - own_ms - _LESS_WAIT * wait_ms)
         return Ending(left_ms, low_ms, left_ms + own_ms + _MORE_WAIT * wait_ms)
 
@@ -140,4 +155,4 @@ class ModelForecast:
         if queue is None:
             return 0.0, 0.0
         name = item.lane.removeprefix(f"{item.share}|")
-        return queue.start_of(item.share, name, rank=place.rank, turn=place.turn)
+        return queue.start_of(item.share, name, rank=place.rank, turn=place.turn, order=item.order)

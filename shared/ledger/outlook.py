@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 from shared.job import is_large, model_of
@@ -73,27 +74,27 @@ class Forecaster:
         forecast = self._forecast_of(waiting, now_ms=now_ms)
         running = [item for item in waiting if item.started_ms is not None]
         firsts, lasts = _ends_of_lanes(item for item in waiting if item.started_ms is None)
-        places = self._places({item.item_id: item for item in (*firsts, *lasts)}.values())
+        places = self._places({item.item_id: item for item in (*firsts, *lasts)}.values(), forecast)
         positions = [forecast.position_of(item, places[item.item_id]) for item in firsts]
         endings = [
             forecast.ending_of(item, places.get(item.item_id, Place()), now_ms=now_ms) for item in (*running, *lasts)
         ]
         return Outlook.of(positions, endings)
 
-    def _places(self, items: Collection[WaitingItem]) -> dict[str, Place]:
-        with self._session.redis.pipeline(transaction=False) as pipe:
+    def _places(self, items: Collection[WaitingItem], forecast: ModelForecast) -> dict[str, Place]:
+        """Return the places of queued items; one without a rank was claimed since its hash was read."""
+        redis = self._session.redis
+        with redis.pipeline(transaction=False) as pipe:
             for item in items:
                 pipe.zrank(keys.lane(item.pool, item.lane), item.item_id)
-                pipe.hget(keys.turn_entries(item.pool), item.share)
-            replies = pipe.execute()
-            for item, entry in zip(items, replies[1::2], strict=True):
-                pipe.zrank(keys.turns(item.pool), entry or "")
-            turns = pipe.execute()
-        # An item without a rank was claimed since its hash was read.
-        return {
-            item.item_id: Place(rank or 0, turn or 0)
-            for item, rank, turn in zip(items, replies[0::2], turns, strict=True)
-        }
+            ranks = pipe.execute()
+        places = {item.item_id: Place(rank or 0) for item, rank in zip(items, ranks, strict=True)}
+        for item in items:
+            if not forecast.knows_share(item):
+                entry = redis.hget(keys.turn_entries(item.pool), item.share)
+                turn = redis.zrank(keys.turns(item.pool), entry or "")
+                places[item.item_id] = replace(places[item.item_id], turn=turn or 0)
+        return places
 
     def _forecast_of(self, items: Sequence[WaitingItem], *, now_ms: int) -> ModelForecast:
         """Return the forecast for the model of some items; all callers share it for a while."""
@@ -130,6 +131,7 @@ class Forecaster:
         return None if seconds is None else min(max(math.ceil(seconds), 1), _LONGEST_RETRY_S)
 
     def _read(self, model: str, pools: Collection[str], *, now_ms: int) -> ModelForecast:
+        began_s = time.perf_counter()
         kinds = self._slot_kinds.count_in_commands(now_ms=now_ms)
         groups = _groups({kind: count for kind, count in kinds.items() if kind.model == model and kind.takes_work})
         missing = frozenset(pools).difference(*(group.pools for group in groups))
@@ -137,12 +139,17 @@ class Forecaster:
             # As if one slot came.
             groups.append(SlotGroup(missing, precision="", count=1))
         served = sorted(frozenset().union(*(group.pools for group in groups)))
-        snapshot = QueueSnapshot.parse(self._session.run_in_commands("outlook", pools=served), now_ms=now_ms)
+        snapshot = QueueSnapshot.read(self._session, served, now_ms=now_ms)
         paces_ms = {pool.pool: pool.pace_ms for pool in snapshot.pools if pool.pace_ms is not None}
         times = RenderTimes(self._session.redis.hgetall(keys.times(model)), paces_ms)
         self._arrivals.note(now_ms, snapshot.sequence)
         return ModelForecast(
-            snapshot, groups, times, wait_bound_ms=self._wait_bound_ms, arrivals_per_ms=self._arrivals.per_ms
+            snapshot,
+            groups,
+            times,
+            wait_bound_ms=self._wait_bound_ms,
+            arrivals_per_ms=self._arrivals.per_ms,
+            reading_ms=1000 * (time.perf_counter() - began_s),
         )
 
 

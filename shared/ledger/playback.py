@@ -21,7 +21,7 @@ from shared.ledger.render_times import ItemTime, RenderTimes
 # Slots that play a larger fleet.
 _MOST_SLOTS = 16
 # So many claims of one item are played; then all slots together may claim this part of the items claimed since at once.
-_SINGLE_CLAIMS, _BATCH_PART = 200, 1 / 4
+_SINGLE_CLAIMS, _BATCH_PART = 128, 1 / 4
 # The rest of the queue counts as the last item that was played.
 _MOST_EVENTS = 5000
 _MOST_LOAD = 0.9
@@ -91,7 +91,9 @@ class Playback:
         arrivals_per_ms: float = 0.0,
     ) -> None:
         load = _load(snapshot, groups, times, arrivals_per_ms)
-        self.queues = {pool.pool: PlayedQueue(pool, refill=load / (1 - load)) for pool in snapshot.pools}
+        self.queues = {
+            pool.pool: PlayedQueue(pool, refill=load / (1 - load), newest=snapshot.sequence) for pool in snapshot.pools
+        }
         self._taken_ms = snapshot.taken_ms
         self._times = times
         self._wait_bound_ms = wait_bound_ms

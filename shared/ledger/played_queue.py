@@ -5,6 +5,7 @@ The choice follows `scripts/choose.lua`.
 
 from __future__ import annotations
 
+import heapq
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -124,14 +125,16 @@ class LastClaim:
 class Share:
     """The lanes of one tenant and priority."""
 
-    def __init__(self, snapshot: ShareSnapshot, tenant: Tenant, weight: float, refill: float) -> None:
+    def __init__(self, snapshot: ShareSnapshot, tenant: Tenant, *, weight: float, refill: float, newest: int) -> None:
         self.priority = snapshot.priority
         self.tenant = tenant
         self.curve = ClaimCurve()
         self._by_name = {lane.name: Lane(lane, weight, refill) for lane in snapshot.lanes if lane.chunks}
+        self._others, self._others_from, self._newest = snapshot.rest * weight, 0, newest
         if snapshot.rest and self._by_name:
             last = snapshot.lanes[-1].chunks[0]
-            others = Chunk(last.order + 1, last.accepted_ms, snapshot.rest, last.shape)
+            self._others_from = last.order + 1
+            others = Chunk(self._others_from, last.accepted_ms, snapshot.rest, last.shape)
             self._by_name[OTHER_LANES] = Lane(LaneSnapshot(OTHER_LANES, OTHER_LANES, False, [others]), weight, refill)
         self.lanes = list(self._by_name.values())
         self._by_adapters = {lane.adapters: lane for lane in self.lanes}
@@ -167,14 +170,18 @@ class Share:
         ahead = self.tenant.running - last.items - turn.tenant.running
         return ahead < -_LEAST_ITEMS or (ahead < _LEAST_ITEMS and not last.follows_turns)
 
-    def start_of(self, lane_name: str, rank: int) -> tuple[float, float]:
-        """Return the position and the start of an item by the number of items of its lane before it."""
+    def start_of(self, lane_name: str, *, rank: int, order: int) -> tuple[float, float]:
+        """Return the position and the start of an item; see `PlayedQueue.start_of`."""
         lane = self._by_name.get(lane_name)
         if lane is not None:
             return lane.curve.at(rank * self._weight)
-        # A lane that came since, or one of many: after the older ones.
         others = self._by_name.get(OTHER_LANES)
-        return self.curve.at(self.curve.claimed) if others is None else others.curve.at(others.curve.claimed / 2)
+        if others is None:
+            # A lane that came since.
+            return self.curve.at(self.curve.claimed)
+        # One of many lanes, of which the older ones come first.
+        part = (order - self._others_from) / max(1, self._newest - self._others_from)
+        return others.curve.at(self._others * min(max(part, 0.0), 1.0))
 
     def drop_empty(self) -> bool:
         """Forget the empty lanes; return whether none is left."""
@@ -187,9 +194,14 @@ OTHER_LANES = "others"
 
 
 class PlayedQueue:
-    """The queue of one pool."""
+    """The queue of one pool.
 
-    def __init__(self, snapshot: PoolSnapshot, *, refill: float = 0.0) -> None:
+    Args:
+        refill: items that come while one is claimed.
+        newest: accept order of the newest item of the ledger.
+    """
+
+    def __init__(self, snapshot: PoolSnapshot, *, refill: float, newest: int) -> None:
         self.pool = snapshot.pool
         self.curve = ClaimCurve()
         # Claims of items that are queued already.
@@ -199,10 +211,14 @@ class PlayedQueue:
         self.all_shares: dict[str, Share] = {}
         for share in snapshot.shares:
             tenant = self.tenants.setdefault(share.tenant, Tenant(share.tenant, share.running, share.last_claim_ms))
-            self.all_shares[f"{share.priority}|{share.tenant}"] = Share(share, tenant, snapshot.weight, refill)
+            self.all_shares[f"{share.priority}|{share.tenant}"] = Share(
+                share, tenant, weight=snapshot.weight, refill=refill, newest=newest
+            )
         self._shares = [share for share in self.all_shares.values() if share.lanes]
-        # Not later than the accept of any item that is left.
-        self._oldest_ms = 0.0
+        # By the accept order of their oldest items; the numbers differ.
+        lanes = ((share, lane) for share in self._shares for lane in share.lanes)
+        self._heads = [(lane.head.order, number, share, lane) for number, (share, lane) in enumerate(lanes)]
+        heapq.heapify(self._heads)
 
     @property
     def lanes(self) -> Iterable[Lane]:
@@ -228,21 +244,27 @@ class PlayedQueue:
             overdue_before_ms: items that were accepted before then are overdue.
             simultaneous_ms: of overdue items, those accepted so soon after the oldest may go before it.
         """
-        if self._oldest_ms < overdue_before_ms:
-            share, lane = min(
-                ((share, lane) for share in self._shares for lane in share.lanes), key=lambda pair: _order(pair[1])
-            )
-            self._oldest_ms = lane.head.accepted_ms
-            if self._oldest_ms < overdue_before_ms:
-                own = share.lane_of(warm)
-                latest_ms = min(overdue_before_ms, self._oldest_ms + simultaneous_ms)
-                chosen = own if own is not None and own.head.accepted_ms <= latest_ms else lane
-                return (0, 0, lane.head.order), share, chosen
+        oldest, lane = self._oldest()
+        if lane.head.accepted_ms < overdue_before_ms:
+            own = oldest.lane_of(warm)
+            latest_ms = min(overdue_before_ms, lane.head.accepted_ms + simultaneous_ms)
+            chosen = own if own is not None and own.head.accepted_ms <= latest_ms else lane
+            return (0, 0, lane.head.order), oldest, chosen
         share = min(self._shares, key=lambda share: share.turn)
         if last is not None and last.share in self._shares and last.share.goes_before(share, last):
             share = last.share
         lane = share.next_lane(warm, is_warm_elsewhere)
         return (1, share.priority, lane.head.order), share, lane
+
+    def _oldest(self) -> tuple[Share, Lane]:
+        """Return the lane with the oldest item; of a lane that was claimed from, the entry is out of date."""
+        while True:
+            order, number, share, lane = self._heads[0]
+            if not lane.is_empty and lane.head.order == order:
+                return share, lane
+            heapq.heappop(self._heads)
+            if not lane.is_empty:
+                heapq.heappush(self._heads, (lane.head.order, number, share, lane))
 
     def claim(self, share: Share, lane: Lane, most: float, *, start_ms: float, spacing_ms: float) -> float:
         """Claim items of a lane, at most so many; return their number."""
@@ -255,16 +277,17 @@ class PlayedQueue:
             self._shares.remove(share)
         return items
 
-    def start_of(self, share_name: str, lane_name: str, *, rank: int, turn: int) -> tuple[float, float]:
+    def start_of(self, share_name: str, lane_name: str, *, rank: int, turn: int, order: int) -> tuple[float, float]:
         """Return the position and the start of an item.
 
         Args:
             rank: number of items of its lane before it.
+            order: its accept order.
             turn: number of shares before its own; one of many that the snapshot leaves out starts as its neighbor does.
         """
         share = self.all_shares.get(share_name)
         if share is not None:
-            return share.start_of(lane_name, rank)
+            return share.start_of(lane_name, rank=rank, order=order)
         priority = int(share_name.partition("|")[0])
         neighbors = list(self.all_shares.values())
         neighbor = neighbors[min(int(turn / self.weight), len(neighbors) - 1)] if neighbors else None

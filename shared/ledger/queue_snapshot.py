@@ -1,13 +1,25 @@
-"""The part of a model's queues from which a forecast is made; `scripts/outlook.lua` reads it."""
+"""The part of a model's queues from which a forecast is made.
+
+Its size is the same for any queue. Short scripts read it: Redis serves nobody else during one.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Final, Self
 
+from shared.ledger.bulk_reads import in_parts
+from shared.ledger.session import Session
 from shared.ledger.shape import Shape
+
+# What is looked at.
+_SHARES: Final = 32
+_LANES: Final = 128
+_ITEMS: Final = 128
+_RUNNING: Final = 64
+_LANES_AT_ONCE: Final = 16
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ class ShareSnapshot:
     running: int
     last_claim_ms: int
     lanes: Sequence[LaneSnapshot]
-    rest: int
+    rest: float
 
 
 @dataclass(frozen=True)
@@ -116,25 +128,44 @@ class QueueSnapshot:
     weight: float
 
     @classmethod
-    def parse(cls, reply: str, *, now_ms: int) -> Self:
-        """Read the answer of the script."""
-        data = json.loads(reply)
-        running = [_running(*item) for item in _list(data["running"])]
+    def read(cls, session: Session, pools: Sequence[str], *, now_ms: int) -> Self:
+        """Read the queues of these pools; the caller is inside of `Session.commands`."""
+
+        def run(script: str, **arguments: Any) -> Any:
+            # cjson writes an empty list as an object.
+            return json.loads(session.run_in_commands(script, **arguments)) or []
+
+        queues = run("outlook", pools=pools, shares=_SHARES, lanes=_LANES)
+        running = [_running(*item) for item in run("outlook_running", pools=pools, items=_RUNNING)]
+        places = [
+            (pool, lane)
+            for pool, *_, shares in queues["pools"]
+            for *_, lanes in shares or []
+            for lane, *_ in lanes or []
+        ]
+        chunks: dict[tuple[str, str], list[Chunk]] = {}
+        for part in in_parts(places, _LANES_AT_ONCE):
+            found = run("outlook_lanes", lanes=part, items=max(1, _ITEMS // len(places)))
+            chunks |= {place: [_chunk(*item) for item in items or []] for place, items in zip(part, found, strict=True)}
         return cls(
             taken_ms=now_ms,
-            sequence=data["sequence"],
-            pools=[_pool(*pool) for pool in _list(data["pools"])],
+            sequence=queues["sequence"],
+            pools=[_pool(*pool, chunks=chunks) for pool in queues["pools"] or []],
             running=sorted(running, key=lambda item: item.started_ms),
-            weight=max(1.0, data["leases"] / _RUNNING_LOOKED_AT),
+            weight=max(1.0, queues["leases"] / _RUNNING),
         )
 
 
-# As in the script.
-_RUNNING_LOOKED_AT = 64
-
-
-def _pool(pool: str, pace_ms: float, queued: int, shares: int, sampled: Any) -> PoolSnapshot:
-    parsed = [_share(*share) for share in _list(sampled)]
+def _pool(
+    pool: str,
+    pace_ms: float,
+    queued: int,
+    shares: int,
+    sampled: Any,
+    *,
+    chunks: Mapping[tuple[str, str], Sequence[Chunk]],
+) -> PoolSnapshot:
+    parsed = [_share(pool, *share, chunks=chunks) for share in sampled or []]
     return PoolSnapshot(
         pool,
         pace_ms=pace_ms if pace_ms >= 0 else None,
@@ -145,14 +176,23 @@ def _pool(pool: str, pace_ms: float, queued: int, shares: int, sampled: Any) -> 
 
 
 def _share(
-    priority: int, tenant: str, running: int, last_claim_ms: int, queued: int, lane_count: int, lanes: Any
+    pool: str,
+    priority: int,
+    tenant: str,
+    running: int,
+    last_claim_ms: int,
+    queued: int,
+    lane_count: int,
+    lanes: Any,
+    *,
+    chunks: Mapping[tuple[str, str], Sequence[Chunk]],
 ) -> ShareSnapshot:
     parsed = [
-        LaneSnapshot(name, adapters, warm_slots > 0, [_chunk(*chunk) for chunk in _list(chunks)])
-        for name, adapters, warm_slots, _, chunks in _list(lanes)
+        LaneSnapshot(name, adapters, warm_slots > 0, chunks[pool, lane])
+        for lane, name, adapters, warm_slots in lanes or []
     ]
-    known = sum(count for _, _, _, count, _ in _list(lanes))
-    rest = max(0, queued - known) if lane_count > len(parsed) else 0
+    known = sum(chunk.items for lane in parsed for chunk in lane.chunks)
+    rest = max(0.0, queued - known) if lane_count > len(parsed) else 0.0
     return ShareSnapshot(priority, tenant, running, last_claim_ms, parsed, rest)
 
 
@@ -162,8 +202,3 @@ def _chunk(order: int, accepted_ms: int, items: float, shape: str) -> Chunk:
 
 def _running(started_ms: int, share: str, pool: str, adapters: str, prepared: str, shape: str) -> RunningItem:
     return RunningItem(started_ms, share, pool, adapters, prepared, Shape.parse(shape) if shape else None)
-
-
-def _list(value: Any) -> Any:
-    """Return a list of the script's answer: cjson writes an empty one as an object."""
-    return value or []

@@ -45,7 +45,7 @@ def starts_s(snapshot, *, groups, wait_bound_ms=1e9, **options):
     playback = Playback(snapshot, groups, TIMES, wait_bound_ms=wait_bound_ms, **options)
     return {
         (pool.pool, one.tenant, lane.name): [
-            playback.queues[pool.pool].start_of(f"{one.priority}|{one.tenant}", lane.name, rank=rank, turn=0)
+            playback.queues[pool.pool].start_of(f"{one.priority}|{one.tenant}", lane.name, rank=rank, turn=0, order=1)
             for rank in range(len(lane.chunks))
         ]
         for pool in snapshot.pools
