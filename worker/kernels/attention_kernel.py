@@ -1,4 +1,4 @@
-"""The Triton kernel of `worker.model.attention`.
+"""The Triton kernel of `worker.model.rotary_norm`.
 
 Only torch for GPUs brings Triton, so this module is imported when the kernel first runs.
 """
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def launch(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float, turned: Tensor) -> None:
-    """Normalise and rotate heads of 128 channels; see `worker.model.attention.norm_and_rotate`."""
+    """Normalise and rotate heads of 128 channels; see `worker.model.rotary_norm.norm_and_rotate`."""
     batch, tokens, heads, _ = values.shape
     # `enable_fp_fusion`: a fused multiply-add rounds once where torch's two operations round twice.
     _norm_and_rotate[(batch * tokens,)](
@@ -36,12 +36,26 @@ def _norm_and_rotate(
     HEADS: tl.constexpr,
 ):
     """Normalise and rotate all heads of one token."""
-    # Sums have torch's order: four neighbours one after the other, then the 32 results in halves. Each step below adds
-    # two values, which have no order, so the compiler cannot choose another one.
-    dtype = values.dtype.element_ty
     token = tl.program_id(0).to(tl.int64)
     position = token % tokens
     values += (token // tokens) * batch_stride + position * token_stride
+    cosines += position * cosine_stride
+    sines += position * sine_stride
+    rotated = rotated_heads(values, head_stride, weight, cosines, sines, heads, eps, HEADS)
+    head = tl.arange(0, HEADS)[:, None]
+    channel = tl.arange(0, 128)[None, :]
+    tl.store(turned + token * heads * 128 + head * 128 + channel, rotated, mask=head < heads)
+
+
+@triton.jit
+def rotated_heads(values, head_stride, weight, cosines, sines, heads, eps, HEADS: tl.constexpr):
+    """Return the heads of one token after their norm and their rotation, (HEADS, 128).
+
+    The pointers are the token's; the launch must set `enable_fp_fusion=False`.
+    """
+    # Sums have torch's order: four neighbours one after the other, then the 32 results in halves. Each step below adds
+    # two values, which have no order, so the compiler cannot choose another one.
+    dtype = values.dtype.element_ty
     head = tl.arange(0, HEADS)[:, None]
     channel = tl.arange(0, 128)[None, :]
     value = tl.load(values + head * head_stride + channel, mask=head < heads, other=0.0).to(tl.float32)
@@ -57,12 +71,9 @@ def _norm_and_rotate(
     pair = 2 * tl.arange(0, 64)[None, :]
     even = _normed(even, inverse, weight + pair, dtype)
     odd = _normed(odd, inverse, weight + pair + 1, dtype)
-    cosines += position * cosine_stride
-    sines += position * sine_stride
     left = even * tl.load(cosines + pair) - odd * tl.load(sines + pair)
     right = odd * tl.load(cosines + pair + 1) + even * tl.load(sines + pair + 1)
-    both = tl.reshape(tl.join(left, right), (HEADS, 128))
-    tl.store(turned + token * heads * 128 + head * 128 + channel, both.to(dtype), mask=head < heads)
+    return tl.reshape(tl.join(left, right), (HEADS, 128)).to(dtype)
 
 
 @triton.jit

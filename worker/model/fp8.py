@@ -18,7 +18,8 @@ from diffusers.models.transformers.transformer_flux2 import Flux2Modulation
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worker.model.attention import Angles, JointAttention, ParallelAttention
+from worker.model.attention import JointAttention, ParallelAttention
+from worker.model.heads import Angles
 from worker.model.qfloat8 import FLOAT8
 
 _LARGEST = torch.finfo(FLOAT8).max

@@ -1,0 +1,129 @@
+"""Several processes compute one pass together, each for a part of the tokens, with the bits of one process."""
+
+import multiprocessing
+
+import pytest
+import torch
+
+CPU = torch.device("cpu")
+# Rows and columns of the image, and of a reference image; with 20 text tokens.
+MODELS = {
+    "bf16": {"guidance": True, "fused": True, "precision": "bf16"},
+    "klein": {"guidance": False, "fused": True, "precision": "bf16"},
+    "fp8": {"guidance": True, "fused": False, "precision": "fp8"},
+    "qfloat8": {"guidance": True, "fused": False, "precision": "qfloat8"},
+}
+CASES = [((9, 9), ()), ((3, 3), ()), ((5, 6), ((4, 4),))]
+
+
+def small_transformer(*, guidance, fused, precision):
+    from diffusers import Flux2Transformer2DModel
+
+    from worker.model.fp8 import convert_to_fp8
+    from worker.model.qfloat8 import quantize
+    from worker.model.rounding import fuse_qkv, match_transformer_rounding
+
+    torch.manual_seed(1)
+    model = Flux2Transformer2DModel(
+        num_layers=1, num_single_layers=2, attention_head_dim=32, num_attention_heads=4, joint_attention_dim=64,
+        in_channels=16, axes_dims_rope=(8, 8, 8, 8), timestep_guidance_channels=32, guidance_embeds=guidance,
+    )  # fmt: skip
+    model.bfloat16().eval().requires_grad_(False)
+    match_transformer_rounding(model)
+    if fused:
+        fuse_qkv(model)
+    if precision == "fp8":
+        convert_to_fp8(model, device=CPU)
+    elif precision == "qfloat8":
+        quantize(model, device=CPU)
+    return model
+
+
+def run(model, image, references):
+    from worker.rendering.denoise import TransformerInputs, predict
+    from worker.rendering.latents import image_ids, text_ids
+
+    random = torch.Generator().manual_seed(2)
+    ids = torch.cat([image_ids(*image), *(image_ids(*size, time=10) for size in references)])
+    call = TransformerInputs(
+        torch.randn(1, len(ids), 16, generator=random).bfloat16(),
+        torch.tensor([0.7]).bfloat16(),
+        torch.randn(1, 20, 64, generator=random).bfloat16(),
+        ids,
+        text_ids(20),
+        torch.tensor([4.0]).bfloat16(),
+    )
+    return predict(model, call)
+
+
+def member(rank, devices, folder, limits, answers):
+    """One process of a group: report the elements that differ from a pass of one process, and the devices used."""
+    from worker.model.device_group import DeviceGroup
+    from worker.model.split_transformer import split_forward
+    from worker.model.token_split import RowLimits
+
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    group = DeviceGroup(folder / "group", rank=rank, devices=devices, device=CPU, limits=RowLimits(*limits))
+    found = {}
+    for name, options in MODELS.items():
+        model = small_transformer(**options)
+        expected = [run(model, *case) for case in CASES]
+        split_forward(model, group)
+        group.open(model)
+        alone = [run(model, *case) for case in CASES]
+        with group.dividing(True):
+            together = [run(model, *case) for case in CASES]
+            used = [group.split(text=20, image=values.shape[1], batch=1).devices for values in expected]
+        # Elements that differ; a process that a small image does not need has no result.
+        found[name] = [
+            (count, int((one != wanted).sum()), int((many != wanted).sum()) if rank < count else 0)
+            for count, wanted, one, many in zip(used, expected, alone, together, strict=True)
+        ]
+    group.close()
+    answers.put((rank, found))
+
+
+@pytest.fixture(scope="module")
+def processes():
+    """A way to start processes that import the model's libraries once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["worker.model.split_transformer", "worker.rendering.denoise", "worker.model.fp8"])
+    return context
+
+
+@pytest.mark.parametrize(
+    ("devices", "limits", "used"),
+    [
+        (2, (1, 1), [2, 2, 2]),
+        # The text's parts of 5 rows are too short for double blocks, and the image of 9 tokens for four processes.
+        (4, (7, 8), [4, 1, 4]),
+    ],
+)
+def test_no_bit_depends_on_the_number_of_processes(processes, tmp_path, devices, limits, used):
+    answers = processes.Queue()
+    members = [
+        processes.Process(target=member, args=(rank, devices, tmp_path, limits, answers)) for rank in range(devices)
+    ]
+    for process in members:
+        process.start()
+
+    found = dict(answers.get(timeout=120) for _ in members)
+
+    for process in members:
+        process.join(30)
+    assert found == {rank: {name: [(count, 0, 0) for count in used] for name in MODELS} for rank in range(devices)}
+
+
+def test_heads_that_cannot_be_shared_are_refused(tmp_path):
+    from types import SimpleNamespace
+
+    from worker.model.device_group import DeviceGroup
+
+    group = DeviceGroup(tmp_path / "group", rank=0, devices=1, device=CPU)
+    group.devices = 8
+    few = SimpleNamespace(config=SimpleNamespace(num_attention_heads=12, attention_head_dim=128))
+
+    with pytest.raises(ValueError, match="12 attention heads cannot be shared by 8 devices"):
+        group.open(few)
+    group.close()

@@ -1,0 +1,120 @@
+"""Attention over tokens that several devices hold.
+
+Each device projects its own tokens, attends with its share of the heads to the tokens of all devices, and receives the
+attended heads of its own tokens back. Heads do not influence each other, so no bit depends on the number of devices.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from worker.model.heads import Angles, Heads, attend, join_heads
+from worker.model.token_split import SequenceSplit, TokenSplit
+
+
+class HeadExchange(Protocol):
+    """One device's side of the exchange; every device of the group calls the same methods in the same order."""
+
+    def begin(self, split: TokenSplit) -> None:
+        """Prepare for the passes of one split."""
+
+    def attend(self, parts: list[Heads], angles: Angles, eps: float) -> Tensor:
+        """Return the attention of this device's tokens over all tokens, (1, tokens, heads, channels).
+
+        Args:
+            parts: of this device's tokens: text and image in a double-stream block, both as one in a single-stream
+                block.
+        """
+
+    def gather_image(self, rows: Tensor) -> Tensor:
+        """Return the image's tokens of all devices, (1, tokens, channels); `rows` are those of this device."""
+
+
+#: The exchange of each group in this process, by the group's name.
+EXCHANGES: dict[str, HeadExchange] = {}
+
+
+# The compiler cannot trace an exchange, so the compiled code names it, as it names torch's own process groups.
+@torch.library.custom_op("flux2::attend_in_group", mutates_args=())
+def attend_in_group(
+    queries: list[Tensor],
+    keys: list[Tensor],
+    values: list[Tensor],
+    query_norms: list[Tensor],
+    key_norms: list[Tensor],
+    cosines: Tensor,
+    sines: Tensor,
+    eps: float,
+    group: str,
+) -> Tensor:
+    """Call `HeadExchange.attend` of a group; the lists are the fields of `Heads`."""
+    parts = [Heads(*fields) for fields in zip(queries, keys, values, query_norms, key_norms, strict=True)]
+    return EXCHANGES[group].attend(parts, (cosines, sines), eps)
+
+
+@attend_in_group.register_fake
+def _(queries: list[Tensor], *others: Any) -> Tensor:
+    first = queries[0]
+    return first.new_empty((first.shape[0], sum(part.shape[1] for part in queries), *first.shape[2:]))
+
+
+class LocalExchange:
+    """The exchange of a device that renders alone."""
+
+    def begin(self, split: TokenSplit) -> None:
+        assert split.devices == 1
+
+    def attend(self, parts: list[Heads], angles: Angles, eps: float) -> Tensor:
+        return attend(*join_heads(parts, angles, eps))
+
+    def gather_image(self, rows: Tensor) -> Tensor:
+        return rows
+
+
+class CollectiveExchange:
+    """Exchanges heads through the collective calls of torch.distributed; for CPUs.
+
+    Args:
+        group: a process group.
+    """
+
+    def __init__(self, group: Any) -> None:
+        self._group = group
+        self._rank = dist.get_rank(group)
+        self._split: TokenSplit
+
+    def begin(self, split: TokenSplit) -> None:
+        self._split = split
+
+    def attend(self, parts: list[Heads], angles: Angles, eps: float) -> Tensor:
+        sequence = self._split.double if len(parts) == 2 else self._split.single
+        query, key, value = (self._own_heads(values[0], sequence)[None] for values in join_heads(parts, angles, eps))
+        attended = attend(query, key, value)[0]
+        heads = self._gather(attended, [sequence.length] * self._split.devices)
+        rows = sequence.rows(self._rank, attended.device)
+        return torch.cat([values[rows] for values in heads], dim=1)[None]
+
+    def gather_image(self, rows: Tensor) -> Tensor:
+        return torch.cat(self._gather(rows[0], [len(part) for part in self._split.single.image]))[None]
+
+    def _own_heads(self, values: Tensor, sequence: SequenceSplit) -> Tensor:
+        """Return this device's heads of all tokens, (tokens, its heads, channels), from all heads of its tokens."""
+        devices = len(sequence.image)
+        share = values.shape[1] // devices
+        whole = values.new_empty(sequence.length, share, values.shape[2])
+        parts = self._gather(values, [sequence.count(device) for device in range(devices)])
+        for device, part in enumerate(parts):
+            whole[sequence.rows(device, values.device)] = part[:, self._rank * share : (self._rank + 1) * share]
+        return whole
+
+    def _gather(self, rows: Tensor, counts: list[int]) -> list[Tensor]:
+        """Return the rows of every device; `counts` are their numbers."""
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(parts, padded, group=self._group)
+        return [part[:count] for part, count in zip(parts, counts, strict=True)]
