@@ -376,9 +376,13 @@ class ApiSettings(_Section):
 
 
 class WorkerSettings(_Section):
-    """One worker process on one device."""
+    """One slot: a worker process on one device, or on several that render each image together."""
 
-    device: str = Field("auto", description="Device to render on: `auto`, `cuda`, `cuda:N` or `cpu`.")
+    device: str = Field(
+        "auto",
+        description="Device to render on: `auto`, `cuda`, `cuda:N` or `cpu`; 2, 4 or 8 of them, separated by commas, "
+        "render each image together.",
+    )
     name: str | None = Field(None, description="Name of the worker's slot. Default: its host and device.")
     drain_s: SecondsOrZero = Field(
         30.0, description="Seconds that the running item has after SIGTERM before it is handed over."
@@ -404,6 +408,10 @@ class WorkerSettings(_Section):
         4.0,
         description="Host memory for adapters that were read and checked, in 10^9 bytes; one of rank 32 takes 0.4.",
     )
+
+    @property
+    def adapter_cache_bytes(self) -> int:
+        return int(self.adapter_cache_gb * 1_000_000_000)
 
 
 class WebhookSettings(_Section):

@@ -23,7 +23,11 @@ app = typer.Typer(pretty_exceptions_enable=False)
 @app.command()
 def worker(
     device: Annotated[
-        str | None, typer.Option(help="auto, auto:N, cuda, cuda:N or cpu; default: FLUX2_WORKER_DEVICE.")
+        str | None,
+        typer.Option(
+            help="auto, auto:N, cuda, cuda:N or cpu; several render each image together: cuda:0,cuda:1. Default: "
+            "FLUX2_WORKER_DEVICE."
+        ),
     ] = None,
     name: Annotated[
         str | None,
@@ -33,6 +37,10 @@ def worker(
         str | None,
         typer.Option(help="One slot on each of these GPUs: all, a number N for the first N, or indices as in 0,2."),
     ] = None,
+    gpus_per_slot: Annotated[
+        int | None,
+        typer.Option(help="Let this many GPUs render each image together: 2, 4 or 8; --gpus is all by default."),
+    ] = None,
     simulate: Annotated[
         int | None, typer.Option(min=1, help="Run N slots that draw labelled pictures without a model, for trials.")
     ] = None,
@@ -40,7 +48,11 @@ def worker(
         float, typer.Option(min=0.0, help="Seconds that a step of a simulated slot takes at 1024x1024.")
     ] = 0.05,
 ) -> None:
-    """Render items from the queue until SIGTERM: on one device, or with one process on each of several GPUs."""
+    """Render items from the queue until SIGTERM: on one device, or with a slot on each GPU or group of GPUs."""
+    if gpus_per_slot is not None:
+        if gpus_per_slot not in (1, 2, 4, 8):
+            raise typer.BadParameter(f"--gpus-per-slot {gpus_per_slot}: write 1, 2, 4 or 8")
+        gpus = gpus or "all"
     if sum(option is not None for option in (device, gpus, simulate)) > 1:
         raise typer.BadParameter("--device, --gpus and --simulate exclude each other")
     settings = _configure(device=device, name=name)
@@ -62,7 +74,7 @@ def worker(
     if gpus is not None:
         from worker.fleet.run import run_gpu_slots
 
-        raise typer.Exit(run_gpu_slots(settings, gpus))
+        raise typer.Exit(run_gpu_slots(settings, gpus, per_slot=gpus_per_slot or 1))
     from worker.serve import serve
 
     serve(settings)

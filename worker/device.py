@@ -13,6 +13,9 @@ from shared.errors import CheckpointError
 _DEVICES = re.compile(r"(auto|cuda)(:\d+)?|cpu")
 _PROBE_S = 10.0
 
+#: Numbers of devices that can render an image together.
+SLOT_SIZES = (1, 2, 4, 8)
+
 
 def device_id(device: torch.device) -> str:
     """Return a name for the device that is unique on this host."""
@@ -41,6 +44,22 @@ def pick_device(name: str) -> torch.device:
         count = torch.cuda.device_count()
         raise CheckpointError(f"no device {name!r}: this process sees {count} CUDA devices; check CUDA_VISIBLE_DEVICES")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def pick_devices(names: str) -> list[torch.device]:
+    """Resolve the devices of one slot, separated by commas; see `pick_device`. The first one leads.
+
+    Raises:
+        CheckpointError: see `pick_device`; or their number is not 1, 2, 4 or 8, a GPU occurs twice, or kinds are mixed.
+    """
+    devices = [pick_device(name.strip()) for name in names.split(",")]
+    if len(devices) not in SLOT_SIZES:
+        raise CheckpointError(f"device {names!r}: a slot has 1, 2, 4 or 8 devices, not {len(devices)}")
+    if len({device.type for device in devices}) > 1:
+        raise CheckpointError(f"device {names!r}: the devices of a slot must be of one kind")
+    if devices[0].type == "cuda" and len(set(devices)) < len(devices):
+        raise CheckpointError(f"device {names!r} names a GPU twice")
+    return devices
 
 
 def probe(device: torch.device, *, timeout_s: float = _PROBE_S) -> str | None:

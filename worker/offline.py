@@ -102,7 +102,7 @@ def _load(
 ) -> tuple[Renderer, Mapping[str, tuple[int, int]]]:
     """Load the model; return its renderer, and (out, in) of its linear layers."""
     # Imported here: torch and diffusers take 5 s, and most refusals need neither.
-    from worker.device import pick_device
+    from worker.device import pick_devices
     from worker.model.load import load_components
     from worker.model.precision import PRECISIONS
     from worker.rendering.renderer import ENGINE_REQUIREMENTS, Renderer
@@ -111,7 +111,7 @@ def _load(
     offered = PRECISIONS[settings.model.precision].engines(has_toolkit=settings.ai_toolkit_path is not None)
     if engine not in offered:
         raise InvalidRequest(f"the engine {engine!r} cannot run: {ENGINE_REQUIREMENTS[engine]}", field="engine")
-    device = pick_device(settings.worker.device)
+    device = pick_devices(settings.worker.device)[0]
     toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None
     components = load_components(settings.model, device=device, hf_token=settings.hub_token())
     renderer = Renderer(

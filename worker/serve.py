@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,11 +25,12 @@ from worker.consumer.reference_files import reference_loader
 from worker.consumer.slot import Slot, slot_name
 from worker.consumer.worker import Worker, redis_retries
 from worker.consumer.worker_state import WorkerState
-from worker.device import device_id, memory_bytes, pick_device, probe
+from worker.device import device_id, memory_bytes, pick_devices, probe
 from worker.gpu_load import GpuLoadSampler, gpu_load_reader
 from worker.simulation.company import refuse_simulated_slots
 
 if TYPE_CHECKING:
+    from worker.rendering.followers import Followers
     from worker.rendering.renderer import Renderer
 
 # Long enough for a busy Redis, short enough for several renewals within a lease.
@@ -45,19 +46,20 @@ def serve(settings: Settings) -> None:
             user.
         CheckpointError: the base model cannot be loaded.
     """
-    device = pick_device(settings.worker.device)
-    gpu = device_id(device)
-    name = slot_name(settings.worker.name, gpu)
+    devices = pick_devices(settings.worker.device)
+    name = slot_name(settings.worker.name, device_id(devices[0]))
     folder = settings.worker.lock_dir
     with ExitStack() as opened, slot_context(name):
         opened.enter_context(slot_lock(name, redis_url=settings.redis.url.text, folder=folder))
-        if device.type == "cuda":
-            opened.enter_context(gpu_lock(gpu, folder=folder))
-            torch.cuda.set_device(device)
-        consume(_open(settings, name, device, opened))
+        if devices[0].type == "cuda":
+            # In one order, so that two slots with the same GPUs cannot each wait for the other.
+            for gpu in sorted(device_id(device) for device in devices):
+                opened.enter_context(gpu_lock(gpu, folder=folder))
+            torch.cuda.set_device(devices[0])
+        consume(_open(settings, name, devices, opened))
 
 
-def _open(settings: Settings, name: str, device: torch.device, opened: ExitStack) -> Worker:
+def _open(settings: Settings, name: str, devices: Sequence[torch.device], opened: ExitStack) -> Worker:
     ledger = Ledger.connect(settings.redis.url, settings.queue, timeout_s=_LEDGER_TIMEOUT_S)
     store = open_store(settings)
     # Checked before minutes of loading, and before any item could fail because of them.
@@ -65,7 +67,9 @@ def _open(settings: Settings, name: str, device: torch.device, opened: ExitStack
     ledger.check_permissions()
     require_storage(store)
     refuse_simulated_slots(ledger)
-    renderer, slot = _load(settings, name, device, ledger, store)
+    renderer, slot = _load(
+        settings, name, devices, ledger, store, followers=_start_followers(settings, devices, opened)
+    )
     # Loading takes minutes, in which a simulated slot may have come: this one was not announced yet.
     refuse_simulated_slots(ledger)
     state = WorkerState()
@@ -83,10 +87,10 @@ def _open(settings: Settings, name: str, device: torch.device, opened: ExitStack
             state,
             renderer,
             health_dir=settings.worker.health_dir,
-            device_report=_start_sampling(device, settings.model.id, opened),
+            device_report=_start_sampling(devices[0], settings.model.id, opened),
         ),
         adapter_files=open_adapter_files(settings),
-        probe=partial(probe, device),
+        probe=partial(probe, devices[0]),
         uploader=BackgroundUploader(),
         tracer=make_tracer(settings.trace, service="flux2-worker", instance=name),
     )
@@ -99,8 +103,30 @@ def _start_sampling(device: torch.device, model: str, opened: ExitStack) -> Call
     return opened.enter_context(GpuLoadSampler(gpu_load_reader(device), model=model)).report
 
 
+def _start_followers(settings: Settings, devices: Sequence[torch.device], opened: ExitStack) -> Followers | None:
+    """Start a process on each device but the first, until `opened` closes; they load the model at the same time."""
+    if len(devices) == 1:
+        return None
+    from worker.rendering.followers import Followers
+
+    followers = Followers(
+        settings.model,
+        devices[1:],
+        hf_token=settings.hub_token(),
+        adapter_cache_bytes=settings.worker.adapter_cache_bytes,
+    )
+    opened.callback(followers.close)
+    return followers
+
+
 def _load(
-    settings: Settings, name: str, device: torch.device, ledger: Ledger, store: ObjectStore
+    settings: Settings,
+    name: str,
+    devices: Sequence[torch.device],
+    ledger: Ledger,
+    store: ObjectStore,
+    *,
+    followers: Followers | None,
 ) -> tuple[Renderer, Slot]:
     # Imported here: diffusers takes 4 s, and an error of Redis, storage or a lock must not wait for it.
     from worker.model.load import load_components
@@ -108,26 +134,27 @@ def _load(
     from worker.rendering.toolkit_checkout import load_toolkit
 
     toolkit = load_toolkit(settings.ai_toolkit_path) if settings.ai_toolkit_path else None
-    components = load_components(settings.model, device=device, hf_token=settings.hub_token())
+    components = load_components(settings.model, device=devices[0], hf_token=settings.hub_token())
     redis_retries(pause_s=START_RETRY_S)(
         ledger.workers.publish_base_model, settings.model.id, revision=components.revision, layers=components.layers
     )
     renderer = Renderer(
         components,
         prompt_cache=settings.worker.prompt_cache,
-        adapter_cache_bytes=int(settings.worker.adapter_cache_gb * 1_000_000_000),
+        adapter_cache_bytes=settings.worker.adapter_cache_bytes,
         toolkit=toolkit,
         load_reference=reference_loader(store),
+        followers=followers,
     )
     renderer.warm_up()
     slot = Slot(
         name=name,
         model=settings.model.id,
-        device=str(device),
+        device=",".join(str(device) for device in devices),
         revision=components.revision,
         precision=components.precision.name,
         engines=renderer.engines,
         features=(*components.precision.features, "references", "large"),
-        memory_bytes=memory_bytes(device),
+        memory_bytes=memory_bytes(devices[0]),
     )
     return renderer, slot

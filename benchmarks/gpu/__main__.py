@@ -20,6 +20,7 @@ from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.engine_times import EngineTimes, Latents
 from benchmarks.gpu.joint_passes import measure_joint_passes
 from benchmarks.gpu.models import Checkpoint
+from benchmarks.gpu.parallel import measure_parallel, parallel_devices
 from benchmarks.gpu.prompt_encoding import measure_prompt
 from benchmarks.gpu.report import BASELINES, Report
 from benchmarks.gpu.session import Plan, Session
@@ -45,6 +46,7 @@ class Part(StrEnum):
     PROMPT = "prompt"
     TOGETHER = "together"
     BATCH = "batch"
+    PARALLEL = "parallel"
 
 
 class EngineName(StrEnum):
@@ -81,6 +83,10 @@ def main(
     references: Annotated[
         int, typer.Option(min=0, max=MAX_REFERENCES, help="Reference images of 1024x1024, or 128x128 with --tiny.")
     ] = 0,
+    devices: Annotated[
+        int | None,
+        typer.Option(min=2, help="Devices that render an image together. Default: all GPUs, at most 8; none on a CPU."),
+    ] = None,
     only: Annotated[list[Part] | None, typer.Option(help="Measure this part; may be repeated.")] = None,
     engine: Annotated[list[EngineName] | None, typer.Option(help="Measure this engine; may be repeated.")] = None,
     text_encoder_place: Annotated[
@@ -103,18 +109,23 @@ def main(
     clock = Clock(pick_device(device or "auto"))
     report = Report(device=clock.name, as_json=as_json, out=out)
     plan = Plan(tuple(size or [64 if tiny else 1024]), steps, repeat, items, references, 128 if tiny else 1024)
-    if references and set(only or Part) - {Part.CEILINGS, Part.COLD, Part.STEPS, Part.IMAGE}:
+    if references and set(only or Part) - {Part.CEILINGS, Part.COLD, Part.STEPS, Part.IMAGE, Part.PARALLEL}:
         raise typer.BadParameter("--references needs --only steps or --only image", param_hint="--references")
     # Diffusers' pipelines prepare and encode references in another way.
     possible = [name for name in EngineName if not references or name is not EngineName.DIFFUSERS]
-    run = _Run(set(only or Part), list(engine or possible), _toolkit(engine), plan, report, clock)
+    together = parallel_devices(clock.device, devices)
+    run = _Run(set(only or Part), list(engine or possible), _toolkit(engine), plan, report, clock, together)
     settings = {"text_encoder_place": text_encoder_place, "clean_weights": clean_weights, "memory_gb": memory_gb}
     _measure(run, model, tiny=tiny, settings=settings)
     report.print_table()
 
 
 class _Run(NamedTuple):
-    """The measurements of one call of this program, and the destination of their results."""
+    """The measurements of one call of this program, and the destination of their results.
+
+    Attributes:
+        devices: those that render together, this process' first; one if the part `parallel` is left out.
+    """
 
     parts: set[Part]
     engines: list[EngineName]
@@ -122,6 +133,7 @@ class _Run(NamedTuple):
     plan: Plan
     report: Report
     clock: Clock
+    devices: Sequence[torch.device]
 
 
 def _measure(run: _Run, model: str, *, tiny: bool, settings: Mapping[str, Any]) -> None:
@@ -177,6 +189,10 @@ def _measure_precision(
     _report_loaded(components, run.report, run.clock, cold=Part.COLD in run.parts)
     _measure_engines(session, latents, run.parts, [name for name in names if name in others or name not in BASELINES])
     _measure_rest(session, run.parts, folder=folder)
+    # Last: it changes how blocks attend.
+    if Part.PARALLEL in run.parts and len(run.devices) > 1:
+        compiled = session.engine_name != "exact"
+        measure_parallel(session, checkpoint.settings(precision, **settings, compile=compiled), run.devices)
 
 
 def _free_memory() -> None:

@@ -124,8 +124,11 @@ class Checkpoint:
         Raises:
             CheckpointError: the device is too small.
         """
-        model_settings = ModelSettings.model_validate({**self._places, "precision": precision, **settings})
-        return load_components(model_settings, device=self._device, hf_token=None)
+        return load_components(self.settings(precision, **settings), device=self._device, hf_token=None)
+
+    def settings(self, precision: str, **settings: Any) -> ModelSettings:
+        """Return settings that name this checkpoint, for processes that load it while this process runs."""
+        return ModelSettings.model_validate({**self._places, "precision": precision, **settings})
 
     def environment(self) -> dict[str, str]:
         """Return the settings of worker processes that load this checkpoint while this process runs."""

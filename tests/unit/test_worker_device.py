@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from shared.errors import CheckpointError
-from worker.device import device_id, memory_bytes, pick_device, probe
+from worker.device import device_id, memory_bytes, pick_device, pick_devices, probe
 
 without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="this host has CUDA")
 
@@ -24,6 +24,30 @@ def test_without_cuda_every_automatic_choice_is_the_cpu(name):
 def test_a_missing_cuda_device_is_an_error(name):
     with pytest.raises(CheckpointError, match="this process sees 0 CUDA devices"):
         pick_device(name)
+
+
+def test_a_slot_has_the_devices_that_its_setting_lists(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+
+    assert pick_devices("cpu") == [torch.device("cpu")]
+    assert pick_devices("cpu,cpu") == [torch.device("cpu")] * 2
+    assert pick_devices("cuda:2, cuda:0") == [torch.device("cuda", 2), torch.device("cuda", 0)]
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        ("cpu,cpu,cpu", "a slot has 1, 2, 4 or 8 devices, not 3"),
+        ("cuda:0,cpu", "must be of one kind"),
+        ("cuda:1,cuda:1", "names a GPU twice"),
+        ("cpu,", "unknown device ''"),
+    ],
+)
+def test_other_lists_of_devices_are_refused(names, reason, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+
+    with pytest.raises(CheckpointError, match=reason):
+        pick_devices(names)
 
 
 def test_a_gpu_reports_its_whole_memory_and_a_cpu_none(monkeypatch):

@@ -1,7 +1,7 @@
 import pytest
 
 from shared.errors import CheckpointError
-from worker.fleet.gpus import choose_gpus
+from worker.fleet.gpus import choose_gpus, group_gpus
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,13 @@ def test_a_text_that_names_no_gpus_of_the_host_is_refused_with_a_remedy(wanted, 
 def test_a_host_without_gpus_gets_advice():
     with pytest.raises(CheckpointError, match="use --device cpu or --simulate"):
         choose_gpus("all", count=0)
+
+
+def test_gpus_form_slots_in_their_order():
+    assert group_gpus([0, 2, 5, 3], per_slot=2) == [[0, 2], [5, 3]]
+    assert group_gpus(range(4), per_slot=4) == [range(4)]
+
+
+def test_gpus_that_would_be_left_over_are_refused():
+    with pytest.raises(CheckpointError, match="--gpus-per-slot 2: 3 GPUs cannot be divided; choose a multiple of 2"):
+        group_gpus(range(3), per_slot=2)

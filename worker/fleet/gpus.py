@@ -28,6 +28,19 @@ def count_gpus() -> int:
         ) from error
 
 
+def group_gpus(gpus: Sequence[int], *, per_slot: int) -> list[Sequence[int]]:
+    """Divide GPUs into slots, in their order.
+
+    Raises:
+        CheckpointError: some would be left over.
+    """
+    if len(gpus) % per_slot:
+        raise CheckpointError(
+            f"--gpus-per-slot {per_slot}: {len(gpus)} GPUs cannot be divided; choose a multiple of {per_slot} by --gpus"
+        )
+    return [gpus[start : start + per_slot] for start in range(0, len(gpus), per_slot)]
+
+
 def choose_gpus(wanted: str, *, count: int) -> Sequence[int]:
     """Return the indices of the GPUs that `--gpus` names: `all`, a number N for the first N, or indices as in `0,2`.
 

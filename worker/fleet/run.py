@@ -6,23 +6,24 @@ import socket
 import sys
 
 from shared.settings import Settings
-from worker.fleet.gpus import choose_gpus, count_gpus
+from worker.fleet.gpus import choose_gpus, count_gpus, group_gpus
 from worker.fleet.slot_process import SlotProcess
 from worker.fleet.supervisor import Supervisor
 
 
-def run_gpu_slots(settings: Settings, gpus: str) -> int:
-    """Run a slot on each GPU that `gpus` names until SIGTERM; return the exit status.
+def run_gpu_slots(settings: Settings, gpus: str, *, per_slot: int = 1) -> int:
+    """Run a slot on each GPU that `gpus` names, or on `per_slot` of them, until SIGTERM; return the exit status.
 
     Raises:
-        CheckpointError: see `choose_gpus`.
+        CheckpointError: see `choose_gpus` and `group_gpus`.
     """
     name = settings.worker.name
     slots = []
-    for index in choose_gpus(gpus, count=count_gpus()):
-        # Without a name, a slot is named after its GPU's UUID, whatever its index is after the next start.
-        named = ["--name", f"{name}-{index}"] if name else []
-        slots.append(_slot(settings, f"cuda:{index}", ["--device", f"cuda:{index}", *named]))
+    for group in group_gpus(choose_gpus(gpus, count=count_gpus()), per_slot=per_slot):
+        # Without a name, a slot is named after its first GPU's UUID, whatever its index is after the next start.
+        named = ["--name", f"{name}-{group[0]}"] if name else []
+        devices = ",".join(f"cuda:{index}" for index in group)
+        slots.append(_slot(settings, devices, ["--device", devices, *named]))
     return _supervise(settings, slots)
 
 

@@ -143,7 +143,7 @@ class AdapterSwapper:
         self._check_mode(mode)
         key = adapter_key([ref for ref, _ in adapters], mode)
         self.wait()
-        is_unmerged = self.unmerged or self._runs_unmerged(mode)
+        is_unmerged = self.unmerged or self.runs_unmerged(mode)
         if is_unmerged or self.corrupted or self._swap.merged_key in (None, key):
             return
         self._begin(adapters, mode, key=key, passes=passes)
@@ -156,6 +156,10 @@ class AdapterSwapper:
         """Wait until the latest swap is complete; raise its failure, once. Passes that never ran are abandoned."""
         self.abandon_passes()
         self._swap.wait()
+
+    def runs_unmerged(self, mode: AdapterMode | None) -> bool:
+        """Whether adapters in this mode run unmerged."""
+        return mode == "live" or not self.components.precision.can_merge
 
     def preload(self, ref: AdapterRef, path: Path) -> None:
         """Read and check an adapter that a later item needs, if the cache has room for it.
@@ -172,9 +176,6 @@ class AdapterSwapper:
     def fp8_error(self, step: Callable[[], Tensor]) -> float:
         """Return the relative distance of a float8 step from a bfloat16 step; see `WeightWriter`."""
         return self._weights.fp8_error(step)
-
-    def _runs_unmerged(self, mode: AdapterMode | None) -> bool:
-        return mode == "live" or not self.components.precision.can_merge
 
     def _check_mode(self, mode: AdapterMode | None) -> None:
         precision = self.components.precision
@@ -225,7 +226,7 @@ class AdapterSwapper:
     def _attach(self, adapters: Sequence[Adapter], mode: AdapterMode | None) -> list[Merge]:
         """Attach the adapters that run unmerged; return the updates to merge."""
         self.unmerged.clear()
-        if not self._runs_unmerged(mode):
+        if not self.runs_unmerged(mode):
             return [
                 Merge(adapter, update, self._weights.targets(update))
                 for adapter in adapters

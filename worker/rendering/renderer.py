@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from shared.errors import InvalidRequest, NotFinite, ReferenceRefused
-from shared.job import Decode, ItemSpec, PipelineReport
+from shared.errors import DeviceFault, InvalidRequest, NotFinite, ReferenceRefused
+from shared.job import AdapterReport, Decode, ItemSpec, PipelineReport
 from shared.job import Engine as EngineName
 from shared.prompt import MAX_TOKENS
 from shared.references import LoadReference
@@ -30,6 +30,7 @@ from worker.model.placement import lacking_step_bytes
 from worker.rendering.attempt import ATTEMPTS, Attempt, OnProgress, RenderedImage, RenderingItem
 from worker.rendering.decode import tiled_decoding
 from worker.rendering.engine import DenoisingInputs, Engine
+from worker.rendering.followers import Followers
 from worker.rendering.item_inputs import InputBuilder, ItemInputs
 from worker.rendering.native_engine import ExactEngine, FastEngine, native_engine
 from worker.rendering.prepared_items import PreparedItems
@@ -59,6 +60,7 @@ class Renderer:
         adapter_cache_bytes: total size of the adapter files to cache in memory.
         toolkit: AI Toolkit's classes; with them, the renderer also offers AI Toolkit's engine.
         load_reference: see `LoadReference`; without it, items with reference images are refused.
+        followers: devices that denoise together with that of `components`, once `warm_up` has checked their bits.
 
     Raises:
         CheckpointError: AI Toolkit's classes cannot hold the weights.
@@ -77,6 +79,7 @@ class Renderer:
         adapter_cache_bytes: int = 0,
         toolkit: Toolkit | None = None,
         load_reference: LoadReference = _refuse_references,
+        followers: Followers | None = None,
     ) -> None:
         self.swapper = AdapterSwapper(components, adapter_cache_bytes=adapter_cache_bytes)
         self.inputs = InputBuilder(components, prompt_cache=prompt_cache)
@@ -86,6 +89,8 @@ class Renderer:
         self._decoder = _decode_thread()
         self._fp8_error: float | None = None
         self._runs_compiled = True
+        self._followers: Followers | None = None
+        self._unchecked_followers = followers
         ours = native_engine(components)
         self._engines: dict[EngineName, Engine] = {ours.name: ours}
         if toolkit is not None and ToolkitEngine.name in components.precision.engines(has_toolkit=True):
@@ -113,10 +118,22 @@ class Renderer:
         """Run one typical step, and compare it with uncompiled code.
 
         With float8 weights, each result states the error of this step. With all other weights the bits must be equal;
-        otherwise compiled code is not used.
+        otherwise compiled code is not used. A step on several devices must have the bits of one device too; otherwise
+        one device renders.
+
+        Raises:
+            CheckpointError: the followers cannot take part; see `Followers.join`.
+            DeviceFault: a follower failed.
         """
         # Before the first item: compiling may take longer than an item may stall.
         engine = next(iter(self._engines.values()))
+        self._compare_compiled(engine)
+        if self._unchecked_followers is not None:
+            self._unchecked_followers.join(self._components)
+            if self._unchecked_followers.check(engine, self.inputs.typical_call()):
+                self._followers = self._unchecked_followers
+
+    def _compare_compiled(self, engine: Engine) -> None:
         if not self._components.compiled and not engine.measures_fp8_error:
             return
         step = partial(engine.predict, self.inputs.typical_call())
@@ -142,6 +159,8 @@ class Renderer:
         """
         engine = self._engines.get(spec.engine)
         files_only = engine is not None and engine.encodes_references
+        if self._followers is not None:
+            self._followers.preload(tuple(zip(spec.adapters, adapters, strict=True)))
         self._prepared.prepare(spec, adapters, files_only=files_only, between=between)
 
     def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: OnProgress) -> RenderedImage:
@@ -191,7 +210,7 @@ class Renderer:
         with item.stage("encode", timing="encode_prompt"):
             inputs = self._prepared.inputs_of(spec)
         with item.stage("adapter", timing="adapter"):
-            kind, reports = self.swapper.activate(item.files, mode=spec.adapter_mode, wait=not engine.waits_for_blocks)
+            kind, reports = self._activate(item)
         with item.stage("denoise", timing="denoise"):
             latents = self._denoise(item, inputs, references, exclusive=attempt.exclusive)
         with item.stage("decode", timing="decode", step=spec.num_inference_steps):
@@ -204,6 +223,19 @@ class Renderer:
         return RenderedImage(
             image, item.timings, reports, pipeline, inputs.tokens, inputs.warnings, tuple(item.references)
         )
+
+    def _followers_for(self, item: RenderingItem) -> Followers | None:
+        """Return the followers if they take part in an item."""
+        # The bits of unmerged adapters' products were never compared on several devices, and AI Toolkit's modules run
+        # on one.
+        is_unmerged = bool(item.files) and self.swapper.runs_unmerged(item.spec.adapter_mode)
+        return self._followers if item.engine.waits_for_blocks and not is_unmerged else None
+
+    def _activate(self, item: RenderingItem) -> tuple[SwapKind, tuple[AdapterReport, ...]]:
+        """Make the item's adapters current on every device that takes part."""
+        mode, followers = item.spec.adapter_mode, self._followers_for(item)
+        with followers.activating(item.files, mode=mode) if followers else nullcontext():
+            return self.swapper.activate(item.files, mode=mode, wait=not item.engine.waits_for_blocks)
 
     def _encode_references(self, item: RenderingItem) -> References | None:
         """Load and encode the item's reference images, unless an earlier item had the same.
@@ -257,8 +289,12 @@ class Renderer:
                 self._begin_next_swap(item, passes=1 if run.negative_prompt_embeds is None else 2)
 
         try:
+            followers = self._followers_for(item)
             # Compiled code does not run hooks that were registered later, such as those of unmerged adapters.
-            with uncompiled() if self.swapper.unmerged or not self._runs_compiled else nullcontext():
+            with (
+                uncompiled() if self.swapper.unmerged or not self._runs_compiled else nullcontext(),
+                followers.denoising(inputs.start, run) if followers else nullcontext(),
+            ):
                 latents = engine.denoise(inputs.start, run, on_step=on_step)
         finally:
             self._prepared.end_turn()
@@ -286,6 +322,10 @@ class Renderer:
         item.shares_memory = True
         try:
             self.swapper.begin_next(coming.files, mode=coming.spec.adapter_mode, passes=passes)
+            if followers := self._followers_for(item):
+                followers.begin_next(coming.files, mode=coming.spec.adapter_mode, passes=passes)
+        except DeviceFault:
+            raise
         except Exception as error:  # noqa: BLE001 - the next item meets the same error and reports it
             logger.info("next adapter swap not begun", extra={"error": f"{type(error).__name__}: {error}"})
 

@@ -1,0 +1,160 @@
+"""A renderer with a follower on a second device gives the bytes of one without, and notices when the follower fails."""
+
+import io
+import os
+import signal
+from hashlib import sha256
+
+import pytest
+import torch
+from PIL import Image
+
+from shared.errors import AdapterRefused, DeviceFault, ItemCanceled
+from shared.job import ReferenceRef
+from worker.model.load import load_components
+from worker.rendering.followers import Followers
+from worker.rendering.renderer import Renderer
+
+CPU = torch.device("cpu")
+
+
+def drawn(color):
+    file = io.BytesIO()
+    Image.new("RGB", (64, 80), color).save(file, "PNG")
+    return file.getvalue()
+
+
+REFERENCE = drawn((200, 30, 40))
+
+
+def ignore(progress):
+    pass
+
+
+@pytest.fixture(scope="module")
+def alone(model_settings):
+    """A renderer on one device."""
+    components = load_components(model_settings("fp32"), device=CPU, hf_token=None)
+    return Renderer(components, prompt_cache=4, load_reference=lambda _: REFERENCE)
+
+
+@pytest.fixture(scope="module")
+def followers(model_settings):
+    # The processes share two cores.
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    started = Followers(model_settings("fp32"), [CPU], hf_token=None, adapter_cache_bytes=100_000_000)
+    monkeypatch.undo()
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def together(followers, model_settings):
+    """A renderer whose follower is a second process."""
+    components = load_components(model_settings("fp32"), device=CPU, hf_token=None)
+    renderer = Renderer(components, prompt_cache=4, load_reference=lambda _: REFERENCE, followers=followers)
+    renderer.warm_up()
+    return renderer
+
+
+def count_divided(renderer, monkeypatch):
+    """Return a list that gets one entry for each pass that is divided."""
+    group, passes = renderer._followers._group, []
+    gather = group.gather_image
+    monkeypatch.setattr(group, "gather_image", lambda rows: passes.append(rows.shape[1]) or gather(rows))
+    return passes
+
+
+def test_two_devices_render_the_bytes_of_one(alone, together, item, goldens, adapter_ref, monkeypatch):
+    first, second = goldens / "adapters/lora_r4_bf16.safetensors", goldens / "adapters/lokr_lowrank_bf16.safetensors"
+    reference = ReferenceRef(slot=1, sha256=sha256(REFERENCE).hexdigest())
+    items = [
+        (item(), []),
+        (item(adapters=(adapter_ref(first),), seed=1, num_inference_steps=1), [first]),
+        (
+            item(adapters=(adapter_ref(second, 0.7), adapter_ref(first, 0.5)), width=80, num_inference_steps=1),
+            [second, first],
+        ),
+        (item(references=(reference,), num_inference_steps=1), []),
+    ]
+    passes = count_divided(together, monkeypatch)
+
+    found = [together.render(spec, files, on_progress=ignore) for spec, files in items]
+
+    expected = [alone.render(spec, files, on_progress=ignore) for spec, files in items]
+    assert [one.image.tobytes() for one in found] == [one.image.tobytes() for one in expected]
+    assert [one.adapters for one in found] == [one.adapters for one in expected]
+    # The leader has half of the 16 or 20 tokens, with 20 more of the reference.
+    assert passes == [8, 8, 8, 10, 18]
+
+
+def test_the_next_items_swap_begins_in_the_last_step_on_every_device(alone, together, item, goldens, adapter_ref):
+    path = goldens / "adapters/lora_r4_bf16.safetensors"
+    spec = item(adapters=(adapter_ref(path),), seed=3)
+
+    def prepare(progress):
+        if (progress.stage, progress.step) == ("denoise", 0):
+            together.prepare(spec, [path])
+
+    together.render(item(seed=2), [], on_progress=prepare)
+    found = together.render(spec, [path], on_progress=ignore)
+
+    assert found.image.tobytes() == alone.render(spec, [path], on_progress=ignore).image.tobytes()
+
+
+def test_unmerged_adapters_run_on_one_device(alone, together, item, goldens, adapter_ref, monkeypatch):
+    path = goldens / "adapters/dora_bf16.safetensors"
+    spec = item(adapters=(adapter_ref(path),), adapter_mode="live", num_inference_steps=1)
+    passes = count_divided(together, monkeypatch)
+
+    found = together.render(spec, [path], on_progress=ignore)
+
+    assert passes == []
+    assert found.image.tobytes() == alone.render(spec, [path], on_progress=ignore).image.tobytes()
+
+
+def test_after_a_cancel_the_next_item_renders_on_both(alone, together, item, monkeypatch):
+    def cancel(progress):
+        if progress.step == 1:
+            raise ItemCanceled("canceled by its caller")
+
+    with pytest.raises(ItemCanceled):
+        together.render(item(num_inference_steps=4), [], on_progress=cancel)
+    passes = count_divided(together, monkeypatch)
+
+    found = together.render(item(seed=5, num_inference_steps=1), [], on_progress=ignore)
+
+    assert (
+        found.image.tobytes()
+        == alone.render(item(seed=5, num_inference_steps=1), [], on_progress=ignore).image.tobytes()
+    )
+    assert len(passes) == 1
+
+
+def test_an_adapter_that_no_device_can_use_fails_its_item_only(together, alone, item, tmp_path, adapter_ref):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"no adapter")
+
+    with pytest.raises(AdapterRefused):
+        together.render(item(adapters=(adapter_ref(broken),)), [broken], on_progress=ignore)
+
+    found = together.render(item(seed=6, num_inference_steps=1), [], on_progress=ignore)
+    assert (
+        found.image.tobytes()
+        == alone.render(item(seed=6, num_inference_steps=1), [], on_progress=ignore).image.tobytes()
+    )
+
+
+# The last test, because it ends the follower.
+def test_a_follower_that_dies_within_an_item_is_a_device_fault(together, followers, item):
+    process = followers._followers[0].process
+
+    def kill(progress):
+        if progress.step == 1:
+            os.kill(process.pid, signal.SIGKILL)
+
+    with pytest.raises(DeviceFault, match=r"follower on cpu|a pass on several devices failed"):
+        together.render(item(num_inference_steps=4), [], on_progress=kill)
+    with pytest.raises(DeviceFault, match="the follower on cpu has ended"):
+        together.render(item(), [], on_progress=ignore)
