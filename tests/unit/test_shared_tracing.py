@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from shared import otel
 from shared.errors import MissingExtra
 from shared.log_context import item_context
 from shared.otel import OtelTracer
@@ -107,20 +108,36 @@ def test_the_console_gets_one_line_of_json_for_each_span(capsys):
     assert [line["name"] for line in lines] == ["first", "second"]
 
 
-def test_otlp_sends_spans_in_a_thread_that_ends_with_the_tracer(monkeypatch):
-    sent = []
+class Collector(BaseHTTPRequestHandler):
+    """Keeps what is sent to it."""
 
-    class Exporter(InMemorySpanExporter):
-        def export(self, spans):
-            sent.extend(span.name for span in spans)
-            return super().export(spans)
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.received.append((self.path, ExportTraceServiceRequest.FromString(body)))
+        self.send_response(200)
+        self.end_headers()
 
-    monkeypatch.setattr("opentelemetry.exporter.otlp.proto.http.trace_exporter.OTLPSpanExporter", Exporter)
-    tracer = otel.make_otel_tracer("otlp", service="x", instance="")
-    tracer.begin("only", parent="").end()
+    def log_message(self, *arguments):
+        pass
+
+
+def test_a_collector_gets_the_last_spans_when_the_process_ends(serve_http, monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Collector)
+    server.received = []
+    serve_http(server)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    tracer = make_tracer(TraceSettings(exporter="otlp"), service="flux2-worker", instance="gpu-0")
+
+    tracer.begin("only", parent=PARENT, images=3).end()
+    # As the interpreter does at its exit.
     tracer.shutdown()
 
-    assert sent == ["only"]
+    [(path, request)] = server.received
+    [resource] = request.resource_spans
+    names = {each.key: each.value.string_value for each in resource.resource.attributes}
+    assert (path, names["service.name"], names["service.instance.id"]) == ("/v1/traces", "flux2-worker", "gpu-0")
+    [span] = resource.scope_spans[0].spans
+    assert (span.name, span.trace_id.hex(), span.attributes[0].value.int_value) == ("only", PARENT.split("-")[1], 3)
 
 
 def test_log_lines_about_a_traced_item_name_the_trace(configured):
