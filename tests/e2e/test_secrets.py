@@ -240,7 +240,16 @@ def test_no_secret_is_in_anything_that_the_service_leaves_behind(
     metrics = call("GET", "/metrics")
     assert metrics.status_code == 200
     call("GET", "/ready")
-    pages = ["/v1/requests", f"/v1/requests/{succeeding}", "/v1/adapters", "/v1/usage", "/v1/models", "/openapi.json"]
+    pages = [
+        "/v1/requests",
+        f"/v1/requests/{succeeding}",
+        "/v1/adapters",
+        "/v1/usage",
+        "/v1/slots",
+        "/v1/queue",
+        "/v1/models",
+        "/openapi.json",
+    ]
     # The API reads the files with the service's secrets.
     for path in (*pages, *(f"/v1/adapters?path={source}" for source in sources)):
         assert call("GET", path).status_code == 200, path
