@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.scheduling.history import History
 from benchmarks.scheduling.simulation import Simulation
+from shared.ledger import JobView
 
 # Below this the error of a forecast says nothing: an item ends within the granularity of progress.
 _SHORTEST_S = 1.0
@@ -20,6 +21,7 @@ class Forecast:
     Attributes:
         asked_s: when, in s since the start of the run.
         eta_s: seconds to its end, as the ledger estimated them; None if it gave no estimate.
+        range_s: the low and the high estimate.
         truth_s: seconds to its end, as it happened.
     """
 
@@ -27,6 +29,7 @@ class Forecast:
     asked_s: float
     position: int | None
     eta_s: float | None
+    range_s: tuple[float, float] | None
     truth_s: float
 
     @property
@@ -35,6 +38,14 @@ class Forecast:
         if self.eta_s is None:
             return None
         return abs(self.eta_s - self.truth_s) / max(self.truth_s, _SHORTEST_S)
+
+    @property
+    def is_in_range(self) -> bool:
+        """Whether the job ended between the low and the high estimate, to the shortest time that counts."""
+        if self.range_s is None:
+            return False
+        low_s, high_s = self.range_s
+        return low_s - _SHORTEST_S <= self.truth_s <= high_s + _SHORTEST_S
 
 
 class ForecastRecorder:
@@ -49,7 +60,7 @@ class ForecastRecorder:
         self._every_s = every_s
         self._jobs = jobs
         self._chance = random.Random(seed)
-        self._answers: list[tuple[str, float, int | None, float | None]] = []
+        self._answers: list[tuple[float, JobView]] = []
 
     def attach(self, simulation: Simulation) -> None:
         """See `Observer`."""
@@ -59,7 +70,7 @@ class ForecastRecorder:
             for job_id in self._chance.sample(open_jobs, min(self._jobs, len(open_jobs))):
                 job = simulation.ledger.job(job_id)
                 assert job is not None
-                self._answers.append((job_id, simulation.timeline.now_s(), job.queue_position, job.eta_s))
+                self._answers.append((simulation.timeline.now_s(), job))
             simulation.timeline.after(self._every_s, ask)
 
         simulation.timeline.after(self._every_s, ask)
@@ -67,8 +78,17 @@ class ForecastRecorder:
     def forecasts(self, history: History) -> Sequence[Forecast]:
         """Return the answers with what happened; call it after the run."""
         forecasts = []
-        for job_id, asked_s, position, eta_s in self._answers:
-            end_s = history.job_end_s(job_id)
+        for asked_s, job in self._answers:
+            end_s = history.job_end_s(job.job_id)
             assert end_s is not None
-            forecasts.append(Forecast(job_id, asked_s, position, eta_s, truth_s=end_s - asked_s))
+            forecasts.append(
+                Forecast(
+                    job.job_id,
+                    asked_s,
+                    position=job.queue_position,
+                    eta_s=job.eta_s,
+                    range_s=job.eta_range_s,
+                    truth_s=end_s - asked_s,
+                )
+            )
         return forecasts
