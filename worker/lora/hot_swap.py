@@ -37,6 +37,7 @@ from torch import Tensor
 
 from shared.errors import InvalidRequest, WeightsLost
 from shared.job import AdapterMode, AdapterRef, AdapterReport, adapter_key
+from shared.log_context import in_this_context
 from worker.checkpoint.pinned import device_thread_pool, side_stream
 from worker.lora.adapter_swap import AdapterSwap, SwapKind, SwapState
 from worker.lora.apply import Merge, WeightWriter
@@ -216,7 +217,7 @@ class AdapterSwapper:
                 # The current stream still reads the old weights.
                 torch.cuda.current_stream(self.components.device).synchronize()
             self._gate.close(passes=passes, on_drained=swap.start_writing)
-            self._thread.submit(self._write, swap, merges)
+            self._thread.submit(in_this_context(self._write), swap, merges)
         except BaseException:
             self._gate.open_all()
             swap.fail(None, base_restored=False)
