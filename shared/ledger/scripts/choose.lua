@@ -16,19 +16,7 @@ local OWN_ADAPTERS = short_adapters(args.warm)
 
 -- How many lanes of a share are compared: some at first, because one of them suits a small fleet, and then the others.
 -- Beyond that the oldest lane is chosen, warm elsewhere or not.
-local LANES_AT_FIRST, LANES_COMPARED = 8, 64
-
--- Return which of these adapter keys other live slots have merged or merge next, as a list of booleans.
-local function warm_elsewhere(adapter_keys, now)
-  forget_dead_slots(now, args.slot_ttl_ms)
-  local own_warm, own_next = redis.call('HGET', WARM, args.slot), redis.call('HGET', NEXT_ADAPTERS, args.slot)
-  local warm = {}
-  for position, count in ipairs(redis.call('HMGET', WARM_COUNTS, unpack(adapter_keys))) do
-    local key = adapter_keys[position]
-    warm[position] = tonumber(count or 0) > (key == own_warm and 1 or 0) + (key == own_next and 1 or 0)
-  end
-  return warm
-end
+local LANES_AT_FIRST, LANES_COMPARED = 8, 32
 
 -- Whether one list of numbers sorts before another of the same length.
 local function precedes(one, other)
@@ -89,13 +77,17 @@ local function next_share(pool)
   return share, priority
 end
 
--- Return the first of some lanes of a share whose adapters no other slot has or merges next.
-local function first_not_warm(share, lanes, now)
+-- Return the first of some lanes of a share whose adapters no other live slot has merged or merges next.
+local function first_free(share, lanes)
   if #lanes == 0 then return nil end
-  local adapter_keys = {}
-  for position, lane in ipairs(lanes) do adapter_keys[position] = short_adapters(lane:sub(#share + 2)) end
-  for position, warm in ipairs(warm_elsewhere(adapter_keys, now)) do
-    if not warm then return lanes[position] end
+  local own_warm, own_next = redis.call('HGET', WARM, args.slot), redis.call('HGET', NEXT_ADAPTERS, args.slot)
+  local keys = {}
+  for position, lane in ipairs(lanes) do keys[position] = short_adapters(lane:sub(#share + 2)) end
+  for position, count in ipairs(redis.call('HMGET', WARM_COUNTS, unpack(keys))) do
+    local key = keys[position]
+    if not count or tonumber(count) <= (key == own_warm and 1 or 0) + (key == own_next and 1 or 0) then
+      return lanes[position]
+    end
   end
 end
 
@@ -130,10 +122,11 @@ local function next_lane(pool, share, now)
   if redis.call('ZSCORE', lanes, warm_lane) then return warm_lane end
   local whole_lane = share .. '|' .. args.warm
   if whole_lane ~= warm_lane and redis.call('ZSCORE', lanes, whole_lane) then return whole_lane end
+  forget_dead_slots(now, args.slot_ttl_ms)
   local oldest = redis.call('ZRANGE', lanes, 0, LANES_AT_FIRST - 1)
-  local free = first_not_warm(share, oldest, now)
+  local free = first_free(share, oldest)
   if free or #oldest < LANES_AT_FIRST then return free or oldest[1] end
-  return first_not_warm(share, redis.call('ZRANGE', lanes, LANES_AT_FIRST, LANES_COMPARED - 1), now) or oldest[1]
+  return first_free(share, redis.call('ZRANGE', lanes, LANES_AT_FIRST, LANES_COMPARED - 1)) or oldest[1]
 end
 
 -- Return why an item of a lane is claimed; `head_lane` is the lane of the pool's oldest item. See ClaimReason in claim.py.
