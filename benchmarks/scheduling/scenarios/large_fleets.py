@@ -32,7 +32,7 @@ def run_large_fleets(
     *,
     fleets: Sequence[int] = (8, 1000, 10_000),
     items: int = 100_000,
-    images: int = 1200,
+    images: int = 600,
 ) -> Outcome:
     """Run each fleet on the same queue until it has rendered some images.
 
