@@ -14,7 +14,8 @@ from functools import partial
 from itertools import count
 from typing import NamedTuple
 
-from shared.ledger.played_queue import Lane, LastClaim, PlayedQueue, Rank, Share, Tenant
+from shared.ledger.played_lane import Lane
+from shared.ledger.played_queue import LastClaim, PlayedQueue, Rank, Share, Tenant
 from shared.ledger.queue_snapshot import QueueSnapshot, RunningItem
 from shared.ledger.render_times import ItemTime, RenderTimes
 

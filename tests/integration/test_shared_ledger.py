@@ -638,6 +638,27 @@ def test_the_eta_comes_from_the_pace_of_finished_items(ledger, clock, make_resul
     assert ledger.job(job_id).eta_s == 20.0
 
 
+def test_commits_smooth_what_images_of_a_size_took(ledger, clock, make_result):
+    result = make_result().model_copy(update={"timings": {"denoise": 1.0, "encode_image": 0.2, "upload": 0.3}})
+    rows = []
+    for took_s in (10, 20, 200):
+        accept(ledger)
+        claimed = claim(ledger)
+        clock.advance(took_s)
+        ledger.commit(claimed, result)
+        rows.append(ledger.redis.hget(keys.times("flux2"), "exact|fp32|16r0"))
+
+    # 16 tokens and those of the text, 528 * (1 + 528 / 44,000), in each step.
+    step_ns = round(1e9 / spec().num_inference_steps / (528 * 1.012))
+    # The rest of 10 s is 8.5 s, and that of 20 s 18.5 s: half of the 10 s more counts. The third counts as thrice the
+    # mean of 13.5 s: a third of the 27 s more counts, and a third of the way from 5 s to 27 s for the deviation.
+    assert rows == [
+        f"1 {step_ns} 0 8500000 0 500000 0",
+        f"2 {step_ns} 0 13500000 5000000 500000 0",
+        f"3 {step_ns} 0 22500000 12333333 500000 0",
+    ]
+
+
 def test_the_listing_is_newest_first_in_pages_and_filters(ledger):
     ids = [accept(ledger) for _ in range(5)]
     ledger.cancel(ids[1])
