@@ -15,9 +15,9 @@ from shared.ledger.render_times import RenderTimes
 from shared.ledger.shape import Shape
 
 # A job that came later needs a new forecast, but not each one does.
-_KEPT_MS, _KEPT_FOR_NEW_JOBS_MS = 1000, 200
-# Making forecasts takes a tenth of a core and of Redis at most.
-_KEPT_FOR_ITS_COST = 10
+_KEPT_MS, _KEPT_FOR_NEW_JOBS_MS = 1000, 500
+# Making forecasts takes a twentieth of a core and of Redis at most, unless that would make them much too old.
+_KEPT_FOR_ITS_COST, _LONGEST_KEPT_MS = 20, 5000
 # The range of an estimate: parts of the wait, because jobs come or are canceled, and deviations of the item's own time.
 # Four of five jobs of the simulation end in it.
 _LESS_WAIT, _MORE_WAIT, _DEVIATIONS = 0.5, 0.7, 3.0
@@ -104,7 +104,8 @@ class ModelForecast:
         self._times = times
         self._playback = Playback(snapshot, groups, times, wait_bound_ms=wait_bound_ms, arrivals_per_ms=arrivals_per_ms)
         self._precisions = {pool: group.precision for group in groups for pool in group.pools}
-        self._kept_for_cost_ms = _KEPT_FOR_ITS_COST * (reading_ms + 1000 * (time.perf_counter() - began_s))
+        cost_ms = reading_ms + 1000 * (time.perf_counter() - began_s)
+        self._kept_for_cost_ms = min(_KEPT_FOR_ITS_COST * cost_ms, _LONGEST_KEPT_MS)
 
     def covers(self, pools: Iterable[str], *, newest: int, now_ms: int) -> bool:
         """Return whether this forecast is recent enough for items of these pools, the last with this accept order."""

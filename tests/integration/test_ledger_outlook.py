@@ -159,10 +159,10 @@ def test_a_small_job_beside_another_tenants_batch_waits_for_its_turn_only(ledger
 
 def test_a_job_that_is_overdue_goes_before_other_priorities(ledger, clock, item):
     ledger.accept("patient", [item()], record={}, priority=9)
-    clock.advance(WAIT_BOUND_S - 1)
+    clock.advance(WAIT_BOUND_S - 10)
     ledger.accept("urgent", [item()] * 5, record={}, priority=0)
     assert (ledger.job("patient").queue_position, ledger.job("urgent").queue_position) == (5, 0)
-    clock.advance(2)
+    clock.advance(20)
 
     assert (ledger.job("patient").queue_position, ledger.job("urgent").queue_position) == (0, 1)
 
@@ -192,10 +192,10 @@ def test_only_the_slots_that_take_items_of_the_pool_count_for_the_eta(ledger, cl
 
     # The slot that serves both takes two of the older ones first.
     assert (ledger.job("exact").eta_s, ledger.job("fast").eta_s) == (20.0, 80.0)
-    # The reports of the fleet are read once a second at most.
+    # The fleet is counted once a second at most.
     ledger.workers.remove("gpu-1")
     assert ledger.job("exact").eta_s == 20.0
-    clock.advance(1.1)
+    clock.advance(10)
     assert ledger.job("exact").eta_s == 30.0
 
 
