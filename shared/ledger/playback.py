@@ -168,8 +168,11 @@ class Playback:
 
     def _best(self, slot: _Slot) -> tuple[PlayedQueue, Share, Lane] | None:
         """Return what a slot would claim now, as `choose.lua` does; None if its queues are empty."""
-        own = Counter({slot.merged: slot.width})
-        own.update({slot.prepared: slot.width})
+
+        def is_warm_elsewhere(adapters: str) -> bool:
+            own = (adapters == slot.merged) + (adapters == slot.prepared)
+            return self._warm[adapters] > own * slot.width
+
         passed_ms = self._now_ms if self._times.are_known else 0.0
         best: tuple[Rank, PlayedQueue, Share, Lane] | None = None
         for pool in slot.group.pools:
@@ -178,7 +181,7 @@ class Playback:
                 continue
             rank, share, lane = queue.best(
                 slot.prepared,
-                lambda adapters: self._warm[adapters] > own[adapters],
+                is_warm_elsewhere,
                 last=self._last_claim(slot),
                 overdue_before_ms=self._taken_ms + passed_ms - self._wait_bound_ms,
                 simultaneous_ms=_SIMULTANEOUS * self._wait_bound_ms,

@@ -87,6 +87,7 @@ class RenderTimes:
             else:
                 self._sizes.setdefault(f"{engine}|{precision}", {})[size] = _Row.parse(text)
         self._known: dict[tuple[str, str, Shape | None], ItemTime | None] = {}
+        self._known_swaps: dict[tuple[str, str], float] = {}
 
     @property
     def are_known(self) -> bool:
@@ -106,8 +107,11 @@ class RenderTimes:
 
     def swap_ms(self, *, pool: str, precision: str) -> float:
         """Return the expected time of an adapter swap; 0 if none is measured."""
-        row = self._find(self._swaps, pool, precision)
-        return row.means[0] / 1000 if row else 0.0
+        key = (pool, precision)
+        if key not in self._known_swaps:
+            row = self._find(self._swaps, pool, precision)
+            self._known_swaps[key] = row.means[0] / 1000 if row else 0.0
+        return self._known_swaps[key]
 
     def _find(self, rows: Mapping[str, _Rows], pool: str, precision: str) -> _Rows | None:
         """Return the rows of an engine and a precision, or of another precision if that is not measured."""

@@ -439,7 +439,9 @@ def test_retry_after_and_the_range_follow_the_estimate(api):
 
     status = api.http.get(answer.headers["Location"])
     # Two images of 100 s: the deviation of an unknown size is 50 s, thrice, and the wait is 50 % less or 70 % more.
-    assert (status.json()["eta_s"], status.json()["eta_range_s"]) == (200.0, [0.0, 420.0])
+    # A part of the wait has passed when the status is read.
+    assert status.json()["eta_s"] == pytest.approx(200, abs=5)
+    assert status.json()["eta_range_s"] == pytest.approx([0, 420], abs=10)
     assert (answer.headers["Retry-After"], status.headers["Retry-After"]) == ("20", "20")
 
 
