@@ -91,7 +91,7 @@ class Playback:
         wait_bound_ms: float,
         arrivals_per_ms: float = 0.0,
     ) -> None:
-        load = _load(snapshot, groups, times, arrivals_per_ms)
+        load = _load(snapshot, groups, times, arrivals_per_ms * min(1.0, snapshot.part))
         self.queues = {
             pool.pool: PlayedQueue(pool, refill=load / (1 - load), newest=snapshot.sequence) for pool in snapshot.pools
         }

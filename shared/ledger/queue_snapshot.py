@@ -119,6 +119,7 @@ class QueueSnapshot:
         sequence: accept order of the last item.
         running: running items of the pools, oldest first.
         weight: number of running items for which each of them stands.
+        part: of all running items, those of these pools; the others are of other models.
     """
 
     taken_ms: int
@@ -126,6 +127,7 @@ class QueueSnapshot:
     pools: Sequence[PoolSnapshot]
     running: Sequence[RunningItem]
     weight: float
+    part: float = 1.0
 
     @classmethod
     def read(cls, session: Session, pools: Sequence[str], *, now_ms: int) -> Self:
@@ -153,6 +155,7 @@ class QueueSnapshot:
             pools=[_pool(*pool, chunks=chunks) for pool in queues["pools"] or []],
             running=sorted(running, key=lambda item: item.started_ms),
             weight=max(1.0, queues["leases"] / _RUNNING),
+            part=len(running) / min(queues["leases"], _RUNNING) if queues["leases"] else 1.0,
         )
 
 

@@ -34,10 +34,9 @@ def share(tenant, lanes, *, priority=5, running=0, last_claim_ms=0):
     return ShareSnapshot(priority, tenant, running, last_claim_ms, made, 0)
 
 
-def snapshot(*pools, running=()):
-    return QueueSnapshot(
-        NOW_MS, 1000, [PoolSnapshot(name, None, 0, 1.0, shares) for name, shares in pools], running, 1.0
-    )
+def snapshot(*pools, running=(), part=1.0):
+    made = [PoolSnapshot(name, None, 0, 1.0, shares) for name, shares in pools]
+    return QueueSnapshot(NOW_MS, 1000, made, running, weight=1.0, part=part)
 
 
 def starts_s(snapshot, *, groups, wait_bound_ms=1e9, **options):
@@ -180,6 +179,9 @@ def test_jobs_that_come_as_before_take_turns_but_are_not_ahead_of_a_queued_item(
     position, start_ms = busy["flux2", "a", "cats"][3]
     # The other tenant has two turns instead of one.
     assert (position, start_ms) == (4, pytest.approx(51_000, abs=3))
+    # Nearly all of the jobs are of another model.
+    others = starts_s(snapshot(("flux2", shares), part=0.01), groups=[slots(1)], arrivals_per_ms=0.5 / ITEM_MS)
+    assert others["flux2", "a", "cats"][3] == pytest.approx((4, 41_000), abs=200)
 
 
 def test_a_large_fleet_is_played_by_a_few_slots():
