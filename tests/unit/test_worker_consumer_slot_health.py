@@ -114,6 +114,13 @@ def test_a_container_of_several_slots_is_ready_when_all_are_and_one_that_hangs_i
     assert probe(folder, "live") == "no heartbeat for 60 s: gpu-1"
 
 
+def test_a_heartbeat_that_comes_between_the_probes_looks_at_the_clock_and_at_the_file_counts(written):
+    folder = written(sent_s=1001.001, confirmed_s=1001.001)
+
+    assert probe(folder, "live", now_s=1001.0) is None
+    assert probe(folder, "ready", now_s=1001.0) is None
+
+
 def test_a_moment_of_before_the_hosts_last_start_counts_as_old(written):
     folder = written()
 

@@ -8,11 +8,13 @@ import sys
 import threading
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from worker.consumer import slot_health
 from worker.consumer.slot_health import HealthFile, read_health
+from worker.fleet import supervisor
 
 # Runs slots `a`, `b` ... with the scripts that it is given, as `flux2 worker --gpus` does.
 _PROGRAM = """
@@ -21,14 +23,15 @@ from pathlib import Path
 from shared import logs
 from shared.local import backoff
 from shared.settings import LogSettings
+from worker.fleet import supervisor
 from worker.fleet.slot_process import SlotProcess
-from worker.fleet.supervisor import Supervisor
 
 log_format, health_dir, *scripts = sys.argv[1:]
 logs.configure(LogSettings(format=log_format))
 backoff.FIRST_WAIT_S = 0.05
+supervisor._HUNG_WATCHED_S = 0.3
 slots = [SlotProcess(label, ["/bin/sh", "-c", script], log_format=log_format) for label, script in zip("abc", scripts)]
-sys.exit(Supervisor(slots, drain_s=5, health_dir=Path(health_dir)).run())
+sys.exit(supervisor.Supervisor(slots, drain_s=5, health_dir=Path(health_dir)).run())
 """
 _WAITS = 'trap "exit 0" TERM; echo up; while :; do sleep 0.05; done'
 
@@ -115,6 +118,29 @@ def test_a_slot_that_hangs_is_killed_and_starts_again_while_the_others_run(super
     assert any("slot hangs" in line and "slot=a" in line for line in run.lines)
     assert any("slot's process ended" in line and "status=-9" in line for line in run.lines)
     assert sum("[b] up" in line for line in run.lines) == 1
+
+
+def test_a_slot_that_was_frozen_together_with_its_supervisor_may_send_a_heartbeat_first(tmp_path):
+    killed = []
+    process = SimpleNamespace(pid=os.getpid(), label="a", kill=lambda: killed.append("a"))
+    watched = supervisor.Supervisor([process], drain_s=5, health_dir=tmp_path)
+    file = HealthFile(tmp_path, "a")
+    file.write(state="busy", is_confirmed=True)
+    [health] = read_health(tmp_path)
+
+    watched._kill_hung(now_s=health.sent_s + 600)
+    watched._kill_hung(now_s=health.sent_s + 614)
+    assert killed == []
+
+    # After 15 s without one it is killed, and after 15 s more once again, if it has not ended.
+    for later_s in (616, 617, 630, 632):
+        watched._kill_hung(now_s=health.sent_s + later_s)
+    assert killed == ["a", "a"]
+
+    # A heartbeat ends the count.
+    watched._kill_hung(now_s=health.sent_s + 3)
+    watched._kill_hung(now_s=health.sent_s + 1200)
+    assert killed == ["a", "a"]
 
 
 def test_a_slot_that_is_drained_alone_stays_down_and_the_last_one_ends_the_supervisor(supervise):

@@ -129,8 +129,9 @@ def _read(file: Path) -> SlotHealth | None:
 
 
 def _is_recent(moment_s: float, limit_s: float, *, now_s: float) -> bool:
-    # A moment in the future is of a clock before the host's last start.
-    return 0 <= now_s - moment_s <= limit_s
+    # A heartbeat may come after its reader looked at the clock, and before it reads the file. A moment in the far
+    # future is of a clock before the host's last start.
+    return abs(now_s - moment_s) <= limit_s
 
 
 def _process_start(pid: int) -> str:

@@ -20,6 +20,9 @@ logger = logging.getLogger("flux2.worker.fleet")
 _POLL_S = 0.2
 # After the drain itself, a process stores its last image and leaves the ledger.
 _GRACE_S = 20.0
+# A process has to hang for this long while this one watches it: after both were frozen together, as in a paused
+# container, it sends a heartbeat within this time, even if Redis does not answer.
+_HUNG_WATCHED_S = 15.0
 
 # What a process reports that cannot start because of its settings, its files or its servers.
 _CANNOT_START = 1
@@ -32,12 +35,14 @@ class _Kept:
     Attributes:
         is_done: whether a signal to its process alone drained it; it stays down.
         cannot_start: whether each of its processes said so, soon after its start.
+        hung_since_s: since when its process has been seen to hang, by the monotonic clock; None if it does not.
     """
 
     process: SlotProcess
     backoff: Backoff
     is_done: bool = False
     cannot_start: bool = False
+    hung_since_s: float | None = None
 
 
 class Supervisor:
@@ -73,7 +78,7 @@ class Supervisor:
 
     def _look_after(self) -> int | None:
         """Restart the processes that died; return an exit status if the supervisor's work is over."""
-        self._kill_hung()
+        self._kill_hung(now_s=time.monotonic())
         for slot in self._slots:
             if not slot.is_done and (status := slot.process.status) is not None:
                 self._restart(slot, status)
@@ -86,14 +91,19 @@ class Supervisor:
             return 1
         return None
 
-    def _kill_hung(self) -> None:
+    def _kill_hung(self, *, now_s: float) -> None:
         """Kill processes that run without heartbeats: nothing inside them can run, not even their own watchdogs."""
         if self._health_dir is None:
             return
-        now_s = time.monotonic()
         hung = {health.pid for health in read_health(self._health_dir) if health.hangs(now_s=now_s)}
         for slot in self._slots:
-            if slot.process.pid in hung:
+            if slot.process.pid not in hung:
+                slot.hung_since_s = None
+            elif slot.hung_since_s is None:
+                slot.hung_since_s = now_s
+            elif now_s - slot.hung_since_s > _HUNG_WATCHED_S:
+                # Once in this time: a process that waits for a driver in the kernel ends only when the driver answers.
+                slot.hung_since_s = now_s
                 logger.critical("slot hangs: no heartbeat; it is killed", extra={"slot": slot.process.label})
                 slot.process.kill()
 
