@@ -31,12 +31,11 @@ def queue_view(overview: QueueOverview, *, slot_states: Mapping[str, int], limit
 
 
 def _slot_line(listed: ListedSlot, visible_tenant: str | None) -> SlotLine:
-    slot, item = listed.slot, listed.item
-    if visible_tenant is not None and (item is None or item.tenant != visible_tenant):
-        # Merged adapters show what the tenant before used.
-        item, adapters = None, None
-    else:
-        adapters = slot.adapters or None
+    slot, item, adapters = listed.slot, listed.item, listed.slot.adapters or None
+    if visible_tenant is not None:
+        item = item if item and item.tenant == visible_tenant else None
+        # Other adapters than those of the image show what another tenant uses.
+        adapters = adapters if item and item.adapters == adapters else None
     return SlotLine(
         name=slot.name,
         model=slot.model,

@@ -47,8 +47,8 @@ class SlotLine(BaseModel):
     )
     corrupted: int = Field(description="Base parameters that differ from the checkpoint; anything but 0 is a defect.")
     adapters: str | None = Field(
-        description="Adapters that it has merged, named like those of `item`. Null if they are unknown, or if the "
-        "caller's tenant has no image there."
+        description="Adapters that it has merged, named like those of `item`. Null if they are unknown, or if they are "
+        "not those of an image of the caller's tenant there."
     )
     item: SlotItem | None = Field(description="Null if it has none, or one of another tenant.")
 

@@ -76,6 +76,16 @@ def test_a_tenant_sees_all_slots_but_only_its_own_images_and_adapters(api, fleet
     assert not any("other" in str(slot) or "secret" in str(slot) for slot in slots)
 
 
+def test_a_tenant_sees_no_adapters_that_another_tenants_image_left_merged(api, fleet, make_key, slot_report):
+    # Its image is stored there, while those of another tenant's failed image are still merged.
+    [own] = [slot for slot in get(api, "/v1/slots", make_key(tenant="acme"))["data"] if slot["item"]]
+    api.ledger.workers.beat(own["name"], slot_report(item="acme:0", adapters="other.safetensors"))
+
+    [after] = [slot for slot in get(api, "/v1/slots", make_key(tenant="acme"))["data"] if slot["item"]]
+
+    assert (after["item"], after["adapters"]) == (own["item"], None)
+
+
 def test_slots_come_in_pages(api, fleet, admin):
     first = get(api, "/v1/slots?limit=2", admin)
     second = get(api, f"/v1/slots?limit=2&cursor={first['next_cursor']}", admin)
