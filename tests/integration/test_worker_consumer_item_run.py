@@ -213,6 +213,28 @@ def test_the_time_on_the_device_is_counted_and_no_time_of_stores(worker, clock, 
     assert sum(worker.ledger.usage.totals().values(), Usage()) == used
 
 
+def test_the_stages_of_an_image_count_once_if_the_reply_to_its_commit_was_lost(
+    worker, clock, make_result, counted, monkeypatch
+):
+    commit, lost = worker.ledger.commit, [LedgerUnavailable("Redis did not answer: reset by peer")]
+
+    def commit_and_lose_the_first_reply(*arguments, **options):
+        answer = commit(*arguments, **options)
+        if lost:
+            raise lost.pop()
+        return answer
+
+    monkeypatch.setattr(worker.ledger, "commit", commit_and_lose_the_first_reply)
+    monkeypatch.setattr(item_run, "_REDIS_PAUSE_S", 0)
+    accept(worker)
+
+    run_next(replace(worker, renderer=TimedRenderer(clock, make_result().pipeline, None)))
+
+    assert lost == []
+    uploads = {field: count for field, count in counted().items() if field.startswith("upload_seconds|flux2|exact|le=")}
+    assert list(uploads.values()) == [1]
+
+
 def test_a_wake_up_without_work_does_nothing(worker):
     assert not run_next(worker)
 

@@ -284,7 +284,8 @@ class ItemRun:
         commit, gpu_s = self._worker.ledger.commit, self._device_time.seconds
         answer = redis_retries(pause_s=_REDIS_PAUSE_S)(commit, claim, outcome, gpu_s=gpu_s)
         logger.info("item ended", extra={"item": claim.item_id, "fence": claim.fence, "commit": answer})
-        if isinstance(outcome, ItemResult) and answer == "committed":
+        # `repeated`: the reply to a first commit was lost.
+        if isinstance(outcome, ItemResult) and answer in ("committed", "repeated"):
             observe_image(claim.spec, outcome)
         if isinstance(outcome, ItemResult) and answer in ("canceled", "stale"):
             self._discard(claim.fence)
