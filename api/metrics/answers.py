@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Final
 
 from starlette.types import Scope
@@ -18,6 +19,7 @@ def count_answer(scope: Scope, status: int, *, seconds: float, tally: Tally = PR
     """Count an answer; `status` is 0 if the caller was gone before it."""
     route = scope.get("route")
     path = _OTHER if route is None else route.path
-    method = scope["method"] if scope["method"] in _METHODS else _OTHER
+    is_known = scope["method"] in _METHODS and status != HTTPStatus.METHOD_NOT_ALLOWED
+    method = scope["method"] if is_known else _OTHER
     tally.count(HTTP_ANSWERS, method, path, str(status))
     tally.observe(HTTP_SECONDS, seconds, method, path)

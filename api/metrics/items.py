@@ -48,6 +48,6 @@ def _by_state(loads: list[PoolLoad]) -> dict[State, Counter[str]]:
 def _limited(counts: Counter[str]) -> Mapping[str, int]:
     """Return the counts of the tenants with the most items, and the sum of all others as that of `other`."""
     # The default tenant always has a series, so sums exist: an autoscaler can tell an empty queue from a lost one.
-    limited = {DEFAULT_TENANT: 0, **dict(counts.most_common(_MOST_TENANTS))}
+    limited = {DEFAULT_TENANT: counts[DEFAULT_TENANT], **dict(counts.most_common(_MOST_TENANTS))}
     rest = counts.total() - sum(limited.values())
     return {**limited, OTHER: limited.get(OTHER, 0) + rest} if rest else limited

@@ -41,6 +41,14 @@ def test_tenants_beyond_the_two_hundred_with_the_most_items_count_together():
     assert all(queued[name] == 2 for name in large)
 
 
+def test_the_default_tenant_keeps_its_items_however_few_they_are():
+    large = {f"large-{number}": 2 for number in range(200)}
+
+    queued = queued_of_flux2(ledger_with(flux2=PoolLoad({**large, "default": 1, "small": 1}, {})))
+
+    assert (queued["default"], queued["other"], sum(queued.values())) == (1, 1, 402)
+
+
 def test_a_tenant_that_is_called_other_keeps_its_items():
     large = {f"large-{number}": 2 for number in range(199)}
 
@@ -121,12 +129,17 @@ def test_an_answer_counts_by_route_and_nothing_that_callers_invent_becomes_a_ser
     }
 
     count_answer(known, 200, seconds=0.004, tally=tally)
+    # A route that has no such method.
+    count_answer({**known, "method": "DELETE"}, 405, seconds=0.004, tally=tally)
     count_answer({"method": "BREW", "path": "/secret"}, 404, seconds=0.5, tally=tally)
 
     assert tally.take() == {
         "http_answers|GET|/v1/requests/{id}/status|200": 1,
         "http_seconds|GET|/v1/requests/{id}/status|le=5000": 1,
         "http_seconds|GET|/v1/requests/{id}/status|sum": 4000,
+        "http_answers|other|/v1/requests/{id}/status|405": 1,
+        "http_seconds|other|/v1/requests/{id}/status|le=5000": 1,
+        "http_seconds|other|/v1/requests/{id}/status|sum": 4000,
         "http_answers|other|other|404": 1,
         "http_seconds|other|other|le=500000": 1,
         "http_seconds|other|other|sum": 500_000,
