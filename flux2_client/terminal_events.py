@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +12,9 @@ from typing import TextIO
 
 #: The terminal has another size.
 RESIZED = "resized"
+
+# A key that is no character, such as an arrow, is a sequence that begins with Escape.
+_KEY = re.compile(r"\x1b\[[0-9;]*[A-Za-z~]|.", re.DOTALL)
 
 
 @contextmanager
@@ -33,6 +37,12 @@ def terminal_events(keyboard: TextIO, notify: Callable[[str], None]) -> Iterator
             file = keyboard.fileno()
             undo.callback(termios.tcsetattr, file, termios.TCSADRAIN, termios.tcgetattr(file))
             tty.setcbreak(file)
-            loop.add_reader(file, lambda: notify(os.read(file, 64).decode(errors="replace")))
+            loop.add_reader(file, _notify_of_keys, file, notify)
             undo.callback(loop.remove_reader, file)
         yield
+
+
+def _notify_of_keys(file: int, notify: Callable[[str], None]) -> None:
+    # A key that is held down, or another one, may come while the screen is drawn.
+    for key in _KEY.findall(os.read(file, 1024).decode(errors="replace")):
+        notify(key)

@@ -248,7 +248,8 @@ def test_keys_of_a_terminal_and_its_changes_of_size_are_noticed():
             noticed.clear()
 
         with terminal_events(keyboard, notify):
-            os.write(leader[0], b"q")
+            # Three keys while the screen was drawn.
+            os.write(leader[0], b"\x1b[B\x1b[6~q")
             await wait()
             os.kill(os.getpid(), signal.SIGWINCH)
             await wait()
@@ -257,7 +258,7 @@ def test_keys_of_a_terminal_and_its_changes_of_size_are_noticed():
         asyncio.run(listen())
     os.close(leader[0])
 
-    assert heard == ["q", RESIZED]
+    assert heard == ["\x1b[B", "\x1b[6~", "q", RESIZED]
 
 
 def test_input_that_is_no_terminal_has_no_keys(tmp_path):
