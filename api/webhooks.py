@@ -116,7 +116,8 @@ class Courier(threading.Thread):
             with self._tracer.span("webhook", parent=trace, kind="client", attempt=message.attempt) as span:
                 delivery = post_message(message.url, message_id=name, body=body, tenant=tenant, settings=self._settings)
                 if delivery.error:
-                    span.fail(delivery.error)
+                    # Without the message, which may quote an address.
+                    span.fail(delivery.error.partition(":")[0])
             return delivery
         except LedgerUnavailable:
             raise

@@ -67,6 +67,7 @@ def _open(settings: Settings, name: str, devices: Sequence[torch.device], opened
     ledger.check_permissions()
     require_storage(store)
     refuse_simulated_slots(ledger)
+    tracer = make_tracer(settings.trace, service="flux2-worker", instance=name)
     renderer, slot = _load(
         settings, name, devices, ledger, store, followers=_start_followers(settings, devices, opened)
     )
@@ -92,7 +93,7 @@ def _open(settings: Settings, name: str, devices: Sequence[torch.device], opened
         adapter_files=open_adapter_files(settings),
         probe=partial(probe, devices[0]),
         uploader=BackgroundUploader(),
-        tracer=make_tracer(settings.trace, service="flux2-worker", instance=name),
+        tracer=tracer,
     )
 
 
