@@ -135,6 +135,21 @@ def test_files_that_cannot_be_read_are_left_out(tmp_path):
     assert probe(tmp_path, "ready") == "0 of 1 slots take work (none has sent a heartbeat)"
 
 
+def test_a_slot_whose_file_cannot_be_written_is_not_ready_and_does_not_hang(tmp_path):
+    file = HealthFile(tmp_path, "gpu-0")
+    file.write(state="ready", is_confirmed=True)
+    [written_file] = tmp_path.iterdir()
+    # As a full disk does, it stops the next file before it replaces this one.
+    written_file.with_suffix(".part").mkdir()
+
+    with pytest.raises(OSError, match="directory"):
+        file.write(state="ready", is_confirmed=True)
+
+    later_s = time.monotonic() + 100
+    assert probe(tmp_path, "live", now_s=later_s) is None
+    assert probe(tmp_path, "ready") == "0 of 1 slots take work (none has sent a heartbeat)"
+
+
 def test_a_slot_that_stops_removes_its_file_and_a_second_removal_is_harmless(tmp_path):
     file = HealthFile(tmp_path / "new", "gpu-0")
     file.write(state="ready", is_confirmed=True)

@@ -72,14 +72,23 @@ class HealthFile:
         self._file = folder / f"{hashlib.sha256(slot.encode()).hexdigest()[:16]}.json"
 
     def write(self, *, state: str, is_confirmed: bool) -> None:
-        """Note a heartbeat that was sent now, and whether Redis confirmed it."""
+        """Note a heartbeat that was sent now, and whether Redis confirmed it.
+
+        Raises:
+            OSError: the file could not be written; none is left.
+        """
         now_s = time.monotonic()
         if is_confirmed:
             self._confirmed_s = now_s
         health = SlotHealth(self._slot, os.getpid(), self._process_start, state, now_s, self._confirmed_s)
         part = self._file.with_suffix(".part")
-        part.write_text(json.dumps(asdict(health)))
-        part.replace(self._file)
+        try:
+            part.write_text(json.dumps(asdict(health)))
+            part.replace(self._file)
+        except OSError:
+            # With its last file, a slot that works would soon count as one that hangs: a full disk must not end it.
+            self.remove()
+            raise
 
     def remove(self) -> None:
         """Remove the file of a slot that stops."""
