@@ -137,6 +137,17 @@ def test_one_trace_leads_from_the_submit_to_the_webhook(traced_api, work, spans,
     assert wait.end_time == claim.start_time <= claim.end_time
 
 
+def test_a_webhook_that_fails_is_marked_without_the_message_of_the_error(traced_api, work, spans, wait_until):
+    # Nobody listens at the port of the discard protocol.
+    submit(traced_api, webhook="http://127.0.0.1:9/")
+
+    work()
+    wait_until(lambda: any(span.name == "webhook" for span in spans.ended()), what="the webhook")
+
+    failed = next(span for span in spans.ended() if span.name == "webhook")
+    assert (failed.status.is_ok, failed.status.description) == (False, "ConnectError")
+
+
 def test_an_attempt_that_fails_is_marked_and_the_next_one_is_of_the_same_trace(traced_api, work, spans):
     submit(traced_api)
 
