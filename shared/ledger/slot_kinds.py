@@ -140,9 +140,12 @@ class _Counted:
 
 
 def parse_kind(text: str) -> tuple[SlotKind, bool]:
-    """Read a kind as scripts/slot_kinds.lua stores it, and whether its slots keep the index themselves."""
+    """Read a kind as scripts/slot_kinds.lua stores it, and whether its slots keep the index themselves.
+
+    Fields that a later version adds behind them are left out.
+    """
     model, state, revision, precision, engines, features, memory_gib, *flags = json.loads(text)
-    reads_compact, is_corrupted, keeps_index = flags
+    reads_compact, is_corrupted, keeps_index = flags[:3]
     kind = SlotKind(
         model=model,
         state=state,

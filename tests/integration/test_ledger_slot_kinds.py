@@ -103,6 +103,17 @@ def test_the_report_of_an_earlier_version_that_takes_over_a_name_counts(
         assert count("state") == {("ready",): 1, (state,): 1}
 
 
+def test_kinds_of_a_later_version_count_without_the_fields_that_it_added(ledger, count, slot_report):
+    for slot in ("gpu-0", "gpu-1"):
+        ledger.workers.beat(slot, slot_report())
+    [(kind, _)] = ledger.redis.hgetall(KINDS).items()
+    later = f'{kind[:-1]},"more"]'
+    ledger.redis.hset(keys.SLOT_KINDS, "gpu-1", later)
+    ledger.redis.hset(KINDS, mapping={kind: 1, later: 1})
+
+    assert count("model") == {("flux2",): 2}
+
+
 def test_the_counts_of_a_fleet_that_keeps_them_are_read_in_one_step(ledger, slot_report):
     for number in range(200):
         ledger.workers.beat(f"gpu-{number}", slot_report())
