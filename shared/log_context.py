@@ -40,6 +40,11 @@ def name_request(*request_ids: str) -> None:
     bind_contextvars(**{_REQUEST: ",".join(request_ids)})
 
 
+def leave_request() -> None:
+    """Name no request in the lines that follow in this task, which begins a call and may have inherited one."""
+    unbind_contextvars(_REQUEST)
+
+
 def leave_item() -> None:
     """Name no item and no request in the lines that follow in this thread, which works for another item now."""
     unbind_contextvars(_REQUEST, _ITEM, _TRACE)

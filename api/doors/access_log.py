@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from api.doors.caller import Caller
 from api.doors.roles import CALLER
 from api.metrics.answers import count_answer
-from shared.log_context import request_context
+from shared.log_context import leave_request, request_context
 
 logger = logging.getLogger("flux2.api.access")
 
@@ -41,6 +41,8 @@ class AccessLog:
                 status = message["status"]
             await send(message)
 
+        # The server begins the next call of a connection where one ends, if it was sent before the answer.
+        leave_request()
         with request_context(_request_id(scope["path"])):
             try:
                 await self._app(scope, receive, send_and_remember)

@@ -6,6 +6,7 @@ import json
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 
 import pytest
 
@@ -139,6 +140,17 @@ def test_a_submit_names_the_requests_that_it_accepted(lines):
 
     assert (names(inside), names(answered)) == ({}, {"request_id": "a,b"})
     assert "tenant" not in answered
+
+
+def test_a_call_that_begins_where_another_ends_does_not_name_its_request(lines):
+    def act(logger):
+        name_request("before")
+        call("/v1/models")(logger)
+        logger.info("still of the call before")
+
+    inside, answered, before = lines(lambda logger: copy_context().run(act, logger))
+
+    assert (names(inside), names(answered), names(before)) == ({}, {}, {"request_id": "before"})
 
 
 @pytest.mark.parametrize(
