@@ -211,6 +211,18 @@ def test_counts_travel_once_and_those_without_an_answer_again(beating):
     assert sent == [(1, 1), (2, 2), None, (3, 4)]
 
 
+def test_the_end_carries_what_was_counted_after_a_batch_without_an_answer(beating):
+    beating.workers.away = True
+    beating.tally.count(STORAGE_OUTAGES)
+    beating.heartbeat.send()
+    beating.workers.away = False
+    beating.tally.count(STORAGE_OUTAGES, by=2)
+
+    beating.heartbeat.withdraw()
+
+    assert [(batch.number, batch.counts["storage_outages"]) for batch in beating.workers.batches] == [(1, 1), (2, 2)]
+
+
 @pytest.mark.parametrize(("slots", "pause_s"), [(1, 15), (1000, 15), (2000, 30), (10_000, 60)])
 def test_counts_travel_less_often_in_a_large_fleet(beating, monkeypatch, slots, pause_s):
     now_s = [1000.0]

@@ -124,6 +124,9 @@ class Heartbeat:
             self._ledger.workers.remove(self._slot.name, batch=batch)
             if locked:
                 self._batches.confirm(batch)
+                # What was counted after a batch whose answer had been lost.
+                if (rest := self._batches.next()) is not None:
+                    self._ledger.workers.remove(self._slot.name, batch=rest)
         finally:
             if self._health is not None:
                 self._health.remove()
