@@ -115,6 +115,21 @@ def test_no_bit_depends_on_the_number_of_processes(processes, tmp_path, devices,
     assert found == {rank: {name: [(count, 0, 0) for count in used] for name in MODELS} for rank in range(devices)}
 
 
+def test_a_process_that_has_left_its_group_renders_alone(tmp_path):
+    from worker.model.device_group import DeviceGroup
+    from worker.model.split_transformer import split_forward
+
+    model = small_transformer(**MODELS["bf16"])
+    expected = run(model, *CASES[0])
+    group = DeviceGroup(tmp_path / "group", rank=0, devices=1, device=CPU)
+    split_forward(model, group)
+    group.open(model)
+
+    group.close()
+
+    assert torch.equal(run(model, *CASES[0]), expected)
+
+
 def test_heads_that_cannot_be_shared_are_refused(tmp_path):
     from types import SimpleNamespace
 

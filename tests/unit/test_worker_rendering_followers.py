@@ -3,7 +3,11 @@
 import io
 import os
 import signal
+import socket
+from contextlib import nullcontext
 from hashlib import sha256
+from multiprocessing.connection import Connection
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ from PIL import Image
 from shared.errors import AdapterRefused, DeviceFault, ItemCanceled
 from shared.job import ReferenceRef
 from worker.model.load import load_components
+from worker.rendering.follower_messages import Answer, Channel, Disconnected
 from worker.rendering.followers import Followers
 from worker.rendering.renderer import Renderer
 
@@ -146,6 +151,30 @@ def test_an_adapter_that_no_device_can_use_fails_its_item_only(together, alone, 
     )
 
 
+def test_a_follower_that_gets_sigterm_renders_until_its_leader_ends_it(alone, together, followers, item):
+    process = followers._followers[0].process
+
+    def terminate(progress):
+        if progress.step == 1:
+            os.kill(process.pid, signal.SIGTERM)
+
+    found = together.render(item(seed=7), [], on_progress=terminate)
+
+    assert found.image.tobytes() == alone.render(item(seed=7), [], on_progress=ignore).image.tobytes()
+
+
+def test_the_error_of_a_follower_between_passes_is_the_items_error(together, followers, item):
+    channel = followers._followers[0].channel
+
+    def confuse(progress):
+        if (progress.stage, progress.step) == ("denoise", 1):
+            channel.send("no message")
+            assert channel.poll(30)
+
+    with pytest.raises(DeviceFault, match="the follower on cpu failed: TypeError: unexpected message str"):
+        together.render(item(num_inference_steps=4), [], on_progress=confuse)
+
+
 # The last test, because it ends the follower.
 def test_a_follower_that_dies_within_an_item_is_a_device_fault(together, followers, item):
     process = followers._followers[0].process
@@ -158,3 +187,36 @@ def test_a_follower_that_dies_within_an_item_is_a_device_fault(together, followe
         together.render(item(num_inference_steps=4), [], on_progress=kill)
     with pytest.raises(DeviceFault, match="the follower on cpu has ended"):
         together.render(item(), [], on_progress=ignore)
+
+
+@pytest.mark.parametrize(
+    ("answer", "may_fail", "is_fault"),
+    [
+        (Answer(), False, False),
+        (Answer("OutOfMemoryError: full"), False, True),
+        # The leader's own error ends the item.
+        (Answer("AdapterRefused: not finite"), True, False),
+        # The leader's device waits for this one.
+        (Answer("OutOfMemoryError: full", is_in_pass=True), True, True),
+    ],
+)
+def test_a_failure_within_a_pass_is_always_a_device_fault(answer, may_fail, is_fault):
+    group = Followers.__new__(Followers)
+    group._followers = [SimpleNamespace(device=CPU, answer=lambda timeout_s: answer)]
+
+    with pytest.raises(DeviceFault) if is_fault else nullcontext():
+        group._collect(timeout_s=1, may_fail=may_fail)
+
+
+def test_an_end_within_a_message_is_the_end_of_the_other_process():
+    ours, theirs = socket.socketpair()
+    channel = Channel(Connection(ours.detach()))
+    # The length of a message of 9 bytes, and three of them.
+    theirs.sendall(b"\0\0\0\x09abc")
+    theirs.close()
+
+    with pytest.raises(Disconnected):
+        channel.receive()
+    with pytest.raises(Disconnected):
+        channel.send("anything")
+    channel.close()

@@ -110,8 +110,10 @@ class DeviceGroup:
         return image
 
     def close(self) -> None:
-        """Leave the group."""
-        EXCHANGES.pop(self.name, None)
+        """Leave the group; this process still runs passes of the same transformers alone."""
+        # The blocks still name this group, so it stays in `EXCHANGES`.
+        self._exchanges = {1: LocalExchange()}
+        self._current = self._exchanges[1]
         dist.destroy_process_group()
 
     def _exchange(self, group: Any, heads: int, width: int, dtype: torch.dtype) -> HeadExchange:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -27,6 +28,7 @@ from worker.rendering.follower_messages import (
     BeginNext,
     Channel,
     Denoise,
+    Disconnected,
     Join,
     Load,
     Pass,
@@ -65,7 +67,7 @@ class Follower:
         self._group: DeviceGroup | None = None
 
     def run(self) -> None:
-        """Answer messages; raises EOFError when the leader has ended."""
+        """Answer messages; raises Disconnected when the leader has ended."""
         self._channel.send(Answer())
         while True:
             self._handle(self._channel.receive())
@@ -88,11 +90,12 @@ class Follower:
         try:
             with torch.no_grad():
                 work()
-        except (EOFError, OSError):
+        except Disconnected:
             raise
         except Exception as error:
             logger.warning("work for the leader failed", exc_info=error)
-            self._channel.send(Answer(f"{type(error).__name__}: {error}"))
+            is_in_pass = self._group is not None and self._group.is_in_pass
+            self._channel.send(Answer(f"{type(error).__name__}: {error}", is_in_pass=is_in_pass))
         else:
             self._channel.send(Answer())
 
@@ -155,13 +158,15 @@ class Follower:
 
 def main() -> None:
     """Follow the leader at the other end of the descriptor that the first argument names."""
+    # Some service managers send it to all processes of a service. The leader then drains, and ends this process.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     logs.configure(Settings().log)
     channel = Channel(Connection(int(sys.argv[1])))
     try:
         load = channel.receive()
         assert isinstance(load, Load)
         Follower(channel, load).run()
-    except (EOFError, OSError):
+    except Disconnected:
         logger.info("the leader has ended")
 
 

@@ -96,9 +96,15 @@ class Answer:
 
     Attributes:
         error: what failed; None after success.
+        is_in_pass: whether it failed within a pass, so that the other devices wait for it.
     """
 
     error: str | None = None
+    is_in_pass: bool = False
+
+
+class Disconnected(Exception):
+    """The other process has ended."""
 
 
 class Channel:
@@ -109,15 +115,22 @@ class Channel:
         self._lock = threading.Lock()
 
     def send(self, message: object) -> None:
-        """Raises OSError if the other process has ended."""
+        """Raises Disconnected if the other process has ended."""
         # Not `Connection.send`: it would pass tensors through shared memory that outlives a killed process.
         data = pickle.dumps(message)
-        with self._lock:
-            self._connection.send_bytes(data)
+        try:
+            with self._lock:
+                self._connection.send_bytes(data)
+        except OSError as error:
+            raise Disconnected from error
 
     def receive(self) -> object:
-        """Raises EOFError or OSError if the other process has ended."""
-        return pickle.loads(self._connection.recv_bytes())
+        """Raises Disconnected if the other process has ended."""
+        try:
+            data = self._connection.recv_bytes()
+        except (EOFError, OSError) as error:
+            raise Disconnected from error
+        return pickle.loads(data)
 
     def poll(self, timeout_s: float = 0.0) -> bool:
         """Return whether a message, or the end of the other process, arrives within `timeout_s`."""

@@ -36,6 +36,7 @@ from worker.rendering.follower_messages import (
     BeginNext,
     Channel,
     Denoise,
+    Disconnected,
     Join,
     Load,
     Pass,
@@ -70,7 +71,7 @@ class _Follower:
     def send(self, message: object) -> None:
         try:
             self.channel.send(message)
-        except OSError as error:
+        except Disconnected as error:
             raise self._ended() from error
 
     def answer(self, *, timeout_s: float) -> Answer:
@@ -83,7 +84,7 @@ class _Follower:
             raise DeviceFault(f"the follower on {self.device} did not answer within {timeout_s:g} s")
         try:
             answer = self.channel.receive()
-        except (EOFError, OSError) as error:
+        except Disconnected as error:
             raise self._ended() from error
         assert isinstance(answer, Answer)
         return answer
@@ -145,7 +146,8 @@ class Followers:
             split_forward(components.transformer, group)
             group.open(components.transformer)
             self._collect(timeout_s=_ANSWER_S)
-        except (DeviceFault, ValueError) as error:
+        # torch.distributed raises RuntimeError.
+        except (DeviceFault, ValueError, RuntimeError) as error:
             raise CheckpointError(f"{error}; the lines above say why, or leave out --gpus-per-slot") from error
         group.on_pass = self._start_pass
         self._group = group
@@ -226,6 +228,9 @@ class Followers:
         try:
             with self._group.dividing(True):
                 yield
+        except DeviceFault:
+            # Of a follower, whose answer has come or will never come.
+            raise
         except BaseException as error:
             if self._group.is_in_pass:
                 raise DeviceFault(f"a pass on several devices failed: {type(error).__name__}: {error}") from error
@@ -249,11 +254,11 @@ class Followers:
         """Wait for an answer from every follower.
 
         Raises:
-            DeviceFault: one has ended or does not answer, or failed although it may not.
+            DeviceFault: one has ended or does not answer, or failed within a pass, or although it may not.
         """
         for follower in self._followers:
             answer = follower.answer(timeout_s=timeout_s)
-            if not may_fail:
+            if answer.is_in_pass or not may_fail:
                 _raise(follower, answer)
 
 

@@ -130,8 +130,10 @@ class Renderer:
         self._compare_compiled(engine)
         if self._unchecked_followers is not None:
             self._unchecked_followers.join(self._components)
-            if self._unchecked_followers.check(engine, self.inputs.typical_call()):
-                self._followers = self._unchecked_followers
+            # As items will run.
+            with nullcontext() if self._runs_compiled else uncompiled():
+                if self._unchecked_followers.check(engine, self.inputs.typical_call()):
+                    self._followers = self._unchecked_followers
 
     def _compare_compiled(self, engine: Engine) -> None:
         if not self._components.compiled and not engine.measures_fp8_error:
