@@ -17,8 +17,8 @@ class ArrivalRate:
 
     def note(self, now_ms: int, sequence: int) -> None:
         """Note the accept order of the newest item."""
-        if self._seen and now_ms < self._seen[-1][0]:
-            # The clock went back.
+        if self._seen and (now_ms < self._seen[-1][0] or sequence < self._seen[-1][1]):
+            # The clock went back, or Redis holds older data.
             self._seen.clear()
         self._seen.append((now_ms, sequence))
         while len(self._seen) > 2 and self._seen[1][0] <= now_ms - _LONGEST_MS:

@@ -51,7 +51,8 @@ class Share:
         self._by_name = {lane.name: Lane(lane, weight, refill) for lane in snapshot.lanes if lane.chunks}
         self._others, self._others_from, self._newest = snapshot.rest * weight, 0, newest
         if snapshot.rest and self._by_name:
-            last = snapshot.lanes[-1].chunks[0]
+            # Lanes whose items were claimed since their names were read are empty.
+            last = next(lane for lane in reversed(snapshot.lanes) if lane.chunks).chunks[0]
             self._others_from = last.order + 1
             others = Chunk(self._others_from, last.accepted_ms, snapshot.rest, last.shape)
             self._by_name[OTHER_LANES] = Lane(LaneSnapshot(OTHER_LANES, OTHER_LANES, False, [others]), weight, refill)

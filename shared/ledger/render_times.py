@@ -7,7 +7,9 @@ then the mean and the mean deviation of each value. A row of a size has three va
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Self, TypeVar
 
@@ -17,6 +19,7 @@ from shared.ledger.shape import Shape
 _Rows = TypeVar("_Rows")
 
 _SWAP: Final = "swap"
+_SIZE_CLASS: Final = re.compile(r"\d+r\d+")
 # Of a pace without measured sizes, which says nothing about how items differ.
 _UNKNOWN_DEVIATION: Final = 0.5
 
@@ -62,9 +65,12 @@ class _Row:
     deviations: tuple[float, ...]
 
     @classmethod
-    def parse(cls, text: str) -> Self:
-        count, *values = (int(number) for number in text.split())
-        return cls(count, tuple(values[0::2]), tuple(values[1::2]))
+    def parse(cls, text: str, *, values: int) -> Self:
+        """Read a row with this number of values; `ValueError` if it is another."""
+        count, *numbers = (int(number) for number in text.split())
+        if len(numbers) != 2 * values:
+            raise ValueError(f"a row of times has {len(numbers)} numbers after the first, instead of {2 * values}")
+        return cls(count, tuple(numbers[0::2]), tuple(numbers[1::2]))
 
 
 class RenderTimes:
@@ -81,11 +87,14 @@ class RenderTimes:
         self._swaps: dict[str, _Row] = {}
         self._sizes: dict[str, dict[str, _Row]] = {}
         for name, text in rows.items():
-            engine, precision, size = name.split("|")
-            if size == _SWAP:
-                self._swaps[f"{engine}|{precision}"] = _Row.parse(text)
-            else:
-                self._sizes.setdefault(f"{engine}|{precision}", {})[size] = _Row.parse(text)
+            prefix, _, measured = name.rpartition("|")
+            # Another version may measure more.
+            with suppress(ValueError):
+                if measured == _SWAP:
+                    self._swaps[prefix] = _Row.parse(text, values=1)
+                elif _SIZE_CLASS.fullmatch(measured):
+                    row = _Row.parse(text, values=3)
+                    self._sizes.setdefault(prefix, {})[measured] = row
         self._known: dict[tuple[str, str, Shape | None], ItemTime | None] = {}
         self._known_swaps: dict[tuple[str, str], float] = {}
 

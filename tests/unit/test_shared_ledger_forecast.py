@@ -1,5 +1,7 @@
 """The forecast of a queue, on queues that are played by hand: times of items, and who claims what when."""
 
+from dataclasses import replace
+
 import pytest
 
 from api.poll_interval import poll_after_s
@@ -98,6 +100,14 @@ def test_a_precision_that_was_never_measured_counts_as_another_and_a_pool_by_its
     assert by_pace.of(None, pool="flux2+fast", precision="bf16").render_ms == 3000.0
 
 
+def test_rows_that_another_version_measures_are_ignored():
+    others = {"exact|bf16|48r0|upload": "10 1 0", "exact|bf16|video": "1 2 3", "exact|bf16|40r0": "10 1 0", "odd": ""}
+
+    times = RenderTimes(ROWS | others, {})
+
+    assert times.of(Shape(1024, 20, 0), pool="flux2", precision="bf16").render_ms == pytest.approx(4500, abs=20)
+
+
 def test_a_slot_swaps_once_for_each_lane_and_claims_the_items_of_one_after_the_other():
     queue = snapshot(("flux2", [share("a", {"cats": [1, 3], "dogs": [2, 4]})]))
 
@@ -169,6 +179,15 @@ def test_a_slot_that_serves_two_pools_claims_the_older_item():
     assert found["flux2+merged", "a", "cats"] == approximately((0, 11), (1, 21))
 
 
+def test_lanes_whose_items_were_claimed_while_the_queue_was_read_are_left_out():
+    # Of ten items, two lanes were looked at; the second is empty by now.
+    looked_at = replace(share("a", {"cats": [1], "dogs": []}), rest=9)
+
+    playback = Playback(snapshot(("flux2", [looked_at])), [slots(1)], TIMES, wait_bound_ms=1e9)
+
+    assert playback.queues["flux2"].curve.claimed == 10
+
+
 def test_jobs_that_come_as_before_take_turns_but_are_not_ahead_of_a_queued_item():
     shares = [share("a", {"cats": [1, 2, 3, 4]}), share("b", {"cats": [5]})]
     alone = starts_s(snapshot(("flux2", shares)), groups=[slots(1)])
@@ -236,6 +255,9 @@ def test_the_rate_of_arrivals_is_the_lower_one_of_the_last_three_and_ten_minutes
     assert rate.per_ms == 12 / 60_000
     # After the clock went back, nothing is known.
     rate.note(NOW_MS, 712)
+    assert rate.per_ms == 0.0
+    # Nor if Redis begins again.
+    rate.note(NOW_MS + 60_000, 5)
     assert rate.per_ms == 0.0
 
 

@@ -36,7 +36,7 @@ local MOST_TIMES_MEAN = 3
 local function smooth(row, values)
   local numbers = {}
   for number in (row or '0'):gmatch('%d+') do numbers[#numbers + 1] = tonumber(number) end
-  local count = math.min(numbers[1] + 1, MEMORY)
+  local count = math.min((numbers[1] or 0) + 1, MEMORY)
   numbers[1] = count
   for position, value in ipairs(values) do
     local mean, deviation = numbers[2 * position] or value, numbers[2 * position + 1] or 0
