@@ -112,6 +112,11 @@ class ModelForecast:
         kept_ms = _KEPT_MS if newest <= self._snapshot.sequence else _KEPT_FOR_NEW_JOBS_MS
         return abs(now_ms - self._snapshot.taken_ms) <= max(kept_ms, self._kept_for_cost_ms) and self.serves(pools)
 
+    @property
+    def pools(self) -> Iterable[str]:
+        """The pools from which the slots that play the queue claim."""
+        return self._precisions
+
     def serves(self, pools: Iterable[str]) -> bool:
         """Return whether the slots that play the queue claim from all of these pools."""
         return all(pool in self._precisions for pool in pools)

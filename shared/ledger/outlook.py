@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 import time
@@ -10,6 +11,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
+import redis
+
+from shared.errors import LedgerUnavailable
 from shared.job import is_large, model_of
 from shared.ledger import keys
 from shared.ledger.arrivals import ArrivalRate
@@ -24,6 +28,18 @@ from shared.ledger.slot_kinds import SlotKind, SlotKinds
 _LANES_LOOKED_AT = 16
 # A queue that is full for longer may have got more slots, or lost some.
 _LONGEST_RETRY_S = 300
+# A forecast that failed would fail again for each poll.
+_PAUSE_AFTER_FAILURE_S = 10.0
+# While the first forecast is read, others are answered without one after this time.
+_LONGEST_WAIT_S = 1.0
+# What fails for the caller's own commands too.
+_NO_ANSWER = (redis.ConnectionError, redis.TimeoutError, LedgerUnavailable)
+
+logger = logging.getLogger("flux2.ledger.outlook")
+
+
+class _NoForecast(Exception):
+    """There is no forecast now; why was logged, or it is being read."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,8 @@ class Forecaster:
         # Each poll of a job would read the queue and the fleet.
         self._lock = threading.Lock()
         self._forecasts: dict[str, ModelForecast] = {}
+        # Until when no forecast of a model is tried, by the monotonic clock.
+        self._paused_until_s: dict[str, float] = {}
         self._arrivals = ArrivalRate()
 
     def forecast(self, items: Sequence[Mapping[str, str]], *, now_ms: int) -> Outlook:
@@ -66,7 +84,22 @@ class Forecaster:
 
         Args:
             items: the hashes of its items, by index.
+
+        Raises:
+            redis.ConnectionError, redis.TimeoutError, LedgerUnavailable: Redis does not answer; any other failure gives
+                an empty outlook, because a job must be shown in any case.
         """
+        try:
+            return self._outlook_of(items, now_ms=now_ms)
+        except _NO_ANSWER:
+            raise
+        except _NoForecast:
+            pass
+        except Exception:
+            logger.exception("the outlook of a job is left out: its records or the queue cannot be read")
+        return Outlook()
+
+    def _outlook_of(self, items: Sequence[Mapping[str, str]], *, now_ms: int) -> Outlook:
         # Ended items name no pool.
         waiting = [WaitingItem.of(item) for item in items if "finished_ms" not in item and "pool" in item]
         if not waiting:
@@ -106,15 +139,26 @@ class Forecaster:
         if kept is not None and kept.covers(pools, newest=newest, now_ms=now_ms):
             return kept
         # While one thread reads, the others use the last forecast: if Redis hangs, they must not wait for it in turn.
-        can_wait = kept is None or not kept.serves(pools)
-        if not self._lock.acquire(blocking=can_wait):
-            assert kept is not None
-            return kept
+        usable = kept if kept is not None and kept.serves(pools) else None
+        if not self._lock.acquire(timeout=_LONGEST_WAIT_S if usable is None else 0):
+            if usable is None:
+                raise _NoForecast
+            return usable
         try:
             kept = self._forecasts.get(model)
-            if kept is None or not kept.covers(pools, newest=newest, now_ms=now_ms):
-                kept = self._forecasts[model] = self._read(model, pools, now_ms=now_ms)
-            return kept
+            if kept is not None and kept.covers(pools, newest=newest, now_ms=now_ms):
+                return kept
+            if time.monotonic() < self._paused_until_s.get(model, 0.0):
+                raise _NoForecast
+            # With those of the last forecast: jobs of pools that no slot serves would replace each other's forecasts.
+            read = self._read(model, {*pools, *(kept.pools if kept else ())}, now_ms=now_ms)
+            self._forecasts[model] = read
+            return read
+        except (*_NO_ANSWER, _NoForecast):
+            raise
+        except Exception:
+            self._paused_until_s[model] = time.monotonic() + _PAUSE_AFTER_FAILURE_S
+            raise
         finally:
             self._lock.release()
 
@@ -124,10 +168,17 @@ class Forecaster:
         Args:
             items: number of queued items of the pool, or of a tenant in it, that have to be claimed first.
         """
-        now_ms = self._session.now_ms()
-        with self._session.commands():
-            forecast = self._recent(model_of(pool), {pool}, newest=0, now_ms=now_ms)
-        seconds = forecast.claims_after_s(pool, items, tenant=tenant)
+        try:
+            now_ms = self._session.now_ms()
+            with self._session.commands():
+                forecast = self._recent(model_of(pool), {pool}, newest=0, now_ms=now_ms)
+            seconds = forecast.claims_after_s(pool, items, tenant=tenant)
+        except (LedgerUnavailable, _NoForecast):
+            # The caller's answer is that there is no room.
+            return None
+        except Exception:
+            logger.exception("the time until there is room is left out: the queue cannot be read")
+            return None
         return None if seconds is None else min(max(math.ceil(seconds), 1), _LONGEST_RETRY_S)
 
     def _read(self, model: str, pools: Collection[str], *, now_ms: int) -> ModelForecast:

@@ -5,6 +5,7 @@ from collections import deque
 
 import pytest
 
+from shared.errors import QueueFull
 from shared.job import AdapterRef, ItemError
 from shared.ledger import Ledger, keys
 from shared.settings import QueueSettings
@@ -59,9 +60,12 @@ class Fleet:
         self.claims.append((claim.job_id, claim.index))
         return True
 
-    def drain(self):
-        while self.step():
-            pass
+    def claim_all(self, jobs):
+        """Let slots claim until each job has a claim since."""
+        waiting = set(jobs)
+        while waiting:
+            assert self.step()
+            waiting.discard(self.claims[-1][0])
 
 
 def predict(ledger, jobs):
@@ -99,7 +103,7 @@ def play(ledger, clock, item, slot_report, *, seed, slots, tenants, one_priority
         fleet.step()
     fleet.beat()
     positions, done = predict(ledger, jobs), len(fleet.claims)
-    fleet.drain()
+    fleet.claim_all(positions)
     claimed = [job_id for job_id, _ in fleet.claims[done:]]
     return [(position, claimed.index(job_id)) for job_id, position in positions.items()]
 
@@ -248,3 +252,40 @@ def test_many_tenants_and_adapters_are_estimated_from_samples(ledger, item):
     assert ledger.job("job-221").queue_position == pytest.approx(300 + 110, rel=0.02)
     view = ledger.job("adapters")
     assert (view.queue_position, view.eta_s) == (pytest.approx(600, rel=0.01), None)
+
+
+def test_a_job_is_shown_without_an_outlook_if_its_queue_cannot_be_read(redis_client, clock, item, caplog):
+    ledger = Ledger(redis_client, QueueSettings(cap=2), clock_ms=clock)
+    ledger.accept("job", [item()], record={})
+    redis_client.set(keys.times("flux2"), "not a hash")
+
+    views = [ledger.job("job") for _ in range(3)]
+
+    assert [(view.queue_position, view.eta_s, view.eta_range_s) for view in views] == [(None, None, None)] * 3
+    assert ledger.outlook("job", items=1).eta_s is None
+    with pytest.raises(QueueFull) as full:
+        ledger.accept("another", [item()] * 2, record={})
+    assert full.value.retry_after_s is None
+    # The queue is not read again for each of them.
+    assert [record.name for record in caplog.records] == ["flux2.ledger.outlook"]
+
+
+def test_a_job_is_shown_without_an_outlook_if_one_of_its_items_cannot_be_read(ledger, item):
+    ledger.accept("odd", [item()] * 2, record={})
+    ledger.accept("next", [item()], record={})
+    ledger.redis.hset(keys.item("odd:1"), "shape", "of another version")
+
+    assert ledger.job("odd").queue_position is None
+    assert ledger.job("odd").items[0].state == "queued"
+
+
+def test_jobs_of_pools_that_no_slot_serves_share_a_forecast(ledger, item):
+    ledger.accept("exact", [item()], record={})
+    ledger.accept("fast", [item(engine="fast")], record={})
+    predict(ledger, ["exact", "fast"])
+    scripts = ledger.redis.info("commandstats")["cmdstat_evalsha"]["calls"]
+
+    positions = predict(ledger, ["exact", "fast", "exact", "fast"])
+
+    assert positions == {"exact": 0, "fast": 0}
+    assert ledger.redis.info("commandstats")["cmdstat_evalsha"]["calls"] == scripts
