@@ -26,12 +26,13 @@ from hypothesis.stateful import (
 from shared.errors import QueueFull
 from shared.job import TERMINAL, ItemError, ItemResult, ItemSpec, PipelineReport, Progress, State, pools
 from shared.ledger import Ledger, Submission, keys
+from shared.ledger.bulk_reads import read_each
 from shared.ledger.claim import Claim
 from shared.ledger.spec_parts import join_texts
 from shared.ledger.usage_rows import Usage
 from shared.settings import QueueSettings
 
-STEPS_A_RUN, RUNS = 50, 75
+STEPS_A_RUN, RUNS = 50, 60
 TTL_S, CAP, MAX_ATTEMPTS = 30, 12, 3
 # A longer gap between two passes, a third of a lease, counts as a stall. The time of a pass that comes sooner after
 # another is not stored.
@@ -339,7 +340,8 @@ class LedgerMachine(RuleBasedStateMachine):
         assert self.notice_late() == late
         assert all(item.state is State.CANCELED for item in late)
 
-    @precondition(lambda self: self.in_state(State.RUNNING))
+    # Leases and deadlines are what time ends.
+    @precondition(lambda self: self.in_state(State.RUNNING) or self.deadlines)
     @rule(seconds=st.integers(1, 2 * TTL_S))
     def wait(self, seconds):
         self.steps["wait"] += 1
@@ -426,8 +428,9 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def the_ledger_agrees_with_the_model(self):
         results = self.results()
-        for name, item in self.items.items():
-            *stored, commits, late = self.client.hmget(keys.item(name), "state", "fence", "attempt", "commits", "late")
+        names = ["state", "fence", "attempt", "commits", "late"]
+        records = read_each(self.client, (("hmget", keys.item(name), names) for name in self.items))
+        for (name, item), (*stored, commits, late) in zip(self.items.items(), records, strict=True):
             assert stored == [item.state.value, str(item.fence), str(item.attempt)]
             assert (late == "1") == item.late
             assert int(commits) <= 1
@@ -438,33 +441,42 @@ class LedgerMachine(RuleBasedStateMachine):
     @invariant()
     def queues_and_leases_hold_exactly_the_living(self):
         running = {name for name, item in self.items.items() if item.state is State.RUNNING}
-        assert set(self.client.zrange(keys.LEASES, 0, -1)) == running
-        for pool, large in (("flux2", False), (LARGE, True)):
+        names = ("flux2", LARGE)
+        leases, *stored = read_each(
+            self.client,
+            [
+                ("zrange", keys.LEASES, 0, -1),
+                *(("zrange", keys.pending(pool), 0, -1) for pool in names),
+                *(("hvals", key(pool)) for key in (keys.shares, keys.busy) for pool in names),
+            ],
+        )
+        assert set(leases) == running
+        for large, pending, shares, busy in zip((False, True), stored[:2], stored[2:4], stored[4:], strict=True):
             members = {name: item.state for name, item in self.items.items() if item.large == large}
             queued = {name for name, state in members.items() if state is State.QUEUED}
-            assert set(self.client.zrange(keys.pending(pool), 0, -1)) == queued
-            shares = self.client.hvals(f"{keys.PREFIX}shares:{pool}")
+            assert set(pending) == queued
             assert sum(int(count) for count in shares) == len(queued)
-            busy = self.client.hvals(f"{keys.PREFIX}busy:{pool}")
             assert sum(int(count) for count in busy) == len(members.keys() & running)
 
     @invariant()
     def a_job_is_what_its_items_are(self):
-        for job in {item.job for item in self.items.values()}:
+        jobs = list({item.job for item in self.items.values()})
+        reads = [("zrange", f"{keys.PREFIX}deadlines", 0, -1), *(("hgetall", keys.job(job)) for job in jobs)]
+        watched, *records = read_each(self.client, reads)
+        for job, stored in zip(jobs, records, strict=True):
             counts = Counter(item.state for item in self.of(job))
-            stored = self.client.hgetall(keys.job(job))
             assert {state: int(stored[state]) for state in State} == {state: counts[state] for state in State}
             ended = not counts[State.QUEUED] and not counts[State.RUNNING]
             assert (State(stored["state"]) in TERMINAL) == ended
-            is_watched = self.client.zscore(f"{keys.PREFIX}deadlines", job) is not None
-            assert is_watched == (job in self.deadlines and not ended)
+            assert (job in watched) == (job in self.deadlines and not ended)
             if ended and job in self.canceled:
                 assert stored["state"] == State.CANCELED
 
     @invariant()
     def warm_adapters_are_counted(self):
-        indexes = [self.client.hvals(f"{keys.PREFIX}{name}") for name in ("warm", "next_adapters")]
-        counts = self.client.hgetall(f"{keys.PREFIX}warm_counts")
+        names = ("warm", "next_adapters")
+        reads = [*(("hvals", f"{keys.PREFIX}{name}") for name in names), ("hgetall", f"{keys.PREFIX}warm_counts")]
+        *indexes, counts = read_each(self.client, reads)
         assert {name: int(count) for name, count in counts.items()} == Counter(itertools.chain(*indexes))
 
     @invariant()
