@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from shared.job import AdapterRef
-from shared.ledger import Ledger
+from shared.ledger import Ledger, keys
 from shared.settings import QueueSettings
 
 WAIT_BOUND_S = 100
@@ -160,3 +160,10 @@ def test_an_overdue_item_of_another_tenant_does_not_pass_the_oldest_one(clock, a
     clock.advance(WAIT_BOUND_S)
 
     assert claim("gpu-b", "bb").spec == spec("aa")
+
+
+def test_a_slot_goes_on_when_the_number_of_running_items_was_lost(ledger, claim, spec, run_two_tenants):
+    run_two_tenants()
+    ledger.redis.hdel(keys.busy("flux2"), "b")
+
+    assert claim("gpu-b", "bb").spec == spec("bb")

@@ -7,7 +7,7 @@
 --   wait_bound_ms  an item accepted longer ago goes before everything else
 --   slot_ttl_ms    a slot whose last heartbeat is older counts as dead
 -- Keys: pending, item, shares, turns, turn_entries, busy, served, lanes, lane, slots, slot, slot_names, slots_missing,
---   warm, next_adapters, warm_counts, memory, claims
+--   slot_kinds, kinds, unhealthy_slots, warm, next_adapters, warm_counts, memory, claims
 -- Queues and leases are only read, except for entries that a process of an earlier version left in a queue; the indexes
 -- (turns, turn_entries, warm, next_adapters, warm_counts, memory) are corrected on the way.
 
@@ -109,8 +109,9 @@ local function kept_share(pool, turn)
   local turn_priority, turn_tenant = turn:match('^(%d+)|(.*)$')
   if tenant == turn_tenant or priority ~= turn_priority then return nil end
   local running, turn_running = fields(busy_key(pool), tenant, turn_tenant)
-  -- A tenant with nothing running does not wait for anyone's adapters.
-  local ahead = tonumber(running) - 1 - tonumber(turn_running or 0)
+  -- A tenant with nothing running does not wait for anyone's adapters. The slot's own item counts even if an eviction
+  -- has lost the number.
+  local ahead = tonumber(running or 1) - 1 - tonumber(turn_running or 0)
   if not turn_running or ahead > 0 or (ahead == 0 and number % CLAIMS_KEPT == 0) then return nil end
   local function has_own_adapters(any) return redis.call('ZSCORE', lanes_key(pool, any), any .. '|' .. OWN_ADAPTERS) end
   if has_own_adapters(share) and not has_own_adapters(turn) then return share end

@@ -6,7 +6,7 @@
 --   max_attempts  claims after which an item fails
 --   error_json    the error of an item that fails: its workers were lost
 --   usage_ttl_s   how long the usage of a day is kept
--- Keys: totals, run_id, reaped_ms, leases, audit, large_audit, references_audit, and those of requeue_or_end
+-- Keys: totals, run_id, reaped_ms, leases, slots, audit, large_audit, references_audit, and those of requeue_or_end
 -- Returns JSON {requeued: {pool: count}, ended: [item ids], grace: bool, slots: number of slots}; cjson writes an empty list as {}
 local now = now_ms()
 

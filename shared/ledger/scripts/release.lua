@@ -12,8 +12,7 @@
 --   slot_ttl_ms    with 'memory': a slot whose last heartbeat is older counts as dead
 --   gpu_ms         ms for which the attempt occupied its device; absent if only its renewals stated them
 --   usage_ttl_s    how long the usage of a day is kept
--- Keys: totals, item, seq, and those of requeue_or_end; with 'memory' also slots, slot, slot_names, slots_missing, memory, warm,
---   next_adapters, warm_counts
+-- Keys: totals, item, seq, and those of requeue_or_end; with 'memory' also those of largest.lua
 -- Returns 'queued' | 'failed' | 'canceled' | 'stale' (another claim owns it)
 local now = now_ms()
 local id = args.item_id
