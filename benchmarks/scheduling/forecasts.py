@@ -19,15 +19,11 @@ class Forecast:
     """One answer of the ledger about a job that had not ended.
 
     Attributes:
-        asked_s: when, in s since the start of the run.
         eta_s: seconds to its end, as the ledger estimated them; None if it gave no estimate.
         range_s: the low and the high estimate.
         truth_s: seconds to its end, as it happened.
     """
 
-    job_id: str
-    asked_s: float
-    position: int | None
     eta_s: float | None
     range_s: tuple[float, float] | None
     truth_s: float
@@ -81,14 +77,5 @@ class ForecastRecorder:
         for asked_s, job in self._answers:
             end_s = history.job_end_s(job.job_id)
             assert end_s is not None
-            forecasts.append(
-                Forecast(
-                    job.job_id,
-                    asked_s,
-                    position=job.queue_position,
-                    eta_s=job.eta_s,
-                    range_s=job.eta_range_s,
-                    truth_s=end_s - asked_s,
-                )
-            )
+            forecasts.append(Forecast(job.eta_s, job.eta_range_s, truth_s=end_s - asked_s))
         return forecasts

@@ -85,7 +85,6 @@ class PoolSnapshot:
 
     pool: str
     pace_ms: float | None
-    queued: int
     weight: float
     shares: Sequence[ShareSnapshot]
 
@@ -162,7 +161,6 @@ class QueueSnapshot:
 def _pool(
     pool: str,
     pace_ms: float,
-    queued: int,
     shares: int,
     sampled: Any,
     *,
@@ -172,7 +170,6 @@ def _pool(
     return PoolSnapshot(
         pool,
         pace_ms=pace_ms if pace_ms >= 0 else None,
-        queued=queued,
         weight=max(1.0, shares / max(1, len(parsed))),
         shares=parsed,
     )

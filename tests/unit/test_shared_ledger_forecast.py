@@ -37,7 +37,7 @@ def share(tenant, lanes, *, priority=5, running=0, last_claim_ms=0):
 
 
 def snapshot(*pools, running=(), part=1.0):
-    made = [PoolSnapshot(name, None, 0, 1.0, shares) for name, shares in pools]
+    made = [PoolSnapshot(name, None, 1.0, shares) for name, shares in pools]
     return QueueSnapshot(NOW_MS, 1000, made, running, weight=1.0, part=part)
 
 

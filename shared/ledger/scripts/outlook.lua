@@ -7,7 +7,7 @@
 --   lanes   number of lanes that are looked at, the oldest of these shares
 -- Keys: seq, pending, shares, turns, turn_entries, busy, served, lanes, warm_counts, pace
 -- Returns JSON {sequence, leases: number of running items of all models, pools}. cjson writes an empty list as {}.
---   pools: {pool, pace_ms or -1, queued items, number of shares, sampled} of each that has queued items, or a pace
+--   pools: {pool, pace_ms or -1, number of shares, sampled} of each that has queued items, or a pace
 --   sampled: {priority, tenant, running items, last claim ms, queued items, number of lanes, lanes} in the order of turns
 --   lanes: {lane, what follows its share, name of the adapters, slots that have them merged or merge them next}
 
@@ -51,17 +51,17 @@ local function read_pool(pool, parts)
   return sampled
 end
 
-local queued, filled, pools = {}, 0, {}
+local is_filled, filled, pools = {}, 0, {}
 for _, pool in ipairs(args.pools) do
-  queued[pool] = redis.call('ZCARD', pending_key(pool))
-  if queued[pool] > 0 then filled = filled + 1 end
+  is_filled[pool] = redis.call('ZCARD', pending_key(pool)) > 0
+  if is_filled[pool] then filled = filled + 1 end
 end
 for _, pool in ipairs(args.pools) do
   local pace_ms = tonumber(redis.call('GET', pace_key(pool)) or -1)
-  if queued[pool] > 0 then
-    pools[#pools + 1] = {pool, pace_ms, queued[pool], redis.call('HLEN', shares_key(pool)), read_pool(pool, filled)}
+  if is_filled[pool] then
+    pools[#pools + 1] = {pool, pace_ms, redis.call('HLEN', shares_key(pool)), read_pool(pool, filled)}
   elseif pace_ms >= 0 then
-    pools[#pools + 1] = {pool, pace_ms, 0, 0, {}}
+    pools[#pools + 1] = {pool, pace_ms, 0, {}}
   end
 end
 return cjson.encode({
