@@ -43,6 +43,12 @@ POOLS = pools("flux2", ["exact"], ["merged", "large"])
 TENANTS = ("default", "other")
 WAIT_BOUND_S = 3600
 LARGE = "flux2+large"
+# Whether the items of a pool are large.
+QUEUES = {"flux2": False, LARGE: True}
+ITEM_FIELDS = ("state", "fence", "attempt", "commits", "late")
+DEADLINES, WARM_COUNTS, *ADAPTERS_OF_SLOTS = (
+    f"{keys.PREFIX}{name}" for name in ("deadlines", "warm_counts", "warm", "next_adapters")
+)
 STEP = Progress(stage="denoise", step=1, steps=2)
 # Device time that a worker states at the end of an attempt; without it, that of the last renewal counts.
 GPU_MS = st.none() | st.integers(0, 9000)
@@ -426,60 +432,66 @@ class LedgerMachine(RuleBasedStateMachine):
     # What must hold after each step.
 
     @invariant()
-    def the_ledger_agrees_with_the_model(self):
-        results = self.results()
-        names = ["state", "fence", "attempt", "commits", "late"]
-        records = read_each(self.client, (("hmget", keys.item(name), names) for name in self.items))
-        for (name, item), (*stored, commits, late) in zip(self.items.items(), records, strict=True):
-            assert stored == [item.state.value, str(item.fence), str(item.attempt)]
+    def every_promise_holds(self):
+        stored = self.read()
+        self.the_ledger_agrees_with_the_model(stored)
+        self.queues_and_leases_hold_exactly_the_living(stored)
+        self.a_job_is_what_its_items_are(stored)
+        self.warm_adapters_are_counted(stored)
+        self.each_event_counts_once()
+        self.what_attempts_used_is_counted_once()
+
+    def read(self):
+        """Read what is compared in one round trip, each of which takes a loaded machine long; return it by command."""
+        jobs = {item.job for item in self.items.values()}
+        commands = [
+            *(("hmget", keys.item(name), ITEM_FIELDS) for name in self.items),
+            *(("hgetall", keys.job(job)) for job in jobs),
+            *(("lrange", key(job), 0, -1) for job in jobs for key in (keys.results, keys.result_parts)),
+            *(("zrange", key, 0, -1) for key in (keys.LEASES, DEADLINES, *map(keys.pending, QUEUES))),
+            *(("hvals", key(pool)) for key in (keys.shares, keys.busy) for pool in QUEUES),
+            *(("hvals", key) for key in ADAPTERS_OF_SLOTS),
+            ("hgetall", WARM_COUNTS),
+        ]
+        return dict(zip(commands, read_each(self.client, commands), strict=True))
+
+    def the_ledger_agrees_with_the_model(self, stored):
+        results = self.results(stored)
+        for name, item in self.items.items():
+            *record, commits, late = stored["hmget", keys.item(name), ITEM_FIELDS]
+            assert record == [item.state.value, str(item.fence), str(item.attempt)]
             assert (late == "1") == item.late
             assert int(commits) <= 1
             assert (name in results) == (item.state is State.SUCCEEDED)
             if name in results:
                 assert results[name].key.split("/")[3] == str(item.winner)
 
-    @invariant()
-    def queues_and_leases_hold_exactly_the_living(self):
+    def queues_and_leases_hold_exactly_the_living(self, stored):
         running = {name for name, item in self.items.items() if item.state is State.RUNNING}
-        names = ("flux2", LARGE)
-        leases, *stored = read_each(
-            self.client,
-            [
-                ("zrange", keys.LEASES, 0, -1),
-                *(("zrange", keys.pending(pool), 0, -1) for pool in names),
-                *(("hvals", key(pool)) for key in (keys.shares, keys.busy) for pool in names),
-            ],
-        )
-        assert set(leases) == running
-        for large, pending, shares, busy in zip((False, True), stored[:2], stored[2:4], stored[4:], strict=True):
+        assert set(stored["zrange", keys.LEASES, 0, -1]) == running
+        for pool, large in QUEUES.items():
             members = {name: item.state for name, item in self.items.items() if item.large == large}
             queued = {name for name, state in members.items() if state is State.QUEUED}
-            assert set(pending) == queued
-            assert sum(int(count) for count in shares) == len(queued)
-            assert sum(int(count) for count in busy) == len(members.keys() & running)
+            assert set(stored["zrange", keys.pending(pool), 0, -1]) == queued
+            assert sum(int(count) for count in stored["hvals", keys.shares(pool)]) == len(queued)
+            assert sum(int(count) for count in stored["hvals", keys.busy(pool)]) == len(members.keys() & running)
 
-    @invariant()
-    def a_job_is_what_its_items_are(self):
-        jobs = list({item.job for item in self.items.values()})
-        reads = [("zrange", f"{keys.PREFIX}deadlines", 0, -1), *(("hgetall", keys.job(job)) for job in jobs)]
-        watched, *records = read_each(self.client, reads)
-        for job, stored in zip(jobs, records, strict=True):
+    def a_job_is_what_its_items_are(self, stored):
+        for job in {item.job for item in self.items.values()}:
+            record = stored["hgetall", keys.job(job)]
             counts = Counter(item.state for item in self.of(job))
-            assert {state: int(stored[state]) for state in State} == {state: counts[state] for state in State}
+            assert {state: int(record[state]) for state in State} == {state: counts[state] for state in State}
             ended = not counts[State.QUEUED] and not counts[State.RUNNING]
-            assert (State(stored["state"]) in TERMINAL) == ended
-            assert (job in watched) == (job in self.deadlines and not ended)
+            assert (State(record["state"]) in TERMINAL) == ended
+            assert (job in stored["zrange", DEADLINES, 0, -1]) == (job in self.deadlines and not ended)
             if ended and job in self.canceled:
-                assert stored["state"] == State.CANCELED
+                assert record["state"] == State.CANCELED
 
-    @invariant()
-    def warm_adapters_are_counted(self):
-        names = ("warm", "next_adapters")
-        reads = [*(("hvals", f"{keys.PREFIX}{name}") for name in names), ("hgetall", f"{keys.PREFIX}warm_counts")]
-        *indexes, counts = read_each(self.client, reads)
+    def warm_adapters_are_counted(self, stored):
+        indexes = [stored["hvals", key] for key in ADAPTERS_OF_SLOTS]
+        counts = stored["hgetall", WARM_COUNTS]
         assert {name: int(count) for name, count in counts.items()} == Counter(itertools.chain(*indexes))
 
-    @invariant()
     def each_event_counts_once(self):
         totals = self.ledger.totals()
         assert Counter(totals.claims) == self.reasons
@@ -487,7 +499,6 @@ class LedgerMachine(RuleBasedStateMachine):
         assert Counter(totals.releases) == self.released
         assert totals.items == {state: len(self.in_state(state)) for state in (State.FAILED, State.CANCELED)}
 
-    @invariant()
     def what_attempts_used_is_counted_once(self):
         assert sum(self.ledger.usage.totals().values(), Usage()) == self.used
 
@@ -558,21 +569,17 @@ class LedgerMachine(RuleBasedStateMachine):
         """Return the queued items of the pool that jobs are accepted into."""
         return [item for item in self.in_state(State.QUEUED) if not item.large]
 
-    def results(self):
+    def results(self, stored):
         """Return each stored result by its item's id."""
-        jobs = sorted({item.job for item in self.items.values()})
-        with self.client.pipeline(transaction=False) as pipe:
-            for job in jobs:
-                pipe.lrange(keys.results(job), 0, -1).lrange(keys.result_parts(job), 0, -1)
-            replies = iter(pipe.execute())
-        stored = {}
-        for job, lines, reports in zip(jobs, replies, replies, strict=True):
+        results = {}
+        for job in {item.job for item in self.items.values()}:
+            lines, parts = (stored["lrange", key(job), 0, -1] for key in (keys.results, keys.result_parts))
             for index, position, own in (line.split(" ", 2) for line in lines):
                 # An error has no part of its own.
                 if own != "{}":
-                    text = join_texts([own, reports[int(position)]])
-                    stored[f"{job}:{index}"] = ItemResult.model_validate_json(text)
-        return stored
+                    text = join_texts([own, parts[int(position)]])
+                    results[f"{job}:{index}"] = ItemResult.model_validate_json(text)
+        return results
 
     def owns(self, claim):
         item = self.items[claim.item_id]
