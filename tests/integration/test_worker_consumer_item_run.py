@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -200,7 +201,7 @@ class TimedRenderer:
     ],
 )
 def test_the_time_on_the_device_is_counted_and_no_time_of_stores(worker, clock, make_result, monkeypatch, error, used):
-    monkeypatch.setattr(item_run, "DeviceTime", lambda: DeviceTime(lambda: clock.ms / 1000))
+    monkeypatch.setattr(item_run, "DeviceTime", partial(DeviceTime, lambda: clock.ms / 1000))
     renderer = TimedRenderer(clock, make_result().pipeline, error)
     put = worker.store.put
     monkeypatch.setattr(

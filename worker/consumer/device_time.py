@@ -1,4 +1,4 @@
-"""Measure for how long the attempt at an item occupies its device."""
+"""Measure for how long the attempt at an item occupies its devices."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ class DeviceTime:
 
     It runs from the first stage of a render to the last one, adapter swaps included, also while the process is frozen.
     Downloads, waits for Redis, and everything after the render (encoding the file, its upload) do not count.
+
+    Args:
+        devices: number of devices that the attempt occupies; each counts.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, clock: Callable[[], float] = time.perf_counter, *, devices: int = 1) -> None:
         self._clock = clock
+        self._devices = devices
         # Guards the two below.
         self._lock = threading.Lock()
         self._total_s = 0.0
@@ -36,7 +40,7 @@ class DeviceTime:
 
     @property
     def seconds(self) -> float:
-        """Seconds for which it has run so far."""
+        """Seconds for which it has run so far, of all devices together."""
         with self._lock:
             running_s = 0.0 if self._started_at is None else self._clock() - self._started_at
-            return self._total_s + running_s
+            return (self._total_s + running_s) * self._devices

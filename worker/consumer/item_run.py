@@ -53,7 +53,7 @@ class ItemRun:
         self._worker = worker
         self._claim = claim
         self._trace = ItemTrace(worker.tracer, claim, slot=worker.slot.name, claim_s=claim_s)
-        self._device_time = DeviceTime()
+        self._device_time = DeviceTime(devices=worker.slot.devices)
         self._lease = Lease(
             worker.ledger,
             claim,

@@ -22,6 +22,7 @@ class Slot:
 
     Attributes:
         name: stays the same when the process on this device is restarted.
+        device: names of its devices, separated by commas.
         revision: identity of the base model's files.
         features: what the process can do beyond its engines.
         memory_bytes: memory of the device; 0 for a CPU.
@@ -38,6 +39,11 @@ class Slot:
     memory_bytes: int = 0
     # A restarted process has the same name: only this separates its claims from its predecessor's.
     boot: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def devices(self) -> int:
+        """Number of devices that render each image together."""
+        return len(self.device.split(","))
 
     @property
     def pools(self) -> tuple[str, ...]:
