@@ -183,6 +183,7 @@ class Playback:
                 slot.prepared,
                 is_warm_elsewhere,
                 last=self._last_claim(slot),
+                follows_order=slot.claims % _CLAIMS_KEPT == 0,
                 overdue_before_ms=self._taken_ms + passed_ms - self._wait_bound_ms,
                 simultaneous_ms=_SIMULTANEOUS * self._wait_bound_ms,
             )

@@ -154,6 +154,7 @@ class PlayedQueue:
         is_warm_elsewhere: Callable[[str], bool],
         *,
         last: LastClaim | None = None,
+        follows_order: bool = False,
         overdue_before_ms: float,
         simultaneous_ms: float = 0.0,
     ) -> tuple[Rank, Share, Lane]:
@@ -161,12 +162,13 @@ class PlayedQueue:
 
         Args:
             last: None if the slot's last items have ended.
+            follows_order: the slot takes the oldest overdue item whatever adapters it has.
             overdue_before_ms: items that were accepted before then are overdue.
             simultaneous_ms: of overdue items, those accepted so soon after the oldest may go before it.
         """
         oldest, lane = self._oldest()
         if lane.head.accepted_ms < overdue_before_ms:
-            own = oldest.lane_of(warm)
+            own = None if follows_order else oldest.lane_of(warm)
             latest_ms = min(overdue_before_ms, lane.head.accepted_ms + simultaneous_ms)
             chosen = own if own is not None and own.head.accepted_ms <= latest_ms else lane
             return (0, 0, lane.head.order), oldest, chosen

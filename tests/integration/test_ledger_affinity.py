@@ -138,6 +138,16 @@ def test_of_overdue_items_a_slot_takes_one_with_its_adapters_that_was_accepted_s
     ]
 
 
+def test_the_oldest_overdue_item_is_claimed_once_in_8_claims_of_a_slot_with_other_adapters(clock, accept, claim, spec):
+    accept("a", "aa", 2)
+    accept("a", "bb", 20)
+    clock.advance(WAIT_BOUND_S)
+
+    claims = [claim("gpu-b", "bb") for _ in range(17)]
+
+    assert [number for number, each in enumerate(claims, start=1) if each.spec == spec("aa")] == [9, 17]
+
+
 @pytest.mark.parametrize(
     ("later_s", "overdue_s"),
     [

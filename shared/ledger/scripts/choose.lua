@@ -91,9 +91,12 @@ local function first_free(share, lanes)
   end
 end
 
--- Where tenants have equal parts, a slot follows the turns once in so many claims, so that the part that is a slot larger
--- than others moves on.
+-- A slot that may go on with its adapters does not in one of so many claims. So where tenants have equal parts, the part that
+-- is a slot larger than others moves on, and the oldest overdue item does not wait for all that were accepted soon after it.
 local CLAIMS_KEPT = 8
+
+-- Whether the slot follows the order of the queue with its next claim, whatever adapters it has. `number` is that of its last one.
+local function follows_order(number) return number and number % CLAIMS_KEPT == 0 end
 
 -- Return the share of the slot's last item if the slot goes on with its adapters although it is another tenant's turn, which
 -- has no items with these adapters; nil if it follows the turn.
@@ -112,7 +115,7 @@ local function kept_share(pool, turn)
   -- A tenant with nothing running does not wait for anyone's adapters. The slot's own item counts even if an eviction
   -- has lost the number.
   local ahead = tonumber(running or 1) - 1 - tonumber(turn_running or 0)
-  if not turn_running or ahead > 0 or (ahead == 0 and number % CLAIMS_KEPT == 0) then return nil end
+  if not turn_running or ahead > 0 or (ahead == 0 and follows_order(number)) then return nil end
   local function has_own_adapters(any) return redis.call('ZSCORE', lanes_key(pool, any), any .. '|' .. OWN_ADAPTERS) end
   if has_own_adapters(share) and not has_own_adapters(turn) then return share end
 end
@@ -145,9 +148,10 @@ local SIMULTANEOUS = 0.1
 
 -- Return an overdue item for which the slot has the adapters merged, if it was accepted soon after the oldest overdue one
 -- and by the same share; else nil. Without it, a queue longer than the wait bound is first in, first out, and an adapter
--- swap for each image. The oldest item waits longer by the items of this time, and not by later ones.
+-- swap for each image. In each row of CLAIMS_KEPT claims, a slot takes the oldest item once.
 local function warm_overdue(pool, head_lane, head_accepted_ms, now)
   if not head_lane or adapters_of(head_lane) == OWN_ADAPTERS then return nil end
+  if follows_order(redis.call('HGET', claims_key(args.slot), 'number')) then return nil end
   local id = redis.call('ZRANGE', lane_key(pool, share_of(head_lane) .. '|' .. OWN_ADAPTERS), 0, 0)[1]
   local accepted_ms = id and tonumber(redis.call('HGET', item_key(id), 'accepted_ms') or now)
   if not id or now - accepted_ms <= args.wait_bound_ms then return nil end
