@@ -15,7 +15,7 @@ from worker.model.token_split import SequenceSplit, TokenSplit
 # A GPU that waits for another one computes nothing. After this time its step fails, and the process with it.
 _TIMEOUT_MS = 120_000
 # Barriers that follow each other directly use different channels.
-_SENT, _RETURNED, _READ = range(3)
+_SENT, _RETURNED, _READ, _GATHERED = range(4)
 
 
 class PeerExchange:
@@ -83,7 +83,7 @@ class PeerExchange:
             memory.wait_for_all(_READ)
             for device in range(self._devices):
                 memory.returned(memory.rows, device=device).flatten(1)[start : start + rows.shape[1]].copy_(rows[0])
-            memory.wait_for_all(_SENT)
+            memory.wait_for_all(_GATHERED)
             return memory.returned(image[-1].stop - image[0].start).flatten(1)[None].clone()
 
     def _begun(self) -> tuple[TokenSplit, _SharedMemory]:
