@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import date, timedelta
 from typing import ClassVar
 
-import pytest
 import redis
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -592,7 +591,6 @@ class LedgerMachine(RuleBasedStateMachine):
         return [item for item in self.items.values() if item.state is state]
 
 
-@pytest.mark.timeout(120)
 def test_two_workers_a_reaper_and_a_client_never_break_the_ledgers_promises(redis_client, capsys):
     LedgerMachine.client = redis_client
     LedgerMachine.steps = Counter()
