@@ -213,7 +213,7 @@ class Playback:
         slot.merged = adapters
 
     def _claim(self, slot: _Slot) -> None:
-        """Let a slot claim its next items; it claims nothing more if there are none."""
+        """Let a slot claim its next items, or leave it idle if its queues are empty."""
         best = self._best(slot)
         if best is None:
             return

@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from shared.ledger.queue_snapshot import Chunk, LaneSnapshot
 
-#: Fewer items than these are none: fractions come from weights.
+#: A lane with fewer items counts as empty: weights leave fractions of items.
 LEAST_ITEMS: Final = 1e-6
 # Accept order and time of items that have not come yet.
 _NEWEST: Final = 2**53

@@ -74,7 +74,7 @@ class Share:
         return next((lane for lane in lanes if not is_warm_elsewhere(lane.adapters)), lanes[0])
 
     def lane_of(self, adapters: str) -> Lane | None:
-        """Return the lane of the items with these adapters; None if there are none."""
+        """Return the lane with these adapters, or None if it has no items."""
         lane = self._by_adapters.get(adapters)
         return None if lane is None or lane.is_empty else lane
 
