@@ -24,7 +24,7 @@ class Mutation(StrEnum):
     COUNT_FIRST = "usage counted for first claims only"
 
 
-# Lines of the scripts, word for word: `_rewrite` fails when a script changes, instead of mutating nothing.
+# Lines of the assembled scripts, word for word: `_rewrite` fails when a script changes, instead of mutating nothing.
 _FENCE = "if tonumber(fence or 0) ~= args.fence then return 'stale' end"
 _OWNED = "return state == 'running' and tonumber(current) == fence"
 _GRACE = "if restarted or is_stall(ttl_ms) then"
@@ -33,7 +33,7 @@ _COUNT = "count_attempt(id, job, tenant, to == 'succeeded', now)"
 # The fields of an ended item name neither its job nor its tenant.
 _STALE_COUNT = """if tonumber(fence or 0) ~= args.fence then
   local stale_job = job_and_index(id)
-  count_attempt(id, stale_job, redis.call('HGET', job_key(stale_job), 'tenant'), outcome == 'succeeded', now)
+  count_attempt(id, stale_job, redis.call('HGET', 'flux2:job:' .. stale_job, 'tenant'), outcome == 'succeeded', now)
   return 'stale'
 end"""
 

@@ -61,8 +61,9 @@ def test_every_measurement_gives_times_and_ratios(measured, model, last):
         assert [row["engine"] for row in rows if row["what"] == part] == engines
         first = next(row for row in rows if row["what"] == part)
         assert (first["ratio"], first["against"]) == (1.0, f"{engines[0]} eager")
+    ceiling = by_part["bf16"]["tflops"]
     assert all(
-        row["tflops"] > 0 and 0 < row["of_ceiling"] < 2
+        row["tflops"] > 0 and row["of_ceiling"] == pytest.approx(row["tflops"] / ceiling)
         for row in rows
         if row["what"] == "step" and row["engine"] != "fast"
     )

@@ -272,8 +272,8 @@ def test_the_cancel_of_an_earlier_version_blocks_no_other_large_item(ledger, acc
         assert overflow(ledger, claim(ledger, SMALL), SMALL) == "queued"
     # Its script looks for every item in the pool of the job.
     script = lua.scripts()["cancel"].replace(
-        "state, lane, pool = fields(item_key(id), 'state', 'lane', 'pool')",
-        "state, lane = fields(item_key(id), 'state', 'lane')\n  local pool = redis.call('HGET', key, 'pool')",
+        "state, lane, pool = fields(('flux2:item:' .. id), 'state', 'lane', 'pool')",
+        "state, lane = fields('flux2:item:' .. id, 'state', 'lane')\n  local pool = redis.call('HGET', key, 'pool')",
     )
     assert "local pool = redis.call" in script
     ledger.redis.eval(script, 0, f'{{"job_id": "{canceled}", "now_ms": {clock()}}}')

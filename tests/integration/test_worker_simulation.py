@@ -8,6 +8,7 @@ import time
 from contextlib import ExitStack
 
 import pytest
+import torch
 
 from shared.errors import ServerFailed
 from shared.ledger import Ledger
@@ -74,11 +75,11 @@ def test_slots_that_render_and_simulated_ones_refuse_each_other(ledger, slot_rep
 def test_a_slot_that_renders_looks_for_simulated_ones_again_when_its_model_is_loaded(
     monkeypatch, ledger, s3, redis_url, settings, slot_report
 ):
-    def load(*_):
+    def load(*_, **__):
         ledger.workers.beat("made-up", slot_report(precision="simulated"))
         return None, None
 
     monkeypatch.setattr(serve, "_load", load)
     made = s3.model_copy(update={"redis": settings(redis={"url": redis_url}).redis})
     with ExitStack() as opened, pytest.raises(ServerFailed, match="slots of this Redis are simulated"):
-        serve._open(made, "real", None, opened)
+        serve._open(made, "real", [torch.device("cpu")], opened)

@@ -16,7 +16,8 @@ from PIL import Image
 from shared.errors import AdapterRefused, DeviceFault, ItemCanceled
 from shared.job import ReferenceRef
 from worker.model.load import load_components
-from worker.rendering.follower_messages import Answer, Channel, Disconnected
+from worker.rendering.errors import Disconnected
+from worker.rendering.follower_messages import Answer, Channel
 from worker.rendering.followers import Followers
 from worker.rendering.renderer import Renderer
 

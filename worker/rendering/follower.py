@@ -21,6 +21,7 @@ from worker.model.components import Components
 from worker.model.device_group import DeviceGroup
 from worker.model.load import load_components
 from worker.model.split_transformer import split_forward
+from worker.rendering.errors import Disconnected
 from worker.rendering.follower_messages import (
     Abandon,
     Activate,
@@ -28,7 +29,6 @@ from worker.rendering.follower_messages import (
     BeginNext,
     Channel,
     Denoise,
-    Disconnected,
     Join,
     Load,
     Pass,

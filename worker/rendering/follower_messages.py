@@ -15,6 +15,7 @@ from shared.settings import ModelSettings
 from worker.lora.hot_swap import AdapterFiles
 from worker.rendering.denoise import TransformerInputs
 from worker.rendering.engine import DenoisingInputs
+from worker.rendering.errors import Disconnected
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,6 @@ class Answer:
 
     error: str | None = None
     is_in_pass: bool = False
-
-
-class Disconnected(Exception):
-    """The other process has ended."""
 
 
 class Channel:

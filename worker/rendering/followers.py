@@ -29,6 +29,7 @@ from worker.model.device_group import DeviceGroup
 from worker.model.split_transformer import split_forward
 from worker.rendering.denoise import TransformerInputs
 from worker.rendering.engine import DenoisingInputs, Engine
+from worker.rendering.errors import Disconnected
 from worker.rendering.follower_messages import (
     Abandon,
     Activate,
@@ -36,7 +37,6 @@ from worker.rendering.follower_messages import (
     BeginNext,
     Channel,
     Denoise,
-    Disconnected,
     Join,
     Load,
     Pass,
