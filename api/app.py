@@ -21,6 +21,8 @@ from api.probe import StorageProbe
 from api.reference_intake import ReferenceIntake
 from api.routes import (
     adapters,
+    caller,
+    console,
     fleet,
     health,
     images,
@@ -134,11 +136,13 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=api.max_body_bytes, max_values=max_values)
     add_doors(app, settings, services.ledger, tracer=services.tracer)
     install_error_handlers(app)
-    for routes in (inference, requests, replays, adapters, uploads, images, models, fleet, usage):
+    for routes in (inference, requests, replays, adapters, uploads, images, models, fleet, usage, caller):
         app.include_router(routes.router, responses=DOOR_PROBLEMS)
     app.include_router(health.router)
     if api.metrics != "off":
         app.include_router(metrics.router)
     if api.docs:
         pages.serve_pages(app)
+    if api.console:
+        console.serve_console(app)
     return app

@@ -352,6 +352,9 @@ class ApiSettings(_Section):
         description="Largest fleet, in slots, whose `/metrics` have a series for each slot; larger ones have sums and "
         "distributions only.",
     )
+    console: bool = Field(
+        True, description="Serve the console at `/`: a page to submit, watch and compare, which asks for an API key."
+    )
     docs: bool = Field(True, description="Serve `/docs`, `/redoc` and `/openapi.json`, to callers without a key too.")
     base_url: HttpUrl | None = Field(
         None,

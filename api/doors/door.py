@@ -25,8 +25,8 @@ from shared.settings import ApiSettings
 # Answered without any other check: a store that hangs must not make a process look dead.
 _LIVENESS: Final = "/health"
 # Answered to callers without a key too.
-_OPEN: Final = frozenset({"/ready", "/docs", "/redoc", "/openapi.json"})
-_PAGE_FILES: Final = "/docs/"
+_OPEN: Final = frozenset({"/", "/ready", "/docs", "/redoc", "/openapi.json"})
+_PAGE_FILES: Final = ("/docs/", "/console/")
 #: The address of the other end of the connection, before a proxy's headers replace it.
 PEER: Final = "flux2.peer"
 

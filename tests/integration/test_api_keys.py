@@ -31,11 +31,12 @@ CALLS = [
     ("DELETE", "/v1/adapters/x"),
     ("GET", "/v1/models"),
     ("GET", "/v1/usage"),
+    ("GET", "/v1/caller"),
     ("GET", "/metrics"),
     ("GET", "/v1/unknown"),
 ]
 
-READS = {"GET /v1/requests", "GET /v1/adapters", "GET /v1/models", "GET /v1/usage"}
+READS = {"GET /v1/requests", "GET /v1/adapters", "GET /v1/models", "GET /v1/usage", "GET /v1/caller"}
 
 
 def key_id(headers):
@@ -61,7 +62,7 @@ def test_from_the_first_key_on_every_call_needs_one(api, make_key):
         assert refused.headers["content-type"] == "application/problem+json"
         assert api.http.request(method, path, headers=key).status_code not in (401, 403), path
     assert api.http.get("/health").status_code == 200
-    for path in ("/openapi.json", "/docs", "/docs/start.js", "/redoc"):
+    for path in ("/openapi.json", "/docs", "/docs/start.js", "/redoc", "/", "/console/main.js"):
         assert api.http.get(path).status_code == 200
 
 

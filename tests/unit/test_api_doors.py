@@ -29,6 +29,7 @@ ROLES = {
     ("GET", "/v1/uploads/{sha256}"): "read",
     ("GET", "/v1/models"): "read",
     ("GET", "/v1/usage"): "read",
+    ("GET", "/v1/caller"): "read",
     ("GET", "/v1/slots"): "read",
     ("GET", "/v1/queue"): "read",
     ("GET", "/metrics"): "admin",
@@ -36,8 +37,8 @@ ROLES = {
     ("GET", "/ready"): None,
 }
 PATH = "/v1/requests/x/cancel"
-# The reference, which has no data of anybody.
-PAGES = {"/docs", "/docs/start.js", "/docs/files", "/redoc", "/openapi.json"}
+# The console's page and the reference, which have no data of anybody.
+PAGES = {"/", "/console", "/docs", "/docs/start.js", "/docs/files", "/redoc", "/openapi.json"}
 
 
 def make_app(**api):
@@ -71,7 +72,7 @@ def test_every_route_declares_the_role_that_it_needs():
 
 
 def test_the_pages_and_the_metrics_can_be_switched_off():
-    paths = {route.path for route in walk(make_app(docs=False, metrics="off").routes)}
+    paths = {route.path for route in walk(make_app(docs=False, console=False, metrics="off").routes)}
 
     assert not paths & (PAGES | {"/metrics"})
 

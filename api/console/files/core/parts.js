@@ -1,0 +1,92 @@
+// Small components that several views share.
+import { html, signal, useEffect, useId, useRef, useValue } from "./ui.js";
+
+// What an API call failed with, in the API's own words.
+export function Problem({ error, onRetry }) {
+  if (!error) return null;
+  return html`
+    <div class="problem" role="alert">
+      <p>${error.message}</p>
+      ${onRetry && html`<button type="button" onClick=${onRetry}>Try again</button>`}
+    </div>`;
+}
+
+// A state without content: what is missing, and what to do about it.
+export function Empty({ title, children }) {
+  return html`<div class="empty"><h2>${title}</h2>${children}</div>`;
+}
+
+// `value` of `max` steps; `label` names it for screen readers.
+export function ProgressBar({ value, max, label }) {
+  return html`<progress class="bar" value=${value} max=${Math.max(1, max)} aria-label=${label}></progress>`;
+}
+
+export function Chip({ children, kind = "" }) {
+  return html`<span class="chip ${kind}">${children}</span>`;
+}
+
+// A modal dialog: the browser traps the focus, closes it with Escape and gives the focus back.
+export function Dialog({ title, onClose, children, kind = "" }) {
+  const dialog = useRef(null);
+  const heading = useId();
+  useEffect(() => {
+    dialog.current.showModal();
+    return () => dialog.current?.close();
+  }, []);
+  const closeOutside = (event) => { if (event.target === dialog.current) onClose(); };
+  return html`
+    <dialog ref=${dialog} class="dialog ${kind}" aria-labelledby=${heading} onClose=${onClose} onClick=${closeOutside}>
+      <header><h2 id=${heading}>${title}</h2><button type="button" class="quiet" aria-label="Close" onClick=${onClose}>✕</button></header>
+      ${children}
+    </dialog>`;
+}
+
+// Messages that announce what happened; screen readers read them too.
+const notes = signal([]);
+let lastNote = 0;
+
+export function announce(text, { kind = "info", action = null } = {}) {
+  const note = { id: ++lastNote, text, kind, action };
+  notes.value = [...notes.value.slice(-2), note];
+  setTimeout(() => { notes.value = notes.value.filter((each) => each !== note); }, action ? 12000 : 6000);
+}
+
+export function Notes() {
+  const shown = useValue(notes);
+  return html`
+    <div class="notes" role="status" aria-live="polite">
+      ${shown.map((note) => html`
+        <div class="note ${note.kind}" key=${note.id}>
+          ${note.text}
+          ${note.action && html`<button type="button" class="quiet" onClick=${note.action.run}>${note.action.name}</button>`}
+        </div>`)}
+    </div>`;
+}
+
+// Copy a text, and say so.
+export async function copyText(text, what) {
+  try {
+    await navigator.clipboard.writeText(text);
+    announce(`${what} copied.`);
+  } catch {
+    announce(`The browser does not let this page copy; ${what.toLowerCase()} is in the console of the developer tools.`, { kind: "error" });
+    console.info(text);
+  }
+}
+
+// Call `act(event)` for a key while no field has the focus; a modifier in the name is needed: "ctrl+enter".
+export function useKeys(keys) {
+  const latest = useRef(keys);
+  latest.current = keys;
+  useEffect(() => {
+    const listen = (event) => {
+      const isField = event.target.closest?.("input, textarea, select, [contenteditable]");
+      const name = `${event.ctrlKey || event.metaKey ? "ctrl+" : ""}${event.key.toLowerCase()}`;
+      const act = latest.current[name];
+      if (!act || event.altKey || (isField && !name.startsWith("ctrl+") && name !== "escape")) return;
+      if (act(event) !== false) event.preventDefault();
+    };
+    addEventListener("keydown", listen);
+    return () => removeEventListener("keydown", listen);
+  }, []);
+}

@@ -1,0 +1,5 @@
+import { html } from "../core/ui.js";
+
+export default function Adapters() {
+  return html`<h1>Adapters</h1>`;
+}
