@@ -26,6 +26,7 @@ LARGE_AUDIT_LEADER = f"{PREFIX}large_audit"
 REFERENCES_AUDIT_LEADER = f"{PREFIX}references_audit"
 API_KEYS = f"{PREFIX}keys"
 USAGE_TOTALS = f"{PREFIX}usage_totals"
+PREVIEW_WANTED = f"{PREFIX}preview_wanted"
 # Never stored: adding to a list that does not exist shows whether Redis takes writes.
 WRITE_PROBE = f"{PREFIX}probe"
 # Never stored: they have different slots, so that a cluster refuses a command that names both.
@@ -38,6 +39,10 @@ def job(job_id: str) -> str:
 
 def item(item_id: str) -> str:
     return f"{PREFIX}item:{item_id}"
+
+
+def preview(item_id: str) -> str:
+    return f"{PREFIX}preview:{item_id}"
 
 
 def specs(job_id: str) -> str:

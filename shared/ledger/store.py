@@ -27,6 +27,7 @@ from shared.ledger.metric_sums import MetricSums
 from shared.ledger.outbox import Outbox
 from shared.ledger.outcome import CommitAnswer, end_item
 from shared.ledger.outlook import Forecaster, Outlook
+from shared.ledger.previews import Previews
 from shared.ledger.queue_reader import QueueReader
 from shared.ledger.session import Session, to_ms
 from shared.ledger.slot_claims import find_unlisted_claims
@@ -63,6 +64,7 @@ class Ledger:
         slots: the live slots, in pages, with the items that they run.
         slot_kinds: the live slots, counted by what they are.
         queue: how many items wait and run, by tenant and adapters.
+        previews: pictures of images that are being rendered.
         metrics: what processes count by themselves.
         wakeups: the wake-up messages that no worker has consumed.
     """
@@ -88,6 +90,7 @@ class Ledger:
         self.backlog = Backlog(self._session)
         self.slots = SlotListing(self._session)
         self.queue = QueueReader(self._session)
+        self.previews = Previews(self._session)
         self.metrics = MetricSums(self._session)
         self.wakeups = WakeupQueues(self._session, audit_s=settings.audit_s)
 
