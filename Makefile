@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-fast promtool fuzz fuzz-headers lint format bench bench-gpu sim chaos lock lock-images audit sbom score-tiny score-edits clean
+.PHONY: help install demo up test test-fast test-browser promtool fuzz fuzz-headers lint format bench bench-gpu sim chaos lock lock-images audit sbom score-tiny score-edits clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -35,6 +35,11 @@ test: install promtool ## run all tests on real Redis and S3
 
 test-fast: install ## run the unit and integration tests, but not those that start the whole service
 	$(PYTEST) tests/unit tests/integration
+
+# One process: it shares a browser and its servers. A view that is too slow for two cores must not look so for lack of them.
+test-browser: install ## run the tests of the console in Chromium, and install it first where apt-get may; make test runs them if one is there
+	$(BIN)/python -m tools.chromium
+	$(BIN)/python -m pytest -n 0 tests/browser
 
 promtool: $(VENV)/.promtool-tried ## fetch Prometheus' promtool on Debian and Ubuntu; without it, some tests are skipped
 

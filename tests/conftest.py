@@ -28,7 +28,7 @@ from shared.settings import LogSettings, Settings
 GOLDENS = Path(__file__).parent / "goldens"
 _POLL_S = 0.01
 _SETTING_PREFIXES = ("FLUX2_", "AWS_")
-_LONG = ("tests/e2e/", "tests/unit/test_worker_")
+_LONG = ("tests/e2e/", "tests/browser/", "tests/unit/test_worker_")
 # End-to-end tests that start services of their own.
 _OWN_SERVICES = ("tests/e2e/test_chaos.py", "tests/e2e/test_commands.py")
 _OTHER_SETTINGS = ("HF_TOKEN", "AI_TOOLKIT_PATH")
@@ -37,12 +37,12 @@ _Server = TypeVar("_Server", bound=ThreadingHTTPServer)
 
 
 class _FileScheduling(LoadScopeScheduling):
-    """Runs the tests of a file in one process; those that share the end-to-end service in one, as do GPU tests."""
+    """Runs the tests of a file in one process; those that share the end-to-end service, a browser or a GPU in one."""
 
     def _split_scope(self, nodeid: str) -> str:
         file, _, _ = nodeid.partition("::")
         _, folder, *_ = file.split("/")
-        return folder if folder in ("e2e", "gpu") and file not in _OWN_SERVICES else file
+        return folder if folder in ("browser", "e2e", "gpu") and file not in _OWN_SERVICES else file
 
 
 @pytest.hookimpl(optionalhook=True)

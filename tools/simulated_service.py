@@ -32,6 +32,8 @@ def simulated_service(
     step_s: float,
     adapters: Mapping[str, str],
     settings: Mapping[str, str] | None = None,
+    redis: RedisServer | None = None,
+    key: str | None = None,
     log: IO[bytes] | None = None,
 ) -> Iterator[str]:
     """Run the service inside the block, all slots of it ready; the value is its address.
@@ -40,11 +42,13 @@ def simulated_service(
         step_s: seconds of a step at 1024x1024.
         adapters: demonstration adapters by their names under the adapter root.
         settings: variables for the API and the slots.
+        redis: a server that runs; None starts one.
+        key: an API key, if `redis` has some.
         log: gets what they write to standard error; None for this process' own.
     """
     with ExitStack() as stack:
         root = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flux2-example-")))
-        redis = stack.enter_context(RedisServer(root / "redis"))
+        redis = redis or stack.enter_context(RedisServer(root / "redis"))
         port = pick_free_port()
         environment = {
             **os.environ,
@@ -61,7 +65,7 @@ def simulated_service(
         for command in (["api"], worker):
             stack.enter_context(_running(command, environment, log))
         url = f"http://127.0.0.1:{port}"
-        _wait_for_slots(url, slots)
+        _wait_for_slots(url, slots, key)
         yield url
 
 
@@ -90,9 +94,9 @@ def _running(command: Sequence[str], environment: Mapping[str, str], log: IO[byt
         process.wait()
 
 
-def _wait_for_slots(url: str, slots: int) -> None:
+def _wait_for_slots(url: str, slots: int, key: str | None) -> None:
     deadline_s = time.monotonic() + _START_S
-    with Client(url, retry_s=0) as client:
+    with Client(url, retry_s=0, api_key=key) as client:
         while time.monotonic() < deadline_s:
             try:
                 if client.queue().slots == slots:

@@ -1,26 +1,18 @@
 """The real application on a real socket, over the session's Redis and S3."""
 
-import asyncio
 import base64
-import hashlib
-import threading
-from contextlib import contextmanager
-from types import SimpleNamespace
 
-import httpx2
 import pytest
-import uvicorn
+from api_keys import add_key
+from finished_images import store_image
 from hub_server import HubServer
 from huggingface_hub import constants
+from served_api import serve
 
-from api.app import create_app
 from api.doors import keyring
 from shared.celery_app import make_celery
-from shared.job import ItemResult, PipelineReport, ReferenceReport
-from shared.keys.record import KeyLimits, KeyRecord
-from shared.keys.secret import KeyText, SecretHash
+from shared.job import ItemResult, PipelineReport
 from shared.ledger import Ledger
-from shared.local.ports import pick_free_port
 from shared.settings import QueueSettings
 from shared.storage import open_store
 
@@ -83,60 +75,6 @@ def hub(monkeypatch):
         yield hub
 
 
-class _Server(uvicorn.Server):
-    """Ends at once: uvicorn sleeps 0.1 s between two looks at `should_exit`, and again while it ends."""
-
-    _ending = None
-
-    async def main_loop(self):
-        self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
-        ticks = asyncio.create_task(super().main_loop())
-        await self._ending.wait()
-        ticks.cancel()
-
-    async def shutdown(self, sockets=None):
-        for server in self.servers:
-            server.close()
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
-        while self.server_state.connections or self.server_state.tasks:
-            await asyncio.sleep(0.005)
-        await self.lifespan.shutdown()
-
-    def end(self):
-        # Before the loop runs, it is what `startup` looks at.
-        self.should_exit = True
-        if self._ending is not None:
-            self._loop.call_soon_threadsafe(self._ending.set)
-
-
-@contextmanager
-def serve(made, wait_until):
-    """Serve the API with these settings; see `api`."""
-    app = create_app(made)
-    port = pick_free_port()
-    server = _Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, proxy_headers=False))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        wait_until(lambda: server.started, what="the API's start")
-        services = app.state.services
-        # Reading the system's certificates would take 35 ms.
-        with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10, verify=False) as client:
-            yield SimpleNamespace(
-                http=client,
-                url=f"http://127.0.0.1:{port}",
-                ledger=services.ledger,
-                store=services.store,
-                settings=made,
-                services=services,
-            )
-    finally:
-        # Also when the test fails: the threads of an API that goes on hold up the end of the run.
-        server.end()
-        thread.join()
-
-
 @pytest.fixture
 def serve_api(wait_until):
     """A function for `with`: it serves an API with the given settings, and its value is as that of `api`."""
@@ -172,38 +110,10 @@ def make_result():
     return make
 
 
-@pytest.fixture
-def store_image():
+@pytest.fixture(name="store_image")
+def fixture_store_image():
     """Store the image of a claim and describe it, as a worker does before it commits the result."""
-
-    def store(api, claim, data, adapters=()):
-        key = f"results/{claim.job_id}/{claim.index}/{claim.fence}/image.png"
-        api.store.put(key, data, content_type="image/png")
-        return ItemResult(
-            key=key,
-            format="png",
-            content_type="image/png",
-            width=claim.spec.width,
-            height=claim.spec.height,
-            sha256=hashlib.sha256(data).hexdigest(),
-            size_bytes=len(data),
-            timings={"denoise": 1.5},
-            adapters=adapters,
-            references=tuple(
-                ReferenceReport(slot=ref.slot, sha256=ref.sha256, width=64, height=80) for ref in claim.spec.references
-            ),
-            pipeline=PipelineReport(
-                engine="exact",
-                precision="bf16",
-                base_revision="r",
-                device="cpu",
-                adapter_mode="merged",
-                change="none",
-                versions={},
-            ),
-        )
-
-    return store
+    return store_image
 
 
 @pytest.fixture
@@ -258,20 +168,4 @@ def make_key(redis_client, redis_url, monkeypatch):
     monkeypatch.setattr(keyring, "FRESH_S", 0.0)
     ledger = Ledger.connect(redis_url, QueueSettings(), timeout_s=5)
 
-    def make(*, tenant="default", roles=("submit", "read"), expires_in_ms=None, **limits):
-        text, now_ms = KeyText.make(), ledger.now_ms()
-        ledger.api_keys.add(
-            KeyRecord(
-                key_id=text.key_id,
-                name="test",
-                tenant=tenant,
-                roles=frozenset(roles),
-                secret=SecretHash.of(text.secret),
-                created_ms=now_ms,
-                limits=KeyLimits(**limits),
-                expires_ms=None if expires_in_ms is None else now_ms + expires_in_ms,
-            )
-        )
-        return {"Authorization": f"Bearer {text}"}
-
-    return make
+    return lambda **options: {"Authorization": f"Bearer {add_key(ledger, **options)}"}

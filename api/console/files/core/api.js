@@ -19,12 +19,12 @@ export const caller = signal(null);
 // Whether the API wants a key, or another one than that of this tab.
 export const isLocked = signal(false);
 
+// Keep another key; `identify` finds out whether the API knows it.
 export function setKey(key, { remember = false } = {}) {
   sessionStorage.removeItem(KEY_NAME);
   localStorage.removeItem(KEY_NAME);
   if (key) (remember ? localStorage : sessionStorage).setItem(KEY_NAME, key);
   apiKey.value = key;
-  isLocked.value = false;
 }
 
 // A problem+json answer, or a call that got none (status 0).

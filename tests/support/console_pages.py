@@ -1,0 +1,53 @@
+"""What people do on pages of the console, for the tests in a browser."""
+
+import json
+
+PHONE = {"width": 390, "height": 844}
+DESKTOP = {"width": 1280, "height": 800}
+THEMES = ("light", "dark")
+
+
+def log_in(page, key, *, remember=False):
+    """Enter a key where the page asks for one."""
+    page.get_by_label("API key", exact=True).fill(key)
+    if remember:
+        page.get_by_label("Remember it in this browser").check()
+    page.get_by_role("button", name="Log in").click()
+
+
+def show_view(page, title):
+    """Go to a view by the navigation, and wait until it is there."""
+    page.get_by_role("navigation", name="Views").get_by_role("link", name=title, exact=True).click()
+    page.locator("main#main:not([aria-busy])").wait_for()
+
+
+def submit_images(http, prompts, *, lora=None, **fields):
+    """Submit a job by the API, and return its id.
+
+    Args:
+        http: a client of the API.
+        prompts: texts, or whole entries of a request.
+    """
+    entries = [{"prompt": prompt} if isinstance(prompt, str) else prompt for prompt in prompts]
+    loras = [{"path": lora}] if lora else []
+    small = {"width": 128, "height": 96, "sample_steps": 4}
+    body = {"model": "flux2", "prompts": [small | entry for entry in entries], "loras": loras, **fields}
+    answer = http.post("/v1/inference", json=body)
+    assert answer.status_code == 202, answer.text
+    return answer.json()["request_id"]
+
+
+def find_violations(page, axe, *, impacts=("serious", "critical")):
+    """Return what axe finds on a page, as texts.
+
+    Args:
+        axe: the source of axe-core.
+    """
+    # `evaluate` is not subject to the page's policy, which allows no foreign script.
+    page.evaluate(axe)
+    found = page.evaluate("axe.run(document, { resultTypes: ['violations'] })")
+    return [
+        f"{each['impact']} {each['id']}: {each['help']}: {json.dumps([node['target'] for node in each['nodes']][:5])}"
+        for each in found["violations"]
+        if each["impact"] in impacts
+    ]
