@@ -34,7 +34,7 @@ export class ApiError extends Error {
     this.name = "ApiError";
     this.status = status;
     this.code = problem.code ?? "";
-    // [{ loc: ["body", "prompts", 0, "width"], msg }] for an invalid body.
+    // [{ path: "prompts[0].width", message }] for fields that the caller must change.
     this.fields = problem.errors ?? [];
     this.problem = problem;
   }

@@ -1,0 +1,77 @@
+// The request that a draft stands for, and the texts that show it.
+import { addressOf, apiKey } from "../../core/api.js";
+import { expandPrompts } from "../../core/wildcards.js";
+
+export const REFERENCE_FIELDS = ["ctrl_img", "ctrl_img_2", "ctrl_img_3"];
+
+// What cannot be a number goes on as text, which the schema refuses.
+function numberOf(text) {
+  const typed = String(text).trim();
+  if (!typed) return undefined;
+  return Number.isFinite(Number(typed)) ? Number(typed) : typed;
+}
+
+const copiesOf = (draft) => Math.max(1, Math.floor(numberOf(draft.copies)) || 1);
+
+// Number of images, without making their prompts: wildcards can stand for millions.
+export const imageCount = (draft) => expandPrompts(draft.prompts, 0).count * copiesOf(draft);
+
+// Without a seed, the API counts up from the model's own: the first of the two is left out where it says the same.
+function seedOf(draft, model, index, copy) {
+  const first = numberOf(draft.seed);
+  if (draft.seedRule === "random") return -1;
+  if (draft.seedRule === "same") return addTo(first ?? model?.default_seed ?? 0, copy);
+  return first === undefined ? undefined : addTo(first, index);
+}
+
+const addTo = (first, offset) => (typeof first === "number" && first >= 0 ? first + offset : first);
+
+// A preset stands for steps or noise levels, and guidance; what is typed counts more. Steps and noise levels exclude each other.
+function samplingOf(draft, model) {
+  const preset = model?.presets?.find(({ name }) => name === draft.preset);
+  const steps = numberOf(draft.steps);
+  return {
+    sample_steps: steps ?? (preset?.sigmas ? undefined : preset?.sample_steps ?? undefined),
+    sigmas: steps === undefined ? preset?.sigmas ?? undefined : undefined,
+    guidance_scale: numberOf(draft.guidance) ?? preset?.guidance_scale ?? undefined,
+  };
+}
+
+// Return the body of POST /v1/inference with at most `limit` images; without fields that have their defaults.
+export function bodyOf(draft, model, limit) {
+  const copies = copiesOf(draft);
+  const { prompts } = expandPrompts(draft.prompts, Math.ceil(limit / copies));
+  const references = Object.fromEntries(draft.references.map(({ path }, slot) => [REFERENCE_FIELDS[slot], path]));
+  const shared = {
+    width: numberOf(draft.width),
+    height: numberOf(draft.height),
+    ...samplingOf(draft, model),
+    neg: model?.uses_negative_prompt && draft.negative ? draft.negative : undefined,
+    ...references,
+  };
+  const items = prompts.flatMap((prompt, line) => Array.from({ length: copies }, (_, copy) => (
+    { prompt, ...shared, seed: seedOf(draft, model, line * copies + copy, copy) })));
+  return withoutUndefined({
+    model: draft.model || model?.id || "",
+    trigger_word: draft.trigger || undefined,
+    prompts: items.slice(0, limit).map(withoutUndefined),
+    loras: draft.loras.map(({ path, multiplier, ignore }) => withoutUndefined({
+      path, network_multiplier: numberOf(multiplier), ignore: ignore?.length ? ignore : undefined,
+    })),
+    engine: draft.engine || undefined,
+    output_format: draft.format || undefined,
+    priority: numberOf(draft.priority),
+  });
+}
+
+const withoutUndefined = (value) => Object.fromEntries(Object.entries(value).filter(([, each]) => each !== undefined));
+
+export const jsonOf = (body) => JSON.stringify(body, null, 2);
+
+// A command that sends the body. The key stays out of it: the shell takes it from the environment.
+export function curlOf(body) {
+  const authorization = apiKey.value ? '  -H "Authorization: Bearer $FLUX2_API_KEY" \\\n' : "";
+  // The quoted mark keeps the shell from reading anything in the body.
+  return `curl -X POST '${addressOf("/v1/inference")}' \\\n${authorization}  -H 'Content-Type: application/json' \\\n`
+    + `  --data-binary @- <<'END_OF_BODY'\n${jsonOf(body)}\nEND_OF_BODY`;
+}

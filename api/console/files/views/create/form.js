@@ -1,0 +1,137 @@
+// The form of a job. What it holds is the draft; the server's schema validates the request while it is typed.
+import { changeDraft, clearDraft, draft } from "../../core/draft.js";
+import { countOf, formatSeconds } from "../../core/format.js";
+import { inventory, modelOf } from "../../core/models.js";
+import { announce } from "../../core/parts.js";
+import { fieldOf, loadSchemas, schemas } from "../../core/schema.js";
+import { submitRequest } from "../../core/sent.js";
+import { fleet } from "../../core/store.js";
+import { html, useEffect, useMemo, useRef, useState, useValue } from "../../core/ui.js";
+import { Adapters } from "./adapters.js";
+import { bodyOf, imageCount } from "./body.js";
+import { Field } from "./fields.js";
+import { ModelFields, MoreFields, SamplingFields } from "./settings.js";
+import { Outgoing } from "./outgoing.js";
+import { checkBody, problemsByField } from "./problems.js";
+import { Prompts } from "./prompts.js";
+import { References, uploads } from "./references.js";
+import { Size } from "./size.js";
+
+// Wildcards can stand for more images than any server takes.
+const MAX_IMAGES = 10_000;
+
+// Everything that the form shows about the request that it stands for.
+function useRequest() {
+  const fields = useValue(draft);
+  const known = useValue(inventory);
+  const rules = useValue(schemas);
+  return useMemo(() => {
+    const model = modelOf(known, fields.model) ?? known?.models[0] ?? null;
+    const limits = known?.limits ?? null;
+    const count = imageCount(fields);
+    const body = bodyOf(fields, model, Math.min(limits?.max_prompts ?? MAX_IMAGES, MAX_IMAGES));
+    return { fields, model, limits, rules, count, body, problems: checkBody({ body, count, schemas: rules, limits }) };
+  }, [fields, known, rules]);
+}
+
+export function CreateForm({ onSent }) {
+  const { fields, model, limits, rules, count, body, problems } = useRequest();
+  // The document is as large as the page, and is of use once there is something to check.
+  useEffect(() => { if (count || fields.loras.length) loadSchemas(); }, [count > 0, fields.loras.length > 0]);
+  const [answer, setAnswer] = useState({ body: null, error: null, warnings: [], isSending: false });
+  const form = useRef(null);
+  const now = useValue(fleet);
+  const isUploading = useIsUploading();
+  // What the server said is about the body that it saw, and disappears with the first change.
+  const refused = answer.error && answer.body === body ? answer.error : null;
+  const warnings = answer.body === body ? answer.warnings : [];
+  const shown = { ...(refused ? problemsByField(refused.fields) : {}), ...problems };
+  const isReady = count > 0 && !answer.isSending && !Object.keys(problems).length && !isUploading;
+
+  const submit = async (event) => {
+    event?.preventDefault();
+    if (!isReady) { focusFirstProblem(form.current); return; }
+    setAnswer({ body, error: null, warnings: [], isSending: true });
+    try {
+      const accepted = await submitRequest(body);
+      setAnswer({ body, error: null, warnings: accepted.warnings, isSending: false });
+      announce(`Accepted: ${countOf(body.prompts.length, "image")}.`);
+      onSent?.(accepted);
+    } catch (error) {
+      setAnswer({ body, error, warnings: [], isSending: false });
+      requestAnimationFrame(() => focusFirstProblem(form.current));
+    }
+  };
+  const onKeyDown = (event) => {
+    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit(event);
+  };
+  const change = changeDraft;
+  const parts = { draft: fields, change, model, problems: shown, schemas: rules };
+  return html`
+    <form class="create-form" ref=${form} noValidate onFocusIn=${loadSchemas} onSubmit=${submit} onKeyDown=${onKeyDown}>
+      <div class="create-fields">
+        <${Prompts} ...${parts} />
+        ${model?.uses_negative_prompt && html`
+          <${Field} label="Negative prompt" problem=${shown.negative}>
+            ${(attributes) => html`
+              <input ...${attributes} value=${fields.negative} onInput=${(event) => change({ negative: event.target.value })} />`}
+          <//>`}
+        <${Adapters} ...${parts} model=${model?.id} />
+        <${References} limits=${limits} problems=${shown} />
+        <${Size} ...${parts} rules=${{ width: fieldOf(rules, "PromptItem", "width"), height: fieldOf(rules, "PromptItem", "height") }} />
+        <${SamplingFields} ...${parts} />
+        <${ModelFields} ...${parts} models=${inventory.value?.models ?? []} />
+        <${MoreFields} ...${parts} />
+        <${Outgoing} body=${body} />
+      </div>
+      <div class="create-submit">
+        ${shown[""] && html`<p class="field-error">${shown[""]}</p>`}
+        ${refused && html`<${Refusal} error=${refused} isPlaced=${refused.fields.length > 0} />`}
+        ${warnings.map((warning) => html`<p class="field-warning" key=${warning}>${warning}</p>`)}
+        <div class="create-buttons">
+          <button class="primary" disabled=${!isReady} title="Ctrl+Enter">
+            ${buttonText({ answer, refused, count, now })}
+          </button>
+          <button type="button" class="quiet" onClick=${clearDraft}>Clear</button>
+        </div>
+        <${Forecast} count=${count} now=${now} isUploading=${isUploading} />
+      </div>
+    </form>`;
+}
+
+function useIsUploading() {
+  return useValue(uploads).some((each) => !each.error);
+}
+
+// A refusal that stands at its field is not said twice.
+function Refusal({ error, isPlaced }) {
+  if (isPlaced) return html`<p class="field-error" role="alert">The service refused this request; the reason stands at its field.</p>`;
+  return html`<p class="field-error" role="alert">${error.message}</p>`;
+}
+
+function buttonText({ answer, refused, count, now }) {
+  if (answer.isSending) return "Sending";
+  if (!count) return "Render";
+  const images = countOf(count.toLocaleString(), "image");
+  // Without a definite answer, the job may exist: the same request is sent under the same key.
+  if (refused && (refused.status === 0 || refused.status >= 500)) return `Send the ${images} again`;
+  const pace = now?.slots && !now.queued ? now.seconds_per_image : null;
+  return pace ? `Render ${images}, about ${formatSeconds(count * pace)}` : `Render ${images}`;
+}
+
+// What the job has to wait for.
+function Forecast({ count, now, isUploading }) {
+  if (isUploading) return html`<p class="field-help" role="status">A reference image is being uploaded.</p>`;
+  if (now && !now.slots) return html`<p class="field-warning">No worker is connected. The job waits until one is.</p>`;
+  if (!count || !now?.queued) return null;
+  const ahead = `${countOf(now.queued, "image")} ${now.queued === 1 ? "waits" : "wait"} already`;
+  const pace = now.seconds_per_image;
+  return html`
+    <p class="field-help">
+      ${ahead}${pace ? `; with these, all are done in about ${formatSeconds((now.queued + count) * pace)}` : ""}.
+    </p>`;
+}
+
+function focusFirstProblem(form) {
+  form?.querySelector('[aria-invalid="true"]')?.focus();
+}

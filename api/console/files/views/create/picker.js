@@ -1,0 +1,83 @@
+// Choose an adapter from the list of the server's files, or type an address.
+import { getJson, withQuery } from "../../core/api.js";
+import { adapterName, formatBytes, formatTime } from "../../core/format.js";
+import { Dialog, Problem } from "../../core/parts.js";
+import { html, useEffect, useRef, useState } from "../../core/ui.js";
+
+const ADDRESS = /^(hf|s3|https|upload):/;
+const SHOWN = 100;
+
+// All pages that were read so far, in order. A search reads on until it has found enough, because the server does not
+// search names.
+function useFiles(search) {
+  const [state, setState] = useState({ files: [], cursor: null, hasMore: true, isLoading: false, error: null });
+  const found = state.files.filter((file) => file.path.toLowerCase().includes(search.toLowerCase()));
+  const isWanted = state.hasMore && !state.error && (!state.files.length || (search && found.length < SHOWN));
+  const load = () => {
+    const aborter = new AbortController();
+    setState((before) => ({ ...before, isLoading: true, error: null }));
+    getJson(withQuery("/v1/adapters", { cursor: state.cursor }), { signal: aborter.signal }).then(
+      (page) => setState((before) => ({
+        files: [...before.files, ...page.data], cursor: page.next_cursor, hasMore: page.has_more, isLoading: false, error: null,
+      })),
+      (error) => error.name !== "AbortError" && setState((before) => ({ ...before, isLoading: false, error })),
+    );
+    return () => aborter.abort();
+  };
+  useEffect(() => (isWanted ? load() : undefined), [isWanted, state.cursor]);
+  return { ...state, found, load };
+}
+
+export function AdapterPicker({ onPick, onClose }) {
+  const [search, setSearch] = useState("");
+  const list = useRef(null);
+  const { found, hasMore, isLoading, error, load } = useFiles(ADDRESS.test(search) ? "" : search);
+  const isAddress = ADDRESS.test(search.trim());
+  const shown = isAddress ? [] : found.slice(0, SHOWN);
+  const submit = (event) => {
+    event.preventDefault();
+    if (isAddress) onPick(search.trim());
+    else if (shown.length) onPick(shown[0].path);
+  };
+  return html`
+    <${Dialog} title="Add an adapter" kind="picker" onClose=${onClose}>
+      <form onSubmit=${submit} onKeyDown=${(event) => moveFocus(event, list.current)}>
+        <label>Search, or type an address: <code>hf://</code>, <code>s3://</code> or <code>https://</code>
+          <input type="search" value=${search} autofocus spellcheck="false" autocomplete="off"
+            onInput=${(event) => setSearch(event.target.value)} />
+        </label>
+        ${isAddress && html`<button class="primary">Use this address</button>`}
+        <ul class="picker-list" ref=${list}>
+          ${shown.map((file) => html`
+            <li key=${file.path}>
+              <button type="button" onClick=${() => onPick(file.path)}>
+                <strong>${adapterName(file.path)}</strong>
+                <span class="picker-path">${file.path}</span>
+                <span class="picker-facts">${formatBytes(file.size_bytes)} · ${formatTime(file.modified_at)}</span>
+              </button>
+            </li>`)}
+        </ul>
+        <${Problem} error=${error} onRetry=${load} />
+        <p class="field-help" role="status">${statusText({ isAddress, isLoading, error, search, count: found.length })}</p>
+        ${hasMore && !isLoading && !isAddress && !search && html`<button type="button" onClick=${load}>Show more</button>`}
+      </form>
+    <//>`;
+}
+
+function statusText({ isAddress, isLoading, error, search, count }) {
+  if (isAddress || error) return "";
+  if (isLoading) return "Reading the list of adapters.";
+  if (count > SHOWN) return `${count} files match; the first ${SHOWN} are shown. Type more of the name.`;
+  if (count) return "";
+  return search ? "No file has this in its path." : "The adapter root has no files. Upload one in Adapters, or type an address.";
+}
+
+function moveFocus(event, list) {
+  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  if (!step) return;
+  const stops = [event.currentTarget.querySelector("input"), ...list.querySelectorAll("button")];
+  const next = stops[stops.indexOf(document.activeElement) + step];
+  if (!next) return;
+  event.preventDefault();
+  next.focus();
+}

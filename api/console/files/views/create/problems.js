@@ -1,0 +1,51 @@
+// Problems of a request by the part of the form that can solve them.
+import { fieldOf, problemsOf } from "../../core/schema.js";
+import { REFERENCE_FIELDS } from "./body.js";
+
+// Fields of the form by those of the request.
+const FORM_FIELDS = {
+  prompt: "prompts", prompts: "prompts", trigger_word: "trigger", neg: "negative", sample_steps: "steps", sigmas: "steps",
+  guidance_scale: "guidance", output_format: "format", ctrl_img_1: "references.0",
+};
+REFERENCE_FIELDS.forEach((name, slot) => { FORM_FIELDS[name] = `references.${slot}`; });
+
+const DRAFT_FIELDS = new Set([
+  "model", "prompts", "trigger", "negative", "width", "height", "steps", "guidance", "seed", "engine", "format", "priority",
+]);
+
+// Return { field, text } for a path such as `prompts[3].width`; field is "" for what has no place in the form.
+function locate(path, message) {
+  const [, list, index, rest] = /^(prompts|loras)\[(\d+)\]\.?(.*)$/.exec(path) ?? [];
+  if (list === "loras") return { field: `loras.${index}`, text: message };
+  const name = list ? rest || "prompts" : path;
+  const field = FORM_FIELDS[name] ?? name;
+  if (field === "prompts" && list) return { field, text: `Image ${Number(index) + 1}: ${message}` };
+  return { field: DRAFT_FIELDS.has(field) || field.startsWith("references.") ? field : "", text: message };
+}
+
+// Return the first problem of each part: { width: "Must be at least 64.", "loras.0": ..., "": ... }.
+export function problemsByField(problems) {
+  const byField = {};
+  for (const { path, message } of problems) {
+    const { field, text } = locate(path, message);
+    byField[field] ??= text;
+  }
+  return byField;
+}
+
+// Check a body before it is sent: the schema's rules, the limits of GET /v1/models, and what this page cannot send.
+export function checkBody({ body, count, schemas, limits }) {
+  const problems = problemsOf(schemas, "InferenceRequest", body).filter(({ path }) => path !== "prompts");
+  if (limits && count > limits.max_prompts) {
+    const most = limits.max_prompts.toLocaleString();
+    problems.push({ path: "prompts", message: `${count.toLocaleString()} images are too many: a job has at most ${most}.` });
+  }
+  const seeds = body.prompts.map((prompt) => prompt.seed).filter((seed) => typeof seed === "number");
+  if (seeds.some((seed) => seed > Number.MAX_SAFE_INTEGER)) {
+    const most = Number.MAX_SAFE_INTEGER;
+    problems.push({ path: "prompts[0].seed", message: `This page sends seeds up to ${most}; the API takes larger ones.` });
+  }
+  return problemsByField(problems);
+}
+
+export const choicesOf = (schemas, type, field) => fieldOf(schemas, type, field)?.enum ?? [];

@@ -1,0 +1,147 @@
+// Up to three reference images: dropped, pasted, chosen or named by an address.
+import { request } from "../../core/api.js";
+import { countOf, formatBytes } from "../../core/format.js";
+import { changeDraft, draft } from "../../core/draft.js";
+import { html, signal, useEffect, useRef, useState, useValue } from "../../core/ui.js";
+import { REFERENCE_FIELDS } from "./body.js";
+
+const THUMBNAIL_PX = 160;
+
+// Files on their way: { id, name, address (blob URL), error }.
+export const uploads = signal([]);
+let lastUpload = 0;
+
+const change = (id, changes) => {
+  uploads.value = uploads.value.map((each) => (each.id === id ? { ...each, ...changes } : each));
+};
+
+function forget(id) {
+  uploads.value = uploads.value.filter((each) => {
+    if (each.id === id) URL.revokeObjectURL(each.address);
+    return each.id !== id;
+  });
+}
+
+// A small picture that the draft can keep; empty for a file that this browser cannot read.
+async function thumbnailOf(file) {
+  try {
+    const picture = await createImageBitmap(file);
+    const scale = Math.min(1, THUMBNAIL_PX / Math.max(picture.width, picture.height));
+    const canvas = document.createElement("canvas");
+    canvas.width = Math.max(1, picture.width * scale);
+    canvas.height = Math.max(1, picture.height * scale);
+    canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+    return canvas.toDataURL("image/webp", 0.8);
+  } catch {
+    return "";
+  }
+}
+
+async function upload(file, limits) {
+  const id = ++lastUpload;
+  uploads.value = [...uploads.value, { id, name: file.name, address: URL.createObjectURL(file), error: null }];
+  if (limits && file.size > limits.max_reference_bytes) {
+    change(id, { error: `The file has ${formatBytes(file.size)}; at most ${formatBytes(limits.max_reference_bytes)} are allowed.` });
+    return;
+  }
+  try {
+    const headers = { "Content-Type": file.type || "application/octet-stream" };
+    const answer = await request("/v1/uploads", { method: "POST", body: file, headers });
+    const { path, width, height, warnings } = await answer.json();
+    const reference = { path, name: file.name, thumbnail: await thumbnailOf(file), width, height, warnings };
+    changeDraft({ references: [...draft.value.references, reference].slice(0, REFERENCE_FIELDS.length) });
+    forget(id);
+  } catch (error) {
+    change(id, { error: error.message });
+  }
+}
+
+export function References({ limits, problems }) {
+  const { references } = useValue(draft);
+  const pending = useValue(uploads);
+  const [isOver, setOver] = useState(false);
+  const chooser = useRef(null);
+  const room = REFERENCE_FIELDS.length - references.length - pending.filter((each) => !each.error).length;
+  const add = (files) => [...files].filter((file) => !file.type || file.type.startsWith("image/")).slice(0, room)
+    .forEach((file) => upload(file, limits));
+  usePaste(add);
+  const drop = (event) => {
+    event.preventDefault();
+    setOver(false);
+    add(event.dataTransfer.files);
+  };
+  const remove = (slot) => changeDraft({ references: references.filter((_, each) => each !== slot) });
+  return html`
+    <fieldset class="references ${isOver ? "is-over" : ""}" onDragOver=${(event) => { event.preventDefault(); setOver(true); }}
+        onDragLeave=${() => setOver(false)} onDrop=${drop}>
+      <legend>Reference images</legend>
+      <ul>
+        ${references.map((reference, slot) => html`
+          <${Reference} key=${`${reference.path} ${slot}`} ...${reference} problem=${problems[`references.${slot}`]}
+            onRemove=${() => remove(slot)} />`)}
+        ${pending.map((each) => html`
+          <${Reference} key=${each.id} name=${each.name} thumbnail=${each.error ? "" : each.address} problem=${each.error}
+            isUploading=${!each.error} onRemove=${() => forget(each.id)} />`)}
+      </ul>
+      ${room > 0 && html`
+        <div class="drop">
+          <p>Drop or paste ${countOf(room, "image")}, or <button type="button" class="link"
+            onClick=${() => chooser.current.click()}>choose a file</button></p>
+          <input ref=${chooser} type="file" accept="image/png,image/jpeg,image/webp,image/bmp" multiple hidden
+            aria-label="Reference images" onChange=${(event) => { add(event.target.files); event.target.value = ""; }} />
+          <${Address} />
+        </div>`}
+    </fieldset>`;
+}
+
+function Reference({ path, name, thumbnail, width, height, warnings = [], problem, isUploading, onRemove }) {
+  const size = width ? `${width} x ${height}` : isUploading ? "Uploading" : "";
+  return html`
+    <li class="reference">
+      ${thumbnail ? html`<img src=${thumbnail} alt="" />` : html`<span class="reference-blank" aria-hidden="true"></span>`}
+      <div>
+        <p class="reference-name" title=${path}>${name}</p>
+        ${size && html`<p class="field-help">${size}</p>`}
+        ${warnings.map((warning) => html`<p class="field-warning" key=${warning}>${warning}</p>`)}
+        ${problem && html`<p class="field-error" role="alert">${problem}</p>`}
+      </div>
+      <button type="button" class="quiet" aria-label="Remove ${name}" onClick=${onRemove}>✕</button>
+    </li>`;
+}
+
+function Address() {
+  const [isOpen, setOpen] = useState(false);
+  const [text, setText] = useState("");
+  const add = () => {
+    const path = text.trim();
+    if (!path) return;
+    const reference = { path, name: path.split("/").pop(), thumbnail: "", width: null, height: null, warnings: [] };
+    changeDraft({ references: [...draft.value.references, reference] });
+    setText("");
+    setOpen(false);
+  };
+  if (!isOpen) return html`<button type="button" class="link" onClick=${() => setOpen(true)}>or type an address</button>`;
+  return html`
+    <div class="address">
+      <input autofocus aria-label="Address of a reference image" placeholder="https://, s3:// or hf://" value=${text}
+        onInput=${(event) => setText(event.target.value)}
+        onKeyDown=${(event) => { if (event.key === "Enter") { event.preventDefault(); add(); } }} />
+      <button type="button" onClick=${add}>Add</button>
+    </div>`;
+}
+
+// Pictures that are pasted anywhere on the page; texts go where the cursor is.
+function usePaste(add) {
+  const latest = useRef(add);
+  latest.current = add;
+  useEffect(() => {
+    const paste = (event) => {
+      const files = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
+      if (!files.length) return;
+      event.preventDefault();
+      latest.current(files);
+    };
+    addEventListener("paste", paste);
+    return () => removeEventListener("paste", paste);
+  }, []);
+}
