@@ -63,8 +63,8 @@ def api(
     server = uvicorn.Server(config)
     # Calls that wait for jobs would otherwise delay the end until they are cut off.
     app.state.services.job_waits.is_stopping = lambda: server.should_exit
-    # What was made until here lives as long as the process. Looking through it for garbage takes 0.1 s, in which no call is
-    # answered.
+    # What was made until here lives as long as the process. A search for garbage in it takes 0.1 s, in which no call
+    # is answered.
     gc.collect()
     gc.freeze()
     with contextlib.suppress(KeyboardInterrupt):

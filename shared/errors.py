@@ -448,6 +448,11 @@ class OutOfMemory(RunError):
     retryable = False
     implicates_device = False
 
+    def __init__(self, message: str, *, ends_process: bool = False) -> None:
+        super().__init__(message)
+        # Of several devices that render together, one may wait for ever for another one without memory.
+        self.ends_process = ends_process
+
 
 class NotFinite(RunError):
     """The output is NaN or infinite; retrying will not help."""

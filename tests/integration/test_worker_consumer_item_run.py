@@ -302,6 +302,22 @@ def test_an_item_that_runs_out_of_device_memory_fails_if_no_worker_has_more_and_
     assert not failed.error.retryable
 
 
+def test_devices_that_wait_for_one_without_memory_end_with_their_process_which_is_no_fault_of_a_device(
+    worker, clock, make_result
+):
+    small, _ = with_memory(worker, "small", 24), with_memory(worker, "big", 80)
+    job_id, ended = accept(worker), []
+    full = OutOfMemory("64x64 does not fit on two devices", ends_process=True)
+
+    run_next(replace(small, renderer=TimedRenderer(clock, make_result().pipeline, full), exit_process=ended.append))
+
+    assert ended == [70]
+    waiting = item(worker, job_id)
+    assert (waiting.state, waiting.attempt) == (State.QUEUED, 1)
+    assert worker.ledger.queue_length("flux2+large") == 1
+    assert worker.ledger.workers.count_faults("small", window_s=600) == 0
+
+
 def test_an_item_that_fits_on_no_device_fails_on_the_biggest(worker, full_device):
     small, big = with_memory(worker, "small", 24), with_memory(worker, "big", 80)
     job_id = accept(worker)

@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.errors import AdapterRefused, DeviceFault, ItemCanceled
+from shared.errors import AdapterRefused, DeviceFault, ItemCanceled, OutOfMemory
 from shared.job import ReferenceRef
 from worker.model.load import load_components
-from worker.rendering.errors import Disconnected
+from worker.rendering.errors import Disconnected, GroupOutOfMemory
 from worker.rendering.follower_messages import Answer, Channel
 from worker.rendering.followers import Followers
 from worker.rendering.renderer import Renderer
@@ -191,22 +191,52 @@ def test_a_follower_that_dies_within_an_item_is_a_device_fault(together, followe
 
 
 @pytest.mark.parametrize(
-    ("answer", "may_fail", "is_fault"),
+    ("answer", "may_fail", "error"),
     [
-        (Answer(), False, False),
-        (Answer("OutOfMemoryError: full"), False, True),
+        (Answer(), False, None),
+        (Answer("RuntimeError: broken"), False, DeviceFault),
+        (Answer("OutOfMemoryError: full", is_out_of_memory=True), False, GroupOutOfMemory),
         # The leader's own error ends the item.
-        (Answer("AdapterRefused: not finite"), True, False),
+        (Answer("AdapterRefused: not finite"), True, None),
         # The leader's device waits for this one.
-        (Answer("OutOfMemoryError: full", is_in_pass=True), True, True),
+        (Answer("RuntimeError: broken", is_in_pass=True), True, DeviceFault),
+        (Answer("OutOfMemoryError: full", is_in_pass=True, is_out_of_memory=True), True, GroupOutOfMemory),
     ],
 )
-def test_a_failure_within_a_pass_is_always_a_device_fault(answer, may_fail, is_fault):
+def test_a_failure_within_a_pass_is_always_the_groups(answer, may_fail, error):
     group = Followers.__new__(Followers)
     group._followers = [SimpleNamespace(device=CPU, answer=lambda timeout_s: answer)]
 
-    with pytest.raises(DeviceFault) if is_fault else nullcontext():
+    with pytest.raises(error) if error else nullcontext():
         group._collect(timeout_s=1, may_fail=may_fail)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RuntimeError("an illegal memory access"), DeviceFault),
+        (torch.OutOfMemoryError("Tried to allocate 20.00 GiB. GPU 0 has none"), GroupOutOfMemory),
+    ],
+)
+def test_an_error_of_the_leader_within_a_pass_is_the_groups(error, raised):
+    group = Followers.__new__(Followers)
+    group._followers = []
+    group._group = SimpleNamespace(dividing=nullcontext, is_in_pass=True)
+
+    with pytest.raises(raised), group._together(None):
+        raise error
+
+
+def test_an_item_for_which_a_device_of_the_group_has_no_memory_is_too_large(alone, item, monkeypatch):
+    def fail(*_, **__):
+        raise GroupOutOfMemory("the follower on cuda:1 has too little memory")
+
+    monkeypatch.setattr(alone, "_denoise", fail)
+
+    with pytest.raises(OutOfMemory, match="64x64 does not fit on cpu: the follower on cuda:1 has too little") as raised:
+        alone.render(item(), [], on_progress=ignore)
+
+    assert raised.value.ends_process
 
 
 def test_an_end_within_a_message_is_the_end_of_the_other_process():

@@ -153,6 +153,8 @@ class ItemRun:
         answer = redis_retries(pause_s=_REDIS_PAUSE_S)(retry, self._claim, error, gpu_s=gpu_s)
         if answer in ("failed", "canceled"):
             self._discard_earlier()
+        if error.ends_process:
+            end_process(self._worker, EXIT_FAULT, reason=str(error))
 
     def _log_failure(self, error: Flux2Error) -> None:
         where = {"item": self._claim.item_id, "attempt": self._claim.attempt}

@@ -92,13 +92,13 @@ class RenderingItem:
         name = str(self.device)
         return f"{name} {torch.cuda.get_device_name(self.device)}" if self.device.type == "cuda" else name
 
-    def too_large(self, reason: str) -> OutOfMemory:
+    def too_large(self, reason: str, *, ends_process: bool = False) -> OutOfMemory:
         """Return the error that says that the item does not fit on the device."""
         size, remedy = f"{self.spec.width}x{self.spec.height}", "request a smaller size"
         if self.references:
             sizes = ", ".join(f"{reference.width}x{reference.height}" for reference in self.references)
             size, remedy = f"{size} with references of {sizes}", f"{remedy}, or fewer or smaller references"
-        return OutOfMemory(f"{size} does not fit on {self.device_name}: {reason}; {remedy}")
+        return OutOfMemory(f"{size} does not fit on {self.device_name}: {reason}; {remedy}", ends_process=ends_process)
 
     def report(self, stage: str, step: int = 0) -> None:
         """Report progress; an error that `on_progress` raises ends the attempt."""

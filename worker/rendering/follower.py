@@ -95,7 +95,10 @@ class Follower:
         except Exception as error:
             logger.warning("work for the leader failed", exc_info=error)
             is_in_pass = self._group is not None and self._group.is_in_pass
-            self._channel.send(Answer(f"{type(error).__name__}: {error}", is_in_pass=is_in_pass))
+            is_out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            self._channel.send(
+                Answer(f"{type(error).__name__}: {error}", is_in_pass=is_in_pass, is_out_of_memory=is_out_of_memory)
+            )
         else:
             self._channel.send(Answer())
 

@@ -98,10 +98,12 @@ class Answer:
     Attributes:
         error: what failed; None after success.
         is_in_pass: whether it failed within a pass, so that the other devices wait for it.
+        is_out_of_memory: whether its device has too little memory.
     """
 
     error: str | None = None
     is_in_pass: bool = False
+    is_out_of_memory: bool = False
 
 
 class Channel:

@@ -29,7 +29,7 @@ from worker.model.device_group import DeviceGroup
 from worker.model.split_transformer import split_forward
 from worker.rendering.denoise import TransformerInputs
 from worker.rendering.engine import DenoisingInputs, Engine
-from worker.rendering.errors import Disconnected
+from worker.rendering.errors import Disconnected, GroupOutOfMemory
 from worker.rendering.follower_messages import (
     Abandon,
     Activate,
@@ -187,6 +187,7 @@ class Followers:
 
         Raises:
             DeviceFault: a follower failed where this process did not.
+            GroupOutOfMemory: a follower has too little memory.
         """
         self._send(Activate(tuple(files), mode))
         try:
@@ -206,6 +207,7 @@ class Followers:
 
         Raises:
             DeviceFault: a follower failed, or this process did within a pass, so that the others wait for it.
+            GroupOutOfMemory: the same, for lack of memory.
         """
         with self._together(Denoise(noise.to(_HOST), inputs_on(run, _HOST))):
             yield
@@ -228,10 +230,12 @@ class Followers:
         try:
             with self._group.dividing(True):
                 yield
-        except DeviceFault:
+        except (DeviceFault, GroupOutOfMemory):
             # Of a follower, whose answer has come or will never come.
             raise
         except BaseException as error:
+            if self._group.is_in_pass and isinstance(error, torch.OutOfMemoryError):
+                raise GroupOutOfMemory(str(error).partition(". ")[0]) from error
             if self._group.is_in_pass:
                 raise DeviceFault(f"a pass on several devices failed: {type(error).__name__}: {error}") from error
             self._send(Abandon())
@@ -255,6 +259,7 @@ class Followers:
 
         Raises:
             DeviceFault: one has ended or does not answer, or failed within a pass, or although it may not.
+            GroupOutOfMemory: the failure is a lack of memory.
         """
         for follower in self._followers:
             answer = follower.answer(timeout_s=timeout_s)
@@ -263,5 +268,7 @@ class Followers:
 
 
 def _raise(follower: _Follower, answer: Answer) -> None:
+    if answer.is_out_of_memory:
+        raise GroupOutOfMemory(f"the follower on {follower.device} has too little memory")
     if answer.error is not None:
         raise DeviceFault(f"the follower on {follower.device} failed: {answer.error}")

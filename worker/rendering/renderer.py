@@ -30,6 +30,7 @@ from worker.model.placement import lacking_step_bytes
 from worker.rendering.attempt import ATTEMPTS, Attempt, OnProgress, RenderedImage, RenderingItem
 from worker.rendering.decode import tiled_decoding
 from worker.rendering.engine import DenoisingInputs, Engine
+from worker.rendering.errors import GroupOutOfMemory
 from worker.rendering.followers import Followers
 from worker.rendering.item_inputs import InputBuilder, ItemInputs
 from worker.rendering.native_engine import ExactEngine, FastEngine, native_engine
@@ -197,6 +198,8 @@ class Renderer:
             try:
                 with self._tiles() if attempt.tiled else nullcontext():
                     return self._render(item, attempt)
+            except GroupOutOfMemory as error:
+                raise item.too_large(str(error), ends_process=True) from error
             except torch.OutOfMemoryError as error:
                 reason = str(error).partition(". ")[0]
             # Outside of the handler: the error's traceback would keep every tensor of the failed attempt alive.
