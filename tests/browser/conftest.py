@@ -78,7 +78,7 @@ def browser(expect):
 def watch():
     """What the pages of the test do; see `PageWatch.allow`."""
     made = PageWatch()
-    made.allow(r"status of 404 .*/v1/events")
+    made.allow(r"status of 404 .*/v1/(events|images)")
     return made
 
 

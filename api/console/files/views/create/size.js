@@ -28,7 +28,7 @@ export function Size({ draft, change, model, rules, problems }) {
           const { width, height } = sizeOf(shape, model);
           return html`
             <button type="button" key=${shape.join()} class="shape" aria-pressed=${now.width === width && now.height === height}
-                aria-label="${shape.join(" to ")}, ${width} x ${height} pixels" title="${width} x ${height}"
+                aria-label="${shape.join(":")}, ${width} x ${height} pixels" title="${width} x ${height}"
                 onClick=${() => change({ width: String(width), height: String(height) })}>
               <span class="shape-box" style=${{ aspectRatio: shape.join(" / ") }}></span>${shape.join(":")}
             </button>`;
