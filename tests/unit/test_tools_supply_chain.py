@@ -10,6 +10,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tools.supply_chain import audit, licences, lock, sbom
+from tools.vendor_console import CONSOLE_LIBRARIES
 
 PACKAGES = json.loads(lock.PACKAGES.read_text())
 CONSTRAINTS = dict(line.split("==") for line in audit.CONSTRAINTS.read_text().split())
@@ -61,7 +62,10 @@ def test_the_images_have_the_versions_that_the_tests_run_with():
 
 
 def test_every_licence_is_known_and_allowed():
-    refused = {name: licences.refused_licences(name, package["licence"]) for name, package in PACKAGES.items()}
+    stated = {name: package["licence"] for name, package in PACKAGES.items()}
+    stated |= {library.name: library.licence for library in CONSOLE_LIBRARIES}
+
+    refused = {name: licences.refused_licences(name, licence) for name, licence in stated.items()}
 
     assert {name: parts for name, parts in refused.items() if parts} == {}
 
@@ -110,12 +114,15 @@ def test_the_bill_of_materials_lists_each_package_once_and_knows_every_dependenc
     bill = sbom.bill_of_materials(image, PACKAGES)
 
     refs = [component["bom-ref"] for component in bill["components"]]
-    assert len(refs) == len(set(refs)) == len(inside(image))
+    assert len(refs) == len(set(refs)) == len(inside(image)) + len(CONSOLE_LIBRARIES)
     assert bill == sbom.bill_of_materials(image, PACKAGES)
     known = {*refs, bill["metadata"]["component"]["bom-ref"]}
     assert {dependency["ref"] for dependency in bill["dependencies"]} == known
     assert {ref for dependency in bill["dependencies"] for ref in dependency["dependsOn"]} <= known
-    assert all(component["licenses"] and component["purl"].startswith("pkg:pypi/") for component in bill["components"])
+    assert all(
+        component["licenses"] and component["purl"].startswith(("pkg:pypi/", "pkg:npm/"))
+        for component in bill["components"]
+    )
 
 
 def test_the_command_writes_the_bills_and_the_licences(tmp_path, monkeypatch, capsys):
@@ -124,7 +131,7 @@ def test_the_command_writes_the_bills_and_the_licences(tmp_path, monkeypatch, ca
     sbom.main()
 
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"api.cdx.json", "worker.cdx.json", "licences.txt"}
-    assert len((tmp_path / "out" / "licences.txt").read_text().splitlines()) == len(PACKAGES)
+    assert len((tmp_path / "out" / "licences.txt").read_text().splitlines()) == len(PACKAGES) + len(CONSOLE_LIBRARIES)
     assert "api.cdx.json" in capsys.readouterr().out
 
 

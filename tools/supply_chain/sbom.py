@@ -2,7 +2,8 @@
 
     python -m tools.supply_chain.sbom FOLDER
 
-Everything comes from `deploy/packages.json`, so the files are the same on every host, and need no network.
+Everything comes from `deploy/packages.json` and the libraries of the console, so the files are the same on every host,
+and need no network.
 
 Source:
     https://cyclonedx.org/docs/1.6/json/
@@ -10,6 +11,7 @@ Source:
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 import tomllib
@@ -19,6 +21,7 @@ from typing import Any
 
 from tools.supply_chain.licences import UNKNOWN
 from tools.supply_chain.lock import MACHINES, PACKAGES, ROOT, wanted
+from tools.vendor_console import CONSOLE_LIBRARIES, Library
 
 
 def main() -> None:
@@ -39,7 +42,7 @@ def bill_of_materials(image: str, packages: dict[str, dict[str, Any]]) -> dict[s
     root = f"pkg:pypi/{project['name']}@{project['version']}"
     direct = sorted({_name(line) for line in wanted(image)} & set(inside))
     # The same content has the same number, so that a changed number means a changed image.
-    number = uuid.uuid5(uuid.NAMESPACE_URL, root + image + json.dumps(inside, sort_keys=True))
+    number = uuid.uuid5(uuid.NAMESPACE_URL, f"{root}{image}{json.dumps(inside, sort_keys=True)}{CONSOLE_LIBRARIES}")
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
@@ -56,9 +59,17 @@ def bill_of_materials(image: str, packages: dict[str, dict[str, Any]]) -> dict[s
             },
             "properties": [{"name": "flux2:image", "value": image}],
         },
-        "components": [_component(name, package) for name, package in inside.items()],
+        "components": [
+            *(_component(name, package) for name, package in inside.items()),
+            # The project's own package, which each image has, contains the console.
+            *map(_library_component, CONSOLE_LIBRARIES),
+        ],
         "dependencies": [
-            {"ref": root, "dependsOn": [_purl(name, inside[name]) for name in direct]},
+            {
+                "ref": root,
+                "dependsOn": [*(_purl(name, inside[name]) for name in direct), *map(_npm_purl, CONSOLE_LIBRARIES)],
+            },
+            *({"ref": _npm_purl(library), "dependsOn": []} for library in CONSOLE_LIBRARIES),
             *(
                 {
                     "ref": _purl(name, package),
@@ -76,6 +87,9 @@ def licence_list(packages: dict[str, dict[str, Any]]) -> str:
         f"{name} {package['version']}\t{package['licence']}\t{', '.join(package['images'])}"
         for name, package in sorted(packages.items())
     ]
+    lines += [
+        f"{library.name} {library.version}\t{library.licence}\t{', '.join(MACHINES)}" for library in CONSOLE_LIBRARIES
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -91,6 +105,24 @@ def _component(name: str, package: dict[str, Any]) -> dict[str, Any]:
         # One hash for each processor's wheel, as properties: a component's own hashes are those of one file.
         "properties": [{"name": "flux2:wheel-sha256", "value": digest} for digest in package["hashes"]],
     }
+
+
+def _library_component(library: Library) -> dict[str, Any]:
+    digest = base64.b64decode(library.integrity.removeprefix("sha512-")).hex()
+    return {
+        "type": "library",
+        "bom-ref": _npm_purl(library),
+        "name": library.name,
+        "version": library.version,
+        "purl": _npm_purl(library),
+        "licenses": [{"expression": library.licence}],
+        "hashes": [{"alg": "SHA-512", "content": digest}],
+    }
+
+
+def _npm_purl(library: Library) -> str:
+    # The @ of a scope is written %40, as package URLs ask.
+    return f"pkg:npm/{library.name.replace('@', '%40')}@{library.version}"
 
 
 def _purl(name: str, package: dict[str, Any]) -> str:
