@@ -14,7 +14,7 @@ from api.doors.setup import DOOR_PROBLEMS, add_doors
 from api.errors import install_error_handlers
 from api.image_uploading import PARALLEL_IMAGES
 from api.job_waits import JobWaits
-from api.limits import BodyLimit
+from api.limits import BodyLimit, most_values
 from api.metrics.sender import CountSender
 from api.openapi import ANY_PROBLEM, Application
 from api.probe import StorageProbe
@@ -44,7 +44,6 @@ from shared.errors import LedgerUnavailable
 from shared.ledger import Ledger
 from shared.reference_fetch import ReferenceFetcher
 from shared.reference_store import ReferenceStore
-from shared.request import PromptItem
 from shared.settings import Settings
 from shared.sources.sources import Sources
 from shared.storage import open_store
@@ -131,9 +130,7 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.services = services
-    # Every field of every prompt, and room for the fields of the request and its adapters.
-    max_values = api.max_prompts * len(PromptItem.model_fields) + 1000
-    app.add_middleware(BodyLimit, max_bytes=api.max_body_bytes, max_values=max_values)
+    app.add_middleware(BodyLimit, max_bytes=api.max_body_bytes, max_values=most_values(api.max_prompts))
     add_doors(app, settings, services.ledger, tracer=services.tracer)
     install_error_handlers(app)
     for routes in (inference, requests, replays, adapters, uploads, images, models, fleet, usage, caller):

@@ -20,6 +20,7 @@ from api.worker_check import check_workers
 from shared.catalog import Model, find_model
 from shared.celery_app import send_wakeups
 from shared.errors import InvalidRequest
+from shared.job import features_of
 from shared.ledger import AcceptedJob, Submission
 from shared.request import InferenceRequest
 from shared.resolve import check_prompts, collect_warnings, reject_unsupported_fields, resolve_items
@@ -94,8 +95,11 @@ def prepare_job(
         # The worker that renders the job checks the layers, and fails its items if they do not fit.
         warnings.append(f"adapters were checked for their form only: no live worker has loaded {model.id}")
     texts = [prompt.reference_texts for prompt in body.prompts]
+    features = set(features_of(items))
+    if any(texts):
+        features.add("references")
     warnings += check_workers(
-        items[0], cache.slot_kinds, has_references=any(texts), may_be_missing=ledger.workers.slots_may_be_missing
+        items[0], cache.slot_kinds, features=features, may_be_missing=ledger.workers.slots_may_be_missing
     )
     if any(texts):
         # Last: it may take seconds and stores the images, so everything else must be in order.

@@ -30,7 +30,7 @@ from shared.local.redis_server import RedisServer
 from shared.settings import QueueSettings
 
 _BOOT = "boot"
-_FEATURES = ("merged", "references", "large")
+_FEATURES = ("merged", "references", "sigmas", "large")
 _POOLS = pools("flux2", ["exact"], _FEATURES)
 _GIB, _MORE_GIB = 80, 141
 _TIMINGS = {"denoise": 11.0, "decode": 0.2, "upload": 0.1}

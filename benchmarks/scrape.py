@@ -143,7 +143,7 @@ def _beat(ledger: Ledger, number: int) -> None:
 def _report() -> dict[str, str]:
     texts = {"model": "flux2", "state": "busy", "device": "cuda:0", "revision": "r", "precision": "bf16"}
     memory = {"memory_bytes": str(80 * 2**30), "gpu_memory_used_bytes": str(70 * 2**30), "gpu_utilization": "0.97"}
-    pools = {"engines": "exact", "features": "merged,references,large"}
+    pools = {"engines": "exact", "features": "merged,references,sigmas,large"}
     return {**texts, **memory, **pools, "warm": "base", "item": "job:0", "base_drift": "0"}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -14,6 +15,12 @@ MAX_IMAGES = 100_000
 
 #: The fields of a prompt that give reference images.
 REFERENCE_FIELDS: Final = ("ctrl_img", "ctrl_img_1", "ctrl_img_2", "ctrl_img_3")
+
+# Either gives the number of denoising steps.
+_SCHEDULE_FIELDS: Final = frozenset({"sample_steps", "sigmas"})
+
+# Of the fields of a request without its prompts, and of its adapters.
+_VALUES_OF_A_REQUEST: Final = 1000
 
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _SIZE = re.compile(r"(\d+)(?:x(\d+))?")
@@ -59,6 +66,18 @@ def parse_lora(text: str) -> dict[str, Any]:
         return {"path": text}
 
 
+def parse_sigmas(text: str) -> list[float]:
+    """Return the noise levels of e.g. `1,0.75,0.5,0.25`.
+
+    Raises:
+        ValueError: the text holds something else.
+    """
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{text!r} is not a list of noise levels; write e.g. 1,0.75,0.5,0.25") from None
+
+
 def read_prompts(text: str) -> list[dict[str, Any]]:
     """Return the prompts of a file: one on each line, as text or as a JSON object with a prompt's fields.
 
@@ -95,7 +114,7 @@ def compose_prompts(
     if len(prompts) * max(1, len(seeds)) > MAX_IMAGES:
         raise ValueError(f"{len(prompts):,} prompts with {len(seeds):,} seeds are more than {MAX_IMAGES:,} images")
     return [
-        {**fields, **seed, **prompt}
+        {**_without_schedule(fields, prompt), **seed, **prompt}
         for prompt in prompts
         for seed in ([{}] if "seed" in prompt or not seeds else [{"seed": seed} for seed in seeds])
     ]
@@ -121,16 +140,19 @@ def split_request(request: Mapping[str, Any], limits: Limits) -> Iterator[dict[s
     # A trigger word can be longer than `[trigger]`, and the bound also counts the prompts with it filled in.
     room = limits.max_body_bytes // 2 - _size(rest)
     batch: list[Any] = []
-    used = 0
+    used = values = 0
     images: set[str] = set()
+    most_values = math.inf if limits.max_values is None else limits.max_values - _VALUES_OF_A_REQUEST
     for prompt in request["prompts"]:
         size, more = _size(prompt) + 1, set(reference_texts(prompt))
+        own_values = len(prompt) + len(prompt.get("sigmas") or ())
         is_full = len(batch) == limits.max_prompts or len(images | more) > limits.max_reference_images
-        if batch and (is_full or used + size > room):
+        if batch and (is_full or used + size > room or values + own_values > most_values):
             yield {**rest, "prompts": batch}
-            batch, used, images = [], 0, set()
+            batch, used, values, images = [], 0, 0, set()
         batch.append(prompt)
         used += size
+        values += own_values
         images |= more
     yield {**rest, "prompts": batch}
 
@@ -139,6 +161,13 @@ def reference_texts(prompt: Mapping[str, Any]) -> list[str]:
     """Return the texts of a prompt that give reference images."""
     # The API refuses other values, and an empty text gives no image.
     return [text for name in REFERENCE_FIELDS if isinstance(text := prompt.get(name), str) and text]
+
+
+def _without_schedule(fields: Mapping[str, Any], prompt: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the fields without those that a prompt replaces under the other name: the API takes one of the two."""
+    if _SCHEDULE_FIELDS.isdisjoint(prompt):
+        return fields
+    return {name: value for name, value in fields.items() if name not in _SCHEDULE_FIELDS}
 
 
 def _size(value: Any) -> int:

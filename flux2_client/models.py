@@ -192,6 +192,7 @@ class ImageInfo(Answer):
     seed: int | None = None
     prompt: str | None = None
     sample_steps: int | None = None
+    sigmas: tuple[float, ...] | None = None
     guidance_scale: float | None = None
     url: str
     url_expires_at: str
@@ -270,6 +271,7 @@ class Limits(Answer):
 
     max_prompts: int = 1000
     max_body_bytes: int = 4 * 1024**2
+    max_values: int | None = None
     max_reference_images: int = 100
     max_reference_bytes: int = 32 * 1024**2
     max_prompt_characters: int = 10_000

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flux2_client.composition import compose_prompts, parse_lora, parse_seeds, parse_size, read_prompts
+from flux2_client.composition import (
+    compose_prompts,
+    parse_lora,
+    parse_seeds,
+    parse_sigmas,
+    parse_size,
+    read_prompts,
+)
 
 _STDIN = "-"
 
@@ -20,7 +27,8 @@ class Description:
     """A request as options describe it; None stands for an option that was not given.
 
     Attributes:
-        prompt_fields: fields that every prompt gets, besides its size and seed.
+        sigmas: noise levels of every prompt, with commas between them.
+        prompt_fields: fields that every prompt gets, besides its size, seed and sigmas.
         request_fields: fields of the request itself.
     """
 
@@ -29,13 +37,14 @@ class Description:
     loras: Sequence[str] | None
     seeds: str | None
     size: str | None
+    sigmas: str | None
     prompt_fields: Mapping[str, Any]
     request_fields: Mapping[str, Any]
 
     @property
     def is_empty(self) -> bool:
         """Whether no option was given."""
-        options = (self.prompts, self.prompts_file, self.loras, self.seeds, self.size)
+        options = (self.prompts, self.prompts_file, self.loras, self.seeds, self.size, self.sigmas)
         values = [*options, *self.prompt_fields.values(), *self.request_fields.values()]
         return all(value is None for value in values)
 
@@ -59,6 +68,10 @@ class Description:
             prompts = [_with_first_reference(prompt) for prompt in prompts]
         if self.size is not None:
             fields["width"], fields["height"] = parse_size(self.size)
+        if self.sigmas is not None:
+            if "sample_steps" in fields:
+                raise ValueError("--steps and --sigmas both give the steps; leave one of them out")
+            fields["sigmas"] = parse_sigmas(self.sigmas)
         seeds = parse_seeds(self.seeds) if self.seeds is not None else []
         return {
             "model": "flux2",

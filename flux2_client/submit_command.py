@@ -69,6 +69,12 @@ def submit(
     ] = None,
     size: Annotated[str | None, typer.Option(metavar="WxH|N", help="Size in pixels. Default: 1024.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the model's.")] = None,
+    sigmas: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LEVELS", help="Noise levels instead of --steps, e.g. 1,0.75,0.5,0.25; the final 0 is implied."
+        ),
+    ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the model's.")] = None,
     model: Annotated[str | None, typer.Option(help="Id of the model. Default: flux2.")] = None,
     engine: Annotated[str | None, typer.Option(help="exact, ai-toolkit or fast. Default: exact.")] = None,
@@ -105,6 +111,7 @@ def submit(
         loras=lora,
         seeds=seed,
         size=size,
+        sigmas=sigmas,
         prompt_fields={
             "sample_steps": steps,
             "guidance_scale": guidance,

@@ -9,14 +9,15 @@ import logging
 import random
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from celery import Celery
 
 from shared.catalog import POOLS
 from shared.celery_app import send_wakeups
 from shared.errors import LedgerUnavailable
-from shared.job import is_large, needs_references
+from shared.job import AUDIT_KINDS, AuditKind, audit_kind
 from shared.ledger import Ledger
 from shared.settings import QueueSettings
 
@@ -109,7 +110,7 @@ class Caretaker(threading.Thread):
                 self._outage = error
                 return
             except Exception:
-                logger.exception("caretaker failed", extra={"duty": duty.__name__})
+                logger.exception("caretaker failed", extra={"duty": getattr(duty, "func", duty).__name__})
 
     def _log_outage(self) -> None:
         """Log the beginning and the end of an outage of Redis, which many passes see."""
@@ -124,13 +125,10 @@ class Caretaker(threading.Thread):
         self._leads = self._ledger.wakeups.try_lead_audit(self._holder)
         if self._leads:
             self._perform(self.audit, self._ledger.sweep, self._ledger.index_tenants)
-        # Led apart: a leader of an earlier version does not know these pools.
-        if self._ledger.wakeups.try_lead_audit(self._holder, "large"):
-            self._leads = True
-            self._perform(self.audit_large)
-        if self._ledger.wakeups.try_lead_audit(self._holder, "references"):
-            self._leads = True
-            self._perform(self.audit_references)
+        for kind in AUDIT_KINDS[1:]:
+            if self._ledger.wakeups.try_lead_audit(self._holder, kind):
+                self._leads = True
+                self._perform(partial(self.audit, kind))
 
     def reap(self) -> None:
         """Requeue the items whose lease expired and wake workers for them."""
@@ -156,20 +154,11 @@ class Caretaker(threading.Thread):
                 "items canceled: their deadline passed while they waited for a worker", extra={"items": canceled}
             )
 
-    def audit(self) -> None:
-        """Send missing wake-ups and drop surplus ones that two consecutive audits see."""
-        self._audit(pool for pool in POOLS if not (is_large(pool) or needs_references(pool)))
-
-    def audit_large(self) -> None:
-        """Do the same as `audit` for the pools of items that did not fit on a device."""
-        self._audit(pool for pool in POOLS if is_large(pool) and not needs_references(pool))
-
-    def audit_references(self) -> None:
-        """Do the same as `audit` for the pools of jobs with reference images."""
-        self._audit(pool for pool in POOLS if needs_references(pool))
-
-    def _audit(self, pools: Iterable[str]) -> None:
-        for pool in pools:
+    def audit(self, kind: AuditKind = "plain") -> None:
+        """Send missing wake-ups and drop surplus ones that two consecutive audits of the same pools see."""
+        for pool in POOLS:
+            if audit_kind(pool) != kind:
+                continue
             # The largest live slots of a pool of large items change, and their queue of wake-ups with them.
             name = self._ledger.wakeups.name(pool)
             if name is None:

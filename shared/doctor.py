@@ -150,8 +150,8 @@ def _queues(ledger: Ledger) -> Iterator[Finding]:
                 "failed",
                 f"{counted(queued, f'item of {name} is', f'items of {name} are')} queued, but no worker serves it",
                 "start a worker for that model and engine; with `+merged`, one whose precision is not qfloat8; with "
-                "`+references` or `+large`, one of this version, because earlier ones render no reference images and "
-                "leave images that did not fit on a device",
+                "`+references`, `+sigmas` or `+large`, one of this version, because earlier ones render no reference "
+                "images, take no sigmas, and leave images that did not fit on a device",
             )
 
 

@@ -33,13 +33,21 @@ AdapterPart = Literal["text_encoder"]
 ADAPTER_PARTS: tuple[AdapterPart, ...] = get_args(AdapterPart)
 
 #: What an item may require of a worker beyond its model and engine. `merged`: adapters can be merged into its weights.
-#: `references`: reference images can be rendered, which earlier versions refuse. `large`: no live worker that offers
-#: the rest has more memory; the ledger requires it for an item that did not fit.
-Feature = Literal["merged", "references", "large"]
+#: `references`: reference images can be rendered. `sigmas`: noise levels can be given. Earlier versions refuse both.
+#: `large`: no live worker that offers the rest has more memory; the ledger requires it for an item that did not fit.
+Feature = Literal["merged", "references", "sigmas", "large"]
 FEATURES: tuple[Feature, ...] = get_args(Feature)
-_REFERENCES: Feature = "references"
+# Features that each worker with the named one has too, so that no pool needs both: a claim looks at every pool.
+_IMPLIED_FEATURES: Mapping[Feature, frozenset[Feature]] = MappingProxyType({"sigmas": frozenset({"references"})})
 # `large` is the last feature, so it ends the name of a pool.
 _LARGE_SUFFIX = "+large"
+#: The engines that take noise levels from the request. AI Toolkit's pipeline has no parameter for them.
+SIGMAS_ENGINES: frozenset[Engine] = frozenset({"exact", "fast"})
+
+#: The pools that one leader audits. Each kind but `plain` has the name of the newest feature of its pools, which a
+#: leader of an earlier version does not know.
+AuditKind = Literal["plain", "large", "references", "sigmas"]
+AUDIT_KINDS: tuple[AuditKind, ...] = get_args(AuditKind)
 # An item that requires only what every worker with its engine can do waits in the engine's plain pool, from which
 # workers of earlier versions claim too. `exact` also runs on qfloat8 weights, into which nothing can be merged.
 ENGINE_FEATURES: Mapping[Engine, frozenset[Feature]] = MappingProxyType(
@@ -132,7 +140,9 @@ class ItemSpec(_Record):
         seed: resolved seed, 0 or more.
         neg: negative prompt; only models with classifier-free guidance use it.
         adapter_mode: None selects the mode by the worker's precision: merged, or live on float8 weights.
+        num_inference_steps: the number of `sigmas`, if these are given.
         references: in the order of their slots, which differ.
+        sigmas: noise level at the beginning of each step, strictly decreasing; empty for the trainer's schedule.
     """
 
     model: str
@@ -150,14 +160,24 @@ class ItemSpec(_Record):
     # Fields of later versions have defaults, so that specs that an earlier version queued still run.
     engine: Engine = DEFAULT_ENGINE
     adapter_mode: AdapterMode | None = None
-    # Workers of earlier versions run items without references, which are left out of the JSON, and refuse the others.
+    # Workers of earlier versions run items without these fields, which are left out of the JSON, and refuse the others.
     references: tuple[ReferenceRef, ...] = Field((), exclude_if=lambda references: not references)
+    sigmas: tuple[float, ...] = Field((), exclude_if=lambda sigmas: not sigmas)
 
     @property
     def features(self) -> tuple[Feature, ...]:
         """What the item requires of a worker beyond its model and engine."""
-        merged: tuple[Feature, ...] = ("merged",) if self.adapters and self.adapter_mode == "merged" else ()
-        return (*merged, *(("references",) if self.references else ()))
+        required: dict[Feature, bool] = {
+            "merged": bool(self.adapters) and self.adapter_mode == "merged",
+            "references": bool(self.references),
+            "sigmas": bool(self.sigmas),
+        }
+        return tuple(name for name, is_required in required.items() if is_required)
+
+    @property
+    def steps_field(self) -> str:
+        """The field of a prompt that states the number of steps."""
+        return "sigmas" if self.sigmas else "sample_steps"
 
     @property
     def pool(self) -> str:
@@ -173,7 +193,8 @@ class ItemSpec(_Record):
 def pool(model: str, engine: Engine, features: Iterable[Feature] = ()) -> str:
     """Return the name of the pool of the items that require this model, engine and features of a worker."""
     # Redis keys contain these names, so they must not change.
-    required = set(features) - ENGINE_FEATURES[engine]
+    asked = set(features)
+    required = asked - ENGINE_FEATURES[engine].union(*(_IMPLIED_FEATURES.get(name, frozenset()) for name in asked))
     parts = [model, *([] if engine == DEFAULT_ENGINE else [engine]), *(name for name in FEATURES if name in required)]
     return "+".join(parts)
 
@@ -192,7 +213,7 @@ def pools(model: str, engines: Iterable[Engine], features: Sequence[Feature]) ->
         for size in range(len(features) + 1)
         for required in combinations(features, size)
     )
-    # Features that every worker with the engine has give no pool.
+    # Features that every worker with the engine, or with another feature, has give no pool.
     return tuple(dict.fromkeys(names))
 
 
@@ -207,9 +228,10 @@ def engine_of(pool_name: str) -> Engine:
     return next((engine for engine in ENGINES if engine in named), DEFAULT_ENGINE)
 
 
-def needs_references(pool_name: str) -> bool:
-    """Return whether a pool holds items of jobs with reference images, which earlier versions do not know."""
-    return _REFERENCES in pool_name.split("+")
+def audit_kind(pool_name: str) -> AuditKind:
+    """Return the audit that looks after a pool."""
+    named = set(pool_name.split("+"))
+    return next((kind for kind in reversed(AUDIT_KINDS) if kind in named), "plain")
 
 
 def is_large(pool_name: str) -> bool:
@@ -251,6 +273,7 @@ class SpecReport(_Report):
     guidance_scale: float
     # Earlier versions dropped it when the item ended.
     neg: str | None = None
+    sigmas: tuple[float, ...] | None = None
 
 
 class StepsReport(_Report):

@@ -22,7 +22,7 @@ def request_fields(spec: ItemSpec) -> dict[str, Any]:
         "width": spec.width,
         "height": spec.height,
         "seed": spec.seed,
-        "sample_steps": spec.num_inference_steps,
+        **({"sigmas": list(spec.sigmas)} if spec.sigmas else {"sample_steps": spec.num_inference_steps}),
         "guidance_scale": spec.guidance_scale,
         "model": spec.model,
         "loras": [_lora(ref) for ref in spec.adapters],

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 from pydantic.config import JsonDict
 
 from shared.catalog import MODELS
 from shared.job import AdapterMode, AdapterPart, Engine, ImageFormat, WebhookEvent
 from shared.json_schema import WITHOUT_NUL
+from shared.noise_levels import MAX_STEPS, check_noise_levels
 from shared.prompt import MAX_TEXT
 
 
@@ -118,8 +119,17 @@ class ReferenceText(NamedTuple):
     text: str
 
 
+# `PromptItem` refuses both together.
+_STEPS_AND_SIGMAS: Final[JsonDict] = {
+    "properties": {"sample_steps": {"type": "integer"}, "sigmas": {"type": "array"}},
+    "required": ["sample_steps", "sigmas"],
+}
+
+
 class PromptItem(StrictModel):
     """One image."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"not": _STEPS_AND_SIGMAS})
 
     prompt: Text = Field(description="Text of the image. `[trigger]` is replaced by the trigger word.")
     trigger_word: Text | None = Field(None, description="Trigger word of this prompt, instead of the request's.")
@@ -129,7 +139,9 @@ class PromptItem(StrictModel):
     height: Annotated[int, Field(ge=64, le=4096)] | None = Field(
         None, description="Height in pixels, rounded down to a multiple of the model's divisor (16). Default: 1024."
     )
-    sample_steps: Annotated[int, Field(ge=1, le=150)] | None = Field(None, description="Denoising steps. Default: 25.")
+    sample_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = Field(
+        None, description="Denoising steps, at the noise levels of AI Toolkit's previews. Default: 25."
+    )
     guidance_scale: Annotated[FiniteFloat, Field(ge=0, le=20)] | None = Field(
         None, description="How closely the image follows the prompt. Default: 4.0."
     )
@@ -156,6 +168,32 @@ class PromptItem(StrictModel):
     ctrl_img_1: str | None = Field(None, description="The same as `ctrl_img`, which takes its place if both are given.")
     ctrl_img_2: str | None = Field(None, description="Second reference image, as `ctrl_img`.")
     ctrl_img_3: str | None = Field(None, description="Third reference image, as `ctrl_img`.")
+    # After `sample_steps`, which its validator reads. Left out of a dump by default: the identity of a body must not
+    # change for requests without it.
+    sigmas: (
+        Annotated[
+            list[Annotated[FiniteFloat, Field(gt=0, le=1)]],
+            Field(min_length=1, max_length=MAX_STEPS, json_schema_extra={"uniqueItems": True}),
+        ]
+        | None
+    ) = Field(
+        None,
+        description="Noise level at the beginning of each denoising step, instead of `sample_steps`: strictly "
+        "decreasing, each above 0 and at most 1, and used as given, without a shift. The final 0 is implied. Not with "
+        "the engine `ai-toolkit`.",
+        examples=[[1.0, 0.75, 0.5, 0.25]],
+        exclude_if=lambda levels: levels is None,
+    )
+
+    @field_validator("sigmas")
+    @classmethod
+    def _check_sigmas(cls, levels: list[float] | None, info: ValidationInfo) -> list[float] | None:
+        if levels is None:
+            return None
+        if info.data.get("sample_steps") is not None:
+            raise ValueError("sample_steps is given too, and each level is a step; leave one of the two out")
+        check_noise_levels(levels)
+        return levels
 
     @property
     def reference_texts(self) -> list[ReferenceText]:

@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from shared.catalog import MODELS, Model
 from shared.errors import InvalidRequest
-from shared.job import AdapterRef, ItemSpec
+from shared.job import SIGMAS_ENGINES, AdapterRef, ItemSpec
+from shared.noise_levels import sigmas_refusal
 from shared.prompt import MAX_TEXT, check_prompt, find_flags
 from shared.request import REFERENCE_FIELDS, InferenceRequest, PromptItem
 
@@ -41,6 +42,10 @@ def reject_unsupported_fields(request: InferenceRequest) -> None:
             )
     if (request.engine, request.adapter_mode) == ("fast", "live"):
         raise InvalidRequest("the engine 'fast' only merges adapters; leave adapter_mode out", field="adapter_mode")
+    if request.engine not in SIGMAS_ENGINES:
+        for index, prompt in enumerate(request.prompts):
+            if prompt.sigmas:
+                raise InvalidRequest(sigmas_refusal(request.engine), field=f"prompts[{index}].sigmas")
 
 
 def check_prompts(items: Sequence[ItemSpec]) -> None:
@@ -120,6 +125,7 @@ def collect_warnings(request: InferenceRequest, items: Sequence[ItemSpec], model
 def _item(
     request: InferenceRequest, prompt: PromptItem, index: int, *, model: Model, adapters: Sequence[AdapterRef]
 ) -> ItemSpec:
+    sigmas = tuple(prompt.sigmas or ())
     width = _value_or(prompt.width, model.default_width)
     height = _value_or(prompt.height, model.default_height)
     return ItemSpec(
@@ -131,12 +137,13 @@ def _item(
         requested_width=width,
         requested_height=height,
         seed=_seed(prompt.seed, index, model),
-        num_inference_steps=_value_or(prompt.sample_steps, model.default_steps),
+        num_inference_steps=len(sigmas) or _value_or(prompt.sample_steps, model.default_steps),
         guidance_scale=_value_or(prompt.guidance_scale, model.default_guidance_scale),
         adapters=tuple(adapters),
         output_format=request.output_format,
         engine=request.engine,
         adapter_mode=request.adapter_mode,
+        sigmas=sigmas,
     )
 
 
@@ -192,8 +199,9 @@ def _distilled_settings(items: Sequence[ItemSpec], model: Model) -> list[str]:
     # Rendered as asked, as the trainer does: some adapters look better with a few steps more.
     return [
         *_first(
-            f"prompts[{index}].sample_steps is {item.num_inference_steps}, but {model.id} is distilled to "
-            f"{model.default_steps}: more take time and rarely help; leave it out, or request {model.distilled_from}"
+            f"prompts[{index}].{item.steps_field} {'has' if item.sigmas else 'is'} {item.num_inference_steps}, but "
+            f"{model.id} is distilled to {model.default_steps}: more take time and rarely help; leave it out, or "
+            f"request {model.distilled_from}"
             for index, item in enumerate(items)
             if item.num_inference_steps > model.default_steps
         ),

@@ -155,7 +155,7 @@ def _load(
         revision=components.revision,
         precision=components.precision.name,
         engines=renderer.engines,
-        features=(*components.precision.features, "references", "large"),
+        features=(*components.precision.features, "references", "sigmas", "large"),
         memory_bytes=memory_bytes(devices[0]),
     )
     return renderer, slot

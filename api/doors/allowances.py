@@ -34,7 +34,7 @@ def check_sizes(caller: Caller, items: Sequence[ItemSpec]) -> None:
         if max_steps is not None and item.num_inference_steps > max_steps:
             raise KeyForbids(
                 f"the key {caller.key_id} allows {max_steps} steps, and {item.num_inference_steps} were asked for",
-                field=f"prompts[{index}].sample_steps",
+                field=f"prompts[{index}].{item.steps_field}",
             )
 
 

@@ -46,9 +46,10 @@ SUBMIT_PROBLEMS: dict[int | str, dict[str, object]] = {
 
 #: The rules of a submit that its schema cannot state.
 SUBMIT_RULES = {
-    "INVALID_REQUEST": "`webhook_events` comes with a `webhook_url`. "
+    "INVALID_REQUEST": "`webhook_events` comes with a `webhook_url`. The engine `ai-toolkit` gets no `sigmas`. "
     "A request keeps `limits` of `GET /v1/models`, also with its trigger words filled in. A prompt "
     "for a model that strips `[IMG]` has none.",
+    "VALIDATION_ERROR": "`prompts[].sigmas` decrease strictly to the final 0, also in single precision.",
     "LORA_NOT_FOUND": "Each adapter file exists.",
     "INVALID_LORA": "Each adapter file is one that the model can use, and comes from a place that is allowed.",
     "LORA_MISMATCH": "The layers of each adapter have the base model's shapes.",

@@ -9,6 +9,7 @@ from fastapi import APIRouter
 
 from api.deps import ServicesDep
 from api.doors.roles import Reader
+from api.limits import most_values
 from api.schemas.inventory import Limits, ModelLine, ModelList
 from shared.catalog import MODELS
 from shared.job import ENGINES, Engine
@@ -46,6 +47,7 @@ def list_models(services: ServicesDep, _caller: Reader) -> ModelList:
         limits=Limits(
             max_prompts=max_prompts,
             max_body_bytes=limits.max_body_bytes,
+            max_values=most_values(limits.max_prompts),
             max_reference_images=references.max_images,
             max_reference_bytes=references.max_bytes,
         ),

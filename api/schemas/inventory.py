@@ -109,6 +109,7 @@ class Limits(BaseModel):
 
     max_prompts: int = Field(description="Prompts that one request may have; no more than the queue ever holds.")
     max_body_bytes: int = Field(description="Size of a request body in bytes.")
+    max_values: int = Field(description="JSON values of a request body; each of `sigmas` is one.")
     max_reference_images: int = Field(description="Different reference images that one request may name.")
     max_reference_bytes: int = Field(description="Size in bytes of the file of a reference image.")
     max_prompt_characters: int = Field(

@@ -31,8 +31,8 @@ class ImageReference(ReferenceReport):
 class Image(BaseModel):
     """One finished image and the parameters that made it.
 
-    Parameters of the request (`requested_width`, `requested_height`, `seed`, `prompt`, `neg`, `sample_steps` and
-    `guidance_scale`) are null if another version of this service stored them in a form that this one cannot read.
+    Parameters of the request (`requested_width`, `requested_height`, `seed`, `prompt`, `neg`, `sample_steps`, `sigmas`
+    and `guidance_scale`) are null if another version of this service stored them in a form that this one cannot read.
     """
 
     index: int = Field(description="Index of the image's prompt in the request.")
@@ -44,7 +44,10 @@ class Image(BaseModel):
     seed: int | None = Field(description="The seed of the noise, even if it was drawn at random.")
     prompt: str | None = Field(description="The prompt with its trigger word filled in.")
     neg: str | None = Field(description="The negative prompt; empty if none was used.")
-    sample_steps: int | None
+    sample_steps: int | None = Field(description="Denoising steps; the number of `sigmas`, if there are any.")
+    sigmas: list[float] | None = Field(
+        None, description="Noise levels that the request gave; null for those of AI Toolkit's previews."
+    )
     guidance_scale: float | None
     url: str = Field(description="Presigned URL of the file; anyone who has it can fetch the image.")
     url_expires_at: str = Field(description="When `url` stops working; fetch the result again for a new one.")

@@ -6,19 +6,18 @@ Celery sends and consumes the messages; the ledger only compares their number wi
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Literal
+from typing import Final
 
-from shared.job import is_large, wake_name
+from shared.job import AuditKind, is_large, wake_name
 from shared.ledger import keys
 from shared.ledger.session import Session, to_ms
 from shared.ledger.workers import SLOT_TTL_MS
 
-#: The pools of one audit: those that every version knows, those of large items, and those of jobs with references.
-AuditKind = Literal["plain", "large", "references"]
 _LEADERS: Final[dict[AuditKind, str]] = {
     "plain": keys.AUDIT_LEADER,
     "large": keys.LARGE_AUDIT_LEADER,
     "references": keys.REFERENCES_AUDIT_LEADER,
+    "sigmas": keys.SIGMAS_AUDIT_LEADER,
 }
 
 

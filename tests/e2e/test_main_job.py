@@ -16,6 +16,7 @@ from shared.errors import ApiError
 from shared.ledger import keys
 from worker.consumer.image_file import read_parameters
 from worker.model.demo_model import STYLES, write_tiny_adapter
+from worker.rendering.sigmas import sigmas
 
 JOB_S = 120.0
 # An item of some seconds: long enough to be seen running and to be interrupted.
@@ -131,6 +132,22 @@ def test_a_jobs_items_spread_over_the_workers(stack, client):
 
     assert {item.slot for item in view.items} == {"worker-0", "worker-1"}
     assert {item.attempt for item in view.items} == {1}
+
+
+def test_the_trainers_own_noise_levels_give_the_picture_of_that_many_steps(client):
+    levels = sigmas(3, 48)[:-1]  # 128x96 pixels have 48 tokens
+    prompt = {"prompt": "a cat", "width": 128, "height": 96, "seed": 7}
+
+    body = {**request(), "prompts": [{**prompt, "sample_steps": 3}, {**prompt, "sigmas": levels}]}
+    (by_steps, one), (by_levels, other) = render(client, body)
+
+    assert pixels(one).tobytes() == pixels(other).tobytes()
+    assert (by_steps["sample_steps"], by_steps["sigmas"]) == (3, None)
+    assert (by_levels["sample_steps"], by_levels["sigmas"]) == (3, levels)
+    inside = read_parameters(other)
+    assert inside["sigmas"] == levels
+    assert "sample_steps" not in inside
+    assert "Steps: 3" in Image.open(io.BytesIO(other)).info["parameters"]
 
 
 @pytest.mark.parametrize(("fmt", "magic"), [("jpeg", b"\xff\xd8"), ("webp", b"RIFF")])

@@ -24,7 +24,7 @@ from api.training_config.plan import plan_replay
 from shared.adapters import validate
 from shared.adapters.listing import list_adapter_files
 from shared.errors import QueueFull
-from shared.job import AdapterReport, ItemError, ItemSpec, Progress, TokenReport
+from shared.job import FEATURES, AdapterReport, ItemError, ItemSpec, Progress, TokenReport, pools
 from shared.ledger import keys
 from shared.ledger.slot_kinds import SlotKinds
 from shared.ledger.spec_parts import join_texts
@@ -106,8 +106,8 @@ def problem(answer, status, code):
     return body
 
 
-def claim(api):
-    return api.ledger.claim_next(["flux2"], slot="test", boot="test", warm="base")
+def claim(api, names=("flux2",)):
+    return api.ledger.claim_next(names, slot="test", boot="test", warm="base")
 
 
 def test_the_references_example_request_is_accepted_verbatim(api, adapter):
@@ -305,7 +305,8 @@ def test_an_image_of_a_result_has_the_names_of_a_request(api, adapter, finish, m
     loras_again = [{name: entry[name] for name in ("path", "network_multiplier")} for entry in image["adapters"]]
     second = accepted(api, request(again, model=model, loras=loras_again))
 
-    assert set(again) == {"prompt", "neg", "width", "height", "seed", "sample_steps", "guidance_scale"}
+    assert set(again) == {"prompt", "neg", "width", "height", "seed", "sample_steps", "sigmas", "guidance_scale"}
+    assert again["sigmas"] is None
     assert loras_again == loras
     assert [entry["multiplier"] for entry in image["adapters"]] == [lora["network_multiplier"] for lora in loras]
     assert all(
@@ -313,6 +314,39 @@ def test_an_image_of_a_result_has_the_names_of_a_request(api, adapter, finish, m
     )
     [remade] = specs(api, second)
     assert remade == claimed.spec.model_copy(update={"requested_width": claimed.spec.width})
+
+
+def test_noise_levels_reach_the_worker_count_as_steps_and_are_in_the_result(api, finish):
+    levels = [1, 0.7, 0.1 + 0.2]
+    job = accepted(api, request({"prompt": "a"}, {"prompt": "b", "sigmas": levels}))
+
+    plain, few = specs(api, job)
+    assert (plain.sigmas, plain.num_inference_steps) == ((), 25)
+    assert (few.sigmas, few.num_inference_steps) == (tuple(levels), 3)
+    # A worker of an earlier version may not have either of them.
+    assert claim(api, pools("flux2", ["exact"], ["merged", "references", "large"])) is None
+    names = pools("flux2", ["exact"], FEATURES)
+    for claimed in (claim(api, names), claim(api, names)):
+        finish(api, claimed)
+    images = api.http.get(f"/v1/requests/{job}/result").json()["outputs"]["images"]
+
+    assert [(image["sample_steps"], image["sigmas"]) for image in images] == [(25, None), (3, levels)]
+    [used] = api.http.get("/v1/usage", params={"group_by": "tenant"}).json()["data"]
+    assert used["megapixel_steps"] == pytest.approx(1.048576 * (25 + 3))
+
+
+def test_workers_of_an_earlier_version_are_no_reason_to_refuse_noise_levels(api, slot_report):
+    api.ledger.workers.beat("old", slot_report(features="merged,references,large"))
+
+    answer = post(api, request({"prompt": "a"}, {"prompt": "b", "sigmas": [1, 0.5]}))
+
+    assert answer.status_code == 202
+    assert answer.json()["warnings"] == [
+        "the live workers of flux2 are of an earlier version, which takes no sigmas; the job waits for one of this "
+        "version"
+    ]
+    api.ledger.workers.beat("new", slot_report(features="merged,references,sigmas,large"))
+    assert post(api, request({"prompt": "b", "sigmas": [1, 0.5]})).json()["warnings"] == []
 
 
 def test_before_the_first_image_the_outputs_are_null(api):
@@ -485,6 +519,27 @@ def test_a_job_that_can_never_fit_into_the_queue_is_refused_for_good(api):
         (request({"prompt": "a", "height": 4097}), 422, "VALIDATION_ERROR", "prompts[0].height"),
         (request({"prompt": "a", "sample_steps": 0}), 422, "VALIDATION_ERROR", "prompts[0].sample_steps"),
         (request({"prompt": "a", "sample_steps": 151}), 422, "VALIDATION_ERROR", "prompts[0].sample_steps"),
+        (request({"prompt": "a", "sigmas": [1, 0.5], "sample_steps": 2}), 422, "VALIDATION_ERROR", "prompts[0].sigmas"),
+        (request({"prompt": "ok"}, {"prompt": "a", "sigmas": []}), 422, "VALIDATION_ERROR", "prompts[1].sigmas"),
+        (request({"prompt": "a", "sigmas": [1, 0.5, 0.5]}), 422, "VALIDATION_ERROR", "prompts[0].sigmas"),
+        (request({"prompt": "a", "sigmas": [0.5, 1]}), 422, "VALIDATION_ERROR", "prompts[0].sigmas"),
+        # The same in single precision, and 0 there.
+        (request({"prompt": "a", "sigmas": [0.5, 0.5 - 1e-9]}), 422, "VALIDATION_ERROR", "prompts[0].sigmas"),
+        (request({"prompt": "a", "sigmas": [0.5, 1e-50]}), 422, "VALIDATION_ERROR", "prompts[0].sigmas"),
+        (request({"prompt": "a", "sigmas": [1.1]}), 422, "VALIDATION_ERROR", "prompts[0].sigmas[0]"),
+        (request({"prompt": "a", "sigmas": [1, 0]}), 422, "VALIDATION_ERROR", "prompts[0].sigmas[1]"),
+        (
+            request({"prompt": "a", "sigmas": [1 - step / 151 for step in range(151)]}),
+            422,
+            "VALIDATION_ERROR",
+            "prompts[0].sigmas",
+        ),
+        (
+            request({"prompt": "a"}, {"prompt": "a", "sigmas": [1]}, engine="ai-toolkit"),
+            400,
+            "INVALID_REQUEST",
+            "prompts[1].sigmas",
+        ),
         (request({"prompt": "a", "guidance_scale": 20.1}), 422, "VALIDATION_ERROR", "prompts[0].guidance_scale"),
         (request({"prompt": "a", "seed": -2}), 422, "VALIDATION_ERROR", "prompts[0].seed"),
         (request({"prompt": "a", "seed": 2**63}), 422, "VALIDATION_ERROR", "prompts[0].seed"),
@@ -632,12 +687,26 @@ def test_a_body_over_the_cap_is_413_even_when_its_length_is_not_announced(api):
     ("value", "status", "code"),
     [("0", 413, "BODY_TOO_LARGE"), ("{}", 413, "BODY_TOO_LARGE"), ('"' + "a, " * 100 + '"', 422, "VALIDATION_ERROR")],
 )
-def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(api, value, status, code):
-    # Commas in texts do not count.
-    values = ",".join([value] * (17_100 if len(value) < 9 else 200))
-    body = f'{{"model": "flux2", "loras": [], "prompts": [{values}]}}'
+def test_a_body_of_very_many_values_is_refused_before_it_is_parsed(api, serve_api, value, status, code):
+    small = api.settings.model_copy(update={"api": api.settings.api.model_copy(update={"max_prompts": 10})})
+    with serve_api(small) as served:
+        limit = served.http.get("/v1/models").json()["limits"]["max_values"]
+        # Commas in texts do not count.
+        values = ",".join([value] * (limit if len(value) < 9 else 200))
+        body = f'{{"model": "flux2", "loras": [], "prompts": [{values}]}}'
 
-    problem(api.http.post("/v1/inference", content=body, headers={"Content-Type": "application/json"}), status, code)
+        answer = served.http.post("/v1/inference", content=body, headers={"Content-Type": "application/json"})
+
+    problem(answer, status, code)
+
+
+def test_the_largest_request_has_room_for_the_noise_levels_of_few_steps(api):
+    prompt = {"prompt": "a", "width": 64, "height": 64, "sigmas": [1 - step / 32 for step in range(32)]}
+
+    limits = api.http.get("/v1/models").json()["limits"]
+
+    assert limits["max_values"] > 1000 * (len(prompt) + len(prompt["sigmas"]))
+    assert accepted(api, request(*[prompt] * 50))
 
 
 def test_an_answer_lists_at_most_a_thousand_fields_at_fault(api):
@@ -1772,7 +1841,7 @@ def test_the_models_page_states_the_limits_of_a_request(api):
     # The queue of `api` holds 50 items: a client that splits at more would be refused.
     assert (limits.pop("max_prompts"), limits.pop("max_body_bytes")) == (50, 64 * 1024)
     assert (limits.pop("max_reference_images"), limits.pop("max_reference_bytes")) == (100, 32 * 1024**2)
-    assert limits == {"max_prompt_characters": 10_000, "max_prompt_tokens": 512}
+    assert limits == {"max_values": 50_000, "max_prompt_characters": 10_000, "max_prompt_tokens": 512}
 
 
 def test_the_openapi_document_states_the_installed_version(api):

@@ -14,8 +14,9 @@ from shared.settings import QueueSettings
 LORA = "lora_r4_bf16.safetensors"
 
 
-def request(count=1, *, size=64, steps=25, **fields):
-    prompt = {"prompt": "a cat", "width": size, "height": size, "sample_steps": steps}
+def request(count=1, *, size=64, steps=25, sigmas=None, **fields):
+    schedule = {"sigmas": sigmas} if sigmas else {"sample_steps": steps}
+    prompt = {"prompt": "a cat", "width": size, "height": size, **schedule}
     return {"model": "flux2", "prompts": [prompt] * count, "loras": [], **fields}
 
 
@@ -31,6 +32,7 @@ def outcome(answer):
     ("limits", "allowed", "refused", "field"),
     [
         ({"max_steps": 10}, {"steps": 10}, {"steps": 11}, "prompts[0].sample_steps"),
+        ({"max_steps": 2}, {"sigmas": [1, 0.5]}, {"sigmas": [1, 0.5, 0.25]}, "prompts[0].sigmas"),
         ({"max_megapixels": 0.0041}, {"size": 64}, {"size": 80}, "prompts[0].width"),
         ({"models": ("flux2",)}, {}, {"model": "flux2_klein_4b"}, "model"),
         ({"engines": ("exact",)}, {}, {"engine": "fast"}, "engine"),

@@ -72,6 +72,9 @@ def test_schemathesis_finds_nothing_in_the_live_api(api, make_key, adapter_root)
         # A sample of the config, which is no part of the body's schema; and a field of the body, which is.
         (refusal("VALIDATION_ERROR", "[0].prompts[0].width"), False),
         (refusal("VALIDATION_ERROR", "[0].prompts[0].width", "lora"), True),
+        # No schema says that noise levels decrease.
+        (refusal("VALIDATION_ERROR", "prompts[3].sigmas"), False),
+        (refusal("VALIDATION_ERROR", "prompts[3].sigmas[0]"), True),
     ],
 )
 def test_a_sound_request_may_be_refused_for_a_rule_of_the_document_alone(answer, is_finding):

@@ -96,6 +96,7 @@ def test_the_texts_of_an_item_give_its_spec():
     specs = [
         spec(number, neg="\N{SNOWMAN}", guidance_scale=guidance) for number, guidance in enumerate((0.1, 1e-07, 0.1))
     ]
+    specs.append(spec(3, sigmas=(1.0, 0.1 + 0.2), num_inference_steps=2))
 
     shared, *own = split_specs(specs)
 

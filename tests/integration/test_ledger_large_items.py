@@ -369,17 +369,17 @@ def test_the_wake_ups_for_large_items_follow_the_largest_live_slots(ledger, acce
     big, small = keys.wake_list(f"{LARGE}@80"), keys.wake_list(f"{LARGE}@24")
 
     for _ in range(3):
-        caretaker.audit_large()
+        caretaker.audit("large")
     assert (ledger.redis.llen(big), ledger.redis.llen(small)) == (1, 0)
 
     ledger.workers.remove(BIG)
     for _ in range(3):
-        caretaker.audit_large()
+        caretaker.audit("large")
     assert (ledger.redis.llen(big), ledger.redis.llen(small)) == (1, 1)
 
     ledger.workers.remove(SMALL)
     for _ in range(3):
-        caretaker.audit_large()
+        caretaker.audit("large")
     assert ledger.redis.llen(keys.wake_list(LARGE)) == 0
 
 

@@ -84,24 +84,25 @@ def test_wake_ups_that_were_missing_in_two_audits_are_sent_again(caretaker, acce
     assert redis_client.llen(WAKES) == 3
 
 
-def test_the_wake_ups_of_jobs_with_references_are_audited_apart_from_those_that_earlier_versions_know(
+def test_the_wake_ups_of_jobs_with_references_or_noise_levels_are_audited_apart_from_those_that_earlier_versions_know(
     caretaker, item, redis_client
 ):
     edit = item(references=(ReferenceRef(slot=1, sha256="ab" * 32),))
     caretaker._ledger.accept("job", [item(), edit], record={})
-    wakes = keys.wake_list("flux2+references")
+    caretaker._ledger.accept("few", [item(sigmas=(1.0, 0.5)), item()], record={})
+    wakes = [keys.wake_list(f"flux2+{feature}") for feature in ("references", "sigmas")]
     # An earlier version leads, which knows no such pool.
     caretaker._ledger.wakeups.try_lead_audit("old")
     caretaker._ledger.wakeups.try_lead_audit("old", "large")
 
     for _ in range(3):
         caretaker.audit()
-        caretaker.audit_large()
-    assert redis_client.llen(wakes) == 0
+        caretaker.audit("large")
+    assert [redis_client.llen(name) for name in wakes] == [0, 0]
     for _ in range(2):
         caretaker._lead()
 
-    assert redis_client.llen(wakes) == 2
+    assert [redis_client.llen(name) for name in wakes] == [2, 2]
     assert redis_client.llen(WAKES) == 0
 
 
@@ -133,7 +134,8 @@ def test_the_leader_and_the_caretaker_of_an_api_never_pass_less_often(caretaker,
 
     assert caretaker._pause_s(1.0) == caretaker_of_slot._pause_s(1.0) == 1
     # Another process leads now.
-    for leader in (keys.AUDIT_LEADER, keys.LARGE_AUDIT_LEADER, keys.REFERENCES_AUDIT_LEADER):
+    leaders = (keys.AUDIT_LEADER, keys.LARGE_AUDIT_LEADER, keys.REFERENCES_AUDIT_LEADER, keys.SIGMAS_AUDIT_LEADER)
+    for leader in leaders:
         redis_client.set(leader, "another")
     caretaker_of_slot._lead()
     assert caretaker_of_slot._pause_s(1.0) > 1

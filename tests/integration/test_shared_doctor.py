@@ -260,7 +260,7 @@ def test_images_that_did_not_fit_and_have_no_worker_of_this_version_are_named(so
     found = report(made)["queue"]
 
     assert found.detail == "1 item of flux2+large is queued, but no worker serves it"
-    assert "with `+references` or `+large`, one of this version" in found.remedy
+    assert "`+sigmas` or `+large`, one of this version" in found.remedy
 
 
 def test_webhooks_that_cannot_be_signed_are_named(sound, redis_client):

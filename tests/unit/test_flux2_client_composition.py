@@ -10,6 +10,7 @@ from flux2_client.composition import (
     fill_seeds,
     parse_lora,
     parse_seeds,
+    parse_sigmas,
     parse_size,
     read_prompts,
     split_request,
@@ -43,6 +44,23 @@ def test_sizes_and_adapters_are_parsed():
     assert parse_lora("x@1.safetensors@-1") == {"path": "x@1.safetensors", "network_multiplier": -1.0}
     with pytest.raises(ValueError, match="'640x' is not a size"):
         parse_size("640x")
+
+
+def test_noise_levels_are_numbers_with_commas():
+    assert parse_sigmas("1, 0.5,1e-3") == [1.0, 0.5, 0.001]
+    with pytest.raises(ValueError, match="is not a list of noise levels"):
+        parse_sigmas("1;0.5")
+
+
+@pytest.mark.parametrize("own", [{"sample_steps": 4}, {"sigmas": [1.0, 0.5]}])
+@pytest.mark.parametrize("option", [{"sample_steps": 25}, {"sigmas": [1.0]}])
+def test_a_prompts_own_steps_or_noise_levels_replace_those_of_the_options(own, option):
+    plain, special = compose_prompts(
+        [{"prompt": "a"}, {"prompt": "b", **own}], seeds=[], fields={"width": 64, **option}
+    )
+
+    assert plain == {"prompt": "a", "width": 64, **option}
+    assert special == {"prompt": "b", "width": 64, **own}
 
 
 def test_a_prompts_file_holds_text_and_json_objects():
@@ -85,6 +103,14 @@ def test_a_large_request_is_split_by_count_and_by_size_in_order():
     for parts in (by_count, by_size):
         assert [prompt for part in parts for prompt in part["prompts"]] == request["prompts"]
         assert all(part["model"] == "flux2" for part in parts)
+
+
+def test_a_request_is_split_by_the_number_of_its_values():
+    prompts = [{"prompt": "a", "sigmas": [1 - step / 150 for step in range(150)]}] * 10
+
+    parts = list(split_request({"prompts": prompts}, Limits(max_values=1000 + 4 * 152)))
+
+    assert [len(part["prompts"]) for part in parts] == [4, 4, 2]
 
 
 def test_a_request_is_split_by_the_number_of_different_reference_images():

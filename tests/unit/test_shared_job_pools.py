@@ -9,10 +9,10 @@ from shared.job import (
     FEATURES,
     AdapterRef,
     ReferenceRef,
+    audit_kind,
     is_large,
     large_pool,
     memory_gib,
-    needs_references,
     pools,
     wake_name,
 )
@@ -55,8 +55,24 @@ def test_a_job_with_one_reference_image_waits_for_a_worker_that_renders_them(ite
     job = Submission("job", [item(**merged), item(**merged, references=edit.references)], record={})
     assert job.pool == "flux2+merged+references"
     assert job.pool in pools("flux2", ["exact"], FEATURES)
-    assert needs_references(large_pool(job.pool))
-    assert not needs_references(large_pool(plain.pool))
+    assert audit_kind(large_pool(job.pool)) == "references"
+    assert audit_kind(large_pool(plain.pool)) == "large"
+    assert audit_kind(plain.pool) == "plain"
+
+
+def test_a_job_with_noise_levels_waits_for_a_worker_that_takes_them(item):
+    plain, few = item(), item(sigmas=(1.0, 0.5))
+    edit = item(references=(ReferenceRef(slot=1, sha256="ab" * 32),))
+
+    assert few.pool == "flux2+sigmas"
+    assert Submission("job", [plain, few], record={}).pool == "flux2+sigmas"
+    # Each worker that takes noise levels also renders references.
+    assert Submission("job", [edit, few], record={}).pool == "flux2+sigmas"
+    assert pools("flux2", ["exact"], ["references", "sigmas"]) == ("flux2", "flux2+references", "flux2+sigmas")
+    assert large_pool(few.pool) in pools("flux2", ["exact"], FEATURES)
+    assert audit_kind(large_pool(few.pool)) == "sigmas"
+    # Those of the previous version.
+    assert few.pool not in pools("flux2", ["exact", "ai-toolkit", "fast"], ["merged", "references", "large"])
 
 
 def test_a_worker_that_reports_its_memory_also_claims_what_did_not_fit_elsewhere():
@@ -96,7 +112,7 @@ def test_the_wake_up_for_a_large_item_goes_to_the_slots_of_one_size():
 def test_the_caretaker_looks_at_every_pool_that_an_item_can_have():
     assert set(POOLS) == {name for model in MODELS for engine in ENGINES for name in pools(model, [engine], FEATURES)}
     assert {"flux2", "flux2+merged", "flux2+ai-toolkit", "flux2+fast"} <= set(POOLS)
-    assert len(set(POOLS)) == len(POOLS) == 16 * len(MODELS)
+    assert len(set(POOLS)) == len(POOLS) == 24 * len(MODELS)
 
 
 def test_each_engine_states_what_all_its_workers_can_do():

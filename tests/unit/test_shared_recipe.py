@@ -43,6 +43,8 @@ PIPELINE = PipelineReport(
         {"adapters": ADAPTERS, "adapter_mode": "live", "seed": 2**63 - 1, "width": 1008, "requested_width": 1010},
         {"engine": "ai-toolkit", "num_inference_steps": 150, "output_format": "jpeg"},
         {"references": REFERENCES},
+        {"sigmas": (1.0, 0.7, 0.1 + 0.2), "num_inference_steps": 3},
+        {"sigmas": tuple(1 - step / 151 for step in range(150)), "num_inference_steps": 150, "output_format": "jpeg"},
         {"references": REFERENCES[1:], "output_format": "jpeg"},
     ],
 )

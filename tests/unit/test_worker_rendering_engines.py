@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from shared.errors import CheckpointError, InvalidRequest, ItemCanceled
+from shared.job import ENGINES, SIGMAS_ENGINES
 from worker.checkpoint.tensor_names import join_rows, tensor_parts, transformer_origins
 from worker.rendering.engine import DenoisingInputs
+from worker.rendering.native_engine import ExactEngine, FastEngine
 from worker.rendering.renderer import Renderer
 from worker.rendering.toolkit_engine import ToolkitEngine, assign_weights
 
@@ -53,6 +55,13 @@ EMBEDS = torch.zeros(1, 3, 8)
 
 def engine(weight=None, **options):
     return ToolkitEngine(TOOLKIT, Transformer(torch.ones(1) if weight is None else weight), None, **options)
+
+
+def test_the_engines_that_take_noise_levels_are_those_that_the_api_lets_pass():
+    engines = (ExactEngine, FastEngine, ToolkitEngine)
+
+    assert {kind.name for kind in engines if kind.takes_sigmas} == SIGMAS_ENGINES
+    assert {kind.name for kind in engines} == set(ENGINES)
 
 
 @pytest.mark.parametrize("negative", [None, EMBEDS], ids=["one pass a step", "two passes a step"])

@@ -83,6 +83,7 @@ def test_two_devices_render_the_bytes_of_one(alone, together, item, goldens, ada
             [second, first],
         ),
         (item(references=(reference,), num_inference_steps=1), []),
+        (item(num_inference_steps=1, sigmas=(0.75,)), []),
     ]
     passes = count_divided(together, monkeypatch)
 
@@ -92,7 +93,7 @@ def test_two_devices_render_the_bytes_of_one(alone, together, item, goldens, ada
     assert [one.image.tobytes() for one in found] == [one.image.tobytes() for one in expected]
     assert [one.adapters for one in found] == [one.adapters for one in expected]
     # The leader has half of the 16 or 20 tokens, with 20 more of the reference.
-    assert passes == [8, 8, 8, 10, 18]
+    assert passes == [8, 8, 8, 10, 18, 8]
 
 
 def test_the_next_items_swap_begins_in_the_last_step_on_every_device(alone, together, item, goldens, adapter_ref):

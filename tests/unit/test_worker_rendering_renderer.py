@@ -14,6 +14,7 @@ from worker.lora.hot_swap import AdapterSwapper
 from worker.lora.merge import weight_delta
 from worker.rendering.decode import decode, tiled_decoding, to_image
 from worker.rendering.renderer import Renderer
+from worker.rendering.sigmas import sigmas
 
 
 @pytest.fixture
@@ -90,6 +91,44 @@ def test_an_adapter_and_its_multiplier_change_the_image(renderer, item, goldens,
 
     assert len({base.image.tobytes(), *images[:2]}) == 3
     assert images[2] == base.image.tobytes()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_trainers_own_noise_levels_give_the_pixels_of_that_many_steps(precision, renderer, item):
+    used = renderer(precision)
+    own = sigmas(5, 16)[:-1]  # 64x64 pixels have 16 tokens
+    written = [float(f"{level:.9g}") for level in own]
+    assert written != own
+
+    by_steps = used.render(item(num_inference_steps=5), [], on_progress=ignore)
+    found = [
+        used.render(item(num_inference_steps=5, sigmas=tuple(levels)), [], on_progress=ignore).image.tobytes()
+        for levels in (own, written, [*own[:-1], own[-1] + 0.01])
+    ]
+
+    assert found[:2] == [by_steps.image.tobytes()] * 2
+    assert found[2] != found[0]
+
+
+def test_noise_levels_are_used_as_they_are(renderer, item):
+    progress = []
+
+    rendered = [
+        renderer("fp32").render(item(num_inference_steps=len(levels), sigmas=levels), [], on_progress=progress.append)
+        for levels in ((1.0,), (1.0, 0.5), (0.25,))
+    ]
+
+    assert len({image.image.tobytes() for image in rendered}) == 3
+    assert [(report.step, report.steps) for report in progress if report.stage == "denoise"] == [
+        (0, 1), (1, 1), (0, 2), (1, 2), (2, 2), (0, 1), (1, 1),
+    ]  # fmt: skip
+
+
+def test_noise_levels_that_are_not_one_for_each_step_are_refused(renderer, item):
+    with pytest.raises(InvalidRequest, match="2 noise levels for 3 steps") as refused:
+        renderer().render(item(num_inference_steps=3, sigmas=(1.0, 0.5)), [], on_progress=ignore)
+
+    assert refused.value.field == "sigmas"
 
 
 def test_the_result_says_how_it_was_made(renderer, item, goldens, adapter_ref):

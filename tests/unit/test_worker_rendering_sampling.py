@@ -13,7 +13,7 @@ from worker.model.precision import PRECISIONS
 from worker.rendering.decode import decode, to_image, unpatchify
 from worker.rendering.denoise import denoise
 from worker.rendering.latents import image_ids, noise, pack, text_ids, unpack
-from worker.rendering.sigmas import shift, sigmas
+from worker.rendering.sigmas import given_sigmas, shift, sigmas
 
 SAMPLING = [
     "dev_s64_4st_fp32",
@@ -38,6 +38,12 @@ def test_the_schedule_equals_ai_toolkits(goldens):
 def test_two_steps_at_256_tokens_match_a_hand_worked_schedule():
     # mu = 0.5 at 256 tokens; halfway, t = 1/2 and 1/t - 1 = 1, so s = e^0.5 / (e^0.5 + 1) = 1.648721 / 2.648721
     assert sigmas(2, 256) == pytest.approx([1.0, 0.6224593, 0.0], abs=1e-7)
+
+
+def test_given_noise_levels_are_rounded_like_the_schedule_and_end_at_zero():
+    # 0.1 in single precision is 0x3DCCCCCD = 13421773 / 2^27.
+    assert given_sigmas([1, 0.5, 0.1]) == [1.0, 0.5, 13421773 / 2**27, 0.0]
+    assert given_sigmas(sigmas(8, 4096)[:-1]) == sigmas(8, 4096)
 
 
 def test_the_shift_keeps_growing_beyond_4096_tokens():

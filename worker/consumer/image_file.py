@@ -166,6 +166,8 @@ def _encodable(text: str) -> str:
 
 def _readable(parameters: Mapping[str, object]) -> str:
     """Return AUTOMATIC1111's text: the prompt, a negative prompt if given, then `Name: value` pairs on one line."""
+    if isinstance(sigmas := parameters.get("sigmas"), list):
+        parameters = {**parameters, "sample_steps": len(sigmas)}
     pairs = [f"{label}: {_quoted(parameters[name])}" for label, name in _LABELS if name in parameters]
     if {"width", "height"} <= parameters.keys():
         pairs.append(f"Size: {parameters['width']}x{parameters['height']}")

@@ -24,6 +24,7 @@ class DenoisingInputs:
         prompt_embeds: (batch, text tokens, width), in the transformer's dtype.
         negative_prompt_embeds: for classifier-free guidance with two passes a step; None for one pass.
         references: reference images, for one image only; None without them.
+        sigmas: noise level at the beginning of each step; empty for AI Toolkit's schedule.
     """
 
     steps: int
@@ -31,6 +32,7 @@ class DenoisingInputs:
     prompt_embeds: Tensor
     negative_prompt_embeds: Tensor | None = None
     references: References | None = None
+    sigmas: tuple[float, ...] = ()
 
 
 def package_versions() -> dict[str, str]:
@@ -60,6 +62,10 @@ class Engine(Protocol):
     @property
     def measures_fp8_error(self) -> bool:
         """Whether each result states the distance of a step from the same step with bfloat16 weights."""
+
+    @property
+    def takes_sigmas(self) -> bool:
+        """Whether it denoises at noise levels that the request gives."""
 
     @property
     def encodes_references(self) -> bool:

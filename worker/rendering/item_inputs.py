@@ -58,6 +58,11 @@ class InputBuilder:
                 raise InvalidRequest(f"{field} is {pixels}, not a positive multiple of {PIXELS}", field=field)
         if spec.num_inference_steps < 1:
             raise InvalidRequest(f"{spec.num_inference_steps} steps; at least 1 is needed", field="sample_steps")
+        if spec.sigmas and len(spec.sigmas) != spec.num_inference_steps:
+            raise InvalidRequest(
+                f"{len(spec.sigmas)} noise levels for {spec.num_inference_steps} steps; each step begins at one",
+                field="sigmas",
+            )
         if not math.isfinite(spec.guidance_scale):
             raise InvalidRequest(
                 f"guidance_scale is {spec.guidance_scale}, not a finite number", field="guidance_scale"

@@ -23,7 +23,7 @@ from worker.rendering.denoise import (
 )
 from worker.rendering.engine import DenoisingInputs, package_versions
 from worker.rendering.latents import image_ids, pack, text_ids, unpack
-from worker.rendering.sigmas import sigmas
+from worker.rendering.sigmas import given_sigmas, sigmas
 
 
 class ExactEngine:
@@ -34,6 +34,7 @@ class ExactEngine:
     supports_tiling: ClassVar[bool] = True
     waits_for_blocks: ClassVar[bool] = True
     measures_fp8_error: ClassVar[bool] = False
+    takes_sigmas: ClassVar[bool] = True
     encodes_references: ClassVar[bool] = False
 
     def __init__(self, components: Components) -> None:
@@ -58,7 +59,8 @@ class ExactEngine:
             assert run.references.tokens is not None
             velocity = velocity_with_references(velocity, run.references.tokens)
         # The schedule counts the tokens of the image alone.
-        tokens = denoise(velocity, pack(noise), sigmas(run.steps, rows * columns), on_step=on_step)
+        levels = given_sigmas(run.sigmas) if run.sigmas else sigmas(run.steps, rows * columns)
+        tokens = denoise(velocity, pack(noise), levels, on_step=on_step)
         return unpack(tokens, rows=rows, columns=columns)
 
     def decode(self, latents: Tensor) -> Tensor:

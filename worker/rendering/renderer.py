@@ -20,6 +20,7 @@ from torch import Tensor
 from shared.errors import DeviceFault, InvalidRequest, NotFinite, ReferenceRefused
 from shared.job import AdapterReport, Decode, ItemSpec, PipelineReport
 from shared.job import Engine as EngineName
+from shared.noise_levels import sigmas_refusal
 from shared.prompt import MAX_TOKENS
 from shared.references import LoadReference
 from worker.lora.adapter_swap import SwapKind
@@ -186,6 +187,8 @@ class Renderer:
                 f"this worker does not offer the engine {spec.engine!r}: {ENGINE_REQUIREMENTS[spec.engine]}",
                 field="engine",
             )
+        if spec.sigmas and not self._engines[spec.engine].takes_sigmas:
+            raise InvalidRequest(sigmas_refusal(spec.engine), field="sigmas")
         item = RenderingItem(
             spec=spec,
             files=tuple(zip(spec.adapters, adapters, strict=True)),
@@ -283,7 +286,12 @@ class Renderer:
         """Return the final latents, (1, channels, height / 16, width / 16)."""
         spec, engine = item.spec, item.engine
         run = DenoisingInputs(
-            spec.num_inference_steps, spec.guidance_scale, inputs.prompt_embeds, inputs.negative_embeds, references
+            spec.num_inference_steps,
+            spec.guidance_scale,
+            inputs.prompt_embeds,
+            inputs.negative_embeds,
+            references,
+            spec.sigmas,
         )
 
         def on_step(step: int, steps: int) -> None:

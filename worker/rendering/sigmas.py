@@ -1,8 +1,9 @@
-"""Compute the noise levels of a rendering, as AI Toolkit chooses them."""
+"""Return the noise levels of a rendering: as AI Toolkit chooses them, or as the request gives them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -33,4 +34,16 @@ def sigmas(steps: int, image_tokens: int) -> list[float]:
     times = torch.linspace(1, 0, steps + 1)
     weight = math.exp(shift(image_tokens))
     values: list[float] = (weight / (weight + (1 / times - 1))).tolist()
+    return values
+
+
+def given_sigmas(levels: Sequence[float]) -> list[float]:
+    """Return noise levels of a request and the final 0.0.
+
+    Args:
+        levels: one for each step, strictly decreasing, above 0 and at most 1.
+    """
+    # Rounded to float32, as AI Toolkit's schedule is; its own levels therefore give the same bits, also when they were
+    # written with the nine digits that float32 needs.
+    values: list[float] = torch.tensor([*levels, 0.0], dtype=torch.float32).tolist()
     return values

@@ -41,6 +41,8 @@ class ToolkitEngine:
     # AI Toolkit's modules share our weights but not the hooks that wait for them.
     waits_for_blocks: ClassVar[bool] = False
     measures_fp8_error: ClassVar[bool] = False
+    # Its pipeline computes its schedule from the number of steps and takes no other.
+    takes_sigmas: ClassVar[bool] = False
     encodes_references: ClassVar[bool] = True
 
     def __init__(

@@ -46,6 +46,7 @@ class DiffusersEngine:
     supports_tiling: ClassVar[bool] = True
     waits_for_blocks: ClassVar[bool] = False
     measures_fp8_error: ClassVar[bool] = False
+    takes_sigmas: ClassVar[bool] = False
     encodes_references: ClassVar[bool] = True
 
     def __init__(self, components: Components) -> None:

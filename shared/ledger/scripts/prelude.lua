@@ -40,6 +40,7 @@ local METRICS = PREFIX .. 'metrics'
 local AUDIT_LEADER = PREFIX .. 'audit'
 local LARGE_AUDIT_LEADER = PREFIX .. 'large_audit'
 local REFERENCES_AUDIT_LEADER = PREFIX .. 'references_audit'
+local SIGMAS_AUDIT_LEADER = PREFIX .. 'sigmas_audit'
 
 local function job_key(job) return PREFIX .. 'job:' .. job end
 local function item_key(id) return PREFIX .. 'item:' .. id end

@@ -6,7 +6,8 @@
 --   max_attempts  claims after which an item fails
 --   error_json    the error of an item that fails: its workers were lost
 --   usage_ttl_s   how long the usage of a day is kept
--- Keys: totals, run_id, reaped_ms, leases, slots, audit, large_audit, references_audit, and those of requeue_or_end
+-- Keys: totals, run_id, reaped_ms, leases, slots, audit, large_audit, references_audit, sigmas_audit, and those of
+--   requeue_or_end
 -- Returns JSON {requeued: {pool: count}, ended: [item ids], grace: bool, slots: number of slots}; cjson writes an empty list as {}
 local now = now_ms()
 
@@ -60,7 +61,7 @@ end
 
 -- After a step back, a dead leader of the audit would lead for as long as the step. The outbox has its own time.
 if gap_ms < 0 and is_stall(args.lease_ttl_ms) then
-  redis.call('DEL', AUDIT_LEADER, LARGE_AUDIT_LEADER, REFERENCES_AUDIT_LEADER)
+  redis.call('DEL', AUDIT_LEADER, LARGE_AUDIT_LEADER, REFERENCES_AUDIT_LEADER, SIGMAS_AUDIT_LEADER)
 end
 
 local expired = redis.call('ZRANGEBYSCORE', LEASES, '-inf', string.format('(%.0f', now), 'LIMIT', 0, EXPIRED_AT_ONCE)
