@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from api.deps import Services
 from api.doors.setup import DOOR_PROBLEMS, add_doors
 from api.errors import install_error_handlers
+from api.events.streams import EventStreams
 from api.image_uploading import PARALLEL_IMAGES
 from api.job_waits import JobWaits
 from api.limits import BodyLimit, most_values
@@ -23,6 +24,7 @@ from api.routes import (
     adapters,
     caller,
     console,
+    events,
     fleet,
     health,
     images,
@@ -96,6 +98,7 @@ def create_app(settings: Settings) -> FastAPI:
         reference_intake=ReferenceIntake(references, ReferenceFetcher(settings, sources), settings.references),
         image_slots=UploadSlots(PARALLEL_IMAGES * settings.references.max_bytes),
         job_waits=JobWaits(ledger),
+        event_streams=EventStreams(ledger),
         tracer=make_tracer(settings.trace, service="flux2-api"),
     )
 
@@ -133,7 +136,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=api.max_body_bytes, max_values=most_values(api.max_prompts))
     add_doors(app, settings, services.ledger, tracer=services.tracer)
     install_error_handlers(app)
-    for routes in (inference, requests, replays, adapters, uploads, images, models, fleet, usage, caller):
+    for routes in (inference, requests, events, replays, adapters, uploads, images, models, fleet, usage, caller):
         app.include_router(routes.router, responses=DOOR_PROBLEMS)
     app.include_router(health.router)
     if api.metrics != "off":

@@ -61,8 +61,9 @@ def api(
         timeout_keep_alive=75,
     )
     server = uvicorn.Server(config)
-    # Calls that wait for jobs would otherwise delay the end until they are cut off.
-    app.state.services.job_waits.is_stopping = lambda: server.should_exit
+    # Calls that wait for jobs, or watch them, would otherwise delay the end until they are cut off.
+    for calls in (app.state.services.job_waits, app.state.services.event_streams):
+        calls.is_stopping = lambda: server.should_exit
     # What was made until here lives as long as the process. A search for garbage in it takes 0.1 s, in which no call
     # is answered.
     gc.collect()

@@ -10,6 +10,7 @@ from anyio import CapacityLimiter
 from celery import Celery
 from fastapi import Depends, Header, Request
 
+from api.events.streams import EventStreams
 from api.job_waits import JobWaits
 from api.json_body import require_json
 from api.probe import StorageProbe
@@ -38,6 +39,7 @@ class Services:
         upload_slots: lets four files be received at a time.
         image_slots: a place for each byte of the images that are received at a time.
         job_waits: the calls that wait for jobs.
+        event_streams: the calls that watch jobs.
         tracer: traces submits and webhooks.
         deletion_limiter: lets one upload be deleted at a time.
     """
@@ -53,6 +55,7 @@ class Services:
     reference_intake: ReferenceIntake
     image_slots: UploadSlots
     job_waits: JobWaits
+    event_streams: EventStreams
     tracer: Tracer
     threads: list[Thread] = field(default_factory=list)
     # One: a second thread of pure Python gains nothing under the GIL, and delays every poll by its 5 ms switches.

@@ -32,6 +32,7 @@
     - ReferencesNeeded           the training config names reference images of another host
     - JobTooLarge                the job has more items than the queue ever holds
   + QueueFull                    too many items are queued; try again later
+  + TooManyListeners             this process, or the tenant, has as many streams of events as it may
   + UploadsBusy                  this process receives as many files as it may; try again later
   + AdapterCheckBusy             other adapter files are being checked; try again later
   + ReferenceCheckBusy           other reference images are being checked; try again later
@@ -362,6 +363,16 @@ class QueueFull(Flux2Error):
         """`retry_after_s`: time until there may be room; None if it is unknown."""
         super().__init__(f"{_describe_load(asked, pending=pending, cap=cap)}; try again later")
         self.retry_after_s = retry_after_s
+
+
+class TooManyListeners(Flux2Error):
+    """This process serves as many streams of events as it may, of all callers or of this tenant."""
+
+    code = "too_many_listeners"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("too many streams of events are open; close some, or poll the status instead")
 
 
 class UploadsBusy(Flux2Error):

@@ -29,7 +29,15 @@ DOOR_PROBLEMS: dict[int | str, dict[str, Any]] = {
 }
 
 _METHODS = ("GET", "POST", "PUT", "DELETE")
-_SENT = ("Authorization", "Content-Type", "Idempotency-Key", "Prefer", "X-Content-SHA256", "Content-Digest")
+_SENT = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "Prefer",
+    "X-Content-SHA256",
+    "Content-Digest",
+    "Last-Event-ID",
+)
 _SHOWN = ("Location", "Content-Location", "Retry-After", "Idempotency-Replayed", "Preference-Applied")
 
 

@@ -68,7 +68,7 @@ def read_job(
         eta_s=outlook.eta_s,
         eta_range_s=outlook.eta_range_s,
         items=items,
-        webhook=_webhook(job),
+        webhook=read_webhook(job),
         tenant=job.get("tenant", DEFAULT_TENANT),
         deadline_ms=_int_or_none(job.get("deadline_ms")),
         trace=job.get("trace", ""),
@@ -84,7 +84,8 @@ def read_outlook(client: Client, job_id: str, *, items: int, forecaster: Forecas
     return forecaster.forecast(records, now_ms=now_ms)
 
 
-def _webhook(job: Mapping[str, str]) -> WebhookView | None:
+def read_webhook(job: Mapping[str, str]) -> WebhookView | None:
+    """Read the delivery of a job's messages from the fields of its hash; None if it has no webhook."""
     if "webhook" not in job and "item_webhook" not in job:
         return None
     state = job.get("webhook_state", "skipped")

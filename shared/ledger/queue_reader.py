@@ -69,6 +69,19 @@ class QueueOverview:
     loads: tuple[Load, ...]
 
 
+@dataclass(frozen=True)
+class QueueSums:
+    """How many items wait and run.
+
+    Attributes:
+        pace_s: seconds that a slot takes for an image, on average over the pools; None until there is one.
+    """
+
+    queued: int
+    running: int
+    pace_s: float | None
+
+
 class QueueReader:
     """The queue of one Redis; each call may raise `LedgerUnavailable`."""
 
@@ -94,6 +107,18 @@ class QueueReader:
         if tenant is None:
             self._kept = now, overview
         return overview
+
+    def sums(self, *, tenant: str | None = None) -> QueueSums:
+        """Add up the items of a tenant, or of all, at a small part of the cost of `overview`."""
+        queued, running, paces_ms = self._session.run("queue_sums", pools=list(_POOLS), tenant=tenant)
+        pace_s = sum(paces_ms) / len(paces_ms) / 1000 if paces_ms else None
+        return QueueSums(queued, running, pace_s)
+
+    def images_per_minute(self, *, tenant: str | None = None) -> float:
+        """Return how many images of a tenant, or of all, were finished in the last minute."""
+        now = self._session.now_ms()
+        with self._session.commands():
+            return self._images_per_minute(tenant, now)
 
     def _images_per_minute(self, tenant: str | None, now_ms: int) -> float:
         last = now_ms // _PERIOD_MS

@@ -23,6 +23,7 @@ from shared.ledger.claims import Claims
 from shared.ledger.compact_form import CompactForm
 from shared.ledger.connection import Client, connect
 from shared.ledger.key_use import KeyUse
+from shared.ledger.live_jobs import LiveJobs
 from shared.ledger.metric_sums import MetricSums
 from shared.ledger.outbox import Outbox
 from shared.ledger.outcome import CommitAnswer, end_item
@@ -64,6 +65,7 @@ class Ledger:
         slots: the live slots, in pages, with the items that they run.
         slot_kinds: the live slots, counted by what they are.
         queue: how many items wait and run, by tenant and adapters.
+        live_jobs: what moves of jobs, for those who watch them.
         previews: pictures of images that are being rendered.
         metrics: what processes count by themselves.
         wakeups: the wake-up messages that no worker has consumed.
@@ -90,6 +92,7 @@ class Ledger:
         self.backlog = Backlog(self._session)
         self.slots = SlotListing(self._session)
         self.queue = QueueReader(self._session)
+        self.live_jobs = LiveJobs(self._session, self._forecaster)
         self.previews = Previews(self._session)
         self.metrics = MetricSums(self._session)
         self.wakeups = WakeupQueues(self._session, audit_s=settings.audit_s)

@@ -22,6 +22,8 @@ ROLES = {
     ("GET", "/v1/requests/{request_id}/status"): "read",
     ("GET", "/v1/requests/{request_id}/result"): "read",
     ("GET", "/v1/requests"): "read",
+    ("GET", "/v1/requests/{request_id}/events"): "read",
+    ("GET", "/v1/events"): "read",
     ("GET", "/v1/adapters"): "read",
     ("PUT", "/v1/adapters/{name}"): "submit",
     ("DELETE", "/v1/adapters/{name}"): "submit",

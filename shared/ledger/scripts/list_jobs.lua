@@ -2,6 +2,7 @@
 --
 -- Arguments:
 --   before        only jobs with a lower accept order; absent for the newest
+--   after         only jobs with a higher accept order; absent for all
 --   limit         jobs returned at most
 --   scan          jobs looked at at most; Redis serves no other client during the step
 --   state, model, tenant  absent if every job matches
@@ -9,10 +10,11 @@
 -- Returns {accept order of the last job looked at | nil at the end of the listing, jobs}; each job is {id, order, state,
 --   model, items, counts of queued, running, succeeded, failed and canceled items, accepted, started and finished ms}
 local top = args.before and '(' .. string.format('%.0f', args.before) or '+inf'
+local bottom = args.after and '(' .. string.format('%.0f', args.after) or '-inf'
 -- The tenant's own index, unless it may lack jobs.
 local from_index = args.tenant and are_tenants_indexed()
 local index = from_index and tenant_jobs_key(args.tenant) or JOBS
-local page = redis.call('ZREVRANGEBYSCORE', index, top, '-inf', 'WITHSCORES', 'LIMIT', 0, args.scan)
+local page = redis.call('ZREVRANGEBYSCORE', index, top, bottom, 'WITHSCORES', 'LIMIT', 0, args.scan)
 
 -- Reading one field takes 4 us a job, all of them 10.
 local function matches(key, name, wanted)
