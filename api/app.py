@@ -29,6 +29,7 @@ from api.routes import (
     health,
     images,
     inference,
+    keys,
     metrics,
     models,
     pages,
@@ -75,6 +76,7 @@ _TAGS: list[dict[str, Any]] = [
         "name": "usage",
         "description": "Images, megapixel-steps and GPU seconds, by day, tenant, API key, model and adapter.",
     },
+    {"name": "keys", "description": "Make, list and revoke API keys; for keys with the role `admin`."},
     {"name": "health", "description": "Probes for load balancers and orchestrators."},
     {"name": "metrics", "description": "Figures for Prometheus."},
 ]
@@ -136,7 +138,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=api.max_body_bytes, max_values=most_values(api.max_prompts))
     add_doors(app, settings, services.ledger, tracer=services.tracer)
     install_error_handlers(app)
-    for routes in (inference, requests, events, replays, adapters, uploads, images, models, fleet, usage, caller):
+    for routes in (inference, requests, events, replays, adapters, uploads, images, models, fleet, usage, keys, caller):
         app.include_router(routes.router, responses=DOOR_PROBLEMS)
     app.include_router(health.router)
     if api.metrics != "off":

@@ -27,6 +27,8 @@ _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
     errors.KeyLimitReached: HTTPStatus.TOO_MANY_REQUESTS,
     errors.AccessRefused: HTTPStatus.FORBIDDEN,
     errors.RequestNotFound: HTTPStatus.NOT_FOUND,
+    errors.KeyNotFound: HTTPStatus.NOT_FOUND,
+    errors.KeyInUse: HTTPStatus.CONFLICT,
     errors.UploadNotFound: HTTPStatus.NOT_FOUND,
     errors.UploadInUse: HTTPStatus.CONFLICT,
     errors.WebhookWaiting: HTTPStatus.CONFLICT,

@@ -8,6 +8,7 @@
     - RoleMissing                the API key has not the role that the call needs
     - KeyForbids                 the limits of the API key never allow this request
     - KeyLimitReached            the API key has used up one of its limits; try again later
+    - FirstKeyRefused            anybody could make the first key of this API, so nobody may make it by HTTP
     - SenderRefused              a web page of another site may have sent the call, or to a name that is not this API's
   + RequestError                 the caller must change the request; never retried
     - InvalidRequest             a field has a value that cannot be served
@@ -15,6 +16,8 @@
     - ContentTypeRefused         the body is not declared as JSON
     - RequestNotFound            the ledger has no job with this id
     - WebhookWaiting             the job's webhook has been neither delivered nor given up yet
+    - KeyNotFound                no API key has this id
+    - KeyInUse                   the call comes with the API key that it would revoke
     - UploadNotFound             no file was uploaded under this name
     - UploadInUse                jobs that have not ended name the uploaded file
     - UploadTooLarge             the uploaded file is larger than its kind may be
@@ -154,6 +157,18 @@ class RoleMissing(AccessRefused):
     """The API key has not the role that the call needs."""
 
 
+class FirstKeyRefused(AccessRefused):
+    """Everybody who reaches this API could make its first key, and shut out all others."""
+
+    code = "FIRST_KEY_REFUSED"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this API has no keys and listens for other hosts, so its first key cannot be made by a call; make it on "
+            "the API's host with: flux2 keys create NAME --role admin"
+        )
+
+
 class KeyForbids(AccessRefused):
     """The limits of the API key never allow this request."""
 
@@ -222,6 +237,18 @@ class WebhookWaiting(RequestError):
     """The webhook of the job has been neither delivered nor given up, so it is not sent again."""
 
     code = "WEBHOOK_WAITING"
+
+
+class KeyNotFound(RequestError):
+    """No API key has the id that was named."""
+
+    code = "KEY_NOT_FOUND"
+
+
+class KeyInUse(RequestError):
+    """The call comes with the API key that it would revoke, and could lock out the last one who makes keys."""
+
+    code = "KEY_IN_USE"
 
 
 class UploadNotFound(RequestError):

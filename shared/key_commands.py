@@ -67,8 +67,8 @@ def create(
     data: _Data = None,
 ) -> None:
     """Make a key and print it. It is shown once: Redis has only a hash of it."""
-    from shared.keys.record import KeyLimits, KeyRecord
-    from shared.keys.secret import KeyText, SecretHash
+    from shared.keys.issue import issue_key
+    from shared.keys.record import KeyLimits
 
     limits = KeyLimits(
         queued_items=queued_items,
@@ -84,19 +84,8 @@ def create(
     _check_limits(limits)
     roles = _roles(role or ["submit", "read"])
     ledger = _open(data)
-    text, now_ms = KeyText.make(), ledger.now_ms()
-    record = KeyRecord(
-        key_id=text.key_id,
-        name=name,
-        tenant=tenant,
-        roles=roles,
-        secret=SecretHash.of(text.secret),
-        created_ms=now_ms,
-        limits=limits,
-        expires_ms=None if days is None else now_ms + round(days * _DAY_MS),
-    )
-    ledger.api_keys.add(record)
-    _print_secret(text, record, as_json=as_json, now_ms=now_ms)
+    text, record = issue_key(ledger, name=name, tenant=tenant, roles=roles, limits=limits, days=days)
+    _print_secret(text, record, as_json=as_json, now_ms=record.created_ms)
 
 
 @app.command("list")
@@ -233,10 +222,13 @@ def _roles(names: list[str]) -> frozenset[Role]:
 
 
 def _check_names(name: str, tenant: str) -> None:
+    from shared.keys.issue import check_key_name
     from shared.keys.record import TENANT
 
-    if not name.strip() or not name.isprintable() or len(name) > 100:
-        raise typer.BadParameter("write up to 100 printable characters", param_hint="NAME")
+    try:
+        check_key_name(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="NAME") from error
     if not TENANT.fullmatch(tenant):
         raise typer.BadParameter(
             f"{tenant!r} cannot be a tenant; use up to 64 letters, digits, '.', '_' and '-', and begin with a letter "
@@ -246,13 +238,16 @@ def _check_names(name: str, tenant: str) -> None:
 
 
 def _check_limits(limits: KeyLimits) -> None:
-    from shared.catalog import MODELS
-    from shared.job import ENGINES
+    from shared.keys.issue import check_key_engines, check_key_models
 
-    for option, values, known in (("--model", limits.models, (*MODELS,)), ("--engine", limits.engines, ENGINES)):
-        for value in values:
-            if value not in known:
-                raise typer.BadParameter(f"{value!r} is unknown; choose from {', '.join(known)}", param_hint=option)
+    for option, values, check in (
+        ("--model", limits.models, check_key_models),
+        ("--engine", limits.engines, check_key_engines),
+    ):
+        try:
+            check(values)
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint=option) from error
 
 
 def _open(data: Path | None) -> Ledger:

@@ -73,6 +73,7 @@ def _role_missing(caller: Caller, role: Role) -> RoleMissing:
 
 Submitter = Annotated[Caller, Depends(_require("submit"))]
 Reader = Annotated[Caller, Depends(_require("read"))]
+Admin = Annotated[Caller, Depends(_require("admin"))]
 #: Lets in the readers of the metrics of all tenants.
 MetricsReader = Annotated[None, Depends(_check_metrics)]
 #: None if the caller has not said who it is.

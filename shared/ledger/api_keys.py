@@ -6,12 +6,17 @@ A record is never deleted: an API that required a key yesterday must not be open
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any, Final
+
+from redis.exceptions import WatchError
 
 from shared.errors import KeyRefused
 from shared.keys.record import KeyRecord
 from shared.keys.secret import SecretHash
 from shared.ledger import keys
 from shared.ledger.session import Session
+
+_ALL: Final = 2**31
 
 
 class ApiKeys:
@@ -28,9 +33,23 @@ class ApiKeys:
     def add(self, record: KeyRecord) -> None:
         """Store a new key."""
         with self._session.commands(), self._session.redis.pipeline() as pipe:
-            pipe.hset(keys.api_key(record.key_id), mapping=record.fields())
-            pipe.zadd(keys.API_KEYS, {record.key_id: record.created_ms})
+            _store(pipe, record)
             pipe.execute()
+
+    def add_first(self, record: KeyRecord) -> bool:
+        """Store a key if there has never been one; return whether it was stored."""
+        with self._session.commands(), self._session.redis.pipeline() as pipe:
+            pipe.watch(keys.API_KEYS)
+            if pipe.exists(keys.API_KEYS):
+                return False
+            pipe.multi()
+            _store(pipe, record)
+            try:
+                pipe.execute()
+            except WatchError:
+                # Another call made one in the same moment.
+                return False
+        return True
 
     def read(self, key_id: str) -> tuple[Mapping[str, str], int]:
         """Return the fields of a key, empty if there is no such key, and the time in ms since the epoch."""
@@ -46,14 +65,21 @@ class ApiKeys:
 
     def all(self) -> list[KeyRecord]:
         """Return every key, the oldest first."""
+        return [_parse(key_id, fields) for key_id, fields in self.page(0, _ALL)]
+
+    def page(self, start: int, limit: int) -> list[tuple[str, dict[str, str]]]:
+        """Return the ids and fields of keys, the oldest first.
+
+        Args:
+            start: how many of the oldest to leave out. No key is ever removed, so a page stays where it is.
+        """
         with self._session.commands():
-            redis = self._session.redis
-            ids = redis.zrange(keys.API_KEYS, 0, -1)
-            with redis.pipeline(transaction=False) as pipe:
+            ids = self._session.redis.zrange(keys.API_KEYS, start, start + limit - 1)
+            with self._session.redis.pipeline(transaction=False) as pipe:
                 for key_id in ids:
                     pipe.hgetall(keys.api_key(key_id))
                 found = pipe.execute()
-        return [_parse(key_id, fields) for key_id, fields in zip(ids, found, strict=True)]
+        return list(zip(ids, found, strict=True))
 
     def update(self, before: KeyRecord, after: KeyRecord) -> None:
         """Store which fields differ of the roles, the limits and the expiry of a key.
@@ -91,6 +117,11 @@ class ApiKeys:
         """Remember that a key was used on a day."""
         with self._session.commands():
             self._session.redis.hset(keys.api_key(key_id), "used_on", day)
+
+
+def _store(pipe: Any, record: KeyRecord) -> None:
+    pipe.hset(keys.api_key(record.key_id), mapping=record.fields())
+    pipe.zadd(keys.API_KEYS, {record.key_id: record.created_ms})
 
 
 def _parse(key_id: str, fields: Mapping[str, str]) -> KeyRecord:
