@@ -1,7 +1,7 @@
 // The images of one job as tiles, each in its place from the start.
 import { ApiError, getJson } from "./api.js";
 import { countOf } from "./format.js";
-import { endedCount, useOutcomes } from "./outcomes.js";
+import { useOutcomes } from "./outcomes.js";
 import { announce } from "./parts.js";
 import { hrefOf } from "./router.js";
 import { repeatedBody, seedOf, sentBody, submitRequest } from "./sent.js";
@@ -34,8 +34,8 @@ export async function retryMissingImages(job, body) {
   await retryImages(body, items.filter((item) => item.status !== "succeeded").map((item) => item.index));
 }
 
-// Arguments: `limit` tiles are shown at a time. A larger job shows the page of the first image that is not finished,
-// so that the tiles stay in place until all of them are.
+// Arguments: `limit` tiles are shown at a time. A larger job shows the page of its first running image, so that tiles
+// stay in place until all images of their page have ended.
 export function JobTiles({ job, limit = 24, isSmall = false }) {
   const { outcomes, isComplete, reload } = useOutcomes(job);
   const shownPreviews = useValue(previews);
@@ -46,7 +46,9 @@ export function JobTiles({ job, limit = 24, isSmall = false }) {
   for (const index of running.keys()) started.current.add(index);
   const { width, height } = shapeOf(job, body);
   const pages = Math.ceil(job.images / limit);
-  const current = page ?? currentPage(job, outcomes, limit);
+  const followed = useRef(0);
+  if (job.running.length) followed.current = Math.floor(Math.min(...running.keys()) / limit);
+  const current = page ?? followed.current;
   const indexes = Array.from({ length: job.images }, (_, index) => index).slice(current * limit, (current + 1) * limit);
   return html`
     <div class="rows ${isSmall ? "is-small" : ""}">
@@ -77,12 +79,6 @@ function stateOf({ job, outcome, isRunning, isComplete, hasStarted }) {
   if (isRunning) return "running";
   if (!isUnfinished(job)) return isComplete ? "canceled" : "loading";
   return hasStarted && !isComplete ? "finishing" : "queued";
-}
-
-function currentPage(job, outcomes, limit) {
-  const last = Math.ceil(job.images / limit) - 1;
-  if (job.running.length) return Math.floor(Math.min(...job.running.map((item) => item.index)) / limit);
-  return isUnfinished(job) ? Math.min(last, Math.floor(endedCount(job) / limit)) : 0;
 }
 
 function Pages({ current, pages, limit, images, onPage }) {

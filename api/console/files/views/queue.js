@@ -49,7 +49,7 @@ function Jobs({ isLoading }) {
   }
   return html`
     <div class="jobs" ref=${ref}>
-      <p class="jobs-new" aria-live="polite">${waiting > 0 && html`<button type="button" onClick=${showAll}>${countOf(waiting, "new job")}</button>`}</p>
+      <p class="jobs-new" aria-live="polite">${waiting > 0 && html`<button type="button" class="pill" onClick=${showAll}>${countOf(waiting, "new job")}</button>`}</p>
       <ul class="job-list" aria-label="Jobs">${shown.map((job) => html`<${JobRow} key=${job.request_id} job=${job} />`)}</ul>
     </div>`;
 }

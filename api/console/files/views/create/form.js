@@ -2,7 +2,7 @@
 import { changeDraft, clearDraft, draft } from "../../core/draft.js";
 import { countOf, formatSeconds } from "../../core/format.js";
 import { inventory, modelOf } from "../../core/models.js";
-import { announce } from "../../core/parts.js";
+import { announce, useKeys } from "../../core/parts.js";
 import { fieldOf, loadSchemas, schemas } from "../../core/schema.js";
 import { submitRequest } from "../../core/sent.js";
 import { fleet } from "../../core/store.js";
@@ -25,13 +25,15 @@ function useRequest() {
   const fields = useValue(draft);
   const known = useValue(inventory);
   const rules = useValue(schemas);
-  return useMemo(() => {
+  const request = useMemo(() => {
     const model = modelOf(known, fields.model) ?? known?.models[0] ?? null;
     const limits = known?.limits ?? null;
     const count = imageCount(fields);
-    const body = bodyOf(fields, model, Math.min(limits?.max_prompts ?? MAX_IMAGES, MAX_IMAGES));
-    return { fields, model, limits, rules, count, body, problems: checkBody({ body, count, schemas: rules, limits }) };
-  }, [fields, known, rules]);
+    return { model, limits, count, body: bodyOf(fields, model, Math.min(limits?.max_prompts ?? MAX_IMAGES, MAX_IMAGES)) };
+  }, [fields, known]);
+  // Apart from the body: the rules may arrive after an answer about it.
+  const problems = useMemo(() => checkBody({ ...request, schemas: rules }), [request, rules]);
+  return { fields, rules, problems, ...request };
 }
 
 export function CreateForm({ onSent }) {
@@ -46,7 +48,8 @@ export function CreateForm({ onSent }) {
   const refused = answer.error && answer.body === body ? answer.error : null;
   const warnings = answer.body === body ? answer.warnings : [];
   const shown = { ...(refused ? problemsByField(refused.fields) : {}), ...problems };
-  const isReady = count > 0 && !answer.isSending && !Object.keys(problems).length && !isUploading;
+  // Without a model, the list of models is on its way.
+  const isReady = count > 0 && body.model && !answer.isSending && !Object.keys(problems).length && !isUploading;
 
   const submit = async (event) => {
     event?.preventDefault();
@@ -62,13 +65,11 @@ export function CreateForm({ onSent }) {
       requestAnimationFrame(() => focusFirstProblem(form.current));
     }
   };
-  const onKeyDown = (event) => {
-    if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) submit(event);
-  };
+  useKeys({ "ctrl+enter": submit, n: () => form.current.querySelector("textarea").focus() });
   const change = changeDraft;
   const parts = { draft: fields, change, model, problems: shown, schemas: rules };
   return html`
-    <form class="create-form" ref=${form} noValidate onFocusIn=${loadSchemas} onSubmit=${submit} onKeyDown=${onKeyDown}>
+    <form class="create-form" ref=${form} noValidate onFocusIn=${loadSchemas} onSubmit=${submit}>
       <div class="create-fields">
         <${Prompts} ...${parts} />
         ${model?.uses_negative_prompt && html`
@@ -92,11 +93,17 @@ export function CreateForm({ onSent }) {
           <button class="primary" disabled=${!isReady} title="Ctrl+Enter">
             ${buttonText({ answer, refused, count, now })}
           </button>
-          <button type="button" class="quiet" onClick=${clearDraft}>Clear</button>
+          <button type="button" class="quiet" onClick=${clear}>Clear</button>
         </div>
         <${Forecast} count=${count} now=${now} isUploading=${isUploading} />
       </div>
     </form>`;
+}
+
+function clear() {
+  const before = draft.value;
+  clearDraft();
+  announce("The form is empty.", { action: { name: "Undo", run: () => changeDraft(before) } });
 }
 
 function useIsUploading() {

@@ -34,19 +34,26 @@ export function AdapterPicker({ onPick, onClose }) {
   const { found, hasMore, isLoading, error, load } = useFiles(ADDRESS.test(search) ? "" : search);
   const isAddress = ADDRESS.test(search.trim());
   const shown = isAddress ? [] : found.slice(0, SHOWN);
-  const submit = (event) => {
-    event.preventDefault();
+  const choose = () => {
     if (isAddress) onPick(search.trim());
     else if (shown.length) onPick(shown[0].path);
   };
+  // Keys are for this dialog alone: it is a part of the form, which Enter would send.
+  const onKeyDown = (event) => {
+    event.stopPropagation();
+    moveFocus(event, list.current);
+    if (event.key !== "Enter" || event.target.localName !== "input") return;
+    event.preventDefault();
+    choose();
+  };
   return html`
     <${Dialog} title="Add an adapter" kind="picker" onClose=${onClose}>
-      <form onSubmit=${submit} onKeyDown=${(event) => moveFocus(event, list.current)}>
+      <div onKeyDown=${onKeyDown}>
         <label>Search, or type an address: <code>hf://</code>, <code>s3://</code> or <code>https://</code>
           <input type="search" value=${search} autofocus spellcheck="false" autocomplete="off"
             onInput=${(event) => setSearch(event.target.value)} />
         </label>
-        ${isAddress && html`<button class="primary">Use this address</button>`}
+        ${isAddress && html`<button type="button" class="primary" onClick=${choose}>Use this address</button>`}
         <ul class="picker-list" ref=${list}>
           ${shown.map((file) => html`
             <li key=${file.path}>
@@ -60,7 +67,7 @@ export function AdapterPicker({ onPick, onClose }) {
         <${Problem} error=${error} onRetry=${load} />
         <p class="field-help" role="status">${statusText({ isAddress, isLoading, error, search, count: found.length })}</p>
         ${hasMore && !isLoading && !isAddress && !search && html`<button type="button" onClick=${load}>Show more</button>`}
-      </form>
+      </div>
     <//>`;
 }
 

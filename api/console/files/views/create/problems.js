@@ -33,9 +33,11 @@ export function problemsByField(problems) {
   return byField;
 }
 
-// Check a body before it is sent: the schema's rules, the limits of GET /v1/models, and what this page cannot send.
+// Check a body before it is sent: the schema's rules, the limits of GET /v1/models, and what this page cannot send. A
+// form that is not filled in yet has no problem.
 export function checkBody({ body, count, schemas, limits }) {
-  const problems = problemsOf(schemas, "InferenceRequest", body).filter(({ path }) => path !== "prompts");
+  const problems = problemsOf(schemas, "InferenceRequest", body)
+    .filter(({ path }) => path !== "prompts" && (path !== "model" || body.model));
   if (limits && count > limits.max_prompts) {
     const most = limits.max_prompts.toLocaleString();
     problems.push({ path: "prompts", message: `${count.toLocaleString()} images are too many: a job has at most ${most}.` });

@@ -2,6 +2,7 @@
 import { request } from "../../core/api.js";
 import { countOf, formatBytes } from "../../core/format.js";
 import { changeDraft, draft } from "../../core/draft.js";
+import { announce } from "../../core/parts.js";
 import { html, signal, useEffect, useRef, useState, useValue } from "../../core/ui.js";
 import { REFERENCE_FIELDS } from "./body.js";
 
@@ -59,21 +60,19 @@ async function upload(file, limits) {
 export function References({ limits, problems }) {
   const { references } = useValue(draft);
   const pending = useValue(uploads);
-  const [isOver, setOver] = useState(false);
   const chooser = useRef(null);
   const room = REFERENCE_FIELDS.length - references.length - pending.filter((each) => !each.error).length;
-  const add = (files) => [...files].filter((file) => !file.type || file.type.startsWith("image/")).slice(0, room)
-    .forEach((file) => upload(file, limits));
-  usePaste(add);
-  const drop = (event) => {
-    event.preventDefault();
-    setOver(false);
-    add(event.dataTransfer.files);
+  const add = (files) => {
+    const images = [...files].filter((file) => file.type.startsWith("image/"));
+    images.slice(0, room).forEach((file) => upload(file, limits));
+    if (images.length > room) announce(`A prompt has at most ${REFERENCE_FIELDS.length} reference images.`, { kind: "error" });
+    else if (!images.length) announce("Only images can be references. Adapters are uploaded in Adapters.", { kind: "error" });
   };
+  const isOver = useDroppedFiles(add);
+  usePastedImages(add);
   const remove = (slot) => changeDraft({ references: references.filter((_, each) => each !== slot) });
   return html`
-    <fieldset class="references ${isOver ? "is-over" : ""}" onDragOver=${(event) => { event.preventDefault(); setOver(true); }}
-        onDragLeave=${() => setOver(false)} onDrop=${drop}>
+    <fieldset class="references ${isOver ? "is-over" : ""}">
       <legend>Reference images</legend>
       <ul>
         ${references.map((reference, slot) => html`
@@ -130,18 +129,35 @@ function Address() {
     </div>`;
 }
 
-// Pictures that are pasted anywhere on the page; texts go where the cursor is.
-function usePaste(add) {
-  const latest = useRef(add);
-  latest.current = add;
+function useListener(events, listen) {
+  const latest = useRef(listen);
+  latest.current = listen;
   useEffect(() => {
-    const paste = (event) => {
-      const files = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
-      if (!files.length) return;
-      event.preventDefault();
-      latest.current(files);
-    };
-    addEventListener("paste", paste);
-    return () => removeEventListener("paste", paste);
+    const call = (event) => latest.current(event);
+    events.forEach((name) => addEventListener(name, call));
+    return () => events.forEach((name) => removeEventListener(name, call));
   }, []);
+}
+
+// Pictures that are pasted anywhere on the page; texts go where the cursor is.
+function usePastedImages(add) {
+  useListener(["paste"], (event) => {
+    const images = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
+    if (!images.length) return;
+    event.preventDefault();
+    add(images);
+  });
+}
+
+// Files that are dropped anywhere on the page: the browser would leave the page for one that misses its place. Return
+// whether files are over it.
+function useDroppedFiles(add) {
+  const [isOver, setOver] = useState(false);
+  useListener(["dragover", "dragleave", "drop"], (event) => {
+    if (!event.dataTransfer.types.includes("Files")) return;
+    event.preventDefault();
+    setOver(event.type === "dragover");
+    if (event.type === "drop") add(event.dataTransfer.files);
+  });
+  return isOver;
 }

@@ -7,37 +7,41 @@ import { hrefOf } from "../../core/router.js";
 import { connection, fleet, jobs } from "../../core/store.js";
 import { Tile } from "../../core/tile.js";
 import { html, useEffect, useLoaded, useRef, useValue } from "../../core/ui.js";
+import { useCalmList } from "../queue/calm.js";
 import { CancelButton } from "../queue/cancel.js";
 import { Examples } from "./examples.js";
 
 const MAX_RUNNING = 8;
 // Jobs that have ended while the view was open stay where they are until others need the place.
 const MAX_ENDED = 3;
+const MAX_TODAY = 60;
 
 export function Wall() {
   const all = [...useValue(jobs).values()];
   const state = useValue(connection);
-  const shown = useShownJobs(all);
-  const running = all.filter((job) => job.status === "in_progress");
-  const waiting = all.filter((job) => job.status === "in_queue");
-  const today = useToday(shown);
+  const current = useCurrentJobs(all);
+  const { shown, waiting: hidden, showAll, ref } = useCalmList(current, (job) => job.request_id);
+  const today = useToday(all, shown);
   useEndAnnouncements(all);
   if (state === "connecting") return html`<section class="wall" aria-busy="true" aria-label="Images"></section>`;
-  const isEmpty = !all.length && today.data?.length === 0;
-  if (isEmpty) return html`<section class="wall"><${Examples} /></section>`;
+  if (!all.length && today.data?.length === 0) return html`<section class="wall"><${Examples} /></section>`;
+  const running = all.filter((job) => job.status === "in_progress");
   return html`
-    <section class="wall" aria-label="Images">
-      ${shown.length > 0 && html`<h2>${running.length ? "Running now" : "Just finished"}</h2>`}
+    <section class="wall" aria-label="Images" ref=${ref}>
+      ${shown.length > 0 && html`
+        <h2>${running.length ? "Running now" : "Just finished"}
+          ${hidden > 0 && html`<button type="button" class="pill" onClick=${showAll}>${countOf(hidden, "new job")}</button>`}
+        </h2>`}
       ${shown.map((job) => html`<${JobGroup} key=${job.request_id} job=${job} />`)}
       ${running.length > MAX_RUNNING && html`
-        <p class="muted"><a href=${hrefOf("queue")}>${countOf(running.length - MAX_RUNNING, "more job")} run now</a></p>`}
-      <${NextUp} waiting=${waiting} />
+        <p class="muted"><a href=${hrefOf("queue")}>${countOf(running.length - MAX_RUNNING, "more job")}</a> running</p>`}
+      <${NextUp} waiting=${all.filter((job) => job.status === "in_queue")} />
       <${Today} ...${today} hasOthers=${shown.length > 0} />
     </section>`;
 }
 
 // Jobs that run, newest first, and the last ones that ended while the view was open. A job keeps its place when it ends.
-function useShownJobs(all) {
+function useCurrentJobs(all) {
   const seen = useRef(new Set());
   for (const job of all) if (job.status === "in_progress") seen.current.add(job.request_id);
   const running = all.filter((job) => job.status === "in_progress").slice(0, MAX_RUNNING);
@@ -91,17 +95,17 @@ function NextUp({ waiting }) {
     </p>`;
 }
 
-// The images of today, as they were when the view was opened: jobs that end later are shown above.
-function useToday(shown) {
-  const opened = useRef(new Set(shown.map((job) => job.request_id)));
-  for (const job of shown) opened.current.add(job.request_id);
+// The images of today without those of the jobs above; read again when a job leaves the place above.
+function useToday(all, shown) {
+  const above = new Set(shown.map((job) => job.request_id));
+  const newestOther = all.find((job) => !isUnfinished(job) && !above.has(job.request_id))?.request_id;
   const loaded = useLoaded(async ({ signal }) => {
     const since = new Date();
     since.setHours(0, 0, 0, 0);
-    const page = await getJson(withQuery("/v1/images", { since: since.toISOString(), limit: 60 }), { signal });
+    const page = await getJson(withQuery("/v1/images", { since: since.toISOString(), limit: MAX_TODAY }), { signal });
     return page.data;
-  }, []);
-  return { ...loaded, data: loaded.data?.filter((image) => !opened.current.has(image.request_id)) };
+  }, [newestOther]);
+  return { ...loaded, data: loaded.data?.filter((image) => !above.has(image.request_id)) };
 }
 
 function Today({ data, error, hasOthers }) {
