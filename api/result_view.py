@@ -16,7 +16,8 @@ from shared.storage import ObjectStore
 
 def result_view(job: JobView, store: ObjectStore, *, url_ttl_s: int) -> Result:
     """Describe the finished images of a job, also of a canceled or failed one."""
-    images = [_image(item, store, url_ttl_s=url_ttl_s) for item in job.items if item.result is not None]
+    preset = job.record.get("preset")
+    images = [_image(item, store, preset=preset, url_ttl_s=url_ttl_s) for item in job.items if item.result is not None]
     return Result(
         request_id=job.job_id,
         status=WIRE_STATUS[job.state],
@@ -37,7 +38,7 @@ def result_view(job: JobView, store: ObjectStore, *, url_ttl_s: int) -> Result:
     )
 
 
-def _image(item: ItemView, store: ObjectStore, *, url_ttl_s: int) -> Image:
+def _image(item: ItemView, store: ObjectStore, *, preset: str | None, url_ttl_s: int) -> Image:
     assert item.result is not None
     result = item.result
     return Image(
@@ -46,6 +47,7 @@ def _image(item: ItemView, store: ObjectStore, *, url_ttl_s: int) -> Image:
         width=result.width,
         height=result.height,
         **_request_parameters(item.spec),
+        preset=preset,
         # Signed for each answer: a URL that was stored with the job would expire.
         url=store.url(result.key, expires_s=url_ttl_s),
         url_expires_at=format_time(datetime.now(UTC) + timedelta(seconds=url_ttl_s)),

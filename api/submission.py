@@ -109,7 +109,7 @@ def prepare_job(
     return Submission(
         job_id=str(uuid.uuid4()),
         items=items,
-        record={"warnings": warnings},
+        record={"warnings": warnings, **({"preset": body.preset} if body.preset else {})},
         tenant=caller.tenant,
         priority=body.priority,
         idempotency_key=idempotency_key,
@@ -130,7 +130,7 @@ def _check_fields(body: InferenceRequest, settings: Settings) -> Model:
             f"{len(body.prompts)} prompts; use at most {settings.api.max_prompts} in one request", field="prompts"
         )
     model = find_model(body.model)
-    reject_unsupported_fields(body)
+    reject_unsupported_fields(body, model)
     check_resolved_size([body], max_bytes=settings.api.max_body_bytes)
     if body.webhook_events is not None and body.webhook_url is None:
         raise InvalidRequest("events are sent to a webhook_url, and the request has none", field="webhook_events")

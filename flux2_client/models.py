@@ -194,6 +194,7 @@ class ImageInfo(Answer):
     sample_steps: int | None = None
     sigmas: tuple[float, ...] | None = None
     guidance_scale: float | None = None
+    preset: str | None = None
     url: str
     url_expires_at: str
     sha256: str
@@ -249,6 +250,17 @@ class Result(Answer, Generic[ImageT]):
         return self.outputs.images if self.outputs else ()
 
 
+class Preset(Answer):
+    """Values by name, for what the prompts of a request leave open; None for those that it does not give."""
+
+    name: str
+    title: str
+    sigmas: tuple[float, ...] | None = None
+    sample_steps: int | None = None
+    guidance_scale: float | None = None
+    adapter: str | None = None
+
+
 class Model(Answer):
     """One model, its defaults and the live workers that serve it."""
 
@@ -261,6 +273,7 @@ class Model(Answer):
     default_width: int
     default_height: int
     distilled_from: str | None = None
+    presets: tuple[Preset, ...] = ()
     license: str
     slots: int
     engines: dict[str, int] = {}

@@ -76,6 +76,9 @@ def submit(
         ),
     ] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale. Default: the model's.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Preset of the model for what the prompts leave open, e.g. turbo.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Id of the model. Default: flux2.")] = None,
     engine: Annotated[str | None, typer.Option(help="exact, ai-toolkit or fast. Default: exact.")] = None,
     trigger: Annotated[str | None, typer.Option(help=r"Replaces \[trigger] in every prompt.")] = None,
@@ -121,6 +124,7 @@ def submit(
         },
         request_fields={
             "model": model,
+            "preset": preset,
             "engine": engine,
             "trigger_word": trigger,
             "output_format": image_format,

@@ -8,8 +8,25 @@ from __future__ import annotations
 import reprlib
 from dataclasses import dataclass, replace
 
-from shared.errors import ModelNotFound
+from shared.errors import InvalidRequest, ModelNotFound
 from shared.job import ENGINES, FEATURES, pools
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Values by name for what the prompts of a request leave open.
+
+    Attributes:
+        sigmas: noise level at the beginning of each step; None if the preset gives a number of steps or neither.
+        adapter: where the adapter that the preset is made for is published; None if it needs none.
+    """
+
+    name: str
+    title: str
+    sigmas: tuple[float, ...] | None = None
+    sample_steps: int | None = None
+    guidance_scale: float | None = None
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,12 +62,37 @@ class Model:
     license: str
     license_url: str
     distilled_from: str | None = None
+    presets: tuple[Preset, ...] = ()
 
     def runs_adapters_of(self, trained_on: str) -> bool:
         """Return whether an adapter that was trained on the model with this id may be requested with this model."""
         # Not the reverse: an adapter of a distilled model was trained for few steps without guidance.
         return trained_on in (self.id, self.distilled_from)
 
+    def find_preset(self, name: str) -> Preset:
+        """Return the preset with this name.
+
+        Raises:
+            InvalidRequest: names the presets that exist.
+        """
+        for preset in self.presets:
+            if preset.name == name:
+                return preset
+        known = f"use one of: {', '.join(preset.name for preset in self.presets)}" if self.presets else "leave it out"
+        raise InvalidRequest(f"the model {self.id!r} has no preset {reprlib.repr(name)}; {known}", field="preset")
+
+
+# The card of https://huggingface.co/fal/FLUX.2-dev-Turbo passes diffusers' pipeline a guidance of 2.5 and the levels
+# 1.0, 0.6509, 0.4374, 0.2932, 0.1893, 0.1108, 0.0495, 0.00031, which the pipeline then shifts; they undo its shift for
+# 8 steps at 1024x1024. These are the levels at which it denoises: 3t / (1 + 2t) for eight t from 1 to 0.001. Without
+# the shift, the card's list would denoise from 1.0 to 0.65 in the first step.
+TURBO = Preset(
+    name="turbo",
+    title="8 steps, with the Turbo LoRA",
+    sigmas=(1.0, 0.9474, 0.8825, 0.8003, 0.6928, 0.5462, 0.3347, 0.003),
+    guidance_scale=2.5,
+    adapter="hf://fal/FLUX.2-dev-Turbo/flux.2-turbo-lora.safetensors",
+)
 
 FLUX2_DEV = Model(
     id="flux2",
@@ -71,6 +113,7 @@ FLUX2_DEV = Model(
     strips_image_token=True,
     license="FLUX [dev] Non-Commercial License",
     license_url="https://huggingface.co/black-forest-labs/FLUX.2-dev/blob/main/LICENSE.txt",
+    presets=(TURBO,),
 )
 
 FLUX2_KLEIN_4B = Model(

@@ -244,6 +244,14 @@ class InferenceRequest(StrictModel):
         "step, which is slower; AI Toolkit previews a DoRA, and samples with several multipliers, that way. Default: "
         "`merged` if the worker's precision allows it.",
     )
+    # Left out of a dump by default, as `deadline_s`.
+    preset: Text | None = Field(
+        None,
+        description="Name of one of the model's `presets` in `GET /v1/models`. It gives each prompt the noise levels "
+        "or steps, and the guidance, that the prompt leaves open.",
+        examples=["turbo"],
+        exclude_if=lambda name: name is None,
+    )
     output_format: ImageFormat = Field(
         "png", description="File format. PNG is lossless. Every file holds the parameters that made it."
     )

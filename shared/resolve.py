@@ -9,7 +9,7 @@ import secrets
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
-from shared.catalog import MODELS, Model
+from shared.catalog import MODELS, Model, Preset
 from shared.errors import InvalidRequest
 from shared.job import SIGMAS_ENGINES, AdapterRef, ItemSpec
 from shared.noise_levels import sigmas_refusal
@@ -25,8 +25,8 @@ TRIGGER = "[trigger]"
 MAX_RANDOM_SEED = 2**32
 
 
-def reject_unsupported_fields(request: InferenceRequest) -> None:
-    """Refuse fields that this service does not support and cannot ignore.
+def reject_unsupported_fields(request: InferenceRequest, model: Model) -> None:
+    """Refuse fields that this service or the model does not support and cannot ignore.
 
     Raises:
         InvalidRequest: names the field, with the reference API's code.
@@ -46,6 +46,9 @@ def reject_unsupported_fields(request: InferenceRequest) -> None:
         for index, prompt in enumerate(request.prompts):
             if prompt.sigmas:
                 raise InvalidRequest(sigmas_refusal(request.engine), field=f"prompts[{index}].sigmas")
+    preset = _preset(request, model)
+    if preset is not None and preset.sigmas and request.engine not in SIGMAS_ENGINES:
+        raise InvalidRequest(f"preset {preset.name!r}: {sigmas_refusal(request.engine)}", field="preset")
 
 
 def check_prompts(items: Sequence[ItemSpec]) -> None:
@@ -64,7 +67,7 @@ def resolve_items(request: InferenceRequest, model: Model, adapters: Sequence[Ad
     """Return one item for each prompt.
 
     Raises:
-        InvalidRequest: a prompt is too long with its trigger word filled in.
+        InvalidRequest: a prompt is too long with its trigger word filled in, or the model has no such preset.
     """
     return [
         _item(request, prompt, index, model=model, adapters=adapters) for index, prompt in enumerate(request.prompts)
@@ -95,6 +98,7 @@ def collect_warnings(request: InferenceRequest, items: Sequence[ItemSpec], model
             for name in names
             if getattr(prompt, name) == ""
         ),
+        *_missing_adapter(request, model),
         *_distilled_settings(items, model),
         *_first(
             f"prompts[{index}].neg has no effect at a guidance_scale of {item.guidance_scale:g}; "
@@ -125,7 +129,8 @@ def collect_warnings(request: InferenceRequest, items: Sequence[ItemSpec], model
 def _item(
     request: InferenceRequest, prompt: PromptItem, index: int, *, model: Model, adapters: Sequence[AdapterRef]
 ) -> ItemSpec:
-    sigmas = tuple(prompt.sigmas or ())
+    preset = _preset(request, model)
+    sigmas, steps = _schedule(prompt, preset, model)
     width = _value_or(prompt.width, model.default_width)
     height = _value_or(prompt.height, model.default_height)
     return ItemSpec(
@@ -137,14 +142,29 @@ def _item(
         requested_width=width,
         requested_height=height,
         seed=_seed(prompt.seed, index, model),
-        num_inference_steps=len(sigmas) or _value_or(prompt.sample_steps, model.default_steps),
-        guidance_scale=_value_or(prompt.guidance_scale, model.default_guidance_scale),
+        num_inference_steps=steps,
+        guidance_scale=_value_or(
+            prompt.guidance_scale,
+            _value_or(preset.guidance_scale if preset else None, model.default_guidance_scale),
+        ),
         adapters=tuple(adapters),
         output_format=request.output_format,
         engine=request.engine,
         adapter_mode=request.adapter_mode,
         sigmas=sigmas,
     )
+
+
+def _preset(request: InferenceRequest, model: Model) -> Preset | None:
+    return None if request.preset is None else model.find_preset(request.preset)
+
+
+def _schedule(prompt: PromptItem, preset: Preset | None, model: Model) -> tuple[tuple[float, ...], int]:
+    """Return the noise levels of an image, empty for the trainer's, and the number of its steps."""
+    # Levels and steps are one choice: a prompt that gives either takes neither from the preset.
+    given = preset if preset is not None and prompt.sigmas is None and prompt.sample_steps is None else prompt
+    sigmas = tuple(given.sigmas or ())
+    return sigmas, len(sigmas) or _value_or(given.sample_steps, model.default_steps)
 
 
 def _with_trigger(prompt: str, trigger_word: str | None, index: int) -> str:
@@ -190,6 +210,16 @@ def _ignored_fields(request: InferenceRequest, model: Model) -> list[str]:
             if prompt.neg
         )
     return warnings
+
+
+def _missing_adapter(request: InferenceRequest, model: Model) -> list[str]:
+    preset = _preset(request, model)
+    if preset is None or preset.adapter is None or request.loras:
+        return []
+    return [
+        f"preset {preset.name!r} is made for the adapter {preset.adapter}, but the request has no adapters; add it to "
+        "loras"
+    ]
 
 
 def _distilled_settings(items: Sequence[ItemSpec], model: Model) -> list[str]:

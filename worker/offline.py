@@ -63,7 +63,7 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
     """
     request = _parse(text)
     model = _check_model(request, settings)
-    reject_unsupported_fields(request)
+    reject_unsupported_fields(request, model)
     root, allow_symlinks = settings.adapters.root, settings.adapters.allow_symlinks
     with naming_root(root):
         for lora in request.loras:

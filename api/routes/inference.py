@@ -47,6 +47,7 @@ SUBMIT_PROBLEMS: dict[int | str, dict[str, object]] = {
 #: The rules of a submit that its schema cannot state.
 SUBMIT_RULES = {
     "INVALID_REQUEST": "`webhook_events` comes with a `webhook_url`. The engine `ai-toolkit` gets no `sigmas`. "
+    "`preset` is one of the model's. "
     "A request keeps `limits` of `GET /v1/models`, also with its trigger words filled in. A prompt "
     "for a model that strips `[IMG]` has none.",
     "VALIDATION_ERROR": "`prompts[].sigmas` decrease strictly to the final 0, also in single precision.",

@@ -77,6 +77,19 @@ class AdapterList(BaseModel):
     next_cursor: str | None = Field(description="Pass it as `cursor` to get the next page; null on the last page.")
 
 
+class PresetLine(BaseModel):
+    """Values by name, for what the prompts of a request leave open."""
+
+    name: str = Field(description="Value of `preset` in a request.")
+    title: str
+    sigmas: list[float] | None = Field(None, description="Noise levels; null if it gives none.")
+    sample_steps: int | None = Field(None, description="Denoising steps; null if it gives none.")
+    guidance_scale: float | None = Field(None, description="Null if it gives none.")
+    adapter: str | None = Field(
+        None, description="The published adapter that the preset is made for, to be named in `loras`; null for none."
+    )
+
+
 class ModelLine(BaseModel):
     """One model, its defaults and the workers that serve it now."""
 
@@ -93,6 +106,7 @@ class ModelLine(BaseModel):
     distilled_from: str | None = Field(
         description="Model from which this one was distilled to few steps, and whose adapters run here too; else null."
     )
+    presets: list[PresetLine] = Field([], description="What `preset` in a request may name.")
     requires_control_image: bool = False
     is_video_model: bool = False
     license: str

@@ -49,6 +49,9 @@ class Image(BaseModel):
         None, description="Noise levels that the request gave; null for those of AI Toolkit's previews."
     )
     guidance_scale: float | None
+    preset: str | None = Field(
+        None, description="The request's preset, which gave what the prompt left open; null without one."
+    )
     url: str = Field(description="Presigned URL of the file; anyone who has it can fetch the image.")
     url_expires_at: str = Field(description="When `url` stops working; fetch the result again for a new one.")
     sha256: str = Field(description="SHA-256 of the file.")

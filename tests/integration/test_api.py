@@ -349,6 +349,41 @@ def test_workers_of_an_earlier_version_are_no_reason_to_refuse_noise_levels(api,
     assert post(api, request({"prompt": "b", "sigmas": [1, 0.5]})).json()["warnings"] == []
 
 
+def test_a_preset_gives_what_a_prompt_leaves_open_and_the_result_names_it(api, finish):
+    [line] = [model for model in api.http.get("/v1/models").json()["models"] if model["id"] == "flux2"]
+    [turbo] = line["presets"]
+    prompts = [
+        {"prompt": "a"},
+        {"prompt": "b", "guidance_scale": 0},
+        {"prompt": "c", "sample_steps": 4},
+        {"prompt": "d", "sigmas": [1, 0.5]},
+    ]
+
+    answer = post(api, request(*prompts, preset="turbo")).json()
+    rendered = [
+        (spec.sigmas, spec.num_inference_steps, spec.guidance_scale) for spec in specs(api, answer["request_id"])
+    ]
+
+    levels = tuple(turbo["sigmas"])
+    assert (len(levels), turbo["sample_steps"], turbo["guidance_scale"]) == (8, None, 2.5)
+    assert rendered == [(levels, 8, 2.5), (levels, 8, 0.0), ((), 4, 2.5), ((1.0, 0.5), 2, 2.5)]
+    assert any(turbo["adapter"] in warning for warning in answer["warnings"])
+    names = pools("flux2", ["exact"], FEATURES)
+    finish(api, claim(api, names))
+    plain = accepted(api, request({"prompt": "a", "width": 64, "height": 64}))
+    for _ in range(4):
+        finish(api, claim(api, names))
+    results = [api.http.get(f"/v1/requests/{job}/result").json() for job in (answer["request_id"], plain)]
+    stated = [[(image["preset"], image["sample_steps"]) for image in one["outputs"]["images"]] for one in results]
+    assert stated == [[("turbo", 8), ("turbo", 8), ("turbo", 4), ("turbo", 2)], [(None, 25)]]
+
+
+def test_turbo_with_adapters_has_no_warning_because_nobody_knows_which_is_the_turbo_lora(api, adapter):
+    loras = [{"path": "my_lora_job/my_lora.safetensors"}]
+
+    assert not any("turbo" in text for text in post(api, request(preset="turbo", loras=loras)).json()["warnings"])
+
+
 def test_before_the_first_image_the_outputs_are_null(api):
     result = api.http.get(f"/v1/requests/{accepted(api, request())}/result").json()
 
@@ -540,6 +575,9 @@ def test_a_job_that_can_never_fit_into_the_queue_is_refused_for_good(api):
             "INVALID_REQUEST",
             "prompts[1].sigmas",
         ),
+        (request(preset="turboo"), 400, "INVALID_REQUEST", "preset"),
+        (request(preset="turbo", model="flux2_klein_4b"), 400, "INVALID_REQUEST", "preset"),
+        (request(preset="turbo", engine="ai-toolkit"), 400, "INVALID_REQUEST", "preset"),
         (request({"prompt": "a", "guidance_scale": 20.1}), 422, "VALIDATION_ERROR", "prompts[0].guidance_scale"),
         (request({"prompt": "a", "seed": -2}), 422, "VALIDATION_ERROR", "prompts[0].seed"),
         (request({"prompt": "a", "seed": 2**63}), 422, "VALIDATION_ERROR", "prompts[0].seed"),
