@@ -6,6 +6,7 @@ import logging
 import time
 from http import HTTPStatus
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.doors.caller import Caller
@@ -34,11 +35,13 @@ class AccessLog:
         # Stays 0 if the server cancels the call before its answer.
         status = 0
         began = time.perf_counter()
+        streams_from: float | None = None
 
         async def send_and_remember(message: Message) -> None:
-            nonlocal status
+            nonlocal status, streams_from
             if message["type"] == "http.response.start":
                 status = message["status"]
+                streams_from = time.perf_counter() if _is_stream(message) else None
             await send(message)
 
         # The server begins the next call of a connection where one ends, if it was sent before the answer.
@@ -47,7 +50,8 @@ class AccessLog:
             try:
                 await self._app(scope, receive, send_and_remember)
             finally:
-                seconds = time.perf_counter() - began
+                # A stream of events lasts for as long as somebody watches, which says nothing about the API.
+                seconds = (streams_from or time.perf_counter()) - began
                 count_answer(scope, status, seconds=seconds)
                 _log(scope, status, seconds=seconds)
 
@@ -55,6 +59,10 @@ class AccessLog:
 def _request_id(path: str) -> str:
     """Return the id of a request in a path; empty if it has none."""
     return path.removeprefix(_REQUESTS).partition("/")[0] if path.startswith(_REQUESTS) else ""
+
+
+def _is_stream(start: Message) -> bool:
+    return Headers(raw=start["headers"]).get("content-type", "").startswith("text/event-stream")
 
 
 def _log(scope: Scope, status: int, *, seconds: float) -> None:

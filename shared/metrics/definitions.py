@@ -77,7 +77,10 @@ GPU_UTILIZATION_RATIO: Final = Histogram(
 )
 GPU_MEMORY_RATIO: Final = Histogram("gpu_memory_ratio", "Used part of a GPU's memory, sampled.", ("model",), _RATIOS)
 HTTP_SECONDS: Final = Histogram(
-    "http_seconds", "Time from a call of the API to the end of its answer.", ("method", "route"), _HTTP_S
+    "http_seconds",
+    "Time from a call of the API to the end of its answer, or to the start of a stream of events.",
+    ("method", "route"),
+    _HTTP_S,
 )
 
 ATTEMPT_FAILURES: Final = Counter("attempt_failures", "Attempts at images that ended with an error.", ("code",))

@@ -3,6 +3,10 @@
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
+import time
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -13,6 +17,8 @@ import pytest
 from api.events import streams
 from shared.job import AdapterRef, ItemError, Progress
 from shared.ledger import Submission
+from shared.local.ports import pick_free_port
+from shared.metrics.tally import PROCESS
 
 POOLS = ("flux2",)
 
@@ -66,7 +72,7 @@ def events(lines):
 
 
 def take(stream, until):
-    """Return the data of each event up to the first that fits, merged as a client does for `change`."""
+    """Return the first event that fits."""
     for event in stream:
         if until(event):
             return event
@@ -322,13 +328,35 @@ def test_a_stream_outlives_an_outage_of_redis(api, submit, claim, watch, redis_s
     assert refused == [503] * 3
 
 
-def test_streams_end_when_the_process_does(api, submit, watch):
+def test_a_process_that_stops_ends_its_streams_and_does_not_wait_for_their_callers(
+    tmp_path, redis_url, submit, watch, wait_until
+):
     submit("job")
+    port = pick_free_port()
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("FLUX2_")},
+        "FLUX2_REDIS_URL": redis_url,
+        "FLUX2_STORAGE_BACKEND": "directory",
+        "FLUX2_STORAGE_DIRECTORY": str(tmp_path / "objects"),
+    }
+    command = [sys.executable, "-m", "shared.cli", "api", "--port", str(port)]
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: is_listening(port), what="the API's start", timeout_s=60)
+            other = SimpleNamespace(url=f"http://127.0.0.1:{port}")
+            with watch(other, "/v1/events") as all_jobs, watch(other, "/v1/requests/job/events") as one_job:
+                assert {next(all_jobs).name, next(one_job).name} == {"snapshot"}
+                process.send_signal(signal.SIGTERM)
+                # uvicorn would cut them off after 10 s.
+                process.wait(timeout=8)
+                assert "end" not in {event.name for stream in (all_jobs, one_job) for event in stream}
+        finally:
+            process.kill()
 
-    with watch(api, "/v1/events") as all_jobs, watch(api, "/v1/requests/job/events") as one_job:
-        assert {next(all_jobs).name, next(one_job).name} == {"snapshot"}
-        api.services.event_streams.is_stopping = lambda: True
-        assert not [event for stream in (all_jobs, one_job) for event in stream if event.name == "end"]
+
+def is_listening(port):
+    with socket.socket() as raw:
+        return raw.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_a_stream_ends_after_a_while_so_that_its_key_is_checked_again(api, watch, monkeypatch):
@@ -336,6 +364,18 @@ def test_a_stream_ends_after_a_while_so_that_its_key_is_checked_again(api, watch
 
     with watch(api, "/v1/events") as stream:
         assert {event.name for event in stream} <= {"snapshot", "change"}
+
+
+def test_a_stream_counts_as_answered_when_it_starts(api, watch, monkeypatch, wait_until):
+    observed = {}
+    monkeypatch.setattr(PROCESS, "observe", lambda metric, value, *labels: observed.update({labels: value}))
+
+    with watch(api, "/v1/events") as stream:
+        next(stream)
+        time.sleep(0.3)
+    wait_until(lambda: ("GET", "/v1/events") in observed, what="the count of the answer")
+
+    assert observed["GET", "/v1/events"] < 0.3
 
 
 def test_a_comment_keeps_a_quiet_stream_alive(api, submit, watch, monkeypatch):
