@@ -6,13 +6,14 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from fastapi.sse import ServerSentEvent
 
 from shared.ledger import Ledger
 from shared.ledger.live_jobs import JobMoves
+from shared.ledger.queue_reader import QueueSums
 
 #: Seconds after which estimates are made again; they change all the time.
 ESTIMATES_S: Final = 3.0
@@ -27,27 +28,28 @@ class Reading:
         running: indices of running items by job, of all tenants.
         owners: tenants of those jobs, if a feed needs them.
         slot_states: number of live slots by state; empty unless a feed needs it.
+        sequence: accept order of the newest item; 0 unless a feed needs it.
+        sums: items of the tenants whose jobs are watched.
         moves: what moved of each job that a feed asked for; None for a job that does not exist.
     """
 
     now_s: float
     running: Mapping[str, Collection[int]]
-    owners: Mapping[str, str]
-    slot_states: Mapping[str, int]
-    moves: Mapping[str, JobMoves | None]
+    owners: Mapping[str, str] = field(default_factory=dict)
+    slot_states: Mapping[str, int] = field(default_factory=dict)
+    sequence: int = 0
+    sums: Mapping[str | None, QueueSums] = field(default_factory=dict)
+    moves: Mapping[str, JobMoves | None] = field(default_factory=dict)
 
 
 class Feed(ABC):
     """A state and its changes. The poller's thread updates it; between two passes, the event loop reads it.
 
     Attributes:
-        shows_fleet: whether it needs the owners of running items and the states of the slots.
         is_loaded: whether there is a state yet.
         is_over: whether it changes no more.
         is_gone: whether what it showed does not exist any more.
     """
-
-    shows_fleet: ClassVar[bool] = False
 
     def __init__(self) -> None:
         self.is_loaded = False

@@ -12,6 +12,7 @@ from functools import partial
 from fastapi.sse import ServerSentEvent
 
 from api.events.feed import Feed, Reading
+from api.events.jobs_feed import JobsFeed
 from api.events.previews import PreviewBoard
 from shared.errors import LedgerUnavailable
 from shared.ledger import Ledger
@@ -57,14 +58,19 @@ class FeedReader:
             news.pictures |= self._board.read(items, now_s=reading.now_s)
 
     def _read_fleet(self, feeds: Sequence[Feed]) -> Reading:
-        running = self._ledger.live_jobs.running()
+        jobs = self._ledger.live_jobs
+        # Before what the feeds read: a job that is accepted in between is found by the next pass.
+        sequence, running = jobs.sequence(), jobs.running()
+        tenants = {feed.tenant for feed in feeds if isinstance(feed, JobsFeed)}
+        if not tenants:
+            return Reading(time.monotonic(), running)
+        known = {job: owner for job, owner in self._owners.items() if job in running}
+        self._owners = known | jobs.owners([job for job in running if job not in known])
         states: Counter[str] = Counter()
-        if any(feed.shows_fleet for feed in feeds):
-            known = {job: owner for job, owner in self._owners.items() if job in running}
-            self._owners = known | self._ledger.live_jobs.owners([job for job in running if job not in known])
-            for kind, count in self._ledger.slot_kinds.count().items():
-                states[kind.state] += count
-        return Reading(time.monotonic(), running, self._owners, states, {})
+        for kind, count in self._ledger.slot_kinds.count().items():
+            states[kind.state] += count
+        sums = self._ledger.queue.sums(tenants)
+        return Reading(time.monotonic(), running, self._owners, states, sequence, sums)
 
     def _choose(self, feed: Feed, reading: Reading, wanted: dict[str, set[int]]) -> None:
         for job_id, indices in feed.choose(self._ledger, reading).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Final
+from typing import Final
 
 from fastapi.sse import ServerSentEvent
 
@@ -39,12 +39,11 @@ class JobsFeed(Feed):
         tenant: None for the jobs of all tenants.
     """
 
-    shows_fleet: ClassVar[bool] = True
-
     def __init__(self, tenant: str | None) -> None:
         super().__init__()
-        self._tenant = tenant
-        # Accept order of the newest job that was found.
+        self.tenant = tenant
+        # Accept orders of the newest item of all tenants, and of the newest job that was found.
+        self._sequence = -1
         self._newest: int | None = None
         # Unfinished jobs with their accept orders, which are more than a state shows if there are many.
         self._open: dict[str, int] = {}
@@ -58,8 +57,8 @@ class JobsFeed(Feed):
         self._estimated_s = float("-inf")
 
     def choose(self, ledger: Ledger, reading: Reading) -> Mapping[str, Collection[int]]:
-        self._find(ledger)
-        running = {job for job, owner in reading.owners.items() if self._tenant in (None, owner)}
+        self._find(ledger, reading)
+        running = {job for job, owner in reading.owners.items() if self.tenant in (None, owner)}
         for job_id in running - self._open.keys() - self._ended.keys():
             # Accepted before the newest thousands of jobs, so it is shown while it runs.
             self._open[job_id] = -1
@@ -72,8 +71,8 @@ class JobsFeed(Feed):
         moves = {job: found for job in self._chosen if (found := reading.moves[job]) is not None}
         is_due = reading.now_s - self._estimated_s >= ESTIMATES_S
         shown = self._show(ledger, moves, is_due=is_due)
-        images = ledger.queue.images_per_minute(tenant=self._tenant) if is_due else self._images_per_minute
-        sums = ledger.queue.sums(tenant=self._tenant)
+        sums = reading.sums[self.tenant]
+        images = sums.images_per_minute if is_due else self._images_per_minute
         fleet = Line.of(fleet_summary(sums, slot_states=reading.slot_states, images_per_minute=images))
         # Nothing is written before everything was read: a reading that fails must lose no change.
         self._images_per_minute = images
@@ -98,13 +97,18 @@ class JobsFeed(Feed):
         items = shown.moves.items if shown else {}
         return [index for index, item in items.items() if item.state is State.RUNNING]
 
-    def _find(self, ledger: Ledger) -> None:
+    def _find(self, ledger: Ledger, reading: Reading) -> None:
         """Find the jobs that came since the last time; at first, those that are worth showing."""
+        if reading.sequence == self._sequence:
+            return
+        if self._newest is not None and reading.sequence < self._newest:
+            # Redis was emptied, or holds older data.
+            self._newest = None
         is_first = self._newest is None
-        sums = ledger.queue.sums(tenant=self._tenant) if is_first else None
-        missing = sums.queued + sums.running if sums else 0
+        sums = reading.sums[self.tenant]
+        missing = sums.queued + sums.running
         found = []
-        for job in ledger.live_jobs.newest(tenant=self._tenant, after=self._newest):
+        for job in ledger.live_jobs.newest(tenant=self.tenant, after=self._newest):
             found.append(job)
             missing -= job.counts[State.QUEUED] + job.counts[State.RUNNING]
             if is_first and missing <= 0 and sum(job.state in TERMINAL for job in found) >= ENDED_JOBS:
@@ -115,6 +119,7 @@ class JobsFeed(Feed):
             else:
                 self._ended[job.job_id] = job.finished_ms
         self._newest = max((job.order for job in found), default=self._newest or 0)
+        self._sequence = reading.sequence
         self._forget_early_ends()
 
     def _show(self, ledger: Ledger, moves: Mapping[str, JobMoves], *, is_due: bool) -> dict[str, _ShownJob]:

@@ -105,6 +105,11 @@ class LiveJobs:
             if state is not None
         }
 
+    def sequence(self) -> int:
+        """Return the accept order of the newest item."""
+        with self._session.commands():
+            return int(self._session.redis.get(keys.SEQUENCE) or 0)
+
     def running(self) -> dict[str, list[int]]:
         """Return the indices of the running items by job, of a thousand items at most."""
         with self._session.commands():
@@ -156,6 +161,8 @@ class LiveJobs:
         Args:
             items: number of items of each job.
         """
+        if not jobs:
+            return {}
         chosen = [(job_id, index) for job_id, moves in jobs.items() for index in _telling_items(moves, items[job_id])]
         now_ms = self._session.now_ms()
         with self._session.commands():
@@ -166,7 +173,8 @@ class LiveJobs:
             for (job_id, _), record in zip(chosen, records, strict=True):
                 if record:
                     by_job[job_id].append(record)
-            return {job_id: self._forecaster.forecast(found, now_ms=now_ms) for job_id, found in by_job.items()}
+            outlooks = self._forecaster.forecast_each(list(by_job.values()), now_ms=now_ms)
+        return dict(zip(by_job, outlooks, strict=True))
 
     def failures(self, job_ids: Sequence[str]) -> dict[str, str]:
         """Return the message of the first failure of each job in the compact form; absent without one."""

@@ -7,7 +7,8 @@ import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -17,6 +18,7 @@ from shared.errors import LedgerUnavailable
 from shared.job import is_large, model_of
 from shared.ledger import keys
 from shared.ledger.arrivals import ArrivalRate
+from shared.ledger.bulk_reads import read_each
 from shared.ledger.job_forecast import Ending, ModelForecast, Place, WaitingItem
 from shared.ledger.playback import SlotGroup
 from shared.ledger.queue_snapshot import QueueSnapshot
@@ -65,6 +67,29 @@ class Outlook:
         return cls(position, eta_s, (low_s, high_s))
 
 
+@dataclass(frozen=True)
+class _WaitingJob:
+    """The items of a job that decide its outlook, and the forecast for their model.
+
+    Attributes:
+        firsts: queued items that may start next.
+        lasts: queued items that may end last.
+    """
+
+    forecast: ModelForecast
+    running: Sequence[WaitingItem]
+    firsts: Sequence[WaitingItem]
+    lasts: Sequence[WaitingItem]
+
+    def outlook(self, places: Mapping[str, Place], *, now_ms: int) -> Outlook:
+        positions = [self.forecast.position_of(item, places[item.item_id]) for item in self.firsts]
+        endings = [
+            self.forecast.ending_of(item, places.get(item.item_id, Place()), now_ms=now_ms)
+            for item in (*self.running, *self.lasts)
+        ]
+        return Outlook.of(positions, endings)
+
+
 class Forecaster:
     """Estimates the outlook of jobs from the queue and the live slots."""
 
@@ -80,53 +105,62 @@ class Forecaster:
         self._arrivals = ArrivalRate()
 
     def forecast(self, items: Sequence[Mapping[str, str]], *, now_ms: int) -> Outlook:
-        """Return the outlook of an unfinished job; the caller is inside of `Session.commands`.
+        """Return the outlook of one unfinished job; see `forecast_each`.
 
         Args:
             items: the hashes of its items, by index.
+        """
+        return self.forecast_each([items], now_ms=now_ms)[0]
+
+    def forecast_each(self, jobs: Sequence[Sequence[Mapping[str, str]]], *, now_ms: int) -> list[Outlook]:
+        """Return the outlook of each unfinished job, in few round trips; the caller is inside of `Session.commands`.
+
+        Args:
+            jobs: the hashes of the items of each job, or of those that start next and end last.
 
         Raises:
             redis.ConnectionError, redis.TimeoutError, LedgerUnavailable: Redis does not answer; any other failure gives
                 an empty outlook, because a job must be shown in any case.
         """
-        try:
-            return self._outlook_of(items, now_ms=now_ms)
-        except _NO_ANSWER:
-            raise
-        except _NoForecast:
-            pass
-        except Exception:
-            logger.exception("the outlook of a job is left out: its records or the queue cannot be read")
-        return Outlook()
+        outlooks = [Outlook()] * len(jobs)
+        waiting: dict[int, _WaitingJob] = {}
+        for number, items in enumerate(jobs):
+            with _left_out_if_unknown():
+                if job := self._waiting_job(items, now_ms=now_ms):
+                    waiting[number] = job
+        with _left_out_if_unknown():
+            places = self._places(waiting.values())
+            for number, job in waiting.items():
+                with _left_out_if_unknown():
+                    outlooks[number] = job.outlook(places, now_ms=now_ms)
+        return outlooks
 
-    def _outlook_of(self, items: Sequence[Mapping[str, str]], *, now_ms: int) -> Outlook:
+    def _waiting_job(self, items: Sequence[Mapping[str, str]], *, now_ms: int) -> _WaitingJob | None:
         # Ended items name no pool.
         waiting = [WaitingItem.of(item) for item in items if "finished_ms" not in item and "pool" in item]
         if not waiting:
-            return Outlook()
+            return None
         forecast = self._forecast_of(waiting, now_ms=now_ms)
         running = [item for item in waiting if item.started_ms is not None]
         firsts, lasts = _ends_of_lanes(item for item in waiting if item.started_ms is None)
-        places = self._places({item.item_id: item for item in (*firsts, *lasts)}.values(), forecast)
-        positions = [forecast.position_of(item, places[item.item_id]) for item in firsts]
-        endings = [
-            forecast.ending_of(item, places.get(item.item_id, Place()), now_ms=now_ms) for item in (*running, *lasts)
-        ]
-        return Outlook.of(positions, endings)
+        return _WaitingJob(forecast, running, firsts, lasts)
 
-    def _places(self, items: Collection[WaitingItem], forecast: ModelForecast) -> dict[str, Place]:
+    def _places(self, jobs: Iterable[_WaitingJob]) -> dict[str, Place]:
         """Return the places of queued items; one without a rank was claimed since its hash was read."""
+        items = {item.item_id: (item, job) for job in jobs for item in (*job.firsts, *job.lasts)}
         redis = self._session.redis
-        with redis.pipeline(transaction=False) as pipe:
-            for item in items:
-                pipe.zrank(keys.lane(item.pool, item.lane), item.item_id)
-            ranks = pipe.execute()
-        places = {item.item_id: Place(rank or 0) for item, rank in zip(items, ranks, strict=True)}
-        for item in items:
-            if not forecast.knows_share(item):
-                entry = redis.hget(keys.turn_entries(item.pool), item.share)
-                turn = redis.zrank(keys.turns(item.pool), entry or "")
-                places[item.item_id] = replace(places[item.item_id], turn=turn or 0)
+        ranks = read_each(
+            redis, (("zrank", keys.lane(item.pool, item.lane), name) for name, (item, _) in items.items())
+        )
+        places = {name: Place(rank or 0) for name, rank in zip(items, ranks, strict=True)}
+        far = [item for item, job in items.values() if not job.forecast.knows_share(item)]
+        entries = read_each(redis, (("hget", keys.turn_entries(item.pool), item.share) for item in far))
+        turns = read_each(
+            redis,
+            (("zrank", keys.turns(item.pool), entry or "") for item, entry in zip(far, entries, strict=True)),
+        )
+        for item, turn in zip(far, turns, strict=True):
+            places[item.item_id] = replace(places[item.item_id], turn=turn or 0)
         return places
 
     def _forecast_of(self, items: Sequence[WaitingItem], *, now_ms: int) -> ModelForecast:
@@ -202,6 +236,19 @@ class Forecaster:
             arrivals_per_ms=self._arrivals.per_ms,
             reading_ms=1000 * (time.perf_counter() - began_s),
         )
+
+
+@contextmanager
+def _left_out_if_unknown() -> Iterator[None]:
+    """Go on after the context if the outlook of a job cannot be made; it is then shown without one."""
+    try:
+        yield
+    except _NO_ANSWER:
+        raise
+    except _NoForecast:
+        pass
+    except Exception:
+        logger.exception("the outlook of a job is left out: its records or the queue cannot be read")
 
 
 def _ends_of_lanes(items: Iterable[WaitingItem]) -> tuple[list[WaitingItem], list[WaitingItem]]:

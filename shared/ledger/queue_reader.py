@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final, NamedTuple
@@ -12,7 +12,7 @@ from shared.catalog import MODELS
 from shared.job import ENGINES, FEATURES, Engine, pools
 from shared.keys.record import DEFAULT_TENANT
 from shared.ledger import keys
-from shared.ledger.bulk_reads import read_each
+from shared.ledger.bulk_reads import in_parts, read_each
 from shared.ledger.connection import Client
 from shared.ledger.session import Session
 from shared.ledger.usage_rows import OTHER
@@ -27,6 +27,8 @@ _TENANTS_READ: Final = 1000
 _LANES_READ: Final = 500
 _LEASES_READ: Final = 1000
 
+# Redis serves nobody else during one step.
+_TENANTS_PER_STEP: Final = 50
 # A reading of a full queue takes Redis 15 ms and this process 90 ms, and several people may watch it.
 _KEPT_MS: Final = 1000
 
@@ -74,11 +76,13 @@ class QueueSums:
     """How many items wait and run.
 
     Attributes:
+        images_per_minute: images that were finished in the last minute.
         pace_s: seconds that a slot takes for an image, on average over the pools; None until there is one.
     """
 
     queued: int
     running: int
+    images_per_minute: float
     pace_s: float | None
 
 
@@ -108,26 +112,35 @@ class QueueReader:
             self._kept = now, overview
         return overview
 
-    def sums(self, *, tenant: str | None = None) -> QueueSums:
-        """Add up the items of a tenant, or of all, at a small part of the cost of `overview`."""
-        queued, running, paces_ms = self._session.run("queue_sums", pools=list(_POOLS), tenant=tenant)
-        pace_s = sum(paces_ms) / len(paces_ms) / 1000 if paces_ms else None
-        return QueueSums(queued, running, pace_s)
-
-    def images_per_minute(self, *, tenant: str | None = None) -> float:
-        """Return how many images of a tenant, or of all, were finished in the last minute."""
+    def sums(self, tenants: Collection[str | None]) -> dict[str | None, QueueSums]:
+        """Add up the items of each tenant, at a small part of the cost of `overview`; None stands for all tenants."""
         now = self._session.now_ms()
-        with self._session.commands():
-            return self._images_per_minute(tenant, now)
+        names = [tenant for tenant in tenants if tenant is not None]
+        found: dict[str | None, QueueSums] = {}
+        for part in in_parts([*names], _TENANTS_PER_STEP) if names else [[]]:
+            paces_ms, sums_of_all, sums = self._session.run(
+                "queue_sums", pools=list(_POOLS), tenants=part, periods=list(map(str, _periods(now)))
+            )
+            pace_s = sum(paces_ms) / len(paces_ms) / 1000 if paces_ms else None
+            for tenant, (queued, running, images) in zip([None, *part], [sums_of_all, *sums], strict=True):
+                found[tenant] = QueueSums(queued, running, _per_minute(images, now), pace_s)
+        return found
 
     def _images_per_minute(self, tenant: str | None, now_ms: int) -> float:
-        last = now_ms // _PERIOD_MS
         with self._session.redis.pipeline(transaction=False) as pipe:
-            for period in range(last - _PERIODS, last + 1):
+            for period in _periods(now_ms):
                 pipe.hget(keys.images(period), _ALL if tenant is None else tenant)
-            images = sum(int(count or 0) for count in pipe.execute())
-        # The present period has only begun.
-        return round(60_000 * images / (_PERIODS * _PERIOD_MS + now_ms % _PERIOD_MS), 1)
+            return _per_minute(sum(int(count or 0) for count in pipe.execute()), now_ms)
+
+
+def _periods(now_ms: int) -> range:
+    last = now_ms // _PERIOD_MS
+    return range(last - _PERIODS, last + 1)
+
+
+def _per_minute(images: int, now_ms: int) -> float:
+    # The present period has only begun.
+    return round(60_000 * images / (_PERIODS * _PERIOD_MS + now_ms % _PERIOD_MS), 1)
 
 
 class _Reading:

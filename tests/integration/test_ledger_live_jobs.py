@@ -3,7 +3,7 @@
 import pytest
 
 from shared.job import AdapterRef, ItemError, Progress, State
-from shared.ledger import Ledger, Submission, live_jobs
+from shared.ledger import Ledger, Submission, live_jobs, queue_reader
 
 POOLS = ("flux2",)
 
@@ -111,14 +111,22 @@ def test_running_items_are_found_up_to_a_bound(ledger, accept, claim, monkeypatc
     assert len(ledger.live_jobs.running()["job"]) == 1
 
 
-def test_the_sums_of_the_queue_are_those_of_its_overview(ledger, accept, claim, make_result):
-    assert ledger.queue.sums().pace_s is None
+def test_the_sums_of_the_queue_are_those_of_its_overview(ledger, accept, claim, make_result, monkeypatch):
+    monkeypatch.setattr(queue_reader, "_TENANTS_PER_STEP", 2)
+    assert ledger.queue.sums([None])[None].pace_s is None
+    assert ledger.live_jobs.sequence() == 0
     accept("job", items=3)
     accept("theirs", tenant="other", items=2)
     ledger.commit(claim(), make_result())
     claim()
 
-    for tenant in (None, "acme", "other", "nobody"):
-        sums, overview = ledger.queue.sums(tenant=tenant), ledger.queue.overview(tenant=tenant)
-        assert (sums.queued, sums.running) == (overview.queued, overview.running), tenant
-    assert ledger.queue.sums().pace_s >= 0
+    sums = ledger.queue.sums(["acme", None, "other", "nobody"])
+
+    assert list(sums) == [None, "acme", "other", "nobody"]
+    for tenant, found in sums.items():
+        overview = ledger.queue.overview(tenant=tenant)
+        assert (found.queued, found.running) == (overview.queued, overview.running), tenant
+        assert found.images_per_minute == pytest.approx(overview.images_per_minute, abs=0.1)
+    assert sums["other"].pace_s >= 0
+    assert sums[None].images_per_minute > 0
+    assert ledger.live_jobs.sequence() == 5

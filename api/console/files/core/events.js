@@ -21,6 +21,8 @@ async function run(path, { onEvent, onState, signal }) {
     const abort = () => attempt.abort();
     signal.addEventListener("abort", abort);
     let watchdog = setTimeout(abort, SILENCE_MS);
+    let wasLive = false;
+    let endedOrderly = false;
     try {
       const headers = { Accept: "text/event-stream" };
       if (apiKey.value) headers.Authorization = `Bearer ${apiKey.value}`;
@@ -37,11 +39,13 @@ async function run(path, { onEvent, onState, signal }) {
         watchdog = setTimeout(abort, SILENCE_MS);
       })) {
         failures = 0;
+        wasLive = true;
         onState("live");
         if (event.id) lastId = event.id;
         if (event.name === "end") return;
         if (event.data) onEvent(event.name, JSON.parse(event.data));
       }
+      endedOrderly = wasLive;
     } catch {
       // A lost connection, a restart of the API, or silence: the next attempt follows.
     } finally {
@@ -49,7 +53,8 @@ async function run(path, { onEvent, onState, signal }) {
       signal.removeEventListener("abort", abort);
     }
     if (signal.aborted) return;
-    onState("reconnecting");
+    // The server ends each stream after some minutes, to check its key again: no reason to alarm anybody.
+    if (!endedOrderly) onState("reconnecting");
     const pause = PAUSES_MS[Math.min(failures++, PAUSES_MS.length - 1)];
     await new Promise((resolve) => setTimeout(resolve, pause * (0.75 + Math.random() / 2)));
   }

@@ -3,9 +3,9 @@ import { may } from "./api.js";
 import { follow } from "./events.js";
 import { batch, computed, signal } from "./ui.js";
 
-// Jobs by id, newest first in `jobOrder`; see JobProgress in the OpenAPI page.
+// Jobs by id, newest first; see JobProgress in the OpenAPI page.
 export const jobs = signal(new Map());
-// { slots, slot_states, queued, running, seconds_per_image }; null before the first snapshot.
+// FleetSummary of the OpenAPI page, of the images that the caller may see; null before the first snapshot.
 export const fleet = signal(null);
 // Latent previews by "request_id/index": { step, steps, image }; only of running images.
 export const previews = signal(new Map());
