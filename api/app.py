@@ -22,17 +22,18 @@ from api.probe import StorageProbe
 from api.reference_intake import ReferenceIntake
 from api.routes import (
     adapters,
+    archives,
     caller,
     console,
     events,
     fleet,
+    gallery,
     health,
     images,
     inference,
     keys,
     metrics,
     models,
-    openai_images,
     pages,
     replays,
     requests,
@@ -67,7 +68,6 @@ _PAUSE_S = 0.5
 
 _TAGS: list[dict[str, Any]] = [
     {"name": "inference", "description": "Submit a job: prompts, adapters and parameters."},
-    {"name": "openai", "description": "OpenAI's interface for images, for programs that are written for it."},
     {"name": "replays", "description": "Submit the jobs that reproduce a training run's sample previews."},
     {"name": "requests", "description": "Follow, fetch, cancel and list jobs."},
     {"name": "adapters", "description": "Inspect an adapter file before using it; upload, list and delete files."},
@@ -140,8 +140,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(BodyLimit, max_bytes=api.max_body_bytes, max_values=most_values(api.max_prompts))
     add_doors(app, settings, services.ledger, tracer=services.tracer)
     install_error_handlers(app)
-    jobs, files = (inference, requests, events, replays, openai_images), (adapters, uploads, images)
-    for routes in (*jobs, *files, models, fleet, usage, keys, caller):
+    of_jobs = (inference, requests, archives, events, gallery, replays)
+    for routes in (*of_jobs, adapters, uploads, images, models, fleet, usage, keys, caller):
         app.include_router(routes.router, responses=DOOR_PROBLEMS)
     app.include_router(health.router)
     if api.metrics != "off":

@@ -23,7 +23,7 @@ from shared.ledger import Ledger
 from shared.reference_store import ReferenceStore
 from shared.settings import Settings
 from shared.sources.uploads import Uploads
-from shared.storage import ObjectStore
+from shared.storage import FileStore
 from shared.tracing import Tracer
 
 
@@ -41,12 +41,13 @@ class Services:
         job_waits: the calls that wait for jobs.
         event_streams: the calls that watch jobs.
         tracer: traces submits and webhooks.
+        archive_limiter: lets four archives read from the object store at a time.
         deletion_limiter: lets one upload be deleted at a time.
     """
 
     settings: Settings
     ledger: Ledger
-    store: ObjectStore
+    store: FileStore
     storage_probe: StorageProbe
     celery: Celery
     remote_adapters: RemoteAdapters
@@ -64,6 +65,8 @@ class Services:
     listing_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(2))
     reference_turns: ReferenceTurns = field(default_factory=ReferenceTurns)
     upload_slots: UploadSlots = field(default_factory=lambda: UploadSlots(4))
+    # In threads of their own: a store that is away for a minute must not take those that answer polls.
+    archive_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
     # Before it, all jobs that have not ended are read.
     deletion_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 

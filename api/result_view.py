@@ -6,18 +6,23 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from api.schemas.job_result import Image, ImageAdapter, ImageReference, ItemFailure, Outputs, Result
+from api.schemas.job_result import Image, ImageAdapter, ImageLine, ImageReference, ItemFailure, Outputs, Result
 from api.status_view import WIRE_STATUS, first_error
 from api.timestamps import format_ms, format_ms_or_none, format_time
-from shared.job import SpecReport, State
-from shared.ledger import ItemView, JobView
+from shared.job import ItemResult, SpecReport, State
+from shared.ledger import JobView
+from shared.ledger.views import FinishedImage
 from shared.storage import ObjectStore
 
 
 def result_view(job: JobView, store: ObjectStore, *, url_ttl_s: int) -> Result:
     """Describe the finished images of a job, also of a canceled or failed one."""
     preset = job.record.get("preset")
-    images = [_image(item, store, preset=preset, url_ttl_s=url_ttl_s) for item in job.items if item.result is not None]
+    images = [
+        Image(**_image_fields(item.index, item.spec, item.result, store, preset=preset, url_ttl_s=url_ttl_s))
+        for item in job.items
+        if item.result is not None
+    ]
     return Result(
         request_id=job.job_id,
         status=WIRE_STATUS[job.state],
@@ -38,30 +43,51 @@ def result_view(job: JobView, store: ObjectStore, *, url_ttl_s: int) -> Result:
     )
 
 
-def _image(item: ItemView, store: ObjectStore, *, preset: str | None, url_ttl_s: int) -> Image:
-    assert item.result is not None
-    result = item.result
-    return Image(
-        index=item.index,
-        format=result.format,
-        width=result.width,
-        height=result.height,
-        **_request_parameters(item.spec),
-        preset=preset,
+def image_line_view(image: FinishedImage, store: ObjectStore, *, url_ttl_s: int) -> ImageLine:
+    """Describe one image of the listing."""
+    job = image.job
+    return ImageLine(
+        **_image_fields(image.index, image.spec, image.result, store, preset=image.preset, url_ttl_s=url_ttl_s),
+        request_id=job.job_id,
+        model=job.model,
+        tenant=image.tenant,
+        created_at=format_ms(job.accepted_ms),
+        finished_at=format_ms_or_none(job.finished_ms),
+    )
+
+
+def _image_fields(
+    index: int,
+    spec: SpecReport | None,
+    result: ItemResult,
+    store: ObjectStore,
+    *,
+    preset: str | None,
+    url_ttl_s: int,
+) -> dict[str, Any]:
+    thumbnail = result.thumbnail_key
+    return {
+        "index": index,
+        "format": result.format,
+        "width": result.width,
+        "height": result.height,
+        **_request_parameters(spec),
+        "preset": preset,
         # Signed for each answer: a URL that was stored with the job would expire.
-        url=store.url(result.key, expires_s=url_ttl_s),
-        url_expires_at=format_time(datetime.now(UTC) + timedelta(seconds=url_ttl_s)),
-        sha256=result.sha256,
-        size_bytes=result.size_bytes,
-        adapters=[
+        "url": store.url(result.key, expires_s=url_ttl_s),
+        "url_expires_at": format_time(datetime.now(UTC) + timedelta(seconds=url_ttl_s)),
+        "thumbnail_url": None if thumbnail is None else store.url(thumbnail, expires_s=url_ttl_s),
+        "sha256": result.sha256,
+        "size_bytes": result.size_bytes,
+        "adapters": [
             ImageAdapter(**adapter.model_dump(), network_multiplier=adapter.multiplier) for adapter in result.adapters
         ],
-        references=[ImageReference(**reference.model_dump()) for reference in result.references],
-        tokens=result.tokens,
-        pipeline=result.pipeline,
-        timings=result.timings,
-        warnings=list(result.warnings),
-    )
+        "references": [ImageReference(**reference.model_dump()) for reference in result.references],
+        "tokens": result.tokens,
+        "pipeline": result.pipeline,
+        "timings": result.timings,
+        "warnings": list(result.warnings),
+    }
 
 
 def _request_parameters(spec: SpecReport | None) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from shared.job import (
 from shared.ledger import Claim, Ledger
 from shared.storage import ObjectStore
 from worker.consumer.worker_state import WorkerState
+from worker.step_previews import PreviewSink
 
 _SIDE = 16
 
@@ -61,7 +62,14 @@ class StubRenderer:
         self.broken = ""
         self._step_s = step_s
 
-    def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: Callable[[Progress], None]) -> StubImage:
+    def render(
+        self,
+        spec: ItemSpec,
+        adapters: Sequence[Path],
+        *,
+        on_progress: Callable[[Progress], None],
+        previews: PreviewSink | None = None,
+    ) -> StubImage:
         for step in range(1, spec.num_inference_steps + 1):
             threading.Event().wait(self._step_s)
             self._cause_fault(spec.prompt)

@@ -197,6 +197,8 @@ class ImageInfo(Answer):
     preset: str | None = None
     url: str
     url_expires_at: str
+    # None for images of earlier versions.
+    thumbnail_url: str | None = None
     sha256: str
     size_bytes: int
     adapters: tuple[AdapterReport, ...] = ()

@@ -367,6 +367,7 @@ class ItemResult(_Report):
             came from a remote source; fetch_references and encode_references, if the item has references.
         warnings: what the worker found out about the image that may surprise, as sentences.
         references: the reference images, in the order of their slots.
+        thumbnail: name of the object next to the image that holds a small copy of it; empty if there is none.
     """
 
     key: str
@@ -382,8 +383,15 @@ class ItemResult(_Report):
     # Workers of earlier versions store none.
     warnings: tuple[str, ...] = ()
     references: tuple[ReferenceReport, ...] = Field((), exclude_if=lambda references: not references)
+    # Only the name, because the ledger stores it for each image.
+    thumbnail: str = Field("", exclude_if=lambda name: not name)
     adapters: tuple[AdapterReport, ...]
     pipeline: PipelineReport
+
+    @property
+    def thumbnail_key(self) -> str | None:
+        """The object that holds a small copy of the image; None if there is none."""
+        return f"{self.key.rpartition('/')[0]}/{self.thumbnail}" if self.thumbnail else None
 
 
 class ItemError(_Report):

@@ -371,11 +371,6 @@ class ApiSettings(_Section):
     max_prompts: Count = Field(
         1000, description="Number of prompts that one request, or samples that one replay, may have."
     )
-    openai_wait_s: Seconds = Field(
-        600.0,
-        description="Longest time in seconds that a call of OpenAI's interface (`/v1/images/generations` and "
-        "`/v1/images/edits`) waits for its images; its clients give up after 600.",
-    )
     max_wait_s: SecondsOrZero = Field(
         50.0,
         description="Longest time in seconds that a submit with `Prefer: wait` waits for images; 0 answers at once. "
@@ -411,6 +406,11 @@ class WorkerSettings(_Section):
     )
     prompt_cache: CountOrZero = Field(
         64, description="Number of encoded prompts kept in memory (15.7 MB each at full size)."
+    )
+    preview_steps: CountOrZero = Field(
+        5,
+        description="Denoising steps from one preview of an image to the next, while somebody watches its job; 0 for "
+        "none.",
     )
     adapter_cache_gb: GigabytesOrZero = Field(
         4.0,

@@ -36,7 +36,8 @@ router = APIRouter(prefix="/v1/requests", tags=["requests"])
 RequestIdPath = Annotated[str, Path(description="The `request_id` that the submit returned.")]
 
 
-def _job(services: Services, request_id: str, caller: Caller) -> JobView:
+def find_job(services: Services, request_id: str, caller: Caller) -> JobView:
+    """Return a job; raise `RequestNotFound` if there is none, or not for this caller."""
     # The same answer for another tenant's job: an id must not show whether there is one.
     job = services.ledger.job(request_id, tenant=caller.visible_tenant)
     if job is None:
@@ -51,7 +52,7 @@ def get_status(request_id: RequestIdPath, services: ServicesDep, caller: Reader)
 
     While the job runs, `Retry-After` states the seconds until the next poll: a tenth of `eta_s`, 1 to 30.
     """
-    job = _job(services, request_id, caller)
+    job = find_job(services, request_id, caller)
     # Serialised here: FastAPI would validate every field of the model a second time, on each of many polls.
     return Response(
         status_view(job).model_dump_json(),
@@ -63,7 +64,7 @@ def get_status(request_id: RequestIdPath, services: ServicesDep, caller: Reader)
 @router.get("/{request_id}/result", summary="Fetch a job's images", responses=_UNKNOWN)
 def get_result(request_id: RequestIdPath, services: ServicesDep, caller: Reader) -> Result:
     """Return the images that are finished so far, with freshly signed URLs, and the errors of failed ones."""
-    job = _job(services, request_id, caller)
+    job = find_job(services, request_id, caller)
     return result_view(job, services.store, url_ttl_s=services.settings.storage.url_ttl_s)
 
 
@@ -74,7 +75,7 @@ def cancel(request_id: RequestIdPath, services: ServicesDep, caller: Submitter) 
     Repeating the call, or canceling a job that has ended, changes nothing.
     """
     services.ledger.cancel(request_id, tenant=caller.visible_tenant)
-    return status_view(_job(services, request_id, caller))
+    return status_view(find_job(services, request_id, caller))
 
 
 @router.post(
@@ -112,7 +113,7 @@ def resend_webhook(request_id: RequestIdPath, services: ServicesDep, caller: Sub
             f"the webhook of request {request_id} has been neither delivered nor given up; repeat the call when "
             "`webhook.state` in its status is `delivered` or `failed`"
         )
-    return status_view(_job(services, request_id, caller))
+    return status_view(find_job(services, request_id, caller))
 
 
 @router.get(

@@ -54,6 +54,11 @@ class Image(BaseModel):
     )
     url: str = Field(description="Presigned URL of the file; anyone who has it can fetch the image.")
     url_expires_at: str = Field(description="When `url` stops working; fetch the result again for a new one.")
+    thumbnail_url: str | None = Field(
+        None,
+        description="Presigned URL of a WebP copy whose longer side has at most 320 pixels, valid as long as `url`. "
+        "Null if an earlier version rendered the image, or the copy could not be stored.",
+    )
     sha256: str = Field(description="SHA-256 of the file.")
     size_bytes: int = Field(description="Size of the file.")
     adapters: list[ImageAdapter] = Field(description="What each adapter changed in the base model.")
@@ -72,6 +77,28 @@ class Image(BaseModel):
         description="What the worker found out about this image, such as a prompt whose end was cut; "
         "`metadata.warnings` has those of the request.",
     )
+
+
+class ImageLine(Image):
+    """One image in the listing of images, with what its job says."""
+
+    request_id: str = Field(description="The job of the image.")
+    model: str
+    tenant: str = Field(description="Owner of the job.")
+    created_at: str = Field(description="When the job was accepted.")
+    finished_at: str | None = Field(description="When the job ended; null while other images of it are not finished.")
+
+
+class ImageList(BaseModel):
+    """One page of finished images: those of the newest job first, in the order of its prompts."""
+
+    data: list[ImageLine] = Field(
+        description="A page looks at 1,000 images. If few match, it is short or empty although `has_more` is true."
+    )
+    has_more: bool = Field(
+        description="Whether more images follow. Read on until it is false, also after an empty page."
+    )
+    next_cursor: str | None = Field(description="Pass it as `cursor` to get the next page; null on the last page.")
 
 
 class Outputs(BaseModel):

@@ -14,7 +14,7 @@ from shared.ledger import keys
 from shared.ledger.connection import Client
 from shared.ledger.job_texts import JobTexts
 from shared.ledger.outlook import Forecaster, Outlook
-from shared.ledger.views import EndedItem, ItemView, JobView, WebhookView
+from shared.ledger.views import EndedItem, FinishedImage, ItemView, JobSummary, JobView, WebhookView
 
 _Report = TypeVar("_Report", bound=BaseModel)
 
@@ -115,6 +115,23 @@ def read_ended_item(client: Client, job_id: str, index: int) -> EndedItem | None
             JobTexts.request_outcomes(pipe, job_id)
             texts = JobTexts.read([[], *pipe.execute()])
     return EndedItem(job_id, model, tenant or DEFAULT_TENANT, _item(record, texts), trace or "")
+
+
+def read_finished(
+    job: JobSummary, index: int, item: Mapping[str, str], texts: JobTexts, *, tenant: str, preset: str | None
+) -> FinishedImage | None:
+    """Build one finished image; None if the item has none, or one that this version cannot read.
+
+    Args:
+        item: the fields `state`, `spec` and `result` of its record, as far as it has them.
+    """
+    if item.get("state") != State.SUCCEEDED:
+        return None
+    result = _parse_or_none(ItemResult, texts.outcome(State.SUCCEEDED, index, item))
+    if result is None:
+        return None
+    spec = _parse_or_none(SpecReport, texts.spec(index, item))
+    return FinishedImage(job, tenant, preset, index, spec, result)
 
 
 def _item(item: Mapping[str, str], texts: JobTexts) -> ItemView:

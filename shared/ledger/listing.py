@@ -33,8 +33,15 @@ def read_page(
     state: str | None,
     model: str | None,
     tenant: str | None = None,
+    with_images: bool = False,
+    since_ms: int | None = None,
+    until_ms: int | None = None,
 ) -> JobPage:
     """Read the newest jobs that match, older than the cursor `before` (exclusive).
+
+    Args:
+        with_images: only jobs of which an image is finished.
+        since_ms, until_ms: only jobs that were accepted from the first to, not including, the second.
 
     A tenant's jobs have an index of their own. While a process of an earlier version accepts jobs, which it does not
     put into that index, the page looks at the jobs of all tenants.
@@ -44,11 +51,17 @@ def read_page(
     found: list[JobSummary] = []
     # One more than the page holds, to learn whether there is a next page.
     wanted = limit + 1
-    scan = _JOBS_PER_STEP if state or model or tenant else wanted
+    filters = {
+        "state": state,
+        "model": model,
+        "tenant": tenant,
+        "with_images": with_images or None,
+        "since_ms": since_ms,
+        "until_ms": until_ms,
+    }
+    scan = wanted if all(value is None for value in filters.values()) else _JOBS_PER_STEP
     for _ in range(_STEPS_PER_PAGE):
-        last_seen, rows = session.run(
-            "list_jobs", before=before, limit=wanted - len(found), scan=scan, state=state, model=model, tenant=tenant
-        )
+        last_seen, rows = session.run("list_jobs", before=before, limit=wanted - len(found), scan=scan, **filters)
         found += (_summary(row) for row in rows)
         if len(found) == wanted:
             # The next page begins with the job that is one too many.

@@ -22,6 +22,7 @@ from shared.ledger.claim import Claim, ReapResult
 from shared.ledger.claims import Claims
 from shared.ledger.compact_form import CompactForm
 from shared.ledger.connection import Client, connect
+from shared.ledger.image_listing import ImageListing
 from shared.ledger.key_use import KeyUse
 from shared.ledger.live_jobs import LiveJobs
 from shared.ledger.metric_sums import MetricSums
@@ -66,6 +67,7 @@ class Ledger:
         slot_kinds: the live slots, counted by what they are.
         queue: how many items wait and run, by tenant and adapters.
         live_jobs: what moves of jobs, for those who watch them.
+        images: the finished images, in pages.
         previews: pictures of images that are being rendered.
         metrics: what processes count by themselves.
         wakeups: the wake-up messages that no worker has consumed.
@@ -93,6 +95,7 @@ class Ledger:
         self.slots = SlotListing(self._session)
         self.queue = QueueReader(self._session)
         self.live_jobs = LiveJobs(self._session, self._forecaster)
+        self.images = ImageListing(self._session)
         self.previews = Previews(self._session)
         self.metrics = MetricSums(self._session)
         self.wakeups = WakeupQueues(self._session, audit_s=settings.audit_s)

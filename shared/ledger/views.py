@@ -136,3 +136,41 @@ class JobPage:
 
     jobs: tuple[JobSummary, ...]
     next_before: int | None
+
+
+@dataclass(frozen=True)
+class FinishedImage:
+    """One finished image in the listing of images.
+
+    Attributes:
+        preset: of the job's request; None without one.
+        spec: None if another version stored it in a form that this version cannot read.
+    """
+
+    job: JobSummary
+    tenant: str
+    preset: str | None
+    index: int
+    spec: SpecReport | None
+    result: ItemResult
+
+
+@dataclass(frozen=True)
+class ImageCursor:
+    """Where a page of images begins: with item `index` of the job with this accept order, or the next older job."""
+
+    order: int
+    index: int
+
+
+@dataclass(frozen=True)
+class ImagePage:
+    """A page of the listing of images.
+
+    Attributes:
+        images: may be fewer than asked for, even none, while more follow.
+        next_cursor: None on the last page.
+    """
+
+    images: tuple[FinishedImage, ...]
+    next_cursor: ImageCursor | None

@@ -29,7 +29,7 @@ class Renderer:
     def __init__(self, pipeline, error=None):
         self._pipeline, self._error = pipeline, error
 
-    def render(self, spec, adapters, *, on_progress):
+    def render(self, spec, adapters, *, on_progress, previews=None):
         for stage in STAGES:
             for step in (1, 2):
                 on_progress(Progress(stage=stage, step=step, steps=2))

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 from safetensors.torch import load_file, save_file
 
 from shared.adapters.identity import sha256_of
@@ -37,7 +37,7 @@ from shared.metrics.tally import PROCESS
 from shared.settings import ModelSettings
 from shared.sources.cache import FileCache
 from shared.sources.remote_file import Pin
-from worker.consumer import device_faults, item_run
+from worker.consumer import device_faults, image_file, item_run
 from worker.consumer.adapter_files import AdapterFiles
 from worker.consumer.background import BackgroundUploader
 from worker.consumer.device_time import DeviceTime
@@ -127,6 +127,66 @@ def test_an_item_is_rendered_stored_and_committed(worker, adapter):
     assert done.result.adapters[0].layers_touched > 0
 
 
+def test_a_small_copy_of_an_image_is_stored_next_to_it(worker):
+    job_id = accept(worker, width=384, height=192)
+
+    run_next(worker)
+
+    result = item(worker, job_id).result
+    assert result.thumbnail_key == f"results/{job_id}/0/1/thumbnail.webp"
+    with Image.open(io.BytesIO(worker.store.get(result.thumbnail_key))) as thumbnail:
+        assert (thumbnail.format, thumbnail.size) == ("WEBP", (320, 160))
+        with Image.open(io.BytesIO(worker.store.get(result.key))) as image:
+            difference = ImageChops.difference(thumbnail.convert("RGB"), image.resize((320, 160)))
+    assert max(ImageStat.Stat(difference).mean) < 10
+
+
+@pytest.mark.parametrize("fails", ["to be made", "to be stored"])
+def test_an_image_whose_thumbnail_fails_is_finished_without_one(worker, monkeypatch, fails):
+    put = worker.store.put
+
+    def put_images_only(key, data, *, content_type):
+        if key.endswith("thumbnail.webp"):
+            raise StorageUnavailable("PUT thumbnail: the store is away")
+        put(key, data, content_type=content_type)
+
+    def fail(image):
+        raise OSError("encoder error -2")
+
+    if fails == "to be made":
+        monkeypatch.setattr(image_file, "encode_thumbnail", fail)
+    else:
+        monkeypatch.setattr(worker.store, "put", put_images_only)
+    job_id = accept(worker)
+
+    run_next(worker)
+
+    done = item(worker, job_id)
+    assert (done.state, done.result.thumbnail, done.result.thumbnail_key) == (State.SUCCEEDED, "", None)
+    assert worker.store.exists(done.result.key)
+    assert not worker.state.storage_failed
+
+
+def test_the_watchdog_counts_the_upload_of_a_thumbnail_anew(worker, monkeypatch):
+    uploads, report, put = [], Lease.report, worker.store.put
+
+    def record_report(self, progress):
+        uploads.append(progress.stage)
+        report(self, progress)
+
+    def record_put(key, data, *, content_type):
+        uploads.append(key.rpartition("/")[2])
+        put(key, data, content_type=content_type)
+
+    monkeypatch.setattr(Lease, "report", record_report)
+    monkeypatch.setattr(worker.store, "put", record_put)
+    accept(worker)
+
+    run_next(worker)
+
+    assert uploads[-4:] == ["upload", "image.png", "upload", "thumbnail.webp"]
+
+
 @pytest.fixture
 def counted(worker):
     """A function that returns what the worker has counted in this test, from the ledger: fields end with labels."""
@@ -180,7 +240,7 @@ class TimedRenderer:
     def __init__(self, clock, pipeline, error):
         self.clock, self.pipeline, self.error = clock, pipeline, error
 
-    def render(self, spec, adapters, *, on_progress):
+    def render(self, spec, adapters, *, on_progress, previews=None):
         for stage, seconds in (("fetch", 40), ("encode", 1), ("denoise", 2), ("decode", 0.5)):
             on_progress(Progress(stage=stage, step=0, steps=2))
             self.clock.advance(seconds)
@@ -590,7 +650,7 @@ def test_an_image_stored_after_a_cancel_is_removed(worker):
     run_next(watched(with_store(worker, CancelingStore()), lambda progress: None, renew_s=60))
 
     assert item(worker, job_id).state is State.CANCELED
-    assert not worker.store.exists(f"results/{job_id}/0/1/image.png")
+    assert worker.store.list_objects(f"results/{job_id}", limit=10) == []
 
 
 def test_a_late_cancel_keeps_the_images_that_were_finished_before(worker):
@@ -1105,14 +1165,14 @@ class WrappedRenderer:
 class WeightLosingRenderer(WrappedRenderer):
     """A renderer whose checkpoint file was overwritten."""
 
-    def render(self, spec, adapters, *, on_progress):
+    def render(self, spec, adapters, *, on_progress, previews=None):
         raise WeightsLost("3 restored weights differ from those that were loaded")
 
 
 class BlackRenderer(WrappedRenderer):
     """A renderer whose device returns zeros."""
 
-    def render(self, spec, adapters, *, on_progress):
+    def render(self, spec, adapters, *, on_progress, previews=None):
         rendered = self._renderer.render(spec, adapters, on_progress=on_progress)
         return replace(rendered, image=Image.new("RGB", rendered.image.size))
 
@@ -1186,14 +1246,14 @@ def watched(worker, look, *, renew_s=None):
     """A worker that calls `look` with each progress before it reports it."""
 
     class Watched(WrappedRenderer):
-        def render(self, spec, adapters, *, on_progress):
+        def render(self, spec, adapters, *, on_progress, previews=None):
             def both(progress):
                 look(progress)
                 on_progress(progress)
                 # The tiny model's steps are too short for the lease's thread to notice anything between them.
                 time.sleep(0.02)
 
-            return worker.renderer.render(spec, adapters, on_progress=both)
+            return worker.renderer.render(spec, adapters, on_progress=both, previews=previews)
 
     changed = (
         worker.settings
@@ -1215,3 +1275,29 @@ def test_the_result_of_a_prompt_that_was_cut_says_so(worker):
         assert (done.result.tokens.neg, done.result.tokens.limit) == (None, 512)
         [warning] = done.result.warnings
         assert "its end has no effect on the image, from '" in warning
+
+
+def test_previews_of_an_image_are_sent_while_somebody_wants_them(worker):
+    worker.ledger.previews.want()
+    found = []
+
+    def wait_for_preview(progress):
+        """Let the lease's thread renew between two steps, as it does when steps take long."""
+        if progress.stage == "denoise" and progress.step in (5, 10):
+            until = time.monotonic() + 10
+            while not (seen := worker.ledger.previews.read([item_id])) or seen[item_id].step != progress.step:
+                assert time.monotonic() < until, "no preview came"
+                time.sleep(0.005)
+            found.append(seen[item_id])
+
+    job_id = accept(worker, steps=12, width=128, height=64)
+    item_id = f"{job_id}:0"
+    # So that the first step already knows that previews are wanted.
+    assert worker.ledger.previews.wanted()
+    run_next(watched(worker, wait_for_preview, renew_s=0.01))
+
+    assert [(preview.step, preview.steps) for preview in found] == [(5, 12), (10, 12)]
+    with Image.open(io.BytesIO(found[0].image_webp)) as picture:
+        assert (picture.format, picture.size) == ("WEBP", (16, 8))
+    assert len(found[0].image_webp) < 4000
+    assert item(worker, job_id).state is State.SUCCEEDED

@@ -28,7 +28,7 @@ class MergingRenderer(StubRenderer):
         super().__init__(0.0)
         self.swaps = []
 
-    def render(self, spec, adapters, *, on_progress):
+    def render(self, spec, adapters, *, on_progress, previews=None):
         if spec.adapter_key != self.warm_key:
             self.swaps.append(spec.adapters[0])
             self.warm_key = spec.adapter_key

@@ -129,6 +129,22 @@ def test_every_step_is_reported_once_it_is_done():
     assert reported == [(1, 2), (2, 2)]
 
 
+def test_each_step_can_estimate_the_final_latents():
+    final, noise = torch.full((1, 1, 1), 3.0), torch.full((1, 1, 1), -1.0)
+    estimates = []
+
+    denoise(
+        # The velocity of a straight line from the noise to the final latents.
+        lambda latents, _: noise - final,
+        noise,
+        [1.0, 0.75, 0.25, 0.0],
+        on_step=lambda *_: None,
+        on_estimate=lambda step, estimate: estimates.append((step, estimate().item())),
+    )
+
+    assert estimates == [(1, 3.0), (2, 3.0), (3, 3.0)]
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_one_forward_pass_equals_ai_toolkits(precision, components, goldens, cases, assert_close):
     (case,) = cases(type="forward", model="dev", dtype=precision)

@@ -11,7 +11,7 @@ import json
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, Final
 
 from PIL import ExifTags, Image, PngImagePlugin
 
@@ -20,6 +20,10 @@ from shared.recipe import request_fields
 
 _JSON_CHUNK = "flux2"
 _TEXT_CHUNK = "parameters"
+
+#: Content type of `encode_thumbnail`.
+THUMBNAIL_TYPE: Final = "image/webp"
+_THUMBNAIL_PIXELS: Final = 320
 
 # A JPEG has one APP1 segment of 64 KiB for its EXIF, and some of that is structure.
 _JPEG_EXIF_BYTES = 65_000
@@ -98,6 +102,14 @@ def encode(image: Image.Image, fmt: ImageFormat, parameters: Mapping[str, object
             image.save(file, "JPEG", quality=95, subsampling=0, exif=_jpeg_exif(parameters))
         case "webp":
             image.save(file, "WEBP", quality=90, exif=_exif(parameters))
+    return file.getvalue()
+
+
+def encode_thumbnail(image: Image.Image) -> bytes:
+    """Return a small copy of an image as a WebP file, without parameters; its longer side has at most 320 pixels."""
+    small, file = image.copy(), io.BytesIO()
+    small.thumbnail((_THUMBNAIL_PIXELS, _THUMBNAIL_PIXELS))
+    small.save(file, "WEBP", quality=80)
     return file.getvalue()
 
 

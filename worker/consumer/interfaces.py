@@ -9,6 +9,7 @@ from typing import Protocol
 from PIL import Image
 
 from shared.job import AdapterReport, ItemSpec, PipelineReport, Progress, ReferenceReport, TokenReport
+from worker.step_previews import PreviewSink
 
 # Protocols rather than classes keep torch out of the consumer: `make chaos` runs it with a renderer that only sleeps.
 
@@ -44,7 +45,12 @@ class ItemRenderer(Protocol):
         """Number of restored parameters whose bits differ from the loaded ones; anything but 0 is a defect."""
 
     def render(
-        self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: Callable[[Progress], None]
+        self,
+        spec: ItemSpec,
+        adapters: Sequence[Path],
+        *,
+        on_progress: Callable[[Progress], None],
+        previews: PreviewSink | None = None,
     ) -> RenderedImage: ...
 
     def prepare(self, spec: ItemSpec, adapters: Sequence[Path], *, between: Callable[[], None]) -> None:

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable
 from functools import partial
 from hashlib import sha256
-from typing import TypeVar
+from typing import Final, TypeVar
+
+from PIL import Image
 
 from shared.errors import (
     BlankImage,
@@ -33,6 +35,7 @@ from worker.consumer.custody import Custody, Owner
 from worker.consumer.device_time import DeviceTime
 from worker.consumer.interfaces import RenderedImage
 from worker.consumer.item_metrics import count_failure, observe_image
+from worker.consumer.item_previews import ItemPreviews
 from worker.consumer.item_trace import ItemTrace
 from worker.consumer.lease import Lease
 from worker.consumer.process_end import EXIT_FAULT, end_process
@@ -41,6 +44,8 @@ from worker.consumer.worker import Worker, item_error, redis_retries
 logger = logging.getLogger("flux2.worker.consumer")
 
 T = TypeVar("T")
+
+_THUMBNAIL: Final = "thumbnail.webp"
 
 # Pause between repeats of a commit or a release while Redis is away; the fence makes a late one harmless.
 _REDIS_PAUSE_S = 0.5
@@ -54,12 +59,14 @@ class ItemRun:
         self._claim = claim
         self._trace = ItemTrace(worker.tracer, claim, slot=worker.slot.name, claim_s=claim_s)
         self._device_time = DeviceTime(devices=worker.slot.devices)
+        self._previews = ItemPreviews(worker.ledger.previews, claim, every=worker.settings.worker.preview_steps)
         self._lease = Lease(
             worker.ledger,
             claim,
             worker.settings,
             on_stall=self._end_stalled_process,
             gpu_s=lambda: self._device_time.seconds,
+            after_renewal=self._previews.send,
         )
         self._custody = Custody(claim, lease=self._lease, state=worker.state)
         self._files = ItemFiles(claim.spec, ())
@@ -189,7 +196,9 @@ class ItemRun:
                 self._report("adapter")
             self._device_time.start()
             try:
-                rendered = self._worker.renderer.render(files.spec, files.paths, on_progress=self._on_progress)
+                rendered = self._worker.renderer.render(
+                    files.spec, files.paths, on_progress=self._on_progress, previews=self._previews
+                )
             finally:
                 self._device_time.stop()
                 # Also if the render failed because of them.
@@ -251,13 +260,15 @@ class ItemRun:
             request_id=claim.job_id,
         )
         data = image_file.encode(rendered.image, spec.output_format, parameters)
+        thumbnail = self._encode_thumbnail(rendered.image)
         encoded = time.perf_counter()
 
         self._trace.enter("upload")
-        self._lease.report(Progress(stage="upload", step=spec.num_inference_steps, steps=spec.num_inference_steps))
+        self._report_upload()
         key = f"{self._folder(claim.fence)}/image.{spec.output_format}"
         content_type = image_file.content_type(spec.output_format)
         self._worker.store.put(key, data, content_type=content_type)
+        stored_thumbnail = self._put_thumbnail(thumbnail)
         uploaded = time.perf_counter()
         # A cancel or a lost lease during the upload ends the attempt here, before the commit.
         self._lease.check()
@@ -276,9 +287,37 @@ class ItemRun:
             tokens=rendered.tokens,
             warnings=rendered.warnings,
             references=rendered.references,
+            thumbnail=stored_thumbnail,
             adapters=rendered.adapters,
             pipeline=rendered.pipeline,
         )
+
+    def _encode_thumbnail(self, image: Image.Image) -> bytes | None:
+        try:
+            return image_file.encode_thumbnail(image)
+        except (OSError, ValueError) as error:
+            logger.warning("thumbnail not made", extra={"item": self._claim.item_id, "error": str(error)})
+            return None
+
+    def _put_thumbnail(self, data: bytes | None) -> str:
+        """Store an image's thumbnail next to it, and return its name; an empty text if there is none."""
+        if data is None:
+            return ""
+        # The upload of the image may have taken all of its time.
+        self._report_upload()
+        try:
+            key = f"{self._folder(self._claim.fence)}/{_THUMBNAIL}"
+            self._worker.store.put(key, data, content_type=image_file.THUMBNAIL_TYPE)
+        except StorageUnavailable as error:
+            # The image is stored and would be rendered again for the sake of a small copy. If the store is away, the
+            # next item finds out.
+            logger.warning("thumbnail not stored", extra={"item": self._claim.item_id, "error": str(error)})
+            return ""
+        return _THUMBNAIL
+
+    def _report_upload(self) -> None:
+        steps = self._claim.spec.num_inference_steps
+        self._lease.report(Progress(stage="upload", step=steps, steps=steps))
 
     def _commit(self, outcome: ItemResult | ItemError | None) -> None:
         """End the item; None means canceled. Remove images that no result names."""
@@ -300,7 +339,7 @@ class ItemRun:
             self._discard(fence)
 
     def _discard(self, fence: int) -> None:
-        """Remove the image that a claim of this item may have stored; the store's lifecycle rule removes leftovers."""
+        """Remove what a claim of this item may have stored; the store's lifecycle rule removes leftovers."""
         folder = self._folder(fence)
         try:
             self._worker.store.delete_prefix(folder)

@@ -40,6 +40,7 @@ class Lease:
         on_stall: called once, from the renewing thread, when the item has made no progress for `stall_s`. It must end
             the process, because nothing else ends a hung kernel.
         gpu_s: returns the seconds for which the attempt has occupied its device, which each renewal states.
+        after_renewal: called in the renewing thread when it starts and after each renewal; raises no error.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Lease:
         *,
         on_stall: Callable[[Progress], object],
         gpu_s: Callable[[], float] = lambda: 0.0,
+        after_renewal: Callable[[], object] = lambda: None,
     ) -> None:
         self.claim = claim
         self._ledger = ledger
@@ -62,6 +64,7 @@ class Lease:
         self._more_s = {"upload": settings.longest_upload_s, "fetch": settings.sources.download_s}
         self._on_stall = on_stall
         self._gpu_s = gpu_s
+        self._after_renewal = after_renewal
         self._wake = threading.Event()
         # A separate thread, so that neither a long kernel nor a slow upload loses the lease.
         self._thread = threading.Thread(
@@ -163,6 +166,7 @@ class Lease:
     def _renew_until_closed(self) -> None:
         try:
             pause_s = self._queue.renew_s
+            self._after_renewal()
             while True:
                 self._sleep(min(pause_s, max(0.0, self._seconds_to_stall())))
                 with self._changed:
@@ -170,7 +174,10 @@ class Lease:
                 if closed:
                     return
                 if not lost:
-                    pause_s = self._queue.renew_s if self._renew(progress) else self._repeat_s
+                    pause_s = self._repeat_s
+                    if self._renew(progress):
+                        pause_s = self._queue.renew_s
+                        self._after_renewal()
                 if self._seconds_to_stall() <= 0:
                     self._on_stall(progress)
                     return

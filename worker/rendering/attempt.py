@@ -15,6 +15,7 @@ from shared.errors import OutOfMemory
 from shared.job import AdapterRef, AdapterReport, ItemSpec, PipelineReport, Progress, ReferenceReport, TokenReport
 from worker.rendering.engine import Engine
 from worker.rendering.latents import PIXELS
+from worker.step_previews import PreviewSink
 
 OnProgress = Callable[[Progress], None]
 
@@ -67,6 +68,7 @@ class RenderingItem:
 
     Attributes:
         files: the adapters' files, in merge order.
+        previews: takes pictures of what the image will look like; None if nobody does.
         shares_memory: whether a swap for another item has used memory during this one.
         timings: seconds of the last attempt by stage; see `RenderedImage`.
         references: the reference images, once they are loaded.
@@ -77,6 +79,7 @@ class RenderingItem:
     engine: Engine
     on_progress: OnProgress
     device: torch.device
+    previews: PreviewSink | None = None
     shares_memory: bool = False
     timings: dict[str, float] = field(default_factory=dict)
     references: Sequence[ReferenceReport] = ()

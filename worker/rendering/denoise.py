@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,9 @@ Velocity = Callable[[Tensor, Tensor], Tensor]
 
 #: Called with (steps done, steps) after each step; an error that it raises ends the denoising.
 OnStep = Callable[[int, int], None]
+
+#: Called with (steps done, a function that estimates the final latents, float32) before `OnStep`.
+OnEstimate = Callable[[int, Callable[[], Tensor]], None]
 
 
 @dataclass(frozen=True)
@@ -100,11 +104,19 @@ def velocity_with_references(velocity: Velocity, references: Tensor) -> Velocity
     return of_image
 
 
-def denoise(velocity: Velocity, latents: Tensor, sigmas: Sequence[float], *, on_step: OnStep) -> Tensor:
+def denoise(
+    velocity: Velocity,
+    latents: Tensor,
+    sigmas: Sequence[float],
+    *,
+    on_step: OnStep,
+    on_estimate: OnEstimate | None = None,
+) -> Tensor:
     """Follow the velocity from noise to an image by Euler's method.
 
     Args:
         latents: (batch, tokens, channels), noise at ``sigmas[0]``.
+        on_estimate: nothing is calculated for it unless it calls the function that it gets.
 
     Source:
         denoise in https://github.com/black-forest-labs/flux2/blob/main/src/flux2/sampling.py
@@ -114,6 +126,14 @@ def denoise(velocity: Velocity, latents: Tensor, sigmas: Sequence[float], *, on_
     # in the latents' dtype, while diffusers' scheduler works in float32.
     for step, (sigma, sigma_next) in enumerate(pairwise(sigmas), start=1):
         timestep = torch.full(latents.shape[:1], sigma, dtype=latents.dtype, device=latents.device)
-        latents = latents + (sigma_next - sigma) * velocity(latents, timestep)
+        direction = velocity(latents, timestep)
+        latents = latents + (sigma_next - sigma) * direction
+        if on_estimate is not None:
+            on_estimate(step, partial(_final_latents, latents, direction, sigma_next))
         on_step(step, steps)
     return latents
+
+
+def _final_latents(latents: Tensor, direction: Tensor, sigma: float) -> Tensor:
+    """Return where one step straight to ``sigma = 0`` would lead, in float32."""
+    return latents.float() - sigma * direction.float()

@@ -11,7 +11,7 @@ import transformers
 from PIL import Image
 from torch import Tensor, nn
 
-from worker.rendering.denoise import OnStep, TransformerInputs
+from worker.rendering.denoise import OnEstimate, OnStep, TransformerInputs
 from worker.rendering.reference_encoder import References
 
 
@@ -82,8 +82,15 @@ class Engine(Protocol):
     def predict(self, call: TransformerInputs) -> Tensor:
         """Run the transformer once; returns the velocity, (batch, tokens, channels)."""
 
-    def denoise(self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep) -> Tensor:
-        """Turn noise into latents, both (batch, channels, height / 16, width / 16)."""
+    def denoise(
+        self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep, on_estimate: OnEstimate | None = None
+    ) -> Tensor:
+        """Turn noise into latents, both (batch, channels, height / 16, width / 16).
+
+        Args:
+            on_estimate: gets estimates as tokens, (batch, tokens, channels). Engines whose loop is not ours never call
+                it.
+        """
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return images (batch, 3, height, width), about -1 to 1, in float32."""

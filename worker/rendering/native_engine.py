@@ -12,6 +12,7 @@ from shared.job import Engine as EngineName
 from worker.model.components import Components
 from worker.rendering import decode
 from worker.rendering.denoise import (
+    OnEstimate,
     OnStep,
     TransformerInputs,
     Velocity,
@@ -45,7 +46,9 @@ class ExactEngine:
     def predict(self, call: TransformerInputs) -> Tensor:
         return predict(self.transformer, call)
 
-    def denoise(self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep) -> Tensor:
+    def denoise(
+        self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep, on_estimate: OnEstimate | None = None
+    ) -> Tensor:
         rows, columns = noise.shape[2:]
         ids = image_ids(rows, columns, device=noise.device)
         if run.references is not None:
@@ -60,7 +63,7 @@ class ExactEngine:
             velocity = velocity_with_references(velocity, run.references.tokens)
         # The schedule counts the tokens of the image alone.
         levels = given_sigmas(run.sigmas) if run.sigmas else sigmas(run.steps, rows * columns)
-        tokens = denoise(velocity, pack(noise), levels, on_step=on_step)
+        tokens = denoise(velocity, pack(noise), levels, on_step=on_step, on_estimate=on_estimate)
         return unpack(tokens, rows=rows, columns=columns)
 
     def decode(self, latents: Tensor) -> Tensor:

@@ -34,11 +34,13 @@ from worker.rendering.engine import DenoisingInputs, Engine
 from worker.rendering.errors import GroupOutOfMemory
 from worker.rendering.followers import Followers
 from worker.rendering.item_inputs import InputBuilder, ItemInputs
+from worker.rendering.latent_preview import Previewer
 from worker.rendering.native_engine import ExactEngine, FastEngine, native_engine
 from worker.rendering.prepared_items import PreparedItems
 from worker.rendering.reference_encoder import ReferenceEncoder, References
 from worker.rendering.toolkit_checkout import Toolkit
 from worker.rendering.toolkit_engine import ToolkitEngine
+from worker.step_previews import PreviewSink
 
 logger = logging.getLogger("flux2.worker.render")
 
@@ -91,6 +93,7 @@ class Renderer:
         self._decoder = _decode_thread()
         self._fp8_error: float | None = None
         self._runs_compiled = True
+        self._previewer = Previewer(components)
         self._followers: Followers | None = None
         self._unchecked_followers = followers
         ours = native_engine(components)
@@ -167,11 +170,19 @@ class Renderer:
             self._followers.preload(tuple(zip(spec.adapters, adapters, strict=True)))
         self._prepared.prepare(spec, adapters, files_only=files_only, between=between)
 
-    def render(self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: OnProgress) -> RenderedImage:
+    def render(
+        self,
+        spec: ItemSpec,
+        adapters: Sequence[Path],
+        *,
+        on_progress: OnProgress,
+        previews: PreviewSink | None = None,
+    ) -> RenderedImage:
         """Render `spec` with its adapters' files, in the order of `spec.adapters`.
 
         Args:
             on_progress: called when a stage begins and after each step; an error that it raises ends the work.
+            previews: takes pictures of what the image will look like.
 
         Raises:
             InvalidRequest: a value cannot give a meaningful image, or this worker does not offer the engine.
@@ -195,6 +206,7 @@ class Renderer:
             engine=self._engines[spec.engine],
             device=self._components.device,
             on_progress=on_progress,
+            previews=previews,
         )
         reason = ""
         for attempt in filter(item.can_differ, ATTEMPTS):
@@ -301,6 +313,13 @@ class Renderer:
             if step == steps - 1 and engine.waits_for_blocks and not exclusive:
                 self._begin_next_swap(item, passes=1 if run.negative_prompt_embeds is None else 2)
 
+        def on_estimate(step: int, estimate: Callable[[], Tensor]) -> None:
+            if item.previews is not None and item.previews.is_due(step, run.steps):
+                rows, columns = inputs.start.shape[2:]
+                made = self._previewer.preview(estimate, rows=rows, columns=columns)
+                if made is not None:
+                    item.previews.offer(made, step=step, steps=run.steps)
+
         try:
             followers = self._followers_for(item)
             # Compiled code does not run hooks that were registered later, such as those of unmerged adapters.
@@ -308,7 +327,7 @@ class Renderer:
                 uncompiled() if self.swapper.unmerged or not self._runs_compiled else nullcontext(),
                 followers.denoising(inputs.start, run) if followers else nullcontext(),
             ):
-                latents = engine.denoise(inputs.start, run, on_step=on_step)
+                latents = engine.denoise(inputs.start, run, on_step=on_step, on_estimate=on_estimate)
         finally:
             self._prepared.end_turn()
             self.swapper.abandon_passes()

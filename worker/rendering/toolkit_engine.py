@@ -20,7 +20,7 @@ from shared.job import Engine as EngineName
 from worker.checkpoint.tensor_files import OPTIONAL
 from worker.checkpoint.tensor_names import Origin, autoencoder_origins, join_rows, tensor_parts, transformer_origins
 from worker.model.components import Components
-from worker.rendering.denoise import OnStep, TransformerInputs
+from worker.rendering.denoise import OnEstimate, OnStep, TransformerInputs
 from worker.rendering.engine import DenoisingInputs, package_versions
 from worker.rendering.latents import PIXELS
 from worker.rendering.toolkit_checkout import Toolkit
@@ -96,7 +96,9 @@ class ToolkitEngine:
         )
         return prediction
 
-    def denoise(self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep) -> Tensor:
+    def denoise(
+        self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep, on_estimate: OnEstimate | None = None
+    ) -> Tensor:
         self._refresh()
         rows, columns = noise.shape[2:]
         with self._count_steps(run, on_step):

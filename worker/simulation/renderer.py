@@ -11,16 +11,19 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from shared.job import AdapterReport, ItemSpec, PipelineReport, Progress, ReferenceReport, TokenReport
 from shared.references import LoadReference
 from worker.simulation import SIMULATED
+from worker.step_previews import PreviewSink
 
 # Parts of a step's time, as measured at 1024x1024 on an H100 (docs/performance.md): encoding a prompt, swapping an
 # adapter, decoding.
 _ENCODE_STEPS, _SWAP_STEPS, _DECODE_STEPS = 0.1, 0.7, 0.1
 _PIXELS_OF_A_STEP = 1024 * 1024
+_PREVIEW_PIXELS = 128
+_BLUR_PIXELS = 12
 _WARNING = "simulated: no model drew this image"
 
 
@@ -35,6 +38,20 @@ class SimulatedImage:
     adapters: tuple[AdapterReport, ...] = ()
     tokens: TokenReport | None = None
     warnings: tuple[str, ...] = (_WARNING,)
+
+
+@dataclass(frozen=True)
+class SimulatedPreview:
+    """A blurred copy of a picture, which gets sharper with the share of the steps that are done."""
+
+    picture: Image.Image
+    share: float
+    is_ready: bool = True
+
+    def image(self) -> Image.Image:
+        small = self.picture.copy()
+        small.thumbnail((_PREVIEW_PIXELS, _PREVIEW_PIXELS))
+        return small.filter(ImageFilter.GaussianBlur(_BLUR_PIXELS * (1 - self.share)))
 
 
 class SimulatedRenderer:
@@ -52,7 +69,12 @@ class SimulatedRenderer:
         self._encoded: str | None = None
 
     def render(
-        self, spec: ItemSpec, adapters: Sequence[Path], *, on_progress: Callable[[Progress], None]
+        self,
+        spec: ItemSpec,
+        adapters: Sequence[Path],
+        *,
+        on_progress: Callable[[Progress], None],
+        previews: PreviewSink | None = None,
     ) -> SimulatedImage:
         """Draw the labelled picture of an item, in the time that its steps, prompt and adapters take."""
         timings: dict[str, float] = {}
@@ -68,8 +90,10 @@ class SimulatedRenderer:
         is_warm, self.warm_key = spec.adapter_key == self.warm_key, spec.adapter_key
         spend("adapter", 0 if is_warm else _SWAP_STEPS)
         references = tuple(self._report_reference(ref.slot, ref.sha256) for ref in spec.references)
-        size = spec.width * spec.height / _PIXELS_OF_A_STEP
-        for step in range(1, spec.num_inference_steps + 1):
+        size, steps = spec.width * spec.height / _PIXELS_OF_A_STEP, spec.num_inference_steps
+        for step in range(1, steps + 1):
+            if previews is not None and previews.is_due(step, steps):
+                previews.offer(SimulatedPreview(_draw(spec), share=step / steps), step=step, steps=steps)
             spend("denoise", size, step=step)
         spend("decode", size * _DECODE_STEPS, step=spec.num_inference_steps)
         timings["encode_prompt"] = timings.pop("encode")

@@ -22,7 +22,7 @@ from torch import Tensor
 from shared.errors import GoldensError
 from worker.model.components import Components
 from worker.rendering import decode
-from worker.rendering.denoise import OnStep, TransformerInputs, predict
+from worker.rendering.denoise import OnEstimate, OnStep, TransformerInputs, predict
 from worker.rendering.engine import DenoisingInputs, package_versions
 from worker.rendering.latents import PIXELS, unpack
 
@@ -62,7 +62,9 @@ class DiffusersEngine:
     def predict(self, call: TransformerInputs) -> Tensor:
         return predict(self.transformer, call)
 
-    def denoise(self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep) -> Tensor:
+    def denoise(
+        self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep, on_estimate: OnEstimate | None = None
+    ) -> Tensor:
         if run.references is not None:
             raise GoldensError("diffusers' pipelines are not compared with reference images; choose another engine")
         rows, columns = noise.shape[2:]

@@ -1,0 +1,77 @@
+"""GET /v1/requests/{request_id}/archive: a job's images as one file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from http import HTTPStatus
+from typing import Any, Final
+
+from anyio import to_thread
+from fastapi import APIRouter
+from fastapi.responses import StreamingResponse
+from starlette.types import Send
+
+from api.archive import archive_name, archive_pieces
+from api.deps import Services, ServicesDep
+from api.doors.caller import Caller
+from api.doors.roles import Reader
+from api.result_view import result_view
+from api.routes.requests import RequestIdPath, find_job
+from api.schemas.problems import Problem
+from shared.errors import StorageUnavailable
+
+logger = logging.getLogger("flux2.api")
+
+router = APIRouter(prefix="/v1/requests", tags=["requests"])
+
+_ZIP: Final = "application/zip"
+_RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
+    200: {"content": {_ZIP: {"schema": {"type": "string", "format": "binary"}}}, "description": "The ZIP file."},
+    404: {"model": Problem, "description": "No job has this id, or its record has expired."},
+    422: {"model": Problem, "description": "A parameter is invalid."},
+    503: {"model": Problem, "description": "The first image cannot be read from the object store."},
+}
+
+
+class _Archive(StreamingResponse):
+    """An answer that ends without its last message if an image cannot be read; the server then ends the connection."""
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        except StorageUnavailable as error:
+            logger.warning("archive ended early", extra={"error": str(error)})
+
+
+@router.get(
+    "/{request_id}/archive",
+    summary="Download a job's images",
+    responses=_RESPONSES,
+    response_class=StreamingResponse,
+    status_code=HTTPStatus.OK,
+)
+async def get_archive(request_id: RequestIdPath, services: ServicesDep, caller: Reader) -> StreamingResponse:
+    """Return the images that are finished so far in one ZIP file, and `parameters.json` with what made each of them.
+
+    If an image cannot be read, the connection ends early, so that the file is seen to be incomplete.
+    """
+    limiter = services.archive_limiter
+    pieces, name = await to_thread.run_sync(partial(_open, services, request_id, caller), limiter=limiter)
+    # Before the answer begins: a store that is away is still answered by its problem.
+    first = await to_thread.run_sync(next, pieces, limiter=limiter)
+
+    async def body() -> AsyncIterator[bytes]:
+        piece: bytes | None = first
+        while piece is not None:
+            yield piece
+            piece = await to_thread.run_sync(next, pieces, None, limiter=limiter)
+
+    return _Archive(body(), media_type=_ZIP, headers={"Content-Disposition": f'attachment; filename="{name}"'})
+
+
+def _open(services: Services, request_id: str, caller: Caller) -> tuple[Iterator[bytes], str]:
+    job = find_job(services, request_id, caller)
+    result = result_view(job, services.store, url_ttl_s=services.settings.storage.url_ttl_s)
+    return archive_pieces(job, result, services.store), archive_name(job)
