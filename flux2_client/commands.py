@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flux2_client import adapter_commands, job_commands, webhook_commands
+from flux2_client.compare_command import compare
 from flux2_client.options import ApiKey, Profile, Url
 from flux2_client.submit_command import submit
 from flux2_client.top_command import top
@@ -15,6 +16,7 @@ from flux2_client.usage_command import usage
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(submit)
+app.command()(compare)
 app.command()(job_commands.wait)
 app.command()(job_commands.status)
 app.command()(job_commands.result)

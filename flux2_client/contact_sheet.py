@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageOps
+
+from flux2_client.similarity import difference_image
 
 _GAP_PX = 8
-# A difference of a few steps in 255 is invisible; the contact sheet shows it this many times brighter.
-_DIFFERENCE_GAIN = 4
 # In place of a reference image that is not on this host.
 _MISSING = "lightgrey"
 # The trainer's picture, ours and the difference.
@@ -72,10 +72,8 @@ def _picture_cells(ours: Image.Image, theirs: Image.Image | None) -> Iterator[Im
         yield ours
         return
     theirs = theirs.convert("RGB")
-    brighter = [min(255, step * _DIFFERENCE_GAIN) for step in range(256)] * 3
     # Before any of them is shrunk, and of the pixels themselves.
-    difference = ImageChops.difference(ours, theirs).point(brighter)
-    yield from (theirs, ours, difference)
+    yield from (theirs, ours, difference_image(ours, theirs))
 
 
 def _offset(lengths: Sequence[int]) -> int:

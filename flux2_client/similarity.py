@@ -20,6 +20,9 @@ SAMPLE_NAMES = (
 )
 _SHOWN = 3
 
+#: A difference of a few steps in 255 is invisible; difference images show it this many times brighter.
+DIFFERENCE_GAIN = 4
+
 
 @dataclass(frozen=True)
 class Similarity:
@@ -54,6 +57,12 @@ def compare_images(ours: Image.Image, theirs: Image.Image) -> Similarity:
         maximum=max(step for step, count in enumerate(counts) if count),
         psnr_db=math.inf if mean_square == 0 else 10 * math.log10(255**2 / mean_square),
     )
+
+
+def difference_image(one: Image.Image, other: Image.Image) -> Image.Image:
+    """Return the absolute difference of two RGB images of the same size, brightened by `DIFFERENCE_GAIN`."""
+    brighter = [min(255, step * DIFFERENCE_GAIN) for step in range(256)] * 3
+    return ImageChops.difference(one, other).point(brighter)
 
 
 def find_trainer_samples(folder: Path) -> dict[int, Path]:

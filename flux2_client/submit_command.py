@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,12 +19,9 @@ from flux2_client.options import (
     Profile,
     Url,
 )
-from shared.errors import ApiError
 
 if TYPE_CHECKING:
     from flux2_client.async_client import AsyncClient
-    from flux2_client.report import Report
-    from flux2_client.terminal import Session
 
 # The heavy modules are imported when a command runs: `--help` must not wait for them.
 
@@ -106,6 +102,7 @@ def submit(
     from flux2_client.following import follow_jobs
     from flux2_client.report import open_report
     from flux2_client.request_source import Description, load_request
+    from flux2_client.submission import submit_request
     from flux2_client.terminal import SUCCEEDED, Session
 
     described = Description(
@@ -142,58 +139,9 @@ def submit(
 
     async def run(client: AsyncClient) -> int:
         with open_report(as_json=as_json) as report:
-            await _submit_all(client, request, session=session, report=report, key=idempotency_key)
+            await submit_request(client, request, session=session, report=report, key=idempotency_key)
             if not (wait or to):
                 return SUCCEEDED
             return await follow_jobs(client, session.jobs, report=report, to=to)
 
     session.run(run)
-
-
-def _explain_local_file(error: ApiError, request: dict[str, Any]) -> ApiError | None:
-    """Return an error that says how to upload a file, if the API does not know a file that is on this host."""
-    if not str(error).startswith(("LORA_NOT_FOUND", "INVALID_LORA")):
-        return None
-    for lora in request.get("loras") or []:
-        path = lora.get("path") if isinstance(lora, dict) else None
-        if isinstance(path, str) and path in str(error) and Path(path).is_file():
-            return ApiError(
-                f"{error}. This host has {path}: upload it with `flux2 adapters push {shlex.quote(path)}`, and give "
-                "what that prints to --lora",
-                status=error.status,
-            )
-    return None
-
-
-async def _submit_all(
-    client: AsyncClient, request: dict[str, Any], *, session: Session, report: Report, key: str | None
-) -> None:
-    from flux2_client.composition import fill_seeds, split_request
-    from flux2_client.local_images import find_local_images, upload_local_images
-    from flux2_client.report import print_message
-
-    # Before anything is sent: all files are sound, or nothing is uploaded.
-    images = find_local_images(request)
-    known = await client.models()
-    request = await upload_local_images(client, request, images, report)
-    parts = list(split_request(request, known.limits))
-    if len(parts) > 1:
-        first = next((model.default_seed for model in known.models if model.id == request.get("model")), 42)
-        parts = list(split_request(fill_seeds(request, first=first), known.limits))
-    printed: set[str] = set()
-    for number, part in enumerate(parts):
-        # A key for each part, and the plain one if there is one part.
-        part_key = key if key is None or len(parts) == 1 else f"{key}#{number}"
-        try:
-            job = await client.submit(part, idempotency_key=part_key)
-        except ApiError as error:
-            explained = _explain_local_file(error, request)
-            if explained is None:
-                raise
-            raise explained from error
-        session.jobs.append(job.request_id)
-        report.submitted(job, images=len(part["prompts"]))
-        for warning in job.warnings:
-            if warning not in printed:
-                print_message(f"warning: {warning}")
-        printed.update(job.warnings)

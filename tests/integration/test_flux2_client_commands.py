@@ -97,6 +97,21 @@ def test_a_pipe_gets_one_line_for_each_event(flux2, renderer, tmp_path):
     assert f"saved {tmp_path}/out/a.png" in done.stdout.splitlines()
 
 
+def test_a_comparison_says_which_images_are_missing(flux2, renderer, tmp_path):
+    options = ("--size", "64", "--a", "sample_steps=3", "--b", "sample_steps=2", "--output", tmp_path / "pages")
+
+    done = flux2("compare", "-p", "a", "-p", "fail", *options)
+
+    assert done.exit_code == 3
+    assert "PSNR of 1 pair: median equal" in done.stdout
+    page = (tmp_path / "pages" / "index.html").read_text()
+    assert page.count("no image; it failed or was canceled") == 2
+    assert page.count("<td>1 of 2</td>") == 2
+    assert sorted(file.name for file in (tmp_path / "pages" / "images").iterdir()) == [
+        "0001-a.png", "0001-b.png", "0001-difference.webp",
+    ]  # fmt: skip
+
+
 def test_prompts_beyond_the_apis_limit_become_several_jobs_with_the_same_seeds(serve_api, api, flux2, tmp_path, finish):
     small = api.settings.model_copy(update={"api": api.settings.api.model_copy(update={"max_prompts": 4})})
     (tmp_path / "prompts.txt").write_text("".join(f"prompt {number}\n" for number in range(10)))

@@ -1,0 +1,114 @@
+"""Write the page of a comparison: pairs side by side, for people to judge without a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from html import escape as escape_markup
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from flux2_client.comparison import IMAGES
+from flux2_client.similarity import DIFFERENCE_GAIN
+from shared.plurals import counted
+from shared.visible_text import escape_controls
+
+if TYPE_CHECKING:
+    from flux2_client.comparison import Comparison, Pair, Rendering
+    from flux2_client.way import Way
+
+#: Name of the page in its folder.
+PAGE: Final = "index.html"
+
+_STYLE: Final = """
+:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
+body { margin: 2rem auto; max-width: 100rem; padding: 0 1rem; }
+table { border-collapse: collapse; }
+th, td { padding: .3rem .8rem; text-align: left; vertical-align: top; border-bottom: 1px solid #8884; }
+section { margin: 2.5rem 0; }
+section h2 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; }
+.images { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .6rem; }
+figure { margin: .6rem 0 0; }
+img { width: 100%; height: auto; display: block; background: #8882; }
+figcaption, p { color: #777; }
+"""
+
+
+def write_page(comparison: Comparison, folder: Path) -> Path:
+    """Write the page next to the folder of its images; return its path."""
+    page = folder / PAGE
+    page.write_text("\n".join(_page(comparison)) + "\n", encoding="utf-8")
+    return page
+
+
+def describe_psnr(value: float | None) -> str:
+    """Return a PSNR with its unit, in words if it is no number."""
+    if value is None:
+        return "not measured"
+    return "equal" if math.isinf(value) else f"{value:.1f} dB"
+
+
+def describe_seconds(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.2f} s"
+
+
+def escape(text: str) -> str:
+    """Return a text of other people as a page may show it."""
+    return escape_markup(escape_controls(text))
+
+
+def _page(comparison: Comparison) -> Iterator[str]:
+    title = f"A: {comparison.a.title} | B: {comparison.b.title}"
+    yield "<!doctype html>"
+    yield '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    yield f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
+    yield "<h1>Comparison</h1>"
+    yield from _summary(comparison)
+    for pair in comparison.pairs:
+        yield from _section(comparison, pair)
+    yield "</body></html>"
+
+
+def _summary(comparison: Comparison) -> Iterator[str]:
+    yield "<table><tr><th></th><th>settings</th><th>as rendered</th><th>images</th><th>denoising, median</th></tr>"
+    for way in (comparison.a, comparison.b):
+        found = comparison.renderings(way)
+        ran = "<br>".join(escape(text) for text in dict.fromkeys(rendering.ran for rendering in found))
+        yield (
+            f"<tr><th>{way.label}</th><td>{escape(way.title)}</td><td>{ran}</td>"
+            f"<td>{len(found)} of {len(comparison.pairs)}</td>"
+            f"<td>{describe_seconds(comparison.median_denoise_s(way))}</td></tr>"
+        )
+    yield "</table>"
+    psnr = comparison.psnr_db
+    lowest = describe_psnr(psnr[0] if psnr else None)
+    yield (
+        f"<p>PSNR of {counted(len(psnr), 'pair', 'pairs')}: median {describe_psnr(comparison.median_psnr_db)}, lowest "
+        f"{lowest}. It says how much the pixels differ, not which image is better: other noise levels may draw another "
+        f"picture of the same prompt. Difference images are {DIFFERENCE_GAIN} times as bright as the difference.</p>"
+    )
+
+
+def _section(comparison: Comparison, pair: Pair) -> Iterator[str]:
+    yield f"<section><h2>{pair.number}. {escape(pair.prompt) or '(empty prompt)'}</h2>"
+    psnr = describe_psnr(pair.similarity.psnr_db if pair.similarity else None)
+    yield f'<p>seed {pair.seed}, PSNR {psnr}</p><div class="images">'
+    yield _figure(comparison.a, pair.a)
+    yield _figure(comparison.b, pair.b)
+    if pair.difference is not None:
+        yield _image(pair.difference, "Difference")
+    yield "</div></section>"
+
+
+def _figure(way: Way, rendering: Rendering | None) -> str:
+    if rendering is None:
+        return f"<figure><figcaption>{way.label}: no image; it failed or was canceled</figcaption></figure>"
+    return _image(rendering.file, f"{way.label}: {way.title}, {describe_seconds(rendering.denoise_s)}")
+
+
+def _image(file: str, caption: str) -> str:
+    address, text = escape(f"{IMAGES}/{file}"), escape(caption)
+    return (
+        f'<figure><a href="{address}"><img loading="lazy" src="{address}" alt="{text}"></a>'
+        f"<figcaption>{text}</figcaption></figure>"
+    )
