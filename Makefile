@@ -69,10 +69,11 @@ format: install ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install ## measure the queue on this host: accept, status, queue to start, adapter swap, memory, 200 pollers, claims, what a slot and a scrape cost Redis, adapter files and their sources
+bench: install ## measure the queue on this host: accept, status, queue to start, adapter swap, memory, 200 pollers, 200 streams of events, claims, what a slot and a scrape cost Redis, adapter files and their sources
 	$(BIN)/python -m benchmarks.queue
 	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.load
+	$(BIN)/python -m benchmarks.listeners
 	$(BIN)/python -m benchmarks.claims
 	$(BIN)/python -m benchmarks.background
 	$(BIN)/python -m benchmarks.scrape
