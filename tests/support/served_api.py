@@ -49,6 +49,9 @@ def serve(made, wait_until, *, port=None):
     app = create_app(made)
     port = port or pick_free_port()
     server = _Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_config=None, proxy_headers=False))
+    # As `flux2 api` does: streams of events would go on for as long as their callers stay.
+    for calls in (app.state.services.job_waits, app.state.services.event_streams):
+        calls.is_stopping = lambda: server.should_exit
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
