@@ -106,9 +106,10 @@ class EventStreams:
             self._joined.clear()
             news = News()
             if began_s >= due_s or is_new:
-                await self._read(news)
+                is_read = await self._read(news)
                 took_s = time.monotonic() - began_s
-                pause_s = min(_PAUSE_FOR_ITS_COST * took_s, _LONGEST_PAUSE_S)
+                # Waiting in vain for Redis costs nothing.
+                pause_s = min(_PAUSE_FOR_ITS_COST * took_s, _LONGEST_PAUSE_S) if is_read else 0.0
                 due_s = began_s + took_s + max(_PASS_EVERY_S - took_s, pause_s)
                 self._send(news)
                 # Callers who come one after the other must not cause passes without a pause.
@@ -126,8 +127,8 @@ class EventStreams:
         """Return the feeds that may still change."""
         return {name: feed for name, feed in self._feeds.items() if not feed.is_over and not feed.is_gone}
 
-    async def _read(self, news: News) -> None:
-        """Run one pass in a thread; the listeners stay whatever happens."""
+    async def _read(self, news: News) -> bool:
+        """Run one pass in a thread, and return whether Redis answered; the listeners stay whatever happens."""
         feeds = self._present()
         pictured = [feed for name, feed in feeds.items() if any(each.wants_previews for each in self._listeners[name])]
         update = partial(self._reader.update, list(feeds.values()), pictured=pictured, news=news)
@@ -135,10 +136,11 @@ class EventStreams:
             await to_thread.run_sync(update, limiter=self._limiter)
         except LedgerUnavailable:
             # Redis may be back at the next pass.
-            return
+            return False
         except Exception:
             # A defect must not end the passes: every stream would stand still.
             logger.exception("events cannot be read; the next pass tries again")
+        return True
 
     def _send(self, news: News) -> None:
         """Send what one pass found, and bring listeners up to date that have no state yet."""

@@ -37,6 +37,7 @@ PreviewsQuery = Annotated[bool, Query(description="Whether to send small picture
 LastEventIdHeader = Annotated[
     str,
     Header(
+        alias="Last-Event-ID",
         max_length=100,
         description="Id of the last event that the caller has. If the state is still the same, no snapshot is sent.",
     ),
