@@ -57,6 +57,8 @@ def serve(made, wait_until, *, port=None):
     try:
         wait_until(lambda: server.started, what="the API's start")
         services = app.state.services
+        # As `flux2 api` does: open streams would hold up the end.
+        services.job_waits.is_stopping = services.event_streams.is_stopping = lambda: server.should_exit
         # Reading the system's certificates would take 35 ms.
         with httpx2.Client(base_url=f"http://127.0.0.1:{port}", timeout=10, verify=False) as client:
             yield SimpleNamespace(

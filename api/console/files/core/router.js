@@ -1,9 +1,18 @@
 // Views by the fragment of the address: `#/gallery?adapter=x`. Every view can be shared, reloaded and gone back to.
 import { signal } from "./ui.js";
 
+// A part that is no sound escape, as of an address that was cut off, stands for itself.
+function decode(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
 function parse() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
-  const [view = "", ...rest] = path.split("/").map(decodeURIComponent);
+  const [view = "", ...rest] = path.split("/").map(decode);
   return { view: view || "create", rest, query: new URLSearchParams(query) };
 }
 

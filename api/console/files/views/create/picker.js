@@ -1,37 +1,16 @@
 // Choose an adapter from the list of the server's files, or type an address.
-import { getJson, withQuery } from "../../core/api.js";
+import { useAdapterFiles } from "../../core/adapterfiles.js";
 import { adapterName, formatBytes, formatTime } from "../../core/format.js";
 import { Dialog, Problem } from "../../core/parts.js";
-import { html, useEffect, useRef, useState } from "../../core/ui.js";
+import { html, useRef, useState } from "../../core/ui.js";
 
 const ADDRESS = /^(hf|s3|https|upload):/;
 const SHOWN = 100;
 
-// All pages that were read so far, in order. A search reads on until it has found enough, because the server does not
-// search names.
-function useFiles(search) {
-  const [state, setState] = useState({ files: [], cursor: null, hasMore: true, isLoading: false, error: null });
-  const found = state.files.filter((file) => file.path.toLowerCase().includes(search.toLowerCase()));
-  const isWanted = state.hasMore && !state.error && (!state.files.length || (search && found.length < SHOWN));
-  const load = () => {
-    const aborter = new AbortController();
-    setState((before) => ({ ...before, isLoading: true, error: null }));
-    getJson(withQuery("/v1/adapters", { cursor: state.cursor }), { signal: aborter.signal }).then(
-      (page) => setState((before) => ({
-        files: [...before.files, ...page.data], cursor: page.next_cursor, hasMore: page.has_more, isLoading: false, error: null,
-      })),
-      (error) => error.name !== "AbortError" && setState((before) => ({ ...before, isLoading: false, error })),
-    );
-    return () => aborter.abort();
-  };
-  useEffect(() => (isWanted ? load() : undefined), [isWanted, state.cursor]);
-  return { ...state, found, load };
-}
-
 export function AdapterPicker({ onPick, onClose }) {
   const [search, setSearch] = useState("");
   const list = useRef(null);
-  const { found, hasMore, isLoading, error, load } = useFiles(ADDRESS.test(search) ? "" : search);
+  const { found, hasMore, isLoading, error, load } = useAdapterFiles(ADDRESS.test(search) ? "" : search, SHOWN);
   const isAddress = ADDRESS.test(search.trim());
   const shown = isAddress ? [] : found.slice(0, SHOWN);
   const choose = () => {
