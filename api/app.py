@@ -18,6 +18,7 @@ from api.job_waits import JobWaits
 from api.limits import BodyLimit, most_values
 from api.metrics.sender import CountSender
 from api.openapi import ANY_PROBLEM, Application
+from api.page_compression import PageCompression
 from api.probe import StorageProbe
 from api.reference_intake import ReferenceIntake
 from api.routes import (
@@ -138,6 +139,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.services = services
     app.add_middleware(BodyLimit, max_bytes=api.max_body_bytes, max_values=most_values(api.max_prompts))
+    app.add_middleware(PageCompression)
     add_doors(app, settings, services.ledger, tracer=services.tracer)
     install_error_handlers(app)
     of_jobs = (inference, requests, archives, events, gallery, replays)

@@ -5,6 +5,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from api.routes import console
+
 
 def policy_of(answer):
     directives = (text.strip().split(" ") for text in answer.headers["content-security-policy"].split(";"))
@@ -41,6 +43,32 @@ def test_nothing_but_the_consoles_files_is_served(path, api):
 
     assert answer.status_code == 404
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_the_page_names_every_module_that_all_views_share(api):
+    folder = console._FOLDER / "files"
+    shared = {
+        f"console/{file.relative_to(folder)}" for name in ("vendor", "core") for file in (folder / name).glob("*.js")
+    }
+
+    assert set(re.findall(r'rel="modulepreload" href="([^"]+)"', api.http.get("/").text)) == {
+        f"console/{file.relative_to(folder)}" for file in modules
+    }
+
+
+def test_files_of_pages_are_compressed_and_data_is_not(api):
+    sizes = {}
+    for path in ("/console/main.js", "/openapi.json", "/v1/models"):
+        answer = api.http.get(path, headers={"Accept-Encoding": "gzip"})
+        sizes[path] = (answer.headers.get("content-encoding"), answer.num_bytes_downloaded < len(answer.content) / 2)
+
+    assert sizes == {
+        "/console/main.js": ("gzip", True),
+        "/openapi.json": ("gzip", True),
+        "/v1/models": (None, False),
+    }
+    plain = api.http.get("/console/main.js", headers={"Accept-Encoding": "identity"})
+    assert "content-encoding" not in plain.headers
 
 
 def test_the_caller_of_an_api_without_keys_may_do_everything(api):
