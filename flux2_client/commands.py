@@ -10,6 +10,7 @@ import typer
 from flux2_client import adapter_commands, job_commands, webhook_commands
 from flux2_client.compare_command import compare
 from flux2_client.options import ApiKey, Profile, Url
+from flux2_client.reproduce_command import reproduce
 from flux2_client.submit_command import submit
 from flux2_client.top_command import top
 from flux2_client.usage_command import usage
@@ -23,6 +24,7 @@ app.command()(job_commands.result)
 app.command()(job_commands.download)
 app.command()(job_commands.cancel)
 app.command("list")(job_commands.list_jobs)
+app.command()(reproduce)
 app.command()(top)
 app.command()(usage)
 app.add_typer(adapter_commands.app, name="adapters")

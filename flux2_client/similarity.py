@@ -29,11 +29,15 @@ class Similarity:
     """Difference of two images over all pixels and channels.
 
     Attributes:
+        values: number of values.
+        differing: number of values that differ.
         mean: mean absolute difference, 0 to 255.
         maximum: largest absolute difference, 0 to 255.
         psnr_db: peak signal-to-noise ratio in decibels; infinite for equal images.
     """
 
+    values: int
+    differing: int
     mean: float
     maximum: int
     psnr_db: float
@@ -53,6 +57,8 @@ def compare_images(ours: Image.Image, theirs: Image.Image) -> Similarity:
     total = sum(counts)
     mean_square = sum(step * step * count for step, count in enumerate(counts)) / total
     return Similarity(
+        values=total,
+        differing=total - counts[0],
         mean=sum(step * count for step, count in enumerate(counts)) / total,
         maximum=max(step for step, count in enumerate(counts) if count),
         psnr_db=math.inf if mean_square == 0 else 10 * math.log10(255**2 / mean_square),

@@ -66,6 +66,7 @@
       . ApiUnreachable           nothing answered
     - DemoFailed                 a demonstration job did not succeed
     - ReplayFailed               a job of the replay did not succeed
+    - ReproductionFailed         an image cannot be rendered again from its file
     - NoSamples                  the folder holds no sample images by the trainer
     - ConfigImagesNotFound       reference images of a training config are not on this host
     - UploadRefused              a file of this host cannot be uploaded
@@ -656,6 +657,12 @@ class ReplayFailed(CommandError):
     """A job of the replay did not succeed."""
 
     code = "replay_failed"
+
+
+class ReproductionFailed(CommandError):
+    """An image cannot be rendered again: its file lacks the parameters, or the job did not succeed."""
+
+    code = "reproduction_failed"
 
 
 class ConfigImagesNotFound(CommandError):

@@ -1,4 +1,4 @@
-"""Folders that commands write images into."""
+"""Folders and files that commands write."""
 
 from __future__ import annotations
 
@@ -17,3 +17,16 @@ def make_output_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputRefused(f"cannot create {folder}: {error.strerror}; choose another --output") from error
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a file, and create its folder.
+
+    Raises:
+        OutputRefused: it cannot be written.
+    """
+    make_output_folder(path.parent)
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise OutputRefused(f"cannot write {path}: {error.strerror}; choose another --output") from error

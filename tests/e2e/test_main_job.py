@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from shared.demo_model import DEMO_ADAPTER
 from shared.errors import ApiError
+from shared.image_parameters import read_parameters
 from shared.ledger import keys
-from worker.consumer.image_file import read_parameters
 from worker.model.demo_model import STYLES, write_tiny_adapter
 from worker.rendering.sigmas import sigmas
 

@@ -10,7 +10,7 @@ import sys
 import pytest
 from PIL import Image
 
-from worker.consumer.image_file import read_parameters
+from shared.image_parameters import read_parameters
 from worker.model.demo_model import write_tiny_adapter, write_tiny_checkpoint
 from worker.offline import render_request
 

@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 
 from shared.errors import StorageUnavailable
+from shared.image_parameters import read_parameters
 from shared.job import ReferenceRef, ReferenceReport, State
 from shared.ledger import Ledger
 from shared.references import reference_key
 from shared.settings import ModelSettings
 from shared.storage import open_store
-from worker.consumer.image_file import read_parameters
 from worker.consumer.reference_files import reference_loader
 from worker.consumer.wakeup import run_next
 from worker.model.demo_model import write_tiny_checkpoint

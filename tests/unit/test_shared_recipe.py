@@ -4,10 +4,11 @@ import pytest
 from PIL import Image
 
 from shared.catalog import find_model
+from shared.image_parameters import read_parameters
 from shared.job import AdapterRef, AdapterReport, PipelineReport, ReferenceRef
 from shared.request import InferenceRequest, PromptItem
 from shared.resolve import resolve_items
-from worker.consumer.image_file import encode, image_parameters, read_parameters
+from worker.consumer.image_file import encode, image_parameters
 
 ADAPTERS = tuple(
     AdapterRef(path=f"{name}.safetensors", sha256=name * 64, size_bytes=10, multiplier=multiplier)

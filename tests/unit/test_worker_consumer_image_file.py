@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from worker.consumer.image_file import content_type, encode, read_parameters
+from shared.image_parameters import read_parameters
+from worker.consumer.image_file import content_type, encode
 
 FORMATS = ["png", "jpeg", "webp"]
 FUZZ = settings(

@@ -1,24 +1,23 @@
 """Write images as files that contain their parameters, so that any one of them can be rendered again.
 
-Each file holds the parameters twice: as JSON with the names of a request, which `read_parameters` reads, and in the
-text format of AUTOMATIC1111's web UI. PNG stores them in text chunks, JPEG and WebP in EXIF.
+Each file holds the parameters twice: as JSON with the names of a request, which `shared.image_parameters` reads, and
+in the text format of AUTOMATIC1111's web UI. PNG stores them in text chunks, JPEG and WebP in EXIF.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import struct
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final
 
 from PIL import ExifTags, Image, PngImagePlugin
 
+from shared.image_parameters import JSON_CHUNK
 from shared.job import AdapterReport, ImageFormat, ItemSpec, PipelineReport, ReferenceReport
 from shared.recipe import request_fields
 
-_JSON_CHUNK = "flux2"
 _TEXT_CHUNK = "parameters"
 
 #: Content type of `encode_thumbnail`.
@@ -113,36 +112,11 @@ def encode_thumbnail(image: Image.Image) -> bytes:
     return file.getvalue()
 
 
-def read_parameters(data: bytes) -> dict[str, Any]:
-    """Return the parameters that `encode` wrote into a file.
-
-    Raises:
-        ValueError: the data is no image, or an image without parameters.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP")) as image:
-            text = image.info.get(_JSON_CHUNK) or image.getexif().get(ExifTags.Base.ImageDescription)
-    except (OSError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-        raise ValueError("not a PNG, JPEG or WebP image") from error
-    parameters = _parse(text)
-    if parameters is None:
-        raise ValueError("the image holds no flux2 parameters")
-    return parameters
-
-
-def _parse(text: object) -> dict[str, Any] | None:
-    try:
-        parameters = json.loads(text) if isinstance(text, str) else None
-    except (ValueError, RecursionError):
-        return None
-    return parameters if isinstance(parameters, dict) else None
-
-
 def _png_text(parameters: Mapping[str, object]) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
     # Image browsers and model sites show this text.
     chunks.add_itxt(_TEXT_CHUNK, _encodable(_readable(parameters)))
-    chunks.add_text(_JSON_CHUNK, _json(parameters))
+    chunks.add_text(JSON_CHUNK, _json(parameters))
     return chunks
 
 

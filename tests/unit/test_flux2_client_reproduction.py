@@ -1,0 +1,85 @@
+"""What is read from an image file to render it again."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from flux2_client.reproduction import read_image_parameters, request_of
+from shared.errors import ReproductionFailed
+from worker.consumer.image_file import encode
+
+PARAMETERS = {
+    "prompt": "a cat",
+    "neg": "",
+    "width": 64,
+    "height": 64,
+    "seed": 7,
+    "sample_steps": 4,
+    "guidance_scale": 4.0,
+    "ctrl_img": "upload:" + "0" * 64,
+    "model": "flux2",
+    "loras": [{"path": "a.safetensors", "network_multiplier": 0.5}, {"path": "b.safetensors"}],
+    "engine": "exact",
+    "adapter_mode": None,
+    "output_format": "png",
+    "adapters": [{"sha256": "1" * 64}, {}],
+    "index": 3,
+    "request_id": "job",
+}
+
+
+def test_the_request_has_the_values_of_the_file_and_pins_its_adapters():
+    assert request_of(PARAMETERS) == {
+        "model": "flux2",
+        "engine": "exact",
+        "output_format": "png",
+        "loras": [
+            {"path": "a.safetensors", "network_multiplier": 0.5, "sha256": "1" * 64},
+            {"path": "b.safetensors"},
+        ],
+        "prompts": [
+            {
+                "prompt": "a cat",
+                "width": 64,
+                "height": 64,
+                "seed": 7,
+                "sample_steps": 4,
+                "guidance_scale": 4.0,
+                "ctrl_img": "upload:" + "0" * 64,
+            }
+        ],
+    }
+
+
+def test_an_empty_prompt_is_kept():
+    assert request_of({**PARAMETERS, "prompt": ""})["prompts"][0]["prompt"] == ""
+
+
+def plain_png():
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"text", "not a PNG, JPEG or WebP image; use a file as this service stored it"),
+        (plain_png(), "holds no flux2 parameters; use a file as this service stored it"),
+        (
+            encode(Image.new("RGB", (8, 8)), "jpeg", {**PARAMETERS, "prompt": "x" * 70_000}),
+            "lacks prompt: a JPEG has no room for long prompts; use its PNG",
+        ),
+    ],
+)
+def test_a_file_without_all_parameters_says_why(data, message, tmp_path):
+    (tmp_path / "a.png").write_bytes(data)
+
+    with pytest.raises(ReproductionFailed, match=message):
+        read_image_parameters(tmp_path / "a.png")
+
+
+def test_a_file_that_is_missing_says_so(tmp_path):
+    with pytest.raises(ReproductionFailed, match="cannot be read: No such file or directory; name an image file"):
+        read_image_parameters(tmp_path / "none.png")
