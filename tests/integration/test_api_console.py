@@ -47,7 +47,7 @@ def test_nothing_but_the_consoles_files_is_served(path, api):
 
 def test_the_page_names_every_module_that_all_views_share(api):
     folder = console._FOLDER / "files"
-    shared = {
+    modules = {
         f"console/{file.relative_to(folder)}" for name in ("vendor", "core") for file in (folder / name).glob("*.js")
     }
 
