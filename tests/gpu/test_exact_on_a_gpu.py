@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,7 +47,7 @@ def renderer(request, goldens, tmp_path_factory):
     return Renderer(load_components(settings, device=torch.device("cuda:0"), hf_token=None), prompt_cache=4)
 
 
-def render(renderer, path=None, *, mode=None, **changes):
+def render(renderer, path=None, *, mode=None, previews=None, **changes):
     adapters = () if path is None else (adapter_ref(path, 0.7),)
     spec = ItemSpec(
         model="flux2",
@@ -63,7 +64,20 @@ def render(renderer, path=None, *, mode=None, **changes):
         output_format="png",
         adapter_mode=mode,
     )
-    return renderer.render(spec, [path] if path else [], on_progress=lambda _: None).image.tobytes()
+    rendered = renderer.render(spec, [path] if path else [], on_progress=lambda _: None, previews=previews)
+    return rendered.image.tobytes()
+
+
+def test_previews_change_no_bit_of_an_image_and_arrive(renderer):
+    taken = []
+    sink = SimpleNamespace(
+        is_due=lambda step, steps: step in (1, 2), offer=lambda preview, *, step, steps: taken.append(preview)
+    )
+    expected = render(renderer)
+
+    assert render(renderer, previews=sink) == expected
+    torch.cuda.synchronize()
+    assert [(preview.is_ready, preview.image().size) for preview in taken] == [(True, (16, 12))] * 2
 
 
 def as_onetrainer(source, path, layers):

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import ImageStat
 
 from shared.errors import ServerFailed
 from shared.ledger import Ledger
@@ -16,6 +18,7 @@ from shared.settings import QueueSettings
 from worker import serve
 from worker.consumer.slot_health import find_problem, read_health
 from worker.simulation.company import refuse_rendering_slots, refuse_simulated_slots
+from worker.simulation.renderer import SimulatedRenderer
 
 
 @pytest.fixture
@@ -58,6 +61,23 @@ def test_simulated_slots_finish_jobs_with_pictures_that_say_so(fleet, ledger, it
     health = tmp_path / "health"
     wait_until(lambda: find_problem(health, "ready", slots=2, now_s=time.monotonic()) is None, what="the health files")
     assert [found.slot for found in read_health(health)] == ["host-0", "host-1"]
+
+
+def test_a_simulated_slot_offers_previews_that_get_sharper(item):
+    taken = []
+    sink = SimpleNamespace(
+        is_due=lambda step, steps: step in (1, 3),
+        offer=lambda preview, *, step, steps: taken.append((step, steps, preview)),
+    )
+    spec = item(width=256, height=128, num_inference_steps=4)
+
+    SimulatedRenderer(0, load_reference=lambda _: b"").render(spec, [], on_progress=lambda _: None, previews=sink)
+
+    assert [(step, steps) for step, steps, _ in taken] == [(1, 4), (3, 4)]
+    early, late = (preview.image() for _, _, preview in taken)
+    assert early.size == late.size == (128, 64)
+    contrasts = [sum(ImageStat.Stat(image).stddev) for image in (early, late)]
+    assert contrasts[0] < contrasts[1]
 
 
 def test_slots_that_render_and_simulated_ones_refuse_each_other(ledger, slot_report):

@@ -32,7 +32,16 @@ class ScriptedLedger:
 @pytest.fixture
 def lease(settings):
     def make(
-        ledger, *, ttl_s=0.3, renew_s=0.02, stall_s=60.0, budget_s=0.0, s3_timeout_s=0.001, on_stall=None, claim=CLAIM
+        ledger,
+        *,
+        ttl_s=0.3,
+        renew_s=0.02,
+        stall_s=60.0,
+        budget_s=0.0,
+        s3_timeout_s=0.001,
+        on_stall=None,
+        claim=CLAIM,
+        after_renewal=lambda: None,
     ):
         made = settings(
             queue={"lease_ttl_s": ttl_s, "renew_s": renew_s},
@@ -40,7 +49,8 @@ def lease(settings):
             storage={"retry_budget_s": budget_s},
             s3={"timeout_s": s3_timeout_s},
         )
-        return Lease(ledger, claim, made, on_stall=on_stall or (lambda progress: None))
+        on_stall = on_stall or (lambda progress: None)
+        return Lease(ledger, claim, made, on_stall=on_stall, after_renewal=after_renewal)
 
     return make
 
@@ -84,6 +94,16 @@ def test_progress_is_sent_twice_in_a_second_and_less_often_in_a_large_fleet(leas
     held.report(STEP)
 
     assert held._wake.is_set() == is_sent
+
+
+def test_previews_are_sent_at_the_start_and_after_each_renewal_that_redis_answers(lease, wait_until):
+    ledger, renewals = ScriptedLedger("ok", "away", "ok", "lost"), []
+
+    with lease(ledger, ttl_s=60, after_renewal=lambda: renewals.append(ledger.renewals)) as held:
+        wait_until(lambda: held._lost, what="the answer that the lease is lost")
+
+    # 0 at the start; the second renewal got no answer.
+    assert renewals == [0, 1, 3, 4]
 
 
 def test_a_cancel_arrives_with_a_renewal(lease, wait_until):

@@ -27,11 +27,11 @@ logger = logging.getLogger("flux2.worker.render")
 # Quarters along each side of a token, and pixels along a side of one.
 _QUARTERS: Final = 2
 _QUARTER_PIXELS: Final = PIXELS // _QUARTERS
-# Latents of the fit: 1,024 tokens for 129 unknowns of each colour.
-_PICTURES: Final = 16
-_SIDES: Final = (1, 2, 4, 8)
-# Of the mean of the four sizes, for a standard deviation of 2: wider latents than those of images fit images better.
-_SPREAD: Final = 4.0
+# Latents of the fit: 384 tokens for 129 unknowns of each colour.
+_PICTURES: Final = 24
+_SIDES: Final = (1, 2, 4)
+# Of the mean of the three sizes, for a standard deviation of 2: wider latents than those of images fit images better.
+_SPREAD: Final = 3.46
 # Keeps channels that hardly matter from getting large weights.
 _RIDGE: Final = 1e-3
 _MOST_PIXELS: Final = 128
@@ -148,7 +148,7 @@ def samples(autoencoder: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def fit_latents(channels: int) -> Tensor:
-    """Draw the latents of the fit, (16, channels, 8, 8): noise of all sizes, because neighbours in images are alike.
+    """Draw the latents of the fit, (24, channels, 4, 4): noise of all sizes, because neighbours in images are alike.
 
     Their bits are the same on every host.
     """
