@@ -125,27 +125,34 @@ class JobsFeed(Feed):
     def _show(self, ledger: Ledger, moves: Mapping[str, JobMoves], *, is_due: bool) -> dict[str, _ShownJob]:
         """Return the jobs as they are now."""
         before = self._shown
-        new = [job for job in moves if job not in before]
-        outlines = {job: shown.outline for job, shown in before.items()} | ledger.live_jobs.outlines(new)
+        outlines = {job: shown.outline for job, shown in before.items()}
+        outlines |= ledger.live_jobs.outlines([job for job in moves if job not in before])
+        # A job may be forgotten between two reads.
         moves = {job: found for job, found in moves.items() if job in outlines}
         moved = {job for job in moves if job not in before or before[job].moves.counts != moves[job].counts}
-        estimated = {
-            job: found for job, found in moves.items() if found.state not in TERMINAL and (is_due or job in moved)
-        }
-        outlooks = ledger.live_jobs.outlooks(estimated, items={job: outlines[job].items for job in estimated})
+        estimated = {job: found for job, found in moves.items() if is_due or job in moved}
+        outlooks = _read_outlooks(ledger, estimated, outlines)
         failed = [job for job in moved if moves[job].counts[State.FAILED] and not (job in before and before[job].error)]
         errors = ledger.live_jobs.failures(failed)
-        shown = {}
-        for job, found in moves.items():
-            earlier = before.get(job)
-            outlook = outlooks.get(job) or (earlier.outlook if earlier and found.state not in TERMINAL else Outlook())
-            error = errors.get(job) or (earlier.error if earlier else None)
-            if earlier and (earlier.moves, earlier.outlook, earlier.error) == (found, outlook, error):
-                shown[job] = earlier
-                continue
-            body = job_progress(job, outlines[job], found, outlook=outlook, error=error)
-            shown[job] = _ShownJob(outlines[job], found, outlook, error, Line.of(body))
-        return shown
+        return {
+            job: self._show_job(job, outlines[job], found, outlooks.get(job), errors.get(job))
+            for job, found in moves.items()
+        }
+
+    def _show_job(
+        self, job_id: str, outline: JobOutline, moves: JobMoves, outlook: Outlook | None, error: str | None
+    ) -> _ShownJob:
+        """Return a job as it is now; without a new outlook or error, it has those that listeners know."""
+        earlier = self._shown.get(job_id)
+        if moves.state in TERMINAL:
+            outlook = Outlook()
+        elif outlook is None:
+            outlook = earlier.outlook if earlier else Outlook()
+        error = error or (earlier.error if earlier else None)
+        if earlier and (earlier.moves, earlier.outlook, earlier.error) == (moves, outlook, error):
+            return earlier
+        body = job_progress(job_id, outline, moves, outlook=outlook, error=error)
+        return _ShownJob(outline, moves, outlook, error, Line.of(body))
 
     def _sort_out(self, moves: Mapping[str, JobMoves]) -> None:
         """Move jobs that have ended to the others that have, and drop those that do not exist any more."""
@@ -183,6 +190,13 @@ class JobsFeed(Feed):
 
     def _state(self) -> str:
         return state_id([self._fleet.state, sorted((job, shown.line.state) for job, shown in self._shown.items())])
+
+
+def _read_outlooks(
+    ledger: Ledger, jobs: Mapping[str, JobMoves], outlines: Mapping[str, JobOutline]
+) -> dict[str, Outlook]:
+    unfinished = {job: moves for job, moves in jobs.items() if moves.state not in TERMINAL}
+    return ledger.live_jobs.outlooks(unfinished, items={job: outlines[job].items for job in unfinished})
 
 
 def _json(**members: str) -> str:
