@@ -1,1 +1,1 @@
-"""Streams of server-sent events: what changes of jobs, told to those who watch them."""
+"""Streams of server-sent events about jobs and their changes."""

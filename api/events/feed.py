@@ -1,4 +1,4 @@
-"""What listeners watch: a state in Redis that changes, and the events that tell of it."""
+"""What listeners watch: a state in Redis that changes, and the events that describe the changes."""
 
 from __future__ import annotations
 

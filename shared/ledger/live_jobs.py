@@ -163,7 +163,7 @@ class LiveJobs:
         """
         if not jobs:
             return {}
-        chosen = [(job_id, index) for job_id, moves in jobs.items() for index in _telling_items(moves, items[job_id])]
+        chosen = [(job_id, index) for job_id, moves in jobs.items() for index in _deciding_items(moves, items[job_id])]
         now_ms = self._session.now_ms()
         with self._session.commands():
             records = read_each(
@@ -230,7 +230,7 @@ def _outline(job: Sequence[str | None], texts: Sequence[str], whole: str | None)
     )
 
 
-def _telling_items(moves: JobMoves, items: int) -> list[int]:
+def _deciding_items(moves: JobMoves, items: int) -> list[int]:
     """Return the indices of the items that start next and end last, because items start in their order."""
     queued = moves.counts[State.QUEUED]
     if queued:
