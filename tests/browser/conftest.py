@@ -149,6 +149,10 @@ class ServedConsole:
         """Store a key and return its text; from then on the API wants one."""
         return add_key(self.api.ledger, **options)
 
+    def claim(self):
+        """Claim an image that waits, as a worker does."""
+        return self.api.ledger.claim_next(("flux2",), slot="gpu-0", boot="boot", warm="base")
+
     def finish_queued(self):
         """Finish every image that waits; return their number."""
         return finish_queued(self.api)

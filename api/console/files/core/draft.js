@@ -17,6 +17,7 @@ const EMPTY = {
   height: "",
   steps: "",
   guidance: "",
+  sigmas: "", // noise levels, separated by spaces; only those of an image that is rendered again
   seed: "",
   seedRule: "each", // "each", "same" or "random"
   copies: "1", // images of each prompt
@@ -46,7 +47,7 @@ export const clearDraft = () => changeDraft({ ...EMPTY, model: draft.value.model
 //   prompts: [text], exactly as they were rendered
 //   loras: [{ path, network_multiplier, ignore }]
 //   references: [{ path: "upload:SHA256", name, thumbnail }] or [path], up to three
-//   model, width, height, seed, sample_steps, guidance_scale, neg, trigger_word, engine, output_format
+//   model, width, height, seed, sample_steps, sigmas, guidance_scale, preset, neg, trigger_word, engine, output_format
 export function useAsDraft(parameters) {
   changeDraft(draftOf(parameters));
   go("create");
@@ -54,7 +55,7 @@ export function useAsDraft(parameters) {
 
 const FIELDS = {
   model: "model", width: "width", height: "height", sample_steps: "steps", guidance_scale: "guidance", neg: "negative",
-  trigger_word: "trigger", engine: "engine", output_format: "format",
+  trigger_word: "trigger", engine: "engine", output_format: "format", preset: "preset",
 };
 
 export function draftOf({ prompts, loras, references, seed, ...others }) {
@@ -69,7 +70,10 @@ export function draftOf({ prompts, loras, references, seed, ...others }) {
     changes.references = references.map((each) => (typeof each === "string" ? { path: each } : each))
       .map((each) => ({ name: each.path, thumbnail: "", width: null, height: null, warnings: [], ...each }));
   }
-  if (seed !== undefined && seed !== null) Object.assign(changes, { seed: String(seed), seedRule: "each", copies: "1" });
+  if (seed !== undefined && seed !== null) {
+    Object.assign(changes, { seed: String(seed), seedRule: "each", copies: "1" });
+  }
+  if (others.sigmas !== undefined) changes.sigmas = others.sigmas?.join(" ") ?? "";
   for (const [name, field] of Object.entries(FIELDS)) {
     if (others[name] !== undefined && others[name] !== null) changes[field] = String(others[name]);
   }
@@ -90,7 +94,10 @@ export function parametersOfImage(image, model) {
     width: image.requested_width ?? image.width,
     height: image.requested_height ?? image.height,
     seed: image.seed,
-    sample_steps: image.sample_steps,
+    // The values that were used, also if a preset gave them. Noise levels are the steps already.
+    preset: "",
+    sigmas: image.sigmas ?? null,
+    sample_steps: image.sigmas ? "" : image.sample_steps,
     guidance_scale: image.guidance_scale,
     neg: image.neg,
     output_format: image.format,

@@ -16,6 +16,9 @@ export const adaptersOf = (job) => (!job.adapters || job.adapters === "base" ? [
 // The stream has no prompt for a job that was canceled before it began; this browser may know it.
 export const promptOf = (job) => job.prompt ?? sentBody(job.request_id)?.prompts[0]?.prompt ?? "Its prompt is not kept";
 
+// The stream has the first prompt alone.
+const knownPrompt = (job, index) => (index ? `Image ${index + 1}` : promptOf(job));
+
 // Render images of a job again, as a new job.
 export async function retryImages(body, indexes) {
   try {
@@ -55,17 +58,21 @@ export function JobTiles({ job, limit = 24, isSmall = false }) {
       ${indexes.map((index) => {
         const outcome = outcomes.get(index);
         const parameters = body?.prompts[index];
-        const state = stateOf({ job, outcome, isRunning: running.has(index), isComplete, hasStarted: started.current.has(index) });
+        const isRunning = running.has(index);
+        const state = stateOf({ job, outcome, isRunning, isComplete, hasStarted: started.current.has(index) });
         return html`
           <${Tile} key=${index} state=${state} width=${width} height=${height}
-            prompt=${outcome?.image?.prompt ?? parameters?.prompt ?? promptOf(job)} seed=${parameters && seedOf(body, index)}
+            prompt=${outcome?.image?.prompt ?? parameters?.prompt ?? knownPrompt(job, index)}
+            seed=${parameters && seedOf(body, index)}
             adapters=${adaptersOf(job)} running=${running.get(index)}
-            preview=${shownPreviews.get(`${job.request_id}/${index}`)?.image} image=${outcome?.image} error=${outcome?.error}
+            preview=${shownPreviews.get(`${job.request_id}/${index}`)?.image} image=${outcome?.image}
+              error=${outcome?.error}
             href=${hrefOf("gallery", [job.request_id, index])} onStale=${reload}
             onRetry=${body && (() => retryImages(body, [index]))} />`;
       })}
     </div>
-    ${pages > 1 && html`<${Pages} current=${current} pages=${pages} limit=${limit} images=${job.images} onPage=${setPage} />`}`;
+    ${pages > 1 && html`<${Pages} current=${current} pages=${pages} limit=${limit} images=${job.images}
+      onPage=${setPage} />`}`;
 }
 
 // A square for a job that shows no size.
@@ -86,8 +93,10 @@ function Pages({ current, pages, limit, images, onPage }) {
   const last = Math.min(images, first + limit - 1);
   return html`
     <p class="pages">
-      <button type="button" class="quiet" disabled=${current === 0} onClick=${() => onPage(current - 1)}>Previous</button>
+      <button type="button" class="quiet" disabled=${current === 0}
+        onClick=${() => onPage(current - 1)}>Previous</button>
       Images ${first} to ${last} of ${images}
-      <button type="button" class="quiet" disabled=${current === pages - 1} onClick=${() => onPage(current + 1)}>Next</button>
+      <button type="button" class="quiet" disabled=${current === pages - 1}
+        onClick=${() => onPage(current + 1)}>Next</button>
     </p>`;
 }

@@ -41,8 +41,10 @@ function check(known, schema, value, path) {
   switch (rule.type) {
     case "object": return checkObject(known, rule, value, path);
     case "array": return [...checkSize(rule, value.length, path), ...checkItems(known, rule, value, path)];
-    case "integer": return Number.isInteger(value) ? checkNumber(rule, value, path) : problem("Must be a whole number.");
-    case "number": return Number.isFinite(value) ? checkNumber(rule, value, path) : problem("Must be a number.");
+    case "integer":
+      return Number.isInteger(value) ? checkNumber(rule, value, path) : problem("Must be a whole number.");
+    case "number":
+      return Number.isFinite(value) ? checkNumber(rule, value, path) : problem("Must be a number.");
     case "string": return checkText(rule, value, path);
     default: return [];
   }
@@ -78,8 +80,8 @@ function checkText(rule, value, path) {
   if (value.length > rule.maxLength) {
     return [{ path, message: `Has ${value.length} characters, but at most ${rule.maxLength} are allowed.` }];
   }
-  if (rule.pattern && !new RegExp(rule.pattern).test(value)) return [{ path, message: "Has a form that is not allowed." }];
-  return [];
+  const isMatch = !rule.pattern || new RegExp(rule.pattern).test(value);
+  return isMatch ? [] : [{ path, message: "Has a form that is not allowed." }];
 }
 
 function checkNumber(rule, value, path) {

@@ -61,6 +61,9 @@ export function seedOf(body, index) {
 
 // Return a body that renders some images of a job again with the seeds that they had; random ones are drawn anew.
 export function repeatedBody(body, indexes) {
-  const prompts = indexes.map((index) => ({ ...body.prompts[index], seed: body.prompts[index].seed ?? seedOf(body, index) }));
+  const prompts = indexes.map((index) => {
+    const prompt = body.prompts[index];
+    return { ...prompt, seed: prompt.seed ?? seedOf(body, index) };
+  });
   return { ...body, prompts };
 }

@@ -5,7 +5,11 @@ import { Chip, copyText } from "./parts.js";
 import { html, useRef, useState } from "./ui.js";
 
 const STAGES = {
-  fetch: "Fetching files", encode: "Reading the prompt", adapter: "Loading adapters", decode: "Decoding", upload: "Storing",
+  fetch: "Fetching files",
+  encode: "Reading the prompt",
+  adapter: "Loading adapters",
+  decode: "Decoding",
+  upload: "Storing",
 };
 
 export function stageText(running) {
@@ -14,10 +18,12 @@ export function stageText(running) {
   return STAGES[running.stage] ?? "Starting";
 }
 
-const STATE_TEXTS = { queued: "Waiting", finishing: "Storing", loading: "Loading", canceled: "Canceled", failed: "Failed" };
+const STATE_TEXTS = {
+  queued: "Waiting", finishing: "Storing", loading: "Loading", canceled: "Canceled", failed: "Failed",
+};
 
 // Arguments:
-//   state     "queued", "running", "finishing", "loading" (its picture is being read), "succeeded", "failed", "canceled"
+//   state     "queued", "running", "finishing", "loading" (its picture is read), "succeeded", "failed" or "canceled"
 //   width, height  of the image in pixels
 //   prompt, seed, adapters  what it shows and says to screen readers; seed may be null, adapters are names
 //   running   { stage, step, steps } while it is rendered; preview  data URL, or null
@@ -69,7 +75,8 @@ function Missing({ state, error, onRetry }) {
       <p title=${text}>${text}</p>
       <div class="tile-actions">
         ${onRetry && html`<button type="button" onClick=${onRetry}>Retry</button>`}
-        ${error && html`<button type="button" class="quiet" onClick=${() => copyText(text, "The error")}>Copy error</button>`}
+        ${error && html`<button type="button" class="quiet"
+          onClick=${() => copyText(text, "The error")}>Copy error</button>`}
       </div>
     </div>`;
 }

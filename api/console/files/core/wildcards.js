@@ -1,7 +1,7 @@
 // Prompts with choices: `{red|blue} fox` stands for two prompts, and groups may hold groups.
 //
-// Braces without a bar of their own are text, because FLUX.2 also reads prompts that are JSON. A backslash makes text of
-// `{`, `}`, `|` and itself, and `\n` is a line break: each line of the form is a prompt of its own.
+// Braces without a bar of their own are text, because FLUX.2 also reads prompts that are JSON. A backslash makes text
+// of `{`, `}`, `|` and itself, and `\n` is a line break: each line of the form is a prompt of its own.
 
 const ESCAPABLE = "\\{}|n";
 // Deeper braces are text, so that no prompt can exhaust the stack.

@@ -1,4 +1,5 @@
-// Start a batch and watch it: the form on the left, what the service draws on the right. On a phone the form is a sheet.
+// Start a batch and watch it: the form is on the left, and what the service draws on the right. On a phone the form is
+// a sheet.
 import { ApiError, getJson, may } from "../core/api.js";
 import { changeDraft, draftOf, parametersOfImage } from "../core/draft.js";
 import { loadModels } from "../core/models.js";
@@ -28,7 +29,9 @@ export default function Create() {
   if (!may("submit")) {
     return html`
       <h1 class="visually-hidden">Create</h1>
-      <${Empty} title="This key may look, but not render"><p>Submitting needs the role submit. Ask the operator for another key.</p><//>
+      <${Empty} title="This key may look, but not render">
+        <p>Submitting needs the role submit. Ask the operator for another key.</p>
+      <//>
       <${Wall} />`;
   }
   return html`
@@ -38,9 +41,11 @@ export default function Create() {
       ${!isNarrow && html`<aside class="create-panel" aria-label="New images"><${CreateForm} /></aside>`}
       <${Wall} />
     </div>
-    ${isNarrow && html`<button type="button" class="primary create-open" onClick=${() => setOpen(true)}>New images</button>`}
+    ${isNarrow && html`<button type="button" class="primary create-open"
+      onClick=${() => setOpen(true)}>New images</button>`}
     ${isNarrow && isOpen && html`
-      <${Dialog} title="New images" kind="sheet" onClose=${() => setOpen(false)}><${CreateForm} onSent=${() => setOpen(false)} /><//>`}`;
+      <${Dialog} title="New images" kind="sheet" onClose=${() => setOpen(false)}><${CreateForm}
+        onSent=${() => setOpen(false)} /><//>`}`;
 }
 
 // `#/create?from=REQUEST_ID/INDEX` takes all parameters of an image; `?prompt=&seed=&lora=PATH@MULTIPLIER` single ones.
@@ -73,7 +78,10 @@ async function parametersOf(name) {
   return parametersOfImage(image, metadata.model);
 }
 
-const NAMES = ["model", "width", "height", "seed", "sample_steps", "guidance_scale", "neg", "trigger_word", "engine", "output_format"];
+const NAMES = [
+  "model", "width", "height", "seed", "sample_steps", "guidance_scale", "neg", "trigger_word", "preset", "engine",
+  "output_format",
+];
 
 function parametersIn(query) {
   const parameters = Object.fromEntries(NAMES.filter((name) => query.has(name)).map((name) => [name, query.get(name)]));

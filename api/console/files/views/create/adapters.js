@@ -20,7 +20,8 @@ export function Adapters({ draft, change, model, problems }) {
       <legend>Adapters</legend>
       <ul>
         ${draft.loras.map((lora, index) => html`
-          <${AdapterRow} key=${`${lora.path} ${index}`} lora=${lora} model=${model} problem=${problems[`loras.${index}`]}
+          <${AdapterRow} key=${`${lora.path} ${index}`} lora=${lora} model=${model}
+            problem=${problems[`loras.${index}`]}
             onChange=${(changes) => replace(index, changes)} onRemove=${() => remove(index)}
             onTrigger=${draft.trigger ? null : (trigger) => change({ trigger })} />`)}
       </ul>
@@ -45,7 +46,8 @@ function AdapterRow({ lora, model, problem, onChange, onRemove, onTrigger }) {
         ${rule && html`
           <input type="range" min=${rule.minimum} max=${rule.maximum} step="0.05" value=${lora.multiplier}
             aria-label="Multiplier of ${name}" onInput=${set} />`}
-        <input type="number" min=${rule?.minimum} max=${rule?.maximum} step="0.05" value=${lora.multiplier} placeholder="1"
+        <input type="number" min=${rule?.minimum} max=${rule?.maximum} step="0.05" value=${lora.multiplier}
+          placeholder="1"
           aria-label="Multiplier of ${name}, as a number" aria-invalid=${problem ? "true" : null}
           aria-describedby=${problem ? id : null} onInput=${set} />
       </div>
@@ -72,7 +74,8 @@ function AdapterSummary({ path, model, ignore, onIgnore, onTrigger }) {
       ${data.trigger && onTrigger && html` <button type="button" class="link" onClick=${() => onTrigger(data.trigger)}>
         Use its trigger word "${data.trigger}"</button>`}
     </p>
-    ${ignore?.length > 0 && html`<p class="field-help">Its ${ignore.join(", ").replaceAll("_", " ")} part is left out.</p>`}
+    ${ignore?.length > 0 && html`<p
+      class="field-help">Its ${ignore.join(", ").replaceAll("_", " ")} part is left out.</p>`}
     ${data.warnings.map((warning) => html`<p class="field-warning" key=${warning}>${warning}</p>`)}`;
 }
 

@@ -26,16 +26,8 @@ function seedOf(draft, model, index, copy) {
 
 const addTo = (first, offset) => (typeof first === "number" && first >= 0 ? first + offset : first);
 
-// A preset stands for steps or noise levels, and guidance; what is typed counts more. Steps and noise levels exclude each other.
-function samplingOf(draft, model) {
-  const preset = model?.presets?.find(({ name }) => name === draft.preset);
-  const steps = numberOf(draft.steps);
-  return {
-    sample_steps: steps ?? (preset?.sigmas ? undefined : preset?.sample_steps ?? undefined),
-    sigmas: steps === undefined ? preset?.sigmas ?? undefined : undefined,
-    guidance_scale: numberOf(draft.guidance) ?? preset?.guidance_scale ?? undefined,
-  };
-}
+// Noise levels are the steps already.
+const levelsOf = (text) => (text.trim() ? text.trim().split(/[\s,]+/).map(numberOf) : undefined);
 
 // Return the body of POST /v1/inference with at most `limit` images; without fields that have their defaults.
 export function bodyOf(draft, model, limit) {
@@ -45,7 +37,9 @@ export function bodyOf(draft, model, limit) {
   const shared = {
     width: numberOf(draft.width),
     height: numberOf(draft.height),
-    ...samplingOf(draft, model),
+    sample_steps: numberOf(draft.steps),
+    sigmas: levelsOf(draft.sigmas),
+    guidance_scale: numberOf(draft.guidance),
     neg: model?.uses_negative_prompt && draft.negative ? draft.negative : undefined,
     ...references,
   };
@@ -58,6 +52,7 @@ export function bodyOf(draft, model, limit) {
     loras: draft.loras.map(({ path, multiplier, ignore }) => withoutUndefined({
       path, network_multiplier: numberOf(multiplier), ignore: ignore?.length ? ignore : undefined,
     })),
+    preset: draft.preset || undefined,
     engine: draft.engine || undefined,
     output_format: draft.format || undefined,
     priority: numberOf(draft.priority),

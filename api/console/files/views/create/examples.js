@@ -24,7 +24,8 @@ export function Examples() {
     <${Empty} title="No images yet">
       <p>Write a prompt, or begin with one of these:</p>
       <ul class="examples">
-        ${PROMPTS.map((prompt) => html`<li key=${prompt}><button type="button" onClick=${() => use(prompt)}>${prompt}</button></li>`)}
+        ${PROMPTS.map((prompt) => html`<li key=${prompt}><button type="button"
+          onClick=${() => use(prompt)}>${prompt}</button></li>`)}
       </ul>
     <//>`;
 }

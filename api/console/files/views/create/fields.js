@@ -30,7 +30,8 @@ export function SelectField({ label, value, options, problem, help, onChange }) 
     <${Field} label=${label} problem=${problem} help=${help}>
       ${(attributes) => html`
         <select ...${attributes} value=${value} onChange=${(event) => onChange(event.target.value)}>
-          ${options.map(([each, text]) => html`<option key=${each} value=${each} selected=${each === value}>${text}</option>`)}
+          ${options.map(([each, text]) => html`<option key=${each} value=${each}
+            selected=${each === value}>${text}</option>`)}
         </select>`}
     <//>`;
 }

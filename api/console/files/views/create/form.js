@@ -29,7 +29,8 @@ function useRequest() {
     const model = modelOf(known, fields.model) ?? known?.models[0] ?? null;
     const limits = known?.limits ?? null;
     const count = imageCount(fields);
-    return { model, limits, count, body: bodyOf(fields, model, Math.min(limits?.max_prompts ?? MAX_IMAGES, MAX_IMAGES)) };
+    const most = Math.min(limits?.max_prompts ?? MAX_IMAGES, MAX_IMAGES);
+    return { model, limits, count, body: bodyOf(fields, model, most) };
   }, [fields, known]);
   // Apart from the body: the rules may arrive after an answer about it.
   const problems = useMemo(() => checkBody({ ...request, schemas: rules }), [request, rules]);
@@ -75,11 +76,12 @@ export function CreateForm({ onSent }) {
         ${model?.uses_negative_prompt && html`
           <${Field} label="Negative prompt" problem=${shown.negative}>
             ${(attributes) => html`
-              <input ...${attributes} value=${fields.negative} onInput=${(event) => change({ negative: event.target.value })} />`}
+              <input ...${attributes} value=${fields.negative}
+                onInput=${(event) => change({ negative: event.target.value })} />`}
           <//>`}
         <${Adapters} ...${parts} model=${model?.id} />
         <${References} limits=${limits} problems=${shown} />
-        <${Size} ...${parts} rules=${{ width: fieldOf(rules, "PromptItem", "width"), height: fieldOf(rules, "PromptItem", "height") }} />
+        <${Size} ...${parts} />
         <${SamplingFields} ...${parts} />
         <${ModelFields} ...${parts} models=${inventory.value?.models ?? []} />
         <${MoreFields} ...${parts} />
@@ -112,7 +114,8 @@ function useIsUploading() {
 
 // A refusal that stands at its field is not said twice.
 function Refusal({ error, isPlaced }) {
-  if (isPlaced) return html`<p class="field-error" role="alert">The service refused this request; the reason stands at its field.</p>`;
+  if (isPlaced) return html`<p class="field-error"
+    role="alert">The service refused this request; the reason stands at its field.</p>`;
   return html`<p class="field-error" role="alert">${error.message}</p>`;
 }
 

@@ -44,8 +44,10 @@ export function AdapterPicker({ onPick, onClose }) {
             </li>`)}
         </ul>
         <${Problem} error=${error} onRetry=${load} />
-        <p class="field-help" role="status">${statusText({ isAddress, isLoading, error, search, count: found.length })}</p>
-        ${hasMore && !isLoading && !isAddress && !search && html`<button type="button" onClick=${load}>Show more</button>`}
+        <p class="field-help"
+          role="status">${statusText({ isAddress, isLoading, error, search, count: found.length })}</p>
+        ${hasMore && !isLoading && !isAddress && !search && html`<button type="button"
+          onClick=${load}>Show more</button>`}
       </div>
     <//>`;
 }
@@ -55,7 +57,8 @@ function statusText({ isAddress, isLoading, error, search, count }) {
   if (isLoading) return "Reading the list of adapters.";
   if (count > SHOWN) return `${count} files match; the first ${SHOWN} are shown. Type more of the name.`;
   if (count) return "";
-  return search ? "No file has this in its path." : "The adapter root has no files. Upload one in Adapters, or type an address.";
+  if (search) return "No file has this in its path.";
+  return "The adapter root has no files. Upload one in Adapters, or type an address.";
 }
 
 function moveFocus(event, list) {

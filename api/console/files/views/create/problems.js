@@ -4,13 +4,14 @@ import { REFERENCE_FIELDS } from "./body.js";
 
 // Fields of the form by those of the request.
 const FORM_FIELDS = {
-  prompt: "prompts", prompts: "prompts", trigger_word: "trigger", neg: "negative", sample_steps: "steps", sigmas: "steps",
+  prompt: "prompts", prompts: "prompts", trigger_word: "trigger", neg: "negative", sample_steps: "steps",
   guidance_scale: "guidance", output_format: "format", ctrl_img_1: "references.0",
 };
 REFERENCE_FIELDS.forEach((name, slot) => { FORM_FIELDS[name] = `references.${slot}`; });
 
 const DRAFT_FIELDS = new Set([
-  "model", "prompts", "trigger", "negative", "width", "height", "steps", "guidance", "seed", "engine", "format", "priority",
+  "model", "prompts", "trigger", "negative", "width", "height", "steps", "guidance", "sigmas", "seed", "preset", "engine",
+  "format", "priority",
 ]);
 
 // Return { field, text } for a path such as `prompts[3].width`; field is "" for what has no place in the form.
@@ -18,7 +19,8 @@ function locate(path, message) {
   const [, list, index, rest] = /^(prompts|loras)\[(\d+)\]\.?(.*)$/.exec(path) ?? [];
   if (list === "loras") return { field: `loras.${index}`, text: message };
   const name = list ? rest || "prompts" : path;
-  const field = FORM_FIELDS[name] ?? name;
+  // The last part of a path such as `sigmas[3]` is of no use to the form.
+  const field = FORM_FIELDS[name] ?? name.replace(/\[\d+\]$/, "");
   if (field === "prompts" && list) return { field, text: `Image ${Number(index) + 1}: ${message}` };
   return { field: DRAFT_FIELDS.has(field) || field.startsWith("references.") ? field : "", text: message };
 }
@@ -40,12 +42,13 @@ export function checkBody({ body, count, schemas, limits }) {
     .filter(({ path }) => path !== "prompts" && (path !== "model" || body.model));
   if (limits && count > limits.max_prompts) {
     const most = limits.max_prompts.toLocaleString();
-    problems.push({ path: "prompts", message: `${count.toLocaleString()} images are too many: a job has at most ${most}.` });
+    const message = `${count.toLocaleString()} images are too many: a job has at most ${most}.`;
+    problems.push({ path: "prompts", message });
   }
   const seeds = body.prompts.map((prompt) => prompt.seed).filter((seed) => typeof seed === "number");
   if (seeds.some((seed) => seed > Number.MAX_SAFE_INTEGER)) {
-    const most = Number.MAX_SAFE_INTEGER;
-    problems.push({ path: "prompts[0].seed", message: `This page sends seeds up to ${most}; the API takes larger ones.` });
+    const message = `This page sends seeds up to ${Number.MAX_SAFE_INTEGER}; the API takes larger ones.`;
+    problems.push({ path: "prompts[0].seed", message });
   }
   return problemsByField(problems);
 }

@@ -6,6 +6,12 @@ import { Field } from "./fields.js";
 
 const SHOWN_VARIANTS = 50;
 
+function Syntax() {
+  return html`
+    <code>${"{red|blue} fox"}</code> makes an image of each; <code>[trigger]</code> becomes the trigger word;
+    ${" "}<code>${"\\{"}</code> is a brace.`;
+}
+
 export function Prompts({ draft, change, problems }) {
   const area = useRef(null);
   // The field is as high as its text: a list of prompts is read as a whole.
@@ -15,11 +21,11 @@ export function Prompts({ draft, change, problems }) {
   }, [draft.prompts]);
   const needsTrigger = draft.prompts.includes("[trigger]");
   return html`
-    <${Field} label="Prompts, one on each line" problem=${problems.prompts}
-        help=${html`<code>${"{red|blue} fox"}</code> makes an image of each; <code>[trigger]</code> becomes the trigger word.`}>
+    <${Field} label="Prompts, one on each line" problem=${problems.prompts} help=${html`<${Syntax} />`}>
       ${(attributes) => html`
         <textarea ...${attributes} ref=${area} class="prompts" rows="3" spellcheck="false" value=${draft.prompts}
-          placeholder="a {red|blue} fox in the snow" onInput=${(event) => change({ prompts: event.target.value })}></textarea>`}
+          placeholder="a {red|blue} fox in the snow"
+            onInput=${(event) => change({ prompts: event.target.value })}></textarea>`}
     <//>
     <${Variants} text=${draft.prompts} />
     ${(needsTrigger || draft.trigger) && html`

@@ -42,7 +42,8 @@ async function upload(file, limits) {
   const id = ++lastUpload;
   uploads.value = [...uploads.value, { id, name: file.name, address: URL.createObjectURL(file), error: null }];
   if (limits && file.size > limits.max_reference_bytes) {
-    change(id, { error: `The file has ${formatBytes(file.size)}; at most ${formatBytes(limits.max_reference_bytes)} are allowed.` });
+    const most = formatBytes(limits.max_reference_bytes);
+    change(id, { error: `The file has ${formatBytes(file.size)}, but at most ${most} are allowed.` });
     return;
   }
   try {
@@ -65,8 +66,9 @@ export function References({ limits, problems }) {
   const add = (files) => {
     const images = [...files].filter((file) => file.type.startsWith("image/"));
     images.slice(0, room).forEach((file) => upload(file, limits));
-    if (images.length > room) announce(`A prompt has at most ${REFERENCE_FIELDS.length} reference images.`, { kind: "error" });
-    else if (!images.length) announce("Only images can be references. Adapters are uploaded in Adapters.", { kind: "error" });
+    const refuse = (text) => announce(text, { kind: "error" });
+    if (images.length > room) refuse(`A prompt has at most ${REFERENCE_FIELDS.length} reference images.`);
+    else if (!images.length) refuse("Only images can be references. Adapters are uploaded in Adapters.");
   };
   const isOver = useDroppedFiles(add);
   usePastedImages(add);
@@ -79,7 +81,8 @@ export function References({ limits, problems }) {
           <${Reference} key=${`${reference.path} ${slot}`} ...${reference} problem=${problems[`references.${slot}`]}
             onRemove=${() => remove(slot)} />`)}
         ${pending.map((each) => html`
-          <${Reference} key=${each.id} name=${each.name} thumbnail=${each.error ? "" : each.address} problem=${each.error}
+          <${Reference} key=${each.id} name=${each.name} thumbnail=${each.error ? "" : each.address}
+            problem=${each.error}
             isUploading=${!each.error} onRemove=${() => forget(each.id)} />`)}
       </ul>
       ${room > 0 && html`
@@ -87,7 +90,8 @@ export function References({ limits, problems }) {
           <p>Drop or paste ${countOf(room, "image")}, or <button type="button" class="link"
             onClick=${() => chooser.current.click()}>choose a file</button></p>
           <input ref=${chooser} type="file" accept="image/png,image/jpeg,image/webp,image/bmp" multiple hidden
-            aria-label="Reference images" onChange=${(event) => { add(event.target.files); event.target.value = ""; }} />
+            aria-label="Reference images"
+              onChange=${(event) => { add(event.target.files); event.target.value = ""; }} />
           <${Address} />
         </div>`}
     </fieldset>`;
@@ -97,7 +101,8 @@ function Reference({ path, name, thumbnail, width, height, warnings = [], proble
   const size = width ? `${width} x ${height}` : isUploading ? "Uploading" : "";
   return html`
     <li class="reference">
-      ${thumbnail ? html`<img src=${thumbnail} alt="" />` : html`<span class="reference-blank" aria-hidden="true"></span>`}
+      ${thumbnail ? html`<img src=${thumbnail} alt="" />` : html`<span class="reference-blank"
+        aria-hidden="true"></span>`}
       <div>
         <p class="reference-name" title=${path}>${name}</p>
         ${size && html`<p class="field-help">${size}</p>`}
@@ -119,7 +124,8 @@ function Address() {
     setText("");
     setOpen(false);
   };
-  if (!isOpen) return html`<button type="button" class="link" onClick=${() => setOpen(true)}>or type an address</button>`;
+  if (!isOpen) return html`<button type="button" class="link"
+    onClick=${() => setOpen(true)}>or type an address</button>`;
   return html`
     <div class="address">
       <input autofocus aria-label="Address of a reference image" placeholder="https://, s3:// or hf://" value=${text}

@@ -1,7 +1,7 @@
 // The numbers and choices of the form, with the limits of the server's schema.
 import { fieldOf } from "../../core/schema.js";
 import { html } from "../../core/ui.js";
-import { NumberField, SelectField } from "./fields.js";
+import { Field, NumberField, SelectField } from "./fields.js";
 import { choicesOf } from "./problems.js";
 
 const presetOf = (model, name) => model?.presets?.find((preset) => preset.name === name) ?? null;
@@ -14,12 +14,20 @@ export function SamplingFields({ draft, change, model, problems, schemas }) {
       <${NumberField} label="Steps" value=${draft.steps} rule=${rule("sample_steps")} problem=${problems.steps}
         placeholder=${preset?.sample_steps ?? preset?.sigmas?.length ?? model?.default_steps}
         onChange=${(steps) => change({ steps })} />
-      <${NumberField} label="Guidance" value=${draft.guidance} rule=${rule("guidance_scale")} problem=${problems.guidance}
+      <${NumberField} label="Guidance" value=${draft.guidance} rule=${rule("guidance_scale")}
+        problem=${problems.guidance}
         placeholder=${preset?.guidance_scale ?? model?.default_guidance_scale} step="0.5"
         onChange=${(guidance) => change({ guidance })} />
       <${NumberField} label="Images each" value=${draft.copies} rule=${{ minimum: 1 }} placeholder="1"
         onChange=${(copies) => change({ copies })} />
     </div>
+    ${draft.sigmas && html`
+      <${Field} label="Noise levels, instead of steps" problem=${problems.sigmas}
+        help="Of the image that fills the form.">
+        ${(attributes) => html`
+          <input ...${attributes} value=${draft.sigmas}
+            onInput=${(event) => change({ sigmas: event.target.value })} />`}
+      <//>`}
     <div class="fields-2">
       <${NumberField} label="Seed" value=${draft.seedRule === "random" ? "" : draft.seed} rule=${rule("seed")}
         placeholder=${draft.seedRule === "random" ? "random" : model?.default_seed} problem=${problems.seed}
@@ -38,9 +46,18 @@ export function ModelFields({ draft, change, model, models, problems, schemas })
       <${SelectField} label="Model" value=${draft.model || model?.id} options=${options} problem=${problems.model}
         help=${model && !model.slots ? "No worker serves this model now; jobs wait." : null}
         onChange=${(id) => change({ model: id, preset: "" })} />`}
-    ${presets.length > 0 && html`
-      <${SelectField} label="Preset" value=${draft.preset} onChange=${(preset) => change({ preset })}
-        options=${[["", "None"], ...presets.map((preset) => [preset.name, preset.title ?? preset.name])]} />`}`;
+    ${presets.length > 0 && html`<${Preset} ...${{ draft, change, presets, problem: problems.preset }} />`}`;
+}
+
+function Preset({ draft, change, presets, problem }) {
+  const { adapter } = presets.find(({ name }) => name === draft.preset) ?? {};
+  const isMissing = adapter && !draft.loras.some(({ path }) => path === adapter);
+  const add = () => change({ loras: [...draft.loras, { path: adapter, multiplier: "1", ignore: [] }] });
+  return html`
+    <${SelectField} label="Preset" value=${draft.preset} problem=${problem} onChange=${(preset) => change({ preset })}
+      options=${[["", "None"], ...presets.map(({ name, title }) => [name, title])]}
+      help=${isMissing && html`It is made for ${adapter}. <button type="button" class="link"
+        onClick=${add}>Add it</button>`} />`;
 }
 
 const titleOf = (model) => (model.slots ? model.title : `${model.title} (no worker)`);
@@ -58,12 +75,15 @@ export function MoreFields({ draft, change, model, problems, schemas }) {
       <summary>Engine, file format and priority</summary>
       <div class="fields-3">
         ${engines.length > 0 && html`
-          <${SelectField} label="Engine" value=${draft.engine} problem=${problems.engine} onChange=${(engine) => change({ engine })}
+          <${SelectField} label="Engine" value=${draft.engine} problem=${problems.engine}
+            onChange=${(engine) => change({ engine })}
             options=${[["", defaultText("engine")], ...engines.map((engine) => [engine, engineText(engine, model)])]} />`}
         ${formats.length > 0 && html`
-          <${SelectField} label="File format" value=${draft.format} problem=${problems.format} onChange=${(format) => change({ format })}
+          <${SelectField} label="File format" value=${draft.format} problem=${problems.format}
+            onChange=${(format) => change({ format })}
             options=${[["", defaultText("output_format")], ...formats.map((format) => [format, format])]} />`}
-        <${NumberField} label="Priority" value=${draft.priority} placeholder=${rule("priority")?.default} rule=${rule("priority")}
+        <${NumberField} label="Priority" value=${draft.priority} placeholder=${rule("priority")?.default}
+          rule=${rule("priority")}
           problem=${problems.priority} onChange=${(priority) => change({ priority })} />
       </div>
       <p class="field-help">The lowest priority number is rendered first.</p>

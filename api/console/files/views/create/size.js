@@ -1,4 +1,5 @@
 // Width and height, with the usual shapes at the model's own number of pixels.
+import { fieldOf } from "../../core/schema.js";
 import { html } from "../../core/ui.js";
 import { NumberField } from "./fields.js";
 
@@ -11,15 +12,19 @@ export function sizeOf([across, down], model) {
   return { width: round(side * across), height: round(side * down) };
 }
 
-export function Size({ draft, change, model, rules, problems }) {
-  const now = { width: Number(draft.width) || model?.default_width, height: Number(draft.height) || model?.default_height };
+export function Size({ draft, change, model, problems, schemas }) {
+  const rule = (field) => fieldOf(schemas, "PromptItem", field);
+  const now = {
+    width: Number(draft.width) || model?.default_width,
+    height: Number(draft.height) || model?.default_height,
+  };
   return html`
     <div class="size">
-      <${NumberField} label="Width" value=${draft.width} placeholder=${model?.default_width} rule=${rules.width}
+      <${NumberField} label="Width" value=${draft.width} placeholder=${model?.default_width} rule=${rule("width")}
         step=${model?.resolution_divisor ?? 1} problem=${problems.width} onChange=${(width) => change({ width })} />
       <button type="button" class="quiet swap" aria-label="Swap width and height" title="Swap width and height"
         onClick=${() => change({ width: String(now.height ?? ""), height: String(now.width ?? "") })}>⇄</button>
-      <${NumberField} label="Height" value=${draft.height} placeholder=${model?.default_height} rule=${rules.height}
+      <${NumberField} label="Height" value=${draft.height} placeholder=${model?.default_height} rule=${rule("height")}
         step=${model?.resolution_divisor ?? 1} problem=${problems.height} onChange=${(height) => change({ height })} />
     </div>
     ${model && html`
@@ -27,7 +32,8 @@ export function Size({ draft, change, model, rules, problems }) {
         ${SHAPES.map((shape) => {
           const { width, height } = sizeOf(shape, model);
           return html`
-            <button type="button" key=${shape.join()} class="shape" aria-pressed=${now.width === width && now.height === height}
+            <button type="button" key=${shape.join()} class="shape"
+              aria-pressed=${now.width === width && now.height === height}
                 aria-label="${shape.join(":")}, ${width} x ${height} pixels" title="${width} x ${height}"
                 onClick=${() => change({ width: String(width), height: String(height) })}>
               <span class="shape-box" style=${{ aspectRatio: shape.join(" / ") }}></span>${shape.join(":")}

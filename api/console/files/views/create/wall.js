@@ -30,7 +30,8 @@ export function Wall() {
     <section class="wall" aria-label="Images" ref=${ref}>
       ${shown.length > 0 && html`
         <h2>${running.length ? "Running now" : "Just finished"}
-          ${hidden > 0 && html`<button type="button" class="pill" onClick=${showAll}>${countOf(hidden, "new job")}</button>`}
+          ${hidden > 0 && html`<button type="button" class="pill"
+            onClick=${showAll}>${countOf(hidden, "new job")}</button>`}
         </h2>`}
       ${shown.map((job) => html`<${JobGroup} key=${job.request_id} job=${job} />`)}
       ${running.length > MAX_RUNNING && html`
@@ -40,7 +41,8 @@ export function Wall() {
     </section>`;
 }
 
-// Jobs that run, newest first, and the last ones that ended while the view was open. A job keeps its place when it ends.
+// Jobs that run, newest first, and the last ones that ended while the view was open. A job keeps its place when it
+// ends.
 function useCurrentJobs(all) {
   const seen = useRef(new Set());
   for (const job of all) if (job.status === "in_progress") seen.current.add(job.request_id);
@@ -63,8 +65,8 @@ function useEndAnnouncements(all) {
 
 function endText(job) {
   const { succeeded = 0, failed = 0, canceled = 0 } = job.items;
-  const parts = [countOf(succeeded, "image"), failed && `${failed} failed`, canceled && `${canceled} canceled`].filter(Boolean);
-  return `Job finished: ${parts.join(", ")}.`;
+  const others = [failed && `${failed} failed`, canceled && `${canceled} canceled`].filter(Boolean);
+  return `Job finished: ${[countOf(succeeded, "image"), ...others].join(", ")}.`;
 }
 
 function JobGroup({ job }) {
@@ -91,7 +93,8 @@ function NextUp({ waiting }) {
     : now?.seconds_per_image ? `about ${formatSeconds(images * now.seconds_per_image)}` : "";
   return html`
     <p class="next-up">
-      <strong>Next up</strong> <a href=${hrefOf("queue")}>${countOf(images, "image")} in ${countOf(waiting.length, "job")}</a>${time && `, ${time}`}
+      <strong>Next up</strong> <a
+        href=${hrefOf("queue")}>${countOf(images, "image")} in ${countOf(waiting.length, "job")}</a>${time && `, ${time}`}
     </p>`;
 }
 
@@ -115,8 +118,10 @@ function Today({ data, error, hasOthers }) {
     <h2>${hasOthers ? "Earlier today" : "Today"} <a class="more-link" href=${hrefOf("gallery")}>All images</a></h2>
     <div class="rows is-small">
       ${data.map((image) => html`
-        <${Tile} key=${`${image.request_id}/${image.index}`} state="succeeded" width=${image.width} height=${image.height}
-          prompt=${image.prompt} seed=${image.seed} adapters=${image.adapters.map((adapter) => adapter.path)} image=${image}
+        <${Tile} key=${`${image.request_id}/${image.index}`} state="succeeded" width=${image.width}
+          height=${image.height}
+          prompt=${image.prompt} seed=${image.seed} adapters=${image.adapters.map((adapter) => adapter.path)}
+            image=${image}
           href=${hrefOf("gallery", [image.request_id, image.index])} />`)}
     </div>`;
 }

@@ -18,7 +18,8 @@ export function Items({ job }) {
       ${data?.warnings.map((warning) => html`<p class="field-warning" key=${warning}>${warning}</p>`)}
       ${again.length > 0 && html`<p class="muted">${again.map(attemptText).join(" ")}</p>`}
       <p class="muted">
-        Job <button type="button" class="link" onClick=${() => copyText(job.request_id, "The id")}><code>${job.request_id}</code></button>
+        Job <button type="button" class="link"
+          onClick=${() => copyText(job.request_id, "The id")}><code>${job.request_id}</code></button>
         ${" "}<a href=${hrefOf("gallery", [], { request_id: job.request_id })}>Open in the gallery</a>
       </p>
     </div>`;

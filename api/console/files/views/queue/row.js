@@ -9,10 +9,13 @@ import { CancelButton } from "./cancel.js";
 import { Items } from "./items.js";
 import { Filmstrip } from "./strip.js";
 
-const STATES = { in_queue: "Waiting", in_progress: "Running", succeeded: "Done", failed: "Failed", canceled: "Canceled" };
+const STATES = {
+  in_queue: "Waiting", in_progress: "Running", succeeded: "Done", failed: "Failed", canceled: "Canceled",
+};
 
 export function JobRow({ job }) {
   const [isOpen, setOpen] = useState(false);
+  const isCanceling = job.cancel_requested && isUnfinished(job);
   const percent = Math.round(job.progress * 100);
   return html`
     <li class="job is-${job.status}">
@@ -31,9 +34,10 @@ export function JobRow({ job }) {
           </span>
         </button>
         <div class="job-state">
-          <span class="job-status">${job.cancel_requested && isUnfinished(job) ? "Canceling" : STATES[job.status]}</span>
+          <span class="job-status">${isCanceling ? "Canceling" : STATES[job.status]}</span>
           <span class="job-eta">${etaText(job)}</span>
-          ${isUnfinished(job) && html`<${ProgressBar} value=${percent} max=${100} label="${percent} percent of the steps are done" />`}
+          ${isUnfinished(job) && html`<${ProgressBar} value=${percent} max=${100}
+            label="${percent} percent of the steps are done" />`}
         </div>
         <div class="job-actions">
           ${isUnfinished(job) ? html`<${CancelButton} job=${job} />` : html`<${RetryButton} job=${job} />`}
@@ -55,8 +59,8 @@ function countsText(job) {
 function etaText(job) {
   if (!isUnfinished(job)) return job.finished_at ? formatTime(job.finished_at) : "";
   const eta = formatEta(job.eta_s, job.eta_range_s);
-  if (job.status === "in_queue" && job.queue_position) return [`${countOf(job.queue_position, "image")} before it`, eta].filter(Boolean).join(", ");
-  return eta;
+  if (job.status !== "in_queue" || !job.queue_position) return eta;
+  return [`${countOf(job.queue_position, "image")} before it`, eta].filter(Boolean).join(", ");
 }
 
 // Failed and canceled images again, with the request that this browser sent: the API does not show theirs.
@@ -65,7 +69,8 @@ function RetryButton({ job }) {
   const missing = (job.items.failed ?? 0) + (job.items.canceled ?? 0);
   if (!missing || !body || !may("submit")) return null;
   return html`
-    <button type="button" class="quiet" aria-label="Retry ${countOf(missing, "image")}: ${promptOf(job)}" onClick=${() => retryMissingImages(job, body)}>
+    <button type="button" class="quiet" aria-label="Retry ${countOf(missing, "image")}: ${promptOf(job)}"
+      onClick=${() => retryMissingImages(job, body)}>
       Retry ${missing}
     </button>`;
 }

@@ -35,13 +35,16 @@ export function Slots() {
     <section class="slots" ref=${section} aria-labelledby="slots-title">
       <h2 id="slots-title">Slots ${total ? html`<span class="muted">${total}</span>` : ""}</h2>
       <${Problem} error=${error} onRetry=${reload} />
-      ${data?.data.length === 0 && html`<p class="muted">No worker is connected. <code>flux2 worker</code> starts one; jobs wait until then.</p>`}
+      ${data?.data.length === 0 && html`<p
+        class="muted">No worker is connected. <code>flux2 worker</code> starts one; jobs wait until then.</p>`}
       <ul class="slot-list">${data?.data.map((slot) => html`<${SlotCard} key=${slot.name} slot=${slot} />`)}</ul>
       ${(data?.has_more || cursors.length > 1) && html`
         <p class="pages">
-          <button type="button" class="quiet" disabled=${cursors.length === 1} onClick=${() => setCursors(cursors.slice(0, -1))}>Previous</button>
+          <button type="button" class="quiet" disabled=${cursors.length === 1}
+            onClick=${() => setCursors(cursors.slice(0, -1))}>Previous</button>
           Slots ${first} to ${first + (data?.data.length ?? 1) - 1}
-          <button type="button" class="quiet" disabled=${!data?.has_more} onClick=${() => setCursors([...cursors, data.next_cursor])}>Next</button>
+          <button type="button" class="quiet" disabled=${!data?.has_more}
+            onClick=${() => setCursors([...cursors, data.next_cursor])}>Next</button>
         </p>`}
     </section>`;
 }
@@ -59,7 +62,8 @@ function SlotCard({ slot }) {
         <span class="slot-picture">${preview && html`<img src=${preview} alt="" />`}</span>
         <div>
           <p>${item ? stageText(item) : slot.state === "busy" ? "Rendering for another tenant" : "Idle"}</p>
-          ${item && html`<${ProgressBar} value=${item.step} max=${item.steps ?? 1} label="Steps of the image on ${slot.name}" />`}
+          ${item && html`<${ProgressBar} value=${item.step} max=${item.steps ?? 1}
+            label="Steps of the image on ${slot.name}" />`}
           <p class="muted">${item ? `Since ${formatTime(item.started_at)}` : slot.model}</p>
         </div>
       </div>
@@ -67,7 +71,8 @@ function SlotCard({ slot }) {
         ${warmText(slot.adapters)}
       </p>
       <p class="slot-facts muted">${factsOf(slot).join(" · ")}</p>
-      ${slot.corrupted !== 0 && html`<p class="field-error">${slot.corrupted} base parameters differ from the checkpoint.</p>`}
+      ${slot.corrupted !== 0 && html`<p
+        class="field-error">${slot.corrupted} base parameters differ from the checkpoint.</p>`}
     </li>`;
 }
 

@@ -45,6 +45,7 @@ export function Filmstrip({ job }) {
   return html`
     <span class="strip" ref=${ref} aria-hidden="true">
       ${Array.from({ length: cells }, (_, cell) => html`
-        <span key=${cell} class="strip-cell">${sources[cell] && html`<img src=${sources[cell]} alt="" loading="lazy" />`}</span>`)}
+        <span key=${cell} class="strip-cell">${sources[cell] && html`<img src=${sources[cell]} alt=""
+          loading="lazy" />`}</span>`)}
     </span>`;
 }
