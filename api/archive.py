@@ -25,7 +25,12 @@ _PIECE_BYTES: Final = 4 * 1024**2
 _ADAPTER_CHARS: Final = 60
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9._+-]+")
 # They stop working before most people open the file.
-_URLS: Final = {"url", "url_expires_at", "thumbnail_url"}
+_URLS: Final[dict[str, Any]] = {
+    "url": True,
+    "url_expires_at": True,
+    "thumbnail_url": True,
+    "references": {"__all__": {"url"}},
+}
 
 
 @dataclass(frozen=True)

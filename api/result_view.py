@@ -12,6 +12,7 @@ from api.timestamps import format_ms, format_ms_or_none, format_time
 from shared.job import ItemResult, SpecReport, State
 from shared.ledger import JobView
 from shared.ledger.views import FinishedImage
+from shared.references import reference_key
 from shared.storage import ObjectStore
 
 
@@ -82,7 +83,12 @@ def _image_fields(
         "adapters": [
             ImageAdapter(**adapter.model_dump(), network_multiplier=adapter.multiplier) for adapter in result.adapters
         ],
-        "references": [ImageReference(**reference.model_dump()) for reference in result.references],
+        "references": [
+            ImageReference(
+                **reference.model_dump(), url=store.url(reference_key(reference.sha256), expires_s=url_ttl_s)
+            )
+            for reference in result.references
+        ],
         "tokens": result.tokens,
         "pipeline": result.pipeline,
         "timings": result.timings,

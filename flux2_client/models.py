@@ -156,6 +156,8 @@ class ReferenceReport(Answer):
     sha256: str
     width: int
     height: int
+    # Empty from a service of an earlier version.
+    url: str = ""
 
     @property
     def path(self) -> str:

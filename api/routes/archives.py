@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from functools import partial
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 from anyio import to_thread
-from fastapi import APIRouter
+from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from starlette.types import Send
 
@@ -19,6 +19,7 @@ from api.doors.caller import Caller
 from api.doors.roles import Reader
 from api.result_view import result_view
 from api.routes.requests import RequestIdPath, find_job
+from api.schemas.job_result import Outputs
 from api.schemas.problems import Problem
 from shared.errors import StorageUnavailable
 
@@ -52,13 +53,20 @@ class _Archive(StreamingResponse):
     response_class=StreamingResponse,
     status_code=HTTPStatus.OK,
 )
-async def get_archive(request_id: RequestIdPath, services: ServicesDep, caller: Reader) -> StreamingResponse:
+async def get_archive(
+    request_id: RequestIdPath,
+    services: ServicesDep,
+    caller: Reader,
+    index: Annotated[
+        list[int] | None, Query(description="Only the image with this index; may be repeated. Default: all images.")
+    ] = None,
+) -> StreamingResponse:
     """Return the images that are finished so far in one ZIP file, and `parameters.json` with what made each of them.
 
     If an image cannot be read, the connection ends early, so that the file is seen to be incomplete.
     """
     limiter = services.archive_limiter
-    pieces, name = await to_thread.run_sync(partial(_open, services, request_id, caller), limiter=limiter)
+    pieces, name = await to_thread.run_sync(partial(_open, services, request_id, caller, index), limiter=limiter)
     # Before the answer begins: a store that is away is still answered by its problem.
     first = await to_thread.run_sync(next, pieces, limiter=limiter)
 
@@ -71,7 +79,12 @@ async def get_archive(request_id: RequestIdPath, services: ServicesDep, caller: 
     return _Archive(body(), media_type=_ZIP, headers={"Content-Disposition": f'attachment; filename="{name}"'})
 
 
-def _open(services: Services, request_id: str, caller: Caller) -> tuple[Iterator[bytes], str]:
+def _open(
+    services: Services, request_id: str, caller: Caller, indexes: Collection[int] | None
+) -> tuple[Iterator[bytes], str]:
     job = find_job(services, request_id, caller)
     result = result_view(job, services.store, url_ttl_s=services.settings.storage.url_ttl_s)
+    if indexes is not None and result.outputs is not None:
+        images = [image for image in result.outputs.images if image.index in set(indexes)]
+        result = result.model_copy(update={"outputs": Outputs(images=images)})
     return archive_pieces(job, result, services.store), archive_name(job)

@@ -26,6 +26,9 @@ class ImageReference(ReferenceReport):
     sha256: str = Field(description="SHA-256 of the image's file.")
     width: int = Field(description="Width in pixels after the image was scaled down and cropped.")
     height: int = Field(description="Height in pixels after the image was scaled down and cropped.")
+    url: str = Field(
+        "", description="Presigned URL of its file as it was uploaded, which expires with that of the image."
+    )
 
 
 class Image(BaseModel):

@@ -97,3 +97,15 @@ def test_the_archive_of_another_tenant_does_not_exist(api, make_key, finish):
     assert api.http.get(f"/v1/requests/{job}/archive", headers=make_key(tenant="other")).status_code == 404
     assert api.http.get(f"/v1/requests/{job}/archive", headers=make_key(roles=["submit"])).status_code == 403
     assert api.http.get(f"/v1/requests/{job}/archive", headers=make_key(tenant="acme")).status_code == 200
+
+
+def test_the_archive_of_some_images_has_no_others(api, finish):
+    job = submit(api, 7, 8, 9)
+    for data in (b"first", b"second", b"third"):
+        finish(api, claim(api), data)
+
+    answer = api.http.get(f"/v1/requests/{job}/archive", params={"index": [0, 2, 9]})
+
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as found:
+        assert found.namelist() == ["0000-seed-7-base.png", "0002-seed-9-base.png", "parameters.json"]
+        assert [image["index"] for image in json.loads(found.read("parameters.json"))["images"]] == [0, 2]
