@@ -7,7 +7,9 @@ from functools import lru_cache
 
 from PIL import Image, ImageDraw
 
-from shared.job import AdapterReport, ItemResult, PipelineReport, ReferenceReport
+from shared.job import AdapterReport, ItemResult, ItemSpec, PipelineReport, ReferenceReport
+
+_SHARED_PICTURES = 8
 
 
 def store_image(api, claim, data, adapters=()):
@@ -48,6 +50,41 @@ def finish_queued(api, pools=("flux2",)):
         assert api.ledger.commit(claim, result) == "committed"
         count += 1
     return count
+
+
+def seed_images(api, count, *, per_job=100):
+    """Store jobs with this many finished images in all, which share the files of a few pictures."""
+    redis, results = api.ledger.redis, {}
+    # Nothing of a test survives a crash: writing each of thousands of commits to the disk would take minutes.
+    redis.config_set("appendfsync", "no")
+    for start in range(0, count, per_job):
+        specs = [_small_spec(seed) for seed in range(start, min(count, start + per_job))]
+        api.ledger.accept(f"seeded-{start}", specs, record={"warnings": []})
+        while claim := api.ledger.claim_next(["flux2"], slot="seeds", boot="boot", warm="base"):
+            spec = claim.spec
+            picture = (spec.width, spec.height, spec.seed % _SHARED_PICTURES)
+            if picture not in results:
+                results[picture] = store_image(api, claim, draw_picture(*picture))
+            assert api.ledger.commit(claim, results[picture]) == "committed"
+    redis.config_set("appendfsync", "always")
+
+
+def _small_spec(seed):
+    width, height = [(128, 128), (192, 128), (128, 192)][seed // 100 % 3]
+    return ItemSpec(
+        model="flux2",
+        prompt=f"picture {seed}",
+        neg="",
+        width=width,
+        height=height,
+        requested_width=width,
+        requested_height=height,
+        seed=seed,
+        num_inference_steps=4,
+        guidance_scale=4.0,
+        adapters=(),
+        output_format="png",
+    )
 
 
 @lru_cache(maxsize=64)

@@ -4,7 +4,7 @@ import { countOf } from "./core/format.js";
 import { Notes, Problem, useKeys } from "./core/parts.js";
 import { go, hrefOf, route } from "./core/router.js";
 import { connection, fleet, startFollowing } from "./core/store.js";
-import { html, render, useEffect, useState, useValue } from "./core/ui.js";
+import { html, render, useEffect, useRef, useState, useValue } from "./core/ui.js";
 
 // Views are loaded when they are first shown. `key` goes to a view after `g`, as in `g q`.
 const VIEWS = {
@@ -114,8 +114,16 @@ function Console() {
       setTimeout(() => { waitsForView = false; }, 1000);
     },
   });
+  const header = useRef(null);
+  // What sticks below the header needs its height, which depends on the width.
+  useEffect(() => {
+    const observer = new ResizeObserver(() =>
+      document.documentElement.style.setProperty("--top-height", `${header.current.offsetHeight}px`));
+    observer.observe(header.current);
+    return () => observer.disconnect();
+  }, []);
   return html`
-    <header class="top">
+    <header class="top" ref=${header}>
       <a class="brand" href=${hrefOf("create")}>flux2</a>
       <${Nav} current=${name} />
       <${ServiceState} />

@@ -1,5 +1,6 @@
 // What the form of "Create" holds. It is kept in this browser for each tenant, so a reload loses nothing.
 import { caller } from "./api.js";
+import { engineOf } from "./image.js";
 import { keep, recall } from "./memory.js";
 import { go } from "./router.js";
 import { effect, signal } from "./ui.js";
@@ -47,7 +48,11 @@ export const clearDraft = () => changeDraft({ ...EMPTY, model: draft.value.model
 //   prompts: [text], exactly as they were rendered
 //   loras: [{ path, network_multiplier, ignore }]
 //   references: [{ path: "upload:SHA256", name, thumbnail }] or [path], up to three
+<<<<<<< HEAD
 //   model, width, height, seed, sample_steps, sigmas, guidance_scale, preset, neg, trigger_word, engine, output_format
+=======
+//   model, width, height, seed, sample_steps, guidance_scale, neg, trigger_word, engine, output_format, preset
+>>>>>>> 0791b82 (The console's views Gallery and Compare)
 export function useAsDraft(parameters) {
   changeDraft(draftOf(parameters));
   go("create");
@@ -100,6 +105,7 @@ export function parametersOfImage(image, model) {
     sample_steps: image.sigmas ? "" : image.sample_steps,
     guidance_scale: image.guidance_scale,
     neg: image.neg,
+    engine: engineOf(image),
     output_format: image.format,
   };
 }

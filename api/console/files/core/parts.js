@@ -29,13 +29,17 @@ export function Chip({ children, kind = "" }) {
 export function Dialog({ title, onClose, children, kind = "" }) {
   const dialog = useRef(null);
   const heading = useId();
+  const isShown = useRef(true);
   useEffect(() => {
-    dialog.current.showModal();
-    return () => dialog.current?.close();
+    const { current } = dialog;
+    current.showModal();
+    return () => { isShown.current = false; current.close(); };
   }, []);
+  // The browser announces the close of a dialog that its view has removed already, too.
+  const close = () => { if (isShown.current) onClose(); };
   const closeOutside = (event) => { if (event.target === dialog.current) onClose(); };
   return html`
-    <dialog ref=${dialog} class="dialog ${kind}" aria-labelledby=${heading} onClose=${onClose} onClick=${closeOutside}>
+    <dialog ref=${dialog} class="dialog ${kind}" aria-labelledby=${heading} onClose=${close} onClick=${closeOutside}>
       <header><h2 id=${heading}>${title}</h2><button type="button" class="quiet" aria-label="Close" onClick=${onClose}>✕</button></header>
       ${children}
     </dialog>`;

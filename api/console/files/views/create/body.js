@@ -1,8 +1,6 @@
-// The request that a draft stands for, and the texts that show it.
-import { addressOf, apiKey } from "../../core/api.js";
+// The request that a draft stands for.
+import { REFERENCE_FIELDS } from "../../core/image.js";
 import { expandPrompts } from "../../core/wildcards.js";
-
-export const REFERENCE_FIELDS = ["ctrl_img", "ctrl_img_2", "ctrl_img_3"];
 
 // What cannot be a number goes on as text, which the schema refuses.
 function numberOf(text) {
@@ -60,13 +58,3 @@ export function bodyOf(draft, model, limit) {
 }
 
 const withoutUndefined = (value) => Object.fromEntries(Object.entries(value).filter(([, each]) => each !== undefined));
-
-export const jsonOf = (body) => JSON.stringify(body, null, 2);
-
-// A command that sends the body. The key stays out of it: the shell takes it from the environment.
-export function curlOf(body) {
-  const authorization = apiKey.value ? '  -H "Authorization: Bearer $FLUX2_API_KEY" \\\n' : "";
-  // The quoted mark keeps the shell from reading anything in the body.
-  return `curl -X POST '${addressOf("/v1/inference")}' \\\n${authorization}  -H 'Content-Type: application/json' \\\n`
-    + `  --data-binary @- <<'END_OF_BODY'\n${jsonOf(body)}\nEND_OF_BODY`;
-}

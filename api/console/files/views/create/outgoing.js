@@ -1,7 +1,7 @@
 // What the form will send, as JSON and as a command.
 import { copyText } from "../../core/parts.js";
 import { html, useState } from "../../core/ui.js";
-import { curlOf, jsonOf } from "./body.js";
+import { curlOf, jsonOf } from "../../core/code.js";
 
 const MAX_SHOWN = 20_000;
 

@@ -1,6 +1,6 @@
 // Problems of a request by the part of the form that can solve them.
 import { fieldOf, problemsOf } from "../../core/schema.js";
-import { REFERENCE_FIELDS } from "./body.js";
+import { REFERENCE_FIELDS } from "../../core/image.js";
 
 // Fields of the form by those of the request.
 const FORM_FIELDS = {

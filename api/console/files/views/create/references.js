@@ -1,12 +1,10 @@
 // Up to three reference images: dropped, pasted, chosen or named by an address.
-import { request } from "../../core/api.js";
 import { countOf, formatBytes } from "../../core/format.js";
 import { changeDraft, draft } from "../../core/draft.js";
+import { REFERENCE_FIELDS } from "../../core/image.js";
+import { uploadReference } from "../../core/reference.js";
 import { announce } from "../../core/parts.js";
 import { html, signal, useEffect, useRef, useState, useValue } from "../../core/ui.js";
-import { REFERENCE_FIELDS } from "./body.js";
-
-const THUMBNAIL_PX = 160;
 
 // Files on their way: { id, name, address (blob URL), error }.
 export const uploads = signal([]);
@@ -23,21 +21,6 @@ function forget(id) {
   });
 }
 
-// A small picture that the draft can keep; empty for a file that this browser cannot read.
-async function thumbnailOf(file) {
-  try {
-    const picture = await createImageBitmap(file);
-    const scale = Math.min(1, THUMBNAIL_PX / Math.max(picture.width, picture.height));
-    const canvas = document.createElement("canvas");
-    canvas.width = Math.max(1, picture.width * scale);
-    canvas.height = Math.max(1, picture.height * scale);
-    canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
-    return canvas.toDataURL("image/webp", 0.8);
-  } catch {
-    return "";
-  }
-}
-
 async function upload(file, limits) {
   const id = ++lastUpload;
   uploads.value = [...uploads.value, { id, name: file.name, address: URL.createObjectURL(file), error: null }];
@@ -47,10 +30,7 @@ async function upload(file, limits) {
     return;
   }
   try {
-    const headers = { "Content-Type": file.type || "application/octet-stream" };
-    const answer = await request("/v1/uploads", { method: "POST", body: file, headers });
-    const { path, width, height, warnings } = await answer.json();
-    const reference = { path, name: file.name, thumbnail: await thumbnailOf(file), width, height, warnings };
+    const reference = await uploadReference(file);
     changeDraft({ references: [...draft.value.references, reference].slice(0, REFERENCE_FIELDS.length) });
     forget(id);
   } catch (error) {
