@@ -48,11 +48,7 @@ export const clearDraft = () => changeDraft({ ...EMPTY, model: draft.value.model
 //   prompts: [text], exactly as they were rendered
 //   loras: [{ path, network_multiplier, ignore }]
 //   references: [{ path: "upload:SHA256", name, thumbnail }] or [path], up to three
-<<<<<<< HEAD
 //   model, width, height, seed, sample_steps, sigmas, guidance_scale, preset, neg, trigger_word, engine, output_format
-=======
-//   model, width, height, seed, sample_steps, guidance_scale, neg, trigger_word, engine, output_format, preset
->>>>>>> 0791b82 (The console's views Gallery and Compare)
 export function useAsDraft(parameters) {
   changeDraft(draftOf(parameters));
   go("create");
