@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Protocol
 
 from api.schemas.job_result import Image, ImageAdapter, ImageLine, ImageReference, ItemFailure, Outputs, Result
 from api.status_view import WIRE_STATUS, first_error
@@ -13,10 +13,22 @@ from shared.job import ItemResult, SpecReport, State
 from shared.ledger import JobView
 from shared.ledger.views import FinishedImage
 from shared.references import reference_key
-from shared.storage import ObjectStore
 
 
-def result_view(job: JobView, store: ObjectStore, *, url_ttl_s: int) -> Result:
+class UrlSource(Protocol):
+    """The part of an `ObjectStore` that signs URLs."""
+
+    def url(self, key: str, *, expires_s: int) -> str: ...
+
+
+class NoUrls:
+    """Gives empty URLs, for views whose URLs are left out: a signature takes 0.3 ms."""
+
+    def url(self, key: str, *, expires_s: int) -> str:
+        return ""
+
+
+def result_view(job: JobView, store: UrlSource, *, url_ttl_s: int) -> Result:
     """Describe the finished images of a job, also of a canceled or failed one."""
     preset = job.record.get("preset")
     images = [
@@ -44,7 +56,7 @@ def result_view(job: JobView, store: ObjectStore, *, url_ttl_s: int) -> Result:
     )
 
 
-def image_line_view(image: FinishedImage, store: ObjectStore, *, url_ttl_s: int) -> ImageLine:
+def image_line_view(image: FinishedImage, store: UrlSource, *, url_ttl_s: int) -> ImageLine:
     """Describe one image of the listing."""
     job = image.job
     return ImageLine(
@@ -61,7 +73,7 @@ def _image_fields(
     index: int,
     spec: SpecReport | None,
     result: ItemResult,
-    store: ObjectStore,
+    store: UrlSource,
     *,
     preset: str | None,
     url_ttl_s: int,

@@ -17,7 +17,7 @@ from api.archive import archive_name, archive_pieces
 from api.deps import Services, ServicesDep
 from api.doors.caller import Caller
 from api.doors.roles import Reader
-from api.result_view import result_view
+from api.result_view import NoUrls, result_view
 from api.routes.requests import RequestIdPath, find_job
 from api.schemas.job_result import Outputs
 from api.schemas.problems import Problem
@@ -83,7 +83,7 @@ def _open(
     services: Services, request_id: str, caller: Caller, indexes: Collection[int] | None
 ) -> tuple[Iterator[bytes], str]:
     job = find_job(services, request_id, caller)
-    result = result_view(job, services.store, url_ttl_s=services.settings.storage.url_ttl_s)
+    result = result_view(job, NoUrls(), url_ttl_s=0)
     if indexes is not None and result.outputs is not None:
         images = [image for image in result.outputs.images if image.index in set(indexes)]
         result = result.model_copy(update={"outputs": Outputs(images=images)})
