@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from console_pages import PHONE, submit_images
+from console_pages import PHONE, THEMES, find_violations, submit_images
 from PIL import Image
 
 SEEDS = [{"prompt": "a disc", "seed": seed} for seed in (7, 8)]
@@ -68,6 +68,15 @@ def test_what_differs_becomes_rows_and_columns_that_the_address_can_change(compa
     page.get_by_label("Seed", exact=True).select_option("8")
     expect(page.get_by_text("2 images of 4")).to_be_attached()
     assert "only-seed=8" in page.url
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_grid_has_no_serious_fault(theme, compare, axe):
+    page = compare(color_scheme=theme)
+    page.keyboard.press("4")
+    page.keyboard.press("w")
+
+    assert find_violations(page, axe) == []
 
 
 def test_all_pictures_zoom_and_move_together(compare, expect):

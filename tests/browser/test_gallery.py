@@ -6,7 +6,7 @@ import sys
 import zipfile
 
 import pytest
-from console_pages import PHONE, show_view, submit_images
+from console_pages import PHONE, THEMES, find_violations, show_view, submit_images
 from finished_images import finish_queued, seed_images
 
 _MANY = 5000
@@ -134,6 +134,16 @@ def test_the_lightbox_works_by_the_keyboard_alone(console, gallery, expect):
     page.keyboard.press("Escape")
     expect(lightbox).to_have_count(0)
     expect(page.get_by_role("link", name="three, seed 44, base model")).to_be_focused()
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_the_lightbox_has_no_serious_fault(theme, console, gallery, axe):
+    job = submit_images(console.api.http, ["one", "two"], lora="neon.safetensors")
+    console.finish_queued()
+    page = gallery(f"/{job}/0", color_scheme=theme)
+    page.get_by_role("dialog").get_by_role("button", name="Use all").wait_for()
+
+    assert find_violations(page, axe) == []
 
 
 def test_a_link_leads_to_an_image_that_no_filter_shows(console, gallery, open_page, expect):

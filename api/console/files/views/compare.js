@@ -4,7 +4,7 @@ import { keyOf, rereadImages } from "../core/image.js";
 import { Problem, announce } from "../core/parts.js";
 import { route } from "../core/router.js";
 import { html, useEffect, useLoaded, useMemo, useRef, useState, useValue } from "../core/ui.js";
-import { useZoom } from "../core/zoom.js";
+import { useZoom } from "../pictures/zoom.js";
 import { ChoiceBar } from "./compare/choicebar.js";
 import { DIMENSIONS, defaultAxes, tableOf, varying } from "./compare/dimensions.js";
 import { useCompareKeys } from "./compare/keys.js";

@@ -1,7 +1,7 @@
 // The chosen image with its rating, and what to do with the best one.
 import { may } from "../../core/api.js";
+import { parametersOfImage, useAsDraft } from "../../core/draft.js";
 import { adapterText, keyOf } from "../../core/image.js";
-import { recallImage } from "../../core/recall.js";
 import { hrefOf } from "../../core/router.js";
 import { html, useValue } from "../../core/ui.js";
 import { bestOf, exportRatings, pickWinner, rate, ratings, reject } from "./ratings.js";
@@ -16,7 +16,7 @@ export function ChoiceBar({ images, current, isReference, onReference }) {
       <span class="compare-best">
         ${hasRatings && html`<button type="button" onClick=${() => exportRatings(images)}>Export ratings</button>`}
         ${may("submit") && html`
-          <button type="button" class="primary" disabled=${!best} onClick=${() => recallImage(best)}
+          <button type="button" class="primary" disabled=${!best} onClick=${() => useAsDraft(parametersOfImage(best, best.model))}
               title=${best ? `${adapterText(best)}, seed ${best.seed}` : "Rate images, or pick a winner, first"}>
             Continue with the best
           </button>`}

@@ -1,7 +1,7 @@
 // What the reader thinks of images, kept in this browser for each tenant and job.
 import { keep, recall } from "../../core/memory.js";
 import { adapterText, keyOf } from "../../core/image.js";
-import { saveJson } from "../../core/save.js";
+import { saveJson } from "../../pictures/save.js";
 import { signal } from "../../core/ui.js";
 
 // { rating: 1 to 5, isRejected, isWinner } by the key of an image; only of jobs that were loaded.

@@ -1,6 +1,6 @@
 // The grid: headings that stay in sight, and a cell for each pair of values.
 import { adapterText, describeImage, keyOf } from "../../core/image.js";
-import { usePicture } from "../../core/picture.js";
+import { usePicture } from "../../pictures/picture.js";
 import { html, useEffect, useRef, useValue } from "../../core/ui.js";
 import { labelOf } from "./dimensions.js";
 import { ratings } from "./ratings.js";

@@ -1,13 +1,12 @@
 // What can be done with one image.
 import { may } from "../../core/api.js";
 import { curlOf, pythonOf } from "../../core/code.js";
-import { useAsDraft } from "../../core/draft.js";
+import { parametersOfImage, useAsDraft } from "../../core/draft.js";
 import { fileNameOf, recipeOf, requestOf } from "../../core/image.js";
 import { Dialog, announce, copyText } from "../../core/parts.js";
 import { referenceFrom } from "../../core/reference.js";
-import { recallImage } from "../../core/recall.js";
 import { hrefOf } from "../../core/router.js";
-import { saveJson } from "../../core/save.js";
+import { saveJson } from "../../pictures/save.js";
 import { html, useState } from "../../core/ui.js";
 
 export function Actions({ image }) {
@@ -18,7 +17,7 @@ export function Actions({ image }) {
   return html`
     <div class="actions">
       ${mayUse && html`
-        <button type="button" class="primary" onClick=${() => recallImage(image)}>Use all</button>
+        <button type="button" class="primary" onClick=${() => useAsDraft(parametersOfImage(image, image.model))}>Use all</button>
         <button type="button" onClick=${() => useAsDraft({ prompts: [image.prompt] })}>Use prompt</button>
         <${UseAsReference} image=${image} />`}
       ${!may("submit") && html`<p class="actions-note">This key may look at images, but not render new ones.</p>`}

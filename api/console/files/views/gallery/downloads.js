@@ -1,7 +1,7 @@
 // Zips of jobs, one after another: each is as large as its images.
 import { announce } from "../../core/parts.js";
 import { countOf } from "../../core/format.js";
-import { saveArchive } from "../../core/save.js";
+import { saveArchive } from "../../pictures/save.js";
 
 // Addresses of more indexes are too long for some proxies.
 const MAX_INDEXES = 300;

@@ -2,9 +2,9 @@
 import { countOf, formatTime } from "../../core/format.js";
 import { describeImage, keyOf, pictureOf, readImages, rereadImages } from "../../core/image.js";
 import { Dialog, Empty, Problem, useKeys } from "../../core/parts.js";
-import { usePicture } from "../../core/picture.js";
+import { usePicture } from "../../pictures/picture.js";
 import { html, signal, useEffect, useLoaded, useRef, useState, useValue } from "../../core/ui.js";
-import { useZoom } from "../../core/zoom.js";
+import { useZoom } from "../../pictures/zoom.js";
 import { Actions } from "./actions.js";
 import { Parameters } from "./parameters.js";
 import { References } from "./references.js";

@@ -1,6 +1,6 @@
 // One image of the gallery: a link to the lightbox that can be selected.
 import { adapterText, describeImage, keyOf } from "../../core/image.js";
-import { usePicture } from "../../core/picture.js";
+import { usePicture } from "../../pictures/picture.js";
 import { html } from "../../core/ui.js";
 
 export const tileId = (key) => `tile-${key}`;

@@ -1,6 +1,6 @@
 // The picture of an image: its signed address is renewed once when it no longer works.
-import { isExpired, keyOf, pictureOf } from "./image.js";
-import { useEffect, useState } from "./ui.js";
+import { isExpired, keyOf, pictureOf } from "../core/image.js";
+import { useEffect, useState } from "../core/ui.js";
 
 // Pictures that did not load, with the time: tiles that come and go while one scrolls do not ask again at once.
 const missing = new Map();

@@ -1,5 +1,5 @@
 // Files that this page gives to the browser to save.
-import { request } from "./api.js";
+import { request } from "../core/api.js";
 
 export function saveBlob(blob, name) {
   const link = document.createElement("a");

@@ -1,6 +1,6 @@
 // Zoom and pan that several pictures share: the numbers are custom properties of a common ancestor, so no component is
 // rendered while they change.
-import { useEffect, useRef } from "./ui.js";
+import { useEffect, useRef } from "../core/ui.js";
 
 const MAX_SCALE = 32;
 const STEP = 1.3;
