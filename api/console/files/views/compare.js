@@ -5,8 +5,9 @@ import { Problem, announce } from "../core/parts.js";
 import { route } from "../core/router.js";
 import { html, useEffect, useLoaded, useMemo, useRef, useState, useValue } from "../core/ui.js";
 import { useZoom } from "../pictures/zoom.js";
+import { againstOf, axesOf, heldImages, placeOfReference } from "./compare/address.js";
 import { ChoiceBar } from "./compare/choicebar.js";
-import { DIMENSIONS, defaultAxes, tableOf, varying } from "./compare/dimensions.js";
+import { tableOf, varying } from "./compare/dimensions.js";
 import { useCompareKeys } from "./compare/keys.js";
 import { loadPicks, parsePicks } from "./compare/picks.js";
 import { loadRatings } from "./compare/ratings.js";
@@ -27,9 +28,9 @@ export default function Compare() {
     <${Heading} />
     ${data.problems.map(({ id, error: problem }) => html`<${Problem} key=${id} error=${problem} onRetry=${reload} />`)}
     ${data.images.length > 0
-      ? html`<${Comparison} key=${picked} images=${data.images} query=${query} />`
+      ? html`<${Comparison} key=${`${picked} ${data.images.length}`} images=${data.images} query=${query} />`
       : !data.problems.length && html`
-        <${Problem} error=${new Error("None of these images is finished yet. Their places fill while the jobs run.")} onRetry=${reload} />`}
+        <${Problem} error=${new Error("None of these images is finished yet. Try again when the jobs have rendered some.")} onRetry=${reload} />`}
     ${isLoading && html`<p class="visually-hidden" role="status">Loading images</p>`}`;
 }
 
@@ -39,35 +40,9 @@ function Skeleton() {
   return html`<div class="compare-skeleton" role="status" aria-label="Loading images">${Array.from({ length: 8 }, (_, index) => html`<span key=${index}></span>`)}</div>`;
 }
 
-function axesOf(query, images) {
-  const proposed = defaultAxes(images);
-  const axis = (name) => (query.has(name) ? (DIMENSIONS[query.get(name)] ? query.get(name) : null) : proposed[name]);
-  const [rows, columns] = [axis("rows"), axis("columns")];
-  return { rows: rows === columns ? null : rows, columns };
-}
-
-// Return the images that match the values to which the address holds other dimensions, as in `only-seed=42`.
-function heldImages(query, images) {
-  return images.filter((image) => Object.entries(DIMENSIONS).every(([name, { valueOf }]) =>
-    !query.has(`only-${name}`) || query.get(`only-${name}`) === valueOf(image)));
-}
-
-// Images of one seed and prompt are alike enough for a difference.
-function defaultAgainst({ rows, columns }) {
-  const isOfOneNoise = (name) => name === "seed" || name === "prompt" || name === "size";
-  return rows && isOfOneNoise(columns) ? "row" : columns && isOfOneNoise(rows) ? "column" : "cell";
-}
-
-// Return the place of the image with this key, or else the first place with an image.
-function placeOfReference(table, imageAt, key) {
-  const places = table.cells.flatMap((cells, row) => cells.map((_, column) => ({ row, column }))).filter(imageAt);
-  return places.find((place) => keyOf(imageAt(place)) === key) ?? places[0] ?? null;
-}
-
 function Comparison({ images: loaded, query }) {
   const [images, setImages] = useState(loaded);
   const [active, setActive] = useState({ row: 0, column: 0 });
-  const [turns, setTurns] = useState({});
   const [reference, setReference] = useState(null);
   const [showsDifference, setShowsDifference] = useState(false);
   const [scale, setScale] = useState(1);
@@ -76,15 +51,8 @@ function Comparison({ images: loaded, query }) {
   const shown = useMemo(() => heldImages(query, images), [images, query.toString()]);
   const table = useMemo(() => tableOf(shown, axes), [shown, axes.rows, axes.columns]);
   const place = { row: Math.min(active.row, table.rows.length - 1), column: Math.min(active.column, table.columns.length - 1) };
-  const imageAt = ({ row, column }) => {
-    const cell = table.cells[row]?.[column] ?? [];
-    return cell[(turns[`${row}/${column}`] ?? 0) % Math.max(1, cell.length)] ?? null;
-  };
-  const turn = ({ row, column }, step) => {
-    const count = table.cells[row][column].length;
-    setTurns({ ...turns, [`${row}/${column}`]: ((turns[`${row}/${column}`] ?? 0) + step + count) % count });
-  };
-  const against = query.get("against") ?? defaultAgainst(axes);
+  const { imageAt, turn } = useTurns(table);
+  const against = againstOf(query, axes);
   const base = placeOfReference(table, imageAt, reference);
   // What the image of a cell is compared with: an image of the reference's row or column, or the reference itself.
   const otherOf = ({ row, column }) => base && imageAt({
@@ -115,4 +83,18 @@ function Comparison({ images: loaded, query }) {
     <p class="compare-count">${countOf(shown.length, "image")}${shown.length < images.length ? ` of ${images.length}` : ""}</p>
     <${ChoiceBar} images=${shown} current=${current} isReference=${current && otherOf(place) === current}
       onReference=${() => setReference(keyOf(current))} />`;
+}
+
+// A cell may have several images, of which it shows one: return imageAt(place) and turn(place, step).
+function useTurns(table) {
+  const [turns, setTurns] = useState({});
+  const imageAt = ({ row, column }) => {
+    const cell = table.cells[row]?.[column] ?? [];
+    return cell[(turns[`${row}/${column}`] ?? 0) % Math.max(1, cell.length)] ?? null;
+  };
+  const turn = ({ row, column }, step) => {
+    const count = table.cells[row][column].length;
+    setTurns({ ...turns, [`${row}/${column}`]: ((turns[`${row}/${column}`] ?? 0) + step + count) % count });
+  };
+  return { imageAt, turn };
 }
