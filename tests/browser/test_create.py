@@ -5,7 +5,7 @@ import io
 import re
 
 import pytest
-from console_pages import PHONE, submit_images
+from console_pages import PHONE, THEMES, find_violations, submit_images
 from PIL import Image
 
 PROMPTS = "Prompts, one on each line"
@@ -355,3 +355,21 @@ def test_the_form_is_a_sheet_on_a_phone(console, open_page, expect):
     expect(sheet).to_be_hidden()
     page.get_by_role("button", name="New images").click()
     expect(page.get_by_label(PROMPTS)).to_have_value("a fox")
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_a_form_with_everything_in_it_has_no_serious_fault(theme, console, open_page, expect, axe):
+    page = open_page(console.url, "#/create?prompt=a+fox&lora=neon.safetensors@0.8&width=50", color_scheme=theme)
+    expect(number(page, "Width")).to_have_attribute("aria-invalid", "true")
+    type_prompts(page, "[trigger] a {red|blue} fox")
+    page.set_input_files("input[type=file]", {"name": "a.png", "mimeType": "image/png", "buffer": make_png(96, 64)})
+    expect(page.locator(".reference")).to_contain_text("96 x 64")
+    for closed in ("1 line stand", "Engine, file format", "What will be sent"):
+        page.get_by_text(closed).click()
+
+    form = find_violations(page, axe)
+    page.get_by_role("button", name="Add an adapter").click()
+    expect(page.locator(".picker-list li").first).to_be_visible()
+    dialog = find_violations(page, axe)
+
+    assert (form, dialog) == ([], [])
