@@ -35,6 +35,7 @@ from api.routes import (
     keys,
     metrics,
     models,
+    openai_images,
     pages,
     replays,
     requests,
@@ -69,6 +70,7 @@ _PAUSE_S = 0.5
 
 _TAGS: list[dict[str, Any]] = [
     {"name": "inference", "description": "Submit a job: prompts, adapters and parameters."},
+    {"name": "openai", "description": "OpenAI's interface for images, for programs that are written for it."},
     {"name": "replays", "description": "Submit the jobs that reproduce a training run's sample previews."},
     {"name": "requests", "description": "Follow, fetch, cancel and list jobs."},
     {"name": "adapters", "description": "Inspect an adapter file before using it; upload, list and delete files."},
@@ -142,7 +144,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(PageCompression)
     add_doors(app, settings, services.ledger, tracer=services.tracer)
     install_error_handlers(app)
-    of_jobs = (inference, requests, archives, events, gallery, replays)
+    of_jobs = (inference, requests, archives, events, gallery, replays, openai_images)
     for routes in (*of_jobs, adapters, uploads, images, models, fleet, usage, keys, caller):
         app.include_router(routes.router, responses=DOOR_PROBLEMS)
     app.include_router(health.router)

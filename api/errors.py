@@ -49,6 +49,8 @@ _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
     errors.UploadsBusy: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.AdapterCheckBusy: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ReferenceCheckBusy: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.WaitsBusy: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.ImagesUnfinished: HTTPStatus.GATEWAY_TIMEOUT,
     errors.LedgerUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.StorageUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.SourceUnavailable: HTTPStatus.SERVICE_UNAVAILABLE,

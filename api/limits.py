@@ -14,7 +14,7 @@ from api.json_size import has_more_values
 from shared.request import PromptItem
 
 # An upload's own route limits its body while it arrives.
-_UPLOADS = re.compile(r"PUT /v1/adapters/[^/]+|POST /v1/uploads")
+_UPLOADS = re.compile(r"PUT /v1/adapters/[^/]+|POST /v1/uploads|POST /v1/images/edits")
 
 # More are allowed in a request with fewer prompts. 50,000 values take 0.6 s to validate, if all are wrong.
 _LEVELS_OF_A_PROMPT = 32

@@ -1,6 +1,6 @@
 """Complete `/openapi.json` where FastAPI says less, or something else, than what the API does.
 
-* Errors are problem details, for every operation.
+* Errors are problem details, for every operation; on OpenAI's paths they have its form.
 * Bounds of integers are integers: FastAPI writes 2**63 as 9.223372036854776e+18.
 * Parameters are never null: a URL or a header has no way to say so.
 * `links` state which call takes what an answer holds.
@@ -15,6 +15,8 @@ from urllib.parse import quote
 from fastapi import FastAPI
 
 from api.errors import MEDIA_TYPE
+from api.openai.error_shape import PATHS as OPENAI_PATHS
+from api.schemas.openai_images import OpenAIError
 from api.schemas.problems import Problem
 
 #: Every operation can answer so: 405, 500, 503 while Redis is away, and other statuses without an entry.
@@ -26,6 +28,7 @@ BODY_RULES: Final = {"BODY_TOO_LARGE": "A body has at most `limits.max_body_byte
 _BOUNDS: Final = frozenset({"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"})
 
 _PROBLEM_SCHEMA = {"$ref": f"#/components/schemas/{Problem.__name__}"}
+_OPENAI_SCHEMA = {"$ref": f"#/components/schemas/{OpenAIError.__name__}"}
 
 
 class Application(FastAPI):
@@ -34,8 +37,10 @@ class Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """Return the document. It is made once."""
         if self.openapi_schema is None:
-            for path in super().openapi()["paths"].values():
-                for operation in path.values():
+            for path, operations in super().openapi()["paths"].items():
+                for operation in operations.values():
+                    if path in OPENAI_PATHS:
+                        _give_openai_form(operation["responses"])
                     _name_media_type(operation["responses"])
                     _require_values(operation.get("parameters", []))
             _round_bounds(self.openapi_schema)
@@ -81,6 +86,13 @@ def _round_bounds(part: Any) -> None:
             part.update({name: int(part[name]) for name in _BOUNDS & part.keys()})
         for value in part.values():
             _round_bounds(value)
+
+
+def _give_openai_form(responses: dict[str, Any]) -> None:
+    for response in responses.values():
+        for body in response.get("content", {}).values():
+            if body.get("schema") == _PROBLEM_SCHEMA:
+                body["schema"] = _OPENAI_SCHEMA
 
 
 def _name_media_type(responses: dict[str, Any]) -> None:

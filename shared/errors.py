@@ -39,6 +39,9 @@
   + UploadsBusy                  this process receives as many files as it may; try again later
   + AdapterCheckBusy             other adapter files are being checked; try again later
   + ReferenceCheckBusy           other reference images are being checked; try again later
+  + WaitsBusy                    too many calls wait for their images; try again later
+  + ImagesFailed                 the images that a call waited for failed, or were canceled
+  + ImagesUnfinished             the images that a call waited for are not finished yet
   + LedgerUnavailable            Redis did not answer; the job may or may not have been accepted
     - LedgerRefused              Redis answered at once that it does not do this now
       . LedgerForbidden          Redis does not let this user run a command or access a key
@@ -431,6 +434,36 @@ class ReferenceCheckBusy(Flux2Error):
 
     def __init__(self) -> None:
         super().__init__("other reference images are being checked; try again later")
+
+
+class WaitsBusy(Flux2Error):
+    """A process has places for so many calls that wait for images, or it stops; nothing was accepted."""
+
+    code = "waits_busy"
+    retryable = True
+
+    def __init__(self, message: str = "too many calls wait for their images; try again later") -> None:
+        super().__init__(message)
+
+
+class ImagesFailed(Flux2Error):
+    """An image of the job that a call waited for failed, or the job was canceled; `code` is that of the image."""
+
+    def __init__(self, message: str, *, code: str = "images_failed") -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class ImagesUnfinished(Flux2Error):
+    """A call has waited as long as it may for its images; their job goes on."""
+
+    code = "images_unfinished"
+
+    def __init__(self, job_id: str, *, waited_s: float) -> None:
+        super().__init__(
+            f"the images are not finished after {waited_s:g} s; their job goes on: GET /v1/requests/{job_id}/result "
+            "has them later"
+        )
 
 
 class LedgerUnavailable(Flux2Error):

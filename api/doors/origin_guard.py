@@ -27,7 +27,7 @@ from shared.settings import ApiSettings
 # What a form, or a script without the other site's consent, can declare.
 _FORM_TYPES: Final = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
 # These endpoints check the type of their body, and say what it must be.
-_CHECKED_LATER: Final = frozenset({"/v1/inference", "/v1/replays", "/v1/uploads"})
+_CHECKED_LATER: Final = frozenset({"/v1/inference", "/v1/replays", "/v1/uploads", "/v1/images/edits"})
 _SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 # `none` is a person who typed the address.
 _OWN_SITES: Final = ("same-origin", "none")

@@ -30,8 +30,7 @@ def _require(role: Role) -> Callable[..., Coroutine[Any, Any, Caller]]:
         caller: Caller | None = request.scope.get(CALLER)
         if caller is None:
             raise KeyMissing
-        if not caller.may(role):
-            raise _role_missing(caller, role)
+        require_role(caller, role)
         return caller
 
     ROLE_OF[check_role] = role
@@ -52,6 +51,12 @@ async def _check_metrics(request: Request, _documented: Annotated[Any, Security(
 
 ROLE_OF[_let_everybody_in] = None
 ROLE_OF[_check_metrics] = "admin"
+
+
+def require_role(caller: Caller, role: Role) -> None:
+    """Check a further role; raises `RoleMissing`."""
+    if not caller.may(role):
+        raise _role_missing(caller, role)
 
 
 def listed_tenant(caller: Caller, asked: str | None) -> str | None:

@@ -16,6 +16,7 @@ from api.doors.failures import Failures
 from api.doors.headers import SecureHeaders
 from api.doors.keyring import Keyring
 from api.doors.traced_submits import TracedSubmits
+from api.openai.error_shape import OpenAIErrors
 from api.schemas.problems import Problem
 from shared.ledger import Ledger
 from shared.local.ports import LOOPBACK
@@ -47,6 +48,7 @@ def add_doors(app: FastAPI, settings: Settings, ledger: Ledger, *, tracer: Trace
     keyring = Keyring(ledger.api_keys, Failures(ledger))
     app.add_middleware(Door, settings=settings.api, keyring=keyring)
     app.add_middleware(Defects)
+    app.add_middleware(OpenAIErrors)
     if origins := settings.api.cors_origins.origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=origins, allow_methods=_METHODS, allow_headers=_SENT, expose_headers=_SHOWN

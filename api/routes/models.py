@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from api.deps import ServicesDep
 from api.doors.roles import Reader
 from api.limits import most_values
-from api.schemas.inventory import Limits, ModelLine, ModelList
+from api.schemas.inventory import Limits, ModelLine, ModelList, OpenAIModel
 from shared.catalog import MODELS
 from shared.job import ENGINES, Engine
 
@@ -44,6 +44,7 @@ def list_models(services: ServicesDep, _caller: Reader) -> ModelList:
     max_prompts = min(limits.max_prompts, services.settings.queue.cap)
     return ModelList(
         models=lines,
+        data=[OpenAIModel(id=line.id, owned_by=line.base_model.partition("/")[0]) for line in lines],
         limits=Limits(
             max_prompts=max_prompts,
             max_body_bytes=limits.max_body_bytes,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, Field
 
 from api.schemas.adapter_scale import ScaleRange, ScaleSources
@@ -136,8 +138,19 @@ class Limits(BaseModel):
     )
 
 
+class OpenAIModel(BaseModel):
+    """A model as OpenAI's interface describes it."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int = Field(0, description="Always 0: unknown.")
+    owned_by: str = Field(description="Owner of the base model's repository.")
+
+
 class ModelList(BaseModel):
     """All models that jobs can name; one without live workers accepts jobs, which wait."""
 
     models: list[ModelLine]
     limits: Limits = Field(description="Limits of one request; a client splits what is larger.")
+    object: Literal["list"] = Field("list", description="With `data`, for clients of OpenAI's interface.")
+    data: list[OpenAIModel] = Field([], description="The same models, for clients of OpenAI's interface.")

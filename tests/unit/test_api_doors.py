@@ -16,6 +16,8 @@ from shared.settings import Settings
 ROLES = {
     ("POST", "/v1/inference"): "submit",
     ("POST", "/v1/replays"): "submit",
+    ("POST", "/v1/images/generations"): "submit",
+    ("POST", "/v1/images/edits"): "submit",
     ("POST", "/v1/requests/{request_id}/cancel"): "submit",
     ("POST", "/v1/requests/{request_id}/webhook/resend"): "submit",
     ("GET", "/v1/requests/{request_id}"): "read",

@@ -1,0 +1,126 @@
+"""Render a request of OpenAI's interface as a job, and wait for its images."""
+
+from __future__ import annotations
+
+import base64
+import logging
+from functools import partial
+
+from anyio import to_thread
+from fastapi import BackgroundTasks, Request
+
+from api.deps import Services
+from api.doors.caller import Caller
+from api.job_waits import places_for
+from api.openai.generation import ResponseFormat
+from api.result_view import result_view
+from api.schemas.job_result import Image
+from api.schemas.openai_images import OpenAIImage, OpenAIImages
+from api.submission import accept_job
+from shared.errors import ImagesFailed, ImagesUnfinished, LedgerUnavailable, WaitsBusy
+from shared.job import State
+from shared.ledger import JobView
+from shared.log_context import name_request
+from shared.request import InferenceRequest
+
+logger = logging.getLogger("flux2.api.openai")
+
+
+class ImageCall:
+    """One call that waits for its images.
+
+    Args:
+        body_bytes: size of the call's body that is in memory.
+        idempotency_key: empty for none; with one, a repeat of the call waits for the same job.
+    """
+
+    def __init__(
+        self, services: Services, request: Request, caller: Caller, *, body_bytes: int, idempotency_key: str
+    ) -> None:
+        self._services = services
+        self._request = request
+        self._caller = caller
+        self._places = places_for(body_bytes)
+        self._idempotency_key = idempotency_key
+
+    async def render(self, body: InferenceRequest, *, response_format: ResponseFormat) -> OpenAIImages:
+        """Accept the job, wait until it has ended, and return its images.
+
+        The job of a caller that leaves is canceled, unless an idempotency key lets a repeat find it.
+
+        Raises:
+            WaitsBusy: too many calls wait, or this process stops.
+            ImagesFailed: an image failed, or somebody canceled the job.
+            ImagesUnfinished: the job has not ended in time.
+            Flux2Error: as `accept_job`.
+        """
+        services, waits, tenant = self._services, self._services.job_waits, self._caller.tenant
+        if not waits.has_room(tenant, places=self._places):
+            raise WaitsBusy
+        wakeups = BackgroundTasks()
+        accept = partial(
+            accept_job, services, body, wakeups, idempotency_key=self._idempotency_key, caller=self._caller
+        )
+        job_id = (await services.reference_turns.run(body.prompts, accept)).job_id
+        name_request(job_id)
+        await wakeups()
+        has_ended = await waits.wait(
+            job_id,
+            tenant=tenant,
+            places=self._places,
+            timeout_s=services.settings.api.openai_wait_s,
+            has_left=self._request.is_disconnected,
+        )
+        if not has_ended:
+            await self._give_up(job_id)
+        return await to_thread.run_sync(partial(self._answer, job_id, response_format))
+
+    async def _give_up(self, job_id: str) -> None:
+        is_stopping = self._services.job_waits.is_stopping()
+        if (is_stopping or await self._request.is_disconnected()) and not self._idempotency_key:
+            # Nobody would fetch the images, and a repeat of the call renders its own.
+            await to_thread.run_sync(partial(self._cancel, job_id))
+        if is_stopping:
+            raise WaitsBusy("this process of the API stops; send the request again")
+        raise ImagesUnfinished(job_id, waited_s=self._services.settings.api.openai_wait_s)
+
+    def _cancel(self, job_id: str) -> None:
+        try:
+            self._services.ledger.cancel(job_id, tenant=self._caller.visible_tenant)
+        except LedgerUnavailable as error:
+            logger.warning("job of a caller that left not canceled", extra={"error": str(error)})
+
+    def _answer(self, job_id: str, response_format: ResponseFormat) -> OpenAIImages:
+        services = self._services
+        job = services.ledger.job(job_id)
+        if job is None:
+            raise ImagesFailed(f"the record of request {job_id} has expired; send the request again")
+        if job.state is not State.SUCCEEDED:
+            raise _failure(job)
+        result = result_view(job, services.store, url_ttl_s=services.settings.storage.url_ttl_s)
+        assert result.outputs is not None
+        images = sorted(result.outputs.images, key=lambda image: image.index)
+        keys = {item.index: item.result.key for item in job.items if item.result is not None}
+        return OpenAIImages(
+            created=job.accepted_ms // 1000,
+            data=[self._image(image, keys[image.index], response_format) for image in images],
+            output_format=images[0].format,
+            size=f"{images[0].width}x{images[0].height}",
+            request_id=job_id,
+        )
+
+    def _image(self, image: Image, key: str, response_format: ResponseFormat) -> OpenAIImage:
+        answer = OpenAIImage(revised_prompt=image.prompt, seed=image.seed)
+        if response_format == "url":
+            return answer.model_copy(update={"url": image.url})
+        data = self._services.store.get(key)
+        return answer.model_copy(update={"b64_json": base64.b64encode(data).decode()})
+
+
+def _failure(job: JobView) -> ImagesFailed:
+    error = next((item.error for item in job.items if item.error is not None), None)
+    if error is None:
+        return ImagesFailed(f"request {job.job_id} was canceled")
+    done = sum(item.state is State.SUCCEEDED for item in job.items)
+    rest = f"; GET /v1/requests/{job.job_id}/result has the other images" if done else ""
+    return ImagesFailed(f"{error.message}{rest}", code=error.code)

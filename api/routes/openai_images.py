@@ -1,0 +1,86 @@
+"""OpenAI's interface for images: its official client works against these endpoints."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from fastapi import APIRouter, Request
+
+from api.deps import JSON_BODY, IdempotencyKeyDep, ServicesDep, TenantDep
+from api.doors.roles import Submitter, require_role
+from api.openai.edit_form import MAX_REFERENCES, receive_edit
+from api.openai.generation import GenerationRequest
+from api.openai.images import ImageCall
+from api.routes.inference import SUBMIT_PROBLEMS
+from api.schemas.openai_images import OpenAIError, OpenAIImages
+
+router = APIRouter(prefix="/v1/images", tags=["openai"])
+
+_ERRORS: Final[dict[int | str, dict[str, Any]]] = {
+    **{status: {**problem, "model": OpenAIError} for status, problem in SUBMIT_PROBLEMS.items()},
+    500: {"model": OpenAIError, "description": "An image failed, or the job was canceled."},
+    504: {"model": OpenAIError, "description": "The images are not finished in time; their job goes on."},
+}
+_FILE: Final = {"type": "string", "format": "binary"}
+_FORM: Final = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image", "prompt"],
+                    "properties": {
+                        "image": {
+                            "description": f"1 to {MAX_REFERENCES} reference images; also as `image[]`.",
+                            "oneOf": [_FILE, {"type": "array", "items": _FILE, "maxItems": MAX_REFERENCES}],
+                        },
+                        "loras": {"type": "string", "description": "A list as in `POST /v1/inference`, as JSON."},
+                        **{
+                            name: schema
+                            for name, schema in GenerationRequest.model_json_schema()["properties"].items()
+                            if "$ref" not in str(schema)
+                        },
+                    },
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("/generations", summary="Generate images", responses=_ERRORS, dependencies=[JSON_BODY])
+async def generate(
+    body: GenerationRequest,
+    request: Request,
+    services: ServicesDep,
+    caller: Submitter,
+    idempotency_key: IdempotencyKeyDep = "",
+    _tenant: TenantDep = "default",
+) -> OpenAIImages:
+    """Render images and answer when all of them are finished, as OpenAI's endpoint of this name does.
+
+    The job waits in the queue like any other. If the caller leaves, it is canceled, unless an `Idempotency-Key` lets a
+    repeat of the call find it.
+    """
+    require_role(caller, "read")
+    size = len(await request.body())
+    call = ImageCall(services, request, caller, body_bytes=size, idempotency_key=idempotency_key)
+    return await call.render(body.job(), response_format=body.response_format)
+
+
+@router.post("/edits", summary="Edit images", responses=_ERRORS, openapi_extra=_FORM)
+async def edit(
+    request: Request,
+    services: ServicesDep,
+    caller: Submitter,
+    idempotency_key: IdempotencyKeyDep = "",
+    _tenant: TenantDep = "default",
+) -> OpenAIImages:
+    """Render images from a prompt and reference images, as OpenAI's endpoint of this name does; masks are refused."""
+    require_role(caller, "read")
+    received = await receive_edit(request, services, tenant=caller.upload_tenant)
+    call = ImageCall(services, request, caller, body_bytes=0, idempotency_key=idempotency_key)
+    return await call.render(
+        received.request.job(received.references), response_format=received.request.response_format
+    )

@@ -1,0 +1,232 @@
+"""OpenAI's official client works against this API; the tests act as the worker."""
+
+import asyncio
+import base64
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import openai
+import pytest
+from PIL import Image
+
+from api import job_waits
+from api.openai import edit_form
+from shared.job import ItemError
+
+
+@pytest.fixture
+def client(api):
+    with openai.OpenAI(base_url=f"{api.url}/v1", api_key="unused", max_retries=0, timeout=20) as client:
+        yield client
+
+
+@pytest.fixture
+def claim(api, wait_until):
+    def take():
+        pools = ("flux2", "flux2+references")
+        return wait_until(lambda: api.ledger.claim_next(pools, slot="gpu-0", boot="boot", warm="base"), what="an item")
+
+    return take
+
+
+@pytest.fixture
+def background():
+    with ThreadPoolExecutor() as pool:
+        yield pool.submit
+
+
+@pytest.fixture
+def slot_with_references(api, slot_report):
+    api.ledger.workers.beat("gpu-0", slot_report(features="merged,references"))
+
+
+def encoded(color="red", size=(96, 80)):
+    file = io.BytesIO()
+    Image.new("RGB", size, color).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_images_come_with_urls(api, client, background, claim, finish):
+    call = background(
+        client.images.generate,
+        model="flux2",
+        prompt="a [trigger] cat",
+        n=2,
+        size="128x64",
+        extra_body={"seed": 7, "trigger_word": "sks", "sample_steps": 4, "neg": "blur"},
+    )
+    items = [claim(), claim()]
+    for item in items:
+        finish(api, item, data=f"picture {item.spec.seed}".encode())
+
+    answer = call.result()
+
+    assert [(item.spec.seed, item.spec.width, item.spec.height) for item in items] == [(7, 128, 64), (8, 128, 64)]
+    assert [item.spec.num_inference_steps for item in items] == [4, 4]
+    assert [httpx2.get(image.url).content for image in answer.data] == [b"picture 7", b"picture 8"]
+    assert [(image.revised_prompt, image.seed, image.b64_json) for image in answer.data] == [
+        ("a sks cat", 7, None),
+        ("a sks cat", 8, None),
+    ]
+    assert answer.request_id == items[0].job_id
+    assert abs(answer.created - api.ledger.job(items[0].job_id).accepted_ms / 1000) < 1
+
+
+def test_images_come_as_base64(api, client, background, claim, finish):
+    call = background(client.images.generate, model="flux2", prompt="a cat", response_format="b64_json")
+    finish(api, claim(), data=b"picture")
+
+    [image] = call.result().data
+
+    assert (image.url, base64.b64decode(image.b64_json)) == (None, b"picture")
+
+
+def test_an_edit_takes_its_images_as_references(api, client, background, claim, finish, slot_with_references):
+    files = [("one.png", encoded("red"), "image/png"), ("two.png", encoded("blue"), "image/png")]
+    call = background(
+        client.images.edit,
+        model="flux2",
+        image=files,
+        prompt="make it night",
+        size="64x64",
+        extra_body={"seed": 3, "loras": json.dumps([])},
+    )
+    item = claim()
+    stored = [api.services.references.get(reference.sha256) for reference in item.spec.references]
+    finish(api, item)
+
+    assert stored == [files[0][1], files[1][1]]
+    assert (item.spec.prompt, item.spec.seed, item.spec.width) == ("make it night", 3, 64)
+    assert len(call.result().data) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "code", "param"),
+    [
+        ({"model": "sd15"}, 400, "MODEL_NOT_FOUND", None),
+        ({"size": "10x10"}, 400, "INVALID_REQUEST", "size"),
+        ({"size": "large"}, 422, "VALIDATION_ERROR", "size"),
+        ({"n": 11}, 422, "VALIDATION_ERROR", "n"),
+        ({"extra_body": {"loras": [{"path": "none.safetensors"}]}}, 400, "LORA_NOT_FOUND", None),
+        ({"extra_body": {"sample_step": 4}}, 422, "VALIDATION_ERROR", "sample_step"),
+    ],
+)
+def test_errors_have_openais_form(arguments, status, code, param, client):
+    with pytest.raises(openai.APIStatusError) as raised:
+        client.images.generate(**{"model": "flux2", "prompt": "a cat"} | arguments)
+
+    error = raised.value
+    assert (error.status_code, error.code, error.type) == (status, code, "invalid_request_error")
+    if param is not None:
+        assert error.param == param
+    assert error.body["message"] in str(error)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image": ("a.png", b"no image", "image/png")}, "is no image"),
+        ({"image": [("a.png", encoded(), "image/png")] * 4}, "send 1 to 3"),
+        ({"image": ("a.png", encoded(), "image/png"), "mask": ("m.png", encoded(), "image/png")}, "masks are not"),
+        ({"image": ("a.png", encoded(), "image/png"), "extra_body": {"loras": "["}}, "loras is no JSON"),
+    ],
+)
+def test_an_edit_that_cannot_be_rendered_says_why(arguments, message, client):
+    with pytest.raises(openai.APIStatusError, match=message) as raised:
+        client.images.edit(model="flux2", prompt="make it night", **arguments)
+
+    assert raised.value.status_code in (400, 422)
+
+
+def test_what_is_no_form_or_larger_than_its_images_may_be_is_refused_before_it_is_read(api, monkeypatch):
+    no_form = api.http.post("/v1/images/edits", json={"prompt": "a"})
+    monkeypatch.setattr(
+        edit_form, "_FIELDS_BYTES", -edit_form.MAX_REFERENCES * api.services.settings.references.max_bytes
+    )
+    too_large = api.http.post("/v1/images/edits", data={"prompt": "a"}, files={"image": encoded()})
+
+    assert (no_form.status_code, no_form.json()["error"]["type"]) == (415, "invalid_request_error")
+    assert (too_large.status_code, too_large.json()["error"]["code"]) == (413, "BODY_TOO_LARGE")
+
+
+def test_a_wrong_key_is_an_authentication_error(client, make_key):
+    make_key()
+
+    with pytest.raises(openai.AuthenticationError) as raised:
+        client.images.generate(model="flux2", prompt="a cat")
+
+    assert raised.value.code == "UNAUTHORIZED"
+
+
+def test_a_key_that_may_not_read_gets_no_images(api, make_key):
+    key = make_key(roles=("submit",))["Authorization"].removeprefix("Bearer ")
+
+    with (
+        openai.OpenAI(base_url=f"{api.url}/v1", api_key=key, max_retries=0) as client,
+        pytest.raises(openai.PermissionDeniedError, match="'read'"),
+    ):
+        client.images.generate(model="flux2", prompt="a cat")
+
+    assert not api.ledger.queue_length("flux2")
+
+
+def test_a_failed_image_is_an_error_that_clients_do_not_repeat(api, client, background, claim):
+    call = background(client.images.generate, model="flux2", prompt="a cat")
+    error = ItemError(code="not_finite", message="the latents of seed 42 are not finite", retryable=False)
+    api.ledger.commit(claim(), error)
+
+    with pytest.raises(openai.InternalServerError, match="are not finite") as raised:
+        call.result()
+
+    assert (raised.value.code, raised.value.response.headers["x-should-retry"]) == ("not_finite", "false")
+
+
+def test_images_that_take_too_long_are_rendered_nevertheless(api, client, monkeypatch):
+    settings = api.services.settings
+    short = settings.model_copy(update={"api": settings.api.model_copy(update={"openai_wait_s": 0.2})})
+    monkeypatch.setitem(vars(api.services), "settings", short)
+
+    with pytest.raises(openai.APIStatusError, match=r"not finished after 0\.2 s") as raised:
+        client.images.generate(model="flux2", prompt="a cat")
+
+    assert (raised.value.status_code, raised.value.code) == (504, "images_unfinished")
+    assert raised.value.response.headers["x-should-retry"] == "false"
+    assert api.ledger.queue_length("flux2") == 1
+
+
+async def leave_waiting(api, wait_until, **options):
+    """Send a call, and close its connection as soon as the call waits for its images."""
+    async with openai.AsyncOpenAI(base_url=f"{api.url}/v1", api_key="unused", max_retries=0) as client:
+        call = asyncio.create_task(client.images.generate(model="flux2", prompt="a cat", **options))
+        await asyncio.to_thread(wait_until, lambda: api.services.job_waits._taken, what="the wait")
+        call.cancel()
+
+
+def test_the_job_of_a_caller_that_leaves_is_canceled_unless_a_repeat_can_find_it(api, wait_until):
+    asyncio.run(leave_waiting(api, wait_until))
+    wait_until(lambda: not api.ledger.queue_length("flux2"), what="the cancel")
+    wait_until(lambda: not api.services.job_waits._taken, what="the end of the wait")
+
+    asyncio.run(leave_waiting(api, wait_until, extra_headers={"Idempotency-Key": "the same"}))
+    wait_until(lambda: not api.services.job_waits._taken, what="the end of the wait")
+    assert api.ledger.queue_length("flux2") == 1
+
+
+def test_a_call_without_a_place_to_wait_is_refused_and_accepted_later(api, client, monkeypatch):
+    monkeypatch.setattr(job_waits, "PLACES", 0)
+
+    with pytest.raises(openai.InternalServerError, match="too many calls wait") as raised:
+        client.images.generate(model="flux2", prompt="a cat")
+
+    assert (raised.value.status_code, raised.value.code) == (503, "waits_busy")
+    assert "Retry-After" in raised.value.response.headers
+    assert not api.ledger.queue_length("flux2")
+
+
+def test_the_models_are_listed(client):
+    assert {(model.id, model.object) for model in client.models.list()} >= {
+        ("flux2", "model"),
+        ("flux2_klein_4b", "model"),
+    }
