@@ -9,7 +9,7 @@ import copy
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from flux2_client.client import Client, Image
 from flux2_client.models import Status
 from flux2_client.report import describe_reference
+from flux2_client.result_page import ResultFile, ResultGroup, write_result_page
 from flux2_client.tables import describe_adapter
 from shared.console import LineConsole
-from shared.demo_model import ABOUT, DEMO_ADAPTER, DRAWN_PX, EDITED, EDITS, PROMPTS, demo_edit
+from shared.demo_model import ABOUT, DEMO_ADAPTER, DRAWN_PX, EDITED, EDITS, LABEL, PROMPTS, demo_edit
 from shared.errors import DemoFailed
 from shared.local.stack import Stack
 from shared.outputs import make_output_folder
@@ -71,12 +72,12 @@ def run_demo(console: LineConsole, output: Path, *, size_px: int = EXAMPLE_PX) -
             # An API that ended does not come back, so its calls are not repeated.
             with Client(stack.url, on_failure=lambda _: stack.raise_if_ended()) as client:
                 # As from another computer: API and worker share no folder with whoever has the file.
-                _Demo(console, stack, client, output).run(size_px=size_px)
+                page = _Demo(console, stack, client, output).run(size_px=size_px)
         finally:
             with console.status("stopping"):
                 stack.stop()
     console.print_line(
-        f"Done in {time.monotonic() - started:.0f} s; the images are in {output}/. Nothing is left running."
+        f"Done in {time.monotonic() - started:.0f} s; {page} shows the images in {output}/. Nothing is left running."
     )
 
 
@@ -88,9 +89,14 @@ class _Demo:
     stack: Stack
     client: Client
     output: Path
+    groups: list[ResultGroup] = field(default_factory=list)
 
-    def run(self, *, size_px: int) -> None:
-        """Render a batch at the size that the model draws best, edits of one of its pictures, and the example twice."""
+    def run(self, *, size_px: int) -> Path:
+        """Render a batch at the size that the model draws best, edits of one of its pictures, and the example twice.
+
+        Returns:
+            A page that shows the images.
+        """
         # As from another computer: API and worker share no folder with whoever has the file.
         uploaded = self.client.upload_adapter(self.stack.demo_adapter, name=self.stack.demo_adapter.name)
         self.console.print_line(f"uploaded {self.stack.demo_adapter.name}: {uploaded.path}")
@@ -100,6 +106,9 @@ class _Demo:
         for multiplier in (1.0, 0.5):
             request = demo_request(multiplier, adapter=uploaded.path, size_px=size_px)
             self._render(f"multiplier-{multiplier:g}", request)
+        page = self.output / "index.html"
+        write_result_page(page, self.groups, title=f"flux2 demo: the {LABEL}")
+        return page
 
     def _edit(self, image: Image) -> None:
         """Upload an image as reference image, render edits of it, and save a sheet of all."""
@@ -122,8 +131,11 @@ class _Demo:
         if status.status != "succeeded":
             raise DemoFailed(f"request {job.request_id} {status.status}: {status.error}")
         images = self.client.result(job.request_id).images
-        for image in images:
-            file = image.save(self.output / f"{name}-{image.index}.{image.format}")
+        results = [
+            ResultFile(image, image.save(self.output / f"{name}-{image.index}.{image.format}")) for image in images
+        ]
+        self.groups.append(ResultGroup(name, results))
+        for image, file in ((result.image, result.file) for result in results):
             size = f"{image.width}x{image.height} {image.format}, {image.size_bytes:,} bytes"
             console.print_line(f"image    {file}: {size}: {image.prompt}")
         # The first image has the swap of adapters and the encoding of references, which later ones reuse.

@@ -111,6 +111,11 @@ class Stack:
         return f"http://{f'[{host}]' if ':' in host else host}:{self.api_port}"
 
     @property
+    def serves_console(self) -> bool:
+        """Whether the API has a page at `/`."""
+        return self._settings.api.console
+
+    @property
     def has_demo_adapters(self) -> bool:
         """Whether the demonstration adapters are under the adapter root: never in a folder of the caller's."""
         return self.serves_demo_model and self.owns_adapters

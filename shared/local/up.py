@@ -42,6 +42,7 @@ def _stop_event() -> threading.Event:
 
 def _describe(console: LineConsole, stack: Stack) -> None:
     rows = [
+        *([("console", f"{stack.url}/")] if stack.serves_console else []),
         ("API", f"{stack.url}  (documentation: {stack.url}/docs)"),
         ("Redis", stack.servers.redis.url),
         ("S3", f"{stack.servers.s3.url}  bucket {stack.servers.s3.bucket}"),

@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 
 import httpx2
@@ -88,6 +89,7 @@ def test_up_serves_until_interrupted_and_leaves_nothing_running(up, wait_until, 
     assert (tmp_path / "out" / "0.png").is_file()
     lines = output.splitlines()
     assert lines[:3] == ["starting Redis and S3", "starting the API", "worker-0 loads the model"]
+    assert f"console   {url}/" in lines
     assert f"API       {url}  (documentation: {url}/docs)" in lines
     for part in ("api", "worker-0"):
         assert f"log       {data}/{part}/server.log" in lines
@@ -103,7 +105,10 @@ def test_demo_renders_a_batch_edits_and_the_example_at_two_multipliers_and_leave
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
     assert done.returncode == 0, done.stdout + done.stderr
-    pictures = [picture.read_bytes() for picture in sorted(output.iterdir())]
+    pictures = [picture.read_bytes() for picture in sorted(output.glob("*.png"))]
+    page = (output / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == len(pictures) - 1  # all but the sheet of edits
+    assert all(escape(prompt) in page for prompt in (*PROMPTS, *EDITS))
     sizes = [Image.open(io.BytesIO(picture)).size for picture in pictures]
     sheet = (128 + len(EDITS) * (128 + 8), 128)
     assert sizes == [(128, 128)] * (len(PROMPTS) + len(EDITS)) + [sheet] + [(256, 256)] * 2
