@@ -1,6 +1,7 @@
 """The frame of the page: its views by the keyboard, its addresses and its policy."""
 
 import pytest
+from console_pages import PHONE
 
 VIEWS = {"c": "Create", "q": "Queue", "g": "Gallery", "m": "Compare", "a": "Adapters", "k": "Keys and usage"}
 
@@ -61,3 +62,9 @@ def test_an_address_of_no_view_shows_one(fragment, console, open_page, expect):
 
     expect(page.locator("nav a[aria-current=page]")).to_have_count(1)
     expect(page.locator("main#main:not([aria-busy])")).to_be_visible()
+
+
+def test_on_a_phone_the_navigation_shows_the_present_view(console, open_page, expect):
+    page = open_page(console.url, "#/keys", viewport=PHONE)
+
+    expect(page.get_by_role("link", name="Keys and usage")).to_be_in_viewport()

@@ -19,8 +19,13 @@ const VIEWS = {
 function Nav({ current }) {
   useValue(caller);
   const shown = Object.entries(VIEWS).filter(([, view]) => may(view.role));
+  const nav = useRef(null);
+  // On a phone, the views have no room next to each other.
+  useEffect(() => {
+    nav.current.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+  }, [current]);
   return html`
-    <nav aria-label="Views">
+    <nav aria-label="Views" ref=${nav}>
       ${shown.map(([name, view]) => html`
         <a key=${name} href=${hrefOf(name)} aria-current=${name === current ? "page" : null} title="${view.title} (g ${view.key})">
           ${view.title}
