@@ -175,6 +175,7 @@ def test_a_job_whose_answer_was_lost_is_not_rendered_twice(console, open_page, w
     page.route("**/v1/inference", lose_answer, times=1)
     page.get_by_role("button", name=re.compile("^Render 1 image")).click()
     expect(page.get_by_role("alert").filter(has_text="The API does not answer")).to_be_visible()
+    expect(page.get_by_role("button", name="Send 1 image again")).to_be_enabled()
     # Not even a reload loses the key.
     page.reload()
     body = render(page)

@@ -32,7 +32,7 @@ export function formatTime(text) {
   return isToday ? TIME.format(moment) : `${DAY.format(moment)}, ${TIME.format(moment)}`;
 }
 
-export const countOf = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
+export const countOf = (number, one, many = `${one}s`) => `${number.toLocaleString()} ${number === 1 ? one : many}`;
 
 // "my_lora" for "job/my_lora.safetensors", the part that people chose.
 export const adapterName = (path) =>

@@ -66,7 +66,7 @@ export function JobTiles({ job, limit = 24, isSmall = false }) {
             seed=${parameters && seedOf(body, index)}
             adapters=${adaptersOf(job)} running=${running.get(index)}
             preview=${shownPreviews.get(`${job.request_id}/${index}`)?.image} image=${outcome?.image}
-              error=${outcome?.error}
+            error=${outcome?.error}
             href=${hrefOf("gallery", [job.request_id, index])} onStale=${reload}
             onRetry=${body && (() => retryImages(body, [index]))} />`;
       })}

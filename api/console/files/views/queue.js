@@ -48,14 +48,18 @@ function Jobs({ isLoading }) {
   const { shown, waiting, showAll, ref } = useCalmList(all, (job) => job.request_id);
   if (isLoading) return html`<div class="jobs" aria-busy="true"></div>`;
   if (!all.length) {
-    return html`<${Empty} title="Nothing waits or runs"><p><a
-      href=${hrefOf("create")}>Create images</a>, or send a job to the API.</p><//>`;
+    return html`<${Empty} title="Nothing waits or runs">
+      <p><a href=${hrefOf("create")}>Create images</a>, or send a job to the API.</p>
+    <//>`;
   }
   return html`
     <div class="jobs" ref=${ref}>
-      <p class="jobs-new" aria-live="polite">${waiting > 0 && html`<button type="button" class="pill"
-        onClick=${showAll}>${countOf(waiting, "new job")}</button>`}</p>
-      <ul class="job-list" aria-label="Jobs">${shown.map((job) => html`<${JobRow} key=${job.request_id}
-        job=${job} />`)}</ul>
+      <p class="jobs-new" aria-live="polite">
+        ${waiting > 0 && html`
+          <button type="button" class="pill" onClick=${showAll}>${countOf(waiting, "new job")}</button>`}
+      </p>
+      <ul class="job-list" aria-label="Jobs">
+        ${shown.map((job) => html`<${JobRow} key=${job.request_id} job=${job} />`)}
+      </ul>
     </div>`;
 }

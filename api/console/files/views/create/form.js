@@ -66,7 +66,9 @@ export function CreateForm({ onSent }) {
       requestAnimationFrame(() => focusFirstProblem(form.current));
     }
   };
-  useKeys({ "ctrl+enter": submit, n: () => form.current.querySelector("textarea").focus() });
+  // A question that is open has to be answered first.
+  const submitByKey = (event) => (document.querySelector("dialog[open]:not(.sheet)") ? false : submit(event));
+  useKeys({ "ctrl+enter": submitByKey, n: () => form.current.querySelector("textarea").focus() });
   const change = changeDraft;
   const parts = { draft: fields, change, model, problems: shown, schemas: rules };
   return html`
@@ -88,8 +90,8 @@ export function CreateForm({ onSent }) {
         <${Outgoing} body=${body} />
       </div>
       <div class="create-submit">
-        ${shown[""] && html`<p class="field-error">${shown[""]}</p>`}
-        ${refused && html`<${Refusal} error=${refused} isPlaced=${refused.fields.length > 0} />`}
+        ${shown[""] && html`<p class="field-error" role="alert">${shown[""]}</p>`}
+        ${refused && !shown[""] && html`<${Refusal} error=${refused} isPlaced=${refused.fields.length > 0} />`}
         ${warnings.map((warning) => html`<p class="field-warning" key=${warning}>${warning}</p>`)}
         <div class="create-buttons">
           <button class="primary" disabled=${!isReady} title="Ctrl+Enter">
@@ -114,17 +116,16 @@ function useIsUploading() {
 
 // A refusal that stands at its field is not said twice.
 function Refusal({ error, isPlaced }) {
-  if (isPlaced) return html`<p class="field-error"
-    role="alert">The service refused this request; the reason stands at its field.</p>`;
-  return html`<p class="field-error" role="alert">${error.message}</p>`;
+  const text = isPlaced ? "The service refused this request; the reason is shown at its field." : error.message;
+  return html`<p class="field-error" role="alert">${text}</p>`;
 }
 
 function buttonText({ answer, refused, count, now }) {
   if (answer.isSending) return "Sending";
   if (!count) return "Render";
-  const images = countOf(count.toLocaleString(), "image");
+  const images = countOf(count, "image");
   // Without a definite answer, the job may exist: the same request is sent under the same key.
-  if (refused && (refused.status === 0 || refused.status >= 500)) return `Send the ${images} again`;
+  if (refused && (refused.status === 0 || refused.status >= 500)) return `Send ${images} again`;
   const pace = now?.slots && !now.queued ? now.seconds_per_image : null;
   return pace ? `Render ${images}, about ${formatSeconds(count * pace)}` : `Render ${images}`;
 }

@@ -43,7 +43,7 @@ function Variants({ text }) {
   if (count <= lines) return null;
   return html`
     <details class="variants">
-      <summary>${countOf(lines, "line")} stand for ${countOf(count.toLocaleString(), "prompt")}</summary>
+      <summary>${countOf(lines, "line")} stand for ${countOf(count, "prompt")}</summary>
       <ol>
         ${prompts.map((prompt, index) => html`<li key=${index}>${prompt}</li>`)}
         ${count > prompts.length && html`<li class="more">and ${(count - prompts.length).toLocaleString()} more</li>`}

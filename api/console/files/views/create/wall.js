@@ -30,8 +30,8 @@ export function Wall() {
     <section class="wall" aria-label="Images" ref=${ref}>
       ${shown.length > 0 && html`
         <h2>${running.length ? "Running now" : "Just finished"}
-          ${hidden > 0 && html`<button type="button" class="pill"
-            onClick=${showAll}>${countOf(hidden, "new job")}</button>`}
+          ${hidden > 0 && html`
+            <button type="button" class="pill" onClick=${showAll}>${countOf(hidden, "new job")}</button>`}
         </h2>`}
       ${shown.map((job) => html`<${JobGroup} key=${job.request_id} job=${job} />`)}
       ${running.length > MAX_RUNNING && html`
@@ -93,8 +93,8 @@ function NextUp({ waiting }) {
     : now?.seconds_per_image ? `about ${formatSeconds(images * now.seconds_per_image)}` : "";
   return html`
     <p class="next-up">
-      <strong>Next up</strong> <a
-        href=${hrefOf("queue")}>${countOf(images, "image")} in ${countOf(waiting.length, "job")}</a>${time && `, ${time}`}
+      <strong>Next up</strong>${" "}
+      <a href=${hrefOf("queue")}>${countOf(images, "image")} in ${countOf(waiting.length, "job")}</a>${time && `, ${time}`}
     </p>`;
 }
 
@@ -118,10 +118,9 @@ function Today({ data, error, hasOthers }) {
     <h2>${hasOthers ? "Earlier today" : "Today"} <a class="more-link" href=${hrefOf("gallery")}>All images</a></h2>
     <div class="rows is-small">
       ${data.map((image) => html`
-        <${Tile} key=${`${image.request_id}/${image.index}`} state="succeeded" width=${image.width}
-          height=${image.height}
+        <${Tile} key=${`${image.request_id}/${image.index}`} state="succeeded"
+          width=${image.width} height=${image.height}
           prompt=${image.prompt} seed=${image.seed} adapters=${image.adapters.map((adapter) => adapter.path)}
-            image=${image}
-          href=${hrefOf("gallery", [image.request_id, image.index])} />`)}
+          image=${image} href=${hrefOf("gallery", [image.request_id, image.index])} />`)}
     </div>`;
 }
