@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from api.deps import Services
 from api.doors.setup import DOOR_PROBLEMS, add_doors
 from api.errors import install_error_handlers
+from api.events.stalled_streams import StalledStreams
 from api.events.streams import EventStreams
 from api.image_uploading import PARALLEL_IMAGES
 from api.job_waits import JobWaits
@@ -142,6 +143,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.services = services
     app.add_middleware(BodyLimit, max_bytes=api.max_body_bytes, max_values=most_values(api.max_prompts))
     app.add_middleware(PageCompression)
+    app.add_middleware(StalledStreams)
     add_doors(app, settings, services.ledger, tracer=services.tracer)
     install_error_handlers(app)
     of_jobs = (inference, requests, archives, events, gallery, replays, openai_images)

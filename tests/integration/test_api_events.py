@@ -14,7 +14,7 @@ import fastapi.routing
 import httpx2
 import pytest
 
-from api.events import streams
+from api.events import stalled_streams, streams
 from shared.job import AdapterRef, ItemError, Progress
 from shared.ledger import Submission
 from shared.local.ports import pick_free_port
@@ -402,6 +402,20 @@ def test_streams_beyond_the_limits_are_refused_and_places_come_back(
     wait_until(lambda: not api.services.event_streams._taken, what="the end of the streams")
     with watch(api, "/v1/events", key=third) as stream:
         assert next(stream).name == "snapshot"
+
+
+def test_a_caller_that_reads_nothing_loses_its_place(api, submit, claim, monkeypatch, wait_until):
+    monkeypatch.setattr(fastapi.routing, "_PING_INTERVAL", 0.05)
+    monkeypatch.setattr(stalled_streams, "_PATIENCE_S", 0.2)
+    submit("job")
+    # More than the buffers of a connection hold.
+    api.ledger.previews.store(claim().item_id, step=1, steps=4, image_webp=bytes(8 * 1024**2))
+    taken = api.services.event_streams._taken
+
+    with socket.create_connection(("127.0.0.1", httpx2.URL(api.url).port)) as silent:
+        silent.sendall(b"GET /v1/events?previews=true HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        wait_until(lambda: taken, what="the stream")
+        wait_until(lambda: not taken, what="the end of the stream")
 
 
 def test_the_poller_ends_with_the_last_listener_and_reads_once_for_many(api, submit, watch, monkeypatch, wait_until):
