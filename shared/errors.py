@@ -168,7 +168,7 @@ class FirstKeyRefused(AccessRefused):
 
     def __init__(self) -> None:
         super().__init__(
-            "this API has no keys and listens for other hosts, so its first key cannot be made by a call; make it on "
+            "this API has no keys, and other hosts may reach it, so its first key cannot be made by a call; make it on "
             "the API's host with: flux2 keys create NAME --role admin"
         )
 

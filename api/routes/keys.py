@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Annotated
+from typing import Annotated, Final
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path, Query, Request
 
 from api.deps import JSON_BODY, Services, ServicesDep
 from api.doors.caller import Caller
@@ -24,10 +24,13 @@ logger = logging.getLogger("flux2.api.keys")
 
 router = APIRouter(prefix="/v1", tags=["keys"])
 
+# A proxy on this host brings calls from others to an API on loopback, and adds one of them.
+_PROXY_HEADERS: Final = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
+
 _RULES = {
     "VALIDATION_ERROR": "`name` is printable; `limits` names models of `GET /v1/models` and their engines.",
     "INVALID_REQUEST": "The first key has the role `admin`.",
-    "FIRST_KEY_REFUSED": "The first key is made by a call only while the API listens on loopback.",
+    "FIRST_KEY_REFUSED": "The first key is made by a call on loopback, not through a proxy.",
 }
 _LINKS = {
     "next": link("GET", "/v1/keys", "Read the next page.", cursor="$response.body#/next_cursor"),
@@ -69,14 +72,14 @@ def list_keys(
     openapi_extra=with_rules(_RULES, BODY_RULES),
     dependencies=[JSON_BODY],
 )
-def make_key(body: NewKey, services: ServicesDep, caller: Admin) -> MadeKey:
+def make_key(body: NewKey, request: Request, services: ServicesDep, caller: Admin) -> MadeKey:
     """Make a key and return it with its secret, this once: only a hash of it is stored.
 
     From the first key on, every call needs one. While there are no keys, an API on loopback lets any caller make the
-    first, which must have the role `admin`: only such a key can make others here.
+    first, except through a proxy; it must have the role `admin`: only such a key can make others here.
     """
     if caller.is_anonymous:
-        _check_first(body, services)
+        _check_first(body, request, services)
     text, record = issue_key(
         services.ledger,
         name=body.name,
@@ -91,8 +94,9 @@ def make_key(body: NewKey, services: ServicesDep, caller: Admin) -> MadeKey:
     return MadeKey(key=str(text), **line.model_dump())
 
 
-def _check_first(body: NewKey, services: Services) -> None:
-    if not is_loopback(services.settings.api.host):
+def _check_first(body: NewKey, request: Request, services: Services) -> None:
+    is_proxied = any(name in request.headers for name in _PROXY_HEADERS)
+    if is_proxied or not is_loopback(services.settings.api.host):
         raise FirstKeyRefused
     if "admin" not in body.roles:
         raise InvalidRequest(

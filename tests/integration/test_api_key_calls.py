@@ -171,6 +171,14 @@ def test_an_api_that_listens_for_other_hosts_lets_nobody_make_its_first_key(api,
     assert not api.ledger.api_keys.any()
 
 
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "X-Real-IP", "Forwarded", "Via"])
+def test_nobody_makes_the_first_key_through_a_proxy_on_the_same_host(header, api):
+    answer = make(api, {header: "127.0.0.1"}, roles=["admin"])
+
+    assert (answer.status_code, answer.json()["code"]) == (403, "FIRST_KEY_REFUSED")
+    assert not api.ledger.api_keys.any()
+
+
 def test_a_page_of_another_site_makes_no_first_key(api):
     answer = make(api, {"Origin": "https://example.com", "Sec-Fetch-Site": "cross-site"}, roles=["admin"])
 
