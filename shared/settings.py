@@ -372,9 +372,9 @@ class ApiSettings(_Section):
         1000, description="Number of prompts that one request, or samples that one replay, may have."
     )
     openai_wait_s: Seconds = Field(
-        600.0,
+        580.0,
         description="Longest time in seconds that a call of OpenAI's interface (`/v1/images/generations` and "
-        "`/v1/images/edits`) waits for its images; its clients give up after 600.",
+        "`/v1/images/edits`) waits for its images; its clients give up and repeat it after 600.",
     )
     max_wait_s: SecondsOrZero = Field(
         50.0,

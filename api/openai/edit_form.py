@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -14,10 +15,12 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
 
 from api.deps import Services
 from api.openai.generation import GenerationRequest
-from api.upload_headers import FileRules, read_upload_headers
+from api.upload_body import UploadBody, open_body
+from api.upload_headers import FileRules, StatedFile, read_upload_headers
 from shared.errors import ContentTypeRefused, InvalidRequest, ReferenceRefused
 from shared.reference_image import check_image
 from shared.reference_source import check_size
@@ -30,6 +33,7 @@ _IMAGES: Final = ("image", "image[]")
 _MASK: Final = "mask"
 _MAX_FIELDS: Final = 40
 _FIELDS_BYTES: Final = 1024**2
+_PIECE_BYTES: Final = 64 * 1024
 _TYPE: Final = "multipart/form-data"
 # A list of adapters, as JSON.
 _LORAS: Final = "loras"
@@ -48,27 +52,50 @@ async def receive_edit(request: Request, services: Services, *, tenant: str | No
 
     Raises:
         ContentTypeRefused, LengthRequired, UploadTooLarge: the body is no form, or larger than its images may be.
+        UploadIncomplete: the body ended early, or comes too slowly.
         InvalidRequest: the form has no image, too many, or a mask.
         ReferenceRefused: an image cannot be used; `field` names it.
         RequestValidationError: another field is invalid.
         UploadsBusy, StorageUnavailable: a later try may succeed.
     """
-    _check_headers(request, max_bytes=services.settings.references.max_bytes)
-    # Files beyond a megabyte wait on the disk; of an image, one place for each byte is taken while it is in memory.
-    async with request.form(max_files=MAX_REFERENCES + 1, max_fields=_MAX_FIELDS) as form:
-        files = _files(form)
-        generation = _generation(form)
-        references = services.references.of(tenant)
-        addresses = [await _store(services, references, number, file) for number, file in enumerate(files)]
+    stated = _check_headers(request, max_bytes=services.settings.references.max_bytes)
+    # Files beyond a megabyte wait on the disk, which has no more room than the memory.
+    with services.image_slots.take(stated.size_bytes):
+        async with _open_form(request, size_bytes=stated.size_bytes) as form:
+            files = _files(form)
+            generation = _generation(form)
+            references = services.references.of(tenant)
+            addresses = [await _store(services, references, number, file) for number, file in enumerate(files)]
     return Edit(generation, addresses)
 
 
-def _check_headers(request: Request, *, max_bytes: int) -> None:
+def _check_headers(request: Request, *, max_bytes: int) -> StatedFile:
     content_type = request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != _TYPE:
         raise ContentTypeRefused(f"send a form with the fields image and prompt, with content-type: {_TYPE}")
     most = MAX_REFERENCES * max_bytes + _FIELDS_BYTES
-    read_upload_headers(request.headers, FileRules(re.compile(_TYPE), "as a form", most, "FLUX2_REFERENCES_MAX_BYTES"))
+    rules = FileRules(re.compile(_TYPE), "as a form", most, "FLUX2_REFERENCES_MAX_BYTES")
+    return read_upload_headers(request.headers, rules)
+
+
+@asynccontextmanager
+async def _open_form(request: Request, *, size_bytes: int) -> AsyncIterator[FormData]:
+    """Receive a form at the pace of an upload, and close its files at the end."""
+    pieces = _read_pieces(open_body(request, size_bytes=size_bytes))
+    parser = MultiPartParser(request.headers, pieces, max_files=MAX_REFERENCES + 1, max_fields=_MAX_FIELDS)
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise InvalidRequest(f"the form cannot be read: {error.message}") from error
+    try:
+        yield form
+    finally:
+        await form.close()
+
+
+async def _read_pieces(body: UploadBody) -> AsyncGenerator[bytes, None]:
+    while piece := await body.take(_PIECE_BYTES):
+        yield piece
 
 
 def _files(form: FormData) -> list[UploadFile]:
@@ -99,12 +126,10 @@ def _generation(form: FormData) -> GenerationRequest:
 
 async def _store(services: Services, references: ReferenceStore, number: int, file: UploadFile) -> str:
     """Check and store an image; return the address with which a prompt names it."""
-    size_bytes = file.size or 0
     try:
-        check_size(size_bytes, max_bytes=services.settings.references.max_bytes)
-        with services.image_slots.take(size_bytes):
-            store = partial(_check_and_store, references, await file.read())
-            return await to_thread.run_sync(store, limiter=services.image_slots.limiter)
+        check_size(file.size or 0, max_bytes=services.settings.references.max_bytes)
+        store = partial(_check_and_store, references, await file.read())
+        return await to_thread.run_sync(store, limiter=services.image_slots.limiter)
     except ReferenceRefused as error:
         raise ReferenceRefused(str(error), field=f"image[{number}]") from error
 

@@ -43,6 +43,11 @@ class ImageCall:
         self._places = places_for(body_bytes)
         self._idempotency_key = idempotency_key
 
+    def check_room(self) -> None:
+        """Raise `WaitsBusy` if the call could not wait, best before a large body is received."""
+        if not self._services.job_waits.has_room(self._caller.tenant, places=self._places):
+            raise WaitsBusy
+
     async def render(self, body: InferenceRequest, *, response_format: ResponseFormat) -> OpenAIImages:
         """Accept the job, wait until it has ended, and return its images.
 
@@ -55,8 +60,7 @@ class ImageCall:
             Flux2Error: as `accept_job`.
         """
         services, waits, tenant = self._services, self._services.job_waits, self._caller.tenant
-        if not waits.has_room(tenant, places=self._places):
-            raise WaitsBusy
+        self.check_room()
         wakeups = BackgroundTasks()
         accept = partial(
             accept_job, services, body, wakeups, idempotency_key=self._idempotency_key, caller=self._caller

@@ -79,8 +79,9 @@ async def edit(
 ) -> OpenAIImages:
     """Render images from a prompt and reference images, as OpenAI's endpoint of this name does; masks are refused."""
     require_role(caller, "read")
-    received = await receive_edit(request, services, tenant=caller.upload_tenant)
     call = ImageCall(services, request, caller, body_bytes=0, idempotency_key=idempotency_key)
+    call.check_room()
+    received = await receive_edit(request, services, tenant=caller.upload_tenant)
     return await call.render(
         received.request.job(received.references), response_format=received.request.response_format
     )

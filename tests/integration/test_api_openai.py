@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -11,7 +12,7 @@ import openai
 import pytest
 from PIL import Image
 
-from api import job_waits
+from api import job_waits, upload_body
 from api.openai import edit_form
 from shared.job import ItemError
 
@@ -149,6 +150,40 @@ def test_what_is_no_form_or_larger_than_its_images_may_be_is_refused_before_it_i
 
     assert (no_form.status_code, no_form.json()["error"]["type"]) == (415, "invalid_request_error")
     assert (too_large.status_code, too_large.json()["error"]["code"]) == (413, "BODY_TOO_LARGE")
+
+
+def test_forms_take_places_of_uploads_from_their_first_byte_and_come_at_their_pace(
+    api, client, wait_until, monkeypatch
+):
+    slots = api.services.image_slots
+    monkeypatch.setattr(upload_body, "_PATIENCE_S", 2.0)
+    size_bytes = slots._count - 1000
+    monkeypatch.setattr(edit_form, "_FIELDS_BYTES", size_bytes)
+    head = {"content-type": "multipart/form-data; boundary=b", "content-length": str(size_bytes)}
+
+    with socket.create_connection(("127.0.0.1", httpx2.URL(api.url).port)) as slow:
+        lines = [
+            "POST /v1/images/edits HTTP/1.1",
+            "host: localhost",
+            *(f"{name}: {text}" for name, text in head.items()),
+        ]
+        slow.sendall("\r\n".join([*lines, "", "--b\r\n"]).encode())
+        wait_until(lambda: slots._free == 1000, what="the places")
+        with pytest.raises(openai.InternalServerError) as refused:
+            client.images.edit(model="flux2", image=("a.png", bytes(1000), "image/png"), prompt="a")
+        answer = slow.recv(65536).decode()
+
+    assert (refused.value.status_code, refused.value.code) == (503, "uploads_busy")
+    assert answer.startswith("HTTP/1.1 408")
+    assert "send the file again over a faster connection" in answer
+    wait_until(lambda: slots._free == slots._count, what="the end of the form")
+
+
+def test_a_form_that_cannot_be_read_is_said_to_be_one(api):
+    answer = api.http.post("/v1/images/edits", content=b"no form", headers={"content-type": "multipart/form-data"})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "INVALID_REQUEST")
+    assert "Missing boundary" in answer.json()["error"]["message"]
 
 
 def test_a_wrong_key_is_an_authentication_error(client, make_key):
