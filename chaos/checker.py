@@ -21,7 +21,7 @@ from __future__ import annotations
 import io
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import pairwise
@@ -31,7 +31,7 @@ from PIL import Image
 from chaos.history import Event
 from chaos.stub import picture
 from shared.errors import StorageUnavailable
-from shared.job import TERMINAL, State
+from shared.job import TERMINAL, SpecReport, State
 from shared.ledger import ItemView, JobView, Ledger, keys
 from shared.ledger.job_reader import DEADLINE_EXCEEDED
 from shared.ledger.usage_rows import Usage
@@ -119,12 +119,14 @@ def check(
     *,
     outages: int = 0,
     worker_s: float = math.inf,
+    picture_of: Callable[[SpecReport], Image.Image] = lambda spec: picture(spec.seed),
 ) -> list[Violation]:
     """Return every violation of an invariant.
 
     Args:
         outages: starts of items that a Redis outage may have cost.
         worker_s: length of the run in seconds, for each worker, in sum.
+        picture_of: returns the only correct image of an item.
     """
     accepted = {event["job"]: event for event in events if event["kind"] == "accepted"}
     # The answer to an earlier call with the same Idempotency-Key was lost.
@@ -136,7 +138,7 @@ def check(
     return [
         *_terminal(accepted, final),
         *_committed_once(final),
-        *_pictures(final, store),
+        *_pictures(final, store, picture_of),
         *_fences(events, final),
         *_stable(events),
         *_canceled(events, final),
@@ -170,7 +172,9 @@ def _committed_once(final: FinalState) -> Iterator[Violation]:
             yield Violation("I2", name, f"{item.state.value} with {final.commits[name]} commits")
 
 
-def _pictures(final: FinalState, store: ObjectStore) -> Iterator[Violation]:
+def _pictures(
+    final: FinalState, store: ObjectStore, picture_of: Callable[[SpecReport], Image.Image]
+) -> Iterator[Violation]:
     for name, item in _items(final):
         if item.result is None:
             continue
@@ -181,7 +185,7 @@ def _pictures(final: FinalState, store: ObjectStore) -> Iterator[Violation]:
             continue
         if item.spec is None:
             yield Violation("I3", name, "its spec cannot be read")
-        elif image.convert("RGB").tobytes() != picture(item.spec.seed).tobytes():
+        elif image.convert("RGB").tobytes() != picture_of(item.spec).tobytes():
             yield Violation("I3", name, f"{item.result.key} is not the picture of seed {item.spec.seed}")
 
 

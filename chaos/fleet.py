@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 _POLL_S = 0.02
 _SUPERVISE_S = 0.1
-_START_S = 60.0
+_START_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Plan:
         budget_s: how long an upload is retried.
         clock_moves: the scenario sets the clock of Redis by `chaos.clock.shift`.
         small_disk: Redis has a disk of a few MiB, which the scenario fills.
+        devices: those of each worker, which renders with the goldens' model on all of them; empty for the stub.
     """
 
     workers: int = 3
@@ -71,6 +72,7 @@ class Plan:
     s3_timeout_s: float = 1.0
     clock_moves: bool = False
     small_disk: bool = False
+    devices: str = ""
     mutation: Mutation = Mutation.NONE
 
     @property
@@ -100,6 +102,7 @@ class Fleet:
         self.s3 = S3Proxy(s3.port, rng=rng, silence_s=1.5 * plan.s3_timeout_s)
         self.wires: dict[str, Wire] = {}
         self.kept_down: set[str] = set()
+        self._model = self._write_model() if plan.devices else {}
         self._s3 = s3
         self._prefix = f"{folder.name}/"
         names = ["api", *(f"api-{number}" for number in range(2, plan.apis + 1))]
@@ -264,6 +267,7 @@ class Fleet:
             "FLUX2_WORKER_LOCK_DIR": str(self.folder / "locks"),
             "FLUX2_API_PORT": str(self._api_ports.get(name, 0)),
             "FLUX2_LOG_LEVEL": "WARNING",
+            **self._model,
         }
 
     def answers(self, api: str) -> bool:
@@ -271,6 +275,17 @@ class Fleet:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{self.url_of(api)}/health", timeout=1):
             return True
         return False
+
+    @property
+    def model_folder(self) -> Path:
+        """Folder of the model of a fleet that renders with it."""
+        return self.folder / "model"
+
+    def _write_model(self) -> dict[str, str]:
+        # Imported here: torch takes seconds, and the other scenarios need none.
+        from chaos.group import write_model
+
+        return write_model(self.model_folder)
 
     def _is_up(self) -> bool:
         return all(map(self.answers, self.apis)) and len(self.ledger().workers.live_slots()) == self.plan.workers
@@ -287,6 +302,7 @@ class Fleet:
         if name in self._api_ports:
             return [sys.executable, "-m", "chaos.process", "api", *changes]
         own = ["--history", str(self.history.path), "--step-s", str(self.plan.step_s)]
+        own += ["--devices", self.plan.devices] if self.plan.devices else []
         return [sys.executable, "-m", "chaos.process", "worker", name, *own, *changes]
 
     def _signal(self, name: str, number: signal.Signals, kind: str) -> int | None:

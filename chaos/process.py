@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,6 +26,9 @@ from worker.consumer.slot import Slot
 from worker.consumer.worker import Worker
 from worker.consumer.worker_state import WorkerState
 
+if TYPE_CHECKING:
+    from worker.rendering.renderer import Renderer
+
 app = typer.Typer()
 
 _LEDGER_TIMEOUT_S = 2.0
@@ -37,11 +41,20 @@ def worker(
     step_s: Annotated[float, typer.Option()] = 0.02,
     mutation: Annotated[Mutation, typer.Option()] = Mutation.NONE,
     clock_moves: Annotated[bool, typer.Option()] = False,
+    devices: Annotated[str, typer.Option()] = "",
 ) -> None:
-    """Claim items and pretend to render them."""
+    """Claim items and pretend to render them, or render them on several devices with the goldens' model."""
     settings = _start(mutation, clock_moves=clock_moves)
-    with slot_lock(name, redis_url=settings.redis.url.text, folder=settings.worker.lock_dir):
-        consume(_open(settings, name, History(history), step_s))
+    with slot_lock(name, redis_url=settings.redis.url.text, folder=settings.worker.lock_dir), ExitStack() as opened:
+        renderer = _open_renderer(settings, devices, opened) if devices else StubRenderer(step_s)
+        consume(_open(settings, name, History(history), renderer))
+
+
+def _open_renderer(settings: Settings, devices: str, opened: ExitStack) -> Renderer:
+    # Imported here: torch takes seconds, and the stub needs none.
+    from chaos.group import open_renderer
+
+    return open_renderer(settings.model, devices, opened)
 
 
 def _start(mutation: Mutation, *, clock_moves: bool) -> Settings:
@@ -54,10 +67,9 @@ def _start(mutation: Mutation, *, clock_moves: bool) -> Settings:
     return settings
 
 
-def _open(settings: Settings, name: str, history: History, step_s: float) -> Worker:
+def _open(settings: Settings, name: str, history: History, renderer: Renderer | StubRenderer) -> Worker:
     ledger = RecordingLedger(connect(settings.redis.url, timeout_s=_LEDGER_TIMEOUT_S), settings.queue)
     ledger.history = history
-    renderer = StubRenderer(step_s)
     state = WorkerState()
     slot = Slot(
         name=name,
@@ -77,7 +89,7 @@ def _open(settings: Settings, name: str, history: History, step_s: float) -> Wor
         state=state,
         heartbeat=Heartbeat(ledger, slot, state, renderer),
         adapter_files=AdapterFiles(settings.adapters, cache=None),
-        probe=renderer.probe,
+        probe=renderer.probe if isinstance(renderer, StubRenderer) else lambda: None,
         uploader=BackgroundUploader(),
     )
 

@@ -16,6 +16,7 @@ from chaos.scenarios import deaths, redis_trouble, stalls, storage_and_cancels
 from chaos.scenarios.control import control
 from chaos.scenarios.full_disk import full_disk
 from chaos.scenarios.key_storm import key_storm
+from chaos.scenarios.split_slot import split_slot
 from chaos.scenarios.two_apis import two_apis
 from chaos.stall_storm import stall_storm
 from chaos.storm import storm
@@ -60,6 +61,7 @@ def _scenarios(jobs: int) -> dict[str, Callable[[Lab], Outcome]]:
         "F19": full_disk,
         "F20": partial(two_apis, rounds=5 if jobs >= 1000 else 2),
         "F21": key_storm,
+        "F22": split_slot,
         "control": control,
         "no fence": partial(deaths.zombies, mutation=Mutation.FENCE),
         "stale usage": partial(deaths.zombies, mutation=Mutation.COUNT_STALE),

@@ -148,6 +148,15 @@ class Trial:
         ]
 
 
+def _pictures(fleet: Fleet) -> dict[str, Any]:
+    """Return the checker's option that says which pictures are correct, if the workers do not draw the stub's."""
+    if not fleet.plan.devices:
+        return {}
+    from chaos.group import OneDevice
+
+    return {"picture_of": OneDevice(fleet.model_folder).picture}
+
+
 @contextmanager
 def trial(lab: Lab, outcome: Outcome, plan: Plan) -> Iterator[Trial]:
     """Run a fleet under load; after the block, check its history against the invariants."""
@@ -166,7 +175,9 @@ def trial(lab: Lab, outcome: Outcome, plan: Plan) -> Iterator[Trial]:
         events = history.read(fleet.history.path)
         final = collect(running.ledger)
         worker_s = (time.monotonic() - began) * plan.workers
-        outcome.violations += check(events, final, fleet.store(), outages=running.outages, worker_s=worker_s)
+        outcome.violations += check(
+            events, final, fleet.store(), outages=running.outages, worker_s=worker_s, **_pictures(fleet)
+        )
         if final.usage is not None:
             running.add_figure("images counted", final.usage.images)
             running.add_figure("GPU s", final.usage.gpu_ms / 1000)

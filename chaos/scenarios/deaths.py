@@ -116,7 +116,7 @@ def _replace(running: Trial, name: str) -> float:
     """Return the seconds from a busy worker's SIGTERM to its end; wait until its successor runs."""
     running.time_until(lambda: running.events("claim", slot=name), 30, what=f"a claim of {name}")
     pid = running.fleet.terminate(name)
-    took = running.time_until(lambda: not _alive(pid), 30, what=f"the end of {name}")
+    took = running.time_until(lambda: not is_alive(pid), 30, what=f"the end of {name}")
     running.fleet.wait(lambda: running.fleet.pid(name) != pid, 30, what=f"the restart of {name}")
     return took
 
@@ -151,7 +151,7 @@ def hung_kernel(lab: Lab) -> Outcome:
         for _ in range(10):
             running.load.submit([prompt(running.rng)])
         claim = running.fleet.wait(lambda: running.events("claim", item=f"{job}:0"), 20, what="its claim")[0]
-        ended = running.time_until(lambda: not _alive(claim["pid"]), 20, what="the end of the process")
+        ended = running.time_until(lambda: not is_alive(claim["pid"]), 20, what="the end of the process")
         running.demand_within("hung to ended s", time.monotonic() - claim["t"], plan.stall_s + 3)
         running.add_figure("seen after s", ended)
         running.wait_for_jobs(_FINISH_S)
@@ -176,7 +176,7 @@ def duplicates(lab: Lab) -> Outcome:
     return outcome
 
 
-def _alive(pid: int | None) -> bool:
+def is_alive(pid: int | None) -> bool:
     """Whether the process runs; a zombie, whose parent has not waited for it yet, does not."""
     if pid is None:
         return False
