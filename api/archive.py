@@ -6,14 +6,13 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 from zipfile import ZIP_STORED, ZipFile, ZipInfo
 
+from api.piece_stream import read_pieces
 from api.schemas.job_result import Image, Result
-from shared.errors import ObjectMissing
 from shared.ledger import JobView
 from shared.storage import FileStore
 
@@ -31,15 +30,6 @@ _URLS: Final[dict[str, Any]] = {
     "thumbnail_url": True,
     "references": {"__all__": {"url"}},
 }
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """One image: its file's name in the archive, and its object."""
-
-    name: str
-    key: str
-    size_bytes: int
 
 
 class _Pieces(io.RawIOBase):
@@ -78,9 +68,8 @@ def archive_pieces(job: JobView, result: Result, store: FileStore) -> Iterator[b
         for image in images:
             found = results[image.index]
             assert found is not None
-            entry = _Entry(names[image.index], found.key, found.size_bytes)
-            with archive.open(ZipInfo(entry.name, finished), "w") as file:
-                for data in _read(entry, store):
+            with archive.open(ZipInfo(names[image.index], finished), "w") as file:
+                for data in read_pieces(store, found.key, size_bytes=found.size_bytes, piece_bytes=_PIECE_BYTES):
                     file.write(data)
                     yield pieces.take()
         archive.writestr(ZipInfo("parameters.json", finished), _parameters(result, names))
@@ -90,15 +79,6 @@ def archive_pieces(job: JobView, result: Result, store: FileStore) -> Iterator[b
 def archive_name(job: JobView) -> str:
     """Return the name under which browsers save the archive of a job."""
     return f"flux2-{_UNSAFE.sub('', job.job_id)[:8]}.zip"
-
-
-def _read(entry: _Entry, store: FileStore) -> Iterator[bytes]:
-    for start in range(0, entry.size_bytes, _PIECE_BYTES):
-        end = min(start + _PIECE_BYTES, entry.size_bytes)
-        data = store.read(entry.key, start, end)
-        if len(data) != end - start:
-            raise ObjectMissing(f"GET {entry.key}: it is shorter than the image that was stored")
-        yield data
 
 
 def _file_name(image: Image) -> str:

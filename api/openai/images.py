@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import logging
 from functools import partial
 
 from anyio import to_thread
-from fastapi import BackgroundTasks, Request
+from fastapi import BackgroundTasks, Request, Response
 
 from api.deps import Services
 from api.doors.caller import Caller
 from api.job_waits import places_for
+from api.openai.base64_answer import answer_pieces
 from api.openai.generation import ResponseFormat
+from api.piece_stream import stream_pieces
 from api.result_view import result_view
-from api.schemas.job_result import Image
 from api.schemas.openai_images import OpenAIImage, OpenAIImages
 from api.submission import accept_job
 from shared.errors import ImagesFailed, ImagesUnfinished, LedgerUnavailable, WaitsBusy
@@ -48,8 +48,8 @@ class ImageCall:
         if not self._services.job_waits.has_room(self._caller.tenant, places=self._places):
             raise WaitsBusy
 
-    async def render(self, body: InferenceRequest, *, response_format: ResponseFormat) -> OpenAIImages:
-        """Accept the job, wait until it has ended, and return its images.
+    async def render(self, body: InferenceRequest, *, response_format: ResponseFormat) -> OpenAIImages | Response:
+        """Accept the job, wait until it has ended, and return its images, in base64 as a response.
 
         The job of a caller that leaves is canceled, unless an idempotency key lets a repeat find it.
 
@@ -77,7 +77,14 @@ class ImageCall:
         )
         if not has_ended:
             await self._give_up(job_id)
-        return await to_thread.run_sync(partial(self._answer, job_id, response_format))
+        job = await to_thread.run_sync(partial(self._read_finished, job_id))
+        answer = await to_thread.run_sync(partial(self._answer, job))
+        if response_format == "url":
+            return answer
+        results = [item.result for item in job.items if item.result is not None]
+        limiter = services.archive_limiter
+        pieces = answer_pieces(answer, results, services.store)
+        return await stream_pieces(pieces, limiter=limiter, media_type="application/json")
 
     async def _give_up(self, job_id: str) -> None:
         is_stopping = self._services.job_waits.is_stopping()
@@ -94,31 +101,26 @@ class ImageCall:
         except LedgerUnavailable as error:
             logger.warning("job of a caller that left not canceled", extra={"error": str(error)})
 
-    def _answer(self, job_id: str, response_format: ResponseFormat) -> OpenAIImages:
-        services = self._services
-        job = services.ledger.job(job_id)
+    def _read_finished(self, job_id: str) -> JobView:
+        job = self._services.ledger.job(job_id)
         if job is None:
             raise ImagesFailed(f"the record of request {job_id} has expired; send the request again")
         if job.state is not State.SUCCEEDED:
             raise _failure(job)
+        return job
+
+    def _answer(self, job: JobView) -> OpenAIImages:
+        services = self._services
         result = result_view(job, services.store, url_ttl_s=services.settings.storage.url_ttl_s)
         assert result.outputs is not None
         images = sorted(result.outputs.images, key=lambda image: image.index)
-        keys = {item.index: item.result.key for item in job.items if item.result is not None}
         return OpenAIImages(
             created=job.accepted_ms // 1000,
-            data=[self._image(image, keys[image.index], response_format) for image in images],
+            data=[OpenAIImage(url=image.url, revised_prompt=image.prompt, seed=image.seed) for image in images],
             output_format=images[0].format,
             size=f"{images[0].width}x{images[0].height}",
-            request_id=job_id,
+            request_id=job.job_id,
         )
-
-    def _image(self, image: Image, key: str, response_format: ResponseFormat) -> OpenAIImage:
-        answer = OpenAIImage(revised_prompt=image.prompt, seed=image.seed)
-        if response_format == "url":
-            return answer.model_copy(update={"url": image.url})
-        data = self._services.store.get(key)
-        return answer.model_copy(update={"b64_json": base64.b64encode(data).decode()})
 
 
 def _failure(job: JobView) -> ImagesFailed:

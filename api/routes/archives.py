@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final
@@ -11,19 +10,16 @@ from typing import Annotated, Any, Final
 from anyio import to_thread
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
-from starlette.types import Send
 
 from api.archive import archive_name, archive_pieces
 from api.deps import Services, ServicesDep
 from api.doors.caller import Caller
 from api.doors.roles import Reader
+from api.piece_stream import stream_pieces
 from api.result_view import NoUrls, result_view
 from api.routes.requests import RequestIdPath, find_job
 from api.schemas.job_result import Outputs
 from api.schemas.problems import Problem
-from shared.errors import StorageUnavailable
-
-logger = logging.getLogger("flux2.api")
 
 router = APIRouter(prefix="/v1/requests", tags=["requests"])
 
@@ -34,16 +30,6 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     422: {"model": Problem, "description": "A parameter is invalid."},
     503: {"model": Problem, "description": "The first image cannot be read from the object store."},
 }
-
-
-class _Archive(StreamingResponse):
-    """An answer that ends without its last message if an image cannot be read; the server then ends the connection."""
-
-    async def stream_response(self, send: Send) -> None:
-        try:
-            await super().stream_response(send)
-        except StorageUnavailable as error:
-            logger.warning("archive ended early", extra={"error": str(error)})
 
 
 @router.get(
@@ -67,16 +53,8 @@ async def get_archive(
     """
     limiter = services.archive_limiter
     pieces, name = await to_thread.run_sync(partial(_open, services, request_id, caller, index), limiter=limiter)
-    # Before the answer begins: a store that is away is still answered by its problem.
-    first = await to_thread.run_sync(next, pieces, limiter=limiter)
-
-    async def body() -> AsyncIterator[bytes]:
-        piece: bytes | None = first
-        while piece is not None:
-            yield piece
-            piece = await to_thread.run_sync(next, pieces, None, limiter=limiter)
-
-    return _Archive(body(), media_type=_ZIP, headers={"Content-Disposition": f'attachment; filename="{name}"'})
+    headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+    return await stream_pieces(pieces, limiter=limiter, media_type=_ZIP, headers=headers)
 
 
 def _open(
@@ -85,6 +63,7 @@ def _open(
     job = find_job(services, request_id, caller)
     result = result_view(job, NoUrls(), url_ttl_s=0)
     if indexes is not None and result.outputs is not None:
-        images = [image for image in result.outputs.images if image.index in set(indexes)]
+        chosen = set(indexes)
+        images = [image for image in result.outputs.images if image.index in chosen]
         result = result.model_copy(update={"outputs": Outputs(images=images)})
     return archive_pieces(job, result, services.store), archive_name(job)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 
 from api.deps import JSON_BODY, IdempotencyKeyDep, ServicesDep, TenantDep
 from api.doors.roles import Submitter, require_role
@@ -49,7 +49,9 @@ _FORM: Final = {
 }
 
 
-@router.post("/generations", summary="Generate images", responses=_ERRORS, dependencies=[JSON_BODY])
+@router.post(
+    "/generations", summary="Generate images", responses=_ERRORS, response_model=OpenAIImages, dependencies=[JSON_BODY]
+)
 async def generate(
     body: GenerationRequest,
     request: Request,
@@ -57,7 +59,7 @@ async def generate(
     caller: Submitter,
     idempotency_key: IdempotencyKeyDep = "",
     _tenant: TenantDep = "default",
-) -> OpenAIImages:
+) -> OpenAIImages | Response:
     """Render images and answer when all of them are finished, as OpenAI's endpoint of this name does.
 
     The job waits in the queue like any other. If the caller leaves, it is canceled, unless an `Idempotency-Key` lets a
@@ -69,14 +71,14 @@ async def generate(
     return await call.render(body.job(), response_format=body.response_format)
 
 
-@router.post("/edits", summary="Edit images", responses=_ERRORS, openapi_extra=_FORM)
+@router.post("/edits", summary="Edit images", responses=_ERRORS, response_model=OpenAIImages, openapi_extra=_FORM)
 async def edit(
     request: Request,
     services: ServicesDep,
     caller: Submitter,
     idempotency_key: IdempotencyKeyDep = "",
     _tenant: TenantDep = "default",
-) -> OpenAIImages:
+) -> OpenAIImages | Response:
     """Render images from a prompt and reference images, as OpenAI's endpoint of this name does; masks are refused."""
     require_role(caller, "read")
     call = ImageCall(services, request, caller, body_bytes=0, idempotency_key=idempotency_key)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from api import job_waits, upload_body
-from api.openai import edit_form
+from api.openai import base64_answer, edit_form
 from shared.job import ItemError
 
 
@@ -82,6 +82,22 @@ def test_images_come_as_base64(api, client, background, claim, finish):
     [image] = call.result().data
 
     assert (image.url, base64.b64decode(image.b64_json)) == (None, b"picture")
+
+
+def test_large_images_in_base64_are_read_in_pieces(api, client, background, claim, finish, monkeypatch):
+    monkeypatch.setattr(base64_answer, "_PIECE_BYTES", 30)
+    sizes, read = [], api.store.read
+    monkeypatch.setattr(api.store, "read", lambda key, start, end: sizes.append(end - start) or read(key, start, end))
+    call = background(client.images.generate, model="flux2", prompt="a cat", n=2, response_format="b64_json")
+    files = [bytes(range(100)), bytes(range(100, 131))]
+    for data in files:
+        finish(api, claim(), data=data)
+
+    answer = call.result()
+
+    assert [base64.b64decode(image.b64_json) for image in answer.data] == files
+    assert sizes == [30, 30, 30, 10, 30, 1]
+    assert answer.request_id
 
 
 def test_an_edit_takes_its_images_as_references(api, client, background, claim, finish, slot_with_references):
