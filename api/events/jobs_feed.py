@@ -19,6 +19,8 @@ from shared.ledger.outlook import Outlook
 #: Jobs that a state shows, at most.
 OPEN_JOBS: Final = 200
 ENDED_JOBS: Final = 30
+# Unfinished jobs that a feed knows. Those that were canceled, or ran, before it showed them are among them.
+_KNOWN_JOBS: Final = 2400
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,9 @@ class JobsFeed(Feed):
             self._open[job_id] = -1
         # Running jobs first, and the newest first of each kind.
         ranked = sorted(self._open, key=lambda job: (job in running, self._open[job]), reverse=True)
+        if len(ranked) > _KNOWN_JOBS:
+            # A job that is left out comes back when it runs.
+            self._open = {job: self._open[job] for job in ranked[:_KNOWN_JOBS]}
         self._chosen = [*ranked[:OPEN_JOBS], *self._ended]
         return {job: {*self._running_of(job), *reading.running.get(job, ())} for job in self._chosen}
 

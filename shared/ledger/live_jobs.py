@@ -6,6 +6,7 @@ running items, whatever else the queue and the fleet hold.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -29,6 +30,8 @@ _LEASES_READ: Final = 1000
 _JOBS_PER_STEP: Final = 200
 # Running items whose ends an outlook compares.
 _RUNNING_LOOKED_AT: Final = 16
+
+logger = logging.getLogger("flux2.ledger.live_jobs")
 
 _COUNTS: Final = (State.QUEUED, State.RUNNING, State.SUCCEEDED, State.FAILED, State.CANCELED)
 _JOB_FIELDS: Final = (
@@ -125,7 +128,7 @@ class LiveJobs:
         return listing.iterate_newest(self._session, tenant=tenant, after=after)
 
     def read(self, items: Mapping[str, Collection[int]]) -> dict[str, JobMoves | None]:
-        """Read what moves of jobs and of some of their items; None for a job that does not exist.
+        """Read what moves of jobs and of some of their items; None for one that does not exist or cannot be read.
 
         Args:
             items: the indices of the items, by job.
@@ -135,7 +138,7 @@ class LiveJobs:
             jobs = [(job_id, sorted(indices)) for job_id, indices in part]
             rows = self._session.run("live_jobs", jobs=jobs, job_fields=_JOB_FIELDS, item_fields=_ITEM_FIELDS)
             for (job_id, indices), (job, records) in zip(jobs, rows, strict=True):
-                found[job_id] = _moves(job, dict(zip(indices, records, strict=True)))
+                found[job_id] = _moves_or_none(job_id, job, dict(zip(indices, records, strict=True)))
         return found
 
     def outlines(self, job_ids: Sequence[str]) -> dict[str, JobOutline]:
@@ -182,6 +185,17 @@ class LiveJobs:
             found = read_each(self._session.redis, (("lrange", keys.result_parts(job), 0, -1) for job in job_ids))
         messages = {job_id: _first_error(parts) for job_id, parts in zip(job_ids, found, strict=True)}
         return {job_id: message for job_id, message in messages.items() if message is not None}
+
+
+def _moves_or_none(
+    job_id: str, job: Sequence[str | None], items: Mapping[int, Sequence[str | None]]
+) -> JobMoves | None:
+    try:
+        return _moves(job, items)
+    except (KeyError, ValueError):
+        # Another version wrote it, and the other jobs of the reading may be other tenants'.
+        logger.exception("the record of a job cannot be read, so nobody can watch it", extra={"job": job_id})
+        return None
 
 
 def _moves(job: Sequence[str | None], items: Mapping[int, Sequence[str | None]]) -> JobMoves | None:

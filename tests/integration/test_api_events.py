@@ -14,9 +14,9 @@ import fastapi.routing
 import httpx2
 import pytest
 
-from api.events import stalled_streams, streams
+from api.events import jobs_feed, stalled_streams, streams
 from shared.job import AdapterRef, ItemError, Progress
-from shared.ledger import Submission
+from shared.ledger import Submission, keys
 from shared.local.ports import pick_free_port
 from shared.metrics.tally import PROCESS
 
@@ -233,6 +233,33 @@ def test_of_many_jobs_the_running_and_the_newest_are_shown(api, submit, claim, w
 
     with watch(api, "/v1/events") as stream:
         assert {job["request_id"] for job in next(stream).data["jobs"]} == {"one", "three"}
+
+
+def test_jobs_that_end_before_they_are_shown_fill_no_memory(api, submit, watch, monkeypatch):
+    monkeypatch.setattr(jobs_feed, "OPEN_JOBS", 1)
+    monkeypatch.setattr(jobs_feed, "_KNOWN_JOBS", 3)
+
+    with watch(api, "/v1/events") as stream:
+        next(stream)
+        for number in range(6):
+            submit(f"job {number}")
+        take(stream, of_job("job 5"))
+        [feed] = api.services.event_streams._feeds.values()
+        assert list(feed._open) == ["job 5", "job 4", "job 3"]
+
+
+def test_a_record_that_cannot_be_read_stops_no_other_stream(api, submit, claim, watch, redis_client, make_key):
+    acme, other = make_key(tenant="acme"), make_key(tenant="other")
+    submit("good", tenant="acme")
+    submit("bad", tenant="other")
+
+    with watch(api, "/v1/events", key=acme) as stream, watch(api, "/v1/events", key=other) as broken:
+        assert [next(each).name for each in (stream, broken)] == ["snapshot"] * 2
+        redis_client.hset(keys.job("bad"), "state", "a state of a later version")
+        api.ledger.cancel("good", tenant="acme")
+
+        take(stream, of_job("good", status="canceled"))
+        take(broken, lambda event: event.data.get("removed") == ["bad"])
 
 
 def test_a_stream_goes_on_after_its_last_event_in_another_process(api, serve_api, submit, claim, watch):
