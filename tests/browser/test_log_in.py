@@ -1,7 +1,7 @@
 """The key of the API: who gets in, where the key is kept, and where it never is."""
 
 import pytest
-from console_pages import log_in
+from console_pages import log_in, show_view, submit_images
 
 NEEDS_KEY = "This service needs an API key"
 
@@ -82,3 +82,30 @@ def test_a_key_sees_the_views_that_its_roles_allow(locked, open_page, expect):
     links = [page.get_by_role("navigation", name="Views").get_by_role("link") for page in (reader, admin)]
     expect(links[0]).to_have_text(["Queue", "Gallery", "Compare", "Adapters"])
     expect(links[1]).to_have_text(["Create", "Queue", "Gallery", "Compare", "Adapters", "Keys and usage"])
+
+
+@pytest.mark.parametrize("end", ["log out", "revoked key"])
+def test_the_next_key_sees_nothing_of_the_one_before(end, locked, open_page, expect):
+    console, _ = locked
+    ours, theirs = (console.add_key(tenant=tenant) for tenant in ("ours", "theirs"))
+    console.api.http.headers["Authorization"] = f"Bearer {ours}"
+    submit_images(console.api.http, ["a secret fox"])
+    console.finish_queued()
+    page = open_page(console.url, "#/gallery")
+    log_in(page, ours)
+    tile = page.get_by_role("link", name="a secret fox")
+    tile.focus()
+    tile.press("Space")
+    expect(page.get_by_text("1 image selected")).to_be_visible()
+
+    if end == "log out":
+        page.get_by_role("button", name="Log out").click()
+    else:
+        console.api.ledger.api_keys.revoke(ours.split("_")[1])
+        show_view(page, "Compare")
+    log_in(page, theirs)
+    show_view(page, "Gallery")
+
+    expect(page.get_by_role("heading", name="No images yet")).to_be_visible()
+    expect(tile).to_have_count(0)
+    expect(page.get_by_text("1 image selected")).to_have_count(0)

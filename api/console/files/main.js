@@ -48,12 +48,15 @@ function Session() {
   const who = useValue(caller);
   const key = useValue(apiKey);
   if (!who || !key) return null;
-  const leave = () => { setKey(""); identify().then(startFollowing); };
+  // A new page: this one has images, selections and perhaps a key that was just made in its memory.
+  const leave = () => { setKey(""); location.reload(); };
   return html`<p class="session">${who.tenant} <button type="button" class="quiet" onClick=${leave}>Log out</button></p>`;
 }
 
 function LogIn() {
   const [error, setError] = useState(null);
+  // The key before may be of another tenant.
+  const hasServed = useRef(Boolean(caller.value));
   const submit = async (event) => {
     event.preventDefault();
     const form = new FormData(event.target);
@@ -61,6 +64,7 @@ function LogIn() {
     try {
       await identify();
       if (isLocked.value) setError(new Error("The API does not know this key. Check that all of it was copied."));
+      else if (hasServed.current) location.reload();
       else startFollowing();
     } catch (failure) {
       setError(failure);
