@@ -12,7 +12,6 @@ from fastapi import FastAPI
 from api.deps import Services
 from api.doors.setup import DOOR_PROBLEMS, add_doors
 from api.errors import install_error_handlers
-from api.events.stalled_streams import StalledStreams
 from api.events.streams import EventStreams
 from api.image_uploading import PARALLEL_IMAGES
 from api.job_waits import JobWaits
@@ -43,6 +42,7 @@ from api.routes import (
     uploads,
     usage,
 )
+from api.stalled_streams import StalledStreams
 from api.upload_slots import UploadSlots
 from api.webhooks import Courier
 from shared.adapters.remote import RemoteAdapters

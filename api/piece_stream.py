@@ -38,13 +38,13 @@ async def stream_pieces(
         StorageUnavailable: the first piece cannot be read.
     """
     # Before the answer begins: a store that is away is still answered by its problem.
-    first = await to_thread.run_sync(next, pieces, limiter=limiter)
+    ready = [await to_thread.run_sync(next, pieces, limiter=limiter)]
 
     async def body() -> AsyncIterator[bytes]:
-        piece: bytes | None = first
-        while piece is not None:
-            yield piece
-            piece = await to_thread.run_sync(next, pieces, None, limiter=limiter)
+        while ready:
+            yield ready.pop()
+            if (piece := await to_thread.run_sync(next, pieces, None, limiter=limiter)) is not None:
+                ready.append(piece)
 
     return _PieceResponse(body(), media_type=media_type, headers=headers)
 

@@ -12,8 +12,9 @@ from api.schemas.openai_images import OpenAIImages
 from shared.job import ItemResult
 from shared.storage import FileStore
 
-# Three bytes become four characters, so that the texts of pieces can be joined.
-_PIECE_BYTES: Final = 3 * 1024**2
+# As text a mebibyte, of which each of hundreds of slow callers holds one. Three bytes become four characters, so that
+# the texts of pieces can be joined.
+_PIECE_BYTES: Final = 3 * 256 * 1024
 
 
 def answer_pieces(answer: OpenAIImages, results: Sequence[ItemResult], store: FileStore) -> Iterator[bytes]:

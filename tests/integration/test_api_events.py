@@ -14,7 +14,8 @@ import fastapi.routing
 import httpx2
 import pytest
 
-from api.events import jobs_feed, stalled_streams, streams
+from api import stalled_streams
+from api.events import jobs_feed, streams
 from shared.job import AdapterRef, ItemError, Progress
 from shared.ledger import Submission, keys
 from shared.local.ports import pick_free_port

@@ -1,7 +1,7 @@
-"""End streams of events that their callers do not read.
+"""End streams that their callers do not read.
 
-Such a stream would hold its place, and go on after the time at which the caller's key is checked again: it ends only
-between two of its events.
+Such a stream of events would hold its place, and go on after the time at which the caller's key is checked again: it
+ends only between two of its events. Images that are sent piece by piece would hold memory.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Final
 import anyio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-logger = logging.getLogger("flux2.api.events")
+logger = logging.getLogger("flux2.api.streams")
 
-_PATH_END: Final = "/events"
+_PATH_ENDS: Final = ("/events", "/archive", "/images/generations", "/images/edits")
 # A caller on a slow network reads something within this time.
 _PATIENCE_S: Final = 60.0
 
@@ -26,7 +26,7 @@ class StalledStreams:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].endswith(_PATH_END):
+        if scope["type"] != "http" or not scope["path"].endswith(_PATH_ENDS):
             await self._app(scope, receive, send)
             return
         with anyio.CancelScope() as call:
