@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test test-fast test-browser promtool fuzz fuzz-headers lint format bench bench-gpu sim chaos lock lock-images audit sbom score-tiny score-edits clean
+.PHONY: help install demo up docs test test-fast test-browser promtool fuzz fuzz-headers lint format bench bench-gpu sim chaos lock lock-images audit sbom score-tiny score-edits clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -24,6 +24,9 @@ demo: install ## render the example request on this host and show the pictures
 
 up: install ## start the whole service on this host, until Ctrl-C
 	$(BIN)/flux2 up
+
+docs: install ## build the documentation as a site in ./site
+	$(BIN)/zensical build --strict
 
 # Three processes share the files, because many tests wait. Each computes with one thread, and a thread that waits sleeps:
 # threads that spin starve each other where they outnumber the cores (a test took 500 s instead of 70). The processes that
@@ -118,4 +121,4 @@ score-edits: install ## edit 24 reference images that the demonstration model ne
 	$(BIN)/python -m benchmarks.score_edits
 
 clean: ## remove everything that the other targets made
-	rm -rf $(VENV) .flux2 demo-output sbom .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .flux2 demo-output sbom site .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
