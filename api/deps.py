@@ -16,9 +16,11 @@ from api.json_body import require_json
 from api.probe import StorageProbe
 from api.reference_intake import ReferenceIntake
 from api.reference_turns import ReferenceTurns
+from api.tenant_places import TenantPlaces
 from api.upload_headers import SHA256_PATTERN
 from api.upload_slots import UploadSlots
 from shared.adapters.remote import RemoteAdapters
+from shared.errors import TooManyArchives
 from shared.ledger import Ledger
 from shared.reference_store import ReferenceStore
 from shared.settings import Settings
@@ -42,6 +44,7 @@ class Services:
         event_streams: the calls that watch jobs.
         tracer: traces submits and webhooks.
         archive_limiter: lets four archives read from the object store at a time.
+        archive_places: lets 50 archives be downloaded at a time, and 25 by one tenant.
         deletion_limiter: lets one upload be deleted at a time.
     """
 
@@ -67,6 +70,8 @@ class Services:
     upload_slots: UploadSlots = field(default_factory=lambda: UploadSlots(4))
     # In threads of their own: a store that is away for a minute must not take those that answer polls.
     archive_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
+    # Each holds the record of a job and a piece of a file, 8 MB at most, for as long as its caller takes.
+    archive_places: TenantPlaces = field(default_factory=lambda: TenantPlaces(50, 25, refusal=TooManyArchives))
     # Before it, all jobs that have not ended are read.
     deletion_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))
 

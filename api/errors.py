@@ -46,6 +46,7 @@ _STATUS: dict[type[errors.Flux2Error], HTTPStatus] = {
     errors.RequestError: HTTPStatus.BAD_REQUEST,
     errors.QueueFull: HTTPStatus.TOO_MANY_REQUESTS,
     errors.TooManyListeners: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.TooManyArchives: HTTPStatus.TOO_MANY_REQUESTS,
     errors.UploadsBusy: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.AdapterCheckBusy: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.ReferenceCheckBusy: HTTPStatus.SERVICE_UNAVAILABLE,

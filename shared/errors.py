@@ -36,6 +36,7 @@
     - JobTooLarge                the job has more items than the queue ever holds
   + QueueFull                    too many items are queued; try again later
   + TooManyListeners             this process, or the tenant, has as many streams of events as it may
+  + TooManyArchives              this process, or the tenant, sends as many archives as it may
   + UploadsBusy                  this process receives as many files as it may; try again later
   + AdapterCheckBusy             other adapter files are being checked; try again later
   + ReferenceCheckBusy           other reference images are being checked; try again later
@@ -404,6 +405,16 @@ class TooManyListeners(Flux2Error):
 
     def __init__(self) -> None:
         super().__init__("too many streams of events are open; close some, or poll the status instead")
+
+
+class TooManyArchives(Flux2Error):
+    """This process sends as many archives as it may, to all callers or to this tenant."""
+
+    code = "too_many_archives"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("too many archives are being downloaded; try again when one of them is complete")
 
 
 class UploadsBusy(Flux2Error):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from functools import partial
 from http import HTTPStatus
 from typing import Annotated, Any, Final
 
 from anyio import to_thread
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Depends, Query
 from fastapi.responses import StreamingResponse
 
 from api.archive import archive_name, archive_pieces
@@ -28,8 +28,14 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     200: {"content": {_ZIP: {"schema": {"type": "string", "format": "binary"}}}, "description": "The ZIP file."},
     404: {"model": Problem, "description": "No job has this id, or its record has expired."},
     422: {"model": Problem, "description": "A parameter is invalid."},
+    429: {"model": Problem, "description": "Too many archives are being downloaded; try again after `Retry-After` s."},
     503: {"model": Problem, "description": "The first image cannot be read from the object store."},
 }
+
+
+async def _take_place(services: ServicesDep, caller: Reader) -> AsyncIterator[None]:
+    with services.archive_places.take(caller.tenant):
+        yield
 
 
 @router.get(
@@ -38,6 +44,7 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
     responses=_RESPONSES,
     response_class=StreamingResponse,
     status_code=HTTPStatus.OK,
+    dependencies=[Depends(_take_place)],
 )
 async def get_archive(
     request_id: RequestIdPath,

@@ -109,3 +109,25 @@ def test_the_archive_of_some_images_has_no_others(api, finish):
     with zipfile.ZipFile(io.BytesIO(answer.content)) as found:
         assert found.namelist() == ["0000-seed-7-base.png", "0002-seed-9-base.png", "parameters.json"]
         assert [image["index"] for image in json.loads(found.read("parameters.json"))["images"]] == [0, 2]
+
+
+def test_archives_beyond_the_places_of_a_tenant_are_refused_until_one_is_complete(
+    api, finish, make_key, monkeypatch, wait_until
+):
+    places = api.services.archive_places
+    monkeypatch.setattr(places, "_count_of_tenant", 1)
+    acme, other = make_key(tenant="acme"), make_key(tenant="other")
+    # More than the buffers of a connection hold.
+    job, others = submit(api, 1, headers=acme), submit(api, 2, headers=other)
+    finish(api, claim(api), bytes(16 * 1024**2))
+
+    with api.http.stream("GET", f"/v1/requests/{job}/archive", headers=acme) as answer:
+        assert answer.status_code == 200
+        refused = api.http.get(f"/v1/requests/{job}/archive", headers=acme)
+        assert api.http.get(f"/v1/requests/{others}/archive", headers=other).status_code == 200
+    wait_until(lambda: not places._taken, what="the end of the archive")
+    complete = api.http.get(f"/v1/requests/{job}/archive", headers=acme)
+
+    assert (refused.status_code, refused.json()["code"]) == (429, "too_many_archives")
+    assert "Retry-After" in refused.headers
+    assert complete.status_code == 200
