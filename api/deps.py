@@ -70,7 +70,7 @@ class Services:
     upload_slots: UploadSlots = field(default_factory=lambda: UploadSlots(4))
     # In threads of their own: a store that is away for a minute must not take those that answer polls.
     archive_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(4))
-    # Each holds the record of a job and a piece of a file, 8 MB at most, for as long as its caller takes.
+    # Each holds the record of a job and a piece of a file, 15 MB for 1,000 images, for as long as its caller takes.
     archive_places: TenantPlaces = field(default_factory=lambda: TenantPlaces(50, 25, refusal=TooManyArchives))
     # Before it, all jobs that have not ended are read.
     deletion_limiter: CapacityLimiter = field(default_factory=lambda: CapacityLimiter(1))

@@ -26,7 +26,8 @@ from shared.settings import ApiSettings
 
 # What a form, or a script without the other site's consent, can declare.
 _FORM_TYPES: Final = ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain")
-# These endpoints check the type of their body, and say what it must be.
+# These endpoints check the type of their body, and say what it must be. OpenAI's edits are forms: for them, only the
+# other checks tell pages of other sites from programs.
 _CHECKED_LATER: Final = frozenset({"/v1/inference", "/v1/replays", "/v1/uploads", "/v1/images/edits"})
 _SAFE_METHODS: Final = ("GET", "HEAD", "OPTIONS")
 # `none` is a person who typed the address.

@@ -8,11 +8,12 @@ from typing import Final
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api.openai.error_shape import PATHS as OPENAI_PATHS
 from shared.log_context import request_context
 from shared.tracing import Tracer
 
 # Polls and listings are most of all calls, and say nothing about the way of an image.
-_TRACED: Final = frozenset({"/v1/inference", "/v1/replays"})
+_TRACED: Final = OPENAI_PATHS | {"/v1/inference", "/v1/replays"}
 
 
 class TracedSubmits:

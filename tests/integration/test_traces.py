@@ -2,12 +2,14 @@
 
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 
 import pytest
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
 from PIL import Image
 
 from shared.errors import RunError
@@ -183,3 +185,18 @@ def test_without_a_tracer_nothing_about_traces_is_stored(api):
 
     assert "trace" not in api.ledger.redis.hgetall(keys.job(job))
     assert not any("Otel" in thread.name for thread in threading.enumerate())
+
+
+def test_images_in_openais_form_are_traced_like_a_submit(traced_api, work, spans, wait_until):
+    with ThreadPoolExecutor() as pool:
+        body = {"model": "flux2", "prompt": "a cat", "size": "64x64"}
+        call = pool.submit(
+            traced_api.http.post, "/v1/images/generations", json=body, headers={"traceparent": CALLER}, timeout=30
+        )
+        wait_until(lambda: traced_api.ledger.queue_length("flux2"), what="the job")
+        work()
+        assert call.result().status_code == 200
+
+    wait_until(lambda: any(span.kind is SpanKind.SERVER for span in spans.ended()), what="the end of the span")
+    assert find(spans, "POST /v1/images/generations").context.trace_id == TRACE_ID
+    assert find(spans, "item").context.trace_id == TRACE_ID
