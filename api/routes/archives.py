@@ -33,9 +33,9 @@ _RESPONSES: Final[dict[int | str, dict[str, Any]]] = {
 }
 
 
-async def _take_place(services: ServicesDep, caller: Reader) -> AsyncIterator[None]:
+async def _take_place(services: ServicesDep, caller: Reader) -> AsyncIterator[Caller]:
     with services.archive_places.take(caller.tenant):
-        yield
+        yield caller
 
 
 @router.get(
@@ -44,12 +44,11 @@ async def _take_place(services: ServicesDep, caller: Reader) -> AsyncIterator[No
     responses=_RESPONSES,
     response_class=StreamingResponse,
     status_code=HTTPStatus.OK,
-    dependencies=[Depends(_take_place)],
 )
 async def get_archive(
     request_id: RequestIdPath,
     services: ServicesDep,
-    caller: Reader,
+    caller: Annotated[Caller, Depends(_take_place)],
     index: Annotated[
         list[int] | None, Query(description="Only the image with this index; may be repeated. Default: all images.")
     ] = None,
