@@ -414,8 +414,8 @@ class WorkerSettings(_Section):
     )
     preview_steps: CountOrZero = Field(
         5,
-        description="Denoising steps from one preview of an image to the next, while somebody watches its job; 0 for "
-        "none.",
+        description="Most denoising steps from one preview of an image to the next, while somebody watches; fewer for "
+        "an image of few steps, so that it has two. 0 for no previews.",
     )
     adapter_cache_gb: GigabytesOrZero = Field(
         4.0,

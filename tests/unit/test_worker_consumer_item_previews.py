@@ -55,6 +55,16 @@ def test_a_preview_is_due_after_every_fifth_step_but_the_last_once_somebody_want
     assert due() == [5, 10, 15]
 
 
+@pytest.mark.parametrize(
+    ("steps", "due"), [(1, []), (2, [1]), (3, [1, 2]), (4, [1, 2, 3]), (8, [2, 4, 6]), (12, [4, 8]), (15, [5, 10])]
+)
+def test_an_image_of_few_steps_has_previews_too(steps, due):
+    previews = ItemPreviews(ScriptedPreviews(), CLAIM, every=5)
+    previews.send()
+
+    assert [step for step in range(1, steps + 1) if previews.is_due(step, steps)] == due
+
+
 def test_the_newest_preview_is_sent_once():
     ledger = ScriptedPreviews()
     previews = ItemPreviews(ledger, CLAIM, every=5)

@@ -10,12 +10,16 @@ import io
 import logging
 import threading
 from dataclasses import dataclass
+from typing import Final
 
 from shared.ledger import Claim
 from shared.ledger.previews import Previews
 from worker.step_previews import StepPreview
 
 logger = logging.getLogger("flux2.worker.consumer")
+
+# An image of few steps has a preview after each third of them: step-distilled models take 4 to 8.
+_SHARES: Final = 3
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class ItemPreviews:
     """The `PreviewSink` of one claim.
 
     Args:
-        every: denoising steps from one preview to the next; 0 for none.
+        every: most denoising steps from one preview to the next; 0 for none.
     """
 
     def __init__(self, previews: Previews, claim: Claim, *, every: int) -> None:
@@ -43,7 +47,7 @@ class ItemPreviews:
 
     def is_due(self, step: int, steps: int) -> bool:
         """See `PreviewSink.is_due`; the last step has none, because the image follows."""
-        return self._is_wanted and step < steps and step % self._every == 0
+        return self._is_wanted and step < steps and step % min(self._every, max(1, steps // _SHARES)) == 0
 
     def offer(self, preview: StepPreview, *, step: int, steps: int) -> None:
         with self._lock:

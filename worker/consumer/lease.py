@@ -40,7 +40,8 @@ class Lease:
         on_stall: called once, from the renewing thread, when the item has made no progress for `stall_s`. It must end
             the process, because nothing else ends a hung kernel.
         gpu_s: returns the seconds for which the attempt has occupied its device, which each renewal states.
-        after_renewal: called in the renewing thread when it starts and after each renewal; raises no error.
+        after_renewal: called in the renewing thread when it starts and after each renewal, unless the item is lost or
+            canceled; raises no error.
     """
 
     def __init__(
@@ -177,7 +178,7 @@ class Lease:
                     pause_s = self._repeat_s
                     if self._renew(progress):
                         pause_s = self._queue.renew_s
-                        self._after_renewal()
+                        self._follow_renewal()
                 if self._seconds_to_stall() <= 0:
                     self._on_stall(progress)
                     return
@@ -186,6 +187,13 @@ class Lease:
                 # Nothing renews the lease after this thread, even if it ends with an error.
                 self._lost = self._lost or not self._closed
                 self._changed.notify_all()
+
+    def _follow_renewal(self) -> None:
+        with self._changed:
+            owned = not (self._lost or self._canceled)
+        # Another worker may render the item now, or nobody wants it any more.
+        if owned:
+            self._after_renewal()
 
     def _sleep(self, seconds: float) -> None:
         """Sleep until the time is over or `_wake` is set; time in which the process was frozen counts as no stall."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
@@ -18,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from worker.checkpoint.pinned import device_thread_pool
 from worker.model.components import Components
 from worker.rendering.decode import decode
 from worker.rendering.latents import PIXELS, pack, unpack
@@ -63,6 +63,7 @@ class LatentPreview:
     """The preview of one step, on its way from the device."""
 
     def __init__(self, colors: Tensor) -> None:
+        self._device = colors.device
         self._event: torch.cuda.Event | None = None
         self._colors = colors
         if colors.device.type == "cuda":
@@ -75,7 +76,11 @@ class LatentPreview:
     @property
     def is_ready(self) -> bool:
         """Whether it has arrived; any thread may ask, and none waits."""
-        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+        if self._event is None:
+            return True
+        # Otherwise a thread might open a CUDA context on the first GPU, which belongs to another worker.
+        with torch.cuda.device(self._device):
+            return bool(self._event.query())  # type: ignore[no-untyped-call]
 
     def image(self) -> Image.Image:
         """Return it, once it is ready; its longer side has at most 128 pixels."""
@@ -93,7 +98,7 @@ class Previewer:
     def preview(self, estimate: Callable[[], Tensor], *, rows: int, columns: int) -> LatentPreview | None:
         """Begin a preview; None if the device cannot make it.
 
-        The first one fits the projection, which takes a GPU less than a second.
+        The first one fits the projection, and the caller waits for that.
 
         Args:
             estimate: returns the final latents, (1, rows * columns, channels).
@@ -112,7 +117,7 @@ class Previewer:
         # Here and not when the model is loaded: most workers never send a preview.
         # In a thread of its own: cuDNN keeps the algorithms that it picks for each thread, and those of the threads
         # that decode decide bits of images.
-        with ThreadPoolExecutor(1, thread_name_prefix="flux2-preview-fit") as thread:
+        with device_thread_pool(self._components.device, 1, "flux2-preview-fit") as thread:
             try:
                 return thread.submit(fit_projection, self._components).result()
             except RuntimeError as error:
