@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from shared.errors import AdapterRefused, DeviceFault, ItemCanceled, OutOfMemory
+from shared.errors import AdapterRefused, CheckpointError, DeviceFault, ItemCanceled, OutOfMemory
 from shared.job import ReferenceRef
 from worker.model.load import load_components
 from worker.rendering.errors import Disconnected, GroupOutOfMemory
@@ -238,6 +238,17 @@ def test_an_item_for_which_a_device_of_the_group_has_no_memory_is_too_large(alon
         alone.render(item(), [], on_progress=ignore)
 
     assert raised.value.ends_process
+
+
+def test_a_group_without_memory_for_a_typical_step_says_so_at_the_start(monkeypatch):
+    def fail(*_):
+        raise GroupOutOfMemory("the follower on cuda:1 has too little memory")
+
+    group = Followers.__new__(Followers)
+    monkeypatch.setattr(group, "_count_differing", fail)
+
+    with pytest.raises(CheckpointError, match="cuda:1 has too little memory for a typical step; choose"):
+        group.check(None, None)
 
 
 def test_an_end_within_a_message_is_the_end_of_the_other_process():

@@ -158,18 +158,30 @@ class Followers:
 
         Returns:
             Whether all bits are equal.
+
+        Raises:
+            CheckpointError: a device of the group has too little memory for the pass.
+            DeviceFault: a follower failed.
         """
-        # First alone, so that all have compiled their code: a device does not wait minutes for another one.
-        self._send(Predict(call_on(call, _HOST), alone=True))
-        expected = engine.predict(call)
-        self._collect(timeout_s=_START_S)
-        differing = int((self.predict(engine, call) != expected).sum())
+        try:
+            differing = self._count_differing(engine, call)
+        except GroupOutOfMemory as error:
+            raise CheckpointError(
+                f"{error} for a typical step; choose a smaller precision, or GPUs with more memory"
+            ) from error
         if differing:
             logger.error(
                 "this slot renders on one device: several give other bits", extra={"values_differing": differing}
             )
             self.close()
         return not differing
+
+    def _count_differing(self, engine: Engine, call: TransformerInputs) -> int:
+        # First alone, so that all have compiled their code: a device does not wait minutes for another one.
+        self._send(Predict(call_on(call, _HOST), alone=True))
+        expected = engine.predict(call)
+        self._collect(timeout_s=_START_S)
+        return int((self.predict(engine, call) != expected).sum())
 
     def predict(self, engine: Engine, call: TransformerInputs) -> Tensor:
         """Run the transformer once on all devices."""
