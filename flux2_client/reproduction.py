@@ -21,6 +21,7 @@ _OF_PROMPT: Final = (
     *("prompt", "neg", "width", "height", "seed", "sample_steps", "sigmas", "guidance_scale"),
     *(fields[0] for fields in REFERENCE_FIELDS.values()),
 )
+_NEEDED: Final = ("model", "prompt", "seed", "width", "height", "loras", "adapters")
 # Says how the adapters of the item before were replaced, which changes no pixel.
 _WITHOUT_EFFECT: Final = ("change",)
 
@@ -39,9 +40,14 @@ def read_image_parameters(path: Path) -> dict[str, Any]:
         raise ReproductionFailed(
             f"{path}: {error}; use a file as this service stored it, because many programs remove parameters"
         ) from error
-    missing = [name for name in ("model", "prompt", "seed", "width", "height") if name not in parameters]
-    if missing:
-        raise ReproductionFailed(f"{path} lacks {', '.join(missing)}: a JPEG has no room for long prompts; use its PNG")
+    # Without adapters or noise levels, another image would be rendered.
+    missing = [name for name in _NEEDED if name not in parameters]
+    missing += [] if {"sample_steps", "sigmas"} & parameters.keys() else ["sample_steps"]
+    if missing or parameters.get("truncated"):
+        lacking = ", ".join(missing) or "long values"
+        raise ReproductionFailed(
+            f"{path} lacks {lacking}: a JPEG has no room for long prompts or lists; render the image as PNG or WebP"
+        )
     return parameters
 
 

@@ -69,7 +69,19 @@ def plain_png():
         (plain_png(), "holds no flux2 parameters; use a file as this service stored it"),
         (
             encode(Image.new("RGB", (8, 8)), "jpeg", {**PARAMETERS, "prompt": "x" * 70_000}),
-            "lacks prompt: a JPEG has no room for long prompts; use its PNG",
+            "lacks prompt: a JPEG has no room for long prompts or lists; render the image as PNG or WebP",
+        ),
+        (
+            encode(
+                Image.new("RGB", (8, 8)),
+                "jpeg",
+                {**PARAMETERS, "neg": "x" * 70_000, "loras": [{"path": "a" * 600}], "adapters": []},
+            ),
+            "lacks loras: a JPEG has no room",
+        ),
+        (
+            encode(Image.new("RGB", (8, 8)), "jpeg", {**PARAMETERS, "neg": "x" * 70_000}),
+            "lacks long values: a JPEG has no room",
         ),
     ],
 )
