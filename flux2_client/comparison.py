@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from PIL import Image
 
-from flux2_client.composition import fill_seeds
+from flux2_client.composition import draw_seeds, fill_seeds
 from flux2_client.following import follow_jobs
 from flux2_client.similarity import Similarity, compare_images, difference_image
 from flux2_client.submission import SubmittedPart, default_seed, submit_request
@@ -112,8 +112,8 @@ async def run_comparison(
     Raises:
         UploadRefused, ApiError: see `submit_request`.
     """
-    # The same seeds, also if the models of the two ways have other defaults.
-    request = fill_seeds(request, first=default_seed(request, await client.models()))
+    # The same seeds, also if the models of the two ways have other defaults or the API would draw them.
+    request = fill_seeds(draw_seeds(request), first=default_seed(request, await client.models()))
     parts = await _submit(client, [way.apply(request) for way in ways], session=session, report=report)
     code = await follow_jobs(client, session.jobs, report=report, to=None)
     (folder / IMAGES).mkdir(exist_ok=True)

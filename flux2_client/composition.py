@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from flux2_client.models import Limits
+from shared.resolve import MAX_RANDOM_SEED
 
 #: Images that one command may ask for: `--seed 1..1000000000` is a mistake.
 MAX_IMAGES = 100_000
@@ -127,6 +129,15 @@ def fill_seeds(request: Mapping[str, Any], *, first: int) -> dict[str, Any]:
     prompts = [
         {**prompt, "seed": first + index if seed is None else seed}
         for index, (prompt, seed) in enumerate(zip(request["prompts"], seeds, strict=True))
+    ]
+    return {**request, "prompts": prompts}
+
+
+def draw_seeds(request: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the request with a drawn seed for each -1, for which the API would draw another one at each submit."""
+    prompts = [
+        {**prompt, "seed": secrets.randbelow(MAX_RANDOM_SEED)} if prompt.get("seed") == -1 else prompt
+        for prompt in request["prompts"]
     ]
     return {**request, "prompts": prompts}
 

@@ -50,10 +50,12 @@ def test_the_page_shows_pairs_with_their_differences_and_needs_no_network(compar
     assert f"page: {folder}/index.html" in done.stdout
 
 
-def test_the_trainers_own_noise_levels_are_equal_to_that_many_steps(compare):
+# The API would draw two seeds for -1.
+@pytest.mark.parametrize("seed", ["7", "-1"])
+def test_the_trainers_own_noise_levels_are_equal_to_that_many_steps(seed, compare):
     levels = ",".join(f"{level:.9g}" for level in sigmas(3, 16)[:-1])
 
-    done, _ = compare("--a", "sample_steps=3", "--b", f"sigmas={levels}", "--json")
+    done, _ = compare("--a", "sample_steps=3", "--b", f"sigmas={levels}", f"--seed={seed}", "--json")
 
     assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout.splitlines()[-1])

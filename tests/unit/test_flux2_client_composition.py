@@ -7,6 +7,7 @@ import pytest
 
 from flux2_client.composition import (
     compose_prompts,
+    draw_seeds,
     fill_seeds,
     parse_lora,
     parse_seeds,
@@ -131,6 +132,17 @@ def test_seeds_that_the_api_would_choose_do_not_depend_on_the_split():
     filled = fill_seeds({"prompts": prompts}, first=42)
 
     assert [prompt["seed"] for prompt in filled["prompts"]] == [42, 7, 44, 45]
+
+
+def test_a_random_seed_is_drawn_before_a_request_is_submitted_twice():
+    given = {"prompts": [{"prompt": "a", "seed": -1}, {"prompt": "b", "seed": -1}, {"prompt": "c", "seed": 7}]}
+
+    one, other, kept = (prompt["seed"] for prompt in draw_seeds(given)["prompts"])
+
+    assert one != other
+    assert 0 <= min(one, other) <= max(one, other) < 2**32
+    assert kept == 7
+    assert draw_seeds({"prompts": [{"prompt": "d"}]}) == {"prompts": [{"prompt": "d"}]}
 
 
 def image(**changes):
