@@ -174,6 +174,20 @@ def test_the_parameters_of_an_image_fill_the_form_again(console, gallery, expect
     expect(page.get_by_label("Prompts, one on each line")).to_have_value("a {disc}")
 
 
+def test_the_noise_levels_and_the_preset_of_an_image_fill_the_form_instead_of_steps(console, gallery, expect):
+    prompt = {"prompt": "a disc", "sample_steps": None, "guidance_scale": 3.5}
+    job = submit_images(console.api.http, [prompt], lora="neon.safetensors", preset="turbo")
+    console.finish_queued()
+    page = gallery(f"/{job}/0")
+
+    page.get_by_role("button", name="Use all").click()
+
+    expect(page.get_by_label("Preset", exact=True)).to_have_value("turbo")
+    expect(page.get_by_label("Noise levels")).to_have_value("1 0.9474 0.8825 0.8003 0.6928 0.5462 0.3347 0.003")
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("")
+    expect(page.get_by_label("Guidance", exact=True)).to_have_value("3.5")
+
+
 def test_what_is_copied_renders_the_image_again(console, gallery, expect):
     prompt = {"prompt": "it's a disc", "seed": 7, "width": 128, "height": 96, "sample_steps": 4, "guidance_scale": 3.5}
     job = submit_images(console.api.http, [prompt], lora="neon.safetensors")

@@ -41,7 +41,7 @@ def store_image(api, claim, data, adapters=()):
     )
 
 
-def finish_queued(api, pools=("flux2",)):
+def finish_queued(api, pools=("flux2", "flux2+sigmas")):
     """Finish every image that waits in these pools with a small picture; return their number."""
     count = 0
     while claim := api.ledger.claim_next([*pools], slot="seeds", boot="boot", warm="base"):

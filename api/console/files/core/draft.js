@@ -95,8 +95,8 @@ export function parametersOfImage(image, model) {
     width: image.requested_width ?? image.width,
     height: image.requested_height ?? image.height,
     seed: image.seed,
-    // The values that were used, also if a preset gave them. Noise levels are the steps already.
-    preset: "",
+    // With the values that were used: the preset may give others later. Noise levels are the steps already.
+    preset: image.preset ?? "",
     sigmas: image.sigmas ?? null,
     sample_steps: image.sigmas ? "" : image.sample_steps,
     guidance_scale: image.guidance_scale,
