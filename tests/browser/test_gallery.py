@@ -187,6 +187,23 @@ def test_the_noise_levels_and_the_preset_of_an_image_fill_the_form_instead_of_st
     expect(page.get_by_label("Steps", exact=True)).to_have_value("")
     expect(page.get_by_label("Guidance", exact=True)).to_have_value("3.5")
 
+    page.goto(f"{console.url}/#/create?sample_steps=9")
+
+    expect(page.get_by_label("Steps", exact=True)).to_have_value("9")
+    expect(page.get_by_label("Noise levels")).to_have_count(0)
+
+
+def test_another_preset_replaces_the_noise_levels_of_an_image(console, gallery, expect):
+    job = submit_images(console.api.http, [{"prompt": "a disc", "sample_steps": None, "sigmas": [1, 0.5]}])
+    console.finish_queued()
+    page = gallery(f"/{job}/0")
+    page.get_by_role("button", name="Use all").click()
+    expect(page.get_by_label("Noise levels")).to_have_value("1 0.5")
+
+    page.get_by_label("Preset", exact=True).select_option("turbo")
+
+    expect(page.get_by_label("Noise levels")).to_have_count(0)
+
 
 def test_what_is_copied_renders_the_image_again(console, gallery, expect):
     prompt = {"prompt": "it's a disc", "seed": 7, "width": 128, "height": 96, "sample_steps": 4, "guidance_scale": 3.5}

@@ -74,7 +74,9 @@ export function draftOf({ prompts, loras, references, seed, ...others }) {
   if (seed !== undefined && seed !== null) {
     Object.assign(changes, { seed: String(seed), seedRule: "each", copies: "1" });
   }
-  if (others.sigmas !== undefined) changes.sigmas = others.sigmas?.join(" ") ?? "";
+  // A request has noise levels or a number of steps, never both.
+  if (others.sigmas) Object.assign(changes, { sigmas: others.sigmas.join(" "), steps: "" });
+  else if (others.sigmas === null || others.sample_steps) changes.sigmas = "";
   for (const [name, field] of Object.entries(FIELDS)) {
     if (others[name] !== undefined && others[name] !== null) changes[field] = String(others[name]);
   }

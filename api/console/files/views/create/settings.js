@@ -54,7 +54,8 @@ function Preset({ draft, change, presets, problem }) {
   const isMissing = adapter && !draft.loras.some(({ path }) => path === adapter);
   const add = () => change({ loras: [...draft.loras, { path: adapter, multiplier: "1", ignore: [] }] });
   return html`
-    <${SelectField} label="Preset" value=${draft.preset} problem=${problem} onChange=${(preset) => change({ preset })}
+    <${SelectField} label="Preset" value=${draft.preset} problem=${problem}
+      onChange=${(preset) => change({ preset, sigmas: "" })}
       options=${[["", "None"], ...presets.map(({ name, title }) => [name, title])]}
       help=${isMissing && html`It is made for ${adapter}. <button type="button" class="link"
         onClick=${add}>Add it</button>`} />`;
