@@ -4,7 +4,7 @@ import base64
 import re
 
 import pytest
-from console_pages import PHONE, submit_images
+from console_pages import PHONE, show_view, submit_images
 
 
 @pytest.fixture
@@ -109,3 +109,16 @@ def test_on_a_phone_the_report_takes_the_place_of_the_list(console, open_page, e
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     page.get_by_role("button", name="Close the report").click()
     expect(page.get_by_label("Search")).to_be_visible()
+
+
+def test_an_upload_that_ends_takes_nobody_away_from_another_view(shown, adapter_root, expect):
+    held = []
+    shown.route("**/v1/adapters/late", lambda route: held.append(route))
+    drop(shown, "late.safetensors", (adapter_root / "neon.safetensors").read_bytes())
+    expect(shown.get_by_text("late.safetensors")).to_be_visible()
+    show_view(shown, "Queue")
+
+    held[0].continue_()
+
+    expect(shown.get_by_text("late.safetensors is stored.")).to_be_visible()
+    expect(shown).to_have_title("Queue · flux2")

@@ -329,6 +329,7 @@ def test_an_image_fills_the_form_with_all_that_made_it(console, open_page, expec
     body = render(page)
     assert body["prompts"] == [prompt | {"guidance_scale": 4}]
     assert body["loras"] == [{"path": "neon.safetensors", "network_multiplier": 1}]
+    assert body["adapter_mode"] == "merged"
 
 
 def test_the_keyboard_alone_sends_a_job(console, open_page, expect):
@@ -358,6 +359,18 @@ def test_the_form_is_a_sheet_on_a_phone(console, open_page, expect):
     expect(page.get_by_label(PROMPTS)).to_have_value("a fox")
 
 
+def test_the_sheet_shows_all_lines_of_the_draft(console, open_page, expect):
+    page = open_page(console.url, viewport=PHONE)
+    page.get_by_role("button", name="New images").click()
+    type_prompts(page, "one\ntwo\nthree\nfour\nfive")
+    height = page.get_by_label(PROMPTS).bounding_box()["height"]
+
+    page.get_by_role("button", name="Close").click()
+    page.get_by_role("button", name="New images").click()
+
+    expect(page.get_by_label(PROMPTS)).to_have_css("height", f"{height:g}px")
+
+
 @pytest.mark.parametrize("theme", THEMES)
 def test_a_form_with_everything_in_it_has_no_serious_fault(theme, console, open_page, expect, axe):
     page = open_page(console.url, "#/create?prompt=a+fox&lora=neon.safetensors@0.8&width=50", color_scheme=theme)
@@ -374,3 +387,31 @@ def test_a_form_with_everything_in_it_has_no_serious_fault(theme, console, open_
     dialog = find_violations(page, axe)
 
     assert (form, dialog) == ([], [])
+
+
+def test_a_reference_that_was_removed_while_it_was_uploaded_stays_away(console, open_page, expect):
+    held = []
+    page = open_page(console.url)
+    page.route("**/v1/uploads", lambda route: held.append(route), times=1)
+    photo = {"name": "photo.png", "mimeType": "image/png", "buffer": make_png(96, 64)}
+
+    page.set_input_files("input[type=file]", photo)
+    page.get_by_role("button", name="Remove photo.png").click()
+    with page.expect_response("**/v1/uploads"):
+        held[0].continue_()
+    # By the time that another one is there, the first would be.
+    page.set_input_files("input[type=file]", photo | {"name": "other.png"})
+
+    expect(page.locator(".reference").filter(has_text="96 x 64")).to_have_count(1)
+    expect(page.locator(".reference-name")).to_have_text(["other.png"])
+
+
+def test_times_are_rounded_before_they_are_taken_apart(console, open_page):
+    page = open_page(console.url)
+
+    texts = page.evaluate(
+        "async (all) => all.map((await import('/console/core/format.js')).formatSeconds)",
+        [0.2, 59.4, 59.7, 119.6, 3599.8, 7260],
+    )
+
+    assert texts == ["1 s", "59 s", "1 min 0 s", "2 min 0 s", "1 h 0 min", "2 h 1 min"]

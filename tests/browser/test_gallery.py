@@ -213,7 +213,7 @@ def test_what_is_copied_renders_the_image_again(console, gallery, expect):
 
     def copied(name):
         page.get_by_role("button", name=name, exact=True).click()
-        expect(page.get_by_role("status").last).to_contain_text("copied")
+        expect(page.get_by_role("dialog").get_by_role("status").last).to_contain_text("copied")
         return page.evaluate("navigator.clipboard.readText()")
 
     assert copied("Copy as prompt") == "it's a disc"
@@ -225,6 +225,7 @@ def test_what_is_copied_renders_the_image_again(console, gallery, expect):
     assert json.loads(command.partition("<<'END_OF_BODY'\n")[2].rpartition("\nEND_OF_BODY")[0]) == body
     assert body["prompts"] == [prompt]
     assert body["loras"] == [{"path": "neon.safetensors", "network_multiplier": 1}]
+    assert body["adapter_mode"] == "merged"
     assert console.api.http.post("/v1/inference", json=body).status_code == 202
 
 
@@ -367,3 +368,17 @@ def test_the_gallery_fits_a_phone(console, gallery, expect):
     page.get_by_role("button", name="Close").click()
     show_view(page, "Compare")
     assert page.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+
+
+def test_a_note_stands_in_front_of_the_lightbox(console, gallery, expect):
+    job = submit_images(console.api.http, ["one"])
+    console.finish_queued()
+    page = gallery(f"/{job}/0", permissions=["clipboard-read", "clipboard-write"])
+
+    page.get_by_role("button", name="Copy curl").click()
+
+    note = page.get_by_text("The curl command copied.")
+    expect(note).to_be_visible()
+    box = note.bounding_box()
+    point = [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]
+    assert page.evaluate("([x, y]) => document.elementFromPoint(x, y).textContent", point) == note.text_content()

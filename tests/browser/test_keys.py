@@ -97,3 +97,20 @@ def test_tables_scroll_inside_of_a_phones_page(console, open_page):
     page.get_by_role("region", name="API keys").wait_for()
 
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+
+
+def test_a_text_that_is_selected_past_the_edge_closes_no_dialog(admin_page, expect):
+    page = admin_page
+    page.get_by_role("button", name="Make a key").click()
+    name = page.get_by_label("Name: who or what will use it")
+    name.fill("nightly renders")
+    box = name.bounding_box()
+
+    page.mouse.move(box["x"] + 50, box["y"] + 10)
+    page.mouse.down()
+    page.mouse.move(5, box["y"] + 10)
+    page.mouse.up()
+
+    expect(name).to_have_value("nightly renders")
+    page.mouse.click(5, box["y"])
+    expect(page.get_by_role("dialog")).to_have_count(0)

@@ -126,9 +126,11 @@ def test_the_slots_show_what_they_have_merged_and_draw(simulated, open_page, exp
     slots = page.locator(".slot")
     expect(slots).to_have_count(2)
 
-    submit_images(simulated.http, [LONG | {"prompt": f"disc {number}"} for number in range(4)], lora="neon.safetensors")
+    # Each takes 3 s, as long as the time between two looks at the slots.
+    slow = LONG | {"sample_steps": 150}
+    submit_images(simulated.http, [slow | {"prompt": f"disc {number}"} for number in range(4)], lora="neon.safetensors")
 
-    expect(slots.filter(has_text=re.compile("Step [0-9]+ of 50")).first).to_be_visible()
+    expect(slots.filter(has_text=re.compile("Step [0-9]+ of 150")).first).to_be_visible()
     expect(slots.filter(has_text="neon").first).to_be_visible()
 
 
@@ -139,3 +141,31 @@ def test_a_key_that_may_only_read_sees_the_images_but_no_form(console, open_page
 
     expect(page.get_by_text("Submitting needs the role submit.")).to_be_visible()
     expect(page.get_by_label(PROMPTS)).to_have_count(0)
+
+
+def test_a_job_appears_although_the_pointer_rests_on_older_images(console, open_page, expect):
+    submit_images(console.api.http, ["an old disc"])
+    console.finish_queued()
+    page = open_page(console.url)
+    expect(page.get_by_role("heading", name="Today")).to_be_visible()
+    page.locator(".wall").hover()
+
+    submit_images(console.api.http, ["a new disc"])
+    console.claim()
+
+    expect(page.get_by_role("heading", name="Running now")).to_be_visible()
+
+
+def test_slots_are_not_asked_for_again_before_the_answer(console, open_page, expect):
+    asked = []
+    page = open_page(console.url, "#/adapters")
+    page.route("**/v1/slots*", lambda route: asked.append(route))
+    page.clock.install()
+    show_view(page, "Queue")
+    expect(page.get_by_role("heading", name="Slots")).to_be_in_viewport()
+
+    page.clock.run_for(10_000)
+    assert len(asked) == 1
+    asked[0].continue_()
+
+    expect(page.get_by_text("No worker is connected. flux2 worker starts one; jobs wait until then.")).to_be_visible()

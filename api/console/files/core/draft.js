@@ -1,6 +1,6 @@
 // What the form of "Create" holds. It is kept in this browser for each tenant, so a reload loses nothing.
 import { caller } from "./api.js";
-import { engineOf } from "./image.js";
+import { adapterModeOf, engineOf } from "./image.js";
 import { keep, recall } from "./memory.js";
 import { go } from "./router.js";
 import { effect, signal } from "./ui.js";
@@ -23,6 +23,7 @@ const EMPTY = {
   seedRule: "each", // "each", "same" or "random"
   copies: "1", // images of each prompt
   engine: "",
+  adapterMode: "", // "merged" or "live"
   format: "",
   priority: "",
   preset: "",
@@ -48,7 +49,8 @@ export const clearDraft = () => changeDraft({ ...EMPTY, model: draft.value.model
 //   prompts: [text], exactly as they were rendered
 //   loras: [{ path, network_multiplier, ignore }]
 //   references: [{ path: "upload:SHA256", name, thumbnail }] or [path], up to three
-//   model, width, height, seed, sample_steps, sigmas, guidance_scale, preset, neg, trigger_word, engine, output_format
+//   model, width, height, seed, sample_steps, sigmas, guidance_scale, preset, neg, trigger_word, engine,
+//   adapter_mode, output_format
 export function useAsDraft(parameters) {
   changeDraft(draftOf(parameters));
   go("create");
@@ -56,7 +58,7 @@ export function useAsDraft(parameters) {
 
 const FIELDS = {
   model: "model", width: "width", height: "height", sample_steps: "steps", guidance_scale: "guidance", neg: "negative",
-  trigger_word: "trigger", engine: "engine", output_format: "format", preset: "preset",
+  trigger_word: "trigger", engine: "engine", adapter_mode: "adapterMode", output_format: "format", preset: "preset",
 };
 
 export function draftOf({ prompts, loras, references, seed, ...others }) {
@@ -104,6 +106,7 @@ export function parametersOfImage(image, model) {
     guidance_scale: image.guidance_scale,
     neg: image.neg,
     engine: engineOf(image),
+    adapter_mode: adapterModeOf(image) ?? "",
     output_format: image.format,
   };
 }

@@ -28,11 +28,12 @@ async function run(path, { onEvent, onState, signal }) {
       if (apiKey.value) headers.Authorization = `Bearer ${apiKey.value}`;
       if (lastId) headers["Last-Event-ID"] = lastId;
       const answer = await fetch(addressOf(path), { headers, signal: attempt.signal, cache: "no-store" });
-      if (answer.status === 401 || answer.status === 403 || answer.status === 404) {
+      if (answer.status === 401 || answer.status === 403) {
         if (answer.status === 401) isLocked.value = true;
         onState("closed");
         return;
       }
+      // Also 404: during an upgrade, an API of the version before may answer.
       if (!answer.ok) throw new Error(`the event stream answered ${answer.status}`);
       for await (const event of parse(answer.body, () => {
         clearTimeout(watchdog);

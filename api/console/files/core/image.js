@@ -28,6 +28,9 @@ const ENGINES = ["exact", "ai-toolkit", "fast"];
 // The engine that a request can name again; undefined for a simulated image.
 export const engineOf = ({ pipeline }) => (ENGINES.includes(pipeline.engine) ? pipeline.engine : undefined);
 
+// How the adapters were computed, which a request can ask for again; undefined without adapters.
+export const adapterModeOf = ({ adapters, pipeline }) => (adapters.length ? pipeline.adapter_mode : undefined);
+
 // The fields of a prompt that name its reference images.
 export const REFERENCE_FIELDS = ["ctrl_img", "ctrl_img_2", "ctrl_img_3"];
 
@@ -54,6 +57,7 @@ export function requestOf(image) {
     prompts: [prompt],
     loras: lorasOf(image),
     ...(engineOf(image) && { engine: engineOf(image) }),
+    ...(adapterModeOf(image) && { adapter_mode: adapterModeOf(image) }),
     output_format: image.format,
   };
 }

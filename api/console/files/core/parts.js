@@ -25,6 +25,10 @@ export function Chip({ children, kind = "" }) {
   return html`<span class="chip ${kind}">${children}</span>`;
 }
 
+// The modal dialogs that are open, the topmost last. It covers the page and keeps it from screen readers, so notes are
+// shown in it.
+const dialogs = signal([]);
+
 // A modal dialog: the browser traps the focus, closes it with Escape and gives the focus back.
 export function Dialog({ title, onClose, children, kind = "" }) {
   const dialog = useRef(null);
@@ -33,15 +37,25 @@ export function Dialog({ title, onClose, children, kind = "" }) {
   useEffect(() => {
     const { current } = dialog;
     current.showModal();
-    return () => { isShown.current = false; current.close(); };
+    dialogs.value = [...dialogs.value, heading];
+    return () => {
+      isShown.current = false;
+      dialogs.value = dialogs.value.filter((each) => each !== heading);
+      current.close();
+    };
   }, []);
   // The browser announces the close of a dialog that its view has removed already, too.
   const close = () => { if (isShown.current) onClose(); };
-  const closeOutside = (event) => { if (event.target === dialog.current) onClose(); };
+  // A text that is selected with the mouse may end outside.
+  const isPressedOutside = useRef(false);
+  const press = (event) => { isPressedOutside.current = event.target === dialog.current; };
+  const closeOutside = (event) => { if (isPressedOutside.current && event.target === dialog.current) onClose(); };
   return html`
-    <dialog ref=${dialog} class="dialog ${kind}" aria-labelledby=${heading} onClose=${close} onClick=${closeOutside}>
+    <dialog ref=${dialog} class="dialog ${kind}" aria-labelledby=${heading} onClose=${close}
+        onPointerDown=${press} onClick=${closeOutside}>
       <header><h2 id=${heading}>${title}</h2><button type="button" class="quiet" aria-label="Close" onClick=${onClose}>✕</button></header>
       ${children}
+      <${Notes} dialog=${heading} />
     </dialog>`;
 }
 
@@ -55,8 +69,10 @@ export function announce(text, { kind = "info", action = null } = {}) {
   setTimeout(() => { notes.value = notes.value.filter((each) => each !== note); }, action ? 12000 : 6000);
 }
 
-export function Notes() {
-  const shown = useValue(notes);
+// `dialog` is the one that it is part of; none for the page's own.
+export function Notes({ dialog }) {
+  const all = useValue(notes);
+  const shown = useValue(dialogs).at(-1) === dialog ? all : [];
   return html`
     <div class="notes" role="status" aria-live="polite">
       ${shown.map((note) => html`

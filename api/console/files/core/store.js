@@ -15,15 +15,46 @@ export const connection = signal("connecting");
 export const activeJobs = computed(() =>
   [...jobs.value.values()].filter((job) => job.status === "in_queue" || job.status === "in_progress"));
 
+// A tab that nobody looks at holds one of the six connections that a browser makes to a host, and has workers send
+// previews. After this long it lets go, until somebody comes back to it.
+const HIDDEN_MS = 30_000;
+
 let stream = null;
+let isPaused = false;
+let pause = 0;
+
+function connect() {
+  stream = follow("/v1/events?previews=true", { onEvent: receive, onState: (state) => { connection.value = state; } });
+}
+
+function letGo() {
+  isPaused = stream !== null;
+  stream?.stop();
+  stream = null;
+}
+
+function followVisibility() {
+  clearTimeout(pause);
+  if (document.hidden) pause = setTimeout(letGo, HIDDEN_MS);
+  else if (isPaused) {
+    isPaused = false;
+    connect();
+  }
+}
+
+document.addEventListener("visibilitychange", followVisibility);
 
 export function startFollowing() {
   stream?.stop();
+  stream = null;
+  isPaused = false;
   jobs.value = new Map();
   previews.value = new Map();
   connection.value = "connecting";
   if (!may("read")) return;
-  stream = follow("/v1/events?previews=true", { onEvent: receive, onState: (state) => { connection.value = state; } });
+  connect();
+  // It may have been opened in the background.
+  followVisibility();
 }
 
 // Exported for tests.

@@ -80,7 +80,7 @@ async function parametersOf(name) {
 
 const NAMES = [
   "model", "width", "height", "seed", "sample_steps", "guidance_scale", "neg", "trigger_word", "preset", "engine",
-  "output_format",
+  "adapter_mode", "output_format",
 ];
 
 function parametersIn(query) {

@@ -10,6 +10,8 @@ let lastId = 0;
 export function Uploads({ dropped, onStored }) {
   const [uploads, setUploads] = useState([]);
   const picker = useRef(null);
+  const isShown = useRef(true);
+  useEffect(() => () => { isShown.current = false; }, []);
   const change = (id, changes) => setUploads((all) => all.map((each) => (each.id === id ? { ...each, ...changes } : each)));
   const forget = (id) => setUploads((all) => all.filter((each) => each.id !== id));
   const send = async (upload) => {
@@ -20,10 +22,12 @@ export function Uploads({ dropped, onStored }) {
       });
       forget(upload.id);
       announce(`${upload.file.name} is stored.`);
-      onStored(stored);
+      // Whoever has gone to another view stays there.
+      if (isShown.current) onStored(stored);
     } catch (error) {
       if (error.name === "AbortError") forget(upload.id);
-      else change(upload.id, { error });
+      else if (isShown.current) change(upload.id, { error });
+      else announce(`${upload.file.name}: ${error.message}`, { kind: "error" });
     }
   };
   const add = async (files) => {

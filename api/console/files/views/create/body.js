@@ -52,6 +52,7 @@ export function bodyOf(draft, model, limit) {
     })),
     preset: draft.preset || undefined,
     engine: draft.engine || undefined,
+    adapter_mode: draft.adapterMode || undefined,
     output_format: draft.format || undefined,
     priority: numberOf(draft.priority),
   });

@@ -5,13 +5,13 @@ import { REFERENCE_FIELDS } from "../../core/image.js";
 // Fields of the form by those of the request.
 const FORM_FIELDS = {
   prompt: "prompts", prompts: "prompts", trigger_word: "trigger", neg: "negative", sample_steps: "steps",
-  guidance_scale: "guidance", output_format: "format", ctrl_img_1: "references.0",
+  guidance_scale: "guidance", adapter_mode: "adapterMode", output_format: "format", ctrl_img_1: "references.0",
 };
 REFERENCE_FIELDS.forEach((name, slot) => { FORM_FIELDS[name] = `references.${slot}`; });
 
 const DRAFT_FIELDS = new Set([
   "model", "prompts", "trigger", "negative", "width", "height", "steps", "guidance", "sigmas", "seed", "preset", "engine",
-  "format", "priority",
+  "adapterMode", "format", "priority",
 ]);
 
 // Return { field, text } for a path such as `prompts[3].width`; field is "" for what has no place in the form.

@@ -1,6 +1,6 @@
 // Prompts, one on each line, and what they stand for.
 import { countOf } from "../../core/format.js";
-import { html, useLayoutEffect, useRef } from "../../core/ui.js";
+import { html, useEffect, useLayoutEffect, useRef } from "../../core/ui.js";
 import { expandPrompts } from "../../core/wildcards.js";
 import { Field } from "./fields.js";
 
@@ -15,10 +15,21 @@ function Syntax() {
 export function Prompts({ draft, change, problems }) {
   const area = useRef(null);
   // The field is as high as its text: a list of prompts is read as a whole.
-  useLayoutEffect(() => {
+  const fit = () => {
     area.current.style.height = "auto";
     area.current.style.height = `${area.current.scrollHeight + 2}px`;
-  }, [draft.prompts]);
+  };
+  useLayoutEffect(fit, [draft.prompts]);
+  // The sheet of a phone has no size before it is open.
+  useEffect(() => {
+    let frame = 0;
+    const observer = new ResizeObserver(() => {
+      cancelAnimationFrame(frame);
+      frame = requestAnimationFrame(fit);
+    });
+    observer.observe(area.current);
+    return () => { observer.disconnect(); cancelAnimationFrame(frame); };
+  }, []);
   const needsTrigger = draft.prompts.includes("[trigger]");
   return html`
     <${Field} label="Prompts, one on each line" problem=${problems.prompts} help=${html`<${Syntax} />`}>

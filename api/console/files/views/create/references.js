@@ -31,6 +31,8 @@ async function upload(file, limits) {
   }
   try {
     const reference = await uploadReference(file);
+    // Somebody may have removed it.
+    if (!uploads.value.some((each) => each.id === id)) return;
     changeDraft({ references: [...draft.value.references, reference].slice(0, REFERENCE_FIELDS.length) });
     forget(id);
   } catch (error) {

@@ -67,18 +67,23 @@ const titleOf = (model) => (model.slots ? model.title : `${model.title} (no work
 export function MoreFields({ draft, change, model, problems, schemas }) {
   const rule = (field) => fieldOf(schemas, "InferenceRequest", field);
   const engines = choicesOf(schemas, "InferenceRequest", "engine");
+  const modes = choicesOf(schemas, "InferenceRequest", "adapter_mode");
   const formats = choicesOf(schemas, "InferenceRequest", "output_format");
   const defaultText = (field) => `Default (${rule(field)?.default})`;
-  const hasProblem = ["engine", "format", "priority"].some((field) => problems[field]);
-  const isUsed = draft.engine || draft.format || draft.priority;
+  const hasProblem = ["engine", "adapterMode", "format", "priority"].some((field) => problems[field]);
+  const isUsed = draft.engine || draft.adapterMode || draft.format || draft.priority;
   return html`
     <details class="more" open=${hasProblem || Boolean(isUsed)}>
       <summary>Engine, file format and priority</summary>
-      <div class="fields-3">
+      <div class="fields-2">
         ${engines.length > 0 && html`
           <${SelectField} label="Engine" value=${draft.engine} problem=${problems.engine}
             onChange=${(engine) => change({ engine })}
             options=${[["", defaultText("engine")], ...engines.map((engine) => [engine, engineText(engine, model)])]} />`}
+        ${modes.length > 0 && html`
+          <${SelectField} label="Adapters are" value=${draft.adapterMode} problem=${problems.adapterMode}
+            onChange=${(adapterMode) => change({ adapterMode })}
+            options=${[["", "Default (by the worker)"], ...modes.map((mode) => [mode, mode])]} />`}
         ${formats.length > 0 && html`
           <${SelectField} label="File format" value=${draft.format} problem=${problems.format}
             onChange=${(format) => change({ format })}

@@ -15,6 +15,7 @@ export function Parameters({ image }) {
       <dd>${image.adapters.length ? image.adapters.map((adapter) => html`<${Adapter} key=${adapter.path} ...${adapter} />`) : "None: the base model"}</dd>
       <${Text} name="Seed" text=${image.seed} />
       <${Text} name="Size" text=${sizeText(image)} />
+      <${Text} name="Preset" text=${image.preset} />
       <${Text} name="Steps" text=${image.sample_steps} />
       ${image.sigmas && html`<${Text} name="Noise levels" text=${image.sigmas.join(", ")} />`}
       <${Text} name="Guidance" text=${image.guidance_scale} />

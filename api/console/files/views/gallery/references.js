@@ -5,7 +5,7 @@ export function References({ image }) {
   if (!image.references.length) return null;
   return html`
     <div class="lightbox-references" role="group" aria-label="Reference images">
-      ${image.references.map((reference) => html`<${Reference} key=${reference.sha256} ...${reference} />`)}
+      ${image.references.map((reference) => html`<${Reference} key=${`${reference.slot} ${reference.sha256}`} ...${reference} />`)}
     </div>`;
 }
 

@@ -2,6 +2,7 @@
 import { getJson, request, withQuery } from "../../core/api.js";
 import { Empty, Problem } from "../../core/parts.js";
 import { route, setQuery } from "../../core/router.js";
+import { saveBlob } from "../../pictures/save.js";
 import { html, useLoaded, useState, useValue } from "../../core/ui.js";
 import { BarChart } from "./chart.js";
 
@@ -85,9 +86,7 @@ function CsvButton({ asked }) {
     try {
       const answer = await request(withQuery("/v1/usage", { ...asked, format: "csv" }));
       const name = /filename="([^"]+)"/.exec(answer.headers.get("Content-Disposition") ?? "")?.[1] ?? "usage.csv";
-      const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(await answer.blob()), download: name });
-      link.click();
-      URL.revokeObjectURL(link.href);
+      saveBlob(await answer.blob(), name);
     } catch (failure) {
       setError(failure);
     }

@@ -23,7 +23,8 @@ export function useCalmList(entries, idOf) {
     };
   }, [element.current]);
   const byId = new Map(entries.map((entry) => [idOf(entry), entry]));
-  if (!isHeld) last.current = entries;
+  // In an empty list nothing can move.
+  if (!isHeld || !last.current.length) last.current = entries;
   else last.current = last.current.map((entry) => byId.get(idOf(entry)) ?? entry);
   const shownIds = new Set(last.current.map(idOf));
   const waiting = entries.filter((entry) => !shownIds.has(idOf(entry))).length;

@@ -35,7 +35,7 @@ export function JobRow({ job }) {
         </button>
         <div class="job-state">
           <span class="job-status">${isCanceling ? "Canceling" : STATES[job.status]}</span>
-          <span class="job-eta">${etaText(job)}</span>
+          <span class="job-eta" title=${etaText(job)}>${etaText(job)}</span>
           ${isUnfinished(job) && html`<${ProgressBar} value=${percent} max=${100}
             label="${percent} percent of the steps are done" />`}
         </div>

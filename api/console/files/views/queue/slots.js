@@ -26,9 +26,10 @@ export function Slots() {
   const section = useRef(null);
   // Cursors of the pages before this one, and of this one.
   const [cursors, setCursors] = useState([null]);
-  const { data, error, reload } = useLoaded(
+  const { data, error, isLoading, reload } = useLoaded(
     ({ signal }) => getJson(withQuery("/v1/slots", { limit: PAGE, cursor: cursors.at(-1) }), { signal }), [cursors]);
-  useRefresh(section, reload);
+  // A new call would abort one that takes longer, and no answer would ever arrive.
+  useRefresh(section, () => isLoading || reload());
   const total = useValue(fleet)?.slots;
   const first = (cursors.length - 1) * PAGE + 1;
   return html`

@@ -1,5 +1,6 @@
 // The first pictures of a job in a row, and the one that is being drawn.
 import { getJson, withQuery } from "../../core/api.js";
+import { isExpired } from "../../core/image.js";
 import { previews } from "../../core/store.js";
 import { html, useEffect, useRef, useState, useValue } from "../../core/ui.js";
 
@@ -10,7 +11,7 @@ const MAX_KNOWN = 300;
 
 // A row reads its pictures when it is on the screen, once for each one that is new.
 function usePictures(job, ref) {
-  const [pictures, setPictures] = useState(known.get(job.request_id) ?? []);
+  const [pictures, setPictures] = useState(() => (known.get(job.request_id) ?? []).filter((image) => !isExpired(image)));
   const [isVisible, setVisible] = useState(false);
   const wanted = Math.min(job.items.succeeded ?? 0, CELLS);
   useEffect(() => {
