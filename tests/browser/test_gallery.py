@@ -180,6 +180,11 @@ def test_the_noise_levels_and_the_preset_of_an_image_fill_the_form_instead_of_st
     console.finish_queued()
     page = gallery(f"/{job}/0")
 
+    page.get_by_role("button", name="Open recipe").click()
+    request = json.loads(page.get_by_label("Recipe as JSON").inner_text())["request"]
+    assert (request["preset"], request["adapter_mode"]) == ("turbo", "merged")
+    assert "sample_steps" not in request["prompts"][0]
+    page.keyboard.press("Escape")
     page.get_by_role("button", name="Use all").click()
 
     expect(page.get_by_label("Preset", exact=True)).to_have_value("turbo")

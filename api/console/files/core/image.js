@@ -56,6 +56,7 @@ export function requestOf(image) {
     model: image.model,
     prompts: [prompt],
     loras: lorasOf(image),
+    ...(image.preset && { preset: image.preset }),
     ...(engineOf(image) && { engine: engineOf(image) }),
     ...(adapterModeOf(image) && { adapter_mode: adapterModeOf(image) }),
     output_format: image.format,
