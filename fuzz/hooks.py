@@ -30,10 +30,15 @@ schemathesis.openapi.media_type("application/octet-stream", st.one_of(_SEEDS.map
 
 @schemathesis.hook
 def filter_failure(context: HookContext, failure: Failure, case: Case[Any], response: Response) -> bool:
-    """Accept the refusal of a sound request if the document states the rule that it breaks, by the answer's code."""
+    """Accept the refusal of a sound request if the document states the rule that it breaks, by the answer's code.
+
+    After many wrong keys, another one is answered 429 instead of 401.
+    """
+    problem = _problem(response)
+    if problem.get("code") == "too_many_failures":
+        return False
     if not isinstance(failure, RejectedPositiveData):
         return True
-    problem = _problem(response)
     rules: dict[str, str] = case.operation.definition.raw.get("x-rules", {})
     if problem.get("code") == "VALIDATION_ERROR":
         places = [str(field["path"]) for field in problem["errors"]]

@@ -7,6 +7,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from api.timestamps import format_ms, format_ms_or_none
+from shared.catalog import MODELS
+from shared.job import ENGINES
 from shared.keys.issue import check_key_engines, check_key_models, check_key_name
 from shared.keys.record import DEFAULT_TENANT, TENANT, KeyLimits, KeyRecord, Role
 
@@ -15,10 +17,14 @@ class NewKeyLimits(KeyLimits):
     """What the key allows; a field that is left out sets no limit."""
 
     models: Annotated[tuple[str, ...], AfterValidator(check_key_models)] = Field(
-        (), description="Models that jobs may name; empty for all."
+        (),
+        description="Models that jobs may name; empty for all.",
+        json_schema_extra={"items": {"type": "string", "enum": list(MODELS)}},
     )
     engines: Annotated[tuple[str, ...], AfterValidator(check_key_engines)] = Field(
-        (), description="Engines that jobs may name; empty for all."
+        (),
+        description="Engines that jobs may name; empty for all.",
+        json_schema_extra={"items": {"type": "string", "enum": list(ENGINES)}},
     )
 
 

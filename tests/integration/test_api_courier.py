@@ -125,7 +125,7 @@ def test_hosts_that_never_answer_delay_another_tenant_by_one_turn_of_a_sender(
 
 
 @pytest.mark.parametrize("kind", ["silent", "closed"])
-def test_a_dead_host_costs_two_attempts_and_no_sender(
+def test_a_dead_host_costs_two_attempts_at_most_and_no_sender(
     kind, courier, ledger, receiver, silent_port, closed_port, wait_until
 ):
     live = receiver()
@@ -137,9 +137,10 @@ def test_a_dead_host_costs_two_attempts_and_no_sender(
 
     # Of the same tenant: six senders are free.
     wait_until(lambda: live.jobs == ["fine"], what="the message to the live host")
-    wait_until(lambda: ledger.redis.hget(keys.job("dead0"), "webhook_error"), what="the first outcome")
+    wait_until(lambda: attempts(ledger, "dead", 24), what="the first outcome")
 
-    assert attempts(ledger, "dead", 24) == 2
+    # One, if it fails before another sender has begun.
+    assert attempts(ledger, "dead", 24) <= 2
     assert ledger.outbox.count_undelivered() == 24
 
 

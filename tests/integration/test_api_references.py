@@ -8,6 +8,7 @@ import re
 import struct
 import zlib
 
+import httpx2
 import pytest
 from PIL import Image
 
@@ -251,7 +252,9 @@ def test_the_result_lists_the_references_that_were_used(api, store_image):
 
     images = api.http.get(f"/v1/requests/{request_id}/result").json()["outputs"]["images"]
 
-    assert [image["references"] for image in images] == [[used.model_dump()], []]
+    [[found], none] = [image["references"] for image in images]
+    assert httpx2.get(found.pop("url")).content == data
+    assert (found, none) == (used.model_dump(), [])
 
 
 def test_a_store_that_does_not_answer_refuses_a_job_with_images_for_now(redis_url, settings, redis_client, serve_api):

@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import anyio
+import httpx2
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -314,7 +315,12 @@ def test_a_result_says_which_references_made_each_image(flux2, api, edited):
     assert for_people.count(f"  reference 3: {upload(blue)}, used at 64x80\n") == 2
     for image in images:
         assert [(each.slot, each.path) for each in image.references] == [(1, upload(red)), (3, upload(blue))]
-    assert answer["outputs"]["images"][1]["references"] == [
+    references = answer["outputs"]["images"][1]["references"]
+    assert [httpx2.get(reference.pop("url")).content for reference in references] == [
+        red.read_bytes(),
+        blue.read_bytes(),
+    ]
+    assert references == [
         {"slot": 1, "sha256": sha256(red), "width": 64, "height": 80},
         {"slot": 3, "sha256": sha256(blue), "width": 64, "height": 80},
     ]

@@ -1283,7 +1283,7 @@ def test_previews_of_an_image_are_sent_while_somebody_wants_them(worker):
 
     def wait_for_preview(progress):
         """Let the lease's thread renew between two steps, as it does when steps take long."""
-        if progress.stage == "denoise" and progress.step in (5, 10):
+        if progress.stage == "denoise" and progress.step in (4, 8):
             until = time.monotonic() + 10
             while not (seen := worker.ledger.previews.read([item_id])) or seen[item_id].step != progress.step:
                 assert time.monotonic() < until, "no preview came"
@@ -1296,7 +1296,7 @@ def test_previews_of_an_image_are_sent_while_somebody_wants_them(worker):
     assert worker.ledger.previews.wanted()
     run_next(watched(worker, wait_for_preview, renew_s=0.01))
 
-    assert [(preview.step, preview.steps) for preview in found] == [(5, 12), (10, 12)]
+    assert [(preview.step, preview.steps) for preview in found] == [(4, 12), (8, 12)]
     with Image.open(io.BytesIO(found[0].image_webp)) as picture:
         assert (picture.format, picture.size) == ("WEBP", (16, 8))
     assert len(found[0].image_webp) < 4000
