@@ -62,7 +62,7 @@ def _request_id(path: str) -> str:
 
 
 def _is_stream(start: Message) -> bool:
-    return Headers(raw=start["headers"]).get("content-type", "").startswith("text/event-stream")
+    return Headers(raw=start.get("headers", [])).get("content-type", "").startswith("text/event-stream")
 
 
 def _log(scope: Scope, status: int, *, seconds: float) -> None:

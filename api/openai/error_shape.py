@@ -47,7 +47,7 @@ class OpenAIErrors:
 
 
 def _is_problem(start: Message) -> bool:
-    return Headers(raw=start["headers"]).get("content-type", "").startswith(MEDIA_TYPE)
+    return Headers(raw=start.get("headers", [])).get("content-type", "").startswith(MEDIA_TYPE)
 
 
 async def _send_error(start: Message, problem: dict[str, Any], send: Send) -> None:
@@ -59,7 +59,7 @@ async def _send_error(start: Message, problem: dict[str, Any], send: Send) -> No
         code=problem["code"],
     )
     body = OpenAIError(error=fault).model_dump_json().encode()
-    headers = MutableHeaders(raw=list(start["headers"]))
+    headers = MutableHeaders(raw=list(start.get("headers", [])))
     headers["content-type"], headers["content-length"] = "application/json", str(len(body))
     if start["status"] in _FINAL:
         headers["x-should-retry"] = "false"
