@@ -112,6 +112,7 @@ def _check_first(body: NewKey, request: Request, services: Services) -> None:
     responses={
         404: {"model": Problem, "description": "No key has this id."},
         409: {"model": Problem, "description": "The call comes with this key."},
+        422: {"model": Problem, "description": "The id is longer than any."},
     },
 )
 def revoke_key(
