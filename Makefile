@@ -16,7 +16,7 @@ install: $(INSTALLED) ## install the locked dependencies into .venv
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(PIP_INSTALL_ARGS) --constraint constraints.txt --editable '.[api,worker,otel,embedded,dev]'
+	$(BIN)/python -m pip install --quiet $(PIP_INSTALL_ARGS) --constraint constraints.txt --editable '.[api,worker,otel,mcp,provenance,embedded,dev]'
 	touch $(INSTALLED)
 
 demo: install ## render the example request on this host and show the pictures
