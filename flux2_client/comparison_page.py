@@ -4,32 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from html import escape as escape_markup
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from flux2_client.comparison import IMAGES
+from flux2_client.html_page import PAGE, escape, write_html
 from flux2_client.similarity import DIFFERENCE_GAIN
 from shared.plurals import counted
-from shared.visible_text import escape_controls
 
 if TYPE_CHECKING:
     from flux2_client.comparison import Comparison, Pair, Rendering
     from flux2_client.way import Way
 
-#: Name of the page in its folder.
-PAGE: Final = "index.html"
-
 _STYLE: Final = """
-:root { color-scheme: light dark; font: 15px/1.5 system-ui, sans-serif; }
-body { margin: 2rem auto; max-width: 100rem; padding: 0 1rem; }
 table { border-collapse: collapse; }
 th, td { padding: .3rem .8rem; text-align: left; vertical-align: top; border-bottom: 1px solid #8884; }
 section { margin: 2.5rem 0; }
 section h2 { font-size: 1rem; margin: 0; overflow-wrap: anywhere; }
 .images { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .6rem; }
 figure { margin: .6rem 0 0; }
-img { width: 100%; height: auto; display: block; background: #8882; }
 figcaption, p { color: #777; }
 """
 
@@ -37,7 +30,8 @@ figcaption, p { color: #777; }
 def write_page(comparison: Comparison, folder: Path) -> Path:
     """Write the page next to the folder of its images; return its path."""
     page = folder / PAGE
-    page.write_text("\n".join(_page(comparison)) + "\n", encoding="utf-8")
+    title = f"A: {comparison.a.title} | B: {comparison.b.title}"
+    write_html(page, _body(comparison), title=title, style=_STYLE)
     return page
 
 
@@ -52,21 +46,11 @@ def describe_seconds(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.2f} s"
 
 
-def escape(text: str) -> str:
-    """Return a text of other people as a page may show it."""
-    return escape_markup(escape_controls(text))
-
-
-def _page(comparison: Comparison) -> Iterator[str]:
-    title = f"A: {comparison.a.title} | B: {comparison.b.title}"
-    yield "<!doctype html>"
-    yield '<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-    yield f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>"
+def _body(comparison: Comparison) -> Iterator[str]:
     yield "<h1>Comparison</h1>"
     yield from _summary(comparison)
     for pair in comparison.pairs:
         yield from _section(comparison, pair)
-    yield "</body></html>"
 
 
 def _summary(comparison: Comparison) -> Iterator[str]:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import base64
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Final
 
 from flux2_client.client import Image
+from flux2_client.html_page import escape, write_html
 from flux2_client.tables import describe_adapter
 
 _STYLE: Final = """
-:root { color-scheme: light dark; }
-body { margin: 0 auto; padding: 24px; max-width: 1200px; font: 15px/1.45 system-ui, sans-serif; }
 .images { display: grid; grid-template-columns: repeat(auto-fill, minmax(220px, 1fr)); gap: 16px; }
-figure { margin: 0; }
-img { display: block; width: 100%; height: auto; border-radius: 6px; }
+img { border-radius: 6px; }
 figcaption { margin-top: 8px; overflow-wrap: anywhere; }
 small { display: block; opacity: 0.75; }
 """
@@ -41,18 +38,13 @@ class ResultGroup:
 
 def write_result_page(path: Path, groups: Sequence[ResultGroup], *, title: str) -> None:
     """Write the page; each image links to its own file, which is next to it."""
-    body = "".join(_section(group) for group in groups)
-    path.write_text(
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{escape(title)}</title>\n'
-        f"<style>{_STYLE}</style>\n</head>\n<body>\n<h1>{escape(title)}</h1>\n{body}</body>\n</html>\n",
-        encoding="utf-8",
-    )
+    body = [f"<h1>{escape(title)}</h1>", *map(_section, groups)]
+    write_html(path, body, title=title, style=_STYLE)
 
 
 def _section(group: ResultGroup) -> str:
     figures = "".join(_figure(result) for result in group.results)
-    return f'<h2>{escape(group.title)}</h2>\n<div class="images">\n{figures}</div>\n'
+    return f'<h2>{escape(group.title)}</h2>\n<div class="images">\n{figures}</div>'
 
 
 def _figure(result: ResultFile) -> str:
