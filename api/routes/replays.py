@@ -23,12 +23,12 @@ from api.routes.inference import SUBMIT_PROBLEMS, SUBMIT_RULES, job_links
 from api.schemas.accepted import ReplayRequest, ReplaySample, ReplaySubmitted
 from api.status_view import submitted_view
 from api.submission import hash_body, open_cache, prepare_job, store_jobs
-from api.training_config.plan import ReplayPlan, plan_replay
 from shared.errors import InvalidRequest, ReferenceRefused, SourceUnavailable
 from shared.ledger import AcceptedJob
 from shared.log_context import name_request
 from shared.request import InferenceRequest
 from shared.resolved_size import check_resolved_size
+from shared.training_config.plan import ReplayPlan, plan_replay
 
 router = APIRouter(prefix="/v1", tags=["replays"])
 

@@ -20,7 +20,6 @@ from PIL import Image
 from api.doors.caller import Caller
 from api.schemas.accepted import ReplayRequest
 from api.submission import hash_body, prepare_job, store_jobs
-from api.training_config.plan import plan_replay
 from shared.adapters import validate
 from shared.adapters.listing import list_adapter_files
 from shared.errors import QueueFull
@@ -31,6 +30,7 @@ from shared.ledger.spec_parts import join_texts
 from shared.ledger.workers import WorkerRegistry
 from shared.redis_url import RedisUrl
 from shared.request import InferenceRequest, PromptItem
+from shared.training_config.plan import plan_replay
 from worker.consumer.heartbeat import Heartbeat
 from worker.consumer.slot import Slot
 from worker.consumer.worker_state import WorkerState

@@ -14,12 +14,12 @@ from pydantic_settings import SettingsError
 from starlette.datastructures import Headers
 
 from api.doors.origin_guard import OriginGuard
-from api.training_config.plan import plan_replay
 from api.upload_headers import FileRules, check_upload_name, read_upload_headers
 from shared.errors import Flux2Error, RequestError
 from shared.keys.secret import KeyText
 from shared.setting_problems import describe_problem
 from shared.settings import ApiSettings, Settings
+from shared.training_config.plan import plan_replay
 
 RULES = FileRules(re.compile("|application/octet-stream"), "as its bytes", 1000, "FLUX2_ADAPTERS_MAX_BYTES")
 # Bytes that a server may hand over as a header; it decodes them as Latin-1.

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from api.training_config import plan
 from shared.errors import ConfigRefused, InvalidRequest, ReferencesNeeded
 from shared.request import InferenceRequest
+from shared.training_config import plan
 
 
 def config(sample, *, trigger="ohwx", arch="flux2", **model):

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from api.training_config.config_file import expect_text
 from shared.errors import ConfigRefused, InvalidRequest, ReferencesNeeded
 from shared.request import REFERENCE_FIELDS
+from shared.training_config.config_file import expect_text
 
 #: The flag of a prompt that names the image of slot 1.
 FLAG = "ctrl_img"

@@ -7,7 +7,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.training_config.untrusted_yaml import load_yaml
+from shared.training_config.untrusted_yaml import load_yaml
 
 
 def levels(count, *, first, each):

@@ -9,9 +9,9 @@ from typing import Any
 
 import yaml
 
-from api.training_config.untrusted_yaml import load_yaml
 from shared.errors import ConfigRefused
 from shared.resolved_size import filled_bytes
+from shared.training_config.untrusted_yaml import load_yaml
 
 _NAME = "[name]"
 # File names have at most 255 bytes.

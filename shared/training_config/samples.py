@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from api.training_config.config_file import expect_list, expect_mapping, expect_number, expect_text
-from api.training_config.sample_references import FLAG, SampleReference, read_references
 from shared.errors import ConfigRefused
 from shared.prompt import TRAINER_FLAGS
 from shared.resolve import TRIGGER
 from shared.resolved_size import filled_bytes
+from shared.training_config.config_file import expect_list, expect_mapping, expect_number, expect_text
+from shared.training_config.sample_references import FLAG, SampleReference, read_references
 
 _MAX_TRIGGER_LENGTH = 1000
 _WHERE = "config.process[0].sample"

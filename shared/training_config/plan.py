@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from api.training_config.config_file import expect_mapping, read_process
-from api.training_config.sample_references import name_images, unused_images
-from api.training_config.samples import Sample, filled_prompt_bytes, read_entries, read_samples, read_trigger_word
 from shared.catalog import MODELS
 from shared.errors import ConfigRefused, InvalidRequest
 from shared.resolved_size import check_sizes
+from shared.training_config.config_file import expect_mapping, read_process
+from shared.training_config.sample_references import name_images, unused_images
+from shared.training_config.samples import Sample, filled_prompt_bytes, read_entries, read_samples, read_trigger_word
 
 
 @dataclass(frozen=True)

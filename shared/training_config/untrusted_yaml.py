@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError, SafeConstructor
 
-from api.training_config.bounded_composer import BoundedComposer
+from shared.training_config.bounded_composer import BoundedComposer
 
 # A float's range ends at 309 digits. Longer integers take quadratic time to read, and Python refuses to print them.
 _MAX_DIGITS = 100
