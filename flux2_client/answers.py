@@ -153,11 +153,13 @@ def _key_hint(answer: httpx2.Response) -> str:
 
 
 def _read_problem(answer: httpx2.Response) -> tuple[str, Mapping[str, Any]]:
-    """Return a message of the code and the detail of an answer that is an error, and its whole body."""
+    """Return a message of the code and the detail of an answer that is an error, and its whole body with both."""
     try:
-        problem = answer.json()
+        body = answer.json()
+        # Of OpenAI's interface, whose errors have their own form.
+        problem = {"code": body["error"]["code"], "detail": body["error"]["message"]} if "error" in body else body
         hint = _address_hint(answer.url) if problem["code"] == _NO_SUCH_PATH else ""
-        return f"{problem['code']}: {problem['detail']}{hint}", problem
+        return f"{problem['code']}: {problem['detail']}{hint}", {**body, **problem}
     except (ValueError, KeyError, TypeError):
         # A proxy in front of the API, or another server, answers in its own format.
         text = " ".join(answer.text[:200].split())

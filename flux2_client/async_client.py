@@ -25,6 +25,7 @@ from flux2_client.models import (
     AdapterFile,
     DeletedUploads,
     ImageInfo,
+    ImagesJob,
     Job,
     JobLine,
     LineT,
@@ -96,6 +97,9 @@ class AsyncClient:
 
     async def submit(self, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
         return await self._run(self._protocol.submit(request, idempotency_key=idempotency_key))
+
+    async def submit_images(self, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> ImagesJob:
+        return await self._run(self._protocol.submit_images(request, idempotency_key=idempotency_key))
 
     async def submit_replay(
         self,

@@ -23,6 +23,7 @@ from flux2_client.models import (
     AdapterFile,
     DeletedUploads,
     ImageInfo,
+    ImagesJob,
     Job,
     JobLine,
     LineT,
@@ -120,6 +121,15 @@ class Client:
                 key for this call only.
         """
         return self._run(self._protocol.submit(request, idempotency_key=idempotency_key))
+
+    def submit_images(self, request: Mapping[str, Any], *, idempotency_key: str | None = None) -> ImagesJob:
+        """Submit a request in OpenAI's form, without waiting for its images.
+
+        Args:
+            request: the body of `POST /v1/images/generations`.
+            idempotency_key: as in `submit`.
+        """
+        return self._run(self._protocol.submit_images(request, idempotency_key=idempotency_key))
 
     def submit_replay(
         self,

@@ -31,6 +31,12 @@ class Job(Answer):
     warnings: tuple[str, ...] = ()
 
 
+class ImagesJob(Answer):
+    """The job of a request in OpenAI's form."""
+
+    request_id: str
+
+
 class ReplaySample(Answer):
     """The image that reproduces one sample of a training config."""
 

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
+from types import MappingProxyType
 from typing import Any, Generic, TypeVar
 from urllib.parse import quote
 
@@ -35,6 +36,7 @@ from flux2_client.models import (
     AdapterFile,
     DeletedUploads,
     ImageInfo,
+    ImagesJob,
     ImageT,
     Job,
     JobLine,
@@ -97,6 +99,12 @@ class Protocol(Generic[ImageT]):
     ) -> Steps[Replay]:
         body = {"config": config, "lora": lora, **({"images": images} if images else {})}
         return self._submit(Replay, "/v1/replays", body, idempotency_key=idempotency_key)
+
+    def submit_images(self, request: Mapping[str, Any], *, idempotency_key: str | None) -> Steps[ImagesJob]:
+        # An API of an earlier version answers when the images are finished.
+        headers = {"Prefer": "respond-async"}
+        path = "/v1/images/generations"
+        return self._submit(ImagesJob, path, request, idempotency_key=idempotency_key, headers=headers)
 
     def status(self, request_id: str) -> Steps[Status]:
         return self._call(Status, Call("GET", _request_path(request_id, "status")))
@@ -265,14 +273,20 @@ class Protocol(Generic[ImageT]):
                 raise ApiError(f"{name}: {fault}; the object or a proxy in front of the store is damaged")
 
     def _submit(
-        self, kind: type[AnswerT], path: str, body: Mapping[str, Any], *, idempotency_key: str | None
+        self,
+        kind: type[AnswerT],
+        path: str,
+        body: Mapping[str, Any],
+        *,
+        idempotency_key: str | None,
+        headers: Mapping[str, str] = MappingProxyType({}),
     ) -> Steps[AnswerT]:
         # One key for all attempts: the job of an attempt whose answer was lost is found again.
         key = idempotency_key or uuid.uuid4().hex
         if not (key.isascii() and key.isprintable()):
             raise ApiError(f"the idempotency key {key!r} cannot be sent; use ASCII letters, digits and punctuation")
-        headers = {"Idempotency-Key": key, "Content-Type": "application/json"}
-        return self._call(kind, Call("POST", path, body=_encode(body), headers=headers))
+        sent = {**headers, "Idempotency-Key": key, "Content-Type": "application/json"}
+        return self._call(kind, Call("POST", path, body=_encode(body), headers=sent))
 
     def _list(self, kind: type[Page[LineT]], path: str, **query: str | int | None) -> Listing[LineT]:
         return Listing(lambda cursor: self._call(kind, Call("GET", path, params=_params(**query, cursor=cursor))))

@@ -1,12 +1,14 @@
-"""Render a request of OpenAI's interface as a job, and wait for its images."""
+"""Render a request of OpenAI's interface as a job, and wait for its images unless the caller does not want to."""
 
 from __future__ import annotations
 
 import logging
 from functools import partial
+from http import HTTPStatus
 
 from anyio import to_thread
 from fastapi import BackgroundTasks, Request, Response
+from fastapi.responses import JSONResponse
 
 from api.deps import Services
 from api.doors.caller import Caller
@@ -16,10 +18,11 @@ from api.openai.generation import ResponseFormat
 from api.piece_stream import stream_pieces
 from api.result_view import result_view
 from api.schemas.openai_images import OpenAIImage, OpenAIImages
+from api.status_view import submitted_view
 from api.submission import accept_job
 from shared.errors import ImagesFailed, ImagesUnfinished, LedgerUnavailable, WaitsBusy
 from shared.job import State
-from shared.ledger import JobView
+from shared.ledger import AcceptedJob, JobView
 from shared.log_context import name_request
 from shared.request import InferenceRequest
 
@@ -27,7 +30,7 @@ logger = logging.getLogger("flux2.api.openai")
 
 
 class ImageCall:
-    """One call that waits for its images.
+    """One call for images.
 
     Args:
         body_bytes: size of the call's body that is in memory.
@@ -62,11 +65,7 @@ class ImageCall:
         services, waits, tenant = self._services, self._services.job_waits, self._caller.tenant
         self.check_room()
         wakeups = BackgroundTasks()
-        accept = partial(
-            accept_job, services, body, wakeups, idempotency_key=self._idempotency_key, caller=self._caller
-        )
-        job_id = (await services.reference_turns.run(body.prompts, accept)).job_id
-        name_request(job_id)
+        job_id = (await self._accept(body, wakeups)).job_id
         await wakeups()
         has_ended = await waits.wait(
             job_id,
@@ -85,6 +84,28 @@ class ImageCall:
         limiter = services.archive_limiter
         pieces = answer_pieces(answer, results, services.store)
         return await stream_pieces(pieces, limiter=limiter, media_type="application/json")
+
+    async def submit(self, body: InferenceRequest, *, base_url: str) -> JSONResponse:
+        """Accept the job, and return the answer of `POST /v1/inference` to a submit.
+
+        Raises:
+            Flux2Error: as `accept_job`.
+        """
+        wakeups = BackgroundTasks()
+        accepted = await self._accept(body, wakeups)
+        answer = submitted_view(accepted, base_url=base_url)
+        headers = {"Location": answer.status_url, "Preference-Applied": "respond-async"}
+        if accepted.is_repeat:
+            headers["Idempotency-Replayed"] = "true"
+        return JSONResponse(answer.model_dump(), HTTPStatus.ACCEPTED, headers=headers, background=wakeups)
+
+    async def _accept(self, body: InferenceRequest, wakeups: BackgroundTasks) -> AcceptedJob:
+        accept = partial(
+            accept_job, self._services, body, wakeups, idempotency_key=self._idempotency_key, caller=self._caller
+        )
+        accepted = await self._services.reference_turns.run(body.prompts, accept)
+        name_request(accepted.job_id)
+        return accepted
 
     async def _give_up(self, job_id: str) -> None:
         is_stopping = self._services.job_waits.is_stopping()

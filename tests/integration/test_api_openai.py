@@ -281,3 +281,35 @@ def test_the_models_are_listed(client):
         ("flux2", "model"),
         ("flux2_klein_4b", "model"),
     }
+
+
+def test_a_call_that_does_not_wait_is_answered_with_its_job(api, claim, finish):
+    headers = {"Prefer": "respond-async", "Idempotency-Key": "one"}
+    body = {"prompt": "a cat", "n": 2, "size": "64x64"}
+
+    first = api.http.post("/v1/images/generations", json=body, headers=headers)
+    again = api.http.post("/v1/images/generations", json=body, headers=headers)
+    for _ in range(2):
+        finish(api, claim())
+    images = api.http.post("/v1/images/generations", json=body, headers={"Idempotency-Key": "one"}).json()
+
+    assert (first.status_code, first.headers["preference-applied"]) == (202, "respond-async")
+    job = first.json()
+    assert first.headers["location"] == job["status_url"]
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (202, "true")
+    assert again.json()["request_id"] == job["request_id"] == images["request_id"]
+    assert [image["seed"] for image in images["data"]] == [42, 43]
+    assert api.http.get(job["result_url"]).json()["status"] == "succeeded"
+
+
+def test_calls_that_do_not_wait_need_no_place_and_refuse_what_cannot_be_rendered(
+    api, claim, slot_with_references, monkeypatch
+):
+    monkeypatch.setattr(job_waits, "PLACES", 0)
+    headers = {"Prefer": "respond-async"}
+
+    edit = api.http.post("/v1/images/edits", data={"prompt": "a"}, files={"image": encoded()}, headers=headers)
+    refused = api.http.post("/v1/images/generations", json={"prompt": "a", "size": "10x10"}, headers=headers)
+
+    assert (edit.status_code, claim().job_id) == (202, edit.json()["request_id"])
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "size")

@@ -27,6 +27,7 @@ USAGE = {"first_day": "2026-01-01", "last_day": "2026-01-31", "group_by": ["day"
 # Verb, its arguments, the path in the document, and the model that reads the answer.
 VERBS = [
     ("submit", ({},), {"idempotency_key": None}, "/v1/inference", models.Job),
+    ("submit_images", ({},), {"idempotency_key": None}, "/v1/images/generations", models.ImagesJob),
     (
         "submit_replay",
         ("",),

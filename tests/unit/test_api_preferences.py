@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from api.preferences import preferred_wait_s
+from api.preferences import preferred_wait_s, prefers_no_wait
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,18 @@ def test_no_header_is_an_error(headers):
 
 def test_a_server_that_does_not_wait_ignores_the_preference():
     assert preferred_wait_s(["wait=5"], longest_s=0) == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_preferred"),
+    [
+        ([], False),
+        (["wait=5"], False),
+        (["respond-async"], True),
+        (["wait=5, Respond-Async"], True),
+        (["wait=5", "respond-async; foo=1"], True),
+        (['foo="respond-async"'], False),
+    ],
+)
+def test_a_caller_may_prefer_not_to_wait(headers, is_preferred):
+    assert prefers_no_wait(headers) is is_preferred

@@ -121,3 +121,16 @@ def test_an_answer_without_a_needed_field_names_the_field(protocol):
 
     with pytest.raises(ApiError, match="without a usable 'model'"):
         steps.send(answer({name: value for name, value in STATUS.items() if name != "model"}))
+
+
+def test_errors_in_openais_form_are_read(protocol):
+    steps = protocol.submit_images({"prompt": "a"}, idempotency_key="one")
+    call = next(steps)
+    error = {"message": "size 10x10 is too small", "type": "invalid_request_error", "param": "size", "code": "SIZE"}
+
+    with pytest.raises(ApiError, match=r"^SIZE: size 10x10 is too small$") as raised:
+        steps.send(answer({"error": error}, 400))
+
+    assert (call.path, call.headers["Prefer"]) == ("/v1/images/generations", "respond-async")
+    assert (raised.value.status, raised.value.problem["error"]) == (400, error)
+    assert (raised.value.problem["code"], raised.value.problem["detail"]) == ("SIZE", "size 10x10 is too small")
