@@ -89,5 +89,15 @@ def _check_and_store(references: ReferenceStore, data: bytes, stated: StatedFile
     # First: what was damaged on its way should be sent again, not be replaced by another image.
     if stated.sha256 is not None:
         stated.check_digest(sha256(data).hexdigest())
+    return store_image(references, data)
+
+
+def store_image(references: ReferenceStore, data: bytes) -> StoredImage:
+    """Check the bytes of an image and store them.
+
+    Raises:
+        ReferenceRefused: no job could use the image.
+        StorageUnavailable: the store does not answer.
+    """
     image = check_image(data)
     return StoredImage(image, references.put(image, data))

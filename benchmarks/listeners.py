@@ -21,7 +21,7 @@ import httpx2
 import typer
 import uvloop
 
-from benchmarks.load import _BODY
+from benchmarks.load import JOB_BODY
 from shared.console import LineConsole
 from shared.job import Progress
 from shared.ledger import Claim, Ledger
@@ -81,7 +81,7 @@ async def _run(stack: Stack, callers: int, seconds: float, moves_per_s: float) -
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     ledger = stack.ledger()
     async with httpx2.AsyncClient(base_url=stack.url, timeout=30, limits=limits) as http:
-        jobs = [(await http.post("/v1/inference", json=_BODY)).json()["request_id"] for _ in range(callers)]
+        jobs = [(await http.post("/v1/inference", json=JOB_BODY)).json()["request_id"] for _ in range(callers)]
         claims = [_claim(ledger, number) for number in range(callers)]
         ways: list[tuple[str, Sequence[str], Follow]] = [
             ("nobody", [], _poll),

@@ -24,7 +24,8 @@ from shared.console import LineConsole
 from shared.local.stack import Stack
 from shared.settings import Settings
 
-_BODY = {
+#: The request of each job.
+JOB_BODY = {
     "model": "flux2",
     "loras": [],
     "prompts": [{"prompt": "a cat", "width": 64, "height": 64, "sample_steps": 1}],
@@ -58,7 +59,7 @@ def main(
 async def _run(stack: Stack, pollers: int, seconds: float, submits_per_s: float) -> list[Row]:
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=None)
     async with httpx2.AsyncClient(base_url=stack.url, timeout=10, limits=limits) as http:
-        jobs = [(await http.post("/v1/inference", json=_BODY)).json()["request_id"] for _ in range(pollers)]
+        jobs = [(await http.post("/v1/inference", json=JOB_BODY)).json()["request_id"] for _ in range(pollers)]
         redis = stack.ledger().redis
         pushes = []
         for _ in range(300):
@@ -98,7 +99,7 @@ async def _repeat(
 
 async def _once(http: httpx2.AsyncClient, method: str, path: str) -> tuple[int, float]:
     began = time.perf_counter()
-    answer = await http.request(method, path, json=_BODY if method == "POST" else None)
+    answer = await http.request(method, path, json=JOB_BODY if method == "POST" else None)
     return answer.status_code, time.perf_counter() - began
 
 

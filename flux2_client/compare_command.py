@@ -8,7 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flux2_client.options import ApiKey, Json, Profile, Url
+from flux2_client.options import (
+    ApiKey,
+    Format,
+    Json,
+    Model,
+    Profile,
+    Prompts,
+    PromptsFile,
+    Seeds,
+    Size,
+    Trigger,
+    Url,
+)
 
 if TYPE_CHECKING:
     from flux2_client.async_client import AsyncClient
@@ -24,29 +36,16 @@ _WAY = (
 def compare(
     a: Annotated[list[str] | None, typer.Option("--a", metavar="NAME=VALUE", help=_WAY)] = None,
     b: Annotated[list[str] | None, typer.Option("--b", metavar="NAME=VALUE", help="The same of the other way.")] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", help="Text of an image; may be repeated.")
-    ] = None,
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            allow_dash=True,
-            metavar="FILE",
-            help="File with a prompt, or a JSON object, on each line; - reads stdin.",
-        ),
-    ] = None,
+    prompt: Prompts = None,
+    prompts: PromptsFile = None,
     lora: Annotated[
         list[str] | None, typer.Option(metavar="PATH[@MULTIPLIER]", help="Adapter of both ways; may be repeated.")
     ] = None,
-    seed: Annotated[
-        str | None, typer.Option(help="Seeds of each prompt: 7, 1..8 or 1,2,3. Default: 42 plus the prompt's index.")
-    ] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH|N", help="Size in pixels. Default: 1024.")] = None,
-    model: Annotated[str | None, typer.Option(help="Id of the model. Default: flux2.")] = None,
-    trigger: Annotated[str | None, typer.Option(help=r"Replaces \[trigger] in every prompt.")] = None,
-    image_format: Annotated[str | None, typer.Option("--format", help="png, jpeg or webp. Default: png.")] = None,
+    seed: Seeds = None,
+    size: Size = None,
+    model: Model = None,
+    trigger: Trigger = None,
+    image_format: Format = None,
     output: Annotated[Path, typer.Option(file_okay=False, help="Folder of the page and its images.")] = Path(
         "compare-output"
     ),

@@ -33,6 +33,27 @@ ApiKey = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object per line; messages go to stderr.")]
+Prompts = Annotated[list[str] | None, typer.Option("--prompt", "-p", help="Text of an image; may be repeated.")]
+# A text: typer does not know the dash of an option that is a path.
+PromptsFile = Annotated[
+    str | None,
+    typer.Option(
+        "--prompts",
+        exists=True,
+        dir_okay=False,
+        allow_dash=True,
+        metavar="FILE",
+        help="File with a prompt, or a JSON object, on each line; - reads stdin.",
+    ),
+]
+Seeds = Annotated[
+    str | None,
+    typer.Option("--seed", help="Seeds of each prompt: 7, 1..8 or 1,2,3. Default: 42 plus the prompt's index."),
+]
+Size = Annotated[str | None, typer.Option(metavar="WxH|N", help="Size in pixels. Default: 1024.")]
+Model = Annotated[str | None, typer.Option(help="Id of the model. Default: flux2.")]
+Trigger = Annotated[str | None, typer.Option(help=r"Replaces \[trigger] in every prompt.")]
+Format = Annotated[str | None, typer.Option("--format", help="png, jpeg or webp. Default: png.")]
 RequestIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of jobs.")]
 Output = Annotated[Path | None, typer.Option(file_okay=False, help="Wait, and save the images in this folder.")]
 Name = Annotated[

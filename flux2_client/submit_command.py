@@ -11,12 +11,19 @@ from flux2_client.options import (
     DEFAULT_NAME,
     DEFAULT_PARALLEL,
     ApiKey,
+    Format,
     Json,
+    Model,
     Name,
     Output,
     Overwrite,
     Parallel,
     Profile,
+    Prompts,
+    PromptsFile,
+    Seeds,
+    Size,
+    Trigger,
     Url,
 )
 
@@ -28,20 +35,8 @@ if TYPE_CHECKING:
 
 def submit(
     file: Annotated[str | None, typer.Argument(help="Request file with the API's JSON; - reads stdin.")] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option("--prompt", "-p", help="Text of an image; may be repeated.")
-    ] = None,
-    # A text: typer does not know the dash of an option that is a path.
-    prompts: Annotated[
-        str | None,
-        typer.Option(
-            exists=True,
-            dir_okay=False,
-            allow_dash=True,
-            metavar="FILE",
-            help="File with a prompt, or a JSON object, on each line; - reads stdin.",
-        ),
-    ] = None,
+    prompt: Prompts = None,
+    prompts: PromptsFile = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(metavar="PATH[@MULTIPLIER]", help="Adapter under the adapter root; may be repeated."),
@@ -60,10 +55,8 @@ def submit(
     ctrl_img_3: Annotated[
         str | None, typer.Option("--ctrl-img-3", metavar="FILE|ADDRESS", help="Third reference image.")
     ] = None,
-    seed: Annotated[
-        str | None, typer.Option(help="Seeds of each prompt: 7, 1..8 or 1,2,3. Default: 42 plus the prompt's index.")
-    ] = None,
-    size: Annotated[str | None, typer.Option(metavar="WxH|N", help="Size in pixels. Default: 1024.")] = None,
+    seed: Seeds = None,
+    size: Size = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps. Default: the model's.")] = None,
     sigmas: Annotated[
         str | None,
@@ -75,10 +68,10 @@ def submit(
     preset: Annotated[
         str | None, typer.Option(help="Preset of the model for what the prompts leave open, e.g. turbo.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Id of the model. Default: flux2.")] = None,
+    model: Model = None,
     engine: Annotated[str | None, typer.Option(help="exact, ai-toolkit or fast. Default: exact.")] = None,
-    trigger: Annotated[str | None, typer.Option(help=r"Replaces \[trigger] in every prompt.")] = None,
-    image_format: Annotated[str | None, typer.Option("--format", help="png, jpeg or webp. Default: png.")] = None,
+    trigger: Trigger = None,
+    image_format: Format = None,
     priority: Annotated[int | None, typer.Option(min=0, max=9, help="0 is rendered first, 9 last. Default: 5.")] = None,
     deadline: Annotated[
         float | None,

@@ -76,7 +76,7 @@ def named_problem(ctx: CheckContext, response: Response, case: Case[Any]) -> boo
 
 
 def _has_rule(place: str) -> bool:
-    """Return whether a rule of the place is none that a schema states."""
+    """Return whether the place has a rule that no schema states."""
     # Of a replay: the config's samples are no part of the body's schema, and their paths have no name in front. Of a
     # submit: that numbers decrease.
     return place.startswith("[") or place.endswith(".sigmas")

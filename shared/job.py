@@ -367,7 +367,7 @@ class ItemResult(_Report):
             came from a remote source; fetch_references and encode_references, if the item has references.
         warnings: what the worker found out about the image that may surprise, as sentences.
         references: the reference images, in the order of their slots.
-        thumbnail: name of the object next to the image that holds a small copy of it; empty if there is none.
+        thumbnail: name of the object next to the image that holds a small copy of it; empty without one.
     """
 
     key: str
@@ -390,7 +390,7 @@ class ItemResult(_Report):
 
     @property
     def thumbnail_key(self) -> str | None:
-        """The object that holds a small copy of the image; None if there is none."""
+        """Key of the object that holds a small copy of the image; None without one."""
         return f"{self.key.rpartition('/')[0]}/{self.thumbnail}" if self.thumbnail else None
 
 

@@ -31,6 +31,14 @@ Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_refuse_nul), W
 MAX_DEADLINE_S: Final = 30 * 86_400
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
+#: Bounds of an image's width and height in pixels.
+MIN_SIDE, MAX_SIDE = 64, 4096
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Guidance = Annotated[FiniteFloat, Field(ge=0, le=20)]
+Seed = Annotated[int, Field(ge=-1, lt=2**63)]
+Priority = Annotated[int, Field(ge=0, le=9)]
+
 
 class StrictModel(BaseModel):
     """A part of a request body. Unknown fields are refused."""
@@ -98,6 +106,8 @@ class LoraItem(StrictModel):
         return tuple(sorted(set(self.ignore or ())))
 
 
+Loras = Annotated[list[LoraItem], Field(max_length=16)]
+
 #: The fields that may give each reference image, by slot; of several, the first that is given counts.
 REFERENCE_FIELDS: Final[Mapping[int, tuple[str, ...]]] = {
     1: ("ctrl_img", "ctrl_img_1"),
@@ -133,19 +143,17 @@ class PromptItem(StrictModel):
 
     prompt: Text = Field(description="Text of the image. `[trigger]` is replaced by the trigger word.")
     trigger_word: Text | None = Field(None, description="Trigger word of this prompt, instead of the request's.")
-    width: Annotated[int, Field(ge=64, le=4096)] | None = Field(
+    width: Side | None = Field(
         None, description="Width in pixels, rounded down to a multiple of the model's divisor (16). Default: 1024."
     )
-    height: Annotated[int, Field(ge=64, le=4096)] | None = Field(
+    height: Side | None = Field(
         None, description="Height in pixels, rounded down to a multiple of the model's divisor (16). Default: 1024."
     )
-    sample_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = Field(
+    sample_steps: Steps | None = Field(
         None, description="Denoising steps, at the noise levels of AI Toolkit's previews. Default: 25."
     )
-    guidance_scale: Annotated[FiniteFloat, Field(ge=0, le=20)] | None = Field(
-        None, description="How closely the image follows the prompt. Default: 4.0."
-    )
-    seed: Annotated[int, Field(ge=-1, lt=2**63)] | None = Field(
+    guidance_scale: Guidance | None = Field(None, description="How closely the image follows the prompt. Default: 4.0.")
+    seed: Seed | None = Field(
         None,
         description="Seed of the noise. -1 draws a random one, which the result reports. Default: 42 plus the index of "
         "the prompt.",
@@ -224,9 +232,7 @@ class InferenceRequest(StrictModel):
         json_schema_extra={"enum": list(MODELS)},
     )
     prompts: Annotated[list[PromptItem], Field(min_length=1)] = Field(description="The images to render.")
-    loras: Annotated[list[LoraItem], Field(max_length=16)] = Field(
-        description="Adapters, merged in order. Pass an empty list to render with the base model."
-    )
+    loras: Loras = Field(description="Adapters, merged in order. Pass an empty list to render with the base model.")
     trigger_word: Text | None = Field(None, description="Replaces `[trigger]` in every prompt.")
     hf_token: SecretStr | None = Field(
         None,
@@ -265,7 +271,7 @@ class InferenceRequest(StrictModel):
         "`item.succeeded` and `item.failed` are about each image. Default: `request.*`.",
         exclude_if=lambda events: events is None,
     )
-    priority: Annotated[int, Field(ge=0, le=9)] = Field(5, description="0 is rendered first, 9 last.")
+    priority: Priority = Field(5, description="0 is rendered first, 9 last.")
     # Left out of a dump by default: the identity of a body must not change for requests without it.
     deadline_s: Annotated[FiniteFloat, Field(gt=0, le=MAX_DEADLINE_S)] | None = Field(
         None,

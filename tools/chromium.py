@@ -18,7 +18,7 @@ ADVICE: Final = "no Chromium is on this host; install it (Debian: sudo apt-get i
 
 
 def find_chromium() -> str | None:
-    """Return the program of an installed browser of Chromium's family; None if there is none."""
+    """Return the path of an installed Chromium or Chrome; None if neither is installed."""
     found = next(filter(None, map(shutil.which, _NAMES)), None)
     return found or (str(_MAC) if _MAC.exists() else None)
 

@@ -18,11 +18,11 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from api.deps import Services
+from api.image_uploading import store_image
 from api.openai.generation import GenerationRequest
 from api.upload_body import UploadBody, open_body
 from api.upload_headers import FileRules, StatedFile, read_upload_headers
 from shared.errors import ContentTypeRefused, InvalidRequest, ReferenceRefused
-from shared.reference_image import check_image
 from shared.reference_source import check_size
 from shared.reference_store import ReferenceStore
 
@@ -128,13 +128,8 @@ async def _store(services: Services, references: ReferenceStore, number: int, fi
     """Check and store an image; return the address with which a prompt names it."""
     try:
         check_size(file.size or 0, max_bytes=services.settings.references.max_bytes)
-        store = partial(_check_and_store, references, await file.read())
-        return await to_thread.run_sync(store, limiter=services.image_slots.limiter)
+        store = partial(store_image, references, await file.read())
+        stored = await to_thread.run_sync(store, limiter=services.image_slots.limiter)
+        return f"upload:{stored.image.sha256}"
     except ReferenceRefused as error:
         raise ReferenceRefused(str(error), field=f"image[{number}]") from error
-
-
-def _check_and_store(references: ReferenceStore, data: bytes) -> str:
-    image = check_image(data)
-    references.put(image, data)
-    return f"upload:{image.sha256}"

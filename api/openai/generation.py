@@ -10,12 +10,24 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, FiniteFloat
+from pydantic import Field
 
 from shared.catalog import find_model
 from shared.errors import InvalidRequest
 from shared.job import AdapterMode, Engine, ImageFormat
-from shared.request import InferenceRequest, LoraItem, PromptItem, StrictModel, Text
+from shared.request import (
+    MAX_SIDE,
+    MIN_SIDE,
+    Guidance,
+    InferenceRequest,
+    Loras,
+    Priority,
+    PromptItem,
+    Seed,
+    Steps,
+    StrictModel,
+    Text,
+)
 
 #: Images of one request, as in OpenAI's interface.
 MAX_IMAGES: Final = 10
@@ -45,19 +57,17 @@ class GenerationRequest(StrictModel):
     stream: Literal[False] | None = Field(None, description="Answers are never streamed.")
     style: str | None = Field(None, description="Without effect.")
     user: str | None = Field(None, description="Without effect.")
-    loras: Annotated[list[LoraItem], Field(max_length=16)] = Field([], description="As in `POST /v1/inference`.")
-    seed: Annotated[int, Field(ge=-1, lt=2**63)] | None = Field(
+    loras: Loras = Field([], description="As in `POST /v1/inference`.")
+    seed: Seed | None = Field(
         None, description="Seed of the first image; each further one adds 1. -1 draws all at random. Default: 42."
     )
-    sample_steps: Annotated[int, Field(ge=1, le=150)] | None = Field(None, description="As in `POST /v1/inference`.")
-    guidance_scale: Annotated[FiniteFloat, Field(ge=0, le=20)] | None = Field(
-        None, description="As in `POST /v1/inference`."
-    )
+    sample_steps: Steps | None = Field(None, description="As in `POST /v1/inference`.")
+    guidance_scale: Guidance | None = Field(None, description="As in `POST /v1/inference`.")
     neg: Text | None = Field(None, description="As in `POST /v1/inference`.")
     trigger_word: Text | None = Field(None, description="As in `POST /v1/inference`.")
     engine: Engine = Field("exact", description="As in `POST /v1/inference`.")
     adapter_mode: AdapterMode | None = Field(None, description="As in `POST /v1/inference`.")
-    priority: Annotated[int, Field(ge=0, le=9)] = Field(5, description="As in `POST /v1/inference`.")
+    priority: Priority = Field(5, description="As in `POST /v1/inference`.")
 
     def job(self, references: Sequence[str] = ()) -> InferenceRequest:
         """Return the job that renders the request.
@@ -101,8 +111,10 @@ class GenerationRequest(StrictModel):
         if found is None:
             return model.default_width, model.default_height
         width, height = int(found[1]), int(found[2])
-        if not all(64 <= side <= 4096 for side in (width, height)):
-            raise InvalidRequest(f"{self.size} is no size that can be rendered; use 64 to 4096 pixels", field="size")
+        if not all(MIN_SIDE <= side <= MAX_SIDE for side in (width, height)):
+            raise InvalidRequest(
+                f"{self.size} is no size that can be rendered; use {MIN_SIDE} to {MAX_SIDE} pixels", field="size"
+            )
         return width, height
 
     def _seed(self, number: int) -> int | None:

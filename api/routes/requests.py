@@ -37,7 +37,7 @@ RequestIdPath = Annotated[str, Path(description="The `request_id` that the submi
 
 
 def find_job(services: Services, request_id: str, caller: Caller) -> JobView:
-    """Return a job; raise `RequestNotFound` if there is none, or not for this caller."""
+    """Return a job; raises `RequestNotFound` for an unknown id, and for a job that the caller may not see."""
     # The same answer for another tenant's job: an id must not show whether there is one.
     job = services.ledger.job(request_id, tenant=caller.visible_tenant)
     if job is None:

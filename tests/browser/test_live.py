@@ -8,7 +8,7 @@ from api.events import streams
 
 @pytest.fixture
 def slot(console, slot_report):
-    """A live slot, without which the page says only that there is none."""
+    """A live slot; without one, the page says only that no worker is connected."""
     console.api.ledger.workers.beat("gpu-0", slot_report())
 
 

@@ -1,4 +1,4 @@
-"""Previews in Redis: who asks for them, and what is left of them."""
+"""Previews in Redis are stored while somebody wants them, and expire."""
 
 import pytest
 

@@ -63,7 +63,7 @@ class ItemPreviews:
             if offer is not None and self._is_wanted:
                 data = _webp(offer.preview)
                 self._previews.store(self._claim.item_id, step=offer.step, steps=offer.steps, image_webp=data)
-        except Exception as error:  # noqa: BLE001 - an error would cost the lease, and a preview is worth none
+        except Exception as error:  # noqa: BLE001 - an error would cost the lease, for a preview
             logger.info("preview not sent", extra={"item": self._claim.item_id, "error": str(error)})
 
     def _take(self) -> _Offer | None:

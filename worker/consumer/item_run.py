@@ -300,7 +300,7 @@ class ItemRun:
             return None
 
     def _put_thumbnail(self, data: bytes | None) -> str:
-        """Store an image's thumbnail next to it, and return its name; an empty text if there is none."""
+        """Store an image's thumbnail next to it, and return its name; empty if it could not be made or stored."""
         if data is None:
             return ""
         # The upload of the image may have taken all of its time.

@@ -20,7 +20,7 @@ export const promptOf = (job) => job.prompt ?? sentBody(job.request_id)?.prompts
 const knownPrompt = (job, index) => (index ? `Image ${index + 1}` : promptOf(job));
 
 // Render images of a job again, as a new job.
-export async function retryImages(body, indexes) {
+async function retryImages(body, indexes) {
   try {
     await loadModels();
     await submitRequest(repeatedBody(body, indexes));

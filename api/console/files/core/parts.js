@@ -1,5 +1,5 @@
 // Small components that several views share.
-import { html, signal, useEffect, useId, useRef, useValue } from "./ui.js";
+import { html, signal, useEffect, useId, useRef, useState, useValue } from "./ui.js";
 
 // What an API call failed with, in the API's own words.
 export function Problem({ error, onRetry }) {
@@ -57,6 +57,22 @@ export function Dialog({ title, onClose, children, kind = "" }) {
       ${children}
       <${Notes} dialog=${heading} />
     </dialog>`;
+}
+
+// A question before something that cannot be undone. An error of `onConfirm`, a promise, is shown in it.
+export function Confirmation({ title, action, onConfirm, onClose, children }) {
+  const [error, setError] = useState(null);
+  return html`
+    <${Dialog} title=${title} onClose=${onClose}>
+      <div class="confirm">
+        <p>${children}</p>
+        <${Problem} error=${error} />
+        <p class="confirm-buttons">
+          <button type="button" onClick=${onClose}>Keep it</button>
+          <button type="button" class="danger" onClick=${() => onConfirm().catch(setError)}>${action}</button>
+        </p>
+      </div>
+    <//>`;
 }
 
 // Messages that announce what happened; screen readers read them too.

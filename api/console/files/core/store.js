@@ -1,7 +1,7 @@
 // What the service does now, fed by the event stream: one stream for each tab.
 import { may } from "./api.js";
 import { follow } from "./events.js";
-import { batch, computed, signal } from "./ui.js";
+import { batch, signal } from "./ui.js";
 
 // Jobs by id, newest first; see JobProgress in the OpenAPI page.
 export const jobs = signal(new Map());
@@ -11,9 +11,6 @@ export const fleet = signal(null);
 export const previews = signal(new Map());
 // "connecting", "live", "reconnecting", or "closed" for a caller that may not read.
 export const connection = signal("connecting");
-
-export const activeJobs = computed(() =>
-  [...jobs.value.values()].filter((job) => job.status === "in_queue" || job.status === "in_progress"));
 
 // A tab that nobody looks at holds one of the six connections that a browser makes to a host, and has workers send
 // previews. After this long it lets go, until somebody comes back to it.

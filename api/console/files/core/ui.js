@@ -1,16 +1,15 @@
 // What every view builds with: Preact's functions with tagged templates instead of JSX, and hooks for signals.
-import { Fragment, createContext, h, render } from "../vendor/preact.js";
+import { h, render } from "../vendor/preact.js";
 import {
   useCallback, useEffect, useId, useLayoutEffect, useMemo, useReducer, useRef, useState,
 } from "../vendor/preact-hooks.js";
-import { batch, computed, effect, signal } from "../vendor/signals.js";
+import { batch, effect, signal } from "../vendor/signals.js";
 import htm from "../vendor/htm.js";
 
 export const html = htm.bind(h);
 
 export {
-  Fragment, batch, computed, createContext, effect, render, signal, useCallback, useEffect, useId, useLayoutEffect,
-  useMemo, useReducer, useRef, useState,
+  batch, effect, render, signal, useCallback, useEffect, useId, useLayoutEffect, useMemo, useReducer, useRef, useState,
 };
 
 // Return a signal's value, and render the component again whenever it changes.

@@ -6,7 +6,7 @@ import { NumberField } from "./fields.js";
 const SHAPES = [[1, 1], [4, 3], [3, 4], [3, 2], [2, 3], [16, 9], [9, 16]];
 
 // Both sides are multiples of the model's divisor, which the server would round down to.
-export function sizeOf([across, down], model) {
+function sizeOf([across, down], model) {
   const side = Math.sqrt((model.default_width * model.default_height) / (across * down));
   const round = (pixels) => Math.max(1, Math.round(pixels / model.resolution_divisor)) * model.resolution_divisor;
   return { width: round(side * across), height: round(side * down) };

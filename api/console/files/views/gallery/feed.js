@@ -9,7 +9,7 @@ const PAGE = 200;
 const PAUSE_MS = 600;
 const PAUSE_MS_FOR_EACH_IMAGE = 10;
 
-export class Feed {
+class Feed {
   images = signal([]);
   // New images that are kept back while `isHeld`, so that nothing moves under the reader.
   waiting = signal([]);

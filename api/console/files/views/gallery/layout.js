@@ -1,7 +1,7 @@
 // Where each image goes: days, sections of one job or of several small ones, and justified rows.
 import { keyOf } from "../../core/image.js";
 
-export const GAP = 4;
+const GAP = 4;
 const DAY_HEIGHT = 40;
 const SECTION_HEIGHT = 32;
 const SECTION_SPACE = 12;

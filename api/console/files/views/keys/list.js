@@ -1,7 +1,7 @@
 // The API keys, newest first, and what admins do with them.
 import { caller, getJson, request, withQuery } from "../../core/api.js";
 import { formatTime } from "../../core/format.js";
-import { announce, Chip, Dialog, Problem } from "../../core/parts.js";
+import { announce, Chip, Confirmation, Problem } from "../../core/parts.js";
 import { html, useLoaded, useState, useValue } from "../../core/ui.js";
 import { KeyForm } from "./form.js";
 import { limitsText } from "./limits.js";
@@ -64,25 +64,13 @@ function KeyTable({ keys, own, onRevoke }) {
 }
 
 function Revocation({ line, onClose, onDone }) {
-  const [error, setError] = useState(null);
   const revoke = async () => {
-    try {
-      await request(`/v1/keys/${line.id}`, { method: "DELETE" });
-      announce(`The key ${line.name} is revoked.`);
-      onDone();
-    } catch (failure) {
-      setError(failure);
-    }
+    await request(`/v1/keys/${line.id}`, { method: "DELETE" });
+    announce(`The key ${line.name} is revoked.`);
+    onDone();
   };
   return html`
-    <${Dialog} title="Revoke ${line.name}?" onClose=${onClose}>
-      <div class="confirm">
-        <p>Within three seconds nobody can use it, and it cannot be given back. Its jobs go on.</p>
-        <${Problem} error=${error} />
-        <p class="confirm-buttons">
-          <button type="button" onClick=${onClose}>Keep it</button>
-          <button type="button" class="danger" onClick=${revoke}>Revoke</button>
-        </p>
-      </div>
+    <${Confirmation} title="Revoke ${line.name}?" action="Revoke" onConfirm=${revoke} onClose=${onClose}>
+      Within three seconds nobody can use it, and it cannot be given back. Its jobs go on.
     <//>`;
 }
