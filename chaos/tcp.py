@@ -36,7 +36,7 @@ class Wire:
         self._turns = itertools.count()
         self._stopped = threading.Event()
         self._listener = socket.create_server((LOOPBACK, 0))
-        self._pairs: list[tuple[socket.socket, socket.socket]] = []
+        self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._thread = threading.Thread(target=self._accept, daemon=True, name="chaos-wire")
 
     @property
@@ -57,11 +57,8 @@ class Wire:
 
     def reset(self) -> None:
         """Break every connection."""
-        while self._pairs:
-            for end in self._pairs.pop():
-                with contextlib.suppress(OSError):
-                    end.shutdown(socket.SHUT_RDWR)
-                end.close()
+        for pair in list(self._pairs):
+            _shut_down(pair)
 
     def _accept(self) -> None:
         while not self._stopped.is_set():
@@ -74,16 +71,26 @@ class Wire:
             threading.Thread(target=self._join, args=[near], daemon=True, name="chaos-wire").start()
 
     def _join(self, near: socket.socket) -> None:
-        # On a cut network no new connection can be made either.
-        self._wait_until_open()
-        far = self._connect()
-        if far is None:
-            self.refused += 1
-            near.close()
-            return
-        self._pairs.append((near, far))
-        threading.Thread(target=self._pass, args=[near, far], daemon=True, name="chaos-wire").start()
+        with near:
+            # On a cut network no new connection can be made either.
+            self._wait_until_open()
+            far = self._connect()
+            if far is None:
+                self.refused += 1
+                return
+            with far:
+                self._forward(near, far)
+
+    def _forward(self, near: socket.socket, far: socket.socket) -> None:
+        pair = (near, far)
+        self._pairs.add(pair)
+        if self._stopped.is_set():
+            _shut_down(pair)
+        out = threading.Thread(target=self._pass, args=pair, daemon=True, name="chaos-wire")
+        out.start()
         self._pass(far, near, passes=self.replies)
+        out.join()
+        self._pairs.discard(pair)
 
     def _connect(self) -> socket.socket | None:
         first = next(self._turns) % len(self._targets)
@@ -98,10 +105,15 @@ class Wire:
                 self._wait_until_open()
                 if passes is None or passes.is_set():
                     target.sendall(data)
-        for end in (source, target):
-            with contextlib.suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
+        _shut_down((source, target))
 
     def _wait_until_open(self) -> None:
         while not self.open.wait(_POLL_S) and not self._stopped.is_set():
             pass
+
+
+def _shut_down(pair: tuple[socket.socket, socket.socket]) -> None:
+    """Let both directions end, and with them the thread that closes the sockets."""
+    for end in pair:
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)

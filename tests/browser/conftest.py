@@ -39,6 +39,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.path.is_relative_to(FOLDER):
             item.add_marker(pytest.mark.browser)
+            # A page that hangs must not hold up everything else for long.
+            item.add_marker(pytest.mark.timeout(150))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -151,6 +151,27 @@ def test_ratings_and_the_winner_stay_and_the_best_goes_on(compare, expect, jobs)
     expect(page.get_by_label("Seed", exact=True)).to_have_value("8")
 
 
+# Between these presses, what the first one changed is drawn, but effects that wait for a frame have not run.
+PRESS_QUICKLY = """async (keys) => {
+  for (const key of keys) {
+    document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+    for (let turn = 0; turn < 10; turn += 1) await null;
+  }
+}"""
+
+
+def test_arrows_that_follow_each_other_within_a_frame_all_count(compare, expect):
+    page = compare()
+
+    page.evaluate(PRESS_QUICKLY, ["ArrowRight", "ArrowDown"])
+    expect(cells(page).nth(3)).to_be_focused()
+    page.evaluate("""() => { for (const key of ["ArrowLeft", "ArrowUp"])
+        document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true })); }""")
+
+    expect(cells(page).nth(0)).to_be_focused()
+    expect(page.locator(".compare-cell.is-active")).to_have_count(1)
+
+
 def test_recent_jobs_are_offered_while_nothing_is_chosen(console, jobs, open_page, expect):
     page = open_page(console.url, "#/compare")
 

@@ -345,6 +345,25 @@ def test_the_keyboard_alone_sends_a_job(console, open_page, expect):
     expect(page.get_by_role("status").filter(has_text="Accepted: 1 image.")).to_be_visible()
 
 
+def test_a_job_that_is_sent_before_the_models_are_known_waits_for_them(console, open_page, expect):
+    page = open_page(console.url)
+    held = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.reload()
+    page.get_by_label(PROMPTS).fill("a fox")
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_text("The job is sent as soon as it is here.")).to_be_visible()
+    # A change withdraws it.
+    page.get_by_label(PROMPTS).fill("a hare")
+    expect(page.get_by_text("The job is sent as soon as it is here.")).to_be_hidden()
+    page.keyboard.press("Control+Enter")
+
+    body = sent_body(page, lambda: [route.continue_() for route in held])
+
+    assert body["prompts"] == [{"prompt": "a hare"}]
+    assert len(console.api.http.get("/v1/requests").json()["data"]) == 1
+
+
 def test_the_form_is_a_sheet_on_a_phone(console, open_page, expect):
     page = open_page(console.url, viewport=PHONE)
 

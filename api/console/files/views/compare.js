@@ -66,7 +66,7 @@ function Comparison({ images: loaded, query }) {
   });
   const current = imageAt(place);
   useCompareKeys({
-    table, place, current, images: shown, zoom, setActive, turn: (step) => turn(place, step), setShowsDifference,
+    table, current, images: shown, zoom, setActive, turn: (step) => turn(place, step), setShowsDifference,
     setReference: () => { setReference(keyOf(current)); announce(`The difference is now taken from ${AGAINST[against].toLowerCase()}.`); },
   });
   const renew = (stale) => rereadImages(stale.request_id).then((read) => {

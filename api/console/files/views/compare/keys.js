@@ -9,10 +9,11 @@ export const KEYS = [
   ["R", "set the reference"], ["+ − 0", "zoom"], [", .", "other images of a cell"], ["Enter", "all parameters"],
 ];
 
-export function useCompareKeys({ table, place, current, images, zoom, setActive, turn, setShowsDifference, setReference }) {
-  const walk = (rows, columns) => () => setActive({
-    row: clamp(place.row + rows, table.rows.length), column: clamp(place.column + columns, table.columns.length),
-  });
+export function useCompareKeys({ table, current, images, zoom, setActive, turn, setShowsDifference, setReference }) {
+  // From where the step before led, which may not be drawn yet.
+  const walk = (rows, columns) => () => setActive((before) => ({
+    row: step(before.row, rows, table.rows.length), column: step(before.column, columns, table.columns.length),
+  }));
   const withImage = (act) => () => (current ? act(current) : false);
   const ratings = [1, 2, 3, 4, 5].map((rating) => [rating, withImage((image) => rate(image, rating))]);
   useKeys({
@@ -35,4 +36,5 @@ export function useCompareKeys({ table, place, current, images, zoom, setActive,
   }, []);
 }
 
-const clamp = (number, count) => Math.min(count - 1, Math.max(0, number));
+// A table that has become smaller may have left the cell outside.
+const step = (from, by, count) => Math.min(count - 1, Math.max(0, Math.min(count - 1, from) + by));

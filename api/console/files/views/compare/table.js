@@ -1,7 +1,7 @@
 // The grid: headings that stay in sight, and a cell for each pair of values.
 import { adapterText, describeImage, keyOf } from "../../core/image.js";
 import { usePicture } from "../../pictures/picture.js";
-import { html, useEffect, useRef, useValue } from "../../core/ui.js";
+import { html, useLayoutEffect, useRef, useValue } from "../../core/ui.js";
 import { labelOf } from "./dimensions.js";
 import { ratings } from "./ratings.js";
 
@@ -36,7 +36,8 @@ export function Table({ table, axes, active, imageAt, turn, otherOf, renew, show
 // The active cell has the focus once one of the cells has it, and is brought into sight.
 function useFocusFollows(grid, activeId) {
   const isFirst = useRef(true);
-  useEffect(() => {
+  // Not later: an effect that waits for a frame would take the focus back to a cell that has been left since.
+  useLayoutEffect(() => {
     if (isFirst.current) {
       isFirst.current = false;
       return;
@@ -52,7 +53,7 @@ function Cell({ images, image, isActive, other, renew, showsDifference, onActiva
   const classes = ["compare-cell", isActive && "is-active", rating.isRejected && "is-rejected", rating.isWinner && "is-winner"];
   return html`
     <div role="gridcell" class=${classes.filter(Boolean).join(" ")} tabindex=${isActive ? 0 : -1} aria-selected=${isActive}
-        aria-label=${image ? [describeImage(image), ratingText(rating)].filter(Boolean).join(", ") : "No image"} onFocus=${onActivate}
+        aria-label=${image ? [describeImage(image), ratingText(rating)].filter(Boolean).join(", ") : "No image"} onFocus=${isActive ? null : onActivate}
         onClick=${onActivate}>
       ${image
         ? html`

@@ -49,12 +49,19 @@ export function CreateForm({ onSent }) {
   const refused = answer.error && answer.body === body ? answer.error : null;
   const warnings = answer.body === body ? answer.warnings : [];
   const shown = { ...(refused ? problemsByField(refused.fields) : {}), ...problems };
-  // Without a model, the list of models is on its way.
+  // The list of models may still be on its way. What is sent meanwhile waits for it, until the draft changes.
+  const [waiting, setWaiting] = useState(null);
+  const isWaiting = waiting === fields && !body.model;
   const isReady = count > 0 && body.model && !answer.isSending && !Object.keys(problems).length && !isUploading;
 
   const submit = async (event) => {
     event?.preventDefault();
-    if (!isReady) { focusFirstProblem(form.current); return; }
+    if (!isReady) {
+      if (count > 0 && !body.model) setWaiting(fields);
+      else focusFirstProblem(form.current);
+      return;
+    }
+    setWaiting(null);
     setAnswer({ body, error: null, warnings: [], isSending: true });
     try {
       const accepted = await submitRequest(body);
@@ -66,6 +73,7 @@ export function CreateForm({ onSent }) {
       requestAnimationFrame(() => focusFirstProblem(form.current));
     }
   };
+  useEffect(() => { if (waiting === fields && body.model) submit(); }, [waiting, body.model]);
   // A question that is open has to be answered first.
   const submitByKey = (event) => (document.querySelector("dialog[open]:not(.sheet)") ? false : submit(event));
   useKeys({ "ctrl+enter": submitByKey, n: () => form.current.querySelector("textarea").focus() });
@@ -99,6 +107,7 @@ export function CreateForm({ onSent }) {
           </button>
           <button type="button" class="quiet" onClick=${clear}>Clear</button>
         </div>
+        ${isWaiting && html`<p class="field-help" role="status">The list of models is loading. The job is sent as soon as it is here.</p>`}
         <${Forecast} count=${count} now=${now} isUploading=${isUploading} />
       </div>
     </form>`;
