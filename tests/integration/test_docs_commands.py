@@ -1,0 +1,256 @@
+"""Every command of the documentation runs against a real service, or is checked as far as this host can.
+
+The service has a real Redis, the API and simulated slots; the pages of one test run in one folder, in their order. A
+command that cannot run here has a reason below. Its options are parsed all the same: those of `flux2` by the command
+itself, the targets of `make` by make, and the files that it names must exist.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import redis
+import yaml
+from api_keys import add_key
+from command_checks import check_names, check_segment, is_run
+from documents import PAGES, ROOT, SHELLS, blocks, commands, inline_commands
+from PIL import Image
+from served_api import serve
+from typer.testing import CliRunner
+
+from flux2_client.client import Client
+from shared.catalog import find_model
+from shared.cli import app
+from shared.local.data_folder import write_settings
+from shared.request import InferenceRequest, LoraItem
+from shared.settings import Settings
+from worker.model.demo_model import write_tiny_adapter
+
+#: Endings that are right: the demonstration's files stand in for those of the text.
+EXIT_CODES = {"flux2 inspect my_lora.safetensors --base flux2_klein_9b": 1}
+LORAS = {
+    "my_lora_job/my_lora.safetensors": "sks_robot",
+    "robots/sks_robot.safetensors": "sks_robot",
+    "my_edit/my_edit.safetensors": "edit",
+    "tiny/edit.safetensors": "edit",
+}
+DEMO_ADAPTERS = ROOT / "worker/model/demo_checkpoint/adapters"
+WITH_PYTHON_BLOCKS = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
+WITH_SHELL_BLOCKS = [page for page in PAGES if any(block.language in SHELLS for block in blocks(page))]
+
+
+def page_id(page):
+    return str(page.relative_to(ROOT))
+
+
+def make_environment(folder, redis_url, *, database):
+    return {
+        "FLUX2_REDIS_URL": f"{redis_url.rpartition('/')[0]}/{database}",
+        "FLUX2_STORAGE_BACKEND": "directory",
+        "FLUX2_STORAGE_DIRECTORY": str(folder / f"objects-{database}"),
+        "FLUX2_ADAPTERS_ROOT": str(folder / "adapters"),
+        "FLUX2_WORKER_LOCK_DIR": str(folder),
+        "FLUX2_WORKER_NAME": "gpu",
+        "FLUX2_WEBHOOK_SECRET": "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
+    }
+
+
+@contextmanager
+def running_slot(environment):
+    command = [sys.executable, "-m", "shared.cli", "worker", "--simulate", "1", "--simulated-step-s", "0"]
+    with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.DEVNULL) as process:
+        yield
+        process.terminate()
+
+
+@pytest.fixture(scope="module")
+def services(tmp_path_factory, redis_server, wait_until):
+    """A service without keys and with a slot, and one with keys, whose environment has a key with every role."""
+    folder = tmp_path_factory.mktemp("services")
+    for name, source in LORAS.items():
+        (folder / "adapters" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(DEMO_ADAPTERS / f"{source}.safetensors", folder / "adapters" / name)
+    write_tiny_adapter(folder / "adapters/my_lora_job/flux2_klein_4b.safetensors", model=find_model("flux2_klein_4b"))
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    opened, locked = (make_environment(folder, redis_server.url, database=number) for number in (0, 1))
+    with ExitStack() as stack:
+        stack.enter_context(running_slot(opened))
+        for environment in (opened, locked):
+            with pytest.MonkeyPatch.context() as patch:
+                for name, value in environment.items():
+                    patch.setenv(name, value)
+                served = stack.enter_context(serve(Settings(_env_file=None), wait_until))
+            environment["FLUX2_CLIENT_URL"] = served.url
+        locked["FLUX2_API_KEY"] = add_key(served.ledger, roles=("admin", "submit", "read"))
+        with Client(opened["FLUX2_CLIENT_URL"]) as client:
+            job = client.submit(
+                {"model": "flux2", "prompts": [{"prompt": "a", "width": 64, "height": 64}], "loras": []}
+            )
+            client.wait(job.request_id, timeout_s=60)
+        yield SimpleNamespace(opened=opened, locked=locked, ledger=served.ledger, job=job.request_id)
+
+
+def write_training_run(name, samples):
+    """Write what is left of a training run: its config, and the trainer's pictures of its samples."""
+    process = {"model": {"arch": "flux2"}, "sample": {"width": 64, "height": 64, "seed": 42, "samples": samples}}
+    Path(f"{name}.yaml").write_text(yaml.safe_dump({"config": {"name": name, "process": [process]}}))
+    folder = Path(f"output/{name}/samples")
+    folder.mkdir(parents=True)
+    for index in range(len(samples)):
+        Image.new("RGB", (64, 64), "teal").save(folder / f"1700000000000__000000500_{index}.jpg")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, services):
+    """A folder with the files that the documentation names; it is no checkout, so that what is written stays in it."""
+    work, home, bindir = (tmp_path / name for name in ("work", "home", "bin"))
+    for new in (work, work / "adapters", work / ".flux2", home / "copied/control", bindir):
+        new.mkdir(parents=True)
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("HOME", str(home))
+    (bindir / "flux2").symlink_to(Path(sys.executable).parent / "flux2")
+    monkeypatch.setenv("PATH", f"{bindir}{os.pathsep}{os.environ['PATH']}")
+    for name in ("photo.jpg", "house1.jpg", "demo-output/batch-2.png", f"{home}/copied/control/house1.jpg"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (128, 96), "teal").save(name)
+    for name, source in {"my_lora": "sks_robot", "robot": "neon"}.items():
+        shutil.copyfile(DEMO_ADAPTERS / f"{source}.safetensors", f"{name}.safetensors")
+    write_training_run("my_lora", [{"prompt": "[trigger] a photo"}, {"prompt": "a tree"}])
+    write_training_run("my_edit", [{"prompt": "make it blue", "ctrl_img": f"{home}/copied/control/house1.jpg"}])
+    Path("request.json").write_text('{"model": "flux2", "prompts": [{"prompt": "a"}], "loras": []}')
+    # What `flux2 up` would leave here.
+    write_settings(work / ".flux2", services.opened)
+    return work
+
+
+def run(command, environment, names):
+    text = command.text.replace(".venv/bin/flux2", "flux2")
+    text = re.sub(r"\b(127\.0\.0\.1|localhost):8000\b", environment["FLUX2_CLIENT_URL"].removeprefix("http://"), text)
+    for name, value in names.items():
+        text = text.replace(name, value)
+    [segment, *others] = command.segments()
+    if segment[0] == "make":
+        # Says what it would do.
+        text = f"make --directory {ROOT} --dry-run {shlex.join(segment[1:])}"
+    elif segment[0] == "flux2" and not others and not re.search(r"[$*~<>|]", text):
+        # In this process, which has imported everything.
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            done = CliRunner().invoke(app, shlex.split(text.replace("\\\n", " "), comments=True)[1:])
+        fault = repr(done.exception) if done.exception else ""
+        return done.exit_code, f"{done.output}\n{fault}"
+    script = f'curl() {{ command curl --fail-with-body --max-time 60 "$@"; }}\n{text}'
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(autouse=True)
+def nothing_waits_afterwards(services):
+    """Cancel what no slot renders, such as jobs for another model: `flux2 doctor` would report it."""
+    yield
+    with Client(services.opened["FLUX2_CLIENT_URL"]) as client:
+        for job in client.requests(status="queued"):
+            client.cancel(job.request_id)
+
+
+@pytest.fixture
+def names(services, folder):
+    """What stands in for the examples of the text: a finished job, the digest of a file, and an active key."""
+    key = add_key(services.ledger, tenant="studio")
+    return {
+        "8f0c...": services.job,
+        "5af74d065dae09b5fff3d3acc48390012d66422bedefccb56f0825cb7dec6062": hashlib.sha256(
+            (folder / "my_lora.safetensors").read_bytes()
+        ).hexdigest(),
+        "3f0a9c21b7de": key.split("_")[1],
+    }
+
+
+@pytest.mark.parametrize("page", WITH_SHELL_BLOCKS, ids=page_id)
+def test_every_command_of_a_page_runs_or_is_parsed(page, services, names, monkeypatch):
+    for block in blocks(page):
+        if block.language not in SHELLS:
+            continue
+        for command in commands(block):
+            if is_run(command):
+                is_locked = re.search(r"FLUX2_API_KEY|flux2 keys", command.text)
+                environment = services.locked if is_locked else services.opened
+                code, output = run(command, environment, names)
+                assert code == EXIT_CODES.get(command.text, 0), f"{command.place}: {command.text}\n{output}"
+            else:
+                for segment in command.segments():
+                    check_segment(segment, command.place, monkeypatch)
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON_BLOCKS, ids=page_id)
+def test_every_program_of_a_page_runs(page, services, folder, monkeypatch, capsys):
+    for name, value in services.opened.items():
+        monkeypatch.setenv(name, value)
+    for block in blocks(page):
+        if block.language == "python":
+            text = block.text.replace("http://127.0.0.1:8000", services.opened["FLUX2_CLIENT_URL"])
+            exec(compile(text, block.place, "exec"), {"__name__": "__main__"})
+            assert capsys.readouterr().out, f"{block.place} prints nothing"
+
+
+def test_every_block_has_a_language():
+    known = {*SHELLS, "python", "json", "yaml", "toml", "ini", "text", "mermaid"}
+
+    assert {
+        block.place: block.language for page in PAGES for block in blocks(page) if block.language not in known
+    } == {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_data_in_a_page_is_sound_and_each_request_fits_its_schema(page):
+    for block in blocks(page):
+        if block.language == "yaml":
+            # Events alone: a part of a file may name an anchor of the rest.
+            list(yaml.parse(block.text))
+        elif block.language == "toml":
+            tomllib.loads(block.text)
+        elif block.language == "json":
+            for data in read_json(block.text):
+                if "prompts" in data:
+                    InferenceRequest.model_validate(data)
+                elif "path" in data and not {"event", "size_bytes"} & data.keys():
+                    LoraItem.model_validate(data)
+
+
+def read_json(text):
+    """Read an object, one of its fields, or an object on each line."""
+    try:
+        return [json.loads(text if text.startswith("{") else f"{{{text}}}")]
+    except json.JSONDecodeError:
+        return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_commands_in_running_text_exist_with_their_options(page):
+    makefile = (ROOT / "Makefile").read_text()
+    for line, (program, *words) in inline_commands(page):
+        place = f"{page_id(page)}:{line}"
+        if program == "make":
+            assert re.search(f"^{words[0]}:", makefile, re.MULTILINE), f"{place}: there is no target {words[0]}"
+        else:
+            check_names(words, place)
