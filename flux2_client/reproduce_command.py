@@ -15,22 +15,30 @@ def reproduce(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", dir_okay=False, help="File to save the second rendering in.")
     ] = None,
+    trust: Annotated[
+        Path | None,
+        typer.Option(help="PEM file of authorities: one of their certificates must have signed the image."),
+    ] = None,
     as_json: Json = False,
     url: Url = None,
     profile: Profile = None,
     api_key: ApiKey = None,
 ) -> None:
-    """Render an image again from the parameters in its file. Exit code 1 if a pixel differs, with the likely causes."""
+    """Render an image again from the parameters in its file. Exit code 1 if pixels differ or a signature is broken."""
+    from dataclasses import asdict
+
     from flux2_client.profiles import find_target
     from flux2_client.replay import replay_client
     from flux2_client.report import print_json
     from flux2_client.reproduction import reproduce as render_again
     from shared.console import LineConsole
     from shared.outputs import write_file
+    from shared.provenance.signature import is_accepted, read_trusted
 
+    trusted = read_trusted(trust) if trust else None
     console = LineConsole(stderr=as_json)
     with replay_client(console, find_target(url, profile, api_key)) as client:
-        found = render_again(client, image)
+        found = render_again(client, image, trusted=trusted)
     if output is not None:
         write_file(output, found.data)
     if as_json:
@@ -44,9 +52,12 @@ def reproduce(
                 # Infinite for equal images, which JSON cannot say.
                 "psnr_db": None if found.is_identical else found.similarity.psnr_db,
                 "causes": list(found.causes),
+                "signature": asdict(found.signature) if found.signature else None,
             }
         )
     else:
         console.print_line(found.describe())
-    if not found.is_identical:
+        if trust and found.signature is None:
+            console.print_line("signature: none")
+    if not found.is_identical or not is_accepted(found.signature, trusted_only=trust is not None):
         raise typer.Exit(1)

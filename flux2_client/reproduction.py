@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from flux2_client.client import Client, Image
 from flux2_client.similarity import Similarity, compare_images
 from shared.errors import ReproductionFailed
 from shared.image_parameters import read_parameters
+from shared.provenance.signature import Signature, read_signature
 from shared.request import REFERENCE_FIELDS
 
 _OF_REQUEST: Final = ("model", "engine", "adapter_mode", "output_format")
@@ -76,12 +77,14 @@ class Reproduction:
         request_id: the job that rendered the second.
         data: its file.
         causes: what differs between the pipelines, if a pixel differs.
+        signature: that of the first file, or None if it has none.
     """
 
     request_id: str
     data: bytes
     similarity: Similarity
     causes: tuple[str, ...]
+    signature: Signature | None = None
 
     @property
     def is_identical(self) -> bool:
@@ -89,6 +92,10 @@ class Reproduction:
 
     def describe(self) -> str:
         """Return the result for people, with the causes of a difference that are known."""
+        signature = [f"signature: {self.signature.describe()}"] if self.signature else []
+        return "\n".join([self._describe_pixels(), *signature])
+
+    def _describe_pixels(self) -> str:
         found = self.similarity
         if self.is_identical:
             return f"identical: all {found.values:,} pixel values are the same"
@@ -102,8 +109,11 @@ class Reproduction:
         )
 
 
-def reproduce(client: Client, path: Path) -> Reproduction:
+def reproduce(client: Client, path: Path, *, trusted: str | None = None) -> Reproduction:
     """Render the image of a file again and compare both.
+
+    Args:
+        trusted: see `read_signature`.
 
     Raises:
         ReproductionFailed: the file has no parameters, or the job did not succeed.
@@ -115,7 +125,8 @@ def reproduce(client: Client, path: Path) -> Reproduction:
     if status.status != "succeeded":
         raise ReproductionFailed(f"request {job.request_id} {status.status}: {status.error or 'no reason is known'}")
     [image] = client.result(job.request_id).images
-    return _compare(path.read_bytes(), image, parameters)
+    before = path.read_bytes()
+    return replace(_compare(before, image, parameters), signature=read_signature(before, trusted=trusted))
 
 
 def _compare(before: bytes, image: Image, parameters: Mapping[str, Any]) -> Reproduction:

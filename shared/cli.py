@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from shared import cache_commands, commands, key_commands
+from shared import cache_commands, commands, key_commands, provenance_commands
 from shared.errors import Flux2Error
 from shared.extras import report_missing_modules
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.add_typer(commands.app)
 app.add_typer(cache_commands.app, name="cache")
 app.add_typer(key_commands.app, name="keys")
+app.add_typer(report_missing_modules(provenance_commands.app, extra="provenance"), name="provenance")
 
 
 def _print_version(wanted: bool) -> None:

@@ -22,6 +22,7 @@ from shared.ledger.connection import MIN_REDIS
 from shared.ledger.server import read_server
 from shared.model_places import require_model
 from shared.plurals import counted
+from shared.provenance.check import check_provenance
 from shared.settings import Settings
 from shared.sources.cache_folder import CacheFolder
 from shared.storage_check import check_storage
@@ -33,13 +34,14 @@ _MAX_REAP_DELAY_S = 10.0
 
 
 def run_checks(settings: Settings) -> Iterator[Finding]:
-    """Check Redis, the clock, workers, queues, leases, webhooks, wake-ups, storage, adapter sources and weights."""
+    """Check Redis, the clock, workers, queues, leases, webhooks, wake-ups, storage, sources, weights and signatures."""
     yield from _ledger(settings)
     for name, check in (
         ("storage", partial(check_storage, settings)),
         ("adapters", partial(_adapters, settings)),
         ("sources", lambda: [_sources(settings)]),
         ("model", partial(_model, settings)),
+        ("provenance", partial(check_provenance, settings.provenance)),
     ):
         yield from run_check(name, check)
 

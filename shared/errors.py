@@ -82,6 +82,9 @@
     - WebhooksDisabled           no secret is set, so no webhooks are sent
     - UnsafeAddress              the API would listen for other hosts, and nobody would need a key
     - GoldensError               the folder holds no usable golden files
+    - SignatureUnreadable        an image, or the certificates to trust, cannot be read to check its signature
+    - SignerUnusable             images cannot be signed with the configured certificate; raised at start
+  + SigningFailed                one image could not be signed; it is stored without a signature
 
 Codes in capitals mean an error in the request and use the reference API's words; codes in lower case are ours.
 `api.errors` alone maps these classes to HTTP.
@@ -785,3 +788,22 @@ class GoldensError(CommandError):
     """The folder holds no usable golden files, or no case matches the filter; raised before any case runs."""
 
     code = "goldens_error"
+
+
+class SignerUnusable(CommandError):
+    """Images cannot be signed with the configured certificate and key; raised before a worker loads its model."""
+
+    code = "signer_unusable"
+
+
+class SignatureUnreadable(CommandError):
+    """An image, or the certificates to trust, cannot be read to check its signature."""
+
+    code = "signature_unreadable"
+
+
+class SigningFailed(Flux2Error):
+    """One image could not be signed; its pixels are fine, so it is stored without a signature."""
+
+    code = "signing_failed"
+    implicates_device = False

@@ -116,6 +116,7 @@ GigabytesOrZero = Annotated[float, Field(ge=0, le=10**6)]
 
 #: A path whose `~` is the home folder.
 Folder = Annotated[Path, AfterValidator(lambda path: Path(_expand_home(str(path))))]
+File = Folder
 #: A folder, whose `~` is the home folder, or a repository id of the hub.
 FolderOrRepository = Annotated[str, AfterValidator(_expand_home)]
 KeyPrefix = Annotated[str, AfterValidator(_check_key_prefix)]

@@ -23,6 +23,7 @@ from shared.setting_types import (
     Count,
     CountOrZero,
     Days,
+    File,
     Folder,
     FolderOrRepository,
     Gigabytes,
@@ -470,6 +471,41 @@ class PriceSettings(_Section):
         return self
 
 
+class ProvenanceSettings(_Section):
+    """Signatures in image files (C2PA), which name their origin and show whether they were changed."""
+
+    certificate: File | None = Field(
+        None,
+        description="PEM file of the certificate with which workers sign images, then of its issuers, without the "
+        "root. Needs the extra `provenance`. Default: images are not signed.",
+    )
+    key: File | None = Field(
+        None,
+        description="PEM file of the private key of `FLUX2_PROVENANCE_CERTIFICATE`, without a passphrase; only "
+        "workers read it.",
+    )
+    algorithm: Literal["es256", "es384", "es512", "ps256", "ps384", "ps512", "ed25519"] | None = Field(
+        None,
+        description="Algorithm of the signatures: `es256`, `es384`, `es512`, `ps256`, `ps384`, `ps512` or `ed25519`. "
+        "Default: the one of the key, and `ps256` for RSA.",
+    )
+
+    @property
+    def is_set(self) -> bool:
+        """Whether images are signed."""
+        return self.certificate is not None
+
+    @model_validator(mode="after")
+    def _certificate_and_key_belong_together(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            given, missing = ("CERTIFICATE", "KEY") if self.certificate else ("KEY", "CERTIFICATE")
+            raise ValueError(
+                f"FLUX2_PROVENANCE_{given} is set without FLUX2_PROVENANCE_{missing}; set both to sign images, or "
+                "neither"
+            )
+        return self
+
+
 class LogSettings(_Section):
     """Logs on standard error."""
 
@@ -522,6 +558,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     webhook: WebhookSettings = WebhookSettings()
     price: PriceSettings = PriceSettings()
+    provenance: ProvenanceSettings = ProvenanceSettings()
     log: LogSettings = LogSettings()
     trace: TraceSettings = TraceSettings()
     hf_token: Token | None = Field(

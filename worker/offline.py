@@ -21,6 +21,7 @@ from shared.errors import InvalidRequest
 from shared.job import Engine
 from shared.model_places import check_model_places
 from shared.outputs import make_output_folder
+from shared.provenance.signer import ImageSigner, open_signer
 from shared.references import LoadReference
 from shared.request import InferenceRequest
 from shared.request_references import RequestReferences
@@ -29,7 +30,7 @@ from shared.settings import Settings
 from shared.sources.source import LocalFile, parse_source
 from shared.sources.sources import Sources
 from worker.checkpoint.hub_cache import require_cached_model
-from worker.consumer import image_file
+from worker.consumer import image_file, signing
 from worker.consumer.adapter_files import ItemFiles, open_adapter_files
 from worker.offline_references import OfflineIntake
 
@@ -58,6 +59,7 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
 
     Raises:
         OutputRefused: `output` cannot be created.
+        MissingExtra, SignerUnusable: see `open_signer`.
         RequestError: the API would refuse the request too.
         RunError, CheckpointError: see `worker.rendering.renderer` and `worker.model.load`.
     """
@@ -78,6 +80,7 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
     references, of_references = RequestReferences(intake, deadline=deadline).take(request.prompts)
     check_model_places(settings.model)
     require_cached_model(settings.model)
+    signer = open_signer(settings.provenance)
     make_output_folder(output)
     renderer, layers = _load(settings, request.engine, intake.load)
     # Against the layers of the loaded model, as the API does with the layers that a worker reports.
@@ -94,7 +97,7 @@ def render_request(text: bytes, output: Path, settings: Settings) -> Iterator[Sa
             rendered = renderer.render(files.spec, files.paths, on_progress=lambda progress: None)
         for warning in rendered.warnings:
             logger.warning("the image has a warning", extra={"index": index, "warning": warning})
-        yield _save(rendered, files, index, output)
+        yield _save(rendered, files, index, output, signer)
 
 
 def _load(
@@ -138,7 +141,9 @@ def _check_model(request: InferenceRequest, settings: Settings) -> Model:
     return model
 
 
-def _save(rendered: RenderedImage, files: ItemFiles, index: int, output: Path) -> SavedImage:
+def _save(
+    rendered: RenderedImage, files: ItemFiles, index: int, output: Path, signer: ImageSigner | None
+) -> SavedImage:
     spec = files.spec
     timings = {**files.timings, **rendered.timings}
     # The same parameters as in an image that a worker stores.
@@ -146,8 +151,9 @@ def _save(rendered: RenderedImage, files: ItemFiles, index: int, output: Path) -
         spec, rendered.pipeline, adapters=rendered.adapters, references=rendered.references, index=index
     )
     file = output / f"{index}.{spec.output_format}"
-    file.write_bytes(image_file.encode(rendered.image, spec.output_format, report))
+    data, warnings = signing.sign(signer, image_file.encode(rendered.image, spec.output_format, report), spec)
+    file.write_bytes(data)
     adapters = [adapter.model_dump(mode="json") for adapter in rendered.adapters]
     tokens = rendered.tokens.model_dump(mode="json")
-    about = {"adapters": adapters, "timings": timings, "tokens": tokens, "warnings": list(rendered.warnings)}
+    about = {"adapters": adapters, "timings": timings, "tokens": tokens, "warnings": [*rendered.warnings, *warnings]}
     return SavedImage(file, {**report, **about})

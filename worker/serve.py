@@ -12,6 +12,7 @@ import torch
 from shared.celery_app import make_celery
 from shared.ledger import Ledger
 from shared.log_context import slot_context
+from shared.provenance.signer import open_signer
 from shared.settings import Settings
 from shared.storage import ObjectStore, open_store
 from shared.storage_check import require_storage
@@ -44,6 +45,7 @@ def serve(settings: Settings) -> None:
         ServerFailed: another worker on this host has the slot's name, or this Redis has simulated slots.
         LedgerUnavailable, StorageUnavailable: Redis or the object store does not answer at the start, or refuses this
             user.
+        MissingExtra, SignerUnusable: see `open_signer`.
         CheckpointError: the base model cannot be loaded.
     """
     devices = pick_devices(settings.worker.device)
@@ -60,6 +62,7 @@ def serve(settings: Settings) -> None:
 
 
 def _open(settings: Settings, name: str, devices: Sequence[torch.device], opened: ExitStack) -> Worker:
+    signer = open_signer(settings.provenance)
     ledger = Ledger.connect(settings.redis.url, settings.queue, timeout_s=_LEDGER_TIMEOUT_S)
     store = open_store(settings)
     # Checked before minutes of loading, and before any item could fail because of them.
@@ -94,6 +97,7 @@ def _open(settings: Settings, name: str, devices: Sequence[torch.device], opened
         probe=partial(probe, devices[0]),
         uploader=BackgroundUploader(),
         tracer=tracer,
+        signer=signer,
     )
 
 

@@ -30,16 +30,18 @@ def configured_variables() -> dict[str, str]:
 
 
 def inherited_environment(settings: Settings) -> dict[str, str]:
-    """Return the variables of `.env` and of the caller, with absolute folders; the caller's variables win."""
+    """Return the variables of `.env` and of the caller, with absolute paths; the caller's variables win."""
     variables = {name: value for name, value in configured_variables().items() if name.upper() != _CLIENT_KEY}
-    folders = {
+    paths = {
         "FLUX2_WORKER_LOCK_DIR": settings.worker.lock_dir,
         "FLUX2_WORKER_HEALTH_DIR": settings.worker.health_dir,
+        "FLUX2_PROVENANCE_CERTIFICATE": settings.provenance.certificate,
+        "FLUX2_PROVENANCE_KEY": settings.provenance.key,
         "AI_TOOLKIT_PATH": settings.ai_toolkit_path,
     }
     return {
         **variables,
-        **{name: str(path.absolute()) for name, path in folders.items() if path},
+        **{name: str(path.absolute()) for name, path in paths.items() if path},
     }
 
 

@@ -1,6 +1,7 @@
 """One item from its wake-up to its end: real ledger, real S3, the tiny model in this process."""
 
 import contextlib
+import hashlib
 import io
 import itertools
 import queue
@@ -34,7 +35,10 @@ from shared.ledger import Ledger, keys
 from shared.ledger.usage_rows import Usage
 from shared.ledger.workers import OUTAGE_REPORT_MS
 from shared.metrics.tally import PROCESS
-from shared.settings import ModelSettings
+from shared.provenance.local_certificate import write_local_certificate
+from shared.provenance.signature import has_signature, read_signature
+from shared.provenance.signer import open_signer
+from shared.settings import ModelSettings, ProvenanceSettings
 from shared.sources.cache import FileCache
 from shared.sources.remote_file import Pin
 from worker.consumer import device_faults, image_file, item_run
@@ -139,6 +143,23 @@ def test_a_small_copy_of_an_image_is_stored_next_to_it(worker):
         with Image.open(io.BytesIO(worker.store.get(result.key))) as image:
             difference = ImageChops.difference(thumbnail.convert("RGB"), image.resize((320, 160)))
     assert max(ImageStat.Stat(difference).mean) < 10
+
+
+@pytest.mark.parametrize("fmt", ["png", "jpeg", "webp"])
+def test_a_worker_with_a_certificate_signs_images_but_no_thumbnails(worker, tmp_path, fmt):
+    made = write_local_certificate(tmp_path / "certificate", name="a studio", days=1)
+    signer = open_signer(ProvenanceSettings(certificate=made.certificate, key=made.key))
+    job_id = accept(worker, output_format=fmt)
+
+    run_next(replace(worker, signer=signer))
+
+    result = item(worker, job_id).result
+    image = worker.store.get(result.key)
+    signature = read_signature(image, trusted=made.authority.read_text())
+    assert (signature.state, signature.signer) == ("trusted", "a studio")
+    assert (result.sha256, result.size_bytes) == (hashlib.sha256(image).hexdigest(), len(image))
+    assert not has_signature(worker.store.get(result.thumbnail_key))
+    assert result.warnings == ()
 
 
 @pytest.mark.parametrize("fails", ["to be made", "to be stored"])

@@ -99,6 +99,7 @@ def test_every_file_that_is_not_python_is_package_data():
         ("client", ["flux2_client.client", "flux2_client.demo", "flux2_client.replay"]),
         ("api", ["api.app", "uvicorn", "flux2_client.replay"]),
         ("worker", ["worker.consumer.consumer", "worker.consumer.host_locks", "worker.consumer.image_file"]),
+        ("provenance", ["shared.provenance.signer", "shared.provenance.local_certificate", "c2pa", "PIL.Image"]),
     ],
 )
 def test_an_extra_installs_what_its_part_imports(extra, modules):
@@ -123,6 +124,8 @@ def test_a_module_that_needs_an_extra_cannot_be_imported_without_it():
         (["replay", "pyproject.toml"], "client"),
         (["demo", "--output", "{folder}"], "client"),
         (["up", "--data", "{folder}"], "api"),
+        (["provenance", "certificate", "{folder}"], "provenance"),
+        (["provenance", "show", "pyproject.toml"], "provenance"),
     ],
 )
 def test_a_command_whose_extra_is_missing_says_in_one_line_which_to_install(command, extra, tmp_path):

@@ -218,15 +218,19 @@ def test_a_demonstration_ignores_the_callers_configuration(monkeypatch, tmp_path
     assert environment["FLUX2_MODEL_PRECISION"] == "fp32"
 
 
-def test_relative_folders_are_made_absolute_for_the_processes(monkeypatch, tmp_path):
+def test_relative_paths_are_made_absolute_for_the_processes(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLUX2_WORKER_LOCK_DIR", "locks")
     monkeypatch.setenv("AI_TOOLKIT_PATH", "../ai-toolkit")
+    monkeypatch.setenv("FLUX2_PROVENANCE_CERTIFICATE", "certificate.pem")
+    monkeypatch.setenv("FLUX2_PROVENANCE_KEY", "key.pem")
 
     environment = Stack(tmp_path / "data", Settings()).environment()
 
     assert environment["FLUX2_WORKER_LOCK_DIR"] == str(tmp_path / "locks")
     assert environment["AI_TOOLKIT_PATH"] == str(tmp_path / "../ai-toolkit")
+    assert environment["FLUX2_PROVENANCE_CERTIFICATE"] == str(tmp_path / "certificate.pem")
+    assert environment["FLUX2_PROVENANCE_KEY"] == str(tmp_path / "key.pem")
 
 
 def test_another_server_on_the_apis_port_is_refused(tmp_path):

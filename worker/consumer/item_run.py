@@ -28,7 +28,7 @@ from shared.errors import (
 from shared.job import ItemError, ItemResult, Progress
 from shared.ledger import Claim
 from shared.log_context import leave_item
-from worker.consumer import device_faults, image_file, storage_outage
+from worker.consumer import device_faults, image_file, signing, storage_outage
 from worker.consumer.adapter_files import ItemFiles
 from worker.consumer.background import STEP_TO_PREPARE
 from worker.consumer.custody import Custody, Owner
@@ -260,6 +260,7 @@ class ItemRun:
             request_id=claim.job_id,
         )
         data = image_file.encode(rendered.image, spec.output_format, parameters)
+        data, warnings = signing.sign(self._worker.signer, data, spec)
         thumbnail = self._encode_thumbnail(rendered.image)
         encoded = time.perf_counter()
 
@@ -285,7 +286,7 @@ class ItemRun:
             size_bytes=len(data),
             timings={stage: round(seconds, 4) for stage, seconds in timings.items()},
             tokens=rendered.tokens,
-            warnings=rendered.warnings,
+            warnings=(*rendered.warnings, *warnings),
             references=rendered.references,
             thumbnail=stored_thumbnail,
             adapters=rendered.adapters,

@@ -15,6 +15,7 @@ from shared.celery_app import send_wakeups
 from shared.errors import Flux2Error, LedgerUnavailable, OutOfMemory
 from shared.job import ItemError, large_pool
 from shared.ledger import Claim, Ledger
+from shared.provenance.signer import ImageSigner
 from shared.settings import Settings
 from shared.storage import ObjectStore
 from shared.tracing import NO_TRACER, Tracer
@@ -42,6 +43,7 @@ class Worker:
         prefetcher: prepares the next item.
         adapter_files: finds or downloads the adapters of items.
         tracer: traces the items.
+        signer: signs images; None if they are not signed.
         exit_process: exits without waiting for other threads; only `process_end.end_process` calls it.
     """
 
@@ -59,6 +61,7 @@ class Worker:
     prefetcher: Prefetcher = field(default_factory=Prefetcher)
     exit_process: Callable[[int], NoReturn] = os._exit
     tracer: Tracer = NO_TRACER
+    signer: ImageSigner | None = None
 
     # A lost wake-up costs time only: the audit sends it again.
 

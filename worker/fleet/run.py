@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import sys
 
+from shared.provenance.signer import open_signer
 from shared.settings import Settings
 from worker.fleet.gpus import choose_gpus, count_gpus, group_gpus
 from worker.fleet.slot_process import SlotProcess
@@ -38,6 +39,8 @@ def run_simulated_slots(settings: Settings, count: int, *, step_s: float) -> int
 
 
 def _supervise(settings: Settings, slots: list[SlotProcess]) -> int:
+    # One message here, instead of one from each slot at each of its restarts.
+    open_signer(settings.provenance)
     return Supervisor(slots, drain_s=settings.worker.drain_s, health_dir=settings.worker.health_dir).run()
 
 

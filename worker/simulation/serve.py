@@ -6,6 +6,7 @@ from shared.celery_app import make_celery
 from shared.job import ENGINES, FEATURES
 from shared.ledger import Ledger
 from shared.log_context import slot_context
+from shared.provenance.signer import open_signer
 from shared.settings import Settings
 from shared.storage import open_store
 from shared.storage_check import require_storage
@@ -36,6 +37,7 @@ def serve_simulated(settings: Settings, *, step_s: float) -> None:
         ServerFailed: another worker on this host has the slot's name, or slots of this Redis render.
         LedgerUnavailable, StorageUnavailable: Redis or the object store does not answer at the start, or refuses this
             user.
+        MissingExtra, SignerUnusable: see `open_signer`.
     """
     name = slot_name(settings.worker.name, SIMULATED)
     with slot_context(name), slot_lock(name, redis_url=settings.redis.url.text, folder=settings.worker.lock_dir):
@@ -43,6 +45,7 @@ def serve_simulated(settings: Settings, *, step_s: float) -> None:
 
 
 def _open(settings: Settings, name: str, step_s: float) -> Worker:
+    signer = open_signer(settings.provenance)
     ledger = Ledger.connect(settings.redis.url, settings.queue, timeout_s=_LEDGER_TIMEOUT_S)
     store = open_store(settings)
     ledger.ping()
@@ -72,4 +75,5 @@ def _open(settings: Settings, name: str, step_s: float) -> Worker:
         adapter_files=open_adapter_files(settings),
         uploader=BackgroundUploader(),
         tracer=make_tracer(settings.trace, service="flux2-worker", instance=name),
+        signer=signer,
     )
