@@ -70,6 +70,19 @@ def test_what_differs_becomes_rows_and_columns_that_the_address_can_change(compa
     assert "only-seed=8" in page.url
 
 
+def test_presets_and_noise_levels_are_compared_too(console, open_page, expect):
+    prompts = [{"prompt": "a disc", "seed": 7, "sample_steps": None}]
+    few = [{**prompts[0], "sigmas": [1.0, 0.6]}, *prompts]
+    jobs = [submit_images(console.api.http, few), submit_images(console.api.http, prompts, preset="turbo")]
+    console.finish_queued()
+
+    page = open_page(console.url, f"#/compare?requests={','.join(jobs)}&rows=preset&columns=noise")
+
+    expect(page.get_by_role("rowheader")).to_have_text(["no preset", "preset turbo"])
+    expect(page.get_by_role("columnheader").nth(1)).to_have_text("AI Toolkit's levels")
+    expect(page.get_by_role("columnheader").nth(2)).to_have_text("levels 1, 0.6")
+
+
 @pytest.mark.parametrize("theme", THEMES)
 def test_the_grid_has_no_serious_fault(theme, compare, axe):
     page = compare(color_scheme=theme)

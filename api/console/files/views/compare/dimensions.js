@@ -24,6 +24,11 @@ export const DIMENSIONS = {
   seed: { name: "Seed", valueOf: (image) => String(image.seed ?? ""), labelOf: (value) => value && `seed ${value}` },
   size: { name: "Size", valueOf: (image) => `${image.width} × ${image.height}` },
   steps: { name: "Steps", valueOf: (image) => String(image.sample_steps ?? ""), labelOf: (value) => value && `${value} steps` },
+  noise: {
+    name: "Noise levels", valueOf: (image) => image.sigmas?.join(", ") ?? "",
+    labelOf: (value) => (value ? `levels ${value}` : "AI Toolkit's levels"),
+  },
+  preset: { name: "Preset", valueOf: (image) => image.preset ?? "", labelOf: (value) => (value ? `preset ${value}` : "no preset") },
   guidance: { name: "Guidance", valueOf: (image) => String(image.guidance_scale ?? ""), labelOf: (value) => value && `guidance ${value}` },
   engine: { name: "Engine", valueOf: (image) => image.pipeline.engine },
   request: { name: "Job", valueOf: (image) => image.request_id, labelOf: (value) => `job ${value.slice(0, 8)}` },
