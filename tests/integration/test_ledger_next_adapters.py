@@ -123,9 +123,10 @@ def test_entries_of_slots_that_an_earlier_version_removed_or_runs_are_dropped(le
     ledger.redis.zrem(keys.SLOTS, "gpu-0")
     ledger.redis.zadd(keys.SLOTS, {"gpu-1": ledger.now_ms() + 1})
 
-    # The first claim of a process looks at two entries.
-    accept(ledger, spec("bb"))
-    claim(ledger, "gpu-2")
+    # One claim of so many looks at two entries of each index.
+    for _ in range(6):
+        accept(ledger, spec("bb"))
+        claim(ledger, "gpu-2")
 
     assert ledger.redis.hgetall(NEXT) == {"gpu-2": spec("bb").adapter_key}
     counts = ledger.redis.hgetall(COUNTS)

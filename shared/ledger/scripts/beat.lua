@@ -12,10 +12,11 @@
 -- Returns the number of slots
 local now = now_ms()
 
--- In one of 50 scripts Redis collects Lua's garbage, which doubles the time of that script: the 99th percentile of claims.
--- With Lua's default (200) a step of it collects twice as much as with this one, and the memory in use is no smaller.
+-- In one of 50 scripts Redis has Lua collect garbage, which doubled the time of that script: the 99th percentile of claims.
+-- With this value, such a step does an eighth of the work that it does with Lua's default (200), and scripts collect the
+-- rest while they allocate; Lua takes 0.7 MB instead of 0.4.
 -- Here, because Redis forgets it when it restarts. Without the function, nothing is set.
-pcall(function() collectgarbage('setstepmul', 100) end)
+pcall(function() collectgarbage('setstepmul', 25) end)
 
 -- Write the fields that changed: most heartbeats repeat the last one, and each write goes to the disk.
 local function store_report(key, report)

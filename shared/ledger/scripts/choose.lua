@@ -16,7 +16,7 @@ local OWN_ADAPTERS = short_adapters(args.warm)
 
 -- How many lanes of a share are compared: some at first, because one of them suits a small fleet, and then the others.
 -- Beyond that the oldest lane is chosen, warm elsewhere or not.
-local LANES_AT_FIRST, LANES_COMPARED = 8, 32
+local LANES_AT_FIRST, LANES_COMPARED = 8, 16
 
 -- Whether one list of numbers sorts before another of the same length.
 local function precedes(one, other)

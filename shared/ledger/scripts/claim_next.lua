@@ -65,17 +65,27 @@ local function check_turns(pool, claimed_share)
   end
 end
 
-local function check_adapters()
+local function check_warm_of_slots()
   for _, slot in ipairs(redis.call('ZRANDMEMBER', SLOTS, 2)) do
     set_adapters(WARM, slot, redis.call('HGET', slot_key(slot), 'warm') or nil)
   end
+end
+
+local function check_warm()
   for _, slot in ipairs(redis.call('HRANDFIELD', WARM, 2)) do
     if not redis.call('ZSCORE', SLOTS, slot) then set_adapters(WARM, slot, nil) end
   end
+end
+
+local function check_next()
   for _, slot in ipairs(redis.call('HRANDFIELD', NEXT_ADAPTERS, 2)) do
     if not keeps_indexes(slot) then set_adapters(NEXT_ADAPTERS, slot, nil) end
   end
 end
+
+-- In turn, and not with each claim: with thousands of slots one of them takes a twentieth of a claim.
+local CHECKS = {[1] = check_warm_of_slots, [3] = check_warm, [5] = check_next}
+local CLAIMS_BETWEEN_CHECKS = 6
 
 local record = read_hash(claims)
 if record.boot == args.boot and tonumber(record.number) >= args.number then
@@ -124,8 +134,8 @@ update_turns(pool, tenant)
 record_claim(id, record)
 forget_served(pool)
 check_turns(pool, share_of(lane))
--- Less often: with thousands of slots it takes a tenth of the claim.
-if args.number % 4 == 1 then check_adapters() end
+local check = CHECKS[args.number % CLAIMS_BETWEEN_CHECKS]
+if check then check() end
 set_adapters(NEXT_ADAPTERS, args.slot, adapters_of(lane))
 move(id, job, 'queued', 'running', now)
 return {id, fence + 1, attempt + 1, spec_texts(id, whole), queued_ms, now, pool, why, redis.call('ZCARD', SLOTS),
