@@ -9,6 +9,7 @@ import typer
 
 from flux2_client import adapter_commands, job_commands, webhook_commands
 from flux2_client.compare_command import compare
+from flux2_client.mcp_command import mcp
 from flux2_client.options import ApiKey, Profile, Url
 from flux2_client.reproduce_command import reproduce
 from flux2_client.submit_command import submit
@@ -27,6 +28,7 @@ app.command("list")(job_commands.list_jobs)
 app.command()(reproduce)
 app.command()(top)
 app.command()(usage)
+app.command()(mcp)
 app.add_typer(adapter_commands.app, name="adapters")
 app.add_typer(webhook_commands.app, name="webhooks")
 

@@ -48,7 +48,7 @@ def find_local_images(request: Mapping[str, Any]) -> LocalImages:
     paths: dict[str, Path] = {}
     digests: dict[str, str] = {}
     for text in dict.fromkeys(text for prompt in request["prompts"] for text in reference_texts(prompt)):
-        if _is_elsewhere(text):
+        if is_elsewhere(text):
             continue
         path = Path(text)
         if not _is_file(path):
@@ -99,7 +99,8 @@ def _replace(request: Mapping[str, Any], uploads: Mapping[str, str]) -> dict[str
     return {**request, "prompts": prompts}
 
 
-def _is_elsewhere(text: str) -> bool:
+def is_elsewhere(text: str) -> bool:
+    """Whether a text that names a reference image is an address, and no file of this host."""
     return bool(_ADDRESS.match(text)) and not _is_file(Path(text))
 
 

@@ -21,11 +21,13 @@ NOT_RUN = {
     "render": "loads a model; tests/integration/test_render_command.py runs it",
     "verify": "computes for minutes; tests/unit/test_worker_verify.py runs its cases",
     "api": SERVES,
+    "mcp": SERVES,
     "worker": SERVES,
     "top": "shows the fleet until q is pressed",
 }
 #: Other programs that do not run here, and why.
 FOREIGN = {
+    "claude": "needs Claude Code",
     "docker": "needs Docker",
     "git": "needs another host",
     "kubectl": "needs a cluster",

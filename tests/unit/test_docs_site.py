@@ -21,6 +21,7 @@ HOSTS = {
     "huggingface.co",
     "keda.sh",
     "keepachangelog.com",
+    "modelcontextprotocol.io",
     "www.standardwebhooks.com",
 }
 

@@ -97,6 +97,7 @@ def test_every_file_that_is_not_python_is_package_data():
     [
         ("", ["shared.cli", "shared.local.stack", "api.commands", "flux2_client.commands", "worker.commands"]),
         ("client", ["flux2_client.client", "flux2_client.demo", "flux2_client.replay"]),
+        ("mcp", ["flux2_client.mcp_server"]),
         ("api", ["api.app", "uvicorn", "flux2_client.replay"]),
         ("worker", ["worker.consumer.consumer", "worker.consumer.host_locks", "worker.consumer.image_file"]),
         ("provenance", ["shared.provenance.signer", "shared.provenance.local_certificate", "c2pa", "PIL.Image"]),
@@ -123,6 +124,7 @@ def test_a_module_that_needs_an_extra_cannot_be_imported_without_it():
         (["verify", "tests/goldens"], "worker"),
         (["replay", "pyproject.toml"], "client"),
         (["demo", "--output", "{folder}"], "client"),
+        (["mcp"], "mcp"),
         (["up", "--data", "{folder}"], "api"),
         (["provenance", "certificate", "{folder}"], "provenance"),
         (["provenance", "show", "pyproject.toml"], "provenance"),
