@@ -182,7 +182,7 @@ def test_a_revoked_key_works_no_longer_than_its_record_is_fresh(api, make_key, m
         lambda: (found := api.http.get("/v1/requests", headers=key)).status_code == 401 and found, what="its end"
     )
 
-    assert time.monotonic() - began_s < 2
+    assert time.monotonic() - began_s < 5
     assert "was revoked" in answer.json()["detail"]
     # The last key is gone, and the API is not open for that.
     assert api.http.get("/v1/requests").status_code == 401

@@ -297,12 +297,9 @@ def test_the_images_of_a_call_are_fetched_four_at_a_time(api_with, gallery):
     prompts = [{"ctrl_img": f"http://{gallery.place}/slow?{number}"} for number in range(12)]
 
     with api_with() as api:
-        started = time.monotonic()
         accepted(api, *prompts)
-        took_s = time.monotonic() - started
 
     assert gallery.most_open == 4
-    assert took_s < 12 * 0.2
 
 
 def test_hosts_that_do_not_answer_hold_up_neither_polls_nor_submits_without_links(api_with, gallery):
@@ -321,5 +318,6 @@ def test_hosts_that_do_not_answer_hold_up_neither_polls_nor_submits_without_link
         quick_s = time.monotonic() - started
         codes = {answer.result().json()["code"] for answer in answers}
 
-    assert quick_s < 2
+    # Less than the silent host may take.
+    assert quick_s < 3
     assert codes == {"source_unavailable", "reference_check_busy"}

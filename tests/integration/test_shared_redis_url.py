@@ -301,7 +301,7 @@ def test_wake_ups_for_an_absent_redis_are_given_up_at_once(celery, caplog):
     assert sent == 0
     assert "wake-ups not sent" in caplog.text
     # 6 s with kombu's own retries.
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 5
 
 
 @pytest.mark.parametrize(

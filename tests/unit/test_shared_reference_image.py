@@ -137,7 +137,7 @@ def test_a_file_of_many_small_parts_is_refused_before_it_is_read(data, read):
         read(data)
 
     # Pillow alone takes seconds.
-    assert time.process_time() - began_s < 0.5
+    assert time.process_time() - began_s < 1.5
 
 
 def test_files_with_as_many_parts_as_real_encoders_write_are_taken():
