@@ -39,6 +39,7 @@ from api.routes import (
     pages,
     replays,
     requests,
+    sweeps,
     uploads,
     usage,
 )
@@ -73,6 +74,7 @@ _TAGS: list[dict[str, Any]] = [
     {"name": "inference", "description": "Submit a job: prompts, adapters and parameters."},
     {"name": "openai", "description": "OpenAI's interface for images, for programs that are written for it."},
     {"name": "replays", "description": "Submit the jobs that reproduce a training run's sample previews."},
+    {"name": "sweeps", "description": "Render every combination of checkpoints, multipliers, seeds and prompts."},
     {"name": "requests", "description": "Follow, fetch, cancel and list jobs."},
     {"name": "adapters", "description": "Inspect an adapter file before using it; upload, list and delete files."},
     {"name": "references", "description": "Upload reference images, which prompts then name."},
@@ -146,7 +148,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(StalledStreams)
     add_doors(app, settings, services.ledger, tracer=services.tracer)
     install_error_handlers(app)
-    of_jobs = (inference, requests, archives, events, gallery, replays, openai_images)
+    of_jobs = (inference, requests, archives, events, gallery, replays, sweeps, openai_images)
     for routes in (*of_jobs, adapters, uploads, images, models, fleet, usage, keys, caller):
         app.include_router(routes.router, responses=DOOR_PROBLEMS)
     app.include_router(health.router)

@@ -10,7 +10,7 @@ from api.schemas.job_result import Image, ImageAdapter, ImageLine, ImageReferenc
 from api.status_view import WIRE_STATUS, first_error
 from api.timestamps import format_ms, format_ms_or_none, format_time
 from shared.job import ItemResult, SpecReport, State
-from shared.ledger import JobView
+from shared.ledger import ItemView, JobView
 from shared.ledger.views import FinishedImage
 from shared.references import reference_key
 
@@ -31,11 +31,8 @@ class NoUrls:
 def result_view(job: JobView, store: UrlSource, *, url_ttl_s: int) -> Result:
     """Describe the finished images of a job, also of a canceled or failed one."""
     preset = job.record.get("preset")
-    images = [
-        Image(**_image_fields(item.index, item.spec, item.result, store, preset=preset, url_ttl_s=url_ttl_s))
-        for item in job.items
-        if item.result is not None
-    ]
+    found = (image_view(item, store, preset=preset, url_ttl_s=url_ttl_s) for item in job.items)
+    images = [image for image in found if image is not None]
     return Result(
         request_id=job.job_id,
         status=WIRE_STATUS[job.state],
@@ -54,6 +51,13 @@ def result_view(job: JobView, store: UrlSource, *, url_ttl_s: int) -> Result:
             },
         },
     )
+
+
+def image_view(item: ItemView, store: UrlSource, *, preset: str | None, url_ttl_s: int) -> Image | None:
+    """Describe an image; None if it is not finished."""
+    if item.result is None:
+        return None
+    return Image(**_image_fields(item.index, item.spec, item.result, store, preset=preset, url_ttl_s=url_ttl_s))
 
 
 def image_line_view(image: FinishedImage, store: UrlSource, *, url_ttl_s: int) -> ImageLine:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from fastapi import BackgroundTasks
 from pydantic import BaseModel
@@ -71,19 +73,30 @@ def prepare_job(
         The job to store; for a repeated key and hash, the job that was accepted before.
 
     Raises:
+        RequestError, KeyForbids: see `resolve_job`.
+        LedgerUnavailable: Redis does not answer.
+    """
+    # First: a repeat must return its job even if an adapter file has been deleted or a worker has stopped since.
+    if idempotency_key:
+        repeat = services.ledger.find_repeat(idempotency_key, tenant=caller.tenant, body_hash=body_hash)
+        if repeat is not None:
+            return repeat
+    job = resolve_job(services, body, caller=caller, cache=cache or open_cache(services, caller))
+    return replace(job, idempotency_key=idempotency_key, body_hash=body_hash)
+
+
+def resolve_job(services: Services, body: InferenceRequest, *, caller: Caller, cache: SubmitCache) -> Submission:
+    """Validate and resolve a request; return a job that can be stored, without an Idempotency-Key.
+
+    Raises:
         RequestError: the request cannot be served.
         KeyForbids: the caller's key does not allow it.
         LedgerUnavailable: Redis does not answer.
     """
     settings, ledger = services.settings, services.ledger
-    # First: a repeat must return its job even if an adapter file has been deleted or a worker has stopped since.
-    repeat = ledger.find_repeat(idempotency_key, tenant=caller.tenant, body_hash=body_hash) if idempotency_key else None
-    if repeat is not None:
-        return repeat
     model = _check_fields(body, settings)
     check_kind(caller, model, body.engine)
     body = body.model_copy(update={"loras": permitted_loras(body.loras, caller, settings.adapters)})
-    cache = cache or open_cache(services, caller)
     base = cache.base_model(model)
     adapters = cache.adapters(body.loras, model)
     items = resolve_items(body, model, [adapter.ref for adapter in adapters])
@@ -112,8 +125,6 @@ def prepare_job(
         record={"warnings": warnings, **({"preset": body.preset} if body.preset else {})},
         tenant=caller.tenant,
         priority=body.priority,
-        idempotency_key=idempotency_key,
-        body_hash=body_hash,
         webhook_url=body.webhook_url or "",
         webhook_events=body.webhook_events or (),
         key_id=caller.key_id,
@@ -152,11 +163,18 @@ def store_jobs(
     with services.tracer.span("accept", jobs=len(new), images=sum(len(job.items) for job in new)):
         accepted = services.ledger.accept_all(new, key=key_use(caller)) if new else []
     stored = dict(zip((job.job_id for job in new), accepted, strict=True))
-    for job in new:
-        # A call with the same key at the same time may have stored the job first, and woken its workers.
-        if not stored[job.job_id].is_repeat:
-            background.add_task(send_wakeups, services.celery, job.pool, count=len(job.items))
+    # A call with the same key at the same time may have stored a job first, and woken its workers.
+    wake_workers(services, [job for job in new if not stored[job.job_id].is_repeat], background)
     return [stored[job.job_id] if isinstance(job, Submission) else job for job in jobs]
+
+
+def wake_workers(services: Services, jobs: Iterable[Submission], background: BackgroundTasks) -> None:
+    """Send a wake-up for each image of the jobs after the answer has been sent."""
+    counts: Counter[str] = Counter()
+    for job in jobs:
+        counts[job.pool] += len(job.items)
+    for pool, count in counts.items():
+        background.add_task(send_wakeups, services.celery, pool, count=count)
 
 
 def hash_body(body: BaseModel) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Hashable, Sequence
 from functools import cached_property
 
 from shared.adapters.remote import RemoteAdapters, call_deadline
-from shared.adapters.validate import ValidAdapter, validate_adapters
+from shared.adapters.validate import ValidAdapter, naming_lora, validate_adapter
 from shared.catalog import Model
 from shared.ledger import Ledger
 from shared.ledger.slot_kinds import SlotKind
@@ -34,7 +34,7 @@ class SubmitCache:
         self._remote_until = call_deadline()
         self.references = RequestReferences(intake, deadline=self._remote_until)
         self._bases: dict[str, BaseModelInfo | None] = {}
-        self._adapters: dict[tuple[Hashable, ...], list[ValidAdapter]] = {}
+        self._adapters: dict[tuple[Hashable, ...], ValidAdapter] = {}
 
     @cached_property
     def slot_kinds(self) -> Collection[SlotKind]:
@@ -46,21 +46,25 @@ class SubmitCache:
         return self._bases[model.id]
 
     def adapters(self, loras: Sequence[LoraItem], model: Model) -> list[ValidAdapter]:
-        """Validate the adapter files of a job; see `validate_adapters` for its errors."""
-        key = model.id, *((lora.path, lora.sha256, lora.ignored_parts) for lora in loras)
+        """Validate the adapter files of a job, each of which is read once; see `validate_adapters` for its errors."""
+        adapters = []
+        for index, lora in enumerate(loras):
+            with naming_lora(index):
+                adapters.append(self._adapter(lora, model))
+        return adapters
+
+    def _adapter(self, lora: LoraItem, model: Model) -> ValidAdapter:
+        key = model.id, lora.path, lora.sha256, lora.ignored_parts
         if key not in self._adapters:
             base = self.base_model(model)
-            layers = base.layers if base else None
-            self._adapters[key] = validate_adapters(
-                loras,
+            self._adapters[key] = validate_adapter(
+                lora,
                 model,
-                layers=layers,
+                layers=base.layers if base else None,
                 settings=self._settings,
                 remote=self._remote,
                 deadline=self._remote_until,
             )
-        # The files are the same, the multipliers may differ.
-        return [
-            ValidAdapter(adapter.ref.model_copy(update={"multiplier": lora.multiplier}), adapter.warnings)
-            for adapter, lora in zip(self._adapters[key], loras, strict=True)
-        ]
+        # The file is the same, the multiplier may differ.
+        ref, warnings = self._adapters[key]
+        return ValidAdapter(ref.model_copy(update={"multiplier": lora.multiplier}), warnings)

@@ -84,14 +84,15 @@ def _amounts(usage: Usage, prices: PriceSettings) -> dict[str, Any]:
         "gpu_s": usage.gpu_ms / 1000,
         "wasted_gpu_s": usage.wasted_gpu_ms / 1000,
     }
-    return amounts | ({"cost": _text(_cost(usage, prices))} if prices.is_set else {})
+    return amounts | ({"cost": price_of(usage, prices)} if prices.is_set else {})
 
 
-def _cost(usage: Usage, prices: PriceSettings) -> Decimal:
+def price_of(usage: Usage, prices: PriceSettings) -> str:
+    """Return the price of what was used, as a decimal number."""
     by_time = (prices.gpu_hour or 0) * Decimal(usage.gpu_ms) / 3_600_000
     by_image = (prices.image or 0) * Decimal(usage.images)
     by_step = (prices.megapixel_step or 0) * Decimal(usage.pixel_steps) / 1_000_000
-    return by_time + by_image + by_step
+    return _text(by_time + by_image + by_step)
 
 
 def _text(amount: Decimal) -> str:

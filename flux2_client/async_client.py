@@ -35,6 +35,11 @@ from flux2_client.models import (
     Result,
     Slot,
     Status,
+    Sweep,
+    SweepEstimate,
+    SweepLine,
+    SweepResult,
+    SweepStatus,
     UploadedAdapter,
     UploadedImage,
     Usage,
@@ -134,6 +139,24 @@ class AsyncClient:
         page_size: int = 50,
     ) -> AsyncIterator[JobLine]:
         return self._iterate(self._protocol.requests(status=status, model=model, tenant=tenant, page_size=page_size))
+
+    async def submit_sweep(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Sweep:
+        return await self._run(self._protocol.submit_sweep(body, idempotency_key=idempotency_key))
+
+    async def estimate_sweep(self, body: Mapping[str, Any]) -> SweepEstimate:
+        return await self._run(self._protocol.estimate_sweep(body))
+
+    async def sweep_status(self, sweep_id: str) -> SweepStatus:
+        return await self._run(self._protocol.sweep_status(sweep_id))
+
+    async def sweep_result(self, sweep_id: str, *, page_size: int = 500) -> SweepResult[AsyncImage]:
+        return await self._run(self._protocol.sweep_result(sweep_id, page_size=page_size))
+
+    async def cancel_sweep(self, sweep_id: str) -> SweepStatus:
+        return await self._run(self._protocol.cancel_sweep(sweep_id))
+
+    def sweeps(self, *, tenant: str | None = None, page_size: int = 50) -> AsyncIterator[SweepLine]:
+        return self._iterate(self._protocol.sweeps(tenant=tenant, page_size=page_size))
 
     async def wait(
         self,

@@ -33,6 +33,11 @@ from flux2_client.models import (
     Result,
     Slot,
     Status,
+    Sweep,
+    SweepEstimate,
+    SweepLine,
+    SweepResult,
+    SweepStatus,
     UploadedAdapter,
     UploadedImage,
     Usage,
@@ -186,6 +191,34 @@ class Client:
             tenant: only jobs of this tenant; a key without the role admin may name its own alone.
         """
         return self._iterate(self._protocol.requests(status=status, model=model, tenant=tenant, page_size=page_size))
+
+    def submit_sweep(self, body: Mapping[str, Any], *, idempotency_key: str | None = None) -> Sweep:
+        """Submit a sweep: every combination of checkpoints, multipliers, seeds, prompts and other parameters.
+
+        Args:
+            body: the body of `POST /v1/sweeps`.
+            idempotency_key: as in `submit`.
+        """
+        return self._run(self._protocol.submit_sweep(body, idempotency_key=idempotency_key))
+
+    def estimate_sweep(self, body: Mapping[str, Any]) -> SweepEstimate:
+        """Return what a sweep would take, without submitting it; its files are not read."""
+        return self._run(self._protocol.estimate_sweep(body))
+
+    def sweep_status(self, sweep_id: str) -> SweepStatus:
+        return self._run(self._protocol.sweep_status(sweep_id))
+
+    def sweep_result(self, sweep_id: str, *, page_size: int = 500) -> SweepResult[Image]:
+        """Return all images of a sweep, finished or not, with fresh URLs; pages are read one after the other."""
+        return self._run(self._protocol.sweep_result(sweep_id, page_size=page_size))
+
+    def cancel_sweep(self, sweep_id: str) -> SweepStatus:
+        """Cancel the unfinished images of a sweep; return the sweep's status."""
+        return self._run(self._protocol.cancel_sweep(sweep_id))
+
+    def sweeps(self, *, tenant: str | None = None, page_size: int = 50) -> Iterator[SweepLine]:
+        """Iterate over the sweeps, newest first; `tenant` as in `requests`."""
+        return self._iterate(self._protocol.sweeps(tenant=tenant, page_size=page_size))
 
     def wait(
         self,

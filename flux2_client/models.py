@@ -260,6 +260,127 @@ class Result(Answer, Generic[ImageT]):
         return self.outputs.images if self.outputs else ()
 
 
+class SweepJob(Answer):
+    """One job of a sweep: images with the same adapters; `multiplier` is None for the base model."""
+
+    request_id: str
+    checkpoint: str | None = None
+    multiplier: float | None = None
+
+
+class SweepJobStatus(SweepJob):
+    """The state of one job of a sweep."""
+
+    status: str
+
+
+class Sweep(Answer):
+    """An accepted sweep."""
+
+    sweep_id: str
+    status: str = "queued"
+    images: int
+    jobs: tuple[SweepJob, ...]
+    status_url: str
+    result_url: str
+    cancel_url: str
+    created_at: str
+    warnings: tuple[str, ...] = ()
+
+
+class SweepEstimate(Answer):
+    """What a sweep would take; what is not known yet is None."""
+
+    images: int
+    jobs: int
+    adapter_lists: int
+    pixel_steps: int
+    megapixel_steps: float
+    gpu_s: float | None = None
+    eta_s: float | None = None
+    eta_range_s: tuple[float, float] | None = None
+    price: str | None = None
+    currency: str | None = None
+
+
+class SweepLine(Answer):
+    """One sweep in the listing; `counts` has its images by state."""
+
+    sweep_id: str
+    status: str
+    model: str
+    images: int
+    counts: dict[str, int]
+    progress: float
+    created_at: str
+    started_at: str | None = None
+    finished_at: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        return self.status in FINAL_STATES
+
+
+class SweepStatus(SweepLine):
+    """The state of a sweep and of each of its jobs."""
+
+    eta_s: float | None = None
+    eta_range_s: tuple[float, float] | None = None
+    jobs: tuple[SweepJobStatus, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class SweepAxis(Answer):
+    """One axis of a sweep, with the values that its images have."""
+
+    name: str
+    values: tuple[str | float | int | None, ...]
+
+
+class SweepCell(Answer, Generic[ImageT]):
+    """One image of a sweep, and its values of the axes; `image` is None while it is not finished."""
+
+    checkpoint: str | None = None
+    multiplier: float | None = None
+    seed: int
+    prompt: int
+    size: str
+    steps: int
+    guidance_scale: float
+    request_id: str
+    index: int
+    status: str
+    image: ImageT | None = None
+    error: ImageError | None = None
+
+
+class SweepPage(Answer, Generic[ImageT]):
+    """One page of a sweep's images."""
+
+    sweep_id: str
+    status: str
+    model: str
+    axes: tuple[SweepAxis, ...]
+    cells: tuple[SweepCell[ImageT], ...]
+    has_more: bool
+    next_cursor: str | None
+
+
+class SweepResult(Answer, Generic[ImageT]):
+    """All images of a sweep, finished or not; the last axis of the order, the seed, varies fastest."""
+
+    sweep_id: str
+    status: str
+    model: str
+    axes: tuple[SweepAxis, ...]
+    cells: tuple[SweepCell[ImageT], ...]
+
+    @property
+    def images(self) -> tuple[ImageT, ...]:
+        """The images that are finished so far."""
+        return tuple(cell.image for cell in self.cells if cell.image is not None)
+
+
 class Preset(Answer):
     """Values by name, for what the prompts of a request leave open; None for those that it does not give."""
 
@@ -293,6 +414,8 @@ class Limits(Answer):
     """Limits of one submit, which the API's operator sets."""
 
     max_prompts: int = 1000
+    max_sweep_images: int = 5000
+    max_sweep_jobs: int = 500
     max_body_bytes: int = 4 * 1024**2
     max_values: int | None = None
     max_reference_images: int = 100

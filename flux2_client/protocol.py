@@ -48,6 +48,13 @@ from flux2_client.models import (
     Result,
     Slot,
     Status,
+    Sweep,
+    SweepCell,
+    SweepEstimate,
+    SweepLine,
+    SweepPage,
+    SweepResult,
+    SweepStatus,
     UploadedAdapter,
     UploadedImage,
     Usage,
@@ -126,6 +133,40 @@ class Protocol(Generic[ImageT]):
         self, *, status: str | None, model: str | None, tenant: str | None, page_size: int
     ) -> Listing[JobLine]:
         return self._list(Page[JobLine], "/v1/requests", status=status, model=model, tenant=tenant, limit=page_size)
+
+    def submit_sweep(self, body: Mapping[str, Any], *, idempotency_key: str | None) -> Steps[Sweep]:
+        return self._submit(Sweep, "/v1/sweeps", body, idempotency_key=idempotency_key)
+
+    def estimate_sweep(self, body: Mapping[str, Any]) -> Steps[SweepEstimate]:
+        headers = {"Content-Type": "application/json"}
+        return self._call(SweepEstimate, Call("POST", "/v1/sweeps/estimate", body=_encode(body), headers=headers))
+
+    def sweep_status(self, sweep_id: str) -> Steps[SweepStatus]:
+        return self._call(SweepStatus, Call("GET", _sweep_path(sweep_id, "status")))
+
+    def sweep_result(self, sweep_id: str, *, page_size: int) -> Steps[SweepResult[ImageT]]:
+        kind: Any = self._image_type
+        cells: list[SweepCell[ImageT]] = []
+        cursor: str | None = None
+        while True:
+            call = Call("GET", _sweep_path(sweep_id, "result"), params=_params(limit=page_size, cursor=cursor))
+            page = yield from self._call(SweepPage[kind], call)
+            for cell in page.cells:
+                if cell.image is not None:
+                    cell.image.bind(self._owner, request_id=cell.request_id)
+            cells += page.cells
+            cursor = page.next_cursor
+            if not page.has_more:
+                # The state as of the last page: a sweep that had ended then had all of these images.
+                return SweepResult[kind](
+                    sweep_id=page.sweep_id, status=page.status, model=page.model, axes=page.axes, cells=tuple(cells)
+                )
+
+    def cancel_sweep(self, sweep_id: str) -> Steps[SweepStatus]:
+        return self._call(SweepStatus, Call("POST", _sweep_path(sweep_id, "cancel")))
+
+    def sweeps(self, *, tenant: str | None, page_size: int) -> Listing[SweepLine]:
+        return self._list(Page[SweepLine], "/v1/sweeps", tenant=tenant, limit=page_size)
 
     def models(self) -> Steps[ModelList]:
         return self._call(ModelList, Call("GET", "/v1/models"))
@@ -321,8 +362,18 @@ def _request_path(request_id: str, verb: str) -> str:
     # An empty variable of a shell, or a folder of the URL, would name another path.
     if not request_id.strip("."):
         raise ApiError(f"{request_id!r} is no id of a job; `flux2 list` shows the ids")
-    # Quoted, so that no id can name another path.
-    return f"/v1/requests/{quote(request_id, safe='', errors='replace')}/{verb}"
+    return f"/v1/requests/{_quote_id(request_id)}/{verb}"
+
+
+def _sweep_path(sweep_id: str, verb: str) -> str:
+    if not sweep_id.strip("."):
+        raise ApiError(f"{sweep_id!r} is no id of a sweep; GET /v1/sweeps lists the ids")
+    return f"/v1/sweeps/{_quote_id(sweep_id)}/{verb}"
+
+
+def _quote_id(text: str) -> str:
+    # So that no id can name another path.
+    return quote(text, safe="", errors="replace")
 
 
 def _upload_path(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Keep jobs going when processes die: reap expired leases, audit wake-ups and sweep old jobs.
+"""Keep jobs going when processes die: reap expired leases, audit wake-ups and forget old jobs.
 
 Every API process and every worker runs a caretaker, so no job depends on a single process.
 """
@@ -36,7 +36,7 @@ _DROPS_PER_AUDIT = 50_000
 
 
 class Caretaker(threading.Thread):
-    """Reaps and looks at deadlines each `reap_s`; audits and sweeps each `audit_s` while it leads.
+    """Reaps and looks at deadlines each `reap_s`; audits and forgets old jobs each `audit_s` while it leads.
 
     The leader audits every pool, also those that no worker serves.
 
@@ -124,7 +124,7 @@ class Caretaker(threading.Thread):
         # One leader: two audits at once would both send the wake-ups that are missing.
         self._leads = self._ledger.wakeups.try_lead_audit(self._holder)
         if self._leads:
-            self._perform(self.audit, self._ledger.sweep, self._ledger.index_tenants)
+            self._perform(self.audit, self._ledger.forget_ended, self._ledger.index_tenants)
         for kind in AUDIT_KINDS[1:]:
             if self._ledger.wakeups.try_lead_audit(self._holder, kind):
                 self._leads = True

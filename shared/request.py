@@ -30,6 +30,14 @@ Text = Annotated[str, Field(max_length=MAX_TEXT), AfterValidator(_refuse_nul), W
 #: The longest deadline of a job: 30 days.
 MAX_DEADLINE_S: Final = 30 * 86_400
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+ModelId = Annotated[
+    str,
+    Field(
+        description="Id of the model, from `GET /v1/models`.",
+        examples=["flux2"],
+        json_schema_extra={"enum": list(MODELS)},
+    ),
+]
 
 #: Bounds of an image's width and height in pixels.
 MIN_SIDE, MAX_SIDE = 64, 4096
@@ -226,11 +234,7 @@ class InferenceRequest(StrictModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [EXAMPLE_REQUEST], "not": _FAST_AND_LIVE})
 
-    model: str = Field(
-        description="Id of the model, from `GET /v1/models`.",
-        examples=["flux2"],
-        json_schema_extra={"enum": list(MODELS)},
-    )
+    model: ModelId
     prompts: Annotated[list[PromptItem], Field(min_length=1)] = Field(description="The images to render.")
     loras: Loras = Field(description="Adapters, merged in order. Pass an empty list to render with the base model.")
     trigger_word: Text | None = Field(None, description="Replaces `[trigger]` in every prompt.")

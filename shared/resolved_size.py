@@ -14,18 +14,21 @@ from shared.request import InferenceRequest
 from shared.resolve import TRIGGER
 
 
-def check_resolved_size(requests: Sequence[InferenceRequest], *, max_bytes: int, field: str | None = None) -> None:
+def check_resolved_size(
+    requests: Sequence[InferenceRequest], *, max_bytes: int, field: str | None = None, copies: int = 1
+) -> None:
     """Refuse the requests of one call if their resolved prompts and negative prompts are too large together.
 
     Args:
         max_bytes: most bytes of UTF-8.
+        copies: number of images that each prompt gives.
         field: JSON path of these texts in the call, for the error; None names the prompt that passes the bound.
 
     Raises:
         InvalidRequest: names the size and the bound.
         ModelNotFound: see `find_model`.
     """
-    sizes = [size for request in requests for size in _resolved_bytes(request, find_model(request.model))]
+    sizes = [copies * size for request in requests for size in _resolved_bytes(request, find_model(request.model))]
     check_sizes(sizes, max_bytes=max_bytes, field=field)
 
 

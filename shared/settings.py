@@ -372,6 +372,11 @@ class ApiSettings(_Section):
     max_prompts: Count = Field(
         1000, description="Number of prompts that one request, or samples that one replay, may have."
     )
+    max_sweep_images: Count = Field(5000, description="Number of images that one sweep may have.")
+    max_sweep_jobs: Count = Field(
+        500,
+        description="Number of jobs that one sweep may have: one for each combination of checkpoint and multiplier.",
+    )
     openai_wait_s: Seconds = Field(
         580.0,
         description="Longest time in seconds that a call of OpenAI's interface (`/v1/images/generations` and "

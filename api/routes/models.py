@@ -47,6 +47,8 @@ def list_models(services: ServicesDep, _caller: Reader) -> ModelList:
         data=[OpenAIModel(id=line.id, owned_by=line.base_model.partition("/")[0]) for line in lines],
         limits=Limits(
             max_prompts=max_prompts,
+            max_sweep_images=limits.max_sweep_images,
+            max_sweep_jobs=limits.max_sweep_jobs,
             max_body_bytes=limits.max_body_bytes,
             max_values=most_values(limits.max_prompts),
             max_reference_images=references.max_images,

@@ -6,6 +6,7 @@ The worker finds the faults that only the tensors' values show, such as a non-fi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -49,31 +50,58 @@ def validate_adapters(
     remote: RemoteAdapters | None = None,
     deadline: float | None = None,
 ) -> list[ValidAdapter]:
-    """Return each adapter of a request with what the job's caller should know about it.
-
-    Args:
-        layers: (out, in) of the base model's linear layers; None checks each file without comparing layers.
-        remote: reads files of remote sources; None refuses them.
-        deadline: time on the monotonic clock until which remote sources may answer. Default: see `call_deadline`.
+    """Return each adapter of a request with what the job's caller should know about it; see `validate_adapter`.
 
     Raises:
         AdapterNotFound, AdapterRefused: `field` names the entry of `loras`, the message the key at fault.
         SourceUnavailable, AdapterCheckBusy: see `RemoteAdapters.read`.
     """
-    adapters = []
     deadline = call_deadline() if deadline is None else deadline
+    adapters = []
     for index, lora in enumerate(loras):
-        try:
-            found = _find(lora, settings, remote, deadline)
-            layout = parse_layout(found.header, config=found.config, alphas=found.alphas, ignore=lora.ignored_parts)
-            check_fits_base(layout, layers, model=model.id)
-            ref = found.ref.model_copy(update={"peft_config": deciding_config(layout, found.config)})
-            warnings = adapter_warnings(layout, model, path=ref.path, ignore=frozenset(ref.ignore))
-            adapters.append(ValidAdapter(ref, tuple(warnings)))
-        except RequestError as error:
-            error.field = f"loras[{index}].path"
-            raise
+        with naming_lora(index):
+            adapters.append(
+                validate_adapter(lora, model, layers=layers, settings=settings, remote=remote, deadline=deadline)
+            )
     return adapters
+
+
+@contextmanager
+def naming_lora(index: int) -> Iterator[None]:
+    """Name an entry of `loras` in errors about its file."""
+    try:
+        yield
+    except RequestError as error:
+        error.field = f"loras[{index}].path"
+        raise
+
+
+def validate_adapter(
+    lora: LoraItem,
+    model: Model,
+    *,
+    layers: Mapping[str, tuple[int, int]] | None,
+    settings: AdaptersSettings,
+    remote: RemoteAdapters | None,
+    deadline: float,
+) -> ValidAdapter:
+    """Return one adapter of a request.
+
+    Args:
+        layers: (out, in) of the base model's linear layers; None checks the file without comparing layers.
+        remote: reads files of remote sources; None refuses them.
+        deadline: time on the monotonic clock until which remote sources may answer.
+
+    Raises:
+        AdapterNotFound, AdapterRefused: the message names the key at fault.
+        SourceUnavailable, AdapterCheckBusy: see `RemoteAdapters.read`.
+    """
+    found = _find(lora, settings, remote, deadline)
+    layout = parse_layout(found.header, config=found.config, alphas=found.alphas, ignore=lora.ignored_parts)
+    check_fits_base(layout, layers, model=model.id)
+    ref = found.ref.model_copy(update={"peft_config": deciding_config(layout, found.config)})
+    warnings = adapter_warnings(layout, model, path=ref.path, ignore=frozenset(ref.ignore))
+    return ValidAdapter(ref, tuple(warnings))
 
 
 class _Found(NamedTuple):

@@ -125,3 +125,40 @@ class AcceptedJob:
     def from_stored(cls, job_id: str, *, is_repeat: bool, accepted_ms: str, record: str) -> Self:
         """Build the answer from the fields of the job's hash."""
         return cls(job_id=job_id, is_repeat=is_repeat, accepted_ms=int(accepted_ms), record=json.loads(record))
+
+
+@dataclass(frozen=True)
+class SweepSubmission:
+    """A sweep that can be stored with its jobs, which have no Idempotency-Keys of their own.
+
+    Attributes:
+        record: JSON text that the API reads later.
+        idempotency_key, body_hash: as in `Submission`.
+    """
+
+    sweep_id: str
+    model: str
+    record: str
+    tenant: str = "default"
+    idempotency_key: str = ""
+    body_hash: str = ""
+
+    def arguments(self, jobs: Sequence[Submission]) -> dict[str, Any]:
+        """Return the sweep of these jobs as `accept.lua` reads it."""
+        return {
+            "id": self.sweep_id,
+            "model": self.model,
+            "tenant": self.tenant,
+            "record": self.record,
+            "jobs": json.dumps([job.job_id for job in jobs]),
+            "body_hash": self.body_hash,
+            **({"idempotency_key": self.idempotency_key} if self.idempotency_key else {}),
+        }
+
+
+@dataclass(frozen=True)
+class AcceptedSweep:
+    """A sweep that is stored; `is_repeat` as in `AcceptedJob`."""
+
+    sweep_id: str
+    is_repeat: bool

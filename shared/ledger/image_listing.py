@@ -167,7 +167,7 @@ class ImageListing:
         for span in spans:
             tenant, record = next(replies)
             preset = json.loads(record).get("preset") if record else None
-            # A pipeline may answer while a sweep forgets the job.
+            # A pipeline may answer while the job is forgotten.
             items = [next(replies) for _ in range(span.start, span.stop)]
             texts = JobTexts.read([next(replies), next(replies), next(replies)])
             for index, values in enumerate(items, start=span.start):

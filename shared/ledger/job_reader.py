@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from shared.job import ItemError, ItemResult, Progress, SpecReport, State, StepsReport
 from shared.keys.record import DEFAULT_TENANT
 from shared.ledger import keys
+from shared.ledger.bulk_reads import read_each
 from shared.ledger.connection import Client
 from shared.ledger.job_texts import JobTexts
 from shared.ledger.outlook import Forecaster, Outlook
@@ -49,7 +50,7 @@ def read_job(
             pipe.hgetall(keys.item(f"{job_id}:{index}"))
         JobTexts.request(pipe, job_id)
         *records, specs, results, parts = pipe.execute()
-    # The sweep may forget the job between the two reads.
+    # The job may be forgotten between the two reads.
     if not all(records):
         return None
     texts = JobTexts.read([specs, results, parts])
@@ -73,6 +74,28 @@ def read_job(
         deadline_ms=_int_or_none(job.get("deadline_ms")),
         trace=job.get("trace", ""),
     )
+
+
+def read_items(client: Client, spans: Sequence[tuple[str, range]]) -> list[tuple[ItemView, ...]] | None:
+    """Read some items of several jobs, in a few round trips; None if one of them does not exist.
+
+    Args:
+        spans: ids of jobs, each with the indices of its items.
+    """
+    commands: list[tuple[Any, ...]] = []
+    for job_id, indices in spans:
+        commands += [("hgetall", keys.item(f"{job_id}:{index}")) for index in indices]
+        # After the items: what an item refers to was stored before it.
+        commands += [("lrange", key(job_id), 0, -1) for key in (keys.specs, keys.results, keys.result_parts)]
+    replies = iter(read_each(client, commands))
+    read: list[tuple[ItemView, ...]] = []
+    for _, indices in spans:
+        records = [next(replies) for _ in indices]
+        texts = JobTexts.read([next(replies), next(replies), next(replies)])
+        if not all(records):
+            return None
+        read.append(tuple(_item(record, texts) for record in records))
+    return read
 
 
 def read_outlook(client: Client, job_id: str, *, items: int, forecaster: Forecaster, now_ms: int) -> Outlook:

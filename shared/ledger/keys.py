@@ -7,6 +7,7 @@ docs/reference/ledger.md describes the content of each key.
 PREFIX = "flux2:"
 
 JOBS = f"{PREFIX}jobs"
+SWEEPS = f"{PREFIX}sweeps"
 LEASES = f"{PREFIX}leases"
 SLOTS = f"{PREFIX}slots"
 SLOT_NAMES = f"{PREFIX}slot_names"
@@ -36,6 +37,14 @@ SLOT_PROBES = (WRITE_PROBE, f"{PREFIX}probe2")
 
 def job(job_id: str) -> str:
     return f"{PREFIX}job:{job_id}"
+
+
+def sweep(sweep_id: str) -> str:
+    return f"{PREFIX}sweep:{sweep_id}"
+
+
+def tenant_sweeps(tenant: str) -> str:
+    return f"{PREFIX}tenant_sweeps:{tenant}"
 
 
 def item(item_id: str) -> str:

@@ -20,7 +20,7 @@ _PARTS = {
     "slots": _SLOT_SCRIPTS,
     "choose": ("claim_next", "peek_next"),
     "metrics": ("beat", "remove_slot", "add_metrics"),
-    "tenants": ("accept", "list_jobs", "index_tenants", "sweep"),
+    "tenants": ("accept", "list_jobs", "index_tenants", "forget"),
     "spread": ("outlook", "outlook_lanes"),
     "key_use": ("accept",),
     "routes": ("outbox_reserve", "outbox_record", "outbox_resend"),

@@ -20,6 +20,7 @@ from shared.ledger import keys
 from shared.ledger.arrivals import ArrivalRate
 from shared.ledger.bulk_reads import read_each
 from shared.ledger.job_forecast import Ending, ModelForecast, Place, WaitingItem
+from shared.ledger.new_items import NewItems
 from shared.ledger.playback import SlotGroup
 from shared.ledger.queue_snapshot import QueueSnapshot
 from shared.ledger.render_times import RenderTimes
@@ -215,8 +216,44 @@ class Forecaster:
             return None
         return None if seconds is None else min(max(math.ceil(seconds), 1), _LONGEST_RETRY_S)
 
+    def estimate(self, new: NewItems) -> tuple[Outlook, float | None]:
+        """Return the outlook of items that may come, and the seconds for which they occupy devices, None if unknown.
+
+        Raises:
+            LedgerUnavailable: Redis does not answer.
+        """
+        now_ms = self._session.now_ms()
+        outlook, device_s = Outlook(), None
+        with self._session.commands(), _left_out_if_unknown():
+            snapshot, groups, times = self._inputs(model_of(new.pool), {new.pool}, now_ms=now_ms)
+            forecast = ModelForecast(
+                new.add_to(snapshot),
+                groups,
+                times,
+                wait_bound_ms=self._wait_bound_ms,
+                arrivals_per_ms=self._arrivals.per_ms,
+            )
+            endings = [forecast.ending_of(item, place, now_ms=now_ms) for item, place in new.last_items(snapshot)]
+            outlook, device_s = Outlook.of([], endings), new.device_s(groups, times)
+        return outlook, device_s
+
     def _read(self, model: str, pools: Collection[str], *, now_ms: int) -> ModelForecast:
         began_s = time.perf_counter()
+        snapshot, groups, times = self._inputs(model, pools, now_ms=now_ms)
+        self._arrivals.note(now_ms, snapshot.sequence)
+        return ModelForecast(
+            snapshot,
+            groups,
+            times,
+            wait_bound_ms=self._wait_bound_ms,
+            arrivals_per_ms=self._arrivals.per_ms,
+            reading_ms=1000 * (time.perf_counter() - began_s),
+        )
+
+    def _inputs(
+        self, model: str, pools: Collection[str], *, now_ms: int
+    ) -> tuple[QueueSnapshot, list[SlotGroup], RenderTimes]:
+        """Read what a forecast is made from."""
         kinds = self._slot_kinds.count_in_commands(now_ms=now_ms)
         groups = _groups({kind: count for kind, count in kinds.items() if kind.model == model and kind.takes_work})
         missing = frozenset(pools).difference(*(group.pools for group in groups))
@@ -227,15 +264,7 @@ class Forecaster:
         snapshot = QueueSnapshot.read(self._session, served, now_ms=now_ms)
         paces_ms = {pool.pool: pool.pace_ms for pool in snapshot.pools if pool.pace_ms is not None}
         times = RenderTimes(self._session.redis.hgetall(keys.times(model)), paces_ms)
-        self._arrivals.note(now_ms, snapshot.sequence)
-        return ModelForecast(
-            snapshot,
-            groups,
-            times,
-            wait_bound_ms=self._wait_bound_ms,
-            arrivals_per_ms=self._arrivals.per_ms,
-            reading_ms=1000 * (time.perf_counter() - began_s),
-        )
+        return snapshot, groups, times
 
 
 @contextmanager

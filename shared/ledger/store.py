@@ -12,20 +12,21 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal, Self
 
-from shared.errors import IdempotencyKeyReused, JobTooLarge, LedgerUnavailable, LedgerUnusable, QueueFull
+from shared.errors import LedgerUnavailable, LedgerUnusable
 from shared.job import ItemError, ItemResult, ItemSpec, Progress, WebhookEvent, large_pool, memory_gib
 from shared.ledger import durability, job_reader, keys, listing, permissions
 from shared.ledger.acceptance import AcceptedJob, Submission
+from shared.ledger.acceptor import Acceptor
 from shared.ledger.api_keys import ApiKeys
 from shared.ledger.backlog import Backlog
 from shared.ledger.claim import Claim, ReapResult
 from shared.ledger.claims import Claims
-from shared.ledger.compact_form import CompactForm
 from shared.ledger.connection import Client, connect
 from shared.ledger.image_listing import ImageListing
 from shared.ledger.key_use import KeyUse
 from shared.ledger.live_jobs import LiveJobs
 from shared.ledger.metric_sums import MetricSums
+from shared.ledger.new_items import NewItems
 from shared.ledger.outbox import Outbox
 from shared.ledger.outcome import CommitAnswer, end_item
 from shared.ledger.outlook import Forecaster, Outlook
@@ -35,6 +36,7 @@ from shared.ledger.session import Session, to_ms
 from shared.ledger.slot_claims import find_unlisted_claims
 from shared.ledger.slot_kinds import SlotKinds
 from shared.ledger.slot_listing import SlotListing
+from shared.ledger.sweeps import Sweeps
 from shared.ledger.totals import Totals, read_totals
 from shared.ledger.upload_users import count_users
 from shared.ledger.usage_reader import UsageReader
@@ -67,6 +69,7 @@ class Ledger:
         slot_kinds: the live slots, counted by what they are.
         queue: how many items wait and run, by tenant and adapters.
         live_jobs: what moves of jobs, for those who watch them.
+        sweeps: the sweeps, each with all of its jobs.
         images: the finished images, in pages.
         previews: pictures of images that are being rendered.
         metrics: what processes count by themselves.
@@ -84,9 +87,9 @@ class Ledger:
         self._session = Session(client, clock_ms=clock_ms, pause_s=pause_s)
         self._settings = settings
         self._claims = Claims(self._session, settings)
-        self._compact_form = CompactForm(self._session)
         self.slot_kinds = SlotKinds(self._session)
         self._forecaster = Forecaster(self._session, self.slot_kinds, wait_bound_s=settings.wait_bound_s)
+        self._acceptor = Acceptor(self._session, settings, self._forecaster)
         self.workers = WorkerRegistry(self._session)
         self.api_keys = ApiKeys(self._session)
         self.outbox = Outbox(self._session)
@@ -95,6 +98,7 @@ class Ledger:
         self.slots = SlotListing(self._session)
         self.queue = QueueReader(self._session)
         self.live_jobs = LiveJobs(self._session, self._forecaster)
+        self.sweeps = Sweeps(self._session, self._acceptor, self.live_jobs)
         self.images = ImageListing(self._session)
         self.previews = Previews(self._session)
         self.metrics = MetricSums(self._session)
@@ -191,34 +195,10 @@ class Ledger:
             JobTooLarge: the new items of a pool exceed the cap by themselves; nothing was stored.
             QueueFull: a pool has no room for all new items now; nothing was stored.
         """
-        # The script checks every job before it stores the first one: Redis does not undo a script that ends early.
-        is_due = self._compact_form.is_due()
-        outcome, *values = self._session.run(
-            "accept",
-            jobs=[submission.arguments(compact=submission.compact and is_due) for submission in submissions],
-            compact_from_ms=self._compact_form.start_ms(),
-            cap=self._settings.cap,
-            idempotency_ttl_s=self._settings.idempotency_ttl_s,
-            key=None if key is None else key.arguments(),
-        )
-        if outcome == "limit" and key is not None:
-            name, used, asked, left_ms = values[0], *map(int, values[1:])
-            room_after_s = None
-            if name == "queued_items" and key.queued_items is not None:
-                first, excess = submissions[0], used + asked - key.queued_items
-                room_after_s = self._forecaster.room_after_s(first.pool, excess, tenant=first.tenant)
-            raise key.refusal(name, used=used, asked=asked, left_ms=left_ms, room_after_s=room_after_s)
-        if outcome == "conflict":
-            raise _reused(values[0])
-        if outcome == "full":
-            pending, asked, cap = int(values[0]), int(values[1]), self._settings.cap
-            if asked > cap:
-                raise JobTooLarge(asked, pending=pending, cap=cap)
-            retry_after_s = self._forecaster.room_after_s(values[2], pending + asked - cap)
-            raise QueueFull(asked, pending=pending, cap=cap, retry_after_s=retry_after_s)
+        rows = self._acceptor.accept(submissions, key=key)
         return [
             AcceptedJob.from_stored(job_id, is_repeat=state == "repeat", accepted_ms=accepted_ms, record=record)
-            for state, job_id, accepted_ms, record in values
+            for state, job_id, accepted_ms, record in rows
         ]
 
     def find_repeat(self, idempotency_key: str, *, tenant: str, body_hash: str) -> AcceptedJob | None:
@@ -227,16 +207,13 @@ class Ledger:
         Raises:
             IdempotencyKeyReused: the key was used with another body.
         """
+        job_id = self._acceptor.find_repeat(idempotency_key, tenant=tenant, body_hash=body_hash)
+        if job_id is None:
+            return None
         with self._session.commands():
-            seen = self.redis.get(keys.idempotency(tenant, idempotency_key))
-            if seen is None:
-                return None
-            known_hash, job_id = seen.split()
-            if known_hash != body_hash:
-                raise _reused(idempotency_key)
             accepted_ms, record = self.redis.hmget(keys.job(job_id), "accepted_ms", "record")
         if record is None:
-            # The sweep of an earlier version forgot the job before its key.
+            # A process of an earlier version forgot the job before its key.
             return None
         return AcceptedJob.from_stored(job_id, is_repeat=True, accepted_ms=accepted_ms, record=record)
 
@@ -419,9 +396,9 @@ class Ledger:
         )
         return int(requeued)
 
-    def sweep(self) -> int:
+    def forget_ended(self) -> int:
         """Forget some of the jobs that ended longer ago than the retention; return how many."""
-        return int(self._session.run("sweep", retention_ms=to_ms(self._settings.retention_s)))
+        return int(self._session.run("forget", retention_ms=to_ms(self._settings.retention_s)))
 
     def job(self, job_id: str, *, tenant: str | None = None) -> JobView | None:
         """Read a job with all its items; None if no such job exists, or not for this tenant."""
@@ -436,6 +413,10 @@ class Ledger:
         now_ms = self._session.now_ms()
         with self._session.commands():
             return job_reader.read_outlook(self.redis, job_id, items=items, forecaster=self._forecaster, now_ms=now_ms)
+
+    def estimate(self, new: NewItems) -> tuple[Outlook, float | None]:
+        """Return the outlook of items that may come, and the seconds for which they occupy devices, None if unknown."""
+        return self._forecaster.estimate(new)
 
     def ended_item(self, job_id: str, index: int) -> EndedItem | None:
         """Read one item that succeeded or failed; None if no such item exists any more."""
@@ -481,9 +462,3 @@ class Ledger:
         """Count the items of a pool that wait for a worker."""
         with self._session.commands():
             return int(self.redis.zcard(keys.pending(pool)))
-
-
-def _reused(idempotency_key: str) -> IdempotencyKeyReused:
-    return IdempotencyKeyReused(
-        f"Idempotency-Key {idempotency_key!r} belongs to another request body; send a new key with a new body"
-    )

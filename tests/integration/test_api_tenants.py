@@ -246,9 +246,9 @@ def test_a_forgotten_job_leaves_the_index_whichever_version_sweeps(ledger, clock
     ledger.cancel("swept")
     clock.advance(10)
 
-    assert ledger.sweep() == 1
+    assert ledger.forget_ended() == 1
     assert ledger.redis.zrange("flux2:tenant_jobs:a", 0, -1) == ["swept-before", "stays"]
-    # As a sweep of an earlier version leaves it.
+    # As a process of an earlier version leaves it.
     ledger.redis.delete(keys.job("swept-before"))
     ledger.redis.zrem(keys.JOBS, "swept-before")
     assert jobs_of(ledger, "a") == ["stays"]

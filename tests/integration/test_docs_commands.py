@@ -28,6 +28,7 @@ from PIL import Image
 from served_api import serve
 from typer.testing import CliRunner
 
+from api.schemas.sweep import SweepRequest
 from flux2_client.client import Client
 from shared.catalog import find_model
 from shared.cli import app
@@ -231,7 +232,9 @@ def test_data_in_a_page_is_sound_and_each_request_fits_its_schema(page):
             tomllib.loads(block.text)
         elif block.language == "json":
             for data in read_json(block.text):
-                if "prompts" in data:
+                if "checkpoints" in data:
+                    SweepRequest.model_validate(data)
+                elif "prompts" in data:
                     InferenceRequest.model_validate(data)
                 elif "path" in data and not {"event", "size_bytes"} & data.keys():
                     LoraItem.model_validate(data)

@@ -14,7 +14,15 @@ BYTES = st.text(st.characters(codec="latin-1", exclude_categories=["Cc"], includ
 PATHS = st.one_of(
     st.sampled_from(
         [
-            *("/v1/inference", "/v1/replays", "/v1/requests", "/v1/requests/a", "/v1/requests/a/cancel", "/v1/models"),
+            *(
+                "/v1/inference",
+                "/v1/replays",
+                "/v1/sweeps",
+                "/v1/requests",
+                "/v1/requests/a",
+                "/v1/requests/a/cancel",
+                "/v1/models",
+            ),
             *("/v1/adapters", "/v1/adapters/a", "/v1/adapters?path=a", "/v1/uploads", "/v1/uploads/a", "/metrics"),
             *("/docs", "/docs/files/a", "/docs/files/..%2f..%2fetc%2fpasswd", "/openapi.json", "/ready", "/health"),
             *("//", "/v1/../v1/models", "/%00", "/v1/requests/%ff", "/v1/adapters/%2e%2e", "*", "http://a/v1/models"),

@@ -226,7 +226,7 @@ def test_the_sweep_forgets_every_key_of_a_job(ledger, redis_client, clock):
     ledger.cancel(JOB)
 
     clock.ms += 8 * 86_400_000
-    ledger.sweep()
+    ledger.forget_ended()
 
     assert not [name for name in redis_client.scan_iter("*") if JOB in name or "first" in name]
     assert before

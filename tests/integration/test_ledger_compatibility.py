@@ -378,5 +378,5 @@ def test_a_queue_of_the_earlier_version_is_processed_in_its_order(old, redis_cli
     clock.ms += 8 * 86_400_000
     for message in old.outbox.reserve_due(reserve_s=1, limit=9):
         old.outbox.mark_delivered(message)
-    assert old.sweep() == 8
+    assert old.forget_ended() == 8
     assert old.jobs(before=None, limit=20).jobs == ()

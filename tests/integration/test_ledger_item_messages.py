@@ -88,7 +88,7 @@ def test_an_item_message_waits_is_given_up_and_keeps_the_record_until_then(ledge
     assert reserve(ledger) == []
     ledger.outbox.postpone(message, wait_s=5, error="answered 500", reached=True)
     clock.advance(200_000)
-    assert ledger.sweep() == 0
+    assert ledger.forget_ended() == 0
 
     [message] = reserve(ledger)
     assert message.attempt == 2
@@ -98,7 +98,7 @@ def test_an_item_message_waits_is_given_up_and_keeps_the_record_until_then(ledge
     webhook = ledger.job("job").webhook
     assert (webhook.items_waiting, webhook.items_failed, webhook.items_error) == (0, 1, "answered 410")
     clock.advance(200_000)
-    assert ledger.sweep() == 1
+    assert ledger.forget_ended() == 1
 
 
 def test_a_host_gets_two_messages_at_a_time_of_either_kind(ledger, run):
@@ -137,7 +137,7 @@ def test_an_end_that_an_earlier_version_put_into_the_outbox_against_the_callers_
 def test_messages_of_a_job_that_an_earlier_version_forgot_leave_nothing(ledger, clock, run, redis_client):
     run("job", "succeeded", "failed", events=("item.succeeded", "item.failed"))
     [sent] = reserve(ledger, 1)
-    # Its sweep knows no messages about items: one of these is being sent, and the other waits on its route.
+    # It knows no messages about items: one of these is being sent, and the other waits on its route.
     records = (keys.job("job"), keys.item("job:0"), keys.item("job:1"))
     redis_client.delete(*records)
 

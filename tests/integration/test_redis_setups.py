@@ -368,7 +368,7 @@ def test_a_job_runs_from_submit_to_result_with_no_other_commands_than_the_doctor
             assert api.http.get(f"/v1/requests/{done}/result").status_code == 200
             assert api.http.get("/v1/requests").status_code == 200
             assert api.http.get("/metrics").status_code == 200
-            # Longer than an audit and a sweep.
+            # Longer than an audit, which also forgets old jobs.
             wait_until(lambda: redis_client.exists(keys.AUDIT_LEADER), 20, what="an audit")
             assert failed(report(at(url))) == set()
         finally:

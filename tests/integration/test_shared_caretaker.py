@@ -144,17 +144,17 @@ def test_the_leader_and_the_caretaker_of_an_api_never_pass_less_often(caretaker,
 def test_an_error_in_one_duty_stops_neither_the_caretaker_nor_its_other_duties(
     caretaker, monkeypatch, wait_until, caplog
 ):
-    reaps, sweeps = [], []
+    reaps, forgets = [], []
 
     def reap():
         reaps.append(1)
         raise ValueError("a record of another version")
 
     monkeypatch.setattr(caretaker, "reap", reap)
-    monkeypatch.setattr(caretaker._ledger, "sweep", lambda: sweeps.append(1))
+    monkeypatch.setattr(caretaker._ledger, "forget_ended", lambda: forgets.append(1))
     caretaker.start()
 
-    wait_until(lambda: len(reaps) > 2 and len(sweeps) > 2, what="three passes")
+    wait_until(lambda: len(reaps) > 2 and len(forgets) > 2, what="three passes")
 
     assert caretaker.is_alive()
     logged = [line for line in caplog.records if line.message == "caretaker failed"]

@@ -721,9 +721,9 @@ def test_finished_jobs_are_forgotten_after_the_retention_and_no_sooner(redis_cli
     waiting = accept(ledger)
 
     clock.advance(99)
-    assert ledger.sweep() == 0
+    assert ledger.forget_ended() == 0
     clock.advance(2)
-    assert ledger.sweep() == 1
+    assert ledger.forget_ended() == 1
 
     assert ledger.job(old) is None
     assert ledger.job(waiting) is not None
@@ -744,18 +744,18 @@ def test_a_job_whose_webhook_is_still_being_sent_outlives_its_retention(redis_cl
         ledger.outbox.postpone(message, wait_s=1800, error="answered 500")
 
     clock.advance(1799)
-    assert ledger.sweep() == 0
+    assert ledger.forget_ended() == 0
     assert ledger.outbox.count_undelivered() == 2
     assert {ledger.job(job_id).webhook.state for job_id in (delivered, failed)} == {"waiting"}
 
     clock.advance(2)
     messages = {message.job_id: message for message in ledger.outbox.reserve_due(reserve_s=10, limit=9)}
     assert set(messages) == {delivered, failed}
-    assert ledger.sweep() == 0
+    assert ledger.forget_ended() == 0
     ledger.outbox.mark_delivered(messages[delivered])
     ledger.outbox.mark_failed(messages[failed], error="answered 500")
     clock.advance(60)
-    assert ledger.sweep() == 2
+    assert ledger.forget_ended() == 2
 
 
 def test_jobs_that_must_stay_do_not_keep_the_sweep_from_later_ones(redis_client, clock):
@@ -766,7 +766,7 @@ def test_jobs_that_must_stay_do_not_keep_the_sweep_from_later_ones(redis_client,
     ledger.cancel(accept(ledger))
     clock.advance(101)
 
-    assert [ledger.sweep(), ledger.sweep()] == [0, 1]
+    assert [ledger.forget_ended(), ledger.forget_ended()] == [0, 1]
     assert ledger.outbox.count_undelivered() == 100
 
 
@@ -776,7 +776,7 @@ def test_a_sweep_ends_after_some_thousands_of_items(redis_client, clock):
         ledger.cancel(accept(ledger, *[spec()] * 2500))
     clock.advance(101)
 
-    assert [ledger.sweep(), ledger.sweep()] == [2, 1]
+    assert [ledger.forget_ended(), ledger.forget_ended()] == [2, 1]
     assert not list(redis_client.scan_iter(f"{keys.PREFIX}item:*"))
 
 
@@ -788,12 +788,12 @@ def test_a_job_outlives_a_shorter_retention_while_its_idempotency_key_is_remembe
     ledger.cancel("first")
 
     clock.advance(499)
-    assert hasty.sweep() == 0
+    assert hasty.forget_ended() == 0
     again = ledger.accept("second", [spec()], **options)
     assert (again.job_id, again.is_repeat) == ("first", True)
 
     clock.advance(1)
-    assert hasty.sweep() == 1
+    assert hasty.forget_ended() == 1
 
 
 def test_the_registry_returns_the_base_model_that_all_live_slots_have_loaded(ledger, slot_report):

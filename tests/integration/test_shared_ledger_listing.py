@@ -73,7 +73,7 @@ def test_following_the_cursors_finds_each_matching_job_once(ledger, monkeypatch,
     draw = random.Random(16)
     jobs = [(draw.choice(STATES), draw.choice("aab")) for _ in range(70)]
     store(ledger, jobs)
-    # The sweep may be half way through forgetting a job.
+    # A job may be half forgotten.
     ledger.redis.delete(keys.job("job-60"), keys.job("job-10"))
 
     pages = walk(ledger, limit=limit, **filters)

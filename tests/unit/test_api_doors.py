@@ -16,6 +16,12 @@ from shared.settings import Settings
 ROLES = {
     ("POST", "/v1/inference"): "submit",
     ("POST", "/v1/replays"): "submit",
+    ("POST", "/v1/sweeps"): "submit",
+    ("POST", "/v1/sweeps/estimate"): "submit",
+    ("GET", "/v1/sweeps"): "read",
+    ("GET", "/v1/sweeps/{sweep_id}/status"): "read",
+    ("GET", "/v1/sweeps/{sweep_id}/result"): "read",
+    ("POST", "/v1/sweeps/{sweep_id}/cancel"): "submit",
     ("POST", "/v1/images/generations"): "submit",
     ("POST", "/v1/images/edits"): "submit",
     ("POST", "/v1/requests/{request_id}/cancel"): "submit",

@@ -22,12 +22,16 @@
 --     trace            W3C's traceparent of the submit; absent if it is not traced
 --   key                {id, queued_items, items_per_day, pixel_steps_per_day}: the limits of the caller's key; absent if
 --                      it has none, and each limit that it has not
+--   sweep              the sweep of which these are all jobs; absent without one:
+--     id, tenant, model, idempotency_key, body_hash as in a job
+--     record           JSON text that the API reads back
+--     jobs             JSON list of the ids of its jobs
 --   cap                queued items that one pool may have
 --   compact_from_ms    time from which jobs are stored in the compact form
 --   idempotency_ttl_s  how long a key is remembered
--- Keys: compact_from, job, item, specs, idem, jobs, tenant_jobs, tenants_until, seq, pending, shares, lanes, lane, deadlines, key_day, key_jobs, key_load
+-- Keys: compact_from, sweep, sweeps, tenant_sweeps, job, item, specs, idem, jobs, tenant_jobs, tenants_until, seq, pending, shares, lanes, lane, deadlines, key_day, key_jobs, key_load
 -- Returns {'stored', {'accepted' | 'repeat', id, accepted ms, record} for each job}, or, with nothing stored,
---   {'conflict', idempotency key seen with another body} | {'full', queued items of the pool without room,
+--   {'conflict', idempotency key seen with another body} | {'repeat', id of the sweep that was accepted before} | {'full', queued items of the pool without room,
 --   items that the call asks of it, pool}; a pool that can never have room for them comes first
 --   | {'limit', name of a limit of the key, used, asked, ms until the day ends}
 local now = now_ms()
@@ -36,10 +40,10 @@ local now = now_ms()
 local planned_ids, planned_keys = {}, {}
 
 local function exists(id)
-  return planned_ids[id] or redis.call('EXISTS', job_key(id)) == 1
+  return planned_ids[id] or redis.call('EXISTS', job_key(id), sweep_key(id)) > 0
 end
 
--- Return how a job is already stored: 'accepted' (this same call, sent twice), 'repeat' or 'conflict', and its id.
+-- Return how a job, or a sweep, is already stored: 'accepted' (this same call, sent twice), 'repeat' or 'conflict', and its id.
 local function look_up(job)
   if job.idempotency_key then
     local key = idempotency_key(job.tenant, job.idempotency_key)
@@ -49,7 +53,7 @@ local function look_up(job)
       if hash ~= job.body_hash then return 'conflict', id end
       -- The job's own id: the client sent this accept twice because the first reply was lost.
       if id == job.id then return 'accepted', id end
-      -- The sweep of an earlier version may have forgotten the job; the key then stands for a new one.
+      -- A process of an earlier version may have forgotten the job; the key then stands for a new one.
       if exists(id) then return 'repeat', id end
     end
   end
@@ -101,12 +105,31 @@ local function store(job)
   if job.idempotency_key then
     redis.call('SET', idempotency_key(job.tenant, job.idempotency_key), job.body_hash .. ' ' .. job.id,
       'EX', args.idempotency_ttl_s)
-    -- The sweep keeps the job for as long as the key is remembered, whatever retention the sweeping process has.
+    -- The job is kept for as long as the key is remembered, whatever retention the process has that forgets it.
+    redis.call('HSET', key, 'key_until_ms', now + 1000 * args.idempotency_ttl_s)
+  end
+end
+
+local function store_sweep(sweep)
+  local key, order = sweep_key(sweep.id), redis.call('GET', SEQUENCE)
+  redis.call('HSET', key, 'tenant', sweep.tenant, 'model', sweep.model, 'record', sweep.record, 'jobs', sweep.jobs,
+    'accepted_ms', now)
+  redis.call('ZADD', SWEEPS, order, sweep.id)
+  redis.call('ZADD', tenant_sweeps_key(sweep.tenant), order, sweep.id)
+  for _, job in ipairs(args.jobs) do redis.call('HSET', job_key(job.id), 'sweep', sweep.id) end
+  if sweep.idempotency_key then
+    redis.call('SET', idempotency_key(sweep.tenant, sweep.idempotency_key), sweep.body_hash .. ' ' .. sweep.id,
+      'EX', args.idempotency_ttl_s)
     redis.call('HSET', key, 'key_until_ms', now + 1000 * args.idempotency_ttl_s)
   end
 end
 
 -- Nothing is written before every job has been checked: a script that ends early does not undo its writes.
+if args.sweep then
+  local outcome, id = look_up(args.sweep)
+  if outcome == 'conflict' then return {'conflict', args.sweep.idempotency_key} end
+  if outcome == 'repeat' then return {'repeat', id} end
+end
 local answers, new_jobs, needed = {}, {}, {}
 for position, job in ipairs(args.jobs) do
   local outcome, id = look_up(job)
@@ -140,6 +163,7 @@ redis.call('SET', COMPACT_FROM, args.compact_from_ms, 'NX')
 -- Before the new jobs, which are in both indexes.
 local were_indexed = #new_jobs > 0 and are_tenants_indexed()
 for _, job in ipairs(new_jobs) do store(job) end
+if args.sweep and #new_jobs > 0 then store_sweep(args.sweep) end
 if were_indexed then redis.call('SET', TENANTS_UNTIL, redis.call('GET', SEQUENCE)) end
 
 local reply = {'stored'}

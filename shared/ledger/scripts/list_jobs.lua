@@ -46,7 +46,7 @@ for position = 1, #page, 2 do
   local ms = accepted_ms(key)
   if ms and args.since_ms and ms < args.since_ms - CLOCK_SLACK_MS then return {false, jobs} end
   if from_index and redis.call('EXISTS', key) == 0 then
-    -- A sweep of an earlier version forgot the job, and does not know this index.
+    -- A process of an earlier version forgot the job, and does not know this index.
     redis.call('ZREM', index, id)
   elseif matches(key, 'tenant', not from_index and args.tenant) and matches(key, 'state', args.state)
     and matches(key, 'model', args.model) and is_in_time(ms) and has_images(key) then

@@ -14,6 +14,7 @@ local args = cjson.decode(ARGV[1])
 
 local PREFIX = 'flux2:'
 local JOBS = PREFIX .. 'jobs'
+local SWEEPS = PREFIX .. 'sweeps'
 local SEQUENCE = PREFIX .. 'seq'
 local LEASES = PREFIX .. 'leases'
 local DONE = PREFIX .. 'done'
@@ -43,11 +44,13 @@ local REFERENCES_AUDIT_LEADER = PREFIX .. 'references_audit'
 local SIGMAS_AUDIT_LEADER = PREFIX .. 'sigmas_audit'
 
 local function job_key(job) return PREFIX .. 'job:' .. job end
+local function sweep_key(sweep) return PREFIX .. 'sweep:' .. sweep end
 local function item_key(id) return PREFIX .. 'item:' .. id end
 local function specs_key(job) return PREFIX .. 'specs:' .. job end
 local function results_key(job) return PREFIX .. 'results:' .. job end
 local function result_parts_key(job) return PREFIX .. 'result_parts:' .. job end
 local function tenant_jobs_key(tenant) return PREFIX .. 'tenant_jobs:' .. tenant end
+local function tenant_sweeps_key(tenant) return PREFIX .. 'tenant_sweeps:' .. tenant end
 local function usage_key(day, tenant) return PREFIX .. 'usage:' .. day .. ':' .. tenant end
 local function usage_tenants_key(day) return PREFIX .. 'usage_tenants:' .. day end
 local function images_key(period) return PREFIX .. 'images:' .. period end

@@ -1,0 +1,1 @@
+"""Sweeps: one call that renders every combination of adapters and parameters."""
