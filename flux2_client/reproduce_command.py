@@ -56,7 +56,8 @@ def reproduce(
             }
         )
     else:
-        console.print_line(found.describe())
+        for line in found.describe():
+            console.print_line(line)
         if trust and found.signature is None:
             console.print_line("signature: none")
     if not found.is_identical or not is_accepted(found.signature, trusted_only=trust is not None):

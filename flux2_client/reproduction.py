@@ -90,22 +90,20 @@ class Reproduction:
     def is_identical(self) -> bool:
         return not self.similarity.differing
 
-    def describe(self) -> str:
-        """Return the result for people, with the causes of a difference that are known."""
-        signature = [f"signature: {self.signature.describe()}"] if self.signature else []
-        return "\n".join([self._describe_pixels(), *signature])
+    def describe(self) -> tuple[str, ...]:
+        """Return the result for people in lines, with the causes of a difference that are known."""
+        signature = (f"signature: {self.signature.describe()}",) if self.signature else ()
+        return (*self._describe_pixels(), *signature)
 
-    def _describe_pixels(self) -> str:
+    def _describe_pixels(self) -> tuple[str, ...]:
         found = self.similarity
         if self.is_identical:
-            return f"identical: all {found.values:,} pixel values are the same"
+            return (f"identical: all {found.values:,} pixel values are the same",)
         causes = self.causes or ("the same software, precision and kind of device rendered both",)
-        return "\n".join(
-            (
-                f"different: {found.differing:,} of {found.values:,} pixel values differ, by at most {found.maximum} "
-                f"of 255; PSNR {found.psnr_db:.1f} dB",
-                *(f"  {cause}" for cause in causes),
-            )
+        return (
+            f"different: {found.differing:,} of {found.values:,} pixel values differ, by at most {found.maximum} "
+            f"of 255; PSNR {found.psnr_db:.1f} dB",
+            *(f"  {cause}" for cause in causes),
         )
 
 

@@ -5,8 +5,10 @@ import io
 import pytest
 from PIL import Image
 
-from flux2_client.reproduction import read_image_parameters, request_of
+from flux2_client.reproduction import Reproduction, read_image_parameters, request_of
+from flux2_client.similarity import compare_images
 from shared.errors import ReproductionFailed
+from shared.provenance.signature import Signature
 from worker.consumer.image_file import encode
 
 PARAMETERS = {
@@ -95,3 +97,23 @@ def test_a_file_without_all_parameters_says_why(data, message, tmp_path):
 def test_a_file_that_is_missing_says_so(tmp_path):
     with pytest.raises(ReproductionFailed, match="cannot be read: No such file or directory; name an image file"):
         read_image_parameters(tmp_path / "none.png")
+
+
+def test_each_cause_of_a_difference_and_the_signature_are_lines_of_their_own():
+    one, other = (Image.new("RGB", (8, 8), color) for color in ("#000000", "#010203"))
+    found = Reproduction(
+        "job",
+        b"",
+        compare_images(one, other),
+        ("device: NVIDIA H200 in the file, cpu now", "engine: exact in the file, fast now"),
+        Signature("broken", signer="Ann", organization="Studio", problems=("the file was changed",)),
+    )
+
+    first, *rest = found.describe()
+
+    assert first.startswith("different: 192 of 192 pixel values differ, by at most 3 of 255; PSNR ")
+    assert rest == [
+        "  device: NVIDIA H200 in the file, cpu now",
+        "  engine: exact in the file, fast now",
+        "signature: broken, was signed by Ann (Studio): the file was changed",
+    ]

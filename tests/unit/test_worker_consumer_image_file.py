@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -30,7 +31,7 @@ PARAMETERS = {
 READABLE = (
     'a fox 狐 \U0001f98a, "quoted"\nساحل é\n'
     "Negative prompt: blurry\n"
-    "Steps: 25, CFG scale: 4.0, Seed: 42, Model: flux2, Size: 1024x768, "
+    "Steps: 25, Sampler: Euler, CFG scale: 4.0, Seed: 42, Model: flux2, Size: 1024x768, "
     'Loras: ann 0.8, Hashes: {"lora:ann": "ab12cd34ef"}'
 )
 
@@ -114,6 +115,8 @@ def test_exif_carries_the_text_that_image_browsers_show(gradient, fmt):
     comment = exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment]
     assert comment[:8] == b"UNICODE\0"
     assert comment[8:].decode("utf-16-be") == READABLE
+    # EXIF 2.32, section 4.6.5: tag 0x9286 has the type 7, "undefined"; other libraries take no other for text.
+    assert struct.pack(">HHL", 0x9286, 7, len(comment)) in encode(gradient, fmt, PARAMETERS)
     assert json.loads(exif[ExifTags.Base.ImageDescription]) == PARAMETERS
 
 

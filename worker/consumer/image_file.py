@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any, Final
 
-from PIL import ExifTags, Image, PngImagePlugin
+from PIL import ExifTags, Image, PngImagePlugin, TiffTags
 
 from shared.image_parameters import JSON_CHUNK
 from shared.job import AdapterReport, ImageFormat, ItemSpec, PipelineReport, ReferenceReport
@@ -31,9 +32,13 @@ _SHORT_CHARS = 500
 
 _CONTENT_TYPES: dict[ImageFormat, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
+# What the engines step with, by the web UI's name: readers of its text find no parameters without a sampler.
+_SAMPLER = "Euler"
+
 # Labels of the readable text, in the web UI's order, with the parameters that they show.
 _LABELS = (
     ("Steps", "sample_steps"),
+    ("Sampler", "sampler"),
     ("CFG scale", "guidance_scale"),
     ("Seed", "seed"),
     ("Model", "model"),
@@ -137,7 +142,14 @@ def _exif(parameters: Mapping[str, object]) -> bytes:
     exif[ExifTags.Base.Software] = "flux2-queue"
     comment = b"UNICODE\0" + _encodable(_readable(parameters)).encode("utf-16-be")
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
-    return exif.tobytes()
+    return _with_undefined_type(exif.tobytes(), ExifTags.Base.UserComment, len(comment))
+
+
+def _with_undefined_type(exif: bytes, tag: int, size_bytes: int) -> bytes:
+    """Give the tag with that many bytes the type that EXIF prescribes for a comment."""
+    # Pillow writes the type BYTE, which piexif, and with it AUTOMATIC1111's web UI, does not take for a comment.
+    entry = struct.Struct(">HHL")
+    return exif.replace(entry.pack(tag, TiffTags.BYTE, size_bytes), entry.pack(tag, TiffTags.UNDEFINED, size_bytes), 1)
 
 
 def _json(parameters: Mapping[str, object]) -> str:
@@ -154,6 +166,8 @@ def _readable(parameters: Mapping[str, object]) -> str:
     """Return AUTOMATIC1111's text: the prompt, a negative prompt if given, then `Name: value` pairs on one line."""
     if isinstance(sigmas := parameters.get("sigmas"), list):
         parameters = {**parameters, "sample_steps": len(sigmas)}
+    if "sample_steps" in parameters:
+        parameters = {**parameters, "sampler": _SAMPLER}
     pairs = [f"{label}: {_quoted(parameters[name])}" for label, name in _LABELS if name in parameters]
     if {"width", "height"} <= parameters.keys():
         pairs.append(f"Size: {parameters['width']}x{parameters['height']}")
