@@ -91,8 +91,7 @@ def _read_chain(data: bytes, path: Path | None) -> list[x509.Certificate]:
         return x509.load_pem_x509_certificates(data)
     except (ValueError, UnsupportedAlgorithm) as error:
         raise SignerUnusable(
-            f"{path} holds no certificate in PEM: {_in_one_line(error)}; name a file with BEGIN CERTIFICATE in "
-            f"{_CERTIFICATE}"
+            f"{path} holds no sound certificate in PEM; name a file with BEGIN CERTIFICATE in {_CERTIFICATE}"
         ) from error
 
 
@@ -106,7 +105,7 @@ def _read_key(data: bytes, path: Path | None) -> PrivateKeyTypes:
         ) from error
     except (ValueError, UnsupportedAlgorithm) as error:
         raise SignerUnusable(
-            f"{path} holds no private key in PEM: {_in_one_line(error)}; name a file with BEGIN PRIVATE KEY in {_KEY}"
+            f"{path} holds no sound private key in PEM; name a file with BEGIN PRIVATE KEY in {_KEY}"
         ) from error
 
 
@@ -153,7 +152,3 @@ def _choose_algorithm(key: PrivateKeyTypes, settings: ProvenanceSettings) -> str
 def _name(certificate: x509.Certificate) -> str:
     names = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(names[0].value) if names else certificate.subject.rfc4514_string()
-
-
-def _in_one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

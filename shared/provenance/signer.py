@@ -17,10 +17,11 @@ if TYPE_CHECKING:
     from shared.provenance.credential import SigningCredential
     from shared.settings import ProvenanceSettings
 
-# Terms of the IPTC for what a generative model drew, with and without pictures as input.
+# Terms of the IPTC: a model drew the image, from words alone or from other images too; or a program without a model.
 _SOURCE_TYPES: Final = "http://cv.iptc.org/newscodes/digitalsourcetype"
 _GENERATED: Final = f"{_SOURCE_TYPES}/trainedAlgorithmicMedia"
 _EDITED: Final = f"{_SOURCE_TYPES}/compositeWithTrainedAlgorithmicMedia"
+_SIMULATED: Final = f"{_SOURCE_TYPES}/algorithmicMedia"
 
 _CONTEXT: Final = {
     "version": 1,
@@ -32,13 +33,18 @@ _CONTEXT: Final = {
 
 
 class ImageSigner:
-    """Signs image files with one credential; any thread may call it."""
+    """Signs image files with one credential; any thread may call it.
 
-    def __init__(self, credential: SigningCredential) -> None:
+    Args:
+        is_simulated: sign for a simulated slot, whose pictures no model drew.
+    """
+
+    def __init__(self, credential: SigningCredential, *, is_simulated: bool = False) -> None:
         # Takes 0.1 s, and only those who sign need it.
         import c2pa
 
         self.credential = credential
+        self._is_simulated = is_simulated
         self._failure = c2pa.C2paError
         self._builder = c2pa.Builder
         try:
@@ -62,17 +68,20 @@ class ImageSigner:
             SigningFailed: the certificate has ended, or the file cannot hold a signature.
         """
         signed = io.BytesIO()
-        manifest = _manifest(model, _EDITED if has_references else _GENERATED)
+        source_type = _SIMULATED if self._is_simulated else _EDITED if has_references else _GENERATED
         try:
-            with self._builder(manifest, context=self._context) as builder:
+            with self._builder(_manifest(model, source_type), context=self._context) as builder:
                 builder.sign(media_type, io.BytesIO(data), signed)
         except self._failure as error:
             raise SigningFailed(" ".join(str(error).split())) from error
         return signed.getvalue()
 
 
-def open_signer(settings: ProvenanceSettings) -> ImageSigner | None:
+def open_signer(settings: ProvenanceSettings, *, is_simulated: bool = False) -> ImageSigner | None:
     """Return the signer of the settings after it signed a trial image, or None if images are not signed.
+
+    Args:
+        is_simulated: see `ImageSigner`.
 
     Raises:
         MissingExtra: images are to be signed, and the library is not installed.
@@ -83,7 +92,7 @@ def open_signer(settings: ProvenanceSettings) -> ImageSigner | None:
     require_extras({"c2pa": "provenance", "cryptography": "provenance"})
     from shared.provenance.credential import read_credential
 
-    signer = ImageSigner(read_credential(settings))
+    signer = ImageSigner(read_credential(settings), is_simulated=is_simulated)
     _try(signer, settings)
     return signer
 

@@ -11,6 +11,9 @@ from flux2_client.commands import app
 from shared.demo_model import DEMO_ADAPTER
 from shared.errors import ApiError
 from shared.image_parameters import read_parameters
+from shared.provenance.local_certificate import write_local_certificate
+from shared.provenance.signer import open_signer
+from shared.settings import ProvenanceSettings
 from worker.consumer.image_file import encode
 from worker.model.demo_model import STYLES, write_tiny_adapter
 
@@ -42,14 +45,20 @@ def reproduce(stack):
 
 
 @pytest.mark.parametrize("fields", [{}, {"sample_steps": None, "sigmas": [1.0, 0.6, 0.2]}])
-def test_an_image_has_the_same_pixels_again(fields, render, reproduce, tmp_path):
+def test_an_image_has_the_same_pixels_again_with_a_signature_too(fields, render, reproduce, tmp_path):
+    made = write_local_certificate(tmp_path / "certificate", name="Studio Aal", days=1)
+    signer = open_signer(ProvenanceSettings(certificate=made.certificate, key=made.key))
     path, again = tmp_path / "a.png", tmp_path / "again" / "b.png"
-    path.write_bytes(render({"path": DEMO_ADAPTER, "network_multiplier": 0.5}, **fields))
+    unsigned = render({"path": DEMO_ADAPTER, "network_multiplier": 0.5}, **fields)
+    path.write_bytes(signer.sign(unsigned, media_type="image/png", model="flux2", has_references=False))
 
-    done = reproduce(path, "--output", again)
+    done = reproduce(path, "--output", again, "--trust", made.authority)
 
     assert done.exit_code == 0, done.output
-    assert f"identical: all {128 * 96 * 3:,} pixel values are the same" in done.stdout
+    assert done.stdout.splitlines()[-2:] == [
+        f"identical: all {128 * 96 * 3:,} pixel values are the same",
+        "signature: signed by Studio Aal, whose certificate is trusted; nothing changed since",
+    ]
     one, other = read_parameters(path.read_bytes()), read_parameters(again.read_bytes())
     assert one["request_id"] != other["request_id"]
     assert Image.open(path).tobytes() == Image.open(again).tobytes()

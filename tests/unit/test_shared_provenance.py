@@ -30,7 +30,7 @@ from shared.job import ReferenceRef
 from shared.provenance.check import check_provenance
 from shared.provenance.credential import SigningCredential, read_credential
 from shared.provenance.local_certificate import write_local_certificate
-from shared.provenance.signature import has_signature, read_signature
+from shared.provenance.signature import Signature, has_signature, is_accepted, read_signature
 from shared.provenance.signer import ImageSigner, open_signer
 from shared.settings import ProvenanceSettings, Settings
 from worker.consumer import signing
@@ -123,11 +123,16 @@ def test_a_signature_names_its_signer_who_is_trusted_through_the_authority_alone
 
 
 @pytest.mark.parametrize(
-    ("has_references", "source"),
-    [(False, "trainedAlgorithmicMedia"), (True, "compositeWithTrainedAlgorithmicMedia")],
+    ("is_simulated", "has_references", "source"),
+    [
+        (False, False, "trainedAlgorithmicMedia"),
+        (False, True, "compositeWithTrainedAlgorithmicMedia"),
+        (True, False, "algorithmicMedia"),
+    ],
 )
-def test_the_manifest_says_that_a_model_made_the_image_and_whether_it_saw_others(signer, has_references, source):
-    data = signed(signer, "png", has_references=has_references)
+def test_the_manifest_says_whether_a_model_made_the_image_and_saw_others(made, is_simulated, has_references, source):
+    settings = ProvenanceSettings(certificate=made.certificate, key=made.key)
+    data = signed(open_signer(settings, is_simulated=is_simulated), "png", has_references=has_references)
 
     with c2pa.Reader("image/png", io.BytesIO(data)) as reader:
         [assertion] = reader.get_active_manifest()["assertions"]
@@ -217,6 +222,27 @@ def test_a_signature_outlasts_its_certificate_as_expired(wait_until, tmp_path):
     assert read_signature(bytes(changed)).is_broken
 
 
+@pytest.mark.parametrize(
+    ("state", "any_signer", "trusted_only"),
+    [
+        (None, True, False),
+        ("trusted", True, True),
+        ("untrusted", True, False),
+        ("valid", True, False),
+        ("expired", True, False),
+        ("unchecked", True, False),
+        ("broken", False, False),
+    ],
+)
+def test_a_broken_signature_is_never_accepted_and_a_missing_one_only_if_none_is_demanded(
+    state, any_signer, trusted_only
+):
+    signature = Signature(state) if state else None
+
+    assert is_accepted(signature, trusted_only=False) is any_signer
+    assert is_accepted(signature, trusted_only=True) is trusted_only
+
+
 # Certificates and keys
 
 
@@ -299,8 +325,13 @@ def test_a_key_in_openssls_own_form_and_a_chain_with_its_authority_are_read(writ
 @pytest.mark.parametrize(
     ("chain", "key", "fields", "message"),
     [
-        ("none", key_pem(P256), {}, r"c\.pem holds no certificate in PEM: .*; name a file with BEGIN CERTIFICATE in "),
-        (pem(certificate(P256, ISSUER)), "none", {}, r"k\.pem holds no private key in PEM: .*; name a file with BEGIN"),
+        ("none", key_pem(P256), {}, r"c\.pem holds no sound certificate in PEM; name a file with BEGIN CERTIFICATE in"),
+        (
+            pem(certificate(P256, ISSUER)),
+            "none",
+            {},
+            r"k\.pem holds no sound private key in PEM; name a file with BEGIN",
+        ),
         (pem(certificate(P256, ISSUER)), key_pem(ISSUER), {}, "is not that of the first certificate in .*; name the"),
         (
             pem(certificate(P256, ISSUER)),

@@ -45,7 +45,7 @@ def serve_simulated(settings: Settings, *, step_s: float) -> None:
 
 
 def _open(settings: Settings, name: str, step_s: float) -> Worker:
-    signer = open_signer(settings.provenance)
+    signer = open_signer(settings.provenance, is_simulated=True)
     ledger = Ledger.connect(settings.redis.url, settings.queue, timeout_s=_LEDGER_TIMEOUT_S)
     store = open_store(settings)
     ledger.ping()
