@@ -9,27 +9,31 @@ import { againstOf, axesOf, heldImages, placeOfReference } from "./compare/addre
 import { ChoiceBar } from "./compare/choicebar.js";
 import { tableOf, varying } from "./compare/dimensions.js";
 import { useCompareKeys } from "./compare/keys.js";
-import { loadPicks, parsePicks } from "./compare/picks.js";
+import { loadAll, parsePicks } from "./compare/picks.js";
 import { loadRatings } from "./compare/ratings.js";
 import { Start } from "./compare/start.js";
+import { SweepBar, isEnded } from "./compare/sweeps.js";
 import { Table } from "./compare/table.js";
 import { AGAINST, Toolbar } from "./compare/toolbar.js";
 
 export default function Compare() {
   const { query } = useValue(route);
-  const picked = `${query.get("requests") ?? ""} ${query.get("images") ?? ""}`;
+  const sweepId = query.get("sweep");
+  const picked = `${sweepId ?? ""} ${query.get("requests") ?? ""} ${query.get("images") ?? ""}`;
   const picks = useMemo(() => parsePicks(query), [picked]);
-  const { data, error, isLoading, reload } = useLoaded((options) => loadPicks(picks, options), [picked]);
-  useEffect(() => loadRatings(picks.keys()), [picked]);
-  if (!picks.size) return html`<${Start} />`;
+  const { data, error, isLoading, reload } = useLoaded((options) => loadAll(picks, sweepId, options), [picked]);
+  const jobs = sweepId ? data?.sweep?.jobs.map(({ request_id }) => request_id) ?? [] : [...picks.keys()];
+  useEffect(() => loadRatings(jobs), [jobs.join()]);
+  if (!picks.size && !sweepId) return html`<${Start} />`;
   if (error) return html`<${Heading} /><${Problem} error=${error} onRetry=${reload} />`;
   if (!data) return html`<${Heading} /><${Skeleton} />`;
   return html`
     <${Heading} />
     ${data.problems.map(({ id, error: problem }) => html`<${Problem} key=${id} error=${problem} onRetry=${reload} />`)}
+    ${data.sweep && html`<${SweepBar} sweep=${data.sweep} shown=${data.images.length} onReload=${reload} />`}
     ${data.images.length > 0
       ? html`<${Comparison} key=${`${picked} ${data.images.length}`} images=${data.images} query=${query} />`
-      : !data.problems.length && html`
+      : !data.problems.length && !(data.sweep && !isEnded(data.sweep)) && html`
         <${Problem} error=${new Error("None of these images is finished yet. Try again when the jobs have rendered some.")} onRetry=${reload} />`}
     ${isLoading && html`<p class="visually-hidden" role="status">Loading images</p>`}`;
 }
@@ -71,7 +75,7 @@ function Comparison({ images: loaded, query }) {
   });
   const renew = (stale) => rereadImages(stale.request_id).then((read) => {
     const byIndex = new Map(read.map((image) => [image.index, image]));
-    setImages((before) => before.map((image) => (image.request_id === stale.request_id ? byIndex.get(image.index) ?? image : image)));
+    setImages((before) => before.map((image) => (image.request_id === stale.request_id ? { ...image, ...byIndex.get(image.index) } : image)));
   }, () => {});
   return html`
     <${Toolbar} images=${images} axes=${axes} query=${query} names=${varying(images)} zoom=${zoom} scale=${scale}

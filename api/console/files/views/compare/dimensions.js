@@ -17,6 +17,7 @@ const BASE = "base model";
 
 // `valueOf` gives the text that identifies a value; `labelOf` shows it.
 export const DIMENSIONS = {
+  checkpoint: { name: "Checkpoint", valueOf: (image) => image.checkpoint ?? "", labelOf: (value) => value || BASE },
   adapter: { name: "Adapter", valueOf: (image) => joined(image, familyOf), labelOf: (value) => value || BASE },
   multiplier: { name: "Multiplier", valueOf: (image) => joined(image, ({ multiplier }) => String(multiplier)), labelOf: (value) => (value ? `× ${value}` : BASE) },
   step: { name: "Checkpoint step", valueOf: (image) => joined(image, stepOf), labelOf: (value) => (/^\d/.test(value) ? `step ${value}` : value || BASE) },
@@ -46,7 +47,13 @@ function ordered(values) {
 
 export const valuesOf = (images, name) => ordered([...new Set(images.map(DIMENSIONS[name].valueOf))]);
 
-export const varying = (images) => Object.keys(DIMENSIONS).filter((name) => name !== "request" && valuesOf(images, name).length > 1);
+// What the labels of a sweep's checkpoints say already.
+const SAID_BY_CHECKPOINT = ["adapter", "step"];
+
+export function varying(images) {
+  const names = Object.keys(DIMENSIONS).filter((name) => name !== "request" && valuesOf(images, name).length > 1);
+  return names.includes("checkpoint") ? names.filter((name) => !SAID_BY_CHECKPOINT.includes(name)) : names;
+}
 
 const COLUMNS_FIRST = ["seed", "multiplier", "prompt"];
 // Below this share of cells with an image, a grid says nothing: two of its dimensions change together.

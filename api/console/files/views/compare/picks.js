@@ -1,5 +1,7 @@
-// The images to compare, as the address names them: `requests=ID,ID` for whole jobs, `images=ID:0.3,ID:1` for single ones.
+// The images to compare, as the address names them: `requests=ID,ID` for whole jobs, `images=ID:0.3,ID:1` for single ones,
+// or `sweep=ID` for those of a sweep.
 import { readImages } from "../../core/image.js";
+import { readSweep } from "./sweeps.js";
 
 // Return the text of the parameter `images` for a map from jobs to indexes.
 export const picksOf = (jobs) =>
@@ -18,8 +20,15 @@ export function parsePicks(query) {
 
 const partsOf = (text) => (text ?? "").split(",").map((part) => part.trim()).filter(Boolean);
 
+// Return { images, problems, sweep } for an address; `sweep` is the state of the sweep that it names.
+export async function loadAll(picks, sweepId, options) {
+  if (!sweepId) return loadPicks(picks, options);
+  const { status, images } = await readSweep(sweepId, options);
+  return { images, problems: [], sweep: status };
+}
+
 // Return { images, problems }: a job that cannot be read does not hide the others.
-export async function loadPicks(picks, options) {
+async function loadPicks(picks, options) {
   const problems = [];
   const images = [];
   const jobs = await Promise.all([...picks].map(([id, indexes]) => readImages(id, options).then(

@@ -5,6 +5,7 @@ import { Empty, Problem } from "../../core/parts.js";
 import { adapterText, pictureOf } from "../../core/image.js";
 import { go, hrefOf } from "../../core/router.js";
 import { html, useLoaded, useMemo, useState } from "../../core/ui.js";
+import { RecentSweeps } from "./sweeps.js";
 
 const MAX_JOBS = 24;
 const STRIP = 6;
@@ -15,9 +16,10 @@ export function Start() {
   return html`
     <h1>Compare</h1>
     <p class="compare-intro">
-      Select images in the <a href=${hrefOf("gallery")}>gallery</a>, or take all images of some jobs. What differs between them, such
-      as the adapter or the seed, becomes the rows and columns of a grid.
+      Select images in the <a href=${hrefOf("gallery")}>gallery</a>, take all images of some jobs, or open a sweep. What differs
+      between them, such as the adapter or the seed, becomes the rows and columns of a grid.
     </p>
+    <${RecentSweeps} />
     <${Problem} error=${error} onRetry=${reload} />
     ${isLoading && !data && html`<div class="compare-skeleton" role="status" aria-label="Loading jobs">${[1, 2, 3, 4].map((each) => html`<span key=${each}></span>`)}</div>`}
     ${jobs.length > 0 && html`<${JobForm} jobs=${jobs} />`}
