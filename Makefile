@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up docs test test-fast test-browser promtool fuzz fuzz-headers lint format bench bench-gpu sim chaos lock lock-images audit sbom score-tiny score-edits clean
+.PHONY: help install demo up docs reference test test-fast test-browser promtool fuzz fuzz-headers lint format bench bench-gpu sim chaos lock lock-images audit sbom score-tiny score-edits clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,9 @@ up: install ## start the whole service on this host, until Ctrl-C
 
 docs: install ## build the documentation as a site in ./site
 	$(BIN)/zensical build --strict
+
+reference: install ## write the parts of the documentation that follow from the code
+	$(BIN)/python -m tools.reference
 
 # Three processes share the files, because many tests wait. Each computes with one thread, and a thread that waits sleeps:
 # threads that spin starve each other where they outnumber the cores (a test took 500 s instead of 70). The processes that

@@ -104,9 +104,14 @@ def _answer_project_error(request: Request, error: Exception) -> JSONResponse:
     return problem_of(error)
 
 
+def status_of(kind: type[errors.Flux2Error]) -> HTTPStatus:
+    """Return the status of the answer to a call that raises such an error."""
+    return next((_STATUS[each] for each in kind.__mro__ if each in _STATUS), HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
 def problem_of(error: errors.Flux2Error) -> JSONResponse:
     """Build the answer for one of the project's errors."""
-    status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), HTTPStatus.INTERNAL_SERVER_ERROR)
+    status = status_of(type(error))
     field = getattr(error, "field", None)
     fields = [FieldProblem(path=field, message=str(error))] if field else []
     images = error.images if isinstance(error, errors.ReferencesNeeded) else ()

@@ -463,7 +463,9 @@ class WaitsBusy(Flux2Error):
 class ImagesFailed(Flux2Error):
     """An image of the job that a call waited for failed, or the job was canceled; `code` is that of the image."""
 
-    def __init__(self, message: str, *, code: str = "images_failed") -> None:
+    code = "images_failed"
+
+    def __init__(self, message: str, *, code: str = code) -> None:
         super().__init__(message)
         self.code = code
 

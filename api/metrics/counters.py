@@ -19,13 +19,32 @@ def collect_counters(ledger: Ledger) -> Iterator[Metric]:
     late = "Images that were canceled because `deadline_s` of their job had passed."
     yield CounterMetricFamily("flux2_items_deadline_exceeded", late, value=totals.deadline_exceeded)
     yield _counter(
-        "flux2_claims", "Images that a worker claimed, by the reason of the choice.", "reason", totals.claims
+        "flux2_claims",
+        "Images that a worker claimed: `overdue` (past the wait bound), `priority`, `share` (the tenant's "
+        "turn), `warm` (its adapters were merged), `cold`.",
+        "reason",
+        totals.claims,
     )
-    yield _counter("flux2_lost_leases", "Attempts that ended without their worker.", "reason", totals.lost_leases)
-    handed_back = "Attempts at images that workers handed back to the queue."
+    yield _counter(
+        "flux2_lost_leases",
+        "Attempts that ended without their worker: the lease `expired`, or the worker started again and `reclaimed`.",
+        "reason",
+        totals.lost_leases,
+    )
+    handed_back = (
+        "Attempts that a worker handed back: `drain`, `outage` of the storage, `retry`, `later` (only time "
+        "helps), `memory` (too large for the device)."
+    )
     yield _counter("flux2_releases", handed_back, "reason", totals.releases)
-    yield _counter("flux2_items_unsuccessful", "Images that ended without a result.", "state", totals.items)
-    yield _counter("flux2_webhooks", "Webhooks that are not sent any more.", "outcome", totals.webhooks)
+    yield _counter(
+        "flux2_items_unsuccessful",
+        "Images that ended `failed` or `canceled`; those that succeeded are `flux2_images_total`.",
+        "state",
+        totals.items,
+    )
+    yield _counter(
+        "flux2_webhooks", "Webhooks that are not sent any more: `delivered` or `failed`.", "outcome", totals.webhooks
+    )
     undelivered = ledger.outbox.count_undelivered()
     yield GaugeMetricFamily("flux2_webhooks_waiting", "Webhooks that are to be delivered.", value=undelivered)
     outage = "1 if a worker could not reach the storage in the last five minutes, else 0."

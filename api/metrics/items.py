@@ -25,7 +25,9 @@ def collect_items(ledger: Ledger) -> Iterator[Metric]:
     """Yield `flux2_items`, and `flux2_items_queued`, its part without tenants."""
     loads = ledger.backlog.read(POOLS)
     items = GaugeMetricFamily(
-        "flux2_items", "Images that wait for a worker or run.", labels=["state", "model", "engine", "tenant"]
+        "flux2_items",
+        "Images that wait for a worker (`queued`) or run (`running`).",
+        labels=["state", "model", "engine", "tenant"],
     )
     waiting = GaugeMetricFamily("flux2_items_queued", "Images that wait for a worker.", labels=["model", "engine"])
     for model, engine in product(MODELS, ENGINES):

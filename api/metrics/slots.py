@@ -31,11 +31,19 @@ def collect_each_slot(ledger: Ledger, *, most_slots: int) -> Iterator[Metric]:
     slots = ledger.workers.live_slots() if is_small else []
     # The metric keeps its name for existing dashboards; it counts corrupted parameters.
     corrupted = _gauge(
-        "base_drift", "Base parameters that differ from the checkpoint after an adapter swap; must be 0."
+        "base_drift",
+        "Base parameters that were not bit-identical to the checkpoint after an adapter was removed; must be 0.",
     )
-    used = _gauge("slot_gpu_memory_used_bytes", "Memory of a GPU that is in use, by all processes.")
-    size = _gauge("slot_gpu_memory_bytes", "Memory of a GPU.")
-    works = _gauge("slot_gpu_utilization_ratio", "Part of the last second or so in which a GPU ran a kernel.")
+    used = _gauge(
+        "slot_gpu_memory_used_bytes",
+        "Memory of a GPU that is in use, by all processes; of a slot with several GPUs, that of the first.",
+    )
+    size = _gauge("slot_gpu_memory_bytes", "Memory of a GPU; of a slot with several GPUs, that of the first.")
+    works = _gauge(
+        "slot_gpu_utilization_ratio",
+        "Part of the last second or so in which a GPU ran a kernel; from the driver's `libnvidia-ml.so.1`, "
+        "and absent without it.",
+    )
     for slot in slots if is_small else ledger.workers.unhealthy_slots():
         corrupted.add_metric([slot.name], slot.corrupted)
     for slot in slots:

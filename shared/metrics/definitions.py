@@ -51,53 +51,97 @@ _HTTP_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 _ENDS: Final = ("drained", "drain_timeout", "fault")
 _RATIOS: Final = (0.1, 0.25, 0.5, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 1.0)
 
-WAIT_SECONDS: Final = Histogram("wait_seconds", "Time from an image's queueing to its claim.", _IMAGE, _WAIT_S)
+WAIT_SECONDS: Final = Histogram(
+    "wait_seconds", "Time from an image's queueing, or requeueing, to its claim.", _IMAGE, _WAIT_S
+)
 STEP_SECONDS: Final = Histogram(
-    "step_seconds", "Time of a denoising step, as the average of its image.", _IMAGE, _WORK_S
+    "step_seconds",
+    "Time of a denoising step, as the average of its image; its count is the number of steps.",
+    _IMAGE,
+    _WORK_S,
 )
 ENCODE_SECONDS: Final = Histogram(
-    "encode_seconds", "Time of encoding prompt and reference images, 0 if they were prepared.", _IMAGE, _WORK_S
+    "encode_seconds",
+    "Time of encoding prompt and reference images; near 0 if they were prepared while the image before rendered.",
+    _IMAGE,
+    _WORK_S,
 )
 DECODE_SECONDS: Final = Histogram("decode_seconds", "Time of decoding latents to an image.", _IMAGE, _WORK_S)
 UPLOAD_SECONDS: Final = Histogram("upload_seconds", "Time of storing an image.", _IMAGE, _TRANSFER_S)
 SWAP_SECONDS: Final = Histogram(
-    "swap_seconds", "Time for which an image waited for the swap of its adapters.", _IMAGE, _WORK_S
+    "swap_seconds",
+    "Time for which an image waited for the swap of its adapters; images whose adapters were merged "
+    "already are left out.",
+    _IMAGE,
+    _WORK_S,
 )
 FETCH_SECONDS: Final = Histogram(
-    "fetch_seconds", "Time until an image's remote adapters were on the host.", _IMAGE, _TRANSFER_S
+    "fetch_seconds",
+    "Time until an image's remote adapters were on the host; images without remote adapters are left out.",
+    _IMAGE,
+    _TRANSFER_S,
 )
 DRIFT_RATIO: Final = Histogram(
     "drift_ratio",
-    "Distance of a float8 step from the same bfloat16 step, of each image of the engine fast.",
+    "Distance of a float8 step from the same step with bfloat16 weights, as its worker measured it when "
+    "it started; one value for each image of the engine `fast`.",
     ("model",),
     (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2),
 )
 GPU_UTILIZATION_RATIO: Final = Histogram(
-    "gpu_utilization_ratio", "Part of the time in which a GPU ran a kernel, sampled.", ("model",), _RATIOS
+    "gpu_utilization_ratio",
+    "Part of the time in which a GPU ran a kernel; each worker is sampled every 10 s, one of several "
+    "GPUs on the first of them.",
+    ("model",),
+    _RATIOS,
 )
-GPU_MEMORY_RATIO: Final = Histogram("gpu_memory_ratio", "Used part of a GPU's memory, sampled.", ("model",), _RATIOS)
+GPU_MEMORY_RATIO: Final = Histogram(
+    "gpu_memory_ratio", "Used part of a GPU's memory, sampled as the time is.", ("model",), _RATIOS
+)
 HTTP_SECONDS: Final = Histogram(
     "http_seconds",
-    "Time from a call of the API to the end of its answer, or to the start of a stream of events.",
+    "Time from a call of the API to the end of its answer; calls with `Prefer: wait` and uploads "
+    "included; of a stream of events, to its start.",
     ("method", "route"),
     _HTTP_S,
 )
 
-ATTEMPT_FAILURES: Final = Counter("attempt_failures", "Attempts at images that ended with an error.", ("code",))
-CORRUPTED_PARAMETERS: Final = Counter(
-    "corrupted_parameters", "Base parameters that were not restored to the checkpoint's bits; must be 0."
+ATTEMPT_FAILURES: Final = Counter(
+    "attempt_failures", "Attempts at images that ended with an error, by the error's code.", ("code",)
 )
-WORKER_ENDS: Final = Counter("worker_ends", "Worker processes that ended, by the reason.", ("reason",), _ENDS)
-STORAGE_OUTAGES: Final = Counter("storage_outages", "Times at which a worker could store no image and no probe.")
-STORAGE_ERRORS: Final = Counter("storage_errors", "Requests to the storage that failed.", ("operation",))
+CORRUPTED_PARAMETERS: Final = Counter(
+    "corrupted_parameters",
+    "Base parameters that were not restored to the checkpoint's bits; alert on anything but 0.",
+)
+WORKER_ENDS: Final = Counter(
+    "worker_ends",
+    "Worker processes that ended: `drained`, `drain_timeout` (items handed over), `fault`.",
+    ("reason",),
+    _ENDS,
+)
+STORAGE_OUTAGES: Final = Counter("storage_outages", "Times at which a worker could store neither an image nor a probe.")
+STORAGE_ERRORS: Final = Counter(
+    "storage_errors", "Requests to the storage that failed, also those that were repeated.", ("operation",)
+)
 REDIS_ERRORS: Final = Counter(
-    "redis_errors", "Calls of the ledger that Redis did not answer or refused.", ("kind",), ("unanswered", "refused")
+    "redis_errors",
+    "Calls of the ledger that Redis left `unanswered` or `refused`.",
+    ("kind",),
+    ("unanswered", "refused"),
 )
 ADAPTER_FILES: Final = Counter(
-    "adapter_files", "Adapter files of images, by where they were.", ("place",), ("root", "cache", "source")
+    "adapter_files",
+    "Adapter files of images by where they were: the adapter `root`, the `cache` of the host, or their "
+    "`source`; a file of the next image is looked up early and again when the image begins.",
+    ("place",),
+    ("root", "cache", "source"),
 )
 ADAPTER_FETCHED_BYTES: Final = Counter("adapter_fetched_bytes", "Bytes of adapter files that were downloaded.")
-HTTP_ANSWERS: Final = Counter("http_answers", "Answers of the API.", ("method", "route", "status"))
+HTTP_ANSWERS: Final = Counter(
+    "http_answers",
+    "Answers of the API; status `0` if the caller disconnected first, route `other` if the API has no such path.",
+    ("method", "route", "status"),
+)
 
 HISTOGRAMS: Final = (
     WAIT_SECONDS,

@@ -22,6 +22,7 @@ HOSTS = {
     "keda.sh",
     "keepachangelog.com",
     "modelcontextprotocol.io",
+    "www.rfc-editor.org",
     "www.standardwebhooks.com",
 }
 
