@@ -33,6 +33,8 @@ PACKAGES = ROOT / "deploy" / "packages.json"
 PYTHON = "3.12"
 #: Processors for which each image can be built. A worker needs CUDA's wheels, which PyPI's torch has for this one.
 MACHINES = {"api": ("x86_64", "aarch64"), "worker": ("x86_64",)}
+#: Extras of each image: its side, traces, and signatures of images.
+EXTRAS = {"api": ("api", "otel"), "worker": ("worker", "otel", "provenance")}
 # Debian's C library in the images is newer.
 _NEWEST_GLIBC_MINOR = 36
 _TIMEOUT_S = 30.0
@@ -57,10 +59,11 @@ def lock_file(image: str) -> Path:
 
 
 def wanted(image: str) -> list[str]:
-    """Return the requirements of an image: of the project, of its side, of traces, and of the build of the project."""
+    """Return the requirements of an image: of the project, of its extras, and of the build of the project."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     declared, extras = project["project"], project["project"]["optional-dependencies"]
-    return [*declared["dependencies"], *extras[image], *extras["otel"], *project["build-system"]["requires"]]
+    needed = [line for extra in EXTRAS[image] for line in extras[extra]]
+    return [*declared["dependencies"], *needed, *project["build-system"]["requires"]]
 
 
 def _resolve(image: str, machine: str) -> list[dict[str, Any]]:
