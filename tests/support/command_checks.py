@@ -31,6 +31,7 @@ FOREIGN = {
     "docker": "needs Docker",
     "git": "needs another host",
     "kubectl": "needs a cluster",
+    "ln": "needs the folder of another program",
     "pip": "installs packages",
     "python": "measures for minutes",
     "ssh": "needs another host",
@@ -79,8 +80,8 @@ def check_names(words, place):
 
 def check_files(words, place):
     """Require that the files and folders of the repository that a command names exist."""
-    for word in words:
-        if re.match(r"(deploy|tests|benchmarks|tools|examples)/", word):
+    for word in (word.removeprefix("$PWD/") for word in words):
+        if re.match(r"(deploy|tests|benchmarks|tools|examples|integrations)/", word):
             assert (ROOT / word).exists(), f"{place}: {word} does not exist"
 
 
