@@ -9,6 +9,7 @@ from shared.errors import ApiError, ApiUnreachable
 
 if TYPE_CHECKING:
     from flux2_client.async_client import AsyncClient, AsyncImage
+    from flux2_client.batch.progress import BatchProgress
     from flux2_client.client import Client, Image
     from flux2_client.models import (
         Adapter,
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "AsyncClient": "async_client",
     "AsyncImage": "async_client",
+    "BatchProgress": "batch.progress",
     "Client": "client",
     "Image": "client",
     "Adapter": "models",
@@ -69,6 +71,7 @@ __all__ = [
     "ApiUnreachable",
     "AsyncClient",
     "AsyncImage",
+    "BatchProgress",
     "Client",
     "DeletedUploads",
     "Image",

@@ -16,6 +16,7 @@ import httpx2
 from PIL import Image as PillowImage
 
 from flux2_client.answers import bearer, require_address
+from flux2_client.batch.progress import DEFAULT_IN_FLIGHT, BatchProgress
 from flux2_client.client import DOWNLOAD_TIMEOUT_S, make_receiver
 from flux2_client.file_body import FileBody, open_adapter_body
 from flux2_client.image_file import check_data, read_image
@@ -167,6 +168,29 @@ class AsyncClient:
         on_status: Callable[[Status], None] | None = None,
     ) -> Status:
         return await self._run(self._protocol.wait(request_id, timeout_s=timeout_s, poll_s=poll_s, on_status=on_status))
+
+    async def run_batch(
+        self,
+        requests: str | Path,
+        output: str | Path,
+        *,
+        errors: str | Path | None = None,
+        images: str | Path | None = None,
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        retry_failed: bool = False,
+        on_progress: Callable[[BatchProgress], None] | None = None,
+    ) -> BatchProgress:
+        # It imports this module, and few programs need it.
+        from flux2_client.batch.batch_files import BatchPaths
+        from flux2_client.batch.run import run_batch
+
+        paths = BatchPaths(
+            Path(requests),
+            Path(output),
+            None if errors is None else Path(errors),
+            None if images is None else Path(images),
+        )
+        return await run_batch(self, paths, in_flight=in_flight, retry_failed=retry_failed, on_progress=on_progress)
 
     async def download(self, image: ImageInfo | str) -> bytes:
         file = io.BytesIO()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import math
 import time
@@ -15,6 +16,7 @@ import httpx2
 from PIL import Image as PillowImage
 
 from flux2_client.answers import bearer, require_address
+from flux2_client.batch.progress import DEFAULT_IN_FLIGHT, BatchProgress
 from flux2_client.file_body import FileBody, open_adapter_body
 from flux2_client.image_file import check_data, read_image
 from flux2_client.listing import Listing
@@ -101,6 +103,13 @@ class Client:
         on_failure: Callable[[ApiError], None] | None = None,
     ) -> None:
         require_address(base_url)
+        self._base_url = base_url
+        self._options: dict[str, Any] = {
+            "api_key": api_key,
+            "timeout_s": timeout_s,
+            "retry_s": retry_s,
+            "on_failure": on_failure,
+        }
         # Reading the system's certificates takes longer than most calls, so both pools share them.
         certificates = httpx2.create_ssl_context()
         self._http = httpx2.Client(base_url=base_url, headers=bearer(api_key), timeout=timeout_s, verify=certificates)
@@ -238,6 +247,50 @@ class Client:
             ApiError: the job did not end within `timeout_s`, or the API does not know it.
         """
         return self._run(self._protocol.wait(request_id, timeout_s=timeout_s, poll_s=poll_s, on_status=on_status))
+
+    def run_batch(
+        self,
+        requests: str | Path,
+        output: str | Path,
+        *,
+        errors: str | Path | None = None,
+        images: str | Path | None = None,
+        in_flight: int = DEFAULT_IN_FLIGHT,
+        retry_failed: bool = False,
+        on_progress: Callable[[BatchProgress], None] | None = None,
+    ) -> BatchProgress:
+        """Answer every line of a batch file that has no answer yet, as `flux2 batch` does.
+
+        It runs an event loop of its own, so a notebook awaits `AsyncClient.run_batch` instead.
+
+        Args:
+            requests: the batch file, one request on each line.
+            output: gets one answer for each line; those of an earlier run stay.
+            errors: gets the answers with an error instead of `output`.
+            images: folder in which the images are saved; None saves none.
+            in_flight: jobs under way at a time.
+            retry_failed: whether lines whose answer is an error are rendered again.
+            on_progress: called after each change.
+
+        Raises:
+            ApiError: the API refuses all calls, or cannot be reached for `retry_s`.
+            OutputRefused: a file cannot be read or written, or another batch writes the same answers.
+        """
+        from flux2_client.async_client import AsyncClient
+
+        async def run() -> BatchProgress:
+            async with AsyncClient(self._base_url, **self._options) as client:
+                return await client.run_batch(
+                    requests,
+                    output,
+                    errors=errors,
+                    images=images,
+                    in_flight=in_flight,
+                    retry_failed=retry_failed,
+                    on_progress=on_progress,
+                )
+
+        return asyncio.run(run())
 
     def download(self, image: ImageInfo | str) -> bytes:
         """Download an image, and check its size and sha256; an expired URL is replaced by a fresh one.

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flux2_client import adapter_commands, job_commands, webhook_commands
+from flux2_client.batch.batch_command import batch
 from flux2_client.compare_command import compare
 from flux2_client.mcp_command import mcp
 from flux2_client.options import ApiKey, Profile, Url
@@ -18,6 +19,7 @@ from flux2_client.usage_command import usage
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(submit)
+app.command()(batch)
 app.command()(compare)
 app.command()(job_commands.wait)
 app.command()(job_commands.status)

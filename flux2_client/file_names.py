@@ -57,7 +57,7 @@ def name_image(image: ImageInfo, template: str) -> Path:
     """
     # An answer's values come from another machine: none may hold a separator or be `..`.
     values = {name: getattr(image, name) for name in FIELDS}
-    safe = {name: value if isinstance(value, int) else _clean(str(value or "")) for name, value in values.items()}
+    safe = {name: value if isinstance(value, int) else safe_name(str(value or "")) for name, value in values.items()}
     try:
         path = Path(template.format_map(safe))
     except ValueError as error:
@@ -82,11 +82,12 @@ def name_images(images: Sequence[ImageT], template: str) -> dict[Path, ImageT]:
     return named
 
 
-def _clean(value: str) -> str:
+def safe_name(value: str) -> str:
+    """Return a text as a part of a file name: no separator, nothing hidden, and not too long."""
     # In a locale without UTF-8 a file's name cannot have every letter; a question mark is unsafe anyway.
     encoding = sys.getfilesystemencoding()
     value = value.encode(encoding, errors="replace").decode(encoding)
     value = (
-        _UNSAFE.sub("_", value).lstrip(".").encode(encoding)[:_LONGEST_VALUE_BYTES].decode(encoding, errors="ignore")
+        _UNSAFE.sub("_", value).lstrip("._").encode(encoding)[:_LONGEST_VALUE_BYTES].decode(encoding, errors="ignore")
     )
     return value.strip("_") or "none"

@@ -64,7 +64,7 @@ def find_local_images(request: Mapping[str, Any]) -> LocalImages:
 
 
 async def upload_local_images(
-    client: AsyncClient, request: Mapping[str, Any], images: LocalImages, report: Report
+    client: AsyncClient, request: Mapping[str, Any], images: LocalImages, report: Report | None = None
 ) -> dict[str, Any]:
     """Upload each file once; return the request with the uploads in place of the files.
 
@@ -80,7 +80,8 @@ async def upload_local_images(
         # Other paths had the same content then, and may have it still.
         if stored.sha256 != sha256:
             raise image_has_changed(path)
-        report.uploaded(stored, path)
+        if report is not None:
+            report.uploaded(stored, path)
         return stored.path
 
     names = await asyncio.gather(*(upload(sha256, path) for sha256, path in images.paths.items()))

@@ -78,7 +78,7 @@ def hub(monkeypatch):
 @pytest.fixture
 def serve_api(wait_until):
     """A function for `with`: it serves an API with the given settings, and its value is as that of `api`."""
-    return lambda made: serve(made, wait_until)
+    return lambda made, **options: serve(made, wait_until, **options)
 
 
 @pytest.fixture

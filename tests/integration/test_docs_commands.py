@@ -29,6 +29,8 @@ from served_api import serve
 from typer.testing import CliRunner
 
 from api.schemas.sweep import SweepRequest
+from flux2_client.batch.line_reader import RawLine
+from flux2_client.batch.request_line import RequestLine, parse_line
 from flux2_client.client import Client
 from shared.catalog import find_model
 from shared.cli import app
@@ -130,6 +132,7 @@ def folder(tmp_path, monkeypatch, services):
     write_training_run("my_lora", [{"prompt": "[trigger] a photo"}, {"prompt": "a tree"}])
     write_training_run("my_edit", [{"prompt": "make it blue", "ctrl_img": f"{home}/copied/control/house1.jpg"}])
     Path("request.json").write_text('{"model": "flux2", "prompts": [{"prompt": "a"}], "loras": []}')
+    Path("requests.jsonl").write_text(next(blocks(ROOT / "docs/batch-files.md")).text)
     # What `flux2 up` would leave here.
     write_settings(work / ".flux2", services.opened)
     return work
@@ -236,6 +239,8 @@ def test_data_in_a_page_is_sound_and_each_request_fits_its_schema(page):
                     SweepRequest.model_validate(data)
                 elif "prompts" in data:
                     InferenceRequest.model_validate(data)
+                elif "body" in data:
+                    assert isinstance(parse_line(RawLine(1, json.dumps(data).encode())), RequestLine), block.place
                 elif "path" in data and not {"event", "size_bytes"} & data.keys():
                     LoraItem.model_validate(data)
 
