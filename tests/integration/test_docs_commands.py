@@ -35,8 +35,10 @@ from flux2_client.client import Client
 from shared.catalog import find_model
 from shared.cli import app
 from shared.local.data_folder import write_settings
+from shared.provenance.local_certificate import write_local_certificate
+from shared.provenance.signer import open_signer
 from shared.request import InferenceRequest, LoraItem
-from shared.settings import Settings
+from shared.settings import ProvenanceSettings, Settings
 from worker.model.demo_model import write_tiny_adapter
 
 #: Endings that are right: the demonstration's files stand in for those of the text.
@@ -114,6 +116,19 @@ def write_training_run(name, samples):
         Image.new("RGB", (64, 64), "teal").save(folder / f"1700000000000__000000500_{index}.jpg")
 
 
+def write_signed_image(services):
+    """Write an image that a worker with a certificate would have stored, and the certificate of the authority."""
+    made = write_local_certificate(Path("studio"), name="Studio Aal", days=1)
+    made.authority.rename("authority.pem")
+    signer = open_signer(ProvenanceSettings(certificate=made.certificate, key=made.key))
+    with Client(services.opened["FLUX2_CLIENT_URL"]) as client:
+        [image] = client.result(services.job).images
+        data = image.bytes()
+    media_type = f"image/{image.format}"
+    signed = signer.sign(data, media_type=media_type, model="flux2", has_references=False)
+    Path("picture.png").write_bytes(signed)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch, services):
     """A folder with the files that the documentation names; it is no checkout, so that what is written stays in it."""
@@ -133,6 +148,7 @@ def folder(tmp_path, monkeypatch, services):
     write_training_run("my_edit", [{"prompt": "make it blue", "ctrl_img": f"{home}/copied/control/house1.jpg"}])
     Path("request.json").write_text('{"model": "flux2", "prompts": [{"prompt": "a"}], "loras": []}')
     Path("requests.jsonl").write_text(next(blocks(ROOT / "docs/batch-files.md")).text)
+    write_signed_image(services)
     # What `flux2 up` would leave here.
     write_settings(work / ".flux2", services.opened)
     return work

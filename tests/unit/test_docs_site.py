@@ -17,6 +17,7 @@ CONFIG = tomllib.loads((ROOT / "zensical.toml").read_text())
 FETCHED = re.compile(r'<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href|srcset)="((?:https?:)?//[^"]+)"')
 #: Every other host that the documentation links to.
 HOSTS = {
+    "c2pa.org",
     "github.com",
     "huggingface.co",
     "keda.sh",
