@@ -136,9 +136,8 @@ def _reader_settings(trusted: str | None) -> dict[str, Any]:
 
 def _describe(report: Mapping[str, Any], *, trusted: bool) -> Signature:
     manifest = report["manifests"][report["active_manifest"]]
-    signed, made_with = manifest.get("signature_info", {}), manifest.get("claim_generator_info", [{}])[0]
-    failures = report.get("validation_results", {}).get("activeManifest", {}).get("failure", [])
-    state, problems = _judge(failures, trusted=trusted)
+    signed, made_with = manifest.get("signature_info") or {}, (manifest.get("claim_generator_info") or [{}])[0]
+    state, problems = _judge(report, trusted=trusted)
     return Signature(
         state,
         signer=signed.get("common_name") or "",
@@ -149,7 +148,10 @@ def _describe(report: Mapping[str, Any], *, trusted: bool) -> Signature:
     )
 
 
-def _judge(failures: list[dict[str, str]], *, trusted: bool) -> tuple[State, tuple[str, ...]]:
+def _judge(report: Mapping[str, Any], *, trusted: bool) -> tuple[State, tuple[str, ...]]:
+    # One of Invalid, Valid and Trusted. It also covers the manifests of images that the file names as its parts.
+    verdict = report.get("validation_state")
+    failures = ((report.get("validation_results") or {}).get("activeManifest") or {}).get("failure") or []
     faults = {failure["code"]: failure.get("explanation", "") for failure in failures}
     serious = {code: text for code, text in faults.items() if code not in (_UNTRUSTED, _EXPIRED)}
     if _CHANGED & serious.keys():
@@ -158,7 +160,8 @@ def _judge(failures: list[dict[str, str]], *, trusted: bool) -> tuple[State, tup
         return "broken", tuple(f"{text} ({code})" for code, text in serious.items())
     if _EXPIRED in faults:
         return "expired", ()
+    if verdict not in ("Valid", "Trusted"):
+        return "broken", ("a part of it does not hold",)
     if not trusted:
-        # The library's own list has nobody who signs for this service.
         return "valid", ()
-    return ("untrusted" if _UNTRUSTED in faults else "trusted"), ()
+    return ("trusted" if verdict == "Trusted" else "untrusted"), ()
