@@ -155,11 +155,9 @@ def describe_progress(status: Status) -> str:
     return text if running is None else f"{text}, {running.stage} {running.step} of {running.steps}"
 
 
-def shrink(data: bytes, *, side_px: int) -> bytes | None:
-    """Return an image as a JPEG whose longer side has `side_px` pixels; None if it is no larger."""
+def copy_as_jpeg(data: bytes, *, side_px: int) -> bytes:
+    """Return an image as a JPEG whose longer side has at most `side_px` pixels."""
     with Image.open(io.BytesIO(data)) as picture:
-        if max(picture.size) <= side_px:
-            return None
         # Of a JPEG, no more pixels are decoded than are needed.
         picture.draft("RGB", (side_px, side_px))
         small = picture.convert("RGB")

@@ -26,8 +26,8 @@ from flux2_client.mcp_answers import (
     JobList,
     JobState,
     Submitted,
+    copy_as_jpeg,
     describe_progress,
-    shrink,
 )
 from flux2_client.models import Adapter, AdapterFile, ModelList, Status
 from shared.errors import CommandError
@@ -198,11 +198,12 @@ class Tools:
             int, Field(ge=0, le=4096, description="Longer side of the copy in pixels; 0 is the file itself.")
         ] = _SIDE_PX,
     ) -> Image:
-        """Show a finished image: by default a copy of at most 512 pixels, which takes little of the context."""
+        """Show a finished image: by default a JPEG of at most 512 pixels, which takes little of the context."""
         image = await self._find_image(request_id, index)
         data = await image.bytes()
-        small = await anyio.to_thread.run_sync(lambda: shrink(data, side_px=side_px)) if side_px else None
-        return Image(data=data, format=image.format) if small is None else Image(data=small, format="jpeg")
+        if side_px == 0:
+            return Image(data=data, format=image.format)
+        return Image(data=await anyio.to_thread.run_sync(lambda: copy_as_jpeg(data, side_px=side_px)), format="jpeg")
 
     @_explained
     async def list_adapters(

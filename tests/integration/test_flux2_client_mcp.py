@@ -92,10 +92,11 @@ def test_over_http_an_assistant_sees_progress_and_gets_the_image_that_the_worker
             listed = await answer(client, "list_images", request_id=job["request_id"])
             whole = await client.call_tool("fetch_image", {"request_id": job["request_id"], "index": 1, "side_px": 0})
             small = await client.call_tool("fetch_image", {"request_id": job["request_id"], "index": 1})
+            large = await client.call_tool("fetch_image", {"request_id": job["request_id"], "side_px": 4096})
             result = await client.call_tool("list_jobs", {"limit": 1})
-        return progress, listed, whole, small, result.structured_content["jobs"]
+        return progress, listed, whole, small, large, result.structured_content["jobs"]
 
-    progress, listed, whole, small, [newest] = asyncio.run(use())
+    progress, listed, whole, small, large, [newest] = asyncio.run(use())
 
     shares = [share for share, _, _ in progress]
     assert shares == sorted(set(shares))
@@ -108,6 +109,9 @@ def test_over_http_an_assistant_sees_progress_and_gets_the_image_that_the_worker
     assert whole.content[0].mime_type == "image/png"
     copy = Image.open(io.BytesIO(picture(small)))
     assert (copy.format, copy.size) == ("JPEG", (512, 341))
+    # No larger than the image is, and yet a JPEG: many assistants take at most 1 MB.
+    same_size = Image.open(io.BytesIO(picture(large)))
+    assert (same_size.format, same_size.size) == ("JPEG", (768, 512))
     # The same picture, but for the size and the losses of a JPEG.
     original = Image.open(io.BytesIO(picture(whole))).convert("RGB").resize(copy.size)
     assert max(ImageStat.Stat(ImageChops.difference(original, copy)).mean) < 4

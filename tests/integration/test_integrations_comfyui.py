@@ -1,5 +1,6 @@
 """The nodes for ComfyUI against a real API with simulated slots; stubs stand in for ComfyUI's own modules."""
 
+import ast
 import hashlib
 import importlib.util
 import inspect
@@ -89,6 +90,16 @@ def newest_job(service):
 
 def stored_pictures(service, request_id):
     return [np.asarray(image.pil().convert("RGB")) for image in service.client.result(request_id).images]
+
+
+def test_the_nodes_import_only_what_comfyui_installs():
+    nodes = [node for file in FOLDER.glob("*.py") for node in ast.walk(ast.parse(file.read_text()))]
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+
+    foreign = {name.partition(".")[0] for name in names} - sys.stdlib_module_names
+
+    assert foreign == {"PIL", "comfy", "numpy", "torch"}
 
 
 @pytest.mark.parametrize("name", ["Flux2QueueRender", "Flux2QueueAdapter"])
