@@ -24,6 +24,8 @@ import yaml
 from api_keys import add_key
 from command_checks import check_names, check_segment, is_run
 from documents import PAGES, ROOT, SHELLS, blocks, commands, inline_commands
+from hub_server import HubServer
+from huggingface_hub import constants
 from PIL import Image
 from served_api import serve
 from typer.testing import CliRunner
@@ -48,6 +50,7 @@ LORAS = {
     "robots/sks_robot.safetensors": "sks_robot",
     "my_edit/my_edit.safetensors": "edit",
     "tiny/edit.safetensors": "edit",
+    "turbo.safetensors": "blueprint",
 }
 DEMO_ADAPTERS = ROOT / "worker/model/demo_checkpoint/adapters"
 WITH_PYTHON_BLOCKS = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
@@ -58,16 +61,30 @@ def page_id(page):
     return str(page.relative_to(ROOT))
 
 
-def make_environment(folder, redis_url, *, database):
+def make_environment(folder, redis_url, hub, *, database):
     return {
         "FLUX2_REDIS_URL": f"{redis_url.rpartition('/')[0]}/{database}",
         "FLUX2_STORAGE_BACKEND": "directory",
         "FLUX2_STORAGE_DIRECTORY": str(folder / f"objects-{database}"),
         "FLUX2_ADAPTERS_ROOT": str(folder / "adapters"),
+        "FLUX2_SOURCES_PRIVATE_HOSTS": hub.store_place,
+        "FLUX2_SOURCES_CACHE_DIR": str(folder / "cache"),
+        "HF_ENDPOINT": hub.url,
         "FLUX2_WORKER_LOCK_DIR": str(folder),
         "FLUX2_WORKER_NAME": "gpu",
         "FLUX2_WEBHOOK_SECRET": "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
     }
+
+
+@contextmanager
+def served_hub():
+    """A hub on this host with the file of the examples; the hub's library in this process uses it too."""
+    with HubServer() as hub, pytest.MonkeyPatch.context() as patch:
+        hub.push("ann/robots", {"v2/robot.safetensors": (DEMO_ADAPTERS / "sks_robot.safetensors").read_bytes()})
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield hub
 
 
 @contextmanager
@@ -88,8 +105,9 @@ def services(tmp_path_factory, redis_server, wait_until):
     write_tiny_adapter(folder / "adapters/my_lora_job/flux2_klein_4b.safetensors", model=find_model("flux2_klein_4b"))
     with redis.Redis.from_url(redis_server.url) as client:
         client.flushall()
-    opened, locked = (make_environment(folder, redis_server.url, database=number) for number in (0, 1))
     with ExitStack() as stack:
+        hub = stack.enter_context(served_hub())
+        opened, locked = (make_environment(folder, redis_server.url, hub, database=number) for number in (0, 1))
         stack.enter_context(running_slot(opened))
         for environment in (opened, locked):
             with pytest.MonkeyPatch.context() as patch:

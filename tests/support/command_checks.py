@@ -23,7 +23,7 @@ NOT_RUN = {
     "api": SERVES,
     "mcp": SERVES,
     "worker": SERVES,
-    "top": "shows the fleet until q is pressed",
+    "top": "shows the fleet until q is pressed; with --once it runs",
 }
 #: Other programs that do not run here, and why.
 FOREIGN = {
@@ -42,9 +42,12 @@ FOREIGN = {
 def is_run(command):
     """Whether a command runs here: each of its programs must."""
     return not any(
-        program in FOREIGN or (program == "flux2" and words[:1] and words[0] in NOT_RUN)
-        for program, *words in command.segments()
+        program in FOREIGN or (program == "flux2" and _goes_on(words)) for program, *words in command.segments()
     )
+
+
+def _goes_on(words):
+    return words[0] in NOT_RUN and "--once" not in words
 
 
 def find_command(words):

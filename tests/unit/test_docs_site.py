@@ -18,6 +18,8 @@ FETCHED = re.compile(r'<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href|s
 #: Every other host that the documentation links to.
 HOSTS = {
     "c2pa.org",
+    "docs.sglang.io",
+    "docs.vllm.ai",
     "github.com",
     "huggingface.co",
     "keda.sh",
@@ -125,6 +127,15 @@ def test_links_to_other_hosts_are_listed():
     found = {url.netloc for page in PAGES for address in links(page) if (url := urlsplit(address)).scheme}
 
     assert found == HOSTS
+
+
+def test_every_row_of_the_comparison_has_a_source():
+    rows = [line for line in (ROOT / "docs/comparison.md").read_text().splitlines() if line.startswith("| ")][1:]
+
+    assert len(rows) >= 10
+    for row in rows:
+        *_, sources = row.strip("|").split("|")
+        assert "](https://" in sources, row[:60]
 
 
 def test_a_command_makes_each_picture_and_a_page_shows_it():
