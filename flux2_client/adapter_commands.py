@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
+from flux2_client.adapter_upload import upload_bar, upload_name
 from flux2_client.options import ApiKey, Json, Profile, Url
 
 if TYPE_CHECKING:
     from flux2_client.async_client import AsyncClient
     from shared.sources.source import UploadedFile
 
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 _DEFAULT = "show"
 
 
@@ -93,11 +91,11 @@ def push(
     if name and len(files) > 1:
         raise typer.BadParameter("--name names one upload; push the files one by one, or leave it out")
     # Before the first is sent: all names are sound, or nothing is uploaded.
-    names = {file: name or upload_name(file) for file in files}
+    names = {file: name or _upload_name(file) for file in files}
 
     async def run(client: AsyncClient) -> int:
         for file in files:
-            with _open_bar(file, as_json=as_json) as on_progress:
+            with upload_bar(file, as_json=as_json) as on_progress:
                 body = open_adapter_body(file, on_progress=on_progress)
                 stored = await client.upload_adapter(body, name=names[file])
             print_answer(stored, print_upload, as_json=as_json)
@@ -133,14 +131,11 @@ def rm(
     Session(url, profile, api_key).run(run)
 
 
-def upload_name(file: Path) -> str:
-    """Return the name under which a file is uploaded: its own without the suffix, in the characters of names."""
-    # PEFT gives all files the same name.
-    own = file.absolute().parent.name if file.name == "adapter_model.safetensors" else file.name
-    name = _NOT_IN_NAMES.sub("-", own.removesuffix(".safetensors")).lstrip("._-")[:128]
-    if not name:
-        raise typer.BadParameter(f"{file.name!r} gives no name for the upload; choose one with --name")
-    return name
+def _upload_name(file: Path) -> str:
+    try:
+        return upload_name(file)
+    except ValueError as error:
+        raise typer.BadParameter(f"{error}; choose one with --name") from error
 
 
 def _parse_upload(text: str) -> UploadedFile:
@@ -167,20 +162,3 @@ async def _require_own(client: AsyncClient, uploads: Sequence[UploadedFile]) -> 
         raise UploadNotFound(
             f"no upload of yours is named {min(foreign)}, so nothing was deleted; `flux2 adapters list` shows all"
         )
-
-
-@contextmanager
-def _open_bar(file: Path, *, as_json: bool) -> Iterator[Callable[[int], None] | None]:
-    """Show on a terminal how much of a file was sent."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    from shared.console import LineConsole
-
-    console = LineConsole(stderr=True)
-    if as_json or not console.is_terminal or not file.is_file():
-        yield None
-        return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(file.name, total=file.stat().st_size)
-        yield lambda done: bar.update(task, completed=done)

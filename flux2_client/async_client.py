@@ -192,6 +192,17 @@ class AsyncClient:
         )
         return await run_batch(self, paths, in_flight=in_flight, retry_failed=retry_failed, on_progress=on_progress)
 
+    async def wait_sweep(
+        self,
+        sweep_id: str,
+        *,
+        timeout_s: float = math.inf,
+        poll_s: float | None = None,
+        on_status: Callable[[SweepStatus], None] | None = None,
+    ) -> SweepStatus:
+        steps = self._protocol.wait_sweep(sweep_id, timeout_s=timeout_s, poll_s=poll_s, on_status=on_status)
+        return await self._run(steps)
+
     async def download(self, image: ImageInfo | str) -> bytes:
         file = io.BytesIO()
         await self._run(self._protocol.download(image, make_receiver(file, image)))

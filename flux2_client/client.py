@@ -292,6 +292,17 @@ class Client:
 
         return asyncio.run(run())
 
+    def wait_sweep(
+        self,
+        sweep_id: str,
+        *,
+        timeout_s: float = math.inf,
+        poll_s: float | None = None,
+        on_status: Callable[[SweepStatus], None] | None = None,
+    ) -> SweepStatus:
+        """Poll until the sweep ends; return its last status. See `wait`."""
+        return self._run(self._protocol.wait_sweep(sweep_id, timeout_s=timeout_s, poll_s=poll_s, on_status=on_status))
+
     def download(self, image: ImageInfo | str) -> bytes:
         """Download an image, and check its size and sha256; an expired URL is replaced by a fresh one.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flux2_client import adapter_commands, job_commands, webhook_commands
+from flux2_client import adapter_commands, job_commands, sweep_commands, webhook_commands
 from flux2_client.batch.batch_command import batch
 from flux2_client.compare_command import compare
 from flux2_client.mcp_command import mcp
@@ -31,6 +31,7 @@ app.command()(reproduce)
 app.command()(top)
 app.command()(usage)
 app.command()(mcp)
+app.add_typer(sweep_commands.app, name="sweep")
 app.add_typer(adapter_commands.app, name="adapters")
 app.add_typer(webhook_commands.app, name="webhooks")
 

@@ -7,10 +7,12 @@ import math
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from flux2_client.models import Limits
 from shared.resolve import MAX_RANDOM_SEED
+
+NumberT = TypeVar("NumberT", int, float)
 
 #: Images that one command may ask for: `--seed 1..1000000000` is a mistake.
 MAX_IMAGES = 100_000
@@ -58,6 +60,19 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2] or match[1])
 
 
+def parse_numbers(text: str, kind: type[NumberT]) -> list[NumberT]:
+    """Return the numbers of e.g. `0.6,0.8,1`.
+
+    Raises:
+        ValueError: the text holds something else.
+    """
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        example = "20,25" if kind is int else "0.6,0.8,1"
+        raise ValueError(f"{text!r} is not a list of numbers; write e.g. {example}") from None
+
+
 def parse_lora(text: str) -> dict[str, Any]:
     """Return the request's entry of `PATH` or `PATH@MULTIPLIER`."""
     path, at, multiplier = text.rpartition("@")
@@ -75,7 +90,7 @@ def parse_sigmas(text: str) -> list[float]:
         ValueError: the text holds something else.
     """
     try:
-        return [float(part) for part in text.split(",")]
+        return parse_numbers(text, float)
     except ValueError:
         raise ValueError(f"{text!r} is not a list of noise levels; write e.g. 1,0.75,0.5,0.25") from None
 

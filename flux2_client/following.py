@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from flux2_client.async_client import AsyncClient, AsyncImage
 from flux2_client.destination import Destination
 from flux2_client.file_names import name_images
-from flux2_client.models import Result, Status
+from flux2_client.models import Result, Status, SweepStatus
 from flux2_client.receiver import holds_object
 from flux2_client.report import Report, print_message
 from flux2_client.terminal import exit_code
 from shared.errors import CommandError, OutputRefused
+
+StatusT = TypeVar("StatusT", Status, SweepStatus)
 
 # Jobs that are polled at the same time; the others wait for their turn.
 _JOBS = 16
@@ -26,6 +30,7 @@ class Downloader:
 
     Attributes:
         faults: messages of images that could not be saved.
+        saved: paths of those that were saved, below the folder.
     """
 
     def __init__(self, to: Destination, report: Report) -> None:
@@ -33,16 +38,21 @@ class Downloader:
         self._report = report
         self._free = asyncio.Semaphore(to.parallel)
         self.faults: list[str] = []
+        self.saved: set[Path] = set()
         self._done: set[tuple[str, int]] = set()
 
     async def save_all(self, result: Result[AsyncImage]) -> None:
+        """Save the images of a job that are not saved yet, under the names of the destination's template."""
+        await self.save_named(name_images(result.images, self._to.name))
+
+    async def save_named(self, named: Mapping[Path, AsyncImage]) -> None:
         """Save the images that are not saved yet; a failure is reported and leaves the others alone."""
-        named = name_images(result.images, self._to.name)
         new = {path: image for path, image in named.items() if (image.request_id, image.index) not in self._done}
         self._done.update((image.request_id, image.index) for image in new.values())
-        await asyncio.gather(*(self._save(image, self._to.folder / path) for path, image in new.items()))
+        await asyncio.gather(*(self._save(image, path) for path, image in new.items()))
 
-    async def _save(self, image: AsyncImage, path: Path) -> None:
+    async def _save(self, image: AsyncImage, name: Path) -> None:
+        path = self._to.folder / name
         async with self._free:
             try:
                 if not self._to.overwrite:
@@ -52,6 +62,7 @@ class Downloader:
                 self.faults.append(str(error))
                 print_message(str(error))
                 return
+        self.saved.add(name)
         self._report.saved(image, path)
 
     def _check_same(self, image: AsyncImage, path: Path) -> None:
@@ -71,34 +82,52 @@ async def follow_jobs(
     downloader = Downloader(to, report) if to else None
     turns = asyncio.Semaphore(_JOBS)
 
-    async def follow_one(request_id: str) -> Status:
+    async def follow(request_id: str) -> Status:
         async with turns:
             return await _follow(client, request_id, report=report, downloader=downloader)
 
-    statuses = await asyncio.gather(*map(follow_one, request_ids))
+    statuses = await asyncio.gather(*map(follow, request_ids))
     return exit_code(statuses, downloader.faults if downloader else ())
 
 
 async def _follow(client: AsyncClient, request_id: str, *, report: Report, downloader: Downloader | None) -> Status:
-    fetching: asyncio.Task[None] | None = None
-    fetched = 0
-
-    async def fetch() -> None:
-        assert downloader is not None
+    async def save(downloader: Downloader) -> None:
         await downloader.save_all(await client.result(request_id))
 
-    def notice(status: Status) -> None:
-        nonlocal fetching, fetched
+    return await follow_one(
+        lambda notice: client.wait(request_id, on_status=notice),
+        save=partial(save, downloader) if downloader else None,
+        report=report,
+    )
+
+
+async def follow_one(
+    wait: Callable[[Callable[[StatusT], None]], Awaitable[StatusT]],
+    *,
+    save: Callable[[], Awaitable[None]] | None,
+    report: Report,
+) -> StatusT:
+    """Wait until a job or a sweep has ended, and save its images as they are finished.
+
+    Args:
+        wait: polls until the end, calls its argument with every status, and returns the last one.
+        save: saves the images that are finished and not saved yet; None saves none.
+    """
+    saving: asyncio.Future[None] | None = None
+    saved = 0
+
+    def notice(status: StatusT) -> None:
+        nonlocal saving, saved
         report.progressed(status)
         finished = status.count("succeeded")
-        is_busy = fetching is not None and not fetching.done()
-        if downloader and not status.has_ended and not is_busy and finished - fetched > len(status.items) // _SHARE:
-            fetched, fetching = finished, asyncio.create_task(fetch())
+        is_busy = saving is not None and not saving.done()
+        if save and not status.has_ended and not is_busy and finished - saved > status.images // _SHARE:
+            saved, saving = finished, asyncio.ensure_future(save())
 
-    status = await client.wait(request_id, on_status=notice)
-    if fetching is not None:
-        await fetching
-    if downloader is not None:
-        await fetch()
+    status = await wait(notice)
+    if saving is not None:
+        await saving
+    if save is not None:
+        await save()
     report.ended(status)
     return status

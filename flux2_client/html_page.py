@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 from collections.abc import Iterable
 from html import escape as escape_markup
 from pathlib import Path
@@ -26,23 +28,40 @@ def escape(text: str) -> str:
     return escape_markup(escape_controls(text))
 
 
-def write_html(path: Path, body: Iterable[str], *, title: str, style: str, head: str = "") -> None:
+def write_html(path: Path, body: Iterable[str], *, title: str, style: str, script: str = "") -> None:
     """Write a page.
 
     Args:
         body: lines of HTML.
         style: rules that follow those of all pages.
-        head: further elements of the head.
+        script: runs when the page is there. The policy of a page with a script lets it fetch nothing, and show images
+            of the page itself alone.
 
     Raises:
         OutputRefused: the file cannot be written.
     """
+    style = _STYLE + style
+    policy = _policy(style, script) if script else ""
     lines = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"{head}<title>{escape(title)}</title><style>{_STYLE}{style}</style></head><body>",
+        f"{policy}<title>{escape(title)}</title><style>{style}</style></head><body>",
         *body,
+        *([f"<script>{script}</script>"] if script else []),
         "</body></html>",
     ]
     write_file(path, ("\n".join(lines) + "\n").encode())
+
+
+def _policy(style: str, script: str) -> str:
+    rules = f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'"
+    # Browsers ask a server for an icon that no page names.
+    return (
+        f"<meta http-equiv=\"Content-Security-Policy\" content=\"{rules}; base-uri 'none'; form-action 'none'\">"
+        '<link rel="icon" href="data:,">'
+    )
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

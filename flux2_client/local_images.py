@@ -63,6 +63,11 @@ def find_local_images(request: Mapping[str, Any]) -> LocalImages:
     return LocalImages(paths, digests)
 
 
+def name_uploads(request: Mapping[str, Any], images: LocalImages) -> dict[str, Any]:
+    """Return the request with the names that the files will have as uploads, before they are uploaded."""
+    return _replace(request, {text: f"upload:{sha256}" for text, sha256 in images.digests.items()})
+
+
 async def upload_local_images(
     client: AsyncClient, request: Mapping[str, Any], images: LocalImages, report: Report | None = None
 ) -> dict[str, Any]:

@@ -6,7 +6,7 @@ and does no harm, so that an older client works with a newer API.
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, PrivateAttr
 
@@ -20,10 +20,34 @@ class Answer(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
 
-class Job(Answer):
-    """An accepted job."""
+class OfRequest(Answer):
+    """An answer about a job."""
 
     request_id: str
+
+    #: What messages call it; the field with its id begins with this word.
+    kind: ClassVar[str] = "request"
+
+    @property
+    def id(self) -> str:
+        return self.request_id
+
+
+class OfSweep(Answer):
+    """An answer about a sweep."""
+
+    sweep_id: str
+
+    kind: ClassVar[str] = "sweep"
+
+    @property
+    def id(self) -> str:
+        return self.sweep_id
+
+
+class Job(OfRequest):
+    """An accepted job."""
+
     status: str = "queued"
     status_url: str
     result_url: str
@@ -89,10 +113,9 @@ class WebhookStatus(Answer):
     items_error: str = ""
 
 
-class Status(Answer):
+class Status(OfRequest):
     """The state of a job and of each of its images."""
 
-    request_id: str
     status: str
     model: str
     cancel_requested: bool = False
@@ -108,6 +131,11 @@ class Status(Answer):
     error: str | None = None
     warnings: tuple[str, ...] = ()
     webhook: WebhookStatus | None = None
+
+    @property
+    def images(self) -> int:
+        """The number of images."""
+        return len(self.items)
 
     @property
     def has_ended(self) -> bool:
@@ -274,10 +302,9 @@ class SweepJobStatus(SweepJob):
     status: str
 
 
-class Sweep(Answer):
+class Sweep(OfSweep):
     """An accepted sweep."""
 
-    sweep_id: str
     status: str = "queued"
     images: int
     jobs: tuple[SweepJob, ...]
@@ -303,10 +330,9 @@ class SweepEstimate(Answer):
     currency: str | None = None
 
 
-class SweepLine(Answer):
+class SweepLine(OfSweep):
     """One sweep in the listing; `counts` has its images by state."""
 
-    sweep_id: str
     status: str
     model: str
     images: int
@@ -319,6 +345,10 @@ class SweepLine(Answer):
     @property
     def has_ended(self) -> bool:
         return self.status in FINAL_STATES
+
+    def count(self, status: str) -> int:
+        """Return the number of images in a state."""
+        return self.counts.get(status, 0)
 
 
 class SweepStatus(SweepLine):

@@ -67,6 +67,7 @@ from shared.sources.source import UPLOAD_NAME
 
 T = TypeVar("T")
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
+StatusT = TypeVar("StatusT", Status, SweepStatus)
 
 # Polls begin often, because a small job ends soon, and become as rare as the API's Retry-After asks for.
 _FIRST_POLL_S = 0.25
@@ -235,12 +236,30 @@ class Protocol(Generic[ImageT]):
     def wait(
         self, request_id: str, *, timeout_s: float, poll_s: float | None, on_status: Callable[[Status], None] | None
     ) -> Steps[Status]:
+        path = _request_path(request_id, "status")
+        return self._wait(Status, path, timeout_s=timeout_s, poll_s=poll_s, on_status=on_status)
+
+    def wait_sweep(
+        self, sweep_id: str, *, timeout_s: float, poll_s: float | None, on_status: Callable[[SweepStatus], None] | None
+    ) -> Steps[SweepStatus]:
+        path = _sweep_path(sweep_id, "status")
+        return self._wait(SweepStatus, path, timeout_s=timeout_s, poll_s=poll_s, on_status=on_status)
+
+    def _wait(
+        self,
+        kind: type[StatusT],
+        path: str,
+        *,
+        timeout_s: float,
+        poll_s: float | None,
+        on_status: Callable[[StatusT], None] | None,
+    ) -> Steps[StatusT]:
         deadline = time.monotonic() + timeout_s
-        call = Call("GET", _request_path(request_id, "status"))
+        call = Call("GET", path)
         pause_s = _FIRST_POLL_S if poll_s is None else poll_s
         while True:
             answer = yield from self._repeat(lambda: self._send(call), deadline_s=deadline)
-            status = parse_answer(answer, Status)
+            status = parse_answer(answer, kind)
             if on_status is not None:
                 on_status(status)
             if status.has_ended:
@@ -248,7 +267,7 @@ class Protocol(Generic[ImageT]):
             left_s = deadline - time.monotonic()
             if left_s <= 0:
                 raise ApiError(
-                    f"request {request_id} is still {status.status} after {timeout_s:.0f} s; wait longer or cancel"
+                    f"{status.kind} {status.id} is still {status.status} after {timeout_s:.0f} s; wait longer or cancel"
                 )
             yield Pause(min(pause_s, left_s))
             if poll_s is None:

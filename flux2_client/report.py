@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from flux2_client.models import FINAL_STATES, ImageInfo, Job, ReferenceReport, Status, UploadedImage
+from flux2_client.models import FINAL_STATES, ImageInfo, Job, ReferenceReport, Status, Sweep, SweepStatus, UploadedImage
 from shared.console import LineConsole
 from shared.plurals import counted
 from shared.visible_text import escape_controls
@@ -27,8 +27,8 @@ def print_json(values: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-def describe_eta(status: Status) -> str:
-    """Return the time that a job has left, with its range if the API states one."""
+def describe_eta(status: Status | SweepStatus) -> str:
+    """Return the time that a job or a sweep has left, with its range if the API states one."""
     about = f"about {status.eta_s:.0f} s"
     if status.eta_range_s is None:
         return about
@@ -41,13 +41,13 @@ class Report(Protocol):
 
     def uploaded(self, image: UploadedImage, path: Path) -> None: ...
 
-    def submitted(self, job: Job, *, images: int) -> None: ...
+    def submitted(self, job: Job | Sweep, *, images: int) -> None: ...
 
-    def progressed(self, status: Status) -> None: ...
+    def progressed(self, status: Status | SweepStatus) -> None: ...
 
     def saved(self, image: ImageInfo, path: Path) -> None: ...
 
-    def ended(self, status: Status) -> None: ...
+    def ended(self, status: Status | SweepStatus) -> None: ...
 
 
 class JsonReport:
@@ -59,10 +59,10 @@ class JsonReport:
     def uploaded(self, image: UploadedImage, path: Path) -> None:
         print_json({"event": "uploaded", "file": str(path), **image.model_dump(mode="json")})
 
-    def submitted(self, job: Job, *, images: int) -> None:
-        print_json({"event": "submitted", "images": images, **job.model_dump(mode="json")})
+    def submitted(self, job: Job | Sweep, *, images: int) -> None:
+        print_json({"event": "submitted", **job.model_dump(mode="json"), "images": images})
 
-    def progressed(self, status: Status) -> None:
+    def progressed(self, status: Status | SweepStatus) -> None:
         if self._changes.is_new(status):
             eta = {"eta_s": status.eta_s, "eta_range_s": status.eta_range_s}
             print_json({"event": "progress", **_summary(status), "progress": status.progress, **eta})
@@ -73,8 +73,8 @@ class JsonReport:
         values["references"] = [reference.model_dump(mode="json") for reference in image.references]
         print_json({"event": "image", "request_id": image.request_id, "file": str(path), **values})
 
-    def ended(self, status: Status) -> None:
-        print_json({"event": "ended", **_summary(status), "error": status.error})
+    def ended(self, status: Status | SweepStatus) -> None:
+        print_json({"event": "ended", **_summary(status), "error": _error(status)})
 
 
 class LineReport:
@@ -88,13 +88,13 @@ class LineReport:
         for warning in image.warnings:
             print_message(f"warning: {path}: {warning}")
 
-    def submitted(self, job: Job, *, images: int) -> None:
-        _print_line(f"submitted {job.request_id}: {count_images(images)}")
+    def submitted(self, job: Job | Sweep, *, images: int) -> None:
+        _print_line(f"submitted {job.id}: {count_images(images)}")
 
-    def progressed(self, status: Status) -> None:
+    def progressed(self, status: Status | SweepStatus) -> None:
         if self._changes.is_new(status) and not status.has_ended:
             eta = f", {describe_eta(status)} left" if status.eta_s is not None else ""
-            _print_line(f"{status.status} {status.request_id}: {_counts(status)}{eta}")
+            _print_line(f"{status.status} {status.id}: {_counts(status)}{eta}")
 
     def saved(self, image: ImageInfo, path: Path) -> None:
         _print_line(f"saved {path}")
@@ -103,9 +103,8 @@ class LineReport:
         for warning in image.warnings:
             print_message(f"warning: image {image.index}: {warning}")
 
-    def ended(self, status: Status) -> None:
-        reason = f": {status.error}" if status.error else ""
-        _print_line(f"{status.status} {status.request_id}: {_counts(status)}{reason}")
+    def ended(self, status: Status | SweepStatus) -> None:
+        _print_line(f"{status.status} {status.id}: {_counts(status)}{_reason(status)}")
 
 
 class BarReport:
@@ -124,15 +123,15 @@ class BarReport:
         for warning in image.warnings:
             self._console.print_line(f"warning: {path}: {warning}")
 
-    def submitted(self, job: Job, *, images: int) -> None:
-        self._images[job.request_id] = images
-        self._console.print_line(f"request {job.request_id}: {count_images(images)}")
+    def submitted(self, job: Job | Sweep, *, images: int) -> None:
+        self._images[job.id] = images
+        self._console.print_line(f"{job.kind} {job.id}: {count_images(images)}")
         self._draw()
 
-    def progressed(self, status: Status) -> None:
-        self._images[status.request_id] = len(status.items)
-        self._rendered[status.request_id] = status.count("succeeded")
-        self._steps[status.request_id] = status.progress * len(status.items)
+    def progressed(self, status: Status | SweepStatus) -> None:
+        self._images[status.id] = status.images
+        self._rendered[status.id] = status.count("succeeded")
+        self._steps[status.id] = status.progress * status.images
         self._draw()
 
     def saved(self, image: ImageInfo, path: Path) -> None:
@@ -146,11 +145,9 @@ class BarReport:
             self._console.print_line(f"warning: image {image.index}: {warning}")
         self._draw()
 
-    def ended(self, status: Status) -> None:
+    def ended(self, status: Status | SweepStatus) -> None:
         if status.status != "succeeded":
-            reason = f": {status.error}" if status.error else ""
-            text = f"request {status.request_id} {status.status}: {_counts(status)}{reason}"
-            self._console.print_line(text)
+            self._console.print_line(f"{status.kind} {status.id} {status.status}: {_counts(status)}{_reason(status)}")
 
     def _draw(self) -> None:
         saved = f", {self._saved} saved" if self._saved else ""
@@ -181,26 +178,36 @@ class _Changes:
     def __init__(self) -> None:
         self._last: dict[str, tuple[str, int]] = {}
 
-    def is_new(self, status: Status) -> bool:
-        now = (status.status, sum(item.status in FINAL_STATES for item in status.items))
-        last = self._last.get(status.request_id)
-        self._last[status.request_id] = now
+    def is_new(self, status: Status | SweepStatus) -> bool:
+        now = (status.status, sum(map(status.count, FINAL_STATES)))
+        last = self._last.get(status.id)
+        self._last[status.id] = now
         return now != last
 
 
-def _summary(status: Status) -> dict[str, Any]:
+def _summary(status: Status | SweepStatus) -> dict[str, Any]:
     return {
-        "request_id": status.request_id,
+        f"{status.kind}_id": status.id,
         "status": status.status,
-        "images": len(status.items),
+        "images": status.images,
         **{state: status.count(state) for state in ("succeeded", "failed", "canceled")},
     }
 
 
-def _counts(status: Status) -> str:
-    parts = [f"{status.count('succeeded')} of {count_images(len(status.items))}"]
+def _counts(status: Status | SweepStatus) -> str:
+    parts = [f"{status.count('succeeded')} of {count_images(status.images)}"]
     parts += [f"{status.count(state)} {state}" for state in ("failed", "canceled") if status.count(state)]
     return ", ".join(parts)
+
+
+def _error(status: Status | SweepStatus) -> str | None:
+    # The jobs of a sweep have errors of their own.
+    return status.error if isinstance(status, Status) else None
+
+
+def _reason(status: Status | SweepStatus) -> str:
+    error = _error(status)
+    return f": {error}" if error else ""
 
 
 def describe_upload(image: UploadedImage, path: Path) -> str:

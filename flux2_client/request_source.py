@@ -30,6 +30,7 @@ class Description:
         sigmas: noise levels of every prompt, with commas between them.
         prompt_fields: fields that every prompt gets, besides its size, seed and sigmas.
         request_fields: fields of the request itself.
+        entries: prompts of another source, which count if the options give none.
     """
 
     prompts: Sequence[str] | None
@@ -40,6 +41,7 @@ class Description:
     sigmas: str | None
     prompt_fields: Mapping[str, Any]
     request_fields: Mapping[str, Any]
+    entries: Sequence[Mapping[str, Any]] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -55,9 +57,7 @@ class Description:
             ValueError: an option is unsound, or no prompt was given.
             OSError: the file of prompts cannot be read.
         """
-        prompts: list[dict[str, Any]] = [{"prompt": _text(prompt)} for prompt in self.prompts or []]
-        if self.prompts_file is not None:
-            prompts += read_prompts(_read_text(str(self.prompts_file)))
+        prompts = collect_prompts(self.prompts or (), self.prompts_file) or [dict(entry) for entry in self.entries]
         if not prompts:
             raise ValueError("nothing to render; give a request file, -p PROMPT or --prompts FILE")
         fields = {name: _text(value) for name, value in _given(self.prompt_fields).items()}
@@ -79,6 +79,17 @@ class Description:
             "loras": [parse_lora(_text(lora)) for lora in self.loras or []],
             **{name: _text(value) for name, value in _given(self.request_fields).items()},
         }
+
+
+def collect_prompts(texts: Sequence[str], file: Path | None) -> list[dict[str, Any]]:
+    """Return the prompts of options: texts, then the lines of a file; `-` is stdin.
+
+    Raises:
+        ValueError: a text is not UTF-8, or a line of the file is unsound.
+        OSError: the file cannot be read.
+    """
+    prompts: list[dict[str, Any]] = [{"prompt": _text(text)} for text in texts]
+    return prompts if file is None else [*prompts, *read_prompts(_read_text(str(file)))]
 
 
 def load_request(file: str | None, description: Description) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from flux2_client.async_client import AsyncImage
@@ -17,6 +17,8 @@ from flux2_client.models import (
     JobLine,
     Result,
     Status,
+    SweepLine,
+    SweepStatus,
     UploadedAdapter,
     Usage,
     UsageAmounts,
@@ -131,13 +133,38 @@ def print_result(result: Result[AsyncImage]) -> None:
 
 
 def print_jobs(jobs: Sequence[JobLine]) -> None:
-    LineConsole().print_aligned([(job.request_id, job.status, job.model, job.created_at, _counts(job)) for job in jobs])
-
-
-def print_canceled(status: Status) -> None:
     LineConsole().print_aligned(
-        [(status.request_id, status.status, f"{count_images(status.count('succeeded'))} finished")]
+        [(job.request_id, job.status, job.model, job.created_at, _describe_counts(job.items)) for job in jobs]
     )
+
+
+def print_sweep(status: SweepStatus) -> None:
+    rows = [
+        ("sweep", status.sweep_id),
+        ("status", status.status),
+        ("model", status.model),
+        ("images", _describe_counts(status.counts)),
+        ("progress", f"{status.progress:.0%}"),
+        ("created", status.created_at),
+        ("finished", status.finished_at or "-"),
+    ]
+    if status.eta_s is not None and not status.has_ended:
+        rows.append(("time left", describe_eta(status)))
+    rows += [("warning", warning) for warning in status.warnings]
+    for job in status.jobs:
+        multiplier = "" if job.multiplier is None else f" x {job.multiplier:g}"
+        rows.append((f"request {job.request_id}", f"{job.status}  {job.checkpoint or ''}{multiplier}".rstrip()))
+    LineConsole().print_rows(rows)
+
+
+def print_sweeps(sweeps: Sequence[SweepLine]) -> None:
+    LineConsole().print_aligned(
+        [(each.sweep_id, each.status, each.model, each.created_at, _describe_counts(each.counts)) for each in sweeps]
+    )
+
+
+def print_canceled(status: Status | SweepStatus) -> None:
+    LineConsole().print_aligned([(status.id, status.status, f"{count_images(status.count('succeeded'))} finished")])
 
 
 def print_webhook(status: Status) -> None:
@@ -203,5 +230,5 @@ def describe_adapter(adapter: AdapterReport) -> str:
     )
 
 
-def _counts(job: JobLine) -> str:
-    return ", ".join(f"{count} {state}" for state, count in job.items.items() if count)
+def _describe_counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {state}" for state, count in counts.items() if count)

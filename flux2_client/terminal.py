@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import shlex
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import NoReturn
 
 import typer
 
 from flux2_client.async_client import AsyncClient
 from flux2_client.destination import Destination
-from flux2_client.models import Status
+from flux2_client.models import Status, SweepStatus
 from flux2_client.outages import PATIENCE_S, RetryMessages
 from flux2_client.profiles import DEFAULT_URL, find_target
 from flux2_client.report import print_message
@@ -45,6 +46,8 @@ class Session:
         #: Whether the command submits: a refusal then leaves the jobs that it submitted before.
         self.submits = False
         self.to: Destination | None = None
+        #: The sweep that goes on if the command ends early, and the folder of its images.
+        self.sweep: tuple[str, Path] | None = None
         # A screen that is drawn again and again shows the failure itself.
         self._retry_s = (PATIENCE_S if patient else _SHORT_S) if repeats else 0.0
 
@@ -71,7 +74,7 @@ class Session:
         except CommandError as error:
             print_message(str(error))
             code = REFUSED
-        if self.jobs and (code != REFUSED or self.submits):
+        if code != REFUSED or self.submits:
             self._say_how_to_go_on()
         raise typer.Exit(code)
 
@@ -88,13 +91,25 @@ class Session:
         return "" if self.url == DEFAULT_URL else f" --url {shlex.quote(self.url)}"
 
     def _say_how_to_go_on(self) -> None:
+        if self.sweep:
+            self._say_how_the_sweep_goes_on(*self.sweep)
+        elif self.jobs:
+            self._say_how_the_jobs_go_on()
+
+    def _say_how_the_jobs_go_on(self) -> None:
         print_message(f"jobs that were accepted go on. To wait for them:  {self.wait_command(*self.jobs)}")
         print_message(f"To cancel them:  flux2 cancel {' '.join(self.jobs)}{self._url_option}")
 
+    def _say_how_the_sweep_goes_on(self, sweep_id: str, folder: Path) -> None:
+        watch = f"flux2 sweep watch {sweep_id} --output {shlex.quote(str(folder))}{self._url_option}"
+        print_message(f"the sweep goes on. To wait for it, and save its images:  {watch}")
+        print_message(f"To cancel it:  flux2 sweep cancel {sweep_id}{self._url_option}")
 
-def exit_code(statuses: Iterable[Status], faults: Iterable[str] = ()) -> int:
-    """Return the exit code for jobs: 0 if every image succeeded and was saved, 1 if none, else 3."""
-    images = [item.status == "succeeded" for status in statuses for item in status.items]
-    if all(images) and not list(faults):
+
+def exit_code(statuses: Iterable[Status | SweepStatus], faults: Iterable[str] = ()) -> int:
+    """Return the exit code for jobs or a sweep: 0 if every image succeeded and was saved, 1 if none, else 3."""
+    counted = [(status.count("succeeded"), status.images) for status in statuses]
+    succeeded, images = (sum(numbers) for numbers in zip((0, 0), *counted, strict=True))
+    if succeeded == images and not list(faults):
         return SUCCEEDED
-    return INCOMPLETE if any(images) else REFUSED
+    return INCOMPLETE if succeeded else REFUSED

@@ -73,6 +73,8 @@
     - ReproductionFailed         an image cannot be rendered again from its file
     - NoSamples                  the folder holds no sample images by the trainer
     - ConfigImagesNotFound       reference images of a training config are not on this host
+    - TrainingRunRefused         the folder holds no checkpoints of a training run, or not its config
+    - SweepFolderRefused         the folder holds no sweep, or another one, or not the image that was picked
     - UploadRefused              a file of this host cannot be uploaded
     - OutputRefused              a command's files cannot be written where it should
     - NoStack                    the folder holds no settings of a stack
@@ -724,6 +726,18 @@ class NoSamples(CommandError):
     """The folder holds no sample images under the names that the trainer gives them."""
 
     code = "no_samples"
+
+
+class TrainingRunRefused(CommandError):
+    """A sweep cannot be made of a training run: it has no checkpoints, or its config does not say what to render."""
+
+    code = "training_run_refused"
+
+
+class SweepFolderRefused(CommandError):
+    """The folder holds no sweep, or another one, or its sweep has no such image."""
+
+    code = "sweep_folder_refused"
 
 
 class UploadRefused(CommandError):

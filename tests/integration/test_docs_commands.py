@@ -125,11 +125,14 @@ def services(tmp_path_factory, redis_server, wait_until):
 
 
 def write_training_run(name, samples):
-    """Write what is left of a training run: its config, and the trainer's pictures of its samples."""
+    """Write what is left of a training run: its config, checkpoints, and the trainer's pictures of its samples."""
     process = {"model": {"arch": "flux2"}, "sample": {"width": 64, "height": 64, "seed": 42, "samples": samples}}
-    Path(f"{name}.yaml").write_text(yaml.safe_dump({"config": {"name": name, "process": [process]}}))
     folder = Path(f"output/{name}/samples")
     folder.mkdir(parents=True)
+    for config in (Path(f"{name}.yaml"), folder.parent / "config.yaml"):
+        config.write_text(yaml.safe_dump({"config": {"name": name, "process": [process]}}))
+    for step, source in {"_000000250": "neon", "_000000500": "blueprint", "": "sks_robot"}.items():
+        shutil.copyfile(DEMO_ADAPTERS / f"{source}.safetensors", folder.parent / f"{name}{step}.safetensors")
     for index in range(len(samples)):
         Image.new("RGB", (64, 64), "teal").save(folder / f"1700000000000__000000500_{index}.jpg")
 
