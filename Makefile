@@ -75,7 +75,7 @@ format: install ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: install ## measure the queue on this host: accept, status, queue to start, adapter swap, memory, 200 pollers, 200 streams of events, claims, what a slot and a scrape cost Redis, adapter files and their sources
+bench: install ## measure the queue on this host: accept, status, queue to start, adapter swap, memory, 200 pollers, 200 streams of events, claims, what a slot and a scrape cost Redis, adapter files and their sources, a batch file of 10,000 lines
 	$(BIN)/python -m benchmarks.queue
 	$(BIN)/python -m benchmarks.ledger
 	$(BIN)/python -m benchmarks.load
@@ -85,6 +85,7 @@ bench: install ## measure the queue on this host: accept, status, queue to start
 	$(BIN)/python -m benchmarks.scrape
 	$(BIN)/python -m benchmarks.adapters
 	$(BIN)/python -m benchmarks.sources
+	$(BIN)/python -m benchmarks.batch
 
 bench-gpu: install ## measure full-size FLUX.2 with random weights on the GPU, and AI Toolkit if AI_TOOLKIT_PATH is set
 	$(BIN)/python -m benchmarks.gpu --full $(BENCH_ARGS)

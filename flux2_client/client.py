@@ -261,7 +261,7 @@ class Client:
     ) -> BatchProgress:
         """Answer every line of a batch file that has no answer yet, as `flux2 batch` does.
 
-        It runs an event loop of its own, so a notebook awaits `AsyncClient.run_batch` instead.
+        It runs an event loop of its own. Where one runs already, as in a notebook, await `AsyncClient.run_batch`.
 
         Args:
             requests: the batch file, one request on each line.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,29 +31,39 @@ class AnswerFile:
             yield answer
 
     def keep(self, is_kept: Callable[[StoredAnswer], bool]) -> None:
-        """Remove the answers for which `is_kept` is false; the file is replaced once the new one is complete."""
-        with open_part(self._path) as new:
-            new.seek(0)
-            new.truncate()
-            for line, answer in self._stored_lines():
-                if is_kept(answer):
-                    new.write(line)
-            self._file.close()
+        """Remove the answers for which `is_kept` is false; the file is replaced once the new one is complete.
+
+        Raises:
+            OutputRefused: the new one cannot be written; the file is as before.
+        """
+        try:
+            with open_part(self._path) as new:
+                new.truncate()
+                for line, answer in self._stored_lines():
+                    if is_kept(answer):
+                        new.write(line)
+                self._file.close()
+        except OSError as error:
+            raise self._full(error) from error
         self._file = _open(self._path)
 
     def append(self, answer: Answer) -> None:
-        """Write an answer.
+        """Write an answer: the whole line, or nothing.
 
         Raises:
             OutputRefused: it cannot be written.
         """
+        # Past the buffer, which would keep what could not be written.
+        file = self._file.fileno()
+        whole_bytes = os.fstat(file).st_size
+        rest = answer.encode()
         try:
-            self._file.write(answer.encode())
-            self._file.flush()
+            while rest:
+                rest = rest[os.write(file, rest) :]
         except OSError as error:
-            raise OutputRefused(
-                f"cannot write {self._path}: {error.strerror}; make room and run the command again, which goes on"
-            ) from error
+            with suppress(OSError):
+                os.ftruncate(file, whole_bytes)
+            raise self._full(error) from error
 
     def close(self) -> None:
         self._file.close()
@@ -79,6 +89,11 @@ class AnswerFile:
         if not (written.startswith(BEGINNING) or BEGINNING.startswith(written)):
             raise self._refusal(number)
         self._file.truncate(whole_bytes)
+
+    def _full(self, error: OSError) -> OutputRefused:
+        return OutputRefused(
+            f"cannot write {self._path}: {error.strerror}; make room and run the command again, which goes on"
+        )
 
     def _refusal(self, number: int) -> OutputRefused:
         return OutputRefused(f"line {number} of {self._path} is no answer of a batch; choose another file")

@@ -15,6 +15,7 @@ from PIL import Image
 from renderer_thread import Renderer
 from typer.testing import CliRunner
 
+from flux2_client import answers as client_answers
 from flux2_client import retries
 from flux2_client.async_client import AsyncClient
 from flux2_client.batch import job_watch
@@ -439,6 +440,24 @@ def test_a_key_that_may_only_read_ends_the_batch_and_a_limit_of_sizes_fails_line
         progress = client.run_batch("requests.jsonl", "out.jsonl")
 
     assert (progress.failed, by_id()["a"]["error"]["code"]) == (1, "KEY_LIMIT")
+
+
+def test_a_limit_for_the_day_ends_the_batch_after_the_jobs_that_it_allowed(
+    api, files, batch, renderer, make_key, monkeypatch
+):
+    # Also in the last minutes of the day, in which a call would wait for its end.
+    monkeypatch.setattr(client_answers, "_LONGEST_WAIT_S", 0.0)
+    write(*[job(f"job-{number}") for number in range(12)])
+    keys = [make_key(items_per_day=limit)["Authorization"].removeprefix("Bearer ") for limit in (5, 100)]
+
+    ended = batch("--api-key", keys[0])
+    answered = set(by_id())
+    done = batch("--api-key", keys[1])
+
+    assert (ended.exit_code, len(answered)) == (1, 5)
+    assert "key_limit_reached: " in ended.stderr
+    assert (done.exit_code, len(by_id())) == (0, 12)
+    assert answered < set(by_id())
 
 
 def test_a_program_runs_a_batch_and_sees_its_progress(api, files, renderer):

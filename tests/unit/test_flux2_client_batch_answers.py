@@ -1,9 +1,12 @@
 """The files of a batch's answers survive the end of a process at any byte."""
 
+import errno
 import json
+import os
 
 import pytest
 
+from flux2_client import part_file
 from flux2_client.batch.answer_file import open_answers
 from flux2_client.batch.answer_index import LineJob, open_index, remove_index
 from flux2_client.batch.answer_line import Answer, StoredAnswer, find_failure, id_key
@@ -104,6 +107,40 @@ def test_answers_are_removed_by_replacing_the_file(path):
 
     assert path.read_bytes() == FIRST.encode() + FAULT.encode()
     assert [file.name for file in path.parent.iterdir()] == ["answers.jsonl"]
+
+
+def test_an_answer_that_a_full_disk_cuts_is_taken_back(path, monkeypatch):
+    append(path, FIRST)
+    write, room = os.write, [10, 0]
+
+    def write_while_there_is_room(file, data):
+        if not room:
+            return write(file, data)
+        if (size := room.pop(0)) == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(file, data[:size])
+
+    with open_answers(path) as file:
+        list(file.stored())
+        monkeypatch.setattr(os, "write", write_while_there_is_room)
+        with pytest.raises(OutputRefused, match="No space left on device; make room and run the command again"):
+            file.append(SECOND)
+        file.append(FAULT)
+
+    assert path.read_bytes() == FIRST.encode() + FAULT.encode()
+
+
+def test_answers_stay_if_there_is_no_room_for_the_new_file(path, monkeypatch):
+    append(path, FIRST, SECOND)
+
+    def refuse(name, *options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(part_file, "_open", refuse)
+    with open_answers(path) as file, pytest.raises(OutputRefused, match="No space left on device"):
+        file.keep(lambda answer: answer.succeeded)
+
+    assert stored(path) == [FIRST.stored, SECOND.stored]
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):

@@ -6,8 +6,10 @@ import json
 import pytest
 
 from flux2_client.batch import line_reader
+from flux2_client.batch.batch_report import describe_end, describe_progress
 from flux2_client.batch.image_folder import file_stem
 from flux2_client.batch.line_reader import RawLine, count_lines, read_lines
+from flux2_client.batch.progress import BatchProgress
 from flux2_client.batch.request_line import LineFault, RequestLine, parse_line
 
 JOB = {"model": "flux2", "prompts": [{"prompt": "a"}], "loras": []}
@@ -119,6 +121,22 @@ def test_a_line_that_is_too_long_is_skipped_and_the_next_one_read(monkeypatch):
         (4, b"yyyy", False),
     ]
     assert parse_line(lines[1]).message.startswith("line 2 is longer than ")
+
+
+@pytest.mark.parametrize(
+    ("progress", "now", "end"),
+    [
+        (BatchProgress(), "0 of 0 lines, 0 under way", "0 of 0 lines succeeded"),
+        (BatchProgress(lines=1, succeeded=1), "1 of 1 line, 0 under way", "1 of 1 line succeeded"),
+        (
+            BatchProgress(lines=10_000, succeeded=1200, failed=34, in_flight=100, earlier=1000),
+            "1,234 of 10,000 lines, 34 failed, 100 under way",
+            "1,200 of 10,000 lines succeeded, 34 failed, 1,000 answered by an earlier run",
+        ),
+    ],
+)
+def test_people_read_how_far_a_batch_is(progress, now, end):
+    assert (describe_progress(progress), describe_end(progress)) == (now, end)
 
 
 @pytest.mark.parametrize(
