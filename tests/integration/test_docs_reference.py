@@ -39,5 +39,5 @@ def test_a_page_keeps_what_surrounds_a_part():
 
 def test_only_markup_is_escaped():
     assert plain("a <dir> of FLUX.2 [dev], *.hf.co, A_B and `<x>`") == (
-        r"a \<dir> of FLUX.2 \[dev\], \*.hf.co, A_B and `<x>`"
+        r"a &lt;dir> of FLUX.2 \[dev\], \*.hf.co, A_B and `<x>`"
     )

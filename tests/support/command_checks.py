@@ -75,7 +75,7 @@ def check_names(words, place):
     """Require that the command and each option exist that words in a sentence name; they may be a part of it."""
     command, count = find_command(words)
     assert count or words[0].startswith("-"), f"{place}: there is no command {words[0]}"
-    if not hasattr(command, "commands"):
+    if command.params:
         known = {"--help", *(name for parameter in command.params for name in parameter.opts)}
         options = {word.partition("=")[0] for word in words[count:] if re.match("--?[a-z]", word)}
         assert options <= known, f"{place}: flux2 {' '.join(words)} has no {options - known}"

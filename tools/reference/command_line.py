@@ -29,14 +29,14 @@ def write_page() -> str:
 def _describe(command: Any, name: str) -> Iterator[str]:
     context = typer.Context(command, info_name=f"flux2 {name}")
     yield f"## flux2 {name}\n\n{plain(paragraphs(command.help or ''))}\n"
-    if inner := getattr(command, "commands", None):
-        for each in sorted(inner):
-            yield from _describe(inner[each], f"{name} {each}")
-        return
-    usage = command.get_usage(context).removeprefix("Usage: ")
-    yield f"```text\n{' '.join(usage.split())}\n```\n"
-    records = (_record(parameter, context) for parameter in command.params if not parameter.hidden)
-    yield table(["option", "meaning"], records)
+    inner = getattr(command, "commands", {})
+    # A group may have options of its own.
+    if shown := [parameter for parameter in command.params if not parameter.hidden]:
+        usage = command.get_usage(context).removeprefix("Usage: ")
+        yield f"```text\n{' '.join(usage.split())}\n```\n"
+        yield table(["option", "meaning"], (_record(parameter, context) for parameter in shown))
+    for each in sorted(inner):
+        yield from _describe(inner[each], f"{name} {each}")
 
 
 def _record(parameter: Any, context: typer.Context) -> tuple[str, str]:

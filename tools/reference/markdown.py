@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 _CODE = re.compile(r"(`[^`]*`)")
 # An underscore within a word is none.
-_MARKUP = re.compile(r"(?<!\\)([<*\[\]]|(?<!\w)_|_(?!\w))")
+_MARKUP = re.compile(r"(?<!\\)([*\[\]]|(?<!\w)_|_(?!\w))")
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -19,7 +19,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def plain(text: str) -> str:
     """Escape what Markdown would take for markup in a text of the code, except code between backticks."""
     parts = _CODE.split(text)
-    parts[::2] = [_MARKUP.sub(r"\\\1", part) for part in parts[::2]]
+    parts[::2] = [_MARKUP.sub(r"\\\1", part).replace("<", "&lt;") for part in parts[::2]]
     return "".join(parts)
 
 
