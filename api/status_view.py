@@ -56,6 +56,7 @@ def status_view(job: JobView) -> Status:
         error=first_error(job),
         warnings=job.record["warnings"],
         webhook=WebhookStatus(**vars(job.webhook)) if job.webhook else None,
+        sweep_id=job.sweep_id,
     )
 
 

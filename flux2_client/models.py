@@ -131,6 +131,7 @@ class Status(OfRequest):
     error: str | None = None
     warnings: tuple[str, ...] = ()
     webhook: WebhookStatus | None = None
+    sweep_id: str | None = None
 
     @property
     def images(self) -> int:

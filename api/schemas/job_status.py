@@ -82,6 +82,7 @@ class Status(BaseModel):
     )
     warnings: list[str] = Field(description="The warnings of the answer to the submit.")
     webhook: WebhookStatus | None = Field(None, description="Null if the request has no `webhook_url`.")
+    sweep_id: str | None = Field(None, description="The sweep of which this is a job; null without one.")
 
 
 class JobLine(BaseModel):

@@ -73,6 +73,7 @@ def read_job(
         tenant=job.get("tenant", DEFAULT_TENANT),
         deadline_ms=_int_or_none(job.get("deadline_ms")),
         trace=job.get("trace", ""),
+        sweep_id=job.get("sweep"),
     )
 
 

@@ -339,7 +339,7 @@ class Ledger:
         Args:
             tenant: a job of another tenant does not exist for the caller; None cancels that of any.
         """
-        return bool(self._session.run("cancel", job_id=job_id, tenant=tenant))
+        return bool(self._session.run("cancel", jobs=[job_id], tenant=tenant))
 
     def reap(self) -> ReapResult:
         """Requeue or end the items whose lease expired.

@@ -85,6 +85,7 @@ class JobView:
             item's pool; None while unknown or ended.
         deadline_ms: time from which no item of the job starts; None if it has no deadline.
         trace: the `traceparent` of the submit; empty if it is not traced.
+        sweep_id: the sweep of the job; None without one.
     """
 
     job_id: str
@@ -103,6 +104,7 @@ class JobView:
     deadline_ms: int | None = None
     tenant: str = DEFAULT_TENANT
     trace: str = ""
+    sweep_id: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,14 @@
 """Sweeps over HTTP: accepted as a whole, followed and canceled under one id, and forgotten with their jobs."""
 
+import os
 import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import anyio
+import httpx2
 import pytest
 from finished_images import draw_picture, finish_queued, store_image
 
@@ -11,6 +16,7 @@ from flux2_client import AsyncClient, Client
 from shared.errors import ApiError
 from shared.job import ItemError
 from shared.ledger import Ledger, keys
+from shared.local.ports import pick_free_port
 from shared.settings import QueueSettings
 
 FILES = {"a_000000500.safetensors": "lora_r4_bf16", "a.safetensors": "lora_subset_bf16"}
@@ -71,6 +77,7 @@ def test_a_sweep_is_followed_under_one_id_to_its_images(api, sweep, redis_client
     ids = [job["request_id"] for job in body["jobs"]]
     listed = api.http.get("/v1/requests").json()["data"]
     assert sorted(job["request_id"] for job in listed) == sorted(ids)
+    assert {api.http.get(f"/v1/requests/{job}").json()["sweep_id"] for job in ids} == {body["sweep_id"]}
 
     claim = api.ledger.claim_next(["flux2"], slot="s", boot="b", warm="base")
     running = api.http.get(f"{url}/status")
@@ -162,6 +169,96 @@ def test_a_repeat_with_the_key_is_the_same_sweep_even_without_its_files(api, swe
     # A job's key is not a sweep's.
     job = {"model": "flux2", "prompts": PROMPTS, "loras": []}
     assert refused(api, job, {"Idempotency-Key": "k"}, "/v1/inference")[:2] == (422, "IDEMPOTENCY_KEY_REUSED")
+
+
+def test_the_same_sweep_that_is_sent_at_the_same_time_is_accepted_once(api, sweep):
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: submit(api, sweep, **{"Idempotency-Key": "k"}), range(4)))
+
+    assert len({answer.json()["sweep_id"] for answer in answers}) == 1
+    assert sum("idempotency-replayed" in answer.headers for answer in answers) == 3
+    assert len(api.http.get("/v1/requests").json()["data"]) == 5
+
+
+def test_of_an_api_that_is_killed_while_it_accepts_the_sweep_is_there_as_a_whole_or_not(
+    api, sweep, adapter_root, tmp_path, redis_client, redis_url, wait_until
+):
+    port = pick_free_port()
+    environment = {
+        **os.environ,
+        "FLUX2_REDIS_URL": redis_url,
+        "FLUX2_STORAGE_BACKEND": "directory",
+        "FLUX2_STORAGE_DIRECTORY": str(tmp_path / "objects"),
+        "FLUX2_ADAPTERS_ROOT": str(adapter_root),
+    }
+    command = [sys.executable, "-m", "shared.cli", "api", "--port", str(port)]
+    key = {"Idempotency-Key": "k"}
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until(lambda: is_answering(f"{url}/health"), what="the API's start", timeout_s=60)
+            redis_client.client_pause(60_000, all=False)
+            with ThreadPoolExecutor(1) as pool:
+                sent = pool.submit(httpx2.post, f"{url}/v1/sweeps", json=sweep, headers=key, timeout=60)
+                wait_until(lambda: has_large_write(redis_client), what="the write of the sweep", timeout_s=60)
+                process.kill()
+                process.wait(timeout=10)
+                with pytest.raises(httpx2.HTTPError):
+                    sent.result(timeout=60)
+        finally:
+            redis_client.client_unpause()
+            process.kill()
+
+    jobs = len(api.http.get("/v1/requests").json()["data"])
+    assert jobs in (0, 5)
+    assert len(api.http.get("/v1/sweeps").json()["data"]) == jobs / 5
+    # The caller, which got no answer, sends it again.
+    again = submit(api, sweep, **key).json()
+    assert [line["sweep_id"] for line in api.http.get("/v1/sweeps").json()["data"]] == [again["sweep_id"]]
+    assert len(api.http.get("/v1/requests").json()["data"]) == 5
+
+
+def has_large_write(redis_client):
+    """Return whether a command waits that is larger than those of caretakers."""
+    return any(int(client["argv-mem"]) > 4000 for client in redis_client.client_list())
+
+
+def is_answering(url):
+    try:
+        return httpx2.get(url, verify=False).is_success
+    except httpx2.HTTPError:
+        return False
+
+
+def test_a_simulated_slot_merges_each_adapter_list_of_a_sweep_once(
+    api, sweep, adapter_root, tmp_path, redis_url, s3, s3_server, wait_until
+):
+    environment = {
+        **os.environ,
+        **s3_server.environment(),
+        "FLUX2_REDIS_URL": redis_url,
+        "FLUX2_STORAGE_PREFIX": s3.storage.prefix,
+        "FLUX2_ADAPTERS_ROOT": str(adapter_root),
+        "FLUX2_WORKER_LOCK_DIR": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "shared.cli", "worker", "--simulate", "1", "--simulated-step-s", "0.001"]
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stderr=subprocess.DEVNULL) as process:
+        try:
+            sweep_id = submit(api, sweep).json()["sweep_id"]
+            sweeps = api.ledger.sweeps
+            wait_until(lambda: sweeps.read(sweep_id).finished_ms, 60, what="the end of the sweep")
+            with Client(api.url) as client:
+                cells = client.sweep_result(sweep_id).cells
+                measured = client.estimate_sweep(sweep)
+        finally:
+            process.terminate()
+
+    assert [cell.status for cell in cells] == ["succeeded"] * 20
+    swaps = [(cell.checkpoint, cell.multiplier) for cell in cells if cell.image.pipeline.change != "none"]
+    # The slot began with the base model, which is the fifth list.
+    assert sorted(swaps) == JOBS[:4]
+    assert measured.eta_s > 0
+    assert measured.gpu_s > 0
 
 
 def test_what_cannot_be_served_names_the_part_of_the_sweep_and_stores_nothing(api, sweep, redis_client):

@@ -69,6 +69,7 @@ VERBS = [
     ("upload_image", (check_data(PNG),), {}, "/v1/uploads", models.UploadedImage),
     ("delete_adapter", ("a",), {"sha256": "0" * 64}, "/v1/adapters/{name}", models.DeletedUploads),
     ("wait", ("1",), {"timeout_s": 1, "poll_s": None, "on_status": None}, "/v1/requests/{request_id}/status", None),
+    ("wait_sweep", ("1",), {"timeout_s": 1, "poll_s": None, "on_status": None}, "/v1/sweeps/{sweep_id}/status", None),
 ]
 
 

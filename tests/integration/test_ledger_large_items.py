@@ -276,7 +276,7 @@ def test_the_cancel_of_an_earlier_version_blocks_no_other_large_item(ledger, acc
         "state, lane = fields('flux2:item:' .. id, 'state', 'lane')\n  local pool = redis.call('HGET', key, 'pool')",
     )
     assert "local pool = redis.call" in script
-    ledger.redis.eval(script, 0, f'{{"job_id": "{canceled}", "now_ms": {clock()}}}')
+    ledger.redis.eval(script, 0, f'{{"jobs": ["{canceled}"], "now_ms": {clock()}}}')
     assert (state(ledger, canceled), ledger.queue_length(LARGE)) == (State.CANCELED, 2)
     clock.advance(4000)  # past the wait bound
     beat(ledger, SMALL)

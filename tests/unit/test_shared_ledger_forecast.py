@@ -8,6 +8,7 @@ from api.poll_interval import poll_after_s
 from shared.job import ItemResult, PipelineReport
 from shared.ledger.arrivals import ArrivalRate
 from shared.ledger.job_forecast import ModelForecast, Place, WaitingItem
+from shared.ledger.new_items import NewItems
 from shared.ledger.playback import Playback, SlotGroup
 from shared.ledger.queue_snapshot import Chunk, LaneSnapshot, PoolSnapshot, QueueSnapshot, RunningItem, ShareSnapshot
 from shared.ledger.render_times import ItemTime, RenderTimes, measure
@@ -312,3 +313,52 @@ def rendered():
         )
 
     return make
+
+
+def eta_s(new, queue, groups):
+    """Return when the last of the new items ends, and how long they occupy devices."""
+    forecast = ModelForecast(new.add_to(queue), groups, TIMES, wait_bound_ms=1e9, arrivals_per_ms=0)
+    endings = [forecast.ending_of(item, place, now_ms=NOW_MS) for item, place in new.last_items(queue)]
+    return max(ending.left_ms for ending in endings) / 1000, new.device_s(groups, TIMES)
+
+
+def test_items_that_may_come_end_after_a_swap_for_each_adapter_list_and_the_time_of_each_item():
+    new = NewItems("flux2", "a", 5, shapes={MEGAPIXEL: 3}, lists=2)
+
+    # Each list: a swap of 1 s and three items of 10 s; storing the last takes 0.5 s.
+    assert eta_s(new, snapshot(), [slots(1)]) == pytest.approx((62.5, 62), abs=0.01)
+    assert eta_s(new, snapshot(), [slots(2)]) == pytest.approx((31.5, 62), abs=0.01)
+    # The slots of another pool do not serve them.
+    assert eta_s(new, snapshot(), [slots(1), slots(3, "flux2+fast")]) == pytest.approx((62.5, 62), abs=0.01)
+
+
+def test_items_that_may_come_wait_behind_those_of_their_tenant_and_take_turns_with_others():
+    new = NewItems("flux2", "a", 5, shapes={MEGAPIXEL: 3}, lists=1)
+    own = snapshot(("flux2", [share("a", {"x": range(1, 5)})]))
+    other = snapshot(("flux2", [share("b", {"x": range(1, 101)})]))
+    first = snapshot(("flux2", [share("b", {"x": range(1, 5)}, priority=0)]))
+
+    # 41 s for the four items with other adapters, and 31.5 s for the three.
+    assert eta_s(new, own, [slots(1)])[0] == pytest.approx(72.5, abs=0.01)
+    assert eta_s(new, first, [slots(1)])[0] == pytest.approx(72.5, abs=0.01)
+    # Of a hundred items, about as many of the other tenant's come before each of the three.
+    assert 31.5 < eta_s(new, other, [slots(1)])[0] < 90
+
+
+def test_many_adapter_lists_that_may_come_take_as_long_as_few_larger_ones():
+    many = NewItems("flux2", "a", 5, shapes={MEGAPIXEL: 1}, lists=200)
+
+    eta, device = eta_s(many, snapshot(), [slots(1)])
+
+    # 200 items; of the 200 swaps, the played queue has some.
+    assert device == pytest.approx(2200, abs=0.01)
+    assert 2000 < eta <= 2201
+
+
+def test_nothing_is_known_of_items_that_may_come_while_nothing_is_measured():
+    new = NewItems("flux2", "a", 5, shapes={MEGAPIXEL: 1}, lists=1)
+    unknown = RenderTimes({}, {})
+    forecast = ModelForecast(new.add_to(snapshot()), [slots(1)], unknown, wait_bound_ms=1e9, arrivals_per_ms=0)
+
+    assert new.device_s([slots(1)], unknown) is None
+    assert [forecast.ending_of(item, place, now_ms=NOW_MS) for item, place in new.last_items(snapshot())] == [None]
