@@ -40,6 +40,8 @@ _RULES: Final = {
     + " A sweep has no more than `max_sweep_images` images and `max_sweep_jobs` jobs of `GET /v1/models`. An axis has "
     "each value once, checkpoints have different labels, and `multipliers` come with a checkpoint that is a file.",
 }
+# An estimate reads no file, and asks no worker.
+_ESTIMATE_RULES: Final = {name: SUBMIT_RULES[name] for name in ("VALIDATION_ERROR", "INVALID_LORA")}
 _LINKS: Final = {
     name: link(method, f"/v1/sweeps/{{sweep_id}}/{name}", text, sweep_id="$response.body#/sweep_id")
     for name, method, text in (
@@ -103,7 +105,7 @@ def _accept(
     "/estimate",
     summary="Estimate a sweep",
     responses={status: SUBMIT_PROBLEMS[status] for status in (400, 413, 415, 422)},
-    openapi_extra=with_rules(_RULES, BODY_RULES),
+    openapi_extra=with_rules(_ESTIMATE_RULES, _RULES, BODY_RULES),
     dependencies=[JSON_BODY],
 )
 async def estimate(

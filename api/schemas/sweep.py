@@ -46,6 +46,8 @@ Seed = Annotated[int, Field(lt=2**63, json_schema_extra={"minimum": 0}), AfterVa
 Multiplier = Annotated[FiniteFloat, Field(ge=-2, le=2)]
 Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 GuidanceScale = Annotated[FiniteFloat, Field(ge=0, le=20)]
+# Not a tuple, whose schema some tools cannot read.
+EtaRange = Annotated[list[float], Field(min_length=2, max_length=2)] | None
 Label = Annotated[Text, Field(min_length=1, max_length=100)]
 
 
@@ -164,7 +166,7 @@ class SweepEstimate(BaseModel):
         description="Expected seconds until the last image would end if the sweep were submitted now, from the times "
         "of recent images and the queue; null while unknown."
     )
-    eta_range_s: tuple[float, float] | None = Field(description="A low and a high estimate of the same.")
+    eta_range_s: EtaRange = Field(description="A low and a high estimate of the same.")
     price: str | None = Field(description="Decimal number, by the prices of `GET /v1/usage`; null without prices.")
     currency: str | None = Field(description="Currency of `price`.")
 
@@ -200,7 +202,7 @@ class SweepStatus(SweepLine):
     """The state of a sweep and of each of its jobs."""
 
     eta_s: float | None = Field(description="Estimated seconds until the last image ends; null while unknown.")
-    eta_range_s: tuple[float, float] | None = Field(description="A low and a high estimate of the same.")
+    eta_range_s: EtaRange = Field(description="A low and a high estimate of the same.")
     jobs: list[SweepJobStatus]
     warnings: list[str] = Field(description="The warnings of the answer to the submit.")
 

@@ -9,6 +9,7 @@ from api.deps import Services
 from api.doors.caller import Caller
 from api.schemas.sweep import SweepEstimate, SweepRequest
 from api.sweeps.plan import SweepPlan, plan_sweep
+from api.sweeps.view import eta_range
 from api.usage_report import price_of
 from shared.catalog import find_model
 from shared.job import AdapterRef, ItemSpec, ReferenceRef, features_of, pool
@@ -50,7 +51,7 @@ def estimate_sweep(services: Services, body: SweepRequest, *, caller: Caller) ->
         megapixel_steps=all_pixel_steps / 1e6,
         gpu_s=None if gpu_s is None else round(gpu_s, 1),
         eta_s=outlook.eta_s,
-        eta_range_s=outlook.eta_range_s,
+        eta_range_s=eta_range(outlook),
         price=_price(images, all_pixel_steps, gpu_s, prices),
         currency=prices.currency if prices.is_set else None,
     )

@@ -59,7 +59,7 @@ def status_view(sweep: SweepView, outlook: Outlook) -> SweepStatus:
     return SweepStatus(
         **_moving_fields(sweep),
         eta_s=outlook.eta_s,
-        eta_range_s=outlook.eta_range_s,
+        eta_range_s=eta_range(outlook),
         jobs=[
             SweepJobStatus(
                 request_id=job_id, checkpoint=part.checkpoint, multiplier=part.multiplier, status=_word(job.state)
@@ -68,6 +68,10 @@ def status_view(sweep: SweepView, outlook: Outlook) -> SweepStatus:
         ],
         warnings=list(record.warnings),
     )
+
+
+def eta_range(outlook: Outlook) -> list[float] | None:
+    return None if outlook.eta_range_s is None else list(outlook.eta_range_s)
 
 
 def cell_spans(sweep: SweepView, record: SweepRecord, *, start: int, limit: int) -> list[tuple[str, range]]:
