@@ -30,6 +30,7 @@ FOREIGN = {
     "claude": "needs Claude Code",
     "docker": "needs Docker",
     "git": "needs another host",
+    "hf": "downloads a model",
     "kubectl": "needs a cluster",
     "ln": "needs the folder of another program",
     "pip": "installs packages",
