@@ -24,8 +24,11 @@ def certificate(
     """Make a certificate and its key on this host. Nobody else vouches for it: who checks needs authority.pem."""
     from shared.provenance.local_certificate import write_local_certificate
 
-    if not 0 < len(name) <= 50 or not name.isprintable():
-        raise typer.BadParameter("write 1 to 50 printable characters", param_hint="--name")
+    # A certificate has 64 bytes for a name; the issuer's is longer by " authority".
+    if not name.isprintable() or not 0 < len(name.encode()) <= 50:
+        raise typer.BadParameter(
+            "write 1 to 50 printable characters; letters beyond ASCII count as 2 to 4", param_hint="--name"
+        )
     made = write_local_certificate(folder, name=name, days=days)
     typer.echo(f"FLUX2_PROVENANCE_CERTIFICATE={made.certificate.absolute()}")
     typer.echo(f"FLUX2_PROVENANCE_KEY={made.key.absolute()}")

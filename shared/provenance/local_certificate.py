@@ -44,7 +44,7 @@ def write_local_certificate(folder: Path, *, name: str, days: int) -> LocalCerti
 
     Args:
         folder: created if it is missing; no file in it is replaced.
-        name: name of the signer, and with " authority" of the issuer: 1 to 50 characters.
+        name: name of the signer, and with " authority" of the issuer: 1 to 50 bytes in UTF-8.
         days: days from now to the end of both.
 
     Raises:
@@ -56,7 +56,10 @@ def write_local_certificate(folder: Path, *, name: str, days: int) -> LocalCerti
     certificate = _certificate(name, key, issuer=issuer, issuer_key=authority_key, ends=ends)
     files = LocalCertificate(folder / _AUTHORITY, folder / _CERTIFICATE, folder / _KEY)
     make_output_folder(folder)
-    # The key first: whoever finds it in their way loses nothing.
+    # Before anything is written: a key without its certificate would be in the way of the next attempt.
+    for path in (files.key, files.certificate, files.authority):
+        if path.exists():
+            raise _exists(path)
     _write_new(files.key, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=0o600)
     _write_new(files.certificate, certificate.public_bytes(Encoding.PEM), mode=0o644)
     _write_new(files.authority, authority.public_bytes(Encoding.PEM), mode=0o644)
@@ -121,6 +124,10 @@ def _write_new(path: Path, data: bytes, *, mode: int) -> None:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(data)
     except FileExistsError as error:
-        raise OutputRefused(f"{path} exists; choose another folder, or remove the file if nothing needs it") from error
+        raise _exists(path) from error
     except OSError as error:
         raise OutputRefused(f"cannot write {path}: {error.strerror}; choose another folder") from error
+
+
+def _exists(path: Path) -> OutputRefused:
+    return OutputRefused(f"{path} exists; choose another folder, or remove the file if nothing needs it")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from shared.errors import MissingExtra, SignatureUnreadable
+from shared.extras import require_extras
 
 # Type of the box in which every format holds its manifests (C2PA specification, "Use of JUMBF").
 _BOX_TYPE: Final = bytes.fromhex("6332706100110010800000aa00389b71")
@@ -110,12 +111,19 @@ def read_trusted(path: Path) -> str:
     """Return the certificates of authorities in a PEM file, to pass to `read_signature`.
 
     Raises:
-        SignatureUnreadable: the file cannot be read, or holds none.
+        MissingExtra: the libraries that check signatures are not installed.
+        SignatureUnreadable: the file cannot be read, holds none, or one of them is damaged.
     """
-    text = read_file(path).decode(errors="replace")
-    if "-----BEGIN CERTIFICATE-----" not in text:
-        raise SignatureUnreadable(f"{path} holds no certificate in PEM; name the file of an authority")
-    return text
+    require_extras({"c2pa": "provenance", "cryptography": "provenance"})
+    from cryptography import x509
+
+    data = read_file(path)
+    try:
+        # C2PA's reader reports a damaged one as if the image's signature were broken.
+        x509.load_pem_x509_certificates(data)
+    except ValueError as error:
+        raise SignatureUnreadable(f"{path} holds no sound certificate in PEM; name the file of an authority") from error
+    return data.decode(errors="replace")
 
 
 def read_file(path: Path) -> bytes:

@@ -26,7 +26,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from shared.cli import app
-from shared.errors import OutputRefused, SignerUnusable, SigningFailed
+from shared.errors import OutputRefused, SignatureUnreadable, SignerUnusable, SigningFailed
 from shared.image_parameters import read_parameters
 from shared.job import ReferenceRef
 from shared.provenance.check import check_provenance
@@ -153,7 +153,8 @@ def test_the_manifest_says_whether_a_model_made_the_image_and_saw_others(made, i
 def test_a_change_of_the_parameters_or_the_pixels_breaks_the_signature(signer, fmt, start):
     data = signed(signer, fmt)
 
-    for at in (data.index(b'"a cat"') + 1, data.index(start) + 40):
+    # Only the picture's data follows its start, while a signature could contain the same bytes by chance.
+    for at in (data.index(b'"a cat"') + 1, data.rindex(start) + 40):
         changed = bytearray(data)
         changed[at] ^= 1
         found = read_signature(bytes(changed))
@@ -515,6 +516,43 @@ def test_no_certificate_is_replaced(tmp_path):
 
     assert isinstance(done.exception, OutputRefused)
     assert (tmp_path / "key.pem").read_bytes() == before
+
+
+def test_a_certificate_alone_in_its_folder_gets_no_key_of_another(tmp_path):
+    (tmp_path / "certificate.pem").write_text("of another key")
+
+    done = flux2("certificate", tmp_path)
+
+    assert isinstance(done.exception, OutputRefused)
+    assert [path.name for path in tmp_path.iterdir()] == ["certificate.pem"]
+
+
+@pytest.mark.parametrize("name", ["", "x" * 51, "é" * 26, "two\nlines"])
+def test_a_name_that_no_certificate_can_hold_is_refused(name, tmp_path):
+    done = flux2("certificate", tmp_path / "made", "--name", name)
+
+    assert done.exit_code == 2
+    assert "1 to 50 printable characters" in done.output
+    assert not (tmp_path / "made").exists()
+
+
+def test_a_name_beyond_ascii_is_shown_as_it_was_given(tmp_path):
+    done = flux2("certificate", tmp_path, "--name", "é" * 25)
+
+    assert done.exit_code == 0, done.output
+    settings = ProvenanceSettings(certificate=tmp_path / "certificate.pem", key=tmp_path / "key.pem")
+    assert read_signature(signed(open_signer(settings), "png")).signer == "é" * 25
+
+
+@pytest.mark.parametrize("content", ["none", "-----BEGIN CERTIFICATE-----\nbm9uZQ==\n-----END CERTIFICATE-----\n"])
+def test_a_damaged_authority_is_named_instead_of_the_images_signature(content, signer, tmp_path):
+    (tmp_path / "a.png").write_bytes(signed(signer, "png"))
+    (tmp_path / "authority.pem").write_text(content)
+
+    done = flux2("show", tmp_path / "a.png", "--trust", tmp_path / "authority.pem")
+
+    assert isinstance(done.exception, SignatureUnreadable)
+    assert "authority.pem holds no sound certificate in PEM; name the file of an authority" in str(done.exception)
 
 
 def test_a_signature_is_shown_to_people_and_programs(signer, made, tmp_path):
