@@ -6,8 +6,8 @@ import asyncio
 import functools
 import itertools
 import logging
+import os
 from collections.abc import Awaitable, Callable, Coroutine
-from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
 import anyio
@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 
 from flux2_client.async_client import AsyncClient, AsyncImage
 from flux2_client.composition import compose_prompts
-from flux2_client.local_images import is_elsewhere
+from flux2_client.local_images import find_local_images, is_elsewhere, upload_local_images
 from flux2_client.mcp_answers import (
     AdapterList,
     ImageList,
@@ -38,6 +38,7 @@ AnswerT = TypeVar("AnswerT")
 # Clients give up a call after a minute, unless somebody sets another limit.
 _WAIT_S = 45.0
 _SIDE_PX = 512
+_UNMATCHED = 5
 
 RequestId = Annotated[str, Field(description="Id of the job, from submit or list_jobs.")]
 
@@ -97,7 +98,8 @@ class Tools:
         preset: Annotated[str | None, Field(description="Preset of the model for steps and guidance.")] = None,
         trigger_word: Annotated[str | None, Field(description="The word that the adapter was trained on.")] = None,
         references: Annotated[
-            tuple[str, ...],
+            # The API takes an empty text for no image.
+            tuple[Annotated[str, Field(min_length=1)], ...],
             Field(
                 max_length=3,
                 description="Images that every prompt edits or takes its subject from: https:// or s3:// addresses, "
@@ -114,8 +116,7 @@ class Tools:
             "sample_steps": sample_steps,
             "guidance_scale": guidance_scale,
         }
-        for number, reference in enumerate(references, start=1):
-            fields[f"ctrl_img_{number}"] = await self._upload(reference)
+        fields |= {f"ctrl_img_{n}": self._name(reference) for n, reference in enumerate(references, start=1)}
         request = {
             "model": model,
             "prompts": compose_prompts([{"prompt": prompt} for prompt in prompts], seeds=seeds, fields=_given(fields)),
@@ -123,7 +124,8 @@ class Tools:
             "output_format": output_format,
             **_given({"preset": preset, "trigger_word": trigger_word}),
         }
-        job = await self._client.submit(request)
+        files = await anyio.to_thread.run_sync(find_local_images, request)
+        job = await self._client.submit(await upload_local_images(self._client, request, files))
         images = len(request["prompts"])
         return Submitted(request_id=job.request_id, images=images, warnings=job.warnings)
 
@@ -226,16 +228,21 @@ class Tools:
         path: Annotated[str, Field(description="As list_adapters gives it, or an address.")],
         model: Annotated[str, Field(description="Id of the model to check the adapter against.")] = "flux2",
     ) -> Adapter:
-        """Describe a LoRA: its trigger word, kind and training step, and why jobs cannot use it if `refused` is set."""
-        return await self._client.adapter(path, model=model)
+        """Describe a LoRA: its trigger word, kind and training step, and why jobs cannot use it if `refused` is set.
+
+        Of the layers that the model does not have, `unmatched` names the first 5.
+        """
+        found = await self._client.adapter(path, model=model)
+        # Those of another model's adapter can be thousands.
+        return found.model_copy(update={"unmatched": found.unmatched[:_UNMATCHED]})
 
     @_explained
     async def list_models(self) -> ModelList:
         """List the models with their defaults and presets, how many workers serve them, and the limits of a job."""
         return await self._client.models()
 
-    async def _upload(self, reference: str) -> str:
-        """Return the name of a reference image in a request; a file of this host is uploaded."""
+    def _name(self, reference: str) -> str:
+        """Return an address, or the path of a file that this server may read."""
         if is_elsewhere(reference):
             return reference
         if not self._reads_files:
@@ -243,7 +250,7 @@ class Tools:
                 f"{reference[:100]!r} is no address; this server reads no files, so give an https:// or s3:// address, "
                 "or run it over stdio"
             )
-        return (await self._client.upload_image(Path(reference).expanduser())).path
+        return os.path.expanduser(reference)
 
     async def _find_image(self, request_id: str, index: int) -> AsyncImage:
         result = await self._client.result(request_id)

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import shutil
 from contextlib import asynccontextmanager
 
 import pytest
@@ -76,6 +77,21 @@ def test_adapters_are_found_by_a_part_of_their_path(api, adapter_root):
     assert (len(limited["adapters"]), limited["has_more"], everything["has_more"]) == (1, True, False)
 
 
+def test_of_the_layers_that_the_base_does_not_have_an_assistant_reads_a_few(api, adapter_root, goldens, slot_report):
+    shutil.copy(goldens / "adapters/lora_r4_bf16.safetensors", adapter_root / "a.safetensors")
+    api.ledger.workers.beat("gpu-0", slot_report())
+    api.ledger.workers.publish_base_model("flux2", revision="r", layers={"img_in": (64, 128)})
+
+    async def use():
+        async with in_memory(api) as client:
+            return await answer(client, "describe_adapter", path="a.safetensors")
+
+    described = asyncio.run(use())
+
+    assert (described["layers"], described["matched"], len(described["unmatched"])) == (20, 0, 5)
+    assert "matches no layer" in described["refused"]
+
+
 def test_a_mistake_of_the_assistant_is_explained_to_it(api):
     async def use():
         async with in_memory(api) as client:
@@ -85,6 +101,9 @@ def test_a_mistake_of_the_assistant_is_explained_to_it(api):
                 ("submit", {"prompts": ["a"], "model": "sd15"}),
                 ("submit", {"prompts": []}),
                 ("submit", {"prompts": ["a"], "references": ["/no/such.png"]}),
+                ("submit", {"prompts": ["a"], "references": ["~nobody-of-this-host/such.png"]}),
+                ("submit", {"prompts": ["a"], "references": ["a\0.png"]}),
+                ("submit", {"prompts": ["a"], "references": [""]}),
             ]
             answers = [await client.call_tool(*call, raise_on_error=False) for call in calls]
         return [(each.is_error, each.content[0].text) for each in answers]
@@ -97,7 +116,10 @@ def test_a_mistake_of_the_assistant_is_explained_to_it(api):
         "REQUEST_NOT_FOUND",
         "MODEL_NOT_FOUND",
         "at least 1 item",
-        "no/such.png cannot be read",
+        "no/such.png' is no file of this host; give an image file",
+        "such.png' is no file of this host; give an image file",
+        r"'a\x00.png' is no file of this host; give an image file",
+        "at least 1 character",
     )
     for word, (_, text) in zip(words, answers, strict=True):
         assert word in text
