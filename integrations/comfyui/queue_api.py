@@ -40,12 +40,15 @@ class QueueApi:
         pause: waits so many seconds; an exception that it raises ends a call that is repeated.
 
     Raises:
-        QueueError: `base_url` is no http or https address.
+        QueueError: `base_url` is no http or https address, or the key cannot be sent.
     """
 
     def __init__(self, base_url: str, *, api_key: str | None, pause: Callable[[float], None]) -> None:
-        if urllib.parse.urlsplit(base_url).scheme not in ("http", "https"):
+        if not _is_address(base_url):
             raise QueueError(f"{base_url!r} is no address of flux2-queue; set FLUX2_CLIENT_URL=http://HOST:8000")
+        # The library's own error would show the key.
+        if api_key and not (api_key.isascii() and api_key.isprintable() and " " not in api_key):
+            raise QueueError("FLUX2_API_KEY holds a space, a line break or a character beyond ASCII; copy it again")
         self._base_url = base_url.rstrip("/")
         self._key = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._pause = pause
@@ -54,19 +57,17 @@ class QueueApi:
 
     def upload(self, png: bytes) -> str:
         """Store a reference image; return the text that names it in a request."""
-        stored = self._call("POST", "/v1/uploads", png, {"Content-Type": "image/png"})
-        return str(json.loads(stored)["path"])
+        return str(self._call_for("path", "POST", "/v1/uploads", png, {"Content-Type": "image/png"})["path"])
 
     def submit(self, request: Mapping[str, Any]) -> str:
         """Submit a job; return its id."""
         # With the key, a repeat after an answer that was lost finds the job of the first attempt.
         headers = {**_JSON, "Idempotency-Key": uuid.uuid4().hex}
-        accepted = self._call("POST", "/v1/inference", json.dumps(request).encode(), headers)
-        return str(json.loads(accepted)["request_id"])
+        body = json.dumps(request).encode()
+        return str(self._call_for("request_id", "POST", "/v1/inference", body, headers)["request_id"])
 
     def status(self, request_id: str) -> dict[str, Any]:
-        status: dict[str, Any] = json.loads(self._call("GET", f"/v1/requests/{request_id}/status"))
-        return status
+        return self._call_for("status", "GET", f"/v1/requests/{request_id}/status")
 
     def cancel(self, request_id: str) -> None:
         """Cancel the unfinished images of a job; the call is made once."""
@@ -78,8 +79,26 @@ class QueueApi:
 
         They come through the API, in one archive: this host need not reach the store.
         """
-        with zipfile.ZipFile(io.BytesIO(self._call("GET", f"/v1/requests/{request_id}/archive"))) as archive:
-            return [archive.read(image["file"]) for image in json.loads(archive.read("parameters.json"))["images"]]
+        data = self._call("GET", f"/v1/requests/{request_id}/archive")
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                return [archive.read(image["file"]) for image in json.loads(archive.read("parameters.json"))["images"]]
+        except zipfile.BadZipFile as error:
+            raise QueueError(
+                f"the images of request {request_id} did not arrive whole; run the workflow again, or get them with "
+                f"flux2 wait {request_id} --output FOLDER"
+            ) from error
+
+    def _call_for(self, name: str, *call: Any) -> dict[str, Any]:
+        """Make a call whose answer is a JSON object that has a member of this name."""
+        data = self._call(*call)
+        try:
+            answer = json.loads(data)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict) or name not in answer:
+            raise QueueError(f"{self._base_url} does not answer as flux2-queue does; check FLUX2_CLIENT_URL")
+        return answer
 
     def _call(
         self,
@@ -114,6 +133,15 @@ class QueueApi:
                 raise refusal
             self._pause(wait_s)
             wait_s = min(2 * wait_s, _LONGEST_WAIT_S)
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(text)
+        # Reading the port checks it.
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and text.isprintable()
+    except ValueError:
+        return False
 
 
 def _explain(error: urllib.error.HTTPError) -> QueueError:

@@ -192,6 +192,9 @@ def test_a_refusal_says_what_the_service_says(render):
     [
         ("http://127.0.0.1:1", "cannot be reached: .*; start it, or set FLUX2_CLIENT_URL"),
         ("ftp://127.0.0.1", "no address of flux2-queue"),
+        ("http://127.0.0.1:port", "no address of flux2-queue"),
+        ("http://", "no address of flux2-queue"),
+        ("http://127.0.0.1:8000\r", "no address of flux2-queue"),
     ],
 )
 def test_an_address_that_does_not_answer_is_named(render, monkeypatch, url, message):
@@ -236,6 +239,36 @@ def test_the_key_is_sent_to_the_service_and_not_to_where_it_redirects(render, se
 
     assert [call["Authorization"] for call in moved.calls] == ["Bearer flux2_secret"]
     assert other.calls == []
+
+
+@pytest.mark.parametrize("key", ["flux2_secret\r", "flux2 secret", "flux2_sécret"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(render, monkeypatch, key):
+    monkeypatch.setenv("FLUX2_API_KEY", key)
+
+    with pytest.raises(RuntimeError, match=r"^FLUX2_API_KEY holds a space, a line break or ") as raised:
+        render()
+
+    assert "cret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("answer", [b"<html>", b"[]", b"{}"])
+def test_an_answer_of_another_server_is_named_as_such(render, serve_http, monkeypatch, answer):
+    server = serve_answers(serve_http, (200, {}, answer))
+    monkeypatch.setenv("FLUX2_CLIENT_URL", f"http://127.0.0.1:{server.server_port}")
+
+    with pytest.raises(RuntimeError, match="does not answer as flux2-queue does; check FLUX2_CLIENT_URL"):
+        render()
+
+
+def test_images_that_do_not_arrive_whole_are_named(render, serve_http, monkeypatch):
+    ended = {"request_id": "5d1f", "status": "succeeded", "progress": 1.0, "items": []}
+    server = serve_answers(
+        serve_http, (202, {}, b'{"request_id": "5d1f"}'), (200, {}, json.dumps(ended).encode()), (200, {}, b"PK\3\4")
+    )
+    monkeypatch.setenv("FLUX2_CLIENT_URL", f"http://127.0.0.1:{server.server_port}")
+
+    with pytest.raises(RuntimeError, match="images of request 5d1f did not arrive whole; run the workflow again, or"):
+        render()
 
 
 def test_a_full_queue_is_asked_again_with_the_same_idempotency_key(render, serve_http, monkeypatch):
