@@ -1,8 +1,8 @@
 """What a run knows of the lines of a batch: on the disk, because there may be more of them than the memory holds.
 
-The file stands next to the answers until every line has one. The answers are the truth: each run reads them again. Only
-the ids of jobs that have not been answered are here alone, and without them the API would find the jobs by their
-idempotency keys, for a day.
+The answers are the truth, and each run reads them again. Only the ids of jobs that have not been answered are here
+alone; without them the API would find the jobs by their idempotency keys, for a day. So the file, next to the answers,
+is deleted when there are none.
 """
 
 from __future__ import annotations
@@ -82,11 +82,22 @@ class AnswerIndex:
         """Note that the line of a failed answer is to be rendered again, in another job."""
         self._note_job(answer.key, LineJob(answer.answer_id, "", answer.request_id))
 
+    def forget_jobs(self) -> None:
+        """Forget all jobs: those that are left belong to lines that are not in the file any more."""
+        self._execute("DELETE FROM jobs")
+
+    def has_jobs(self) -> bool:
+        return self._execute("SELECT 1 FROM jobs LIMIT 1").fetchone() is not None
+
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Store all changes of the block at its end, which takes a hundredth of the time."""
+        """Store all changes of the block at its end, which takes a hundredth of the time, or none if it fails."""
         self._execute("BEGIN")
-        yield
+        try:
+            yield
+        except BaseException:
+            self._execute("ROLLBACK")
+            raise
         self._execute("COMMIT")
 
     def _execute(self, statement: str, values: Sequence[str | int] = ()) -> sqlite3.Cursor:
@@ -101,7 +112,7 @@ class AnswerIndex:
 
 @contextmanager
 def open_index(path: Path) -> Iterator[AnswerIndex]:
-    """Open an index without answers; the jobs of an earlier run are in it.
+    """Open an index without answers; the jobs of an earlier run are in it. Without jobs, it is deleted at the end.
 
     Raises:
         OutputRefused: another run has it, or the file cannot be used.
@@ -119,12 +130,17 @@ def open_index(path: Path) -> Iterator[AnswerIndex]:
         if database is not None:
             database.close()
         raise _refusal(path, error) from error
-    with closing(database):
-        yield AnswerIndex(path, database)
+    index = AnswerIndex(path, database)
+    try:
+        yield index
+    finally:
+        with closing(database):
+            is_needed = index.has_jobs()
+        if not is_needed:
+            _delete(path)
 
 
-def remove_index(path: Path) -> None:
-    """Delete the files of an index that nobody has open."""
+def _delete(path: Path) -> None:
     for suffix in _SUFFIXES:
         path.with_name(path.name + suffix).unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from flux2_client.batch.answer_file import AnswerFile, open_answers
-from flux2_client.batch.answer_index import AnswerIndex, open_index, remove_index
+from flux2_client.batch.answer_index import AnswerIndex, open_index
 from flux2_client.batch.answer_line import Answer
 from shared.errors import OutputRefused
 from shared.outputs import make_output_folder
@@ -103,8 +103,3 @@ def open_batch(paths: BatchPaths) -> Iterator[BatchFiles]:
         output = stack.enter_context(open_answers(paths.output))
         errors = stack.enter_context(open_answers(paths.errors)) if paths.errors else output
         yield BatchFiles(stack.enter_context(paths.requests.open("rb")), output, errors, index)
-
-
-def finish_batch(paths: BatchPaths) -> None:
-    """Delete what only another run would need."""
-    remove_index(paths.index)

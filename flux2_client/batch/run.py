@@ -9,7 +9,7 @@ from typing import Final
 
 from flux2_client.async_client import AsyncClient
 from flux2_client.batch.answer_line import Answer, id_key
-from flux2_client.batch.batch_files import BatchFiles, BatchPaths, finish_batch, open_batch
+from flux2_client.batch.batch_files import BatchFiles, BatchPaths, open_batch
 from flux2_client.batch.job_watch import JobWatch
 from flux2_client.batch.line_jobs import LineJobs, Ticket
 from flux2_client.batch.line_reader import RawLine, count_lines, read_lines
@@ -201,6 +201,6 @@ async def run_batch(
             on_failure=on_failure or (lambda answer: None),
         )
         progress = await run.run(lines=await asyncio.to_thread(count_lines, paths.requests))
-    if not progress.lost:
-        finish_batch(paths)
+        if not progress.lost:
+            files.index.forget_jobs()
     return progress

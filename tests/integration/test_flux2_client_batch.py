@@ -485,6 +485,18 @@ def test_a_batch_does_not_write_into_its_requests(api, files, taken):
     assert Path("requests.jsonl").read_bytes() == before
 
 
+def test_a_file_that_holds_something_else_is_refused_and_left_alone(api, files, batch):
+    write(job("a"))
+    Path("out.jsonl").write_text("my notes")
+
+    done = batch()
+
+    assert done.exit_code == 1
+    assert "line 1 of out.jsonl is no answer of a batch; choose another file" in done.stderr
+    assert Path("out.jsonl").read_text() == "my notes"
+    assert names(files) == ["out.jsonl", "requests.jsonl"]
+
+
 def test_jobs_behind_many_newer_ones_are_asked_for_one_by_one(api, renderer, monkeypatch):
     monkeypatch.setattr(job_watch, "_MOST_LINES", 3)
 

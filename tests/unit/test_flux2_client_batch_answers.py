@@ -8,7 +8,7 @@ import pytest
 
 from flux2_client import part_file
 from flux2_client.batch.answer_file import open_answers
-from flux2_client.batch.answer_index import LineJob, open_index, remove_index
+from flux2_client.batch.answer_index import LineJob, open_index
 from flux2_client.batch.answer_line import Answer, StoredAnswer, find_failure, id_key
 from flux2_client.batch.endpoints import Failure, Response
 from flux2_client.models import Result
@@ -165,11 +165,41 @@ def test_an_index_keeps_the_jobs_of_an_earlier_run_and_reads_answers_again(tmp_p
         assert index.first_number("b", 5) == 5
         index.note_retry(SECOND.stored)
         assert index.find_job("\ud800") == LineJob("batch_req_2", "", "job-2")
+        index.note_job("b", job)
         index.note_answer(SECOND.stored)
         assert index.find_answer(id_key("\ud800")) == StoredAnswer('"\\ud800"', "batch_req_2", "", False)
 
-    remove_index(path)
+    # A job is left.
+    assert path.exists()
+    with open_index(path) as index:
+        index.note_job("b", job)
+        index.forget_jobs()
     assert list(tmp_path.iterdir()) == []
+
+
+def fail_after(path, change):
+    with open_index(path) as index, index.transaction():
+        change(index)
+        raise ZeroDivisionError
+
+
+def test_an_index_without_jobs_is_deleted_also_after_a_failure(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        fail_after(tmp_path / "state", lambda index: index.note_answer(FIRST.stored))
+
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_fails_forgets_no_jobs(tmp_path):
+    job = LineJob("batch_req_1", "job-1", "")
+    with open_index(tmp_path / "state") as index:
+        index.note_job("a", job)
+
+    with pytest.raises(ZeroDivisionError):
+        fail_after(tmp_path / "state", lambda index: index.forget_jobs())
+
+    with open_index(tmp_path / "state") as index:
+        assert index.find_job("a") == job
 
 
 def test_one_run_at_a_time_has_an_index(tmp_path):
