@@ -27,6 +27,13 @@ class SavedCell(SweepCell[ImageInfo]):
 
     file: str | None = None
 
+    @property
+    def problem(self) -> str:
+        """Why there is no file, in words."""
+        if self.error is not None:
+            return f"{self.status}: {self.error.message}"
+        return "not saved" if self.status == "succeeded" else self.status
+
 
 class SavedSweep(Answer):
     """A sweep as its folder keeps it: the answer of the API, with the files of the images."""

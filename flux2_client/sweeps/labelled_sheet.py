@@ -12,7 +12,7 @@ from typing import Final
 from PIL import Image, ImageDraw, ImageFont
 
 from flux2_client.sweeps.grid import Block, SavedCell, SavedSweep, arrange
-from flux2_client.sweeps.pictures import open_all_scaled
+from flux2_client.sweeps.pictures import map_pictures
 from shared.visible_text import escape_controls
 
 #: Longest side of a page in pixels; programs that show images take larger ones badly.
@@ -121,9 +121,8 @@ class _Layout:
     def draw(self, bands: Sequence[_Band], folder: Path) -> Image.Image:
         sheet = Image.new("RGB", (self.width, sum(band.height for band in bands) + _GAP_PX), _PAPER)
         canvas = ImageDraw.Draw(sheet)
-        pictures = open_all_scaled(
-            (folder / cell.file for band in bands for cell in band.cells if cell and cell.file), self.side
-        )
+        files = [folder / cell.file for band in bands for cell in band.cells if cell and cell.file]
+        pictures = map_pictures(files, self.side, lambda picture: picture)
         top = _GAP_PX
         for band in bands:
             self._draw_label(canvas, band, top)
@@ -148,9 +147,8 @@ class _Layout:
     def _draw_missing(self, canvas: ImageDraw.ImageDraw, cell: SavedCell, place: tuple[int, int]) -> None:
         (left, top), (width, height) = place, self.field
         canvas.rectangle((left, top, left + width - 1, top + height - 1), _BLANK)
-        reason = f"{cell.status}: {cell.error.message}" if cell.error else cell.status
         lines = (height - 2 * _GAP_PX) // _LINE_PX
-        _write(canvas, (left + _GAP_PX, top + _GAP_PX), reason, width - 2 * _GAP_PX, lines=lines, ink=_FAINT)
+        _write(canvas, (left + _GAP_PX, top + _GAP_PX), cell.problem, width - 2 * _GAP_PX, lines=lines, ink=_FAINT)
 
     def _left(self, column: int) -> int:
         return _GAP_PX + self.label + column * (self.field[0] + _GAP_PX)

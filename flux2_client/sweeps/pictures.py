@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from PIL import Image
 
 from shared.errors import OutputRefused
+
+T = TypeVar("T")
 
 
 def open_scaled(path: Path, side_px: int) -> Image.Image:
@@ -29,14 +32,14 @@ def open_scaled(path: Path, side_px: int) -> Image.Image:
     return picture
 
 
-def open_all_scaled(paths: Iterable[Path], side_px: int) -> Iterator[Image.Image]:
-    """Yield the pictures of files in their order; see `open_scaled`. Only a few of them are in memory."""
-    # Pillow decodes and scales without Python's lock.
+def map_pictures(paths: Iterable[Path], side_px: int, use: Callable[[Image.Image], T]) -> Iterator[T]:
+    """Yield what `use` makes of each picture, in the order of the files; see `open_scaled`. Few are in memory."""
+    # Pillow decodes, scales and encodes without Python's lock.
     threads = os.cpu_count() or 1
     with ThreadPoolExecutor(threads, thread_name_prefix="pictures") as pool:
-        waiting: deque[Future[Image.Image]] = deque()
+        waiting: deque[Future[T]] = deque()
         for path in paths:
-            waiting.append(pool.submit(open_scaled, path, side_px))
+            waiting.append(pool.submit(lambda path=path: use(open_scaled(path, side_px))))  # type: ignore[misc]
             if len(waiting) > 2 * threads:
                 yield waiting.popleft().result()
         while waiting:

@@ -9,7 +9,7 @@ from pathlib import Path
 from flux2_client.async_client import AsyncClient
 from flux2_client.local_images import LocalImages, find_local_images, name_uploads, upload_local_images
 from flux2_client.models import SweepEstimate
-from flux2_client.report import count_images, open_report, print_json
+from flux2_client.report import count_images, open_report, print_json, print_message
 from flux2_client.sweeps.checkpoint_files import CheckpointFiles, find_checkpoint_files, upload_checkpoint_files
 from flux2_client.sweeps.folder import write_outputs
 from flux2_client.sweeps.sweep_following import follow_sweep
@@ -20,6 +20,8 @@ from shared.outputs import make_output_folder
 from shared.plurals import counted
 
 _ID_LETTERS = 8
+# Drawing takes 0.1 s for each image.
+_MANY = 100
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ async def watch_sweep(
         saved, code = await follow_sweep(client, sweep_id, folder, parallel=parallel, report=report)
     # It has ended: what fails from here on leaves nothing to wait for.
     session.sweep = None
+    if len(saved.cells) > _MANY:
+        print_message(f"drawing the tables of {count_images(len(saved.cells))}")
     for file in write_outputs(saved, folder):
         if as_json:
             print_json({"event": "written", "file": str(file)})

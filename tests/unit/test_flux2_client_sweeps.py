@@ -159,6 +159,14 @@ def test_the_page_holds_every_image_and_nothing_of_a_prompt_becomes_markup(tmp_p
     assert read_sweep(tmp_path) == sweep
 
 
+def test_an_image_that_was_rendered_but_not_saved_is_shown_as_such(tmp_path):
+    sweep = make_sweep(checkpoints=("500",), multipliers=(1.0,), prompts=["a"])
+
+    [shown] = describe_sweep(sweep, tmp_path)["cells"]
+
+    assert (sweep.cells[0].status, shown["problem"]) == ("succeeded", "not saved")
+
+
 def test_pictures_of_a_page_shrink_as_they_become_many(tmp_path, monkeypatch):
     sweep = save_images(make_sweep(prompts=["a"], sizes=("800x400",)), tmp_path)
     monkeypatch.setattr("flux2_client.sweeps.viewer_page._PAGE_PIXELS", 3 * 300 * 300)
