@@ -18,6 +18,7 @@ from benchmarks.gpu.batch import measure_batch
 from benchmarks.gpu.ceilings import measure_ceilings
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.engine_times import EngineTimes, Latents
+from benchmarks.gpu.few_steps import measure_few_steps
 from benchmarks.gpu.joint_passes import measure_joint_passes
 from benchmarks.gpu.models import Checkpoint
 from benchmarks.gpu.parallel import measure_parallel, parallel_devices
@@ -46,6 +47,7 @@ class Part(StrEnum):
     PROMPT = "prompt"
     TOGETHER = "together"
     BATCH = "batch"
+    FEW_STEPS = "few-steps"
     PARALLEL = "parallel"
 
 
@@ -276,6 +278,7 @@ def _measure_rest(session: Session, parts: set[Part], *, folder: Path) -> None:
         Part.PROMPT: lambda: measure_prompt(session),
         Part.TOGETHER: lambda: measure_joint_passes(session),
         Part.BATCH: lambda: measure_batch(session, folder),
+        Part.FEW_STEPS: lambda: measure_few_steps(session),
     }
     for part, measure in measures.items():
         if part in parts:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import statistics
 import time
 from functools import partial
-from typing import Any
 
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.ceilings import BF16, FP8
+from benchmarks.gpu.image_times import time_image
 from benchmarks.gpu.report import Row
 from benchmarks.gpu.session import STEP, Session
-from worker.consumer import image_file
 from worker.kernels.distance import rel_l2
 from worker.model.compile import uncompiled
 from worker.rendering.engine import Engine
@@ -96,15 +95,8 @@ class EngineTimes:
         session = self._session
         engine.decode(session.denoise(engine, size, 1)[0])
         session.clock.reset_peak()
-        done: dict[str, Any] = {}
-        seconds: dict[str, float] = {}
-        for stage, call in (
-            ("denoise", lambda: session.denoise(engine, size, session.plan.steps)[0]),
-            ("decode", lambda: engine.decode(done["denoise"])),
-            ("pixels", lambda: engine.image(done["decode"][0])),
-            ("encode", lambda: image_file.encode(done["pixels"], "png", {"sample_steps": session.plan.steps})),
-        ):
-            seconds[stage] = session.clock.seconds(lambda: done.update({stage: call()}))  # noqa: B023 - called at once
+        steps = session.plan.steps
+        seconds, latents = time_image(session, engine, lambda: session.denoise(engine, size, steps)[0], steps=steps)
         total = sum(seconds.values())
         session.report.add(
             _IMAGE,
@@ -113,10 +105,10 @@ class EngineTimes:
             seconds=total,
             **session.report.against(_IMAGE, size=size, engine=name, time=total),
             peak_gb=session.clock.peak_gb(),
-            steps=session.plan.steps,
+            steps=steps,
             **{f"{stage}_s": value for stage, value in seconds.items()},
             **notes,
-            **self._equality(_IMAGE, name, size, done["denoise"], steps=session.plan.steps),
+            **self._equality(_IMAGE, name, size, latents, steps=steps),
         )
 
     def _equality(self, what: str, name: str, size: int, latents: Tensor, *, steps: int) -> Row:

@@ -40,7 +40,7 @@ from worker.verify.golden_models import adapter_ref
 STEP = "step"
 SEEDS = (42, 43, 44, 45)
 
-_GUIDANCE = 4.0
+GUIDANCE = 4.0
 
 
 @dataclass(frozen=True)
@@ -107,9 +107,21 @@ class Session:
         self.engine_name = name
 
     def denoise(
-        self, engine: Engine, size: int, steps: int, *, seeds: tuple[int, ...] = SEEDS[:1], start: Tensor | None = None
+        self,
+        engine: Engine,
+        size: int,
+        steps: int,
+        *,
+        seeds: tuple[int, ...] = SEEDS[:1],
+        start: Tensor | None = None,
+        guidance_scale: float = GUIDANCE,
+        sigmas: tuple[float, ...] = (),
     ) -> tuple[Tensor, list[float]]:
         """Denoise one image for each seed, all in one pass, from `start` or from drawn noise.
+
+        Args:
+            guidance_scale: up to 1, a step has one pass.
+            sigmas: see `DenoisingInputs`.
 
         Returns:
             Latents, and the milliseconds of each step after the first, from the end of the step before it.
@@ -120,10 +132,11 @@ class Session:
             self.starting_noise(size, seeds) if start is None else start,
             DenoisingInputs(
                 steps,
-                _GUIDANCE,
+                guidance_scale,
                 prompt,
-                None if self.components.is_distilled else negative,
+                None if self.components.is_distilled or guidance_scale <= 1 else negative,
                 self._references.get(engine.encodes_references),
+                sigmas,
             ),
             on_step=lambda *_: marks.append(self.clock.mark()),
         )
@@ -202,7 +215,7 @@ class Session:
             requested_height=size,
             seed=seed,
             num_inference_steps=self.plan.steps,
-            guidance_scale=_GUIDANCE,
+            guidance_scale=GUIDANCE,
             adapters=(adapter[0],),
             output_format="png",
             engine="fast" if self.engine_name == "fast" else "exact",

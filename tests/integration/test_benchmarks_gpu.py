@@ -50,7 +50,7 @@ def test_every_measurement_gives_times_and_ratios(measured, model, last):
     rows = measured("--model", model, *(word for engine in engines for word in ("--engine", engine)))
 
     by_part = {row["what"].split(" ")[0].rstrip(":"): row for row in rows}
-    others = {"placement", "cold", "step", "image", "switch", "prompt", "together", "batch"}
+    others = {"placement", "cold", "step", "image", "switch", "prompt", "together", "batch", "few"}
     assert by_part.keys() == {"bf16", "host"} | others
     assert all(row["device"] == "cpu" for row in rows)
     times = [row.get("median_ms", row.get("seconds")) for row in rows if row["what"] != "placement"]
@@ -78,6 +78,25 @@ def test_no_element_of_our_latents_differs_from_ai_toolkits(measured):
     rows = measured("--engine", "ai-toolkit", "--engine", "exact", "--only", "steps", "--only", "image")
 
     assert [row["differing"] for row in rows if row.get("engine") == "exact"] == [{"ai-toolkit": 0}] * 2
+
+
+@pytest.mark.parametrize(
+    ("model", "names", "levels"),
+    [
+        ("flux2", ["preset turbo"], (8, 2.5)),
+        ("flux2_klein_4b", ["flux2_klein_4b_distilled"], (4, 1.0)),
+    ],
+)
+def test_images_of_few_steps_are_compared_with_one_of_all_steps(measured, model, names, levels):
+    _, *rows = measured("--model", model, "--only", "few-steps", "--engine", "exact")
+
+    assert [row["what"] for row in rows] == [f"few steps: {name}" for name in names]
+    assert {(row["steps"], row["guidance_scale"]) for row in rows} == {levels}
+    assert all(row["against"] == "2 steps" for row in rows)
+    assert all(
+        row["seconds"] == pytest.approx(sum(row[f"{stage}_s"] for stage in ("denoise", "decode", "pixels", "encode")))
+        for row in rows
+    )
 
 
 def test_one_measurement_at_two_sizes_with_a_chosen_placement(measured):
