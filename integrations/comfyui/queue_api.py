@@ -127,8 +127,8 @@ class QueueApi:
                 refusal = QueueError(
                     f"flux2-queue at {self._base_url} cannot be reached: {reason}; start it, or set FLUX2_CLIENT_URL"
                 )
-                # An address that never answered is probably wrong.
-                is_transient = self._was_reached
+                # An address where nothing listens is probably wrong. Errors after connecting have another class.
+                is_transient = self._was_reached or not isinstance(error, urllib.error.URLError)
             if not is_transient or time.monotonic() + wait_s > deadline_s:
                 raise refusal
             self._pause(wait_s)

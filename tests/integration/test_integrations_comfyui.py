@@ -205,13 +205,17 @@ def test_an_address_that_does_not_answer_is_named(render, monkeypatch, url, mess
 
 
 def serve_answers(serve_http, *answers):
-    """Serve these (status, headers, body) in turn; `.calls` has the headers of the calls."""
+    """Serve these (status, headers, body) in turn, or None for no answer; `.calls` has the headers of the calls."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
             self.rfile.read(int(self.headers.get("Content-Length", 0)))
             server.calls.append(dict(self.headers))
-            status, headers, body = answers[len(server.calls) - 1]
+            answer = answers[len(server.calls) - 1]
+            if answer is None:
+                self.close_connection = True
+                return
+            status, headers, body = answer
             self.send_response(status)
             for name, value in headers.items():
                 self.send_header(name, value)
@@ -282,6 +286,18 @@ def test_a_full_queue_is_asked_again_with_the_same_idempotency_key(render, serve
 
     assert len(server.calls) == 3
     assert len({call["Idempotency-Key"] for call in server.calls}) == 1
+
+
+def test_a_submit_whose_answer_is_lost_is_repeated_with_its_idempotency_key(render, serve_http, monkeypatch):
+    refused = b'{"code": "UNAUTHORIZED", "detail": "the API key is missing"}'
+    server = serve_answers(serve_http, None, (401, {}, refused))
+    monkeypatch.setenv("FLUX2_CLIENT_URL", f"http://127.0.0.1:{server.server_port}")
+
+    with pytest.raises(RuntimeError, match="UNAUTHORIZED"):
+        render()
+
+    assert len({call["Idempotency-Key"] for call in server.calls}) == 1
+    assert len(server.calls) == 2
 
 
 def test_a_job_that_failed_ends_the_node_with_the_first_reason(render, serve_http, monkeypatch):

@@ -26,13 +26,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from shared.cli import app
-from shared.errors import OutputRefused, SignatureUnreadable, SignerUnusable, SigningFailed
+from shared.errors import MissingExtra, OutputRefused, SignatureUnreadable, SignerUnusable, SigningFailed
 from shared.image_parameters import read_parameters
 from shared.job import ReferenceRef
 from shared.provenance.check import check_provenance
 from shared.provenance.credential import SigningCredential, read_credential
 from shared.provenance.local_certificate import write_local_certificate
-from shared.provenance.signature import Signature, has_signature, is_accepted, read_signature
+from shared.provenance.signature import Signature, has_signature, is_accepted, read_signature, read_trusted
 from shared.provenance.signer import ImageSigner, open_signer
 from shared.settings import ProvenanceSettings, Settings
 from worker.consumer import signing
@@ -553,6 +553,13 @@ def test_a_damaged_authority_is_named_instead_of_the_images_signature(content, s
 
     assert isinstance(done.exception, SignatureUnreadable)
     assert "authority.pem holds no sound certificate in PEM; name the file of an authority" in str(done.exception)
+
+
+def test_trusted_signers_without_the_library_are_refused_before_anything_is_rendered(made, monkeypatch):
+    monkeypatch.setitem(sys.modules, "c2pa", None)
+
+    with pytest.raises(MissingExtra, match=r"install flux2-queue\[provenance\]"):
+        read_trusted(made.authority)
 
 
 def test_a_signature_is_shown_to_people_and_programs(signer, made, tmp_path):
