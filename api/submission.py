@@ -19,12 +19,13 @@ from api.doors.caller import Caller
 from api.submit_cache import SubmitCache
 from api.webhook_url import check_webhook_url
 from api.worker_check import check_workers
+from shared.adapters.validate import ValidAdapter
 from shared.catalog import Model, find_model
 from shared.celery_app import send_wakeups
 from shared.errors import InvalidRequest
 from shared.job import features_of
 from shared.ledger import AcceptedJob, Submission
-from shared.request import InferenceRequest
+from shared.request import InferenceRequest, LoraItem
 from shared.resolve import check_prompts, collect_warnings, reject_unsupported_fields, resolve_items
 from shared.resolved_size import check_resolved_size
 from shared.settings import Settings
@@ -96,9 +97,8 @@ def resolve_job(services: Services, body: InferenceRequest, *, caller: Caller, c
     settings, ledger = services.settings, services.ledger
     model = _check_fields(body, settings)
     check_kind(caller, model, body.engine)
-    body = body.model_copy(update={"loras": permitted_loras(body.loras, caller, settings.adapters)})
     base = cache.base_model(model)
-    adapters = cache.adapters(body.loras, model)
+    adapters = check_adapters(services, body.loras, model, caller=caller, cache=cache)
     items = resolve_items(body, model, [adapter.ref for adapter in adapters])
     check_sizes(caller, items)
     check_prompts(items)
@@ -132,6 +132,17 @@ def resolve_job(services: Services, body: InferenceRequest, *, caller: Caller, c
         compact=all(kind.reads_compact for kind in cache.slot_kinds),
         trace=services.tracer.traceparent(),
     )
+
+
+def check_adapters(
+    services: Services, loras: Sequence[LoraItem], model: Model, *, caller: Caller, cache: SubmitCache
+) -> list[ValidAdapter]:
+    """Validate the adapters of a request.
+
+    Raises:
+        RequestError, KeyForbids: see `permitted_loras` and `SubmitCache.adapters`.
+    """
+    return cache.adapters(permitted_loras(loras, caller, services.settings.adapters), model)
 
 
 def _check_fields(body: InferenceRequest, settings: Settings) -> Model:

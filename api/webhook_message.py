@@ -61,6 +61,7 @@ def message_body(job: JobView, *, base_url: str) -> str:
         "error": first_error(job),
         # Not the images' URLs: they expire, and a message may arrive three days later.
         "result_url": result_url(job.job_id, base_url=base_url),
+        **({"sweep_id": job.sweep_id} if job.sweep_id else {}),
     }
     return json.dumps({"type": f"request.{status}", "timestamp": format_ms(job.finished_ms), "data": data})
 

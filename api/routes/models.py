@@ -41,13 +41,13 @@ def list_models(services: ServicesDep, _caller: Reader) -> ModelList:
         )
     limits, references = services.settings.api, services.settings.references
     # A client splits by this number; a job that exceeds the cap of the queue is refused too.
-    max_prompts = min(limits.max_prompts, services.settings.queue.cap)
+    cap = services.settings.queue.cap
     return ModelList(
         models=lines,
         data=[OpenAIModel(id=line.id, owned_by=line.base_model.partition("/")[0]) for line in lines],
         limits=Limits(
-            max_prompts=max_prompts,
-            max_sweep_images=limits.max_sweep_images,
+            max_prompts=min(limits.max_prompts, cap),
+            max_sweep_images=min(limits.max_sweep_images, cap),
             max_sweep_jobs=limits.max_sweep_jobs,
             max_body_bytes=limits.max_body_bytes,
             max_values=most_values(limits.max_prompts),

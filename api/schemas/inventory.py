@@ -124,7 +124,7 @@ class Limits(BaseModel):
     """Limits of one request; the operator sets those of prompts, bodies and images."""
 
     max_prompts: int = Field(description="Prompts that one request may have; no more than the queue ever holds.")
-    max_sweep_images: int = Field(description="Images that one sweep may have.")
+    max_sweep_images: int = Field(description="Images that one sweep may have; no more than the queue ever holds.")
     max_sweep_jobs: int = Field(description="Jobs that one sweep may have.")
     max_body_bytes: int = Field(description="Size of a request body in bytes.")
     max_values: int = Field(description="JSON values of a request body; each of `sigmas` is one.")

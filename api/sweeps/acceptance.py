@@ -7,11 +7,12 @@ import uuid
 from fastapi import BackgroundTasks
 
 from api.deps import Services
-from api.doors.allowances import key_use
+from api.doors.allowances import check_kind, key_use
 from api.doors.caller import Caller
 from api.schemas.sweep import SweepRequest
-from api.submission import hash_body, open_cache, resolve_job, wake_workers
-from api.sweeps.plan import plan_sweep
+from api.submission import check_adapters, hash_body, open_cache, resolve_job, wake_workers
+from api.sweeps.plan import SweepPlan, plan_sweep
+from shared.catalog import find_model
 from shared.ledger import AcceptedSweep, Submission, SweepSubmission
 
 
@@ -33,19 +34,11 @@ def accept_sweep(
         if repeat is not None:
             return repeat
     plan = plan_sweep(body, services.settings.api)
-    # Of all jobs: each file is read once.
-    cache = open_cache(services, caller)
-    jobs: list[Submission] = []
-    warnings: dict[str, None] = {}
-    for planned in plan.jobs:
-        with planned.renaming():
-            job = resolve_job(services, planned.request, caller=caller, cache=cache)
-        jobs.append(job)
-        warnings |= dict.fromkeys(planned.rename(text) for text in job.record["warnings"])
+    jobs, warnings = _resolve(services, plan, caller)
     sweep = SweepSubmission(
         sweep_id=str(uuid.uuid4()),
         model=body.model,
-        record=plan.record(list(warnings)).model_dump_json(),
+        record=plan.record(warnings).model_dump_json(),
         tenant=caller.tenant,
         idempotency_key=idempotency_key,
         body_hash=body_hash,
@@ -55,3 +48,23 @@ def accept_sweep(
     if not accepted.is_repeat:
         wake_workers(services, jobs, background)
     return accepted
+
+
+def _resolve(services: Services, plan: SweepPlan, caller: Caller) -> tuple[list[Submission], list[str]]:
+    """Validate the requests of a plan; return their jobs, and the warnings of all of them, each once."""
+    # Shared by all jobs, so that each file is read once.
+    cache = open_cache(services, caller)
+    model = find_model(plan.body.model)
+    check_kind(caller, model, plan.body.engine)
+    # Before the reference images of the first job, which may take all the time that a call has for other hosts.
+    for planned in plan.jobs:
+        with planned.renaming():
+            check_adapters(services, planned.request.loras, model, caller=caller, cache=cache)
+    jobs: list[Submission] = []
+    warnings: dict[str, None] = {}
+    for planned in plan.jobs:
+        with planned.renaming():
+            job = resolve_job(services, planned.request, caller=caller, cache=cache)
+        jobs.append(job)
+        warnings |= dict.fromkeys(planned.rename(text) for text in job.record["warnings"])
+    return jobs, list(warnings)

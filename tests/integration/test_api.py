@@ -1584,7 +1584,8 @@ def test_a_replay_that_a_full_queue_refused_is_stored_as_a_whole_when_repeated(a
         (accepted.job_id, True) for accepted in stored
     ]
     assert api.ledger.queue_length("flux2") == 40
-    assert [task.kwargs for task in background.tasks] == [{"count": 20}] * 2
+    # One round of wake-ups for all jobs of a pool.
+    assert [task.kwargs for task in background.tasks] == [{"count": 40}]
 
 
 def test_a_replay_with_one_stored_job_gets_the_other_when_repeated(api):
@@ -1879,6 +1880,7 @@ def test_the_models_page_states_the_limits_of_a_request(api):
     # The queue of `api` holds 50 items: a client that splits at more would be refused.
     assert (limits.pop("max_prompts"), limits.pop("max_body_bytes")) == (50, 64 * 1024)
     assert (limits.pop("max_reference_images"), limits.pop("max_reference_bytes")) == (100, 32 * 1024**2)
+    assert (limits.pop("max_sweep_images"), limits.pop("max_sweep_jobs")) == (50, 500)
     assert limits == {"max_values": 50_000, "max_prompt_characters": 10_000, "max_prompt_tokens": 512}
 
 

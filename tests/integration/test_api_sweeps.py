@@ -1,5 +1,6 @@
 """Sweeps over HTTP: accepted as a whole, followed and canceled under one id, and forgotten with their jobs."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,14 +13,22 @@ import httpx2
 import pytest
 from finished_images import draw_picture, finish_queued, store_image
 
+from api import submit_cache
+from api.webhook_message import message_body
 from flux2_client import AsyncClient, Client
+from shared.adapters.validate import validate_adapter
 from shared.errors import ApiError
 from shared.job import ItemError
 from shared.ledger import Ledger, keys
 from shared.local.ports import pick_free_port
+from shared.request_references import RequestReferences
 from shared.settings import QueueSettings
 
-FILES = {"a_000000500.safetensors": "lora_r4_bf16", "a.safetensors": "lora_subset_bf16"}
+FILES = {
+    "a_000000500.safetensors": "lora_r4_bf16",
+    "a.safetensors": "lora_subset_bf16",
+    "style.safetensors": "lora_mixedrank_bf16",
+}
 PROMPTS = [{"prompt": "[trigger] a cat", "width": 64, "height": 64}, {"prompt": "a dog", "width": 128, "height": 64}]
 CHECKPOINTS = [
     {"path": "a_000000500.safetensors", "label": "500"},
@@ -91,6 +100,8 @@ def test_a_sweep_is_followed_under_one_id_to_its_images(api, sweep, redis_client
     assert "retry-after" not in ended.headers
     assert (ended.json()["status"], ended.json()["counts"]) == ("succeeded", counts(succeeded=20))
     assert (ended.json()["progress"], ended.json()["finished_at"] is None) == (1, False)
+    message = json.loads(message_body(api.ledger.job(ids[0]), base_url=""))
+    assert message["data"]["sweep_id"] == body["sweep_id"]
     result = api.http.get(f"{url}/result").json()
     assert {axis["name"]: axis["values"] for axis in result["axes"]} == {
         "checkpoint": ["500", "final", "base"],
@@ -411,6 +422,31 @@ def test_a_sweep_of_which_an_earlier_version_forgot_a_job_is_not_shown(api, swee
 
     assert api.http.get(f"/v1/sweeps/{body['sweep_id']}/status").status_code == 404
     assert api.http.get("/v1/sweeps").json()["data"] == []
+    # Its record goes once it is the oldest one whose first job is gone.
+    assert api.ledger.forget_ended() == 0
+    assert redis_client.exists(keys.sweep(body["sweep_id"])) == 1
+    redis_client.delete(keys.job(body["jobs"][0]["request_id"]))
+    assert api.ledger.forget_ended() == 0
+    assert redis_client.keys(f"{keys.PREFIX}*sweep*") == []
+
+
+def test_each_file_is_read_once_and_all_adapters_before_the_first_reference_image(api, sweep, monkeypatch):
+    read = []
+
+    def count(lora, *arguments, **options):
+        read.append(lora.path)
+        return validate_adapter(lora, *arguments, **options)
+
+    monkeypatch.setattr(submit_cache, "validate_adapter", count)
+    monkeypatch.setattr(RequestReferences, "take", lambda *_: pytest.fail("a reference image was read"))
+    prompts = [{**PROMPTS[0], "ctrl_img": "https://host.example/a.png"}]
+    missing = {**sweep, "prompts": prompts, "checkpoints": [*CHECKPOINTS[:2], {"path": "absent.safetensors"}]}
+
+    assert refused(api, missing) == (400, "LORA_NOT_FOUND", "checkpoints[2].path")
+    assert read == ["a_000000500.safetensors", "a.safetensors", "absent.safetensors"]
+    read.clear()
+    submit(api, {**sweep, "loras": [{"path": "style.safetensors", "network_multiplier": 0.1}]})
+    assert sorted(read) == ["a.safetensors", "a_000000500.safetensors", "style.safetensors"]
 
 
 def test_an_estimate_accepts_nothing(api, sweep, redis_client):

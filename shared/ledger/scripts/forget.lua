@@ -51,6 +51,12 @@ local function needed_until(job)
   if sweep then return sweep_needed_until(sweep) end
 end
 
+local function forget_sweep(sweep, tenant)
+  redis.call('DEL', sweep_key(sweep))
+  redis.call('ZREM', SWEEPS, sweep)
+  redis.call('ZREM', tenant_sweeps_key(tenant), sweep)
+end
+
 -- Forget a job and return the number of its items.
 local function forget(job)
   local items, tenant, sweep = fields(job_key(job), 'items', 'tenant', 'sweep')
@@ -60,12 +66,8 @@ local function forget(job)
   redis.call('ZREM', JOBS, job)
   redis.call('ZREM', tenant_jobs_key(tenant), job)
   redis.call('ZREM', DONE, job)
-  if sweep then
-    -- With the first of its jobs: a sweep is shown as a whole.
-    redis.call('DEL', sweep_key(sweep))
-    redis.call('ZREM', SWEEPS, sweep)
-    redis.call('ZREM', tenant_sweeps_key(tenant), sweep)
-  end
+  -- With the first of its jobs: a sweep is shown as a whole.
+  if sweep then forget_sweep(sweep, tenant) end
   return items
 end
 
@@ -80,5 +82,11 @@ for _, job in ipairs(redis.call('ZRANGEBYSCORE', DONE, '-inf', now - args.retent
     forgotten = forgotten + 1
     if items >= ITEMS_AT_ONCE then break end
   end
+end
+-- A process of an earlier version forgets jobs without their sweep. One look at the oldest finds each of these in time.
+local oldest = redis.call('ZRANGE', SWEEPS, 0, 0)[1]
+if oldest then
+  local jobs, tenant = fields(sweep_key(oldest), 'jobs', 'tenant')
+  if redis.call('EXISTS', job_key(cjson.decode(jobs)[1])) == 0 then forget_sweep(oldest, tenant) end
 end
 return forgotten
