@@ -386,7 +386,7 @@ def _request_path(request_id: str, verb: str) -> str:
 
 def _sweep_path(sweep_id: str, verb: str) -> str:
     if not sweep_id.strip("."):
-        raise ApiError(f"{sweep_id!r} is no id of a sweep; GET /v1/sweeps lists the ids")
+        raise ApiError(f"{sweep_id!r} is no id of a sweep; `flux2 sweep list` shows the ids")
     return f"/v1/sweeps/{_quote_id(sweep_id)}/{verb}"
 
 

@@ -43,7 +43,7 @@ def main(folder: Annotated[Path, typer.Argument(file_okay=False, help="Folder of
     if program is None:
         raise SystemExit(ADVICE)
     folder.mkdir(parents=True, exist_ok=True)
-    with _service() as url, sync_playwright() as playwright:
+    with demonstration_service() as url, sync_playwright() as playwright:
         views = _views(_render(url))
         browser = playwright.chromium.launch(executable_path=program)
         for name, fragment in views.items():
@@ -53,7 +53,8 @@ def main(folder: Annotated[Path, typer.Argument(file_okay=False, help="Folder of
 
 
 @contextmanager
-def _service() -> Iterator[str]:
+def demonstration_service() -> Iterator[str]:
+    """Serve the demonstration model on this host inside the block; the value is its address."""
     with (
         tempfile.TemporaryDirectory(prefix="flux2-pictures-") as data,
         Stack(Path(data), Settings.model_construct(), inherit=False) as stack,
