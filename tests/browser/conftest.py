@@ -30,7 +30,8 @@ FOLDER = Path(__file__).parent
 ADAPTERS = FOLDER.parents[1] / "worker/model/demo_checkpoint/adapters"
 # An image of 1024x1024 in 25 steps takes half a second.
 _STEP_S = 0.02
-_WAIT_MS = 10_000
+# Nothing takes as long, unless other tests have the processors.
+_WAIT_MS = 30_000
 _FAILED = pytest.StashKey()
 
 
@@ -56,6 +57,7 @@ def pytest_runtest_makereport(item, call):
 def expect():
     """Assertions that wait. Playwright takes a third of a second to import, which other tests need not pay."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: run `make install`")
+    sync_api.expect.set_options(timeout=_WAIT_MS)
     return sync_api.expect
 
 

@@ -20,9 +20,11 @@ function Nav({ current }) {
   useValue(caller);
   const shown = Object.entries(VIEWS).filter(([, view]) => may(view.role));
   const nav = useRef(null);
-  // On a phone, the views have no room next to each other.
+  // On a phone, the views have no room next to each other. `scrollIntoView` would make Tab go on from this link.
   useEffect(() => {
-    nav.current.querySelector("[aria-current]")?.scrollIntoView({ block: "nearest", inline: "nearest" });
+    const link = nav.current.querySelector("[aria-current]")?.getBoundingClientRect();
+    const box = nav.current.getBoundingClientRect();
+    if (link) nav.current.scrollLeft += Math.max(0, link.right - box.right) - Math.max(0, box.left - link.left);
   }, [current]);
   return html`
     <nav aria-label="Views" ref=${nav}>
@@ -85,7 +87,6 @@ function LogIn() {
 
 function View({ name }) {
   const [found, setFound] = useState({ name: "", component: null, error: null });
-  const [attempt, setAttempt] = useState(0);
   useEffect(() => {
     let isShown = true;
     VIEWS[name].load().then(
@@ -93,14 +94,17 @@ function View({ name }) {
       (error) => isShown && setFound({ name, component: null, error }),
     );
     return () => { isShown = false; };
-  }, [name, attempt]);
+  }, [name]);
   if (found.name !== name) return html`<main id="main" tabindex="-1" aria-busy="true"></main>`;
   if (found.error) {
     const error = new Error("This part of the page cannot be loaded. The API may be starting again.");
-    return html`<main id="main"><${Problem} error=${error} onRetry=${() => setAttempt(attempt + 1)} /></main>`;
+    return html`<main id="main"><${Problem} error=${error} onRetry=${loadPageAgain} /></main>`;
   }
   return html`<main id="main" tabindex="-1" class="view-${name}"><${found.component} /></main>`;
 }
+
+// Browsers remember for as long as a page lives that a module did not load. Without the API, a new page would be none.
+const loadPageAgain = () => identify().then(() => location.reload(), () => {});
 
 let waitsForView = false;
 
