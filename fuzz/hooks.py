@@ -78,8 +78,8 @@ def named_problem(ctx: CheckContext, response: Response, case: Case[Any]) -> boo
 def _has_rule(place: str) -> bool:
     """Return whether the place has a rule that no schema states."""
     # Of a replay: the config's samples are no part of the body's schema, and their paths have no name in front. Of a
-    # submit: that numbers decrease.
-    return place.startswith("[") or place.endswith(".sigmas")
+    # submit: that numbers decrease. Of a key: that its name is printable.
+    return place.startswith("[") or place.endswith(".sigmas") or place == "name"
 
 
 def _problem(response: Response) -> dict[str, Any]:
