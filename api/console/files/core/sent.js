@@ -3,6 +3,10 @@
 import { caller, sendJson } from "./api.js";
 import { keep, recall } from "./memory.js";
 import { inventory, modelOf } from "./models.js";
+import { signal } from "./ui.js";
+
+// The id of the job that this tab sent last.
+export const lastSent = signal(null);
 
 const MAX_REQUESTS = 40;
 const MAX_CHARACTERS = 1_000_000;
@@ -43,6 +47,7 @@ export async function submitRequest(body) {
     const answer = await sendJson("POST", "/v1/inference", body, { headers: { "Idempotency-Key": key } });
     keep("unanswered", null);
     remember(answer.request_id, body);
+    lastSent.value = answer.request_id;
     return answer;
   } catch (error) {
     // After a definite refusal nothing is stored; without one, the job may be.
