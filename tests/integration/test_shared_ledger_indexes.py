@@ -298,3 +298,23 @@ def test_a_heartbeat_that_repeats_the_last_one_writes_little(ledger, clock, slot
         "job:0",
         "flux2",
     ]
+
+
+def test_the_items_of_a_job_are_queued_together_in_their_order(ledger, item):
+    seeds = list(range(1201))
+    specs = [item(seed=seed, adapters=()) for seed in seeds]
+    ledger.redis.config_resetstat()
+
+    ledger.accept("large", specs, record={})
+
+    calls = {
+        name: ledger.redis.info("commandstats")[f"cmdstat_{name}"]["calls"] for name in ("zadd", "rpush", "hincrby")
+    }
+    # A few for each 500 items, and not for each item.
+    assert all(number < 20 for number in calls.values()), calls
+    assert ledger.queue_length(POOL) == int(ledger.redis.hget(SHARES, "5|default")) == len(seeds)
+    assert [shown.spec.seed for shown in ledger.job("large").items] == seeds
+    claimed = [claim(ledger) for _ in seeds[:3]]
+    assert [(each.index, each.spec.seed) for each in claimed] == [(0, 0), (1, 1), (2, 2)]
+    members = ledger.redis.zrange(f"{keys.PREFIX}pending:{POOL}", 0, -1)
+    assert members == [f"large:{index}" for index in seeds[3:]]

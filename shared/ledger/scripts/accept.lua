@@ -67,9 +67,9 @@ local function plan(job)
   end
 end
 
-local function store_item(job, index, item)
+-- Store one item; return its lane.
+local function store_item(job, index, item, order)
   local id = job.id .. ':' .. index
-  local order = redis.call('INCR', SEQUENCE)
   -- Short in the compact form only: workers of an earlier version look for their adapters by the whole key.
   local adapters = item.spec and item.adapter_key or short_adapters(item.adapter_key)
   local lane = job.priority .. '|' .. job.tenant .. '|' .. adapters
@@ -77,12 +77,34 @@ local function store_item(job, index, item)
     'lane', lane, 'seq', order, 'state', 'queued', 'fence', 0, 'attempt', 0, 'commits', 0,
     'accepted_ms', now, 'queued_ms', now, 'shape', item.shape)
   if item.spec then redis.call('HSET', item_key(id), 'spec', item.spec) end
-  enqueue(id, job.pool, lane, order)
+  return lane
+end
+
+-- Store the items of a job, and queue those of each lane together: Redis serves nobody else meanwhile, and a sweep has
+-- thousands.
+local function store_items(job)
+  local before = redis.call('INCRBY', SEQUENCE, #job.items) - #job.items
+  local lanes, entries = {}, {}
+  for position, item in ipairs(job.items) do
+    local order = before + position
+    local lane = store_item(job, position - 1, item, order)
+    if not entries[lane] then
+      lanes[#lanes + 1] = lane
+      entries[lane] = {}
+    end
+    local own = entries[lane]
+    own[#own + 1] = order
+    own[#own + 1] = job.id .. ':' .. (position - 1)
+  end
+  for _, lane in ipairs(lanes) do enqueue_all(entries[lane], job.pool, lane) end
 end
 
 local function store(job)
-  for position, item in ipairs(job.items) do store_item(job, position - 1, item) end
-  for _, text in ipairs(job.specs or {}) do redis.call('RPUSH', specs_key(job.id), text) end
+  store_items(job)
+  local specs = job.specs or {}
+  for first = 1, #specs, ENTRIES_AT_ONCE do
+    redis.call('RPUSH', specs_key(job.id), unpack(specs, first, math.min(first + ENTRIES_AT_ONCE - 1, #specs)))
+  end
   local key = job_key(job.id)
   redis.call('HSET', key, 'state', 'queued', 'cancel', 0, 'model', job.model, 'pool', job.pool,
     'tenant', job.tenant, 'priority', job.priority, 'record', job.record, 'items', #job.items, 'adapters', job.adapters,

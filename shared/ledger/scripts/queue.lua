@@ -64,12 +64,24 @@ local function update_turns(pool, tenant)
   end
 end
 
--- Queue an item at its accept order, so that one that was requeued goes to the head; release.lua can give it a new order.
-local function enqueue(id, pool, lane, order)
-  redis.call('ZADD', pending_key(pool), order, id)
-  redis.call('ZADD', lane_key(pool, lane), order, id)
-  if redis.call('HINCRBY', shares_key(pool), share_of(lane), 1) == 1 then set_turn(pool, share_of(lane)) end
+-- Of one command; Lua hands over some 8,000 values at most.
+local ENTRIES_AT_ONCE = 1000
+
+-- Queue items of one lane, given as {accept order, id, accept order, id, ...}. One that was requeued goes to the head;
+-- release.lua can give it a new order.
+local function enqueue_all(entries, pool, lane)
+  for first = 1, #entries, ENTRIES_AT_ONCE do
+    local last = math.min(first + ENTRIES_AT_ONCE - 1, #entries)
+    redis.call('ZADD', pending_key(pool), unpack(entries, first, last))
+    redis.call('ZADD', lane_key(pool, lane), unpack(entries, first, last))
+  end
+  local items = #entries / 2
+  if redis.call('HINCRBY', shares_key(pool), share_of(lane), items) == items then set_turn(pool, share_of(lane)) end
   rescore_lane(pool, lane)
+end
+
+local function enqueue(id, pool, lane, order)
+  enqueue_all({order, id}, pool, lane)
 end
 
 local function dequeue(id, pool, lane)
