@@ -17,7 +17,7 @@ from shared.ledger.claim import split_item_id
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_REQUEST, _ITEM, _SLOT, _TRACE = "request_id", "item", "slot", "trace_id"
+_REQUEST, _SWEEP, _ITEM, _SLOT, _TRACE = "request_id", "sweep_id", "item", "slot", "trace_id"
 
 
 def slot_context(slot: str) -> AbstractContextManager[None]:
@@ -40,9 +40,14 @@ def name_request(*request_ids: str) -> None:
     bind_contextvars(**{_REQUEST: ",".join(request_ids)})
 
 
+def name_sweep(sweep_id: str) -> None:
+    """Name a sweep in the lines that follow in this task, and not its jobs: Docker cuts lines of more than 16 kB."""
+    bind_contextvars(**{_SWEEP: sweep_id})
+
+
 def leave_request() -> None:
-    """Name no request in the lines that follow in this task, which begins a call and may have inherited one."""
-    unbind_contextvars(_REQUEST)
+    """Name neither request nor sweep in the lines that follow in this task: a new call may have inherited them."""
+    unbind_contextvars(_REQUEST, _SWEEP)
 
 
 def leave_item() -> None:

@@ -24,7 +24,7 @@ from shared.errors import RequestNotFound
 from shared.job import TERMINAL
 from shared.keys.record import TENANT
 from shared.ledger import SweepView
-from shared.log_context import name_request
+from shared.log_context import name_sweep
 
 router = APIRouter(prefix="/v1/sweeps", tags=["sweeps"])
 
@@ -84,21 +84,14 @@ async def submit_sweep(
 
     Each combination of a checkpoint and a multiplier becomes a job. Either all jobs are accepted or none.
     """
-    accept = partial(_accept, services, body, background, idempotency_key=idempotency_key, caller=caller)
-    sweep, is_repeat = await services.reference_turns.run(body.prompts, accept)
-    name_request(*sweep.jobs)
-    if is_repeat:
+    accept = partial(accept_sweep, services, body, background, idempotency_key=idempotency_key, caller=caller)
+    sweep = await services.reference_turns.run(body.prompts, accept)
+    name_sweep(sweep.sweep_id)
+    if sweep.is_repeat:
         response.headers["Idempotency-Replayed"] = "true"
     answer = submitted_view(sweep, base_url=base_url)
     response.headers["Location"] = answer.status_url
     return answer
-
-
-def _accept(
-    services: Services, body: SweepRequest, background: BackgroundTasks, *, idempotency_key: str, caller: Caller
-) -> tuple[SweepView, bool]:
-    accepted = accept_sweep(services, body, background, idempotency_key=idempotency_key, caller=caller)
-    return find_sweep(services, accepted.sweep_id, caller), accepted.is_repeat
 
 
 @router.post(

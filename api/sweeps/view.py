@@ -21,7 +21,7 @@ from api.schemas.sweep import (
 from api.sweeps.axes import JobPart, SweepRecord, Values
 from api.timestamps import format_ms, format_ms_or_none
 from shared.job import State
-from shared.ledger import ItemView, SweepView
+from shared.ledger import AcceptedSweep, ItemView, SweepView
 from shared.ledger.outlook import Outlook
 
 _DIGITS = 4
@@ -32,15 +32,15 @@ def sweep_record(sweep: SweepView) -> SweepRecord:
     return SweepRecord.model_validate_json(sweep.record)
 
 
-def submitted_view(sweep: SweepView, *, base_url: str) -> SweepSubmitted:
-    record = sweep_record(sweep)
+def submitted_view(sweep: AcceptedSweep, *, base_url: str) -> SweepSubmitted:
+    record = SweepRecord.model_validate_json(sweep.record)
     url = f"{base_url}/v1/sweeps/{sweep.sweep_id}"
     return SweepSubmitted(
         sweep_id=sweep.sweep_id,
         images=record.images,
         jobs=[
             SweepJob(request_id=job_id, checkpoint=part.checkpoint, multiplier=part.multiplier)
-            for job_id, part in zip(sweep.jobs, record.jobs, strict=True)
+            for job_id, part in zip(sweep.job_ids, record.jobs, strict=True)
         ],
         status_url=f"{url}/status",
         result_url=f"{url}/result",

@@ -158,7 +158,22 @@ class SweepSubmission:
 
 @dataclass(frozen=True)
 class AcceptedSweep:
-    """A sweep that is stored; `is_repeat` as in `AcceptedJob`."""
+    """A sweep that is stored.
+
+    Attributes:
+        is_repeat: as in `AcceptedJob`.
+        accepted_ms: when it was accepted, in ms since the epoch.
+        record: JSON text that the API stored with it.
+        job_ids: in the order in which the jobs were queued.
+    """
 
     sweep_id: str
     is_repeat: bool
+    accepted_ms: int
+    record: str
+    job_ids: Sequence[str]
+
+    @classmethod
+    def from_stored(cls, sweep_id: str, accepted_ms: str, jobs: str, record: str) -> Self:
+        """Build the answer to a repeat from the fields of the sweep's hash."""
+        return cls(sweep_id, is_repeat=True, accepted_ms=int(accepted_ms), record=record, job_ids=json.loads(jobs))

@@ -36,8 +36,17 @@ class Acceptor:
     ) -> AcceptedSweep:
         """Store a sweep with its jobs; for a repeat, return the sweep that was accepted before."""
         outcome, *values = self._run(submissions, key=key, sweep=sweep.arguments(submissions))
-        is_repeat = outcome != _STORED
-        return AcceptedSweep(values[0] if is_repeat else sweep.sweep_id, is_repeat=is_repeat)
+        if outcome != _STORED:
+            return AcceptedSweep.from_stored(*values)
+        _, _, accepted_ms, _ = values[0]
+        # From what was sent: a second read that fails would answer that nothing was accepted.
+        return AcceptedSweep(
+            sweep.sweep_id,
+            is_repeat=False,
+            accepted_ms=int(accepted_ms),
+            record=sweep.record,
+            job_ids=[job.job_id for job in submissions],
+        )
 
     def find_repeat(self, idempotency_key: str, *, tenant: str, body_hash: str) -> str | None:
         """Return the id of the job or the sweep that was accepted with this key and body; None if there is none.

@@ -121,9 +121,11 @@ class Sweeps:
             IdempotencyKeyReused: the key was used with another body.
         """
         sweep_id = self._acceptor.find_repeat(idempotency_key, tenant=tenant, body_hash=body_hash)
-        if sweep_id is None or self.read(sweep_id) is None:
+        if sweep_id is None:
             return None
-        return AcceptedSweep(sweep_id, is_repeat=True)
+        with self._session.commands():
+            stored = self._session.redis.hmget(keys.sweep(sweep_id), "accepted_ms", "jobs", "record")
+        return None if None in stored else AcceptedSweep.from_stored(sweep_id, *stored)
 
     def read(self, sweep_id: str, *, tenant: str | None = None) -> SweepView | None:
         """Read a sweep; None if it does not exist.

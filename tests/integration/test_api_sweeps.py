@@ -17,9 +17,10 @@ from api import submit_cache
 from api.webhook_message import message_body
 from flux2_client import AsyncClient, Client
 from shared.adapters.validate import validate_adapter
-from shared.errors import ApiError
+from shared.errors import ApiError, LedgerUnavailable
 from shared.job import ItemError
 from shared.ledger import Ledger, keys
+from shared.ledger.sweeps import Sweeps
 from shared.local.ports import pick_free_port
 from shared.request_references import RequestReferences
 from shared.settings import QueueSettings
@@ -180,6 +181,21 @@ def test_a_repeat_with_the_key_is_the_same_sweep_even_without_its_files(api, swe
     # A job's key is not a sweep's.
     job = {"model": "flux2", "prompts": PROMPTS, "loras": []}
     assert refused(api, job, {"Idempotency-Key": "k"}, "/v1/inference")[:2] == (422, "IDEMPOTENCY_KEY_REUSED")
+
+
+def test_a_sweep_that_was_accepted_is_not_answered_with_an_error_of_a_later_read(api, sweep, monkeypatch):
+    def fail(*_, **__):
+        raise LedgerUnavailable("Redis does not answer")
+
+    monkeypatch.setattr(Sweeps, "read", fail)
+
+    first = submit(api, sweep, **{"Idempotency-Key": "k"})
+    again = submit(api, sweep, **{"Idempotency-Key": "k"})
+
+    assert [(job["checkpoint"], job["multiplier"]) for job in first.json()["jobs"]] == JOBS
+    assert again.json() == first.json()
+    listed = api.http.get("/v1/requests").json()["data"]
+    assert sorted(job["request_id"] for job in listed) == sorted(job["request_id"] for job in first.json()["jobs"])
 
 
 def test_the_same_sweep_that_is_sent_at_the_same_time_is_accepted_once(api, sweep):

@@ -18,11 +18,12 @@ from shared.log_context import (
     item_context,
     leave_item,
     name_request,
+    name_sweep,
     request_context,
     slot_context,
 )
 
-NAMES = ("request_id", "item", "slot")
+NAMES = ("request_id", "sweep_id", "item", "slot")
 
 
 @pytest.fixture
@@ -145,12 +146,17 @@ def test_a_submit_names_the_requests_that_it_accepted(lines):
 def test_a_call_that_begins_where_another_ends_does_not_name_its_request(lines):
     def act(logger):
         name_request("before")
+        name_sweep("sweep")
         call("/v1/models")(logger)
         logger.info("still of the call before")
 
     inside, answered, before = lines(lambda logger: copy_context().run(act, logger))
 
-    assert (names(inside), names(answered), names(before)) == ({}, {}, {"request_id": "before"})
+    assert (names(inside), names(answered), names(before)) == (
+        {},
+        {},
+        {"request_id": "before", "sweep_id": "sweep"},
+    )
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@
 --   idempotency_ttl_s  how long a key is remembered
 -- Keys: compact_from, sweep, sweeps, tenant_sweeps, job, item, specs, idem, jobs, tenant_jobs, tenants_until, seq, pending, shares, lanes, lane, deadlines, key_day, key_jobs, key_load
 -- Returns {'stored', {'accepted' | 'repeat', id, accepted ms, record} for each job}, or, with nothing stored,
---   {'conflict', idempotency key seen with another body} | {'repeat', id of the sweep that was accepted before} | {'full', queued items of the pool without room,
+--   {'conflict', idempotency key seen with another body} | {'repeat', id, accepted ms, jobs and record of the sweep that was accepted before} | {'full', queued items of the pool without room,
 --   items that the call asks of it, pool}; a pool that can never have room for them comes first
 --   | {'limit', name of a limit of the key, used, asked, ms until the day ends}
 local now = now_ms()
@@ -150,7 +150,7 @@ end
 if args.sweep then
   local outcome, id = look_up(args.sweep)
   if outcome == 'conflict' then return {'conflict', args.sweep.idempotency_key} end
-  if outcome == 'repeat' then return {'repeat', id} end
+  if outcome == 'repeat' then return {'repeat', id, fields(sweep_key(id), 'accepted_ms', 'jobs', 'record')} end
 end
 local answers, new_jobs, needed = {}, {}, {}
 for position, job in ipairs(args.jobs) do
