@@ -87,6 +87,9 @@ class ModelForecast:
 
     Args:
         reading_ms: time that it took to read the queue.
+
+    Attributes:
+        snapshot, groups, times: what it was made from.
     """
 
     def __init__(
@@ -100,8 +103,9 @@ class ModelForecast:
         reading_ms: float = 0.0,
     ) -> None:
         began_s = time.perf_counter()
-        self._snapshot = snapshot
-        self._times = times
+        self.snapshot = snapshot
+        self.groups = groups
+        self.times = times
         self._playback = Playback(snapshot, groups, times, wait_bound_ms=wait_bound_ms, arrivals_per_ms=arrivals_per_ms)
         self._precisions = {pool: group.precision for group in groups for pool in group.pools}
         cost_ms = reading_ms + 1000 * (time.perf_counter() - began_s)
@@ -109,8 +113,8 @@ class ModelForecast:
 
     def covers(self, pools: Iterable[str], *, newest: int, now_ms: int) -> bool:
         """Return whether this forecast is recent enough for items of these pools, the last with this accept order."""
-        kept_ms = _KEPT_MS if newest <= self._snapshot.sequence else _KEPT_FOR_NEW_JOBS_MS
-        return abs(now_ms - self._snapshot.taken_ms) <= max(kept_ms, self._kept_for_cost_ms) and self.serves(pools)
+        kept_ms = _KEPT_MS if newest <= self.snapshot.sequence else _KEPT_FOR_NEW_JOBS_MS
+        return abs(now_ms - self.snapshot.taken_ms) <= max(kept_ms, self._kept_for_cost_ms) and self.serves(pools)
 
     @property
     def pools(self) -> Iterable[str]:
@@ -132,13 +136,13 @@ class ModelForecast:
 
     def ending_of(self, item: WaitingItem, place: Place, *, now_ms: int) -> Ending | None:
         """Return when an item ends; None if its time is unknown."""
-        expected = self._times.of(item.shape, pool=item.pool, precision=self._precisions[item.pool])
+        expected = self.times.of(item.shape, pool=item.pool, precision=self._precisions[item.pool])
         if expected is None:
             return None
         wait_ms, passed_ms = 0.0, 0.0
         if item.started_ms is None:
             # Since the queue was read, a part of the wait has passed.
-            wait_ms = max(0.0, self._start_of(item, place)[1] - (now_ms - self._snapshot.taken_ms))
+            wait_ms = max(0.0, self._start_of(item, place)[1] - (now_ms - self.snapshot.taken_ms))
         else:
             passed_ms = max(0, now_ms - item.started_ms)
         left_ms = wait_ms + max(0.0, expected.render_ms + expected.store_ms - passed_ms)
@@ -149,7 +153,7 @@ class ModelForecast:
     def claims_after_s(self, pool: str, claims: int, *, tenant: str | None) -> float | None:
         """Return in how many seconds a pool, or a tenant in it, has so many claims; None while that is unknown."""
         queue = self._playback.queues.get(pool)
-        if queue is None or not self._times.are_known:
+        if queue is None or not self.times.are_known:
             return None
         if tenant is None:
             return queue.curve.at(claims - 1)[1] / 1000

@@ -225,35 +225,22 @@ class Forecaster:
         now_ms = self._session.now_ms()
         outlook, device_s = Outlook(), None
         with self._session.commands(), _left_out_if_unknown():
-            snapshot, groups, times = self._inputs(model_of(new.pool), {new.pool}, now_ms=now_ms)
+            # Calls in a loop must not read the queue each time.
+            known = self._recent(model_of(new.pool), {new.pool}, newest=0, now_ms=now_ms)
             forecast = ModelForecast(
-                new.add_to(snapshot),
-                groups,
-                times,
+                new.add_to(known.snapshot),
+                known.groups,
+                known.times,
                 wait_bound_ms=self._wait_bound_ms,
                 arrivals_per_ms=self._arrivals.per_ms,
             )
-            endings = [forecast.ending_of(item, place, now_ms=now_ms) for item, place in new.last_items(snapshot)]
-            outlook, device_s = Outlook.of([], endings), new.device_s(groups, times)
+            lasts = new.last_items(known.snapshot)
+            endings = [forecast.ending_of(item, place, now_ms=now_ms) for item, place in lasts]
+            outlook, device_s = Outlook.of([], endings), new.device_s(known.groups, known.times)
         return outlook, device_s
 
     def _read(self, model: str, pools: Collection[str], *, now_ms: int) -> ModelForecast:
         began_s = time.perf_counter()
-        snapshot, groups, times = self._inputs(model, pools, now_ms=now_ms)
-        self._arrivals.note(now_ms, snapshot.sequence)
-        return ModelForecast(
-            snapshot,
-            groups,
-            times,
-            wait_bound_ms=self._wait_bound_ms,
-            arrivals_per_ms=self._arrivals.per_ms,
-            reading_ms=1000 * (time.perf_counter() - began_s),
-        )
-
-    def _inputs(
-        self, model: str, pools: Collection[str], *, now_ms: int
-    ) -> tuple[QueueSnapshot, list[SlotGroup], RenderTimes]:
-        """Read what a forecast is made from."""
         kinds = self._slot_kinds.count_in_commands(now_ms=now_ms)
         groups = _groups({kind: count for kind, count in kinds.items() if kind.model == model and kind.takes_work})
         missing = frozenset(pools).difference(*(group.pools for group in groups))
@@ -264,7 +251,15 @@ class Forecaster:
         snapshot = QueueSnapshot.read(self._session, served, now_ms=now_ms)
         paces_ms = {pool.pool: pool.pace_ms for pool in snapshot.pools if pool.pace_ms is not None}
         times = RenderTimes(self._session.redis.hgetall(keys.times(model)), paces_ms)
-        return snapshot, groups, times
+        self._arrivals.note(now_ms, snapshot.sequence)
+        return ModelForecast(
+            snapshot,
+            groups,
+            times,
+            wait_bound_ms=self._wait_bound_ms,
+            arrivals_per_ms=self._arrivals.per_ms,
+            reading_ms=1000 * (time.perf_counter() - began_s),
+        )
 
 
 @contextmanager

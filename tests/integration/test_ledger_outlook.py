@@ -8,6 +8,8 @@ import pytest
 from shared.errors import QueueFull
 from shared.job import AdapterRef, ItemError
 from shared.ledger import Ledger, keys
+from shared.ledger.new_items import NewItems
+from shared.ledger.shape import Shape
 from shared.settings import QueueSettings
 
 WAIT_BOUND_S, PACE_MS = 1000, 10_000
@@ -281,6 +283,21 @@ def test_a_job_is_shown_without_an_outlook_if_one_of_its_items_cannot_be_read(le
 
     assert ledger.job("odd").queue_position is None
     assert ledger.job("odd").items[0].state == "queued"
+
+
+def test_estimates_of_what_may_come_share_one_reading_of_the_queue(ledger, clock, item):
+    ledger.accept("job", [item()] * 2, record={})
+    new = NewItems("flux2", "default", 5, shapes={Shape.of(item()): 3}, lists=2)
+    ledger.estimate(new)
+    scripts = ledger.redis.info("commandstats")["cmdstat_evalsha"]["calls"]
+
+    for _ in range(3):
+        ledger.estimate(new)
+
+    assert ledger.redis.info("commandstats")["cmdstat_evalsha"]["calls"] == scripts
+    clock.advance(60)
+    ledger.estimate(new)
+    assert ledger.redis.info("commandstats")["cmdstat_evalsha"]["calls"] > scripts
 
 
 def test_jobs_of_pools_that_no_slot_serves_share_a_forecast(ledger, item):
