@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import re
 from collections.abc import Iterable, Sequence
 from datetime import date
 from decimal import Context, Decimal
@@ -13,6 +12,7 @@ from typing import Any, Final
 from api.schemas.usage import Group, UsageAmounts, UsageLine, UsageReport
 from shared.ledger.usage_rows import Usage, UsageRow
 from shared.settings import PriceSettings
+from shared.spreadsheet_cell import harmless_cell
 
 #: Columns in the order in which every report has them.
 GROUPS: Final[tuple[Group, ...]] = ("day", "tenant", "key", "model", "adapter")
@@ -22,9 +22,6 @@ _AMOUNTS: Final = ("images", "megapixel_steps", "gpu_s", "wasted_gpu_s")
 _SMALLEST: Final = Decimal("0.000001")
 # The default of 28 digits refuses an absurd price times a year of a fleet.
 _MONEY: Final = Context(prec=60)
-# Spreadsheets run a cell that begins so as a formula, with the rights of whoever opens the file. Where the comma is the
-# decimal sign, a semicolon ends a cell. The last four signs are the wide forms of the others, which some take for them.
-_FORMULA_START: Final = re.compile("(^|;)(?=\\s*[=+\\-@\uff1d\uff0b\uff0d\uff20]|[\t\r])")
 
 
 def report_usage(
@@ -62,7 +59,7 @@ def write_csv(report: UsageReport) -> str:
     writer.writerow(columns)
     for line in report.data:
         values = {**line.model_dump(mode="json"), "currency": report.currency}
-        writer.writerow([_harmless(str(values[name])) for name in columns])
+        writer.writerow([harmless_cell(str(values[name])) for name in columns])
     return file.getvalue()
 
 
@@ -97,7 +94,3 @@ def price_of(usage: Usage, prices: PriceSettings) -> str:
 
 def _text(amount: Decimal) -> str:
     return f"{_MONEY.quantize(amount, _SMALLEST):f}"
-
-
-def _harmless(cell: str) -> str:
-    return _FORMULA_START.sub(r"\1'", cell)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from flux2_client.sweeps.grid import SavedCell, SavedSweep
+from shared.spreadsheet_cell import harmless_cell
 
 #: The columns, in their order.
 COLUMNS: Final = (
@@ -20,11 +21,13 @@ def sweep_csv(sweep: SavedSweep) -> str:
     """Return one row for each image, in the sweep's order, as CSV (RFC 4180) with a header.
 
     `number` and `prompt_number` begin at 1; `denoise_s` is in seconds. A value that an image does not have is empty.
+    A text that a spreadsheet would run as a formula has an apostrophe before it.
     """
     file = io.StringIO()
     writer = csv.writer(file)
     writer.writerow(COLUMNS)
-    writer.writerows(_rows(sweep))
+    for row in _rows(sweep):
+        writer.writerow([harmless_cell(value) if isinstance(value, str) else value for value in row])
     return file.getvalue()
 
 
