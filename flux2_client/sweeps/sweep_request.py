@@ -95,11 +95,14 @@ def compose_sweep(
         request = {**{name: value for name, value in run.fields.items() if value is not None}, **request}
     named = [*(run.checkpoints if run else ()), *map(_parse_checkpoint, checkpoints)]
     entries = [dict(_BASE)] if with_base else []
-    files = {}
+    files: dict[int, Path] = {}
+    numbers: dict[Path, int] = {}
     for checkpoint in named:
         if isinstance(checkpoint, Checkpoint):
             files[len(entries)] = checkpoint.path
-            entries.append({"path": checkpoint.path.name, "label": checkpoint.label})
+            # Files of two runs may have one name, and an estimate would take them for one file.
+            number = numbers.setdefault(checkpoint.path, len(numbers))
+            entries.append({"path": f"{number}/{checkpoint.path.name}", "label": checkpoint.label})
         else:
             entries.append(checkpoint)
     return ComposedSweep({**request, "checkpoints": entries, **given}, files)

@@ -171,6 +171,20 @@ def test_a_dry_run_says_what_a_sweep_would_take_and_submits_nothing(flux2, clien
     assert [path.name for path in tmp_path.iterdir()] == ["edit.safetensors"]
 
 
+def test_files_of_two_runs_with_one_name_are_two_checkpoints(flux2, tmp_path):
+    for run in ("a", "b"):
+        (tmp_path / run).mkdir()
+        shutil.copy(ADAPTERS / "edit.safetensors", tmp_path / run / "lora.safetensors")
+    files = ("--checkpoint", "a=a/lora.safetensors", "--checkpoint")
+
+    two = flux2("-p", "a", *files, "b=b/lora.safetensors", "--dry-run")
+    twice = flux2("-p", "a", *files, "b=a/lora.safetensors", "--dry-run")
+
+    assert two.exit_code == 0, two.output
+    assert "2 images in 2 jobs" in two.stdout
+    assert "checkpoints[1] is the same as checkpoints[0]" in twice.stderr
+
+
 def test_a_sweep_that_is_too_large_is_refused_with_its_product(flux2):
     done = flux2("-p", "a", "--checkpoint", "neon.safetensors", "--multiplier", "0.5,1", "--seed", "1..3000")
 

@@ -175,8 +175,8 @@ def test_options_become_axes_and_checkpoints(tmp_path, monkeypatch):
     assert composed.body["checkpoints"] == [
         {"path": "job/a.safetensors"},
         {"path": "job/b.safetensors", "label": "late"},
-        {"path": "own.safetensors", "label": "own"},
-        {"path": "own.safetensors", "label": "mine"},
+        {"path": "0/own.safetensors", "label": "own"},
+        {"path": "0/own.safetensors", "label": "mine"},
     ]
     assert list(composed.files) == [2, 3]
     values = {name: composed.body[name] for name in ("multipliers", "seeds", "sizes", "steps", "guidance_scales")}
