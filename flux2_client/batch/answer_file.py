@@ -42,6 +42,9 @@ class AnswerFile:
                 for line, answer in self._stored_lines():
                     if is_kept(answer):
                         new.write(line)
+                # Else a loss of power may leave an empty file under the name of the old one.
+                new.flush()
+                os.fsync(new.fileno())
                 self._file.close()
         except OSError as error:
             raise self._full(error) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -36,12 +37,18 @@ class BatchPaths:
         return self.output.with_name(f"{self.output.name}.state")
 
     def check(self) -> None:
-        """Raise `OutputRefused` if the requests cannot be read, or if a file has two purposes."""
+        """Raise `OutputRefused` if the requests cannot be read again and again, or if a file has two purposes."""
         try:
-            with self.requests.open("rb"):
-                pass
+            # First, because opening a pipe waits for its writer.
+            is_file = stat.S_ISREG(self.requests.stat().st_mode)
+            if is_file:
+                self.requests.open("rb").close()
         except OSError as error:
             raise OutputRefused(f"cannot read {self.requests}: {error.strerror}; name a batch file") from error
+        if not is_file:
+            raise OutputRefused(
+                f"{self.requests} is no file on a disk, which every run reads from its start; write the requests to one"
+            )
         paths = [self.requests, self.output, *([self.errors] if self.errors else [])]
         if len({path.resolve() for path in paths}) < len(paths):
             raise OutputRefused(f"{self.output} has two purposes; give requests, answers and errors a file each")

@@ -10,6 +10,7 @@ from flux2_client import part_file
 from flux2_client.batch.answer_file import open_answers
 from flux2_client.batch.answer_index import LineJob, open_index
 from flux2_client.batch.answer_line import Answer, StoredAnswer, find_failure, id_key
+from flux2_client.batch.batch_files import BatchPaths
 from flux2_client.batch.endpoints import Failure, Response
 from flux2_client.models import Result
 from shared.errors import OutputRefused
@@ -109,6 +110,17 @@ def test_answers_are_removed_by_replacing_the_file(path):
     assert [file.name for file in path.parent.iterdir()] == ["answers.jsonl"]
 
 
+def test_the_new_file_is_on_the_disk_before_it_replaces_the_old_one(path, monkeypatch):
+    append(path, FIRST, SECOND)
+    stored = []
+    monkeypatch.setattr(os, "fsync", lambda file: stored.append((os.fstat(file).st_size, path.stat().st_size)))
+
+    with open_answers(path) as file:
+        file.keep(lambda answer: answer.succeeded)
+
+    assert stored == [(len(FIRST.encode()), len(FIRST.encode() + SECOND.encode()))]
+
+
 def test_an_answer_that_a_full_disk_cuts_is_taken_back(path, monkeypatch):
     append(path, FIRST)
     write, room = os.write, [10, 0]
@@ -141,6 +153,19 @@ def test_answers_stay_if_there_is_no_room_for_the_new_file(path, monkeypatch):
         file.keep(lambda answer: answer.succeeded)
 
     assert stored(path) == [FIRST.stored, SECOND.stored]
+
+
+def test_requests_that_only_one_run_could_read_are_refused(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    # With both ends open, nobody who opens it waits.
+    end = os.open(pipe, os.O_RDWR)
+
+    for requests in (pipe, tmp_path):
+        with pytest.raises(OutputRefused, match=r"is no file on a disk, .*; write the requests to one"):
+            BatchPaths(requests, tmp_path / "out.jsonl").check()
+
+    os.close(end)
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
