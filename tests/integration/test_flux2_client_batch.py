@@ -30,14 +30,21 @@ SIZE = {"width": 64, "height": 64, "sample_steps": 2}
 @pytest.fixture(autouse=True)
 def quick_looks(monkeypatch):
     monkeypatch.setattr(job_watch, "_FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(job_watch, "_LONGEST_PAUSE_S", 0.2)
 
 
 @pytest.fixture
-def renderer(api, finish):
+def start_renderer(api, finish):
+    """Start to finish the jobs; the end of the test ends it, however the test ends."""
     thread = Renderer(api, finish)
-    thread.start()
-    yield thread
-    thread.stop()
+    yield thread.start
+    if thread.is_alive():
+        thread.stop()
+
+
+@pytest.fixture
+def renderer(start_renderer):
+    start_renderer()
 
 
 @pytest.fixture
@@ -277,36 +284,34 @@ def test_a_batch_that_is_killed_loses_no_line_and_renders_none_twice(api, batch,
     assert {line["response"]["request_id"] for line in found if line["response"]} == accepted_jobs(api)
 
 
-def test_a_job_of_a_killed_batch_is_found_after_its_key_was_forgotten(api, batch, files, wait_until, finish):
+def test_a_job_of_a_killed_batch_is_found_after_its_key_was_forgotten(api, batch, files, wait_until, start_renderer):
     write(job("a"))
     process = start(api.url)
-    wait_until(lambda: api.ledger.queue_length("flux2") and Path("out.jsonl.state-wal").exists(), what="the job")
-    wait_until(lambda: b"batch_req_" in Path("out.jsonl.state-wal").read_bytes(), what="the job's id on the disk")
+    log = Path("out.jsonl.state-wal")
+    wait_until(
+        lambda: log.exists() and b"batch_req_" in log.read_bytes(), timeout_s=60, what="the job's id on the disk"
+    )
     process.kill()
     process.communicate()
     [key] = api.ledger.redis.scan_iter("*idem*")
     api.ledger.redis.delete(key)
-    renderer = Renderer(api, finish)
-    renderer.start()
+    start_renderer()
 
     done = batch()
-    renderer.stop()
 
     assert (done.exit_code, len(answers()), len(accepted_jobs(api))) == (0, 1, 1)
 
 
-def test_ctrl_c_says_how_to_go_on(api, files, wait_until, batch, finish):
+def test_ctrl_c_says_how_to_go_on(api, files, wait_until, batch, start_renderer):
     write(*[job(f"job-{number}") for number in range(20)])
     process = start(api.url, "--in-flight", "5")
-    wait_until(lambda: api.ledger.queue_length("flux2") == 5, timeout_s=30, what="five jobs")
+    wait_until(lambda: api.ledger.queue_length("flux2") == 5, timeout_s=60, what="five jobs")
     process.send_signal(signal.SIGINT)
-    _, messages = process.communicate(timeout=30)
+    _, messages = process.communicate(timeout=60)
     waiting = api.ledger.queue_length("flux2")
-    renderer = Renderer(api, finish)
-    renderer.start()
+    start_renderer()
 
     done = batch()
-    renderer.stop()
 
     assert process.returncode == 130
     assert messages == ("jobs that were accepted go on; the same command goes on where this one stops\ninterrupted\n")
@@ -315,18 +320,18 @@ def test_ctrl_c_says_how_to_go_on(api, files, wait_until, batch, finish):
     assert (done.exit_code, len(by_id()), len(accepted_jobs(api))) == (0, 20, 20)
 
 
-def test_a_full_queue_delays_lines_and_fails_none(api, batch, files, finish, background, wait_until, monkeypatch):
+def test_a_full_queue_delays_lines_and_fails_none(
+    api, batch, files, start_renderer, background, wait_until, monkeypatch
+):
     # The API, which knows no worker, asks to wait for half a minute.
     monkeypatch.setattr(retries, "_pause_s", lambda error, bound_s: 0.2)
     # The API's queue holds 50 images.
     write(*[job(f"job-{number}") for number in range(70)])
 
     running = background(batch, "--in-flight", "70")
-    wait_until(lambda: api.ledger.queue_length("flux2") == 50, timeout_s=30, what="a full queue")
-    renderer = Renderer(api, finish)
-    renderer.start()
+    wait_until(lambda: api.ledger.queue_length("flux2") == 50, timeout_s=60, what="a full queue")
+    start_renderer()
     done = running.result()
-    renderer.stop()
 
     assert done.exit_code == 0, done.stderr
     assert "trying again: queue_full" in done.stderr
@@ -351,19 +356,17 @@ def test_a_full_queue_is_waited_for_longer_than_calls_are_repeated(api, files, r
     assert (refusals, progress.succeeded) == ([], 1)
 
 
-def test_a_restart_of_the_service_delays_a_batch(serve_api, api, files, finish, background, wait_until, batch):
+def test_a_restart_of_the_service_delays_a_batch(serve_api, api, files, start_renderer, background, wait_until, batch):
     lines = [job(f"job-{number}") for number in range(20)]
     write(*lines)
     with serve_api(api.settings) as first:
         running = background(batch, "--in-flight", "5", url=first.url)
-        wait_until(lambda: api.ledger.queue_length("flux2") == 5, timeout_s=30, what="five jobs")
-    renderer = Renderer(api, finish)
-    renderer.start()
+        wait_until(lambda: api.ledger.queue_length("flux2") == 5, timeout_s=60, what="five jobs")
+    start_renderer()
     # While no API is there.
-    wait_until(lambda: not api.ledger.queue_length("flux2"), what="the end of the jobs")
+    wait_until(lambda: not api.ledger.queue_length("flux2"), timeout_s=60, what="the end of the jobs")
     with serve_api(api.settings, port=int(first.url.rpartition(":")[2])):
         done = running.result()
-    renderer.stop()
 
     assert done.exit_code == 0, done.stderr
     assert "trying again: " in done.stderr
@@ -371,18 +374,16 @@ def test_a_restart_of_the_service_delays_a_batch(serve_api, api, files, finish, 
 
 
 def test_jobs_that_the_api_forgot_are_submitted_again_by_the_next_run(
-    api, files, finish, background, wait_until, batch
+    api, files, start_renderer, background, wait_until, batch
 ):
     write(job("a"), job("b"))
     running = background(batch)
-    wait_until(lambda: api.ledger.queue_length("flux2") == 2, timeout_s=30, what="two jobs")
+    wait_until(lambda: api.ledger.queue_length("flux2") == 2, timeout_s=60, what="two jobs")
     api.ledger.redis.flushall()
     lost = running.result()
-    renderer = Renderer(api, finish)
-    renderer.start()
+    start_renderer()
 
     done = batch()
-    renderer.stop()
 
     assert lost.exit_code == 1
     assert "the API does not know the jobs of 2 lines any more; run the same command again" in lost.stderr
@@ -392,7 +393,7 @@ def test_jobs_that_the_api_forgot_are_submitted_again_by_the_next_run(
 def test_a_job_that_somebody_cancels_is_an_error(api, files, background, wait_until, batch):
     write(job("a"), images("b"))
     running = background(batch)
-    wait_until(lambda: api.ledger.queue_length("flux2") == 2, timeout_s=30, what="two jobs")
+    wait_until(lambda: api.ledger.queue_length("flux2") == 2, timeout_s=60, what="two jobs")
     for request_id in accepted_jobs(api):
         api.http.post(f"/v1/requests/{request_id}/cancel")
 
