@@ -18,13 +18,16 @@ FETCHED = re.compile(r'<(?:script|link|img|iframe|source)\b[^>]*?\b(?:src|href|s
 #: Every other host that the documentation links to.
 HOSTS = {
     "c2pa.org",
+    "developers.cloudflare.com",
     "docs.sglang.io",
     "docs.vllm.ai",
+    "docs.wasabi.com",
     "github.com",
     "huggingface.co",
     "keda.sh",
     "keepachangelog.com",
     "modelcontextprotocol.io",
+    "www.backblaze.com",
     "www.rfc-editor.org",
     "www.standardwebhooks.com",
 }
@@ -115,7 +118,7 @@ def test_every_link_of_the_files_leads_to_a_file_and_a_heading_that_exist():
             if url.scheme:
                 continue
             count += 1
-            target = page.parent / unquote(url.path) if url.path else page
+            target = (page.parent / unquote(url.path)).resolve() if url.path else page
             if not target.exists() or (url.fragment and url.fragment not in headings(target)):
                 broken.append((str(page.relative_to(ROOT)), address))
 
