@@ -79,6 +79,7 @@ async def generate(
 
     The job waits in the queue like any other. If the caller leaves, it is canceled, unless an `Idempotency-Key` lets a
     repeat of the call find it. With `Prefer: respond-async`, the answer comes at once, and the job is never canceled.
+    The key also needs the role `read`.
     """
     require_role(caller, "read")
     size = len(await request.body())
@@ -98,7 +99,10 @@ async def edit(
     prefer: PreferDep = None,
     _tenant: TenantDep = "default",
 ) -> OpenAIImages | Response:
-    """Render images from a prompt and reference images, as OpenAI's endpoint of this name does; masks are refused."""
+    """Render images from a prompt and reference images, as OpenAI's endpoint of this name does; masks are refused.
+
+    The key also needs the role `read`.
+    """
     require_role(caller, "read")
     call = ImageCall(services, request, caller, body_bytes=0, idempotency_key=idempotency_key)
     waits = not prefers_no_wait(prefer or ())

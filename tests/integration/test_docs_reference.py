@@ -18,6 +18,17 @@ def test_every_generated_file_is_what_the_code_gives(redis_client):
     assert stale == [], "run `make reference`, and look at what it changed"
 
 
+def test_the_page_of_calls_has_the_fields_of_a_form_and_each_role_that_a_call_needs():
+    page = (ROOT / "docs/reference/calls.md").read_text()
+
+    edits = page.partition("### POST /v1/images/edits\n")[2].partition("\n### ")[0]
+
+    assert "| `image` | binary or list of binary (at most 3) | Required. 1 to 3 reference images" in edits
+    assert "| `prompt` | string" in edits
+    assert "also needs the role `read`" in edits
+    assert "Needs the role `submit`." in edits
+
+
 def test_an_error_code_without_an_explanation_is_named(monkeypatch):
     monkeypatch.setattr(error_codes, "TEXTS", {"made_up": None, **error_codes.TEXTS})
 

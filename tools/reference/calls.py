@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 from fastapi import FastAPI
@@ -20,6 +20,8 @@ Redis is away. `python -m tools.reference` writes this page from `/openapi.json`
 """
 _REF: Final = "#/components/schemas/"
 _JSON: Final = ("application/json", "application/problem+json")
+# What the framework writes where the code says nothing.
+_NO_DESCRIPTION: Final = "Successful Response"
 _Schema = Mapping[str, Any]
 
 
@@ -76,8 +78,12 @@ def _describe_call(method: str, path: str, operation: _Schema, role: str | None)
     if body := operation.get("requestBody"):
         kinds = (f"`{media}` {_type(content.get('schema', {}))}" for media, content in body["content"].items())
         yield f"Body: {', '.join(kinds)}\n"
+        for content in body["content"].values():
+            # A form, which is no object of its own.
+            if "properties" in (schema := content.get("schema", {})):
+                yield _describe_fields(schema, required=schema.get("required", ()))
     answers = {status: answer for status, answer in operation["responses"].items() if status != "default"}
-    rows = ((status, _body(answers[status]), plain(answers[status]["description"])) for status in sorted(answers))
+    rows = ((status, _body(answers[status]), _when(answers[status])) for status in sorted(answers))
     yield table(["status", "body", "when"], rows)
     if rules := operation.get("x-rules"):
         lines = ((f"[`{name}`](errors.md#{name.lower()})", plain(text)) for name, text in rules.items())
@@ -87,6 +93,11 @@ def _describe_call(method: str, path: str, operation: _Schema, role: str | None)
 def _describe_parameter(parameter: _Schema) -> tuple[str, str, str, str]:
     meaning = _meaning(parameter, is_required=parameter["required"])
     return code(parameter["name"]), parameter["in"], _type(parameter["schema"]), meaning
+
+
+def _when(answer: _Schema) -> str:
+    text = answer["description"]
+    return "The call succeeded." if text == _NO_DESCRIPTION else plain(text)
 
 
 def _body(answer: _Schema) -> str:
@@ -121,12 +132,15 @@ def _references(part: Any) -> Iterator[str]:
 def _describe_object(name: str, schema: _Schema, *, is_sent: bool) -> Iterator[str]:
     yield f"### {name}\n\n{plain(paragraphs(schema.get('description', '')))}\n"
     # Answers have all their fields.
-    required = schema.get("required", ()) if is_sent else ()
+    yield _describe_fields(schema, required=schema.get("required", ()) if is_sent else ())
+
+
+def _describe_fields(schema: _Schema, *, required: Collection[str]) -> str:
     rows = (
         (code(field), _type(each), _meaning(each, is_required=field in required))
         for field, each in schema.get("properties", {}).items()
     )
-    yield table(["field", "type", "meaning"], rows)
+    return table(["field", "type", "meaning"], rows)
 
 
 def _meaning(described: _Schema, *, is_required: bool) -> str:
@@ -149,6 +163,8 @@ def _type(schema: _Schema) -> str:
         return f"`{schema['const']}`"
     if "enum" in schema:
         return ", ".join(f"`{value}`" for value in schema["enum"] if value != "")
+    if "prefixItems" in schema:
+        return code(f"[{', '.join(_type(item) for item in schema['prefixItems'])}]")
     if schema.get("type") == "array":
         return f"list of {_type(schema.get('items', {}))}{_bounds(schema, 'Items')}"
     return f"{schema.get('format') or schema.get('type') or 'any'}{_bounds(schema, 'Length')}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
@@ -22,6 +23,8 @@ _OWN: Final = (
     errors.ServerFailed,
     errors.SigningFailed,
 )
+#: The calls that `_origin_of_call` reads.
+_WRITERS: Final = re.compile("ItemError|InvalidRequest|problem_response")
 #: What the framework answers; the code is the name of the status.
 _FRAMEWORK: Final = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 
@@ -62,7 +65,10 @@ def _origins() -> dict[str, _Origin]:
     found = {status.name: _Origin(status, False) for status in _FRAMEWORK}
     for folder in ("api", "shared", "worker"):
         for file in sorted((_ROOT / folder).rglob("*.py")):
-            found |= _literals(ast.parse(file.read_text()))
+            text = file.read_text()
+            # Few modules write codes, and to parse all of them takes seconds.
+            if _WRITERS.search(text):
+                found |= _literals(ast.parse(text))
     return found | {kind.code: _origin_of(kind) for kind in _kinds(errors.Flux2Error)}
 
 

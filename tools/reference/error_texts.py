@@ -64,7 +64,8 @@ TEXTS: Final[Mapping[str, ErrorText]] = {
     ),
     "JOB_TOO_LARGE": ErrorText(
         "The job has more images than the queue ever holds.",
-        "Split it; the operator sets the limit with `FLUX2_QUEUE_CAP`.",
+        "Split it; `GET /v1/models` states how many prompts one request may have. The operator sets the limit with "
+        "`FLUX2_QUEUE_CAP`.",
     ),
     "KEY_IN_USE": ErrorText(
         "The call would revoke the key with which it came.", "Revoke it with another key that has the role `admin`."
@@ -76,7 +77,7 @@ TEXTS: Final[Mapping[str, ErrorText]] = {
     "KEY_NOT_FOUND": ErrorText("No API key has this id.", "List the keys with `GET /v1/keys` or `flux2 keys list`."),
     "LENGTH_REQUIRED": ErrorText("An upload does not state its size.", "Send a `Content-Length`."),
     "LORA_MISMATCH": ErrorText(
-        "A layer of the adapter has another shape than the model's.",
+        "A layer of the adapter has another shape than the model's, as if it was trained on another size of the model.",
         "Name the model for which the adapter was trained; `flux2 inspect FILE --base MODEL` compares them.",
     ),
     "LORA_NOT_FOUND": ErrorText(
@@ -105,7 +106,7 @@ TEXTS: Final[Mapping[str, ErrorText]] = {
         "Upload each image that `images` names, and repeat the call with `images`; `flux2 replay` does both.",
     ),
     "REQUEST_NOT_FOUND": ErrorText(
-        "No job of this tenant has this id: it was never accepted, or its record has expired.",
+        "No job or sweep of this tenant has this id: it was never accepted, or its record has expired.",
         "Check the id and the key. Records are kept for `FLUX2_QUEUE_RETENTION_S`.",
     ),
     "SENDER_REFUSED": ErrorText(
@@ -119,7 +120,8 @@ TEXTS: Final[Mapping[str, ErrorText]] = {
     ),
     "UNSUPPORTED_MEDIA_TYPE": ErrorText(
         "The body is not declared as what the call takes.",
-        "With curl, add `-H 'content-type: application/json'`, or for an image `-H 'content-type: image/png'`.",
+        "`curl -d` declares a form: add `-H 'content-type: application/json'`, or use `curl --json`; for an image add "
+        "`-H 'content-type: image/png'`.",
     ),
     "UPLOAD_INCOMPLETE": ErrorText(
         "The connection ended, or stalled, before the whole file had arrived; nothing was stored.",
@@ -193,7 +195,8 @@ TEXTS: Final[Mapping[str, ErrorText]] = {
     "run_failed": ErrorText("An attempt failed for a reason that has no code of its own.", _OTHER_WORKER),
     "source_changed": ErrorText(
         "The file behind a link is not the one that was accepted; other bytes are never rendered in its place.",
-        "Submit again to use the new file, or name a commit, a version or a `sha256`.",
+        "Submit again to use the new file, or name a commit, a version or a `sha256`. Keep a separate file for each "
+        "training step.",
     ),
     "source_unavailable": ErrorText(
         "The host of a file does not answer, or asks to come back later.",
@@ -202,8 +205,9 @@ TEXTS: Final[Mapping[str, ErrorText]] = {
     ),
     "stalled": ErrorText("The image made no progress for `FLUX2_WORKER_STALL_S`; its worker ends.", _OTHER_WORKER),
     "storage_unavailable": ErrorText(
-        "The object store does not answer or refuses to write.",
-        "Submit failed images again when it is back; `flux2 doctor` checks it.",
+        "The object store does not answer, or refuses to read or write.",
+        "Repeat the call when it is back; `flux2 doctor` checks it. During an outage, images wait and none fails; "
+        "submit again those that failed although the store answers.",
     ),
     "too_many_archives": ErrorText(
         "The process, or the tenant, downloads as many archives as it may.", "Wait until one is complete."
