@@ -6,14 +6,12 @@ itself, the targets of `make` by make, and the files that it names must exist.
 """
 
 import hashlib
-import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import tomllib
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,24 +20,20 @@ import pytest
 import redis
 import yaml
 from api_keys import add_key
-from command_checks import check_names, check_segment, is_run
-from documents import PAGES, ROOT, SHELLS, blocks, commands, inline_commands
+from command_checks import check_segment, is_run
+from documents import PAGES, ROOT, SHELLS, blocks, commands
 from hub_server import HubServer
 from huggingface_hub import constants
 from PIL import Image
 from served_api import serve
 from typer.testing import CliRunner
 
-from api.schemas.sweep import SweepRequest
-from flux2_client.batch.line_reader import RawLine
-from flux2_client.batch.request_line import RequestLine, parse_line
 from flux2_client.client import Client
 from shared.catalog import find_model
 from shared.cli import app
 from shared.local.data_folder import write_settings
 from shared.provenance.local_certificate import write_local_certificate
 from shared.provenance.signer import open_signer
-from shared.request import InferenceRequest, LoraItem
 from shared.settings import ProvenanceSettings, Settings
 from worker.model.demo_model import write_tiny_adapter
 
@@ -53,6 +47,8 @@ LORAS = {
     "turbo.safetensors": "blueprint",
 }
 DEMO_ADAPTERS = ROOT / "worker/model/demo_checkpoint/adapters"
+#: A command whose output goes into a file.
+REDIRECTED = re.compile(r"(?P<command>flux2 [^<>|;&$]+) (?P<mode>>>?) (?P<file>[^ <>|;&$]+)")
 WITH_PYTHON_BLOCKS = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
 WITH_SHELL_BLOCKS = [page for page in PAGES if any(block.language in SHELLS for block in blocks(page))]
 
@@ -116,12 +112,18 @@ def services(tmp_path_factory, redis_server, wait_until):
                 served = stack.enter_context(serve(Settings(_env_file=None), wait_until))
             environment["FLUX2_CLIENT_URL"] = served.url
         locked["FLUX2_API_KEY"] = add_key(served.ledger, roles=("admin", "submit", "read"))
-        with Client(opened["FLUX2_CLIENT_URL"]) as client:
-            job = client.submit(
-                {"model": "flux2", "prompts": [{"prompt": "a", "width": 64, "height": 64}], "loras": []}
-            )
-            client.wait(job.request_id, timeout_s=60)
-        yield SimpleNamespace(opened=opened, locked=locked, ledger=served.ledger, job=job.request_id)
+        client = stack.enter_context(Client(opened["FLUX2_CLIENT_URL"]))
+        job = client.submit({"model": "flux2", "prompts": [{"prompt": "a", "width": 64, "height": 64}], "loras": []})
+        client.wait(job.request_id, timeout_s=60)
+        write_signed_image(folder / "signed", client.result(job.request_id).images[0])
+        yield SimpleNamespace(
+            opened=opened,
+            locked=locked,
+            ledger=served.ledger,
+            client=client,
+            job=job.request_id,
+            signed=folder / "signed",
+        )
 
 
 def write_training_run(name, samples):
@@ -137,17 +139,14 @@ def write_training_run(name, samples):
         Image.new("RGB", (64, 64), "teal").save(folder / f"1700000000000__000000500_{index}.jpg")
 
 
-def write_signed_image(services):
-    """Write an image that a worker with a certificate would have stored, and the certificate of the authority."""
-    made = write_local_certificate(Path("studio"), name="Studio Aal", days=1)
-    made.authority.rename("authority.pem")
+def write_signed_image(folder, image):
+    """Write an image as a worker with a certificate would have stored it, and the certificate of the authority."""
+    made = write_local_certificate(folder, name="Studio Aal", days=1)
+    made.authority.rename(folder / "authority.pem")
     signer = open_signer(ProvenanceSettings(certificate=made.certificate, key=made.key))
-    with Client(services.opened["FLUX2_CLIENT_URL"]) as client:
-        [image] = client.result(services.job).images
-        data = image.bytes()
     media_type = f"image/{image.format}"
-    signed = signer.sign(data, media_type=media_type, model="flux2", has_references=False)
-    Path("picture.png").write_bytes(signed)
+    signed = signer.sign(image.bytes(), media_type=media_type, model="flux2", has_references=False)
+    (folder / "picture.png").write_bytes(signed)
 
 
 @pytest.fixture
@@ -168,11 +167,27 @@ def folder(tmp_path, monkeypatch, services):
     write_training_run("my_lora", [{"prompt": "[trigger] a photo"}, {"prompt": "a tree"}])
     write_training_run("my_edit", [{"prompt": "make it blue", "ctrl_img": f"{home}/copied/control/house1.jpg"}])
     Path("request.json").write_text('{"model": "flux2", "prompts": [{"prompt": "a"}], "loras": []}')
-    Path("requests.jsonl").write_text(next(blocks(ROOT / "docs/batch-files.md")).text)
-    write_signed_image(services)
+    Path("requests.jsonl").write_text(blocks(ROOT / "docs/batch-files.md")[0].text)
+    for name in ("picture.png", "authority.pem"):
+        shutil.copyfile(services.signed / name, name)
     # What `flux2 up` would leave here.
     write_settings(work / ".flux2", services.opened)
     return work
+
+
+def expand(text):
+    """Return the words of a command as the shell passes them, with the names of files in place of patterns."""
+    if not re.search(r"[*~]", text):
+        return shlex.split(text.replace("\\\n", " "), comments=True)
+    return subprocess.check_output(["bash", "-c", f"printf '%s\\0' {text}"], text=True).split("\0")[:-1]
+
+
+def run_here(text, environment):
+    """Run a command of `flux2` in this process, which has imported everything."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        return CliRunner().invoke(app, expand(text)[1:])
 
 
 def run(command, environment, names):
@@ -184,12 +199,13 @@ def run(command, environment, names):
     if segment[0] == "make":
         # Says what it would do.
         text = f"make --directory {ROOT} --dry-run {shlex.join(segment[1:])}"
-    elif segment[0] == "flux2" and not others and not re.search(r"[$*~<>|]", text):
-        # In this process, which has imported everything.
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in environment.items():
-                patch.setenv(name, value)
-            done = CliRunner().invoke(app, shlex.split(text.replace("\\\n", " "), comments=True)[1:])
+    elif found := REDIRECTED.fullmatch(text):
+        done = run_here(found["command"], environment)
+        with Path(found["file"]).open("a" if found["mode"] == ">>" else "w") as file:
+            file.write(done.stdout)
+        return done.exit_code, done.output
+    elif segment[0] == "flux2" and not others and not re.search(r"[$<>|]", text):
+        done = run_here(text, environment)
         fault = repr(done.exception) if done.exception else ""
         return done.exit_code, f"{done.output}\n{fault}"
     script = f'curl() {{ command curl --fail-with-body --max-time 60 "$@"; }}\n{text}'
@@ -209,9 +225,8 @@ def run(command, environment, names):
 def nothing_waits_afterwards(services):
     """Cancel what no slot renders, such as jobs for another model: `flux2 doctor` would report it."""
     yield
-    with Client(services.opened["FLUX2_CLIENT_URL"]) as client:
-        for job in client.requests(status="queued"):
-            client.cancel(job.request_id)
+    for job in services.client.requests(status="queued"):
+        services.client.cancel(job.request_id)
 
 
 @pytest.fixture
@@ -252,50 +267,3 @@ def test_every_program_of_a_page_runs(page, services, folder, monkeypatch, capsy
             text = block.text.replace("http://127.0.0.1:8000", services.opened["FLUX2_CLIENT_URL"])
             exec(compile(text, block.place, "exec"), {"__name__": "__main__"})
             assert capsys.readouterr().out, f"{block.place} prints nothing"
-
-
-def test_every_block_has_a_language():
-    known = {*SHELLS, "python", "json", "yaml", "toml", "ini", "text", "mermaid"}
-
-    assert {
-        block.place: block.language for page in PAGES for block in blocks(page) if block.language not in known
-    } == {}
-
-
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_data_in_a_page_is_sound_and_each_request_fits_its_schema(page):
-    for block in blocks(page):
-        if block.language == "yaml":
-            # Events alone: a part of a file may name an anchor of the rest.
-            list(yaml.parse(block.text))
-        elif block.language == "toml":
-            tomllib.loads(block.text)
-        elif block.language == "json":
-            for data in read_json(block.text):
-                if "checkpoints" in data:
-                    SweepRequest.model_validate(data)
-                elif "prompts" in data:
-                    InferenceRequest.model_validate(data)
-                elif "body" in data:
-                    assert isinstance(parse_line(RawLine(1, json.dumps(data).encode())), RequestLine), block.place
-                elif "path" in data and not {"event", "size_bytes"} & data.keys():
-                    LoraItem.model_validate(data)
-
-
-def read_json(text):
-    """Read an object, one of its fields, or an object on each line."""
-    try:
-        return [json.loads(text if text.startswith("{") else f"{{{text}}}")]
-    except json.JSONDecodeError:
-        return [json.loads(line) for line in text.splitlines()]
-
-
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_commands_in_running_text_exist_with_their_options(page):
-    makefile = (ROOT / "Makefile").read_text()
-    for line, (program, *words) in inline_commands(page):
-        place = f"{page_id(page)}:{line}"
-        if program == "make":
-            assert re.search(f"^{words[0]}:", makefile, re.MULTILINE), f"{place}: there is no target {words[0]}"
-        else:
-            check_names(words, place)

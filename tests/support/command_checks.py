@@ -19,7 +19,7 @@ NOT_RUN = {
     "up": "starts a Redis, an S3 and workers of its own; tests/e2e/test_commands.py runs it",
     "demo": "starts a service of its own; tests/e2e/test_commands.py runs it",
     "render": "loads a model; tests/integration/test_render_command.py runs it",
-    "verify": "computes for minutes; tests/unit/test_worker_verify.py runs its cases",
+    "verify": "computes for half a minute; tests/unit/test_worker_verify.py runs its cases",
     "api": SERVES,
     "mcp": SERVES,
     "worker": SERVES,
@@ -98,7 +98,7 @@ def check_python(words, place):
         node for node in ast.parse(file.read_text()).body if isinstance(node, ast.FunctionDef) and node.name == "main"
     ]
     known = {f"--{argument.arg.replace('_', '-')}" for argument in main.args.args}
-    for node in ast.walk(main.args):
+    for node in ast.walk(main):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith("-"):
             known |= set(node.value.split("/"))
     options = {word.partition("=")[0] for word in words[2:] if word.startswith("-")}

@@ -3,6 +3,7 @@
 import re
 import shlex
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -58,16 +59,24 @@ class Command:
         return [[Path(words[0]).name, *words[1:]] for words in found if words]
 
 
+@cache
 def blocks(page):
     text = page.read_text()
-    for found in _FENCE.finditer(text):
-        body = re.sub(f"^{found['indent']}", "", found["text"], flags=re.MULTILINE)
-        yield Block(page, text.count("\n", 0, found.start()) + 1, found["language"].strip(), body)
+    return [
+        Block(
+            page,
+            text.count("\n", 0, found.start()) + 1,
+            found["language"].strip(),
+            re.sub(f"^{found['indent']}", "", found["text"], flags=re.MULTILINE),
+        )
+        for found in _FENCE.finditer(text)
+    ]
 
 
-def without_blocks(text):
+@cache
+def without_blocks(page):
     """Return a page's text with every line of its fenced blocks empty, so that line numbers stay."""
-    return _FENCE.sub(lambda found: "\n" * found[0].count("\n"), text)
+    return _FENCE.sub(lambda found: "\n" * found[0].count("\n"), page.read_text())
 
 
 def commands(block):
@@ -99,23 +108,25 @@ def _is_complete(text):
 
 
 def inline_commands(page):
-    """Yield the commands of this project in a page's running text, such as `flux2 wait ID...`, as (line, words)."""
-    text = without_blocks(page.read_text())
-    for found in re.finditer(r"`((?:\.venv/bin/)?(?:flux2|make) [^`]+)`", text):
+    """Yield the commands of this project in a page's sentences, such as `flux2 wait ID...`, as (line, words)."""
+    text = without_blocks(page)
+    for found in re.finditer(r"`((?:\.venv/bin/)?(?:flux2|make|python -m|pytest) [^`]+)`", text):
         words = shlex.split(found[1].replace("\n", " "), comments=True)
         yield text.count("\n", 0, found.start()) + 1, [Path(words[0]).name, *words[1:]]
 
 
+@cache
 def links(page):
     """Return the targets of a page's links and pictures, outside of its blocks and of code in a line."""
-    text = re.sub(r"`[^`\n]*`", "", without_blocks(page.read_text()))
+    text = re.sub(r"`[^`\n]*`", "", without_blocks(page))
     return re.findall(r"(?<!\\)\]\(<?([^)\s>]+)>?(?: \"[^\"]*\")?\)", text)
 
 
+@cache
 def headings(page):
     """Return the anchors of a page's headings, as GitHub and the site make them."""
     found = set()
-    for title in re.findall(r"^#+ +(.+?) *#*$", without_blocks(page.read_text()), re.MULTILINE):
+    for title in re.findall(r"^#+ +(.+?) *#*$", without_blocks(page), re.MULTILINE):
         plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).replace("\\", "")
         slug = re.sub(r"[^\w\- ]", "", plain.lower()).strip().replace(" ", "-")
         found |= {slug, re.sub("-+", "-", slug)}
