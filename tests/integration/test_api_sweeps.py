@@ -422,6 +422,10 @@ def test_a_sweep_stays_until_retention_after_its_last_end_and_goes_with_its_jobs
     # The first job has ended nine days ago, and the others have not.
     assert ledger(9).forget_ended() == 0
     assert remaining() == (1, 1, 5)
+    examined = redis_client.zscore(f"{keys.PREFIX}done", first)
+    assert ledger(9.5).forget_ended() == 0
+    # The sweep will stay for seven days after its end, so nobody looks at this job again before.
+    assert redis_client.zscore(f"{keys.PREFIX}done", first) == examined == pytest.approx(now_ms + 9 * day_ms)
     for job in api.http.get(f"/v1/sweeps/{sweep_id}/status").json()["jobs"]:
         ledger(10).cancel(job["request_id"])
     assert ledger(16).forget_ended() == 0

@@ -7,7 +7,7 @@ local now = now_ms()
 
 -- Jobs examined in one step, and items after which it ends; Redis serves no other client during it.
 local JOBS_AT_ONCE, ITEMS_AT_ONCE = 100, 5000
--- A job whose webhook is late, or whose sweep has not ended, is examined again after this time.
+-- A job whose webhook is late is examined again after this time.
 local LATE_MS = 60000
 
 -- Return the time at which the last job of a sweep ended; nil while one has not.
@@ -34,7 +34,8 @@ local function sweep_needed_until(sweep)
     local tenant, key_until_ms = fields(sweep_key(sweep), 'tenant', 'key_until_ms')
     -- Without a record, it went with another of its jobs.
     local ended_ms = tenant and sweep_ended_ms(sweep) or not tenant and 0
-    sweeps[sweep] = ended_ms and math.max(ended_ms + args.retention_ms, tonumber(key_until_ms or 0)) or now + LATE_MS
+    -- One that has not ended stays for the retention from now on, at least: its jobs are not examined again and again.
+    sweeps[sweep] = math.max((ended_ms or now) + args.retention_ms, tonumber(key_until_ms or 0))
   end
   if sweeps[sweep] > now then return sweeps[sweep] end
 end
