@@ -372,7 +372,11 @@ class ApiSettings(_Section):
     max_prompts: Count = Field(
         1000, description="Number of prompts that one request, or samples that one replay, may have."
     )
-    max_sweep_images: Count = Field(5000, description="Number of images that one sweep may have.")
+    max_sweep_images: Count = Field(
+        5000,
+        description="Number of images that one sweep may have. It is accepted in one step, of some 20 ms for each "
+        "1,000 images, during which Redis serves nobody else.",
+    )
     max_sweep_jobs: Count = Field(
         500,
         description="Number of jobs that one sweep may have: one for each combination of checkpoint and multiplier.",
