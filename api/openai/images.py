@@ -16,6 +16,7 @@ from api.job_waits import places_for
 from api.openai.base64_answer import answer_pieces
 from api.openai.generation import ResponseFormat
 from api.piece_stream import stream_pieces
+from api.poll_interval import first_poll_after_s
 from api.result_view import result_view
 from api.schemas.openai_images import OpenAIImage, OpenAIImages
 from api.status_view import submitted_view
@@ -94,7 +95,12 @@ class ImageCall:
         wakeups = BackgroundTasks()
         accepted = await self._accept(body, wakeups)
         answer = submitted_view(accepted, base_url=base_url)
-        headers = {"Location": answer.status_url, "Preference-Applied": "respond-async"}
+        poll_after_s = partial(first_poll_after_s, self._services.ledger, accepted.job_id, images=len(body.prompts))
+        headers = {
+            "Location": answer.status_url,
+            "Retry-After": str(await to_thread.run_sync(poll_after_s)),
+            "Preference-Applied": "respond-async",
+        }
         if accepted.is_repeat:
             headers["Idempotency-Replayed"] = "true"
         return JSONResponse(answer.model_dump(), HTTPStatus.ACCEPTED, headers=headers, background=wakeups)

@@ -296,6 +296,7 @@ def test_a_call_that_does_not_wait_is_answered_with_its_job(api, claim, finish):
     assert (first.status_code, first.headers["preference-applied"]) == (202, "respond-async")
     job = first.json()
     assert first.headers["location"] == job["status_url"]
+    assert 1 <= int(first.headers["retry-after"]) <= 30
     assert (again.status_code, again.headers["idempotency-replayed"]) == (202, "true")
     assert again.json()["request_id"] == job["request_id"] == images["request_id"]
     assert [image["seed"] for image in images["data"]] == [42, 43]
