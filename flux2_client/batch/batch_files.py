@@ -37,7 +37,7 @@ class BatchPaths:
         return self.output.with_name(f"{self.output.name}.state")
 
     def check(self) -> None:
-        """Raise `OutputRefused` if the requests cannot be read again and again, or if a file has two purposes."""
+        """Raise `OutputRefused` if a file cannot be read again and again, or if it has two purposes."""
         try:
             # First, because opening a pipe waits for its writer.
             is_file = stat.S_ISREG(self.requests.stat().st_mode)
@@ -49,7 +49,11 @@ class BatchPaths:
             raise OutputRefused(
                 f"{self.requests} is no file on a disk, which every run reads from its start; write the requests to one"
             )
-        paths = [self.requests, self.output, *([self.errors] if self.errors else [])]
+        answers = [self.output, *([self.errors] if self.errors else [])]
+        for path in answers:
+            if path.exists() and not path.is_file():
+                raise OutputRefused(f"{path} is no file on a disk, from which the next run reads; choose another one")
+        paths = [self.requests, *answers]
         if len({path.resolve() for path in paths}) < len(paths):
             raise OutputRefused(f"{self.output} has two purposes; give requests, answers and errors a file each")
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -166,6 +167,14 @@ def test_requests_that_only_one_run_could_read_are_refused(tmp_path):
             BatchPaths(requests, tmp_path / "out.jsonl").check()
 
     os.close(end)
+
+
+def test_answers_that_the_next_run_could_not_read_are_refused(tmp_path):
+    (tmp_path / "in.jsonl").touch()
+    for place in ("/dev/null", tmp_path):
+        for paths in ({"output": Path(place)}, {"output": tmp_path / "out.jsonl", "errors": Path(place)}):
+            with pytest.raises(OutputRefused, match="is no file on a disk, from which the next run reads; choose"):
+                BatchPaths(tmp_path / "in.jsonl", **paths).check()
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
