@@ -48,6 +48,8 @@ class Session:
         self.to: Destination | None = None
         #: The sweep that goes on if the command ends early, and the folder of its images.
         self.sweep: tuple[str, Path] | None = None
+        #: Whether only the files that show its images are not written yet.
+        self.sweep_has_ended = False
         # A screen that is drawn again and again shows the failure itself.
         self._retry_s = (PATIENCE_S if patient else _SHORT_S) if repeats else 0.0
 
@@ -102,6 +104,9 @@ class Session:
 
     def _say_how_the_sweep_goes_on(self, sweep_id: str, folder: Path) -> None:
         watch = f"flux2 sweep watch {sweep_id} --output {shlex.quote(str(folder))}{self._url_option}"
+        if self.sweep_has_ended:
+            print_message(f"the sweep has ended. To write the files that show its images:  {watch}")
+            return
         print_message(f"the sweep goes on. To wait for it, and save its images:  {watch}")
         print_message(f"To cancel it:  flux2 sweep cancel {sweep_id}{self._url_option}")
 

@@ -117,8 +117,7 @@ async def watch_sweep(
     make_output_folder(folder)
     with open_report(as_json=as_json) as report:
         saved, code = await follow_sweep(client, sweep_id, folder, parallel=parallel, report=report)
-    # It has ended: what fails from here on leaves nothing to wait for.
-    session.sweep = None
+    session.sweep_has_ended = True
     if len(saved.cells) > _MANY:
         print_message(f"drawing the tables of {count_images(len(saved.cells))}")
     for file in write_outputs(saved, folder):

@@ -229,6 +229,23 @@ def test_an_interrupted_sweep_goes_on_and_can_be_watched_and_canceled(flux2, int
     assert "canceled" in Path("out/index.html").read_text()
 
 
+def test_whoever_interrupts_the_drawing_learns_how_to_go_on(flux2, url, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("flux2_client.sweeps.sweep_submission.write_outputs", interrupt)
+        done = flux2("-p", "a", "--size", "64", "--steps", "1", "--output", "out")
+    assert done.exit_code == 130
+    sweep_id = done.stdout.split()[1].rstrip(":")
+    command = f"flux2 sweep watch {sweep_id} --output out --url {url}"
+    assert f"the sweep has ended. To write the files that show its images:  {command}" in done.stderr
+    assert "cancel" not in done.stderr
+
+    assert flux2("watch", sweep_id, "--output", "out").exit_code == 0
+    assert len(rows_of("out")) == 1
+
+
 def test_the_same_key_submits_once_and_finds_its_folder(flux2, tmp_path):
     options = ("-p", "a", "--size", "64", "--steps", "1", "--idempotency-key", "nightly", "--output", "out", "--json")
 
