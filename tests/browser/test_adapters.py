@@ -122,3 +122,16 @@ def test_an_upload_that_ends_takes_nobody_away_from_another_view(shown, adapter_
 
     expect(shown.get_by_text("late.safetensors is stored.")).to_be_visible()
     expect(shown).to_have_title("Queue · flux2")
+
+
+def test_an_upload_that_ends_leaves_the_search_as_it_is(shown, adapter_root, expect):
+    held = []
+    shown.route("**/v1/adapters/late", lambda route: held.append(route))
+    drop(shown, "late.safetensors", (adapter_root / "neon.safetensors").read_bytes())
+    expect(shown.get_by_text("late.safetensors")).to_be_visible()
+    shown.get_by_label("Search").fill("robot")
+
+    held[0].continue_()
+
+    expect(shown.get_by_role("article", name="late")).to_be_visible()
+    expect(shown.get_by_label("Search")).to_have_value("robot")

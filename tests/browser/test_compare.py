@@ -185,6 +185,63 @@ def test_arrows_that_follow_each_other_within_a_frame_all_count(compare, expect)
     expect(page.locator(".compare-cell.is-active")).to_have_count(1)
 
 
+def test_the_keys_of_a_grid_work_as_soon_as_it_is_there(console, jobs, open_page, expect):
+    page = open_page(console.url, "#/compare")
+    expect(page.get_by_role("checkbox")).to_have_count(2)
+
+    page.evaluate(
+        """(hash) => {
+          const key = new KeyboardEvent("keydown", { key: "ArrowRight", bubbles: true });
+          new MutationObserver((_, observer) => {
+            if (!document.querySelector("[role=gridcell]")) return;
+            observer.disconnect();
+            setTimeout(() => document.body.dispatchEvent(key));
+          }).observe(document.body, { childList: true, subtree: true });
+          location.hash = hash;
+        }""",
+        f"#/compare?requests={jobs[0]}",
+    )
+
+    expect(cells(page).nth(1)).to_be_focused()
+
+
+def test_other_axes_leave_the_focus_where_they_are_chosen(compare, expect):
+    page = compare()
+    page.keyboard.press("ArrowDown")
+    expect(cells(page).nth(2)).to_be_focused()
+    rows = page.get_by_label("Rows", exact=True)
+
+    rows.focus()
+    rows.select_option("none")
+
+    expect(cells(page)).to_have_count(2)
+    expect(rows).to_be_focused()
+
+
+def test_another_address_shows_its_own_images(console, jobs, open_page, expect):
+    page = open_page(console.url, f"#/compare?requests={jobs[0]}")
+    expect(cells(page).first).to_have_attribute("aria-label", "a disc, seed 7, base model")
+
+    page.goto(f"{console.url}/#/compare?requests={jobs[1]}")
+
+    expect(cells(page).first).to_have_attribute("aria-label", "a disc, seed 7, neon")
+
+
+def test_images_that_are_not_loaded_yet_are_not_said_to_be_missing(console, jobs, open_page, expect):
+    page = open_page(console.url, "#/compare")
+    held = []
+    page.route("**/result", lambda route: held.append(route))
+    page.get_by_role("checkbox").first.check()
+
+    with page.expect_request("**/result"):
+        page.get_by_role("button", name="Compare 2 images").click()
+
+    expect(page.get_by_role("status", name="Loading images")).to_be_visible()
+    expect(page.get_by_role("alert")).to_have_count(0)
+    held[0].continue_()
+    expect(cells(page)).to_have_count(2)
+
+
 def test_recent_jobs_are_offered_while_nothing_is_chosen(console, jobs, open_page, expect):
     page = open_page(console.url, "#/compare")
 

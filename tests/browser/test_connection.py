@@ -24,6 +24,8 @@ def test_a_view_that_is_opened_without_a_network_opens_when_it_is_back(console, 
     page.context.set_offline(True)
     page.get_by_role("link", name="Adapters").click()
     expect(page.get_by_role("alert")).to_contain_text("cannot be loaded")
+    with page.expect_event("requestfailed", lambda request: "/v1/caller" in request.url):
+        page.get_by_role("button", name="Try again").click()
     page.context.set_offline(False)
     page.get_by_role("button", name="Try again").click()
 

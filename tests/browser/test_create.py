@@ -364,6 +364,49 @@ def test_a_job_that_is_sent_before_the_models_are_known_waits_for_them(console, 
     assert len(console.api.http.get("/v1/requests").json()["data"]) == 1
 
 
+# Ctrl+Enter when the form is drawn with the models, before effects that wait for a frame.
+PRESS_WHEN_READY = """() => {
+  const button = document.querySelector(".create-submit .primary");
+  const key = new KeyboardEvent("keydown", { key: "Enter", ctrlKey: true, bubbles: true });
+  new MutationObserver((_, observer) => {
+    observer.disconnect();
+    setTimeout(() => document.body.dispatchEvent(key));
+  }).observe(button, { attributes: true });
+}"""
+
+
+def test_a_job_that_waits_for_the_models_is_sent_once_whatever_keys_are_pressed(console, open_page, expect, watch):
+    page = open_page(console.url)
+    held = []
+    page.route("**/v1/models", lambda route: held.append(route))
+    page.reload()
+    page.get_by_label(PROMPTS).fill("a fox")
+    page.keyboard.press("Control+Enter")
+    expect(page.get_by_text("The job is sent as soon as it is here.")).to_be_visible()
+    page.evaluate(PRESS_WHEN_READY)
+
+    sent_body(page, lambda: [route.continue_() for route in held])
+
+    expect(page.get_by_role("status").filter(has_text="Accepted: 1 image.")).to_be_visible()
+    assert [request.method for request in watch.requests if request.url.endswith("/v1/inference")] == ["POST"]
+
+
+def test_a_report_that_comes_late_changes_nothing_else(console, open_page, expect):
+    held = []
+    page = open_page(console.url, "#/adapters")
+    page.route("**/v1/adapters?path=*", lambda route: held.append(route))
+    with page.expect_request(lambda request: "/v1/adapters?path=" in request.url and "model=" in request.url):
+        page.goto(f"{console.url}/#/create?prompt=a+fox&lora=neon.safetensors")
+    row = page.get_by_role("listitem", name="neon")
+    row.get_by_role("spinbutton").fill("0.5")
+
+    answer = held[-1].fetch()
+    held[-1].fulfill(response=answer, json=answer.json() | {"must_ignore": ["text_encoder"]})
+
+    expect(row).to_contain_text("Its text encoder part is left out.")
+    expect(row.get_by_role("spinbutton")).to_have_value("0.5")
+
+
 def test_the_form_is_a_sheet_on_a_phone(console, open_page, expect):
     page = open_page(console.url, viewport=PHONE)
 

@@ -20,6 +20,28 @@ def test_the_keyboard_alone_reaches_every_view(console, open_page, expect):
     expect(page).to_have_title("Adapters · flux2")
 
 
+def test_a_key_has_a_second_from_the_last_g_on(console, open_page, expect):
+    page = open_page(console.url)
+    page.get_by_role("navigation", name="Views").wait_for()
+    page.clock.install()
+    page.clock.pause_at(page.evaluate("Date.now()") / 1000 + 1)
+
+    page.keyboard.press("g")
+    page.keyboard.press("q")
+    expect(page.locator("nav a[aria-current=page]")).to_have_text("Queue")
+    page.clock.run_for(900)
+    page.keyboard.press("g")
+    page.clock.run_for(200)
+    page.keyboard.press("a")
+    expect(page.locator("nav a[aria-current=page]")).to_have_text("Adapters")
+    page.keyboard.press("g")
+    page.clock.run_for(1100)
+    page.keyboard.press("q")
+
+    page.clock.resume()
+    expect(page).to_have_title("Adapters · flux2")
+
+
 def test_the_first_tab_stop_skips_the_navigation_and_every_stop_is_visible(console, open_page, expect):
     page = open_page(console.url, "#/adapters")
     page.locator("main#main:not([aria-busy])").wait_for()

@@ -2,11 +2,12 @@
 
 import ast
 import json
+import re
 import sys
 import zipfile
 
 import pytest
-from console_pages import PHONE, THEMES, find_violations, show_view, submit_images
+from console_pages import PHONE, THEMES, find_violations, how_busy, show_view, submit_images
 from finished_images import finish_queued, seed_images
 
 _MANY = 5000
@@ -69,7 +70,7 @@ def test_five_thousand_images_scroll_with_few_elements_on_the_page(console, gall
         )
     assert scrolled["most"] < 2000
     # The host is busy with other tests, so only most frames are on time.
-    assert times[len(times) // 2] < 34
+    assert times[len(times) // 2] < 34 * how_busy()
 
 
 def test_filters_are_in_the_address_and_a_reload_shows_the_same(console, gallery, expect):
@@ -95,6 +96,25 @@ def test_filters_are_in_the_address_and_a_reload_shows_the_same(console, gallery
     expect(tiles(page)).to_have_count(1)
     page.get_by_label("Seed", exact=True).fill("seven")
     expect(page.get_by_text("A seed is a whole number")).to_be_visible()
+
+
+def test_a_filter_keeps_what_is_typed_while_images_are_looked_for(console, gallery, expect):
+    submit_images(console.api.http, ["a red disc", "a blue disc"])
+    console.finish_queued()
+    page = gallery()
+    tiles(page).first.focus()
+    # It has the focus already.
+    page.keyboard.press("Home")
+
+    prompt = page.get_by_label("Prompt", exact=True)
+    prompt.click()
+    page.keyboard.type("red ")
+    expect(tiles(page)).to_have_count(1)
+    page.keyboard.type("disc")
+
+    expect(page).to_have_url(re.compile(r"prompt=red\+disc$"))
+    expect(prompt).to_be_focused()
+    expect(prompt).to_have_value("red disc")
 
 
 def test_days_are_those_of_the_reader(console, gallery, expect):
@@ -156,6 +176,21 @@ def test_a_link_leads_to_an_image_that_no_filter_shows(console, gallery, open_pa
     page.goto(f"{console.url}/#/gallery/{job}/5")
 
     expect(page.get_by_role("heading", name="This image is not there")).to_be_visible()
+
+
+def test_a_link_to_another_job_shows_it_also_after_an_address_was_signed_again(console, gallery, watch, expect):
+    watch.allow("status of 403")
+    first, second, _ = (submit_images(console.api.http, [prompt]) for prompt in ("one", "two", "three"))
+    console.finish_queued()
+    page = gallery("?prompt=three")
+    page.route(f"**/results/{first}/**", lambda route: route.fulfill(status=403), times=1)
+
+    with page.expect_response(f"**/v1/requests/{first}/result"):
+        page.goto(f"{console.url}/#/gallery/{first}/0?prompt=three")
+    page.wait_for_function("() => document.querySelector('.lightbox-frame img')?.naturalWidth > 0")
+    page.goto(f"{console.url}/#/gallery/{second}/0?prompt=three")
+
+    expect(page.get_by_role("dialog").get_by_role("img", name="two, seed 42, base model")).to_be_visible()
 
 
 def test_the_parameters_of_an_image_fill_the_form_again(console, gallery, expect):

@@ -35,6 +35,9 @@ def test_a_key_is_made_shown_once_and_revoked(console, admin_page, expect):
     assert key not in page.content()
 
     page.get_by_role("button", name="Revoke nightly renders").click()
+    # Keys of the page wait for the answer.
+    page.keyboard.press("g")
+    page.keyboard.press("q")
     page.get_by_role("dialog").get_by_role("button", name="Revoke").click()
     expect(row).to_contain_text("revoked")
     assert console.api.http.get("/v1/caller", headers={"Authorization": f"Bearer {key}"}).status_code == 401

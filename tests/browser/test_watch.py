@@ -30,7 +30,7 @@ def test_each_image_has_its_place_from_the_start_and_its_picture_in_the_end(simu
     create(page, "a {red|blue|green} disc", Width=1152, Height=896, Steps=100)
     expect(page.locator(".tile.is-running progress").first).to_be_visible()
     places = boxes(page)
-    expect(page.locator(".tile-image.is-loaded")).to_have_count(3, timeout=20_000)
+    expect(page.locator(".tile-image.is-loaded")).to_have_count(3)
 
     assert len(places) == 3
     assert boxes(page) == places
@@ -42,7 +42,8 @@ def test_each_image_has_its_place_from_the_start_and_its_picture_in_the_end(simu
 
 def test_a_reload_in_mid_run_shows_what_runs_and_a_cancel_stops_it(simulated, open_page, expect):
     page = open_page(simulated.url, key=simulated.key)
-    create(page, "{1|2|3|4|5|6}", Width=1024, Height=1024, Steps=150)
+    # A minute, if nothing stops it.
+    create(page, "\n".join(str(number) for number in range(1, 41)), Width=1024, Height=1024, Steps=150)
     expect(page.locator(".tile.is-running").first).to_be_visible()
 
     page.reload()
@@ -91,6 +92,18 @@ def test_the_queue_holds_still_under_the_pointer(console, open_page, expect):
     expect(page.locator(".job-prompt")).to_have_text(["the second", "the first"])
 
 
+def test_a_list_that_was_empty_holds_still_too(console, open_page, expect):
+    page = open_page(console.url, "#/queue")
+    expect(page.get_by_role("heading", name="Nothing waits or runs")).to_be_visible()
+    submit_images(console.api.http, ["the first"])
+    page.get_by_role("listitem").filter(has_text="the first").hover()
+
+    submit_images(console.api.http, ["the second"])
+
+    expect(page.get_by_role("button", name="1 new job")).to_be_visible()
+    expect(page.locator(".job-prompt")).to_have_text(["the first"])
+
+
 def test_a_waiting_job_is_canceled_without_a_question_and_its_images_rendered_again(console, open_page, expect):
     page = open_page(console.url)
     create(page, "a {red|blue} fox")
@@ -104,6 +117,35 @@ def test_a_waiting_job_is_canceled_without_a_question_and_its_images_rendered_ag
     prompts = [{"prompt": "a red fox", "seed": 42}, {"prompt": "a blue fox", "seed": 43}]
     assert answered.value.request.post_data_json["prompts"] == prompts
     expect(page.locator(".job-status")).to_have_text(["Waiting", "Canceled"])
+
+
+def test_a_retry_that_fails_says_so(console, open_page, watch, expect):
+    watch.allow("status of 503")
+    page = open_page(console.url)
+    create(page, "a fox")
+    show_view(page, "Queue")
+    page.get_by_role("button", name="Cancel the job: a fox").click()
+    page.route("**/status", lambda route: route.fulfill(status=503, json={"detail": "Redis does not answer."}))
+
+    page.get_by_role("button", name="Retry 1 image: a fox").click()
+
+    expect(page.get_by_role("status").filter(has_text="Redis does not answer.")).to_be_visible()
+
+
+def test_the_next_slots_are_those_after_the_page_that_is_shown(console, open_page, expect, slot_report):
+    for number in range(60):
+        console.api.ledger.workers.beat(f"gpu-{number:02}", slot_report())
+    page = open_page(console.url, "#/queue")
+    following = page.get_by_role("button", name="Next")
+    held = []
+    page.route("**/v1/slots*cursor=*", lambda route: held.append(route))
+
+    following.click()
+    expect(following).to_be_disabled()
+    held[0].continue_()
+
+    expect(page.get_by_text("Slots 25 to 48")).to_be_visible()
+    expect(following).to_be_enabled()
 
 
 def test_a_job_opens_to_its_images_and_their_steps(console, open_page, expect):

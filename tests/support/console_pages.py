@@ -1,6 +1,7 @@
 """What people do on pages of the console, for the tests in a browser."""
 
 import json
+import os
 
 PHONE = {"width": 390, "height": 844}
 DESKTOP = {"width": 1280, "height": 800}
@@ -51,3 +52,8 @@ def find_violations(page, axe, *, impacts=("serious", "critical")):
         for each in found["violations"]
         if each["impact"] in impacts
     ]
+
+
+def how_busy():
+    """Return how much longer everything takes on a host with more to do than it has cores; at least 1."""
+    return max(1.0, os.getloadavg()[0] / os.cpu_count())

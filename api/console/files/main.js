@@ -106,7 +106,15 @@ function View({ name }) {
 // Browsers remember for as long as a page lives that a module did not load. Without the API, a new page would be none.
 const loadPageAgain = () => identify().then(() => location.reload(), () => {});
 
-let waitsForView = false;
+// For so long, a key after `g` goes to a view.
+const KEY_PAUSE_MS = 1000;
+// The timer of it; 0 while none runs.
+let keyTimer = 0;
+
+function waitForKey(ms) {
+  clearTimeout(keyTimer);
+  keyTimer = ms && setTimeout(waitForKey, ms, 0);
+}
 
 function Console() {
   const { view } = useValue(route);
@@ -115,16 +123,15 @@ function Console() {
   const name = VIEWS[view] ? view : "create";
   useEffect(() => { document.title = `${VIEWS[name].title} · flux2`; }, [name]);
   const goTo = Object.fromEntries(Object.entries(VIEWS).map(([each, { key }]) => [key, () => {
-    if (!waitsForView) return false;
-    waitsForView = false;
+    if (!keyTimer) return false;
+    waitForKey(0);
     return go(each);
   }]));
   useKeys({
     ...goTo,
     g: () => {
-      if (waitsForView) return goTo.g();
-      waitsForView = true;
-      setTimeout(() => { waitsForView = false; }, 1000);
+      if (keyTimer) return goTo.g();
+      return waitForKey(KEY_PAUSE_MS);
     },
   });
   const header = useRef(null);

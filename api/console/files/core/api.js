@@ -82,14 +82,14 @@ export function withQuery(path, parameters) {
   return given.length ? `${path}?${new URLSearchParams(given)}` : path;
 }
 
-// Learn who we are; a locked API leaves `caller` at null.
+// Learn who we are; a locked API leaves `caller` at null. While the API does not answer, nothing new is known.
 export async function identify() {
   try {
     caller.value = await getJson("/v1/caller");
     isLocked.value = false;
   } catch (error) {
-    caller.value = null;
     if (error.status !== 401) throw error;
+    caller.value = null;
   }
 }
 

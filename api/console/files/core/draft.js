@@ -38,8 +38,9 @@ effect(() => {
   draft.value = { ...EMPTY, ...recall("draft") };
 });
 
+// `changes` may be a function of what the form holds now.
 export function changeDraft(changes) {
-  draft.value = { ...draft.value, ...changes };
+  draft.value = { ...draft.value, ...(typeof changes === "function" ? changes(draft.value) : changes) };
   keep("draft", draft.value);
 }
 

@@ -19,9 +19,10 @@ export const promptOf = (job) => job.prompt ?? sentBody(job.request_id)?.prompts
 // The stream has the first prompt alone.
 const knownPrompt = (job, index) => (index ? `Image ${index + 1}` : promptOf(job));
 
-// Render images of a job again, as a new job.
-async function retryImages(body, indexes) {
+// Render images of a job again, as a new job; `findIndexes` resolves to theirs.
+async function retryImages(body, findIndexes) {
   try {
+    const indexes = await findIndexes();
     await loadModels();
     await submitRequest(repeatedBody(body, indexes));
     announce(`${countOf(indexes.length, "image")} will be rendered again.`);
@@ -32,10 +33,10 @@ async function retryImages(body, indexes) {
 }
 
 // Render all images of an ended job again that failed or were canceled.
-export async function retryMissingImages(job, body) {
+export const retryMissingImages = (job, body) => retryImages(body, async () => {
   const { items } = await getJson(`/v1/requests/${job.request_id}/status`);
-  await retryImages(body, items.filter((item) => item.status !== "succeeded").map((item) => item.index));
-}
+  return items.filter((item) => item.status !== "succeeded").map((item) => item.index);
+});
 
 // Arguments: `limit` tiles are shown at a time. A larger job shows the page of its first running image, so that tiles
 // stay in place until all images of their page have ended.
@@ -68,7 +69,7 @@ export function JobTiles({ job, limit = 24, isSmall = false }) {
             preview=${shownPreviews.get(`${job.request_id}/${index}`)?.image} image=${outcome?.image}
             error=${outcome?.error}
             href=${hrefOf("gallery", [job.request_id, index])} onStale=${reload}
-            onRetry=${body && (() => retryImages(body, [index]))} />`;
+            onRetry=${body && (() => retryImages(body, async () => [index]))} />`;
       })}
     </div>
     ${pages > 1 && html`<${Pages} current=${current} pages=${pages} limit=${limit} images=${job.images}

@@ -1,5 +1,5 @@
 // Small components that several views share.
-import { html, signal, useEffect, useId, useRef, useState, useValue } from "./ui.js";
+import { html, signal, useId, useLayoutEffect, useRef, useState, useValue } from "./ui.js";
 
 // What an API call failed with, in the API's own words.
 export function Problem({ error, onRetry }) {
@@ -29,12 +29,14 @@ export function Chip({ children, kind = "" }) {
 // shown in it.
 const dialogs = signal([]);
 
-// A modal dialog: the browser traps the focus, closes it with Escape and gives the focus back.
-export function Dialog({ title, onClose, children, kind = "" }) {
+// A modal dialog: the browser traps the focus, closes it with Escape and gives the focus back. With `ownsKeys`, no key
+// reaches the view behind it.
+export function Dialog({ title, onClose, children, kind = "", ownsKeys = false }) {
   const dialog = useRef(null);
   const heading = useId();
   const isShown = useRef(true);
-  useEffect(() => {
+  // At once: the browser gives the focus back as it closes, and nothing may have taken it to another place before.
+  useLayoutEffect(() => {
     const { current } = dialog;
     current.showModal();
     dialogs.value = [...dialogs.value, heading];
@@ -52,7 +54,7 @@ export function Dialog({ title, onClose, children, kind = "" }) {
   const closeOutside = (event) => { if (isPressedOutside.current && event.target === dialog.current) onClose(); };
   return html`
     <dialog ref=${dialog} class="dialog ${kind}" aria-labelledby=${heading} onClose=${close}
-        onPointerDown=${press} onClick=${closeOutside}>
+        onPointerDown=${press} onClick=${closeOutside} onKeyDown=${ownsKeys ? (event) => event.stopPropagation() : null}>
       <header><h2 id=${heading}>${title}</h2><button type="button" class="quiet" aria-label="Close" onClick=${onClose}>✕</button></header>
       ${children}
       <${Notes} dialog=${heading} />
@@ -63,7 +65,7 @@ export function Dialog({ title, onClose, children, kind = "" }) {
 export function Confirmation({ title, action, onConfirm, onClose, children }) {
   const [error, setError] = useState(null);
   return html`
-    <${Dialog} title=${title} onClose=${onClose}>
+    <${Dialog} title=${title} onClose=${onClose} ownsKeys>
       <div class="confirm">
         <p>${children}</p>
         <${Problem} error=${error} />
@@ -114,7 +116,8 @@ export async function copyText(text, what) {
 export function useKeys(keys) {
   const latest = useRef(keys);
   latest.current = keys;
-  useEffect(() => {
+  // At once: whoever sees a view may use its keys.
+  useLayoutEffect(() => {
     const listen = (event) => {
       const isField = event.target.closest?.("input, textarea, select, [contenteditable]");
       const name = `${event.ctrlKey || event.metaKey ? "ctrl+" : ""}${event.key.toLowerCase()}`;

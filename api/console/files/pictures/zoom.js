@@ -1,6 +1,6 @@
 // Zoom and pan that several pictures share: the numbers are custom properties of a common ancestor, so no component is
 // rendered while they change.
-import { useEffect, useRef } from "../core/ui.js";
+import { useLayoutEffect, useRef } from "../core/ui.js";
 
 const MAX_SCALE = 32;
 const STEP = 1.3;
@@ -11,7 +11,7 @@ export function useZoom(root, { target, wheelTarget = () => true, onChange = () 
   const zoom = useRef(null);
   zoom.current ??= new Zoom();
   zoom.current.onChange = onChange;
-  useEffect(() => zoom.current.attach(root.current, target, wheelTarget), []);
+  useLayoutEffect(() => zoom.current.attach(root.current, target, wheelTarget), []);
   return zoom.current;
 }
 

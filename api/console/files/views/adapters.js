@@ -16,7 +16,8 @@ export default function Adapters() {
   const [isOver, setOver] = useState(false);
   const [dropped, setDropped] = useState([]);
   const list = useAdapterFiles(search, SHOWN);
-  const show = (chosen) => go("adapters", chosen ? [chosen] : [], Object.fromEntries(query));
+  // With the search as it is by then: an upload may end later.
+  const show = (chosen) => go("adapters", chosen ? [chosen] : [], Object.fromEntries(route.value.query));
   const canUpload = may("submit");
   const drop = (event) => {
     event.preventDefault();

@@ -3,7 +3,7 @@ import { countOf } from "../core/format.js";
 import { keyOf, rereadImages } from "../core/image.js";
 import { Problem, announce } from "../core/parts.js";
 import { route } from "../core/router.js";
-import { html, useEffect, useLoaded, useMemo, useRef, useState, useValue } from "../core/ui.js";
+import { html, useLayoutEffect, useLoaded, useMemo, useRef, useState, useValue } from "../core/ui.js";
 import { useZoom } from "../pictures/zoom.js";
 import { againstOf, axesOf, heldImages, placeOfReference } from "./compare/address.js";
 import { ChoiceBar } from "./compare/choicebar.js";
@@ -21,10 +21,16 @@ export default function Compare() {
   const sweepId = query.get("sweep");
   const picked = `${sweepId ?? ""} ${query.get("requests") ?? ""} ${query.get("images") ?? ""}`;
   const picks = useMemo(() => parsePicks(query), [picked]);
-  const { data, error, isLoading, reload } = useLoaded((options) => loadAll(picks, sweepId, options), [picked]);
-  const jobs = sweepId ? data?.sweep?.jobs.map(({ request_id }) => request_id) ?? [] : [...picks.keys()];
-  useEffect(() => loadRatings(jobs), [jobs.join()]);
   if (!picks.size && !sweepId) return html`<${Start} />`;
+  // With a key: the images of one address must not be shown under another.
+  return html`<${Picked} key=${picked} picks=${picks} sweepId=${sweepId} query=${query} />`;
+}
+
+function Picked({ picks, sweepId, query }) {
+  const { data, error, isLoading, reload } = useLoaded((options) => loadAll(picks, sweepId, options), []);
+  const jobs = sweepId ? data?.sweep?.jobs.map(({ request_id }) => request_id) ?? [] : [...picks.keys()];
+  // At once: a rating that is given before would replace those that are kept.
+  useLayoutEffect(() => loadRatings(jobs), [jobs.join()]);
   if (error) return html`<${Heading} /><${Problem} error=${error} onRetry=${reload} />`;
   if (!data) return html`<${Heading} /><${Skeleton} />`;
   return html`
@@ -32,7 +38,7 @@ export default function Compare() {
     ${data.problems.map(({ id, error: problem }) => html`<${Problem} key=${id} error=${problem} onRetry=${reload} />`)}
     ${data.sweep && html`<${SweepBar} sweep=${data.sweep} shown=${data.images.length} onReload=${reload} />`}
     ${data.images.length > 0
-      ? html`<${Comparison} key=${`${picked} ${data.images.length}`} images=${data.images} query=${query} />`
+      ? html`<${Comparison} key=${data.images.length} images=${data.images} query=${query} />`
       : !data.problems.length && !(data.sweep && !isEnded(data.sweep)) && html`
         <${Problem} error=${new Error("None of these images is finished yet. Try again when the jobs have rendered some.")} onRetry=${reload} />`}
     ${isLoading && html`<p class="visually-hidden" role="status">Loading images</p>`}`;
@@ -81,7 +87,7 @@ function Comparison({ images: loaded, query }) {
     <${Toolbar} images=${images} axes=${axes} query=${query} names=${varying(images)} zoom=${zoom} scale=${scale}
       against=${against} showsDifference=${showsDifference} onDifference=${() => setShowsDifference(!showsDifference)} />
     <div ref=${root} class="compare-root ${showsDifference ? "shows-difference" : ""}">
-      <${Table} table=${table} axes=${axes} active=${place} imageAt=${imageAt} turn=${turn} otherOf=${otherOf} renew=${renew}
+      <${Table} table=${table} axes=${axes} active=${place} chosen=${active} imageAt=${imageAt} turn=${turn} otherOf=${otherOf} renew=${renew}
         showsDifference=${showsDifference} onActivate=${setActive} />
     </div>
     <p class="compare-count">${countOf(shown.length, "image")}${shown.length < images.length ? ` of ${images.length}` : ""}</p>

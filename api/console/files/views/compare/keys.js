@@ -1,7 +1,7 @@
 // The keys of the grid. Arrows are handled here too, so that they work before the grid has the focus.
 import { go } from "../../core/router.js";
 import { useKeys } from "../../core/parts.js";
-import { useEffect } from "../../core/ui.js";
+import { useLayoutEffect } from "../../core/ui.js";
 import { pickWinner, rate, reject } from "./ratings.js";
 
 export const KEYS = [
@@ -28,7 +28,7 @@ export function useCompareKeys({ table, current, images, zoom, setActive, turn, 
     enter: (event) => (!current || event.target.closest("button, a, summary") ? false : go("gallery", [current.request_id, current.index])),
     d: (event) => { if (!event.repeat) setShowsDifference(true); },
   });
-  useEffect(() => {
+  useLayoutEffect(() => {
     const end = (event) => { if (event.type === "blur" || event.key.toLowerCase() === "d") setShowsDifference(false); };
     addEventListener("keyup", end);
     addEventListener("blur", end);

@@ -42,9 +42,9 @@ export function SweepBar({ sweep, shown, onReload }) {
     onReload();
   };
   return html`
-    <div class="compare-sweep" role="status">
+    <div class="compare-sweep">
       <progress class="bar" max=${images} value=${counts.succeeded} aria-label="Images of the sweep that are finished"></progress>
-      <span>${[
+      <span role="status">${[
         `Sweep ${sweep.sweep_id.slice(0, 8)}: ${counts.succeeded} of ${countOf(images, "image")}`,
         counts.failed && `${counts.failed} failed`,
         counts.canceled && `${counts.canceled} canceled`,

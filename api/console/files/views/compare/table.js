@@ -5,10 +5,11 @@ import { html, useLayoutEffect, useRef, useValue } from "../../core/ui.js";
 import { labelOf } from "./dimensions.js";
 import { ratings } from "./ratings.js";
 
-export function Table({ table, axes, active, imageAt, turn, otherOf, renew, showsDifference, onActivate }) {
+// `active` is the chosen place, or the nearest one that the table has.
+export function Table({ table, axes, active, chosen, imageAt, turn, otherOf, renew, showsDifference, onActivate }) {
   const grid = useRef(null);
   const activeId = `${active.row}/${active.column}`;
-  useFocusFollows(grid, activeId);
+  useFocusFollows(grid, `${chosen.row}/${chosen.column}`);
   const first = table.cells.flat(2)[0];
   const shape = first ? first.width / first.height : 1;
   return html`
@@ -33,8 +34,8 @@ export function Table({ table, axes, active, imageAt, turn, otherOf, renew, show
     </div>`;
 }
 
-// The active cell has the focus once one of the cells has it, and is brought into sight.
-function useFocusFollows(grid, activeId) {
+// The cell that was chosen last gets the focus, and is brought into sight. Other axes leave the focus where they are chosen.
+function useFocusFollows(grid, chosenId) {
   const isFirst = useRef(true);
   // Not later: an effect that waits for a frame would take the focus back to a cell that has been left since.
   useLayoutEffect(() => {
@@ -45,7 +46,7 @@ function useFocusFollows(grid, activeId) {
     const cell = grid.current.querySelector(".compare-cell.is-active");
     cell?.focus({ preventScroll: true });
     cell?.scrollIntoView({ block: "nearest", inline: "nearest" });
-  }, [activeId]);
+  }, [chosenId]);
 }
 
 function Cell({ images, image, isActive, other, renew, showsDifference, onActivate, onTurn }) {

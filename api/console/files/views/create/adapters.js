@@ -7,9 +7,10 @@ import { AdapterPicker } from "./picker.js";
 
 export function Adapters({ draft, change, model, problems }) {
   const [isPicking, setPicking] = useState(false);
-  const replace = (index, changes) => change({
-    loras: draft.loras.map((lora, each) => (each === index ? { ...lora, ...changes } : lora)),
-  });
+  // Of what the form holds by then: the report of a file may arrive after other changes.
+  const replace = (index, changes) => change(({ loras }) => ({
+    loras: loras.map((lora, each) => (each === index ? { ...lora, ...changes } : lora)),
+  }));
   const remove = (index) => change({ loras: draft.loras.filter((_, each) => each !== index) });
   const add = (path) => {
     setPicking(false);

@@ -6,7 +6,7 @@ import { announce, useKeys } from "../../core/parts.js";
 import { fieldOf, loadSchemas, schemas } from "../../core/schema.js";
 import { submitRequest } from "../../core/sent.js";
 import { fleet } from "../../core/store.js";
-import { html, useEffect, useMemo, useRef, useState, useValue } from "../../core/ui.js";
+import { html, useEffect, useLayoutEffect, useMemo, useRef, useState, useValue } from "../../core/ui.js";
 import { Adapters } from "./adapters.js";
 import { bodyOf, imageCount } from "./body.js";
 import { Field } from "./fields.js";
@@ -73,7 +73,8 @@ export function CreateForm({ onSent }) {
       requestAnimationFrame(() => focusFirstProblem(form.current));
     }
   };
-  useEffect(() => { if (waiting === fields && body.model) submit(); }, [waiting, body.model]);
+  // At once: before a frame is drawn, a key might send the job too.
+  useLayoutEffect(() => { if (waiting === fields && body.model) submit(); }, [waiting, body.model]);
   // A question that is open has to be answered first.
   const submitByKey = (event) => (document.querySelector("dialog[open]:not(.sheet)") ? false : submit(event));
   useKeys({ "ctrl+enter": submitByKey, n: () => form.current.querySelector("textarea").focus() });

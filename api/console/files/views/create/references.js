@@ -4,7 +4,7 @@ import { changeDraft, draft } from "../../core/draft.js";
 import { REFERENCE_FIELDS } from "../../core/image.js";
 import { uploadReference } from "../../core/reference.js";
 import { announce } from "../../core/parts.js";
-import { html, signal, useEffect, useRef, useState, useValue } from "../../core/ui.js";
+import { html, signal, useLayoutEffect, useRef, useState, useValue } from "../../core/ui.js";
 
 // Files on their way: { id, name, address (blob URL), error }.
 export const uploads = signal([]);
@@ -120,7 +120,7 @@ function Address() {
 function useListener(events, listen) {
   const latest = useRef(listen);
   latest.current = listen;
-  useEffect(() => {
+  useLayoutEffect(() => {
     const call = (event) => latest.current(event);
     events.forEach((name) => addEventListener(name, call));
     return () => events.forEach((name) => removeEventListener(name, call));

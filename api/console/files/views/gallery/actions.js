@@ -50,7 +50,7 @@ function Recipe({ image, onClose }) {
   const recipe = recipeOf(image);
   const text = JSON.stringify(recipe, null, 2);
   return html`
-    <${Dialog} title="Recipe" kind="recipe" onClose=${onClose}>
+    <${Dialog} title="Recipe" kind="recipe" onClose=${onClose} ownsKeys>
       <div>
         <p>The request that renders this image again, and everything that is known about it.</p>
         <pre tabindex="0" aria-label="Recipe as JSON">${text}</pre>

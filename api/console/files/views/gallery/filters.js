@@ -1,7 +1,7 @@
 // What the gallery shows. All of it is in the address, so it can be shared.
 import { adapterName } from "../../core/format.js";
 import { setQuery } from "../../core/router.js";
-import { html, useEffect, useId, useRef, useState } from "../../core/ui.js";
+import { html, useId, useLayoutEffect, useRef, useState } from "../../core/ui.js";
 
 const NAMES = ["prompt", "adapter", "seed", "since", "until", "request_id", "model", "tenant"];
 const PAUSE_MS = 300;
@@ -49,10 +49,21 @@ const checkSeed = (text) => (/^\d*$/.test(text) ? "" : "A seed is a whole number
 function TextFilter({ label, value, onChange, check = () => "", kind = "", ...attributes }) {
   const [text, setText] = useState(value);
   const timer = useRef(0);
+  const sent = useRef(value);
   const id = useId();
-  useEffect(() => setText(value), [value]);
-  useEffect(() => () => clearTimeout(timer.current), []);
-  const send = (next) => { if (!check(next.trim())) onChange(next.trim()); };
+  // Only a value that came from elsewhere: what was sent from here may be older than what has been typed since.
+  useLayoutEffect(() => {
+    if (value === sent.current) return;
+    clearTimeout(timer.current);
+    sent.current = value;
+    setText(value);
+  }, [value]);
+  useLayoutEffect(() => () => clearTimeout(timer.current), []);
+  const send = (next) => {
+    if (check(next.trim())) return;
+    sent.current = next.trim();
+    onChange(sent.current);
+  };
   const onInput = ({ target }) => {
     setText(target.value);
     clearTimeout(timer.current);

@@ -1,6 +1,6 @@
 // All images as justified rows. Only rows near the screen are in the document, so thousands scroll as well as ten.
 import { keyOf } from "../../core/image.js";
-import { html, useEffect, useMemo, useRef, useState, useValue } from "../../core/ui.js";
+import { html, useEffect, useLayoutEffect, useMemo, useRef, useState, useValue } from "../../core/ui.js";
 import { layOut } from "./layout.js";
 import { DayHeading, SectionHeading } from "./headings.js";
 import { clearSelection, selectAll, selectTo, selection, toggle } from "./selection.js";
@@ -24,7 +24,7 @@ export function Grid({ images, hrefFor, renew, onEnd, focusKey }) {
   const activeKey = layout.placeOf.has(active) ? active : images.length ? keyOf(images[0]) : null;
   useEffect(() => { if (width && range.to > layout.height - READ_AHEAD_PX) onEnd(); }, [range, layout, width]);
   const focus = useFocus(grid, layout, setActive);
-  useEffect(() => { if (focusKey) focus(focusKey); }, [focusKey]);
+  useLayoutEffect(() => { if (focusKey) focus(focusKey); }, [focusKey]);
   const pick = (event, image, { isCheck = false } = {}) => {
     setActive(keyOf(image));
     const isPlain = !event.shiftKey && !event.ctrlKey && !event.metaKey;
@@ -85,19 +85,21 @@ function Row({ row, selected, activeKey, renew, hrefFor, onPick }) {
 // Return focus(key): it brings an image to the screen and gives it the focus once it is drawn.
 function useFocus(grid, layout, setActive) {
   const wanted = useRef(null);
-  useEffect(() => {
+  // At once, and once: later it would take the focus from where it has gone since.
+  const focusWanted = () => {
     const tile = wanted.current && document.getElementById(tileId(wanted.current));
     if (!tile) return;
     wanted.current = null;
     tile.focus({ preventScroll: true });
-  });
+  };
+  useLayoutEffect(focusWanted);
   return (key) => {
     const place = layout.placeOf.get(key);
     if (!place) return;
     wanted.current = key;
     setActive(key);
     scrollToRow(grid.current, layout.rows[place.row]);
-    document.getElementById(tileId(key))?.focus({ preventScroll: true });
+    focusWanted();
   };
 }
 

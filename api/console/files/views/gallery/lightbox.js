@@ -20,7 +20,9 @@ export function Lightbox({ open, feed, images, onMove, onClose }) {
     ({ signal: abort }) => (isListed ? Promise.resolve(null) : readImages(open.request_id, { signal: abort })),
     [isListed, isListed ? "" : open.request_id]);
   const [renewed, setRenewed] = useState(null);
-  const all = isListed ? images : renewed ?? alone.data ?? [];
+  // Both may be of the job that was open before.
+  const ofJob = (read) => (read?.[0]?.request_id === open.request_id ? read : null);
+  const all = isListed ? images : ofJob(renewed) ?? ofJob(alone.data) ?? [];
   const place = all.findIndex((image) => keyOf(image) === keyOf(open));
   const image = all[place];
   const move = (step) => { if (all[place + step]) onMove(all[place + step]); };

@@ -26,8 +26,11 @@ export function Slots() {
   const section = useRef(null);
   // Cursors of the pages before this one, and of this one.
   const [cursors, setCursors] = useState([null]);
-  const { data, error, isLoading, reload } = useLoaded(
-    ({ signal }) => getJson(withQuery("/v1/slots", { limit: PAGE, cursor: cursors.at(-1) }), { signal }), [cursors]);
+  const cursor = cursors.at(-1);
+  const { data, error, isLoading, reload } = useLoaded(async ({ signal }) =>
+    ({ ...await getJson(withQuery("/v1/slots", { limit: PAGE, cursor }), { signal }), cursor }), [cursors]);
+  // Until the chosen page is there, the one before is shown, which knows what follows itself.
+  const isShown = data?.cursor === cursor;
   // A new call would abort one that takes longer, and no answer would ever arrive.
   useRefresh(section, () => isLoading || reload());
   const total = useValue(fleet)?.slots;
@@ -44,7 +47,7 @@ export function Slots() {
           <button type="button" class="quiet" disabled=${cursors.length === 1}
             onClick=${() => setCursors(cursors.slice(0, -1))}>Previous</button>
           Slots ${first} to ${first + (data?.data.length ?? 1) - 1}
-          <button type="button" class="quiet" disabled=${!data?.has_more}
+          <button type="button" class="quiet" disabled=${!isShown || !data.has_more}
             onClick=${() => setCursors([...cursors, data.next_cursor])}>Next</button>
         </p>`}
     </section>`;
