@@ -192,7 +192,7 @@ def serve_http() -> Iterator[Callable[[_Server], _Server]]:
 def wait_until() -> Callable[..., Any]:
     """Poll `predicate` until it is true and return its value; the test fails after `timeout_s` seconds."""
 
-    def wait(predicate: Callable[[], Any], timeout_s: float = 10.0, *, what: str = "the condition") -> Any:
+    def wait(predicate: Callable[[], Any], timeout_s: float = 30.0, *, what: str = "the condition") -> Any:
         deadline = time.monotonic() + timeout_s
         while not (value := predicate()):
             if time.monotonic() > deadline:

@@ -33,7 +33,8 @@ def show(browser, watch, sweep, folder):
     def open_it(**options):
         context = browser.new_context(**{"viewport": DESKTOP, "reduced_motion": "reduce", **options})
         contexts.append(context)
-        context.set_default_timeout(10_000)
+        # Nothing takes as long, unless other tests have the processors.
+        context.set_default_timeout(30_000)
         watch.watch(context, hosts={""})
         page = context.new_page()
         page.goto(address)

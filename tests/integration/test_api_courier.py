@@ -15,14 +15,18 @@ SENDERS = 8
 
 
 class Receiver(ThreadingHTTPServer):
-    """Confirms each message after `delay_s`, and counts how many it has at a time."""
+    """Confirms each message after `delay_s`, and counts how many it has at a time.
+
+    Attributes:
+        notes: what `note` returned when each message came.
+    """
 
     daemon_threads = True
     request_queue_size = 64
 
-    def __init__(self, delay_s=0.0):
+    def __init__(self, delay_s=0.0, note=lambda: None):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.delay_s = delay_s
+        self.delay_s, self.note, self.notes = delay_s, note, []
         self.lock = threading.Lock()
         self.jobs, self.at_a_time, self.most_at_a_time = [], 0, 0
 
@@ -33,6 +37,7 @@ class _Handler(BaseHTTPRequestHandler):
         with server.lock:
             server.at_a_time += 1
             server.most_at_a_time = max(server.most_at_a_time, server.at_a_time)
+            server.notes.append(server.note())
         self.rfile.read(int(self.headers["Content-Length"]))
         threading.Event().wait(server.delay_s)
         with server.lock:
@@ -109,17 +114,18 @@ def state(ledger, job):
 def test_hosts_that_never_answer_delay_another_tenant_by_one_turn_of_a_sender(
     courier, ledger, receiver, silent_port, wait_until
 ):
-    live = receiver()
+    live = receiver(note=lambda: attempts(ledger, "dead", 24))
     for n in range(24):
         end(ledger, f"dead{n}", f"http://127.0.1.{n + 1}:{silent_port}/")
     courier()
-    wait_until(lambda: attempts(ledger, "dead", 24) == SENDERS, what="an attempt of every sender")
+    wait_until(lambda: attempts(ledger, "dead", 24) >= SENDERS, what="an attempt of every sender")
 
     end(ledger, "fine", f"http://127.0.0.1:{live.server_port}/", tenant="b")
+    begun = attempts(ledger, "dead", 24)
     wait_until(lambda: live.jobs == ["fine"], what="the other tenant's message")
 
     # It did not wait for the last eight.
-    assert attempts(ledger, "dead", 24) <= 2 * SENDERS
+    assert live.notes[0] <= begun + SENDERS
 
 
 @pytest.mark.parametrize("kind", ["silent", "closed"])
@@ -161,12 +167,12 @@ def test_a_courier_that_stops_begins_no_attempt_and_ends_those_under_way(courier
     for n in range(24):
         end(ledger, f"dead{n}", f"http://127.0.1.{n + 1}:{silent_port}/")
     running = courier()
-    wait_until(lambda: attempts(ledger, "dead", 24) == SENDERS, what="an attempt of every sender")
+    wait_until(lambda: attempts(ledger, "dead", 24) >= SENDERS, what="an attempt of every sender")
 
     running.stop()
 
     errors = [ledger.redis.hget(keys.job(f"dead{n}"), "webhook_error") for n in range(24)]
-    assert sum(bool(error) for error in errors) == attempts(ledger, "dead", 24) == SENDERS
+    assert sum(bool(error) for error in errors) == attempts(ledger, "dead", 24) < 24
 
 
 def test_a_sender_that_was_held_up_for_longer_than_its_reservation_allows_sends_nothing(courier, ledger, receiver):
