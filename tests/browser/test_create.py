@@ -364,33 +364,6 @@ def test_a_job_that_is_sent_before_the_models_are_known_waits_for_them(console, 
     assert len(console.api.http.get("/v1/requests").json()["data"]) == 1
 
 
-# Ctrl+Enter when the form is drawn with the models, before effects that wait for a frame.
-PRESS_WHEN_READY = """() => {
-  const button = document.querySelector(".create-submit .primary");
-  const key = new KeyboardEvent("keydown", { key: "Enter", ctrlKey: true, bubbles: true });
-  new MutationObserver((_, observer) => {
-    observer.disconnect();
-    setTimeout(() => document.body.dispatchEvent(key));
-  }).observe(button, { attributes: true });
-}"""
-
-
-def test_a_job_that_waits_for_the_models_is_sent_once_whatever_keys_are_pressed(console, open_page, expect, watch):
-    page = open_page(console.url)
-    held = []
-    page.route("**/v1/models", lambda route: held.append(route))
-    page.reload()
-    page.get_by_label(PROMPTS).fill("a fox")
-    page.keyboard.press("Control+Enter")
-    expect(page.get_by_text("The job is sent as soon as it is here.")).to_be_visible()
-    page.evaluate(PRESS_WHEN_READY)
-
-    sent_body(page, lambda: [route.continue_() for route in held])
-
-    expect(page.get_by_role("status").filter(has_text="Accepted: 1 image.")).to_be_visible()
-    assert [request.method for request in watch.requests if request.url.endswith("/v1/inference")] == ["POST"]
-
-
 def test_a_report_that_comes_late_changes_nothing_else(console, open_page, expect):
     held = []
     page = open_page(console.url, "#/adapters")
