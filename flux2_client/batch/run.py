@@ -15,7 +15,7 @@ from flux2_client.batch.line_jobs import LineJobs, Ticket
 from flux2_client.batch.line_reader import RawLine, count_lines, read_lines
 from flux2_client.batch.progress import DEFAULT_IN_FLIGHT, BatchProgress
 from flux2_client.batch.request_line import LineFault, RequestLine, fault, parse_line
-from shared.errors import CommandError
+from shared.errors import CommandError, OutputRefused
 
 # Lines whose bodies are in memory, and answers whose images are.
 _SUBMITS: Final = 8
@@ -68,14 +68,14 @@ class BatchRun:
             CommandError: the run cannot go on; what it had answered is in the files.
         """
         self._change(lines=lines)
-        async with asyncio.TaskGroup() as tasks:
-            watching = tasks.create_task(self._watch.run())
-            async with asyncio.TaskGroup() as started:
-                try:
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                watching = tasks.create_task(self._watch.run())
+                async with asyncio.TaskGroup() as started:
                     await self._start_lines(started)
-                except CommandError as error:
-                    self._stop(error)
-            watching.cancel()
+                watching.cancel()
+        except* OutputRefused as group:
+            self._stop(_first_of(group))
         if self._stopped_by is not None:
             raise self._stopped_by
         return self._progress
@@ -131,6 +131,9 @@ class BatchRun:
                 self._write(submitted)
             else:
                 await self._collect_when_ended(ticket, submitted)
+        except OutputRefused:
+            # Ends the run at once: the answers of the jobs under way could not be written either.
+            raise
         except CommandError as error:
             self._stop(error)
         finally:
@@ -164,6 +167,11 @@ class BatchRun:
     def _change(self, **changes: int) -> None:
         self._progress = replace(self._progress, **changes)
         self._on_progress(self._progress)
+
+
+def _first_of(group: BaseExceptionGroup[OutputRefused]) -> OutputRefused:
+    first = group.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 async def run_batch(

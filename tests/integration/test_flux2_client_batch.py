@@ -19,10 +19,11 @@ from flux2_client import answers as client_answers
 from flux2_client import retries
 from flux2_client.async_client import AsyncClient
 from flux2_client.batch import job_watch
+from flux2_client.batch.answer_file import AnswerFile
 from flux2_client.batch.job_watch import JobWatch
 from flux2_client.client import Client
 from flux2_client.commands import app
-from shared.errors import ApiError
+from shared.errors import ApiError, OutputRefused
 
 SIZE = {"width": 64, "height": 64, "sample_steps": 2}
 
@@ -496,6 +497,29 @@ def test_a_file_that_holds_something_else_is_refused_and_left_alone(api, files, 
     assert "line 1 of out.jsonl is no answer of a batch; choose another file" in done.stderr
     assert Path("out.jsonl").read_text() == "my notes"
     assert names(files) == ["out.jsonl", "requests.jsonl"]
+
+
+def test_answers_that_cannot_be_written_end_the_batch_while_other_jobs_wait(
+    api, files, background, batch, finish, wait_until, start_renderer, monkeypatch
+):
+    write(job("a"), job("b"), job("c"))
+    append = AnswerFile.append
+
+    def refuse(file, answer):
+        raise OutputRefused("cannot write out.jsonl: No space left on device; make room and run the command again")
+
+    monkeypatch.setattr(AnswerFile, "append", refuse)
+    running = background(batch)
+    wait_until(lambda: api.ledger.queue_length("flux2") == 3, timeout_s=60, what="three jobs")
+    finish(api, api.ledger.claim_next(("flux2",), slot="one", boot="one", warm="base"))
+
+    full = running.result(timeout=60)
+    monkeypatch.setattr(AnswerFile, "append", append)
+    start_renderer()
+    done = batch()
+
+    assert (full.exit_code, full.stderr.count("No space left on device")) == (1, 1)
+    assert (done.exit_code, len(by_id()), len(accepted_jobs(api))) == (0, 3, 3)
 
 
 def test_jobs_behind_many_newer_ones_are_asked_for_one_by_one(api, renderer, monkeypatch):
