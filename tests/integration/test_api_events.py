@@ -436,7 +436,8 @@ def test_streams_beyond_the_limits_are_refused_and_places_come_back(
 
 def test_a_caller_that_reads_nothing_loses_its_place(api, submit, claim, monkeypatch, wait_until):
     monkeypatch.setattr(fastapi.routing, "_PING_INTERVAL", 0.05)
-    monkeypatch.setattr(stalled_streams, "_PATIENCE_S", 0.2)
+    # Long enough to see the stream.
+    monkeypatch.setattr(stalled_streams, "_PATIENCE_S", 1.0)
     submit("job")
     # More than the buffers of a connection hold.
     api.ledger.previews.store(claim().item_id, step=1, steps=4, image_webp=bytes(8 * 1024**2))

@@ -306,7 +306,7 @@ def test_hosts_that_do_not_answer_hold_up_neither_polls_nor_submits_without_link
     # More than there are turns for calls with links, and more than there are threads for polls.
     hostile = [{"ctrl_img": f"http://{gallery.place}/silence"}]
 
-    with api_with(sources={"timeout_s": 3}) as api, ThreadPoolExecutor(48) as pool:
+    with api_with(sources={"timeout_s": 5}) as api, ThreadPoolExecutor(48) as pool:
         answers = [pool.submit(post, api, *hostile) for _ in range(48)]
         deadline = time.monotonic() + 10
         while gallery.open_requests < 8 and time.monotonic() < deadline:
@@ -319,5 +319,5 @@ def test_hosts_that_do_not_answer_hold_up_neither_polls_nor_submits_without_link
         codes = {answer.result().json()["code"] for answer in answers}
 
     # Less than the silent host may take.
-    assert quick_s < 3
+    assert quick_s < 5
     assert codes == {"source_unavailable", "reference_check_busy"}
