@@ -39,6 +39,16 @@ def test_a_finished_sweep_is_a_grid_of_its_checkpoints(console, sweep, open_page
     assert f"sweep={sweep}" in page.url
 
 
+def test_the_multipliers_are_those_of_the_checkpoints(console, open_page, expect):
+    fixed = [{"path": "sks_robot.safetensors", "network_multiplier": 0.3}]
+    sweep = console.api.http.post("/v1/sweeps", json=SWEEP | {"loras": fixed}).json()["sweep_id"]
+    console.finish_queued()
+
+    page = open_page(console.url, f"#/compare?sweep={sweep}&rows=checkpoint&columns=multiplier")
+
+    expect(page.get_by_role("columnheader")).to_have_text(["Rows", "base model", "× 0.5", "× 1"])
+
+
 def test_a_running_sweep_shows_what_is_finished_and_can_be_canceled(console, sweep, open_page, expect, axe):
     page = open_page(console.url, f"#/compare?sweep={sweep}")
     expect(page.get_by_text("0 of 6 images")).to_be_visible()

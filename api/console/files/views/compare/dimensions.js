@@ -13,13 +13,17 @@ function stepOf({ path }) {
 
 const familyOf = ({ path }) => adapterName(path).replace(STEP, "$1");
 
+// Of a sweep, that of the checkpoint: its other adapters are the same in all images.
+const multiplierOf = (image) =>
+  (image.checkpoint ? String(image.multiplier ?? "") : joined(image, ({ multiplier }) => String(multiplier)));
+
 const BASE = "base model";
 
 // `valueOf` gives the text that identifies a value; `labelOf` shows it.
 export const DIMENSIONS = {
   checkpoint: { name: "Checkpoint", valueOf: (image) => image.checkpoint ?? "", labelOf: (value) => value || BASE },
   adapter: { name: "Adapter", valueOf: (image) => joined(image, familyOf), labelOf: (value) => value || BASE },
-  multiplier: { name: "Multiplier", valueOf: (image) => joined(image, ({ multiplier }) => String(multiplier)), labelOf: (value) => (value ? `× ${value}` : BASE) },
+  multiplier: { name: "Multiplier", valueOf: multiplierOf, labelOf: (value) => (value ? `× ${value}` : BASE) },
   step: { name: "Checkpoint step", valueOf: (image) => joined(image, stepOf), labelOf: (value) => (/^\d/.test(value) ? `step ${value}` : value || BASE) },
   prompt: { name: "Prompt", valueOf: (image) => image.prompt ?? "" },
   seed: { name: "Seed", valueOf: (image) => String(image.seed ?? ""), labelOf: (value) => value && `seed ${value}` },

@@ -27,8 +27,8 @@ export async function readSweep(id, { signal } = {}) {
   return { status, images: images.slice(0, MAX_IMAGES) };
 }
 
-const imageOf = ({ image, request_id, index, checkpoint }, { model, created_at, finished_at }) =>
-  ({ ...image, request_id, index, model, created_at, finished_at, checkpoint });
+const imageOf = ({ image, request_id, index, checkpoint, multiplier }, { model, created_at, finished_at }) =>
+  ({ ...image, request_id, index, model, created_at, finished_at, checkpoint, multiplier });
 
 // What a sweep that is shown has rendered so far, and how to stop it.
 export function SweepBar({ sweep, shown, onReload }) {
