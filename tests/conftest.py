@@ -110,6 +110,14 @@ def redis_url(redis_server: RedisServer) -> str:
     return redis_server.url
 
 
+@pytest.fixture(scope="module")
+def empty_redis_server(redis_server: RedisServer) -> RedisServer:
+    """The same server, without what other modules left, for a service that all tests of a module share."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server
+
+
 @pytest.fixture
 def redis_client(redis_url: str) -> Iterator[redis.Redis]:
     """A client of an empty database; replies are text."""

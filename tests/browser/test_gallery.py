@@ -156,6 +156,23 @@ def test_the_lightbox_works_by_the_keyboard_alone(console, gallery, expect):
     expect(page.get_by_role("link", name="three, seed 44, base model")).to_be_focused()
 
 
+def test_a_lightbox_that_is_closed_before_the_images_are_there_gives_the_focus_to_its_image(console, gallery, expect):
+    job = submit_images(console.api.http, ["one", "two"])
+    console.finish_queued()
+    page = gallery(f"/{job}/1")
+    held = []
+    page.route("**/v1/images?*", lambda route: held.append(route))
+    page.reload()
+    expect(page.get_by_role("dialog").get_by_role("img", name="two, seed 43, base model")).to_be_visible()
+
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("dialog")).to_have_count(0)
+    for route in held:
+        route.continue_()
+
+    expect(page.get_by_role("link", name="two, seed 43, base model")).to_be_focused()
+
+
 @pytest.mark.parametrize("theme", THEMES)
 def test_the_lightbox_has_no_serious_fault(theme, console, gallery, axe):
     job = submit_images(console.api.http, ["one", "two"], lora="neon.safetensors")

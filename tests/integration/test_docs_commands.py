@@ -17,7 +17,6 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import redis
 import yaml
 from api_keys import add_key
 from command_checks import check_segment, is_run
@@ -92,18 +91,16 @@ def running_slot(environment):
 
 
 @pytest.fixture(scope="module")
-def services(tmp_path_factory, redis_server, wait_until):
+def services(tmp_path_factory, empty_redis_server, wait_until):
     """A service without keys and with a slot, and one with keys, whose environment has a key with every role."""
     folder = tmp_path_factory.mktemp("services")
     for name, source in LORAS.items():
         (folder / "adapters" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(DEMO_ADAPTERS / f"{source}.safetensors", folder / "adapters" / name)
     write_tiny_adapter(folder / "adapters/my_lora_job/flux2_klein_4b.safetensors", model=find_model("flux2_klein_4b"))
-    with redis.Redis.from_url(redis_server.url) as client:
-        client.flushall()
     with ExitStack() as stack:
         hub = stack.enter_context(served_hub())
-        opened, locked = (make_environment(folder, redis_server.url, hub, database=number) for number in (0, 1))
+        opened, locked = (make_environment(folder, empty_redis_server.url, hub, database=number) for number in (0, 1))
         stack.enter_context(running_slot(opened))
         for environment in (opened, locked):
             with pytest.MonkeyPatch.context() as patch:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import httpx2
 import pytest
-import redis
 from fastmcp import Client
 from PIL import Image, ImageChops, ImageStat
 from typer.testing import CliRunner
@@ -28,11 +27,9 @@ NEON = {"path": "styles/neon_city.safetensors"}
 
 
 @pytest.fixture(scope="module")
-def service(redis_server):
+def service(empty_redis_server):
     """The address of an API with one simulated slot."""
-    with redis.Redis.from_url(redis_server.url) as client:
-        client.flushall()
-    with simulated_service(slots=1, step_s=STEP_S, adapters=ADAPTERS, redis=redis_server) as url:
+    with simulated_service(slots=1, step_s=STEP_S, adapters=ADAPTERS, redis=empty_redis_server) as url:
         yield url
 
 

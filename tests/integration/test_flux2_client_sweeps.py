@@ -35,7 +35,7 @@ SLOW = ("--size", "1024", "--steps", "100")
 
 
 @pytest.fixture(scope="module")
-def url(redis_server, tmp_path_factory):
+def url(empty_redis_server, tmp_path_factory):
     """The address of a service with two slots, for all tests of this file."""
     log = tmp_path_factory.mktemp("service") / "log"
     with pytest.MonkeyPatch.context() as patch, log.open("wb") as file:
@@ -45,7 +45,7 @@ def url(redis_server, tmp_path_factory):
             slots=2,
             step_s=0.05,
             adapters={"neon.safetensors": "neon", "job/sks_robot.safetensors": "sks_robot"},
-            redis=redis_server,
+            redis=empty_redis_server,
             log=file,
         ) as address:
             yield address

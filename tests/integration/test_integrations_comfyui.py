@@ -13,7 +13,6 @@ from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
-import redis
 import torch
 from PIL import Image
 
@@ -29,13 +28,11 @@ class InterruptProcessingException(Exception):
 
 
 @pytest.fixture(scope="module")
-def service(redis_server):
+def service(empty_redis_server):
     """A client of an API with two simulated slots."""
-    with redis.Redis.from_url(redis_server.url) as client:
-        client.flushall()
     adapters = {ADAPTER: "neon"}
     with (
-        simulated_service(slots=2, step_s=0.02, adapters=adapters, redis=redis_server) as url,
+        simulated_service(slots=2, step_s=0.02, adapters=adapters, redis=empty_redis_server) as url,
         Client(url) as client,
     ):
         yield SimpleNamespace(url=url, client=client)

@@ -83,7 +83,9 @@ end
 -- Store the items of a job, and queue those of each lane together: Redis serves nobody else meanwhile, and a sweep has
 -- thousands.
 local function store_items(job)
-  local before = redis.call('INCRBY', SEQUENCE, #job.items) - #job.items
+  -- With commands that operators have allowed already, of which INCRBY is none.
+  local before = tonumber(redis.call('GET', SEQUENCE) or 0)
+  redis.call('SET', SEQUENCE, before + #job.items)
   local lanes, entries = {}, {}
   for position, item in ipairs(job.items) do
     local order = before + position

@@ -82,23 +82,29 @@ function Row({ row, selected, activeKey, renew, hrefFor, onPick }) {
     </div>`, [row, selected, activeKey, renew, hrefFor]);
 }
 
-// Return focus(key): it brings an image to the screen and gives it the focus once it is drawn.
+// Return focus(key): it brings an image to the screen and gives it the focus, both once the images are there.
 function useFocus(grid, layout, setActive) {
   const wanted = useRef(null);
-  // At once, and once: later it would take the focus from where it has gone since.
   const focusWanted = () => {
-    const tile = wanted.current && document.getElementById(tileId(wanted.current));
-    if (!tile) return;
-    wanted.current = null;
-    tile.focus({ preventScroll: true });
+    const place = layout.placeOf.get(wanted.current);
+    if (!place) {
+      // After a reload no image is there yet. One that is not among the first is not waited for.
+      if (layout.rows.length) wanted.current = null;
+      return;
+    }
+    // Meanwhile, the reader may have gone on elsewhere.
+    const at = document.activeElement;
+    const isElsewhere = at && at !== document.body && !grid.current.contains(at);
+    const tile = document.getElementById(tileId(wanted.current));
+    if (!isElsewhere) scrollToRow(grid.current, layout.rows[place.row]);
+    // At once, and once: later it would take the focus from where it has gone since.
+    if (tile || isElsewhere) wanted.current = null;
+    if (!isElsewhere) tile?.focus({ preventScroll: true });
   };
   useLayoutEffect(focusWanted);
   return (key) => {
-    const place = layout.placeOf.get(key);
-    if (!place) return;
     wanted.current = key;
     setActive(key);
-    scrollToRow(grid.current, layout.rows[place.row]);
     focusWanted();
   };
 }
