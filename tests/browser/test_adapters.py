@@ -4,7 +4,7 @@ import base64
 import re
 
 import pytest
-from console_pages import PHONE, show_view, submit_images
+from console_pages import PHONE, HeldCalls, show_view, submit_images
 
 
 @pytest.fixture
@@ -112,26 +112,24 @@ def test_on_a_phone_the_report_takes_the_place_of_the_list(console, open_page, e
 
 
 def test_an_upload_that_ends_takes_nobody_away_from_another_view(shown, adapter_root, expect):
-    held = []
-    shown.route("**/v1/adapters/late", lambda route: held.append(route))
+    held = HeldCalls(shown, "**/v1/adapters/late")
     drop(shown, "late.safetensors", (adapter_root / "neon.safetensors").read_bytes())
     expect(shown.get_by_text("late.safetensors")).to_be_visible()
     show_view(shown, "Queue")
 
-    held[0].continue_()
+    held.send()
 
     expect(shown.get_by_text("late.safetensors is stored.")).to_be_visible()
     expect(shown).to_have_title("Queue · flux2")
 
 
 def test_an_upload_that_ends_leaves_the_search_as_it_is(shown, adapter_root, expect):
-    held = []
-    shown.route("**/v1/adapters/late", lambda route: held.append(route))
+    held = HeldCalls(shown, "**/v1/adapters/late")
     drop(shown, "late.safetensors", (adapter_root / "neon.safetensors").read_bytes())
     expect(shown.get_by_text("late.safetensors")).to_be_visible()
     shown.get_by_label("Search").fill("robot")
 
-    held[0].continue_()
+    held.send()
 
     expect(shown.get_by_role("article", name="late")).to_be_visible()
     expect(shown.get_by_label("Search")).to_have_value("robot")

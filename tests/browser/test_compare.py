@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from console_pages import PHONE, THEMES, find_violations, submit_images
+from console_pages import PHONE, THEMES, HeldCalls, find_violations, submit_images
 from PIL import Image
 
 SEEDS = [{"prompt": "a disc", "seed": seed} for seed in (7, 8)]
@@ -229,8 +229,7 @@ def test_another_address_shows_its_own_images(console, jobs, open_page, expect):
 
 def test_images_that_are_not_loaded_yet_are_not_said_to_be_missing(console, jobs, open_page, expect):
     page = open_page(console.url, "#/compare")
-    held = []
-    page.route("**/result", lambda route: held.append(route))
+    held = HeldCalls(page, "**/result")
     page.get_by_role("checkbox").first.check()
 
     with page.expect_request("**/result"):
@@ -238,7 +237,7 @@ def test_images_that_are_not_loaded_yet_are_not_said_to_be_missing(console, jobs
 
     expect(page.get_by_role("status", name="Loading images")).to_be_visible()
     expect(page.get_by_role("alert")).to_have_count(0)
-    held[0].continue_()
+    held.send()
     expect(cells(page)).to_have_count(2)
 
 

@@ -5,7 +5,7 @@ import io
 import re
 
 import pytest
-from console_pages import PHONE, THEMES, find_violations, submit_images
+from console_pages import PHONE, THEMES, HeldCalls, find_violations, submit_images
 from PIL import Image
 
 PROMPTS = "Prompts, one on each line"
@@ -347,8 +347,7 @@ def test_the_keyboard_alone_sends_a_job(console, open_page, expect):
 
 def test_a_job_that_is_sent_before_the_models_are_known_waits_for_them(console, open_page, expect):
     page = open_page(console.url)
-    held = []
-    page.route("**/v1/models", lambda route: held.append(route))
+    held = HeldCalls(page, "**/v1/models")
     page.reload()
     page.get_by_label(PROMPTS).fill("a fox")
     page.keyboard.press("Control+Enter")
@@ -358,23 +357,23 @@ def test_a_job_that_is_sent_before_the_models_are_known_waits_for_them(console, 
     expect(page.get_by_text("The job is sent as soon as it is here.")).to_be_hidden()
     page.keyboard.press("Control+Enter")
 
-    body = sent_body(page, lambda: [route.continue_() for route in held])
+    body = sent_body(page, held.send)
 
     assert body["prompts"] == [{"prompt": "a hare"}]
     assert len(console.api.http.get("/v1/requests").json()["data"]) == 1
 
 
 def test_a_report_that_comes_late_changes_nothing_else(console, open_page, expect):
-    held = []
     page = open_page(console.url, "#/adapters")
-    page.route("**/v1/adapters?path=*", lambda route: held.append(route))
+    held = HeldCalls(page, "**/v1/adapters?path=*")
     with page.expect_request(lambda request: "/v1/adapters?path=" in request.url and "model=" in request.url):
         page.goto(f"{console.url}/#/create?prompt=a+fox&lora=neon.safetensors")
     row = page.get_by_role("listitem", name="neon")
     row.get_by_role("spinbutton").fill("0.5")
 
-    answer = held[-1].fetch()
-    held[-1].fulfill(response=answer, json=answer.json() | {"must_ignore": ["text_encoder"]})
+    call = held.take()
+    answer = call.fetch()
+    call.fulfill(response=answer, json=answer.json() | {"must_ignore": ["text_encoder"]})
 
     expect(row).to_contain_text("Its text encoder part is left out.")
     expect(row.get_by_role("spinbutton")).to_have_value("0.5")
@@ -425,15 +424,14 @@ def test_a_form_with_everything_in_it_has_no_serious_fault(theme, console, open_
 
 
 def test_a_reference_that_was_removed_while_it_was_uploaded_stays_away(console, open_page, expect):
-    held = []
     page = open_page(console.url)
-    page.route("**/v1/uploads", lambda route: held.append(route), times=1)
+    held = HeldCalls(page, "**/v1/uploads", times=1)
     photo = {"name": "photo.png", "mimeType": "image/png", "buffer": make_png(96, 64)}
 
     page.set_input_files("input[type=file]", photo)
     page.get_by_role("button", name="Remove photo.png").click()
     with page.expect_response("**/v1/uploads"):
-        held[0].continue_()
+        held.send()
     # By the time that another one is there, the first would be.
     page.set_input_files("input[type=file]", photo | {"name": "other.png"})
 

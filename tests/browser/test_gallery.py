@@ -7,7 +7,7 @@ import sys
 import zipfile
 
 import pytest
-from console_pages import PHONE, THEMES, find_violations, how_busy, show_view, submit_images
+from console_pages import PHONE, THEMES, HeldCalls, find_violations, how_busy, show_view, submit_images
 from finished_images import finish_queued, seed_images
 
 _MANY = 5000
@@ -160,15 +160,13 @@ def test_a_lightbox_that_is_closed_before_the_images_are_there_gives_the_focus_t
     job = submit_images(console.api.http, ["one", "two"])
     console.finish_queued()
     page = gallery(f"/{job}/1")
-    held = []
-    page.route("**/v1/images?*", lambda route: held.append(route))
+    held = HeldCalls(page, "**/v1/images?*")
     page.reload()
     expect(page.get_by_role("dialog").get_by_role("img", name="two, seed 43, base model")).to_be_visible()
 
     page.keyboard.press("Escape")
     expect(page.get_by_role("dialog")).to_have_count(0)
-    for route in held:
-        route.continue_()
+    held.send()
 
     expect(page.get_by_role("link", name="two, seed 43, base model")).to_be_focused()
 

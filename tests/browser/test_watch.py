@@ -2,7 +2,7 @@
 
 import re
 
-from console_pages import show_view, submit_images
+from console_pages import HeldCalls, show_view, submit_images
 
 from shared.job import ItemError, Progress
 
@@ -137,12 +137,11 @@ def test_the_next_slots_are_those_after_the_page_that_is_shown(console, open_pag
         console.api.ledger.workers.beat(f"gpu-{number:02}", slot_report())
     page = open_page(console.url, "#/queue")
     following = page.get_by_role("button", name="Next")
-    held = []
-    page.route("**/v1/slots*cursor=*", lambda route: held.append(route))
+    held = HeldCalls(page, "**/v1/slots*cursor=*")
 
     following.click()
     expect(following).to_be_disabled()
-    held[0].continue_()
+    held.send()
 
     expect(page.get_by_text("Slots 25 to 48")).to_be_visible()
     expect(following).to_be_enabled()

@@ -38,6 +38,27 @@ def submit_images(http, prompts, *, lora=None, **fields):
     return answer.json()["request_id"]
 
 
+class HeldCalls:
+    """Calls of a page that are not sent until the test says so."""
+
+    def __init__(self, page, pattern, **options):
+        self._page = page
+        self._routes = []
+        page.route(pattern, lambda route: self._routes.append(route), **options)
+
+    def take(self):
+        """Return the last call that is held, and wait for one; the page may ask a little before it arrives here."""
+        while not self._routes:
+            self._page.wait_for_timeout(10)
+        return self._routes.pop()
+
+    def send(self):
+        """Send all calls that are held, of which there is at least one."""
+        self.take().continue_()
+        while self._routes:
+            self.take().continue_()
+
+
 def find_violations(page, axe, *, impacts=("serious", "critical")):
     """Return what axe finds on a page, as texts.
 
