@@ -54,6 +54,10 @@ Size = Annotated[str | None, typer.Option(metavar="WxH|N", help="Size in pixels.
 Model = Annotated[str | None, typer.Option(help="Id of the model. Default: flux2.")]
 Trigger = Annotated[str | None, typer.Option(help=r"Replaces \[trigger] in every prompt.")]
 Format = Annotated[str | None, typer.Option("--format", help="png, jpeg or webp. Default: png.")]
+Deadline = Annotated[
+    float | None,
+    typer.Option(metavar="SECONDS", help="Cancel the images that no worker has started by then."),
+]
 RequestIds = Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of jobs.")]
 Output = Annotated[Path | None, typer.Option(file_okay=False, help="Wait, and save the images in this folder.")]
 Name = Annotated[

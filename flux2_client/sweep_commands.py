@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flux2_client.options import DEFAULT_PARALLEL, ApiKey, Json, Parallel, Profile, Url
+from flux2_client.options import DEFAULT_PARALLEL, ApiKey, Deadline, Json, Parallel, Profile, Url
 
 if TYPE_CHECKING:
     from flux2_client.async_client import AsyncClient
@@ -82,10 +82,7 @@ def sweep(
     trigger: Annotated[str | None, typer.Option(help=r"Replaces \[trigger] in every prompt.")] = None,
     image_format: Annotated[str | None, typer.Option("--format", help="png, jpeg or webp. Default: png.")] = None,
     priority: Annotated[int | None, typer.Option(min=0, max=9, help="0 is rendered first, 9 last. Default: 5.")] = None,
-    deadline: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="Cancel the images that no worker has started by then."),
-    ] = None,
+    deadline: Deadline = None,
     output: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder of the results. Default: sweep-ID.")
     ] = None,

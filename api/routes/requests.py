@@ -13,6 +13,7 @@ from api.deps import Services, ServicesDep
 from api.doors.caller import Caller
 from api.doors.roles import Reader, Submitter, listed_tenant
 from api.openapi import link, with_rules
+from api.paging import PageCursor, accept_order, cursor_of
 from api.poll_interval import poll_after_s
 from api.result_view import result_view
 from api.schemas.job_result import Result
@@ -131,9 +132,7 @@ async def list_requests(
     services: ServicesDep,
     caller: Reader,
     limit: Annotated[int, Query(ge=1, le=200, description="Number of jobs on a page, at most.")] = 50,
-    cursor: Annotated[
-        str | None, Query(description="`next_cursor` of the previous page.", pattern="^[0-9a-f]{1,13}$")
-    ] = None,
+    cursor: PageCursor = None,
     status: Annotated[
         StatusFilter | None,
         Query(description="Only jobs in this state. `queued` means `in_queue`, and `running` means `in_progress`."),
@@ -157,7 +156,7 @@ async def list_requests(
     """
     read = partial(
         services.ledger.jobs,
-        before=None if cursor is None else int(cursor, 16),
+        before=accept_order(cursor),
         limit=limit,
         state=None if status is None else LEDGER_STATE[status],
         model=find_model(model).id if model else None,
@@ -169,5 +168,5 @@ async def list_requests(
         data=[job_line_view(job) for job in page.jobs],
         has_more=page.next_before is not None,
         # The job's number in hexadecimal: opaque to callers, and short.
-        next_cursor=None if page.next_before is None else f"{page.next_before:x}",
+        next_cursor=cursor_of(page.next_before),
     )

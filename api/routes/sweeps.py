@@ -13,6 +13,7 @@ from api.deps import JSON_BODY, BaseUrlDep, IdempotencyKeyDep, Services, Service
 from api.doors.caller import Caller
 from api.doors.roles import Reader, Submitter, listed_tenant
 from api.openapi import BODY_RULES, link, with_rules
+from api.paging import PageCursor, accept_order, cursor_of
 from api.poll_interval import poll_after_s
 from api.routes.inference import SUBMIT_PROBLEMS, SUBMIT_RULES
 from api.schemas.problems import Problem
@@ -55,7 +56,7 @@ SweepIdPath = Annotated[str, Path(description="The `sweep_id` that the submit re
 
 
 def find_sweep(services: Services, sweep_id: str, caller: Caller) -> SweepView:
-    """Return a sweep; raise `RequestNotFound` if there is none, or not for this caller."""
+    """Return a sweep; raise `RequestNotFound` for an id that is unknown, or of a sweep that this caller may not see."""
     sweep = services.ledger.sweeps.read(sweep_id, tenant=caller.visible_tenant)
     if sweep is None:
         raise RequestNotFound(f"Sweep not found: {sweep_id}")
@@ -197,9 +198,7 @@ async def list_sweeps(
     services: ServicesDep,
     caller: Reader,
     limit: Annotated[int, Query(ge=1, le=200, description="Number of sweeps on a page, at most.")] = 50,
-    cursor: Annotated[
-        str | None, Query(description="`next_cursor` of the previous page.", pattern="^[0-9a-f]{1,13}$")
-    ] = None,
+    cursor: PageCursor = None,
     tenant: Annotated[
         str | None,
         Query(
@@ -212,7 +211,7 @@ async def list_sweeps(
     """Return the caller's sweeps, newest first, one page at a time."""
     read = partial(
         services.ledger.sweeps.page,
-        before=None if cursor is None else int(cursor, 16),
+        before=accept_order(cursor),
         limit=limit,
         tenant=listed_tenant(caller, tenant),
     )
@@ -220,5 +219,5 @@ async def list_sweeps(
     return SweepList(
         data=[line_view(sweep) for sweep in page.sweeps],
         has_more=page.next_before is not None,
-        next_cursor=None if page.next_before is None else f"{page.next_before:x}",
+        next_cursor=cursor_of(page.next_before),
     )

@@ -85,7 +85,7 @@ class PlannedJob:
         return f"{axis}[{value}]" + (f".{field}" if axis == "sizes" else "")
 
     def _name_lora(self, index: int) -> str:
-        # A checkpoint is the first of the job's adapters. The base model is none, and has no multiplier.
+        # The checkpoint is the first of the job's adapters. The base model is not an adapter, and has no multiplier.
         if self.adapters.multiplier is None:
             return f"loras[{index}]"
         return f"loras[{index - 1}]" if index else f"checkpoints[{self.adapters.checkpoint}]"

@@ -2,7 +2,7 @@
 
 The answers are the truth, and each run reads them again. Only the ids of jobs that have not been answered are here
 alone; without them the API would find the jobs by their idempotency keys, for a day. So the file, next to the answers,
-is deleted when there are none.
+is deleted once every job has been answered.
 """
 
 from __future__ import annotations

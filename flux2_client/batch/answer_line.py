@@ -86,7 +86,7 @@ class StoredAnswer:
         """Read a line of a file of answers.
 
         Raises:
-            ValueError: it is none.
+            ValueError: the line is not an answer.
         """
         fields = json.loads(line)
         if not isinstance(fields, dict) or not line.startswith(BEGINNING):

@@ -134,6 +134,6 @@ def _digest(custom_id: str, url: str, body: Mapping[str, Any]) -> str:
         return hashlib.sha256(text.encode()).hexdigest()[:32]
     except RecursionError as error:
         raise _Unusable("is nested too deeply") from error
-    # A number that is none, or half of a character.
+    # NaN or an infinite number, or half of a surrogate pair.
     except ValueError as error:
         raise _Unusable(f"cannot be sent as JSON: {error}") from error

@@ -158,7 +158,7 @@ def test_no_cell_of_the_table_begins_as_a_formula():
     [row] = csv.DictReader(io.StringIO(sweep_csv(sweep)))
 
     assert (row["checkpoint"], row["prompt"]) == (f"'{hostile}", "'-1+cmd|' /C calc'!A0")
-    # A number is none, even below zero.
+    # A number is not a formula, even a negative one.
     assert row["multiplier"] == "-0.5"
 
 

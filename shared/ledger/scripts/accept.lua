@@ -83,7 +83,7 @@ end
 -- Store the items of a job, and queue those of each lane together: Redis serves nobody else meanwhile, and a sweep has
 -- thousands.
 local function store_items(job)
-  -- With commands that operators have allowed already, of which INCRBY is none.
+  -- GET and SET instead of INCRBY, which access lists that operators wrote for earlier versions do not allow.
   local before = tonumber(redis.call('GET', SEQUENCE) or 0)
   redis.call('SET', SEQUENCE, before + #job.items)
   local lanes, entries = {}, {}
