@@ -70,7 +70,7 @@ def test_compiled_float8_blocks_are_as_near_the_exact_ones_as_uncompiled_ones():
         steps = [run(model, *size).double() for size in SIZES]
         return [float((step - wanted).norm() / wanted.norm()) for step, wanted in zip(steps, exact_steps, strict=True)]
 
-    convert_to_fp8(model, device=DEVICE)
+    convert_to_fp8(model)
     uncompiled = errors()
     compile_blocks(model, exact=False)
 

@@ -2,15 +2,21 @@
 
 import pytest
 import torch
+from diffusers import Flux2Transformer2DModel
 
 from shared.job import ItemSpec
 from shared.settings import ModelSettings
+from worker.checkpoint import staging
+from worker.checkpoint.locate import ModuleFiles
+from worker.checkpoint.reader import Reader
 from worker.kernels.checksum import checksum
 from worker.kernels.low_rank import add_low_rank, can_add_low_rank
 from worker.lora.merge import lora_delta
 from worker.model.demo_model import write_tiny_adapter, write_tiny_checkpoint
-from worker.model.fp8 import fp8_layers, norm_rows, quantize_rows
+from worker.model.fp8 import Fp8Linear, fp8_layers, norm_rows, quantize_rows
 from worker.model.load import load_components
+from worker.model.part_loader import PartLoader
+from worker.model.precision import PRECISIONS
 from worker.rendering.renderer import Renderer
 from worker.verify.golden_models import adapter_ref
 
@@ -161,3 +167,50 @@ def test_fast_images_repeat_to_the_bit_whatever_was_merged_between(renderer, tmp
         assert torch.equal(layer.weight.view(torch.uint8), before[name].view(torch.uint8)), name
     assert (renderer.swapper.count_corrupted(), renderer.swapper.corrupted) == (0, 0)
     assert 0 < base.pipeline.drift < 0.2
+
+
+@pytest.fixture(scope="module")
+def small_transformer(tmp_path_factory):
+    """A double and eight single blocks of 128-wide heads on disk, 0.3 GB, and their weights on the host."""
+    folder = tmp_path_factory.mktemp("small")
+    with torch.device("meta"):
+        model = Flux2Transformer2DModel(
+            num_layers=1, num_single_layers=8, num_attention_heads=8, joint_attention_dim=1024, guidance_embeds=True
+        )
+    model.to_empty(device="cuda").to(torch.bfloat16).requires_grad_(False)
+    random = torch.Generator("cuda").manual_seed(3)
+    for weight in model.parameters():
+        weight.normal_(0, 0.03, generator=random)
+    model.save_pretrained(folder)
+    files = ModuleFiles("diffusers", (folder / "diffusion_pytorch_model.safetensors",), folder / "config.json")
+    return files, {name: weight.cpu() for name, weight in model.state_dict().items()}
+
+
+# One layer in each batch, or some.
+@pytest.mark.parametrize("batch_bytes", [1, 30_000_000])
+def test_weights_are_quantised_while_they_are_read_and_the_device_never_holds_the_dense_ones(
+    small_transformer, batch_bytes, monkeypatch
+):
+    source, dense = small_transformer
+    monkeypatch.setattr(staging, "_BATCH_BYTES", batch_bytes)
+    device = torch.device("cuda:0")
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+
+    with Reader(device) as reader:
+        loaded, regions = PartLoader(device, reader).load_transformer(source, PRECISIONS["fp8"])
+
+    peak = torch.cuda.max_memory_allocated() - before
+    layers = fp8_layers(loaded)
+    for name, weight in loaded.state_dict().items():
+        assert weight.device == device
+        if name not in layers:
+            assert torch.equal(weight.cpu(), dense[name]), name
+            continue
+        expected = Fp8Linear(dense[name].to(device))
+        assert torch.equal(weight.view(torch.uint8), expected.weight.view(torch.uint8)), name
+        assert torch.equal(layers[name].scale, expected.scale), name
+    assert regions.keys() == dense.keys()
+    # Float8 weights are half of the dense ones. The layers outside the blocks and two batches are added to them.
+    assert peak < 0.85 * sum(weight.nbytes for weight in dense.values())

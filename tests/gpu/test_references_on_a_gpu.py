@@ -109,7 +109,7 @@ def test_no_bit_changes_with_references_and_no_size_recompiles():
 def test_float8_blocks_with_references_are_as_near_the_exact_ones_as_without():
     model = build()
     exact_steps = [run(model, *case).double() for case in CASES]
-    convert_to_fp8(model, device=DEVICE)
+    convert_to_fp8(model)
     compile_blocks(model, exact=False)
 
     errors = [

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from shared.errors import CheckpointError, NotPinned
-from worker.checkpoint import pinned_file
+from worker.checkpoint import pinned_file, staging
 from worker.checkpoint.fill import fill
 from worker.checkpoint.reader import Reader, Region
 from worker.checkpoint.tensor_files import TensorFiles
@@ -66,6 +66,29 @@ def test_a_reader_closes_all_files_but_the_named_ones(file, tmp_path):
         assert target.tolist() == list(range(5, 15))
         with pytest.raises(CheckpointError, match="bytes: cannot be read: No such file"):
             reader.read(Region(file, 0, 10), target)
+
+
+def test_staged_tensors_arrive_in_order_while_the_next_batch_is_read_into_the_memory_of_the_one_before(monkeypatch):
+    monkeypatch.setattr(staging, "_BATCH_BYTES", 100)
+    shapes = {"a": (5, 10), "b": (40,), "c": (30,), "d": (3, 70), "e": (7,)}
+    events, memory = [], set()
+
+    def begin_read(name, target):
+        events.append(f"begin {name}")
+        target.fill_(ord(name))  # as early as possible: nothing may need the values before any more
+        return lambda: events.append(f"complete {name}")
+
+    for name, tensor in staging.read_staged(shapes, begin_read, device=CPU, dtype=torch.uint8):
+        events.append(f"use {name}")
+        memory.add((tensor.untyped_storage().data_ptr(), tensor.untyped_storage().nbytes()))
+        assert tensor.tolist() == torch.full(shapes[name], ord(name)).tolist()
+
+    # The batches are a and b, c, d, which is larger than a batch, and e.
+    assert events == [
+        "begin a", "begin b", "begin c", "complete a", "use a", "complete b", "use b", "begin d", "complete c", "use c",
+        "begin e", "complete d", "use d", "complete e", "use e",
+    ]  # fmt: skip
+    assert [size for _, size in memory] == [210, 210]
 
 
 def test_a_file_is_pinned_only_if_there_is_room_for_the_pages_that_are_not_in_memory_yet(file, monkeypatch):

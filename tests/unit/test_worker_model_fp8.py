@@ -10,11 +10,18 @@ from safetensors.torch import load_file, save_file
 
 from shared.errors import CheckpointError, InvalidRequest, WeightsLost
 from shared.settings import ModelSettings
+from worker.checkpoint import staging
+from worker.checkpoint.locate import ModuleFiles
+from worker.checkpoint.reader import Reader
 from worker.lora.hot_swap import AdapterSwapper
 from worker.model.compile import compile_blocks
 from worker.model.fp8 import Fp8Linear, GatedFp8Linear, fp8_layers, norm_rows, quantize_rows
 from worker.model.load import load_components
+from worker.model.modules import load_fp8_transformer, load_transformer
+from worker.model.part_loader import PartLoader
 from worker.model.placement import Placement
+from worker.model.precision import PRECISIONS
+from worker.model.qfloat8 import FLOAT8
 from worker.rendering.renderer import Renderer
 
 CPU = torch.device("cpu")
@@ -119,15 +126,112 @@ def test_adapters_are_merged_in_bfloat16_and_removed_to_the_bit(place, fast, com
         assert (swapper.count_corrupted(), swapper.corrupted) == (0, 0)
 
 
-def test_a_checkpoint_in_float32_is_refused(checkpoint, tmp_path):
-    for file in ("flux2-dev.safetensors", "ae.safetensors"):
-        save_file({name: tensor.float() for name, tensor in load_file(checkpoint / file).items()}, tmp_path / file)
-    settings = ModelSettings(path=str(tmp_path), text_encoder=str(checkpoint / "text_encoder"), precision="fp8")
+@pytest.fixture
+def source(checkpoint):
+    return ModuleFiles("bfl", (checkpoint / "flux2-dev.safetensors",))
+
+
+@pytest.fixture(params=["bfl", "diffusers"])
+def source_of_a_layout(request, source, tmp_path):
+    if request.param == "bfl":
+        return source
+    load_transformer(source, device=CPU, dtype=torch.bfloat16, fused_qkv=False).save_pretrained(tmp_path)
+    return ModuleFiles("diffusers", (tmp_path / "diffusion_pytorch_model.safetensors",), tmp_path / "config.json")
+
+
+@pytest.fixture
+def changed(source, tmp_path):
+    """Write the goldens' transformer with another tensor under a name, or without the tensor for None."""
+
+    def write(change):
+        (file,) = source.weights
+        tensors = {name: change(name, tensor) for name, tensor in load_file(file).items()}
+        save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, tmp_path / file.name)
+        return ModuleFiles("bfl", (tmp_path / file.name,))
+
+    return write
+
+
+# A layer in each batch, several layers in some, and all layers in one.
+@pytest.mark.parametrize("batch_bytes", [1, 50_000, 1_000_000_000])
+def test_weights_that_are_quantised_while_they_are_read_equal_the_quantised_dense_ones(
+    source_of_a_layout, batch_bytes, monkeypatch
+):
+    monkeypatch.setattr(staging, "_BATCH_BYTES", batch_bytes)
+    dense = load_transformer(source_of_a_layout, device=CPU, dtype=torch.bfloat16, fused_qkv=False).state_dict()
+
+    with Reader(CPU) as reader:
+        loaded, regions = PartLoader(CPU, reader).load_transformer(source_of_a_layout, PRECISIONS["fp8"])
+        reread = {name: torch.empty_like(weight) for name, weight in dense.items()}
+        for name, target in reread.items():
+            reader.read_rows(regions[name], target)()
+
+    layers = fp8_layers(loaded)
+    assert loaded.state_dict().keys() == dense.keys()
+    for name, weight in loaded.state_dict().items():
+        assert torch.equal(reread[name], dense[name]), name
+        if name not in layers:
+            assert torch.equal(weight, dense[name]), name
+            continue
+        expected = Fp8Linear(dense[name])
+        assert torch.equal(weight.view(torch.uint8), expected.weight.view(torch.uint8)), name
+        assert torch.equal(layers[name].scale, expected.scale), name
+
+
+def test_only_the_weights_in_blocks_must_be_stored_in_bf16(source, changed):
+    mixed = changed(lambda name, tensor: tensor if "blocks." in name else tensor.float())
+
+    with Reader(CPU) as reader:
+        loader = PartLoader(CPU, reader)
+        expected, _ = loader.load_transformer(source, PRECISIONS["fp8"])
+        loaded, regions = loader.load_transformer(mixed, PRECISIONS["fp8"])
+
+    for name, weight in expected.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name].view(torch.uint8), weight.view(torch.uint8)), name
+    assert fp8_layers(loaded).keys() <= regions.keys()
+    assert "x_embedder.weight" not in regions
+
+
+# The loader converts values of the first dtype and refuses to read those of the second: neither may be reached.
+@pytest.mark.parametrize("stored", [torch.float32, FLOAT8])
+def test_a_checkpoint_in_another_dtype_is_refused_before_its_weights_are_read(stored, changed, monkeypatch):
+    monkeypatch.setattr("worker.model.modules.fill", lambda *_, **__: pytest.fail("weights are read"))
+    other = changed(lambda _, tensor: tensor.to(stored))
 
     with pytest.raises(
-        CheckpointError, match=r"fp8 needs weights in bf16, but the file stores single_.* in another dtype"
+        CheckpointError,
+        match=r"fp8 needs weights in bf16, but the file stores single_\w*\.0\.attn\.to_out\.weight in another dtype",
     ):
-        load_components(settings, device=CPU, hf_token=None)
+        load_fp8_transformer(other, device=CPU, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda tensor: None, r"tensor 'double_blocks\.1\.img_attn\.qkv\.weight' is missing"),
+        (
+            lambda tensor: tensor[:-1].contiguous(),
+            r"fills transformer_blocks\.1\.attn\.to_v\.weight with shape .*the model needs",
+        ),
+    ],
+)
+def test_a_weight_that_is_missing_or_has_another_shape_is_named_as_in_other_precisions(change, problem, changed):
+    other = changed(lambda name, tensor: change(tensor) if name == "double_blocks.1.img_attn.qkv.weight" else tensor)
+
+    for load in (load_fp8_transformer, load_transformer):
+        with pytest.raises(CheckpointError, match=problem):
+            load(other, device=CPU, dtype=torch.bfloat16)
+
+
+def test_a_file_that_is_cut_off_while_it_loads_is_named(changed):
+    shortened = changed(lambda _, tensor: tensor)
+    shortened.open()  # reads the header
+    (file,) = shortened.weights
+    with file.open("r+b") as opened:
+        opened.truncate(file.stat().st_size // 2)
+
+    with pytest.raises(CheckpointError, match=r"flux2-dev\.safetensors: ends at byte .* in the middle of a tensor"):
+        load_fp8_transformer(shortened, device=CPU, dtype=torch.bfloat16)
 
 
 def test_a_checkpoint_that_was_overwritten_renders_no_image(fast, adapter, monkeypatch):

@@ -33,7 +33,7 @@ def small_transformer(*, guidance, fused, precision):
     if fused:
         fuse_qkv(model)
     if precision == "fp8":
-        convert_to_fp8(model, device=CPU)
+        convert_to_fp8(model)
     elif precision == "qfloat8":
         quantize(model, device=CPU)
     return model

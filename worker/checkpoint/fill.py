@@ -6,16 +6,22 @@ parameter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
 from shared.errors import CheckpointError
 from worker.checkpoint.reader import Completion, Reader, Region, already_complete
+from worker.checkpoint.staging import read_staged
 from worker.checkpoint.tensor_files import OPTIONAL, Tensors
 from worker.checkpoint.tensor_names import Origin
+
+#: Computes a parameter from the tensor that a file holds for it, which is overwritten afterwards.
+Converter = Callable[[Tensor], None]
 
 
 def fill(
@@ -26,6 +32,7 @@ def fill(
     device: torch.device,
     dtype: torch.dtype,
     reject_unused: bool = True,
+    converters: Mapping[str, Converter] = MappingProxyType({}),
     reader: Reader | None = None,
 ) -> None:
     """Fill a module that was built on the meta device, and prepare it for inference.
@@ -33,6 +40,9 @@ def fill(
     Args:
         origins: for each entry of the module's state, the tensor of `files` that holds it.
         reject_unused: raise if the files hold a tensor that no parameter needs.
+        converters: for entries that are on `device` already and hold other values than the files. Each is called once,
+            with the file's values in `dtype` on `device`, while the next ones are read. Memory for these values is
+            bounded; see `read_staged`.
         reader: reads the files and keeps them open; None opens them for this call only.
 
     Raises:
@@ -40,19 +50,27 @@ def fill(
     """
     # All names first: reading 64 GB must not end in a missing tensor.
     _check_names(files, origins, reject_unused=reject_unused)
+    entries = module.state_dict()
+    for name, entry in entries.items():
+        _check_shape(name, entry, origins[name], files)
     # Allocate everything first: copies to a GPU wait while its memory is being allocated.
     state = {
-        name: _allocate(name, empty, origins[name], files, device, dtype) for name, empty in module.state_dict().items()
+        name: entry if name in converters else _allocate(entry, origins[name], files, device, dtype)
+        for name, entry in entries.items()
     }
     # Tensors are read into place, in the dtype that runs: no second copy of a 64 GB checkpoint exists, and bfloat16
     # files never pass through float32.
     with ExitStack() as stack:
         reader = reader or stack.enter_context(Reader(device))
         completions = [
-            _begin_read(origins[name], files, target, reader)
+            _begin_read(origins, files, reader, name, target)
             for name, target in state.items()
-            if origins[name].tensor in files.shapes
+            if origins[name].tensor in files.shapes and name not in converters
         ]
+        shapes = {name: entries[name].shape for name in converters}
+        begin_read = partial(_begin_read, origins, files, reader)
+        for name, values in read_staged(shapes, begin_read, device=device, dtype=dtype):
+            converters[name](values)
         for complete in completions:
             complete()
         # A completion on a GPU lets the stream wait, not this thread, and the caller may use another stream.
@@ -63,22 +81,24 @@ def fill(
     module.requires_grad_(False).eval()
 
 
-def _allocate(
-    name: str, empty: Tensor, origin: Origin, files: Tensors, device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    """Return memory for a parameter that is `empty` on the meta device; zeros if no file has it."""
+def _check_shape(name: str, entry: Tensor, origin: Origin, files: Tensors) -> None:
     # Only an optional tensor can be absent here: `_check_names` has refused all others.
     if origin.tensor not in files.shapes:
-        return torch.zeros(empty.shape, dtype=empty.dtype, device=device)
+        return
     shape = _shape(origin, files)
-    if shape == (*empty.shape, 1, 1):  # a 1x1 convolution that diffusers runs as a linear layer
-        shape = shape[:-2]
-    if shape != empty.shape:
+    # The second is a 1x1 convolution that diffusers runs as a linear layer.
+    if shape not in (entry.shape, (*entry.shape, 1, 1)):
         raise CheckpointError(
             f"{files.name}: tensor {origin.tensor!r} fills {name} with shape {list(shape)}, but the model needs "
-            f"{list(empty.shape)}; use the files of one checkpoint"
+            f"{list(entry.shape)}; use the files of one checkpoint"
         )
-    return torch.empty(shape, dtype=dtype if empty.is_floating_point() else empty.dtype, device=device)
+
+
+def _allocate(empty: Tensor, origin: Origin, files: Tensors, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return memory for an entry that is `empty` on the meta device; zeros if no file has it."""
+    if origin.tensor not in files.shapes:
+        return torch.zeros(empty.shape, dtype=empty.dtype, device=device)
+    return torch.empty(empty.shape, dtype=dtype if empty.is_floating_point() else empty.dtype, device=device)
 
 
 def _shape(origin: Origin, files: Tensors) -> tuple[int, ...]:
@@ -86,9 +106,11 @@ def _shape(origin: Origin, files: Tensors) -> tuple[int, ...]:
     return tuple(origin.select_rows(torch.empty(files.shapes[origin.tensor], device="meta")).shape)
 
 
-def regions(module: nn.Module, files: Tensors, origins: Mapping[str, Origin]) -> dict[str, tuple[Region, ...]]:
-    """Return the file regions of a module's parameters, without parameters that the files store in another dtype."""
-    found = {name: _row_regions(origins[name], files, weight.dtype) for name, weight in module.named_parameters()}
+def regions(
+    module: nn.Module, files: Tensors, origins: Mapping[str, Origin], *, dtype: torch.dtype
+) -> dict[str, tuple[Region, ...]]:
+    """Return the file regions of a module's parameters, without parameters that the files do not store in `dtype`."""
+    found = {name: _row_regions(origins[name], files, dtype) for name, _ in module.named_parameters()}
     return {name: parts for name, parts in found.items() if parts}
 
 
@@ -101,8 +123,9 @@ def _row_regions(origin: Origin, files: Tensors, dtype: torch.dtype) -> tuple[Re
     return tuple(Region(region.file, region.start + part * size, size) for part in origin.parts)
 
 
-def _begin_read(origin: Origin, files: Tensors, target: Tensor, reader: Reader) -> Completion:
-    """Begin to fill `target` with an origin's rows; rows that must be converted are read before this returns."""
+def _begin_read(origins: Mapping[str, Origin], files: Tensors, reader: Reader, name: str, target: Tensor) -> Completion:
+    """Begin to fill `target` with an entry's rows; rows in another dtype are read before this returns."""
+    origin = origins[name]
     parts = _row_regions(origin, files, target.dtype)
     # The reader copies bytes and cannot convert a dtype.
     if not parts:

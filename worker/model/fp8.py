@@ -170,26 +170,24 @@ class GatedFp8Linear(Fp8Linear):
         return super().forward(None, gate_up)
 
 
-def convert_to_fp8(transformer: Any, *, device: torch.device) -> None:
-    """Replace the linear layers in the blocks of a Flux2Transformer2DModel, and move the model to the device."""
-    # One by one: the device never holds all dense weights, unless the transformer is already there.
+def convert_to_fp8(transformer: Any) -> None:
+    """Replace the linear layers in the blocks of a Flux2Transformer2DModel; on the meta device, without any values."""
     for block in transformer.transformer_blocks:
         for path, layer in list(block.named_modules()):
             if isinstance(layer, nn.Linear):
                 # The feed-forward's second layer applies the activation itself, in the kernel that quantises.
                 gated = path.endswith("linear_out")
-                block.set_submodule(path, (GatedFp8Linear if gated else Fp8Linear)(layer.weight.to(device)))
+                block.set_submodule(path, (GatedFp8Linear if gated else Fp8Linear)(layer.weight))
         for feed_forward in (block.ff, block.ff_context):
             feed_forward.act_fn = nn.Identity()
         block.attn.set_processor(JointAttention())
         block.forward = MethodType(_double_block, block)
     for block in transformer.single_transformer_blocks:
         attn = block.attn
-        attn.to_qkv_mlp_proj = Fp8Linear(attn.to_qkv_mlp_proj.weight.to(device))
-        attn.to_out = Fp8Linear(attn.to_out.weight.to(device))
+        attn.to_qkv_mlp_proj = Fp8Linear(attn.to_qkv_mlp_proj.weight)
+        attn.to_out = Fp8Linear(attn.to_out.weight)
         attn.set_processor(ParallelAttention(gated=True))
         block.forward = MethodType(_single_block, block)
-    transformer.to(device)
 
 
 def _double_block(

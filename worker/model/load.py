@@ -58,7 +58,7 @@ def _load_parts(
     policy = PRECISIONS[settings.precision]
     text_policy = policy.text_encoder_policy(settings.text_encoder_precision)
     reader = Reader(device)
-    loader = PartLoader(device, reader, limit_gb=settings.memory_gb)
+    loader = PartLoader(device, reader)
     transformer, regions = loader.load_transformer(checkpoint.transformer, policy)
     times.end("transformer")
     autoencoder = loader.load_autoencoder(checkpoint.autoencoder, policy)

@@ -12,17 +12,19 @@ from shared.errors import CheckpointError
 from worker.checkpoint.locate import ModuleFiles, TextEncoderFiles
 from worker.checkpoint.reader import Reader
 from worker.kernels.toolchain import triton_unavailable_reason
-from worker.model.device_memory import free_memory_bytes
-from worker.model.fp8 import convert_to_fp8, fp8_layers
-from worker.model.modules import Regions, load_autoencoder, load_transformer, transformer_regions
-from worker.model.placement import TextEncoderPlace, weight_bytes
+from worker.model.modules import (
+    Regions,
+    load_autoencoder,
+    load_fp8_transformer,
+    load_transformer,
+    transformer_regions,
+)
+from worker.model.placement import TextEncoderPlace
 from worker.model.precision import PrecisionPolicy, WeightStorage
 from worker.model.qfloat8 import quantize
 from worker.model.text_encoder import load_streamed_text_encoder, load_text_encoder, stream_from_host
 
 _HOST = torch.device("cpu")
-# The largest layer of FLUX.2 [dev] and its float8 copy.
-_LAYER_BYTES = 2_000_000_000
 
 
 class PartLoader:
@@ -30,26 +32,24 @@ class PartLoader:
 
     Args:
         reader: reads the files; it fills tensors on `device` only.
-        limit_gb: device memory that this process may use; None for all.
     """
 
-    def __init__(self, device: torch.device, reader: Reader, *, limit_gb: float | None) -> None:
+    def __init__(self, device: torch.device, reader: Reader) -> None:
         self._device = device
         self._reader = reader
-        self._limit_gb = limit_gb
 
     def load_transformer(self, source: ModuleFiles, policy: PrecisionPolicy) -> tuple[Any, Regions]:
         """Return the transformer and the file regions of its dense weights.
 
         Raises:
-            CheckpointError: see `worker.model.modules.load_transformer`. Under fp8 also: no kernels can be built, or
-                the files store a weight in another dtype.
+            CheckpointError: see `worker.model.modules`. Under fp8 also: no kernels can be built.
         """
-        load = partial(load_transformer, fused_qkv=not policy.replaces_layers)
         if policy.storage is WeightStorage.FP8:
-            return self._load_fp8(load, source, policy)
-        transformer = self._load_in(load, source, policy, self._device)
-        return transformer, transformer_regions(source, transformer)
+            transformer = self._load_fp8(source, policy)
+        else:
+            load = partial(load_transformer, fused_qkv=not policy.replaces_layers)
+            transformer = self._load_in(load, source, policy, self._device)
+        return transformer, transformer_regions(source, transformer, dtype=policy.dtype)
 
     def load_autoencoder(self, source: ModuleFiles, policy: PrecisionPolicy) -> Any:
         """Return the autoencoder, which is never quantised."""
@@ -71,28 +71,17 @@ class PartLoader:
             stream_from_host(model, device=self._device)
         return model
 
-    def _load_fp8(self, load: Any, source: ModuleFiles, policy: PrecisionPolicy) -> tuple[Any, Regions]:
+    def _load_fp8(self, source: ModuleFiles, policy: PrecisionPolicy) -> Any:
         device = self._device
         if device.type == "cuda" and (reason := triton_unavailable_reason()):
             raise CheckpointError(
                 f"fp8 needs kernels that cannot be built here: {reason}; install it or change FLUX2_MODEL_PRECISION"
             )
-        dense_bytes = weight_bytes(source.open().shapes.values(), dtype=policy.dtype, float8=False)
-        free = free_memory_bytes(device, limit_gb=self._limit_gb)
-        # Converting on the device is faster, if the dense weights fit for a moment.
-        fits = free is None or free > dense_bytes + _LAYER_BYTES
-        transformer = self._read(load, source, policy, device if fits else _HOST)
-        regions = transformer_regions(source, transformer)
-        convert_to_fp8(transformer, device=device)
-        # Without a region a weight could not be restored after an adapter swap.
-        if missing := fp8_layers(transformer).keys() - regions.keys():
-            raise CheckpointError(
-                f"{source.open().name}: fp8 needs weights in bf16, but the file stores {min(missing)} in another dtype"
-            )
-        # The dense weights are gone; give their memory back before the text encoder is loaded.
+        transformer = load_fp8_transformer(source, device=device, dtype=policy.dtype, reader=self._reader)
+        # Give the memory that dense weights passed through back before the text encoder is loaded.
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        return transformer, regions
+        return transformer
 
     def _load_in(self, load: Any, source: Any, policy: PrecisionPolicy, device: torch.device) -> Any:
         """Run one of the loaders in a precision."""

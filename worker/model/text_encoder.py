@@ -95,7 +95,7 @@ def load_streamed_text_encoder(
     """
     model, files = _build_cut(source.folder, dtype=dtype), source.open()
     origins = _origins(model, files)
-    found = regions(model, files, origins)
+    found = regions(model, files, origins, dtype=dtype)
     names = [
         [f"layers.{number}.{name}" for name, _ in layer.named_parameters()] for number, layer in enumerate(model.layers)
     ]
