@@ -1,6 +1,7 @@
 """Several processes compute one pass together, each for a part of the tokens, with the bits of one process."""
 
 import multiprocessing
+import shutil
 
 import pytest
 import torch
@@ -84,12 +85,77 @@ def member(rank, devices, folder, limits, answers):
     answers.put((rank, found))
 
 
+def compiled_member(rank, devices, folder, answers):
+    """One process of a group with compiled blocks: report the elements that differ from a pass of one process."""
+    from worker.model.compile import compile_blocks
+    from worker.model.device_group import DeviceGroup
+    from worker.model.split_transformer import split_forward
+
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    # Of all precisions, float8 needs most of the compiled code: its input is quantised before the product.
+    model = small_transformer(**MODELS["fp8"])
+    compile_blocks(model, exact=False)
+    group = DeviceGroup(folder / "group", rank=rank, devices=devices, device=CPU)
+    split_forward(model, group)
+    group.open(model)
+    alone = [run(model, *case) for case in CASES]
+    with group.dividing(True):
+        together = [run(model, *case) for case in CASES]
+    group.close()
+    answers.put((rank, [int((many != one).sum()) for one, many in zip(alone, together, strict=True)]))
+
+
+def traced_member(rank, devices, folder, answers):
+    """One process of a group: report the order of exchanges and of single blocks' products in a pass."""
+    import torch.distributed as dist
+
+    from worker.model.device_group import DeviceGroup
+    from worker.model.heads import HeadProjection
+    from worker.model.split_transformer import split_forward
+
+    order = []
+
+    def note(owner, name):
+        original = getattr(owner, name)
+
+        def noting(*given, **named):
+            order.append(name)
+            return original(*given, **named)
+
+        setattr(owner, name, noting)
+
+    torch.set_grad_enabled(False)
+    model = small_transformer(**MODELS["bf16"])
+    group = DeviceGroup(folder / "group", rank=rank, devices=devices, device=CPU)
+    split_forward(model, group)
+    group.open(model)
+    for owner, name in ((dist, "all_gather"), (HeadProjection, "heads"), (HeadProjection, "gate_up")):
+        note(owner, name)
+    with group.dividing(True):
+        run(model, *CASES[0])
+    group.close()
+    answers.put((rank, order))
+
+
 @pytest.fixture(scope="module")
 def processes():
     """A way to start processes that import the model's libraries once for all of them."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["worker.model.split_transformer", "worker.rendering.denoise", "worker.model.fp8"])
     return context
+
+
+def answers_of(target, processes, devices, *given):
+    """Return what each process of a group reports, by rank."""
+    answers = processes.Queue()
+    members = [processes.Process(target=target, args=(rank, devices, *given, answers)) for rank in range(devices)]
+    for process in members:
+        process.start()
+    found = dict(answers.get(timeout=300) for _ in members)
+    for process in members:
+        process.join(30)
+    return found
 
 
 @pytest.mark.parametrize(
@@ -101,18 +167,24 @@ def processes():
     ],
 )
 def test_no_bit_depends_on_the_number_of_processes(processes, tmp_path, devices, limits, used):
-    answers = processes.Queue()
-    members = [
-        processes.Process(target=member, args=(rank, devices, tmp_path, limits, answers)) for rank in range(devices)
-    ]
-    for process in members:
-        process.start()
+    found = answers_of(member, processes, devices, tmp_path, limits)
 
-    found = dict(answers.get(timeout=120) for _ in members)
-
-    for process in members:
-        process.join(30)
     assert found == {rank: {name: [(count, 0, 0) for count in used] for name in MODELS} for rank in range(devices)}
+
+
+@pytest.mark.skipif(
+    not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler, which compiling needs on a CPU"
+)
+def test_no_bit_of_compiled_blocks_depends_on_the_number_of_processes(processes, tmp_path):
+    assert answers_of(compiled_member, processes, 2, tmp_path) == {rank: [0] * len(CASES) for rank in range(2)}
+
+
+def test_heads_are_sent_before_the_rest_of_a_single_block_is_multiplied(processes, tmp_path):
+    found = answers_of(traced_member, processes, 2, tmp_path)
+
+    # Queries, keys and values are sent, and attended heads returned; the last exchange gathers the image's tokens.
+    double, single = ["all_gather"] * 4, ["heads", *["all_gather"] * 3, "gate_up", "all_gather"]
+    assert found == {rank: [*double, *single, *single, "all_gather"] for rank in range(2)}
 
 
 def test_a_process_that_has_left_its_group_renders_alone(tmp_path):
@@ -128,6 +200,33 @@ def test_a_process_that_has_left_its_group_renders_alone(tmp_path):
     group.close()
 
     assert torch.equal(run(model, *CASES[0]), expected)
+
+
+def test_hooks_in_a_group_receive_the_whole_output_of_their_layer(tmp_path):
+    from worker.model.device_group import DeviceGroup
+    from worker.model.split_transformer import split_forward
+
+    shapes = []
+
+    def double(_, inputs, output):
+        shapes.append(tuple(output.shape))
+        return 2 * output
+
+    model = small_transformer(**MODELS["bf16"])
+    without = run(model, *CASES[1])
+    model.single_transformer_blocks[0].attn.to_qkv_mlp_proj.register_forward_hook(double)
+    expected = run(model, *CASES[1])
+    group = DeviceGroup(tmp_path / "group", rank=0, devices=1, device=CPU)
+    split_forward(model, group)
+    group.open(model)
+
+    found = run(model, *CASES[1])
+
+    group.close()
+    assert torch.equal(found, expected)
+    assert not torch.equal(found, without)
+    # 20 text and 9 image tokens; 128 channels of queries, keys and values, 384 of gate and up.
+    assert shapes == [(1, 29, 3 * 128 + 2 * 384)] * 2
 
 
 def test_heads_that_cannot_be_shared_are_refused(tmp_path):

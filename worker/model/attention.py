@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worker.model.head_exchange import attend_in_group
+from worker.model.head_exchange import attend_in_group, project_and_attend_in_group
 from worker.model.heads import Angles, Heads, attend, join_heads
+from worker.model.linear_product import product_of
 
 
 class JointAttention:
@@ -67,17 +68,24 @@ class ParallelAttention:
 
     def __call__(self, attn: Any, hidden_states: Tensor, attention_mask: None, image_rotary_emb: Angles) -> Tensor:
         """Attend over (batch, tokens, channels)."""
-        projected = attn.to_qkv_mlp_proj(hidden_states)
-        qkv, gate_up = projected.split([3 * attn.inner_dim, 2 * attn.mlp_hidden_dim], dim=-1)
-        query, key, value = qkv.unflatten(-1, (3, -1, attn.head_dim)).unbind(-3)
-        heads = Heads(query, key, value, attn.norm_q.weight, attn.norm_k.weight)
-        attended = _attend([heads], image_rotary_emb, eps=attn.norm_q.eps, group=self.group)
+        attended, gate_up = self._project_and_attend(attn, hidden_states, image_rotary_emb)
         product: Tensor
         if self._gated:
             product = attn.to_out(attended, gate_up)
         else:
             product = attn.to_out(torch.cat([attended, attn.mlp_act_fn(gate_up)], dim=-1))
         return product
+
+    def _project_and_attend(self, attn: Any, hidden_states: Any, angles: Angles) -> tuple[Tensor, Tensor]:
+        """Return the attention and the feed-forward's gate and up, both (batch, tokens, channels)."""
+        norms, eps, qkv_rows = (attn.norm_q.weight, attn.norm_k.weight), attn.norm_q.eps, 3 * attn.inner_dim
+        # The devices of a group exchange heads while they compute gate and up.
+        product = None if self.group is None else product_of(attn.to_qkv_mlp_proj, hidden_states)
+        if product is not None:
+            attended, gate_up = project_and_attend_in_group(*product, qkv_rows, *norms, *angles, eps, self.group)
+            return attended.flatten(2, 3), gate_up
+        qkv, gate_up = attn.to_qkv_mlp_proj(hidden_states).split([qkv_rows, 2 * attn.mlp_hidden_dim], dim=-1)
+        return _attend([Heads.of(qkv, *norms)], angles, eps=eps, group=self.group), gate_up
 
 
 def _project(attn: Any, values: Tensor, fused: str, separate: tuple[str, str, str]) -> tuple[Tensor, Tensor, Tensor]:

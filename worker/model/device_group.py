@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from worker.model.head_exchange import EXCHANGES, CollectiveExchange, HeadExchange, LocalExchange
-from worker.model.heads import Angles, Heads
+from worker.model.heads import Angles, HeadProjection, Heads
 from worker.model.peer_exchange import PeerExchange
 from worker.model.rotary_norm import norm_kernel_runs
 from worker.model.token_split import CPU_LIMITS, GPU_LIMITS, RowLimits, TokenSplit, split_tokens
@@ -102,6 +102,9 @@ class DeviceGroup:
 
     def attend(self, parts: list[Heads], angles: Angles, eps: float) -> Tensor:
         return self._current.attend(parts, angles, eps)
+
+    def project_and_attend(self, projection: HeadProjection, angles: Angles, eps: float) -> tuple[Tensor, Tensor]:
+        return self._current.project_and_attend(projection, angles, eps)
 
     def gather_image(self, rows: Tensor) -> Tensor:
         image = self._current.gather_image(rows)

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from worker.model.attention import JointAttention, ParallelAttention
 from worker.model.heads import Angles
+from worker.model.linear_product import LinearProduct
 from worker.model.qfloat8 import FLOAT8
 
 _LARGEST = torch.finfo(FLOAT8).max
@@ -140,27 +141,24 @@ class Fp8Linear(nn.Module):
 
     def forward(self, plain: Tensor | QuantizedRows | None, gate_up: Tensor | None = None) -> Tensor:
         """Multiply ``[plain, silu(gate) * up]``, (batch, tokens, in); either part may be None."""
+        return self.product(plain, gate_up).compute()
+
+    def product(self, plain: Tensor | QuantizedRows | None, gate_up: Tensor | None = None) -> LinearProduct:
+        """Return the factors of `forward`'s product; quantises the input unless it is quantised."""
         # The kernel that quantises also computes norms, modulation and the activation, in float32.
         if isinstance(plain, QuantizedRows):
-            return self._multiply(*plain)
+            return self._scaled(*plain)
         if self.dense is not None:
-            return functional.linear(_joined(plain, gate_up).to(self._dtype), self.dense)
+            return LinearProduct(_joined(plain, gate_up).to(self._dtype), self.dense, self._dtype)
         like = gate_up if plain is None else plain
         assert like is not None
         flat = (None if part is None else part.flatten(0, -2) for part in (plain, gate_up))
         rows, scales = quantize_rows(*flat)
-        return self._multiply(rows.view(*like.shape[:-1], -1), scales.view(*like.shape[:-1], 1))
+        return self._scaled(rows.view(*like.shape[:-1], -1), scales.view(*like.shape[:-1], 1))
 
-    def _multiply(self, values: Tensor, scales: Tensor) -> Tensor:
+    def _scaled(self, values: Tensor, scales: Tensor) -> LinearProduct:
         scale: Tensor = self.scale  # type: ignore[assignment]
-        if not values.is_cuda:
-            return functional.linear(values.float() * scales, self.weight.float() * scale).to(self._dtype)
-        # Fast accumulation keeps sums in the tensor cores' own precision: faster, and part of the measured error.
-        product = torch._scaled_mm(
-            values.flatten(0, -2), self.weight.t(), scale_a=scales.flatten(0, -2), scale_b=scale.t(),
-            out_dtype=self._dtype, use_fast_accum=True,
-        )  # fmt: skip
-        return product.view(*values.shape[:-1], -1)
+        return LinearProduct(values, self.weight, self._dtype, scales, scale)
 
 
 class GatedFp8Linear(Fp8Linear):

@@ -12,7 +12,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from worker.model.heads import Angles, Heads, attend, join_heads
+from worker.model.heads import Angles, HeadProjection, Heads, attend, join_heads
+from worker.model.linear_product import LinearProduct
 from worker.model.token_split import SequenceSplit, TokenSplit
 
 
@@ -28,6 +29,15 @@ class HeadExchange(Protocol):
         Args:
             parts: of this device's tokens: text and image in a double-stream block, both as one in a single-stream
                 block.
+        """
+
+    def project_and_attend(self, projection: HeadProjection, angles: Angles, eps: float) -> tuple[Tensor, Tensor]:
+        """Return the attention as `attend` does, and the gate and up of this device's tokens.
+
+        On several devices, gate and up are computed while the heads travel.
+
+        Args:
+            projection: of this device's tokens in a single-stream block.
         """
 
     def gather_image(self, rows: Tensor) -> Tensor:
@@ -62,6 +72,48 @@ def _(queries: list[Tensor], *others: Any) -> Tensor:
     return first.new_empty((first.shape[0], sum(part.shape[1] for part in queries), *first.shape[2:]))
 
 
+@torch.library.custom_op("flux2::project_and_attend_in_group", mutates_args=())
+def project_and_attend_in_group(
+    values: Tensor,
+    weight: Tensor,
+    dtype: torch.dtype,
+    value_scales: Tensor | None,
+    weight_scales: Tensor | None,
+    qkv_rows: int,
+    query_norm: Tensor,
+    key_norm: Tensor,
+    cosines: Tensor,
+    sines: Tensor,
+    eps: float,
+    group: str,
+) -> tuple[Tensor, Tensor]:
+    """Call `HeadExchange.project_and_attend` of a group; see `LinearProduct` and `HeadProjection`.
+
+    The compiler may order products and exchanges in any way that their results allow. As one operation they stay in
+    the order that hides the exchange.
+    """
+    product = LinearProduct(values, weight, dtype, value_scales, weight_scales)
+    projection = HeadProjection(product, qkv_rows, query_norm, key_norm)
+    return EXCHANGES[group].project_and_attend(projection, (cosines, sines), eps)
+
+
+@project_and_attend_in_group.register_fake
+def _(
+    values: Tensor,
+    weight: Tensor,
+    dtype: torch.dtype,
+    _v: Any,
+    _w: Any,
+    qkv_rows: int,
+    query_norm: Tensor,
+    *others: Any,
+) -> tuple[Tensor, Tensor]:
+    batch, tokens, _ = values.shape
+    width = len(query_norm)
+    attended = values.new_empty((batch, tokens, qkv_rows // 3 // width, width), dtype=dtype)
+    return attended, values.new_empty((batch, tokens, len(weight) - qkv_rows), dtype=dtype)
+
+
 class LocalExchange:
     """The exchange of a device that renders alone."""
 
@@ -70,6 +122,11 @@ class LocalExchange:
 
     def attend(self, parts: list[Heads], angles: Angles, eps: float) -> Tensor:
         return attend(*join_heads(parts, angles, eps))
+
+    def project_and_attend(self, projection: HeadProjection, angles: Angles, eps: float) -> tuple[Tensor, Tensor]:
+        # One product, as without a group: a group's results are compared with those of one device.
+        heads, gate_up = projection.compute()
+        return self.attend([heads], angles, eps), gate_up
 
     def gather_image(self, rows: Tensor) -> Tensor:
         return rows
@@ -92,7 +149,21 @@ class CollectiveExchange:
 
     def attend(self, parts: list[Heads], angles: Angles, eps: float) -> Tensor:
         sequence = self._split.double if len(parts) == 2 else self._split.single
-        query, key, value = (self._own_heads(values[0], sequence)[None] for values in join_heads(parts, angles, eps))
+        return self._attend_to(self._exchange(parts, angles, eps, sequence=sequence), sequence)
+
+    def project_and_attend(self, projection: HeadProjection, angles: Angles, eps: float) -> tuple[Tensor, Tensor]:
+        sequence = self._split.single
+        received = self._exchange([projection.heads()], angles, eps, sequence=sequence)
+        gate_up = projection.gate_up()
+        return self._attend_to(received, sequence), gate_up
+
+    def _exchange(self, parts: list[Heads], angles: Angles, eps: float, *, sequence: SequenceSplit) -> list[Tensor]:
+        """Return this device's heads of all queries, keys and values."""
+        return [self._own_heads(values[0], sequence)[None] for values in join_heads(parts, angles, eps)]
+
+    def _attend_to(self, received: list[Tensor], sequence: SequenceSplit) -> Tensor:
+        """Attend to all tokens with this device's heads; return all heads of this device's tokens."""
+        query, key, value = received
         attended = attend(query, key, value)[0]
         heads = self._gather(attended, [sequence.length] * self._split.devices)
         rows = sequence.rows(self._rank, attended.device)

@@ -9,6 +9,7 @@ import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
+from worker.model.linear_product import LinearProduct
 from worker.model.rotary_norm import norm_and_rotate
 
 #: Cosines and sines, each (tokens, channels), float32.
@@ -28,6 +29,40 @@ class Heads(NamedTuple):
     value: Tensor
     query_norm: Tensor
     key_norm: Tensor
+
+    @classmethod
+    def of(cls, qkv: Tensor, query_norm: Tensor, key_norm: Tensor) -> Heads:
+        """Return the heads in (batch, tokens, channels of all queries, keys and values)."""
+        query, key, value = qkv.view(*qkv.shape[:-1], 3, -1, len(query_norm)).unbind(-3)
+        return cls(query, key, value, query_norm, key_norm)
+
+
+class HeadProjection(NamedTuple):
+    """A product that gives queries, keys, values and the feed-forward's gate and up, before it is computed.
+
+    Attributes:
+        product: of weights in that order.
+        qkv_rows: number of rows of the weights of queries, keys and values.
+        query_norm, key_norm: as in `Heads`.
+    """
+
+    product: LinearProduct
+    qkv_rows: int
+    query_norm: Tensor
+    key_norm: Tensor
+
+    def heads(self) -> Heads:
+        return Heads.of(self.product.compute(stop=self.qkv_rows), self.query_norm, self.key_norm)
+
+    def gate_up(self) -> Tensor:
+        """Return (batch, tokens, channels of gate and up), contiguous."""
+        return self.product.compute(start=self.qkv_rows)
+
+    def compute(self) -> tuple[Heads, Tensor]:
+        """Return `heads` and `gate_up`, from one product."""
+        projected = self.product.compute()
+        qkv, gate_up = projected.tensor_split([self.qkv_rows], dim=-1)
+        return Heads.of(qkv, self.query_norm, self.key_norm), gate_up.contiguous()
 
 
 def join_heads(parts: Sequence[Heads], angles: Angles, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,8 @@
-"""Exchange heads between the GPUs of one host: kernels write them straight into the other GPUs' memory, over NVLink."""
+"""Exchange heads between the GPUs of one host, which write to each other's memory, over NVLink.
+
+Kernels write straight into the other GPUs' memory. While a product is computed, copy engines do so instead: kernels
+would wait for multiprocessors, all of which the product uses.
+"""
 
 from __future__ import annotations
 
@@ -7,13 +11,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed import _symmetric_memory as symmetric_memory
 
-from worker.model.heads import Angles, Heads, attend
+from worker.model.heads import Angles, HeadProjection, Heads, attend
+from worker.model.peer_memory import SharedMemory, Staging
 from worker.model.token_split import SequenceSplit, TokenSplit
 
-# A GPU that waits for another one computes nothing. After this time its step fails, and the process with it.
-_TIMEOUT_MS = 120_000
 # Barriers that follow each other directly use different channels.
 _SENT, _RETURNED, _READ, _GATHERED = range(4)
 
@@ -32,9 +34,12 @@ class PeerExchange:
         self._rank = dist.get_rank(group)
         self._devices = dist.get_world_size(group)
         self._heads, self._width, self._dtype = heads, width, dtype
-        self._memory: _SharedMemory | None = None
+        self._memory: SharedMemory | None = None
         self._split: TokenSplit | None = None
         self._maps: dict[SequenceSplit, _RowMaps] = {}
+        self._staging: Staging | None = None
+        # Its barrier's kernel runs as soon as any block of the product has ended, not after all of them.
+        self._side: Any = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
 
     def begin(self, split: TokenSplit) -> None:
         if split == self._split:
@@ -44,35 +49,40 @@ class PeerExchange:
             # Kernels of this device may still read the smaller buffer.
             torch.cuda.synchronize(self._device)
             self._memory = None
-            self._memory = _SharedMemory(
+            self._memory = SharedMemory(
                 self._group, rows, heads=self._heads, width=self._width, dtype=self._dtype, device=self._device
             )
         self._maps = {
             sequence: _RowMaps.of(sequence, rank=self._rank, device=self._device)
             for sequence in (split.double, split.single)
         }
+        self._staging = None
+        self._staging = Staging(split.single, self._memory, rank=self._rank)
         self._split = split
 
     def attend(self, parts: list[Heads], angles: Angles, eps: float) -> Tensor:
-        from worker.kernels.exchange_kernel import return_rows
-
         split, memory = self._begun()
         sequence = split.double if len(parts) == 2 else split.single
-        maps = self._maps[sequence]
         with torch.cuda.device(self._device):
             self._send(parts, angles, eps, sequence=sequence, memory=memory)
             memory.wait_for_all(_SENT)
-            attended = attend(*memory.sequence(sequence.length))[0]
-            return_rows(
-                attended.contiguous(),
-                owners=maps.owners,
-                rows=maps.local_rows,
-                buffers=memory.addresses[3],
-                sender=self._rank,
-            )
-            memory.wait_for_all(_RETURNED)
-            # A copy: the compiler may write to the memory that it gets, and the others write to this buffer.
-            return memory.returned(sequence.count(self._rank))[None].clone()
+            return self._attend_to(sequence, memory)
+
+    def project_and_attend(self, projection: HeadProjection, angles: Angles, eps: float) -> tuple[Tensor, Tensor]:
+        split, memory = self._begun()
+        assert self._staging is not None
+        with torch.cuda.device(self._device):
+            main = torch.cuda.current_stream(self._device)
+            self._send([projection.heads()], angles, eps, sequence=split.single, memory=memory, staging=self._staging)
+            # All devices have left the last block's attention, which reads what is overwritten now: this stream has
+            # passed the barrier that follows it.
+            self._side.wait_stream(main)
+            with torch.cuda.stream(self._side):
+                self._staging.transfer()
+                memory.wait_for_all(_SENT)
+            gate_up = projection.gate_up()
+            main.wait_stream(self._side)
+            return self._attend_to(split.single, memory), gate_up
 
     def gather_image(self, rows: Tensor) -> Tensor:
         split, memory = self._begun()
@@ -86,73 +96,57 @@ class PeerExchange:
             memory.wait_for_all(_GATHERED)
             return memory.returned(image[-1].stop - image[0].start).flatten(1)[None].clone()
 
-    def _begun(self) -> tuple[TokenSplit, _SharedMemory]:
+    def _begun(self) -> tuple[TokenSplit, SharedMemory]:
         assert self._split is not None
         assert self._memory is not None
         return self._split, self._memory
 
     def _send(
-        self, parts: list[Heads], angles: Angles, eps: float, *, sequence: SequenceSplit, memory: _SharedMemory
+        self,
+        parts: list[Heads],
+        angles: Angles,
+        eps: float,
+        *,
+        sequence: SequenceSplit,
+        memory: SharedMemory,
+        staging: Staging | None = None,
     ) -> None:
-        """Write to each device its share of the heads of this device's tokens."""
-        from worker.kernels.exchange_kernel import send, send_rotated
+        """Write to each device its share of the heads of this device's tokens; with `staging`, only to this device."""
+        from worker.kernels.exchange_kernel import send
 
-        queries, keys, values = memory.addresses[:3]
         counts = [part.query.shape[1] for part in parts]
         cosines, sines = (torch.split(angle, counts) for angle in angles)
         rows = torch.split(self._maps[sequence].rows, counts)
         for index, part in enumerate(parts):
             # Text that every device computes stays where it is.
             own = sequence.is_text_whole and index == 0
-            receivers = range(self._rank, self._rank + 1) if own else range(self._devices)
-            turned = cosines[index], sines[index], eps
-            where: dict[str, Any] = {"rows": rows[index], "receivers": receivers}
-            send_rotated(_dense(part.query), part.query_norm, *turned, buffers=queries, **where)
-            send_rotated(_dense(part.key), part.key_norm, *turned, buffers=keys, **where)
-            send(_dense(part.value), buffers=values, **where)
+            send(
+                *(_dense(values) for values in part[:3]),
+                norms=(part.query_norm, part.key_norm),
+                angles=(cosines[index], sines[index]),
+                eps=eps,
+                rows=rows[index],
+                buffers=memory.addresses[:3] if staging is None else staging.addresses,
+                receivers=range(self._rank, self._rank + 1) if own else range(self._devices),
+                staged_by=None if staging is None else self._rank,
+            )
 
+    def _attend_to(self, sequence: SequenceSplit, memory: SharedMemory) -> Tensor:
+        """Attend to the heads that this device has received, and return the results to the devices of their tokens."""
+        from worker.kernels.exchange_kernel import return_rows
 
-class _SharedMemory:
-    """Memory of this device that all devices of the group write to.
-
-    It holds this device's heads of all queries, keys and values, and the attended rows that are returned to it.
-
-    Attributes:
-        rows: number of rows of the longest sequence that fits.
-        addresses: (devices,) int64: for queries, keys, values and returned rows, where each device has them.
-    """
-
-    def __init__(
-        self, group: Any, rows: int, *, heads: int, width: int, dtype: torch.dtype, device: torch.device
-    ) -> None:
-        self.rows = rows
-        self._heads, self._width = heads, width
-        devices = dist.get_world_size(group)
-        self._share = heads // devices
-        self._part = rows * self._share * width
-        size = 3 * self._part + rows * heads * width
-        self._mine = symmetric_memory.empty(size, dtype=dtype, device=device)
-        self._handle: Any = symmetric_memory.rendezvous(self._mine, group)
-        self._buffers = [self._handle.get_buffer(other, (size,), dtype) for other in range(devices)]
-        starts = torch.tensor(list(self._handle.buffer_ptrs), dtype=torch.int64)
-        self.addresses = [(starts + index * self._part * dtype.itemsize).to(device) for index in range(4)]
-
-    def wait_for_all(self, channel: int) -> None:
-        """Make the current stream wait until the streams of all devices have come here."""
-        self._handle.barrier(channel=channel, timeout_ms=_TIMEOUT_MS)
-
-    def sequence(self, length: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries, keys and values of this device's heads, each (1, length, heads, width)."""
-        shape = (1, length, self._share, self._width)
-        count = length * self._share * self._width
-        query, key, value = (self._mine[index * self._part :][:count].view(shape) for index in range(3))
-        return query, key, value
-
-    def returned(self, rows: int, *, device: int | None = None) -> Tensor:
-        """Return the rows that were returned to a device, this one by default: (rows, all heads, width)."""
-        buffer: Tensor = self._mine if device is None else self._buffers[device]
-        count = rows * self._heads * self._width
-        return buffer[3 * self._part :][:count].view(rows, self._heads, self._width)
+        maps = self._maps[sequence]
+        attended = attend(*memory.sequence(sequence.length))[0]
+        return_rows(
+            attended.contiguous(),
+            owners=maps.owners,
+            rows=maps.local_rows,
+            buffers=memory.addresses[3],
+            sender=self._rank,
+        )
+        memory.wait_for_all(_RETURNED)
+        # A copy: the compiler may write to the memory that it gets, and the others write to this buffer.
+        return memory.returned(sequence.count(self._rank))[None].clone()
 
 
 class _RowMaps(NamedTuple):

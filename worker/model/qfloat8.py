@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from worker.model.linear_product import LinearProduct
 
 # Optimum-quanto itself is not used: on a GPU it compiles a kernel with nvcc at the first use, into its own folder.
 FLOAT8 = torch.float8_e4m3fn
@@ -30,8 +31,12 @@ class Float8Linear(nn.Module):
         scale: Tensor = self.scale  # type: ignore[assignment]
         return scale * self.weight.to(scale.dtype)
 
+    def product(self, hidden_states: Tensor) -> LinearProduct:
+        """Return the factors of `forward`'s product, without the bias."""
+        return LinearProduct(hidden_states, self.dense(), hidden_states.dtype)
+
     def forward(self, hidden_states: Tensor) -> Tensor:
-        product = functional.linear(hidden_states, self.dense())
+        product = self.product(hidden_states).compute()
         return product if self.bias is None else product + self.bias
 
 
