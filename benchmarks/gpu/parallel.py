@@ -42,6 +42,8 @@ def measure_parallel(session: Session, settings: ModelSettings, devices: Sequenc
         settings: of the session's model.
         devices: the session's device first.
     """
+    # First: in a group, a device that renders alone copies a part of each single-stream block's first product.
+    of_one = {size: _time(session, _Together(session.exact, None), size) for size in session.plan.sizes}
     followers = Followers(settings, devices[1:], hf_token=None, adapter_cache_bytes=0)
     try:
         followers.join(session.components)
@@ -49,14 +51,14 @@ def measure_parallel(session: Session, settings: ModelSettings, devices: Sequenc
         seconds = session.clock.seconds(lambda: followers.check(session.exact, typical))
         session.report.add("parallel: first steps", engine=session.engine_name, seconds=seconds)
         if followers.devices > 1:
-            for size in session.plan.sizes:
-                _measure_size(session, followers, size)
+            for size, alone in of_one.items():
+                _measure_size(session, followers, size, alone)
     finally:
         followers.close()
 
 
-def _measure_size(session: Session, followers: Followers, size: int) -> None:
-    one, expected = _time(session, _Together(session.exact, None), size)
+def _measure_size(session: Session, followers: Followers, size: int, alone: tuple[float, Tensor]) -> None:
+    one, expected = alone
     several, latents = _time(session, _Together(session.exact, followers), size)
     for count, median_ms in ((1, one), (followers.devices, several)):
         ratios = session.report.against(STEP, size=size, engine=session.engine_name, time=median_ms)

@@ -11,8 +11,9 @@ pytestmark = [
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="fewer than two CUDA devices"),
 ]
 
-# Rows and columns of latents: 512x512, 768x768, 1216x832, 1024x1024, 1040x1040, 2048x1024 pixels.
-SIZES = [(32, 32), (48, 48), (76, 52), (64, 64), (65, 65), (128, 64)]
+# Rows and columns of latents: 256x256 pixels, which one device renders, then 512x512, 768x768, 1216x832, 1024x1024,
+# 1040x1040 and 2048x1024.
+SIZES = [(16, 16), (32, 32), (48, 48), (76, 52), (64, 64), (65, 65), (128, 64)]
 
 
 SINGLE_BLOCKS = 3

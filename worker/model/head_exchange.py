@@ -124,7 +124,7 @@ class LocalExchange:
         return attend(*join_heads(parts, angles, eps))
 
     def project_and_attend(self, projection: HeadProjection, angles: Angles, eps: float) -> tuple[Tensor, Tensor]:
-        # One product, as without a group: a group's results are compared with those of one device.
+        # One product, as without a group: small images keep its bits, and the bits of a group are compared with it.
         heads, gate_up = projection.compute()
         return self.attend([heads], angles, eps), gate_up
 
