@@ -17,14 +17,15 @@ from benchmarks.gpu.adapter_swaps import measure_swaps
 from benchmarks.gpu.batch import measure_batch
 from benchmarks.gpu.ceilings import measure_ceilings
 from benchmarks.gpu.clock import Clock
-from benchmarks.gpu.engine_times import EngineTimes, Latents
-from benchmarks.gpu.few_steps import measure_few_steps
+from benchmarks.gpu.image_times import ImageTimes
 from benchmarks.gpu.joint_passes import measure_joint_passes
+from benchmarks.gpu.latents_comparison import LatentsComparison
 from benchmarks.gpu.models import Checkpoint
 from benchmarks.gpu.parallel import measure_parallel, parallel_devices
 from benchmarks.gpu.prompt_encoding import measure_prompt
 from benchmarks.gpu.report import BASELINES, Report
 from benchmarks.gpu.session import Plan, Session
+from benchmarks.gpu.step_times import StepTimes
 from shared.errors import CheckpointError
 from shared.references import MAX_REFERENCES
 from shared.settings import Settings
@@ -42,6 +43,7 @@ class Part(StrEnum):
     CEILINGS = "ceilings"
     COLD = "cold"
     STEPS = "steps"
+    REFERENCES = "references"
     IMAGE = "image"
     SWITCH = "switch"
     PROMPT = "prompt"
@@ -83,8 +85,14 @@ def main(
     repeat: Annotated[int, typer.Option(min=1, help="Repetitions behind each median.")] = 10,
     items: Annotated[int, typer.Option(min=2, help="Images in the batch.")] = 20,
     references: Annotated[
-        int, typer.Option(min=0, max=MAX_REFERENCES, help="Reference images of 1024x1024, or 128x128 with --tiny.")
-    ] = 0,
+        list[int] | None,
+        typer.Option(
+            min=1,
+            max=MAX_REFERENCES,
+            help="Reference images of 1024x1024, or 128x128 with --tiny, in a step of the part `references`; "
+            "may be repeated. Default: one, and three.",
+        ),
+    ] = None,
     devices: Annotated[
         int | None,
         typer.Option(min=2, help="Devices that render an image together. Default: all GPUs, at most 8; none on a CPU."),
@@ -109,14 +117,13 @@ def main(
 ) -> None:
     """Write a FLUX.2 checkpoint with random weights, load it as a worker does, and measure it on this device."""
     clock = Clock(pick_device(device or "auto"))
-    report = Report(device=clock.name, as_json=as_json, out=out)
-    plan = Plan(tuple(size or [64 if tiny else 1024]), steps, repeat, items, references, 128 if tiny else 1024)
-    if references and set(only or Part) - {Part.CEILINGS, Part.COLD, Part.STEPS, Part.IMAGE, Part.PARALLEL}:
-        raise typer.BadParameter("--references needs --only steps or --only image", param_hint="--references")
-    # Diffusers' pipelines prepare and encode references in another way.
-    possible = [name for name in EngineName if not references or name is not EngineName.DIFFUSERS]
+    report = Report(device=clock.name, model=model, tiny=tiny, as_json=as_json, out=out)
+    sizes, side = tuple(size or [64 if tiny else 1024]), 128 if tiny else 1024
+    plan = Plan(sizes, steps, repeat, items, tuple(references or (1, MAX_REFERENCES)), side)
+    if references and only and Part.REFERENCES not in only:
+        raise typer.BadParameter("--references needs --only references", param_hint="--references")
     together = parallel_devices(clock.device, devices)
-    run = _Run(set(only or Part), list(engine or possible), _toolkit(engine), plan, report, clock, together)
+    run = _Run(set(only or Part), list(engine or EngineName), _toolkit(engine), plan, report, clock, together)
     settings = {"text_encoder_place": text_encoder_place, "clean_weights": clean_weights, "memory_gb": memory_gb}
     _measure(run, model, tiny=tiny, settings=settings)
     report.print_table()
@@ -152,12 +159,18 @@ def _measure(run: _Run, model: str, *, tiny: bool, settings: Mapping[str, Any]) 
             return
         narrow = not run.parts & {Part.COLD, Part.PROMPT, Part.BATCH}
         checkpoint = stack.enter_context(Checkpoint(model, tiny=tiny, device=run.clock.device, narrow=narrow))
-        latents: Latents = {}
+        comparison = LatentsComparison()
         for precision, possible in _ENGINES.items():
             if names := [name for name in possible if name in run.engines]:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flux2-bench-")))
                 _measure_precision(
-                    run, checkpoint, precision=precision, names=names, settings=settings, latents=latents, folder=folder
+                    run,
+                    checkpoint,
+                    precision=precision,
+                    names=names,
+                    settings=settings,
+                    comparison=comparison,
+                    folder=folder,
                 )
                 _free_memory()
 
@@ -169,14 +182,14 @@ def _measure_precision(
     precision: str,
     names: Sequence[EngineName],
     settings: Mapping[str, Any],
-    latents: Latents,
+    comparison: LatentsComparison,
     folder: Path,
 ) -> None:
     """Load the model in one precision and measure these engines over it.
 
     Args:
         settings: for `Checkpoint.load`.
-        latents: the result of each engine so far; see `EngineTimes`.
+        comparison: with the engines that were measured in other precisions.
         folder: for adapters.
     """
     run.clock.reset_peak()
@@ -189,12 +202,20 @@ def _measure_precision(
     others = _other_engines(components, run.toolkit, names)
     session = Session(components, others, plan=run.plan, report=run.report, clock=run.clock)
     _report_loaded(components, run.report, run.clock, cold=Part.COLD in run.parts)
-    _measure_engines(session, latents, run.parts, [name for name in names if name in others or name not in BASELINES])
-    _measure_rest(session, run.parts, folder=folder)
+    images, steps = ImageTimes(session, comparison), StepTimes(session, comparison)
+    available = [name for name in names if name in others or name not in BASELINES]
+    _measure_engines(session, run.parts, available, steps=steps, images=images)
+    _measure_rest(session, run.parts, images=images, folder=folder)
     # Last: it changes how blocks attend.
     if Part.PARALLEL in run.parts and len(run.devices) > 1:
         compiled = session.engine_name != "exact"
-        measure_parallel(session, checkpoint.settings(precision, **settings, compile=compiled), run.devices)
+        steps_only = Part.STEPS in run.parts and not run.parts & {Part.IMAGE, Part.FEW_STEPS}
+        measure_parallel(
+            session,
+            checkpoint.settings(precision, **settings, compile=compiled),
+            run.devices,
+            images=None if steps_only else images,
+        )
 
 
 def _free_memory() -> None:
@@ -223,10 +244,10 @@ def _toolkit(chosen: Sequence[EngineName] | None) -> Toolkit | None:
 def _report_loaded(components: Components, report: Report, clock: Clock, *, cold: bool) -> None:
     """Report where the model was placed and, for the part `cold`, how long loading it from the page cache took."""
     transformer_b = sum(weight.numel() for weight in components.transformer.parameters()) / 1e9
-    named = {"model": components.model, "precision": components.precision.name}
+    precision = components.precision.name
     report.add(
         "placement",
-        **named,
+        precision=precision,
         transformer_billions=transformer_b,
         placement=str(components.placement),
         **package_versions(),
@@ -243,9 +264,9 @@ def _report_loaded(components: Components, report: Report, clock: Clock, *, cold
         rate: dict[str, Any] = {}
         if part in read:
             rate = {"gb": read[part] / 1e9, "gb_per_s": read[part] / 1e9 / seconds}
-        report.add(f"cold start: {part}", **named, seconds=seconds, **rate)
+        report.add(f"cold start: {part}", precision=precision, seconds=seconds, **rate)
     weights_s = sum(seconds for part, seconds in components.load_s.items() if part != "compiler")
-    report.add("cold start: weights", **named, seconds=weights_s, peak_gb=clock.peak_gb())
+    report.add("cold start: weights", precision=precision, seconds=weights_s, peak_gb=clock.peak_gb())
 
 
 def _other_engines(
@@ -260,25 +281,34 @@ def _other_engines(
     return others
 
 
-def _measure_engines(session: Session, latents: Latents, parts: set[Part], names: Sequence[EngineName]) -> None:
-    """Measure each engine's step and image, and leave the last engine active."""
-    step, image = Part.STEPS in parts, Part.IMAGE in parts
-    times = EngineTimes(session, latents)
+def _measure_engines(
+    session: Session, parts: set[Part], names: Sequence[EngineName], *, steps: StepTimes, images: ImageTimes
+) -> None:
+    """Measure each engine's steps and image at every size, and leave the last engine active."""
+    if Part.REFERENCES in parts:
+        session.references.measure(session.report, session.clock, repeat=session.plan.repeat)
     for name in names:
         if name in (EngineName.COMPILED, EngineName.FAST):
             session.compile(name)
-        if step or image:
-            times.measure(name, step=step, image=image)
+        # Diffusers' pipelines prepare and encode references in another way.
+        compares_references = Part.REFERENCES in parts and name is not EngineName.DIFFUSERS
+        for size in session.plan.sizes:
+            if Part.STEPS in parts:
+                steps.measure(name, size)
+            if Part.IMAGE in parts:
+                images.measure_usual(name, size)
+            for count in session.plan.references if compares_references else ():
+                steps.measure(name, size, references=count)
 
 
-def _measure_rest(session: Session, parts: set[Part], *, folder: Path) -> None:
+def _measure_rest(session: Session, parts: set[Part], *, images: ImageTimes, folder: Path) -> None:
     """Run the parts that compare their times with a step of this project's engine."""
-    measures: dict[Part, Callable[[], None]] = {
+    measures: dict[Part, Callable[[], object]] = {
         Part.SWITCH: lambda: measure_swaps(session, folder),
         Part.PROMPT: lambda: measure_prompt(session),
         Part.TOGETHER: lambda: measure_joint_passes(session),
         Part.BATCH: lambda: measure_batch(session, folder),
-        Part.FEW_STEPS: lambda: measure_few_steps(session),
+        Part.FEW_STEPS: images.measure_all,
     }
     for part, measure in measures.items():
         if part in parts:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+# A GPU lowers its clock under load. Without a warm-up only the first engine would run on a cool GPU.
+_WARM_UP_S = 3.0
 # A pass longer than this times the median has waited for something other than its own work.
 _WAITED = 1.2
 
@@ -60,6 +62,12 @@ class Clock:
         """Return the median seconds of `repeat` calls, after one call to warm up."""
         call()
         return statistics.median(self.seconds(call) for _ in range(repeat))
+
+    def warm_up(self, call: Callable[[], object]) -> None:
+        """Repeat a call on a GPU until its clock has settled; does nothing on a CPU."""
+        until = time.perf_counter() + _WARM_UP_S
+        while self._cuda and time.perf_counter() < until:
+            self.seconds(call)
 
     def reset_peak(self) -> None:
         """Start a new measurement of peak memory."""

@@ -1,4 +1,4 @@
-"""Measure steps on several devices of the host that render one image together, and whether their bits are one device's.
+"""Measure steps and images on several devices of the host that render one image together, next to one device alone.
 
 This process leads; it starts one follower for each further device, as a worker with `--gpus-per-slot` does.
 """
@@ -6,23 +6,21 @@ This process leads; it starts one follower for each further device, as a worker 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from benchmarks.gpu.image_times import ImageTimes, TimedImage, image_row, time_image
+from benchmarks.gpu.sampling import Sampling
 from benchmarks.gpu.session import STEP, Session
 from shared.settings import ModelSettings
-from worker.rendering.denoise import OnStep
-from worker.rendering.engine import DenoisingInputs
+from worker.model.components import Components
+from worker.rendering.denoise import OnEstimate, OnStep
+from worker.rendering.engine import DenoisingInputs, Engine
 from worker.rendering.followers import Followers
 from worker.rendering.native_engine import ExactEngine
 
-# As for the other steps: GPUs lower their clocks under load.
-_HEAT_S = 3.0
 _LARGEST = 8
 
 
@@ -35,15 +33,19 @@ def parallel_devices(device: torch.device, count: int | None) -> list[torch.devi
     return [torch.device("cuda", first), *(torch.device("cuda", at) for at in range(count) if at != first)][:count]
 
 
-def measure_parallel(session: Session, settings: ModelSettings, devices: Sequence[torch.device]) -> None:
-    """Report the time of a step on one and on all devices, at every size, and the elements that differ.
+def measure_parallel(
+    session: Session, settings: ModelSettings, devices: Sequence[torch.device], *, images: ImageTimes | None
+) -> None:
+    """Report the times on one and on all devices, at every size, and the elements that differ.
 
     Args:
         settings: of the session's model.
         devices: the session's device first.
+        images: those on one device; None measures steps alone.
     """
     # First: in a group, a device that renders alone copies a part of each single-stream block's first product.
-    of_one = {size: _time(session, _Together(session.exact, None), size) for size in session.plan.sizes}
+    steps_alone = {size: _time_steps(session, session.exact, size) for size in session.plan.sizes}
+    images_alone = images.measure_all() if images else {}
     followers = Followers(settings, devices[1:], hf_token=None, adapter_cache_bytes=0)
     try:
         followers.join(session.components)
@@ -51,16 +53,36 @@ def measure_parallel(session: Session, settings: ModelSettings, devices: Sequenc
         seconds = session.clock.seconds(lambda: followers.check(session.exact, typical))
         session.report.add("parallel: first steps", engine=session.engine_name, seconds=seconds)
         if followers.devices > 1:
-            for size, alone in of_one.items():
-                _measure_size(session, followers, size, alone)
+            engine = _DividedEngine(session.components, followers)
+            for size, alone in steps_alone.items():
+                _measure_steps(session, engine, size, alone)
+                _measure_images(session, engine, size, images_alone.get(size, {}))
     finally:
         followers.close()
 
 
-def _measure_size(session: Session, followers: Followers, size: int, alone: tuple[float, Tensor]) -> None:
+class _DividedEngine(ExactEngine):
+    """Denoises on all devices; decodes on this one."""
+
+    def __init__(self, components: Components, followers: Followers) -> None:
+        super().__init__(components)
+        self._followers = followers
+
+    @property
+    def devices(self) -> int:
+        return self._followers.devices
+
+    def denoise(
+        self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep, on_estimate: OnEstimate | None = None
+    ) -> Tensor:
+        with self._followers.denoising(noise, run):
+            return super().denoise(noise, run, on_step=on_step, on_estimate=on_estimate)
+
+
+def _measure_steps(session: Session, engine: _DividedEngine, size: int, alone: tuple[float, Tensor]) -> None:
     one, expected = alone
-    several, latents = _time(session, _Together(session.exact, followers), size)
-    for count, median_ms in ((1, one), (followers.devices, several)):
+    several, latents = _time_steps(session, engine, size)
+    for count, median_ms in ((1, one), (engine.devices, several)):
         ratios = session.report.against(STEP, size=size, engine=session.engine_name, time=median_ms)
         session.report.add(
             f"parallel: step on {count}",
@@ -74,27 +96,23 @@ def _measure_size(session: Session, followers: Followers, size: int, alone: tupl
         )
 
 
-def _time(session: Session, engine: _Together, size: int) -> tuple[float, Tensor]:
+def _time_steps(session: Session, engine: Engine, size: int) -> tuple[float, Tensor]:
     """Return the median milliseconds of a step, and the latents after the steps."""
-    steps = session.plan.repeat + 1
-    session.denoise(engine, size, 1)  # type: ignore[arg-type]
-    until = time.perf_counter() + (_HEAT_S if session.clock.device.type == "cuda" else 0)
-    while time.perf_counter() < until:
-        session.denoise(engine, size, steps)  # type: ignore[arg-type]
-    latents, times = session.denoise(engine, size, steps)  # type: ignore[arg-type]
+    session.denoise(engine, size, 1)
+    session.clock.warm_up(lambda: session.denoise(engine, size, 2))
+    latents, times = session.denoise(engine, size, session.plan.repeat + 1)
     return statistics.median(times), latents
 
 
-class _Together:
-    """The part of an engine that denoises, on this device or with the followers."""
-
-    encodes_references: ClassVar[bool] = False
-
-    def __init__(self, engine: ExactEngine, followers: Followers | None) -> None:
-        self._engine = engine
-        self._followers = followers
-
-    def denoise(self, noise: Tensor, run: DenoisingInputs, *, on_step: OnStep) -> Tensor:
-        followers = self._followers
-        with nullcontext() if followers is None else followers.denoising(noise, run):
-            return self._engine.denoise(noise, run, on_step=on_step)
+def _measure_images(session: Session, engine: _DividedEngine, size: int, alone: dict[Sampling, TimedImage]) -> None:
+    """Compare images on all devices with those that one device has rendered."""
+    for sampling, expected in alone.items():
+        image = time_image(session, engine, size, sampling)
+        session.report.add(
+            f"parallel: image on {engine.devices}, {sampling.name}",
+            **image_row(image, session.engine_name, size, sampling, devices=engine.devices),
+            ratio=image.total_s / expected.total_s,
+            against="one device",
+            differing=int((image.latents != expected.latents).sum()),
+            of=image.latents.numel(),
+        )

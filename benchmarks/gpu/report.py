@@ -15,27 +15,30 @@ Row = dict[str, Any]
 #: Engines that others are compared with, in order of preference.
 BASELINES = ("ai-toolkit", "diffusers")
 
-_COLUMNS = ("what", "engine", "size", "median_ms", "seconds", "ratio", "against", "peak_gb", "device")
+_COLUMNS = ("what", "engine", "size", "median_ms", "seconds", "ratio", "against", "peak_gb", "device", "model", "tiny")
 
 
 class Report:
     """Collects rows.
 
     Args:
-        device: name of the device; every row carries it.
+        device: name of the device; every row carries it, and the next two.
+        model: id of the model in the catalogue.
+        tiny: whether the model is a small one of the same architecture.
         as_json: print each row as JSON when it is added.
         out: file to which each row is appended when it is added, so that a killed run leaves its finished rows.
     """
 
-    def __init__(self, *, device: str, as_json: bool, out: Path | None) -> None:
+    def __init__(self, *, device: str, model: str, tiny: bool, as_json: bool, out: Path | None) -> None:
         self.rows: list[Row] = []
         self._device = device
+        self._run = {"device": device, "model": model, "tiny": tiny}
         self._as_json = as_json
         self._out = out
 
     def add(self, what: str, **values: Any) -> None:
         """Add a row: `median_ms` or `seconds` is its time, and `ratio` is that divided by the time of `against`."""
-        row = {"what": what, **values, "device": self._device}
+        row = {"what": what, **values, **self._run}
         self.rows.append(row)
         line = json.dumps(row)
         if self._as_json:

@@ -7,23 +7,21 @@ its own weights, in float8.
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from benchmarks.gpu.clock import Clock
 from benchmarks.gpu.models import write_adapter
+from benchmarks.gpu.references import RandomReferences
 from benchmarks.gpu.report import Report
-from shared.job import AdapterRef, ItemSpec, ReferenceRef
+from benchmarks.gpu.sampling import GUIDANCE, Sampling
+from shared.job import AdapterRef, ItemSpec
 from shared.prompt import MAX_TOKENS
 from shared.settings import WorkerSettings
 from worker.model.compile import compile_blocks
@@ -32,15 +30,12 @@ from worker.rendering.engine import DenoisingInputs, Engine
 from worker.rendering.latents import noise
 from worker.rendering.native_engine import ExactEngine
 from worker.rendering.prompt_encoder import embed
-from worker.rendering.reference_encoder import ReferenceEncoder, References
 from worker.rendering.renderer import Renderer
 from worker.verify.golden_models import adapter_ref
 
 #: Name of the rows that hold the time of a denoising step.
 STEP = "step"
 SEEDS = (42, 43, 44, 45)
-
-GUIDANCE = 4.0
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class Plan:
         steps: denoising steps of an image.
         repeat: number of repetitions behind each median.
         items: images of the batch.
-        references: number of reference images behind each image.
+        references: numbers of reference images in the steps of the part `references`.
         reference_side: their width and height, in pixels.
     """
 
@@ -60,8 +55,8 @@ class Plan:
     steps: int
     repeat: int
     items: int
-    references: int = 0
-    reference_side: int = 1024
+    references: tuple[int, ...]
+    reference_side: int
 
 
 class Session:
@@ -74,6 +69,7 @@ class Session:
         exact: this project's engine.
         engine_name: the name under which this project's engine is reported now; `compile` changes it.
         renderer: a worker's renderer over the same weights, with the default adapter cache.
+        references: reference images of this model.
     """
 
     def __init__(
@@ -88,9 +84,7 @@ class Session:
         cache_bytes = int(WorkerSettings.model_fields["adapter_cache_gb"].default * 1_000_000_000)
         self.renderer = Renderer(components, prompt_cache=4, adapter_cache_bytes=cache_bytes)
         self._others = others
-        self._references = {
-            encodes: self._encode_references(encodes=encodes) for encodes in (False, True) if plan.references
-        }
+        self.references = RandomReferences(components, plan.reference_side)
         self._prompt, self._negative = (self.encode_random_prompt(seed) for seed in (1, 2))
 
     def engine(self, name: str) -> Engine:
@@ -116,12 +110,14 @@ class Session:
         start: Tensor | None = None,
         guidance_scale: float = GUIDANCE,
         sigmas: tuple[float, ...] = (),
+        references: int = 0,
     ) -> tuple[Tensor, list[float]]:
         """Denoise one image for each seed, all in one pass, from `start` or from drawn noise.
 
         Args:
             guidance_scale: up to 1, a step has one pass.
             sigmas: see `DenoisingInputs`.
+            references: number of reference images.
 
         Returns:
             Latents, and the milliseconds of each step after the first, from the end of the step before it.
@@ -135,12 +131,17 @@ class Session:
                 guidance_scale,
                 prompt,
                 None if self.components.is_distilled or guidance_scale <= 1 else negative,
-                self._references.get(engine.encodes_references),
+                self.references.get(references, files_only=engine.encodes_references) if references else None,
                 sigmas,
             ),
             on_step=lambda *_: marks.append(self.clock.mark()),
         )
         return latents, self.clock.between(marks)
+
+    def sample(self, engine: Engine, size: int, sampling: Sampling) -> Tensor:
+        """Return the latents of one image."""
+        _, steps, guidance_scale, sigmas = sampling
+        return self.denoise(engine, size, steps, guidance_scale=guidance_scale, sigmas=sigmas)[0]
 
     def step_ms(self) -> float:
         """Return the median time of a step of this project's engine at the first size, measured now if not before."""
@@ -177,24 +178,6 @@ class Session:
         ids = torch.randint(encoder.config.vocab_size, (1, MAX_TOKENS), generator=generator).to(self.clock.device)
         return embed(encoder, ids, torch.ones_like(ids)).to(self.components.dtype)
 
-    def _encode_references(self, *, encodes: bool) -> References:
-        """Encode random images; report the time of one, unless the engine encodes them itself."""
-        files = [_random_image(seed, self.plan.reference_side) for seed in range(self.plan.references)]
-        by_hash = {sha256(data).hexdigest(): data for data in files}
-        encoder = ReferenceEncoder(self.components, load=by_hash.__getitem__)
-        refs = [ReferenceRef(slot=slot, sha256=hash_) for slot, hash_ in enumerate(by_hash, start=1)]
-        if not encodes:
-
-            def encode_one() -> None:
-                encoder = ReferenceEncoder(self.components, load=by_hash.__getitem__)
-                encoder.encode(encoder.load(refs[:1]))
-
-            self.clock.reset_peak()
-            seconds = self.clock.median_s(encode_one, self.plan.repeat)
-            side, peak_gb = self.plan.reference_side, self.clock.peak_gb()
-            self.report.add("reference: prepare and encode", size=side, seconds=seconds, peak_gb=peak_gb)
-        return encoder.encode(encoder.load(refs, files_only=encodes))
-
     def adapter(self, folder: Path, name: str) -> tuple[AdapterRef, Path]:
         """Return a random LoRA at multiplier 1, written to `folder` on the first call for its name."""
         path = folder / f"{name}.safetensors"
@@ -220,11 +203,3 @@ class Session:
             output_format="png",
             engine="fast" if self.engine_name == "fast" else "exact",
         )
-
-
-def _random_image(seed: int, side: int) -> bytes:
-    """Return a file of random pixels."""
-    file = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.getvalue()

@@ -8,7 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from benchmarks.gpu.__main__ import main
+from benchmarks.gpu.__main__ import EngineName, Part, main
+from benchmarks.gpu.table import image_table
 
 ROOT = os.environ.get("AI_TOOLKIT_PATH")  # read at import: a fixture removes it from the tests' environment
 
@@ -40,6 +41,19 @@ def measured(tmp_path, monkeypatch):
     return measure
 
 
+@pytest.fixture
+def measured_together(tmp_path):
+    """Runs parts on two devices and returns the rows; without typer's runner, whose stderr is no file for followers."""
+
+    def measure(*parts, size):
+        out = tmp_path / "rows.jsonl"
+        chosen = {"only": list(map(Part, parts)), "engine": [EngineName.EXACT]}
+        main(tiny=True, device="cpu", devices=2, size=[size], steps=2, repeat=2, as_json=True, out=out, **chosen)
+        return [json.loads(line) for line in out.read_text().splitlines()]
+
+    return measure
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")
 @pytest.mark.parametrize(
     ("model", "last"), [("flux2_klein_9b", []), pytest.param("flux2", ["fast"], marks=needs_a_compiler)]
@@ -50,12 +64,13 @@ def test_every_measurement_gives_times_and_ratios(measured, model, last):
     rows = measured("--model", model, *(word for engine in engines for word in ("--engine", engine)))
 
     by_part = {row["what"].split(" ")[0].rstrip(":"): row for row in rows}
-    others = {"placement", "cold", "step", "image", "switch", "prompt", "together", "batch", "few"}
+    others = {"placement", "cold", "step", "references", "image", "switch", "prompt", "together", "batch", "few"}
     assert by_part.keys() == {"bf16", "host"} | others
     assert all(row["device"] == "cpu" for row in rows)
     times = [row.get("median_ms", row.get("seconds")) for row in rows if row["what"] != "placement"]
     assert all(time > 0 for time in times)
-    of_engines = [row for row in rows if "engine" in row]
+    # Diffusers' pipelines are not compared with reference images.
+    of_engines = [row for row in rows if "engine" in row and (ROOT or "references" not in row)]
     assert all(row["ratio"] > 0 and row["against"] for row in of_engines)
     for part in ("step", "image"):
         assert [row["engine"] for row in rows if row["what"] == part] == engines
@@ -75,9 +90,13 @@ def test_every_measurement_gives_times_and_ratios(measured, model, last):
 
 @pytest.mark.skipif(not ROOT, reason="AI_TOOLKIT_PATH names no checkout of AI Toolkit")
 def test_no_element_of_our_latents_differs_from_ai_toolkits(measured):
-    rows = measured("--engine", "ai-toolkit", "--engine", "exact", "--only", "steps", "--only", "image")
+    parts = ("--only", "steps", "--only", "references", "--only", "image")
 
-    assert [row["differing"] for row in rows if row.get("engine") == "exact"] == [{"ai-toolkit": 0}] * 2
+    rows = measured("--engine", "ai-toolkit", "--engine", "exact", *parts)
+
+    ours = [row for row in rows if row.get("engine") == "exact"]
+    assert [row["differing"] for row in ours] == [{"ai-toolkit": 0}] * 4
+    assert {row["against"] for row in ours} == {"ai-toolkit eager"}
 
 
 @pytest.mark.parametrize(
@@ -88,11 +107,13 @@ def test_no_element_of_our_latents_differs_from_ai_toolkits(measured):
     ],
 )
 def test_images_of_few_steps_are_compared_with_one_of_all_steps(measured, model, names, levels):
-    _, *rows = measured("--model", model, "--only", "few-steps", "--engine", "exact")
+    _, usual, *rows = measured("--model", model, "--only", "few-steps", "--engine", "exact")
 
+    assert (usual["what"], usual["sampling"], usual["steps"], usual["model"]) == ("image", "2 steps", 2, model)
     assert [row["what"] for row in rows] == [f"few steps: {name}" for name in names]
     assert {(row["steps"], row["guidance_scale"]) for row in rows} == {levels}
     assert all(row["against"] == "2 steps" for row in rows)
+    assert all(row["ratio"] == pytest.approx(row["seconds"] / usual["seconds"]) for row in rows)
     assert all(
         row["seconds"] == pytest.approx(sum(row[f"{stage}_s"] for stage in ("denoise", "decode", "pixels", "encode")))
         for row in rows
@@ -109,19 +130,55 @@ def test_one_measurement_at_two_sizes_with_a_chosen_placement(measured):
     assert [(row["what"], row["size"]) for row in steps] == [("step", 64), ("step", 96)]
 
 
-def test_steps_with_reference_images_are_measured_and_so_is_encoding_one(measured):
-    rows = {row["what"]: row for row in measured("--only", "steps", "--engine", "exact", "--references", "2")}
+def test_images_on_two_devices_have_the_bits_of_images_that_one_device_renders_once(measured_together):
+    rows = measured_together("image", "few-steps", "parallel", size=512)
 
-    assert rows["reference: prepare and encode"]["size"] == 128
-    assert rows["reference: prepare and encode"]["seconds"] > 0
-    assert (rows["step"]["references"], rows["step"]["finite"]) == (2, True)
+    images = [row for row in rows if "sampling" in row]
+    assert [(row["what"], row["sampling"], row["devices"]) for row in images] == [
+        ("image", "2 steps", 1),
+        ("few steps: preset turbo", "preset turbo", 1),
+        ("parallel: image on 2, 2 steps", "2 steps", 2),
+        ("parallel: image on 2, preset turbo", "preset turbo", 2),
+    ]
+    for one, two in zip(images[:2], images[2:], strict=True):
+        assert (two["differing"], two["of"], two["against"]) == (0, 128 * 32 * 32, "one device")
+        assert two["ratio"] == pytest.approx(two["seconds"] / one["seconds"])
+    head, _, *lines = image_table(images).splitlines()
+    assert head.endswith("| tiny FLUX.2 [dev], 2 steps | tiny FLUX.2 [dev], preset turbo, 8 steps |")
+    assert [line.split(" | ")[:4] for line in lines] == [
+        ["| cpu", "512x512", "`exact`, not compiled", devices] for devices in ("1", "2")
+    ]
 
 
-def test_reference_images_are_measured_with_steps_and_images_only(tmp_path):
-    result = run(tmp_path / "rows.jsonl", "--references", "1")
+def test_steps_alone_are_measured_on_two_devices_if_only_steps_are_asked_for(measured_together):
+    rows = measured_together("steps", "parallel", size=64)
+
+    assert [row["what"] for row in rows] == [
+        "placement",
+        "step",
+        "parallel: first steps",
+        "parallel: step on 1",
+        "parallel: step on 2",
+    ]
+    assert rows[-1]["differing"] == 0
+
+
+@pytest.mark.parametrize(("option", "counts"), [((), (1, 3)), (("--references", "2"), (2,))])
+def test_steps_with_reference_images_are_measured_and_so_is_encoding_one(measured, option, counts):
+    _, encoding, *steps = measured("--only", "references", "--engine", "exact", *option)
+
+    assert (encoding["what"], encoding["size"]) == ("references: prepare and encode one", 128)
+    assert encoding["seconds"] > 0
+    assert [(row["what"], row["references"], row["finite"]) for row in steps] == [
+        (f"references: step with {count}", count, True) for count in counts
+    ]
+
+
+def test_a_number_of_reference_images_without_their_part_is_an_error(tmp_path):
+    result = run(tmp_path / "rows.jsonl", "--references", "1", "--only", "steps")
 
     assert result.exit_code == 2
-    assert "--references needs --only steps or --only image" in result.output
+    assert "--references needs --only references" in result.output
 
 
 def test_without_json_a_table_shows_each_row(tmp_path):
