@@ -330,6 +330,7 @@ class PipelineReport(_Report):
         base_revision: identity of the checkpoint's files.
         drift: for the engine `fast` only: distance of one step from the same step with bfloat16 weights, relative to
             the length of the latter; measured with the base model when the worker started.
+        attention_drift: by how much attention in float8 makes `drift` larger; None if attention is in bfloat16.
         decode: `tiled` when the device had no memory for a whole decode; pixels then differ a little.
     """
 
@@ -341,6 +342,7 @@ class PipelineReport(_Report):
     change: Literal["none", "restored", "merged", "swapped"]
     decode: Decode = "whole"
     drift: float | None = None
+    attention_drift: float | None = None
     versions: dict[str, str]
 
 

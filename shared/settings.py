@@ -287,6 +287,12 @@ class ModelSettings(_Section):
         description="Precision of weights and activations. `bf16`; `fp32` for CPUs; `qfloat8` stores the transformer's "
         "weights in float8 and runs adapters unmerged; `fp8` multiplies in float8, for jobs with the engine `fast`.",
     )
+    attention: Literal["bf16", "fp8"] | None = Field(
+        None,
+        description="Precision of attention under `FLUX2_MODEL_PRECISION=fp8`, if a slot has one GPU: `fp8` takes two "
+        "thirds of the time of `bf16` and errs more; it needs a Hopper GPU and the extra `fp8-attention`. Default: "
+        "`bf16`.",
+    )
     text_encoder_precision: Literal["bf16", "qfloat8"] | None = Field(
         None,
         description="Precision of the text encoder's weights: `bf16` or `qfloat8`. Default: that of "

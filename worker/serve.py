@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from worker.rendering.followers import Followers
     from worker.rendering.renderer import Renderer
 
+logger = logging.getLogger("flux2.worker.serve")
+
 # Long enough for a busy Redis, short enough for several renewals within a lease.
 _LEDGER_TIMEOUT_S = 5.0
 
@@ -58,7 +61,15 @@ def serve(settings: Settings) -> None:
             for gpu in sorted(device_id(device) for device in devices):
                 opened.enter_context(gpu_lock(gpu, folder=folder))
             torch.cuda.set_device(devices[0])
-        consume(_open(settings, name, devices, opened))
+        consume(_open(_settings_for(devices, settings), name, devices, opened))
+
+
+def _settings_for(devices: Sequence[torch.device], settings: Settings) -> Settings:
+    """Return the settings with which a slot of these devices runs."""
+    if len(devices) == 1 or settings.model.attention != "fp8":
+        return settings
+    logger.warning("attention stays in bf16: in fp8 it runs on one GPU only", extra={"gpus": len(devices)})
+    return settings.model_copy(update={"model": settings.model.model_copy(update={"attention": "bf16"})})
 
 
 def _open(settings: Settings, name: str, devices: Sequence[torch.device], opened: ExitStack) -> Worker:

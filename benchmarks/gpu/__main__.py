@@ -31,6 +31,7 @@ from shared.references import MAX_REFERENCES
 from shared.settings import Settings
 from worker.device import pick_device
 from worker.model.components import Components
+from worker.model.fp8 import attend_in_float8, attends_in_float8
 from worker.rendering.engine import Engine, package_versions
 from worker.rendering.toolkit_checkout import Toolkit, load_toolkit
 from worker.rendering.toolkit_engine import ToolkitEngine
@@ -107,6 +108,9 @@ def main(
         Literal["device", "host", "file"] | None,
         typer.Option(help="Where to restore base weights from. Default: by free memory."),
     ] = None,
+    attention: Annotated[
+        Literal["bf16", "fp8"] | None, typer.Option(help="Precision of the attention of `fast`. Default: a worker's.")
+    ] = None,
     memory_gb: Annotated[
         float | None, typer.Option(min=1, help="Place the model as on a card with this much free memory.")
     ] = None,
@@ -124,7 +128,12 @@ def main(
         raise typer.BadParameter("--references needs --only references", param_hint="--references")
     together = parallel_devices(clock.device, devices)
     run = _Run(set(only or Part), list(engine or EngineName), _toolkit(engine), plan, report, clock, together)
-    settings = {"text_encoder_place": text_encoder_place, "clean_weights": clean_weights, "memory_gb": memory_gb}
+    settings = {
+        "text_encoder_place": text_encoder_place,
+        "clean_weights": clean_weights,
+        "memory_gb": memory_gb,
+        "attention": attention,
+    }
     _measure(run, model, tiny=tiny, settings=settings)
     report.print_table()
 
@@ -196,6 +205,7 @@ def _measure_precision(
     # Compiled blocks cannot run eagerly again.
     compiles = False if EngineName.EXACT in names else None
     try:
+        settings = {**settings, "attention": settings["attention"] if precision == "fp8" else None}
         components = checkpoint.load(precision, **settings, compile=compiles)
     except CheckpointError as error:
         raise typer.BadParameter(str(error)) from error
@@ -210,9 +220,13 @@ def _measure_precision(
     if Part.PARALLEL in run.parts and len(run.devices) > 1:
         compiled = session.engine_name != "exact"
         steps_only = Part.STEPS in run.parts and not run.parts & {Part.IMAGE, Part.FEW_STEPS}
+        # Several devices attend in bfloat16; see `worker.serve`.
+        if attends_in_float8(components.transformer):
+            attend_in_float8(components.transformer, enabled=False)
+        shared = {**settings, "attention": None, "compile": compiled}
         measure_parallel(
             session,
-            checkpoint.settings(precision, **settings, compile=compiled),
+            checkpoint.settings(precision, **shared),
             run.devices,
             images=None if steps_only else images,
         )

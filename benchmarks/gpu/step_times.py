@@ -12,6 +12,7 @@ from benchmarks.gpu.latents_comparison import LatentsComparison
 from benchmarks.gpu.report import Row
 from benchmarks.gpu.session import STEP, Session
 from worker.model.compile import uncompiled
+from worker.model.fp8 import attention_in_bfloat16
 
 
 class StepTimes:
@@ -47,7 +48,7 @@ class StepTimes:
             n=len(times),
             **self._rate(name, size, references, median_ms),
             first_s=first_s,
-            **({"drift": self._fp8_error} if name == "fast" else {}),
+            **(self._fp8_error if name == "fast" else {}),
             **({"references": references} if references else {}),
             **self._comparison.compare(what, name, size, latents, steps=repeat + 1),
         )
@@ -56,7 +57,9 @@ class StepTimes:
         """Return the TFLOP/s of a step's products and attention, and their share of the ceiling if it was measured."""
         key = size, references
         if key not in self._flops:
-            with uncompiled(), FlopCounterMode(display=False) as counter:
+            transformer = self._session.components.transformer
+            # Only operations of torch are counted, and attention in float8 is none.
+            with uncompiled(), attention_in_bfloat16(transformer), FlopCounterMode(display=False) as counter:
                 # Of this project's engine: AI Toolkit's encodes reference images in each run.
                 self._session.denoise(self._session.exact, size, 1, references=references)
             self._flops[key] = counter.get_total_flops()
@@ -66,8 +69,9 @@ class StepTimes:
         return {"tflops": tflops, "of_ceiling": tflops / ceilings[-1] if ceilings else None}
 
     @cached_property
-    def _fp8_error(self) -> float:
+    def _fp8_error(self) -> Row:
         """The distance of a typical step in float8 from one in bfloat16."""
         renderer = self._session.renderer
         call = renderer.inputs.typical_call()
-        return renderer.swapper.fp8_error(partial(self._session.exact.predict, call))
+        error = renderer.swapper.fp8_error(partial(self._session.exact.predict, call))
+        return {"drift": error.whole, "attention_drift": error.of_attention}

@@ -6,7 +6,8 @@ from diffusers import Flux2Transformer2DModel
 
 from worker.model import rounding
 from worker.model.compile import compile_blocks
-from worker.model.fp8 import convert_to_fp8
+from worker.model.fp8 import attend_in_float8, convert_to_fp8
+from worker.model.fp8_attention import float8_attention_lacks
 from worker.rendering.denoise import TransformerInputs, predict
 from worker.rendering.latents import image_ids, text_ids
 
@@ -62,7 +63,11 @@ def test_no_bit_changes_at_any_size():
     assert differing == [0] * len(SIZES)
 
 
-def test_compiled_float8_blocks_are_as_near_the_exact_ones_as_uncompiled_ones():
+@pytest.mark.parametrize("attention", ["bf16", "fp8"])
+def test_compiled_float8_blocks_are_as_near_the_exact_ones_as_uncompiled_ones(attention):
+    if attention == "fp8" and (lacks := float8_attention_lacks(DEVICE, heads=24, width=128)):
+        pytest.skip(f"attention in float8 needs {lacks}")
+    torch.compiler.reset()
     model = build()
     exact_steps = [run(model, *size).double() for size in SIZES]
 
@@ -71,6 +76,7 @@ def test_compiled_float8_blocks_are_as_near_the_exact_ones_as_uncompiled_ones():
         return [float((step - wanted).norm() / wanted.norm()) for step, wanted in zip(steps, exact_steps, strict=True)]
 
     convert_to_fp8(model)
+    attend_in_float8(model, enabled=attention == "fp8")
     uncompiled = errors()
     compile_blocks(model, exact=False)
 

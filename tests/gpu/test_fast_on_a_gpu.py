@@ -13,7 +13,10 @@ from worker.kernels.checksum import checksum
 from worker.kernels.low_rank import add_low_rank, can_add_low_rank
 from worker.lora.merge import lora_delta
 from worker.model.demo_model import write_tiny_adapter, write_tiny_checkpoint
-from worker.model.fp8 import Fp8Linear, fp8_layers, norm_rows, quantize_rows
+from worker.model.fp8 import Fp8Linear, fp8_layers
+from worker.model.fp8_attention import attend_in_float8, float8_attention_lacks
+from worker.model.fp8_rows import norm_rows, quantize_rows
+from worker.model.heads import Heads, attend, join_heads
 from worker.model.load import load_components
 from worker.model.part_loader import PartLoader
 from worker.model.precision import PRECISIONS
@@ -124,6 +127,93 @@ def test_rows_are_normed_and_quantised_as_by_torchs_operations(batch, columns, d
     quantized, scales = norm_rows(hidden_states, shift, scale, 1e-6)
 
     same(quantized, scales, norm_rows(hidden_states.cpu(), shift.cpu(), scale.cpu(), 1e-6))
+
+
+@pytest.mark.parametrize(("plain", "gated"), [(6144, 36864), (3072, 18432), (100, 1000)])
+def test_quantised_columns_are_not_rounded_again(plain, gated, draw):
+    values, gate_up = draw(64, plain).bfloat16(), draw(64, gated).bfloat16()
+    values, _ = quantize_rows(values, None)
+    scales = torch.full((64, 1), 0.003, device="cuda")
+
+    joined, new_scales = quantize_rows(values, gate_up, scales)
+
+    assert torch.equal(joined[:, :plain].float() * new_scales, values.float() * scales)
+    same(joined, new_scales, quantize_rows(values.cpu(), gate_up.cpu(), scales.cpu()))
+
+
+needs_float8_attention = pytest.mark.skipif(
+    not torch.cuda.is_available() or bool(float8_attention_lacks(torch.device("cuda:0"), heads=48, width=128)),
+    reason="attention in float8 does not run here",
+)
+# Tokens of text and of an image, or of both: of 1024x1024, and numbers that no tile divides.
+PARTS = [(4608,), (512, 4096), (1, 3), (77, 1023), (1300,)]
+
+
+@pytest.fixture
+def heads(draw):
+    def heads(tokens, number=48, batch=1, std=1.0):
+        # As in a block: queries, keys and values are slices of one tensor.
+        query, key, value = draw(batch, tokens, 3, number, 128, std=std).bfloat16().unbind(2)
+        weights = [(1 + draw(128, std=0.1)).bfloat16() for _ in range(2)]
+        return Heads(query, key, value, *weights)
+
+    return heads
+
+
+def turned(draw, tokens):
+    angles = draw(tokens, 64).repeat_interleave(2, dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def relative(value, exact):
+    return float((value.double() - exact.double()).norm() / exact.double().norm())
+
+
+@needs_float8_attention
+@pytest.mark.parametrize("number", [24, 32, 48])
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("counts", PARTS)
+def test_attention_in_float8_is_near_bfloat16_and_repeats_to_the_bit(counts, batch, number, heads, draw):
+    parts, turns = [heads(count, number, batch) for count in counts], turned(draw, sum(counts))
+
+    rows = attend_in_float8(parts, turns, 1e-6)
+
+    exact = attend(*join_heads(parts, turns, 1e-6)).flatten(2, 3)
+    assert relative(rows.values.float() * rows.scales, exact) < 0.08
+    again = attend_in_float8(parts, turns, 1e-6)
+    assert torch.equal(rows.values.view(torch.uint8), again.values.view(torch.uint8))
+    assert torch.equal(rows.scales, again.scales)
+
+
+@needs_float8_attention
+def test_attention_in_float8_rounds_heads_as_the_host_does(heads, draw):
+    parts, turns = [heads(77, std=3.0), heads(200, std=0.2)], turned(draw, 277)
+
+    rows = attend_in_float8(parts, turns, 1e-6)
+
+    on_host = [Heads(*(values.cpu() for values in part)) for part in parts]
+    expected = attend_in_float8(on_host, tuple(values.cpu() for values in turns), 1e-6)
+    assert torch.allclose(rows.scales.cpu(), expected.scales, rtol=1e-6)
+    # The host's probabilities are not rounded; everything else is equal.
+    dense, expected = (found.values.float().cpu() * found.scales.cpu() for found in (rows, expected))
+    assert relative(dense, expected) < 0.045
+
+
+@needs_float8_attention
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("field", [0, 1, 2])
+def test_a_head_that_is_no_number_shows_in_the_results(field, bad, heads, draw):
+    part = heads(300)
+    part[field][0, 5, 7, 9] = bad
+
+    rows = attend_in_float8([part], turned(draw, 300), 1e-6)
+
+    assert not (rows.values.float() * rows.scales).isfinite().all()
+
+
+@needs_float8_attention
+def test_attention_in_float8_is_refused_for_heads_of_another_width():
+    assert float8_attention_lacks(torch.device("cuda:0"), heads=4, width=16) == "Triton, and heads of 128 channels"
 
 
 def same(quantized, scales, expected):

@@ -15,7 +15,8 @@ from worker.checkpoint.locate import ModuleFiles
 from worker.checkpoint.reader import Reader
 from worker.lora.hot_swap import AdapterSwapper
 from worker.model.compile import compile_blocks
-from worker.model.fp8 import Fp8Linear, GatedFp8Linear, fp8_layers, norm_rows, quantize_rows
+from worker.model.fp8 import Fp8Linear, GatedFp8Linear, fp8_layers
+from worker.model.fp8_rows import norm_rows, quantize_rows
 from worker.model.load import load_components
 from worker.model.modules import load_fp8_transformer, load_transformer
 from worker.model.part_loader import PartLoader

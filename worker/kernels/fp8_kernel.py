@@ -1,4 +1,4 @@
-"""The Triton kernels of `worker.model.fp8`.
+"""The Triton kernels of `worker.model.fp8_rows`.
 
 Only torch for GPUs brings Triton, so this module is imported when a kernel first runs.
 """
@@ -11,14 +11,17 @@ from torch import Tensor
 _WIDE = 8192
 
 
-def launch(plain: Tensor | None, gate_up: Tensor | None, quantized: Tensor, scales: Tensor) -> None:
-    """Quantise rows; see `worker.model.fp8.quantize_rows`."""
+def launch(
+    plain: Tensor | None, gate_up: Tensor | None, quantized: Tensor, scales: Tensor, *, plain_scales: Tensor | None
+) -> None:
+    """Quantise rows; see `worker.model.fp8_rows.quantize_rows`."""
     rows, columns = quantized.shape
     plain_columns = 0 if plain is None else plain.shape[1]
     gated_columns = columns - plain_columns
     _quantize_row[(rows,)](
-        *_part(plain, quantized), *_part(gate_up, quantized), quantized, scales,
-        PLAIN=plain_columns, PLAIN_TILES=_tiles(plain_columns), GATED=gated_columns, GATED_TILES=_tiles(gated_columns),
+        *_part(plain, quantized), *_part(gate_up, quantized), scales if plain_scales is None else plain_scales,
+        quantized, scales, PLAIN_IS_FLOAT8=plain_scales is not None, PLAIN=plain_columns,
+        PLAIN_TILES=_tiles(plain_columns), GATED=gated_columns, GATED_TILES=_tiles(gated_columns),
         num_warps=16 if columns > _WIDE else 8,
     )  # fmt: skip
 
@@ -26,10 +29,10 @@ def launch(plain: Tensor | None, gate_up: Tensor | None, quantized: Tensor, scal
 def launch_norm(
     hidden_states: Tensor, shift: Tensor, scale: Tensor, eps: float, quantized: Tensor, scales: Tensor
 ) -> None:
-    """Normalise, modulate and quantise contiguous rows; see `worker.model.fp8.norm_rows`."""
+    """Normalise, modulate and quantise contiguous rows; see `worker.model.fp8_rows.norm_rows`."""
     batch, tokens, columns = hidden_states.shape
     _norm_row[(batch * tokens,)](
-        hidden_states, shift, scale, quantized, scales, tokens, eps, COLUMNS=columns, TILES=_tiles(columns), num_warps=8
+        hidden_states, shift, scale, quantized, scales, tokens, eps, COLUMNS=columns, TILES=_tiles(columns), num_warps=4
     )
 
 
@@ -51,8 +54,10 @@ def _quantize_row(
     plain_stride,
     gate_up,
     gate_stride,
+    plain_scales,
     quantized,
     scales,
+    PLAIN_IS_FLOAT8: tl.constexpr,
     PLAIN: tl.constexpr,
     PLAIN_TILES: tl.constexpr,
     GATED: tl.constexpr,
@@ -65,6 +70,10 @@ def _quantize_row(
         plain += row * plain_stride
         first = _load(plain, 0, PLAIN, PLAIN_TILES[0])
         second = _load(plain, PLAIN_TILES[0], PLAIN, PLAIN_TILES[1])
+        if PLAIN_IS_FLOAT8:
+            plain_scale = tl.load(plain_scales + row)
+            first *= plain_scale
+            second *= plain_scale
         largest = tl.maximum(tl.max(tl.abs(first)), tl.max(tl.abs(second)))
     if GATED > 0:
         gate_up += row * gate_stride
@@ -73,6 +82,10 @@ def _quantize_row(
         largest = tl.maximum(largest, tl.maximum(tl.max(tl.abs(third)), tl.max(tl.abs(fourth))))
     # 448 is the largest float8 value. A row of zeros has no largest value to divide by, so its scale is tiny instead.
     scale = tl.maximum(largest / 448.0, 1e-12)
+    if PLAIN_IS_FLOAT8:
+        # The next power of two: its last 23 bits, the fraction, are zero.
+        bits = (scale / plain_scale).to(tl.int32, bitcast=True)
+        scale = plain_scale * ((bits + 0x7FFFFF) & ~0x7FFFFF).to(tl.float32, bitcast=True)
     tl.store(scales + row, scale)
     quantized += row * (PLAIN + GATED)
     if PLAIN > 0:

@@ -30,7 +30,7 @@ from worker.lora.load import Adapter
 from worker.lora.merge import NO_DIRECTION, DenseDelta, LowRankDelta, weight_delta, write_merged
 from worker.model.compile import uncompiled
 from worker.model.components import Components
-from worker.model.fp8 import dense_weights, fp8_layers
+from worker.model.fp8 import attends_in_float8, attention_in_bfloat16, dense_weights, fp8_layers
 
 Member = TypeVar("Member")
 
@@ -41,6 +41,18 @@ class Merge(NamedTuple):
     adapter: Adapter
     update: LayerUpdate
     targets: tuple[WrittenRows, ...]
+
+
+class Fp8Error(NamedTuple):
+    """The relative L2 distance of a step in float8 from the same step in bfloat16.
+
+    Attributes:
+        whole: the distance.
+        of_attention: by how much attention in float8 makes it larger; None if attention is in bfloat16.
+    """
+
+    whole: float
+    of_attention: float | None
 
 
 class WeightWriter:
@@ -146,12 +158,12 @@ class WeightWriter:
             [(self._checksum(name), self._checksums[name]) for name in self._checksums.keys() - self._changed]
         )
 
-    def fp8_error(self, step: Callable[[], Tensor]) -> float:
-        """Return the relative L2 distance of a step with float8 weights from the same step with bfloat16 weights.
+    def fp8_error(self, step: Callable[[], Tensor]) -> Fp8Error:
+        """Return the distance of a step in float8 from the same step in bfloat16.
 
         Args:
-            step: runs the transformer once. It is called twice: as for an item, and uncompiled with bfloat16 base
-                weights, which are read layer by layer.
+            step: runs the transformer once. It is called as for an item, and uncompiled with bfloat16 base weights,
+                which are read layer by layer; twice more if attention is in float8 too.
         """
 
         def fetch(name: str) -> Tensor:
@@ -159,12 +171,21 @@ class WeightWriter:
             wait()
             return values[name]
 
+        transformer = self._components.transformer
         with torch.no_grad():
             fast = step()
             # Uncompiled: compiled code ignores the hooks by which `dense_weights` replaces the weights.
-            with uncompiled(), dense_weights(self._components.transformer, fetch):
+            with uncompiled(), attention_in_bfloat16(transformer), dense_weights(transformer, fetch):
                 exact = step()
-        return rel_l2(fast, exact)
+            whole = rel_l2(fast, exact)
+            if not attends_in_float8(transformer):
+                return Fp8Error(whole, None)
+            # Both uncompiled, so that they differ in nothing but attention, and nothing is compiled that no item needs.
+            with uncompiled():
+                both = rel_l2(step(), exact)
+                with attention_in_bfloat16(transformer):
+                    layers = rel_l2(step(), exact)
+        return Fp8Error(whole, both - layers)
 
     def _restored_groups(
         self, names: Sequence[Collection[str]], written: Sequence[bool], *, changed: Collection[str]

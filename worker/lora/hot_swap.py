@@ -40,7 +40,7 @@ from shared.job import AdapterMode, AdapterRef, AdapterReport, adapter_key
 from shared.log_context import in_this_context
 from worker.checkpoint.pinned import device_thread_pool, side_stream
 from worker.lora.adapter_swap import AdapterSwap, SwapKind, SwapState
-from worker.lora.apply import Merge, WeightWriter
+from worker.lora.apply import Fp8Error, Merge, WeightWriter
 from worker.lora.block_gate import BlockGate
 from worker.lora.load import Adapter, AdapterReader
 from worker.lora.unmerged import UnmergedAdapters
@@ -174,8 +174,8 @@ class AdapterSwapper:
         """Count the parameters that should have their base values but do not; see `WeightWriter`."""
         return self._weights.count_corrupted()
 
-    def fp8_error(self, step: Callable[[], Tensor]) -> float:
-        """Return the relative distance of a float8 step from a bfloat16 step; see `WeightWriter`."""
+    def fp8_error(self, step: Callable[[], Tensor]) -> Fp8Error:
+        """Return the distance of a float8 step from a bfloat16 step; see `WeightWriter`."""
         return self._weights.fp8_error(step)
 
     def _check_mode(self, mode: AdapterMode | None) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worker.model.fp8_attention import attend_in_float8
+from worker.model.fp8_rows import QuantizedRows
 from worker.model.head_exchange import attend_in_group, project_and_attend_in_group
 from worker.model.heads import Angles, Heads, attend, join_heads
 from worker.model.linear_product import product_of
@@ -22,9 +24,11 @@ class JointAttention:
 
     Attributes:
         group: name of the group of devices that hold the tokens; see `worker.model.head_exchange`. None for one device.
+        in_float8: whether one device attends in float8; the layers that follow must then be `worker.model.fp8`'s.
     """
 
     group: str | None = None
+    in_float8: bool = False
 
     def __call__(
         self,
@@ -47,8 +51,10 @@ class JointAttention:
             image_rotary_emb,
             eps=attn.norm_q.eps,
             group=self.group,
+            in_float8=self.in_float8,
         )
-        return attn.to_out[0](attended[:, count:]), attn.to_add_out(attended[:, :count])
+        text_rows, image_rows = _split_tokens(attended, count)
+        return attn.to_out[0](image_rows), attn.to_add_out(text_rows)
 
 
 class ParallelAttention:
@@ -58,10 +64,11 @@ class ParallelAttention:
         gated: the last layer receives gate and up and applies the activation itself.
 
     Attributes:
-        group: see `JointAttention`.
+        group, in_float8: see `JointAttention`.
     """
 
     group: str | None = None
+    in_float8: bool = False
 
     def __init__(self, *, gated: bool) -> None:
         self._gated = gated
@@ -73,19 +80,23 @@ class ParallelAttention:
         if self._gated:
             product = attn.to_out(attended, gate_up)
         else:
+            assert isinstance(attended, Tensor)
             product = attn.to_out(torch.cat([attended, attn.mlp_act_fn(gate_up)], dim=-1))
         return product
 
-    def _project_and_attend(self, attn: Any, hidden_states: Any, angles: Angles) -> tuple[Tensor, Tensor]:
+    def _project_and_attend(
+        self, attn: Any, hidden_states: Any, angles: Angles
+    ) -> tuple[Tensor | QuantizedRows, Tensor]:
         """Return the attention and the feed-forward's gate and up, both (batch, tokens, channels)."""
         norms, eps, qkv_rows = (attn.norm_q.weight, attn.norm_k.weight), attn.norm_q.eps, 3 * attn.inner_dim
         # The devices of a group exchange heads while they compute gate and up.
         product = None if self.group is None else product_of(attn.to_qkv_mlp_proj, hidden_states)
         if product is not None:
-            attended, gate_up = project_and_attend_in_group(*product, qkv_rows, *norms, *angles, eps, self.group)
-            return attended.flatten(2, 3), gate_up
+            of_all, gate_up = project_and_attend_in_group(*product, qkv_rows, *norms, *angles, eps, self.group)
+            return of_all.flatten(2, 3), gate_up
         qkv, gate_up = attn.to_qkv_mlp_proj(hidden_states).split([qkv_rows, 2 * attn.mlp_hidden_dim], dim=-1)
-        return _attend([Heads.of(qkv, *norms)], angles, eps=eps, group=self.group), gate_up
+        attended = _attend([Heads.of(qkv, *norms)], angles, eps=eps, group=self.group, in_float8=self.in_float8)
+        return attended, gate_up
 
 
 def _project(attn: Any, values: Tensor, fused: str, separate: tuple[str, str, str]) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,10 +110,21 @@ def _project(attn: Any, values: Tensor, fused: str, separate: tuple[str, str, st
     return query, key, value
 
 
-def _attend(parts: Sequence[Heads], angles: Angles, *, eps: float, group: str | None) -> Tensor:
+def _attend(
+    parts: Sequence[Heads], angles: Angles, *, eps: float, group: str | None, in_float8: bool
+) -> Tensor | QuantizedRows:
     """Return (batch, tokens, heads * channels) for the tokens of this device."""
+    if in_float8:
+        return attend_in_float8(parts, angles, eps)
     if group is None:
         return attend(*join_heads(parts, angles, eps)).flatten(2, 3)
     fields = [list(values) for values in zip(*parts, strict=True)]
     attended: Tensor = attend_in_group(*fields, *angles, eps, group)
     return attended.flatten(2, 3)
+
+
+def _split_tokens(attended: Tensor | QuantizedRows, count: int) -> Sequence[Tensor | QuantizedRows]:
+    """Return the first `count` tokens, and the others."""
+    if isinstance(attended, QuantizedRows):
+        return [QuantizedRows(*rows) for rows in zip(*(_split_tokens(part, count) for part in attended), strict=True)]
+    return attended[:, :count], attended[:, count:]

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from worker.checkpoint.reader import Reader, Region
+from worker.model.fp8 import attends_in_float8
 from worker.model.placement import Placement
 from worker.model.precision import PrecisionPolicy
 
@@ -58,11 +59,14 @@ class Components:
 
     @property
     def precision_names(self) -> str:
-        """The name of the precision for reports, followed by the text encoder's if it differs."""
-        if self.text_encoder_precision in (None, self.precision):
-            return self.precision.name
-        assert self.text_encoder_precision is not None
-        return f"{self.precision.name}, text encoder {self.text_encoder_precision.name}"
+        """The name of the precision for reports, followed by those of parts that have another one than usual."""
+        names = [self.precision.name]
+        if attends_in_float8(self.transformer):
+            names.append("attention fp8")
+        if self.text_encoder_precision not in (None, self.precision):
+            assert self.text_encoder_precision is not None
+            names.append(f"text encoder {self.text_encoder_precision.name}")
+        return ", ".join(names)
 
     @property
     def is_distilled(self) -> bool:

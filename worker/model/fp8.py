@@ -1,9 +1,9 @@
 """Multiply in float8 in the blocks' linear layers; each row of activations and of weights has its own scale.
 
 On a Hopper GPU this takes half the time and half the memory of bfloat16, and gives other bits. When a worker starts, it
-measures the distance of one step from the same step in bfloat16, and reports it with every image. Attention and the
-layers outside the blocks stay in bfloat16. Adapters are merged into the bfloat16 base weights, which are then quantised
-again.
+measures the distance of one step from the same step in bfloat16, and reports it with every image. The layers outside
+the blocks stay in bfloat16, and so does attention unless `worker.model.fp8_attention` computes it. Adapters are merged
+into the bfloat16 base weights, which are then quantised again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_flux2 import Flux2Modulation
@@ -19,101 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from worker.model.attention import JointAttention, ParallelAttention
+from worker.model.fp8_rows import QuantizedRows, join_rows, norm_rows, quantize_into, quantize_rows
 from worker.model.heads import Angles
 from worker.model.linear_product import LinearProduct
 from worker.model.qfloat8 import FLOAT8
-
-_LARGEST = torch.finfo(FLOAT8).max
-# The smallest scale: the largest value of a row of zeros is 0, which must not divide.
-_TINY = 1e-12
-
-
-class QuantizedRows(NamedTuple):
-    """Quantised rows of activations.
-
-    Attributes:
-        values: (batch, tokens, columns), float8.
-        scales: (batch, tokens, 1), float32.
-    """
-
-    values: Tensor
-    scales: Tensor
-
-
-@torch.library.custom_op("flux2::quantize_rows", mutates_args=())
-def quantize_rows(plain: Tensor | None, gate_up: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return float8 values, and for each row the float32 scale that maps float8's largest value to the row's largest.
-
-    Args:
-        plain: (rows, columns), columns contiguous.
-        gate_up: (rows, 2 * columns), which stands for ``silu(first half) * second half``. With both arguments, each row
-            is the row of `plain` followed by that product.
-    """
-    # One scale for both parts is enough: float8 is as exact for small values as for large ones.
-    quantized, scales = _empty(plain, gate_up)
-    _quantize_into(plain, gate_up, quantized, scales)
-    return quantized, scales
-
-
-@quantize_rows.register_fake
-def _empty(plain: Tensor | None, gate_up: Tensor | None) -> tuple[Tensor, Tensor]:
-    parts = [part for part in (plain, gate_up) if part is not None]
-    rows = parts[0].shape[0]
-    columns = (0 if plain is None else plain.shape[1]) + (0 if gate_up is None else gate_up.shape[1] // 2)
-    return parts[0].new_empty(rows, columns, dtype=FLOAT8), parts[0].new_empty(rows, 1, dtype=torch.float32)
-
-
-def _quantize_into(plain: Tensor | None, gate_up: Tensor | None, quantized: Tensor, scales: Tensor) -> None:
-    if quantized.is_cuda:
-        from worker.kernels.fp8_kernel import launch
-
-        with torch.cuda.device(quantized.device):
-            launch(plain, gate_up, quantized, scales)
-        return
-    values, found = _scaled(_joined(plain, gate_up))
-    quantized.copy_(values)
-    scales.copy_(found)
-
-
-def _scaled(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise the rows of one float32 tensor with torch's operations; see `quantize_rows`."""
-    scales = values.abs().amax(dim=-1, keepdim=True).div(_LARGEST).clamp_min(_TINY)
-    return (values / scales).clamp(-_LARGEST, _LARGEST).to(FLOAT8), scales
-
-
-def _joined(plain: Tensor | None, gate_up: Tensor | None) -> Tensor:
-    """Return the rows that `quantize_rows` quantises, in float32."""
-    parts = [] if plain is None else [plain.float()]
-    if gate_up is not None:
-        gate, up = gate_up.float().chunk(2, dim=-1)
-        parts.append(functional.silu(gate) * up)
-    return torch.cat(parts, dim=-1)
-
-
-@torch.library.custom_op("flux2::norm_rows", mutates_args=())
-def norm_rows(hidden_states: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Return the fields of `QuantizedRows` for ``(1 + scale) * layer_norm(hidden_states) + shift``.
-
-    Args:
-        hidden_states: (batch, tokens, columns).
-        shift, scale: (batch, 1, columns).
-    """
-    if not hidden_states.is_cuda:
-        normed = functional.layer_norm(hidden_states.float(), hidden_states.shape[-1:], eps=eps)
-        return _scaled((1 + scale.float()) * normed + shift.float())
-    from worker.kernels.fp8_kernel import launch_norm
-
-    # One kernel for all three operations reads each value once.
-    quantized, scales = _empty_normed(hidden_states, shift, scale, eps)
-    with torch.cuda.device(quantized.device):
-        launch_norm(hidden_states.contiguous(), shift.contiguous(), scale.contiguous(), eps, quantized, scales)
-    return quantized, scales
-
-
-@norm_rows.register_fake
-def _empty_normed(hidden_states: Tensor, shift: Tensor, scale: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    scales = hidden_states.new_empty(*hidden_states.shape[:-1], 1, dtype=torch.float32)
-    return hidden_states.new_empty(hidden_states.shape, dtype=FLOAT8), scales
 
 
 class Fp8Linear(nn.Module):
@@ -137,7 +46,7 @@ class Fp8Linear(nn.Module):
     @torch.no_grad()
     def quantize_from(self, dense: Tensor) -> None:
         """Set the weight to `dense`, (out, in), rounded to float8."""
-        _quantize_into(dense, None, self.weight, self.scale)  # type: ignore[arg-type]
+        quantize_into(dense, None, self.weight, self.scale)  # type: ignore[arg-type]
 
     def forward(self, plain: Tensor | QuantizedRows | None, gate_up: Tensor | None = None) -> Tensor:
         """Multiply ``[plain, silu(gate) * up]``, (batch, tokens, in); either part may be None."""
@@ -146,13 +55,16 @@ class Fp8Linear(nn.Module):
     def product(self, plain: Tensor | QuantizedRows | None, gate_up: Tensor | None = None) -> LinearProduct:
         """Return the factors of `forward`'s product; quantises the input unless it is quantised."""
         # The kernel that quantises also computes norms, modulation and the activation, in float32.
+        plain_scales = None
         if isinstance(plain, QuantizedRows):
-            return self._scaled(*plain)
+            if gate_up is None:
+                return self._scaled(*plain)
+            plain, plain_scales = plain
         if self.dense is not None:
-            return LinearProduct(_joined(plain, gate_up).to(self._dtype), self.dense, self._dtype)
+            return LinearProduct(join_rows(plain, gate_up).to(self._dtype), self.dense, self._dtype)
         like = gate_up if plain is None else plain
         assert like is not None
-        flat = (None if part is None else part.flatten(0, -2) for part in (plain, gate_up))
+        flat = (None if part is None else part.flatten(0, -2) for part in (plain, gate_up, plain_scales))
         rows, scales = quantize_rows(*flat)
         return self._scaled(rows.view(*like.shape[:-1], -1), scales.view(*like.shape[:-1], 1))
 
@@ -227,12 +139,37 @@ def _single_block(
 
 def _modulated(norm: nn.LayerNorm, hidden_states: Tensor, modulation: Sequence[Tensor]) -> Tensor | QuantizedRows:
     """Return a layer's input after norm and modulation; quantised in compiled code, dense otherwise."""
-    # Uncompiled code runs only for the comparison with dense weights, which multiply dense input.
+    # Uncompiled code runs for comparisons, some of them with dense weights, which multiply dense input.
     shift, scale, *_ = modulation
     if torch.compiler.is_compiling():
         return QuantizedRows(*norm_rows(hidden_states, shift, scale, norm.eps))
     normed: Tensor = (1 + scale) * norm(hidden_states) + shift
     return normed
+
+
+def attend_in_float8(transformer: Any, *, enabled: bool) -> None:
+    """Let a transformer with float8 weights attend in float8, or in bfloat16; see `worker.model.fp8_attention`."""
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        block.attn.processor.in_float8 = enabled
+
+
+@contextmanager
+def attention_in_bfloat16(transformer: Any) -> Iterator[None]:
+    """Let a transformer attend in bfloat16 inside the `with` block."""
+    if not attends_in_float8(transformer):
+        yield
+        return
+    attend_in_float8(transformer, enabled=False)
+    try:
+        yield
+    finally:
+        attend_in_float8(transformer, enabled=True)
+
+
+def attends_in_float8(transformer: Any) -> bool:
+    """Whether a transformer attends in float8."""
+    attends: bool = getattr(transformer.single_transformer_blocks[0].attn.processor, "in_float8", False)
+    return attends
 
 
 def fp8_layers(transformer: nn.Module) -> dict[str, Fp8Linear]:

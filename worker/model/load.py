@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,8 @@ from worker.kernels.toolchain import triton_unavailable_reason
 from worker.model.compile import compile_blocks
 from worker.model.components import Components
 from worker.model.device_memory import limit_memory, wait_for_stable_memory
+from worker.model.fp8 import attend_in_float8
+from worker.model.fp8_attention import float8_attention_lacks
 from worker.model.part_loader import PartLoader
 from worker.model.placement import Placement
 from worker.model.precision import PRECISIONS, PrecisionPolicy
@@ -72,6 +75,8 @@ def _load_parts(
     reader.close_except(_reread_files(placement, checkpoint, policy))
     times.end("text encoder")
     layers = tensor_names.layer_shapes(transformer)
+    if _attends_in_float8(settings, device, transformer.config):
+        attend_in_float8(transformer, enabled=True)
     compiled = _compiles(settings, device, head_dim=transformer.config.attention_head_dim)
     if compiled:
         # Only marks the blocks: each kind compiles at its first call, in `Renderer.warm_up`.
@@ -121,6 +126,22 @@ def _compiles(settings: ModelSettings, device: torch.device, *, head_dim: int) -
     if reason := triton_unavailable_reason():
         logger.warning("blocks are not compiled, steps take a quarter longer", extra={"reason": reason})
     return not reason
+
+
+def _attends_in_float8(settings: ModelSettings, device: torch.device, config: Any) -> bool:
+    """Return whether attention runs in float8.
+
+    Raises:
+        CheckpointError: the settings ask for it, and it cannot.
+    """
+    if settings.attention != "fp8":
+        return False
+    lacks: str | None = "FLUX2_MODEL_PRECISION=fp8"
+    if PRECISIONS[settings.precision].attends_in_float8:
+        lacks = float8_attention_lacks(device, heads=config.num_attention_heads, width=config.attention_head_dim)
+    if lacks:
+        raise CheckpointError(f"FLUX2_MODEL_ATTENTION=fp8 needs {lacks}; otherwise set it to bf16")
+    return True
 
 
 def _reread_files(placement: Placement, checkpoint: Checkpoint, policy: PrecisionPolicy) -> set[Path]:

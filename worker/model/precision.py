@@ -40,6 +40,7 @@ class PrecisionPolicy:
         keeps_bits: whether a step gives AI Toolkit's bits; compiled blocks must then not change them.
         compiles_by_default: whether blocks are compiled on a GPU unless the settings say otherwise.
         text_encoder: name of the text encoder's default precision; None for the same precision.
+        attends_in_float8: whether blocks attend in float8 if the settings say so; see `worker.model.fp8_attention`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class PrecisionPolicy:
     keeps_bits: bool = True
     compiles_by_default: bool = False
     text_encoder: str | None = None
+    attends_in_float8: bool = False
 
     def engines(self, *, has_toolkit: bool) -> tuple[Engine, ...]:
         """Return the engines that a worker with these weights offers: its own, and AI Toolkit's from a checkout."""
@@ -97,6 +99,7 @@ PRECISIONS: Mapping[str, PrecisionPolicy] = MappingProxyType(
                 keeps_bits=False,
                 compiles_by_default=True,
                 text_encoder="bf16",
+                attends_in_float8=True,
             ),
         )
     }

@@ -24,6 +24,7 @@ from shared.noise_levels import sigmas_refusal
 from shared.prompt import MAX_TOKENS
 from shared.references import LoadReference
 from worker.lora.adapter_swap import SwapKind
+from worker.lora.apply import Fp8Error
 from worker.lora.hot_swap import AdapterSwapper
 from worker.model.compile import uncompiled
 from worker.model.components import Components
@@ -91,7 +92,7 @@ class Renderer:
         self.references = ReferenceEncoder(components, load=load_reference)
         self._prepared = PreparedItems(self.swapper, self.inputs, self.references)
         self._decoder = _decode_thread()
-        self._fp8_error: float | None = None
+        self._fp8_error: Fp8Error | None = None
         self._runs_compiled = True
         self._previewer = Previewer(components)
         self._followers: Followers | None = None
@@ -146,7 +147,10 @@ class Renderer:
         step = partial(engine.predict, self.inputs.typical_call())
         if engine.measures_fp8_error:
             self._fp8_error = self.swapper.fp8_error(step)
-            logger.info("float8 compared with bfloat16", extra={"drift": self._fp8_error})
+            logger.info(
+                "float8 compared with bfloat16",
+                extra={"drift": self._fp8_error.whole, "attention_drift": self._fp8_error.of_attention},
+            )
             return
         compiled = step()
         with uncompiled():
@@ -381,7 +385,7 @@ class Renderer:
         torch.cuda.empty_cache()
 
     def _report(self, item: RenderingItem, kind: SwapKind, decode: Decode) -> PipelineReport:
-        components = self._components
+        components, error = self._components, self._fp8_error
         return PipelineReport(
             engine=item.engine.name,
             precision=components.precision_names,
@@ -390,6 +394,7 @@ class Renderer:
             adapter_mode=item.spec.adapter_mode or ("merged" if components.precision.can_merge else "live"),
             change=kind,
             decode=decode,
-            drift=self._fp8_error,
+            drift=None if error is None else error.whole,
+            attention_drift=None if error is None else error.of_attention,
             versions=item.engine.versions,
         )
