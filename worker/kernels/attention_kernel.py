@@ -14,7 +14,7 @@ def launch(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: 
     # `enable_fp_fusion`: a fused multiply-add rounds once where torch's two operations round twice.
     _norm_and_rotate[(batch * tokens,)](
         values, *values.stride()[:3], weight, cosines, cosines.stride(0), sines, sines.stride(0), turned,
-        tokens, heads, eps, HEADS=triton.next_power_of_2(heads), enable_fp_fusion=False, num_warps=8,
+        tokens, heads, eps, HEADS=triton.next_power_of_2(heads), enable_fp_fusion=False, num_warps=4,
     )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def turn_and_quantize(
     _turn_and_quantize[(batch * count, 3)](
         *part, *(stride for values in part for stride in values.stride()[:3]), *norms, *all_norms, cosines, sines,
         cosines.stride(0), *to, scales, largest, start, count, eps, math.sqrt(width), to[0].shape[1], heads,
-        HEADS=triton.next_power_of_2(heads), APART=scales.stride(0), enable_fp_fusion=False, num_warps=8,
+        HEADS=triton.next_power_of_2(heads), APART=scales.stride(0), enable_fp_fusion=False, num_warps=4,
     )  # fmt: skip
 
 
@@ -60,7 +60,7 @@ def quantize_values(value: Tensor, *, largest: Tensor, start: int, to: Tensor, s
     batch, count, heads, _ = value.shape
     _quantize_values[(batch * count,)](
         value, *value.stride()[:3], to, rows, scales, largest, start, count, to.shape[1], heads,
-        HEADS=triton.next_power_of_2(heads), APART=scales.stride(0), num_warps=8,
+        HEADS=triton.next_power_of_2(heads), APART=scales.stride(0), num_warps=4,
     )  # fmt: skip
 
 
@@ -137,5 +137,5 @@ def _store(out, value, scale, heads, HEADS: tl.constexpr):
     head = tl.arange(0, HEADS)[:, None]
     channel = tl.arange(0, 128)[None, :]
     # By default the clamp would turn NaN into a number.
-    value = tl.clamp(value.to(tl.float32) / scale, -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    value = tl.clamp(value.to(tl.float32) * (1.0 / scale), -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
     tl.store(out + head * 128 + channel, value.to(tl.float8e4nv), mask=head < heads)

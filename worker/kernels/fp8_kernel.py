@@ -16,13 +16,15 @@ def launch(
 ) -> None:
     """Quantise rows; see `worker.model.fp8_rows.quantize_rows`."""
     rows, columns = quantized.shape
+    # Fewer registers, so that a multiprocessor reads several rows at once.
+    wide = {"num_warps": 16, "maxnreg": 64} if columns > _WIDE else {"num_warps": 8}
     plain_columns = 0 if plain is None else plain.shape[1]
     gated_columns = columns - plain_columns
     _quantize_row[(rows,)](
         *_part(plain, quantized), *_part(gate_up, quantized), scales if plain_scales is None else plain_scales,
         quantized, scales, PLAIN_IS_FLOAT8=plain_scales is not None, PLAIN=plain_columns,
         PLAIN_TILES=_tiles(plain_columns), GATED=gated_columns, GATED_TILES=_tiles(gated_columns),
-        num_warps=16 if columns > _WIDE else 8,
+        **wide,
     )  # fmt: skip
 
 
@@ -70,11 +72,8 @@ def _quantize_row(
         plain += row * plain_stride
         first = _load(plain, 0, PLAIN, PLAIN_TILES[0])
         second = _load(plain, PLAIN_TILES[0], PLAIN, PLAIN_TILES[1])
-        if PLAIN_IS_FLOAT8:
-            plain_scale = tl.load(plain_scales + row)
-            first *= plain_scale
-            second *= plain_scale
-        largest = tl.maximum(tl.max(tl.abs(first)), tl.max(tl.abs(second)))
+        plain_scale = tl.load(plain_scales + row) if PLAIN_IS_FLOAT8 else 1.0
+        largest = plain_scale * tl.maximum(tl.max(tl.abs(first)), tl.max(tl.abs(second)))
     if GATED > 0:
         gate_up += row * gate_stride
         third = _gated(gate_up, 0, GATED, GATED_TILES[0])
@@ -88,12 +87,16 @@ def _quantize_row(
         scale = plain_scale * ((bits + 0x7FFFFF) & ~0x7FFFFF).to(tl.float32, bitcast=True)
     tl.store(scales + row, scale)
     quantized += row * (PLAIN + GATED)
+    # One division for the row: divisions take longer than this kernel's memory.
+    inverse = 1.0 / scale
     if PLAIN > 0:
-        _store(quantized, first / scale, 0, PLAIN, PLAIN_TILES[0])
-        _store(quantized, second / scale, PLAIN_TILES[0], PLAIN, PLAIN_TILES[1])
+        # Exact for float8: this factor is then a power of two.
+        factor = plain_scale * inverse if PLAIN_IS_FLOAT8 else inverse
+        _store(quantized, first * factor, 0, PLAIN, PLAIN_TILES[0])
+        _store(quantized, second * factor, PLAIN_TILES[0], PLAIN, PLAIN_TILES[1])
     if GATED > 0:
-        _store(quantized + PLAIN, third / scale, 0, GATED, GATED_TILES[0])
-        _store(quantized + PLAIN, fourth / scale, GATED_TILES[0], GATED, GATED_TILES[1])
+        _store(quantized + PLAIN, third * inverse, 0, GATED, GATED_TILES[0])
+        _store(quantized + PLAIN, fourth * inverse, GATED_TILES[0], GATED, GATED_TILES[1])
 
 
 @triton.jit
@@ -126,8 +129,8 @@ def _norm_row(
     unit = tl.maximum(largest / 448.0, 1e-12)
     tl.store(scales + row, unit)
     quantized += row * COLUMNS
-    _store(quantized, first / unit, 0, COLUMNS, TILES[0])
-    _store(quantized, second / unit, TILES[0], COLUMNS, TILES[1])
+    _store(quantized, first * (1.0 / unit), 0, COLUMNS, TILES[0])
+    _store(quantized, second * (1.0 / unit), TILES[0], COLUMNS, TILES[1])
 
 
 @triton.jit
