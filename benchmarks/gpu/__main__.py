@@ -223,7 +223,7 @@ def _measure_precision(
         # Several devices attend in bfloat16; see `worker.serve`.
         if attends_in_float8(components.transformer):
             attend_in_float8(components.transformer, enabled=False)
-        shared = {**settings, "attention": None, "compile": compiled}
+        shared = {**settings, "attention": "bf16", "compile": compiled}
         measure_parallel(
             session,
             checkpoint.settings(precision, **shared),

@@ -219,7 +219,9 @@ def test_a_slot_of_several_gpus_attends_in_bfloat16_and_says_so(caplog):
     with caplog.at_level(logging.WARNING):
         alone, group = _settings_for([CPU], settings), _settings_for([CPU, CPU], settings)
 
-    assert (alone.model.attention, group.model.attention) == ("fp8", "bf16")
+        quiet = _settings_for([CPU, CPU], Settings(model={"precision": "fp8"}))
+
+    assert [each.model.attention for each in (alone, group, quiet)] == ["fp8", "bf16", "bf16"]
     assert [record.getMessage() for record in caplog.records] == [
         "attention stays in bf16: in fp8 it runs on one GPU only"
     ]

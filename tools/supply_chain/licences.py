@@ -21,7 +21,10 @@ STATED = {
     "cuda-bindings": "Apache-2.0",
     "cuda-pathfinder": "Apache-2.0",
     "cuda-toolkit": NVIDIA,
+    "nvidia-cublas": NVIDIA,
+    "nvidia-cuda-runtime": NVIDIA,
     "nvidia-nvjitlink": NVIDIA,
+    "nvidia-nvshmem-cu13": NVIDIA,
 }
 _NVIDIA_NAMES = ("nvidia-", "cuda-")
 UNKNOWN = "NOASSERTION"

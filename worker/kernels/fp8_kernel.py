@@ -90,7 +90,7 @@ def _quantize_row(
     # One division for the row: divisions take longer than this kernel's memory.
     inverse = 1.0 / scale
     if PLAIN > 0:
-        # Exact for float8: this factor is then a power of two.
+        # For float8, this is a power of two but for its own rounding, which is too small to change a value.
         factor = plain_scale * inverse if PLAIN_IS_FLOAT8 else inverse
         _store(quantized, first * factor, 0, PLAIN, PLAIN_TILES[0])
         _store(quantized, second * factor, PLAIN_TILES[0], PLAIN, PLAIN_TILES[1])

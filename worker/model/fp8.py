@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_flux2 import Flux2Modulation
 from torch import Tensor, nn
-from torch.nn import functional
 
 from worker.model.attention import JointAttention, ParallelAttention
 from worker.model.fp8_rows import QuantizedRows, join_rows, norm_rows, quantize_into, quantize_rows

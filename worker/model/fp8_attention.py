@@ -136,7 +136,7 @@ def float8_attention_lacks(device: torch.device, *, heads: int, width: int) -> s
     if not norm_kernel_runs(device, heads=heads, width=width):
         return f"Triton, and heads of {_WIDTH} channels"
     if importlib.util.find_spec("cudnn") is None:
-        return "the package nvidia-cudnn-frontend, which the extra `fp8-attention` installs"
+        return "the package nvidia-cudnn-frontend"
     # Measured, not assumed: another version of cuDNN may refuse, or scale in another way.
     try:
         distance = _distance(device, heads=heads)

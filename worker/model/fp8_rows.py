@@ -38,8 +38,8 @@ def quantize_rows(
         plain: (rows, columns), columns contiguous.
         gate_up: (rows, 2 * columns), which stands for ``silu(first half) * second half``. With both arguments, each row
             is the row of `plain` followed by that product.
-        plain_scales: (rows, 1), float32, if `plain` is in float8. Each row's new scale is then the old one times a power
-            of two, so its values are not rounded again, unless they become smaller than float8's normal numbers.
+        plain_scales: (rows, 1), float32, if `plain` is in float8. Each row's new scale is then the old one times a
+            power of two, so its values are not rounded again, unless they become smaller than float8's normal numbers.
     """
     # One scale for both parts is enough: float8 is as exact for small values as for large ones.
     quantized, scales = _empty(plain, gate_up)

@@ -134,14 +134,18 @@ def _attends_in_float8(settings: ModelSettings, device: torch.device, config: An
     Raises:
         CheckpointError: the settings ask for it, and it cannot.
     """
-    if settings.attention != "fp8":
+    policy, chosen = PRECISIONS[settings.precision], settings.attention
+    by_default = policy.attends_in_float8 and device.type == "cuda"
+    if chosen == "bf16" or (chosen is None and not by_default):
         return False
     lacks: str | None = "FLUX2_MODEL_PRECISION=fp8"
-    if PRECISIONS[settings.precision].attends_in_float8:
+    if policy.attends_in_float8:
         lacks = float8_attention_lacks(device, heads=config.num_attention_heads, width=config.attention_head_dim)
-    if lacks:
+    if lacks and chosen:
         raise CheckpointError(f"FLUX2_MODEL_ATTENTION=fp8 needs {lacks}; otherwise set it to bf16")
-    return True
+    if lacks:
+        logger.warning("attention stays in bf16, steps take longer", extra={"fp8_needs": lacks})
+    return not lacks
 
 
 def _reread_files(placement: Placement, checkpoint: Checkpoint, policy: PrecisionPolicy) -> set[Path]:
