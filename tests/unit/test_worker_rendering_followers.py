@@ -22,6 +22,8 @@ from worker.rendering.followers import Followers
 from worker.rendering.renderer import Renderer
 
 CPU = torch.device("cpu")
+# In float32, a product of ten rows has other bits than one of twenty on some processors.
+PRECISION = "bf16"
 
 
 def drawn(color):
@@ -40,7 +42,7 @@ def ignore(progress):
 @pytest.fixture(scope="module")
 def alone(model_settings):
     """A renderer on one device."""
-    components = load_components(model_settings("fp32"), device=CPU, hf_token=None)
+    components = load_components(model_settings(PRECISION), device=CPU, hf_token=None)
     return Renderer(components, prompt_cache=4, load_reference=lambda _: REFERENCE)
 
 
@@ -49,7 +51,7 @@ def followers(model_settings):
     # The processes share two cores.
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    started = Followers(model_settings("fp32"), [CPU], hf_token=None, adapter_cache_bytes=100_000_000)
+    started = Followers(model_settings(PRECISION), [CPU], hf_token=None, adapter_cache_bytes=100_000_000)
     monkeypatch.undo()
     yield started
     started.close()
@@ -58,7 +60,7 @@ def followers(model_settings):
 @pytest.fixture(scope="module")
 def together(followers, model_settings):
     """A renderer whose follower is a second process."""
-    components = load_components(model_settings("fp32"), device=CPU, hf_token=None)
+    components = load_components(model_settings(PRECISION), device=CPU, hf_token=None)
     renderer = Renderer(components, prompt_cache=4, load_reference=lambda _: REFERENCE, followers=followers)
     renderer.warm_up()
     return renderer
