@@ -9,8 +9,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from worker.kernels.attention_kernel import rotated_heads
-
 
 def turn_and_quantize(
     part: tuple[Tensor, Tensor, Tensor],
@@ -38,11 +36,10 @@ def turn_and_quantize(
     """
     batch, count, heads, width = part[0].shape
     cosines, sines = angles
-    # `enable_fp_fusion`: see `worker.kernels.attention_kernel`.
     _turn_and_quantize[(batch * count, 3)](
         *part, *(stride for values in part for stride in values.stride()[:3]), *norms, *all_norms, cosines, sines,
         cosines.stride(0), *to, scales, largest, start, count, eps, math.sqrt(width), to[0].shape[1], heads,
-        HEADS=triton.next_power_of_2(heads), APART=scales.stride(0), enable_fp_fusion=False, num_warps=4,
+        HEADS=triton.next_power_of_2(heads), APART=scales.stride(0), num_warps=4,
     )  # fmt: skip
 
 
@@ -80,19 +77,15 @@ def _turn_and_quantize(
     sines += position * angle_stride
     out = (batch * tokens + position) * heads * 128
     if kind == 0:
-        rotated = rotated_heads(
-            query + batch * query_batch + token * query_token, query_head, query_norm, cosines, sines, heads, eps, HEADS
-        )
+        query += batch * query_batch + token * query_token
         scale = _scale_of(first_query_norm, last_query_norm, longest)
         tl.store(scales, scale)
-        _store(query_out + out, rotated, scale, heads, HEADS)
+        _turn(query, query_head, query_norm, cosines, sines, eps, scale, query_out + out, heads, HEADS)
     elif kind == 1:
-        rotated = rotated_heads(
-            key + batch * key_batch + token * key_token, key_head, key_norm, cosines, sines, heads, eps, HEADS
-        )
+        key += batch * key_batch + token * key_token
         scale = _scale_of(first_key_norm, last_key_norm, longest)
         tl.store(scales + APART, scale)
-        _store(key_out + out, rotated, scale, heads, HEADS)
+        _turn(key, key_head, key_norm, cosines, sines, eps, scale, key_out + out, heads, HEADS)
     else:
         values = _load(value + batch * value_batch + token * value_token, value_head, heads, HEADS)
         # Which token comes first does not matter: the largest of all is the same.
@@ -113,7 +106,22 @@ def _quantize_values(
     tl.store(scales + 2 * APART, scale)
     tl.store(scales + 3 * APART, 1.0 / scale)
     values = _load(value + batch * value_batch + token * value_token, value_head, heads, HEADS)
-    _store(value_out + out * heads * 128, values, scale, heads, HEADS)
+    _store(value_out + out * heads * 128, values * (1.0 / scale), heads, HEADS)
+
+
+@triton.jit
+def _turn(values, head_stride, norm, cosines, sines, eps, scale, out, heads, HEADS: tl.constexpr):
+    """Normalise, rotate and quantise the heads of one token."""
+    # In float32 from end to end: other roundings than in `worker.kernels.attention_kernel`, and fewer.
+    value = _load(values, head_stride, heads, HEADS)
+    inverse = tl.rsqrt(tl.sum(value * value, 1) / 128.0 + eps)[:, None] / scale
+    even, odd = tl.split(tl.reshape(value, (HEADS, 64, 2)))
+    pair = 2 * tl.arange(0, 64)[None, :]
+    even *= inverse * tl.load(norm + pair).to(tl.float32)
+    odd *= inverse * tl.load(norm + pair + 1).to(tl.float32)
+    left = even * tl.load(cosines + pair) - odd * tl.load(sines + pair)
+    right = odd * tl.load(cosines + pair + 1) + even * tl.load(sines + pair + 1)
+    _store(out, tl.reshape(tl.join(left, right), (HEADS, 128)), heads, HEADS)
 
 
 @triton.jit
@@ -133,9 +141,8 @@ def _load(values, head_stride, heads, HEADS: tl.constexpr):
 
 
 @triton.jit
-def _store(out, value, scale, heads, HEADS: tl.constexpr):
+def _store(out, value, heads, HEADS: tl.constexpr):
     head = tl.arange(0, HEADS)[:, None]
     channel = tl.arange(0, 128)[None, :]
-    # By default the clamp would turn NaN into a number.
-    value = tl.clamp(value.to(tl.float32) * (1.0 / scale), -448.0, 448.0, propagate_nan=tl.PropagateNan.ALL)
+    # By their scale, no value is above 448 by more than a rounding.
     tl.store(out + head * 128 + channel, value.to(tl.float8e4nv), mask=head < heads)
