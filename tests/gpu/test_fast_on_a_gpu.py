@@ -195,9 +195,9 @@ def test_attention_in_float8_rounds_heads_as_the_host_does(heads, draw):
     on_host = [Heads(*(values.cpu() for values in part)) for part in parts]
     expected = attend_in_float8(on_host, tuple(values.cpu() for values in turns), 1e-6)
     assert torch.allclose(rows.scales.cpu(), expected.scales, rtol=1e-6)
-    # The host's probabilities are not rounded; everything else is equal.
+    # The host does not round probabilities, and rounds heads to bfloat16 while it turns them.
     dense, expected = (found.values.float().cpu() * found.scales.cpu() for found in (rows, expected))
-    assert relative(dense, expected) < 0.045
+    assert relative(dense, expected) < 0.055
 
 
 @needs_float8_attention
