@@ -137,7 +137,8 @@ def test_quantised_columns_are_not_rounded_again(plain, gated, draw):
 
     joined, new_scales = quantize_rows(values, gate_up, scales)
 
-    normal = joined[:, :plain].float().abs() >= torch.finfo(torch.float8_e4m3fn).smallest_normal
+    # Smaller numbers lose bits when they become smaller still.
+    normal = (values.float() * (scales / new_scales)).abs() >= torch.finfo(torch.float8_e4m3fn).smallest_normal
     assert torch.equal((joined[:, :plain].float() * new_scales)[normal], (values.float() * scales)[normal])
     same(joined, new_scales, quantize_rows(values.cpu(), gate_up.cpu(), scales.cpu()))
 
