@@ -1,7 +1,7 @@
 """Attention of the engine `fast` in float8: queries, keys, values, probabilities and results.
 
-On a Hopper GPU, cuDNN takes 0.7 of the time of attention in bfloat16 for it. All queries of a pass share one scale, all keys
-another and all values a third. That costs no accuracy, because float8 is as exact for small values as for large ones.
+On a Hopper GPU, cuDNN takes 0.7 of the time of attention in bfloat16 for it. All queries of a pass share one scale, all
+keys another and all values a third. That costs no accuracy: float8 is as exact for small values as for large ones.
 The scales of queries and keys follow from the weights of their norms: normalised channels have a root mean square of 1,
 so a head is no longer than ``sqrt(channels) * max(weight)``, and rotating it changes no length. Results have the scale
 of the values, whose average they are, and go as they are into the layer that follows.
