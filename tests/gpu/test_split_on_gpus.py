@@ -37,7 +37,7 @@ def build(device, *, fp8=False):
     for weight in model.parameters():
         weight.fill_(1) if weight.ndim == 1 else weight.normal_(0, 0.03, generator=random)
     if fp8:
-        convert_to_fp8(model, device=device)
+        convert_to_fp8(model)
     else:
         rounding.fuse_qkv(model)
     return model
