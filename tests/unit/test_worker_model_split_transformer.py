@@ -138,6 +138,15 @@ def traced_member(rank, devices, folder, answers):
     answers.put((rank, order))
 
 
+def named_member(rank, devices, folder, answers):
+    """One process of a group: report the group's name."""
+    from worker.model.device_group import DeviceGroup
+
+    group = DeviceGroup(folder / "group", rank=rank, devices=devices, device=CPU)
+    group.close()
+    answers.put((rank, group.name))
+
+
 @pytest.fixture(scope="module")
 def processes():
     """A way to start processes that import the model's libraries once for all of them."""
@@ -177,6 +186,16 @@ def test_no_bit_depends_on_the_number_of_processes(processes, tmp_path, devices,
 )
 def test_no_bit_of_compiled_blocks_depends_on_the_number_of_processes(processes, tmp_path):
     assert answers_of(compiled_member, processes, 2, tmp_path) == {rank: [0] * len(CASES) for rank in range(2)}
+
+
+def test_a_group_has_the_same_name_at_each_start_so_that_its_compiled_code_is_found_in_caches(processes, tmp_path):
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+
+    first, second = (answers_of(named_member, processes, 1, folder)[0] for folder in folders)
+
+    assert first == second
 
 
 def test_heads_are_sent_before_the_rest_of_a_single_block_is_multiplied(processes, tmp_path):

@@ -39,7 +39,7 @@ class DeviceGroup:
         limits: see `RowLimits`; by default those of the device's type.
 
     Attributes:
-        name: name of the group for `attend_in_group`.
+        name: name of the group in this process, for `attend_in_group`; the same at each start.
         on_pass: called before each pass that is divided; an error that it raises ends the pass.
         is_split: whether passes are divided; otherwise each process computes its passes alone.
         is_in_pass: whether this process runs a divided pass; after an error, the other devices wait for its part.
@@ -52,7 +52,8 @@ class DeviceGroup:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         method = f"file://{meeting_point}"
         dist.init_process_group("gloo", init_method=method, rank=rank, world_size=devices, timeout=_TIMEOUT)
-        self.name = f"flux2-{meeting_point}"
+        # Compiled code contains the name: a new name at each start would miss the compiler's caches.
+        self.name = f"group-{len(EXCHANGES)}"
         self.rank = rank
         self.devices = devices
         self.device = device
