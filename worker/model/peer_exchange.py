@@ -45,6 +45,7 @@ class PeerExchange:
         if split == self._split:
             return
         rows = split.single.length
+        self._staging = None
         if self._memory is None or self._memory.rows < rows:
             # Kernels of this device may still read the smaller buffer.
             torch.cuda.synchronize(self._device)
@@ -56,7 +57,6 @@ class PeerExchange:
             sequence: _RowMaps.of(sequence, rank=self._rank, device=self._device)
             for sequence in (split.double, split.single)
         }
-        self._staging = None
         self._staging = Staging(split.single, self._memory, rank=self._rank)
         self._split = split
 
