@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from worker.model.fp8 import Fp8Linear, QuantizedRows, quantize_rows
+from worker.model.fp8 import Fp8Linear, GatedFp8Linear, QuantizedRows, quantize_rows
 from worker.model.linear_product import product_of
 from worker.model.qfloat8 import Float8Linear, to_float8
 
@@ -37,6 +37,12 @@ def test_a_product_in_two_parts_has_the_bits_of_the_layer(build):
     parts = product.compute(stop=18), product.compute(start=18)
     assert torch.equal(torch.cat(parts, dim=-1), layer(values))
     assert product.dtype == layer(values).dtype == torch.bfloat16
+
+
+def test_the_product_of_a_layer_with_a_gate_takes_gate_and_up():
+    layer, gate_up = GatedFp8Linear(draw(48, 32)), draw(1, 7, 64)
+
+    assert torch.equal(product_of(layer, gate_up).compute(), layer(gate_up))
 
 
 def test_rows_that_are_quantised_already_are_multiplied_as_they_are():

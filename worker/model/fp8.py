@@ -76,7 +76,10 @@ class GatedFp8Linear(Fp8Linear):
     """A float8 layer whose only input is gate and up, concatenated."""
 
     def forward(self, gate_up: Tensor) -> Tensor:  # type: ignore[override]
-        return super().forward(None, gate_up)
+        return self.product(gate_up).compute()
+
+    def product(self, gate_up: Tensor) -> LinearProduct:  # type: ignore[override]
+        return super().product(None, gate_up)
 
 
 def convert_to_fp8(transformer: Any) -> None:
