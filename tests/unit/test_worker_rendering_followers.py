@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 from contextlib import nullcontext
+from dataclasses import replace
 from hashlib import sha256
 from multiprocessing.connection import Connection
 from types import SimpleNamespace
@@ -64,6 +65,21 @@ def together(followers, model_settings):
     renderer = Renderer(components, prompt_cache=4, load_reference=lambda _: REFERENCE, followers=followers)
     renderer.warm_up()
     return renderer
+
+
+def test_the_code_that_is_compared_with_uncompiled_code_is_that_of_the_group(model_settings, monkeypatch):
+    components = replace(load_components(model_settings(PRECISION), device=CPU, hf_token=None), compiled=True)
+    order = []
+    followers = SimpleNamespace(
+        join=lambda _: order.append("join"), check=lambda engine, call: order.append("check") or True
+    )
+    renderer = Renderer(components, prompt_cache=4, followers=followers)
+    monkeypatch.setattr(renderer._engines["exact"], "predict", lambda _: order.append("pass") or torch.zeros(1))
+
+    renderer.warm_up()
+
+    # One pass in compiled code, and one without.
+    assert order == ["join", "pass", "pass", "check"]
 
 
 def count_divided(renderer, monkeypatch):

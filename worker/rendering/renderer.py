@@ -133,9 +133,11 @@ class Renderer:
         """
         # Before the first item: compiling may take longer than an item may stall.
         engine = next(iter(self._engines.values()))
+        if self._unchecked_followers is not None:
+            # First: blocks of a group run other code, which is then what is compiled and compared.
+            self._unchecked_followers.join(self._components)
         self._compare_compiled(engine)
         if self._unchecked_followers is not None:
-            self._unchecked_followers.join(self._components)
             # As items will run.
             with nullcontext() if self._runs_compiled else uncompiled():
                 if self._unchecked_followers.check(engine, self.inputs.typical_call()):
