@@ -169,7 +169,7 @@ def _load(
         model=settings.model.id,
         device=",".join(str(device) for device in devices),
         revision=components.revision,
-        precision=components.precision.name,
+        precision=components.precision_names,
         engines=renderer.engines,
         features=(*components.precision.features, "references", "sigmas", "large"),
         memory_bytes=memory_bytes(devices[0]),

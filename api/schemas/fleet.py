@@ -34,7 +34,7 @@ class SlotLine(BaseModel):
         description="`ready`, `busy`, `draining`, or `faulty` if its device keeps failing. Later versions may add more."
     )
     device: str
-    precision: str
+    precision: str = Field(description="As in `pipeline.precision` of its images.")
     engines: list[Engine]
     features: list[Feature] = Field(description="What it can do beyond its engines.")
     memory_bytes: int | None = Field(description="Memory of its device; null for a CPU, or if it reports none.")

@@ -1,13 +1,17 @@
 """Attention in float8: near attention in bfloat16, whatever the heads hold, and its share of the stated distance."""
 
+import importlib.util
 import logging
+import math
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from shared.errors import CheckpointError
 from shared.settings import Settings
+from worker.model import attention, fp8_attention
 from worker.model.compile import compile_blocks
 from worker.model.fp8 import Fp8Linear, attends_in_float8, attention_in_bfloat16
 from worker.model.fp8_attention import attend_in_float8
@@ -15,7 +19,7 @@ from worker.model.fp8_rows import QuantizedRows, quantize_rows
 from worker.model.heads import Heads, attend, join_heads
 from worker.model.load import load_components
 from worker.rendering.renderer import Renderer
-from worker.serve import _settings_for
+from worker.serve import _load, _settings_for
 
 CPU = torch.device("cpu")
 EPS = 1e-6
@@ -110,6 +114,23 @@ def test_values_of_every_size_keep_their_accuracy(size, heads, angles):
     assert relative(dense(rows), expected) < NEAR if size else not dense(rows).any()
 
 
+def test_norms_of_zeros_give_the_mean_of_the_values(heads, angles):
+    part, turns = heads(40, norm=0.0), angles(40)
+
+    rows = attend_in_float8([part], turns, EPS)
+
+    assert relative(dense(rows), in_bfloat16([part], turns)) < NEAR
+
+
+def test_a_group_of_devices_never_attends_in_float8(heads, angles, monkeypatch):
+    monkeypatch.setattr(attention, "attend_in_group", lambda queries, *_: queries[0])
+    part = heads(40)
+
+    attended = attention._attend([part], angles(40), eps=EPS, group="a group", in_float8=True)
+
+    assert torch.equal(attended, part.query.flatten(2, 3))
+
+
 def test_a_value_that_is_no_number_shows_in_the_results(heads, angles):
     part = heads(40)
     part.value[0, 3, 1, 5] = torch.inf
@@ -147,6 +168,8 @@ def test_a_layer_takes_quantised_rows_alone_or_before_gate_and_up(draw):
 
         layer.dense = weight
         assert 0 < relative(product, layer(attended, *others)) < 0.06
+        # The scales of quantised rows count with a dense weight too.
+        assert 0 < relative(layer(rows, *others), layer(attended, *others)) < 0.06
 
 
 @pytest.fixture
@@ -202,6 +225,36 @@ def test_compiled_blocks_attend_in_float8_too(attending, components):
 
     assert relative(compiled, theirs) < 1.1 * relative(written, theirs)
     assert 0 < relative(compiled, written) < 1.5 * relative(written, theirs)
+
+
+@pytest.mark.parametrize(
+    ("distance", "lacks"),
+    [
+        (0.06, None),
+        (0.2, "results differ by 0.20 of their length"),
+        (math.nan, "results differ by nan of their length"),
+    ],
+)
+def test_a_gpu_whose_results_are_far_or_no_numbers_does_not_attend_in_float8(distance, lacks, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(fp8_attention, "norm_kernel_runs", lambda device, **heads: True)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(fp8_attention, "_distance", lambda device, **heads: distance)
+
+    found = fp8_attention.float8_attention_lacks.__wrapped__(torch.device("cuda:0"), heads=48, width=128)
+
+    assert found == (lacks and f"a cuDNN that computes it well: {lacks}")
+
+
+def test_a_slot_reports_the_precision_of_its_images(model_settings, item):
+    # Forecasts find measured times by it.
+    settings = Settings(model=model_settings("fp8").model_copy(update={"attention": "fp8"}))
+    ledger = SimpleNamespace(workers=SimpleNamespace(publish_base_model=lambda *_, **__: None))
+
+    renderer, slot = _load(settings, "one", [CPU], ledger, store=None, followers=None)
+
+    image = renderer.render(item(engine="fast"), [], on_progress=lambda _: None)
+    assert slot.precision == image.pipeline.precision == "fp8, attention fp8, text encoder bf16"
 
 
 def test_attention_in_float8_without_float8_weights_is_refused(model_settings):

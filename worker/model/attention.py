@@ -24,7 +24,8 @@ class JointAttention:
 
     Attributes:
         group: name of the group of devices that hold the tokens; see `worker.model.head_exchange`. None for one device.
-        in_float8: whether one device attends in float8; the layers that follow must then be `worker.model.fp8`'s.
+        in_float8: whether one device attends in float8, a group never does; the layers that follow must then be
+            `worker.model.fp8`'s.
     """
 
     group: str | None = None
@@ -114,13 +115,13 @@ def _attend(
     parts: Sequence[Heads], angles: Angles, *, eps: float, group: str | None, in_float8: bool
 ) -> Tensor | QuantizedRows:
     """Return (batch, tokens, heads * channels) for the tokens of this device."""
+    if group is not None:
+        fields = [list(values) for values in zip(*parts, strict=True)]
+        attended: Tensor = attend_in_group(*fields, *angles, eps, group)
+        return attended.flatten(2, 3)
     if in_float8:
         return attend_in_float8(parts, angles, eps)
-    if group is None:
-        return attend(*join_heads(parts, angles, eps)).flatten(2, 3)
-    fields = [list(values) for values in zip(*parts, strict=True)]
-    attended: Tensor = attend_in_group(*fields, *angles, eps, group)
-    return attended.flatten(2, 3)
+    return attend(*join_heads(parts, angles, eps)).flatten(2, 3)
 
 
 def _split_tokens(attended: Tensor | QuantizedRows, count: int) -> Sequence[Tensor | QuantizedRows]:

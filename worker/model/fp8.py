@@ -56,11 +56,12 @@ class Fp8Linear(nn.Module):
         # The kernel that quantises also computes norms, modulation and the activation, in float32.
         plain_scales = None
         if isinstance(plain, QuantizedRows):
-            if gate_up is None:
-                return self._scaled(*plain)
             plain, plain_scales = plain
         if self.dense is not None:
-            return LinearProduct(join_rows(plain, gate_up).to(self._dtype), self.dense, self._dtype)
+            joined = join_rows(plain, gate_up, plain_scales=plain_scales)
+            return LinearProduct(joined.to(self._dtype), self.dense, self._dtype)
+        if plain is not None and plain_scales is not None and gate_up is None:
+            return self._scaled(plain, plain_scales)
         like = gate_up if plain is None else plain
         assert like is not None
         flat = (None if part is None else part.flatten(0, -2) for part in (plain, gate_up, plain_scales))

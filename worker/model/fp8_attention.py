@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from worker.kernels.distance import rel_l2
-from worker.model.fp8_rows import LARGEST, QuantizedRows, round_to_float8, scale_for
+from worker.model.fp8_rows import QuantizedRows, round_to_float8, scale_for
 from worker.model.heads import Angles, Heads, attend, join_heads
 from worker.model.qfloat8 import FLOAT8
 from worker.model.rotary_norm import norm_kernel_runs
@@ -114,9 +114,9 @@ def _dense(values: Tensor) -> Tensor:
 def _attend_on_host(parts: Sequence[Heads], angles: Angles, eps: float) -> QuantizedRows:
     """Attend with torch's operations; probabilities stay in float32."""
     query, key, value = (values.float() for values in join_heads(parts, angles, eps))
-    longest = math.sqrt(query.shape[-1]) / LARGEST
-    of_query = longest * torch.stack([part.query_norm.abs().amax() for part in parts]).amax().float()
-    of_key = longest * torch.stack([part.key_norm.abs().amax() for part in parts]).amax().float()
+    longest = math.sqrt(query.shape[-1])
+    of_query = scale_for(longest * torch.stack([part.query_norm for part in parts]).float().abs().amax())
+    of_key = scale_for(longest * torch.stack([part.key_norm for part in parts]).float().abs().amax())
     of_value = scale_for(value.abs().amax())
     query, key, value = (
         round_to_float8(values, scale).float() * scale
@@ -142,7 +142,8 @@ def float8_attention_lacks(device: torch.device, *, heads: int, width: int) -> s
         distance = _distance(device, heads=heads)
     except Exception as error:  # noqa: BLE001 - cuDNN's errors have no common class
         return f"a cuDNN that computes it ({error})"
-    if distance > _LARGEST_DISTANCE:
+    # Not `>`: a distance that is no number is above nothing.
+    if not distance <= _LARGEST_DISTANCE:
         return f"a cuDNN that computes it well: results differ by {distance:.2f} of their length"
     return None
 
