@@ -124,8 +124,13 @@ def main(
     report = Report(device=clock.name, model=model, tiny=tiny, as_json=as_json, out=out)
     sizes, side = tuple(size or [64 if tiny else 1024]), 128 if tiny else 1024
     plan = Plan(sizes, steps, repeat, items, tuple(references or (1, MAX_REFERENCES)), side)
-    if references and only and Part.REFERENCES not in only:
-        raise typer.BadParameter("--references needs --only references", param_hint="--references")
+    for option, value, selection, chosen, needed in (
+        ("--references", references, "--only", only, Part.REFERENCES),
+        ("--devices", devices, "--only", only, Part.PARALLEL),
+        ("--attention", attention, "--engine", engine, EngineName.FAST),
+    ):
+        if value and chosen and needed not in chosen:
+            raise typer.BadParameter(f"{option} needs {selection} {needed}", param_hint=option)
     together = parallel_devices(clock.device, devices)
     run = _Run(set(only or Part), list(engine or EngineName), _toolkit(engine), plan, report, clock, together)
     settings = {
@@ -220,6 +225,8 @@ def _measure_precision(
     if Part.PARALLEL in run.parts and len(run.devices) > 1:
         compiled = session.engine_name != "exact"
         steps_only = Part.STEPS in run.parts and not run.parts & {Part.IMAGE, Part.FEW_STEPS}
+        # Before attention changes: one device attends as a worker does.
+        images_alone = {} if steps_only else images.measure_all()
         # Several devices attend in bfloat16; see `worker.serve`.
         if attends_in_float8(components.transformer):
             attend_in_float8(components.transformer, enabled=False)
@@ -228,7 +235,7 @@ def _measure_precision(
             session,
             checkpoint.settings(precision, **shared),
             run.devices,
-            images=None if steps_only else images,
+            images_alone=images_alone,
         )
 
 

@@ -11,6 +11,7 @@ from benchmarks.gpu.report import Row
 from benchmarks.gpu.sampling import Sampling, few_steps_of, usual_sampling
 from benchmarks.gpu.session import Session
 from worker.consumer import image_file
+from worker.model.fp8 import attends_in_float8
 from worker.rendering.engine import Engine
 
 _IMAGE = "image"
@@ -22,11 +23,13 @@ class TimedImage(NamedTuple):
     Attributes:
         stages_s: seconds by stage: denoise, decode, pixels, encode.
         peak_gb: peak memory of tensors; None on a CPU.
+        attention: its precision, `bf16` or `fp8`.
     """
 
     stages_s: dict[str, float]
     latents: Tensor
     peak_gb: float | None
+    attention: str
 
     @property
     def total_s(self) -> float:
@@ -90,6 +93,7 @@ def image_row(image: TimedImage, name: str, size: int, sampling: Sampling, *, de
         "steps": sampling.steps,
         "guidance_scale": sampling.guidance_scale,
         "devices": devices,
+        "attention": image.attention,
         **{f"{stage}_s": seconds for stage, seconds in image.stages_s.items()},
     }
 
@@ -113,4 +117,5 @@ def _render(session: Session, engine: Engine, size: int, sampling: Sampling) -> 
         ("encode", lambda: image_file.encode(done["pixels"], "png", {"sample_steps": sampling.steps})),
     ):
         seconds[stage] = session.clock.seconds(lambda: done.update({stage: call()}))  # noqa: B023 - called at once
-    return TimedImage(seconds, done["denoise"], session.clock.peak_gb())
+    attention = "fp8" if attends_in_float8(session.components.transformer) else "bf16"
+    return TimedImage(seconds, done["denoise"], session.clock.peak_gb(), attention)

@@ -45,9 +45,9 @@ def measured(tmp_path, monkeypatch):
 def measured_together(tmp_path):
     """Runs parts on two devices and returns the rows; without typer's runner, whose stderr is no file for followers."""
 
-    def measure(*parts, size):
+    def measure(*parts, size, engine=EngineName.EXACT, **settings):
         out = tmp_path / "rows.jsonl"
-        chosen = {"only": list(map(Part, parts)), "engine": [EngineName.EXACT]}
+        chosen = {"only": list(map(Part, parts)), "engine": [engine], **settings}
         main(tiny=True, device="cpu", devices=2, size=[size], steps=2, repeat=2, as_json=True, out=out, **chosen)
         return [json.loads(line) for line in out.read_text().splitlines()]
 
@@ -150,6 +150,21 @@ def test_images_on_two_devices_have_the_bits_of_images_that_one_device_renders_o
     ]
 
 
+@needs_a_compiler
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_one_device_attends_as_a_worker_does_and_its_latents_are_not_compared_with_others(measured_together):
+    rows = measured_together("parallel", size=512, engine=EngineName.FAST, attention="fp8")
+
+    images = [row for row in rows if row.get("sampling") == "2 steps"]
+    assert [(row["devices"], row["attention"], "differing" in row) for row in images] == [
+        (1, "fp8", False),
+        (2, "bf16", False),
+    ]
+    # Both attend in bfloat16 here.
+    [steps] = [row for row in rows if row["what"] == "parallel: step on 2"]
+    assert steps["differing"] == 0
+
+
 def test_steps_alone_are_measured_on_two_devices_if_only_steps_are_asked_for(measured_together):
     rows = measured_together("steps", "parallel", size=64)
 
@@ -174,11 +189,19 @@ def test_steps_with_reference_images_are_measured_and_so_is_encoding_one(measure
     ]
 
 
-def test_a_number_of_reference_images_without_their_part_is_an_error(tmp_path):
-    result = run(tmp_path / "rows.jsonl", "--references", "1", "--only", "steps")
+@pytest.mark.parametrize(
+    ("option", "chosen", "needed"),
+    [
+        (("--references", "1"), ("--only", "steps"), "--only references"),
+        (("--devices", "2"), ("--only", "steps"), "--only parallel"),
+        (("--attention", "bf16"), ("--engine", "exact"), "--engine fast"),
+    ],
+)
+def test_an_option_without_its_part_or_engine_is_an_error(option, chosen, needed, tmp_path):
+    result = run(tmp_path / "rows.jsonl", *option, *chosen)
 
     assert result.exit_code == 2
-    assert "--references needs --only references" in result.output
+    assert f"{option[0]} needs {needed}" in result.output
 
 
 def test_without_json_a_table_shows_each_row(tmp_path):

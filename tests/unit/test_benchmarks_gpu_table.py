@@ -62,6 +62,17 @@ def test_of_two_measurements_of_one_image_the_last_counts():
     assert image_table([image(12.0), image(11.0)]).endswith("| 11 s |")
 
 
+def test_images_of_fast_with_attention_in_bf16_have_their_own_line():
+    rows = [image(6.9, engine="fast", attention="fp8"), image(7.2, engine="fast", attention="bf16")]
+
+    _, _, *lines = image_table(rows).splitlines()
+
+    assert lines == [
+        "| H100 80GB | 1024x1024 | `fast`, attention in bf16 | 1 | 7.2 s |",
+        "| H100 80GB | 1024x1024 | `fast` | 1 | 6.9 s |",
+    ]
+
+
 def test_a_small_model_is_not_taken_for_the_full_size():
     assert "| tiny FLUX.2 [dev], 25 steps |" in image_table([image(0.1, tiny=True)])
 
