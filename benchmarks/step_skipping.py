@@ -43,7 +43,7 @@ STEPS = 25
 SIZES = (128, 192)
 #: Number of images at the start.
 START = 8
-#: An image's error is foretold if it is at most this many times larger or smaller than the median at the start.
+#: An image's error is predicted if it is at most this many times larger or smaller than the median at the start.
 TOLERANCE = 1.5
 _GUIDANCE = 4.0
 
@@ -117,7 +117,7 @@ def main(
         raise typer.BadParameter(f"{passes} passes are not planned; choose {', '.join(map(str, SKIPPING))}")
     with open_model() as model:
         found = measure(model, list(cases(prompts, seeds)), passes=passes)
-    for line in (*differences_table(found), "", *foretold_table(found)):
+    for line in (*differences_table(found), "", *prediction_table(found)):
         typer.echo(line)
 
 
@@ -257,9 +257,9 @@ def differences_table(found: Differences) -> Iterator[str]:
         yield f"| {name} | {passes} | {spread} | {errors[-1] / median:.2f} | {decibels} |"
 
 
-def foretold_table(found: Differences) -> Iterator[str]:
+def prediction_table(found: Differences) -> Iterator[str]:
     """Yield lines that compare the images at the start with later ones."""
-    yield "| way | later images | median / median at the start | not foretold | above the largest at the start |"
+    yield "| way | later images | median / median at the start | not predicted | above the largest at the start |"
     yield "|---|---|---|---|---|"
     for name, differences in found.items():
         first = [one.error for one in differences if one.group is Group.START]

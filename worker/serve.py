@@ -66,7 +66,7 @@ def serve(settings: Settings) -> None:
 
 def _settings_for(devices: Sequence[torch.device], settings: Settings) -> Settings:
     """Return the settings with which a slot of these devices runs."""
-    if len(devices) == 1:
+    if len(devices) == 1 or settings.model.precision != "fp8":
         return settings
     if settings.model.attention == "fp8":
         logger.warning("attention stays in bf16: in fp8 it runs on one GPU only", extra={"gpus": len(devices)})

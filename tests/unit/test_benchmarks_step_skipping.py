@@ -12,7 +12,7 @@ from benchmarks.step_skipping import (
     Difference,
     Group,
     differences_table,
-    foretold_table,
+    prediction_table,
     measure,
     open_model,
 )
@@ -54,7 +54,7 @@ def test_neither_a_cache_nor_an_adapter_changes_the_next_image(model):
     assert model.passes == 5
 
 
-def test_the_tables_state_the_spread_and_what_the_images_at_the_start_foretell():
+def test_the_tables_state_the_spread_and_what_the_images_at_the_start_predict():
     errors = {
         Group.START: (0.01, 0.02, 0.03),
         Group.PROMPT: (0.02, 0.04),  # 0.04 is twice the median at the start, and above its largest
@@ -64,7 +64,7 @@ def test_the_tables_state_the_spread_and_what_the_images_at_the_start_foretell()
     found = {"a way": [Difference(group, 15, error, 40.0) for group, all_ in errors.items() for error in all_]}
 
     [spread] = [cells(line) for line in list(differences_table(found))[2:]]
-    later = [cells(line) for line in list(foretold_table(found))[2:]]
+    later = [cells(line) for line in list(prediction_table(found))[2:]]
 
     # Sorted: 0.01, 0.01, 0.02, 0.02, 0.025, 0.028, 0.03, 0.04.
     assert spread == [

@@ -273,8 +273,10 @@ def test_a_slot_of_several_gpus_attends_in_bfloat16_and_says_so(caplog):
         alone, group = _settings_for([CPU], settings), _settings_for([CPU, CPU], settings)
 
         quiet = _settings_for([CPU, CPU], Settings(model={"precision": "fp8"}))
+        # Refused when the model is loaded.
+        wrong = _settings_for([CPU, CPU], Settings(model={"precision": "bf16", "attention": "fp8"}))
 
-    assert [each.model.attention for each in (alone, group, quiet)] == ["fp8", "bf16", "bf16"]
+    assert [each.model.attention for each in (alone, group, quiet, wrong)] == ["fp8", "bf16", "bf16", "fp8"]
     assert [record.getMessage() for record in caplog.records] == [
         "attention stays in bf16: in fp8 it runs on one GPU only"
     ]

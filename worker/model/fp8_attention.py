@@ -28,6 +28,7 @@ from worker.model.qfloat8 import FLOAT8
 from worker.model.rotary_norm import norm_kernel_runs
 
 _WIDTH = 128
+_HOPPER = (9, 0)
 # Of results in float8 from those in bfloat16, relative to the length of the latter; 0.06 was measured.
 _LARGEST_DISTANCE = 0.1
 
@@ -126,12 +127,17 @@ def _attend_on_host(parts: Sequence[Heads], angles: Angles, eps: float) -> Quant
     return QuantizedRows(attended, of_value.expand(*attended.shape[:2], 1).contiguous())
 
 
+def multiplies_float8_fast(device: torch.device) -> bool:
+    """Whether a device is a GPU for whose generation cuDNN has attention in float8."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= _HOPPER
+
+
 @cache
 def float8_attention_lacks(device: torch.device, *, heads: int, width: int) -> str | None:
     """Return what attention in float8 lacks on a device, or None if it runs there."""
     if device.type == "cpu":
         return None
-    if torch.cuda.get_device_capability(device) < (9, 0):
+    if not multiplies_float8_fast(device):
         return "a GPU of the Hopper generation or a later one"
     if not norm_kernel_runs(device, heads=heads, width=width):
         return f"Triton, and heads of {_WIDTH} channels"

@@ -20,7 +20,7 @@ from worker.model.compile import compile_blocks
 from worker.model.components import Components
 from worker.model.device_memory import limit_memory, wait_for_stable_memory
 from worker.model.fp8 import attend_in_float8
-from worker.model.fp8_attention import float8_attention_lacks
+from worker.model.fp8_attention import float8_attention_lacks, multiplies_float8_fast
 from worker.model.part_loader import PartLoader
 from worker.model.placement import Placement
 from worker.model.precision import PRECISIONS, PrecisionPolicy
@@ -135,7 +135,7 @@ def _attends_in_float8(settings: ModelSettings, device: torch.device, config: An
         CheckpointError: the settings ask for it, and it cannot.
     """
     policy, chosen = PRECISIONS[settings.precision], settings.attention
-    by_default = policy.attends_in_float8 and device.type == "cuda"
+    by_default = policy.attends_in_float8 and multiplies_float8_fast(device)
     if chosen == "bf16" or (chosen is None and not by_default):
         return False
     lacks: str | None = "FLUX2_MODEL_PRECISION=fp8"
