@@ -12,9 +12,9 @@ from benchmarks.step_skipping import (
     Difference,
     Group,
     differences_table,
-    prediction_table,
     measure,
     open_model,
+    prediction_table,
 )
 from worker.model.demo_model import STYLES
 
