@@ -342,7 +342,7 @@ class PipelineReport(_Report):
     change: Literal["none", "restored", "merged", "swapped"]
     decode: Decode = "whole"
     drift: float | None = None
-    attention_drift: float | None = None
+    attention_drift: float | None = Field(None, exclude_if=lambda drift: drift is None)
     versions: dict[str, str]
 
 
