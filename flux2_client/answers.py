@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 import httpx2
 from pydantic import BaseModel, ValidationError
 
-from shared.errors import ApiError, ApiUnreachable
+from shared.errors import ApiError, ApiUnreachable, DownloadFailed
 
 AnswerT = TypeVar("AnswerT", bound=BaseModel)
 
@@ -90,7 +90,7 @@ def raise_if_refused(answer: httpx2.Response) -> None:
 
 
 def raise_if_withheld(answer: httpx2.Response, *, name: str) -> None:
-    """Raise `ApiError` if an object's store does not give the object.
+    """Raise `DownloadFailed` if an object's store does not give the object.
 
     The message shows `name`, because the URL may hold a signature.
     """
@@ -98,7 +98,8 @@ def raise_if_withheld(answer: httpx2.Response, *, name: str) -> None:
     if not answer.is_success:
         # S3 asks for a repeat after a 500; of the API it is a defect.
         is_transient = answer.status_code in _TRANSIENT | {HTTPStatus.INTERNAL_SERVER_ERROR}
-        raise _refusal(answer, f"{name}: {answer.status_code} {answer.reason_phrase}", is_transient=is_transient)
+        message = f"{name}: {answer.status_code} {answer.reason_phrase}"
+        raise _refusal(answer, message, is_transient=is_transient, kind=DownloadFailed)
 
 
 def connection_failure(error: httpx2.RequestError, message: str, *, was_reached: bool) -> ApiUnreachable:
@@ -125,9 +126,14 @@ def parse_retry_after(value: str) -> float | None:
 
 
 def _refusal(
-    answer: httpx2.Response, message: str, *, is_transient: bool, problem: Mapping[str, Any] | None = None
+    answer: httpx2.Response,
+    message: str,
+    *,
+    is_transient: bool,
+    problem: Mapping[str, Any] | None = None,
+    kind: type[ApiError] = ApiError,
 ) -> ApiError:
-    return ApiError(
+    return kind(
         message,
         retryable=is_transient,
         retry_after_s=parse_retry_after(answer.headers.get("retry-after", "").strip()),

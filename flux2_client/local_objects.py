@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from flux2_client.receiver import Receiver
-from shared.errors import ApiError
+from shared.errors import ApiError, DownloadFailed
 
 _SCHEME = "file"
 _BLOCK_BYTES = 1024 * 1024
@@ -27,7 +27,8 @@ def receive_file(url: str, receiver: Receiver, *, base_url: str) -> None:
     """Copy the file of a `file://` URL, which the API at `base_url` named.
 
     Raises:
-        ApiError: the file may not or cannot be read, or is not the image.
+        ApiError: the file may not or cannot be read.
+        DownloadFailed: the file is not the image.
     """
     if not _is_loopback(base_url):
         raise ApiError(
@@ -44,7 +45,7 @@ def receive_file(url: str, receiver: Receiver, *, base_url: str) -> None:
             "FLUX2_STORAGE_DIRECTORY"
         ) from error
     if fault := receiver.find_fault():
-        raise ApiError(f"{url}: {fault}; the file is damaged or belongs to something else")
+        raise DownloadFailed(f"{url}: {fault}; the file is damaged or belongs to something else")
 
 
 def _copy(path: Path, receiver: Receiver) -> None:

@@ -62,7 +62,7 @@ from flux2_client.models import (
 from flux2_client.receiver import Receiver
 from flux2_client.retries import repeat_call
 from flux2_client.steps import UPLOAD_TIMEOUT_S, Call, Fetch, Pause, Steps
-from shared.errors import ApiError, ApiUnreachable
+from shared.errors import ApiError, ApiUnreachable, DownloadFailed
 from shared.sources.source import UPLOAD_NAME
 
 T = TypeVar("T")
@@ -300,7 +300,7 @@ class Protocol(Generic[ImageT]):
             urls = {found.index: found.url for found in result.images}
             self._fresh = (image.request_id, urls)
         if image.index not in urls:
-            raise ApiError(f"request {image.request_id} has no image {image.index} any more")
+            raise DownloadFailed(f"request {image.request_id} has no image {image.index} any more")
         return urls[image.index], is_fresh
 
     def _fetch(self, url: str, receiver: Receiver) -> Steps[None]:
@@ -330,7 +330,7 @@ class Protocol(Generic[ImageT]):
             was_resumed = is_beyond or receiver.resumed
             receiver.restart()
             if not was_resumed:
-                raise ApiError(f"{name}: {fault}; the object or a proxy in front of the store is damaged")
+                raise DownloadFailed(f"{name}: {fault}; the object or a proxy in front of the store is damaged")
 
     def _submit(
         self,

@@ -68,6 +68,7 @@
   + CommandError                 a command cannot do its work; its message is all that the person sees
     - ApiError                   the API refused a call or cannot be reached
       . ApiUnreachable           nothing answered
+      . DownloadFailed           an image's store does not give its object; others may be there
     - DemoFailed                 a demonstration job did not succeed
     - ReplayFailed               a job of the replay did not succeed
     - ReproductionFailed         an image cannot be rendered again from its file
@@ -696,6 +697,12 @@ class ApiUnreachable(ApiError):
     """Nothing answered: the address is wrong, or the API or the network is away."""
 
     code = "api_unreachable"
+
+
+class DownloadFailed(ApiError):
+    """The object of one image cannot be had from its store, or is damaged; those of other images may be there."""
+
+    code = "download_failed"
 
 
 class DemoFailed(CommandError):

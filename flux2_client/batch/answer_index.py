@@ -19,8 +19,10 @@ from shared.errors import OutputRefused
 _TABLES: Final = """
 DROP TABLE IF EXISTS answers;
 DROP TABLE IF EXISTS seen;
+DROP TABLE IF EXISTS names;
 CREATE TABLE answers (key TEXT PRIMARY KEY, answer_id TEXT NOT NULL, succeeded INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE seen (key TEXT PRIMARY KEY, number INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE names (folded TEXT PRIMARY KEY, key TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS jobs (
     key TEXT PRIMARY KEY, answer_id TEXT NOT NULL, request_id TEXT NOT NULL, failed_job TEXT NOT NULL
 ) WITHOUT ROWID;
@@ -67,8 +69,15 @@ class AnswerIndex:
         """Return the number of the first line of this run with a custom_id; `number` if there was none."""
         key = id_key(custom_id)
         self._execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (key, number))
+        self._execute("INSERT OR IGNORE INTO names VALUES (?, ?)", (_folded(custom_id), key))
         first: int = self._execute("SELECT number FROM seen WHERE key = ?", (key,)).fetchone()[0]
         return first
+
+    def owns_name(self, custom_id: str) -> bool:
+        """Return whether a custom_id came before all that differ from it in case alone; `first_number` knows it."""
+        statement = "SELECT key FROM names WHERE folded = ?"
+        owner: str = self._execute(statement, (_folded(custom_id),)).fetchone()[0]
+        return owner == id_key(custom_id)
 
     def note_job(self, custom_id: str, job: LineJob) -> None:
         self._note_job(id_key(custom_id), job)
@@ -138,6 +147,10 @@ def open_index(path: Path) -> Iterator[AnswerIndex]:
             is_needed = index.has_jobs()
         if not is_needed:
             _delete(path)
+
+
+def _folded(custom_id: str) -> str:
+    return id_key(custom_id.casefold())
 
 
 def _delete(path: Path) -> None:

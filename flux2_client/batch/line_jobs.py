@@ -12,9 +12,9 @@ from flux2_client.async_client import AsyncClient
 from flux2_client.batch.answer_index import AnswerIndex, LineJob
 from flux2_client.batch.answer_line import Answer, find_failure
 from flux2_client.batch.endpoints import Endpoint, Failure
-from flux2_client.batch.image_folder import save_images
+from flux2_client.batch.image_folder import file_stem, save_images
 from flux2_client.batch.request_line import RequestLine
-from shared.errors import ApiError, ApiUnreachable, UploadRefused
+from shared.errors import ApiError, ApiUnreachable, DownloadFailed, UploadRefused
 
 # An API whose queue is full says when there may be room.
 _FULL_QUEUE_S: Final = 5.0
@@ -93,7 +93,8 @@ class LineJobs:
         files = None
         try:
             if self._images is not None:
-                files = await save_images(result.images, self._images, custom_id=ticket.custom_id)
+                stem = file_stem(ticket.custom_id, owns_name=self._index.owns_name(ticket.custom_id))
+                files = await save_images(result.images, self._images, stem=stem)
             response = await ticket.endpoint.response(result, failure=failure, wants_files=ticket.wants_files)
         except ApiError as error:
             if concerns_all_lines(error):
@@ -124,6 +125,9 @@ class LineJobs:
 def concerns_all_lines(error: ApiError) -> bool:
     """Return whether other lines would fail in the same way."""
     code = error.problem.get("code")
+    if isinstance(error, DownloadFailed):
+        # A store may refuse a single object; one that is away is repeated first.
+        return error.retryable
     if isinstance(error, ApiUnreachable) or error.retryable or error.status is None:
         return True
     if error.status == HTTPStatus.FORBIDDEN:

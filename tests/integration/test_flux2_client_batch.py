@@ -141,6 +141,24 @@ def test_lines_of_both_endpoints_are_answered_and_their_images_saved(api, batch,
     assert names(files) == ["images", "out.jsonl", "requests.jsonl"]
 
 
+def test_images_of_ids_that_differ_in_case_have_names_that_differ_in_more(api, batch, renderer, files):
+    write(job("Fox"), job("fox"), job("FOX"), job("fox"), job("owl"))
+
+    assert batch("--download", "images").exit_code == 3
+
+    saved = {line["custom_id"]: line["files"][0] for line in answers() if line["error"] is None}
+    assert (saved["Fox"], saved["owl"]) == ("images/Fox-0.png", "images/owl-0.png")
+    assert [name.rpartition("-")[0][:-12] for name in (saved["fox"], saved["FOX"])] == ["images/fox-", "images/FOX-"]
+    assert len({name.lower() for name in saved.values()}) == len(names(files / "images")) == 4
+    # A later run, which reads the answers, gives the same name.
+    before = Path("out.jsonl").read_bytes()
+    kept = [line for line in before.splitlines(keepends=True) if b'"custom_id": "fox"' not in line]
+    Path("out.jsonl").write_bytes(b"".join(kept))
+    batch("--download", "images")
+    again = {line["custom_id"]: line["files"][0] for line in answers() if line["error"] is None}
+    assert (len(kept), again) == (3, saved)
+
+
 def test_the_answers_to_images_are_those_of_a_call_that_waits(api, batch, renderer, files):
     lines = [images("urls", n=2, seed=7), images("files", response_format="b64_json"), images("bad", prompt="fail")]
     write(*lines)
@@ -442,6 +460,26 @@ def test_a_key_that_may_only_read_ends_the_batch_and_a_limit_of_sizes_fails_line
         progress = client.run_batch("requests.jsonl", "out.jsonl")
 
     assert (progress.failed, by_id()["a"]["error"]["code"]) == (1, "KEY_LIMIT")
+
+
+def test_an_image_that_its_store_refuses_fails_its_line_alone(api, files, batch, renderer, monkeypatch):
+    sign, first = api.store.url, []
+
+    def spoil_the_first_job(key, **options):
+        url, job_id = sign(key, **options), key.split("/")[1]
+        first.append(job_id)
+        return url.replace("Signature=", "Signature=0") if job_id == first[0] else url
+
+    monkeypatch.setattr(api.store, "url", spoil_the_first_job)
+    write(job("a"), job("b"), images("c", response_format="b64_json"))
+
+    done = batch("--download", "images", "--in-flight", "1")
+
+    assert (done.exit_code, done.stdout) == (3, "2 of 3 lines succeeded, 1 failed\n"), done.stderr
+    assert {name: answer["error"] and answer["error"]["code"] for name, answer in by_id().items()} == {
+        "a": "download_failed", "b": None, "c": None,
+    }  # fmt: skip
+    assert by_id()["a"]["error"]["message"].endswith(": 403 Forbidden")
 
 
 def test_a_limit_for_the_day_ends_the_batch_after_the_jobs_that_it_allowed(

@@ -211,6 +211,16 @@ def test_an_index_keeps_the_jobs_of_an_earlier_run_and_reads_answers_again(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_first_of_ids_that_differ_in_case_owns_their_name(tmp_path):
+    with open_index(tmp_path / "state") as index:
+        for number, custom_id in enumerate(("Straße", "owl", "STRASSE", "owl", "straße"), start=1):
+            index.first_number(custom_id, number)
+
+        owners = [custom_id for custom_id in ("Straße", "STRASSE", "straße", "owl") if index.owns_name(custom_id)]
+
+    assert owners == ["Straße", "owl"]
+
+
 def fail_after(path, change):
     with open_index(path) as index, index.transaction():
         change(index)

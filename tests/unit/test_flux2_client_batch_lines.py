@@ -153,8 +153,9 @@ def test_people_read_how_far_a_batch_is(progress, now, end):
     ],
 )
 def test_the_files_of_a_line_cannot_leave_the_folder_or_replace_those_of_another(custom_id, stem):
-    found = file_stem(custom_id)
+    found = file_stem(custom_id, owns_name=True)
 
     assert "/" not in found
     assert found.startswith(stem)
     assert len(found) == len(stem) + (12 if stem.endswith("-") else 0)
+    assert len(file_stem(custom_id, owns_name=False)) == len(stem.removesuffix("-")) + 13
