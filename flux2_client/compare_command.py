@@ -61,7 +61,7 @@ def compare(
     from flux2_client.request_source import Description
     from flux2_client.terminal import Session
     from flux2_client.way import Way
-    from shared.outputs import make_output_folder
+    from shared.outputs import output_folder
 
     described = Description(
         prompts=prompt,
@@ -80,8 +80,6 @@ def compare(
         raise typer.BadParameter(str(error)) from error
     if ways[0].settings == ways[1].settings:
         raise typer.BadParameter("both ways are the same; give --a or --b another setting, e.g. --b preset=turbo")
-    # Before anything is rendered, so that a mistyped path costs no GPU time.
-    make_output_folder(output)
     session = Session(url, profile, api_key, patient=True)
     session.submits = True
 
@@ -92,7 +90,9 @@ def compare(
         _print_summary(comparison, page, as_json=as_json)
         return code
 
-    session.run(run)
+    # Before anything is rendered, so that a mistyped path costs no GPU time.
+    with output_folder(output):
+        session.run(run)
 
 
 def _print_summary(comparison: Comparison, page: Path, *, as_json: bool) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from flux2_client.file_names import DEFAULT_TEMPLATE
-from shared.outputs import make_output_folder
+from shared.outputs import output_folder
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,13 @@ class Destination:
         return f" --output {shlex.quote(str(self.folder))}{name}{overwrite}"
 
 
-def open_destination(folder: Path, name: str, parallel: int, overwrite: bool) -> Destination:
-    """Create the folder that a command's options name.
+@contextmanager
+def open_destination(folder: Path, name: str, parallel: int, overwrite: bool) -> Iterator[Destination]:
+    """Create the folder that a command's options name, which is removed at the end of the block if it is still empty.
 
     Raises:
         OutputRefused: the folder cannot be created.
     """
     # Before anything is submitted or waited for, so that a mistyped path costs no GPU time.
-    make_output_folder(folder)
-    return Destination(folder, name, parallel, overwrite)
+    with output_folder(folder):
+        yield Destination(folder, name, parallel, overwrite)

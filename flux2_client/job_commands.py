@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,15 +45,15 @@ def wait(
     from flux2_client.report import open_report
     from flux2_client.terminal import Session
 
-    to = open_destination(output, name, parallel, overwrite) if output else None
     session = Session(url, profile, api_key, patient=True)
-    session.jobs, session.to = list(dict.fromkeys(request_ids)), to
+    session.jobs = list(dict.fromkeys(request_ids))
 
     async def run(client: AsyncClient) -> int:
         with open_report(as_json=as_json) as report:
-            return await follow_jobs(client, session.jobs, report=report, to=to)
+            return await follow_jobs(client, session.jobs, report=report, to=session.to)
 
-    session.run(run)
+    with open_destination(output, name, parallel, overwrite) if output else nullcontext() as session.to:
+        session.run(run)
 
 
 def download(
@@ -72,9 +73,7 @@ def download(
     from flux2_client.report import open_report, print_message
     from flux2_client.terminal import Session, exit_code
 
-    to = open_destination(output, name, parallel, overwrite)
     session = Session(url, profile, api_key, patient=True)
-    session.to = to
 
     async def run(client: AsyncClient) -> int:
         statuses = []
@@ -93,7 +92,9 @@ def download(
                     )
         return exit_code(statuses, downloader.faults)
 
-    session.run(run)
+    with open_destination(output, name, parallel, overwrite) as to:
+        session.to = to
+        session.run(run)
 
 
 def status(

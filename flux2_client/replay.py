@@ -22,7 +22,7 @@ from flux2_client.replay_submission import submit_config
 from flux2_client.similarity import SAMPLE_NAMES, Similarity, compare_images, find_trainer_samples
 from shared.console import LineConsole
 from shared.errors import ReplayFailed
-from shared.outputs import make_output_folder
+from shared.outputs import output_folder
 from shared.plurals import counted
 from shared.reference_image import prepare, read_rgb
 
@@ -82,24 +82,24 @@ def run_replay(
     """
     # Both folders are checked before anything is rendered: a mistake then costs no GPU time.
     trainer_files = find_trainer_samples(samples) if samples else {}
-    make_output_folder(output)
-    submitted = submit_config(console, client, config, lora=lora, folders=image_folders)
-    for warning in submitted.replay.warnings:
-        console.print_line(f"warning: {warning}")
-    renderings = _render(console, client, submitted.replay)
-    for index, rendering in enumerate(renderings):
-        (output / f"sample-{index}.png").write_bytes(rendering.data)
-    console.print_line(f"{counted(len(renderings), 'image is', 'images are')} in {output}/")
-    references = read_references(submitted.images)
-    if trainer_files:
-        return _compare(console, renderings, trainer_files, references=references, output=output)
-    if any(rendering.references for rendering in renderings):
-        sheet = _open_sheet(renderings, samples=len(renderings))
-        for rendering in renderings:
-            sheet.add(rendering.picture, references=rendering.find_references(references))
-        sheet.draw().save(output / _SHEET)
-        console.print_line(f"contact sheet (reference images, ours): {output / _SHEET}")
-    return []
+    with output_folder(output):
+        submitted = submit_config(console, client, config, lora=lora, folders=image_folders)
+        for warning in submitted.replay.warnings:
+            console.print_line(f"warning: {warning}")
+        renderings = _render(console, client, submitted.replay)
+        for index, rendering in enumerate(renderings):
+            (output / f"sample-{index}.png").write_bytes(rendering.data)
+        console.print_line(f"{counted(len(renderings), 'image is', 'images are')} in {output}/")
+        references = read_references(submitted.images)
+        if trainer_files:
+            return _compare(console, renderings, trainer_files, references=references, output=output)
+        if any(rendering.references for rendering in renderings):
+            sheet = _open_sheet(renderings, samples=len(renderings))
+            for rendering in renderings:
+                sheet.add(rendering.picture, references=rendering.find_references(references))
+            sheet.draw().save(output / _SHEET)
+            console.print_line(f"contact sheet (reference images, ours): {output / _SHEET}")
+        return []
 
 
 def _render(console: LineConsole, client: Client, replay: Replay) -> list[_Rendering]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -124,15 +125,15 @@ def submit(
         request = load_request(file, described)
     except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from error
-    to = open_destination(output, name, parallel, overwrite) if output else None
     session = Session(url, profile, api_key, patient=True)
-    session.to, session.submits = to, True
+    session.submits = True
 
     async def run(client: AsyncClient) -> int:
         with open_report(as_json=as_json) as report:
             await submit_request(client, request, session=session, report=report, key=idempotency_key)
-            if not (wait or to):
+            if not (wait or session.to):
                 return SUCCEEDED
-            return await follow_jobs(client, session.jobs, report=report, to=to)
+            return await follow_jobs(client, session.jobs, report=report, to=session.to)
 
-    session.run(run)
+    with open_destination(output, name, parallel, overwrite) if output else nullcontext() as session.to:
+        session.run(run)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -105,7 +106,7 @@ def sweep(
     """
     from flux2_client.report import print_message
     from flux2_client.request_source import Description
-    from flux2_client.sweeps.folder import require_unused
+    from flux2_client.sweeps.folder import open_unused
     from flux2_client.sweeps.sweep_request import SweepAxes, compose_sweep
     from flux2_client.sweeps.sweep_submission import (
         default_folder,
@@ -147,8 +148,6 @@ def sweep(
         raise typer.BadParameter(str(error)) from error
     for warning in run.warnings if run else ():
         print_message(f"warning: {warning}")
-    if output and not idempotency_key and not dry_run:
-        require_unused(output)
     session = Session(url, profile, api_key, patient=True)
     session.submits = True
 
@@ -167,7 +166,9 @@ def sweep(
         folder = output or default_folder(sweep_id)
         return await watch_sweep(client, sweep_id, folder, session=session, parallel=parallel, as_json=as_json)
 
-    session.run(main)
+    is_new = not (idempotency_key or dry_run)
+    with open_unused(output) if output and is_new else nullcontext():
+        session.run(main)
 
 
 @app.command()

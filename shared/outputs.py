@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shared.errors import OutputRefused
@@ -17,6 +19,26 @@ def make_output_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputRefused(f"cannot create {folder}: {error.strerror}; choose another --output") from error
+
+
+@contextmanager
+def output_folder(folder: Path) -> Iterator[None]:
+    """Create a folder and its parents unless they exist; at the end of the block, remove those that are still empty.
+
+    So a mistyped path is refused before any work, and work that is refused leaves no folder.
+
+    Raises:
+        OutputRefused: the folder cannot be created.
+    """
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
+    make_output_folder(folder)
+    try:
+        yield
+    finally:
+        # The first one that is in use keeps its parents.
+        with suppress(OSError):
+            for path in new:
+                path.rmdir()
 
 
 def write_file(path: Path, data: bytes) -> None:

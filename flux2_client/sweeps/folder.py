@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,7 +16,7 @@ from flux2_client.sweeps.labelled_sheet import draw_sheets
 from flux2_client.sweeps.sweep_csv import sweep_csv
 from flux2_client.sweeps.viewer_page import write_viewer
 from shared.errors import OutputRefused, SweepFolderRefused
-from shared.outputs import make_output_folder, write_file
+from shared.outputs import output_folder, write_file
 
 #: The file that says what the folder holds: the API's answer, with the names of the files.
 SWEEP_FILE: Final = "sweep.json"
@@ -69,15 +70,21 @@ def read_sweep(folder: Path) -> SavedSweep:
         ) from error
 
 
-def require_unused(folder: Path) -> None:
-    """Raise `OutputRefused` if a folder cannot be made, or holds a sweep: a new one could not use it."""
-    make_output_folder(folder)
+@contextmanager
+def open_unused(folder: Path) -> Iterator[None]:
+    """Create the folder of a new sweep, which is removed at the end of the block if it is still empty.
+
+    Raises:
+        OutputRefused: the folder cannot be created, or holds a sweep.
+    """
     if (folder / SWEEP_FILE).exists():
         held = read_sweep(folder).sweep_id
         raise OutputRefused(
             f"{folder} holds the sweep {held}; choose another --output, or go on with that one:  "
             f"flux2 sweep watch {held} --output {folder}"
         )
+    with output_folder(folder):
+        yield
 
 
 def holds_sweep(folder: Path, sweep_id: str) -> bool:

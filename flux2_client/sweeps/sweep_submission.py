@@ -17,7 +17,6 @@ from flux2_client.sweeps.sweep_following import follow_sweep
 from flux2_client.sweeps.sweep_request import ComposedSweep
 from flux2_client.terminal import Session
 from shared.console import LineConsole
-from shared.outputs import make_output_folder
 from shared.plurals import counted
 
 _ID_LETTERS = 8
@@ -114,7 +113,6 @@ async def watch_sweep(
         ApiError: the API does not know the sweep, or cannot be reached.
     """
     session.sweep = (sweep_id, folder)
-    make_output_folder(folder)
     with open_report(as_json=as_json) as report:
         saved, code = await follow_sweep(client, sweep_id, folder, parallel=parallel, report=report)
     session.sweep_has_ended = True

@@ -242,6 +242,34 @@ def test_a_listing_without_lines_says_so_and_prints_no_json(flux2, api):
     assert adapters.stderr == "no adapter files are under the API's FLUX2_ADAPTERS_ROOT, and none was uploaded\n"
 
 
+@pytest.mark.parametrize(
+    "command", [("wait", "nothing"), ("download", "nothing"), ("submit", "-p", "a", "--model", "no")]
+)
+def test_a_command_that_is_refused_leaves_no_folder(flux2, command, tmp_path):
+    before = tmp_path / "before"
+    before.mkdir()
+
+    for output in (tmp_path / "new" / "out", before):
+        refused = flux2(*command, "--output", output)
+        assert (refused.exit_code, "NOT_FOUND" in refused.stderr) == (1, True)
+
+    assert before.exists()
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_comparison_and_a_replay_that_are_refused_leave_no_folder(flux2, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("no: config")
+
+    compared = flux2("compare", "-p", "a", "--model", "no", "--b", "sample_steps=2", "--output", tmp_path / "pairs")
+    replayed = flux2("replay", config, "--output", tmp_path / "samples")
+
+    assert "MODEL_NOT_FOUND" in compared.stderr
+    assert "INVALID_CONFIG" in str(replayed.exception)
+    assert not (tmp_path / "pairs").exists()
+    assert not (tmp_path / "samples").exists()
+
+
 def test_a_command_whose_job_does_not_exist_does_not_say_how_to_go_on(flux2):
     unknown = flux2("wait", "unknown")
 

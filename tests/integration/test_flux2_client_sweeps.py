@@ -255,12 +255,16 @@ def test_the_same_key_submits_once_and_finds_its_folder(flux2, tmp_path):
     assert events(first)[0]["sweep_id"] == events(second)[0]["sweep_id"]
 
 
-def test_options_before_a_command_and_a_sweep_that_nobody_knows_are_refused(flux2, url):
+def test_options_before_a_command_and_a_sweep_that_nobody_knows_are_refused(flux2, url, tmp_path):
     misplaced = CliRunner().invoke(app, ["sweep", "--url", url, "list"])
     unknown = flux2("watch", "nothing", "--output", "out")
+    unnamed = flux2("watch", "nothing")
+    too_large = flux2("-p", "a", "--seed", "1..9000", "--output", "out")
 
     assert misplaced.exit_code == 2
     assert "--url has no effect before the command" in misplaced.output
     assert unknown.exit_code == 1
     assert "Sweep not found: nothing" in unknown.stderr
     assert "goes on" not in unknown.stderr
+    assert (unnamed.exit_code, too_large.exit_code) == (1, 1)
+    assert list(tmp_path.iterdir()) == []
