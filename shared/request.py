@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationInfo
 from pydantic.config import JsonDict
 
 from shared.catalog import MODELS
@@ -137,8 +137,21 @@ class ReferenceText(NamedTuple):
     text: str
 
 
-# `PromptItem` refuses both together.
-_STEPS_AND_SIGMAS: Final[JsonDict] = {
+def _check_sigmas(levels: list[float], info: ValidationInfo) -> list[float]:
+    if info.data.get("sample_steps") is not None:
+        raise ValueError("sample_steps is given too, and each level is a step; leave one of the two out")
+    check_noise_levels(levels)
+    return levels
+
+
+#: Noise levels instead of `sample_steps`, a field that a model with both has before them.
+Sigmas = Annotated[
+    list[Annotated[FiniteFloat, Field(gt=0, le=1)]],
+    Field(min_length=1, max_length=MAX_STEPS, json_schema_extra={"uniqueItems": True}),
+    AfterValidator(_check_sigmas),
+]
+#: What `Sigmas` refuses beyond its own schema.
+STEPS_AND_SIGMAS: Final[JsonDict] = {
     "properties": {"sample_steps": {"type": "integer"}, "sigmas": {"type": "array"}},
     "required": ["sample_steps", "sigmas"],
 }
@@ -147,7 +160,7 @@ _STEPS_AND_SIGMAS: Final[JsonDict] = {
 class PromptItem(StrictModel):
     """One image."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"not": _STEPS_AND_SIGMAS})
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"not": STEPS_AND_SIGMAS})
 
     prompt: Text = Field(description="Text of the image. `[trigger]` is replaced by the trigger word.")
     trigger_word: Text | None = Field(None, description="Trigger word of this prompt, instead of the request's.")
@@ -184,15 +197,9 @@ class PromptItem(StrictModel):
     ctrl_img_1: str | None = Field(None, description="The same as `ctrl_img`, which takes its place if both are given.")
     ctrl_img_2: str | None = Field(None, description="Second reference image, as `ctrl_img`.")
     ctrl_img_3: str | None = Field(None, description="Third reference image, as `ctrl_img`.")
-    # After `sample_steps`, which its validator reads. Left out of a dump by default: the identity of a body must not
-    # change for requests without it.
-    sigmas: (
-        Annotated[
-            list[Annotated[FiniteFloat, Field(gt=0, le=1)]],
-            Field(min_length=1, max_length=MAX_STEPS, json_schema_extra={"uniqueItems": True}),
-        ]
-        | None
-    ) = Field(
+    # After `sample_steps`, see `Sigmas`. Left out of a dump by default: the identity of a body must not change for
+    # requests without it.
+    sigmas: Sigmas | None = Field(
         None,
         description="Noise level at the beginning of each denoising step, instead of `sample_steps`: strictly "
         "decreasing, each above 0 and at most 1, and used as given, without a shift. The final 0 is implied. Not with "
@@ -200,16 +207,6 @@ class PromptItem(StrictModel):
         examples=[[1.0, 0.75, 0.5, 0.25]],
         exclude_if=lambda levels: levels is None,
     )
-
-    @field_validator("sigmas")
-    @classmethod
-    def _check_sigmas(cls, levels: list[float] | None, info: ValidationInfo) -> list[float] | None:
-        if levels is None:
-            return None
-        if info.data.get("sample_steps") is not None:
-            raise ValueError("sample_steps is given too, and each level is a step; leave one of the two out")
-        check_noise_levels(levels)
-        return levels
 
     @property
     def reference_texts(self) -> list[ReferenceText]:

@@ -35,8 +35,8 @@ _MAX_FIELDS: Final = 40
 _FIELDS_BYTES: Final = 1024**2
 _PIECE_BYTES: Final = 64 * 1024
 _TYPE: Final = "multipart/form-data"
-# A list of adapters, as JSON.
-_LORAS: Final = "loras"
+#: Fields that hold a list, as JSON.
+LISTS: Final = ("loras", "sigmas")
 
 
 @dataclass(frozen=True)
@@ -113,15 +113,20 @@ def _files(form: FormData) -> list[UploadFile]:
 
 def _generation(form: FormData) -> GenerationRequest:
     fields: dict[str, Any] = {name: value for name, value in form.items() if isinstance(value, str)}
-    if _LORAS in fields:
-        try:
-            fields[_LORAS] = json.loads(fields[_LORAS])
-        except ValueError as error:
-            raise InvalidRequest(f"loras is no JSON: {error}", field=_LORAS) from error
+    for name in LISTS:
+        if name in fields:
+            fields[name] = _read_list(name, fields[name])
     try:
         return GenerationRequest.model_validate(fields)
     except ValidationError as error:
         raise RequestValidationError([{**each, "loc": ("body", *each["loc"])} for each in error.errors()]) from error
+
+
+def _read_list(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{name} is no JSON: {error}", field=name) from error
 
 
 async def _store(services: Services, references: ReferenceStore, number: int, file: UploadFile) -> str:

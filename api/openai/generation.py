@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from shared.catalog import find_model
 from shared.errors import InvalidRequest
@@ -18,12 +18,14 @@ from shared.job import AdapterMode, Engine, ImageFormat
 from shared.request import (
     MAX_SIDE,
     MIN_SIDE,
+    STEPS_AND_SIGMAS,
     Guidance,
     InferenceRequest,
     Loras,
     Priority,
     PromptItem,
     Seed,
+    Sigmas,
     Steps,
     StrictModel,
     Text,
@@ -38,6 +40,8 @@ ResponseFormat = Literal["url", "b64_json"]
 
 class GenerationRequest(StrictModel):
     """Images from one prompt. The fields after `user` are this service's own."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"not": STEPS_AND_SIGMAS})
 
     prompt: Text = Field(description="Text of the image. `[trigger]` is replaced by the trigger word.")
     model: str = Field("flux2", description="Id of the model, from `GET /v1/models`.")
@@ -62,11 +66,13 @@ class GenerationRequest(StrictModel):
         None, description="Seed of the first image; each further one adds 1. -1 draws all at random. Default: 42."
     )
     sample_steps: Steps | None = Field(None, description="As in `POST /v1/inference`.")
+    sigmas: Sigmas | None = Field(None, description="As in `POST /v1/inference`.")
     guidance_scale: Guidance | None = Field(None, description="As in `POST /v1/inference`.")
     neg: Text | None = Field(None, description="As in `POST /v1/inference`.")
     trigger_word: Text | None = Field(None, description="As in `POST /v1/inference`.")
     engine: Engine = Field("exact", description="As in `POST /v1/inference`.")
     adapter_mode: AdapterMode | None = Field(None, description="As in `POST /v1/inference`.")
+    preset: Text | None = Field(None, description="As in `POST /v1/inference`.", examples=["turbo"])
     priority: Priority = Field(5, description="As in `POST /v1/inference`.")
 
     def job(self, references: Sequence[str] = ()) -> InferenceRequest:
@@ -88,6 +94,7 @@ class GenerationRequest(StrictModel):
                 height=height,
                 seed=self._seed(number),
                 sample_steps=self.sample_steps,
+                sigmas=self.sigmas,
                 guidance_scale=self.guidance_scale,
                 neg=self.neg,
                 **images,
@@ -101,6 +108,7 @@ class GenerationRequest(StrictModel):
             trigger_word=self.trigger_word,
             engine=self.engine,
             adapter_mode=self.adapter_mode,
+            preset=self.preset,
             output_format=self.output_format,
             priority=self.priority,
         )

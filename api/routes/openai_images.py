@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Request, Response
 
 from api.deps import JSON_BODY, BaseUrlDep, IdempotencyKeyDep, ServicesDep, TenantDep
 from api.doors.roles import Submitter, require_role
-from api.openai.edit_form import MAX_REFERENCES, receive_edit
+from api.openai.edit_form import LISTS, MAX_REFERENCES, receive_edit
 from api.openai.generation import GenerationRequest
 from api.openai.images import ImageCall
 from api.preferences import prefers_no_wait
@@ -48,11 +48,14 @@ _FORM: Final = {
                             "description": f"1 to {MAX_REFERENCES} reference images; also as `image[]`.",
                             "oneOf": [_FILE, {"type": "array", "items": _FILE, "maxItems": MAX_REFERENCES}],
                         },
-                        "loras": {"type": "string", "description": "A list as in `POST /v1/inference`, as JSON."},
                         **{
                             name: schema
                             for name, schema in GenerationRequest.model_json_schema()["properties"].items()
                             if "$ref" not in str(schema)
+                        },
+                        **{
+                            name: {"type": "string", "description": "A list as in `POST /v1/inference`, as JSON."}
+                            for name in LISTS
                         },
                     },
                 }

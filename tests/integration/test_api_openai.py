@@ -14,6 +14,7 @@ from PIL import Image
 
 from api import job_waits, upload_body
 from api.openai import base64_answer, edit_form
+from shared.catalog import TURBO
 from shared.job import ItemError
 
 
@@ -26,7 +27,7 @@ def client(api):
 @pytest.fixture
 def claim(api, wait_until):
     def take():
-        pools = ("flux2", "flux2+references")
+        pools = ("flux2", "flux2+references", "flux2+sigmas")
         return wait_until(lambda: api.ledger.claim_next(pools, slot="gpu-0", boot="boot", warm="base"), what="an item")
 
     return take
@@ -75,6 +76,54 @@ def test_images_come_with_urls(api, client, background, claim, finish):
     assert abs(answer.created - api.ledger.job(items[0].job_id).accepted_ms / 1000) < 1
 
 
+@pytest.mark.parametrize(
+    ("fields", "steps", "levels", "guidance"),
+    [
+        ({"sigmas": [1, 0.5, 0.25]}, 3, (1.0, 0.5, 0.25), 4.0),
+        ({"preset": "turbo"}, 8, TURBO.sigmas, 2.5),
+        ({"preset": "turbo", "sigmas": [1, 0.5]}, 2, (1.0, 0.5), 2.5),
+    ],
+)
+def test_noise_levels_and_presets_are_those_of_a_job(api, claim, finish, fields, steps, levels, guidance):
+    body = {"prompt": "a cat", "n": 2, "size": "64x64", **fields}
+
+    job = api.http.post("/v1/images/generations", json=body, headers={"Prefer": "respond-async"}).json()
+    items = [claim(), claim()]
+    for item in items:
+        finish(api, item)
+
+    rendered = [(item.spec.num_inference_steps, item.spec.sigmas, item.spec.guidance_scale) for item in items]
+    assert rendered == [(steps, levels, guidance)] * 2
+    images = api.http.get(job["result_url"]).json()["outputs"]["images"]
+    assert [image["preset"] for image in images] == [fields.get("preset")] * 2
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sigmas": [1, 0.5], "sample_steps": 2},
+        {"sigmas": [0.5, 1]},
+        {"sigmas": [1.1]},
+        {"sigmas": []},
+        {"preset": "warp"},
+        {"sigmas": [1, 0.5], "engine": "ai-toolkit"},
+        {"preset": "turbo", "engine": "ai-toolkit"},
+    ],
+)
+def test_noise_levels_and_presets_are_refused_as_those_of_a_job_are(api, fields):
+    of_prompt = {name: value for name, value in fields.items() if name in ("sigmas", "sample_steps")}
+    of_job = {name: value for name, value in fields.items() if name not in of_prompt}
+    job = {"model": "flux2", "prompts": [{"prompt": "a", **of_prompt}], "loras": [], **of_job}
+
+    refused = api.http.post("/v1/images/generations", json={"prompt": "a", **fields})
+    native = api.http.post("/v1/inference", json=job)
+
+    assert native.status_code in (400, 422)
+    error, problem = refused.json()["error"], native.json()
+    assert (refused.status_code, error["code"]) == (native.status_code, problem["code"])
+    assert error["message"].replace("prompts[0].", "") == problem["detail"].replace("prompts[0].", "")
+
+
 def test_images_come_as_base64(api, client, background, claim, finish):
     call = background(client.images.generate, model="flux2", prompt="a cat", response_format="b64_json")
     finish(api, claim(), data=b"picture")
@@ -108,7 +157,7 @@ def test_an_edit_takes_its_images_as_references(api, client, background, claim, 
         image=files,
         prompt="make it night",
         size="64x64",
-        extra_body={"seed": 3, "loras": json.dumps([])},
+        extra_body={"seed": 3, "loras": json.dumps([]), "sigmas": json.dumps([1, 0.5]), "preset": "turbo"},
     )
     item = claim()
     stored = [api.services.references.get(reference.sha256) for reference in item.spec.references]
@@ -116,6 +165,7 @@ def test_an_edit_takes_its_images_as_references(api, client, background, claim, 
 
     assert stored == [files[0][1], files[1][1]]
     assert (item.spec.prompt, item.spec.seed, item.spec.width) == ("make it night", 3, 64)
+    assert (item.spec.sigmas, item.spec.guidance_scale) == ((1.0, 0.5), 2.5)
     assert len(call.result().data) == 1
 
 
@@ -148,6 +198,7 @@ def test_errors_have_openais_form(arguments, status, code, param, client):
         ({"image": [("a.png", encoded(), "image/png")] * 4}, "send 1 to 3"),
         ({"image": ("a.png", encoded(), "image/png"), "mask": ("m.png", encoded(), "image/png")}, "masks are not"),
         ({"image": ("a.png", encoded(), "image/png"), "extra_body": {"loras": "["}}, "loras is no JSON"),
+        ({"image": ("a.png", encoded(), "image/png"), "extra_body": {"sigmas": "1,"}}, "sigmas is no JSON"),
     ],
 )
 def test_an_edit_that_cannot_be_rendered_says_why(arguments, message, client):
