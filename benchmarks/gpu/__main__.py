@@ -31,7 +31,7 @@ from shared.references import MAX_REFERENCES
 from shared.settings import Settings
 from worker.device import pick_device
 from worker.model.components import Components
-from worker.model.fp8 import attend_in_float8, attends_in_float8
+from worker.model.fp8 import attends_in_float8, set_float8_attention
 from worker.rendering.engine import Engine, package_versions
 from worker.rendering.toolkit_checkout import Toolkit, load_toolkit
 from worker.rendering.toolkit_engine import ToolkitEngine
@@ -229,7 +229,7 @@ def _measure_precision(
         images_alone = {} if steps_only else images.measure_all()
         # Several devices attend in bfloat16; see `worker.serve`.
         if attends_in_float8(components.transformer):
-            attend_in_float8(components.transformer, enabled=False)
+            set_float8_attention(components.transformer, enabled=False)
         shared = {**settings, "attention": "bf16", "compile": compiled}
         measure_parallel(
             session,

@@ -58,7 +58,7 @@ class StepTimes:
         key = size, references
         if key not in self._flops:
             transformer = self._session.components.transformer
-            # Only operations of torch are counted, and attention in float8 is none.
+            # Only torch's operations are counted, and attention in float8 is not one of them.
             with uncompiled(), attention_in_bfloat16(transformer), FlopCounterMode(display=False) as counter:
                 # Of this project's engine: AI Toolkit's encodes reference images in each run.
                 self._session.denoise(self._session.exact, size, 1, references=references)

@@ -6,7 +6,7 @@ from diffusers import Flux2Transformer2DModel
 
 from worker.model import rounding
 from worker.model.compile import compile_blocks
-from worker.model.fp8 import attend_in_float8, convert_to_fp8
+from worker.model.fp8 import convert_to_fp8, set_float8_attention
 from worker.model.fp8_attention import float8_attention_lacks
 from worker.rendering.denoise import TransformerInputs, predict
 from worker.rendering.latents import image_ids, text_ids
@@ -76,7 +76,7 @@ def test_compiled_float8_blocks_are_as_near_the_exact_ones_as_uncompiled_ones(at
         return [float((step - wanted).norm() / wanted.norm()) for step, wanted in zip(steps, exact_steps, strict=True)]
 
     convert_to_fp8(model)
-    attend_in_float8(model, enabled=attention == "fp8")
+    set_float8_attention(model, enabled=attention == "fp8")
     uncompiled = errors()
     compile_blocks(model, exact=False)
 

@@ -319,7 +319,10 @@ def test_every_image_reports_how_far_a_step_is_from_the_exact_one(fast, model_se
 @pytest.mark.skipif(
     not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler, which compiling needs on a CPU"
 )
-def test_compiled_blocks_equal_uncompiled_ones_up_to_roundings(fast, components):
+@pytest.mark.parametrize("attention", ["bf16", "fp8"])
+def test_compiled_blocks_equal_uncompiled_ones_up_to_roundings(attention, components, model_settings):
+    settings = model_settings("fp8").model_copy(update={"attention": attention})
+    fast = load_components(settings, device=CPU, hf_token=None)
     exact, renderer = Renderer(components("bf16"), prompt_cache=2), Renderer(fast, prompt_cache=2)
     call = renderer.inputs.typical_call()
     predict = torch.no_grad()(renderer._engines["fast"].predict)

@@ -3,7 +3,6 @@
 import importlib.util
 import logging
 import math
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +11,6 @@ import torch
 from shared.errors import CheckpointError
 from shared.settings import Settings
 from worker.model import attention, fp8_attention
-from worker.model.compile import compile_blocks
 from worker.model.fp8 import Fp8Linear, attends_in_float8, attention_in_bfloat16
 from worker.model.fp8_attention import attend_in_float8
 from worker.model.fp8_rows import QuantizedRows, quantize_rows
@@ -206,25 +204,6 @@ def test_attention_in_bfloat16_has_no_share(model_settings, item):
     pipeline = renderer.render(item(engine="fast"), [], on_progress=lambda _: None).pipeline
 
     assert (pipeline.precision, pipeline.attention_drift) == ("fp8, text encoder bf16", None)
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")
-@pytest.mark.skipif(
-    not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler, which compiling needs on a CPU"
-)
-def test_compiled_blocks_attend_in_float8_too(attending, components):
-    exact, renderer = Renderer(components("bf16"), prompt_cache=2), Renderer(attending, prompt_cache=2)
-    call = renderer.inputs.typical_call()
-    predict = torch.no_grad()(renderer._engines["fast"].predict)
-    with torch.no_grad():
-        theirs = exact._engines["exact"].predict(call)
-    written = predict(call)
-    compile_blocks(attending.transformer, exact=False)
-
-    compiled = predict(call)
-
-    assert relative(compiled, theirs) < 1.1 * relative(written, theirs)
-    assert 0 < relative(compiled, written) < 1.5 * relative(written, theirs)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch import Tensor
 from worker.model.fp8_attention import attend_in_float8
 from worker.model.fp8_rows import QuantizedRows
 from worker.model.head_exchange import attend_in_group, project_and_attend_in_group
-from worker.model.heads import Angles, Heads, attend, join_heads
+from worker.model.heads import Angles, Heads, attend, heads_to_lists, join_heads
 from worker.model.linear_product import product_of
 
 
@@ -116,8 +116,7 @@ def _attend(
 ) -> Tensor | QuantizedRows:
     """Return (batch, tokens, heads * channels) for the tokens of this device."""
     if group is not None:
-        fields = [list(values) for values in zip(*parts, strict=True)]
-        attended: Tensor = attend_in_group(*fields, *angles, eps, group)
+        attended: Tensor = attend_in_group(*heads_to_lists(parts), *angles, eps, group)
         return attended.flatten(2, 3)
     if in_float8:
         return attend_in_float8(parts, angles, eps)

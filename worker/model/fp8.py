@@ -150,7 +150,7 @@ def _modulated(norm: nn.LayerNorm, hidden_states: Tensor, modulation: Sequence[T
     return normed
 
 
-def attend_in_float8(transformer: Any, *, enabled: bool) -> None:
+def set_float8_attention(transformer: Any, *, enabled: bool) -> None:
     """Let a transformer with float8 weights attend in float8, or in bfloat16; see `worker.model.fp8_attention`."""
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         block.attn.processor.in_float8 = enabled
@@ -162,11 +162,11 @@ def attention_in_bfloat16(transformer: Any) -> Iterator[None]:
     if not attends_in_float8(transformer):
         yield
         return
-    attend_in_float8(transformer, enabled=False)
+    set_float8_attention(transformer, enabled=False)
     try:
         yield
     finally:
-        attend_in_float8(transformer, enabled=True)
+        set_float8_attention(transformer, enabled=True)
 
 
 def attends_in_float8(transformer: Any) -> bool:

@@ -23,11 +23,10 @@ from torch import Tensor
 
 from worker.kernels.distance import rel_l2
 from worker.model.fp8_rows import QuantizedRows, round_to_float8, scale_for
-from worker.model.heads import Angles, Heads, attend, join_heads
+from worker.model.heads import Angles, Heads, attend, heads_of_lists, heads_to_lists, join_heads
 from worker.model.qfloat8 import FLOAT8
-from worker.model.rotary_norm import norm_kernel_runs
+from worker.model.rotary_norm import HEAD_WIDTH, contiguous_channels, norm_kernel_runs
 
-_WIDTH = 128
 _HOPPER = (9, 0)
 # Of results in float8 from those in bfloat16, relative to the length of the latter; 0.06 was measured.
 _LARGEST_DISTANCE = 0.1
@@ -40,8 +39,7 @@ def attend_in_float8(parts: Sequence[Heads], angles: Angles, eps: float) -> Quan
         parts: one or two.
         angles: of the whole sequence.
     """
-    fields = [list(values) for values in zip(*parts, strict=True)]
-    return QuantizedRows(*_attend(*fields, *angles, eps))
+    return QuantizedRows(*_attend(*heads_to_lists(parts), *angles, eps))
 
 
 # The compiler cannot trace cuDNN.
@@ -56,8 +54,8 @@ def _attend(
     sines: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Return the fields of `QuantizedRows`; the lists are the fields of `Heads`."""
-    parts = [Heads(*fields) for fields in zip(queries, keys, values, query_norms, key_norms, strict=True)]
+    """Return the fields of `QuantizedRows`; the lists are those of `heads_to_lists`."""
+    parts = heads_of_lists(queries, keys, values, query_norms, key_norms)
     if not cosines.is_cuda:
         return _attend_on_host(parts, (cosines, sines), eps)
     return _attend_on_gpu(parts, (cosines, sines), eps)
@@ -89,8 +87,11 @@ def _attend_on_gpu(parts: Sequence[Heads], angles: Angles, eps: float) -> Quanti
     with torch.cuda.device(rows.device):
         # All parts' values have one scale, so the largest of all must be known before any is quantised.
         starts = list(accumulate(counts, initial=0))[:-1]
-        dense = [(_dense(part.query), _dense(part.key), _dense(part.value)) for part in parts]
-        for part, given, start in zip(parts, dense, starts, strict=True):
+        readable = [
+            (contiguous_channels(part.query), contiguous_channels(part.key), contiguous_channels(part.value))
+            for part in parts
+        ]
+        for part, given, start in zip(parts, readable, starts, strict=True):
             turn_and_quantize(
                 given,
                 angles,
@@ -102,14 +103,10 @@ def _attend_on_gpu(parts: Sequence[Heads], angles: Angles, eps: float) -> Quanti
                 scales=scales,
                 largest=largest,
             )
-        for given, start in zip(dense, starts, strict=True):
+        for given, start in zip(readable, starts, strict=True):
             quantize_values(given[2], largest=largest, start=start, to=value, scales=scales, rows=rows)
         attended = cudnn_attention.attend(query, key, value, scales)
     return QuantizedRows(attended.flatten(2, 3), rows)
-
-
-def _dense(values: Tensor) -> Tensor:
-    return values if values.stride(-1) == 1 else values.contiguous()
 
 
 def _attend_on_host(parts: Sequence[Heads], angles: Angles, eps: float) -> QuantizedRows:
@@ -140,7 +137,7 @@ def float8_attention_lacks(device: torch.device, *, heads: int, width: int) -> s
     if not multiplies_float8_fast(device):
         return "a GPU of the Hopper generation or a later one"
     if not norm_kernel_runs(device, heads=heads, width=width):
-        return f"Triton, and heads of {_WIDTH} channels"
+        return f"Triton, and heads of {HEAD_WIDTH} channels"
     if importlib.util.find_spec("cudnn") is None:
         return "the package nvidia-cudnn-frontend"
     # Measured, not assumed: another version of cuDNN may refuse, or scale in another way.
@@ -148,7 +145,7 @@ def float8_attention_lacks(device: torch.device, *, heads: int, width: int) -> s
         distance = _distance(device, heads=heads)
     except Exception as error:  # noqa: BLE001 - cuDNN's errors have no common class
         return f"a cuDNN that computes it ({error})"
-    # Not `>`: a distance that is no number is above nothing.
+    # Not `>`, which is false for NaN.
     if not distance <= _LARGEST_DISTANCE:
         return f"a cuDNN that computes it well: results differ by {distance:.2f} of their length"
     return None
@@ -162,9 +159,9 @@ def _distance(device: torch.device, *, heads: int) -> float:
     def draw(*shape: int) -> Tensor:
         return torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(generator=random)
 
-    angles = draw(512, _WIDTH).float()
-    weight = torch.ones(_WIDTH, dtype=torch.bfloat16, device=device)
-    query, key, value = (draw(1, 512, heads, _WIDTH) for _ in range(3))
+    angles = draw(512, HEAD_WIDTH).float()
+    weight = torch.ones(HEAD_WIDTH, dtype=torch.bfloat16, device=device)
+    query, key, value = (draw(1, 512, heads, HEAD_WIDTH) for _ in range(3))
     parts = [Heads(query, key, value, weight, weight)]
     turns = angles.cos(), angles.sin()
     rows = attend_in_float8(parts, turns, 1e-6)

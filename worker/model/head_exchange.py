@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from worker.model.heads import Angles, HeadProjection, Heads, attend, join_heads
+from worker.model.heads import Angles, HeadProjection, Heads, attend, heads_of_lists, join_heads
 from worker.model.linear_product import LinearProduct
 from worker.model.token_split import SequenceSplit, TokenSplit
 
@@ -61,8 +61,8 @@ def attend_in_group(
     eps: float,
     group: str,
 ) -> Tensor:
-    """Call `HeadExchange.attend` of a group; the lists are the fields of `Heads`."""
-    parts = [Heads(*fields) for fields in zip(queries, keys, values, query_norms, key_norms, strict=True)]
+    """Call `HeadExchange.attend` of a group; the lists are those of `heads_to_lists`."""
+    parts = heads_of_lists(queries, keys, values, query_norms, key_norms)
     return EXCHANGES[group].attend(parts, (cosines, sines), eps)
 
 

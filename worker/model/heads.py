@@ -37,6 +37,16 @@ class Heads(NamedTuple):
         return cls(query, key, value, query_norm, key_norm)
 
 
+def heads_to_lists(parts: Sequence[Heads]) -> list[list[Tensor]]:
+    """Return a list for each field of `Heads`: custom operations take lists of tensors, and no lists of tuples."""
+    return [list(values) for values in zip(*parts, strict=True)]
+
+
+def heads_of_lists(*fields: list[Tensor]) -> list[Heads]:
+    """Return the parts from which `heads_to_lists` has made these lists."""
+    return [Heads(*values) for values in zip(*fields, strict=True)]
+
+
 class HeadProjection(NamedTuple):
     """A product that gives queries, keys, values and the feed-forward's gate and up, before it is computed.
 

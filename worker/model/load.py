@@ -19,20 +19,17 @@ from worker.kernels.toolchain import triton_unavailable_reason
 from worker.model.compile import compile_blocks
 from worker.model.components import Components
 from worker.model.device_memory import limit_memory, wait_for_stable_memory
-from worker.model.fp8 import attend_in_float8
+from worker.model.fp8 import set_float8_attention
 from worker.model.fp8_attention import float8_attention_lacks, multiplies_float8_fast
 from worker.model.part_loader import PartLoader
 from worker.model.placement import Placement
 from worker.model.precision import PRECISIONS, PrecisionPolicy
+from worker.model.rotary_norm import HEAD_WIDTH
 from worker.model.sizes import placement_for
 from worker.model.text_encoder import family_of
 from worker.model.tokenizer import load_tokenizer
 
 logger = logging.getLogger("flux2.worker.model")
-
-# Channels of an attention head in every released FLUX.2. Tiny test models have fewer, and compiling would take longer
-# than their steps.
-_HEAD_DIM = 128
 
 
 def load_components(settings: ModelSettings, *, device: torch.device, hf_token: str | None) -> Components:
@@ -76,7 +73,7 @@ def _load_parts(
     times.end("text encoder")
     layers = tensor_names.layer_shapes(transformer)
     if _attends_in_float8(settings, device, transformer.config):
-        attend_in_float8(transformer, enabled=True)
+        set_float8_attention(transformer, enabled=True)
     compiled = _compiles(settings, device, head_dim=transformer.config.attention_head_dim)
     if compiled:
         # Only marks the blocks: each kind compiles at its first call, in `Renderer.warm_up`.
@@ -119,9 +116,10 @@ def _compiles(settings: ModelSettings, device: torch.device, *, head_dim: int) -
     """Return the setting `compile`, or its default for this device and model."""
     if settings.compile is not None:
         return settings.compile
-    # By default only where the bits of compiled blocks were compared with those of the modules.
+    # By default only where the bits of compiled blocks were compared with those of the modules. Tiny models, with
+    # narrower heads, would take longer to compile than to run.
     policy = PRECISIONS[settings.precision]
-    if device.type != "cuda" or not policy.compiles_by_default or head_dim != _HEAD_DIM:
+    if device.type != "cuda" or not policy.compiles_by_default or head_dim != HEAD_WIDTH:
         return False
     if reason := triton_unavailable_reason():
         logger.warning("blocks are not compiled, steps take a quarter longer", extra={"reason": reason})

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from worker.model.heads import Angles, HeadProjection, Heads, attend
 from worker.model.peer_memory import SharedMemory, Staging
+from worker.model.rotary_norm import contiguous_channels
 from worker.model.token_split import SequenceSplit, TokenSplit
 
 # Barriers that follow each other directly use different channels.
@@ -121,7 +122,7 @@ class PeerExchange:
             # Text that every device computes stays where it is.
             own = sequence.is_text_whole and index == 0
             send(
-                *(_dense(values) for values in part[:3]),
+                *(contiguous_channels(values)[0] for values in part[:3]),
                 norms=(part.query_norm, part.key_norm),
                 angles=(cosines[index], sines[index]),
                 eps=eps,
@@ -159,8 +160,3 @@ class _RowMaps(NamedTuple):
     @classmethod
     def of(cls, sequence: SequenceSplit, *, rank: int, device: torch.device) -> _RowMaps:
         return cls(sequence.rows(rank, device), sequence.owners(device), sequence.local_rows(device))
-
-
-def _dense(values: Tensor) -> Tensor:
-    """Return (tokens, heads, channels), channels contiguous, of a batch of one."""
-    return values[0] if values.stride(-1) == 1 else values[0].contiguous()

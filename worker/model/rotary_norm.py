@@ -14,8 +14,8 @@ from worker.model.rounding import rounded_rms_norm
 
 logger = logging.getLogger("flux2.worker.model")
 
-# Channels of an attention head in every released FLUX.2; the kernel adds up rows of this length.
-_WIDTH = 128
+#: Channels of an attention head in every released FLUX.2; the kernels work on rows of this length.
+HEAD_WIDTH = 128
 
 
 @torch.library.custom_op("flux2::norm_and_rotate", mutates_args=())
@@ -41,9 +41,14 @@ def _(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float
     return values.new_empty(values.shape)
 
 
+def contiguous_channels(values: Tensor) -> Tensor:
+    """Return heads whose channels are contiguous, as the kernels read them; a copy only where they are not."""
+    return values if values.stride(-1) == 1 else values.contiguous()
+
+
 def norm_kernel_runs(device: torch.device, *, heads: int, width: int) -> bool:
     """Whether this project's kernel runs there for heads of `width` channels, with torch's bits."""
-    return device.type == "cuda" and width == _WIDTH and _kernel_matches_torch(device, heads)
+    return device.type == "cuda" and width == HEAD_WIDTH and _kernel_matches_torch(device, heads)
 
 
 def _norm_and_rotate(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps: float) -> Tensor:
@@ -57,7 +62,7 @@ def _launch(values: Tensor, weight: Tensor, cosines: Tensor, sines: Tensor, eps:
 
     rotated = values.new_empty(values.shape)
     with torch.cuda.device(values.device):
-        launch(values if values.stride(-1) == 1 else values.contiguous(), weight, cosines, sines, eps, rotated)
+        launch(contiguous_channels(values), weight, cosines, sines, eps, rotated)
     return rotated
 
 
@@ -74,9 +79,9 @@ def _kernel_matches_torch(device: torch.device, heads: int) -> bool:
         return torch.empty(shape, dtype=torch.bfloat16, device=device).normal_(generator=random)
 
     # A slice of a tensor that also holds keys and values, like the real input.
-    values = draw(1, 500, 3 * heads, _WIDTH)[:, :, :heads]
-    angles = draw(500, _WIDTH).float()
-    given = values, draw(_WIDTH), angles.cos(), angles.sin(), 1e-6
+    values = draw(1, 500, 3 * heads, HEAD_WIDTH)[:, :, :heads]
+    angles = draw(500, HEAD_WIDTH).float()
+    given = values, draw(HEAD_WIDTH), angles.cos(), angles.sin(), 1e-6
     holds = torch.equal(_launch(*given), _norm_and_rotate(*given))
     if not holds:
         logger.warning("the fused norm kernel is not used, steps take longer: this torch adds up in another order")
