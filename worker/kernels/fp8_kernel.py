@@ -85,14 +85,15 @@ def _quantize_row(
     if PLAIN_IS_FLOAT8:
         # The next power of two: its last 23 bits, the fraction, are zero.
         bits = (scale / plain_scale).to(tl.int32, bitcast=True)
-        scale = plain_scale * ((bits + 0x7FFFFF) & ~0x7FFFFF).to(tl.float32, bitcast=True)
+        power = (bits + 0x7FFFFF) & ~0x7FFFFF
+        scale = plain_scale * power.to(tl.float32, bitcast=True)
     tl.store(scales + row, scale)
     quantized += row * (PLAIN + GATED)
     # One division for the row: divisions take longer than this kernel's memory.
     inverse = 1.0 / scale
     if PLAIN > 0:
-        # For float8, this is a power of two but for its own rounding, which is too small to change a value.
-        factor = plain_scale * inverse if PLAIN_IS_FLOAT8 else inverse
+        # The inverse of a power of two has the opposite exponent, so it is exact, and so is the product.
+        factor = ((254 << 23) - power).to(tl.float32, bitcast=True) if PLAIN_IS_FLOAT8 else inverse
         _store(quantized, first * factor, 0, PLAIN, PLAIN_TILES[0])
         _store(quantized, second * factor, PLAIN_TILES[0], PLAIN, PLAIN_TILES[1])
     if GATED > 0:

@@ -70,8 +70,16 @@ def quantize_into(
         with torch.cuda.device(quantized.device):
             launch(plain, gate_up, quantized, scales, plain_scales=plain_scales)
         return
-    values, found = _scaled(join_rows(plain, gate_up, plain_scales=plain_scales), multiples_of=plain_scales)
-    quantized.copy_(values)
+    values = join_rows(plain, gate_up, plain_scales=plain_scales)
+    found = scale_for(values.abs().amax(dim=-1, keepdim=True))
+    if plain is not None and plain_scales is not None:
+        powers = _power_of_two_from(found / plain_scales)
+        found = plain_scales * powers
+        quantized[:, plain.shape[1] :] = round_to_float8(values[:, plain.shape[1] :], found)
+        # Not through `values`, which are rounded: a value half way between two subnormal numbers could go either way.
+        quantized[:, : plain.shape[1]] = (plain.float() / powers).to(FLOAT8)
+    else:
+        quantized.copy_(round_to_float8(values, found))
     scales.copy_(found)
 
 
@@ -94,7 +102,9 @@ def norm_rows(hidden_states: Tensor, shift: Tensor, scale: Tensor, eps: float) -
     """
     if not hidden_states.is_cuda:
         normed = functional.layer_norm(hidden_states.float(), hidden_states.shape[-1:], eps=eps)
-        return _scaled((1 + scale.float()) * normed + shift.float())
+        values = (1 + scale.float()) * normed + shift.float()
+        scales = scale_for(values.abs().amax(dim=-1, keepdim=True))
+        return round_to_float8(values, scales), scales
     from worker.kernels.fp8_kernel import launch_norm
 
     # One kernel for all three operations reads each value once.
@@ -118,14 +128,6 @@ def round_to_float8(values: Tensor, scale: Tensor) -> Tensor:
 def scale_for(largest: Tensor) -> Tensor:
     """Return the scale that maps float8's largest value to this one."""
     return largest.float().div(LARGEST).clamp_min(_TINY)
-
-
-def _scaled(values: Tensor, *, multiples_of: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Quantise the rows of one float32 tensor with torch's operations; see `quantize_rows`."""
-    scales = scale_for(values.abs().amax(dim=-1, keepdim=True))
-    if multiples_of is not None:
-        scales = multiples_of * _power_of_two_from(scales / multiples_of)
-    return round_to_float8(values, scales), scales
 
 
 def _power_of_two_from(values: Tensor) -> Tensor:
