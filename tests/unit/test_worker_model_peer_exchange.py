@@ -62,7 +62,13 @@ class Stream:
         self.trace, self.last = trace, None
 
     def wait_stream(self, other):
-        self.trace.add(self, after=other.last)
+        self.wait_event(other.record_event())
+
+    def record_event(self):
+        return self.last
+
+    def wait_event(self, event):
+        self.trace.add(self, after=event)
 
 
 class Returned:
@@ -221,7 +227,7 @@ def test_no_device_overwrites_what_another_one_still_reads(trace_of, devices):
     assert not [found for found in conflicts if found[1] not in before[found[2]] and found[2] not in before[found[1]]]
 
 
-def test_gate_and_up_wait_for_no_transfer_of_their_own_block(trace_of):
+def test_gate_and_up_are_queued_before_the_transfer_of_their_own_block_and_neither_waits_for_the_other(trace_of):
     queued = trace_of(2)
 
     transfers, products = queued.noted["transfer"], queued.noted["gate_up"]
@@ -229,6 +235,7 @@ def test_gate_and_up_wait_for_no_transfer_of_their_own_block(trace_of):
     # Two devices, three passes, three single blocks without hooks.
     assert len(transfers) == 2 * 3 * 3
     for transfer, product in zip(transfers, products, strict=True):
+        assert product < transfer
         assert transfer not in queued.all_before(product)
         assert product not in queued.all_before(transfer)
 

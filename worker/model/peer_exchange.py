@@ -77,11 +77,13 @@ class PeerExchange:
             self._send([projection.heads()], angles, eps, sequence=split.single, memory=memory, staging=self._staging)
             # All devices have left the last block's attention, which reads what is overwritten now: this stream has
             # passed the barrier that follows it.
-            self._side.wait_stream(main)
+            staged = main.record_event()
+            # Before the transfer: a device that is faster than this process queues work would transfer first.
+            gate_up = projection.gate_up()
+            self._side.wait_event(staged)
             with torch.cuda.stream(self._side):
                 self._staging.transfer()
                 memory.wait_for_all(_SENT)
-            gate_up = projection.gate_up()
             main.wait_stream(self._side)
             return self._attend_to(split.single, memory), gate_up
 
