@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+import torch.distributed as dist
 
 CPU = torch.device("cpu")
 # Rows and columns of the image, and of a reference image; with 20 text tokens.
@@ -108,8 +109,6 @@ def compiled_member(rank, devices, folder, answers):
 
 def traced_member(rank, devices, folder, answers):
     """One process of a group: report the order of exchanges and of single blocks' products in a pass."""
-    import torch.distributed as dist
-
     from worker.model.device_group import DeviceGroup
     from worker.model.heads import HeadProjection
     from worker.model.split_transformer import split_forward
@@ -136,6 +135,35 @@ def traced_member(rank, devices, folder, answers):
         run(model, *CASES[0])
     group.close()
     answers.put((rank, order))
+
+
+def counted_member(rank, devices, folder, limits, answers):
+    """One process of a group: report the devices that exchange heads in each pass that this process has prepared."""
+    from worker.model.device_group import DeviceGroup
+    from worker.model.head_exchange import CollectiveExchange
+    from worker.model.split_transformer import split_forward
+    from worker.model.token_split import RowLimits
+
+    torch.set_num_threads(1)
+    torch.set_grad_enabled(False)
+    prepared = []
+    begin = CollectiveExchange.begin
+
+    def noting(exchange, split):
+        prepared.append((split.devices, dist.get_process_group_ranks(exchange._group)))
+        begin(exchange, split)
+
+    CollectiveExchange.begin = noting
+    model = small_transformer(**MODELS["bf16"])
+    group = DeviceGroup(folder / "group", rank=rank, devices=devices, device=CPU, limits=RowLimits(*limits))
+    split_forward(model, group)
+    group.open(model)
+    with group.dividing(True):
+        for case in CASES:
+            run(model, *case)
+    in_pass = group.is_in_pass
+    group.close()
+    answers.put((rank, (prepared, in_pass)))
 
 
 def named_member(rank, devices, folder, answers):
@@ -179,6 +207,31 @@ def test_no_bit_depends_on_the_number_of_processes(processes, tmp_path, devices,
     found = answers_of(member, processes, devices, tmp_path, limits)
 
     assert found == {rank: {name: [(count, 0, 0) for count in used] for name in MODELS} for rank in range(devices)}
+
+
+def test_processes_without_a_part_in_a_pass_prepare_exchanges_among_themselves_as_often_as_the_others(
+    processes, tmp_path
+):
+    # Images of 81, 9 and 46 tokens: the second needs two of the four processes.
+    found = answers_of(counted_member, processes, 4, tmp_path, (3, 4))
+
+    pairs = {0: [0, 1], 1: [0, 1], 2: [2, 3], 3: [2, 3]}
+    everyone = [0, 1, 2, 3]
+    assert found == {rank: ([(4, everyone), (2, pairs[rank]), (4, everyone)], False) for rank in range(4)}
+
+
+def test_a_process_joins_one_group_of_gpus_at_most(tmp_path, monkeypatch):
+    from worker.model import device_group
+
+    earlier = object.__new__(device_group.DeviceGroup)
+    earlier.device = torch.device("cuda:0")
+    monkeypatch.setitem(device_group.EXCHANGES, "earlier", earlier)
+
+    with pytest.raises(ValueError, match="another group needs a new process"):
+        device_group.DeviceGroup(tmp_path / "group", rank=0, devices=2, device=torch.device("cuda:0"))
+
+    # Processes on a CPU exchange no addresses.
+    device_group.DeviceGroup(tmp_path / "group", rank=0, devices=1, device=CPU).close()
 
 
 @pytest.mark.skipif(

@@ -38,6 +38,9 @@ class DeviceGroup:
         devices: number of processes, each with one device.
         limits: see `RowLimits`; by default those of the device's type.
 
+    Raises:
+        ValueError: this process has been in another group of GPUs.
+
     Attributes:
         name: name of the group in this process, for `attend_in_group`; the same at each start.
         on_pass: called before each pass that is divided; an error that it raises ends the pass.
@@ -48,6 +51,13 @@ class DeviceGroup:
     def __init__(
         self, meeting_point: Path, *, rank: int, devices: int, device: torch.device, limits: RowLimits | None = None
     ) -> None:
+        self.device = device
+        # GPUs exchange addresses of memory, and torch counts the exchanges of a process: one that has counted more than
+        # the others would wait forever. See https://github.com/pytorch/pytorch/issues/196082.
+        if device.type == "cuda" and any(
+            isinstance(group, DeviceGroup) and group.device.type == "cuda" for group in EXCHANGES.values()
+        ):
+            raise ValueError("this process has been in a group of GPUs before; another group needs a new process")
         # torch reads only the environment; by default it listens on all networks of the host.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         method = f"file://{meeting_point}"
@@ -56,7 +66,6 @@ class DeviceGroup:
         self.name = f"group-{len(EXCHANGES)}"
         self.rank = rank
         self.devices = devices
-        self.device = device
         self.on_pass: Callable[[], None] = _start_at_once
         self.is_split = False
         self.is_in_pass = False
@@ -76,10 +85,13 @@ class DeviceGroup:
             raise ValueError(f"{heads} attention heads cannot be shared by {self.devices} devices")
         count = self.devices
         while count > 1:
-            # Every process takes part in making a group, also if it does not belong to it.
-            group = dist.new_group(list(range(count)))
-            if self.rank < count:
-                self._exchanges[count] = self._exchange(group, heads, width, transformer.dtype)
+            # Processes without a part in a split form groups of their own; see `begin`.
+            for first in range(0, self.devices, count):
+                ranks = range(first, first + count)
+                # Every process takes part in making a group, also if it does not belong to it.
+                group = dist.new_group(list(ranks))
+                if self.rank in ranks:
+                    self._exchanges[count] = self._exchange(group, heads, width, transformer.dtype)
             count //= 2
 
     @contextmanager
@@ -99,7 +111,13 @@ class DeviceGroup:
     def begin(self, split: TokenSplit) -> None:
         self.is_in_pass = split.devices > 1
         self._current = self._exchanges[split.devices]
+        # Also without a part in the pass: all processes must exchange addresses equally often; see `__init__`.
         self._current.begin(split)
+        self.is_in_pass = split.devices > 1 and self.has_part(split)
+
+    def has_part(self, split: TokenSplit) -> bool:
+        """Whether this process computes a pass of this split; a small image needs fewer devices."""
+        return not self.is_split or self.rank < split.devices
 
     def attend(self, parts: list[Heads], angles: Angles, eps: float) -> Tensor:
         return self._current.attend(parts, angles, eps)

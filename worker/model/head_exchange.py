@@ -21,7 +21,7 @@ class HeadExchange(Protocol):
     """One device's side of the exchange; every device of the group calls the same methods in the same order."""
 
     def begin(self, split: TokenSplit) -> None:
-        """Prepare for the passes of one split."""
+        """Prepare for the passes of one split; processes without a part in them do so too, in groups of their own."""
 
     def attend(self, parts: list[Heads], angles: Angles, eps: float) -> Tensor:
         """Return the attention of this device's tokens over all tokens, (1, tokens, heads, channels).

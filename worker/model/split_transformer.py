@@ -38,10 +38,9 @@ def _forward(transformer: Any, alone: Callable[..., tuple[Tensor]], group: Devic
     if group.is_split:
         group.on_pass()
     split = group.split(text=prompt.shape[1], image=latents.shape[1], batch=len(latents))
-    if group.is_split and group.rank >= split.devices:
-        # A small image needs fewer devices.
-        return (torch.zeros_like(latents),)
     group.begin(split)
+    if not group.has_part(split):
+        return (torch.zeros_like(latents),)
     return alone(**call) if split.devices == 1 else _split_pass(transformer, group, split, **call)
 
 
