@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from enum import StrEnum
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -23,7 +25,7 @@ from benchmarks.gpu.latents_comparison import LatentsComparison
 from benchmarks.gpu.models import Checkpoint
 from benchmarks.gpu.parallel import measure_parallel, parallel_devices
 from benchmarks.gpu.prompt_encoding import measure_prompt
-from benchmarks.gpu.report import BASELINES, Report
+from benchmarks.gpu.report import BASELINES, Report, Row
 from benchmarks.gpu.session import Plan, Session
 from benchmarks.gpu.step_times import StepTimes
 from shared.errors import CheckpointError
@@ -174,38 +176,61 @@ def _measure(run: _Run, model: str, *, tiny: bool, settings: Mapping[str, Any]) 
         narrow = not run.parts & {Part.COLD, Part.PROMPT, Part.BATCH}
         checkpoint = stack.enter_context(Checkpoint(model, tiny=tiny, device=run.clock.device, narrow=narrow))
         comparison = LatentsComparison()
-        for precision, possible in _ENGINES.items():
-            if names := [name for name in possible if name in run.engines]:
-                folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flux2-bench-")))
-                _measure_precision(
-                    run,
-                    checkpoint,
-                    precision=precision,
-                    names=names,
-                    settings=settings,
-                    comparison=comparison,
-                    folder=folder,
-                )
+        chosen = {
+            precision: names
+            for precision, possible in _ENGINES.items()
+            if (names := [name for name in possible if name in run.engines])
+        }
+        # A process cannot lead two groups of GPUs; see `worker.model.device_group`.
+        apart = len(chosen) > 1 and Part.PARALLEL in run.parts and len(run.devices) > 1
+        for precision, names in chosen.items():
+            model_run = _ModelRun(precision, names, settings, comparison)
+            if apart:
+                comparison = _measure_in_new_process(run, checkpoint, model_run)
+            else:
+                _measure_precision(run, checkpoint, model_run)
                 _free_memory()
 
 
-def _measure_precision(
-    run: _Run,
-    checkpoint: Checkpoint,
-    *,
-    precision: str,
-    names: Sequence[EngineName],
-    settings: Mapping[str, Any],
-    comparison: LatentsComparison,
-    folder: Path,
-) -> None:
-    """Load the model in one precision and measure these engines over it.
+class _ModelRun(NamedTuple):
+    """The measurements of the model in one precision.
 
-    Args:
+    Attributes:
+        names: of engines that run in this precision.
         settings: for `Checkpoint.load`.
         comparison: with the engines that were measured in other precisions.
-        folder: for adapters.
     """
+
+    precision: str
+    names: Sequence[EngineName]
+    settings: Mapping[str, Any]
+    comparison: LatentsComparison
+
+
+def _measure_in_new_process(run: _Run, checkpoint: Checkpoint, model_run: _ModelRun) -> LatentsComparison:
+    """Measure one precision in a process of its own, and return the comparison with its engines added."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        # Classes of a checkout cannot be sent.
+        sent = run._replace(toolkit=None)
+        done = pool.submit(_measure_apart, sent, checkpoint, model_run, uses_toolkit=run.toolkit is not None)
+        run.report.rows, comparison = done.result()
+    return comparison
+
+
+def _measure_apart(
+    run: _Run, checkpoint: Checkpoint, model_run: _ModelRun, *, uses_toolkit: bool
+) -> tuple[list[Row], LatentsComparison]:
+    """Measure one precision, and return the rows of all precisions so far and the comparison."""
+    if uses_toolkit:
+        run = run._replace(toolkit=_toolkit(None))
+    with torch.no_grad():
+        _measure_precision(run, checkpoint, model_run)
+    return run.report.rows, model_run.comparison
+
+
+def _measure_precision(run: _Run, checkpoint: Checkpoint, model_run: _ModelRun) -> None:
+    """Load the model in one precision and measure its engines over it."""
+    precision, names, settings, comparison = model_run
     run.clock.reset_peak()
     # Compiled blocks cannot run eagerly again.
     compiles = False if EngineName.EXACT in names else None
@@ -220,7 +245,8 @@ def _measure_precision(
     images, steps = ImageTimes(session, comparison), StepTimes(session, comparison)
     available = [name for name in names if name in others or name not in BASELINES]
     _measure_engines(session, run.parts, available, steps=steps, images=images)
-    _measure_rest(session, run.parts, images=images, folder=folder)
+    with tempfile.TemporaryDirectory(prefix="flux2-bench-") as folder:
+        _measure_rest(session, run.parts, images=images, folder=Path(folder))
     # Last: it changes how blocks attend.
     if Part.PARALLEL in run.parts and len(run.devices) > 1:
         compiled = session.engine_name != "exact"

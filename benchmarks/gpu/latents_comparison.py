@@ -25,6 +25,8 @@ class LatentsComparison:
             from each of theirs, or the `relative_error` of `fast`.
         """
         before = self._kept.setdefault((what, size), {})
+        # On the host, so that another process can go on comparing.
+        latents = latents.cpu()
         notes: Row = {"finite": bool(latents.isfinite().all())}
         if name == "fast" and before:
             notes |= {"relative_error": rel_l2(latents, next(iter(before.values()))), "after_steps": steps}

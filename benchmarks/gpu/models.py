@@ -118,6 +118,10 @@ class Checkpoint:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs to load the files; they end with this process' context."""
+        return {name: value for name, value in self.__dict__.items() if name != "_stack"}
+
     def load(self, precision: str, **settings: Any) -> Components:
         """Load the checkpoint as a worker with these settings does.
 

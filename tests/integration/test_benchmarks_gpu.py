@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from benchmarks.gpu.__main__ import EngineName, Part, main
 from benchmarks.gpu.table import image_table
+from worker.model.head_exchange import EXCHANGES
 
 ROOT = os.environ.get("AI_TOOLKIT_PATH")  # read at import: a fixture removes it from the tests' environment
 
@@ -45,9 +46,9 @@ def measured(tmp_path, monkeypatch):
 def measured_together(tmp_path):
     """Runs parts on two devices and returns the rows; without typer's runner, whose stderr is no file for followers."""
 
-    def measure(*parts, size, engine=EngineName.EXACT, **settings):
+    def measure(*parts, size, engine=(EngineName.EXACT,), **settings):
         out = tmp_path / "rows.jsonl"
-        chosen = {"only": list(map(Part, parts)), "engine": [engine], **settings}
+        chosen = {"only": list(map(Part, parts)), "engine": list(engine), **settings}
         main(tiny=True, device="cpu", devices=2, size=[size], steps=2, repeat=2, as_json=True, out=out, **chosen)
         return [json.loads(line) for line in out.read_text().splitlines()]
 
@@ -153,7 +154,7 @@ def test_images_on_two_devices_have_the_bits_of_images_that_one_device_renders_o
 @needs_a_compiler
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")
 def test_one_device_attends_as_a_worker_does_and_its_latents_are_not_compared_with_others(measured_together):
-    rows = measured_together("parallel", size=512, engine=EngineName.FAST, attention="fp8")
+    rows = measured_together("parallel", size=512, engine=[EngineName.FAST], attention="fp8")
 
     images = [row for row in rows if row.get("sampling") == "2 steps"]
     assert [(row["devices"], row["attention"], "differing" in row) for row in images] == [
@@ -163,6 +164,22 @@ def test_one_device_attends_as_a_worker_does_and_its_latents_are_not_compared_wi
     # Both attend in bfloat16 here.
     [steps] = [row for row in rows if row["what"] == "parallel: step on 2"]
     assert steps["differing"] == 0
+
+
+@needs_a_compiler
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_each_precision_that_two_devices_render_together_is_measured_in_a_process_of_its_own(measured_together):
+    before = dict(EXCHANGES)
+
+    rows = measured_together("steps", "parallel", size=64, engine=[EngineName.EXACT, EngineName.FAST])
+
+    # A process that has led one group of GPUs cannot lead another.
+    assert before == EXCHANGES
+    together = [row for row in rows if row["what"] == "parallel: step on 2"]
+    assert [(row["engine"], row["differing"]) for row in together] == [("exact", 0), ("fast", 0)]
+    # The second process compares its latents and times with those of the first.
+    [steps] = [row for row in rows if (row["what"], row.get("engine")) == ("step", "fast")]
+    assert 0 < steps["relative_error"] < 0.1
 
 
 def test_steps_alone_are_measured_on_two_devices_if_only_steps_are_asked_for(measured_together):
