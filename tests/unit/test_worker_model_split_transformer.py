@@ -274,6 +274,23 @@ def test_a_process_that_has_left_its_group_renders_alone(tmp_path):
     assert torch.equal(run(model, *CASES[0]), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script_method. is deprecated:DeprecationWarning")
+def test_blocks_that_are_compiled_after_they_have_joined_a_group_stay_in_it(tmp_path):
+    from worker.model.compile import compile_blocks
+    from worker.model.device_group import DeviceGroup
+    from worker.model.split_transformer import split_forward
+
+    model = small_transformer(**MODELS["bf16"])
+    group = DeviceGroup(tmp_path / "group", rank=0, devices=1, device=CPU)
+    split_forward(model, group)
+
+    compile_blocks(model, exact=True)
+
+    group.close()
+    blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
+    assert [block.attn.processor.group for block in blocks] == [group.name] * 3
+
+
 def test_hooks_in_a_group_receive_the_whole_output_of_their_layer(tmp_path):
     from worker.model.device_group import DeviceGroup
     from worker.model.split_transformer import split_forward

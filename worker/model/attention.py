@@ -100,6 +100,16 @@ class ParallelAttention:
         return attended, gate_up
 
 
+def replace_attention(transformer: Any) -> None:
+    """Let a transformer's blocks attend with these classes, unless they do so already."""
+    for block in transformer.transformer_blocks:
+        if not isinstance(block.attn.processor, JointAttention):
+            block.attn.set_processor(JointAttention())
+    for block in transformer.single_transformer_blocks:
+        if not isinstance(block.attn.processor, ParallelAttention):
+            block.attn.set_processor(ParallelAttention(gated=False))
+
+
 def _project(attn: Any, values: Tensor, fused: str, separate: tuple[str, str, str]) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, keys and values, (batch, tokens, heads, channels)."""
     # fp8 and qfloat8 replace the three layers one by one, so they are not fused.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worker.model.attention import JointAttention, ParallelAttention
+from worker.model.attention import replace_attention
 
 
 @torch.library.custom_op("flux2::layer_norm", mutates_args=())
@@ -65,10 +65,7 @@ def uncompiled() -> Iterator[None]:
 def _keep_order_of_sums(transformer: Any) -> None:
     # Norms of queries and keys use this project's kernel, layer norms keep torch's: the compiler would add in another
     # order.
-    for block in transformer.transformer_blocks:
-        block.attn.set_processor(JointAttention())
-    for block in transformer.single_transformer_blocks:
-        block.attn.set_processor(ParallelAttention(gated=False))
+    replace_attention(transformer)
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         for name, child in list(block.named_children()):
             if isinstance(child, nn.LayerNorm):

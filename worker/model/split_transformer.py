@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worker.model.attention import JointAttention, ParallelAttention
+from worker.model.attention import replace_attention
 from worker.model.device_group import DeviceGroup
 from worker.model.heads import Angles
 from worker.model.token_split import SequenceSplit, TokenSplit
@@ -21,13 +21,8 @@ def split_forward(transformer: Any, group: DeviceGroup) -> None:
     Call this before the first pass. Every device then returns the velocity of all tokens. Hooks of the transformer and
     of its blocks run as before.
     """
-    for block in transformer.transformer_blocks:
-        if not isinstance(block.attn.processor, JointAttention):
-            block.attn.set_processor(JointAttention())
-        block.attn.processor.group = group.name
-    for block in transformer.single_transformer_blocks:
-        if not isinstance(block.attn.processor, ParallelAttention):
-            block.attn.set_processor(ParallelAttention(gated=False))
+    replace_attention(transformer)
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         block.attn.processor.group = group.name
     transformer.forward = partial(_forward, transformer, transformer.forward, group)
 
